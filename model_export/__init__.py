@@ -1,0 +1,1 @@
+"""Train Idempotent Generative Networks and export them for serving."""

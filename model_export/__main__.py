@@ -1,0 +1,8 @@
+"""`python -m model_export {train}`."""
+
+import sys
+
+from model_export.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

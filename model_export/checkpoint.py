@@ -1,0 +1,96 @@
+"""Checkpoints: all that a run is, in one file, replaced atomically.
+
+Randomness needs no state of its own: every draw comes from a generator seeded with (seed, stream, step), so the seed
+and the step are the random state, on any device.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from model_export.errors import UserError
+
+FORMAT = 1
+FILE = "checkpoint.pt"
+
+
+@dataclass(slots=True, kw_only=True)
+class Checkpoint:
+    """A run between two steps.
+
+    Args:
+        preset: `Preset.to_dict()`.
+        seed: of every draw.
+        stage: index of the present stage.
+        stage_step: steps done in it.
+        step: steps done in all.
+        network, average, optimiser: state dicts.
+        teacher: state dict of the frozen teacher, or None in stages without one.
+        statistics: (4, C, H, W) noise statistics, or None.
+        data: name, sha256, licence and number of training pictures.
+        provenance: command, commit, digest of the sources, precision, threads, torch version.
+    """
+
+    preset: dict[str, Any]
+    seed: int
+    stage: int
+    stage_step: int
+    step: int
+    network: dict[str, Tensor]
+    average: dict[str, Tensor]
+    optimiser: dict[str, Any]
+    teacher: dict[str, Tensor] | None
+    statistics: Tensor | None
+    data: dict[str, Any]
+    provenance: dict[str, Any]
+
+
+def save(checkpoint: Checkpoint, path: Path) -> None:
+    """Write ``path`` whole or not at all."""
+    content = {name: getattr(checkpoint, name) for name in Checkpoint.__slots__}
+    with atomic(path) as file:
+        torch.save({"format": FORMAT, **content}, file)
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint; tensors only, no code is unpickled.
+
+    Raises:
+        UserError: missing, damaged, or of another format.
+    """
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if content.pop("format") != FORMAT:
+            raise UserError(f"{path}: written by another version of this program")
+        return Checkpoint(**content)
+    except UserError:
+        raise
+    # torch.load raises whatever its zip and pickle readers meet in a damaged file.
+    except Exception as exc:
+        raise UserError(f"{path}: damaged checkpoint") from exc
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file beside ``path`` that takes its place when the block ends well, and vanishes otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

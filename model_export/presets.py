@@ -1,0 +1,301 @@
+"""Presets: every number a training run depends on, as frozen dataclasses that travel inside the checkpoint."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from model_export.errors import UserError
+from model_export.networks import NetworkConfig
+
+Distance = Literal["mse", "l1"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """Weight of each term of the loss; 0 switches the term off. `model_export.losses` defines the terms.
+
+    Args:
+        rec: reconstruction D(f(x), x).
+        imle: D(f(z*), x) with z* the candidate whose output is nearest to x.
+        match: D(f(z_i), x_σ(i)) with σ an optimal one-to-one assignment.
+        distill: D(f(z), T^k(z)) towards a frozen earlier stage T.
+        project: D(f(degraded x), x).
+        idem: D(f_copy(f(z)), f(z)).
+        tight: −D(f(sg f(z)), sg f(z)), clamped.
+    """
+
+    rec: float = 1.0
+    imle: float = 0.0
+    match: float = 0.0
+    distill: float = 0.0
+    project: float = 0.0
+    idem: float = 0.0
+    tight: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One stretch of training with its own weights, optimiser and cosine schedule.
+
+    Args:
+        name: shown in the log.
+        steps: optimiser steps.
+        lr: peak learning rate of Adam, reached after ``warmup`` steps, cosine to 0.
+        weights: of the terms.
+        teacher_steps: k of T^k, where T is the averaged network at this stage's start.
+        warmup: steps of linear warm-up.
+        betas: of Adam.
+        tight_clamp: a in the paper's a·L_rec·tanh(L_tight/(a·L_rec)); None for no clamp.
+    """
+
+    name: str
+    steps: int
+    lr: float
+    weights: Weights
+    teacher_steps: int = 0
+    warmup: int = 200
+    betas: tuple[float, float] = (0.9, 0.99)
+    tight_clamp: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.weights.distill > 0 and self.teacher_steps < 1:
+            raise ValueError(f"stage {self.name}: distillation needs teacher_steps ≥ 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matching:
+    """How noise is paired with pictures.
+
+    Args:
+        pool: candidates for IMLE.
+        pool_refresh: steps between refreshes of the candidates' outputs.
+        pairs: rows of one optimal assignment.
+        pairs_refresh: steps between assignments; pairs ≥ pairs_refresh · batch uses every pair at most once.
+        epsilon: candidates whose RMS distance to a picture of the batch is below it are rejected (RS-IMLE); 0 = none.
+        downsample: match on averages over squares of this side.
+    """
+
+    pool: int = 8192
+    pool_refresh: int = 16
+    pairs: int = 1024
+    pairs_refresh: int = 8
+    epsilon: float = 0.0
+    downsample: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preset:
+    """One model's training, start to end.
+
+    Args:
+        name: also the exported model's name.
+        objective: `naign` or `ign`; what the card calls it.
+        network: the network.
+        stages: in order.
+        noise: latents: standard normal, or the data's frequency statistics.
+        distance: D of every term.
+        batch: pictures per step.
+        ema: decay of the averaged weights that are exported.
+        matching: pools and assignments.
+        noise_range: projection adds s·n with s uniform in this range, in the units of [−1, 1].
+        checkpoint_every: steps between checkpoints; a multiple of both refresh intervals, so that a resumed run
+            rebuilds pool and pairs from the very weights that made them.
+        generate_steps, project_steps: recommended steps in the card.
+        background: of one channel, in [−1, 1].
+        polarity: as in the card.
+        licence: of the weights.
+        description: for people.
+    """
+
+    name: str
+    objective: Literal["naign", "ign"]
+    network: NetworkConfig
+    stages: tuple[Stage, ...]
+    noise: Literal["gaussian", "frequency"] = "gaussian"
+    distance: Distance = "mse"
+    batch: int = 128
+    ema: float = 0.999
+    matching: Matching = field(default_factory=Matching)
+    noise_range: tuple[float, float] = (0.0, 1.2)
+    checkpoint_every: int = 400
+    generate_steps: int = 1
+    project_steps: int = 1
+    background: float = -1.0
+    polarity: Literal["light-on-dark", "dark-on-light", "none"] = "none"
+    licence: str = "Apache-2.0"
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        for every in (self.matching.pool_refresh, self.matching.pairs_refresh):
+            if self.checkpoint_every % every:
+                raise ValueError("checkpoint_every must be a multiple of both refresh intervals")
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps over all stages."""
+        return sum(stage.steps for stage in self.stages)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one row."""
+        return (self.network.channels, self.network.size, self.network.size)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings, lists and dicts."""
+        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
+        return plain
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Preset":
+        """The inverse of :meth:`to_dict`."""
+        stages = tuple(
+            Stage(**{**s, "weights": Weights(**s["weights"]), "betas": tuple(s["betas"])}) for s in values["stages"]
+        )
+        network = NetworkConfig(**{**values["network"], "widths": tuple(values["network"]["widths"])})
+        return cls(
+            **{
+                **values,
+                "stages": stages,
+                "network": network,
+                "matching": Matching(**values["matching"]),
+                "noise_range": tuple(values["noise_range"]),
+            }
+        )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def naign_stages(imle: int, balance: int, distill: int, *, teacher_steps: int = 4) -> tuple[Stage, ...]:
+    """The recommended objective (NAIGN, arXiv 2511.02614, and what measurements added to it; see docs/training.md).
+
+    1. Reconstruction and IMLE: every picture pulls its nearest sample, so no mode is dropped.
+    2. The same with balanced matching: every latent gets a target and no picture is favoured.
+    3. Distillation from the frozen second stage, T^k in one step, and projection from noisy pictures.
+    """
+    return (
+        Stage(name="imle", steps=imle, lr=6e-4, weights=Weights(imle=1.0)),
+        Stage(name="balance", steps=balance, lr=4e-4, weights=Weights(imle=1.0, match=0.3)),
+        Stage(
+            name="distill",
+            steps=distill,
+            lr=6e-4,
+            weights=Weights(distill=1.0, project=0.5),
+            teacher_steps=teacher_steps,
+        ),
+    )
+
+
+def ign_stages(steps: int, weights: Weights, *, lr: float, clamp: float | None, warmup: int = 0) -> tuple[Stage, ...]:
+    """The paper's adversarial objective (Shocher et al., 2024, section 2 and appendix)."""
+    return (
+        Stage(
+            name="ign",
+            steps=steps,
+            lr=lr,
+            weights=weights,
+            warmup=warmup,
+            betas=(0.5, 0.999),
+            tight_clamp=clamp,
+        ),
+    )
+
+
+_DIGITS = NetworkConfig(size=28, channels=1, widths=(32, 64, 128), bottleneck=256)
+_PAPER_64 = NetworkConfig(
+    size=64, channels=3, widths=(64, 128, 256, 512), bottleneck=512, groups=32, activation="dcgan"
+)
+
+PRESETS = {
+    preset.name: preset
+    for preset in (
+        Preset(
+            name="mnist",
+            objective="naign",
+            network=_DIGITS,
+            stages=naign_stages(5000, 5000, 5000),
+            polarity="light-on-dark",
+            description="Handwritten digits, 28×28 grey, light on dark.",
+        ),
+        Preset(
+            name="fashion_mnist",
+            objective="naign",
+            network=_DIGITS,
+            stages=naign_stages(5000, 5000, 5000),
+            polarity="light-on-dark",
+            description="Clothes, 28×28 grey, light on dark.",
+        ),
+        Preset(
+            name="celeba64",
+            objective="ign",
+            network=_PAPER_64,
+            stages=ign_stages(150_000, Weights(rec=20.0, idem=20.0, tight=2.5), lr=1e-4, clamp=1.5),
+            noise="frequency",
+            distance="l1",
+            batch=256,
+            licence="research-only",
+            description="Aligned celebrity faces, 64×64 RGB, the paper's objective and settings with group norm.",
+        ),
+        Preset(
+            name="tiny",
+            objective="naign",
+            network=NetworkConfig(size=8, channels=1, widths=(8, 16), bottleneck=16, groups=4),
+            stages=naign_stages(24, 16, 16, teacher_steps=2),
+            batch=16,
+            matching=Matching(pool=64, pool_refresh=4, pairs=32, pairs_refresh=2),
+            checkpoint_every=8,
+            description="8×8, for tests: trains in seconds.",
+        ),
+    )
+}
+
+
+def get_preset(name: str) -> Preset:
+    """The preset of that name.
+
+    Raises:
+        UserError: there is none; the text lists those that exist.
+    """
+    try:
+        return PRESETS[name]
+    except KeyError:
+        raise UserError(f"no preset {name!r}; there are {', '.join(sorted(PRESETS))}") from None
+
+
+def adapt(
+    preset: Preset,
+    *,
+    name: str | None = None,
+    size: int | None = None,
+    channels: int | None = None,
+    steps: int | None = None,
+    batch: int | None = None,
+) -> Preset:
+    """A preset for other data: another name, picture size, channel count, batch, or total number of steps.
+
+    ``steps`` is shared out over the stages in the preset's proportions (each keeps at least one).
+
+    Raises:
+        UserError: a value the network or the schedule can't take.
+    """
+    network = dataclasses.replace(
+        preset.network, size=size or preset.network.size, channels=channels or preset.network.channels
+    )
+    stages = preset.stages
+    if steps is not None:
+        share = steps / preset.steps
+        stages = tuple(dataclasses.replace(s, steps=max(1, round(s.steps * share))) for s in stages)
+    if (batch is not None and batch < 1) or (steps is not None and steps < 1) or network.channels not in (1, 3):
+        raise UserError("--steps and --batch must be at least 1, --channels 1 or 3")
+    try:
+        network.sizes()
+    except ValueError as exc:
+        raise UserError(str(exc)) from exc
+    return dataclasses.replace(
+        preset, name=name or preset.name, network=network, stages=stages, batch=batch or preset.batch
+    )

@@ -1,0 +1,53 @@
+"""Where a model comes from: the sources that trained it, their commit, and the command."""
+
+import hashlib
+import shlex
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+_TRAINING = (
+    "data",
+    "ema",
+    "losses",
+    "matching",
+    "networks",
+    "noise",
+    "presets",
+    "train",
+)  # the modules whose text decides what a run computes
+
+
+def source_digest() -> str:
+    """SHA-256 over the sources that decide what a training run computes."""
+    digest = hashlib.sha256()
+    for module in _TRAINING:
+        digest.update(module.encode() + b"\0" + (Path(__file__).parent / f"{module}.py").read_bytes())
+    return digest.hexdigest()
+
+
+def commit() -> str | None:
+    """Commit of the source tree, or None where it is not a clean git tree."""
+    root = Path(__file__).parent.parent
+    try:
+        head = _git(root, "rev-parse", "HEAD")
+        return head if not _git(root, "status", "--porcelain", "--", "model_export", "service/domain") else None
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def command(arguments: Sequence[str]) -> str:
+    """The command line with paths cut to their last part, so that it names no machine's folders."""
+    shown = [Path(a).name if "/" in a and not a.startswith("runs/") else a for a in arguments]
+    return "python -m model_export " + shlex.join(shown)
+
+
+def _git(root: Path, *arguments: str) -> str:
+    # The arguments are constants of this module.
+    done = subprocess.run(  # noqa: S603
+        ["git", "-C", str(root), *arguments],  # noqa: S607
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return done.stdout.strip()

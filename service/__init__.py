@@ -1,0 +1,1 @@
+"""Serve Idempotent Generative Networks over HTTP."""

@@ -1,0 +1,207 @@
+"""The model card: what an exported file says of itself, and the one contract between training and serving.
+
+`model.onnx` carries the card as JSON under the metadata key `ign.card` and, where the noise has frequency statistics,
+those as base64 `.npy` of float32 (4, C, H, W) under `ign.noise`: real mean, real std, imaginary mean, imaginary std.
+`golden.npz` beside it holds `x` and `y` (both float32 (N, C, H, W), y = f(x) as the training framework computed it)
+and `digest`, the SHA-256 of the `model.onnx` it belongs to.
+"""
+
+import base64
+import io
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from service.domain.latents import STREAM, FrequencyStatistics, NoiseSource
+
+CARD_KEY: Final = "ign.card"
+NOISE_KEY: Final = "ign.noise"
+INPUT: Final = "x"
+OUTPUT: Final = "y"
+QUANTILES: Final = 101
+NAME_PATTERN: Final = r"^[a-z0-9][a-z0-9_.-]{0,63}$"
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class CardError(ValueError):
+    """A file's metadata holds no card, or one that is not valid; the text says which part."""
+
+
+class _Part(BaseModel):
+    """Frozen; unknown fields are ignored so that an older service reads a newer card of the same schema."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Noise(_Part):
+    """Which latents the model was trained on.
+
+    Args:
+        kind: `gaussian` (standard normal) or `frequency` (statistics under `ign.noise`).
+        stream: name of the seeded stream; see `service.domain.latents.STREAM`.
+        norm: mean Euclidean norm of one latent, to which arithmetic rescales.
+    """
+
+    kind: Literal["gaussian", "frequency"]
+    stream: str = STREAM
+    norm: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Steps(_Part):
+    """How often f should be applied when the caller does not say."""
+
+    generate: Annotated[int, Field(ge=1, le=64)] = 1
+    project: Annotated[int, Field(ge=1, le=64)] = 1
+
+
+class Tolerance(_Part):
+    """Largest absolute difference from the golden rows that a provider may show, by precision."""
+
+    fp32: Annotated[float, Field(gt=0)] = 1e-4
+    fp16: Annotated[float, Field(gt=0)] = 1e-2
+
+
+class Data(_Part):
+    """What the model learned from: file name, its SHA-256, its licence, number of training pictures."""
+
+    name: str
+    sha256: str
+    licence: str
+    pictures: int
+
+
+class Training(_Part):
+    """How it was trained.
+
+    Args:
+        command: the exact command, data named by file name only.
+        commit: commit of the clean source tree, or None when it was not clean.
+        sources: SHA-256 over the `model_export` sources.
+        steps: optimiser steps over all stages.
+        parameters: trainable parameters.
+        config: the preset as it was run.
+    """
+
+    command: str
+    commit: str | None = None
+    sources: str
+    steps: int
+    parameters: int
+    config: dict[str, Any]
+
+
+class ModelCard(_Part):
+    """All a service needs to know of one exported model.
+
+    Args:
+        name: `[a-z0-9][a-z0-9_.-]*`; the folder under the model directory.
+        version: decimal number ≥ 1 as text.
+        objective: training objective, `naign` or `ign`.
+        shape: (C, H, W) of one row; C is 1 (grey) or 3 (RGB).
+        range: (lo, hi) of pixel values.
+        background: one value per channel, in the model's range: letterbox and alpha colour.
+        polarity: `light-on-dark` models invert dark-on-light input under `invert: auto`.
+        noise, steps, tolerance, data, training: see their classes.
+        buckets: batch sizes that were verified at export, ascending.
+        opset: ONNX opset of the default domain.
+        quality: measured figures, name → number or table; empty until evaluated.
+        distance_quantiles: 101 quantiles (0…100 %) of mean |f(x) − x| over held-out real pictures, or None.
+        licence: licence of the weights.
+        description: one or two sentences for people.
+    """
+
+    schema_version: Literal[1] = 1
+    name: Annotated[str, Field(pattern=NAME_PATTERN)]
+    version: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}$")]
+    description: str = ""
+    objective: Literal["naign", "ign"]
+    shape: tuple[
+        Literal[1, 3], Annotated[int, Field(ge=1, le=4096)], Annotated[int, Field(ge=1, le=4096)]
+    ]
+    range: tuple[Finite, Finite] = (-1.0, 1.0)
+    background: tuple[Finite, ...]
+    polarity: Literal["light-on-dark", "dark-on-light", "none"] = "none"
+    noise: Noise
+    steps: Steps = Steps()
+    tolerance: Tolerance = Tolerance()
+    buckets: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    opset: int
+    data: Data
+    training: Training
+    quality: dict[str, Any] = Field(default_factory=dict)
+    distance_quantiles: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] | None = None
+    licence: str
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        lo, hi = self.range
+        if not lo < hi:
+            raise ValueError("range must ascend")
+        if len(self.background) != self.shape[0]:
+            raise ValueError("background needs one value per channel")
+        if not all(lo <= b <= hi for b in self.background):
+            raise ValueError("background must lie in the range")
+        if list(self.buckets) != sorted(set(self.buckets)) or not self.buckets or self.buckets[0] < 1:
+            raise ValueError("buckets must ascend from 1 or more")
+        quantiles = self.distance_quantiles
+        if quantiles is not None and (len(quantiles) != QUANTILES or list(quantiles) != sorted(quantiles)):
+            raise ValueError(f"distance_quantiles must be {QUANTILES} ascending numbers")
+        return self
+
+    @property
+    def ref(self) -> str:
+        """`name/version`."""
+        return f"{self.name}/{self.version}"
+
+
+def to_metadata(card: ModelCard, statistics: FrequencyStatistics | None = None) -> dict[str, str]:
+    """Card, and frequency statistics where the noise has them, as ONNX metadata entries."""
+    entries = {CARD_KEY: card.model_dump_json()}
+    if statistics is not None:
+        parts = (
+            statistics.real_mean,
+            statistics.real_std,
+            statistics.imag_mean,
+            statistics.imag_std,
+        )
+        buffer = io.BytesIO()
+        np.save(buffer, np.stack(parts).astype("<f4"), allow_pickle=False)
+        entries[NOISE_KEY] = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return entries
+
+
+def from_metadata(metadata: Mapping[str, str]) -> tuple[ModelCard, NoiseSource]:
+    """Read card and noise source back from ONNX metadata entries.
+
+    Raises:
+        CardError: no card, an invalid one, or noise statistics that do not fit it.
+    """
+    text = metadata.get(CARD_KEY)
+    if text is None:
+        raise CardError(f"the file has no {CARD_KEY} metadata; it was not exported by model_export")
+    try:
+        card = ModelCard.model_validate_json(text)
+    except ValidationError as exc:
+        first = exc.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "card"
+        raise CardError(f"invalid card: {where}: {first['msg']}") from exc
+    if card.noise.stream != STREAM:
+        raise CardError(f"unknown noise stream {card.noise.stream!r}")
+    if card.noise.kind == "gaussian":
+        return card, NoiseSource(card.shape)
+    return card, NoiseSource(card.shape, _statistics(metadata.get(NOISE_KEY), card.shape))
+
+
+def _statistics(text: str | None, shape: tuple[int, int, int]) -> FrequencyStatistics:
+    if text is None:
+        raise CardError(f"frequency noise needs {NOISE_KEY} metadata")
+    try:
+        array = np.load(io.BytesIO(base64.b64decode(text, validate=True)), allow_pickle=False)
+    except (ValueError, EOFError, OSError) as exc:
+        raise CardError(f"{NOISE_KEY} is not a base64 .npy array") from exc
+    if array.shape != (4, *shape) or array.dtype != np.float32 or not np.isfinite(array).all():
+        raise CardError(f"{NOISE_KEY} must be finite float32 of shape {(4, *shape)}")
+    return FrequencyStatistics(*array)

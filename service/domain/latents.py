@@ -1,0 +1,105 @@
+"""Seeded latents and the paths between them.
+
+Row i of seed s is a pure function of (s, i) and the card's noise statistics, so it does not depend on how many rows
+are asked for, in which order, or beside whom.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatRows = NDArray[np.float32]  # (N, C, H, W), C-contiguous, in the model's range
+FloatRow = NDArray[np.float32]  # (C, H, W)
+
+STREAM: Final = "philox4x64-10(key=(seed, index)) / numpy standard_normal(float32)"
+"""Name of the noise stream, kept in the card; a golden test pins its values."""
+
+MAX_SEED: Final = 2**32 - 1
+_PARALLEL: Final = 1e-4  # radians: closer than this to 0 or π, slerp's weights lose their meaning
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FrequencyStatistics:
+    """Mean and standard deviation of the real and the imaginary part of FFT2 over a data set.
+
+    Each array is (C, H, W) float32. Noise drawn from them has the data's second-order spatial statistics
+    (Shocher et al., 2024, arXiv 2311.01462, appendix on implementation).
+    """
+
+    real_mean: FloatRow
+    real_std: FloatRow
+    imag_mean: FloatRow
+    imag_std: FloatRow
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NoiseSource:
+    """Where a model's latents come from: standard normal, or frequency statistics on top of it.
+
+    Args:
+        shape: (C, H, W) of one row.
+        statistics: frequency statistics, or None for standard normal noise.
+    """
+
+    shape: tuple[int, int, int]
+    statistics: FrequencyStatistics | None = None
+
+    def row(self, seed: int, index: int) -> FloatRow:
+        """Latent number ``index`` of ``seed``: (C, H, W) float32, both numbers uint32."""
+        generator = np.random.Generator(np.random.Philox(key=np.array([seed, index], dtype=np.uint64)))
+        if self.statistics is None:
+            return generator.standard_normal(self.shape, dtype=np.float32)
+        normal = generator.standard_normal((2, *self.shape), dtype=np.float32)
+        return from_frequencies(normal, self.statistics)
+
+    def rows(self, seed: int, offset: int, n: int, scale: float = 1.0) -> FloatRows:
+        """Latents ``offset`` … ``offset + n − 1`` of ``seed``, times ``scale``: (n, C, H, W) float32."""
+        out = np.empty((n, *self.shape), dtype=np.float32)
+        for i in range(n):
+            out[i] = self.row(seed, offset + i)
+        if scale != 1.0:
+            out *= np.float32(scale)
+        return out
+
+
+def from_frequencies(normal: FloatRows, statistics: FrequencyStatistics) -> FloatRow:
+    """Turn standard normal draws (2, C, H, W) into an image (C, H, W) with the given frequency statistics.
+
+    The real and the imaginary part of every frequency are drawn independently; the image is the real part of IFFT2.
+    """
+    real = statistics.real_mean + statistics.real_std * normal[0]
+    imag = statistics.imag_mean + statistics.imag_std * normal[1]
+    return np.fft.ifft2(real + 1j * imag, axes=(-2, -1)).real.astype(np.float32)
+
+
+def lerp(a: FloatRow, b: FloatRow, t: float) -> FloatRow:
+    """Straight line (1−t)·a + t·b, computed in float64; t in 0…1; the ends are a and b themselves."""
+    if t <= 0.0:
+        return a
+    if t >= 1.0:
+        return b
+    return ((1.0 - t) * a.astype(np.float64) + t * b.astype(np.float64)).astype(np.float32)
+
+
+def slerp(a: FloatRow, b: FloatRow, t: float) -> FloatRow:
+    """Great arc between the raw rows a and b (Shoemake, 1985), computed in float64; t in 0…1.
+
+    The weights are sin((1−t)Ω)/sin Ω and sin(tΩ)/sin Ω with Ω the angle between the normalised whole rows. Rows that
+    are (anti)parallel within 1e-4 rad, or zero, have no arc: they fall back to :func:`lerp`. The ends are a and b.
+    """
+    if t <= 0.0:
+        return a
+    if t >= 1.0:
+        return b
+    x, y = a.astype(np.float64), b.astype(np.float64)
+    norms = math.sqrt(float((x * x).sum()) * float((y * y).sum()))
+    if norms == 0.0:
+        return lerp(a, b, t)
+    omega = math.acos(min(1.0, max(-1.0, float((x * y).sum()) / norms)))
+    if omega < _PARALLEL or omega > math.pi - _PARALLEL:
+        return lerp(a, b, t)
+    wa, wb = math.sin((1.0 - t) * omega) / math.sin(omega), math.sin(t * omega) / math.sin(omega)
+    return (wa * x + wb * y).astype(np.float32)
