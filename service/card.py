@@ -118,9 +118,7 @@ class ModelCard(_Part):
     version: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}$")]
     description: str = ""
     objective: Literal["naign", "ign"]
-    shape: tuple[
-        Literal[1, 3], Annotated[int, Field(ge=1, le=4096)], Annotated[int, Field(ge=1, le=4096)]
-    ]
+    shape: tuple[Literal[1, 3], Annotated[int, Field(ge=1, le=4096)], Annotated[int, Field(ge=1, le=4096)]]
     range: tuple[Finite, Finite] = (-1.0, 1.0)
     background: tuple[Finite, ...]
     polarity: Literal["light-on-dark", "dark-on-light", "none"] = "none"

@@ -71,9 +71,7 @@ class InvalidContent(RequestError):
 
     code = "invalid_value"
 
-    def __init__(
-        self, detail: str, *, fields: Sequence[tuple[str, str]] = (), code: str | None = None
-    ) -> None:
+    def __init__(self, detail: str, *, fields: Sequence[tuple[str, str]] = (), code: str | None = None) -> None:
         super().__init__(detail, code=code)
         self.fields = tuple(fields)
 

@@ -3,7 +3,7 @@
 A *row* is one C×H×W float32 image in the model's range; a *step* is one application of f.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -150,7 +150,7 @@ class SchedulerLike(Protocol):
         """Run rows to the end of their plan."""
         ...
 
-    def stream(self, rows: FloatRows, plan: Plan) -> AsyncIterator[StepRow | Progress | Result]:
+    def stream(self, rows: FloatRows, plan: Plan) -> AsyncGenerator[StepRow | Progress | Result, None]:
         """The same, yielding recorded steps as they exist; the last item is the `Result`."""
         ...
 

@@ -1,0 +1,179 @@
+"""Results to answers: JSON with base64 pictures, one raw picture, a contact sheet, an animation, or `.npy`."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, cast
+
+import numpy as np
+from starlette.responses import Response
+
+from service.api.exchange import Exchange
+from service.api.negotiation import Media
+from service.api.schemas import Format
+from service.card import ModelCard
+from service.domain.errors import InvalidContent
+from service.domain.latents import FloatRow, FloatRows
+from service.domain.tasks import Result, StepRow
+from service.images import (
+    AnimationFormat,
+    PictureFormat,
+    Pixels,
+    animate,
+    contact_sheet,
+    encode,
+    encode_base64,
+    encode_npy,
+    strip,
+    to_uint8,
+)
+from service.repository import LoadedModel
+
+RASTER: Final[Mapping[Media, PictureFormat]] = {Media.PNG: "png", Media.WEBP: "webp", Media.JPEG: "jpeg"}
+_ANIMATED: Final[Mapping[Media, AnimationFormat]] = {Media.WEBP: "webp", Media.GIF: "gif", Media.APNG: "apng"}
+_INLINE: Final = 1 << 13  # values: fewer are encoded on the event loop, in less time than a thread takes to wake
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What an answer is made of, beside its result.
+
+    Args:
+        model: who answered.
+        media: the negotiated form.
+        format: of base64 pictures.
+        labels: members of each image that the result does not know: `index`, `inverted`, `t`, `row`, `col`.
+        seed: echoed where one was used.
+        columns: of the contact sheet; None for near-square.
+        fps: > 0 makes WebP, GIF and APNG an animation.
+    """
+
+    model: LoadedModel
+    media: Media
+    format: Format
+    labels: Sequence[Mapping[str, Any]]
+    seed: int | None = None
+    layout: Literal["sheet", "strip"] = "sheet"
+    columns: int | None = None
+    fps: int = 0
+
+
+def check_form(shape: Shape, record: Sequence[int]) -> None:
+    """Refuse recorded steps where the answer has no place for them.
+
+    Raises:
+        InvalidContent: ``record`` with a raw answer.
+    """
+    if record and shape.media not in (Media.JSON, Media.EVENTS):
+        raise InvalidContent.field("record", f"only JSON and event streams carry a trajectory, not {shape.media}")
+
+
+async def answer(exchange: Exchange, shape: Shape, result: Result) -> Response:
+    """The response to a finished request."""
+    exchange.seconds["queue"] += result.queue_s
+    exchange.seconds["compute"] += result.compute_s
+    exchange.services.metrics.rows(shape.model.ref, result.steps.tolist(), result.distance.tolist())
+    if shape.media is Media.JSON:
+        large = _is_large(result.rows) or any(result.trajectory)
+        pictures = await exchange.encode(lambda: _images(shape, result), large=large)
+        document = envelope(exchange, shape, pictures)
+        content = json.dumps(document, separators=(",", ":")).encode("ascii")
+        return Response(content, headers=exchange.response_headers(shape.model, shape.seed), media_type=Media.JSON)
+    content = await exchange.encode(lambda: _raw(shape, result), large=_is_large(result.rows))
+    headers = exchange.response_headers(shape.model, shape.seed) | _row_headers(result)
+    return Response(content, headers=headers, media_type=shape.media)
+
+
+def envelope(exchange: Exchange, shape: Shape, images: list[dict[str, Any]]) -> dict[str, Any]:
+    """The JSON answer around its images."""
+    card = shape.model.card
+    model = {"name": card.name, "version": card.version, "digest": f"sha256:{shape.model.digest}"}
+    head: dict[str, Any] = {"model": model, "request_id": exchange.request_id}
+    if shape.seed is not None:
+        head["seed"] = shape.seed
+    return head | {"images": images, "timing": exchange.timing()}
+
+
+def image(shape: Shape, result: Result, place: int, data: str | None) -> dict[str, Any]:
+    """One member of `images`, without its trajectory.
+
+    Args:
+        shape: of the answer.
+        result: the finished request.
+        place: which row.
+        data: its picture in base64, or None where it was sent already.
+    """
+    _, height, width = shape.model.card.shape
+    return {
+        **shape.labels[place],
+        "data": data,
+        "format": shape.format,
+        "width": width,
+        "height": height,
+        "steps": int(result.steps[place]),
+        "converged": bool(result.converged[place]),
+        "distance": rounded(result.distance[place]),
+        "drift": None if result.drift is None else rounded(result.drift[place]),
+        "trajectory": None,
+    }
+
+
+def picture(row: FloatRow, card: ModelCard, form: Format) -> str:
+    """One row (C, H, W) as a base64 picture."""
+    if form == "npy":
+        return encode_base64(encode_npy(row))
+    return encode_base64(encode(to_uint8(row, card), form))
+
+
+def rounded(value: float) -> float:
+    """A row metric as answers show it."""
+    return round(float(value), 6)
+
+
+def _images(shape: Shape, result: Result) -> list[dict[str, Any]]:
+    card, form = shape.model.card, shape.format
+    if form == "npy":
+        data = [picture(row, card, form) for row in result.rows]
+    else:
+        data = [encode_base64(encode(pixels, form)) for pixels in to_uint8(result.rows, card)]
+    images = [image(shape, result, place, text) for place, text in enumerate(data)]
+    for place, steps in enumerate(result.trajectory):
+        if steps:
+            images[place]["trajectory"] = [_recorded(step, card, form) for step in steps]
+    return images
+
+
+def _recorded(step: StepRow, card: ModelCard, form: Format) -> dict[str, Any]:
+    change = None if step.change is None else rounded(step.change)
+    return {"step": step.step, "data": picture(step.row, card, form), "change": change}
+
+
+def _raw(shape: Shape, result: Result) -> bytes:
+    if shape.media is Media.NPY:
+        return encode_npy(result.rows)
+    pixels = to_uint8(result.rows, shape.model.card)
+    if shape.fps and shape.media in _ANIMATED:
+        return animate(pixels, _ANIMATED[shape.media], fps=shape.fps)
+    return encode(_sheet(shape, pixels), RASTER[shape.media])
+
+
+def _sheet(shape: Shape, pixels: Pixels) -> Pixels:
+    if len(pixels) == 1:
+        return cast(Pixels, pixels[0])
+    if shape.layout == "strip":
+        return strip(pixels, shape.model.card)
+    return contact_sheet(pixels, shape.model.card, columns=shape.columns)
+
+
+def _row_headers(result: Result) -> dict[str, str]:
+    headers = {
+        "X-IGN-Steps": ",".join(str(int(steps)) for steps in result.steps),
+        "X-IGN-Distance": ",".join(str(rounded(value)) for value in result.distance),
+    }
+    if result.drift is not None:
+        headers["X-IGN-Drift"] = ",".join(str(rounded(value)) for value in result.drift)
+    return headers
+
+
+def _is_large(rows: FloatRows) -> bool:
+    return bool(np.size(rows) > _INLINE)

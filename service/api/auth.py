@@ -1,0 +1,203 @@
+"""Who is calling, and whether they may: API keys, and the caller's key for fairness.
+
+The keys file is a JSON list. Keys themselves are never stored, only their SHA-256:
+
+    [{"name": "alice", "sha256": "<64 hex digits>", "scopes": ["infer"]},
+     {"name": "ops", "sha256": "<64 hex digits>", "scopes": ["infer", "admin"]}]
+
+`python -c "import secrets; print(secrets.token_urlsafe(32))"` makes a key; `printf %s KEY | sha256sum` its hash.
+`infer` opens every path that is neither open nor administrative, `admin` the administrative ones. An entry may name
+`quota`, but only as null: quotas are not enforced, so a number refuses to start instead of being ignored.
+
+Paths are denied by default: with keys configured, a path needs one unless it is listed as open. A listed path is exact;
+one that ends in `/*` stands for all paths below it.
+"""
+
+import hashlib
+import hmac
+import ipaddress
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.api.errors import send_problem
+from service.domain.errors import ForbiddenError, StartupError, UnauthorizedError
+
+ScopeName = Literal["infer", "admin"]
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+HEALTH_PATHS: Final = ("/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready")
+OPEN_PATHS: Final = (*HEALTH_PATHS, "/", "/page/*", "/docs", "/docs/*", "/openapi.json")
+ADMIN_PATHS: Final = ("/v2/repository/models/*",)
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")]
+    scopes: Annotated[frozenset[ScopeName], Field(min_length=1)]
+    quota: None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiKey:
+    """One caller's key.
+
+    Args:
+        name: the caller, in fairness, quotas and logs.
+        digest: SHA-256 of the key, 32 bytes.
+        scopes: what it opens.
+    """
+
+    name: str
+    digest: bytes
+    scopes: frozenset[ScopeName]
+
+
+def load_keys(path: Path) -> tuple[ApiKey, ...]:
+    """Read the keys file.
+
+    Raises:
+        StartupError: unreadable, invalid, empty, a name or key twice, or a quota.
+    """
+    try:
+        entries = TypeAdapter(list[_Entry]).validate_json(path.read_bytes())
+    except OSError as exc:
+        raise StartupError(f"API keys file {path}: {exc.strerror}") from exc
+    except ValidationError as exc:
+        first = exc.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        what = "quotas are not supported" if first["loc"][-1:] == ("quota",) else first["msg"]
+        raise StartupError(f"API keys file {path}: {where + ': ' if where else ''}{what}") from exc
+    keys = tuple(ApiKey(name=entry.name, digest=bytes.fromhex(entry.sha256), scopes=entry.scopes) for entry in entries)
+    if not keys:
+        raise StartupError(f"API keys file {path}: it holds no key")
+    for field in ("name", "digest"):
+        if len({getattr(key, field) for key in keys}) < len(keys):
+            raise StartupError(f"API keys file {path}: a {field} is given twice")
+    return keys
+
+
+class Authenticator:
+    """ASGI middleware: 401 without a valid key, 403 without the scope, and the key's name as the caller.
+
+    Args:
+        app: the application behind it.
+        keys: the keys that open it, or None: everything is open, administration too.
+        open_paths: paths that need no key.
+        admin_paths: paths that need the `admin` scope.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        keys: Sequence[ApiKey] | None,
+        open_paths: Collection[str] = OPEN_PATHS,
+        admin_paths: Collection[str] = ADMIN_PATHS,
+    ) -> None:
+        self._app = app
+        self._keys = keys
+        self._open = _Paths(open_paths)
+        self._admin = _Paths(admin_paths)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer it."""
+        if scope["type"] == "lifespan" or self._keys is None or scope["path"] in self._open:
+            await self._app(scope, receive, send)
+            return
+        try:
+            key = self._authenticate(Headers(scope=scope), self._keys)
+            needed: ScopeName = "admin" if scope["path"] in self._admin else "infer"
+            if needed not in key.scopes:
+                raise ForbiddenError(f"this key does not have the scope {needed}")
+        except (UnauthorizedError, ForbiddenError) as exc:
+            await send_problem(scope, send, exc)
+            return
+        scope.setdefault("state", {})["caller"] = key.name
+        await self._app(scope, receive, send)
+
+    @staticmethod
+    def _authenticate(headers: Headers, keys: Sequence[ApiKey]) -> ApiKey:
+        given = headers.getlist("authorization")
+        scheme, _, token = given[0].partition(" ") if len(given) == 1 else ("", "", "")
+        token = token.strip()
+        if scheme.lower() != "bearer" or not token:
+            raise UnauthorizedError("send one header Authorization: Bearer KEY")
+        digest = hashlib.sha256(token.encode("latin-1")).digest()
+        found = None
+        for key in keys:  # all of them, so that the time says nothing of which one matched
+            if hmac.compare_digest(key.digest, digest):
+                found = key
+        if found is None:
+            raise UnauthorizedError("this key is not known")
+        return found
+
+
+class _Paths:
+    """A set of exact paths and of `…/*` subtrees."""
+
+    def __init__(self, patterns: Collection[str]) -> None:
+        self._exact = frozenset(pattern for pattern in patterns if not pattern.endswith("/*"))
+        self._below = tuple(pattern[:-1] for pattern in patterns if pattern.endswith("/*"))
+
+    def __contains__(self, path: str) -> bool:
+        return path in self._exact or path.startswith(self._below)
+
+
+def networks(cidrs: Sequence[str]) -> tuple[Network, ...]:
+    """Parse a list of trusted proxies.
+
+    Raises:
+        StartupError: one is no network in CIDR notation.
+    """
+    try:
+        return tuple(ipaddress.ip_network(cidr) for cidr in cidrs)
+    except ValueError as exc:
+        raise StartupError(f"trusted proxies: {exc}") from exc
+
+
+def peer_key(peer: str | None, forwarded: Sequence[str], trusted: Sequence[Network]) -> str:
+    """The address a request counts under: the peer's, or what trusted proxies say of it.
+
+    Args:
+        peer: address of the connection, or None where it has none (a Unix socket).
+        forwarded: the values of all X-Forwarded-For headers, in order.
+        trusted: proxies whose word on the hop before them is taken.
+
+    Returns:
+        The right-most hop that is not a trusted proxy: an IPv4 address, or the /64 of an IPv6 address, within which
+        a caller can pick addresses at will.
+    """
+    address = _address(peer or "")
+    if address is None:
+        return peer or "local"
+    hops = [hop for value in forwarded for hop in value.split(",")] if trusted else []
+    while hops and any(address in network for network in trusted):
+        before = _address(hops.pop())
+        if before is None:  # the proxy forwarded nonsense; it is the last hop known for sure
+            break
+        address = before
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    return str(ipaddress.ip_network((int(address), 64), strict=False))
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    text = text.strip()
+    if text.startswith("["):  # [2001:db8::1]:443
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:  # 192.0.2.1:443
+        text = text.partition(":")[0]
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return mapped or address

@@ -1,0 +1,263 @@
+"""From any exception to an `application/problem+json` answer (RFC 9457): one table, one body, one place.
+
+`type` is `about:blank`, so `title` is the status phrase; `code` is the stable name programs should compare.
+`error` repeats `detail` because Open Inference Protocol clients read it. What a body may say comes from the
+exceptions of `service.domain.errors` only: anything unforeseen is logged under its request id and answered
+without its text.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any, Final
+
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Scope, Send
+
+from service.domain.errors import (
+    BodyTooSlow,
+    DeadlineError,
+    DeadlineUnreachable,
+    Draining,
+    ForbiddenError,
+    IgnError,
+    InvalidContent,
+    MalformedRequest,
+    ModelFailure,
+    NotAcceptable,
+    OverloadedError,
+    RequestError,
+    StartupError,
+    TooLarge,
+    UnauthorizedError,
+    UnavailableError,
+    UnknownModel,
+    UnsupportedMedia,
+)
+
+MEDIA_TYPE: Final = "application/problem+json"
+
+STATUS: Final[Mapping[type[IgnError], int]] = {
+    IgnError: 500,
+    RequestError: 400,
+    MalformedRequest: 400,
+    InvalidContent: 422,
+    UnauthorizedError: 401,
+    ForbiddenError: 403,
+    UnknownModel: 404,
+    NotAcceptable: 406,
+    UnsupportedMedia: 415,
+    TooLarge: 413,
+    BodyTooSlow: 408,
+    OverloadedError: 429,
+    DeadlineError: 504,
+    UnavailableError: 503,
+    ModelFailure: 500,
+    StartupError: 500,
+}
+"""HTTP status of every error; a class that is not listed has its base's."""
+
+_TITLES: Final = {413: "Content Too Large", 422: "Unprocessable Content"}  # older Pythons know older phrases
+_FRAMEWORK_CODES: Final = {400: MalformedRequest.code, 413: TooLarge.code}  # else the phrase in snake_case
+_FRAMEWORK_DETAILS: Final = {404: "nothing is served at this path", 405: "this path has no such method"}
+_UNFORESEEN: Final = "the service failed on this request; its log tells why under this request id"
+_PLACES: Final = frozenset({"body", "query", "path", "header", "cookie"})
+_MESSAGES: Final = {"extra_forbidden": "unknown field", "missing": "required"}
+_MAX_FIELDS: Final = 32  # a body of a million bad items must not earn an answer of a million lines
+_MAX_PATH: Final = 200  # characters; unknown field names are the caller's own text
+_MAX_RETRY_S: Final = 3600
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """What the caller is told of a failure.
+
+    Args:
+        status: HTTP status, 400…599.
+        code: stable, machine-readable.
+        detail: one sentence; no path, no traceback.
+        fields: pairs of dotted field path and message, for validation errors.
+        headers: headers that belong to the answer, such as Retry-After.
+    """
+
+    status: int
+    code: str
+    detail: str
+    fields: Sequence[tuple[str, str]] = ()
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def body(self, request_id: str) -> dict[str, Any]:
+        """The members of the problem document, ready for JSON."""
+        members: dict[str, Any] = {
+            "type": "about:blank",
+            "title": _title(self.status),
+            "status": self.status,
+            "detail": self.detail,
+            "code": self.code,
+            "request_id": request_id,
+            "error": self.detail,
+        }
+        if self.fields:
+            members["errors"] = [{"field": name, "message": message} for name, message in self.fields]
+        return members
+
+
+def describe(exc: Exception) -> Problem:
+    """What may be told of any exception; of an unforeseen one, nothing but that it happened."""
+    if isinstance(exc, StartupError):  # its text is the operator's and may name paths
+        return Problem(status=500, code=exc.error_code, detail=_UNFORESEEN)
+    if isinstance(exc, IgnError):
+        fields = exc.fields if isinstance(exc, InvalidContent) else ()
+        return Problem(
+            status=status_of(type(exc)),
+            code=exc.error_code,
+            detail=exc.detail,
+            fields=fields,
+            headers=_headers(exc),
+        )
+    if isinstance(exc, HTTPException):
+        return _framework_problem(exc)
+    if isinstance(exc, RequestValidationError):
+        return _request_problem(exc)
+    if isinstance(exc, ValidationError):
+        errors = exc.errors(include_url=False, include_context=False, include_input=False)
+        return _invalid((_path(error["loc"]), _message(error)) for error in errors)
+    return Problem(status=500, code=IgnError.code, detail=_UNFORESEEN)
+
+
+def status_of(kind: type[IgnError]) -> int:
+    """HTTP status of an error class, by the nearest base that `STATUS` lists."""
+    return next(STATUS[base] for base in kind.__mro__ if base in STATUS)
+
+
+def problem(exc: Exception, request_id: str) -> dict[str, Any]:
+    """The problem document of an exception, for answers that are already under way (event streams)."""
+    return describe(exc).body(request_id)
+
+
+def problem_response(exc: Exception, request_id: str) -> Response:
+    """The whole answer to a failed request; server errors (500) are logged with their traceback."""
+    found = describe(exc)
+    if found.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        log_failure(exc, request_id)
+    # ASCII only: a caller's field name may hold half of a surrogate pair, which UTF-8 cannot carry.
+    content = json.dumps(found.body(request_id)).encode("ascii")
+    return Response(content, found.status, dict(found.headers), MEDIA_TYPE)
+
+
+def log_failure(exc: Exception, request_id: str) -> None:
+    """Leave the traceback of a server error in the log, under the request's id."""
+    _logger.error("request %s failed", request_id, exc_info=exc, extra={"request_id": request_id})
+
+
+def request_id_of(scope: Scope) -> str:
+    """The id that `RequestContext` gave this request; empty outside of it."""
+    found = scope.get("state", {}).get("request_id", "")
+    return found if isinstance(found, str) else ""
+
+
+async def send_problem(scope: Scope, send: Send, exc: Exception) -> None:
+    """Answer with a problem from middleware, where no framework handler is in reach."""
+    response = _respond(scope, exc)
+    await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
+    await send({"type": "http.response.body", "body": bytes(response.body)})
+
+
+def install(app: Starlette) -> None:
+    """Answer every exception that an endpoint or the framework raises with a problem."""
+    for kind in (IgnError, HTTPException, RequestValidationError, ValidationError, Exception):
+        app.add_exception_handler(kind, _handle)
+
+
+async def _handle(request: Request, exc: Exception) -> Response:
+    return _respond(request.scope, exc)
+
+
+def _respond(scope: Scope, exc: Exception) -> Response:
+    scope.setdefault("state", {})["problem"] = describe(exc).code
+    return problem_response(exc, request_id_of(scope))
+
+
+def _title(status: int) -> str:
+    return _TITLES.get(status) or HTTPStatus(status).phrase
+
+
+def _headers(exc: IgnError) -> dict[str, str]:
+    if isinstance(exc, UnauthorizedError):
+        return {"WWW-Authenticate": "Bearer"}
+    if isinstance(exc, DeadlineUnreachable):
+        return {"X-Should-Retry": "false"}
+    if isinstance(exc, BodyTooSlow):  # the rest of the body may never come; the connection is of no more use
+        return {"Connection": "close"}
+    if isinstance(exc, OverloadedError | UnavailableError):
+        headers = {"Retry-After": str(_whole_seconds(exc.retry_after))}
+        if isinstance(exc, Draining):  # the next attempt should find another replica
+            headers["Connection"] = "close"
+        return headers
+    return {}
+
+
+def _whole_seconds(seconds: float) -> int:
+    if not seconds > 1.0:  # NaN too
+        return 1
+    return math.ceil(min(seconds, _MAX_RETRY_S))
+
+
+def _framework_problem(exc: HTTPException) -> Problem:
+    status, phrase = exc.status_code, HTTPStatus(exc.status_code).phrase
+    # Starlette fills in the phrase when nobody gave a text, and says "Content Too Large" on every Python.
+    given = exc.detail if exc.detail not in (phrase, _title(status)) else ""
+    headers = dict(exc.headers or {})
+    if status == HTTPStatus.UNAUTHORIZED:
+        headers.setdefault("WWW-Authenticate", "Bearer")
+    return Problem(
+        status=status,
+        code=_FRAMEWORK_CODES.get(status) or _title(status).lower().replace(" ", "_").replace("-", "_"),
+        detail=str(given) or _FRAMEWORK_DETAILS.get(status) or _title(status).lower(),
+        headers=headers,
+    )
+
+
+def _request_problem(exc: RequestValidationError) -> Problem:
+    errors = exc.errors()
+    for error in errors:
+        if error["type"] == "json_invalid":
+            return Problem(status=400, code=MalformedRequest.code, detail="the body is not valid JSON")
+        if error["loc"][:1] == ("header",):
+            detail = f"{_path(error['loc'][1:])}: {_message(error)}"
+            return Problem(status=400, code=MalformedRequest.code, detail=detail)
+    return _invalid((_path(_within(error["loc"])), _message(error)) for error in errors)
+
+
+def _invalid(found: Iterable[tuple[str, str]]) -> Problem:
+    fields = list(found)
+    name, message = fields[0]
+    more = f" (and {len(fields) - 1} more)" if len(fields) > 1 else ""
+    return Problem(
+        status=status_of(InvalidContent),
+        code=InvalidContent.code,
+        detail=f"{name}: {message}{more}",
+        fields=fields[:_MAX_FIELDS],
+    )
+
+
+def _within(loc: Sequence[int | str]) -> Sequence[int | str]:
+    return loc[1:] if len(loc) > 1 and loc[0] in _PLACES else loc
+
+
+def _path(loc: Sequence[int | str]) -> str:
+    return ".".join(str(part) for part in loc)[:_MAX_PATH] or "request"
+
+
+def _message(error: Mapping[str, Any]) -> str:
+    return _MESSAGES.get(error["type"]) or str(error["msg"]).removeprefix("Value error, ")

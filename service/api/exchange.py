@@ -1,0 +1,152 @@
+"""One native request on its way: who calls, until when, what they accept, and how long each part took."""
+
+import re
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Final, TypeVar
+
+from pydantic import BaseModel
+from starlette.datastructures import Headers
+from starlette.requests import Request
+
+from service.api.body import media_type, parse_json, read_body
+from service.api.negotiation import Media, negotiate
+from service.api.services import Services, services
+from service.domain.errors import InvalidContent, MalformedRequest, UnsupportedMedia
+from service.engine import Call
+from service.repository import LoadedModel
+
+T = TypeVar("T")
+Body = TypeVar("Body", bound=BaseModel)
+
+_SECONDS: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+_ASIDE: Final = 1 << 16  # bytes: a larger body is parsed in the codec pool
+
+
+class Exchange:
+    """What every native endpoint does with its request, apart from what it is about.
+
+    Raises:
+        NotReady, Draining: the service cannot answer now.
+        MalformedRequest: a header is no valid value.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.services: Services = services(request)
+        self.services.require_ready()
+        self.headers = Headers(scope=request.scope)
+        self.arrival: float = request.state.arrival
+        self.request_id: str = request.state.request_id
+        self.call = Call(key=request.state.caller, deadline=self._deadline())
+        self.seconds = {"decode": 0.0, "queue": 0.0, "compute": 0.0, "encode": 0.0}
+
+    def accept(self, offers: Collection[Media]) -> Media:
+        """The form of the answer.
+
+        Raises:
+            NotAcceptable: the caller wants none of the offers.
+        """
+        return negotiate(", ".join(self.headers.getlist("accept")) or None, offers)
+
+    def content_type(self) -> tuple[str, dict[str, str]]:
+        """Media type of the body, lower case, and its parameters."""
+        return media_type(self.headers.get("content-type"))
+
+    async def body(self) -> bytes:
+        """The whole body, within the limits of size and time."""
+        settings = self.services.settings
+        return await read_body(
+            self.request.scope,
+            self.request.receive,
+            max_bytes=settings.max_body_bytes,
+            deadline=self.arrival + settings.body_timeout_s,
+        )
+
+    async def json(self, schema: type[Body]) -> Body:
+        """A JSON body as ``schema``; an empty one counts as `{}`.
+
+        Raises:
+            UnsupportedMedia: another content type.
+            ValidationError, InvalidContent, MalformedRequest: not what the schema says.
+        """
+        self.refuse_query()
+        body = await self.body()
+        kind, _ = self.content_type()
+        if kind != "application/json" and (kind or body):
+            raise UnsupportedMedia(f"Content-Type: expected application/json, not {kind or 'none'}")
+        return await self.parse_json(body, schema)
+
+    async def parse_json(self, body: bytes, schema: type[Body]) -> Body:
+        """``body`` as ``schema``, parsed aside when it is large."""
+        job = partial(_parse, body, schema)
+        return await self.aside(job, large=len(body) > _ASIDE)
+
+    def refuse_query(self) -> None:
+        """Raise `InvalidContent` for query parameters where the options belong in the body."""
+        for name in self.request.query_params:
+            raise InvalidContent.field(name[:200], "unknown query parameter; options belong in the body")
+
+    def model(self, name: str | None) -> LoadedModel:
+        """The model asked for; also noted for the metrics.
+
+        Raises:
+            UnknownModel: there is none of that name.
+        """
+        loaded = self.services.repository.resolve(name)
+        self.request.state.model = loaded.ref
+        return loaded
+
+    async def aside(self, job: Callable[[], T], *, large: bool) -> T:
+        """Run a decoding job in the codec pool if it is large, else here; its time counts as decoding."""
+        with self.timed("decode"):
+            if not large:
+                return job()
+            return await self.services.codec.run("decode", job)
+
+    async def encode(self, job: Callable[[], T], *, large: bool) -> T:
+        """Run an encoding job in the codec pool if it is large, else here; its time counts as encoding."""
+        with self.timed("encode"):
+            if not large:
+                return job()
+            return await self.services.codec.run("encode", job)
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Add the block's time to `decode`, `queue`, `compute` or `encode`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[part] += time.perf_counter() - start
+
+    def response_headers(self, model: LoadedModel, seed: int | None) -> dict[str, str]:
+        """Headers of every successful answer."""
+        headers = {
+            "X-IGN-Model": f"{model.ref}@{model.digest[:12]}",
+            "Server-Timing": ", ".join(f"{part};dur={seconds * 1e3:.1f}" for part, seconds in self.seconds.items()),
+            "Vary": "Accept",
+        }
+        if seed is not None:
+            headers["X-IGN-Seed"] = str(seed)
+        return headers
+
+    def timing(self) -> dict[str, float]:
+        """The `timing` member of a JSON answer, in milliseconds."""
+        return {f"{part}_ms": round(seconds * 1e3, 3) for part, seconds in self.seconds.items()}
+
+    def _deadline(self) -> float:
+        longest = self.services.settings.request_timeout_s
+        text = self.headers.get("x-request-timeout")
+        if text is None:
+            return self.arrival + longest
+        seconds = float(text) if _SECONDS.fullmatch(text) else 0.0
+        if not seconds > 0:
+            raise MalformedRequest("X-Request-Timeout: must be decimal seconds above 0")
+        return self.arrival + min(seconds, longest)
+
+
+def _parse(body: bytes, schema: type[Body]) -> Body:
+    return schema.model_validate(parse_json(body) if body.strip() else {})

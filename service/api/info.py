@@ -1,0 +1,96 @@
+"""What can be asked about the service: models, health, metrics."""
+
+from typing import Any, Final
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import JSONResponse, RedirectResponse, Response
+
+from service.api.limits import MAX_FRAMES
+from service.api.schemas import ModelList, ServedCard
+from service.api.services import Services, services
+from service.repository import LoadedModel
+
+router = APIRouter()
+
+_ARRAYS: Final = frozenset({"distance_quantiles"})
+
+
+@router.get("/models", response_model=ModelList)
+async def models(request: Request) -> Response:
+    """Every model in service, the default, and the limits of a request."""
+    found = services(request)
+    found.require_ready()
+    settings = found.settings
+    return JSONResponse(
+        {
+            "models": [_card(model, without=_ARRAYS) for model in found.repository.models.values()],
+            "default": found.repository.resolve().ref,
+            "limits": {
+                "n": settings.max_images,
+                "images": settings.max_images,
+                "steps": settings.max_steps,
+                "frames": MAX_FRAMES,
+                "body_bytes": settings.max_body_bytes,
+                "pixels": settings.max_pixels,
+            },
+        }
+    )
+
+
+@router.get("/models/{name}", response_model=ServedCard)
+async def model(request: Request, name: str) -> Response:
+    """The card of a model's highest version, and how it runs here."""
+    return _one(services(request), name)
+
+
+@router.get("/models/{name}/{version}", response_model=ServedCard)
+async def model_version(request: Request, name: str, version: str) -> Response:
+    """The card of one version, and how it runs here."""
+    return _one(services(request), f"{name}/{version}")
+
+
+@router.get("/healthz")
+async def healthz() -> dict[str, str]:
+    """200 while the process can answer."""
+    return {"status": "alive"}
+
+
+@router.get("/readyz")
+async def readyz(request: Request) -> dict[str, Any]:
+    """200 only when every model is loaded, warm and reproduces its golden rows; else 503 with the reason."""
+    found = services(request)
+    found.require_ready()
+    running = {
+        ref: {"device": loaded.device, "provider": loaded.provider, "fallback_reason": loaded.fallback_reason}
+        for ref, loaded in found.repository.models.items()
+    }
+    return {"status": "ready", "models": running}
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """Prometheus text."""
+    content, content_type = services(request).metrics.render()
+    return Response(content, headers={"Content-Type": content_type})
+
+
+@router.get("/", include_in_schema=False)
+async def start() -> Response:
+    """People who open the service in a browser find its documentation."""
+    return RedirectResponse("docs")
+
+
+def _one(found: Services, ref: str) -> Response:
+    found.require_ready()
+    return JSONResponse(_card(found.repository.resolve(ref), without=frozenset()))
+
+
+def _card(loaded: LoadedModel, *, without: frozenset[str]) -> dict[str, Any]:
+    return loaded.card.model_dump(mode="json", exclude=set(without)) | {
+        "digest": f"sha256:{loaded.digest}",
+        "device": loaded.device,
+        "provider": loaded.provider,
+        "fallback_reason": loaded.fallback_reason,
+        "reproducible": {"kind": loaded.golden.reproducible, "difference": loaded.golden.spread},
+    }

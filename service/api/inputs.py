@@ -1,0 +1,174 @@
+"""What `/project` and points are given: pictures, masks and latents in three forms, one kind of row out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from starlette.requests import Request
+
+from service.api import forms
+from service.api.body import parse_multipart
+from service.api.exchange import Exchange
+from service.api.limits import check_count
+from service.api.schemas import PointRequest, ProjectOptions, ProjectRequest
+from service.domain.errors import InvalidContent, UnsupportedMedia
+from service.domain.latents import FloatRows
+from service.domain.tasks import KeepMask
+from service.engine import Point, RowPoint, SeedPoint
+from service.images import (
+    Limits,
+    decode_base64,
+    decode_mask,
+    decode_npy,
+    decode_picture,
+    keep_mask,
+    prepare,
+)
+from service.repository import LoadedModel
+
+PICTURE_TYPES = ("image/png", "image/jpeg", "image/webp")
+_MAX_FIELDS = 32  # of a form; there are about a dozen options
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Upload:
+    """Pictures as they came.
+
+    Args:
+        options: parsed options.
+        images: one picture each: bytes, or base64 text that is yet to be decoded.
+        masks: none, one for all, or one for each image.
+        names: field paths of images and masks, for errors.
+    """
+
+    options: ProjectOptions
+    images: Sequence[bytes | str]
+    masks: Sequence[bytes | str] = ()
+    image_field: str = "image"
+    mask_field: str = "mask"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PreparedRows:
+    """Rows made from pictures: (N, C, H, W), what to keep of them, and which were inverted."""
+
+    rows: FloatRows
+    keep: KeepMask | None
+    inverted: Sequence[bool]
+
+
+async def read_upload(exchange: Exchange) -> Upload:
+    """The request's pictures and options, from multipart, JSON or a raw body.
+
+    Raises:
+        UnsupportedMedia: none of the three.
+        MalformedRequest, InvalidContent, ValidationError, TooLarge: as the contract says.
+    """
+    kind, _ = exchange.content_type()
+    if kind == "multipart/form-data":
+        exchange.refuse_query()
+        upload = await _from_form(exchange)
+    elif kind == "application/json":
+        exchange.refuse_query()
+        upload = _from_json(await exchange.parse_json(await exchange.body(), ProjectRequest))
+    elif kind in PICTURE_TYPES:
+        options = ProjectOptions.model_validate(forms.values(_query(exchange.request)))
+        upload = Upload(options=options, images=[await exchange.body()], image_field="body")
+    else:
+        expected = ", ".join(("multipart/form-data", "application/json", *PICTURE_TYPES))
+        raise UnsupportedMedia(f"Content-Type: expected one of {expected}")
+    check_count(upload.image_field, len(upload.images), exchange.services.settings.max_images)
+    return upload
+
+
+def prepare_upload(upload: Upload, model: LoadedModel, limits: Limits, max_chars: int) -> PreparedRows:
+    """Decode and prepare every picture; runs in the codec pool.
+
+    Raises:
+        InvalidContent, TooLarge: a picture or mask is unusable; the text names which.
+    """
+    card, options = model.card, upload.options
+    masks = [
+        decode_mask(_bytes(mask, _nth(upload.mask_field, i, upload.masks), max_chars), limits, field=upload.mask_field)
+        for i, mask in enumerate(upload.masks)
+    ]
+    rows = np.empty((len(upload.images), *card.shape), dtype=np.float32)
+    inverted, keep = [], []
+    for i, data in enumerate(upload.images):
+        field = _nth(upload.image_field, i, upload.images)
+        picture = decode_picture(_bytes(data, field, max_chars), limits, field=field)
+        prepared = prepare(picture, card, resize=options.resize, invert=options.invert)
+        rows[i] = prepared.row
+        inverted.append(prepared.inverted)
+        if masks:
+            mask = masks[i if len(masks) > 1 else 0]
+            name = _nth(upload.mask_field, i, masks)
+            keep.append(keep_mask(mask, picture, card, resize=options.resize, field=name))
+    return PreparedRows(rows=rows, keep=np.stack(keep) if keep else None, inverted=inverted)
+
+
+def resolve_points(points: Sequence[PointRequest], model: LoadedModel, limits: Limits, max_chars: int) -> list[Point]:
+    """Latents by seed, by picture or by value; runs in the codec pool.
+
+    Raises:
+        InvalidContent, TooLarge: a picture or array is unusable; the text names the point.
+    """
+    resolved: list[Point] = []
+    for i, point in enumerate(points):
+        if point.seed is not None:
+            resolved.append(SeedPoint(seed=point.seed, index=point.index or 0))
+        elif point.image is not None:
+            field = f"points.{i}.image"
+            picture = decode_picture(decode_base64(point.image, field=field, max_chars=max_chars), limits, field=field)
+            resolved.append(RowPoint(row=prepare(picture, model.card).row))
+        else:
+            field = f"points.{i}.latent"
+            data = decode_base64(point.latent or "", field=field, max_chars=max_chars)
+            resolved.append(RowPoint(row=decode_npy(data, model.card.shape, field=field)))
+    return resolved
+
+
+async def _from_form(exchange: Exchange) -> Upload:
+    content_type = exchange.headers.get("content-type", "")
+    body = await exchange.body()
+    limit = exchange.services.settings.max_images
+    fields, files = await exchange.aside(
+        lambda: parse_multipart(content_type, body, max_files=limit + 1, max_fields=_MAX_FIELDS), large=True
+    )
+    images, masks = files.pop("image", []), list(files.pop("mask", []))
+    mask_texts = fields.pop("mask", [])
+    for name in files:
+        raise InvalidContent.field(name[:200], "unknown file; expected image or mask")
+    if "image" in fields:
+        raise InvalidContent.field("image", "must be a file, with a file name")
+    if len(masks) + len(mask_texts) > 1:
+        raise InvalidContent.field("mask", "given more than once")
+    if not images:
+        raise InvalidContent.field("image", "at least one file is required")
+    options = ProjectOptions.model_validate(forms.values(fields))
+    return Upload(options=options, images=images, masks=[*masks, *mask_texts])
+
+
+def _from_json(request: ProjectRequest) -> Upload:
+    if request.masks is not None:
+        return Upload(
+            options=request, images=request.images, masks=request.masks, image_field="images", mask_field="masks"
+        )
+    masks = [] if request.mask is None else [request.mask]
+    return Upload(options=request, images=request.images, masks=masks, image_field="images")
+
+
+def _query(request: Request) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name, value in request.query_params.multi_items():
+        found.setdefault(name, []).append(value)
+    return found
+
+
+def _bytes(data: bytes | str, field: str, max_chars: int) -> bytes:
+    return data if isinstance(data, bytes) else decode_base64(data, field=field, max_chars=max_chars)
+
+
+def _nth(field: str, i: int, among: Sequence[object]) -> str:
+    """`images.0`; a raw body and a mask for all are one thing, and have no number."""
+    return f"{field}.{i}" if len(among) > 1 or field in ("images", "masks") else field

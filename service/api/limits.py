@@ -1,0 +1,68 @@
+"""Requests against the operator's limits and the model's card: what comes out can be run."""
+
+from itertools import pairwise
+
+from service.api.schemas import Applying, InterpolateRequest
+from service.domain.errors import InvalidContent
+from service.domain.paths import Grid, Path
+from service.domain.tasks import Applied
+from service.settings import Settings
+
+MAX_FRAMES = 256
+MAX_PICTURES = 1024  # in one answer, recorded steps included
+DEFAULT_FRAMES = 9
+
+
+def check_count(field: str, count: int, limit: int) -> None:
+    """Raise `InvalidContent` when ``count`` passes ``limit``."""
+    if count > limit:
+        raise InvalidContent.field(field, f"must be at most {limit}")
+
+
+def applied(options: Applying, *, recommended: int, rows: int, settings: Settings) -> Applied:
+    """How f is to be applied.
+
+    Args:
+        options: as parsed.
+        recommended: the card's steps for this call.
+        rows: rows of the request.
+        settings: the limits.
+
+    Raises:
+        InvalidContent: steps, record or the number of pictures out of range.
+    """
+    steps = checked_steps(options.steps, recommended=recommended, settings=settings)
+    record = tuple(options.record or ())
+    if any(b <= a for a, b in pairwise(record)):
+        raise InvalidContent.field("record", "must be ascending, each step once")
+    if record and record[-1] > steps:
+        raise InvalidContent.field("record", f"must lie in 0…{steps}, the steps asked for")
+    if rows * len(record) > MAX_PICTURES:
+        raise InvalidContent.field("record", f"rows × recorded steps must be at most {MAX_PICTURES}")
+    return Applied(steps=steps, tolerance=options.tolerance, record=record, score=options.score)
+
+
+def checked_steps(steps: int | None, *, recommended: int, settings: Settings) -> int:
+    """The steps asked for, or the card's.
+
+    Raises:
+        InvalidContent: more than the operator allows.
+    """
+    if steps is None:
+        return min(recommended, settings.max_steps)
+    check_count("steps", steps, settings.max_steps)
+    return steps
+
+
+def path_of(request: InterpolateRequest) -> Path | Grid:
+    """The path or grid asked for.
+
+    Raises:
+        InvalidContent: more than 256 frames.
+    """
+    if request.grid is not None:
+        check_count("grid", request.grid.rows * request.grid.cols, MAX_FRAMES)
+        return Grid(rows=request.grid.rows, cols=request.grid.cols, method=request.method)
+    frames = request.frames or DEFAULT_FRAMES
+    check_count("frames", frames, MAX_FRAMES)
+    return Path(frames=frames, method=request.method, loop=request.loop)

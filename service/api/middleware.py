@@ -1,0 +1,301 @@
+"""What happens around every request, as pure ASGI middleware.
+
+From the outside in:
+
+- `RequestContext`: request id, arrival time, caller; the access log line and the metrics, whatever happens inside.
+- `Cors`, where origins are configured: outside of all that answers, so that errors carry its headers too.
+- `CatchAll`: an exception nobody foresaw becomes a problem.
+- `Gate`: the limit on requests in flight, and refusal while draining.
+- `service.api.auth.Authenticator`.
+
+Endpoints find in ``request.state``: ``request_id`` (str), ``arrival`` (`time.monotonic()` seconds when the headers
+were there) and ``caller`` (str, the key under which fairness counts).
+
+`until_disconnect` is the other half of "client gone": it cancels an endpoint's work when its client leaves.
+"""
+
+import asyncio
+import json
+import logging
+import re
+import time
+import uuid
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, TypeVar
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.api.auth import HEALTH_PATHS, networks, peer_key
+from service.api.errors import log_failure, request_id_of, send_problem
+from service.domain.errors import Draining, MalformedRequest, TooManyConnections
+
+T = TypeVar("T")
+Observe = Callable[[str, int, float, Mapping[str, Any]], None]
+"""Told of every request: route template or `unmatched`, status (499: the client left), seconds, and the request's
+state, in which endpoints note ``model`` and error answers ``problem``, their stable code."""
+
+CLIENT_GONE: Final = 499
+UNMATCHED: Final = "unmatched"
+EXPOSED_HEADERS: Final = (
+    "Retry-After",
+    "Server-Timing",
+    "X-IGN-Distance",
+    "X-IGN-Drift",
+    "X-IGN-Model",
+    "X-IGN-Seed",
+    "X-IGN-Steps",
+    "X-Request-ID",
+)
+_ALLOWED_HEADERS: Final = (
+    "Authorization",
+    "Inference-Header-Content-Length",
+    "X-Request-ID",
+    "X-Request-Timeout",
+)
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_FIELDS: Final = ("request_id", "method", "route", "status", "ms")  # what our log records carry beside the text
+
+_access = logging.getLogger("service.access")
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time (UTC), level, logger, message, a request's fields, a traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as one line of JSON."""
+        line: dict[str, Any] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line |= {name: value for name in _FIELDS if (value := getattr(record, name, None)) is not None}
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+class RequestContext:
+    """Gives a request its id, arrival time and caller, and records how it ended. Outermost.
+
+    The log line and the metrics name the route's template, never the path, a key or a body. FastAPI tells the template
+    of its own routes only (`app.get`, `APIRouter(prefix=…)`), not of mounts, nor a prefix given to `include_router`.
+
+    Args:
+        app: the application behind it.
+        trusted_proxies: CIDR networks whose X-Forwarded-For is believed.
+        observe: called once per request.
+
+    Raises:
+        StartupError: a trusted proxy is no network.
+    """
+
+    def __init__(self, app: ASGIApp, *, trusted_proxies: Sequence[str] = (), observe: Observe | None = None) -> None:
+        self._app = app
+        self._trusted = networks(trusted_proxies)
+        self._observe = observe
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on; a client that left is nobody's failure."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        arrival = time.monotonic()
+        request_id = self._enter(scope, arrival)
+        answer = _Answer(send, request_id)
+        try:
+            await self._app(scope, receive, answer.send)
+        except ClientDisconnect:
+            answer.status = CLIENT_GONE
+        else:
+            if not answer.complete:  # the connection will be cut; the status that was sent is no longer true
+                answer.status = 500
+        finally:
+            self._record(scope, request_id, answer.status, time.monotonic() - arrival)
+
+    def _enter(self, scope: Scope, arrival: float) -> str:
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        peer = scope["client"][0] if scope.get("client") else None
+        caller = peer_key(peer, headers.getlist("x-forwarded-for"), self._trusted)
+        scope.setdefault("state", {}).update(request_id=request_id, arrival=arrival, caller=caller)
+        return request_id
+
+    def _record(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path_format", None) or UNMATCHED
+        ms = round(seconds * 1000, 1)
+        values = (request_id, scope["method"], route, status, ms)
+        _access.info("%s %s %s %d %.1f ms", *values, extra=dict(zip(_FIELDS, values, strict=True)))
+        if self._observe is not None:
+            self._observe(route, status, seconds, scope["state"])
+
+
+class _Answer:
+    """Marks an answer with the request id, and knows how far it got."""
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self.status = 500
+        self.complete = False
+        self._send = send
+        self._request_id = request_id
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message.setdefault("headers", [])
+            MutableHeaders(scope=message)["X-Request-ID"] = self._request_id
+        elif message["type"] == "http.response.body":
+            self.complete = not message.get("more_body", False)
+        await self._send(message)
+
+
+class Cors(CORSMiddleware):
+    """Starlette's CORS, exposing this service's headers and refusing a preflight with a problem.
+
+    Args:
+        app: the application behind it.
+        origins: origins allowed to call, or `*`.
+    """
+
+    def __init__(self, app: ASGIApp, *, origins: Sequence[str]) -> None:
+        super().__init__(
+            app,
+            allow_origins=origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=_ALLOWED_HEADERS,
+            expose_headers=EXPOSED_HEADERS,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a preflight, or pass the request on."""
+        if scope["type"] == "http" and scope["method"] == "OPTIONS":
+            headers = Headers(scope=scope)
+            if "origin" in headers and "access-control-request-method" in headers:
+                response = self.preflight_response(headers)
+                if response.status_code >= 400:
+                    await send_problem(scope, send, MalformedRequest(bytes(response.body).decode()))
+                    return
+        await super().__call__(scope, receive, send)
+
+
+class CatchAll:
+    """Turns an exception into a problem, unless the answer is under way: then it is only logged and cut off.
+
+    Args:
+        app: the application behind it.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = False
+
+        async def watch(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watch)
+        except ClientDisconnect:
+            raise
+        except Exception as exc:
+            if started:
+                log_failure(exc, request_id_of(scope))
+            else:
+                await send_problem(scope, send, exc)
+
+
+class Traffic:
+    """The requests in flight, and whether new ones are taken. Belongs to one event loop."""
+
+    def __init__(self) -> None:
+        self.draining = False
+        self.in_flight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @contextmanager
+    def request(self) -> Iterator[None]:
+        """Count one request for as long as the block runs."""
+        self.in_flight += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
+            if self.in_flight == 0:
+                self._idle.set()
+
+    async def idle(self) -> None:
+        """Wait until no request is in flight."""
+        await self._idle.wait()
+
+
+class Gate:
+    """Refuses requests beyond a limit, and all new ones while draining; health and metrics always pass.
+
+    Args:
+        app: the application behind it.
+        traffic: what it counts in; whoever drains sets its flag.
+        limit: most requests in flight, each from its headers to the end of its answer.
+        open_paths: exact paths that are neither counted nor refused.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, traffic: Traffic, limit: int, open_paths: Collection[str] = HEALTH_PATHS
+    ) -> None:
+        self._app = app
+        self._traffic = traffic
+        self._limit = limit
+        self._open = frozenset(open_paths)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer 503."""
+        if scope["type"] != "http" or scope["path"] in self._open:
+            await self._app(scope, receive, send)
+        elif self._traffic.draining:
+            await send_problem(scope, send, Draining("the service is shutting down"))
+        elif self._traffic.in_flight >= self._limit:
+            await send_problem(scope, send, TooManyConnections("too many requests are in flight"))
+        else:
+            with self._traffic.request():
+                await self._app(scope, receive, send)
+
+
+async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """Run ``work``, and cancel it when the client goes away.
+
+    Call it once the body is read: it takes every further message of ``receive``. Both tasks are over when it returns,
+    however it returns.
+
+    Raises:
+        ClientDisconnect: the client left first; ``work`` has been cancelled.
+    """
+    task = asyncio.create_task(work)
+    watcher = asyncio.create_task(_disconnected(receive))
+    try:
+        await asyncio.wait((task, watcher), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        watcher.result()
+        raise ClientDisconnect
+    finally:
+        task.cancel()
+        watcher.cancel()
+        await asyncio.gather(task, watcher, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

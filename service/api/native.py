@@ -1,0 +1,133 @@
+"""The native endpoints: `/generate`, `/project` and `/latent-interpolate`. Each makes rows; the rest is shared."""
+
+import secrets
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.api import openapi
+from service.api.answers import Shape, answer, check_form
+from service.api.exchange import Exchange
+from service.api.inputs import prepare_upload, read_upload, resolve_points
+from service.api.limits import applied, check_count, checked_steps, path_of
+from service.api.middleware import until_disconnect
+from service.api.negotiation import Media
+from service.api.schemas import (
+    GenerateAnswer,
+    GenerateRequest,
+    InterpolateAnswer,
+    InterpolateRequest,
+    ProjectAnswer,
+    ProjectRequest,
+)
+from service.api.streaming import EventStream
+from service.domain.errors import NotAcceptable
+from service.domain.paths import Grid, Path
+from service.domain.tasks import Applied
+from service.engine import Batch
+from service.images import Limits
+
+router = APIRouter()
+
+_FORMS = (Media.JSON, Media.PNG, Media.WEBP, Media.JPEG, Media.NPY)
+_LARGE_NOISE = 1 << 14  # values: more are drawn in the codec pool
+_SEED_BITS = 32
+
+Work = Callable[[], Coroutine[Any, Any, Response]]
+
+
+@router.post("/generate", **openapi.operation(GenerateRequest, GenerateAnswer, openapi.GENERATE))
+async def generate(request: Request) -> Response:
+    """Generate pictures: f^k(z) of seeded latents."""
+    exchange = Exchange(request)
+    media = exchange.accept((*_FORMS, Media.EVENTS))
+    options = await exchange.json(GenerateRequest)
+    settings = exchange.services.settings
+    check_count("n", options.n, settings.max_images)
+    model = exchange.model(options.model)
+    how = applied(options, recommended=model.card.steps.generate, rows=options.n, settings=settings)
+    seed = secrets.randbits(_SEED_BITS) if options.seed is None else options.seed
+    labels = [{"index": options.offset + i} for i in range(options.n)]
+    shape = Shape(model=model, media=media, format=options.format, labels=labels, seed=seed)
+    check_form(shape, how.record)
+    channels, height, width = model.card.shape
+
+    def rows() -> Batch:
+        return exchange.services.engine.generate(
+            model, seed=seed, offset=options.offset, n=options.n, noise_scale=options.noise_scale, applied=how
+        )
+
+    large = options.n * channels * height * width > _LARGE_NOISE
+    return await _serve(exchange, shape, rows, large=large)
+
+
+@router.post("/project", **openapi.operation(ProjectRequest, ProjectAnswer, openapi.PROJECT))
+async def project(request: Request) -> Response:
+    """Make pictures real: f^k(x) of uploads, as multipart, JSON or a raw body."""
+    exchange = Exchange(request)
+    media = exchange.accept((*_FORMS, Media.EVENTS))
+    upload = await read_upload(exchange)
+    options, settings = upload.options, exchange.services.settings
+    model = exchange.model(options.model)
+    count = len(upload.images)
+    how = applied(options, recommended=model.card.steps.project, rows=count, settings=settings)
+    limits = Limits(max_pixels=settings.max_pixels)
+    prepared = await exchange.aside(lambda: prepare_upload(upload, model, limits, settings.max_body_bytes), large=True)
+    labels = [{"index": i, "inverted": inverted} for i, inverted in enumerate(prepared.inverted)]
+    shape = Shape(model=model, media=media, format=options.format, labels=labels)
+    check_form(shape, how.record)
+    batch = Batch(rows=prepared.rows, applied=how, keep=prepared.keep, strength=options.strength)
+    return await _serve(exchange, shape, lambda: batch, large=False)
+
+
+@router.post("/latent-interpolate", **openapi.operation(InterpolateRequest, InterpolateAnswer, openapi.INTERPOLATE))
+async def latent_interpolate(request: Request) -> Response:
+    """Walk between latents: f^k along a path or over a grid; as WebP, GIF or APNG an animation."""
+    exchange = Exchange(request)
+    media = exchange.accept((*_FORMS, Media.GIF, Media.APNG))
+    options = await exchange.json(InterpolateRequest)
+    path, settings = path_of(options), exchange.services.settings
+    if isinstance(path, Grid) and media in (Media.GIF, Media.APNG):
+        raise NotAcceptable(f"a grid has no animation; {media} is not offered")
+    model = exchange.model(options.model)
+    steps = checked_steps(options.steps, recommended=model.card.steps.generate, settings=settings)
+    limits = Limits(max_pixels=settings.max_pixels)
+
+    def rows() -> Batch:
+        points = resolve_points(options.points, model, limits, settings.max_body_bytes)
+        return exchange.services.engine.interpolate(model, points, path, Applied(steps=steps))
+
+    shape = Shape(
+        model=model,
+        media=media,
+        format=options.format,
+        labels=_frame_labels(path),
+        layout="sheet" if isinstance(path, Grid) else "strip",
+        columns=path.cols if isinstance(path, Grid) else None,
+        fps=0 if isinstance(path, Grid) else options.fps,
+    )
+    return await _serve(exchange, shape, rows, large=True)
+
+
+def _frame_labels(path: Path | Grid) -> list[dict[str, Any]]:
+    if isinstance(path, Grid):
+        return [{"index": i, "row": row, "col": col} for i, (row, col) in enumerate(path.places())]
+    return [{"index": i, "t": t} for i, t in enumerate(path.times())]
+
+
+async def _serve(exchange: Exchange, shape: Shape, rows: Callable[[], Batch], *, large: bool) -> Response:
+    """Make the rows, apply f, answer; all of it ends when the client leaves."""
+
+    async def work() -> Response:
+        batch = await exchange.aside(rows, large=large)
+        if shape.media is Media.EVENTS:
+            return EventStream(exchange, shape, batch)
+        result = await exchange.services.engine.run(shape.model, batch, exchange.call)
+        return await answer(exchange, shape, result)
+
+    if shape.media is Media.EVENTS:
+        return await work()
+    return await until_disconnect(exchange.request.receive, work())

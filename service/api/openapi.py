@@ -1,0 +1,129 @@
+"""What `/openapi.json` says of the native endpoints, which read their bodies themselves."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pydantic import BaseModel
+
+from service.api.errors import MEDIA_TYPE
+from service.api.schemas import ProblemDocument
+
+Examples = Mapping[str, Mapping[str, Any]]
+
+# A 2×2 grey PNG, so that the examples of the documentation can be sent as they are.
+_PICTURE: Final = "iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAAAAABX3VL4AAAADklEQVR4nGNg+M/A8B8ABQEB/rFBqsYAAAAASUVORK5CYII="
+
+GENERATE: Final[Examples] = {
+    "one": {"summary": "One picture of a chosen seed", "value": {"seed": 7}},
+    "sheet": {"summary": "Sixteen, refined by a second step", "value": {"n": 16, "seed": 7, "steps": 2}},
+}
+PROJECT: Final[Examples] = {
+    "one": {"summary": "One picture", "value": {"images": [_PICTURE]}},
+    "half": {"summary": "Half way, recorded", "value": {"images": [_PICTURE], "strength": 0.5, "record": [0, 1]}},
+}
+INTERPOLATE: Final[Examples] = {
+    "path": {"summary": "Nine frames between two seeds", "value": {"points": [{"seed": 1}, {"seed": 2}]}},
+    "grid": {
+        "summary": "A grid between four seeds",
+        "value": {"points": [{"seed": s} for s in (1, 2, 3, 4)], "grid": {"rows": 5, "cols": 5}},
+    },
+}
+
+_BINARY: Final = {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}
+_RAW_ANSWERS: Final = ("image/png", "image/webp", "image/jpeg", "application/x-npy")
+_PROBLEMS: Final = {
+    400: "Malformed: not JSON, bad multipart, bad header value.",
+    401: "API key missing or wrong.",
+    404: "No such model.",
+    406: "None of the accepted forms is offered.",
+    408: "The body did not arrive in time.",
+    413: "Body or picture too large.",
+    415: "Content type or encoding.",
+    422: "Valid syntax, unusable content; `errors` names the fields.",
+    429: "Queue full or deadline in doubt; see Retry-After.",
+    500: "The model failed on these rows.",
+    503: "Not ready, draining, or too many requests; see Retry-After.",
+    504: "The deadline passed, or cannot be met.",
+}
+
+
+def operation(request: type[BaseModel], answer: type[BaseModel], examples: Examples) -> dict[str, Any]:
+    """Keyword arguments for the route of one native endpoint.
+
+    Args:
+        request: schema of the JSON body.
+        answer: schema of the JSON answer.
+        examples: bodies that work, by name.
+    """
+    content: dict[str, Any] = {
+        "application/json": {"schema": _schema(request), "examples": {k: dict(v) for k, v in examples.items()}}
+    }
+    streams = "images" not in request.model_fields and "points" not in request.model_fields
+    if "images" in request.model_fields:
+        content |= _uploads(request)
+        streams = True
+    answers: dict[str, Any] = dict.fromkeys(_RAW_ANSWERS, _BINARY)
+    if streams:
+        answers["text/event-stream"] = {"schema": {"type": "string"}}
+    else:
+        answers |= {"image/gif": _BINARY, "image/apng": _BINARY}
+    return {
+        "response_model": None,
+        "responses": {
+            200: {
+                "model": answer,
+                "description": "The pictures, in the form that Accept asks for.",
+                "content": answers,
+            },
+            **{status: _problem(text) for status, text in _PROBLEMS.items()},
+        },
+        "openapi_extra": {
+            "requestBody": {"content": content, "required": "n" not in request.model_fields},
+            "parameters": [_TIMEOUT],
+        },
+    }
+
+
+_TIMEOUT: Final = {
+    "name": "X-Request-Timeout",
+    "in": "header",
+    "description": "Decimal seconds from the arrival of the headers until the answer is useless.",
+    "schema": {"type": "string", "pattern": r"^[0-9]{1,9}(\.[0-9]{1,9})?$"},
+}
+
+
+def _problem(text: str) -> dict[str, Any]:
+    return {"description": text, "content": {MEDIA_TYPE: {"schema": ProblemDocument.model_json_schema()}}}
+
+
+def _schema(model: type[BaseModel]) -> dict[str, Any]:
+    """A schema that stands on its own: references are replaced by what they refer to."""
+    schema = model.model_json_schema()
+    found: dict[str, Any] = _resolved(schema, schema.get("$defs", {}))
+    found.pop("$defs", None)
+    return found
+
+
+def _resolved(node: Any, definitions: Mapping[str, Any]) -> Any:
+    if isinstance(node, list):
+        return [_resolved(item, definitions) for item in node]
+    if not isinstance(node, dict):
+        return node
+    if "$ref" in node:
+        return _resolved(definitions[node["$ref"].rpartition("/")[2]], definitions)
+    return {key: _resolved(value, definitions) for key, value in node.items()}
+
+
+def _uploads(request: type[BaseModel]) -> dict[str, Any]:
+    """The two other forms of a projection: a form with files, and a raw body with options in the query."""
+    fields = _schema(request)["properties"]
+    options = {name: schema for name, schema in fields.items() if name not in ("images", "mask", "masks", "record")}
+    file = {"type": "string", "contentMediaType": "image/png"}
+    record = {"type": "string", "description": "Comma-separated step numbers.", "pattern": "^[0-9]+(,[0-9]+)*$"}
+    form = {
+        "type": "object",
+        "properties": {"image": {"type": "array", "items": file}, "mask": file, **options, "record": record},
+        "required": ["image"],
+    }
+    raw = dict.fromkeys(("image/png", "image/jpeg", "image/webp"), _BINARY)
+    return {"multipart/form-data": {"schema": form}, **raw}

@@ -1,0 +1,271 @@
+"""What requests and answers look like: the pydantic models behind parsing and `/openapi.json`.
+
+Limits that an operator can change are not here; `service.api.limits` checks them.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from service.card import ModelCard
+from service.domain.latents import MAX_SEED
+
+Format = Literal["png", "jpeg", "webp", "npy"]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+Steps = Annotated[int, Field(ge=1)]
+Tolerance = Annotated[float, Field(gt=0)]
+
+_STEPS = "Applications of f; default: the card's recommendation."
+_TOLERANCE = "Stop a row once mean |f(y) − y| of its last step is below it."
+_RECORD = "Ascending step numbers (0 = the input) whose pictures are returned as `trajectory`."
+
+
+class _Request(BaseModel):
+    """Strict: no string stands for a number, and an unknown field is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    model: Annotated[str | None, Field(max_length=100, description="`name` or `name/version`.")] = None
+    steps: Annotated[Steps | None, Field(description=_STEPS)] = None
+    format: Annotated[Format, Field(description="Of the base64 pictures in a JSON answer.")] = "png"
+
+
+class Applying(_Request):
+    """Options of every call that applies f to rows one by one."""
+
+    tolerance: Annotated[Tolerance | None, Field(description=_TOLERANCE)] = None
+    record: Annotated[list[Annotated[int, Field(ge=0)]] | None, Field(max_length=64, description=_RECORD)] = None
+    score: Annotated[bool, Field(description="Also measure `drift`, at the price of one more step.")] = False
+
+
+class GenerateRequest(Applying):
+    """f^k(z) of latents number offset … offset + n − 1 of a seed."""
+
+    n: Annotated[int, Field(ge=1)] = 1
+    seed: Annotated[Seed | None, Field(description="Chosen by the service when absent; always echoed.")] = None
+    offset: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
+    noise_scale: Annotated[float, Field(ge=0, le=2)] = 1.0
+
+    @model_validator(mode="after")
+    def _inside_the_stream(self) -> Self:
+        if self.offset + self.n > MAX_SEED + 1:
+            raise ValueError("offset + n must be at most 2^32")
+        return self
+
+
+class ProjectOptions(Applying):
+    """f^k(x) of pictures: the options of all three input forms."""
+
+    strength: Annotated[float, Field(ge=0, le=1, description="s of (1−s)·x + s·f^k(x).")] = 1.0
+    resize: Annotated[Literal["fit", "crop", "stretch"], Field(description="How a picture of another size fits.")] = (
+        "fit"
+    )
+    invert: Annotated[
+        bool | Literal["auto"],
+        Field(description="`auto`: for models drawn light on dark, invert pictures whose border is light."),
+    ] = "auto"
+
+
+Base64 = Annotated[str, Field(min_length=1, description="Base64, with or without a `data:image/…;base64,` prefix.")]
+
+
+class ProjectRequest(ProjectOptions):
+    """The JSON form of a projection."""
+
+    images: Annotated[list[Base64], Field(min_length=1)]
+    mask: Annotated[Base64 | None, Field(description="One for all images: white = regenerate, black = keep.")] = None
+    masks: Annotated[list[Base64] | None, Field(description="One for each image.")] = None
+
+    @model_validator(mode="after")
+    def _one_kind_of_mask(self) -> Self:
+        if self.masks is not None:
+            if self.mask is not None:
+                raise ValueError("give mask or masks, not both")
+            if len(self.masks) != len(self.images):
+                raise ValueError("masks must be as many as images")
+        return self
+
+
+class PointRequest(BaseModel):
+    """A latent: by seed (and index), as an image, or as a `.npy` array. Exactly one of the three."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    seed: Seed | None = None
+    index: Seed | None = None
+    image: Base64 | None = None
+    latent: Annotated[str | None, Field(min_length=1, description="Base64 of a float32 .npy C×H×W.")] = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if sum(value is not None for value in (self.seed, self.image, self.latent)) != 1:
+            raise ValueError("needs exactly one of seed, image, latent")
+        if self.index is not None and self.seed is None:
+            raise ValueError("index goes with seed")
+        return self
+
+
+class GridRequest(BaseModel):
+    """A grid between four corners: top left, top right, bottom left, bottom right."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    rows: Annotated[int, Field(ge=2)]
+    cols: Annotated[int, Field(ge=2)]
+
+
+class InterpolateRequest(_Request):
+    """f^k along a path of latents, or over a grid between four of them."""
+
+    points: Annotated[list[PointRequest], Field(min_length=2, max_length=16)]
+    frames: Annotated[int | None, Field(ge=2, description="Over the whole path, ends included; default 9.")] = None
+    method: Literal["slerp", "lerp"] = "slerp"
+    loop: Annotated[bool, Field(description="Return to the first point.")] = False
+    grid: GridRequest | None = None
+    fps: Annotated[int, Field(ge=1, le=50, description="Of an animation.")] = 12
+
+    @model_validator(mode="after")
+    def _path_or_grid(self) -> Self:
+        if self.grid is not None:
+            if self.frames is not None or self.loop:
+                raise ValueError("grid goes with neither frames nor loop")
+            if len(self.points) != 4:
+                raise ValueError("grid needs exactly four points")
+        return self
+
+
+class ModelRef(BaseModel):
+    """Which model answered."""
+
+    name: str
+    version: str
+    digest: Annotated[str, Field(description="`sha256:` and the SHA-256 of the ONNX file that ran.")]
+
+
+class Timing(BaseModel):
+    """Milliseconds."""
+
+    decode_ms: float
+    queue_ms: float
+    compute_ms: float
+    encode_ms: float
+
+
+class TrajectoryStep(BaseModel):
+    """A recorded step; step 0 is the prepared input and has no change."""
+
+    step: int
+    data: Annotated[str | None, Field(description="Base64 picture.")]
+    change: float | None
+
+
+class Image(BaseModel):
+    """One picture of an answer."""
+
+    index: int
+    data: Annotated[str | None, Field(description="Base64 picture; null in the last event of a stream.")]
+    format: Format
+    width: int
+    height: int
+    steps: Annotated[int, Field(description="Steps applied.")]
+    converged: Annotated[bool, Field(description="Stopped by `tolerance`.")]
+    distance: Annotated[float, Field(description="Mean |f(x) − x| of the input.")]
+    drift: Annotated[float | None, Field(description="Mean |f(y) − y| of the output.")]
+    trajectory: list[TrajectoryStep] | None
+
+
+class ProjectedImage(Image):
+    """One projected picture."""
+
+    inverted: bool
+
+
+class FrameImage(Image):
+    """One frame of a path (`t`) or of a grid (`row`, `col`)."""
+
+    t: float | None = None
+    row: int | None = None
+    col: int | None = None
+
+
+class Answer(BaseModel):
+    """What every JSON answer begins with."""
+
+    model: ModelRef
+    request_id: str
+    timing: Timing
+
+
+class GenerateAnswer(Answer):
+    """Generated pictures."""
+
+    seed: int
+    images: list[Image]
+
+
+class ProjectAnswer(Answer):
+    """Projected pictures, in the order they came."""
+
+    images: list[ProjectedImage]
+
+
+class InterpolateAnswer(Answer):
+    """Frames, in order."""
+
+    images: list[FrameImage]
+
+
+class Reproducible(BaseModel):
+    """Whether a row's bytes depend on its batch: `exact`, or `close` with the largest difference seen."""
+
+    kind: Literal["exact", "close"]
+    difference: float
+
+
+class ServedCard(ModelCard):
+    """A model card, and how the model runs here."""
+
+    digest: str
+    device: str
+    provider: str
+    fallback_reason: str | None = None
+    reproducible: Reproducible
+
+
+class Limits(BaseModel):
+    """What one request may ask for."""
+
+    n: int
+    images: int
+    steps: int
+    frames: int
+    body_bytes: int
+    pixels: int
+
+
+class ModelList(BaseModel):
+    """Every model in service."""
+
+    models: Annotated[list[dict[str, Any]], Field(description="Cards without their arrays.")]
+    default: str
+    limits: Limits
+
+
+class FieldError(BaseModel):
+    """One field and what is wrong with it."""
+
+    field: str
+    message: str
+
+
+class ProblemDocument(BaseModel):
+    """RFC 9457, with a stable `code`, and `error` = `detail` for Open Inference Protocol clients."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    request_id: str
+    error: str
+    errors: list[FieldError] | None = None

@@ -1,0 +1,53 @@
+"""What the endpoints are handed: one object, made by the composition root, found in the app's state."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from starlette.requests import Request
+
+from service.api.middleware import Traffic
+from service.domain.errors import Draining, NotReady
+from service.engine import Engine
+from service.metrics import Metrics
+from service.repository import Repository
+from service.scheduler import Scheduler
+from service.settings import Settings
+from service.workers import CodecPool
+
+Phase = Literal["loading", "serving", "failed"]
+
+
+@dataclass(slots=True, kw_only=True)
+class Services:
+    """The running parts of one app.
+
+    Args:
+        settings, repository, engine, codec, metrics, traffic: as their names say.
+        schedulers: by `name/version`, once models are loaded.
+        phase: `loading` until every model is verified; `failed` if one was not.
+    """
+
+    settings: Settings
+    repository: Repository
+    engine: Engine
+    codec: CodecPool
+    metrics: Metrics
+    traffic: Traffic
+    schedulers: dict[str, Scheduler]
+    phase: Phase = "loading"
+
+    def require_ready(self) -> None:
+        """Raise `NotReady` or `Draining` with the reason unless requests can be served now."""
+        if self.traffic.draining:
+            raise Draining("the service is shutting down")
+        if self.phase != "serving":
+            raise NotReady("models are being loaded" if self.phase == "loading" else "a model could not be loaded")
+        for ref, scheduler in self.schedulers.items():
+            if not scheduler.healthy:
+                raise NotReady(f"the worker of {ref} is being replaced")
+
+
+def services(request: Request) -> Services:
+    """The services behind a request's app."""
+    found: Services = request.app.state.services
+    return found

@@ -1,0 +1,129 @@
+"""`text/event-stream`: recorded steps as they come to exist, progress, and the answer at the end."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Any, Final
+
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from service.api.answers import Shape, envelope, image, picture, rounded
+from service.api.errors import problem
+from service.api.exchange import Exchange
+from service.api.middleware import until_disconnect
+from service.api.negotiation import Media
+from service.domain.errors import DeadlineExceeded
+from service.domain.tasks import Progress, Result, StepRow
+from service.engine import Batch
+
+_SILENCE_S: Final = 10.0  # after so long without an event, a comment line keeps proxies from hanging up
+
+Events = AsyncGenerator[StepRow | Progress | Result, None]
+
+
+class EventStream(Response):
+    """Sends what `events` yields. A failure after the start is an event `error`, one before it an ordinary problem.
+
+    Args:
+        exchange: the request.
+        shape: of the pictures.
+        batch: what to run.
+    """
+
+    def __init__(self, exchange: Exchange, shape: Shape, batch: Batch) -> None:
+        super().__init__(media_type=Media.EVENTS, headers=exchange.response_headers(shape.model, shape.seed))
+        self._exchange, self._shape, self._batch = exchange, shape, batch
+        for name, value in (("Cache-Control", "no-store"), ("X-Accel-Buffering", "no")):
+            self.headers[name] = value
+        del self.headers["content-length"], self.headers["server-timing"]  # neither is known yet
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run to the end, or until the client leaves."""
+        await until_disconnect(receive, self._send(send))
+
+    async def _send(self, send: Send) -> None:
+        exchange = self._exchange
+        events = exchange.services.engine.stream(self._shape.model, self._batch, exchange.call)
+        async with aclosing(events):
+            # Until the first event exists the answer can still be a problem with a status of its own.
+            first = await anext(events)
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            try:
+                async with asyncio.timeout(self._seconds_left()):
+                    async for text in self._texts(first, events):
+                        await send({"type": "http.response.body", "body": text, "more_body": True})
+            except ClientDisconnect:
+                raise
+            except TimeoutError:
+                await self._fail(send, DeadlineExceeded("the stream took longer than IGN_STREAM_TIMEOUT_S allows"))
+            except Exception as exc:
+                await self._fail(send, exc)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _fail(self, send: Send, exc: Exception) -> None:
+        body = event("error", problem(exc, self._exchange.request_id))
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+
+    def _seconds_left(self) -> float:
+        end = self._exchange.arrival + self._exchange.services.settings.stream_timeout_s
+        return end - time.monotonic()
+
+    async def _texts(self, first: StepRow | Progress | Result, events: Events) -> AsyncIterator[bytes]:
+        yield await self._text(first)
+        if isinstance(first, Result):
+            return
+        async for item in _with_silence(events):
+            yield b": still here\n\n" if item is None else await self._text(item)
+
+    async def _text(self, item: StepRow | Progress | Result) -> bytes:
+        if isinstance(item, Progress):
+            members = {"steps_done": item.steps_done, "steps": item.steps, "rows_done": item.rows_done}
+            return event("progress", members | {"rows": item.rows})
+        if isinstance(item, StepRow):
+            return event("step", await self._step(item))
+        exchange, shape = self._exchange, self._shape
+        exchange.seconds["queue"] += item.queue_s
+        exchange.seconds["compute"] += item.compute_s
+        exchange.services.metrics.rows(shape.model.ref, item.steps.tolist(), item.distance.tolist())
+        images = [image(shape, item, place, None) for place in range(len(item.rows))]
+        return event("done", envelope(exchange, shape, images))
+
+    async def _step(self, step: StepRow) -> dict[str, Any]:
+        shape = self._shape
+        data = await self._exchange.encode(
+            lambda: picture(step.row, shape.model.card, shape.format), large=step.row.size > 1 << 13
+        )
+        return {
+            "index": shape.labels[step.index]["index"],
+            "step": step.step,
+            "data": data,
+            "format": shape.format,
+            "change": None if step.change is None else rounded(step.change),
+        }
+
+
+async def _with_silence(events: Events) -> AsyncIterator[StepRow | Progress | Result | None]:
+    """The events, and None whenever none came for a while."""
+    while True:
+        pending = asyncio.ensure_future(anext(events, None))
+        try:
+            while not (await asyncio.wait({pending}, timeout=_SILENCE_S))[0]:
+                yield None
+            item = pending.result()
+        finally:
+            # Left early, the generator must be idle before anyone can close it.
+            if not pending.done():
+                pending.cancel()
+                await asyncio.gather(pending, return_exceptions=True)
+        if item is None:
+            return
+        yield item
+
+
+def event(name: str, members: dict[str, Any]) -> bytes:
+    """One server-sent event with JSON data."""
+    return f"event: {name}\ndata: {json.dumps(members, separators=(',', ':'))}\n\n".encode("ascii")

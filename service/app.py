@@ -1,0 +1,151 @@
+"""The composition root: everything is made here, handed what it needs, and taken down again."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+
+from service import __version__
+from service.api import docs, errors, info, native
+from service.api.auth import Authenticator, load_keys
+from service.api.middleware import CatchAll, Cors, Gate, RequestContext, Traffic
+from service.api.services import Services
+from service.domain.errors import StartupError
+from service.engine import Engine, ModelInService
+from service.host import cpu_threads
+from service.metrics import Metrics
+from service.repository import LoadedModel, Repository
+from service.runtime import OnnxModel
+from service.scheduler import Scheduler
+from service.settings import Settings
+from service.workers import CodecPool
+
+_LOG = logging.getLogger(__name__)
+_MAX_CODEC_THREADS = 8
+
+Refuse = Callable[[StartupError], None]
+
+
+def create_app(settings: Settings, *, refuse: Refuse | None = None) -> FastAPI:
+    """The service as an ASGI application. Models load once its lifespan begins, while it already answers 503.
+
+    Args:
+        settings: what the operator decided.
+        refuse: called when a model cannot be loaded; whoever runs the server then ends it.
+
+    Raises:
+        StartupError: the API keys file is unusable.
+    """
+    found = _services(settings)
+    app = FastAPI(
+        title="ign-service",
+        summary="Idempotent Generative Networks over HTTP: generate, make real, walk between latents.",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        middleware=_middleware(settings, found),
+        lifespan=lambda _: _lifespan(found, refuse),
+    )
+    app.state.services = found
+    app.include_router(native.router)
+    app.include_router(info.router)
+    docs.install(app)
+    errors.install(app)
+    return app
+
+
+def _services(settings: Settings) -> Services:
+    threads = cpu_threads(settings.threads)
+    open_model = partial(
+        OnnxModel,
+        device=settings.device,
+        deterministic=settings.deterministic,
+        threads=threads,
+        max_batch_rows=settings.max_batch_rows,
+    )
+    metrics = Metrics()
+    return Services(
+        settings=settings,
+        repository=Repository(
+            settings.model_dir, open_model, default=settings.default_model, precision=settings.precision
+        ),
+        engine=Engine(),
+        codec=CodecPool(min(cpu_threads(0), _MAX_CODEC_THREADS), metrics.codec),
+        metrics=metrics,
+        traffic=Traffic(),
+        schedulers={},
+    )
+
+
+def _middleware(settings: Settings, found: Services) -> list[Middleware]:
+    def observe(route: str, status: int, seconds: float, state: Mapping[str, Any]) -> None:
+        found.metrics.request(route, status, seconds, state.get("model"))
+        if "problem" in state:
+            found.metrics.error(state["problem"])
+
+    keys = None if settings.api_keys_file is None else load_keys(settings.api_keys_file)
+    proxies = [str(network) for network in settings.trusted_proxies]
+    layers = [Middleware(RequestContext, trusted_proxies=proxies, observe=observe)]
+    if settings.cors_origins:
+        layers.append(Middleware(Cors, origins=settings.cors_origins))
+    return [
+        *layers,
+        Middleware(CatchAll),
+        Middleware(Gate, traffic=found.traffic, limit=settings.max_connections),
+        Middleware(Authenticator, keys=keys),
+    ]
+
+
+@asynccontextmanager
+async def _lifespan(found: Services, refuse: Refuse | None) -> AsyncIterator[None]:
+    loading = asyncio.create_task(_load(found, refuse))
+    try:
+        yield
+    finally:
+        loading.cancel()
+        await asyncio.gather(loading, return_exceptions=True)
+        for scheduler in found.schedulers.values():
+            # It may wait for the pass that is running; the loop must meanwhile hear of its end.
+            await asyncio.to_thread(scheduler.close)
+        found.codec.close()
+        found.repository.close()
+
+
+async def _load(found: Services, refuse: Refuse | None) -> None:
+    try:
+        models = await asyncio.to_thread(found.repository.load_all)
+    except StartupError as exc:
+        found.phase = "failed"
+        if refuse is None:
+            _LOG.error("%s", exc.detail)
+        else:
+            refuse(exc)
+        return
+    in_service = {}
+    for ref, loaded in models.items():
+        scheduler = _scheduler(found, loaded)
+        found.schedulers[ref] = scheduler
+        in_service[ref] = ModelInService(loaded=loaded, scheduler=scheduler)
+        scheduler.start()
+        found.metrics.loaded(
+            ref, digest=loaded.digest[:12], provider=loaded.provider, reproducible=loaded.golden.reproducible
+        )
+        reason = f" ({loaded.fallback_reason})" if loaded.fallback_reason else ""
+        _LOG.info("serving %s on %s%s", ref, loaded.device, reason)
+    found.engine.models = in_service
+    found.phase = "serving"
+
+
+def _scheduler(found: Services, loaded: LoadedModel) -> Scheduler:
+    return Scheduler(
+        loaded.model,
+        max_batch_rows=found.settings.max_batch_rows,
+        queue_rows=found.settings.queue_rows,
+        observer=found.metrics.scheduler(loaded.ref),
+    )

@@ -1,0 +1,102 @@
+"""Frames along a path of latents, or over a grid between four of them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from service.domain.latents import FloatRow, FloatRows, lerp, slerp
+
+Method = Literal["slerp", "lerp"]
+_MIX: dict[Method, Callable[[FloatRow, FloatRow, float], FloatRow]] = {"slerp": slerp, "lerp": lerp}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Path:
+    """``frames`` rows from the first point to the last, ends included, segments equal in t.
+
+    Args:
+        frames: ≥ 2, over the whole path.
+        method: `slerp` or `lerp`.
+        loop: come back to the first point; the last frame repeats the first.
+    """
+
+    frames: int
+    method: Method = "slerp"
+    loop: bool = False
+
+    def rows(self, points: Sequence[FloatRow]) -> FloatRows:
+        """The frames that need computing, (n, C, H, W): all of them, or all but the repeated last of a loop.
+
+        Args:
+            points: ≥ 2 rows (C, H, W). A frame that falls on a point is that point, bit for bit.
+        """
+        stops = [*points, points[0]] if self.loop else list(points)
+        frames = []
+        for i in range(self.frames - self.loop):
+            # Whole numbers, so that a frame on a point is recognised as one.
+            segment, place = divmod(i * (len(stops) - 1), self.frames - 1)
+            if place == 0:
+                frames.append(stops[segment])
+            else:
+                frames.append(_MIX[self.method](stops[segment], stops[segment + 1], place / (self.frames - 1)))
+        return np.stack(frames)
+
+    def times(self) -> list[float]:
+        """T of every frame, 0…1."""
+        return [i / (self.frames - 1) for i in range(self.frames)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """rows × cols rows between four corners, row-major.
+
+    Args:
+        rows, cols: ≥ 2 each.
+        method: `slerp` (spherical) or `lerp` (bilinear).
+    """
+
+    rows: int
+    cols: int
+    method: Method = "slerp"
+
+    def latents(self, corners: Sequence[FloatRow]) -> FloatRows:
+        """(rows·cols, C, H, W).
+
+        Args:
+            corners: top left, top right, bottom left, bottom right, each (C, H, W).
+        """
+        mix = _MIX[self.method]
+        top_left, top_right, bottom_left, bottom_right = corners
+        columns = [
+            (mix(top_left, top_right, c / (self.cols - 1)), mix(bottom_left, bottom_right, c / (self.cols - 1)))
+            for c in range(self.cols)
+        ]
+        return np.stack([mix(top, bottom, r / (self.rows - 1)) for r in range(self.rows) for top, bottom in columns])
+
+    def places(self) -> list[tuple[int, int]]:
+        """(row, col) of every frame."""
+        return [(r, c) for r in range(self.rows) for c in range(self.cols)]
+
+
+def weighted_sum(rows: Sequence[FloatRow], weights: Sequence[float], norm: float | None) -> FloatRow:
+    """Σ wᵢ zᵢ in float64, rescaled to Euclidean length ``norm`` unless that is None.
+
+    Args:
+        rows: (C, H, W) each.
+        weights: as many.
+        norm: > 0, or None.
+
+    Raises:
+        ValueError: the sum is zero, so it has no direction.
+    """
+    total = np.zeros(rows[0].shape, dtype=np.float64)
+    for row, weight in zip(rows, weights, strict=True):
+        total += weight * row.astype(np.float64)
+    if norm is not None:
+        length = float(np.sqrt((total * total).sum()))
+        if length == 0.0:
+            raise ValueError("the weighted sum is zero")
+        total *= norm / length
+    return total.astype(np.float32)

@@ -1,0 +1,45 @@
+"""Picture bytes ⇄ rows: decode, prepare, encode; the only importer of Pillow.
+
+Everything here is synchronous and thread-safe: it is meant for a thread pool and shares nothing between calls.
+In: bytes → `decode_picture` → `prepare`, and `decode_mask` → `keep_mask`. Out: rows → `to_uint8`, then `encode`, of a
+`contact_sheet` or `strip` if need be, or `animate`.
+"""
+
+from service.images.animate import AnimationFormat, animate
+from service.images.base64text import decode_base64, encode_base64
+from service.images.decode import Limits, Picture, decode_picture
+from service.images.encode import PictureFormat, check_sides, encode
+from service.images.mask import Mask, decode_mask, keep_mask
+from service.images.npy import decode_npy, encode_npy
+from service.images.pixels import Pixels, to_rows, to_uint8
+from service.images.place import Resize
+from service.images.prepare import Invert, Prepared, prepare
+from service.images.sheets import contact_sheet, sheet_size, strip
+
+__all__ = [
+    "AnimationFormat",
+    "Invert",
+    "Limits",
+    "Mask",
+    "Picture",
+    "PictureFormat",
+    "Pixels",
+    "Prepared",
+    "Resize",
+    "animate",
+    "check_sides",
+    "contact_sheet",
+    "decode_base64",
+    "decode_mask",
+    "decode_npy",
+    "decode_picture",
+    "encode",
+    "encode_base64",
+    "encode_npy",
+    "keep_mask",
+    "prepare",
+    "sheet_size",
+    "strip",
+    "to_rows",
+    "to_uint8",
+]

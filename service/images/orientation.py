@@ -1,0 +1,45 @@
+"""The one thing read from EXIF: how the picture is to be turned.
+
+Parsed here because Pillow's own reader reports damaged EXIF through `warnings`, which cannot be silenced for one thread
+alone. Layout: TIFF 6.0, section 2; the tag: CIPA DC-008 (Exif 2.3), 4.6.4.
+"""
+
+import struct
+from typing import Final
+
+from PIL.Image import Transpose
+
+_ORIENTATION: Final = 0x0112
+_SHORT, _LONG = 3, 4
+_TURNS: Final = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
+
+
+def exif_turn(exif: bytes) -> Transpose | None:
+    """How to turn a picture that carries this EXIF block; None for upright, absent or damaged."""
+    tiff = exif.removeprefix(b"Exif\0\0")
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
+    if order is None:
+        return None
+    try:
+        return _TURNS.get(_orientation(tiff, order))
+    except struct.error:  # shorter than it says
+        return None
+
+
+def _orientation(tiff: bytes, order: str) -> int:
+    (start,) = struct.unpack_from(order + "I", tiff, 4)
+    (entries,) = struct.unpack_from(order + "H", tiff, start)
+    for entry in range(start + 2, start + 2 + 12 * entries, 12):
+        tag, kind = struct.unpack_from(order + "HH", tiff, entry)
+        if tag == _ORIENTATION:
+            form = {_SHORT: "H", _LONG: "I"}.get(kind)
+            return struct.unpack_from(order + form, tiff, entry + 8)[0] if form else 1
+    return 1

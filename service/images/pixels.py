@@ -1,0 +1,50 @@
+"""8-bit pixels ⇄ the model's range: x = lo + u·(hi − lo)/255 and u = clip(rint((y − lo)·255/(hi − lo)), 0, 255)."""
+
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.card import ModelCard
+from service.domain.latents import FloatRows
+
+Pixels = NDArray[np.uint8]  # (…, H, W) grey or (…, H, W, 3) RGB
+
+
+@lru_cache(maxsize=32)
+def _values(lo: float, hi: float) -> NDArray[np.float32]:
+    levels = np.arange(256, dtype=np.float64)
+    values = (lo + levels * (hi - lo) / 255).astype(np.float32)
+    values.flags.writeable = False  # shared between threads
+    return values
+
+
+def to_rows(pixels: Pixels, card: ModelCard) -> FloatRows:
+    """Rows (…, C, H, W) float32 in the model's range of 8-bit pixels (…, H, W) or (…, H, W, 3).
+
+    Computed in float64 and rounded once, so that `to_uint8` gives every level back.
+    """
+    channels = pixels[..., None, :, :] if card.shape[0] == 1 else np.moveaxis(pixels, -1, -3)
+    return _values(*card.range).take(np.ascontiguousarray(channels))
+
+
+def to_uint8(rows: FloatRows, card: ModelCard) -> Pixels:
+    """Pixels (…, H, W) or (…, H, W, 3) of finite rows (…, C, H, W); ties to even, values beyond the range clipped.
+
+    In float64: in float32 the sum y − lo alone would turn near-ties into ties.
+    """
+    lo, hi = card.range
+    levels = rows.astype(np.float64)
+    levels -= lo
+    levels *= 255
+    levels /= hi - lo
+    np.rint(levels, out=levels)
+    np.clip(levels, 0, 255, out=levels)
+    pixels = levels.astype(np.uint8)
+    return pixels[..., 0, :, :] if card.shape[0] == 1 else np.ascontiguousarray(np.moveaxis(pixels, -3, -1))
+
+
+def background_levels(card: ModelCard) -> tuple[int, ...]:
+    """The card's background as one 8-bit level per channel, by the formula of `to_uint8`."""
+    lo, hi = card.range
+    return tuple(round((value - lo) * 255 / (hi - lo)) for value in card.background)

@@ -1,0 +1,101 @@
+"""Reading PNG through Pillow, with the sixteen bits and the transparent colours that Pillow alone would lose.
+
+Pillow keeps only the high byte of 16-bit colour and clips 16-bit grey on conversion; here every 16-bit sample v becomes
+rint(v / 257). Only the chunks that make up the (first) picture reach Pillow: text, profiles and animation are skipped
+unread, so that neither their size nor their mistakes matter.
+"""
+
+import io
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
+
+SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
+_KEPT: Final = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"))
+_MODES: Final = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+_KEY_SCALE: Final = {"1": 1, "L;2": 85, "L;4": 17}  # tRNS holds raw samples; Pillow widens the pixels to 8 bit
+
+Samples = NDArray[np.uint16]  # (H, W), one band
+
+
+def picture_chunks(data: bytes) -> tuple[bytes, bytes]:
+    """The same PNG with nothing but its picture, and the content of its eXIf chunk (empty when there is none)."""
+    parts = [data[:8]]
+    exif = b""
+    start, size = 8, len(data)
+    while start + 8 <= size:
+        kind = data[start + 4 : start + 8]
+        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+        if kind in _KEPT:
+            parts.append(data[start:end])
+        elif kind == b"eXIf":
+            exif = data[start + 8 : end - 4]
+        if kind == b"IEND":
+            break
+        start = end
+    return b"".join(parts), exif
+
+
+def open_png(chunks: bytes) -> PngImageFile:
+    """Header only; nothing is decoded yet."""
+    return PngImageFile(io.BytesIO(chunks))
+
+
+def load_png(chunks: bytes, image: PngImageFile) -> Image.Image:
+    """Decode `image`, opened from `chunks`, to 8-bit L, LA, RGB or RGBA."""
+    raw = str(image.tile[0].args)
+    key = image.info.get("transparency")
+    if raw.endswith(";16B"):
+        return _eight_bits(_bands(chunks, image, raw), key)
+    image.load()
+    if image.mode == "P":
+        return image.convert("RGB" if key is None else "RGBA")
+    picture = image.convert("L") if image.mode == "1" else image
+    if key is None:
+        return picture
+    scale = _KEY_SCALE.get(raw, 1)
+    keys = key if isinstance(key, tuple) else (key * scale,)
+    bands = [np.asarray(band) for band in picture.split()]
+    return Image.merge(_MODES[len(bands) + 1], [*picture.split(), _alpha(bands, keys)])
+
+
+def _loaded(image: PngImageFile, rawmode: str) -> Image.Image:
+    # The decoder undoes filters and interlacing by bytes per pixel alone; which of them it then keeps is ours to say.
+    image.tile = [image.tile[0]._replace(args=rawmode)]
+    image.load()
+    return image
+
+
+def _bands(chunks: bytes, image: PngImageFile, raw: str) -> Iterator[Samples]:
+    if raw == "I;16B":
+        image.load()
+        yield np.asarray(image)
+        return
+    if raw == "LA;16B":  # two bytes for each of two bands: read as four bands
+        pixels = _loaded(image, "RGBA").split()
+        pairs = [(pixels[0], pixels[1]), (pixels[2], pixels[3])]
+    else:
+        low = _loaded(open_png(chunks), raw[:-1] + "L")  # read as little-endian, the low byte is the one kept
+        pairs = list(zip(_loaded(image, raw).split(), low.split(), strict=True))
+    for high_byte, low_byte in pairs:
+        yield (np.asarray(high_byte).astype(np.uint16) << 8) | np.asarray(low_byte)
+
+
+def _eight_bits(bands: Iterator[Samples], key: int | tuple[int, ...] | None) -> Image.Image:
+    samples = list(bands)
+    scaled = [Image.fromarray(((band.astype(np.uint32) + 128) // 257).astype(np.uint8)) for band in samples]
+    if key is not None:
+        scaled.append(_alpha(samples, key if isinstance(key, tuple) else (key,)))
+    return Image.merge(_MODES[len(scaled)], scaled)
+
+
+def _alpha(bands: list[NDArray[np.uint8]] | list[Samples], key: tuple[int, ...]) -> Image.Image:
+    """Transparent where every band equals the key, opaque elsewhere."""
+    hidden = np.ones(bands[0].shape, dtype=np.bool_)
+    for band, value in zip(bands, key, strict=True):
+        hidden &= band == value
+    return Image.fromarray(np.where(hidden, np.uint8(0), np.uint8(255)))

@@ -1,0 +1,95 @@
+"""`Picture` → row: flatten onto the background, grey or colour, invert, and fit to the model's shape."""
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+from PIL import Image, ImageChops
+
+from service.card import ModelCard
+from service.domain.latents import FloatRow
+from service.images.decode import Picture
+from service.images.pixels import background_levels, to_rows
+from service.images.place import Resize, geometry_of, place
+
+Invert = bool | Literal["auto"]
+
+_MIDDLE: Final = 127.5
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """A row made from a picture.
+
+    Args:
+        row: (C, H, W) float32 in the model's range, C-contiguous.
+        inverted: light and dark were exchanged.
+    """
+
+    row: FloatRow
+    inverted: bool
+
+
+def prepare(picture: Picture, card: ModelCard, *, resize: Resize = "fit", invert: Invert = "auto") -> Prepared:
+    """Make the model's row of a picture.
+
+    Alpha is composited on the card's background; grey models take ITU-R 601 luma, colour models repeat grey. `auto`
+    acts for cards of polarity light-on-dark: a picture whose outermost pixel ring averages above 127.5 is inverted, and
+    so is, composited on white instead, a transparent one whose visible pixels (alpha > 0) average below 127.5. Then
+    Lanczos in 8 bit, unless the size is already the model's.
+
+    Args:
+        picture: what `decode_picture` gave.
+        card: of the model: shape, range, background, polarity.
+        resize: `fit` letterboxes on the background, `crop` cuts centrally, `stretch` ignores proportions.
+        invert: exchange light and dark: never, always, or `auto`.
+    """
+    mode = "L" if card.shape[0] == 1 else "RGB"
+    flat, inverted = _flatten(picture.image, card, mode, invert)
+    if inverted:
+        flat = ImageChops.invert(flat)
+    target = (card.shape[2], card.shape[1])
+    geometry = geometry_of(flat.size, target, resize)
+    placed = place(flat, geometry, target, background_levels(card), Image.Resampling.LANCZOS)
+    return Prepared(to_rows(np.asarray(placed), card), inverted)
+
+
+def composite(image: Image.Image, mode: str, background: tuple[int, ...]) -> Image.Image:
+    """The picture in `mode` (L or RGB), its alpha composited on the background before colours become grey."""
+    if "A" not in image.getbands():
+        return image if image.mode == mode else image.convert(mode)
+    work = "L" if image.mode == "LA" and mode == "L" else "RGB"
+    fill = background * 3 if len(background) < len(work) else background
+    opaque = Image.composite(image.convert(work), Image.new(work, image.size, fill), image.getchannel("A"))
+    return opaque if work == mode else opaque.convert(mode)
+
+
+def _flatten(image: Image.Image, card: ModelCard, mode: str, invert: Invert) -> tuple[Image.Image, bool]:
+    auto = invert == "auto" and card.polarity == "light-on-dark"
+    if auto and _is_dark_ink(image, mode):
+        return composite(image, mode, (255,) * card.shape[0]), True
+    flat = composite(image, mode, background_levels(card))
+    return flat, _ring_mean(flat) > _MIDDLE if auto else invert is True
+
+
+def _is_dark_ink(image: Image.Image, mode: str) -> bool:
+    """Partly transparent, and dark where it can be seen."""
+    if "A" not in image.getbands():
+        return False
+    alpha = image.getchannel("A")
+    if alpha.getextrema()[0] == 255:
+        return False
+    counts = np.array(image.convert(mode).histogram(alpha)).reshape(-1, 256).sum(axis=0)
+    visible = int(counts.sum())
+    return visible > 0 and float(counts @ np.arange(256)) / visible < _MIDDLE
+
+
+def _ring_mean(image: Image.Image) -> float:
+    """Mean level of the outermost pixels, each counted once."""
+    pixels = np.asarray(image)
+    edges = [pixels[0]]
+    if len(pixels) > 1:
+        edges += pixels[-1], pixels[1:-1, 0]
+        if pixels.shape[1] > 1:
+            edges.append(pixels[1:-1, -1])
+    return float(np.concatenate(edges).mean())

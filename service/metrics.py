@@ -1,0 +1,203 @@
+"""Every metric of the service, in one place, in a registry of its own.
+
+Label values are bounded: whatever callers send, a metric has at most `MAX_VALUES` values per label, and the rest
+counts as `other`. Units are seconds and rows.
+"""
+
+from collections.abc import Iterable
+from typing import Final
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
+
+MAX_VALUES: Final = 64
+OTHER: Final = "other"
+
+_LATENCY: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_COMPUTE: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
+_ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_STEPS: Final = (1, 2, 4, 8, 16, 64, 256, 1024, 4096, 16_384, 65_536, 300_000)
+_DISTANCE: Final = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 1.5, 2.0)
+
+
+class Metrics:
+    """The metric objects, and the few verbs by which the rest of the service touches them."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self._endpoint, self._model, self._code, self._operation = (Bounded() for _ in range(4))
+        self._loaded: dict[str, tuple[str, str, str, str]] = {}
+        self._requests = self._counter("ign_requests", "Answers sent.", "endpoint", "status", "model")
+        self._errors = self._counter("ign_http_errors", "Problem answers sent, by stable code.", "code")
+        self._latency = self._histogram("ign_request_seconds", "Headers received to answer sent.", _LATENCY, "endpoint")
+        self._codec = self._histogram(
+            "ign_codec_seconds", "Turning bytes into rows or back, per call.", _COMPUTE, "operation"
+        )
+        self._distance = self._histogram(
+            "ign_distance", "Mean |f(x) - x| of inputs, in the model's units.", _DISTANCE, "model"
+        )
+        self._info = Gauge(
+            "ign_model_info",
+            "1 for every loaded model.",
+            ("model", "digest", "provider", "reproducible"),
+            registry=self.registry,
+        )
+        self._row_steps = self._histogram("ign_row_steps", "Steps applied to a finished row.", _STEPS, "model")
+        self.queue_rows = Gauge("ign_queue_rows", "Rows waiting.", ("model",), registry=self.registry)
+        self.queue_seconds = self._histogram(
+            "ign_queue_seconds", "Submission until the first row enters a batch.", _LATENCY, "model"
+        )
+        self.compute_seconds = self._histogram(
+            "ign_compute_seconds", "First row entering a batch until the last row is done.", _LATENCY, "model"
+        )
+        self.batch_rows = self._histogram("ign_batch_rows", "Rows in a batch, padding excluded.", _ROWS, "model")
+        self.batch_seconds = self._histogram("ign_batch_seconds", "One batch on the device.", _COMPUTE, "model")
+        self.padding_rows = self._counter("ign_padding_rows", "Rows computed only to fill a bucket.", "model")
+        self.batches = self._counter("ign_batches", "Batches run, by what closed them.", "model", "flush")
+        self.jobs = self._counter("ign_jobs", "Requests the scheduler ended, by outcome.", "model", "outcome")
+        self.rejects = self._counter("ign_rejects", "Requests refused at admission.", "model", "reason")
+        self.early_exits = self._counter("ign_early_exits", "Rows that met their tolerance early.", "model")
+        self.cancellations = self._counter("ign_cancelled_rows", "Rows whose caller left.", "model")
+        self.sheds = self._counter(
+            "ign_sheds", "Times the device ran out of memory, by the batch left.", "model", "rows"
+        )
+        self.replacements = self._counter("ign_worker_replacements", "Executor threads that died.", "model")
+
+    def request(self, endpoint: str, status: int, seconds: float, model: str | None = None) -> None:
+        """An answer was sent.
+
+        Args:
+            endpoint: the route's template; never a path.
+            status: HTTP status; kept as its class, `2xx`.
+            seconds: from the headers to the last byte.
+            model: `name/version` of a loaded model, or None where none was involved.
+        """
+        route = self._endpoint(endpoint)
+        name = self._model(model) if model else "none"
+        self._requests.labels(route, f"{status // 100}xx", name).inc()
+        self._latency.labels(route).observe(seconds)
+
+    def error(self, code: str) -> None:
+        """A problem answer with this stable code was sent."""
+        self._errors.labels(self._code(code)).inc()
+
+    def codec(self, operation: str, seconds: float) -> None:
+        """One call that decodes or encodes pictures took this long."""
+        self._codec.labels(self._operation(operation)).observe(seconds)
+
+    def rows(self, model: str, steps: Iterable[int], distances: Iterable[float]) -> None:
+        """A request's rows are done: steps applied and mean |f(x) − x| of the input, one of each per row."""
+        name = self._model(model)
+        for count in steps:
+            self._row_steps.labels(name).observe(count)
+        for distance in distances:
+            self._distance.labels(name).observe(distance)
+
+    def loaded(self, model: str, *, digest: str, provider: str, reproducible: str) -> None:
+        """A model began to serve; what an earlier file of the same version said of itself is dropped."""
+        self.unloaded(model)
+        labels = (self._model(model), digest, provider, reproducible)
+        self._info.labels(*labels).set(1)
+        self._loaded[model] = labels
+
+    def unloaded(self, model: str) -> None:
+        """A model no longer serves."""
+        labels = self._loaded.pop(model, None)
+        if labels is not None:
+            self._info.remove(*labels)
+
+    def scheduler(self, model: str) -> "SchedulerMetrics":
+        """The observer for one model's scheduler."""
+        return SchedulerMetrics(self, self._model(model))
+
+    def render(self) -> tuple[bytes, str]:
+        """The Prometheus text format and its content type."""
+        return generate_latest(self.registry), CONTENT_TYPE_LATEST
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], label: str) -> Histogram:
+        return Histogram(name, text, (label,), buckets=buckets, registry=self.registry)
+
+
+class SchedulerMetrics:
+    """What one model's scheduler reports: its `SchedulerObserver`, called from two threads.
+
+    Args:
+        metrics: the metric objects.
+        model: label value.
+    """
+
+    def __init__(self, metrics: Metrics, model: str) -> None:
+        self._metrics = metrics
+        self._model = model
+        self._value = Bounded()
+        # Looked up once: these are touched for every batch.
+        self._queue_rows = metrics.queue_rows.labels(model)
+        self._batch_rows = metrics.batch_rows.labels(model)
+        self._batch_seconds = metrics.batch_seconds.labels(model)
+        self._padding_rows = metrics.padding_rows.labels(model)
+
+    def queued(self, rows: int) -> None:
+        """So many rows wait now."""
+        self._queue_rows.set(rows)
+
+    def batch(self, rows: int, padded: int, seconds: float, reason: str) -> None:
+        """A batch ran: useful rows, rows with padding, seconds on the device, and what closed it."""
+        self._batch_rows.observe(rows)
+        self._batch_seconds.observe(seconds)
+        self._padding_rows.inc(padded - rows)
+        self._metrics.batches.labels(self._model, self._value(reason)).inc()
+
+    def finished(self, rows: int, outcome: str, queue_s: float, compute_s: float) -> None:
+        """A request of so many rows ended, with `ok` or an error's code, after waiting and computing so long."""
+        self._metrics.jobs.labels(self._model, self._value(outcome)).inc()
+        self._metrics.queue_seconds.labels(self._model).observe(queue_s)
+        if outcome == "ok":
+            self._metrics.compute_seconds.labels(self._model).observe(compute_s)
+
+    def rejected(self, reason: str) -> None:
+        """A request was refused at admission, with an error's code."""
+        self._metrics.rejects.labels(self._model, self._value(reason)).inc()
+
+    def cancelled(self, rows: int) -> None:
+        """A caller left so many unfinished rows."""
+        self._metrics.cancellations.labels(self._model).inc(rows)
+
+    def early_exit(self, rows: int) -> None:
+        """So many rows met their tolerance before their last step."""
+        self._metrics.early_exits.labels(self._model).inc(rows)
+
+    def shed(self, batch_rows: int) -> None:
+        """The device ran out of memory; the largest batch is now this."""
+        self._metrics.sheds.labels(self._model, str(batch_rows)).inc()
+
+    def replaced(self) -> None:
+        """The executor thread died and another took its place."""
+        self._metrics.replacements.labels(self._model).inc()
+
+
+class Bounded:
+    """Lets the first `MAX_VALUES` distinct label values through and turns the rest into `other`."""
+
+    def __init__(self, limit: int = MAX_VALUES) -> None:
+        self._limit = limit
+        self._seen: set[str] = set()
+
+    def __call__(self, value: str) -> str:
+        """The value, or `other`."""
+        if value in self._seen:
+            return value
+        if len(self._seen) >= self._limit:
+            return OTHER
+        self._seen.add(value)
+        return value

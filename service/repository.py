@@ -1,0 +1,283 @@
+"""The model directory: `<name>/<version>/{model.onnx, golden.npz}`, found, verified and resolved.
+
+A model enters only as a whole: its file is read once, hashed, run on its golden rows, and only then known by name.
+"""
+
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Final, Literal, Protocol
+
+from service.card import NAME_PATTERN, ModelCard
+from service.domain.errors import ModelFailure, StartupError, UnknownModel
+from service.domain.latents import NoiseSource
+from service.domain.tasks import DeviceOutOfMemory, Model
+from service.golden import GoldenReport, check_golden, read_golden
+
+MAX_MODEL_BYTES: Final = 2**31 - 1  # of a protobuf message
+_VERSION: Final = re.compile(r"[1-9][0-9]{0,8}")
+_FILES: Final = {"fp32": "model.onnx", "fp16": "model.fp16.onnx"}
+_LOG = logging.getLogger(__name__)
+
+
+class OpenModel(Model, Protocol):
+    """A model straight from its file: `service.runtime.OnnxModel` is the real one."""
+
+    @property
+    def card(self) -> ModelCard:
+        """What the file says of itself."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, in hexadecimal, of its bytes."""
+        ...
+
+    @property
+    def noise(self) -> NoiseSource:
+        """Its latents."""
+        ...
+
+    @property
+    def device(self) -> Literal["cpu", "cuda"]:
+        """Where it runs."""
+        ...
+
+    @property
+    def provider(self) -> str:
+        """The execution provider's name."""
+        ...
+
+    @property
+    def fallback_reason(self) -> str | None:
+        """Why not on the device that `auto` prefers."""
+        ...
+
+    def warm_up(self) -> None:
+        """Run every batch shape it will see."""
+        ...
+
+    def close(self) -> None:
+        """Free what it holds."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LoadedModel:
+    """A model that was verified and may serve.
+
+    Args:
+        card: what the file says of itself.
+        digest: SHA-256, in hexadecimal, of the file that runs.
+        model: f itself.
+        noise: source of its latents.
+        golden: how its provider reproduces the golden rows.
+        device, provider: where it runs.
+        fallback_reason: why `auto` did not take CUDA, or None.
+        close: frees the model; nobody may run it any more.
+    """
+
+    card: ModelCard
+    digest: str
+    model: Model
+    noise: NoiseSource
+    golden: GoldenReport
+    device: Literal["cpu", "cuda"]
+    provider: str
+    fallback_reason: str | None = None
+    close: Callable[[], None] = lambda: None
+
+    @property
+    def ref(self) -> str:
+        """`name/version`."""
+        return self.card.ref
+
+
+class Repository:
+    """Every model of one directory.
+
+    Args:
+        directory: the model directory.
+        open_model: makes a model of a file's bytes; raises `StartupError` when they hold none.
+        default: `name` or `name/version` for callers who name none.
+        precision: which file of a version runs.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        open_model: Callable[[bytes], OpenModel],
+        *,
+        default: str,
+        precision: Literal["fp32", "fp16"] = "fp32",
+    ) -> None:
+        self._directory = directory
+        self._open_model = open_model
+        self._default = default
+        self._precision: Literal["fp32", "fp16"] = precision
+        self._models: Mapping[str, LoadedModel] = {}
+
+    @property
+    def models(self) -> Mapping[str, LoadedModel]:
+        """What is loaded, by `name/version`, in order of name and number; a snapshot that never changes."""
+        return self._models
+
+    def load_all(self) -> Mapping[str, LoadedModel]:
+        """Load every version there is; blocks for as long as that takes.
+
+        Raises:
+            StartupError: the directory is missing or empty, a version does not verify, or the default is not there.
+        """
+        if not self._directory.is_dir():
+            raise StartupError(f"IGN_MODEL_DIR={self._directory}: no such directory")
+        refs = self.find()
+        if not refs:
+            raise StartupError(f"IGN_MODEL_DIR={self._directory}: holds no model such as mnist/1/model.onnx")
+        if not any(self._default in (ref, ref.partition("/")[0]) for ref in refs):  # before minutes of loading
+            raise StartupError(f"IGN_DEFAULT_MODEL={self._default}: not there; there is {', '.join(refs)}")
+        loaded: dict[str, LoadedModel] = {}
+        try:
+            for ref in refs:
+                loaded[ref] = self.load(ref)
+        except BaseException:
+            _close(loaded)
+            raise
+        self._models = loaded
+        return loaded
+
+    def find(self) -> list[str]:
+        """`name/version` of every version folder, in order; folders with other names are passed over.
+
+        Raises:
+            StartupError: a folder leads out of the directory.
+        """
+        refs = []
+        for name in self._folders(self._directory, re.compile(NAME_PATTERN)):
+            refs += [f"{name.name}/{version.name}" for version in self._folders(name, _VERSION)]
+        return sorted(refs, key=_order)
+
+    def load(self, ref: str) -> LoadedModel:
+        """Read, open, warm up and verify one version, without making it known.
+
+        Args:
+            ref: `name/version`.
+
+        Raises:
+            StartupError: one line that begins with the file, relative to the model directory.
+        """
+        file = f"{ref}/{_FILES[self._precision]}"
+        if self._precision == "fp16" and not (self._directory / file).is_file():
+            raise StartupError(f"IGN_PRECISION=fp16: {file} is not there; use fp32, or export it")
+        data = self._read(file)
+        try:
+            model = self._open_model(data)
+        except StartupError as exc:
+            raise StartupError(f"{file}: {exc.detail}") from exc
+        try:
+            return self._verified(ref, file, model)
+        except BaseException:
+            model.close()
+            raise
+
+    def resolve(self, model: str | None = None) -> LoadedModel:
+        """The model a caller means.
+
+        Args:
+            model: `name/version`, `name` for its highest version, or None for the default.
+
+        Raises:
+            UnknownModel: no such model or version; the text names what there is.
+        """
+        wanted = self._default if model is None else model
+        exact = self._models.get(wanted)
+        if exact is not None:
+            return exact
+        versions = [loaded for loaded in self._models.values() if loaded.card.name == wanted]
+        if not versions:
+            there = ", ".join(self._models) or "none"
+            raise UnknownModel(f"no model {wanted[:80]!r}; there is {there}")
+        return versions[-1]
+
+    def close(self) -> None:
+        """Close every model."""
+        loaded, self._models = self._models, {}
+        _close(loaded)
+
+    def _verified(self, ref: str, file: str, model: OpenModel) -> LoadedModel:
+        card = model.card
+        if card.ref != ref:
+            raise StartupError(f"{file}: its card says {card.ref}")
+        golden_file = f"{ref}/golden.npz"
+        path = self._file(golden_file)
+        try:
+            golden = read_golden(path, card.shape)
+        except StartupError as exc:
+            raise StartupError(f"{golden_file}: {exc.detail}") from exc
+        exported = model.digest
+        if self._precision != "fp32":  # the golden rows belong to the file they were exported with
+            exported = sha256(self._read(f"{ref}/{_FILES['fp32']}")).hexdigest()
+        if golden.digest != exported:
+            raise StartupError(f"{golden_file}: belongs to another model.onnx, {golden.digest[:12]!r}")
+        try:
+            model.warm_up()
+            report = check_golden(model, golden, getattr(card.tolerance, self._precision))
+        except (ModelFailure, DeviceOutOfMemory) as exc:
+            raise StartupError(f"{file}: does not run on {model.provider}: {exc}") from exc
+        if not report.passed:
+            raise StartupError(
+                f"{golden_file}: {model.provider} differs by {report.difference:.2g}, "
+                f"allowed are {report.tolerance:.2g}"
+            )
+        return LoadedModel(
+            card=card,
+            digest=model.digest,
+            model=model,
+            noise=model.noise,
+            golden=report,
+            device=model.device,
+            provider=model.provider,
+            fallback_reason=model.fallback_reason,
+            close=model.close,
+        )
+
+    def _folders(self, parent: Path, pattern: re.Pattern[str]) -> Iterator[Path]:
+        for entry in parent.iterdir():
+            if entry.name.startswith(".") or not entry.is_dir():
+                continue
+            if not pattern.fullmatch(entry.name):
+                _LOG.warning("model directory: %r is no model name or version; passed over", entry.name)
+                continue
+            self._inside(entry)
+            yield entry
+
+    def _inside(self, path: Path) -> None:
+        if not path.resolve().is_relative_to(self._directory.resolve()):
+            raise StartupError(f"{path.relative_to(self._directory)}: leads out of the model directory")
+
+    def _file(self, relative: str) -> Path:
+        path = self._directory / relative
+        if not path.is_file():
+            raise StartupError(f"{relative}: no such file")
+        self._inside(path)
+        return path
+
+    def _read(self, relative: str) -> bytes:
+        path = self._file(relative)
+        with path.open("rb") as file:
+            data = file.read(MAX_MODEL_BYTES + 1)
+        if len(data) > MAX_MODEL_BYTES:
+            raise StartupError(f"{relative}: larger than {MAX_MODEL_BYTES} bytes")
+        return data
+
+
+def _close(models: Mapping[str, LoadedModel]) -> None:
+    for model in models.values():
+        model.close()
+
+
+def _order(ref: str) -> tuple[str, int]:
+    name, _, version = ref.partition("/")
+    return name, int(version)

@@ -1,0 +1,218 @@
+"""Rows in, rows out: step-level continuous batching of repeated applications of f.
+
+After each pass finished and converged rows leave, new rows join, and the rest go round again, so that a request of
+1 000 steps never holds up one of 1. This is the event loop's side: it admits requests and hears of records and ends.
+`service.executor` is the other thread; between the two stand an inbox, the books of `service.admission`, and one call
+into the loop per pass.
+"""
+
+import asyncio
+import contextlib
+import math
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from service.admission import Admission
+from service.batch import largest_batch
+from service.domain.errors import DeadlineExceeded, Draining, IgnError, NotReady
+from service.domain.latents import FloatRows
+from service.domain.tasks import Model, Plan, Progress, Result, StepRow
+from service.executor import Clock, Event, Executor, SchedulerObserver, Silent, report
+from service.rows import Request
+
+__all__ = ["Scheduler", "SchedulerObserver"]
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    """Somebody on the event loop who waits for a request."""
+
+    events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
+    timer: asyncio.TimerHandle | None = None
+
+    def hear(self, event: Event) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        self.events.put_nowait(event)
+
+
+class Scheduler:
+    """Applies a model to rows of many requests at once. One per model; to be used from one event loop.
+
+    Args:
+        model: the network; called from the executor thread only.
+        max_batch_rows: largest batch; the model's top bucket may lower it.
+        queue_rows: most rows that may wait; rows in the batch do not count.
+        clock: monotonic seconds; deadlines are times on it.
+        observer: hears what metrics count.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        max_batch_rows: int,
+        queue_rows: int,
+        clock: Clock = time.monotonic,
+        observer: SchedulerObserver | None = None,
+    ) -> None:
+        self._shape = model.shape
+        self._clock = clock
+        self._observer = observer or Silent()
+        self._books = Admission(queue_rows, largest_batch(model, max_batch_rows))
+        self._executor = Executor(model, self._books, clock, self._observer, self._publish)
+        self._calls: dict[Request, _Call] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._draining = False
+        self._closed = False
+        self._empty = asyncio.Event()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the executor thread is there and sound; False before :meth:`start` and while it is replaced."""
+        return self._executor.working
+
+    @property
+    def rows_queued(self) -> int:
+        """Rows admitted, unfinished and not in the batch."""
+        return self._books.waiting
+
+    def start(self) -> None:
+        """Start the executor thread. Once."""
+        self._executor.start()
+
+    async def drain(self, seconds: float) -> bool:
+        """Refuse new requests and wait, at most so long, for those that are there; True if none is left."""
+        self._draining = True
+        if self._calls:
+            self._empty.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._empty.wait(), seconds)
+        return not self._calls
+
+    def close(self, seconds: float = 5.0) -> None:
+        """Fail what is left with `Draining` and end the thread; wait at most so long for the pass it is in."""
+        self._draining = True
+        for request in list(self._calls):
+            self._fail(request, Draining("the service is shutting down"))
+        if not self._closed:
+            self._closed = True
+            self._executor.post(None)
+        self._executor.join(seconds)
+
+    async def submit(self, rows: FloatRows, plan: Plan) -> Result:
+        """Run rows (N, C, H, W) to the end of their plan. They must not be changed meanwhile.
+
+        Cancelling the call takes the rows out of the queue; those in the batch leave it after the pass.
+
+        Raises:
+            QueueFull, WouldMissDeadline, DeadlineUnreachable: refused at once.
+            DeadlineExceeded: the deadline passed; the rows still queued were not run.
+            ModelFailure: the model raised, or gave values that are not finite, on one of the rows.
+            NotReady, Draining: not started, a worker being replaced, or shutting down.
+            ValueError: rows or mask do not fit the model.
+        """
+        request, call = self._admit(rows, plan, streamed=False)
+        try:
+            while True:
+                event = await call.events.get()
+                if isinstance(event, IgnError):
+                    raise event
+                if isinstance(event, Result):
+                    return event
+        finally:
+            self._leave(request)
+
+    async def stream(self, rows: FloatRows, plan: Plan) -> AsyncIterator[StepRow | Progress | Result]:
+        """As :meth:`submit`, yielding what there is to see as soon as it exists; the `Result` comes last.
+
+        Yields every recorded step of every row, and the last step of every row whether recorded or not. The
+        deadline bounds the wait for the first event only. Closing the generator is the cancellation.
+        """
+        request, call = self._admit(rows, plan, streamed=True)
+        try:
+            while True:
+                event = await call.events.get()
+                if isinstance(event, IgnError):
+                    raise event
+                yield event
+                if isinstance(event, Result):
+                    return
+        finally:
+            self._leave(request)
+
+    def _admit(self, rows: FloatRows, plan: Plan, *, streamed: bool) -> tuple[Request, _Call]:
+        self._validate(rows, plan)
+        now = self._clock()
+        request = Request(rows, plan, streamed=streamed, arrived=now)
+        try:
+            if self._draining:
+                raise Draining("the service is shutting down")
+            if not self.healthy:
+                raise NotReady("the model is not ready")
+            self._books.admit(request, now)
+        except IgnError as exc:
+            self._observer.rejected(exc.error_code)
+            raise
+        self._loop = asyncio.get_running_loop()
+        call = self._calls[request] = _Call()
+        if plan.deadline is not None:
+            call.timer = self._loop.call_later(plan.deadline - now, self._expire, request)
+        self._executor.post(request)
+        self._observer.queued(self._books.waiting)
+        return request, call
+
+    def _validate(self, rows: FloatRows, plan: Plan) -> None:
+        n, (channels, height, width) = len(rows), self._shape
+        if n < 1 or rows.shape[1:] != self._shape or rows.dtype != np.float32:
+            raise ValueError(f"rows must be float32 (N ≥ 1, {channels}, {height}, {width})")
+        masks = [(n, c, height, width) for c in (1, channels)]
+        if plan.keep is not None and (plan.keep.shape not in masks or plan.keep.dtype != np.bool_):
+            raise ValueError(f"keep must be bool ({n}, 1 or {channels}, {height}, {width})")
+
+    def _publish(self, events: list[tuple[Request, Event]]) -> None:
+        """Called by the executor: hand the events of one pass to the event loop."""
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to hear
+                self._loop.call_soon_threadsafe(self._deliver, events)
+
+    def _deliver(self, events: list[tuple[Request, Event]]) -> None:
+        for request, event in events:
+            call = self._calls.get(request)
+            if call is None:  # its caller has left
+                continue
+            call.hear(event)
+            if isinstance(event, Result | IgnError):
+                self._forget(request)
+
+    def _expire(self, request: Request) -> None:
+        if request.expires < math.inf:  # else its first event is on the way
+            self._fail(request, DeadlineExceeded("the deadline passed"))
+
+    def _fail(self, request: Request, error: IgnError) -> None:
+        """End a request from this side, unless the executor was faster."""
+        if self._books.leave(request) is None:
+            return
+        self._executor.post(request)
+        report(self._observer, request, error, self._clock())
+        self._calls[request].hear(error)
+        self._forget(request)
+
+    def _leave(self, request: Request) -> None:
+        """The caller is gone: of its own accord if the request is still open."""
+        dropped = self._books.leave(request)
+        if dropped is not None:
+            self._executor.post(request)
+            self._observer.cancelled(dropped)
+        self._forget(request)
+
+    def _forget(self, request: Request) -> None:
+        call = self._calls.pop(request, None)
+        if call is not None and call.timer is not None:
+            call.timer.cancel()
+        if not self._calls:
+            self._empty.set()

@@ -1,0 +1,47 @@
+import threading
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from service.domain.latents import FloatRow, FloatRows
+from service.domain.tasks import DeviceOutOfMemory
+
+
+class FakeModel:
+    """Halves its input unless told otherwise; ``gate`` holds every pass until it is set."""
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int] = (1, 4, 4),
+        function: Callable[[FloatRows], FloatRows] = lambda rows: rows * np.float32(0.5),
+        buckets: Sequence[int] | None = None,
+        *,
+        gate: threading.Event | None = None,
+        poison: Callable[[FloatRow], bool] | None = None,
+        memory_rows: int | None = None,
+    ) -> None:
+        self.shape, self.function, self.buckets = shape, function, buckets
+        self.gate, self.poison, self.memory_rows = gate, poison, memory_rows
+        self.sizes: list[int] = []  # of every batch run
+        self.sheds = 0
+        self.entered = threading.Event()
+
+    def run(self, rows: FloatRows, out: FloatRows | None = None) -> FloatRows:
+        self.sizes.append(len(rows))
+        self.entered.set()
+        if self.gate is not None:
+            self.gate.wait()
+        if self.memory_rows is not None and len(rows) > self.memory_rows:
+            raise DeviceOutOfMemory
+        if self.poison is not None and any(self.poison(row) for row in rows):
+            raise RuntimeError("poison")
+        y = self.function(rows)
+        if out is None:
+            return y
+        out[...] = y
+        return out
+
+    def shed(self) -> None:
+        self.sheds += 1
+        if self.buckets is not None and len(self.buckets) > 1:
+            self.buckets = self.buckets[:-1]

@@ -1,0 +1,123 @@
+"""Cards and picture files for the image tests; PNG by hand where Pillow cannot write what is needed."""
+
+import io
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from service.card import Data, ModelCard, Noise, Training
+from service.images import Limits
+
+LIMITS = Limits(max_pixels=1_000_000)
+GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6  # PNG colour types
+_ADAM7 = (
+    (0, 0, 8, 8),
+    (4, 0, 8, 8),
+    (0, 4, 4, 8),
+    (2, 0, 4, 4),
+    (0, 2, 2, 4),
+    (1, 0, 2, 2),
+    (0, 1, 1, 2),
+)  # x, y, dx, dy
+
+
+def card(
+    shape: tuple[Any, int, int] = (1, 28, 28),
+    background: tuple[float, ...] | None = None,
+    polarity: Any = "light-on-dark",
+    range: tuple[float, float] = (-1.0, 1.0),  # noqa: A002 (the card's own name for it)
+) -> ModelCard:
+    return ModelCard(
+        name="toy",
+        version="1",
+        objective="naign",
+        shape=shape,
+        range=range,
+        background=background or (range[0],) * shape[0],
+        polarity=polarity,
+        noise=Noise(kind="gaussian", norm=28.0),
+        opset=18,
+        data=Data(name="none", sha256="0" * 64, licence="CC0-1.0", pictures=1),
+        training=Training(command="none", sources="0" * 64, steps=1, parameters=1, config={}),
+        licence="CC0-1.0",
+    )
+
+
+def save(image: Image.Image | NDArray[np.uint8], form: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    picture.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def opened(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data))
+
+
+def noise(*shape: int, seed: int = 0) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def smooth(height: int, width: int, channels: int = 3) -> Image.Image:
+    """A picture that lossy formats keep nearly unchanged."""
+    y, x = np.mgrid[0:height, 0:width]
+    bands = [(x * 255 // width), (y * 255 // height), ((x + y) * 255 // (width + height))][:channels]
+    return Image.merge("RGB" if channels == 3 else "L", [Image.fromarray(band.astype(np.uint8)) for band in bands])
+
+
+def chunk(kind: bytes, data: bytes = b"") -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(
+    samples: NDArray[np.generic],
+    colour: int,
+    depth: int,
+    *,
+    before: bytes = b"",
+    after: bytes = b"",
+    interlaced: bool = False,
+) -> bytes:
+    """Any PNG: samples (H, W, bands) of `depth` bit, with more chunks before and after the pixels."""
+    height, width = samples.shape[:2]
+    passes = _adam7(samples) if interlaced else iter([samples])
+    lines = b"".join(b"\0" + _packed(line, depth) for part in passes for line in part)
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, int(interlaced))
+    return b"".join(
+        (
+            b"\x89PNG\r\n\x1a\n",
+            chunk(b"IHDR", header),
+            before,
+            chunk(b"IDAT", zlib.compress(lines)),
+            after,
+            chunk(b"IEND"),
+        )
+    )
+
+
+def _adam7(samples: NDArray[np.generic]) -> Iterator[NDArray[np.generic]]:
+    for x, y, dx, dy in _ADAM7:
+        part = samples[y::dy, x::dx]
+        if part.size:
+            yield part
+
+
+def _packed(line: NDArray[np.generic], depth: int) -> bytes:
+    if depth == 16:
+        return line.astype(">u2").tobytes()
+    if depth == 8:
+        return line.astype(np.uint8).tobytes()
+    bits = np.unpackbits(line.astype(np.uint8).reshape(-1, 1), axis=1)[:, 8 - depth :]
+    return np.packbits(bits.ravel()).tobytes()
+
+
+def exif(orientation: int, order: str = "<", kind: int = 3) -> bytes:
+    """A minimal EXIF block with one entry."""
+    mark = b"II*\0" if order == "<" else b"MM\0*"
+    value = struct.pack(order + ("HH" if kind == 3 else "I"), *((orientation, 0) if kind == 3 else (orientation,)))
+    return mark + struct.pack(order + "IH", 8, 1) + struct.pack(order + "HHI", 0x0112, kind, 1) + value + b"\0" * 4

@@ -1,0 +1,216 @@
+import math
+
+import numpy as np
+import pytest
+
+from service.admission import Admission, CostModel
+from service.domain.errors import DeadlineUnreachable, QueueFull, WouldMissDeadline
+from service.domain.tasks import Applied, Plan
+from service.rows import Request, Tally
+
+
+def request(
+    n: int = 1,
+    *,
+    steps: int = 1,
+    deadline: float | None = None,
+    key: str = "",
+    tolerance: float | None = None,
+    record: tuple[int, ...] = (),
+    score: bool = False,
+    progress: bool = False,
+    streamed: bool = False,
+) -> Request:
+    applied = Applied(steps=steps, tolerance=tolerance, record=record, score=score)
+    plan = Plan(applied=applied, deadline=deadline, key=key, progress=progress)
+    return Request(np.zeros((n, 1, 1, 1), np.float32), plan, streamed=streamed, arrived=0.0)
+
+
+def learned(*, queue_rows: int = 10_000, batch_rows: int = 8) -> Admission:
+    """Books of a service whose batches take 10 ms + 1 ms a row."""
+    books = Admission(queue_rows, batch_rows)
+    for n in (1, 8) * 8:
+        books.ran(n, 0.010 + 0.001 * n, 0.0)
+    return books
+
+
+def serve(books: Admission, one: Request, passes: int, seconds: float) -> None:
+    """Let all rows of a request run to their end."""
+    books.formed([], one.members, 0.0)
+    for row in one.members:
+        row.done = True
+    books.passed(one.members, passes, one.members, 0.0, seconds)
+    assert books.leave(one) == 0
+
+
+def test_cost_is_a_line_through_the_latest_calls() -> None:
+    cost = CostModel()
+    for n in (50, 60) * 40:
+        cost.add(n, 9.0, 0.0)
+    for n in range(1, 65):
+        cost.add(n, 0.5 + 0.25 * n, 1.0)
+    assert cost.seconds(10, 1.0) == pytest.approx(3.0)
+    assert cost.seconds(100, 1.0) == pytest.approx(25.5)
+
+
+def test_cost_is_unknown_at_first_and_again_after_a_while() -> None:
+    cost = CostModel()
+    for _ in range(7):
+        cost.add(1, 0.1, 0.0)
+    assert cost.seconds(1, 0.0) is None
+    cost.add(1, 0.1, 0.0)
+    assert cost.seconds(1, 29.0) == pytest.approx(0.1)
+    assert cost.seconds(1, 31.0) is None
+
+
+def test_cost_of_sizes_never_seen_is_the_lower_bound() -> None:
+    cost = CostModel()
+    for _ in range(10):
+        cost.add(4, 0.4, 0.0)
+    assert cost.seconds(1, 0.0) == pytest.approx(0.1)
+    assert cost.seconds(64, 0.0) == pytest.approx(0.4)
+
+
+def test_cost_never_falls_with_size_nor_goes_below_zero() -> None:
+    falling, steep = CostModel(), CostModel()
+    for n in (1, 8) * 5:
+        falling.add(n, 1.0 / n, 0.0)
+        steep.add(n, float(n * n), 0.0)
+    assert falling.seconds(1, 0.0) == pytest.approx(falling.seconds(8, 0.0))
+    one = steep.seconds(1, 0.0)
+    assert one is not None
+    assert one > 0.0
+
+
+def test_queue_limit_counts_what_waits_and_not_what_runs() -> None:
+    books = Admission(4, 8)
+    running = request(8)
+    with pytest.raises(QueueFull):
+        books.admit(running, 0.0)
+    running = request(3)
+    books.admit(running, 0.0)
+    books.formed([], running.members, 0.0)
+    books.admit(request(4), 0.0)
+    assert books.waiting == 4
+    with pytest.raises(QueueFull) as refused:
+        books.admit(request(1), 0.0)
+    assert 1.0 <= refused.value.retry_after <= 60.0
+    books.leave(running)
+    assert books.waiting == 4
+
+
+def test_leaving_closes_once_and_clears_the_books() -> None:
+    books = Admission(100, 8)
+    one, other = request(3, steps=5, score=True), request(2, key="b")
+    books.admit(one, 0.0)
+    books.admit(other, 0.0)
+    books.formed([], one.members, 0.0)
+    books.passed(one.members, 2, [], 0.0, 1.0)
+    assert books.total == Tally(rows=5, work=3 * 4 + 2, in_batch=3)
+    assert books.leave(one) == 3
+    assert books.leave(one) is None
+    books.passed(one.members, 1, one.members, 1.0, 2.0)  # the pass it was in ends later
+    books.formed(one.members, [], 2.0)
+    assert books.total == Tally(rows=2, work=2, in_batch=0)
+    assert books.leave(other) == 2
+    assert books.total == Tally()
+
+
+def test_deadlines_are_not_judged_before_enough_was_seen() -> None:
+    Admission(100, 8).admit(request(steps=10**6, deadline=0.001), 0.0)
+
+
+def test_a_deadline_already_passed_is_refused_whatever_was_seen() -> None:
+    with pytest.raises(DeadlineUnreachable):
+        Admission(100, 8).admit(request(deadline=5.0), 5.0)
+
+
+@pytest.mark.parametrize(
+    ("one", "seconds"),
+    [
+        (request(1, steps=10), 0.110),
+        (request(1, steps=9, score=True), 0.110),
+        (request(8, steps=10), 0.180),
+        (request(16, steps=10), 0.360),
+        (request(1, steps=1000, tolerance=0.1), 0.011),  # may stop after one
+        (request(1, steps=1000, streamed=True, record=(3, 1000)), 0.033),
+        (request(1, steps=1000, streamed=True, progress=True), 0.011),
+    ],
+)
+def test_unreachable_even_on_an_idle_service(one: Request, seconds: float) -> None:
+    books = learned()
+    plan = one.plan
+    for deadline, reachable in ((seconds * 1.01, True), (seconds * 0.99, False)):
+        again = Request(
+            one.rows,
+            Plan(applied=plan.applied, deadline=deadline, progress=plan.progress),
+            streamed=one.streamed,
+            arrived=0.0,
+        )
+        if reachable:
+            books.admit(again, 0.0)
+            books.leave(again)
+        else:
+            with pytest.raises(DeadlineUnreachable):
+                books.admit(again, 0.0)
+
+
+def test_queue_in_the_way_refuses_with_retry_after() -> None:
+    books = learned()
+    books.admit(request(8 * 1000), 0.0)  # 1000 passes of 18 ms
+    with pytest.raises(WouldMissDeadline) as refused:
+        books.admit(request(deadline=10.0), 0.0)
+    assert 8.0 <= refused.value.retry_after <= 10.1
+    books.admit(request(deadline=18.1), 0.0)
+
+
+def test_the_pass_that_runs_is_in_the_way() -> None:
+    books = learned()
+    running = request(8)
+    books.admit(running, 0.0)
+    books.formed([], running.members, 0.0)
+    with pytest.raises(WouldMissDeadline):
+        books.admit(request(key="b", deadline=0.028), 0.0)
+    books.admit(request(key="b", deadline=0.030), 0.0)
+    books.admit(request(key="c", deadline=0.028 + 0.010), 0.010)
+
+
+def test_another_callers_queue_is_in_the_way_only_for_its_share() -> None:
+    books = learned()
+    books.admit(request(8 * 1000, key="a"), 0.0)
+    books.admit(request(key="b", deadline=0.1), 0.0)
+
+
+def test_long_requests_are_not_in_the_way_of_short_ones() -> None:
+    books = learned()
+    books.admit(request(8, steps=100_000), 0.0)
+    books.admit(request(deadline=0.1), 0.0)
+    with pytest.raises(WouldMissDeadline):
+        books.admit(request(steps=50, deadline=0.8), 0.0)  # alone 0.55 s, beside the others 0.95 s
+
+
+def test_retry_after_follows_the_measured_drain_rate() -> None:
+    books = Admission(1000, 8)
+    served = request(8, steps=10)
+    books.admit(served, 0.0)
+    serve(books, served, passes=10, seconds=8.0)  # 10 row-steps a second
+    books.admit(request(1000, steps=2), 0.0)
+    waits = []
+    for _ in range(50):
+        with pytest.raises(QueueFull) as refused:
+            books.admit(request(50), 0.0)
+        waits.append(refused.value.retry_after)
+    assert all(10.0 <= wait <= 12.5 for wait in waits)
+    assert len(set(waits)) > 25
+
+
+def test_retry_after_is_clamped() -> None:
+    books = Admission(1000, 8)
+    served = request(1)
+    books.admit(served, 0.0)
+    serve(books, served, passes=1, seconds=60.0)
+    books.admit(request(1000, steps=1000), 0.0)
+    with pytest.raises(QueueFull) as refused:
+        books.admit(request(1000), 0.0)
+    assert 48.0 <= refused.value.retry_after <= 60.0
+    assert math.isfinite(refused.value.retry_after)

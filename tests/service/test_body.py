@@ -1,0 +1,272 @@
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from starlette.requests import ClientDisconnect
+from starlette.types import Message, Receive, Scope
+
+from service.api.body import MAX_DEPTH, media_type, parse_json, parse_multipart, read_body
+from service.domain.errors import (
+    BodyTooSlow,
+    InvalidContent,
+    MalformedRequest,
+    TooLarge,
+    UnsupportedMedia,
+)
+
+DISCONNECT: Message = {"type": "http.disconnect"}
+
+
+def pieces(*parts: bytes) -> list[Message]:
+    last = len(parts) - 1
+    return [{"type": "http.request", "body": part, "more_body": i < last} for i, part in enumerate(parts)]
+
+
+def channel(messages: Iterable[Message]) -> Receive:
+    left = iter(messages)
+
+    async def receive() -> Message:
+        for message in left:
+            return message
+        await asyncio.Event().wait()  # nothing more ever comes
+        raise AssertionError
+
+    return receive
+
+
+def read(
+    messages: Iterable[Message], *, seconds: float = 5.0, max_bytes: int = 8, encoded: bool = False, **headers: str
+) -> bytes:
+    raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    scope: Scope = {"type": "http", "headers": raw}
+    deadline = time.monotonic() + seconds
+    return asyncio.run(read_body(scope, channel(messages), max_bytes=max_bytes, deadline=deadline, encoded=encoded))
+
+
+@pytest.mark.parametrize("parts", [[b""], [b"12345678"], [b"1234", b"", b"5678"], [b"12345678", b""]])
+def test_body_up_to_the_cap_is_whole(parts: list[bytes]) -> None:
+    assert read(pieces(*parts), content_length=str(len(b"".join(parts)))) == b"".join(parts)
+
+
+def test_body_over_the_cap_is_counted_as_received() -> None:
+    with pytest.raises(TooLarge, match="8 bytes"):
+        read(pieces(b"1234", b"56789"))  # no Content-Length, as with chunked bodies
+    with pytest.raises(TooLarge):
+        read(pieces(b"1234", b"56789"), content_length="4")
+
+
+@pytest.mark.parametrize("length", ["9", "9" * 40, "9" * 5000])
+def test_announced_length_over_the_cap_is_refused_unread(length: str) -> None:
+    with pytest.raises(TooLarge):
+        read([], content_length=length)
+
+
+def test_over_the_cap_stops_reading() -> None:
+    messages = iter(pieces(b"123456789", b"more"))
+    with pytest.raises(TooLarge):
+        read(messages)
+    assert len(list(messages)) == 1
+
+
+@pytest.mark.parametrize("seconds", [0.01, -1.0])
+def test_slow_body(seconds: float) -> None:
+    with pytest.raises(BodyTooSlow):
+        read(pieces(b"12", b"34")[:1], seconds=seconds)
+
+
+def test_client_leaves_while_sending() -> None:
+    with pytest.raises(ClientDisconnect):
+        read([*pieces(b"12", b"34")[:1], DISCONNECT])
+
+
+def test_content_encoding_is_refused_unless_wanted() -> None:
+    with pytest.raises(UnsupportedMedia, match="Content-Encoding"):
+        read(pieces(b"12"), content_encoding="gzip")
+    assert read(pieces(b"12"), content_encoding="gzip", encoded=True) == b"12"
+    assert read(pieces(b"12"), content_encoding="Identity") == b"12"
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        (None, ("", {})),
+        ("", ("", {})),
+        ("image/png", ("image/png", {})),
+        ("Image/PNG; Q=1", ("image/png", {"q": "1"})),
+        ('multipart/form-data; boundary="a;b"', ("multipart/form-data", {"boundary": "a;b"})),
+        ("application/json ; charset=utf-8", ("application/json", {"charset": "utf-8"})),
+    ],
+)
+def test_media_type(header: str | None, expected: tuple[str, dict[str, str]]) -> None:
+    assert media_type(header) == expected
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner),
+    max_leaves=20,
+)
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), json_values))
+def test_json_keeps_every_valid_object(value: dict[str, Any]) -> None:
+    assert parse_json(json.dumps(value).encode()) == value
+    assert parse_json(json.dumps(value, ensure_ascii=False).encode()) == value
+
+
+@settings(deadline=None)
+@given(st.binary() | st.text(alphabet='{}[]":,0123456789.eE-+ntrufalsINy\\d8').map(str.encode))
+def test_json_refuses_in_our_own_words_only(body: bytes) -> None:
+    try:
+        parsed = parse_json(body)
+    except (MalformedRequest, InvalidContent) as exc:
+        exc.detail.encode()
+    else:
+        assert parsed == json.loads(body)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b'{"a": 1,}',
+        b"{'a': 1}",
+        b'{"a": 1} x',
+        b'{"a": NaN}',
+        b'{"a": [Infinity]}',
+        b'{"a": -Infinity}',
+        b'{"a": "\xff"}',
+        b"\xef\xbb\xbf{}",
+        '{"a": 1}'.encode("utf-16"),
+        b'{"a": ' + b"9" * 5000 + b",}",
+        b'{"a": ' + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH + b"}",
+        b'{"a": ' + b"[" * 100_000,
+        b'{"a": ' * 100_000,
+    ],
+)
+def test_json_malformed(body: bytes) -> None:
+    with pytest.raises(MalformedRequest, match="body"):
+        parse_json(body)
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (b"[]", "body"),
+        (b"null", "body"),
+        (b'"text"', "body"),
+        (b'{"a": 1e400}', "a"),
+        (b'{"a": [0, {"b": -1e999}]}', "a.1.b"),
+        (b'{"a": [1, ' + b"9" * 5000 + b"]}", "a.1"),
+        (b'{"a": 1, "b": 2, "a": 1}', "a"),
+        (b'{"p": [{"seed": 1, "seed": 2}]}', "seed"),
+        (rb'{"a": ["\ud800"]}', "a.0"),
+        (rb'{"\udfff": 1}', "?"),
+    ],
+)
+def test_json_names_the_unusable_field(body: bytes, field: str) -> None:
+    with pytest.raises(InvalidContent) as caught:
+        parse_json(body)
+    assert [name for name, _ in caught.value.fields] == [field]
+
+
+def test_json_accepts_the_deepest_nesting_and_long_integers() -> None:
+    inner = MAX_DEPTH - 1
+    assert "a" in parse_json(b'{"a": ' + b"[" * inner + b"]" * inner + b"}")
+    assert parse_json(b'{"a": ' + b"9" * 400 + b"}") == {"a": 10**400 - 1}
+    assert parse_json(rb'{"a": "\ud83d\ude00"}') == {"a": "😀"}
+
+
+def part(disposition: str, content: bytes, *more: str) -> bytes:
+    lines = [f"Content-Disposition: {disposition}", *more]
+    return "".join(f"{line}\r\n" for line in lines).encode() + b"\r\n" + content
+
+
+def form(
+    *parts: bytes, boundary: str = "frontier", end: bytes = b"--\r\n", max_files: int = 2, max_fields: int = 3
+) -> tuple[dict[str, list[str]], dict[str, list[bytes]]]:
+    mark = b"--" + boundary.encode()
+    body = b"".join(mark + b"\r\n" + content + b"\r\n" for content in parts) + mark + end
+    header = f'multipart/form-data; boundary="{boundary}"'
+    return parse_multipart(header, body, max_files=max_files, max_fields=max_fields)
+
+
+def test_multipart_fields_and_files_in_order() -> None:
+    picture = bytes(range(256)) * 600 + b"\r\n--front"  # several pieces, and nearly a boundary
+    fields, files = form(
+        part('form-data; name="steps"', b"2"),
+        part('form-data; name="image"; filename="a.png"', picture, "Content-Type: image/png"),
+        part("form-data; name=steps", "dôuble".encode()),
+        part('form-data; name="image"; filename="C:\\b;.png"', b""),
+    )
+    assert fields == {"steps": ["2", "dôuble"]}
+    assert files == {"image": [picture, b""]}
+
+
+def test_multipart_empty_form_and_untouched_file_input() -> None:
+    assert form() == ({}, {})
+    assert form(part('form-data; name="mask"; filename=""', b"")) == ({}, {})
+
+
+@pytest.mark.parametrize("bad", ["multipart/form-data", "multipart/form-data; boundary=", "multipart/form-data; x"])
+def test_multipart_without_boundary(bad: str) -> None:
+    with pytest.raises(MalformedRequest, match="boundary"):
+        parse_multipart(bad, b"", max_files=1, max_fields=1)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        part("form-data", b"x"),
+        part('form-data; name=""', b"x"),
+        part('attachment; name="a"', b"x"),
+        b"\r\nno headers",
+        b"Content Disposition: form-data; name=a\r\n\r\nx",
+        part('form-data; name="a"', b"\xff"),
+        b'Content-Disposition: form-data; name="\xff"\r\n\r\nx',
+        part('form-data; name="a"', b"x", *[f"X-{i}: y" for i in range(1000)]),
+    ],
+)
+def test_multipart_malformed_parts(content: bytes) -> None:
+    with pytest.raises(MalformedRequest):
+        form(content)
+
+
+@pytest.mark.parametrize("end", [b"", b"-", b"\r\nContent-Disp"])
+def test_multipart_cut_short(end: bytes) -> None:
+    with pytest.raises(MalformedRequest):
+        form(part('form-data; name="a"', b"x"), end=end)
+
+
+def test_multipart_that_is_none() -> None:
+    for body in (b"", b"\x89PNG\r\n", b"--other\r\n\r\nx\r\n--other--\r\n"):
+        with pytest.raises(MalformedRequest):
+            parse_multipart("multipart/form-data; boundary=b", body, max_files=1, max_fields=1)
+    with pytest.raises(MalformedRequest):
+        form(boundary="b" * 5000)
+
+
+def test_multipart_is_bounded() -> None:
+    with pytest.raises(InvalidContent, match=r"image: too many files"):
+        form(*[part('form-data; name="image"; filename="a"', b"x")] * 3)
+    with pytest.raises(InvalidContent, match=r"steps: too many fields"):
+        form(*[part('form-data; name="steps"', b"1")] * 4)
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=300))
+def test_multipart_refuses_in_our_own_words_only(body: bytes) -> None:
+    with contextlib.suppress(MalformedRequest, InvalidContent):
+        parse_multipart("multipart/form-data; boundary=-", b"---\r\n" + body, max_files=1, max_fields=1)

@@ -1,0 +1,100 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from service.domain.errors import StartupError
+from service.host import cgroup_quota, check_installed, cpu_threads, installed_runtimes
+
+
+def tree(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        ({}, None),
+        ({"proc/self/cgroup": "0::/\n"}, None),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, None),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "150000 100000\n"}, 1.5),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "damaged\n"}, None),
+        (
+            {
+                "proc/self/cgroup": "0::/a/b\n",
+                "sys/fs/cgroup/a/cpu.max": "100000 100000\n",
+                "sys/fs/cgroup/a/b/cpu.max": "300000 100000\n",
+            },
+            1.0,
+        ),
+        ({"proc/self/cgroup": "0::/of/the/host\n", "sys/fs/cgroup/cpu.max": "200000 100000\n"}, 2.0),
+        (
+            {
+                "proc/self/cgroup": "3:memory:/\n2:cpu,cpuacct:/box\n0::/\n",
+                "sys/fs/cgroup/cpu,cpuacct/box/cpu.cfs_quota_us": "250000\n",
+                "sys/fs/cgroup/cpu,cpuacct/box/cpu.cfs_period_us": "100000\n",
+            },
+            2.5,
+        ),
+        (
+            {
+                "proc/self/cgroup": "1:cpu:/\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+            },
+            None,
+        ),
+        (
+            {
+                "proc/self/cgroup": "1:cpuset:/\n",
+                "sys/fs/cgroup/cpuset/cpu.cfs_quota_us": "100000\n",
+                "sys/fs/cgroup/cpuset/cpu.cfs_period_us": "100000\n",
+            },
+            None,
+        ),
+    ],
+)
+def test_quota_of_the_control_groups(tmp_path: Path, files: dict[str, str], quota: float | None) -> None:
+    assert cgroup_quota(tree(tmp_path, files)) == quota
+
+
+@pytest.mark.parametrize(
+    ("quota", "cpus", "threads"),
+    [("max", 8, 8), ("250000", 8, 2), ("50000", 8, 1), ("900000", 4, 4), ("100000", 1, 1)],
+)
+def test_threads_are_what_quota_and_affinity_allow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, cpus: int, threads: int
+) -> None:
+    tree(tmp_path, {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": f"{quota} 100000\n"})
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cpus)))
+    assert cpu_threads(0, root=tmp_path) == threads
+
+
+def test_asked_for_threads_are_given() -> None:
+    assert cpu_threads(7) == 7
+
+
+def test_this_machine_grants_at_least_one_thread() -> None:
+    assert cpu_threads(0) >= 1
+
+
+def test_one_runtime_is_fine() -> None:
+    check_installed({"onnxruntime", "numpy"})
+    check_installed({"onnxruntime-gpu"})
+
+
+@pytest.mark.parametrize(
+    ("names", "says"), [({"onnxruntime", "onnxruntime-gpu"}, "pip uninstall"), (set[str](), "not installed")]
+)
+def test_two_or_no_runtimes_refuse_to_start(names: set[str], says: str) -> None:
+    with pytest.raises(StartupError, match=says) as caught:
+        check_installed(names)
+    assert "\n" not in caught.value.detail
+
+
+def test_the_tests_run_on_one_runtime() -> None:
+    assert len(installed_runtimes()) == 1

@@ -1,0 +1,194 @@
+import base64
+import io
+import re
+import struct
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.domain.errors import InvalidContent, TooLarge
+from service.images import decode_base64, decode_npy, encode_base64, encode_npy
+
+SHAPE = (1, 3, 4)
+ROW = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
+
+
+# --- base64 ----------------------------------------------------------------------------------------------------------
+
+
+def plain(text: str, max_chars: int = 1000) -> bytes:
+    return decode_base64(text, field="images.0", max_chars=max_chars)
+
+
+@given(st.binary(max_size=200))
+@settings(deadline=None)
+def test_base64_round_trip(data: bytes) -> None:
+    assert encode_base64(data) == base64.b64encode(data).decode()
+    assert plain(encode_base64(data)) == data
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "aGVsbG8+Pw==",
+        "  aGVs\r\nbG8+\tPw=\v\f=\n",
+        "data:image/png;base64,aGVsbG8+Pw==",
+        "data:image/svg+xml;charset=utf-8;base64,aGVsbG8+Pw==",
+        "DATA:IMAGE/X-ICON;BASE64,aGVsbG8+Pw==",
+        "\n data:image/webp;base64,\naGVs bG8+Pw==",
+    ],
+)
+def test_base64_prefix_and_white_space(text: str) -> None:
+    assert plain(text) == b"hello>?"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "aGVsbG8-Pw==",  # URL-safe
+        "aGVsbG8_Pw==",
+        "aGVsbG8+Pw",  # padding
+        "aGVsbG8+Pw=",
+        "aGVsbG8+Pw===",
+        "aGVsbG8+Pw==AAAA",
+        "=aGVsbG8+Pw==",
+        "aGVsbG8+P",
+        "aGVs\u00a0bG8+Pw==",  # white space, but not ASCII's
+        "aGVsbG8+Pw==\u2028",
+        "aGVs\0bG8+Pw==",
+        "äöü=",
+        "data:text/plain;base64,aGVsbG8+Pw==",
+        "data:image/png,aGVsbG8+Pw==",
+        "data:image/png;base64;aGVsbG8+Pw==",
+        "https://example.org/cat.png",
+        "\ud800",
+    ],
+)
+def test_other_base64_is_refused(text: str) -> None:
+    with pytest.raises(InvalidContent, match=r"images\.0: ") as caught:
+        plain(text)
+    assert caught.value.error_code == "invalid_base64"
+    assert caught.value.fields[0][0] == "images.0"
+
+
+def test_base64_length_is_checked_first() -> None:
+    assert plain("QUFB", max_chars=4) == b"AAA"
+    with pytest.raises(TooLarge, match=r"images\.0: 5 characters of base64; the limit is 4"):
+        plain("!!!!!", max_chars=4)
+
+
+@given(st.text(max_size=60))
+@settings(deadline=None)
+def test_random_text_decodes_or_is_refused(text: str) -> None:
+    try:
+        data = plain(text)
+    except InvalidContent:
+        return
+    bare = re.sub(r"[ \t\n\r\f\v]", "", text)
+    assert base64.b64decode(bare, validate=True) == data
+
+
+# --- npy -------------------------------------------------------------------------------------------------------------
+
+
+def saved(array: np.ndarray[Any, Any], version: tuple[int, int] | None = None) -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, array, version=version)
+    return buffer.getvalue()
+
+
+def row_of(data: bytes) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return decode_npy(data, SHAPE, field="points.0.latent")
+
+
+def with_header(text: str, payload: bytes = ROW.tobytes()) -> bytes:
+    return b"\x93NUMPY\1\0" + struct.pack("<H", len(text)) + text.encode("latin-1") + payload
+
+
+def test_npy_round_trip() -> None:
+    data = encode_npy(ROW)
+    assert np.array_equal(row_of(data), ROW)
+    assert np.array_equal(np.load(io.BytesIO(data), allow_pickle=False), ROW)
+
+
+def test_npy_holds_any_number_of_rows_unclipped() -> None:
+    rows = np.array([[[[1e30, -7.5]]], [[[0.0, 3.0]]]], dtype=np.float32)
+    loaded = np.load(io.BytesIO(encode_npy(rows[:, ::-1])))
+    assert loaded.dtype == np.dtype("<f4")
+    assert loaded.flags.c_contiguous
+    assert np.array_equal(loaded, rows)
+
+
+@pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
+@pytest.mark.parametrize("array", [ROW, np.asfortranarray(ROW), ROW.astype(">f4")])
+def test_npy_variants(array: np.ndarray[Any, Any], version: tuple[int, int]) -> None:
+    row = row_of(saved(array, version))
+    assert np.array_equal(row, ROW)
+    assert row.dtype == np.dtype("=f4")
+    assert row.flags.c_contiguous
+    assert row.flags.writeable
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (1, 3, 4), }",
+        '{"shape":(1,3,4),"descr":"<f4","fortran_order":False}\n',
+        "{ 'fortran_order' : False ,\n'descr' : '<f4', 'shape' : ( 1, 3, 4, ) }   \n",
+    ],
+)
+def test_npy_headers_of_other_writers(header: str) -> None:
+    assert np.array_equal(row_of(with_header(header)), ROW)
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"", "not a .npy file"),
+        (b"\x93NUMPY", "not a .npy file"),
+        (b"\x93NUMPY\1\0\xff\xff{", "not a .npy file"),
+        (b"\x93NUMPY\4\0" + saved(ROW)[8:], "not a .npy file"),
+        (b"PK\3\4" + bytes(100), "not a .npy file"),
+        (with_header("{}"), "not a .npy file"),
+        (with_header("{'descr': '<f4', 'shape': (1, 3, 4)}"), "not a .npy file"),
+        (with_header("{'descr': __import__('os'), 'fortran_order': False, 'shape': (1, 3, 4)}"), "not a .npy file"),
+        (with_header("(" * 900), "not a .npy file"),
+        (with_header(f"{{'descr': '<f4', 'fortran_order': False, 'shape': (1, 3, 4)}}{' ' * 2000}"), "not a .npy file"),
+        (saved(ROW.astype(np.float64)), "must be float32"),
+        (saved(ROW.astype(np.int32)), "must be float32"),
+        (with_header("{'descr': '|O', 'fortran_order': False, 'shape': (1, 3, 4)}"), "must be float32"),
+        (with_header("{'descr': False, 'fortran_order': False, 'shape': (1, 3, 4)}"), "must be float32"),
+        (saved(ROW[None]), "must have shape"),
+        (saved(ROW[0]), "must have shape"),
+        (saved(ROW.reshape(1, 4, 3)), "must have shape"),
+        (with_header("{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999, 3, 4)}"), "must have shape"),
+        (with_header("{'descr': '<f4', 'fortran_order': False, 'shape': '1,3,4'}"), "not a .npy file"),
+        (with_header("{'descr': '<f4', 'fortran_order': (1, 3, 4), 'shape': False}"), "must have shape"),
+        (saved(ROW)[:-1], "more or less data"),
+        (saved(ROW) + b"\0", "more or less data"),
+        (saved(np.where(ROW > 1, np.float32(np.nan), ROW)), "must be finite"),
+        (saved(np.full(SHAPE, -np.inf, dtype=np.float32)), "must be finite"),
+    ],
+)
+def test_other_npy_is_refused(data: bytes, why: str) -> None:
+    with pytest.raises(InvalidContent, match=why) as caught:
+        row_of(data)
+    assert caught.value.error_code == "invalid_npy"
+    assert caught.value.fields[0][0] == "points.0.latent"
+
+
+def test_pickles_are_refused() -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(InvalidContent, match="must be float32"):
+        row_of(buffer.getvalue())
+
+
+@given(st.binary(max_size=120), st.sampled_from([b"", b"\x93NUMPY", b"\x93NUMPY\1\0\x30\0{'descr': '<f4', "]))
+@settings(deadline=None)
+def test_random_npy_raises_nothing_foreign(tail: bytes, head: bytes) -> None:
+    with pytest.raises(InvalidContent):
+        row_of(head + tail)

@@ -1,0 +1,138 @@
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.api.negotiation import MAX_LENGTH, Media, negotiate
+from service.domain.errors import MalformedRequest, NotAcceptable
+
+ALL = tuple(Media)
+STILLS = (Media.JSON, Media.PNG, Media.WEBP, Media.JPEG, Media.NPY)
+
+
+@pytest.mark.parametrize(
+    "accept", [None, "", "  ", ",", " , ,", "*/*", "*", "*/*;q=0.1", "application/*", "text/html, */*"]
+)
+def test_json_unless_told_otherwise(accept: str | None) -> None:
+    assert negotiate(accept, ALL) is Media.JSON
+
+
+@pytest.mark.parametrize("media", ALL)
+def test_every_form_can_be_asked_for(media: Media) -> None:
+    assert negotiate(media.value, ALL) is media
+    assert negotiate(media.value.upper(), ALL) is media
+    with pytest.raises(NotAcceptable):
+        negotiate(media.value, [other for other in ALL if other is not media])
+
+
+@pytest.mark.parametrize(
+    ("accept", "expected"),
+    [
+        # ranges
+        ("image/*", Media.PNG),
+        ("IMAGE/*", Media.PNG),
+        ("text/*", Media.EVENTS),
+        # weights
+        ("image/png;q=0.2, image/webp;q=0.9, application/json;q=0.5", Media.WEBP),
+        ("image/webp;q=0.001, image/jpeg;q=0.002", Media.JPEG),
+        ("image/jpeg;q=0.9, image/jpeg;q=0.1, image/webp;q=0.5", Media.JPEG),
+        ("image/webp ; Q=1.000 , image/png ; q=0.999", Media.WEBP),
+        ("application/x-npy, */*;q=0.1", Media.NPY),
+        # ties, in the order of the enumeration
+        ("image/webp, image/png", Media.PNG),
+        ("text/event-stream, application/x-npy, image/jpeg", Media.JPEG),
+        ("text/event-stream, application/x-npy", Media.NPY),
+        ("image/apng, image/gif", Media.GIF),
+        ("image/png, application/json", Media.JSON),
+        ("image/webp, */*", Media.JSON),
+        # the most specific range decides
+        ("image/png;q=0.1, image/*;q=0.8", Media.WEBP),
+        ("image/*;q=0.8, image/png;q=0.1, image/webp;q=0", Media.JPEG),
+        ("*/*;q=0.9, application/json;q=0.1", Media.PNG),
+        ("application/json;q=0, */*", Media.PNG),
+        ("image/*;q=0, */*", Media.JSON),
+        ("application/*;q=0, image/*;q=0, */*", Media.EVENTS),
+        # what browsers and clients send
+        ("image/avif,image/webp,image/apng,image/svg+xml,image/*,*/*;q=0.8", Media.PNG),
+        ("text/html,application/xhtml+xml,application/xml;q=0.9,image/webp,*/*;q=0.8", Media.WEBP),
+        ("text/html, image/gif, image/jpeg, *; q=.2, */*; q=.2", Media.JPEG),
+        # parameters are allowed and ignored
+        ("application/json; charset=utf-8", Media.JSON),
+        ('image/webp;profile="a,b;q=0\\"";q=0.5;ext=1, image/png;q=0.4', Media.WEBP),
+        ("image/webp;", Media.WEBP),
+        ("image/webp;;q=1", Media.WEBP),
+    ],
+)
+def test_negotiation(accept: str, expected: Media) -> None:
+    assert negotiate(accept, ALL) is expected
+
+
+def test_only_offers_are_chosen() -> None:
+    assert negotiate("image/gif, image/webp;q=0.1", STILLS) is Media.WEBP
+    assert negotiate("image/*", [Media.APNG, Media.JPEG]) is Media.JPEG
+    assert negotiate("*/*", [Media.NPY, Media.WEBP]) is Media.WEBP  # whatever the order of the offers
+    assert negotiate(None, [Media.JSON]) is Media.JSON
+
+
+@pytest.mark.parametrize(
+    "accept", ["text/html", "image/gif", "application/json;q=0", "*/*;q=0", "image/avif, text/*", "video/*"]
+)
+def test_nothing_acceptable(accept: str) -> None:
+    with pytest.raises(NotAcceptable, match="application/json, image/png, image/webp, image/jpeg, application/x-npy"):
+        negotiate(accept, STILLS)
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "json",
+        "image/",
+        "/png",
+        "image/png/x",
+        "*/png",
+        "image png",
+        "image/png image/webp",
+        "image/png;q=2",
+        "image/png;q=1.1",
+        "image/png;q=-1",
+        "image/png;q=high",
+        "image/png;q=nan",
+        "image/png;q=1e-1",
+        "image/png;q=.",
+        'image/png;q="0.5"',
+        "image/png;q=",
+        "image/png;q",
+        "image/png; q = 0.5",
+        'image/png;a="open',
+        ";q=1",
+        "bild/prächtig",
+        "image/png\n",
+        "a/b;" + "x=y;" * MAX_LENGTH,
+    ],
+)
+def test_malformed_headers(accept: str) -> None:
+    with pytest.raises(MalformedRequest, match="^Accept"):
+        negotiate(accept, ALL)
+
+
+@pytest.mark.parametrize("part", [" ;", "\t ", ";a=b ", ';a="', ",", "a/b,", "a/b;q=1,", ';"\\', "*", "a"])
+def test_long_headers_take_linear_time(part: str) -> None:
+    header = "image/png" + part * ((MAX_LENGTH - 10) // len(part)) + "\x00"
+    start = time.process_time()
+    with pytest.raises(MalformedRequest):
+        negotiate(header, ALL)
+    assert time.process_time() - start < 0.25
+
+
+@given(st.text(alphabet='ai/*;,q=.01 "\\\t', max_size=40))
+@settings(deadline=None)
+def test_random_headers_raise_nothing_foreign(accept: str) -> None:
+    try:
+        assert negotiate(accept, ALL) in ALL
+    except (MalformedRequest, NotAcceptable):
+        pass
+
+
+def test_media_are_plain_text() -> None:
+    assert f"{Media.NPY}" == "application/x-npy" == Media.NPY

@@ -1,0 +1,162 @@
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from service.domain.tasks import Applied, Plan
+from service.rows import PATIENCE, Request, Row, RowQueue
+
+
+def request(n: int = 1, *, key: str = "", steps: int = 1000, deadline: float | None = None) -> Request:
+    plan = Plan(applied=Applied(steps=steps), key=key, deadline=deadline)
+    return Request(np.zeros((n, 1, 1, 1), np.float32), plan, streamed=False, arrived=0.0)
+
+
+def push(queue: RowQueue, *requests: Request) -> None:
+    for one in requests:
+        for row in one.members:
+            queue.push(row)
+
+
+def take(queue: RowQueue, places: int, now: float = 0.0) -> list[Row]:
+    return queue.take(places, now)[0]
+
+
+def run(queue: RowQueue, row: Row) -> None:
+    """One pass over a row that stays."""
+    row.steps += 1
+    queue.push(row)
+
+
+def test_places_are_dealt_round_robin_to_keys() -> None:
+    queue = RowQueue()
+    push(queue, request(100, key="a"), request(3, key="b"), request(3, key="c"))
+    assert Counter(row.request.plan.key for row in take(queue, 6)) == {"a": 2, "b": 2, "c": 2}
+    assert Counter(row.request.plan.key for row in take(queue, 6)) == {"a": 4, "b": 1, "c": 1}
+
+
+def test_more_keys_than_places_take_turns() -> None:
+    queue = RowQueue()
+    push(queue, *(request(2, key=key) for key in "abcde"))
+    assert [row.request.plan.key for _ in range(5) for row in take(queue, 2)] == list("abcdeabcde")
+
+
+def test_fewest_steps_first_then_deadline_then_arrival() -> None:
+    queue = RowQueue()
+    late, early, first, second = request(deadline=9.0), request(deadline=5.0), request(), request()
+    worn = request(deadline=1.0)
+    worn.members[0].steps = 1
+    push(queue, worn, late, first, second, early)
+    assert [row.request for row in take(queue, 5)] == [early, late, first, second, worn]
+
+
+def test_a_row_passed_over_goes_first() -> None:
+    queue = RowQueue()
+    old = request()
+    old.members[0].steps = 500
+    push(queue, old)
+    for _ in range(PATIENCE):
+        push(queue, request())
+        assert take(queue, 1)[0].request is not old
+    push(queue, request())
+    assert take(queue, 1)[0].request is old
+
+
+def test_patience_starts_again_with_every_place() -> None:
+    queue = RowQueue()
+    old = request()
+    old.members[0].steps = 500
+    push(queue, old)
+    served = []
+    for turn in range(4 * (PATIENCE + 1)):
+        push(queue, request())
+        row = take(queue, 1)[0]
+        if row.request is old:
+            served.append(turn)
+            run(queue, row)
+    assert served == [64, 129, 194, 259]
+
+
+def test_behind_a_very_long_queue_new_rows_get_every_second_place() -> None:
+    queue = RowQueue()
+    long = request(10 * PATIENCE)
+    for row in long.members:
+        row.steps = 5
+    push(queue, long)
+    for _ in range(PATIENCE + 1):
+        for row in take(queue, 2):
+            run(queue, row)
+    fresh = request(2)
+    push(queue, fresh)
+    assert [row.request is fresh for row in take(queue, 4)].count(True) == 2
+
+
+def test_expired_rows_take_no_place_and_leave_with_their_request() -> None:
+    queue = RowQueue()
+    gone, stays = request(3, deadline=1.0), request(2)
+    push(queue, gone, stays)
+    taken, expired = queue.take(2, now=1.0)
+    assert [row.request for row in taken] == [stays, stays]
+    assert expired == [gone]
+    assert len(queue) == 0
+
+
+def test_forgotten_and_closed_rows_are_never_taken() -> None:
+    queue = RowQueue()
+    forgotten, closed, stays = request(5, key="a"), request(5, key="b"), request(1, key="b")
+    push(queue, forgotten, closed, stays)
+    queue.forget(forgotten)
+    queue.forget(forgotten)
+    assert len(queue) == 6
+    closed.closed = True
+    assert [row.request for row in take(queue, 10)] == [stays]
+    assert len(queue) == 0
+    push(queue, forgotten)
+    assert len(take(queue, 10)) == 5
+
+
+def test_stale_entries_do_not_pile_up() -> None:
+    queue = RowQueue()
+    stays = request()
+    stays.members[0].steps = 10**6
+    push(queue, stays)
+    for _ in range(2000):
+        dropped = request(3)
+        push(queue, dropped)
+        queue.forget(dropped)
+    entries = sum(len(lane._least) + len(lane._longest) for lane in queue._lanes.values())
+    assert entries < 300
+
+
+def seconds_per_row(waiting: int) -> float:
+    """Thread time of forming a pass and putting its rows back, per place, with so many rows waiting."""
+    queue, places, passes = RowQueue(), 64, 40
+    for i in range(waiting // 50):
+        push(queue, request(50, key=str(i % 5)))
+    began = time.thread_time()
+    for _ in range(passes):
+        for row in take(queue, places):
+            run(queue, row)
+    return (time.thread_time() - began) / (places * passes)
+
+
+def test_forming_a_batch_costs_the_same_however_many_rows_wait() -> None:
+    small = min(seconds_per_row(1_000) for _ in range(3))
+    large = min(seconds_per_row(100_000) for _ in range(2))
+    assert large < 10 * small  # a scan or a sort per pass would cost a hundred times as much
+
+
+def test_every_row_is_taken_once() -> None:
+    queue = RowQueue()
+    requests = [request(1 + i % 7, key=str(i % 3), deadline=float(100 + i % 5)) for i in range(50)]
+    push(queue, *requests)
+    taken: list[Row] = []
+    while len(queue):
+        taken += take(queue, 5)
+    assert sorted(map(id, taken)) == sorted(id(row) for one in requests for row in one.members)
+
+
+@pytest.mark.parametrize("places", [0, 1])
+def test_an_empty_queue_gives_nothing(places: int) -> None:
+    assert RowQueue().take(places, 0.0) == ([], [])

@@ -1,0 +1,161 @@
+import re
+from dataclasses import FrozenInstanceError, fields
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.domain.errors import StartupError
+from service.settings import Settings, from_environment, load_settings
+
+ROOT = Path(__file__).resolve().parents[2]
+FIELDS = tuple(field.name for field in fields(Settings))
+
+
+def documented() -> dict[str, str]:
+    """Variable → default, of the table in docs/configuration.md."""
+    text = (ROOT / "docs/configuration.md").read_text()
+    return dict(re.findall(r"^\| `(IGN_\w+)` \| (.+?) \| .{10,} \|$", text, re.MULTILINE))
+
+
+def refusal(**environ: str) -> str:
+    with pytest.raises(StartupError) as caught:
+        load_settings(environ)
+    assert "\n" not in caught.value.detail
+    return caught.value.detail
+
+
+def test_every_field_is_documented_and_nothing_else() -> None:
+    assert list(documented()) == sorted((f"IGN_{name.upper()}" for name in FIELDS), key=list(documented()).index)
+
+
+def test_documented_defaults_are_the_defaults() -> None:
+    literal = {name: text.strip("`") for name, text in documented().items() if text.startswith("`")}
+    assert len(literal) >= 22
+    assert load_settings(literal) == Settings()
+
+
+def test_settings_without_a_literal_default() -> None:
+    settings = load_settings({})
+    assert settings.model_dir == ROOT / "models"
+    assert settings.api_keys_file is None
+    assert settings.trusted_proxies == ()
+    assert settings.cors_origins == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("host", "::", "::"),
+        ("port", "0", 0),
+        ("model_dir", "/srv/models", Path("/srv/models")),
+        ("default_model", "fashion_mnist/12", "fashion_mnist/12"),
+        ("device", "cuda", "cuda"),
+        ("precision", "fp16", "fp16"),
+        ("deterministic", "TRUE", True),
+        ("deterministic", "0", False),
+        ("threads", "4", 4),
+        ("max_batch_rows", " 16 ", 16),
+        ("queue_rows", "64", 64),
+        ("max_body_bytes", "1048576", 1048576),
+        ("request_timeout_s", "2.5", 2.5),
+        ("drain_delay_s", "5", 5.0),
+        ("api_keys_file", "/run/keys", Path("/run/keys")),
+        ("rate_limit", "off", None),
+        (
+            "trusted_proxies",
+            "10.0.0.0/8, ::1,192.0.2.7",
+            tuple(map(ip_network, ("10.0.0.0/8", "::1", "192.0.2.7"))),
+        ),
+        ("cors_origins", "*", ("*",)),
+        ("cors_origins", "https://a.example,http://[::1]:3000", ("https://a.example", "http://[::1]:3000")),
+        ("log_format", "json", "json"),
+    ],
+)
+def test_values(name: str, text: str, value: object) -> None:
+    assert getattr(load_settings({f"IGN_{name.upper()}": text}), name) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("HOST", "two words"),
+        ("PORT", "65536"),
+        ("PORT", "-1"),
+        ("PORT", "8_000"),
+        ("PORT", "٨"),
+        ("DEFAULT_MODEL", "../etc"),
+        ("DEFAULT_MODEL", "mnist/0"),
+        ("DEVICE", "gpu"),
+        ("PRECISION", "int8"),
+        ("DETERMINISTIC", "yes"),
+        ("MAX_BATCH_ROWS", "0"),
+        ("QUEUE_ROWS", "1e3"),
+        ("MAX_BODY_BYTES", "16MiB"),
+        ("REQUEST_TIMEOUT_S", "0"),
+        ("REQUEST_TIMEOUT_S", "nan"),
+        ("STREAM_TIMEOUT_S", "inf"),
+        ("DRAIN_S", "-1"),
+        ("RATE_LIMIT", "20"),
+        ("TRUSTED_PROXIES", "10.0.0.1/8"),
+        ("TRUSTED_PROXIES", "10.0.0.0/8,"),
+        ("CORS_ORIGINS", "https://a.example/path"),
+        ("CORS_ORIGINS", "a.example"),
+        ("LOG_FORMAT", "xml"),
+    ],
+)
+def test_bad_value_names_variable_value_and_what_is_allowed(name: str, text: str) -> None:
+    line = refusal(**{f"IGN_{name}": text})
+    assert line.startswith(f"IGN_{name}={text!r} is not allowed; expected ")
+
+
+def test_long_values_are_cut() -> None:
+    assert len(refusal(IGN_PORT="9" * 10_000)) < 200
+
+
+def test_unknown_name_suggests_the_nearest() -> None:
+    line = refusal(IGN_MAX_BATCH_ROW="secret")
+    assert line == "unknown setting IGN_MAX_BATCH_ROW; did you mean IGN_MAX_BATCH_ROWS?"
+    assert "did you mean" not in refusal(IGN_ZZZ="1")
+
+
+def test_names_of_the_client_and_of_others_are_ignored() -> None:
+    environ = {"IGN_BASE_URL": "x", "IGN_API_KEY": "x", "PORT": "x", "ign_port": "x", "PATH": "/bin"}
+    assert load_settings(environ) == Settings()
+
+
+def test_empty_value_counts_as_unset() -> None:
+    assert load_settings(dict.fromkeys((f"IGN_{name.upper()}" for name in FIELDS), "")) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("environ", "names"),
+    [
+        ({"IGN_QUEUE_ROWS": "63"}, ("IGN_QUEUE_ROWS=63", "IGN_MAX_IMAGES=64")),
+        ({"IGN_DRAIN_DELAY_S": "16"}, ("IGN_DRAIN_DELAY_S=16", "IGN_DRAIN_S=15")),
+        ({"IGN_WORKERS": "2"}, ("IGN_WORKERS=2", "not supported in this version")),
+        ({"IGN_RATE_LIMIT": "20/s"}, ("IGN_RATE_LIMIT=20/s", "not supported in this version")),
+    ],
+)
+def test_what_cannot_work_is_refused(environ: dict[str, str], names: tuple[str, ...]) -> None:
+    line = refusal(**environ)
+    assert all(name in line for name in names)
+
+
+def test_combinations_are_checked_for_constructed_settings_too() -> None:
+    with pytest.raises(StartupError, match="IGN_QUEUE_ROWS"):
+        Settings(queue_rows=1)
+
+
+def test_settings_are_frozen() -> None:
+    settings: Any = Settings()
+    with pytest.raises(FrozenInstanceError):
+        settings.port = 1
+
+
+def test_the_process_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in FIELDS:
+        monkeypatch.delenv(f"IGN_{name.upper()}", raising=False)
+    monkeypatch.setenv("IGN_PORT", "81")
+    assert from_environment() == Settings(port=81)
