@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     import torch
 
 
+_INTERRUPTED = 128 + signal.SIGINT
+_FACTS = ("description", "licence", "polarity", "background")  # of the card, which the command line may say better
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run one command; returns the exit code: 0 done, 2 a `UserError`, 130 stopped with its work saved."""
     options = _parser().parse_args(arguments)
@@ -22,8 +27,11 @@ def main(arguments: Sequence[str]) -> int:
     try:
         code: int = options.run(options, arguments)
     except UserError as exc:
-        print(f"error: {exc}", file=sys.stderr)  # noqa: T201
-        return 2
+        return _refuse(str(exc))
+    except OSError as exc:  # a folder that can't be written, a full disk
+        return _refuse(f"{exc.filename}: {exc.strerror}" if exc.filename else str(exc))
+    except KeyboardInterrupt:
+        return _INTERRUPTED
     return code
 
 
@@ -34,7 +42,10 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     from model_export.data import load_dataset
     from model_export.presets import adapt, get_preset
     from model_export.train import Interrupted, Run
+    from service.card import NAME_PATTERN
 
+    if options.name is not None and not re.fullmatch(NAME_PATTERN, options.name):
+        raise UserError(f"--name {options.name}: small letters, digits, and _ . - after the first, 64 at most")
     preset = adapt(
         get_preset(options.preset),
         name=options.name,
@@ -43,8 +54,7 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         steps=options.steps,
         batch=options.batch,
     )
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    _set_threads(options.threads)
     device = _device(options.device)
     data = load_dataset(options.data, size=preset.network.size, channels=preset.network.channels)
     run = Run(
@@ -66,9 +76,58 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         run.train()
     except Interrupted:
         _say(f"stopped at step {run.step} of {preset.steps}; the same command continues")
-        return 128 + signal.SIGINT
+        return _INTERRUPTED
     _say(f"trained {run.step} steps; next: python -m model_export export --run {options.out}")
     return 0
+
+
+def _export(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from model_export.export import export
+
+    _set_threads(options.threads)
+    folder, verification = export(
+        Path(options.run_folder),
+        Path(options.models),
+        version=options.version,
+        unfinished=options.unfinished,
+        force=options.force,
+        facts={name: value for name in _FACTS if (value := getattr(options, name)) is not None},
+        threads=options.threads,
+    )
+    _say(f"{verification}")
+    _say(f"exported {folder}; next: python -m model_export evaluate --model {folder} --data DATA")
+    return 0
+
+
+def _verify(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from model_export.verify import verify
+
+    _set_threads(options.threads)
+    _say(f"{verify(Path(options.run_folder), Path(options.model), threads=options.threads)}")
+    return 0
+
+
+def _evaluate(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from model_export.evaluate import evaluate, summary
+
+    _set_threads(options.threads)
+    table = evaluate(
+        Path(options.model),
+        options.data,
+        cache=Path(options.cache).expanduser(),
+        out=Path(options.out) if options.out else None,
+        samples=options.samples,
+        threads=options.threads,
+    )
+    _say(summary(table))
+    return 0
+
+
+def _set_threads(threads: int) -> None:
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
 
 
 def _device(name: str) -> "torch.device":
@@ -99,12 +158,17 @@ def _amx() -> bool:
         return False
 
 
+def _refuse(line: str) -> int:
+    print(f"error: {line}", file=sys.stderr)  # noqa: T201
+    return 2
+
+
 def _say(line: str) -> None:
     print(line)  # noqa: T201
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m model_export", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m model_export", description="Train, export and measure an IGN.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     train = commands.add_parser("train", help="train a preset; the same command again continues")
@@ -120,5 +184,33 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", type=int, default=0, help="of every draw (default 0)")
     train.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     train.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
-    train.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")
+
+    export = commands.add_parser("export", help="write a run's network as model.onnx, checked against the run")
+    export.set_defaults(run=_export)
+    export.add_argument("--run", dest="run_folder", required=True, help="folder of the run")
+    export.add_argument("--models", default="models", help="model directory (default models)")
+    export.add_argument("--version", type=int, help="number of the version (default: the next free one)")
+    export.add_argument("--unfinished", action="store_true", help="export a run that is not at its end")
+    export.add_argument("--force", action="store_true", help="replace a version that is there")
+
+    export.add_argument("--description", help="one or two sentences in place of the preset's")
+    export.add_argument("--licence", help="of the weights, in place of the preset's")
+    export.add_argument("--polarity", choices=("light-on-dark", "dark-on-light", "none"), help="of the pictures")
+    export.add_argument("--background", type=float, nargs="+", help="letterbox colour, -1 to 1, one for each channel")
+
+    verify = commands.add_parser("verify", help="check an exported model against its run; write its golden rows")
+    verify.set_defaults(run=_verify)
+    verify.add_argument("--run", dest="run_folder", required=True, help="folder of the run")
+    verify.add_argument("--model", required=True, help="version folder, such as models/mnist/1")
+
+    evaluate = commands.add_parser("evaluate", help="measure an exported model; write metrics.json and its card")
+    evaluate.set_defaults(run=_evaluate)
+    evaluate.add_argument("--model", required=True, help="version folder, such as models/mnist/1")
+    evaluate.add_argument("--data", required=True, help="what the model was trained on, as for train")
+    evaluate.add_argument("--out", help="file for the figures (default: metrics.json in the version folder)")
+    evaluate.add_argument("--samples", type=int, default=3000, help="pictures to generate (default 3000)")
+    evaluate.add_argument("--cache", default="~/.cache/ign-service", help="folder that keeps the judging classifier")
+
+    for command in (train, export, verify, evaluate):
+        command.add_argument("--threads", type=int, default=0, help="CPU threads (default: the libraries' choice)")
     return parser

@@ -63,7 +63,7 @@ class Server(uvicorn.Server):
         except TimeoutError:
             _LOG.warning("draining took too long: %d requests are cut off", traffic.in_flight)
             for scheduler in self._services.schedulers.values():
-                await asyncio.to_thread(scheduler.close)
+                scheduler.close(0)
         self.should_exit = True
 
 
@@ -88,6 +88,8 @@ def main() -> int:
             app,
             log_config=None,
             access_log=False,
+            lifespan="on",
+            ws="none",
             proxy_headers=False,
             server_header=False,
             backlog=_BACKLOG,
@@ -108,6 +110,7 @@ def _listen(settings: Settings) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((settings.host, settings.port))
+        listener.listen(_BACKLOG)  # two sockets can be bound to one port; only one of them can listen
     except OSError as exc:
         listener.close()
         raise StartupError(f"cannot listen on {settings.host}:{settings.port}: {exc.strerror or exc}") from exc

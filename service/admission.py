@@ -122,9 +122,9 @@ class Admission:
         with self._lock:
             if request.closed:
                 return None
-            request.closed = True
             dropped = request.open_rows
             work = sum(row.owed for row in request.members)
+            request.closed = True  # last: the executor, once it sees this, clears the members
             for books in (self.total, request.tally):
                 books.rows -= dropped
                 books.work -= work

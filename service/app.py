@@ -120,13 +120,26 @@ async def _lifespan(found: Services, refuse: Refuse | None) -> AsyncIterator[Non
 async def _load(found: Services, refuse: Refuse | None) -> None:
     try:
         models = await asyncio.to_thread(found.repository.load_all)
-    except StartupError as exc:
+        _serve(found, models)
+    except Exception as exc:
         found.phase = "failed"
+        failure = _as_refusal(exc)
         if refuse is None:
-            _LOG.error("%s", exc.detail)
+            _LOG.error("%s", failure.detail)
         else:
-            refuse(exc)
-        return
+            refuse(failure)
+
+
+def _as_refusal(exc: Exception) -> StartupError:
+    if isinstance(exc, StartupError):
+        return exc
+    if isinstance(exc, OSError):
+        return StartupError(f"the models cannot be read: {exc}")
+    _LOG.error("loading the models failed", exc_info=exc)
+    return StartupError("loading the models failed in a way nobody foresaw; the log says how")
+
+
+def _serve(found: Services, models: Mapping[str, LoadedModel]) -> None:
     in_service = {}
     for ref, loaded in models.items():
         scheduler = _scheduler(found, loaded)

@@ -4,6 +4,7 @@ A *pass* is one call of the model, one step of f for every row of the batch. Lik
 executor thread alone.
 """
 
+import logging
 import math
 import sys
 from bisect import bisect_left
@@ -16,6 +17,8 @@ from service.domain.errors import ModelFailure
 from service.domain.latents import FloatRows
 from service.domain.tasks import DeviceOutOfMemory, Model, StepRow
 from service.rows import Request, Row
+
+logger = logging.getLogger(__name__)
 
 
 class _Side(NamedTuple):
@@ -92,8 +95,8 @@ class Batch:
     def cruise(self, until: float, interrupt: Sized) -> int:
         """Run passes after which nobody has to look at any row; returns how many.
 
-        Ends early at time ``until``, when ``interrupt`` is no longer empty, and before a pass that fails: that one
-        is left to :meth:`advance`.
+        Ends early at time ``until``, when ``interrupt`` is no longer empty, and before a pass that fails. That one,
+        and the pass somebody waits for, are left to :meth:`advance`.
         """
         quiet = self._quiet()
         passes = 0
@@ -203,23 +206,25 @@ class Batch:
 
     def _apply(self, lo: int, hi: int, failed: list[tuple[Row, ModelFailure]]) -> None:
         """One step for slots lo…hi−1, in halves where the whole fails, until the failing row stands alone."""
+        divisible = hi - lo > 1
         try:
             if hi - lo <= self.limit:
                 self._call_part(lo, hi)
                 return
         except DeviceOutOfMemory as exc:
-            self._shed(hi - lo)
             cause: Exception = exc
+            divisible = self._shed(hi - lo) and divisible
         except Exception as exc:  # whatever the model raises is about these rows, not about the service
             cause = exc
-        if hi - lo == 1:
+        if divisible:
+            middle = (lo + hi) // 2
+            self._apply(lo, middle, failed)
+            self._apply(middle, hi, failed)
+            return
+        for row in self.rows[lo:hi]:
             failure = ModelFailure("the model failed on this row")
             failure.__cause__ = cause
-            failed.append((self.rows[lo], failure))
-            return
-        middle = (lo + hi) // 2
-        self._apply(lo, middle, failed)
-        self._apply(middle, hi, failed)
+            failed.append((row, failure))
 
     def _call_part(self, lo: int, hi: int) -> None:
         n = hi - lo
@@ -233,8 +238,14 @@ class Batch:
         self._call(x, out, n, "retry")
         self._next.rows[lo:hi] = out[:n]
 
-    def _shed(self, rows: int) -> None:
+    def _shed(self, rows: int) -> bool:
+        """Go on with smaller batches; False if the model cannot."""
         half = self._padded(rows) // 2
-        self._model.shed()
+        try:
+            self._model.shed()
+        except Exception:
+            logger.exception("the model could not recover from running out of memory")
+            return False
         self.limit = max(1, min(largest_batch(self._model, self.limit), half))
         self.stale = True
+        return True

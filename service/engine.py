@@ -70,10 +70,18 @@ class Batch:
         """What is shown of f^k(x) of row ``index``; exact at strength 0 and 1."""
         if self.strength == 1.0:
             return row
+        start: FloatRow = self.rows[index]
         if self.strength == 0.0:
-            return self.rows[index]
+            return start
         s = np.float32(self.strength)
-        return np.add((np.float32(1.0) - s) * self.rows[index], s * row, dtype=np.float32)
+        mixed: FloatRow = (np.float32(1.0) - s) * start + s * row
+        return mixed
+
+    def blend_step(self, step: StepRow) -> StepRow:
+        """The same for a recorded step; step 0 is the input, and stays as it is."""
+        if step.step == 0 or self.strength == 1.0:
+            return step
+        return dataclasses.replace(step, row=self.blend(step.index, step.row))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +140,7 @@ class Engine:
         async with aclosing(scheduler.stream(batch.rows, _plan(batch, call, progress=True))) as events:
             async for event in events:
                 if isinstance(event, StepRow):
-                    yield dataclasses.replace(event, row=batch.blend(event.index, event.row))
+                    yield batch.blend_step(event)
                 elif isinstance(event, Result):
                     yield finish(event, batch)
                 else:
@@ -143,10 +151,7 @@ def finish(result: Result, batch: Batch) -> Result:
     """Blend rows and trajectory, and repeat the first row of a closed loop."""
     if batch.strength != 1.0:
         rows = np.stack([batch.blend(i, row) for i, row in enumerate(result.rows)])
-        trajectory = [
-            [dataclasses.replace(step, row=batch.blend(step.index, step.row)) for step in steps]
-            for steps in result.trajectory
-        ]
+        trajectory = [[batch.blend_step(step) for step in steps] for steps in result.trajectory]
         result = dataclasses.replace(result, rows=rows, trajectory=trajectory)
     return _closed(result) if batch.repeat_first else result
 

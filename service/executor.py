@@ -73,7 +73,7 @@ def report(observer: SchedulerObserver, request: Request, outcome: Result | IgnE
     """Tell the observer that a request has ended."""
     started = now if request.started is None else request.started
     code = outcome.error_code if isinstance(outcome, IgnError) else "ok"
-    observer.finished(len(request.members), code, started - request.arrived, now - started)
+    observer.finished(len(request.rows), code, started - request.arrived, now - started)
 
 
 class Executor:
@@ -138,14 +138,20 @@ class Executor:
             # Nothing raised here is expected, and a caller must never wait on a thread that is gone.
             self._working = False
             logger.critical("the executor thread died; another takes its place", exc_info=exc)
-            victims = self._bury(exc)
+            events, failed = self._bury(exc)
             self.start()
-            self._observer.replaced()
-            for request, failure in victims:
-                report(self._observer, request, failure, self._clock())
+            try:
+                self._observer.replaced()
+                for request, failure in failed:
+                    report(self._observer, request, failure, self._clock())
+            finally:
+                self._publish(events)
 
-    def _bury(self, cause: BaseException) -> list[tuple[Request, ModelFailure]]:
-        """Fail the requests the death was about: those in the pass, or all when it was not in a pass."""
+    def _bury(self, cause: BaseException) -> tuple[list[tuple[Request, Event]], list[tuple[Request, ModelFailure]]]:
+        """Fail the requests the death was about: those in the pass, or all when it was not in a pass.
+
+        Returns all that is left to publish, and what of it are failures.
+        """
         doomed = {row.request for row in self._batch.rows} if self._in_pass else set(self._requests)
         failed: list[tuple[Request, ModelFailure]] = []
         for request in doomed:
@@ -153,10 +159,9 @@ class Executor:
             failure.__cause__ = cause
             if self._books.leave(request) is not None:
                 failed.append((request, failure))
-        self._events.extend(failed)
-        self._flush()
+        events = [*self._events, *failed]
         self._reset(self._requests - doomed)
-        return failed
+        return events, failed
 
     def _collect(self) -> bool:
         """Take in who came and who left; wait when there is nothing to do. False: the thread is to end."""
@@ -207,22 +212,30 @@ class Executor:
         batch = self._batch
         self._flush()  # the prepared input and the expired do not wait for the device
         self._in_pass = True
-        passes = 1 + batch.cruise(self._began + _SLICE_S, self._inbox)
-        for row, failure in batch.advance():
-            self._end(row.request, failure)
-        finished, steps = batch.settle()
+        passes = 0 if len(self._queue) else batch.cruise(self._began + _SLICE_S, self._inbox)
+        finished: list[Row] = []
+        if passes == 0:
+            passes, finished = 1, self._advance()
         now = self._clock()
         self._books.passed(batch.rows, passes, finished, self._began, now)
-        for request, step in steps:
-            self._show(request, step)
         for row in finished:
             self._finish(row.request, now)
         self._in_pass = False
+        if self._watched and now >= self._next_tick:
+            self._tick(now)
+
+    def _advance(self) -> list[Row]:
+        """Run a pass that somebody hears of; returns the rows that need no more."""
+        batch = self._batch
+        for row, failure in batch.advance():
+            self._end(row.request, failure)
+        finished, steps = batch.settle()
+        for request, step in steps:
+            self._show(request, step)
         if batch.limit != self._books.batch_rows:
             self._books.batch_rows = batch.limit
             self._observer.shed(batch.limit)
-        if self._watched and now >= self._next_tick:
-            self._tick(now)
+        return finished
 
     def _finish(self, request: Request, now: float) -> None:
         """One row of the request is done."""
@@ -258,6 +271,7 @@ class Executor:
         self._watched.discard(request)
         if any(row.slot >= 0 for row in request.members):
             self._batch.stale = True
+        request.members.clear()  # rows and request hold each other: let go without the garbage collector
 
     def _flush(self) -> None:
         if self._events:

@@ -280,12 +280,9 @@ def _cuda_session(data: bytes, *, deterministic: bool) -> Any:
 
 
 def _preload_libraries() -> None:
-    preload = getattr(ort, "preload_dlls", None)
-    if preload is None:
-        return
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):  # it prints what fails, and does not raise
-        preload()
+        ort.preload_dlls()
     if printed.getvalue():
         _LOG.warning("loading CUDA libraries: %s", printed.getvalue().strip())
 

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -73,8 +73,8 @@ class Scheduler:
 
     @property
     def healthy(self) -> bool:
-        """Whether the executor thread is there and sound; False before :meth:`start` and while it is replaced."""
-        return self._executor.working
+        """Whether the executor thread is there and sound: not before :meth:`start` nor while it is replaced."""
+        return self._executor.working and not self._closed
 
     @property
     def rows_queued(self) -> int:
@@ -95,10 +95,19 @@ class Scheduler:
         return not self._calls
 
     def close(self, seconds: float = 5.0) -> None:
-        """Fail what is left with `Draining` and end the thread; wait at most so long for the pass it is in."""
+        """Fail what is left with `Draining` and end the thread; wait at most so long for the pass it is in.
+
+        May be called from any thread: elsewhere than on the event loop, the wait does not hold that up.
+        """
         self._draining = True
-        for request in list(self._calls):
-            self._fail(request, Draining("the service is shutting down"))
+        try:
+            running: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        if self._loop is running:
+            self._fail_all()
+        else:
+            self._on_loop(self._fail_all)
         if not self._closed:
             self._closed = True
             self._executor.post(None)
@@ -127,7 +136,7 @@ class Scheduler:
         finally:
             self._leave(request)
 
-    async def stream(self, rows: FloatRows, plan: Plan) -> AsyncIterator[StepRow | Progress | Result]:
+    async def stream(self, rows: FloatRows, plan: Plan) -> AsyncGenerator[StepRow | Progress | Result, None]:
         """As :meth:`submit`, yielding what there is to see as soon as it exists; the `Result` comes last.
 
         Yields every recorded step of every row, and the last step of every row whether recorded or not. The
@@ -176,9 +185,12 @@ class Scheduler:
 
     def _publish(self, events: list[tuple[Request, Event]]) -> None:
         """Called by the executor: hand the events of one pass to the event loop."""
+        self._on_loop(lambda: self._deliver(events))
+
+    def _on_loop(self, callback: Callable[[], None]) -> None:
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to hear
-                self._loop.call_soon_threadsafe(self._deliver, events)
+                self._loop.call_soon_threadsafe(callback)
 
     def _deliver(self, events: list[tuple[Request, Event]]) -> None:
         for request, event in events:
@@ -192,6 +204,10 @@ class Scheduler:
     def _expire(self, request: Request) -> None:
         if request.expires < math.inf:  # else its first event is on the way
             self._fail(request, DeadlineExceeded("the deadline passed"))
+
+    def _fail_all(self) -> None:
+        for request in list(self._calls):
+            self._fail(request, Draining("the service is shutting down"))
 
     def _fail(self, request: Request, error: IgnError) -> None:
         """End a request from this side, unless the executor was faster."""

@@ -20,10 +20,12 @@ from service.images import (
     PictureFormat,
     Pixels,
     animate,
+    check_sides,
     contact_sheet,
     encode,
     encode_base64,
     encode_npy,
+    sheet_size,
     strip,
     to_uint8,
 )
@@ -58,14 +60,17 @@ class Shape:
     fps: int = 0
 
 
-def check_form(shape: Shape, record: Sequence[int]) -> None:
-    """Refuse recorded steps where the answer has no place for them.
+def check_form(shape: Shape, record: Sequence[int] = ()) -> None:
+    """Refuse, before anything is computed, what the form of the answer cannot hold.
 
     Raises:
-        InvalidContent: ``record`` with a raw answer.
+        InvalidContent: ``record`` with a raw answer, or a sheet larger than its format allows.
     """
     if record and shape.media not in (Media.JSON, Media.EVENTS):
         raise InvalidContent.field("record", f"only JSON and event streams carry a trajectory, not {shape.media}")
+    if shape.media in RASTER and not _is_animation(shape):
+        columns = len(shape.labels) if shape.layout == "strip" else shape.columns
+        check_sides(RASTER[shape.media], *sheet_size(len(shape.labels), shape.model.card, columns=columns))
 
 
 async def answer(exchange: Exchange, shape: Shape, result: Result) -> Response:
@@ -152,7 +157,7 @@ def _raw(shape: Shape, result: Result) -> bytes:
     if shape.media is Media.NPY:
         return encode_npy(result.rows)
     pixels = to_uint8(result.rows, shape.model.card)
-    if shape.fps and shape.media in _ANIMATED:
+    if _is_animation(shape):
         return animate(pixels, _ANIMATED[shape.media], fps=shape.fps)
     return encode(_sheet(shape, pixels), RASTER[shape.media])
 
@@ -173,6 +178,10 @@ def _row_headers(result: Result) -> dict[str, str]:
     if result.drift is not None:
         headers["X-IGN-Drift"] = ",".join(str(rounded(value)) for value in result.drift)
     return headers
+
+
+def _is_animation(shape: Shape) -> bool:
+    return shape.fps > 0 and shape.media in _ANIMATED
 
 
 def _is_large(rows: FloatRows) -> bool:

@@ -1,9 +1,10 @@
 """One native request on its way: who calls, until when, what they accept, and how long each part took."""
 
+import asyncio
 import re
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import Final, TypeVar
 
@@ -14,7 +15,7 @@ from starlette.requests import Request
 from service.api.body import media_type, parse_json, read_body
 from service.api.negotiation import Media, negotiate
 from service.api.services import Services, services
-from service.domain.errors import InvalidContent, MalformedRequest, UnsupportedMedia
+from service.domain.errors import DeadlineExceeded, InvalidContent, MalformedRequest, UnsupportedMedia
 from service.engine import Call
 from service.repository import LoadedModel
 
@@ -40,7 +41,8 @@ class Exchange:
         self.headers = Headers(scope=request.scope)
         self.arrival: float = request.state.arrival
         self.request_id: str = request.state.request_id
-        self.call = Call(key=request.state.caller, deadline=self._deadline())
+        self.deadline = self._deadline()
+        self.call = Call(key=request.state.caller, deadline=self.deadline)
         self.seconds = {"decode": 0.0, "queue": 0.0, "compute": 0.0, "encode": 0.0}
 
     def accept(self, offers: Collection[Media]) -> Media:
@@ -58,12 +60,26 @@ class Exchange:
     async def body(self) -> bytes:
         """The whole body, within the limits of size and time."""
         settings = self.services.settings
-        return await read_body(
-            self.request.scope,
-            self.request.receive,
-            max_bytes=settings.max_body_bytes,
-            deadline=self.arrival + settings.body_timeout_s,
-        )
+        async with self.in_time():
+            return await read_body(
+                self.request.scope,
+                self.request.receive,
+                max_bytes=settings.max_body_bytes,
+                deadline=self.arrival + settings.body_timeout_s,
+            )
+
+    @asynccontextmanager
+    async def in_time(self) -> AsyncIterator[None]:
+        """Hold the parts that the scheduler does not time to the caller's deadline too.
+
+        Raises:
+            DeadlineExceeded: the block was still waiting when the deadline passed.
+        """
+        try:
+            async with asyncio.timeout(self.deadline - time.monotonic()):
+                yield
+        except TimeoutError as exc:
+            raise DeadlineExceeded("the deadline passed") from exc
 
     async def json(self, schema: type[Body]) -> Body:
         """A JSON body as ``schema``; an empty one counts as `{}`.
@@ -104,7 +120,8 @@ class Exchange:
         with self.timed("decode"):
             if not large:
                 return job()
-            return await self.services.codec.run("decode", job)
+            async with self.in_time():
+                return await self.services.codec.run("decode", job)
 
     async def encode(self, job: Callable[[], T], *, large: bool) -> T:
         """Run an encoding job in the codec pool if it is large, else here; its time counts as encoding."""

@@ -17,6 +17,7 @@ from service.domain.tasks import KeepMask
 from service.engine import Point, RowPoint, SeedPoint
 from service.images import (
     Limits,
+    Mask,
     decode_base64,
     decode_mask,
     decode_npy,
@@ -38,7 +39,7 @@ class Upload:
         options: parsed options.
         images: one picture each: bytes, or base64 text that is yet to be decoded.
         masks: none, one for all, or one for each image.
-        names: field paths of images and masks, for errors.
+        image_field, mask_field: field paths of images and masks, for errors.
     """
 
     options: ProjectOptions
@@ -88,10 +89,12 @@ def prepare_upload(upload: Upload, model: LoadedModel, limits: Limits, max_chars
         InvalidContent, TooLarge: a picture or mask is unusable; the text names which.
     """
     card, options = model.card, upload.options
-    masks = [
-        decode_mask(_bytes(mask, _nth(upload.mask_field, i, upload.masks), max_chars), limits, field=upload.mask_field)
-        for i, mask in enumerate(upload.masks)
-    ]
+
+    def mask(i: int) -> tuple[Mask, str]:
+        name = _nth(upload.mask_field, i, upload.masks)
+        return decode_mask(_bytes(upload.masks[i], name, max_chars), limits, field=name), name
+
+    for_all = mask(0) if len(upload.masks) == 1 else None
     rows = np.empty((len(upload.images), *card.shape), dtype=np.float32)
     inverted, keep = [], []
     for i, data in enumerate(upload.images):
@@ -100,10 +103,9 @@ def prepare_upload(upload: Upload, model: LoadedModel, limits: Limits, max_chars
         prepared = prepare(picture, card, resize=options.resize, invert=options.invert)
         rows[i] = prepared.row
         inverted.append(prepared.inverted)
-        if masks:
-            mask = masks[i if len(masks) > 1 else 0]
-            name = _nth(upload.mask_field, i, masks)
-            keep.append(keep_mask(mask, picture, card, resize=options.resize, field=name))
+        if upload.masks:
+            own, name = for_all or mask(i)  # no more than one at a time is decoded
+            keep.append(keep_mask(own, picture, card, resize=options.resize, field=name))
     return PreparedRows(rows=rows, keep=np.stack(keep) if keep else None, inverted=inverted)
 
 

@@ -1,7 +1,7 @@
 """The native endpoints: `/generate`, `/project` and `/latent-interpolate`. Each makes rows; the rest is shared."""
 
 import secrets
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import APIRouter
@@ -24,7 +24,6 @@ from service.api.schemas import (
     ProjectRequest,
 )
 from service.api.streaming import EventStream
-from service.domain.errors import NotAcceptable
 from service.domain.paths import Grid, Path
 from service.domain.tasks import Applied
 from service.engine import Batch
@@ -33,10 +32,9 @@ from service.images import Limits
 router = APIRouter()
 
 _FORMS = (Media.JSON, Media.PNG, Media.WEBP, Media.JPEG, Media.NPY)
+_PATH_FORMS = (*_FORMS, Media.GIF, Media.APNG)  # a grid has no animation
 _LARGE_NOISE = 1 << 14  # values: more are drawn in the codec pool
 _SEED_BITS = 32
-
-Work = Callable[[], Coroutine[Any, Any, Response]]
 
 
 @router.post("/generate", **openapi.operation(GenerateRequest, GenerateAnswer, openapi.GENERATE))
@@ -75,7 +73,10 @@ async def project(request: Request) -> Response:
     count = len(upload.images)
     how = applied(options, recommended=model.card.steps.project, rows=count, settings=settings)
     limits = Limits(max_pixels=settings.max_pixels)
-    prepared = await exchange.aside(lambda: prepare_upload(upload, model, limits, settings.max_body_bytes), large=True)
+    prepared = await until_disconnect(
+        request.receive,
+        exchange.aside(lambda: prepare_upload(upload, model, limits, settings.max_body_bytes), large=True),
+    )
     labels = [{"index": i, "inverted": inverted} for i, inverted in enumerate(prepared.inverted)]
     shape = Shape(model=model, media=media, format=options.format, labels=labels)
     check_form(shape, how.record)
@@ -87,11 +88,11 @@ async def project(request: Request) -> Response:
 async def latent_interpolate(request: Request) -> Response:
     """Walk between latents: f^k along a path or over a grid; as WebP, GIF or APNG an animation."""
     exchange = Exchange(request)
-    media = exchange.accept((*_FORMS, Media.GIF, Media.APNG))
+    media = exchange.accept(_PATH_FORMS)
     options = await exchange.json(InterpolateRequest)
     path, settings = path_of(options), exchange.services.settings
-    if isinstance(path, Grid) and media in (Media.GIF, Media.APNG):
-        raise NotAcceptable(f"a grid has no animation; {media} is not offered")
+    if isinstance(path, Grid):
+        media = exchange.accept(_FORMS)
     model = exchange.model(options.model)
     steps = checked_steps(options.steps, recommended=model.card.steps.generate, settings=settings)
     limits = Limits(max_pixels=settings.max_pixels)
@@ -109,6 +110,7 @@ async def latent_interpolate(request: Request) -> Response:
         columns=path.cols if isinstance(path, Grid) else None,
         fps=0 if isinstance(path, Grid) else options.fps,
     )
+    check_form(shape)
     return await _serve(exchange, shape, rows, large=True)
 
 
@@ -126,8 +128,7 @@ async def _serve(exchange: Exchange, shape: Shape, rows: Callable[[], Batch], *,
         if shape.media is Media.EVENTS:
             return EventStream(exchange, shape, batch)
         result = await exchange.services.engine.run(shape.model, batch, exchange.call)
-        return await answer(exchange, shape, result)
+        async with exchange.in_time():
+            return await answer(exchange, shape, result)
 
-    if shape.media is Media.EVENTS:
-        return await work()
     return await until_disconnect(exchange.request.receive, work())

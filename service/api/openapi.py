@@ -11,7 +11,7 @@ from service.api.schemas import ProblemDocument
 Examples = Mapping[str, Mapping[str, Any]]
 
 # A 2×2 grey PNG, so that the examples of the documentation can be sent as they are.
-_PICTURE: Final = "iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAAAAABX3VL4AAAADklEQVR4nGNg+M/A8B8ABQEB/rFBqsYAAAAASUVORK5CYII="
+_PICTURE: Final = "iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAAAAABX3VL4AAAADklEQVR4AWNg+M/wnwEABgAB/9ywHykAAAAASUVORK5CYII="
 
 GENERATE: Final[Examples] = {
     "one": {"summary": "One picture of a chosen seed", "value": {"seed": 7}},
@@ -58,15 +58,15 @@ def operation(request: type[BaseModel], answer: type[BaseModel], examples: Examp
     content: dict[str, Any] = {
         "application/json": {"schema": _schema(request), "examples": {k: dict(v) for k, v in examples.items()}}
     }
-    streams = "images" not in request.model_fields and "points" not in request.model_fields
+    parameters: list[dict[str, Any]] = [_TIMEOUT]
     if "images" in request.model_fields:
         content |= _uploads(request)
-        streams = True
+        parameters += _query(request)
     answers: dict[str, Any] = dict.fromkeys(_RAW_ANSWERS, _BINARY)
-    if streams:
-        answers["text/event-stream"] = {"schema": {"type": "string"}}
-    else:
+    if "points" in request.model_fields:
         answers |= {"image/gif": _BINARY, "image/apng": _BINARY}
+    else:
+        answers["text/event-stream"] = {"schema": {"type": "string"}}
     return {
         "response_model": None,
         "responses": {
@@ -79,7 +79,7 @@ def operation(request: type[BaseModel], answer: type[BaseModel], examples: Examp
         },
         "openapi_extra": {
             "requestBody": {"content": content, "required": "n" not in request.model_fields},
-            "parameters": [_TIMEOUT],
+            "parameters": parameters,
         },
     }
 
@@ -115,15 +115,26 @@ def _resolved(node: Any, definitions: Mapping[str, Any]) -> Any:
 
 
 def _uploads(request: type[BaseModel]) -> dict[str, Any]:
-    """The two other forms of a projection: a form with files, and a raw body with options in the query."""
-    fields = _schema(request)["properties"]
-    options = {name: schema for name, schema in fields.items() if name not in ("images", "mask", "masks", "record")}
+    """The two other forms of a projection: a form with files, and a raw body."""
     file = {"type": "string", "contentMediaType": "image/png"}
-    record = {"type": "string", "description": "Comma-separated step numbers.", "pattern": "^[0-9]+(,[0-9]+)*$"}
     form = {
         "type": "object",
-        "properties": {"image": {"type": "array", "items": file}, "mask": file, **options, "record": record},
+        "properties": {"image": {"type": "array", "items": file}, "mask": file, **_text_options(request)},
         "required": ["image"],
     }
     raw = dict.fromkeys(("image/png", "image/jpeg", "image/webp"), _BINARY)
     return {"multipart/form-data": {"schema": form}, **raw}
+
+
+def _query(request: type[BaseModel]) -> list[dict[str, Any]]:
+    """The options of a raw body."""
+    described = {"in": "query", "description": "Only with a picture as the raw body."}
+    return [{"name": name, "schema": schema, **described} for name, schema in _text_options(request).items()]
+
+
+def _text_options(request: type[BaseModel]) -> dict[str, Any]:
+    """Schemas of the options as forms and queries carry them."""
+    fields = _schema(request)["properties"]
+    options = {name: schema for name, schema in fields.items() if name not in ("images", "mask", "masks")}
+    record = {"type": "string", "description": "Comma-separated step numbers.", "pattern": "^[0-9]+(,[0-9]+)*$"}
+    return options | {"record": record}

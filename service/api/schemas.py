@@ -5,7 +5,7 @@ Limits that an operator can change are not here; `service.api.limits` checks the
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from service.card import ModelCard
 from service.domain.latents import MAX_SEED
@@ -25,7 +25,7 @@ class _Request(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    model: Annotated[str | None, Field(max_length=100, description="`name` or `name/version`.")] = None
+    model: Annotated[str | None, Field(description="`name` or `name/version`.")] = None
     steps: Annotated[Steps | None, Field(description=_STEPS)] = None
     format: Annotated[Format, Field(description="Of the base64 pictures in a JSON answer.")] = "png"
 
@@ -46,11 +46,19 @@ class GenerateRequest(Applying):
     offset: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
     noise_scale: Annotated[float, Field(ge=0, le=2)] = 1.0
 
-    @model_validator(mode="after")
-    def _inside_the_stream(self) -> Self:
-        if self.offset + self.n > MAX_SEED + 1:
+    @field_validator("offset")
+    @classmethod
+    def _inside_the_stream(cls, offset: int, info: ValidationInfo) -> int:
+        if offset + info.data.get("n", 1) > MAX_SEED + 1:
             raise ValueError("offset + n must be at most 2^32")
-        return self
+        return offset
+
+
+def _switch_or_auto(value: object) -> object:
+    """A union's own errors would name its members, not the field."""
+    if value is True or value is False or value == "auto":
+        return value
+    raise ValueError("must be true, false or auto")
 
 
 class ProjectOptions(Applying):
@@ -62,6 +70,7 @@ class ProjectOptions(Applying):
     )
     invert: Annotated[
         bool | Literal["auto"],
+        BeforeValidator(_switch_or_auto),
         Field(description="`auto`: for models drawn light on dark, invert pictures whose border is light."),
     ] = "auto"
 
@@ -76,14 +85,15 @@ class ProjectRequest(ProjectOptions):
     mask: Annotated[Base64 | None, Field(description="One for all images: white = regenerate, black = keep.")] = None
     masks: Annotated[list[Base64] | None, Field(description="One for each image.")] = None
 
-    @model_validator(mode="after")
-    def _one_kind_of_mask(self) -> Self:
-        if self.masks is not None:
-            if self.mask is not None:
+    @field_validator("masks")
+    @classmethod
+    def _one_kind_of_mask(cls, masks: list[str] | None, info: ValidationInfo) -> list[str] | None:
+        if masks is not None:
+            if info.data.get("mask") is not None:
                 raise ValueError("give mask or masks, not both")
-            if len(self.masks) != len(self.images):
-                raise ValueError("masks must be as many as images")
-        return self
+            if len(masks) != len(info.data.get("images", masks)):
+                raise ValueError("must be as many as images")
+        return masks
 
 
 class PointRequest(BaseModel):
@@ -124,14 +134,15 @@ class InterpolateRequest(_Request):
     grid: GridRequest | None = None
     fps: Annotated[int, Field(ge=1, le=50, description="Of an animation.")] = 12
 
-    @model_validator(mode="after")
-    def _path_or_grid(self) -> Self:
-        if self.grid is not None:
-            if self.frames is not None or self.loop:
-                raise ValueError("grid goes with neither frames nor loop")
-            if len(self.points) != 4:
-                raise ValueError("grid needs exactly four points")
-        return self
+    @field_validator("grid")
+    @classmethod
+    def _path_or_grid(cls, grid: GridRequest | None, info: ValidationInfo) -> GridRequest | None:
+        if grid is not None:
+            if info.data.get("frames") is not None or info.data.get("loop"):
+                raise ValueError("goes with neither frames nor loop")
+            if len(info.data.get("points", range(4))) != 4:
+                raise ValueError("needs exactly four points")
+        return grid
 
 
 class ModelRef(BaseModel):

@@ -3,16 +3,16 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from http import HTTPStatus
 from typing import Any, Final
 
-from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from service.api.answers import Shape, envelope, image, picture, rounded
-from service.api.errors import problem
+from service.api.errors import describe, log_failure
 from service.api.exchange import Exchange
 from service.api.middleware import until_disconnect
 from service.api.negotiation import Media
@@ -47,37 +47,41 @@ class EventStream(Response):
 
     async def _send(self, send: Send) -> None:
         exchange = self._exchange
-        events = exchange.services.engine.stream(self._shape.model, self._batch, exchange.call)
-        async with aclosing(events):
+        last = b""
+        async with aclosing(exchange.services.engine.stream(self._shape.model, self._batch, exchange.call)) as events:
             # Until the first event exists the answer can still be a problem with a status of its own.
             first = await anext(events)
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             try:
-                async with asyncio.timeout(self._seconds_left()):
-                    async for text in self._texts(first, events):
+                async with asyncio.timeout(self._seconds_left()), aclosing(self._texts(first, events)) as texts:
+                    async for text in texts:
                         await send({"type": "http.response.body", "body": text, "more_body": True})
-            except ClientDisconnect:
-                raise
             except TimeoutError:
-                await self._fail(send, DeadlineExceeded("the stream took longer than IGN_STREAM_TIMEOUT_S allows"))
+                last = self._failure(DeadlineExceeded("the stream took longer than IGN_STREAM_TIMEOUT_S allows"))
             except Exception as exc:
-                await self._fail(send, exc)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+                last = self._failure(exc)
+        # Only now: the rows are given up before a caller who no longer reads is waited for.
+        await send({"type": "http.response.body", "body": last, "more_body": False})
 
-    async def _fail(self, send: Send, exc: Exception) -> None:
-        body = event("error", problem(exc, self._exchange.request_id))
-        await send({"type": "http.response.body", "body": body, "more_body": True})
+    def _failure(self, exc: Exception) -> bytes:
+        request_id = self._exchange.request_id
+        found = describe(exc)
+        if found.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+            log_failure(exc, request_id)
+        self._exchange.request.state.problem = found.code
+        return event("error", found.body(request_id))
 
     def _seconds_left(self) -> float:
         end = self._exchange.arrival + self._exchange.services.settings.stream_timeout_s
         return end - time.monotonic()
 
-    async def _texts(self, first: StepRow | Progress | Result, events: Events) -> AsyncIterator[bytes]:
+    async def _texts(self, first: StepRow | Progress | Result, events: Events) -> AsyncGenerator[bytes, None]:
         yield await self._text(first)
         if isinstance(first, Result):
             return
-        async for item in _with_silence(events):
-            yield b": still here\n\n" if item is None else await self._text(item)
+        async with aclosing(_with_silence(events)) as items:
+            async for item in items:
+                yield b": still here\n\n" if item is None else await self._text(item)
 
     async def _text(self, item: StepRow | Progress | Result) -> bytes:
         if isinstance(item, Progress):
@@ -106,7 +110,7 @@ class EventStream(Response):
         }
 
 
-async def _with_silence(events: Events) -> AsyncIterator[StepRow | Progress | Result | None]:
+async def _with_silence(events: Events) -> AsyncGenerator[StepRow | Progress | Result | None, None]:
     """The events, and None whenever none came for a while."""
     while True:
         pending = asyncio.ensure_future(anext(events, None))

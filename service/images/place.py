@@ -50,12 +50,16 @@ def place(
 ) -> Image.Image:
     """Cut, resize unless the size is right, and lay the picture on a canvas of `target` size and `fill` colour."""
     left, top, right, bottom = geometry.box
-    if (right - left, bottom - top) != geometry.size:
-        image = image.resize(geometry.size, resample, box=geometry.box)
-    elif image.size != geometry.size:
-        image = image.crop(geometry.box)
-    if image.size == target:
+    # Cut before resizing: given a box, Pillow's filter would still see the pixels around it.
+    image = _laid(image, (right - left, bottom - top), (-left, -top), fill)
+    if image.size != geometry.size:
+        image = image.resize(geometry.size, resample)
+    return _laid(image, target, geometry.offset, fill)
+
+
+def _laid(image: Image.Image, size: tuple[int, int], offset: tuple[int, int], fill: tuple[int, ...]) -> Image.Image:
+    if image.size == size:
         return image
-    canvas = Image.new(image.mode, target, fill)
-    canvas.paste(image, geometry.offset)
+    canvas = Image.new(image.mode, size, fill)
+    canvas.paste(image, offset)
     return canvas

@@ -111,6 +111,26 @@ def model_bytes(card: ModelCard | None = None, *, scale: float = 1.0) -> bytes:
     return serialise(network(card.shape, scale), card)
 
 
+def hungry(numbers: int) -> bytes:
+    """A network that needs ``numbers`` float32 of scratch space for every batch."""
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["mean"], keepdims=0),
+        helper.make_node("Expand", ["mean", "length"], ["scratch"]),
+        helper.make_node("ReduceMax", ["scratch"], ["top"], keepdims=0),
+        helper.make_node("Add", ["x", "top"], ["y"]),
+    ]
+    shape = ("batch", 1, 8, 8)
+    return serialise(graph(nodes, {"length": np.array([numbers])}, shape, shape), make_card())
+
+
+def every_other_row() -> bytes:
+    """A network that gives half as many rows as it is given."""
+    nodes = [helper.make_node("Slice", ["x", "start", "stop", "axis", "step"], ["y"])]
+    constants = {"start": [0], "stop": [2**30], "axis": [0], "step": [2]}
+    shapes = ("batch", 1, 8, 8), ("half", 1, 8, 8)
+    return serialise(graph(nodes, {k: np.array(v) for k, v in constants.items()}, *shapes), make_card())
+
+
 def sample_rows(n: int, shape: Shape = (1, 8, 8), seed: int = 0) -> FloatRows:
     """(n, C, H, W) rows spread over the model's range."""
     return np.random.default_rng(seed).uniform(-1, 1, (n, *shape)).astype(np.float32)

@@ -30,15 +30,15 @@ def card(
     shape: tuple[Any, int, int] = (1, 28, 28),
     background: tuple[float, ...] | None = None,
     polarity: Any = "light-on-dark",
-    range: tuple[float, float] = (-1.0, 1.0),  # noqa: A002 (the card's own name for it)
+    bounds: tuple[float, float] = (-1.0, 1.0),
 ) -> ModelCard:
     return ModelCard(
         name="toy",
         version="1",
         objective="naign",
         shape=shape,
-        range=range,
-        background=background or (range[0],) * shape[0],
+        range=bounds,
+        background=background or (bounds[0],) * shape[0],
         polarity=polarity,
         noise=Noise(kind="gaussian", norm=28.0),
         opset=18,
@@ -117,7 +117,8 @@ def _packed(line: NDArray[np.generic], depth: int) -> bytes:
 
 
 def exif(orientation: int, order: str = "<", kind: int = 3) -> bytes:
-    """A minimal EXIF block with one entry."""
+    """A small EXIF block: the orientation behind an entry of another kind."""
     mark = b"II*\0" if order == "<" else b"MM\0*"
     value = struct.pack(order + ("HH" if kind == 3 else "I"), *((orientation, 0) if kind == 3 else (orientation,)))
-    return mark + struct.pack(order + "IH", 8, 1) + struct.pack(order + "HHI", 0x0112, kind, 1) + value + b"\0" * 4
+    width = struct.pack(order + "HHIHH", 0x0100, 3, 1, 640, 0)
+    return mark + struct.pack(order + "IH", 8, 2) + width + struct.pack(order + "HHI", 0x0112, kind, 1) + value

@@ -204,7 +204,8 @@ STORED = {  # how a camera held each way stores UPRIGHT (Exif 2.3, 4.6.4)
 def test_png_is_turned_as_its_exif_says(orientation: int, kind: int, order: str, after: bool) -> None:
     block = make.chunk(b"eXIf", make.exif(orientation, order, kind))
     stored = STORED[orientation]
-    data = make.png(stored[..., None], make.GREY, 8, **{"after" if after else "before": block})
+    before, late = (b"", block) if after else (block, b"")
+    data = make.png(stored[..., None], make.GREY, 8, before=before, after=late)
     picture = decode(data)
     assert np.array_equal(np.asarray(picture.image), UPRIGHT)
     assert picture.stored == stored.shape[::-1]
@@ -222,6 +223,14 @@ def test_jpeg_and_webp_are_turned_as_their_exif_says(form: str) -> None:
 @pytest.mark.parametrize("orientation", [0, 1, 9, 65535])
 def test_other_orientations_do_not_turn(orientation: int) -> None:
     assert exif_turn(make.exif(orientation)) is None
+
+
+def test_exif_without_a_usable_orientation_does_not_turn() -> None:
+    block = make.exif(6)
+    assert exif_turn(block) is Image.Transpose.ROTATE_270
+    assert exif_turn(block.replace(b"\x12\x01\x03", b"\x13\x01\x03")) is None  # another tag
+    assert exif_turn(block.replace(b"\x12\x01\x03", b"\x12\x01\x07")) is None  # of a type that holds no number
+    assert exif_turn(b"JUNK" + block[4:]) is None
 
 
 @given(st.binary(max_size=64))
@@ -257,7 +266,7 @@ def webp_header(width: int, height: int) -> bytes:
 def test_too_many_pixels_are_refused_before_decoding(header: Any, width: int, height: int) -> None:
     data = header(width, height)
     start = time.process_time()
-    with pytest.raises(TooLarge, match="^image: ") as caught:
+    with pytest.raises(TooLarge, match=r"^image: ") as caught:
         decode(data)
     assert caught.value.error_code == "image_too_large"
     assert time.process_time() - start < 0.5  # decoding any of these takes longer than a second

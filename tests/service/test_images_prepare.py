@@ -39,7 +39,7 @@ def levels(prepared: Prepared, card: ModelCard) -> NDArray[np.uint8]:
 
 @pytest.mark.parametrize("bounds", [(-1.0, 1.0), (0.0, 1.0), (-0.5, 0.7), (0.0, 255.0), (-1000.0, 0.001)])
 def test_every_level_survives_the_round_trip(bounds: tuple[float, float]) -> None:
-    card = make.card((1, 16, 16), range=bounds)
+    card = make.card((1, 16, 16), bounds=bounds)
     pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
     rows = to_rows(pixels, card)
     assert rows.dtype == np.float32
@@ -49,7 +49,7 @@ def test_every_level_survives_the_round_trip(bounds: tuple[float, float]) -> Non
 
 
 def test_back_to_levels_rounds_ties_to_even_and_clips() -> None:
-    card = make.card((1, 1, 8), range=(0.0, 255.0))
+    card = make.card((1, 1, 8), bounds=(0.0, 255.0))
     rows = np.array([0.5, 1.5, 2.5, 254.5, -3.0, 300.0, np.inf, -np.inf], dtype=np.float32).reshape(1, 1, 1, 8)
     assert to_uint8(rows, card).tolist() == [[[0, 2, 2, 254, 0, 255, 255, 0]]]
 
@@ -141,7 +141,6 @@ def test_auto_inverts_pictures_whose_outermost_ring_is_light(ring: int, inside: 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5), (5, 1), (2, 2), (2, 5), (5, 2), (3, 3), (4, 6)])
 def test_every_pixel_of_the_ring_counts_once(shape: tuple[int, int]) -> None:
-    height, width = shape
     ring = np.ones(shape, dtype=np.bool_)
     ring[1:-1, 1:-1] = False
     light = int(np.ceil(ring.sum() / 2))  # half of the ring, or just above half, is white
@@ -356,8 +355,8 @@ def test_a_mask_lies_on_the_pixels_it_was_drawn_on() -> None:
     pixels[30:60, 20:50] = 255  # the mask is the picture itself
     subject = picture(pixels)
     for resize in ("fit", "crop", "stretch"):
-        row = levels(prepare(subject, GREY, resize=resize, invert=False), GREY)  # type: ignore[arg-type]
-        keep = kept(pixels, subject, resize=resize)[0]  # type: ignore[arg-type]
+        row = levels(prepare(subject, GREY, resize=resize, invert=False), GREY)
+        keep = kept(pixels, subject, resize=resize)[0]
         assert (keep != (row < 128)).sum() <= 8  # Lanczos may round a border pixel the other way
 
 

@@ -1,3 +1,4 @@
+import contextlib
 import time
 
 import pytest
@@ -112,7 +113,7 @@ def test_nothing_acceptable(accept: str) -> None:
     ],
 )
 def test_malformed_headers(accept: str) -> None:
-    with pytest.raises(MalformedRequest, match="^Accept"):
+    with pytest.raises(MalformedRequest, match=r"^Accept"):
         negotiate(accept, ALL)
 
 
@@ -128,11 +129,9 @@ def test_long_headers_take_linear_time(part: str) -> None:
 @given(st.text(alphabet='ai/*;,q=.01 "\\\t', max_size=40))
 @settings(deadline=None)
 def test_random_headers_raise_nothing_foreign(accept: str) -> None:
-    try:
+    with contextlib.suppress(MalformedRequest, NotAcceptable):
         assert negotiate(accept, ALL) in ALL
-    except (MalformedRequest, NotAcceptable):
-        pass
 
 
 def test_media_are_plain_text() -> None:
-    assert f"{Media.NPY}" == "application/x-npy" == Media.NPY
+    assert f"{Media.NPY}" == str(Media.NPY) == "application/x-npy"

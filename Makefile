@@ -1,0 +1,101 @@
+# `make` lists what there is. Every target makes the virtual environment it needs; the second time that takes no time.
+
+PYTHON ?= python3
+VENV ?= .venv
+RUNTIME ?= cpu
+
+PRESET ?= mnist
+DATA ?=
+OUT ?= runs/$(PRESET)
+MODELS ?= models
+MODEL ?= $(MODELS)/mnist/1/model.onnx
+ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+# One stamp for each set of extras, written once pip has finished: an interrupted install is taken up again.
+SERVE := $(VENV)/.installed-$(RUNTIME)-serve
+TRAIN := $(VENV)/.installed-$(RUNTIME)-train
+DEVELOP := $(VENV)/.installed-$(RUNTIME)-develop
+
+# The two runtimes unpack into the same folder, so the other one leaves before this one comes.
+OTHER_cpu := onnxruntime-gpu
+OTHER_gpu := onnxruntime
+ifndef OTHER_$(RUNTIME)
+$(error RUNTIME=$(RUNTIME): expected cpu or gpu)
+endif
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.SUFFIXES:
+.PHONY: help run test check format lint types coverage train export bench
+
+help:  ## list the targets and variables
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo 'Variables: PYTHON=$(PYTHON) VENV=$(VENV) RUNTIME=$(RUNTIME) (cpu, gpu), ARGS for what a target runs;'
+	@echo 'settings of the service are environment variables, as in: IGN_PORT=9000 make run'
+
+run: $(SERVE)  ## serve the models on http://127.0.0.1:8000
+	$(BIN)/python -m service
+
+test: $(DEVELOP)  ## run the tests; ARGS='-k name' for some of them
+	$(BIN)/python -m coverage erase
+	$(BIN)/python -m coverage run -m pytest $(ARGS)
+	@$(BIN)/python -m coverage combine --quiet
+
+check: lint types test coverage  ## all that has to pass before a commit
+
+format: $(DEVELOP)  ## lay the code out, and mend what lint can mend
+	$(BIN)/python -m ruff format
+	$(BIN)/python -m ruff check --fix
+
+lint: $(DEVELOP)  ## check layout and lint
+	$(BIN)/python -m ruff format --check
+	$(BIN)/python -m ruff check
+
+types: $(DEVELOP)  ## check types
+	$(BIN)/python -m mypy
+
+coverage: $(DEVELOP)  ## report what the last `make test` covered; the service at least to 95 %
+	$(BIN)/python -m coverage report
+	$(BIN)/python -m coverage report --include='service/*' --fail-under=95 --format=total
+
+train: $(TRAIN)  ## train PRESET on DATA into OUT; again to continue
+	@test -n '$(DATA)' || { echo 'DATA is missing: an .npz, a folder or zip of pictures, a torchvision name' >&2; exit 2; }
+	$(BIN)/python -m model_export train --preset '$(PRESET)' --data '$(DATA)' --out '$(OUT)' $(ARGS)
+
+export: $(TRAIN)  ## export the run in OUT as the next version of its model in MODELS
+	$(BIN)/python -m model_export export --run '$(OUT)' --models '$(MODELS)' $(ARGS)
+
+bench: $(SERVE)  ## measure MODEL by batch size, as JSON
+	@$(BIN)/python benchmarks/bench_runtime.py --model '$(MODEL)' $(ARGS)
+
+# What pip finishes last is its own script: where that runs, the environment is whole. Else it is made anew.
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo 'Python 3.11 or newer is needed: make PYTHON=python3.x …' >&2; exit 2; }
+	$(BIN)/pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+$(SERVE): pyproject.toml | $(VENV)/.made
+	$(call install,serve,$(RUNTIME))
+
+$(TRAIN): pyproject.toml | $(VENV)/.made
+	$(call install,train,$(RUNTIME)$(comma)train)
+
+$(DEVELOP): pyproject.toml | $(VENV)/.made
+	$(call install,develop,$(RUNTIME)$(comma)train$(comma)dev)
+	@touch $(SERVE) $(TRAIN)
+
+comma := ,
+
+# $(1) name, $(2) extras. What another runtime's stamps promise holds no longer.
+define install
+	@rm -f $(VENV)/.installed-$(if $(filter cpu,$(RUNTIME)),gpu,cpu)-*
+	@$(PIP) uninstall -qq --yes $(OTHER_$(RUNTIME))
+	$(PIP) install --quiet --editable '.[$(2)]'
+	@touch $(VENV)/.installed-$(RUNTIME)-$(1)
+endef

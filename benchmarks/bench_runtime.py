@@ -1,0 +1,184 @@
+"""How fast f runs by batch size: raw onnxruntime, and the service's runtime on top of it.
+
+    python benchmarks/bench_runtime.py --model models/mnist/1/model.onnx --out benchmarks/results/runtime.json
+
+Prints JSON. Every size is measured in several rounds, the two ways in turn, so that a machine that slows down slows
+both; compare the ratios of one run, not figures of two. No HTTP and no pictures: what the service could do at most.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from service.card import INPUT, OUTPUT
+from service.domain.errors import StartupError
+from service.domain.latents import FloatRows
+from service.host import cpu_threads
+from service.runtime import OnnxModel
+
+SIZES = (1, 2, 4, 8, 16, 32, 64)
+WAYS = ("onnxruntime", "service.runtime")
+METHOD = (
+    "rows/s of repeated calls on seeded latents in `seconds` of time per round; median, least and most of `rounds` "
+    "rounds; cpu_ms_per_row is CPU time of the whole process; ratio is service.runtime / onnxruntime, by medians"
+)
+
+
+def main() -> int:
+    options = parser().parse_args()
+    try:
+        data = Path(options.model).read_bytes()
+        report = measure(data, options)
+    except OSError as exc:
+        return refuse(f"--model {options.model}: {exc.strerror}")
+    except StartupError as exc:
+        return refuse(f"--model {options.model}: {exc.detail}")
+    text = json.dumps(report, indent=2)
+    print(text)
+    if options.out:
+        out = Path(options.out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text + "\n", encoding="utf-8")
+    return 0
+
+
+def measure(data: bytes, options: argparse.Namespace) -> dict[str, Any]:
+    threads = cpu_threads(options.threads)
+    model = OnnxModel(data, device=options.device, threads=threads, max_batch_rows=max(options.sizes))
+    model.warm_up()
+    raw = raw_session(data, model, threads)
+    results = [measure_size(size, raw, model, options) for size in options.sizes]
+    first = results[0]["onnxruntime"]["rows_per_s"]
+    for result in results:
+        result["gain_over_first_size"] = round(result["onnxruntime"]["rows_per_s"] / first, 3)
+    return {
+        "benchmark": "runtime",
+        "method": METHOD,
+        "seconds": options.seconds,
+        "rounds": options.rounds,
+        "model": {"ref": model.card.ref, "digest": model.digest[:12], "shape": model.shape},
+        "provider": model.provider,
+        "fallback_reason": model.fallback_reason,
+        "threads": threads,
+        "machine": machine(),
+        "sizes": results,
+    }
+
+
+def raw_session(data: bytes, model: OnnxModel, threads: int) -> Callable[[FloatRows], FloatRows]:
+    """onnxruntime as its documentation shows it, on the provider that the model took."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = ort.InferenceSession(data, options, providers=[model.provider])
+
+    def run(rows: FloatRows) -> FloatRows:
+        result: FloatRows = session.run([OUTPUT], {INPUT: rows})[0]
+        return result
+
+    return run
+
+
+def measure_size(
+    size: int, raw: Callable[[FloatRows], FloatRows], model: OnnxModel, options: argparse.Namespace
+) -> dict[str, Any]:
+    rows = model.noise.rows(seed=0, offset=0, n=size)
+    out = np.empty_like(rows)
+    ways: dict[str, Callable[[], object]] = dict(
+        zip(WAYS, (lambda: raw(rows), lambda: model.run(rows, out)), strict=True)
+    )
+    rounds: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
+    for call in ways.values():
+        call()
+    for _ in range(options.rounds):
+        for way, call in ways.items():
+            rounds[way].append(timed(call, size, options.seconds))
+    result: dict[str, Any] = {"rows": size} | {way: summary(size, found) for way, found in rounds.items()}
+    result["ratio"] = round(result[WAYS[1]]["rows_per_s"] / result[WAYS[0]]["rows_per_s"], 3)
+    return result
+
+
+def timed(call: Callable[[], object], size: int, seconds: float) -> tuple[float, float]:
+    """(rows/s, CPU seconds per row) of as many calls as fit."""
+    calls = 0
+    cpu = time.process_time()
+    start = now = time.perf_counter()
+    while now - start < seconds:
+        call()
+        calls += 1
+        now = time.perf_counter()
+    return calls * size / (now - start), (time.process_time() - cpu) / (calls * size)
+
+
+def summary(size: int, rounds: list[tuple[float, float]]) -> dict[str, float]:
+    rates = [rate for rate, _ in rounds]
+    median = statistics.median(rates)
+    return {
+        "rows_per_s": round(median, 1),
+        "rows_per_s_least": round(min(rates), 1),
+        "rows_per_s_most": round(max(rates), 1),
+        "ms_per_call": round(size / median * 1e3, 4),
+        "cpu_ms_per_row": round(statistics.median(cpu for _, cpu in rounds) * 1e3, 4),
+    }
+
+
+def machine() -> dict[str, Any]:
+    return {
+        "processor": processor(),
+        "cpus": os.cpu_count(),
+        "cpus_granted": cpu_threads(0),
+        "load_1m": round(os.getloadavg()[0], 2),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "numpy": version("numpy"),
+        "onnxruntime": ort.__version__,
+    }
+
+
+def processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def refuse(line: str) -> int:
+    print(f"error: {line}", file=sys.stderr)
+    return 2
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(description="Measure an exported model by batch size.")
+    found.add_argument("--model", default="models/mnist/1/model.onnx", help="an exported model.onnx")
+    found.add_argument("--sizes", type=positive, nargs="+", default=SIZES, help="batch sizes")
+    found.add_argument("--seconds", type=float, default=0.5, help="length of a round (default 0.5)")
+    found.add_argument("--rounds", type=positive, default=3, help="rounds per size and way (default 3)")
+    found.add_argument("--threads", type=int, default=0, help="CPU threads (default: what the process is granted)")
+    found.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    found.add_argument("--out", help="also write the JSON into this file")
+    return found
+
+
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

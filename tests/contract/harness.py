@@ -1,0 +1,277 @@
+"""The whole service on a real port, with tiny real models, and what its tests ask of it."""
+
+import base64
+import io
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import numpy as np
+import pytest
+import uvicorn
+from numpy.typing import NDArray
+from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+from pydantic import BaseModel
+
+from service.api.schemas import ProblemDocument
+from service.api.services import Services
+from service.app import create_app
+from service.domain.errors import StartupError
+from service.domain.latents import FloatRows, NoiseSource
+from service.runtime import OnnxModel
+from service.settings import Settings
+from tests.service.onnx_models import reference, write_model
+
+Pixels = NDArray[np.uint8]
+Model = TypeVar("Model", bound=BaseModel)
+
+GREY, COLOUR = (1, 8, 8), (3, 8, 8)
+PATIENCE_S = 30.0  # nothing here takes a tenth of it
+
+
+class Gate:
+    """Stands in front of every pass of every model of one service."""
+
+    def __init__(self) -> None:
+        self.opened = threading.Event()
+        self.opened.set()
+        self.entered = threading.Event()  # a pass is in, or was
+        self.sizes: list[int] = []  # rows of every pass that went through
+        self.pass_s = 0.0  # how long the device takes at least
+
+    def close(self) -> None:
+        self.opened.clear()
+        self.entered.clear()
+        self.sizes.clear()
+
+    def __enter__(self) -> "Gate":
+        self.close()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.opened.set()
+
+    def model(self, *arguments: Any, **options: Any) -> OnnxModel:
+        """Stands in for `OnnxModel`."""
+        gate = self
+
+        class Gated(OnnxModel):
+            def run(self, rows: FloatRows, out: FloatRows | None = None) -> FloatRows:
+                gate.entered.set()
+                if not gate.opened.wait(PATIENCE_S):
+                    raise RuntimeError("nobody opened the gate")
+                if gate.pass_s:
+                    threading.Event().wait(gate.pass_s)
+                gate.sizes.append(len(rows))
+                return super().run(rows, out)
+
+        return Gated(*arguments, **options)
+
+
+@dataclass
+class Service:
+    """A running service."""
+
+    url: str
+    client: httpx.Client
+    services: Services
+    refusals: list[StartupError]
+    errors: list[logging.LogRecord] = field(default_factory=list)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        url = httpx.URL(self.url)
+        return url.host, url.port or 0
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        return self.client.get(path, **options)
+
+    def post(self, path: str, json: Any = None, *, accept: str | None = None, **options: Any) -> httpx.Response:
+        headers = dict(options.pop("headers", {}))
+        if accept is not None:
+            headers["Accept"] = accept
+        if json is not None:
+            options["json"] = json
+        return self.client.post(path, headers=headers, **options)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples that carry these labels."""
+        families = text_string_to_metric_families(self.get("/metrics").text)
+        samples = [sample for family in families for sample in family.samples if sample.name == name]
+        return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for what only the service can bring about; every look is a request to it."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not condition():
+            assert time.monotonic() < deadline, "it never came"
+
+    def until_metric(self, name: str, value: float, **labels: str) -> None:
+        self.until(lambda: self.metric(name, **labels) == value)
+
+
+@contextmanager
+def serving(settings: Settings, *, ready: bool = True) -> Iterator[Service]:
+    """Run the service in a thread of its own; nothing may be logged as an error that the test did not expect."""
+    refusals: list[StartupError] = []
+    app = create_app(settings, refuse=refusals.append)
+    listener = socket.create_server(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            lifespan="on",
+            ws="none",
+            timeout_graceful_shutdown=5,
+        )
+    )
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name=f"loop of {url}")
+    heard = _Errors(thread.name)
+    for name in ("asyncio", "uvicorn.error", "service"):
+        logging.getLogger(name).addHandler(heard)
+    thread.start()
+    try:
+        with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
+            service = Service(url, client, app.state.services, refusals, heard.records)
+            if ready:
+                service.until(lambda: service.get("/readyz").status_code == 200)
+            yield service
+    finally:
+        server.should_exit = True
+        thread.join(PATIENCE_S)
+        for name in ("asyncio", "uvicorn.error", "service"):
+            logging.getLogger(name).removeHandler(heard)
+    assert not thread.is_alive()
+    assert [record.getMessage() for record in heard.records] == []
+
+
+class _Errors(logging.Handler):
+    """What is logged as an error by one service, among several in this process."""
+
+    def __init__(self, thread: str) -> None:
+        super().__init__(logging.ERROR)
+        self.records: list[logging.LogRecord] = []
+        self._thread = thread
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.threadName == self._thread:
+            self.records.append(record)
+
+
+@contextmanager
+def gated(monkeypatch: pytest.MonkeyPatch, settings: Settings, *, ready: bool = True) -> Iterator[tuple[Service, Gate]]:
+    """The same, with a gate in front of every pass."""
+    gate = Gate()
+    monkeypatch.setattr("service.app.OnnxModel", gate.model)
+    if not ready:
+        gate.close()
+    try:
+        with serving(settings, ready=ready) as service:
+            yield service, gate
+    finally:
+        gate.opened.set()
+
+
+def write_models(directory: Path) -> Path:
+    """Grey in two versions, of which 10 is the higher, and colour."""
+    write_model(directory, "grey", "2", GREY, scale=1.5)
+    write_model(directory, "grey", "10", GREY)
+    write_model(directory, "colour", "1", COLOUR, polarity="none", background=(-1.0, 0.0, 1.0))
+    return directory
+
+
+def settings(models: Path, **changes: Any) -> Settings:
+    values: dict[str, Any] = {"model_dir": models, "default_model": "grey", "device": "cpu", "threads": 1}
+    return Settings(**(values | changes))
+
+
+def latents(seed: int, offset: int = 0, n: int = 1, shape: tuple[int, int, int] = GREY) -> FloatRows:
+    return NoiseSource(shape).rows(seed, offset, n)
+
+
+def applied(rows: FloatRows, steps: int, scale: float = 1.0) -> FloatRows:
+    """f^steps by the numpy network, (N, C, H, W)."""
+    for _ in range(steps):
+        rows = reference(rows, scale)
+    return rows
+
+
+def quantised(rows: FloatRows) -> Pixels:
+    """(N, H, W) or (N, H, W, 3) of rows in −1…1."""
+    levels = np.clip(np.rint((rows.astype(np.float64) + 1) * 255 / 2), 0, 255).astype(np.uint8)
+    return levels[:, 0] if rows.shape[1] == 1 else np.moveaxis(levels, 1, -1)
+
+
+def pixels(data: bytes, mode: str | None = None) -> Pixels:
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image if mode is None else image.convert(mode))
+
+
+def frames(data: bytes) -> list[Pixels]:
+    with Image.open(io.BytesIO(data)) as image:
+        shown = []
+        for i in range(getattr(image, "n_frames", 1)):
+            image.seek(i)
+            shown.append(np.asarray(image.convert("L")))
+        return shown
+
+
+def array(data: bytes) -> FloatRows:
+    rows: FloatRows = np.load(io.BytesIO(data), allow_pickle=False)
+    return rows
+
+
+def b64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+def unb64(text: str | None) -> bytes:
+    assert text is not None
+    return base64.b64decode(text, validate=True)
+
+
+def npy(rows: NDArray[Any]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, rows)
+    return buffer.getvalue()
+
+
+def checked(response: httpx.Response, schema: type[Model]) -> Model:
+    """The answer as its schema says, nothing missing, nothing more."""
+    assert response.status_code == 200, response.text
+    assert response.headers["Content-Type"] == "application/json"
+    answer = schema.model_validate_json(response.content, strict=True)
+    assert answer.model_dump(mode="json", exclude_unset=True) == response.json()
+    return answer
+
+
+def problem(response: httpx.Response, status: int, code: str, field: str | None = None) -> ProblemDocument:
+    """A failure as the contract says; ``field`` is one of those it names."""
+    assert response.status_code == status, response.text
+    assert response.headers["Content-Type"] == "application/problem+json"
+    found = ProblemDocument.model_validate_json(response.content, strict=True)
+    assert found.model_dump(mode="json", exclude_unset=True) == response.json()
+    assert (found.status, found.code) == (status, code), found
+    assert found.detail
+    assert found.error == found.detail
+    assert found.request_id == response.headers["X-Request-ID"]
+    assert "/work" not in response.text
+    assert "Traceback" not in response.text
+    if status == 422:
+        assert (field is None) == (found.errors is None), found
+    if field is not None:
+        assert field in found.detail
+        if found.errors is not None:
+            assert field in [error.field for error in found.errors], found.errors
+    return found

@@ -1,0 +1,174 @@
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from service import __version__
+from service.api.schemas import Answer, GenerateAnswer, InterpolateAnswer, ModelList, ProjectAnswer, ServedCard
+from tests.contract.harness import Service, checked
+
+ANSWERS: dict[str, type[Answer]] = {
+    "/generate": GenerateAnswer,
+    "/project": ProjectAnswer,
+    "/latent-interpolate": InterpolateAnswer,
+}
+
+
+def test_models_lists_cards_without_their_arrays(service: Service) -> None:
+    answer = checked(service.get("/models"), ModelList)
+    assert [f"{card['name']}/{card['version']}" for card in answer.models] == ["colour/1", "grey/2", "grey/10"]
+    assert answer.default == "grey/10"
+    assert answer.limits.model_dump() == {
+        "n": 64,
+        "images": 64,
+        "steps": 300_000,
+        "frames": 256,
+        "body_bytes": 16 * 1024 * 1024,
+        "pixels": 16_000_000,
+    }
+    for card in answer.models:
+        assert "distance_quantiles" not in card
+        assert card["device"] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("path", "ref"),
+    [("/models/grey", "grey/10"), ("/models/grey/2", "grey/2"), ("/models/grey/10", "grey/10")],
+)
+def test_one_card(service: Service, path: str, ref: str) -> None:
+    card = checked(service.get(path), ServedCard)
+    assert card.ref == ref
+    assert card.shape == (1, 8, 8)
+    assert card.range == (-1.0, 1.0)
+    assert card.background == (-1.0,)
+    assert card.polarity == "light-on-dark"
+    assert (card.steps.generate, card.steps.project) == (2, 1)
+    assert card.noise.kind == "gaussian"
+    assert card.licence == "CC0-1.0"
+    assert card.training.parameters == 9
+    assert len(card.distance_quantiles or ()) == 101
+    assert card.provider == "CPUExecutionProvider"
+    assert card.reproducible.model_dump() == {"kind": "exact", "difference": 0.0}
+    digest = service.post("/generate", {"model": ref}).json()["model"]["digest"]
+    assert card.digest == digest
+
+
+def test_health(service: Service) -> None:
+    assert service.get("/healthz").json() == {"status": "alive"}
+    ready = service.get("/readyz").json()
+    assert ready["status"] == "ready"
+    assert list(ready["models"]) == ["colour/1", "grey/2", "grey/10"]
+    assert ready["models"]["grey/10"] == {
+        "device": "cpu",
+        "provider": "CPUExecutionProvider",
+        "fallback_reason": None,
+    }
+
+
+def test_metrics_are_prometheus_text(service: Service) -> None:
+    response = service.get("/metrics")
+    assert response.headers["Content-Type"].startswith("text/plain; version=")
+    names = {family.name for family in text_string_to_metric_families(response.text)}
+    assert names >= {"ign_requests", "ign_request_seconds", "ign_queue_rows", "ign_batch_rows", "ign_model_info"}
+
+
+def test_requests_are_counted_by_route_status_and_model(service: Service) -> None:
+    def count(**labels: str) -> float:
+        return service.metric("ign_requests_total", **labels)
+
+    before = [
+        count(endpoint="/generate", status="2xx", model="grey/2"),
+        count(endpoint="/generate", status="4xx"),
+        count(endpoint="/models/{name}", status="4xx"),
+        service.metric("ign_http_errors_total", code="unknown_model"),
+        service.metric("ign_distance_count", model="grey/2"),
+    ]
+    service.post("/generate", {"model": "grey/2", "n": 3})
+    service.post("/generate", {"n": 0})
+    service.get("/models/nope")
+    after = [
+        count(endpoint="/generate", status="2xx", model="grey/2"),
+        count(endpoint="/generate", status="4xx"),
+        count(endpoint="/models/{name}", status="4xx"),
+        service.metric("ign_http_errors_total", code="unknown_model"),
+        service.metric("ign_distance_count", model="grey/2"),
+    ]
+    assert [b - a for a, b in zip(before, after, strict=True)] == [1, 1, 1, 1, 3]
+
+
+def test_the_start_leads_to_the_documentation(service: Service) -> None:
+    response = service.get("/")
+    assert response.is_redirect
+    assert str(response.next_request and response.next_request.url) == f"{service.url}/docs"
+
+
+def test_docs_work_offline(service: Service) -> None:
+    page = service.get("/docs")
+    assert page.headers["Content-Type"].startswith("text/html")
+    assert "http://" not in page.text
+    assert "https://" not in page.text
+    for asset in ("swagger-ui.css", "swagger-ui-bundle.js", "start.js", "openapi.json"):
+        assert asset == "openapi.json" or f"docs/{asset}" in page.text
+        assert service.get(f"/docs/{asset}").status_code == 200
+
+
+@pytest.fixture(scope="module")
+def document(service: Service) -> dict[str, Any]:
+    found: dict[str, Any] = service.get("/openapi.json").json()
+    return found
+
+
+def test_openapi_describes_every_path(document: dict[str, Any]) -> None:
+    assert document["info"]["version"] == __version__
+    assert set(document["paths"]) == {
+        "/generate",
+        "/project",
+        "/latent-interpolate",
+        "/models",
+        "/models/{name}",
+        "/models/{name}/{version}",
+        "/healthz",
+        "/readyz",
+        "/metrics",
+    }
+
+
+@pytest.mark.parametrize("path", ANSWERS)
+def test_every_example_can_be_sent(service: Service, document: dict[str, Any], path: str) -> None:
+    operation = document["paths"][path]["post"]
+    examples = operation["requestBody"]["content"]["application/json"]["examples"]
+    assert examples
+    for example in examples.values():
+        checked(service.post(path, example["value"]), ANSWERS[path])
+
+
+@pytest.mark.parametrize("path", ANSWERS)
+def test_every_declared_form_is_answered(service: Service, document: dict[str, Any], path: str) -> None:
+    operation = document["paths"][path]["post"]
+    content = operation["requestBody"]["content"]["application/json"]
+    body = next(iter(content["examples"].values()))["value"]
+    forms = operation["responses"]["200"]["content"]
+    assert set(forms) >= {"application/json", "image/png", "image/webp", "image/jpeg", "application/x-npy"}
+    for form in forms:
+        response = service.post(path, body, accept=form)
+        assert response.headers["Content-Type"].partition(";")[0] == form
+    assert set(operation["responses"]) >= {"400", "401", "404", "406", "408", "413", "415", "422", "429", "503", "504"}
+    properties = content["schema"]["properties"]
+    assert {"model", "steps", "format"} <= set(properties)
+    assert content["schema"]["additionalProperties"] is False
+    assert "$ref" not in str(content["schema"])
+
+
+def test_projections_are_described_in_all_three_forms(service: Service, document: dict[str, Any]) -> None:
+    operation = document["paths"]["/project"]["post"]
+    content = operation["requestBody"]["content"]
+    assert set(content) == {"application/json", "multipart/form-data", "image/png", "image/jpeg", "image/webp"}
+    options = {"model", "steps", "format", "tolerance", "record", "score", "strength", "resize", "invert"}
+    assert set(content["multipart/form-data"]["schema"]["properties"]) == options | {"image", "mask"}
+    assert {entry["name"] for entry in operation["parameters"] if entry["in"] == "query"} == options
+
+
+def test_healthz_answers_without_looking_at_anything(service: Service) -> None:
+    with httpx.Client() as client:
+        assert client.get(f"{service.url}/healthz", headers={"Accept": "image/png"}).status_code == 200

@@ -1,0 +1,213 @@
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service.api.schemas import InterpolateAnswer
+from service.domain.latents import FloatRow, lerp, slerp
+from tests.contract.harness import (
+    COLOUR,
+    Service,
+    applied,
+    array,
+    b64,
+    checked,
+    frames,
+    latents,
+    npy,
+    pixels,
+    problem,
+    quantised,
+    serving,
+    settings,
+)
+from tests.service.onnx_models import write_model
+from tests.service.pictures import noise, opened, save
+
+POINTS = [{"seed": 1}, {"seed": 2, "index": 3}]
+PICTURE = save(np.pad(noise(6, 6, seed=1), 1))
+STEPS = 2  # the card's for generation
+
+
+def interpolated(service: Service, **options: Any) -> InterpolateAnswer:
+    return checked(service.post("/latent-interpolate", {"points": POINTS} | options), InterpolateAnswer)
+
+
+def rows(service: Service, **options: Any) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    response = service.post("/latent-interpolate", {"points": POINTS} | options, accept="application/x-npy")
+    assert response.status_code == 200, response.text
+    return array(response.content)
+
+
+def single(service: Service, seed: int, index: int = 0, **options: Any) -> str:
+    body = {"seed": seed, "offset": index, **options}
+    data: str = service.post("/generate", body).json()["images"][0]["data"]
+    return data
+
+
+def test_defaults(service: Service) -> None:
+    response = service.post("/latent-interpolate", {"points": POINTS})
+    answer = checked(response, InterpolateAnswer)
+    assert list(response.json()) == ["model", "request_id", "images", "timing"]
+    assert [image.index for image in answer.images] == list(range(9))
+    assert [image.t for image in answer.images] == [i / 8 for i in range(9)]
+    assert {image.steps for image in answer.images} == {STEPS}
+    assert all("row" not in image and "col" not in image for image in response.json()["images"])
+    assert "X-IGN-Seed" not in response.headers
+    a, b = latents(1)[0], latents(2, 3)[0]
+    expected = applied(np.stack([slerp(a, b, i / 8) for i in range(9)]), STEPS)
+    np.testing.assert_allclose(rows(service), expected, atol=1e-5)
+
+
+def test_lerp(service: Service) -> None:
+    a, b = latents(1)[0], latents(2, 3)[0]
+    expected = applied(np.stack([lerp(a, b, i / 4) for i in range(5)]), 1)
+    np.testing.assert_allclose(rows(service, method="lerp", frames=5, steps=1), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["slerp", "lerp"])
+@pytest.mark.parametrize("steps", [None, 3])
+@pytest.mark.parametrize("form", ["png", "npy"])
+def test_the_ends_are_the_pictures_of_their_seeds(service: Service, method: str, steps: int | None, form: str) -> None:
+    images = interpolated(service, method=method, steps=steps, format=form).images
+    assert images[0].data == single(service, 1, steps=steps, format=form)
+    assert images[-1].data == single(service, 2, 3, steps=steps, format=form)
+
+
+def test_frames_on_points_are_the_points(service: Service) -> None:
+    points = [{"seed": seed} for seed in (5, 6, 7, 8)]
+    images = interpolated(service, points=points, frames=10).images
+    assert [images[i].data for i in (0, 3, 6, 9)] == [single(service, seed) for seed in (5, 6, 7, 8)]
+
+
+def test_more_points_than_frames(service: Service) -> None:
+    points = [{"seed": seed} for seed in range(16)]
+    images = interpolated(service, points=points, frames=2).images
+    assert [image.t for image in images] == [0.0, 1.0]
+    assert [image.data for image in images] == [single(service, 0), single(service, 15)]
+
+
+def test_a_loop_comes_back_to_its_first_point(service: Service) -> None:
+    images = interpolated(service, loop=True, frames=9).images
+    assert len(images) == 9
+    assert images[-1].t == 1.0
+    assert images[-1].data == images[0].data == single(service, 1)
+    assert images[4].data == single(service, 2, 3)
+    a, b = latents(1)[0], latents(2, 3)[0]
+    found = rows(service, loop=True, frames=9, steps=1)
+    np.testing.assert_allclose(found[6], applied(slerp(b, a, 0.5)[None], 1)[0], atol=1e-5)
+    assert [image.data for image in interpolated(service, loop=True, frames=2).images] == [images[0].data] * 2
+
+
+def test_a_grid_is_its_corners_and_what_lies_between(service: Service) -> None:
+    corners = [{"seed": seed} for seed in (1, 2, 3, 4)]
+    response = service.post("/latent-interpolate", {"points": corners, "grid": {"rows": 3, "cols": 5}})
+    images = checked(response, InterpolateAnswer).images
+    assert [(image.row, image.col) for image in images] == [(r, c) for r in range(3) for c in range(5)]
+    assert all("t" not in image for image in response.json()["images"])
+    assert [images[i].data for i in (0, 4, 10, 14)] == [single(service, seed) for seed in (1, 2, 3, 4)]
+    a, b, c, d = (latents(seed)[0] for seed in (1, 2, 3, 4))
+
+    def mixed(row: int, col: int) -> FloatRow:  # along columns first, then rows
+        return slerp(slerp(a, b, col / 4), slerp(c, d, col / 4), row / 2)
+
+    expected = applied(np.stack([mixed(r, col) for r in range(3) for col in range(5)]), STEPS)
+    np.testing.assert_allclose(rows(service, points=corners, grid={"rows": 3, "cols": 5}), expected, atol=1e-5)
+
+
+def test_an_image_point_is_the_projection_of_that_image(service: Service) -> None:
+    points = [{"image": b64(PICTURE)}, {"image": b64(save(255 - np.pad(noise(6, 6, seed=1), 1)))}]
+    projection = service.post("/project", {"images": [b64(PICTURE)], "steps": STEPS}).json()["images"][0]["data"]
+    assert [image.data for image in interpolated(service, points=points, frames=2).images] == [projection] * 2
+
+
+def test_a_latent_point_is_that_latent(service: Service) -> None:
+    points = [{"latent": b64(npy(latents(1)[0]))}, {"latent": b64(npy(np.asfortranarray(latents(2)[0]).astype(">f4")))}]
+    images = interpolated(service, points=points).images
+    assert images[0].data == single(service, 1)
+    assert images[-1].data == single(service, 2)
+
+
+def test_index_zero_is_the_default(service: Service) -> None:
+    assert rows(service, points=[{"seed": 1, "index": 0}, {"seed": 2}])[0].tobytes() == rows(service)[0].tobytes()
+    last = interpolated(service, points=[{"seed": 2**32 - 1, "index": 2**32 - 1}, {"seed": 0}]).images[0].data
+    assert last == single(service, 2**32 - 1, 2**32 - 1)
+
+
+@pytest.mark.parametrize("accept", ["image/png", "image/jpeg"])
+def test_raw_pictures_of_a_path_are_one_strip(service: Service, accept: str) -> None:
+    response = service.post("/latent-interpolate", {"points": POINTS, "frames": 5}, accept=accept)
+    assert response.headers["Content-Type"] == accept
+    strip = pixels(response.content)
+    assert strip.shape == (8, 40)
+    if accept == "image/png":
+        np.testing.assert_array_equal(strip, np.concatenate(list(quantised(rows(service, frames=5))), axis=1))
+    assert len(response.headers["X-IGN-Distance"].split(",")) == 5
+
+
+@pytest.mark.parametrize("accept", ["image/png", "image/webp"])
+def test_raw_pictures_of_a_grid_are_its_sheet(service: Service, accept: str) -> None:
+    body = {"points": [{"seed": s} for s in range(4)], "grid": {"rows": 2, "cols": 3}}
+    response = service.post("/latent-interpolate", body, accept=accept)
+    assert len(frames(response.content)) == 1
+    cells = quantised(rows(service, **body))
+    expected = np.concatenate([np.concatenate(list(cells[i : i + 3]), axis=1) for i in (0, 3)])
+    np.testing.assert_array_equal(pixels(response.content, "L"), expected)
+
+
+@pytest.mark.parametrize("accept", ["image/webp", "image/gif", "image/apng"])
+@pytest.mark.parametrize("fps", [1, 12, 50])
+def test_animations(service: Service, accept: str, fps: int) -> None:
+    response = service.post("/latent-interpolate", {"points": POINTS, "frames": 7, "fps": fps}, accept=accept)
+    assert response.headers["Content-Type"] == accept
+    shown = frames(response.content)
+    np.testing.assert_array_equal(shown, quantised(rows(service, frames=7)))
+    tick = 10 if accept == "image/gif" else 1
+    assert abs(duration(response.content) - 7 * 1000 / fps) <= tick
+    assert opened(response.content).info["loop"] == 0
+
+
+def duration(data: bytes) -> float:
+    image = opened(data)
+    total = 0.0
+    for i in range(getattr(image, "n_frames", 1)):
+        image.seek(i)
+        image.load()
+        total += float(image.info["duration"])
+    return total
+
+
+def test_a_colour_animation_keeps_its_colours(service: Service) -> None:
+    body = {"points": POINTS, "frames": 3, "model": "colour"}
+    image = opened(service.post("/latent-interpolate", body, accept="image/webp").content)
+    image.seek(2)
+    found = rows(service, **body)
+    np.testing.assert_allclose(found[2], applied(latents(2, 3, 1, COLOUR), STEPS)[0], atol=1e-5)
+    np.testing.assert_array_equal(np.asarray(image.convert("RGB")), quantised(found)[2])
+
+
+@pytest.mark.parametrize(("accept", "status"), [("image/gif", 406), ("image/apng", 406), ("image/gif, image/png", 200)])
+def test_a_grid_is_no_animation(service: Service, accept: str, status: int) -> None:
+    body = {"points": [{"seed": s} for s in range(4)], "grid": {"rows": 2, "cols": 2}}
+    response = service.post("/latent-interpolate", body, accept=accept)
+    assert response.status_code == status
+    if status == 406:
+        problem(response, 406, "not_acceptable")
+    else:
+        assert response.headers["Content-Type"] == "image/png"
+
+
+def test_the_longest_path_and_the_largest_grid(service: Service) -> None:
+    assert len(interpolated(service, frames=256).images) == 256
+    grid = {"rows": 16, "cols": 16}
+    corners = [{"seed": s} for s in range(4)]
+    assert len(interpolated(service, points=corners, grid=grid).images) == 256
+
+
+def test_a_strip_beyond_its_formats_limit_is_refused_before_it_is_computed(tmp_path: Any) -> None:
+    write_model(tmp_path, "wide", "1", (1, 1, 300))
+    with serving(settings(tmp_path, default_model="wide")) as service:
+        response = service.post("/latent-interpolate", {"points": POINTS, "frames": 256}, accept="image/jpeg")
+        assert "76800" in problem(response, 422, "image_too_large").detail
+        assert service.metric("ign_batches_total") == 0
+        assert service.post("/latent-interpolate", {"points": POINTS, "frames": 4}, accept="image/jpeg").is_success

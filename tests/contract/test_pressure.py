@@ -1,0 +1,286 @@
+"""Deadlines, a full queue, callers that leave, loading and draining."""
+
+import json
+import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.contract.harness import PATIENCE_S, Service, b64, gated, problem, serving, settings
+from tests.service.pictures import noise, save
+
+PICTURE = save(noise(8, 8, seed=1))
+Patch = pytest.MonkeyPatch
+
+
+def later(service: Service, pool: ThreadPoolExecutor, body: dict[str, Any], **headers: str) -> Callable[[], Any]:
+    """A request on a connection of its own; call the result for its answer."""
+
+    def send() -> httpx.Response:
+        with httpx.Client(base_url=service.url, timeout=PATIENCE_S) as client:
+            return client.post("/generate", json=body, headers=headers)
+
+    return pool.submit(send).result
+
+
+def sent(service: Service, body: dict[str, Any]) -> socket.socket:
+    """A request whose answer nobody reads yet."""
+    content = json.dumps(body)
+    head = f"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}"
+    connection = socket.create_connection(service.address)
+    connection.sendall(f"{head}\r\n\r\n{content}".encode())
+    return connection
+
+
+def received(connection: socket.socket) -> bytes:
+    """A whole problem answer."""
+    answer = b""
+    while not answer.endswith(b"}"):
+        piece = connection.recv(65536)
+        assert piece, answer
+        answer += piece
+    return answer
+
+
+def test_a_full_queue_is_429(models: Path, monkeypatch: Patch) -> None:
+    small = settings(models, queue_rows=4, max_images=4, max_batch_rows=1)
+    with gated(monkeypatch, small) as (service, gate), ThreadPoolExecutor(2) as pool:
+        with gate:
+            running = later(service, pool, {"seed": 1})
+            assert gate.entered.wait(PATIENCE_S)
+            waiting = later(service, pool, {"seed": 1, "n": 4})
+            service.until_metric("ign_queue_rows", 4.0, model="grey/10")
+            response = service.post("/generate", {})
+            problem(response, 429, "queue_full")
+            assert 1 <= int(response.headers["Retry-After"]) <= 60
+            assert "X-Should-Retry" not in response.headers
+            assert service.get("/readyz").status_code == 200
+        assert running().status_code == 200
+        assert waiting().json()["images"][0]["data"] == running().json()["images"][0]["data"]
+        assert service.metric("ign_rejects_total", reason="queue_full") == 1
+        assert service.post("/generate", {}).status_code == 200
+
+
+def test_a_missed_deadline_is_504_and_its_rows_never_run(models: Path, monkeypatch: Patch) -> None:
+    with gated(monkeypatch, settings(models, max_batch_rows=1)) as (service, gate), ThreadPoolExecutor(1) as pool:
+        with gate:
+            running = later(service, pool, {"steps": 1})
+            assert gate.entered.wait(PATIENCE_S)
+            response = service.post("/generate", {"n": 8}, headers={"X-Request-Timeout": "0.1"})
+            problem(response, 504, "deadline_exceeded")
+        assert running().status_code == 200
+        assert service.post("/generate", {"steps": 1}).status_code == 200
+        assert len(gate.sizes) == 2
+
+
+def test_the_operators_timeout_is_default_and_maximum(models: Path, monkeypatch: Patch) -> None:
+    with gated(monkeypatch, settings(models, request_timeout_s=0.1)) as (service, gate), gate:
+        for headers in ({}, {"X-Request-Timeout": "100"}):
+            problem(service.post("/generate", {}, headers=headers), 504, "deadline_exceeded")
+
+
+def test_a_deadline_in_doubt_is_429(models: Path, monkeypatch: Patch) -> None:
+    with gated(monkeypatch, settings(models, max_batch_rows=1)) as (service, gate), ThreadPoolExecutor(1) as pool:
+        gate.pass_s = 0.01
+        assert service.post("/generate", {"steps": 10}).status_code == 200  # it learns what a pass costs
+        running = later(service, pool, {"n": 64, "steps": 10})
+        service.until(lambda: service.metric("ign_queue_rows") > 0)
+        response = service.post("/generate", {"steps": 5}, headers={"X-Request-Timeout": "1"})  # alone: 0.05 s
+        problem(response, 429, "would_miss_deadline")  # behind 64 × 5 passes: 3.2 s
+        assert int(response.headers["Retry-After"]) >= 1
+        response = service.post("/generate", {"n": 64, "steps": 100}, headers={"X-Request-Timeout": "1"})  # 64 s
+        problem(response, 504, "deadline_unreachable")
+        assert response.headers["X-Should-Retry"] == "false"
+        assert "Retry-After" not in response.headers
+        gate.pass_s = 0.0
+        assert running().status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/generate", "/project", "/latent-interpolate"])
+def test_a_deadline_no_answer_can_meet_is_unreachable(service: Service, path: str) -> None:
+    body = {"/project": {"images": [b64(PICTURE)]}, "/latent-interpolate": {"points": [{"seed": 1}, {"seed": 2}]}}
+    response = service.post(path, body.get(path, {}), headers={"X-Request-Timeout": "0.000001"})
+    found = problem(response, 504, response.json()["code"])
+    assert found.code in ("deadline_unreachable", "deadline_exceeded")
+
+
+def test_a_deadline_covers_the_body(service: Service) -> None:
+    head = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 2\r\n"
+    with socket.create_connection(service.address) as connection:
+        connection.sendall(head + b"X-Request-Timeout: 0.1\r\n\r\n{")
+        answer = received(connection)
+    assert answer.startswith(b"HTTP/1.1 504 ")
+    assert b'"code": "deadline_exceeded"' in answer
+
+
+def test_a_slow_body_is_408(models: Path) -> None:
+    head = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{"
+    with serving(settings(models, body_timeout_s=0.1)) as service:
+        with socket.create_connection(service.address) as connection:
+            connection.sendall(head)
+            answer = received(connection)
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b'"code": "body_too_slow"' in answer
+
+
+def test_a_deadline_covers_the_codec_pool(models: Path) -> None:
+    with serving(settings(models)) as service:
+        held, free = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            held.set()
+            free.wait(PATIENCE_S)
+
+        pool = service.services.codec._pool
+        try:
+            for _ in range(pool._max_workers):
+                pool.submit(hold)
+            assert held.wait(PATIENCE_S)
+            body = {"images": [b64(PICTURE)]}
+            response = service.post("/project", body, headers={"X-Request-Timeout": "0.1"})
+            problem(response, 504, "deadline_exceeded")
+            response = service.post("/generate", {"n": 64, "steps": 1}, headers={"X-Request-Timeout": "0.5"})
+            assert response.status_code == 200  # small enough to be encoded without the pool
+            response = service.post("/generate", {"n": 64, "model": "colour"}, headers={"X-Request-Timeout": "0.3"})
+            problem(response, 504, "deadline_exceeded")
+        finally:
+            free.set()
+
+
+def test_rows_of_a_client_that_left_never_run(models: Path, monkeypatch: Patch) -> None:
+    with gated(monkeypatch, settings(models, max_batch_rows=1)) as (service, gate), ThreadPoolExecutor(1) as pool:
+        with gate:
+            running = later(service, pool, {"steps": 1})
+            assert gate.entered.wait(PATIENCE_S)
+            connection = sent(service, {"n": 7, "steps": 1})
+            service.until_metric("ign_queue_rows", 7.0)
+            connection.close()
+            service.until_metric("ign_cancelled_rows_total", 7.0, model="grey/10")
+            service.until_metric("ign_requests_total", 1.0, endpoint="/generate", status="4xx")  # 499
+        assert running().status_code == 200
+        assert service.post("/generate", {"steps": 1}).status_code == 200
+        assert gate.sizes == [1, 1]
+        assert service.services.traffic.in_flight == 0
+
+
+def test_a_client_that_left_while_its_picture_waits_to_be_decoded(models: Path) -> None:
+    with serving(settings(models)) as service:
+        free = threading.Event()
+        pool = service.services.codec._pool
+        try:
+            for _ in range(pool._max_workers):
+                pool.submit(free.wait, PATIENCE_S)
+            head = b"POST /project HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n"
+            with socket.create_connection(service.address) as connection:
+                connection.sendall(head % len(PICTURE) + PICTURE)
+                service.until(lambda: service.services.traffic.in_flight == 1)
+            service.until(lambda: service.services.traffic.in_flight == 0)
+        finally:
+            free.set()
+        assert service.post("/project", {"images": [b64(PICTURE)]}).status_code == 200
+        assert service.metric("ign_batches_total") == 1
+
+
+def test_too_many_requests_in_flight_are_503(models: Path, monkeypatch: Patch) -> None:
+    with gated(monkeypatch, settings(models, max_connections=1)) as (service, gate), ThreadPoolExecutor(1) as pool:
+        with gate:
+            running = later(service, pool, {})
+            assert gate.entered.wait(PATIENCE_S)
+            response = service.post("/generate", {})
+            problem(response, 503, "too_many_connections")
+            assert int(response.headers["Retry-After"]) >= 1
+            assert service.get("/healthz").status_code == 200
+        assert running().status_code == 200
+
+
+def test_while_loading_it_answers_503(models: Path, monkeypatch: Patch) -> None:
+    with gated(monkeypatch, settings(models), ready=False) as (service, gate):
+        assert service.get("/healthz").status_code == 200
+        assert service.get("/metrics").status_code == 200
+        assert service.get("/docs").status_code == 200
+        for response in (
+            service.get("/readyz"),
+            service.get("/models"),
+            service.get("/models/grey"),
+            service.post("/generate", {}),
+            service.post("/project", {}),
+            service.post("/latent-interpolate", {"points": "nonsense"}),
+        ):
+            assert "loaded" in problem(response, 503, "not_ready").detail
+            assert int(response.headers["Retry-After"]) >= 1
+        gate.opened.set()
+        service.until(lambda: service.get("/readyz").status_code == 200)
+        assert service.post("/generate", {}).status_code == 200
+
+
+def test_while_draining_new_requests_are_503_and_old_ones_finish(models: Path, monkeypatch: Patch) -> None:
+    with gated(monkeypatch, settings(models)) as (service, gate), ThreadPoolExecutor(1) as pool:
+        with gate:
+            running = later(service, pool, {})
+            assert gate.entered.wait(PATIENCE_S)
+            service.services.traffic.draining = True
+            for response in (service.post("/generate", {}), service.get("/readyz"), service.get("/models")):
+                problem(response, 503, "draining")
+                assert int(response.headers["Retry-After"]) >= 1
+            assert service.get("/healthz").status_code == 200
+            assert service.get("/metrics").status_code == 200
+        assert running().status_code == 200
+
+
+def test_a_replaced_worker_is_told_by_readiness(models: Path, monkeypatch: Patch) -> None:
+    with serving(settings(models)) as service:
+        monkeypatch.setattr(service.services.schedulers["grey/10"]._executor, "_working", False)
+        for response in (service.get("/readyz"), service.post("/generate", {})):
+            assert "grey/10" in problem(response, 503, "not_ready").detail
+        monkeypatch.undo()
+        assert service.get("/readyz").status_code == 200
+
+
+def test_a_model_that_fails_is_500_and_stays_up(models: Path, monkeypatch: Patch) -> None:
+    with gated(monkeypatch, settings(models)) as (service, gate):
+        failing = gate.opened
+        monkeypatch.setattr(gate, "opened", _Broken())
+        response = service.post("/generate", {"n": 2})
+        found = problem(response, 500, "model_failure")
+        assert "secret" not in response.text
+        assert found.request_id in service.errors[0].getMessage()
+        service.errors.clear()
+        monkeypatch.setattr(gate, "opened", failing)
+        assert service.post("/generate", {"n": 2}).status_code == 200
+
+
+class _Broken(threading.Event):
+    def wait(self, timeout: float | None = None) -> bool:
+        raise RuntimeError("secret")
+
+
+def test_the_operators_limits(models: Path) -> None:
+    limits = {"max_images": 3, "max_steps": 10, "max_body_bytes": 4000, "max_pixels": 100, "queue_rows": 8}
+    with serving(settings(models, **limits)) as service:
+        shown = service.get("/models").json()["limits"]
+        assert shown == {"n": 3, "images": 3, "steps": 10, "frames": 256, "body_bytes": 4000, "pixels": 100}
+        assert service.post("/generate", {"n": 3, "steps": 10}).status_code == 200
+        problem(service.post("/generate", {"n": 4}), 422, "invalid_value", "n")
+        problem(service.post("/generate", {"steps": 11}), 422, "invalid_value", "steps")
+        problem(service.post("/project", {"images": [b64(PICTURE)] * 4}), 422, "invalid_value", "images")
+        big = b64(save(noise(10, 11)))
+        problem(service.post("/project", {"images": [big]}), 413, "image_too_large", "images.0")
+
+
+def test_bodies_beyond_the_limit_are_413(models: Path) -> None:
+    with serving(settings(models, max_body_bytes=4000)) as service:
+        long = b'{"model": "%s"}' % (b"x" * 4000)
+        headers = {"Content-Type": "application/json"}
+        problem(service.client.post("/generate", content=long, headers=headers), 413, "too_large")
+        pieces = (long[i : i + 500] for i in range(0, len(long), 500))  # without a Content-Length
+        problem(service.client.post("/generate", content=pieces, headers=headers), 413, "too_large")
+        file = {"image": ("x.png", b"\0" * 4000)}
+        problem(service.client.post("/project", files=file), 413, "too_large")
+        headers = {"Content-Type": "image/png"}
+        problem(service.client.post("/project", content=b"\0" * 4001, headers=headers), 413, "too_large")
+        assert service.post("/generate", {}).status_code == 200

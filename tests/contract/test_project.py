@@ -1,0 +1,264 @@
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.api.schemas import ProjectAnswer
+from tests.contract.harness import (
+    Pixels,
+    Service,
+    applied,
+    array,
+    b64,
+    checked,
+    pixels,
+    problem,
+    quantised,
+    unb64,
+)
+from tests.service.pictures import exif, noise, save
+
+DARK = np.pad(noise(6, 6, seed=1), 1)  # 8×8, its border black
+PICTURE = save(DARK)
+LIGHT = save(255 - DARK)
+WIDE = np.full((8, 16), 255, dtype=np.uint8)
+LEFT = np.zeros((8, 8), dtype=np.uint8)
+LEFT[:, :4] = 255
+MASK = save(LEFT)  # regenerate the left half
+
+
+def prepared(picture: Pixels) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    return (picture.astype(np.float64) * 2 / 255 - 1).astype(np.float32)[None, None]
+
+
+def projected(service: Service, *images: bytes, **options: Any) -> ProjectAnswer:
+    body = {"images": [b64(image) for image in images or (PICTURE,)], **options}
+    return checked(service.post("/project", body), ProjectAnswer)
+
+
+def rows(service: Service, *images: bytes, **options: Any) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    body = {"images": [b64(image) for image in images or (PICTURE,)], **options}
+    response = service.post("/project", body, accept="application/x-npy")
+    assert response.status_code == 200, response.text
+    return array(response.content)
+
+
+def form(service: Service, *images: bytes, mask: bytes | None = None, **options: Any) -> httpx.Response:
+    files = [("image", (f"{i}.png", image, "image/png")) for i, image in enumerate(images)]
+    if mask is not None:
+        files.append(("mask", ("mask.png", mask, "image/png")))
+    return service.client.post("/project", files=files, data=options)
+
+
+def raw(service: Service, image: bytes, kind: str = "image/png", **query: Any) -> httpx.Response:
+    return service.client.post("/project", content=image, headers={"Content-Type": kind}, params=query)
+
+
+def test_defaults(service: Service) -> None:
+    response = service.post("/project", {"images": [b64(PICTURE)]})
+    answer = checked(response, ProjectAnswer)
+    assert list(response.json()) == ["model", "request_id", "images", "timing"]
+    image = answer.images[0]
+    assert (image.index, image.inverted, image.steps, image.format) == (0, False, 1, "png")
+    expected = applied(prepared(DARK), 1)
+    np.testing.assert_allclose(rows(service), expected, atol=1e-5)
+    np.testing.assert_array_equal(pixels(unb64(image.data)), quantised(rows(service))[0])
+    assert image.distance == pytest.approx(np.abs(expected - prepared(DARK)).mean(), abs=2e-6)
+    assert "X-IGN-Seed" not in response.headers
+    assert response.headers["X-IGN-Model"].startswith("grey/10@")
+
+
+@pytest.mark.parametrize(
+    ("picture", "kind"),
+    [
+        (PICTURE, "image/png"),
+        (LIGHT, "image/png"),
+        (save(noise(30, 40, 3, seed=2)), "image/png"),
+        (save(noise(30, 40, 4, seed=3)), "image/png"),
+        (save(noise(30, 40, 3, seed=4), "JPEG", exif=b"Exif\0\0" + exif(6)), "image/jpeg"),
+        (save(noise(9, 5, 3, seed=5), "WEBP", lossless=True), "image/webp"),
+        (PICTURE, "image/jpeg"),  # the bytes decide, not their type
+    ],
+)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"steps": 3, "tolerance": 0.01, "record": [0, 1], "score": True, "format": "webp", "model": "grey/2"},
+        {"strength": 0.25, "resize": "crop", "invert": True, "format": "npy", "model": "colour"},
+        {"resize": "stretch", "invert": False, "format": "jpeg"},
+    ],
+)
+def test_three_ways_in_give_the_same_bytes(
+    service: Service, picture: bytes, kind: str, options: dict[str, Any]
+) -> None:
+    texts: dict[str, Any] = {
+        name: ",".join(map(str, value)) if name == "record" else str(value).lower() for name, value in options.items()
+    }
+    json_answer = projected(service, picture, **options)
+    answers = [checked(form(service, picture, **texts), ProjectAnswer)]
+    answers += [checked(raw(service, picture, kind, **texts), ProjectAnswer)]
+    for answer in answers:
+        assert answer.images == json_answer.images
+        assert answer.model == json_answer.model
+
+
+@pytest.mark.parametrize(("yes", "no"), [("true", "false"), ("1", "0")])
+def test_booleans_of_forms_and_queries(service: Service, yes: str, no: str) -> None:
+    for send in (form, raw):
+        image = checked(send(service, PICTURE, score=yes, invert=yes), ProjectAnswer).images[0]
+        assert image.inverted
+        assert image.drift is not None
+        image = checked(send(service, LIGHT, score=no, invert=no), ProjectAnswer).images[0]
+        assert not image.inverted
+        assert image.drift is None
+    assert checked(raw(service, LIGHT, invert="auto"), ProjectAnswer).images[0].inverted
+
+
+def test_several_pictures_keep_their_order(service: Service) -> None:
+    pictures = [save(np.pad(noise(6, 6, seed=seed), 1)) for seed in range(5)]
+    answer = projected(service, *pictures)
+    assert [image.index for image in answer.images] == [0, 1, 2, 3, 4]
+    assert checked(form(service, *pictures), ProjectAnswer).images == answer.images
+    for i, picture in enumerate(pictures):
+        alone = projected(service, picture).images[0]
+        assert alone.model_copy(update={"index": i}) == answer.images[i]
+
+
+@pytest.mark.parametrize("accept", ["image/png", "image/webp"])
+def test_several_pictures_are_one_sheet(service: Service, accept: str) -> None:
+    pictures = [save(np.pad(noise(6, 6, seed=seed), 1)) for seed in range(3)]
+    body = {"images": [b64(picture) for picture in pictures]}
+    response = service.post("/project", body, accept=accept)
+    sheet = pixels(response.content, "L")
+    singles = quantised(rows(service, *pictures))
+    np.testing.assert_array_equal(sheet[:8, :8], singles[0])
+    np.testing.assert_array_equal(sheet[:8, 8:], singles[1])
+    np.testing.assert_array_equal(sheet[8:, :8], singles[2])
+    assert not sheet[8:, 8:].any()
+    assert response.headers["X-IGN-Steps"] == "1,1,1"
+
+
+@pytest.mark.parametrize("prefix", ["", "data:image/png;base64,", "data:image/webp;base64,"])
+def test_base64_with_or_without_prefix_and_white_space(service: Service, prefix: str) -> None:
+    text = b64(PICTURE)
+    answer = checked(service.post("/project", {"images": [f"{prefix}{text[:40]}\r\n {text[40:]}\n"]}), ProjectAnswer)
+    assert answer.images == projected(service).images
+
+
+@pytest.mark.parametrize(("resize", "where"), [("fit", np.s_[2:6, :]), ("crop", np.s_[:, :]), ("stretch", np.s_[:, :])])
+def test_resize(service: Service, resize: str, where: Any) -> None:
+    expected = np.zeros((8, 8))
+    expected[where] = 255
+    data = projected(service, save(WIDE), resize=resize, invert=False, strength=0).images[0].data
+    np.testing.assert_array_equal(pixels(unb64(data)), expected)
+
+
+def test_invert_is_automatic_for_light_borders_and_said(service: Service) -> None:
+    image = projected(service, LIGHT).images[0]
+    assert image.inverted
+    assert image.data == projected(service).images[0].data  # not undone
+    assert not projected(service, LIGHT, invert=False).images[0].inverted
+    assert not projected(service, LIGHT, model="colour").images[0].inverted  # polarity: none
+    assert projected(service, PICTURE, invert=True).images[0].inverted
+
+
+def test_black_ink_on_transparency_is_seen(service: Service) -> None:
+    ink = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    ink.paste((0, 0, 0, 255), (2, 2, 6, 6))
+    image = projected(service, save(ink), strength=0).images[0]
+    expected = np.zeros((8, 8))
+    expected[2:6, 2:6] = 255
+    assert image.inverted
+    np.testing.assert_array_equal(pixels(unb64(image.data)), expected)
+
+
+def test_strength_blends_towards_the_input(service: Service) -> None:
+    x = prepared(DARK)
+    y = rows(service, steps=2)
+    assert pixels(unb64(projected(service, strength=0).images[0].data)).tolist() == DARK.tolist()
+    np.testing.assert_array_equal(rows(service, steps=2, strength=0), x)
+    np.testing.assert_array_equal(rows(service, steps=2, strength=1), y)
+    np.testing.assert_allclose(rows(service, steps=2, strength=0.3), 0.7 * x + 0.3 * y, atol=1e-6)
+    whole, half = (projected(service, steps=2, strength=s, score=True).images[0] for s in (1, 0.5))
+    assert (whole.distance, whole.drift) == (half.distance, half.drift)
+
+
+def test_strength_blends_the_trajectory_but_not_its_input(service: Service) -> None:
+    image = projected(service, steps=2, strength=0.3, record=[0, 1], format="npy").images[0]
+    start, first = (array(unb64(step.data)) for step in image.trajectory or [])
+    np.testing.assert_array_equal(start, prepared(DARK)[0])
+    np.testing.assert_allclose(first, 0.7 * start + 0.3 * rows(service, steps=1)[0], atol=1e-6)
+    changes = [step.change for step in projected(service, steps=2, record=[0, 1]).images[0].trajectory or []]
+    assert [step.change for step in image.trajectory or []] == changes
+
+
+def in_painted(steps: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    x = prepared(DARK)
+    y = x
+    for _ in range(steps):
+        y = np.where(LEFT > 127, applied(y, 1), x)
+    return y
+
+
+def test_masked_pixels_are_put_back_after_every_step(service: Service) -> None:
+    found = rows(service, steps=3, mask=b64(MASK))
+    np.testing.assert_allclose(found, in_painted(3), atol=1e-5)
+    np.testing.assert_array_equal(found[..., 4:], prepared(DARK)[..., 4:])
+    image = projected(service, steps=3, mask=b64(MASK), record=[1]).images[0]
+    expected = np.abs(applied(prepared(DARK), 1) - prepared(DARK)).mean()
+    assert image.distance == pytest.approx(expected, abs=2e-6)  # before the mask
+    change = np.abs(in_painted(1) - prepared(DARK)).mean()  # after it
+    assert (image.trajectory or [])[0].change == pytest.approx(change, abs=2e-6)
+
+
+def test_masks_arrive_in_every_form(service: Service) -> None:
+    images = projected(service, PICTURE, LIGHT, steps=2, mask=b64(MASK)).images
+    assert projected(service, PICTURE, LIGHT, steps=2, masks=[b64(MASK)] * 2).images == images
+    assert checked(form(service, PICTURE, LIGHT, mask=MASK, steps="2"), ProjectAnswer).images == images
+    assert checked(form(service, PICTURE, LIGHT, steps="2"), ProjectAnswer).images != images
+    files = [("image", ("a.png", PICTURE, "image/png")), ("image", ("b.png", LIGHT, "image/png"))]
+    response = service.client.post("/project", files=files, data={"steps": "2", "mask": b64(MASK)})
+    assert checked(response, ProjectAnswer).images == images
+
+
+def test_masks_one_each(service: Service) -> None:
+    other = save(LEFT.T.copy())
+    both = rows(service, PICTURE, PICTURE, masks=[b64(MASK), b64(other)], steps=2)
+    np.testing.assert_array_equal(both[0], rows(service, mask=b64(MASK), steps=2)[0])
+    np.testing.assert_array_equal(both[1], rows(service, mask=b64(other), steps=2)[0])
+
+
+def test_a_mask_of_the_pictures_size_is_resized_with_it(service: Service) -> None:
+    wide_mask = np.zeros((8, 16), dtype=np.uint8)
+    wide_mask[:, :8] = 255
+    keep = np.ones((8, 8), dtype=bool)
+    keep[2:6, :4] = False  # the letterbox keeps
+    found = rows(service, save(WIDE), invert=False, mask=b64(save(wide_mask)))
+    start = rows(service, save(WIDE), invert=False, strength=0)
+    np.testing.assert_array_equal(found[0, 0][keep], start[0, 0][keep])
+    assert (found[0, 0][~keep] != start[0, 0][~keep]).all()
+
+
+def test_tolerance_and_score(service: Service) -> None:
+    x = prepared(DARK)
+    changes = [float(np.abs(applied(x, k) - applied(x, k - 1)).mean()) for k in range(1, 6)]
+    image = projected(service, steps=50, tolerance=(changes[2] + changes[3]) / 2, score=True).images[0]
+    assert (image.steps, image.converged) == (4, True)
+    assert image.drift == pytest.approx(changes[4], abs=2e-6)
+
+
+def test_an_empty_file_input_of_a_browser_is_no_mask(service: Service) -> None:
+    part = b'--x\r\nContent-Disposition: form-data; name="%s"; filename="%s"\r\n\r\n%s\r\n'
+    body = part % (b"image", b"a.png", PICTURE) + part % (b"mask", b"", b"") + b"--x--\r\n"
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    answer = checked(service.client.post("/project", content=body, headers=headers), ProjectAnswer)
+    assert answer.images == projected(service).images
+
+
+def test_all_pictures_of_the_limit(service: Service) -> None:
+    assert len(projected(service, *[PICTURE] * 64).images) == 64
+    problem(service.post("/project", {"images": [b64(PICTURE)] * 65}), 422, "invalid_value", "images")
+    problem(form(service, *[PICTURE] * 65), 422, "invalid_value", "image")

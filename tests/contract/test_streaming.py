@@ -1,0 +1,256 @@
+import asyncio
+import json
+import socket
+import threading
+from collections.abc import AsyncGenerator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.api import streaming
+from service.api.schemas import GenerateAnswer, ProblemDocument, ProjectAnswer
+from service.domain.tasks import Progress, Result, StepRow
+from tests.contract.harness import Service, b64, checked, gated, problem, settings
+from tests.service.pictures import noise, save
+
+EVENTS = "text/event-stream"
+PICTURE = save(noise(8, 8, seed=1))
+
+Event = tuple[str, dict[str, Any]]
+
+
+def parsed(text: str) -> list[Event]:
+    """Events as the HTML standard frames them; comments are passed over."""
+    found = []
+    for block in text.strip("\n").split("\n\n"):
+        lines = [line for line in block.split("\n") if not line.startswith(":")]
+        if lines:
+            assert [line.partition(": ")[0] for line in lines] == ["event", "data"], block
+            found.append((lines[0].removeprefix("event: "), json.loads(lines[1].removeprefix("data: "))))
+    return found
+
+
+def streamed(service: Service, path: str, body: dict[str, Any]) -> list[Event]:
+    response = service.post(path, body, accept=EVENTS)
+    assert response.status_code == 200, response.text
+    assert response.headers["Content-Type"].partition(";")[0] == EVENTS
+    assert response.headers["Cache-Control"] == "no-store"
+    assert response.headers["X-IGN-Model"].startswith("grey/10@")
+    assert "Content-Length" not in response.headers
+    return parsed(response.text)
+
+
+def of(events: list[Event], name: str) -> list[dict[str, Any]]:
+    return [data for kind, data in events if kind == name]
+
+
+def test_recorded_and_last_steps_then_the_answer(service: Service) -> None:
+    body = {"seed": 3, "n": 2, "offset": 5, "steps": 4, "record": [0, 2], "score": True}
+    events = streamed(service, "/generate", body)
+    plain = checked(service.post("/generate", body), GenerateAnswer)
+    steps = of(events, "step")
+    assert all(list(step) == ["index", "step", "data", "format", "change"] for step in steps)
+    assert sorted((step["index"], step["step"]) for step in steps) == [(i, k) for i in (5, 6) for k in (0, 2, 4)]
+    for image in plain.images:
+        mine = {step["step"]: step for step in steps if step["index"] == image.index}
+        for recorded in image.trajectory or []:
+            assert mine[recorded.step]["data"] == recorded.data
+            assert mine[recorded.step]["change"] == recorded.change
+        assert mine[4]["data"] == image.data
+        assert mine[0]["change"] is None
+        assert mine[4]["change"] > 0
+    assert [name for name, _ in events].index("done") == len(events) - 1
+    done = GenerateAnswer.model_validate_json(json.dumps(events[-1][1]), strict=True)
+    assert [image.model_dump() for image in done.images] == [
+        image.model_dump() | {"data": None, "trajectory": None} for image in plain.images
+    ]
+    assert (done.seed, done.model) == (plain.seed, plain.model)
+    assert list(events[-1][1]) == ["model", "request_id", "seed", "images", "timing"]
+
+
+def test_the_last_step_is_sent_without_record(service: Service) -> None:
+    events = streamed(service, "/generate", {"seed": 3})
+    assert [(step["index"], step["step"]) for step in of(events, "step")] == [(0, 2)]
+    data = service.post("/generate", {"seed": 3}).json()["images"][0]["data"]
+    assert of(events, "step")[0]["data"] == data
+
+
+def test_a_row_that_converges_sends_its_last_step(service: Service) -> None:
+    body = {"seed": 3, "steps": 1000, "tolerance": 0.01, "record": [1, 1000]}
+    events = streamed(service, "/generate", body)
+    image = service.post("/generate", body).json()["images"][0]
+    assert image["converged"]
+    assert [step["step"] for step in of(events, "step")] == [1, image["steps"]]
+    assert of(events, "step")[-1]["data"] == image["data"]
+    assert events[-1][1]["images"][0]["converged"]
+
+
+@pytest.mark.parametrize("form", ["webp", "npy"])
+def test_projections_stream_blended_pictures(service: Service, form: str) -> None:
+    body = {"images": [b64(PICTURE)], "steps": 3, "record": [0, 1, 3], "strength": 0.5, "format": form}
+    events = streamed(service, "/project", body)
+    image = checked(service.post("/project", body), ProjectAnswer).images[0]
+    steps = of(events, "step")
+    assert [step["data"] for step in steps] == [step.data for step in image.trajectory or []]
+    assert {step["format"] for step in steps} == {form}
+    ProjectAnswer.model_validate_json(json.dumps(events[-1][1]), strict=True)
+    assert "seed" not in events[-1][1]
+
+
+def test_seeds_are_echoed_before_the_first_event(service: Service) -> None:
+    response = service.post("/generate", {}, accept=EVENTS)
+    done = parsed(response.text)[-1][1]
+    assert response.headers["X-IGN-Seed"] == str(done["seed"])
+    assert response.headers["X-Request-ID"] == done["request_id"]
+
+
+def test_long_runs_say_how_far_they_are(service: Service) -> None:
+    events = streamed(service, "/generate", {"seed": 1, "n": 3, "steps": 100_000})
+    progress = of(events, "progress")
+    assert len(progress) >= max(1, events[-1][1]["timing"]["compute_ms"] // 1000)
+    assert all(list(event) == ["steps_done", "steps", "rows_done", "rows"] for event in progress)
+    assert {(event["steps"], event["rows"]) for event in progress} == {(100_000, 3)}
+    done = [event["steps_done"] for event in progress]
+    assert done == sorted(done)
+    assert 0 <= done[0] <= done[-1] <= 100_000
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code", "field"),
+    [
+        ({"n": 0}, 422, "invalid_value", "n"),
+        ({"model": "nope"}, 404, "unknown_model", None),
+        ({"steps": 300_001}, 422, "invalid_value", "steps"),
+    ],
+)
+def test_a_failure_before_the_start_is_an_ordinary_problem(
+    service: Service, body: dict[str, Any], status: int, code: str, field: str | None
+) -> None:
+    problem(service.post("/generate", body, accept=EVENTS), status, code, field)
+
+
+def lines(response: Any) -> Iterator[str]:
+    yield from response.iter_lines()
+
+
+def test_a_deadline_bounds_the_first_event_only(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with gated(monkeypatch, settings(models, max_batch_rows=1)) as (service, gate), gate:
+        headers = {"Accept": EVENTS, "X-Request-Timeout": "0.2"}
+        body = {"seed": 1, "record": [0], "steps": 2}
+        with service.client.stream("POST", "/generate", json=body, headers=headers) as response:
+            found = lines(response)
+            assert next(found) == "event: step"
+            # Behind it, one waits for its first event in vain, and outlasts the deadline of the first.
+            problem(service.post("/generate", body, headers=headers), 504, "deadline_exceeded")
+            gate.opened.set()
+            assert "event: done" in list(found)
+
+
+def test_a_stream_has_an_end(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with gated(monkeypatch, settings(models, stream_timeout_s=0.2)) as (service, gate), gate:
+        response = service.post("/generate", {"record": [0]}, accept=EVENTS)
+        events = parsed(response.text)
+        assert [name for name, _ in events] == ["step", "error"]
+        found = ProblemDocument.model_validate(events[-1][1])
+        assert (found.status, found.code) == (504, "deadline_exceeded")
+        assert found.request_id == response.headers["X-Request-ID"]
+        service.until_metric("ign_cancelled_rows_total", 1.0)
+        service.until_metric("ign_http_errors_total", 1.0, code="deadline_exceeded")
+
+
+def test_draining_ends_a_stream_with_an_error(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with gated(monkeypatch, settings(models)) as (service, gate), gate:
+        with service.client.stream("POST", "/generate", json={"record": [0]}, headers={"Accept": EVENTS}) as response:
+            found = lines(response)
+            assert next(found) == "event: step"
+            service.services.schedulers["grey/10"].close(0)
+            events = parsed("\n".join(["event: step", *found]))
+        assert (events[-1][0], events[-1][1]["code"], events[-1][1]["status"]) == ("error", "draining", 503)
+
+
+def test_an_unforeseen_failure_is_logged_and_says_nothing(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with gated(monkeypatch, settings(models)) as (service, gate), gate:
+        body = {"record": [0], "steps": 2}
+        with service.client.stream("POST", "/generate", json=body, headers={"Accept": EVENTS}) as response:
+            found = lines(response)
+            assert next(found) == "event: step"
+
+            def broken(*_: object) -> str:
+                raise RuntimeError("secret")
+
+            monkeypatch.setattr(streaming, "picture", broken)
+            gate.opened.set()
+            events = parsed("\n".join(["event: step", *found]))
+        assert (events[-1][0], events[-1][1]["code"], events[-1][1]["status"]) == ("error", "internal", 500)
+        assert "secret" not in json.dumps(events)
+        (record,) = service.errors
+        assert record.exc_info is not None
+        assert "secret" in str(record.exc_info[1])
+        service.errors.clear()
+
+
+def test_closing_the_stream_cancels_its_rows(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with gated(monkeypatch, settings(models)) as (service, gate):
+        body = json.dumps({"n": 5, "record": [0], "steps": 300_000})
+        request = (
+            "POST /generate HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n{body}"
+        )
+        with socket.create_connection(service.address) as connection:
+            connection.sendall(request.encode())
+            received = b""
+            while b"event: step" not in received:
+                received += connection.recv(65536)
+        service.until_metric("ign_cancelled_rows_total", 5.0, model="grey/10")
+        service.until_metric("ign_queue_rows", 0.0)
+        service.until(lambda: service.services.traffic.in_flight == 0)
+        passes = len(gate.sizes)
+        assert service.post("/generate", {"steps": 1}).is_success
+        assert set(gate.sizes[passes:]) <= {1, 5, 6}
+        assert passes < 300_000
+
+
+def test_silence_is_broken_by_comments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "_SILENCE_S", 0.01)
+
+    async def heard() -> list[Any]:
+        speak = asyncio.Event()
+
+        async def quiet() -> AsyncGenerator[StepRow | Progress | Result, None]:
+            await speak.wait()
+            yield Progress(steps_done=1, steps=1, rows_done=1, rows=1)
+
+        found = []
+        async for item in streaming._with_silence(quiet()):
+            found.append(item)
+            if len(found) == 3:
+                speak.set()
+        return found
+
+    *silent, last = asyncio.run(heard())
+    assert len(silent) >= 3
+    assert set(silent) == {None}
+    assert isinstance(last, Progress)
+
+
+def test_left_in_silence_the_events_can_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "_SILENCE_S", 0.01)
+    closed = threading.Event()
+
+    async def quiet() -> AsyncGenerator[StepRow | Progress | Result, None]:
+        try:
+            await asyncio.Event().wait()
+            yield Progress(steps_done=1, steps=1, rows_done=1, rows=1)
+        finally:
+            closed.set()
+
+    async def leave() -> None:
+        events = quiet()
+        items = streaming._with_silence(events)
+        assert await anext(items) is None
+        await items.aclose()
+        await events.aclose()
+
+    asyncio.run(leave())
+    assert closed.is_set()

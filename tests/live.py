@@ -1,0 +1,86 @@
+"""The real service as the process an operator starts, for tests that need one."""
+
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+ROOT = Path(__file__).resolve().parent.parent
+START_S = 120.0
+STOP_S = 30.0
+
+
+def environment(**settings: str) -> dict[str, str]:
+    """This process's environment, with ``settings`` in place of whatever `IGN_…` it holds."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("IGN_")}
+    return {**inherited, "PYTHONPATH": str(ROOT), **settings}
+
+
+@contextmanager
+def live_service(**settings: str) -> Iterator[str]:
+    """Run `python -m service` on a free port until the block ends, and hold it to a clean stop.
+
+    Args:
+        settings: `IGN_…` variables; without any, the shipped models are served.
+
+    Yields:
+        The base URL, once the service is ready.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-m", "service"],
+        env=environment(**{"IGN_PORT": "0", **settings}),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    log: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    reader = threading.Thread(target=_follow, args=(process.stderr, log))
+    reader.start()
+    try:
+        yield _ready(log)
+        process.terminate()
+        assert process.wait(STOP_S) == 0, "the service did not stop cleanly"
+    finally:
+        process.kill()
+        process.wait()
+        reader.join()
+        process.stderr.close()
+
+
+def _follow(stream: IO[str], log: "queue.SimpleQueue[str | None]") -> None:
+    """Pass the lines on, and go on reading for ever: a full pipe would stop the service."""
+    for line in stream:
+        log.put(line)
+    log.put(None)
+
+
+def _ready(log: "queue.SimpleQueue[str | None]") -> str:
+    """The base URL, as soon as the log says that a model is served and `/readyz` agrees."""
+    said: list[str] = []
+    base_url = ""
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        line = log.get(timeout=START_S)
+        if line is None:
+            break
+        said.append(line)
+        if " listening on " in line:
+            base_url = line.rpartition(" ")[2].strip()
+        if " serving " in line and _answers(f"{base_url}/readyz"):
+            return base_url
+    raise AssertionError("the service did not start:\n" + "".join(said))
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=10) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False

@@ -1,0 +1,90 @@
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from model_export import checkpoint as checkpoints
+from model_export.checkpoint import Checkpoint, atomic
+from model_export.errors import UserError
+from tests.model_export.small import contents
+
+
+def example(step: int = 3) -> Checkpoint:
+    return Checkpoint(
+        preset={"name": "tiny"},
+        seed=1,
+        stage=0,
+        stage_step=step,
+        step=step,
+        network={"w": torch.arange(3.0)},
+        average={"w": torch.ones(3)},
+        optimiser={"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": []},
+        teacher=None,
+        statistics=torch.zeros(4, 1, 2, 2),
+        data={"name": "x.npz"},
+        provenance={"command": "train"},
+    )
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "checkpoint.pt"
+    checkpoints.save(example(), path)
+    found = checkpoints.load(path)
+    assert torch.equal(found.network["w"], torch.arange(3.0))
+    assert (found.step, found.teacher, found.data) == (3, None, {"name": "x.npz"})
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert set(contents(tmp_path)) == {"new/checkpoint.pt"}
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    checkpoints.save(example(3), path)
+    broken = example(4)
+    broken.network = {"w": (lambda: None)}  # type: ignore[dict-item]  # can't be pickled
+    with pytest.raises((pickle.PicklingError, AttributeError)):
+        checkpoints.save(broken, path)
+    assert checkpoints.load(path).step == 3
+    assert set(contents(tmp_path)) == {"checkpoint.pt"}
+
+
+def test_an_interrupted_write_leaves_nothing(tmp_path: Path) -> None:
+    def write() -> None:
+        with atomic(tmp_path / "file") as file:
+            file.write(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert contents(tmp_path) == {}
+
+
+class Foreign:
+    """Would run code if it were unpickled."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return print, ("unpickled",)
+
+
+@pytest.mark.parametrize("kind", ["cut", "text", "pickle", "fields", "format"])
+def test_damaged_and_foreign_files_are_refused(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "checkpoint.pt"
+    checkpoints.save(example(), path)
+    if kind == "cut":
+        path.write_bytes(path.read_bytes()[:-200])
+    elif kind == "text":
+        path.write_text("no checkpoint")
+    elif kind == "pickle":
+        torch.save({"format": 1, "preset": Foreign()}, path)
+    elif kind == "fields":
+        torch.save({"format": 1, "preset": {}}, path)
+    else:
+        torch.save({"format": 2}, path)
+    with pytest.raises(UserError, match="written by another version" if kind == "format" else "damaged checkpoint"):
+        checkpoints.load(path)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no checkpoint at .*checkpoint\.pt"):
+        checkpoints.load(tmp_path / "checkpoint.pt")

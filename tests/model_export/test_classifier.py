@@ -1,0 +1,76 @@
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model_export.classifier import FEATURES, Classifier, ConvNet, classifier_for
+from model_export.data import Dataset, load_dataset
+from model_export.metrics import to_rows
+from tests.model_export.small import CLASSES
+
+
+@pytest.fixture(scope="module")
+def data(data_file: Path) -> Dataset:
+    return load_dataset(str(data_file), size=8, channels=1)
+
+
+@pytest.fixture(scope="module")
+def classifier(data: Dataset, cache: Path) -> Classifier:
+    return classifier_for(data, cache)
+
+
+def test_it_learns_the_classes(classifier: Classifier, data: Dataset) -> None:
+    assert classifier.task == "classes"
+    assert classifier.accuracy > 0.9
+    reading = classifier.read(to_rows(data.held_out.numpy()))
+    assert reading.features.shape == (80, FEATURES)
+    assert reading.probabilities.shape == (80, CLASSES)
+    np.testing.assert_allclose(reading.probabilities.sum(1), 1.0)
+    assert data.held_out_labels is not None
+    assert reading.accuracy(data.held_out_labels.numpy()) == classifier.accuracy
+    assert 0.8 < reading.confidence <= 1.0
+
+
+def test_it_is_kept_and_found_again(classifier: Classifier, data: Dataset, cache: Path) -> None:
+    files = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
+    again = classifier_for(data, cache)
+    assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == files
+    assert all(map(torch.equal, again.network.state_dict().values(), classifier.network.state_dict().values()))
+
+
+def test_damaged_weights_are_made_anew_and_alike(classifier: Classifier, data: Dataset, tmp_path: Path) -> None:
+    before = torch.random.get_rng_state()
+    classifier_for(data, tmp_path)
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:1000])
+    again = classifier_for(data, tmp_path)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert all(map(torch.equal, again.network.state_dict().values(), classifier.network.state_dict().values()))
+    assert len(path.read_bytes()) > 1000
+
+
+def test_without_classes_it_tells_rotations(cache: Path) -> None:
+    pictures = torch.randint(0, 100, (120, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pictures[:, :, :3] += 120  # light comes from above
+    unlabelled = Dataset("lit", "lit", "unknown", train=pictures[:80], held_out=pictures[80:])
+    classifier = classifier_for(unlabelled, cache)
+    assert classifier.task == "rotation"
+    assert classifier.accuracy > 0.9
+    assert classifier.read(to_rows(pictures.numpy())).probabilities.shape == (120, 4)
+
+
+def test_labels_that_are_no_classes_are_not_taken_for_such(data: Dataset, cache: Path) -> None:
+    half = dataclasses.replace(data, held_out_labels=None, sha256="half")
+    assert classifier_for(half, cache).task == "rotation"
+    assert data.train_labels is not None
+    negative = dataclasses.replace(data, train_labels=data.train_labels - 1, sha256="negative")
+    assert classifier_for(negative, cache).task == "rotation"
+
+
+@pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 28), (3, 64), (1, 15)])
+def test_any_picture_fits(channels: int, size: int) -> None:
+    network = ConvNet(channels, size, 10).eval()
+    with torch.inference_mode():
+        assert network(torch.zeros(2, channels, size, size)).shape == (2, 10)

@@ -1,0 +1,134 @@
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from model_export import provenance
+from model_export.artifact import METRICS
+from model_export.cli import main
+from model_export.protocol import Evaluation
+from model_export.train import Run
+from tests.model_export.small import contents, train_arguments
+
+
+def test_train_export_verify_evaluate(
+    tiny_run: Path, data_file: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models, threads = tmp_path / "models", ["--threads", "1"]
+    assert main(["export", "--run", str(tiny_run), "--models", str(models), *threads]) == 0
+    said = capsys.readouterr().out
+    folder = models / "tiny" / "1"
+    assert f"exported {folder}" in said
+    assert "rows identical" in said
+    assert main(["verify", "--run", str(tiny_run), "--model", str(folder), *threads]) == 0
+    assert "differ by at most" in capsys.readouterr().out
+    evaluate = ["evaluate", "--model", str(folder), "--data", str(data_file), "--cache", str(cache), *threads]
+    assert main([*evaluate, "--samples", "60"]) == 0
+    assert "generation" in capsys.readouterr().out
+    assert json.loads((folder / METRICS).read_text())["protocol"]["samples"] == 60
+
+
+def test_a_finished_training_is_not_done_again(
+    tiny_run: Path, data_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = (tiny_run / "checkpoint.pt").read_bytes()
+    assert main(train_arguments(data_file, tiny_run)) == 0
+    assert "trained 56 steps; next: python -m model_export export --run" in capsys.readouterr().out
+    assert (tiny_run / "checkpoint.pt").read_bytes() == checkpoint
+
+
+def test_training_writes_samples_and_a_log(tiny_run: Path) -> None:
+    assert {name for name in contents(tiny_run) if "samples" not in name} == {"checkpoint.pt", "log.jsonl"}
+    assert (tiny_run / "samples" / "0000056.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["train", "--preset", "mnits", "--data", "{data}", "--out", "{tmp}"], "no preset 'mnits'"),
+        (["train", "--preset", "tiny", "--data", "{tmp}/none.npz", "--out", "{tmp}"], "no such file or folder"),
+        (["train", "--preset", "tiny", "--data", "{data}", "--out", "{tmp}", "--name", "My Model"], "--name My Model"),
+        (["train", "--preset", "tiny", "--data", "{data}", "--out", "{tmp}", "--steps", "0"], "--steps"),
+        (["train", "--preset", "tiny", "--data", "{data}", "--out", "{tmp}", "--size", "16"], "the preset wants"),
+        (["train", "--preset", "tiny", "--data", "{data}", "--out", "{run}", "--seed", "9"], "choose another --out"),
+        (["train", "--preset", "tiny", "--data", "{data}", "--out", "{data}/run"], "patterns.npz"),
+        (["export", "--run", "{tmp}", "--models", "{tmp}"], "no checkpoint at"),
+        (["export", "--run", "{run}", "--models", "{data}"], "patterns.npz"),
+        (["export", "--run", "{run}", "--models", "{tmp}", "--version", "0"], "version '0'"),
+        (["verify", "--run", "{run}", "--model", "{tmp}"], "no model at"),
+        (["evaluate", "--model", "{tmp}", "--data", "{data}"], "no model at"),
+    ],
+)
+def test_what_the_user_can_put_right_is_one_line_and_exit_code_2(
+    arguments: list[str],
+    says: str,
+    tiny_run: Path,
+    data_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = contents(tiny_run)
+    places = {"data": data_file, "tmp": tmp_path, "run": tiny_run}
+    assert main([argument.format(**places) for argument in arguments]) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    line = error.rpartition("\r")[2].lstrip()  # after the progress bar, where one had begun
+    assert re.fullmatch(r"(?:\d+%.*\n)?error: .+\n", line)
+    assert says in line
+    assert contents(tiny_run) == before
+    assert contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize("arguments", [[], ["fly"], ["train"], ["export", "--run"]])
+def test_a_wrong_command_line_shows_the_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert "usage: python -m model_export" in capsys.readouterr().err
+
+
+def test_an_interrupted_command_leaves_quietly(
+    folder: Path, data_file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(self: Evaluation) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Evaluation, "run", interrupt)
+    assert main(["evaluate", "--model", str(folder), "--data", str(data_file), "--cache", str(cache)]) == 130
+
+
+def test_a_stopped_training_says_how_to_go_on(
+    data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = Run._step
+
+    def step(self: Run) -> object:
+        if self.step == 5:
+            signal.raise_signal(signal.SIGINT)
+        return original(self)
+
+    monkeypatch.setattr(Run, "_step", step)
+    assert main(train_arguments(data_file, tmp_path)) == 130
+    assert capsys.readouterr().out == "stopped at step 8 of 56; the same command continues\n"
+
+
+def test_the_module_runs() -> None:
+    done = subprocess.run([sys.executable, "-m", "model_export", "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    for command in ("train", "export", "verify", "evaluate"):
+        assert command in done.stdout
+
+
+def test_a_recorded_command_names_no_folder_of_the_machine() -> None:
+    arguments = ["train", "--preset", "mnist", "--data", "/home/me/mnist.npz", "--out", "runs/mnist"]
+    shown = provenance.command(arguments)
+    assert shown == "python -m model_export train --preset mnist --data mnist.npz --out runs/mnist"
+
+
+def test_the_source_digest_is_stable() -> None:
+    assert provenance.source_digest() == provenance.source_digest()
+    assert re.fullmatch("[0-9a-f]{64}", provenance.source_digest())

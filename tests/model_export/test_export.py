@@ -1,0 +1,260 @@
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from model_export import checkpoint as checkpoints
+from model_export.artifact import GOLDEN, MODEL, Artifact, OnnxFunction, digest_of, publish, stamp
+from model_export.cli import main
+from model_export.errors import UserError
+from model_export.export import export, to_onnx
+from model_export.networks import Autoencoder, NetworkConfig
+from model_export.noise import frequency_statistics
+from model_export.trained import load_run
+from model_export.verify import verify
+from service.card import ModelCard
+from service.domain.latents import NoiseSource
+from tests.model_export.small import contents, patterns
+
+
+def altered_run(run: Path, out: Path, **changes: object) -> Path:
+    checkpoint = checkpoints.load(run / checkpoints.FILE)
+    checkpoints.save(dataclasses.replace(checkpoint, **changes), out / checkpoints.FILE)  # type: ignore[arg-type]
+    return out
+
+
+def test_the_file_computes_what_was_trained(models: Path, tiny_run: Path) -> None:
+    artifact, model = Artifact.read(models / "tiny" / "1", threads=1), load_run(tiny_run)
+    for count in (1, 3, 70):
+        rows = artifact.noise.rows(5, 0, count)
+        with torch.inference_mode():
+            wanted = model.network(torch.from_numpy(rows)).numpy()
+        np.testing.assert_allclose(artifact.function(rows), wanted, atol=1e-5)
+
+
+def test_the_exported_weights_are_the_averages(tiny_run: Path) -> None:
+    checkpoint = checkpoints.load(tiny_run / checkpoints.FILE)
+    weights = load_run(tiny_run).network.state_dict()
+    assert all(torch.equal(weights[name], checkpoint.average[f"module.{name}"]) for name in weights)
+    assert not torch.equal(weights["encoder.0.weight"], checkpoint.network["encoder.0.weight"])
+
+
+def test_the_file_describes_itself(models: Path, tiny_run: Path) -> None:
+    card, checkpoint = Artifact.read(models / "tiny" / "1").card, checkpoints.load(tiny_run / checkpoints.FILE)
+    assert (card.ref, card.objective, card.shape, card.background) == ("tiny/1", "naign", (1, 8, 8), (-1.0,))
+    assert (card.noise.kind, card.noise.norm) == ("gaussian", 8.0)
+    assert card.buckets == (1, 2, 4, 8, 16, 32, 64)
+    assert card.training.config == checkpoint.preset
+    assert card.training.steps == checkpoint.step == 56
+    assert card.training.parameters == sum(w.numel() for w in checkpoint.network.values())
+    assert card.training.sources == checkpoint.provenance["sources"]
+    assert card.training.command.startswith("python -m model_export train --preset tiny --data patterns.npz")
+    assert card.data.model_dump() == checkpoint.data
+    assert (card.quality, card.distance_quantiles) == ({}, None)
+
+
+def test_the_file_is_one_and_holds_no_path_of_this_machine(models: Path) -> None:
+    folder = models / "tiny" / "1"
+    assert set(contents(folder)) == {MODEL, GOLDEN}
+    data = (folder / MODEL).read_bytes()
+    assert b".py" not in data
+    assert os.fsencode(Path(__file__).parent.parent.parent) not in data
+    model = onnx.load_model_from_string(data)
+    assert [(o.domain, o.version) for o in model.opset_import] == [("", 20)]
+    assert [i.name for i in model.graph.input] == ["x"]
+    assert [o.name for o in model.graph.output] == ["y"]
+    assert [d.dim_param or d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim] == ["batch", 1, 8, 8]
+
+
+def test_the_same_run_gives_the_same_bytes(models: Path, tiny_run: Path, tmp_path: Path) -> None:
+    export(tiny_run, tmp_path, version=1)
+    assert contents(tmp_path) == contents(models)
+
+
+def test_golden_rows_come_from_torch_and_name_their_file(models: Path, tiny_run: Path) -> None:
+    folder = models / "tiny" / "1"
+    with np.load(folder / GOLDEN, allow_pickle=False) as file:
+        x, y, digest = file["x"], file["y"], str(file["digest"])
+    assert digest == digest_of((folder / MODEL).read_bytes())
+    assert x.shape == y.shape == (16, 1, 8, 8)
+    assert x.dtype == y.dtype == np.float32
+    assert len(np.unique(x.reshape(16, -1), axis=0)) >= 15  # a background of −1 is also the lowest value
+    with torch.inference_mode():
+        wanted = load_run(tiny_run).network(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(y, wanted, atol=1e-6)
+
+
+def test_rows_are_identical_at_every_batch_size(folder: Path, tiny_run: Path) -> None:
+    result = verify(tiny_run, folder, threads=1)
+    assert result.batches == (1, 2, 4, 7, 8, 16, 32, 64)
+    assert result.difference < 1e-5
+    assert result.spread == 0.0
+    assert "rows identical at batch sizes 1, 2, 4, 7, 8" in str(result)
+
+
+def test_nothing_is_said(tiny_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    export(tiny_run, tmp_path)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_unfinished_run_must_be_asked_for(tiny_run: Path, tmp_path: Path) -> None:
+    run = altered_run(tiny_run, tmp_path / "run", step=40)
+    with pytest.raises(UserError, match="has done 40 of 56 steps; finish it, or say --unfinished"):
+        export(run, tmp_path / "models")
+    assert not (tmp_path / "models").exists()
+    folder, _ = export(run, tmp_path / "models", unfinished=True)
+    assert Artifact.read(folder).card.training.steps == 40
+
+
+def test_versions_are_not_overwritten_unasked(folder: Path, tiny_run: Path) -> None:
+    first, directory = folder, folder.parent.parent
+    second, _ = export(tiny_run, directory)
+    assert second == directory / "tiny" / "2"  # the next free one
+    (first / "notes.txt").write_text("of the old version")
+    before = contents(directory)
+    with pytest.raises(UserError, match="exists; choose another --version, or say --force"):
+        export(tiny_run, directory, version=1)
+    assert contents(directory) == before
+    export(tiny_run, directory, version=1, force=True)
+    assert set(contents(first)) == {MODEL, GOLDEN}
+    assert sorted(path.name for path in first.parent.iterdir()) == ["1", "2"]
+
+
+def test_a_version_that_no_card_can_hold_is_refused(tiny_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="version '0'"):
+        export(tiny_run, tmp_path, version=0)
+    preset = {**checkpoints.load(tiny_run / checkpoints.FILE).preset, "name": "Not A Name"}
+    with pytest.raises(UserError, match="name 'Not A Name'"):
+        export(altered_run(tiny_run, tmp_path / "run", preset=preset), tmp_path)
+
+
+def test_the_card_can_be_told_better(tiny_run: Path, tmp_path: Path) -> None:
+    said = ["--description", "Bars.", "--licence", "MIT", "--polarity", "light-on-dark", "--background", "-1"]
+    assert main(["export", "--run", str(tiny_run), "--models", str(tmp_path), *said]) == 0
+    card = Artifact.read(tmp_path / "tiny" / "1").card
+    assert (card.description, card.licence, card.polarity, card.background) == (
+        "Bars.",
+        "MIT",
+        "light-on-dark",
+        (-1.0,),
+    )
+    with pytest.raises(UserError, match="background needs one value per channel"):
+        export(tiny_run, tmp_path, facts={"background": [0.0, 0.0]})
+
+
+@pytest.mark.parametrize(
+    "damage", [{"preset": {"unknown": 1}}, {"average": {"w": torch.ones(1)}}], ids=["preset", "weights"]
+)
+def test_a_checkpoint_of_other_code_is_refused(damage: dict[str, object], tiny_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="its network is none that this program knows"):
+        export(altered_run(tiny_run, tmp_path / "run", **damage), tmp_path)
+
+
+def test_a_file_that_computes_something_else_fails(folder: Path, tiny_run: Path) -> None:
+    model = onnx.load_model_from_string((folder / MODEL).read_bytes())
+    weights = next(w for w in model.graph.initializer if w.name == "encoder.0.weight")
+    changed = onnx.numpy_helper.to_array(weights) + np.float32(0.05)
+    weights.CopyFrom(onnx.numpy_helper.from_array(changed, weights.name))
+    (folder / MODEL).write_bytes(model.SerializeToString())
+    before = contents(folder)
+    with pytest.raises(UserError, match=r"tiny/1: torch and onnxruntime differ by 0\.\d+, allowed are 0.0001"):
+        verify(tiny_run, folder)
+    assert contents(folder) == before
+
+
+def test_a_model_of_another_run_is_told_apart(models: Path, tiny_run: Path, tmp_path: Path) -> None:
+    preset = {**checkpoints.load(tiny_run / checkpoints.FILE).preset, "ema": 0.5}
+    with pytest.raises(UserError, match="exported from another run"):
+        verify(altered_run(tiny_run, tmp_path, preset=preset), models / "tiny" / "1")
+
+
+def test_verify_mends_golden_rows(models: Path, folder: Path, tiny_run: Path) -> None:
+    (folder / GOLDEN).write_bytes(b"damaged")
+    with pytest.raises(UserError, match="`verify` makes it anew"):
+        Artifact.read(folder).golden()
+    verify(tiny_run, folder)
+    assert contents(folder) == contents(models / "tiny" / "1")
+
+
+@pytest.mark.parametrize("content", [b"", b"no model"])
+def test_other_files_are_no_models(content: bytes, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no model at"):
+        Artifact.read(tmp_path)
+    (tmp_path / MODEL).write_bytes(content)
+    with pytest.raises(UserError, match="not a model that onnxruntime can run"):
+        Artifact.read(tmp_path)
+
+
+def test_a_model_without_a_card_is_not_ours(tmp_path: Path) -> None:
+    network = Autoencoder(NetworkConfig(size=8, channels=1, widths=(8,), bottleneck=8)).eval()
+    (tmp_path / MODEL).write_bytes(to_onnx(network, (1, 8, 8)))
+    with pytest.raises(UserError, match="it was not exported by model_export"):
+        Artifact.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        NetworkConfig(size=11, channels=3, widths=(8, 16), bottleneck=8, upsampling="resize"),
+        NetworkConfig(size=9, channels=1, widths=(8, 16), bottleneck=8, norm="batch", activation="dcgan"),
+    ],
+    ids=["resize", "batch-norm"],
+)
+def test_every_make_of_network_exports(config: NetworkConfig) -> None:
+    torch.manual_seed(0)
+    network, shape = Autoencoder(config).eval(), (config.channels, config.size, config.size)
+    rows = NoiseSource(shape).rows(0, 0, 5)
+    with torch.inference_mode():
+        wanted = network(torch.from_numpy(rows)).numpy()
+    np.testing.assert_allclose(OnnxFunction(to_onnx(network, shape))(rows), wanted, atol=1e-5)
+
+
+def test_frequency_noise_travels_in_the_file(tiny_run: Path, tmp_path: Path) -> None:
+    preset = {**checkpoints.load(tiny_run / checkpoints.FILE).preset, "noise": "frequency"}
+    statistics = frequency_statistics(torch.from_numpy(patterns(50, 0)[0])[:, None])
+    folder, _ = export(altered_run(tiny_run, tmp_path / "run", preset=preset, statistics=statistics), tmp_path)
+    artifact = Artifact.read(folder)
+    assert artifact.noise.statistics is not None
+    np.testing.assert_array_equal(artifact.noise.statistics.real_std, statistics[1].numpy())
+    mean = np.linalg.norm(artifact.noise.rows(0, 0, 3000).reshape(3000, -1), axis=1).mean()
+    assert artifact.card.noise.norm == pytest.approx(float(mean), rel=0.02)
+
+
+def test_a_new_card_replaces_the_old_one_only(models: Path) -> None:
+    artifact = Artifact.read(models / "tiny" / "1")
+    card = ModelCard.model_validate({**artifact.card.model_dump(), "description": "another"})
+    function = OnnxFunction(stamp(artifact.data, card, artifact.noise))
+    rows = artifact.noise.rows(0, 0, 4)
+    assert np.array_equal(function(rows), artifact.function(rows))
+    assert '"description":"another"' in function.metadata["ign.card"]
+    assert stamp(artifact.data, artifact.card, artifact.noise) == artifact.data
+
+
+def test_publishing_keeps_or_replaces_what_is_there(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "1"
+    publish(folder, {"x": b"1", "y": b"1"})
+    publish(folder, {"x": b"2"}, keep=True)
+    assert contents(folder) == {"x": b"2", "y": b"1"}
+    publish(folder, {"x": b"3"})
+    assert contents(tmp_path) == {"a/1/x": b"3"}
+
+
+def test_a_failed_publication_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "1"
+    publish(folder, {"x": b"1"})
+    original = Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        if target == folder and self.name == "new":
+            raise OSError("no space left")
+        return original(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(OSError, match="no space left"):
+        publish(folder, {"x": b"2"})
+    assert contents(tmp_path) == {"1/x": b"1"}
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]

@@ -1,0 +1,62 @@
+import dataclasses
+import json
+import re
+
+import pytest
+
+from model_export.errors import UserError
+from model_export.networks import Autoencoder
+from model_export.presets import PRESETS, Matching, Preset, Stage, Weights, adapt, get_preset
+from service.card import NAME_PATTERN
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=list(PRESETS))
+def test_a_preset_survives_json(preset: Preset) -> None:
+    assert Preset.from_dict(json.loads(json.dumps(preset.to_dict()))) == preset
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=list(PRESETS))
+def test_a_preset_can_be_built(preset: Preset) -> None:
+    Autoencoder(preset.network)
+    assert preset.steps == sum(stage.steps for stage in preset.stages) > 0
+    assert -1.0 <= preset.background <= 1.0
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_names_are_those_of_models(name: str) -> None:
+    assert re.fullmatch(NAME_PATTERN, name)
+    assert get_preset(name).name == name
+
+
+def test_an_unknown_name_lists_the_known() -> None:
+    with pytest.raises(UserError, match="no preset 'mnits'; there are celeba64, fashion_mnist, mnist, tiny"):
+        get_preset("mnits")
+
+
+def test_steps_are_shared_out_in_proportion() -> None:
+    preset = adapt(get_preset("mnist"), steps=300)
+    assert [stage.steps for stage in preset.stages] == [100, 100, 100]
+    assert preset.steps == 300
+    assert [stage.steps for stage in adapt(get_preset("tiny"), steps=1).stages] == [1, 1, 1]
+
+
+def test_other_data() -> None:
+    preset = adapt(get_preset("mnist"), name="letters", size=32, channels=3, batch=64)
+    assert (preset.name, preset.shape, preset.batch) == ("letters", (3, 32, 32), 64)
+    assert preset.stages == get_preset("mnist").stages
+
+
+@pytest.mark.parametrize("change", [{"steps": 0}, {"batch": 0}, {"channels": 2}, {"size": 4}])
+def test_impossible_values_are_refused(change: dict[str, int]) -> None:
+    with pytest.raises(UserError):
+        adapt(get_preset("mnist"), **change)  # type: ignore[arg-type]  # one of several integer options
+
+
+def test_checkpoints_fall_on_refreshes() -> None:
+    with pytest.raises(ValueError, match="multiple of both refresh intervals"):
+        dataclasses.replace(PRESETS["tiny"], matching=Matching(pool_refresh=3))
+
+
+def test_distillation_needs_a_teacher() -> None:
+    with pytest.raises(ValueError, match="teacher_steps"):
+        Stage(name="distill", steps=1, lr=1e-3, weights=Weights(distill=1.0))

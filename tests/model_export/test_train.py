@@ -1,0 +1,211 @@
+import dataclasses
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from model_export import checkpoint as checkpoints
+from model_export import losses
+from model_export.data import Dataset, load_dataset
+from model_export.errors import UserError
+from model_export.presets import PRESETS, Preset, Stage, Weights, ign_stages
+from model_export.train import Interrupted, Run, learning_rate
+from tests.model_export.small import contents
+
+NAIGN = PRESETS["tiny"]
+IGN = dataclasses.replace(
+    NAIGN,
+    objective="ign",
+    noise="frequency",
+    distance="l1",
+    stages=ign_stages(24, Weights(rec=20.0, idem=20.0, tight=2.5), lr=1e-3, clamp=1.5),
+)
+both = pytest.mark.parametrize("preset", [NAIGN, IGN], ids=["naign", "ign"])
+
+
+@pytest.fixture(scope="module")
+def data(data_file: Path) -> Dataset:
+    return load_dataset(str(data_file), size=8, channels=1)
+
+
+def run(preset: Preset, data: Dataset, out: Path, *, seed: int = 0, bf16: bool = False) -> Run:
+    return Run(preset, data, out, seed=seed, device=torch.device("cpu"), bf16=bf16, provenance={"command": "test"})
+
+
+def state(out: Path) -> dict[str, Any]:
+    """Everything in the checkpoint that training changes."""
+    found = checkpoints.load(out / checkpoints.FILE)
+    return {
+        "network": found.network,
+        "average": found.average,
+        "optimiser": found.optimiser["state"],
+        "place": (found.stage, found.stage_step, found.step),
+    }
+
+
+def assert_identical(a: Any, b: Any) -> None:
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_identical(a[key], b[key])
+    elif isinstance(a, Tensor):
+        assert torch.equal(a, b)
+    else:
+        assert a == b
+
+
+def disturb(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], None]) -> None:
+    """Do something in the middle of a step, once."""
+    original, calls = losses.reconstruction, iter(range(1, 10**6))
+
+    def reconstruction(*arguments: Any) -> Tensor:
+        if next(calls) == step:
+            action()
+        return original(*arguments)
+
+    monkeypatch.setattr(losses, "reconstruction", reconstruction)
+
+
+def crash() -> None:
+    raise MemoryError
+
+
+@both
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("step", [7, 22])
+def test_a_stopped_run_continues_bit_for_bit(
+    preset: Preset, number: signal.Signals, step: int, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(preset, data, tmp_path / "whole").train()
+    with monkeypatch.context() as patch:
+        disturb(patch, step, lambda: signal.raise_signal(number))
+        stopped = run(preset, data, tmp_path / "parts")
+        if step == 22 and preset is IGN:
+            stopped.train()  # 24 steps in all, and the next boundary is their end
+        else:
+            with pytest.raises(Interrupted):
+                stopped.train()
+            assert step <= stopped.step <= step + 4  # not before pool and pairs are due again
+    continued = run(preset, data, tmp_path / "parts")
+    assert continued.step == stopped.step
+    continued.train()
+    assert_identical(state(tmp_path / "parts"), state(tmp_path / "whole"))
+    assert contents(tmp_path / "parts")["log.jsonl"] == contents(tmp_path / "whole")["log.jsonl"]
+    assert not [name for name in contents(tmp_path) if "/." in name]  # no temporary file is left
+
+
+@both
+def test_a_crash_loses_only_what_followed_the_last_checkpoint(
+    preset: Preset, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(preset, data, tmp_path / "whole").train()
+    with monkeypatch.context() as patch:
+        disturb(patch, 14, crash)
+        with pytest.raises(MemoryError):
+            run(preset, data, tmp_path / "parts").train()
+    continued = run(preset, data, tmp_path / "parts")
+    assert continued.step == 8
+    continued.train()
+    assert_identical(state(tmp_path / "parts"), state(tmp_path / "whole"))
+
+
+def test_signals_mean_what_they_meant_before(data: Dataset, tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    run(dataclasses.replace(NAIGN, stages=NAIGN.stages[:1]), data, tmp_path).train()
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_bfloat16_continues_too(data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    preset = dataclasses.replace(NAIGN, stages=tuple(dataclasses.replace(s, steps=8) for s in NAIGN.stages))
+    run(preset, data, tmp_path / "whole", bf16=True).train()
+    with monkeypatch.context() as patch:
+        disturb(patch, 13, crash)
+        with pytest.raises(MemoryError):
+            run(preset, data, tmp_path / "parts", bf16=True).train()
+    run(preset, data, tmp_path / "parts", bf16=True).train()
+    assert_identical(state(tmp_path / "parts"), state(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("change", ["preset", "seed", "precision", "data"])
+def test_a_run_of_another_kind_is_left_alone(change: str, data: Dataset, tmp_path: Path) -> None:
+    preset = dataclasses.replace(NAIGN, stages=NAIGN.stages[:1])
+    run(preset, data, tmp_path).train()
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match="choose another --out"):
+        run(
+            dataclasses.replace(preset, ema=0.5) if change == "preset" else preset,
+            dataclasses.replace(data, sha256="0" * 64) if change == "data" else data,
+            tmp_path,
+            seed=int(change == "seed"),
+            bf16=change == "precision",
+        )
+    assert contents(tmp_path) == before
+
+
+def test_seeds_differ_and_repeat(data: Dataset, tmp_path: Path) -> None:
+    preset = dataclasses.replace(NAIGN, stages=NAIGN.stages[:1])
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        run(preset, data, tmp_path / name, seed=seed).train()
+    assert_identical(state(tmp_path / "a"), state(tmp_path / "b"))
+    assert not torch.equal(*(state(tmp_path / name)["network"]["encoder.0.weight"] for name in "ac"))
+
+
+def test_training_learns(data: Dataset, tmp_path: Path) -> None:
+    stage = Stage(name="imle", steps=200, lr=5e-3, weights=Weights(imle=1.0), warmup=10)
+    trained = run(dataclasses.replace(NAIGN, stages=(stage,), checkpoint_every=200), data, tmp_path)
+    trained.train()
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [50, 100, 150, 200]
+    assert {line["stage"] for line in lines} == {"imle"}
+    assert lines[-1]["rec"] < 0.6 * lines[0]["rec"]
+    assert lines[-1]["imle"] < lines[0]["imle"]
+
+
+def test_every_stage_starts_from_the_average_and_distills_from_it(data: Dataset, tmp_path: Path) -> None:
+    first = run(dataclasses.replace(NAIGN, stages=NAIGN.stages[:2]), data, tmp_path / "two")
+    first.train()
+    average = checkpoints.load(tmp_path / "two" / checkpoints.FILE).average
+    run(NAIGN, data, tmp_path / "three").train()
+    teacher = checkpoints.load(tmp_path / "three" / checkpoints.FILE).teacher
+    assert teacher is not None
+    for name, weights in teacher.items():
+        assert torch.equal(weights, average[f"module.{name}"])
+
+
+def test_lines_of_the_log_past_the_checkpoint_are_dropped(data: Dataset, tmp_path: Path) -> None:
+    preset = dataclasses.replace(NAIGN, stages=NAIGN.stages[:1])
+    run(preset, data, tmp_path).train()
+    log = tmp_path / "log.jsonl"
+    kept = log.read_text()
+    log.write_text(kept + json.dumps({"step": 999, "stage": "imle", "rec": 0.0}) + "\n")
+    run(preset, data, tmp_path).train()
+    assert log.read_text() == kept
+
+
+def test_a_loss_that_explodes_stops_the_run(data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    preset = dataclasses.replace(NAIGN, stages=NAIGN.stages[:1])
+    original = losses.reconstruction
+    monkeypatch.setattr(losses, "reconstruction", lambda *a: original(*a) * np.nan)
+    with pytest.raises(UserError, match="step 24: the loss is not finite"):
+        run(preset, data, tmp_path).train()
+
+
+def test_learning_rate_warms_up_and_ends_at_zero() -> None:
+    stage = Stage(name="s", steps=1000, lr=2.0, weights=Weights(), warmup=100)
+    assert learning_rate(stage, 0) == pytest.approx(0.02)
+    assert learning_rate(stage, 99) == pytest.approx(2.0)
+    assert learning_rate(stage, 500) == pytest.approx(1.0)
+    assert learning_rate(stage, 999) < 1e-4
+
+
+def test_every_picture_is_seen_once_an_epoch(data: Dataset, tmp_path: Path) -> None:
+    trained = run(NAIGN, data, tmp_path)
+    epoch = torch.cat([trained._order(step, 16) for step in range(15)])
+    assert sorted(epoch.tolist()) == list(range(240))
+    assert trained._order(15, 16).tolist() != trained._order(0, 16).tolist()

@@ -1,0 +1,130 @@
+"""A scheduler over a fake model, and what its tests hold in their hands."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterator
+
+import numpy as np
+
+from service.domain.latents import FloatRows
+from service.domain.tasks import Applied, Plan, Progress, Result, StepRow
+from service.scheduler import Scheduler, SchedulerObserver
+from tests.service.fakes import FakeModel
+
+Event = StepRow | Progress | Result
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Ear(SchedulerObserver):
+    """Remembers what it heard."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[str, tuple[object, ...]]] = []
+
+    def of(self, name: str) -> list[tuple[object, ...]]:
+        return [arguments for what, arguments in self.heard if what == name]
+
+    def batch(self, rows: int, padded: int, seconds: float, reason: str) -> None:
+        self.heard.append(("batch", (rows, padded, reason)))
+
+    def finished(self, rows: int, outcome: str, queue_s: float, compute_s: float) -> None:
+        self.heard.append(("finished", (rows, outcome)))
+
+    def rejected(self, reason: str) -> None:
+        self.heard.append(("rejected", (reason,)))
+
+    def cancelled(self, rows: int) -> None:
+        self.heard.append(("cancelled", (rows,)))
+
+    def early_exit(self, rows: int) -> None:
+        self.heard.append(("early_exit", (rows,)))
+
+    def shed(self, batch_rows: int) -> None:
+        self.heard.append(("shed", (batch_rows,)))
+
+    def replaced(self) -> None:
+        self.heard.append(("replaced", ()))
+
+
+class Script:
+    """f(x) = x, remembering which rows each pass held, by the value of their first pixel."""
+
+    def __init__(self) -> None:
+        self.passes: list[list[int]] = []
+
+    def __call__(self, rows: FloatRows) -> FloatRows:
+        self.passes.append([int(row.flat[0]) for row in rows])
+        return rows
+
+
+@contextlib.contextmanager
+def serving(
+    model: FakeModel,
+    *,
+    max_batch_rows: int = 8,
+    queue_rows: int = 100,
+    clock: Callable[[], float] | None = None,
+    observer: SchedulerObserver | None = None,
+) -> Iterator[Scheduler]:
+    options = {} if clock is None else {"clock": clock}
+    scheduler = Scheduler(model, max_batch_rows=max_batch_rows, queue_rows=queue_rows, observer=observer, **options)
+    scheduler.start()
+    try:
+        yield scheduler
+    finally:
+        if model.gate is not None:
+            model.gate.set()
+        scheduler.close()
+        assert not scheduler.healthy
+        assert scheduler._books.total.rows == scheduler._books.total.work == 0
+
+
+def marked(*values: float) -> FloatRows:
+    return np.stack([np.full((1, 4, 4), value, np.float32) for value in values])
+
+
+def plan(
+    steps: int = 1,
+    *,
+    key: str = "",
+    deadline: float | None = None,
+    progress: bool = False,
+    tolerance: float | None = None,
+    record: tuple[int, ...] = (),
+    score: bool = False,
+) -> Plan:
+    applied = Applied(steps=steps, tolerance=tolerance, record=record, score=score)
+    return Plan(applied=applied, key=key, deadline=deadline, progress=progress)
+
+
+async def collect(events: AsyncIterator[Event]) -> list[Event]:
+    return [event async for event in events]
+
+
+async def begun(model: FakeModel) -> None:
+    """Until the executor is inside the model."""
+    assert await asyncio.to_thread(model.entered.wait, 10)
+
+
+def release(model: FakeModel) -> None:
+    """Let passes end from now on."""
+    assert model.gate is not None
+    model.gate.set()
+
+
+async def queued(scheduler: Scheduler, *calls: asyncio.Task[Result]) -> None:
+    """Until the tasks have put their rows into the queue."""
+    await asyncio.sleep(0)
+    assert not any(call.done() for call in calls)
+    assert scheduler.rows_queued >= len(calls)
+
+
+def held(scheduler: Scheduler, rows: FloatRows, the_plan: Plan) -> asyncio.Task[Result]:
+    return asyncio.create_task(scheduler.submit(rows, the_plan))

@@ -1,0 +1,146 @@
+import threading
+
+import pytest
+from prometheus_client import REGISTRY
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.metrics import MAX_VALUES, OTHER, Bounded, Metrics
+from service.scheduler import SchedulerObserver
+
+
+def samples(metrics: Metrics) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    text = metrics.render()[0].decode()
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float:
+    return samples(metrics)[name, frozenset(labels.items())]
+
+
+def test_requests_count_by_route_status_class_and_model() -> None:
+    metrics = Metrics()
+    metrics.request("/generate", 200, 0.02, "toy/1")
+    metrics.request("/generate", 204, 0.03, "toy/1")
+    metrics.request("/generate", 499, 0.03)
+    assert value(metrics, "ign_requests_total", endpoint="/generate", status="2xx", model="toy/1") == 2
+    assert value(metrics, "ign_requests_total", endpoint="/generate", status="4xx", model="none") == 1
+    assert value(metrics, "ign_request_seconds_count", endpoint="/generate") == 3
+    assert value(metrics, "ign_request_seconds_sum", endpoint="/generate") == pytest.approx(0.08)
+    assert value(metrics, "ign_request_seconds_bucket", endpoint="/generate", le="0.025") == 1
+
+
+def test_errors_codecs_and_rows() -> None:
+    metrics = Metrics()
+    metrics.error("queue_full")
+    metrics.codec("encode_png", 0.0002)
+    metrics.rows("toy/1", steps=[1, 300], distances=[0.05, 0.3])
+    assert value(metrics, "ign_http_errors_total", code="queue_full") == 1
+    assert value(metrics, "ign_codec_seconds_bucket", operation="encode_png", le="0.00025") == 1
+    assert value(metrics, "ign_row_steps_sum", model="toy/1") == 301
+    assert value(metrics, "ign_distance_count", model="toy/1") == 2
+
+
+def test_the_scheduler_reports() -> None:
+    metrics = Metrics()
+    observer: SchedulerObserver = metrics.scheduler("toy/1")
+    observer.queued(9)
+    observer.batch(3, 4, 0.002, "full")
+    observer.batch(4, 4, 0.002, "drained")
+    observer.finished(3, "ok", 0.004, 0.01)
+    observer.finished(1, "deadline_exceeded", 1.0, 0.0)
+    observer.rejected("queue_full")
+    observer.cancelled(2)
+    observer.early_exit(5)
+    observer.shed(32)
+    observer.replaced()
+    expected = {
+        ("ign_queue_rows", "", ""): 9,
+        ("ign_batch_rows_sum", "", ""): 7,
+        ("ign_batch_seconds_count", "", ""): 2,
+        ("ign_padding_rows_total", "", ""): 1,
+        ("ign_batches_total", "flush", "full"): 1,
+        ("ign_batches_total", "flush", "drained"): 1,
+        ("ign_jobs_total", "outcome", "ok"): 1,
+        ("ign_jobs_total", "outcome", "deadline_exceeded"): 1,
+        ("ign_queue_seconds_count", "", ""): 2,
+        ("ign_compute_seconds_count", "", ""): 1,
+        ("ign_rejects_total", "reason", "queue_full"): 1,
+        ("ign_cancelled_rows_total", "", ""): 2,
+        ("ign_early_exits_total", "", ""): 5,
+        ("ign_sheds_total", "rows", "32"): 1,
+        ("ign_worker_replacements_total", "", ""): 1,
+    }
+    for (name, label, content), amount in expected.items():
+        labels = {label: content} if label else {}
+        assert value(metrics, name, model="toy/1", **labels) == amount, name
+
+
+def test_one_model_is_described_once() -> None:
+    metrics = Metrics()
+    metrics.loaded("toy/1", digest="aaa", provider="CPUExecutionProvider", reproducible="exact")
+    metrics.loaded("toy/1", digest="bbb", provider="CPUExecutionProvider", reproducible="exact")
+    infos = [dict(labels)["digest"] for name, labels in samples(metrics) if name == "ign_model_info"]
+    assert infos == ["bbb"]
+    metrics.unloaded("toy/1")
+    metrics.unloaded("toy/1")
+    assert "ign_model_info{" not in metrics.render()[0].decode()
+
+
+def test_label_values_are_bounded_whatever_comes() -> None:
+    metrics = Metrics()
+    observer = metrics.scheduler("toy/1")
+    for i in range(3 * MAX_VALUES):
+        metrics.request(f"/{i}", 200, 0.1, f"m{i}/1")
+        metrics.error(f"e{i}")
+        metrics.codec(f"c{i}", 0.1)
+        metrics.rows(f"m{i}/1", [1], [0.1])
+        observer.rejected(f"r{i}")
+        observer.batch(1, 1, 0.1, f"f{i}")
+    found = samples(metrics)
+    for name in ("ign_http_errors_total", "ign_rejects_total", "ign_codec_seconds_sum", "ign_distance_sum"):
+        assert len([key for key in found if key[0] == name]) <= MAX_VALUES + 1, name
+    assert value(metrics, "ign_http_errors_total", code=OTHER) == 2 * MAX_VALUES
+
+
+def test_bounded_keeps_what_it_has_seen() -> None:
+    bounded = Bounded(2)
+    assert [bounded(text) for text in "abcab"] == ["a", "b", OTHER, "a", "b"]
+
+
+def test_nothing_is_global() -> None:
+    first, second = Metrics(), Metrics()
+    first.error("x")
+    assert ("ign_http_errors_total", frozenset({("code", "x")})) not in samples(second)
+    assert not any(family.name.startswith("ign_") for family in REGISTRY.collect())
+
+
+def test_the_process_is_described() -> None:
+    assert samples(Metrics())["process_resident_memory_bytes", frozenset()] > 1e6
+
+
+def test_every_metric_is_named_and_described_as_prometheus_wants() -> None:
+    content, kind = Metrics().render()
+    assert kind.startswith("text/plain; version=")
+    for family in text_string_to_metric_families(content.decode()):
+        assert family.name.startswith(("ign_", "process_"))
+        assert family.documentation.endswith(".")
+
+
+def test_threads_may_report_at_once() -> None:
+    metrics = Metrics()
+    observer = metrics.scheduler("toy/1")
+
+    def report() -> None:
+        for _ in range(500):
+            observer.batch(1, 2, 0.001, "full")
+
+    threads = [threading.Thread(target=report) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert value(metrics, "ign_padding_rows_total", model="toy/1") == 2000

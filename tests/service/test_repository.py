@@ -1,0 +1,267 @@
+import functools
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service import repository as module
+from service.domain.errors import StartupError, UnknownModel
+from service.repository import Repository
+from service.runtime import OnnxModel
+from tests.service.onnx_models import hungry, make_card, model_bytes, reference, sample_rows, write_golden, write_model
+
+
+class Opener:
+    """Opens real models on the CPU and remembers them."""
+
+    def __init__(self) -> None:
+        self.opened: list[OnnxModel] = []
+
+    def __call__(self, data: bytes) -> OnnxModel:
+        model = OnnxModel(data, device="cpu")
+        self.opened.append(model)
+        return model
+
+    def closed(self) -> bool:
+        """Whether none of them runs any more."""
+        return all(model._runner is None for model in self.opened)
+
+
+def repository(directory: Path, default: str = "toy", **options: Any) -> Repository:
+    return Repository(directory, functools.partial(OnnxModel, device="cpu"), default=default, **options)
+
+
+def refusal(directory: Path, default: str = "toy", **options: Any) -> str:
+    opener = Opener()
+    with pytest.raises(StartupError) as caught:
+        Repository(directory, opener, default=default, **options).load_all()
+    assert "\n" not in caught.value.detail
+    assert opener.closed()
+    return caught.value.detail
+
+
+def test_loads_every_version_of_every_model(tmp_path: Path) -> None:
+    for name, version in (("toy", "10"), ("toy", "9"), ("a.b-c_d", "1")):
+        write_model(tmp_path, name, version, shape=(3, 8, 8))
+    models = repository(tmp_path).load_all()
+    assert list(models) == ["a.b-c_d/1", "toy/9", "toy/10"]
+    for ref, loaded in models.items():
+        data = (tmp_path / ref / "model.onnx").read_bytes()
+        assert loaded.ref == ref == loaded.card.ref
+        assert loaded.digest == hashlib.sha256(data).hexdigest()
+        assert (loaded.device, loaded.provider, loaded.fallback_reason) == ("cpu", "CPUExecutionProvider", None)
+        assert (loaded.golden.passed, loaded.golden.reproducible) == (True, "exact")
+        rows = sample_rows(2, (3, 8, 8), seed=5)
+        np.testing.assert_allclose(loaded.model.run(rows), reference(rows), atol=1e-6)
+        assert loaded.noise.rows(1, 0, 2).shape == (2, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("default", "wanted", "ref"),
+    [
+        ("toy", None, "toy/10"),
+        ("toy/9", None, "toy/9"),
+        ("other", None, "other/1"),
+        ("other", "toy", "toy/10"),
+        ("other", "toy/9", "toy/9"),
+    ],
+)
+def test_resolves_names(tmp_path: Path, default: str, wanted: str | None, ref: str) -> None:
+    for name, version in (("toy", "9"), ("toy", "10"), ("other", "1")):
+        write_model(tmp_path, name, version)
+    models = repository(tmp_path, default)
+    models.load_all()
+    assert models.resolve(wanted).ref == ref
+
+
+@pytest.mark.parametrize("wanted", ["", "tox", "toy/2", "toy/1/1", "toy/01", "TOY", "../toy", "x" * 10_000])
+def test_unknown_models_are_told_what_there_is(tmp_path: Path, wanted: str) -> None:
+    write_model(tmp_path)
+    models = repository(tmp_path)
+    models.load_all()
+    with pytest.raises(UnknownModel, match="there is toy/1") as caught:
+        models.resolve(wanted)
+    assert len(caught.value.detail) < 200
+    assert str(tmp_path) not in caught.value.detail
+
+
+def test_nothing_is_known_before_it_is_loaded_and_after_it_is_closed(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    opener = Opener()
+    models = Repository(tmp_path, opener, default="toy")
+    with pytest.raises(UnknownModel, match="there is none"):
+        models.resolve()
+    models.load_all()
+    snapshot = models.models
+    models.close()
+    assert (list(snapshot), list(models.models)) == (["toy/1"], [])
+    assert opener.closed()
+
+
+def test_one_more_version_may_be_loaded_later_without_becoming_known(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    models = repository(tmp_path)
+    models.load_all()
+    write_model(tmp_path, version="2", scale=0.5)
+    assert models.load("toy/2").ref == "toy/2"
+    assert models.resolve("toy").ref == "toy/1"
+
+
+# What is passed over
+
+
+def test_other_entries_are_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_model(tmp_path)
+    (tmp_path / "README.md").write_text("models")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "lost+found").mkdir()
+    (tmp_path / "toy" / "latest").mkdir()
+    (tmp_path / "toy" / "01").mkdir()
+    with caplog.at_level(logging.WARNING, logger=module.__name__):
+        assert list(repository(tmp_path).load_all()) == ["toy/1"]
+    assert {record.args for record in caplog.records} == {("lost+found",), ("latest",), ("01",)}
+
+
+def test_a_link_within_the_directory_is_followed(tmp_path: Path) -> None:
+    folder = write_model(tmp_path)
+    store = tmp_path / "..data"  # as Kubernetes lays volumes out
+    store.mkdir()
+    (folder / "model.onnx").rename(store / "model.onnx")
+    (folder / "model.onnx").symlink_to(store / "model.onnx")
+    assert list(repository(tmp_path).load_all()) == ["toy/1"]
+
+
+def test_the_directory_itself_may_be_a_link(tmp_path: Path) -> None:
+    write_model(tmp_path / "real")
+    (tmp_path / "models").symlink_to(tmp_path / "real")
+    assert list(repository(tmp_path / "models").load_all()) == ["toy/1"]
+
+
+# What refuses to start
+
+
+def test_a_missing_or_empty_directory_is_refused(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "none") == f"IGN_MODEL_DIR={tmp_path}/none: no such directory"
+    assert "holds no model" in refusal(tmp_path)
+    (tmp_path / "toy").mkdir()
+    assert "holds no model" in refusal(tmp_path)
+
+
+def test_a_default_that_is_not_there_is_refused_before_anything_is_opened(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    opener = Opener()
+    for default in ("mnist", "toy/2", "to"):
+        with pytest.raises(StartupError, match=f"IGN_DEFAULT_MODEL={default}: not there; there is toy/1"):
+            Repository(tmp_path, opener, default=default).load_all()
+    assert opener.opened == []
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def other_card(path: Path) -> None:
+    path.write_bytes(model_bytes(make_card("other")))
+
+
+def other_weights(path: Path) -> None:
+    path.write_bytes(model_bytes(make_card(), scale=0.5))
+
+
+def other_digest(path: Path) -> None:
+    x = sample_rows(2)
+    write_golden(path.parent, x, reference(x), digest="0" * 64)
+
+
+def other_rows(path: Path) -> None:
+    x = sample_rows(2)
+    write_golden(path.parent, x, reference(x) + np.float32(2e-4))
+
+
+def other_shape(path: Path) -> None:
+    x = sample_rows(2, (3, 8, 8))
+    write_golden(path.parent, x, reference(x))
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "says"),
+    [
+        ("model.onnx", Path.unlink, "toy/1/model.onnx: no such file"),
+        ("model.onnx", truncate, "toy/1/model.onnx: not a model onnxruntime can load"),
+        ("model.onnx", other_card, "toy/1/model.onnx: its card says other/1"),
+        ("model.onnx", other_weights, "toy/1/golden.npz: belongs to another model.onnx"),
+        ("golden.npz", Path.unlink, "toy/1/golden.npz: no such file"),
+        ("golden.npz", truncate, "toy/1/golden.npz: damaged"),
+        ("golden.npz", other_digest, "toy/1/golden.npz: belongs to another model.onnx, '000000000000'"),
+        ("golden.npz", other_rows, "toy/1/golden.npz: CPUExecutionProvider differs by 0.0002, allowed are 0.0001"),
+        ("golden.npz", other_shape, "toy/1/golden.npz: x and y must both be"),
+    ],
+)
+def test_damage_is_refused_by_file(tmp_path: Path, file: str, damage: Callable[[Path], object], says: str) -> None:
+    write_model(tmp_path, "a")  # sound, and loaded first: it has to be closed as well
+    damage(write_model(tmp_path) / file)
+    line = refusal(tmp_path, default="a")
+    assert line.startswith(says)
+    assert str(tmp_path) not in line
+
+
+def test_a_card_tolerance_is_obeyed(tmp_path: Path) -> None:
+    folder = write_model(tmp_path, tolerance={"fp32": 1e-3})
+    other_rows(folder / "golden.npz")
+    assert repository(tmp_path).load_all()["toy/1"].golden.difference == pytest.approx(2e-4, rel=0.01)
+
+
+@pytest.mark.parametrize("what", ["toy", "toy/1", "toy/1/model.onnx", "toy/1/golden.npz"])
+def test_links_out_of_the_directory_are_refused(tmp_path: Path, what: str) -> None:
+    inside, outside = tmp_path / "models", tmp_path / "outside"
+    write_model(inside)
+    outside.mkdir()
+    shutil.move(inside / what, outside / "moved")
+    (inside / what).symlink_to(outside / "moved")
+    assert refusal(inside) == f"{what}: leads out of the model directory"
+
+
+def test_a_file_that_is_no_file_is_refused(tmp_path: Path) -> None:
+    folder = write_model(tmp_path)
+    (folder / "model.onnx").unlink()
+    os.mkfifo(folder / "model.onnx")  # opening it would wait for ever
+    assert refusal(tmp_path) == "toy/1/model.onnx: no such file"
+
+
+def test_a_file_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_model(tmp_path)
+    monkeypatch.setattr(module, "MAX_MODEL_BYTES", 1000)
+    assert refusal(tmp_path) == "toy/1/model.onnx: larger than 1000 bytes"
+
+
+def test_a_model_that_does_not_run_is_refused(tmp_path: Path) -> None:
+    folder = write_model(tmp_path)
+    (folder / "model.onnx").write_bytes(hungry(2**45))
+    x = sample_rows(2)
+    write_golden(folder, x, x)
+    line = refusal(tmp_path)
+    assert line.startswith("toy/1/model.onnx: does not run on CPUExecutionProvider: 1 rows do not fit")
+
+
+# Half precision
+
+
+def test_half_precision_needs_its_own_file(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    line = refusal(tmp_path, precision="fp16")
+    assert line == "IGN_PRECISION=fp16: toy/1/model.fp16.onnx is not there; use fp32, or export it"
+
+
+def test_half_precision_answers_to_the_same_golden_rows_with_its_own_tolerance(tmp_path: Path) -> None:
+    folder = write_model(tmp_path)
+    data = model_bytes(make_card(), scale=1.005)
+    (folder / "model.fp16.onnx").write_bytes(data)
+    loaded = repository(tmp_path, precision="fp16").load_all()["toy/1"]
+    assert loaded.digest == hashlib.sha256(data).hexdigest()
+    assert 1e-4 < loaded.golden.difference < loaded.golden.tolerance == 1e-2

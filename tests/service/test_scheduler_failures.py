@@ -1,0 +1,330 @@
+"""A model that fails, a device that is too small, a thread that dies, a service that ends."""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from service.domain.errors import (
+    Draining,
+    ModelFailure,
+    NotReady,
+)
+from service.domain.latents import FloatRow, FloatRows
+from service.domain.tasks import DeviceOutOfMemory, Result
+from service.scheduler import Scheduler
+from tests.service.fakes import FakeModel
+from tests.service.serving import Ear, Script, begun, collect, held, marked, plan, queued, release, serving
+
+
+def is_poison(row: FloatRow) -> bool:
+    return bool(row.flat[0] == 13)
+
+
+@pytest.mark.parametrize("place", range(7))
+@pytest.mark.parametrize("buckets", [None, (1, 2, 4, 8)])
+def test_a_poison_row_fails_alone(place: int, buckets: tuple[int, ...] | None) -> None:
+    model = FakeModel(gate=threading.Event(), poison=is_poison, buckets=buckets)
+
+    async def main() -> None:
+        with serving(model) as scheduler:
+            plug = held(scheduler, marked(0), plan())
+            await begun(model)
+            values = [2.0, 4.0, 6.0, 8.0, 10.0, 12.0]
+            values.insert(place, 13.0)
+            calls = [held(scheduler, marked(value), plan(2)) for value in values]
+            await queued(scheduler, *calls)
+            release(model)
+            results = await asyncio.gather(plug, *calls, return_exceptions=True)
+            for value, result in zip(values, results[1:], strict=True):
+                if value == 13.0:
+                    assert isinstance(result, ModelFailure)
+                    assert isinstance(result.__cause__, RuntimeError)
+                    assert "poison" not in result.detail
+                else:
+                    assert isinstance(result, Result)
+                    np.testing.assert_array_equal(result.rows, marked(value / 4))
+            assert scheduler.healthy
+
+    asyncio.run(main())
+
+
+def test_a_request_fails_as_a_whole() -> None:
+    script = Script()
+    model = FakeModel(function=script, poison=is_poison)
+
+    async def main() -> None:
+        with serving(model, max_batch_rows=2) as scheduler, pytest.raises(ModelFailure):
+            await scheduler.submit(marked(1, 13, 3, 4), plan(100))
+
+    asyncio.run(main())
+    assert script.passes == [[1]]
+
+
+def test_a_failure_amid_quiet_steps() -> None:
+    def climb(rows: FloatRows) -> FloatRows:
+        return rows + 1
+
+    async def main() -> None:
+        with serving(FakeModel(function=climb, poison=is_poison)) as scheduler:
+            bad, good = await asyncio.gather(
+                scheduler.submit(marked(0), plan(50)),
+                scheduler.submit(marked(100), plan(50)),
+                return_exceptions=True,
+            )
+        assert isinstance(bad, ModelFailure)
+        assert isinstance(good, Result)
+        np.testing.assert_array_equal(good.rows, marked(150))
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("steps", [1, 10])
+def test_output_that_is_not_finite_is_a_failure_of_its_row(bad: float, steps: int) -> None:
+    def sometimes(rows: FloatRows) -> FloatRows:
+        y = np.where(np.isfinite(rows), rows + 1, np.float32(0))  # it would recover in the next step
+        y[y[:, 0, 0, 0] == steps, :, 2, 2] = bad
+        return y
+
+    async def main() -> None:
+        with serving(FakeModel(function=sometimes)) as scheduler:
+            calls = [held(scheduler, marked(value), plan(steps + 20)) for value in (0, 100)]
+            failed, fine = await asyncio.gather(*calls, return_exceptions=True)
+            assert isinstance(failed, ModelFailure)
+            assert "finite" in failed.detail
+            assert isinstance(fine, Result)
+
+    asyncio.run(main())
+
+
+def test_a_model_that_loses_rows_is_a_failure() -> None:
+    class Short(FakeModel):
+        def run(self, rows: FloatRows, out: FloatRows | None = None) -> FloatRows:
+            return rows[:0]
+
+    async def main() -> None:
+        with serving(Short()) as scheduler, pytest.raises(ModelFailure):
+            await scheduler.submit(marked(1, 2, 3), plan(record=(1,)))
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("buckets", [None, (1, 2, 4, 8)])
+def test_out_of_memory_lowers_the_largest_batch(buckets: tuple[int, ...] | None) -> None:
+    model, ear = FakeModel(memory_rows=3, buckets=buckets), Ear()
+
+    async def main() -> None:
+        with serving(model, observer=ear) as scheduler:
+            values = [float(2**i) for i in range(8)]
+            for _ in range(2):
+                result = await scheduler.submit(marked(*values), plan(2))
+                np.testing.assert_array_equal(result.rows, marked(*values) / 4)
+            tried = len(model.sizes)
+            await scheduler.submit(marked(*values), plan())
+            assert model.sizes[tried:] == [2, 2, 2, 2]
+
+    asyncio.run(main())
+    assert model.sheds == 2
+    assert ear.of("shed") == [(2,)]
+
+
+def test_a_row_that_does_not_fit_the_device_alone_fails() -> None:
+    model = FakeModel(memory_rows=0)
+
+    async def main() -> None:
+        with serving(model) as scheduler:
+            with pytest.raises(ModelFailure):
+                await scheduler.submit(marked(1, 2), plan())
+            model.memory_rows = None
+            await scheduler.submit(marked(1, 2), plan())
+
+    asyncio.run(main())
+
+
+def test_a_model_that_cannot_recover_from_a_shortage_fails_those_rows_only() -> None:
+    class Stuck(FakeModel):
+        def shed(self) -> None:
+            raise DeviceOutOfMemory
+
+    model = Stuck(memory_rows=2)
+
+    async def main() -> None:
+        with serving(model) as scheduler:
+            with pytest.raises(ModelFailure):
+                await scheduler.submit(marked(1, 2, 3), plan())
+            await scheduler.submit(marked(1, 2), plan())
+            assert scheduler.healthy
+
+    asyncio.run(main())
+    assert model.sizes == [3, 2]
+
+
+class Witness(logging.Handler):
+    """Looks at the scheduler's health when the death is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scheduler: Scheduler | None = None
+        self.healthy: list[bool] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.scheduler is not None:
+            self.healthy.append(self.scheduler.healthy)
+
+
+@pytest.fixture
+def witness() -> Iterator[Witness]:
+    handler, logger = Witness(), logging.getLogger("service.executor")
+    logger.addHandler(handler)
+    yield handler
+    logger.removeHandler(handler)
+
+
+def test_a_worker_that_dies_in_a_pass_is_replaced(witness: Witness) -> None:
+    ear = Ear()
+
+    def deadly(rows: FloatRows) -> FloatRows:
+        if any(is_poison(row) for row in rows):
+            raise SystemExit
+        return rows * np.float32(0.5)
+
+    model = FakeModel(function=deadly, gate=threading.Event())
+
+    async def main() -> None:
+        with serving(model, max_batch_rows=1, observer=ear) as scheduler:
+            witness.scheduler = scheduler
+            assert scheduler.healthy
+            bystander = held(scheduler, marked(8), plan(3))
+            await begun(model)
+            dead = held(scheduler, marked(13, 1), plan())
+            await queued(scheduler, dead)
+            release(model)
+            with pytest.raises(ModelFailure):
+                await dead
+            np.testing.assert_array_equal((await bystander).rows, marked(1))
+            assert scheduler.healthy
+
+    asyncio.run(main())
+    assert witness.healthy == [False]
+    assert ear.of("replaced") == [()]
+    assert sorted(ear.of("finished")) == [(1, "ok"), (2, "model_failure")]
+
+
+def test_a_worker_that_dies_between_passes_leaves_nobody_waiting(witness: Witness) -> None:
+    class Deaf(Ear):
+        broken = False
+
+        def queued(self, rows: int) -> None:
+            if self.broken and threading.current_thread() is not threading.main_thread():
+                raise ZeroDivisionError
+
+    ear = Deaf()
+    model = FakeModel(gate=threading.Event())
+
+    async def main() -> None:
+        with serving(model, max_batch_rows=1, observer=ear) as scheduler:
+            witness.scheduler = scheduler
+            running = held(scheduler, marked(1), plan(2))
+            await begun(model)
+            waiting = held(scheduler, marked(2), plan())
+            await queued(scheduler, waiting)
+            ear.broken = True
+            release(model)
+            for call in (running, waiting):
+                with pytest.raises(ModelFailure):
+                    await call
+            ear.broken = False
+            await scheduler.submit(marked(3), plan())
+
+    asyncio.run(main())
+    assert witness.healthy == [False]
+
+
+def test_before_start_it_is_not_ready() -> None:
+    async def main() -> None:
+        scheduler = Scheduler(FakeModel(), max_batch_rows=1, queue_rows=1)
+        assert not scheduler.healthy
+        with pytest.raises(NotReady):
+            await scheduler.submit(marked(1), plan())
+        scheduler.close()
+
+    asyncio.run(main())
+
+
+def test_drain_finishes_what_is_there_and_refuses_the_rest() -> None:
+    model = FakeModel(gate=threading.Event())
+
+    async def main() -> None:
+        with serving(model) as scheduler:
+            call = held(scheduler, marked(4), plan(2))
+            await begun(model)
+            assert not await scheduler.drain(0.01)
+            with pytest.raises(Draining):
+                await scheduler.submit(marked(1), plan())
+            release(model)
+            assert await scheduler.drain(10)
+            np.testing.assert_array_equal((await call).rows, marked(1))
+            assert await scheduler.drain(0)
+
+    asyncio.run(main())
+
+
+def test_close_fails_what_is_left() -> None:
+    model, ear = FakeModel(gate=threading.Event()), Ear()
+
+    async def main() -> None:
+        with serving(model, max_batch_rows=1, observer=ear) as scheduler:
+            call = held(scheduler, marked(1, 2), plan(5))
+            stream = asyncio.create_task(collect(scheduler.stream(marked(1), plan(5))))
+            await begun(model)
+            scheduler.close(0)
+            for waiting in (call, stream):
+                with pytest.raises(Draining):
+                    await waiting
+            with pytest.raises(Draining):
+                await scheduler.submit(marked(1), plan())
+            release(model)
+
+    asyncio.run(main())
+    assert len(model.sizes) == 1
+    assert sorted(ear.of("finished")) == [(1, "draining"), (2, "draining")]
+
+
+def test_close_may_be_called_from_another_thread() -> None:
+    model = FakeModel(gate=threading.Event())
+
+    async def main() -> None:
+        with serving(model) as scheduler:
+            call = held(scheduler, marked(1), plan(5))
+            await begun(model)
+            closing = asyncio.create_task(asyncio.to_thread(scheduler.close, 10))
+            with pytest.raises(Draining):  # while the pass still runs
+                await call
+            release(model)
+            await closing
+            assert not scheduler.healthy
+
+    asyncio.run(main())
+    assert len(model.sizes) == 1
+
+
+def test_a_loop_that_is_gone_does_not_hurt_the_executor() -> None:
+    model = FakeModel(gate=threading.Event())
+
+    async def abandon(scheduler: Scheduler) -> None:
+        task = held(scheduler, marked(1), plan(record=(1,)))
+        await begun(model)
+        task.cancel()
+
+    async def again(scheduler: Scheduler) -> Result:
+        return await scheduler.submit(marked(4), plan())
+
+    with serving(model) as scheduler:
+        asyncio.run(abandon(scheduler))
+        release(model)
+        assert asyncio.run(again(scheduler)).rows.flat[0] == 2.0
+        assert scheduler.healthy

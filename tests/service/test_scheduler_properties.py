@@ -1,0 +1,239 @@
+"""Whatever is asked, in whatever company: every row comes back once, as if it had been run alone."""
+
+import asyncio
+import random
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from service.domain.errors import ModelFailure
+from service.domain.latents import FloatRow, FloatRows
+from service.domain.tasks import Applied, Plan, Progress, Result, StepRow
+from service.rows import Tally
+from service.scheduler import Scheduler
+from tests.service.fakes import FakeModel
+
+SHAPE = (2, 2, 2)
+POISON = 77.0
+
+
+def f(rows: FloatRows) -> FloatRows:
+    return np.sin(rows) * np.float32(1.25)
+
+
+def is_poison(row: FloatRow) -> bool:
+    return bool(row.flat[-1] == POISON)
+
+
+@dataclass(frozen=True)
+class Ask:
+    rows: FloatRows
+    plan: Plan
+    streamed: bool
+
+    @property
+    def poisoned(self) -> bool:
+        return any(is_poison(row) for row in self.rows)
+
+
+@dataclass(frozen=True)
+class Alone:
+    """What becomes of one row that is run alone, step by step."""
+
+    y: FloatRow
+    steps: int
+    converged: bool
+    distance: float
+    drift: float
+    changes: list[float]
+    states: list[FloatRow]
+
+
+def gap(a: FloatRow, b: FloatRow) -> float:
+    return float(np.mean(np.abs(a.astype(np.float64) - b.astype(np.float64))))
+
+
+def alone(x: FloatRow, applied: Applied, keep: NDArray[np.bool_] | None) -> Alone:
+    states, changes, converged, distance = [x], [0.0], False, 0.0
+    while len(states) <= applied.steps and not converged:
+        y = f(states[-1][None])[0]
+        if len(states) == 1:
+            distance = gap(y, x)
+        if keep is not None:
+            y = np.where(keep, x, y)
+        changes.append(gap(y, states[-1]))
+        states.append(y)
+        converged = applied.tolerance is not None and changes[-1] < applied.tolerance
+    last = states[-1]
+    return Alone(last, len(states) - 1, converged, distance, gap(f(last[None])[0], last), changes, states)
+
+
+@st.composite
+def asks(draw: st.DrawFn) -> Ask:
+    n, steps = draw(st.integers(1, 4)), draw(st.integers(1, 9))
+    generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    rows = generator.uniform(-1, 1, (n, *SHAPE)).astype(np.float32)
+    if draw(st.integers(0, 9)) == 0:
+        rows[draw(st.integers(0, n - 1))].flat[-1] = POISON
+    channels = draw(st.sampled_from([None, None, 1, SHAPE[0]]))
+    applied = Applied(
+        steps=steps,
+        tolerance=draw(st.sampled_from([None, None, 0.5, 0.1, 0.02])),
+        record=tuple(sorted(draw(st.sets(st.integers(0, steps), max_size=4)))),
+        score=draw(st.booleans()),
+    )
+    keep = None if channels is None else generator.uniform(size=(n, channels, *SHAPE[1:])) < 0.3
+    key, progress = draw(st.sampled_from("abc")), draw(st.booleans())
+    return Ask(rows, Plan(applied=applied, keep=keep, key=key, progress=progress), draw(st.booleans()))
+
+
+def check(ask: Ask, result: Result, events: Sequence[StepRow]) -> None:
+    applied, keep = ask.plan.applied, ask.plan.keep
+    shown: dict[int, list[int]] = {i: [] for i in range(len(ask.rows))}
+    for event in events:
+        shown[event.index].append(event.step)
+    for i, x in enumerate(ask.rows):
+        want = alone(x, applied, None if keep is None else keep[i])
+        np.testing.assert_array_equal(result.rows[i], want.y)
+        assert (result.steps[i], result.converged[i]) == (want.steps, want.converged)
+        assert result.distance[i] == want.distance
+        assert (result.drift is None) == (not applied.score)
+        assert result.drift is None or result.drift[i] == want.drift
+        recorded = [step for step in applied.record if step <= want.steps]
+        assert [step.step for step in result.trajectory[i]] == recorded
+        for step in result.trajectory[i]:
+            np.testing.assert_array_equal(step.row, want.states[step.step])
+            assert step.change == (want.changes[step.step] if step.step else None)
+            assert step.index == i
+        if ask.streamed:
+            assert shown[i] == sorted({*recorded, want.steps})
+
+
+async def answer(scheduler: Scheduler, ask: Ask) -> None:
+    """Ask, and compare; a poisoned request must fail, and no other may."""
+    events: list[StepRow] = []
+    results: list[Result] = []
+    try:
+        if ask.streamed:
+            async for event in scheduler.stream(ask.rows, ask.plan):
+                assert not results, "something came after the result"
+                if isinstance(event, StepRow):
+                    events.append(event)
+                elif isinstance(event, Result):
+                    results.append(event)
+                else:
+                    assert isinstance(event, Progress)
+        else:
+            results.append(await scheduler.submit(ask.rows, ask.plan))
+    except ModelFailure:
+        assert ask.poisoned
+        return
+    assert not ask.poisoned
+    check(ask, results[0], events)
+
+
+MODELS = st.fixed_dictionaries(
+    {
+        "buckets": st.sampled_from([None, (1, 2, 4, 8), (3, 8), (8,)]),
+        "memory_rows": st.sampled_from([None, None, None, 3]),
+    }
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(asks(), min_size=1, max_size=8), st.integers(1, 8), MODELS)
+def test_no_row_is_lost_or_mixed_up(
+    requests: list[Ask], max_batch_rows: int, options: dict[str, tuple[int, ...] | int | None]
+) -> None:
+    buckets, memory = options["buckets"], options["memory_rows"]
+    assert not isinstance(buckets, int)
+    assert not isinstance(memory, tuple)
+    if buckets is not None and memory is not None and buckets[0] > memory:
+        memory = buckets[0]  # a device on which nothing at all fits is another test
+    model = FakeModel(SHAPE, f, buckets, poison=is_poison, memory_rows=memory)
+
+    async def main() -> None:
+        scheduler = Scheduler(model, max_batch_rows=max_batch_rows, queue_rows=1000)
+        scheduler.start()
+        try:
+            await asyncio.gather(*(answer(scheduler, ask) for ask in requests))
+            assert scheduler.rows_queued == 0
+            assert scheduler._books.total.work == 0
+            assert scheduler.healthy
+        finally:
+            scheduler.close()
+        largest = max_batch_rows if buckets is None else buckets[-1]
+        assert max(model.sizes) <= max(largest, *(buckets or (1,)))
+        if buckets is not None:
+            assert set(model.sizes) <= set(buckets)
+
+    asyncio.run(main())
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(asks(), min_size=2, max_size=8), st.integers(0, 2**32 - 1))
+def test_callers_who_leave_at_any_point_harm_nobody(requests: list[Ask], seed: int) -> None:
+    chance = random.Random(seed)
+    leaving = {i for i in range(len(requests)) if chance.random() < 0.5}
+    model = FakeModel(SHAPE, f, poison=is_poison)
+
+    async def main() -> None:
+        scheduler = Scheduler(model, max_batch_rows=3, queue_rows=1000)
+        scheduler.start()
+        try:
+            tasks = [asyncio.create_task(answer(scheduler, ask)) for ask in requests]
+            for i in leaving:
+                for _ in range(chance.randrange(6)):
+                    await asyncio.sleep(0)
+                tasks[i].cancel()
+            outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+            for i, outcome in enumerate(outcomes):
+                assert outcome is None or (i in leaving and isinstance(outcome, asyncio.CancelledError))
+            assert scheduler.rows_queued == 0
+        finally:
+            scheduler.close()
+        assert scheduler._books.total == Tally()
+
+    asyncio.run(main())
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.booleans(), min_size=1, max_size=12), st.integers(1, 4))
+def test_a_worker_that_keeps_dying_answers_everybody(deaths: list[bool], max_batch_rows: int) -> None:
+    def deadly(rows: FloatRows) -> FloatRows:
+        if (rows[:, 0, 0, 0] == POISON).any():
+            raise SystemExit
+        return f(rows)
+
+    gate = threading.Event()
+    model = FakeModel(SHAPE, deadly, gate=gate)
+
+    async def main() -> None:
+        scheduler = Scheduler(model, max_batch_rows=max_batch_rows, queue_rows=1000)
+        scheduler.start()
+        try:
+            tasks = []
+            for i, dies in enumerate(deaths):
+                x = np.full((1, *SHAPE), POISON if dies else i / 20, np.float32)
+                plan = Plan(applied=Applied(steps=3), key=str(i))
+                tasks.append(asyncio.create_task(scheduler.submit(x, plan)))
+            await asyncio.sleep(0)
+            gate.set()
+            outcomes = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 30)
+            for i, (dies, outcome) in enumerate(zip(deaths, outcomes, strict=True)):
+                if dies or isinstance(outcome, ModelFailure):
+                    assert isinstance(outcome, ModelFailure)
+                    assert any(deaths)
+                else:
+                    assert isinstance(outcome, Result)
+                    want = alone(np.full(SHAPE, i / 20, np.float32), Applied(steps=3), None)
+                    np.testing.assert_array_equal(outcome.rows[0], want.y)
+        finally:
+            scheduler.close()
+
+    asyncio.run(main())

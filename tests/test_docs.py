@@ -1,0 +1,300 @@
+"""The documentation does what it says: its code runs, its commands exist, its links lead somewhere.
+
+Of every page,
+- `python` blocks run in a fresh interpreter; a `text` block right below is their output, numbers to three digits;
+- `sh` and `bash` blocks hold commands, `console` blocks commands behind `$ `. `curl` runs and must succeed; of the
+  others, the target, file, option or extra they name must exist. What cannot be checked belongs into a `text` block;
+- `json` blocks parse.
+
+Blocks of one page share a folder, in order. The base URL in them is that of the real service with the shipped model.
+"""
+
+import json
+import math
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from model_export import cli
+from service.domain.errors import StartupError
+from service.settings import load_settings
+from tests.live import ROOT, environment, live_service
+
+BASE_URL = "http://127.0.0.1:8000"
+MOST_README_LINES = 150
+_NAMES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "docker/README.md")
+PAGES = [*(ROOT / name for name in _NAMES if (ROOT / name).is_file()), *sorted((ROOT / "docs").rglob("*.md"))]
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+_FENCE = re.compile(r"^( *)(```+|~~~+)([\w-]*)[^\n]*\n(.*?)^ *\2 *$", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"""\]\(<?([^)\s>]+)>?(?:\s+"[^"]*")?\)|(?:src|href)="([^"]+)\"""")
+_NUMBER = re.compile(r"(-?\d+(?:\.\d+)?(?:e-?\d+)?)")
+_TIMEOUT_S = 120
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block; ``output`` when nothing stands between it and the one before."""
+
+    language: str
+    code: str
+    line: int
+    output: bool
+
+    @property
+    def needs_service(self) -> bool:
+        return self.language != "text" and BASE_URL in self.code
+
+
+def blocks(text: str) -> list[Block]:
+    found: list[Block] = []
+    end = 0
+    for match in _FENCE.finditer(text):
+        indent, _, language, code = match.groups()
+        code = re.sub(rf"^{indent}", "", code, flags=re.MULTILINE)
+        follows = bool(found) and not text[end : match.start()].strip()
+        found.append(Block(language, code, text.count("\n", 0, match.start()) + 1, follows))
+        end = match.end()
+    return found
+
+
+def commands(block: Block) -> Iterator[str]:
+    """The commands of a shell block, each with its continued lines."""
+    console = block.language == "console"
+    pending = ""
+    for line in block.code.splitlines():
+        if not pending and console and not line.startswith("$ "):
+            continue
+        part = line.removeprefix("$ ") if console and not pending else line
+        pending = f"{pending}\n{part}" if pending else part
+        if pending.endswith("\\"):
+            continue
+        try:
+            words = shlex.split(pending, comments=True)
+        except ValueError:  # a quotation that goes on
+            continue
+        if words:
+            yield pending
+        pending = ""
+    assert not pending, f"an unfinished command: {pending}"
+
+
+def same_output(expected: str, actual: str) -> bool:
+    """Equal up to white space, and up to one part in a thousand in numbers."""
+    wanted, got = (_NUMBER.split(" ".join(text.split())) for text in (expected, actual))
+    return len(wanted) == len(got) and all(
+        math.isclose(float(a), float(b), rel_tol=1e-3, abs_tol=1e-3) if i % 2 else a == b
+        for i, (a, b) in enumerate(zip(wanted, got, strict=True))
+    )
+
+
+@pytest.fixture(scope="module")
+def base_url() -> Iterator[str]:
+    if not any((ROOT / "models").glob("*/*/model.onnx")):
+        pytest.skip("models/ holds no model, so nothing that talks to the service was run")
+    with live_service() as url:
+        yield url
+
+
+@every_page
+def test_code_runs(page: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    if (ROOT / "docs" / "images").is_dir():
+        shutil.copytree(ROOT / "docs" / "images", tmp_path / "docs" / "images")
+    (tmp_path / "models").symlink_to(ROOT / "models")
+    # A configuration of curl's, for every curl in the commands.
+    (tmp_path / ".curlrc").write_text(f'fail-with-body\nshow-error\nnoproxy = "*"\nmax-time = {_TIMEOUT_S}\n')
+    found = blocks(page.read_text(encoding="utf-8"))
+    here = f"{page.relative_to(ROOT)}:"
+    alone = [block for block in found if not block.needs_service]
+    Runner(found, here, tmp_path, BASE_URL).run(alone)
+    if len(alone) < len(found):
+        if "curl " in page.read_text(encoding="utf-8") and shutil.which("curl") is None:
+            pytest.skip("curl is not installed, so the page's commands were not run")
+        url = request.getfixturevalue("base_url")
+        Runner(found, here, tmp_path, url).run([block for block in found if block.needs_service])
+
+
+@dataclass(frozen=True)
+class Runner:
+    page: list[Block]
+    here: str
+    folder: Path
+    base_url: str
+
+    def run(self, chosen: list[Block]) -> None:
+        kinds: dict[str, Callable[[Block], None]] = {
+            "python": self.python,
+            "sh": self.shell,
+            "bash": self.shell,
+            "console": self.shell,
+            "json": self.json,
+            "text": lambda _: None,
+            "": lambda _: None,
+        }
+        for block in chosen:
+            assert block.language in kinds, f"{self.here}{block.line}: expected one of {', '.join(kinds)}"
+            kinds[block.language](block)
+
+    def python(self, block: Block) -> None:
+        printed = self.execute(block, [sys.executable, "-c", block.code.replace(BASE_URL, self.base_url)])
+        place = self.page.index(block) + 1
+        shown = self.page[place] if place < len(self.page) else None
+        if shown is not None and shown.output and shown.language == "text":
+            assert same_output(shown.code, printed), f"{self.here}{shown.line} says\n{shown.code}\nbut it is\n{printed}"
+
+    def shell(self, block: Block) -> None:
+        for command in commands(block):
+            if command.startswith("curl "):
+                assert BASE_URL in command, f"{self.here}{block.line}: only the service itself may be asked"
+                script = command.replace(BASE_URL, self.base_url)
+                self.execute(block, ["bash", "-euo", "pipefail", "-c", script])
+            else:
+                check_named(shlex.split(command, comments=True), f"{self.here}{block.line}: {command}")
+
+    def json(self, block: Block) -> None:
+        try:
+            json.loads(block.code)
+        except ValueError as exc:
+            raise AssertionError(f"{self.here}{block.line}: {exc}") from exc
+
+    def execute(self, block: Block, command: list[str]) -> str:
+        path = f"{Path(sys.executable).parent}:{environment().get('PATH', '/usr/bin:/bin')}"
+        done = subprocess.run(
+            command,
+            cwd=self.folder,
+            env=environment(PATH=path, CURL_HOME=str(self.folder), NO_PROXY="*"),
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_TIMEOUT_S,
+            check=False,
+        )
+        assert done.returncode == 0, f"{self.here}{block.line}: {command[-1]}\n{done.stdout[-2000:]}\n{done.stderr}"
+        return done.stdout
+
+
+def check_named(words: list[str], where: str) -> None:
+    """Fail unless what a command names exists: a setting, target, module option, file or extra."""
+    settings = {}
+    while "=" in words[0]:
+        name, _, value = words.pop(0).partition("=")
+        settings[name] = value
+    load_settings(settings)
+    match words:
+        case ["make", *rest]:
+            targets = set(re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+            assert {word for word in rest if "=" not in word} <= targets, where
+        case ["python", "-m", "model_export", *options]:
+            cli._parser().parse_args(options)
+        case ["python", "-m", "service"]:
+            pass
+        case ["python", file, *_] if file.endswith(".py"):
+            assert (ROOT / file).is_file(), where
+        case ["pip" | ".venv/bin/pip", "install", *rest]:
+            project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+            extras = re.findall(r"\.\[([\w,]+)\]", " ".join(rest))
+            assert extras, where
+            assert set(extras[0].split(",")) <= set(project["optional-dependencies"]), where
+        case _:
+            raise AssertionError(f"{where}: not a command this test can check; a `text` block is for those")
+
+
+@every_page
+def test_links_lead_somewhere(page: Path) -> None:
+    broken = []
+    for target in links(page):
+        name, _, anchor = target.partition("#")
+        file = (page.parent / name).resolve() if name else page
+        there = file.is_relative_to(ROOT) and file.exists()
+        if not there or (anchor and anchor not in anchors(file)):
+            broken.append(target)
+    assert not broken
+
+
+def links(page: Path) -> list[str]:
+    """What a page links to within the repository, code left out."""
+    prose = re.sub(r"`[^`\n]*`", "", _FENCE.sub("", page.read_text(encoding="utf-8")))
+    found = [first or second for first, second in _LINK.findall(prose)]
+    return [target for target in found if not re.match(r"(https?|mailto):", target)]
+
+
+def anchors(page: Path) -> set[str]:
+    """The headings of a page as GitHub names them."""
+    headings = re.findall(r"^#+ +(.+?) *$", _FENCE.sub("", page.read_text(encoding="utf-8")), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= MOST_README_LINES
+
+
+# The harness itself.
+
+PAGE = f"""
+```python
+print("distance", 0.12345)
+```
+
+```text
+distance 0.1234
+```
+
+1. Then:
+   ```sh
+   make test   # all of them
+   curl {BASE_URL}/generate \\
+     --json '{{
+     "n": 1}}'
+   ```
+
+```console
+$ IGN_PORT=9000 make run
+listening
+```
+"""
+
+
+def test_blocks_are_found() -> None:
+    found = blocks(PAGE)
+    assert [(block.language, block.output) for block in found] == [
+        ("python", False),
+        ("text", True),
+        ("sh", False),
+        ("console", True),
+    ]
+    assert [block.needs_service for block in found] == [False, False, True, False]
+    assert list(commands(found[2])) == [
+        "make test   # all of them",
+        f"curl {BASE_URL}/generate \\\n  --json '{{\n  \"n\": 1}}'",
+    ]
+    assert list(commands(found[3])) == ["IGN_PORT=9000 make run"]
+
+
+@pytest.mark.parametrize(
+    ("code", "language"),
+    [
+        ("raise SystemExit(3)", "python"),
+        ("print('another number: 2')", "python"),
+        ("make nothing", "sh"),
+        ("IGN_POTR=1 make run", "sh"),
+        ("python -m model_export train --nonsense 1", "sh"),
+        ("python examples/nothing.py", "sh"),
+        ("pip install -e '.[nothing]'", "sh"),
+        ("rm -r docs", "sh"),
+        ("curl http://127.0.0.1:9/", "sh"),
+        ('{"n": …}', "json"),
+        ("text", "nonsense"),
+    ],
+)
+def test_what_is_wrong_is_found(code: str, language: str, tmp_path: Path) -> None:
+    page = [Block(language, code, 1, output=False), Block("text", "another number: 1", 4, output=True)]
+    with pytest.raises((AssertionError, SystemExit, StartupError)):
+        Runner(page, "page:", tmp_path, BASE_URL).run(page)

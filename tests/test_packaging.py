@@ -1,0 +1,263 @@
+"""What is shipped around the code: extras, the Makefile, hooks, containers, and the health check on real sockets."""
+
+import json
+import re
+import socket
+import subprocess
+import sys
+import threading
+import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.live import ROOT, environment
+
+TARGETS = "help run test check format lint types coverage train export bench".split()
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def make(*arguments: str, venv: Path) -> str:
+    """What make would run, with a virtual environment that is not there yet."""
+    done = subprocess.run(
+        ["make", "--dry-run", "--no-print-directory", f"VENV={venv}", *arguments],
+        cwd=ROOT,
+        env=environment(MAKEFLAGS="", MAKELEVEL=""),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout
+
+
+# pyproject.toml
+
+
+def extras() -> dict[str, set[str]]:
+    """Extra → names of its packages; "" for those that are always there."""
+    project = tomllib.loads(read("pyproject.toml"))["project"]
+    groups = {"": project["dependencies"], **project["optional-dependencies"]}
+    return {extra: {re.split(r"[^\w-]", need)[0] for need in needs} for extra, needs in groups.items()}
+
+
+def test_each_runtime_has_its_extra_and_no_other() -> None:
+    runtimes = {"onnxruntime", "onnxruntime-gpu"}
+    found = {extra: needs & runtimes for extra, needs in extras().items() if needs & runtimes}
+    assert found == {"cpu": {"onnxruntime"}, "gpu": {"onnxruntime-gpu"}}
+
+
+def test_only_training_needs_torch() -> None:
+    assert [extra for extra, needs in extras().items() if "torch" in needs] == ["train"]
+
+
+# Makefile
+
+
+def test_help_is_the_default_and_lists_every_target() -> None:
+    done = subprocess.run(
+        ["make", "--no-print-directory"],
+        cwd=ROOT,
+        env=environment(MAKEFLAGS="", MAKELEVEL=""),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert re.findall(r"^  make (\w+) +\S", done.stdout, flags=re.MULTILINE) == TARGETS
+    phony = re.findall(r"^\.PHONY: (.*)$", read("Makefile"), flags=re.MULTILINE)
+    assert phony == [" ".join(TARGETS)]
+
+
+@pytest.mark.parametrize(
+    ("target", "wanted"),
+    [("run", "cpu"), ("bench", "cpu"), ("train", "cpu,train"), ("export", "cpu,train"), ("test", "cpu,train,dev")],
+)
+def test_targets_install_what_they_need_and_no_more(target: str, wanted: str, tmp_path: Path) -> None:
+    assert re.findall(r"'\.\[([\w,]+)\]'", make(target, "DATA=x", venv=tmp_path / "venv")) == [wanted]
+
+
+def test_the_other_runtime_leaves_first(tmp_path: Path) -> None:
+    lines = make("run", "RUNTIME=gpu", venv=tmp_path / "venv").splitlines()
+    actions = [line.partition("-m pip")[2] for line in lines if "-m pip" in line]
+    assert len(actions) == 2
+    assert re.search(r" uninstall .*--yes onnxruntime$", actions[0])
+    assert actions[1].endswith("'.[gpu]'")
+
+
+def test_an_installed_environment_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / ".made").touch()
+    (tmp_path / ".installed-cpu-serve").touch()
+    assert make("run", venv=tmp_path).splitlines() == [f"{tmp_path}/bin/python -m service"]
+
+
+def test_hooks_call_make() -> None:
+    repositories = yaml.safe_load(read(".pre-commit-config.yaml"))["repos"]
+    assert [repository["repo"] for repository in repositories] == ["local"]
+    assert [hook["entry"] for hook in repositories[0]["hooks"]] == ["make lint", "make types"]
+
+
+# Containers
+
+
+def stages() -> dict[str, list[str]]:
+    """Stage of the Dockerfile → its instructions, continued lines joined; the last one is built by default."""
+    text = re.sub(r"\\\n\s*", "", re.sub(r"^#.*\n", "", read("Dockerfile"), flags=re.MULTILINE))
+    found: dict[str, list[str]] = {}
+    for line in filter(None, text.splitlines()):
+        if line.startswith("FROM "):
+            found[line.split()[-1]] = [line]
+        else:
+            list(found.values())[-1].append(line)
+    return found
+
+
+def lineage(stage: str) -> list[str]:
+    """Instructions of a stage behind those of the stages it is built on."""
+    instructions = stages()[stage]
+    parent = instructions[0].split()[1]
+    return (lineage(parent) if parent in stages() else []) + instructions
+
+
+@pytest.mark.parametrize("target", ["cpu", "gpu"])
+def test_images_run_as_nobody_from_one_base(target: str) -> None:
+    instructions = lineage(target)
+    assert instructions[0] == "FROM python:3.11-slim-bookworm AS base"
+    assert "USER 10001:10001" in instructions
+    assert 'ENTRYPOINT ["/opt/venv/bin/python3", "-m", "service"]' in instructions
+    assert any(re.match(r"HEALTHCHECK .*/app/healthcheck\.py", line) for line in instructions)
+    assert any("org.opencontainers.image.licenses" in line for line in instructions)
+    assert [f"COPY --from=build-{target} /opt/venv /opt/venv", "COPY models models"] == [
+        line for line in reversed(instructions) if line.startswith("COPY") and ("venv" in line or "models" in line)
+    ]
+    assert f"RUN python3 -m pip install '.[{target}]'" in lineage(f"build-{target}")
+
+
+def test_the_gpu_image_is_the_default() -> None:
+    assert list(stages())[-1] == "gpu"
+
+
+def test_the_builder_is_sent_what_the_dockerfile_copies() -> None:
+    sent = {line[1:] for line in read(".dockerignore").splitlines() if line.startswith("!")}
+    copies = [
+        line for stage in stages().values() for line in stage if line.startswith("COPY ") and "--from" not in line
+    ]
+    sources = {name for line in copies for name in line.split()[1:-1]}
+    assert sources
+    assert all(any(name == entry or name.startswith(f"{entry}/") for entry in sent) for name in sources)
+    assert all((ROOT / name).exists() for name in sources)
+
+
+class Loader(yaml.SafeLoader):
+    """YAML with the tag by which a Compose override takes something away."""
+
+
+Loader.add_constructor("!reset", lambda _loader, _node: "reset")
+
+
+def compose(name: str) -> dict[str, Any]:
+    services: dict[str, dict[str, Any]] = yaml.load(read(name), Loader)["services"]
+    assert list(services) == ["ign"]
+    return services["ign"]
+
+
+def test_compose_serves_on_one_gpu_with_nothing_to_spare() -> None:
+    service = compose("docker-compose.yml")
+    devices = service["deploy"]["resources"]["reservations"]["devices"]
+    assert devices == [{"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}]
+    assert service["build"]["target"] == "gpu"
+    assert (service["read_only"], service["cap_drop"], service["restart"]) == (True, ["ALL"], "unless-stopped")
+    assert service["ports"] == ["127.0.0.1:8000:8000"]
+    kind, *command = service["healthcheck"]["test"]
+    assert any(line.startswith("HEALTHCHECK ") and f"{kind} {json.dumps(command)}" in line for line in lineage("gpu"))
+
+
+def test_compose_without_a_gpu() -> None:
+    override = compose("docker/compose.cpu.yml")
+    assert override["deploy"] == "reset"
+    assert override["build"]["target"] == "cpu"
+    assert override["environment"]["IGN_DEVICE"] == "cpu"
+
+
+# The health check
+
+
+@contextmanager
+def answering(reply: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[int]:
+    """A server on a free port that answers every GET with ``reply``."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            reply(self)
+
+        def log_message(self, format: str, *args: object) -> None:
+            return
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def ready_if(ready: bool) -> Callable[[BaseHTTPRequestHandler], None]:
+    def reply(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200 if ready and handler.path == "/readyz" else 503)
+        handler.end_headers()
+        handler.wfile.write(b'{"detail":\n "models are being loaded"}')
+
+    return reply
+
+
+def health(**settings: str) -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, "-I", str(ROOT / "docker" / "healthcheck.py")],
+        env=settings,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.stderr == ""
+    return done.returncode, done.stdout
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "127.0.0.1", ""])
+def test_healthy(host: str) -> None:
+    with answering(ready_if(True)) as port:
+        assert health(IGN_HOST=host, IGN_PORT=str(port)) == (0, "")
+
+
+def test_not_ready_says_why() -> None:
+    with answering(ready_if(False)) as port:
+        assert health(IGN_PORT=str(port)) == (1, '503: {"detail": "models are being loaded"}\n')
+
+
+def test_nobody_there() -> None:
+    with socket.socket() as taken:  # bound, and never listening
+        taken.bind(("127.0.0.1", 0))
+        status, said = health(IGN_HOST="127.0.0.1", IGN_PORT=str(taken.getsockname()[1]))
+    assert status == 1
+    assert said.startswith("no answer: ")
+
+
+def test_somebody_who_does_not_answer() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        status, said = health(IGN_HOST="127.0.0.1", IGN_PORT=str(silent.getsockname()[1]))
+    assert (status, said) == (1, "no answer: timed out\n")
+
+
+def test_something_else_is_there() -> None:
+    with answering(lambda handler: handler.wfile.write(b"SSH-2.0-nothing\r\n") and None) as port:
+        status, said = health(IGN_PORT=str(port))
+    assert status == 1
+    assert said.startswith("no answer: ")
