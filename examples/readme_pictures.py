@@ -55,7 +55,9 @@ def column(pictures: list[Image.Image]) -> Image.Image:
     """Cells of 28×28, one below the other."""
     sheet = Image.new("L", (28, 28 * len(pictures)))
     for i, picture in enumerate(pictures):
-        sheet.paste(picture.resize((28, 28), Image.Resampling.LANCZOS) if picture.size != (28, 28) else picture, (0, 28 * i))
+        sheet.paste(
+            picture.resize((28, 28), Image.Resampling.LANCZOS) if picture.size != (28, 28) else picture, (0, 28 * i)
+        )
     return sheet
 
 

@@ -1,4 +1,4 @@
-"""`python -m model_export {train}`."""
+"""`python -m model_export {train,export,verify,evaluate}`."""
 
 import sys
 

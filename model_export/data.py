@@ -6,10 +6,11 @@ All end as uint8 tensors in memory, (N, C, H, W), split into training and held-o
 import hashlib
 import io
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,8 @@ _LICENCES = {
 }
 _HELD_OUT = 0.1  # of folders and zips without a split of their own
 _READ = 1 << 20
+# What numpy, zipfile and zlib raise on files that are not what their name says.
+_UNREADABLE = (OSError, ValueError, EOFError, TypeError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,9 +97,10 @@ def load_dataset(source: str, *, size: int, channels: int) -> Dataset:
 
 def _from_npz(path: Path, size: int, channels: int) -> Dataset:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here: numpy forgets to close a file that is no archive.
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {key: file[key] for key in ("x_train", "x_test", "y_train", "y_test") if key in file}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as exc:
+    except _UNREADABLE as exc:
         raise UserError(f"--data {path.name}: not a readable .npz file") from exc
     for key in ("x_train", "x_test"):
         if key not in arrays:
@@ -141,17 +145,24 @@ Opener = Callable[[], bytes]
 
 def _folder(root: Path) -> Iterator[tuple[str, Opener]]:
     for path in sorted(root.rglob("*")):
-        if path.suffix.lower() in _SUFFIXES and path.is_file():
-            yield path.relative_to(root).as_posix(), path.read_bytes
+        name = path.relative_to(root).as_posix()
+        if _is_picture(name) and path.is_file():
+            yield name, path.read_bytes
+
+
+def _is_picture(name: str) -> bool:
+    """By its suffix; hidden files and what macOS adds to archives are none."""
+    path = PurePosixPath(name)
+    return path.suffix.lower() in _SUFFIXES and not any(part.startswith((".", "__MACOSX")) for part in path.parts)
 
 
 def _from_zip(path: Path, size: int, channels: int) -> Dataset:
     try:
         with zipfile.ZipFile(path) as archive:
-            names = sorted(n for n in archive.namelist() if Path(n).suffix.lower() in _SUFFIXES)
+            names = sorted(name for name in archive.namelist() if _is_picture(name))
             # Read in order here: one open archive must not be shared by the decoding threads.
             files = [(name, _constant(archive.read(name))) for name in names]
-    except (zipfile.BadZipFile, OSError, RuntimeError) as exc:
+    except (*_UNREADABLE, RuntimeError) as exc:  # RuntimeError: encrypted
         raise UserError(f"--data {path.name}: not a readable .zip file") from exc
     return _from_files(path.name, files, size, channels)
 
@@ -190,22 +201,32 @@ def _held_out(paths: list[str]) -> Tensor:
     """Which pictures are held out: those below a `test` or `val` folder, else every tenth."""
     split = [next((p for p in path.split("/")[:-1] if p in ("train", "test", "val")), None) for path in paths]
     if "train" in split and len(set(split)) > 1:
-        return torch.tensor([part != "train" for part in split])
+        return torch.tensor([part in ("test", "val") for part in split])
     every = round(1 / _HELD_OUT)
     return torch.tensor([i % every == every - 1 for i in range(len(paths))])
 
 
 def _decode(data: bytes, what: str, size: int, channels: int) -> NDArray[np.uint8]:
-    """Centre square, Lanczos to size; (C, H, W) uint8."""
+    """Alpha on black, centre square, Lanczos to size; (C, H, W) uint8."""
     try:
         with Image.open(io.BytesIO(data)) as image:
-            upright = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
+            upright = _flat(ImageOps.exif_transpose(image), "L" if channels == 1 else "RGB")
     except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as exc:
         raise UserError(f"{what}: not a readable picture") from exc
     if upright.size != (size, size):
         upright = ImageOps.fit(upright, (size, size), Image.Resampling.LANCZOS)
-    array = np.asarray(upright, dtype=np.uint8)
+    array = np.array(upright, dtype=np.uint8)
     return array[None] if channels == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))
+
+
+def _flat(image: Image.Image, mode: str) -> Image.Image:
+    """8-bit grey or RGB: 16-bit grey scaled and not clipped, alpha composited on black, as the service does it."""
+    if image.mode.startswith("I"):
+        image = Image.fromarray(np.rint(np.asarray(image).clip(0, 65535) / 257).astype(np.uint8))
+    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba)
+    return image.convert(mode)
 
 
 def _from_torchvision(name: str, size: int, channels: int) -> Dataset:

@@ -123,6 +123,7 @@ def card_of(model: TrainedModel, version: str, facts: Mapping[str, object]) -> M
                 "data": checkpoint.data,
                 "training": {
                     **{key: checkpoint.provenance.get(key) for key in ("command", "commit", "sources")},
+                    "continued": checkpoint.provenance.get("continued", ()),
                     "steps": checkpoint.step,
                     "parameters": parameter_count(model.network),
                     "config": checkpoint.preset,

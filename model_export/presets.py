@@ -278,7 +278,8 @@ def adapt(
 ) -> Preset:
     """A preset for other data: another name, picture size, channel count, batch, or total number of steps.
 
-    ``steps`` is shared out over the stages in the preset's proportions (each keeps at least one).
+    ``steps`` is shared out over the stages in the preset's proportions, rounded (each keeps at least one); shorter
+    stages warm up for shorter, too. A model of another name has no description until export is given one.
 
     Raises:
         UserError: a value the network or the schedule can't take.
@@ -289,7 +290,10 @@ def adapt(
     stages = preset.stages
     if steps is not None:
         share = steps / preset.steps
-        stages = tuple(dataclasses.replace(s, steps=max(1, round(s.steps * share))) for s in stages)
+        stages = tuple(
+            dataclasses.replace(s, steps=max(1, round(s.steps * share)), warmup=round(s.warmup * min(1.0, share)))
+            for s in stages
+        )
     if (batch is not None and batch < 1) or (steps is not None and steps < 1) or network.channels not in (1, 3):
         raise UserError("--steps and --batch must be at least 1, --channels 1 or 3")
     try:
@@ -297,5 +301,10 @@ def adapt(
     except ValueError as exc:
         raise UserError(str(exc)) from exc
     return dataclasses.replace(
-        preset, name=name or preset.name, network=network, stages=stages, batch=batch or preset.batch
+        preset,
+        name=name or preset.name,
+        description=preset.description if name in (None, preset.name) else "",
+        network=network,
+        stages=stages,
+        batch=batch or preset.batch,
     )

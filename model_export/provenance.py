@@ -38,8 +38,13 @@ def commit() -> str | None:
 
 def command(arguments: Sequence[str]) -> str:
     """The command line with paths cut to their last part, so that it names no machine's folders."""
-    shown = [Path(a).name if "/" in a and not a.startswith("runs/") else a for a in arguments]
+    shown = [_without_folders(argument) for argument in arguments]
     return "python -m model_export " + shlex.join(shown)
+
+
+def _without_folders(argument: str) -> str:
+    option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    return option + equals + (value if value.startswith("runs/") else Path(value).name if "/" in value else value)
 
 
 def _git(root: Path, *arguments: str) -> str:

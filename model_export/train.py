@@ -7,8 +7,10 @@ and checkpoints are written only where pool and pairs are about to be refreshed.
 
 import copy
 import dataclasses
+import fcntl
 import json
 import math
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -113,21 +115,27 @@ class Run:
 
         Raises:
             Interrupted: SIGINT or SIGTERM came; a checkpoint was written first.
-            UserError: the loss is no longer finite.
+            UserError: the loss is no longer finite, or another process trains in the same folder.
         """
+        with _alone(self.out):
+            self._train()
+
+    def _train(self) -> None:
         bar = tqdm(total=self.preset.steps, initial=self.step, unit="step", mininterval=1.0)
         with _stop_requests() as stopping, bar, _Log(self.out / LOG, self.step) as log:
             while self.step < self.preset.steps:
+                stage = self.preset.stages[self.stage].name
                 terms = self._step()
                 last = self.step == self.preset.steps
+                saving = last or self.stage_step % self.preset.checkpoint_every == 0
                 bar.update()
-                if self.step % _LOG_EVERY == 0 or last:
+                if self.step % _LOG_EVERY == 0 or saving:
                     values = {name: float(value) for name, value in terms.items()}
                     if not all(map(math.isfinite, values.values())):
-                        raise UserError(f"step {self.step}: the loss is not finite; lower the learning rate")
-                    log.write(self.step, self.preset.stages[self.stage].name, values)
+                        raise UserError(f"step {self.step}: the loss is not finite; the last checkpoint is kept")
+                    log.write(self.step, stage, values)
                     bar.set_postfix_str(" ".join(f"{k} {v:.4f}" for k, v in values.items()))
-                if last or self.stage_step % self.preset.checkpoint_every == 0:
+                if saving:
                     self.save()
                     self._grid()
                 if stopping() and not last and self.stage_step % self._boundary() == 0:
@@ -177,6 +185,8 @@ class Run:
         x = to_model_range(self.pictures[self._order(self.step, self.preset.batch).to(self.device)])
         kind, f = self.preset.distance, self.network
         weights = stage.weights
+        # First, because autocast keeps the weights it casts for the whole step: cast first where gradients are off (by
+        # the teacher's or the pool's passes), they would carry none.
         rec = losses.reconstruction(f, x, kind)
         terms = {"rec": rec.mean()}
         if weights.imle > 0:
@@ -243,8 +253,9 @@ class Run:
         self._enter_stage()
 
     def _resume(self, found: Checkpoint, statistics: Tensor | None) -> None:
+        extended = _is_extended(self.preset, found)
         for what, ours, theirs in (
-            ("preset or options", self.preset.to_dict(), found.preset),
+            ("preset or options", self.preset.to_dict(), self.preset.to_dict() if extended else found.preset),
             ("--seed", self.seed, found.seed),
             ("--precision", self.bf16, found.provenance.get("bf16")),
             ("data set", self.data["sha256"], found.data.get("sha256")),
@@ -259,8 +270,9 @@ class Run:
         self.optimiser.load_state_dict(found.optimiser)
         if found.teacher is not None and self.teacher is not None:
             self.teacher.load_state_dict(found.teacher)
-        # What trained the first steps is what the card must name.
-        self.provenance = found.provenance
+        self.provenance = _continued(found.provenance, self.provenance, found.step)
+        if extended:
+            self._leave_stage()
 
     @torch.no_grad()
     def _grid(self) -> None:
@@ -280,7 +292,7 @@ class _Log:
     def __init__(self, path: Path, step: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = path.read_text().splitlines() if path.is_file() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        kept = [line for line in lines if _step_of(line) <= step]
         with checkpoints.atomic(path) as file:
             file.write("".join(f"{line}\n" for line in kept).encode())
         self._path = path
@@ -298,6 +310,14 @@ class _Log:
         self._file.flush()
 
 
+def _step_of(line: str) -> float:
+    """The step a line tells of; that of a line torn by a crash is never reached."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
 def learning_rate(stage: Stage, step: int) -> float:
     """Linear warm-up, then cosine to 0 at the stage's end."""
     if step < stage.warmup:
@@ -309,6 +329,28 @@ def _active(stage: Stage) -> list[tuple[str, float]]:
     return [(name, weight) for name, weight in dataclasses.asdict(stage.weights).items() if weight > 0]
 
 
+def _is_extended(preset: Preset, found: Checkpoint) -> bool:
+    """Whether ``found`` is the end of a run of which ``preset`` only adds further stages."""
+    before, now = dict(found.preset), preset.to_dict()
+    done, stages = before.pop("stages"), now.pop("stages")
+    return bool(
+        before == now
+        and len(stages) > len(done)
+        and stages[: len(done)] == done
+        and found.step == sum(stage["steps"] for stage in done)
+    )
+
+
+def _continued(before: dict[str, Any], now: dict[str, Any], step: int) -> dict[str, Any]:
+    """The first command's provenance; where other sources go on, they are listed with the step they begin at."""
+    history = before.get("continued", [])
+    latest = history[-1]["sources"] if history else before.get("sources")
+    if now.get("sources") == latest:
+        return before
+    entry = {"from_step": step, "sources": now.get("sources"), "commit": now.get("commit")}
+    return {**before, "continued": [*history, entry]}
+
+
 def _frozen_copy(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network).requires_grad_(False).eval()
 
@@ -316,6 +358,22 @@ def _frozen_copy(network: nn.Module) -> nn.Module:
 def _mixed_seed(seed: int, stream: int, step: int) -> int:
     """63 well-mixed bits from three numbers."""
     return int(np.random.SeedSequence([seed, stream, step]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, which the system lets go of when the process ends, however it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as exc:
+        os.close(descriptor)
+        raise UserError(f"another process trains in {folder}") from exc
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -36,7 +36,7 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """The first SIGTERM or SIGINT drains, a second one ends at once."""
+        """The first SIGTERM or SIGINT drains, a second one cuts off what is still in flight."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
@@ -50,7 +50,7 @@ class Server(uvicorn.Server):
         if self._draining is None:
             self._draining = asyncio.get_running_loop().create_task(self._drain())
         else:
-            self.force_exit = self.should_exit = True
+            self._cut_off()
 
     async def _drain(self) -> None:
         settings, traffic = self._services.settings, self._services.traffic
@@ -61,9 +61,13 @@ class Server(uvicorn.Server):
                 await asyncio.sleep(settings.drain_delay_s)
                 await traffic.idle()
         except TimeoutError:
-            _LOG.warning("draining took too long: %d requests are cut off", traffic.in_flight)
-            for scheduler in self._services.schedulers.values():
-                scheduler.close(0)
+            self._cut_off()
+        self.should_exit = True
+
+    def _cut_off(self) -> None:
+        _LOG.warning("cutting off %d requests", self._services.traffic.in_flight)
+        for scheduler in self._services.schedulers.values():
+            scheduler.close(0)  # their callers are told
         self.should_exit = True
 
 

@@ -79,7 +79,8 @@ class Training(_Part):
     Args:
         command: the exact command, data named by file name only.
         commit: commit of the clean source tree, or None when it was not clean.
-        sources: SHA-256 over the `model_export` sources.
+        sources: SHA-256 over the `model_export` sources that decide what training computes.
+        continued: where other sources went on with the run: `from_step`, `sources`, `commit`.
         steps: optimiser steps over all stages.
         parameters: trainable parameters.
         config: the preset as it was run.
@@ -88,6 +89,7 @@ class Training(_Part):
     command: str
     commit: str | None = None
     sources: str
+    continued: tuple[dict[str, Any], ...] = ()
     steps: int
     parameters: int
     config: dict[str, Any]

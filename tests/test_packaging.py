@@ -18,7 +18,7 @@ import yaml
 
 from tests.live import ROOT, environment
 
-TARGETS = "help run test check format lint types coverage train export bench".split()
+TARGETS = ["help", "run", "test", "check", "format", "lint", "types", "coverage", "train", "export", "bench"]
 
 
 def read(name: str) -> str:
@@ -196,7 +196,7 @@ def answering(reply: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[int]:
         def do_GET(self) -> None:
             reply(self)
 
-        def log_message(self, format: str, *args: object) -> None:
+        def log_message(self, *args: object) -> None:
             return
 
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
@@ -257,7 +257,10 @@ def test_somebody_who_does_not_answer() -> None:
 
 
 def test_something_else_is_there() -> None:
-    with answering(lambda handler: handler.wfile.write(b"SSH-2.0-nothing\r\n") and None) as port:
+    def greet(handler: BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(b"SSH-2.0-nothing\r\n")
+
+    with answering(greet) as port:
         status, said = health(IGN_PORT=str(port))
     assert status == 1
     assert said.startswith("no answer: ")

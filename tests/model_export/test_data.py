@@ -16,9 +16,6 @@ from model_export.data import load_dataset, to_model_range
 from model_export.errors import UserError
 from tests.model_export.small import patterns, train_arguments
 
-# torch says so once of pictures that Pillow keeps read-only; they are only copied from.
-pytestmark = pytest.mark.filterwarnings("ignore:The given NumPy array is not writable:UserWarning")
-
 Picture = NDArray[np.uint8]
 
 
@@ -105,6 +102,25 @@ def test_pictures_are_brought_to_size_and_channels(tmp_path: Path) -> None:
     assert (data.train[:, 1:] == 0).all()
     grey = load_dataset(str(tmp_path), size=8, channels=1)
     assert (grey.train[:, :, 2:-2, 2:-2].float() - 76).abs().max() <= 1  # ITU-R 601 luma of red
+
+
+def test_16_bit_is_scaled_and_alpha_falls_on_black(tmp_path: Path) -> None:
+    pictures = {f"{i}.png": png(picture) for i, picture in enumerate(numbered(9))}
+    deep = io.BytesIO()
+    Image.fromarray(np.full((8, 8), 100 * 257, np.uint16)).save(deep, "png")
+    clear = np.full((8, 8, 2), 200, np.uint8)
+    clear[..., 1] = 0
+    pictures |= {"a.png": deep.getvalue(), "b.png": png(clear)}
+    data = load_dataset(str(write(tmp_path, pictures)), size=8, channels=1)
+    found = values(torch.cat([data.train, data.held_out]))
+    assert sorted(found) == sorted([*(10 * i for i in range(9)), 100, 0])
+
+
+def test_hidden_files_and_those_of_macos_are_no_pictures(tmp_path: Path) -> None:
+    pictures = {f"{i}.png": png(picture) for i, picture in enumerate(numbered(10))}
+    junk = {"__MACOSX/._1.png": b"x", ".hidden/2.png": b"x", "._3.png": b"x"}
+    data = load_dataset(str(write(tmp_path, pictures | junk)), size=8, channels=1)
+    assert len(data.train) + len(data.held_out) == 10
 
 
 def test_the_digest_depends_on_the_contents(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 import dataclasses
+import fcntl
 import json
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -188,11 +190,57 @@ def test_lines_of_the_log_past_the_checkpoint_are_dropped(data: Dataset, tmp_pat
     assert log.read_text() == kept
 
 
+def test_a_torn_last_line_of_the_log_is_dropped(data: Dataset, tmp_path: Path) -> None:
+    preset = dataclasses.replace(NAIGN, stages=NAIGN.stages[:1])
+    run(preset, data, tmp_path).train()
+    log = tmp_path / "log.jsonl"
+    kept = log.read_text()
+    log.write_text(kept + '{"step": 24, "sta')
+    run(preset, data, tmp_path).train()
+    assert log.read_text() == kept
+
+
+def test_a_finished_run_goes_on_with_further_stages(data: Dataset, tmp_path: Path) -> None:
+    shorter = dataclasses.replace(NAIGN, stages=NAIGN.stages[:2])
+    run(NAIGN, data, tmp_path / "whole").train()
+    run(shorter, data, tmp_path / "parts").train()
+    run(NAIGN, data, tmp_path / "parts").train()
+    assert_identical(state(tmp_path / "parts"), state(tmp_path / "whole"))
+
+
+def test_other_stages_do_not_continue_a_run(data: Dataset, tmp_path: Path) -> None:
+    run(dataclasses.replace(NAIGN, stages=NAIGN.stages[:2]), data, tmp_path).train()
+    other = dataclasses.replace(NAIGN, stages=(NAIGN.stages[1], NAIGN.stages[0], NAIGN.stages[2]))
+    with pytest.raises(UserError, match="another preset or options"):
+        run(other, data, tmp_path)
+
+
+def test_sources_that_go_on_with_a_run_are_named(data: Dataset, tmp_path: Path) -> None:
+    shorter = dataclasses.replace(NAIGN, stages=NAIGN.stages[:1])
+    run(shorter, data, tmp_path).train()
+    again = run(NAIGN, data, tmp_path)
+    assert again.provenance.get("continued") is None  # the same sources
+    again.provenance["sources"] = "0" * 64
+    again.save()
+    other = run(NAIGN, data, tmp_path)
+    assert [entry["from_step"] for entry in other.provenance["continued"]] == [24]
+
+
+def test_two_processes_do_not_train_in_one_folder(data: Dataset, tmp_path: Path) -> None:
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another process trains"):
+            run(NAIGN, data, tmp_path).train()
+    finally:
+        os.close(descriptor)
+
+
 def test_a_loss_that_explodes_stops_the_run(data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     preset = dataclasses.replace(NAIGN, stages=NAIGN.stages[:1])
     original = losses.reconstruction
     monkeypatch.setattr(losses, "reconstruction", lambda *a: original(*a) * np.nan)
-    with pytest.raises(UserError, match="step 24: the loss is not finite"):
+    with pytest.raises(UserError, match="step 8: the loss is not finite"):
         run(preset, data, tmp_path).train()
 
 

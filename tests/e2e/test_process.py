@@ -1,0 +1,263 @@
+"""`python -m service` as its operators know it: a process, signals, exit status, and what it says on stderr."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import numpy as np
+import onnxruntime
+import pytest
+
+from tests.contract.harness import PATIENCE_S, problem
+from tests.service.onnx_models import sample_rows, write_golden, write_model
+
+EVENTS = {"Accept": "text/event-stream"}
+ENDLESS = {"n": 64, "steps": 300_000, "record": [0]}  # half a minute at least
+LONG = {"steps": 100_000, "record": [0]}  # about a second
+
+
+@dataclass
+class Process:
+    popen: "subprocess.Popen[str]"
+    url: str
+
+    def get(self, path: str) -> httpx.Response:
+        return httpx.get(self.url + path, timeout=PATIENCE_S)
+
+    def post(self, body: Mapping[str, object]) -> httpx.Response:
+        return httpx.post(self.url + "/generate", json=body, timeout=PATIENCE_S)
+
+    def terminate(self) -> None:
+        self.popen.send_signal(signal.SIGTERM)
+
+    def ended(self) -> tuple[int, str]:
+        """Exit status, and what else it said."""
+        _, said = self.popen.communicate(timeout=PATIENCE_S)
+        return self.popen.returncode, said
+
+    def until(self, status: int) -> httpx.Response:
+        while True:
+            response = self.get("/readyz")
+            if response.status_code == status:
+                return response
+
+
+def start(environ: Mapping[str, str]) -> "subprocess.Popen[str]":
+    ours = {"IGN_PORT": "0", "IGN_DEFAULT_MODEL": "toy", "IGN_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
+    theirs = {name: value for name, value in os.environ.items() if not name.startswith("IGN_")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "service"],
+        env=theirs | ours | dict(environ),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@contextmanager
+def running(environ: Mapping[str, str]) -> Iterator[Process]:
+    popen = start(environ)
+    try:
+        assert popen.stderr is not None
+        for line in popen.stderr:
+            found = re.search(r"listening on (http://\S+:[1-9][0-9]*)", line)
+            if found:
+                break
+        else:
+            raise AssertionError("it never said where it listens")
+        process = Process(popen, found[1])
+        process.until(200)
+        yield process
+    finally:
+        popen.kill()
+        popen.communicate()
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("models")
+    write_model(directory)
+    return directory
+
+
+@pytest.fixture
+def environ(models: Path) -> dict[str, str]:
+    return {"IGN_MODEL_DIR": str(models)}
+
+
+def test_it_starts_serves_and_stops(environ: dict[str, str]) -> None:
+    with running(environ) as process:
+        assert process.get("/healthz").status_code == 200
+        response = process.post({"seed": 1})
+        assert response.status_code == 200
+        assert "Server" not in response.headers
+        process.terminate()
+        status, said = process.ended()
+        assert status == 0
+        assert "/generate 200" in said
+        assert "Traceback" not in said
+        assert "WARNING" not in said
+
+
+def test_an_interrupt_stops_it_too(environ: dict[str, str]) -> None:
+    with running(environ) as process:
+        process.popen.send_signal(signal.SIGINT)
+        status, said = process.ended()
+        assert status == 0
+        assert "Traceback" not in said
+
+
+def test_a_stop_lets_what_runs_finish_and_refuses_the_rest(environ: dict[str, str]) -> None:
+    with running(environ) as process, httpx.Client(timeout=PATIENCE_S) as client:
+        with client.stream("POST", process.url + "/generate", json=LONG, headers=EVENTS) as response:
+            lines = response.iter_lines()
+            assert next(lines) == "event: step"
+            process.terminate()
+            process.until(503)
+            problem(process.post({}), 503, "draining")
+            assert process.get("/healthz").status_code == 200
+            assert "event: done" in list(lines)
+        status, said = process.ended()
+        assert status == 0
+        assert "draining: 1 requests in flight" in said
+        assert "Traceback" not in said
+
+
+def test_what_does_not_finish_in_time_is_told(environ: dict[str, str]) -> None:
+    with running(environ | {"IGN_DRAIN_S": "0.3"}) as process, httpx.Client(timeout=PATIENCE_S) as client:
+        with client.stream("POST", process.url + "/generate", json=ENDLESS, headers=EVENTS) as response:
+            lines = response.iter_lines()
+            assert next(lines) == "event: step"
+            process.terminate()
+            rest = list(lines)
+        assert rest[-3] == "event: error"
+        assert '"code":"draining"' in rest[-2]
+        status, said = process.ended()
+        assert status == 0
+        assert "cutting off 1 requests" in said
+        assert "Traceback" not in said
+
+
+def test_a_second_signal_ends_it_at_once(environ: dict[str, str]) -> None:
+    with running(environ) as process, httpx.Client(timeout=PATIENCE_S) as client:
+        with client.stream("POST", process.url + "/generate", json=ENDLESS, headers=EVENTS) as response:
+            lines = response.iter_lines()
+            assert next(lines) == "event: step"
+            process.terminate()
+            process.until(503)
+            process.terminate()
+            assert list(lines)[-3] == "event: error"
+        status, said = process.ended()
+        assert status == 0
+        assert "Traceback" not in said
+
+
+def test_json_logs(environ: dict[str, str]) -> None:
+    popen = start(environ | {"IGN_LOG_FORMAT": "json"})
+    try:
+        assert popen.stderr is not None
+        line = popen.stderr.readline()
+        assert line.startswith('{"time": "')
+        assert "listening on http://127.0.0.1:" in line
+    finally:
+        popen.kill()
+        popen.communicate()
+
+
+def missing(tmp_path: Path) -> dict[str, str]:
+    return {"IGN_MODEL_DIR": str(tmp_path / "nowhere")}
+
+
+def empty(tmp_path: Path) -> dict[str, str]:
+    return {"IGN_MODEL_DIR": str(tmp_path)}
+
+
+def damaged(tmp_path: Path) -> dict[str, str]:
+    file = write_model(tmp_path) / "model.onnx"
+    file.write_bytes(file.read_bytes()[:200])
+    return {"IGN_MODEL_DIR": str(tmp_path)}
+
+
+def different_golden_rows(tmp_path: Path) -> dict[str, str]:
+    x = sample_rows(4)
+    write_golden(write_model(tmp_path), x, x + np.float32(0.01))
+    return {"IGN_MODEL_DIR": str(tmp_path)}
+
+
+def no_golden_rows(tmp_path: Path) -> dict[str, str]:
+    (write_model(tmp_path) / "golden.npz").unlink()
+    return {"IGN_MODEL_DIR": str(tmp_path)}
+
+
+def no_keys(tmp_path: Path) -> dict[str, str]:
+    write_model(tmp_path)
+    return {"IGN_MODEL_DIR": str(tmp_path), "IGN_API_KEYS_FILE": str(tmp_path / "keys.json")}
+
+
+def setting(name: str, value: str) -> Callable[[Path], dict[str, str]]:
+    def environ(tmp_path: Path) -> dict[str, str]:
+        write_model(tmp_path)
+        return {"IGN_MODEL_DIR": str(tmp_path), name: value}
+
+    return environ
+
+
+def refused(environ: Mapping[str, str]) -> str:
+    """The one line with which it does not start."""
+    popen = start(environ)
+    try:
+        out, said = popen.communicate(timeout=PATIENCE_S)
+    finally:
+        popen.kill()
+    assert popen.returncode == 2, said
+    assert out == ""
+    lines = [line for line in said.splitlines() if "listening on" not in line]
+    assert len(lines) == 1, said
+    assert lines[0].startswith("ign-service does not start: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        (missing, "nowhere: no such directory"),
+        (empty, "holds no model"),
+        (damaged, "toy/1/model.onnx: not a model onnxruntime can load"),
+        (different_golden_rows, "toy/1/golden.npz: CPUExecutionProvider differs by"),
+        (no_golden_rows, "toy/1/golden.npz: no such file"),
+        (no_keys, "keys.json: No such file"),
+        (setting("IGN_MAX_BATCH_ROW", "1"), "unknown setting IGN_MAX_BATCH_ROW; did you mean IGN_MAX_BATCH_ROWS?"),
+        (setting("IGN_PORT", "80a"), "IGN_PORT='80a' is not allowed"),
+        (setting("IGN_DEFAULT_MODEL", "nope"), "IGN_DEFAULT_MODEL=nope: not there; there is toy/1"),
+        (setting("IGN_HOST", "192.0.2.1"), "cannot listen on 192.0.2.1:0: Cannot assign requested address"),
+    ],
+)
+def test_refusals_to_start(broken: Callable[[Path], dict[str, str]], said: str, tmp_path: Path) -> None:
+    assert said in refused(broken(tmp_path))
+
+
+def test_a_busy_port(environ: dict[str, str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        line = refused(environ | {"IGN_PORT": str(port)})
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in line
+
+
+@pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="this one may have CUDA")
+def test_cuda_without_cuda(environ: dict[str, str]) -> None:
+    assert "toy/1/model.onnx: CUDA cannot be used" in refused(environ | {"IGN_DEVICE": "cuda"})
+
+
+def test_a_later_version_of_a_good_model_does_not_hide_a_bad_one(tmp_path: Path) -> None:
+    good = write_model(tmp_path)
+    shutil.copytree(good, tmp_path / "toy" / "2")
+    assert "toy/2/model.onnx: its card says toy/1" in refused({"IGN_MODEL_DIR": str(tmp_path)})

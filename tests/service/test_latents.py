@@ -1,0 +1,169 @@
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from service.domain.latents import (
+    MAX_SEED,
+    STREAM,
+    FloatRow,
+    FrequencyStatistics,
+    NoiseSource,
+    from_frequencies,
+    lerp,
+    slerp,
+)
+
+# The stream is part of every model: published seeds must give the same pictures for ever.
+GOLDEN = {
+    (0, 0): [0.059911035001277924, 0.015559634193778038, -1.1644384860992432, -0.13264712691307068],
+    (7, 0): [-0.2933390140533447, 1.703830599784851, 1.5391918420791626, 0.6367538571357727],
+    (7, 3): [-1.4470674991607666, -0.9134206771850586, -0.5155606865882874, 1.8603298664093018],
+    (3, 7): [-0.13343952596187592, 0.2882997989654541, -1.0463484525680542, 1.6295819282531738],
+    (MAX_SEED, MAX_SEED): [0.8686762452125549, -0.7511780858039856, -1.4504733085632324, 0.8915141224861145],
+}
+GOLDEN_FREQUENCIES = [-0.2539297342300415, -0.7273843288421631, -0.9263143539428711, 0.4605609178543091]
+
+
+def statistics(shape: tuple[int, int, int], mean: float = 0.0, std: float = 1.0) -> FrequencyStatistics:
+    means, stds = np.full(shape, mean, np.float32), np.full(shape, std, np.float32)
+    return FrequencyStatistics(means, stds, means * 0, stds)
+
+
+def test_the_stream_is_named() -> None:
+    assert STREAM == "philox4x64-10(key=(seed, index)) / numpy standard_normal(float32)"
+
+
+@pytest.mark.parametrize(("seed", "index"), GOLDEN)
+def test_golden_values_of_the_stream(seed: int, index: int) -> None:
+    row = NoiseSource((1, 2, 2)).row(seed, index)
+    assert row.dtype == np.float32
+    assert row.ravel().tolist() == GOLDEN[seed, index]
+
+
+def test_golden_values_of_frequency_noise() -> None:
+    row = NoiseSource((1, 2, 2), statistics((1, 2, 2))).row(7, 3)
+    assert row.dtype == np.float32
+    np.testing.assert_allclose(row.ravel(), GOLDEN_FREQUENCIES, rtol=1e-6)
+
+
+@given(
+    seed=st.integers(0, MAX_SEED), offset=st.integers(0, MAX_SEED - 3), frequencies=st.booleans(), n=st.integers(1, 3)
+)
+@settings(max_examples=30, deadline=None)
+def test_a_row_depends_on_seed_and_index_alone(seed: int, offset: int, frequencies: bool, n: int) -> None:
+    shape = (3, 4, 5)
+    source = NoiseSource(shape, statistics(shape) if frequencies else None)
+    rows = source.rows(seed, offset, n)
+    assert rows.shape == (n, *shape)
+    assert rows.flags.c_contiguous
+    for i in range(n):
+        assert rows[i].tobytes() == source.row(seed, offset + i).tobytes()
+
+
+def test_seeds_and_indices_are_not_interchangeable() -> None:
+    source = NoiseSource((1, 8, 8))
+    rows = [source.row(seed, index).tobytes() for seed in range(8) for index in range(8)]
+    assert len(set(rows)) == 64
+
+
+def test_scale() -> None:
+    source = NoiseSource((1, 4, 4))
+    whole = source.rows(1, 0, 2)
+    np.testing.assert_array_equal(source.rows(1, 0, 2, 0.25), whole * np.float32(0.25))
+    np.testing.assert_array_equal(source.rows(1, 0, 2, 0.0), whole * 0)
+
+
+def test_standard_normal_moments() -> None:
+    rows = NoiseSource((1, 32, 32)).rows(5, 0, 64)
+    assert abs(rows.mean()) < 5 / math.sqrt(rows.size)
+    assert abs(rows.var() - 1) < 5 * math.sqrt(2 / rows.size)
+
+
+def test_frequency_noise_has_its_statistics() -> None:
+    shape, std = (1, 8, 8), 3.0
+    rows = NoiseSource(shape, statistics(shape, std=std)).rows(5, 0, 1000)
+    variance = std**2 / 64  # of the real part of an inverse transform of 64 independent complex numbers
+    assert abs(rows.mean()) < 5 * math.sqrt(variance / rows.size)
+    assert abs(rows.var() / variance - 1) < 10 * math.sqrt(2 / rows.size)
+
+
+def test_mean_frequencies_are_an_image() -> None:
+    image = np.linspace(-1, 1, 64).reshape(1, 8, 8)
+    spectrum = np.fft.fft2(image)
+    nothing = np.zeros((1, 8, 8), np.float32)
+    mean = FrequencyStatistics(spectrum.real.astype(np.float32), nothing, spectrum.imag.astype(np.float32), nothing)
+    normal = np.ones((2, 1, 8, 8), np.float32)
+    np.testing.assert_allclose(from_frequencies(normal, mean), image, atol=1e-6)
+
+
+def row(*values: float) -> NDArray[np.float32]:
+    return np.array(values, np.float32).reshape(1, 1, -1)
+
+
+A, B = row(3, 0, 0), row(0, 4, 0)
+
+
+@pytest.mark.parametrize("mix", [lerp, slerp])
+def test_ends_are_the_points_themselves(mix: Callable[[FloatRow, FloatRow, float], FloatRow]) -> None:
+    for t in (-1.0, 0.0):
+        assert mix(A, B, t) is A
+    for t in (1.0, 2.0):
+        assert mix(A, B, t) is B
+
+
+def test_lerp_is_a_straight_line() -> None:
+    np.testing.assert_array_equal(lerp(A, B, 0.25), row(2.25, 1, 0))
+    assert lerp(A, B, 0.25).dtype == np.float32
+
+
+def test_slerp_is_an_arc_of_the_raw_vectors() -> None:
+    half = math.sin(math.pi / 4)
+    np.testing.assert_allclose(slerp(A, B, 0.5), row(3 * half, 4 * half, 0), rtol=1e-6)
+    third = slerp(row(1, 0), row(0, 1), 1 / 3)
+    np.testing.assert_allclose(third, row(math.cos(math.pi / 6), math.sin(math.pi / 6)), rtol=1e-6)
+    assert third.dtype == np.float32
+
+
+@given(st.integers(0, 1000), st.integers(1001, 2000), st.floats(0, 1))
+@settings(max_examples=50, deadline=None)
+def test_slerp_keeps_the_norm_of_noise_and_is_symmetric(first: int, second: int, t: float) -> None:
+    source = NoiseSource((1, 8, 8))
+    a, b = source.row(first, 0), source.row(second, 0)
+    a, b = a / np.linalg.norm(a), b / np.linalg.norm(b)
+    assert np.linalg.norm(slerp(a, b, t)) == pytest.approx(1, abs=1e-5)
+    np.testing.assert_allclose(slerp(a, b, t), slerp(b, a, 1 - t), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        A,
+        A * np.float32(2),
+        -A,
+        row(0, 0, 0),
+        A + row(0, 0, 1e-4),  # within 1e-4 rad: 3.3e-5
+        -A + row(0, 0, 1e-4),
+    ],
+)
+def test_without_an_arc_slerp_is_lerp(other: FloatRow) -> None:
+    for t in (0.25, 0.5, 0.9):
+        np.testing.assert_array_equal(slerp(A, other, t), lerp(A, other, t))
+        np.testing.assert_array_equal(slerp(other, A, t), lerp(other, A, t))
+
+
+def test_beyond_a_ten_thousandth_of_a_radian_there_is_an_arc() -> None:
+    for angle in (2e-4, math.pi - 2e-4):
+        other = row(math.cos(angle), math.sin(angle))
+        found = slerp(row(1, 0), other, 0.5)
+        np.testing.assert_allclose(found, row(math.cos(angle / 2), math.sin(angle / 2)), atol=1e-3)
+
+
+def test_extreme_values_stay_finite() -> None:
+    big = row(3e38, 0)
+    assert np.isfinite(slerp(big, row(0, 3e38), 0.5)).all()
+    assert np.isfinite(lerp(big, -big, 0.3)).all()

@@ -1,0 +1,100 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.domain.latents import FloatRow, NoiseSource, lerp, slerp
+from service.domain.paths import Grid, Method, Path, weighted_sum
+
+NOISE = NoiseSource((1, 2, 3))
+
+
+def points(n: int) -> list[FloatRow]:
+    return [NOISE.row(1, i) for i in range(n)]
+
+
+def test_frames_between_two_points() -> None:
+    a, b = points(2)
+    rows = Path(frames=5).rows([a, b])
+    assert rows.shape == (5, 1, 2, 3)
+    assert rows.dtype == np.float32
+    assert rows.flags.c_contiguous
+    np.testing.assert_array_equal(rows, [slerp(a, b, i / 4) for i in range(5)])
+    np.testing.assert_array_equal(Path(frames=5, method="lerp").rows([a, b]), [lerp(a, b, i / 4) for i in range(5)])
+
+
+@given(st.integers(2, 16), st.integers(2, 256), st.booleans(), st.sampled_from(["slerp", "lerp"]))
+@settings(max_examples=60, deadline=None)
+def test_frames_on_points_are_the_points(n: int, frames: int, loop: bool, method: Method) -> None:
+    stops = points(n)
+    path = Path(frames=frames, method=method, loop=loop)
+    rows, times = path.rows(stops), path.times()
+    assert len(times) == frames
+    assert (times[0], times[-1]) == (0.0, 1.0)
+    assert times == sorted(times)
+    assert len(rows) == frames - loop
+    stops = [*stops, stops[0]] if loop else stops
+    segments = len(stops) - 1
+    assert rows[0].tobytes() == stops[0].tobytes()
+    if not loop:
+        assert rows[-1].tobytes() == stops[-1].tobytes()
+    for i, row in enumerate(rows):
+        segment, place = divmod(i * segments, frames - 1)
+        if place == 0:
+            assert row.tobytes() == stops[segment].tobytes()
+        else:
+            mix = slerp if method == "slerp" else lerp
+            expected = mix(stops[segment], stops[segment + 1], times[i] * segments - segment)
+            np.testing.assert_allclose(row, expected, atol=1e-5)
+
+
+def test_a_loop_of_two_frames_needs_one_row() -> None:
+    assert Path(frames=2, loop=True).rows(points(3)).tobytes() == points(1)[0].tobytes()
+
+
+def test_a_path_through_equal_points_stays_there() -> None:
+    (a,) = points(1)
+    np.testing.assert_allclose(Path(frames=7).rows([a, a]), [a] * 7, rtol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["slerp", "lerp"])
+@pytest.mark.parametrize(("rows", "cols"), [(2, 2), (3, 5), (16, 16)])
+def test_corners_of_a_grid_are_the_points(rows: int, cols: int, method: Method) -> None:
+    corners = points(4)
+    grid = Grid(rows=rows, cols=cols, method=method)
+    latents = grid.latents(corners)
+    assert latents.shape == (rows * cols, 1, 2, 3)
+    assert grid.places() == [(r, c) for r in range(rows) for c in range(cols)]
+    at = [0, cols - 1, (rows - 1) * cols, rows * cols - 1]
+    for place, corner in zip(at, corners, strict=True):
+        assert latents[place].tobytes() == corner.tobytes()
+
+
+def test_a_grid_goes_along_columns_first() -> None:
+    a, b, c, d = points(4)
+    latents = Grid(rows=3, cols=5).latents([a, b, c, d])
+    expected = slerp(slerp(a, b, 0.25), slerp(c, d, 0.25), 0.5)
+    np.testing.assert_array_equal(latents[1 * 5 + 1], expected)
+    bilinear = Grid(rows=3, cols=5, method="lerp").latents([a, b, c, d])[1 * 5 + 1]
+    np.testing.assert_allclose(bilinear, 0.375 * a + 0.125 * b + 0.375 * c + 0.125 * d, atol=1e-6)
+
+
+def test_weighted_sum() -> None:
+    a, b = points(2)
+    np.testing.assert_allclose(weighted_sum([a, b], [1.0, -0.5], None), a - 0.5 * b, atol=1e-6)
+    rescaled = weighted_sum([a, b], [1.0, -0.5], 2.5)
+    assert rescaled.dtype == np.float32
+    assert np.linalg.norm(rescaled) == pytest.approx(2.5, rel=1e-6)
+    np.testing.assert_allclose(rescaled / 2.5, (a - 0.5 * b) / np.linalg.norm(a - 0.5 * b), atol=1e-6)
+
+
+def test_a_sum_of_zero_has_no_direction() -> None:
+    (a,) = points(1)
+    assert not weighted_sum([a, a], [1.0, -1.0], None).any()
+    with pytest.raises(ValueError, match="zero"):
+        weighted_sum([a, a], [1.0, -1.0], 1.0)
+
+
+def test_as_many_weights_as_rows() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        weighted_sum(points(2), [1.0], None)
