@@ -35,10 +35,12 @@ LABEL org.opencontainers.image.title="ign-service" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
-# A home that can be written to when nothing else can: drivers keep compiled kernels there.
+# A home that can be written to when nothing else can: drivers keep compiled kernels there. And onnxruntime's official
+# builds report to their maker unless told not to.
 ENV HOME=/tmp \
     IGN_HOST=0.0.0.0 \
     IGN_MODEL_DIR=/app/models \
+    ORT_DISABLE_TELEMETRY=1 \
     PYTHONDONTWRITEBYTECODE=1
 WORKDIR /app
 COPY docker/healthcheck.py ./

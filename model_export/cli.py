@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import re
 import signal
 import sys
@@ -22,6 +23,8 @@ _FACTS = ("description", "licence", "polarity", "background")  # of the card, wh
 def main(arguments: Sequence[str]) -> int:
     """Run one command; returns the exit code: 0 done, 2 a `UserError`, 130 stopped with its work saved."""
     options = _parser().parse_args(arguments)
+    # onnxruntime's official builds report to their maker unless told not to before their first import.
+    os.putenv("ORT_DISABLE_TELEMETRY", "1")
     # Libraries warn through logging of what no user can act on.
     logging.basicConfig(level=logging.ERROR)
     try:

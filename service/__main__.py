@@ -6,8 +6,9 @@ import logging.config
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import uvicorn
 
@@ -15,7 +16,7 @@ from service.api.middleware import JsonFormatter
 from service.api.services import Services
 from service.domain.errors import StartupError
 from service.host import check_installed, installed_runtimes
-from service.settings import Settings, from_environment
+from service.settings import Settings, from_environment, silence_runtime
 
 _LOG = logging.getLogger("service")
 _BACKLOG = 2048
@@ -77,35 +78,39 @@ def main() -> int:
     try:
         # Before anything imports onnxruntime, which would fail less clearly.
         check_installed(installed_runtimes())
+        silence_runtime()
         from service.app import create_app
 
         settings = from_environment()
         _configure_logging(settings)
-        listener = _listen(settings)
 
         def refuse(exc: StartupError) -> None:
             refusals.append(exc)
             server.should_exit = True
 
-        app = create_app(settings, refuse=refuse)
-        config = uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            lifespan="on",
-            ws="none",
-            proxy_headers=False,
-            server_header=False,
-            backlog=_BACKLOG,
-            timeout_graceful_shutdown=1,
-        )
-        server = Server(config, app.state.services)
-        server.run(sockets=[listener])
+        with _listen(settings) as listener:
+            app = create_app(settings, refuse=refuse)
+            server = Server(_config(app), app.state.services)
+            server.run(sockets=[listener])
     except StartupError as exc:
         refusals.append(exc)
     for refusal in refusals:
         print(f"ign-service does not start: {refusal.detail}", file=sys.stderr)  # noqa: T201
     return 2 if refusals else 0
+
+
+def _config(app: Callable[..., Any]) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        lifespan="on",
+        ws="none",
+        proxy_headers=False,
+        server_header=False,
+        backlog=_BACKLOG,
+        timeout_graceful_shutdown=1,
+    )
 
 
 def _listen(settings: Settings) -> socket.socket:

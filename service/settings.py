@@ -84,6 +84,14 @@ def from_environment() -> Settings:
     return load_settings(os.environ)
 
 
+def silence_runtime() -> None:
+    """Keep onnxruntime's official builds from reporting to their maker; to be called before its first import.
+
+    Whoever wants the reports sets `ORT_DISABLE_TELEMETRY` themselves.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+
 def load_settings(environ: Mapping[str, str]) -> Settings:
     """Parse every `IGN_…` variable.
 

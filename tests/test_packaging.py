@@ -133,6 +133,7 @@ def test_images_run_as_nobody_from_one_base(target: str) -> None:
     assert 'ENTRYPOINT ["/opt/venv/bin/python3", "-m", "service"]' in instructions
     assert any(re.match(r"HEALTHCHECK .*/app/healthcheck\.py", line) for line in instructions)
     assert any("org.opencontainers.image.licenses" in line for line in instructions)
+    assert any(line.startswith("ENV ") and "ORT_DISABLE_TELEMETRY=1" in line for line in instructions)
     assert [f"COPY --from=build-{target} /opt/venv /opt/venv", "COPY models models"] == [
         line for line in reversed(instructions) if line.startswith("COPY") and ("venv" in line or "models" in line)
     ]

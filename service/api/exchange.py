@@ -8,11 +8,12 @@ from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import Final, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from starlette.datastructures import Headers
 from starlette.requests import Request
 
 from service.api.body import media_type, parse_json, read_body
+from service.api.errors import describe
 from service.api.negotiation import Media, negotiate
 from service.api.services import Services, services
 from service.domain.errors import DeadlineExceeded, InvalidContent, MalformedRequest, UnsupportedMedia
@@ -23,7 +24,7 @@ T = TypeVar("T")
 Body = TypeVar("Body", bound=BaseModel)
 
 _SECONDS: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
-_ASIDE: Final = 1 << 16  # bytes: a larger body is parsed in the codec pool
+_ASIDE: Final = 1 << 15  # bytes: a larger body is parsed in the codec pool
 
 
 class Exchange:
@@ -86,11 +87,11 @@ class Exchange:
 
         Raises:
             UnsupportedMedia: another content type.
-            ValidationError, InvalidContent, MalformedRequest: not what the schema says.
+            InvalidContent, MalformedRequest: not what the schema says.
         """
         self.refuse_query()
-        body = await self.body()
         kind, _ = self.content_type()
+        body = await self.body() if kind in ("", "application/json") else b""  # of another type, not even read
         if kind != "application/json" and (kind or body):
             raise UnsupportedMedia(f"Content-Type: expected application/json, not {kind or 'none'}")
         return await self.parse_json(body, schema)
@@ -166,4 +167,8 @@ class Exchange:
 
 
 def _parse(body: bytes, schema: type[Body]) -> Body:
-    return schema.model_validate(parse_json(body) if body.strip() else {})
+    try:
+        return schema.model_validate(parse_json(body) if body.strip() else {})
+    except ValidationError as exc:  # described here, aside if need be: a large body can hold 100 000 mistakes
+        found = describe(exc)
+        raise InvalidContent(found.detail, fields=found.fields) from exc

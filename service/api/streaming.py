@@ -77,8 +77,6 @@ class EventStream(Response):
 
     async def _texts(self, first: StepRow | Progress | Result, events: Events) -> AsyncGenerator[bytes, None]:
         yield await self._text(first)
-        if isinstance(first, Result):
-            return
         async with aclosing(_with_silence(events)) as items:
             async for item in items:
                 yield b": still here\n\n" if item is None else await self._text(item)

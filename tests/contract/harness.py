@@ -119,10 +119,10 @@ class Service:
 
 
 @contextmanager
-def serving(settings: Settings, *, ready: bool = True) -> Iterator[Service]:
+def serving(settings: Settings, *, ready: bool = True, may_refuse: bool = True) -> Iterator[Service]:
     """Run the service in a thread of its own; nothing may be logged as an error that the test did not expect."""
     refusals: list[StartupError] = []
-    app = create_app(settings, refuse=refusals.append)
+    app = create_app(settings, refuse=refusals.append if may_refuse else None)
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     server = uvicorn.Server(

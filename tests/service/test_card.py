@@ -98,11 +98,10 @@ def test_fields_of_a_newer_card_are_ignored() -> None:
     ],
 )
 def test_invalid_cards(changes: dict[str, Any], where: str) -> None:
-    with pytest.raises(ValidationError) as raised:
-        make_card(**changes)
-    message = str(raised.value)
-    assert where in message
     document = json.loads(to_metadata(make_card())[CARD_KEY]) | changes
+    with pytest.raises(ValidationError) as raised:
+        ModelCard.model_validate(document)
+    assert where in str(raised.value)
     with pytest.raises(CardError, match="invalid card: ") as refused:
         from_metadata({CARD_KEY: json.dumps(document, default=list)})
     assert where in str(refused.value)
@@ -118,7 +117,7 @@ def test_required_fields(missing: str) -> None:
 
 
 def test_what_is_no_card() -> None:
-    with pytest.raises(CardError, match="has no ign.card metadata"):
+    with pytest.raises(CardError, match="it was not exported by model_export"):
         from_metadata({})
     for text in ("", "{", "[]", "null"):
         with pytest.raises(CardError, match="invalid card: card: "):
@@ -132,7 +131,7 @@ def test_another_noise_stream_is_not_ours() -> None:
 
 
 def test_frequency_noise_needs_statistics() -> None:
-    with pytest.raises(CardError, match="frequency noise needs ign.noise metadata"):
+    with pytest.raises(CardError, match="frequency noise needs"):
         from_metadata(to_metadata(frequency_card()))
 
 
@@ -147,7 +146,7 @@ def test_frequency_noise_needs_statistics() -> None:
     ],
 )
 def test_statistics_that_are_no_array(text: str) -> None:
-    with pytest.raises(CardError, match="is not a base64 .npy array"):
+    with pytest.raises(CardError, match="is not a base64"):
         from_metadata(to_metadata(frequency_card()) | {NOISE_KEY: text})
 
 

@@ -1,0 +1,274 @@
+"""`service.__main__` inside this process; `tests/e2e/test_process.py` starts it as one of its own."""
+
+import json
+import logging
+import os
+import queue
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from service import __main__ as program
+from service.domain.errors import StartupError
+from service.settings import Settings
+from tests.contract.harness import PATIENCE_S, Gate, problem
+from tests.service.onnx_models import write_model
+
+
+class Said(logging.Handler):
+    """The service's log, as it is written."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.messages: queue.Queue[str] = queue.Queue()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.put(record.getMessage())
+
+    def until(self, beginning: str) -> str:
+        while True:
+            message = self.messages.get(timeout=PATIENCE_S)
+            if message.startswith(beginning):
+                return message.removeprefix(beginning)
+
+
+@pytest.fixture(autouse=True)
+def _own_logging() -> Iterator[None]:
+    """`main` configures logging for its process, which here is pytest's."""
+    root, uvicorn = logging.getLogger(), logging.getLogger("uvicorn")
+    handlers, level, uvicorn_level = list(root.handlers), root.level, uvicorn.level
+    root.handlers = []  # kept from being closed
+    yield
+    root.handlers = handlers
+    root.setLevel(level)
+    uvicorn.setLevel(uvicorn_level)
+
+
+@pytest.fixture
+def said() -> Iterator[Said]:
+    handler = Said()
+    logging.getLogger("service").addHandler(handler)
+    yield handler
+    logging.getLogger("service").removeHandler(handler)
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    gate = Gate()
+    monkeypatch.setattr("service.app.OnnxModel", gate.model)
+    yield gate
+    gate.opened.set()
+
+
+@pytest.fixture
+def configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    write_model(tmp_path / "models")
+
+    def configure(**settings: str) -> None:
+        ours = {"MODEL_DIR": str(tmp_path / "models"), "DEFAULT_MODEL": "toy", "DEVICE": "cpu", "PORT": "0"} | settings
+        for name, value in ours.items():
+            monkeypatch.setenv(f"IGN_{name}", value)
+
+    return configure
+
+
+def main_beside(script: Callable[[], None]) -> int:
+    """Run `main` here, where signals arrive, and the script in another thread, which must see to its end."""
+
+    def run() -> None:
+        try:
+            script()
+        except BaseException:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise
+
+    with ThreadPoolExecutor(1) as pool:
+        done: Future[None] = pool.submit(run)
+        status = program.main()
+        done.result(PATIENCE_S)
+    return status
+
+
+def stop() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def ready(url: str) -> None:
+    while httpx.get(f"{url}/readyz").status_code != 200:
+        pass
+
+
+def test_it_serves_until_it_is_stopped(configured: Callable[..., None], said: Said, capsys: Any) -> None:
+    configured()
+
+    def script() -> None:
+        url = said.until("listening on ")
+        ready(url)
+        response = httpx.post(f"{url}/generate", json={"seed": 1})
+        assert response.status_code == 200
+        assert "Server" not in response.headers
+        stop()
+
+    assert main_beside(script) == 0
+    err = capsys.readouterr().err
+    assert "INFO serving toy/1 on cpu" in err
+    assert "does not start" not in err
+
+
+def test_a_stop_waits_for_what_is_in_flight(configured: Callable[..., None], said: Said, gate: Gate) -> None:
+    configured()
+
+    def script() -> None:
+        url = said.until("listening on ")
+        ready(url)
+        with gate, ThreadPoolExecutor(1) as pool:
+            running = pool.submit(httpx.post, f"{url}/generate", json={}, timeout=PATIENCE_S)
+            assert gate.entered.wait(PATIENCE_S)
+            stop()
+            assert said.until("draining: ") == "1 requests in flight"
+            problem(httpx.post(f"{url}/generate", json={}), 503, "draining")
+            problem(httpx.get(f"{url}/readyz"), 503, "draining")
+            gate.opened.set()
+            assert running.result().status_code == 200
+
+    assert main_beside(script) == 0
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_what_does_not_finish_is_cut_off(configured: Callable[..., None], said: Said, gate: Gate, signals: int) -> None:
+    configured(DRAIN_S="0.1" if signals == 1 else "15")
+
+    def script() -> None:
+        url = said.until("listening on ")
+        ready(url)
+        with gate, ThreadPoolExecutor(1) as pool:
+            running = pool.submit(httpx.post, f"{url}/generate", json={}, timeout=PATIENCE_S)
+            assert gate.entered.wait(PATIENCE_S)
+            stop()
+            said.until("draining: ")
+            if signals == 2:
+                stop()
+            assert said.until("cutting off ") == "1 requests"
+            problem(running.result(), 503, "draining")
+
+    assert main_beside(script) == 0
+
+
+def test_a_stop_while_models_load(configured: Callable[..., None], said: Said, gate: Gate) -> None:
+    configured()
+    gate.close()
+
+    def script() -> None:
+        url = said.until("listening on ")
+        assert gate.entered.wait(PATIENCE_S)
+        assert httpx.get(f"{url}/healthz").status_code == 200
+        stop()
+        said.until("draining: ")
+        gate.opened.set()
+
+    assert main_beside(script) == 0
+
+
+def test_the_delay_keeps_it_up(configured: Callable[..., None], said: Said) -> None:
+    configured(DRAIN_DELAY_S="0.3")
+
+    def script() -> None:
+        url = said.until("listening on ")
+        ready(url)
+        stop()
+        said.until("draining: ")
+        for _ in range(3):  # a client each, so a connection each: the listener is still there
+            assert httpx.get(f"{url}/readyz").status_code == 503
+
+    assert main_beside(script) == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"MODEL_DIR": "/nowhere"}, "IGN_MODEL_DIR=/nowhere: no such directory"),
+        ({"DEFAULT_MODEL": "nope"}, "IGN_DEFAULT_MODEL=nope: not there; there is toy/1"),
+        ({"PORT": "x"}, "IGN_PORT='x' is not allowed; expected a whole number from 0 to 65535"),
+        ({"API_KEYS_FILE": "/nowhere"}, "API keys file /nowhere: No such file or directory"),
+        ({"HOST": "192.0.2.1"}, "cannot listen on 192.0.2.1:0: Cannot assign requested address"),
+    ],
+)
+def test_refusals(configured: Callable[..., None], settings: dict[str, str], said: str, capsys: Any) -> None:
+    configured(**settings)
+    assert program.main() == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "listening on" not in line]
+    assert lines == [f"ign-service does not start: {said}"]
+
+
+def test_two_runtimes_at_once(configured: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    configured()
+    monkeypatch.setattr(program, "installed_runtimes", lambda: {"onnxruntime", "onnxruntime-gpu"})
+    assert program.main() == 2
+    assert "overwrite each other" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "logged"),
+    [
+        (PermissionError(13, "Permission denied", "toy/1/model.onnx"), "cannot be read: [Errno 13]", False),
+        (RuntimeError("a surprise"), "in a way nobody foresaw; the log says how", True),
+    ],
+)
+def test_failures_nobody_foresaw(
+    configured: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+    error: Exception,
+    said: str,
+    logged: bool,
+) -> None:
+    configured()
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("service.repository.Repository.load_all", fail)
+    assert program.main() == 2
+    err = capsys.readouterr().err
+    assert said in err.splitlines()[-1]
+    assert ("Traceback" in err) is logged
+
+
+def test_two_sockets_cannot_share_a_port() -> None:
+    with program._listen(Settings(port=0)) as listener:
+        port = listener.getsockname()[1]
+        with pytest.raises(StartupError, match=f"cannot listen on 127.0.0.1:{port}: Address already in use"):
+            program._listen(Settings(port=port))
+
+
+def test_ipv6(said: Said) -> None:
+    logging.getLogger("service").setLevel(logging.INFO)
+    try:
+        listener = program._listen(Settings(host="::1", port=0))
+    except StartupError:
+        pytest.skip("no IPv6 here")
+    with listener:
+        port = listener.getsockname()[1]
+        assert said.until("listening on ") == f"http://[::1]:{port}"
+        socket.create_connection(("::1", port)).close()
+
+
+def test_logs_are_text_or_json(capsys: Any) -> None:
+    program._configure_logging(Settings(log_format="json"))
+    logging.getLogger("service").info("hello")
+    assert json.loads(capsys.readouterr().err)["message"] == "hello"
+    program._configure_logging(Settings())
+    logging.getLogger("service").info("hello")
+    assert capsys.readouterr().err.endswith(" INFO hello\n")
+
+
+def test_nothing_is_left_running() -> None:
+    assert [thread.name for thread in threading.enumerate() if thread.name == "ign-executor"] == []
