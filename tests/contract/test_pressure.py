@@ -165,7 +165,6 @@ def test_rows_of_a_client_that_left_never_run(models: Path, monkeypatch: Patch) 
         assert running().status_code == 200
         assert service.post("/generate", {"steps": 1}).status_code == 200
         assert gate.sizes == [1, 1]
-        assert service.services.traffic.in_flight == 0
 
 
 def test_a_client_that_left_while_its_picture_waits_to_be_decoded(models: Path) -> None:
@@ -178,12 +177,22 @@ def test_a_client_that_left_while_its_picture_waits_to_be_decoded(models: Path) 
             head = b"POST /project HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n"
             with socket.create_connection(service.address) as connection:
                 connection.sendall(head % len(PICTURE) + PICTURE)
-                service.until(lambda: service.services.traffic.in_flight == 1)
-            service.until(lambda: service.services.traffic.in_flight == 0)
+                service.until(lambda: service.get("/healthz").is_success and service.services.traffic.in_flight == 1)
+            service.until(lambda: service.get("/healthz").is_success and service.services.traffic.in_flight == 0)
         finally:
             free.set()
         assert service.post("/project", {"images": [b64(PICTURE)]}).status_code == 200
         assert service.metric("ign_batches_total") == 1
+
+
+def test_a_client_that_leaves_in_the_middle_of_its_body(models: Path) -> None:
+    head = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 20\r\n\r\n{"
+    with serving(settings(models)) as service:
+        with socket.create_connection(service.address) as connection:
+            connection.sendall(head)
+            service.until(lambda: service.get("/healthz").is_success and service.services.traffic.in_flight == 1)
+        service.until_metric("ign_requests_total", 1.0, endpoint="/generate", status="4xx")
+        assert service.services.traffic.in_flight == 0
 
 
 def test_too_many_requests_in_flight_are_503(models: Path, monkeypatch: Patch) -> None:

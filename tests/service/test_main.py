@@ -51,6 +51,13 @@ def _own_logging() -> Iterator[None]:
     uvicorn.setLevel(uvicorn_level)
 
 
+@pytest.fixture(autouse=True)
+def _nothing_is_left_running() -> Iterator[None]:
+    before = set(threading.enumerate())
+    yield
+    assert [thread.name for thread in set(threading.enumerate()) - before if thread.name == "ign-executor"] == []
+
+
 @pytest.fixture
 def said() -> Iterator[Said]:
     handler = Said()
@@ -268,7 +275,3 @@ def test_logs_are_text_or_json(capsys: Any) -> None:
     program._configure_logging(Settings())
     logging.getLogger("service").info("hello")
     assert capsys.readouterr().err.endswith(" INFO hello\n")
-
-
-def test_nothing_is_left_running() -> None:
-    assert [thread.name for thread in threading.enumerate() if thread.name == "ign-executor"] == []

@@ -1,0 +1,202 @@
+"""What can be wrong with pictures, arrays and forms."""
+
+import struct
+
+import numpy as np
+import pytest
+
+from tests.contract.harness import Service, b64, latents, npy, problem, send
+from tests.service.pictures import chunk, noise, save
+
+pytestmark = pytest.mark.usefixtures("unharmed")
+
+PICTURE = save(noise(8, 8, seed=1))
+GOOD = b64(PICTURE)
+
+# A header that promises more than anybody should decode.
+HUGE = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 10_000, 10_000, 8, 0, 0, 0, 0)) + chunk(b"IDAT")
+LONG = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 16_385, 1, 8, 0, 0, 0, 0)) + chunk(b"IDAT")
+UNDECODABLE = {
+    "text": b"hello",
+    "nothing": b"\0",
+    "truncated png": PICTURE[: len(PICTURE) // 2],
+    "truncated jpeg": save(noise(32, 32, 3), "JPEG")[:200],
+    "truncated webp": save(noise(32, 32, 3), "WEBP")[:60],
+    "signature only": PICTURE[:8],
+    "damaged": PICTURE[:45] + b"\xff\xff\xff\xff" + PICTURE[49:],
+    "gif": save(noise(8, 8), "GIF"),
+    "bmp": save(noise(8, 8), "BMP"),
+    "svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+}
+
+
+@pytest.mark.parametrize("kind", ["image/gif", "image/*", "image/svg+xml", "application/octet-stream"])
+def test_raw_bodies_of_other_types_are_415(service: Service, kind: str) -> None:
+    problem(send(service, "/project", PICTURE, kind), 415, "unsupported_media_type", "Content-Type")
+
+
+@pytest.mark.parametrize("content", UNDECODABLE.values(), ids=list(UNDECODABLE))
+def test_undecodable_pictures(service: Service, content: bytes) -> None:
+    for body, field in (
+        ({"images": [b64(content)]}, "images.0"),
+        ({"images": [GOOD, b64(content)]}, "images.1"),
+        ({"images": [GOOD], "mask": b64(content)}, "mask"),
+        ({"images": [GOOD, GOOD], "masks": [GOOD, b64(content)]}, "masks.1"),
+    ):
+        problem(service.post("/project", body), 422, "undecodable_image", field)
+    problem(send(service, "/project", content, "image/png"), 422, "undecodable_image", "body")
+    file = ("image", ("x.png", content, "image/png"))
+    problem(service.client.post("/project", files=[file]), 422, "undecodable_image", "image")
+    good = ("image", ("x.png", PICTURE, "image/png"))
+    problem(service.client.post("/project", files=[good, file]), 422, "undecodable_image", "image.1")
+    points = [{"seed": 1}, {"image": b64(content)}]
+    problem(service.post("/latent-interpolate", {"points": points}), 422, "undecodable_image", "points.1.image")
+
+
+def test_an_empty_raw_body_is_no_picture(service: Service) -> None:
+    problem(send(service, "/project", b"", "image/png"), 422, "undecodable_image", "body")
+
+
+@pytest.mark.parametrize("content", [HUGE, LONG])
+def test_oversized_pictures_are_413(service: Service, content: bytes) -> None:
+    problem(service.post("/project", {"images": [b64(content)]}), 413, "image_too_large", "images.0")
+    problem(send(service, "/project", content, "image/png"), 413, "image_too_large", "body")
+    points = [{"image": b64(content)}, {"seed": 1}]
+    problem(service.post("/latent-interpolate", {"points": points}), 413, "image_too_large", "points.0.image")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["!!!!", GOOD.rstrip("=") + "=" * 3, GOOD[:-3], "_-" + GOOD[2:], "data:image/png," + GOOD, "é" + GOOD],
+)
+def test_broken_base64(service: Service, text: str) -> None:
+    problem(service.post("/project", {"images": [text]}), 422, "invalid_base64", "images.0")
+    problem(service.post("/project", {"images": [GOOD], "mask": text}), 422, "invalid_base64", "mask")
+    for kind in ("image", "latent"):
+        body = {"points": [{"seed": 1}, {kind: text}]}
+        problem(service.post("/latent-interpolate", body), 422, "invalid_base64", f"points.1.{kind}")
+
+
+def test_urls_are_never_fetched(service: Service) -> None:
+    problem(service.post("/project", {"images": ["http://127.0.0.1/x.png"]}), 422, "invalid_base64", "images.0")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"hello",
+        npy(latents(1)),  # N×C×H×W
+        npy(latents(1)[0].astype(np.float64)),
+        npy(np.zeros((1, 8, 9), np.float32)),
+        npy(np.full((1, 8, 8), np.nan, np.float32)),
+        npy(np.full((1, 8, 8), np.inf, np.float32)),
+        npy(latents(1)[0])[:-1],
+        npy(latents(1)[0]) + b"\0",
+        npy(np.array([{"pickle": 1}], dtype=object)),
+    ],
+)
+def test_latents_that_are_none(service: Service, content: bytes) -> None:
+    body = {"points": [{"seed": 1}, {"latent": b64(content)}]}
+    problem(service.post("/latent-interpolate", body), 422, "invalid_npy", "points.1.latent")
+
+
+def test_masks_of_another_size(service: Service) -> None:
+    mask = b64(save(noise(8, 9)))
+    problem(service.post("/project", {"images": [GOOD], "mask": mask}), 422, "mask_size", "mask")
+    body = {"images": [GOOD, GOOD], "masks": [GOOD, mask]}
+    problem(service.post("/project", body), 422, "mask_size", "masks.1")
+
+
+OPTIONS_AS_TEXT = [
+    *[("steps", value) for value in ("0", "-1", "1e9", "1.0", "", "x", "999999999", "0x1", "１")],
+    *[("tolerance", value) for value in ("0", "-1", "nan", "inf", "1e400", "", "x", "0.1.2")],
+    *[("record", value) for value in ("1,1", "2,1", "7", ",".join(map(str, range(66))))],
+    *[("score", value) for value in ("yes", "", "2", "on")],
+    *[("strength", value) for value in ("-0.1", "1.1", "nan", "")],
+    *[("resize", value) for value in ("cover", "")],
+    *[("invert", value) for value in ("maybe", "", "2")],
+    *[("format", value) for value in ("gif", "")],
+    *[(name, "1") for name in ("seed", "n", "images", "masks", "nonsense", "Steps")],
+]
+
+
+@pytest.mark.parametrize(("name", "value"), OPTIONS_AS_TEXT)
+def test_options_as_text(service: Service, name: str, value: str) -> None:
+    files = {"image": ("x.png", PICTURE, "image/png")}
+    problem(service.client.post("/project", files=files, data={name: value}), 422, "invalid_value", name)
+    problem(send(service, "/project", PICTURE, "image/png", params={name: value}), 422, "invalid_value", name)
+
+
+@pytest.mark.parametrize("value", ["", "x", "0,", "0,,1", "-1", "1.5", "0;1"])
+def test_recorded_steps_as_text(service: Service, value: str) -> None:
+    response = send(service, "/project", PICTURE, "image/png", params={"record": value})
+    (field,) = [error["field"] for error in response.json()["errors"]]
+    assert field.startswith("record.")
+    problem(response, 422, "invalid_value", field)
+
+
+def test_a_raw_body_has_no_mask(service: Service) -> None:
+    for name in ("mask", "image"):
+        response = send(service, "/project", PICTURE, "image/png", params={name: GOOD})
+        problem(response, 422, "invalid_value", name)
+
+
+def test_options_given_twice(service: Service) -> None:
+    response = send(service, "/project", PICTURE, "image/png", params=[("steps", "1"), ("steps", "2")])
+    problem(response, 422, "invalid_value", "steps")
+    files = [("image", ("x.png", PICTURE)), ("mask", ("m.png", PICTURE)), ("mask", ("m.png", PICTURE))]
+    problem(service.client.post("/project", files=files), 422, "invalid_value", "mask")
+    response = service.client.post("/project", files=files[:1], data={"steps": ["1", "2"]})
+    problem(response, 422, "invalid_value", "steps")
+
+
+def part(name: str, content: bytes, filename: str | None = None) -> bytes:
+    file = "" if filename is None else f'; filename="{filename}"'
+    return f'--x\r\nContent-Disposition: form-data; name="{name}"{file}\r\n\r\n'.encode() + content + b"\r\n"
+
+
+END = b"--x--\r\n"
+IMAGE = part("image", PICTURE, "a.png")
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("multipart/form-data", IMAGE + END),
+        ("multipart/form-data; boundary=", IMAGE + END),
+        ("multipart/form-data; boundary=y", IMAGE + END),
+        ("multipart/form-data; boundary=x", b""),
+        ("multipart/form-data; boundary=x", IMAGE),
+        ("multipart/form-data; boundary=x", IMAGE[:-10]),
+        ("multipart/form-data; boundary=x", b"--x\r\n\r\nno header\r\n" + END),
+        ("multipart/form-data; boundary=x", b"--x\r\nContent-Disposition: form-data\r\n\r\nno name\r\n" + END),
+        ("multipart/form-data; boundary=x", IMAGE + part("steps", b"\xff") + END),
+        ("multipart/form-data; boundary=x", b"hello"),
+    ],
+)
+def test_broken_multipart_is_400(service: Service, kind: str, body: bytes) -> None:
+    problem(send(service, "/project", body, kind), 400, "malformed")
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (END, "image"),
+        (part("steps", b"1") + END, "image"),
+        (part("image", b"hello") + END, "image"),  # no file
+        (part("image", b"", "") + END, "image"),  # an input left empty
+        (IMAGE + part("picture", PICTURE, "b.png") + END, "picture"),
+        (IMAGE + part("steps", b"1", "steps.txt") + END, "steps"),
+        (IMAGE + part("mask", PICTURE, "m.png") + part("mask", GOOD.encode()) + END, "mask"),
+        (IMAGE + b"".join(part(f"f{i}", b"") for i in range(40)) + END, "f32"),
+        (IMAGE * 66 + END, "image"),
+    ],
+)
+def test_forms_that_hold_the_wrong_parts_are_422(service: Service, body: bytes, field: str) -> None:
+    response = send(service, "/project", body, "multipart/form-data; boundary=x")
+    problem(response, 422, "invalid_value", field)
+
+
+def test_a_form_has_no_query(service: Service) -> None:
+    response = send(service, "/project", IMAGE + END, "multipart/form-data; boundary=x", params={"steps": "1"})
+    problem(response, 422, "invalid_value", "steps")

@@ -1,0 +1,46 @@
+"""docs/http-api.md tells of everything there is."""
+
+import re
+from pathlib import Path
+
+from service.api.middleware import EXPOSED_HEADERS
+from service.api.schemas import GenerateRequest, GridRequest, InterpolateRequest, PointRequest, ProjectRequest
+from service.domain import errors
+from service.domain.errors import IgnError
+from tests.contract.harness import Service
+
+PAGE = (Path(__file__).parents[2] / "docs" / "http-api.md").read_text(encoding="utf-8")
+FRAMEWORK = {"not_found", "method_not_allowed"}
+NOT_YET = {"rate_limited"}
+IN_PICTURES = {"image_too_large", "undecodable_image", "invalid_base64", "invalid_npy", "mask_size"}
+
+
+def test_every_path_is_there(service: Service) -> None:
+    paths = service.get("/openapi.json").json()["paths"]
+    for path in paths:
+        assert f"`{path}`" in PAGE or f" {path}`" in PAGE, path
+
+
+def test_every_option_is_there() -> None:
+    for request in (GenerateRequest, ProjectRequest, InterpolateRequest):
+        for name in request.model_fields:
+            assert f"| `{name}` |" in PAGE, name
+    for part in (PointRequest, GridRequest):
+        for name in part.model_fields:
+            assert f'"{name}"' in PAGE, name
+
+
+def test_every_response_header_is_there() -> None:
+    for name in EXPOSED_HEADERS:
+        assert f"`{name}`" in PAGE, name
+
+
+def raised(kind: type[IgnError]) -> set[str]:
+    own = set() if kind.__subclasses__() else {kind.code}
+    return own.union(*[raised(below) for below in kind.__subclasses__() if below.__module__ == errors.__name__])
+
+
+def test_every_code_is_there_and_no_other() -> None:
+    described = set(re.findall(r"^\| [45]\d\d \| `(\w+)` \|", PAGE, flags=re.MULTILINE))
+    expected = (raised(IgnError) | {IgnError.code} | FRAMEWORK | IN_PICTURES) - NOT_YET - {errors.StartupError.code}
+    assert described == expected

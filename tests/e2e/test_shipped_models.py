@@ -1,0 +1,86 @@
+"""What ships with the repository is what its cards say, and the service keeps its promises with it."""
+
+import io
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.repository import LoadedModel, Repository
+from service.runtime import OnnxModel
+from tests.live import live_service
+
+MODELS = Path(__file__).resolve().parent.parent.parent / "models"
+LARGEST = 16 * 2**20
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Iterator[dict[str, LoadedModel]]:
+    repository = Repository(MODELS, lambda data: OnnxModel(data, device="cpu"), default="mnist")
+    yield dict(repository.load_all())
+    repository.close()
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[httpx.Client]:
+    with live_service() as url, httpx.Client(base_url=url, timeout=30) as client:
+        yield client
+
+
+def test_every_shipped_model_verifies_and_says_where_it_comes_from(shipped: dict[str, LoadedModel]) -> None:
+    assert "mnist/1" in shipped
+    for ref, model in shipped.items():
+        card = model.card
+        assert (MODELS / ref / "model.onnx").stat().st_size <= LARGEST
+        assert model.golden.reproducible == "exact"
+        assert card.training.command.startswith("python -m model_export train --preset ")
+        assert card.training.commit is not None
+        assert len(card.data.sha256) == 64
+        assert card.distance_quantiles is not None
+        assert card.quality["generation"]["f"]["frechet"] > 0
+
+
+def test_generated_digits_are_digits(shipped: dict[str, LoadedModel]) -> None:
+    model = shipped["mnist/1"]
+    y = model.model.run(model.noise.rows(0, 0, 256))
+    background = (y < -0.9).mean(axis=(1, 2, 3))
+    assert 0.4 < background.mean() < 0.95
+    assert (y.max(axis=(1, 2, 3)) > 0.8).mean() > 0.98  # every one has ink
+    assert y.std(axis=0).mean() > 0.2  # and they differ
+    assert np.abs(model.model.run(y) - y).mean() < 0.03  # and f leaves them as they are
+
+
+def test_a_seed_gives_the_same_bytes_alone_in_a_batch_and_under_load(client: httpx.Client) -> None:
+    def one(index: int) -> str:
+        body = {"seed": 7, "offset": index, "n": 1}
+        data: str = client.post("/generate", json=body).raise_for_status().json()["images"][0]["data"]
+        return data
+
+    together = [image["data"] for image in client.post("/generate", json={"seed": 7, "n": 64}).json()["images"]]
+    assert [one(i) for i in range(64)] == together
+    with ThreadPoolExecutor(32) as pool:
+        assert list(pool.map(one, range(64))) == together
+
+
+def test_a_noisy_digit_is_made_real(client: httpx.Client) -> None:
+    raw = client.post("/generate", json={"seed": 7, "n": 1}, headers={"Accept": "application/x-npy"}).content
+    clean = np.load(io.BytesIO(raw))[0, 0]
+    noise = np.random.default_rng(0).standard_normal(clean.shape)
+    noisy = np.clip((clean + 0.8 * noise + 1) * 127.5, 0, 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noisy).save(buffer, "PNG")
+    answer = client.post("/project", content=buffer.getvalue(), headers={"Content-Type": "image/png", "Accept": "*/*"})
+    image = answer.raise_for_status().json()["images"][0]
+    restored = client.post(
+        "/project",
+        content=buffer.getvalue(),
+        headers={"Content-Type": "image/png", "Accept": "application/x-npy"},
+    )
+    y = np.load(io.BytesIO(restored.content))[0, 0]
+    assert np.abs(y - clean).mean() < 0.5 * np.abs(noisy / 127.5 - 1 - clean).mean()
+    assert not image["inverted"]
+    assert image["distance"] > 0.1
