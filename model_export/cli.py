@@ -126,6 +126,30 @@ def _evaluate(options: argparse.Namespace, _: Sequence[str]) -> int:
     return 0
 
 
+def _figures(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from model_export.figures import draw
+
+    _set_threads(options.threads)
+    written = draw(
+        Path(options.model),
+        options.data,
+        Path(options.out),
+        steps=options.steps,
+        seed=options.seed,
+        run=Path(options.run_folder) if options.run_folder else None,
+        threads=options.threads,
+    )
+    _say(f"drew {len(written)} figures in {options.out}")
+    return 0
+
+
+def _card(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from model_export.cards import write
+
+    _say(f"wrote {write(Path(options.model), Path(options.out))}")
+    return 0
+
+
 def _set_threads(threads: int) -> None:
     import torch
 
@@ -214,6 +238,20 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--samples", type=int, default=3000, help="pictures to generate (default 3000)")
     evaluate.add_argument("--cache", default="~/.cache/ign-service", help="folder that keeps the judging classifier")
 
-    for command in (train, export, verify, evaluate):
+    figures = commands.add_parser("figures", help="draw what an exported model does, as PNG")
+    figures.set_defaults(run=_figures)
+    figures.add_argument("--model", required=True, help="version folder, such as models/mnist/1")
+    figures.add_argument("--data", required=True, help="what the model was trained on, as for train")
+    figures.add_argument("--out", required=True, help="folder for the figures, such as docs/models/mnist")
+    figures.add_argument("--steps", type=int, default=300_000, help="most steps of repeated.png (default 300000)")
+    figures.add_argument("--seed", type=int, default=0, help="of the latents (default 0)")
+    figures.add_argument("--run", dest="run_folder", help="folder of the training run, to draw its losses too")
+
+    card = commands.add_parser("card", help="write a page about an exported model from the card inside it")
+    card.set_defaults(run=_card)
+    card.add_argument("--model", required=True, help="version folder, such as models/mnist/1")
+    card.add_argument("--out", required=True, help="page to write, such as docs/models/mnist.md")
+
+    for command in (train, export, verify, evaluate, figures):
         command.add_argument("--threads", type=int, default=0, help="CPU threads (default: the libraries' choice)")
     return parser
