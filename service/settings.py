@@ -115,7 +115,7 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
 
 
 def _unknown(name: str) -> str:
-    nearest = difflib.get_close_matches(name, _PARSERS, n=1)
+    nearest = difflib.get_close_matches(name, _PARSERS, n=1, cutoff=0.8)
     hint = f"; did you mean {nearest[0]}?" if nearest else "; docs/configuration.md lists what there is"
     return f"unknown setting {name}{hint}"
 
