@@ -1,4 +1,7 @@
-"""An exported version: `<models>/<name>/<version>/{model.onnx, golden.npz}`, read and written whole."""
+"""An exported version: `<models>/<name>/<version>/{model.onnx, model.fp16.onnx, golden.npz}`, read and written whole.
+
+`model.fp16.onnx` is there where it was asked for; the golden rows are of `model.onnx` and hold for both.
+"""
 
 import hashlib
 import io
@@ -11,7 +14,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from types import MappingProxyType
+from typing import Final, Literal
 
 import numpy as np
 import onnx
@@ -21,7 +25,10 @@ from model_export.errors import UserError
 from service.card import INPUT, OUTPUT, CardError, ModelCard, from_metadata, to_metadata
 from service.domain.latents import FloatRows, NoiseSource
 
+Precision = Literal["fp32", "fp16"]
+
 MODEL: Final = "model.onnx"
+FILES: Final[Mapping[Precision, str]] = MappingProxyType({"fp32": MODEL, "fp16": "model.fp16.onnx"})
 GOLDEN: Final = "golden.npz"
 METRICS: Final = "metrics.json"
 _BATCH: Final = 64
@@ -85,9 +92,10 @@ class Artifact:
 
     Args:
         folder: where it lies.
-        data: the bytes of `model.onnx`.
+        data: the bytes of one of its models.
         card, noise: what they say of themselves.
         function: f.
+        precision: which of the models it is.
     """
 
     folder: Path
@@ -95,15 +103,16 @@ class Artifact:
     card: ModelCard
     noise: NoiseSource
     function: OnnxFunction
+    precision: Precision = "fp32"
 
     @classmethod
-    def read(cls, folder: Path, *, threads: int = 0) -> "Artifact":
+    def read(cls, folder: Path, *, precision: Precision = "fp32", threads: int = 0) -> "Artifact":
         """Open a version folder.
 
         Raises:
             UserError: no model there, or none that this program exported.
         """
-        path = folder / MODEL
+        path = folder / FILES[precision]
         if not path.is_file():
             raise UserError(f"no model at {path}")
         data = path.read_bytes()
@@ -112,10 +121,15 @@ class Artifact:
             card, noise = from_metadata(function.metadata)
         except (UserError, CardError) as exc:
             raise UserError(f"{path}: {exc}") from exc
-        return cls(folder=folder, data=data, card=card, noise=noise, function=function)
+        return cls(folder=folder, precision=precision, data=data, card=card, noise=noise, function=function)
+
+    @property
+    def file(self) -> str:
+        """Its file's name."""
+        return FILES[self.precision]
 
     def golden(self) -> Golden:
-        """The golden rows beside it.
+        """The golden rows beside `model.onnx`.
 
         Raises:
             UserError: missing, damaged, or of another `model.onnx`; `verify` makes them anew.
@@ -130,6 +144,16 @@ class Artifact:
         if digest != digest_of(self.data):
             raise UserError(f"{path}: belongs to another {MODEL}; `verify` makes it anew")
         return golden
+
+
+def read_all(folder: Path, *, threads: int = 0) -> list[Artifact]:
+    """Every precision of a version, `model.onnx` first.
+
+    Raises:
+        UserError: no `model.onnx`, or a file that this program did not export.
+    """
+    there = [precision for precision, file in FILES.items() if precision == "fp32" or (folder / file).is_file()]
+    return [Artifact.read(folder, precision=precision, threads=threads) for precision in there]
 
 
 def digest_of(data: bytes) -> str:

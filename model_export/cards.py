@@ -115,10 +115,11 @@ def _loss(stage: Table) -> str:
 def _reproduction(card: ModelCard) -> Iterator[str]:
     training, data = card.training, shlex.quote(card.data.name)
     run = shlex.quote(_option(training.command, "--out") or f"runs/{card.name}")
+    half = " --fp16" if "fp16" in card.quality.get("precision", {}) else ""
     model, docs = f"models/{card.ref}", f"docs/models/{card.name}"
     yield block(
         training.command,
-        f"python -m model_export export --run {run} --models models --version {card.version}",
+        f"python -m model_export export --run {run} --models models --version {card.version}{half}",
         f"python -m model_export evaluate --model {model} --data {data}",
         f"python -m model_export figures --model {model} --data {data} --out {docs} --run {run}",
         f"python -m model_export card --model {model} --out {docs}.md",

@@ -5,6 +5,8 @@ and the step are the random state, on any device.
 """
 
 import os
+import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +21,7 @@ from model_export.errors import UserError
 
 FORMAT = 1
 FILE = "checkpoint.pt"
+_NUMBERED = re.compile(r"checkpoint-(\d+)\.pt")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -77,6 +80,26 @@ def load(path: Path) -> Checkpoint:
     # torch.load raises whatever its zip and pickle readers meet in a damaged file.
     except Exception as exc:
         raise UserError(f"{path}: damaged checkpoint") from exc
+
+
+def rotate(folder: Path, step: int, keep: int) -> None:
+    """Keep the present checkpoint as `checkpoint-STEP.pt`, too, and of those files the last ``keep``.
+
+    The copy is a hard link where the file system has them. With ``keep`` = 1, `checkpoint.pt` is all there is, and
+    files that an earlier command has kept are left alone.
+    """
+    if keep == 1:
+        return
+    source, copy = folder / FILE, folder / f"checkpoint-{step:07d}.pt"
+    copy.unlink(missing_ok=True)
+    try:
+        copy.hardlink_to(source)
+    except OSError:
+        with atomic(copy) as file, source.open("rb") as whole:
+            shutil.copyfileobj(whole, file)
+    numbered = ((int(match[1]), path) for path in folder.iterdir() if (match := _NUMBERED.fullmatch(path.name)))
+    for _, path in sorted(numbered)[:-keep]:
+        path.unlink()
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,9 @@ from model_export.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+
+    from model_export.train import Run
+    from model_export.verify import Verification
 
 
 _INTERRUPTED = 128 + signal.SIGINT
@@ -43,8 +46,10 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 
     from model_export import provenance
     from model_export.data import load_dataset
+    from model_export.distributed import joined
+    from model_export.execution import Execution
     from model_export.presets import adapt, get_preset
-    from model_export.train import Interrupted, Run
+    from model_export.train import Run
     from service.card import NAME_PATTERN
 
     if options.name is not None and not re.fullmatch(NAME_PATTERN, options.name):
@@ -56,48 +61,71 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         channels=options.channels,
         steps=options.steps,
         batch=options.batch,
+        degradations=options.degradations,
+        eight_bit=options.eight_bit,
     )
     _set_threads(options.threads)
-    device = _device(options.device)
-    data = load_dataset(options.data, size=preset.network.size, channels=preset.network.channels)
-    run = Run(
-        preset,
-        data,
-        Path(options.out),
-        seed=options.seed,
-        device=device,
-        bf16=_bf16(options.precision, device),
-        provenance={
-            "command": provenance.command(arguments),
-            "commit": provenance.commit(),
-            "sources": provenance.source_digest(),
-            "threads": torch.get_num_threads(),
-            "torch": str(torch.__version__),
-        },
-    )
+    with joined(_device(options.device)) as (ranks, device):
+        data = load_dataset(options.data, size=preset.network.size, channels=preset.network.channels)
+        run = Run(
+            preset,
+            data,
+            Path(options.out),
+            seed=options.seed,
+            device=device,
+            bf16=_bf16(options.precision, device),
+            provenance={
+                "command": provenance.command(arguments),
+                "commit": provenance.commit(),
+                "sources": provenance.source_digest(),
+                "threads": torch.get_num_threads(),
+                "torch": str(torch.__version__),
+            },
+            execution=Execution(
+                ranks=ranks,
+                accumulate=options.accumulate,
+                compile=options.compile,
+                channels_last=options.channels_last,
+                keep=options.keep,
+                tensorboard=options.tensorboard,
+            ),
+        )
+        return _run_to_its_end(run)
+
+
+def _run_to_its_end(run: "Run") -> int:
+    from model_export.train import Interrupted
+
     try:
         run.train()
     except Interrupted:
-        _say(f"stopped at step {run.step} of {preset.steps}; the same command continues")
-        return _INTERRUPTED
-    _say(f"trained {run.step} steps; next: python -m model_export export --run {options.out}")
-    return 0
+        code, line = _INTERRUPTED, f"stopped at step {run.step} of {run.preset.steps}; the same command continues"
+    else:
+        code, line = 0, f"trained {run.step} steps; next: python -m model_export export --run {run.out}"
+    if run.ranks.main:
+        for stage, throughput in run.throughput:
+            _say(f"{stage}: {throughput}")
+        if len(run.throughput) > 1:
+            _say(f"in all: {run.total}")
+        _say(line)
+    return code
 
 
 def _export(options: argparse.Namespace, _: Sequence[str]) -> int:
     from model_export.export import export
 
     _set_threads(options.threads)
-    folder, verification = export(
+    folder, compared = export(
         Path(options.run_folder),
         Path(options.models),
         version=options.version,
         unfinished=options.unfinished,
         force=options.force,
+        fp16=options.fp16,
         facts={name: value for name in _FACTS if (value := getattr(options, name)) is not None},
         threads=options.threads,
     )
-    _say(f"{verification}")
+    _report(compared)
     _say(f"exported {folder}; next: python -m model_export evaluate --model {folder} --data DATA")
     return 0
 
@@ -106,20 +134,29 @@ def _verify(options: argparse.Namespace, _: Sequence[str]) -> int:
     from model_export.verify import verify
 
     _set_threads(options.threads)
-    _say(f"{verify(Path(options.run_folder), Path(options.model), threads=options.threads)}")
+    _report(verify(Path(options.run_folder), Path(options.model), threads=options.threads))
     return 0
+
+
+def _report(compared: Mapping[str, "Verification"]) -> None:
+    for file, verification in compared.items():
+        _say(f"{file}: {verification}")
 
 
 def _evaluate(options: argparse.Namespace, _: Sequence[str]) -> int:
     from model_export.evaluate import evaluate, summary
+    from model_export.inception import Inception
 
     _set_threads(options.threads)
+    weights = Path(options.fid_weights).expanduser() if options.fid_weights else None
     table = evaluate(
         Path(options.model),
         options.data,
         cache=Path(options.cache).expanduser(),
         out=Path(options.out) if options.out else None,
         samples=options.samples,
+        steps=options.steps,
+        inception=Inception(weights) if options.fid else None,
         threads=options.threads,
     )
     _say(summary(table))
@@ -211,6 +248,13 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", type=int, default=0, help="of every draw (default 0)")
     train.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     train.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
+    train.add_argument("--degradations", nargs="+", metavar="NAME", help="ways to spoil what is learned to be restored")
+    train.add_argument("--eight-bit", type=float, help="share of spoiled pictures that are rounded to 8 bits, 0 to 1")
+    train.add_argument("--accumulate", type=int, default=1, help="micro-batches that make up a batch (default 1)")
+    train.add_argument("--compile", action="store_true", help="compile the network with torch.compile")
+    train.add_argument("--channels-last", action="store_true", help="keep weights and activations in NHWC order")
+    train.add_argument("--keep", type=int, default=1, help="checkpoints to keep (default 1: only checkpoint.pt)")
+    train.add_argument("--tensorboard", action="store_true", help="log for TensorBoard too, in the run's folder")
 
     export = commands.add_parser("export", help="write a run's network as model.onnx, checked against the run")
     export.set_defaults(run=_export)
@@ -219,7 +263,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--version", type=int, help="number of the version (default: the next free one)")
     export.add_argument("--unfinished", action="store_true", help="export a run that is not at its end")
     export.add_argument("--force", action="store_true", help="replace a version that is there")
-
+    export.add_argument("--fp16", action="store_true", help="write model.fp16.onnx too: half precision, for CUDA")
     export.add_argument("--description", help="one or two sentences in place of the preset's")
     export.add_argument("--licence", help="of the weights, in place of the preset's")
     export.add_argument("--polarity", choices=("light-on-dark", "dark-on-light", "none"), help="of the pictures")
@@ -236,6 +280,11 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--data", required=True, help="what the model was trained on, as for train")
     evaluate.add_argument("--out", help="file for the figures (default: metrics.json in the version folder)")
     evaluate.add_argument("--samples", type=int, default=3000, help="pictures to generate (default 3000)")
+    evaluate.add_argument("--steps", type=int, default=1000, help="most steps of f repeated (default 1000)")
+    evaluate.add_argument("--fid", choices=("inception",), help="measure FID too; needs the extra fid and its weights")
+    evaluate.add_argument(
+        "--fid-weights", help="file of Inception's weights (default: where torch.hub keeps its files)"
+    )
     evaluate.add_argument("--cache", default="~/.cache/ign-service", help="folder that keeps the judging classifier")
 
     figures = commands.add_parser("figures", help="draw what an exported model does, as PNG")

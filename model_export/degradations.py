@@ -1,11 +1,12 @@
 """Ways to spoil a picture, by which restoration is measured. All are deterministic: picture i always gets noise i."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from torch.nn import functional
 
@@ -64,11 +65,19 @@ def hole(share: float) -> Degradation:
 
     def apply(x: FloatRows) -> FloatRows:
         out = x.copy()
-        rows, columns = (slice(round(s * (1 - share) / 2), round(s * (1 + share) / 2)) for s in x.shape[2:])
-        out[:, :, rows, columns] = 0.0
+        out[:, :, hole_mask(share, x.shape)] = 0.0
         return out
 
     return apply
+
+
+def hole_mask(share: float, shape: Sequence[int]) -> NDArray[np.bool_]:
+    """What such a hole hides of pictures of this shape (…, H, W): (H, W), True inside."""
+    height, width = shape[-2:]
+    rows, columns = (slice(round(s * (1 - share) / 2), round(s * (1 + share) / 2)) for s in (height, width))
+    mask = np.zeros((height, width), dtype=np.bool_)
+    mask[rows, columns] = True
+    return mask
 
 
 DEGRADATIONS: Final[Mapping[str, Degradation]] = MappingProxyType(

@@ -13,9 +13,10 @@ from pydantic import ValidationError
 from torch import nn
 from torch.export import Dim
 
-from model_export.artifact import GOLDEN, MODEL, OnnxFunction, publish, stamp
+from model_export.artifact import FILES, GOLDEN, OnnxFunction, Precision, publish, stamp
 from model_export.errors import UserError
 from model_export.networks import parameter_count
+from model_export.precision import to_fp16
 from model_export.trained import TrainedModel, load_run
 from model_export.verify import Verification, compare
 from service.card import INPUT, OUTPUT, ModelCard
@@ -32,9 +33,10 @@ def export(
     version: int | None = None,
     unfinished: bool = False,
     force: bool = False,
+    fp16: bool = False,
     facts: Mapping[str, object] | None = None,
     threads: int = 0,
-) -> tuple[Path, Verification]:
+) -> tuple[Path, dict[str, Verification]]:
     """Export the averaged weights of a run to `<models>/<name>/<version>`.
 
     Args:
@@ -43,11 +45,12 @@ def export(
         version: number ≥ 1; the next free one when not given.
         unfinished: export a run that has not done all its steps.
         force: replace a version that is there.
+        fp16: write `model.fp16.onnx` too.
         facts: fields of the card in place of the preset's, such as its description or polarity.
         threads: CPU threads of the check; 0 leaves the choice to onnxruntime.
 
     Returns:
-        The version folder, and how the file compares with the trained network.
+        The version folder, and how each of its models, by file name, compares with the trained network.
 
     Raises:
         UserError: no such run, unfinished, the version is taken, or onnxruntime computes something else; nothing is
@@ -64,10 +67,16 @@ def export(
         raise UserError(f"{folder} exists; choose another --version, or say --force")
     card = card_of(model, str(number), facts or {})
     noise = NoiseSource(model.preset.shape, model.noise.for_card())
-    data = stamp(to_onnx(model.network, model.preset.shape), card, noise)
-    golden, verification = compare(model, card, noise, OnnxFunction(data, threads=threads))
-    publish(folder, {MODEL: data, GOLDEN: golden.to_bytes(data)})
-    return folder, verification
+    files: dict[Precision, bytes] = {"fp32": stamp(to_onnx(model.network, model.preset.shape), card, noise)}
+    if fp16:
+        files["fp16"] = to_fp16(files["fp32"])
+    compared: dict[str, Verification] = {}
+    for precision, data in files.items():
+        function = OnnxFunction(data, threads=threads)
+        golden, compared[FILES[precision]] = compare(model, card, noise, function, precision)
+    content = {FILES[precision]: data for precision, data in files.items()}
+    publish(folder, {**content, GOLDEN: golden.to_bytes(files["fp32"])})
+    return folder, compared
 
 
 def to_onnx(network: nn.Module, shape: tuple[int, int, int]) -> bytes:

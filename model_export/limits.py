@@ -10,6 +10,7 @@ _RESTORED: Final = 1.0  # dB of PSNR gained; less counts as not restored
 _BETTER: Final = 0.9  # of the Fréchet distance: what a further step has to reach to be worth a sentence
 _RARE: Final = 0.02  # twice what real pictures show
 _EVEN: Final = 0.01  # nats
+_UNEVEN: Final = 0.1  # nats
 _UNTOUCHED: Final = 0.99  # SSIM
 
 
@@ -24,8 +25,10 @@ def limits(card: ModelCard) -> list[str]:
         return [*found, "Its quality has not been measured."]
     return [
         *found,
+        *(f"Evaluation flags it: {warning}." for warning in quality.get("warnings", ())),
         *_generation(quality.get("generation", {}), quality.get("protocol", {})),
         *_idempotence(quality.get("drift", {})),
+        *_repetition(quality.get("repeated", {})),
         *_variety(quality.get("nearest", {})),
         *_clean(quality.get("clean", {})),
         *_restoration(quality.get("restoration", {})),
@@ -59,6 +62,17 @@ def _idempotence(drift: Table) -> Iterator[str]:
         )
 
 
+def _repetition(repeated: Table) -> Iterator[str]:
+    first = repeated.get("f", {}).get("kl")
+    for name, row in repeated.items():
+        if first is not None and is_power(name) and row["kl"] > first + _UNEVEN:
+            yield (
+                f"Applied {name[1:]} times, f favours some classes: KL divergence from uniform {row['kl']:.3f} nats "
+                f"over {repeated['n']} samples, {first:.3f} after one step."
+            )
+            return
+
+
 def _variety(nearest: Table) -> Iterator[str]:
     said = {
         "other_sample": "nearer to another sample than all but 1 % of real pictures are to one another: less varied "
@@ -84,18 +98,23 @@ def _restoration(restoration: Table) -> Iterator[str]:
         if before is None or after is None:
             continue
         if after < before + _RESTORED:
-            yield f"It does not restore `{name}`: PSNR {before:.2f} dB before, {after:.2f} dB after one step."
-        rival, best = max(_baselines(row), key=lambda pair: pair[1], default=("", after))
-        if best > after:
-            yield f"For `{name}`, {rival} does better: PSNR {best:.2f} dB, f {after:.2f} dB."
+            figures = f"PSNR {before:.2f} dB before, {after:.2f} dB after one step{_kept(row)}"
+            yield f"It does not restore `{name}`: {figures}."
+        group = row.get("baselines", {})
+        compared = group.get("f", row["f"])["psnr"]  # on the same pictures
+        rival, best = max(_baselines(group), key=lambda pair: pair[1], default=("", compared))
+        if best > compared:
+            yield f"For `{name}`, {rival} does better: PSNR {best:.2f} dB, f {compared:.2f} dB."
 
 
-def _baselines(row: Table) -> Iterator[tuple[str, float]]:
-    """PSNR of the ways that are neither the degraded picture nor f; they may stand in groups."""
-    for name, value in row.items():
-        if name == "input" or is_power(name) or not isinstance(value, Mapping):
-            continue
-        if "psnr" in value:
-            yield name.replace("_", " "), value["psnr"]
-        else:
-            yield from _baselines(value)
+def _kept(row: Table) -> str:
+    """The same with a mask, which says what is good and has to stay."""
+    masked = [figures["psnr"] for figures in row.get("with_mask", {}).values()]
+    return f"; with a mask {max(masked):.2f} dB" if masked else ""
+
+
+def _baselines(group: Table) -> Iterator[tuple[str, float]]:
+    """PSNR of the methods that are neither the degraded picture nor f."""
+    for name, figures in group.items():
+        if name != "input" and not is_power(name) and isinstance(figures, Mapping):
+            yield name.replace("_", " "), figures["psnr"]

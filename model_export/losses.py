@@ -50,6 +50,25 @@ def tightness(f: Function, y: Tensor, kind: Distance) -> Tensor:
     return -distance(f(fixed), fixed, kind)
 
 
+def copy_free(f: Function, y: Tensor, idem: float, tight: float, kind: Distance) -> Tensor:
+    """L_tight = −D(f(y), y), whose gradient times ``tight`` is that of idempotence and tightness, weighted.
+
+    With d = D(f(y), y) of one pass, idempotence wants +idem·∂d/∂y carried on into f(z), and tightness wants
+    −tight·∂d/∂θ of the outer f. Both come out of a single backward pass when what flows back into y is scaled by
+    −idem/tight. The paper's frozen copy gives the same for one pass more.
+
+    Args:
+        f: the network, live.
+        y: f(z) with its gradient, (B, C, H, W).
+        idem: weight of idempotence, ≥ 0.
+        tight: weight of tightness, > 0.
+        kind: of the distance.
+    """
+    fixed = y.detach()
+    scaled = fixed - (idem / tight) * (y - fixed)  # the value of y exactly, and a scaled gradient
+    return -distance(f(scaled), scaled, kind).mean()
+
+
 def smooth_clamp(tight: Tensor, rec: Tensor, ratio: float | None) -> Tensor:
     """a·L_rec·tanh(L_tight/(a·L_rec)) row by row (the paper, eq. 9), L_rec taken as a constant bound.
 
@@ -81,12 +100,6 @@ def distillation(f: Function, teacher: Function, z: Tensor, steps: int, kind: Di
         for _ in range(steps):
             target = teacher(target)
     return distance(f(z), target, kind).mean()
-
-
-def add_noise(x: Tensor, low: float, high: float, generator: torch.Generator) -> Tensor:
-    """X + s·n, n ~ N(0, 1), s uniform in low…high, one s for each row."""
-    scale = torch.rand((len(x), 1, 1, 1), generator=generator, device=x.device) * (high - low) + low
-    return x + scale * torch.randn(x.shape, generator=generator, device=x.device)
 
 
 def projection(f: Function, degraded: Tensor, x: Tensor, kind: Distance) -> Tensor:

@@ -1,13 +1,15 @@
 """Presets: every number a training run depends on, as frozen dataclasses that travel inside the checkpoint."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 from model_export.errors import UserError
 from model_export.networks import NetworkConfig
 
 Distance = Literal["mse", "l1"]
+Degradation = Literal["noise", "blur", "low_resolution", "hole", "grey", "sketch"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +47,9 @@ class Stage:
         teacher_steps: k of T^k, where T is the averaged network at this stage's start.
         warmup: steps of linear warm-up.
         betas: of Adam.
-        tight_clamp: a in the paper's a·L_rec·tanh(L_tight/(a·L_rec)); None for no clamp.
+        tight_clamp: a in the paper's a·L_rec·tanh(L_tight/(a·L_rec)), row by row; None for no clamp.
+        copy_free: let one pass serve idempotence and tightness where no clamp is set; the gradients are those of the
+            paper's frozen copy, for three passes in place of four.
     """
 
     name: str
@@ -56,6 +60,7 @@ class Stage:
     warmup: int = 200
     betas: tuple[float, float] = (0.9, 0.99)
     tight_clamp: float | None = None
+    copy_free: bool = True
 
     def __post_init__(self) -> None:
         if self.weights.distill > 0 and self.teacher_steps < 1:
@@ -98,6 +103,8 @@ class Preset:
         ema: decay of the averaged weights that are exported.
         matching: pools and assignments.
         noise_range: projection adds s·n with s uniform in this range, in the units of [−1, 1].
+        degradations: ways to spoil the pictures of the projection term; each row gets one of them, evenly at random.
+        eight_bit: share of spoiled rows that are cut and rounded to 8 bits, as uploaded pictures are.
         checkpoint_every: steps between checkpoints; a multiple of both refresh intervals, so that a resumed run
             rebuilds pool and pairs from the very weights that made them.
         generate_steps, project_steps: recommended steps in the card.
@@ -117,6 +124,8 @@ class Preset:
     ema: float = 0.999
     matching: Matching = field(default_factory=Matching)
     noise_range: tuple[float, float] = (0.0, 1.2)
+    degradations: tuple[Degradation, ...] = ("noise",)
+    eight_bit: float = 0.0
     checkpoint_every: int = 400
     generate_steps: int = 1
     project_steps: int = 1
@@ -129,6 +138,10 @@ class Preset:
         for every in (self.matching.pool_refresh, self.matching.pairs_refresh):
             if self.checkpoint_every % every:
                 raise ValueError("checkpoint_every must be a multiple of both refresh intervals")
+        if not self.degradations or not set(self.degradations) <= set(get_args(Degradation)):
+            raise ValueError(f"degradations are one or more of {', '.join(get_args(Degradation))}")
+        if not 0.0 <= self.eight_bit <= 1.0:
+            raise ValueError(f"the 8-bit share {self.eight_bit} is not between 0 and 1")
 
     @property
     def steps(self) -> int:
@@ -147,7 +160,7 @@ class Preset:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Preset":
-        """The inverse of :meth:`to_dict`."""
+        """The inverse of :meth:`to_dict`; fields that an older program did not write have their defaults."""
         stages = tuple(
             Stage(**{**s, "weights": Weights(**s["weights"]), "betas": tuple(s["betas"])}) for s in values["stages"]
         )
@@ -159,6 +172,7 @@ class Preset:
                 "network": network,
                 "matching": Matching(**values["matching"]),
                 "noise_range": tuple(values["noise_range"]),
+                "degradations": tuple(values.get("degradations", ("noise",))),
             }
         )
 
@@ -275,8 +289,10 @@ def adapt(
     channels: int | None = None,
     steps: int | None = None,
     batch: int | None = None,
+    degradations: Sequence[str] | None = None,
+    eight_bit: float | None = None,
 ) -> Preset:
-    """A preset for other data: another name, picture size, channel count, batch, or total number of steps.
+    """A preset for other data: another name, picture size, channel count, batch, number of steps, or degradations.
 
     ``steps`` is shared out over the stages in the preset's proportions, rounded (each keeps at least one); shorter
     stages warm up for shorter, too. A model of another name has no description until export is given one.
@@ -298,13 +314,15 @@ def adapt(
         raise UserError("--steps and --batch must be at least 1, --channels 1 or 3")
     try:
         network.sizes()
+        return dataclasses.replace(
+            preset,
+            name=name or preset.name,
+            description=preset.description if name in (None, preset.name) else "",
+            network=network,
+            stages=stages,
+            batch=batch or preset.batch,
+            degradations=cast("tuple[Degradation, ...]", tuple(degradations or preset.degradations)),
+            eight_bit=preset.eight_bit if eight_bit is None else eight_bit,
+        )
     except ValueError as exc:
         raise UserError(str(exc)) from exc
-    return dataclasses.replace(
-        preset,
-        name=name or preset.name,
-        description=preset.description if name in (None, preset.name) else "",
-        network=network,
-        stages=stages,
-        batch=batch or preset.batch,
-    )

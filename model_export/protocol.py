@@ -3,47 +3,38 @@
 What is measured is the file that is served, through onnxruntime, on pictures as they are served: rounded to 8 bits.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from importlib.metadata import version
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model_export.classifier import FEATURES, Classifier, Reading
+from model_export import restoration
+from model_export.alarms import warnings
+from model_export.classifier import FEATURES, Classifier
 from model_export.data import Dataset
-from model_export.degradations import DEGRADATIONS, Degradation
-from model_export.metrics import (
-    Levels,
-    frechet,
-    kl_to_uniform,
-    mean_distance,
-    nearest,
-    psnr,
-    ssim,
-    to_levels,
-    to_rows,
-)
+from model_export.errors import UserError
+from model_export.inception import Inception
+from model_export.judge import Function, Judge, Judged, Table, affordable
+from model_export.metrics import Levels, frechet, mean_distance, nearest, to_levels, to_rows
 from service.card import QUANTILES, ModelCard
 from service.domain.latents import FloatRows, NoiseSource
 
-Function = Callable[[FloatRows], FloatRows]
-Table = dict[str, Any]
-
 SAMPLES: Final = 3000
+STEPS: Final = 1000
 _SEED: Final = 0
 _POWERS: Final = ("f", "f2", "f3")
+_REPEATED: Final = (1, 4, 10, 100, 1000, 10_000, 100_000)
+_REPEATED_SAMPLES: Final = 256  # of 28×28
 _RARE: Final = 1.0  # per cent
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Judged:
-    """Pictures as they are served, and what the classifier sees in them."""
-
-    levels: Levels
-    reading: Reading
+_PRECISION: Final = (
+    "on the CPU: frechet of f(z); difference: |f(z) - f(z) in fp32| of all pixels; golden: largest difference from the "
+    "golden rows of training, and what it may be"
+)
+_ALONE: Final[Mapping[str, Function]] = MappingProxyType({})
 
 
 class Evaluation:
@@ -56,6 +47,9 @@ class Evaluation:
         data: what it was trained on, with the held-out pictures.
         classifier: the judge.
         samples: pictures to generate; no more than there are training pictures.
+        steps: how often f is repeated at most.
+        variants: the same network in other precisions, by name.
+        inception: measures FID as well.
     """
 
     def __init__(
@@ -67,47 +61,69 @@ class Evaluation:
         data: Dataset,
         classifier: Classifier,
         samples: int = SAMPLES,
+        steps: int = STEPS,
+        variants: Mapping[str, Function] = _ALONE,
+        inception: Inception | None = None,
     ) -> None:
         self._f, self._card, self._noise, self._data, self._classifier = f, card, noise, data, classifier
+        self._steps, self._variants, self._inception = steps, variants, inception
         self._n = min(samples, len(data.train))
-        self._train = data.train.numpy()
-        self._held_out = self._judged(data.held_out.numpy())
-        self._floor = self._judged(_some(self._train, self._n))
         labels = data.held_out_labels
         self._labels = None if labels is None or classifier.task != "classes" else labels.numpy()
+        self._judge = Judge(classifier, classes=self._labels is not None)
+        self._train = data.train.numpy()
+        self._held_out = self._judge.look(data.held_out.numpy())
+        self._floor = self._judge.look(_some(self._train, self._n))
 
     def run(self) -> Table:
-        """Every measure, by chapter."""
+        """Every measure, by chapter.
+
+        Raises:
+            UserError: f gives values that are no numbers.
+        """
         chain = [self._noise.rows(_SEED, 0, self._n)]
         for _ in _POWERS:
             chain.append(self._f(chain[-1]))
-        samples = [self._judged(to_levels(rows)) for rows in chain[1:]]
+        if not all(np.isfinite(rows).all() for rows in chain):
+            raise UserError(f"{self._card.ref}: f(z) has values that are no numbers")
+        samples = [self._judge.look(to_levels(rows)) for rows in chain[1:]]
         drift = [mean_distance(after, before).mean() for before, after in pairwise(chain[1:])]
-        table: Table = _rounded(
-            {
-                "data": {
-                    "name": self._data.name,
-                    "sha256": self._data.sha256,
-                    "train": len(self._train),
-                    "held_out": len(self._data.held_out),
-                },
-                "protocol": self._protocol(),
-                "generation": self._generation(samples),
-                "drift": dict(zip(_POWERS, drift, strict=False)),
-                "nearest": self._nearest(samples[0]),
-                **self._real(),
-                "restoration": self._restoration(DEGRADATIONS, {"f": self._f, "f2": lambda x: self._f(self._f(x))}),
-            }
-        )
-        return table
+        closest = self._nearest(samples[0])
+        table: Table = {
+            "data": {
+                "name": self._data.name,
+                "sha256": self._data.sha256,
+                "train": len(self._train),
+                "held_out": len(self._data.held_out),
+            },
+            "protocol": self._protocol(),
+            "generation": self._generation(samples),
+            **self._fid(samples),
+            "drift": dict(zip(_POWERS, drift, strict=False)),
+            "nearest": closest,
+            **_diversity(closest["other_sample"]),
+            **self._real(idempotence=float(np.square(chain[2].astype(np.float64) - chain[1]).mean())),
+            "repeated": self._repeated(chain[1]),
+            "restoration": restoration.Restoration(
+                self._f,
+                judge=self._judge,
+                held_out=self._held_out.levels,
+                labels=self._labels,
+                train=self._train,
+            ).run(),
+            **self._precision(chain),
+        }
+        found: Table = _rounded({"warnings": warnings(table), **table})
+        return found
 
     def _protocol(self) -> Table:
-        judge = self._classifier
+        judge, n = self._classifier, self._n
         return {
-            "samples": self._n,
+            "samples": n,
             "seed": _SEED,
-            "pictures": "as served: clipped and rounded to 8 bits; latents and drift are not",
-            "frechet": "samples against all held-out pictures; training: as many training pictures against the same",
+            "pictures": "as served: clipped and rounded to 8 bits; latents, drift, health and repeated are not",
+            "frechet": "samples against all held-out pictures; training: as many training pictures against the same, "
+            "the floor; multiple: of that floor",
             "features": f"{FEATURES} penultimate features of a convolutional classifier of "
             + ("the data's classes" if judge.task == "classes" else "four rotations; the data have no classes"),
             "classifier": {"accuracy": judge.accuracy, "source": judge.source},
@@ -115,30 +131,48 @@ class Evaluation:
             "drift": "mean |f(y) - y|, y = f(z), f2(z)",
             "nearest": "root mean square over pixels, range -1 to 1; real: as many training pictures among themselves, "
             "held-out pictures to the training pictures; rare: share of samples nearer than 1 % of the real ones",
-            "restoration": "all held-out pictures; PSNR and SSIM (Gaussian window) against the clean picture",
+            "diversity": "median distance of f(z) to the nearest other one, over that of training pictures: 1 = as "
+            "far apart as real pictures, 0 = all alike",
+            "health": "mean square of f(f(z)) - f(z) over that of f(x) - x, x held-out pictures",
+            "repeated": f"the first {self._repeated_samples} of the samples: y = f applied k times, drift: mean "
+            "|f(y) - y|, moved: mean |y - f(z)|",
+            "restoration": restoration.PROTOCOL,
+            **({"inception": self._inception_protocol(self._inception)} if self._inception else {}),
+            **({"precision": _PRECISION} if self._variants else {}),
             "provider": f"onnxruntime {version('onnxruntime')}, CPU",
         }
 
-    def _generation(self, samples: list[_Judged]) -> Table:
+    @staticmethod
+    def _inception_protocol(inception: Inception) -> str:
+        return (
+            f"FID: Fréchet distance as above on the 2048 features of Inception v3, torch-fidelity {inception.version}, "
+            f"weights of SHA-256 {inception.source}"
+        )
+
+    @property
+    def _repeated_samples(self) -> int:
+        return min(self._n, affordable(_REPEATED_SAMPLES, self._card.shape))
+
+    def _generation(self, samples: list[Judged]) -> Table:
         reference = self._held_out.reading
+        floor = frechet(self._floor.reading.features, reference.features)
         table: Table = {}
         for name, judged in zip((*_POWERS, "training"), (*samples, self._floor), strict=True):
-            table[name] = {
-                "frechet": frechet(judged.reading.features, reference.features),
-                **self._cover(judged.reading),
-            }
+            distance = frechet(judged.reading.features, reference.features)
+            table[name] = {"frechet": distance, **_over("multiple", distance, floor)}
+            table[name] |= self._judge.cover(judged.reading)
         if self._labels is not None:
-            table["held_out"] = self._cover(reference)
+            table["held_out"] = self._judge.cover(reference)
         return table
 
-    def _cover(self, reading: Reading) -> Table:
-        """How evenly and how surely the classes appear; nothing where there are none."""
-        if self._labels is None:
+    def _fid(self, samples: list[Judged]) -> Table:
+        if self._inception is None:
             return {}
-        counts = np.bincount(reading.classes, minlength=reading.probabilities.shape[1])
-        return {"kl": kl_to_uniform(counts), "confidence": reading.confidence, "classes": counts.tolist()}
+        reference = self._inception.read(self._held_out.levels)
+        judged = zip((*_POWERS, "training"), (*samples, self._floor), strict=True)
+        return {"inception": {name: frechet(self._inception.read(each.levels), reference) for name, each in judged}}
 
-    def _nearest(self, samples: _Judged) -> Table:
+    def _nearest(self, samples: Judged) -> Table:
         """Are samples copies of one another, or of training pictures, more often than real pictures are?"""
         real, held_out = self._floor.levels, _some(self._held_out.levels, self._n)
         return {
@@ -146,34 +180,50 @@ class Evaluation:
             "training_picture": _compared(nearest(samples.levels, self._train), nearest(held_out, self._train)),
         }
 
-    def _real(self) -> Table:
-        """What f does to real pictures."""
+    def _real(self, *, idempotence: float) -> Table:
+        """What f does to real pictures, and to its own beside it."""
         x = to_rows(self._held_out.levels)
+        kept = self._f(x)
+        reconstruction = float(np.square(kept.astype(np.float64) - x).mean())
         prepared, inverted = _prepared(self._held_out.levels, self._card)
-        distance = mean_distance(self._f(prepared), prepared)
+        distance = mean_distance(self._f(prepared) if inverted else kept, prepared)
         return {
-            "clean": self._restored(self._f(x), x),
+            **_over("health", idempotence, reconstruction),
+            "clean": self._judge.restored(kept, x, self._labels),
             "distance": {"n": len(x), "mean": distance.mean(), "inverted": inverted},
             "distance_quantiles": np.quantile(distance, np.linspace(0.0, 1.0, QUANTILES)).tolist(),
         }
 
-    def _restoration(self, degradations: Mapping[str, Degradation], restorers: Mapping[str, Function]) -> Table:
-        x = to_rows(self._held_out.levels)
-        table: Table = {}
-        for name, degrade in degradations.items():
-            degraded = degrade(x)
-            table[name] = {"input": self._restored(degraded, x)}
-            table[name] |= {way: self._restored(restore(degraded), x) for way, restore in restorers.items()}
+    def _repeated(self, first: FloatRows) -> Table:
+        """Where f leads when it is applied again and again."""
+        first = first[: self._repeated_samples]
+        marks = [k for k in _REPEATED if k <= self._steps]
+        table: Table = {"n": len(first)}
+        rows = first
+        for k in range(1, marks[-1] + 1):
+            after = self._f(rows)
+            if k in marks:
+                seen = self._judge.look(to_levels(rows)).reading
+                table["f" if k == 1 else f"f{k}"] = {
+                    "drift": mean_distance(after, rows).mean(),
+                    "moved": mean_distance(rows, first).mean(),
+                    **self._judge.cover(seen),
+                }
+            rows = after
         return table
 
-    def _restored(self, rows: FloatRows, x: FloatRows) -> Table:
-        judged = self._judged(to_levels(rows))
-        served = to_rows(judged.levels)
-        table = {"psnr": psnr(served, x).mean(), "ssim": ssim(served, x).mean()}
-        return table if self._labels is None else {**table, "accuracy": judged.reading.accuracy(self._labels)}
-
-    def _judged(self, levels: Levels) -> _Judged:
-        return _Judged(levels, self._classifier.read(to_rows(levels)))
+    def _precision(self, chain: list[FloatRows]) -> Table:
+        """The other precisions beside fp32."""
+        table: Table = {}
+        for name, f in self._variants.items():
+            rows = f(chain[0])
+            features = self._judge.look(to_levels(rows)).reading.features
+            difference = np.abs(rows.astype(np.float64) - chain[1])
+            table[name] = {
+                "frechet": frechet(features, self._held_out.reading.features),
+                "difference": {"mean": difference.mean(), "largest": difference.max()},
+            }
+        return {"precision": table} if table else {}
 
 
 def _some(levels: Levels, n: int) -> Levels:
@@ -206,6 +256,15 @@ def _compared(samples: NDArray[np.float64], real: NDArray[np.float64]) -> Table:
         "real": figures(real),
         "rare": (samples < np.percentile(real, _RARE)).mean(),
     }
+
+
+def _diversity(compared: Table) -> Table:
+    return _over("diversity", compared["samples"]["median"], compared["real"]["median"])
+
+
+def _over(name: str, value: float, unit: float) -> Table:
+    """The quotient under this name; nothing where it has no value."""
+    return {name: value / unit} if unit > 0.0 else {}
 
 
 def _rounded(value: Any) -> Any:

@@ -7,12 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _TRAINING = (
+    "batches",
     "data",
+    "degrade",
+    "distributed",
     "ema",
+    "execution",
     "losses",
     "matching",
     "networks",
     "noise",
+    "objective",
     "presets",
     "train",
 )  # the modules whose text decides what a run computes

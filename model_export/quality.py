@@ -13,8 +13,15 @@ _MEASURES: Final[Mapping[str, tuple[str, str]]] = {  # name and form of the numb
     "accuracy": ("read correctly", ".1%"),
 }
 _NAMES: Final[Mapping[str, str]] = {"frechet": "Fréchet distance", "kl": "KL"}
-_BESIDE: Final = ("frechet", "kl", "drift", "nearest", "restoration")  # of the protocol: told beside their tables
-_CHAPTERS: Final = ("protocol", "generation", "drift", "nearest", "clean", "distance", "restoration")
+_FURTHER: Final = ("health", "inception", "precision")
+_BESIDE: Final = (  # of the protocol: told beside their tables
+    *("frechet", "kl", "drift", "nearest", "diversity", "repeated", "restoration"),
+    *_FURTHER,
+)
+_CHAPTERS: Final = (
+    *("protocol", "warnings", "generation", "drift", "nearest", "diversity", "clean", "distance", "repeated"),
+    "restoration",
+)
 
 
 def measured(card: ModelCard) -> Iterator[str]:
@@ -24,6 +31,7 @@ def measured(card: ModelCard) -> Iterator[str]:
         yield "Not measured: `python -m model_export evaluate` has not been run on this file."
         return
     protocol = quality.get("protocol", {})
+    yield "\n".join(f"- **Warning**: {one_line(warning)}" for warning in quality.get("warnings", ()))
     yield _notes(protocol, [key for key in protocol if key not in _BESIDE])
     if generation := quality.get("generation"):
         yield "### Generation"
@@ -32,7 +40,13 @@ def measured(card: ModelCard) -> Iterator[str]:
     if nearest := quality.get("nearest"):
         yield "### Nearest neighbours of f(z)"
         yield _nearest(nearest)
-        yield _notes(protocol, ("nearest",))
+        if "diversity" in quality:
+            yield f"Diversity: {quality['diversity']:.3f}."
+        yield _notes(protocol, ("nearest", "diversity"))
+    if repeated := quality.get("repeated"):
+        yield "### f applied again and again"
+        yield _repeated(repeated)
+        yield _notes(protocol, ("repeated",))
     yield from _restoration(quality)
     if card.distance_quantiles:
         yield "### Distance of real pictures"
@@ -40,6 +54,7 @@ def measured(card: ModelCard) -> Iterator[str]:
     if rest := {key: value for key, value in quality.items() if key not in _CHAPTERS}:
         yield "### Further measures"
         yield table(["measure", "value"], [(key, str(value)) for key, value in leaves(rest)])
+        yield _notes(protocol, _FURTHER)
 
 
 def _notes(protocol: Table, keys: Sequence[str]) -> str:
@@ -70,9 +85,20 @@ def _nearest(nearest: Table) -> str:
     return table(head, rows)
 
 
+def _repeated(repeated: Table) -> str:
+    forms = {"drift": ".4f", "moved": ".4f", "kl": ".4f", "confidence": ".1%"}
+    rows = [
+        (f"{formula(name)}(z)", *(_form(row.get(key), form) for key, form in forms.items()))
+        for name, row in repeated.items()
+        if isinstance(row, Mapping)
+    ]
+    return table(["y", "drift", "moved", "KL", "confidence"], rows)
+
+
 def _restoration(quality: Table) -> Iterator[str]:
     """One table for each measure: pictures down, what was done to them across."""
-    rows = {name: dict(_ways(row)) for name, row in quality.get("restoration", {}).items()}
+    restoration = quality.get("restoration", {})
+    rows = {name: dict(_ways(row)) for name, row in restoration.items()}
     if "clean" in quality:
         rows["clean"] = {"f": quality["clean"]}
     ways = list(dict.fromkeys(way for row in rows.values() for way in row))
@@ -87,18 +113,36 @@ def _restoration(quality: Table) -> Iterator[str]:
     for key, (title, form) in _MEASURES.items():
         if any(key in figures for row in rows.values() for figures in row.values()):
             cells = [(name, *(_form(row.get(way, {}).get(key), form) for way in ways)) for name, row in rows.items()]
-            yield table([title, *(formula(way) for way in ways)], cells)
+            yield table([title, *(_said(way) for way in ways)], cells)
+    yield from _baselines({name: row["baselines"] for name, row in restoration.items() if "baselines" in row})
     yield _notes(quality.get("protocol", {}), ("restoration",))
+
+
+def _baselines(groups: Mapping[str, Table]) -> Iterator[str]:
+    """Classical methods, each beside f on the same pictures."""
+    rows = []
+    for name, group in groups.items():
+        for way, figures in _ways(group):
+            said = _said(way) + (f" ({figures['setting']})" if "setting" in figures else "")
+            cells = (_form(figures.get(key), form) for key, (_, form) in _MEASURES.items())
+            rows.append((name, f"{group['n']:,}" if "n" in group else "–", said, *cells))
+    if rows:
+        yield "Classical methods, which need no training, and f on the same held-out pictures:"
+        yield table(["degraded", "pictures", "restored by", *(title for title, _ in _MEASURES.values())], rows)
 
 
 def _ways(row: Table, prefix: str = "") -> Iterator[tuple[str, Table]]:
     """What was done to a degraded picture, and its measures; ways may stand in groups."""
     for name, value in row.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and name != "baselines":
             if set(value) & set(_MEASURES):
                 yield prefix + name, value
             else:
                 yield from _ways(value, f"{prefix}{name} ")
+
+
+def _said(way: str) -> str:
+    return " ".join(formula(word) for word in way.split())
 
 
 def _distance(card: ModelCard) -> str:

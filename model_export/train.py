@@ -6,20 +6,13 @@ and checkpoints are written only where pool and pairs are about to be refreshed.
 """
 
 import copy
-import dataclasses
-import fcntl
-import json
+import gc
 import math
-import os
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from enum import IntEnum
+import sys
+from contextlib import nullcontext
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -27,32 +20,24 @@ from torchvision.utils import save_image
 from tqdm import tqdm
 
 from model_export import checkpoint as checkpoints
-from model_export import losses
+from model_export.batches import Batch, Batches, Stream, mixed_seed
 from model_export.checkpoint import Checkpoint
-from model_export.data import Dataset, to_model_range
+from model_export.data import Dataset
 from model_export.ema import averaged
 from model_export.errors import UserError
-from model_export.matching import BalancedPairs, CandidatePool
+from model_export.execution import Execution, held_back
+from model_export.log import Log
 from model_export.networks import Autoencoder
 from model_export.noise import NoiseSampler, frequency_statistics
+from model_export.objective import Objective, health
 from model_export.presets import Preset, Stage
+from model_export.process import alone, stop_requests
+from model_export.throughput import COMPUTE, Clock, Throughput
 
 LOG = "log.jsonl"
+_BOARD = "tensorboard"
 _LOG_EVERY = 50
 _GRID_SIDE = 8
-
-
-class Stream(IntEnum):
-    """Independent streams of randomness."""
-
-    INIT = 0
-    ORDER = 1
-    NOISE = 2
-    POOL = 3
-    PAIRS = 4
-    PARTNERS = 5
-    DEGRADE = 6
-    GRID = 7
 
 
 class Interrupted(Exception):
@@ -70,9 +55,10 @@ class Run:
         device: torch device.
         bf16: compute in bfloat16 autocast.
         provenance: kept in the checkpoint.
+        execution: how to compute it, and on which ranks; only the first writes.
 
     Raises:
-        UserError: the folder holds a run of another preset, seed, precision or data set.
+        UserError: the folder holds a run of another preset, seed, precision or data set, or the batch does not split.
     """
 
     def __init__(
@@ -85,30 +71,37 @@ class Run:
         device: torch.device,
         bf16: bool,
         provenance: dict[str, Any],
+        execution: Execution | None = None,
     ) -> None:
         self.preset, self.out, self.seed, self.device, self.bf16 = preset, out, seed, device, bf16
-        self.provenance = {**provenance, "bf16": bf16}
+        self.execution = execution or Execution()
+        self.execution.check(preset, len(data.train))
+        self.ranks = self.execution.ranks
+        self.provenance = {**provenance, "bf16": bf16, "execution": self.execution.to_dict()}
         self.data = {
             "name": data.name,
             "sha256": data.sha256,
             "licence": data.licence,
             "pictures": len(data.train),
         }
-        self.pictures = data.train.to(device)
         self.stage, self.stage_step, self.step = 0, 0, 0
         self.teacher: nn.Module | None = None
-        self._epoch, self._permutation = -1, torch.empty(0)
+        self.throughput: list[tuple[str, Throughput]] = []  # of this process, by stage
+        self._clock, self._warned = Clock(device), False
         statistics = frequency_statistics(data.train) if preset.noise == "frequency" else None
-        torch.manual_seed(_mixed_seed(seed, Stream.INIT, 0))
-        self.network = Autoencoder(preset.network).to(device)
+        self.noise = NoiseSampler(preset.shape, statistics)
+        torch.manual_seed(mixed_seed(seed, Stream.INIT, 0))
+        self.network = self.execution.placed(Autoencoder(preset.network), device)
         found = out / checkpoints.FILE
         if found.is_file():
-            self._resume(checkpoints.load(found), statistics)
+            self._resume(checkpoints.load(found))
         else:
-            self.noise = NoiseSampler(preset.shape, statistics)
             self._enter_stage()
-        self.pool = CandidatePool(preset.matching, self.noise)
-        self.pairs = BalancedPairs(preset.matching, self.noise)
+        self._compiled = self.execution.compiled(self.network)
+        self._f = self._compiled
+        self.batches = Batches(
+            preset, data.train.to(device), self.noise, seed=seed, clock=self._clock, ranks=self.ranks
+        )
 
     def train(self) -> None:
         """Run to the end of the last stage.
@@ -117,12 +110,31 @@ class Run:
             Interrupted: SIGINT or SIGTERM came; a checkpoint was written first.
             UserError: the loss is no longer finite, or another process trains in the same folder.
         """
-        with _alone(self.out):
-            self._train()
+        with alone(self.out) if self.ranks.main else nullcontext():
+            self._check_together()
+            self._f = self.execution.parallel(self._compiled)
+            try:
+                self._train()
+            finally:
+                # What averages gradients must be gone before the process group goes: whichever goes last waits for the
+                # group's threads, and only the group itself does so without the interpreter's lock that they may need.
+                self._f = self._compiled
+                if self.ranks.size > 1:
+                    gc.collect()  # it refers to itself
+
+    @property
+    def total(self) -> Throughput:
+        """Of all that this process has trained."""
+        none = Throughput(steps=0, pictures=0, seconds=0.0, phases={})
+        return sum((measured for _, measured in self.throughput), none)
 
     def _train(self) -> None:
-        bar = tqdm(total=self.preset.steps, initial=self.step, unit="step", mininterval=1.0)
-        with _stop_requests() as stopping, bar, _Log(self.out / LOG, self.step) as log:
+        opened = self._log()
+        bar = tqdm(
+            total=self.preset.steps, initial=self.step, unit="step", mininterval=1.0, disable=not self.ranks.main
+        )
+        with stop_requests() as asked, bar, opened as log:
+            self._clock.start()
             while self.step < self.preset.steps:
                 stage = self.preset.stages[self.stage].name
                 terms = self._step()
@@ -130,20 +142,22 @@ class Run:
                 saving = last or self.stage_step % self.preset.checkpoint_every == 0
                 bar.update()
                 if self.step % _LOG_EVERY == 0 or saving:
-                    values = {name: float(value) for name, value in terms.items()}
-                    if not all(map(math.isfinite, values.values())):
-                        raise UserError(f"step {self.step}: the loss is not finite; the last checkpoint is kept")
-                    log.write(self.step, stage, values)
-                    bar.set_postfix_str(" ".join(f"{k} {v:.4f}" for k, v in values.items()))
+                    with self._clock.phase("log"):
+                        self._report(terms, stage, log, bar)
                 if saving:
+                    self._save_with_grid()
+                stopping = not last and self.stage_step % self._boundary() == 0 and self._stopping(asked())
+                if stopping and not saving:
                     self.save()
-                    self._grid()
-                if stopping() and not last and self.stage_step % self._boundary() == 0:
-                    self.save()
+                if stopping or last or self.stage_step == 0:
+                    self._lap(stage, log)
+                if stopping:
                     raise Interrupted
 
     def save(self) -> None:
-        """Write the checkpoint."""
+        """Write the checkpoint; on other ranks than the first, nothing."""
+        if not self.ranks.main:
+            return
         checkpoints.save(
             Checkpoint(
                 preset=self.preset.to_dict(),
@@ -161,76 +175,83 @@ class Run:
             ),
             self.out / checkpoints.FILE,
         )
+        checkpoints.rotate(self.out, self.step, self.execution.keep)
 
     def _step(self) -> dict[str, Tensor]:
         stage = self.preset.stages[self.stage]
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(stage, self.stage_step)
         self.network.train()
-        with self._autocast():
-            terms = self._terms(stage)
-        total = sum((weight * terms[name] for name, weight in _active(stage)), torch.zeros((), device=self.device))
-        self.optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(total)
-        self.optimiser.step()
-        self.average.update_parameters(self.network)
+        batch = self.batches.at(self.step, self.stage_step, stage.weights, self._candidates)
+        with self._clock.phase(COMPUTE):
+            terms = self._gradients(batch)
+            self.optimiser.step()
+            self.average.update_parameters(self.network)
+        self._clock.step(self.batches.size)
         self.step += 1
         self.stage_step += 1
         if self.stage_step == stage.steps:
             self._leave_stage()
-        return {name: value.detach() for name, value in terms.items()}
-
-    def _terms(self, stage: Stage) -> dict[str, Tensor]:
-        """Every active term of this step, unweighted."""
-        x = to_model_range(self.pictures[self._order(self.step, self.preset.batch).to(self.device)])
-        kind, f = self.preset.distance, self.network
-        weights = stage.weights
-        # First, because autocast keeps the weights it casts for the whole step: cast first where gradients are off (by
-        # the teacher's or the pool's passes), they would carry none.
-        rec = losses.reconstruction(f, x, kind)
-        terms = {"rec": rec.mean()}
-        if weights.imle > 0:
-            if self.stage_step % self.preset.matching.pool_refresh == 0:
-                self.pool.refresh(f, self._generator(Stream.POOL))
-            terms["imle"] = losses.imle(f, self.pool.nearest(x), x, kind)
-        if weights.match > 0:
-            terms["match"] = losses.matched(f, *self._pairs(), kind)
-        if weights.distill > 0 and self.teacher is not None:
-            z = self.noise.sample(len(x), self._generator(Stream.NOISE))
-            terms["distill"] = losses.distillation(f, self.teacher, z, stage.teacher_steps, kind)
-        if weights.project > 0:
-            degraded = losses.add_noise(x, *self.preset.noise_range, self._generator(Stream.DEGRADE))
-            terms["project"] = losses.projection(f, degraded, x, kind)
-        if weights.idem > 0 or weights.tight > 0:
-            y = f(self.noise.sample(len(x), self._generator(Stream.NOISE)))
-            terms["idem"] = losses.idempotence(losses.frozen(f), y, kind)
-            tight = losses.smooth_clamp(losses.tightness(f, y, kind), rec, stage.tight_clamp)
-            terms["tight"] = tight.mean()
         return terms
 
-    def _pairs(self) -> tuple[Tensor, Tensor]:
-        every = self.preset.matching.pairs_refresh
-        if self.stage_step % every == 0:
-            generator = np.random.default_rng(_mixed_seed(self.seed, Stream.PARTNERS, self.step))
-            count = min(self.preset.matching.pairs, len(self.pictures))
-            chosen = torch.from_numpy(generator.choice(len(self.pictures), count, replace=False))
-            pictures = to_model_range(self.pictures[chosen.to(self.device)])
-            self.pairs.refresh(self.network, pictures, self._generator(Stream.PAIRS))
-        return self.pairs.deal(self.stage_step % every, self.preset.batch)
+    def _gradients(self, batch: Batch) -> dict[str, Tensor]:
+        """Leave the gradients of the whole batch in the parameters; returns the terms."""
+        self.optimiser.zero_grad(set_to_none=True)
+        parts = batch.split(self.execution.accumulate)
+        means: dict[str, Tensor] = {}
+        for i, part in enumerate(parts, start=1):
+            with held_back(self._f, last=i == len(parts)):
+                with self._autocast():
+                    terms = self.objective.terms(self._f, self.network, part)
+                torch.autograd.backward(self.objective.total(terms) / len(parts))
+            for name, value in terms.items():
+                means[name] = means.get(name, torch.zeros_like(value)) + value.detach() / len(parts)
+        return means
 
-    def _order(self, step: int, batch: int) -> Tensor:
-        """Indices of a step's pictures: every epoch is a permutation of its own; its ragged end is left out."""
-        count = len(self.pictures)
-        batch = min(batch, count)
-        epoch, place = divmod(step, count // batch)
-        if self._epoch != epoch:
-            generator = np.random.default_rng(_mixed_seed(self.seed, Stream.ORDER, epoch))
-            self._epoch, self._permutation = epoch, torch.from_numpy(generator.permutation(count))
-        return self._permutation[place * batch : (place + 1) * batch]
+    def _candidates(self, z: Tensor) -> Tensor:
+        with self._autocast():
+            y: Tensor = self._compiled(z)
+        return y
 
-    def _generator(self, stream: Stream, step: int | None = None) -> torch.Generator:
-        seed = _mixed_seed(self.seed, stream, self.step if step is None else step)
-        return torch.Generator(self.device).manual_seed(seed)
+    def _report(self, terms: dict[str, Tensor], stage: str, log: Log | None, bar: "tqdm[Any]") -> None:
+        means = self.ranks.mean(torch.stack(list(terms.values()))).tolist()
+        values = dict(zip(terms, means, strict=True))
+        if not all(map(math.isfinite, means)):
+            raise UserError(f"step {self.step}: the loss is not finite; the last checkpoint is kept")
+        ratio = health(values)
+        if ratio is not None:
+            values["health"] = ratio
+            if ratio > 1.0 and not self._warned and self.ranks.main:
+                self._warned = True
+                tqdm.write(
+                    f"warning: step {self.step}: idempotence / reconstruction is {ratio:.2f}; where it stays above 1, "
+                    "the samples collapse (good runs end at 0.55 to 0.83)",
+                    file=sys.stderr,
+                )
+        if log is not None:
+            log.terms(self.step, stage, values)
+        bar.set_postfix_str(" ".join(f"{k} {v:.4f}" for k, v in values.items()))
+
+    def _lap(self, stage: str, log: Log | None) -> None:
+        measured = self._clock.lap()
+        self.throughput.append((stage, measured))
+        if log is not None:
+            log.throughput(self.step, stage, measured)
+
+    def _log(self) -> "Log | nullcontext[None]":
+        if not self.ranks.main:
+            return nullcontext()
+        return Log(self.out / LOG, self.step, board=self.out / _BOARD if self.execution.tensorboard else None)
+
+    def _stopping(self, asked: bool) -> bool:
+        """Whether any rank was asked to stop."""
+        return bool(self.ranks.any(torch.tensor(asked, device=self.device)))
+
+    def _check_together(self) -> None:
+        """Refuse to train where the ranks did not find the same checkpoint, as on machines that share no folder."""
+        place = torch.tensor([float(self.step)], device=self.device)
+        if bool(self.ranks.any(self.ranks.mean(place) != place)):
+            raise UserError(f"the ranks see different checkpoints; {self.out} must be one folder for all")
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
@@ -243,6 +264,11 @@ class Run:
         self.average: AveragedModel = averaged(self.network, self.preset.ema)
         self.optimiser = torch.optim.Adam(self.network.parameters(), lr=stage.lr, betas=stage.betas)
         self.teacher = _frozen_copy(self.network) if stage.weights.distill > 0 else None
+        self.objective = Objective(
+            stage=stage,
+            kind=self.preset.distance,
+            teacher=None if self.teacher is None else self.execution.compiled(self.teacher),
+        )
 
     def _leave_stage(self) -> None:
         if self.step == self.preset.steps:
@@ -252,17 +278,17 @@ class Run:
         self.stage, self.stage_step = self.stage + 1, 0
         self._enter_stage()
 
-    def _resume(self, found: Checkpoint, statistics: Tensor | None) -> None:
-        extended = _is_extended(self.preset, found)
+    def _resume(self, found: Checkpoint) -> None:
+        recorded = _as_written_now(found.preset)
+        extended = _is_extended(self.preset, recorded, found.step)
         for what, ours, theirs in (
-            ("preset or options", self.preset.to_dict(), self.preset.to_dict() if extended else found.preset),
+            ("preset or options", self.preset.to_dict(), self.preset.to_dict() if extended else recorded),
             ("--seed", self.seed, found.seed),
             ("--precision", self.bf16, found.provenance.get("bf16")),
             ("data set", self.data["sha256"], found.data.get("sha256")),
         ):
             if ours != theirs:
                 raise UserError(f"{self.out} holds a run with another {what}; choose another --out")
-        self.noise = NoiseSampler(self.preset.shape, statistics)
         self.stage, self.stage_step, self.step = found.stage, found.stage_step, found.step
         self._enter_stage()
         self.network.load_state_dict(found.network)
@@ -274,9 +300,15 @@ class Run:
         if extended:
             self._leave_stage()
 
+    def _save_with_grid(self) -> None:
+        with self._clock.phase("checkpoint"):
+            self.save()
+            if self.ranks.main:
+                self._grid()
+
     @torch.no_grad()
     def _grid(self) -> None:
-        z = self.noise.sample(_GRID_SIDE**2, self._generator(Stream.GRID, 0))
+        z = self.noise.sample(_GRID_SIDE**2, self.batches.generator(Stream.GRID, 0))
         folder = self.out / "samples"
         folder.mkdir(parents=True, exist_ok=True)
         self.average.eval()
@@ -286,38 +318,6 @@ class Run:
             save_image((grid + 1) / 2, file, nrow=_GRID_SIDE * 2, padding=1, format="png")
 
 
-class _Log:
-    """Losses as JSON lines; lines past the checkpoint that a run continues from are dropped."""
-
-    def __init__(self, path: Path, step: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text().splitlines() if path.is_file() else []
-        kept = [line for line in lines if _step_of(line) <= step]
-        with checkpoints.atomic(path) as file:
-            file.write("".join(f"{line}\n" for line in kept).encode())
-        self._path = path
-
-    def __enter__(self) -> "_Log":
-        self._file = self._path.open("a")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def write(self, step: int, stage: str, values: dict[str, float]) -> None:
-        """One line."""
-        self._file.write(json.dumps({"step": step, "stage": stage, **values}) + "\n")
-        self._file.flush()
-
-
-def _step_of(line: str) -> float:
-    """The step a line tells of; that of a line torn by a crash is never reached."""
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf
-
-
 def learning_rate(stage: Stage, step: int) -> float:
     """Linear warm-up, then cosine to 0 at the stage's end."""
     if step < stage.warmup:
@@ -325,19 +325,23 @@ def learning_rate(stage: Stage, step: int) -> float:
     return stage.lr * 0.5 * (1.0 + math.cos(math.pi * step / stage.steps))
 
 
-def _active(stage: Stage) -> list[tuple[str, float]]:
-    return [(name, weight) for name, weight in dataclasses.asdict(stage.weights).items() if weight > 0]
+def _as_written_now(recorded: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's preset with the defaults of fields that are younger than it; as it is where it is none of ours."""
+    try:
+        return Preset.from_dict(recorded).to_dict()
+    except (KeyError, TypeError, ValueError):
+        return recorded
 
 
-def _is_extended(preset: Preset, found: Checkpoint) -> bool:
-    """Whether ``found`` is the end of a run of which ``preset`` only adds further stages."""
-    before, now = dict(found.preset), preset.to_dict()
+def _is_extended(preset: Preset, recorded: dict[str, Any], step: int) -> bool:
+    """Whether the recorded preset's run is at its end, and ``preset`` only adds further stages."""
+    before, now = dict(recorded), preset.to_dict()
     done, stages = before.pop("stages"), now.pop("stages")
     return bool(
         before == now
         and len(stages) > len(done)
         and stages[: len(done)] == done
-        and found.step == sum(stage["steps"] for stage in done)
+        and step == sum(stage["steps"] for stage in done)
     )
 
 
@@ -353,42 +357,3 @@ def _continued(before: dict[str, Any], now: dict[str, Any], step: int) -> dict[s
 
 def _frozen_copy(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network).requires_grad_(False).eval()
-
-
-def _mixed_seed(seed: int, stream: int, step: int) -> int:
-    """63 well-mixed bits from three numbers."""
-    return int(np.random.SeedSequence([seed, stream, step]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which the system lets go of when the process ends, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as exc:
-        os.close(descriptor)
-        raise UserError(f"another process trains in {folder}") from exc
-    try:
-        yield
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _stop_requests() -> Iterator[Callable[[], bool]]:
-    """Note SIGINT and SIGTERM instead of dying of them; a second one does kill."""
-    asked = False
-
-    def note(number: int, _: FrameType | None) -> None:
-        nonlocal asked
-        asked = True
-        signal.signal(number, signal.SIG_DFL)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

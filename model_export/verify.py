@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 import torch
 
-from model_export.artifact import GOLDEN, MODEL, Artifact, Golden, OnnxFunction
+from model_export.artifact import GOLDEN, MODEL, Golden, OnnxFunction, Precision, read_all
 from model_export.checkpoint import atomic
 from model_export.errors import UserError
 from model_export.trained import TrainedModel, load_run
@@ -40,23 +40,32 @@ class Verification:
         return f"torch and onnxruntime differ by at most {self.difference:.1e}; {rows} at batch sizes {sizes}"
 
 
-def verify(run: Path, folder: Path, *, threads: int = 0) -> Verification:
-    """Compare an exported version with its run and write its golden rows anew.
+def verify(run: Path, folder: Path, *, threads: int = 0) -> dict[str, Verification]:
+    """Compare every model of an exported version with its run, and write the golden rows anew.
+
+    Returns:
+        How each compares, by file name.
 
     Raises:
-        UserError: not that run's model, or it differs by more than its card allows; nothing is written then.
+        UserError: not that run's model, it differs by more than its card allows, or the cards are not the same;
+            nothing is written then.
     """
-    model, artifact = load_run(run), Artifact.read(folder, threads=threads)
-    if artifact.card.training.config != model.checkpoint.preset:
+    model, (exported, *others) = load_run(run), read_all(folder, threads=threads)
+    if exported.card.training.config != model.checkpoint.preset:
         raise UserError(f"{folder / MODEL}: exported from another run than {run}")
-    golden, result = compare(model, artifact.card, artifact.noise, artifact.function)
+    golden, result = compare(model, exported.card, exported.noise, exported.function)
+    results = {exported.file: result}
+    for other in others:
+        if other.card != exported.card:
+            raise UserError(f"{folder / other.file}: another card than {MODEL}; `export` it again")
+        _, results[other.file] = compare(model, other.card, other.noise, other.function, other.precision)
     with atomic(folder / GOLDEN) as file:
-        file.write(golden.to_bytes(artifact.data))
-    return result
+        file.write(golden.to_bytes(exported.data))
+    return results
 
 
 def compare(
-    model: TrainedModel, card: ModelCard, noise: NoiseSource, function: OnnxFunction
+    model: TrainedModel, card: ModelCard, noise: NoiseSource, function: OnnxFunction, precision: Precision = "fp32"
 ) -> tuple[Golden, Verification]:
     """Run the same rows through both, at every bucket and at a size that is none.
 
@@ -64,7 +73,7 @@ def compare(
         Golden rows with torch's outputs, and the comparison.
 
     Raises:
-        UserError: they differ by more than ``card.tolerance.fp32``.
+        UserError: they differ by more than the card's tolerance for this precision.
     """
     batches = tuple(sorted({*card.buckets, _ODD}))
     golden_rows = _inputs(card, noise)
@@ -78,10 +87,10 @@ def compare(
         difference = max(difference, _largest(result, wanted))
         spread = max(spread, _largest(result, alone))
     # A NaN is no number below the tolerance either.
-    if not difference <= card.tolerance.fp32:
-        raise UserError(
-            f"{card.ref}: torch and onnxruntime differ by {difference:.2g}, allowed are {card.tolerance.fp32:.2g}"
-        )
+    allowed: float = getattr(card.tolerance, precision)
+    if not difference <= allowed:
+        name = card.ref if precision == "fp32" else f"{card.ref} in {precision}"
+        raise UserError(f"{name}: torch and onnxruntime differ by {difference:.2g}, allowed are {allowed:.2g}")
     golden = Golden(x=golden_rows, y=wanted[:_ROWS])
     return golden, Verification(difference=difference, spread=spread, batches=batches)
 

@@ -34,6 +34,12 @@ _SHORTAGE: Final = re.compile(
 )
 
 
+_TOO_NEW: Final = (
+    re.compile(r"(?P<what>Opset) (?P<needs>\d+) is under development.* is till opset (?P<most>\d+)", re.DOTALL),
+    re.compile(r"Unsupported model (?P<what>IR) version: (?P<needs>\d+), max supported IR version: (?P<most>\d+)"),
+)
+
+
 class CudaUnavailable(StartupError):
     """CUDA was tried and does not work here; the text says why, without paths."""
 
@@ -167,7 +173,7 @@ class OnnxModel:
         try:
             return ort.InferenceSession(self._data, options, providers=[_CPU], enable_fallback=0)
         except Exception as exc:  # onnxruntime's errors share no other base class
-            raise StartupError(f"not a model onnxruntime can load: {_one_line(exc)}") from exc
+            raise StartupError(_too_new(exc) or f"not a model onnxruntime can load: {_one_line(exc)}") from exc
 
     def _runner_for(self, session: Any) -> Runner:
         if self.buckets is None:
@@ -272,6 +278,8 @@ def _cuda_session(data: bytes, *, deterministic: bool) -> Any:
     try:
         session = ort.InferenceSession(data, options, providers=providers, enable_fallback=0)
     except Exception as exc:  # onnxruntime's errors share no other base class
+        if reason := _too_new(exc):  # for the CPU as well
+            raise StartupError(reason) from exc
         _LOG.warning("CUDA session failed: %s", exc)
         raise CudaUnavailable(f"CUDA cannot be used: {_one_line(exc)}") from exc
     if session.get_providers()[0] != _CUDA:  # onnxruntime falls back in silence
@@ -314,6 +322,18 @@ def _check_signature(session: Any, shape: Shape) -> None:
 
 def _is_shortage(exc: Exception) -> bool:
     return isinstance(exc, MemoryError) or _SHORTAGE.search(str(exc)) is not None
+
+
+def _too_new(exc: Exception) -> str | None:
+    """What to do when the file is of a later ONNX than this onnxruntime knows, where that is what it says."""
+    for pattern in _TOO_NEW:
+        if found := pattern.search(str(exc)):
+            what = found["what"].replace("IR", "IR version").replace("Opset", "opset")
+            return (
+                f"needs ONNX {what} {found['needs']}, and onnxruntime {ort.__version__} supports up to "
+                f"{found['most']}: install a newer onnxruntime, or export the model for {what} {found['most']}"
+            )
+    return None
 
 
 def _one_line(exc: Exception) -> str:

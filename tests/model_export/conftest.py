@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from model_export import restoration
 from model_export.artifact import publish
 from model_export.cli import main
 from model_export.export import export
@@ -13,6 +14,12 @@ from tests.model_export.small import contents, patterns, train_arguments
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _quick_baselines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Classical methods are set by a few pictures: their quality is not what these tests look at."""
+    monkeypatch.setattr(restoration, "_TUNING", 4)
 
 
 @pytest.fixture(scope="session")

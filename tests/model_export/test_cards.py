@@ -35,9 +35,23 @@ QUALITY: dict[str, Any] = {
         "noise_0.8": {
             "input": {"psnr": 11.0, "ssim": 0.425},
             "f": {"psnr": 17.48, "ssim": 0.64},
-            "baselines": {"non_local_means": {"psnr": 18.25, "ssim": 0.6}},
+            "baselines": {
+                "n": 1000,
+                "f": {"psnr": 17.5, "ssim": 0.641},
+                "non_local_means": {"psnr": 18.25, "ssim": 0.6, "setting": "h 0.8 σ"},
+            },
         },
-        "hole_0.4": {"input": {"psnr": 14.35, "ssim": 0.354}, "f": {"psnr": 14.29, "ssim": 0.388}},
+        "hole_0.4": {
+            "input": {"psnr": 14.35, "ssim": 0.354},
+            "f": {"psnr": 14.29, "ssim": 0.388},
+            "with_mask": {"f": {"psnr": 14.61, "ssim": 0.5}, "f4": {"psnr": 14.82, "ssim": 0.6}},
+        },
+    },
+    "diversity": 0.681,
+    "repeated": {
+        "n": 64,
+        "f": {"drift": 0.0123, "moved": 0.0, "kl": 0.02},
+        "f1000": {"drift": 0.001, "moved": 0.3, "kl": 0.2},
     },
     "inception": {"fid": 41.5},
 }
@@ -118,6 +132,14 @@ def test_the_commands_of_the_page_are_ones_that_exist(card: ModelCard) -> None:
         cli._parser().parse_args(command.split()[3:])
 
 
+def test_a_version_with_half_precision_is_exported_with_it(card: ModelCard) -> None:
+    command = f"--models models --version {card.version}"
+    assert f"{command}\n" in written(card)
+    half = with_quality(card, {**QUALITY, "precision": {"fp16": {"frechet": 30.1}}})
+    assert f"{command} --fp16\n" in written(half)
+    assert row(written(half), "measure", "precision.fp16.frechet") == ["30.1"]
+
+
 def test_unfinished_and_continued_trainings_say_so(card: ModelCard) -> None:
     training = {**card.training.model_dump(), "steps": 40, "commit": "c0ffee"}
     training["continued"] = [{"from_step": 21, "sources": "beef", "commit": None}]
@@ -132,11 +154,15 @@ def test_measures_stand_in_tables_with_their_protocol(card: ModelCard) -> None:
     assert row(text, "pictures", "f(z)") == ["30.00", "12.50", "0.0312", "91.2 %", "0.0567"]
     assert row(text, "pictures", "f²(z)") == ["12.00", "5.00", "0.0040", "95.0 %", "–"]
     assert row(text, "to the nearest", "other sample") == ["0.2345", "0.3456", "0.0321", "0.0654", "11.5 %"]
-    assert row(text, "PSNR, dB", "noise_0.8") == ["11.00", "17.48", "18.25"]
-    assert row(text, "PSNR, dB", "clean") == ["–", "27.41", "–"]
-    assert row(text, "SSIM", "hole_0.4") == ["0.354", "0.388", "–"]
-    assert "| PSNR, dB | input | f | baselines non local means |" in text
-    assert "read correctly" not in text  # no classes, no column
+    assert row(text, "PSNR, dB", "noise_0.8") == ["11.00", "17.48", "–", "–"]
+    assert row(text, "PSNR, dB", "clean") == ["–", "27.41", "–", "–"]
+    assert row(text, "SSIM", "hole_0.4") == ["0.354", "0.388", "0.500", "0.600"]
+    assert "| PSNR, dB | input | f | with mask f | with mask f⁴ |" in text
+    assert "| noise_0.8 | 1,000 | f | 17.50 | 0.641 | – |" in text
+    assert "| noise_0.8 | 1,000 | non local means (h 0.8 σ) | 18.25 | 0.600 | – |" in text
+    assert "Diversity: 0.681." in text
+    assert row(text, "y", "f¹⁰⁰⁰(z)") == ["0.0010", "0.3000", "0.2000", "–"]
+    assert "| read correctly | input" not in text  # no classes, no column
     assert "over 1,234 held-out pictures" in text
     assert "| 0.0010 | 0.0050 | 0.0250 | 0.0500 | 0.0750 | 0.0950 | 0.0990 | 0.1000 |" in text
     assert row(text, "measure", "inception.fid") == ["41.5"]
@@ -152,14 +178,21 @@ def test_limits_come_from_the_numbers(card: ModelCard) -> None:
         "2 steps reach a Fréchet distance of 12.00",
         "0.031 nats over 77 samples",
         "moves the pixels of f(z) by 0.0567",
+        "Applied 1000 times, f favours some classes: KL divergence from uniform 0.200 nats over 64 samples, 0.020",
         "11.5 % of f(z) are nearer to another sample",
         "SSIM 0.953",
-        "does not restore `hole_0.4`: PSNR 14.35 dB before, 14.29 dB after",
-        "For `noise_0.8`, non local means does better: PSNR 18.25 dB, f 17.48 dB",
+        "does not restore `hole_0.4`: PSNR 14.35 dB before, 14.29 dB after one step; with a mask 14.82 dB.",
+        "For `noise_0.8`, non local means does better: PSNR 18.25 dB, f 17.50 dB",
     ):
         assert words in said
     assert "does not restore `noise_0.8`" not in said
     assert all(f"- {limit}" in written(with_quality(card)) for limit in found)
+
+
+def test_warnings_come_first(card: ModelCard) -> None:
+    flagged = with_quality(card, {**QUALITY, "warnings": ["collapse: f(z) are alike"]})
+    assert "## Measured quality\n\n- **Warning**: collapse: f(z) are alike\n" in written(flagged)
+    assert limits(flagged)[1] == "Evaluation flags it: collapse: f(z) are alike."
 
 
 def test_a_better_model_has_fewer_limits(card: ModelCard) -> None:
@@ -168,7 +201,10 @@ def test_a_better_model_has_fewer_limits(card: ModelCard) -> None:
         "generation": {"f": {"frechet": 5.0, "kl": 0.001}, "f2": {"frechet": 4.8}, "training": {"frechet": 2.4}},
         "nearest": {"other_sample": {**QUALITY["nearest"]["other_sample"], "rare": 0.011}},
         "clean": {"psnr": 40.0, "ssim": 0.995},
-        "restoration": {"noise_0.8": {"input": {"psnr": 11.0}, "f": {"psnr": 17.0}, "bicubic": {"psnr": 12.0}}},
+        "repeated": {"n": 64, "f": {"kl": 0.02}, "f1000": {"kl": 0.04}},
+        "restoration": {
+            "noise_0.8": {"input": {"psnr": 11.0}, "f": {"psnr": 17.0}, "baselines": {"bicubic": {"psnr": 12.0}}}
+        },
     }
     found = limits(with_quality(card, better))
     assert len(found) == 3  # only these pictures, not real ones, nearly idempotent

@@ -88,3 +88,45 @@ def test_damaged_and_foreign_files_are_refused(kind: str, tmp_path: Path, capsys
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no checkpoint at .*checkpoint\.pt"):
         checkpoints.load(tmp_path / "checkpoint.pt")
+
+
+def kept(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_last_ones_are_kept_as_links(tmp_path: Path) -> None:
+    for step in (8, 16, 24):
+        checkpoints.save(example(step), tmp_path / checkpoints.FILE)
+        checkpoints.rotate(tmp_path, step, 2)
+    assert kept(tmp_path) == ["checkpoint-0000016.pt", "checkpoint-0000024.pt", "checkpoint.pt"]
+    assert (tmp_path / "checkpoint.pt").samefile(tmp_path / "checkpoint-0000024.pt")
+    assert checkpoints.load(tmp_path / "checkpoint-0000016.pt").step == 16
+
+
+def test_the_same_step_again_replaces_its_copy(tmp_path: Path) -> None:
+    for _ in range(2):
+        checkpoints.save(example(8), tmp_path / checkpoints.FILE)
+        checkpoints.rotate(tmp_path, 8, 3)
+    assert kept(tmp_path) == ["checkpoint-0000008.pt", "checkpoint.pt"]
+    assert (tmp_path / "checkpoint.pt").samefile(tmp_path / "checkpoint-0000008.pt")
+
+
+def test_where_there_are_no_links_there_are_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, target: Path) -> None:
+        raise OSError("no links here")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    checkpoints.save(example(8), tmp_path / checkpoints.FILE)
+    checkpoints.rotate(tmp_path, 8, 2)
+    assert kept(tmp_path) == ["checkpoint-0000008.pt", "checkpoint.pt"]
+    assert checkpoints.load(tmp_path / "checkpoint-0000008.pt").step == 8
+
+
+def test_one_is_one_and_touches_no_others(tmp_path: Path) -> None:
+    checkpoints.save(example(8), tmp_path / checkpoints.FILE)
+    checkpoints.rotate(tmp_path, 8, 2)
+    (tmp_path / "checkpoint-mine.pt").touch()
+    checkpoints.rotate(tmp_path, 16, 1)
+    assert kept(tmp_path) == ["checkpoint-0000008.pt", "checkpoint-mine.pt", "checkpoint.pt"]
+    checkpoints.rotate(tmp_path, 16, 2)
+    assert kept(tmp_path) == ["checkpoint-0000008.pt", "checkpoint-0000016.pt", "checkpoint-mine.pt", "checkpoint.pt"]

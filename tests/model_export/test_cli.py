@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from model_export import checkpoint as checkpoints
 from model_export import provenance
 from model_export.artifact import METRICS
 from model_export.cli import main
@@ -56,6 +57,8 @@ def test_training_writes_samples_and_a_log(tiny_run: Path) -> None:
         (["train", "--preset", "tiny", "--data", "{data}", "--out", "{tmp}", "--size", "16"], "the preset wants"),
         (["train", "--preset", "tiny", "--data", "{data}", "--out", "{run}", "--seed", "9"], "choose another --out"),
         (["train", "--preset", "tiny", "--data", "{data}", "--out", "{data}/run"], "patterns.npz"),
+        (["train", "--preset", "tiny", "--data", "{data}", "--out", "{tmp}", "--degradations", "fog"], "noise, blur"),
+        (["train", "--preset", "tiny", "--data", "{data}", "--out", "{tmp}", "--accumulate", "5"], "--batch"),
         (["export", "--run", "{tmp}", "--models", "{tmp}"], "no checkpoint at"),
         (["export", "--run", "{run}", "--models", "{data}"], "patterns.npz"),
         (["export", "--run", "{run}", "--models", "{tmp}", "--version", "0"], "version '0'"),
@@ -113,7 +116,21 @@ def test_a_stopped_training_says_how_to_go_on(
 
     monkeypatch.setattr(Run, "_step", step)
     assert main(train_arguments(data_file, tmp_path)) == 130
-    assert capsys.readouterr().out == "stopped at step 8 of 56; the same command continues\n"
+    measured, said = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(
+        r"imle: 8 steps, \d+ pictures/s, \d+\.\d% of the time outside forward, .+ \(.*pool .+\)", measured
+    )
+    assert said == "stopped at step 8 of 56; the same command continues"
+
+
+def test_a_training_tells_its_throughput(data_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = ["--steps", "12", "--keep", "3", "--degradations", "noise", "hole", "--eight-bit", "0.5"]
+    assert main(train_arguments(data_file, tmp_path, *more)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines[:-1]] == ["imle", "balance", "distill", "in all"]
+    assert "in all: 11 steps, " in lines[-2]
+    assert (tmp_path / "checkpoint-0000011.pt").is_file()
+    assert checkpoints.load(tmp_path / "checkpoint.pt").preset["degradations"] == ["noise", "hole"]
 
 
 def test_the_module_runs() -> None:

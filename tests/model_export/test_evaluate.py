@@ -12,7 +12,7 @@ from model_export.data import Dataset, load_dataset
 from model_export.errors import UserError
 from model_export.evaluate import evaluate, summary
 from model_export.metrics import mean_distance, to_rows
-from model_export.protocol import Evaluation
+from model_export.protocol import Evaluation, _some
 from service.card import ModelCard
 from service.domain.latents import FloatRows
 from tests.model_export.small import CLASSES, contents, patterns
@@ -24,7 +24,7 @@ def data(data_file: Path) -> Dataset:
 
 
 def measured(
-    f: Any, artifact: Artifact, data: Dataset, cache: Path, samples: int = 100, **card: object
+    f: Any, artifact: Artifact, data: Dataset, cache: Path, samples: int = 100, steps: int = 10, **card: object
 ) -> dict[str, Any]:
     return Evaluation(
         f,
@@ -33,6 +33,7 @@ def measured(
         data=data,
         classifier=classifier_for(data, cache),
         samples=samples,
+        steps=steps,
     ).run()
 
 
@@ -43,11 +44,14 @@ def identity(x: FloatRows) -> FloatRows:
 def test_the_figures_enter_the_card_and_the_model_stays_whole(folder: Path, data_file: Path, cache: Path) -> None:
     before = Artifact.read(folder)
     golden = before.golden()
-    table = evaluate(folder, str(data_file), cache=cache, samples=100, threads=1)
+    table = evaluate(folder, str(data_file), cache=cache, samples=100, steps=10, threads=1)
     after = Artifact.read(folder)
     assert json.loads((folder / METRICS).read_text()) == table
-    assert table["model"] == {"name": "tiny", "version": "1", "digest": digest_of((folder / MODEL).read_bytes())}
+    digest = digest_of((folder / MODEL).read_bytes())
+    assert table["model"] == {"name": "tiny", "version": "1", "digest": digest, "files": {MODEL: digest}}
     assert after.card.distance_quantiles == tuple(table["distance_quantiles"])
+    for chapter in ("warnings", "diversity", "health", "drift"):
+        assert after.card.quality[chapter] == table[chapter]
     assert after.card.quality["generation"]["f"]["frechet"] == table["generation"]["f"]["frechet"]
     assert "classes" not in after.card.quality["generation"]["f"]
     assert {**after.card.model_dump(), "quality": {}, "distance_quantiles": None} == before.card.model_dump()
@@ -58,15 +62,15 @@ def test_the_figures_enter_the_card_and_the_model_stays_whole(folder: Path, data
 
 
 def test_measuring_again_changes_nothing(folder: Path, data_file: Path, cache: Path) -> None:
-    evaluate(folder, str(data_file), cache=cache, samples=50, threads=1)
+    evaluate(folder, str(data_file), cache=cache, samples=50, steps=10, threads=1)
     before = contents(folder)
-    evaluate(folder, str(data_file), cache=cache, samples=50, threads=1)
+    evaluate(folder, str(data_file), cache=cache, samples=50, steps=10, threads=1)
     assert contents(folder) == before
 
 
 def test_figures_can_go_elsewhere(folder: Path, data_file: Path, cache: Path, tmp_path: Path) -> None:
     out = tmp_path / "figures" / "tiny.json"
-    table = evaluate(folder, str(data_file), cache=cache, out=out, samples=50, threads=1)
+    table = evaluate(folder, str(data_file), cache=cache, out=out, samples=50, steps=10, threads=1)
     assert json.loads(out.read_text()) == table
     assert set(contents(folder)) == {MODEL, GOLDEN}
 
@@ -74,7 +78,7 @@ def test_figures_can_go_elsewhere(folder: Path, data_file: Path, cache: Path, tm
 def test_distances_are_those_of_held_out_pictures_in_8_bit(
     folder: Path, data: Dataset, data_file: Path, cache: Path
 ) -> None:
-    table = evaluate(folder, str(data_file), cache=cache, samples=50, threads=1)
+    table = evaluate(folder, str(data_file), cache=cache, samples=50, steps=10, threads=1)
     x = to_rows(data.held_out.numpy())
     distance = np.sort(mean_distance(Artifact.read(folder).function(x), x))
     quantiles = table["distance_quantiles"]
@@ -98,35 +102,107 @@ def test_a_model_that_returns_its_input_is_seen_through(folder: Path, data: Data
         assert row["f"] == row["input"] == row["f2"]
 
 
-def test_a_perfect_generator_reaches_the_floor(folder: Path, data: Dataset, cache: Path) -> None:
-    pictures = to_rows(patterns(500, 3)[0][:, None])
+def sound(pictures: FloatRows) -> Any:
+    """What f should be: latents become these pictures, one each; what is a picture already stays."""
 
-    def oracle(x: FloatRows) -> FloatRows:
-        return pictures[: len(x)]
+    def f(x: FloatRows) -> FloatRows:
+        latents = np.abs(x).max((1, 2, 3)) > 1.0
+        return np.where(latents[:, None, None, None], pictures[: len(x)], x)
 
-    table = measured(oracle, Artifact.read(folder), data, cache, samples=200)
-    f, training = table["generation"]["f"], table["generation"]["training"]
-    assert f["frechet"] < 3 * training["frechet"]
+    return f
+
+
+def test_real_pictures_against_real_ones_are_the_floor(folder: Path, data: Dataset, cache: Path) -> None:
+    """A set with a known answer: f(z) are pictures of the same kind that nobody trained on."""
+    fresh = to_rows(patterns(500, 3)[0][:, None])
+    table = measured(sound(fresh), Artifact.read(folder), data, cache, samples=200)
+    f = table["generation"]["f"]
+    assert f["frechet"] == pytest.approx(table["generation"]["training"]["frechet"], rel=0.5)
+    assert f["multiple"] == pytest.approx(1.0, abs=0.5)
+    assert 0.7 < table["diversity"] < 1.5
+    assert table["drift"]["f"] == 0.0
+    assert table["clean"]["ssim"] == 1.0
     assert f["kl"] < 0.05
     assert sum(f["classes"]) == 200
     assert len(f["classes"]) == CLASSES
     assert f["confidence"] > 0.8
+    assert {row["moved"] for name, row in table["repeated"].items() if name != "n"} == {0.0}
+    assert table["warnings"] == []
 
 
-def test_copies_show(folder: Path, data: Dataset, cache: Path) -> None:
-    one, train = to_rows(patterns(1, 3)[0][:, None]), to_rows(data.train.numpy())
-    artifact = Artifact.read(folder)
-    collapsed = measured(lambda x: np.repeat(one, len(x), 0), artifact, data, cache)
-    assert collapsed["nearest"]["other_sample"]["samples"]["median"] == 0.0
-    assert collapsed["generation"]["f"]["kl"] == pytest.approx(np.log(CLASSES), abs=1e-6)
-    learned_by_heart = measured(lambda x: train[: len(x)], artifact, data, cache)
-    assert learned_by_heart["nearest"]["training_picture"]["samples"]["median"] == 0.0
+def test_the_training_pictures_themselves_are_exactly_the_floor(folder: Path, data: Dataset, cache: Path) -> None:
+    floor = to_rows(_some(data.train.numpy(), 200))
+    table = measured(sound(floor), Artifact.read(folder), data, cache, samples=200)
+    assert table["generation"]["f"]["multiple"] == table["generation"]["training"]["multiple"] == 1.0
+    assert table["diversity"] == 1.0
+    assert table["nearest"]["training_picture"]["samples"]["median"] == 0.0
+
+
+@pytest.mark.parametrize("picture", ["grey", "real"])
+def test_constant_pictures_are_flagged_as_a_collapse(picture: str, folder: Path, data: Dataset, cache: Path) -> None:
+    one = to_rows(data.held_out.numpy()[:1]) if picture == "real" else np.zeros((1, 1, 8, 8), np.float32)
+    table = measured(lambda x: np.repeat(one, len(x), 0), Artifact.read(folder), data, cache)
+    assert table["nearest"]["other_sample"]["samples"]["median"] == 0.0
+    assert table["diversity"] == 0.0
+    assert table["generation"]["f"]["kl"] == pytest.approx(np.log(CLASSES), abs=1e-6)
+    assert table["generation"]["f"]["multiple"] > 25
+    assert table["drift"]["f"] == 0.0  # by which alone it would seem perfect
+    flagged = " ".join(table["warnings"])
+    assert "collapse: some classes hardly appear in f(z): KL 1.386" in flagged
+    assert "collapse: f(z) are alike: 0.00 of the distance between real pictures" in flagged
+    assert "f does not keep real pictures" in flagged
+
+
+def test_a_collapse_is_flagged_without_classes(folder: Path, data: Dataset, cache: Path) -> None:
+    one, bare = np.zeros((1, 1, 8, 8), np.float32), dataclasses.replace(data, train_labels=None, held_out_labels=None)
+    table = measured(lambda x: np.repeat(one, len(x), 0), Artifact.read(folder), bare, cache)
+    assert any(line.startswith("collapse: f(z) are alike") for line in table["warnings"])
+
+
+def test_a_few_pictures_in_turn_are_flagged_as_copies(folder: Path, data: Dataset, cache: Path) -> None:
+    few = to_rows(patterns(10, 3)[0][:, None])
+    table = measured(sound(np.tile(few, (50, 1, 1, 1))), Artifact.read(folder), data, cache)
+    assert any(line.startswith("collapse: f(z) are alike") for line in table["warnings"])
+
+
+def test_an_f_that_keeps_moving_is_flagged(folder: Path, data: Dataset, cache: Path) -> None:
+    fresh = to_rows(patterns(500, 3)[0][:, None])
+
+    def f(x: FloatRows) -> FloatRows:
+        return np.where(np.isin(x, fresh).all((1, 2, 3), keepdims=True), np.roll(x, 1, 3), sound(fresh)(x))
+
+    table = measured(f, Artifact.read(folder), data, cache)
+    assert table["drift"]["f"] > 0.05
+    flagged = " ".join(table["warnings"])
+    assert "not idempotent: a second step moves f(z) by 0." in flagged
+
+
+def test_values_that_are_no_numbers_are_refused(folder: Path, data: Dataset, cache: Path) -> None:
+    with pytest.raises(UserError, match=r"tiny/1: f\(z\) has values that are no numbers"):
+        measured(lambda x: np.full_like(x, np.nan) if len(x) == 100 else x, Artifact.read(folder), data, cache)
+
+
+def test_f_is_repeated(folder: Path, data: Dataset, cache: Path) -> None:
+    def dim(x: FloatRows) -> FloatRows:
+        return 0.5 * x
+
+    table = measured(dim, Artifact.read(folder), data, cache, samples=50, steps=100)["repeated"]
+    assert list(table) == ["n", "f", "f4", "f10", "f100"]
+    first = dim(Artifact.read(folder).noise.rows(0, 0, 50))
+    size = np.abs(first.astype(np.float64)).mean()
+    assert table["f"]["moved"] == 0.0
+    assert table["f4"]["drift"] == pytest.approx(size * 0.5**3 / 2, abs=1e-5)
+    assert table["f4"]["moved"] == pytest.approx(size * (1 - 0.5**3), abs=1e-5)
+    assert table["f100"] == {**table["f100"], "drift": 0.0, "kl": pytest.approx(np.log(CLASSES), abs=1e-6)}
 
 
 def test_restoration_is_measured_against_the_clean_picture(folder: Path, data: Dataset, cache: Path) -> None:
     clean = to_rows(data.held_out.numpy())
     table = measured(lambda x: clean if len(x) == len(clean) else x, Artifact.read(folder), data, cache)
     for row in table["restoration"].values():
+        assert row["baselines"]["n"] == len(clean)
+        assert row["baselines"]["f"] == row["f"]
+        assert row["baselines"]["input"] == row["input"]
         assert row["f"]["ssim"] == 1.0
         assert row["f"]["psnr"] > row["input"]["psnr"]
         assert row["f"]["accuracy"] >= row["input"]["accuracy"]
@@ -154,7 +230,7 @@ def test_without_classes_there_are_features_only(folder: Path, data: Dataset, ca
     unlabelled = dataclasses.replace(data, train_labels=None, held_out_labels=None, sha256="unlabelled")
     table = measured(identity, Artifact.read(folder), unlabelled, cache)
     assert set(table["generation"]) == {"f", "f2", "f3", "training"}
-    assert set(table["generation"]["f"]) == {"frechet"}
+    assert set(table["generation"]["f"]) == {"frechet", "multiple"}
     assert set(table["clean"]) == {"psnr", "ssim"}
     assert "four rotations; the data have no classes" in table["protocol"]["features"]
     assert "accuracy" in summary(table)
@@ -170,9 +246,11 @@ def test_other_data_are_refused(folder: Path, tmp_path: Path, cache: Path) -> No
     assert contents(folder) == before
 
 
-def test_too_few_samples_are_refused(folder: Path, data_file: Path, cache: Path) -> None:
+def test_too_few_samples_or_steps_are_refused(folder: Path, data_file: Path, cache: Path) -> None:
     with pytest.raises(UserError, match="at least 2"):
         evaluate(folder, str(data_file), cache=cache, samples=1)
+    with pytest.raises(UserError, match="--steps 0: at least 1"):
+        evaluate(folder, str(data_file), cache=cache, steps=0)
 
 
 def test_golden_rows_of_another_file_are_refused(folder: Path, data_file: Path, cache: Path) -> None:
@@ -206,9 +284,13 @@ def test_a_failure_on_the_way_leaves_the_version_as_it_was(
 
 
 def test_the_summary_shows_the_figures(folder: Path, data_file: Path, cache: Path) -> None:
-    table = evaluate(folder, str(data_file), cache=cache, samples=50, threads=1)
+    table = evaluate(folder, str(data_file), cache=cache, samples=50, steps=10, threads=1)
     lines = summary(table).splitlines()
     assert f"{table['generation']['f']['frechet']:.3f}" in lines[1]
+    warned = len(table["warnings"])
+    assert warned  # a training of a second is none
+    assert lines[-warned:] == [f"warning: {line}" for line in table["warnings"]]
+    del lines[-warned:]
     assert [line.split()[0] for line in lines] == [
         *("generation", "f", "f2", "f3", "training", "held_out", "restoration", "clean"),
         *table["restoration"],

@@ -1,4 +1,5 @@
 import copy
+import math
 from collections.abc import Iterator
 
 import pytest
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 
 from model_export import losses
 from model_export.networks import Autoencoder, NetworkConfig
+from model_export.presets import Distance
 
 
 @pytest.fixture
@@ -113,9 +115,65 @@ def test_distillation_follows_k_steps_of_a_teacher_without_teaching_it(f: Autoen
     assert any(grad.abs().max() > 0 for grad in gradients(f))
 
 
-def test_added_noise_has_a_scale_of_its_own_in_every_row() -> None:
-    noise = losses.add_noise(torch.zeros(400, 1, 16, 16), 0.5, 1.0, torch.Generator().manual_seed(0))
-    scale = noise.std((1, 2, 3))
-    assert 0.4 < float(scale.min()) < 0.6
-    assert 0.9 < float(scale.max()) < 1.1
-    assert abs(float(scale.mean()) - 0.75) < 0.03
+@pytest.fixture
+def weight() -> Tensor:
+    return torch.tensor([0.7, -0.4], dtype=torch.float64, requires_grad=True)
+
+
+def double(seed: int) -> Tensor:
+    return torch.randn((2, 1, 2, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def curved(weight: Tensor) -> losses.Function:
+    """A small f of two parameters."""
+    return lambda x: torch.tanh(weight[0] * x + weight[1] * x.square())
+
+
+each_distance = pytest.mark.parametrize("kind", ["mse", "l1"])
+
+
+@each_distance
+def test_gradients_are_those_of_finite_differences(kind: Distance, weight: Tensor) -> None:
+    x, z, target = double(1), double(2), double(3)
+    f_copy = curved(weight.detach().clone())
+    y, bound = z.tanh().requires_grad_(), torch.tensor([0.3, 0.4], dtype=torch.float64)
+    tight = torch.tensor([-0.2, -0.9], dtype=torch.float64, requires_grad=True)
+    for term, inputs in (
+        (lambda a: losses.distance(a, target, kind), x.requires_grad_()),
+        (lambda w: losses.reconstruction(curved(w), x, kind), weight),
+        (lambda w: losses.imle(curved(w), z, target, kind), weight),
+        (lambda w: losses.matched(curved(w), z, target, kind), weight),
+        (lambda w: losses.projection(curved(w), z, target, kind), weight),
+        (lambda w: losses.distillation(curved(w), f_copy, z, 2, kind), weight),
+        (lambda w: losses.tightness(curved(w), z, kind), weight),
+        (lambda a: losses.idempotence(f_copy, a, kind), y),
+        (lambda t: losses.smooth_clamp(t, bound, 1.5), tight),
+    ):
+        assert torch.autograd.gradcheck(term, (inputs,))
+
+
+@each_distance
+def test_one_pass_yields_both_gradients(kind: Distance, weight: Tensor) -> None:
+    y = double(2).tanh().requires_grad_()
+    torch.autograd.backward(0.5 * losses.copy_free(curved(weight), y, 3.0, 0.5, kind))
+    into_y = torch.autograd.grad(3.0 * losses.idempotence(curved(weight.detach()), y, kind), y)[0]
+    into_weight = torch.autograd.grad(0.5 * losses.tightness(curved(weight), y, kind).mean(), weight)[0]
+    torch.testing.assert_close(y.grad, into_y, rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(weight.grad, into_weight, rtol=1e-12, atol=1e-15)
+
+
+@each_distance
+def test_values_by_hand(kind: Distance) -> None:
+    x, y = torch.tensor([[[[1.0, -2.0]]]]), torch.tensor([[[[0.0, 1.0]]]])
+    to_half = 0.625 if kind == "mse" else 0.75  # of x/2 from x: 0.5 and 1
+    to_other = 2.125 if kind == "mse" else 1.25  # of x/2 from y: 0.5 and 2
+    assert losses.reconstruction(half, x, kind).tolist() == [to_half]
+    assert float(losses.idempotence(half, x, kind)) == to_half
+    assert losses.tightness(half, x, kind).tolist() == [-to_half]
+    assert float(losses.copy_free(half, x, 2.0, 0.5, kind)) == -to_half
+    for term in (losses.imle, losses.matched, losses.projection):
+        assert float(term(half, x, y, kind)) == to_other
+    from_quarter = 0.15625 if kind == "mse" else 0.375  # of x/2 from x/4: 0.25 and 0.5
+    assert float(losses.distillation(half, half, x, 2, kind)) == from_quarter
+    clamped = losses.smooth_clamp(torch.tensor([-0.3]), torch.tensor([0.2]), 1.5)
+    assert clamped.tolist() == pytest.approx([-0.3 * math.tanh(1.0)])

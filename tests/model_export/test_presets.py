@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import re
+from typing import Any
 
 import pytest
 
@@ -46,10 +47,13 @@ def test_other_data() -> None:
     assert preset.stages == get_preset("mnist").stages
 
 
-@pytest.mark.parametrize("change", [{"steps": 0}, {"batch": 0}, {"channels": 2}, {"size": 4}])
-def test_impossible_values_are_refused(change: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [{"steps": 0}, {"batch": 0}, {"channels": 2}, {"size": 4}, {"eight_bit": 1.5}, {"degradations": ["fog"]}],
+)
+def test_impossible_values_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(UserError):
-        adapt(get_preset("mnist"), **change)  # type: ignore[arg-type]  # one of several integer options
+        adapt(get_preset("mnist"), **change)
 
 
 def test_checkpoints_fall_on_refreshes() -> None:
@@ -60,3 +64,18 @@ def test_checkpoints_fall_on_refreshes() -> None:
 def test_distillation_needs_a_teacher() -> None:
     with pytest.raises(ValueError, match="teacher_steps"):
         Stage(name="distill", steps=1, lr=1e-3, weights=Weights(distill=1.0))
+
+
+def test_degradations_can_be_chosen() -> None:
+    preset = adapt(get_preset("tiny"), degradations=["noise", "hole"], eight_bit=0.25)
+    assert (preset.degradations, preset.eight_bit) == (("noise", "hole"), 0.25)
+    assert adapt(preset).degradations == ("noise", "hole")
+    assert Preset.from_dict(json.loads(json.dumps(preset.to_dict()))) == preset
+
+
+def test_fields_that_an_older_program_did_not_write_have_their_defaults() -> None:
+    older = PRESETS["tiny"].to_dict()
+    del older["degradations"], older["eight_bit"]
+    for stage in older["stages"]:
+        del stage["copy_free"]
+    assert Preset.from_dict(older) == PRESETS["tiny"]

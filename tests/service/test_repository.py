@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from service import repository as module
@@ -174,6 +175,12 @@ def other_weights(path: Path) -> None:
     path.write_bytes(model_bytes(make_card(), scale=0.5))
 
 
+def later_onnx(path: Path) -> None:
+    model = onnx.load(path)
+    model.opset_import[0].version = 999
+    path.write_bytes(model.SerializeToString())
+
+
 def other_digest(path: Path) -> None:
     x = sample_rows(2)
     write_golden(path.parent, x, reference(x), digest="0" * 64)
@@ -194,6 +201,7 @@ def other_shape(path: Path) -> None:
     [
         ("model.onnx", Path.unlink, "toy/1/model.onnx: no such file"),
         ("model.onnx", truncate, "toy/1/model.onnx: not a model onnxruntime can load"),
+        ("model.onnx", later_onnx, "toy/1/model.onnx: needs ONNX opset 999, and onnxruntime"),
         ("model.onnx", other_card, "toy/1/model.onnx: its card says other/1"),
         ("model.onnx", other_weights, "toy/1/golden.npz: belongs to another model.onnx"),
         ("golden.npz", Path.unlink, "toy/1/golden.npz: no such file"),

@@ -1,4 +1,5 @@
 import hashlib
+import re
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from service.domain.latents import FrequencyStatistics
 from service.domain.tasks import DeviceOutOfMemory
 from service.runtime import OnnxModel
 from tests.service.onnx_models import (
+    OPSET,
     Shape,
     every_other_row,
     graph,
@@ -182,6 +184,31 @@ def test_files_that_are_no_model_are_refused_in_one_line(data: bytes, says: str)
         open_cpu(data)
     assert "\n" not in caught.value.detail
     assert "/onnxruntime" not in caught.value.detail
+
+
+def of_a_later_onnx(*, opset: int = OPSET, ir_version: int = 10) -> bytes:
+    model = onnx.load_from_string(model_bytes())
+    model.opset_import[0].version, model.ir_version = opset, ir_version
+    content: bytes = model.SerializeToString()
+    return content
+
+
+@pytest.mark.parametrize(
+    ("data", "needs", "what"),
+    [
+        (of_a_later_onnx(opset=999), "opset 999", "opset"),
+        (of_a_later_onnx(ir_version=998), "IR version 998", "IR version"),
+    ],
+)
+def test_a_file_of_a_later_onnx_says_what_it_needs_and_what_there_is(data: bytes, needs: str, what: str) -> None:
+    with pytest.raises(StartupError) as caught:
+        open_cpu(data)
+    there = re.escape(onnxruntime.__version__)
+    assert re.fullmatch(
+        rf"needs ONNX {needs}, and onnxruntime {there} supports up to (\d+): install a newer onnxruntime, "
+        rf"or export the model for {what} \1",
+        caught.value.detail,
+    )
 
 
 def test_weights_outside_the_file_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,14 @@
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
 from service import runtime
-from service.domain.errors import ModelFailure
+from service.domain.errors import ModelFailure, StartupError
 from service.domain.tasks import DeviceOutOfMemory
 from service.runtime import BucketRunner, CudaUnavailable, OnnxModel, bounded_buckets, cuda_options
 from tests.service.onnx_models import (
@@ -135,6 +136,27 @@ def test_cuda_that_does_not_load_is_refused_and_auto_says_why(monkeypatch: pytes
     assert model.fallback_reason.startswith("CUDA cannot be used: ")
     with pytest.warns(UserWarning, match="CUDAExecutionProvider"), pytest.raises(CudaUnavailable):
         OnnxModel(model_bytes(), device="cuda")
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_a_file_of_a_later_onnx_is_not_cudas_fault(
+    device: Literal["auto", "cuda"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Any] = []
+    original = onnxruntime.InferenceSession
+
+    def start(data: bytes, *_: Any, **options: Any) -> Any:
+        started.append(options["providers"])
+        return original(data, providers=["CPUExecutionProvider"])
+
+    model = onnx.load_from_string(model_bytes())
+    model.opset_import[0].version = 999
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", start)
+    with pytest.raises(StartupError, match=r"^needs ONNX opset 999, and onnxruntime") as caught:
+        OnnxModel(model.SerializeToString(), device=device)
+    assert not isinstance(caught.value, CudaUnavailable)
+    assert len(started) == 1  # another session would say the same
 
 
 def test_cuda_that_falls_back_in_silence_is_refused(

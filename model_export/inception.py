@@ -1,0 +1,68 @@
+"""Features of Inception v3, by which published Fréchet distances (FID) are measured; nothing is downloaded here.
+
+The network is torch-fidelity's, which computes what the reference implementation did; its weights are the user's.
+"""
+
+import hashlib
+import pickle
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from model_export.errors import UserError
+from model_export.metrics import Levels
+
+FEATURES: Final = 2048
+WEIGHTS: Final = "weights-inception-2015-12-05-6726825d.pth"  # as torch-fidelity's releases call them
+_PACKAGE: Final = "torch-fidelity"
+_BATCH: Final = 50
+
+
+class Inception:
+    """Reads pictures as FID does.
+
+    Args:
+        weights: file of them; where torch-fidelity keeps its own when None.
+
+    Raises:
+        UserError: the package or the weights are missing, or are not those of this network.
+    """
+
+    def __init__(self, weights: Path | None = None) -> None:
+        try:
+            self.version = version(_PACKAGE)
+            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+        except (PackageNotFoundError, ImportError) as exc:
+            raise UserError(f"--fid inception: needs {_PACKAGE}; the extra `fid` has it") from exc
+        path = weights or Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS
+        if not path.is_file():
+            raise UserError(
+                f"--fid inception: no weights at {path}; {WEIGHTS} is among {_PACKAGE}'s releases on GitHub; nothing "
+                "is downloaded here"
+            )
+        self.source = hashlib.sha256(path.read_bytes()).hexdigest()
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._network = _network(FeatureExtractorInceptionV3, path).to(self._device)
+
+    @torch.inference_mode()
+    def read(self, levels: Levels) -> NDArray[np.float64]:
+        """Features (N, 2048) of pictures (N, C, H, W) in 8 bits; grey ones are shown as colour."""
+        colour = torch.from_numpy(np.repeat(levels, 3 // levels.shape[1], 1))
+        chunks = tqdm(torch.split(colour, _BATCH), desc="inception", unit="batch", mininterval=1.0)
+        features = [self._network(chunk.to(self._device))[0].double().cpu() for chunk in chunks]
+        found: NDArray[np.float64] = torch.cat(features).numpy()
+        return found
+
+
+def _network(make: Any, path: Path) -> Any:
+    try:
+        # A first look that unpickles tensors only; torch-fidelity's own would run whatever the file holds.
+        torch.load(path, map_location="cpu", weights_only=True)
+        return make("inception-v3-compat", [str(FEATURES)], feature_extractor_weights_path=str(path))
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, TypeError) as exc:
+        raise UserError(f"--fid inception: {path} does not hold the weights of this network") from exc

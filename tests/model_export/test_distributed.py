@@ -1,0 +1,128 @@
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from model_export import checkpoint as checkpoints
+from model_export.distributed import Ranks, joined
+from model_export.presets import PRESETS, Preset, Weights, ign_stages
+from tests.live import ROOT, environment
+from tests.model_export.ranks import Job, assert_gradients_agree, train_alone, train_in_ranks
+from tests.model_export.small import contents, train_arguments
+
+TINY = PRESETS["tiny"]
+NAIGN = dataclasses.replace(
+    TINY,
+    stages=tuple(dataclasses.replace(stage, steps=8, warmup=0) for stage in TINY.stages),
+    matching=dataclasses.replace(TINY.matching, pool=65, pairs=31, epsilon=0.2),  # shares of unequal size
+    degradations=("noise", "blur", "hole"),
+    eight_bit=0.5,
+)
+PAPER = dataclasses.replace(
+    TINY,
+    objective="ign",
+    noise="frequency",
+    distance="l1",
+    stages=ign_stages(8, Weights(rec=20.0, idem=20.0, tight=2.5), lr=1e-3, clamp=1.5),
+)
+COPY_FREE = dataclasses.replace(
+    PAPER, distance="mse", stages=ign_stages(8, Weights(rec=1.0, idem=1.0, tight=0.1), lr=1e-3, clamp=None)
+)
+OBJECTIVES = {"naign": NAIGN, "ign": PAPER, "ign-copy-free": COPY_FREE}
+
+
+@pytest.fixture(scope="module")
+def two_ranks(data_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs that two ranks did."""
+    folder = tmp_path_factory.mktemp("ranks")
+    jobs = [Job(preset, folder / name) for name, preset in OBJECTIVES.items()]
+    jobs.append(Job(NAIGN, folder / "accumulated", accumulate=2))
+    jobs.append(Job(NAIGN, folder / "stopped", signal_at=9))
+    train_in_ranks(2, jobs, data_file, folder)
+    return folder
+
+
+def largest_difference(a: Path, b: Path) -> float:
+    one, other = (checkpoints.load(out / checkpoints.FILE) for out in (a, b))
+    assert (one.stage, one.step) == (other.stage, other.step)
+    assert_gradients_agree(one, other)
+    return max(
+        float((before - after).abs().max())
+        for x, y in ((one.network, other.network), (one.average, other.average))
+        for before, after in zip(x.values(), y.values(), strict=True)
+    )
+
+
+def logged(out: Path) -> list[dict[str, float]]:
+    """The numbers of every line; of the throughput only the steps."""
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    flat = [{**line, **line.get("throughput", {})} for line in lines]
+    timed = {"stage", "throughput", "seconds", "pictures_per_second", "outside", "phases"}
+    return [{name: value for name, value in line.items() if name not in timed} for line in flat]
+
+
+@pytest.mark.parametrize("name", [*OBJECTIVES, "accumulated"])
+def test_two_ranks_compute_what_one_does(name: str, two_ranks: Path, data_file: Path, tmp_path: Path) -> None:
+    preset: Preset = OBJECTIVES.get(name, NAIGN)
+    train_alone(Job(preset, tmp_path), data_file)
+    assert largest_difference(two_ranks / name, tmp_path) < 1e-5
+    for a, b in zip(logged(tmp_path), logged(two_ranks / name), strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
+    assert contents(tmp_path).keys() == contents(two_ranks / name).keys()
+
+
+def test_training_changes_more_than_that(two_ranks: Path, data_file: Path, tmp_path: Path) -> None:
+    one_step_less = (*NAIGN.stages[:2], dataclasses.replace(NAIGN.stages[2], steps=7))
+    train_alone(Job(dataclasses.replace(NAIGN, stages=one_step_less), tmp_path), data_file)
+    one, other = (checkpoints.load(out / checkpoints.FILE).network for out in (two_ranks / "naign", tmp_path))
+    assert max(float((one[name] - other[name]).abs().max()) for name in one) > 1e-4
+
+
+def test_one_rank_that_is_asked_to_stop_stops_all_and_one_rank_goes_on(
+    two_ranks: Path, data_file: Path, tmp_path: Path
+) -> None:
+    assert checkpoints.load(two_ranks / "stopped" / checkpoints.FILE).step == 12
+    train_alone(Job(NAIGN, two_ranks / "stopped"), data_file)
+    train_alone(Job(NAIGN, tmp_path), data_file)
+    assert largest_difference(two_ranks / "stopped", tmp_path) < 1e-5
+
+
+def test_torchrun(data_file: Path, tmp_path: Path) -> None:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    arguments = train_arguments(data_file, tmp_path / "two", "--steps", "12")
+    done = subprocess.run(
+        [*launch, "-m", "model_export", *arguments],
+        cwd=ROOT,
+        env=environment(OMP_NUM_THREADS="1"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("trained 11 steps; next: python -m model_export export") == 1
+    assert done.stdout.count("in all: 11 steps") == 1
+    found = checkpoints.load(tmp_path / "two" / checkpoints.FILE)
+    assert (found.step, found.provenance["execution"]["ranks"]) == (11, 2)
+    assert "--nproc" not in found.provenance["command"]
+
+
+def test_rows_are_shared_out_whole() -> None:
+    rows = torch.arange(10)
+    shares = [Ranks(rank, 4).own(rows).tolist() for rank in range(4)]
+    assert shares == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
+
+
+def test_alone_nothing_is_exchanged() -> None:
+    rows, flags = torch.arange(4.0), torch.tensor([True, False])
+    ranks = Ranks()
+    for unchanged in (ranks.own(rows), ranks.gather(rows, 4), ranks.mean(rows), ranks.from_main(rows)):
+        assert unchanged.tolist() == [0.0, 1.0, 2.0, 3.0]
+    assert ranks.any(flags) is flags
+    with joined(torch.device("cpu")) as (found, device):
+        assert (found, device.type) == (ranks, "cpu")
+        assert not torch.distributed.is_initialized()

@@ -1,0 +1,182 @@
+import copy
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from model_export import losses
+from model_export.batches import Batch
+from model_export.networks import Autoencoder, NetworkConfig
+from model_export.objective import Objective, health
+from model_export.presets import Distance, Stage, Weights
+
+TERMS = [field.name for field in dataclasses.fields(Weights)]
+
+
+def rows(seed: int) -> Tensor:
+    return torch.randn((3, 1, 8, 8), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.fixture
+def f() -> Autoencoder:
+    torch.manual_seed(0)
+    return Autoencoder(NetworkConfig(size=8, channels=1, widths=(4, 8), bottleneck=8, groups=2)).double()
+
+
+@pytest.fixture
+def batch() -> Batch:
+    return Batch(
+        x=rows(1).tanh(), nearest=rows(2), matched=rows(3), partner=rows(4).tanh(), z=rows(5), degraded=rows(6)
+    )
+
+
+@pytest.fixture
+def game(batch: Batch) -> Batch:
+    """What the paper's three terms need."""
+    return Batch(x=batch.x, z=batch.z)
+
+
+def stage(weights: Weights, *, clamp: float | None = None, copy_free: bool = True) -> Stage:
+    return Stage(name="s", steps=1, lr=1.0, weights=weights, teacher_steps=2, tight_clamp=clamp, copy_free=copy_free)
+
+
+class Counted:
+    """f as it is called, counting the passes."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network, self.calls = network, 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        y: Tensor = self._network(x.double())  # the last tanh is float32
+        return y
+
+
+def gradient(network: nn.Module, objective: Objective, batch: Batch) -> tuple[Tensor, dict[str, float], Counted]:
+    network.zero_grad()
+    called = Counted(network)
+    terms = objective.terms(called, network, batch)
+    torch.autograd.backward(objective.total(terms))
+    flat = torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+    return flat, {name: float(value.detach()) for name, value in terms.items()}, called
+
+
+class Small(nn.Module):
+    """A map in float64 throughout; one that is no identity anywhere near."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.Tanh(), nn.Linear(5, 64), nn.Tanh()).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layers(x)
+        return y.reshape(x.shape)
+
+
+@pytest.fixture
+def small() -> Small:
+    torch.manual_seed(3)
+    return Small()
+
+
+@pytest.mark.parametrize("kind", ["mse", "l1"])
+@pytest.mark.parametrize(("idem", "tight"), [(1.0, 0.1), (20.0, 2.5), (0.3, 4.0)])
+def test_three_passes_give_the_gradient_of_four(
+    small: Small, game: Batch, kind: Distance, idem: float, tight: float
+) -> None:
+    weights = Weights(rec=1.0, idem=idem, tight=tight)
+    free, terms, called = gradient(small, Objective(stage=stage(weights), kind=kind), game)
+    plain, expected, plainly = gradient(small, Objective(stage=stage(weights, copy_free=False), kind=kind), game)
+    torch.testing.assert_close(free, plain, rtol=1e-10, atol=1e-14)
+    assert terms == pytest.approx(expected, rel=1e-12)
+    assert called.calls == 3
+    assert plainly.calls == 3  # and a fourth through the frozen copy
+
+
+def test_a_clamp_by_rows_keeps_the_copy(small: Small, game: Batch) -> None:
+    weights = Weights(rec=1.0, idem=1.0, tight=1.0)
+    objective = Objective(stage=stage(weights, clamp=1e-3), kind="mse")
+    plain = Objective(stage=stage(weights, clamp=1e-3, copy_free=False), kind="mse")
+    assert torch.equal(gradient(small, objective, game)[0], gradient(small, plain, game)[0])
+    _, terms, _ = gradient(small, objective, game)
+    assert -1e-3 * terms["rec"] <= terms["tight"] < 0
+
+
+@pytest.mark.parametrize("copy_free", [True, False])
+def test_the_gradient_is_that_of_the_game(small: Small, game: Batch, copy_free: bool) -> None:
+    """Central differences, with everything held still that the paper holds still."""
+    weights = Weights(rec=2.0, idem=3.0, tight=0.5)
+    ours, _, _ = gradient(small, Objective(stage=stage(weights, copy_free=copy_free), kind="mse"), game)
+    fixed = copy.deepcopy(small)
+    assert game.z is not None
+    y = fixed(game.z).detach()
+
+    def value() -> float:
+        with torch.no_grad():
+            inner = small(game.z)
+            rec = losses.distance(small(game.x), game.x, "mse").mean()
+            idem = losses.distance(fixed(inner), inner, "mse").mean()
+            tight = -losses.distance(small(y), y, "mse").mean()
+            return float(2.0 * rec + 3.0 * idem + 0.5 * tight)
+
+    numeric, step = [], 1e-6
+    for parameter in small.parameters():
+        for i in range(0, parameter.numel(), 37):
+            numeric.append(slope(parameter, i, step, value))
+    picked = torch.cat([p.grad.flatten()[::37] for p in small.parameters() if p.grad is not None])
+    torch.testing.assert_close(picked, torch.tensor(numeric, dtype=torch.float64), rtol=1e-5, atol=1e-9)
+    assert len(ours) == sum(p.numel() for p in small.parameters())
+
+
+def slope(parameter: Tensor, i: int, step: float, value: Callable[[], float]) -> float:
+    flat = parameter.data.view(-1)
+    flat[i] += step
+    above = value()
+    flat[i] -= 2 * step
+    below = value()
+    flat[i] += step
+    return (above - below) / (2 * step)
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_every_term_trains_alone(name: str, small: Small, batch: Batch) -> None:
+    weights = Weights(**{term: float(term == name) for term in TERMS})
+    teacher = copy.deepcopy(small).requires_grad_(False)
+    objective = Objective(stage=stage(weights), kind="mse", teacher=teacher if name == "distill" else None)
+    only = Batch(
+        x=batch.x,
+        nearest=batch.nearest if name == "imle" else None,
+        matched=batch.matched if name == "match" else None,
+        partner=batch.partner if name == "match" else None,
+        z=batch.z if name in ("distill", "idem", "tight") else None,
+        degraded=batch.degraded if name == "project" else None,
+    )
+    flat, terms, _ = gradient(small, objective, only)
+    assert set(terms) == {"rec", name}
+    assert flat.abs().max() > 0
+
+
+def test_all_terms_together_add_up(f: Autoencoder, batch: Batch) -> None:
+    weights = Weights(rec=1.0, imle=2.0, match=3.0, distill=4.0, project=5.0, idem=6.0, tight=7.0)
+    teacher = copy.deepcopy(f).requires_grad_(False)
+    objective = Objective(stage=stage(weights), kind="l1", teacher=lambda z: teacher(z.double()))
+    called = Counted(f)
+    terms = objective.terms(called, f, batch)
+    assert set(terms) == set(TERMS)
+    total = sum(getattr(weights, name) * float(value.detach()) for name, value in terms.items())
+    assert float(objective.total(terms).detach()) == pytest.approx(total)
+
+
+def test_reconstruction_is_told_but_not_trained_where_it_is_off(small: Small, batch: Batch) -> None:
+    weights = Weights(rec=0.0, imle=1.0)
+    objective = Objective(stage=stage(weights), kind="mse")
+    terms = objective.terms(small, small, Batch(x=batch.x, nearest=batch.nearest))
+    assert float(objective.total(terms).detach()) == pytest.approx(float(terms["imle"].detach()))
+    assert float(terms["rec"].detach()) > 0
+
+
+def test_health_is_idempotence_by_reconstruction() -> None:
+    assert health({"rec": 0.2, "idem": 0.15}) == pytest.approx(0.75)
+    assert health({"rec": 0.2}) is None

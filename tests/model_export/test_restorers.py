@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+from scipy.ndimage import zoom
+
+from model_export.degradations import DEGRADATIONS, hole, hole_mask, low_resolution, noise
+from model_export.judge import affordable
+from model_export.metrics import psnr
+from model_export.restorers import CLASSICAL, Setting, best, bicubic, biharmonic, non_local_means
+from service.domain.latents import FloatRows
+
+GRID = np.linspace(0.0, 3.0, 16)
+SMOOTH = np.stack([np.sin(GRID[:, None] + i) * np.cos(GRID[None]) for i in range(6)]).astype(np.float32)[:, None] * 0.9
+COLOUR = np.concatenate([SMOOTH, -SMOOTH, SMOOTH**2], axis=1)
+
+
+def test_every_degradation_has_its_methods_or_none() -> None:
+    assert set(CLASSICAL) == set(DEGRADATIONS)
+    assert all(settings for methods in CLASSICAL.values() for settings in methods.values())
+
+
+@pytest.mark.parametrize("clean", [SMOOTH, COLOUR], ids=["grey", "colour"])
+@pytest.mark.parametrize(
+    ("degradation", "method"), [(name, method) for name, methods in CLASSICAL.items() for method in methods]
+)
+def test_a_method_mends_smooth_pictures(clean: FloatRows, degradation: str, method: str) -> None:
+    degraded = DEGRADATIONS[degradation](clean)
+    before = degraded.copy()
+    setting = best(CLASSICAL[degradation][method], degraded, clean)
+    restored = setting.restore(degraded)
+    assert restored.shape == clean.shape
+    assert restored.dtype == np.float32
+    assert np.array_equal(degraded, before)
+    assert psnr(restored, clean).mean() > psnr(degraded, clean).mean() + 2.0
+
+
+def test_the_setting_that_restores_best_is_taken() -> None:
+    def times(k: float) -> Setting:
+        return Setting(f"{k}", lambda x: x * np.float32(k))
+
+    settings = [times(k) for k in (0.5, 1.0, 2.0)]
+    assert best(settings, SMOOTH, SMOOTH * np.float32(0.9)).text == "1.0"
+    assert best(settings[:1], SMOOTH, SMOOTH).text == "0.5"
+
+
+def test_non_local_means_is_told_the_noise_or_not() -> None:
+    texts = [setting.text for setting in non_local_means(0.5)]
+    assert len(set(texts)) == 28
+    assert "h 0.8 σ, σ given, Gaussian patches" in texts  # as in scikit-image's example
+    degraded = noise(0.5)(SMOOTH)
+    results = [setting.restore(degraded) for setting in non_local_means(0.5)]
+    assert len({result.tobytes() for result in results}) == 28
+
+
+def test_bicubic_enlarges_the_averages() -> None:
+    (setting,) = bicubic(4)
+    flat = np.full((1, 3, 8, 12), 0.25, np.float32)
+    np.testing.assert_allclose(setting.restore(low_resolution(4)(flat)), flat, atol=1e-6)
+    restored = setting.restore(low_resolution(4)(SMOOTH))
+    small = SMOOTH.reshape(len(SMOOTH), 1, 4, 4, 4, 4).mean((3, 5))
+    cubic = zoom(small[0, 0], 4, order=3, mode="nearest", grid_mode=True)
+    assert np.abs(restored[0, 0] - cubic).max() < 0.2
+
+
+def test_the_hole_alone_is_filled() -> None:
+    (setting,) = biharmonic(0.4)
+    degraded, mask = hole(0.4)(SMOOTH), hole_mask(0.4, SMOOTH.shape)
+    restored = setting.restore(degraded)
+    assert mask.sum() == 36
+    np.testing.assert_allclose(restored[:, :, ~mask], SMOOTH[:, :, ~mask], atol=1e-6)
+    assert np.abs(restored - SMOOTH)[:, :, mask].mean() < 0.05
+
+
+def test_large_pictures_are_measured_in_smaller_numbers() -> None:
+    assert affordable(1000, (1, 28, 28)) == affordable(1000, (1, 8, 8)) == 1000
+    assert affordable(1000, (3, 64, 64)) == 63
+    assert affordable(1000, (3, 512, 512)) == 62

@@ -1,0 +1,100 @@
+import time
+
+import pytest
+import torch
+
+from model_export import throughput
+from model_export.throughput import Clock, Throughput
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What the clock on the wall says."""
+    hands = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: hands[0])
+    return hands
+
+
+def test_phases_and_steps_are_counted_by_lap(now: list[float]) -> None:
+    clock = Clock(torch.device("cpu"))
+    for _ in range(2):
+        with clock.phase("data"):
+            now[0] += 1.0
+        with clock.phase("compute"):
+            now[0] += 6.0
+        now[0] += 1.0
+        clock.step(64)
+    lap = clock.lap()
+    assert lap == Throughput(steps=2, pictures=128, seconds=16.0, phases={"data": 2.0, "compute": 12.0})
+    assert (lap.pictures_per_second, lap.outside) == (8.0, 0.25)
+    assert lap.to_dict() == {
+        "steps": 2,
+        "seconds": 16.0,
+        "pictures_per_second": 8.0,
+        "outside": 0.25,
+        "phases": {"data": 0.125, "compute": 0.75},
+    }
+    now[0] += 3.0
+    assert clock.lap() == Throughput(steps=0, pictures=0, seconds=3.0, phases={})
+
+
+def test_the_largest_share_comes_first() -> None:
+    measured = Throughput(steps=5, pictures=640, seconds=10.0, phases={"log": 0.1, "compute": 6.0, "pool": 3.0})
+    assert str(measured) == (
+        "5 steps, 64 pictures/s, 40.0% of the time outside forward, backward and optimiser (pool 30.0%, log 1.0%)"
+    )
+
+
+def test_laps_add_up() -> None:
+    a = Throughput(steps=1, pictures=10, seconds=2.0, phases={"compute": 1.0, "pool": 0.5})
+    b = Throughput(steps=2, pictures=20, seconds=4.0, phases={"compute": 3.0, "pairs": 0.25})
+    both = Throughput(steps=3, pictures=30, seconds=6.0, phases={"compute": 4.0, "pool": 0.5, "pairs": 0.25})
+    assert a + b == both
+    assert both.outside == pytest.approx(1 / 3)
+
+
+def test_nothing_done_is_nothing() -> None:
+    nothing = Throughput(steps=0, pictures=0, seconds=0.0, phases={})
+    assert (nothing.pictures_per_second, nothing.outside) == (0.0, 0.0)
+
+
+def test_on_cuda_the_device_keeps_the_time(now: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    waited = []
+
+    class Event:
+        """On a device that is half a second behind the host."""
+
+        def __init__(self, device: torch.device, *, enable_timing: bool) -> None:
+            assert (device.type, enable_timing) == ("cuda", True)
+
+        def record(self) -> None:
+            self.at = now[0] + 0.5
+
+        def synchronize(self) -> None:
+            waited.append(self.at)
+
+        def elapsed_time(self, end: "Event") -> float:
+            return 1000.0 * (end.at - self.at)
+
+    monkeypatch.setattr(torch, "Event", Event)
+    monkeypatch.setattr(throughput, "_MOST_SPANS", 3)
+    clock = Clock(torch.device("cuda"))
+    for _ in range(4):
+        with clock.phase("compute"):
+            now[0] += 2.0
+    assert len(waited) == 3  # not with every span, nor only when a million of them are held
+    assert clock.lap().phases == {"compute": pytest.approx(8.0)}
+    assert len(waited) == 4
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_real_device_keeps_the_time() -> None:
+    device = torch.device("cuda")
+    a = torch.rand((4096, 4096), device=device)
+    clock = Clock(device)
+    with clock.phase("compute"):
+        for _ in range(20):
+            a = torch.tanh(a @ a)
+    lap = clock.lap()
+    assert 0 < lap.phases["compute"] <= lap.seconds
