@@ -13,7 +13,7 @@ from model_export.distributed import Ranks
 from model_export.losses import Function
 from model_export.matching import BalancedPairs, CandidatePool
 from model_export.noise import NoiseSampler
-from model_export.presets import Preset, Weights
+from model_export.presets import Matching, Preset, Stage
 from model_export.throughput import Clock
 
 
@@ -78,32 +78,34 @@ class Batches:
     ) -> None:
         self._preset, self._pictures, self._noise, self._seed = preset, pictures, noise, seed
         self._clock, self._ranks = clock, ranks
-        self._pool = CandidatePool(preset.matching, noise, ranks)
-        self._pairs = BalancedPairs(preset.matching, noise, ranks)
+        self._match_as(preset.matching)
         self._epoch, self._permutation = -1, torch.empty(0)
         self.size = min(preset.batch, len(pictures))
 
-    def at(self, step: int, stage_step: int, weights: Weights, f: Function) -> Batch:
+    def at(self, step: int, stage_step: int, stage: Stage, f: Function) -> Batch:
         """This rank's rows of a step.
 
         Args:
             step: of the run.
             stage_step: of the stage; pool and pairs are due at multiples of their intervals.
-            weights: terms that are on.
+            stage: whose terms are on.
             f: the network as it stands, for candidates.
         """
-        preset, own = self._preset, self._ranks.own
+        preset, own, weights = self._preset, self._ranks.own, stage.weights
+        matching = preset.matching_of(stage)
+        if matching != self._matching:
+            self._match_as(matching)
         nearest = matched = partner = z = degraded = None
         with self._clock.phase("data"):
             x = to_model_range(self._pictures[own(self.order(step)).to(self._pictures.device)])
         if weights.imle > 0:
             with self._clock.phase("pool"):
-                if stage_step % preset.matching.pool_refresh == 0:
+                if stage_step % matching.pool_refresh == 0:
                     self._pool.refresh(f, self.generator(Stream.POOL, step))
                 nearest = self._pool.nearest(x)
         if weights.match > 0:
             with self._clock.phase("pairs"):
-                turn = stage_step % preset.matching.pairs_refresh
+                turn = stage_step % matching.pairs_refresh
                 if turn == 0:
                     self._pairs.refresh(f, self._partners(step), self.generator(Stream.PAIRS, step))
                 matched, partner = map(own, self._pairs.deal(turn, self.size))
@@ -114,6 +116,11 @@ class Batches:
                 draws = degrade.draw(preset, self.size, self.generator(Stream.DEGRADE, step))
                 degraded = degrade.degraded(x, preset, draws.own(self._ranks))
         return Batch(x=x, nearest=nearest, matched=matched, partner=partner, z=z, degraded=degraded)
+
+    def _match_as(self, matching: Matching) -> None:
+        self._matching = matching
+        self._pool = CandidatePool(matching, self._noise, self._ranks)
+        self._pairs = BalancedPairs(matching, self._noise, self._ranks)
 
     def order(self, step: int) -> Tensor:
         """Indices of a step's pictures: every epoch is a permutation of its own; its ragged end is left out."""
@@ -130,6 +137,6 @@ class Batches:
 
     def _partners(self, step: int) -> Tensor:
         generator = np.random.default_rng(mixed_seed(self._seed, Stream.PARTNERS, step))
-        count = min(self._preset.matching.pairs, len(self._pictures))
+        count = min(self._matching.pairs, len(self._pictures))
         chosen = torch.from_numpy(generator.choice(len(self._pictures), count, replace=False))
         return to_model_range(self._pictures[chosen.to(self._pictures.device)])

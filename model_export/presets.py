@@ -1,6 +1,7 @@
 """Presets: every number a training run depends on, as frozen dataclasses that travel inside the checkpoint."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast, get_args
@@ -36,38 +37,6 @@ class Weights:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stage:
-    """One stretch of training with its own weights, optimiser and cosine schedule.
-
-    Args:
-        name: shown in the log.
-        steps: optimiser steps.
-        lr: peak learning rate of Adam, reached after ``warmup`` steps, cosine to 0.
-        weights: of the terms.
-        teacher_steps: k of T^k, where T is the averaged network at this stage's start.
-        warmup: steps of linear warm-up.
-        betas: of Adam.
-        tight_clamp: a in the paper's a·L_rec·tanh(L_tight/(a·L_rec)), row by row; None for no clamp.
-        copy_free: let one pass serve idempotence and tightness where no clamp is set; the gradients are those of the
-            paper's frozen copy, for three passes in place of four.
-    """
-
-    name: str
-    steps: int
-    lr: float
-    weights: Weights
-    teacher_steps: int = 0
-    warmup: int = 200
-    betas: tuple[float, float] = (0.9, 0.99)
-    tight_clamp: float | None = None
-    copy_free: bool = True
-
-    def __post_init__(self) -> None:
-        if self.weights.distill > 0 and self.teacher_steps < 1:
-            raise ValueError(f"stage {self.name}: distillation needs teacher_steps ≥ 1")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Matching:
     """How noise is paired with pictures.
 
@@ -89,6 +58,40 @@ class Matching:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One stretch of training with its own weights, optimiser and cosine schedule.
+
+    Args:
+        name: shown in the log.
+        steps: optimiser steps.
+        lr: peak learning rate of Adam, reached after ``warmup`` steps, cosine to 0.
+        weights: of the terms.
+        teacher_steps: k of T^k, where T is the averaged network at this stage's start.
+        warmup: steps of linear warm-up.
+        betas: of Adam.
+        tight_clamp: a in the paper's a·L_rec·tanh(L_tight/(a·L_rec)), row by row; None for no clamp.
+        copy_free: let one pass serve idempotence and tightness where no clamp is set; the gradients are those of the
+            paper's frozen copy, for three passes in place of four.
+        matching: pools and assignments of this stage; None for the preset's.
+    """
+
+    name: str
+    steps: int
+    lr: float
+    weights: Weights
+    teacher_steps: int = 0
+    warmup: int = 200
+    betas: tuple[float, float] = (0.9, 0.99)
+    tight_clamp: float | None = None
+    copy_free: bool = True
+    matching: Matching | None = None
+
+    def __post_init__(self) -> None:
+        if self.weights.distill > 0 and self.teacher_steps < 1:
+            raise ValueError(f"stage {self.name}: distillation needs teacher_steps ≥ 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
     """One model's training, start to end.
 
@@ -101,11 +104,11 @@ class Preset:
         distance: D of every term.
         batch: pictures per step.
         ema: decay of the averaged weights that are exported.
-        matching: pools and assignments.
+        matching: pools and assignments of the stages without their own.
         noise_range: projection adds s·n with s uniform in this range, in the units of [−1, 1].
         degradations: ways to spoil the pictures of the projection term; each row gets one of them, evenly at random.
         eight_bit: share of spoiled rows that are cut and rounded to 8 bits, as uploaded pictures are.
-        checkpoint_every: steps between checkpoints; a multiple of both refresh intervals, so that a resumed run
+        checkpoint_every: steps between checkpoints; a multiple of all refresh intervals, so that a resumed run
             rebuilds pool and pairs from the very weights that made them.
         generate_steps, project_steps: recommended steps in the card.
         background: of one channel, in [−1, 1].
@@ -135,13 +138,17 @@ class Preset:
     description: str = ""
 
     def __post_init__(self) -> None:
-        for every in (self.matching.pool_refresh, self.matching.pairs_refresh):
-            if self.checkpoint_every % every:
-                raise ValueError("checkpoint_every must be a multiple of both refresh intervals")
+        for matching in map(self.matching_of, self.stages):
+            if self.checkpoint_every % math.lcm(matching.pool_refresh, matching.pairs_refresh):
+                raise ValueError("checkpoint_every must be a multiple of all refresh intervals")
         if not self.degradations or not set(self.degradations) <= set(get_args(Degradation)):
             raise ValueError(f"degradations are one or more of {', '.join(get_args(Degradation))}")
         if not 0.0 <= self.eight_bit <= 1.0:
             raise ValueError(f"the 8-bit share {self.eight_bit} is not between 0 and 1")
+
+    def matching_of(self, stage: Stage) -> Matching:
+        """Pools and assignments of a stage."""
+        return stage.matching or self.matching
 
     @property
     def steps(self) -> int:
@@ -161,9 +168,7 @@ class Preset:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Preset":
         """The inverse of :meth:`to_dict`; fields that an older program did not write have their defaults."""
-        stages = tuple(
-            Stage(**{**s, "weights": Weights(**s["weights"]), "betas": tuple(s["betas"])}) for s in values["stages"]
-        )
+        stages = tuple(_stage(stage) for stage in values["stages"])
         network = NetworkConfig(**{**values["network"], "widths": tuple(values["network"]["widths"])})
         return cls(
             **{
@@ -175,6 +180,18 @@ class Preset:
                 "degradations": tuple(values.get("degradations", ("noise",))),
             }
         )
+
+
+def _stage(values: dict[str, Any]) -> Stage:
+    own = values.get("matching")
+    return Stage(
+        **{
+            **values,
+            "weights": Weights(**values["weights"]),
+            "betas": tuple(values["betas"]),
+            "matching": None if own is None else Matching(**own),
+        }
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -205,6 +222,21 @@ def naign_stages(imle: int, balance: int, distill: int, *, teacher_steps: int = 
     )
 
 
+def wider_stages(balance: int, distill: int, *, teacher_steps: int = 4) -> tuple[Stage, ...]:
+    """What may follow `naign_stages`: balanced matching among four times the candidates and twice the pairs, then
+    distillation anew.
+
+    Of few candidates each is the nearest of several pictures and learns their average, which costs variety; of many
+    it need only answer for one or two.
+    """
+    matching = Matching(pool=32_768, pool_refresh=80, pairs=2048, pairs_refresh=16)
+    _, wide, again = naign_stages(1, balance, distill, teacher_steps=teacher_steps)
+    return (
+        dataclasses.replace(wide, name="widen", matching=matching),
+        dataclasses.replace(again, name="distill-again"),
+    )
+
+
 def ign_stages(steps: int, weights: Weights, *, lr: float, clamp: float | None, warmup: int = 0) -> tuple[Stage, ...]:
     """The paper's adversarial objective (Shocher et al., 2024, section 2 and appendix)."""
     return (
@@ -232,7 +264,7 @@ PRESETS = {
             name="mnist",
             objective="naign",
             network=_DIGITS,
-            stages=naign_stages(5000, 5000, 5000),
+            stages=(*naign_stages(5000, 5000, 5000), *wider_stages(2000, 2800)),
             polarity="light-on-dark",
             description="Handwritten digits, 28×28 grey, light on dark.",
         ),

@@ -182,7 +182,7 @@ class Run:
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(stage, self.stage_step)
         self.network.train()
-        batch = self.batches.at(self.step, self.stage_step, stage.weights, self._candidates)
+        batch = self.batches.at(self.step, self.stage_step, stage, self._candidates)
         with self._clock.phase(COMPUTE):
             terms = self._gradients(batch)
             self.optimiser.step()
@@ -257,7 +257,8 @@ class Run:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def _boundary(self) -> int:
-        return math.lcm(self.preset.matching.pool_refresh, self.preset.matching.pairs_refresh)
+        matching = self.preset.matching_of(self.preset.stages[self.stage])
+        return math.lcm(matching.pool_refresh, matching.pairs_refresh)
 
     def _enter_stage(self) -> None:
         stage = self.preset.stages[self.stage]
