@@ -223,8 +223,7 @@ def naign_stages(imle: int, balance: int, distill: int, *, teacher_steps: int = 
 
 
 def wider_stages(balance: int, distill: int, *, teacher_steps: int = 4) -> tuple[Stage, ...]:
-    """What may follow `naign_stages`: balanced matching among four times the candidates and twice the pairs, then
-    distillation anew.
+    """What may follow `naign_stages`: matching among four times the candidates and twice the pairs, distilled anew.
 
     Of few candidates each is the nearest of several pictures and learns their average, which costs variety; of many
     it need only answer for one or two.

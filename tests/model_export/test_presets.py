@@ -35,10 +35,24 @@ def test_an_unknown_name_lists_the_known() -> None:
 
 
 def test_steps_are_shared_out_in_proportion() -> None:
-    preset = adapt(get_preset("mnist"), steps=300)
+    preset = adapt(get_preset("fashion_mnist"), steps=300)
     assert [stage.steps for stage in preset.stages] == [100, 100, 100]
     assert preset.steps == 300
     assert [stage.steps for stage in adapt(get_preset("tiny"), steps=1).stages] == [1, 1, 1]
+
+
+def test_a_stage_may_match_in_its_own_way() -> None:
+    preset = get_preset("mnist")
+    widths = [preset.matching_of(stage).pool for stage in preset.stages]
+    assert widths == [8192, 8192, 8192, 32_768, 8192]
+    assert Preset.from_dict(preset.to_dict()) == preset
+
+
+def test_checkpoints_must_fall_on_every_stages_refreshes() -> None:
+    preset = get_preset("tiny")
+    stage = dataclasses.replace(preset.stages[1], matching=Matching(pool_refresh=3, pairs_refresh=2))
+    with pytest.raises(ValueError, match="multiple of all refresh intervals"):
+        dataclasses.replace(preset, stages=(preset.stages[0], stage))
 
 
 def test_other_data() -> None:
@@ -57,7 +71,7 @@ def test_impossible_values_are_refused(change: dict[str, Any]) -> None:
 
 
 def test_checkpoints_fall_on_refreshes() -> None:
-    with pytest.raises(ValueError, match="multiple of both refresh intervals"):
+    with pytest.raises(ValueError, match="multiple of all refresh intervals"):
         dataclasses.replace(PRESETS["tiny"], matching=Matching(pool_refresh=3))
 
 

@@ -20,7 +20,7 @@ from model_export.data import Dataset, load_dataset
 from model_export.distributed import Ranks
 from model_export.errors import UserError
 from model_export.execution import Execution
-from model_export.presets import PRESETS, Preset, Stage, Weights, ign_stages
+from model_export.presets import PRESETS, Matching, Preset, Stage, Weights, ign_stages
 from model_export.train import Interrupted, Run, learning_rate
 from tests.model_export.ranks import assert_gradients_agree
 from tests.model_export.small import contents
@@ -229,6 +229,24 @@ def test_a_finished_run_goes_on_with_further_stages(data: Dataset, tmp_path: Pat
     run(NAIGN, data, tmp_path / "whole").train()
     run(shorter, data, tmp_path / "parts").train()
     run(NAIGN, data, tmp_path / "parts").train()
+    assert_identical(state(tmp_path / "parts"), state(tmp_path / "whole"))
+
+
+def test_a_stage_that_matches_in_its_own_way_continues_bit_for_bit(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = Matching(pool=96, pool_refresh=8, pairs=48, pairs_refresh=4)
+    first, second, _ = NAIGN.stages
+    preset = dataclasses.replace(NAIGN, stages=(first, dataclasses.replace(second, matching=wide)))
+    run(preset, data, tmp_path / "whole").train()
+    assert state(tmp_path / "whole")["place"] == (1, second.steps, first.steps + second.steps)
+    with monkeypatch.context() as patch:
+        disturb(patch, first.steps + 3, lambda: signal.raise_signal(signal.SIGTERM))
+        stopped = run(preset, data, tmp_path / "parts")
+        with pytest.raises(Interrupted):
+            stopped.train()
+        assert stopped.stage_step == 8  # not before the wide pool is due again
+    run(preset, data, tmp_path / "parts").train()
     assert_identical(state(tmp_path / "parts"), state(tmp_path / "whole"))
 
 
