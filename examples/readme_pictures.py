@@ -6,6 +6,7 @@ Writes a drawn and a noisy digit (inputs of the examples) and `digits.png`, all 
 import io
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -38,9 +39,9 @@ def png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def ask(client: httpx.Client, path: str, **request: object) -> Image.Image:
+def ask(client: httpx.Client, path: str, **request: Any) -> Image.Image:
     """One picture from the service."""
-    response = client.post(path, headers={"Accept": "image/png"}, **request)  # type: ignore[arg-type]
+    response = client.post(path, headers={"Accept": "image/png"}, **request)
     response.raise_for_status()
     return Image.open(io.BytesIO(response.content)).convert("L")
 

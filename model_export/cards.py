@@ -135,6 +135,7 @@ def _pictures(folder: str, shown: Sequence[str]) -> Iterator[str]:
     if shown:
         yield "## Figures"
         yield "Drawn by `python -m model_export figures`; latents and pictures are the first ones, none is picked."
+        yield "How often f was applied stands beside the rows; `--steps` bounds it, by default at 300 000."
         yield from (_picture(folder, name) for name in shown)
 
 
