@@ -28,6 +28,7 @@ class Stream(IntEnum):
     PARTNERS = 5
     DEGRADE = 6
     GRID = 7
+    CRITIC = 8
 
 
 def mixed_seed(seed: int, stream: int, step: int) -> int:
@@ -110,7 +111,7 @@ class Batches:
                     self._pairs.refresh(f, self._partners(step), self.generator(Stream.PAIRS, step))
                 matched, partner = map(own, self._pairs.deal(turn, self.size))
         with self._clock.phase("data"):
-            if max(weights.distill, weights.idem, weights.tight) > 0:
+            if weights.latents:
                 z = own(self._noise.sample(self.size, self.generator(Stream.NOISE, step)))
             if weights.project > 0:
                 draws = degrade.draw(preset, self.size, self.generator(Stream.DEGRADE, step))

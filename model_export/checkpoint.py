@@ -39,6 +39,7 @@ class Checkpoint:
         statistics: (4, C, H, W) noise statistics, or None.
         data: name, sha256, licence and number of training pictures.
         provenance: command, commit, digest of the sources, precision, threads, torch version.
+        critic: state of the critic and its optimiser, or None in stages without one.
     """
 
     preset: dict[str, Any]
@@ -53,6 +54,7 @@ class Checkpoint:
     statistics: Tensor | None
     data: dict[str, Any]
     provenance: dict[str, Any]
+    critic: dict[str, Any] | None = None
 
 
 def save(checkpoint: Checkpoint, path: Path) -> None:

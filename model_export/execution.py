@@ -2,7 +2,7 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -11,6 +11,8 @@ from torch.nn.parallel import DistributedDataParallel
 from model_export.distributed import Ranks
 from model_export.errors import UserError
 from model_export.presets import Preset
+
+_Network = TypeVar("_Network", bound=nn.Module)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +64,7 @@ class Execution:
             return network
         return cast("nn.Module", torch.compile(network))
 
-    def placed(self, network: nn.Module, device: torch.device) -> nn.Module:
+    def placed(self, network: _Network, device: torch.device) -> _Network:
         """The network on its device, in the memory format wanted."""
         network = network.to(device)
         if self.channels_last:

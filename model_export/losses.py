@@ -5,11 +5,12 @@ batch, unless it says otherwise. Shocher et al., 2024 (arXiv 2311.01462) is "the
 (arXiv 2511.02614) is NAIGN.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional
 
 from model_export.presets import Distance
 
@@ -93,13 +94,35 @@ def matched(f: Function, z: Tensor, partner: Tensor, kind: Distance) -> Tensor:
     return distance(f(z), partner, kind).mean()
 
 
-def distillation(f: Function, teacher: Function, z: Tensor, steps: int, kind: Distance) -> Tensor:
+def distillation(y: Tensor, teacher: Function, z: Tensor, steps: int, kind: Distance) -> Tensor:
     """D(f(z), sg T^k(z)): one step of f learns k steps of a frozen earlier stage T."""
     target = z
     with torch.no_grad():
         for _ in range(steps):
             target = teacher(target)
-    return distance(f(z), target, kind).mean()
+    return distance(y, target, kind).mean()
+
+
+def settled(f: Function, y: Tensor, kind: Distance) -> Tensor:
+    """D(f(sg y), sg y): what f has made, it keeps. The opposite of tightness, for stages that have a critic."""
+    fixed = y.detach()
+    return distance(f(fixed), fixed, kind).mean()
+
+
+def hinge(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
+    """Σ over scales of E max(0, 1 − s(x)) + E max(0, 1 + s(y)): what a critic minimises (Lim & Ye, 2017, 1705.02894).
+
+    Args:
+        real: scores of pictures, one (B,) for every scale.
+        fake: of samples.
+    """
+    apart = [functional.relu(1 - s).mean() + functional.relu(1 + t).mean() for s, t in zip(real, fake, strict=True)]
+    return torch.stack(apart).sum()
+
+
+def criticised(scores: Sequence[Tensor]) -> Tensor:
+    """−Σ over scales of E s(f(z)): samples are to score as pictures do (Projected GANs, arXiv 2111.01007, eq. 4)."""
+    return -torch.stack([score.mean() for score in scores]).sum()
 
 
 def projection(f: Function, degraded: Tensor, x: Tensor, kind: Distance) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 Norm = Literal["group", "batch"]
 Activation = Literal["silu", "dcgan"]  # dcgan: leaky ReLU 0.2 on the way down, ReLU on the way up
@@ -67,20 +68,52 @@ class Autoencoder(nn.Module):
             if depth:
                 layers.append(_norm(config, b))
             layers.append(_activation(config, down=True))
-        layers += [nn.Conv2d(channels[-1], config.bottleneck, sizes[-1]), _activation(config, down=True)]
+        layers += [_ToPixel(channels[-1], config.bottleneck, sizes[-1]), _activation(config, down=True)]
         self.encoder = nn.Sequential(*layers)
 
-        layers = [nn.ConvTranspose2d(config.bottleneck, channels[-1], sizes[-1])]
+        layers = [_FromPixel(config.bottleneck, channels[-1], sizes[-1])]
         for depth in range(len(config.widths), 0, -1):
             layers += [_norm(config, channels[depth]), _activation(config, down=False)]
             layers += _upsample(config, channels[depth], channels[depth - 1], sizes[depth - 1])
         self.decoder = nn.Sequential(*layers)
         self.apply(_initialise)
 
+    def codes(self, x: Tensor) -> list[Tensor]:
+        """What the encoder sees at every scale but its first, the bottleneck last: (B, c, h, w) each."""
+        codes = []
+        for layer in self.encoder:
+            x = layer(x)
+            if isinstance(layer, nn.SiLU | nn.LeakyReLU):
+                codes.append(x)
+        return codes[1:]
+
     def forward(self, x: Tensor) -> Tensor:
         """One step of f."""
         # Under bfloat16 autocast the last tanh stays in float32: its rounding would show up as drift.
         return torch.tanh(self.decoder(self.encoder(x)).float())
+
+
+class _ToPixel(nn.Conv2d):
+    """A convolution that spans its whole input, to one pixel.
+
+    In training it is computed as the matrix product that it is: on CPUs the gradient of the convolution's weights takes
+    25 times as long. Exported it stays a convolution, which onnxruntime computes row by row, whatever the batch.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        if torch.compiler.is_exporting():
+            return super().forward(input)
+        return functional.linear(input.flatten(1), self.weight.flatten(1), self.bias)[:, :, None, None]
+
+
+class _FromPixel(nn.ConvTranspose2d):
+    """A transposed convolution of one pixel; see `_ToPixel`."""
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:  # noqa: A002
+        if torch.compiler.is_exporting():
+            return super().forward(input, output_size)
+        y = functional.linear(input.flatten(1), self.weight.flatten(1).T).view(-1, *self.weight.shape[1:])
+        return y if self.bias is None else y + self.bias[:, None, None]
 
 
 def _norm(config: NetworkConfig, channels: int) -> nn.Module:

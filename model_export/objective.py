@@ -1,6 +1,7 @@
 """The objective of a stage: which terms are on, and their weighted sum."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,11 +21,13 @@ class Objective:
         stage: weights, clamp, and steps of the teacher.
         kind: of the distance.
         teacher: the frozen earlier stage, where the stage distills.
+        scores: of the critic, where there is one: images → one (B,) for every scale.
     """
 
     stage: Stage
     kind: Distance
     teacher: Function | None = None
+    scores: Callable[[Tensor], list[Tensor]] | None = None
 
     def terms(self, f: Function, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Every active term, unweighted, and reconstruction in any case.
@@ -42,12 +45,10 @@ class Objective:
             terms["imle"] = losses.imle(f, batch.nearest, x, kind)
         if batch.matched is not None and batch.partner is not None:
             terms["match"] = losses.matched(f, batch.matched, batch.partner, kind)
-        if batch.z is not None and self.teacher is not None:
-            terms["distill"] = losses.distillation(f, self.teacher, batch.z, self.stage.teacher_steps, kind)
+        if batch.z is not None:
+            terms |= self._of_samples(f, network, batch.z, rec)
         if batch.degraded is not None:
             terms["project"] = losses.projection(f, batch.degraded, x, kind)
-        if batch.z is not None and max(self.stage.weights.idem, self.stage.weights.tight) > 0:
-            terms |= self._adversarial(f, network, f(batch.z), rec)
         return terms
 
     def total(self, terms: dict[str, Tensor]) -> Tensor:
@@ -55,6 +56,18 @@ class Objective:
         weights = dataclasses.asdict(self.stage.weights)
         active = [weight * terms[name] for name, weight in weights.items() if weight > 0]
         return sum(active, torch.zeros((), device=terms["rec"].device))
+
+    def _of_samples(self, f: Function, network: nn.Module, z: Tensor, rec: Tensor) -> dict[str, Tensor]:
+        """The terms of y = f(z), whichever are on."""
+        weights, y = self.stage.weights, f(z)
+        terms = self._adversarial(f, network, y, rec)
+        if weights.distill > 0 and self.teacher is not None:
+            terms["distill"] = losses.distillation(y, self.teacher, z, self.stage.teacher_steps, self.kind)
+        if weights.settle > 0:
+            terms["settle"] = losses.settled(f, y, self.kind)
+        if self.scores is not None:
+            terms["critic"] = losses.criticised(self.scores(y))
+        return terms
 
     def _adversarial(self, f: Function, network: nn.Module, y: Tensor, rec: Tensor) -> dict[str, Tensor]:
         """Idempotence and tightness of y = f(z), whichever is on."""

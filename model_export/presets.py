@@ -25,6 +25,8 @@ class Weights:
         project: D(f(degraded x), x).
         idem: D(f_copy(f(z)), f(z)).
         tight: −D(f(sg f(z)), sg f(z)), clamped.
+        settle: D(f(sg f(z)), sg f(z)).
+        critic: minus the scores that f(z) has with a critic, which learns beside f.
     """
 
     rec: float = 1.0
@@ -34,6 +36,18 @@ class Weights:
     project: float = 0.0
     idem: float = 0.0
     tight: float = 0.0
+    settle: float = 0.0
+    critic: float = 0.0
+
+    @property
+    def latents(self) -> bool:
+        """Whether any term needs f of fresh latents."""
+        return max(self.distill, self.idem, self.tight, self.settle, self.critic) > 0
+
+    @property
+    def teacher(self) -> bool:
+        """Whether any term needs a frozen earlier stage."""
+        return max(self.distill, self.critic) > 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +87,7 @@ class Stage:
         copy_free: let one pass serve idempotence and tightness where no clamp is set; the gradients are those of the
             paper's frozen copy, for three passes in place of four.
         matching: pools and assignments of this stage; None for the preset's.
+        critic_lr: peak learning rate of the critic, which follows the schedule of ``lr``.
     """
 
     name: str
@@ -85,6 +100,7 @@ class Stage:
     tight_clamp: float | None = None
     copy_free: bool = True
     matching: Matching | None = None
+    critic_lr: float = 4e-4
 
     def __post_init__(self) -> None:
         if self.weights.distill > 0 and self.teacher_steps < 1:
@@ -106,7 +122,8 @@ class Preset:
         ema: decay of the averaged weights that are exported.
         matching: pools and assignments of the stages without their own.
         noise_range: projection adds s·n with s uniform in this range, in the units of [−1, 1].
-        degradations: ways to spoil the pictures of the projection term; each row gets one of them, evenly at random.
+        degradations: ways to spoil the pictures of the projection term; each row gets one of them, evenly at random; one
+            that is named twice is twice as likely.
         eight_bit: share of spoiled rows that are cut and rounded to 8 bits, as uploaded pictures are.
         checkpoint_every: steps between checkpoints; a multiple of all refresh intervals, so that a resumed run
             rebuilds pool and pairs from the very weights that made them.
@@ -207,7 +224,8 @@ def naign_stages(imle: int, balance: int, distill: int, *, teacher_steps: int = 
 
     1. Reconstruction and IMLE: every picture pulls its nearest sample, so no mode is dropped.
     2. The same with balanced matching: every latent gets a target and no picture is favoured.
-    3. Distillation from the frozen second stage, T^k in one step, and projection from noisy pictures.
+    3. Distillation from the frozen second stage, T^k in one step; a critic that sees through T's encoder, for the
+       variety that averages over neighbours have lost; and projection from degraded pictures.
     """
     return (
         Stage(name="imle", steps=imle, lr=6e-4, weights=Weights(imle=1.0)),
@@ -215,24 +233,11 @@ def naign_stages(imle: int, balance: int, distill: int, *, teacher_steps: int = 
         Stage(
             name="distill",
             steps=distill,
-            lr=6e-4,
-            weights=Weights(distill=1.0, project=0.5),
+            lr=5e-4,
+            weights=Weights(distill=0.4, project=0.5, settle=0.5, critic=0.01),
             teacher_steps=teacher_steps,
+            betas=(0.5, 0.99),
         ),
-    )
-
-
-def wider_stages(balance: int, distill: int, *, teacher_steps: int = 4) -> tuple[Stage, ...]:
-    """What may follow `naign_stages`: matching among four times the candidates and twice the pairs, distilled anew.
-
-    Of few candidates each is the nearest of several pictures and learns their average, which costs variety; of many
-    it need only answer for one or two.
-    """
-    matching = Matching(pool=32_768, pool_refresh=80, pairs=2048, pairs_refresh=16)
-    _, wide, again = naign_stages(1, balance, distill, teacher_steps=teacher_steps)
-    return (
-        dataclasses.replace(wide, name="widen", matching=matching),
-        dataclasses.replace(again, name="distill-again"),
     )
 
 
@@ -252,6 +257,8 @@ def ign_stages(steps: int, weights: Weights, *, lr: float, clamp: float | None, 
 
 
 _DIGITS = NetworkConfig(size=28, channels=1, widths=(32, 64, 128), bottleneck=256)
+_DIGITS_MATCHING = Matching(pool_refresh=32)
+_DIGITS_DEGRADATIONS: tuple[Degradation, ...] = ("noise", "noise", "noise", "blur", "low_resolution", "hole")
 _PAPER_64 = NetworkConfig(
     size=64, channels=3, widths=(64, 128, 256, 512), bottleneck=512, groups=32, activation="dcgan"
 )
@@ -263,7 +270,11 @@ PRESETS = {
             name="mnist",
             objective="naign",
             network=_DIGITS,
-            stages=(*naign_stages(5000, 5000, 5000), *wider_stages(2000, 2800)),
+            stages=naign_stages(4000, 3000, 8000),
+            matching=_DIGITS_MATCHING,
+            degradations=_DIGITS_DEGRADATIONS,
+            eight_bit=0.5,
+            checkpoint_every=480,
             polarity="light-on-dark",
             description="Handwritten digits, 28×28 grey, light on dark.",
         ),
@@ -271,7 +282,11 @@ PRESETS = {
             name="fashion_mnist",
             objective="naign",
             network=_DIGITS,
-            stages=naign_stages(5000, 5000, 5000),
+            stages=naign_stages(4000, 3000, 8000),
+            matching=_DIGITS_MATCHING,
+            degradations=_DIGITS_DEGRADATIONS,
+            eight_bit=0.5,
+            checkpoint_every=480,
             polarity="light-on-dark",
             description="Clothes, 28×28 grey, light on dark.",
         ),

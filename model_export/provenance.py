@@ -8,6 +8,7 @@ from pathlib import Path
 
 _TRAINING = (
     "batches",
+    "critic",
     "data",
     "degrade",
     "distributed",

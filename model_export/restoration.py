@@ -1,5 +1,6 @@
 """How well f makes degraded pictures good again, beside doing nothing and beside classical methods."""
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -48,15 +49,24 @@ class Restoration:
         """Measures by degradation and by way."""
         return {name: self._row(name, degrade) for name, degrade in DEGRADATIONS.items()}
 
+    def alone(self, names: Sequence[str]) -> Table:
+        """The same for some degradations, without the classical methods."""
+        return {name: self._own(name, DEGRADATIONS[name](self._x))[0] for name in names}
+
     def _row(self, name: str, degrade: Degradation) -> Table:
         degraded = degrade(self._x)
+        table, once = self._own(name, degraded)
+        table["baselines"] = self._baselines(CLASSICAL[name], degrade, degraded[: self._few], once[: self._few])
+        return table
+
+    def _own(self, name: str, degraded: FloatRows) -> tuple[Table, FloatRows]:
+        """What f makes of degraded pictures: measures, and the pictures after one step."""
         once = self._f(degraded)
         table = {"input": self._restored(degraded), "f": self._restored(once), "f2": self._restored(self._f(once))}
         if name in _HOLES:
             mask = hole_mask(_HOLES[name], degraded.shape)
             table["with_mask"] = {way: self._restored(self._masked(degraded, mask, k)) for way, k in _MASKED}
-        table["baselines"] = self._baselines(CLASSICAL[name], degrade, degraded[: self._few], once[: self._few])
-        return table
+        return table, once
 
     def _baselines(self, methods: Methods, degrade: Degradation, degraded: FloatRows, once: FloatRows) -> Table:
         table: Table = {"n": len(degraded), "input": self._restored(degraded), "f": self._restored(once)}

@@ -13,8 +13,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 from torchvision.utils import save_image
 from tqdm import tqdm
@@ -22,7 +23,8 @@ from tqdm import tqdm
 from model_export import checkpoint as checkpoints
 from model_export.batches import Batch, Batches, Stream, mixed_seed
 from model_export.checkpoint import Checkpoint
-from model_export.data import Dataset
+from model_export.critic import SCALED_BY, Critic, Opponent
+from model_export.data import Dataset, to_model_range
 from model_export.ema import averaged
 from model_export.errors import UserError
 from model_export.execution import Execution, held_back
@@ -85,7 +87,9 @@ class Run:
             "pictures": len(data.train),
         }
         self.stage, self.stage_step, self.step = 0, 0, 0
-        self.teacher: nn.Module | None = None
+        self.teacher: Autoencoder | None = None
+        self.opponent: Opponent | None = None
+        self._pictures = data.train
         self.throughput: list[tuple[str, Throughput]] = []  # of this process, by stage
         self._clock, self._warned = Clock(device), False
         statistics = frequency_statistics(data.train) if preset.noise == "frequency" else None
@@ -169,6 +173,7 @@ class Run:
                 average=self.average.state_dict(),
                 optimiser=self.optimiser.state_dict(),
                 teacher=None if self.teacher is None else self.teacher.state_dict(),
+                critic=None if self.opponent is None else self.opponent.state_dict(),
                 statistics=self.noise.statistics,
                 data=self.data,
                 provenance=self.provenance,
@@ -182,8 +187,11 @@ class Run:
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(stage, self.stage_step)
         self.network.train()
-        batch = self.batches.at(self.step, self.stage_step, stage, self._candidates)
+        batch = self.batches.at(self.step, self.stage_step, stage, self._outputs)
         with self._clock.phase(COMPUTE):
+            if self.opponent is not None and batch.z is not None:
+                lr = stage.critic_lr * learning_rate(stage, self.stage_step) / stage.lr
+                self.opponent.learn(batch.x, self._outputs(batch.z), lr, self._autocast())
             terms = self._gradients(batch)
             self.optimiser.step()
             self.average.update_parameters(self.network)
@@ -208,7 +216,8 @@ class Run:
                 means[name] = means.get(name, torch.zeros_like(value)) + value.detach() / len(parts)
         return means
 
-    def _candidates(self, z: Tensor) -> Tensor:
+    @torch.no_grad()
+    def _outputs(self, z: Tensor) -> Tensor:
         with self._autocast():
             y: Tensor = self._compiled(z)
         return y
@@ -264,12 +273,22 @@ class Run:
         stage = self.preset.stages[self.stage]
         self.average: AveragedModel = averaged(self.network, self.preset.ema)
         self.optimiser = torch.optim.Adam(self.network.parameters(), lr=stage.lr, betas=stage.betas)
-        self.teacher = _frozen_copy(self.network) if stage.weights.distill > 0 else None
+        self.teacher = _frozen_copy(self.network) if stage.weights.teacher else None
+        self.opponent = self._opponent(stage, self.teacher)
         self.objective = Objective(
             stage=stage,
             kind=self.preset.distance,
             teacher=None if self.teacher is None else self.execution.compiled(self.teacher),
+            scores=None if self.opponent is None else self.opponent.scores,
         )
+
+    def _opponent(self, stage: Stage, teacher: Autoencoder | None) -> Opponent | None:
+        if teacher is None or stage.weights.critic <= 0:
+            return None
+        torch.manual_seed(mixed_seed(self.seed, Stream.CRITIC, self.step))
+        some = np.random.default_rng(self.seed).permutation(len(self._pictures))[:SCALED_BY]
+        pictures = to_model_range(self._pictures[torch.from_numpy(some)].to(self.device))
+        return Opponent(Critic(teacher.codes, pictures), stage.critic_lr, self.ranks)
 
     def _leave_stage(self) -> None:
         if self.step == self.preset.steps:
@@ -297,6 +316,8 @@ class Run:
         self.optimiser.load_state_dict(found.optimiser)
         if found.teacher is not None and self.teacher is not None:
             self.teacher.load_state_dict(found.teacher)
+        if found.critic is not None and self.opponent is not None:
+            self.opponent.load_state_dict(found.critic)
         self.provenance = _continued(found.provenance, self.provenance, found.step)
         if extended:
             self._leave_stage()
@@ -356,5 +377,5 @@ def _continued(before: dict[str, Any], now: dict[str, Any], step: int) -> dict[s
     return {**before, "continued": [*history, entry]}
 
 
-def _frozen_copy(network: nn.Module) -> nn.Module:
+def _frozen_copy(network: Autoencoder) -> Autoencoder:
     return copy.deepcopy(network).requires_grad_(False).eval()

@@ -16,6 +16,7 @@ COLOUR = dataclasses.replace(
     PRESETS["mnist"],
     network=dataclasses.replace(PRESETS["mnist"].network, channels=3),
     degradations=get_args(Degradation),
+    eight_bit=0.0,
 )
 
 

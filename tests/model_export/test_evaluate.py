@@ -112,6 +112,20 @@ def sound(pictures: FloatRows) -> Any:
     return f
 
 
+def test_a_brief_measurement_is_part_of_the_full_one(folder: Path, data: Dataset, cache: Path) -> None:
+    artifact = Artifact.read(folder)
+    options: dict[str, Any] = {"card": artifact.card, "noise": artifact.noise, "data": data, "samples": 100}
+    evaluation = Evaluation(artifact.function, classifier=classifier_for(data, cache), steps=10, **options)
+    brief, full = evaluation.brief(), evaluation.run()
+    assert brief["generation"].pop("f4")["frechet"] > 0
+    assert brief["drift"].pop("f3") > 0
+    assert brief["generation"] == full["generation"]
+    assert brief["drift"] == full["drift"]
+    assert brief["clean"] == full["clean"]
+    noisy = full["restoration"]["noise_0.8"]
+    assert brief["restoration"] == {"noise_0.8": {way: noisy[way] for way in ("input", "f", "f2")}}
+
+
 def test_real_pictures_against_real_ones_are_the_floor(folder: Path, data: Dataset, cache: Path) -> None:
     """A set with a known answer: f(z) are pictures of the same kind that nobody trained on."""
     fresh = to_rows(patterns(500, 3)[0][:, None])

@@ -36,6 +36,13 @@ def test_the_file_computes_what_was_trained(models: Path, tiny_run: Path) -> Non
         np.testing.assert_allclose(artifact.function(rows), wanted, atol=1e-5)
 
 
+def test_the_bottleneck_is_exported_as_convolutions() -> None:
+    config = NetworkConfig(size=8, channels=1, widths=(8, 16), bottleneck=12, groups=4)
+    graph = onnx.load_from_string(to_onnx(Autoencoder(config).eval(), (1, 8, 8))).graph
+    kinds = [node.op_type for node in graph.node if node.op_type in {"Conv", "ConvTranspose", "Gemm", "MatMul"}]
+    assert kinds == ["Conv"] * 3 + ["ConvTranspose"] * 3
+
+
 def test_the_exported_weights_are_the_averages(tiny_run: Path) -> None:
     checkpoint = checkpoints.load(tiny_run / checkpoints.FILE)
     weights = load_run(tiny_run).network.state_dict()

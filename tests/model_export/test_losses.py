@@ -107,10 +107,10 @@ def test_the_bound_is_a_constant() -> None:
 
 def test_distillation_follows_k_steps_of_a_teacher_without_teaching_it(f: Autoencoder, z: Tensor) -> None:
     torch.testing.assert_close(
-        losses.distillation(half, half, z, 3, "mse"), (z / 2 - z / 8).square().mean(), atol=1e-6, rtol=1e-5
+        losses.distillation(half(z), half, z, 3, "mse"), (z / 2 - z / 8).square().mean(), atol=1e-6, rtol=1e-5
     )
     teacher = copy.deepcopy(f)
-    torch.autograd.backward(losses.distillation(f, teacher, z, 2, "mse"))
+    torch.autograd.backward(losses.distillation(f(z), teacher, z, 2, "mse"))
     assert not list(gradients(teacher))
     assert any(grad.abs().max() > 0 for grad in gradients(f))
 
@@ -144,8 +144,9 @@ def test_gradients_are_those_of_finite_differences(kind: Distance, weight: Tenso
         (lambda w: losses.imle(curved(w), z, target, kind), weight),
         (lambda w: losses.matched(curved(w), z, target, kind), weight),
         (lambda w: losses.projection(curved(w), z, target, kind), weight),
-        (lambda w: losses.distillation(curved(w), f_copy, z, 2, kind), weight),
+        (lambda w: losses.distillation(curved(w)(z), f_copy, z, 2, kind), weight),
         (lambda w: losses.tightness(curved(w), z, kind), weight),
+        (lambda w: losses.settled(curved(w), z, kind), weight),
         (lambda a: losses.idempotence(f_copy, a, kind), y),
         (lambda t: losses.smooth_clamp(t, bound, 1.5), tight),
     ):
@@ -174,6 +175,31 @@ def test_values_by_hand(kind: Distance) -> None:
     for term in (losses.imle, losses.matched, losses.projection):
         assert float(term(half, x, y, kind)) == to_other
     from_quarter = 0.15625 if kind == "mse" else 0.375  # of x/2 from x/4: 0.25 and 0.5
-    assert float(losses.distillation(half, half, x, 2, kind)) == from_quarter
+    assert float(losses.distillation(half(x), half, x, 2, kind)) == from_quarter
+    assert float(losses.settled(half, x, kind)) == to_half
     clamped = losses.smooth_clamp(torch.tensor([-0.3]), torch.tensor([0.2]), 1.5)
     assert clamped.tolist() == pytest.approx([-0.3 * math.tanh(1.0)])
+
+
+def test_what_is_settled_does_not_move(f: Autoencoder, z: Tensor) -> None:
+    y = f(z).detach().requires_grad_()
+    torch.autograd.backward(losses.settled(f, y, "mse"))
+    assert y.grad is None
+    assert any(bool(grad.any()) for grad in gradients(f))
+
+
+def test_the_critics_terms_by_hand() -> None:
+    real = [torch.tensor([2.0, 0.5]), torch.tensor([-1.0, 1.0])]
+    fake = [torch.tensor([-2.0, 0.0]), torch.tensor([1.0, -0.5])]
+    assert float(losses.hinge(real, fake)) == (0.25 + 0.5) + (1.0 + 1.25)
+    assert float(losses.criticised(fake)) == 1.0 - 0.25
+    with pytest.raises(ValueError, match="shorter"):
+        losses.hinge(real, fake[:1])
+
+
+def test_the_critics_gradients_are_those_of_finite_differences() -> None:
+    scores = torch.tensor([[2.0, 0.5], [-1.5, 0.25]], dtype=torch.float64, requires_grad=True)
+    others = torch.tensor([[0.3, -0.4], [-3.0, 0.1]], dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda s: losses.hinge(list(s), list(others)), (scores,))
+    assert torch.autograd.gradcheck(lambda s: losses.hinge(list(others), list(s)), (scores,))
+    assert torch.autograd.gradcheck(lambda s: losses.criticised(list(s)), (scores,))

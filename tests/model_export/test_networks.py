@@ -39,6 +39,18 @@ def test_everything_passes_a_bottleneck_of_one_pixel(size: int) -> None:
     assert torch.equal(y[0], y[2])
 
 
+@pytest.mark.parametrize("size", [8, 15, 28])
+def test_the_bottleneck_computes_the_convolutions_it_exports(size: int) -> None:
+    f = network(size=size)
+    inwards, outwards = f.encoder[-2], f.decoder[0]
+    assert isinstance(inwards, nn.Conv2d)
+    assert isinstance(outwards, nn.ConvTranspose2d)
+    x = torch.randn(3, 16, *inwards.kernel_size)
+    torch.testing.assert_close(inwards(x), nn.Conv2d.forward(inwards, x))
+    code = torch.randn(3, 12, 1, 1)
+    torch.testing.assert_close(outwards(code), nn.ConvTranspose2d.forward(outwards, code))
+
+
 def test_group_norm_makes_rows_independent_of_their_neighbours() -> None:
     f = network().train()
     x = torch.randn(4, 1, 8, 8)

@@ -23,6 +23,12 @@ def test_a_preset_can_be_built(preset: Preset) -> None:
     assert -1.0 <= preset.background <= 1.0
 
 
+def test_what_the_terms_of_a_stage_need() -> None:
+    assert not Weights(imle=1.0, match=1.0, project=1.0).latents
+    assert all(Weights(**{term: 0.1}).latents for term in ("distill", "idem", "tight", "settle", "critic"))
+    assert [term for term in ("distill", "settle", "critic") if Weights(**{term: 0.1}).teacher] == ["distill", "critic"]
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_names_are_those_of_models(name: str) -> None:
     assert re.fullmatch(NAME_PATTERN, name)
@@ -36,15 +42,16 @@ def test_an_unknown_name_lists_the_known() -> None:
 
 def test_steps_are_shared_out_in_proportion() -> None:
     preset = adapt(get_preset("fashion_mnist"), steps=300)
-    assert [stage.steps for stage in preset.stages] == [100, 100, 100]
+    assert [stage.steps for stage in preset.stages] == [80, 60, 160]
     assert preset.steps == 300
     assert [stage.steps for stage in adapt(get_preset("tiny"), steps=1).stages] == [1, 1, 1]
 
 
 def test_a_stage_may_match_in_its_own_way() -> None:
-    preset = get_preset("mnist")
-    widths = [preset.matching_of(stage).pool for stage in preset.stages]
-    assert widths == [8192, 8192, 8192, 32_768, 8192]
+    preset, wider = get_preset("mnist"), Matching(pool=32_768, pool_refresh=80)
+    stages = (preset.stages[0], dataclasses.replace(preset.stages[1], matching=wider))
+    preset = dataclasses.replace(preset, stages=stages)
+    assert [preset.matching_of(stage).pool for stage in preset.stages] == [8192, 32_768]
     assert Preset.from_dict(preset.to_dict()) == preset
 
 

@@ -63,6 +63,7 @@ def state(out: Path) -> dict[str, Any]:
         "network": found.network,
         "average": found.average,
         "optimiser": found.optimiser["state"],
+        "critic": found.critic and (found.critic["critic"], found.critic["optimiser"]["state"]),
         "place": (found.stage, found.stage_step, found.step),
     }
 
@@ -80,6 +81,9 @@ def assert_identical(a: Any, b: Any) -> None:
         assert a.keys() == b.keys()
         for key in a:
             assert_identical(a[key], b[key])
+    elif isinstance(a, tuple):
+        for one, other in zip(a, b, strict=True):
+            assert_identical(one, other)
     elif isinstance(a, Tensor):
         assert torch.equal(a, b)
     else:
@@ -102,9 +106,12 @@ def crash() -> None:
     raise MemoryError
 
 
-@both
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("step", [7, 22])
+@pytest.mark.parametrize(
+    ("preset", "step"),
+    [(NAIGN, 7), (NAIGN, 22), (NAIGN, 45), (IGN, 7), (IGN, 22)],
+    ids=["first-stage", "first-end", "last-stage", "ign", "ign-end"],
+)
 def test_a_stopped_run_continues_bit_for_bit(
     preset: Preset, number: signal.Signals, step: int, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
