@@ -73,7 +73,7 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
             Path(options.out),
             seed=options.seed,
             device=device,
-            bf16=_bf16(options.precision, device),
+            bf16=bf16(options.precision, device),
             provenance={
                 "command": provenance.command(arguments),
                 "commit": provenance.commit(),
@@ -204,7 +204,7 @@ def _device(name: str) -> "torch.device":
     return torch.device(name)
 
 
-def _bf16(precision: str, device: "torch.device") -> bool:
+def bf16(precision: str, device: "torch.device") -> bool:
     """Whether to compute in bfloat16; `auto` does so where the hardware multiplies it natively."""
     import torch
 

@@ -122,8 +122,8 @@ class Preset:
         ema: decay of the averaged weights that are exported.
         matching: pools and assignments of the stages without their own.
         noise_range: projection adds s·n with s uniform in this range, in the units of [−1, 1].
-        degradations: ways to spoil the pictures of the projection term; each row gets one of them, evenly at random; one
-            that is named twice is twice as likely.
+        degradations: ways to spoil the pictures of the projection term; each row gets one of them, evenly at random; a
+            name that is there twice is twice as likely.
         eight_bit: share of spoiled rows that are cut and rounded to 8 bits, as uploaded pictures are.
         checkpoint_every: steps between checkpoints; a multiple of all refresh intervals, so that a resumed run
             rebuilds pool and pairs from the very weights that made them.
