@@ -13,7 +13,7 @@ from starlette.middleware import Middleware
 from service import __version__
 from service.api import docs, errors, info, native
 from service.api.auth import Authenticator, load_keys
-from service.api.middleware import CatchAll, Cors, Gate, RequestContext, Traffic
+from service.api.middleware import CatchAll, Cors, Direct, Gate, RequestContext, Traffic
 from service.api.services import Services
 from service.domain.errors import StartupError
 from service.engine import Engine, ModelInService
@@ -99,6 +99,7 @@ def _middleware(settings: Settings, found: Services) -> list[Middleware]:
         Middleware(CatchAll),
         Middleware(Gate, traffic=found.traffic, limit=settings.max_connections),
         Middleware(Authenticator, keys=keys),
+        Middleware(Direct, routes=native.direct_routes()),
     ]
 
 

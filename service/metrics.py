@@ -5,6 +5,7 @@ counts as `other`. Units are seconds and rows.
 """
 
 from collections.abc import Iterable
+from functools import cache
 from typing import Final
 
 from prometheus_client import (
@@ -70,6 +71,10 @@ class Metrics:
             "ign_sheds", "Times the device ran out of memory, by the batch left.", "model", "rows"
         )
         self.replacements = self._counter("ign_worker_replacements", "Executor threads that died.", "model")
+        # Looking a child up by its labels costs more than what it counts, and there are few.
+        self._requests_of, self._latency_of = cache(self._requests.labels), cache(self._latency.labels)
+        self._row_steps_of, self._distance_of = cache(self._row_steps.labels), cache(self._distance.labels)
+        self._codec_of = cache(self._codec.labels)
 
     def request(self, endpoint: str, status: int, seconds: float, model: str | None = None) -> None:
         """An answer was sent.
@@ -82,8 +87,8 @@ class Metrics:
         """
         route = self._endpoint(endpoint)
         name = self._model(model) if model else "none"
-        self._requests.labels(route, f"{status // 100}xx", name).inc()
-        self._latency.labels(route).observe(seconds)
+        self._requests_of(route, f"{status // 100}xx", name).inc()
+        self._latency_of(route).observe(seconds)
 
     def error(self, code: str) -> None:
         """A problem answer with this stable code was sent."""
@@ -91,15 +96,16 @@ class Metrics:
 
     def codec(self, operation: str, seconds: float) -> None:
         """One call that decodes or encodes pictures took this long."""
-        self._codec.labels(self._operation(operation)).observe(seconds)
+        self._codec_of(self._operation(operation)).observe(seconds)
 
     def rows(self, model: str, steps: Iterable[int], distances: Iterable[float]) -> None:
         """A request's rows are done: steps applied and mean |f(x) − x| of the input, one of each per row."""
         name = self._model(model)
+        row_steps, distances_seen = self._row_steps_of(name), self._distance_of(name)
         for count in steps:
-            self._row_steps.labels(name).observe(count)
+            row_steps.observe(count)
         for distance in distances:
-            self._distance.labels(name).observe(distance)
+            distances_seen.observe(distance)
 
     def loaded(self, model: str, *, digest: str, provider: str, reproducible: str) -> None:
         """A model began to serve; what an earlier file of the same version said of itself is dropped."""
@@ -143,6 +149,9 @@ class SchedulerMetrics:
         self._value = Bounded()
         # Looked up once: these are touched for every batch.
         self._queue_rows = metrics.queue_rows.labels(model)
+        self._queue_seconds = metrics.queue_seconds.labels(model)
+        self._compute_seconds = metrics.compute_seconds.labels(model)
+        self._batches, self._jobs = cache(metrics.batches.labels), cache(metrics.jobs.labels)
         self._batch_rows = metrics.batch_rows.labels(model)
         self._batch_seconds = metrics.batch_seconds.labels(model)
         self._padding_rows = metrics.padding_rows.labels(model)
@@ -156,14 +165,14 @@ class SchedulerMetrics:
         self._batch_rows.observe(rows)
         self._batch_seconds.observe(seconds)
         self._padding_rows.inc(padded - rows)
-        self._metrics.batches.labels(self._model, self._value(reason)).inc()
+        self._batches(self._model, self._value(reason)).inc()
 
     def finished(self, rows: int, outcome: str, queue_s: float, compute_s: float) -> None:
         """A request of so many rows ended, with `ok` or an error's code, after waiting and computing so long."""
-        self._metrics.jobs.labels(self._model, self._value(outcome)).inc()
-        self._metrics.queue_seconds.labels(self._model).observe(queue_s)
+        self._jobs(self._model, self._value(outcome)).inc()
+        self._queue_seconds.observe(queue_s)
         if outcome == "ok":
-            self._metrics.compute_seconds.labels(self._model).observe(compute_s)
+            self._compute_seconds.observe(compute_s)
 
     def rejected(self, reason: str) -> None:
         """A request was refused at admission, with an error's code."""
