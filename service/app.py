@@ -22,7 +22,7 @@ from service.metrics import Metrics
 from service.repository import LoadedModel, Repository
 from service.runtime import OnnxModel
 from service.scheduler import Scheduler
-from service.settings import Settings
+from service.settings import Settings, metrics_folder
 from service.workers import CodecPool
 
 _LOG = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def _services(settings: Settings) -> Services:
         threads=threads,
         max_batch_rows=settings.max_batch_rows,
     )
-    metrics = Metrics()
+    metrics = Metrics(metrics_folder())
     return Services(
         settings=settings,
         repository=Repository(

@@ -6,6 +6,7 @@ counts as `other`. Units are seconds and rows.
 
 from collections.abc import Iterable
 from functools import cache
+from pathlib import Path
 from typing import Final
 
 from prometheus_client import (
@@ -17,6 +18,7 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 MAX_VALUES: Final = 64
 OTHER: Final = "other"
@@ -29,11 +31,17 @@ _DISTANCE: Final = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 
 
 
 class Metrics:
-    """The metric objects, and the few verbs by which the rest of the service touches them."""
+    """The metric objects, and the few verbs by which the rest of the service touches them.
 
-    def __init__(self) -> None:
+    Args:
+        shared: folder in which the processes of one service keep their values; `render` adds those up.
+    """
+
+    def __init__(self, shared: Path | None = None) -> None:
+        self._shared = shared
         self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
+        if shared is None:
+            ProcessCollector(registry=self.registry)
         self._endpoint, self._model, self._code, self._operation = (Bounded() for _ in range(4))
         self._loaded: dict[str, tuple[str, str, str, str]] = {}
         self._requests = self._counter("ign_requests", "Answers sent.", "endpoint", "status", "model")
@@ -50,9 +58,12 @@ class Metrics:
             "1 for every loaded model.",
             ("model", "digest", "provider", "reproducible"),
             registry=self.registry,
+            multiprocess_mode="livemax",
         )
         self._row_steps = self._histogram("ign_row_steps", "Steps applied to a finished row.", _STEPS, "model")
-        self.queue_rows = Gauge("ign_queue_rows", "Rows waiting.", ("model",), registry=self.registry)
+        self.queue_rows = Gauge(
+            "ign_queue_rows", "Rows waiting.", ("model",), registry=self.registry, multiprocess_mode="livesum"
+        )
         self.queue_seconds = self._histogram(
             "ign_queue_seconds", "Submission until the first row enters a batch.", _LATENCY, "model"
         )
@@ -117,8 +128,10 @@ class Metrics:
     def unloaded(self, model: str) -> None:
         """A model no longer serves."""
         labels = self._loaded.pop(model, None)
-        if labels is not None:
+        if labels is not None and self._shared is None:
             self._info.remove(*labels)
+        elif labels is not None:  # prometheus_client cannot remove from a shared file
+            self._info.labels(*labels).set(0)
 
     def scheduler(self, model: str) -> "SchedulerMetrics":
         """The observer for one model's scheduler."""
@@ -126,13 +139,22 @@ class Metrics:
 
     def render(self) -> tuple[bytes, str]:
         """The Prometheus text format and its content type."""
-        return generate_latest(self.registry), CONTENT_TYPE_LATEST
+        registry = self.registry
+        if self._shared is not None:
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry, str(self._shared))  # type: ignore[no-untyped-call]
+        return generate_latest(registry), CONTENT_TYPE_LATEST
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, registry=self.registry)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...], label: str) -> Histogram:
         return Histogram(name, text, (label,), buckets=buckets, registry=self.registry)
+
+
+def forget_process(pid: int, shared: Path) -> None:
+    """A process that kept its values in this folder has ended: its gauges count no more, its counters do."""
+    mark_process_dead(pid, str(shared))  # type: ignore[no-untyped-call]
 
 
 class SchedulerMetrics:

@@ -6,7 +6,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -16,7 +16,8 @@ from service.domain.errors import StartupError
 from service.settings import Settings
 
 _LOG = logging.getLogger("service")
-_BACKLOG: Final = 2048
+BACKLOG: Final = 2048
+_JOINED: Final = 1 << 16  # bytes: to copy a longer body costs more than a second write
 
 
 class Server(uvicorn.Server):
@@ -25,11 +26,13 @@ class Server(uvicorn.Server):
     Args:
         config: uvicorn's.
         found: the app's services.
+        parent: readable as soon as the process that started this one is gone, which stops it too.
     """
 
-    def __init__(self, config: uvicorn.Config, found: Services) -> None:
+    def __init__(self, config: uvicorn.Config, found: Services, *, parent: "Readable | None" = None) -> None:
         super().__init__(config)
         self._services = found
+        self._parent = parent
         self._draining: asyncio.Task[None] | None = None
 
     @contextmanager
@@ -38,9 +41,13 @@ class Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
+        if self._parent is not None:
+            loop.add_reader(self._parent.fileno(), self._orphaned)
         try:
             yield
         finally:
+            if self._parent is not None:
+                loop.remove_reader(self._parent.fileno())
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)
 
@@ -49,6 +56,12 @@ class Server(uvicorn.Server):
             self._draining = asyncio.get_running_loop().create_task(self._drain())
         else:
             self._cut_off()
+
+    def _orphaned(self) -> None:
+        if self._parent is not None:
+            asyncio.get_running_loop().remove_reader(self._parent.fileno())
+        if self._draining is None:
+            self._stop()
 
     async def _drain(self) -> None:
         settings, traffic = self._services.settings, self._services.traffic
@@ -67,6 +80,14 @@ class Server(uvicorn.Server):
         for scheduler in self._services.schedulers.values():
             scheduler.close(0)  # their callers are told
         self.should_exit = True
+
+
+class Readable(Protocol):
+    """A pipe's end."""
+
+    def fileno(self) -> int:
+        """Its file descriptor."""
+        ...
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -89,21 +110,24 @@ class _Corked:
         self._held = b""
 
     def write(self, data: bytes) -> None:
-        if self._held:
-            data, self._held = self._held + data, b""
-            self._transport.write(data)
-        else:
+        if not self._held:
             self._held = data
             self._loop.call_soon(self._release)
+        elif len(data) > _JOINED:
+            self._release()
+            self._transport.write(data)
+        else:
+            self._held += data
+            self._release()
 
     def close(self) -> None:
         self._release()
         self._transport.close()
 
     def _release(self) -> None:
-        if self._held:
-            self._transport.write(self._held)
-            self._held = b""
+        held, self._held = self._held, b""
+        if held and not self._transport.is_closing():
+            self._transport.write(held)
 
     def __getattr__(self, name: str) -> Any:  # the rest is the transport's own
         return getattr(self._transport, name)
@@ -120,7 +144,7 @@ def config(app: Callable[..., Any]) -> uvicorn.Config:
         ws="none",
         proxy_headers=False,
         server_header=False,
-        backlog=_BACKLOG,
+        backlog=BACKLOG,
         timeout_graceful_shutdown=1,
     )
 
@@ -131,16 +155,35 @@ def listen(settings: Settings) -> socket.socket:
     Raises:
         StartupError: the address cannot be had.
     """
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener = bind(settings.host, settings.port)
     try:
-        listener.bind((settings.host, settings.port))
-        listener.listen(_BACKLOG)  # two sockets can be bound to one port; only one of them can listen
+        listener.listen(BACKLOG)  # two sockets can be bound to one port; only one of them can listen
     except OSError as exc:
         listener.close()
-        raise StartupError(f"cannot listen on {settings.host}:{settings.port}: {exc.strerror or exc}") from exc
+        raise _unusable(settings.host, settings.port, exc) from exc
     host, port = listener.getsockname()[:2]
-    shown = f"[{host}]" if family == socket.AF_INET6 else host
+    shown = f"[{host}]" if listener.family == socket.AF_INET6 else host
     _LOG.info("listening on http://%s:%d", shown, port)
     return listener
+
+
+def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """A socket bound to the address; ``shared``: others that are so too may listen there beside it (SO_REUSEPORT).
+
+    Raises:
+        StartupError: the address cannot be had.
+    """
+    found = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        found.bind((host, port))
+    except OSError as exc:
+        found.close()
+        raise _unusable(host, port, exc) from exc
+    return found
+
+
+def _unusable(host: str, port: int, exc: OSError) -> StartupError:
+    return StartupError(f"cannot listen on {host}:{port}: {exc.strerror or exc}")

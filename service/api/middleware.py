@@ -130,7 +130,8 @@ class RequestContext:
         route = getattr(scope.get("route"), "path_format", None) or UNMATCHED
         ms = round(seconds * 1000, 1)
         values = (request_id, scope["method"], route, status, ms)
-        _access.info("%s %s %s %d %.1f ms", *values, extra=dict(zip(_FIELDS, values, strict=True)))
+        if _access.isEnabledFor(logging.INFO):
+            _access.info("%s %s %s %d %.1f ms", *values, extra=dict(zip(_FIELDS, values, strict=True)))
         if self._observe is not None:
             self._observe(route, status, seconds, scope["state"])
 

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from service import __main__ as program
-from service import server
+from service import process, server
 from service.domain.errors import StartupError
 from service.settings import Settings
 from tests.contract.harness import PATIENCE_S, Gate, problem
@@ -270,9 +270,9 @@ def test_ipv6(said: Said) -> None:
 
 
 def test_logs_are_text_or_json(capsys: Any) -> None:
-    program._configure_logging(Settings(log_format="json"))
+    process.configure_logging(Settings(log_format="json"))
     logging.getLogger("service").info("hello")
     assert json.loads(capsys.readouterr().err)["message"] == "hello"
-    program._configure_logging(Settings())
+    process.configure_logging(Settings())
     logging.getLogger("service").info("hello")
     assert capsys.readouterr().err.endswith(" INFO hello\n")

@@ -1,0 +1,120 @@
+"""Several processes on one port (`IGN_WORKERS`): a parent that starts them, replaces one that dies, and stops them.
+
+Each has its own model, queue and batches; the kernel deals connections out to them. What an operator limits is divided
+among them, and `/metrics` adds them up. For CPUs only: on a GPU a second process would split the batches, not the work.
+"""
+
+import dataclasses
+import logging
+import math
+import multiprocessing
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Final
+
+from service.host import cpu_threads
+from service.settings import Settings, share_metrics
+
+REFUSED: Final = 2
+"""Exit status of a process that refuses to start."""
+
+Work = Callable[[Settings, Connection], None]
+"""What a process does: it ends by `SystemExit`, and stops when the connection closes."""
+
+_LOG = logging.getLogger("service")
+_PAUSE_S: Final = 1.0  # between the starts of processes that keep dying
+
+
+def share_of(settings: Settings) -> Settings:
+    """One process's part of the operator's limits; every process can still take a full request."""
+
+    def part(limit: int, least: int = 1) -> int:
+        return max(least, math.ceil(limit / settings.workers))
+
+    return dataclasses.replace(
+        settings,
+        threads=max(1, cpu_threads(settings.threads) // settings.workers),
+        queue_rows=part(settings.queue_rows, settings.max_images),
+        max_connections=part(settings.max_connections),
+    )
+
+
+def supervise(settings: Settings, work: Work, forget: Callable[[int, Path], None]) -> int:
+    """Run ``work`` in `settings.workers` processes until told to stop.
+
+    Args:
+        settings: what the operator decided.
+        work: run in every process; importable by name.
+        forget: told of every process that has ended and of the folder of the metrics, to drop its gauges.
+
+    Returns:
+        The exit status: 0 after a clean stop, `REFUSED` when a process refuses to start.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="ign-metrics-"))
+    share_metrics(folder)
+    try:
+        return _Crew(share_of(settings), work, lambda pid: forget(pid, folder)).run(settings.workers)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class _Crew:
+    def __init__(self, settings: Settings, work: Work, ended: Callable[[int], None]) -> None:
+        self._settings, self._work, self._ended = settings, work, ended
+        self._context = multiprocessing.get_context("spawn")
+        # Nothing is ever sent: when this process is gone, however it went, the other end reads end-of-file.
+        self._theirs, self._ours = self._context.Pipe(duplex=False)
+        self._members: list[SpawnProcess] = []
+        self._stopping = False
+        self._status = 0
+
+    def run(self, count: int) -> int:
+        with self._signals():
+            for _ in range(count):
+                self._start()
+            while self._members:
+                wait([member.sentinel for member in self._members])
+                for member in [member for member in self._members if not member.is_alive()]:
+                    self._bury(member)
+        return self._status
+
+    def _start(self) -> None:
+        member = self._context.Process(target=self._work, args=(self._settings, self._theirs), name="ign-worker")
+        member.start()
+        self._members.append(member)
+
+    def _bury(self, member: SpawnProcess) -> None:
+        member.join()
+        self._members.remove(member)
+        self._ended(member.pid or 0)
+        if member.exitcode == 0 and self._stopping:
+            return
+        if member.exitcode == REFUSED or self._stopping:
+            self._status = self._status or member.exitcode or 0
+            self._stop()
+            return
+        _LOG.error("process %s ended with status %s; another takes its place", member.pid, member.exitcode)
+        time.sleep(_PAUSE_S)
+        self._start()
+
+    def _stop(self) -> None:
+        """The first time they finish what they have; the second time they are cut off."""
+        self._stopping = True
+        for member in self._members:
+            member.terminate()
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        before = {number: signal.signal(number, lambda *_: self._stop()) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
