@@ -13,20 +13,28 @@ from service.supervisor import supervise
 def main() -> int:
     """Serve; returns the exit status: 0 after a clean stop, 2 for a refusal to start."""
     try:
-        # Before anything imports onnxruntime, which would fail less clearly.
-        check_installed(installed_runtimes())
-        silence_runtime()
-        settings = from_environment()
-        process.configure_logging(settings)
-        with server.listen(settings) as listener:
-            if settings.workers == 1:
-                return process.serve(settings, listener)
-            port = listener.getsockname()[1]
-        # Nobody else listens there. Bound, but not listening, this socket keeps it so.
-        with server.bind(settings.host, port, shared=True):
-            return supervise(dataclasses.replace(settings, port=port), process.work, process.forget)
+        return _run()
     except StartupError as exc:
-        return process.refuse_to_start(exc)
+        print(f"ign-service does not start: {exc.detail}", file=sys.stderr)  # noqa: T201
+        return 2
+
+
+def _run() -> int:
+    # Before anything imports onnxruntime, which would fail less clearly.
+    check_installed(installed_runtimes())
+    silence_runtime()
+    settings = from_environment()
+    process.configure_logging(settings)
+    with server.listen(settings) as listener:
+        if settings.workers == 1:
+            server.announce(listener)
+            process.serve(settings, listener)
+            return 0
+        port = listener.getsockname()[1]
+    # Nobody else listens there. Bound, but not listening, this socket keeps it so.
+    with server.bind(settings.host, port, shared=True) as bound:
+        crew = dataclasses.replace(settings, port=port)
+        return supervise(crew, process.work, listening=lambda: server.announce(bound), forget=process.forget)
 
 
 if __name__ == "__main__":

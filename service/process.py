@@ -11,7 +11,7 @@ from service import server
 from service.api.middleware import JsonFormatter
 from service.domain.errors import StartupError
 from service.settings import Settings
-from service.supervisor import REFUSED
+from service.supervisor import LISTENING
 
 
 def work(settings: Settings, parent: Connection) -> None:
@@ -20,10 +20,10 @@ def work(settings: Settings, parent: Connection) -> None:
     try:
         with server.bind(settings.host, settings.port, shared=True) as listener:
             listener.listen(server.BACKLOG)
-            status = serve(settings, listener, parent)
+            parent.send_bytes(LISTENING)
+            serve(settings, listener, parent)
     except StartupError as exc:
-        status = refuse_to_start(exc)
-    sys.exit(status)
+        parent.send_bytes(exc.detail.encode())
 
 
 def forget(pid: int, folder: Path) -> None:
@@ -33,8 +33,12 @@ def forget(pid: int, folder: Path) -> None:
     forget_process(pid, folder)
 
 
-def serve(settings: Settings, listener: socket.socket, parent: Connection | None = None) -> int:
-    """Serve on this socket until told to stop, or until the parent is gone; returns the exit status."""
+def serve(settings: Settings, listener: socket.socket, parent: Connection | None = None) -> None:
+    """Serve on this socket until told to stop, or until the parent is gone.
+
+    Raises:
+        StartupError: a setting or a model is unusable.
+    """
     from service.app import create_app
 
     refusals: list[StartupError] = []
@@ -46,13 +50,8 @@ def serve(settings: Settings, listener: socket.socket, parent: Connection | None
     app = create_app(settings, refuse=refuse)
     running = server.Server(server.config(app), app.state.services, parent=parent)
     running.run(sockets=[listener])
-    return refuse_to_start(refusals[0]) if refusals else 0
-
-
-def refuse_to_start(exc: StartupError) -> int:
-    """Say why in one line; returns the exit status."""
-    print(f"ign-service does not start: {exc.detail}", file=sys.stderr)  # noqa: T201
-    return REFUSED
+    if refusals:
+        raise refusals[0]
 
 
 def configure_logging(settings: Settings) -> None:

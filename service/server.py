@@ -161,10 +161,14 @@ def listen(settings: Settings) -> socket.socket:
     except OSError as exc:
         listener.close()
         raise _unusable(settings.host, settings.port, exc) from exc
-    host, port = listener.getsockname()[:2]
-    shown = f"[{host}]" if listener.family == socket.AF_INET6 else host
-    _LOG.info("listening on http://%s:%d", shown, port)
     return listener
+
+
+def announce(bound: socket.socket) -> None:
+    """Log where this socket can be reached."""
+    host, port = bound.getsockname()[:2]
+    shown = f"[{host}]" if bound.family == socket.AF_INET6 else host
+    _LOG.info("listening on http://%s:%d", shown, port)
 
 
 def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:

@@ -19,14 +19,14 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Final
 
+from service.domain.errors import StartupError
 from service.host import cpu_threads
 from service.settings import Settings, share_metrics
 
-REFUSED: Final = 2
-"""Exit status of a process that refuses to start."""
-
 Work = Callable[[Settings, Connection], None]
-"""What a process does: it ends by `SystemExit`, and stops when the connection closes."""
+"""What a process does. It sends `LISTENING` once it does, or why it refuses to start, as UTF-8, and ends; it stops when
+the connection closes."""
+LISTENING: Final = b""
 
 _LOG = logging.getLogger("service")
 _PAUSE_S: Final = 1.0  # between the starts of processes that keep dying
@@ -46,63 +46,97 @@ def share_of(settings: Settings) -> Settings:
     )
 
 
-def supervise(settings: Settings, work: Work, forget: Callable[[int, Path], None]) -> int:
+def supervise(
+    settings: Settings, work: Work, *, listening: Callable[[], None], forget: Callable[[int, Path], None]
+) -> int:
     """Run ``work`` in `settings.workers` processes until told to stop.
 
     Args:
         settings: what the operator decided.
         work: run in every process; importable by name.
+        listening: called when the first of them listens.
         forget: told of every process that has ended and of the folder of the metrics, to drop its gauges.
 
     Returns:
-        The exit status: 0 after a clean stop, `REFUSED` when a process refuses to start.
+        The exit status: 0 if every process stopped cleanly.
+
+    Raises:
+        StartupError: a process refused to start; the others have been stopped.
     """
     folder = Path(tempfile.mkdtemp(prefix="ign-metrics-"))
     share_metrics(folder)
     try:
-        return _Crew(share_of(settings), work, lambda pid: forget(pid, folder)).run(settings.workers)
+        return _Crew(share_of(settings), work, listening, lambda pid: forget(pid, folder)).run(settings.workers)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Crew:
-    def __init__(self, settings: Settings, work: Work, ended: Callable[[int], None]) -> None:
+    def __init__(
+        self, settings: Settings, work: Work, listening: Callable[[], None], ended: Callable[[int], None]
+    ) -> None:
         self._settings, self._work, self._ended = settings, work, ended
+        self._listening: Callable[[], None] | None = listening
         self._context = multiprocessing.get_context("spawn")
-        # Nothing is ever sent: when this process is gone, however it went, the other end reads end-of-file.
-        self._theirs, self._ours = self._context.Pipe(duplex=False)
-        self._members: list[SpawnProcess] = []
+        self._members: dict[SpawnProcess, Connection] = {}
+        self._open: list[Connection] = []
         self._stopping = False
         self._status = 0
+        self._refusal: str | None = None
 
     def run(self, count: int) -> int:
         with self._signals():
             for _ in range(count):
                 self._start()
             while self._members:
-                wait([member.sentinel for member in self._members])
+                wait([*(member.sentinel for member in self._members), *self._open])
+                for connection in list(self._open):
+                    self._hear(connection)
                 for member in [member for member in self._members if not member.is_alive()]:
                     self._bury(member)
+        if self._refusal is not None:
+            raise StartupError(self._refusal)
         return self._status
 
     def _start(self) -> None:
-        member = self._context.Process(target=self._work, args=(self._settings, self._theirs), name="ign-worker")
+        # This process sends nothing: when it is gone, however it went, the other end reads end-of-file.
+        ours, theirs = self._context.Pipe()
+        member = self._context.Process(target=self._work, args=(self._settings, theirs), name="ign-worker")
         member.start()
-        self._members.append(member)
+        theirs.close()
+        self._members[member] = ours
+        self._open.append(ours)
+        if self._stopping:  # a signal came in between
+            member.terminate()
+
+    def _hear(self, connection: Connection) -> None:
+        try:
+            while connection.poll():
+                said = connection.recv_bytes()
+                if said != LISTENING:
+                    self._refusal = self._refusal or said.decode()
+                elif self._listening is not None:
+                    self._listening()
+                    self._listening = None
+        except (EOFError, OSError):
+            self._open.remove(connection)
 
     def _bury(self, member: SpawnProcess) -> None:
         member.join()
-        self._members.remove(member)
+        connection = self._members.pop(member)
+        if connection in self._open:
+            self._hear(connection)
+        connection.close()
         self._ended(member.pid or 0)
-        if member.exitcode == 0 and self._stopping:
-            return
-        if member.exitcode == REFUSED or self._stopping:
-            self._status = self._status or member.exitcode or 0
+        if self._refusal is not None and not self._stopping:
             self._stop()
-            return
-        _LOG.error("process %s ended with status %s; another takes its place", member.pid, member.exitcode)
-        time.sleep(_PAUSE_S)
-        self._start()
+        elif self._stopping and member.exitcode != -signal.SIGTERM:  # of which one dies that has just been started
+            self._status = self._status or abs(member.exitcode or 0)
+        elif not self._stopping:
+            _LOG.error("process %s ended with status %s; another takes its place", member.pid, member.exitcode)
+            time.sleep(_PAUSE_S)
+            if not self._stopping:
+                self._start()
 
     def _stop(self) -> None:
         """The first time they finish what they have; the second time they are cut off."""
