@@ -13,7 +13,7 @@ from starlette.middleware import Middleware
 from service import __version__
 from service.api import docs, errors, info, native
 from service.api.auth import Authenticator, load_keys
-from service.api.middleware import CatchAll, Cors, Gate, RequestContext, Traffic
+from service.api.middleware import CatchAll, Cors, Direct, Gate, RequestContext, Traffic
 from service.api.services import Services
 from service.domain.errors import StartupError
 from service.engine import Engine, ModelInService
@@ -22,7 +22,7 @@ from service.metrics import Metrics
 from service.repository import LoadedModel, Repository
 from service.runtime import OnnxModel
 from service.scheduler import Scheduler
-from service.settings import Settings
+from service.settings import Settings, metrics_folder
 from service.workers import CodecPool
 
 _LOG = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def _services(settings: Settings) -> Services:
         threads=threads,
         max_batch_rows=settings.max_batch_rows,
     )
-    metrics = Metrics()
+    metrics = Metrics(metrics_folder())
     return Services(
         settings=settings,
         repository=Repository(
@@ -99,6 +99,7 @@ def _middleware(settings: Settings, found: Services) -> list[Middleware]:
         Middleware(CatchAll),
         Middleware(Gate, traffic=found.traffic, limit=settings.max_connections),
         Middleware(Authenticator, keys=keys),
+        Middleware(Direct, routes=native.direct_routes()),
     ]
 
 

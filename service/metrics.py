@@ -5,6 +5,8 @@ counts as `other`. Units are seconds and rows.
 """
 
 from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
 from typing import Final
 
 from prometheus_client import (
@@ -16,6 +18,7 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 MAX_VALUES: Final = 64
 OTHER: Final = "other"
@@ -28,11 +31,17 @@ _DISTANCE: Final = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 
 
 
 class Metrics:
-    """The metric objects, and the few verbs by which the rest of the service touches them."""
+    """The metric objects, and the few verbs by which the rest of the service touches them.
 
-    def __init__(self) -> None:
+    Args:
+        shared: folder in which the processes of one service keep their values; `render` adds those up.
+    """
+
+    def __init__(self, shared: Path | None = None) -> None:
+        self._shared = shared
         self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
+        if shared is None:
+            ProcessCollector(registry=self.registry)
         self._endpoint, self._model, self._code, self._operation = (Bounded() for _ in range(4))
         self._loaded: dict[str, tuple[str, str, str, str]] = {}
         self._requests = self._counter("ign_requests", "Answers sent.", "endpoint", "status", "model")
@@ -49,9 +58,12 @@ class Metrics:
             "1 for every loaded model.",
             ("model", "digest", "provider", "reproducible"),
             registry=self.registry,
+            multiprocess_mode="livemax",
         )
         self._row_steps = self._histogram("ign_row_steps", "Steps applied to a finished row.", _STEPS, "model")
-        self.queue_rows = Gauge("ign_queue_rows", "Rows waiting.", ("model",), registry=self.registry)
+        self.queue_rows = Gauge(
+            "ign_queue_rows", "Rows waiting.", ("model",), registry=self.registry, multiprocess_mode="livesum"
+        )
         self.queue_seconds = self._histogram(
             "ign_queue_seconds", "Submission until the first row enters a batch.", _LATENCY, "model"
         )
@@ -70,6 +82,10 @@ class Metrics:
             "ign_sheds", "Times the device ran out of memory, by the batch left.", "model", "rows"
         )
         self.replacements = self._counter("ign_worker_replacements", "Executor threads that died.", "model")
+        # Looking a child up by its labels costs more than what it counts, and there are few.
+        self._requests_of, self._latency_of = cache(self._requests.labels), cache(self._latency.labels)
+        self._row_steps_of, self._distance_of = cache(self._row_steps.labels), cache(self._distance.labels)
+        self._codec_of = cache(self._codec.labels)
 
     def request(self, endpoint: str, status: int, seconds: float, model: str | None = None) -> None:
         """An answer was sent.
@@ -82,8 +98,8 @@ class Metrics:
         """
         route = self._endpoint(endpoint)
         name = self._model(model) if model else "none"
-        self._requests.labels(route, f"{status // 100}xx", name).inc()
-        self._latency.labels(route).observe(seconds)
+        self._requests_of(route, f"{status // 100}xx", name).inc()
+        self._latency_of(route).observe(seconds)
 
     def error(self, code: str) -> None:
         """A problem answer with this stable code was sent."""
@@ -91,15 +107,16 @@ class Metrics:
 
     def codec(self, operation: str, seconds: float) -> None:
         """One call that decodes or encodes pictures took this long."""
-        self._codec.labels(self._operation(operation)).observe(seconds)
+        self._codec_of(self._operation(operation)).observe(seconds)
 
     def rows(self, model: str, steps: Iterable[int], distances: Iterable[float]) -> None:
         """A request's rows are done: steps applied and mean |f(x) − x| of the input, one of each per row."""
         name = self._model(model)
+        row_steps, distances_seen = self._row_steps_of(name), self._distance_of(name)
         for count in steps:
-            self._row_steps.labels(name).observe(count)
+            row_steps.observe(count)
         for distance in distances:
-            self._distance.labels(name).observe(distance)
+            distances_seen.observe(distance)
 
     def loaded(self, model: str, *, digest: str, provider: str, reproducible: str) -> None:
         """A model began to serve; what an earlier file of the same version said of itself is dropped."""
@@ -111,8 +128,10 @@ class Metrics:
     def unloaded(self, model: str) -> None:
         """A model no longer serves."""
         labels = self._loaded.pop(model, None)
-        if labels is not None:
+        if labels is not None and self._shared is None:
             self._info.remove(*labels)
+        elif labels is not None:  # prometheus_client cannot remove from a shared file
+            self._info.labels(*labels).set(0)
 
     def scheduler(self, model: str) -> "SchedulerMetrics":
         """The observer for one model's scheduler."""
@@ -120,13 +139,22 @@ class Metrics:
 
     def render(self) -> tuple[bytes, str]:
         """The Prometheus text format and its content type."""
-        return generate_latest(self.registry), CONTENT_TYPE_LATEST
+        registry = self.registry
+        if self._shared is not None:
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry, str(self._shared))  # type: ignore[no-untyped-call]
+        return generate_latest(registry), CONTENT_TYPE_LATEST
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, registry=self.registry)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...], label: str) -> Histogram:
         return Histogram(name, text, (label,), buckets=buckets, registry=self.registry)
+
+
+def forget_process(pid: int, shared: Path) -> None:
+    """A process that kept its values in this folder has ended: its gauges count no more, its counters do."""
+    mark_process_dead(pid, str(shared))  # type: ignore[no-untyped-call]
 
 
 class SchedulerMetrics:
@@ -143,6 +171,9 @@ class SchedulerMetrics:
         self._value = Bounded()
         # Looked up once: these are touched for every batch.
         self._queue_rows = metrics.queue_rows.labels(model)
+        self._queue_seconds = metrics.queue_seconds.labels(model)
+        self._compute_seconds = metrics.compute_seconds.labels(model)
+        self._batches, self._jobs = cache(metrics.batches.labels), cache(metrics.jobs.labels)
         self._batch_rows = metrics.batch_rows.labels(model)
         self._batch_seconds = metrics.batch_seconds.labels(model)
         self._padding_rows = metrics.padding_rows.labels(model)
@@ -156,14 +187,14 @@ class SchedulerMetrics:
         self._batch_rows.observe(rows)
         self._batch_seconds.observe(seconds)
         self._padding_rows.inc(padded - rows)
-        self._metrics.batches.labels(self._model, self._value(reason)).inc()
+        self._batches(self._model, self._value(reason)).inc()
 
     def finished(self, rows: int, outcome: str, queue_s: float, compute_s: float) -> None:
         """A request of so many rows ended, with `ok` or an error's code, after waiting and computing so long."""
-        self._metrics.jobs.labels(self._model, self._value(outcome)).inc()
-        self._metrics.queue_seconds.labels(self._model).observe(queue_s)
+        self._jobs(self._model, self._value(outcome)).inc()
+        self._queue_seconds.observe(queue_s)
         if outcome == "ok":
-            self._metrics.compute_seconds.labels(self._model).observe(compute_s)
+            self._compute_seconds.observe(compute_s)
 
     def rejected(self, reason: str) -> None:
         """A request was refused at admission, with an error's code."""

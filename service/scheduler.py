@@ -11,7 +11,7 @@ import contextlib
 import math
 import time
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -28,16 +28,20 @@ __all__ = ["Scheduler", "SchedulerObserver"]
 
 @dataclass(slots=True, eq=False)
 class _Call:
-    """Somebody on the event loop who waits for a request."""
+    """Somebody on the event loop who waits for a request: for its end, or for every event."""
 
-    events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
+    end: asyncio.Future[Result | IgnError]
+    events: asyncio.Queue[Event] | None = None
     timer: asyncio.TimerHandle | None = None
 
     def hear(self, event: Event) -> None:
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
-        self.events.put_nowait(event)
+        if self.events is not None:
+            self.events.put_nowait(event)
+        elif isinstance(event, Result | IgnError) and not self.end.done():  # done: its caller is being cancelled
+            self.end.set_result(event)
 
 
 class Scheduler:
@@ -127,12 +131,10 @@ class Scheduler:
         """
         request, call = self._admit(rows, plan, streamed=False)
         try:
-            while True:
-                event = await call.events.get()
-                if isinstance(event, IgnError):
-                    raise event
-                if isinstance(event, Result):
-                    return event
+            end = await call.end
+            if isinstance(end, IgnError):
+                raise end
+            return end
         finally:
             self._leave(request)
 
@@ -143,9 +145,10 @@ class Scheduler:
         deadline bounds the wait for the first event only. Closing the generator is the cancellation.
         """
         request, call = self._admit(rows, plan, streamed=True)
+        events = call.events = asyncio.Queue[Event]()
         try:
             while True:
-                event = await call.events.get()
+                event = await events.get()
                 if isinstance(event, IgnError):
                     raise event
                 yield event
@@ -168,7 +171,7 @@ class Scheduler:
             self._observer.rejected(exc.error_code)
             raise
         self._loop = asyncio.get_running_loop()
-        call = self._calls[request] = _Call()
+        call = self._calls[request] = _Call(self._loop.create_future())
         if plan.deadline is not None:
             call.timer = self._loop.call_later(plan.deadline - now, self._expire, request)
         self._executor.post(request)

@@ -57,6 +57,7 @@ class Settings:
     trusted_proxies: tuple[Network, ...] = ()
     cors_origins: tuple[str, ...] = ()
     log_format: Literal["text", "json"] = "text"
+    access_log: bool = True
 
     def __post_init__(self) -> None:
         if self.queue_rows < self.max_images:
@@ -69,8 +70,10 @@ class Settings:
                 f"IGN_DRAIN_DELAY_S={self.drain_delay_s:g} is more than IGN_DRAIN_S={self.drain_s:g}: "
                 "draining would be over before the delay is"
             )
-        if self.workers > 1:
-            raise StartupError(f"IGN_WORKERS={self.workers}: more than 1 is not supported in this version")
+        if self.workers > 1 and self.device != "cpu":
+            raise StartupError(
+                f"IGN_WORKERS={self.workers} needs IGN_DEVICE=cpu: on a GPU, processes would split the batches"
+            )
         if self.rate_limit is not None:
             raise StartupError(f"IGN_RATE_LIMIT={self.rate_limit}: not supported in this version; leave it unset")
 
@@ -90,6 +93,17 @@ def silence_runtime() -> None:
     Whoever wants the reports sets `ORT_DISABLE_TELEMETRY` themselves.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+
+def share_metrics(folder: Path) -> None:
+    """Have this process's children keep their metrics in files of this folder, where all of them are added up."""
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
+
+
+def metrics_folder() -> Path | None:
+    """The folder that the parent of this process has named, if it has."""
+    found = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    return Path(found) if found else None
 
 
 def load_settings(environ: Mapping[str, str]) -> Settings:
@@ -223,4 +237,5 @@ _PARSERS: Final[dict[str, Callable[[str], object]]] = {
     "IGN_TRUSTED_PROXIES": _each(_network),
     "IGN_CORS_ORIGINS": _each(_ORIGIN),
     "IGN_LOG_FORMAT": _choice("text", "json"),
+    "IGN_ACCESS_LOG": _boolean,
 }

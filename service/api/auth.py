@@ -18,6 +18,7 @@ import hmac
 import ipaddress
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -175,15 +176,27 @@ def peer_key(peer: str | None, forwarded: Sequence[str], trusted: Sequence[Netwo
         The right-most hop that is not a trusted proxy: an IPv4 address, or the /64 of an IPv6 address, within which
         a caller can pick addresses at will.
     """
+    if not trusted:
+        return _own_key(peer)
     address = _address(peer or "")
     if address is None:
         return peer or "local"
-    hops = [hop for value in forwarded for hop in value.split(",")] if trusted else []
+    hops = [hop for value in forwarded for hop in value.split(",")]
     while hops and any(address in network for network in trusted):
         before = _address(hops.pop())
         if before is None:  # the proxy forwarded nonsense; it is the last hop known for sure
             break
         address = before
+    return _network_of(address)
+
+
+@lru_cache(maxsize=1024)  # of peers with many requests
+def _own_key(peer: str | None) -> str:
+    address = _address(peer or "")
+    return _network_of(address) if address else peer or "local"
+
+
+def _network_of(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
     if isinstance(address, ipaddress.IPv4Address):
         return str(address)
     return str(ipaddress.ip_network((int(address), 64), strict=False))

@@ -29,6 +29,7 @@ MAX_DEPTH: Final = 32
 
 _MAX_NAME: Final = 200  # characters of a caller's field name that an error repeats
 _PIECE: Final = 1 << 16  # bytes given to the multipart parser at once
+_PLAIN: Final = frozenset(("application/json", "image/png", "image/jpeg", "image/webp"))  # need no parsing
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
@@ -81,6 +82,8 @@ def _too_large(max_bytes: int) -> TooLarge:
 
 def media_type(header: str | None) -> tuple[str, dict[str, str]]:
     """A Content-Type header as lower-case type and its parameters; an absent one is ``("", {})``."""
+    if header in _PLAIN:
+        return header, {}
     kind, options = parse_options_header(header)
     return kind.decode("latin-1").strip(), {
         name.decode("latin-1"): value.decode("latin-1") for name, value in options.items()

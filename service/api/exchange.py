@@ -3,8 +3,8 @@
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final, TypeVar
 
@@ -16,7 +16,7 @@ from service.api.body import media_type, parse_json, read_body
 from service.api.errors import describe
 from service.api.negotiation import Media, negotiate
 from service.api.services import Services, services
-from service.domain.errors import DeadlineExceeded, InvalidContent, MalformedRequest, UnsupportedMedia
+from service.domain.errors import BodyTooSlow, DeadlineExceeded, InvalidContent, MalformedRequest, UnsupportedMedia
 from service.engine import Call
 from service.repository import LoadedModel
 
@@ -61,13 +61,18 @@ class Exchange:
     async def body(self) -> bytes:
         """The whole body, within the limits of size and time."""
         settings = self.services.settings
-        async with self.in_time():
+        deadline = self.arrival + settings.body_timeout_s
+        try:
             return await read_body(
                 self.request.scope,
                 self.request.receive,
                 max_bytes=settings.max_body_bytes,
-                deadline=self.arrival + settings.body_timeout_s,
+                deadline=min(deadline, self.deadline),
             )
+        except BodyTooSlow as exc:
+            if self.deadline < deadline:
+                raise DeadlineExceeded("the deadline passed") from exc
+            raise
 
     @asynccontextmanager
     async def in_time(self) -> AsyncIterator[None]:
@@ -118,25 +123,19 @@ class Exchange:
 
     async def aside(self, job: Callable[[], T], *, large: bool) -> T:
         """Run a decoding job in the codec pool if it is large, else here; its time counts as decoding."""
-        with self.timed("decode"):
-            if not large:
-                return job()
-            async with self.in_time():
-                return await self.services.codec.run("decode", job)
+        return await self._codec("decode", job, large=large)
 
     async def encode(self, job: Callable[[], T], *, large: bool) -> T:
         """Run an encoding job in the codec pool if it is large, else here; its time counts as encoding."""
-        with self.timed("encode"):
-            if not large:
-                return job()
-            return await self.services.codec.run("encode", job)
+        return await self._codec("encode", job, large=large)
 
-    @contextmanager
-    def timed(self, part: str) -> Iterator[None]:
-        """Add the block's time to `decode`, `queue`, `compute` or `encode`."""
+    async def _codec(self, part: str, job: Callable[[], T], *, large: bool) -> T:
         start = time.perf_counter()
         try:
-            yield
+            if not large:
+                return job()
+            async with self.in_time():
+                return await self.services.codec.run(part, job)
         finally:
             self.seconds[part] += time.perf_counter() - start
 

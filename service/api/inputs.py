@@ -22,6 +22,7 @@ from service.images import (
     decode_mask,
     decode_npy,
     decode_picture,
+    is_small,
     keep_mask,
     prepare,
 )
@@ -29,6 +30,7 @@ from service.repository import LoadedModel
 
 PICTURE_TYPES = ("image/png", "image/jpeg", "image/webp")
 _MAX_FIELDS = 32  # of a form; there are about a dozen options
+_MAX_INLINE = 4  # small pictures decoded in less time than a thread takes to wake and to hand the lock back
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -82,8 +84,14 @@ async def read_upload(exchange: Exchange) -> Upload:
     return upload
 
 
+def is_large(upload: Upload) -> bool:
+    """Whether decoding belongs in the codec pool, rather than on the event loop: more than a few small PNGs do."""
+    images = upload.images
+    return bool(upload.masks) or len(images) > _MAX_INLINE or not all(map(is_small, images))
+
+
 def prepare_upload(upload: Upload, model: LoadedModel, limits: Limits, max_chars: int) -> PreparedRows:
-    """Decode and prepare every picture; runs in the codec pool.
+    """Decode and prepare every picture; runs in the codec pool where `is_large` says so.
 
     Raises:
         InvalidContent, TooLarge: a picture or mask is unusable; the text names which.
@@ -161,6 +169,8 @@ def _from_json(request: ProjectRequest) -> Upload:
 
 
 def _query(request: Request) -> dict[str, list[str]]:
+    if not request.scope["query_string"]:
+        return {}
     found: dict[str, list[str]] = {}
     for name, value in request.query_params.multi_items():
         found.setdefault(name, []).append(value)

@@ -11,29 +11,29 @@ From the outside in:
 Endpoints find in ``request.state``: ``request_id`` (str), ``arrival`` (`time.monotonic()` seconds when the headers
 were there) and ``caller`` (str, the key under which fairness counts).
 
-`until_disconnect` is the other half of "client gone": it cancels an endpoint's work when its client leaves.
+- `Direct`: the endpoints that are called all day, without the framework's routing.
 """
 
 import asyncio
 import json
 import logging
+import random
 import re
 import time
-import uuid
-from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.auth import HEALTH_PATHS, networks, peer_key
 from service.api.errors import log_failure, request_id_of, send_problem
 from service.domain.errors import Draining, MalformedRequest, TooManyConnections
 
-T = TypeVar("T")
 Observe = Callable[[str, int, float, Mapping[str, Any]], None]
 """Told of every request: route template or `unmatched`, status (499: the client left), seconds, and the request's
 state, in which endpoints note ``model`` and error answers ``problem``, their stable code."""
@@ -120,7 +120,7 @@ class RequestContext:
     def _enter(self, scope: Scope, arrival: float) -> str:
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        request_id = given if _REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
         peer = scope["client"][0] if scope.get("client") else None
         caller = peer_key(peer, headers.getlist("x-forwarded-for"), self._trusted)
         scope.setdefault("state", {}).update(request_id=request_id, arrival=arrival, caller=caller)
@@ -130,7 +130,8 @@ class RequestContext:
         route = getattr(scope.get("route"), "path_format", None) or UNMATCHED
         ms = round(seconds * 1000, 1)
         values = (request_id, scope["method"], route, status, ms)
-        _access.info("%s %s %s %d %.1f ms", *values, extra=dict(zip(_FIELDS, values, strict=True)))
+        if _access.isEnabledFor(logging.INFO):
+            _access.info("%s %s %s %d %.1f ms", *values, extra=dict(zip(_FIELDS, values, strict=True)))
         if self._observe is not None:
             self._observe(route, status, seconds, scope["state"])
 
@@ -273,29 +274,35 @@ class Gate:
                 await self._app(scope, receive, send)
 
 
-async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """Run ``work``, and cancel it when the client goes away.
+class Direct:
+    """Hands a POST to one of these exact paths to its endpoint, and everything else on. Innermost.
 
-    Call it once the body is read: it takes every further message of ``receive``. Both tasks are over when it returns,
-    however it returns.
+    What an endpoint raises becomes a problem further out, as what the framework's routes raise does.
 
-    Raises:
-        ClientDisconnect: the client left first; ``work`` has been cancelled.
+    Args:
+        app: the framework's routing.
+        routes: by path; each has an ``endpoint``, and is noted in the scope as the framework would.
     """
-    task = asyncio.create_task(work)
-    watcher = asyncio.create_task(_disconnected(receive))
-    try:
-        await asyncio.wait((task, watcher), return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        watcher.result()
-        raise ClientDisconnect
-    finally:
-        task.cancel()
-        watcher.cancel()
-        await asyncio.gather(task, watcher, return_exceptions=True)
+
+    def __init__(self, app: ASGIApp, *, routes: Mapping[str, "Endpoint"]) -> None:
+        self._app = app
+        self._routes = routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or pass the request on."""
+        route = self._routes.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        if route is None or scope.get("root_path"):
+            await self._app(scope, receive, send)
+            return
+        scope["route"] = route
+        response = await route.endpoint(Request(scope, receive, send))
+        await response(scope, receive, send)
 
 
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+class Endpoint(Protocol):
+    """What `Direct` needs of a route."""
+
+    @property
+    def endpoint(self) -> Callable[[Request], Awaitable[Response]]:
+        """Request → response."""
+        ...

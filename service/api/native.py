@@ -5,15 +5,16 @@ from collections.abc import Callable
 from typing import Any
 
 from fastapi import APIRouter
+from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
 
 from service.api import openapi
 from service.api.answers import Shape, answer, check_form
+from service.api.disconnect import until_disconnect
 from service.api.exchange import Exchange
-from service.api.inputs import prepare_upload, read_upload, resolve_points
+from service.api.inputs import is_large, prepare_upload, read_upload, resolve_points
 from service.api.limits import applied, check_count, checked_steps, path_of
-from service.api.middleware import until_disconnect
 from service.api.negotiation import Media
 from service.api.schemas import (
     GenerateAnswer,
@@ -73,15 +74,17 @@ async def project(request: Request) -> Response:
     count = len(upload.images)
     how = applied(options, recommended=model.card.steps.project, rows=count, settings=settings)
     limits = Limits(max_pixels=settings.max_pixels)
-    prepared = await until_disconnect(
-        request.receive,
-        exchange.aside(lambda: prepare_upload(upload, model, limits, settings.max_body_bytes), large=True),
-    )
-    labels = [{"index": i, "inverted": inverted} for i, inverted in enumerate(prepared.inverted)]
+
+    def rows() -> Batch:
+        prepared = prepare_upload(upload, model, limits, settings.max_body_bytes)
+        for label, inverted in zip(labels, prepared.inverted, strict=True):
+            label["inverted"] = inverted
+        return Batch(rows=prepared.rows, applied=how, keep=prepared.keep, strength=options.strength)
+
+    labels: list[dict[str, Any]] = [{"index": i} for i in range(count)]
     shape = Shape(model=model, media=media, format=options.format, labels=labels)
     check_form(shape, how.record)
-    batch = Batch(rows=prepared.rows, applied=how, keep=prepared.keep, strength=options.strength)
-    return await _serve(exchange, shape, lambda: batch, large=False)
+    return await _serve(exchange, shape, rows, large=is_large(upload))
 
 
 @router.post("/latent-interpolate", **openapi.operation(InterpolateRequest, InterpolateAnswer, openapi.INTERPOLATE))
@@ -114,6 +117,11 @@ async def latent_interpolate(request: Request) -> Response:
     return await _serve(exchange, shape, rows, large=True)
 
 
+def direct_routes() -> dict[str, APIRoute]:
+    """These endpoints by path, for `service.api.middleware.Direct`."""
+    return {route.path: route for route in router.routes if isinstance(route, APIRoute)}
+
+
 def _frame_labels(path: Path | Grid) -> list[dict[str, Any]]:
     if isinstance(path, Grid):
         return [{"index": i, "row": row, "col": col} for i, (row, col) in enumerate(path.places())]
@@ -128,7 +136,6 @@ async def _serve(exchange: Exchange, shape: Shape, rows: Callable[[], Batch], *,
         if shape.media is Media.EVENTS:
             return EventStream(exchange, shape, batch)
         result = await exchange.services.engine.run(shape.model, batch, exchange.call)
-        async with exchange.in_time():
-            return await answer(exchange, shape, result)
+        return await answer(exchange, shape, result)
 
     return await until_disconnect(exchange.request.receive, work())

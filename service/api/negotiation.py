@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection, Iterator
 from enum import StrEnum
+from functools import lru_cache
 from typing import Final
 
 from service.domain.errors import MalformedRequest, NotAcceptable
@@ -49,6 +50,11 @@ def negotiate(accept: str | None, offers: Collection[Media]) -> Media:
         MalformedRequest: not a list of media ranges, or a weight that is not 0…1.
         NotAcceptable: every offer has weight 0 or is not mentioned.
     """
+    return _negotiate(accept, tuple(offers))
+
+
+@lru_cache(maxsize=256)  # clients say the same all day
+def _negotiate(accept: str | None, offers: tuple[Media, ...]) -> Media:
     ranges = dict(_ranges(accept)) if accept and accept.strip(" \t,") else {"*/*": 1.0}
     best, best_weight = None, 0.0
     for media, patterns in _PATTERNS.items():

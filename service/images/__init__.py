@@ -15,6 +15,7 @@ from service.images.pixels import Pixels, to_rows, to_uint8
 from service.images.place import Resize
 from service.images.prepare import Invert, Prepared, prepare
 from service.images.sheets import contact_sheet, sheet_size, strip
+from service.images.size import is_small
 
 __all__ = [
     "AnimationFormat",
@@ -36,6 +37,7 @@ __all__ = [
     "encode",
     "encode_base64",
     "encode_npy",
+    "is_small",
     "keep_mask",
     "prepare",
     "sheet_size",

@@ -39,7 +39,8 @@ def to_uint8(rows: FloatRows, card: ModelCard) -> Pixels:
     levels *= 255
     levels /= hi - lo
     np.rint(levels, out=levels)
-    np.clip(levels, 0, 255, out=levels)
+    np.maximum(levels, 0, out=levels)
+    np.minimum(levels, 255, out=levels)
     pixels = levels.astype(np.uint8)
     return pixels[..., 0, :, :] if card.shape[0] == 1 else np.ascontiguousarray(np.moveaxis(pixels, -3, -1))
 

@@ -92,4 +92,5 @@ def _ring_mean(image: Image.Image) -> float:
         edges += pixels[-1], pixels[1:-1, 0]
         if pixels.shape[1] > 1:
             edges.append(pixels[1:-1, -1])
-    return float(np.concatenate(edges).mean())
+    levels = b"".join(edge.tobytes() for edge in edges)  # Python sums a hundred bytes before NumPy has begun
+    return sum(levels) / len(levels)

@@ -15,6 +15,7 @@ from tests.contract.harness import PATIENCE_S, Service, b64, gated, problem, ser
 from tests.service.pictures import noise, save
 
 PICTURE = save(noise(8, 8, seed=1))
+LARGE_PICTURE = save(noise(200, 200, seed=1))  # decoded in the pool
 Patch = pytest.MonkeyPatch
 
 
@@ -141,9 +142,11 @@ def test_a_deadline_covers_the_codec_pool(models: Path) -> None:
             for _ in range(pool._max_workers):
                 pool.submit(hold)
             assert held.wait(PATIENCE_S)
-            body = {"images": [b64(PICTURE)]}
+            body = {"images": [b64(LARGE_PICTURE)]}
             response = service.post("/project", body, headers={"X-Request-Timeout": "0.1"})
             problem(response, 504, "deadline_exceeded")
+            response = service.post("/project", {"images": [b64(PICTURE)]}, headers={"X-Request-Timeout": "0.5"})
+            assert response.status_code == 200  # small enough to be decoded without the pool
             response = service.post("/generate", {"n": 64, "steps": 1}, headers={"X-Request-Timeout": "0.5"})
             assert response.status_code == 200  # small enough to be encoded without the pool
             response = service.post("/generate", {"n": 64, "model": "colour"}, headers={"X-Request-Timeout": "0.3"})
@@ -176,7 +179,7 @@ def test_a_client_that_left_while_its_picture_waits_to_be_decoded(models: Path) 
                 pool.submit(free.wait, PATIENCE_S)
             head = b"POST /project HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n"
             with socket.create_connection(service.address) as connection:
-                connection.sendall(head % len(PICTURE) + PICTURE)
+                connection.sendall(head % len(LARGE_PICTURE) + LARGE_PICTURE)
                 service.until(lambda: service.get("/healthz").is_success and service.services.traffic.in_flight == 1)
             service.until(lambda: service.get("/healthz").is_success and service.services.traffic.in_flight == 0)
         finally:

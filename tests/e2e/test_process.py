@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -261,3 +261,64 @@ def test_a_later_version_of_a_good_model_does_not_hide_a_bad_one(tmp_path: Path)
     good = write_model(tmp_path)
     shutil.copytree(good, tmp_path / "toy" / "2")
     assert "toy/2/model.onnx: its card says toy/1" in refused({"IGN_MODEL_DIR": str(tmp_path)})
+
+
+TWO = {"IGN_WORKERS": "2"}
+
+
+def workers_of(process: Process) -> list[int]:
+    """Its serving processes; another child keeps the books of what spawned processes share."""
+    children = Path(f"/proc/{process.popen.pid}/task/{process.popen.pid}/children").read_text().split()
+    return [int(pid) for pid in children if b"spawn_main" in command_line(pid)]
+
+
+def command_line(pid: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # it has just ended
+        return b""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux")
+class TestSeveralProcesses:
+    def test_they_share_a_port_and_their_metrics_add_up(self, environ: dict[str, str]) -> None:
+        with running(environ | TWO) as process:
+            for seed in range(8):  # a connection each: with one, only one of them would be asked
+                assert process.post({"seed": seed}).status_code == 200
+            metrics = process.get("/metrics").text
+            assert 'ign_requests_total{endpoint="/generate",model="toy/1",status="2xx"} 8.0' in metrics
+            assert 'ign_queue_rows{model="toy/1"} 0.0' in metrics
+            assert metrics.count("ign_model_info{") == 1
+            process.terminate()
+            status, said = process.ended()
+            assert status == 0
+            assert "Traceback" not in said
+
+    def test_one_that_is_killed_is_replaced(self, environ: dict[str, str]) -> None:
+        with running(environ | TWO) as process:
+            first = workers_of(process)
+            assert len(first) == 2
+            os.kill(first[0], signal.SIGKILL)
+            while set(workers_of(process)) <= set(first):
+                pass
+            assert first[1] in workers_of(process)
+            while True:
+                with suppress(httpx.TransportError):  # connections that the dead one had not accepted are reset
+                    if process.post({"seed": 1}).status_code == 200:
+                        break
+
+    def test_they_leave_with_their_parent(self, environ: dict[str, str]) -> None:
+        with running(environ | TWO) as process:
+            workers = workers_of(process)
+            process.popen.kill()
+            process.popen.wait()
+            while any(Path(f"/proc/{pid}").exists() for pid in workers):
+                pass
+
+    def test_a_refusal_to_start_is_one_line(self, tmp_path: Path) -> None:
+        assert "nowhere: no such directory" in refused(missing(tmp_path) | TWO)
+
+    def test_a_busy_port_is_noticed(self, environ: dict[str, str]) -> None:
+        with running(environ | TWO) as process:
+            port = process.url.rpartition(":")[2]
+            assert "Address already in use" in refused(environ | TWO | {"IGN_PORT": port})

@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from service import __main__ as program
+from service import process, server
 from service.domain.errors import StartupError
 from service.settings import Settings
 from tests.contract.harness import PATIENCE_S, Gate, problem
@@ -250,28 +251,29 @@ def test_failures_nobody_foresaw(
 
 
 def test_two_sockets_cannot_share_a_port() -> None:
-    with program._listen(Settings(port=0)) as listener:
+    with server.listen(Settings(port=0)) as listener:
         port = listener.getsockname()[1]
         with pytest.raises(StartupError, match=f"cannot listen on 127.0.0.1:{port}: Address already in use"):
-            program._listen(Settings(port=port))
+            server.listen(Settings(port=port))
 
 
 def test_ipv6(said: Said) -> None:
     logging.getLogger("service").setLevel(logging.INFO)
     try:
-        listener = program._listen(Settings(host="::1", port=0))
+        listener = server.listen(Settings(host="::1", port=0))
     except StartupError:
         pytest.skip("no IPv6 here")
     with listener:
+        server.announce(listener)
         port = listener.getsockname()[1]
         assert said.until("listening on ") == f"http://[::1]:{port}"
         socket.create_connection(("::1", port)).close()
 
 
 def test_logs_are_text_or_json(capsys: Any) -> None:
-    program._configure_logging(Settings(log_format="json"))
+    process.configure_logging(Settings(log_format="json"))
     logging.getLogger("service").info("hello")
     assert json.loads(capsys.readouterr().err)["message"] == "hello"
-    program._configure_logging(Settings())
+    process.configure_logging(Settings())
     logging.getLogger("service").info("hello")
     assert capsys.readouterr().err.endswith(" INFO hello\n")

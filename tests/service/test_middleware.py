@@ -15,24 +15,24 @@ import httpx
 import pytest
 import uvicorn
 from fastapi import FastAPI
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.types import Message
+from starlette.types import Receive, Scope, Send
 
 from service.api import errors
 from service.api.auth import ApiKey, Authenticator
 from service.api.body import read_body
+from service.api.disconnect import until_disconnect
 from service.api.middleware import (
     EXPOSED_HEADERS,
     CatchAll,
     Cors,
+    Direct,
     Gate,
     JsonFormatter,
     RequestContext,
     Traffic,
-    until_disconnect,
 )
 from service.domain.errors import ModelFailure, StartupError, UnknownModel
 
@@ -319,90 +319,38 @@ def test_requests_beyond_the_limit_are_refused_and_the_gate_reopens() -> None:
     asyncio.run(main())
 
 
-# Client gone: the helper
+# Direct
 
 
-async def gone() -> Message:
-    return {"type": "http.disconnect"}
+class Route:
+    async def endpoint(self, request: Request) -> Response:
+        return JSONResponse({"method": request.method, "route": request.scope["route"] is ROUTE})
 
 
-async def silent() -> Message:
-    await asyncio.Event().wait()
-    raise AssertionError
+ROUTE = Route()
 
 
-def test_work_that_ends_first_is_the_answer_and_leaves_no_task() -> None:
-    async def main() -> None:
-        async def answer() -> int:
-            return 42
-
-        async def fail() -> int:
-            raise UnknownModel("no")
-
-        assert await until_disconnect(silent, answer()) == 42
-        with pytest.raises(UnknownModel):
-            await until_disconnect(silent, fail())
-        assert asyncio.all_tasks() == {asyncio.current_task()}
-
-    asyncio.run(main())
+async def elsewhere(scope: Scope, receive: Receive, send: Send) -> None:
+    await JSONResponse("elsewhere")(scope, receive, send)
 
 
-def test_disconnect_cancels_the_work_and_waits_for_its_end() -> None:
-    async def main() -> None:
-        steps: list[str] = []
+@pytest.mark.parametrize(
+    ("method", "path", "root_path", "answer"),
+    [
+        ("POST", "/project", "", {"method": "POST", "route": True}),
+        ("GET", "/project", "", "elsewhere"),  # the framework knows what to say
+        ("POST", "/project/", "", "elsewhere"),
+        ("POST", "/projects", "", "elsewhere"),
+        ("POST", "/project", "/project", "elsewhere"),  # mounted there, this is not its path
+    ],
+)
+def test_a_post_to_a_direct_path_skips_the_routing(method: str, path: str, root_path: str, answer: object) -> None:
+    async def main() -> Any:
+        transport = httpx.ASGITransport(Direct(elsewhere, routes={"/project": ROUTE}), root_path=root_path)
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            return (await client.request(method, path)).json()
 
-        async def work() -> None:
-            try:
-                await asyncio.Event().wait()
-            finally:
-                await asyncio.sleep(0)
-                steps.append("cleaned up")
-
-        messages: list[Message] = [{"type": "http.request"}, {"type": "http.disconnect"}]
-
-        async def receive() -> Message:
-            await asyncio.sleep(0)
-            return messages.pop(0)
-
-        with pytest.raises(ClientDisconnect):
-            await until_disconnect(receive, work())
-        assert steps == ["cleaned up"]
-        assert asyncio.all_tasks() == {asyncio.current_task()}
-
-    asyncio.run(main())
-
-
-def test_cancelling_the_caller_cancels_the_work() -> None:
-    async def main() -> None:
-        started, cancelled = asyncio.Event(), asyncio.Event()
-
-        async def work() -> None:
-            started.set()
-            try:
-                await asyncio.Event().wait()
-            finally:
-                cancelled.set()
-
-        outer = asyncio.create_task(until_disconnect(silent, work()))
-        await started.wait()
-        outer.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await outer
-        assert cancelled.is_set()
-        assert asyncio.all_tasks() == {asyncio.current_task()}
-
-    asyncio.run(main())
-
-
-def test_a_broken_channel_is_not_a_disconnect() -> None:
-    async def broken() -> Message:
-        raise HTTPException(413)
-
-    async def main() -> None:
-        with pytest.raises(HTTPException):
-            await until_disconnect(broken, asyncio.Event().wait())
-
-    asyncio.run(main())
+    assert asyncio.run(main()) == answer
 
 
 # Real sockets

@@ -134,7 +134,8 @@ def test_empty_value_counts_as_unset() -> None:
     [
         ({"IGN_QUEUE_ROWS": "63"}, ("IGN_QUEUE_ROWS=63", "IGN_MAX_IMAGES=64")),
         ({"IGN_DRAIN_DELAY_S": "16"}, ("IGN_DRAIN_DELAY_S=16", "IGN_DRAIN_S=15")),
-        ({"IGN_WORKERS": "2"}, ("IGN_WORKERS=2", "not supported in this version")),
+        ({"IGN_WORKERS": "2"}, ("IGN_WORKERS=2", "needs IGN_DEVICE=cpu")),
+        ({"IGN_WORKERS": "2", "IGN_DEVICE": "cuda"}, ("IGN_WORKERS=2", "needs IGN_DEVICE=cpu")),
         ({"IGN_RATE_LIMIT": "20/s"}, ("IGN_RATE_LIMIT=20/s", "not supported in this version")),
     ],
 )

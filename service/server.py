@@ -1,0 +1,193 @@
+"""uvicorn as this service runs it: its socket, its protocol, its shutdown."""
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, Protocol, cast
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from service.api.services import Services
+from service.domain.errors import StartupError
+from service.settings import Settings
+
+_LOG = logging.getLogger("service")
+BACKLOG: Final = 2048
+_JOINED: Final = 1 << 16  # bytes: to copy a longer body costs more than a second write
+
+
+class Server(uvicorn.Server):
+    """uvicorn with shutdown as the contract says: keep the listener, answer 503, leave when no work is in flight.
+
+    Args:
+        config: uvicorn's.
+        found: the app's services.
+        parent: readable as soon as the process that started this one is gone, which stops it too.
+    """
+
+    def __init__(self, config: uvicorn.Config, found: Services, *, parent: "Readable | None" = None) -> None:
+        super().__init__(config)
+        self._services = found
+        self._parent = parent
+        self._draining: asyncio.Task[None] | None = None
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """The first SIGTERM or SIGINT drains, a second one cuts off what is still in flight."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop)
+        if self._parent is not None:
+            loop.add_reader(self._parent.fileno(), self._orphaned)
+        try:
+            yield
+        finally:
+            if self._parent is not None:
+                loop.remove_reader(self._parent.fileno())
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    def _stop(self) -> None:
+        if self._draining is None:
+            self._draining = asyncio.get_running_loop().create_task(self._drain())
+        else:
+            self._cut_off()
+
+    def _orphaned(self) -> None:
+        if self._parent is not None:
+            asyncio.get_running_loop().remove_reader(self._parent.fileno())
+        if self._draining is None:
+            self._stop()
+
+    async def _drain(self) -> None:
+        settings, traffic = self._services.settings, self._services.traffic
+        _LOG.info("draining: %d requests in flight", traffic.in_flight)
+        traffic.draining = True
+        try:
+            async with asyncio.timeout(settings.drain_s):
+                await asyncio.sleep(settings.drain_delay_s)
+                await traffic.idle()
+        except TimeoutError:
+            self._cut_off()
+        self.should_exit = True
+
+    def _cut_off(self) -> None:
+        _LOG.warning("cutting off %d requests", self._services.traffic.in_flight)
+        for scheduler in self._services.schedulers.values():
+            scheduler.close(0)  # their callers are told
+        self.should_exit = True
+
+
+class Readable(Protocol):
+    """A pipe's end."""
+
+    def fileno(self) -> int:
+        """Its file descriptor."""
+        ...
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """Sends the head of an answer together with its body.
+
+    uvicorn writes them one after the other: two system calls, and a client that is woken for half an answer.
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Stand between uvicorn and the socket."""
+        super().connection_made(cast(asyncio.Transport, _Corked(transport)))
+
+
+class _Corked:
+    """A transport that holds what is written first in a turn of the event loop until more follows, or the turn ends."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._loop = asyncio.get_running_loop()
+        self._held = b""
+
+    def write(self, data: bytes) -> None:
+        if not self._held:
+            self._held = data
+            self._loop.call_soon(self._release)
+        elif len(data) > _JOINED:
+            self._release()
+            self._transport.write(data)
+        else:
+            self._held += data
+            self._release()
+
+    def close(self) -> None:
+        self._release()
+        self._transport.close()
+
+    def _release(self) -> None:
+        held, self._held = self._held, b""
+        if held and not self._transport.is_closing():
+            self._transport.write(held)
+
+    def __getattr__(self, name: str) -> Any:  # the rest is the transport's own
+        return getattr(self._transport, name)
+
+
+def config(app: Callable[..., Any]) -> uvicorn.Config:
+    """How uvicorn serves this app: no access log, no headers and no proxy handling of its own."""
+    return uvicorn.Config(
+        app,
+        http=HttpProtocol,
+        log_config=None,
+        access_log=False,
+        lifespan="on",
+        ws="none",
+        proxy_headers=False,
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_graceful_shutdown=1,
+    )
+
+
+def listen(settings: Settings) -> socket.socket:
+    """A listening socket on the address that the settings name.
+
+    Raises:
+        StartupError: the address cannot be had.
+    """
+    listener = bind(settings.host, settings.port)
+    try:
+        listener.listen(BACKLOG)  # two sockets can be bound to one port; only one of them can listen
+    except OSError as exc:
+        listener.close()
+        raise _unusable(settings.host, settings.port, exc) from exc
+    return listener
+
+
+def announce(bound: socket.socket) -> None:
+    """Log where this socket can be reached."""
+    host, port = bound.getsockname()[:2]
+    shown = f"[{host}]" if bound.family == socket.AF_INET6 else host
+    _LOG.info("listening on http://%s:%d", shown, port)
+
+
+def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """A socket bound to the address; ``shared``: others that are so too may listen there beside it (SO_REUSEPORT).
+
+    Raises:
+        StartupError: the address cannot be had.
+    """
+    found = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        found.bind((host, port))
+    except OSError as exc:
+        found.close()
+        raise _unusable(host, port, exc) from exc
+    return found
+
+
+def _unusable(host: str, port: int, exc: OSError) -> StartupError:
+    return StartupError(f"cannot listen on {host}:{port}: {exc.strerror or exc}")

@@ -1,0 +1,99 @@
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from service.server import _JOINED, _Corked
+
+HEAD, BODY = b"HTTP/1.1 200 OK\r\n\r\n", b"body"
+
+
+class Wire(asyncio.Transport):
+    """Notes what is done to it."""
+
+    def __init__(self) -> None:
+        super().__init__({"peername": "somebody"})
+        self.done: list[bytes | str] = []
+        self.closing = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.done.append(bytes(data))
+
+    def close(self) -> None:
+        self.done.append("closed")
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+
+def joined(parts: list[bytes | str]) -> bytes:
+    return b"".join(part for part in parts if isinstance(part, bytes))
+
+
+def written(use: Callable[[_Corked, Wire], None]) -> list[bytes | str]:
+    """What reached the wire by the end of the turn of the event loop in which this was done."""
+
+    async def main() -> list[bytes | str]:
+        wire = Wire()
+        use(_Corked(wire), wire)
+        await asyncio.sleep(0)
+        return wire.done
+
+    return asyncio.run(main())
+
+
+def test_head_and_body_leave_together() -> None:
+    def use(transport: _Corked, wire: Wire) -> None:
+        transport.write(HEAD)
+        assert wire.done == []
+        transport.write(BODY)
+        assert wire.done == [HEAD + BODY]
+
+    assert written(use) == [HEAD + BODY]
+
+
+def test_a_head_alone_leaves_at_the_end_of_the_turn() -> None:
+    assert written(lambda transport, _: transport.write(HEAD)) == [HEAD]
+
+
+def test_answers_of_one_turn_stay_in_order() -> None:
+    def use(transport: _Corked, _: Wire) -> None:
+        for i in range(5):
+            transport.write(b"%d" % i)
+
+    assert joined(written(use)) == b"01234"
+
+
+@pytest.mark.parametrize(("size", "writes"), [(_JOINED, 1), (_JOINED + 1, 2)])
+def test_a_long_body_is_not_copied(size: int, writes: int) -> None:
+    def use(transport: _Corked, _: Wire) -> None:
+        transport.write(HEAD)
+        transport.write(bytes(size))
+
+    parts = written(use)
+    assert len(parts) == writes
+    assert joined(parts) == HEAD + bytes(size)
+
+
+def test_closing_sends_what_is_held_first() -> None:
+    def use(transport: _Corked, _: Wire) -> None:
+        transport.write(HEAD)
+        transport.close()
+
+    assert written(use) == [HEAD, "closed"]
+
+
+def test_nothing_is_written_to_a_connection_that_is_gone() -> None:
+    def use(transport: _Corked, wire: Wire) -> None:
+        transport.write(HEAD)
+        wire.closing = True
+
+    assert written(use) == []
+
+
+def test_the_rest_is_the_transports_own() -> None:
+    def use(transport: _Corked, _: Wire) -> None:
+        assert transport.get_extra_info("peername") == "somebody"
+        assert not transport.is_closing()
+
+    assert written(use) == []
