@@ -27,6 +27,7 @@ _LATENCY: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 _COMPUTE: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 _ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _STEPS: Final = (1, 2, 4, 8, 16, 64, 256, 1024, 4096, 16_384, 65_536, 300_000)
+_DRIFT: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5)
 _DISTANCE: Final = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 1.5, 2.0)
 
 
@@ -51,7 +52,10 @@ class Metrics:
             "ign_codec_seconds", "Turning bytes into rows or back, per call.", _COMPUTE, "operation"
         )
         self._distance = self._histogram(
-            "ign_distance", "Mean |f(x) - x| of inputs, in the model's units.", _DISTANCE, "model"
+            "ign_distance", "Mean |f(x) - x| of inputs, in the model's units.", _DISTANCE, "model", "endpoint"
+        )
+        self._drift = self._histogram(
+            "ign_drift", "Mean |f(y) - y| of outputs, where asked for, likewise.", _DRIFT, "model", "endpoint"
         )
         self._info = Gauge(
             "ign_model_info",
@@ -84,7 +88,8 @@ class Metrics:
         self.replacements = self._counter("ign_worker_replacements", "Executor threads that died.", "model")
         # Looking a child up by its labels costs more than what it counts, and there are few.
         self._requests_of, self._latency_of = cache(self._requests.labels), cache(self._latency.labels)
-        self._row_steps_of, self._distance_of = cache(self._row_steps.labels), cache(self._distance.labels)
+        self._row_steps_of = cache(self._row_steps.labels)
+        self._distance_of, self._drift_of = cache(self._distance.labels), cache(self._drift.labels)
         self._codec_of = cache(self._codec.labels)
 
     def request(self, endpoint: str, status: int, seconds: float, model: str | None = None) -> None:
@@ -109,14 +114,23 @@ class Metrics:
         """One call that decodes or encodes pictures took this long."""
         self._codec_of(self._operation(operation)).observe(seconds)
 
-    def rows(self, model: str, steps: Iterable[int], distances: Iterable[float]) -> None:
-        """A request's rows are done: steps applied and mean |f(x) − x| of the input, one of each per row."""
-        name = self._model(model)
-        row_steps, distances_seen = self._row_steps_of(name), self._distance_of(name)
-        for count in steps:
-            row_steps.observe(count)
-        for distance in distances:
-            distances_seen.observe(distance)
+    def rows(
+        self, model: str, endpoint: str, steps: Iterable[int], distances: Iterable[float], drifts: Iterable[float] = ()
+    ) -> None:
+        """A request's rows are done.
+
+        Args:
+            model: `name/version` of a loaded model.
+            endpoint: the route's template: uploads and noise lie at other distances.
+            steps: applied, for each row.
+            distances: mean |f(x) − x| of the input, for each row, in the model's units.
+            drifts: mean |f(y) − y| of the output, likewise, where it was measured.
+        """
+        name, route = self._model(model), self._endpoint(endpoint)
+        children = self._row_steps_of(name), self._distance_of(name, route), self._drift_of(name, route)
+        for child, values in zip(children, (steps, distances, drifts), strict=True):
+            for value in values:
+                child.observe(value)
 
     def loaded(self, model: str, *, digest: str, provider: str, reproducible: str) -> None:
         """A model began to serve; what an earlier file of the same version said of itself is dropped."""
@@ -148,8 +162,8 @@ class Metrics:
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, registry=self.registry)
 
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], label: str) -> Histogram:
-        return Histogram(name, text, (label,), buckets=buckets, registry=self.registry)
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+        return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
 
 
 def forget_process(pid: int, shared: Path) -> None:

@@ -75,9 +75,7 @@ def check_form(shape: Shape, record: Sequence[int] = ()) -> None:
 
 async def answer(exchange: Exchange, shape: Shape, result: Result) -> Response:
     """The response to a finished request."""
-    exchange.seconds["queue"] += result.queue_s
-    exchange.seconds["compute"] += result.compute_s
-    exchange.services.metrics.rows(shape.model.ref, result.steps.tolist(), result.distance.tolist())
+    exchange.count_rows(shape.model, result)
     if shape.media is Media.JSON:
         large = _is_large(result.rows) or any(result.trajectory)
         pictures = await exchange.encode(lambda: _json(_images(shape, result)), large=large)

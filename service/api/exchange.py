@@ -17,6 +17,7 @@ from service.api.errors import describe
 from service.api.negotiation import Media, negotiate
 from service.api.services import Services, services
 from service.domain.errors import BodyTooSlow, DeadlineExceeded, InvalidContent, MalformedRequest, UnsupportedMedia
+from service.domain.tasks import Result
 from service.engine import Call
 from service.repository import LoadedModel
 
@@ -138,6 +139,15 @@ class Exchange:
                 return await self.services.codec.run(part, job)
         finally:
             self.seconds[part] += time.perf_counter() - start
+
+    def count_rows(self, model: LoadedModel, result: Result) -> None:
+        """Note a finished request's time, and its rows in the metrics."""
+        self.seconds["queue"] += result.queue_s
+        self.seconds["compute"] += result.compute_s
+        drifts = () if result.drift is None else result.drift.tolist()
+        self.services.metrics.rows(
+            model.ref, self.request.scope["route"].path, result.steps.tolist(), result.distance.tolist(), drifts
+        )
 
     def response_headers(self, model: LoadedModel, seed: int | None) -> dict[str, str]:
         """Headers of every successful answer."""

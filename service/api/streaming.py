@@ -88,9 +88,7 @@ class EventStream(Response):
         if isinstance(item, StepRow):
             return event("step", await self._step(item))
         exchange, shape = self._exchange, self._shape
-        exchange.seconds["queue"] += item.queue_s
-        exchange.seconds["compute"] += item.compute_s
-        exchange.services.metrics.rows(shape.model.ref, item.steps.tolist(), item.distance.tolist())
+        exchange.count_rows(shape.model, item)
         images = [image(shape, item, place, None) for place in range(len(item.rows))]
         return event("done", envelope(exchange, shape, images))
 

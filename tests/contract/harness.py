@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import httpx
 import numpy as np
@@ -119,7 +119,9 @@ class Service:
 
 
 @contextmanager
-def serving(settings: Settings, *, ready: bool = True, may_refuse: bool = True) -> Iterator[Service]:
+def serving(
+    settings: Settings, *, ready: bool = True, may_refuse: bool = True, loop: Literal["auto", "asyncio"] = "auto"
+) -> Iterator[Service]:
     """Run the service in a thread of its own; nothing may be logged as an error that the test did not expect."""
     refusals: list[StartupError] = []
     app = create_app(settings, refuse=refusals.append if may_refuse else None)
@@ -132,6 +134,7 @@ def serving(settings: Settings, *, ready: bool = True, may_refuse: bool = True) 
             access_log=False,
             proxy_headers=False,
             lifespan="on",
+            loop=loop,
             ws="none",
             timeout_graceful_shutdown=5,
         )

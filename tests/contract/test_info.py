@@ -82,9 +82,10 @@ def test_requests_are_counted_by_route_status_and_model(service: Service) -> Non
         count(endpoint="/generate", status="4xx"),
         count(endpoint="/models/{name}", status="4xx"),
         service.metric("ign_http_errors_total", code="unknown_model"),
-        service.metric("ign_distance_count", model="grey/2"),
+        service.metric("ign_distance_count", model="grey/2", endpoint="/generate"),
+        service.metric("ign_drift_count", model="grey/2", endpoint="/generate"),
     ]
-    service.post("/generate", {"model": "grey/2", "n": 3})
+    service.post("/generate", {"model": "grey/2", "n": 3, "score": True})
     service.post("/generate", {"n": 0})
     service.get("/models/nope")
     after = [
@@ -92,9 +93,10 @@ def test_requests_are_counted_by_route_status_and_model(service: Service) -> Non
         count(endpoint="/generate", status="4xx"),
         count(endpoint="/models/{name}", status="4xx"),
         service.metric("ign_http_errors_total", code="unknown_model"),
-        service.metric("ign_distance_count", model="grey/2"),
+        service.metric("ign_distance_count", model="grey/2", endpoint="/generate"),
+        service.metric("ign_drift_count", model="grey/2", endpoint="/generate"),
     ]
-    assert [b - a for a, b in zip(before, after, strict=True)] == [1, 1, 1, 1, 3]
+    assert [b - a for a, b in zip(before, after, strict=True)] == [1, 1, 1, 1, 3, 3]
 
 
 def test_the_start_leads_to_the_documentation(service: Service) -> None:

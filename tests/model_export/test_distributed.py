@@ -32,6 +32,11 @@ PAPER = dataclasses.replace(
 COPY_FREE = dataclasses.replace(
     PAPER, distance="mse", stages=ign_stages(8, Weights(rec=1.0, idem=1.0, tight=0.1), lr=1e-3, clamp=None)
 )
+# Of a weight after all steps. Where Adam divides tiny gradients by tiny moments, as the critic's without momentum does,
+# rounding is multiplied: about 1e-5 was seen. A rank that kept its own gradients would be off by the learning rate.
+ROUNDING = 5e-5
+CRITICAL = 5e-4  # of a logged term: the critic's score is the most sensitive
+
 OBJECTIVES = {"naign": NAIGN, "ign": PAPER, "ign-copy-free": COPY_FREE}
 
 
@@ -69,9 +74,9 @@ def logged(out: Path) -> list[dict[str, float]]:
 def test_two_ranks_compute_what_one_does(name: str, two_ranks: Path, data_file: Path, tmp_path: Path) -> None:
     preset: Preset = OBJECTIVES.get(name, NAIGN)
     train_alone(Job(preset, tmp_path), data_file)
-    assert largest_difference(two_ranks / name, tmp_path) < 1e-5
+    assert largest_difference(two_ranks / name, tmp_path) < ROUNDING
     for a, b in zip(logged(tmp_path), logged(two_ranks / name), strict=True):
-        assert a == pytest.approx(b, rel=1e-4)
+        assert a == pytest.approx(b, rel=1e-4, abs=CRITICAL)
     assert contents(tmp_path).keys() == contents(two_ranks / name).keys()
 
 
@@ -88,7 +93,7 @@ def test_one_rank_that_is_asked_to_stop_stops_all_and_one_rank_goes_on(
     assert checkpoints.load(two_ranks / "stopped" / checkpoints.FILE).step == 12
     train_alone(Job(NAIGN, two_ranks / "stopped"), data_file)
     train_alone(Job(NAIGN, tmp_path), data_file)
-    assert largest_difference(two_ranks / "stopped", tmp_path) < 1e-5
+    assert largest_difference(two_ranks / "stopped", tmp_path) < ROUNDING
 
 
 def test_torchrun(data_file: Path, tmp_path: Path) -> None:

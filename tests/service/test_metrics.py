@@ -37,11 +37,12 @@ def test_errors_codecs_and_rows() -> None:
     metrics = Metrics()
     metrics.error("queue_full")
     metrics.codec("encode_png", 0.0002)
-    metrics.rows("toy/1", steps=[1, 300], distances=[0.05, 0.3])
+    metrics.rows("toy/1", "/project", steps=[1, 300], distances=[0.05, 0.3], drifts=[0.004])
     assert value(metrics, "ign_http_errors_total", code="queue_full") == 1
     assert value(metrics, "ign_codec_seconds_bucket", operation="encode_png", le="0.00025") == 1
     assert value(metrics, "ign_row_steps_sum", model="toy/1") == 301
-    assert value(metrics, "ign_distance_count", model="toy/1") == 2
+    assert value(metrics, "ign_distance_count", model="toy/1", endpoint="/project") == 2
+    assert value(metrics, "ign_drift_sum", model="toy/1", endpoint="/project") == pytest.approx(0.004)
 
 
 def test_the_scheduler_reports() -> None:
@@ -97,7 +98,7 @@ def test_label_values_are_bounded_whatever_comes() -> None:
         metrics.request(f"/{i}", 200, 0.1, f"m{i}/1")
         metrics.error(f"e{i}")
         metrics.codec(f"c{i}", 0.1)
-        metrics.rows(f"m{i}/1", [1], [0.1])
+        metrics.rows(f"m{i}/1", f"/{i}", [1], [0.1], [0.1])
         observer.rejected(f"r{i}")
         observer.batch(1, 1, 0.1, f"f{i}")
     found = samples(metrics)

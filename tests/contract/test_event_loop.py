@@ -1,0 +1,98 @@
+"""The event loop belongs to everybody: whatever one caller sends, it must not be held up for the others."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from tests.contract.harness import Service, b64, serving, settings, write_models
+from tests.service.pictures import noise, save
+
+LONGEST_S = 0.005
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    models = write_models(tmp_path_factory.mktemp("models"))
+    with serving(settings(models), loop="asyncio") as service:
+        yield service
+
+
+@pytest.fixture
+def turns(service: Service, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """CPU seconds of every callback that the service's loop runs: those do not depend on who else uses the machine."""
+    seconds: list[float] = []
+    run = asyncio.Handle._run
+
+    def timed(self: asyncio.Handle) -> None:
+        began = time.thread_time()
+        run(self)
+        if threading.current_thread().name.startswith("loop of "):
+            seconds.append(time.thread_time() - began)
+
+    monkeypatch.setattr(asyncio.Handle, "_run", timed)
+    return seconds
+
+
+def picture(side: int, form: str = "PNG") -> bytes:
+    return save(noise(side, side, seed=1), form)
+
+
+def project_json(count: int, side: int) -> Callable[[Service], object]:
+    body = {"images": [b64(picture(side))] * count}
+    return lambda service: service.post("/project", body)
+
+
+def raw(side: int, form: str) -> Callable[[Service], object]:
+    kind = {"Content-Type": f"image/{form.lower()}"}
+    data = picture(side, form)
+    assert len(data) <= MIB
+    return lambda service: service.post("/project", content=data, headers=kind)
+
+
+def form(count: int, side: int) -> Callable[[Service], object]:
+    files = [("image", (f"{i}.png", picture(side), "image/png")) for i in range(count)]
+    return lambda service: service.post("/project", files=files)
+
+
+def latents() -> Callable[[Service], object]:
+    points = [{"seed": i} for i in range(16)]
+    return lambda service: service.post("/latent-interpolate", {"points": points, "frames": 256}, accept="image/webp")
+
+
+def broken() -> Callable[[Service], object]:
+    return lambda service: service.post("/project", {"images": ["A" * 4] * (MIB // 8)})
+
+
+REQUESTS: dict[str, Callable[[Service], object]] = {
+    "64 pictures": lambda service: service.post("/generate", {"n": 64}),
+    "64 colour pictures": lambda service: service.post("/generate", {"n": 64, "model": "colour"}),
+    "64 colour pictures as an array": lambda service: service.post(
+        "/generate", {"n": 64, "model": "colour"}, accept="application/x-npy"
+    ),
+    "1024 recorded pictures": lambda service: service.post(
+        "/generate", {"n": 64, "steps": 16, "record": list(range(1, 17))}
+    ),
+    "a small PNG": raw(28, "PNG"),
+    "a PNG of a megabyte": raw(1000, "PNG"),
+    "a JPEG of a megabyte": raw(1000, "JPEG"),
+    "a WebP": raw(700, "WEBP"),
+    "64 pictures in JSON": project_json(64, 100),
+    "64 files": form(64, 100),
+    "an animation": latents(),
+    "a megabyte of mistakes": broken(),
+}
+
+
+@pytest.mark.parametrize("request_name", REQUESTS)
+def test_no_request_holds_the_event_loop_up(request_name: str, service: Service, turns: list[float]) -> None:
+    longest = []
+    for _ in range(3):  # the first one may find imports and caches cold; a collection of garbage may hit any
+        turns.clear()
+        REQUESTS[request_name](service)
+        longest.append(max(turns))
+    assert np.min(longest) < LONGEST_S
