@@ -36,7 +36,7 @@ from service.domain.latents import FloatRows, NoiseSource
 
 _CHUNK: Final = 256
 _BASE: Final = get_preset("mnist")
-_IMLE, _BALANCE, _DISTILL = naign_stages(960, 960, 960)
+_IMLE, _BALANCE, _DISTILL = naign_stages(960, 480, 480)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +64,7 @@ def _last(**weights: float) -> tuple[Stage, ...]:
 VARIANTS: Final[Mapping[str, Variant]] = {
     "paper": Variant(
         says="the paper's objective (MSE, 1 : 1 : 0.1, no clamp) with group norm",
-        stages=ign_stages(1920, Weights(rec=1.0, idem=1.0, tight=0.1), lr=1e-4, clamp=None),
+        stages=ign_stages(960, Weights(rec=1.0, idem=1.0, tight=0.1), lr=1e-4, clamp=None),
         base={"objective": "ign"},
     ),
     "imle": Variant(says="reconstruction and IMLE", stages=(_IMLE,)),
