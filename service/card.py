@@ -156,6 +156,15 @@ class ModelCard(_Part):
         """`name/version`."""
         return f"{self.name}/{self.version}"
 
+    def percentile(self, distance: float) -> float | None:
+        """Where mean |f(x) − x| of a picture lies among held-out real ones: 0…100, linear between the quantiles.
+
+        None where the card has none. Beyond them it is 0 or 100.
+        """
+        if self.distance_quantiles is None:
+            return None
+        return float(np.interp(distance, self.distance_quantiles, np.linspace(0.0, 100.0, QUANTILES)))
+
 
 def to_metadata(card: ModelCard, statistics: FrequencyStatistics | None = None) -> dict[str, str]:
     """Card, and frequency statistics where the noise has them, as ONNX metadata entries."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from service.domain.latents import FloatRow, FloatRows
+from service.domain.latents import FloatRow, FloatRows, weighted_sum
 from service.domain.paths import Grid, Path
 from service.domain.tasks import Applied, KeepMask, Plan, Progress, Result, SchedulerLike, StepRow
 from service.repository import LoadedModel
@@ -114,6 +114,18 @@ class Engine:
         if isinstance(path, Grid):
             return Batch(rows=path.latents(ends), applied=applied)
         return Batch(rows=path.rows(ends), applied=applied, repeat_first=path.loop)
+
+    def combine(
+        self, model: LoadedModel, points: Sequence[Point], weights: Sequence[float], normalize: bool, applied: Applied
+    ) -> Batch:
+        """The weighted sum of latents, with ``normalize`` at the mean length of the model's noise.
+
+        Raises:
+            ValueError: the sum is zero.
+        """
+        rows = [self.latent(model, point) for point in points]
+        norm = model.card.noise.norm if normalize else None
+        return Batch(rows=weighted_sum(rows, weights, norm)[None], applied=applied)
 
     def latent(self, model: LoadedModel, point: Point) -> FloatRow:
         """The row a point stands for, (C, H, W)."""

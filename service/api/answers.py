@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Final, Literal, cast
 
 import numpy as np
@@ -33,6 +34,7 @@ from service.repository import LoadedModel
 
 RASTER: Final[Mapping[Media, PictureFormat]] = {Media.PNG: "png", Media.WEBP: "webp", Media.JPEG: "jpeg"}
 _ANIMATED: Final[Mapping[Media, AnimationFormat]] = {Media.WEBP: "webp", Media.GIF: "gif", Media.APNG: "apng"}
+_USUAL: Final = 99.0  # percentile up to which a picture counts as one of those the model knows
 _INLINE: Final = 1 << 13  # values: fewer are encoded on the event loop, in less time than a thread takes to wake
 
 
@@ -45,7 +47,7 @@ class Shape:
         media: the negotiated form.
         format: of base64 pictures.
         labels: members of each image that the result does not know: `index`, `inverted`, `t`, `row`, `col`.
-        seed: echoed where one was used.
+        members: of a JSON answer, before its images: `seed` where one was used or could have been.
         columns: of the contact sheet; None for near-square.
         fps: > 0 makes WebP, GIF and APNG an animation.
     """
@@ -54,7 +56,7 @@ class Shape:
     media: Media
     format: Format
     labels: Sequence[Mapping[str, Any]]
-    seed: int | None = None
+    members: Mapping[str, Any] = field(default_factory=dict)
     layout: Literal["sheet", "strip"] = "sheet"
     columns: int | None = None
     fps: int = 0
@@ -80,21 +82,46 @@ async def answer(exchange: Exchange, shape: Shape, result: Result) -> Response:
         large = _is_large(result.rows) or any(result.trajectory)
         pictures = await exchange.encode(lambda: _json(_images(shape, result)), large=large)
         # Put together as text: the timing stands around megabytes that are better written aside.
-        before, mark, after = _json(envelope(exchange, shape, [])).partition(b'"images":[')
+        before, mark, after = _json(envelope(exchange, shape.model, [], shape.members)).partition(b'"images":[')
         content = before + mark[:-1] + pictures + after[1:]
-        return Response(content, headers=exchange.response_headers(shape.model, shape.seed), media_type=Media.JSON)
+        return Response(
+            content, headers=exchange.response_headers(shape.model, shape.members.get("seed")), media_type=Media.JSON
+        )
     content = await exchange.encode(lambda: _raw(shape, result), large=_is_large(result.rows))
-    headers = exchange.response_headers(shape.model, shape.seed) | _row_headers(result)
+    headers = exchange.response_headers(shape.model, shape.members.get("seed")) | _row_headers(result)
     return Response(content, headers=headers, media_type=shape.media)
 
 
-def envelope(exchange: Exchange, shape: Shape, images: list[dict[str, Any]]) -> dict[str, Any]:
-    """The JSON answer around its images."""
-    card = shape.model.card
-    model = {"name": card.name, "version": card.version, "digest": f"sha256:{shape.model.digest}"}
-    head: dict[str, Any] = {"model": model, "request_id": exchange.request_id}
-    if shape.seed is not None:
-        head["seed"] = shape.seed
+def scores(exchange: Exchange, model: LoadedModel, result: Result) -> Response:
+    """The response of `/score`: numbers, no pictures."""
+    exchange.count_rows(model, result)
+    drifts = [] if result.drift is None else result.drift.tolist()
+    images = []
+    for index, (distance, drift) in enumerate(zip(result.distance.tolist(), drifts, strict=True)):
+        percentile = model.card.percentile(distance)
+        images.append(
+            {
+                "index": index,
+                "distance": rounded(distance),
+                "drift": rounded(drift),
+                "percentile": None if percentile is None else rounded(percentile),
+                "in_distribution": None if percentile is None else percentile <= _USUAL,
+            }
+        )
+    content = _json(envelope(exchange, model, images))
+    return Response(content, headers=exchange.response_headers(model, None), media_type=Media.JSON)
+
+
+def envelope(
+    exchange: Exchange,
+    model: LoadedModel,
+    images: list[dict[str, Any]],
+    members: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """The JSON answer around its images; ``members`` come before those."""
+    card = model.card
+    reference = {"name": card.name, "version": card.version, "digest": f"sha256:{model.digest}"}
+    head: dict[str, Any] = {"model": reference, "request_id": exchange.request_id, **members}
     return head | {"images": images, "timing": exchange.timing()}
 
 

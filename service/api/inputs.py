@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 from starlette.requests import Request
@@ -10,7 +11,7 @@ from service.api import forms
 from service.api.body import parse_multipart
 from service.api.exchange import Exchange
 from service.api.limits import check_count
-from service.api.schemas import PointRequest, ProjectOptions, ProjectRequest
+from service.api.schemas import PointRequest, ProjectOptions, ProjectRequest, ScoreOptions, ScoreRequest
 from service.domain.errors import InvalidContent, UnsupportedMedia
 from service.domain.latents import FloatRows
 from service.domain.tasks import KeepMask
@@ -28,23 +29,25 @@ from service.images import (
 )
 from service.repository import LoadedModel
 
+Options = TypeVar("Options", bound=ScoreOptions)
+
 PICTURE_TYPES = ("image/png", "image/jpeg", "image/webp")
 _MAX_FIELDS = 32  # of a form; there are about a dozen options
 _MAX_INLINE = 4  # small pictures decoded in less time than a thread takes to wake and to hand the lock back
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Upload:
+class Upload(Generic[Options]):
     """Pictures as they came.
 
     Args:
-        options: parsed options.
+        options: parsed options, of the endpoint's own kind.
         images: one picture each: bytes, or base64 text that is yet to be decoded.
         masks: none, one for all, or one for each image.
         image_field, mask_field: field paths of images and masks, for errors.
     """
 
-    options: ProjectOptions
+    options: Options
     images: Sequence[bytes | str]
     masks: Sequence[bytes | str] = ()
     image_field: str = "image"
@@ -60,8 +63,13 @@ class PreparedRows:
     inverted: Sequence[bool]
 
 
-async def read_upload(exchange: Exchange) -> Upload:
+async def read_upload(exchange: Exchange, schema: type[Options], body: type[Options]) -> Upload[Options]:
     """The request's pictures and options, from multipart, JSON or a raw body.
+
+    Args:
+        exchange: the request.
+        schema: of the options, as forms and queries carry them; with masks if it is that of a projection.
+        body: of the JSON form: the same and `images`.
 
     Raises:
         UnsupportedMedia: none of the three.
@@ -70,12 +78,12 @@ async def read_upload(exchange: Exchange) -> Upload:
     kind, _ = exchange.content_type()
     if kind == "multipart/form-data":
         exchange.refuse_query()
-        upload = await _from_form(exchange)
+        upload = await _from_form(exchange, schema)
     elif kind == "application/json":
         exchange.refuse_query()
-        upload = _from_json(await exchange.parse_json(await exchange.body(), ProjectRequest))
+        upload = _from_json(await exchange.parse_json(await exchange.body(), body))
     elif kind in PICTURE_TYPES:
-        options = ProjectOptions.model_validate(forms.values(_query(exchange.request)))
+        options = schema.model_validate(forms.values(_query(exchange.request)))
         upload = Upload(options=options, images=[await exchange.body()], image_field="body")
     else:
         expected = ", ".join(("multipart/form-data", "application/json", *PICTURE_TYPES))
@@ -84,13 +92,13 @@ async def read_upload(exchange: Exchange) -> Upload:
     return upload
 
 
-def is_large(upload: Upload) -> bool:
+def is_large(upload: Upload[Options]) -> bool:
     """Whether decoding belongs in the codec pool, rather than on the event loop: more than a few small PNGs do."""
     images = upload.images
     return bool(upload.masks) or len(images) > _MAX_INLINE or not all(map(is_small, images))
 
 
-def prepare_upload(upload: Upload, model: LoadedModel, limits: Limits, max_chars: int) -> PreparedRows:
+def prepare_upload(upload: Upload[Options], model: LoadedModel, limits: Limits, max_chars: int) -> PreparedRows:
     """Decode and prepare every picture; runs in the codec pool where `is_large` says so.
 
     Raises:
@@ -117,8 +125,10 @@ def prepare_upload(upload: Upload, model: LoadedModel, limits: Limits, max_chars
     return PreparedRows(rows=rows, keep=np.stack(keep) if keep else None, inverted=inverted)
 
 
-def resolve_points(points: Sequence[PointRequest], model: LoadedModel, limits: Limits, max_chars: int) -> list[Point]:
-    """Latents by seed, by picture or by value; runs in the codec pool.
+def resolve_points(
+    points: Sequence[PointRequest], model: LoadedModel, limits: Limits, max_chars: int, *, name: str = "points"
+) -> list[Point]:
+    """Latents by seed, by picture or by value; runs in the codec pool. ``name`` is their field's, for errors.
 
     Raises:
         InvalidContent, TooLarge: a picture or array is unusable; the text names the point.
@@ -128,44 +138,50 @@ def resolve_points(points: Sequence[PointRequest], model: LoadedModel, limits: L
         if point.seed is not None:
             resolved.append(SeedPoint(seed=point.seed, index=point.index or 0))
         elif point.image is not None:
-            field = f"points.{i}.image"
+            field = f"{name}.{i}.image"
             picture = decode_picture(decode_base64(point.image, field=field, max_chars=max_chars), limits, field=field)
             resolved.append(RowPoint(row=prepare(picture, model.card).row))
         else:
-            field = f"points.{i}.latent"
+            field = f"{name}.{i}.latent"
             data = decode_base64(point.latent or "", field=field, max_chars=max_chars)
             resolved.append(RowPoint(row=decode_npy(data, model.card.shape, field=field)))
     return resolved
 
 
-async def _from_form(exchange: Exchange) -> Upload:
+async def _from_form(exchange: Exchange, schema: type[Options]) -> Upload[Options]:
     content_type = exchange.headers.get("content-type", "")
     body = await exchange.body()
     limit = exchange.services.settings.max_images
     fields, files = await exchange.aside(
         lambda: parse_multipart(content_type, body, max_files=limit + 1, max_fields=_MAX_FIELDS), large=True
     )
-    images, masks = files.pop("image", []), list(files.pop("mask", []))
-    mask_texts = fields.pop("mask", [])
+    images = files.pop("image", [])
+    masked = issubclass(schema, ProjectOptions)
+    masks = list(files.pop("mask", [])) if masked else []
+    mask_texts = fields.pop("mask", []) if masked else []
     for name in files:
-        raise InvalidContent.field(name[:200], "unknown file; expected image or mask")
+        expected = "image or mask" if masked else "image"
+        raise InvalidContent.field(name[:200], f"unknown file; expected {expected}")
     if "image" in fields:
         raise InvalidContent.field("image", "must be a file, with a file name")
     if len(masks) + len(mask_texts) > 1:
         raise InvalidContent.field("mask", "given more than once")
     if not images:
         raise InvalidContent.field("image", "at least one file is required")
-    options = ProjectOptions.model_validate(forms.values(fields))
+    options = schema.model_validate(forms.values(fields))
     return Upload(options=options, images=images, masks=[*masks, *mask_texts])
 
 
-def _from_json(request: ProjectRequest) -> Upload:
-    if request.masks is not None:
-        return Upload(
-            options=request, images=request.images, masks=request.masks, image_field="images", mask_field="masks"
-        )
-    masks = [] if request.mask is None else [request.mask]
-    return Upload(options=request, images=request.images, masks=masks, image_field="images")
+def _from_json(request: Options) -> Upload[Options]:
+    masks: list[str] = []
+    mask_field = "mask"
+    if isinstance(request, ProjectRequest):
+        if request.masks is not None:
+            masks, mask_field = request.masks, "masks"
+        elif request.mask is not None:
+            masks = [request.mask]
+    images = request.images if isinstance(request, ProjectRequest | ScoreRequest) else []
+    return Upload(options=request, images=images, masks=masks, image_field="images", mask_field=mask_field)
 
 
 def _query(request: Request) -> dict[str, list[str]]:

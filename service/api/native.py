@@ -1,4 +1,4 @@
-"""The native endpoints: `/generate`, `/project` and `/latent-interpolate`. Each makes rows; the rest is shared."""
+"""The native endpoints. Each makes rows; the rest is shared."""
 
 import secrets
 from collections.abc import Callable
@@ -10,21 +10,28 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.api import openapi
-from service.api.answers import Shape, answer, check_form
+from service.api.answers import Shape, answer, check_form, scores
 from service.api.disconnect import until_disconnect
 from service.api.exchange import Exchange
 from service.api.inputs import is_large, prepare_upload, read_upload, resolve_points
 from service.api.limits import applied, check_count, checked_steps, path_of
 from service.api.negotiation import Media
 from service.api.schemas import (
+    ArithmeticAnswer,
+    ArithmeticRequest,
     GenerateAnswer,
     GenerateRequest,
     InterpolateAnswer,
     InterpolateRequest,
     ProjectAnswer,
+    ProjectOptions,
     ProjectRequest,
+    ScoreAnswer,
+    ScoreOptions,
+    ScoreRequest,
 )
 from service.api.streaming import EventStream
+from service.domain.errors import InvalidContent
 from service.domain.paths import Grid, Path
 from service.domain.tasks import Applied
 from service.engine import Batch
@@ -33,16 +40,17 @@ from service.images import Limits
 router = APIRouter()
 
 _FORMS = (Media.JSON, Media.PNG, Media.WEBP, Media.JPEG, Media.NPY)
+_STREAMED = (*_FORMS, Media.EVENTS)
 _PATH_FORMS = (*_FORMS, Media.GIF, Media.APNG)  # a grid has no animation
 _LARGE_NOISE = 1 << 14  # values: more are drawn in the codec pool
 _SEED_BITS = 32
 
 
-@router.post("/generate", **openapi.operation(GenerateRequest, GenerateAnswer, openapi.GENERATE))
+@router.post("/generate", **openapi.operation(GenerateRequest, GenerateAnswer, openapi.GENERATE, _STREAMED))
 async def generate(request: Request) -> Response:
     """Generate pictures: f^k(z) of seeded latents."""
     exchange = Exchange(request)
-    media = exchange.accept((*_FORMS, Media.EVENTS))
+    media = exchange.accept(_STREAMED)
     options = await exchange.json(GenerateRequest)
     settings = exchange.services.settings
     check_count("n", options.n, settings.max_images)
@@ -50,7 +58,7 @@ async def generate(request: Request) -> Response:
     how = applied(options, recommended=model.card.steps.generate, rows=options.n, settings=settings)
     seed = secrets.randbits(_SEED_BITS) if options.seed is None else options.seed
     labels = [{"index": options.offset + i} for i in range(options.n)]
-    shape = Shape(model=model, media=media, format=options.format, labels=labels, seed=seed)
+    shape = Shape(model=model, media=media, format=options.format, labels=labels, members={"seed": seed})
     check_form(shape, how.record)
     channels, height, width = model.card.shape
 
@@ -63,12 +71,12 @@ async def generate(request: Request) -> Response:
     return await _serve(exchange, shape, rows, large=large)
 
 
-@router.post("/project", **openapi.operation(ProjectRequest, ProjectAnswer, openapi.PROJECT))
+@router.post("/project", **openapi.operation(ProjectRequest, ProjectAnswer, openapi.PROJECT, _STREAMED))
 async def project(request: Request) -> Response:
     """Make pictures real: f^k(x) of uploads, as multipart, JSON or a raw body."""
     exchange = Exchange(request)
-    media = exchange.accept((*_FORMS, Media.EVENTS))
-    upload = await read_upload(exchange)
+    media = exchange.accept(_STREAMED)
+    upload = await read_upload(exchange, ProjectOptions, ProjectRequest)
     options, settings = upload.options, exchange.services.settings
     model = exchange.model(options.model)
     count = len(upload.images)
@@ -87,7 +95,9 @@ async def project(request: Request) -> Response:
     return await _serve(exchange, shape, rows, large=is_large(upload))
 
 
-@router.post("/latent-interpolate", **openapi.operation(InterpolateRequest, InterpolateAnswer, openapi.INTERPOLATE))
+@router.post(
+    "/latent-interpolate", **openapi.operation(InterpolateRequest, InterpolateAnswer, openapi.INTERPOLATE, _PATH_FORMS)
+)
 async def latent_interpolate(request: Request) -> Response:
     """Walk between latents: f^k along a path or over a grid; as WebP, GIF or APNG an animation."""
     exchange = Exchange(request)
@@ -115,6 +125,50 @@ async def latent_interpolate(request: Request) -> Response:
     )
     check_form(shape)
     return await _serve(exchange, shape, rows, large=True)
+
+
+@router.post("/latent-arithmetic", **openapi.operation(ArithmeticRequest, ArithmeticAnswer, openapi.ARITHMETIC, _FORMS))
+async def latent_arithmetic(request: Request) -> Response:
+    """Add latents: f^k of a weighted sum."""
+    exchange = Exchange(request)
+    media = exchange.accept(_FORMS)
+    options, settings = await exchange.json(ArithmeticRequest), exchange.services.settings
+    model = exchange.model(options.model)
+    steps = checked_steps(options.steps, recommended=model.card.steps.generate, settings=settings)
+    limits = Limits(max_pixels=settings.max_pixels)
+
+    def rows() -> Batch:
+        terms = options.terms
+        points = resolve_points(terms, model, limits, settings.max_body_bytes, name="terms")
+        weights = [term.weight for term in terms]
+        try:
+            return exchange.services.engine.combine(model, points, weights, options.normalize, Applied(steps=steps))
+        except ValueError as exc:
+            raise InvalidContent.field("terms", "their sum is zero, which is no latent") from exc
+
+    members = {"seed": None}
+    shape = Shape(model=model, media=media, format=options.format, labels=[{"index": 0}], members=members)
+    return await _serve(exchange, shape, rows, large=True)
+
+
+@router.post("/score", **openapi.operation(ScoreRequest, ScoreAnswer, openapi.SCORE, (Media.JSON,)))
+async def score(request: Request) -> Response:
+    """Say how real pictures look to the model: how far f moves them, beside held-out real ones."""
+    exchange = Exchange(request)
+    exchange.accept((Media.JSON,))
+    upload = await read_upload(exchange, ScoreOptions, ScoreRequest)
+    model, settings = exchange.model(upload.options.model), exchange.services.settings
+    limits = Limits(max_pixels=settings.max_pixels)
+
+    def rows() -> Batch:
+        prepared = prepare_upload(upload, model, limits, settings.max_body_bytes)
+        return Batch(rows=prepared.rows, applied=Applied(steps=1, score=True))
+
+    async def work() -> Response:
+        batch = await exchange.aside(rows, large=is_large(upload))
+        return scores(exchange, model, await exchange.services.engine.run(model, batch, exchange.call))
+
+    return await until_disconnect(request.receive, work())
 
 
 def direct_routes() -> dict[str, APIRoute]:

@@ -1,11 +1,12 @@
 """What `/openapi.json` says of the native endpoints, which read their bodies themselves."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from pydantic import BaseModel
 
 from service.api.errors import MEDIA_TYPE
+from service.api.negotiation import Media
 from service.api.schemas import ProblemDocument
 
 Examples = Mapping[str, Mapping[str, Any]]
@@ -29,8 +30,17 @@ INTERPOLATE: Final[Examples] = {
     },
 }
 
+ARITHMETIC: Final[Examples] = {
+    "sum": {"summary": "The sum of two latents", "value": {"terms": [{"seed": 1}, {"seed": 2}]}},
+    "difference": {
+        "summary": "One latent less half of another, as it is",
+        "value": {"terms": [{"seed": 1}, {"seed": 2, "weight": -0.5}], "normalize": False},
+    },
+}
+SCORE: Final[Examples] = {"one": {"summary": "One picture", "value": {"images": [_PICTURE]}}}
+
 _BINARY: Final = {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}
-_RAW_ANSWERS: Final = ("image/png", "image/webp", "image/jpeg", "application/x-npy")
+_TEXT: Final = {"schema": {"type": "string"}}
 _PROBLEMS: Final = {
     400: "Malformed: not JSON, bad multipart, bad header value.",
     401: "API key missing or wrong.",
@@ -47,13 +57,16 @@ _PROBLEMS: Final = {
 }
 
 
-def operation(request: type[BaseModel], answer: type[BaseModel], examples: Examples) -> dict[str, Any]:
+def operation(
+    request: type[BaseModel], answer: type[BaseModel], examples: Examples, forms: Collection[Media]
+) -> dict[str, Any]:
     """Keyword arguments for the route of one native endpoint.
 
     Args:
         request: schema of the JSON body.
         answer: schema of the JSON answer.
         examples: bodies that work, by name.
+        forms: in which it can be answered.
     """
     content: dict[str, Any] = {
         "application/json": {"schema": _schema(request), "examples": {k: dict(v) for k, v in examples.items()}}
@@ -62,17 +75,13 @@ def operation(request: type[BaseModel], answer: type[BaseModel], examples: Examp
     if "images" in request.model_fields:
         content |= _uploads(request)
         parameters += _query(request)
-    answers: dict[str, Any] = dict.fromkeys(_RAW_ANSWERS, _BINARY)
-    if "points" in request.model_fields:
-        answers |= {"image/gif": _BINARY, "image/apng": _BINARY}
-    else:
-        answers["text/event-stream"] = {"schema": {"type": "string"}}
+    answers = {form.value: _TEXT if form is Media.EVENTS else _BINARY for form in forms if form is not Media.JSON}
     return {
         "response_model": None,
         "responses": {
             200: {
                 "model": answer,
-                "description": "The pictures, in the form that Accept asks for.",
+                "description": "In the form that Accept asks for." if answers else "Numbers, no pictures.",
                 "content": answers,
             },
             **{status: _problem(text) for status, text in _PROBLEMS.items()},
@@ -119,7 +128,11 @@ def _uploads(request: type[BaseModel]) -> dict[str, Any]:
     file = {"type": "string", "contentMediaType": "image/png"}
     form = {
         "type": "object",
-        "properties": {"image": {"type": "array", "items": file}, "mask": file, **_text_options(request)},
+        "properties": {
+            "image": {"type": "array", "items": file},
+            **({"mask": file} if "mask" in request.model_fields else {}),
+            **_text_options(request),
+        },
         "required": ["image"],
     }
     raw = dict.fromkeys(("image/png", "image/jpeg", "image/webp"), _BINARY)
@@ -136,5 +149,10 @@ def _text_options(request: type[BaseModel]) -> dict[str, Any]:
     """Schemas of the options as forms and queries carry them."""
     fields = _schema(request)["properties"]
     options = {name: schema for name, schema in fields.items() if name not in ("images", "mask", "masks")}
-    record = {"type": "string", "description": "Comma-separated step numbers.", "pattern": "^[0-9]+(,[0-9]+)*$"}
-    return options | {"record": record}
+    if "record" in options:
+        options["record"] = {
+            "type": "string",
+            "description": "Comma-separated step numbers.",
+            "pattern": "^[0-9]+(,[0-9]+)*$",
+        }
+    return options

@@ -20,12 +20,17 @@ _TOLERANCE = "Stop a row once mean |f(y) − y| of its last step is below it."
 _RECORD = "Ascending step numbers (0 = the input) whose pictures are returned as `trajectory`."
 
 
-class _Request(BaseModel):
-    """Strict: no string stands for a number, and an unknown field is an error."""
+class _Strict(BaseModel):
+    """No string stands for a number, and an unknown field is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     model: Annotated[str | None, Field(description="`name` or `name/version`.")] = None
+
+
+class _Request(_Strict):
+    """What makes pictures."""
+
     steps: Annotated[Steps | None, Field(description=_STEPS)] = None
     format: Annotated[Format, Field(description="Of the base64 pictures in a JSON answer.")] = "png"
 
@@ -61,10 +66,9 @@ def _switch_or_auto(value: object) -> object:
     raise ValueError("must be true, false or auto")
 
 
-class ProjectOptions(Applying):
-    """f^k(x) of pictures: the options of all three input forms."""
+class ScoreOptions(_Strict):
+    """How pictures become rows: the options of all three input forms of `/score`."""
 
-    strength: Annotated[float, Field(ge=0, le=1, description="s of (1−s)·x + s·f^k(x).")] = 1.0
     resize: Annotated[Literal["fit", "crop", "stretch"], Field(description="How a picture of another size fits.")] = (
         "fit"
     )
@@ -76,6 +80,18 @@ class ProjectOptions(Applying):
 
 
 Base64 = Annotated[str, Field(min_length=1, description="Base64, with or without a `data:image/…;base64,` prefix.")]
+
+
+class ProjectOptions(ScoreOptions, Applying):
+    """f^k(x) of pictures: the options of all three input forms."""
+
+    strength: Annotated[float, Field(ge=0, le=1, description="s of (1−s)·x + s·f^k(x).")] = 1.0
+
+
+class ScoreRequest(ScoreOptions):
+    """The JSON form of a score."""
+
+    images: Annotated[list[Base64], Field(min_length=1)]
 
 
 class ProjectRequest(ProjectOptions):
@@ -113,6 +129,19 @@ class PointRequest(BaseModel):
         if self.index is not None and self.seed is None:
             raise ValueError("index goes with seed")
         return self
+
+
+class TermRequest(PointRequest):
+    """A point, and how much of it."""
+
+    weight: Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)] = 1.0
+
+
+class ArithmeticRequest(_Request):
+    """f^k of a weighted sum of latents."""
+
+    terms: Annotated[list[TermRequest], Field(min_length=1, max_length=16)]
+    normalize: Annotated[bool, Field(description="Rescale the sum to the mean length of the model's noise.")] = True
 
 
 class GridRequest(BaseModel):
@@ -218,6 +247,32 @@ class ProjectAnswer(Answer):
     """Projected pictures, in the order they came."""
 
     images: list[ProjectedImage]
+
+
+class ArithmeticAnswer(Answer):
+    """One picture."""
+
+    seed: Annotated[None, Field(description="As `/generate` answers; a sum has none.")]
+    images: list[Image]
+
+
+class Score(BaseModel):
+    """How real one picture looks to the model."""
+
+    index: int
+    distance: Annotated[float, Field(description="Mean |f(x) − x|, in the model's units.")]
+    drift: Annotated[float, Field(description="Mean |f(y) − y| of y = f(x).")]
+    percentile: Annotated[
+        float | None,
+        Field(ge=0, le=100, description="Share of real held-out pictures nearer than that, in %; null: not measured."),
+    ]
+    in_distribution: Annotated[bool | None, Field(description="Whether the percentile is at most 99.")]
+
+
+class ScoreAnswer(Answer):
+    """Scores, in the order the pictures came."""
+
+    images: list[Score]
 
 
 class InterpolateAnswer(Answer):

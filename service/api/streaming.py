@@ -35,7 +35,9 @@ class EventStream(Response):
     """
 
     def __init__(self, exchange: Exchange, shape: Shape, batch: Batch) -> None:
-        super().__init__(media_type=Media.EVENTS, headers=exchange.response_headers(shape.model, shape.seed))
+        super().__init__(
+            media_type=Media.EVENTS, headers=exchange.response_headers(shape.model, shape.members.get("seed"))
+        )
         self._exchange, self._shape, self._batch = exchange, shape, batch
         for name, value in (("Cache-Control", "no-store"), ("X-Accel-Buffering", "no")):
             self.headers[name] = value
@@ -90,7 +92,7 @@ class EventStream(Response):
         exchange, shape = self._exchange, self._shape
         exchange.count_rows(shape.model, item)
         images = [image(shape, item, place, None) for place in range(len(item.rows))]
-        return event("done", envelope(exchange, shape, images))
+        return event("done", envelope(exchange, shape.model, images, shape.members))
 
     async def _step(self, step: StepRow) -> dict[str, Any]:
         shape = self._shape

@@ -5,6 +5,7 @@ are asked for, in which order, or beside whom.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -82,6 +83,23 @@ def lerp(a: FloatRow, b: FloatRow, t: float) -> FloatRow:
     if t >= 1.0:
         return b
     return ((1.0 - t) * a.astype(np.float64) + t * b.astype(np.float64)).astype(np.float32)
+
+
+def weighted_sum(rows: Sequence[FloatRow], weights: Sequence[float], norm: float | None) -> FloatRow:
+    """Σ wᵢ·zᵢ of rows (C, H, W), computed in float64 and rescaled to the Euclidean length ``norm`` unless it is None.
+
+    Raises:
+        ValueError: the sum is zero, so it has no direction.
+    """
+    total = np.zeros(rows[0].shape, np.float64)
+    for row, weight in zip(rows, weights, strict=True):
+        total += weight * row.astype(np.float64)
+    length = math.sqrt(float((total * total).sum()))
+    if length == 0.0:
+        raise ValueError("the sum is zero")
+    if norm is not None:
+        total *= norm / length
+    return total.astype(np.float32)
 
 
 def slerp(a: FloatRow, b: FloatRow, t: float) -> FloatRow:

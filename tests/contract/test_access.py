@@ -28,7 +28,19 @@ def test_a_key_opens_the_service(guarded: Service) -> None:
     assert guarded.get("/models", headers={"Authorization": "Bearer alice-key"}).status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/generate", "/project", "/latent-interpolate", "/models", "/models/grey", "/nope"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/generate",
+        "/project",
+        "/latent-interpolate",
+        "/latent-arithmetic",
+        "/score",
+        "/models",
+        "/models/grey",
+        "/nope",
+    ],
+)
 @pytest.mark.parametrize("value", [None, "Bearer wrong", "Bearer", "Basic YTpi", "alice-key", "Bearer ALICE-KEY"])
 def test_without_a_key_it_is_401(guarded: Service, path: str, value: str | None) -> None:
     headers = {} if value is None else {"Authorization": value}

@@ -102,6 +102,8 @@ BASES: dict[str, dict[str, Any]] = {
     "/generate": {},
     "/project": {"images": [GOOD]},
     "/latent-interpolate": {"points": POINTS},
+    "/latent-arithmetic": {"terms": POINTS},
+    "/score": {"images": [GOOD]},
 }
 CASES = [
     (path, BASES[path] | change, field)
@@ -109,6 +111,7 @@ CASES = [
         "/generate": ANY_REQUEST + APPLYING + GENERATE,
         "/project": ANY_REQUEST + APPLYING + PROJECT,
         "/latent-interpolate": ANY_REQUEST + INTERPOLATE,
+        "/latent-arithmetic": ANY_REQUEST,
     }.items()
     for change, field in changes
 ]
@@ -132,7 +135,7 @@ def test_unknown_models(service: Service, path: str, model: str) -> None:
 
 
 def test_missing_fields(service: Service) -> None:
-    for path, field in (("/project", "images"), ("/latent-interpolate", "points")):
+    for path, field in (("/project", "images"), ("/score", "images"), ("/latent-interpolate", "points")):
         for content in (b"", b"{}", b'{"steps": 1}'):
             found = problem(send(service, path, content), 422, "invalid_value", field)
             assert "required" in found.detail
@@ -197,7 +200,7 @@ def test_no_content_type_is_415_where_there_is_a_body(service: Service, path: st
     problem(service.client.post(path, content=b"{}"), 415, "unsupported_media_type", "Content-Type")
 
 
-@pytest.mark.parametrize("path", ["/generate", "/latent-interpolate"])
+@pytest.mark.parametrize("path", ["/generate", "/latent-interpolate", "/latent-arithmetic"])
 @pytest.mark.parametrize("kind", ["multipart/form-data; boundary=x", "image/png"])
 def test_only_projections_take_forms_and_pictures(service: Service, path: str, kind: str) -> None:
     problem(send(service, path, PICTURE, kind), 415, "unsupported_media_type", "Content-Type")

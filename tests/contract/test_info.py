@@ -5,13 +5,24 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from service import __version__
-from service.api.schemas import Answer, GenerateAnswer, InterpolateAnswer, ModelList, ProjectAnswer, ServedCard
+from service.api.schemas import (
+    Answer,
+    ArithmeticAnswer,
+    GenerateAnswer,
+    InterpolateAnswer,
+    ModelList,
+    ProjectAnswer,
+    ScoreAnswer,
+    ServedCard,
+)
 from tests.contract.harness import Service, checked
 
 ANSWERS: dict[str, type[Answer]] = {
     "/generate": GenerateAnswer,
     "/project": ProjectAnswer,
     "/latent-interpolate": InterpolateAnswer,
+    "/latent-arithmetic": ArithmeticAnswer,
+    "/score": ScoreAnswer,
 }
 
 
@@ -126,7 +137,9 @@ def test_openapi_describes_every_path(document: dict[str, Any]) -> None:
     assert set(document["paths"]) == {
         "/generate",
         "/project",
+        "/latent-arithmetic",
         "/latent-interpolate",
+        "/score",
         "/models",
         "/models/{name}",
         "/models/{name}/{version}",
@@ -151,23 +164,33 @@ def test_every_declared_form_is_answered(service: Service, document: dict[str, A
     content = operation["requestBody"]["content"]["application/json"]
     body = next(iter(content["examples"].values()))["value"]
     forms = operation["responses"]["200"]["content"]
-    assert set(forms) >= {"application/json", "image/png", "image/webp", "image/jpeg", "application/x-npy"}
+    pictures = {"image/png", "image/webp", "image/jpeg", "application/x-npy"}
+    assert set(forms) >= {"application/json"} | (pictures if path != "/score" else set())
     for form in forms:
         response = service.post(path, body, accept=form)
         assert response.headers["Content-Type"].partition(";")[0] == form
     assert set(operation["responses"]) >= {"400", "401", "404", "406", "408", "413", "415", "422", "429", "503", "504"}
     properties = content["schema"]["properties"]
-    assert {"model", "steps", "format"} <= set(properties)
+    assert set(properties) >= ({"model", "steps", "format"} if path != "/score" else {"model", "images"})
     assert content["schema"]["additionalProperties"] is False
     assert "$ref" not in str(content["schema"])
 
 
-def test_projections_are_described_in_all_three_forms(service: Service, document: dict[str, Any]) -> None:
-    operation = document["paths"]["/project"]["post"]
+PREPARING = {"model", "resize", "invert"}
+APPLYING = {"steps", "format", "tolerance", "record", "score", "strength"}
+
+
+@pytest.mark.parametrize(
+    ("path", "options", "files"),
+    [("/project", PREPARING | APPLYING, {"image", "mask"}), ("/score", PREPARING, {"image"})],
+)
+def test_uploads_are_described_in_all_three_forms(
+    path: str, options: set[str], files: set[str], document: dict[str, Any]
+) -> None:
+    operation = document["paths"][path]["post"]
     content = operation["requestBody"]["content"]
     assert set(content) == {"application/json", "multipart/form-data", "image/png", "image/jpeg", "image/webp"}
-    options = {"model", "steps", "format", "tolerance", "record", "score", "strength", "resize", "invert"}
-    assert set(content["multipart/form-data"]["schema"]["properties"]) == options | {"image", "mask"}
+    assert set(content["multipart/form-data"]["schema"]["properties"]) == options | files
     assert {entry["name"] for entry in operation["parameters"] if entry["in"] == "query"} == options
 
 

@@ -162,3 +162,16 @@ def test_statistics_that_are_no_array(text: str) -> None:
 def test_statistics_that_do_not_fit(array: NDArray[Any]) -> None:
     with pytest.raises(CardError, match="must be finite float32 of shape"):
         from_metadata(to_metadata(frequency_card()) | {NOISE_KEY: encoded(array)})
+
+
+@pytest.mark.parametrize(
+    ("distance", "percentile"),
+    [(0.0, 0.0), (0.01, 0.0), (0.02, 1.0), (0.025, 1.5), (0.5, 49.0), (1.0, 99.0), (1.01, 100.0), (7.0, 100.0)],
+)
+def test_percentiles_lie_between_the_quantiles_and_never_beyond(distance: float, percentile: float) -> None:
+    card = make_card(distance_quantiles=tuple((i + 1) / 100 for i in range(101)))
+    assert card.percentile(distance) == pytest.approx(percentile)
+
+
+def test_without_quantiles_there_is_no_percentile() -> None:
+    assert make_card(distance_quantiles=None).percentile(0.5) is None

@@ -16,6 +16,7 @@ from service.domain.latents import (
     from_frequencies,
     lerp,
     slerp,
+    weighted_sum,
 )
 
 # The stream is part of every model: published seeds must give the same pictures for ever.
@@ -167,3 +168,17 @@ def test_extreme_values_stay_finite() -> None:
     big = row(3e38, 0)
     assert np.isfinite(slerp(big, row(0, 3e38), 0.5)).all()
     assert np.isfinite(lerp(big, -big, 0.3)).all()
+
+
+def test_a_weighted_sum_and_its_length() -> None:
+    a, b = row(3, 0, 0), row(0, 4, 0)
+    np.testing.assert_array_equal(weighted_sum([a, b], [1.0, 1.0], None), row(3, 4, 0))
+    np.testing.assert_allclose(weighted_sum([a, b], [1.0, 1.0], 10.0), row(6, 8, 0), rtol=1e-6)
+    np.testing.assert_allclose(weighted_sum([a, b], [-1.0, 0.0], 1.0), row(-1, 0, 0), rtol=1e-6)
+    with pytest.raises(ValueError, match="the sum is zero"):
+        weighted_sum([a, a], [0.5, -0.5], 10.0)
+
+
+def test_a_sum_is_taken_in_float64() -> None:
+    large, small = row(2.0**24, 0, 0), row(1, 0, 0)
+    np.testing.assert_array_equal(weighted_sum([large, small, large], [1.0, 1.0, -1.0], None), small)

@@ -1,0 +1,105 @@
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service.api.schemas import ArithmeticAnswer
+from tests.contract.harness import Service, applied, array, b64, checked, latents, npy, pixels, problem, quantised
+from tests.service.pictures import noise, save
+
+TERMS = [{"seed": 1}, {"seed": 2, "index": 3, "weight": -0.5}]
+PICTURE = save(np.pad(noise(6, 6, seed=1), 1))
+STEPS = 2  # the card's for generation
+LENGTH = 8.0  # the card's, of an 8×8 latent
+
+
+def row(service: Service, **options: Any) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    response = service.post("/latent-arithmetic", {"terms": TERMS} | options, accept="application/x-npy")
+    assert response.status_code == 200, response.text
+    return array(response.content)
+
+
+def rescaled(z: np.ndarray[tuple[int, ...], np.dtype[Any]]) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    return (z * (LENGTH / math.sqrt(float((z.astype(np.float64) ** 2).sum())))).astype(np.float32)
+
+
+def test_defaults(service: Service) -> None:
+    response = service.post("/latent-arithmetic", {"terms": TERMS})
+    answer = checked(response, ArithmeticAnswer)
+    assert list(response.json()) == ["model", "request_id", "seed", "images", "timing"]
+    assert response.json()["seed"] is None
+    assert "X-IGN-Seed" not in response.headers
+    [image] = answer.images
+    assert (image.index, image.steps, image.drift, image.trajectory) == (0, STEPS, None, None)
+    z = latents(1).astype(np.float64) - 0.5 * latents(2, 3)
+    np.testing.assert_allclose(row(service), applied(rescaled(z), STEPS), atol=1e-5)
+
+
+def test_without_normalizing_the_sum_is_what_it_is(service: Service) -> None:
+    z = (latents(1).astype(np.float64) - 0.5 * latents(2, 3)).astype(np.float32)
+    np.testing.assert_allclose(row(service, normalize=False, steps=1), applied(z, 1), atol=1e-5)
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.01, 10.0])
+def test_a_single_term_has_only_a_direction(weight: float, service: Service) -> None:
+    expected = applied(rescaled(latents(7)), 1)
+    np.testing.assert_allclose(row(service, terms=[{"seed": 7, "weight": weight}], steps=1), expected, atol=1e-5)
+
+
+def test_terms_of_every_kind(service: Service) -> None:
+    latent = latents(9)[0]
+    terms = [{"seed": 1}, {"image": b64(PICTURE), "weight": -2}, {"latent": b64(npy(latent)), "weight": 0.25}]
+    x = pixels(PICTURE).astype(np.float64)[None, None] * 2 / 255 - 1
+    z = latents(1).astype(np.float64) - 2 * x.astype(np.float32) + 0.25 * latent[None]
+    np.testing.assert_allclose(row(service, terms=terms, steps=3), applied(rescaled(z), 3), atol=1e-5)
+
+
+def test_the_order_of_the_terms_and_their_splitting_do_not_matter(service: Service) -> None:
+    once = row(service, terms=[{"seed": 1, "weight": 2}, {"seed": 2}])
+    again = row(service, terms=[{"seed": 2}, {"seed": 1}, {"seed": 1}])
+    np.testing.assert_allclose(once, again, atol=1e-5)
+
+
+def test_as_a_picture(service: Service) -> None:
+    response = service.post("/latent-arithmetic", {"terms": TERMS}, accept="image/png")
+    np.testing.assert_array_equal(pixels(response.content), quantised(row(service))[0])
+    assert response.headers["X-IGN-Steps"] == str(STEPS)
+
+
+@pytest.mark.parametrize("accept", ["image/gif", "image/apng", "text/event-stream"])
+def test_it_is_neither_animation_nor_stream(accept: str, service: Service) -> None:
+    problem(service.post("/latent-arithmetic", {"terms": TERMS}, accept=accept), 406, "not_acceptable")
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("terms", [[{"seed": 1}, {"seed": 1, "weight": -1}], [{"seed": 1, "weight": 0}]])
+def test_a_sum_of_zero_is_no_latent(terms: list[object], normalize: bool, service: Service) -> None:
+    response = service.post("/latent-arithmetic", {"terms": terms, "normalize": normalize})
+    problem(response, 422, "invalid_value", "terms")
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({}, "terms"),
+        ({"terms": []}, "terms"),
+        ({"terms": None}, "terms"),
+        ({"terms": [{"seed": 1}] * 17}, "terms"),
+        ({"terms": [{"seed": 1, "weight": 10.5}]}, "terms.0.weight"),
+        ({"terms": [{"seed": 1, "weight": "1"}]}, "terms.0.weight"),
+        ({"terms": [{"seed": 1, "weight": None}]}, "terms.0.weight"),
+        ({"terms": [{"weight": 1}]}, "terms.0"),
+        ({"terms": [{"seed": 1, "image": b64(PICTURE)}]}, "terms.0"),
+        ({"terms": [{"seed": 1}, {"image": b64(b"no picture")}]}, "terms.1.image"),
+        ({"terms": [{"latent": b64(npy(np.zeros((1, 8, 9), np.float32)))}]}, "terms.0.latent"),
+        ({"terms": TERMS, "normalize": 1}, "normalize"),
+        ({"terms": TERMS, "steps": 0}, "steps"),
+        ({"terms": TERMS, "tolerance": 0.1}, "tolerance"),
+        ({"terms": TERMS, "points": TERMS}, "points"),
+    ],
+)
+def test_bad_fields_are_named(body: object, field: str, service: Service) -> None:
+    response = service.post("/latent-arithmetic", body)
+    assert response.status_code == 422
+    assert any(name == field for name in (error["field"] for error in response.json()["errors"])), response.text

@@ -1,0 +1,107 @@
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from service.api.schemas import ScoreAnswer
+from tests.contract.harness import Service, applied, b64, checked, pixels, problem, serving, settings
+from tests.service.onnx_models import write_model
+from tests.service.pictures import noise, save
+
+DARK = np.pad(noise(6, 6, seed=1), 1)  # 8×8, its border black
+PICTURE, OTHER = save(DARK), save(np.pad(noise(6, 6, seed=2), 1))
+WIDE = save(noise(8, 14, seed=3))
+
+
+def expected(picture: bytes) -> tuple[float, float]:
+    """(distance, drift) by the numpy network."""
+    x = (pixels(picture).astype(np.float64) * 2 / 255 - 1).astype(np.float32)[None, None]
+    y, z = applied(x, 1), applied(x, 2)
+    return float(np.abs(y - x).mean()), float(np.abs(z - y).mean())
+
+
+def scored(service: Service, *images: bytes, **options: Any) -> ScoreAnswer:
+    return checked(service.post("/score", {"images": [b64(image) for image in images], **options}), ScoreAnswer)
+
+
+def test_scores_in_the_order_the_pictures_came(service: Service) -> None:
+    response = service.post("/score", {"images": [b64(PICTURE), b64(OTHER)]})
+    answer = checked(response, ScoreAnswer)
+    assert list(response.json()) == ["model", "request_id", "images", "timing"]
+    assert [image.index for image in answer.images] == [0, 1]
+    for image, picture in zip(answer.images, (PICTURE, OTHER), strict=True):
+        assert (image.distance, image.drift) == pytest.approx(expected(picture), abs=2e-6)
+        assert image.percentile == pytest.approx(100 * image.distance, abs=1e-3)  # the card's quantiles are 0.00 … 1.00
+        assert image.in_distribution
+
+
+def test_the_three_forms_of_input_agree(service: Service) -> None:
+    by_json = scored(service, PICTURE).images
+    by_form: httpx.Response = service.client.post("/score", files={"image": ("x.png", PICTURE, "image/png")})
+    raw = service.client.post("/score", content=PICTURE, headers={"Content-Type": "image/png"})
+    assert checked(by_form, ScoreAnswer).images == by_json
+    assert checked(raw, ScoreAnswer).images == by_json
+
+
+@pytest.mark.parametrize("options", [{}, {"invert": False}, {"resize": "stretch"}, {"resize": "crop"}])
+def test_pictures_are_prepared_as_for_projection(options: dict[str, Any], service: Service) -> None:
+    [score] = scored(service, WIDE, **options).images
+    body = {"images": [b64(WIDE)], "steps": 1, "score": True, **options}
+    projected = service.post("/project", body).json()["images"][0]
+    assert (score.distance, score.drift) == (projected["distance"], projected["drift"])
+    query = {name: str(value).lower() for name, value in options.items()}
+    raw = service.client.post("/score", content=WIDE, headers={"Content-Type": "image/png"}, params=query)
+    assert checked(raw, ScoreAnswer).images == [score]
+
+
+def test_preparing_makes_a_difference(service: Service) -> None:
+    ways: list[dict[str, Any]] = [{}, {"resize": "stretch"}, {"resize": "crop"}]
+    assert len({scored(service, WIDE, **options).images[0].distance for options in ways}) == 3
+
+
+def test_what_lies_beyond_the_held_out_pictures(tmp_path: Path) -> None:
+    write_model(tmp_path, "near", "1", distance_quantiles=tuple(i / 1e4 for i in range(101)))
+    write_model(tmp_path, "unmeasured", "1", distance_quantiles=None)
+    with serving(settings(tmp_path, default_model="near")) as service:
+        [far] = scored(service, PICTURE).images
+        assert (far.percentile, far.in_distribution) == (100.0, False)
+        [unknown] = scored(service, PICTURE, model="unmeasured").images
+        assert (unknown.percentile, unknown.in_distribution) == (None, None)
+        assert unknown.distance == far.distance
+
+
+@pytest.mark.parametrize("accept", ["image/png", "image/*", "application/x-npy", "text/event-stream"])
+def test_there_are_no_pictures_in_the_answer(accept: str, service: Service) -> None:
+    problem(service.post("/score", {"images": [b64(PICTURE)]}, accept=accept), 406, "not_acceptable")
+
+
+@pytest.mark.parametrize("name", ["steps", "tolerance", "record", "score", "format", "strength", "mask", "masks"])
+def test_options_of_projection_are_unknown(name: str, service: Service) -> None:
+    problem(service.post("/score", {"images": [b64(PICTURE)], name: 1}), 422, "invalid_value", name)
+    files = {"image": ("x.png", PICTURE, "image/png")}
+    problem(service.client.post("/score", files=files, data={name: "1"}), 422, "invalid_value", name)
+    kind = {"Content-Type": "image/png"}
+    problem(service.client.post(f"/score?{name}=1", content=PICTURE, headers=kind), 422, "invalid_value", name)
+
+
+def test_a_mask_file_is_unknown(service: Service) -> None:
+    files = {"image": ("x.png", PICTURE, "image/png"), "mask": ("m.png", PICTURE, "image/png")}
+    problem(service.client.post("/score", files=files), 422, "invalid_value", "mask")
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({}, "images"),
+        ({"images": []}, "images"),
+        ({"images": [b64(PICTURE), b64(b"no picture")]}, "images.1"),
+        ({"images": [b64(PICTURE)], "resize": "tile"}, "resize"),
+        ({"images": [b64(PICTURE)], "invert": "yes"}, "invert"),
+    ],
+)
+def test_bad_fields_are_named(body: object, field: str, service: Service) -> None:
+    response = service.post("/score", body)
+    assert response.status_code == 422
+    assert field in response.json()["detail"]
