@@ -14,6 +14,7 @@ from service import __version__
 from service.api import docs, errors, info, native
 from service.api.auth import Authenticator, load_keys
 from service.api.middleware import CatchAll, Cors, Direct, Gate, RequestContext, Traffic
+from service.api.quota import Quota
 from service.api.services import Services
 from service.domain.errors import StartupError
 from service.engine import Engine, ModelInService
@@ -90,6 +91,7 @@ def _middleware(settings: Settings, found: Services) -> list[Middleware]:
             found.metrics.error(state["problem"])
 
     keys = None if settings.api_keys_file is None else load_keys(settings.api_keys_file)
+    limited = settings.rate_limit is not None or any(key.quota for key in keys or ())
     proxies = [str(network) for network in settings.trusted_proxies]
     layers = [Middleware(RequestContext, trusted_proxies=proxies, observe=observe)]
     if settings.cors_origins:
@@ -99,6 +101,7 @@ def _middleware(settings: Settings, found: Services) -> list[Middleware]:
         Middleware(CatchAll),
         Middleware(Gate, traffic=found.traffic, limit=settings.max_connections),
         Middleware(Authenticator, keys=keys),
+        *([Middleware(Quota, rate=settings.rate_limit, parts=settings.workers)] if limited else []),
         Middleware(Direct, routes=native.direct_routes()),
     ]
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
 from service.domain.errors import StartupError
+from service.domain.rates import Rate
 
 PREFIX: Final = "IGN_"
 CLIENT_NAMES: Final = frozenset({"IGN_BASE_URL", "IGN_API_KEY"})
@@ -53,7 +54,7 @@ class Settings:
     drain_delay_s: float = 0.0
     drain_s: float = 15.0
     api_keys_file: Path | None = None
-    rate_limit: str | None = None
+    rate_limit: Rate | None = None
     trusted_proxies: tuple[Network, ...] = ()
     cors_origins: tuple[str, ...] = ()
     log_format: Literal["text", "json"] = "text"
@@ -74,8 +75,6 @@ class Settings:
             raise StartupError(
                 f"IGN_WORKERS={self.workers} needs IGN_DEVICE=cpu: on a GPU, processes would split the batches"
             )
-        if self.rate_limit is not None:
-            raise StartupError(f"IGN_RATE_LIMIT={self.rate_limit}: not supported in this version; leave it unset")
 
 
 def from_environment() -> Settings:
@@ -199,10 +198,13 @@ def _network(text: str) -> Network:
         raise ValueError("addresses or networks such as 10.0.0.0/8, separated by commas") from exc
 
 
-def _rate(text: str) -> str | None:
+def _rate(text: str) -> Rate | None:
     if text == "off":
         return None
-    return _matching(r"[1-9][0-9]{0,8}/[sm]", "off, or requests per second or minute such as 20/s or 600/m")(text)
+    try:
+        return Rate.parse(text)
+    except ValueError as exc:
+        raise ValueError(f"off, or {exc}") from exc
 
 
 _ORIGIN: Final = _matching(

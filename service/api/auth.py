@@ -6,8 +6,8 @@ The keys file is a JSON list. Keys themselves are never stored, only their SHA-2
      {"name": "ops", "sha256": "<64 hex digits>", "scopes": ["infer", "admin"]}]
 
 `python -c "import secrets; print(secrets.token_urlsafe(32))"` makes a key; `printf %s KEY | sha256sum` its hash.
-`infer` opens every path that is neither open nor administrative, `admin` the administrative ones. An entry may name
-`quota`, but only as null: quotas are not enforced, so a number refuses to start instead of being ignored.
+`infer` opens every path that is neither open nor administrative, `admin` the administrative ones. An entry may name a
+`quota`, such as `"20/s"` or `"600/m"`: requests that its key may make, instead of what `IGN_RATE_LIMIT` grants.
 
 Paths are denied by default: with keys configured, a path needs one unless it is listed as open. A listed path is exact;
 one that ends in `/*` stands for all paths below it.
@@ -22,12 +22,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api.errors import send_problem
 from service.domain.errors import ForbiddenError, StartupError, UnauthorizedError
+from service.domain.rates import EXPECTED, Rate
 
 ScopeName = Literal["infer", "admin"]
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -37,13 +38,24 @@ OPEN_PATHS: Final = (*HEALTH_PATHS, "/", "/page/*", "/docs", "/docs/*", "/openap
 ADMIN_PATHS: Final = ("/v2/repository/models/*",)
 
 
+def _rate(value: object) -> Rate | None:
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise ValueError(f"expected {EXPECTED}")
+    try:
+        return Rate.parse(value)
+    except ValueError as exc:
+        raise ValueError(f"expected {exc}") from exc
+
+
 class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")]
     scopes: Annotated[frozenset[ScopeName], Field(min_length=1)]
-    quota: None = None
+    quota: Annotated[Rate | None, BeforeValidator(_rate)] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,18 +66,20 @@ class ApiKey:
         name: the caller, in fairness, quotas and logs.
         digest: SHA-256 of the key, 32 bytes.
         scopes: what it opens.
+        quota: how often it may be used; None: as often as any caller.
     """
 
     name: str
     digest: bytes
     scopes: frozenset[ScopeName]
+    quota: Rate | None = None
 
 
 def load_keys(path: Path) -> tuple[ApiKey, ...]:
     """Read the keys file.
 
     Raises:
-        StartupError: unreadable, invalid, empty, a name or key twice, or a quota.
+        StartupError: unreadable, invalid, empty, or a name or key twice.
     """
     try:
         entries = TypeAdapter(list[_Entry]).validate_json(path.read_bytes())
@@ -74,9 +88,12 @@ def load_keys(path: Path) -> tuple[ApiKey, ...]:
     except ValidationError as exc:
         first = exc.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        what = "quotas are not supported" if first["loc"][-1:] == ("quota",) else first["msg"]
+        what = first["msg"].removeprefix("Value error, ")
         raise StartupError(f"API keys file {path}: {where + ': ' if where else ''}{what}") from exc
-    keys = tuple(ApiKey(name=entry.name, digest=bytes.fromhex(entry.sha256), scopes=entry.scopes) for entry in entries)
+    keys = tuple(
+        ApiKey(name=entry.name, digest=bytes.fromhex(entry.sha256), scopes=entry.scopes, quota=entry.quota)
+        for entry in entries
+    )
     if not keys:
         raise StartupError(f"API keys file {path}: it holds no key")
     for field in ("name", "digest"):
@@ -86,7 +103,7 @@ def load_keys(path: Path) -> tuple[ApiKey, ...]:
 
 
 class Authenticator:
-    """ASGI middleware: 401 without a valid key, 403 without the scope, and the key's name as the caller.
+    """ASGI middleware: 401 without a valid key, 403 without the scope, and the key's name and quota as the caller's.
 
     Args:
         app: the application behind it.
@@ -105,8 +122,8 @@ class Authenticator:
     ) -> None:
         self._app = app
         self._keys = keys
-        self._open = _Paths(open_paths)
-        self._admin = _Paths(admin_paths)
+        self._open = Paths(open_paths)
+        self._admin = Paths(admin_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer it."""
@@ -121,7 +138,7 @@ class Authenticator:
         except (UnauthorizedError, ForbiddenError) as exc:
             await send_problem(scope, send, exc)
             return
-        scope.setdefault("state", {})["caller"] = key.name
+        scope.setdefault("state", {}).update(caller=key.name, quota=key.quota)
         await self._app(scope, receive, send)
 
     @staticmethod
@@ -141,8 +158,12 @@ class Authenticator:
         return found
 
 
-class _Paths:
-    """A set of exact paths and of `…/*` subtrees."""
+class Paths:
+    """A set of exact paths and of `…/*` subtrees.
+
+    Args:
+        patterns: paths; one that ends in `/*` stands for all below it.
+    """
 
     def __init__(self, patterns: Collection[str]) -> None:
         self._exact = frozenset(pattern for pattern in patterns if not pattern.endswith("/*"))

@@ -11,7 +11,6 @@ from tests.contract.harness import Service
 
 PAGE = (Path(__file__).parents[2] / "docs" / "http-api.md").read_text(encoding="utf-8")
 FRAMEWORK = {"not_found", "method_not_allowed"}
-NOT_YET = {"rate_limited"}
 IN_PICTURES = {"image_too_large", "undecodable_image", "invalid_base64", "invalid_npy", "mask_size"}
 
 
@@ -42,5 +41,5 @@ def raised(kind: type[IgnError]) -> set[str]:
 
 def test_every_code_is_there_and_no_other() -> None:
     described = set(re.findall(r"^\| [45]\d\d \| `(\w+)` \|", PAGE, flags=re.MULTILINE))
-    expected = (raised(IgnError) | {IgnError.code} | FRAMEWORK | IN_PICTURES) - NOT_YET - {errors.StartupError.code}
+    expected = (raised(IgnError) | {IgnError.code} | FRAMEWORK | IN_PICTURES) - {errors.StartupError.code}
     assert described == expected

@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from service.api.auth import ApiKey, Authenticator, load_keys, networks, peer_key
 from service.domain.errors import StartupError
+from service.domain.rates import Rate
 
 
 def digest(key: str) -> str:
@@ -24,7 +25,7 @@ def digest(key: str) -> str:
 ENTRIES: list[dict[str, Any]] = [
     {"name": "alice", "sha256": digest("alice-key"), "scopes": ["infer"]},
     {"name": "ops", "sha256": digest("ops-key").upper(), "scopes": ["admin", "infer"], "quota": None},
-    {"name": "loader", "sha256": digest("loader-key"), "scopes": ["admin"]},
+    {"name": "loader", "sha256": digest("loader-key"), "scopes": ["admin"], "quota": "6/m"},
 ]
 LOAD = "/v2/repository/models/mnist/load"
 
@@ -60,6 +61,7 @@ def test_keys_file(keys: tuple[ApiKey, ...]) -> None:
     assert [key.name for key in keys] == ["alice", "ops", "loader"]
     assert keys[1].digest.hex() == digest("ops-key")
     assert keys[1].scopes == {"admin", "infer"}
+    assert [key.quota for key in keys] == [None, None, Rate(6, 60.0)]
 
 
 @pytest.mark.parametrize(
@@ -73,7 +75,8 @@ def test_keys_file(keys: tuple[ApiKey, ...]) -> None:
         (json.dumps([ENTRIES[0] | {"scopes": []}]), "0.scopes"),
         (json.dumps([ENTRIES[0], ENTRIES[1] | {"scopes": ["root"]}]), "1.scopes"),
         (json.dumps([ENTRIES[0] | {"key": "alice-key"}]), "0.key"),
-        (json.dumps([ENTRIES[0] | {"quota": 5}]), "0.quota: quotas are not supported"),
+        (json.dumps([ENTRIES[0] | {"quota": 5}]), "0.quota: expected requests per second or minute such as 20/s"),
+        (json.dumps([ENTRIES[0] | {"quota": "5/h"}]), "0.quota: expected requests per second or minute such as 20/s"),
         (json.dumps([ENTRIES[0], ENTRIES[1] | {"name": "alice"}]), "name is given twice"),
         (json.dumps([ENTRIES[0], ENTRIES[0] | {"name": "bob"}]), "digest is given twice"),
     ],

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from service.domain.errors import StartupError
+from service.domain.rates import Rate
 from service.settings import Settings, from_environment, load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,6 +64,7 @@ def test_settings_without_a_literal_default() -> None:
         ("drain_delay_s", "5", 5.0),
         ("api_keys_file", "/run/keys", Path("/run/keys")),
         ("rate_limit", "off", None),
+        ("rate_limit", "20/s", Rate(20, 1.0)),
         (
             "trusted_proxies",
             "10.0.0.0/8, ::1,192.0.2.7",
@@ -98,6 +100,7 @@ def test_values(name: str, text: str, value: object) -> None:
         ("STREAM_TIMEOUT_S", "inf"),
         ("DRAIN_S", "-1"),
         ("RATE_LIMIT", "20"),
+        ("RATE_LIMIT", "0/s"),
         ("TRUSTED_PROXIES", "10.0.0.1/8"),
         ("TRUSTED_PROXIES", "10.0.0.0/8,"),
         ("CORS_ORIGINS", "https://a.example/path"),
@@ -136,7 +139,6 @@ def test_empty_value_counts_as_unset() -> None:
         ({"IGN_DRAIN_DELAY_S": "16"}, ("IGN_DRAIN_DELAY_S=16", "IGN_DRAIN_S=15")),
         ({"IGN_WORKERS": "2"}, ("IGN_WORKERS=2", "needs IGN_DEVICE=cpu")),
         ({"IGN_WORKERS": "2", "IGN_DEVICE": "cuda"}, ("IGN_WORKERS=2", "needs IGN_DEVICE=cpu")),
-        ({"IGN_RATE_LIMIT": "20/s"}, ("IGN_RATE_LIMIT=20/s", "not supported in this version")),
     ],
 )
 def test_what_cannot_work_is_refused(environ: dict[str, str], names: tuple[str, ...]) -> None:

@@ -1,0 +1,65 @@
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.domain.rates import Rate
+from tests.contract.harness import PATIENCE_S, Service, problem, serving, settings
+
+SLOW = Rate(2, 60.0)
+
+
+@pytest.fixture
+def limited(models: Path) -> Iterator[Service]:
+    with serving(settings(models, rate_limit=SLOW)) as service:
+        yield service
+
+
+def test_beyond_the_rate_it_is_429_with_the_time_to_wait(limited: Service) -> None:
+    assert limited.post("/generate", {}).status_code == 200
+    problem(limited.post("/generate", {"n": 0}), 422, "invalid_value", "n")  # counts as well
+    for _ in range(2):
+        response = limited.post("/generate", {})
+        found = problem(response, 429, "rate_limited")
+        assert found.detail == "more than 2 requests in 60 s"
+        assert 25 <= int(response.headers["Retry-After"]) <= 30
+    problem(limited.get("/models"), 429, "rate_limited")
+    problem(limited.get("/nope"), 429, "rate_limited")
+    assert limited.metric("ign_http_errors_total", code="rate_limited") == 4
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"])
+def test_health_metrics_and_docs_are_free(limited: Service, path: str) -> None:
+    for _ in range(3):
+        limited.post("/generate", {})
+    for _ in range(4):
+        assert limited.get(path).status_code == 200
+
+
+def test_a_key_has_its_own_quota_or_the_general_rate(models: Path, tmp_path: Path) -> None:
+    entries = [
+        {"name": name, "sha256": hashlib.sha256(name.encode()).hexdigest(), "scopes": ["infer"], "quota": quota}
+        for name, quota in (("alice", "3/m"), ("bob", None), ("carol", None))
+    ]
+    file = tmp_path / "keys.json"
+    file.write_text(json.dumps(entries))
+
+    def passed(service: Service, key: str) -> int:
+        with httpx.Client(base_url=service.url, headers={"Authorization": f"Bearer {key}"}) as client:
+            statuses = [client.get("/models", timeout=PATIENCE_S).status_code for _ in range(5)]
+        assert set(statuses[statuses.index(429) :] if 429 in statuses else []) <= {429}
+        return statuses.count(200)
+
+    with serving(settings(models, api_keys_file=file, rate_limit=SLOW)) as service:
+        assert [passed(service, name) for name in ("alice", "bob", "carol")] == [3, 2, 2]
+        problem(service.get("/models"), 401, "unauthorized")  # nobody's, so nobody's quota
+    with serving(settings(models, api_keys_file=file)) as service:
+        assert [passed(service, name) for name in ("alice", "bob")] == [3, 5]
+
+
+def test_processes_divide_the_rate(models: Path) -> None:
+    with serving(settings(models, rate_limit=Rate(4, 60.0), workers=2)) as service:
+        assert [service.get("/models").status_code for _ in range(3)] == [200, 200, 429]

@@ -1,0 +1,83 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.domain.rates import Meter, Rate
+
+RATES = st.builds(Rate, st.integers(1, 50), st.sampled_from([1.0, 60.0]))
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"), [("20/s", Rate(20, 1.0)), ("600/m", Rate(600, 60.0)), ("1/m", Rate(1, 60.0))]
+)
+def test_a_rate_is_read(text: str, rate: Rate) -> None:
+    assert Rate.parse(text) == rate
+
+
+@pytest.mark.parametrize("text", ["", "20", "0/s", "-1/s", "20/h", "2.5/s", "20 /s", "20/s ", "٢/s", "1e3/s"])
+def test_anything_else_is_not_a_rate(text: str) -> None:
+    with pytest.raises(ValueError, match="such as 20/s or 600/m"):
+        Rate.parse(text)
+
+
+def test_a_rate_is_told_in_words() -> None:
+    assert str(Rate.parse("600/m")) == "600 requests in 60 s"
+
+
+@pytest.mark.parametrize(("parts", "count", "seconds"), [(1, 20, 1.0), (4, 5, 1.0), (40, 1, 2.0)])
+def test_shares_add_up_and_let_a_single_request_through(parts: int, count: float, seconds: float) -> None:
+    share = Rate(20, 1.0).share(parts)
+    assert (share.count, share.seconds) == (count, seconds)
+    assert share.interval == pytest.approx(Rate(20, 1.0).interval * parts)
+
+
+def test_so_many_at_once_and_then_one_an_interval() -> None:
+    meter, rate = Meter(), Rate(4, 1.0)
+    assert [meter.wait("a", rate, 10.0) for _ in range(4)] == [0.0] * 4
+    assert meter.wait("a", rate, 10.0) == pytest.approx(0.25)
+    assert meter.wait("a", rate, 10.2) == pytest.approx(0.05)
+    assert meter.wait("a", rate, 10.25) == 0.0
+    assert meter.wait("a", rate, 10.25) > 0.0
+    assert [meter.wait("a", rate, 12.0) for _ in range(4)] == [0.0] * 4  # rested
+
+
+def test_callers_do_not_share() -> None:
+    meter, rate = Meter(), Rate(1, 60.0)
+    assert meter.wait("a", rate, 0.0) == 0.0
+    assert meter.wait("b", rate, 0.0) == 0.0
+    assert meter.wait("a", rate, 1.0) == pytest.approx(59.0)
+
+
+def test_only_so_many_callers_are_remembered() -> None:
+    meter, rate = Meter(callers=2), Rate(1, 60.0)
+    for caller in ("a", "b"):
+        assert meter.wait(caller, rate, 0.0) == 0.0
+    assert meter.wait("a", rate, 1.0) > 0.0  # refused, and yet not the one who has been quiet longest
+    assert meter.wait("c", rate, 2.0) == 0.0
+    assert meter.wait("a", rate, 3.0) > 0.0
+    assert meter.wait("b", rate, 3.0) == 0.0  # forgotten
+
+
+@given(RATES, st.lists(st.floats(0, 5), min_size=1, max_size=200))
+def test_no_window_holds_more_than_a_burst_and_what_has_dripped_in(rate: Rate, gaps: list[float]) -> None:
+    meter, now, granted = Meter(), 0.0, list[float]()
+    for gap in gaps:
+        now += gap
+        wait = meter.wait("a", rate, now)
+        if wait == 0.0:
+            granted.append(now)
+        else:
+            assert 0.0 < wait <= rate.interval + 1e-9
+    for first, start in enumerate(granted):
+        for last in range(first, len(granted)):
+            assert last - first + 1 <= rate.count + (granted[last] - start) / rate.interval + 1e-6
+
+
+@given(RATES, st.integers(1, 100))
+def test_who_waits_as_told_is_let_through(rate: Rate, requests: int) -> None:
+    meter, now = Meter(), 0.0
+    for _ in range(requests):
+        wait = meter.wait("a", rate, now)
+        if wait:
+            now += wait + 1e-6
+            assert meter.wait("a", rate, now) == 0.0
