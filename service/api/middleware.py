@@ -6,7 +6,7 @@ From the outside in:
 - `Cors`, where origins are configured: outside of all that answers, so that errors carry its headers too.
 - `CatchAll`: an exception nobody foresaw becomes a problem.
 - `Gate`: the limit on requests in flight, and refusal while draining.
-- `service.api.auth.Authenticator`.
+- `service.api.auth.Authenticator`, and `service.api.quota.Quota` where there are quotas.
 
 Endpoints find in ``request.state``: ``request_id`` (str), ``arrival`` (`time.monotonic()` seconds when the headers
 were there) and ``caller`` (str, the key under which fairness counts).

@@ -7,16 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from service.domain.errors import ModelFailure
+from service.domain.errors import DeadlineExceeded, Draining, ModelFailure
 from service.domain.latents import FloatRow, FloatRows
 from service.domain.tasks import Applied, Plan, Progress, Result, StepRow
 from service.rows import Tally
 from service.scheduler import Scheduler
 from tests.service.fakes import FakeModel
+from tests.service.serving import Clock
 
 SHAPE = (2, 2, 2)
 POISON = 77.0
@@ -235,5 +237,71 @@ def test_a_worker_that_keeps_dying_answers_everybody(deaths: list[bool], max_bat
                     np.testing.assert_array_equal(outcome.rows[0], want.y)
         finally:
             scheduler.close()
+
+    asyncio.run(main())
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(asks(), min_size=1, max_size=8), st.integers(0, 12), st.integers(1, 4))
+def test_draining_answers_whom_it_had_let_in(requests: list[Ask], turns: int, max_batch_rows: int) -> None:
+    model = FakeModel(SHAPE, f, poison=is_poison)
+
+    async def main() -> None:
+        scheduler = Scheduler(model, max_batch_rows=max_batch_rows, queue_rows=1000)
+        scheduler.start()
+        try:
+            tasks = [asyncio.create_task(answer(scheduler, ask)) for ask in requests]
+            for _ in range(1 + turns):
+                await asyncio.sleep(0)
+            assert await scheduler.drain(30)
+            await asyncio.gather(*tasks)
+            with pytest.raises(Draining):
+                await answer(scheduler, requests[0])
+            assert scheduler.rows_queued == 0
+        finally:
+            scheduler.close()
+        assert scheduler._books.total == Tally()
+
+    asyncio.run(main())
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 3), st.integers(1, 5), st.none() | st.integers(1, 40)), min_size=1, max_size=12),
+    st.integers(1, 4),
+)
+def test_no_pass_begins_with_a_row_whose_deadline_is_over(
+    plans: list[tuple[int, int, int | None]], max_batch_rows: int
+) -> None:
+    """On a clock that every pass moves on by one: the timers of the event loop stay out of it."""
+    clock, seen = Clock(), list[tuple[float, int]]()
+
+    def tick(rows: FloatRows) -> FloatRows:
+        seen.extend((clock.now, int(row.flat[0])) for row in rows)
+        clock.now += 1
+        return rows
+
+    gate = threading.Event()
+    model = FakeModel(SHAPE, tick, gate=gate)
+
+    async def main() -> None:
+        scheduler = Scheduler(model, max_batch_rows=max_batch_rows, queue_rows=1000, clock=clock)
+        scheduler.start()
+        try:
+            tasks, ends = [], [100.0 + (10**6 if seconds is None else seconds) for _, _, seconds in plans]
+            for i, (n, steps, seconds) in enumerate(plans):
+                plan = Plan(applied=Applied(steps=steps), deadline=None if seconds is None else ends[i])
+                rows = np.full((n, *SHAPE), i, np.float32)
+                tasks.append(asyncio.create_task(scheduler.submit(rows, plan)))
+            await asyncio.sleep(0)
+            gate.set()
+            outcomes = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 30)
+        finally:
+            scheduler.close()
+        passes = [[now for now, which in seen if which == i] for i in range(len(plans))]
+        for (n, steps, _), outcome, end, ran in zip(plans, outcomes, ends, passes, strict=True):
+            assert all(now < end for now in ran)
+            assert len(ran) == n * steps or (isinstance(outcome, DeadlineExceeded) and len(ran) < n * steps)
+            assert isinstance(outcome, Result | DeadlineExceeded)
 
     asyncio.run(main())
