@@ -74,7 +74,7 @@ export: $(TRAIN)  ## export the run in OUT as the next version of its model in M
 	$(BIN)/python -m model_export export --run '$(OUT)' --models '$(MODELS)' $(ARGS)
 
 bench: $(SERVE)  ## measure MODEL by batch size, as JSON
-	@$(BIN)/python benchmarks/bench_runtime.py --model '$(MODEL)' $(ARGS)
+	@$(BIN)/python -m benchmarks.bench_runtime --model '$(MODEL)' $(ARGS)
 
 # What pip finishes last is its own script: where that runs, the environment is whole. Else it is made anew.
 $(VENV)/.made:
