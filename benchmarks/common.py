@@ -133,14 +133,14 @@ def memory(samples: Sequence[tuple[float, float]], *, warmup: float = 1 / 3, sha
 
 
 def target(
-    what: str, measured: float, *, at_least: float | None = None, at_most: float | None = None, unit: str = ""
+    what: str, measured: float | None, *, at_least: float | None = None, at_most: float | None = None, unit: str = ""
 ) -> Json:
-    """One line of "target, measured, met or missed"; exactly one of the bounds."""
+    """One line of "target, measured, met or missed"; exactly one of the bounds. What was not measured is not met."""
     if (at_least is None) == (at_most is None):
         raise ValueError("give at_least or at_most")
     bound, sign = (at_least, "≥") if at_least is not None else (at_most, "≤")
     assert bound is not None
-    met = measured >= bound if sign == "≥" else measured <= bound
+    met = measured is not None and (measured >= bound if sign == "≥" else measured <= bound)
     return {"what": what, "sign": sign, "bound": bound, "unit": unit, "measured": rounded(measured), "met": met}
 
 
@@ -166,3 +166,11 @@ def arguments(description: str) -> argparse.ArgumentParser:
     found.add_argument("--quick", action="store_true", help="a few seconds, to see that it works; not for comparing")
     found.add_argument("--results", help="also write the JSON into this file, as benchmarks/results/NAME.json")
     return found
+
+
+def settle(options: argparse.Namespace, *, full: Mapping[str, Any], quick: Mapping[str, Any]) -> argparse.Namespace:
+    """Give every option that was left out its value for a full or a quick run."""
+    for name, value in (quick if options.quick else full).items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    return options
