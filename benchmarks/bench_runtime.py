@@ -52,7 +52,7 @@ def main() -> int:
 
 
 def measure(data: bytes, options: argparse.Namespace) -> dict[str, Any]:
-    threads = cpu_threads(options.threads)
+    before, threads = machine(), cpu_threads(options.threads)
     model = OnnxModel(data, device=options.device, threads=threads, max_batch_rows=max(options.sizes))
     model.warm_up()
     raw = raw_session(data, model, threads)
@@ -69,7 +69,7 @@ def measure(data: bytes, options: argparse.Namespace) -> dict[str, Any]:
         "provider": model.provider,
         "fallback_reason": model.fallback_reason,
         "threads": threads,
-        "machine": machine(),
+        "machine": before,
         "sizes": results,
     }
 

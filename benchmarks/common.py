@@ -18,6 +18,8 @@ Json = dict[str, Any]
 
 PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "fastapi", "uvicorn", "uvloop", "httptools", "pillow")
 
+_UNTOLD = ("machine", "results", "models", "model")  # of the options: paths, and what is told elsewhere
+
 
 def machine() -> Json:
     """What a result was measured on: no names of hosts, no paths."""
@@ -146,8 +148,8 @@ def target(
 
 def report(benchmark: str, method: str, options: argparse.Namespace, **results: Any) -> Json:
     """A result as it is written: what was measured how and where, then ``results``."""
-    asked = {name: value for name, value in vars(options).items() if name not in ("results", "models", "model")}
-    return {"benchmark": benchmark, "method": method, "options": asked, "machine": machine(), **results}
+    asked = {name: value for name, value in vars(options).items() if name not in _UNTOLD}
+    return {"benchmark": benchmark, "method": method, "options": asked, "machine": options.machine, **results}
 
 
 def write(found: Json, results: str | None) -> None:
@@ -169,7 +171,8 @@ def arguments(description: str) -> argparse.ArgumentParser:
 
 
 def settle(options: argparse.Namespace, *, full: Mapping[str, Any], quick: Mapping[str, Any]) -> argparse.Namespace:
-    """Give every option that was left out its value for a full or a quick run."""
+    """Give every option that was left out its value for a full or a quick run, and look at the machine as it is now."""
+    options.machine = machine()  # its load, before there is ours
     for name, value in (quick if options.quick else full).items():
         if getattr(options, name) is None:
             setattr(options, name, value)

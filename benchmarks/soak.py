@@ -65,7 +65,8 @@ def main() -> int:
 
 def soak(options: argparse.Namespace) -> Json:
     diary = Diary()
-    with service(SETTINGS) as server:
+    settings = SETTINGS | dict(pair.split("=", 1) for pair in options.setting)
+    with service(settings) as server:
         with MemoryWatch(server.pid, every_s=min(1.0, options.seconds / 20)) as watch:
             start = time.monotonic()
             uvloop.run(run(server, diary, options))
@@ -83,7 +84,7 @@ def soak(options: argparse.Namespace) -> Json:
         "soak",
         METHOD,
         options,
-        settings=SETTINGS,
+        settings=settings,
         targets=targets,
         requests=sum(diary.kinds.values()),
         requests_per_s=rounded(sum(diary.kinds.values()) / seconds),
@@ -159,6 +160,7 @@ def parser() -> argparse.ArgumentParser:
     found = arguments("Put the service under random mixed load for a long time.")
     found.add_argument("--seconds", type=float, help="how long (default 600; quick 4)")
     found.add_argument("--workers", type=int, default=16, help="requests at once (default 16)")
+    found.add_argument("--setting", action="append", default=[], metavar="IGN_NAME=VALUE", help="of the service")
     found.add_argument("--seed", type=int, default=0, help="of the random requests (default 0)")
     return found
 
