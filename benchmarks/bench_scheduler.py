@@ -20,7 +20,20 @@ from typing import Any
 import numpy as np
 import uvloop
 
-from benchmarks.common import Json, arguments, latency, median_ratio, percentile, report, rounded, settle, target, write
+from benchmarks.common import (
+    Json,
+    arguments,
+    duration,
+    latency,
+    median_ratio,
+    percentile,
+    positive,
+    report,
+    rounded,
+    settle,
+    target,
+    write,
+)
 from benchmarks.processes import ROOT
 from benchmarks.rig import BATCH_ROWS, Rig, TimedSession, rig, timed_rig
 from service.domain.errors import StartupError
@@ -85,6 +98,7 @@ def targets(single: list[Json], neighbours: list[Json], long_run: Json, queue: l
     flat = [
         target(f"CPU time by row, {deepest} rows queued over {depth}", costs[deepest] / costs[depth], at_most=FLAT)
         for depth in (BATCH_ROWS, 1000)
+        if depth in costs
     ]
     return [
         target("one row, idle: what the engine adds", single[0]["added_ms"], at_most=0.3, unit="ms"),
@@ -268,10 +282,10 @@ def parser() -> argparse.ArgumentParser:
     found = arguments("Measure engine and scheduler against raw onnxruntime.")
     found.add_argument("--models", default=str(ROOT / "models"), help="model directory (default: the shipped one)")
     found.add_argument("--model", default="mnist", help="name or name/version (default mnist)")
-    found.add_argument("--rounds", type=int, help="rounds (default 5; quick 1)")
-    found.add_argument("--seconds", type=float, help="seconds per measurement and round (default 4; quick 0.3)")
-    found.add_argument("--steps", type=int, help="steps of a long run per round (default 40000; quick 2000)")
-    found.add_argument("--depth", type=int, help="most rows queued (default 100000; quick 1000)")
+    found.add_argument("--rounds", type=positive, help="rounds (default 5; quick 1)")
+    found.add_argument("--seconds", type=duration, help="seconds per measurement and round (default 4; quick 0.3)")
+    found.add_argument("--steps", type=positive, help="steps of a long run per round (default 40000; quick 2000)")
+    found.add_argument("--depth", type=positive, help="most rows queued (default 100000; quick 1000)")
     return found
 
 

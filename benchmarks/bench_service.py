@@ -23,12 +23,15 @@ from benchmarks.bench_runtime import raw_session, timed
 from benchmarks.common import (
     Json,
     arguments,
+    duration,
     in_turn,
     latency,
     median_ratio,
     memory,
+    positive,
     report,
     rounded,
+    setting,
     settle,
     target,
     write,
@@ -67,7 +70,7 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # overload keeps thousands of connections
     try:
         write(measure_all(options), options.results)
-    except (StartupError, ServerFailed) as exc:
+    except (StartupError, ServerFailed, OSError) as exc:
         print(f"error: {exc}", file=sys.stderr)
         return 2
     return 0
@@ -81,7 +84,7 @@ def measure_all(options: argparse.Namespace) -> Json:
     raw = raw_session(data, model, threads)
     picture = png(model)
     asked = SETTINGS | {"IGN_MODEL_DIR": str(models), "IGN_DEFAULT_MODEL": options.model}
-    asked |= dict(pair.split("=", 1) for pair in options.setting)
+    asked |= dict(options.setting)
     with service(asked) as server:
         port = free_port()
         with serving([sys.executable, "-m", "benchmarks.hello", str(port)], port=port, ready="/") as hello:
@@ -316,11 +319,15 @@ def parser() -> argparse.ArgumentParser:
     found = arguments("Measure the whole service over loopback.")
     found.add_argument("--models", default=str(ROOT / "models"), help="model directory (default: the shipped one)")
     found.add_argument("--model", default="mnist/1", help="name/version (default mnist/1)")
-    found.add_argument("--setting", action="append", default=[], metavar="IGN_NAME=VALUE", help="of the service")
-    found.add_argument("--rounds", type=int, help="rounds (default 5; quick 1)")
-    found.add_argument("--seconds", type=float, help="seconds per measurement and round (default 4; quick 0.4)")
-    found.add_argument("--connections", type=int, nargs="+", help="for single pictures (default 1 … 512; quick 1, 32)")
-    found.add_argument("--overload-s", type=float, help="seconds of each overload (default 30; quick 1.5)")
+    found.add_argument(
+        "--setting", type=setting, action="append", default=[], metavar="IGN_NAME=VALUE", help="of the service"
+    )
+    found.add_argument("--rounds", type=positive, help="rounds (default 5; quick 1)")
+    found.add_argument("--seconds", type=duration, help="seconds per measurement and round (default 4; quick 0.4)")
+    found.add_argument(
+        "--connections", type=positive, nargs="+", help="for single pictures (default 1 … 512; quick 1, 32)"
+    )
+    found.add_argument("--overload-s", type=duration, help="seconds of each overload (default 30; quick 1.5)")
     return found
 
 

@@ -18,7 +18,7 @@ Json = dict[str, Any]
 
 PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "fastapi", "uvicorn", "uvloop", "httptools", "pillow")
 
-_UNTOLD = ("machine", "results", "models", "model")  # of the options: paths, and what is told elsewhere
+_UNTOLD = ("machine", "results", "models", "model", "setting")  # of the options: paths, and what is told elsewhere
 
 
 def machine() -> Json:
@@ -177,3 +177,27 @@ def settle(options: argparse.Namespace, *, full: Mapping[str, Any], quick: Mappi
         if getattr(options, name) is None:
             setattr(options, name, value)
     return options
+
+
+def positive(text: str) -> int:
+    """An option's value: a whole number of at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def duration(text: str) -> float:
+    """An option's value: a time above 0."""
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError("must be above 0")
+    return number
+
+
+def setting(text: str) -> tuple[str, str]:
+    """An option's value: one setting of the service, `IGN_NAME=VALUE`."""
+    name, equals, value = text.partition("=")
+    if not (name.startswith("IGN_") and equals):
+        raise argparse.ArgumentTypeError("must be IGN_NAME=VALUE")
+    return name, value

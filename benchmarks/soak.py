@@ -17,7 +17,19 @@ import numpy as np
 import uvloop
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.common import Json, arguments, memory, report, rounded, settle, target, write
+from benchmarks.common import (
+    Json,
+    arguments,
+    duration,
+    memory,
+    positive,
+    report,
+    rounded,
+    setting,
+    settle,
+    target,
+    write,
+)
 from benchmarks.fetch import Answer, Left, fetch
 from benchmarks.processes import MemoryWatch, Server, ServerFailed, service
 from benchmarks.traffic import SETTINGS, Case, Rng, pick
@@ -65,7 +77,7 @@ def main() -> int:
 
 def soak(options: argparse.Namespace) -> Json:
     diary = Diary()
-    settings = SETTINGS | dict(pair.split("=", 1) for pair in options.setting)
+    settings = SETTINGS | dict(options.setting)
     with service(settings) as server:
         with MemoryWatch(server.pid, every_s=min(1.0, options.seconds / 20)) as watch:
             start = time.monotonic()
@@ -158,9 +170,11 @@ def log_errors(server: Server) -> list[str]:
 
 def parser() -> argparse.ArgumentParser:
     found = arguments("Put the service under random mixed load for a long time.")
-    found.add_argument("--seconds", type=float, help="how long (default 600; quick 4)")
-    found.add_argument("--workers", type=int, default=16, help="requests at once (default 16)")
-    found.add_argument("--setting", action="append", default=[], metavar="IGN_NAME=VALUE", help="of the service")
+    found.add_argument("--seconds", type=duration, help="how long (default 600; quick 4)")
+    found.add_argument("--workers", type=positive, default=16, help="requests at once (default 16)")
+    found.add_argument(
+        "--setting", type=setting, action="append", default=[], metavar="IGN_NAME=VALUE", help="of the service"
+    )
     found.add_argument("--seed", type=int, default=0, help="of the random requests (default 0)")
     return found
 
