@@ -14,6 +14,7 @@ of its own, so that its work does not stand in the way of whoever measures.
 
 import asyncio
 import base64
+import contextlib
 import gc
 import itertools
 import json
@@ -59,7 +60,7 @@ class Spec:
         host, port: the server.
         requests: whole HTTP/1.1 requests, sent in turn; the first by the first connection, and so on.
         connections: kept open all the time; of an open loop, also the most requests in flight.
-        seconds: of measuring, after ``warmup_s``.
+        seconds: of measuring, after ``warmup_s``; a closed loop goes on until at least one answer was counted.
         warmup_s: seconds before that, in which everything is done alike and nothing is counted.
         rate: requests per second of an open loop; None for a closed one.
         seed: of the times at which an open loop's requests are due.
@@ -167,7 +168,7 @@ class _Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError:
-            self._load.books.errors["not_http"] += 1
+            self._load.error("not_http")
             self.close()
 
     def on_body(self, body: bytes) -> None:
@@ -201,7 +202,7 @@ class _Load:
         self._free: list[_Connection] = []  # last in, first out: those at the bottom may be closed by the server
         self._waiting: deque[tuple[float, int]] = deque()  # due, request
         self._tasks: set[asyncio.Task[None]] = set()
-        self._over = asyncio.Event()
+        self._over, self._happened = asyncio.Event(), asyncio.Event()
         self._started = self._ended = False
         self._begin = self._end = math.inf
         self._cpu = self._server_cpu = 0.0
@@ -212,18 +213,21 @@ class _Load:
         await asyncio.gather(*(self._connect() for _ in range(spec.connections)))
         start = time.perf_counter()
         self._begin = start + spec.warmup_s
-        self._end = self._begin + spec.seconds
+        planned = self._begin + spec.seconds
         self._started = True
         if spec.rate is None:
             while self._free:
                 self._send(self._free.pop(), time.perf_counter(), next(self._next_request))
         else:
-            arrivals = _arrivals(start, self._end, spec.rate, spec.seed)
-            self._due = deque(arrivals)
+            self._end = planned
+            self._due = deque(_arrivals(start, planned, spec.rate, spec.seed))
             self._tick()
         await asyncio.sleep(self._begin - time.perf_counter())
         self._clock(-1)
-        await asyncio.sleep(self._end - time.perf_counter())
+        await asyncio.sleep(planned - time.perf_counter())
+        if spec.rate is None:
+            await self._first_answer()
+            self._end = time.perf_counter()
         self._clock(+1)
         self._ended = True
         self._settle()
@@ -237,6 +241,16 @@ class _Load:
             connection.close()
         return report
 
+    async def _first_answer(self) -> None:
+        """A closed loop goes on until something has happened: no answer in so short a time is no measurement."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._happened.wait(), self.spec.grace_s)
+
+    def error(self, kind: str) -> None:
+        """Something went wrong."""
+        self.books.errors[kind] += 1
+        self._happened.set()
+
     def _clock(self, sign: int) -> None:
         self._cpu += sign * time.process_time()
         if self.spec.server_pid is not None:
@@ -248,7 +262,7 @@ class _Load:
             try:
                 await loop.create_connection(lambda: _Connection(self), self.spec.host, self.spec.port)
             except OSError:
-                self.books.errors["connect"] += 1
+                self.error("connect")
                 if not self._started:  # there is no server
                     raise
                 await asyncio.sleep(_RETRY_S)
@@ -265,6 +279,7 @@ class _Load:
         within = self._begin <= now < self._end
         if within:
             books.completed[status] += 1
+            self._happened.set()
             books.body_bytes += connection.size
         counted = within if self.spec.rate is None else self._begin <= connection.due < self._end
         if counted:
@@ -282,7 +297,7 @@ class _Load:
         if connection.busy:
             connection.busy = False
             if connection.heard:
-                self.books.errors["cut_off"] += 1
+                self.error("cut_off")
             else:  # the server closed an idle connection as the request was on its way: any client sends it again
                 self.books.resent += 1
                 self._waiting.appendleft((connection.due, connection.index))
@@ -328,7 +343,7 @@ class _Load:
 
     def _report(self) -> Json:
         spec, books = self.spec, self.books
-        completed = sum(books.completed.values())
+        completed, seconds = sum(books.completed.values()), self._end - self._begin
 
         def of(*statuses: int) -> list[float]:
             return [value for status in statuses for value in books.latencies.get(status, ())]
@@ -336,10 +351,10 @@ class _Load:
         found: Json = {
             "loop": "closed" if spec.rate is None else "open",
             "connections": spec.connections,
-            "seconds": spec.seconds,
+            "seconds": rounded(seconds),
             "rate": spec.rate,
-            "requests_per_s": rounded(completed / spec.seconds),
-            "ok_per_s": rounded(sum(n for status, n in books.completed.items() if status < 300) / spec.seconds),
+            "requests_per_s": rounded(completed / seconds),
+            "ok_per_s": rounded(sum(n for status, n in books.completed.items() if status < 300) / seconds),
             "ok": latency(of(*(status for status in books.latencies if status < 300))),
             "refused": latency(of(429, 503)),
             "statuses": {str(status): latency(books.latencies[status]) for status in sorted(books.latencies)},
