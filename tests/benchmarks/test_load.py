@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import load
 from benchmarks.load import Spec, request, run
+from benchmarks.loops import arrivals
 from benchmarks.processes import free_port
 from tests.benchmarks.fake_server import OK, Seen, fake_server
 
@@ -97,8 +98,8 @@ def test_an_open_loop_counts_from_when_a_request_was_due() -> None:
 
     with fake_server(reply) as seen:
         found = run(spec(seen, connections=1, rate=rate, seconds=0.5, warmup_s=0.0))
-    due = len(load._arrivals(0.0, 0.5, rate, seed=0))
-    early = len(load._arrivals(0.0, stall_s / 3, rate, seed=0))
+    due = len(arrivals(0.0, 0.5, rate, seed=0))
+    early = len(arrivals(0.0, stall_s / 3, rate, seed=0))
     assert found["ok"]["count"] == found["sent"] == len(seen.requests) == due
     assert early > 5
     # Whoever was due in the first third of the stall waited for the other two at least.
@@ -114,18 +115,18 @@ def test_an_open_loop_sends_at_its_rate_whatever_the_server_does() -> None:
 
     with fake_server(never) as seen:
         found = run(spec(seen, connections=100, rate=100.0, seconds=0.3, warmup_s=0.0, grace_s=0.1))
-    due = len(load._arrivals(0.0, 0.3, 100.0, seed=0))
+    due = len(arrivals(0.0, 0.3, 100.0, seed=0))
     assert found["sent"] == found["unanswered"] == due
     assert found["ok"] == {"count": 0}
 
 
 def test_arrivals_are_those_of_a_poisson_process() -> None:
-    times = load._arrivals(10.0, 20.0, 1000.0, seed=1)
+    times = arrivals(10.0, 20.0, 1000.0, seed=1)
     gaps = np.diff(times)
     assert 10.0 < times[0] <= times[-1] < 20.0
     assert len(times) == pytest.approx(10_000, rel=0.05)
     assert gaps.std() == pytest.approx(gaps.mean(), rel=0.05)
-    assert load._arrivals(10.0, 20.0, 1000.0, seed=1) == times
+    assert arrivals(10.0, 20.0, 1000.0, seed=1) == times
 
 
 def test_a_connection_that_the_server_closes_is_opened_again() -> None:
