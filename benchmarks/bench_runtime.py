@@ -1,6 +1,6 @@
 """How fast f runs by batch size: raw onnxruntime, and the service's runtime on top of it.
 
-    python benchmarks/bench_runtime.py --model models/mnist/1/model.onnx --out benchmarks/results/runtime.json
+    python -m benchmarks.bench_runtime --model models/mnist/1/model.onnx --out benchmarks/results/runtime.json
 
 Prints JSON. Every size is measured in several rounds, the two ways in turn, so that a machine that slows down slows
 both; compare the ratios of one run, not figures of two. No HTTP and no pictures: what the service could do at most.
@@ -8,19 +8,17 @@ both; compare the ratios of one run, not figures of two. No HTTP and no pictures
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
+from benchmarks.common import machine, positive
 from service.card import INPUT, OUTPUT
 from service.domain.errors import StartupError
 from service.domain.latents import FloatRows
@@ -54,7 +52,7 @@ def main() -> int:
 
 
 def measure(data: bytes, options: argparse.Namespace) -> dict[str, Any]:
-    threads = cpu_threads(options.threads)
+    before, threads = machine(), cpu_threads(options.threads)
     model = OnnxModel(data, device=options.device, threads=threads, max_batch_rows=max(options.sizes))
     model.warm_up()
     raw = raw_session(data, model, threads)
@@ -71,7 +69,7 @@ def measure(data: bytes, options: argparse.Namespace) -> dict[str, Any]:
         "provider": model.provider,
         "fallback_reason": model.fallback_reason,
         "threads": threads,
-        "machine": machine(),
+        "machine": before,
         "sizes": results,
     }
 
@@ -134,28 +132,6 @@ def summary(size: int, rounds: list[tuple[float, float]]) -> dict[str, float]:
     }
 
 
-def machine() -> dict[str, Any]:
-    return {
-        "processor": processor(),
-        "cpus": os.cpu_count(),
-        "cpus_granted": cpu_threads(0),
-        "load_1m": round(os.getloadavg()[0], 2),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "numpy": version("numpy"),
-        "onnxruntime": ort.__version__,
-    }
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
-
-
 def refuse(line: str) -> int:
     print(f"error: {line}", file=sys.stderr)
     return 2
@@ -171,13 +147,6 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     found.add_argument("--out", help="also write the JSON into this file")
     return found
-
-
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
 
 
 if __name__ == "__main__":

@@ -1,0 +1,203 @@
+"""What every benchmark shares: the machine, percentiles, rounds in turn, targets, and how results are written."""
+
+import argparse
+import json
+import math
+import os
+import platform
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TypeVar
+
+from service.host import cpu_threads
+
+T = TypeVar("T")
+Json = dict[str, Any]
+
+PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "fastapi", "uvicorn", "uvloop", "httptools", "pillow")
+
+_UNTOLD = ("machine", "results", "models", "model", "setting")  # of the options: paths, and what is told elsewhere
+
+
+def machine() -> Json:
+    """What a result was measured on: no names of hosts, no paths."""
+    return {
+        "processor": processor(),
+        "cpus": os.cpu_count(),
+        "cpus_granted": cpu_threads(0),
+        "memory_mib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**20),
+        "load_1m": round(os.getloadavg()[0], 2),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        **{name: found for name in PACKAGES if (found := _version(name)) is not None},
+    }
+
+
+def processor() -> str:
+    """The CPU's model name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def percentile(ordered: Sequence[float], percent: float) -> float:
+    """The smallest value that at least so many per cent do not exceed (nearest rank).
+
+    Args:
+        ordered: ascending.
+        percent: 0…100.
+
+    Raises:
+        ValueError: there are no values.
+    """
+    if not ordered:
+        raise ValueError("a percentile of nothing")
+    rank = math.ceil(round(percent / 100 * len(ordered), 9))
+    return ordered[max(rank, 1) - 1]
+
+
+def latency(seconds: Sequence[float]) -> Json:
+    """Count, and milliseconds: mean, p50, p99, p99.9 and the longest."""
+    if not seconds:
+        return {"count": 0}
+    ordered = sorted(seconds)
+    found: Json = {"count": len(ordered), "mean_ms": statistics.fmean(ordered) * 1e3}
+    for name, percent in (("p50_ms", 50.0), ("p99_ms", 99.0), ("p999_ms", 99.9), ("max_ms", 100.0)):
+        found[name] = percentile(ordered, percent) * 1e3
+    return {name: rounded(value) for name, value in found.items()}
+
+
+def rounded(value: Any) -> Any:
+    """A float to four significant digits, but never less than whole numbers; anything else as it is."""
+    if not isinstance(value, float) or not math.isfinite(value) or value == 0:
+        return value
+    return round(value, max(0, 3 - math.floor(math.log10(abs(value)))))
+
+
+def in_turn(ways: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
+    """Measure every way once per round, every other round in reverse, so that a machine that slows down slows all."""
+    found: dict[str, list[T]] = {name: [] for name in ways}
+    for number in range(rounds):
+        names = list(ways)
+        for name in names if number % 2 == 0 else reversed(names):
+            found[name].append(ways[name]())
+    return found
+
+
+def median_ratio(over: Sequence[float], under: Sequence[float]) -> float:
+    """Median of the ratios of each round: what both had in common in a round cancels out."""
+    return statistics.median(a / b for a, b in zip(over, under, strict=True))
+
+
+def slope_per_minute(samples: Sequence[tuple[float, float]]) -> float:
+    """Least-squares slope of (seconds, value), in value per minute; 0 where there is no line."""
+    if len({seconds for seconds, _ in samples}) < 2:
+        return 0.0
+    return statistics.linear_regression(*zip(*samples, strict=True)).slope * 60
+
+
+def memory(samples: Sequence[tuple[float, float]], *, warmup: float = 1 / 3, share: float = 0.05) -> Json:
+    """Whether resident memory was flat, of (seconds, MiB).
+
+    Args:
+        samples: ascending in time.
+        warmup: the part of the time that is left out at the beginning.
+        share: flat means that the fitted line grows, over what is left, by at most this share of the median or 8 MiB.
+    """
+    left_out = samples[0][0] + (samples[-1][0] - samples[0][0]) * warmup
+    kept = [sample for sample in samples if sample[0] >= left_out]
+    slope, span = slope_per_minute(kept), (kept[-1][0] - kept[0][0]) / 60
+    middle = statistics.median(value for _, value in kept)
+    growth = slope * span
+    return {
+        "first_mib": rounded(samples[0][1]),
+        "median_mib": rounded(middle),
+        "last_mib": rounded(samples[-1][1]),
+        "most_mib": rounded(max(value for _, value in samples)),
+        "slope_mib_per_minute": rounded(slope),
+        "growth_mib": rounded(growth),
+        "allowed_growth_mib": rounded(max(8.0, share * middle)),
+        "seconds_judged": rounded(span * 60),
+        "flat": growth <= max(8.0, share * middle),
+    }
+
+
+def target(
+    what: str, measured: float | None, *, at_least: float | None = None, at_most: float | None = None, unit: str = ""
+) -> Json:
+    """One line of "target, measured, met or missed"; exactly one of the bounds. What was not measured is not met."""
+    if (at_least is None) == (at_most is None):
+        raise ValueError("give at_least or at_most")
+    bound, sign = (at_least, "≥") if at_least is not None else (at_most, "≤")
+    assert bound is not None
+    met = measured is not None and (measured >= bound if sign == "≥" else measured <= bound)
+    return {"what": what, "sign": sign, "bound": bound, "unit": unit, "measured": rounded(measured), "met": met}
+
+
+def report(benchmark: str, method: str, options: argparse.Namespace, **results: Any) -> Json:
+    """A result as it is written: what was measured how and where, then ``results``."""
+    asked = {name: value for name, value in vars(options).items() if name not in _UNTOLD}
+    return {"benchmark": benchmark, "method": method, "options": asked, "machine": options.machine, **results}
+
+
+def write(found: Json, results: str | None) -> None:
+    """Print a result, and keep it in the file ``results`` if that is given."""
+    text = json.dumps(found, indent=2, ensure_ascii=False)
+    print(text)
+    if results:
+        path = Path(results)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n", encoding="utf-8")
+
+
+def arguments(description: str) -> argparse.ArgumentParser:
+    """A parser with what every benchmark takes."""
+    found = argparse.ArgumentParser(description=description)
+    found.add_argument("--quick", action="store_true", help="a few seconds, to see that it works; not for comparing")
+    found.add_argument("--results", help="also write the JSON into this file, as benchmarks/results/NAME.json")
+    return found
+
+
+def settle(options: argparse.Namespace, *, full: Mapping[str, Any], quick: Mapping[str, Any]) -> argparse.Namespace:
+    """Give every option that was left out its value for a full or a quick run, and look at the machine as it is now."""
+    options.machine = machine()  # its load, before there is ours
+    for name, value in (quick if options.quick else full).items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    return options
+
+
+def positive(text: str) -> int:
+    """An option's value: a whole number of at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def duration(text: str) -> float:
+    """An option's value: a time above 0."""
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError("must be above 0")
+    return number
+
+
+def setting(text: str) -> tuple[str, str]:
+    """An option's value: one setting of the service, `IGN_NAME=VALUE`."""
+    name, equals, value = text.partition("=")
+    if not (name.startswith("IGN_") and equals):
+        raise argparse.ArgumentTypeError("must be IGN_NAME=VALUE")
+    return name, value

@@ -1,0 +1,211 @@
+"""Server processes under measurement: started, awaited, asked what they cost, stopped. Linux only (`/proc`)."""
+
+import contextlib
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+ROOT = Path(__file__).resolve().parent.parent
+HOST = "127.0.0.1"
+START_S, STOP_S = 120.0, 30.0
+_POLL_S = 0.05
+_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+_PAGE_MIB = os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+class ServerFailed(Exception):
+    """A server did not start, or did not stop as it should; the text ends with what it said."""
+
+
+@dataclass
+class Server:
+    """A running server; ``status`` is its exit status once it has stopped."""
+
+    pid: int
+    port: int
+    log: Path
+    host: str = HOST
+    status: int | None = None
+
+    def said(self) -> str:
+        """What it has written to stdout and stderr so far."""
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+    def get(self, path: str, timeout_s: float = 30.0) -> tuple[int, bytes]:
+        """Status and body of a GET."""
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=timeout_s)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+        finally:
+            connection.close()
+
+
+def free_port() -> int:
+    """A port of the loopback interface on which nobody listens."""
+    with socket.socket() as found:
+        found.bind((HOST, 0))
+        return int(found.getsockname()[1])
+
+
+@contextmanager
+def service(settings: Mapping[str, str], *, start_s: float = START_S) -> Iterator[Server]:
+    """Run `python -m service` of this checkout with these `IGN_…` settings and no others, on a free port.
+
+    Raises:
+        ServerFailed: it did not become ready, or did not leave with status 0.
+    """
+    port = free_port()
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("IGN_")}
+    environ = inherited | {"IGN_PORT": str(port)} | dict(settings)
+    command = [sys.executable, "-m", "service"]
+    with serving(command, port=port, ready="/readyz", environ=environ, start_s=start_s) as server:
+        yield server
+    if server.status != 0:
+        raise ServerFailed(f"the service left with status {server.status}")
+
+
+@contextmanager
+def serving(
+    command: Sequence[str],
+    *,
+    port: int,
+    ready: str,
+    environ: Mapping[str, str] | None = None,
+    start_s: float = START_S,
+    stop_s: float = STOP_S,
+    cwd: Path = ROOT,
+) -> Iterator[Server]:
+    """Run a server until the block ends: SIGTERM, then SIGKILL to its process group.
+
+    Args:
+        command: what to run, in ``cwd``; it must listen on ``port`` of the loopback interface.
+        port: where it will listen.
+        ready: path that answers 200 once it can serve.
+        environ: its environment; by default this process's.
+        start_s, stop_s: patience.
+        cwd: working directory; by default the root of the repository.
+
+    Raises:
+        ServerFailed: it ended, or was not ready in time.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        with log.open("wb") as output:
+            process = _start(command, environ, output, cwd)
+        server = Server(process.pid, port, log)
+        try:
+            _await_ready(server, process, ready, start_s)
+            yield server
+        finally:
+            server.status = _stop(process, stop_s)
+
+
+def _start(
+    command: Sequence[str], environ: Mapping[str, str] | None, output: IO[bytes], cwd: Path
+) -> "subprocess.Popen[bytes]":
+    env = None if environ is None else dict(environ)
+    return subprocess.Popen(
+        command, env=env, cwd=cwd, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+    )
+
+
+def _await_ready(server: Server, process: "subprocess.Popen[bytes]", path: str, start_s: float) -> None:
+    deadline = time.monotonic() + start_s
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise ServerFailed(f"the server ended with status {process.returncode}:\n{server.said()[-2000:]}")
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            if server.get(path)[0] == 200:
+                return
+        time.sleep(_POLL_S)
+    raise ServerFailed(f"the server was not ready within {start_s:g} s:\n{server.said()[-2000:]}")
+
+
+def _stop(process: "subprocess.Popen[bytes]", stop_s: float) -> int:
+    process.terminate()
+    try:
+        return process.wait(stop_s)
+    except subprocess.TimeoutExpired:
+        return -signal.SIGKILL
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # what it started, or itself
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def family(pid: int) -> list[int]:
+    """A process and its living descendants."""
+    parents: dict[int, list[int]] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError):
+                parents.setdefault(int(_stat(int(entry))[1]), []).append(int(entry))
+    found = [pid]
+    for each in found:
+        found += parents.get(each, [])
+    return found
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time, user and system, that a process and its living descendants have used; in steps of a clock tick."""
+    total = 0
+    for each in family(pid):
+        with contextlib.suppress(OSError):
+            utime, stime = _stat(each)[11:13]
+            total += int(utime) + int(stime)
+    return total * _TICK_S
+
+
+def rss_mib(pid: int) -> float:
+    """Resident memory of a process and its living descendants; pages they share count more than once."""
+    total = 0.0
+    for each in family(pid):
+        with contextlib.suppress(OSError):
+            total += int(Path(f"/proc/{each}/statm").read_text().split()[1]) * _PAGE_MIB
+    return total
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of `/proc/PID/stat` behind the name, which may hold anything: state, parent, …"""
+    return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+
+
+@dataclass
+class MemoryWatch:
+    """Samples a server's resident memory while a block runs: ``samples`` are (seconds since its start, MiB)."""
+
+    pid: int
+    every_s: float = 1.0
+    samples: list[tuple[float, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> "MemoryWatch":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _follow(self) -> None:
+        start = time.monotonic()
+        while True:
+            self.samples.append((time.monotonic() - start, rss_mib(self.pid)))
+            if self._end.wait(self.every_s):
+                return
