@@ -50,6 +50,8 @@ def create_app(settings: Settings, *, refuse: Refuse | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        # The service counts for itself; FastAPI's own spans and metrics would look for a provider at every request.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
         middleware=_middleware(settings, found),
         lifespan=lambda _: _lifespan(found, refuse),
     )

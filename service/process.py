@@ -64,4 +64,6 @@ def configure_logging(settings: Settings) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     # uvicorn says what this program says itself, or what the access log says.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    # It warns of every malformed form; the answer has said so.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     logging.getLogger("service.access").setLevel(logging.INFO if settings.access_log else logging.WARNING)
