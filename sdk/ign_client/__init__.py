@@ -5,7 +5,7 @@
 ...     client.generate(n=1, seed=7)[0].save("seven.png")
 """
 
-from ign_client._calls import Format, Invert, PathForm, Resize
+from ign_client._calls.common import Format, Invert, PathForm, Resize
 from ign_client._client import AsyncClient, Client
 from ign_client._errors import (
     BadGateway,

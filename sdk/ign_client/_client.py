@@ -13,7 +13,10 @@ from functools import update_wrapper
 from types import GenericAlias, TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast, get_args, get_type_hints
 
-from ign_client import _calls
+from ign_client._calls import about as about_calls
+from ign_client._calls import generate as generate_calls
+from ign_client._calls import latents as latents_calls
+from ign_client._calls import project as project_calls
 from ign_client._errors import InputError, TransportError
 from ign_client._events import EventReader
 from ign_client._flow import Attempt, Retry, flow
@@ -155,20 +158,20 @@ class Client(_Common):
         self._sleep = sleep
         self._transport = Transport(self._settings, transport, http_client)
 
-    generate = _blocking(_calls.generate)
-    generate_as = _blocking(_calls.generate_as)
-    stream_generate = _blocking_stream(_calls.stream_generate)
-    project = _blocking(_calls.project)
-    project_as = _blocking(_calls.project_as)
-    stream_project = _blocking_stream(_calls.stream_project)
-    latent_interpolate = _blocking(_calls.latent_interpolate)
-    latent_interpolate_as = _blocking(_calls.latent_interpolate_as)
-    latent_arithmetic = _blocking(_calls.latent_arithmetic)
-    latent_arithmetic_as = _blocking(_calls.latent_arithmetic_as)
-    score = _blocking(_calls.score)
-    models = _blocking(_calls.models)
-    model = _blocking(_calls.model)
-    ready = _blocking(_calls.ready)
+    generate = _blocking(generate_calls.generate)
+    generate_as = _blocking(generate_calls.generate_as)
+    stream_generate = _blocking_stream(generate_calls.stream_generate)
+    project = _blocking(project_calls.project)
+    project_as = _blocking(project_calls.project_as)
+    stream_project = _blocking_stream(project_calls.stream_project)
+    latent_interpolate = _blocking(latents_calls.latent_interpolate)
+    latent_interpolate_as = _blocking(latents_calls.latent_interpolate_as)
+    latent_arithmetic = _blocking(latents_calls.latent_arithmetic)
+    latent_arithmetic_as = _blocking(latents_calls.latent_arithmetic_as)
+    score = _blocking(project_calls.score)
+    models = _blocking(about_calls.models)
+    model = _blocking(about_calls.model)
+    ready = _blocking(about_calls.ready)
 
     def close(self) -> None:
         """Give the connections back."""
@@ -236,20 +239,20 @@ class AsyncClient(_Common):
         self._sleep = sleep
         self._transport = AsyncTransport(self._settings, transport, http_client)
 
-    generate = _awaited(_calls.generate)
-    generate_as = _awaited(_calls.generate_as)
-    stream_generate = _awaited_stream(_calls.stream_generate)
-    project = _awaited(_calls.project)
-    project_as = _awaited(_calls.project_as)
-    stream_project = _awaited_stream(_calls.stream_project)
-    latent_interpolate = _awaited(_calls.latent_interpolate)
-    latent_interpolate_as = _awaited(_calls.latent_interpolate_as)
-    latent_arithmetic = _awaited(_calls.latent_arithmetic)
-    latent_arithmetic_as = _awaited(_calls.latent_arithmetic_as)
-    score = _awaited(_calls.score)
-    models = _awaited(_calls.models)
-    model = _awaited(_calls.model)
-    ready = _awaited(_calls.ready)
+    generate = _awaited(generate_calls.generate)
+    generate_as = _awaited(generate_calls.generate_as)
+    stream_generate = _awaited_stream(generate_calls.stream_generate)
+    project = _awaited(project_calls.project)
+    project_as = _awaited(project_calls.project_as)
+    stream_project = _awaited_stream(project_calls.stream_project)
+    latent_interpolate = _awaited(latents_calls.latent_interpolate)
+    latent_interpolate_as = _awaited(latents_calls.latent_interpolate_as)
+    latent_arithmetic = _awaited(latents_calls.latent_arithmetic)
+    latent_arithmetic_as = _awaited(latents_calls.latent_arithmetic_as)
+    score = _awaited(project_calls.score)
+    models = _awaited(about_calls.models)
+    model = _awaited(about_calls.model)
+    ready = _awaited(about_calls.ready)
 
     async def aclose(self) -> None:
         """Give the connections back."""

@@ -53,12 +53,8 @@ def project(client: Client, options: argparse.Namespace, terminal: Terminal) -> 
     """Pictures made real, one file for each."""
     ending = _ENDINGS[options.format]
     folder = Path(options.out)
-    targets: dict[Path, Path] = {}
-    for source, name in found(options.inputs).items():
-        target = (folder / name).with_suffix(ending)
-        if target in targets.values():
-            raise InputError(f"{source}: {target} would be written twice; give other names, or another folder")
-        targets[source] = target
+    targets = {source: (folder / name).with_suffix(ending) for source, name in found(options.inputs).items()}
+    _check_distinct(targets)
     if options.skip_existing:
         targets = {source: target for source, target in targets.items() if not target.exists()}
     check_free(targets.values(), options.force)
@@ -112,6 +108,14 @@ def score(client: Client, options: argparse.Namespace, terminal: Terminal) -> bo
         for source in sources:
             if source in scores:
                 terminal.result(_line(source, scores[source], options.json))
+
+
+def _check_distinct(targets: dict[Path, Path]) -> None:
+    sources: dict[Path, Path] = {}
+    for source, target in targets.items():
+        if target in sources:
+            raise InputError(f"{sources[target]} and {source} would both become {target}")
+        sources[target] = source
 
 
 def _line(source: Path, score: Score, as_json: bool) -> str:
