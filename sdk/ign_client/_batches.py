@@ -79,6 +79,8 @@ def each(
         IgnError: what would happen to the others as well.
     """
     total, done, failed = sum(map(weight, items)), 0, 0
+    if total:
+        terminal.progress(0, total)
     with ThreadPoolExecutor(jobs) as pool:
         running: dict[Future[None], T] = {pool.submit(work, item): item for item in items}
         try:

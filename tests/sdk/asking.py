@@ -2,15 +2,18 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable, Sequence
+import ssl
+from collections.abc import Iterable
 from typing import Any
 
 import httpx
 
 from ign_client import AsyncClient, Client
 
-Answer = httpx.Response | Exception
+Answer = httpx.Response | BaseException
 NOW = 1_000_000.0
+TLS = ssl.create_default_context()  # made once: reading the certificates takes longer than most calls
+TOLD: dict[str, Any] = {"clock": lambda: NOW, "jitter": lambda: 0.0}
 
 
 class Canned(httpx.MockTransport):
@@ -24,7 +27,7 @@ class Canned(httpx.MockTransport):
     def _answer(self, request: httpx.Request) -> httpx.Response:
         self.asked.append(request)
         answer = self._answers.pop(0)
-        if isinstance(answer, Exception):
+        if isinstance(answer, BaseException):
             raise answer
         return answer
 
@@ -48,7 +51,8 @@ class Ask:
 
 class Blocking(Ask):
     def client(self, to: str | httpx.MockTransport) -> Client:
-        return Client(sleep=self.waits.append, **where(to))
+        transport = httpx.HTTPTransport(verify=TLS) if isinstance(to, str) else to
+        return Client(to if isinstance(to, str) else None, transport=transport, sleep=self.waits.append, **TOLD)
 
     def __call__(self, to: str | httpx.MockTransport, method: str, /, *arguments: Any, **options: Any) -> Any:
         with self.client(to) as client:
@@ -64,7 +68,8 @@ class Awaiting(Ask):
         async def sleep(seconds: float) -> None:
             self.waits.append(seconds)
 
-        return AsyncClient(sleep=sleep, **where(to))
+        transport = httpx.AsyncHTTPTransport(verify=TLS) if isinstance(to, str) else to
+        return AsyncClient(to if isinstance(to, str) else None, transport=transport, sleep=sleep, **TOLD)
 
     def __call__(self, to: str | httpx.MockTransport, method: str, /, *arguments: Any, **options: Any) -> Any:
         async def answer() -> Any:
@@ -79,11 +84,6 @@ class Awaiting(Ask):
                 return [event async for event in getattr(client, method)(*arguments, **options)]
 
         return asyncio.run(answer())
-
-
-def where(to: str | httpx.MockTransport) -> dict[str, Any]:
-    told: dict[str, Any] = {"clock": lambda: NOW, "jitter": lambda: 0.0}
-    return {**told, "base_url": to} if isinstance(to, str) else {**told, "transport": to}
 
 
 def refusal(status: int, code: str = "some_code", **headers: str) -> httpx.Response:
@@ -153,7 +153,3 @@ IMAGE = {
 
 def generated(**changes: Any) -> dict[str, Any]:
     return {"model": MODEL, "request_id": "abc", "seed": 1, "images": [IMAGE], "timing": TIMING, **changes}
-
-
-def of_kind(found: Sequence[Any], kind: Callable[..., Any]) -> list[Any]:
-    return [each for each in found if isinstance(each, kind)]  # type: ignore[arg-type]
