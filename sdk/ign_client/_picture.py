@@ -99,8 +99,8 @@ def shown(value: Any) -> str:
         if isinstance(found, bytes):
             found = _Size(len(found), "bytes")
         elif field.name in _COUNTED:
-            found = _Size(len(found), _COUNTED[field.name])
-        if found is not None:
+            found = found and _Size(len(found), _COUNTED[field.name])
+        if found is not None and found != ():
             parts.append(f"{field.name}={found!r}")
     return f"{type(value).__name__}({', '.join(parts)})"
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any
@@ -51,7 +52,8 @@ def retry_after(response: Response, now: float) -> float | None:
         seconds = float(text)
     except ValueError:
         try:
-            seconds = parsedate_to_datetime(text).timestamp() - now
+            date = parsedate_to_datetime(text)  # always of UTC, whether or not it says so
+            seconds = date.replace(tzinfo=date.tzinfo or UTC).timestamp() - now
         except (ValueError, OverflowError, OSError):
             return None
     return max(0.0, seconds) if math.isfinite(seconds) else None

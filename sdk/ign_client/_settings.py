@@ -53,7 +53,7 @@ def check_timeout(timeout: float | None) -> None:
     Raises:
         InputError: it is something else.
     """
-    if timeout is not None and not 0 < timeout <= 1e9:
+    if timeout is not None and not 0 < timeout <= 1e8:
         raise InputError(f"timeout: expected seconds above 0, or None, not {timeout!r}")
 
 

@@ -32,6 +32,7 @@ def test_reprs_tell_what_matters_and_dump_nothing() -> None:
         "Images(images=<2 images>, model=<toy/2@0123456789ab>, request_id='abc', "
         "timing=Timing(decode_ms=0.1, queue_ms=0.2, compute_ms=0.3, encode_ms=0.4), seed=7)"
     )
+    assert repr(dataclasses.replace(IMAGE, trajectory=())).endswith("distance=0.5)")
     assert repr(Picture(bytes=b"x", format="npy")) == "Picture(bytes=<1 bytes>, format='npy')"
 
 

@@ -60,6 +60,7 @@ def test_the_last_failure_is_the_one_raised(ask: Ask) -> None:
         ("1.5", 1.5),
         (formatdate(NOW + 20, usegmt=True), 20.0),
         (formatdate(NOW - 20, usegmt=True), 0.0),
+        ("Mon, 12 Jan 1970 13:46:50 -0000", 10.0),
         ("60", 60.0),
         ("-1", 0.0),
         ("soon", 0.25),
