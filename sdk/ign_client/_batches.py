@@ -1,7 +1,7 @@
 """Many pictures: which are meant, where they go, and several at a time."""
 
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -76,7 +76,7 @@ def each(
         Whether none was refused.
 
     Raises:
-        IgnError: what would happen to the others as well.
+        IgnError, OSError: what would happen to the others as well.
     """
     total, done, failed = sum(map(weight, items)), 0, 0
     if total:
@@ -84,12 +84,11 @@ def each(
     with ThreadPoolExecutor(jobs) as pool:
         running: dict[Future[None], T] = {pool.submit(work, item): item for item in items}
         try:
-            while running:
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    item = running.pop(future)
-                    done += weight(item)
-                    failed += weight(item) * _refused(future, item, terminal)
-                    terminal.progress(done, total, failed)
+            for future in as_completed(running):
+                item = running[future]
+                done += weight(item)
+                failed += weight(item) * _refused(future, item, terminal)
+                terminal.progress(done, total, failed)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -104,7 +103,7 @@ def _refused(future: "Future[None]", item: object, terminal: Terminal) -> bool:
         if exc.code not in _OF_ONE_PICTURE:
             raise
         terminal.complain(f"{item}: {exc}")
-    except (InputError, OSError) as exc:
+    except InputError as exc:  # it cannot be read
         terminal.complain(f"{item}: {exc}")
     else:
         return False

@@ -271,6 +271,23 @@ def test_a_disk_that_is_full(shell: Shell, tmp_path: Path, monkeypatch: pytest.M
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_picture_that_cannot_be_read(shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gone between being listed and being read."""
+    for name in ("gone.png", "x.png"):
+        (tmp_path / name).write_bytes(PICTURE)
+    read = Path.read_bytes
+
+    def vanishing(self: Path) -> bytes:
+        if self.name == "gone.png":
+            self.unlink()
+        return read(self)
+
+    monkeypatch.setattr(Path, "read_bytes", vanishing)
+    assert shell("project", tmp_path, "-o", tmp_path / "out") == REFUSED
+    assert shell.err.startswith(f"{tmp_path / 'gone.png'}: images: ")
+    assert names(tmp_path / "out") == ["x.png"]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -328,7 +345,7 @@ def test_as_a_process(service: Service, tmp_path: Path) -> None:
         return subprocess.run(
             [sys.executable, "-m", "ign_client", *words],
             cwd=tmp_path,
-            env=environment(IGN_BASE_URL=url),
+            env=environment(IGN_BASE_URL=url, NO_PROXY="*"),
             capture_output=True,
             text=True,
             timeout=60,
