@@ -63,9 +63,10 @@ lint: $(DEVELOP)  ## check layout and lint
 types: $(DEVELOP)  ## check types
 	$(BIN)/python -m mypy
 
-coverage: $(DEVELOP)  ## report what the last `make test` covered; the service at least to 95 %
+coverage: $(DEVELOP)  ## report what the last `make test` covered; the service at least to 95 %, the client whole
 	$(BIN)/python -m coverage report
 	$(BIN)/python -m coverage report --include='service/*' --fail-under=95 --format=total
+	$(BIN)/python -m coverage report --include='sdk/*' --fail-under=100 --format=total
 
 train: $(TRAIN)  ## train PRESET on DATA into OUT; again to continue
 	@test -n '$(DATA)' || { echo 'DATA is missing: an .npz, a folder or zip of pictures, a torchvision name' >&2; exit 2; }

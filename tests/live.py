@@ -20,7 +20,7 @@ STOP_S = 30.0
 def environment(**settings: str) -> dict[str, str]:
     """This process's environment, with ``settings`` in place of whatever `IGN_…` it holds."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("IGN_")}
-    return {**inherited, "PYTHONPATH": str(ROOT), **settings}
+    return {**inherited, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'sdk'}", **settings}
 
 
 @contextmanager

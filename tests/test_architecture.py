@@ -156,6 +156,41 @@ def test_the_table_says_nothing_that_is_not_so() -> None:
     assert said == true
 
 
+CLIENT_PLACES = {
+    "httpx": {"ign_client._transport"},
+    "numpy": {"ign_client._extras", "ign_client._picture"},
+    "PIL": {"ign_client._extras", "ign_client._picture"},
+}
+
+
+def test_the_client_is_httpx_and_the_standard_library() -> None:
+    places: dict[str, set[str]] = {}
+    for found in imports("ign_client"):
+        if found.package not in sys.stdlib_module_names and found.package != "ign_client":
+            places.setdefault(found.package, set()).add(found.importer)
+    assert places == CLIENT_PLACES
+
+
+def test_the_client_needs_neither_pillow_nor_numpy(tmp_path: Path) -> None:
+    probe = "import sys, ign_client, ign_client._cli; print(sorted({'numpy', 'PIL', 'service'} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", probe],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT / "sdk"), "IGN_BASE_URL": "refused if anybody looked"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_the_command_line_is_nothing_that_the_client_needs() -> None:
+    command = ("ign_client._cli", "ign_client._commands", "ign_client._batches", "ign_client._terminal")
+    outer = [i for i in imports("ign_client") if not within(i.importer, (*command, "ign_client.__main__"))]
+    assert not (bad := [str(i) for i in outer if within(i.target, command)]), listed(bad)
+
+
 def test_imports_are_absolute_and_written_out() -> None:
     bad = [str(i) for package in PACKAGES for i in imports(package) if i.relative]
     for module in modules():
@@ -201,7 +236,7 @@ def test_one_module_reads_the_environment() -> None:
             direct = isinstance(node, ast.ImportFrom) and node.module == "os" and {a.name for a in node.names} & names
             if (attribute and ast.unparse(node).startswith("os.")) or direct:
                 found.add(module)
-    assert found == {"service.settings"}
+    assert found == {"service.settings", "ign_client._settings"}
 
 
 def test_only_the_app_constructs() -> None:

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import pytest
 
+from ign_client import _cli as client
 from model_export import cli
 from service.domain.errors import StartupError
 from service.settings import load_settings
@@ -30,7 +31,7 @@ from tests.live import ROOT, environment, live_service
 
 BASE_URL = "http://127.0.0.1:8000"
 MOST_README_LINES = 150
-_NAMES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "docker/README.md")
+_NAMES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "docker/README.md", "sdk/README.md")
 PAGES = [*(ROOT / name for name in _NAMES if (ROOT / name).is_file()), *sorted((ROOT / "docs").rglob("*.md"))]
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
@@ -194,6 +195,8 @@ def check_named(words: list[str], where: str) -> None:
             assert {word for word in rest if "=" not in word} <= targets, where
         case ["python", "-m", "model_export", *options]:
             cli._parser().parse_args(options)
+        case ["python", "-m", "ign_client", *options]:
+            client.parser().parse_args(options)
         case ["python", "-m", "service"]:
             pass
         case ["python", "-m", module, *_] if module.startswith("benchmarks."):
@@ -201,10 +204,10 @@ def check_named(words: list[str], where: str) -> None:
         case ["python", file, *_] if file.endswith(".py"):
             assert (ROOT / file).is_file(), where
         case ["pip" | ".venv/bin/pip", "install", *rest]:
-            project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-            extras = re.findall(r"\.\[([\w,]+)\]", " ".join(rest))
-            assert extras, where
-            assert set(extras[0].split(",")) <= set(project["optional-dependencies"]), where
+            found = re.search(r"\.(/sdk)?\[([\w,]+)\]", " ".join(rest))
+            assert found is not None, where
+            project = tomllib.loads((ROOT / (found[1] or "").strip("/") / "pyproject.toml").read_text())["project"]
+            assert set(found[2].split(",")) <= set(project["optional-dependencies"]), where
         case _:
             raise AssertionError(f"{where}: not a command this test can check; a `text` block is for those")
 
@@ -288,9 +291,11 @@ def test_blocks_are_found() -> None:
         ("make nothing", "sh"),
         ("IGN_POTR=1 make run", "sh"),
         ("python -m model_export train --nonsense 1", "sh"),
+        ("python -m ign_client dance", "sh"),
         ("python examples/nothing.py", "sh"),
         ("python -m benchmarks.nothing", "sh"),
         ("pip install -e '.[nothing]'", "sh"),
+        ("pip install './sdk[cpu]'", "sh"),
         ("rm -r docs", "sh"),
         ("curl http://127.0.0.1:9/", "sh"),
         ('{"n": …}', "json"),

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+import ign_client
 from tests.live import ROOT, environment
 
 TARGETS = ["help", "run", "test", "check", "format", "lint", "types", "coverage", "train", "export", "bench"]
@@ -56,6 +57,26 @@ def test_each_runtime_has_its_extra_and_no_other() -> None:
 
 def test_only_training_needs_torch() -> None:
     assert [extra for extra, needs in extras().items() if "torch" in needs] == ["train"]
+
+
+# sdk/pyproject.toml
+
+
+def test_the_client_needs_httpx_and_nothing_else() -> None:
+    project = tomllib.loads(read("sdk/pyproject.toml"))["project"]
+    assert project["dependencies"] == ["httpx>=0.27,<1"]
+    ours = tomllib.loads(read("pyproject.toml"))["project"]
+    assert {re.split(r"\W", need)[0] for need in project["optional-dependencies"]["images"]} == {"numpy", "pillow"}
+    assert set(project["optional-dependencies"]["images"]) <= set(ours["dependencies"])
+    assert set(project["dependencies"]) <= set(ours["optional-dependencies"]["dev"])
+    assert project["requires-python"] == ours["requires-python"]
+
+
+def test_the_client_carries_its_licence_and_its_types() -> None:
+    assert read("sdk/LICENSE") == read("LICENSE")
+    assert (ROOT / "sdk" / "ign_client" / "py.typed").is_file()
+    version = tomllib.loads(read("sdk/pyproject.toml"))["tool"]["hatch"]["version"]["path"]
+    assert f'__version__ = "{ign_client.__version__}"' in read(f"sdk/{version}")
 
 
 # Makefile

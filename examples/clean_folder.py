@@ -1,0 +1,23 @@
+"""Clean a folder of scans: `python examples/clean_folder.py SCANS OUT`."""
+
+import sys
+from pathlib import Path
+
+from ign_client import Client, InvalidContent
+
+
+def main(scans: Path, out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    with Client() as client:
+        for scan in sorted(scans.iterdir()):
+            try:
+                (image,) = client.project(scan, steps=2)
+            except InvalidContent as refusal:
+                print(f"{scan.name}: {refusal.code}")
+                continue
+            image.save(out / f"{scan.stem}.png")
+            print(f"{scan.name}: moved by {image.distance:.3f}{', inverted' if image.inverted else ''}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,16 @@
+"""Thirty-six pictures of one seed on a sheet: `python examples/generate_sheet.py SEED SHEET.png`."""
+
+import sys
+
+from ign_client import Client
+
+
+def main(seed: int, target: str) -> None:
+    with Client() as client:
+        sheet = client.generate_as("png", n=36, seed=seed, score=True)
+    sheet.save(target)
+    print(f"{sheet.model.ref}, seed {sheet.seed}: largest drift {max(sheet.drift):.3f}")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2])

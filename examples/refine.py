@@ -1,0 +1,23 @@
+"""Apply f until a picture stays as it is, and watch: `python examples/refine.py PICTURE OUT.png`."""
+
+import sys
+
+from ign_client import Client, Done, Step
+
+STILL = 0.005  # mean change of a step, in the model's −1…1: less than a grey level of 255
+
+
+def main(picture: str, target: str) -> None:
+    watched = [1, 2, 3, 5, 10, 20, 50, 100]
+    with Client() as client:
+        for event in client.stream_project(picture, steps=300, tolerance=STILL, record=watched, score=True):
+            if isinstance(event, Step):
+                print(f"step {event.step}: changed by {event.change:.4f}")
+            if isinstance(event, Done):
+                (image,) = event.answer
+                print(f"{'fixed point' if image.converged else 'still moving'}, drift {image.drift:.4f}")
+                image.save(target)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2])

@@ -1,0 +1,187 @@
+"""From a response to a result. Members that this version does not know are passed over."""
+
+import base64
+import json
+import re
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+from ign_client._problems import problem_of
+from ign_client._results import (
+    Card,
+    Frame,
+    Image,
+    Images,
+    Limits,
+    ModelRef,
+    Models,
+    ProjectedImage,
+    Raw,
+    Readiness,
+    Score,
+    Scores,
+    Step,
+    Timing,
+)
+from ign_client._wire import Response
+
+ImageT = TypeVar("ImageT", bound=Image)
+Document = dict[str, Any]
+Build = Callable[[Document], ImageT]
+"""From a member of `images` to its value object."""
+
+FORMATS: Final = {
+    "image/png": "png",
+    "image/jpeg": "jpeg",
+    "image/webp": "webp",
+    "image/gif": "gif",
+    "image/apng": "apng",
+    "application/x-npy": "npy",
+}
+_DURATION: Final = re.compile(r"(\w+);dur=([0-9.]+)")
+_TIMES: Final = ("decode", "queue", "compute", "encode")
+
+
+def document(response: Response) -> Document:
+    """The JSON object it holds.
+
+    Raises:
+        ValueError: it holds none.
+    """
+    found = json.loads(response.content)
+    if not isinstance(found, dict):
+        raise TypeError("expected a JSON object")
+    return found
+
+
+def image(member: Document) -> Image:
+    """One picture of `/generate` and `/latent-arithmetic`."""
+    return Image(**_common(member))
+
+
+def projected(member: Document) -> ProjectedImage:
+    """One picture of `/project`."""
+    return ProjectedImage(**_common(member), inverted=member["inverted"])
+
+
+def frame(member: Document) -> Frame:
+    """One picture of `/latent-interpolate`."""
+    return Frame(**_common(member), t=member.get("t"), row=member.get("row"), col=member.get("col"))
+
+
+def images(build: Build[ImageT]) -> Callable[[Response], Images[ImageT]]:
+    """How to read an answer with pictures of one kind."""
+
+    def parse(response: Response) -> Images[ImageT]:
+        return images_of(document(response), build)
+
+    return parse
+
+
+def images_of(answer: Document, build: Build[ImageT]) -> Images[ImageT]:
+    """The same, from the object."""
+    found = tuple(build(member) for member in answer["images"])
+    return Images(images=found, seed=answer.get("seed"), **_head(answer))
+
+
+def step(event: Document) -> Step:
+    """One recorded step, of a stream."""
+    return Step(
+        bytes=_data(event["data"]),
+        format=event["format"],
+        index=event["index"],
+        step=event["step"],
+        change=event["change"],
+    )
+
+
+def scores(response: Response) -> Scores:
+    """The answer of `/score`."""
+    answer = document(response)
+    names = ("index", "distance", "drift", "percentile", "in_distribution")
+    found = tuple(Score(**{name: member[name] for name in names}) for member in answer["images"])
+    return Scores(images=found, **_head(answer))
+
+
+def raw(response: Response) -> Raw:
+    """An answer that is one file; what else there is to say stands in its headers.
+
+    Raises:
+        LookupError, ValueError: it is something else.
+    """
+    headers = response.headers
+    name, version, digest = re.split("[/@]", headers["x-ign-model"])
+    times = {
+        f"{part}_ms": float(value) for part, value in _DURATION.findall(headers["server-timing"]) if part in _TIMES
+    }
+    return Raw(
+        bytes=response.content,
+        format=FORMATS[response.media_type],
+        model=ModelRef(name=name, version=version, digest=digest),
+        request_id=headers["x-request-id"],
+        timing=Timing(**times),
+        seed=int(headers["x-ign-seed"]) if "x-ign-seed" in headers else None,
+        steps=tuple(int(text) for text in headers["x-ign-steps"].split(",")),
+        distance=_numbers(headers["x-ign-distance"]),
+        drift=_numbers(headers.get("x-ign-drift", "")),
+    )
+
+
+def models(response: Response) -> Models:
+    """The answer of `/models`."""
+    answer = document(response)
+    names = ("n", "images", "steps", "frames", "body_bytes", "pixels")
+    return Models(
+        models=tuple(_card(member) for member in answer["models"]),
+        default=answer["default"],
+        limits=Limits(**{name: answer["limits"][name] for name in names}),
+    )
+
+
+def card(response: Response) -> Card:
+    """The answer of `/models/…`."""
+    return _card(document(response))
+
+
+def readiness(response: Response) -> Readiness:
+    """The answer of `/readyz`, good or bad."""
+    if response.status == 200:
+        status = document(response)["status"]
+        return Readiness(ready=status == "ready", detail=status)
+    return Readiness(ready=False, detail=problem_of(response, now=0.0).detail)
+
+
+def _common(member: Document) -> Document:
+    names = ("index", "format", "width", "height", "steps", "converged", "distance", "drift")
+    recorded = member["trajectory"] or []
+    around = {"index": member["index"], "format": member["format"]}
+    return {
+        **{name: member[name] for name in names},
+        "bytes": _data(member["data"]),
+        "trajectory": tuple(step(around | found) for found in recorded),
+    }
+
+
+def _head(answer: Document) -> Document:
+    reference, timing = answer["model"], answer["timing"]
+    return {
+        "model": ModelRef(**{name: reference[name] for name in ("name", "version", "digest")}),
+        "request_id": answer["request_id"],
+        "timing": Timing(**{f"{part}_ms": timing[f"{part}_ms"] for part in _TIMES}),
+    }
+
+
+def _card(member: Document) -> Card:
+    names = ("name", "version", "digest", "device", "provider")
+    channels, height, width = member["shape"]
+    low, high = member["range"]
+    known = {name: member[name] for name in names}
+    return Card(**known, shape=(channels, height, width), range=(low, high), document=member)
+
+
+def _data(text: str) -> bytes:
+    return base64.b64decode(text, validate=True)
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(",") if part)

@@ -1,0 +1,101 @@
+"""Options and pictures to the bodies of requests."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ign_client import _inputs
+from ign_client._errors import InputError
+from ign_client._inputs import PictureLike, PointLike, Term
+from ign_client._wire import Body, Form
+
+Options = dict[str, Any]
+
+
+def options(**given: Any) -> Options:
+    """Those that were given: None leaves an option to the service."""
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def json_body(members: Mapping[str, Any]) -> bytes:
+    """Members as JSON; numpy's numbers count as numbers.
+
+    Raises:
+        InputError: a value that JSON cannot hold.
+    """
+    try:
+        return json.dumps(members, separators=(",", ":"), allow_nan=False, default=_plain).encode("ascii")
+    except (TypeError, ValueError) as exc:
+        raise InputError(f"options: {exc}") from exc
+
+
+def upload(
+    images: PictureLike | Sequence[PictureLike],
+    given: Options,
+    mask: PictureLike | None,
+    masks: Sequence[PictureLike] | None,
+) -> Body:
+    """Pictures, masks and options: a form, which carries bytes as they are; with a mask each, JSON.
+
+    Raises:
+        InputError: something that cannot be sent, or both kinds of mask.
+    """
+    contents = _inputs.pictures(images)
+    if masks is not None:
+        if mask is not None:
+            raise InputError("masks: give mask or masks, not both")
+        encoded = [_inputs.base64_text(_inputs.mask(each, f"masks.{i}")) for i, each in enumerate(masks)]
+        pictures = [_inputs.base64_text(data) for data in contents]
+        return json_body({**given, "images": pictures, "masks": encoded})
+    files = [("image", data) for data in contents]
+    if mask is not None:
+        files.append(("mask", _inputs.mask(mask, "mask")))
+    return Form(fields={name: _text(value) for name, value in given.items()}, files=files)
+
+
+def path(points: Sequence[PointLike], grid: tuple[int, int] | None, given: Options) -> bytes:
+    """A path, or a grid of rows and columns, as JSON.
+
+    Raises:
+        InputError: something that cannot be sent.
+    """
+    members = {**given, "points": [_inputs.point(value, f"points.{i}") for i, value in enumerate(_several(points))]}
+    if grid is not None:
+        rows, cols = grid
+        members["grid"] = {"rows": rows, "cols": cols}
+    return json_body(members)
+
+
+def weighted_sum(terms: Sequence[Term | PointLike], given: Options) -> bytes:
+    """Weighted latents as JSON.
+
+    Raises:
+        InputError: something that cannot be sent.
+    """
+    found = []
+    for i, value in enumerate(_several(terms)):
+        term = value if isinstance(value, Term) else Term(value)
+        found.append({**_inputs.point(term.point, f"terms.{i}"), "weight": term.weight})
+    return json_body({**given, "terms": found})
+
+
+def _several(values: object) -> Sequence[Any]:
+    if not isinstance(values, Sequence) or isinstance(values, str | bytes):
+        raise InputError(f"expected a list of latents, not {type(values).__name__}")
+    return values
+
+
+def _plain(value: Any) -> Any:
+    item = getattr(value, "item", None)
+    if not callable(item):
+        raise TypeError(f"{type(value).__name__} is no number, text or list of them")
+    return item()
+
+
+def _text(value: Any) -> str:
+    """A value as forms carry it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ",".join(str(each) for each in value)
+    return str(value)

@@ -1,0 +1,51 @@
+"""What all calls have in common: the words of their options, and their making."""
+
+from collections.abc import Callable
+from typing import Final, Literal, TypeAlias, TypeVar
+
+from ign_client import _answers
+from ign_client._errors import InputError
+from ign_client._events import EVENTS
+from ign_client._wire import Body, Call, Response, Timeout
+
+T = TypeVar("T")
+
+Format: TypeAlias = Literal["png", "jpeg", "webp", "npy"]
+PathForm: TypeAlias = Literal["png", "jpeg", "webp", "npy", "gif", "apng"]
+Resize: TypeAlias = Literal["fit", "crop", "stretch"]
+Invert: TypeAlias = bool | Literal["auto"]
+
+_MEDIA: Final = {form: media for media, form in _answers.FORMATS.items()} | {EVENTS: EVENTS}
+
+
+def call(
+    path: str,
+    parse: Callable[[Response], T],
+    body: Body | None,
+    timeout: Timeout,
+    request_id: str | None,
+    form: str | None = None,
+    statuses: tuple[int, ...] = (200,),
+) -> Call[T]:
+    """One call.
+
+    Args:
+        path, parse, body, timeout, request_id: as of `Call`.
+        form: of the answer; None for JSON.
+        statuses: which are answers.
+
+    Raises:
+        InputError: there is no such form, or as `Call` says.
+    """
+    if form is not None and form not in _MEDIA:
+        raise InputError(f"form: expected one of {', '.join(_answers.FORMATS.values())}, not {form!r}")
+    accept = "application/json" if form is None else _MEDIA[form]
+    return Call(
+        path=path,
+        parse=parse,
+        body=body,
+        accept=accept,
+        timeout=timeout,
+        request_id=request_id,
+        statuses=frozenset(statuses),
+    )

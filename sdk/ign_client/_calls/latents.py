@@ -1,0 +1,113 @@
+"""`/latent-interpolate` and `/latent-arithmetic`: what takes latents."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from ign_client import _answers
+from ign_client import _bodies as bodies
+from ign_client._calls.common import Format, PathForm, call
+from ign_client._inputs import PointLike, Term
+from ign_client._results import Frame, Image, Images, Raw
+from ign_client._wire import UNSET, Call, Timeout
+
+
+def latent_interpolate(
+    points: Sequence[PointLike],
+    *,
+    model: str | None = None,
+    frames: int | None = None,
+    method: Literal["slerp", "lerp"] = "slerp",
+    loop: bool = False,
+    grid: tuple[int, int] | None = None,
+    steps: int | None = None,
+    format: Format = "png",
+    timeout: Timeout = UNSET,
+    request_id: str | None = None,
+) -> Call[Images[Frame]]:
+    """f^k along a path of latents, or over a grid between four of them.
+
+    Args:
+        points: 2…16 latents: seeds, `Seed`, pictures, or float32 (C, H, W) arrays. Of a grid, four corners: top left,
+            top right, bottom left, bottom right.
+        model, steps, format: as for `generate`.
+        frames: over the whole path, ends included, 2…256; 9 when not given.
+        method: along the arc, or straight.
+        loop: return to the first point.
+        grid: rows and columns, instead of ``frames`` and ``loop``.
+        timeout: seconds for one attempt.
+        request_id: echoed by the service.
+    """
+    body = bodies.path(
+        points, grid, bodies.options(model=model, frames=frames, method=method, loop=loop, steps=steps, format=format)
+    )
+    return call("/latent-interpolate", _answers.images(_answers.frame), body, timeout, request_id)
+
+
+def latent_interpolate_as(
+    form: PathForm,
+    points: Sequence[PointLike],
+    *,
+    model: str | None = None,
+    frames: int | None = None,
+    method: Literal["slerp", "lerp"] = "slerp",
+    loop: bool = False,
+    grid: tuple[int, int] | None = None,
+    steps: int | None = None,
+    fps: int = 12,
+    timeout: Timeout = UNSET,
+    request_id: str | None = None,
+) -> Call[Raw]:
+    """The same in one file: ``gif``, ``apng`` and ``webp`` an animation, ``png`` and ``jpeg`` a strip, or ``npy``.
+
+    Args:
+        form: of the file; of a grid, ``webp`` is a sheet and there is no animation.
+        points, model, frames, method, loop, grid, steps, timeout, request_id: as for `latent_interpolate`.
+        fps: frames per second of an animation, 1…50.
+    """
+    body = bodies.path(
+        points, grid, bodies.options(model=model, frames=frames, method=method, loop=loop, steps=steps, fps=fps)
+    )
+    return call("/latent-interpolate", _answers.raw, body, timeout, request_id, form)
+
+
+def latent_arithmetic(
+    terms: Sequence[Term | PointLike],
+    *,
+    model: str | None = None,
+    normalize: bool = True,
+    steps: int | None = None,
+    format: Format = "png",
+    timeout: Timeout = UNSET,
+    request_id: str | None = None,
+) -> Call[Images[Image]]:
+    """f^k of a weighted sum of latents: one picture.
+
+    Args:
+        terms: 1…16, each a `Term`, or a latent as for `latent_interpolate` with weight 1.
+        model, steps, format: as for `generate`.
+        normalize: rescale the sum to the length of the model's noise.
+        timeout: seconds for one attempt.
+        request_id: echoed by the service.
+    """
+    body = bodies.weighted_sum(terms, bodies.options(model=model, normalize=normalize, steps=steps, format=format))
+    return call("/latent-arithmetic", _answers.images(_answers.image), body, timeout, request_id)
+
+
+def latent_arithmetic_as(
+    form: Format,
+    terms: Sequence[Term | PointLike],
+    *,
+    model: str | None = None,
+    normalize: bool = True,
+    steps: int | None = None,
+    timeout: Timeout = UNSET,
+    request_id: str | None = None,
+) -> Call[Raw]:
+    """The same as a file.
+
+    Args:
+        form: of the file.
+        terms, model, normalize, steps, timeout, request_id: as for `latent_arithmetic`.
+    """
+    body = bodies.weighted_sum(terms, bodies.options(model=model, normalize=normalize, steps=steps))
+    return call("/latent-arithmetic", _answers.raw, body, timeout, request_id, form)

@@ -1,0 +1,157 @@
+"""The command line: `python -m ign_client generate|project|interpolate|score`.
+
+Exit status:
+
+0    all is done
+1    the service refused a request, or some of the pictures; what could be done is done
+2    the command cannot be meant so: arguments, missing inputs, outputs that are there already; nothing was sent
+3    the service could not be reached, or had no time
+130  interrupted
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Final, TypeAlias
+
+from ign_client._client import Client
+from ign_client._commands import generate, interpolate, project, score
+from ign_client._errors import (
+    DeadlineExceeded,
+    IgnError,
+    InputError,
+    TooManyRequests,
+    TransportError,
+    Unavailable,
+    UnexpectedAnswer,
+)
+from ign_client._settings import DEFAULT_TIMEOUT_S
+from ign_client._terminal import Terminal
+from ign_client._version import __version__
+
+DONE, REFUSED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
+_AWAY: Final = (TransportError, UnexpectedAnswer, TooManyRequests, Unavailable, DeadlineExceeded)
+_FORMATS: Final = ("png", "jpeg", "webp", "npy")
+
+
+def main(arguments: Sequence[str] | None = None, terminal: Terminal | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: without the program's name; else those of the process.
+        terminal: else stdout and stderr.
+
+    Returns:
+        The exit status.
+    """
+    terminal = terminal or Terminal(sys.stdout, sys.stderr)
+    options = parser().parse_args(arguments)
+    try:
+        with Client(options.base_url, timeout=options.timeout, max_retries=options.retries) as client:
+            done: bool = options.run(client, options, terminal)
+    except KeyboardInterrupt:
+        terminal.complain("interrupted")
+        return INTERRUPTED
+    except (IgnError, OSError) as exc:
+        terminal.complain(f"ign_client: {exc}")
+        return _status(exc)
+    terminal.end()
+    return DONE if done else REFUSED
+
+
+def _status(exc: Exception) -> int:
+    if isinstance(exc, InputError):
+        return USAGE
+    return UNREACHABLE if isinstance(exc, _AWAY) else REFUSED
+
+
+def parser() -> argparse.ArgumentParser:
+    """What may be said."""
+    top = argparse.ArgumentParser(
+        prog="python -m ign_client",
+        description="Ask a running ign-service. IGN_BASE_URL says where it is, IGN_API_KEY who asks.",
+        epilog="exit status: 0 done, 1 refused or partly done, 2 usage, 3 service out of reach, 130 interrupted",
+    )
+    top.add_argument("--version", action="version", version=f"ign-client {__version__}")
+    top.add_argument("--base-url", help="of the service (default: IGN_BASE_URL, else http://127.0.0.1:8000)")
+    top.add_argument("--timeout", type=float, default=DEFAULT_TIMEOUT_S, help="seconds for one attempt (30)")
+    top.add_argument("--retries", type=int, default=2, help="attempts beyond the first (2)")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    _generate(commands)
+    _project(commands)
+    _interpolate(commands)
+    _score(commands)
+    return top
+
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def _generate(commands: Commands) -> None:
+    command = commands.add_parser("generate", help="new pictures from noise")
+    command.set_defaults(run=generate)
+    command.add_argument("-n", type=int, default=1, help="how many (1); of a folder as many as you like")
+    command.add_argument("--seed", type=int, help="the same one gives the same pictures")
+    command.add_argument("--offset", type=int, default=0, help="index of the first picture of the seed (0)")
+    command.add_argument("--noise-scale", type=float, default=1.0, help="0 to 2 (1)")
+    _common(command)
+    _output(command, "folder for one file each, or a file (.png .jpg .webp .npy) for a sheet of all")
+
+
+def _project(commands: Commands) -> None:
+    command = commands.add_parser("project", help="make pictures real")
+    command.set_defaults(run=project)
+    command.add_argument("inputs", nargs="+", metavar="INPUT", help="pictures, and folders of them")
+    command.add_argument("--strength", type=float, default=1.0, help="0 leaves the picture as it is, 1 (default) is f")
+    command.add_argument("--mask", help="picture: white = regenerate, black = keep")
+    _preparing(command)
+    _common(command)
+    _output(command, "folder; the files keep their names")
+    command.add_argument("--skip-existing", action="store_true", help="leave outputs alone that are there already")
+
+
+def _interpolate(commands: Commands) -> None:
+    command = commands.add_parser("interpolate", help="walk between seeds, pictures or .npy latents")
+    command.set_defaults(run=interpolate)
+    command.add_argument("points", nargs="+", metavar="POINT", help="SEED, SEED:INDEX, or a picture or .npy file")
+    command.add_argument("--frames", type=int, help="over the whole path (9)")
+    command.add_argument("--method", choices=("slerp", "lerp"), default="slerp")
+    command.add_argument("--loop", action="store_true", help="return to the first point")
+    command.add_argument("--grid", metavar="ROWSxCOLS", help="a grid between four points, instead of a path")
+    command.add_argument("--fps", type=int, default=12, help="of an animation (12)")
+    _common(command)
+    _output(command, "file: .gif .apng .webp animate, .png .jpg are a strip, .npy an array; or a folder for the frames")
+
+
+def _score(commands: Commands) -> None:
+    command = commands.add_parser("score", help="how real pictures look to the model, as tab-separated values")
+    command.set_defaults(run=score)
+    command.add_argument("inputs", nargs="+", metavar="INPUT", help="pictures, and folders of them")
+    command.add_argument("--json", action="store_true", help="a line of JSON for each picture instead")
+    command.add_argument("--jobs", type=_jobs, default=4, help="requests at a time (4)")
+    command.add_argument("--model", help="name, or name/version")
+    _preparing(command)
+
+
+def _common(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", help="name, or name/version")
+    command.add_argument("--steps", type=int, help="applications of f (the model's recommendation)")
+    command.add_argument("--format", choices=_FORMATS, default="png", help="of files in a folder (png)")
+    command.add_argument("--jobs", type=_jobs, default=4, help="requests at a time (4)")
+
+
+def _preparing(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--resize", choices=("fit", "crop", "stretch"), default="fit")
+    command.add_argument("--invert", choices=("auto", "true", "false"), default="auto")
+
+
+def _output(command: argparse.ArgumentParser, what: str) -> None:
+    command.add_argument("-o", "--out", required=True, help=what)
+    command.add_argument("--force", action="store_true", help="overwrite what is there")
+
+
+def _jobs(text: str) -> int:
+    jobs = int(text)
+    if not 1 <= jobs <= 64:
+        raise argparse.ArgumentTypeError("expected 1 to 64")
+    return jobs

@@ -1,0 +1,150 @@
+"""What the commands do. Each returns whether everything was done."""
+
+import argparse
+import json
+import re
+import secrets
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+from ign_client._batches import check_free, each, existing, found
+from ign_client._client import Client
+from ign_client._errors import InputError
+from ign_client._inputs import PointLike, Seed
+from ign_client._picture import SUFFIXES
+from ign_client._results import Score
+from ign_client._terminal import Terminal
+
+_ENDINGS: Final = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "npy": ".npy"}
+_AT_ONCE: Final = 16  # pictures of one request to /generate; more requests than that keep the batches full
+_MEASURES: Final = ("distance", "drift", "percentile", "in_distribution")
+
+
+def generate(client: Client, options: argparse.Namespace, terminal: Terminal) -> bool:
+    """New pictures, into a folder or onto one sheet."""
+    given = {name: getattr(options, name) for name in ("model", "steps", "noise_scale")}
+    target = Path(options.out)
+    if form := SUFFIXES.get(target.suffix.lower()):
+        check_free([target], options.force)
+        sheet = client.generate_as(form, n=options.n, seed=options.seed, offset=options.offset, **given)  # type: ignore[arg-type]
+        sheet.save(target)
+        terminal.result(f"{target}: seed {sheet.seed}")
+        return True
+    seed = secrets.randbits(32) if options.seed is None else options.seed
+    places = range(options.offset, options.offset + options.n)
+    paths = {i: target / f"{seed}-{i}{_ENDINGS[options.format]}" for i in places}
+    if not paths:
+        raise InputError(f"-n: expected 1 or more, not {options.n}")
+    check_free(paths.values(), options.force)
+    target.mkdir(parents=True, exist_ok=True)
+
+    def some(part: range) -> None:
+        for image in client.generate(n=len(part), seed=seed, offset=part[0], format=options.format, **given):
+            image.save(paths[image.index])
+
+    parts = [places[i : i + _AT_ONCE] for i in range(0, len(places), _AT_ONCE)]
+    done = each(parts, some, options.jobs, terminal, weight=len)
+    terminal.result(f"{target}: seed {seed}")
+    return done
+
+
+def project(client: Client, options: argparse.Namespace, terminal: Terminal) -> bool:
+    """Pictures made real, one file for each."""
+    ending = _ENDINGS[options.format]
+    folder = Path(options.out)
+    targets = {source: (folder / name).with_suffix(ending) for source, name in found(options.inputs).items()}
+    _check_distinct(targets)
+    if options.skip_existing:
+        targets = {source: target for source, target in targets.items() if not target.exists()}
+    check_free(targets.values(), options.force)
+    mask = None if options.mask is None else existing(Path(options.mask)).read_bytes()
+    names = ("model", "steps", "format", "strength", "resize")
+    given = {name: getattr(options, name) for name in names} | {"invert": _invert(options)}
+
+    def one(source: Path) -> None:
+        (image,) = client.project(source, mask=mask, **given)
+        targets[source].parent.mkdir(parents=True, exist_ok=True)
+        image.save(targets[source])
+
+    return each(list(targets), one, options.jobs, terminal)
+
+
+def interpolate(client: Client, options: argparse.Namespace, terminal: Terminal) -> bool:
+    """A path or a grid, into a folder or as one file."""
+    points = [_point(text) for text in options.points]
+    given = {name: getattr(options, name) for name in ("model", "steps", "frames", "method", "loop")}
+    given["grid"] = _grid(options.grid)
+    target = Path(options.out)
+    if form := SUFFIXES.get(target.suffix.lower()):
+        check_free([target], options.force)
+        client.latent_interpolate_as(form, points, fps=options.fps, **given).save(target)  # type: ignore[arg-type]
+        terminal.result(str(target))
+        return True
+    if target.is_dir() and any(target.iterdir()) and not options.force:
+        raise InputError(f"{target} is not empty; --force overwrites")
+    frames = client.latent_interpolate(points, format=options.format, **given)
+    target.mkdir(parents=True, exist_ok=True)
+    for frame in frames:
+        frame.save(target / f"{frame.index:03}{_ENDINGS[options.format]}")
+    terminal.result(f"{target}: {len(frames)} frames")
+    return True
+
+
+def score(client: Client, options: argparse.Namespace, terminal: Terminal) -> bool:
+    """A line for each picture, in the order given."""
+    sources = list(found(options.inputs))
+    given = {"model": options.model, "resize": options.resize, "invert": _invert(options)}
+    scores: dict[Path, Score] = {}
+
+    def one(source: Path) -> None:
+        (scores[source],) = client.score(source, **given)
+
+    try:
+        return each(sources, one, options.jobs, terminal)
+    finally:  # what was measured is worth having even where the service went away
+        if not options.json:
+            terminal.result("\t".join(("file", *_MEASURES)))
+        for source in sources:
+            if source in scores:
+                terminal.result(_line(source, scores[source], options.json))
+
+
+def _check_distinct(targets: dict[Path, Path]) -> None:
+    sources: dict[Path, Path] = {}
+    for source, target in targets.items():
+        if target in sources:
+            raise InputError(f"{sources[target]} and {source} would both become {target}")
+        sources[target] = source
+
+
+def _line(source: Path, score: Score, as_json: bool) -> str:
+    values = {name: asdict(score)[name] for name in _MEASURES}
+    if as_json:
+        return json.dumps({"file": str(source), **values})
+    return "\t".join((str(source), *map(_cell, values.values())))
+
+
+def _point(text: str) -> PointLike:
+    if match := re.fullmatch(r"([0-9]+)(?::([0-9]+))?", text):
+        return Seed(int(match[1]), int(match[2] or 0))
+    return existing(Path(text))
+
+
+def _grid(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"([0-9]{1,4})x([0-9]{1,4})", text)
+    if match is None:
+        raise InputError(f"--grid: expected ROWSxCOLS, such as 5x5, not {text!r}")
+    return int(match[1]), int(match[2])
+
+
+def _invert(options: argparse.Namespace) -> Any:
+    return {"true": True, "false": False}.get(options.invert, "auto")
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,198 @@
+"""What goes in: pictures in whatever form they are at hand, latents, masks; all to bytes."""
+
+import base64
+import io
+import operator
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol, SupportsIndex, TypeAlias
+
+from ign_client import _extras
+from ign_client._errors import InputError
+from ign_client._picture import Picture
+
+NPY: Final = b"\x93NUMPY"
+
+
+class BinaryFile(Protocol):
+    """An open binary file."""
+
+    def read(self) -> bytes:
+        """All that is left of it."""
+        ...
+
+
+class PilImage(Protocol):
+    """A `PIL.Image.Image`."""
+
+    @property
+    def mode(self) -> str: ...
+    def save(self, fp: Any, format: str | None = None, **params: Any) -> None: ...  # noqa: A002 -- Pillow's name
+
+
+class Array(Protocol):
+    """A `numpy.ndarray`: uint8 (H, W) or (H, W, C) is a picture, float32 (C, H, W) a latent."""
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]: ...
+
+
+PictureLike: TypeAlias = (
+    str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryFile | PilImage | Array | Picture
+)
+"""A path, a file's content, an open binary file, a PIL image, a numpy array, or a picture that came from the service.
+
+PIL images go as the pixels they hold; an EXIF orientation beside them is not applied, unlike that of a file.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Seed:
+    """Latent number ``index`` of a seed, both 0…2³² − 1."""
+
+    seed: int
+    index: int = 0
+
+
+PointLike: TypeAlias = SupportsIndex | Seed | PictureLike
+"""A latent: a seed as a number, a `Seed`, a picture, or an array of the model's own numbers (float32 (C, H, W)).
+
+Content that begins like a ``.npy`` file is such an array, wherever it comes from.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """A latent, and how much of it: −10…10."""
+
+    point: PointLike
+    weight: float = 1.0
+
+
+def pictures(images: PictureLike | Sequence[PictureLike]) -> list[bytes]:
+    """One picture or several, as the content of files.
+
+    Raises:
+        InputError: there is none, or one of them is nothing that can be a picture.
+    """
+    if isinstance(images, Sequence) and not isinstance(images, str | bytes | bytearray | memoryview):
+        if not images:
+            raise InputError("images: at least one is required")
+        return [picture(image, f"images.{i}") for i, image in enumerate(images)]
+    return [picture(images, "images")]
+
+
+def picture(image: PictureLike, field: str) -> bytes:
+    """One picture as the content of a file.
+
+    Raises:
+        InputError: it is nothing that can be one, or an array of the model's own numbers.
+    """
+    data = content(image, field)
+    if data.startswith(NPY):
+        raise InputError(f"{field}: a float32 array or .npy file is a latent, not a picture; pictures are uint8")
+    return data
+
+
+def mask(image: PictureLike, field: str) -> bytes:
+    """The same, for masks; an array of booleans is one, too: True = regenerate."""
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(image, numpy.ndarray) and image.dtype == bool:
+        return picture(image.astype(numpy.uint8) * 255, field)
+    return picture(image, field)
+
+
+def point(value: PointLike, field: str) -> dict[str, Any]:
+    """A latent as the contract writes it.
+
+    Raises:
+        InputError: it is nothing that can be one.
+    """
+    if isinstance(value, Seed):
+        return {"seed": value.seed, "index": value.index}
+    if isinstance(value, SupportsIndex) and not isinstance(value, bool) and not _is_array(value):
+        return {"seed": operator.index(value)}
+    data = content(value, field)  # type: ignore[arg-type]  # booleans are turned away there
+    return {"latent" if data.startswith(NPY) else "image": base64_text(data)}
+
+
+def base64_text(data: bytes) -> str:
+    """As JSON carries bytes."""
+    return base64.b64encode(data).decode("ascii")
+
+
+def content(source: PictureLike, field: str) -> bytes:
+    """What the file holds, or would hold; arrays of the model's own numbers as ``.npy``.
+
+    Raises:
+        InputError: it cannot be read, or made into a file.
+    """
+    if isinstance(source, Picture):
+        return source.bytes
+    if isinstance(source, bytes | bytearray | memoryview):
+        return bytes(source)
+    if isinstance(source, str | os.PathLike):
+        return _read_path(source, field)
+    if _is_array(source):
+        return _array(source, field)
+    pillow = sys.modules.get("PIL.Image")
+    if pillow is not None and isinstance(source, pillow.Image):
+        return _image(source, field)
+    read = getattr(source, "read", None)
+    if not callable(read):
+        raise InputError(f"{field}: {type(source).__name__} is neither path, bytes, file, PIL image nor numpy array")
+    data = read()
+    if not isinstance(data, bytes):
+        raise InputError(f"{field}: the file is open for text; open it for bytes ('rb')")
+    return data
+
+
+def _read_path(path: "str | os.PathLike[str]", field: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except (OSError, ValueError) as exc:
+        reason = getattr(exc, "strerror", None) or exc
+        raise InputError(f"{field}: {os.fspath(path)!r} cannot be read: {reason}") from exc
+
+
+def _is_array(source: object) -> bool:
+    """Without importing numpy: who has not imported it has no arrays."""
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(source, numpy.ndarray)
+
+
+def _array(array: Any, field: str) -> bytes:
+    kind, shape = array.dtype.name, array.shape
+    buffer = io.BytesIO()
+    if kind == "float32" and len(shape) == 3:
+        _extras.numpy().save(buffer, array.astype("<f4", order="C", copy=False), allow_pickle=False)
+        return buffer.getvalue()
+    grey = len(shape) == 2 or (len(shape) == 3 and shape[2] == 1)
+    if kind != "uint8" or not (grey or (len(shape) == 3 and shape[2] in (2, 3, 4))) or 0 in shape:
+        expected = "expected uint8 (H, W) or (H, W, 1…4), or as a latent float32 (C, H, W)"
+        raise InputError(f"{field}: an array of {kind} {shape}; {expected}")
+    image: Any = _extras.pillow().fromarray(array.reshape(shape[:2]) if grey else array)
+    return _image(image, field)
+
+
+_AS_THEY_ARE: Final = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
+_CONVERTED: Final = {
+    **dict.fromkeys(("CMYK", "YCbCr", "HSV", "RGBX"), "RGB"),
+    **dict.fromkeys(("PA", "RGBa"), "RGBA"),
+    "La": "LA",
+}
+
+
+def _image(image: Any, field: str) -> bytes:
+    mode = image.mode
+    if mode not in _AS_THEY_ARE:
+        wanted = _CONVERTED.get(mode)
+        if wanted is None:
+            raise InputError(f"{field}: PIL mode {mode} has no fixed scale; convert it to L, RGB or RGBA first")
+        image = image.convert(wanted)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()

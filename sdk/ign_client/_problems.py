@@ -1,0 +1,75 @@
+"""From a response that is no answer to the error it stands for."""
+
+import json
+import math
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from typing import Any
+
+from ign_client._errors import FieldError, Problem
+from ign_client._wire import Response
+
+
+def problem_of(response: Response, now: float) -> Problem:
+    """What the service, or a proxy before it, says of a failure.
+
+    Args:
+        response: of any status but a good one, of any type.
+        now: seconds since the epoch, for a Retry-After that is a date.
+    """
+    try:
+        document = json.loads(response.content)
+    except ValueError:
+        document = None
+    return from_document(
+        document if isinstance(document, dict) else {},
+        status=response.status,
+        request_id=response.request_id,
+        retry_after=retry_after(response, now),
+    )
+
+
+def from_document(
+    document: dict[str, Any], *, status: int, request_id: str | None = None, retry_after: float | None = None
+) -> Problem:
+    """A problem document's members; what is missing, or not as it should be, is made up for."""
+    said = {name: value for name, value in document.items() if isinstance(value, str) and value}
+    return Problem(
+        status=status,
+        code=said.get("code", "unknown"),
+        detail=said.get("detail") or _phrase(status),
+        request_id=request_id or said.get("request_id"),
+        retry_after=retry_after,
+        errors=_fields(document.get("errors")),
+    )
+
+
+def retry_after(response: Response, now: float) -> float | None:
+    """Seconds to wait, from whole or decimal seconds or from an HTTP date; None where it says nothing of use."""
+    text = response.headers.get("retry-after", "").strip()
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            date = parsedate_to_datetime(text)  # always of UTC, whether or not it says so
+            seconds = date.replace(tzinfo=date.tzinfo or UTC).timestamp() - now
+        except (ValueError, OverflowError, OSError):
+            return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
+def _fields(errors: object) -> tuple[FieldError, ...]:
+    found = errors if isinstance(errors, list) else []
+    return tuple(
+        FieldError(str(error.get("field", "")), str(error.get("message", "")))
+        for error in found
+        if isinstance(error, dict)
+    )
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "an error without a description"

@@ -1,0 +1,69 @@
+"""Where the service is and who asks: from arguments, else from the environment. The only module that looks there."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+from urllib.parse import urlsplit
+
+from ign_client._errors import InputError
+
+DEFAULT_BASE_URL: Final = "http://127.0.0.1:8000"
+DEFAULT_TIMEOUT_S: Final = 30.0
+_VISIBLE: Final = re.compile(r"[\x21-\x7e]+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What every call has in common.
+
+    Args:
+        base_url: of the service, without a slash at its end.
+        api_key: or None where the service is open. Never shown.
+        timeout: seconds for one attempt, or None for the service's own limit.
+    """
+
+    base_url: str
+    api_key: str | None = field(repr=False)
+    timeout: float | None
+
+
+def resolve(
+    base_url: str | None, api_key: str | None, timeout: float | None, environ: Mapping[str, str] | None = None
+) -> Settings:
+    """Arguments first, then `IGN_BASE_URL` and `IGN_API_KEY`; a variable set to nothing counts as unset.
+
+    Raises:
+        InputError: a URL that is not plain http or https, a key that no header can hold, a time-out not above 0.
+    """
+    environ = os.environ if environ is None else environ
+    url = (base_url or environ.get("IGN_BASE_URL") or DEFAULT_BASE_URL).rstrip("/")
+    key = api_key or environ.get("IGN_API_KEY") or None
+    _check_url(url)
+    if key is not None and not _VISIBLE.fullmatch(key):
+        raise InputError("api_key: must be visible ASCII characters without spaces")
+    check_timeout(timeout)
+    return Settings(base_url=url, api_key=key, timeout=timeout)
+
+
+def check_timeout(timeout: float | None) -> None:
+    """Refuse what is not a number of seconds above 0, or None.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if timeout is not None and not 0 < timeout <= 1e8:
+        raise InputError(f"timeout: expected seconds above 0, or None, not {timeout!r}")
+
+
+def _check_url(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError as exc:
+        raise InputError(f"base_url: {exc}") from exc
+    if not sound or parts.query or parts.fragment or not _VISIBLE.fullmatch(url):
+        raise InputError("base_url: expected a plain http or https URL, such as http://127.0.0.1:8000")
+    if parts.username is not None:
+        raise InputError("base_url: holds a user name; hand the key over as api_key")

@@ -1,0 +1,105 @@
+"""Event streams as iterators. Both are used in a `with`, or simply iterated to their end."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from types import TracebackType
+from typing import Generic, Self, TypeVar
+
+from ign_client._events import Event, EventReader
+from ign_client._results import Image
+
+ImageT = TypeVar("ImageT", bound=Image)
+
+
+class Stream(Iterator[Event[ImageT]], Generic[ImageT]):
+    """`Step`, `Progress` and at the end `Done`, as they happen. Nothing is asked before the first is wanted.
+
+    Leave the `with`, or `close`, and the service stops computing. A stream cannot be taken up again.
+
+    Raises:
+        IgnError: as any call, until the first event; after that, `StatusError` where the service failed,
+            `TransportError` where the connection broke, `UnexpectedAnswer` where the stream ended early.
+    """
+
+    def __init__(self, start: Callable[[], EventReader[ImageT]]) -> None:
+        self._start = start
+        self._reader: EventReader[ImageT] | None = None
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Event[ImageT]:
+        try:
+            return self._next()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Hang up; once is enough, twice does no harm."""
+        self._closed = True
+        if self._reader is not None:
+            self._reader.rest.close()
+
+    def _next(self) -> Event[ImageT]:
+        if self._closed:
+            raise StopIteration
+        if self._reader is None:
+            self._reader = self._start()
+        while (event := self._reader.next()) is None:
+            if self._reader.finished:
+                raise StopIteration
+            self._reader.feed(self._reader.rest.next())
+        return event
+
+
+class AsyncStream(AsyncIterator[Event[ImageT]], Generic[ImageT]):
+    """The same for `async with` and `async for`; its end is `aclose`."""
+
+    def __init__(self, start: Callable[[], Awaitable[EventReader[ImageT]]]) -> None:
+        self._start = start
+        self._reader: EventReader[ImageT] | None = None
+        self._closed = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event[ImageT]:
+        try:
+            return await self._next()
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def aclose(self) -> None:
+        """Hang up; once is enough, twice does no harm."""
+        self._closed = True
+        if self._reader is not None:
+            await self._reader.rest.close()
+
+    async def _next(self) -> Event[ImageT]:
+        if self._closed:
+            raise StopAsyncIteration
+        if self._reader is None:
+            self._reader = await self._start()
+        while (event := self._reader.next()) is None:
+            if self._reader.finished:
+                raise StopAsyncIteration
+            self._reader.feed(await self._reader.rest.next())
+        return event

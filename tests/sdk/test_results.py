@@ -1,0 +1,123 @@
+"""Pictures and answers as values: what they show, what they save."""
+
+import dataclasses
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ign_client import Client, Image, Images, InputError, ModelRef, Picture, Readiness, Step, Timing
+from tests.contract.harness import Service, npy
+from tests.service.pictures import noise, save
+
+PNG = save(noise(4, 5, 3))
+MODEL = ModelRef(name="toy", version="2", digest="sha256:0123456789abcdef")
+TIMING = Timing(decode_ms=0.1, queue_ms=0.2, compute_ms=0.3, encode_ms=0.4)
+STEP = Step(bytes=PNG, format="png", index=0, step=1, change=0.25)
+IMAGE = Image(
+    bytes=PNG, format="png", index=0, width=5, height=4, steps=2, converged=False, distance=0.5, trajectory=(STEP,)
+)
+IMAGES = Images(images=(IMAGE, IMAGE), model=MODEL, request_id="abc", timing=TIMING, seed=7)
+
+
+def test_reprs_tell_what_matters_and_dump_nothing() -> None:
+    assert repr(IMAGE) == (
+        f"Image(bytes=<{len(PNG)} bytes>, format='png', index=0, width=5, height=4, steps=2, converged=False, "
+        "distance=0.5, trajectory=<1 steps>)"
+    )
+    assert repr(IMAGES) == (
+        "Images(images=<2 images>, model=<toy/2@0123456789ab>, request_id='abc', "
+        "timing=Timing(decode_ms=0.1, queue_ms=0.2, compute_ms=0.3, encode_ms=0.4), seed=7)"
+    )
+    assert repr(dataclasses.replace(IMAGE, trajectory=())).endswith("distance=0.5)")
+    assert repr(Picture(bytes=b"x", format="npy")) == "Picture(bytes=<1 bytes>, format='npy')"
+
+
+def test_reprs_of_real_answers_are_short(service: Service) -> None:
+    with Client(service.url) as client:
+        found: list[Any] = [
+            client.generate(n=8, record=[0, 1]),
+            client.generate(n=8, record=[0, 1])[0],
+            client.generate_as("png", n=2),
+            client.latent_interpolate([1, 2])[1],
+            client.score([PNG] * 8),
+            client.model("grey"),
+        ]
+    for value in found:
+        assert len(repr(value)) < 400, repr(value)
+        assert "\\x" not in repr(value)
+
+
+def test_values_cannot_be_changed_but_compared_hashed_and_pickled() -> None:
+    values: list[Any] = [IMAGE, IMAGES, STEP, MODEL, TIMING]
+    for value in values:
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(value, dataclasses.fields(value)[0].name, None)
+        assert pickle.loads(pickle.dumps(value)) == value
+        assert hash(value) == hash(dataclasses.replace(value))
+    assert dataclasses.replace(IMAGE, index=1) != IMAGE
+
+
+def test_answers_are_sequences() -> None:
+    assert (len(IMAGES), IMAGES[-1], IMAGES[:1], list(IMAGES)) == (2, IMAGE, (IMAGE,), [IMAGE, IMAGE])
+    assert IMAGE in IMAGES
+
+
+def test_readiness_is_a_condition() -> None:
+    assert Readiness(ready=True, detail="ready")
+    assert not Readiness(ready=False, detail="loading")
+
+
+def test_pictures_become_images_and_arrays() -> None:
+    np.testing.assert_array_equal(IMAGE.to_numpy(), noise(4, 5, 3))
+    assert IMAGE.to_numpy().flags.writeable
+    assert (IMAGE.to_pil().size, IMAGE.to_pil().mode) == ((5, 4), "RGB")
+
+
+def test_arrays_stay_arrays() -> None:
+    rows = np.arange(4, dtype=np.float32).reshape(1, 2, 2)
+    picture = Picture(bytes=npy(rows), format="npy")
+    np.testing.assert_array_equal(picture.to_numpy(), rows)
+    with pytest.raises(InputError, match="to_numpy"):
+        picture.to_pil()
+
+
+def test_arrays_with_pickles_are_not_opened() -> None:
+    with pytest.raises(ValueError, match="allow_pickle"):
+        Picture(bytes=npy(np.array([{}], dtype=object)), format="npy").to_numpy()
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.PNG", "x", "x.dat", "x.apng"])
+def test_saving(tmp_path: Path, name: str) -> None:
+    target = tmp_path / name
+    target.write_bytes(b"before")
+    assert IMAGE.save(str(target)) == target
+    assert target.read_bytes() == PNG
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]
+    (tmp_path / "plain").touch()
+    assert target.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize(("name", "promised"), [("x.jpg", "jpeg"), ("x.webp", "webp"), ("x.npy", "npy")])
+def test_names_that_promise_something_else(tmp_path: Path, name: str, promised: str) -> None:
+    with pytest.raises(InputError, match=f"{name}: the name says {promised}, but this is png"):
+        IMAGE.save(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_appear_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "x.png"
+    target.write_bytes(b"before")
+
+    def full(self: Path, other: Path) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        IMAGE.save(target)
+    assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("x.png", b"before")]
+    with pytest.raises(FileNotFoundError):
+        IMAGE.save(tmp_path / "nowhere" / "x.png")

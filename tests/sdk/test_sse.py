@@ -1,0 +1,153 @@
+"""Events in pieces, cut anywhere, framed in every way the standard allows; and what becomes of them."""
+
+import asyncio
+from itertools import pairwise
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ign_client import Done, Progress, ServiceFailed, Step, Stream, Unavailable, UnexpectedAnswer
+from ign_client._sse import Decoder, ServerSentEvent
+from tests.contract.harness import Service
+from tests.sdk.asking import IMAGE, Ask, Awaiting, Blocking, Canned, event, generated, streamed
+
+STEP = {"index": 0, "step": 1, "data": "aGVsbG8=", "format": "png", "change": 0.5}
+PROGRESS = {"steps_done": 1, "steps": 2, "rows_done": 0, "rows": 1}
+
+
+def decoded(*pieces: bytes) -> list[tuple[str, str]]:
+    decoder = Decoder()
+    return [(found.event, found.data) for piece in pieces for found in decoder.feed(piece)]
+
+
+@pytest.mark.parametrize(
+    ("text", "events"),
+    [
+        (b"data: a\n\n", [("message", "a")]),
+        (b"data:a\r\rdata:b\r\n\r\n", [("message", "a"), ("message", "b")]),
+        (b"event: x\ndata: a\ndata: b\n\n", [("x", "a\nb")]),
+        (b"data:  a \n\n", [("message", " a ")]),
+        (b"data\ndata\n\n", [("message", "\n")]),
+        (b"data:\n\n", [("message", "")]),
+        (b"event: x\n\ndata: a\n\n", [("message", "a")]),
+        (b": a comment\n\n:\n\n", []),
+        (b"id: 1\nretry: 5\nnonsense\nother: x\ndata: a\n\n", [("message", "a")]),
+        (b"\xef\xbb\xbfdata: a\n\n\xef\xbb\xbfdata: b\n\n", [("message", "a")]),
+        (b"data: \xc3\xa9\xff\n\n", [("message", "é\ufffd")]),
+        (b"data: a:b\n\n", [("message", "a:b")]),
+        (b"data: a\n\ndata: never ended\n", [("message", "a")]),
+        (b"", []),
+    ],
+)
+def test_the_standards_framing(text: bytes, events: list[tuple[str, str]]) -> None:
+    assert decoded(text) == events
+    assert decoded(*(text[i : i + 1] for i in range(len(text)))) == events
+
+
+LINES = st.lists(
+    st.sampled_from(["data: a", "data:é", "event: step", ": c", "", "", "data", "id: 1", "data: {}"]), max_size=12
+)
+
+
+@given(LINES, st.sampled_from(["\n", "\r", "\r\n"]), st.lists(st.integers(0, 200), max_size=8))
+def test_where_it_is_cut_does_not_matter(lines: list[str], end: str, cuts: list[int]) -> None:
+    text = "".join(line + end for line in lines).encode()
+    places = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
+    pieces = [text[a:b] for a, b in pairwise(places)]
+    assert decoded(*pieces) == decoded(text) == decoded(text.replace(end.encode(), b"\n"))
+
+
+def test_events_are_values() -> None:
+    assert Decoder().feed(b"data: a\n\n") == [ServerSentEvent("message", "a")]
+
+
+def heard(ask: Ask, *pieces: bytes | Exception) -> list[Any]:
+    answer, body = streamed(*pieces)
+    try:
+        return ask.stream(Canned(answer), "stream_generate", record=[1])
+    finally:
+        assert body.closed
+
+
+def test_events_become_what_they_say(ask: Ask) -> None:
+    done = generated(images=[{**IMAGE, "data": None, "steps": 2}])
+    last = {**STEP, "step": 2, "data": "bGFzdA=="}
+    text = event("step", **STEP) + b": still here\n\n" + event("progress", **PROGRESS) + event("novelty", x=1)
+    found = heard(ask, text[:70], text[70:], event("step", **last) + event("done", **done) + event("step", **STEP))
+    assert [type(each) for each in found] == [Step, Progress, Step, Done]
+    assert (found[0].bytes, found[0].change, found[1].rows) == (b"hello", 0.5, 1)
+    (image,) = found[-1].answer
+    assert image.bytes == b"last"
+    assert [(step.step, step.bytes) for step in image.trajectory] == [(1, b"hello")]
+
+
+def test_a_failure_on_the_way_is_the_error_it_would_have_been(ask: Ask) -> None:
+    problem = {"status": 503, "code": "draining", "detail": "shutting down", "request_id": "abc"}
+    with pytest.raises(Unavailable) as caught:
+        heard(ask, event("step", **STEP), event("error", **problem), event("done", **generated()))
+    assert (caught.value.code, caught.value.request_id) == ("draining", "abc")
+    with pytest.raises(ServiceFailed):
+        heard(ask, event("error", status=500))
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        (),
+        (event("step", **STEP),),
+        (event("step", **STEP), b"event: done\ndata: {}\n"),
+        (b"event: step\ndata: {\n\n",),
+        (b"event: step\ndata: []\n\n",),
+        (event("progress", steps=1),),
+        (event("done", **generated()),),  # without the picture that comes before it
+        (event("error", code="x"),),
+    ],
+)
+def test_streams_that_are_none(ask: Ask, pieces: tuple[bytes, ...]) -> None:
+    with pytest.raises(UnexpectedAnswer) as caught:
+        heard(ask, *pieces)
+    assert caught.value.request_id == "abc"
+
+
+def test_an_answer_that_is_no_stream(ask: Ask) -> None:
+    with pytest.raises(UnexpectedAnswer, match="expected text/event-stream, not 'application/json'"):
+        ask.stream(Canned(httpx.Response(200, json=generated())), "stream_generate")
+
+
+def test_leaving_cancels(service: Service) -> None:
+    with Blocking().client(service.url) as client:
+        before = service.metric("ign_cancelled_rows_total")
+        with client.stream_generate(n=3, record=[0], steps=300_000) as events:
+            assert next(events).index == 0  # type: ignore[union-attr]
+        service.until_metric("ign_cancelled_rows_total", before + 3)
+        with pytest.raises(StopIteration):
+            next(events)
+
+
+def test_nothing_is_asked_before_the_first_event_is_wanted() -> None:
+    to = Canned()
+    with Blocking().client(to) as client:
+        stream = client.stream_generate()
+        stream.close()
+        assert isinstance(stream, Stream)
+    assert to.asked == []
+    assert list(stream) == []
+
+
+def test_leaving_an_async_stream_cancels(service: Service) -> None:
+    async def leave() -> None:
+        async with Awaiting().client(service.url) as client:
+            async with client.stream_generate(n=3, record=[0], steps=300_000) as events:
+                assert isinstance(await anext(events), Step)
+            with pytest.raises(StopAsyncIteration):
+                await anext(events)
+            unopened = client.stream_generate()
+            await unopened.aclose()
+            assert [event async for event in unopened] == []
+
+    before = service.metric("ign_cancelled_rows_total")
+    asyncio.run(leave())
+    service.until_metric("ign_cancelled_rows_total", before + 3)

@@ -1,0 +1,138 @@
+"""The examples do what they say, with the shipped model, and stay short."""
+
+import asyncio
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from ign_client import Client
+from tests.live import ROOT, environment, live_service
+
+EXAMPLES = ROOT / "examples"
+SHORT = ["clean_folder", "find_outliers", "from_fastapi", "generate_sheet", "morph_to_gif", "refine"]
+MOST_LINES = 30
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with live_service() as base_url:
+        yield base_url
+
+
+@pytest.fixture
+def scans(url: str, tmp_path: Path) -> Path:
+    """Three digits under noise, a drawing, black on white; no two alike."""
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    with Client(url) as client:
+        for image in client.generate(seed=7, n=3):
+            noise = np.random.default_rng(image.index).normal(0, 60, (28, 28))
+            noisy = np.clip(image.to_numpy() + noise, 0, 255).astype(np.uint8)
+            Image.fromarray(noisy).save(folder / f"digit-{image.index}.png")
+    (folder / "drawn.png").write_bytes((ROOT / "docs" / "images" / "drawn.png").read_bytes())
+    return folder
+
+
+def run(name: str, *arguments: object, url: str) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / f"{name}.py", *map(str, arguments)],
+        env=environment(IGN_BASE_URL=url, NO_PROXY="*"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.splitlines()
+
+
+def test_all_of_them_are_here() -> None:
+    assert {path.stem for path in EXAMPLES.glob("*.py")} >= set(SHORT)
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_they_are_short(name: str) -> None:
+    assert len((EXAMPLES / f"{name}.py").read_text(encoding="utf-8").splitlines()) <= MOST_LINES
+
+
+def test_clean_a_folder(url: str, scans: Path, tmp_path: Path) -> None:
+    (scans / "notes.txt").write_text("not a scan")
+    said = run("clean_folder", scans, tmp_path / "out", url=url)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
+        f"{path.stem}.png" for path in scans.glob("*.png")
+    )
+    assert said[-1] == "notes.txt: undecodable_image"
+    assert said[-2].startswith("drawn.png: moved by ")
+    assert said[-2].endswith(", inverted")
+    with Client(url) as client:
+        before, after = (client.score(sorted(folder.glob("*.png"))) for folder in (scans, tmp_path / "out"))
+    assert all(a.distance < b.distance for a, b in zip(after, before, strict=True))
+
+
+def test_generate_a_sheet(url: str, tmp_path: Path) -> None:
+    (said,) = run("generate_sheet", 7, tmp_path / "sheet.png", url=url)
+    assert said.startswith("mnist/1, seed 7: largest drift 0.")
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (6 * 28, 6 * 28)
+
+
+def test_morph_to_a_gif(url: str, scans: Path, tmp_path: Path) -> None:
+    assert run("morph_to_gif", tmp_path / "morph.gif", scans / "drawn.png", 7, url=url) == []
+    with Image.open(tmp_path / "morph.gif") as morph:
+        assert (morph.format, morph.size) == ("GIF", (28, 28))
+        assert 12 < getattr(morph, "n_frames", 1) <= 24
+
+
+def test_refine_to_a_fixed_point(url: str, scans: Path, tmp_path: Path) -> None:
+    *steps, last = run("refine", scans / "digit-0.png", tmp_path / "fixed.png", url=url)
+    assert last.startswith("fixed point, drift 0.0")
+    changes = [float(line.rpartition(" ")[2]) for line in steps]
+    assert changes[0] > 0.1
+    assert changes[-1] < 0.005
+    assert (tmp_path / "fixed.png").is_file()
+
+
+def test_find_outliers(url: str, scans: Path) -> None:
+    with Client(url) as client:
+        for image in client.generate(seed=1, n=20):
+            image.save(scans / f"usual-{image.index:02}.png")
+    found = [line.split() for line in run("find_outliers", scans, url=url)]
+    assert {name for _, name in found} >= {"digit-0.png", "digit-1.png", "digit-2.png"}
+    assert len([name for _, name in found if name.startswith("usual")]) <= 2
+    assert [float(distance) for distance, _ in found] == sorted((float(d) for d, _ in found), reverse=True)
+
+
+def test_call_from_another_service(url: str, scans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = importlib.util.spec_from_file_location("from_fastapi", EXAMPLES / "from_fastapi.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    app = module.app
+
+    async def calls() -> None:
+        monkeypatch.setenv("IGN_BASE_URL", url)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://other") as caller,
+        ):
+            cleaned = await caller.post("/clean", content=(scans / "digit-0.png").read_bytes())
+            assert (cleaned.status_code, cleaned.headers["Content-Type"]) == (200, "image/png")
+            assert cleaned.content.startswith(b"\x89PNG")
+            refused = await caller.post("/clean", content=b"no picture")
+            assert refused.status_code == 422
+        monkeypatch.setenv("IGN_BASE_URL", "http://127.0.0.1:1")
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://other") as caller,
+        ):
+            assert (await caller.post("/clean", content=b"x")).status_code == 503
+
+    asyncio.run(calls())
