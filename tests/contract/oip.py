@@ -1,6 +1,8 @@
 """Open Inference Protocol requests as bytes, and what comes back as rows."""
 
 import json
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -31,13 +33,15 @@ def as_binary(rows: FloatRows, **members: Any) -> tuple[bytes, int]:
 
 
 def infer(
-    service: Service, content: bytes, length: int | None = None, path: str = INFER, **headers: str
+    service: Service,
+    content: bytes,
+    length: int | None = None,
+    path: str = INFER,
+    headers: Mapping[str, str] = MappingProxyType({}),
 ) -> httpx.Response:
-    """Send a body as it is, with no Content-Type at all."""
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    if length is not None:
-        named[LENGTH] = str(length)
-    return service.client.post(path, content=content, headers=named)
+    """Send a body as it is, with no Content-Type unless one is given."""
+    own = {} if length is None else {LENGTH: str(length)}
+    return service.client.post(path, content=content, headers=own | dict(headers))
 
 
 def rows_of(response: httpx.Response) -> FloatRows:

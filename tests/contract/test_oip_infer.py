@@ -24,6 +24,10 @@ def encoded(value: Any) -> bytes:
     return json.dumps(value).encode()
 
 
+def compressed(content: bytes, coding: str) -> bytes:
+    return gzip.compress(content) if coding == "gzip" else zlib.compress(content)
+
+
 # What works
 
 
@@ -36,9 +40,9 @@ def test_json_and_binary_in_and_out(
     content, length = as_binary(X, **wanted) if binary_in else (encoded(as_json(X, **wanted)), None)
     headers = {}
     if coding is not None:
-        content = {"gzip": gzip.compress, "deflate": zlib.compress}[coding](content)
-        headers["Content_Encoding"] = coding
-    response = infer(service, content, length, **headers)
+        content = compressed(content, coding)
+        headers["Content-Encoding"] = coding
+    response = infer(service, content, length, headers=headers)
     assert (LENGTH in response.headers) == (wanted not in ({}, JSON_OUT))
     np.testing.assert_allclose(rows_of(response), Y, atol=1e-6)
 
@@ -72,7 +76,7 @@ def test_rows_share_batches_with_other_endpoints(models: Path, monkeypatch: pyte
 
 def test_the_answer_names_model_version_and_request(service: Service) -> None:
     for path, version in ((INFER, "10"), ("/v2/models/grey/versions/2/infer", "2")):
-        response = infer(service, encoded(as_json(X, id="α-1")), path=path, X_Request_ID="mine")
+        response = infer(service, encoded(as_json(X, id="α-1")), path=path, headers={"X-Request-ID": "mine"})
         answer = response.json()
         assert (answer["model_name"], answer["model_version"], answer["id"]) == ("grey", version, "α-1")
         digest = service.get(f"/models/grey/{version}").json()["digest"].removeprefix("sha256:")
@@ -95,8 +99,8 @@ def test_steps(service: Service, steps: int) -> None:
 
 @pytest.mark.parametrize("kind", [None, "application/octet-stream", "text/plain", "nonsense"])
 def test_the_content_type_does_not_matter(service: Service, kind: str | None) -> None:
-    headers = {} if kind is None else {"Content_Type": kind}
-    assert infer(service, encoded(as_json(X)), **headers).status_code == 200
+    headers = {} if kind is None else {"Content-Type": kind}
+    assert infer(service, encoded(as_json(X)), headers=headers).status_code == 200
 
 
 def test_a_whole_header_may_announce_plain_json(service: Service) -> None:
@@ -117,14 +121,14 @@ def test_the_largest_request(service: Service) -> None:
 def test_answers_are_compressed_only_where_one_coding_is_asked_for(
     service: Service, asked: str, coding: str | None, wanted: dict[str, Any]
 ) -> None:
-    response = infer(service, encoded(as_json(X, **wanted)), Accept_Encoding=asked)
+    response = infer(service, encoded(as_json(X, **wanted)), headers={"Accept-Encoding": asked})
     assert response.headers.get("Content-Encoding") == coding
     assert response.headers["Vary"].startswith("Accept-Encoding")
     np.testing.assert_allclose(rows_of(response), Y, atol=1e-6)
 
 
 def test_failures_are_never_compressed(service: Service) -> None:
-    response = infer(service, b"{", Accept_Encoding="gzip")
+    response = infer(service, b"{", headers={"Accept-Encoding": "gzip"})
     problem(response, 400, "malformed")
     assert "Content-Encoding" not in response.headers
 
@@ -277,25 +281,25 @@ def test_bytes_that_belong_to_nobody_are_400(service: Service) -> None:
     "damage", [lambda c: b"", lambda c: c[:-1], lambda c: c[:9], lambda c: c + b"x", lambda c: b"x" + c]
 )
 def test_damaged_compression_is_400(service: Service, coding: str, damage: Callable[[bytes], bytes]) -> None:
-    whole = (gzip.compress if coding == "gzip" else zlib.compress)(encoded(as_json(X)))
-    problem(infer(service, damage(whole), Content_Encoding=coding), 400, "malformed")
+    whole = compressed(encoded(as_json(X)), coding)
+    problem(infer(service, damage(whole), headers={"Content-Encoding": coding}), 400, "malformed")
 
 
 def test_the_other_compression_is_400(service: Service) -> None:
-    problem(infer(service, zlib.compress(encoded(as_json(X))), Content_Encoding="gzip"), 400, "malformed")
+    problem(infer(service, zlib.compress(encoded(as_json(X))), headers={"Content-Encoding": "gzip"}), 400, "malformed")
 
 
 @pytest.mark.parametrize("coding", ["br", "zstd", "gzip, gzip", "nonsense"])
 def test_other_codings_are_415(service: Service, coding: str) -> None:
-    problem(infer(service, b"x", Content_Encoding=coding), 415, "unsupported_media_type")
+    problem(infer(service, b"x", headers={"Content-Encoding": coding}), 415, "unsupported_media_type")
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate"])
 @pytest.mark.usefixtures("unharmed")
 def test_a_bomb_is_413(service: Service, coding: str) -> None:
-    bomb = (gzip.compress if coding == "gzip" else zlib.compress)(b"\0" * (64 * 1024 * 1024))
+    bomb = compressed(b"\0" * (64 * 1024 * 1024), coding)
     assert len(bomb) < 100_000
-    detail = problem(infer(service, bomb, Content_Encoding=coding), 413, "too_large").detail
+    detail = problem(infer(service, bomb, headers={"Content-Encoding": coding}), 413, "too_large").detail
     assert detail == f"the inflated body is larger than {16 * 1024 * 1024} bytes"
 
 
@@ -304,7 +308,7 @@ def test_the_bound_on_inflated_bodies_is_that_on_bodies(models: Path) -> None:
     for spare, status in ((0, 200), (-1, 413)):
         with serving(settings(models, max_body_bytes=len(content) + spare)) as service:
             assert infer(service, content).status_code == status
-            assert infer(service, gzip.compress(content), Content_Encoding="gzip").status_code == status
+            assert infer(service, gzip.compress(content), headers={"Content-Encoding": "gzip"}).status_code == status
 
 
 # Deadlines
@@ -326,8 +330,8 @@ def test_the_smaller_of_header_and_parameter_holds(
     models: Path, monkeypatch: pytest.MonkeyPatch, timeout_us: int, header: str | None
 ) -> None:
     with gated(monkeypatch, settings(models)) as (service, gate), gate:
-        headers = {} if header is None else {"X_Request_Timeout": header}
-        response = infer(service, encoded(as_json(X, parameters={"timeout": timeout_us})), **headers)
+        headers = {} if header is None else {"X-Request-Timeout": header}
+        response = infer(service, encoded(as_json(X, parameters={"timeout": timeout_us})), headers=headers)
         problem(response, 504, "deadline_exceeded")
         gate.opened.set()
 
