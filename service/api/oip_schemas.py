@@ -1,8 +1,10 @@
 """What Open Inference Protocol requests and answers look like."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+_FEW: Final = 16  # a body of a million bad items must not be judged one by one
 
 Data = Annotated[
     list[Any] | None, Field(description="Numbers in row-major order, flat or nested like the shape; or binary instead.")
@@ -25,7 +27,7 @@ class Input(_Asked):
     """The rows: N×C×H×W."""
 
     name: Annotated[str, Field(description="`x`")]
-    shape: Annotated[list[int], Field(description="N, C, H, W.")]
+    shape: Annotated[list[int], Field(max_length=_FEW, description="N, C, H, W.")]
     datatype: Annotated[str, Field(description="`FP32`")]
     parameters: InputParameters = InputParameters()
     data: Data = None
@@ -58,8 +60,8 @@ class InferRequest(_Asked):
 
     id: Annotated[str | None, Field(description="Echoed.")] = None
     parameters: InferParameters = InferParameters()
-    inputs: Annotated[list[Input], Field(min_length=1)]
-    outputs: list[RequestedOutput] | None = None
+    inputs: Annotated[list[Input], Field(min_length=1, max_length=_FEW)]
+    outputs: Annotated[list[RequestedOutput] | None, Field(max_length=_FEW)] = None
 
 
 class Output(BaseModel):

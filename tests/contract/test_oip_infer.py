@@ -159,6 +159,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "BYTES": (changed(datatype="BYTES", data=["a"]), "inputs.0.datatype"),
     "rank": (changed(shape=[3, 64]), "inputs.0.shape: must be [N, 1, 8, 8]"),
     "colour": (changed(shape=[1, 3, 8, 8]), "inputs.0.shape"),
+    "many ranks": (changed(shape=["a"] * 1_000_000), "inputs.0.shape: List should have at most 16 items"),
+    "many outputs": (as_json(X, outputs=[{}] * 100_000), "outputs: List should have at most 16 items"),
     "no rows": (changed(shape=[0, *GREY], data=[]), "inputs.0.shape"),
     "minus one": (changed(shape=[-1, *GREY]), "inputs.0.shape"),
     "a float": (changed(shape=[3.0, *GREY]), "inputs.0.shape.0"),

@@ -1,10 +1,12 @@
 """Models that come, go and change while requests run: none fails, and each is answered by one version, wholly."""
 
 import base64
+import gc
 import hashlib
 import json
 import shutil
 import threading
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -273,6 +275,17 @@ def test_an_unloaded_model_is_gone_until_it_is_loaded(service: Service) -> None:
     assert load(service, "colour").status_code == 200
     assert service.post("/generate", {"model": "colour"}).status_code == 200
     assert service.metric("ign_model_info", model="colour/1") == 1
+
+
+def test_nothing_is_left_of_an_unloaded_model(service: Service) -> None:
+    assert service.post("/generate", {"model": "colour"}).status_code == 200
+    (found,) = [weakref.ref(model.model) for model in running(service) if model.ref == "colour/1"]
+    threads = threading.active_count()
+    assert unload(service, "colour").status_code == 200
+    service.until(lambda: index(service)["colour/1"] == ("UNAVAILABLE", "not loaded"))
+    assert threading.active_count() == threads - 1
+    gc.collect()
+    assert found() is None
 
 
 def test_the_default_model_stays(service: Service) -> None:
