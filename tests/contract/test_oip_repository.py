@@ -280,12 +280,11 @@ def test_an_unloaded_model_is_gone_until_it_is_loaded(service: Service) -> None:
 def test_nothing_is_left_of_an_unloaded_model(service: Service) -> None:
     assert service.post("/generate", {"model": "colour"}).status_code == 200
     (found,) = [weakref.ref(model.model) for model in running(service) if model.ref == "colour/1"]
-    threads = threading.active_count()
+    executor = weakref.ref(service.services.lineup.schedulers["colour/1"]._executor)  # its thread holds it
     assert unload(service, "colour").status_code == 200
     service.until(lambda: index(service)["colour/1"] == ("UNAVAILABLE", "not loaded"))
-    assert threading.active_count() == threads - 1
     gc.collect()
-    assert found() is None
+    assert (found(), executor()) == (None, None)
 
 
 def test_the_default_model_stays(service: Service) -> None:
