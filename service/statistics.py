@@ -15,19 +15,24 @@ from service.scheduler import SchedulerObserver
 
 @dataclass(slots=True)
 class Duration:
-    """How often something happened, and for how long in all, in nanoseconds."""
+    """How often something happened, and for how many seconds in all."""
 
     count: int = 0
-    ns: int = 0
+    seconds: float = 0.0
+
+    @property
+    def ns(self) -> int:
+        """The time in nanoseconds."""
+        return round(self.seconds * 1e9)
 
     def add(self, seconds: float) -> None:
         """It happened once more."""
         self.count += 1
-        self.ns += round(seconds * 1e9)
+        self.seconds += seconds
 
     def copy(self) -> "Duration":
         """The same, which no longer changes."""
-        return Duration(self.count, self.ns)
+        return Duration(self.count, self.seconds)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -81,10 +86,9 @@ class ModelStatistics(SchedulerObserver):
     def tensors(self, read_s: float, written_s: float) -> None:
         """A request that succeeded, and is counted, was read and answered as tensors in so many seconds."""
         with self._lock:
-            read, written = round(read_s * 1e9), round(written_s * 1e9)
-            self._counts.input.ns += read
-            self._counts.output.ns += written
-            self._counts.success.ns += read + written
+            self._counts.input.seconds += read_s
+            self._counts.output.seconds += written_s
+            self._counts.success.seconds += read_s + written_s
 
     def queued(self, rows: int) -> None:
         """So many rows wait now."""
@@ -106,9 +110,9 @@ class ModelStatistics(SchedulerObserver):
                 counts.success.add(queue_s + compute_s)
                 # All of them here: perf_analyzer gives up where a request is counted in one part and not in another.
                 counts.queue.add(queue_s)
-                counts.input.add(0.0)
                 counts.infer.add(compute_s)
-                counts.output.add(0.0)
+                counts.input.count += 1
+                counts.output.count += 1
             else:
                 counts.fail.add(queue_s + compute_s)
         self._also.finished(rows, outcome, queue_s, compute_s)
