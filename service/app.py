@@ -11,19 +11,21 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from service import __version__
-from service.api import docs, errors, info, native
+from service.api import docs, errors, info, native, oip, oip_repository
 from service.api.auth import Authenticator, load_keys
 from service.api.middleware import CatchAll, Cors, Direct, Gate, RequestContext, Traffic
 from service.api.quota import Quota
 from service.api.services import Services
 from service.domain.errors import StartupError
-from service.engine import Engine, ModelInService
+from service.engine import Engine
 from service.host import cpu_threads
+from service.lineup import Lineup, Running
 from service.metrics import Metrics
 from service.repository import LoadedModel, Repository
 from service.runtime import OnnxModel
 from service.scheduler import Scheduler
 from service.settings import Settings, metrics_folder
+from service.statistics import ModelStatistics
 from service.workers import CodecPool
 
 _LOG = logging.getLogger(__name__)
@@ -58,6 +60,8 @@ def create_app(settings: Settings, *, refuse: Refuse | None = None) -> FastAPI:
     app.state.services = found
     app.include_router(native.router)
     app.include_router(info.router)
+    app.include_router(oip.router)
+    app.include_router(oip_repository.router)
     docs.install(app)
     errors.install(app)
     return app
@@ -72,17 +76,25 @@ def _services(settings: Settings) -> Services:
         threads=threads,
         max_batch_rows=settings.max_batch_rows,
     )
-    metrics = Metrics(metrics_folder())
+    metrics, traffic, engine = Metrics(metrics_folder()), Traffic(), Engine()
+    repository = Repository(
+        settings.model_dir, open_model, default=settings.default_model, precision=settings.precision
+    )
     return Services(
         settings=settings,
-        repository=Repository(
-            settings.model_dir, open_model, default=settings.default_model, precision=settings.precision
-        ),
-        engine=Engine(),
+        repository=repository,
+        engine=engine,
         codec=CodecPool(min(cpu_threads(0), _MAX_CODEC_THREADS), metrics.codec),
         metrics=metrics,
-        traffic=Traffic(),
-        schedulers={},
+        traffic=traffic,
+        lineup=Lineup(
+            repository,
+            engine,
+            run=partial(_running, settings, metrics),
+            began=partial(_began, metrics),
+            ended=metrics.unloaded,
+            settled=traffic.settled,
+        ),
     )
 
 
@@ -116,9 +128,7 @@ async def _lifespan(found: Services, refuse: Refuse | None) -> AsyncIterator[Non
     finally:
         loading.cancel()
         await asyncio.gather(loading, return_exceptions=True)
-        for scheduler in found.schedulers.values():
-            # It may wait for the pass that is running; the loop must meanwhile hear of its end.
-            await asyncio.to_thread(scheduler.close)
+        await found.lineup.close()
         found.codec.close()
         found.repository.close()
 
@@ -146,25 +156,25 @@ def _as_refusal(exc: Exception) -> StartupError:
 
 
 def _serve(found: Services, models: Mapping[str, LoadedModel]) -> None:
-    in_service = {}
-    for ref, loaded in models.items():
-        scheduler = _scheduler(found, loaded)
-        found.schedulers[ref] = scheduler
-        in_service[ref] = ModelInService(loaded=loaded, scheduler=scheduler)
-        scheduler.start()
-        found.metrics.loaded(
-            ref, digest=loaded.digest[:12], provider=loaded.provider, reproducible=loaded.golden.reproducible
-        )
-        reason = f" ({loaded.fallback_reason})" if loaded.fallback_reason else ""
-        _LOG.info("serving %s on %s%s", ref, loaded.device, reason)
-    found.engine.models = in_service
+    for loaded in models.values():
+        found.lineup.begin(loaded)
     found.phase = "serving"
 
 
-def _scheduler(found: Services, loaded: LoadedModel) -> Scheduler:
-    return Scheduler(
-        loaded.model,
-        max_batch_rows=found.settings.max_batch_rows,
-        queue_rows=found.settings.queue_rows,
-        observer=found.metrics.scheduler(loaded.ref),
+def _began(metrics: Metrics, loaded: LoadedModel) -> None:
+    metrics.loaded(
+        loaded.ref, digest=loaded.digest[:12], provider=loaded.provider, reproducible=loaded.golden.reproducible
     )
+    reason = f" ({loaded.fallback_reason})" if loaded.fallback_reason else ""
+    _LOG.info("serving %s on %s%s", loaded.ref, loaded.device, reason)
+
+
+def _running(settings: Settings, metrics: Metrics, loaded: LoadedModel) -> Running:
+    statistics = ModelStatistics(metrics.scheduler(loaded.ref))
+    scheduler = Scheduler(
+        loaded.model,
+        max_batch_rows=settings.max_batch_rows,
+        queue_rows=settings.queue_rows,
+        observer=statistics,
+    )
+    return Running(scheduler=scheduler, statistics=statistics)

@@ -5,7 +5,7 @@ caller's.
 """
 
 import dataclasses
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -84,23 +84,16 @@ class Batch:
         return dataclasses.replace(step, row=self.blend(step.index, step.row))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelInService:
-    """A verified model and the scheduler that runs it."""
-
-    loaded: LoadedModel
-    scheduler: SchedulerLike
-
-
 @dataclass(slots=True)
 class Engine:
     """What the HTTP surface asks for, as methods over the schedulers.
 
     Args:
-        models: by `name/version`; the composition root fills it once models are verified.
+        schedulers: of every model that runs, those included that no longer answer to a name and only finish what
+            they have. By the model itself: another file under the same name is another model.
     """
 
-    models: Mapping[str, ModelInService] = field(default_factory=dict)
+    schedulers: dict[LoadedModel, SchedulerLike] = field(default_factory=dict)
 
     def generate(
         self, model: LoadedModel, *, seed: int, offset: int, n: int, noise_scale: float, applied: Applied
@@ -139,7 +132,7 @@ class Engine:
         Raises:
             IgnError: refused, expired, draining, or the model failed.
         """
-        scheduler = self.models[model.ref].scheduler
+        scheduler = self.schedulers[model]
         result = await scheduler.submit(batch.rows, _plan(batch, call))
         return finish(result, batch)
 
@@ -147,7 +140,7 @@ class Engine:
         self, model: LoadedModel, batch: Batch, call: Call
     ) -> AsyncGenerator[StepRow | Progress | Result, None]:
         """The same, yielding recorded steps (blended) and progress as they exist; the last item is the `Result`."""
-        scheduler = self.models[model.ref].scheduler
+        scheduler = self.schedulers[model]
         # Closing this generator must close the scheduler's at once: that is how its rows are cancelled.
         async with aclosing(scheduler.stream(batch.rows, _plan(batch, call, progress=True))) as events:
             async for event in events:

@@ -4,6 +4,7 @@ A model enters only as a whole: its file is read once, hashed, run on its golden
 """
 
 import logging
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ MAX_MODEL_BYTES: Final = 2**31 - 1  # of a protobuf message
 _VERSION: Final = re.compile(r"[1-9][0-9]{0,8}")
 _FILES: Final = {"fp32": "model.onnx", "fp16": "model.fp16.onnx"}
 _LOG = logging.getLogger(__name__)
+
+
+Files = tuple[tuple[int, int, int, int], ...]
+"""Device, inode, size and time of change of a version's files: replaced or rewritten, they are others."""
 
 
 class OpenModel(Model, Protocol):
@@ -77,6 +82,7 @@ class LoadedModel:
         golden: how its provider reproduces the golden rows.
         device, provider: where it runs.
         fallback_reason: why `auto` did not take CUDA, or None.
+        files: which files these were, as `Repository.files` tells them.
         close: frees the model; nobody may run it any more.
     """
 
@@ -88,6 +94,7 @@ class LoadedModel:
     device: Literal["cpu", "cuda"]
     provider: str
     fallback_reason: str | None = None
+    files: "Files" = ()
     close: Callable[[], None] = lambda: None
 
     @property
@@ -119,6 +126,12 @@ class Repository:
         self._default = default
         self._precision: Literal["fp32", "fp16"] = precision
         self._models: Mapping[str, LoadedModel] = {}
+        self._strange: set[str] = set()
+
+    @property
+    def default(self) -> str:
+        """`name` or `name/version` for callers who name none."""
+        return self._default
 
     @property
     def models(self) -> Mapping[str, LoadedModel]:
@@ -157,7 +170,46 @@ class Repository:
         refs = []
         for name in self._folders(self._directory, re.compile(NAME_PATTERN)):
             refs += [f"{name.name}/{version.name}" for version in self._folders(name, _VERSION)]
-        return sorted(refs, key=_order)
+        return sorted(refs, key=order)
+
+    def versions(self, name: str) -> list[str]:
+        """`name/version` of every version folder of one model, in order; none where there is no such model.
+
+        Raises:
+            StartupError: a folder leads out of the directory.
+        """
+        folder = self._directory / name
+        if not re.fullmatch(NAME_PATTERN, name) or not folder.is_dir():
+            return []
+        self._inside(folder)
+        return sorted((f"{name}/{version.name}" for version in self._folders(folder, _VERSION)), key=order)
+
+    def files(self, ref: str) -> Files:
+        """Which files a version consists of now; without those that are not there."""
+        names = dict.fromkeys((_FILES[self._precision], _FILES["fp32"], "golden.npz"))
+        found = []
+        for name in names:
+            try:
+                status = os.stat(self._directory / ref / name)
+            except OSError:  # loading it will say so
+                continue
+            found.append((status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
+        return tuple(found)
+
+    def put(self, loaded: LoadedModel) -> LoadedModel | None:
+        """Make a model known under its name and version; returns the one it displaces, which stays open."""
+        displaced = self._models.get(loaded.ref)
+        models = {**self._models, loaded.ref: loaded}
+        self._models = {ref: models[ref] for ref in sorted(models, key=order)}
+        return displaced
+
+    def drop(self, ref: str) -> LoadedModel:
+        """Forget a model, which stays open; returns it."""
+        self._models, dropped = (
+            {known: model for known, model in self._models.items() if known != ref},
+            self._models[ref],
+        )
+        return dropped
 
     def load(self, ref: str) -> LoadedModel:
         """Read, open, warm up and verify one version, without making it known.
@@ -168,6 +220,7 @@ class Repository:
         Raises:
             StartupError: one line that begins with the file, relative to the model directory.
         """
+        files = self.files(ref)  # before they are read: what changes meanwhile is found changed
         file = f"{ref}/{_FILES[self._precision]}"
         if self._precision == "fp16" and not (self._directory / file).is_file():
             raise StartupError(f"IGN_PRECISION=fp16: {file} is not there; use fp32, or export it")
@@ -177,7 +230,7 @@ class Repository:
         except StartupError as exc:
             raise StartupError(f"{file}: {exc.detail}") from exc
         try:
-            return self._verified(ref, file, model)
+            return self._verified(ref, file, files, model)
         except BaseException:
             model.close()
             raise
@@ -206,7 +259,7 @@ class Repository:
         loaded, self._models = self._models, {}
         _close(loaded)
 
-    def _verified(self, ref: str, file: str, model: OpenModel) -> LoadedModel:
+    def _verified(self, ref: str, file: str, files: Files, model: OpenModel) -> LoadedModel:
         card = model.card
         if card.ref != ref:
             raise StartupError(f"{file}: its card says {card.ref}")
@@ -240,6 +293,7 @@ class Repository:
             device=model.device,
             provider=model.provider,
             fallback_reason=model.fallback_reason,
+            files=files,
             close=model.close,
         )
 
@@ -248,7 +302,9 @@ class Repository:
             if entry.name.startswith(".") or not entry.is_dir():
                 continue
             if not pattern.fullmatch(entry.name):
-                _LOG.warning("model directory: %r is no model name or version; passed over", entry.name)
+                if entry.name not in self._strange:  # said once, however often the directory is looked through
+                    self._strange.add(entry.name)
+                    _LOG.warning("model directory: %r is no model name or version; passed over", entry.name)
                 continue
             self._inside(entry)
             yield entry
@@ -278,6 +334,7 @@ def _close(models: Mapping[str, LoadedModel]) -> None:
         model.close()
 
 
-def _order(ref: str) -> tuple[str, int]:
+def order(ref: str) -> tuple[str, int]:
+    """Sort key of `name/version`: by name, then by number."""
     name, _, version = ref.partition("/")
     return name, int(version)

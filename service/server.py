@@ -77,8 +77,7 @@ class Server(uvicorn.Server):
 
     def _cut_off(self) -> None:
         _LOG.warning("cutting off %d requests", self._services.traffic.in_flight)
-        for scheduler in self._services.schedulers.values():
-            scheduler.close(0)  # their callers are told
+        self._services.lineup.cut_off()  # their callers are told
         self.should_exit = True
 
 

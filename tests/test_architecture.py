@@ -21,7 +21,18 @@ MOST_LINES = 400
 ANYWHERE = {"numpy", "service"}
 CONTRACT = ("service.card", "service.domain")
 SCHEDULER = ("service.scheduler", "service.executor", "service.batch", "service.rows", "service.admission")
-PARTS = {"CodecPool", "Engine", "FastAPI", "Metrics", "OnnxModel", "Repository", "Scheduler", "Services", "Traffic"}
+PARTS = {
+    "CodecPool",
+    "Engine",
+    "FastAPI",
+    "Lineup",
+    "Metrics",
+    "OnnxModel",
+    "Repository",
+    "Scheduler",
+    "Services",
+    "Traffic",
+}
 
 
 @dataclass(frozen=True)

@@ -59,8 +59,8 @@ class Exchange:
         """Media type of the body, lower case, and its parameters."""
         return media_type(self.headers.get("content-type"))
 
-    async def body(self) -> bytes:
-        """The whole body, within the limits of size and time."""
+    async def body(self, *, encoded: bool = False) -> bytes:
+        """The whole body, within the limits of size and time; ``encoded``: it may have a Content-Encoding."""
         settings = self.services.settings
         deadline = self.arrival + settings.body_timeout_s
         try:
@@ -69,6 +69,7 @@ class Exchange:
                 self.request.receive,
                 max_bytes=settings.max_body_bytes,
                 deadline=min(deadline, self.deadline),
+                encoded=encoded,
             )
         except BodyTooSlow as exc:
             if self.deadline < deadline:

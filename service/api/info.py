@@ -25,6 +25,11 @@ async def models(request: Request) -> Response:
     return JSONResponse(
         {
             "models": [_card(model, without=_ARRAYS) for model in found.repository.models.values()],
+            "failures": [
+                {"name": name, "version": version, "reason": reason}
+                for ref, reason in sorted(found.lineup.failures.items())
+                for name, _, version in [ref.partition("/")]
+            ],
             "default": found.repository.resolve().ref,
             "limits": {
                 "n": settings.max_images,

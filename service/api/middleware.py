@@ -225,10 +225,14 @@ class Traffic:
         self.in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
+        self._era = _Era()
+        self._past: list[_Era] = []
 
     @contextmanager
     def request(self) -> Iterator[None]:
         """Count one request for as long as the block runs."""
+        era = self._era
+        era.requests += 1
         self.in_flight += 1
         self._idle.clear()
         try:
@@ -237,10 +241,31 @@ class Traffic:
             self.in_flight -= 1
             if self.in_flight == 0:
                 self._idle.set()
+            era.requests -= 1
+            if era.requests == 0 and era is not self._era:
+                era.over.set()
 
     async def idle(self) -> None:
         """Wait until no request is in flight."""
         await self._idle.wait()
+
+    async def settled(self) -> None:
+        """Wait until those in flight at the time of the call are over, whoever comes later.
+
+        What had a name before that time and has none now is then in nobody's hands.
+        """
+        self._past = [era for era in (*self._past, self._era) if era.requests]
+        self._era = _Era()
+        for era in list(self._past):
+            await era.over.wait()
+
+
+class _Era:
+    """The requests that came between two calls of `Traffic.settled`."""
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.over = asyncio.Event()  # no request is left, and no other can come
 
 
 class Gate:

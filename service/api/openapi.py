@@ -41,9 +41,10 @@ SCORE: Final[Examples] = {"one": {"summary": "One picture", "value": {"images": 
 
 _BINARY: Final = {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}
 _TEXT: Final = {"schema": {"type": "string"}}
-_PROBLEMS: Final = {
+PROBLEMS: Final = {
     400: "Malformed: not JSON, bad multipart, bad header value.",
     401: "API key missing or wrong.",
+    403: "The key does not have the scope.",
     404: "No such model.",
     406: "None of the accepted forms is offered.",
     408: "The body did not arrive in time.",
@@ -52,9 +53,11 @@ _PROBLEMS: Final = {
     422: "Valid syntax, unusable content; `errors` names the fields.",
     429: "Queue full or deadline in doubt; see Retry-After.",
     500: "The model failed on these rows.",
+    501: "Not with several processes.",
     503: "Not ready, draining, or too many requests; see Retry-After.",
     504: "The deadline passed, or cannot be met.",
 }
+_NATIVE: Final = (400, 401, 404, 406, 408, 413, 415, 422, 429, 500, 503, 504)
 
 
 def operation(
@@ -69,9 +72,9 @@ def operation(
         forms: in which it can be answered.
     """
     content: dict[str, Any] = {
-        "application/json": {"schema": _schema(request), "examples": {k: dict(v) for k, v in examples.items()}}
+        "application/json": {"schema": schema_of(request), "examples": {k: dict(v) for k, v in examples.items()}}
     }
-    parameters: list[dict[str, Any]] = [_TIMEOUT]
+    parameters: list[dict[str, Any]] = [TIMEOUT]
     if "images" in request.model_fields:
         content |= _uploads(request)
         parameters += _query(request)
@@ -84,7 +87,7 @@ def operation(
                 "description": "In the form that Accept asks for." if answers else "Numbers, no pictures.",
                 "content": answers,
             },
-            **{status: _problem(text) for status, text in _PROBLEMS.items()},
+            **{status: problem(PROBLEMS[status]) for status in _NATIVE},
         },
         "openapi_extra": {
             "requestBody": {"content": content, "required": "n" not in request.model_fields},
@@ -93,7 +96,7 @@ def operation(
     }
 
 
-_TIMEOUT: Final = {
+TIMEOUT: Final = {
     "name": "X-Request-Timeout",
     "in": "header",
     "description": "Decimal seconds from the arrival of the headers until the answer is useless.",
@@ -101,11 +104,12 @@ _TIMEOUT: Final = {
 }
 
 
-def _problem(text: str) -> dict[str, Any]:
+def problem(text: str) -> dict[str, Any]:
+    """A problem answer, described."""
     return {"description": text, "content": {MEDIA_TYPE: {"schema": ProblemDocument.model_json_schema()}}}
 
 
-def _schema(model: type[BaseModel]) -> dict[str, Any]:
+def schema_of(model: type[BaseModel]) -> dict[str, Any]:
     """A schema that stands on its own: references are replaced by what they refer to."""
     schema = model.model_json_schema()
     found: dict[str, Any] = _resolved(schema, schema.get("$defs", {}))
@@ -147,7 +151,7 @@ def _query(request: type[BaseModel]) -> list[dict[str, Any]]:
 
 def _text_options(request: type[BaseModel]) -> dict[str, Any]:
     """Schemas of the options as forms and queries carry them."""
-    fields = _schema(request)["properties"]
+    fields = schema_of(request)["properties"]
     options = {name: schema for name, schema in fields.items() if name not in ("images", "mask", "masks")}
     if "record" in options:
         options["record"] = {

@@ -309,10 +309,21 @@ class Limits(BaseModel):
     pixels: int
 
 
+class LoadFailure(BaseModel):
+    """A version whose files do not serve; where the same version serves, it does so from earlier files."""
+
+    name: str
+    version: str
+    reason: str
+
+
 class ModelList(BaseModel):
     """Every model in service."""
 
     models: Annotated[list[dict[str, Any]], Field(description="Cards without their arrays.")]
+    failures: Annotated[
+        list[LoadFailure], Field(description="Versions that lie in the directory and do not serve, since the start.")
+    ]
     default: str
     limits: Limits
 

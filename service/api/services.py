@@ -8,9 +8,9 @@ from starlette.requests import Request
 from service.api.middleware import Traffic
 from service.domain.errors import Draining, NotReady
 from service.engine import Engine
+from service.lineup import Lineup
 from service.metrics import Metrics
 from service.repository import Repository
-from service.scheduler import Scheduler
 from service.settings import Settings
 from service.workers import CodecPool
 
@@ -23,7 +23,7 @@ class Services:
 
     Args:
         settings, repository, engine, codec, metrics, traffic: as their names say.
-        schedulers: by `name/version`, once models are loaded.
+        lineup: which models serve; empty until they are verified.
         phase: `loading` until every model is verified; `failed` if one was not.
     """
 
@@ -33,7 +33,7 @@ class Services:
     codec: CodecPool
     metrics: Metrics
     traffic: Traffic
-    schedulers: dict[str, Scheduler]
+    lineup: Lineup
     phase: Phase = "loading"
 
     def require_ready(self) -> None:
@@ -42,7 +42,7 @@ class Services:
             raise Draining("the service is shutting down")
         if self.phase != "serving":
             raise NotReady("models are being loaded" if self.phase == "loading" else "a model could not be loaded")
-        for ref, scheduler in self.schedulers.items():
+        for ref, scheduler in self.lineup.schedulers.items():
             if not scheduler.healthy:
                 raise NotReady(f"the worker of {ref} is being replaced")
 

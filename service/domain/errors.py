@@ -7,6 +7,10 @@ IgnError
 │   ├── UnauthorizedError      key missing or wrong
 │   ├── ForbiddenError         key without the scope
 │   ├── UnknownModel           no such model or version
+│   ├── InvalidInference       an Open Inference Protocol request that cannot be run
+│   ├── LoadFailed             a model's files do not serve
+│   ├── UnloadRefused          a model that has to stay
+│   ├── NotSupported           this service, as it is configured, does not do that
 │   ├── NotAcceptable          no answer form the caller accepts
 │   ├── UnsupportedMedia       the request's own content type or encoding
 │   ├── TooLarge               body or picture beyond a limit
@@ -97,6 +101,30 @@ class UnknownModel(RequestError):
     """No such model or version."""
 
     code = "unknown_model"
+
+
+class InvalidInference(RequestError):
+    """An Open Inference Protocol request that cannot be run: a name, datatype, shape, size, value or parameter."""
+
+    code = "invalid_inference"
+
+
+class LoadFailed(RequestError):
+    """A model's files do not serve; what served before still does."""
+
+    code = "load_failed"
+
+
+class UnloadRefused(RequestError):
+    """A model that has to stay."""
+
+    code = "unload_refused"
+
+
+class NotSupported(RequestError):
+    """This service, as it is configured, does not do that."""
+
+    code = "not_supported"
 
 
 class NotAcceptable(RequestError):

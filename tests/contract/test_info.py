@@ -1,3 +1,4 @@
+import re
 from typing import Any
 
 import httpx
@@ -17,6 +18,7 @@ from service.api.schemas import (
 )
 from tests.contract.harness import Service, checked
 
+MODEL_PATHS = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
 ANSWERS: dict[str, type[Answer]] = {
     "/generate": GenerateAnswer,
     "/project": ProjectAnswer,
@@ -30,6 +32,7 @@ def test_models_lists_cards_without_their_arrays(service: Service) -> None:
     answer = checked(service.get("/models"), ModelList)
     assert [f"{card['name']}/{card['version']}" for card in answer.models] == ["colour/1", "grey/2", "grey/10"]
     assert answer.default == "grey/10"
+    assert answer.failures == []
     assert answer.limits.model_dump() == {
         "n": 64,
         "images": 64,
@@ -146,7 +149,29 @@ def test_openapi_describes_every_path(document: dict[str, Any]) -> None:
         "/healthz",
         "/readyz",
         "/metrics",
+        "/v2",
+        "/v2/health/live",
+        "/v2/health/ready",
+        "/v2/models/stats",
+        *(f"{model}{suffix}" for model in MODEL_PATHS for suffix in ("", "/ready", "/config", "/stats", "/infer")),
+        "/v2/repository/index",
+        "/v2/repository/models/{name}/load",
+        "/v2/repository/models/{name}/unload",
     }
+
+
+def test_openapi_names_every_part_of_a_path(document: dict[str, Any]) -> None:
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            named = [entry["name"] for entry in operation.get("parameters", []) if entry["in"] == "path"]
+            assert named == re.findall(r"{(\w+)}", path), path
+
+
+def test_openapi_offers_no_query_where_there_is_none(document: dict[str, Any]) -> None:
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            queries = [entry for entry in operation.get("parameters", []) if entry["in"] == "query"]
+            assert not queries or path in ("/project", "/score")
 
 
 @pytest.mark.parametrize("path", ANSWERS)

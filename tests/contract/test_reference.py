@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from service.api.middleware import EXPOSED_HEADERS
+from service.api.oip_schemas import InferParameters
 from service.api.schemas import GenerateRequest, GridRequest, InterpolateRequest, PointRequest, ProjectRequest
 from service.domain import errors
 from service.domain.errors import IgnError
@@ -24,6 +25,8 @@ def test_every_option_is_there() -> None:
     for request in (GenerateRequest, ProjectRequest, InterpolateRequest):
         for name in request.model_fields:
             assert f"| `{name}` |" in PAGE, name
+    for name in InferParameters.model_fields:
+        assert f"| `{name}` |" in PAGE, name
     for part in (PointRequest, GridRequest):
         for name in part.model_fields:
             assert f'"{name}"' in PAGE, name

@@ -10,7 +10,7 @@ from service.domain.errors import ModelFailure, QueueFull
 from service.domain.latents import FloatRows, NoiseSource, slerp
 from service.domain.paths import Grid, Path
 from service.domain.tasks import Applied, Plan, Progress, Result, StepRow
-from service.engine import Batch, Call, Engine, ModelInService, Point, RowPoint, SeedPoint, finish
+from service.engine import Batch, Call, Engine, Point, RowPoint, SeedPoint, finish
 from service.golden import GoldenReport
 from service.repository import LoadedModel
 from service.scheduler import Scheduler
@@ -55,7 +55,7 @@ class Recorder:
 
 
 def engine(scheduler: Recorder) -> Engine:
-    return Engine(models={MODEL.ref: ModelInService(loaded=MODEL, scheduler=scheduler)})
+    return Engine(schedulers={MODEL: scheduler})
 
 
 def result(rows: FloatRows, *, drift: bool = True, trajectory: bool = True) -> Result:
@@ -222,7 +222,7 @@ def test_over_the_real_scheduler() -> None:
         scheduler = Scheduler(FakeModel(SHAPE), max_batch_rows=4, queue_rows=16)
         scheduler.start()
         served = replace(MODEL)
-        service = Engine(models={MODEL.ref: ModelInService(loaded=served, scheduler=scheduler)})
+        service = Engine(schedulers={served: scheduler})
         batch = service.generate(served, seed=1, offset=0, n=3, noise_scale=1.0, applied=Applied(steps=2, record=(1,)))
         found = await service.run(served, batch, Call())
         events = [event async for event in service.stream(served, batch, Call())]
@@ -242,7 +242,7 @@ def test_a_failing_row_fails_its_request() -> None:
     async def run() -> None:
         scheduler = Scheduler(FakeModel(SHAPE, poison=lambda row: True), max_batch_rows=4, queue_rows=16)
         scheduler.start()
-        service = Engine(models={MODEL.ref: ModelInService(loaded=MODEL, scheduler=scheduler)})
+        service = Engine(schedulers={MODEL: scheduler})
         try:
             await service.run(MODEL, Batch(rows=sample_rows(2, SHAPE), applied=Applied(steps=1)), Call())
         finally:

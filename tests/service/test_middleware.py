@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import httpx
@@ -409,3 +409,34 @@ def test_failure_under_way_cuts_the_answer_and_counts_as_500(caplog: pytest.LogC
             client.get("/crash-late")
         assert service.observed.get(timeout=5)[:2] == ("/crash-late", 500)
     assert sum(record.exc_info is not None for record in caplog.records) == 1
+
+
+# Traffic
+
+
+def test_settled_waits_for_those_before_and_for_nobody_after() -> None:
+    async def main() -> None:
+        traffic = Traffic()
+        await asyncio.wait_for(traffic.settled(), 5)
+        first, second, third = ExitStack(), ExitStack(), ExitStack()
+        first.enter_context(traffic.request())
+        one = asyncio.create_task(traffic.settled())
+        await asyncio.sleep(0)
+        second.enter_context(traffic.request())
+        two = asyncio.create_task(traffic.settled())
+        await asyncio.sleep(0)
+        third.enter_context(traffic.request())
+        second.close()
+        await asyncio.sleep(0)
+        assert not one.done()
+        assert not two.done()  # the first was there before it, too
+        first.close()
+        await asyncio.wait_for(asyncio.gather(one, two), 5)
+        assert traffic.in_flight == 1
+        three = asyncio.create_task(traffic.settled())
+        await asyncio.sleep(0)
+        assert not three.done()
+        third.close()
+        await asyncio.wait_for(three, 5)
+
+    asyncio.run(main())

@@ -114,6 +114,64 @@ def test_one_more_version_may_be_loaded_later_without_becoming_known(tmp_path: P
     assert models.resolve("toy").ref == "toy/1"
 
 
+# What changes later
+
+
+def test_versions_of_one_model(tmp_path: Path) -> None:
+    for version in ("10", "9"):
+        write_model(tmp_path, "toy", version)
+    write_model(tmp_path, "toyota")
+    models = repository(tmp_path)
+    assert models.versions("toy") == ["toy/9", "toy/10"]
+    for name in ("to", "TOY", "", ".", "..", "../toy", "toy/9", "toy\0"):
+        assert models.versions(name) == []
+
+
+def test_versions_outside_of_the_directory_are_refused(tmp_path: Path) -> None:
+    write_model(tmp_path / "outside")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "toy").symlink_to(tmp_path / "outside" / "toy")
+    with pytest.raises(StartupError, match="toy: leads out of the model directory"):
+        repository(tmp_path / "models").versions("toy")
+
+
+def test_replaced_and_rewritten_files_are_others(tmp_path: Path) -> None:
+    folder = write_model(tmp_path)
+    models = repository(tmp_path)
+    seen = [models.files("toy/1")]
+    assert models.files("toy/1") == seen[0] == models.load("toy/1").files
+    data = (folder / "model.onnx").read_bytes()
+    (folder / "other").write_bytes(data)
+    (folder / "other").rename(folder / "model.onnx")
+    seen.append(models.files("toy/1"))
+    with (folder / "golden.npz").open("ab") as golden:
+        golden.write(b"more")
+    seen.append(models.files("toy/1"))
+    (folder / "golden.npz").unlink()
+    seen.append(models.files("toy/1"))
+    shutil.rmtree(folder)
+    assert models.files("toy/1") == ()
+    assert len(set(seen)) == 4
+
+
+def test_put_and_drop_leave_snapshots_as_they_are(tmp_path: Path) -> None:
+    for version in ("9", "10"):
+        write_model(tmp_path, version=version)
+    models = repository(tmp_path)
+    models.load_all()
+    before = models.models
+    eleven, ten = (models.load(f"toy/{version}") for version in (write_model(tmp_path, version="11").name, "10"))
+    assert models.put(eleven) is None
+    assert models.put(ten) is before["toy/10"]
+    assert list(models.models) == ["toy/9", "toy/10", "toy/11"]
+    assert models.resolve("toy") is eleven
+    assert models.resolve("toy/10") is ten
+    assert models.drop("toy/11") is eleven
+    assert models.resolve("toy") is ten
+    assert list(before) == ["toy/9", "toy/10"]
+    eleven.model.run(sample_rows(1))  # still open
+
+
 # What is passed over
 
 
@@ -125,7 +183,9 @@ def test_other_entries_are_passed_over(tmp_path: Path, caplog: pytest.LogCapture
     (tmp_path / "toy" / "latest").mkdir()
     (tmp_path / "toy" / "01").mkdir()
     with caplog.at_level(logging.WARNING, logger=module.__name__):
-        assert list(repository(tmp_path).load_all()) == ["toy/1"]
+        models = repository(tmp_path)
+        assert list(models.load_all()) == models.find() == models.versions("toy") == ["toy/1"]
+    assert len(caplog.records) == 3  # each said once
     assert {record.args for record in caplog.records} == {("lost+found",), ("latest",), ("01",)}
 
 

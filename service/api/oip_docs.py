@@ -1,0 +1,73 @@
+"""What `/openapi.json` says of the Open Inference Protocol, whose bodies are read as they are."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from pydantic import BaseModel
+
+from service.api.oip_schemas import InferAnswer, InferRequest
+from service.api.openapi import PROBLEMS, TIMEOUT, problem, schema_of
+
+_BINARY: Final = {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}
+_EXAMPLE: Final[Mapping[str, Any]] = {
+    "summary": "Two steps of a grey model of 28×28",
+    "value": {
+        "id": "1",
+        "parameters": {"steps": 2},
+        "inputs": [{"name": "x", "shape": [1, 1, 28, 28], "datatype": "FP32", "data": [0.0] * 784}],
+    },
+}
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The problem answers of an operation."""
+    return {status: problem(PROBLEMS[status]) for status in statuses}
+
+
+INFER: Final[dict[str, Any]] = {
+    "response_model": None,
+    "responses": {
+        200: {
+            "model": InferAnswer,
+            "description": "The rows, as JSON or as bytes behind it.",
+            "content": {"application/octet-stream": _BINARY},
+        },
+        **problems(400, 401, 404, 408, 413, 415, 429, 500, 503, 504),
+    },
+    "openapi_extra": {
+        "requestBody": {
+            "content": {
+                "application/json": {"schema": schema_of(InferRequest), "examples": {"two": dict(_EXAMPLE)}},
+                "application/octet-stream": _BINARY,
+            },
+            "required": True,
+        },
+        "parameters": [
+            TIMEOUT,
+            {
+                "name": "Inference-Header-Content-Length",
+                "in": "header",
+                "description": "Bytes of JSON at the beginning of the body, where tensors follow as bytes.",
+                "schema": {"type": "string", "pattern": "^[0-9]{1,12}$"},
+            },
+        ],
+    },
+}
+
+
+def of_a_model(suffix: str, described: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Both paths to what is asked of a model, and the keyword arguments of their routes."""
+    for path, names in (("/v2/models/{name}", ["name"]), ("/v2/models/{name}/versions/{version}", ["name", "version"])):
+        extra = dict(described.get("openapi_extra", {}))
+        places = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
+        extra["parameters"] = [*places, *extra.get("parameters", [])]
+        yield path + suffix, {"responses": problems(401, 404, 503), **described, "openapi_extra": extra}
+
+
+def repository(request: type[BaseModel], *, changes: bool = False) -> dict[str, Any]:
+    """Keyword arguments for the route of one repository operation."""
+    statuses = (400, 401, 403, 404, 408, 413, 415, 501, 503) if changes else (400, 401, 408, 413, 415, 501, 503)
+    return {
+        "responses": problems(*statuses),
+        "openapi_extra": {"requestBody": {"content": {"application/json": {"schema": schema_of(request)}}}},
+    }

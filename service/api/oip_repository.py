@@ -1,0 +1,80 @@
+"""The model repository of the Open Inference Protocol: what there is, and models that come and go at run time.
+
+Loading and unloading need the scope `admin` where keys are configured; `service.api.auth` sees to that.
+"""
+
+from typing import TypeVar
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from service.api import oip_docs
+from service.api.body import read_body
+from service.api.inflate import coding_of, inflate
+from service.api.oip_schemas import IndexEntry, IndexRequest, LoadRequest, UnloadRequest
+from service.api.oip_tensors import parse
+from service.api.services import Services, services
+from service.domain.errors import NotSupported
+
+router = APIRouter(tags=["Open Inference Protocol"])
+
+Body = TypeVar("Body", bound=BaseModel)
+
+
+@router.post("/v2/repository/index", response_model=list[IndexEntry], **oip_docs.repository(IndexRequest))
+async def index(request: Request) -> Response:
+    """Every version that serves or lies in the model directory."""
+    found = _services(request)
+    asked = await _body(request, found, IndexRequest)
+    entries = [
+        {"name": name, "version": version, "state": entry.state, "reason": entry.reason}
+        for entry in await found.lineup.index()
+        for name, _, version in [entry.ref.partition("/")]
+        if entry.state == "READY" or not asked.ready
+    ]
+    return JSONResponse(entries)
+
+
+@router.post("/v2/repository/models/{name}/load", **oip_docs.repository(LoadRequest, changes=True))
+async def load(request: Request, name: str) -> Response:
+    """Serve what the model directory now holds of a model: new versions, changed ones anew.
+
+    The answer comes once all of them serve. Until then, and if one does not verify, what served before goes on.
+    """
+    found = _services(request)
+    await _body(request, found, LoadRequest)
+    await found.lineup.load(name)
+    return JSONResponse({})
+
+
+@router.post("/v2/repository/models/{name}/unload", **oip_docs.repository(UnloadRequest, changes=True))
+async def unload(request: Request, name: str) -> Response:
+    """Take a model out of service in all its versions; requests in flight are finished. Not the default model."""
+    found = _services(request)
+    await _body(request, found, UnloadRequest)
+    await found.lineup.unload(name)
+    return JSONResponse({})
+
+
+def _services(request: Request) -> Services:
+    found = services(request)
+    if found.settings.workers > 1:
+        raise NotSupported("the model repository is that of one process, and this service has several (IGN_WORKERS)")
+    found.require_ready()
+    return found
+
+
+async def _body(request: Request, found: Services, schema: type[Body]) -> Body:
+    settings = found.settings
+    coding = coding_of(", ".join(request.headers.getlist("content-encoding")))
+    arrival: float = request.state.arrival
+    body = await read_body(
+        request.scope,
+        request.receive,
+        max_bytes=settings.max_body_bytes,
+        deadline=arrival + settings.body_timeout_s,
+        encoded=True,
+    )
+    return parse(body if coding is None else inflate(body, coding, settings.max_body_bytes), schema)

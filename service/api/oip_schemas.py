@@ -1,0 +1,216 @@
+"""What Open Inference Protocol requests and answers look like."""
+
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+_FEW: Final = 16  # a body of a million bad items must not be judged one by one
+
+Data = Annotated[
+    list[Any] | None, Field(description="Numbers in row-major order, flat or nested like the shape; or binary instead.")
+]
+
+
+class _Asked(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class InputParameters(_Asked):
+    """How an input comes."""
+
+    binary_data_size: Annotated[
+        int | None, Field(ge=0, description="Bytes behind the JSON, little-endian, instead of `data`.")
+    ] = None
+
+
+class Input(_Asked):
+    """The rows: N×C×H×W."""
+
+    name: Annotated[str, Field(description="`x`")]
+    shape: Annotated[list[int], Field(max_length=_FEW, description="N, C, H, W.")]
+    datatype: Annotated[str, Field(description="`FP32`")]
+    parameters: InputParameters = InputParameters()
+    data: Data = None
+
+
+class OutputParameters(_Asked):
+    """How an output goes."""
+
+    binary_data: bool | None = None
+
+
+class RequestedOutput(_Asked):
+    """An output that is wanted."""
+
+    name: Annotated[str, Field(description="`y`")]
+    parameters: OutputParameters = OutputParameters()
+
+
+class InferParameters(_Asked):
+    """How f is applied."""
+
+    steps: Annotated[int, Field(ge=1, description="Applications of f.")] = 1
+    timeout: Annotated[int, Field(ge=0, description="Microseconds until the answer is useless; 0 for none.")] = 0
+    priority: Annotated[int, Field(ge=0, description="Accepted, without effect: callers are treated alike.")] = 0
+    binary_data_output: Annotated[bool, Field(description="Whether outputs that do not say so are binary.")] = False
+
+
+class InferRequest(_Asked):
+    """f^steps of rows."""
+
+    id: Annotated[str | None, Field(description="Echoed.")] = None
+    parameters: InferParameters = InferParameters()
+    inputs: Annotated[list[Input], Field(min_length=1, max_length=_FEW)]
+    outputs: Annotated[list[RequestedOutput] | None, Field(max_length=_FEW)] = None
+
+
+class Output(BaseModel):
+    """The rows that came out: N×C×H×W."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    parameters: dict[str, int] | None = None
+    data: list[float] | None = None
+
+
+class InferAnswer(BaseModel):
+    """f^steps of the rows."""
+
+    model_name: str
+    model_version: str
+    id: str | None = None
+    outputs: list[Output]
+
+
+class ServerMetadata(BaseModel):
+    """What this server is."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class TensorMetadata(BaseModel):
+    """A tensor; −1 stands for any number of rows."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class ModelMetadata(BaseModel):
+    """What a model takes and gives."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+
+
+class TensorConfig(BaseModel):
+    """A tensor of one row."""
+
+    name: str
+    data_type: str
+    format: str
+    dims: list[int]
+
+
+class ModelConfig(BaseModel):
+    """A model as Triton's clients want it described."""
+
+    name: str
+    platform: str
+    backend: str
+    version_policy: dict[str, Any]
+    max_batch_size: int
+    input: list[TensorConfig]
+    output: list[TensorConfig]
+    dynamic_batching: dict[str, Any]
+    model_transaction_policy: dict[str, bool]
+
+
+class Spent(BaseModel):
+    """How often, and for how long in all."""
+
+    count: int
+    ns: int
+
+
+class InferenceStatistics(BaseModel):
+    """Requests of one model, by part."""
+
+    success: Spent
+    fail: Spent
+    queue: Spent
+    compute_input: Spent
+    compute_infer: Spent
+    compute_output: Spent
+    cache_hit: Spent
+    cache_miss: Spent
+
+
+class BatchStatistics(BaseModel):
+    """Calls of f with so many rows."""
+
+    batch_size: int
+    compute_input: Spent
+    compute_infer: Spent
+    compute_output: Spent
+
+
+class ModelStatistics(BaseModel):
+    """What one version has done since it was loaded."""
+
+    name: str
+    version: str
+    last_inference: int
+    inference_count: int
+    execution_count: int
+    inference_stats: InferenceStatistics
+    batch_stats: list[BatchStatistics]
+
+
+class StatisticsAnswer(BaseModel):
+    """What models have done."""
+
+    model_stats: list[ModelStatistics]
+
+
+class IndexRequest(_Asked):
+    """Which entries are wanted."""
+
+    ready: Annotated[bool, Field(description="Only those that serve.")] = False
+
+
+class IndexEntry(BaseModel):
+    """One version that serves or lies in the model directory."""
+
+    name: str
+    version: str
+    state: Literal["READY", "UNAVAILABLE", "LOADING", "UNLOADING"]
+    reason: str
+
+
+class LoadParameters(_Asked):
+    """None: a model is what its files are."""
+
+
+class LoadRequest(_Asked):
+    """What to load."""
+
+    parameters: LoadParameters = LoadParameters()
+
+
+class UnloadParameters(_Asked):
+    """No model depends on another."""
+
+    unload_dependents: bool = False
+
+
+class UnloadRequest(_Asked):
+    """What to unload."""
+
+    parameters: UnloadParameters = UnloadParameters()

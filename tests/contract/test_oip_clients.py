@@ -1,0 +1,262 @@
+"""Stock clients against a real server: `tritonclient.http`, its aio twin, and `perf_analyzer`."""
+
+import asyncio
+import importlib.util
+import json
+import shutil
+import subprocess
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.http as triton
+import tritonclient.http.aio as triton_aio
+from tritonclient.utils import InferenceServerException
+
+from tests.contract.harness import Service, applied, gated, latents, serving, settings
+from tests.contract.oip import LENGTH, rows_of
+
+X = latents(5, n=2)
+CODINGS = [None, "gzip", "deflate"]
+EITHER = [True, False, None]  # None: the output is not listed
+
+
+@pytest.fixture
+def client(service: Service) -> Iterator[triton.InferenceServerClient]:
+    with triton.InferenceServerClient(address(service)) as found:
+        yield found
+
+
+def address(service: Service) -> str:
+    return "{}:{}".format(*service.address)
+
+
+def inputs(binary: bool = True) -> list[triton.InferInput]:
+    x = triton.InferInput("x", list(X.shape), "FP32")
+    x.set_data_from_numpy(X, binary_data=binary)
+    return [x]
+
+
+def outputs(binary: bool | None) -> list[triton.InferRequestedOutput] | None:
+    return None if binary is None else [triton.InferRequestedOutput("y", binary_data=binary)]
+
+
+def codings(coding: str | None) -> dict[str, Any]:
+    return {"request_compression_algorithm": coding, "response_compression_algorithm": coding}
+
+
+def failing(call: Callable[[], object]) -> tuple[str, str]:
+    """Status and text of a call that must fail."""
+    with pytest.raises(InferenceServerException) as caught:
+        call()
+    return caught.value.status(), caught.value.message()
+
+
+# The client that waits
+
+
+def test_it_finds_its_way(client: triton.InferenceServerClient) -> None:
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready("grey")
+    assert client.is_model_ready("grey", "2")
+    assert not client.is_model_ready("grey", "3")
+    assert client.get_server_metadata()["name"] == "ign-service"
+    assert client.get_model_metadata("grey", "2")["inputs"][0]["shape"] == [-1, 1, 8, 8]
+    assert client.get_model_config("grey")["max_batch_size"] == 64
+    assert [entry["version"] for entry in client.get_model_repository_index() if entry["name"] == "grey"] == ["2", "10"]
+    assert [found["name"] for found in client.get_inference_statistics()["model_stats"]] == ["colour", "grey", "grey"]
+    assert len(client.get_inference_statistics("grey", "10")["model_stats"]) == 1
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+@pytest.mark.parametrize("binary_out", EITHER)
+@pytest.mark.parametrize("binary_in", [True, False])
+def test_it_infers(
+    client: triton.InferenceServerClient, binary_in: bool, binary_out: bool | None, coding: str | None
+) -> None:
+    parameters = {"steps": 3}
+    answer = client.infer(
+        "grey", inputs(binary_in), outputs=outputs(binary_out), request_id="7", parameters=parameters, **codings(coding)
+    )
+    np.testing.assert_allclose(answer.as_numpy("y"), applied(X, 3), atol=1e-6)
+    found = answer.get_response()
+    assert (found["model_name"], found["model_version"], found["id"]) == ("grey", "10", "7")
+    assert ("data" in found["outputs"][0]) == (binary_out is False)
+
+
+def test_it_infers_in_the_background(service: Service) -> None:
+    with triton.InferenceServerClient(address(service), concurrency=4) as client:
+        calls = [client.async_infer("grey", inputs(), model_version="2", priority=1) for _ in range(8)]
+        for call in calls:
+            np.testing.assert_allclose(call.get_result().as_numpy("y"), applied(X, 1, scale=1.5), atol=1e-6)
+
+
+def test_it_is_told_what_was_wrong(client: triton.InferenceServerClient) -> None:
+    assert failing(lambda: client.infer("nope", inputs()))[0] == "404"
+    assert failing(lambda: client.infer("grey", inputs(), parameters={"steps": 0}))[0] == "400"
+    assert failing(lambda: client.infer("grey", inputs(), timeout=1))[0] == "504"
+    assert failing(lambda: client.infer("grey", inputs(), sequence_id=1, sequence_start=True))[0] == "400"
+    assert failing(lambda: client.load_model("nope")) == ("404", "no model 'nope' in the model directory")
+    assert failing(lambda: client.load_model("grey", config="{}")) == ("400", "parameters.config: unknown field")
+    assert failing(lambda: client.unload_model("grey"))[0] == "400"
+    assert failing(client.get_log_settings) == ("404", "nothing is served at this path")
+    assert failing(client.get_system_shared_memory_status)[0] == "404"
+    asked = [triton.InferRequestedOutput("y", class_count=2)]
+    assert failing(lambda: client.infer("grey", inputs(), outputs=asked))[0] == "400"
+
+
+def test_it_may_give_up_first(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with gated(monkeypatch, settings(models)) as (service, gate), ThreadPoolExecutor(1) as pool, gate:
+        held = pool.submit(service.post, "/generate", {"seed": 1})
+        assert gate.entered.wait(30)
+        with triton.InferenceServerClient(address(service), network_timeout=0.2) as client:
+            with pytest.raises(TimeoutError):
+                client.infer("grey", inputs())
+            service.until_metric("ign_cancelled_rows_total", 2, model="grey/10")
+        gate.opened.set()
+        assert held.result().status_code == 200
+    assert max(gate.sizes) == 1  # the rows of a client that left are never run
+
+
+def test_it_loads_and_unloads(models: Path) -> None:
+    with serving(settings(models)) as service, triton.InferenceServerClient(address(service)) as client:
+        client.unload_model("colour")
+        assert not client.is_model_ready("colour")
+        states = {entry["name"]: entry["state"] for entry in client.get_model_repository_index()}
+        assert states["colour"] in ("UNLOADING", "UNAVAILABLE")
+        client.load_model("colour")
+        assert client.is_model_ready("colour")
+        client.load_model("grey")
+
+
+# The client that does not wait
+
+
+def run(service: Service, work: Callable[[triton_aio.InferenceServerClient], Awaitable[None]]) -> None:
+    async def main() -> None:
+        async with triton_aio.InferenceServerClient(address(service)) as client:
+            await work(client)
+
+    asyncio.run(main())
+
+
+def test_aio_finds_its_way(service: Service) -> None:
+    async def work(client: triton_aio.InferenceServerClient) -> None:
+        assert await client.is_server_live()
+        assert await client.is_server_ready()
+        assert await client.is_model_ready("grey", "2")
+        assert (await client.get_server_metadata())["name"] == "ign-service"
+        assert (await client.get_model_metadata("grey"))["versions"] == ["2", "10"]
+        assert (await client.get_model_config("colour"))["input"][0]["dims"] == [3, 8, 8]
+        assert len(await client.get_model_repository_index()) == 3
+        assert (await client.get_inference_statistics("colour"))["model_stats"][0]["version"] == "1"
+
+    run(service, work)
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+@pytest.mark.parametrize("binary_out", EITHER)
+@pytest.mark.parametrize("binary_in", [True, False])
+def test_aio_infers(service: Service, binary_in: bool, binary_out: bool | None, coding: str | None) -> None:
+    async def work(client: triton_aio.InferenceServerClient) -> None:
+        calls = [
+            client.infer("grey", inputs(binary_in), outputs=outputs(binary_out), **codings(coding)) for _ in range(4)
+        ]
+        for answer in await asyncio.gather(*calls):
+            np.testing.assert_allclose(answer.as_numpy("y"), applied(X, 1), atol=1e-6)
+
+    run(service, work)
+
+
+def test_aio_is_told_what_was_wrong(service: Service) -> None:
+    async def work(client: triton_aio.InferenceServerClient) -> None:
+        for status, call in (
+            ("404", client.get_model_metadata("nope")),
+            ("404", client.get_trace_settings()),
+            ("400", client.infer("grey", inputs(), parameters={"steps": 0})),
+            ("504", client.infer("grey", inputs(), timeout=1)),
+            ("404", client.load_model("nope")),
+            ("404", client.unload_model("nope")),
+        ):
+            with pytest.raises(InferenceServerException) as caught:
+                await call
+            assert caught.value.status() == status
+            assert "decoding" not in caught.value.message()
+
+    run(service, work)
+
+
+# perf_analyzer
+
+
+def perf_analyzer() -> str | None:
+    """The program, where it is installed: its package holds it, or a container has it on the path."""
+    found = importlib.util.find_spec("perf_analyzer")
+    inside = found and found.origin and Path(found.origin).parent / "bin" / "perf_analyzer"
+    return str(inside) if inside and inside.is_file() else shutil.which("perf_analyzer")
+
+
+@pytest.mark.parametrize("form", [[], ["--input-tensor-format", "json", "--output-tensor-format", "json"], ["--async"]])
+def test_perf_analyzer_measures_it(service: Service, form: list[str], tmp_path: Path) -> None:
+    program = perf_analyzer()
+    if program is None:
+        pytest.skip("perf_analyzer is not installed, so only its calls were replayed (pip install perf-analyzer)")
+
+    def counted() -> int:
+        (found,) = service.get("/v2/models/grey/versions/10/stats").json()["model_stats"]
+        return int(found["inference_count"])
+
+    measured = ["--request-count", "40", "--concurrency-range", "4", "-b", "2", "--shape", "x:1,8,8"]
+    before = counted()
+    done = subprocess.run(
+        [program, "-m", "grey", "-u", address(service), "-i", "http", *measured, *form],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    assert "Request count: 40" in done.stdout
+    assert "Avg request latency" in done.stdout  # by the service's statistics; it reads them while requests run
+    assert counted() - before == 80
+
+
+CURL = {"User-Agent": "libcurl-agent/1.0", "Accept": "*/*"}
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_the_calls_of_perf_analyzer(service: Service, binary: bool) -> None:
+    """As recorded from perf_analyzer 2.60: order, headers and bodies."""
+
+    def get(path: str) -> dict[str, Any]:
+        response = service.get(path, headers=CURL)
+        assert response.status_code == 200
+        found: dict[str, Any] = response.json()
+        return found
+
+    assert get("/v2/models/grey")["inputs"][0]["shape"][0] == -1
+    assert get("/v2/models/grey/config")["max_batch_size"] >= 2
+    assert "statistics" in get("/v2")["extensions"]
+    before = get("/v2/models/grey/stats")["model_stats"][-1]
+    given: dict[str, Any] = {"name": "x", "datatype": "FP32", "shape": [2, 1, 8, 8]}
+    given |= {"parameters": {"binary_data_size": X.nbytes}} if binary else {"data": X.ravel().tolist()}
+    wanted = {"name": "y", "parameters": {"binary_data": binary}}
+    head = json.dumps({"id": "", "inputs": [given], "outputs": [wanted]}, separators=(",", ":")).encode()
+    kind = "application/octet-stream" if binary else "application/json"
+    headers = CURL | {LENGTH: str(len(head)), "Content-Type": kind}
+    for _ in range(3):
+        answer = service.client.post("/v2/models/grey/infer", content=head + X.tobytes() * binary, headers=headers)
+        assert (LENGTH in answer.headers) == binary
+        np.testing.assert_allclose(rows_of(answer), applied(X, 1), atol=1e-6)
+    after = get("/v2/models/grey/stats")["model_stats"][-1]
+    assert after["inference_count"] - before["inference_count"] == 6
+    assert after["execution_count"] - before["execution_count"] == 3
+    parts = [after["inference_stats"][name] for name in ("success", "queue", "compute_input", "compute_infer")]
+    assert len({part["count"] for part in (*parts, after["inference_stats"]["compute_output"])}) == 1
+    assert parts[0]["ns"] >= sum(part["ns"] for part in parts[1:])

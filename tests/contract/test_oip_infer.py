@@ -1,0 +1,356 @@
+"""`/v2/…/infer`: every way in and out, and everything that is refused."""
+
+import gzip
+import json
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.contract.harness import GREY, Service, applied, gated, latents, problem, serving, settings
+from tests.contract.oip import INFER, LENGTH, as_binary, as_json, infer, rows_of, tensor
+
+X = latents(3, n=3)
+Y = applied(X, 1)
+BINARY_OUT: dict[str, Any] = {"outputs": [{"name": "y", "parameters": {"binary_data": True}}]}
+JSON_OUT: dict[str, Any] = {"outputs": [{"name": "y", "parameters": {"binary_data": False}}]}
+
+
+def encoded(value: Any) -> bytes:
+    return json.dumps(value).encode()
+
+
+def compressed(content: bytes, coding: str) -> bytes:
+    return gzip.compress(content) if coding == "gzip" else zlib.compress(content)
+
+
+# What works
+
+
+@pytest.mark.parametrize("wanted", [BINARY_OUT, JSON_OUT, {}, {"parameters": {"binary_data_output": True}}])
+@pytest.mark.parametrize("binary_in", [True, False])
+@pytest.mark.parametrize("coding", [None, "gzip", "deflate"])
+def test_json_and_binary_in_and_out(
+    service: Service, binary_in: bool, wanted: dict[str, Any], coding: str | None
+) -> None:
+    content, length = as_binary(X, **wanted) if binary_in else (encoded(as_json(X, **wanted)), None)
+    headers = {}
+    if coding is not None:
+        content = compressed(content, coding)
+        headers["Content-Encoding"] = coding
+    response = infer(service, content, length, headers=headers)
+    assert (LENGTH in response.headers) == (wanted not in ({}, JSON_OUT))
+    np.testing.assert_allclose(rows_of(response), Y, atol=1e-6)
+
+
+def test_all_ways_give_the_same_bits(service: Service) -> None:
+    content, length = as_binary(X, **BINARY_OUT)
+    exact = rows_of(infer(service, content, length)).tobytes()
+    assert rows_of(infer(service, encoded(as_json(X)))).tobytes() == exact
+    assert rows_of(infer(service, encoded(as_json(X, nested=True)))).tobytes() == exact
+
+
+def test_it_is_the_f_of_everything_else(service: Service) -> None:
+    native = service.post("/generate", {"seed": 3, "n": 3, "steps": 2}, accept="application/x-npy")
+    content, length = as_binary(X, parameters={"steps": 2}, **BINARY_OUT)
+    assert rows_of(infer(service, content, length)).tobytes() in native.content
+
+
+def test_rows_share_batches_with_other_endpoints(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with gated(monkeypatch, settings(models)) as (service, gate), ThreadPoolExecutor(3) as pool, gate:
+        first = pool.submit(service.post, "/generate", {"seed": 1})
+        assert gate.entered.wait(30)
+        others = [
+            pool.submit(infer, service, encoded(as_json(X))),
+            pool.submit(service.post, "/generate", {"seed": 2, "n": 2, "steps": 1}),
+        ]
+        service.until_metric("ign_queue_rows", 5, model="grey/10")
+        gate.opened.set()
+        assert {call.result().status_code for call in (first, *others)} == {200}
+    assert max(gate.sizes) == 6  # the one that held the gate, in its second step, and the five that waited
+
+
+def test_the_answer_names_model_version_and_request(service: Service) -> None:
+    for path, version in ((INFER, "10"), ("/v2/models/grey/versions/2/infer", "2")):
+        response = infer(service, encoded(as_json(X, id="α-1")), path=path, headers={"X-Request-ID": "mine"})
+        answer = response.json()
+        assert (answer["model_name"], answer["model_version"], answer["id"]) == ("grey", version, "α-1")
+        digest = service.get(f"/models/grey/{version}").json()["digest"].removeprefix("sha256:")
+        assert response.headers["X-IGN-Model"] == f"grey/{version}@{digest[:12]}"
+        assert response.headers["X-Request-ID"] == "mine"
+        assert response.headers["Server-Timing"].startswith("decode;dur=")
+    assert "id" not in infer(service, encoded(as_json(X))).json()
+
+
+def test_versions_are_different_functions(service: Service) -> None:
+    second = rows_of(infer(service, encoded(as_json(X)), path="/v2/models/grey/versions/2/infer"))
+    np.testing.assert_allclose(second, applied(X, 1, scale=1.5), atol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 9])
+def test_steps(service: Service, steps: int) -> None:
+    answer = infer(service, encoded(as_json(X, parameters={"steps": steps})))
+    np.testing.assert_allclose(rows_of(answer), applied(X, steps), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [None, "application/octet-stream", "text/plain", "nonsense"])
+def test_the_content_type_does_not_matter(service: Service, kind: str | None) -> None:
+    headers = {} if kind is None else {"Content-Type": kind}
+    assert infer(service, encoded(as_json(X)), headers=headers).status_code == 200
+
+
+def test_a_whole_header_may_announce_plain_json(service: Service) -> None:
+    content = encoded(as_json(X))
+    np.testing.assert_allclose(rows_of(infer(service, content, len(content))), Y, atol=1e-6)
+
+
+def test_the_largest_request(service: Service) -> None:
+    rows = latents(1, n=64)
+    np.testing.assert_allclose(rows_of(infer(service, *as_binary(rows))), applied(rows, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("asked", "coding"),
+    [("gzip", "gzip"), ("deflate", "deflate"), ("gzip, deflate, br", None), ("*", None), ("identity", None)],
+)
+@pytest.mark.parametrize("wanted", [BINARY_OUT, JSON_OUT])
+def test_answers_are_compressed_only_where_one_coding_is_asked_for(
+    service: Service, asked: str, coding: str | None, wanted: dict[str, Any]
+) -> None:
+    response = infer(service, encoded(as_json(X, **wanted)), headers={"Accept-Encoding": asked})
+    assert response.headers.get("Content-Encoding") == coding
+    assert response.headers["Vary"].startswith("Accept-Encoding")
+    np.testing.assert_allclose(rows_of(response), Y, atol=1e-6)
+
+
+def test_failures_are_never_compressed(service: Service) -> None:
+    response = infer(service, b"{", headers={"Accept-Encoding": "gzip"})
+    problem(response, 400, "malformed")
+    assert "Content-Encoding" not in response.headers
+
+
+# What is refused
+
+
+def changed(**changes: Any) -> dict[str, Any]:
+    """A request whose input has these members."""
+    body = as_json(X)
+    body["inputs"][0] |= changes
+    return body
+
+
+REFUSED: dict[str, tuple[Any, str]] = {
+    "no inputs": ({}, "inputs: required"),
+    "an empty list": ({"inputs": []}, "inputs:"),
+    "null": ({"inputs": None}, "inputs:"),
+    "a list": ([], "body: must be a JSON object"),
+    "unknown member": (as_json(X, sequences=1), "sequences: unknown field"),
+    "number as id": (as_json(X, id=1), "id:"),
+    "name": (changed(name="z"), "inputs.0.name: no 'z'; there is x"),
+    "no name": ({"inputs": [{"shape": [1], "datatype": "FP32", "data": [1.0]}]}, "inputs.0.name: required"),
+    "twice": ({"inputs": as_json(X)["inputs"] * 2}, "inputs.1.name: x is given twice"),
+    "a key twice": (b'{"inputs": [], "inputs": []}', "inputs: given twice"),
+    "FP16": (changed(datatype="FP16"), "inputs.0.datatype: must be FP32, not 'FP16'"),
+    "lower case": (changed(datatype="fp32"), "inputs.0.datatype"),
+    "BYTES": (changed(datatype="BYTES", data=["a"]), "inputs.0.datatype"),
+    "rank": (changed(shape=[3, 64]), "inputs.0.shape: must be [N, 1, 8, 8]"),
+    "colour": (changed(shape=[1, 3, 8, 8]), "inputs.0.shape"),
+    "many ranks": (changed(shape=["a"] * 1_000_000), "inputs.0.shape: List should have at most 16 items"),
+    "many outputs": (as_json(X, outputs=[{}] * 100_000), "outputs: List should have at most 16 items"),
+    "no rows": (changed(shape=[0, *GREY], data=[]), "inputs.0.shape"),
+    "minus one": (changed(shape=[-1, *GREY]), "inputs.0.shape"),
+    "a float": (changed(shape=[3.0, *GREY]), "inputs.0.shape.0"),
+    "true": (changed(shape=[True, *GREY]), "inputs.0.shape.0"),
+    "too many": (changed(shape=[65, *GREY]), "inputs.0.shape: at most 64 rows"),
+    "enormous": (changed(shape=[10**18, *GREY]), "inputs.0.shape: at most 64 rows"),
+    "beyond int64": (changed(shape=[10**30, *GREY]), "inputs.0.shape"),
+    "no data": ({"inputs": [tensor(X)]}, "inputs.0: needs data"),
+    "text as data": (changed(data="AAAA"), "inputs.0.data"),
+    "too few": (changed(data=[0.0] * 191), "must hold 192 numbers for this shape, not 191"),
+    "a string": (changed(data=["0.0"] * 192), "holds something that is no number"),
+    "a null": (changed(data=[None] * 192), "holds something that is no number"),
+    "booleans": (changed(data=[True] * 192), "holds something that is no number"),
+    "ragged": (changed(data=[[0.0] * 100, [0.0] * 92]), "neither flat nor nested like the shape"),
+    "half nested": (changed(data=[0.0, [0.0] * 191]), "neither flat nor nested like the shape"),
+    "transposed": (changed(data=X.T.tolist()), "neither flat nor nested like the shape"),
+    "too deep": (changed(data=[[[[[0.0] * 1] * 8] * 8] * 1] * 3), "holds something that is no number"),
+    "beyond float32": (changed(data=[1e39] + [0.0] * 191), "not finite in float32"),
+    "beyond float64": (as_json(X) | {"id": None, "inputs": [tensor(X, data=[10**400] * 192)]}, "range of numbers"),
+    "digits": (b'{"inputs": [{"data": [' + b"9" * 5000 + b"]}]}", "inputs.0.data.0: beyond the range of numbers"),
+    "1e400": (b'{"inputs": [{"data": [1e400]}]}', "inputs.0.data.0: beyond the range of numbers"),
+    "no size": (changed(parameters={"binary_data_size": 768}), "has both data and parameters.binary_data_size"),
+    "binary without header": ({"inputs": [tensor(X, parameters={"binary_data_size": 768})]}, LENGTH),
+    "shared memory": (changed(parameters={"shared_memory_region": "a"}), "shared_memory_region: unknown field"),
+    "other output": (as_json(X, outputs=[{"name": "z"}]), "outputs.0.name: no 'z'; there is y"),
+    "output twice": (as_json(X, outputs=[{"name": "y"}] * 2), "outputs.1.name: y is given twice"),
+    "classification": (as_json(X, outputs=[{"name": "y", "parameters": {"classification": 1}}]), "classification"),
+    "no steps": (as_json(X, parameters={"steps": 0}), "parameters.steps"),
+    "many steps": (as_json(X, parameters={"steps": 300_001}), "parameters.steps: must be at most 300000"),
+    "half a step": (as_json(X, parameters={"steps": 1.5}), "parameters.steps"),
+    "steps as text": (as_json(X, parameters={"steps": "2"}), "parameters.steps"),
+    "null steps": (as_json(X, parameters={"steps": None}), "parameters.steps"),
+    "timeout": (as_json(X, parameters={"timeout": -1}), "parameters.timeout"),
+    "late float": (as_json(X, parameters={"timeout": 1e6}), "parameters.timeout"),
+    "sequence": (as_json(X, parameters={"sequence_id": 7}), "parameters.sequence_id: unknown field"),
+    "unknown parameter": (as_json(X, parameters={"step": 2}), "parameters.step: unknown field"),
+    "reserved": (as_json(X, parameters={"triton_enable_empty_final_response": True}), "unknown field"),
+}
+
+
+@pytest.mark.parametrize(("body", "says"), REFUSED.values(), ids=REFUSED)
+@pytest.mark.usefixtures("unharmed")
+def test_what_cannot_be_run_is_400(service: Service, body: Any, says: str) -> None:
+    content = body if isinstance(body, bytes) else encoded(body)
+    assert says in problem(infer(service, content), 400, "invalid_inference").detail
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"{", b"\xff", b"nonsense", b'{"inputs": [{"data": [NaN]}]}', b'{"inputs": [{"data": [-Infinity]}]}', b"[" * 99],
+)
+def test_what_is_no_json_is_400(service: Service, content: bytes) -> None:
+    problem(infer(service, content), 400, "malformed")
+
+
+def test_an_empty_body_lacks_its_inputs(service: Service) -> None:
+    problem(infer(service, b""), 400, "invalid_inference")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_binary_that_is_not_finite_is_400(service: Service, value: float) -> None:
+    rows = X.copy()
+    rows[1, 0, 3, 3] = value
+    assert "not finite" in problem(infer(service, *as_binary(rows)), 400, "invalid_inference").detail
+
+
+def lengthened(content: bytes, length: int) -> tuple[bytes, int]:
+    return content + b"\0", length
+
+
+Lie = Callable[[bytes, int], tuple[bytes, int]]
+LIES: dict[str, tuple[Lie, str, str]] = {
+    "beyond the body": (lambda c, n: (c, len(c) + 1), "invalid_inference", "but the body has only"),
+    "far beyond": (lambda c, n: (c, 10**11), "invalid_inference", "but the body has only"),
+    "into the data": (lambda c, n: (c, n + 4), "malformed", "body is not"),
+    "short of it": (lambda c, n: (c, n - 1), "malformed", "body is not JSON"),
+    "a byte more": (lengthened, "invalid_inference", "769 bytes follow the JSON, but inputs.0 says 768"),
+    "a byte less": (lambda c, n: (c[:-1], n), "invalid_inference", "767 bytes follow the JSON"),
+    "no data": (lambda c, n: (c[:n], n), "invalid_inference", "0 bytes follow the JSON"),
+}
+
+
+@pytest.mark.parametrize(("lie", "code", "says"), LIES.values(), ids=LIES)
+def test_lengths_that_lie_are_400(service: Service, lie: Lie, code: str, says: str) -> None:
+    assert says in problem(infer(service, *lie(*as_binary(X))), 400, code).detail
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "+5", "", "1e3", "0x10", "12a", "9" * 13])
+def test_a_length_that_is_no_number_is_400(service: Service, value: str) -> None:
+    content, _ = as_binary(X)
+    response = service.client.post(INFER, content=content, headers={LENGTH: value})
+    assert LENGTH in problem(response, 400, "invalid_inference").detail
+
+
+def test_a_length_given_twice_is_400(service: Service) -> None:
+    content, length = as_binary(X)
+    response = service.client.post(INFER, content=content, headers=[(LENGTH, str(length))] * 2)
+    problem(response, 400, "invalid_inference")
+
+
+@pytest.mark.parametrize("size", [0, 767, 769, 2**62])
+def test_a_size_that_is_not_the_shapes_is_400(service: Service, size: int) -> None:
+    data = X.tobytes()
+    head = encoded({"inputs": [tensor(X, parameters={"binary_data_size": size})]})
+    detail = problem(infer(service, head + data, len(head)), 400, "invalid_inference").detail
+    assert "binary_data_size: must be 768 for this shape" in detail
+
+
+def test_bytes_that_belong_to_nobody_are_400(service: Service) -> None:
+    head = encoded(as_json(X))
+    detail = problem(infer(service, head + b"tail", len(head)), 400, "invalid_inference").detail
+    assert detail == "4 bytes follow the JSON that belong to no input"
+
+
+# Compressed bodies
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+@pytest.mark.parametrize(
+    "damage", [lambda c: b"", lambda c: c[:-1], lambda c: c[:9], lambda c: c + b"x", lambda c: b"x" + c]
+)
+def test_damaged_compression_is_400(service: Service, coding: str, damage: Callable[[bytes], bytes]) -> None:
+    whole = compressed(encoded(as_json(X)), coding)
+    problem(infer(service, damage(whole), headers={"Content-Encoding": coding}), 400, "malformed")
+
+
+def test_the_other_compression_is_400(service: Service) -> None:
+    problem(infer(service, zlib.compress(encoded(as_json(X))), headers={"Content-Encoding": "gzip"}), 400, "malformed")
+
+
+@pytest.mark.parametrize("coding", ["br", "zstd", "gzip, gzip", "nonsense"])
+def test_other_codings_are_415(service: Service, coding: str) -> None:
+    problem(infer(service, b"x", headers={"Content-Encoding": coding}), 415, "unsupported_media_type")
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+@pytest.mark.usefixtures("unharmed")
+def test_a_bomb_is_413(service: Service, coding: str) -> None:
+    bomb = compressed(b"\0" * (64 * 1024 * 1024), coding)
+    assert len(bomb) < 100_000
+    detail = problem(infer(service, bomb, headers={"Content-Encoding": coding}), 413, "too_large").detail
+    assert detail == f"the inflated body is larger than {16 * 1024 * 1024} bytes"
+
+
+def test_the_bound_on_inflated_bodies_is_that_on_bodies(models: Path) -> None:
+    content = encoded(as_json(X))
+    for spare, status in ((0, 200), (-1, 413)):
+        with serving(settings(models, max_body_bytes=len(content) + spare)) as service:
+            assert infer(service, content).status_code == status
+            assert infer(service, gzip.compress(content), headers={"Content-Encoding": "gzip"}).status_code == status
+
+
+# Deadlines
+
+
+def test_a_timeout_that_is_over_is_504(service: Service) -> None:
+    response = infer(service, encoded(as_json(X, parameters={"timeout": 1})))
+    problem(response, 504, "deadline_unreachable")
+    assert response.headers["X-Should-Retry"] == "false"
+
+
+@pytest.mark.parametrize("timeout", [0, 30_000_000, 10**40])
+def test_long_timeouts_and_none(service: Service, timeout: int) -> None:
+    assert infer(service, encoded(as_json(X, parameters={"timeout": timeout}))).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("timeout_us", "header"), [(200_000, None), (200_000, "300"), (0, "0.2"), (300_000_000, "0.2")]
+)
+def test_the_smaller_of_header_and_parameter_holds(
+    models: Path, monkeypatch: pytest.MonkeyPatch, timeout_us: int, header: str | None
+) -> None:
+    # Without either, the client would give up first.
+    with gated(monkeypatch, settings(models, request_timeout_s=600.0)) as (service, gate), gate:
+        headers = {} if header is None else {"X-Request-Timeout": header}
+        response = infer(service, encoded(as_json(X, parameters={"timeout": timeout_us})), headers=headers)
+        problem(response, 504, "deadline_exceeded")
+        gate.opened.set()
+
+
+def test_a_full_queue_is_429(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = {"queue_rows": 4, "max_images": 4, "max_batch_rows": 1}
+    with gated(monkeypatch, settings(models, **changes)) as (service, gate):
+        one = encoded(as_json(latents(1, n=4), parameters={"timeout": 3_000_000}))
+        with ThreadPoolExecutor(2) as pool, gate:
+            calls = [pool.submit(infer, service, one)]
+            assert gate.entered.wait(30)
+            service.until_metric("ign_queue_rows", 3, model="grey/10")
+            response = infer(service, one)
+            problem(response, 429, "queue_full")
+            assert int(response.headers["Retry-After"]) >= 1
+            gate.opened.set()
+            assert calls[0].result().status_code == 200

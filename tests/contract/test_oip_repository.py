@@ -1,0 +1,449 @@
+"""Models that come, go and change while requests run: none fails, and each is answered by one version, wholly."""
+
+import base64
+import gc
+import hashlib
+import json
+import shutil
+import threading
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from service.api.schemas import ModelList
+from service.domain.latents import FloatRows
+from service.repository import LoadedModel
+from tests.contract.harness import (
+    GREY,
+    Service,
+    applied,
+    array,
+    checked,
+    latents,
+    problem,
+    serving,
+    settings,
+    write_models,
+)
+from tests.contract.oip import INFER, as_binary, as_json, infer, rows_of
+from tests.service.onnx_models import write_model
+
+INDEX = "/v2/repository/index"
+X = latents(1)
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    return write_models(tmp_path / "models")
+
+
+@pytest.fixture
+def service(models: Path) -> Iterator[Service]:
+    with serving(settings(models)) as running:
+        yield running
+
+
+def load(service: Service, name: str, **options: Any) -> httpx.Response:
+    return service.post(f"/v2/repository/models/{name}/load", **options)
+
+
+def unload(service: Service, name: str, **options: Any) -> httpx.Response:
+    return service.post(f"/v2/repository/models/{name}/unload", **options)
+
+
+def index(service: Service, **body: Any) -> dict[str, tuple[str, str]]:
+    """`name/version` → state and reason."""
+    response = service.post(INDEX, body)
+    assert response.status_code == 200
+    return {f"{e['name']}/{e['version']}": (e["state"], e["reason"]) for e in response.json()}
+
+
+def replace(models: Path, ref: str, *, scale: float, **changes: Any) -> str:
+    """Put other files in a version's place; returns the digest of its model."""
+    name, _, version = ref.partition("/")
+    aside = models.parent / "aside"
+    fresh = write_model(aside, name, version, changes.pop("shape", GREY), scale=scale, **changes)
+    shutil.rmtree(models / ref, ignore_errors=True)
+    (models / name).mkdir(exist_ok=True)
+    fresh.rename(models / ref)
+    shutil.rmtree(aside)
+    return digest_of(models, ref)
+
+
+def digest_of(models: Path, ref: str) -> str:
+    return hashlib.sha256((models / ref / "model.onnx").read_bytes()).hexdigest()
+
+
+def damage(models: Path, ref: str) -> None:
+    """Golden rows that belong to another file."""
+    replace(models, ref, scale=0.7)
+    name, _, version = ref.partition("/")
+    aside = write_model(models.parent / "aside", name, version, scale=0.9)
+    shutil.copy(aside / "golden.npz", models / ref / "golden.npz")
+    shutil.rmtree(models.parent / "aside")
+
+
+def f(service: Service, model: str | None = "grey") -> FloatRows:
+    """f of latent 0 of seed 1."""
+    options = {"model": model, "seed": 1, "steps": 1}
+    return array(service.post("/generate", options, accept="application/x-npy").content)
+
+
+def running(service: Service) -> list[LoadedModel]:
+    """Every model that is open, whether it answers to a name or not."""
+    return list(service.services.engine.schedulers)
+
+
+# Load
+
+
+def test_a_new_version_takes_over_and_the_others_stay(service: Service, models: Path) -> None:
+    digest = replace(models, "grey/11", scale=0.5)
+    assert index(service)["grey/11"] == ("UNAVAILABLE", "not loaded")
+    assert load(service, "grey").json() == {}
+    assert index(service)["grey/11"] == ("READY", "")
+    np.testing.assert_allclose(f(service), applied(X, 1, scale=0.5), atol=1e-6)
+    np.testing.assert_allclose(f(service, "grey/10"), applied(X, 1), atol=1e-6)
+    assert service.get("/models").json()["default"] == "grey/11"
+    assert service.get("/models/grey").json()["digest"] == f"sha256:{digest}"
+    assert service.get("/v2/models/grey").json()["versions"] == ["2", "10", "11"]
+    assert service.metric("ign_model_info", model="grey/11", digest=digest[:12]) == 1
+    assert infer(service, json.dumps(as_json(X)).encode()).json()["model_version"] == "11"
+
+
+def test_a_new_model_comes(service: Service, models: Path) -> None:
+    problem(service.get("/v2/models/other/ready"), 404, "unknown_model")
+    replace(models, "other/1", scale=0.25)
+    assert load(service, "other").status_code == 200
+    assert service.get("/v2/models/other/ready").status_code == 200
+    np.testing.assert_allclose(f(service, "other"), applied(X, 1, scale=0.25), atol=1e-6)
+
+
+def test_a_replaced_file_is_another_model_and_only_that_is_loaded_again(service: Service, models: Path) -> None:
+    before = {model.ref: model for model in running(service)}
+    assert load(service, "grey").status_code == 200
+    assert {model.ref: model for model in running(service)} == before
+    digest = replace(models, "grey/10", scale=0.5)
+    assert load(service, "grey").status_code == 200
+    np.testing.assert_allclose(f(service), applied(X, 1, scale=0.5), atol=1e-6)
+    service.until(lambda: len(running(service)) == 3 and service.get("/healthz").is_success)
+    after = {model.ref: model for model in running(service)}
+    assert {ref for ref in after if after[ref] is not before[ref]} == {"grey/10"}
+    assert service.metric("ign_model_info", model="grey/10") == 1
+    assert service.metric("ign_model_info", model="grey/10", digest=digest[:12]) == 1
+    counted = service.get("/v2/models/grey/versions/10/stats").json()["model_stats"][0]
+    assert counted["inference_count"] == 1  # statistics begin anew
+
+
+def test_a_version_whose_folder_is_gone_leaves(service: Service, models: Path) -> None:
+    shutil.rmtree(models / "grey" / "10")
+    assert service.get("/v2/models/grey/versions/10/ready").status_code == 200
+    assert load(service, "grey").status_code == 200
+    problem(service.get("/v2/models/grey/versions/10/ready"), 404, "unknown_model")
+    assert service.get("/models").json()["default"] == "grey/2"
+    assert "grey/10" not in index(service, ready=True)
+    np.testing.assert_allclose(f(service), applied(X, 1, scale=1.5), atol=1e-6)
+
+
+def test_a_model_whose_folder_is_gone_stays_until_it_is_unloaded(service: Service, models: Path) -> None:
+    shutil.rmtree(models / "colour")
+    assert "no model 'colour' in the model directory" in problem(load(service, "colour"), 404, "unknown_model").detail
+    assert service.get("/v2/models/colour/ready").status_code == 200
+    assert unload(service, "colour").status_code == 200
+    problem(service.get("/v2/models/colour/ready"), 404, "unknown_model")
+
+
+def test_the_pinned_default_stays_when_its_folder_is_gone(models: Path) -> None:
+    with serving(settings(models, default_model="grey/2")) as service:
+        shutil.rmtree(models / "grey" / "2")
+        replace(models, "grey/11", scale=0.5)
+        assert load(service, "grey").status_code == 200
+        why = "grey/2: its files are gone; it still serves, because callers rely on it"
+        assert index(service)["grey/2"] == ("READY", why)
+        np.testing.assert_allclose(f(service, None), applied(X, 1, scale=1.5), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["nope", "GREY", "..", "%2e%2e", "grey%20", "x" * 300, ".hidden"])
+def test_what_is_no_model_cannot_be_loaded(service: Service, models: Path, name: str) -> None:
+    (models / ".hidden" / "1").mkdir(parents=True)
+    response = load(service, name)
+    assert response.status_code == 404
+    assert response.json()["error"]
+    assert str(models) not in response.text
+
+
+# What does not load
+
+
+def test_a_broken_replacement_leaves_the_old_one_serving_and_says_why(service: Service, models: Path) -> None:
+    digest = digest_of(models, "grey/10")
+    damage(models, "grey/10")
+    reason = "grey/10/golden.npz: belongs to another model.onnx, '"
+    for _ in range(2):
+        failure = problem(load(service, "grey"), 400, "load_failed")
+        assert failure.detail.startswith(reason)
+        assert str(models) not in failure.detail
+    state, why = index(service)["grey/10"]
+    assert (state, why) == ("READY", failure.detail)
+    assert list(index(service, ready=True)) == ["colour/1", "grey/2", "grey/10"]
+    answer = checked(service.get("/models"), ModelList)
+    assert [found.model_dump() for found in answer.failures] == [{"name": "grey", "version": "10", "reason": why}]
+    assert service.get("/readyz").status_code == service.get("/v2/health/ready").status_code == 200
+    np.testing.assert_allclose(f(service), applied(X, 1), atol=1e-6)
+    assert service.get("/models/grey/10").json()["digest"] == f"sha256:{digest}"
+    # Once its files are sound it takes over, and nothing is left of the failure.
+    replace(models, "grey/10", scale=0.5)
+    assert load(service, "grey").status_code == 200
+    assert index(service)["grey/10"] == ("READY", "")
+    assert service.get("/models").json()["failures"] == []
+    np.testing.assert_allclose(f(service), applied(X, 1, scale=0.5), atol=1e-6)
+
+
+def test_a_broken_new_version_is_not_served_and_sound_ones_are(service: Service, models: Path) -> None:
+    damage(models, "grey/12")
+    replace(models, "grey/11", scale=0.5)
+    problem(load(service, "grey"), 400, "load_failed")
+    assert index(service)["grey/11"] == ("READY", "")
+    state, why = index(service)["grey/12"]
+    assert state == "UNAVAILABLE"
+    assert why.startswith("grey/12/golden.npz: ")
+    problem(service.get("/v2/models/grey/versions/12/ready"), 404, "unknown_model")
+    np.testing.assert_allclose(f(service), applied(X, 1, scale=0.5), atol=1e-6)
+    shutil.rmtree(models / "grey" / "12")
+    assert load(service, "grey").status_code == 200
+    assert "grey/12" not in index(service)
+    assert service.get("/models").json()["failures"] == []
+
+
+def test_nothing_leaves_where_nothing_can_take_its_place(service: Service, models: Path) -> None:
+    shutil.rmtree(models / "grey")
+    damage(models, "grey/11")
+    problem(load(service, "grey"), 400, "load_failed")
+    found = index(service)
+    assert {ref: found[ref][0] for ref in ("grey/2", "grey/10", "grey/11")} == {
+        "grey/2": "READY",
+        "grey/10": "READY",
+        "grey/11": "UNAVAILABLE",
+    }
+    assert "its files are gone" in found["grey/2"][1]
+    np.testing.assert_allclose(f(service), applied(X, 1), atol=1e-6)
+
+
+def test_a_folder_that_leads_out_is_not_followed(service: Service, models: Path, tmp_path: Path) -> None:
+    write_model(tmp_path / "outside", "away", "1")
+    (models / "away").symlink_to(tmp_path / "outside" / "away")
+    assert "leads out" in problem(load(service, "away"), 400, "load_failed").detail
+    assert list(index(service)) == ["colour/1", "grey/2", "grey/10"]  # what serves, though the rest cannot be listed
+
+
+def test_a_failure_nobody_foresaw_changes_nothing(
+    service: Service, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: str) -> None:
+        raise RuntimeError(str(models))
+
+    replace(models, "grey/11", scale=0.5)
+    monkeypatch.setattr(service.services.repository, "load", fail)
+    detail = problem(load(service, "grey"), 400, "load_failed").detail
+    assert detail == "grey/11: loading it failed in a way nobody foresaw; the log says how"
+    assert [record.getMessage() for record in service.errors] == ["loading grey/11 failed"]
+    service.errors.clear()
+    np.testing.assert_allclose(f(service), applied(X, 1), atol=1e-6)
+
+
+# Unload
+
+
+def test_an_unloaded_model_is_gone_until_it_is_loaded(service: Service) -> None:
+    assert unload(service, "colour", json={"parameters": {"unload_dependents": True}}).json() == {}
+    for path in ("/v2/models/colour", "/models/colour", "/v2/models/colour/versions/1/stats"):
+        problem(service.get(path), 404, "unknown_model")
+    problem(service.post("/generate", {"model": "colour"}), 404, "unknown_model")
+    problem(infer(service, b"{}", path="/v2/models/colour/infer"), 404, "unknown_model")
+    problem(unload(service, "colour"), 404, "unknown_model")
+    service.until(lambda: index(service)["colour/1"] == ("UNAVAILABLE", "not loaded"))
+    assert "colour/1" not in index(service, ready=True)
+    assert service.metric("ign_model_info", model="colour/1") == 0
+    assert service.get("/readyz").status_code == 200
+    assert load(service, "colour").status_code == 200
+    assert service.post("/generate", {"model": "colour"}).status_code == 200
+    assert service.metric("ign_model_info", model="colour/1") == 1
+
+
+def test_nothing_is_left_of_an_unloaded_model(service: Service) -> None:
+    assert service.post("/generate", {"model": "colour"}).status_code == 200
+    (found,) = [weakref.ref(model.model) for model in running(service) if model.ref == "colour/1"]
+    executor = weakref.ref(service.services.lineup.schedulers["colour/1"]._executor)  # its thread holds it
+    assert unload(service, "colour").status_code == 200
+    service.until(lambda: index(service)["colour/1"] == ("UNAVAILABLE", "not loaded"))
+    gc.collect()
+    assert (found(), executor()) == (None, None)
+
+
+def test_the_default_model_stays(service: Service) -> None:
+    assert "grey is the default model" in problem(unload(service, "grey"), 400, "unload_refused").detail
+    assert service.post("/generate", {}).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["nope", "grey%2F10", "colour%2F1"])
+def test_what_does_not_serve_cannot_be_unloaded(service: Service, name: str) -> None:
+    assert unload(service, name).status_code == 404
+
+
+BAD_BODIES: dict[str, tuple[str, bytes, str]] = {
+    "no json": ("load", b"{", "malformed"),
+    "a list": ("load", b"[]", "invalid_inference"),
+    "config": ("load", b'{"parameters": {"config": "{}"}}', "invalid_inference"),
+    "files": ("load", b'{"parameters": {"file:1/model.onnx": "AA=="}}', "invalid_inference"),
+    "unknown": ("load", b'{"force": true}', "invalid_inference"),
+    "dependents": ("unload", b'{"parameters": {"unload_dependents": 1}}', "invalid_inference"),
+}
+
+
+@pytest.mark.parametrize(("call", "body", "code"), BAD_BODIES.values(), ids=BAD_BODIES)
+def test_bodies_that_ask_for_something_else_are_400(service: Service, call: str, body: bytes, code: str) -> None:
+    problem(service.client.post(f"/v2/repository/models/colour/{call}", content=body), 400, code)
+    assert index(service)["colour/1"] == ("READY", "")
+
+
+def test_the_index_is_asked_for_with_any_body_or_none(service: Service) -> None:
+    for content in (b"", b"{}", b'{"ready": true}', b'{"ready": false}'):
+        assert len(service.client.post(INDEX, content=content).json()) == 3
+    problem(service.client.post(INDEX, content=b'{"ready": "yes"}'), 400, "invalid_inference")
+
+
+# While requests run
+
+
+def test_a_stream_under_way_is_finished_by_the_version_that_began_it(service: Service, models: Path) -> None:
+    old = digest_of(models, "grey/10")
+    options = {"seed": 1, "steps": 3000, "record": [1], "format": "npy"}
+    with service.client.stream("POST", "/generate", json=options, headers={"Accept": "text/event-stream"}) as response:
+        lines = response.iter_lines()
+        first = next(line for line in lines if line.startswith("data:"))
+        new = replace(models, "grey/10", scale=0.5)
+        assert load(service, "grey").status_code == 200
+        assert service.get("/models/grey/10").json()["digest"] == f"sha256:{new}"
+        np.testing.assert_allclose(f(service), applied(X, 1, scale=0.5), atol=1e-6)
+        events = [json.loads(line.removeprefix("data:")) for line in (first, *lines) if line.startswith("data:")]
+    assert response.headers["X-IGN-Model"] == f"grey/10@{old[:12]}"
+    assert events[-1]["model"]["digest"] == f"sha256:{old}"
+    step = next(event for event in events if event.get("step") == 1)
+    np.testing.assert_allclose(array(base64.b64decode(step["data"]))[None], applied(X, 1), atol=1e-6)
+    service.until(lambda: service.get("/healthz").is_success and len(running(service)) == 3)
+
+
+def test_an_unloaded_model_finishes_what_it_has(service: Service) -> None:
+    (colour,) = [model for model in running(service) if model.ref == "colour/1"]
+    options = {"model": "colour", "seed": 1, "steps": 300_000}
+    with service.client.stream("POST", "/generate", json=options, headers={"Accept": "text/event-stream"}) as response:
+        lines = response.iter_lines()
+        assert next(lines)
+        assert unload(service, "colour").status_code == 200
+        assert index(service)["colour/1"] == ("UNLOADING", "finishes what it has")
+        assert colour in running(service)
+        assert next(line for line in lines if line == "event: progress")
+        # A second life beside the first.
+        assert load(service, "colour").status_code == 200
+        assert index(service)["colour/1"] == ("READY", "")
+        assert service.post("/generate", {"model": "colour"}).status_code == 200
+    service.until(lambda: service.get("/healthz").is_success and colour not in running(service))
+    assert service.post("/generate", {"model": "colour"}).status_code == 200
+
+
+def test_a_slow_upload_is_answered_by_whoever_serves_when_it_is_there(service: Service, models: Path) -> None:
+    """The request came before the reload, and asks for its model after it."""
+    content, length = as_binary(X)
+    halfway, go = threading.Event(), threading.Event()
+
+    def body() -> Iterator[bytes]:
+        yield content[:50]
+        halfway.set()
+        assert go.wait(30)
+        yield content[50:]
+
+    headers = {"Inference-Header-Content-Length": str(length)}
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(service.client.post, INFER, content=body(), headers=headers)
+        assert halfway.wait(30)
+        replace(models, "grey/10", scale=0.5)
+        assert load(service, "grey").status_code == 200
+        go.set()
+        np.testing.assert_allclose(rows_of(call.result()), applied(X, 1, scale=0.5), atol=1e-6)
+
+
+@pytest.mark.slow
+def test_reloading_under_load_drops_and_mixes_nothing(service: Service, models: Path) -> None:
+    scales = {digest_of(models, "grey/10")[:12]: 1.0}
+    seen: set[str] = set()
+    stop = threading.Event()
+
+    def generate(client: httpx.Client, seed: int) -> None:
+        options = {"model": "grey/10", "seed": seed, "n": 2, "steps": 3}
+        response = client.post("/generate", json=options, headers={"Accept": "application/x-npy"})
+        check(response, latents(seed, n=2), array(response.content), 3)
+
+    def in_json(client: httpx.Client, seed: int) -> None:
+        options = {"model": "grey/10", "seed": seed, "steps": 5, "format": "npy"}
+        response = client.post("/generate", json=options)
+        check(response, latents(seed), array(base64.b64decode(response.json()["images"][0]["data"]))[None], 5)
+        assert response.json()["model"]["digest"][7:19] == response.headers["X-IGN-Model"][-12:]
+
+    def protocol(client: httpx.Client, seed: int) -> None:
+        content, length = as_binary(latents(seed, n=3), parameters={"steps": 2, "binary_data_output": True})
+        headers = {"Inference-Header-Content-Length": str(length)}
+        response = client.post("/v2/models/grey/versions/10/infer", content=content, headers=headers)
+        check(response, latents(seed, n=3), rows_of(response), 2)
+
+    def check(response: httpx.Response, x: FloatRows, y: FloatRows, steps: int) -> None:
+        assert response.status_code == 200, response.text
+        digest = response.headers["X-IGN-Model"].partition("@")[2]
+        seen.add(digest)
+        np.testing.assert_allclose(y, applied(x, steps, scale=scales[digest]), atol=1e-5)
+
+    def answered_by(digest: str) -> bool:
+        return service.get("/healthz").is_success and digest in seen
+
+    def caller(number: int) -> None:
+        calls = (generate, in_json, protocol)
+        count = 0
+        with httpx.Client(base_url=service.url, timeout=30) as client:
+            while not stop.is_set():
+                calls[(number + count) % len(calls)](client, seed=100 * number + count)
+                count += 1
+
+    with ThreadPoolExecutor(6) as pool:
+        callers = [pool.submit(caller, number) for number in range(6)]
+        try:
+            service.until(partial(answered_by, *scales))
+            for scale in (0.5, 1.5, 0.8, 1.2):
+                # Known to the callers before it can answer them; the old files serve meanwhile.
+                digest = replace(models, "grey/10", scale=scale)[:12]
+                scales[digest] = scale
+                assert load(service, "grey").status_code == 200
+                service.until(partial(answered_by, digest))
+                damage(models, "grey/10")
+                problem(load(service, "grey"), 400, "load_failed")
+        finally:
+            stop.set()
+        for call in callers:
+            call.result()
+    assert seen == set(scales)
+    assert service.get("/readyz").status_code == 200
+    service.until(lambda: service.get("/healthz").is_success and len(running(service)) == 3)
+
+
+def test_loads_at_the_same_time_take_turns(service: Service, models: Path) -> None:
+    replace(models, "grey/11", scale=0.5)
+    replace(models, "other/1", scale=0.5)
+    with ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(load, service, name) for name in ("grey", "other", "grey", "other")]
+        assert [call.result().status_code for call in calls] == [200] * 4
+    assert sorted(model.ref for model in running(service)) == ["colour/1", "grey/10", "grey/11", "grey/2", "other/1"]

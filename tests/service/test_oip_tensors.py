@@ -1,0 +1,127 @@
+"""Bytes to rows and back: what fits comes out as it went in, and nothing else gets past."""
+
+import copy
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from service.api import oip_docs
+from service.api.oip_tensors import Inference, read_request, write_answer
+from service.card import ModelCard
+from service.domain.errors import InvalidInference, MalformedRequest
+from service.domain.latents import FloatRows
+from tests.service.onnx_models import make_card
+
+SHAPES = st.tuples(st.sampled_from([1, 3]), st.integers(1, 4), st.integers(1, 4))
+FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> FloatRows:
+    shape = (draw(st.integers(1, 4)), *draw(SHAPES))
+    rows: FloatRows = draw(arrays(np.float32, shape, elements=FLOATS))
+    return rows
+
+
+def card_for(rows: FloatRows) -> ModelCard:
+    channels, height, width = rows.shape[1:]
+    return make_card(shape=(channels, height, width))
+
+
+def read(body: bytes, length: int | None, card: ModelCard) -> Inference:
+    return read_request(body, length, card, max_rows=4, max_steps=10)
+
+
+def request(rows: FloatRows, **members: Any) -> dict[str, Any]:
+    return {"inputs": [{"name": "x", "shape": list(rows.shape), "datatype": "FP32"} | members]}
+
+
+@given(rows=batches(), nested=st.booleans())
+def test_json_comes_out_as_it_went_in(rows: FloatRows, nested: bool) -> None:
+    data = rows.tolist() if nested else rows.ravel().tolist()
+    found = read(json.dumps(request(rows, data=data)).encode(), None, card_for(rows))
+    assert found.rows.tobytes() == rows.tobytes()
+    assert found.rows.shape == rows.shape
+    assert (found.id, found.steps, found.timeout_us, found.binary) == (None, 1, 0, False)
+
+
+@given(rows=batches(), padding=st.text(max_size=9))
+def test_binary_comes_out_as_it_went_in(rows: FloatRows, padding: str) -> None:
+    asked = request(rows, parameters={"binary_data_size": rows.nbytes}) | {"id": padding}
+    head = json.dumps(asked, ensure_ascii=False).encode()
+    found = read(head + rows.astype("<f4").tobytes(), len(head), card_for(rows))
+    assert found.rows.tobytes() == rows.tobytes()
+    assert found.rows.flags.aligned  # wherever in the body its bytes began
+    assert found.id == padding
+
+
+@given(rows=batches(), binary=st.booleans())
+def test_answers_can_be_read(rows: FloatRows, binary: bool) -> None:
+    asked = Inference(id="a", rows=rows, steps=1, timeout_us=0, binary=binary)
+    body, length = write_answer(asked, card_for(rows), rows[..., ::-1])
+    assert (length is not None) == binary
+    answer = json.loads(body[:length])
+    (output,) = answer.pop("outputs")
+    assert answer == {"model_name": "toy", "model_version": "1", "id": "a"}
+    data = np.frombuffer(body, "<f4", offset=length) if length else np.array(output["data"], np.float32)
+    assert data.reshape(output["shape"]).tobytes() == rows[..., ::-1].tobytes()
+
+
+ROWS = np.zeros((2, 1, 2, 2), np.float32)
+CARD = card_for(ROWS)
+WHOLE = request(ROWS, data=[0.0] * 8) | {
+    "id": "1",
+    "parameters": {"steps": 2, "timeout": 7, "priority": 1, "binary_data_output": True},
+    "outputs": [{"name": "y", "parameters": {"binary_data": False}}],
+}
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def places(node: Any, path: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
+    """Ways to everything inside."""
+    inside = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    return [path, *(place for key, value in inside for place in places(value, (*path, key)))]
+
+
+@given(place=st.sampled_from(places(WHOLE)[1:]), value=JSON)
+def test_anything_anywhere_is_refused_by_name_or_is_fine(place: tuple[str | int, ...], value: Any) -> None:
+    asked = copy.deepcopy(WHOLE)
+    node: Any = asked
+    for key in place[:-1]:
+        node = node[key]
+    node[place[-1]] = value
+    try:
+        found = read(json.dumps(asked).encode(), None, CARD)
+    except (InvalidInference, MalformedRequest):
+        return
+    assert found.rows.shape[1:] == CARD.shape
+    assert 1 <= len(found.rows) <= 4
+    assert 1 <= found.steps <= 10
+    assert np.isfinite(found.rows).all()
+
+
+@given(body=st.binary(max_size=300), length=st.none() | st.integers(1, 400))
+def test_any_bytes_are_refused(body: bytes, length: int | None) -> None:
+    with pytest.raises((InvalidInference, MalformedRequest)):
+        read(body, length, CARD)
+
+
+def test_what_is_given_is_taken() -> None:
+    found = read(json.dumps(WHOLE).encode(), None, CARD)
+    assert (found.id, found.steps, found.timeout_us, found.binary) == ("1", 2, 7, False)
+
+
+def test_the_documented_example_is_a_request() -> None:
+    content = oip_docs.INFER["openapi_extra"]["requestBody"]["content"]["application/json"]
+    (example,) = content["examples"].values()
+    found = read(json.dumps(example["value"]).encode(), None, make_card(shape=(1, 28, 28)))
+    assert (found.rows.shape, found.steps) == ((1, 1, 28, 28), 2)
