@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from benchmarks.peers.wire import PNG, RAW, Wire, as_it_is, latent, v2_base64, v2_binary
+from benchmarks.peers.wire import PNG, RAW, Wire, as_it_is, as_list, latent, v2_base64, v2_binary
 
 OURS: Final = "ign"
 _BYTES: Final = "application/octet-stream"
@@ -108,7 +108,9 @@ PEERS: Final = (
         packages=("bentoml",),
         distribution="bentoml",
         ready="/readyz",
-        wires=_plain("/predict"),
+        wires={PNG: [as_list("/predict", "bodies")], RAW: [as_list("/predict", "bodies")]},
+        batching=(Batching(rows=16, wait_ms=0), Batching(rows=32, wait_ms=0), Batching(rows=100, wait_ms=0)),
+        environ={"BENTOML_DO_NOT_TRACK": "True"},
     ),
     Contestant(
         name="ray",
@@ -117,14 +119,20 @@ PEERS: Final = (
         distribution="ray",
         ready="/-/healthz",
         wires=_plain("/predict"),
+        batching=(Batching(rows=16, wait_ms=0), Batching(rows=64, wait_ms=0), Batching(rows=32, wait_ms=2)),
+        environ={
+            "RAY_SERVE_ENABLE_HA_PROXY": "1",
+            "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+            "RAY_USAGE_STATS_ENABLED": "0",
+        },
         alone=True,
     ),
     Contestant(
         name="mlserver",
         module="mlserver_server",
-        packages=("mlserver",),
+        packages=("mlserver", "uvloop<0.22"),  # its workers do not start with a later uvloop
         distribution="mlserver",
-        ready="/v2/health/ready",
+        ready="/v2/models/f/ready",
         wires={PNG: [v2_base64("f")], RAW: [v2_base64("f")]},
     ),
     Contestant(
@@ -132,11 +140,12 @@ PEERS: Final = (
         module="pytriton_server",
         packages=("nvidia-pytriton",),
         distribution="nvidia-pytriton",
-        ready="/v2/health/ready",
+        ready="/v2/models/raw/ready",
         wires={
             PNG: [v2_binary("png", kind="BYTES", shape=[1, 1])],
             RAW: [v2_binary("raw", kind="FP32", shape=[1, 1, 28, 28])],
         },
+        batching=(Batching(rows=32, wait_ms=0), Batching(rows=64, wait_ms=0), Batching(rows=16, wait_ms=1)),
     ),
 )
 ALL: Final = {contestant.name: contestant for contestant in (SERVICE, *PEERS)}

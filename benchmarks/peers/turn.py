@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final, cast
 
 import numpy as np
@@ -124,16 +125,17 @@ def turn(order: Order) -> Json:
     port = free_port()
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("IGN_", "PEER_"))}
     own = environment(entry, Batching(rows=order.rows, wait_ms=order.wait_ms), port, Path(order.models), order.model)
-    environ = inherited | {"PYTHONPATH": str(ROOT), "ORT_DISABLE_TELEMETRY": "1"} | own
     start = time.perf_counter()
     try:
         with (
+            TemporaryDirectory() as folder,  # in which they leave what they leave
             on(order.server_cpus),
             serving(
                 command(entry.contestant, order.python),
                 port=port,
                 ready=entry.contestant.ready,
-                environ=environ,
+                environ=inherited | _at_home(folder) | own,
+                cwd=Path(folder),
                 start_s=order.start_s,
                 stop_s=10.0,
             ) as server,
@@ -142,6 +144,16 @@ def turn(order: Order) -> Json:
             return _loads(order, entry, server, start)
     except (ServerFailed, Refused, OSError, http.client.HTTPException) as exc:
         return {"failed": str(exc)}
+
+
+def _at_home(folder: str) -> dict[str, str]:
+    """Variables that keep a server's files in this folder, and its habits to itself."""
+    return {
+        "PYTHONPATH": str(ROOT),
+        "HOME": folder,
+        "TMPDIR": folder,
+        "ORT_DISABLE_TELEMETRY": "1",
+    }
 
 
 def _loads(order: Order, entry: Entry, server: Server, start: float) -> Json:
@@ -179,7 +191,7 @@ def _loads(order: Order, entry: Entry, server: Server, start: float) -> Json:
 
 
 def first_that_answers(wires: Sequence[Wire], port: int, body: bytes, patience_s: float) -> Wire:
-    """The first way that is answered with 200; 5xx means that a server is not ready yet.
+    """The first way that is answered with 200; 404 and 5xx may mean that a server is not ready yet.
 
     Raises:
         Refused: none is.
@@ -192,7 +204,7 @@ def first_that_answers(wires: Sequence[Wire], port: int, body: bytes, patience_s
             if status == 200:
                 return wire
             said.append(f"{status} {answer[:300]!r} to {wire.says}")
-        if time.monotonic() > deadline or not any(text.startswith("5") for text in said):
+        if time.monotonic() > deadline or not any(text.startswith(("404", "5")) for text in said):
             raise Refused("; ".join(said))
         time.sleep(0.2)
 

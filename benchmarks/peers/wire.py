@@ -47,21 +47,6 @@ def as_it_is(path: str, kind: str, accept: str = "*/*") -> Wire:
     )
 
 
-def as_file(path: str, field: str) -> Wire:
-    """The body is the only file of a form; the answer is as it is."""
-    edge = "benchmark-8d3f1c60"
-    head = (
-        f'--{edge}\r\nContent-Disposition: form-data; name="{field}"; filename="body"\r\n'
-        "Content-Type: application/octet-stream\r\n\r\n"
-    ).encode("ascii")
-    headers = {"Content-Type": f"multipart/form-data; boundary={edge}", "Accept": "*/*"}
-    return Wire(
-        says=f"POST {path}, multipart/form-data with one file → */*",
-        ask=lambda body: request(path, head + body + f"\r\n--{edge}--\r\n".encode("ascii"), headers),
-        read=lambda _, body: body,
-    )
-
-
 def as_json(path: str, envelope: Callable[[str], object], unpack: Callable[[object], str]) -> Wire:
     """Base64 within JSON, both ways.
 
@@ -76,6 +61,17 @@ def as_json(path: str, envelope: Callable[[str], object], unpack: Callable[[obje
         ask=lambda body: request(path, json.dumps(envelope(_text(body))).encode("ascii"), headers),
         read=lambda _, body: base64.b64decode(unpack(json.loads(body))),
     )
+
+
+def as_list(path: str, field: str) -> Wire:
+    """A list of one in the field of a JSON object, answered with a list of one."""
+
+    def unpack(answer: object) -> str:
+        assert isinstance(answer, list)
+        text: str = answer[0]
+        return text
+
+    return as_json(path, lambda text: {field: [text]}, unpack)
 
 
 def v2_base64(model: str) -> Wire:
