@@ -40,19 +40,19 @@ def wait_s() -> float:
 
 
 class Function:
-    """f, as bodies → bodies."""
+    """f, as bodies → bodies, of the model file at `PEER_MODEL`, or at this path."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: str | None = None) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = onnxruntime.InferenceSession(
-            os.environ["PEER_MODEL"], options, providers=["CPUExecutionProvider"]
+            model or os.environ["PEER_MODEL"], options, providers=["CPUExecutionProvider"]
         )
         self._input = self._session.get_inputs()[0].name
-        self._shape = tuple(self._session.get_inputs()[0].shape[1:])
-        self.rows(np.zeros((1, *self._shape), np.float32))  # warm
+        self.shape = tuple(self._session.get_inputs()[0].shape[1:])
+        self.rows(np.zeros((1, *self.shape), np.float32))  # warm
 
     def __call__(self, bodies: Sequence[bytes]) -> list[bytes]:
         """One pass over all bodies, in order."""
@@ -73,8 +73,8 @@ class Function:
 
     def _row(self, body: bytes) -> Any:
         if body.startswith(PNG):
-            return decoded(body).reshape(self._shape)
-        return np.frombuffer(body, "<f4").reshape(self._shape)
+            return decoded(body).reshape(self.shape)
+        return np.frombuffer(body, "<f4").reshape(self.shape)
 
 
 def decoded(body: bytes) -> Any:

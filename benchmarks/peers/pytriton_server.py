@@ -5,10 +5,12 @@ https://triton-inference-server.github.io/pytriton/latest/binding_configuration/
 model (https://triton-inference-server.github.io/pytriton/latest/binding_models/#multi-instance-model-inference); as
 many HTTP threads as CPUs (Triton's default is 8); gRPC and metrics off; no log of requests
 (https://triton-inference-server.github.io/pytriton/latest/reference/triton_config/). Bodies are binary tensors: a PNG
-is one BYTES element, a row FP32.
+is one BYTES element, a row FP32. Triton runs Python in a process of its own, which must find the library of this very
+interpreter (https://triton-inference-server.github.io/pytriton/latest/installation/).
 """
 
 import os
+import sysconfig
 from collections.abc import Callable
 from typing import Any
 
@@ -45,6 +47,7 @@ def of_rows() -> Inference:
 
 
 if __name__ == "__main__":
+    os.environ["LD_LIBRARY_PATH"] = f"{sysconfig.get_config_var('LIBDIR')}:{os.environ.get('LD_LIBRARY_PATH', '')}"
     config = TritonConfig(
         http_address="127.0.0.1",
         http_port=alike.port(),

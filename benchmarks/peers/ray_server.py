@@ -18,12 +18,6 @@ from starlette.responses import Response
 from benchmarks.peers import alike
 
 
-@serve.deployment(
-    num_replicas=alike.processes(),
-    max_ongoing_requests=1024,
-    ray_actor_options={"num_cpus": 1},
-    logging_config={"enable_access_log": False, "log_level": "WARNING"},
-)
 class Function:
     def __init__(self) -> None:
         self.function = alike.Function()
@@ -41,5 +35,11 @@ if __name__ == "__main__":
     # CPUs in Ray's sense are for its bookkeeping: one for each replica, and one for its own actors.
     ray.init(num_cpus=alike.processes() + 1, include_dashboard=False, object_store_memory=100 * 2**20)
     serve.start(http_options={"host": "127.0.0.1", "port": alike.port()})
-    serve.run(Function.bind(), route_prefix="/predict")
+    deployed = serve.deployment(
+        num_replicas=alike.processes(),
+        max_ongoing_requests=1024,
+        ray_actor_options={"num_cpus": 1},
+        logging_config={"enable_access_log": False, "log_level": "WARNING"},
+    )(Function)
+    serve.run(deployed.bind(), route_prefix="/predict")
     signal.sigwait({signal.SIGTERM, signal.SIGINT})

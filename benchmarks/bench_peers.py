@@ -1,0 +1,299 @@
+"""This service beside other serving systems: the same model file, machine, run and bodies, in turn.
+
+    python -m benchmarks.bench_peers --results benchmarks/results/peers.json
+    python -m benchmarks.bench_peers --quick --only mosec fastapi
+
+Every system gets an environment of its own (--environments), the settings that its documentation recommends
+(benchmarks/peers/*_server.py say which and why), and how it forms batches is chosen by measuring: of the settings in
+benchmarks/peers/contestants.py the one with the highest rate over all loads. Everybody runs onnxruntime of the same
+release with one thread in each copy of the model, and gives the same pictures as this service, or is not measured.
+Ratios of one run are for comparing; figures of two are not. Progress and tables go to stderr, JSON to stdout.
+"""
+
+import argparse
+import base64
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from benchmarks.common import Json, arguments, report, rounded, write
+from benchmarks.peers import alike, environments, raw, tables
+from benchmarks.peers.contestants import ALL, OURS, PEERS, SERVICE, Batching, Entry, entries
+from benchmarks.peers.turn import Order, apart, take
+from benchmarks.peers.wire import PAYLOADS, PNG, RAW
+
+METHOD: Final = (
+    "Closed loop. In every round each entry takes its turn, every other round in reverse: its server is started alone, "
+    "its answers to all bodies, sent 16 at a time, are compared with this service's (PNG: the same pixels; raw: within "
+    "1e-5), then every load runs for `seconds` after a warm-up. `×n` has n copies of the model with one thread each; "
+    "`as it comes` is this service with its default settings. Requests/s are those answered with 200. Figures are "
+    "medians over the rounds, ratios medians of the ratios of each round. CPU time is of the server and all its "
+    "processes. Raw onnxruntime runs at 64 rows in as many processes of one thread as the entry has copies."
+)
+_RAW_ROWS: Final = 64
+_TUNE_WARM_UP_S: Final = 0.5
+
+
+def main() -> int:
+    options = parser().parse_args()
+    if options.quick:
+        options.rounds, options.seconds, options.warmup_s, options.tune_s = 1, 1.0, 0.3, 0.0
+        options.connections, options.bodies = options.connections[:1], 8
+    folder = Path(options.environments)
+    model = Path(options.models) / options.model / "model.onnx"
+    if environments.inside_repository(folder):
+        return refuse(f"--environments {folder}: must be outside the repository")
+    if not model.is_file():
+        return refuse(f"--model {options.model}: there is no {model}")
+    try:
+        found = Benchmark(options, model).run(folder)
+    except RuntimeError as exc:
+        return refuse(str(exc))
+    write(found, options.results)
+    return 0
+
+
+class Benchmark:
+    """One run.
+
+    Args:
+        options: as parsed.
+        model: the file that all serve.
+    """
+
+    def __init__(self, options: argparse.Namespace, model: Path) -> None:
+        self.options, self.model = options, model
+        self.server_cpus, self.client_cpus = cpus(options.client_cpus)
+        self.bodies = bodies(model, options.bodies)
+        self.expected: dict[str, list[str]] = {}
+        self.skipped: dict[str, str] = {}
+        self.environments: dict[str, environments.Environment] = {}
+        self.batching: dict[Entry, Batching] = {}
+        self.tuned: dict[str, dict[str, float]] = {}
+        self.wires: dict[str, dict[str, str]] = {}
+
+    def run(self, folder: Path) -> Json:
+        """Install, tune, measure; returns the report.
+
+        Raises:
+            RuntimeError: this service or onnxruntime itself failed: there is nothing to compare with.
+        """
+        options, start = self.options, time.monotonic()
+        names = [OURS, *(peer.name for peer in PEERS if not options.only or peer.name in options.only)]
+        self.install(names, folder)
+        taking_part = [entry for entry in entries(names, options.processes) if entry.name not in self.skipped]
+        self.take_reference()
+        for entry in taking_part:
+            self.tune(entry)
+        reports: dict[Entry, list[Json]] = {entry: [] for entry in taking_part}
+        raws: dict[int, list[float]] = {number: [] for number in {1, *options.processes}}
+        for number in range(options.rounds):
+            began = time.monotonic()
+            self.round(number, reports, raws)
+            if began - start + 2 * (time.monotonic() - began) > options.minutes * 60 and number + 1 < options.rounds:
+                say(f"{options.minutes} minutes do not suffice for more than {number + 1} rounds")
+                break
+        whole = {entry: found for entry, found in reports.items() if str(entry) not in self.skipped}
+        return self.report(whole, raws)
+
+    def install(self, names: Sequence[str], folder: Path) -> None:
+        """Make the environments that are not there yet, one after another."""
+        for name in names:
+            say(f"environment of {name}")
+            try:
+                self.environments[name] = environments.environment(ALL[name], folder)
+            except environments.NotInstalled as exc:
+                self.skip(name, f"cannot be installed: {exc}")
+
+    def take_reference(self) -> None:
+        """This service's answers, which everybody is held to."""
+        entry = Entry(name=OURS, processes=1)
+        found = self.turn(entry, SERVICE.batching[0], connections=[], seconds=1.0)
+        if "failed" in found:
+            raise RuntimeError(f"this service does not serve: {found['failed']}")
+        self.expected = found["answers"]
+
+    def tune(self, entry: Entry) -> None:
+        """Choose how an entry forms batches."""
+        choices = entry.contestant.batching
+        self.batching[entry] = choices[0]
+        if len(choices) == 1 or not self.options.tune_s:
+            return
+        rates: dict[Batching, float] = {}
+        for choice in choices:
+            found = self.turn(entry, choice, connections=self.options.connections, seconds=self.options.tune_s)
+            loads = [load for by in found.get("loads", {}).values() for load in by.values()]
+            if loads and all(load["ok_per_s"] for load in loads):
+                rates[choice] = math.prod(load["ok_per_s"] for load in loads) ** (1 / len(loads))
+            say(f"{entry}, {choice}: {found.get('failed') or f'{rates.get(choice, 0):.0f} requests/s'}")
+        if rates:
+            self.batching[entry] = max(rates, key=lambda choice: rates[choice])
+        self.tuned[str(entry)] = {str(choice): rounded(rate) for choice, rate in rates.items()}
+
+    def round(self, number: int, reports: dict[Entry, list[Json]], raws: dict[int, list[float]]) -> None:
+        """Everybody's turn, and raw onnxruntime's."""
+        options = self.options
+        for processes, found in raws.items():
+            seconds = max(0.5, options.seconds / 3)
+            found.append(
+                raw.rows_per_s(self.model, rows=_RAW_ROWS, seconds=seconds, processes=processes, cpus=self.server_cpus)
+            )
+            say(f"round {number + 1}: raw onnxruntime ×{processes}: {found[-1]:.0f} rows/s")
+        order = list(reports) if number % 2 == 0 else list(reversed(reports))
+        for entry in order:
+            if str(entry) in self.skipped:
+                continue
+            turn = self.turn(entry, self.batching[entry], connections=options.connections, seconds=options.seconds)
+            self.wires.setdefault(entry.name, turn.get("wires", {}))
+            if "failed" in turn:
+                self.skip(str(entry), turn["failed"])
+                continue
+            reports[entry].append(turn)
+            say(f"round {number + 1}: {entry}: {rates(turn)}")
+            if any(not load["ok_per_s"] for by in turn["loads"].values() for load in by.values()):
+                self.skip(str(entry), "no request of a load was answered with 200")
+
+    def turn(self, entry: Entry, batching: Batching, *, connections: Sequence[int], seconds: float) -> Json:
+        """One turn of one entry."""
+        options = self.options
+        return take(
+            Order(
+                name=entry.name,
+                processes=entry.processes,
+                rows=batching.rows,
+                wait_ms=batching.wait_ms,
+                python=self.environments[entry.name].python,
+                models=str(Path(options.models).resolve()),
+                model=options.model,
+                bodies=self.bodies,
+                expected=self.expected,
+                connections=connections,
+                seconds=seconds,
+                warmup_s=min(options.warmup_s, seconds / 2),
+                server_cpus=self.server_cpus,
+                client_cpus=self.client_cpus,
+                start_s=options.start_s,
+            )
+        )
+
+    def skip(self, name: str, reason: str) -> None:
+        """Leave one out, and say why."""
+        say(f"skipped: {name}: {reason}")
+        self.skipped[name] = without_paths(reason)
+
+    def report(self, reports: tables.Reports, raws: Mapping[int, Sequence[float]]) -> Json:
+        """What is written."""
+        options = self.options
+        loads, ratios = [], []
+        for payload in PAYLOADS:
+            for connections in options.connections:
+                table = {str(e): line for e, line in tables.lines(reports, raws, payload, connections).items()}
+                say(tables.text(f"\n{payload}, {connections} connections", table))
+                loads.append({"payload": payload, "connections": connections, "entries": table})
+                ratios += tables.ratios(reports, raws, payload, connections)
+        found = list(tables.targets(ratios))
+        for each in found:
+            verdict = "met" if each["met"] else "missed"
+            say(f"{each['what']}: {each['measured']} ({each['sign']} {each['bound']}, {verdict})")
+        asked = {key: value for key, value in vars(options).items() if key != "environments"}
+        return report(
+            "peers",
+            METHOD,
+            argparse.Namespace(**asked),
+            model_file=f"{options.model}/model.onnx",
+            cpus={"server": list(self.server_cpus), "load_generator": list(self.client_cpus)},
+            network_of_its_own=bool(apart()),
+            versions={name: each.versions for name, each in self.environments.items()},
+            wires=self.wires,
+            batching={str(entry): str(choice) for entry, choice in self.batching.items()},
+            tuned_requests_per_s=self.tuned,
+            skipped=self.skipped,
+            raw_rows_per_s={f"×{number}": [rounded(rate) for rate in found] for number, found in raws.items()},
+            loads=loads,
+            ratios=ratios,
+            targets=found,
+            rounds={str(entry): list(found) for entry, found in reports.items()},
+        )
+
+
+def bodies(model: Path, number: int) -> dict[str, list[str]]:
+    """By payload, in base64: pictures that the model made, as PNG; and noise, as float32."""
+    function = alike.Function(str(model))
+    noise = np.random.default_rng(0).standard_normal((number, *function.shape), dtype=np.float32)
+    pngs = [alike.encoded(row) for row in function.rows(noise)]
+    found = {PNG: pngs, RAW: [row.astype("<f4").tobytes() for row in noise]}
+    return {payload: [base64.b64encode(body).decode() for body in each] for payload, each in found.items()}
+
+
+def cpus(for_client: int | None) -> tuple[list[int], list[int]]:
+    """CPUs of the server, and of the load generator: on fewer than four, all are for both."""
+    granted = sorted(os.sched_getaffinity(0))
+    number = for_client if for_client is not None else (len(granted) // 4)
+    if not 0 < number < len(granted):
+        return granted, granted
+    return granted[:-number], granted[-number:]
+
+
+def rates(turn: Json) -> str:
+    """In a few words."""
+    return ", ".join(
+        f"{payload} at {connections} {load['ok_per_s']:.0f}/s"
+        for payload, by in turn["loads"].items()
+        for connections, load in by.items()
+    )
+
+
+def without_paths(text: str) -> str:
+    """The first line, without directories, as results are published."""
+    words = text.strip().splitlines()[0].split(" ") if text.strip() else []
+    return " ".join(Path(word).name if word.startswith("/") else word for word in words)[:500]
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def refuse(line: str) -> int:
+    print(f"error: {line}", file=sys.stderr)
+    return 2
+
+
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def parser() -> argparse.ArgumentParser:
+    found = arguments("Measure this service beside other serving systems.")
+    found.add_argument(
+        "--environments",
+        default=str(environments.default_folder()),
+        help="directory of the peers' environments, made if missing (default: %(default)s)",
+    )
+    names = [peer.name for peer in PEERS]
+    found.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=f"these peers: {', '.join(names)}")
+    found.add_argument("--processes", type=positive, nargs="+", default=[1, 2], help="copies of the model (1 2)")
+    found.add_argument("--connections", type=positive, nargs="+", default=[32, 256], help="loads (32 256)")
+    found.add_argument("--seconds", type=float, default=6.0, help="of each load (6)")
+    found.add_argument("--warmup-s", type=float, default=1.0, help="before each load (1)")
+    found.add_argument("--rounds", type=positive, default=3, help="(3)")
+    found.add_argument("--tune-s", type=float, default=2.0, help="of each load while batching is chosen; 0: no (2)")
+    found.add_argument("--bodies", type=positive, default=32, help="different bodies of each kind (32)")
+    found.add_argument("--client-cpus", type=int, help="CPUs for the load generator alone (a quarter; of 4 or more)")
+    found.add_argument("--start-s", type=float, default=180.0, help="patience with a server's start (180)")
+    found.add_argument("--minutes", type=float, default=150.0, help="no further round that would end later (150)")
+    found.add_argument("--models", default="models", help="directory of models")
+    found.add_argument("--model", default="mnist/1", help="name/version: 1×28×28, range [−1, 1]")
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
