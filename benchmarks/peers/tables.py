@@ -63,15 +63,19 @@ def ratios(reports: Reports, raw: Mapping[int, Sequence[float]], payload: str, c
     """Each of our entries beside the best peer: of those with as many processes, or of all for ours as it comes."""
     table = lines(reports, raw, payload, connections)
     peers = [entry for entry in table if entry.name != OURS]
+
+    def rate_of(entry: Entry) -> float:
+        return float(table[entry]["requests_per_s"])
+
     found = []
     for ours in (entry for entry in table if entry.name == OURS):
         rivals = [peer for peer in peers if ours.processes in (0, peer.processes)]
         if rivals:
-            best = max(rivals, key=lambda peer: table[peer]["requests_per_s"])
+            best = max(rivals, key=rate_of)
             found.append(ratio(ours, best, reports, table, payload, connections))
-    overall = max((entry for entry in table if entry.name == OURS), key=lambda entry: table[entry]["requests_per_s"])
-    if peers:
-        best = max(peers, key=lambda peer: table[peer]["requests_per_s"])
+    if peers and len(peers) < len(table):
+        overall = max(table.keys() - set(peers), key=rate_of)
+        best = max(peers, key=rate_of)
         found.append(ratio(overall, best, reports, table, payload, connections) | {"of": "the best of all"})
     return found
 
