@@ -9,6 +9,7 @@ DATA ?=
 OUT ?= runs/$(PRESET)
 MODELS ?= models
 MODEL ?= $(MODELS)/mnist/1/model.onnx
+BENCH ?= runtime
 ARGS ?=
 
 # The official builds of onnxruntime report to their maker unless told not to.
@@ -73,8 +74,16 @@ train: $(TRAIN)  ## train PRESET on DATA into OUT; again to continue
 export: $(TRAIN)  ## export the run in OUT as the next version of its model in MODELS
 	$(BIN)/python -m model_export export --run '$(OUT)' --models '$(MODELS)' $(ARGS)
 
-bench: $(SERVE)  ## measure MODEL by batch size, as JSON
-	@$(BIN)/python -m benchmarks.bench_runtime --model '$(MODEL)' $(ARGS)
+bench: $(SERVE)  ## measure, as JSON; BENCH is runtime (MODEL by batch size), scheduler, service or soak
+	@$(BIN)/python -m benchmarks.$(BENCH_$(BENCH)) $(ARGS)
+
+BENCH_runtime := bench_runtime --model '$(MODEL)'
+BENCH_scheduler := bench_scheduler
+BENCH_service := bench_service
+BENCH_soak := soak
+ifndef BENCH_$(BENCH)
+$(error BENCH=$(BENCH): expected runtime, scheduler, service or soak)
+endif
 
 # What pip finishes last is its own script: where that runs, the environment is whole. Else it is made anew.
 $(VENV)/.made:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from benchmarks.common import machine
+from benchmarks.common import machine, positive
 from service.card import INPUT, OUTPUT
 from service.domain.errors import StartupError
 from service.domain.latents import FloatRows
@@ -52,7 +52,7 @@ def main() -> int:
 
 
 def measure(data: bytes, options: argparse.Namespace) -> dict[str, Any]:
-    threads = cpu_threads(options.threads)
+    before, threads = machine(), cpu_threads(options.threads)
     model = OnnxModel(data, device=options.device, threads=threads, max_batch_rows=max(options.sizes))
     model.warm_up()
     raw = raw_session(data, model, threads)
@@ -69,7 +69,7 @@ def measure(data: bytes, options: argparse.Namespace) -> dict[str, Any]:
         "provider": model.provider,
         "fallback_reason": model.fallback_reason,
         "threads": threads,
-        "machine": machine(),
+        "machine": before,
         "sizes": results,
     }
 
@@ -147,13 +147,6 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     found.add_argument("--out", help="also write the JSON into this file")
     return found
-
-
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
 
 
 if __name__ == "__main__":

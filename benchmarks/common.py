@@ -18,6 +18,8 @@ Json = dict[str, Any]
 
 PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "fastapi", "uvicorn", "uvloop", "httptools", "pillow")
 
+_UNTOLD = ("machine", "results", "models", "model", "setting")  # of the options: paths, and what is told elsewhere
+
 
 def machine() -> Json:
     """What a result was measured on: no names of hosts, no paths."""
@@ -133,21 +135,21 @@ def memory(samples: Sequence[tuple[float, float]], *, warmup: float = 1 / 3, sha
 
 
 def target(
-    what: str, measured: float, *, at_least: float | None = None, at_most: float | None = None, unit: str = ""
+    what: str, measured: float | None, *, at_least: float | None = None, at_most: float | None = None, unit: str = ""
 ) -> Json:
-    """One line of "target, measured, met or missed"; exactly one of the bounds."""
+    """One line of "target, measured, met or missed"; exactly one of the bounds. What was not measured is not met."""
     if (at_least is None) == (at_most is None):
         raise ValueError("give at_least or at_most")
     bound, sign = (at_least, "≥") if at_least is not None else (at_most, "≤")
     assert bound is not None
-    met = measured >= bound if sign == "≥" else measured <= bound
+    met = measured is not None and (measured >= bound if sign == "≥" else measured <= bound)
     return {"what": what, "sign": sign, "bound": bound, "unit": unit, "measured": rounded(measured), "met": met}
 
 
 def report(benchmark: str, method: str, options: argparse.Namespace, **results: Any) -> Json:
     """A result as it is written: what was measured how and where, then ``results``."""
-    asked = {name: value for name, value in vars(options).items() if name not in ("results", "models", "model")}
-    return {"benchmark": benchmark, "method": method, "options": asked, "machine": machine(), **results}
+    asked = {name: value for name, value in vars(options).items() if name not in _UNTOLD}
+    return {"benchmark": benchmark, "method": method, "options": asked, "machine": options.machine, **results}
 
 
 def write(found: Json, results: str | None) -> None:
@@ -166,3 +168,36 @@ def arguments(description: str) -> argparse.ArgumentParser:
     found.add_argument("--quick", action="store_true", help="a few seconds, to see that it works; not for comparing")
     found.add_argument("--results", help="also write the JSON into this file, as benchmarks/results/NAME.json")
     return found
+
+
+def settle(options: argparse.Namespace, *, full: Mapping[str, Any], quick: Mapping[str, Any]) -> argparse.Namespace:
+    """Give every option that was left out its value for a full or a quick run, and look at the machine as it is now."""
+    options.machine = machine()  # its load, before there is ours
+    for name, value in (quick if options.quick else full).items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    return options
+
+
+def positive(text: str) -> int:
+    """An option's value: a whole number of at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def duration(text: str) -> float:
+    """An option's value: a time above 0."""
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError("must be above 0")
+    return number
+
+
+def setting(text: str) -> tuple[str, str]:
+    """An option's value: one setting of the service, `IGN_NAME=VALUE`."""
+    name, equals, value = text.partition("=")
+    if not (name.startswith("IGN_") and equals):
+        raise argparse.ArgumentTypeError("must be IGN_NAME=VALUE")
+    return name, value

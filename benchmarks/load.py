@@ -329,7 +329,10 @@ class _Load:
     def _report(self) -> Json:
         spec, books = self.spec, self.books
         completed = sum(books.completed.values())
-        succeeded = [value for status, found in books.latencies.items() if status < 300 for value in found]
+
+        def of(*statuses: int) -> list[float]:
+            return [value for status in statuses for value in books.latencies.get(status, ())]
+
         found: Json = {
             "loop": "closed" if spec.rate is None else "open",
             "connections": spec.connections,
@@ -337,7 +340,8 @@ class _Load:
             "rate": spec.rate,
             "requests_per_s": rounded(completed / spec.seconds),
             "ok_per_s": rounded(sum(n for status, n in books.completed.items() if status < 300) / spec.seconds),
-            "ok": latency(succeeded),
+            "ok": latency(of(*(status for status in books.latencies if status < 300))),
+            "refused": latency(of(429, 503)),
             "statuses": {str(status): latency(books.latencies[status]) for status in sorted(books.latencies)},
             "errors": dict(books.errors),
             "unanswered": len(self._waiting) + sum(connection.busy for connection in self._open),

@@ -196,6 +196,8 @@ def check_named(words: list[str], where: str) -> None:
             cli._parser().parse_args(options)
         case ["python", "-m", "service"]:
             pass
+        case ["python", "-m", module, *_] if module.startswith("benchmarks."):
+            assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), where
         case ["python", file, *_] if file.endswith(".py"):
             assert (ROOT / file).is_file(), where
         case ["pip" | ".venv/bin/pip", "install", *rest]:
@@ -287,6 +289,7 @@ def test_blocks_are_found() -> None:
         ("IGN_POTR=1 make run", "sh"),
         ("python -m model_export train --nonsense 1", "sh"),
         ("python examples/nothing.py", "sh"),
+        ("python -m benchmarks.nothing", "sh"),
         ("pip install -e '.[nothing]'", "sh"),
         ("rm -r docs", "sh"),
         ("curl http://127.0.0.1:9/", "sh"),

@@ -1,0 +1,293 @@
+"""What engine and scheduler cost on top of raw onnxruntime, and how they share it out.
+
+    python -m benchmarks.bench_scheduler --results benchmarks/results/scheduler.json
+
+No HTTP and no pictures: rows in, rows out, through `service.engine` with the service's own metrics. Everything is
+compared with raw onnxruntime on the same model and device in the same run, in turn.
+"""
+
+import argparse
+import asyncio
+import itertools
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import uvloop
+
+from benchmarks.common import (
+    Json,
+    arguments,
+    duration,
+    latency,
+    median_ratio,
+    percentile,
+    positive,
+    report,
+    rounded,
+    settle,
+    target,
+    write,
+)
+from benchmarks.processes import ROOT
+from benchmarks.rig import BATCH_ROWS, Rig, TimedSession, rig, timed_rig
+from service.domain.errors import StartupError
+from service.domain.latents import FloatRows
+from service.domain.tasks import Applied, Plan
+from service.scheduler import Scheduler
+
+METHOD = (
+    "calls of service.engine on prepared rows, one process, uvloop. single_calls: engine and raw call by call in turn, "
+    "nothing else running. mixed: row-steps/s with long and short requests at once, over raw rows/s at the mean batch "
+    "size that resulted. queue: single-row requests held back until so many wait, then let go; a model that costs "
+    "nothing; wall time by row for admission and for the rest, and CPU time for both. neighbours: latency of one "
+    "caller with steps=1, alone and beside eight requests of steps=5000 under the same caller key. long_run: wall "
+    "time less time within onnxruntime's run, by step, for one row"
+)
+FULL = {"rounds": 5, "seconds": 4.0, "steps": 40_000, "depth": 100_000}
+QUICK = {"rounds": 1, "seconds": 0.3, "steps": 2000, "depth": 1000}
+LONG, LONG_STEPS = 8, 5000
+FLAT = 1.5
+DEPTHS = (1, 8, 64, 1000, 10_000, 100_000)
+
+
+def main() -> int:
+    options = settle(parser().parse_args(), full=FULL, quick=QUICK)
+    try:
+        write(measure(options), options.results)
+    except StartupError as exc:
+        print(f"error: {exc.detail}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def measure(options: argparse.Namespace) -> Json:
+    models = Path(options.models)
+    with rig(models, options.model) as found, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        about = {"ref": found.loaded.ref, "digest": found.loaded.digest[:12], "provider": found.loaded.provider}
+        single = [runner.run(single_calls(found, rows, options)) for rows in (1, BATCH_ROWS)]
+        mixture = runner.run(mixed(found, options))
+        neighbours = runner.run(beside_long_ones(found, options))
+    with timed_rig(models, options.model) as timed, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        long_run = runner.run(long_runs(timed, options))
+    queue = queued(options)
+    found_targets = targets(single, neighbours, long_run, queue)
+    return report(
+        "scheduler",
+        METHOD,
+        options,
+        model=about,
+        targets=found_targets,
+        single_calls=single,
+        mixed=[mixture],
+        neighbours=neighbours,
+        long_run=[long_run],
+        queue=queue,
+    )
+
+
+def targets(single: list[Json], neighbours: list[Json], long_run: Json, queue: list[Json]) -> list[Json]:
+    costs = {line["queued_rows"]: line["cpu_us_per_row"] for line in queue if line["queued_rows"] >= BATCH_ROWS}
+    alone, beside = (line["p99_ms"] for line in neighbours)
+    deepest = max(costs)
+    flat = [
+        target(f"CPU time by row, {deepest} rows queued over {depth}", costs[deepest] / costs[depth], at_most=FLAT)
+        for depth in (BATCH_ROWS, 1000)
+        if depth in costs
+    ]
+    return [
+        target("one row, idle: what the engine adds", single[0]["added_ms"], at_most=0.3, unit="ms"),
+        target("steps=1 beside eight steps=5000: p99 over p99 alone", beside / alone, at_most=3.0),
+        target("long run, batch 1: a step outside onnxruntime", long_run["outside_us_per_step"], at_most=20, unit="µs"),
+        *flat,
+    ]
+
+
+async def single_calls(found: Rig, rows: int, options: argparse.Namespace) -> Json:
+    x = found.rows(rows)
+    raw, engine = [], []
+    for _ in range(10):
+        found.raw(x)
+        await found.run(x)
+    end = time.perf_counter() + options.seconds * options.rounds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        found.raw(x)
+        middle = time.perf_counter()
+        await found.run(x)
+        raw.append(middle - start)
+        engine.append(time.perf_counter() - middle)
+    raw_ms, engine_ms = statistics.median(raw) * 1e3, statistics.median(engine) * 1e3
+    return {
+        "rows": rows,
+        "calls": len(raw),
+        "raw_p50_ms": rounded(raw_ms),
+        "engine_p50_ms": rounded(engine_ms),
+        "added_ms": rounded(engine_ms - raw_ms),
+        "share_of_raw": rounded(raw_ms / engine_ms),
+        "raw_p99_ms": rounded(percentile(sorted(raw), 99) * 1e3),
+        "engine_p99_ms": rounded(percentile(sorted(engine), 99) * 1e3),
+    }
+
+
+async def mixed(found: Rig, options: argparse.Namespace) -> Json:
+    """Four callers with 8 rows of 500 steps, 32 with a row of one step: all the time."""
+    shares, sizes, shorts = [], [], 0
+    for _ in range(options.rounds):
+        latencies: list[float] = []
+        before = found.counted.rows, found.counted.batches
+        start = time.perf_counter()
+        work = [repeat(found, found.rows(8), 500) for _ in range(4)]
+        work += [repeat(found, found.rows(1), 1, latencies) for _ in range(32)]
+        await for_seconds(work, options.seconds)
+        seconds = time.perf_counter() - start
+        row_steps = found.counted.rows - before[0]
+        size = max(1, round(row_steps / (found.counted.batches - before[1])))
+        shares.append(row_steps / seconds / raw_rate(found, size, options.seconds))
+        sizes.append(size)
+        shorts += len(latencies)
+    return {
+        "mean_batch_rows": round(statistics.fmean(sizes), 1),
+        "short_requests": shorts,
+        "share_of_raw": rounded(statistics.median(shares)),
+        "share_least": rounded(min(shares)),
+        "share_most": rounded(max(shares)),
+    }
+
+
+async def beside_long_ones(found: Rig, options: argparse.Namespace) -> list[Json]:
+    ways: dict[str, list[float]] = {"alone": [], f"beside {LONG} × steps={LONG_STEPS}": []}
+    x = found.rows(1)
+    for _ in range(options.rounds):
+        for number, latencies in enumerate(ways.values()):
+            work = [repeat(found, x, 1, latencies)]
+            work += [repeat(found, x, LONG_STEPS) for _ in range(LONG * number)]
+            await for_seconds(work, options.seconds)
+    return [{"steps=1": name} | latency(latencies) for name, latencies in ways.items()]
+
+
+async def repeat(found: Rig, x: FloatRows, steps: int, latencies: list[float] | None = None) -> None:
+    while True:
+        start = time.perf_counter()
+        await found.run(x, steps, deadline_s=30.0 if steps == 1 else None)
+        if latencies is not None:
+            latencies.append(time.perf_counter() - start)
+
+
+async def for_seconds(work: Sequence[Coroutine[Any, Any, None]], seconds: float) -> None:
+    tasks = [asyncio.create_task(each) for each in work]
+    done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()  # raises what ended it
+
+
+def raw_rate(found: Rig, rows: int, seconds: float) -> float:
+    x = found.rows(rows)
+    found.raw(x)
+    calls, start = 0, time.perf_counter()
+    while (now := time.perf_counter()) - start < seconds:
+        found.raw(x)
+        calls += 1
+    return calls * rows / (now - start)
+
+
+async def long_runs(found: Rig, options: argparse.Namespace) -> Json:
+    x, outside, inside = found.rows(1), [], []
+    await found.run(x, 100)
+    for _ in range(options.rounds):
+        within, start = TimedSession.seconds, time.perf_counter()
+        await found.run(x, options.steps, deadline_s=None)
+        seconds, within = time.perf_counter() - start, TimedSession.seconds - within
+        outside.append((seconds - within) / options.steps * 1e6)
+        inside.append(within / options.steps * 1e6)
+    return {
+        "steps": options.steps * options.rounds,
+        "outside_us_per_step": rounded(statistics.median(outside)),
+        "outside_us_least": rounded(min(outside)),
+        "outside_us_most": rounded(max(outside)),
+        "onnxruntime_us_per_step": rounded(statistics.median(inside)),
+        "share_of_onnxruntime": rounded(median_ratio(inside, [a + b for a, b in zip(inside, outside, strict=True)])),
+    }
+
+
+class Free:
+    """A model that costs nothing, behind a gate."""
+
+    shape = (1, 4, 4)
+    buckets = None
+
+    def __init__(self) -> None:
+        self.gate, self.entered = threading.Event(), threading.Event()
+
+    def run(self, rows: FloatRows, out: FloatRows | None = None) -> FloatRows:
+        self.entered.set()
+        self.gate.wait()
+        assert out is not None
+        out[...] = rows
+        return out
+
+    def shed(self) -> None:
+        raise AssertionError("it cannot run out of memory")
+
+
+def queued(options: argparse.Namespace) -> list[Json]:
+    """Cost by row, by how many rows wait: every depth in turn, shallow ones more often."""
+    depths = [depth for depth in DEPTHS if depth <= options.depth]
+    costs: dict[int, list[tuple[float, ...]]] = {depth: [] for depth in depths}
+    for _, depth in itertools.product(range(options.rounds), depths):
+        for _ in range(max(1, 1000 // depth)):
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                costs[depth].append(runner.run(fill_and_drain(depth)))
+    names = ("admit_us_per_row", "run_us_per_row", "cpu_us_per_row")
+    return [
+        {"queued_rows": depth}
+        | {
+            name: rounded(statistics.median(values) / depth * 1e6)
+            for name, values in zip(names, zip(*costs[depth], strict=True), strict=True)
+        }
+        for depth in depths
+    ]
+
+
+async def fill_and_drain(depth: int) -> tuple[float, float, float]:
+    """Seconds to admit so many single-row requests, seconds until all have been answered, CPU seconds of both."""
+    model = Free()
+    scheduler = Scheduler(model, max_batch_rows=BATCH_ROWS, queue_rows=2 * depth + 1)
+    x, plan = np.zeros((1, *model.shape), np.float32), Plan(applied=Applied(steps=1))
+    scheduler.start()
+    try:
+        plug = asyncio.create_task(scheduler.submit(x, plan))
+        await asyncio.to_thread(model.entered.wait)
+        start, cpu = time.perf_counter(), time.process_time()
+        calls = [asyncio.create_task(scheduler.submit(x, plan)) for _ in range(depth)]
+        await asyncio.sleep(0)  # they have all been admitted once it is this one's turn again
+        middle = time.perf_counter()
+        model.gate.set()
+        await asyncio.gather(plug, *calls)
+        return middle - start, time.perf_counter() - middle, time.process_time() - cpu
+    finally:
+        model.gate.set()
+        scheduler.close()
+
+
+def parser() -> argparse.ArgumentParser:
+    found = arguments("Measure engine and scheduler against raw onnxruntime.")
+    found.add_argument("--models", default=str(ROOT / "models"), help="model directory (default: the shipped one)")
+    found.add_argument("--model", default="mnist", help="name or name/version (default mnist)")
+    found.add_argument("--rounds", type=positive, help="rounds (default 5; quick 1)")
+    found.add_argument("--seconds", type=duration, help="seconds per measurement and round (default 4; quick 0.3)")
+    found.add_argument("--steps", type=positive, help="steps of a long run per round (default 40000; quick 2000)")
+    found.add_argument("--depth", type=positive, help="most rows queued (default 100000; quick 1000)")
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

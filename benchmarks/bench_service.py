@@ -1,0 +1,335 @@
+"""The whole service over the loopback interface: how much of raw onnxruntime reaches a client, and what it costs.
+
+    python -m benchmarks.bench_service --results benchmarks/results/service.json
+
+Service, load generator and raw onnxruntime share one machine; raw runs while the service is idle, in turn with it.
+"""
+
+import argparse
+import io
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.bench_runtime import raw_session, timed
+from benchmarks.common import (
+    Json,
+    arguments,
+    duration,
+    in_turn,
+    latency,
+    median_ratio,
+    memory,
+    positive,
+    report,
+    rounded,
+    setting,
+    settle,
+    target,
+    write,
+)
+from benchmarks.load import Spec, measure, request
+from benchmarks.processes import ROOT, MemoryWatch, Server, ServerFailed, free_port, service, serving
+from service.domain.errors import StartupError
+from service.domain.latents import FloatRows
+from service.host import cpu_threads
+from service.runtime import OnnxModel
+
+METHOD = (
+    "benchmarks.load from a process of its own, keep-alive, loopback; rounds in turn, medians of rounds. share_of_raw: "
+    "pictures/s over raw onnxruntime's at 64 rows, steps=1, by round. core-milliseconds: CPU time of the service's and "
+    "the generator's process by picture; permitted_share: cores over their sum, as a share of raw, at most 1. idle: "
+    "one connection; over_sum is the median over hello-world's median plus the raw call's. overload: open loop at "
+    "3 × the closed loop's rate measured just before; goodput is 2xx/s over that rate; late: accepted requests not "
+    "answered with 2xx, or after the deadline"
+)
+FULL = {"rounds": 5, "seconds": 4.0, "connections": [1, 2, 4, 8, 16, 32, 64, 128, 256, 512], "overload_s": 30.0}
+QUICK = {"rounds": 1, "seconds": 0.4, "connections": [1, 32], "overload_s": 1.5}
+SETTINGS = {"IGN_ACCESS_LOG": "0"}
+ROWS = 64
+FEW = 4  # connections
+TIMES = 3
+DEADLINE_S = 30.0  # the service's default
+SEEDS = 64
+PERCENTILES = ("p50_ms", "p99_ms", "p999_ms")
+
+Raw = Callable[[FloatRows], FloatRows]
+
+
+def main() -> int:
+    options = settle(parser().parse_args(), full=FULL, quick=QUICK)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # overload keeps thousands of connections
+    try:
+        write(measure_all(options), options.results)
+    except (StartupError, ServerFailed, OSError) as exc:
+        print(f"error: {exc}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def measure_all(options: argparse.Namespace) -> Json:
+    models = Path(options.models)
+    data = (models / options.model / "model.onnx").read_bytes()
+    threads = cpu_threads(0)
+    model = OnnxModel(data, threads=threads)
+    raw = raw_session(data, model, threads)
+    picture = png(model)
+    asked = SETTINGS | {"IGN_MODEL_DIR": str(models), "IGN_DEFAULT_MODEL": options.model}
+    asked |= dict(options.setting)
+    with service(asked) as server:
+        port = free_port()
+        with serving([sys.executable, "-m", "benchmarks.hello", str(port)], port=port, ready="/") as hello:
+            idle = one_row(server, hello, raw, model, picture, options)
+        many = many_rows(server, raw, model, options)
+        single = single_pictures(server, picture, options)
+        overloads = [
+            overload(server, "64 rows as npy", generate("application/x-npy"), 16, 512, options),
+            overload(server, "one picture, PNG to PNG", project(picture), 64, 2048, options),
+        ]
+    return report(
+        "service",
+        METHOD,
+        options,
+        model={"ref": model.card.ref, "digest": model.digest[:12], "provider": model.provider},
+        settings={name: value for name, value in asked.items() if name not in ("IGN_MODEL_DIR", "IGN_DEFAULT_MODEL")},
+        targets=targets(idle, many, overloads),
+        idle=idle,
+        many_rows=many,
+        single_pictures=single,
+        overload=overloads,
+    )
+
+
+def targets(idle: list[Json], many: list[Json], overloads: list[Json]) -> list[Json]:
+    npy, sheet, pngs = many
+    found = [
+        target("64 rows as npy, share of raw", npy["share_of_raw"], at_least=0.90),
+        target("64 rows as one PNG sheet, share of raw", sheet["share_of_raw"], at_least=0.75),
+        target("64 PNGs in JSON, share of what the cores permit", pngs["share_of_permitted"], at_least=0.90),
+    ]
+    found += [
+        target(f"idle, {line['request']}, over hello-world plus raw call", line["over_sum"], at_most=2.5)
+        for line in idle
+        if "over_sum" in line
+    ]
+    for line in overloads:
+        name = f"overload × {TIMES}, {line['request']}"
+        found += [
+            target(f"{name}: goodput, share of capacity", line["goodput_share"], at_least=0.9),
+            target(f"{name}: refusals, median", line["refused_p50_ms"], at_most=20.0, unit="ms"),
+            target(f"{name}: accepted but late", line["late"], at_most=0),
+            target(f"{name}: growth of memory", line["growth_mib"], at_most=line["allowed_growth_mib"], unit="MiB"),
+        ]
+    return found
+
+
+def generate(accept: str, n: int = ROWS) -> list[bytes]:
+    """Requests for ``n`` rows of different seeds."""
+    headers = {"Accept": accept, "Content-Type": "application/json"}
+    return [request("/generate", b'{"n":%d,"seed":%d,"steps":1}' % (n, seed), headers) for seed in range(SEEDS)]
+
+
+def project(picture: bytes) -> list[bytes]:
+    return [request("/project?steps=1", picture, {"Accept": "image/png", "Content-Type": "image/png"})]
+
+
+def png(model: OnnxModel) -> bytes:
+    """A picture of the model's size: f of a latent."""
+    row = model.run(model.noise.rows(0, 0, 1))[0]
+    pixels = np.clip((row + 1) * 127.5, 0, 255).astype(np.uint8).transpose(1, 2, 0)
+    data = io.BytesIO()
+    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(data, "PNG")
+    return data.getvalue()
+
+
+def one_row(
+    server: Server, hello: Server, raw: Raw, model: OnnxModel, picture: bytes, options: argparse.Namespace
+) -> list[Json]:
+    """Latency of one request at a time."""
+    sent = {
+        "/generate n=1 as npy": generate("application/x-npy", 1),
+        "/generate n=1 as PNG": generate("image/png", 1),
+        "/generate n=1 as JSON": generate("application/json", 1),
+        "/project PNG to PNG": project(picture),
+    }
+    row = model.noise.rows(0, 0, 1)
+    ways: dict[str, Callable[[], Json]] = {
+        "raw call": lambda: one_call(lambda: raw(row), options.seconds),
+        "hello-world": partial(alone, hello, [request("/", method="GET")], options),
+    }
+    ways |= {name: partial(alone, server, each, options) for name, each in sent.items()}
+    rounds = in_turn(ways, options.rounds)
+    lines: list[Json] = []
+    for name, found in rounds.items():
+        line = {"request": name} | {
+            key: rounded(statistics.median(each[key] for each in found)) for key in found[0] if key.endswith("_ms")
+        }
+        if name in sent:
+            under = [a["p50_ms"] + b["p50_ms"] for a, b in zip(rounds["raw call"], rounds["hello-world"], strict=True)]
+            line["over_sum"] = rounded(median_ratio([each["p50_ms"] for each in found], under))
+        lines.append(line)
+    return lines
+
+
+def alone(server: Server, requests: list[bytes], options: argparse.Namespace) -> Json:
+    found = load(server, requests, 1, options.seconds)
+    return {key: found["ok"][key] for key in PERCENTILES}
+
+
+def one_call(call: Callable[[], object], seconds: float) -> Json:
+    call()
+    latencies, end = [], time.perf_counter() + seconds
+    while (start := time.perf_counter()) < end:
+        call()
+        latencies.append(time.perf_counter() - start)
+    found = latency(latencies)
+    return {key: found[key] for key in PERCENTILES}
+
+
+def many_rows(server: Server, raw: Raw, model: OnnxModel, options: argparse.Namespace) -> list[Json]:
+    """64 rows a request, in three forms, beside raw onnxruntime."""
+    forms = {"npy": "application/x-npy", "PNG sheet": "image/png", "64 PNGs in JSON": "application/json"}
+    rows = model.noise.rows(0, 0, ROWS)
+
+    def bare() -> Json:
+        rate, cpu_s = timed(lambda: raw(rows), ROWS, options.seconds)
+        return {"pictures_per_s": rate, "core_ms": cpu_s * 1e3}
+
+    ways: dict[str, Callable[[], Json]] = {"raw": bare}
+    ways |= {form: partial(load, server, generate(accept), FEW, options.seconds) for form, accept in forms.items()}
+    rounds = in_turn(ways, options.rounds)
+    limit = [found["pictures_per_s"] for found in rounds["raw"]]
+    return [form_line(form, rounds[form], rounds["raw"], limit) for form in forms]
+
+
+def form_line(form: str, rounds: list[Json], raw: list[Json], limit: list[float]) -> Json:
+    rates = [found["ok_per_s"] * ROWS for found in rounds]
+    server_ms = statistics.median(found["server_core_ms_per_request"] for found in rounds) / ROWS
+    client_ms = statistics.median(found["client_core_ms_per_request"] for found in rounds) / ROWS
+    permitted = min(1.0, cpu_threads(0) * 1e3 / max(1e-9, server_ms + client_ms) / statistics.median(limit))
+    share = median_ratio(rates, limit)
+    return {
+        "form": form,
+        "connections": FEW,
+        "pictures_per_s": rounded(statistics.median(rates)),
+        "raw_pictures_per_s": rounded(statistics.median(limit)),
+        "share_of_raw": rounded(share),
+        "raw_core_ms": rounded(statistics.median(found["core_ms"] for found in raw)),
+        "server_core_ms": rounded(server_ms),
+        "client_core_ms": rounded(client_ms),
+        "permitted_share": rounded(permitted),
+        "share_of_permitted": rounded(share / permitted),
+        "p50_ms": rounded(statistics.median(found["ok"]["p50_ms"] for found in rounds)),
+        "p99_ms": rounded(statistics.median(found["ok"]["p99_ms"] for found in rounds)),
+        "failures": sum(failures(found) for found in rounds),
+    }
+
+
+def single_pictures(server: Server, picture: bytes, options: argparse.Namespace) -> list[Json]:
+    """One small picture a request, PNG to PNG, by connections."""
+    ways = {n: partial(load, server, project(picture), n, options.seconds) for n in options.connections}
+    rounds = in_turn({str(n): way for n, way in ways.items()}, options.rounds)
+    return [
+        {"connections": int(n), "requests_per_s": rounded(statistics.median(each["ok_per_s"] for each in found))}
+        | {key: rounded(statistics.median(each["ok"][key] for each in found)) for key in PERCENTILES}
+        | {
+            f"{side}_core_ms": rounded(statistics.median(each[f"{side}_core_ms_per_request"] for each in found))
+            for side in ("server", "client")
+        }
+        | {"failures": sum(failures(each) for each in found)}
+        for n, found in rounds.items()
+    ]
+
+
+def overload(
+    server: Server, name: str, requests: list[bytes], busy: int, connections: int, options: argparse.Namespace
+) -> Json:
+    """What is left of the capacity when three times as much is asked for.
+
+    Args:
+        busy: connections of the closed loop that measures the capacity.
+        connections: more than the service will have in flight, or the generator would hold requests back.
+    """
+    capacity = load(server, requests, busy, max(options.seconds, options.overload_s / 6))["ok_per_s"]
+    with MemoryWatch(server.pid, every_s=0.25) as watch:
+        found = load(server, requests, connections, options.overload_s, rate=max(1.0, TIMES * capacity))
+    refused = found["refused"]
+    others = {
+        status: each["count"] for status, each in found["statuses"].items() if status not in ("200", "429", "503")
+    }
+    lost = sum(found["errors"].values()) + found["unanswered"] + sum(others.values())
+    ok = found["ok"]
+    kept = memory(watch.samples)
+    return {
+        "request": name,
+        "capacity_per_s": capacity,
+        "asked_per_s": rounded(TIMES * capacity),
+        "goodput_per_s": found["ok_per_s"],
+        "goodput_share": rounded(found["ok_per_s"] / max(1e-9, capacity)),
+        "ok": ok["count"],
+        "refused": refused["count"],
+        "refused_p50_ms": refused.get("p50_ms"),
+        "refused_p99_ms": refused.get("p99_ms"),
+        "late": lost + (ok.get("max_ms", 0.0) > DEADLINE_S * 1e3),
+        "ok_p50_ms": ok.get("p50_ms"),
+        "ok_p99_ms": ok.get("p99_ms"),
+        "ok_max_ms": ok.get("max_ms"),
+        "lateness_p50_ms": found["lateness"].get("p50_ms"),
+        "lateness_p99_ms": found["lateness"].get("p99_ms"),
+        "median_mib": kept["median_mib"],
+        "slope_mib_per_minute": kept["slope_mib_per_minute"],
+        "growth_mib": kept["growth_mib"],
+        "allowed_growth_mib": kept["allowed_growth_mib"],
+        "statuses": ", ".join(f"{status}: {each['count']}" for status, each in found["statuses"].items()),
+    }
+
+
+def load(server: Server, requests: list[bytes], connections: int, seconds: float, rate: float | None = None) -> Json:
+    spec = Spec(
+        port=server.port,
+        requests=requests,
+        connections=connections,
+        seconds=seconds,
+        warmup_s=min(0.5, seconds / 2),
+        rate=rate,
+        server_pid=server.pid,
+    )
+    found: dict[str, Any] = measure(spec)
+    if rate is None and not found["ok"]["count"]:
+        raise ServerFailed(f"no request was answered: {found['samples']} {found['errors']}")
+    return found
+
+
+def failures(found: Json) -> int:
+    """Requests that were not answered with 2xx."""
+    bad = sum(each["count"] for status, each in found["statuses"].items() if not status.startswith("2"))
+    return int(bad + found["unanswered"] + sum(found["errors"].values()))
+
+
+def parser() -> argparse.ArgumentParser:
+    found = arguments("Measure the whole service over loopback.")
+    found.add_argument("--models", default=str(ROOT / "models"), help="model directory (default: the shipped one)")
+    found.add_argument("--model", default="mnist/1", help="name/version (default mnist/1)")
+    found.add_argument(
+        "--setting", type=setting, action="append", default=[], metavar="IGN_NAME=VALUE", help="of the service"
+    )
+    found.add_argument("--rounds", type=positive, help="rounds (default 5; quick 1)")
+    found.add_argument("--seconds", type=duration, help="seconds per measurement and round (default 4; quick 0.4)")
+    found.add_argument(
+        "--connections", type=positive, nargs="+", help="for single pictures (default 1 … 512; quick 1, 32)"
+    )
+    found.add_argument("--overload-s", type=duration, help="seconds of each overload (default 30; quick 1.5)")
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

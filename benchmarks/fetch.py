@@ -1,0 +1,87 @@
+"""One request on one connection, by a client that may leave in the middle of it."""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import cast
+
+import httptools
+
+from benchmarks.processes import HOST
+
+
+@dataclass(slots=True)
+class Answer:
+    """What came back; header names are in lower case."""
+
+    status: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes = b""
+
+
+async def fetch(port: int, data: bytes, *, leave_after_s: float | None = None, patience_s: float = 60.0) -> Answer:
+    """Send ``data`` and wait for the answer.
+
+    Args:
+        port: of a server on the loopback interface.
+        data: a request, or what is to be taken for one.
+        leave_after_s: close the connection then, answered or not.
+        patience_s: longest wait for the whole answer.
+
+    Raises:
+        Left: it was time to leave.
+        ConnectionError: the server closed the connection before its answer was complete, or it was not HTTP.
+        TimeoutError: patience ended.
+    """
+    loop = asyncio.get_running_loop()
+    transport, client = await loop.create_connection(lambda: _Client(loop.create_future()), HOST, port)
+    try:
+        transport.write(data)
+        async with asyncio.timeout(patience_s if leave_after_s is None else leave_after_s):
+            return await client.done
+    except TimeoutError as exc:
+        if leave_after_s is not None:
+            raise Left from exc
+        raise
+    finally:
+        transport.abort() if leave_after_s is not None else transport.close()
+
+
+class Left(Exception):
+    """The client left before it was answered."""
+
+
+class _Client(asyncio.Protocol):
+    def __init__(self, done: "asyncio.Future[Answer]") -> None:
+        self.done = done
+        self._answer = Answer()
+        self._body: list[bytes] = []
+        self._parser = httptools.HttpResponseParser(self)
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as exc:
+            self._fail(ConnectionError(f"not HTTP: {exc}"))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._answer.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_body(self, body: bytes) -> None:
+        self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        self._answer.status, self._answer.body = self._parser.get_status_code(), b"".join(self._body)
+        if not self.done.done():
+            self.done.set_result(self._answer)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._fail(ConnectionError("the server closed the connection"))
+
+    def _fail(self, exc: Exception) -> None:
+        if not self.done.done():
+            self.done.set_exception(exc)
+            self.done.exception()  # whoever has left does not ask for it

@@ -1,0 +1,28 @@
+"""A plain FastAPI hello-world on the service's own server settings: what HTTP costs here without a service.
+
+python -m benchmarks.hello PORT
+"""
+
+import sys
+
+import uvicorn
+from fastapi import FastAPI
+
+from benchmarks.processes import HOST
+from service import server
+
+
+def main(port: int) -> None:
+    app = FastAPI()
+
+    @app.get("/")
+    async def hello() -> dict[str, str]:
+        return {"hello": "world"}
+
+    config = server.config(app)
+    config.host, config.port, config.lifespan = HOST, port, "off"
+    uvicorn.Server(config).run()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,114 @@
+"""Engine, scheduler and model as the service puts them together, without HTTP; and raw onnxruntime beside them."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import onnxruntime as ort
+
+from benchmarks.bench_runtime import raw_session
+from service.domain.latents import FloatRows
+from service.domain.tasks import Applied, Result
+from service.engine import Batch, Call, Engine, ModelInService
+from service.host import cpu_threads
+from service.metrics import Metrics, SchedulerMetrics
+from service.repository import LoadedModel, Repository
+from service.runtime import OnnxModel
+from service.scheduler import Scheduler
+
+DEADLINE_S = 30.0  # what a request of the service has
+BATCH_ROWS = 64
+
+
+class Counted(SchedulerMetrics):
+    """The service's own metrics, and how many batches and rows there were."""
+
+    def __init__(self, metrics: Metrics, model: str) -> None:
+        super().__init__(metrics, model)
+        self.batches = self.rows = 0
+
+    def batch(self, rows: int, padded: int, seconds: float, reason: str) -> None:
+        """Count one call of the model."""
+        self.batches += 1
+        self.rows += rows
+        super().batch(rows, padded, seconds, reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Rig:
+    """A model in service, without a server. ``raw`` runs the same file, on the same device, by onnxruntime alone."""
+
+    loaded: LoadedModel
+    engine: Engine
+    counted: Counted
+    raw: Callable[[FloatRows], FloatRows]
+
+    def rows(self, n: int) -> FloatRows:
+        """Latents (n, C, H, W)."""
+        return self.loaded.noise.rows(0, 0, n)
+
+    async def run(self, rows: FloatRows, steps: int = 1, *, deadline_s: float | None = DEADLINE_S) -> Result:
+        """What an endpoint does between decoding and encoding."""
+        deadline = None if deadline_s is None else time.monotonic() + deadline_s
+        return await self.engine.run(
+            self.loaded, Batch(rows=rows, applied=Applied(steps=steps)), Call(key="somebody", deadline=deadline)
+        )
+
+
+@contextmanager
+def rig(models: Path, model: str, *, threads: int = 0) -> Iterator[Rig]:
+    """Load and verify a model as the service does, and start its scheduler.
+
+    Raises:
+        StartupError: the model does not load.
+    """
+    granted = cpu_threads(threads)
+    open_model = partial(OnnxModel, threads=granted, max_batch_rows=BATCH_ROWS)
+    repository = Repository(models, open_model, default=model)
+    repository.load_all()
+    loaded = repository.resolve()
+    counted = Counted(Metrics(), loaded.ref)
+    scheduler = Scheduler(loaded.model, max_batch_rows=BATCH_ROWS, queue_rows=4096, observer=counted)
+    engine = Engine(models={loaded.ref: ModelInService(loaded=loaded, scheduler=scheduler)})
+    assert isinstance(loaded.model, OnnxModel)
+    data = (models / loaded.ref / "model.onnx").read_bytes()
+    scheduler.start()
+    try:
+        yield Rig(loaded, engine, counted, raw_session(data, loaded.model, granted))
+    finally:
+        scheduler.close()
+        repository.close()
+
+
+class TimedSession(ort.InferenceSession):  # type: ignore[misc]
+    """An onnxruntime session that adds up the time spent in it: ``seconds`` over all of them."""
+
+    seconds = 0.0
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """As the session's own."""
+        start = time.perf_counter()
+        try:
+            return super().run(*args, **kwargs)
+        finally:
+            TimedSession.seconds += time.perf_counter() - start
+
+    def run_with_iobinding(self, *args: Any, **kwargs: Any) -> Any:
+        """As the session's own."""
+        start = time.perf_counter()
+        try:
+            return super().run_with_iobinding(*args, **kwargs)
+        finally:
+            TimedSession.seconds += time.perf_counter() - start
+
+
+@contextmanager
+def timed_rig(models: Path, model: str) -> Iterator[Rig]:
+    """A rig whose model adds up its time within onnxruntime in `TimedSession.seconds`."""
+    with patch.object(ort, "InferenceSession", TimedSession), rig(models, model) as found:
+        yield found

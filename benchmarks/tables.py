@@ -1,0 +1,164 @@
+"""Markdown tables of results, as docs/performance.md shows them.
+
+    python -m benchmarks.tables benchmarks/results/service.json     # print
+    python -m benchmarks.tables --fill docs/performance.md          # put them between the page's marks
+
+A result's `targets` become "target, measured, met or missed"; every other list of flat records is a table of its own.
+A page has marks `<!-- table: NAME -->` and `<!-- end -->`; what stands between them comes from results/NAME.json.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.common import Json
+from benchmarks.processes import ROOT
+
+RESULTS: Final = ROOT / "benchmarks" / "results"
+HIDDEN: Final = {("soak", "answers")}  # by endpoint and status: for whoever reads the JSON
+COLUMNS: Final[Mapping[tuple[str, str], Mapping[str, str]]] = {
+    ("runtime", "sizes"): {
+        "rows": "rows",
+        "onnxruntime.rows_per_s": "onnxruntime rows/s",
+        "onnxruntime.ms_per_call": "ms per call",
+        "onnxruntime.cpu_ms_per_row": "core-ms per row",
+        "service.runtime.rows_per_s": "service.runtime rows/s",
+        "ratio": "ratio",
+    }
+}
+"""Which columns a table has, and their headings; by default all of them. A dotted name leads into nested records."""
+
+_MARKED: Final = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def main() -> int:
+    options = parser().parse_args()
+    try:
+        if options.fill:
+            page = Path(options.fill)
+            page.write_text(fill(page.read_text(encoding="utf-8"), RESULTS), encoding="utf-8")
+            return 0
+        files = [Path(name) for name in options.files] or sorted(RESULTS.glob("*.json"))
+        for file in files:
+            print(render(read(file)))
+    except (OSError, ValueError) as exc:
+        print(f"error: {exc}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def read(file: Path) -> Json:
+    """A result.
+
+    Raises:
+        ValueError: the file holds none.
+    """
+    found = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise ValueError(f"{file.name}: not a result of a benchmark")
+    return found
+
+
+def fill(page: str, results: Path) -> str:
+    """The page with fresh tables between its marks; where there is no result, nothing stands between them."""
+
+    def tables(mark: re.Match[str]) -> str:
+        file = results / f"{mark[2]}.json"
+        return mark[1] + ("\n" + render(read(file)) if file.is_file() else "") + mark[3]
+
+    return _MARKED.sub(tables, page)
+
+
+def render(result: Json) -> str:
+    """A result's machine, targets and tables."""
+    parts = [about(result)] if "machine" in result else []
+    name = str(result.get("benchmark", ""))
+    if result.get("targets"):
+        parts.append(table([verdict(line) for line in result["targets"]]))
+    for key, value in result.items():
+        if key != "targets" and (name, key) not in HIDDEN and is_table(value):
+            parts.append(f"**{words(key)}**")
+            parts.append(table([chosen(line, COLUMNS.get((name, key))) for line in value]))
+    return "\n\n".join(parts) + "\n\n"
+
+
+def about(result: Json) -> str:
+    """What it was measured on, in a line."""
+    machine = result["machine"]
+    runtime = next((f"{name} {machine[name]}" for name in ("onnxruntime", "onnxruntime-gpu") if name in machine), "")
+    line = f"{machine['processor']}, {machine['cpus_granted']} cores, Python {machine['python']}, {runtime}"
+    if "load_1m" in machine:
+        line += f"; load average {shown(machine['load_1m'])}"
+    quick = result.get("options", {}).get("quick")
+    return line + (". **A quick run: it shows that the benchmark works, and no more.**" if quick else ".")
+
+
+def verdict(line: Json) -> Json:
+    """One target as a row of its table."""
+    unit = f" {line['unit']}" if line["unit"] else ""
+    measured = "nothing" if line["measured"] is None else f"{shown(line['measured'])}{unit}"
+    return {
+        "target": line["what"],
+        "bound": f"{line['sign']} {shown(line['bound'])}{unit}",
+        "measured": measured,
+        "": "met" if line["met"] else "**missed**",
+    }
+
+
+def is_table(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(line, dict) for line in value)
+
+
+def chosen(line: Json, columns: Mapping[str, str] | None) -> Json:
+    """The columns of a record that are shown, under their headings."""
+    flat = dict(flattened(line))
+    if columns is None:
+        return {words(name): value for name, value in flat.items()}
+    return {heading: flat.get(name) for name, heading in columns.items()}
+
+
+def flattened(record: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in record.items():
+        if isinstance(value, dict):
+            yield from flattened(value, f"{before}{name}.")
+        else:
+            yield before + name, value
+
+
+def table(lines: Sequence[Json]) -> str:
+    """Records as a Markdown table; numbers to the right. A record may lack some of the columns."""
+    names = list(dict.fromkeys(name for line in lines for name in line))
+    numeric = {name for name in names if all(isinstance(line.get(name, 0), int | float) for line in lines)}
+    rows = [names, ["---:" if name in numeric else "---" for name in names]]
+    rows += [[shown(line.get(name)) for name in names] for line in lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def shown(value: object) -> str:
+    """A value as a cell: four digits at least, no exponent."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return str(value).replace("|", "\\|")
+
+
+def words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(description="Print Markdown tables of benchmark results.")
+    found.add_argument("files", nargs="*", help="results; by default all in benchmarks/results")
+    found.add_argument("--fill", metavar="PAGE", help="put the tables between the marks of this page instead")
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

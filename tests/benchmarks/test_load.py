@@ -1,0 +1,195 @@
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import load
+from benchmarks.load import Spec, request, run
+from benchmarks.processes import free_port
+from tests.benchmarks.fake_server import OK, Seen, fake_server
+
+BUSY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 4\r\n\r\nbusy"
+
+
+async def at_once(seen: Seen, writer: asyncio.StreamWriter) -> None:
+    writer.write(OK)
+
+
+def spec(seen: Seen, **changes: Any) -> Spec:
+    fields: dict[str, Any] = {"requests": [request("/")], "connections": 2, "seconds": 0.2, "warmup_s": 0.05}
+    return Spec(port=seen.port, **(fields | changes))
+
+
+def test_a_request_is_http() -> None:
+    assert request("/a", b"xy", {"Accept": "b"}) == (
+        b"POST /a HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: b\r\nContent-Length: 2\r\n\r\nxy"
+    )
+    assert b"Content-Length" not in request("/a", method="GET")
+
+
+def test_a_closed_loop_has_one_request_by_connection() -> None:
+    most = 0
+
+    async def reply(seen: Seen, writer: asyncio.StreamWriter) -> None:
+        nonlocal most
+        writer.write(OK)
+        most = max(most, seen.connections)
+
+    with fake_server(reply) as seen:
+        found = run(spec(seen, connections=3))
+    assert most == 3
+    assert found["loop"] == "closed"
+    assert found["sent"] == len(seen.requests)
+    assert 0 < found["ok"]["count"] <= found["sent"]
+    assert found["requests_per_s"] == found["ok_per_s"] == pytest.approx(found["ok"]["count"] / 0.2, rel=1e-3)
+    assert found["body_bytes"] == 2 * found["ok"]["count"]
+    assert found["errors"] == {}
+    assert found["unanswered"] == found["reconnects"] == found["resent"] == 0
+    assert found["client_core_ms_per_request"] > 0
+
+
+def test_requests_are_sent_in_turn() -> None:
+    with fake_server(at_once) as seen:
+        run(spec(seen, requests=[request("/a"), request("/b"), request("/c")], connections=1))
+    paths = [each.split()[1] for each in seen.requests]
+    assert paths == [(b"/a", b"/b", b"/c")[i % 3] for i in range(len(paths))]
+
+
+def test_statuses_are_told_apart() -> None:
+    async def reply(seen: Seen, writer: asyncio.StreamWriter) -> None:
+        writer.write(OK if len(seen.requests) % 2 else BUSY)
+
+    with fake_server(reply) as seen:
+        found = run(spec(seen, connections=1))
+    assert set(found["statuses"]) == {"200", "503"}
+    assert found["refused"] == found["statuses"]["503"]
+    assert found["ok"] == found["statuses"]["200"]
+    assert abs(found["ok"]["count"] - found["refused"]["count"]) <= 1
+    assert found["samples"] == {"503": "busy"}
+    assert found["ok_per_s"] < found["requests_per_s"]
+
+
+def test_an_open_loop_counts_from_when_a_request_was_due() -> None:
+    """A server that stalls at first: all that were due meanwhile have waited, not just the one that was sent."""
+    stall_s, rate = 0.3, 200.0
+
+    async def reply(seen: Seen, writer: asyncio.StreamWriter) -> None:
+        if len(seen.requests) == 1:
+            await asyncio.sleep(stall_s)
+        writer.write(OK)
+
+    with fake_server(reply) as seen:
+        found = run(spec(seen, connections=1, rate=rate, seconds=0.5, warmup_s=0.0))
+    due = len(load._arrivals(0.0, 0.5, rate, seed=0))
+    early = len(load._arrivals(0.0, stall_s / 3, rate, seed=0))
+    assert found["ok"]["count"] == found["sent"] == len(seen.requests) == due
+    assert early > 5
+    # Whoever was due in the first third of the stall waited for the other two at least.
+    slow = found["ok"]
+    assert slow["max_ms"] >= stall_s * 1e3 * 0.9
+    assert slow["mean_ms"] >= early / due * stall_s * 1e3 * 2 / 3
+    assert found["lateness"]["max_ms"] >= stall_s * 1e3 * 2 / 3
+
+
+def test_an_open_loop_sends_at_its_rate_whatever_the_server_does() -> None:
+    async def never(seen: Seen, writer: asyncio.StreamWriter) -> None:
+        return
+
+    with fake_server(never) as seen:
+        found = run(spec(seen, connections=100, rate=100.0, seconds=0.3, warmup_s=0.0, grace_s=0.1))
+    due = len(load._arrivals(0.0, 0.3, 100.0, seed=0))
+    assert found["sent"] == found["unanswered"] == due
+    assert found["ok"] == {"count": 0}
+
+
+def test_arrivals_are_those_of_a_poisson_process() -> None:
+    times = load._arrivals(10.0, 20.0, 1000.0, seed=1)
+    gaps = np.diff(times)
+    assert 10.0 < times[0] <= times[-1] < 20.0
+    assert len(times) == pytest.approx(10_000, rel=0.05)
+    assert gaps.std() == pytest.approx(gaps.mean(), rel=0.05)
+    assert load._arrivals(10.0, 20.0, 1000.0, seed=1) == times
+
+
+def test_a_connection_that_the_server_closes_is_opened_again() -> None:
+    async def reply(seen: Seen, writer: asyncio.StreamWriter) -> None:
+        writer.write(OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        writer.close()
+
+    with fake_server(reply) as seen:
+        found = run(spec(seen))
+    assert found["ok"]["count"] > 1
+    assert found["reconnects"] > 0
+    assert found["errors"] == {}
+
+
+def test_a_request_lost_with_an_idle_connection_is_sent_again() -> None:
+    async def reply(seen: Seen, writer: asyncio.StreamWriter) -> None:
+        if len(seen.requests) == 1:
+            writer.close()
+        else:
+            writer.write(OK)
+
+    with fake_server(reply) as seen:
+        found = run(spec(seen, connections=1))
+    assert found["resent"] == 1
+    assert found["ok"]["count"] > 0
+    assert found["errors"] == {}
+    assert seen.requests[0] == seen.requests[1]
+
+
+def test_half_an_answer_is_an_error() -> None:
+    async def reply(seen: Seen, writer: asyncio.StreamWriter) -> None:
+        writer.write(OK[:-1])
+        writer.close()
+
+    with fake_server(reply) as seen:
+        found = run(spec(seen, connections=1))
+    assert found["errors"] == {"cut_off": len(seen.requests)}
+    assert found["ok"] == {"count": 0}
+
+
+def test_what_is_not_http_is_an_error() -> None:
+    async def reply(seen: Seen, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"hello\r\n\r\n")
+
+    with fake_server(reply) as seen:
+        found = run(spec(seen, connections=1))
+    assert found["errors"]["not_http"] >= 1
+    assert found["ok"] == {"count": 0}
+
+
+def test_no_server_is_said_at_once() -> None:
+    with pytest.raises(OSError, match=r"refused|Connect"):
+        run(Spec(port=free_port(), requests=[request("/")], connections=1, seconds=60.0))
+
+
+def test_a_process_of_its_own_gives_the_same_report() -> None:
+    with fake_server(at_once) as seen:
+        here, there = run(spec(seen)), load.measure(spec(seen))
+        with pytest.raises(RuntimeError, match="the load generator failed"):
+            load.measure(Spec(port=free_port(), requests=[request("/")], connections=1, seconds=1.0))
+    assert here.keys() == there.keys()
+    assert there["ok"]["count"] > 0
+
+
+def test_the_command_takes_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "spec.json"
+    wanted = Spec(port=1, requests=[b"\x00\xff"], connections=1, seconds=1.0, rate=5.0)
+    assert Spec.from_json(wanted.to_json()) == wanted
+    file.write_text(json.dumps({"port": 1}))
+    assert load.main([]) == 2
+    assert load.main([str(tmp_path / "none.json")]) == 2
+    assert load.main([str(file)]) == 2
+    assert "requests" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "changes", [{"requests": []}, {"connections": 0}, {"seconds": 0}, {"warmup_s": -1}, {"rate": 0.0}]
+)
+def test_a_spec_is_valid_or_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"needs|rate"):
+        spec(Seen(port=1), **changes)
