@@ -22,11 +22,12 @@ from typing import Final
 
 import numpy as np
 
-from benchmarks.common import Json, arguments, report, rounded, write
-from benchmarks.peers import alike, environments, raw, tables
+from benchmarks.common import Json, arguments, duration, positive, report, rounded, settle, write
+from benchmarks.peers import alike, compare, environments, raw
 from benchmarks.peers.contestants import ALL, OURS, PEERS, SERVICE, Batching, Entry, entries
 from benchmarks.peers.turn import Order, apart, take
 from benchmarks.peers.wire import PAYLOADS, PNG, RAW
+from benchmarks.tables import table, verdict
 
 METHOD: Final = (
     "Closed loop. In every round each entry takes its turn, every other round in reverse: its server is started alone, "
@@ -36,15 +37,29 @@ METHOD: Final = (
     "medians over the rounds, ratios medians of the ratios of each round. CPU time is of the server and all its "
     "processes. Raw onnxruntime runs at 64 rows in as many processes of one thread as the entry has copies."
 )
+FULL: Final = {
+    "processes": [1, 2],
+    "connections": [32, 256],
+    "seconds": 6.0,
+    "warmup_s": 1.0,
+    "rounds": 3,
+    "tune_s": 2.0,
+    "bodies": 32,
+}
+QUICK: Final = {
+    "processes": [1],
+    "connections": [32],
+    "seconds": 1.0,
+    "warmup_s": 0.3,
+    "rounds": 1,
+    "tune_s": 0.0,
+    "bodies": 8,
+}
 _RAW_ROWS: Final = 64
-_TUNE_WARM_UP_S: Final = 0.5
 
 
 def main() -> int:
-    options = parser().parse_args()
-    if options.quick:
-        options.rounds, options.seconds, options.warmup_s, options.tune_s = 1, 1.0, 0.3, 0.0
-        options.connections, options.bodies = options.connections[:1], 8
+    options = settle(parser().parse_args(), full=FULL, quick=QUICK)
     folder = Path(options.environments)
     model = Path(options.models) / options.model / "model.onnx"
     if environments.inside_repository(folder):
@@ -187,20 +202,28 @@ class Benchmark:
         say(f"skipped: {name}: {reason}")
         self.skipped[name] = without_paths(reason)
 
-    def report(self, reports: tables.Reports, raws: Mapping[int, Sequence[float]]) -> Json:
+    def report(self, reports: compare.Reports, raws: Mapping[int, Sequence[float]]) -> Json:
         """What is written."""
         options = self.options
-        loads, ratios = [], []
+        tables: dict[str, list[Json]] = {}
+        statuses: dict[str, Json] = {}
+        ratios: list[Json] = []
         for payload in PAYLOADS:
             for connections in options.connections:
-                table = {str(e): line for e, line in tables.lines(reports, raws, payload, connections).items()}
-                say(tables.text(f"\n{payload}, {connections} connections", table))
-                loads.append({"payload": payload, "connections": connections, "entries": table})
-                ratios += tables.ratios(reports, raws, payload, connections)
-        found = list(tables.targets(ratios))
-        for each in found:
-            verdict = "met" if each["met"] else "missed"
-            say(f"{each['what']}: {each['measured']} ({each['sign']} {each['bound']}, {verdict})")
+                name = f"{payload}_at_{connections}_connections"
+                lines = compare.lines(reports, raws, payload, connections)
+                fastest = sorted(lines, key=lambda entry, lines=lines: -lines[entry]["requests_per_s"])  # type: ignore[misc]
+                tables[name] = [{"entry": str(entry)} | lines[entry] for entry in fastest]
+                statuses[name] = {
+                    str(entry): compare.statuses(compare.loads(found, payload, connections))
+                    for entry, found in reports.items()
+                }
+                ratios += compare.ratios(reports, raws, payload, connections)
+        targets = list(compare.targets(ratios))
+        shown = tables | {"ratios": ratios, "targets": [verdict(each) for each in targets]}
+        for title, records in shown.items():
+            if records:
+                say(f"\n{title.replace('_', ' ')}\n\n{table(records)}")
         asked = {key: value for key, value in vars(options).items() if key != "environments"}
         return report(
             "peers",
@@ -215,9 +238,10 @@ class Benchmark:
             tuned_requests_per_s=self.tuned,
             skipped=self.skipped,
             raw_rows_per_s={f"×{number}": [rounded(rate) for rate in found] for number, found in raws.items()},
-            loads=loads,
+            targets=targets,
+            **tables,
             ratios=ratios,
-            targets=found,
+            statuses=statuses,
             rounds={str(entry): list(found) for entry, found in reports.items()},
         )
 
@@ -264,13 +288,6 @@ def refuse(line: str) -> int:
     return 2
 
 
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
-
-
 def parser() -> argparse.ArgumentParser:
     found = arguments("Measure this service beside other serving systems.")
     found.add_argument(
@@ -280,16 +297,16 @@ def parser() -> argparse.ArgumentParser:
     )
     names = [peer.name for peer in PEERS]
     found.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=f"these peers: {', '.join(names)}")
-    found.add_argument("--processes", type=positive, nargs="+", default=[1, 2], help="copies of the model (1 2)")
-    found.add_argument("--connections", type=positive, nargs="+", default=[32, 256], help="loads (32 256)")
-    found.add_argument("--seconds", type=float, default=6.0, help="of each load (6)")
-    found.add_argument("--warmup-s", type=float, default=1.0, help="before each load (1)")
-    found.add_argument("--rounds", type=positive, default=3, help="(3)")
-    found.add_argument("--tune-s", type=float, default=2.0, help="of each load while batching is chosen; 0: no (2)")
-    found.add_argument("--bodies", type=positive, default=32, help="different bodies of each kind (32)")
+    found.add_argument("--processes", type=positive, nargs="+", help="copies of the model (1 2; quick: 1)")
+    found.add_argument("--connections", type=positive, nargs="+", help="loads (32 256; quick: 32)")
+    found.add_argument("--seconds", type=duration, help="of each load (6; quick: 1)")
+    found.add_argument("--warmup-s", type=duration, help="before each load (1; quick: 0.3)")
+    found.add_argument("--rounds", type=positive, help="(3; quick: 1)")
+    found.add_argument("--tune-s", type=float, help="of each load while batching is chosen; 0: no (2; quick: 0)")
+    found.add_argument("--bodies", type=positive, help="different bodies of each kind (32; quick: 8)")
     found.add_argument("--client-cpus", type=int, help="CPUs for the load generator alone (a quarter; of 4 or more)")
-    found.add_argument("--start-s", type=float, default=180.0, help="patience with a server's start (180)")
-    found.add_argument("--minutes", type=float, default=150.0, help="no further round that would end later (150)")
+    found.add_argument("--start-s", type=duration, default=180.0, help="patience with a server's start (180)")
+    found.add_argument("--minutes", type=duration, default=150.0, help="no further round that would end later (150)")
     found.add_argument("--models", default="models", help="directory of models")
     found.add_argument("--model", default="mnist/1", help="name/version: 1×28×28, range [−1, 1]")
     return found

@@ -8,7 +8,7 @@ decoded and encoded in the model's thread, so that the event loop stays free.
 
 import asyncio
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 import uvicorn
@@ -19,18 +19,18 @@ from benchmarks.peers import alike
 Waiting = tuple[bytes, asyncio.Future[bytes]]
 
 
-async def batches(queue: asyncio.Queue[Waiting]) -> None:
-    loop, executor = asyncio.get_running_loop(), ThreadPoolExecutor(1)
-    function = await loop.run_in_executor(executor, alike.Function)
+async def batches(queue: asyncio.Queue[Waiting], function: alike.Function, executor: Executor) -> None:
     while True:
         batch = [await queue.get()]
         while not queue.empty() and len(batch) < alike.max_batch():
             batch.append(queue.get_nowait())
         try:
-            answers = await loop.run_in_executor(executor, function, [body for body, _ in batch])
+            bodies = [body for body, _ in batch]
+            answers = await asyncio.get_running_loop().run_in_executor(executor, function, bodies)
         except Exception as exc:
             for _, future in batch:
-                future.set_exception(exc)
+                if not future.done():
+                    future.set_exception(exc)
         else:
             for (_, future), answer in zip(batch, answers, strict=True):
                 if not future.done():
@@ -40,7 +40,7 @@ async def batches(queue: asyncio.Queue[Waiting]) -> None:
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.queue = asyncio.Queue()
-    task = asyncio.create_task(batches(app.state.queue))
+    task = asyncio.create_task(batches(app.state.queue, alike.Function(), ThreadPoolExecutor(1)))
     yield
     task.cancel()
 

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -37,6 +38,7 @@ from benchmarks.processes import HOST, ROOT, Server, ServerFailed, free_port, rs
 _AT_ONCE: Final = 16  # while answers are checked, so that batches are formed
 _CLOSE: Final = 1e-5  # of floats: two releases of onnxruntime may differ in the last bits
 _ANSWER_S: Final = 60.0
+_STOP_S: Final = 20.0
 _APART: Final = ("unshare", "--net", "--pid", "--fork", "--kill-child", "--mount-proc")
 _LOOPBACK: Final = ("sh", "-c", 'ip link set lo up && exec "$@"', "sh")
 
@@ -100,11 +102,19 @@ def take(order: Order) -> Json:
     except subprocess.TimeoutExpired:
         return {"failed": f"not done within {limit:.0f} s"}
     finally:
-        process.kill()
-        process.wait()
+        _end(process)
     if process.returncode != 0:
         return {"failed": f"the turn ended with status {process.returncode}: {err[-2000:]}"}
     return cast(Json, json.loads(out))
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    process.terminate()  # it stops its server then
+    try:
+        process.wait(_STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 @cache
@@ -253,4 +263,5 @@ def on(cpus: Sequence[int]) -> Iterator[None]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     print(json.dumps(turn(Order(**json.load(sys.stdin)))))
