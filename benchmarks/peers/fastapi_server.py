@@ -24,17 +24,25 @@ async def batches(queue: asyncio.Queue[Waiting], function: alike.Function, execu
         batch = [await queue.get()]
         while not queue.empty() and len(batch) < alike.max_batch():
             batch.append(queue.get_nowait())
+        futures = [future for _, future in batch]
         try:
             bodies = [body for body, _ in batch]
             answers = await asyncio.get_running_loop().run_in_executor(executor, function, bodies)
         except Exception as exc:
-            for _, future in batch:
-                if not future.done():
-                    future.set_exception(exc)
+            for future in futures:
+                settle(future, exc)
         else:
-            for (_, future), answer in zip(batch, answers, strict=True):
-                if not future.done():
-                    future.set_result(answer)
+            for future, answer in zip(futures, answers, strict=True):
+                settle(future, answer)
+
+
+def settle(future: asyncio.Future[bytes], answer: bytes | Exception) -> None:
+    if future.done():  # its client has left
+        return
+    if isinstance(answer, bytes):
+        future.set_result(answer)
+    else:
+        future.set_exception(answer)
 
 
 @asynccontextmanager

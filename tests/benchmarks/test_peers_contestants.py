@@ -1,4 +1,3 @@
-import argparse
 import ast
 import json
 import subprocess
@@ -141,11 +140,3 @@ def test_the_benchmark_runs_and_leaves_out_what_does_not(
     assert str(tmp_path) not in results.read_text(encoding="utf-8")
     assert render(found).count("\n| ---") == 4
     assert "skipped: mosec" in capsys.readouterr().err
-
-
-def test_the_help_can_be_read(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["bench_peers", "--help"])
-    with pytest.raises(SystemExit, match="0"):
-        bench_peers.parser().parse_args()
-    assert "--environments" in capsys.readouterr().out
-    assert isinstance(bench_peers.parser(), argparse.ArgumentParser)
