@@ -14,6 +14,7 @@ import argparse
 import base64
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -56,6 +57,7 @@ QUICK: Final = {
     "bodies": 8,
 }
 _RAW_ROWS: Final = 64
+_DIRECTORIES: Final = re.compile(r"(?<![\w/])/(?:data|home|mnt|opt|root|srv|tmp|Users|usr|var|work)/(?:[^\s/'\":]+/)*")
 
 
 def main() -> int:
@@ -175,27 +177,27 @@ class Benchmark:
                 self.skip(str(entry), "no request of a load was answered with 200")
 
     def turn(self, entry: Entry, batching: Batching, *, connections: Sequence[int], seconds: float) -> Json:
-        """One turn of one entry."""
+        """One turn of one entry; a server that fails gets a second chance."""
         options = self.options
-        return take(
-            Order(
-                name=entry.name,
-                processes=entry.processes,
-                rows=batching.rows,
-                wait_ms=batching.wait_ms,
-                python=self.environments[entry.name].python,
-                models=str(Path(options.models).resolve()),
-                model=options.model,
-                bodies=self.bodies,
-                expected=self.expected,
-                connections=connections,
-                seconds=seconds,
-                warmup_s=min(options.warmup_s, seconds / 2),
-                server_cpus=self.server_cpus,
-                client_cpus=self.client_cpus,
-                start_s=options.start_s,
-            )
+        order = Order(
+            name=entry.name,
+            processes=entry.processes,
+            rows=batching.rows,
+            wait_ms=batching.wait_ms,
+            python=self.environments[entry.name].python,
+            models=str(Path(options.models).resolve()),
+            model=options.model,
+            bodies=self.bodies,
+            expected=self.expected,
+            connections=connections,
+            seconds=seconds,
+            warmup_s=min(options.warmup_s, seconds / 2),
+            server_cpus=self.server_cpus,
+            client_cpus=self.client_cpus,
+            start_s=options.start_s,
         )
+        found = take(order)
+        return take(order) if "failed" in found else found
 
     def skip(self, name: str, reason: str) -> None:
         """Leave one out, and say why."""
@@ -274,9 +276,9 @@ def rates(turn: Json) -> str:
 
 
 def without_paths(text: str) -> str:
-    """The first line, without directories, as results are published."""
-    words = text.strip().splitlines()[0].split(" ") if text.strip() else []
-    return " ".join(Path(word).name if word.startswith("/") else word for word in words)[:500]
+    """How it begins and ends, on one line and without directories of this machine, as results are published."""
+    line = _DIRECTORIES.sub("", " ".join(text.split()))
+    return line if len(line) <= 600 else f"{line[:150]} … {line[-450:]}"
 
 
 def say(line: str) -> None:

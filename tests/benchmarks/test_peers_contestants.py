@@ -93,9 +93,15 @@ def test_cpus_are_shared_where_there_are_few(monkeypatch: pytest.MonkeyPatch) ->
     assert bench_peers.cpus(None) == ([0, 1, 2, 3, 4, 5], [6, 7])
 
 
-def test_reasons_are_published_without_paths() -> None:
-    assert bench_peers.without_paths("cannot open /home/me/x.py now\nmore") == "cannot open x.py now"
-    assert bench_peers.without_paths("") == ""
+def test_reasons_are_published_on_a_line_and_without_directories() -> None:
+    text = 'ended:\n  File "/tmp/tmpx1/a.py", line 1\ncannot open /home/me/x.py; 404 to POST /v2/models/f/infer'
+    assert bench_peers.without_paths(text) == (
+        'ended: File "a.py", line 1 cannot open x.py; 404 to POST /v2/models/f/infer'
+    )
+    long = bench_peers.without_paths("begin " + "x " * 1000 + "end")
+    assert len(long) < 700
+    assert long.startswith("begin")
+    assert long.endswith("end")
 
 
 @pytest.mark.parametrize(
