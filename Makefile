@@ -75,15 +75,16 @@ train: $(TRAIN)  ## train PRESET on DATA into OUT; again to continue
 export: $(TRAIN)  ## export the run in OUT as the next version of its model in MODELS
 	$(BIN)/python -m model_export export --run '$(OUT)' --models '$(MODELS)' $(ARGS)
 
-bench: $(SERVE)  ## measure, as JSON; BENCH is runtime (MODEL by batch size), scheduler, service or soak
+bench: $(SERVE)  ## measure, as JSON; BENCH is runtime (MODEL by batch size), scheduler, service, peers or soak
 	@$(BIN)/python -m benchmarks.$(BENCH_$(BENCH)) $(ARGS)
 
 BENCH_runtime := bench_runtime --model '$(MODEL)'
 BENCH_scheduler := bench_scheduler
 BENCH_service := bench_service
+BENCH_peers := bench_peers
 BENCH_soak := soak
 ifndef BENCH_$(BENCH)
-$(error BENCH=$(BENCH): expected runtime, scheduler, service or soak)
+$(error BENCH=$(BENCH): expected runtime, scheduler, service, peers or soak)
 endif
 
 # What pip finishes last is its own script: where that runs, the environment is whole. Else it is made anew.

@@ -1,0 +1,318 @@
+"""This service beside other serving systems: the same model file, machine, run and bodies, in turn.
+
+    python -m benchmarks.bench_peers --results benchmarks/results/peers.json
+    python -m benchmarks.bench_peers --quick --only mosec fastapi
+
+Every system gets an environment of its own (--environments), the settings that its documentation recommends
+(benchmarks/peers/*_server.py say which and why), and how it forms batches is chosen by measuring: of the settings in
+benchmarks/peers/contestants.py the one with the highest rate over all loads. Everybody runs onnxruntime of the same
+release with one thread in each copy of the model, and gives the same pictures as this service, or is not measured.
+Ratios of one run are for comparing; figures of two are not. Progress and tables go to stderr, JSON to stdout.
+"""
+
+import argparse
+import base64
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from benchmarks.common import Json, arguments, duration, positive, report, rounded, settle, write
+from benchmarks.peers import alike, compare, environments, raw
+from benchmarks.peers.contestants import ALL, OURS, PEERS, SERVICE, Batching, Entry, entries
+from benchmarks.peers.turn import Order, apart, take
+from benchmarks.peers.wire import PAYLOADS, PNG, RAW
+from benchmarks.tables import table, verdict
+
+METHOD: Final = (
+    "Closed loop. In every round each entry takes its turn, every other round in reverse: its server is started alone, "
+    "its answers to all bodies, sent 16 at a time, are compared with this service's (PNG: the same pixels; raw: within "
+    "1e-5), then every load runs for `seconds` after a warm-up. `×n` has n copies of the model with one thread each; "
+    "`as it comes` is this service with its default settings. Requests/s are those answered with 200. Figures are "
+    "medians over the rounds, ratios medians of the ratios of each round. CPU time is of the server and all its "
+    "processes. Raw onnxruntime runs at 64 rows in as many processes of one thread as the entry has copies."
+)
+FULL: Final = {
+    "processes": [1, 2],
+    "connections": [32, 256],
+    "seconds": 6.0,
+    "warmup_s": 1.0,
+    "rounds": 3,
+    "tune_s": 2.0,
+    "bodies": 32,
+}
+QUICK: Final = {
+    "processes": [1],
+    "connections": [32],
+    "seconds": 1.0,
+    "warmup_s": 0.3,
+    "rounds": 1,
+    "tune_s": 0.0,
+    "bodies": 8,
+}
+_RAW_ROWS: Final = 64
+_DIRECTORIES: Final = re.compile(r"(?<![\w/])/(?:data|home|mnt|opt|root|srv|tmp|Users|usr|var|work)/(?:[^\s/'\":]+/)*")
+
+
+def main() -> int:
+    options = settle(parser().parse_args(), full=FULL, quick=QUICK)
+    folder = Path(options.environments)
+    model = Path(options.models) / options.model / "model.onnx"
+    if environments.inside_repository(folder):
+        return refuse(f"--environments {folder}: must be outside the repository")
+    if not model.is_file():
+        return refuse(f"--model {options.model}: there is no {model}")
+    try:
+        found = Benchmark(options, model).run(folder)
+    except RuntimeError as exc:
+        return refuse(str(exc))
+    write(found, options.results)
+    return 0
+
+
+class Benchmark:
+    """One run.
+
+    Args:
+        options: as parsed.
+        model: the file that all serve.
+    """
+
+    def __init__(self, options: argparse.Namespace, model: Path) -> None:
+        self.options, self.model = options, model
+        self.server_cpus, self.client_cpus = cpus(options.client_cpus)
+        self.bodies = bodies(model, options.bodies)
+        self.expected: dict[str, list[str]] = {}
+        self.skipped: dict[str, str] = {}
+        self.environments: dict[str, environments.Environment] = {}
+        self.batching: dict[Entry, Batching] = {}
+        self.tuned: dict[str, dict[str, float]] = {}
+        self.wires: dict[str, dict[str, str]] = {}
+
+    def run(self, folder: Path) -> Json:
+        """Install, tune, measure; returns the report.
+
+        Raises:
+            RuntimeError: this service or onnxruntime itself failed: there is nothing to compare with.
+        """
+        options, start = self.options, time.monotonic()
+        names = [OURS, *(peer.name for peer in PEERS if not options.only or peer.name in options.only)]
+        self.install(names, folder)
+        taking_part = [entry for entry in entries(names, options.processes) if entry.name not in self.skipped]
+        self.take_reference()
+        for entry in taking_part:
+            self.tune(entry)
+        reports: dict[Entry, list[Json]] = {entry: [] for entry in taking_part}
+        raws: dict[int, list[float]] = {number: [] for number in {1, *options.processes}}
+        for number in range(options.rounds):
+            began = time.monotonic()
+            self.round(number, reports, raws)
+            if began - start + 2 * (time.monotonic() - began) > options.minutes * 60 and number + 1 < options.rounds:
+                say(f"{options.minutes} minutes do not suffice for more than {number + 1} rounds")
+                break
+        whole = {entry: found for entry, found in reports.items() if str(entry) not in self.skipped}
+        return self.report(whole, raws)
+
+    def install(self, names: Sequence[str], folder: Path) -> None:
+        """Make the environments that are not there yet, one after another."""
+        for name in names:
+            say(f"environment of {name}")
+            try:
+                self.environments[name] = environments.environment(ALL[name], folder)
+            except environments.NotInstalled as exc:
+                self.skip(name, f"cannot be installed: {exc}")
+
+    def take_reference(self) -> None:
+        """This service's answers, which everybody is held to."""
+        entry = Entry(name=OURS, processes=1)
+        found = self.turn(entry, SERVICE.batching[0], connections=[], seconds=1.0)
+        if "failed" in found:
+            raise RuntimeError(f"this service does not serve: {found['failed']}")
+        self.expected = found["answers"]
+
+    def tune(self, entry: Entry) -> None:
+        """Choose how an entry forms batches."""
+        choices = entry.contestant.batching
+        self.batching[entry] = choices[0]
+        if len(choices) == 1 or not self.options.tune_s:
+            return
+        rates: dict[Batching, float] = {}
+        for choice in choices:
+            found = self.turn(entry, choice, connections=self.options.connections, seconds=self.options.tune_s)
+            loads = [load for by in found.get("loads", {}).values() for load in by.values()]
+            if loads and all(load["ok_per_s"] for load in loads):
+                rates[choice] = math.prod(load["ok_per_s"] for load in loads) ** (1 / len(loads))
+            say(f"{entry}, {choice}: {found.get('failed') or f'{rates.get(choice, 0):.0f} requests/s'}")
+        if rates:
+            self.batching[entry] = max(rates, key=lambda choice: rates[choice])
+        self.tuned[str(entry)] = {str(choice): rounded(rate) for choice, rate in rates.items()}
+
+    def round(self, number: int, reports: dict[Entry, list[Json]], raws: dict[int, list[float]]) -> None:
+        """Everybody's turn, and raw onnxruntime's."""
+        options = self.options
+        for processes, found in raws.items():
+            seconds = max(0.5, options.seconds / 3)
+            found.append(
+                raw.rows_per_s(self.model, rows=_RAW_ROWS, seconds=seconds, processes=processes, cpus=self.server_cpus)
+            )
+            say(f"round {number + 1}: raw onnxruntime ×{processes}: {found[-1]:.0f} rows/s")
+        order = list(reports) if number % 2 == 0 else list(reversed(reports))
+        for entry in order:
+            if str(entry) in self.skipped:
+                continue
+            turn = self.turn(entry, self.batching[entry], connections=options.connections, seconds=options.seconds)
+            self.wires.setdefault(entry.name, turn.get("wires", {}))
+            if "failed" in turn:
+                self.skip(str(entry), turn["failed"])
+                continue
+            reports[entry].append(turn)
+            say(f"round {number + 1}: {entry}: {rates(turn)}")
+            if any(not load["ok_per_s"] for by in turn["loads"].values() for load in by.values()):
+                self.skip(str(entry), "no request of a load was answered with 200")
+
+    def turn(self, entry: Entry, batching: Batching, *, connections: Sequence[int], seconds: float) -> Json:
+        """One turn of one entry; a server that fails gets a second chance."""
+        options = self.options
+        order = Order(
+            name=entry.name,
+            processes=entry.processes,
+            rows=batching.rows,
+            wait_ms=batching.wait_ms,
+            python=self.environments[entry.name].python,
+            models=str(Path(options.models).resolve()),
+            model=options.model,
+            bodies=self.bodies,
+            expected=self.expected,
+            connections=connections,
+            seconds=seconds,
+            warmup_s=min(options.warmup_s, seconds / 2),
+            server_cpus=self.server_cpus,
+            client_cpus=self.client_cpus,
+            start_s=options.start_s,
+        )
+        found = take(order)
+        return take(order) if "failed" in found else found
+
+    def skip(self, name: str, reason: str) -> None:
+        """Leave one out, and say why."""
+        say(f"skipped: {name}: {reason}")
+        self.skipped[name] = without_paths(reason)
+
+    def report(self, reports: compare.Reports, raws: Mapping[int, Sequence[float]]) -> Json:
+        """What is written."""
+        options = self.options
+        tables: dict[str, list[Json]] = {}
+        statuses: dict[str, Json] = {}
+        ratios: list[Json] = []
+        for payload in PAYLOADS:
+            for connections in options.connections:
+                name = f"{payload}_at_{connections}_connections"
+                lines = compare.lines(reports, raws, payload, connections)
+                fastest = sorted(lines, key=lambda entry, lines=lines: -lines[entry]["requests_per_s"])  # type: ignore[misc]
+                tables[name] = [{"entry": str(entry)} | lines[entry] for entry in fastest]
+                statuses[name] = {
+                    str(entry): compare.statuses(compare.loads(found, payload, connections))
+                    for entry, found in reports.items()
+                }
+                ratios += compare.ratios(reports, raws, payload, connections)
+        targets = list(compare.targets(ratios))
+        shown = tables | {"ratios": ratios, "targets": [verdict(each) for each in targets]}
+        for title, records in shown.items():
+            if records:
+                say(f"\n{title.replace('_', ' ')}\n\n{table(records)}")
+        asked = {key: value for key, value in vars(options).items() if key != "environments"}
+        return report(
+            "peers",
+            METHOD,
+            argparse.Namespace(**asked),
+            model_file=f"{options.model}/model.onnx",
+            cpus={"server": list(self.server_cpus), "load_generator": list(self.client_cpus)},
+            network_of_its_own=bool(apart()),
+            versions={name: each.versions for name, each in self.environments.items()},
+            wires=self.wires,
+            batching={str(entry): str(choice) for entry, choice in self.batching.items()},
+            tuned_requests_per_s=self.tuned,
+            skipped=self.skipped,
+            raw_rows_per_s={f"×{number}": [rounded(rate) for rate in found] for number, found in raws.items()},
+            targets=targets,
+            **tables,
+            ratios=ratios,
+            statuses=statuses,
+            rounds={str(entry): list(found) for entry, found in reports.items()},
+        )
+
+
+def bodies(model: Path, number: int) -> dict[str, list[str]]:
+    """By payload, in base64: pictures that the model made, as PNG; and noise, as float32."""
+    function = alike.Function(str(model))
+    noise = np.random.default_rng(0).standard_normal((number, *function.shape), dtype=np.float32)
+    pngs = [alike.encoded(row) for row in function.rows(noise)]
+    found = {PNG: pngs, RAW: [row.astype("<f4").tobytes() for row in noise]}
+    return {payload: [base64.b64encode(body).decode() for body in each] for payload, each in found.items()}
+
+
+def cpus(for_client: int | None) -> tuple[list[int], list[int]]:
+    """CPUs of the server, and of the load generator: on fewer than four, all are for both."""
+    granted = sorted(os.sched_getaffinity(0))
+    number = for_client if for_client is not None else (len(granted) // 4)
+    if not 0 < number < len(granted):
+        return granted, granted
+    return granted[:-number], granted[-number:]
+
+
+def rates(turn: Json) -> str:
+    """In a few words."""
+    return ", ".join(
+        f"{payload} at {connections} {load['ok_per_s']:.0f}/s"
+        for payload, by in turn["loads"].items()
+        for connections, load in by.items()
+    )
+
+
+def without_paths(text: str) -> str:
+    """How it begins and ends, on one line and without directories of this machine, as results are published."""
+    line = _DIRECTORIES.sub("", " ".join(text.split()))
+    return line if len(line) <= 600 else f"{line[:150]} … {line[-450:]}"
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def refuse(line: str) -> int:
+    print(f"error: {line}", file=sys.stderr)
+    return 2
+
+
+def parser() -> argparse.ArgumentParser:
+    found = arguments("Measure this service beside other serving systems.")
+    found.add_argument(
+        "--environments",
+        default=str(environments.default_folder()),
+        help="directory of the peers' environments, made if missing (default: %(default)s)",
+    )
+    names = [peer.name for peer in PEERS]
+    found.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=f"these peers: {', '.join(names)}")
+    found.add_argument("--processes", type=positive, nargs="+", help="copies of the model (1 2; quick: 1)")
+    found.add_argument("--connections", type=positive, nargs="+", help="loads (32 256; quick: 32)")
+    found.add_argument("--seconds", type=duration, help="of each load (6; quick: 1)")
+    found.add_argument("--warmup-s", type=duration, help="before each load (1; quick: 0.3)")
+    found.add_argument("--rounds", type=positive, help="(3; quick: 1)")
+    found.add_argument("--tune-s", type=float, help="of each load while batching is chosen; 0: no (2; quick: 0)")
+    found.add_argument("--bodies", type=positive, help="different bodies of each kind (32; quick: 8)")
+    found.add_argument("--client-cpus", type=int, help="CPUs for the load generator alone (a quarter; of 4 or more)")
+    found.add_argument("--start-s", type=duration, default=180.0, help="patience with a server's start (180)")
+    found.add_argument("--minutes", type=duration, default=150.0, help="no further round that would end later (150)")
+    found.add_argument("--models", default="models", help="directory of models")
+    found.add_argument("--model", default="mnist/1", help="name/version: 1×28×28, range [−1, 1]")
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""What the rounds say: a line for each entry, and ratios to the best peer."""
+
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import itemgetter
+from typing import Any, Final
+
+from benchmarks.common import Json, median_ratio, rounded, target
+from benchmarks.peers.contestants import OURS, Entry
+
+RATE: Final = 1.5  # requests/s of ours over those of the best peer
+SHARE: Final = 0.67  # of raw onnxruntime; where a peer has more, the ratio cannot be reached
+
+Reports = Mapping[Entry, Sequence[Json]]  # of turns, one for each round
+
+
+def lines(reports: Reports, raw: Mapping[int, Sequence[float]], payload: str, connections: int) -> dict[Entry, Json]:
+    """What one load was like for each entry: medians over the rounds; what failed is summed.
+
+    Args:
+        reports: of all rounds, in the same order for all; some requests of each load were answered with 200.
+        raw: rows/s of raw onnxruntime by number of processes, one for each round.
+        payload, connections: which load.
+    """
+    return {
+        entry: line(loads(found, payload, connections), raw[max(1, entry.processes)])
+        for entry, found in reports.items()
+    }
+
+
+def loads(reports: Sequence[Json], payload: str, connections: int) -> list[Json]:
+    """One load's reports, a round each."""
+    return [report["loads"][payload][str(connections)] for report in reports]
+
+
+def line(rounds: Sequence[Json], raw: Sequence[float]) -> Json:
+    """One entry's line."""
+
+    def middle(value: Callable[[Json], float]) -> Any:
+        return rounded(float(statistics.median(map(value, rounds))))
+
+    found = {"requests_per_s": middle(itemgetter("ok_per_s"))}
+    for name in ("p50_ms", "p99_ms", "p999_ms"):
+        found[name] = middle(lambda load, key=name: load["ok"][key])  # type: ignore[misc]
+    for name in ("server_core_ms_per_request", "client_core_ms_per_request"):
+        found[name] = middle(itemgetter(name))
+    found["share_of_raw"] = rounded(median_ratio([load["ok_per_s"] for load in rounds], raw))
+    unanswered = sum(load["unanswered"] + sum(load["errors"].values()) for load in rounds)
+    found["not_200"] = unanswered + sum(count for status, count in statuses(rounds).items() if status != "200")
+    return found
+
+
+def statuses(rounds: Sequence[Json]) -> dict[str, int]:
+    """How many answers had which status."""
+    found: dict[str, int] = {}
+    for load in rounds:
+        for status, latency in load["statuses"].items():
+            found[status] = found.get(status, 0) + latency["count"]
+    return found
+
+
+def ratios(reports: Reports, raw: Mapping[int, Sequence[float]], payload: str, connections: int) -> list[Json]:
+    """Each of our entries beside the best peer: of those with as many processes, or of all for ours as it comes."""
+    table = lines(reports, raw, payload, connections)
+    peers = [entry for entry in table if entry.name != OURS]
+
+    def rate_of(entry: Entry) -> float:
+        return float(table[entry]["requests_per_s"])
+
+    found = []
+    for ours in (entry for entry in table if entry.name == OURS):
+        rivals = [peer for peer in peers if ours.processes in (0, peer.processes)]
+        if rivals:
+            best = max(rivals, key=rate_of)
+            found.append(ratio(ours, best, reports, table, payload, connections))
+    if peers and len(peers) < len(table):
+        overall = max(table.keys() - set(peers), key=rate_of)
+        best = max(peers, key=rate_of)
+        found.append(ratio(overall, best, reports, table, payload, connections) | {"of": "the best of all"})
+    return found
+
+
+def ratio(
+    ours: Entry, best: Entry, reports: Reports, table: Mapping[Entry, Json], payload: str, connections: int
+) -> Json:
+    """One of ours over one peer, round by round."""
+    own, other = loads(reports[ours], payload, connections), loads(reports[best], payload, connections)
+    rate = median_ratio(*([load["ok_per_s"] for load in each] for each in (own, other)))
+    slowest = median_ratio(*([load["ok"]["p99_ms"] for load in each] for each in (own, other)))
+    return {
+        "payload": payload,
+        "connections": connections,
+        "ours": str(ours),
+        "best_peer": str(best),
+        "of": "peers with as many processes" if ours.processes else "all peers",
+        "requests_per_s_ratio": rounded(rate),
+        "p99_ratio": rounded(slowest),
+        "share_of_raw_ours": table[ours]["share_of_raw"],
+        "share_of_raw_best_peer": table[best]["share_of_raw"],
+        "reachable": table[best]["share_of_raw"] <= SHARE,
+    }
+
+
+def targets(found: Sequence[Json]) -> Iterator[Json]:
+    """What is promised of single pictures: more requests, and none of them later."""
+    for each in found:
+        if each["payload"] == "png" and each["of"] == "the best of all":
+            where = f"png, {each['connections']} connections: {each['ours']} over {each['best_peer']}"
+            yield target(f"{where}, requests/s", each["requests_per_s_ratio"], at_least=RATE)
+            yield target(f"{where}, p99", each["p99_ratio"], at_most=1.0)

@@ -1,0 +1,75 @@
+"""Plain FastAPI and a batcher of thirty lines: what one writes without a serving framework.
+
+Settings: uvicorn with uvloop and httptools, no access log (https://www.uvicorn.org/settings/), one worker process for
+each copy of the model (https://fastapi.tiangolo.com/deployment/server-workers/). The batcher takes what waits, up to
+the largest batch, as soon as the model is free: for a plain queue that is both the fastest and the shortest. PNGs are
+decoded and encoded in the model's thread, so that the event loop stays free.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import asynccontextmanager
+
+import uvicorn
+from fastapi import FastAPI, Request, Response
+
+from benchmarks.peers import alike
+
+Waiting = tuple[bytes, asyncio.Future[bytes]]
+
+
+async def batches(queue: asyncio.Queue[Waiting], function: alike.Function, executor: Executor) -> None:
+    while True:
+        batch = [await queue.get()]
+        while not queue.empty() and len(batch) < alike.max_batch():
+            batch.append(queue.get_nowait())
+        futures = [future for _, future in batch]
+        try:
+            bodies = [body for body, _ in batch]
+            answers = await asyncio.get_running_loop().run_in_executor(executor, function, bodies)
+        except Exception as exc:
+            for future in futures:
+                settle(future, exc)
+        else:
+            for future, answer in zip(futures, answers, strict=True):
+                settle(future, answer)
+
+
+def settle(future: asyncio.Future[bytes], answer: bytes | Exception) -> None:
+    if future.done():  # its client has left
+        return
+    if isinstance(answer, bytes):
+        future.set_result(answer)
+    else:
+        future.set_exception(answer)
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    app.state.queue = asyncio.Queue()
+    task = asyncio.create_task(batches(app.state.queue, alike.Function(), ThreadPoolExecutor(1)))
+    yield
+    task.cancel()
+
+
+app = FastAPI(lifespan=lifespan)
+
+
+@app.post("/predict")
+async def predict(request: Request) -> Response:
+    future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+    request.app.state.queue.put_nowait((await request.body(), future))
+    return Response(await future, media_type="application/octet-stream")
+
+
+if __name__ == "__main__":
+    uvicorn.run(
+        "benchmarks.peers.fastapi_server:app",
+        port=alike.port(),
+        workers=alike.processes(),
+        loop="uvloop",
+        http="httptools",
+        access_log=False,
+        log_level="warning",
+    )

@@ -1,0 +1,54 @@
+"""Raw onnxruntime with nothing around it, as many processes of one thread as a contestant has: what there is to share.
+
+python -m benchmarks.peers.raw MODEL ROWS SECONDS       # one process; prints rows/s
+"""
+
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.peers.alike import Function
+from benchmarks.peers.turn import on
+from benchmarks.processes import ROOT
+
+
+def rows_per_s(model: Path, *, rows: int, seconds: float, processes: int, cpus: Sequence[int]) -> float:
+    """Of all processes together, at batches of this size, on these CPUs.
+
+    Raises:
+        RuntimeError: one of them failed.
+    """
+    command = [sys.executable, "-m", "benchmarks.peers.raw", str(model), str(rows), str(seconds)]
+    with on(cpus):
+        running = [
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+            for _ in range(processes)
+        ]
+    said = [process.communicate() for process in running]
+    for process, (_, err) in zip(running, said, strict=True):
+        if process.returncode != 0:
+            raise RuntimeError(f"raw onnxruntime failed: {err[-1000:]}")
+    return sum(float(out) for out, _ in said)
+
+
+def main(argv: Sequence[str]) -> int:
+    model, rows, seconds = argv
+    function = Function(model)
+    batch = np.random.default_rng(0).standard_normal((int(rows), *function.shape), dtype=np.float32)
+    function.rows(batch)
+    calls = 0
+    start = now = time.perf_counter()
+    while now - start < float(seconds):
+        function.rows(batch)
+        calls += 1
+        now = time.perf_counter()
+    print(calls * len(batch) / (now - start))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
