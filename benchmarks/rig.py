@@ -14,7 +14,7 @@ import onnxruntime as ort
 from benchmarks.bench_runtime import raw_session
 from service.domain.latents import FloatRows
 from service.domain.tasks import Applied, Result
-from service.engine import Batch, Call, Engine, ModelInService
+from service.engine import Batch, Call, Engine
 from service.host import cpu_threads
 from service.metrics import Metrics, SchedulerMetrics
 from service.repository import LoadedModel, Repository
@@ -74,7 +74,7 @@ def rig(models: Path, model: str, *, threads: int = 0) -> Iterator[Rig]:
     loaded = repository.resolve()
     counted = Counted(Metrics(), loaded.ref)
     scheduler = Scheduler(loaded.model, max_batch_rows=BATCH_ROWS, queue_rows=4096, observer=counted)
-    engine = Engine(models={loaded.ref: ModelInService(loaded=loaded, scheduler=scheduler)})
+    engine = Engine(schedulers={loaded: scheduler})
     assert isinstance(loaded.model, OnnxModel)
     data = (models / loaded.ref / "model.onnx").read_bytes()
     scheduler.start()

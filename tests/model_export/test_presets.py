@@ -41,9 +41,11 @@ def test_an_unknown_name_lists_the_known() -> None:
 
 
 def test_steps_are_shared_out_in_proportion() -> None:
-    preset = adapt(get_preset("fashion_mnist"), steps=300)
-    assert [stage.steps for stage in preset.stages] == [80, 60, 160]
-    assert preset.steps == 300
+    whole = get_preset("fashion_mnist")
+    preset = adapt(whole, steps=whole.steps // 40)
+    assert [stage.steps for stage in whole.stages] == [4000, 3000, 2880]
+    assert [stage.steps for stage in preset.stages] == [100, 75, 72]
+    assert preset.steps == whole.steps // 40
     assert [stage.steps for stage in adapt(get_preset("tiny"), steps=1).stages] == [1, 1, 1]
 
 
