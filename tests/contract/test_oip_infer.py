@@ -337,7 +337,10 @@ def test_the_smaller_of_header_and_parameter_holds(
     with gated(monkeypatch, settings(models, request_timeout_s=600.0)) as (service, gate), gate:
         headers = {} if header is None else {"X-Request-Timeout": header}
         response = infer(service, encoded(as_json(X, parameters={"timeout": timeout_us})), headers=headers)
-        problem(response, 504, "deadline_exceeded")
+        # Which of the two depends on how much of it was over before the rows could be submitted.
+        found = response.json()["code"]
+        assert found in ("deadline_exceeded", "deadline_unreachable")
+        problem(response, 504, found)
         gate.opened.set()
 
 

@@ -160,12 +160,17 @@ def test_put_and_drop_leave_snapshots_as_they_are(tmp_path: Path) -> None:
     models = repository(tmp_path)
     models.load_all()
     before = models.models
-    eleven, ten = (models.load(f"toy/{version}") for version in (write_model(tmp_path, version="11").name, "10"))
+    write_model(tmp_path, version="11")
+    write_model(tmp_path, version="8")
+    eleven, ten, eight = (models.load(f"toy/{version}") for version in ("11", "10", "8"))
     assert models.put(eleven) is None
     assert models.put(ten) is before["toy/10"]
     assert list(models.models) == ["toy/9", "toy/10", "toy/11"]
     assert models.resolve("toy") is eleven
     assert models.resolve("toy/10") is ten
+    assert models.put(eight) is None
+    assert list(models.models) == ["toy/8", "toy/9", "toy/10", "toy/11"]
+    assert models.resolve("toy") is eleven  # the highest, not the latest
     assert models.drop("toy/11") is eleven
     assert models.resolve("toy") is ten
     assert list(before) == ["toy/9", "toy/10"]
