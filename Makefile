@@ -34,7 +34,7 @@ endif
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .SUFFIXES:
-.PHONY: help run test check format lint types coverage train export bench
+.PHONY: help run test check format lint types coverage train export bench openapi
 
 help:  ## list the targets and variables
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -86,6 +86,9 @@ BENCH_soak := soak
 ifndef BENCH_$(BENCH)
 $(error BENCH=$(BENCH): expected runtime, scheduler, service, peers or soak)
 endif
+
+openapi: $(DEVELOP)  ## write docs/openapi.json anew
+	$(BIN)/python -m tests.openapi
 
 # What pip finishes last is its own script: where that runs, the environment is whole. Else it is made anew.
 $(VENV)/.made:
