@@ -13,7 +13,8 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ async def mixed(found: Rig, options: argparse.Namespace) -> Json:
         start = time.perf_counter()
         work = [repeat(found, found.rows(8), 500) for _ in range(4)]
         work += [repeat(found, found.rows(1), 1, latencies) for _ in range(32)]
-        await for_seconds(work, options.seconds)
+        await for_seconds(work, options.seconds, partial(len, latencies))
         seconds = time.perf_counter() - start
         row_steps = found.counted.rows - before[0]
         size = max(1, round(row_steps / (found.counted.batches - before[1])))
@@ -167,7 +168,7 @@ async def beside_long_ones(found: Rig, options: argparse.Namespace) -> list[Json
         for number, latencies in enumerate(ways.values()):
             work = [repeat(found, x, 1, latencies)]
             work += [repeat(found, x, LONG_STEPS) for _ in range(LONG * number)]
-            await for_seconds(work, options.seconds)
+            await for_seconds(work, options.seconds, partial(len, latencies))
     return [{"steps=1": name} | latency(latencies) for name, latencies in ways.items()]
 
 
@@ -179,14 +180,21 @@ async def repeat(found: Rig, x: FloatRows, steps: int, latencies: list[float] | 
             latencies.append(time.perf_counter() - start)
 
 
-async def for_seconds(work: Sequence[Coroutine[Any, Any, None]], seconds: float) -> None:
+async def for_seconds(
+    work: Sequence[Coroutine[Any, Any, None]], seconds: float, enough: Callable[[], object] = lambda: True
+) -> None:
+    """Do all of the work for so long, and once more as long until it is enough to speak of."""
     tasks = [asyncio.create_task(each) for each in work]
-    done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-    for task in done:
-        task.result()  # raises what ended it
+    try:
+        while not (done := (await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION))[0]):
+            if enough():
+                break
+        for task in done:
+            task.result()  # raises what ended it
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def raw_rate(found: Rig, rows: int, seconds: float) -> float:

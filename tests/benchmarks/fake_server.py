@@ -1,6 +1,7 @@
 """A server on a free port whose every answer is decided by a function: for what measures servers."""
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +22,10 @@ class Seen:
 
 @contextmanager
 def fake_server(reply: Reply) -> Iterator[Seen]:
-    """Serve until the block ends; ``reply`` is called for every request, which has a Content-Length or no body."""
+    """Serve until the block ends, by when clients must be gone.
+
+    ``reply`` is called for every request, which has a Content-Length or no body.
+    """
     seen = Seen()
     ready = threading.Event()
     loop = asyncio.new_event_loop()
@@ -38,17 +42,21 @@ def fake_server(reply: Reply) -> Iterator[Seen]:
             pass
         finally:
             writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
 
     async def serve() -> None:
         server = await asyncio.start_server(talk, "127.0.0.1", 0)
         seen.port = server.sockets[0].getsockname()[1]
         ready.set()
         await stop.wait()
+        # Clients are gone, so every conversation ends by itself. asyncio forgets sockets that it accepts as it closes,
+        # so the last ones are accepted before.
+        for _ in range(3):
+            await asyncio.sleep(0)
+        while rest := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(rest)
         server.close()
-        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
     stop = asyncio.Event()
     thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
