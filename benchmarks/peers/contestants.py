@@ -28,7 +28,13 @@ class Batching:
         return f"≤ {self.rows} rows, {self.wait_ms} ms"
 
 
-SOON: Final = (Batching(rows=16, wait_ms=1), Batching(rows=32, wait_ms=2), Batching(rows=64, wait_ms=5))
+SOON: Final = (
+    Batching(rows=16, wait_ms=1),
+    Batching(rows=8, wait_ms=1),
+    Batching(rows=32, wait_ms=2),
+    Batching(rows=64, wait_ms=5),
+)
+"""Where a batch waits until it is full: with few connections a small one fills, and a large one only waits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

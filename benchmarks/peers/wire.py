@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from benchmarks.load import request
+from benchmarks.spec import request
 
 PNG: Final = "png"
 RAW: Final = "raw"
