@@ -19,7 +19,7 @@ import yaml
 import ign_client
 from tests.live import ROOT, environment
 
-TARGETS = ["help", "run", "test", "check", "format", "lint", "types", "coverage", "train", "export", "bench"]
+TARGETS = ["help", "run", "test", "check", "format", "lint", "types", "coverage", "train", "export", "bench", "openapi"]
 
 
 def read(name: str) -> str:
