@@ -13,7 +13,8 @@ from starlette.middleware import Middleware
 from service import __version__
 from service.api import docs, errors, info, native, oip, oip_repository
 from service.api.auth import Authenticator, load_keys
-from service.api.middleware import CatchAll, Cors, Direct, Gate, RequestContext, Traffic
+from service.api.door import Door
+from service.api.middleware import CatchAll, Cors, Direct, Gate, Observe, RequestContext, Traffic
 from service.api.quota import Quota
 from service.api.services import Services
 from service.domain.errors import StartupError
@@ -98,16 +99,25 @@ def _services(settings: Settings) -> Services:
     )
 
 
-def _middleware(settings: Settings, found: Services) -> list[Middleware]:
-    def observe(route: str, status: int, seconds: float, state: Mapping[str, Any]) -> None:
-        found.metrics.request(route, status, seconds, state.get("model"))
-        if "problem" in state:
-            found.metrics.error(state["problem"])
+def make_door(found: Services) -> Door:
+    """What stands in front of the app where the server has a place for it."""
+    return Door(limit=found.settings.max_connections, observe=_observer(found.metrics))
 
+
+def _observer(metrics: Metrics) -> Observe:
+    def observe(route: str, status: int, seconds: float, state: Mapping[str, Any]) -> None:
+        metrics.request(route, status, seconds, state.get("model"))
+        if "problem" in state:
+            metrics.error(state["problem"])
+
+    return observe
+
+
+def _middleware(settings: Settings, found: Services) -> list[Middleware]:
     keys = None if settings.api_keys_file is None else load_keys(settings.api_keys_file)
     limited = settings.rate_limit is not None or any(key.quota for key in keys or ())
     proxies = [str(network) for network in settings.trusted_proxies]
-    layers = [Middleware(RequestContext, trusted_proxies=proxies, observe=observe)]
+    layers = [Middleware(RequestContext, trusted_proxies=proxies, observe=_observer(found.metrics))]
     if settings.cors_origins:
         layers.append(Middleware(Cors, origins=settings.cors_origins))
     return [

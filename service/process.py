@@ -39,7 +39,7 @@ def serve(settings: Settings, listener: socket.socket, parent: Connection | None
     Raises:
         StartupError: a setting or a model is unusable.
     """
-    from service.app import create_app
+    from service.app import create_app, make_door
 
     refusals: list[StartupError] = []
 
@@ -48,8 +48,9 @@ def serve(settings: Settings, listener: socket.socket, parent: Connection | None
         running.should_exit = True
 
     app = create_app(settings, refuse=refuse)
-    running = server.Server(server.config(app), app.state.services, parent=parent)
-    running.run(sockets=[listener])
+    found = app.state.services
+    running = server.Server(server.config(app, make_door(found)), found, parent=parent)
+    running.run(sockets=[listener, *(listener.dup() for _ in range(server.ACCEPTS - 1))])
     if refusals:
         raise refusals[0]
 

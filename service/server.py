@@ -4,19 +4,29 @@ import asyncio
 import logging
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from types import SimpleNamespace
 from typing import Any, Final, Protocol, cast
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from starlette.types import Scope
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from service.api.door import Door
 from service.api.services import Services
 from service.domain.errors import StartupError
 from service.settings import Settings
 
 _LOG = logging.getLogger("service")
 BACKLOG: Final = 2048
+ACCEPTS: Final = 8
+"""Connections accepted in one turn of the event loop: uvloop takes no more than one from a socket."""
+
+_UNAVAILABLE: Final = b"HTTP/1.1 503 Service Unavailable\r\n"
+_REFUSED = cast(RequestResponseCycle, SimpleNamespace(response_complete=True, message_event=asyncio.Event()))
 _JOINED: Final = 1 << 16  # bytes: to copy a longer body costs more than a second write
 
 
@@ -90,14 +100,53 @@ class Readable(Protocol):
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """Sends the head of an answer together with its body.
+    """Sends the head of an answer together with its body, and asks at the door before it begins a request.
 
-    uvicorn writes them one after the other: two system calls, and a client that is woken for half an answer.
+    uvicorn writes head and body one after the other: two system calls, and a client that is woken for half an answer.
     """
+
+    def __init__(self, *args: Any, door: Door | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._door = door
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Stand between uvicorn and the socket."""
         super().connection_made(cast(asyncio.Transport, _Corked(transport)))
+
+    def on_headers_complete(self) -> None:
+        """Refuse the request, if it has to be, before anything is made for it."""
+        door = self._door
+        if door is None or not door.is_full(len(self.tasks)) or not self._answered():
+            super().on_headers_complete()
+            return
+        refusal = door.refusal(self.parser.get_method(), self.headers)
+        if refusal is None:
+            super().on_headers_complete()
+        else:
+            self._refuse(refusal)
+
+    def _answered(self) -> bool:
+        """Whether the request before this one is: else this one must wait for it, pipelined."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def _refuse(self, refusal: bytes) -> None:
+        if self.cycle is None:
+            self.cycle = _REFUSED  # what is still to come of the body is passed over
+        keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
+        head = [b"%s: %s\r\n" % header for header in self.server_state.default_headers]
+        parting = b"" if keep_alive else b"connection: close\r\n"
+        self.transport.write(b"".join((_UNAVAILABLE, *head, parting, refusal)))
+        if not keep_alive:
+            self.transport.close()
+        self.on_response_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        begin = partial(super()._start_asgi_task, cycle, app)
+        if self._door is None:
+            begin()
+        else:
+            cast(Scope, cycle.scope)["state"]["arrival"] = time.monotonic()
+            self._door.enter(begin, self.loop.call_soon)
 
 
 class _Corked:
@@ -132,11 +181,11 @@ class _Corked:
         return getattr(self._transport, name)
 
 
-def config(app: Callable[..., Any]) -> uvicorn.Config:
+def config(app: Callable[..., Any], door: Door | None = None) -> uvicorn.Config:
     """How uvicorn serves this app: no access log, no headers and no proxy handling of its own."""
     return uvicorn.Config(
         app,
-        http=HttpProtocol,
+        http=cast(type[asyncio.Protocol], partial(HttpProtocol, door=door)),
         log_config=None,
         access_log=False,
         lifespan="on",

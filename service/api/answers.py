@@ -202,11 +202,11 @@ def _sheet(shape: Shape, pixels: Pixels) -> Pixels:
 
 def _row_headers(result: Result) -> dict[str, str]:
     headers = {
-        "X-IGN-Steps": ",".join(str(int(steps)) for steps in result.steps),
-        "X-IGN-Distance": ",".join(str(rounded(value)) for value in result.distance),
+        "X-IGN-Steps": ",".join(map(str, result.steps.tolist())),
+        "X-IGN-Distance": ",".join(str(rounded(value)) for value in result.distance.tolist()),
     }
     if result.drift is not None:
-        headers["X-IGN-Drift"] = ",".join(str(rounded(value)) for value in result.drift)
+        headers["X-IGN-Drift"] = ",".join(str(rounded(value)) for value in result.drift.tolist())
     return headers
 
 

@@ -1,11 +1,12 @@
 """What `/project` and points are given: pictures, masks and latents in three forms, one kind of row out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from functools import lru_cache
+from typing import Final, Generic, TypeVar
 
 import numpy as np
-from starlette.requests import Request
+from starlette.datastructures import QueryParams
 
 from service.api import forms
 from service.api.body import parse_multipart
@@ -32,6 +33,7 @@ from service.repository import LoadedModel
 Options = TypeVar("Options", bound=ScoreOptions)
 
 PICTURE_TYPES = ("image/png", "image/jpeg", "image/webp")
+_USUAL: Final = 256  # bytes of a query that may be remembered
 _MAX_FIELDS = 32  # of a form; there are about a dozen options
 _MAX_INLINE = 4  # small pictures decoded in less time than a thread takes to wake and to hand the lock back
 
@@ -83,7 +85,8 @@ async def read_upload(exchange: Exchange, schema: type[Options], body: type[Opti
         exchange.refuse_query()
         upload = _from_json(await exchange.parse_json(await exchange.body(), body))
     elif kind in PICTURE_TYPES:
-        options = schema.model_validate(forms.values(_query(exchange.request)))
+        query = exchange.request.scope["query_string"]
+        options = (_usual if len(query) <= _USUAL else _from_query)(schema, query)
         upload = Upload(options=options, images=[await exchange.body()], image_field="body")
     else:
         expected = ", ".join(("multipart/form-data", "application/json", *PICTURE_TYPES))
@@ -184,13 +187,15 @@ def _from_json(request: Options) -> Upload[Options]:
     return Upload(options=request, images=images, masks=masks, image_field="images", mask_field=mask_field)
 
 
-def _query(request: Request) -> dict[str, list[str]]:
-    if not request.scope["query_string"]:
-        return {}
+def _from_query(schema: type[Options], query: bytes) -> Options:
     found: dict[str, list[str]] = {}
-    for name, value in request.query_params.multi_items():
+    for name, value in QueryParams(query).multi_items():
         found.setdefault(name, []).append(value)
-    return found
+    return schema.model_validate(forms.values(found))
+
+
+# Clients say the same all day, and options do not change once they are made.
+_usual: Callable[[type[Options], bytes], Options] = lru_cache(maxsize=256)(_from_query)
 
 
 def _bytes(data: bytes | str, field: str, max_chars: int) -> bytes:

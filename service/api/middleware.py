@@ -8,6 +8,8 @@ From the outside in:
 - `Gate`: the limit on requests in flight, and refusal while draining.
 - `service.api.auth.Authenticator`, and `service.api.quota.Quota` where there are quotas.
 
+In front of them all, where uvicorn is the server, stands `service.api.door`.
+
 Endpoints find in ``request.state``: ``request_id`` (str), ``arrival`` (`time.monotonic()` seconds when the headers
 were there) and ``caller`` (str, the key under which fairness counts).
 
@@ -24,7 +26,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, 
 from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -40,6 +42,7 @@ state, in which endpoints note ``model`` and error answers ``problem``, their st
 
 CLIENT_GONE: Final = 499
 UNMATCHED: Final = "unmatched"
+TOO_MANY: Final = "too many requests are in flight"
 EXPOSED_HEADERS: Final = (
     "Retry-After",
     "Server-Timing",
@@ -104,7 +107,8 @@ class RequestContext:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        arrival = time.monotonic()
+        state = scope.setdefault("state", {})
+        arrival = state.get("arrival") or time.monotonic()  # there: it had to wait for its turn since
         request_id = self._enter(scope, arrival)
         answer = _Answer(send, request_id)
         try:
@@ -115,25 +119,40 @@ class RequestContext:
             if not answer.complete:  # the connection will be cut; the status that was sent is no longer true
                 answer.status = 500
         finally:
-            self._record(scope, request_id, answer.status, time.monotonic() - arrival)
+            route = getattr(scope.get("route"), "path_format", None) or UNMATCHED
+            seconds = time.monotonic() - arrival
+            record(self._observe, request_id, scope["method"], route, answer.status, seconds, state)
 
     def _enter(self, scope: Scope, arrival: float) -> str:
         headers = Headers(scope=scope)
-        given = headers.get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
+        request_id = identify(headers.get("x-request-id", ""))
         peer = scope["client"][0] if scope.get("client") else None
-        caller = peer_key(peer, headers.getlist("x-forwarded-for"), self._trusted)
-        scope.setdefault("state", {}).update(request_id=request_id, arrival=arrival, caller=caller)
+        forwarded = headers.getlist("x-forwarded-for") if self._trusted else ()
+        caller = peer_key(peer, forwarded, self._trusted)
+        scope["state"].update(request_id=request_id, arrival=arrival, caller=caller)
         return request_id
 
-    def _record(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path_format", None) or UNMATCHED
-        ms = round(seconds * 1000, 1)
-        values = (request_id, scope["method"], route, status, ms)
-        if _access.isEnabledFor(logging.INFO):
-            _access.info("%s %s %s %d %.1f ms", *values, extra=dict(zip(_FIELDS, values, strict=True)))
-        if self._observe is not None:
-            self._observe(route, status, seconds, scope["state"])
+
+def identify(given: str) -> str:
+    """A request's id: the caller's own where it is a valid one."""
+    return given if _REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
+
+
+def record(
+    observe: Observe | None,
+    request_id: str,
+    method: str,
+    route: str,
+    status: int,
+    seconds: float,
+    state: Mapping[str, Any],
+) -> None:
+    """Write a finished request to the access log, and tell whoever counts."""
+    if _access.isEnabledFor(logging.INFO):
+        values = (request_id, method, route, status, round(seconds * 1000, 1))
+        _access.info("%s %s %s %d %.1f ms", *values, extra=dict(zip(_FIELDS, values, strict=True)))
+    if observe is not None:
+        observe(route, status, seconds, state)
 
 
 class _Answer:
@@ -143,13 +162,12 @@ class _Answer:
         self.status = 500
         self.complete = False
         self._send = send
-        self._request_id = request_id
+        self._request_id = request_id.encode("ascii")
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message.setdefault("headers", [])
-            MutableHeaders(scope=message)["X-Request-ID"] = self._request_id
+            message["headers"] = [*message.get("headers", ()), (b"x-request-id", self._request_id)]
         elif message["type"] == "http.response.body":
             self.complete = not message.get("more_body", False)
         await self._send(message)
@@ -293,7 +311,7 @@ class Gate:
         elif self._traffic.draining:
             await send_problem(scope, send, Draining("the service is shutting down"))
         elif self._traffic.in_flight >= self._limit:
-            await send_problem(scope, send, TooManyConnections("too many requests are in flight"))
+            await send_problem(scope, send, TooManyConnections(TOO_MANY))
         else:
             with self._traffic.request():
                 await self._app(scope, receive, send)

@@ -4,6 +4,7 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from service.card import ModelCard
 from service.domain.latents import FloatRows
@@ -17,6 +18,14 @@ def _values(lo: float, hi: float) -> NDArray[np.float32]:
     values = (lo + levels * (hi - lo) / 255).astype(np.float32)
     values.flags.writeable = False  # shared between threads
     return values
+
+
+def as_pixels(image: Image.Image) -> Pixels:
+    """The pixels of a picture of mode L or RGB, read-only."""
+    width, height = image.size
+    # Twice as fast on small pictures as NumPy's own way, which asks Pillow for a description first.
+    flat = np.frombuffer(image.tobytes(), np.uint8)
+    return flat.reshape((height, width) if image.mode == "L" else (height, width, 3))
 
 
 def to_rows(pixels: Pixels, card: ModelCard) -> FloatRows:

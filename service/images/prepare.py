@@ -9,7 +9,7 @@ from PIL import Image, ImageChops
 from service.card import ModelCard
 from service.domain.latents import FloatRow
 from service.images.decode import Picture
-from service.images.pixels import background_levels, to_rows
+from service.images.pixels import Pixels, as_pixels, background_levels, to_rows
 from service.images.place import Resize, geometry_of, place
 
 Invert = bool | Literal["auto"]
@@ -45,13 +45,16 @@ def prepare(picture: Picture, card: ModelCard, *, resize: Resize = "fit", invert
         invert: exchange light and dark: never, always, or `auto`.
     """
     mode = "L" if card.shape[0] == 1 else "RGB"
-    flat, inverted = _flatten(picture.image, card, mode, invert)
+    flat, pixels, inverted = _flatten(picture.image, card, mode, invert)
+    target = (card.shape[2], card.shape[1])
+    if flat.size == target:
+        pixels = as_pixels(flat) if pixels is None else pixels
+        return Prepared(to_rows(~pixels if inverted else pixels, card), inverted)
     if inverted:
         flat = ImageChops.invert(flat)
-    target = (card.shape[2], card.shape[1])
     geometry = geometry_of(flat.size, target, resize)
     placed = place(flat, geometry, target, background_levels(card), Image.Resampling.LANCZOS)
-    return Prepared(to_rows(np.asarray(placed), card), inverted)
+    return Prepared(to_rows(as_pixels(placed), card), inverted)
 
 
 def composite(image: Image.Image, mode: str, background: tuple[int, ...]) -> Image.Image:
@@ -64,12 +67,16 @@ def composite(image: Image.Image, mode: str, background: tuple[int, ...]) -> Ima
     return opaque if work == mode else opaque.convert(mode)
 
 
-def _flatten(image: Image.Image, card: ModelCard, mode: str, invert: Invert) -> tuple[Image.Image, bool]:
+def _flatten(image: Image.Image, card: ModelCard, mode: str, invert: Invert) -> tuple[Image.Image, Pixels | None, bool]:
+    """The picture without alpha, its pixels if they had to be looked at, and whether it is to be inverted."""
     auto = invert == "auto" and card.polarity == "light-on-dark"
     if auto and _is_dark_ink(image, mode):
-        return composite(image, mode, (255,) * card.shape[0]), True
+        return composite(image, mode, (255,) * card.shape[0]), None, True
     flat = composite(image, mode, background_levels(card))
-    return flat, _ring_mean(flat) > _MIDDLE if auto else invert is True
+    if not auto:
+        return flat, None, invert is True
+    pixels = as_pixels(flat)
+    return flat, pixels, _ring_mean(pixels) > _MIDDLE
 
 
 def _is_dark_ink(image: Image.Image, mode: str) -> bool:
@@ -84,9 +91,8 @@ def _is_dark_ink(image: Image.Image, mode: str) -> bool:
     return visible > 0 and float(counts @ np.arange(256)) / visible < _MIDDLE
 
 
-def _ring_mean(image: Image.Image) -> float:
+def _ring_mean(pixels: Pixels) -> float:
     """Mean level of the outermost pixels, each counted once."""
-    pixels = np.asarray(image)
     edges = [pixels[0]]
     if len(pixels) > 1:
         edges += pixels[-1], pixels[1:-1, 0]

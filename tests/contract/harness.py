@@ -23,10 +23,11 @@ from pydantic import BaseModel
 
 from service.api.schemas import ProblemDocument
 from service.api.services import Services
-from service.app import create_app
+from service.app import create_app, make_door
 from service.domain.errors import StartupError
 from service.domain.latents import FloatRows, NoiseSource
 from service.runtime import OnnxModel
+from service.server import config
 from service.settings import Settings
 from tests.service.onnx_models import reference, write_model
 
@@ -127,18 +128,9 @@ def serving(
     app = create_app(settings, refuse=refusals.append if may_refuse else None)
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            lifespan="on",
-            loop=loop,
-            ws="none",
-            timeout_graceful_shutdown=5,
-        )
-    )
+    how = config(app, make_door(app.state.services))
+    how.loop, how.timeout_graceful_shutdown = loop, 5
+    server = uvicorn.Server(how)  # whose signals are the tests' own
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name=f"loop of {url}")
     heard = _Errors(thread.name)
     for name in ("asyncio", "uvicorn.error", "service"):

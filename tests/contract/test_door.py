@@ -1,0 +1,127 @@
+"""The refusal that never reaches the application, on the wire."""
+
+import json
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.contract.harness import PATIENCE_S, Service, gated, problem, settings
+from tests.contract.test_pressure import later
+
+HEAD = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 2\r\n"
+ASKED = HEAD + b"\r\n{}"
+HEALTH = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+class Connection:
+    """One connection, read as a client would."""
+
+    def __init__(self, service: Service) -> None:
+        self.socket = socket.create_connection(service.address, PATIENCE_S)
+        self.stream = self.socket.makefile("rb")
+
+    def send(self, data: bytes) -> "Connection":
+        self.socket.sendall(data)
+        return self
+
+    def answer(self) -> tuple[int, dict[str, str], bytes]:
+        status = int(self.stream.readline().split()[1])
+        headers = {}
+        while (line := self.stream.readline().strip()) != b"":
+            name, _, value = line.decode().partition(": ")
+            headers[name] = value
+        return status, headers, self.stream.read(int(headers["content-length"]))
+
+    def is_over(self) -> bool:
+        return self.stream.read() == b""
+
+    def close(self) -> None:
+        self.stream.close()
+        self.socket.close()
+
+
+@contextmanager
+def full(models: Path, monkeypatch: pytest.MonkeyPatch, **options: object) -> Iterator[tuple[Service, Connection]]:
+    """A service that has the one request in flight that it may have, and another connection to it."""
+    with gated(monkeypatch, settings(models, max_connections=1, **options)) as (service, gate):
+        with ThreadPoolExecutor(1) as pool, gate:
+            running = later(service, pool, {})
+            assert gate.entered.wait(PATIENCE_S)
+            connection = Connection(service)
+            yield service, connection
+            connection.close()
+            gate.opened.set()
+            assert running().status_code == 200
+
+
+def refused(answer: tuple[int, dict[str, str], bytes]) -> dict[str, str]:
+    status, headers, body = answer
+    assert status == 503
+    assert headers["content-type"] == "application/problem+json"
+    assert headers["retry-after"] == "1"
+    assert "date" in headers
+    document = json.loads(body)
+    assert document["code"] == "too_many_connections"
+    assert document["request_id"] == headers["x-request-id"]
+    return headers
+
+
+def test_it_is_a_problem_like_all_others(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with full(models, monkeypatch) as (service, _):
+        response = service.post("/generate", {}, headers={"X-Request-ID": "mine"})
+        problem(response, 503, "too_many_connections")
+        assert response.headers["X-Request-ID"] == "mine"
+        assert service.metric("ign_requests_total", status="5xx", endpoint="unmatched") == 1
+        assert service.metric("ign_http_errors_total", code="too_many_connections") == 1
+
+
+def test_the_connection_serves_on(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with full(models, monkeypatch) as (service, connection):
+        for _ in range(3):
+            refused(connection.send(ASKED).answer())
+            assert connection.send(HEALTH).answer()[0] == 200
+
+
+def test_a_body_that_comes_late_is_passed_over(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with full(models, monkeypatch) as (_, connection):
+        refused(connection.send(HEAD + b"\r\n").answer())
+        assert connection.send(b"{}" + HEALTH).answer()[0] == 200
+
+
+def test_many_at_once_on_one_connection(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with full(models, monkeypatch) as (_, connection):
+        connection.send(HEALTH + ASKED * 2000 + HEALTH)
+        assert connection.answer()[0] == 200
+        for _ in range(2000):
+            refused(connection.answer())
+        assert connection.answer()[0] == 200
+
+
+@pytest.mark.parametrize("head", [HEAD + b"Connection: close\r\n", HEAD.replace(b"1.1", b"1.0")])
+def test_a_connection_that_is_to_end_ends(models: Path, monkeypatch: pytest.MonkeyPatch, head: bytes) -> None:
+    with full(models, monkeypatch) as (_, connection):
+        headers = refused(connection.send(head + b"\r\n{}").answer())
+        assert headers["connection"] == "close"
+        assert connection.is_over()
+
+
+def test_a_page_of_another_origin_may_see_it(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with full(models, monkeypatch, cors_origins=("https://a.example",)) as (_, connection):
+        headers = refused(connection.send(HEAD + b"Origin: https://a.example\r\n\r\n{}").answer())
+        assert headers["access-control-allow-origin"] == "https://a.example"
+
+
+def test_once_there_is_room_it_is_answered(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with gated(monkeypatch, settings(models, max_connections=1)) as (service, gate), ThreadPoolExecutor(1) as pool:
+        connection = Connection(service)
+        with gate:
+            running = later(service, pool, {})
+            assert gate.entered.wait(PATIENCE_S)
+            refused(connection.send(ASKED).answer())
+        assert running().status_code == 200
+        assert connection.send(ASKED).answer()[0] == 200
+        connection.close()

@@ -1,0 +1,112 @@
+import json
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+from service.api.door import PACE, Door
+from service.api.errors import problem_response
+from service.api.middleware import TOO_MANY
+from service.domain.errors import TooManyConnections
+
+LIMIT = 4
+
+
+class Loop:
+    """A loop of which the test turns the handle."""
+
+    def __init__(self) -> None:
+        self.ready: deque[Callable[[], None]] = deque()
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        self.ready.append(callback)
+
+    def turn(self) -> None:
+        for _ in range(len(self.ready)):
+            self.ready.popleft()()
+
+
+def parsed(answer: bytes | None) -> tuple[dict[str, str], dict[str, Any]]:
+    assert answer is not None
+    head, _, body = answer.partition(b"\r\n\r\n")
+    lines = (line.split(": ", 1) for line in head.decode().split("\r\n"))
+    return {name.lower(): value for name, value in lines}, json.loads(body)
+
+
+def test_it_is_full_at_the_limit() -> None:
+    door = Door(limit=LIMIT)
+    assert not door.is_full(LIMIT - 1)
+    assert door.is_full(LIMIT)
+
+
+def test_those_who_wait_count_too() -> None:
+    door, loop = Door(limit=LIMIT), Loop()
+    for _ in range(PACE + 2):
+        door.enter(lambda: None, loop.call_soon)
+    assert not door.is_full(LIMIT - 3)
+    assert door.is_full(LIMIT - 2)
+    loop.turn()
+    assert not door.is_full(LIMIT - 1)
+
+
+def test_a_refusal_is_what_the_application_would_have_answered() -> None:
+    own = problem_response(TooManyConnections(TOO_MANY), "mine")
+    headers, body = parsed(Door(limit=0).refusal(b"POST", [(b"host", b"x"), (b"x-request-id", b"mine")]))
+    assert headers == dict(own.headers) | {"x-request-id": "mine"}
+    assert body == json.loads(bytes(own.body))
+
+
+def test_the_length_is_that_of_the_body() -> None:
+    answer = Door(limit=0).refusal(b"POST", [])
+    headers, _ = parsed(answer)
+    assert answer is not None
+    assert int(headers["content-length"]) == len(answer.partition(b"\r\n\r\n")[2])
+
+
+@pytest.mark.parametrize("given", [b"", b"two words", b"x\xff", b"a" * 129])
+def test_a_bad_id_is_replaced(given: bytes) -> None:
+    headers, body = parsed(Door(limit=0).refusal(b"POST", [(b"x-request-id", given)]))
+    assert body["request_id"] == headers["x-request-id"]
+    assert len(body["request_id"]) == 32
+
+
+@pytest.mark.parametrize(("method", "headers"), [(b"GET", []), (b"HEAD", []), (b"POST", [(b"origin", b"null")])])
+def test_what_it_leaves_to_the_application(method: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+    assert Door(limit=0).refusal(method, headers) is None
+
+
+def test_a_refusal_is_counted_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    seen: list[tuple[str, int, object]] = []
+
+    def observe(route: str, status: int, seconds: float, state: Mapping[str, Any]) -> None:
+        seen.append((route, status, state["problem"]))
+
+    with caplog.at_level(logging.INFO, "service.access"):
+        Door(limit=0, observe=observe).refusal(b"POST", [(b"x-request-id", b"mine")])
+    assert seen == [("unmatched", 503, "too_many_connections")]
+    assert [record.getMessage() for record in caplog.records] == ["mine POST unmatched 503 0.0 ms"]
+
+
+def test_an_idle_service_begins_at_once() -> None:
+    begun: list[int] = []
+    Door(limit=LIMIT).enter(lambda: begun.append(0), Loop().call_soon)
+    assert begun == [0]
+
+
+def test_so_many_a_turn_in_the_order_of_arrival() -> None:
+    door, loop, begun = Door(limit=LIMIT), Loop(), list[int]()
+    sizes = []
+    for i in range(2 * PACE + 1):
+        door.enter(lambda i=i: begun.append(i), loop.call_soon)  # type: ignore[misc]
+    while True:
+        sizes.append(len(begun))
+        if not loop.ready:
+            break
+        loop.turn()
+        if len(sizes) == 1:  # one more, behind those who wait
+            door.enter(lambda: begun.append(2 * PACE + 1), loop.call_soon)
+    assert sizes[:3] == [PACE, 2 * PACE, 2 * PACE + 2]
+    assert begun == list(range(2 * PACE + 2))
+    assert len(sizes) == 4  # the last turn begins nothing, and asks for no other
