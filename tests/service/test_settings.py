@@ -63,7 +63,7 @@ def test_settings_without_a_literal_default() -> None:
         ("request_timeout_s", "2.5", 2.5),
         ("drain_delay_s", "5", 5.0),
         ("api_keys_file", "/run/keys", Path("/run/keys")),
-                ("rate_limit", "off", None),
+        ("rate_limit", "off", None),
         ("rate_limit", "20/s", Rate(20, 1.0)),
         (
             "trusted_proxies",
