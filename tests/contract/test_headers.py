@@ -6,12 +6,21 @@ from typing import Any
 
 import pytest
 
+from service.api.schemas import (
+    ArithmeticRequest,
+    GenerateRequest,
+    InterpolateRequest,
+    ProjectRequest,
+    ScoreRequest,
+    TermRequest,
+)
 from tests.contract.harness import Service, b64, latents, problem
 from tests.contract.oip import INFER, as_json
 from tests.service.pictures import noise, save
 
 PICTURE = save(noise(8, 8, seed=1))
 FILE = {"image": ("x.png", PICTURE, "image/png")}
+REQUESTS = (GenerateRequest, ProjectRequest, InterpolateRequest, ArithmeticRequest, TermRequest, ScoreRequest)
 CALLS: dict[str, dict[str, Any]] = {
     "/generate": {"seed": 7},
     "/project": {"images": [b64(PICTURE)]},
@@ -88,8 +97,6 @@ def test_names_are_in_snake_case(service: Service) -> None:
     listed = service.get("/models").json()
     names = re.findall(r'"(\w+)":', json.dumps([*answers, listed["limits"]])) + list(listed["models"][0])
     assert len(set(names)) > 40
-    schemas = service.get("/openapi.json").json()
-    for path in CALLS:
-        content = schemas["paths"][path]["post"]["requestBody"]["content"]["application/json"]
-        names += content["schema"]["properties"]
+    for request in REQUESTS:
+        names += request.model_fields
     assert [name for name in names if not re.fullmatch("[a-z][a-z0-9_]*", name)] == []
