@@ -271,8 +271,8 @@ def test_colour_profiles_are_ignored(service: Service) -> None:
     swapped = profile.replace(b"rXYZ", b"____").replace(b"bXYZ", b"rXYZ").replace(b"____", b"bXYZ")  # red is blue
     assert swapped != profile
     plain, marked = (
-        projected(service, save(colours, **options), model="colour", strength=0, format="npy").images[0].data
-        for options in ({}, {"icc_profile": swapped})
+        projected(service, picture, model="colour", strength=0, format="npy").images[0].data
+        for picture in (save(colours), save(colours, icc_profile=swapped))
     )
     assert marked == plain
 

@@ -407,7 +407,7 @@ def test_progress_is_that_of_the_slowest_row() -> None:
 
     def tick(rows: FloatRows) -> FloatRows:
         clock.now += 1.1
-        return rows / 2
+        return rows * np.float32(0.5)
 
     async def main() -> list[Event]:
         with serving(FakeModel(function=tick), clock=clock, max_batch_rows=1) as scheduler:
