@@ -12,7 +12,7 @@ from starlette.middleware import Middleware
 
 from service import __version__
 from service.api import docs, errors, info, native, oip, oip_repository
-from service.api.auth import Authenticator, load_keys
+from service.api.auth import Authenticator, load_keys, open_paths
 from service.api.door import Door
 from service.api.middleware import CatchAll, Cors, Direct, Gate, Observe, RequestContext, Traffic
 from service.api.quota import Quota
@@ -124,7 +124,7 @@ def _middleware(settings: Settings, found: Services) -> list[Middleware]:
         *layers,
         Middleware(CatchAll),
         Middleware(Gate, traffic=found.traffic, limit=settings.max_connections),
-        Middleware(Authenticator, keys=keys),
+        Middleware(Authenticator, keys=keys, open_paths=open_paths(settings.closed)),
         *([Middleware(Quota, rate=settings.rate_limit, parts=settings.workers)] if limited else []),
         Middleware(Direct, routes=native.direct_routes()),
     ]

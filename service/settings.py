@@ -54,6 +54,7 @@ class Settings:
     drain_delay_s: float = 0.0
     drain_s: float = 15.0
     api_keys_file: Path | None = None
+    closed: tuple[str, ...] = ()
     rate_limit: Rate | None = None
     trusted_proxies: tuple[Network, ...] = ()
     cors_origins: tuple[str, ...] = ()
@@ -70,6 +71,10 @@ class Settings:
             raise StartupError(
                 f"IGN_DRAIN_DELAY_S={self.drain_delay_s:g} is more than IGN_DRAIN_S={self.drain_s:g}: "
                 "draining would be over before the delay is"
+            )
+        if self.closed and self.api_keys_file is None:
+            raise StartupError(
+                f"IGN_CLOSED={','.join(self.closed)} needs IGN_API_KEYS_FILE: without keys everything is open"
             )
         if self.workers > 1 and self.device != "cpu":
             raise StartupError(
@@ -235,6 +240,7 @@ _PARSERS: Final[dict[str, Callable[[str], object]]] = {
     "IGN_DRAIN_DELAY_S": _seconds(0, 86_400),
     "IGN_DRAIN_S": _seconds(0, 86_400),
     "IGN_API_KEYS_FILE": Path,
+    "IGN_CLOSED": _each(_choice("health", "metrics", "docs", "page")),
     "IGN_RATE_LIMIT": _rate,
     "IGN_TRUSTED_PROXIES": _each(_network),
     "IGN_CORS_ORIGINS": _each(_ORIGIN),

@@ -118,6 +118,24 @@ def test_an_installed_environment_is_left_alone(tmp_path: Path) -> None:
     assert make("run", venv=tmp_path).splitlines() == [f"{tmp_path}/bin/python -m service"]
 
 
+def test_the_environment_passes_through_make_run(tmp_path: Path) -> None:
+    (tmp_path / ".made").touch()
+    (tmp_path / ".installed-cpu-serve").touch()
+    program = tmp_path / "bin" / "python"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\necho "$* on port $IGN_PORT"\n')
+    program.chmod(0o755)
+    done = subprocess.run(
+        ["make", "--silent", f"VENV={tmp_path}", "run"],
+        cwd=ROOT,
+        env=environment(MAKEFLAGS="", MAKELEVEL="", IGN_PORT="9000"),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "-m service on port 9000\n"
+
+
 def test_hooks_call_make() -> None:
     repositories = yaml.safe_load(read(".pre-commit-config.yaml"))["repos"]
     assert [repository["repo"] for repository in repositories] == ["local"]

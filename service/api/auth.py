@@ -20,6 +20,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
@@ -33,9 +34,24 @@ from service.domain.rates import EXPECTED, Rate
 ScopeName = Literal["infer", "admin"]
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-HEALTH_PATHS: Final = ("/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready")
-OPEN_PATHS: Final = (*HEALTH_PATHS, "/", "/page/*", "/docs", "/docs/*", "/openapi.json")
+OPEN: Final = MappingProxyType(
+    {
+        "health": ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"),
+        "metrics": ("/metrics",),
+        "docs": ("/docs", "/docs/*", "/openapi.json"),
+        "page": ("/", "/page/*"),
+    }
+)
+"""What needs no key, unless `IGN_CLOSED` names it."""
+
+HEALTH_PATHS: Final = (*OPEN["health"], *OPEN["metrics"])
+OPEN_PATHS: Final = tuple(path for paths in OPEN.values() for path in paths)
 ADMIN_PATHS: Final = ("/v2/repository/models/*",)
+
+
+def open_paths(closed: Collection[str] = ()) -> tuple[str, ...]:
+    """The paths that need no key; ``closed``: names in `OPEN` whose paths do need one."""
+    return tuple(path for name, paths in OPEN.items() if name not in closed for path in paths)
 
 
 def _rate(value: object) -> Rate | None:

@@ -6,7 +6,7 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from service.api.oip_schemas import InferAnswer, InferRequest
-from service.api.openapi import PROBLEMS, TIMEOUT, problem, schema_of
+from service.api.openapi import PROBLEMS, TIMEOUT, Examples, problem, schema_of
 
 _BINARY: Final = {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}
 _EXAMPLE: Final[Mapping[str, Any]] = {
@@ -64,10 +64,30 @@ def of_a_model(suffix: str, described: Mapping[str, Any]) -> Iterator[tuple[str,
         yield path + suffix, {"responses": problems(401, 404, 503), **described, "openapi_extra": extra}
 
 
-def repository(request: type[BaseModel], *, changes: bool = False) -> dict[str, Any]:
-    """Keyword arguments for the route of one repository operation."""
+INDEX: Final[Examples] = {
+    "all": {"summary": "Every version that serves or lies in the directory", "value": {}},
+    "ready": {"summary": "Those that serve", "value": {"ready": True}},
+}
+LOAD: Final[Examples] = {"all": {"summary": "What the directory holds of the model", "value": {}}}
+UNLOAD: Final[Examples] = {
+    "all": {"summary": "The model in all its versions", "value": {}},
+    "triton": {"summary": "As Triton's clients ask", "value": {"parameters": {"unload_dependents": False}}},
+}
+
+
+def repository(request: type[BaseModel], examples: Examples, *, changes: bool = False) -> dict[str, Any]:
+    """Keyword arguments for the route of one repository operation, with bodies that work, by name."""
     statuses = (400, 401, 403, 404, 408, 413, 415, 501, 503) if changes else (400, 401, 408, 413, 415, 501, 503)
     return {
         "responses": problems(*statuses),
-        "openapi_extra": {"requestBody": {"content": {"application/json": {"schema": schema_of(request)}}}},
+        "openapi_extra": {
+            "requestBody": {
+                "content": {
+                    "application/json": {
+                        "schema": schema_of(request),
+                        "examples": {name: dict(example) for name, example in examples.items()},
+                    }
+                }
+            }
+        },
     }

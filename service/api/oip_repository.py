@@ -23,7 +23,9 @@ router = APIRouter(tags=["Open Inference Protocol"])
 Body = TypeVar("Body", bound=BaseModel)
 
 
-@router.post("/v2/repository/index", response_model=list[IndexEntry], **oip_docs.repository(IndexRequest))
+@router.post(
+    "/v2/repository/index", response_model=list[IndexEntry], **oip_docs.repository(IndexRequest, oip_docs.INDEX)
+)
 async def index(request: Request) -> Response:
     """Every version that serves or lies in the model directory."""
     found = _services(request)
@@ -37,7 +39,7 @@ async def index(request: Request) -> Response:
     return JSONResponse(entries)
 
 
-@router.post("/v2/repository/models/{name}/load", **oip_docs.repository(LoadRequest, changes=True))
+@router.post("/v2/repository/models/{name}/load", **oip_docs.repository(LoadRequest, oip_docs.LOAD, changes=True))
 async def load(request: Request, name: str) -> Response:
     """Serve what the model directory now holds of a model: new versions, changed ones anew.
 
@@ -49,7 +51,7 @@ async def load(request: Request, name: str) -> Response:
     return JSONResponse({})
 
 
-@router.post("/v2/repository/models/{name}/unload", **oip_docs.repository(UnloadRequest, changes=True))
+@router.post("/v2/repository/models/{name}/unload", **oip_docs.repository(UnloadRequest, oip_docs.UNLOAD, changes=True))
 async def unload(request: Request, name: str) -> Response:
     """Take a model out of service in all its versions; requests in flight are finished. Not the default model."""
     found = _services(request)

@@ -11,14 +11,19 @@ ORIGIN = {"Origin": "https://app.example"}
 
 
 @pytest.fixture(scope="module")
-def guarded(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     keys = [
         {"name": "alice", "sha256": hashlib.sha256(b"alice-key").hexdigest(), "scopes": ["infer"]},
         {"name": "ops", "sha256": hashlib.sha256(b"ops-key").hexdigest(), "scopes": ["admin"]},
     ]
     file = tmp_path_factory.mktemp("keys") / "keys.json"
     file.write_text(json.dumps(keys))
-    with serving(settings(models, api_keys_file=file, cors_origins=("https://app.example",))) as service:
+    return file
+
+
+@pytest.fixture(scope="module")
+def guarded(models: Path, keys: Path) -> Iterator[Service]:
+    with serving(settings(models, api_keys_file=keys, cors_origins=("https://app.example",))) as service:
         yield service
 
 
@@ -57,6 +62,20 @@ def test_a_key_without_the_scope_is_403(guarded: Service, path: str, key: str) -
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/docs", "/docs/start.js", "/openapi.json", "/"])
 def test_health_metrics_and_docs_stay_open(guarded: Service, path: str) -> None:
     assert guarded.get(path).status_code in (200, 307)
+
+
+def test_what_is_configured_closed_needs_a_key_too(models: Path, keys: Path) -> None:
+    key = {"Authorization": "Bearer alice-key"}
+    with serving(settings(models, api_keys_file=keys, closed=("metrics", "docs", "page"))) as service:
+        for path in ("/metrics", "/docs", "/docs/start.js", "/openapi.json", "/"):
+            problem(service.get(path), 401, "unauthorized")
+            assert service.get(path, headers=key).status_code in (200, 307)
+        assert service.get("/healthz").status_code == 200
+    with serving(settings(models, api_keys_file=keys, closed=("health",)), ready=False) as service:
+        for path in ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"):
+            problem(service.get(path), 401, "unauthorized")
+        service.until(lambda: service.get("/readyz", headers=key).status_code == 200)
+        assert service.get("/metrics").status_code == 200
 
 
 def test_browsers_see_the_services_headers(service: Service) -> None:

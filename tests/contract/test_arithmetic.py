@@ -1,3 +1,4 @@
+import json
 import math
 from typing import Any
 
@@ -5,7 +6,19 @@ import numpy as np
 import pytest
 
 from service.api.schemas import ArithmeticAnswer
-from tests.contract.harness import Service, applied, array, b64, checked, latents, npy, pixels, problem, quantised
+from tests.contract.harness import (
+    Service,
+    applied,
+    array,
+    b64,
+    checked,
+    latents,
+    npy,
+    pixels,
+    problem,
+    quantised,
+    send,
+)
 from tests.service.pictures import noise, save
 
 TERMS = [{"seed": 1}, {"seed": 2, "index": 3, "weight": -0.5}]
@@ -103,3 +116,23 @@ def test_bad_fields_are_named(body: object, field: str, service: Service) -> Non
     response = service.post("/latent-arithmetic", body)
     assert response.status_code == 422
     assert any(name == field for name in (error["field"] for error in response.json()["errors"])), response.text
+
+
+def test_pictures_among_the_terms_are_inverted_like_any_other(service: Service) -> None:
+    light = save(255 - pixels(PICTURE))
+    dark_sum, light_sum = (row(service, terms=[{"seed": 1}, {"image": b64(p)}]) for p in (PICTURE, light))
+    np.testing.assert_array_equal(light_sum, dark_sum)
+
+
+@pytest.mark.parametrize("terms", [[{"seed": 1}], [{"seed": seed} for seed in range(16)]])
+def test_from_one_term_to_sixteen(terms: list[object], service: Service) -> None:
+    assert row(service, terms=terms).shape == (1, 1, 8, 8)
+
+
+def test_weights_at_the_ends_of_their_range(service: Service) -> None:
+    z = 10 * latents(1).astype(np.float64) - 10 * latents(2)
+    terms = [{"seed": 1, "weight": 10}, {"seed": 2, "weight": -10.0}]
+    np.testing.assert_allclose(row(service, terms=terms, steps=1), applied(rescaled(z), 1), atol=1e-5)
+    for weight in (10.001, -10.001, 10**400):
+        content = json.dumps({"terms": [{"seed": 1, "weight": weight}]}).encode()
+        problem(send(service, "/latent-arithmetic", content), 422, "invalid_value", "terms.0.weight")

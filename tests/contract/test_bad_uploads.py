@@ -1,5 +1,6 @@
 """What can be wrong with pictures, arrays and forms."""
 
+import socket
 import struct
 
 import numpy as np
@@ -78,7 +79,19 @@ def test_broken_base64(service: Service, text: str) -> None:
 
 
 def test_urls_are_never_fetched(service: Service) -> None:
-    problem(service.post("/project", {"images": ["http://127.0.0.1/x.png"]}), 422, "invalid_base64", "images.0")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/x.png"
+        problem(service.post("/project", {"images": [url]}), 422, "invalid_base64", "images.0")
+        problem(service.post("/project", {"images": [GOOD], "mask": url}), 422, "invalid_base64", "mask")
+        problem(service.post("/score", {"images": [url]}), 422, "invalid_base64", "images.0")
+        for member in ("image", "latent"):
+            points = [{"seed": 1}, {member: url}]
+            problem(
+                service.post("/latent-interpolate", {"points": points}), 422, "invalid_base64", f"points.1.{member}"
+            )
+        with pytest.raises(BlockingIOError):  # nobody came
+            listener.accept()
 
 
 @pytest.mark.parametrize(

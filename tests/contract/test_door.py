@@ -47,15 +47,15 @@ class Connection:
 @contextmanager
 def full(models: Path, monkeypatch: pytest.MonkeyPatch, **options: object) -> Iterator[tuple[Service, Connection]]:
     """A service that has the one request in flight that it may have, and another connection to it."""
-    with gated(monkeypatch, settings(models, max_connections=1, **options)) as (service, gate):
-        with ThreadPoolExecutor(1) as pool, gate:
-            running = later(service, pool, {})
-            assert gate.entered.wait(PATIENCE_S)
-            connection = Connection(service)
-            yield service, connection
-            connection.close()
-            gate.opened.set()
-            assert running().status_code == 200
+    pressed = settings(models, max_connections=1, **options)
+    with gated(monkeypatch, pressed) as (service, gate), ThreadPoolExecutor(1) as pool, gate:
+        running = later(service, pool, {})
+        assert gate.entered.wait(PATIENCE_S)
+        connection = Connection(service)
+        yield service, connection
+        connection.close()
+        gate.opened.set()
+        assert running().status_code == 200
 
 
 def refused(answer: tuple[int, dict[str, str], bytes]) -> dict[str, str]:
@@ -80,7 +80,7 @@ def test_it_is_a_problem_like_all_others(models: Path, monkeypatch: pytest.Monke
 
 
 def test_the_connection_serves_on(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with full(models, monkeypatch) as (service, connection):
+    with full(models, monkeypatch) as (_, connection):
         for _ in range(3):
             refused(connection.send(ASKED).answer())
             assert connection.send(HEALTH).answer()[0] == 200

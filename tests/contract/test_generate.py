@@ -249,3 +249,25 @@ def test_npy_is_exactly_numpys(service: Service) -> None:
     assert decoded.shape == (3, 1, 8, 8)
     assert decoded.dtype == np.dtype("<f4")
     assert content == npy(decoded)
+
+
+@pytest.mark.parametrize(("accept", "slack"), [("image/png", 0), ("image/webp", 0), ("image/jpeg", 6)])
+def test_sheets_in_every_format(service: Service, accept: str, slack: int) -> None:
+    sheet = pixels(raw(service, accept, n=4).content, "L").astype(int)
+    cells = quantised(rows(service, seed=3, n=4))
+    expected = np.concatenate([np.concatenate(list(cells[i : i + 2]), axis=1) for i in (0, 2)])
+    assert sheet.shape == (16, 16)
+    assert np.abs(sheet - expected).max() <= slack
+
+
+def test_png_is_compressed_fast(service: Service) -> None:
+    data = raw(service, "image/png").content
+    start = data.index(b"IDAT") + 4
+    assert data[start : start + 2] == b"\x78\x01"  # zlib's header at level 1
+
+
+def test_arrays_are_never_clipped(service: Service) -> None:
+    z = latents(6)
+    assert np.abs(z).max() > 2  # far beyond the model's range
+    image = generated(service, seed=6, record=[0], format="npy").images[0]
+    np.testing.assert_array_equal(array(unb64((image.trajectory or [])[0].data)), z[0])

@@ -1,7 +1,11 @@
+import hashlib
+import logging
 import re
+from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -16,7 +20,9 @@ from service.api.schemas import (
     ScoreAnswer,
     ServedCard,
 )
-from tests.contract.harness import Service, checked
+from service.domain.latents import STREAM, FloatRows
+from service.runtime import OnnxModel
+from tests.contract.harness import Service, checked, serving, settings
 
 MODEL_PATHS = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
 ANSWERS: dict[str, type[Answer]] = {
@@ -66,6 +72,37 @@ def test_one_card(service: Service, path: str, ref: str) -> None:
     assert card.reproducible.model_dump() == {"kind": "exact", "difference": 0.0}
     digest = service.post("/generate", {"model": ref}).json()["model"]["digest"]
     assert card.digest == digest
+
+
+def test_a_card_tells_all_that_is_known_of_a_model(service: Service, models: Path) -> None:
+    card = service.get("/models/colour").json()
+    members = {"shape", "range", "background", "noise", "steps", "training", "quality", "licence", "digest", "provider"}
+    assert set(card) >= members
+    assert card["noise"]["stream"] == STREAM
+    assert card["digest"] == f"sha256:{hashlib.sha256((models / 'colour/1/model.onnx').read_bytes()).hexdigest()}"
+    listed = next(one for one in service.get("/models").json()["models"] if one["name"] == "colour")
+    assert listed == {name: value for name, value in card.items() if name != "distance_quantiles"}
+
+
+def test_a_provider_that_is_only_close_says_by_how_much(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Close(OnnxModel):
+        """In company, a row comes out a little different."""
+
+        def run(self, rows: FloatRows, out: FloatRows | None = None) -> FloatRows:
+            return super().run(rows, out) + np.float32(2e-5 * (len(rows) > 1))
+
+    monkeypatch.setattr("service.app.OnnxModel", Close)
+    with serving(settings(models)) as service:
+        found = service.get("/models/grey").json()["reproducible"]
+    assert found == {"kind": "close", "difference": pytest.approx(2e-5, rel=0.1)}
+
+
+def test_auto_says_which_device_it_took(models: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "service"), serving(settings(models, device="auto")) as service:
+        found = service.get("/readyz").json()["models"]["grey/10"]
+    assert found["device"] == ("cuda" if found["fallback_reason"] is None else "cpu")
+    reason = f" ({found['fallback_reason']})" if found["fallback_reason"] else ""
+    assert f"serving grey/10 on {found['device']}{reason}" in caplog.text
 
 
 def test_health(service: Service) -> None:

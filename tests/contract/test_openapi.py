@@ -1,9 +1,92 @@
-import json
+"""The contract for programs: the file is what the service says, and what it says can be done."""
 
-from tests.contract.harness import Service
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.contract.harness import Service, latents, serving, settings
+from tests.contract.oip import LENGTH, as_binary
 from tests.openapi import FILE, document
+from tests.service.onnx_models import write_model
+from tests.service.pictures import noise, save
+
+SHAPE = (1, 28, 28)  # of the model that the examples are for
+DOCUMENT: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
+OPERATIONS: dict[str, dict[str, Any]] = {
+    path: operation
+    for path, operations in DOCUMENT["paths"].items()
+    for operation in operations.values()
+    if "requestBody" in operation
+}
+"""Those with a body, by path: all of them are POST."""
+EXAMPLES = [
+    pytest.param(path, example["value"], id=f"{path} {name}")
+    for path, operation in OPERATIONS.items()
+    for name, example in operation["requestBody"]["content"]["application/json"].get("examples", {}).items()
+]
+PICTURES = {f"image/{form}": save(noise(9, 9, 3), form) for form in ("png", "jpeg", "webp")}
+OTHER_BODIES = [
+    (path, kind)
+    for path, operation in OPERATIONS.items()
+    for kind in operation["requestBody"]["content"]
+    if kind != "application/json"
+]
+
+
+@pytest.fixture(scope="module")
+def mnist(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service as it ships, with a model of that name; another one is the default, so that it can be unloaded."""
+    models = tmp_path_factory.mktemp("models")
+    write_model(models, "mnist", "1", SHAPE)
+    write_model(models, "other", "1", SHAPE)
+    with serving(settings(models, default_model="other")) as running:
+        yield running
 
 
 def test_the_file_is_what_the_service_says(service: Service) -> None:
-    assert json.loads(FILE.read_text(encoding="utf-8")) == document(), "make openapi"
+    assert document() == DOCUMENT, "make openapi"
     assert service.get("/openapi.json").json() == document()
+
+
+def test_every_operation_with_a_body_has_examples(service: Service) -> None:
+    shown = service.get("/docs/openapi.json").json()["paths"]
+    for path, operation in OPERATIONS.items():
+        examples = operation["requestBody"]["content"]["application/json"].get("examples")
+        assert examples, path
+        assert all(example["summary"] for example in examples.values()), path
+        assert shown[path]["post"]["requestBody"]["content"]["application/json"]["examples"] == examples
+    posts = {path for path, operations in DOCUMENT["paths"].items() if "post" in operations}
+    assert posts == set(OPERATIONS)
+
+
+@pytest.mark.parametrize(("path", "value"), EXAMPLES)
+def test_every_example_is_answered_as_documented(mnist: Service, path: str, value: Any) -> None:
+    try:
+        response = mnist.post(path.format(name="mnist", version="1"), value)
+    finally:
+        if path.endswith("/unload"):  # for the others
+            assert mnist.post("/v2/repository/models/mnist/load").status_code == 200
+    assert response.status_code == 200, response.text
+    assert "200" in OPERATIONS[path]["responses"]
+    assert response.headers["Content-Type"] == "application/json"
+    assert "application/json" in OPERATIONS[path]["responses"]["200"]["content"]
+
+
+@pytest.mark.parametrize(("path", "kind"), OTHER_BODIES)
+def test_every_other_kind_of_body_is_taken_as_documented(mnist: Service, path: str, kind: str) -> None:
+    """Those that JSON cannot hold, and so no example can."""
+    options: dict[str, Any]
+    if kind == "multipart/form-data":
+        options = {"files": [("image", (name, data, name)) for name, data in PICTURES.items()]}
+    elif kind == "application/octet-stream":
+        content, length = as_binary(latents(1, shape=SHAPE), parameters={"binary_data_output": True})
+        options = {"content": content, "headers": {LENGTH: str(length), "Content-Type": kind}}
+    else:
+        options = {"content": PICTURES[kind], "headers": {"Content-Type": kind}}
+    response = mnist.client.post(path.format(name="mnist", version="1"), **options)
+    assert response.status_code == 200, response.text
+    expected = kind if kind == "application/octet-stream" else "application/json"
+    assert response.headers["Content-Type"] == expected
+    assert expected in OPERATIONS[path]["responses"]["200"]["content"]

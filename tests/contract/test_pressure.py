@@ -11,7 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.contract.harness import PATIENCE_S, Service, b64, gated, problem, serving, settings
+from tests.contract.harness import PATIENCE_S, Service, b64, gated, latents, problem, serving, settings
+from tests.contract.oip import INFER, as_json
 from tests.service.pictures import noise, save
 
 PICTURE = save(noise(8, 8, seed=1))
@@ -272,16 +273,20 @@ class _Broken(threading.Event):
 
 
 def test_the_operators_limits(models: Path) -> None:
-    limits = {"max_images": 3, "max_steps": 10, "max_body_bytes": 4000, "max_pixels": 100, "queue_rows": 8}
+    limits = {"max_images": 3, "max_steps": 10, "max_body_bytes": 6000, "max_pixels": 100, "queue_rows": 8}
     with serving(settings(models, **limits)) as service:
         shown = service.get("/models").json()["limits"]
-        assert shown == {"n": 3, "images": 3, "steps": 10, "frames": 256, "body_bytes": 4000, "pixels": 100}
+        assert shown == {"n": 3, "images": 3, "steps": 10, "frames": 256, "body_bytes": 6000, "pixels": 100}
         assert service.post("/generate", {"n": 3, "steps": 10}).status_code == 200
         problem(service.post("/generate", {"n": 4}), 422, "invalid_value", "n")
         problem(service.post("/generate", {"steps": 11}), 422, "invalid_value", "steps")
         problem(service.post("/project", {"images": [b64(PICTURE)] * 4}), 422, "invalid_value", "images")
         big = b64(save(noise(10, 11)))
         problem(service.post("/project", {"images": [big]}), 413, "image_too_large", "images.0")
+        assert service.post(INFER, as_json(latents(1, n=3), parameters={"steps": 10})).status_code == 200
+        problem(service.post(INFER, as_json(latents(1, n=4))), 400, "invalid_inference")
+        problem(service.post(INFER, as_json(latents(1), parameters={"steps": 11})), 400, "invalid_inference")
+        assert service.get("/v2/models/grey/config").json()["max_batch_size"] == 3
 
 
 def test_bodies_beyond_the_limit_are_413(models: Path) -> None:

@@ -1,9 +1,10 @@
+import itertools
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from service.api.schemas import ProjectAnswer
 from tests.contract.harness import (
@@ -262,3 +263,33 @@ def test_all_pictures_of_the_limit(service: Service) -> None:
     assert len(projected(service, *[PICTURE] * 64).images) == 64
     problem(service.post("/project", {"images": [b64(PICTURE)] * 65}), 422, "invalid_value", "images")
     problem(form(service, *[PICTURE] * 65), 422, "invalid_value", "image")
+
+
+def test_colour_profiles_are_ignored(service: Service) -> None:
+    colours = noise(8, 8, 3, seed=4)
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    swapped = profile.replace(b"rXYZ", b"____").replace(b"bXYZ", b"rXYZ").replace(b"____", b"bXYZ")  # red is blue
+    assert swapped != profile
+    plain, marked = (
+        projected(service, picture, model="colour", strength=0, format="npy").images[0].data
+        for picture in (save(colours), save(colours, icc_profile=swapped))
+    )
+    assert marked == plain
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "image/gif", "application/octet-stream", "nonsense"])
+def test_only_the_requests_own_content_type_matters(service: Service, kind: str) -> None:
+    response = service.client.post("/project", files={"image": ("x", PICTURE, kind)})
+    assert checked(response, ProjectAnswer).images == projected(service).images
+    text = f"data:image/gif;base64,{b64(PICTURE)}"
+    assert checked(service.post("/project", {"images": [text]}), ProjectAnswer).images == projected(service).images
+
+
+def test_tolerance_looks_at_what_is_left_once_kept_pixels_are_put_back(service: Service) -> None:
+    states = [in_painted(k) for k in range(12)]
+    changes = [float(np.abs(b - a).mean()) for a, b in itertools.pairwise(states)]
+    tolerance = (changes[2] + changes[3]) / 2
+    assert float(np.abs(applied(prepared(DARK), 4) - applied(prepared(DARK), 3)).mean()) > tolerance  # without a mask
+    image = projected(service, steps=50, mask=b64(MASK), tolerance=tolerance, format="npy").images[0]
+    assert (image.steps, image.converged) == (4, True)
+    np.testing.assert_allclose(array(unb64(image.data)), states[4][0], atol=1e-5)

@@ -1,6 +1,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
+from ipaddress import ip_network
 from pathlib import Path
 
 import httpx
@@ -63,3 +64,14 @@ def test_a_key_has_its_own_quota_or_the_general_rate(models: Path, tmp_path: Pat
 def test_processes_divide_the_rate(models: Path) -> None:
     with serving(settings(models, rate_limit=Rate(4, 60.0), workers=2)) as service:
         assert [service.get("/models").status_code for _ in range(3)] == [200, 200, 429]
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_callers_behind_a_proxy_count_only_where_it_is_trusted(models: Path, trusted: bool) -> None:
+    proxies = (ip_network("127.0.0.0/8"),) if trusted else ()
+    with serving(settings(models, rate_limit=Rate(1, 60.0), trusted_proxies=proxies)) as service:
+        statuses = [
+            service.get("/models", headers={"X-Forwarded-For": f"203.0.113.9, 198.51.100.{hop}"}).status_code
+            for hop in (1, 2, 1)
+        ]
+    assert statuses == ([200, 200, 429] if trusted else [200, 429, 429])

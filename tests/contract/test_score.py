@@ -105,3 +105,14 @@ def test_bad_fields_are_named(body: object, field: str, service: Service) -> Non
     response = service.post("/score", body)
     assert response.status_code == 422
     assert field in response.json()["detail"]
+
+
+def test_pictures_are_in_distribution_up_to_the_99th_percentile(service: Service, tmp_path: Path) -> None:
+    d = scored(service, PICTURE).images[0].distance
+    write_model(tmp_path, "below", "1", distance_quantiles=(*([0.0] * 98), d - 0.01, d + 0.01, 1.0))
+    write_model(tmp_path, "above", "1", distance_quantiles=(*([0.0] * 99), d - 0.01, d + 0.01))
+    with serving(settings(tmp_path, default_model="below")) as other:
+        [below] = scored(other, PICTURE).images
+        [above] = scored(other, PICTURE, model="above").images
+    assert (below.percentile, above.percentile) == pytest.approx((98.5, 99.5), abs=0.01)
+    assert (below.in_distribution, above.in_distribution) == (True, False)

@@ -254,3 +254,14 @@ def test_left_in_silence_the_events_can_be_closed(monkeypatch: pytest.MonkeyPatc
 
     asyncio.run(leave())
     assert closed.is_set()
+
+
+def test_a_silence_is_ten_seconds() -> None:
+    assert streaming._SILENCE_S == 10.0
+
+
+def test_a_stream_cannot_be_resumed(service: Service) -> None:
+    """No event has an id (`parsed` sees to that), and one that a browser sends is not heeded."""
+    body = {"seed": 3, "steps": 3, "record": [0, 1]}
+    again = service.post("/generate", body, accept=EVENTS, headers={"Last-Event-ID": "2"})
+    assert of(parsed(again.text), "step") == of(streamed(service, "/generate", body), "step")

@@ -14,7 +14,20 @@ from service.domain.tasks import Applied, Plan, Progress, Result, SchedulerLike,
 from service.rows import PATIENCE
 from service.scheduler import Scheduler
 from tests.service.fakes import FakeModel
-from tests.service.serving import Clock, Ear, Script, begun, collect, held, marked, plan, queued, release, serving
+from tests.service.serving import (
+    Clock,
+    Ear,
+    Event,
+    Script,
+    begun,
+    collect,
+    held,
+    marked,
+    plan,
+    queued,
+    release,
+    serving,
+)
 
 
 def test_it_is_the_seam_the_engine_knows() -> None:
@@ -387,3 +400,20 @@ def test_progress_comes_at_least_once_a_second() -> None:
         assert not any(isinstance(event, Progress) for event in silent)
 
     asyncio.run(main())
+
+
+def test_progress_is_that_of_the_slowest_row() -> None:
+    clock = Clock()
+
+    def tick(rows: FloatRows) -> FloatRows:
+        clock.now += 1.1
+        return rows * np.float32(0.5)
+
+    async def main() -> list[Event]:
+        with serving(FakeModel(function=tick), clock=clock, max_batch_rows=1) as scheduler:
+            return await collect(scheduler.stream(marked(16, 1), plan(9, progress=True, tolerance=0.75)))
+
+    progress = [event for event in asyncio.run(main()) if isinstance(event, Progress)]
+    # One row a pass: the first is a step ahead until the second is done, after one.
+    assert [(event.steps_done, event.rows_done) for event in progress] == [(0, 0), (1, 1), (2, 1), (3, 1), (4, 1)]
+    assert {(event.steps, event.rows) for event in progress} == {(9, 2)}

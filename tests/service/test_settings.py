@@ -99,6 +99,7 @@ def test_values(name: str, text: str, value: object) -> None:
         ("REQUEST_TIMEOUT_S", "nan"),
         ("STREAM_TIMEOUT_S", "inf"),
         ("DRAIN_S", "-1"),
+        ("CLOSED", "/metrics"),
         ("RATE_LIMIT", "20"),
         ("RATE_LIMIT", "0/s"),
         ("TRUSTED_PROXIES", "10.0.0.1/8"),
@@ -137,6 +138,7 @@ def test_empty_value_counts_as_unset() -> None:
     [
         ({"IGN_QUEUE_ROWS": "63"}, ("IGN_QUEUE_ROWS=63", "IGN_MAX_IMAGES=64")),
         ({"IGN_DRAIN_DELAY_S": "16"}, ("IGN_DRAIN_DELAY_S=16", "IGN_DRAIN_S=15")),
+        ({"IGN_CLOSED": "docs,page"}, ("IGN_CLOSED=docs,page", "needs IGN_API_KEYS_FILE")),
         ({"IGN_WORKERS": "2"}, ("IGN_WORKERS=2", "needs IGN_DEVICE=cpu")),
         ({"IGN_WORKERS": "2", "IGN_DEVICE": "cuda"}, ("IGN_WORKERS=2", "needs IGN_DEVICE=cpu")),
     ],
@@ -149,6 +151,11 @@ def test_what_cannot_work_is_refused(environ: dict[str, str], names: tuple[str, 
 def test_combinations_are_checked_for_constructed_settings_too() -> None:
     with pytest.raises(StartupError, match="IGN_QUEUE_ROWS"):
         Settings(queue_rows=1)
+
+
+def test_what_is_closed_is_named() -> None:
+    settings = load_settings({"IGN_API_KEYS_FILE": "/run/keys", "IGN_CLOSED": "health,metrics, docs,page"})
+    assert settings.closed == ("health", "metrics", "docs", "page")
 
 
 def test_settings_are_frozen() -> None:

@@ -1,0 +1,116 @@
+"""What is left out is as if its default had been said, of requests and of settings."""
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from service.api.limits import MAX_FRAMES, MAX_PICTURES
+from service.images import Limits
+from service.settings import load_settings
+from tests.contract.harness import Service, b64
+from tests.service.pictures import noise, save
+
+WIDE = b64(save(255 - np.pad(noise(6, 12, seed=1), 1)))  # neither of the model's shape nor of its polarity
+POINTS = [{"seed": 1, "index": 0}, {"seed": 2, "index": 5}]
+PATH = {"points": POINTS}
+TERMS = [{"seed": 1}, {"seed": 2}]
+
+CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("/generate", {"seed": 7}, {"n": 1, "offset": 0, "steps": 2, "noise_scale": 1.0, "score": False, "format": "png"}),
+    ("/generate", {"seed": 7}, {"model": "grey/10", "tolerance": None, "record": None}),
+    ("/project", {"images": [WIDE]}, {"steps": 1, "strength": 1.0, "resize": "fit", "invert": "auto"}),
+    ("/project", {"images": [WIDE]}, {"model": "grey", "score": False, "format": "png", "mask": None, "masks": None}),
+    ("/latent-interpolate", PATH, {"steps": 2, "frames": 9, "method": "slerp", "loop": False, "format": "png"}),
+    ("/latent-arithmetic", {"terms": TERMS}, {"steps": 2, "normalize": True, "format": "png"}),
+    ("/latent-arithmetic", {"terms": TERMS}, {"terms": [term | {"weight": 1.0, "index": 0} for term in TERMS]}),
+    ("/score", {"images": [WIDE]}, {"model": "grey", "resize": "fit", "invert": "auto"}),
+]
+OTHERS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("/generate", {"seed": 7}, {"steps": 3}),
+    ("/project", {"images": [WIDE]}, {"resize": "stretch"}),
+    ("/project", {"images": [WIDE]}, {"strength": 0.5}),
+    ("/latent-interpolate", PATH, {"method": "lerp"}),
+    ("/latent-arithmetic", {"terms": TERMS}, {"normalize": False}),
+    ("/score", {"images": [WIDE]}, {"invert": False}),
+]
+
+
+def images(response: httpx.Response) -> Any:
+    assert response.status_code == 200, response.text
+    return response.json()["images"]
+
+
+@pytest.mark.parametrize(("path", "body", "defaults"), CASES)
+def test_options(service: Service, path: str, body: dict[str, Any], defaults: dict[str, Any]) -> None:
+    assert images(service.post(path, body)) == images(service.post(path, body | defaults))
+
+
+@pytest.mark.parametrize(("path", "body", "change"), OTHERS)
+def test_other_options_are_seen(service: Service, path: str, body: dict[str, Any], change: dict[str, Any]) -> None:
+    assert images(service.post(path, body)) != images(service.post(path, body | change))
+
+
+def test_animations_have_twelve_frames_a_second(service: Service) -> None:
+    said, other, silent = (service.post("/latent-interpolate", PATH | fps, accept="image/webp").content for fps in FPS)
+    assert silent == said != other
+
+
+FPS: tuple[dict[str, int], ...] = ({"fps": 12}, {"fps": 13}, {})
+
+SETTINGS: dict[str, object] = {
+    "host": "127.0.0.1",
+    "port": 8000,
+    "model_dir": Path(__file__).parents[2] / "models",
+    "default_model": "mnist",
+    "device": "auto",
+    "precision": "fp32",
+    "deterministic": False,
+    "workers": 1,
+    "max_batch_rows": 64,
+    "queue_rows": 4096,
+    "api_keys_file": None,
+    "trusted_proxies": (),
+    "log_format": "text",
+    "max_images": 64,
+    "max_steps": 300_000,
+    "max_body_bytes": 16 * 1024 * 1024,
+    "max_pixels": 16_000_000,
+    "request_timeout_s": 30.0,
+    "stream_timeout_s": 900.0,
+    "body_timeout_s": 15.0,
+    "drain_delay_s": 0.0,
+    "drain_s": 15.0,
+    "rate_limit": None,
+    "cors_origins": (),
+}
+
+
+def test_settings() -> None:
+    found = load_settings({})
+    assert {name: getattr(found, name) for name in SETTINGS} == SETTINGS
+    assert (MAX_FRAMES, MAX_PICTURES) == (256, 1024)
+    assert Limits(max_pixels=found.max_pixels).max_side == 16_384
+
+
+def test_the_longest_side_there_may_be(service: Service) -> None:
+    line = b64(save(np.zeros((1, 16_384), np.uint8)))
+    assert len(images(service.post("/project", {"images": [line]}))) == 1
+
+
+def test_as_many_pictures_as_one_answer_may_hold(service: Service) -> None:
+    found = images(service.post("/generate", {"n": 64, "steps": 16, "record": list(range(1, 17))}))
+    assert sum(len(image["trajectory"]) for image in found) == 1024
+    pictures = [WIDE] * 64
+    found = images(service.post("/project", {"images": pictures, "steps": 16, "record": list(range(16))}))
+    assert sum(len(image["trajectory"]) for image in found) == 1024
+    too_many = service.post("/project", {"images": pictures, "steps": 16, "record": list(range(17))})
+    assert too_many.status_code == 422
+
+
+def test_as_many_steps_as_may_be_recorded(service: Service) -> None:
+    found = images(service.post("/generate", {"steps": 100, "record": list(range(64))}))
+    assert [step["step"] for step in found[0]["trajectory"]] == list(range(64))
+    assert service.post("/generate", {"steps": 100, "record": list(range(65))}).status_code == 422
