@@ -127,11 +127,12 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _answered(self) -> bool:
         """Whether the request before this one is: else this one must wait for it, pipelined."""
-        return self.cycle is None or self.cycle.response_complete
+        cycle: RequestResponseCycle | None = self.cycle  # None before the first; uvicorn's annotation leaves that out
+        return cycle is None or cycle.response_complete
 
     def _refuse(self, refusal: bytes) -> None:
-        if self.cycle is None:
-            self.cycle = _REFUSED  # what is still to come of the body is passed over
+        # What is still to come of the body is passed over, as it is after any complete answer.
+        self.cycle = self.cycle or _REFUSED
         keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
         head = [b"%s: %s\r\n" % header for header in self.server_state.default_headers]
         parting = b"" if keep_alive else b"connection: close\r\n"
