@@ -125,14 +125,17 @@ class HttpProtocol(HttpToolsProtocol):
         else:
             self._refuse(refusal)
 
+    @property
+    def _last(self) -> RequestResponseCycle | None:
+        return self.cycle  # uvicorn's annotation leaves out that there is none before the first request
+
     def _answered(self) -> bool:
         """Whether the request before this one is: else this one must wait for it, pipelined."""
-        cycle: RequestResponseCycle | None = self.cycle  # None before the first; uvicorn's annotation leaves that out
-        return cycle is None or cycle.response_complete
+        return self._last is None or self._last.response_complete
 
     def _refuse(self, refusal: bytes) -> None:
-        # What is still to come of the body is passed over, as it is after any complete answer.
-        self.cycle = self.cycle or _REFUSED
+        if self._last is None:
+            self.cycle = _REFUSED  # what is still to come of the body is passed over, as after any complete answer
         keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
         head = [b"%s: %s\r\n" % header for header in self.server_state.default_headers]
         parting = b"" if keep_alive else b"connection: close\r\n"
