@@ -115,6 +115,7 @@ def _bound(key: str, value: Any) -> dict[str, Any]:
 
 _KEYWORDS: Final[dict[str, Callable[[str, Any], dict[str, Any]]]] = {
     "anyOf": _any_of,
+    "type": lambda key, value: {"enum": [None], "nullable": True} if value == "null" else {key: value},
     "const": lambda _, value: {"enum": [value]},
     "examples": lambda _, values: {"example": values[0]} if values else {},
     "exclusiveMinimum": _bound,
