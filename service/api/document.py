@@ -20,8 +20,10 @@ from service.api.schemas import (
     GenerateRequest,
     InterpolateRequest,
     ProblemDocument,
+    ProgressEvent,
     ProjectRequest,
     ScoreRequest,
+    StepEvent,
 )
 from service.settings import Settings
 
@@ -33,8 +35,10 @@ _SCHEMAS: Final = (
     InterpolateRequest,
     LoadRequest,
     ProblemDocument,
+    ProgressEvent,
     ProjectRequest,
     ScoreRequest,
+    StepEvent,
     UnloadRequest,
 )
 _OPEN: Final = Paths(OPEN_PATHS)

@@ -68,7 +68,7 @@ class InferRequest(_Asked):
     id: Annotated[str | None, Field(description="Echoed.")] = None
     parameters: InferParameters = InferParameters()
     inputs: Annotated[list[Input], Field(min_length=1, max_length=_FEW, json_schema_extra=_ONE)]
-    outputs: Annotated[list[RequestedOutput] | None, Field(max_length=_FEW)] = None
+    outputs: Annotated[list[RequestedOutput], Field(max_length=_FEW, json_schema_extra=_ONE)] | None = None
 
 
 class Output(BaseModel):

@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 from service.api.errors import MEDIA_TYPE
 from service.api.negotiation import Media
-from service.api.schemas import ProblemDocument
+from service.api.schemas import ProblemDocument, ProgressEvent, StepEvent
 
 Examples = Mapping[str, Mapping[str, Any]]
 
@@ -43,7 +43,6 @@ ARITHMETIC: Final[Examples] = {
 SCORE: Final[Examples] = {"one": {"summary": "One picture", "value": {"images": [_PICTURE]}}}
 
 BINARY: Final = {"schema": {"type": "string", "format": "binary"}}
-_TEXT: Final = {"schema": {"type": "string"}}
 PROBLEMS: Final = {
     400: "Malformed: not JSON, bad multipart, bad header value.",
     401: "API key missing or wrong.",
@@ -81,7 +80,8 @@ def operation(
     if "images" in request.model_fields:
         content |= _uploads(request)
         parameters += _query(request)
-    answers = {form.value: _TEXT if form is Media.EVENTS else BINARY for form in forms if form is not Media.JSON}
+    events = {"itemSchema": _event(answer)}
+    answers = {form.value: events if form is Media.EVENTS else BINARY for form in forms if form is not Media.JSON}
     return {
         "response_model": None,
         "responses": {
@@ -115,6 +115,28 @@ def problem(text: str) -> dict[str, Any]:
 def schema_of(model: type[BaseModel]) -> dict[str, Any]:
     """A reference to the schema of a model that `service.api.document` knows."""
     return {"$ref": REFERENCE.format(model=model.__name__)}
+
+
+def _event(answer: type[BaseModel]) -> dict[str, Any]:
+    """What a stream is made of, in the words of OpenAPI 3.2, which FastAPI uses in 3.1 too."""
+    kinds = {"step": StepEvent, "progress": ProgressEvent, "done": answer, "error": ProblemDocument}
+    return {
+        "oneOf": [
+            {
+                "type": "object",
+                "properties": {
+                    "event": {"type": "string", "const": name},
+                    "data": {
+                        "type": "string",
+                        "contentMediaType": "application/json",
+                        "contentSchema": schema_of(kind),
+                    },
+                },
+                "required": ["event", "data"],
+            }
+            for name, kind in kinds.items()
+        ]
+    }
 
 
 def _uploads(request: type[BaseModel]) -> dict[str, Any]:

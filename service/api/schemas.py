@@ -309,6 +309,25 @@ class Answer(BaseModel):
     timing: Timing
 
 
+class StepEvent(BaseModel):
+    """A recorded step of a row, or its last one, as a stream sends it."""
+
+    index: int
+    step: int
+    data: Annotated[str, Field(description="Base64 picture.")]
+    format: Format
+    change: float | None
+
+
+class ProgressEvent(BaseModel):
+    """Where a streamed request stands."""
+
+    steps_done: Annotated[int, Field(description="Of the slowest row.")]
+    steps: int
+    rows_done: int
+    rows: int
+
+
 class GenerateAnswer(Answer):
     """Generated pictures."""
 

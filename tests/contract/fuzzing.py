@@ -7,6 +7,7 @@ just before they leave; requests that are meant to be invalid go out as they wer
 import base64
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from tests.service.pictures import noise, save
 
 MAX_IMAGES, MAX_STEPS = 4, 8  # of the service that is asked, so that 2000 requests are no work for it
 _SHAPES = {"grey": [1, 8, 8], "colour": [3, 8, 8]}
-_SIZE = (6, 10)  # all pictures are alike in size, and so each mask is as large as its picture
+_SIZE = (2, 2)  # of all pictures, the document's examples too, so that any of them can be the mask of any other
 
 
 def _pictures(form: str) -> list[bytes]:
@@ -65,14 +66,23 @@ def register() -> None:
 def mended() -> Iterator[None]:
     """Mend valid requests while the block runs."""
     register()
-    schemathesis.hook("before_call")(mend)
+    schemathesis.hook("before_call")(_mend)
+    schemathesis.hook("map_body")(_mend_form)
     try:
         yield
     finally:
-        schemathesis.hook.unregister(mend)
+        schemathesis.hook.unregister(_mend)
+        schemathesis.hook.unregister(_mend_form)
 
 
-def mend(_: HookContext, case: Case, kwargs: dict[str, Any]) -> None:
+def _mend_form(_: HookContext, body: Any) -> Any:
+    """Forms are mended as they are made: with files in them, they could not be told from invalid ones later."""
+    if isinstance(body, dict) and "image" in body and re.fullmatch("[0-9]+(,[0-9]+)*", str(body.get("record"))):
+        _options(body)
+    return body
+
+
+def _mend(_: HookContext, case: Case, kwargs: dict[str, Any]) -> None:
     if case.meta is None or case.meta.generation.mode is not GenerationMode.POSITIVE:
         return
     if case.path.endswith("/infer"):
@@ -87,11 +97,12 @@ def _native(case: Case) -> None:
     raw = str(case.media_type).startswith("image/")
     if not raw:
         case.query.clear()  # options belong in the body
-    body = case.body
-    if isinstance(body, dict):
-        body = case.body = _whole(body)
-    options = case.query if raw else body if isinstance(body, dict) else {}
-    _options(options)
+    if case.media_type == "application/json" and isinstance(case.body, dict):
+        case.body = _whole(case.body)
+        _options(case.body)
+    elif raw:
+        _options(case.query)
+    options = case.query if raw else case.body if isinstance(case.body, dict) else {}
     forms = list(case.operation.definition.raw["responses"]["200"]["content"])
     if options.get("record"):
         forms = [form for form in forms if form in ("application/json", "text/event-stream")]
