@@ -119,7 +119,12 @@ def schema_of(model: type[BaseModel]) -> dict[str, Any]:
 
 def _event(answer: type[BaseModel]) -> dict[str, Any]:
     """What a stream is made of, in the words of OpenAPI 3.2, which FastAPI uses in 3.1 too."""
-    kinds = {"step": StepEvent, "progress": ProgressEvent, "done": answer, "error": ProblemDocument}
+    kinds: dict[str, type[BaseModel]] = {
+        "step": StepEvent,
+        "progress": ProgressEvent,
+        "done": answer,
+        "error": ProblemDocument,
+    }
     return {
         "oneOf": [
             {
