@@ -4,7 +4,9 @@ FastAPI writes what the routes say of themselves. Added here are the schemas of 
 the operator's limits, the keys where they are configured, and the headers and failures that middleware answers with.
 """
 
+import copy
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any, Final
 
 from fastapi import FastAPI
@@ -71,10 +73,11 @@ def install(app: FastAPI, settings: Settings) -> None:
     """Let ``app`` describe itself completely, once all its routes are there."""
     written = app.openapi
 
+    @cache
     def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            complete(written(), settings)
-        return written()
+        document = copy.deepcopy(written())  # parts of it belong to the routes, which are every app's
+        complete(document, settings)
+        return document
 
     app.openapi = openapi  # type: ignore[method-assign] # as FastAPI's documentation has it
 

@@ -164,9 +164,12 @@ def _uploads(request: type[BaseModel]) -> dict[str, Any]:
 
 
 def _query(request: type[BaseModel]) -> list[dict[str, Any]]:
-    """The options of a raw body."""
+    """The options of a raw body. They have no defaults: programs would send those with the other two forms, too."""
     described = {"in": "query", "description": "Only with a picture as the raw body."}
-    return [{"name": name, "schema": schema, **described} for name, schema in _text_options(request).items()]
+    return [
+        {"name": name, "schema": {key: value for key, value in schema.items() if key != "default"}, **described}
+        for name, schema in _text_options(request).items()
+    ]
 
 
 def _text_options(request: type[BaseModel]) -> dict[str, Any]:
