@@ -6,9 +6,9 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 
+from service.api.info_schemas import ModelList, ServedCard
 from service.api.limits import MAX_FRAMES
 from service.api.oip_docs import problems
-from service.api.schemas import ModelList, ServedCard
 from service.api.services import Services, services
 from service.repository import LoadedModel
 

@@ -3,7 +3,7 @@
 Limits that an operator can change are not here; `service.api.limits` checks them.
 """
 
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -16,7 +16,6 @@ from pydantic import (
 )
 from pydantic.config import JsonDict
 
-from service.card import ModelCard
 from service.domain.latents import MAX_SEED
 
 Format = Literal["png", "jpeg", "webp", "npy"]
@@ -371,53 +370,6 @@ class InterpolateAnswer(Answer):
     """Frames, in order."""
 
     images: list[FrameImage]
-
-
-class Reproducible(BaseModel):
-    """Whether a row's bytes depend on its batch: `exact`, or `close` with the largest difference seen."""
-
-    kind: Literal["exact", "close"]
-    difference: float
-
-
-class ServedCard(ModelCard):
-    """A model card, and how the model runs here."""
-
-    digest: str
-    device: str
-    provider: str
-    fallback_reason: str | None = None
-    reproducible: Reproducible
-
-
-class Limits(BaseModel):
-    """What one request may ask for."""
-
-    n: int
-    images: int
-    steps: int
-    frames: int
-    body_bytes: int
-    pixels: int
-
-
-class LoadFailure(BaseModel):
-    """A version whose files do not serve; where the same version serves, it does so from earlier files."""
-
-    name: str
-    version: str
-    reason: str
-
-
-class ModelList(BaseModel):
-    """Every model in service."""
-
-    models: Annotated[list[dict[str, Any]], Field(description="Cards without their arrays.")]
-    failures: Annotated[
-        list[LoadFailure], Field(description="Versions that lie in the directory and do not serve, since the start.")
-    ]
-    default: str
-    limits: Limits
 
 
 class FieldError(BaseModel):

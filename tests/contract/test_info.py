@@ -6,15 +6,14 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from service import __version__
+from service.api.info_schemas import ModelList, ServedCard
 from service.api.schemas import (
     Answer,
     ArithmeticAnswer,
     GenerateAnswer,
     InterpolateAnswer,
-    ModelList,
     ProjectAnswer,
     ScoreAnswer,
-    ServedCard,
 )
 from tests.contract.harness import Service, checked
 
