@@ -71,9 +71,15 @@ def mended() -> Iterator[None]:
 
 def _mend_form(_: HookContext, body: Any) -> Any:
     """Forms are mended as they are made: with files in them, they could not be told from invalid ones later."""
-    if isinstance(body, dict) and "image" in body and re.fullmatch(_RECORD, str(body.get("record", 0))):
-        _options(body)
+    form = getattr(body, "body", body)  # which comes beside the content types of its files
+    if isinstance(form, dict) and "image" in form and _is_regular(form):
+        _options(form)
     return body
+
+
+def _is_regular(form: dict[str, Any]) -> bool:
+    steps, record = form.get("steps", 1), form.get("record", "0")
+    return isinstance(steps, int) and isinstance(record, str) and re.fullmatch(_RECORD, record) is not None
 
 
 def _mend(_: HookContext, case: Case[Any], kwargs: dict[str, Any]) -> None:
