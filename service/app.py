@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from service import __version__
-from service.api import docs, errors, info, native, oip, oip_repository
+from service.api import docs, document, errors, info, native, oip, oip_repository
 from service.api.auth import Authenticator, load_keys, open_paths
 from service.api.door import Door
 from service.api.middleware import CatchAll, Cors, Direct, Gate, Observe, RequestContext, Traffic
@@ -53,6 +53,7 @@ def create_app(settings: Settings, *, refuse: Refuse | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        generate_unique_id_function=document.operation_id,
         # The service counts for itself; FastAPI's own spans and metrics would look for a provider at every request.
         telemetry={"tracing": False, "metrics": False, "logs": False},
         middleware=_middleware(settings, found),
@@ -63,6 +64,7 @@ def create_app(settings: Settings, *, refuse: Refuse | None = None) -> FastAPI:
     app.include_router(info.router)
     app.include_router(oip.router)
     app.include_router(oip_repository.router)
+    document.install(app, settings)
     docs.install(app)
     errors.install(app)
     return app

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import Any, Final, Protocol, cast
 
 import uvicorn
-from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service.api.door import Door
@@ -149,7 +148,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self._door is None:
             begin()
         else:
-            cast(Scope, cycle.scope)["state"]["arrival"] = time.monotonic()
+            cast(dict[str, Any], cycle.scope)["state"]["arrival"] = time.monotonic()
             self._door.enter(begin, self.loop.call_soon)
 
 

@@ -184,8 +184,8 @@ def parse_multipart(
 ) -> tuple[dict[str, list[str]], dict[str, list[bytes]]]:
     """A `multipart/form-data` body as fields and files, in memory, each name with all its values in order.
 
-    A part with a file name is a file, any other a UTF-8 field. A file input left empty by a browser (no name, no
-    bytes) is no part at all.
+    A part with a file name or the content type of a picture is a file, any other a UTF-8 field. A file input left
+    empty by a browser (no name, no bytes) is no part at all.
 
     Args:
         content_type: the request's Content-Type, with the boundary.
@@ -219,9 +219,9 @@ class _Form:
         self.ended = False
         self._left = {"files": max_files, "fields": max_fields}
         self._header, self._value, self._content = bytearray(), bytearray(), bytearray()
-        self._disposition = b""
+        self._headers: dict[bytes, bytes] = {}  # of the part, by name in lower case
         self._name = ""
-        self._filename: str | None = None
+        self._is_file, self._filename = False, b""
 
     def feed(self, boundary: bytes, body: bytes) -> None:
         parser = MultipartParser(
@@ -242,23 +242,22 @@ class _Form:
 
     def _begin(self) -> None:
         self._content = bytearray()
-        self._disposition = b""
+        self._headers.clear()
 
     def _end_header(self) -> None:
-        if self._header.lower() == b"content-disposition":
-            self._disposition = bytes(self._value)
+        self._headers[bytes(self._header.lower())] = bytes(self._value)
         self._header.clear()
         self._value.clear()
 
     def _end_headers(self) -> None:
-        kind, options = parse_options_header(self._disposition)
+        kind, options = parse_options_header(self._headers.get(b"content-disposition", b""))
         if kind.strip() != b"form-data" or not options.get(b"name"):
             raise MalformedRequest("a multipart part has no Content-Disposition: form-data with a name")
         self._name = _utf8(options[b"name"], "a part's name")
-        self._filename = None
-        if b"filename" in options:
-            self._filename = options[b"filename"].decode("latin-1")
-        self._count("fields" if self._filename is None else "files")
+        self._filename = options.get(b"filename", b"")
+        # A file needs no name (RFC 7578, 4.2), and programs that hold a picture in memory have none to give.
+        self._is_file = b"filename" in options or self._headers.get(b"content-type", b"").lower().startswith(b"image/")
+        self._count("files" if self._is_file else "fields")
 
     def _count(self, what: str) -> None:
         self._left[what] -= 1
@@ -266,7 +265,7 @@ class _Form:
             raise InvalidContent.field(_shown(self._name), f"too many {what} in the form")
 
     def _end(self) -> None:
-        if self._filename is None:
+        if not self._is_file:
             self.fields[self._name].append(_utf8(self._content, _shown(self._name)))
         elif self._filename or self._content:
             self.files[self._name].append(bytes(self._content))

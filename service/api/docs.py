@@ -100,8 +100,11 @@ def _same(key: str, value: Any) -> dict[str, Any]:
     return {key: value}
 
 
+_NULL: Final = {"enum": [None], "nullable": True}  # the type null, which 3.0 lacks
+
+
 def _any_of(_: str, options: Any) -> dict[str, Any]:
-    real = [option for option in options if option != {"type": "null"}]
+    real = [option for option in options if option != _NULL]
     nullable = {"nullable": True} if len(real) < len(options) else {}
     if len(real) != 1:
         return {"anyOf": real} | nullable
@@ -115,6 +118,7 @@ def _bound(key: str, value: Any) -> dict[str, Any]:
 
 _KEYWORDS: Final[dict[str, Callable[[str, Any], dict[str, Any]]]] = {
     "anyOf": _any_of,
+    "type": lambda key, value: _NULL if value == "null" else {key: value},
     "const": lambda _, value: {"enum": [value]},
     "examples": lambda _, values: {"example": values[0]} if values else {},
     "exclusiveMinimum": _bound,

@@ -4,14 +4,15 @@ from typing import Any, Final
 
 from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 
+from service.api.info_schemas import ModelList, ServedCard
 from service.api.limits import MAX_FRAMES
-from service.api.schemas import ModelList, ServedCard
+from service.api.oip_docs import problems
 from service.api.services import Services, services
 from service.repository import LoadedModel
 
-router = APIRouter()
+router = APIRouter(tags=["Service"])
 
 _ARRAYS: Final = frozenset({"distance_quantiles"})
 
@@ -43,13 +44,13 @@ async def models(request: Request) -> Response:
     )
 
 
-@router.get("/models/{name}", response_model=ServedCard)
+@router.get("/models/{name}", response_model=ServedCard, responses=problems(404))
 async def model(request: Request, name: str) -> Response:
     """The card of a model's highest version, and how it runs here."""
     return _one(services(request), name)
 
 
-@router.get("/models/{name}/{version}", response_model=ServedCard)
+@router.get("/models/{name}/{version}", response_model=ServedCard, responses=problems(404))
 async def model_version(request: Request, name: str, version: str) -> Response:
     """The card of one version, and how it runs here."""
     return _one(services(request), f"{name}/{version}")
@@ -61,7 +62,7 @@ async def healthz() -> dict[str, str]:
     return {"status": "alive"}
 
 
-@router.get("/readyz")
+@router.get("/readyz", responses=problems(503))
 async def readyz(request: Request) -> dict[str, Any]:
     """200 only when every model is loaded, warm and reproduces its golden rows; else 503 with the reason."""
     found = services(request)
@@ -73,7 +74,7 @@ async def readyz(request: Request) -> dict[str, Any]:
     return {"status": "ready", "models": running}
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
     """Prometheus text."""
     content, content_type = services(request).metrics.render()

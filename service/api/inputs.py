@@ -166,7 +166,7 @@ async def _from_form(exchange: Exchange, schema: type[Options]) -> Upload[Option
         expected = "image or mask" if masked else "image"
         raise InvalidContent.field(name[:200], f"unknown file; expected {expected}")
     if "image" in fields:
-        raise InvalidContent.field("image", "must be a file, with a file name")
+        raise InvalidContent.field("image", "must be a file, with a file name or the Content-Type of a picture")
     if len(masks) + len(mask_texts) > 1:
         raise InvalidContent.field("mask", "given more than once")
     if not images:

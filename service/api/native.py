@@ -37,7 +37,7 @@ from service.domain.tasks import Applied
 from service.engine import Batch
 from service.images import Limits
 
-router = APIRouter()
+router = APIRouter(tags=["Pictures"])
 
 _FORMS = (Media.JSON, Media.PNG, Media.WEBP, Media.JPEG, Media.NPY)
 _STREAMED = (*_FORMS, Media.EVENTS)

@@ -6,9 +6,8 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from service.api.oip_schemas import InferAnswer, InferRequest
-from service.api.openapi import PROBLEMS, TIMEOUT, Examples, problem, schema_of
+from service.api.openapi import BINARY, PROBLEMS, TIMEOUT, Examples, problem, schema_of
 
-_BINARY: Final = {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}
 _EXAMPLE: Final[Mapping[str, Any]] = {
     "summary": "Two steps of a grey model of 28×28",
     "value": {
@@ -30,7 +29,7 @@ INFER: Final[dict[str, Any]] = {
         200: {
             "model": InferAnswer,
             "description": "The rows, as JSON or as bytes behind it.",
-            "content": {"application/octet-stream": _BINARY},
+            "content": {"application/octet-stream": BINARY},
         },
         **problems(400, 401, 404, 408, 413, 415, 429, 500, 503, 504),
     },
@@ -38,7 +37,7 @@ INFER: Final[dict[str, Any]] = {
         "requestBody": {
             "content": {
                 "application/json": {"schema": schema_of(InferRequest), "examples": {"two": dict(_EXAMPLE)}},
-                "application/octet-stream": _BINARY,
+                "application/octet-stream": BINARY,
             },
             "required": True,
         },

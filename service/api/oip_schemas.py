@@ -3,8 +3,15 @@
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.config import JsonDict
+
+from service.card import INPUT, OUTPUT
 
 _FEW: Final = 16  # a body of a million bad items must not be judged one by one
+
+# What else is wrong with a tensor is said in the protocol's own words, by `service.api.oip_tensors`.
+_SHAPE: Final[JsonDict] = {"minItems": 4, "maxItems": 4, "items": {"type": "integer", "minimum": 1}}
+_ONE: Final[JsonDict] = {"maxItems": 1}
 
 Data = Annotated[
     list[Any] | None, Field(description="Numbers in row-major order, flat or nested like the shape; or binary instead.")
@@ -26,9 +33,9 @@ class InputParameters(_Asked):
 class Input(_Asked):
     """The rows: N×C×H×W."""
 
-    name: Annotated[str, Field(description="`x`")]
-    shape: Annotated[list[int], Field(max_length=_FEW, description="N, C, H, W.")]
-    datatype: Annotated[str, Field(description="`FP32`")]
+    name: Annotated[str, Field(description="`x`", json_schema_extra={"const": INPUT})]
+    shape: Annotated[list[int], Field(max_length=_FEW, description="N, C, H, W.", json_schema_extra=_SHAPE)]
+    datatype: Annotated[str, Field(description="`FP32`", json_schema_extra={"const": "FP32"})]
     parameters: InputParameters = InputParameters()
     data: Data = None
 
@@ -42,7 +49,7 @@ class OutputParameters(_Asked):
 class RequestedOutput(_Asked):
     """An output that is wanted."""
 
-    name: Annotated[str, Field(description="`y`")]
+    name: Annotated[str, Field(description="`y`", json_schema_extra={"const": OUTPUT})]
     parameters: OutputParameters = OutputParameters()
 
 
@@ -60,8 +67,8 @@ class InferRequest(_Asked):
 
     id: Annotated[str | None, Field(description="Echoed.")] = None
     parameters: InferParameters = InferParameters()
-    inputs: Annotated[list[Input], Field(min_length=1, max_length=_FEW)]
-    outputs: Annotated[list[RequestedOutput] | None, Field(max_length=_FEW)] = None
+    inputs: Annotated[list[Input], Field(min_length=1, max_length=_FEW, json_schema_extra=_ONE)]
+    outputs: Annotated[list[RequestedOutput], Field(max_length=_FEW, json_schema_extra=_ONE)] | None = None
 
 
 class Output(BaseModel):

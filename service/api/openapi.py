@@ -7,9 +7,12 @@ from pydantic import BaseModel
 
 from service.api.errors import MEDIA_TYPE
 from service.api.negotiation import Media
-from service.api.schemas import ProblemDocument
+from service.api.schemas import ProblemDocument, ProgressEvent, StepEvent
 
 Examples = Mapping[str, Mapping[str, Any]]
+
+REFERENCE: Final = "#/components/schemas/{model}"
+"""Of a pydantic model by its name; `service.api.document` puts them there."""
 
 # A 2×2 grey PNG, so that the examples of the documentation can be sent as they are.
 _PICTURE: Final = "iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAAAAABX3VL4AAAADklEQVR4AWNg+M/wnwEABgAB/9ywHykAAAAASUVORK5CYII="
@@ -39,8 +42,7 @@ ARITHMETIC: Final[Examples] = {
 }
 SCORE: Final[Examples] = {"one": {"summary": "One picture", "value": {"images": [_PICTURE]}}}
 
-_BINARY: Final = {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}
-_TEXT: Final = {"schema": {"type": "string"}}
+BINARY: Final = {"schema": {"type": "string", "format": "binary"}}
 PROBLEMS: Final = {
     400: "Malformed: not JSON, bad multipart, bad header value.",
     401: "API key missing or wrong.",
@@ -78,7 +80,8 @@ def operation(
     if "images" in request.model_fields:
         content |= _uploads(request)
         parameters += _query(request)
-    answers = {form.value: _TEXT if form is Media.EVENTS else _BINARY for form in forms if form is not Media.JSON}
+    events = {"itemSchema": _event(answer)}
+    answers = {form.value: events if form is Media.EVENTS else BINARY for form in forms if form is not Media.JSON}
     return {
         "response_model": None,
         "responses": {
@@ -100,59 +103,79 @@ TIMEOUT: Final = {
     "name": "X-Request-Timeout",
     "in": "header",
     "description": "Decimal seconds from the arrival of the headers until the answer is useless.",
-    "schema": {"type": "string", "pattern": r"^[0-9]{1,9}(\.[0-9]{1,9})?$"},
+    "schema": {"type": "string", "pattern": r"^(?=.*[1-9])[0-9]{1,9}(\.[0-9]{1,9})?$"},
 }
 
 
 def problem(text: str) -> dict[str, Any]:
     """A problem answer, described."""
-    return {"description": text, "content": {MEDIA_TYPE: {"schema": ProblemDocument.model_json_schema()}}}
+    return {"description": text, "content": {MEDIA_TYPE: {"schema": schema_of(ProblemDocument)}}}
 
 
 def schema_of(model: type[BaseModel]) -> dict[str, Any]:
-    """A schema that stands on its own: references are replaced by what they refer to."""
-    schema = model.model_json_schema()
-    found: dict[str, Any] = _resolved(schema, schema.get("$defs", {}))
-    found.pop("$defs", None)
-    return found
+    """A reference to the schema of a model that `service.api.document` knows."""
+    return {"$ref": REFERENCE.format(model=model.__name__)}
 
 
-def _resolved(node: Any, definitions: Mapping[str, Any]) -> Any:
-    if isinstance(node, list):
-        return [_resolved(item, definitions) for item in node]
-    if not isinstance(node, dict):
-        return node
-    if "$ref" in node:
-        return _resolved(definitions[node["$ref"].rpartition("/")[2]], definitions)
-    return {key: _resolved(value, definitions) for key, value in node.items()}
+def _event(answer: type[BaseModel]) -> dict[str, Any]:
+    """What a stream is made of, in the words of OpenAPI 3.2, which FastAPI uses in 3.1 too."""
+    kinds: dict[str, type[BaseModel]] = {
+        "step": StepEvent,
+        "progress": ProgressEvent,
+        "done": answer,
+        "error": ProblemDocument,
+    }
+    return {
+        "oneOf": [
+            {
+                "type": "object",
+                "properties": {
+                    "event": {"type": "string", "const": name},
+                    "data": {
+                        "type": "string",
+                        "contentMediaType": "application/json",
+                        "contentSchema": schema_of(kind),
+                    },
+                },
+                "required": ["event", "data"],
+            }
+            for name, kind in kinds.items()
+        ]
+    }
 
 
 def _uploads(request: type[BaseModel]) -> dict[str, Any]:
     """The two other forms of a projection: a form with files, and a raw body."""
-    file = {"type": "string", "contentMediaType": "image/png"}
-    form = {
+    file = {"type": "string", "format": "binary"}
+    form: dict[str, Any] = {
         "type": "object",
         "properties": {
-            "image": {"type": "array", "items": file},
+            "image": {"type": "array", "items": file, "minItems": 1},
             **({"mask": file} if "mask" in request.model_fields else {}),
             **_text_options(request),
         },
         "required": ["image"],
+        "additionalProperties": False,
     }
-    raw = dict.fromkeys(("image/png", "image/jpeg", "image/webp"), _BINARY)
-    return {"multipart/form-data": {"schema": form}, **raw}
+    raw = dict.fromkeys(("image/png", "image/jpeg", "image/webp"), BINARY)
+    kinds = {"contentType": ", ".join(raw)}
+    encoding = {name: kinds for name in ("image", "mask") if name in form["properties"]}
+    return {"multipart/form-data": {"schema": form, "encoding": encoding}, **raw}
 
 
 def _query(request: type[BaseModel]) -> list[dict[str, Any]]:
-    """The options of a raw body."""
+    """The options of a raw body. They have no defaults: programs would send those with the other two forms, too."""
     described = {"in": "query", "description": "Only with a picture as the raw body."}
-    return [{"name": name, "schema": schema, **described} for name, schema in _text_options(request).items()]
+    return [
+        {"name": name, "schema": {key: value for key, value in schema.items() if key != "default"}, **described}
+        for name, schema in _text_options(request).items()
+    ]
 
 
 def _text_options(request: type[BaseModel]) -> dict[str, Any]:
-    """Schemas of the options as forms and queries carry them."""
-    fields = schema_of(request)["properties"]
-    options = {name: schema for name, schema in fields.items() if name not in ("images", "mask", "masks")}
+    """Schemas of the options as forms and queries carry them, where what is not given is left out."""
+    fields = request.model_json_schema()["properties"]
+    options = {name: _given(schema) for name, schema in fields.items() if name not in ("images", "mask", "masks")}
     if "record" in options:
         options["record"] = {
             "type": "string",
@@ -160,3 +183,12 @@ def _text_options(request: type[BaseModel]) -> dict[str, Any]:
             "pattern": "^[0-9]+(,[0-9]+)*$",
         }
     return options
+
+
+def _given(schema: dict[str, Any]) -> dict[str, Any]:
+    """The same without null."""
+    options = [option for option in schema.get("anyOf", ()) if option != {"type": "null"}]
+    if len(options) != 1:
+        return schema
+    rest = {key: value for key, value in schema.items() if key not in ("anyOf", "default")}
+    return {**options[0], **rest}

@@ -3,21 +3,36 @@
 Limits that an operator can change are not here; `service.api.limits` checks them.
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic.config import JsonDict
 
-from service.card import ModelCard
 from service.domain.latents import MAX_SEED
 
 Format = Literal["png", "jpeg", "webp", "npy"]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Steps = Annotated[int, Field(ge=1)]
+Record = Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=64, json_schema_extra={"uniqueItems": True})]
 Tolerance = Annotated[float, Field(gt=0)]
 
 _STEPS = "Applications of f; default: the card's recommendation."
 _TOLERANCE = "Stop a row once mean |f(y) − y| of its last step is below it."
+_ABSENT: Final[JsonDict] = {"type": "null"}
 _RECORD = "Ascending step numbers (0 = the input) whose pictures are returned as `trajectory`."
+
+
+def _only(given: str, schema: JsonDict, *absent: str) -> JsonDict:
+    """Whoever gives one field leaves others out."""
+    return {"required": [given], "properties": {given: schema, **dict.fromkeys(absent, _ABSENT)}}
 
 
 class _Strict(BaseModel):
@@ -39,7 +54,7 @@ class Applying(_Request):
     """Options of every call that applies f to rows one by one."""
 
     tolerance: Annotated[Tolerance | None, Field(description=_TOLERANCE)] = None
-    record: Annotated[list[Annotated[int, Field(ge=0)]] | None, Field(max_length=64, description=_RECORD)] = None
+    record: Annotated[Record | None, Field(description=_RECORD)] = None
     score: Annotated[bool, Field(description="Also measure `drift`, at the price of one more step.")] = False
 
 
@@ -79,7 +94,14 @@ class ScoreOptions(_Strict):
     ] = "auto"
 
 
-Base64 = Annotated[str, Field(min_length=1, description="Base64, with or without a `data:image/…;base64,` prefix.")]
+Base64 = Annotated[
+    str,
+    Field(
+        min_length=1,
+        description="Base64, with or without a `data:image/…;base64,` prefix.",
+        json_schema_extra={"format": "base64-picture"},
+    ),
+]
 
 
 class ProjectOptions(ScoreOptions, Applying):
@@ -97,9 +119,15 @@ class ScoreRequest(ScoreOptions):
 class ProjectRequest(ProjectOptions):
     """The JSON form of a projection."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "allOf": [{"anyOf": [{"properties": {"mask": _ABSENT}}, {"properties": {"masks": _ABSENT}}]}]
+        }
+    )
+
     images: Annotated[list[Base64], Field(min_length=1)]
     mask: Annotated[Base64 | None, Field(description="One for all images: white = regenerate, black = keep.")] = None
-    masks: Annotated[list[Base64] | None, Field(description="One for each image.")] = None
+    masks: Annotated[list[Base64] | None, Field(min_length=1, description="One for each image.")] = None
 
     @field_validator("masks")
     @classmethod
@@ -112,15 +140,40 @@ class ProjectRequest(ProjectOptions):
         return masks
 
 
+Base64Npy = Annotated[
+    str,
+    Field(
+        min_length=1,
+        description="Base64 of a float32 .npy C×H×W.",
+        json_schema_extra={"format": "base64-npy"},
+    ),
+]
+
+
 class PointRequest(BaseModel):
     """A latent: by seed (and index), as an image, or as a `.npy` array. Exactly one of the three."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        json_schema_extra={
+            "allOf": [
+                {
+                    "oneOf": [
+                        _only("seed", {"type": "integer"}, "image", "latent"),
+                        _only("image", {"type": "string"}, "seed", "index", "latent"),
+                        _only("latent", {"type": "string"}, "seed", "index", "image"),
+                    ]
+                }
+            ]
+        },
+    )
 
     seed: Seed | None = None
     index: Seed | None = None
     image: Base64 | None = None
-    latent: Annotated[str | None, Field(min_length=1, description="Base64 of a float32 .npy C×H×W.")] = None
+    latent: Base64Npy | None = None
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
@@ -155,6 +208,25 @@ class GridRequest(BaseModel):
 
 class InterpolateRequest(_Request):
     """f^k along a path of latents, or over a grid between four of them."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "allOf": [
+                {
+                    "anyOf": [
+                        {"properties": {"grid": _ABSENT}},
+                        {
+                            "properties": {
+                                "points": {"minItems": 4, "maxItems": 4},
+                                "frames": _ABSENT,
+                                "loop": {"const": False},
+                            }
+                        },
+                    ]
+                }
+            ]
+        }
+    )
 
     points: Annotated[list[PointRequest], Field(min_length=2, max_length=16)]
     frames: Annotated[int | None, Field(ge=2, description="Over the whole path, ends included; default 9.")] = None
@@ -236,6 +308,25 @@ class Answer(BaseModel):
     timing: Timing
 
 
+class StepEvent(BaseModel):
+    """A recorded step of a row, or its last one, as a stream sends it."""
+
+    index: int
+    step: int
+    data: Annotated[str, Field(description="Base64 picture.")]
+    format: Format
+    change: float | None
+
+
+class ProgressEvent(BaseModel):
+    """Where a streamed request stands."""
+
+    steps_done: Annotated[int, Field(description="Of the slowest row.")]
+    steps: int
+    rows_done: int
+    rows: int
+
+
 class GenerateAnswer(Answer):
     """Generated pictures."""
 
@@ -279,53 +370,6 @@ class InterpolateAnswer(Answer):
     """Frames, in order."""
 
     images: list[FrameImage]
-
-
-class Reproducible(BaseModel):
-    """Whether a row's bytes depend on its batch: `exact`, or `close` with the largest difference seen."""
-
-    kind: Literal["exact", "close"]
-    difference: float
-
-
-class ServedCard(ModelCard):
-    """A model card, and how the model runs here."""
-
-    digest: str
-    device: str
-    provider: str
-    fallback_reason: str | None = None
-    reproducible: Reproducible
-
-
-class Limits(BaseModel):
-    """What one request may ask for."""
-
-    n: int
-    images: int
-    steps: int
-    frames: int
-    body_bytes: int
-    pixels: int
-
-
-class LoadFailure(BaseModel):
-    """A version whose files do not serve; where the same version serves, it does so from earlier files."""
-
-    name: str
-    version: str
-    reason: str
-
-
-class ModelList(BaseModel):
-    """Every model in service."""
-
-    models: Annotated[list[dict[str, Any]], Field(description="Cards without their arrays.")]
-    failures: Annotated[
-        list[LoadFailure], Field(description="Versions that lie in the directory and do not serve, since the start.")
-    ]
-    default: str
-    limits: Limits
 
 
 class FieldError(BaseModel):

@@ -21,6 +21,7 @@ STREAM: Final = "philox4x64-10(key=(seed, index)) / numpy standard_normal(float3
 
 MAX_SEED: Final = 2**32 - 1
 _PARALLEL: Final = 1e-4  # radians: closer than this to 0 or π, slerp's weights lose their meaning
+_MINUTE: Final = 1e-100  # the squares of smaller numbers vanish
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,11 +111,13 @@ def weighted_sum(rows: Sequence[FloatRow], weights: Sequence[float], norm: float
     total = np.zeros(rows[0].shape, np.float64)
     for row, weight in zip(rows, weights, strict=True):
         total += weight * row.astype(np.float64)
-    length = math.sqrt(float((total * total).sum()))
-    if length == 0.0:
+    largest = float(np.abs(total).max())
+    if largest == 0.0:
         raise ValueError("the sum is zero")
     if norm is not None:
-        total *= norm / length
+        if largest < _MINUTE:
+            total /= largest
+        total *= norm / math.sqrt(float((total * total).sum()))
     return total.astype(np.float32)
 
 

@@ -215,6 +215,17 @@ def test_multipart_fields_and_files_in_order() -> None:
     assert files == {"image": [picture, b""]}
 
 
+def test_a_multipart_file_needs_no_name_when_its_type_says_that_it_is_a_picture() -> None:
+    fields, files = form(
+        part("form-data; name=image", b"\xff\xd8", "Content-Type: Image/JPEG"),
+        part("form-data; name=image", b"\x89PNG", "content-type: image/png; x=y"),
+        part("form-data; name=steps", b"2", "Content-Type: text/plain"),
+        part("form-data; name=mask", b"AAAA"),
+    )
+    assert fields == {"steps": ["2"], "mask": ["AAAA"]}
+    assert files == {"image": [b"\xff\xd8", b"\x89PNG"]}
+
+
 def test_multipart_empty_form_and_untouched_file_input() -> None:
     assert form() == ({}, {})
     assert form(part('form-data; name="mask"; filename=""', b"")) == ({}, {})

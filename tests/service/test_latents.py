@@ -179,6 +179,12 @@ def test_a_weighted_sum_and_its_length() -> None:
         weighted_sum([a, a], [0.5, -0.5], 10.0)
 
 
+@pytest.mark.parametrize("weight", [1e-99, 1e-101, 2e-237, 5e-324])
+def test_a_sum_whose_square_vanishes_still_has_a_direction(weight: float) -> None:
+    np.testing.assert_allclose(weighted_sum([row(3, 4, 0)], [weight], 10.0), row(6, 8, 0), rtol=0.2)
+    np.testing.assert_array_equal(weighted_sum([row(3, 4, 0)], [weight], None), row(0, 0, 0))
+
+
 def test_a_sum_is_taken_in_float64() -> None:
     large, small = row(2.0**24, 0, 0), row(1, 0, 0)
     np.testing.assert_array_equal(weighted_sum([large, small, large], [1.0, 1.0, -1.0], None), small)

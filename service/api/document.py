@@ -1,0 +1,151 @@
+"""`/openapi.json` made whole: what no single route knows of the contract.
+
+FastAPI writes what the routes say of themselves. Added here are the schemas of bodies that endpoints read themselves,
+the operator's limits, the keys where they are configured, and the headers and failures that middleware answers with.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any, Final
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from pydantic.json_schema import models_json_schema
+
+from service.api.auth import HEALTH_PATHS, Paths, open_paths
+from service.api.limits import MAX_FRAMES
+from service.api.oip_schemas import IndexRequest, InferRequest, LoadRequest, UnloadRequest
+from service.api.openapi import PROBLEMS, REFERENCE, problem
+from service.api.schemas import (
+    ArithmeticRequest,
+    GenerateRequest,
+    InterpolateRequest,
+    ProblemDocument,
+    ProgressEvent,
+    ProjectRequest,
+    ScoreRequest,
+    StepEvent,
+)
+from service.settings import Settings
+
+_SCHEMAS: Final = (
+    ArithmeticRequest,
+    GenerateRequest,
+    IndexRequest,
+    InferRequest,
+    InterpolateRequest,
+    LoadRequest,
+    ProblemDocument,
+    ProgressEvent,
+    ProjectRequest,
+    ScoreRequest,
+    StepEvent,
+    UnloadRequest,
+)
+_KEY: Final = "key"
+_REQUEST_ID: Final = {
+    "X-Request-ID": {
+        "description": "The request's own, if it had a valid one.",
+        "required": True,
+        "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,128}$"},
+    }
+}
+_RETRY: Final = {
+    "Retry-After": {
+        "description": "Whole seconds.",
+        "required": True,
+        "schema": {"type": "integer", "minimum": 1},
+    }
+}
+_CHALLENGE: Final = {"WWW-Authenticate": {"required": True, "schema": {"type": "string"}}}
+_HEADERS: Final[Mapping[str, Mapping[str, Any]]] = {"401": _CHALLENGE, "429": _RETRY, "503": _RETRY}
+
+
+def operation_id(route: APIRoute) -> str:
+    """The name that generated clients give a call: the endpoint's, and which of its two paths."""
+    of_version = "{version}" in route.path and not route.name.endswith("_version")
+    return f"{route.name}_version" if of_version else route.name
+
+
+def install(app: FastAPI, settings: Settings) -> None:
+    """Let ``app`` describe itself completely, once all its routes are there."""
+    written = app.openapi
+
+    @cache
+    def openapi() -> dict[str, Any]:
+        document = copy.deepcopy(written())  # parts of it belong to the routes, which are every app's
+        complete(document, settings)
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign] # as FastAPI's documentation has it
+
+
+def complete(document: dict[str, Any], settings: Settings) -> None:
+    """Add what is missing to a document that FastAPI wrote."""
+    _, found = models_json_schema([(model, "validation") for model in _SCHEMAS], ref_template=REFERENCE)
+    components = document["components"]
+    schemas: dict[str, Any] = components["schemas"]
+    for unused in ("HTTPValidationError", "ValidationError"):  # FastAPI's own form of 422, which is never sent
+        schemas.pop(unused, None)
+    schemas |= found["$defs"]
+    if settings.api_keys_file is not None:
+        components["securitySchemes"] = {_KEY: {"type": "http", "scheme": "bearer"}}
+    free = Paths(open_paths(settings.closed))
+    for path, operation in _operations(document):
+        _complete(path, operation, guarded=path not in free, keys=settings.api_keys_file is not None)
+    limits = _limits(settings)
+    for properties in _properties(document):
+        for name in properties.keys() & limits.keys():
+            _limit(properties[name], *limits[name])
+    schemas["GridRequest"]["properties"]["rows"]["maximum"] = MAX_FRAMES // 2
+    schemas["GridRequest"]["properties"]["cols"]["maximum"] = MAX_FRAMES // 2
+
+
+def _complete(path: str, operation: dict[str, Any], *, guarded: bool, keys: bool) -> None:
+    responses: dict[str, Any] = operation["responses"]
+    if "HTTPValidationError" in str(responses.get("422")):
+        del responses["422"]
+    if guarded and keys:
+        operation["security"] = [{_KEY: []}]
+    common = (401, 403, 429) if guarded else ()
+    for status in (*common, *(() if path in HEALTH_PATHS else (503,)), 500):
+        responses.setdefault(str(status), problem(PROBLEMS[status]))
+    for status, response in responses.items():
+        response["headers"] = {**response.get("headers", {}), **_REQUEST_ID, **_HEADERS.get(status, {})}
+    operation["responses"] = dict(sorted(responses.items()))
+
+
+def _operations(document: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for path, item in document["paths"].items():
+        for operation in item.values():
+            yield path, operation
+
+
+def _properties(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every set of options, by name."""
+    for name, schema in document["components"]["schemas"].items():
+        if name.endswith(("Request", "Parameters")):
+            yield schema.get("properties", {})
+    for _, operation in _operations(document):
+        yield {parameter["name"]: parameter["schema"] for parameter in operation.get("parameters", ())}
+        for body in operation.get("requestBody", {}).get("content", {}).values():
+            yield body["schema"].get("properties", {})
+
+
+def _limits(settings: Settings) -> dict[str, tuple[str, int]]:
+    return {
+        "n": ("maximum", settings.max_images),
+        "steps": ("maximum", settings.max_steps),
+        "image": ("maxItems", settings.max_images),
+        "images": ("maxItems", settings.max_images),
+        "masks": ("maxItems", settings.max_images),
+        "frames": ("maximum", MAX_FRAMES),
+    }
+
+
+def _limit(schema: dict[str, Any], keyword: str, value: int) -> None:
+    kind = "array" if keyword == "maxItems" else "integer"
+    for option in schema.get("anyOf", [schema]):
+        if option.get("type") == kind:
+            option[keyword] = value

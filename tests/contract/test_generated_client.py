@@ -1,0 +1,164 @@
+"""A client that openapi-python-client makes of `docs/openapi.json`, as `docs/sdk.md` tells, against the service."""
+
+import asyncio
+import importlib
+import io
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from tests.contract.harness import GREY, Service, b64, latents, pixels, unb64
+from tests.live import ROOT
+from tests.openapi import FILE
+from tests.service.pictures import noise, save
+
+NAME = "ign_generated"
+PICTURE = save(noise(8, 8))
+# The generator knows neither of these as the type of a body; forms and JSON carry the same pictures.
+UNKNOWN = {"image/png", "image/jpeg", "image/webp"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("generated")
+
+
+@pytest.fixture(scope="module")
+def report(folder: Path) -> str:
+    """What the generator says while it makes the package."""
+    options = ["--path", str(FILE), "--output-path", str(folder / NAME), "--meta", "none"]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # it calls ruff by its name
+    done = subprocess.run(
+        [sys.executable, "-m", "openapi_python_client", "generate", *options],
+        env={**os.environ, "PATH": path, "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+class Generated:
+    """The package, module by module."""
+
+    def __getattr__(self, name: str) -> ModuleType:
+        return importlib.import_module(f"{NAME}.{name}")
+
+    def call(self, name: str, tag: str = "pictures") -> Any:
+        return importlib.import_module(f"{NAME}.api.{tag}.{name}")
+
+
+@pytest.fixture(scope="module")
+def generated(report: str, folder: Path) -> Iterator[Any]:
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    yield Generated()
+    sys.path.remove(str(folder))
+    for name in [name for name in sys.modules if name.partition(".")[0] == NAME]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def client(generated: Any, service: Service) -> Iterator[Any]:
+    with generated.client.Client(base_url=service.url) as client:
+        yield client
+
+
+def test_the_command_is_that_of_the_documentation() -> None:
+    assert "openapi-python-client generate --path docs/openapi.json" in (ROOT / "docs" / "sdk.md").read_text("utf-8")
+
+
+def test_nothing_is_left_out_but_raw_pictures(report: str) -> None:
+    warnings = re.findall(r"^WARNING .*$", report, re.MULTILINE)
+    reasons = re.findall(r"^Unsupported content type (\S+)$", report, re.MULTILINE)
+    assert set(reasons) == UNKNOWN
+    assert len(reasons) == len(warnings) == 2 * len(UNKNOWN), report
+    assert all(" /project " in warning or " /score " in warning for warning in warnings)
+
+
+def test_a_get(generated: Any, client: Any, service: Service) -> None:
+    found = generated.call("models", "service").sync(client=client)
+    assert found.to_dict() == service.get("/models").json()
+    card = generated.call("model", "service").sync("grey", client=client)
+    assert (card.version, card.shape) == ("10", list(GREY))
+    assert "ign_requests_total" in generated.call("metrics", "service").sync(client=client)
+    assert generated.call("live", "open_inference_protocol").sync_detailed(client=client).status_code == 200
+
+
+def test_every_post_of_json(generated: Any, client: Any, service: Service) -> None:
+    models = generated.models
+    text = b64(PICTURE)
+    bodies = {
+        "generate": models.GenerateRequest(seed=7, n=2, record=[0, 1], steps=1),
+        "project": models.ProjectRequest(images=[text], steps=2),
+        "score": models.ScoreRequest(images=[text]),
+        "latent_interpolate": models.InterpolateRequest(
+            points=[models.PointRequest(seed=1), models.PointRequest(image=text)], frames=3
+        ),
+        "latent_arithmetic": models.ArithmeticRequest(
+            terms=[models.TermRequest(seed=1), models.TermRequest(seed=2, weight=-0.5)]
+        ),
+    }
+    for name, body in bodies.items():
+        answer = generated.call(name).sync(client=client, body=body)
+        expected = service.post(f"/{name.replace('_', '-')}", body.to_dict()).json()
+        assert answer.to_dict()["images"] == expected["images"], name
+        assert answer.model.name == "grey"
+
+
+def test_a_form_with_files(generated: Any, client: Any) -> None:
+    models, types = generated.models, generated.types
+    image, mask = io.BytesIO(PICTURE), io.BytesIO(save(noise(8, 8, seed=2)))
+    body = models.ProjectFilesBody(
+        image=[types.File(image, "a.png"), types.File(io.BytesIO(PICTURE), mime_type="image/png")],  # type or name
+        mask=types.File(mask, "mask.png", "image/png"),
+        score=True,
+        record="0,1",
+        strength=0.5,
+        invert="auto",
+        steps=2,
+    )
+    answer = generated.call("project").sync(client=client, body=body)
+    assert [image.index for image in answer.images] == [0, 1]
+    assert all(image.drift is not None and len(image.trajectory) == 2 for image in answer.images)
+
+
+def test_a_binary_answer(generated: Any, client: Any) -> None:
+    """The calls themselves give JSON, the first form of the document; their client asks for any other."""
+    body = generated.models.GenerateRequest(seed=7).to_dict()
+    response = client.get_httpx_client().post("/generate", json=body, headers={"Accept": "image/png"})
+    as_json = generated.call("generate").sync(client=client, body=generated.models.GenerateRequest(seed=7))
+    assert response.content == unb64(as_json.images[0].data)
+    assert pixels(response.content).shape == GREY[1:]
+
+
+def test_an_open_inference_request(generated: Any, client: Any) -> None:
+    models, rows = generated.models, latents(7, n=2)
+    tensor = models.Input(name="x", shape=list(rows.shape), datatype="FP32", data=rows.ravel().tolist())
+    body = models.InferRequest(inputs=[tensor], parameters=models.InferParameters(steps=2), id="a")
+    answer = generated.call("infer", "open_inference_protocol").sync("grey", client=client, body=body)
+    assert (answer.id, answer.model_version, answer.outputs[0].shape) == ("a", "10", list(rows.shape))
+    assert len(answer.outputs[0].data) == rows.size
+
+
+def test_an_error_has_its_type(generated: Any, client: Any) -> None:
+    answer = generated.call("generate").sync_detailed(client=client, body=generated.models.GenerateRequest(n=99))
+    assert answer.status_code == 422
+    assert isinstance(answer.parsed, generated.models.ProblemDocument)
+    assert (answer.parsed.code, [error.field for error in answer.parsed.errors]) == ("invalid_value", ["n"])
+
+
+def test_an_awaited_call(generated: Any, service: Service) -> None:
+    async def main() -> Any:
+        async with generated.client.Client(base_url=service.url) as client:
+            return await generated.call("readyz", "service").asyncio(client=client)
+
+    assert asyncio.run(main()).to_dict()["status"] == "ready"
