@@ -105,6 +105,7 @@ $(TRAIN): pyproject.toml | $(VENV)/.made
 
 $(DEVELOP): pyproject.toml | $(VENV)/.made
 	$(call install,develop,$(RUNTIME)$(comma)train$(comma)dev)
+	@$(PIP) install --quiet perf-analyzer 2>/dev/null || echo 'no perf_analyzer for this platform: its tests will skip'
 	@touch $(SERVE) $(TRAIN)
 
 comma := ,

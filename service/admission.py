@@ -102,9 +102,7 @@ class Admission:
             if request.deadline <= now:
                 raise DeadlineUnreachable("the deadline has already passed")
             rows = len(request.members)
-            excess = self.waiting + rows - self._queue_rows
-            if excess > 0:
-                raise QueueFull("the queue is full", retry_after=self._retry_after(self._seconds_for(excess)))
+            self._check_room(rows)
             tally = self._keys.get(request.plan.key, Tally())
             if request.plan.deadline is not None:
                 self._check_deadline(request, tally, now)
@@ -113,6 +111,11 @@ class Admission:
             for books in (self.total, tally):
                 books.rows += rows
                 books.work += work
+
+    def check_room(self, rows: int) -> None:
+        """Raise `QueueFull` where a request of so many rows would be refused for their number alone."""
+        with self._lock:
+            self._check_room(rows)
 
     def leave(self, request: Request) -> int | None:
         """Close a request; returns how many of its rows were still open, or None if it was closed before.
@@ -175,6 +178,11 @@ class Admission:
             request.in_batch += rows
             request.tally.in_batch += rows
             self.total.in_batch += rows
+
+    def _check_room(self, rows: int) -> None:
+        excess = self.waiting + rows - self._queue_rows
+        if excess > 0:
+            raise QueueFull("the queue is full", retry_after=self._retry_after(self._seconds_for(excess)))
 
     def _check_deadline(self, request: Request, tally: Tally, now: float) -> None:
         passes, left = request.passes_to_answer(), request.deadline - now

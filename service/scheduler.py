@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -117,6 +117,15 @@ class Scheduler:
             self._executor.post(None)
         self._executor.join(seconds)
 
+    def check_room(self, rows: int) -> None:
+        """Refuse what :meth:`submit` would refuse for its number of rows, before anybody makes them.
+
+        Raises:
+            QueueFull, NotReady, Draining: as it would.
+        """
+        with self._refusals():
+            self._books.check_room(rows)
+
     async def submit(self, rows: FloatRows, plan: Plan) -> Result:
         """Run rows (N, C, H, W) to the end of their plan. They must not be changed meanwhile.
 
@@ -161,15 +170,8 @@ class Scheduler:
         self._validate(rows, plan)
         now = self._clock()
         request = Request(rows, plan, streamed=streamed, arrived=now)
-        try:
-            if self._draining:
-                raise Draining("the service is shutting down")
-            if not self.healthy:
-                raise NotReady("the model is not ready")
+        with self._refusals():
             self._books.admit(request, now)
-        except IgnError as exc:
-            self._observer.rejected(exc.error_code)
-            raise
         self._loop = asyncio.get_running_loop()
         call = self._calls[request] = _Call(self._loop.create_future())
         if plan.deadline is not None:
@@ -177,6 +179,19 @@ class Scheduler:
         self._executor.post(request)
         self._observer.queued(self._books.waiting)
         return request, call
+
+    @contextlib.contextmanager
+    def _refusals(self) -> Iterator[None]:
+        """Refuse where nothing can be taken in; whoever is refused, here or in the block, is counted."""
+        try:
+            if self._draining:
+                raise Draining("the service is shutting down")
+            if not self.healthy:
+                raise NotReady("the model is not ready")
+            yield
+        except IgnError as exc:
+            self._observer.rejected(exc.error_code)
+            raise
 
     def _validate(self, rows: FloatRows, plan: Plan) -> None:
         n, (channels, height, width) = len(rows), self._shape

@@ -50,6 +50,7 @@ class Shape:
         members: of a JSON answer, before its images: `seed` where one was used or could have been.
         columns: of the contact sheet; None for near-square.
         fps: > 0 makes WebP, GIF and APNG an animation.
+        closed: the last picture is the first once more (a loop).
     """
 
     model: LoadedModel
@@ -60,6 +61,12 @@ class Shape:
     layout: Literal["sheet", "strip"] = "sheet"
     columns: int | None = None
     fps: int = 0
+    closed: bool = False
+
+    @property
+    def rows(self) -> int:
+        """How many rows it takes."""
+        return len(self.labels) - self.closed
 
 
 def check_form(shape: Shape, record: Sequence[int] = ()) -> None:

@@ -122,6 +122,7 @@ async def latent_interpolate(request: Request) -> Response:
         layout="sheet" if isinstance(path, Grid) else "strip",
         columns=path.cols if isinstance(path, Grid) else None,
         fps=0 if isinstance(path, Grid) else options.fps,
+        closed=not isinstance(path, Grid) and path.loop,
     )
     check_form(shape)
     return await _serve(exchange, shape, rows, large=True)
@@ -164,6 +165,8 @@ async def score(request: Request) -> Response:
         prepared = prepare_upload(upload, model, limits, settings.max_body_bytes)
         return Batch(rows=prepared.rows, applied=Applied(steps=1, score=True))
 
+    exchange.services.engine.check_room(model, len(upload.images))
+
     async def work() -> Response:
         batch = await exchange.aside(rows, large=is_large(upload))
         return scores(exchange, model, await exchange.services.engine.run(model, batch, exchange.call))
@@ -184,6 +187,7 @@ def _frame_labels(path: Path | Grid) -> list[dict[str, Any]]:
 
 async def _serve(exchange: Exchange, shape: Shape, rows: Callable[[], Batch], *, large: bool) -> Response:
     """Make the rows, apply f, answer; all of it ends when the client leaves."""
+    exchange.services.engine.check_room(shape.model, shape.rows)
 
     async def work() -> Response:
         batch = await exchange.aside(rows, large=large)

@@ -78,25 +78,3 @@ class Grid:
     def places(self) -> list[tuple[int, int]]:
         """(row, col) of every frame."""
         return [(r, c) for r in range(self.rows) for c in range(self.cols)]
-
-
-def weighted_sum(rows: Sequence[FloatRow], weights: Sequence[float], norm: float | None) -> FloatRow:
-    """Σ wᵢ zᵢ in float64, rescaled to Euclidean length ``norm`` unless that is None.
-
-    Args:
-        rows: (C, H, W) each.
-        weights: as many.
-        norm: > 0, or None.
-
-    Raises:
-        ValueError: the sum is zero, so it has no direction.
-    """
-    total = np.zeros(rows[0].shape, dtype=np.float64)
-    for row, weight in zip(rows, weights, strict=True):
-        total += weight * row.astype(np.float64)
-    if norm is not None:
-        length = float(np.sqrt((total * total).sum()))
-        if length == 0.0:
-            raise ValueError("the weighted sum is zero")
-        total *= norm / length
-    return total.astype(np.float32)

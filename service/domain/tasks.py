@@ -146,6 +146,10 @@ class DeviceOutOfMemory(Exception):
 class SchedulerLike(Protocol):
     """The seam between engine and scheduler. Cancelling the awaiting call is the cancellation."""
 
+    def check_room(self, rows: int) -> None:
+        """Raise what `submit` would raise for so many rows, before they are made."""
+        ...
+
     async def submit(self, rows: FloatRows, plan: Plan) -> Result:
         """Run rows to the end of their plan."""
         ...

@@ -17,6 +17,7 @@ from tests.service.pictures import noise, save
 
 PICTURE = save(noise(8, 8, seed=1))
 LARGE_PICTURE = save(noise(200, 200, seed=1))  # decoded in the pool
+JPEG = save(noise(8, 8, seed=1), "JPEG")  # likewise
 Patch = pytest.MonkeyPatch
 
 
@@ -66,6 +67,45 @@ def test_a_full_queue_is_429(models: Path, monkeypatch: Patch) -> None:
         assert waiting().json()["images"][0]["data"] == running().json()["images"][0]["data"]
         assert service.metric("ign_rejects_total", reason="queue_full") == 1
         assert service.post("/generate", {}).status_code == 200
+
+
+POINTS = [{"seed": 1}, {"seed": 2}]
+POOLED_CALLS = [
+    ("/project", {"images": [b64(JPEG)]}),
+    ("/score", {"images": [b64(JPEG)]}),
+    ("/latent-interpolate", {"points": POINTS, "frames": 2}),
+    ("/latent-arithmetic", {"terms": [{"image": b64(JPEG), "weight": 1.0}]}),
+]
+
+
+def test_what_a_full_queue_refuses_is_not_even_decoded(models: Path, monkeypatch: Patch) -> None:
+    small = settings(models, queue_rows=4, max_images=4, max_batch_rows=1)
+    with gated(monkeypatch, small) as (service, gate), ThreadPoolExecutor(2) as pool:
+        with gate:
+            running = later(service, pool, {"seed": 1})
+            assert gate.entered.wait(PATIENCE_S)
+            waiting = later(service, pool, {"seed": 1, "n": 4})
+            service.until_metric("ign_queue_rows", 4.0, model="grey/10")
+            for path, body in POOLED_CALLS:
+                problem(service.post(path, body), 429, "queue_full")
+        assert running().status_code == waiting().status_code == 200
+        assert service.metric("ign_codec_seconds_count", operation="decode") == 0
+        for path, body in POOLED_CALLS:
+            assert service.post(path, body).status_code == 200
+        assert service.metric("ign_codec_seconds_count", operation="decode") > 0
+
+
+def test_a_loop_takes_a_row_less_than_it_shows(models: Path, monkeypatch: Patch) -> None:
+    small = settings(models, queue_rows=4, max_images=4, max_batch_rows=1)
+    walk = {"points": POINTS, "frames": 5}
+    with gated(monkeypatch, small) as (service, gate), ThreadPoolExecutor(1) as pool:
+        with gate:
+            running = later(service, pool, {"seed": 1})
+            assert gate.entered.wait(PATIENCE_S)
+            problem(service.post("/latent-interpolate", walk), 429, "queue_full")
+            assert service.metric("ign_queue_rows") == 0
+        assert running().status_code == 200
+        assert service.post("/latent-interpolate", walk | {"loop": True}).status_code == 200
 
 
 def test_a_missed_deadline_is_504_and_its_rows_never_run(models: Path, monkeypatch: Patch) -> None:

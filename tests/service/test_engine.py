@@ -38,6 +38,10 @@ class Recorder:
         self.asked: list[tuple[FloatRows, Plan]] = []
         self.closed = False
 
+    def check_room(self, rows: int) -> None:
+        if self.error is not None:
+            raise self.error
+
     async def submit(self, rows: FloatRows, plan: Plan) -> Result:
         self.asked.append((rows, plan))
         if self.error is not None:

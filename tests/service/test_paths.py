@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.domain.latents import FloatRow, NoiseSource, lerp, slerp
-from service.domain.paths import Grid, Method, Path, weighted_sum
+from service.domain.paths import Grid, Method, Path
 
 NOISE = NoiseSource((1, 2, 3))
 
@@ -77,24 +77,3 @@ def test_a_grid_goes_along_columns_first() -> None:
     np.testing.assert_array_equal(latents[1 * 5 + 1], expected)
     bilinear = Grid(rows=3, cols=5, method="lerp").latents([a, b, c, d])[1 * 5 + 1]
     np.testing.assert_allclose(bilinear, 0.375 * a + 0.125 * b + 0.375 * c + 0.125 * d, atol=1e-6)
-
-
-def test_weighted_sum() -> None:
-    a, b = points(2)
-    np.testing.assert_allclose(weighted_sum([a, b], [1.0, -0.5], None), a - 0.5 * b, atol=1e-6)
-    rescaled = weighted_sum([a, b], [1.0, -0.5], 2.5)
-    assert rescaled.dtype == np.float32
-    assert np.linalg.norm(rescaled) == pytest.approx(2.5, rel=1e-6)
-    np.testing.assert_allclose(rescaled / 2.5, (a - 0.5 * b) / np.linalg.norm(a - 0.5 * b), atol=1e-6)
-
-
-def test_a_sum_of_zero_has_no_direction() -> None:
-    (a,) = points(1)
-    assert not weighted_sum([a, a], [1.0, -1.0], None).any()
-    with pytest.raises(ValueError, match="zero"):
-        weighted_sum([a, a], [1.0, -1.0], 1.0)
-
-
-def test_as_many_weights_as_rows() -> None:
-    with pytest.raises(ValueError, match="zip"):
-        weighted_sum(points(2), [1.0], None)

@@ -151,13 +151,16 @@ def test_refusals_name_their_reason() -> None:
             assert 10 <= refused.value.retry_after <= 16
             with pytest.raises(QueueFull):
                 await scheduler.submit(marked(*range(11)), plan())
+            with pytest.raises(QueueFull):
+                scheduler.check_room(11)
+            scheduler.check_room(10)
             more = held(scheduler, marked(*range(10)), plan(deadline=clock.now + 1000))
             await queued(scheduler, more)
             release(model)
             await asyncio.gather(queue, more)
 
     asyncio.run(main())
-    reasons = ["deadline_unreachable"] * 2 + ["queue_full", "would_miss_deadline", "queue_full"]
+    reasons = ["deadline_unreachable"] * 2 + ["queue_full", "would_miss_deadline", *["queue_full"] * 2]
     assert [reason for (reason,) in ear.of("rejected")] == reasons
 
 

@@ -250,7 +250,11 @@ def test_before_start_it_is_not_ready() -> None:
         assert not scheduler.healthy
         with pytest.raises(NotReady):
             await scheduler.submit(marked(1), plan())
+        with pytest.raises(NotReady):
+            scheduler.check_room(1)
         scheduler.close()
+        with pytest.raises(Draining):
+            scheduler.check_room(1)
 
     asyncio.run(main())
 
