@@ -33,14 +33,16 @@ _LOG = logging.getLogger(__name__)
 _MAX_CODEC_THREADS = 8
 
 Refuse = Callable[[StartupError], None]
+Ready = Callable[[], None]
 
 
-def create_app(settings: Settings, *, refuse: Refuse | None = None) -> FastAPI:
+def create_app(settings: Settings, *, refuse: Refuse | None = None, ready: Ready | None = None) -> FastAPI:
     """The service as an ASGI application. Models load once its lifespan begins, while it already answers 503.
 
     Args:
         settings: what the operator decided.
         refuse: called when a model cannot be loaded; whoever runs the server then ends it.
+        ready: called once every model is loaded.
 
     Raises:
         StartupError: the API keys file is unusable.
@@ -57,7 +59,7 @@ def create_app(settings: Settings, *, refuse: Refuse | None = None) -> FastAPI:
         # The service counts for itself; FastAPI's own spans and metrics would look for a provider at every request.
         telemetry={"tracing": False, "metrics": False, "logs": False},
         middleware=_middleware(settings, found),
-        lifespan=lambda _: _lifespan(found, refuse),
+        lifespan=lambda _: _lifespan(found, refuse, ready),
     )
     app.state.services = found
     app.include_router(native.router)
@@ -133,8 +135,8 @@ def _middleware(settings: Settings, found: Services) -> list[Middleware]:
 
 
 @asynccontextmanager
-async def _lifespan(found: Services, refuse: Refuse | None) -> AsyncIterator[None]:
-    loading = asyncio.create_task(_load(found, refuse))
+async def _lifespan(found: Services, refuse: Refuse | None, ready: Ready | None) -> AsyncIterator[None]:
+    loading = asyncio.create_task(_load(found, refuse, ready))
     try:
         yield
     finally:
@@ -145,10 +147,12 @@ async def _lifespan(found: Services, refuse: Refuse | None) -> AsyncIterator[Non
         found.repository.close()
 
 
-async def _load(found: Services, refuse: Refuse | None) -> None:
+async def _load(found: Services, refuse: Refuse | None, ready: Ready | None) -> None:
     try:
         models = await asyncio.to_thread(found.repository.load_all)
         _serve(found, models)
+        if ready is not None:
+            ready()
     except Exception as exc:
         found.phase = "failed"
         failure = _as_refusal(exc)

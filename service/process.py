@@ -10,8 +10,9 @@ from pathlib import Path
 from service import server
 from service.api.middleware import JsonFormatter
 from service.domain.errors import StartupError
+from service.member import Member
 from service.settings import Settings
-from service.supervisor import LISTENING
+from service.supervisor import READY, say
 
 
 def work(settings: Settings, parent: Connection) -> None:
@@ -19,11 +20,11 @@ def work(settings: Settings, parent: Connection) -> None:
     configure_logging(settings)
     try:
         with server.bind(settings.host, settings.port, shared=True) as listener:
-            listener.listen(server.BACKLOG)
-            parent.send_bytes(LISTENING)
+            if parent.poll():  # told to listen before it was started: before it imports anything large
+                server.begin(listener, settings)
             serve(settings, listener, parent)
     except StartupError as exc:
-        parent.send_bytes(exc.detail.encode())
+        say(parent, exc.detail.encode())
 
 
 def forget(pid: int, folder: Path) -> None:
@@ -34,7 +35,9 @@ def forget(pid: int, folder: Path) -> None:
 
 
 def serve(settings: Settings, listener: socket.socket, parent: Connection | None = None) -> None:
-    """Serve on this socket until told to stop, or until the parent is gone.
+    """Serve on this socket until told to stop.
+
+    With a parent, this is one of several: the socket is only bound, and listens when the parent says so.
 
     Raises:
         StartupError: a setting or a model is unusable.
@@ -47,9 +50,14 @@ def serve(settings: Settings, listener: socket.socket, parent: Connection | None
         refusals.append(exc)
         running.should_exit = True
 
-    app = create_app(settings, refuse=refuse)
+    def ready() -> None:
+        if parent is not None:
+            say(parent, READY)
+
+    app = create_app(settings, refuse=refuse, ready=ready)
     found = app.state.services
-    running = server.Server(server.config(app, make_door(found)), found, parent=parent)
+    config = server.config(app, make_door(found))
+    running = server.Server(config, found) if parent is None else Member(config, found, parent, refuse)
     running.run(sockets=[listener, *(listener.dup() for _ in range(server.ACCEPTS - 1))])
     if refusals:
         raise refusals[0]

@@ -5,11 +5,11 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, cast
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -19,6 +19,7 @@ from service.api.services import Services
 from service.domain.errors import StartupError
 from service.settings import Settings
 
+Config = uvicorn.Config
 _LOG = logging.getLogger("service")
 BACKLOG: Final = 2048
 ACCEPTS: Final = 8
@@ -35,13 +36,11 @@ class Server(uvicorn.Server):
     Args:
         config: uvicorn's.
         found: the app's services.
-        parent: readable as soon as the process that started this one is gone, which stops it too.
     """
 
-    def __init__(self, config: uvicorn.Config, found: Services, *, parent: "Readable | None" = None) -> None:
+    def __init__(self, config: Config, found: Services) -> None:
         super().__init__(config)
         self._services = found
-        self._parent = parent
         self._draining: asyncio.Task[None] | None = None
 
     @contextmanager
@@ -50,27 +49,28 @@ class Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
-        if self._parent is not None:
-            loop.add_reader(self._parent.fileno(), self._orphaned)
         try:
             yield
         finally:
-            if self._parent is not None:
-                loop.remove_reader(self._parent.fileno())
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)
+
+    async def accept(self, sockets: Iterable[socket.socket]) -> None:
+        """Serve these sockets too, when `startup` has had others or none."""
+        config, loop = self.config, asyncio.get_running_loop()
+
+        def protocol() -> asyncio.Protocol:
+            state = self.lifespan.state
+            return config.http_protocol_class(config=config, server_state=self.server_state, app_state=state)  # type: ignore[call-arg]
+
+        for one in sockets:
+            self.servers.append(await loop.create_server(protocol, sock=one, backlog=config.backlog))
 
     def _stop(self) -> None:
         if self._draining is None:
             self._draining = asyncio.get_running_loop().create_task(self._drain())
         else:
             self._cut_off()
-
-    def _orphaned(self) -> None:
-        if self._parent is not None:
-            asyncio.get_running_loop().remove_reader(self._parent.fileno())
-        if self._draining is None:
-            self._stop()
 
     async def _drain(self) -> None:
         settings, traffic = self._services.settings, self._services.traffic
@@ -88,14 +88,6 @@ class Server(uvicorn.Server):
         _LOG.warning("cutting off %d requests", self._services.traffic.in_flight)
         self._services.lineup.cut_off()  # their callers are told
         self.should_exit = True
-
-
-class Readable(Protocol):
-    """A pipe's end."""
-
-    def fileno(self) -> int:
-        """Its file descriptor."""
-        ...
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -184,9 +176,9 @@ class _Corked:
         return getattr(self._transport, name)
 
 
-def config(app: Callable[..., Any], door: Door | None = None) -> uvicorn.Config:
+def config(app: Callable[..., Any], door: Door | None = None) -> Config:
     """How uvicorn serves this app: no access log, no headers and no proxy handling of its own."""
-    return uvicorn.Config(
+    return Config(
         app,
         http=cast(type[asyncio.Protocol], partial(HttpProtocol, door=door)),
         log_config=None,
@@ -208,11 +200,23 @@ def listen(settings: Settings) -> socket.socket:
     """
     listener = bind(settings.host, settings.port)
     try:
-        listener.listen(BACKLOG)  # two sockets can be bound to one port; only one of them can listen
-    except OSError as exc:
+        begin(listener, settings)
+    except StartupError:
         listener.close()
-        raise _unusable(settings.host, settings.port, exc) from exc
+        raise
     return listener
+
+
+def begin(bound: socket.socket, settings: Settings) -> None:
+    """Let this socket, bound to the address that the settings name, listen.
+
+    Raises:
+        StartupError: another one does: many can be bound to one port.
+    """
+    try:
+        bound.listen(BACKLOG)
+    except OSError as exc:
+        raise _unusable(settings.host, settings.port, exc) from exc
 
 
 def announce(bound: socket.socket) -> None:

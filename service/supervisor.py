@@ -4,6 +4,7 @@ Each has its own model, queue and batches; the kernel deals connections out to t
 among them, and `/metrics` adds them up. For CPUs only: on a GPU a second process would split the batches, not the work.
 """
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -12,8 +13,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -24,12 +24,23 @@ from service.host import cpu_threads
 from service.settings import Settings, share_metrics
 
 Work = Callable[[Settings, Connection], None]
-"""What a process does. It sends `LISTENING` once it does, or why it refuses to start, as UTF-8, and ends; it stops when
-the connection closes."""
-LISTENING: Final = b""
+"""What a process does. It listens once it has been told to, and says `LISTENING`; it says `READY` once it could serve;
+or why it refuses to start, as UTF-8, and ends. It stops when the connection closes."""
+LISTEN: Final = b"\x01"
+LISTENING: Final = b"\x02"
+READY: Final = b"\x03"
 
 _LOG = logging.getLogger("service")
-_PAUSE_S: Final = 1.0  # between the starts of processes that keep dying
+_TRIES: Final = 5
+_PAUSE_S: Final = 1.0
+_MAX_PAUSE_S: Final = 30.0
+_LASTING_S: Final = 60.0  # for so long it has served well
+
+
+def say(connection: Connection, what: bytes) -> None:
+    """Send it; that nobody is there any more is noticed elsewhere."""
+    with contextlib.suppress(OSError):
+        connection.send_bytes(what)
 
 
 def share_of(settings: Settings) -> Settings:
@@ -61,7 +72,7 @@ def supervise(
         The exit status: 0 if every process stopped cleanly.
 
     Raises:
-        StartupError: a process refused to start; the others have been stopped.
+        StartupError: a process refused to start, or they keep dying before any can serve; the others have been stopped.
     """
     folder = Path(tempfile.mkdtemp(prefix="ign-metrics-"))
     share_metrics(folder)
@@ -71,6 +82,40 @@ def supervise(
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@dataclasses.dataclass(eq=False)
+class _Member:
+    process: SpawnProcess
+    line: Connection
+    deaths: int  # of those in its place, one after the other, that did not last
+    heard: bool = True  # until it has closed its end
+    listens: bool = False  # or has been told to
+    ready_at: float | None = None
+
+    def hear(self) -> Iterator[bytes]:
+        """What it has said since."""
+        try:
+            while self.heard and self.line.poll():
+                yield self.line.recv_bytes()
+        except (EOFError, OSError):
+            self.heard = False
+
+    def lasted(self) -> bool:
+        return self.ready_at is not None and time.monotonic() - self.ready_at >= _LASTING_S
+
+
+def _next_to_listen(members: Sequence[_Member]) -> list[_Member]:
+    """Those to be told now. The kernel deals connections to all that listen, so none joins while one of them loads.
+
+    Args:
+        members: oldest first. If none of them listens and none is ready, the oldest opens the port, to say so.
+    """
+    listening = [member for member in members if member.listens]
+    if any(member.ready_at is None for member in listening):
+        return []
+    ready = [member for member in members if member.ready_at is not None and not member.listens]
+    return ready if ready or listening else list(members[:1])
+
+
 class _Crew:
     def __init__(
         self, settings: Settings, work: Work, listening: Callable[[], None], ended: Callable[[int], None]
@@ -78,73 +123,110 @@ class _Crew:
         self._settings, self._work, self._ended = settings, work, ended
         self._listening: Callable[[], None] | None = listening
         self._context = multiprocessing.get_context("spawn")
-        self._members: dict[SpawnProcess, Connection] = {}
-        self._open: list[Connection] = []
+        self._members: list[_Member] = []
+        self._vacant: list[tuple[float, int]] = []  # when to start the next, and after how many deaths
         self._stopping = False
+        self._woken, self._waker = self._context.Pipe(duplex=False)
         self._status = 0
         self._refusal: str | None = None
 
     def run(self, count: int) -> int:
-        with self._signals():
+        with self._woken, self._waker, self._signals():
             for _ in range(count):
-                self._start()
-            while self._members:
-                wait([*(member.sentinel for member in self._members), *self._open])
-                for connection in list(self._open):
-                    self._hear(connection)
-                for member in [member for member in self._members if not member.is_alive()]:
+                self._start(0)
+            while self._members or (self._vacant and not self._stopping):
+                self._wait()
+                for member in self._members:
+                    self._hear(member)
+                for member in [member for member in self._members if not member.process.is_alive()]:
                     self._bury(member)
+                self._fill()
+                self._deal()
         if self._refusal is not None:
             raise StartupError(self._refusal)
         return self._status
 
-    def _start(self) -> None:
-        # This process sends nothing: when it is gone, however it went, the other end reads end-of-file.
+    def _wait(self) -> None:
+        """Until a process says something or ends, the next is due, or a signal has come."""
+        sentinels = [member.process.sentinel for member in self._members]
+        lines = [member.line for member in self._members if member.heard]
+        if self._stopping:
+            wait([*sentinels, *lines])
+        else:
+            due = min((due for due, _ in self._vacant), default=None)
+            wait([*sentinels, *lines, self._woken], None if due is None else max(0.0, due - time.monotonic()))
+
+    def _start(self, deaths: int) -> None:
+        # When this process is gone, however it went, the other end reads end-of-file.
         ours, theirs = self._context.Pipe()
-        member = self._context.Process(target=self._work, args=(self._settings, theirs), name="ign-worker")
-        member.start()
+        process = self._context.Process(target=self._work, args=(self._settings, theirs), name="ign-worker")
+        self._members.append(_Member(process, ours, deaths))
+        self._deal()  # before it starts: the one that opens the port need not wait for the word
+        process.start()
         theirs.close()
-        self._members[member] = ours
-        self._open.append(ours)
         if self._stopping:  # a signal came in between
-            member.terminate()
+            process.terminate()
 
-    def _hear(self, connection: Connection) -> None:
-        try:
-            while connection.poll():
-                said = connection.recv_bytes()
-                if said != LISTENING:
-                    self._refusal = self._refusal or said.decode()
-                elif self._listening is not None:
-                    self._listening()
-                    self._listening = None
-        except (EOFError, OSError):
-            self._open.remove(connection)
+    def _deal(self) -> None:
+        if self._stopping:
+            return
+        for member in _next_to_listen(self._members):
+            member.listens = True
+            say(member.line, LISTEN)
 
-    def _bury(self, member: SpawnProcess) -> None:
-        member.join()
-        connection = self._members.pop(member)
-        if connection in self._open:
-            self._hear(connection)
-        connection.close()
-        self._ended(member.pid or 0)
-        if self._refusal is not None and not self._stopping:
+    def _hear(self, member: _Member) -> None:
+        for said in member.hear():
+            if said == READY:
+                member.ready_at = time.monotonic()
+            elif said != LISTENING:
+                self._refusal = self._refusal or said.decode()
+            elif self._listening is not None:
+                self._listening()
+                self._listening = None
+
+    def _bury(self, member: _Member) -> None:
+        member.process.join()
+        self._members.remove(member)
+        self._hear(member)
+        member.line.close()
+        self._ended(member.process.pid or 0)
+        status = member.process.exitcode or 0
+        if not self._stopping:
+            self._replace(member, status)
+        elif status != -signal.SIGTERM:  # of which one dies that has just been started
+            self._status = self._status or abs(status)
+
+    def _replace(self, member: _Member, status: int) -> None:
+        deaths = 1 if member.lasted() else member.deaths + 1
+        if deaths >= _TRIES and all(one.ready_at is None for one in (member, *self._members)):
+            self._refusal = self._refusal or (
+                f"{deaths} processes in a row did not last, the last one ended with status {status} before it was ready"
+            )
+        if self._refusal is not None:
             self._stop()
-        elif self._stopping and member.exitcode != -signal.SIGTERM:  # of which one dies that has just been started
-            self._status = self._status or abs(member.exitcode or 0)
-        elif not self._stopping:
-            _LOG.error("process %s ended with status %s; another takes its place", member.pid, member.exitcode)
-            time.sleep(_PAUSE_S)
+            return
+        pause = 0.0 if deaths == 1 else min(_MAX_PAUSE_S, _PAUSE_S * 2 ** min(deaths - 2, 10))
+        when = f" in {pause:g} s" if pause else ""
+        _LOG.error("process %s ended with status %s; another takes its place%s", member.process.pid, status, when)
+        self._vacant.append((time.monotonic() + pause, deaths))
+
+    def _fill(self) -> None:
+        now = time.monotonic()
+        for place in [place for place in self._vacant if place[0] <= now]:
+            self._vacant.remove(place)
             if not self._stopping:
-                self._start()
+                self._start(place[1])
 
     def _stop(self) -> None:
         """The first time they finish what they have; the second time they are cut off."""
-        self._stopping = True
+        if not self._stopping:
+            self._stopping = True
+            self._waker.send_bytes(b"")
         for member in self._members:
-            member.terminate()
+            if member.process.pid is not None:
+                member.process.terminate()
 
-    @contextmanager
+    @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         before = {number: signal.signal(number, lambda *_: self._stop()) for number in (signal.SIGTERM, signal.SIGINT)}
         try:

@@ -63,18 +63,21 @@ def start(environ: Mapping[str, str]) -> "subprocess.Popen[str]":
     )
 
 
+def address_of(popen: "subprocess.Popen[str]") -> str:
+    """Where it says it listens."""
+    assert popen.stderr is not None
+    for line in popen.stderr:
+        found = re.search(r"listening on (http://\S+:[1-9][0-9]*)", line)
+        if found:
+            return found[1]
+    raise AssertionError("it never said where it listens")
+
+
 @contextmanager
 def running(environ: Mapping[str, str]) -> Iterator[Process]:
     popen = start(environ)
     try:
-        assert popen.stderr is not None
-        for line in popen.stderr:
-            found = re.search(r"listening on (http://\S+:[1-9][0-9]*)", line)
-            if found:
-                break
-        else:
-            raise AssertionError("it never said where it listens")
-        process = Process(popen, found[1])
+        process = Process(popen, address_of(popen))
         process.until(200)
         yield process
     finally:
@@ -290,6 +293,22 @@ def command_line(pid: str) -> bytes:
         return b""
 
 
+def listeners(process: Process) -> int:
+    """How many processes listen on its port."""
+    port = f":{httpx.URL(process.url).port:04X}"
+    sockets = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(one[1].endswith(port) and one[3] == "0A" for one in sockets)
+
+
+def served_until(process: Process, condition: Callable[[], bool]) -> None:
+    """Ask, a connection each: no request is refused, neither until then nor right after."""
+    while not condition():
+        with suppress(httpx.TransportError):  # connections that a killed one had not accepted are reset
+            assert process.post({"seed": 1}).status_code == 200
+    for seed in range(8):
+        assert process.post({"seed": seed}).status_code == 200
+
+
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux")
 class TestSeveralProcesses:
     def test_they_share_a_port_and_their_metrics_add_up(self, environ: dict[str, str]) -> None:
@@ -305,18 +324,29 @@ class TestSeveralProcesses:
             assert status == 0
             assert "Traceback" not in said
 
-    def test_one_that_is_killed_is_replaced(self, environ: dict[str, str]) -> None:
+    def test_one_that_is_killed_is_replaced_and_nobody_refused(self, environ: dict[str, str]) -> None:
         with running(environ | TWO) as process:
-            first = workers_of(process)
-            assert len(first) == 2
-            os.kill(first[0], signal.SIGKILL)
-            while set(workers_of(process)) <= set(first):
-                pass
-            assert first[1] in workers_of(process)
+            served_until(process, lambda: listeners(process) == 2)
+            dead, alive = workers_of(process)
+            os.kill(dead, signal.SIGKILL)
+            served_until(process, lambda: dead not in workers_of(process) and listeners(process) == 2)
+            assert alive in workers_of(process)
+
+    def test_when_the_first_dies_early_the_other_opens_the_port(self, environ: dict[str, str]) -> None:
+        popen = start(environ | TWO)
+        try:
+            process = Process(popen, address_of(popen))
+            os.kill(workers_of(process)[0], signal.SIGKILL)
             while True:
-                with suppress(httpx.TransportError):  # connections that the dead one had not accepted are reset
-                    if process.post({"seed": 1}).status_code == 200:
+                with suppress(httpx.TransportError):  # for a moment nobody listens
+                    if process.get("/readyz").status_code == 200:
                         break
+            served_until(process, lambda: listeners(process) == 2)
+            process.terminate()
+            assert process.ended()[0] == 0
+        finally:
+            popen.kill()
+            popen.communicate()
 
     def test_they_leave_with_their_parent(self, environ: dict[str, str]) -> None:
         with running(environ | TWO) as process:

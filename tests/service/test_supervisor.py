@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from service import supervisor
 from service.domain.errors import StartupError
 from service.settings import Settings
 from service.supervisor import Work, share_of, supervise
@@ -57,7 +58,7 @@ def supervised(settings: Settings, work: Work, script: Callable[[], None]) -> tu
         finally:
             done.result(PATIENCE_S)
             signal.signal(signal.SIGTERM, before)
-            assert said == (["listening"] if work is crews.told_to_stop else [])
+            assert said == (["listening"] if work in (crews.told_to_stop, crews.one_dies) else [])
             assert not any(folder.exists() for folder in folders)
     return status, ended
 
@@ -94,11 +95,155 @@ def test_one_that_dies_is_replaced(settings: Settings, caplog: pytest.LogCapture
     assert f"process {ended[0]} ended with status -9; another takes its place" in caplog.text
 
 
+def unattended(settings: Settings, work: Work) -> None:
+    """Until it ends by itself."""
+    supervise(settings, work, listening=lambda: None, forget=lambda *_: None)
+
+
 def test_a_refusal_to_start_is_everybodys(settings: Settings) -> None:
     with pytest.raises(StartupError, match="no model in /nowhere"):
-        supervised(settings, crews.refuses, lambda: None)
+        unattended(settings, crews.refuses)
+
+
+def test_a_refusal_of_one_that_replaces_another_too(settings: Settings) -> None:
+    def script() -> None:
+        until(lambda: len(pids(settings)) == 3)
+        os.kill(min(pids(settings)), signal.SIGKILL)
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(script)
+        with pytest.raises(StartupError, match="no model in /nowhere"):
+            unattended(settings, crews.refuses_later)
+        done.result(PATIENCE_S)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids(settings))
 
 
 def test_one_that_stops_badly_is_seen_in_the_status(settings: Settings) -> None:
     status, _ = supervised(settings, crews.stops_badly, lambda: until(lambda: len(pids(settings)) == 3))
     assert status == 7
+
+
+def noted(settings: Settings, what: str) -> dict[int, int]:
+    """Processes `by_hand` that have come so far, and when."""
+    lines = {pid: (settings.model_dir / str(pid)).read_text().split("\n") for pid in pids(settings)}
+    return {pid: int(line.split()[1]) for pid, of in lines.items() for line in of[:-1] if line.startswith(what)}
+
+
+def make_ready(settings: Settings, pid: int) -> None:
+    os.kill(pid, signal.SIGUSR1)
+    until(lambda: pid in noted(settings, "ready"))
+
+
+def replaced(settings: Settings, pid: int) -> int:
+    """Kill it and await the next: by then all that was said before has been heard."""
+    before = pids(settings)
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: len(pids(settings)) > len(before))
+    return (pids(settings) - before).pop()
+
+
+def begun(settings: Settings) -> tuple[int, list[int]]:
+    """The one that opens the port, and the others."""
+    until(lambda: len(pids(settings)) == 3 and bool(noted(settings, "told")))
+    (first,) = noted(settings, "told")
+    return first, sorted(pids(settings) - {first})
+
+
+def test_nobody_listens_beside_one_that_loads(settings: Settings) -> None:
+    def script() -> None:
+        first, (second, third) = begun(settings)
+        make_ready(settings, second)
+        fourth = replaced(settings, third)
+        assert set(noted(settings, "told")) == {first}
+        make_ready(settings, first)
+        until(lambda: second in noted(settings, "told"))
+        fifth = replaced(settings, fourth)
+        assert set(noted(settings, "told")) == {first, second}
+        sixth = replaced(settings, second)
+        for pid in (sixth, fifth):
+            make_ready(settings, pid)
+            until(lambda pid=pid: pid in noted(settings, "told"))  # type: ignore[misc]
+        told, ready = noted(settings, "told"), noted(settings, "ready")
+        assert told[first] < ready[first] < told[second]
+        assert all(told[pid] > ready[pid] for pid in (second, fifth, sixth))
+
+    assert supervised(settings, crews.by_hand, script)[0] == 0
+
+
+def test_when_the_first_dies_before_it_is_ready_another_one_opens_the_port(settings: Settings) -> None:
+    def script() -> None:
+        first, others = begun(settings)
+        replaced(settings, first)
+        until(lambda: len(noted(settings, "told")) == 2)
+        (second,) = set(noted(settings, "told")) - {first}
+        (third,) = set(others) - {second}
+        make_ready(settings, third)
+        replaced(settings, second)  # it has not been ready either, but now there is one that is
+        until(lambda: third in noted(settings, "told"))
+        assert len(noted(settings, "told")) == 3
+
+    assert supervised(settings, crews.by_hand, script)[0] == 0
+
+
+def test_when_all_die_one_opens_the_port_at_once(settings: Settings) -> None:
+    def script() -> None:
+        first, _ = begun(settings)
+        make_ready(settings, first)
+        for pid in pids(settings):
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: len(pids(settings)) == 6 and len(noted(settings, "told")) > 1)
+
+    assert supervised(settings, crews.by_hand, script)[0] == 0
+
+
+def pauses(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage().partition("takes its place")[2] for record in caplog.records]
+
+
+@pytest.fixture
+def alone(settings: Settings) -> Settings:
+    return dataclasses.replace(settings, workers=1)
+
+
+def test_it_gives_up_when_none_gets_ready(
+    alone: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(supervisor, "_PAUSE_S", 0.001)
+    with pytest.raises(StartupError, match="5 processes in a row did not last, the last one ended with status 5"):
+        unattended(alone, crews.dies)
+    assert pauses(caplog) == ["", " in 0.001 s", " in 0.002 s", " in 0.004 s"]
+
+
+def test_it_does_not_give_up_while_one_serves(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(supervisor, "_PAUSE_S", 0.001)
+    two = dataclasses.replace(settings, workers=2)
+    status, _ = supervised(two, crews.one_dies, lambda: until(lambda: len(pauses(caplog)) > 5))
+    assert status in (0, 5)
+
+
+def test_one_that_dies_again_and_again_is_replaced_after_a_pause_that_grows_to_a_bound(
+    alone: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(supervisor, "_PAUSE_S", 0.001)
+    monkeypatch.setattr(supervisor, "_MAX_PAUSE_S", 0.003)
+    supervised(alone, crews.dies_later, lambda: until(lambda: len(pauses(caplog)) > 6))
+    assert pauses(caplog)[:6] == ["", " in 0.001 s", " in 0.002 s", " in 0.003 s", " in 0.003 s", " in 0.003 s"]
+
+
+def test_one_that_has_served_for_long_is_replaced_at_once(
+    alone: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(supervisor, "_LASTING_S", 0.0)
+    supervised(alone, crews.dies_later, lambda: until(lambda: len(pauses(caplog)) > 3))
+    assert set(pauses(caplog)) == {""}
+
+
+def test_a_signal_ends_the_pause(
+    alone: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(supervisor, "_PAUSE_S", 3600.0)
+    monkeypatch.setattr(supervisor, "_MAX_PAUSE_S", 3600.0)
+    status, ended = supervised(alone, crews.dies, lambda: until(lambda: " in 3600 s" in pauses(caplog)))
+    assert (status, len(ended)) == (0, 2)
