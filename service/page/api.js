@@ -64,6 +64,7 @@ async function problemOf(response) {
     retry: response.headers.get("X-Should-Retry") !== "false" && (response.status >= 500 || response.status === 429),
   });
   if (response.status === 401) {
+    if (!hasKey()) problem.message = "This service needs an API key.";
     sessionStorage.removeItem(KEY);
     dispatchEvent(new CustomEvent("key-needed"));
   }
