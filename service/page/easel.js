@@ -3,7 +3,7 @@
 
 import { css, forget, ink, paper, scaleOf, shrink, stencil } from "./pixels.js";
 
-const MASK = "rgb(255 116 72 / 0.72)";
+const MASK = "#ff7448"; // the style sheet makes a veil of it
 
 export class Easel extends EventTarget {
   #acts = [];
@@ -53,7 +53,7 @@ export class Easel extends EventTarget {
   extend(place) {
     const act = this.#acts.at(-1);
     act.places.push(place);
-    this.#stroke(act, act.places.length - 2);
+    this.#stroke(act, act.places.length - 1);
   }
 
   finish() {
@@ -121,35 +121,20 @@ export class Easel extends EventTarget {
     }
   }
 
+  /** Paint a stroke from one of its places on, each time the same, whether at once or bit by bit. */
   #stroke(act, from) {
     const context = this[act.layer].getContext("2d", { willReadFrequently: true });
     const { width, height } = this.paint;
-    const named = { ink: ink, paper: paper }[act.colour];
+    const named = { ink, paper }[act.colour];
     context.strokeStyle = act.layer === "mask" ? MASK : named ? css(named(this.#card)) : act.colour;
     [context.lineCap, context.lineJoin] = ["round", "round"];
-    // A mask is one even veil: what is painted twice is not darker.
-    context.globalCompositeOperation = "source-over";
-    for (let i = from; i < Math.max(1, act.places.length - 1); i++) {
-      const [a, b] = [act.places[i], act.places[i + 1] ?? act.places[i]];
+    for (let i = from; i < act.places.length; i++) {
+      const [a, b] = [act.places[Math.max(0, i - 1)], act.places[i]];
       context.lineWidth = act.size * width * (0.4 + 1.2 * b.pressure);
-      if (act.layer === "mask") this.#cut(context, a, b);
       context.beginPath();
       context.moveTo(a.x * width, a.y * height);
       context.lineTo(b.x * width, b.y * height + 0.01); // a dot is a very short line
       context.stroke();
     }
-  }
-
-  #cut(context, a, b) {
-    const { width, height } = this.paint;
-    context.globalCompositeOperation = "destination-out";
-    const colour = context.strokeStyle;
-    context.strokeStyle = "#000";
-    context.beginPath();
-    context.moveTo(a.x * width, a.y * height);
-    context.lineTo(b.x * width, b.y * height + 0.01);
-    context.stroke();
-    context.strokeStyle = colour;
-    context.globalCompositeOperation = "source-over";
   }
 }

@@ -43,7 +43,7 @@ export function stencil(mask) {
   const made = new ImageData(mask.width, mask.height);
   let some = false;
   for (let i = 0; i < mask.data.length; i += 4) {
-    const level = mask.data[i + 3] >= 96 ? 255 : 0; // of its opacity
+    const level = mask.data[i + 3] > 127 ? 255 : 0; // its opacity
     some ||= level > 0;
     made.data.set([level, level, level, 255], i);
   }

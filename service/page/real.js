@@ -28,6 +28,8 @@ export class Real {
       byId(name).addEventListener("change", () => this.#ifLive());
     }
     byId("live").addEventListener("change", () => this.#ifLive());
+    for (const event of ["changed", "finished"]) easel.addEventListener(event, () => this.#preview());
+    byId("forget").addEventListener("change", () => this.#preview());
     easel.addEventListener("finished", () => this.#ifLive());
     incoming(byId("file"), byId("easel"), (file) => this.#take(file));
   }
@@ -83,6 +85,14 @@ export class Real {
       form.append(name, String(value));
     }
     return (await (await ask("project", { form, signal })).json()).images[0];
+  }
+
+  /** What f would see of the drawing as it is. */
+  #preview() {
+    const { image } = this.easel.seen({ forgetting: byId("forget").checked });
+    const canvas = byId("seen");
+    [canvas.width, canvas.height] = [image.width, image.height];
+    canvas.getContext("2d").putImageData(image, 0, 0);
   }
 
   #explain({ steps, strength }, mask) {

@@ -20,10 +20,10 @@ export function moved(distance, { distance_quantiles: quantiles, range: [low, hi
   const far = `f moved its pixels by ${share} on average`;
   if (!quantiles) return `${far}.`;
   const place = percentile(distance, quantiles);
-  if (place >= 100) return `${far}: further than any real picture it was tested with.`;
-  if (place > 99) return `${far}: further than 99 of 100 real pictures.`;
-  if (place < 1) return `${far}: less than nearly all real pictures. It was real already.`;
-  return `${far}: further than ${Math.round(place)} of 100 real pictures, so it looked real already.`;
+  if (place >= 100) return `${far}, more than any of the real pictures it was tested with.`;
+  if (place > 99) return `${far}, more than 99 of 100 real pictures.`;
+  const beside = place < 1 ? "less than nearly all real pictures" : `more than ${Math.round(place)} of 100 real pictures`;
+  return `${far}, ${beside}: ${place > 75 ? "within what real ones do" : "it looked real already"}.`;
 }
 
 /** How near to a fixed point of f a result is. */

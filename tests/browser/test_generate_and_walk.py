@@ -53,10 +53,12 @@ def test_a_walk_is_an_animation_that_can_be_stopped(visit: Visit) -> None:
     assert (visit.picture("#from img") == first).all()
     visit.one("#frames").fill("12")
     visit.one("#loop").uncheck()
-    with visit.page.expect_response("**/latent-interpolate") as answered:
-        visit.button("Walk").click()
+    visit.button("Walk").click()
     visit.says("walk", "12 frames")
-    shown = frames(answered.value.body())
+    with visit.page.expect_download() as saved:
+        visit.one("#walk-save").click()
+    assert saved.value.suggested_filename == "walk.webp"
+    shown = frames(saved.value.path().read_bytes())
     assert len(shown) > 6
     assert (shown[0] == first).all()
     assert (shown[-1] == visit.picture("#to img")).all()

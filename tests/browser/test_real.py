@@ -93,7 +93,7 @@ def test_strength_none_leaves_it_as_it_is(visit: Visit) -> None:
 def test_outside_the_mask_nothing_changes(visit: Visit) -> None:
     visit.draw()
     visit.one("label").filter(has_text=re.compile("^Mask$")).click()
-    visit.draw([(0.4, 0.6), (0.6, 0.6)])
+    visit.draw([(0.3, 0.6), (0.7, 0.6)])
     visit.button("Make it real").click()
     visit.says("real", "Outside the mask everything is as it was.")
     made, seen = visit.picture("#made"), visit.picture("#film li:first-child img")
@@ -147,7 +147,7 @@ def test_the_command_line_gives_the_same_picture(visit: Visit, service: Service,
     visit.button("Make it real").click()
     made = visit.picture("#made")
     with visit.page.expect_download() as waiting:
-        visit.button("Save", "#real .yours").click()
+        visit.button("Save the drawing").click()
     waiting.value.save_as(tmp_path / "drawing.png")
     assert waiting.value.suggested_filename == "drawing.png"
     visit.one("#real summary").click()
