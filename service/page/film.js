@@ -16,9 +16,8 @@ export function recorded(steps) {
 export class Film {
   #frames = [];
 
-  constructor(list, choose) {
-    this.list = list;
-    this.choose = choose;
+  constructor(root, choose) {
+    [this.root, this.list, this.choose] = [root, root.querySelector("ol"), choose];
   }
 
   /** The frames of an answer: {step, data, change}. */
@@ -43,21 +42,20 @@ export class Film {
   }
 
   #draw() {
-    this.list.hidden = this.#frames.length === 0;
+    this.root.hidden = this.#frames.length === 0;
     this.list.replaceChildren(...this.#frames.map((frame) => make("li", {}, this.#button(frame))));
     this.#press(this.list.lastElementChild?.firstElementChild);
     this.list.scrollLeft = this.list.scrollWidth;
   }
 
   #button(frame) {
-    const [name, detail] =
-      frame.step === 0 ? ["seen", "as f saw it"] : [power(frame.step), `moved ${amount(frame.change)}`];
+    const first = frame.step === 0;
     const button = make(
       "button",
       { type: "button", "aria-pressed": "false" },
-      make("img", { className: "pixels", src: source(frame.data), alt: frame.step ? "" : "What f saw" }),
-      make("b", {}, name),
-      make("span", {}, detail),
+      make("img", { className: "pixels", src: source(frame.data), alt: "" }),
+      make("b", {}, first ? "seen" : power(frame.step)),
+      ...(first ? [] : [make("span", { className: "unseen" }, "moved it by "), make("span", {}, amount(frame.change))]),
     );
     button.addEventListener("click", () => {
       this.#press(button);

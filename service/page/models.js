@@ -72,7 +72,7 @@ function facts(card) {
     ["Trained on", [`${data?.pictures?.toLocaleString("en")} pictures of ${data?.name}`, data?.licence].filter(Boolean).join(", ")],
     training?.parameters && ["Parameters", training.parameters.toLocaleString("en")],
     training?.config?.licence && ["Licence", training.config.licence],
-    ["Runs on", [card.device ?? card.provider, reproducible?.kind === "exact" && "bit for bit the same"].filter(Boolean).join(", ")],
+    ["Runs on", [card.device ?? card.provider, reproducible?.kind === "exact" && "the same bits every time"].filter(Boolean).join(", ")],
     ["Digest", make("code", {}, card.digest.slice(0, 19))],
   ].filter(Boolean);
 }

@@ -1,6 +1,7 @@
 """Who may use the page, what it says when something fails, and whether everybody can use it."""
 
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -183,7 +184,8 @@ def test_everything_has_a_name(visit: Visit) -> None:
     assert len(ids) == len(set(ids))
     for attribute in ("for", "aria-labelledby", "aria-describedby"):
         named: list[str] = visit.page.evaluate(
-            "name => [...document.querySelectorAll(`[${name}]`)].map((element) => element.getAttribute(name))", attribute
+            "name => [...document.querySelectorAll(`[${name}]`)].map((element) => element.getAttribute(name))",
+            attribute,
         )
         assert {one for value in named for one in value.split()} <= set(ids)
 
@@ -191,8 +193,10 @@ def test_everything_has_a_name(visit: Visit) -> None:
 def test_language_headings_and_landmarks(visit: Visit) -> None:
     assert visit.one("html").get_attribute("lang") == "en"
     assert visit.one("main").count() == visit.one("h1").count() == 1
-    levels = [int(level) for level in visit.page.evaluate("[...document.querySelectorAll('h1,h2,h3')].map(h => h.tagName[1])")]
-    assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
+    levels = [
+        int(level) for level in visit.page.evaluate("[...document.querySelectorAll('h1,h2,h3')].map(h => h.tagName[1])")
+    ]
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
     assert visit.one(".section > .status[role=status], .section .status[role=status]").count() >= 4
 
 
@@ -214,7 +218,9 @@ def test_the_keyboard_reaches_everything_and_it_shows(visit: Visit) -> None:
             break
         assert here[1], f"{here[0]} does not show that it has the focus"
         reached.append(here[0])
-    assert {"model", "paint", "brush", "undo", "file", "go", "live", "steps", "strength", "seed", "pause"} <= set(reached)
+    assert {"model", "paint", "brush", "undo", "file", "go", "live", "steps", "strength", "seed", "pause"} <= set(
+        reached
+    )
     assert {"Generate", "Walk", "Copy"} & set(reached)
 
 

@@ -70,7 +70,7 @@ def visiting(browser: "Browser", url: str, **options: Any) -> Iterator[Visit]:
     context.set_default_timeout(PATIENCE_MS)
     page = context.new_page()
     visit = Visit(page, url)
-    page.on("console", lambda said: said.type in ("error", "warning") and visit.complaints.append(said.text))
+    page.on("console", lambda said: visit.complaints.extend([said.text] if said.type in ("error", "warning") else []))
     page.on("pageerror", lambda error: visit.complaints.append(str(error)))
     page.on("request", lambda asked: visit.hosts.add(_host(asked.url)))
     try:

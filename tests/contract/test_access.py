@@ -59,7 +59,9 @@ def test_a_key_without_the_scope_is_403(guarded: Service, path: str, key: str) -
     problem(guarded.post(path, {}, headers={"Authorization": f"Bearer {key}"}), 403, "forbidden")
 
 
-@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/docs", "/docs/start.js", "/openapi.json", "/", "/page/app.js"])
+@pytest.mark.parametrize(
+    "path", ["/healthz", "/readyz", "/metrics", "/docs", "/docs/start.js", "/openapi.json", "/", "/page/app.js"]
+)
 def test_health_metrics_and_docs_stay_open(guarded: Service, path: str) -> None:
     assert guarded.get(path).status_code == 200
 

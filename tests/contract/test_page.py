@@ -1,7 +1,6 @@
 """The page “Make it real”, as HTTP: `tests/browser` uses it."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -22,8 +21,8 @@ def named(page: str) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def start(service: Service) -> Iterator[httpx.Response]:
-    yield service.get("/")
+def start(service: Service) -> httpx.Response:
+    return service.get("/")
 
 
 @pytest.mark.parametrize("address", ADDRESSES)
