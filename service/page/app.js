@@ -34,6 +34,7 @@ function fit(card) {
   easel.fit(card);
   describe(card);
   for (const part of [real, generate, walk]) part.fit(card);
+  for (const name of ["real", "generate", "walk"]) byId(name).inert = false; // there is a model to use them on
 }
 
 async function load() {
@@ -42,7 +43,9 @@ async function load() {
   });
 }
 
-models.addEventListener("picked", () => startup.run("Asking for the model", async (signal) => fit(await models.card(signal))));
+models.addEventListener("picked", () => {
+  startup.run("Asking for the model", async (signal) => fit(await models.card(signal)));
+});
 
 easel.addEventListener("changed", () => {
   byId("undo").disabled = !easel.canUndo;

@@ -69,13 +69,15 @@ function facts(card) {
       `recognised ${share(noise.input.accuracy)} of the time before f, ${share(noise.f.accuracy)} after`,
     ],
     quality?.drift?.f !== undefined && ["Drift", `a second f moves its pictures by ${quality.drift.f.toFixed(3)}`],
-    ["Trained on", [`${data?.pictures?.toLocaleString("en")} pictures of ${data?.name}`, data?.licence].filter(Boolean).join(", ")],
-    training?.parameters && ["Parameters", training.parameters.toLocaleString("en")],
+    ["Trained on", list(data?.pictures && `${count(data.pictures)} pictures of ${data.name}`, data?.licence)],
+    training?.parameters && ["Parameters", count(training.parameters)],
     training?.config?.licence && ["Licence", training.config.licence],
-    ["Runs on", [card.device ?? card.provider, reproducible?.kind === "exact" && "the same bits every time"].filter(Boolean).join(", ")],
+    ["Runs on", list(card.device ?? card.provider, reproducible?.kind === "exact" && "the same bits every time")],
     ["Digest", make("code", {}, card.digest.slice(0, 19))],
-  ].filter(Boolean);
+  ].filter((fact) => fact && fact[1]);
 }
 
+const list = (...parts) => parts.filter(Boolean).join(", ");
+const count = (value) => value.toLocaleString("en");
 const round = (value) => (value === undefined ? "unknown" : value.toFixed(1));
 const share = (value) => `${Math.round(100 * value)} %`;

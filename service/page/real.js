@@ -1,9 +1,9 @@
 // “Make it real”: what is drawn goes through f.
 
 import { ask, curl } from "./api.js";
-import { byId, show, unshow } from "./dom.js";
+import { byId, make, show, unshow } from "./dom.js";
 import { Film, recorded } from "./film.js";
-import { incoming, prepared } from "./pictures.js";
+import { decoded, incoming, prepared } from "./pictures.js";
 import { blobOf, canvasOf, noisy, png, source } from "./pixels.js";
 import { Section } from "./section.js";
 import { amount, moved, power, settled, times } from "./words.js";
@@ -20,7 +20,7 @@ export class Real {
     [this.easel, this.models] = [easel, models];
     byId("go").addEventListener("click", () => this.make());
     byId("again").addEventListener("click", () => this.again());
-    byId("keep").addEventListener("click", async () => easel.place(await createImageBitmap(blobOf(this.#looking.data))));
+    byId("keep").addEventListener("click", async () => easel.place(await decoded(this.#looking.data)));
     byId("noise").addEventListener("click", () => this.#addNoise());
     byId("save-drawing").addEventListener("click", () => this.#saveDrawing());
     for (const name of ["steps", "strength"]) {
@@ -54,12 +54,12 @@ export class Real {
     const { image, mask } = this.easel.seen({ forgetting: byId("forget").checked });
     const [steps, strength] = [this.#steps, byId("strength").valueAsNumber / 100];
     await this.#section.run("Making it real", async (signal) => {
-      const options = { steps, strength };
-      const answer = await this.#project(await png(image), mask, { ...options, record: recorded(steps), score: true }, signal);
+      const options = { steps, strength, record: recorded(steps), score: true };
+      const answer = await this.#project(await png(image), mask, options, signal);
       this.#film.begin(answer.trajectory);
       this.#show(this.#film.last);
       this.#explain(options, mask);
-      return [masked(mask), moved(answer.distance, this.card), settled(answer.drift, answer.distance)].join(" ").trim();
+      return [masked(mask), moved(answer.distance, this.card), this.#settled(answer)].join(" ").trim();
     });
   }
 
@@ -72,7 +72,7 @@ export class Real {
       this.#film.add({ data: answer.data, change: answer.trajectory[1].change, steps: 1 });
       this.#show(this.#film.last);
       const change = amount(answer.trajectory[1].change);
-      return `f, applied ${times(this.#film.last.step)}, moved it by ${change} this time. ${settled(answer.drift, answer.distance)}`;
+      return `f, applied ${times(this.#film.last.step)}, moved it by ${change} this time. ${this.#settled(answer)}`;
     });
   }
 
@@ -93,6 +93,10 @@ export class Real {
     const canvas = byId("seen");
     [canvas.width, canvas.height] = [image.width, image.height];
     canvas.getContext("2d").putImageData(image, 0, 0);
+  }
+
+  #settled({ drift, distance }) {
+    return settled(drift, distance, this.card);
   }
 
   #explain({ steps, strength }, mask) {
@@ -117,6 +121,7 @@ export class Real {
   }
 
   #take(file) {
+    if (!this.card) return undefined; // dropped or pasted before there is a model to see it
     const { models } = this;
     return this.#section.run("Reading the picture", async (signal) => {
       const picture = await prepared(file, { model: models.reference, limits: models.limits, signal });
@@ -132,7 +137,7 @@ export class Real {
   async #saveDrawing() {
     const { image, mask } = this.easel.seen({ forgetting: byId("forget").checked });
     for (const [name, what] of [["drawing.png", image], ["mask.png", mask]]) {
-      if (what) Object.assign(document.createElement("a"), { href: canvasOf(what).toDataURL(), download: name }).click();
+      if (what) make("a", { href: canvasOf(what).toDataURL(), download: name }).click();
     }
   }
 

@@ -5,6 +5,12 @@ export function amount(value) {
   return value >= 0.0995 ? value.toFixed(2) : value >= 0.00095 ? value.toFixed(3) : "below 0.001";
 }
 
+/** A mean difference as a share of the model's range. */
+function share(value, [low, high]) {
+  const percent = (100 * value) / (high - low);
+  return `${percent.toFixed(percent < 0.95 ? 1 : 0)} %`;
+}
+
 /** Where a value lies among 101 ascending quantiles, 0…100; the service's `percentile`. */
 export function percentile(value, quantiles) {
   if (value <= quantiles[0]) return 0;
@@ -16,24 +22,22 @@ export function percentile(value, quantiles) {
 
 /** How far f moved a picture, beside real ones where the card knows of some. */
 export function moved(distance, { distance_quantiles: quantiles, range: [low, high] }) {
-  const share = `${((100 * distance) / (high - low)).toFixed(distance / (high - low) < 0.0095 ? 1 : 0)} %`;
-  const far = `f moved its pixels by ${share} on average`;
+  const far = `f moved its pixels by ${share(distance, [low, high])} on average`;
   if (!quantiles) return `${far}.`;
   const place = percentile(distance, quantiles);
   if (place >= 100) return `${far}, more than any of the real pictures it was tested with.`;
   if (place > 99) return `${far}, more than 99 of 100 real pictures.`;
-  const beside = place < 1 ? "less than nearly all real pictures" : `more than ${Math.round(place)} of 100 real pictures`;
-  return `${far}, ${beside}: ${place > 75 ? "within what real ones do" : "it looked real already"}.`;
+  const beside = place < 1 ? "less than nearly all" : `more than ${Math.round(place)} of 100`;
+  return `${far}, ${beside} real pictures: ${place > 75 ? "within what real ones do" : "it looked real already"}.`;
 }
 
-/** How near to a fixed point of f a result is. */
-export function settled(drift, distance) {
-  if (drift === null) return "";
-  if (drift < 0.0005) return "Once more would change nothing: it is real to f.";
-  const times = distance / drift;
-  return times > 2
-    ? `Once more would move it ${times >= 10 ? Math.round(times) : times.toFixed(1)} times less.`
-    : "Once more would move it about as far: f is not sure of it.";
+/** How near to a fixed point of f a result is: at rest where f moves it no more than it does half of the real ones. */
+export function settled(drift, distance, { distance_quantiles: quantiles, range }) {
+  const more = `Once more would move it by ${share(drift, range)}`;
+  if (drift <= (quantiles?.[50] ?? 0)) return `${more}: it is at rest.`;
+  const less = distance / drift;
+  if (less > 2) return `${more}, ${less >= 10 ? Math.round(less) : less.toFixed(1)} times less.`;
+  return `${more}: f is not sure of it.`;
 }
 
 /** f, f², f³ … */

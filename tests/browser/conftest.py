@@ -54,4 +54,5 @@ def service() -> Iterator[Service]:
 def visit(browser: "Browser", service: Service) -> Iterator[Visit]:
     """The page, opened; nothing may go wrong in the browser that the test did not expect."""
     with visiting(browser, service.url) as opened:
+        opened.ready()
         yield opened

@@ -21,8 +21,7 @@ THREE: Final = (
 def main() -> None:
     with serving(settings(MODELS, default_model="mnist")) as service, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=ALONE)
-        with visiting(browser, service.url, viewport={"width": 1200, "height": 960}) as visit:
-            visit.one("#model:enabled").wait_for()
+        with visiting(browser, service.url, viewport={"width": 1200, "height": 990}) as visit:
             visit.draw(THREE)
             visit.button("Add noise").click()
             visit.one("#steps").fill("3")

@@ -127,10 +127,11 @@ def test_while_models_load_it_says_so_and_can_be_asked_again(
     with gated(monkeypatch, settings(tiny), ready=False) as (service, gate), visiting(browser, service.url) as visit:
         visit.expected.append(FAILED)
         visit.one("#startup .problem").filter(has_text="not_ready").wait_for()
+        assert visit.one("#real").get_attribute("inert") is not None
         gate.opened.set()
         service.until(lambda: service.get("/readyz").status_code == 200)
         visit.button("Try again").click()
-        visit.one("#model:enabled").wait_for()
+        visit.ready()
         assert visit.one("#startup .problem").is_hidden()
 
 
@@ -168,6 +169,7 @@ UNNAMED = """() => [...document.querySelectorAll("button, input, select, a, canv
 def used(visit: Visit) -> None:
     """Bring everything that can be shown onto the page."""
     visit.draw()
+    visit.one("#steps").fill("6")
     visit.button("Make it real").click()
     visit.says("real", "f moved its pixels by")
     visit.button("Generate").click()
@@ -224,7 +226,7 @@ def test_the_keyboard_reaches_everything_and_it_shows(visit: Visit) -> None:
     assert {"Generate", "Walk", "Copy"} & set(reached)
 
 
-@pytest.mark.parametrize("width", [320, 390, 768, 1440])
+@pytest.mark.parametrize("width", [320, 390, 820, 1440])
 def test_it_fits_without_scrolling_sideways(browser: "Browser", service: Service, width: int) -> None:
     with visiting(browser, service.url, viewport={"width": width, "height": 800}) as visit:
         used(visit)
@@ -233,6 +235,7 @@ def test_it_fits_without_scrolling_sideways(browser: "Browser", service: Service
 
 def test_fingers_draw_and_do_not_scroll(browser: "Browser", service: Service) -> None:
     with visiting(browser, service.url, viewport={"width": 390, "height": 800}, has_touch=True) as visit:
+        visit.ready()
         empty = visit.canvas()
         visit.one("#paint").tap()
         assert (visit.canvas() != empty).any()

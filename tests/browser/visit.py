@@ -33,8 +33,13 @@ class Visit:
     def button(self, name: str, within: str = "body") -> "Locator":
         return self.one(within).get_by_role("button", name=name, exact=True)
 
+    def ready(self) -> None:
+        """Wait until there is a model, without which nothing on the page can be used."""
+        self.one("#real:not([inert])").wait_for()
+
     def draw(self, stroke: Sequence[tuple[float, float]] = SEVEN) -> None:
         """One stroke with the mouse, in shares of the canvas."""
+        self.ready()
         self.one("#paint").scroll_into_view_if_needed()
         box = self.one("#paint").bounding_box()
         assert box is not None
