@@ -54,6 +54,7 @@ export class Easel extends EventTarget {
     const act = this.#acts.at(-1);
     act.places.push(place);
     this.#stroke(act, act.places.length - 1);
+    this.dispatchEvent(new Event("extended"));
   }
 
   finish() {

@@ -15,6 +15,7 @@ export class Real {
   #section = new Section(byId("real"));
   #film = new Film(byId("film"), (frame) => this.#look(frame));
   #looking = null; // the frame that is shown
+  #pending = null; // preview
 
   constructor(easel, models) {
     [this.easel, this.models] = [easel, models];
@@ -28,7 +29,7 @@ export class Real {
       byId(name).addEventListener("change", () => this.#ifLive());
     }
     byId("live").addEventListener("change", () => this.#ifLive());
-    for (const event of ["changed", "finished"]) easel.addEventListener(event, () => this.#preview());
+    for (const event of ["changed", "extended"]) easel.addEventListener(event, () => this.#preview());
     byId("forget").addEventListener("change", () => this.#preview());
     easel.addEventListener("finished", () => this.#ifLive());
     incoming(byId("file"), byId("easel"), (file) => this.#take(file));
@@ -87,8 +88,15 @@ export class Real {
     return (await (await ask("project", { form, signal })).json()).images[0];
   }
 
-  /** What f would see of the drawing as it is. */
+  /** Show what f would see of the drawing as it is, at most once for every frame of the screen. */
   #preview() {
+    this.#pending ??= requestAnimationFrame(() => {
+      this.#pending = null;
+      this.#paintPreview();
+    });
+  }
+
+  #paintPreview() {
     const { image } = this.easel.seen({ forgetting: byId("forget").checked });
     const canvas = byId("seen");
     [canvas.width, canvas.height] = [image.width, image.height];

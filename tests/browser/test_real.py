@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.browser.visit import Visit
-from tests.contract.harness import Service, pixels
+from tests.contract.harness import Service, b64, pixels
 from tests.live import ROOT
 
 DRAWN = ROOT / "docs" / "images" / "drawn.png"
@@ -117,6 +117,32 @@ def test_a_picture_is_opened_in_the_models_polarity_and_shape(visit: Visit, tmp_
     visit.says("real", "f moved its pixels by")
 
 
+GIVE = """([kind, encoded]) => {
+  const bytes = Uint8Array.from(atob(encoded), (letter) => letter.charCodeAt(0));
+  const data = new DataTransfer();
+  data.items.add(new File([bytes], "drawn.png", { type: "image/png" }));
+  const event = kind === "paste" ? new ClipboardEvent("paste", { clipboardData: data, bubbles: true })
+    : new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true });
+  document.body.dispatchEvent(event);
+}"""
+
+
+@pytest.mark.parametrize("kind", ["paste", "drop"])
+def test_a_picture_is_taken_from_elsewhere(visit: Visit, service: Service, kind: str) -> None:
+    visit.page.evaluate(GIVE, [kind, b64(DRAWN.read_bytes())])
+    visit.one("#invitation").wait_for(state="hidden")
+    prepared = service.client.post(
+        "/project", data={"strength": "0"}, files={"image": DRAWN.read_bytes()}, headers={"Accept": "image/png"}
+    )
+    assert (visit.canvas() == np.kron(pixels(prepared.content), np.ones((16, 16), np.uint8))).all()
+    visit.page.wait_for_function(
+        """() => {
+          const seen = document.querySelector("#seen");
+          return seen.getContext("2d").getImageData(0, 0, 28, 28).data.some((level, i) => i % 4 < 3 && level > 0);
+        }"""
+    )
+
+
 def test_noise_is_taken_away(visit: Visit) -> None:
     visit.one("#file").set_input_files(DRAWN)
     visit.one("#invitation").wait_for(state="hidden")
@@ -166,8 +192,9 @@ def test_a_result_can_be_drawn_on(visit: Visit) -> None:
     visit.draw()
     visit.button("Make it real").click()
     made = visit.picture("#made")
+    before = visit.page.evaluate("document.querySelector('#paint').toDataURL()")
     visit.button("Put it on the canvas").click()
-    visit.page.wait_for_function("!document.querySelector('#redo').matches(':enabled')")
+    visit.page.wait_for_function("before => document.querySelector('#paint').toDataURL() !== before", arg=before)
     visit.button("Make it real").click()
     visit.page.wait_for_function(
         "made => document.querySelector('#film li:first-child img').src === made", arg=_address_of_frame(visit, 1)
