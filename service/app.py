@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from service import __version__
-from service.api import docs, document, errors, info, native, oip, oip_repository
+from service.api import docs, document, errors, info, native, oip, oip_repository, page
 from service.api.auth import Authenticator, load_keys, open_paths
 from service.api.door import Door
 from service.api.middleware import CatchAll, Cors, Direct, Gate, Observe, RequestContext, Traffic
@@ -68,6 +68,7 @@ def create_app(settings: Settings, *, refuse: Refuse | None = None, ready: Ready
     app.include_router(oip_repository.router)
     document.install(app, settings)
     docs.install(app)
+    page.install(app)
     errors.install(app)
     return app
 

@@ -4,7 +4,7 @@ from typing import Any, Final
 
 from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from service.api.info_schemas import ModelList, ServedCard
 from service.api.limits import MAX_FRAMES
@@ -79,12 +79,6 @@ async def metrics(request: Request) -> Response:
     """Prometheus text."""
     content, content_type = services(request).metrics.render()
     return Response(content, headers={"Content-Type": content_type})
-
-
-@router.get("/", include_in_schema=False)
-async def start() -> Response:
-    """People who open the service in a browser find its documentation."""
-    return RedirectResponse("docs")
 
 
 def _one(found: Services, ref: str) -> Response:

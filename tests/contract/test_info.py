@@ -149,12 +149,6 @@ def test_requests_are_counted_by_route_status_and_model(service: Service) -> Non
     assert [b - a for a, b in zip(before, after, strict=True)] == [1, 1, 1, 1, 3, 3]
 
 
-def test_the_start_leads_to_the_documentation(service: Service) -> None:
-    response = service.get("/")
-    assert response.is_redirect
-    assert str(response.next_request and response.next_request.url) == f"{service.url}/docs"
-
-
 def test_docs_work_offline(service: Service) -> None:
     page = service.get("/docs")
     assert page.headers["Content-Type"].startswith("text/html")

@@ -1,0 +1,58 @@
+"""The page in a real browser, against the real service with the models that ship.
+
+Needs Playwright for Python, and Chromium as the system has it; no browser is downloaded.
+"""
+
+import shutil
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.browser.visit import Visit, visiting
+from tests.contract.harness import Service, serving, settings
+from tests.live import ROOT
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+MODELS = ROOT / "models"
+ALONE = (
+    "--no-sandbox",  # the tests may be run by root; all they open is the page
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+@pytest.fixture(scope="package")
+def browser() -> Iterator["Browser"]:
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed, so the page was not tried in a browser"
+    )
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("chromium is not installed, so the page was not tried in a browser")
+    with playwright.sync_playwright() as started:
+        running = started.chromium.launch(executable_path=chromium, args=ALONE)
+        yield running
+        running.close()
+
+
+@pytest.fixture(scope="package")
+def service() -> Iterator[Service]:
+    if not any(MODELS.glob("mnist/*/model.onnx")):
+        pytest.skip("models/ holds no model, so the page was not tried in a browser")
+    with serving(settings(MODELS, default_model="mnist")) as running:
+        yield running
+
+
+@pytest.fixture
+def visit(browser: "Browser", service: Service) -> Iterator[Visit]:
+    """The page, opened; nothing may go wrong in the browser that the test did not expect."""
+    with visiting(browser, service.url) as opened:
+        opened.ready()
+        yield opened

@@ -1,0 +1,93 @@
+"""One visit of the page: what is done on it, and what the browser said meanwhile."""
+
+import base64
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from tests.contract.harness import Pixels, pixels
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Locator, Page
+
+PATIENCE_MS = 30_000.0  # nothing here takes a tenth of it
+SEVEN = ((0.28, 0.25), (0.5, 0.24), (0.72, 0.25), (0.62, 0.45), (0.52, 0.65), (0.45, 0.82))
+
+
+@dataclass
+class Visit:
+    """The page in one tab."""
+
+    page: "Page"
+    url: str
+    complaints: list[str] = field(default_factory=list)
+    hosts: set[str] = field(default_factory=set)
+    expected: list[str] = field(default_factory=list)  # complaints that hold one of these are meant
+
+    def one(self, selector: str) -> "Locator":
+        return self.page.locator(selector)
+
+    def button(self, name: str, within: str = "body") -> "Locator":
+        return self.one(within).get_by_role("button", name=name, exact=True)
+
+    def ready(self) -> None:
+        """Wait until there is a model, without which nothing on the page can be used."""
+        self.one("#real:not([inert])").wait_for()
+
+    def draw(self, stroke: Sequence[tuple[float, float]] = SEVEN) -> None:
+        """One stroke with the mouse, in shares of the canvas."""
+        self.ready()
+        self.one("#paint").scroll_into_view_if_needed()
+        box = self.one("#paint").bounding_box()
+        assert box is not None
+        at = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in stroke]
+        self.page.mouse.move(*at[0])
+        self.page.mouse.down()
+        for place in at[1:]:
+            self.page.mouse.move(*place, steps=8)
+        self.page.mouse.up()
+
+    def says(self, section: str, text: str) -> None:
+        """Wait until a section's status says this."""
+        self.one(f"#{section} .status").filter(has_text=text).wait_for(timeout=PATIENCE_MS)
+
+    def picture(self, selector: str) -> Pixels:
+        """What an <img> with its picture in its address shows."""
+        self.one(selector).wait_for(timeout=PATIENCE_MS)
+        address = self.one(selector).get_attribute("src")
+        assert address is not None
+        assert address.startswith("data:image/png;base64,")
+        return pixels(base64.b64decode(address.partition(",")[2]), "L")
+
+    def canvas(self) -> Pixels:
+        """What is drawn, as bytes of grey."""
+        address = self.page.evaluate("document.querySelector('#paint').toDataURL()")
+        return pixels(base64.b64decode(address.partition(",")[2]), "L")
+
+
+@contextmanager
+def visiting(browser: "Browser", url: str, **options: Any) -> Iterator[Visit]:
+    """Open the page; in the end nothing may have failed in the browser, nor have been asked of another host."""
+    context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
+    context.set_default_timeout(PATIENCE_MS)
+    page = context.new_page()
+    visit = Visit(page, url)
+    page.on("console", lambda said: visit.complaints.extend([said.text] if said.type in ("error", "warning") else []))
+    page.on("pageerror", lambda error: visit.complaints.append(str(error)))
+    page.on("request", lambda asked: visit.hosts.add(_host(asked.url)))
+    try:
+        page.goto(url)
+        yield visit
+    finally:
+        context.close()
+    assert visit.hosts <= {_host(url), ""}
+    unforeseen = [said for said in visit.complaints if not any(known in said for known in visit.expected)]
+    assert unforeseen == []
+
+
+def _host(address: str) -> str:
+    """Host and port; none of what is in the page itself."""
+    return "" if address.startswith(("data:", "blob:")) else httpx.URL(address).netloc.decode("ascii")

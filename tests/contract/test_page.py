@@ -1,0 +1,122 @@
+"""The page “Make it real”, as HTTP: `tests/browser` uses it."""
+
+import re
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.contract.harness import Service, problem
+
+FOLDER = Path(__file__).parents[2] / "service" / "page"
+TYPES = {".css": "text/css", ".html": "text/html", ".js": "text/javascript", ".svg": "image/svg+xml"}
+FILES = sorted(path.name for path in FOLDER.iterdir())
+ADDRESSES = ["/", *(f"/page/{name}" for name in FILES if name != "index.html")]
+MOST_LINES = 200  # of code; the document is one whole
+
+
+def named(page: str) -> set[str]:
+    """What the document refers to, relative to it."""
+    return set(re.findall(r'(?:src|href)="([^"#]+)"', page))
+
+
+@pytest.fixture(scope="module")
+def start(service: Service) -> httpx.Response:
+    return service.get("/")
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_every_file_is_served_as_what_it_is(service: Service, address: str) -> None:
+    file = FOLDER / (address.removeprefix("/page/") if address != "/" else "index.html")
+    response = service.get(address)
+    assert response.status_code == 200
+    assert response.headers["Content-Type"].partition(";")[0] == TYPES[file.suffix]
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    assert response.content == file.read_bytes()
+    assert address == "/" or len(response.text.splitlines()) <= MOST_LINES
+
+
+@pytest.mark.parametrize("name", ["index.html", "__init__.py", "nothing.js", "..%2fapp.py", "", "a/b.js"])
+def test_nothing_else_is_served(service: Service, name: str) -> None:
+    problem(service.get(f"/page/{name}"), 404, "not_found")
+
+
+def test_what_it_names_is_there_and_is_its_own(service: Service, start: httpx.Response) -> None:
+    names = named(start.text)
+    assert {"page/app.js", "page/base.css", "page/icon.svg", "docs"} <= names
+    for name in names:
+        assert service.get(f"/{name}").status_code == 200, name
+
+
+def test_every_module_is_named_ahead(start: httpx.Response) -> None:
+    """What a module imports is asked for together with it, not after it has come."""
+    scripts = {f"page/{name}" for name in FILES if name.endswith(".js")}
+    assert named(start.text) >= scripts
+    for name in scripts:
+        source = (FOLDER / name.removeprefix("page/")).read_text(encoding="utf-8")
+        for imported in re.findall(r'^(?:import|export) .*from "(.*)";$', source, flags=re.MULTILINE):
+            assert imported.startswith("./"), name
+            assert f"page/{imported[2:]}" in scripts, name
+
+
+def test_the_policy_allows_the_service_itself_and_no_other_host(service: Service) -> None:
+    for address in ADDRESSES:
+        policy = dict(
+            part.strip().split(" ", 1) for part in service.get(address).headers["Content-Security-Policy"].split(";")
+        )
+        assert policy == {
+            "default-src": "'none'",
+            "script-src": "'self'",
+            "style-src": "'self'",
+            "img-src": "'self' blob: data:",
+            "connect-src": "'self'",
+            "base-uri": "'none'",
+            "form-action": "'none'",
+            "frame-ancestors": "'none'",
+            "require-trusted-types-for": "'script'",
+        }
+
+
+def test_nothing_stands_inline_that_the_policy_would_block(start: httpx.Response) -> None:
+    assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?![^>]*\ssrc=)", start.text)
+
+
+def test_no_other_host_is_named(service: Service) -> None:
+    for address in ADDRESSES:
+        text = service.get(address).text.replace("http://www.w3.org/2000/svg", "")
+        assert "http:" not in text, address
+        assert "https:" not in text, address
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_a_browser_asks_whether_its_copy_is_still_true(service: Service, address: str) -> None:
+    first = service.get(address)
+    assert first.headers["Cache-Control"] == "no-cache"
+    tag = first.headers["ETag"]
+    for known in (tag, f"W/{tag}", f'"other", {tag}', "*"):
+        again = service.get(address, headers={"If-None-Match": known})
+        assert again.status_code == 304
+        assert again.content == b""
+        assert again.headers["ETag"] == tag
+        assert again.headers["Content-Security-Policy"] == first.headers["Content-Security-Policy"]
+    assert service.get(address, headers={"If-None-Match": '"other"'}).status_code == 200
+
+
+def test_tags_are_of_the_content(service: Service) -> None:
+    tags = {service.get(address).headers["ETag"] for address in ADDRESSES}
+    assert len(tags) == len(ADDRESSES)
+
+
+@pytest.mark.parametrize("address", ["/", "/page/app.js"])
+def test_head(service: Service, address: str) -> None:
+    shown, asked = service.get(address), service.client.head(address)
+    assert asked.status_code == 200
+    assert asked.content == b""
+    for name in ("Content-Type", "Content-Length", "ETag", "Content-Security-Policy"):
+        assert asked.headers[name] == shown.headers[name]
+
+
+def test_it_is_only_read(service: Service) -> None:
+    refused = service.client.post("/", content=b"")
+    problem(refused, 405, "method_not_allowed")
+    assert set(refused.headers["Allow"].split(", ")) == {"GET", "HEAD"}
