@@ -300,6 +300,8 @@ class TestSeveralProcesses:
             assert 'ign_requests_total{endpoint="/generate",model="toy/1",status="2xx"} 8.0' in metrics
             assert 'ign_queue_rows{model="toy/1"} 0.0' in metrics
             assert metrics.count("ign_model_info{") == 1
+            assert re.search(r"^ign_ready [01]\.0$", metrics, flags=re.MULTILINE)
+            assert "ign_queue_limit_rows 4096.0" in metrics
             process.terminate()
             status, said = process.ended()
             assert status == 0
