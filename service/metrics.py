@@ -31,7 +31,7 @@ _ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _STEPS: Final = (1, 2, 4, 8, 16, 64, 256, 1024, 4096, 16_384, 65_536, 300_000)
 _DRIFT: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5)
 _DISTANCE: Final = (0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0)
-_REFERENCE: Final = (50, 90, 99)  # quantiles of the card that distances are held against, in percent
+_REFERENCE: Final = (50, 90, 99)  # percentiles of the card that distances are held against
 # Counted from zero on: of a series that begins at one, Prometheus' `increase` misses the first event.
 _OUTCOMES: Final = ("ok", "deadline_exceeded", "model_failure")
 _REASONS: Final = ("queue_full", "would_miss_deadline")
@@ -69,10 +69,10 @@ class Metrics:
         )
         self._reference = self._gauge(
             "ign_distance_reference",
-            "Quantiles of |f(x) - x| of held-out real pictures, from the card.",
+            "Percentiles of mean |f(x) - x| of held-out real pictures, from the card.",
             "livemax",
             "model",
-            "quantile",
+            "percentile",
         )
         self._info = self._gauge(
             "ign_model_info", "1 for every loaded model.", "livemax", "model", "digest", "provider", "reproducible"
@@ -153,7 +153,9 @@ class Metrics:
 
         Args:
             model: `name/version`.
-            digest, provider, reproducible: label values.
+            digest: of its file, shortened.
+            provider: of onnxruntime, by its name there.
+            reproducible: whether its rows are the same bits at every batch size.
             quantiles: the card's `distance_quantiles`, 101 of them, where it has any.
         """
         self.unloaded(model)
@@ -162,7 +164,7 @@ class Metrics:
         self._loaded[model] = labels
         if quantiles:
             for percent in _REFERENCE:
-                self._reference.labels(labels[0], _share(percent)).set(quantiles[percent])
+                self._reference.labels(labels[0], str(percent)).set(quantiles[percent])
             self._referenced.add(labels[0])
 
     def unloaded(self, model: str) -> None:
@@ -175,7 +177,7 @@ class Metrics:
             if labels[0] in self._referenced:
                 self._referenced.remove(labels[0])
                 for percent in _REFERENCE:
-                    self._reference.remove(labels[0], _share(percent))
+                    self._reference.remove(labels[0], str(percent))
         else:  # prometheus_client cannot remove from a shared file
             self._info.labels(*labels).set(0)
 
@@ -200,10 +202,6 @@ class Metrics:
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
         return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
-
-
-def _share(percent: int) -> str:
-    return f"{percent / 100:g}"
 
 
 def forget_process(pid: int, shared: Path) -> None:

@@ -99,10 +99,10 @@ def test_distances_are_held_against_the_card() -> None:
     metrics.loaded("toy/1", quantiles=quantiles, **described)
     metrics.loaded("bare/1", quantiles=None, **described)
     found = {labels: amount for (name, labels), amount in samples(metrics).items() if name == "ign_distance_reference"}
-    assert {(dict(labels)["model"], dict(labels)["quantile"], amount) for labels, amount in found.items()} == {
-        ("toy/1", "0.5", 0.05),
-        ("toy/1", "0.9", 0.09),
-        ("toy/1", "0.99", 0.099),
+    assert {(dict(labels)["model"], dict(labels)["percentile"], amount) for labels, amount in found.items()} == {
+        ("toy/1", "50", 0.05),
+        ("toy/1", "90", 0.09),
+        ("toy/1", "99", 0.099),
     }
     metrics.loaded("toy/1", quantiles=None, **described)
     metrics.unloaded("toy/1")
