@@ -34,7 +34,7 @@ def prometheus(service: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     with running(tmp_path_factory.mktemp("prometheus"), str(httpx.URL(service).netloc, "ascii")) as found:
         for count in (1, 2):
             traffic(service)
-            seen = found.until('sum(ign_requests_total{endpoint="/score"})', lambda sums, n=count: sums == [n])
+            seen = found.until(f'sum(ign_requests_total{{endpoint="/score"}}) == {count}', answers)
             assert seen == [count], found.targets()
         yield found
 
