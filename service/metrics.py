@@ -30,7 +30,7 @@ _COMPUTE: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0
 _ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _STEPS: Final = (1, 2, 4, 8, 16, 64, 256, 1024, 4096, 16_384, 65_536, 300_000)
 _DRIFT: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5)
-_DISTANCE: Final = (0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0)
+_DISTANCE: Final = (0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0)
 _REFERENCE: Final = (50, 90, 99)  # percentiles of the card that distances are held against
 # Counted from zero on: of a series that begins at one, Prometheus' `increase` misses the first event.
 _OUTCOMES: Final = ("ok", "deadline_exceeded", "model_failure")

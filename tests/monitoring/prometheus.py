@@ -1,5 +1,6 @@
 """A real Prometheus with the project's own configuration, looking more often than it would in earnest."""
 
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import yaml
 from tests.monitoring.files import CONFIG, PROMETHEUS, RULES
 
 PATIENCE_S = 30.0
-_LISTENING = 'msg="Listening on" address='
+_LISTENING = re.compile(r'msg="Listening on".* address=(\S+)')
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ def _address(process: "subprocess.Popen[bytes]", log: Path) -> str:
     deadline = time.monotonic() + PATIENCE_S
     while process.poll() is None and time.monotonic() < deadline:
         said = log.read_text(encoding="utf-8")
-        if _LISTENING in said and "Server is ready to receive web requests" in said:
-            return "http://" + said.partition(_LISTENING)[2].split()[0]
+        found = _LISTENING.search(said)
+        if found and "Server is ready to receive web requests" in said:
+            return f"http://{found[1]}"
     raise AssertionError("Prometheus did not start:\n" + log.read_text(encoding="utf-8"))
