@@ -83,6 +83,7 @@ def _services(settings: Settings) -> Services:
         max_batch_rows=settings.max_batch_rows,
     )
     metrics, traffic, engine = Metrics(metrics_folder()), Traffic(), Engine()
+    metrics.queue_limit.set(settings.queue_rows)
     repository = Repository(
         settings.model_dir, open_model, default=settings.default_model, precision=settings.precision
     )
@@ -176,11 +177,16 @@ def _serve(found: Services, models: Mapping[str, LoadedModel]) -> None:
     for loaded in models.values():
         found.lineup.begin(loaded)
     found.phase = "serving"
+    found.metrics.ready.set(1)
 
 
 def _began(metrics: Metrics, loaded: LoadedModel) -> None:
     metrics.loaded(
-        loaded.ref, digest=loaded.digest[:12], provider=loaded.provider, reproducible=loaded.golden.reproducible
+        loaded.ref,
+        digest=loaded.digest[:12],
+        provider=loaded.provider,
+        reproducible=loaded.golden.reproducible,
+        quantiles=loaded.card.distance_quantiles,
     )
     reason = f" ({loaded.fallback_reason})" if loaded.fallback_reason else ""
     _LOG.info("serving %s on %s%s", loaded.ref, loaded.device, reason)

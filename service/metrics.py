@@ -4,10 +4,11 @@ Label values are bounded: whatever callers send, a metric has at most `MAX_VALUE
 counts as `other`. Units are seconds and rows.
 """
 
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -22,13 +23,18 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 
 MAX_VALUES: Final = 64
 OTHER: Final = "other"
+Together = Literal["livemin", "livemax", "livesum", "max"]
 
 _LATENCY: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _COMPUTE: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 _ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _STEPS: Final = (1, 2, 4, 8, 16, 64, 256, 1024, 4096, 16_384, 65_536, 300_000)
 _DRIFT: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5)
-_DISTANCE: Final = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 1.5, 2.0)
+_DISTANCE: Final = (0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0)
+_REFERENCE: Final = (50, 90, 99)  # percentiles of the card that distances are held against
+# Counted from zero on: of a series that begins at one, Prometheus' `increase` misses the first event.
+_OUTCOMES: Final = ("ok", "deadline_exceeded", "model_failure")
+_REASONS: Final = ("queue_full", "would_miss_deadline")
 
 
 class Metrics:
@@ -45,11 +51,15 @@ class Metrics:
             ProcessCollector(registry=self.registry)
         self._endpoint, self._model, self._code, self._operation = (Bounded() for _ in range(4))
         self._loaded: dict[str, tuple[str, str, str, str]] = {}
+        self._referenced: set[str] = set()
+        self.ready = self._gauge("ign_ready", "1 while /readyz answers 200, else 0.", "livemin")
+        self._started = self._gauge("ign_start_time_seconds", "Unix time of the latest start of a process.", "max")
+        self._started.set(time.time())
         self._requests = self._counter("ign_requests", "Answers sent.", "endpoint", "status", "model")
         self._errors = self._counter("ign_http_errors", "Problem answers sent, by stable code.", "code")
         self._latency = self._histogram("ign_request_seconds", "Headers received to answer sent.", _LATENCY, "endpoint")
         self._codec = self._histogram(
-            "ign_codec_seconds", "Turning bytes into rows or back, per call.", _COMPUTE, "operation"
+            "ign_codec_seconds", "Turning bytes into rows or back, by call.", _COMPUTE, "operation"
         )
         self._distance = self._histogram(
             "ign_distance", "Mean |f(x) - x| of inputs, in the model's units.", _DISTANCE, "model", "endpoint"
@@ -57,16 +67,20 @@ class Metrics:
         self._drift = self._histogram(
             "ign_drift", "Mean |f(y) - y| of outputs, where asked for, likewise.", _DRIFT, "model", "endpoint"
         )
-        self._info = Gauge(
-            "ign_model_info",
-            "1 for every loaded model.",
-            ("model", "digest", "provider", "reproducible"),
-            registry=self.registry,
-            multiprocess_mode="livemax",
+        self._reference = self._gauge(
+            "ign_distance_reference",
+            "Percentiles of mean |f(x) - x| of held-out real pictures, from the card.",
+            "livemax",
+            "model",
+            "percentile",
+        )
+        self._info = self._gauge(
+            "ign_model_info", "1 for every loaded model.", "livemax", "model", "digest", "provider", "reproducible"
         )
         self._row_steps = self._histogram("ign_row_steps", "Steps applied to a finished row.", _STEPS, "model")
-        self.queue_rows = Gauge(
-            "ign_queue_rows", "Rows waiting.", ("model",), registry=self.registry, multiprocess_mode="livesum"
+        self.queue_rows = self._gauge("ign_queue_rows", "Rows waiting.", "livesum", "model")
+        self.queue_limit = self._gauge(
+            "ign_queue_limit_rows", "Rows that may wait, for each model, by IGN_QUEUE_ROWS.", "livesum"
         )
         self.queue_seconds = self._histogram(
             "ign_queue_seconds", "Submission until the first row enters a batch.", _LATENCY, "model"
@@ -132,19 +146,39 @@ class Metrics:
             for value in values:
                 child.observe(value)
 
-    def loaded(self, model: str, *, digest: str, provider: str, reproducible: str) -> None:
-        """A model began to serve; what an earlier file of the same version said of itself is dropped."""
+    def loaded(
+        self, model: str, *, digest: str, provider: str, reproducible: str, quantiles: Sequence[float] | None = None
+    ) -> None:
+        """A model began to serve; what an earlier file of the same version said of itself is dropped.
+
+        Args:
+            model: `name/version`.
+            digest: of its file, shortened.
+            provider: of onnxruntime, by its name there.
+            reproducible: whether its rows are the same bits at every batch size.
+            quantiles: the card's `distance_quantiles`, 101 of them, where it has any.
+        """
         self.unloaded(model)
         labels = (self._model(model), digest, provider, reproducible)
         self._info.labels(*labels).set(1)
         self._loaded[model] = labels
+        if quantiles:
+            for percent in _REFERENCE:
+                self._reference.labels(labels[0], str(percent)).set(quantiles[percent])
+            self._referenced.add(labels[0])
 
     def unloaded(self, model: str) -> None:
         """A model no longer serves."""
         labels = self._loaded.pop(model, None)
-        if labels is not None and self._shared is None:
+        if labels is None:
+            return
+        if self._shared is None:
             self._info.remove(*labels)
-        elif labels is not None:  # prometheus_client cannot remove from a shared file
+            if labels[0] in self._referenced:
+                self._referenced.remove(labels[0])
+                for percent in _REFERENCE:
+                    self._reference.remove(labels[0], str(percent))
+        else:  # prometheus_client cannot remove from a shared file
             self._info.labels(*labels).set(0)
 
     def scheduler(self, model: str) -> "SchedulerMetrics":
@@ -158,6 +192,10 @@ class Metrics:
             registry = CollectorRegistry()
             MultiProcessCollector(registry, str(self._shared))  # type: ignore[no-untyped-call]
         return generate_latest(registry), CONTENT_TYPE_LATEST
+
+    def _gauge(self, name: str, text: str, together: Together, *labels: str) -> Gauge:
+        """A gauge; ``together``: how the values of several processes become one."""
+        return Gauge(name, text, labels, registry=self.registry, multiprocess_mode=together)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, registry=self.registry)
@@ -191,6 +229,15 @@ class SchedulerMetrics:
         self._batch_rows = metrics.batch_rows.labels(model)
         self._batch_seconds = metrics.batch_seconds.labels(model)
         self._padding_rows = metrics.padding_rows.labels(model)
+        self._begin()
+
+    def _begin(self) -> None:
+        for outcome in _OUTCOMES:
+            self._jobs(self._model, self._value(outcome))
+        for reason in _REASONS:
+            self._metrics.rejects.labels(self._model, self._value(reason))
+        for counter in (self._metrics.early_exits, self._metrics.cancellations, self._metrics.replacements):
+            counter.labels(self._model)
 
     def queued(self, rows: int) -> None:
         """So many rows wait now."""

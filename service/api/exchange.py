@@ -139,7 +139,10 @@ class Exchange:
             async with self.in_time():
                 return await self.services.codec.run(part, job)
         finally:
-            self.seconds[part] += time.perf_counter() - start
+            seconds = time.perf_counter() - start
+            self.seconds[part] += seconds
+            if not large:  # what the pool runs, it counts itself, without the wait for a thread
+                self.services.metrics.codec(part, seconds)
 
     def count_rows(self, model: LoadedModel, result: Result) -> None:
         """Note a finished request's time, and its rows in the metrics."""

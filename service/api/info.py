@@ -77,7 +77,9 @@ async def readyz(request: Request) -> dict[str, Any]:
 @router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
     """Prometheus text."""
-    content, content_type = services(request).metrics.render()
+    found = services(request)
+    found.metrics.ready.set(found.ready)
+    content, content_type = found.metrics.render()
     return Response(content, headers={"Content-Type": content_type})
 
 

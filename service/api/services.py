@@ -6,7 +6,7 @@ from typing import Literal
 from starlette.requests import Request
 
 from service.api.middleware import Traffic
-from service.domain.errors import Draining, NotReady
+from service.domain.errors import Draining, NotReady, UnavailableError
 from service.engine import Engine
 from service.lineup import Lineup
 from service.metrics import Metrics
@@ -35,6 +35,15 @@ class Services:
     traffic: Traffic
     lineup: Lineup
     phase: Phase = "loading"
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests can be served now."""
+        try:
+            self.require_ready()
+        except UnavailableError:
+            return False
+        return True
 
     def require_ready(self) -> None:
         """Raise `NotReady` or `Draining` with the reason unless requests can be served now."""

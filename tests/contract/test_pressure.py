@@ -254,7 +254,7 @@ def test_too_many_requests_in_flight_are_503(models: Path, monkeypatch: Patch) -
 def test_while_loading_it_answers_503(models: Path, monkeypatch: Patch) -> None:
     with gated(monkeypatch, settings(models), ready=False) as (service, gate):
         assert service.get("/healthz").status_code == 200
-        assert service.get("/metrics").status_code == 200
+        assert service.metric("ign_ready") == 0
         assert service.get("/docs").status_code == 200
         for response in (
             service.get("/readyz"),
@@ -268,6 +268,7 @@ def test_while_loading_it_answers_503(models: Path, monkeypatch: Patch) -> None:
             assert int(response.headers["Retry-After"]) >= 1
         gate.opened.set()
         service.until(lambda: service.get("/readyz").status_code == 200)
+        assert service.metric("ign_ready") == 1
         assert service.post("/generate", {}).status_code == 200
 
 
@@ -281,7 +282,7 @@ def test_while_draining_new_requests_are_503_and_old_ones_finish(models: Path, m
                 problem(response, 503, "draining")
                 assert int(response.headers["Retry-After"]) >= 1
             assert service.get("/healthz").status_code == 200
-            assert service.get("/metrics").status_code == 200
+            assert service.metric("ign_ready") == 0
         assert running().status_code == 200
 
 
@@ -290,6 +291,7 @@ def test_a_replaced_worker_is_told_by_readiness(models: Path, monkeypatch: Patch
         monkeypatch.setattr(service.services.lineup.schedulers["grey/10"]._executor, "_working", False)
         for response in (service.get("/readyz"), service.post("/generate", {})):
             assert "grey/10" in problem(response, 503, "not_ready").detail
+        assert service.metric("ign_ready") == 0
         monkeypatch.undo()
         assert service.get("/readyz").status_code == 200
 

@@ -313,6 +313,8 @@ def served_until(process: Process, condition: Callable[[], bool]) -> None:
 class TestSeveralProcesses:
     def test_they_share_a_port_and_their_metrics_add_up(self, environ: dict[str, str]) -> None:
         with running(environ | TWO) as process:
+            while "ign_ready 1.0" not in (said := process.get("/metrics").text) or "limit_rows 4096.0" not in said:
+                pass  # one of them has not begun yet, or loads
             for seed in range(8):  # a connection each: with one, only one of them would be asked
                 assert process.post({"seed": seed}).status_code == 200
             metrics = process.get("/metrics").text

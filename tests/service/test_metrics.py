@@ -1,4 +1,5 @@
 import threading
+import time
 
 import pytest
 from prometheus_client import REGISTRY
@@ -89,6 +90,41 @@ def test_one_model_is_described_once() -> None:
     metrics.unloaded("toy/1")
     metrics.unloaded("toy/1")
     assert "ign_model_info{" not in metrics.render()[0].decode()
+
+
+def test_distances_are_held_against_the_card() -> None:
+    metrics = Metrics()
+    quantiles = [percent / 1000 for percent in range(101)]
+    described = {"digest": "aaa", "provider": "CPUExecutionProvider", "reproducible": "exact"}
+    metrics.loaded("toy/1", quantiles=quantiles, **described)
+    metrics.loaded("bare/1", quantiles=None, **described)
+    found = {labels: amount for (name, labels), amount in samples(metrics).items() if name == "ign_distance_reference"}
+    assert {(dict(labels)["model"], dict(labels)["percentile"], amount) for labels, amount in found.items()} == {
+        ("toy/1", "50", 0.05),
+        ("toy/1", "90", 0.09),
+        ("toy/1", "99", 0.099),
+    }
+    metrics.loaded("toy/1", quantiles=None, **described)
+    metrics.unloaded("toy/1")
+    assert "ign_distance_reference{" not in metrics.render()[0].decode()
+
+
+def test_what_may_happen_is_counted_from_zero_on() -> None:
+    metrics = Metrics()
+    metrics.scheduler("toy/1")
+    for outcome in ("ok", "deadline_exceeded", "model_failure"):
+        assert value(metrics, "ign_jobs_total", model="toy/1", outcome=outcome) == 0
+    for reason in ("queue_full", "would_miss_deadline"):
+        assert value(metrics, "ign_rejects_total", model="toy/1", reason=reason) == 0
+    for name in ("ign_worker_replacements_total", "ign_early_exits_total", "ign_cancelled_rows_total"):
+        assert value(metrics, name, model="toy/1") == 0
+
+
+def test_a_process_says_when_it_started_and_that_it_is_not_ready_yet() -> None:
+    before = time.time()
+    metrics = Metrics()
+    assert before <= value(metrics, "ign_start_time_seconds") <= time.time()
+    assert value(metrics, "ign_ready") == 0
 
 
 def test_label_values_are_bounded_whatever_comes() -> None:

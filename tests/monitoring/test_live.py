@@ -1,0 +1,90 @@
+"""Every query of the dashboard and of the rules, put to a real Prometheus that watches a real service at work."""
+
+import math
+import subprocess
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tests.live import live_service
+from tests.monitoring.files import Query, alerts, needs_prometheus, panel_queries, rule_queries, rules, selectors
+from tests.monitoring.prometheus import Prometheus, running
+from tests.monitoring.traffic import SETTINGS, traffic
+
+pytestmark = [needs_prometheus, pytest.mark.slow]
+
+EMPTY = {
+    "DCGM_": "no GPU is watched here",
+    "ALERTS": "no alert has fired for as long as it must before it is said",
+    "ign_sheds_total": "the device has to run out of memory first",
+}
+"""Series that are not to be had from a service that is well, and why."""
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[str]:
+    with live_service(**SETTINGS) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def prometheus(service: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    """It has seen one round of traffic, and then another: a rate is what came between two looks."""
+    with running(tmp_path_factory.mktemp("prometheus"), str(httpx.URL(service).netloc, "ascii")) as found:
+        for count in (1, 2):
+            traffic(service)
+            seen = found.until(f'sum(ign_requests_total{{endpoint="/score"}}) == {count}', answers)
+            assert seen == [count], found.targets()
+        yield found
+
+
+def why_empty(expr: str) -> str | None:
+    return next((reason for part, reason in EMPTY.items() if part in expr), None)
+
+
+def answers(values: list[float]) -> bool:
+    return any(math.isfinite(value) for value in values)
+
+
+@pytest.mark.parametrize("query", list(panel_queries()), ids=str)
+def test_every_query_of_the_dashboard_has_an_answer(prometheus: Prometheus, query: Query) -> None:
+    if why_empty(query.expr) and " or vector(" not in query.expr:
+        assert not answers(prometheus.query(query.expr)), "it is not empty: take it from the list"
+    else:
+        assert answers(prometheus.until(query.expr, answers)), query.expr
+
+
+@pytest.mark.parametrize("query", list(rule_queries()), ids=str)
+def test_every_rule_looks_at_what_is_there(prometheus: Prometheus, query: Query) -> None:
+    prometheus.query(query.expr)
+    assert selectors(query.expr), "it looks at nothing"
+    for selector in selectors(query.expr):
+        if why_empty(selector):
+            assert not prometheus.query(selector), "it is not empty: take it from the list"
+        else:
+            assert answers(prometheus.until(selector, answers)), selector
+
+
+def test_every_rule_is_evaluated(prometheus: Prometheus) -> None:
+    names = {rule.get("alert") or rule["record"] for rule in rules()}
+    prometheus.until("count(job:ign_slow:ratio3d)", answers)
+    found = {rule["name"]: (rule["health"], rule.get("lastError")) for rule in prometheus.rules()}
+    assert found == dict.fromkeys(names, ("ok", None))
+
+
+def test_what_goes_wrong_is_seen(prometheus: Prometheus) -> None:
+    """One of the alerts at work in earnest: among so few requests those that failed are many."""
+    errors = prometheus.until("job:ign_errors:ratio1h", lambda found: found != [] and found[0] > 0.0144)
+    assert errors[0] > 0.0144
+    pending = prometheus.until(
+        'count(ALERTS{alertname="IgnErrorBudgetBurnsFast", alertstate="pending"})', lambda found: found == [1]
+    )
+    assert pending == [1]
+    assert alerts()["IgnErrorBudgetBurnsFast"]["for"] == "2m"
+
+
+def test_metrics_are_as_prometheus_wants_them(service: str) -> None:
+    text = httpx.get(f"{service}/metrics", trust_env=False).content
+    done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")

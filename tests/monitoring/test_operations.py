@@ -1,0 +1,65 @@
+"""docs/operations.md tells of what there is: every metric, settings that exist, panels that exist."""
+
+import re
+
+import pytest
+
+from service.metrics import Metrics
+from service.settings import PREFIX, load_settings
+from tests.monitoring.files import DASHBOARD, OPERATIONS, alerts, panels, rules
+
+TEXT = OPERATIONS.read_text(encoding="utf-8")
+METRICS = TEXT.partition("\n## Metrics\n")[2].partition("\n## ")[0]
+ROWS = re.findall(r"^\| `(\w+)` \| (.+?) \| (.+) \|$", METRICS, flags=re.MULTILINE)
+
+
+def test_every_metric_is_described_and_none_is_made_up() -> None:
+    families = Metrics().registry.collect()
+    there = sorted(f"{family.name}_total" if family.type == "counter" else family.name for family in families)
+    assert sorted(name for name, _, _ in ROWS) == there
+
+
+def test_every_label_is_named() -> None:
+    for metric in Metrics().registry.collect():
+        assert metric.documentation
+    labels = {label for name in vars(Metrics()).values() for label in getattr(name, "_labelnames", ())}
+    assert labels > {"endpoint", "model"}
+    missing = {label for label in labels if f"`{label}`" not in METRICS and label not in ("rows", "flush")}
+    assert not missing
+
+
+def test_settings_that_it_names_exist() -> None:
+    named = set(re.findall(rf"`({PREFIX}[A-Z_]+)", TEXT))
+    known = {f"{PREFIX}{field.upper()}" for field in load_settings({}).__slots__}
+    assert len(named) > 10
+    assert named <= known
+
+
+def test_panels_that_it_names_exist() -> None:
+    titles = {panel["title"] for panel in panels()} | {"Overview"}
+    prometheus = {"Service discovery", "Configuration", "Targets"}
+    runbooks = TEXT.partition("\n## Runbooks\n")[2]
+    named = {" ".join(name.split()) for name in re.findall(r"(?<!\*)\*([A-Z][^*]+)\*(?!\*)", runbooks)}
+    assert len(named) > 10
+    assert named <= titles | prometheus
+
+
+def test_codes_that_it_names_are_those_of_the_contract() -> None:
+    contract = (OPERATIONS.parent / "http-api.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([a-z]+(?:_[a-z]+)+)`:", TEXT))
+    assert len(named) > 5
+    assert all(f"`{code}`" in contract for code in named)
+
+
+@pytest.mark.parametrize(
+    ("objective", "record"), [("99.9 % of answers are no 5xx", "job:ign_errors:"), ("at most 1 s", "job:ign_slow:")]
+)
+def test_objectives_are_those_of_the_rules(objective: str, record: str) -> None:
+    assert objective in TEXT
+    share = {"99.9 % of answers are no 5xx": "0.001", "at most 1 s": "0.01"}[objective]
+    burning = [rule["expr"] for rule in alerts().values() if record in rule["expr"]]
+    assert len(burning) == 2
+    limits = {limit for expr in burning for limit in re.findall(rf"{record}\w+ > (?:[\d.]+ \* )?([\d.]+)", expr)}
+    assert limits == {share}
+    assert f"{record}ratio3d / {share})" in DASHBOARD.read_text(encoding="utf-8")
+    assert sum(rule.get("record", "").startswith(f"{record}ratio") for rule in rules()) == 5
