@@ -15,7 +15,7 @@ import numpy as np
 
 from service.domain.errors import ModelFailure
 from service.domain.latents import FloatRows
-from service.domain.tasks import DeviceOutOfMemory, Model, StepRow
+from service.domain.tasks import DeviceOutOfMemory, Model, Resident, StepRow
 from service.rows import Request, Row
 
 logger = logging.getLogger(__name__)
@@ -64,6 +64,7 @@ class Batch:
         self._flags = np.empty(shape, np.bool_)
         self.rows: list[Row] = []
         self.stale = False  # somebody in it is done, or it is larger than the limit
+        self._suspect = False  # a pass of these rows failed where nobody looked: from now on, look
         self.expires = math.inf
 
     def arrange(self, chosen: Sequence[Row]) -> tuple[list[Row], list[Row]]:
@@ -88,7 +89,7 @@ class Batch:
         padded = self._padded(n) if n else 0
         full[n:padded] = full[:1]
         self._now, self._next = self._now.cut(n, padded), self._next.cut(n, padded)
-        self.stale = False
+        self.stale = self._suspect = False
         self.expires = min((row.request.expires for row in chosen), default=math.inf)
         return left, joined
 
@@ -96,9 +97,47 @@ class Batch:
         """Run passes after which nobody has to look at any row; returns how many.
 
         Ends early at time ``until``, when ``interrupt`` is no longer empty, and before a pass that fails. That one,
-        and the pass somebody waits for, are left to :meth:`advance`.
+        and the pass somebody waits for, are left to :meth:`advance`. Where the model can keep the rows on its device
+        meanwhile, they come back at the end.
         """
         quiet = self._quiet()
+        resident: Resident | None = getattr(self._model, "resident", None)
+        if resident is not None and quiet > 1 and not self._suspect:
+            passes = self._cruise_there(resident, quiet, until, interrupt)
+        else:
+            passes = self._cruise_here(quiet, until, interrupt)
+        if passes:
+            for row in self.rows:
+                row.steps += passes
+        return passes
+
+    def _cruise_there(self, resident: Resident, quiet: int, until: float, interrupt: Sized) -> int:
+        """The rows stay on the device. What is wrong with them shows when they are back; then all of it is undone."""
+        passes = 0
+        try:
+            resident.load(self._now.padded)
+            while passes < quiet and not interrupt:
+                began = self._clock()
+                resident.step()
+                passes += 1
+                self._ran(len(self.rows), len(self._now.padded), self._clock() - began, self._reason())
+                if self._clock() >= until:
+                    break
+        except Exception:  # advance() finds out what it is about
+            self._suspect = True
+        try:
+            if passes:
+                resident.fetch(self._next.padded)
+        except Exception:
+            self._suspect, passes = True, 0
+        if passes and not self._finite():
+            self._suspect, passes = True, 0
+        if passes:
+            self._now, self._next = self._next, self._now
+        return passes
+
+    def _cruise_here(self, quiet: int, until: float, interrupt: Sized) -> int:
+        """The rows come back after every pass."""
         passes = 0
         while passes < quiet and not interrupt:
             try:
@@ -111,9 +150,6 @@ class Batch:
             passes += 1
             if self._clock() >= until:
                 break
-        if passes:
-            for row in self.rows:
-                row.steps += passes
         return passes
 
     def advance(self) -> list[tuple[Row, ModelFailure]]:

@@ -139,6 +139,25 @@ class Model(Protocol):
         ...
 
 
+class Resident(Protocol):
+    """What a model may offer beside `run`, as its attribute `resident`: rows that stay on the device between steps.
+
+    It may be None, and change after `shed`. Errors are those of `run`.
+    """
+
+    def load(self, rows: FloatRows) -> None:
+        """Put rows onto the device, in place of those that are there; at most the largest bucket."""
+        ...
+
+    def step(self) -> None:
+        """Apply f to the rows there; a step that raises leaves them as they were."""
+        ...
+
+    def fetch(self, out: FloatRows) -> None:
+        """Copy the first rows there, as many as ``out`` has."""
+        ...
+
+
 class DeviceOutOfMemory(Exception):
     """The device could not hold the batch; the scheduler lowers its largest batch and tries again."""
 
@@ -162,6 +181,7 @@ __all__ = [
     "Model",
     "Plan",
     "Progress",
+    "Resident",
     "Result",
     "SchedulerLike",
     "StepRow",
