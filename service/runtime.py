@@ -100,7 +100,7 @@ class OnnxModel:
         return target
 
     def load(self, rows: FloatRows) -> None:
-        """Put rows, at most the top bucket, onto the device. Only where there is a `resident`; raises as :meth:`run`."""
+        """Put rows, at most the top bucket, onto the device; only where there is a `resident`. Raises like `run`."""
         self._check_rows(rows)
         self._translated(lambda _: self._stay().load(rows), f"{len(rows)} rows do not fit")
 

@@ -111,7 +111,8 @@ def cuda_session(data: bytes, cuda: Cuda, profile: Profile | None = None) -> Any
         raise CudaUnavailable(f"{_plain(missing[0])} cannot be used: this onnxruntime is built without it{_HINT}")
     providers = [(CUDA, cuda_options(cuda))]
     if cuda.tensorrt_cache is not None:
-        assert profile is not None
+        if profile is None:
+            raise ValueError("TensorRT needs a profile")
         providers.insert(0, (TENSORRT, tensorrt_options(cuda, cuda.tensorrt_cache, profile)))
     _preload_libraries()
     options = _session_options(threads=1)  # more do not help: the device does the work
@@ -155,7 +156,7 @@ def tensorrt_options(cuda: Cuda, cache: Path, profile: Profile) -> dict[str, str
     """Options of the TensorRT provider: one engine for all buckets, kept on disk.
 
     An engine is good for one model, onnxruntime, TensorRT and kind of device. The folder names the first two;
-    the provider puts the others into its file names.
+    the provider puts the others into its file names. Its switches are True and False; 1 and 0 are refused.
 
     Raises:
         StartupError: the folder cannot be written.
@@ -171,14 +172,14 @@ def tensorrt_options(cuda: Cuda, cache: Path, profile: Profile) -> dict[str, str
     row = "x".join(map(str, profile.shape))
     return {
         "device_id": "0",
-        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_enable": "True",
         "trt_engine_cache_path": str(folder),
-        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_enable": "True",
         "trt_timing_cache_path": str(folder),
         "trt_profile_min_shapes": f"x:{least}x{row}",
         "trt_profile_opt_shapes": f"x:{most}x{row}",
         "trt_profile_max_shapes": f"x:{most}x{row}",
-        "trt_fp16_enable": "1" if cuda.half else "0",
+        "trt_fp16_enable": str(cuda.half),
     }
 
 

@@ -3,7 +3,6 @@
 import asyncio
 import resource
 import subprocess
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -211,10 +210,10 @@ def test_a_long_run_keeps_its_memory(graphs: bool) -> None:
 
 
 @pytest.fixture
-def engines(tmp_path: Path) -> Iterator[Cuda]:
+def engines(tmp_path: Path) -> Cuda:
     if TENSORRT not in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime is built without TensorRT")
-    yield Cuda(tensorrt_cache=tmp_path)
+    return Cuda(tensorrt_cache=tmp_path)
 
 
 @pytest.mark.slow

@@ -76,7 +76,9 @@ def test_deterministic_is_told_the_session_too(gpu: type[Session]) -> None:
     assert cuda_session(b"", Cuda(deterministic=True)).options.use_deterministic_compute
 
 
-def test_tensorrt_comes_first_with_its_cache_and_one_profile_for_all_buckets(gpu: type[Session], tmp_path: Path) -> None:
+def test_tensorrt_comes_first_with_its_cache_and_one_profile_for_all_buckets(
+    gpu: type[Session], tmp_path: Path
+) -> None:
     session = cuda_session(b"", Cuda(tensorrt_cache=tmp_path / "engines", half=True), PROFILE)
     (first, options), (second, _) = session.providers
     assert (first, second) == (TENSORRT, CUDA)
@@ -84,21 +86,21 @@ def test_tensorrt_comes_first_with_its_cache_and_one_profile_for_all_buckets(gpu
     assert folder.is_dir()
     assert options == {
         "device_id": "0",
-        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_enable": "True",
         "trt_engine_cache_path": str(folder),
-        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_enable": "True",
         "trt_timing_cache_path": str(folder),
         "trt_profile_min_shapes": "x:1x3x64x64",
         "trt_profile_opt_shapes": "x:32x3x64x64",
         "trt_profile_max_shapes": "x:32x3x64x64",
-        "trt_fp16_enable": "1",
+        "trt_fp16_enable": "True",
     }
     assert session.options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
 
 
 def test_tensorrt_is_told_half_precision_only_where_it_is(gpu: type[Session], tmp_path: Path) -> None:
     session = cuda_session(b"", Cuda(tensorrt_cache=tmp_path), PROFILE)
-    assert session.providers[0][1]["trt_fp16_enable"] == "0"
+    assert session.providers[0][1]["trt_fp16_enable"] == "False"
 
 
 def test_a_cache_that_cannot_be_is_refused(gpu: type[Session], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
