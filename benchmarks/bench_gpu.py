@@ -254,7 +254,7 @@ def other_options(data: bytes, options: argparse.Namespace) -> list[Json]:
 @contextmanager
 def changed(changes: Mapping[str, str]) -> Iterator[None]:
     usual = sessions.cuda_options
-    with patch.object(sessions, "cuda_options", lambda cuda: usual(cuda) | changes):
+    with patch.object(sessions, "cuda_options", lambda cuda: {**usual(cuda), **changes}):
         yield
 
 

@@ -16,7 +16,7 @@ from benchmarks.common import settle
 from benchmarks.device import Device
 from benchmarks.processes import ROOT
 from benchmarks.tables import render
-from service import runtime
+from service import runtime, sessions
 from service.lanes import BucketRunner
 from service.sessions import Cuda
 from tests.service.onnx_models import Shape, write_model
@@ -107,8 +107,8 @@ def test_a_target_is_about_the_worst() -> None:
 
 def test_the_options_that_are_tried_reach_the_provider() -> None:
     with bench_gpu.changed({"prefer_nhwc": "1"}):
-        assert bench_gpu.sessions.cuda_options(Cuda())["prefer_nhwc"] == "1"
-    assert "prefer_nhwc" not in bench_gpu.sessions.cuda_options(Cuda())
+        assert sessions.cuda_options(Cuda())["prefer_nhwc"] == "1"
+    assert "prefer_nhwc" not in sessions.cuda_options(Cuda())
 
 
 def test_a_machine_that_tells_nothing_of_its_device(smi: Path) -> None:

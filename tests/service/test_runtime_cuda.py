@@ -133,7 +133,8 @@ def test_rows_do_not_stay_on_the_cpu() -> None:
 
 def test_what_does_not_fit_is_not_loaded(bucketed: Callable[..., OnnxModel]) -> None:
     model = bucketed(model_bytes(make_card(buckets=(1, 4))))
-    for rows in (sample_rows(2, (3, 8, 8)), sample_rows(0), sample_rows(2).astype(np.float64)):
+    others: list[Any] = [sample_rows(2, (3, 8, 8)), sample_rows(0), sample_rows(2).astype(np.float64)]
+    for rows in others:
         with pytest.raises(ValueError, match="rows must be"):
             model.load(rows)
     with pytest.raises(ModelFailure) as caught:
@@ -162,7 +163,7 @@ def test_memory_shortage_in_a_step_has_its_own_error_too(bucketed: Callable[...,
 )
 def test_shortages_of_the_device_are_known_by_what_is_said(said: str, bucketed: Callable[..., OnnxModel]) -> None:
     class Short:
-        def __call__(self, *_: Any) -> None:
+        def __call__(self, rows: Any, out: Any) -> None:
             raise RuntimeError(f"[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : {said}")
 
         def close(self) -> None:

@@ -1,5 +1,6 @@
 """What onnxruntime is asked for, and what happens when it gives something else. No GPU: its sessions are stand-ins."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ def test_a_cache_that_cannot_be_is_refused(gpu: type[Session], tmp_path: Path, m
     with pytest.raises(StartupError, match=r"^IGN_TENSORRT_CACHE=.*file: Not a directory$") as caught:
         cuda_session(b"", Cuda(tensorrt_cache=file), PROFILE)
     assert not isinstance(caught.value, CudaUnavailable)  # the setting is wrong, not the device
-    monkeypatch.setattr(sessions.os, "access", lambda *_: False)
+    monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(StartupError, match="cannot be written"):
         cuda_session(b"", Cuda(tensorrt_cache=tmp_path), PROFILE)
     assert not gpu.made
