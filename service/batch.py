@@ -15,7 +15,7 @@ import numpy as np
 
 from service.domain.errors import ModelFailure
 from service.domain.latents import FloatRows
-from service.domain.tasks import DeviceOutOfMemory, Model, Resident, StepRow
+from service.domain.tasks import DeviceLost, DeviceOutOfMemory, Model, Resident, StepRow
 from service.rows import Request, Row
 
 logger = logging.getLogger(__name__)
@@ -64,6 +64,7 @@ class Batch:
         self._flags = np.empty(shape, np.bool_)
         self.rows: list[Row] = []
         self.stale = False  # somebody in it is done, or it is larger than the limit
+        self.lost = False  # the device does nothing any more
         self._suspect = False  # a pass of these rows failed where nobody looked: from now on, look
         self.expires = math.inf
 
@@ -247,8 +248,11 @@ class Batch:
             if hi - lo <= self.limit:
                 self._call_part(lo, hi)
                 return
-        except DeviceOutOfMemory as exc:
+        except DeviceLost as exc:
             cause: Exception = exc
+            self.lost, divisible = True, False
+        except DeviceOutOfMemory as exc:
+            cause = exc
             divisible = self._shed(hi - lo) and divisible
         except Exception as exc:  # whatever the model raises is about these rows, not about the service
             cause = exc

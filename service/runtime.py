@@ -16,7 +16,7 @@ import numpy as np
 from service.card import INPUT, OUTPUT, CardError, ModelCard, from_metadata
 from service.domain.errors import ModelFailure, StartupError
 from service.domain.latents import FloatRows, NoiseSource
-from service.domain.tasks import DeviceOutOfMemory, Resident
+from service.domain.tasks import DeviceLost, DeviceOutOfMemory, Resident
 from service.lanes import BucketRunner, ExactRunner, OneThread, ResidentRunner, Runner
 from service.sessions import Cuda, CudaUnavailable, Profile, cpu_session, cuda_session, metadata, one_line
 
@@ -27,6 +27,11 @@ _SHORTAGE: Final = re.compile(
     r"failed to allocate memory|available memory of \d+ is smaller|out of memory|ALLOC_FAILED|ALLOCATION_FAILED"
     r"|MemoryAllocation|bad_alloc|bad allocation",
     re.IGNORECASE,
+)
+_LOST: Final = re.compile(
+    # Errors that CUDA repeats for every later call: illegal accesses, faults of kernels, uncorrectable memory errors,
+    # a destroyed context, a device that is gone or that nobody may use.
+    r"CUDA failure (46|100|101|214|226|70[029]|71\d|999)\b"
 )
 
 
@@ -90,6 +95,7 @@ class OnnxModel:
         Raises:
             ValueError: rows or ``out`` are not float32 of the model's shape, or not equally many.
             DeviceOutOfMemory: the device could not hold the batch.
+            DeviceLost: CUDA will fail every call until another process has the device.
             ModelFailure: onnxruntime raised anything else, or the model is closed.
         """
         self._check_rows(rows)
@@ -200,6 +206,8 @@ class OnnxModel:
         try:
             call(self._runner)
         except Exception as exc:  # onnxruntime's errors share no other base class
+            if _LOST.search(str(exc)):
+                raise DeviceLost(one_line(exc)) from exc
             if not _is_shortage(exc):
                 raise ModelFailure("the model failed on these rows") from exc
             shortage = f"{shortage}: {one_line(exc)}"

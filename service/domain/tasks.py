@@ -131,6 +131,7 @@ class Model(Protocol):
 
         Raises:
             DeviceOutOfMemory: the device could not hold a batch of this size.
+            DeviceLost: the device is gone for this process.
         """
         ...
 
@@ -162,6 +163,10 @@ class DeviceOutOfMemory(Exception):
     """The device could not hold the batch; the scheduler lowers its largest batch and tries again."""
 
 
+class DeviceLost(Exception):
+    """The device fails every call from now on, whatever it is asked; only another process has it back."""
+
+
 class SchedulerLike(Protocol):
     """The seam between engine and scheduler. Cancelling the awaiting call is the cancellation."""
 
@@ -176,6 +181,7 @@ class SchedulerLike(Protocol):
 
 __all__ = [
     "Applied",
+    "DeviceLost",
     "DeviceOutOfMemory",
     "KeepMask",
     "Model",

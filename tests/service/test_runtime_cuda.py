@@ -11,7 +11,7 @@ import pytest
 
 from service import runtime
 from service.domain.errors import ModelFailure, StartupError
-from service.domain.tasks import DeviceOutOfMemory
+from service.domain.tasks import DeviceLost, DeviceOutOfMemory
 from service.lanes import BucketRunner, OneThread
 from service.runtime import OnnxModel, bounded_buckets
 from service.sessions import Cuda, CudaUnavailable, Profile
@@ -173,6 +173,31 @@ def test_shortages_of_the_device_are_known_by_what_is_said(said: str, bucketed: 
     model._runner = Short()
     with pytest.raises(DeviceOutOfMemory):
         model.run(sample_rows(1))
+
+
+@pytest.mark.parametrize(
+    ("said", "lost"),
+    [
+        ("CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; hostname=here ; line=131", True),
+        ("CUDA failure 214: uncorrectable ECC error encountered ; GPU=0", True),
+        ("CUDA failure 719: unspecified launch failure ; GPU=0", True),
+        ("CUDA failure 1: invalid argument ; GPU=0", False),
+        ("CUDA failure 7000: no such thing", False),
+    ],
+)
+def test_a_device_that_is_lost_is_known_by_its_number(
+    said: str, lost: bool, bucketed: Callable[..., OnnxModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError(f"[ONNXRuntimeError] : 1 : FAIL : {said}")
+
+    model = bucketed(model_bytes())
+    monkeypatch.setattr(BucketRunner, "step", fail)
+    with pytest.raises(DeviceLost if lost else ModelFailure):
+        model.run(sample_rows(1))
+    model.load(sample_rows(1))
+    with pytest.raises(DeviceLost if lost else ModelFailure):
+        model.step()
 
 
 def test_a_session_with_graphs_is_run_in_one_thread(bucketed: Callable[..., OnnxModel]) -> None:
