@@ -202,12 +202,14 @@ class OneThread:
         self._there(lambda runner: runner.fetch(out))
 
     def close(self) -> None:
-        """Let the thread end; it has nothing to do, as whoever calls this is the only one who gave it something."""
+        """Let go of the session, and let the thread end, without waiting for it."""
         self._runner = None
-        self._pool.shutdown()
+        self._pool.shutdown(wait=False)
 
     def _there(self, job: Callable[[ResidentRunner], T]) -> T:
-        runner = self._runner
-        if runner is None:
+        return self._pool.submit(self._do, job).result()
+
+    def _do(self, job: Callable[[ResidentRunner], T]) -> T:
+        if self._runner is None:
             raise ValueError("the runner is closed")
-        return self._pool.submit(job, runner).result()
+        return job(self._runner)

@@ -1,5 +1,6 @@
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -225,16 +226,42 @@ def test_a_session_with_graphs_is_run_in_one_thread(bucketed: Callable[..., Onnx
 
 
 def test_no_thread_is_left_of_what_was_shed_or_closed(bucketed: Callable[..., OnnxModel]) -> None:
-    def threads() -> int:
-        return sum(thread.name.startswith("ign-graphs") for thread in threading.enumerate())
+    def threads() -> set[threading.Thread]:
+        return {thread for thread in threading.enumerate() if thread.name.startswith("ign-graphs")} - before
 
+    before: set[threading.Thread] = set()
     before = threads()
     model = bucketed(model_bytes(), cuda=Cuda(graphs=True))
     model.warm_up()
+    (first,) = threads()
     model.shed()
-    assert threads() == before + 1
+    first.join(10)
+    (second,) = threads()
+    model.run(sample_rows(1))
     model.close()
-    assert threads() == before
+    second.join(10)
+    assert not first.is_alive()
+    assert not second.is_alive()
+
+
+def test_with_graphs_too_the_old_session_is_gone_before_the_new_one_starts(
+    bucketed: Callable[..., OnnxModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: list[weakref.ref[Any]] = []
+
+    def start(data: bytes, *_: Any) -> Any:
+        assert not [session for session in alive if session() is not None]
+        session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+        alive.append(weakref.ref(session))
+        return session
+
+    monkeypatch.setattr(runtime, "cuda_session", start)
+    model = bucketed(model_bytes(make_card(buckets=(1, 2, 4))), cuda=Cuda(graphs=True))
+    model.warm_up()
+    model.shed()
+    model.shed()
+    assert len(alive) == 3
+    model.close()
 
 
 def test_a_model_for_tensorrt_says_its_shapes_before_it_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
