@@ -25,6 +25,10 @@ CUDA: Final = "CUDAExecutionProvider"
 TENSORRT: Final = "TensorrtExecutionProvider"
 _HINT: Final = " (extra `gpu` has it)"
 
+_NO_CPU: Final = "session.disable_cpu_ep_fallback"
+_ON_CPU: Final = "fallback to CPU EP has been explicitly disabled"
+# file.cc:12 type function(arguments) [with template arguments]
+_PLACE: Final = re.compile(r"\S+\.(?:cc|h|cu|cuh):\d+ [^()\n]+\([^()\n]*\)(?: const)?(?: \[with [^\]\n]*\])? ?")
 _TOO_NEW: Final = (
     re.compile(r"(?P<what>Opset) (?P<needs>\d+) is under development.* is till opset (?P<most>\d+)", re.DOTALL),
     re.compile(r"Unsupported model (?P<what>IR) version: (?P<needs>\d+), max supported IR version: (?P<most>\d+)"),
@@ -114,20 +118,22 @@ def cuda_session(data: bytes, cuda: Cuda, profile: Profile | None = None) -> Any
         if profile is None:
             raise ValueError("TensorRT needs a profile")
         providers.insert(0, (TENSORRT, tensorrt_options(cuda, cuda.tensorrt_cache, profile)))
-    _preload_libraries()
+    missed = _preload_libraries()
     options = _session_options(threads=1)  # more do not help: the device does the work
     options.use_deterministic_compute = cuda.deterministic
-    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    options.add_session_config_entry(_NO_CPU, "1")
     try:
         session = ort.InferenceSession(data, options, providers=providers, enable_fallback=0)
     except Exception as exc:  # onnxruntime's errors share no other base class
         if reason := _too_new(exc):  # for the CPU as well
             raise StartupError(reason) from exc
         _LOG.warning("%s session failed: %s", _plain(wanted[0]), exc)
+        if _ON_CPU in str(exc):
+            # What it says of single nodes, it says too when a provider did not load and all of them are left over.
+            options.add_session_config_entry(_NO_CPU, "0")
+            _check_loaded(ort.InferenceSession(data, options, providers=providers, enable_fallback=0), wanted, missed)
         raise CudaUnavailable(f"{_plain(wanted[0])} cannot be used: {one_line(exc)}") from exc
-    started = session.get_providers()
-    if lost := [name for name in wanted if name not in started]:  # onnxruntime falls back in silence
-        raise CudaUnavailable(f"{_plain(lost[0])} cannot be used: its provider did not load")
+    _check_loaded(session, wanted, missed)
     return session
 
 
@@ -184,10 +190,14 @@ def tensorrt_options(cuda: Cuda, cache: Path, profile: Profile) -> dict[str, str
 
 
 def one_line(exc: Exception) -> str:
-    """The first line of an onnxruntime message, without its error number and paths."""
+    """The first line of an onnxruntime message, without its error number, places in its source, paths and hosts."""
     text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(exc))
-    text = re.sub(r"\S*/\S*", "…", text).strip() or type(exc).__name__
-    return text.splitlines()[0][:200]
+    text = _PLACE.sub("", text)
+    return _shortened(re.sub(r" ; GPU=.*", "", text)) or type(exc).__name__
+
+
+def _shortened(text: str) -> str:
+    return "".join(re.sub(r"\S*/\S*", "…", text).strip().splitlines()[:1])[:200]
 
 
 def _start_on_cpu(data: bytes, options: Any) -> Any:
@@ -197,16 +207,27 @@ def _start_on_cpu(data: bytes, options: Any) -> Any:
         raise StartupError(_too_new(exc) or f"not a model onnxruntime can load: {one_line(exc)}") from exc
 
 
+def _check_loaded(session: Any, wanted: Sequence[str], missed: str) -> None:
+    """Refuse a session without a provider that was asked for: onnxruntime leaves those out in silence."""
+    started = session.get_providers()
+    if lost := [name for name in wanted if name not in started]:
+        reason = f": {missed}" if missed else ""
+        raise CudaUnavailable(f"{_plain(lost[0])} cannot be used: its provider did not load{reason}")
+
+
 def _plain(provider: str) -> str:
     return {CUDA: "CUDA", TENSORRT: "TensorRT"}[provider]
 
 
-def _preload_libraries() -> None:
+def _preload_libraries() -> str:
+    """Load NVIDIA's libraries; returns the first thing that went wrong, or nothing."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):  # it prints what fails, and does not raise
         ort.preload_dlls()
-    if printed.getvalue():
-        _LOG.warning("loading CUDA libraries: %s", printed.getvalue().strip())
+    said = printed.getvalue().strip()
+    if said:
+        _LOG.warning("loading CUDA libraries: %s", said)
+    return _shortened(said)
 
 
 def _session_options(threads: int) -> Any:

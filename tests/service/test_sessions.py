@@ -147,14 +147,67 @@ def test_a_provider_that_left_in_silence(loads: list[str], says: str, gpu: type[
         cuda_session(b"", Cuda(tensorrt_cache=tmp_path), PROFILE)
 
 
-def test_nodes_that_would_run_on_the_cpu_are_a_refusal(gpu: type[Session], caplog: pytest.LogCaptureFixture) -> None:
-    gpu.raises = RuntimeError(
-        "[ONNXRuntimeError] : 1 : FAIL : This session contains graph nodes that are assigned to the default CPU EP, "
-        "but fallback to CPU EP has been explicitly disabled by the user."
-    )
-    with pytest.raises(CudaUnavailable, match="cannot be used: This session contains graph nodes"):
+ON_CPU = (
+    "[ONNXRuntimeError] : 1 : FAIL : This session contains graph nodes that are assigned to the default CPU EP, "
+    "but fallback to CPU EP has been explicitly disabled by the user."
+)
+
+
+@pytest.mark.parametrize(
+    ("loads", "printed", "says"),
+    [
+        ([CUDA], "", "CUDA cannot be used: This session contains graph nodes that are assigned to the default CPU EP"),
+        ([], "", "CUDA cannot be used: its provider did not load$"),
+        (
+            [],
+            "Failed to load libcublasLt.so.13: no such file\nFailed to load others",
+            r"CUDA cannot be used: its provider did not load: Failed to load libcublasLt.so.13: no such file$",
+        ),
+    ],
+)
+def test_nodes_left_to_the_cpu_are_told_apart_from_a_provider_that_is_not_there(
+    loads: list[str],
+    printed: str,
+    says: str,
+    gpu: type[Session],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Strict(gpu):  # type: ignore[misc, valid-type]
+        def __init__(self, data: bytes, options: Any, **rest: Any) -> None:
+            super().__init__(data, options, **rest)
+            if options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1":
+                raise RuntimeError(ON_CPU)
+
+    gpu.loads = loads
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Strict)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: print(printed, end=""))  # noqa: T201
+    with pytest.raises(CudaUnavailable, match=says):
         cuda_session(b"", Cuda())
     assert "CUDA session failed" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        (
+            "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : /src/onnxruntime/core/providers/cuda/cuda_call.cc:129 "
+            "std::conditional_t<THRW, void, Status> onnxruntime::CudaCall(ERRTYPE, const char*, int) "
+            "[with ERRTYPE = cudaError; bool THRW = true] CUDA failure 35: CUDA driver version is insufficient for "
+            "CUDA runtime version ; GPU=-1 ; hostname=secret ; file=/src/x.cc ; line=280 ; expr=cudaSetDevice(0);",
+            "CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version",
+        ),
+        (
+            "/src/onnxruntime/python/state.cc:729 void onnxruntime::python::Register(PySessionOptions&, const "
+            "onnxruntime::ProviderOptions&) Please install TensorRT libraries, make sure they're in the PATH",
+            "Please install TensorRT libraries, make sure they're in the PATH",
+        ),
+        ("Load model from /secret/model.onnx failed\nmore", "Load model from … failed"),
+        ("", "RuntimeError"),
+    ],
+)
+def test_a_message_is_what_an_operator_can_use(said: str, line: str) -> None:
+    assert sessions.one_line(RuntimeError(said)) == line
 
 
 def test_metadata_needs_no_device() -> None:
