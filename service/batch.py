@@ -114,16 +114,21 @@ class Batch:
 
     def _cruise_there(self, resident: Resident, quiet: int, until: float, interrupt: Sized) -> int:
         """The rows stay on the device. What is wrong with them shows when they are back; then all of it is undone."""
-        passes = 0
+        if interrupt:
+            return 0
+        rows, padded, reason = len(self.rows), len(self._now.padded), self._reason()
+        passes, began = 0, self._clock()
+
+        def more() -> bool:
+            nonlocal passes, began
+            now = self._clock()
+            self._ran(rows, padded, now - began, reason)
+            passes, began = passes + 1, now
+            return passes < quiet and not interrupt and now < until
+
         try:
             resident.load(self._now.padded)
-            while passes < quiet and not interrupt:
-                began = self._clock()
-                resident.step()
-                passes += 1
-                self._ran(len(self.rows), len(self._now.padded), self._clock() - began, self._reason())
-                if self._clock() >= until:
-                    break
+            resident.steps(more)
         except Exception:  # advance() finds out what it is about
             self._suspect = True
         try:

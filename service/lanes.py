@@ -1,6 +1,6 @@
 """How rows get through a session: as many as come, or in buckets whose buffers never move.
 
-In buckets the rows can also stay on the device from one step to the next: `load`, any number of `step`s, `fetch`.
+In buckets the rows can also stay on the device from one step to the next: `load`, any number of `steps`, `fetch`.
 Every bucket has two buffers, and a step reads one and writes the other.
 """
 
@@ -14,6 +14,7 @@ import onnxruntime as ort
 
 from service.card import INPUT, OUTPUT
 from service.domain.latents import FloatRows
+from service.domain.tasks import once
 
 Shape = tuple[int, int, int]
 T = TypeVar("T")
@@ -38,8 +39,8 @@ class ResidentRunner(Runner, Protocol):
         """Put rows, at most the top bucket, onto the device."""
         ...
 
-    def step(self) -> None:
-        """Apply f to them. A step that raises leaves them as they were."""
+    def steps(self, more: Callable[[], bool] = once) -> None:
+        """Apply f to them, and again while ``more`` says so. A step that raises leaves them as they were."""
         ...
 
     def fetch(self, out: FloatRows) -> None:
@@ -94,7 +95,7 @@ class BucketRunner:
         top = self._buckets[-1]
         for start in range(0, len(rows), top):
             self.load(rows[start : start + top])
-            self.step()
+            self.steps()
             self.fetch(out[start : start + top])
 
     def load(self, rows: FloatRows) -> None:
@@ -112,9 +113,12 @@ class BucketRunner:
         self._lanes[size].load(rows)
         self._loaded = self._lanes[size]
 
-    def step(self) -> None:
-        """Apply f to the rows that are there."""
-        self._lane().step(self._session)
+    def steps(self, more: Callable[[], bool] = once) -> None:
+        """Apply f to the rows that are there, and again as long as ``more``, asked after every step, says so."""
+        lane = self._lane()
+        lane.step(self._session)
+        while more():
+            lane.step(self._session)
 
     def fetch(self, out: FloatRows) -> None:
         """Copy the first rows, as many as ``out`` has."""
@@ -193,9 +197,9 @@ class OneThread:
         """Put rows onto the device."""
         self._there(lambda runner: runner.load(rows))
 
-    def step(self) -> None:
-        """Apply f to them."""
-        self._there(lambda runner: runner.step())
+    def steps(self, more: Callable[[], bool] = once) -> None:
+        """Apply f to them, and again while ``more`` says so: it is asked there, so that a stretch is one call."""
+        self._there(lambda runner: runner.steps(more))
 
     def fetch(self, out: FloatRows) -> None:
         """Copy the first of them."""

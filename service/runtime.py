@@ -16,7 +16,7 @@ import numpy as np
 from service.card import INPUT, OUTPUT, CardError, ModelCard, from_metadata
 from service.domain.errors import ModelFailure, StartupError
 from service.domain.latents import FloatRows, NoiseSource
-from service.domain.tasks import DeviceLost, DeviceOutOfMemory, Resident
+from service.domain.tasks import DeviceLost, DeviceOutOfMemory, Resident, once
 from service.lanes import BucketRunner, ExactRunner, OneThread, ResidentRunner, Runner
 from service.sessions import Cuda, CudaUnavailable, Profile, cpu_session, cuda_session, metadata, one_line
 
@@ -110,9 +110,12 @@ class OnnxModel:
         self._check_rows(rows)
         self._translated(lambda _: self._stay().load(rows), f"{len(rows)} rows do not fit")
 
-    def step(self) -> None:
-        """One step of f for the rows there. One that raises leaves them as they were; raises as :meth:`run`."""
-        self._translated(lambda _: self._stay().step(), "a step does not fit")
+    def steps(self, more: Callable[[], bool] = once) -> None:
+        """One step of f for the rows there, and further ones as long as ``more`` says so after each.
+
+        One that raises leaves them as they were; raises as :meth:`run`.
+        """
+        self._translated(lambda _: self._stay().steps(more), "a step does not fit")
 
     def fetch(self, out: FloatRows) -> None:
         """Copy the first rows, as many as ``out`` has, from the device; raises as :meth:`run`."""
@@ -162,7 +165,7 @@ class OnnxModel:
         if self.resident is not None:
             self.load(rows)
             for _ in range(4):
-                self.step()
+                self.steps()
             self.fetch(rows)
 
     def _restart(self) -> None:

@@ -3,7 +3,7 @@
 A *row* is one C×H×W float32 image in the model's range; a *step* is one application of f.
 """
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -140,6 +140,11 @@ class Model(Protocol):
         ...
 
 
+def once() -> bool:
+    """No more."""
+    return False
+
+
 class Resident(Protocol):
     """What a model may offer beside `run`, as its attribute `resident`: rows that stay on the device between steps.
 
@@ -150,8 +155,11 @@ class Resident(Protocol):
         """Put rows onto the device, in place of those that are there; at most the largest bucket."""
         ...
 
-    def step(self) -> None:
-        """Apply f to the rows there; a step that raises leaves them as they were."""
+    def steps(self, more: Callable[[], bool] = once) -> None:
+        """Apply f to the rows there, and again as long as ``more``, asked after every step, says so.
+
+        A step that raises leaves them as they were. ``more`` may be called in another thread, while this one waits.
+        """
         ...
 
     def fetch(self, out: FloatRows) -> None:
@@ -191,4 +199,5 @@ __all__ = [
     "Result",
     "SchedulerLike",
     "StepRow",
+    "once",
 ]

@@ -47,7 +47,7 @@ def stepped(model: OnnxModel, x: FloatRows, steps: int) -> FloatRows:
     assert there is not None
     there.load(x)
     for _ in range(steps):
-        there.step()
+        there.steps()
     there.fetch(out)
     return out
 

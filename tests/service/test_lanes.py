@@ -66,7 +66,7 @@ def test_steps_go_to_and_fro_between_two_buffers_that_stay() -> None:
     for _ in range(2):
         runner.load(x)
         for _ in range(3):
-            runner.step()
+            runner.steps()
         np.testing.assert_array_equal(fetched(runner, 3), x + np.float32(1) + np.float32(1) + np.float32(1))
     there, back = session.runs[:2]
     assert there[1:3] == back[2:0:-1]
@@ -79,8 +79,8 @@ def test_the_device_is_waited_for_where_bytes_pass() -> None:
     session = Session()
     runner = BucketRunner(session, SHAPE, (1,), "cpu")
     runner.load(sample_rows(1))
-    runner.step()
-    runner.step()
+    runner.steps()
+    runner.steps()
     fetched(runner, 1)
     assert [entry if isinstance(entry, str) else "run" for entry in session.log] == ["in", "run", "run", "out"]
 
@@ -103,7 +103,7 @@ def test_no_graph_is_ever_replayed_with_other_buffers_or_shapes() -> None:
         if rows <= 4:
             runner.load(x)
             for _ in range(3):
-                runner.step()
+                runner.steps()
     numbers = {graph for graph, *_ in session.runs}
     assert numbers == {"1", "2", "3", "4", "5", "6"}  # three buckets, two directions; 0 and −1 mean other things
     assert len(set(session.runs)) == len(numbers)
@@ -114,13 +114,13 @@ def test_a_step_that_fails_leaves_the_rows_as_they_were() -> None:
     runner = BucketRunner(session, SHAPE, (2,), "cpu")
     x = sample_rows(2)
     runner.load(x)
-    runner.step()
+    runner.steps()
     session.fails = True
     with pytest.raises(RuntimeError, match="no"):
-        runner.step()
+        runner.steps()
     np.testing.assert_array_equal(fetched(runner, 2), x + np.float32(1))
     session.fails = False
-    runner.step()
+    runner.steps()
     np.testing.assert_array_equal(fetched(runner, 2), x + np.float32(1) + np.float32(1))
 
 
@@ -130,7 +130,7 @@ def test_rows_that_do_not_fit_are_refused_and_nothing_is_there_then() -> None:
     with pytest.raises(ValueError, match="3 rows, and the largest bucket is 2"):
         runner.load(sample_rows(3))
     with pytest.raises(ValueError, match="no rows are loaded"):
-        runner.step()
+        runner.steps()
     with pytest.raises(ValueError, match="does not fit"):
         runner.load(np.zeros((1, 1, 8, 1), np.float32))  # would be broadcast
 

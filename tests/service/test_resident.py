@@ -10,7 +10,7 @@ import pytest
 from service.batch import Batch
 from service.domain.errors import ModelFailure
 from service.domain.latents import FloatRow, FloatRows
-from service.domain.tasks import Applied, Plan, Result, StepRow
+from service.domain.tasks import Applied, Plan, Result, StepRow, once
 from service.rows import Request
 from tests.service.fakes import FakeModel
 from tests.service.serving import marked, plan, serving
@@ -36,6 +36,11 @@ class Staying(FakeModel):
     def load(self, rows: FloatRows) -> None:
         self.calls.append("load")
         self.there = rows.copy()
+
+    def steps(self, more: Callable[[], bool] = once) -> None:
+        self.step()
+        while more():
+            self.step()
 
     def step(self) -> None:
         self.calls.append("step")

@@ -12,7 +12,7 @@ import pytest
 
 from service import runtime
 from service.domain.errors import ModelFailure, StartupError
-from service.domain.tasks import DeviceLost, DeviceOutOfMemory
+from service.domain.tasks import DeviceLost, DeviceOutOfMemory, once
 from service.lanes import BucketRunner, OneThread
 from service.runtime import OnnxModel, bounded_buckets
 from service.sessions import Cuda, CudaUnavailable, Profile
@@ -111,14 +111,14 @@ def test_rows_that_stay_are_those_that_come_and_go(bucketed: Callable[..., OnnxM
         there.load(x)
         expected = x
         for _ in range(steps):
-            there.step()
+            there.steps()
             expected = model_of_the_cpu().run(expected)
         there.fetch(out)
         np.testing.assert_array_equal(out, expected)
         model.run(sample_rows(2, seed=9))  # somebody else's, in between
     model.close()
     with pytest.raises(ModelFailure, match="closed"):
-        there.step()
+        there.steps()
 
 
 def model_of_the_cpu() -> OnnxModel:
@@ -142,14 +142,14 @@ def test_what_does_not_fit_is_not_loaded(bucketed: Callable[..., OnnxModel]) -> 
         model.load(sample_rows(5))
     assert "5 rows, and the largest bucket is 4" in str(caught.value.__cause__)
     with pytest.raises(ModelFailure):
-        model.step()  # nothing is loaded
+        model.steps()  # nothing is loaded
 
 
 def test_memory_shortage_in_a_step_has_its_own_error_too(bucketed: Callable[..., OnnxModel]) -> None:
     model = bucketed(hungry(2**45))
     model.load(sample_rows(2))
     with pytest.raises(DeviceOutOfMemory, match="a step does not fit"):
-        model.step()
+        model.steps()
 
 
 @pytest.mark.parametrize(
@@ -193,12 +193,12 @@ def test_a_device_that_is_lost_is_known_by_its_number(
         raise RuntimeError(f"[ONNXRuntimeError] : 1 : FAIL : {said}")
 
     model = bucketed(model_bytes())
-    monkeypatch.setattr(BucketRunner, "step", fail)
+    monkeypatch.setattr(BucketRunner, "steps", fail)
     with pytest.raises(DeviceLost if lost else ModelFailure):
         model.run(sample_rows(1))
     model.load(sample_rows(1))
     with pytest.raises(DeviceLost if lost else ModelFailure):
-        model.step()
+        model.steps()
 
 
 def test_a_session_with_graphs_is_run_in_one_thread(bucketed: Callable[..., OnnxModel]) -> None:
@@ -208,13 +208,13 @@ def test_a_session_with_graphs_is_run_in_one_thread(bucketed: Callable[..., Onnx
     assert isinstance(runner, OneThread)
     inner = runner._runner
     assert isinstance(inner, BucketRunner)
-    step = inner.step
+    steps = inner.steps
 
-    def noted() -> None:
+    def noted(more: Callable[[], bool] = once) -> None:
         seen.add(threading.current_thread().name)
-        step()
+        steps(more)
 
-    inner.step = noted  # type: ignore[method-assign]
+    inner.steps = noted  # type: ignore[method-assign]
     model.warm_up()
     callers = [threading.Thread(target=model.run, args=(sample_rows(2),)) for _ in range(2)]
     for caller in callers:
