@@ -211,7 +211,7 @@ def _check_loaded(session: Any, wanted: Sequence[str], missed: str) -> None:
     """Refuse a session without a provider that was asked for: onnxruntime leaves those out in silence."""
     started = session.get_providers()
     if lost := [name for name in wanted if name not in started]:
-        reason = f": {missed}" if missed else ""
+        reason = f": {missed}" if missed else "; is NVIDIA's driver there?"
         raise CudaUnavailable(f"{_plain(lost[0])} cannot be used: its provider did not load{reason}")
 
 

@@ -15,7 +15,7 @@ from service.domain.errors import ModelFailure, StartupError
 from service.domain.tasks import DeviceLost, DeviceOutOfMemory, once
 from service.lanes import BucketRunner, OneThread
 from service.runtime import OnnxModel, bounded_buckets
-from service.sessions import Cuda, CudaUnavailable, Profile
+from service.sessions import Cuda, CudaUnavailable, Profile, cuda_options
 from tests.service.onnx_models import (
     Shape,
     every_other_row,
@@ -298,6 +298,14 @@ def test_buckets_are_bounded(limit: int, single: bool, buckets: tuple[int, ...])
 
 
 # Devices
+
+
+def test_deterministic_cuda_does_not_search(bucketed: Callable[..., OnnxModel]) -> None:
+    search = "cudnn_conv_algo_search"
+    assert cuda_options(Cuda(deterministic=True))[search] == "HEURISTIC"
+    assert cuda_options(Cuda())[search] == "EXHAUSTIVE"
+    card = make_card(buckets=(1, 2, 4))
+    assert bucketed(model_bytes(card), cuda=Cuda(deterministic=True)).buckets == (4,)
 
 
 @pytest.mark.skipif(HAS_CUDA, reason="needs an onnxruntime without CUDA")

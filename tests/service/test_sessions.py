@@ -157,7 +157,7 @@ ON_CPU = (
     ("loads", "printed", "says"),
     [
         ([CUDA], "", "CUDA cannot be used: This session contains graph nodes that are assigned to the default CPU EP"),
-        ([], "", "CUDA cannot be used: its provider did not load$"),
+        ([], "", r"CUDA cannot be used: its provider did not load; is NVIDIA's driver there\?$"),
         (
             [],
             "Failed to load libcublasLt.so.13: no such file\nFailed to load others",
