@@ -6,7 +6,7 @@ import sys
 from service import process, server
 from service.domain.errors import StartupError
 from service.host import check_installed, installed_runtimes
-from service.settings import from_environment, silence_runtime
+from service.settings import from_environment, keep_precision, silence_runtime
 from service.supervisor import supervise
 
 
@@ -23,6 +23,7 @@ def _run() -> int:
     # Before anything imports onnxruntime, which would fail less clearly.
     check_installed(installed_runtimes())
     silence_runtime()
+    keep_precision()
     settings = from_environment()
     process.configure_logging(settings)
     with server.listen(settings) as listener:

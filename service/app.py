@@ -25,6 +25,7 @@ from service.metrics import Metrics
 from service.repository import LoadedModel, Repository
 from service.runtime import OnnxModel
 from service.scheduler import Scheduler
+from service.sessions import Cuda
 from service.settings import Settings, metrics_folder
 from service.statistics import ModelStatistics
 from service.workers import CodecPool
@@ -78,7 +79,13 @@ def _services(settings: Settings) -> Services:
     open_model = partial(
         OnnxModel,
         device=settings.device,
-        deterministic=settings.deterministic,
+        cuda=Cuda(
+            deterministic=settings.deterministic,
+            graphs=settings.cuda_graphs,
+            memory_mib=settings.cuda_memory_mib,
+            tensorrt_cache=settings.tensorrt_cache,
+            half=settings.precision == "fp16",
+        ),
         threads=threads,
         max_batch_rows=settings.max_batch_rows,
     )

@@ -15,7 +15,7 @@ import numpy as np
 
 from service.domain.errors import ModelFailure
 from service.domain.latents import FloatRows
-from service.domain.tasks import DeviceOutOfMemory, Model, StepRow
+from service.domain.tasks import DeviceLost, DeviceOutOfMemory, Model, Resident, StepRow
 from service.rows import Request, Row
 
 logger = logging.getLogger(__name__)
@@ -64,6 +64,8 @@ class Batch:
         self._flags = np.empty(shape, np.bool_)
         self.rows: list[Row] = []
         self.stale = False  # somebody in it is done, or it is larger than the limit
+        self.lost = False  # the device does nothing any more
+        self._suspect = False  # a pass of these rows failed where nobody looked: from now on, look
         self.expires = math.inf
 
     def arrange(self, chosen: Sequence[Row]) -> tuple[list[Row], list[Row]]:
@@ -88,7 +90,7 @@ class Batch:
         padded = self._padded(n) if n else 0
         full[n:padded] = full[:1]
         self._now, self._next = self._now.cut(n, padded), self._next.cut(n, padded)
-        self.stale = False
+        self.stale = self._suspect = False
         self.expires = min((row.request.expires for row in chosen), default=math.inf)
         return left, joined
 
@@ -96,9 +98,52 @@ class Batch:
         """Run passes after which nobody has to look at any row; returns how many.
 
         Ends early at time ``until``, when ``interrupt`` is no longer empty, and before a pass that fails. That one,
-        and the pass somebody waits for, are left to :meth:`advance`.
+        and the pass somebody waits for, are left to :meth:`advance`. Where the model can keep the rows on its device
+        meanwhile, they come back at the end.
         """
         quiet = self._quiet()
+        resident: Resident | None = getattr(self._model, "resident", None)
+        if resident is not None and quiet > 1 and not self._suspect:
+            passes = self._cruise_there(resident, quiet, until, interrupt)
+        else:
+            passes = self._cruise_here(quiet, until, interrupt)
+        if passes:
+            for row in self.rows:
+                row.steps += passes
+        return passes
+
+    def _cruise_there(self, resident: Resident, quiet: int, until: float, interrupt: Sized) -> int:
+        """The rows stay on the device. What is wrong with them shows when they are back; then all of it is undone."""
+        if interrupt:
+            return 0
+        rows, padded, reason = len(self.rows), len(self._now.padded), self._reason()
+        passes, began = 0, self._clock()
+
+        def more() -> bool:
+            nonlocal passes, began
+            now = self._clock()
+            self._ran(rows, padded, now - began, reason)
+            passes, began = passes + 1, now
+            return passes < quiet and not interrupt and now < until
+
+        try:
+            resident.load(self._now.padded)
+            resident.steps(more)
+        except Exception:  # advance() finds out what it is about
+            self._suspect = True
+        try:
+            if passes:
+                resident.fetch(self._next.padded)
+        except Exception:
+            self._suspect, passes = True, 0
+        if passes and not self._finite():
+            self._suspect, passes = True, 0
+        if passes:
+            self._now, self._next = self._next, self._now
+        return passes
+
+    def _cruise_here(self, quiet: int, until: float, interrupt: Sized) -> int:
+        """The rows come back after every pass."""
         passes = 0
         while passes < quiet and not interrupt:
             try:
@@ -111,9 +156,6 @@ class Batch:
             passes += 1
             if self._clock() >= until:
                 break
-        if passes:
-            for row in self.rows:
-                row.steps += passes
         return passes
 
     def advance(self) -> list[tuple[Row, ModelFailure]]:
@@ -211,8 +253,11 @@ class Batch:
             if hi - lo <= self.limit:
                 self._call_part(lo, hi)
                 return
-        except DeviceOutOfMemory as exc:
+        except DeviceLost as exc:
             cause: Exception = exc
+            self.lost, divisible = True, False
+        except DeviceOutOfMemory as exc:
+            cause = exc
             divisible = self._shed(hi - lo) and divisible
         except Exception as exc:  # whatever the model raises is about these rows, not about the service
             cause = exc

@@ -88,6 +88,8 @@ class Executor:
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
         self._working = False
+        self.lost = False
+        """Whether the device is lost: whatever is still asked of it fails at once."""
         self._reset(set())
 
     def _reset(self, requests: set[Request]) -> None:
@@ -106,8 +108,8 @@ class Executor:
 
     @property
     def working(self) -> bool:
-        """Whether the thread is there and sound."""
-        return self._working
+        """Whether the thread is there and sound, and the device with it."""
+        return self._working and not self.lost
 
     def start(self) -> None:
         """Start the thread."""
@@ -229,6 +231,9 @@ class Executor:
         batch = self._batch
         for row, failure in batch.advance():
             self._end(row.request, failure)
+        if batch.lost and not self.lost:
+            self.lost = True
+            logger.critical("the device is lost: every call of it fails until this process is started anew")
         finished, steps = batch.settle()
         for request, step in steps:
             self._show(request, step)

@@ -15,7 +15,7 @@ from typing import Final, Literal, Protocol
 from service.card import NAME_PATTERN, ModelCard
 from service.domain.errors import ModelFailure, StartupError, UnknownModel
 from service.domain.latents import NoiseSource
-from service.domain.tasks import DeviceOutOfMemory, Model
+from service.domain.tasks import DeviceLost, DeviceOutOfMemory, Model
 from service.golden import GoldenReport, check_golden, read_golden
 
 MAX_MODEL_BYTES: Final = 2**31 - 1  # of a protobuf message
@@ -277,7 +277,7 @@ class Repository:
         try:
             model.warm_up()
             report = check_golden(model, golden, getattr(card.tolerance, self._precision))
-        except (ModelFailure, DeviceOutOfMemory) as exc:
+        except (ModelFailure, DeviceOutOfMemory, DeviceLost) as exc:
             raise StartupError(f"{file}: does not run on {model.provider}: {exc}") from exc
         if not report.passed:
             raise StartupError(

@@ -77,8 +77,13 @@ class Scheduler:
 
     @property
     def healthy(self) -> bool:
-        """Whether the executor thread is there and sound: not before :meth:`start` nor while it is replaced."""
+        """Whether executor thread and device are sound: not before :meth:`start` nor while the thread is replaced."""
         return self._executor.working and not self._closed
+
+    @property
+    def lost(self) -> bool:
+        """Whether the device is lost, and with it this process's use for the model."""
+        return self._executor.lost
 
     @property
     def rows_queued(self) -> int:

@@ -39,6 +39,9 @@ class Settings:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "fp16"] = "fp32"
     deterministic: bool = False
+    cuda_graphs: bool = False
+    cuda_memory_mib: int = 0
+    tensorrt_cache: Path | None = None
     threads: int = 0
     workers: int = 1
     max_batch_rows: int = 64
@@ -80,6 +83,18 @@ class Settings:
             raise StartupError(
                 f"IGN_WORKERS={self.workers} needs IGN_DEVICE=cpu: on a GPU, processes would split the batches"
             )
+        self._check_tensorrt()
+
+    def _check_tensorrt(self) -> None:
+        if self.tensorrt_cache is None:
+            return
+        named = f"IGN_TENSORRT_CACHE={self.tensorrt_cache}"
+        if self.device != "cuda":
+            raise StartupError(f"{named} needs IGN_DEVICE=cuda: it would be left out in silence elsewhere")
+        if self.deterministic:
+            raise StartupError(f"{named} excludes IGN_DETERMINISTIC: TensorRT chooses by measuring")
+        if self.cuda_graphs:
+            raise StartupError(f"{named} excludes IGN_CUDA_GRAPHS: those are of the CUDA provider")
 
 
 def from_environment() -> Settings:
@@ -97,6 +112,15 @@ def silence_runtime() -> None:
     Whoever wants the reports sets `ORT_DISABLE_TELEMETRY` themselves.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+
+def keep_precision() -> None:
+    """Keep NVIDIA's libraries from computing float32 in TF32; to be called before they are loaded.
+
+    onnxruntime's own switch does not reach the convolutions of cuDNN 9. Whoever wants TF32 sets
+    `NVIDIA_TF32_OVERRIDE` themselves.
+    """
+    os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
 
 
 def share_metrics(folder: Path) -> None:
@@ -225,6 +249,9 @@ _PARSERS: Final[dict[str, Callable[[str], object]]] = {
     "IGN_DEVICE": _choice("auto", "cpu", "cuda"),
     "IGN_PRECISION": _choice("fp32", "fp16"),
     "IGN_DETERMINISTIC": _boolean,
+    "IGN_CUDA_GRAPHS": _boolean,
+    "IGN_CUDA_MEMORY_MIB": _integer(0, 10_000_000),
+    "IGN_TENSORRT_CACHE": Path,
     "IGN_THREADS": _integer(0, 1024),
     "IGN_WORKERS": _integer(1, 256),
     "IGN_MAX_BATCH_ROWS": _integer(1, 65_536),

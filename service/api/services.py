@@ -52,6 +52,8 @@ class Services:
         if self.phase != "serving":
             raise NotReady("models are being loaded" if self.phase == "loading" else "a model could not be loaded")
         for ref, scheduler in self.lineup.schedulers.items():
+            if scheduler.lost:
+                raise NotReady(f"the device of {ref} is lost; this process has to be started anew")
             if not scheduler.healthy:
                 raise NotReady(f"the worker of {ref} is being replaced")
 

@@ -3,7 +3,7 @@
 A *row* is one C×H×W float32 image in the model's range; a *step* is one application of f.
 """
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -131,6 +131,7 @@ class Model(Protocol):
 
         Raises:
             DeviceOutOfMemory: the device could not hold a batch of this size.
+            DeviceLost: the device is gone for this process.
         """
         ...
 
@@ -139,8 +140,39 @@ class Model(Protocol):
         ...
 
 
+def once() -> bool:
+    """No more."""
+    return False
+
+
+class Resident(Protocol):
+    """What a model may offer beside `run`, as its attribute `resident`: rows that stay on the device between steps.
+
+    It may be None, and change after `shed`. Errors are those of `run`.
+    """
+
+    def load(self, rows: FloatRows) -> None:
+        """Put rows onto the device, in place of those that are there; at most the largest bucket."""
+        ...
+
+    def steps(self, more: Callable[[], bool] = once) -> None:
+        """Apply f to the rows there, and again as long as ``more``, asked after every step, says so.
+
+        A step that raises leaves them as they were. ``more`` may be called in another thread, while this one waits.
+        """
+        ...
+
+    def fetch(self, out: FloatRows) -> None:
+        """Copy the first rows there, as many as ``out`` has."""
+        ...
+
+
 class DeviceOutOfMemory(Exception):
     """The device could not hold the batch; the scheduler lowers its largest batch and tries again."""
+
+
+class DeviceLost(Exception):
+    """The device fails every call from now on, whatever it is asked; only another process has it back."""
 
 
 class SchedulerLike(Protocol):
@@ -161,12 +193,15 @@ class SchedulerLike(Protocol):
 
 __all__ = [
     "Applied",
+    "DeviceLost",
     "DeviceOutOfMemory",
     "KeepMask",
     "Model",
     "Plan",
     "Progress",
+    "Resident",
     "Result",
     "SchedulerLike",
     "StepRow",
+    "once",
 ]

@@ -1,5 +1,8 @@
 import sys
+import threading
+import weakref
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -9,16 +12,19 @@ import pytest
 
 from service import runtime
 from service.domain.errors import ModelFailure, StartupError
-from service.domain.tasks import DeviceOutOfMemory
-from service.runtime import BucketRunner, CudaUnavailable, OnnxModel, bounded_buckets, cuda_options
+from service.domain.tasks import DeviceLost, DeviceOutOfMemory, once
+from service.lanes import BucketRunner, OneThread
+from service.runtime import OnnxModel, bounded_buckets
+from service.sessions import Cuda, CudaUnavailable, Profile, cuda_options
 from tests.service.onnx_models import (
     Shape,
     every_other_row,
     hungry,
     make_card,
     model_bytes,
-    reference,
+    network,
     sample_rows,
+    serialise,
 )
 
 SHAPES: list[Shape] = [(1, 8, 8), (3, 8, 8)]
@@ -32,14 +38,14 @@ HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 def bucketed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., OnnxModel]:
     """Models that believe in CUDA, with sessions and buffers on the CPU."""
 
-    def start(data: bytes, **_: Any) -> Any:
+    def start(data: bytes, *_: Any) -> Any:
         return onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
 
-    def runner(session: Any, shape: Shape, buckets: Sequence[int], device: str) -> BucketRunner:
+    def runner(session: Any, shape: Shape, buckets: Sequence[int], device: str, *, graphs: bool) -> BucketRunner:
         assert device == "cuda"
-        return BucketRunner(session, shape, buckets, "cpu")
+        return BucketRunner(session, shape, buckets, "cpu", graphs=graphs)
 
-    monkeypatch.setattr(runtime, "_cuda_session", start)
+    monkeypatch.setattr(runtime, "cuda_session", start)
     monkeypatch.setattr(runtime, "BucketRunner", runner)
     return lambda data, **options: OnnxModel(data, device="cuda", **options)
 
@@ -77,7 +83,7 @@ def test_shedding_gives_up_the_top_bucket(bucketed: Callable[..., OnnxModel]) ->
 
 
 def test_shedding_halves_the_single_bucket(bucketed: Callable[..., OnnxModel]) -> None:
-    model = bucketed(model_bytes(), deterministic=True, max_batch_rows=40)
+    model = bucketed(model_bytes(), cuda=Cuda(deterministic=True), max_batch_rows=40)
     assert model.buckets == (32,)
     model.shed()
     assert model.buckets == (16,)
@@ -88,6 +94,192 @@ def test_warm_up_gives_up_buckets_until_nothing_is_left(bucketed: Callable[..., 
     with pytest.raises(DeviceOutOfMemory):
         model.warm_up()
     assert model.buckets == (1,)
+
+
+# Rows that stay on the device
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("rows", [1, 3, 8])
+def test_rows_that_stay_are_those_that_come_and_go(bucketed: Callable[..., OnnxModel], graphs: bool, rows: int) -> None:
+    model = bucketed(model_bytes(make_card(buckets=(1, 4, 8))), cuda=Cuda(graphs=graphs))
+    model.warm_up()
+    there = model.resident
+    assert there is not None
+    x, out = sample_rows(rows), np.empty((rows, 1, 8, 8), np.float32)
+    for steps in (0, 1, 2, 5):
+        there.load(x)
+        expected = x
+        for _ in range(steps):
+            there.steps()
+            expected = model_of_the_cpu().run(expected)
+        there.fetch(out)
+        np.testing.assert_array_equal(out, expected)
+        model.run(sample_rows(2, seed=9))  # somebody else's, in between
+    model.close()
+    with pytest.raises(ModelFailure, match="closed"):
+        there.steps()
+
+
+def model_of_the_cpu() -> OnnxModel:
+    return OnnxModel(model_bytes(make_card(buckets=(1, 4, 8))), device="cpu")
+
+
+def test_rows_do_not_stay_on_the_cpu() -> None:
+    model = model_of_the_cpu()
+    assert model.resident is None
+    with pytest.raises(ModelFailure):
+        model.load(sample_rows(1))
+
+
+def test_what_does_not_fit_is_not_loaded(bucketed: Callable[..., OnnxModel]) -> None:
+    model = bucketed(model_bytes(make_card(buckets=(1, 4))))
+    others: list[Any] = [sample_rows(2, (3, 8, 8)), sample_rows(0), sample_rows(2).astype(np.float64)]
+    for rows in others:
+        with pytest.raises(ValueError, match="rows must be"):
+            model.load(rows)
+    with pytest.raises(ModelFailure) as caught:
+        model.load(sample_rows(5))
+    assert "5 rows, and the largest bucket is 4" in str(caught.value.__cause__)
+    with pytest.raises(ModelFailure):
+        model.steps()  # nothing is loaded
+
+
+def test_memory_shortage_in_a_step_has_its_own_error_too(bucketed: Callable[..., OnnxModel]) -> None:
+    model = bucketed(hungry(2**45))
+    model.load(sample_rows(2))
+    with pytest.raises(DeviceOutOfMemory, match="a step does not fit"):
+        model.steps()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "BFCArena::AllocateRawInternal Available memory of 0 is smaller than requested bytes of 97517568",
+        "Failed to allocate memory for requested buffer of size 1073741824",
+        "CUDA failure 2: out of memory ; GPU=0 ; hostname=here",
+        "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0",
+        "CUDNN failure 4002: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED ; GPU=0",
+    ],
+)
+def test_shortages_of_the_device_are_known_by_what_is_said(said: str, bucketed: Callable[..., OnnxModel]) -> None:
+    class Short:
+        def __call__(self, rows: Any, out: Any) -> None:
+            raise RuntimeError(f"[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : {said}")
+
+        def close(self) -> None:
+            return
+
+    model = bucketed(model_bytes())
+    model._runner = Short()
+    with pytest.raises(DeviceOutOfMemory):
+        model.run(sample_rows(1))
+
+
+@pytest.mark.parametrize(
+    ("said", "lost"),
+    [
+        ("CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; hostname=here ; line=131", True),
+        ("CUDA failure 214: uncorrectable ECC error encountered ; GPU=0", True),
+        ("CUDA failure 719: unspecified launch failure ; GPU=0", True),
+        ("CUDA failure 1: invalid argument ; GPU=0", False),
+        ("CUDA failure 7000: no such thing", False),
+    ],
+)
+def test_a_device_that_is_lost_is_known_by_its_number(
+    said: str, lost: bool, bucketed: Callable[..., OnnxModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError(f"[ONNXRuntimeError] : 1 : FAIL : {said}")
+
+    model = bucketed(model_bytes())
+    monkeypatch.setattr(BucketRunner, "steps", fail)
+    with pytest.raises(DeviceLost if lost else ModelFailure):
+        model.run(sample_rows(1))
+    model.load(sample_rows(1))
+    with pytest.raises(DeviceLost if lost else ModelFailure):
+        model.steps()
+
+
+def test_a_session_with_graphs_is_run_in_one_thread(bucketed: Callable[..., OnnxModel]) -> None:
+    model = bucketed(model_bytes(), cuda=Cuda(graphs=True))
+    seen: set[str] = set()
+    runner = model._runner
+    assert isinstance(runner, OneThread)
+    inner = runner._runner
+    assert isinstance(inner, BucketRunner)
+    steps = inner.steps
+
+    def noted(more: Callable[[], bool] = once) -> None:
+        seen.add(threading.current_thread().name)
+        steps(more)
+
+    inner.steps = noted  # type: ignore[method-assign]
+    model.warm_up()
+    callers = [threading.Thread(target=model.run, args=(sample_rows(2),)) for _ in range(2)]
+    for caller in callers:
+        caller.start()
+        caller.join()
+    assert len(seen) == 1
+    assert seen.pop().startswith("ign-graphs")
+    model.close()
+
+
+def test_no_thread_is_left_of_what_was_shed_or_closed(bucketed: Callable[..., OnnxModel]) -> None:
+    def threads() -> set[threading.Thread]:
+        return {thread for thread in threading.enumerate() if thread.name.startswith("ign-graphs")} - before
+
+    before: set[threading.Thread] = set()
+    before = threads()
+    model = bucketed(model_bytes(), cuda=Cuda(graphs=True))
+    model.warm_up()
+    (first,) = threads()
+    model.shed()
+    first.join(10)
+    (second,) = threads()
+    model.run(sample_rows(1))
+    model.close()
+    second.join(10)
+    assert not first.is_alive()
+    assert not second.is_alive()
+
+
+def test_with_graphs_too_the_old_session_is_gone_before_the_new_one_starts(
+    bucketed: Callable[..., OnnxModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: list[weakref.ref[Any]] = []
+
+    def start(data: bytes, *_: Any) -> Any:
+        assert not [session for session in alive if session() is not None]
+        session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+        alive.append(weakref.ref(session))
+        return session
+
+    monkeypatch.setattr(runtime, "cuda_session", start)
+    model = bucketed(model_bytes(make_card(buckets=(1, 2, 4))), cuda=Cuda(graphs=True))
+    model.warm_up()
+    model.shed()
+    model.shed()
+    assert len(alive) == 3
+    model.close()
+
+
+def test_a_model_for_tensorrt_says_its_shapes_before_it_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[Profile] = []
+
+    def start(data: bytes, cuda: Cuda, profile: Profile) -> Any:
+        assert cuda.tensorrt_cache == tmp_path
+        asked.append(profile)
+        return onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(runtime, "cuda_session", start)
+    data = model_bytes(make_card(buckets=(1, 4, 8, 16)))
+    model = OnnxModel(data, device="cuda", cuda=Cuda(tensorrt_cache=tmp_path), max_batch_rows=8)
+    assert asked == [Profile(digest=model.digest, shape=(1, 8, 8), buckets=(1, 4, 8))]
+    with pytest.raises(StartupError, match="not a model onnxruntime can load"):
+        OnnxModel(b"nothing", device="cuda", cuda=Cuda(tensorrt_cache=tmp_path))
+    with pytest.raises(StartupError, match="was not exported by model_export"):
+        OnnxModel(serialise(network(), None), device="cuda", cuda=Cuda(tensorrt_cache=tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -108,11 +300,12 @@ def test_buckets_are_bounded(limit: int, single: bool, buckets: tuple[int, ...])
 # Devices
 
 
-def test_deterministic_cuda_does_not_search() -> None:
+def test_deterministic_cuda_does_not_search(bucketed: Callable[..., OnnxModel]) -> None:
     search = "cudnn_conv_algo_search"
-    assert cuda_options(deterministic=True)[search] == "HEURISTIC"
-    assert cuda_options(deterministic=False)[search] == "EXHAUSTIVE"
-    assert all(cuda_options(deterministic=flag)["use_tf32"] == "0" for flag in (True, False))
+    assert cuda_options(Cuda(deterministic=True))[search] == "HEURISTIC"
+    assert cuda_options(Cuda())[search] == "EXHAUSTIVE"
+    card = make_card(buckets=(1, 2, 4))
+    assert bucketed(model_bytes(card), cuda=Cuda(deterministic=True)).buckets == (4,)
 
 
 @pytest.mark.skipif(HAS_CUDA, reason="needs an onnxruntime without CUDA")
@@ -172,16 +365,3 @@ def test_cuda_that_falls_back_in_silence_is_refused(
         OnnxModel(model_bytes(), device="cuda")
     assert "Failed to load libcudart" in caplog.text
     assert capsys.readouterr().out == ""
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not HAS_CUDA, reason="needs CUDA")
-@pytest.mark.parametrize("deterministic", [False, True])
-def test_cuda_gives_the_cpus_rows(deterministic: bool) -> None:
-    data = model_bytes(make_card(buckets=(1, 4, 8)))
-    model = OnnxModel(data, device="cuda", deterministic=deterministic)
-    assert model.provider == "CUDAExecutionProvider"
-    model.warm_up()
-    for n in (1, 3, 8, 11):
-        rows = sample_rows(n)
-        np.testing.assert_allclose(model.run(rows), reference(rows), atol=1e-5)

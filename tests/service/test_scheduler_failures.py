@@ -14,7 +14,7 @@ from service.domain.errors import (
     NotReady,
 )
 from service.domain.latents import FloatRow, FloatRows
-from service.domain.tasks import DeviceOutOfMemory, Result
+from service.domain.tasks import DeviceLost, DeviceOutOfMemory, Result
 from service.scheduler import Scheduler
 from tests.service.fakes import FakeModel
 from tests.service.serving import Ear, Script, begun, collect, held, marked, plan, queued, release, serving
@@ -80,6 +80,28 @@ def test_a_failure_amid_quiet_steps() -> None:
         np.testing.assert_array_equal(good.rows, marked(150))
 
     asyncio.run(main())
+
+
+def test_a_device_that_is_lost_fails_what_is_there_and_takes_no_more(caplog: pytest.LogCaptureFixture) -> None:
+    passes: list[int] = []
+
+    def gone(rows: FloatRows) -> FloatRows:
+        passes.append(len(rows))
+        raise DeviceLost("CUDA failure 700: an illegal memory access was encountered")
+
+    async def main() -> None:
+        with serving(FakeModel(function=gone)) as scheduler:
+            assert (scheduler.healthy, scheduler.lost) == (True, False)
+            with pytest.raises(ModelFailure) as caught:
+                await scheduler.submit(marked(1, 2, 3, 4), plan(5))
+            assert isinstance(caught.value.__cause__, DeviceLost)
+            assert (scheduler.healthy, scheduler.lost) == (False, True)
+            with pytest.raises(NotReady):
+                await scheduler.submit(marked(1), plan())
+
+    asyncio.run(main())
+    assert passes == [4]  # halves of it would fail as well
+    assert [record.levelname for record in caplog.records] == ["CRITICAL"]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -1,3 +1,4 @@
+import os
 import re
 from dataclasses import FrozenInstanceError, fields
 from ipaddress import ip_network
@@ -8,7 +9,7 @@ import pytest
 
 from service.domain.errors import StartupError
 from service.domain.rates import Rate
-from service.settings import Settings, from_environment, load_settings
+from service.settings import Settings, from_environment, keep_precision, load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 FIELDS = tuple(field.name for field in fields(Settings))
@@ -56,6 +57,8 @@ def test_settings_without_a_literal_default() -> None:
         ("precision", "fp16", "fp16"),
         ("deterministic", "TRUE", True),
         ("deterministic", "0", False),
+        ("cuda_graphs", "1", True),
+        ("cuda_memory_mib", "4096", 4096),
         ("threads", "4", 4),
         ("max_batch_rows", " 16 ", 16),
         ("queue_rows", "64", 64),
@@ -140,6 +143,15 @@ def test_empty_value_counts_as_unset() -> None:
         ({"IGN_DRAIN_DELAY_S": "16"}, ("IGN_DRAIN_DELAY_S=16", "IGN_DRAIN_S=15")),
         ({"IGN_CLOSED": "docs,page"}, ("IGN_CLOSED=docs,page", "needs IGN_API_KEYS_FILE")),
         ({"IGN_WORKERS": "2"}, ("IGN_WORKERS=2", "needs IGN_DEVICE=cpu")),
+        ({"IGN_TENSORRT_CACHE": "/e"}, ("IGN_TENSORRT_CACHE=/e", "needs IGN_DEVICE=cuda")),
+        (
+            {"IGN_TENSORRT_CACHE": "/e", "IGN_DEVICE": "cuda", "IGN_DETERMINISTIC": "1"},
+            ("IGN_TENSORRT_CACHE=/e", "excludes IGN_DETERMINISTIC"),
+        ),
+        (
+            {"IGN_TENSORRT_CACHE": "/e", "IGN_DEVICE": "cuda", "IGN_CUDA_GRAPHS": "1"},
+            ("IGN_TENSORRT_CACHE=/e", "excludes IGN_CUDA_GRAPHS"),
+        ),
         ({"IGN_WORKERS": "2", "IGN_DEVICE": "cuda"}, ("IGN_WORKERS=2", "needs IGN_DEVICE=cpu")),
     ],
 )
@@ -169,3 +181,16 @@ def test_the_process_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.delenv(f"IGN_{name.upper()}", raising=False)
     monkeypatch.setenv("IGN_PORT", "81")
     assert from_environment() == Settings(port=81)
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "0"), ("1", "1")])
+def test_tf32_is_off_unless_somebody_decided_otherwise(
+    before: str | None, after: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "put back afterwards")
+    if before is None:
+        monkeypatch.delenv("NVIDIA_TF32_OVERRIDE")
+    else:
+        monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", before)
+    keep_precision()
+    assert os.environ["NVIDIA_TF32_OVERRIDE"] == after

@@ -1,0 +1,326 @@
+"""The CUDA path on its device: parity, the same bits in company, what graphs and staying there gain, memory.
+
+    python -m benchmarks.bench_gpu --results benchmarks/results/gpu.json
+
+No HTTP and no pictures. Everything is compared with raw onnxruntime on the same model and device in the same run, in
+turn, and with the most that the device does at any batch size. Where CUDA does not work it says so in one line, and
+measures nothing.
+"""
+
+import argparse
+import itertools
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+from unittest.mock import patch
+
+import numpy as np
+
+from benchmarks.bench_runtime import raw_session, timed
+from benchmarks.common import (
+    Json,
+    arguments,
+    duration,
+    in_turn,
+    median_ratio,
+    memory,
+    percentile,
+    positive,
+    report,
+    rounded,
+    settle,
+    target,
+    write,
+)
+from benchmarks.device import Device
+from benchmarks.processes import ROOT, rss_mib
+from service import runtime, sessions
+from service.domain.errors import StartupError
+from service.domain.latents import FloatRows
+from service.golden import check_golden, read_golden
+from service.runtime import OnnxModel
+from service.sessions import Cuda, CudaUnavailable
+from service.settings import keep_precision
+
+METHOD = (
+    "one process, one thread. parity: golden rows in every bucket and place. invariance: one row at every place among "
+    "other neighbours. sizes: rows/s of repeated calls on seeded latents, the ways in turn; run is service.runtime "
+    "with rows that come and go, resident leaves them on the device, graphs replays CUDA graphs; raw is session.run as "
+    "onnxruntime's documentation shows it; limit is the most that resident calls reach at any size, beyond the "
+    "buckets too. options: settings of the provider that the service does not use, over the ones it does, at the "
+    "largest bucket, rows staying on the device. memory: all buckets in turn, with graphs"
+)
+FULL = {"rounds": 5, "seconds": 1.0, "soak_s": 300.0, "most": 1024}
+QUICK = {"rounds": 1, "seconds": 0.1, "soak_s": 3.0, "most": 128}
+WAYS: Final = ("raw", "run", "resident", "graphs_run", "graphs_resident")
+UNUSED: Final[Mapping[str, Mapping[str, str]]] = {
+    "prefer_nhwc": {"prefer_nhwc": "1"},
+    "fuse_conv_bias": {"fuse_conv_bias": "1"},
+    "heuristic search": {"cudnn_conv_algo_search": "HEURISTIC"},
+    "TF32": {"use_tf32": "1"},
+}
+"""Options that research speaks for, which cost parity or have not been shown to pay."""
+
+
+def main() -> int:
+    options = settle(parser().parse_args(), full=FULL, quick=QUICK)
+    keep_precision()
+    try:
+        write(measure(options), options.results)
+    except CudaUnavailable as exc:
+        print(f"skipped: {exc.detail}", file=sys.stderr)
+    except (StartupError, OSError) as exc:
+        print(f"error: {exc}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def measure(options: argparse.Namespace) -> Json:
+    device = Device()
+    parity, invariance, sizes, plateaus, unused, soaks = [], [], [], [], [], []
+    for file in options.model:
+        path = Path(file)
+        data = path.read_bytes()
+        with opened(data, Cuda()) as plain, opened(data, Cuda(graphs=True)) as graphs:
+            parity.append(golden_rows(path, plain))
+            invariance += in_company(plain)
+            limit = plateau(data, options)
+            plateaus.append(limit)
+            sizes += [by_size(size, data, plain, graphs, limit, options) for size in plain.buckets or ()]
+            soaks.append(long_run(graphs, device, options))
+        unused += other_options(data, options)
+    return report(
+        "gpu",
+        METHOD,
+        options,
+        device=device.about(),
+        targets=targets(parity, invariance, sizes, soaks),
+        parity=parity,
+        invariance=invariance,
+        sizes=sizes,
+        limits=plateaus,
+        options_not_used=unused,
+        memory=soaks,
+    )
+
+
+def targets(
+    parity: Sequence[Json], invariance: Sequence[Json], sizes: Sequence[Json], soaks: Sequence[Json]
+) -> list[Json]:
+    """One line for each promise, over all models: the worst."""
+    top = {line["model"]: line for line in sizes}.values()  # the last of each is its largest bucket
+    return [
+        target("golden rows: difference over tolerance", max(line["of_tolerance"] for line in parity), at_most=1.0),
+        target(
+            "a row among others: largest difference of its bits", max(line["spread"] for line in invariance), at_most=0
+        ),
+        target("largest bucket, run over raw onnxruntime", min(line["run_over_raw"] for line in top), at_least=0.9),
+        target(
+            "largest bucket, resident, share of the device's limit", min(line["of_limit"] for line in top), at_least=0.9
+        ),
+        target(
+            "one row, graphs over none", min(line["graph_gain"] for line in sizes if line["rows"] == 1), at_least=1.0
+        ),
+        target("long run: growth of memory", max(line["growth_mib"] for line in soaks), at_most=64, unit="MiB"),
+    ]
+
+
+@contextmanager
+def opened(data: bytes, cuda: Cuda) -> Iterator[OnnxModel]:
+    """A warm model on CUDA."""
+    model = OnnxModel(data, device="cuda", cuda=cuda)
+    try:
+        model.warm_up()
+        yield model
+    finally:
+        model.close()
+
+
+def golden_rows(path: Path, model: OnnxModel) -> Json:
+    golden = read_golden(path.parent / "golden.npz", model.shape)
+    allowed = model.card.tolerance.fp16 if path.name == "model.fp16.onnx" else model.card.tolerance.fp32
+    found = check_golden(model, golden, allowed)
+    return {
+        "model": model.card.ref,
+        "file": path.name,
+        "difference": found.difference,
+        "tolerance": found.tolerance,
+        "of_tolerance": rounded(found.difference / found.tolerance),
+        "spread_between_buckets": found.spread,
+    }
+
+
+def in_company(model: OnnxModel) -> list[Json]:
+    """By bucket: the largest difference of one row between all places, with other neighbours each time."""
+    lines = []
+    for size in model.buckets or ():
+        x = model.noise.rows(seed=0, offset=0, n=1)[0]
+        answers = []
+        for place in range(size):
+            rows = model.noise.rows(seed=1 + place, offset=0, n=size)
+            rows[place] = x
+            answers.append(model.run(rows)[place])
+        spread = max(float(np.abs(answer - answers[0]).max()) for answer in answers)
+        lines.append({"model": model.card.ref, "bucket": size, "places": size, "spread": spread})
+    return lines
+
+
+def plateau(data: bytes, options: argparse.Namespace) -> Json:
+    """The most rows/s that the device does at any batch size up to ``most``: twice as many as long as that pays."""
+    rates: dict[int, float] = {}
+    size = 16
+    while size <= options.most:
+        with patch.object(runtime, "bounded_buckets", lambda *_, **__: (size,)), opened(data, Cuda()) as model:  # noqa: B023
+            ref = model.card.ref
+            if model.buckets != (size,):  # does not fit the device
+                break
+            found = sorted(staying(model, size, options.seconds) for _ in range(options.rounds))
+            rates[size] = percentile(found, 50)
+        if size > 64 and rates[size] < 1.02 * rates[size // 2]:
+            break
+        size *= 2
+    best = max(rates, key=lambda rows: rates[rows])
+    return {"model": ref, "rows_per_s": rounded(rates[best]), "at_rows": best, "tried_up_to": max(rates)}
+
+
+def by_size(
+    size: int, data: bytes, plain: OnnxModel, graphs: OnnxModel, limit: Json, options: argparse.Namespace
+) -> Json:
+    x = plain.noise.rows(seed=0, offset=0, n=size)
+    out = np.empty_like(x)
+    raw = raw_session(data, plain, 1)
+    raw(x)
+    calls: dict[str, Callable[[], float]] = {
+        "raw": lambda: rate(lambda: raw(x), size, options.seconds),
+        "run": lambda: rate(lambda: plain.run(x, out), size, options.seconds),
+        "resident": lambda: staying(plain, size, options.seconds),
+        "graphs_run": lambda: rate(lambda: graphs.run(x, out), size, options.seconds),
+        "graphs_resident": lambda: staying(graphs, size, options.seconds),
+    }
+    found = in_turn(calls, options.rounds)
+    line: Json = {"model": plain.card.ref, "rows": size}
+    for way in WAYS:
+        line[f"{way}_rows_per_s"] = rounded(percentile(sorted(found[way]), 50))
+    line["run_over_raw"] = rounded(median_ratio(found["run"], found["raw"]))
+    line["resident_over_raw"] = rounded(median_ratio(found["resident"], found["raw"]))
+    line["graph_gain"] = rounded(median_ratio(found["graphs_run"], found["run"]))
+    line["graph_gain_resident"] = rounded(median_ratio(found["graphs_resident"], found["resident"]))
+    line["of_limit"] = rounded(line["resident_rows_per_s"] / limit["rows_per_s"])
+    return line
+
+
+def rate(call: Callable[[], object], size: int, seconds: float) -> float:
+    """Rows/s."""
+    return timed(call, size, seconds)[0]
+
+
+def staying(model: OnnxModel, size: int, seconds: float) -> float:
+    """Rows/s of steps between which the rows stay on the device."""
+    there = model.resident
+    assert there is not None
+    there.load(model.noise.rows(seed=0, offset=0, n=size))
+    steps, start = 0, time.perf_counter()
+    now = start
+
+    def more() -> bool:
+        nonlocal steps, now
+        steps, now = steps + 1, time.perf_counter()
+        return now - start < seconds
+
+    there.steps(more)
+    return steps * size / (now - start)
+
+
+def other_options(data: bytes, options: argparse.Namespace) -> list[Json]:
+    """What the provider's options that are not used would bring, and how far they move the rows."""
+    lines = []
+    with opened(data, Cuda()) as usual:
+        size = (usual.buckets or (1,))[-1]
+        x = usual.noise.rows(seed=0, offset=0, n=size)
+        expected = usual.run(x)
+        for name, changes in UNUSED.items():
+            with changed(changes), opened(data, Cuda()) as other:
+                ways = {"usual": usual, "other": other}
+                found = in_turn(
+                    {way: lambda model=model: staying(model, size, options.seconds) for way, model in ways.items()},  # type: ignore[misc]
+                    options.rounds,
+                )
+                lines.append(
+                    {
+                        "model": usual.card.ref,
+                        "option": name,
+                        "gain": rounded(median_ratio(found["other"], found["usual"])),
+                        "difference": rounded(float(np.abs(other.run(x) - expected).max())),
+                    }
+                )
+    return lines
+
+
+@contextmanager
+def changed(changes: Mapping[str, str]) -> Iterator[None]:
+    usual = sessions.cuda_options
+    with patch.object(sessions, "cuda_options", lambda cuda: {**usual(cuda), **changes}):
+        yield
+
+
+def long_run(model: OnnxModel, device: Device, options: argparse.Namespace) -> Json:
+    """Host and device memory while all buckets run, rows coming and going and staying by turns."""
+    host: list[tuple[float, float]] = []
+    there: list[tuple[float, float]] = []
+    buckets = model.buckets or ()
+    sizes = sorted({*buckets, *(max(1, bucket - 1) for bucket in buckets)})  # padded and not
+    rows: dict[int, FloatRows] = {n: model.noise.rows(seed=0, offset=0, n=n) for n in sizes}
+    start = now = time.monotonic()
+    next_look, steps = start, 0
+    for n in itertools.cycle(rows):
+        model.run(rows[n])
+        steps += 1 + stay(model, rows[n])
+        now = time.monotonic()
+        if now >= next_look:
+            next_look = now + options.soak_s / 60
+            host.append((now - start, rss_mib(os.getpid())))
+            if (used := device.used_mib()) is not None:
+                there.append((now - start, used))
+        if now - start >= options.soak_s and len(host) > 2:
+            break
+    found: dict[str, Any] = {"host": memory(host)} | ({"device": memory(there)} if there else {})
+    return {
+        "model": model.card.ref,
+        "seconds": rounded(now - start),
+        "steps": steps,
+        "growth_mib": max(part["growth_mib"] for part in found.values()),
+        **found,
+    }
+
+
+def stay(model: OnnxModel, rows: FloatRows) -> int:
+    there = model.resident
+    assert there is not None
+    there.load(rows)
+    for _ in range(20):
+        there.steps()
+    there.fetch(rows)
+    return 20
+
+
+def parser() -> argparse.ArgumentParser:
+    found = arguments("Measure the CUDA path.")
+    found.add_argument(
+        "--model",
+        nargs="+",
+        default=[str(ROOT / "models" / "mnist" / "1" / name) for name in ("model.onnx", "model.fp16.onnx")],
+        help="exported files, golden.npz beside them, such as one of 28×28 and one of 64×64 (default: mnist/1, both)",
+    )
+    found.add_argument("--rounds", type=positive, help="rounds (default 5; quick 1)")
+    found.add_argument("--seconds", type=duration, help="seconds per measurement and round (default 1; quick 0.1)")
+    found.add_argument("--soak-s", type=duration, help="seconds of the long run (default 300; quick 3)")
+    found.add_argument("--most", type=positive, help="largest batch tried for the limit (default 1024; quick 128)")
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+"""The GPU that a result was measured on, as `nvidia-smi` tells."""
+
+import shutil
+import subprocess
+
+from benchmarks.common import Json
+
+_FIELDS = ("name", "driver_version", "memory.total", "power.limit", "clocks.max.sm")
+
+
+class Device:
+    """The first device. Without `nvidia-smi` nothing is known of it, and nothing else changes."""
+
+    def __init__(self) -> None:
+        self._program = shutil.which("nvidia-smi")
+
+    def about(self) -> Json:
+        """Its name, driver, MiB of memory, and limits."""
+        told = self._ask(",".join(_FIELDS))
+        return dict(zip(_FIELDS, told, strict=True)) if len(told) == len(_FIELDS) else {}
+
+    def used_mib(self) -> float | None:
+        """Memory in use, by whomever."""
+        told = self._ask("memory.used")
+        try:
+            return float(told[0].split()[0])
+        except (IndexError, ValueError):
+            return None
+
+    def _ask(self, fields: str) -> list[str]:
+        if self._program is None:
+            return []
+        command = [self._program, f"--query-gpu={fields}", "--format=csv,noheader", "--id=0"]
+        try:
+            said = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+        except (OSError, subprocess.SubprocessError):
+            return []
+        return [part.strip() for part in said.splitlines()[0].split(",")] if said.strip() else []

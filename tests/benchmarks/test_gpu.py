@@ -1,0 +1,139 @@
+"""The benchmark of the CUDA path: its logic, with sessions and buffers on the CPU; and what it says without CUDA."""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+
+from benchmarks import bench_gpu
+from benchmarks.common import settle
+from benchmarks.device import Device
+from benchmarks.processes import ROOT
+from benchmarks.tables import render
+from service import runtime, sessions
+from service.lanes import BucketRunner
+from service.sessions import Cuda
+from tests.service.onnx_models import Shape, write_model
+
+HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+SMI = """#!/bin/sh
+case "$*" in
+  *memory.used*) echo "512 MiB" ;;
+  *) echo "A Card, 590.1, 81920 MiB, 700.00 W, 1980 MHz" ;;
+esac
+"""
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[Cuda]:
+    """What every session was asked for; they are on the CPU."""
+    asked: list[Cuda] = []
+
+    def start(data: bytes, cuda: Cuda, _: Any = None) -> Any:
+        asked.append(cuda)
+        return onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+
+    def runner(session: Any, shape: Shape, buckets: Sequence[int], _: str, *, graphs: bool) -> BucketRunner:
+        return BucketRunner(session, shape, buckets, "cpu", graphs=graphs)
+
+    monkeypatch.setattr(runtime, "cuda_session", start)
+    monkeypatch.setattr(runtime, "BucketRunner", runner)
+    return asked
+
+
+@pytest.fixture
+def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    program = tmp_path / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    program.write_text(SMI)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+    return program
+
+
+def quick(*files: Path) -> argparse.Namespace:
+    names = ["--quick", "--seconds", "0.002", "--soak-s", "0.05", "--model", *map(str, files)]
+    return settle(bench_gpu.parser().parse_args(names), full=bench_gpu.FULL, quick=bench_gpu.QUICK)
+
+
+def test_everything_is_measured(started: list[Cuda], smi: Path, tmp_path: Path) -> None:
+    small, large = (
+        write_model(tmp_path, name, shape=shape, buckets=(1, 4)) / "model.onnx"
+        for name, shape in (("small", (1, 28, 28)), ("large", (3, 64, 64)))
+    )
+    found = bench_gpu.measure(quick(small, large))
+    assert json.loads(json.dumps(found)) == found | {"options": json.loads(json.dumps(found["options"]))}
+    assert found["device"]["name"] == "A Card"
+    assert [(line["model"], line["rows"]) for line in found["sizes"]] == [
+        ("small/1", 1),
+        ("small/1", 4),
+        ("large/1", 1),
+        ("large/1", 4),
+    ]
+    for line in found["sizes"]:
+        assert all(line[f"{way}_rows_per_s"] > 0 for way in bench_gpu.WAYS)
+    assert {line["of_tolerance"] < 1 for line in found["parity"]} == {True}
+    assert [line["spread"] for line in found["invariance"]] == [0.0] * 4
+    assert [line["tried_up_to"] >= 64 for line in found["limits"]] == [True, True]
+    assert {line["option"] for line in found["options_not_used"]} == set(bench_gpu.UNUSED)
+    assert {"host", "device"} <= set(found["memory"][0])
+    assert any(cuda.graphs for cuda in started)
+    assert len(found["targets"]) == 6
+    assert str(tmp_path) not in json.dumps(found)
+    assert render(found).count("| --- |") >= 3
+
+
+def test_a_target_is_about_the_worst() -> None:
+    sizes = [
+        {"model": model, "rows": rows, "run_over_raw": over, "of_limit": over, "graph_gain": gain}
+        for model, rows, over, gain in (
+            ("a/1", 1, 0.1, 2.0),
+            ("a/1", 64, 0.95, 0.2),
+            ("b/1", 1, 0.1, 1.5),
+            ("b/1", 8, 0.8, 1.0),
+        )
+    ]
+    parity = [{"of_tolerance": 0.1}, {"of_tolerance": 1.5}]
+    found = bench_gpu.targets(parity, [{"spread": 0.0}, {"spread": 1e-6}], sizes, [{"growth_mib": 1.0}])
+    assert [line["measured"] for line in found] == [1.5, 1e-6, 0.8, 0.8, 1.5, 1.0]
+    assert [line["met"] for line in found] == [False, False, False, False, True, True]
+
+
+def test_the_options_that_are_tried_reach_the_provider() -> None:
+    with bench_gpu.changed({"prefer_nhwc": "1"}):
+        assert sessions.cuda_options(Cuda())["prefer_nhwc"] == "1"
+    assert "prefer_nhwc" not in sessions.cuda_options(Cuda())
+
+
+def test_a_machine_that_tells_nothing_of_its_device(smi: Path) -> None:
+    assert Device().used_mib() == 512.0
+    smi.write_text("#!/bin/sh\nexit 9\n")
+    assert (Device().about(), Device().used_mib()) == ({}, None)
+    smi.unlink()
+    assert (Device().about(), Device().used_mib()) == ({}, None)
+
+
+@pytest.mark.skipif(HAS_CUDA, reason="needs an onnxruntime without CUDA")
+def test_without_cuda_it_says_so_in_a_line_and_measures_nothing(tmp_path: Path) -> None:
+    results = tmp_path / "found.json"
+    command = [sys.executable, "-m", "benchmarks.bench_gpu", "--quick", "--results", str(results)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr == "skipped: CUDA cannot be used: this onnxruntime is built without it (extra `gpu` has it)\n"
+    assert not results.exists()
+
+
+def test_a_model_that_is_not_there_is_told_in_a_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["bench_gpu", "--quick", "--model", "nowhere/model.onnx"])
+    assert bench_gpu.main() == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1

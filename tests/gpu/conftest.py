@@ -1,0 +1,28 @@
+"""What has to be seen on a real device. Without one every test here is skipped, and pytest says why."""
+
+import functools
+
+import pytest
+
+from service.domain.errors import StartupError
+from service.runtime import OnnxModel
+from service.settings import keep_precision
+from tests.service.onnx_models import model_bytes
+
+keep_precision()  # before anything loads NVIDIA's libraries
+
+
+@functools.cache
+def why_not() -> str | None:
+    """Why nothing here can run, or None."""
+    try:
+        OnnxModel(model_bytes(), device="cuda").close()
+    except StartupError as exc:
+        return exc.detail
+    return None
+
+
+@pytest.fixture(autouse=True)
+def _device() -> None:
+    if reason := why_not():
+        pytest.skip(f"no GPU: {reason}")
