@@ -24,7 +24,7 @@ RUN /opt/build/bin/pip --python /opt/venv/bin/python3 install --no-deps --only-b
 # Compiled here, as the root file system is read-only later.
 FROM base AS code
 WORKDIR /app
-COPY docker/healthcheck.py ./
+COPY LICENSE docker/healthcheck.py ./
 COPY service service
 RUN python3 -m compileall -q --invalidation-mode unchecked-hash .
 
