@@ -61,7 +61,7 @@ lint: $(DEVELOP)  ## check layout and lint
 	$(BIN)/python -m ruff check
 	$(BIN)/hadolint Dockerfile docker/export.Dockerfile
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
-	$(BIN)/compose-lint --quiet --fail-on low --config docker/compose-lint.yml docker-compose.yml
+	$(BIN)/compose-lint --quiet --skip-suppressed --fail-on low --config docker/compose-lint.yml docker-compose.yml
 
 types: $(DEVELOP)  ## check types
 	$(BIN)/python -m mypy

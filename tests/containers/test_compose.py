@@ -131,6 +131,8 @@ def certificate(tmp_path: Path) -> Path:
 
 
 def test_up_is_healthy_bounded_and_asks_for_keys(project: Project) -> None:
+    merged = json.loads(project.say("config", "--format", "json"))["services"]["ign"]
+    assert set(merged["deploy"]["resources"]) == {"limits"}  # without a GPU, none is reserved
     project.say(*UP)
     service = project.container("ign")
     service.healthy()
