@@ -79,9 +79,9 @@ def test_it_serves_on_the_cpu_and_stops_at_sigterm(engine: Engine, image: str, w
 
 
 def test_a_stream_is_finished_after_sigterm(engine: Engine, cpu: str) -> None:
-    with engine.started(cpu) as container:
+    with engine.started(cpu, "--env=IGN_DRAIN_S=100") as container:
         container.healthy()
-        with Client(container.url) as client, client.stream_generate(n=1, seed=1, steps=10_000, record=[1]) as stream:
+        with Client(container.url) as client, client.stream_generate(n=1, seed=1, steps=5000, record=[1]) as stream:
             next(stream)
             container.terminate()
             assert isinstance(list(stream)[-1], Done)
