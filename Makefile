@@ -34,10 +34,10 @@ endif
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .SUFFIXES:
-.PHONY: help run test check format lint types coverage train export bench openapi
+.PHONY: help run test check format lint types coverage containers lock train export bench openapi
 
 help:  ## list the targets and variables
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo 'Variables: PYTHON=$(PYTHON) VENV=$(VENV) RUNTIME=$(RUNTIME) (cpu, gpu), ARGS for what a target runs;'
 	@echo 'settings of the service are environment variables, as in: IGN_PORT=9000 make run'
@@ -47,10 +47,10 @@ run: $(SERVE)  ## serve the models on http://127.0.0.1:8000
 
 test: $(DEVELOP)  ## run the tests; ARGS='-k name' for some of them
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m coverage run -m pytest $(ARGS)
+	$(BIN)/python -m coverage run -m pytest --ignore=tests/containers $(ARGS)
 	@$(BIN)/python -m coverage combine --quiet || test -n '$(ARGS)'  # chosen tests may cover nothing
 
-check: lint types test coverage  ## all that has to pass before a commit
+check: lint types test coverage containers  ## all that has to pass before a commit
 
 format: $(DEVELOP)  ## lay the code out, and mend what lint can mend
 	$(BIN)/python -m ruff format
@@ -59,6 +59,9 @@ format: $(DEVELOP)  ## lay the code out, and mend what lint can mend
 lint: $(DEVELOP)  ## check layout and lint
 	$(BIN)/python -m ruff format --check
 	$(BIN)/python -m ruff check
+	$(BIN)/hadolint Dockerfile docker/export.Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+	$(BIN)/compose-lint --quiet --skip-suppressed --fail-on low --config docker/compose-lint.yml docker-compose.yml
 
 types: $(DEVELOP)  ## check types
 	$(BIN)/python -m mypy
@@ -67,6 +70,20 @@ coverage: $(DEVELOP)  ## report what the last `make test` covered; the service a
 	$(BIN)/python -m coverage report
 	$(BIN)/python -m coverage report --include='service/*' --fail-under=95 --format=total
 	$(BIN)/python -m coverage report --include='sdk/*' --fail-under=100 --format=total
+
+containers: $(DEVELOP)  ## build the images and try them, where podman is
+	$(BIN)/python -m pytest tests/containers $(ARGS)
+
+lock: $(DEVELOP)  ## lock anew what the images hold; ARGS=--upgrade for newer releases
+	$(call lock,cpu)
+	$(call lock,gpu)
+
+# For Linux on x86_64. The hashes are those of all files of a release, so the CPU's lock fits aarch64, too.
+define lock
+	$(BIN)/python -m uv pip compile --quiet --extra $(1) --generate-hashes --python-version 3.11 \
+	  --python-platform x86_64-manylinux_2_28 --custom-compile-command 'make lock' \
+	  --output-file docker/lock/$(1).txt $(ARGS) pyproject.toml
+endef
 
 train: $(TRAIN)  ## train PRESET on DATA into OUT; again to continue
 	@test -n '$(DATA)' || { echo 'DATA is missing: an .npz, a folder or zip of pictures, a torchvision name' >&2; exit 2; }

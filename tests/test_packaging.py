@@ -1,6 +1,5 @@
-"""What is shipped around the code: extras, the Makefile, hooks, containers, and the health check on real sockets."""
+"""What is shipped around the code: extras, the Makefile, hooks, and the containers' health check on real sockets."""
 
-import json
 import re
 import socket
 import subprocess
@@ -11,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -19,7 +17,22 @@ import yaml
 import ign_client
 from tests.live import ROOT, environment
 
-TARGETS = ["help", "run", "test", "check", "format", "lint", "types", "coverage", "train", "export", "bench", "openapi"]
+TARGETS = [
+    "help",
+    "run",
+    "test",
+    "check",
+    "format",
+    "lint",
+    "types",
+    "coverage",
+    "containers",
+    "lock",
+    "train",
+    "export",
+    "bench",
+    "openapi",
+]
 
 
 def read(name: str) -> str:
@@ -140,89 +153,6 @@ def test_hooks_call_make() -> None:
     repositories = yaml.safe_load(read(".pre-commit-config.yaml"))["repos"]
     assert [repository["repo"] for repository in repositories] == ["local"]
     assert [hook["entry"] for hook in repositories[0]["hooks"]] == ["make lint", "make types"]
-
-
-# Containers
-
-
-def stages() -> dict[str, list[str]]:
-    """Stage of the Dockerfile → its instructions, continued lines joined; the last one is built by default."""
-    text = re.sub(r"\\\n\s*", "", re.sub(r"^#.*\n", "", read("Dockerfile"), flags=re.MULTILINE))
-    found: dict[str, list[str]] = {}
-    for line in filter(None, text.splitlines()):
-        if line.startswith("FROM "):
-            found[line.split()[-1]] = [line]
-        else:
-            list(found.values())[-1].append(line)
-    return found
-
-
-def lineage(stage: str) -> list[str]:
-    """Instructions of a stage behind those of the stages it is built on."""
-    instructions = stages()[stage]
-    parent = instructions[0].split()[1]
-    return (lineage(parent) if parent in stages() else []) + instructions
-
-
-@pytest.mark.parametrize("target", ["cpu", "gpu"])
-def test_images_run_as_nobody_from_one_base(target: str) -> None:
-    instructions = lineage(target)
-    assert instructions[0] == "FROM python:3.11-slim-bookworm AS base"
-    assert "USER 10001:10001" in instructions
-    assert 'ENTRYPOINT ["/opt/venv/bin/python3", "-m", "service"]' in instructions
-    assert any(re.match(r"HEALTHCHECK .*/app/healthcheck\.py", line) for line in instructions)
-    assert any("org.opencontainers.image.licenses" in line for line in instructions)
-    assert any(line.startswith("ENV ") and "ORT_DISABLE_TELEMETRY=1" in line for line in instructions)
-    assert [f"COPY --from=build-{target} /opt/venv /opt/venv", "COPY models models"] == [
-        line for line in reversed(instructions) if line.startswith("COPY") and ("venv" in line or "models" in line)
-    ]
-    assert f"RUN python3 -m pip install '.[{target}]'" in lineage(f"build-{target}")
-
-
-def test_the_gpu_image_is_the_default() -> None:
-    assert list(stages())[-1] == "gpu"
-
-
-def test_the_builder_is_sent_what_the_dockerfile_copies() -> None:
-    sent = {line[1:] for line in read(".dockerignore").splitlines() if line.startswith("!")}
-    copies = [
-        line for stage in stages().values() for line in stage if line.startswith("COPY ") and "--from" not in line
-    ]
-    sources = {name for line in copies for name in line.split()[1:-1]}
-    assert sources
-    assert all(any(name == entry or name.startswith(f"{entry}/") for entry in sent) for name in sources)
-    assert all((ROOT / name).exists() for name in sources)
-
-
-class Loader(yaml.SafeLoader):
-    """YAML with the tag by which a Compose override takes something away."""
-
-
-Loader.add_constructor("!reset", lambda _loader, _node: "reset")
-
-
-def compose(name: str) -> dict[str, Any]:
-    services: dict[str, dict[str, Any]] = yaml.load(read(name), Loader)["services"]
-    assert list(services) == ["ign"]
-    return services["ign"]
-
-
-def test_compose_serves_on_one_gpu_with_nothing_to_spare() -> None:
-    service = compose("docker-compose.yml")
-    devices = service["deploy"]["resources"]["reservations"]["devices"]
-    assert devices == [{"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}]
-    assert service["build"]["target"] == "gpu"
-    assert (service["read_only"], service["cap_drop"], service["restart"]) == (True, ["ALL"], "unless-stopped")
-    assert service["ports"] == ["127.0.0.1:8000:8000"]
-    kind, *command = service["healthcheck"]["test"]
-    assert any(line.startswith("HEALTHCHECK ") and f"{kind} {json.dumps(command)}" in line for line in lineage("gpu"))
-
-
-def test_compose_without_a_gpu() -> None:
-    override = compose("docker/compose.cpu.yml")
-    assert override["deploy"] == "reset"
-    assert override["build"]["target"] == "cpu"
-    assert override["environment"]["IGN_DEVICE"] == "cpu"
 
 
 # The health check

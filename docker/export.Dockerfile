@@ -1,0 +1,41 @@
+# Training, export and evaluation: what serving must not hold. Build it from the root of the repository:
+#   docker build -f docker/export.Dockerfile -t ign-export .
+# PyPI's torch for x86_64 brings its CUDA libraries along. It is not locked: pip takes what pyproject.toml allows.
+
+FROM python:3.11-slim-bookworm AS base
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONUNBUFFERED=1
+
+FROM base AS build
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_NO_CACHE_DIR=1
+WORKDIR /src
+RUN python3 -m venv /opt/venv
+# The package without its code: what it depends on becomes a layer that a change of the code leaves alone.
+COPY pyproject.toml README.md LICENSE ./
+COPY service/__init__.py service/
+# hadolint ignore=DL3013
+RUN mkdir model_export \
+    && python3 -m pip install '.[cpu,train]' \
+    && python3 -m pip uninstall --yes ign-service
+
+FROM base AS export
+LABEL org.opencontainers.image.title="ign-export" \
+      org.opencontainers.image.description="Training and export of Idempotent Generative Networks" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.base.name="docker.io/library/python:3.11-slim-bookworm"
+ENV HOME=/tmp \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    NVIDIA_VISIBLE_DEVICES=all \
+    ORT_DISABLE_TELEMETRY=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONPATH=/app
+COPY --from=build /opt/venv /opt/venv
+COPY LICENSE /app/
+COPY service /app/service
+COPY model_export /app/model_export
+# Runs and models are written here: mount a folder that user 10001, or whoever `--user` names, may write to.
+WORKDIR /work
+USER 10001:10001
+ENTRYPOINT ["/opt/venv/bin/python3", "-m", "model_export"]
+CMD ["--help"]

@@ -1,0 +1,37 @@
+"""Stand-ins for the public images that Compose names: the same programs from Debian's packages."""
+
+from dataclasses import dataclass
+
+import yaml
+
+from tests.live import ROOT
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """A Debian package with the image's entry point."""
+
+    package: str
+    entrypoint: str
+
+
+STAND_INS = {
+    "front": StandIn("nginx-light", "[]"),
+    "prometheus": StandIn("prometheus", '["/usr/bin/prometheus"]'),
+}
+
+
+def image_of(service: str) -> str:
+    """The image that Compose runs for a service, with its registry."""
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    return f"docker.io/{services[service]['image']}"
+
+
+def recipe(service: str, base: str) -> str:
+    """A Containerfile."""
+    stand_in = STAND_INS[service]
+    return (
+        f"FROM {base}\n"
+        f"RUN apt-get update -q && apt-get install -yq --no-install-recommends {stand_in.package}\n"
+        f"ENTRYPOINT {stand_in.entrypoint}\n"
+    )

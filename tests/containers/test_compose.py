@@ -1,0 +1,200 @@
+"""The unchanged Compose files, brought up by `docker compose` against podman's socket, on a network of their own."""
+
+import hashlib
+import json
+import random
+import shutil
+import socket
+import ssl
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from ign_client import Client, Done, Step, Unauthorized
+from tests.containers.engine import PATIENCE_S, Container, Engine, until
+from tests.containers.standins import STAND_INS, image_of, recipe
+from tests.live import ROOT
+
+KEY = "a-key-for-the-tests"
+FILES = ("-f", "docker-compose.yml", "-f", "docker/compose.cpu.yml")
+UP = ("up", "--detach", "--pull=never", "--no-build")
+
+
+def free_address() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"127.0.0.1:{server.getsockname()[1]}"
+
+
+@contextmanager
+def listening(engine: Engine, path: Path) -> Iterator[str]:
+    """podman's own service, as the Docker engine that it stands for."""
+    url = f"unix://{path}"
+    with (path.parent / "podman.log").open("wb") as log:
+        serving = subprocess.Popen(
+            ["podman", "system", "service", "--time=0", url],
+            env=engine.environment,
+            stdout=log,
+            stderr=log,
+        )
+        try:
+            until(path.is_socket, "podman's service does not listen")
+            yield url
+        finally:
+            serving.terminate()
+            serving.wait(PATIENCE_S)
+
+
+@dataclass(frozen=True)
+class Project:
+    """A Compose project."""
+
+    engine: Engine
+    name: str
+    variables: dict[str, str]
+
+    def run(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            ["docker", "compose", "--project-name", self.name, *FILES, *arguments],
+            cwd=ROOT,
+            env=self.engine.environment | self.variables,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+
+    def say(self, *arguments: str) -> str:
+        done = self.run(*arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def container(self, service: str) -> Container:
+        return Container(self.engine, f"{self.name}-{service}-1")
+
+    def address(self, service: str) -> str:
+        return self.variables[f"{service.upper()}_LISTEN"]
+
+
+@pytest.fixture
+def project(engine: Engine, cpu: str, tmp_path: Path) -> Iterator[Project]:
+    version = ["docker", "compose", "version"]
+    if shutil.which("docker") is None or subprocess.run(version, capture_output=True, check=False).returncode:
+        pytest.skip("no docker compose")
+    keys = tmp_path / "keys.json"
+    keys.write_text(
+        json.dumps([{"name": "a", "sha256": hashlib.sha256(KEY.encode()).hexdigest(), "scopes": ["infer"]}])
+    )
+    keys.chmod(0o644)
+    variables = {
+        "DOCKER_BUILDKIT": "0",
+        "SERVICE_KEYS": str(keys),
+        "SERVICE_SUBNET": f"172.28.{random.randrange(1, 250)}",
+        "FRONT_TLS": str(tmp_path / "tls"),
+        **{f"{name}_LISTEN": free_address() for name in ("SERVICE", "FRONT", "PROMETHEUS", "GRAFANA")},
+    }
+    with listening(engine, tmp_path / "podman.sock") as url:
+        found = Project(engine, f"ign-test-{random.randrange(10**9)}", {**variables, "DOCKER_HOST": url})
+        try:
+            yield found
+        finally:
+            found.say("--profile", "*", "down", "--volumes", "--timeout", "20")
+
+
+@pytest.fixture
+def neighbours(engine: Engine, base: str, tmp_path: Path) -> None:
+    """nginx and Prometheus under the names that Compose knows, built of Debian's packages where they are not there."""
+    for service in STAND_INS:
+        if not engine.has(image_of(service)):
+            context = tmp_path / service
+            context.mkdir()
+            (context / "Containerfile").write_text(recipe(service, base))
+            engine.build(image_of(service), context=context)
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A certificate for 127.0.0.1, in the folder that nginx is given."""
+    folder = tmp_path / "tls"
+    folder.mkdir()
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
+    names = ["-addext", "subjectAltName=IP:127.0.0.1"]
+    files = ["-keyout", str(folder / "tls.key"), "-out", str(folder / "tls.crt")]
+    subprocess.run([*command.split(), *names, *files], capture_output=True, check=True)
+    (folder / "tls.key").chmod(0o644)
+    return folder / "tls.crt"
+
+
+def test_up_is_healthy_bounded_and_asks_for_keys(project: Project) -> None:
+    merged = json.loads(project.say("config", "--format", "json"))["services"]["ign"]
+    assert set(merged["deploy"]["resources"]) == {"limits"}  # without a GPU, none is reserved
+    project.say(*UP)
+    service = project.container("ign")
+    service.healthy()
+
+    with Client(f"http://{project.address('service')}") as stranger, pytest.raises(Unauthorized):
+        stranger.generate(n=1)
+    with Client(f"http://{project.address('service')}", api_key=KEY) as client:
+        assert len(client.generate(n=3, seed=7)) == 3
+
+    host = project.engine.inspect(service.name)["HostConfig"]
+    assert host["ReadonlyRootfs"]
+    assert host["RestartPolicy"]["Name"] == "unless-stopped"
+    assert (host["Memory"], host["PidsLimit"]) == (4 * 2**30, 512)
+    mounts = {mount["Destination"]: mount["RW"] for mount in project.engine.inspect(service.name)["Mounts"]}
+    assert mounts["/app/models"] is mounts["/run/ign/keys.json"] is False
+    status = project.engine.say("exec", service.name, "grep", "-E", "^(CapEff|NoNewPrivs|Uid)", "/proc/1/status")
+    assert status.split() == ["Uid:", *["10001"] * 4, "CapEff:", "0" * 16, "NoNewPrivs:", "1"]
+
+    project.say("stop")
+    assert service.state["ExitCode"] == 0
+    assert "draining" in service.log()
+
+
+def test_in_front_of_it_is_nginx(project: Project, neighbours: None, certificate: Path) -> None:
+    project.say(*UP)
+    project.container("ign").healthy()  # which nginx waits for
+    project.say("--profile", "front", *UP)
+    url = f"https://{project.address('front')}"
+    trust = ssl.create_default_context(cafile=str(certificate))
+    with httpx.Client(verify=trust, timeout=PATIENCE_S, trust_env=False) as http:
+        until(lambda: reached(http, f"{url}/readyz"), "nginx does not answer", project.container("front").log)
+        assert http.get(f"{url}/metrics").status_code == 404
+        with Client(url, api_key=KEY, http_client=http) as client:
+            assert len(client.generate(n=3, seed=7)) == 3
+            events = list(client.stream_generate(n=1, seed=7, steps=3, record=[1]))
+    assert isinstance(events[0], Step)
+    assert isinstance(events[-1], Done)
+
+
+def test_prometheus_finds_it(project: Project, neighbours: None) -> None:
+    project.say("--profile", "monitoring", *UP, "ign", "prometheus")
+    project.container("ign").healthy()
+    url = f"http://{project.address('prometheus')}/api/v1/targets"
+    log = project.container("prometheus").log
+    with httpx.Client(timeout=PATIENCE_S, trust_env=False) as http:
+        until(lambda: reached(http, url) and scraped(http, url) == {"ign", "prometheus"}, "nothing was scraped", log)
+
+
+def reached(http: httpx.Client, url: str) -> bool:
+    with suppress(httpx.TransportError):
+        return http.get(url).status_code == 200
+    return False
+
+
+def scraped(http: httpx.Client, url: str) -> set[str]:
+    targets: list[dict[str, Any]] = http.get(url).json()["data"]["activeTargets"]
+    return {target["labels"]["job"] for target in targets if target["health"] == "up"}
+
+
+def test_without_keys_it_says_what_is_missing(project: Project) -> None:
+    del project.variables["SERVICE_KEYS"]
+    done = project.run("config", "--quiet")
+    project.variables["SERVICE_KEYS"] = "keys.json"
+    assert done.returncode != 0
+    assert "give the path of a file of API keys" in done.stderr

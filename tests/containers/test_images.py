@@ -1,0 +1,113 @@
+"""Both images as they are built: what is in them, and how they run with nothing to spare."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ign_client import Client, Done
+from service import __version__
+from tests.containers.engine import Engine
+from tests.live import ROOT
+
+LOOK_INSIDE = """
+import importlib.metadata, importlib.util, json, shutil, sys
+print(json.dumps({
+    "distributions": {d.name.lower().replace("_", "-"): d.version for d in importlib.metadata.distributions()},
+    "found": [name for name in ("torch", "pip", "model_export", "service") if importlib.util.find_spec(name)],
+    "programs": [name for name in ("cc", "gcc", "c++", "ld", "make", "nvcc") if shutil.which(name)],
+    "prefix": sys.prefix,
+}))
+"""
+TARGETS = pytest.mark.parametrize("target", ["cpu", "gpu"])
+
+
+@pytest.fixture
+def image(target: str, request: pytest.FixtureRequest) -> str:
+    found: str = request.getfixturevalue(target)
+    return found
+
+
+def locked(target: str) -> dict[str, str]:
+    text = (ROOT / "docker" / "lock" / f"{target}.txt").read_text()
+    return dict(re.findall(r"^([\w-]+)==([\w.]+)", text, flags=re.MULTILINE))
+
+
+@TARGETS
+def test_the_image_says_what_it_is(engine: Engine, image: str, target: str) -> None:
+    found = engine.inspect(image)
+    config = found["Config"]
+    assert config["User"] == "10001:10001"
+    assert config["Entrypoint"] == ["/opt/venv/bin/python3", "-m", "service"]
+    assert config["StopSignal"] == "SIGTERM"
+    assert found["Healthcheck"]["Test"] == ["CMD", "/opt/venv/bin/python3", "-I", "/app/healthcheck.py"]
+    labels = {name.removeprefix("org.opencontainers.image."): text for name, text in config["Labels"].items()}
+    assert (labels["version"], labels["title"], labels["licenses"]) == (__version__, "ign-service", "Apache-2.0")
+    assert labels["revision"] == ("abc123" if target == "cpu" else "unknown")
+
+
+@TARGETS
+def test_the_image_holds_what_is_locked_and_nothing_else(engine: Engine, image: str, target: str) -> None:
+    done = engine.ends(image, "--entrypoint=/opt/venv/bin/python3", command=("-c", LOOK_INSIDE))
+    inside = json.loads(done.stdout)
+    assert inside == {
+        "distributions": locked(target),
+        "found": ["service"],
+        "programs": [],
+        "prefix": "/opt/venv",
+    }
+
+
+@TARGETS
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_it_serves_on_the_cpu_and_stops_at_sigterm(engine: Engine, image: str, workers: str) -> None:
+    settings = ("--env=IGN_DEVICE=cpu", f"--env=IGN_WORKERS={workers}")
+    with engine.started(image, *settings) as container:
+        container.healthy()
+        with Client(container.url) as client:
+            digits = client.generate(n=4, seed=7, score=True)
+            assert [(digit.width, digit.height) for digit in digits] == [(28, 28)] * 4
+            assert client.generate(n=1, seed=7)[0].bytes == digits[0].bytes
+            assert client.project(str(ROOT / "docs/images/drawn.png"), steps=2)[0].inverted
+            assert {model.name for model in client.models().models} == {"mnist", "fashion_mnist"}
+        written = engine.run("exec", container.name, "touch", "/app/models/new")
+        assert (written.returncode, "Read-only file system" in written.stderr) == (1, True)
+        container.terminate()
+        assert container.ended() == 0
+
+
+def test_a_stream_is_finished_after_sigterm(engine: Engine, cpu: str) -> None:
+    with engine.started(cpu, "--env=IGN_DRAIN_S=100") as container:
+        container.healthy()
+        with Client(container.url) as client, client.stream_generate(n=1, seed=1, steps=5000, record=[1]) as stream:
+            next(stream)
+            container.terminate()
+            assert isinstance(list(stream)[-1], Done)
+        assert container.ended() == 0
+        assert "draining: 1 request" in container.log()
+
+
+def test_other_models_are_mounted(engine: Engine, cpu: str, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "models" / "fashion_mnist", tmp_path / "models" / "fashion_mnist")
+    options = (f"--volume={tmp_path}/models:/app/models:ro", "--env=IGN_DEFAULT_MODEL=fashion_mnist")
+    with engine.started(cpu, *options) as container:
+        container.healthy()
+        with Client(container.url) as client:
+            assert [model.name for model in client.models().models] == ["fashion_mnist"]
+            assert client.generate(n=1).model.name == "fashion_mnist"
+
+
+def test_a_bad_setting_ends_it_with_a_reason(engine: Engine, cpu: str) -> None:
+    done = engine.ends(cpu, "--env=IGN_PROT=9000")
+    assert (done.returncode, "did you mean IGN_PORT?" in done.stderr) == (2, True)
+
+
+def test_the_gpu_image_refuses_the_cpu(engine: Engine, gpu: str) -> None:
+    done = engine.ends(gpu)
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert re.match(r"ign-service does not start: .*CUDA cannot be used", last)
+    # Of all that the CUDA provider loads, the driver's own library alone is missing: that one comes with the GPU.
+    assert re.findall(r"(lib[\w.]+): cannot open shared object file", done.stderr) == ["libcuda.so.1"]

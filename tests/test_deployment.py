@@ -1,0 +1,198 @@
+"""What deploys the service, as far as it can be read: Dockerfiles, locks, Compose. `tests/containers` runs them."""
+
+import json
+import re
+import tomllib
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from service import __version__
+from service.settings import load_settings
+from tests.live import ROOT
+
+TARGETS = pytest.mark.parametrize("target", ["cpu", "gpu"])
+DOCKERFILES = pytest.mark.parametrize("file", ["Dockerfile", "docker/export.Dockerfile"])
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+# Dockerfiles
+
+
+def stages(file: str) -> dict[str, list[str]]:
+    """Stage of a Dockerfile → its instructions, continued lines joined; the last one is built by default."""
+    text = re.sub(r"\\\n\s*", "", re.sub(r"^#.*\n", "", read(file), flags=re.MULTILINE))
+    found: dict[str, list[str]] = {}
+    for line in filter(None, text.splitlines()):
+        if line.startswith("FROM "):
+            found[line.split()[-1]] = [line]
+        else:
+            list(found.values())[-1].append(line)
+    return found
+
+
+def lineage(stage: str, file: str = "Dockerfile") -> list[str]:
+    """Instructions of a stage behind those of the stages it is built on."""
+    instructions = stages(file)[stage]
+    parent = instructions[0].split()[1]
+    return (lineage(parent, file) if parent in stages(file) else []) + instructions
+
+
+@TARGETS
+def test_images_run_as_nobody_from_one_base(target: str) -> None:
+    instructions = lineage(target)
+    assert instructions[0] == "FROM python:3.11-slim-bookworm AS base"
+    assert "USER 10001:10001" in instructions
+    assert 'ENTRYPOINT ["/opt/venv/bin/python3", "-m", "service"]' in instructions
+    assert any(re.match(r"HEALTHCHECK .*/app/healthcheck\.py", line) for line in instructions)
+    assert any(line.startswith("ENV ") and "ORT_DISABLE_TELEMETRY=1" in line for line in instructions)
+    labels = next(line for line in instructions if line.startswith("LABEL "))
+    assert 'org.opencontainers.image.licenses="Apache-2.0"' in labels
+    assert f"ARG VERSION={__version__}" in instructions
+
+
+@TARGETS
+def test_dependencies_come_before_the_code(target: str) -> None:
+    copies = [line.split()[-2] for line in stages("Dockerfile")[target] if line.startswith("COPY ")]
+    assert copies == ["/opt/venv", "models", "/app"]
+    assert not any("service" in line for line in lineage(f"build-{target}") if line.startswith("COPY "))
+    install = lineage(f"build-{target}")[-1]
+    assert {"--require-hashes", "--no-deps", "--only-binary"} <= set(install.split())
+    assert install.endswith(f"-r {target}.txt")
+
+
+@pytest.mark.parametrize(("target", "device"), [("cpu", "cpu"), ("gpu", "cuda")])
+def test_each_image_names_its_device(target: str, device: str) -> None:
+    variables = " ".join(line for line in lineage(target) if line.startswith("ENV "))
+    settings = dict(re.findall(r"(IGN_\w+)=(\S+)", variables))
+    assert load_settings(settings).device == device
+
+
+def test_the_gpu_image_is_the_default() -> None:
+    assert list(stages("Dockerfile"))[-1] == "gpu"
+
+
+@DOCKERFILES
+def test_the_builder_is_sent_what_the_dockerfile_copies(file: str) -> None:
+    sent = {line[1:] for line in read(".dockerignore").splitlines() if line.startswith("!")}
+    copies = [
+        line for stage in stages(file).values() for line in stage if line.startswith("COPY ") and "--from" not in line
+    ]
+    sources = {name for line in copies for name in line.split()[1:-1]}
+    assert sources
+    assert all(any(name == entry or name.startswith(f"{entry}/") for entry in sent) for name in sources)
+    assert all((ROOT / name).exists() for name in sources)
+
+
+# docker/lock
+
+
+def locked(target: str) -> dict[str, tuple[str, int]]:
+    """Package → its version and how many files of it are allowed."""
+    entries = re.split(r"^(?=[\w-]+==)", read(f"docker/lock/{target}.txt"), flags=re.MULTILINE)[1:]
+    found = {}
+    for entry in entries:
+        name, version = entry.split()[0].split("==")
+        found[name] = (version, len(re.findall(r"--hash=sha256:[0-9a-f]{64}\b", entry)))
+    return found
+
+
+def needs(extra: str) -> list[Requirement]:
+    project = tomllib.loads(read("pyproject.toml"))["project"]
+    return [Requirement(line) for line in project["dependencies"] + project["optional-dependencies"][extra]]
+
+
+@TARGETS
+def test_the_lock_is_of_what_the_project_needs(target: str) -> None:
+    lock = locked(target)
+    assert all(files for _, files in lock.values())
+    stale = [str(need) for need in needs(target) if Version(lock[need.name][0]) not in need.specifier]
+    assert not stale, "run `make lock`"
+    assert not {"torch", "onnx", "pip", "setuptools"} & set(lock)
+
+
+def test_the_locks_differ_by_the_runtime_alone() -> None:
+    cpu, gpu = locked("cpu"), locked("gpu")
+    apart = {name for name in cpu.keys() | gpu.keys() if cpu.get(name) != gpu.get(name)}
+    assert {name for name in apart if not name.startswith("nvidia-")} == {"onnxruntime", "onnxruntime-gpu"}
+    assert {"nvidia-cudnn-cu13", "nvidia-cublas", "nvidia-cuda-runtime"} <= apart
+
+
+# Compose
+
+
+class Loader(yaml.SafeLoader):
+    """YAML with the tag by which a Compose override takes something away."""
+
+
+Loader.add_constructor("!reset", lambda _loader, _node: "reset")
+
+
+def services(name: str = "docker-compose.yml") -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = yaml.load(read(name), Loader)["services"]
+    return found
+
+
+def test_compose_serves_on_one_gpu_with_nothing_to_spare() -> None:
+    service = services()["ign"]
+    devices = service["deploy"]["resources"]["reservations"]["devices"]
+    assert devices == [{"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}]
+    assert service["build"]["target"] == "gpu"
+    assert service["environment"]["IGN_DEVICE"] == "cuda"
+    kind, *command = service["healthcheck"]["test"]
+    assert any(line.startswith("HEALTHCHECK ") and f"{kind} {json.dumps(command)}" in line for line in lineage("gpu"))
+
+
+@pytest.mark.parametrize("name", ["ign", "front", "prometheus", "grafana"])
+def test_every_service_is_hardened_and_bounded(name: str) -> None:
+    service = services()[name]
+    assert (service["read_only"], service["cap_drop"], service["restart"]) == (True, ["ALL"], "unless-stopped")
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert {"cpus", "memory", "pids"} == set(service["deploy"]["resources"]["limits"])
+    binds = [volume for volume in service["volumes"] if isinstance(volume, dict)]
+    assert binds
+    assert all(volume["read_only"] and not volume["bind"]["create_host_path"] for volume in binds)
+
+
+def test_only_the_front_is_reached_from_elsewhere() -> None:
+    ports = {name: service["ports"] for name, service in services().items()}
+    assert {name for name, open_ports in ports.items() if ":-127.0.0.1:" not in open_ports[0]} == {"front"}
+    assert all(len(open_ports) == 1 for open_ports in ports.values())
+
+
+def test_only_the_service_runs_without_a_profile() -> None:
+    profiles = {name: service.get("profiles") for name, service in services().items()}
+    expected = {"ign": None, "front": ["front"], "prometheus": ["monitoring"], "grafana": ["monitoring"]}
+    assert profiles == expected
+
+
+def test_compose_without_a_gpu() -> None:
+    override = services("docker/compose.cpu.yml")
+    assert list(override) == ["ign"]
+    assert override["ign"]["deploy"] == {"resources": {"reservations": "reset"}}
+    assert override["ign"]["build"]["target"] == "cpu"
+    assert override["ign"]["environment"]["IGN_DEVICE"] == "cpu"
+
+
+def test_every_variable_of_compose_is_explained() -> None:
+    names = set(re.findall(r"\$\{(\w+)", read("docker-compose.yml")))
+    assert names
+    assert names == set(re.findall(r"^\| `([A-Z_]+)`", read("docs/deployment.md"), flags=re.MULTILINE))
+
+
+def test_nginx_lets_through_what_the_service_allows() -> None:
+    text = read("docker/nginx/nginx.conf")
+    shown = re.findall(r"(\d+)([ms]);\s*# (IGN_\w+)", text)
+    found = {setting: int(number) * (2**20 if unit == "m" else 1) for number, unit, setting in shown}
+    defaults = load_settings({})
+    assert found == {
+        "IGN_MAX_BODY_BYTES": defaults.max_body_bytes,
+        "IGN_BODY_TIMEOUT_S": defaults.body_timeout_s,
+        "IGN_STREAM_TIMEOUT_S": defaults.stream_timeout_s,
+    }
