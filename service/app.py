@@ -8,13 +8,15 @@ from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from starlette.middleware import Middleware
 
 from service import __version__
 from service.api import docs, document, errors, info, native, oip, oip_repository, page
 from service.api.auth import Authenticator, load_keys, open_paths
+from service.api.direct import Direct
 from service.api.door import Door
-from service.api.middleware import CatchAll, Cors, Direct, Gate, Observe, RequestContext, Traffic
+from service.api.middleware import CatchAll, Cors, Gate, Observe, RequestContext, Traffic
 from service.api.quota import Quota
 from service.api.services import Services
 from service.domain.errors import StartupError
@@ -139,8 +141,13 @@ def _middleware(settings: Settings, found: Services) -> list[Middleware]:
         Middleware(Gate, traffic=found.traffic, limit=settings.max_connections),
         Middleware(Authenticator, keys=keys, open_paths=open_paths(settings.closed)),
         *([Middleware(Quota, rate=settings.rate_limit, parts=settings.workers)] if limited else []),
-        Middleware(Direct, routes=native.direct_routes()),
+        Middleware(Direct, routes=_busy_routes()),
     ]
+
+
+def _busy_routes() -> list[APIRoute]:
+    routes = [route for route in (*native.router.routes, *oip.router.routes) if isinstance(route, APIRoute)]
+    return [route for route in routes if route in native.router.routes or route.endpoint is oip.infer]
 
 
 @asynccontextmanager

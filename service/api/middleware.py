@@ -12,8 +12,7 @@ In front of them all, where uvicorn is the server, stands `service.api.door`.
 
 Endpoints find in ``request.state``: ``request_id`` (str), ``arrival`` (`time.monotonic()` seconds when the headers
 were there) and ``caller`` (str, the key under which fairness counts).
-
-- `Direct`: the endpoints that are called all day, without the framework's routing.
+- `service.api.direct.Direct`: the endpoints that are called all day, without the framework's routing.
 """
 
 import asyncio
@@ -22,14 +21,13 @@ import logging
 import random
 import re
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.auth import HEALTH_PATHS, networks, peer_key
@@ -315,37 +313,3 @@ class Gate:
         else:
             with self._traffic.request():
                 await self._app(scope, receive, send)
-
-
-class Direct:
-    """Hands a POST to one of these exact paths to its endpoint, and everything else on. Innermost.
-
-    What an endpoint raises becomes a problem further out, as what the framework's routes raise does.
-
-    Args:
-        app: the framework's routing.
-        routes: by path; each has an ``endpoint``, and is noted in the scope as the framework would.
-    """
-
-    def __init__(self, app: ASGIApp, *, routes: Mapping[str, "Endpoint"]) -> None:
-        self._app = app
-        self._routes = routes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, or pass the request on."""
-        route = self._routes.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
-        if route is None or scope.get("root_path"):
-            await self._app(scope, receive, send)
-            return
-        scope["route"] = route
-        response = await route.endpoint(Request(scope, receive, send))
-        await response(scope, receive, send)
-
-
-class Endpoint(Protocol):
-    """What `Direct` needs of a route."""
-
-    @property
-    def endpoint(self) -> Callable[[Request], Awaitable[Response]]:
-        """Request → response."""
-        ...

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 from fastapi import APIRouter
-from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -172,11 +171,6 @@ async def score(request: Request) -> Response:
         return scores(exchange, model, await exchange.services.engine.run(model, batch, exchange.call))
 
     return await until_disconnect(request.receive, work())
-
-
-def direct_routes() -> dict[str, APIRoute]:
-    """These endpoints by path, for `service.api.middleware.Direct`."""
-    return {route.path: route for route in router.routes if isinstance(route, APIRoute)}
 
 
 def _frame_labels(path: Path | Grid) -> list[dict[str, Any]]:

@@ -18,7 +18,6 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
 
 from service.api import errors
 from service.api.auth import ApiKey, Authenticator
@@ -28,7 +27,6 @@ from service.api.middleware import (
     EXPOSED_HEADERS,
     CatchAll,
     Cors,
-    Direct,
     Gate,
     JsonFormatter,
     RequestContext,
@@ -317,40 +315,6 @@ def test_requests_beyond_the_limit_are_refused_and_the_gate_reopens() -> None:
             assert service.traffic.in_flight == 0
 
     asyncio.run(main())
-
-
-# Direct
-
-
-class Route:
-    async def endpoint(self, request: Request) -> Response:
-        return JSONResponse({"method": request.method, "route": request.scope["route"] is ROUTE})
-
-
-ROUTE = Route()
-
-
-async def elsewhere(scope: Scope, receive: Receive, send: Send) -> None:
-    await JSONResponse("elsewhere")(scope, receive, send)
-
-
-@pytest.mark.parametrize(
-    ("method", "path", "root_path", "answer"),
-    [
-        ("POST", "/project", "", {"method": "POST", "route": True}),
-        ("GET", "/project", "", "elsewhere"),  # the framework knows what to say
-        ("POST", "/project/", "", "elsewhere"),
-        ("POST", "/projects", "", "elsewhere"),
-        ("POST", "/project", "/project", "elsewhere"),  # mounted there, this is not its path
-    ],
-)
-def test_a_post_to_a_direct_path_skips_the_routing(method: str, path: str, root_path: str, answer: object) -> None:
-    async def main() -> Any:
-        transport = httpx.ASGITransport(Direct(elsewhere, routes={"/project": ROUTE}), root_path=root_path)
-        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
-            return (await client.request(method, path)).json()
-
-    assert asyncio.run(main()) == answer
 
 
 # Real sockets
