@@ -1,9 +1,9 @@
 """One replica in simulated time: what its latencies are at a load, by the scheduler that serves.
 
-`service.executor`, `service.admission`, `service.batch` and `service.rows` run as they are. Instead of a device there is
-one that only costs time; instead of HTTP, pictures and the rest of Python, one server that takes a fixed time for every
-request, half of it before the rows are queued and half after; and the clock jumps from event to event. With one thread
-and a seeded source of arrivals, a load always gives the same figures, on any machine.
+`service.executor`, `service.admission`, `service.batch` and `service.rows` run as they are. The device only costs time;
+HTTP, pictures and the rest of Python are one server that takes a fixed time for every request, half of it before the
+rows are queued and half after; and the clock jumps from event to event. With one thread and a seeded source of
+arrivals, a load always gives the same figures, on any machine.
 """
 
 import heapq
@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import count
+from itertools import count, pairwise
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -76,7 +76,10 @@ class Load:
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """What came of it, the beginning left out. ``late`` were admitted, and missed their deadline."""
+    """What came of those who came after the beginning, and how many were answered in that time.
+
+    ``refused`` is a share of them; ``late`` were admitted, and missed their deadline.
+    """
 
     p50_ms: float
     p99_ms: float
@@ -94,12 +97,11 @@ def interpolated(points: Sequence[tuple[int, float]]) -> Call:
     """A cost by rows between measured ones, ascending; beyond the last it grows as between the last two."""
 
     def cost(rows: int) -> float:
-        for (a, x), (b, y) in zip(points, points[1:], strict=False):
-            if rows <= b:
-                break
+        (a, x), (b, y) = next((piece for piece in pieces if rows <= piece[1][0]), pieces[-1])
         return x + (y - x) * (rows - a) / (b - a)
 
-    if len(points) < 2:
+    pieces = list(pairwise(points))
+    if not pieces:
         raise ValueError("a line needs two points")
     return cost
 
@@ -160,7 +162,7 @@ class _Simulation:
         self._open: dict[Request, _Call] = {}
         self._long: list[Request] = []
         self._latencies: list[float] = []
-        self._refused = self._late = 0
+        self._refused = self._late = self._answers = 0
         self._counted_from = self._counted_to = 0.0
 
     def run(self) -> Seen:
@@ -175,7 +177,7 @@ class _Simulation:
         return Seen(
             p50_ms=percentile(ordered, 50) * 1e3,
             p99_ms=percentile(ordered, 99) * 1e3,
-            per_s=len(ordered) / (self._counted_to - self._counted_from),
+            per_s=self._answers / (self._counted_to - self._counted_from),
             refused=self._refused / counted,
             late=self._late,
         )
@@ -222,6 +224,8 @@ class _Simulation:
         call = _Call(self.now, number > self._load.requests * _SETTLING)
         if call.counts and not self._counted_from:
             self._counted_from = self.now
+        if number == self._load.requests:
+            self._counted_to = self.now
         if self._load.per_s is not None:
             self._ask()
         self._inside += 1
@@ -257,8 +261,9 @@ class _Simulation:
     def _end(self, call: _Call, outcome: str) -> None:
         self._inside -= 1
         self._over += 1
+        if self._counted_from and not self._counted_to:
+            self._answers += outcome == "answered"
         if call.counts:
-            self._counted_to = self.now
             self._latencies += [self.now - call.began] if outcome == "answered" else []
             self._late += outcome == "late"
             self._refused += outcome == "refused"
