@@ -69,7 +69,7 @@ def costs(found: Measured, _: Assumed) -> str:
         }
         for form in found.forms
     ]
-    encode = f"Encoding a picture as PNG, and that as base64: {rounded(found.encode_core_ms)} of it."
+    encode = f"Encoding a picture as PNG, and that as base64: {rounded(found.encode_core_ms)} core-ms of it."
     return f"{about(read(RESULTS / 'service.json'))}\n\n{table(lines)}\n\n{encode}"
 
 

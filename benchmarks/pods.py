@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from benchmarks.common import Json
 from benchmarks.queueing import Replica, interpolated
 from benchmarks.tables import RESULTS, read
 
@@ -116,7 +117,13 @@ def measured(results: Path = RESULTS) -> Measured:
     Raises:
         OSError, ValueError: there is no such result.
     """
-    runtime, service = read(results / "runtime.json"), read(results / "service.json")
+    try:
+        return _measured(read(results / "runtime.json"), read(results / "service.json"))
+    except KeyError as exc:
+        raise ValueError(f"a result lacks {exc}") from exc
+
+
+def _measured(runtime: Json, service: Json) -> Measured:
     calls = {line["rows"]: line["onnxruntime"] for line in runtime["sizes"]}
     single = max(service["single_pictures"], key=lambda line: float(line["requests_per_s"]))
     many = {line["form"]: line for line in service["many_rows"]}
