@@ -89,7 +89,11 @@ class Seen:
 
 
 def simulate(replica: Replica, load: Load, seed: int = SEED) -> Seen:
-    """Run a load to its end."""
+    """Run a load to its end.
+
+    Raises:
+        ValueError: nobody was answered.
+    """
     return _Simulation(replica, load, seed).run()
 
 
@@ -164,6 +168,7 @@ class _Simulation:
         self._latencies: list[float] = []
         self._refused = self._late = self._answers = 0
         self._counted_from = self._counted_to = 0.0
+        self._broken: Exception | None = None
 
     def run(self) -> Seen:
         load = self._load
@@ -172,7 +177,11 @@ class _Simulation:
         for _ in range(1 if load.per_s is not None else load.callers):
             self._ask()
         self._executor._main()
+        if self._broken is not None:
+            raise self._broken
         ordered = sorted(self._latencies)
+        if not ordered:
+            raise ValueError(f"nobody was answered under {load}")
         counted = len(ordered) + self._refused + self._late
         return Seen(
             p50_ms=percentile(ordered, 50) * 1e3,
@@ -189,7 +198,11 @@ class _Simulation:
 
     def _next(self) -> None:
         self.now, _, action = heapq.heappop(self._agenda)
-        action()
+        try:
+            action()
+        except Exception as exc:  # within the model's call, where the scheduler would take it for the model's
+            self._broken = exc
+            self._stop()
 
     def _spend(self, seconds: float) -> None:
         """The device is busy; meanwhile others come and go."""

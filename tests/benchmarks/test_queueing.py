@@ -71,5 +71,21 @@ def test_too_many_in_flight_are_refused() -> None:
 
 def test_a_deadline_that_passes_is_counted() -> None:
     slow = Replica(call=lambda _: 0.2, front_s=0.0, settings=Settings(request_timeout_s=0.3))
-    # More than 64 rows need two calls; nothing is refused on a prediction before eight calls have been seen.
-    assert simulate(slow, Load(requests=8, rows=64, callers=2)).late > 0
+    # Nothing is refused on a prediction before eight calls have been seen.
+    seen = simulate(slow, Load(requests=10, rows=64, per_s=4))
+    assert seen.late > 0
+    assert seen.refused == 0
+    assert seen.p99_ms <= 300
+    assert simulate(slow, Load(requests=200, rows=64, per_s=4)).refused > 0
+
+
+def test_nobody_was_answered() -> None:
+    hopeless = Replica(call=lambda _: 2.0, front_s=0.0, settings=Settings(request_timeout_s=1.0))
+    with pytest.raises(ValueError, match="nobody was answered"):
+        simulate(hopeless, Load(requests=4))
+
+
+def test_what_breaks_within_a_call_is_not_taken_for_the_model_failing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.queueing._rows", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        simulate(replica(), Load(requests=4, per_s=1000))
