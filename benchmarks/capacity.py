@@ -282,8 +282,8 @@ def fill(page: str, found: Measured, assumed: Assumed) -> str:
 
 def main() -> int:
     options = parser().parse_args()
-    assumed = Assumed(**{one.name: getattr(options, one.name) for one in fields(Assumed)})
     try:
+        assumed = Assumed(**{one.name: getattr(options, one.name) for one in fields(Assumed)})
         found = measured()
         if options.fill:
             page = Path(options.fill)

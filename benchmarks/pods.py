@@ -19,7 +19,11 @@ _TOP: Final = _BUCKETS[-1]
 
 @dataclass(frozen=True, kw_only=True)
 class Assumed:
-    """What is not measured. The text of an option says in which unit."""
+    """What is not measured; all above 0. `MEANINGS` says in which unit.
+
+    Raises:
+        ValueError: pods would be more than busy.
+    """
 
     gpu_call_ms: float = 0.5
     gpu_row_ms: float = 0.02
@@ -29,6 +33,10 @@ class Assumed:
     head_bytes: float = 1000.0
     core_hour: float = 0.04
     gpu_hour: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.most_busy > 1:
+            raise ValueError(f"most_busy is {self.most_busy:g}: no pod is more than busy, which is 1")
 
 
 MEANINGS: Final[Mapping[str, str]] = {

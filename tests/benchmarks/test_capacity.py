@@ -93,7 +93,10 @@ def test_results_that_are_not_there(tmp_path: Path) -> None:
         measured(tmp_path)
 
 
-def test_a_page_that_is_not_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("sys.argv", ["capacity", "--fill", "no/such/page.md"])
+@pytest.mark.parametrize("options", [["--fill", "no/such/page.md"], ["--most-busy", "1.5"]])
+def test_what_cannot_be_done_is_told_in_a_line(
+    options: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["capacity", *options])
     assert capacity.main() == 2
     assert capsys.readouterr().err.startswith("error: ")
