@@ -60,7 +60,7 @@ def _walk(folder: Path) -> dict[str, int]:
 
 def is_hidden(name: str) -> bool:
     """Whether a file lies in, or is, what its owner does not see; macOS puts such files into every zip."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+    return any(part == "__MACOSX" or (part.startswith(".") and part.strip(".")) for part in name.split("/"))
 
 
 class Remote:

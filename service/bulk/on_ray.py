@@ -6,7 +6,7 @@ import json
 import threading
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from service.bulk.job import Job
 from service.bulk.output import Output
@@ -18,6 +18,8 @@ from service.domain.errors import StartupError
 from service.settings import Settings, keep_precision, silence_runtime
 
 T = TypeVar("T")
+
+_MOST_BLOCKS: Final = 1000  # a block is what Ray gives out, and what it keeps account of
 
 
 def through_ray(
@@ -75,7 +77,7 @@ def _send(
     gpus = 0 if settings.device == "cpu" else int(ray.cluster_resources().get("GPU", 0))
     nodes = sum(node["Alive"] for node in ray.nodes())
     ray.data.DataContext.get_current().enable_progress_bars = False  # there is one already
-    shards = ray.data.from_items(list(extent.left), override_num_blocks=len(extent.left))
+    shards = ray.data.from_items(list(extent.left), override_num_blocks=min(len(extent.left), _MOST_BLOCKS))
     made = shards.map_batches(
         Actor,
         batch_size=1,

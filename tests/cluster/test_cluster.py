@@ -2,11 +2,8 @@
 
 import asyncio
 import json
-import os
-import shutil
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 from service.cluster import Front, Options, Replica, app, once, proxy
 from service.domain.errors import Draining, StartupError
 from service.settings import load_settings
+from tests.cluster.space import own_namespace
 from tests.contract.harness import settings, write_models
 from tests.live import ROOT, environment
 
@@ -27,21 +25,13 @@ KUBERAY = ROOT / "deploy" / "kuberay" / "rayservice.yaml"
 # On a cluster
 
 
-def own_namespace() -> list[str]:
-    """Where Ray may open its ports."""
-    return ["unshare", "-n", "-p", "-f", "--mount-proc", "bash", "-c", 'ip link set lo up && exec "$@"', "-"]
-
-
 @pytest.fixture(scope="module")
 def day(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What `tests.cluster.scenario` saw."""
-    if find_spec("ray") is None:
-        pytest.skip("Ray is not installed, so no cluster was started")
-    if shutil.which("unshare") is None or shutil.which("ip") is None or os.geteuid() != 0:
-        pytest.skip("Ray needs a network namespace of its own: root, unshare and ip")
+    within = own_namespace()
     models = write_models(tmp_path_factory.mktemp("models"))
     done = subprocess.run(
-        [*own_namespace(), sys.executable, "-m", "tests.cluster.scenario"],
+        [*within, sys.executable, "-m", "tests.cluster.scenario"],
         cwd=ROOT,
         env=environment(
             IGN_MODEL_DIR=str(models),
@@ -74,7 +64,6 @@ def test_requests_go_through_the_proxy(day: dict[str, Any]) -> None:
 @pytest.mark.slow
 def test_replicas_come_and_go_with_the_load(day: dict[str, Any]) -> None:
     assert day["replicas_idle"] == 1
-    assert day["nodes_of_replicas"] == 2
     assert {"to_two_s", "to_two_again_s", "to_one_s"} <= set(day)
 
 
