@@ -92,13 +92,14 @@ train: $(TRAIN)  ## train PRESET on DATA into OUT; again to continue
 export: $(TRAIN)  ## export the run in OUT as the next version of its model in MODELS
 	$(BIN)/python -m model_export export --run '$(OUT)' --models '$(MODELS)' $(ARGS)
 
-bench: $(SERVE)  ## measure, as JSON; BENCH is runtime (MODEL by batch size), gpu, scheduler, service, peers or soak
+bench: $(SERVE)  ## measure, as JSON; BENCH is runtime (MODEL by batch size), gpu, scheduler, service, bulk, peers or soak
 	@$(BIN)/python -m benchmarks.$(BENCH_$(BENCH)) $(ARGS)
 
 BENCH_runtime := bench_runtime --model '$(MODEL)'
 BENCH_gpu := bench_gpu
 BENCH_scheduler := bench_scheduler
 BENCH_service := bench_service
+BENCH_bulk := bench_bulk
 BENCH_peers := bench_peers
 BENCH_soak := soak
 ifndef BENCH_$(BENCH)

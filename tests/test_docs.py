@@ -25,6 +25,7 @@ import pytest
 
 from ign_client import _cli as client
 from model_export import cli
+from service.bulk import __main__ as bulk
 from service.domain.errors import StartupError
 from service.settings import load_settings
 from tests.live import ROOT, environment, live_service
@@ -199,6 +200,8 @@ def check_named(words: list[str], where: str) -> None:
             client.parser().parse_args(options)
         case ["python", "-m", "service"]:
             pass
+        case ["python", "-m", "service.bulk", *options]:
+            bulk.parser().parse_args(options)
         case ["python", "-m", module, *_] if module.startswith("benchmarks."):
             assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), where
         case ["python", file, *_] if file.endswith(".py"):

@@ -103,20 +103,21 @@ def scores(exchange: Exchange, model: LoadedModel, result: Result) -> Response:
     """The response of `/score`: numbers, no pictures."""
     exchange.count_rows(model, result)
     drifts = [] if result.drift is None else result.drift.tolist()
-    images = []
+    images: list[dict[str, Any]] = []
     for index, (distance, drift) in enumerate(zip(result.distance.tolist(), drifts, strict=True)):
-        percentile = model.card.percentile(distance)
-        images.append(
-            {
-                "index": index,
-                "distance": rounded(distance),
-                "drift": rounded(drift),
-                "percentile": None if percentile is None else rounded(percentile),
-                "in_distribution": None if percentile is None else percentile <= _USUAL,
-            }
-        )
+        measured = {"index": index, "distance": rounded(distance), "drift": rounded(drift)}
+        images.append(measured | judged(model.card, distance))
     content = _json(envelope(exchange, model, images))
     return Response(content, headers=exchange.response_headers(model, None), media_type=Media.JSON)
+
+
+def judged(card: ModelCard, distance: float) -> dict[str, Any]:
+    """Where a distance lies among those of real pictures, and whether it is one of the usual; None where unknown."""
+    percentile = card.percentile(distance)
+    return {
+        "percentile": None if percentile is None else rounded(percentile),
+        "in_distribution": None if percentile is None else percentile <= _USUAL,
+    }
 
 
 def envelope(

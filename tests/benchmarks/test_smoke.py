@@ -24,6 +24,7 @@ def measured(module: str, results: Path, *options: str) -> "subprocess.Completed
     [
         ("bench_scheduler", ["--seconds", "0.1", "--steps", "200", "--depth", "100"], 4),
         ("bench_service", ["--seconds", "0.2", "--overload-s", "0.3", "--connections", "2"], 15),
+        ("bench_bulk", ["--pictures", "100"], 0),
         ("soak", ["--seconds", "2", "--workers", "2"], 3),
     ],
 )
@@ -52,6 +53,7 @@ def test_the_runtime_is_measured() -> None:
     [
         ("bench_scheduler", ["--models", "nowhere"]),
         ("bench_service", ["--models", "nowhere"]),
+        ("bench_bulk", ["--models", "nowhere"]),
         ("bench_service", ["--setting", "NAME"]),
         ("soak", ["--seconds", "0"]),
     ],

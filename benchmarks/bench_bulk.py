@@ -1,0 +1,172 @@
+"""How fast many pictures go through `python -m service.bulk`, beside raw onnxruntime.
+
+    python -m benchmarks.bench_bulk --results benchmarks/results/bulk.json
+
+The whole command as an operator runs it, start and verification of the model included: generate into a folder, then
+project and score what was generated, out of the folder and out of a zip of it.
+"""
+
+import argparse
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.common import Json, arguments, in_turn, positive, report, rounded, settle, write
+from benchmarks.processes import ROOT
+from benchmarks.rig import BATCH_ROWS, Rig, rig
+from service.domain.errors import StartupError
+
+METHOD = (
+    "the whole command in a process of its own, its input on the local disk and in the page cache, its output into a "
+    "new folder; median of `rounds` rounds, all ways in turn. `start_s`: the same command again, which finds all done: "
+    "start, verification of the model, check of the shards, manifest. raw: repeated calls of onnxruntime with 64 "
+    "prepared rows, in the benchmark's process, as often as the way applies f; `of_raw` is the time of that over the "
+    "command's, with and without its start; core_ms_per_picture is CPU time of the command"
+)
+FULL = {"pictures": 10_000, "rounds": 3}
+QUICK = {"pictures": 300, "rounds": 1}
+STEPS = {"generate": 1, "project folder": 1, "project zip": 1, "score folder": 2}
+"""Ways, and how often each applies f to a picture."""
+
+Timed = tuple[float, float, float]
+"""Seconds of the command, its CPU seconds, and seconds of the same command when all is done."""
+
+
+def main() -> int:
+    options = settle(parser().parse_args(), full=FULL, quick=QUICK)
+    try:
+        write(measure(options), options.results)
+    except StartupError as exc:
+        print(f"error: {exc.detail}", file=sys.stderr)
+        return 2
+    except subprocess.CalledProcessError as exc:
+        print(f"error: {' '.join(exc.cmd[2:])}: {exc.stderr[-2000:]}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def measure(options: argparse.Namespace) -> Json:
+    with tempfile.TemporaryDirectory() as name, rig(Path(options.models), options.model) as found:
+        room = Room(Path(name), options)
+        room.furnish()
+        ways: dict[str, Callable[[], Timed]] = {
+            "raw": lambda: (raw_seconds(found, options.pictures), 0.0, 0.0),
+            "generate": partial(room.timed, "generate", "-n", str(options.pictures), "--seed", "7"),
+            "project folder": partial(room.timed, "project", str(room.folder)),
+            "project zip": partial(room.timed, "project", str(room.archive)),
+            "score folder": partial(room.timed, "score", str(room.folder)),
+        }
+        rounds = in_turn(ways, options.rounds)
+        about = {"ref": found.loaded.ref, "digest": found.loaded.digest[:12], "provider": found.loaded.provider}
+    raw = [seconds for seconds, _, _ in rounds.pop("raw")]
+    return report(
+        "bulk",
+        METHOD,
+        options,
+        model=about,
+        targets=[],
+        raw=[{"rows_per_call": BATCH_ROWS, "pictures_per_s": rounded(options.pictures / statistics.median(raw))}],
+        runs=[line(way, found, raw, options.pictures) for way, found in rounds.items()],
+    )
+
+
+def line(way: str, rounds: list[Timed], raw: list[float], pictures: int) -> Json:
+    """One way as a record."""
+    seconds, cpu, start = (statistics.median(values) for values in zip(*rounds, strict=True))
+    shares = [STEPS[way] * one / taken for one, (taken, _, _) in zip(raw, rounds, strict=True)]
+    bare = [STEPS[way] * one / (taken - idle) for one, (taken, _, idle) in zip(raw, rounds, strict=True)]
+    found = {
+        "run": way,
+        "pictures": pictures,
+        "f_applied": STEPS[way],
+        "seconds": seconds,
+        "start_s": start,
+        "pictures_per_s": pictures / seconds,
+        "pictures_per_s_without_start": pictures / (seconds - start),
+        "of_raw": statistics.median(shares),
+        "of_raw_without_start": statistics.median(bare),
+        "core_ms_per_picture": cpu / pictures * 1e3,
+    }
+    return {name: rounded(value) for name, value in found.items()}
+
+
+def raw_seconds(found: Rig, pictures: int) -> float:
+    rows = found.rows(BATCH_ROWS)
+    last = np.ascontiguousarray(rows[: pictures % BATCH_ROWS])
+    found.raw(rows)
+    began = time.perf_counter()
+    for _ in range(pictures // BATCH_ROWS):
+        found.raw(rows)
+    if len(last):
+        found.raw(last)
+    return time.perf_counter() - began
+
+
+class Room:
+    """A folder with pictures to work on, and what is run there."""
+
+    def __init__(self, path: Path, options: argparse.Namespace) -> None:
+        self._path, self._options, self._count = path, options, 0
+        self.folder, self.archive = path / "pictures", path / "pictures.zip"
+
+    def furnish(self) -> None:
+        """Generate the pictures, and pack them."""
+        self._run("generate", "-n", str(self._options.pictures), "--seed", "1", output=self.folder)
+        with zipfile.ZipFile(self.archive, "w") as archive:  # PNGs are compressed already
+            for file in sorted(self.folder.rglob("*.png")):
+                archive.write(file, file.relative_to(self.folder).as_posix())
+
+    def timed(self, *command: str) -> Timed:
+        """Run a command into a new folder, and once more."""
+        self._count += 1
+        output = self._path / f"out-{self._count}"
+        before = cpu_seconds()
+        seconds = self._run(*command, output=output)
+        cpu = cpu_seconds() - before
+        return seconds, cpu, self._run(*command, output=output)
+
+    def _run(self, task: str, *rest: str, output: Path) -> float:
+        theirs = {name: value for name, value in os.environ.items() if not name.startswith("IGN_")}
+        models = str(Path(self._options.models).resolve())
+        given = list(rest) if task == "generate" else [rest[0]]
+        place = [str(output), *given] if task == "generate" else [*given, str(output)]
+        steps = [] if task == "score" else ["--steps", "1"]
+        began = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-m", "service.bulk", task, *place, *steps, "--model", self._options.model],
+            cwd=ROOT,
+            env=theirs | {"IGN_MODEL_DIR": models, "IGN_DEFAULT_MODEL": self._options.model},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return time.perf_counter() - began
+
+
+def cpu_seconds() -> float:
+    """Of all commands that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def parser() -> argparse.ArgumentParser:
+    found = arguments("Measure bulk work against raw onnxruntime.")
+    found.add_argument("--models", default=str(ROOT / "models"), help="model directory (default: the shipped one)")
+    found.add_argument("--model", default="mnist", help="name or name/version (default mnist)")
+    found.add_argument("--pictures", type=positive, help="pictures (default 10000; quick 300)")
+    found.add_argument("--rounds", type=positive, help="rounds (default 3; quick 1)")
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

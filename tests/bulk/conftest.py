@@ -1,0 +1,104 @@
+"""Runs of the command in this process, on tiny real models."""
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.bulk.__main__ import main
+from tests.contract.harness import Service, serving, settings, write_models
+
+SHARD = 4
+
+
+@dataclass
+class Ran:
+    """What one run of the command came to."""
+
+    status: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def service(models: Path) -> Iterator[Service]:
+    with serving(settings(models)) as running:
+        yield running
+
+
+@pytest.fixture
+def bulk(models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """`python -m service.bulk`, with arguments as they are said."""
+    for name, value in environ(models).items():
+        monkeypatch.setenv(name, value)
+
+    def run(*arguments: object) -> Ran:
+        status = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Ran(status, captured.out, captured.err)
+
+    return run
+
+
+def environ(models: Path) -> dict[str, str]:
+    return {
+        "IGN_MODEL_DIR": str(models),
+        "IGN_DEFAULT_MODEL": "grey",
+        "IGN_DEVICE": "cpu",
+        "IGN_THREADS": "1",
+        "IGN_MAX_BATCH_ROWS": "3",  # so that a shard is more than a batch
+        "IGN_MAX_BODY_BYTES": "4096",
+    }
+
+
+def picture(seed: int, size: tuple[int, int] = (8, 8), form: str = "PNG") -> bytes:
+    """A random grey picture of this size."""
+    pixels = np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, form)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> dict[str, bytes]:
+    """Ten pictures in a folder and one below it, which is `tmp_path / "in"`."""
+    found = {f"{n:02}.png": picture(n) for n in range(8)}
+    found |= {"below/a.jpg": picture(8, (12, 9), "JPEG"), "below/b.webp": picture(9, (5, 20), "WEBP")}
+    write(tmp_path / "in", found)
+    return dict(sorted(found.items()))
+
+
+def write(folder: Path, files: dict[str, bytes]) -> Path:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def manifest(output: Path) -> list[dict[str, Any]]:
+    with (output / "manifest.jsonl").open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def made(output: Path) -> list[bytes]:
+    """Every picture of a run, in order."""
+    return [(output / line["picture"]).read_bytes() for line in manifest(output) if line["picture"]]
+
+
+def everything(output: Path) -> dict[str, bytes]:
+    """All files of a run."""
+    return {file.relative_to(output).as_posix(): file.read_bytes() for file in output.rglob("*") if file.is_file()}

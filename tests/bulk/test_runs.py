@@ -1,0 +1,226 @@
+"""Runs that are stopped, continued, repeated, and refused."""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.bulk.__main__ import main
+from service.bulk.output import Output
+from service.bulk.run import Extent, begin
+from tests.bulk.conftest import SHARD, Run, environ, everything, made, manifest, write
+from tests.live import environment
+
+KILLED = """
+import os, signal, sys
+from service.bulk import __main__, output
+
+finish = output.Output.finish
+
+def killed(self, shard, partial, records):
+    if shard == 3:  # two at a time: at least two are done
+        os.kill(os.getpid(), signal.SIGKILL)
+    finish(self, shard, partial, records)
+
+output.Output.finish = killed
+sys.exit(__main__.main(sys.argv[1:]))
+"""
+
+
+def test_a_run_that_was_killed_goes_on(bulk: Run, models: Path, pictures: dict[str, bytes], tmp_path: Path) -> None:
+    command = ["project", str(tmp_path / "in"), str(tmp_path / "out"), "--shard", "2", "--steps", "2"]
+    dead = subprocess.run(
+        [sys.executable, "-c", KILLED, *command],
+        env=environment(**environ(models)),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert dead.returncode == -signal.SIGKILL, dead.stderr
+    output = tmp_path / "out"
+    assert (output / ".000003.partial").is_dir()
+    assert not (output / "000003").exists()
+    assert not (output / "manifest.jsonl").exists()
+    before = {file: (file.stat().st_ino, file.stat().st_mtime_ns) for file in output.glob("0*/*")}
+    assert len({file.parent for file in before}) >= 2, "nothing was done that could be skipped"
+    ran = bulk(*command)
+    assert ran.status == 0, ran.err
+    assert {file: (file.stat().st_ino, file.stat().st_mtime_ns) for file in before} == before
+    assert f"{len(pictures)}/{len(pictures)} pictures" in ran.err
+    assert bulk("project", tmp_path / "in", tmp_path / "whole", "--shard", 2, "--steps", 2).status == 0
+    assert everything(output) == everything(tmp_path / "whole")
+    assert not list(output.glob(".*.partial"))
+
+
+def test_a_run_that_is_over_does_nothing_again(bulk: Run, tmp_path: Path) -> None:
+    assert bulk("generate", tmp_path / "out", "-n", 5, "--shard", SHARD).status == 0
+    before = everything(tmp_path / "out")
+    inodes = {file: file.stat().st_ino for file in (tmp_path / "out").glob("0*/*")}
+    assert bulk("generate", tmp_path / "out", "-n", 5, "--shard", SHARD).status == 0  # with the seed that was chosen
+    assert everything(tmp_path / "out") == before
+    assert {file: file.stat().st_ino for file in inodes} == inodes
+
+
+def test_a_run_that_was_stopped_says_so_and_goes_on(
+    bulk: Run, pictures: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish = Output.finish
+
+    def full(self: Output, shard: int, *rest: Any) -> None:
+        if shard == 1:
+            raise OSError(28, "No space left on device")
+        finish(self, shard, *rest)
+
+    monkeypatch.setattr(Output, "finish", full)
+    ran = bulk("project", tmp_path / "in", tmp_path / "out", "--shard", SHARD)
+    assert ran.status == 3
+    assert "No space left on device" in ran.err
+    assert "Traceback" not in ran.err
+    assert not (tmp_path / "out" / "manifest.jsonl").exists()
+    monkeypatch.setattr(Output, "finish", finish)
+    assert bulk("project", tmp_path / "in", tmp_path / "out", "--shard", SHARD).status == 0
+    assert len(made(tmp_path / "out")) == len(pictures)
+
+
+def test_an_interrupted_run_says_so(bulk: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: Any) -> Extent:
+        extent = begin(*arguments)
+        signal.raise_signal(signal.SIGINT)
+        return extent
+
+    monkeypatch.setattr("service.bulk.run.begin", interrupted)
+    ran = bulk("generate", tmp_path / "out")
+    assert ran.status == 130
+    assert "interrupted" in ran.err
+
+
+OTHERS = [
+    (["--steps", "3"], "steps was 2, and is 3 now"),
+    (["--shard", "3"], "shard was 4, and is 3 now"),
+    (["--model", "colour"], "model was grey/10, and is colour/1 now"),
+    (["--format", "webp"], "format was png, and is webp now"),
+]
+
+
+@pytest.mark.parametrize(("change", "told"), OTHERS)
+def test_another_run_is_refused(
+    change: list[str], told: str, bulk: Run, pictures: dict[str, bytes], tmp_path: Path
+) -> None:
+    command = ["project", tmp_path / "in", tmp_path / "out", "--steps", "2", "--shard", "4"]
+    assert bulk(*command).status == 0
+    before = everything(tmp_path / "out")
+    ran = bulk(*command, *change)
+    assert ran.status == 2
+    assert told in ran.err
+    assert everything(tmp_path / "out") == before
+
+
+def test_other_pictures_are_refused(bulk: Run, pictures: dict[str, bytes], tmp_path: Path) -> None:
+    assert bulk("score", tmp_path / "in", tmp_path / "out").status == 0
+    (tmp_path / "in" / "00.png").rename(tmp_path / "in" / "zz.png")
+    ran = bulk("score", tmp_path / "in", tmp_path / "out")
+    assert ran.status == 2
+    assert "source was" in ran.err
+
+
+REFUSALS = [
+    (["project", "nothing", "out"], "nothing: no such file or folder"),
+    (["project", "in", "in/out"], "lies within in"),
+    (["project", "in", "in"], "lies within in"),
+    (["project", "in", "out", "--steps", "0"], "--steps: "),
+    (["project", "in", "out", "--steps", "300001"], "steps: must be at most 300000"),
+    (["project", "in", "out", "--strength", "1.5"], "--strength: "),
+    (["project", "in", "out", "--tolerance", "nan"], "--tolerance: "),
+    (["generate", "out", "-n", "0"], "-n: "),
+    (["generate", "out", "-n", "2", "--seed", "1", "--offset", str(2**32 - 1)], "2^32"),
+    (["generate", "out", "--seed", "-1"], "--seed: "),
+    (["generate", "out", "--model", "nobody"], "no model 'nobody'"),
+    (["generate", "file"], "is no folder"),
+    (["generate", "in"], "holds something that is no run"),
+    (["generate", "file/out"], "cannot be written"),
+]
+
+
+@pytest.mark.parametrize(("command", "told"), REFUSALS)
+def test_what_cannot_be_meant_is_refused(
+    command: list[str],
+    told: str,
+    bulk: Run,
+    pictures: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write(tmp_path, {"file": b"here"})
+    monkeypatch.chdir(tmp_path)
+    before = everything(tmp_path)
+    ran = bulk(*command)
+    assert (ran.status, ran.out) == (2, "")
+    assert told in ran.err
+    assert ran.err.count("\n") == 1
+    assert everything(tmp_path) == before
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["dance"],
+        ["project", "in"],
+        ["generate", "out", "--shard", "0"],
+        ["generate", "o", "--steps", "x"],
+        ["score", "i", "o", "--invert", "x"],
+    ],
+)
+def test_what_was_not_said_right(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as refused:
+        main(command)
+    assert refused.value.code == 2
+    assert "usage: python -m service.bulk" in capsys.readouterr().err
+
+
+def test_a_bad_model_leaves_no_folder(bulk: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "models", {"grey/1/model.onnx": b"none"})
+    monkeypatch.setenv("IGN_MODEL_DIR", str(tmp_path / "models"))
+    ran = bulk("generate", tmp_path / "out")
+    assert ran.status == 2
+    assert "grey/1/model.onnx" in ran.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_runs_at_once(bulk: Run, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with (tmp_path / "out" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        ran = bulk("generate", tmp_path / "out")
+    assert ran.status == 2
+    assert "another run is at work there" in ran.err
+    assert bulk("generate", tmp_path / "out").status == 0
+
+
+@pytest.mark.parametrize("content", ["no JSON", "[]"])
+def test_a_damaged_record(content: str, bulk: Run, tmp_path: Path) -> None:
+    write(tmp_path / "out", {"run.json": content.encode()})
+    ran = bulk("generate", tmp_path / "out", "--seed", 1)
+    assert ran.status == 2
+    assert "run.json: damaged" in ran.err
+
+
+def test_the_queue_may_be_short(bulk: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IGN_QUEUE_ROWS", "2")
+    monkeypatch.setenv("IGN_MAX_IMAGES", "2")
+    assert bulk("generate", tmp_path / "out", "-n", 9).status == 0
+    assert len(manifest(tmp_path / "out")) == 9
+
+
+def test_settings_of_a_server_do_not_matter(bulk: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IGN_API_KEYS_FILE", str(tmp_path / "nothing.json"))
+    monkeypatch.setenv("IGN_WORKERS", "4")
+    monkeypatch.setenv("IGN_CLOSED", "page")
+    assert bulk("generate", tmp_path / "out").status == 0
+    assert os.listdir(tmp_path) == ["out"]

@@ -1,0 +1,283 @@
+"""Folders, archives, tables and URLs; and pictures that cannot be used."""
+
+import io
+import os
+import struct
+import sys
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from service.bulk.files import files_of
+from service.bulk.sources import open_source
+from service.domain.errors import RequestError, StartupError
+from service.domain.latents import FloatRows
+from service.runtime import OnnxModel
+from tests.bulk.conftest import SHARD, Run, everything, made, manifest, picture, write
+
+
+def zipped(file: Path, members: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return file
+
+
+def test_an_archive_is_as_good_as_a_folder(bulk: Run, pictures: dict[str, bytes], tmp_path: Path) -> None:
+    archive = zipped(tmp_path / "in.zip", dict(reversed(pictures.items())) | {"__MACOSX/._00.png": b"-", "x.txt": b"-"})
+    assert bulk("project", tmp_path / "in", tmp_path / "folder").status == 0
+    assert bulk("project", archive, tmp_path / "archive").status == 0
+    assert manifest(tmp_path / "archive") == manifest(tmp_path / "folder")
+    assert made(tmp_path / "archive") == made(tmp_path / "folder")
+
+
+def test_one_picture_is_a_source(bulk: Run, pictures: dict[str, bytes], tmp_path: Path) -> None:
+    assert bulk("score", tmp_path / "in" / "03.png", tmp_path / "out").status == 0
+    assert [line["source"] for line in manifest(tmp_path / "out")] == ["03.png"]
+
+
+def test_what_is_hidden_is_passed_over(bulk: Run, tmp_path: Path) -> None:
+    write(
+        tmp_path / "in", {"a.png": picture(1), ".b.png": b"", ".git/c.png": b"", "d.PNG": picture(2), "notes.txt": b""}
+    )
+    assert bulk("score", tmp_path / "in", tmp_path / "out").status == 0
+    assert [line["source"] for line in manifest(tmp_path / "out")] == ["a.png", "d.PNG"]
+
+
+BAD = {
+    "02-empty.png": (b"", "undecodable_image"),
+    "03-text.png": (b"no picture", "undecodable_image"),
+    "05-cut.png": (picture(5)[:60], "undecodable_image"),
+    "06-long.jpg": (b"\xff\xd8\xff" + bytes(5000), "too_large"),
+    "07-huge.png": (
+        b"\x89PNG\r\n\x1a\n"
+        + struct.pack(">I", 13)
+        + b"IHDR"
+        + struct.pack(">IIBBBBB", 9999, 9999, 8, 0, 0, 0, 0)
+        + b"abcd",
+        "image_too_large",
+    ),
+}
+
+
+def test_bad_pictures_are_listed_and_not_fatal(bulk: Run, tmp_path: Path) -> None:
+    good = {f"{n:02}.png": picture(n) for n in range(9)}
+    write(tmp_path / "good", good)
+    write(tmp_path / "in", good | {name: content for name, (content, _) in BAD.items()})
+    (tmp_path / "in" / "08-link.png").symlink_to(tmp_path / "in" / "00.png")
+    ran = bulk("project", tmp_path / "in", tmp_path / "out", "--shard", SHARD)
+    assert ran.status == 1
+    assert f"{len(good) + len(BAD) + 1} pictures, {len(BAD)} of them could not be used" in ran.out
+    lines = manifest(tmp_path / "out")
+    assert {line["source"]: line["error"] for line in lines if line["error"]} == {
+        n: code for n, (_, code) in BAD.items()
+    }
+    for line in lines:
+        bad = line["source"] in BAD
+        assert (line["picture"] is None) == bad
+        assert (line["distance"] is None) == bad
+        if bad:
+            assert line["detail"].startswith(line["source"])
+            assert line["detail"] in ran.err
+    assert bulk("project", tmp_path / "good", tmp_path / "alone").status == 0
+    alone = dict(zip(good, made(tmp_path / "alone"), strict=True))
+    together = {line["source"]: line["picture"] for line in lines}
+    assert {name: (tmp_path / "out" / together[name]).read_bytes() for name in good} == alone
+    again = bulk("project", tmp_path / "in", tmp_path / "out", "--shard", SHARD)
+    assert (again.status, again.out) == (1, ran.out)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_is_a_bad_picture(tmp_path: Path) -> None:
+    write(tmp_path, {"a.png": picture(1)})
+    (tmp_path / "a.png").chmod(0)
+    (found,) = open_source(str(tmp_path), column="", limit=4096).read(0, 1)
+    assert isinstance(found.content, RequestError)
+
+
+def test_a_file_that_went_away_is_a_bad_picture(tmp_path: Path) -> None:
+    source = open_source(str(write(tmp_path / "in", {"a.png": picture(1)})), column="", limit=4096)
+    (tmp_path / "in" / "a.png").unlink()
+    (found,) = source.read(0, 1)
+    assert isinstance(found.content, RequestError)
+    assert found.content.error_code == "unreadable"
+    assert found.content.detail.startswith("a.png: ")
+
+
+def test_a_damaged_member_is_a_bad_picture(bulk: Run, tmp_path: Path) -> None:
+    archive = zipped(tmp_path / "in.zip", {"a.png": picture(1), "b.png": picture(2)})
+    data = bytearray(archive.read_bytes())
+    data[40:60] = bytes(20)  # of the first member
+    archive.write_bytes(bytes(data))
+    assert bulk("score", archive, tmp_path / "out").status == 1
+    assert [line["error"] for line in manifest(tmp_path / "out")] == ["unreadable", None]
+
+
+def test_members_do_not_leave_the_output(bulk: Run, tmp_path: Path) -> None:
+    names = ["../../up.png", "/etc/root.png", "a/b c?.png", f"{'ü' * 200}.png"]
+    archive = zipped(tmp_path / "in.zip", dict.fromkeys(names, picture(1)))
+    before = set(tmp_path.rglob("*"))
+    assert bulk("project", archive, tmp_path / "out").status == 0
+    new = set(tmp_path.rglob("*")) - before
+    assert all(file.is_relative_to(tmp_path / "out") for file in new)
+    assert {line["source"] for line in manifest(tmp_path / "out")} == set(names)
+    assert sorted(file.name for file in new if file.suffix == ".png") == [
+        "00000000-up.png",
+        "00000001-root.png",
+        "00000002-b_c_.png",
+        "00000003-_.png",
+    ]
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that fails on rows that are wholly light."""
+
+    class Poisoned(OnnxModel):
+        def run(self, rows: FloatRows, out: FloatRows | None = None) -> FloatRows:
+            if any((row == 1).all() for row in rows):
+                raise RuntimeError("poison")
+            return super().run(rows, out)
+
+    monkeypatch.setattr("service.app.OnnxModel", Poisoned)
+
+
+@pytest.mark.usefixtures("poisoned")
+def test_a_picture_on_which_the_model_fails_is_a_bad_one(bulk: Run, tmp_path: Path) -> None:
+    light = io.BytesIO()
+    Image.new("L", (8, 8), 255).save(light, "PNG")
+    write(tmp_path / "in", {"a.png": picture(1), "b.png": light.getvalue(), "c.png": picture(3)})
+    ran = bulk("project", tmp_path / "in", tmp_path / "out", "--invert", "false")
+    assert ran.status == 1
+    assert [line["error"] for line in manifest(tmp_path / "out")] == [None, "model_failure", None]
+    assert "b.png: " in ran.err
+
+
+def test_by_url(bulk: Run, pictures: dict[str, bytes], tmp_path: Path) -> None:
+    fsspec = pytest.importorskip("fsspec", reason="fsspec is not installed")
+    memory: Any = fsspec.filesystem("memory")
+    for name, content in pictures.items():
+        memory.pipe_file(f"/bucket/{name}", content)
+    memory.pipe_file("/bucket.zip", zipped(tmp_path / "in.zip", pictures).read_bytes())
+    try:
+        assert bulk("project", tmp_path / "in", tmp_path / "folder").status == 0
+        assert bulk("project", "memory://bucket", tmp_path / "remote").status == 0
+        assert bulk("project", "memory://bucket.zip", tmp_path / "archive").status == 0
+        ran = bulk("project", "memory://nothing", tmp_path / "nothing")
+    finally:
+        memory.rm("/bucket", recursive=True)
+        memory.rm("/bucket.zip")
+    assert everything(tmp_path / "remote").keys() == everything(tmp_path / "folder").keys()
+    assert made(tmp_path / "remote") == made(tmp_path / "folder") == made(tmp_path / "archive")
+    assert manifest(tmp_path / "remote") == manifest(tmp_path / "folder") == manifest(tmp_path / "archive")
+    assert ran.status == 2
+    assert "memory://nothing" in ran.err
+
+
+def test_an_unknown_kind_of_url(bulk: Run, tmp_path: Path) -> None:
+    pytest.importorskip("fsspec", reason="fsspec is not installed")
+    ran = bulk("score", "nonsense://bucket", tmp_path / "out")
+    assert ran.status == 2
+    assert "nonsense" in ran.err
+
+
+@pytest.fixture
+def arrow() -> Any:
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed, so nothing was read from Parquet")
+    import pyarrow
+    import pyarrow.parquet
+
+    return pyarrow
+
+
+@pytest.mark.parametrize("shape", ["bytes", "struct"])
+def test_a_table(shape: str, arrow: Any, bulk: Run, pictures: dict[str, bytes], tmp_path: Path) -> None:
+    contents = list(pictures.values())
+    values = contents if shape == "bytes" else [{"bytes": one, "path": name} for name, one in pictures.items()]
+    rows = {"picture": [*values, None], "label": list(range(len(contents) + 1))}
+    arrow.parquet.write_table(arrow.table(rows), tmp_path / "in.parquet", row_group_size=3)
+    ran = bulk("project", tmp_path / "in.parquet", tmp_path / "table", "--column", "picture", "--shard", SHARD)
+    assert ran.status == 1
+    assert bulk("project", tmp_path / "in", tmp_path / "folder").status == 0
+    assert made(tmp_path / "table") == made(tmp_path / "folder")
+    lines = manifest(tmp_path / "table")
+    assert lines[-1]["error"] == "unreadable"
+    named = list(pictures) if shape == "struct" else [f"in.parquet#{n}" for n in range(len(contents))]
+    assert [line["source"] for line in lines[:-1]] == named
+
+
+def test_a_folder_of_tables(arrow: Any, bulk: Run, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name, seeds in (("a", range(3)), ("b", range(3, 5))):
+        table = arrow.table({"image": [picture(seed) for seed in seeds]})
+        arrow.parquet.write_table(table, tmp_path / "in" / f"{name}.parquet")
+    assert bulk("score", tmp_path / "in", tmp_path / "out").status == 0
+    named = [line["source"] for line in manifest(tmp_path / "out")]
+    assert named == ["a.parquet#0", "a.parquet#1", "a.parquet#2", "b.parquet#0", "b.parquet#1"]
+
+
+@pytest.mark.parametrize(
+    ("column", "told"), [("nothing", "no column 'nothing'; there is image"), ("image", "no bytes")]
+)
+def test_a_table_of_something_else(column: str, told: str, arrow: Any, bulk: Run, tmp_path: Path) -> None:
+    arrow.parquet.write_table(arrow.table({"image": [1, 2]}), tmp_path / "in.parquet")
+    ran = bulk("score", tmp_path / "in.parquet", tmp_path / "out", "--column", column)
+    assert ran.status == 2
+    assert told in ran.err
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 and nothing else")
+    assert bulk("score", tmp_path / "bad.parquet", tmp_path / "out").status == 2
+
+
+def test_a_manifest_as_a_table(arrow: Any, bulk: Run, pictures: dict[str, bytes], tmp_path: Path) -> None:
+    write(tmp_path / "in", {"zz.png": b"bad"})
+    assert bulk("project", tmp_path / "in", tmp_path / "out", "--manifest", "parquet", "--shard", SHARD).status == 1
+    table = arrow.parquet.read_table(tmp_path / "out" / "manifest.parquet").to_pylist()
+    assert bulk("project", tmp_path / "in", tmp_path / "out", "--shard", SHARD).status == 1
+    assert table == manifest(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("package", "arguments"),
+    [
+        ("pyarrow", ["score", "in.parquet", "out"]),
+        ("pyarrow", ["generate", "out", "--manifest", "parquet"]),
+        ("fsspec.core", ["score", "s3://bucket/pictures", "out"]),
+        ("ray", ["generate", "out", "--ray"]),
+    ],
+)
+def test_what_is_not_installed_is_told(
+    package: str, arguments: list[str], bulk: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in.parquet").write_bytes(b"PAR1")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, package, None)
+    ran = bulk(*arguments)
+    assert ran.status == 2
+    assert package.partition(".")[0] in ran.err.lower()
+    assert "not installed" in ran.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [(b"no zip", "not a zip archive"), (None, "holds no .png")],
+)
+def test_archives_of_nothing(content: bytes | None, told: str, tmp_path: Path) -> None:
+    file = tmp_path / "in.zip"
+    if content is None:
+        zipped(file, {"notes.txt": zlib.compress(b"nothing")})
+    else:
+        file.write_bytes(content)
+    with pytest.raises(StartupError, match=told):
+        open_source(str(file), column="", limit=1)
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(StartupError, match="no such file or folder"):
+        files_of(str(tmp_path / "nothing"))
+    with pytest.raises(StartupError, match=r"holds no \.png"):
+        open_source(str(tmp_path), column="", limit=1)

@@ -1,0 +1,148 @@
+"""A day of a two-node Ray cluster, all of it on this machine: what happened is printed as JSON.
+
+Ray opens ports on every address, so this is to be run in a network and process namespace of its own:
+
+    unshare -n -p -f --mount-proc bash -c 'ip link set lo up && python -m tests.cluster.scenario'
+"""
+
+import json
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import ray
+from ray import serve
+from ray.cluster_utils import Cluster
+
+from ign_client import Client
+from service.cluster import Options, app
+
+URL = "http://127.0.0.1:8000"
+PATIENCE_S = 120.0
+CALLERS = 8
+# Every node has one CPU and every replica takes one, so two replicas are on two nodes.
+OPTIONS = Options(
+    min_replicas=1,
+    max_replicas=2,
+    target_ongoing_requests=4,
+    max_ongoing_requests=64,
+    upscale_delay_s=1,
+    downscale_delay_s=2,
+)
+BODY = {"n": 4, "seed": 7, "steps": 300}
+
+_pause = threading.Event()
+
+
+class Load:
+    """Callers that never rest: half of them the client with its retries, half without anything."""
+
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+        self.client: Counter[str] = Counter()
+        self.bare: Counter[str] = Counter()
+        works: list[Callable[[], None]] = [self._client, self._bare]
+        self.threads = [threading.Thread(target=works[n % 2]) for n in range(CALLERS)]
+        for thread in self.threads:
+            thread.start()
+
+    def end(self) -> None:
+        self.stop.set()
+        for thread in self.threads:
+            thread.join()
+
+    def _client(self) -> None:
+        with Client(URL, timeout=60, max_retries=4) as client:
+            while not self.stop.is_set():
+                try:
+                    client.generate(n=4, seed=7, steps=300)
+                    self.client["done"] += 1
+                except Exception as exc:
+                    self.client[f"{type(exc).__name__}: {exc}"[:200]] += 1
+
+    def _bare(self) -> None:
+        with httpx.Client(base_url=URL, timeout=60) as client:
+            while not self.stop.is_set():
+                try:
+                    response = client.post("/generate", json=BODY)
+                    self.bare[_seen(response)] += 1
+                except httpx.HTTPError as exc:
+                    self.bare[type(exc).__name__] += 1
+
+
+def _seen(response: httpx.Response) -> str:
+    if response.status_code == 200:
+        return "200"
+    kind = response.headers.get("content-type", "")
+    return f"{response.status_code} {response.json()['code'] if kind == 'application/problem+json' else kind}"
+
+
+def replicas() -> int:
+    """Replicas that run."""
+    states = serve.status().applications["default"].deployments["ign"].replica_states
+    return int(states.get("RUNNING", 0))
+
+
+def until(condition: Callable[[], bool], what: str) -> float:
+    """Wait for it; returns how many seconds that took."""
+    began = time.monotonic()
+    while not condition():
+        if time.monotonic() - began > PATIENCE_S:
+            raise TimeoutError(f"{what}: not within {PATIENCE_S:g} s; {serve.status()}")
+        _pause.wait(0.2)
+    return round(time.monotonic() - began, 1)
+
+
+def main() -> int:
+    found: dict[str, Any] = {}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    node = cluster.add_node(num_cpus=1)
+    ray.init(address=cluster.address, log_to_driver=False)
+    serve.start(http_options={"host": "127.0.0.1", "port": 8000})
+    began = time.monotonic()
+    serve.run(app(OPTIONS), route_prefix="/")
+    found["started_s"] = round(time.monotonic() - began, 1)
+    found["replicas_idle"] = replicas()
+    found["answers"] = answers()
+    load = Load()
+    found["to_two_s"] = until(lambda: replicas() == 2, "a second replica under load")
+    before = dict(load.bare)
+    cluster.remove_node(node, allow_graceful=False)
+    found["to_one_after_kill_s"] = until(lambda: replicas() == 1, "the loss of a replica is noticed")
+    lost = sum(load.bare.values()) + CALLERS * 4
+    until(lambda: sum(load.bare.values()) > lost, "the other replica goes on")
+    found["bare_before_kill"] = before
+    cluster.add_node(num_cpus=1)
+    found["to_two_again_s"] = until(lambda: replicas() == 2, "a new node takes a replica")
+    load.end()
+    found["client"], found["bare"] = dict(load.client), dict(load.bare)
+    found["to_one_s"] = until(lambda: replicas() == 1, "back to one when idle")
+    found["after"] = answers()["generate"] == found["answers"]["generate"]
+    serve.shutdown()
+    ray.shutdown()
+    cluster.shutdown()
+    sys.stdout.write(json.dumps(found) + "\n")
+    return 0
+
+
+def answers() -> dict[str, Any]:
+    with httpx.Client(base_url=URL, timeout=60) as client:
+        made = client.post("/generate", json={"n": 2, "seed": 7})
+        named = client.post("/generate", json={"seed": 7}, headers={"X-Request-ID": "mine"})
+        bad = client.post("/generate", json={"n": 0})
+        events = client.post("/generate", json={"seed": 7, "steps": 50}, headers={"Accept": "text/event-stream"})
+        return {
+            "readyz": client.get("/readyz").status_code,
+            "generate": [image["data"] for image in made.json()["images"]],
+            "request_ids": named.headers.get_list("x-request-id"),
+            "bad": [bad.status_code, bad.json()["code"], bad.json()["request_id"] == bad.headers["x-request-id"]],
+            "events": [events.status_code, events.text.count("event: ")],
+        }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

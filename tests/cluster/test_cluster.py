@@ -1,0 +1,189 @@
+"""The service as a Ray Serve deployment: through the proxies, with a node killed under load, up and down again."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+from starlette.types import Message, Receive, Scope, Send
+
+from service.cluster import Front, Options, Replica, app, once, proxy
+from service.domain.errors import Draining, StartupError
+from service.settings import load_settings
+from tests.cluster.space import own_namespace
+from tests.contract.harness import settings, write_models
+from tests.live import ROOT, environment
+
+KUBERAY = ROOT / "deploy" / "kuberay" / "rayservice.yaml"
+
+
+# On a cluster
+
+
+@pytest.fixture(scope="module")
+def day(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What `tests.cluster.scenario` saw."""
+    within = own_namespace()
+    models = write_models(tmp_path_factory.mktemp("models"))
+    done = subprocess.run(
+        [*within, sys.executable, "-m", "tests.cluster.scenario"],
+        cwd=ROOT,
+        env=environment(
+            IGN_MODEL_DIR=str(models),
+            IGN_DEFAULT_MODEL="grey",
+            RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH="service.cluster.proxy",
+            RAY_USAGE_STATS_ENABLED="0",
+        ),
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.slow
+def test_requests_go_through_the_proxy(day: dict[str, Any]) -> None:
+    answers = day["answers"]
+    assert answers["readyz"] == 200
+    assert len(answers["generate"]) == 2
+    assert answers["request_ids"] == ["mine"]
+    assert answers["bad"] == [422, "invalid_value", True]
+    assert answers["events"][0] == 200
+    assert answers["events"][1] > 0
+    assert day["after"], "the same seed gives the same picture on every replica"
+
+
+@pytest.mark.slow
+def test_replicas_come_and_go_with_the_load(day: dict[str, Any]) -> None:
+    assert day["replicas_idle"] == 1
+    assert {"to_two_s", "to_two_again_s", "to_one_s"} <= set(day)
+
+
+@pytest.mark.slow
+def test_a_node_that_is_killed_takes_only_what_it_had_in_hand(day: dict[str, Any]) -> None:
+    assert set(day["client"]) == {"done"}, "the client's retries hide it"
+    lost = {seen: count for seen, count in day["bare"].items() if seen != "200"}
+    assert set(lost) <= {"503 not_ready"}
+    assert sum(lost.values()) <= 4, "each of the four callers had one request in flight at most"
+
+
+# Without one
+
+
+def test_the_options_of_kuberay_are_ours() -> None:
+    spec = yaml.safe_load(KUBERAY.read_text(encoding="utf-8"))["spec"]
+    (application,) = yaml.safe_load(spec["serveConfigV2"])["applications"]
+    assert application["import_path"] == "service.cluster:app"
+    options = Options.model_validate(application["args"])
+    found = load_settings(application["runtime_env"]["env_vars"])
+    assert (options.gpus, found.device) == (1, "cuda")
+    (workers,) = spec["rayClusterConfig"]["workerGroupSpecs"]
+    pod = workers["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] > found.drain_s
+    assert workers["maxReplicas"] >= options.max_replicas
+    limits = pod["containers"][0]["resources"]["limits"]
+    assert int(limits["nvidia.com/gpu"]) == options.gpus
+    assert int(limits["cpu"]) >= options.cpus
+    for group in (spec["rayClusterConfig"]["headGroupSpec"], workers):
+        assert group["template"]["spec"]["enableServiceLinks"] is False
+
+
+def test_kuberay_deploys_the_ray_that_is_meant() -> None:
+    version = yaml.safe_load(KUBERAY.read_text(encoding="utf-8"))["spec"]["rayClusterConfig"]["rayVersion"]
+    recipe = KUBERAY.with_name("Dockerfile").read_text(encoding="utf-8")
+    assert f"FROM rayproject/ray:{version}-py311\n" in recipe
+    assert "service.cluster.proxy" in recipe
+    assert [layer.cls for layer in proxy()] == [Front]
+
+
+def test_ray_takes_the_configuration_of_kuberay() -> None:
+    schema = pytest.importorskip(
+        "ray.serve.schema", reason="Ray is not installed, so it did not check its configuration"
+    )
+    spec = yaml.safe_load(KUBERAY.read_text(encoding="utf-8"))["spec"]
+    schema.ServeDeploySchema.model_validate(yaml.safe_load(spec["serveConfigV2"]))
+
+
+@pytest.mark.parametrize("said", [{"gpu": 1}, {"min_replicas": 0}, {"cpus": "x"}, {"target_ongoing_requests": 0}])
+def test_options_are_held_to_what_they_mean(said: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Options.model_validate(said)
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "told"), [("cpu", 1, "contradicts IGN_DEVICE=cpu"), ("cuda", 0, "IGN_DEVICE=cuda needs gpus=1")]
+)
+def test_a_device_that_ray_does_not_give_is_refused(
+    device: str, gpus: int, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray.serve", reason="Ray is not installed, so nothing was deployed")
+    monkeypatch.setenv("IGN_DEVICE", device)
+    with pytest.raises(StartupError, match=told):
+        app(Options(gpus=gpus))
+
+
+def test_a_replica_is_healthy_once_its_models_are(tmp_path: Path) -> None:
+    async def life() -> None:
+        replica = Replica(settings(write_models(tmp_path)))
+        built: Any = replica.__serve_build_asgi_app__()
+        async with built.router.lifespan_context(built):
+            await replica.check_health()
+            built.state.services.traffic.draining = True
+            with pytest.raises(Draining, match="shutting down"):
+                await replica.check_health()
+
+    asyncio.run(life())
+
+
+def test_a_replica_whose_model_does_not_load_says_why(tmp_path: Path) -> None:
+    async def life() -> None:
+        replica = Replica(settings(tmp_path / "nothing"))
+        built: Any = replica.__serve_build_asgi_app__()
+        async with built.router.lifespan_context(built):
+            with pytest.raises(StartupError, match="no such directory"):
+                await replica.check_health()
+
+    asyncio.run(life())
+
+
+def answered(messages: list[Message]) -> list[Message]:
+    """What a client hears when Ray's proxy sends this."""
+    heard: list[Message] = []
+
+    async def inner(scope: Scope, receive: Receive, send: Send) -> None:
+        for message in messages:
+            await send(message)
+
+    async def receive() -> Message:
+        raise AssertionError("nobody asked for the body")
+
+    async def send(message: Message) -> None:
+        heard.append(message)
+
+    scope = {"type": "http", "headers": [(b"x-request-id", b"mine")]}
+    asyncio.run(Front(inner)(scope, receive, send))
+    return heard
+
+
+def test_silence_of_a_replica_is_a_503() -> None:
+    start, body = answered([])
+    assert start["status"] == 503
+    assert b"retry-after" in dict(start["headers"])
+    found = json.loads(body["body"])
+    assert (found["code"], found["request_id"]) == ("not_ready", "mine")
+
+
+def test_an_answer_passes_with_one_request_id() -> None:
+    twice = [(b"x-request-id", b"mine"), (b"content-type", b"image/png"), (b"X-Request-ID", b"mine")]
+    start = {"type": "http.response.start", "status": 200, "headers": twice}
+    body = {"type": "http.response.body", "body": b"picture"}
+    assert answered([start, body]) == [{**start, "headers": twice[:2]}, body]
+    assert once([]) == []
