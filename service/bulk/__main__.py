@@ -13,6 +13,7 @@ import argparse
 import secrets
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -64,10 +65,13 @@ def _run(options: argparse.Namespace) -> int:
     output.check()
     check_form(options.manifest)
     job = _job(options, output)
-    source = None
-    if job.source:
-        source = open_source(job.source, column=job.column, limit=settings.max_body_bytes)
-    with output.claimed():
+    with ExitStack() as opened:
+        source = None
+        if job.source:
+            source = opened.enter_context(
+                closing(open_source(job.source, column=job.column, limit=settings.max_body_bytes))
+            )
+        opened.enter_context(output.claimed())
         extent = _way(options)(job, source, output, settings, partial(shown, stream=sys.stderr))
         manifest, bad = output.merge(extent.shards, options.manifest)
     told = f", {bad} of them could not be used" if bad else ""
@@ -157,10 +161,9 @@ def _positive(text: str) -> int:
 
 
 def _invert(text: str) -> bool | str:
-    try:
-        return {"true": True, "false": False, "auto": "auto"}[text]
-    except KeyError:
-        raise argparse.ArgumentTypeError("expected auto, true or false") from None
+    if text not in ("auto", "true", "false"):
+        raise argparse.ArgumentTypeError("expected auto, true or false")
+    return text if text == "auto" else text == "true"
 
 
 if __name__ == "__main__":

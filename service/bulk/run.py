@@ -5,10 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from service.bulk.found import Source
 from service.bulk.job import Job
 from service.bulk.output import Output
 from service.bulk.progress import Progress
-from service.bulk.sources import Source
 from service.bulk.workshop import Workshop, running, together
 from service.domain.errors import InvalidContent, StartupError, UnknownModel
 from service.settings import Settings

@@ -3,49 +3,20 @@
 A picture that cannot be read is an error in its place; what would happen to all of them is raised.
 """
 
-import hashlib
 import zipfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import BinaryIO, Final, Protocol
+from typing import BinaryIO, Final
 
 from service.bulk.files import Files, files_of, is_hidden
-from service.domain.errors import InvalidContent, RequestError, StartupError, TooLarge
+from service.bulk.found import Found, Source, bounded, digest_of, unreadable
+from service.bulk.table import Table
+from service.domain.errors import RequestError, StartupError
 
 PICTURES: Final = (".png", ".jpg", ".jpeg", ".webp")
 _TABLE: Final = ".parquet"
 # What zipfile raises on members that are damaged, encrypted, or packed as it cannot unpack.
 _DAMAGED: Final = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, ValueError)
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """One picture as it lies in its source: its name there, and its bytes, or why they are not to be had."""
-
-    name: str
-    content: bytes | RequestError
-
-
-class Source(Protocol):
-    """Many pictures, in an order that stays. Read from several threads."""
-
-    @property
-    def digest(self) -> str:
-        """Changes when pictures come, go, or change their size."""
-        ...
-
-    def __len__(self) -> int:
-        """How many there are."""
-        ...
-
-    def read(self, start: int, stop: int) -> list[Found]:
-        """Pictures ``start`` … ``stop − 1``.
-
-        Raises:
-            OSError: reading fails altogether.
-        """
-        ...
 
 
 def open_source(source: str, *, column: str, limit: int) -> Source:
@@ -68,8 +39,6 @@ def open_source(source: str, *, column: str, limit: int) -> Source:
         return Folder(files, pictures, limit)
     tables = [name for name in names if name.lower().endswith(_TABLE)]
     if tables:
-        from service.bulk.table import Table
-
         return Table(source, {name: files.open(name) for name in tables}, column, limit)
     raise StartupError(f"{source}: holds no {' '.join((*PICTURES, _TABLE))}, and is no .zip")
 
@@ -93,6 +62,9 @@ class Folder:
         """Pictures by number."""
         return [Found(name, self._content(name)) for name in self._names[start:stop]]
 
+    def close(self) -> None:
+        """Nothing is open."""
+
     def _content(self, name: str) -> bytes | RequestError:
         try:
             with self._files.open(name) as file:
@@ -112,11 +84,13 @@ class Archive:
         try:
             self._zip = zipfile.ZipFile(file)
         except _DAMAGED as exc:
+            file.close()
             raise StartupError(f"{source}: not a zip archive, or a damaged one") from exc
         members = [info for info in self._zip.infolist() if info.filename.lower().endswith(PICTURES)]
         self._members = sorted((m for m in members if not is_hidden(m.filename)), key=lambda info: info.filename)
-        self._limit = limit
+        self._file, self._limit = file, limit
         if not self._members:
+            self.close()
             raise StartupError(f"{source}: holds no {' '.join(PICTURES)}")
 
     def __len__(self) -> int:
@@ -132,41 +106,14 @@ class Archive:
         """Pictures by number."""
         return [Found(info.filename, self._content(info)) for info in self._members[start:stop]]
 
+    def close(self) -> None:
+        """Close the archive."""
+        self._zip.close()
+        self._file.close()
+
     def _content(self, info: zipfile.ZipInfo) -> bytes | RequestError:
         try:
             with self._zip.open(info) as file:
                 return bounded(file, info.filename, self._limit)
         except _DAMAGED:
             return unreadable(info.filename, "its archive is damaged or encrypted there")
-
-
-class Readable(Protocol):
-    """What can be read up to a number of bytes."""
-
-    def read(self, size: int, /) -> bytes:
-        """So many, or what is left."""
-        ...
-
-
-def bounded(file: Readable, name: str, limit: int) -> bytes | RequestError:
-    """All of a file, or that it is longer than ``limit`` bytes."""
-    content = file.read(limit + 1)
-    return content if len(content) <= limit else too_large(name, limit)
-
-
-def too_large(name: str, limit: int) -> RequestError:
-    """A picture of more than ``limit`` bytes."""
-    return TooLarge(f"{name}: more than IGN_MAX_BODY_BYTES={limit} bytes")
-
-
-def unreadable(name: str, why: str) -> RequestError:
-    """A picture whose bytes are not to be had."""
-    return InvalidContent.field(name, f"cannot be read: {why}", code="unreadable")
-
-
-def digest_of(parts: Sequence[tuple[str | int, ...]]) -> str:
-    """SHA-256, in hexadecimal, of what identifies the pictures of a source."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(repr(part).encode())
-    return digest.hexdigest()

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final
 
-from service.bulk.sources import Found, digest_of, too_large, unreadable
+from service.bulk.found import Found, digest_of, too_large, unreadable
 from service.domain.errors import RequestError, StartupError
 
 _KEPT: Final = 2  # row groups in memory: neighbours in turn are what reading in order asks for
@@ -35,22 +35,34 @@ class Table:
     """
 
     def __init__(self, source: str, files: Mapping[str, BinaryIO], column: str, limit: int) -> None:
+        self._opened, self._column, self._limit = files, column, limit
+        self._kept: dict[_Group, Any] = {}
+        self._lock = threading.Lock()
+        try:
+            self._open(source)
+        except StartupError:
+            self.close()
+            raise
+
+    def _open(self, source: str) -> None:
         try:
             from pyarrow import ArrowException, parquet
         except ImportError:
             raise StartupError(f"{source}: pyarrow, which reads Parquet, is not installed") from None
         try:
-            self._files: dict[str, Any] = {name: parquet.ParquetFile(file) for name, file in files.items()}
+            self._files: dict[str, Any] = {name: parquet.ParquetFile(file) for name, file in self._opened.items()}
         except (ArrowException, OSError, ValueError) as exc:
             raise StartupError(f"{source}: not Parquet, or damaged") from exc
-        self._column, self._limit = column, limit
         for name, file in self._files.items():
-            _check_column(f"{source}: {name}", file.schema_arrow, column)
-        self._groups = list(self._listed())
-        self._kept: dict[_Group, Any] = {}
-        self._lock = threading.Lock()
+            _check_column(f"{source}: {name}", file.schema_arrow, self._column)
+        self._groups = self._listed()
         if not len(self):
             raise StartupError(f"{source}: holds no rows")
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self._opened.values():
+            file.close()
 
     def _listed(self) -> list[_Group]:
         groups: list[_Group] = []

@@ -15,10 +15,10 @@ from service.api.answers import judged, rounded
 from service.api.schemas import GenerateRequest, ProjectOptions
 from service.api.services import Services
 from service.app import create_app
+from service.bulk.found import Source
 from service.bulk.items import Inputs, Item, inputs_of, keep
 from service.bulk.job import Job
 from service.bulk.output import Output, Record
-from service.bulk.sources import Source
 from service.domain.errors import ModelFailure
 from service.domain.tasks import Applied, Result
 from service.engine import Batch, Call

@@ -62,6 +62,7 @@ def environ(models: Path) -> dict[str, str]:
         "IGN_THREADS": "1",
         "IGN_MAX_BATCH_ROWS": "3",  # so that a shard is more than a batch
         "IGN_MAX_BODY_BYTES": "4096",
+        "IGN_MAX_PIXELS": "1000",
     }
 
 

@@ -26,7 +26,7 @@ def test_lines_are_few_and_say_what_is_left() -> None:
     for _ in range(5):
         clock.now += 4
         progress.advance(80)
-    clock.now = 22
+    clock.now = 21
     progress.advance(0, ["a.png: is no picture"])
     assert stream.getvalue().splitlines() == ["440/1000 pictures, 20/s, 28 s left", "a.png: is no picture"]
     clock.now = 40
