@@ -116,7 +116,7 @@ def _services(settings: Settings) -> Services:
 
 def make_door(found: Services) -> Door:
     """What stands in front of the app where the server has a place for it."""
-    return Door(limit=found.settings.max_connections, observe=_observer(found.metrics))
+    return Door(traffic=found.traffic, limit=found.settings.max_connections, observe=_observer(found.metrics))
 
 
 def _observer(metrics: Metrics) -> Observe:

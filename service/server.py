@@ -107,7 +107,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Refuse the request, if it has to be, before anything is made for it."""
         door = self._door
-        if door is None or not door.is_full(len(self.tasks)) or not self._answered():
+        if door is None or not door.is_full() or not self._answered():
             super().on_headers_complete()
             return
         refusal = door.refusal(self.parser.get_method(), self.headers)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from service.api.errors import problem_response
-from service.api.middleware import TOO_MANY, UNMATCHED, Observe, identify, record
+from service.api.middleware import TOO_MANY, UNMATCHED, Observe, Traffic, identify, record
 from service.domain.errors import TooManyConnections
 
 PACE: Final = 8
@@ -26,24 +26,26 @@ class Door:
     """Refuses a POST while too many requests are in flight, and lets the others in by turns.
 
     Args:
-        limit: most requests in flight, those included that wait here.
+        traffic: the requests in flight.
+        limit: most of them, those included that wait here.
         observe: told of every refusal, as `service.api.middleware.RequestContext` tells it of all other answers.
     """
 
-    def __init__(self, *, limit: int, observe: Observe | None = None) -> None:
+    def __init__(self, *, traffic: Traffic, limit: int, observe: Observe | None = None) -> None:
+        self._traffic = traffic
         self._limit = limit
         self._observe = observe
         self._waiting: deque[Callable[[], None]] = deque()
-        self._begun = 0  # in this turn
+        self._begun = 0  # in this turn: from the next one on, `Gate` counts them
         answer = problem_response(TooManyConnections(TOO_MANY), _ID)
         self._status = answer.status_code
         self._before, self._after = bytes(answer.body).split(_ID.encode())
         length = b"content-length"
         self._head = b"".join(b"%s: %s\r\n" % header for header in answer.raw_headers if header[0] != length)
 
-    def is_full(self, inside: int) -> bool:
-        """Whether no more may enter; ``inside``: requests that have, and are not over."""
-        return inside + len(self._waiting) >= self._limit
+    def is_full(self) -> bool:
+        """Whether no more may enter."""
+        return self._traffic.in_flight + self._begun + len(self._waiting) >= self._limit
 
     def refusal(self, method: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
         """The answer, from the first header that is its own on; None: let it in, and leave it to `Gate`.

@@ -8,7 +8,7 @@ import pytest
 
 from service.api.door import PACE, Door
 from service.api.errors import problem_response
-from service.api.middleware import TOO_MANY
+from service.api.middleware import TOO_MANY, Observe, Traffic
 from service.domain.errors import TooManyConnections
 
 LIMIT = 4
@@ -35,31 +35,41 @@ def parsed(answer: bytes | None) -> tuple[dict[str, str], dict[str, Any]]:
     return {name.lower(): value for name, value in lines}, json.loads(body)
 
 
+def make(limit: int = LIMIT, observe: Observe | None = None) -> Door:
+    return Door(traffic=Traffic(), limit=limit, observe=observe)
+
+
 def test_it_is_full_at_the_limit() -> None:
-    door = Door(limit=LIMIT)
-    assert not door.is_full(LIMIT - 1)
-    assert door.is_full(LIMIT)
+    traffic = Traffic()
+    door = Door(traffic=traffic, limit=2)
+    with traffic.request():
+        assert not door.is_full()
+        with traffic.request():
+            assert door.is_full()
+    assert not door.is_full()
 
 
-def test_those_who_wait_count_too() -> None:
-    door, loop = Door(limit=LIMIT), Loop()
-    for _ in range(PACE + 2):
+def test_those_count_too_who_have_only_begun_or_wait() -> None:
+    loop = Loop()
+    door = make(limit=PACE + 2)
+    for _ in range(PACE + 1):
         door.enter(lambda: None, loop.call_soon)
-    assert not door.is_full(LIMIT - 3)
-    assert door.is_full(LIMIT - 2)
+    assert not door.is_full()
+    door.enter(lambda: None, loop.call_soon)
+    assert door.is_full()
     loop.turn()
-    assert not door.is_full(LIMIT - 1)
+    assert not door.is_full()
 
 
 def test_a_refusal_is_what_the_application_would_have_answered() -> None:
     own = problem_response(TooManyConnections(TOO_MANY), "mine")
-    headers, body = parsed(Door(limit=0).refusal(b"POST", [(b"host", b"x"), (b"x-request-id", b"mine")]))
+    headers, body = parsed(make(0).refusal(b"POST", [(b"host", b"x"), (b"x-request-id", b"mine")]))
     assert headers == dict(own.headers) | {"x-request-id": "mine"}
     assert body == json.loads(bytes(own.body))
 
 
 def test_the_length_is_that_of_the_body() -> None:
-    answer = Door(limit=0).refusal(b"POST", [])
+    answer = make(0).refusal(b"POST", [])
     headers, _ = parsed(answer)
     assert answer is not None
     assert int(headers["content-length"]) == len(answer.partition(b"\r\n\r\n")[2])
@@ -67,14 +77,14 @@ def test_the_length_is_that_of_the_body() -> None:
 
 @pytest.mark.parametrize("given", [b"", b"two words", b"x\xff", b"a" * 129])
 def test_a_bad_id_is_replaced(given: bytes) -> None:
-    headers, body = parsed(Door(limit=0).refusal(b"POST", [(b"x-request-id", given)]))
+    headers, body = parsed(make(0).refusal(b"POST", [(b"x-request-id", given)]))
     assert body["request_id"] == headers["x-request-id"]
     assert len(body["request_id"]) == 32
 
 
 @pytest.mark.parametrize(("method", "headers"), [(b"GET", []), (b"HEAD", []), (b"POST", [(b"origin", b"null")])])
 def test_what_it_leaves_to_the_application(method: bytes, headers: list[tuple[bytes, bytes]]) -> None:
-    assert Door(limit=0).refusal(method, headers) is None
+    assert make(0).refusal(method, headers) is None
 
 
 def test_a_refusal_is_counted_and_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -84,19 +94,19 @@ def test_a_refusal_is_counted_and_logged(caplog: pytest.LogCaptureFixture) -> No
         seen.append((route, status, state["problem"]))
 
     with caplog.at_level(logging.INFO, "service.access"):
-        Door(limit=0, observe=observe).refusal(b"POST", [(b"x-request-id", b"mine")])
+        make(0, observe).refusal(b"POST", [(b"x-request-id", b"mine")])
     assert seen == [("unmatched", 503, "too_many_connections")]
     assert [record.getMessage() for record in caplog.records] == ["mine POST unmatched 503 0.0 ms"]
 
 
 def test_an_idle_service_begins_at_once() -> None:
     begun: list[int] = []
-    Door(limit=LIMIT).enter(lambda: begun.append(0), Loop().call_soon)
+    make().enter(lambda: begun.append(0), Loop().call_soon)
     assert begun == [0]
 
 
 def test_so_many_a_turn_in_the_order_of_arrival() -> None:
-    door, loop, begun = Door(limit=LIMIT), Loop(), list[int]()
+    door, loop, begun = make(), Loop(), list[int]()
     sizes = []
     for i in range(2 * PACE + 1):
         door.enter(lambda i=i: begun.append(i), loop.call_soon)  # type: ignore[misc]
