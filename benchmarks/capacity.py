@@ -47,7 +47,10 @@ _MARKED: Final = re.compile(r"(<!-- capacity: ([\w-]+) -->\n).*?(<!-- end -->)",
 @cache
 def at(form: Form, pod: Pod, per_s: float) -> Seen:
     """One pod at so many pictures a second."""
-    load = Load(requests=2400 if form.pictures == 1 else 800, rows=form.pictures, per_s=per_s / form.pictures)
+    # The busier, the longer it takes until a p99 no longer depends on the seed.
+    many = per_s > pod.per_s / 2
+    requests = (6000 if many else 1000) if form.pictures == 1 else (1500 if many else 300)
+    load = Load(requests=requests, rows=form.pictures, per_s=per_s / form.pictures)
     return simulate(pod.replica, load)
 
 
@@ -209,7 +212,7 @@ def _capacity(found: Measured) -> float:
 
 @cache
 def _burst(pod: Pod, pictures: int, per_s: float) -> Seen:
-    return simulate(pod.replica, Load(requests=2000, rows=pictures, per_s=per_s))
+    return simulate(pod.replica, Load(requests=800, rows=pictures, per_s=per_s))
 
 
 def _overload(found: Measured) -> Seen:
@@ -223,7 +226,7 @@ def beside(found: Measured, _: Assumed) -> str:
     single, many = found.forms
     lines = []
     for line in service["single_pictures"]:
-        load = Load(requests=40 * line["connections"] + 400, callers=line["connections"])
+        load = Load(requests=12 * line["connections"] + 400, callers=line["connections"])
         seen = simulate(cpu_pod(found, single).replica, load)
         name = f"{single.name}, connections: {line['connections']}"
         lines.append(_beside(name, line["p50_ms"], seen, line["requests_per_s"]))

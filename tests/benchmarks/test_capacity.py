@@ -6,7 +6,19 @@ from pathlib import Path
 import pytest
 
 from benchmarks import capacity
-from benchmarks.pods import DEMANDS, Assumed, Measured, cpu_pod, faster, gpu_pod, measured, sized, sizes, stepped
+from benchmarks.pods import (
+    DEMANDS,
+    Assumed,
+    Measured,
+    cpu_pod,
+    faster,
+    gpu_pod,
+    measured,
+    sized,
+    sizes,
+    stepped,
+    wire_bytes,
+)
 from benchmarks.processes import ROOT
 from benchmarks.tables import RESULTS
 
@@ -18,6 +30,7 @@ def found() -> Measured:
     return measured()
 
 
+@pytest.mark.slow
 def test_the_page_is_what_the_script_says(found: Measured) -> None:
     text = PAGE.read_text(encoding="utf-8")
     assert set(capacity._MARKED.findall(text)) != set()
@@ -37,7 +50,7 @@ def test_what_the_page_says_in_words(found: Measured) -> None:
     hundred = stepped(found, single, gpu_pod(found, single, assumed), 100)
     assert hundred.limit == "the model"
     for size in sizes(found, assumed):  # what one node's network carries is more than a pod can do
-        assert size.pod.per_s * capacity.wire_bytes(size.form, assumed) * 8e-9 < assumed.link_gbit
+        assert size.pod.per_s * wire_bytes(size.form, assumed) * 8e-9 < assumed.link_gbit
 
 
 def test_a_pod_without_gpu_does_what_was_measured(found: Measured) -> None:

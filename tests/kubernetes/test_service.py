@@ -1,11 +1,13 @@
 """What deploy/k8s promises of the service, held against the service: settings, images, drain, scaling, metrics."""
 
+import hashlib
 import json
 import os
 import shutil
 import subprocess
 from pathlib import Path
 
+import httpx
 import pytest
 import yaml
 
@@ -26,6 +28,7 @@ from tests.kubernetes.manifests import (
     settings,
     target,
 )
+from tests.live import live_service
 from tests.test_deployment import read, services
 
 # What the service is told
@@ -94,6 +97,23 @@ def test_models_may_come_from_a_claim(tmp_path: Path) -> None:
     assert mounts["models"]["mountPath"] == image_settings("cpu")["IGN_MODEL_DIR"]
     (claim,) = [volume["persistentVolumeClaim"] for volume in spec["volumes"] if volume["name"] == "models"]
     assert claim["readOnly"] is mounts["models"]["readOnly"] is True
+
+
+@pytest.mark.slow
+def test_the_service_runs_with_what_a_pod_is_given(tmp_path: Path) -> None:
+    """As a process: the pod's settings but for paths, port and log, its probes, a key, and SIGTERM in the end."""
+    keys = tmp_path / "keys.json"
+    keys.write_text(json.dumps([{"name": "a", "sha256": hashlib.sha256(b"k").hexdigest(), "scopes": ["infer"]}]))
+    given = one("cpu", "ConfigMap")["data"] | {"IGN_API_KEYS_FILE": str(keys), "IGN_PORT": "0"}
+    given["IGN_LOG_FORMAT"] = "text"  # in which the address is read
+    with live_service(**given, IGN_DEVICE="cpu") as url, httpx.Client(base_url=url, trust_env=False) as client:
+        probes = [container("cpu")[f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "readiness", "liveness")]
+        assert [client.get(path).status_code for path in probes] == [200, 200, 200]
+        assert client.post("/generate", json={"n": 1}).status_code == 401
+        assert client.post("/generate", json={"n": 1}, headers={"authorization": "Bearer k"}).status_code == 200
+        told = client.get("/metrics").text
+    metric = adapter()["seriesQuery"].partition("{")[0]
+    assert f'{metric}{{model="mnist/1"}}' in told
 
 
 # How pods leave, and how many there are
