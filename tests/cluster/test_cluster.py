@@ -44,7 +44,7 @@ def day(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         timeout=500,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-5000:]
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-5000:]
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
