@@ -1,4 +1,4 @@
-"""The service as a Ray Serve deployment: through the proxies, with a node and a replica killed under load, up and down."""
+"""The service as a Ray Serve deployment: through the proxies, with a node and a replica killed under load."""
 
 import asyncio
 import json
