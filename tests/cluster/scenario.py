@@ -5,12 +5,16 @@ Ray opens ports on every address, so this is to be run in a network and process 
     unshare -n -p -f --mount-proc bash -c 'ip link set lo up && python -m tests.cluster.scenario'
 """
 
+import contextlib
 import json
+import os
+import signal
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -102,7 +106,8 @@ def main() -> int:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     node = cluster.add_node(num_cpus=1)
     ray.init(address=cluster.address, log_to_driver=False)
-    serve.start(http_options={"host": "127.0.0.1", "port": 8000})
+    # One proxy alone: two on one machine would share the port, and the one of the node that is killed its connections.
+    serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": 8000})
     began = time.monotonic()
     serve.run(app(OPTIONS), route_prefix="/")
     found["started_s"] = round(time.monotonic() - began, 1)
@@ -118,6 +123,10 @@ def main() -> int:
     found["bare_before_kill"] = before
     cluster.add_node(num_cpus=1)
     found["to_two_again_s"] = until(lambda: replicas() == 2, "a new node takes a replica")
+    # A node's processes may finish what they have in hand before they notice. This one cannot.
+    os.kill(replica_process(), signal.SIGKILL)
+    answered = load.bare["200"] + CALLERS * 4
+    until(lambda: load.bare["200"] > answered, "the other replica goes on")
     load.end()
     found["client"], found["bare"] = dict(load.client), dict(load.bare)
     found["to_one_s"] = until(lambda: replicas() == 1, "back to one when idle")
@@ -127,6 +136,15 @@ def main() -> int:
     cluster.shutdown()
     sys.stdout.write(json.dumps(found) + "\n")
     return 0
+
+
+def replica_process() -> int:
+    """The process of one replica; in a process namespace of our own there are none but ours."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if b"ServeReplica" in (folder / "cmdline").read_bytes():
+                return int(folder.name)
+    raise LookupError("no process of a replica")
 
 
 def answers() -> dict[str, Any]:
