@@ -22,7 +22,7 @@ from model_export.errors import UserError
 from model_export.metrics import to_rows
 from model_export.sheets import Sheet
 from model_export.spoilings import Spoiling, spoilings
-from service.domain import paths
+from service.domain import latents, paths
 from service.domain.latents import FloatRows
 
 STEPS: Final = 300_000
@@ -186,7 +186,7 @@ class Drawing:
 
     def _sum(self, terms: list[FloatRows], weights: list[float]) -> FloatRows:
         norm = self.artifact.card.noise.norm
-        return np.stack([paths.weighted_sum(rows, weights, norm) for rows in zip(*terms, strict=True)])
+        return np.stack([latents.weighted_sum(rows, weights, norm) for rows in zip(*terms, strict=True)])
 
     def _f(self, rows: FloatRows) -> FloatRows:
         return self.artifact.function(rows)
