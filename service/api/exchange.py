@@ -181,7 +181,7 @@ class Exchange:
 
 def _parse(body: bytes, schema: type[Body]) -> Body:
     try:
-        return schema.model_validate(parse_json(body) if body.strip() else {})
+        return schema.model_validate(parse_json(body) if body else {})
     except ValidationError as exc:  # described here, aside if need be: a large body can hold 100 000 mistakes
         found = describe(exc)
         raise InvalidContent(found.detail, fields=found.fields) from exc

@@ -123,7 +123,7 @@ def parse(body: bytes, schema: type[Schema]) -> Schema:
         InvalidInference: not what the schema says.
     """
     try:
-        return schema.model_validate(parse_json(body) if body.strip() else {})
+        return schema.model_validate(parse_json(body) if body else {})
     except (ValidationError, InvalidContent) as exc:
         raise InvalidInference(describe(exc).detail) from exc
 

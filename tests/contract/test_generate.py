@@ -15,6 +15,7 @@ from tests.contract.harness import (
     latents,
     npy,
     pixels,
+    problem,
     quantised,
     unb64,
 )
@@ -30,12 +31,17 @@ def rows(service: Service, **options: object) -> np.ndarray[tuple[int, ...], np.
     return array(service.post("/generate", options, accept="application/x-npy").content)
 
 
+@pytest.mark.parametrize("body", [b" ", b"\n", b" \t\n\r\x0b\x0c"])
+def test_white_space_is_no_json(service: Service, body: bytes) -> None:
+    response = service.client.post("/generate", content=body, headers={"Content-Type": "application/json"})
+    problem(response, 400, "malformed")
+
+
 @pytest.mark.parametrize(
     "body",
     [
         {"content": b""},
         {"content": b"", "headers": {"Content-Type": "application/json"}},
-        {"content": b" ", "headers": {"Content-Type": "application/json"}},
         {"content": b"{}", "headers": {"Content-Type": "application/json; charset=utf-8"}},
         {"json": {"model": None, "seed": None, "steps": None, "tolerance": None, "record": None}},
     ],
