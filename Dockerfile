@@ -60,11 +60,9 @@ LABEL org.opencontainers.image.title="ign-service" \
 USER 10001:10001
 
 FROM runtime AS gpu
-# A GPU that does not work refuses to start, instead of serving on the CPU unnoticed. TF32 costs three decimal digits,
-# and cuDNN 9 heeds this variable only.
+# A GPU that does not work refuses to start, instead of serving on the CPU unnoticed.
 ENV IGN_DEVICE=cuda \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
-    NVIDIA_TF32_OVERRIDE=0 \
     NVIDIA_VISIBLE_DEVICES=all
 COPY --from=build-gpu /opt/venv /opt/venv
 COPY models models

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 from unittest.mock import patch
@@ -174,7 +175,7 @@ def plateau(data: bytes, options: argparse.Namespace) -> Json:
     rates: dict[int, float] = {}
     size = 16
     while size <= options.most:
-        with patch.object(runtime, "bounded_buckets", lambda *_, **__: (size,)), opened(data, Cuda()) as model:  # noqa: B023
+        with patch.object(runtime, "bounded_buckets", return_value=(size,)), opened(data, Cuda()) as model:
             ref = model.card.ref
             if model.buckets != (size,):  # does not fit the device
                 break
@@ -246,7 +247,7 @@ def other_options(data: bytes, options: argparse.Namespace) -> list[Json]:
             with changed(changes), opened(data, Cuda()) as other:
                 ways = {"usual": usual, "other": other}
                 found = in_turn(
-                    {way: lambda model=model: staying(model, size, options.seconds) for way, model in ways.items()},  # type: ignore[misc]
+                    {way: partial(staying, model, size, options.seconds) for way, model in ways.items()},
                     options.rounds,
                 )
                 lines.append(

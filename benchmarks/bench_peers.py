@@ -214,8 +214,8 @@ class Benchmark:
             for connections in options.connections:
                 name = f"{payload}_at_{connections}_connections"
                 lines = compare.lines(reports, raws, payload, connections)
-                fastest = sorted(lines, key=lambda entry, lines=lines: -lines[entry]["requests_per_s"])  # type: ignore[misc]
-                tables[name] = [{"entry": str(entry)} | lines[entry] for entry in fastest]
+                fastest = sorted(lines.items(), key=lambda pair: pair[1]["requests_per_s"], reverse=True)
+                tables[name] = [{"entry": str(entry)} | line for entry, line in fastest]
                 statuses[name] = {
                     str(entry): compare.statuses(compare.loads(found, payload, connections))
                     for entry, found in reports.items()

@@ -1,8 +1,7 @@
 """What the rounds say: a line for each entry, and ratios to the best peer."""
 
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from operator import itemgetter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from benchmarks.common import Json, median_ratio, rounded, target
@@ -36,14 +35,13 @@ def loads(reports: Sequence[Json], payload: str, connections: int) -> list[Json]
 def line(rounds: Sequence[Json], raw: Sequence[float]) -> Json:
     """One entry's line."""
 
-    def middle(value: Callable[[Json], float]) -> Any:
-        return rounded(float(statistics.median(map(value, rounds))))
+    def middle(loads: Sequence[Json], name: str) -> Any:
+        return rounded(float(statistics.median(load[name] for load in loads)))
 
-    found = {"requests_per_s": middle(itemgetter("ok_per_s"))}
-    for name in ("p50_ms", "p99_ms", "p999_ms"):
-        found[name] = middle(lambda load, key=name: load["ok"][key])  # type: ignore[misc]
-    for name in ("server_core_ms_per_request", "client_core_ms_per_request"):
-        found[name] = middle(itemgetter(name))
+    answered = [load["ok"] for load in rounds]
+    found = {"requests_per_s": middle(rounds, "ok_per_s")}
+    found |= {name: middle(answered, name) for name in ("p50_ms", "p99_ms", "p999_ms")}
+    found |= {name: middle(rounds, name) for name in ("server_core_ms_per_request", "client_core_ms_per_request")}
     found["share_of_raw"] = rounded(median_ratio([load["ok_per_s"] for load in rounds], raw))
     unanswered = sum(load["unanswered"] + sum(load["errors"].values()) for load in rounds)
     found["not_200"] = unanswered + sum(count for status, count in statuses(rounds).items() if status != "200")

@@ -14,6 +14,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -176,11 +177,8 @@ def check_form(form: ManifestForm) -> None:
     Raises:
         StartupError: pyarrow is not installed.
     """
-    if form == "parquet":
-        try:
-            import pyarrow.parquet  # noqa: F401
-        except ImportError:
-            raise StartupError("--manifest parquet: pyarrow, which writes it, is not installed") from None
+    if form == "parquet" and find_spec("pyarrow") is None:
+        raise StartupError("--manifest parquet: pyarrow, which writes it, is not installed")
 
 
 def _write_lines(file: Path, parts: Iterator[list[Record]]) -> None:
