@@ -1,9 +1,9 @@
 """One replica in simulated time: what its latencies are at a load, by the scheduler that serves.
 
-`service.executor`, `service.admission`, `service.batch` and `service.rows` run as they are. The device only costs time;
-HTTP, pictures and the rest of Python are one server that takes a fixed time for every request, half of it before the
-rows are queued and half after; and the clock jumps from event to event. With one thread and a seeded source of
-arrivals, a load always gives the same figures, on any machine.
+`service.executor`, `service.desk`, `service.admission`, `service.batch` and `service.rows` run as they are. The device
+only costs time; HTTP, pictures and the rest of Python are one server that takes a fixed time for every request, half of
+it before the rows are queued and half after; and the clock jumps from event to event. With one thread and a seeded
+source of arrivals, a load always gives the same figures, on any machine.
 """
 
 import heapq
@@ -20,10 +20,11 @@ import numpy as np
 from benchmarks.common import percentile
 from service.admission import Admission
 from service.batch import largest_batch
+from service.desk import Desk, Event, Silent
 from service.domain.errors import IgnError
 from service.domain.latents import FloatRows
 from service.domain.tasks import Applied, Plan, Result
-from service.executor import Event, Executor, Silent
+from service.executor import Executor
 from service.rows import Request
 from service.settings import Settings
 
@@ -159,8 +160,9 @@ class _Simulation:
         self._numbers = count()
         model = _Device(replica, self._spend)
         self._books = Admission(self._settings.queue_rows, largest_batch(model, self._settings.max_batch_rows))
-        self._executor = Executor(model, self._books, lambda: self.now, Silent(), self._publish)
-        self._executor._wake = _Doze(self._until)
+        self._desk = Desk(self._books, lambda: self.now, Silent(), self._publish)
+        self._desk._wake = _Doze(self._until)
+        self._executor = Executor(model, self._desk)
         self._front_free = 0.0
         self._asked = self._inside = self._over = 0
         self._open: dict[Request, _Call] = {}
@@ -216,7 +218,7 @@ class _Simulation:
             if self._agenda:
                 self._next()
             else:
-                self._executor.post(None)
+                self._desk.end()
 
     def _front(self, then: Callable[[], None]) -> None:
         """Half of a request's time in the one thread, after whoever came before."""
@@ -257,7 +259,7 @@ class _Simulation:
             self._end(call, "refused")
             return
         self._open[request] = call
-        self._executor.post(request)
+        self._desk.post(request)
         self._at(deadline, partial(self._expire, request))
 
     def _publish(self, events: list[tuple[Request, Event]]) -> None:
@@ -268,7 +270,7 @@ class _Simulation:
 
     def _expire(self, request: Request) -> None:
         if self._books.leave(request) is not None:
-            self._executor.post(request)
+            self._desk.post(request)
             self._end(self._open.pop(request), "late")
 
     def _end(self, call: _Call, outcome: str) -> None:
@@ -291,14 +293,14 @@ class _Simulation:
         request = Request(_rows(1), plan, streamed=False, arrived=self.now)
         self._books.admit(request, self.now)
         self._long.append(request)
-        self._executor.post(request)
+        self._desk.post(request)
 
     def _stop(self) -> None:
         """All have been answered: the long ones need not end, nor do deadlines that are met have to be waited for."""
         self._agenda.clear()
         for request in self._long:
             if self._books.leave(request) is not None:
-                self._executor.post(request)
+                self._desk.post(request)
 
 
 def _rows(n: int) -> FloatRows:

@@ -68,14 +68,15 @@ class Admission:
     """The books of open rows, and the gate in front of them.
 
     Args:
-        queue_rows: most rows that may wait; those in the batch do not count.
-        batch_rows: largest batch; the executor lowers it when the device runs out of memory.
+        queue_rows: most rows that may wait; those in a batch do not count.
+        batch_rows: largest batch of each device.
 
     `total` is what is open over all callers.
     """
 
-    def __init__(self, queue_rows: int, batch_rows: int) -> None:
-        self.batch_rows = batch_rows
+    def __init__(self, queue_rows: int, *batch_rows: int) -> None:
+        self.limits = list(batch_rows)
+        """Largest batch of each device; executors lower it: when it runs out of memory, and to 0 when it is lost."""
         self._queue_rows = queue_rows
         self._lock = threading.Lock()
         self.total = Tally()
@@ -213,21 +214,26 @@ class Admission:
         return same + min(others, keys * (own + same))
 
     def _seconds(self, work: int, passes: int, now: float) -> float | None:
-        """Seconds for ``work`` row-steps of which ``passes`` must follow one another."""
-        count = max(float(passes), work / self.batch_rows)
-        each = self._cost.seconds(work / count, now)
+        """Seconds for ``work`` row-steps of which ``passes`` must follow one another, on all devices side by side."""
+        count = max(float(passes), work / sum(self.limits))
+        each = self._cost.seconds(work / count / self._devices, now)
         return None if each is None else count * each
 
     def _remaining_pass(self, now: float) -> float:
         if not self.total.in_batch:
             return 0.0
-        return max(0.0, (self._cost.seconds(self.total.in_batch, now) or 0.0) - (now - self._pass_began))
+        seconds = self._cost.seconds(self.total.in_batch / self._devices, now) or 0.0
+        return max(0.0, seconds - (now - self._pass_began))
 
     def _seconds_for(self, rows: int) -> float:
         """Seconds until so many rows have left, at the measured drain rate."""
         if not (self._done and self.total.rows):
             return 0.0
-        return rows * self.total.work / self.total.rows * self._busy_s / self._done
+        return rows * self.total.work / self.total.rows * self._busy_s / self._done / self._devices
+
+    @property
+    def _devices(self) -> int:
+        return sum(limit > 0 for limit in self.limits)
 
     def _retry_after(self, seconds: float) -> float:
         """Clamped to 1…60 s, and spread so that those refused together do not come back together."""

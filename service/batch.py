@@ -64,7 +64,8 @@ class Batch:
         self._flags = np.empty(shape, np.bool_)
         self.rows: list[Row] = []
         self.stale = False  # somebody in it is done, or it is larger than the limit
-        self.lost = False  # the device does nothing any more
+        self.lost: DeviceLost | None = None  # the device does nothing any more
+        self.stranded: list[Row] = []  # what it was lost with: as their last pass left them
         self._suspect = False  # a pass of these rows failed where nobody looked: from now on, look
         self.expires = math.inf
 
@@ -159,14 +160,31 @@ class Batch:
         return passes
 
     def advance(self) -> list[tuple[Row, ModelFailure]]:
-        """Run one pass; returns the rows on which the model failed. :meth:`settle` must follow."""
+        """Run one pass; returns the rows on which the model failed.
+
+        :meth:`settle` must follow; before it :meth:`release`, if there are any that are `stranded`.
+        """
         failed: list[tuple[Row, ModelFailure]] = []
         self._apply(0, len(self.rows), failed)
         if not self._finite():
+            ended = {*(row for row, _ in failed), *self.stranded}
             for row in self.rows:
-                if not np.isfinite(self._next.rows[row.slot]).all():
+                if row not in ended and not np.isfinite(self._next.rows[row.slot]).all():
                     failed.append((row, ModelFailure("the model gave values that are not finite")))
         return failed
+
+    def release(self, rows: Sequence[Row]) -> list[Row]:
+        """Take rows out as their last pass left them; returns those that are not done."""
+        waiting = [row for row in rows if not row.done]
+        for row in waiting:
+            if row.steps:
+                row.request.out[row.index] = self._now.full[row.slot]
+        for row in rows:
+            row.slot = -1
+        self.rows = [row for row in self.rows if row.slot >= 0]
+        self.stranded = [row for row in self.stranded if row.slot >= 0]
+        self.stale = True
+        return waiting
 
     def settle(self) -> tuple[list[Row], list[tuple[Request, StepRow]]]:
         """Book the pass just run: returns the rows that are done and the steps somebody wants to see."""
@@ -254,10 +272,11 @@ class Batch:
                 self._call_part(lo, hi)
                 return
         except DeviceLost as exc:
-            cause: Exception = exc
-            self.lost, divisible = True, False
+            self.lost = exc
+            self.stranded += self.rows[lo:hi]
+            return
         except DeviceOutOfMemory as exc:
-            cause = exc
+            cause: Exception = exc
             divisible = self._shed(hi - lo) and divisible
         except Exception as exc:  # whatever the model raises is about these rows, not about the service
             cause = exc

@@ -2,8 +2,8 @@
 
 After each pass finished and converged rows leave, new rows join, and the rest go round again, so that a request of
 1 000 steps never holds up one of 1. This is the event loop's side: it admits requests and hears of records and ends.
-`service.executor` is the other thread; between the two stand an inbox, the books of `service.admission`, and one call
-into the loop per pass.
+`service.executor` is the other side, a thread for each device; between the two stand `service.desk`, the books of
+`service.admission`, and one call into the loop per pass.
 """
 
 import asyncio
@@ -20,7 +20,8 @@ from service.batch import largest_batch
 from service.domain.errors import DeadlineExceeded, Draining, IgnError, NotReady
 from service.domain.latents import FloatRows
 from service.domain.tasks import Model, Plan, Progress, Result, StepRow
-from service.executor import Clock, Event, Executor, SchedulerObserver, Silent, report
+from service.executor import Executor
+from service.desk import Clock, Desk, Event, SchedulerObserver, Silent, report
 from service.rows import Request
 
 __all__ = ["Scheduler", "SchedulerObserver"]
@@ -48,27 +49,27 @@ class Scheduler:
     """Applies a model to rows of many requests at once. One per model; to be used from one event loop.
 
     Args:
-        model: the network; called from the executor thread only.
-        max_batch_rows: largest batch; the model's top bucket may lower it.
-        queue_rows: most rows that may wait; rows in the batch do not count.
+        models: the network, once for each device; each is called from one thread only.
+        max_batch_rows: largest batch of a device; the model's top bucket may lower it.
+        queue_rows: most rows that may wait; rows in a batch do not count.
         clock: monotonic seconds; deadlines are times on it.
         observer: hears what metrics count.
     """
 
     def __init__(
         self,
-        model: Model,
-        *,
+        *models: Model,
         max_batch_rows: int,
         queue_rows: int,
         clock: Clock = time.monotonic,
         observer: SchedulerObserver | None = None,
     ) -> None:
-        self._shape = model.shape
+        self._shape = models[0].shape
         self._clock = clock
         self._observer = observer or Silent()
-        self._books = Admission(queue_rows, largest_batch(model, max_batch_rows))
-        self._executor = Executor(model, self._books, clock, self._observer, self._publish)
+        self._books = Admission(queue_rows, *(largest_batch(model, max_batch_rows) for model in models))
+        self._desk = Desk(self._books, clock, self._observer, self._publish, len(models))
+        self._executors = [Executor(model, self._desk, place) for place, model in enumerate(models)]
         self._calls: dict[Request, _Call] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._draining = False
@@ -77,22 +78,24 @@ class Scheduler:
 
     @property
     def healthy(self) -> bool:
-        """Whether executor thread and device are sound: not before :meth:`start` nor while the thread is replaced."""
-        return self._executor.working and not self._closed
+        """Whether it can serve: not before :meth:`start`, while a thread is replaced, or without a device left."""
+        sound = self._desk.sound > 0 and not self._closed
+        return sound and all(executor.working or executor.lost for executor in self._executors)
 
     @property
     def lost(self) -> bool:
-        """Whether the device is lost, and with it this process's use for the model."""
-        return self._executor.lost
+        """Whether the last device is lost, and with it this process's use for the model."""
+        return self._desk.sound == 0
 
     @property
     def rows_queued(self) -> int:
-        """Rows admitted, unfinished and not in the batch."""
+        """Rows admitted, unfinished and not in a batch."""
         return self._books.waiting
 
     def start(self) -> None:
-        """Start the executor thread. Once."""
-        self._executor.start()
+        """Start the threads. Once."""
+        for executor in self._executors:
+            executor.start()
 
     async def drain(self, seconds: float) -> bool:
         """Refuse new requests and wait, at most so long, for those that are there; True if none is left."""
@@ -104,7 +107,7 @@ class Scheduler:
         return not self._calls
 
     def close(self, seconds: float = 5.0) -> None:
-        """Fail what is left with `Draining` and end the thread; wait at most so long for the pass it is in.
+        """Fail what is left with `Draining` and end the threads; wait at most so long for the passes they are in.
 
         May be called from any thread: elsewhere than on the event loop, the wait does not hold that up.
         """
@@ -119,8 +122,10 @@ class Scheduler:
             self._on_loop(self._fail_all)
         if not self._closed:
             self._closed = True
-            self._executor.post(None)
-        self._executor.join(seconds)
+            self._desk.end()
+        until = time.monotonic() + seconds
+        for executor in self._executors:
+            executor.join(max(0.0, until - time.monotonic()))
 
     def check_room(self, rows: int) -> None:
         """Refuse what :meth:`submit` would refuse for its number of rows, before anybody makes them.
@@ -181,7 +186,7 @@ class Scheduler:
         call = self._calls[request] = _Call(self._loop.create_future())
         if plan.deadline is not None:
             call.timer = self._loop.call_later(plan.deadline - now, self._expire, request)
-        self._executor.post(request)
+        self._desk.post(request)
         self._observer.queued(self._books.waiting)
         return request, call
 
@@ -207,7 +212,7 @@ class Scheduler:
             raise ValueError(f"keep must be bool ({n}, 1 or {channels}, {height}, {width})")
 
     def _publish(self, events: list[tuple[Request, Event]]) -> None:
-        """Called by the executor: hand the events of one pass to the event loop."""
+        """Called by the executors: hand the events of one pass to the event loop."""
         self._on_loop(lambda: self._deliver(events))
 
     def _on_loop(self, callback: Callable[[], None]) -> None:
@@ -236,7 +241,7 @@ class Scheduler:
         """End a request from this side, unless the executor was faster."""
         if self._books.leave(request) is None:
             return
-        self._executor.post(request)
+        self._desk.post(request)
         report(self._observer, request, error, self._clock())
         self._calls[request].hear(error)
         self._forget(request)
@@ -245,7 +250,7 @@ class Scheduler:
         """The caller is gone: of its own accord if the request is still open."""
         dropped = self._books.leave(request)
         if dropped is not None:
-            self._executor.post(request)
+            self._desk.post(request)
             self._observer.cancelled(dropped)
         self._forget(request)
 

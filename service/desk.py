@@ -1,0 +1,240 @@
+"""What the executors of one model share: who comes and goes, who waits, and what is to be told.
+
+There is an executor for each device, and one queue for all of them. Whatever is decided is decided under one lock, which
+is never held over a call of a model: devices compute side by side, and take turns only in between.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Final, Protocol
+
+import numpy as np
+
+from service.admission import Admission
+from service.batch import Batch
+from service.domain.errors import IgnError
+from service.domain.tasks import Progress, Result, StepRow
+from service.rows import Request, Row, RowQueue
+
+_TICK_S: Final = 0.5  # between two looks at how far a stream has come
+
+Event = StepRow | Progress | Result | IgnError
+Clock = Callable[[], float]
+Publish = Callable[[list[tuple[Request, Event]]], None]
+
+
+class SchedulerObserver(Protocol):
+    """What metrics hear. Called from executors' threads and from the event loop: be quick and thread-safe.
+
+    A subclass may listen to some of it only: each method does nothing by itself.
+    """
+
+    def queued(self, rows: int) -> None:
+        """So many rows wait now."""
+        return
+
+    def batch(self, rows: int, padded: int, seconds: float, reason: str) -> None:
+        """One call of the model; reason: `full`, `drained` (all there was), `retry` (part of a failed batch)."""
+        return
+
+    def finished(self, rows: int, outcome: str, queue_s: float, compute_s: float) -> None:
+        """A request ended with outcome `ok` or the code of its error."""
+        return
+
+    def rejected(self, reason: str) -> None:
+        """A request was refused; reason is the code of the error."""
+        return
+
+    def cancelled(self, rows: int) -> None:
+        """A caller left, and so many of its rows were not finished."""
+        return
+
+    def early_exit(self, rows: int) -> None:
+        """So many rows met their tolerance before their last step."""
+        return
+
+    def shed(self, batch_rows: int) -> None:
+        """A device ran out of memory; its largest batch is now this."""
+        return
+
+    def lost(self, left: int) -> None:
+        """A device fails every call from now on; so many are left."""
+        return
+
+    def replaced(self) -> None:
+        """An executor's thread died and another took its place."""
+        return
+
+
+class Silent(SchedulerObserver):
+    """The observer that does not listen."""
+
+
+def report(observer: SchedulerObserver, request: Request, outcome: Result | IgnError, now: float) -> None:
+    """Tell the observer that a request has ended."""
+    started = now if request.started is None else request.started
+    code = outcome.error_code if isinstance(outcome, IgnError) else "ok"
+    observer.finished(len(request.rows), code, started - request.arrived, now - started)
+
+
+class Desk:
+    """One queue, and the executors around it.
+
+    Of what is public here, `post` and `end` are for the event loop, `wait`, `flush` and `inbox` for executors at any
+    time, and all else for executors that hold `lock`.
+
+    Args:
+        books: of the same model.
+        clock: monotonic seconds.
+        observer: hears what metrics count.
+        publish: told of what happened, in order.
+        devices: how many executors there will be.
+    """
+
+    def __init__(
+        self, books: Admission, clock: Clock, observer: SchedulerObserver, publish: Publish, devices: int = 1
+    ) -> None:
+        self.books, self.clock, self.observer = books, clock, observer
+        self.lock = threading.Lock()
+        self.inbox: deque[Request] = deque()
+        self.queue = RowQueue()
+        self.batches: dict[int, Batch] = {}
+        self.sound = devices
+        """Devices that are not lost."""
+        self._publish = publish
+        self._events: list[tuple[Request, Event]] = []
+        self._open: set[Request] = set()
+        self._watched: set[Request] = set()
+        self._next_tick = 0.0
+        self._wake = threading.Condition()
+        self._idle = 0
+        self._ended = False
+
+    def post(self, request: Request) -> None:
+        """A request to run or, when it is closed, to forget."""
+        self.inbox.append(request)
+        with self._wake:
+            self._wake.notify()
+
+    def end(self) -> None:
+        """Let every executor end."""
+        self._ended = True
+        with self._wake:
+            self._wake.notify_all()
+
+    def wait(self, *, busy: bool) -> bool:
+        """Wait, unless ``busy``, until there is something to do; False: the executor is to end."""
+        if not (busy or self._awake()):
+            with self._wake:
+                self._idle += 1
+                try:
+                    self._wake.wait_for(self._awake)
+                finally:
+                    self._idle -= 1
+        return not self._ended
+
+    def places(self, limit: int) -> int:
+        """How many of the rows that wait an executor takes: its part, if others have nothing to do."""
+        return min(limit, -(-len(self.queue) // (self._idle + 1)))
+
+    def share(self) -> None:
+        """Let idle executors have what is left."""
+        if self._idle and len(self.queue):
+            with self._wake:
+                self._wake.notify_all()
+
+    def take_in(self) -> None:
+        """Hear who came and who left."""
+        while True:
+            try:
+                request = self.inbox.popleft()
+            except IndexError:
+                return
+            if request.closed:
+                self.forget(request)
+                continue
+            self._open.add(request)
+            if request.streamed and request.plan.progress:
+                self._watched.add(request)
+            for row in request.members:
+                self.queue.push(row)
+
+    def give_back(self, rows: Iterable[Row]) -> None:
+        """Let rows that are no longer in a batch, and not done, wait again."""
+        waiting = [row for row in rows if not row.request.closed]
+        self.books.formed(waiting, (), self.clock())
+        for row in waiting:
+            self.queue.push(row)
+
+    def show(self, request: Request, event: StepRow | Progress) -> None:
+        """Tell a stream of a step or of how far it is."""
+        if request.streamed:
+            request.expires = float("inf")  # a stream's deadline bounds the wait for its first event
+            self._events.append((request, event))
+
+    def close(self, request: Request, outcome: Result | IgnError) -> None:
+        """Close a request from this side, unless its caller was faster."""
+        if self.books.leave(request) is not None:
+            self._events.append((request, outcome))
+            report(self.observer, request, outcome, self.clock())
+            if isinstance(outcome, Result):
+                early = int(np.count_nonzero(outcome.steps < request.plan.applied.steps))
+                if early:
+                    self.observer.early_exit(early)
+        self.forget(request)
+
+    def forget(self, request: Request) -> None:
+        """Take a closed request out of everything."""
+        self.queue.forget(request)
+        self._open.discard(request)
+        self._watched.discard(request)
+        if any(row.slot >= 0 for row in request.members):
+            for batch in self.batches.values():
+                batch.stale = True
+        request.members.clear()  # rows and request hold each other: let go without the garbage collector
+
+    def tick(self, now: float) -> None:
+        """Tell streams that asked for it how far they are, from time to time."""
+        if not self._watched or now < self._next_tick:
+            return
+        self._next_tick = now + _TICK_S
+        for request in self._watched:
+            if request.started is not None:
+                self.show(request, request.progress())
+
+    def fail(self, doomed: set[Request] | None, failure: Callable[[], IgnError]) -> list[tuple[Request, IgnError]]:
+        """Close requests, or all there are, and build the queue anew of the others; nobody is reported.
+
+        Args:
+            doomed: who is closed; None for all.
+            failure: makes what each is told.
+
+        Returns:
+            Whom this has closed, and what they are told.
+        """
+        doomed = set(self._open) if doomed is None else doomed
+        told = [(request, failure()) for request in doomed if self.books.leave(request) is not None]
+        self._events.extend(told)
+        self._open -= doomed
+        self._watched -= doomed
+        elsewhere = {row for batch in self.batches.values() for row in batch.rows}
+        self.queue = RowQueue()
+        for request in self._open:
+            for row in request.members:
+                if not row.done and row not in elsewhere:
+                    self.queue.push(row)
+        for batch in self.batches.values():
+            batch.stale = True
+        return told
+
+    def flush(self) -> None:
+        """Publish what has happened. By whichever executor: what comes first is told first."""
+        if self._events:
+            with self.lock:
+                events, self._events = self._events, []
+                if events:
+                    self._publish(events)
+
+    def _awake(self) -> bool:
+        return self._ended or bool(self.inbox) or len(self.queue) > 0
