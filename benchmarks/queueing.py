@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count, pairwise
-from typing import Any, Final, TypeVar
+from typing import Final
 
 import numpy as np
 
@@ -31,7 +31,6 @@ from service.settings import Settings
 SEED: Final = 6
 _SETTLING: Final = 1 / 4  # of the requests, at the beginning, that are not counted
 
-T = TypeVar("T")
 Call = Callable[[int], float]
 """Seconds one call of the model takes, by its rows, padding included."""
 
@@ -142,13 +141,13 @@ class _Device:
 class _Doze(threading.Condition):
     """In place of the executor's wait: time goes on until there is something to do."""
 
-    def __init__(self, until: Callable[[Callable[[], Any]], None]) -> None:
+    def __init__(self, until: Callable[[], None]) -> None:
         super().__init__()
         self._until = until
 
-    def wait_for(self, predicate: Callable[[], T], timeout: float | None = None) -> T:
-        self._until(predicate)
-        return predicate()
+    def wait(self, timeout: float | None = None) -> bool:
+        self._until()
+        return True
 
 
 class _Simulation:
@@ -213,8 +212,8 @@ class _Simulation:
             self._next()
         self.now = end
 
-    def _until(self, awake: Callable[[], Any]) -> None:
-        while not awake():
+    def _until(self) -> None:
+        while not self._desk._awake():
             if self._agenda:
                 self._next()
             else:

@@ -11,7 +11,7 @@ from service.supervisor import supervise
 
 
 def main() -> int:
-    """Serve; returns the exit status: 0 after a clean stop, 2 for a refusal to start."""
+    """Serve; returns the exit status: 0 after a clean stop, 1 when no device is left, 2 for a refusal to start."""
     try:
         return _run()
     except StartupError as exc:
@@ -29,8 +29,7 @@ def _run() -> int:
     with server.listen(settings) as listener:
         if settings.workers == 1:
             server.announce(listener)
-            process.serve(settings, listener)
-            return 0
+            return process.serve(settings, listener)
         port = listener.getsockname()[1]
     # Nobody else listens there. Bound, but not listening, this socket keeps it so.
     with server.bind(settings.host, port, shared=True) as bound:

@@ -24,7 +24,7 @@ from service.engine import Engine
 from service.host import cpu_threads
 from service.lineup import Lineup, Running
 from service.metrics import Metrics
-from service.repository import LoadedModel, Repository
+from service.repository import LoadedModel, Opener, Repository
 from service.runtime import OnnxModel
 from service.scheduler import Scheduler
 from service.sessions import Cuda
@@ -36,21 +36,25 @@ _LOG = logging.getLogger(__name__)
 _MAX_CODEC_THREADS = 8
 
 Refuse = Callable[[StartupError], None]
-Ready = Callable[[], None]
+Tell = Callable[[], None]
 
 
-def create_app(settings: Settings, *, refuse: Refuse | None = None, ready: Ready | None = None) -> FastAPI:
+def create_app(
+    settings: Settings, *, refuse: Refuse | None = None, ready: Tell | None = None, lost: Tell | None = None
+) -> FastAPI:
     """The service as an ASGI application. Models load once its lifespan begins, while it already answers 503.
 
     Args:
         settings: what the operator decided.
         refuse: called when a model cannot be loaded; whoever runs the server then ends it.
         ready: called once every model is loaded.
+        lost: called when a model has no device left; only another process has them back, so whoever runs the server
+            then ends it.
 
     Raises:
         StartupError: the API keys file is unusable.
     """
-    found = _services(settings)
+    found = _services(settings, lost or _nobody)
     app = FastAPI(
         title="ign-service",
         summary="Idempotent Generative Networks over HTTP: generate, make real, walk between latents.",
@@ -76,26 +80,15 @@ def create_app(settings: Settings, *, refuse: Refuse | None = None, ready: Ready
     return app
 
 
-def _services(settings: Settings) -> Services:
-    threads = cpu_threads(settings.threads)
-    open_model = partial(
-        OnnxModel,
-        device=settings.device,
-        cuda=Cuda(
-            deterministic=settings.deterministic,
-            graphs=settings.cuda_graphs,
-            memory_mib=settings.cuda_memory_mib,
-            tensorrt_cache=settings.tensorrt_cache,
-            half=settings.precision == "fp16",
-        ),
-        threads=threads,
-        max_batch_rows=settings.max_batch_rows,
-    )
+def _nobody() -> None:
+    """Nobody is to be told."""
+
+
+def _services(settings: Settings, lost: Tell) -> Services:
     metrics, traffic, engine = Metrics(metrics_folder()), Traffic(), Engine()
     metrics.queue_limit.set(settings.queue_rows)
-    repository = Repository(
-        settings.model_dir, open_model, default=settings.default_model, precision=settings.precision
-    )
+    openers = [_opener(settings, device) for device in range(settings.gpus)]
+    repository = Repository(settings.model_dir, *openers, default=settings.default_model, precision=settings.precision)
     return Services(
         settings=settings,
         repository=repository,
@@ -106,11 +99,26 @@ def _services(settings: Settings) -> Services:
         lineup=Lineup(
             repository,
             engine,
-            run=partial(_running, settings, metrics),
+            run=partial(_running, settings, metrics, lost),
             began=partial(_began, metrics),
             ended=metrics.unloaded,
             settled=traffic.settled,
         ),
+    )
+
+
+def _opener(settings: Settings, device_id: int) -> Opener:
+    cuda = Cuda(
+        device_id=device_id,
+        deterministic=settings.deterministic,
+        graphs=settings.cuda_graphs,
+        memory_mib=settings.cuda_memory_mib,
+        tensorrt_cache=settings.tensorrt_cache,
+        half=settings.precision == "fp16",
+    )
+    threads = cpu_threads(settings.threads)
+    return partial(
+        OnnxModel, device=settings.device, cuda=cuda, threads=threads, max_batch_rows=settings.max_batch_rows
     )
 
 
@@ -151,7 +159,7 @@ def _busy_routes() -> list[APIRoute]:
 
 
 @asynccontextmanager
-async def _lifespan(found: Services, refuse: Refuse | None, ready: Ready | None) -> AsyncIterator[None]:
+async def _lifespan(found: Services, refuse: Refuse | None, ready: Tell | None) -> AsyncIterator[None]:
     loading = asyncio.create_task(_load(found, refuse, ready))
     try:
         yield
@@ -163,7 +171,7 @@ async def _lifespan(found: Services, refuse: Refuse | None, ready: Ready | None)
         found.repository.close()
 
 
-async def _load(found: Services, refuse: Refuse | None, ready: Ready | None) -> None:
+async def _load(found: Services, refuse: Refuse | None, ready: Tell | None) -> None:
     try:
         models = await asyncio.to_thread(found.repository.load_all)
         _serve(found, models)
@@ -206,12 +214,13 @@ def _began(metrics: Metrics, loaded: LoadedModel) -> None:
     _LOG.info("serving %s on %s%s", loaded.ref, loaded.device, reason)
 
 
-def _running(settings: Settings, metrics: Metrics, loaded: LoadedModel) -> Running:
+def _running(settings: Settings, metrics: Metrics, lost: Tell, loaded: LoadedModel) -> Running:
     statistics = ModelStatistics(metrics.scheduler(loaded.ref))
     scheduler = Scheduler(
-        loaded.model,
+        *loaded.models,
         max_batch_rows=settings.max_batch_rows,
         queue_rows=settings.queue_rows,
         observer=statistics,
+        lost=lost,
     )
     return Running(scheduler=scheduler, statistics=statistics)

@@ -78,7 +78,7 @@ def _settings(options: Options) -> Settings:
     if options.gpus and settings.device == "cpu":
         raise StartupError(f"gpus={options.gpus:g} contradicts IGN_DEVICE=cpu")
     if options.gpus:
-        return dataclasses.replace(settings, device="cuda", workers=1)
+        return dataclasses.replace(settings, device="cuda", workers=1, gpus=max(1, int(options.gpus)))
     if settings.device == "cuda":
         raise StartupError("IGN_DEVICE=cuda needs gpus=1: Ray shows a replica no other GPUs than its own")
     # Replicas share a node: each takes the threads that it was given the CPUs for.

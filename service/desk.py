@@ -1,7 +1,7 @@
 """What the executors of one model share: who comes and goes, who waits, and what is to be told.
 
-There is an executor for each device, and one queue for all of them. Whatever is decided is decided under one lock, which
-is never held over a call of a model: devices compute side by side, and take turns only in between.
+There is an executor for each device, and one queue for all of them. Whatever is decided is decided under one lock,
+which is never held over a call of a model: devices compute side by side, and take turns only in between.
 """
 
 import threading
@@ -58,8 +58,8 @@ class SchedulerObserver(Protocol):
         """A device ran out of memory; its largest batch is now this."""
         return
 
-    def lost(self, left: int) -> None:
-        """A device fails every call from now on; so many are left."""
+    def lost(self) -> None:
+        """A device fails every call from now on."""
         return
 
     def replaced(self) -> None:
@@ -89,11 +89,19 @@ class Desk:
         clock: monotonic seconds.
         observer: hears what metrics count.
         publish: told of what happened, in order.
+        lost: told, when a device is, how many are left.
         devices: how many executors there will be.
     """
 
     def __init__(
-        self, books: Admission, clock: Clock, observer: SchedulerObserver, publish: Publish, devices: int = 1
+        self,
+        books: Admission,
+        clock: Clock,
+        observer: SchedulerObserver,
+        publish: Publish,
+        *,
+        lost: Callable[[int], None] = lambda left: None,
+        devices: int = 1,
     ) -> None:
         self.books, self.clock, self.observer = books, clock, observer
         self.lock = threading.Lock()
@@ -102,47 +110,53 @@ class Desk:
         self.batches: dict[int, Batch] = {}
         self.sound = devices
         """Devices that are not lost."""
-        self._publish = publish
+        self._publish, self._lost = publish, lost
         self._events: list[tuple[Request, Event]] = []
         self._open: set[Request] = set()
         self._watched: set[Request] = set()
         self._next_tick = 0.0
         self._wake = threading.Condition()
-        self._idle = 0
+        self._idle = self._coming = 0  # executors that wait, and those called to a new request that have not come yet
         self._ended = False
 
     def post(self, request: Request) -> None:
         """A request to run or, when it is closed, to forget."""
         self.inbox.append(request)
         with self._wake:
-            self._wake.notify()
+            self._coming += self._call(1)
 
     def end(self) -> None:
         """Let every executor end."""
         self._ended = True
         with self._wake:
-            self._wake.notify_all()
+            self._call(self._idle)
 
     def wait(self, *, busy: bool) -> bool:
         """Wait, unless ``busy``, until there is something to do; False: the executor is to end."""
-        if not (busy or self._awake()):
+        if not busy:
             with self._wake:
-                self._idle += 1
-                try:
-                    self._wake.wait_for(self._awake)
-                finally:
-                    self._idle -= 1
+                while not self._awake():
+                    self._idle += 1
+                    self._wake.wait()  # whoever calls it counts it out
+                    self._coming = max(0, self._coming - 1)
         return not self._ended
 
     def places(self, limit: int) -> int:
-        """How many of the rows that wait an executor takes: its part, if others have nothing to do."""
-        return min(limit, -(-len(self.queue) // (self._idle + 1)))
+        """How many of the rows that wait an executor takes: its part, if others have nothing to do.
+
+        To those that are on their way this is granted once: waking may take longer than a pass.
+        """
+        if self.sound == 1:
+            return limit
+        with self._wake:
+            others, self._coming = self._idle + self._coming, 0
+        return min(limit, -(-len(self.queue) // (others + 1)))
 
     def share(self) -> None:
         """Let idle executors have what is left."""
-        if self._idle and len(self.queue):
+        if len(self.batches) > 1 and len(self.queue):
             with self._wake:
-                self._wake.notify_all()
+                self._call(self._idle)
 
     def take_in(self) -> None:
         """Hear who came and who left."""
@@ -159,6 +173,11 @@ class Desk:
                 self._watched.add(request)
             for row in request.members:
                 self.queue.push(row)
+
+    def lose(self) -> None:
+        """One device less."""
+        self.sound -= 1
+        self._lost(self.sound)
 
     def give_back(self, rows: Iterable[Row]) -> None:
         """Let rows that are no longer in a batch, and not done, wait again."""
@@ -235,6 +254,13 @@ class Desk:
                 events, self._events = self._events, []
                 if events:
                     self._publish(events)
+
+    def _call(self, executors: int) -> int:
+        """Wake so many, or as many as are idle, which they are no longer; returns how many. To be locked outside."""
+        called = min(executors, self._idle)
+        self._idle -= called
+        self._wake.notify(called)
+        return called
 
     def _awake(self) -> bool:
         return self._ended or bool(self.inbox) or len(self.queue) > 0

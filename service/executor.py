@@ -168,12 +168,11 @@ class Executor:
         batch, desk = self._batch, self._desk
         if not self.lost:
             self.lost = True
-            desk.sound -= 1
-            others = f"; {desk.sound} more go on" if desk.sound else ""
-            logger.critical("a device is lost: it fails every call until this process is started anew%s", others)
+            desk.lose()
+            left = f"; others go on, {desk.sound} of them" if desk.sound else ""
+            logger.critical("a device is lost: it fails every call until this process is started anew%s", left)
             if desk.sound:
                 desk.books.limits[self._place] = 0
-            desk.observer.lost(desk.sound)
         stranded = batch.release(batch.stranded)
         if desk.sound:
             desk.give_back(stranded)

@@ -41,7 +41,7 @@ class GoldenReport:
 
     Args:
         difference: largest |f(x) − y| over every batch that was run; infinite when an output was not finite.
-        spread: largest difference of one row between the batches and the places in them.
+        spread: largest difference of one row between the batches, the places in them, and the devices.
         tolerance: what `difference` may be.
         batches: batch sizes that were run.
     """
@@ -58,7 +58,7 @@ class GoldenReport:
 
     @property
     def reproducible(self) -> Literal["exact", "close"]:
-        """`exact` when a row's bits depend neither on its batch nor on its place in it."""
+        """`exact` when a row's bits depend neither on its batch, nor on its place in it, nor on the device."""
         return "exact" if self.spread == 0.0 else "close"
 
 
@@ -98,7 +98,7 @@ def _array(archive: zipfile.ZipFile, member: str) -> NDArray[Any]:
     return npy.read_array(stream, allow_pickle=False)
 
 
-def check_golden(model: Model, golden: Golden, tolerance: float) -> GoldenReport:
+def check_golden(model: Model, golden: Golden, tolerance: float, copies: Sequence[Model] = ()) -> GoldenReport:
     """Run golden rows alone and among others, and compare with what training computed.
 
     On a device with buckets every row runs in every bucket and in every place of it; else alone, in one batch with
@@ -108,16 +108,26 @@ def check_golden(model: Model, golden: Golden, tolerance: float) -> GoldenReport
         model: runs the rows.
         golden: N rows.
         tolerance: largest absolute difference allowed.
+        copies: the model on further devices, which are held to the same rows.
     """
     x, y = golden.x, golden.y
-    alone = np.concatenate([model.run(row[np.newaxis]) for row in x])
-    difference, spread = _largest(alone, y), 0.0
-    for places in _placements(model.buckets, len(x)):
-        result = model.run(x[places])
-        difference = max(difference, _largest(result, y[places]))
-        spread = max(spread, _largest(result, alone[places]))
-    batches = tuple(model.buckets or sorted({1, len(x)}))
-    return GoldenReport(difference=difference, spread=spread, tolerance=tolerance, batches=batches)
+    first = _alone(model, x)
+    difference, spread = _largest(first, y), 0.0
+    batches: set[int] = set()
+    for one in (model, *copies):
+        for places in _placements(one.buckets, len(x)):
+            result = one.run(x[places])
+            difference = max(difference, _largest(result, y[places]))
+            spread = max(spread, _largest(result, first[places]))
+        batches.update(one.buckets or (1, len(x)))
+    for copy in copies:
+        alone = _alone(copy, x)
+        difference, spread = max(difference, _largest(alone, y)), max(spread, _largest(alone, first))
+    return GoldenReport(difference=difference, spread=spread, tolerance=tolerance, batches=tuple(sorted(batches)))
+
+
+def _alone(model: Model, x: FloatRows) -> FloatRows:
+    return np.concatenate([model.run(row[np.newaxis]) for row in x])
 
 
 def _placements(buckets: Sequence[int] | None, n: int) -> Iterator[NDArray[np.intp]]:

@@ -74,18 +74,26 @@ class BucketRunner:
         session: an onnxruntime session on ``device``.
         shape: (C, H, W) of one row.
         buckets: batch sizes, ascending.
-        device: onnxruntime's name of the device whose memory holds the buffers.
+        device: onnxruntime's name of the kind of device whose memory holds the buffers.
+        device_id: its number among those of its kind.
         graphs: the session captures CUDA graphs. A graph replays the shapes and addresses it was captured with, and
             onnxruntime does not compare them; so each pair of buffers and direction has a graph number of its own.
     """
 
     def __init__(
-        self, session: Any, shape: Shape, buckets: Sequence[int], device: str, *, graphs: bool = False
+        self,
+        session: Any,
+        shape: Shape,
+        buckets: Sequence[int],
+        device: str,
+        *,
+        device_id: int = 0,
+        graphs: bool = False,
     ) -> None:
         self._session = session
         self._shape = shape
         self._buckets = tuple(buckets)
-        self._device = device
+        self._device = (device, device_id)
         self._numbers = itertools.count(1) if graphs else None  # 0 is onnxruntime's own
         self._lanes: dict[int, _Lane] = {}
         self._loaded: _Lane | None = None
@@ -137,10 +145,10 @@ class _Lane:
     """One bucket: a host array to pad in, two buffers on the device, and the bindings of the two directions."""
 
     def __init__(
-        self, session: Any, shape: tuple[int, int, int, int], device: str, numbers: Iterator[int] | None
+        self, session: Any, shape: tuple[int, int, int, int], device: tuple[str, int], numbers: Iterator[int] | None
     ) -> None:
         self._host = np.zeros(shape, dtype=np.float32)
-        a, b = (ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, device, 0) for _ in range(2))
+        a, b = (ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, *device) for _ in range(2))
         self._buffers = (a, b)
         self._ways = (_Way(session, a, b, numbers), _Way(session, b, a, numbers))
         self._now = 0  # which buffer has the rows

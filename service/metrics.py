@@ -99,6 +99,7 @@ class Metrics:
         self.sheds = self._counter(
             "ign_sheds", "Times the device ran out of memory, by the batch left.", "model", "rows"
         )
+        self.losses = self._counter("ign_devices_lost", "Devices that fail every call until a new start.", "model")
         self.replacements = self._counter("ign_worker_replacements", "Executor threads that died.", "model")
         # Looking a child up by its labels costs more than what it counts, and there are few.
         self._requests_of, self._latency_of = cache(self._requests.labels), cache(self._latency.labels)
@@ -236,7 +237,8 @@ class SchedulerMetrics:
             self._jobs(self._model, self._value(outcome))
         for reason in _REASONS:
             self._metrics.rejects.labels(self._model, self._value(reason))
-        for counter in (self._metrics.early_exits, self._metrics.cancellations, self._metrics.replacements):
+        metrics = self._metrics
+        for counter in (metrics.early_exits, metrics.cancellations, metrics.losses, metrics.replacements):
             counter.labels(self._model)
 
     def queued(self, rows: int) -> None:
@@ -272,6 +274,10 @@ class SchedulerMetrics:
     def shed(self, batch_rows: int) -> None:
         """The device ran out of memory; the largest batch is now this."""
         self._metrics.sheds.labels(self._model, str(batch_rows)).inc()
+
+    def lost(self) -> None:
+        """A device fails every call from now on."""
+        self._metrics.losses.labels(self._model).inc()
 
     def replaced(self) -> None:
         """The executor thread died and another took its place."""

@@ -34,10 +34,13 @@ def forget(pid: int, folder: Path) -> None:
     forget_process(pid, folder)
 
 
-def serve(settings: Settings, listener: socket.socket, parent: Connection | None = None) -> None:
-    """Serve on this socket until told to stop.
+def serve(settings: Settings, listener: socket.socket, parent: Connection | None = None) -> int:
+    """Serve on this socket until told to stop, or until no device is left.
 
     With a parent, this is one of several: the socket is only bound, and listens when the parent says so.
+
+    Returns:
+        The exit status: 0, or 1 where no device is left, which another process may have back.
 
     Raises:
         StartupError: a setting or a model is unusable.
@@ -54,13 +57,17 @@ def serve(settings: Settings, listener: socket.socket, parent: Connection | None
         if parent is not None:
             say(parent, READY)
 
-    app = create_app(settings, refuse=refuse, ready=ready)
+    def lost() -> None:
+        running.give_up()
+
+    app = create_app(settings, refuse=refuse, ready=ready, lost=lost)
     found = app.state.services
     config = server.config(app, make_door(found))
     running = server.Server(config, found) if parent is None else Member(config, found, parent, refuse)
     running.run(sockets=[listener, *(listener.dup() for _ in range(server.ACCEPTS - 1))])
     if refusals:
         raise refusals[0]
+    return int(running.broken)
 
 
 def configure_logging(settings: Settings) -> None:

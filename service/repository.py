@@ -6,8 +6,10 @@ A model enters only as a whole: its file is read once, hashed, run on its golden
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Final, Literal, Protocol
@@ -16,7 +18,7 @@ from service.card import NAME_PATTERN, ModelCard
 from service.domain.errors import ModelFailure, StartupError, UnknownModel
 from service.domain.latents import NoiseSource
 from service.domain.tasks import DeviceLost, DeviceOutOfMemory, Model
-from service.golden import GoldenReport, check_golden, read_golden
+from service.golden import Golden, GoldenReport, check_golden, read_golden
 
 MAX_MODEL_BYTES: Final = 2**31 - 1  # of a protobuf message
 _VERSION: Final = re.compile(r"[1-9][0-9]{0,8}")
@@ -70,6 +72,9 @@ class OpenModel(Model, Protocol):
         ...
 
 
+Opener = Callable[[bytes], OpenModel]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LoadedModel:
     """A model that was verified and may serve.
@@ -77,13 +82,14 @@ class LoadedModel:
     Args:
         card: what the file says of itself.
         digest: SHA-256, in hexadecimal, of the file that runs.
-        model: f itself.
+        model: f itself, on the first device.
         noise: source of its latents.
         golden: how its provider reproduces the golden rows.
         device, provider: where it runs.
         fallback_reason: why `auto` did not take CUDA, or None.
         files: which files these were, as `Repository.files` tells them.
-        close: frees the model; nobody may run it any more.
+        copies: f on each further device.
+        close: frees all of them; nobody may run them any more.
     """
 
     card: ModelCard
@@ -95,7 +101,13 @@ class LoadedModel:
     provider: str
     fallback_reason: str | None = None
     files: "Files" = ()
+    copies: tuple[Model, ...] = ()
     close: Callable[[], None] = lambda: None
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """The network on every device."""
+        return self.model, *self.copies
 
     @property
     def ref(self) -> str:
@@ -109,6 +121,7 @@ class Repository:
     Args:
         directory: the model directory.
         open_model: makes a model of a file's bytes; raises `StartupError` when they hold none.
+        further: the same, for every device but the first.
         default: `name` or `name/version` for callers who name none.
         precision: which file of a version runs.
     """
@@ -116,13 +129,13 @@ class Repository:
     def __init__(
         self,
         directory: Path,
-        open_model: Callable[[bytes], OpenModel],
-        *,
+        open_model: Opener,
+        *further: Opener,
         default: str,
         precision: Literal["fp32", "fp16"] = "fp32",
     ) -> None:
         self._directory = directory
-        self._open_model = open_model
+        self._openers = (open_model, *further)
         self._default = default
         self._precision: Literal["fp32", "fp16"] = precision
         self._models: Mapping[str, LoadedModel] = {}
@@ -156,7 +169,7 @@ class Repository:
             for ref in refs:
                 loaded[ref] = self.load(ref)
         except BaseException:
-            _close(loaded)
+            _close(loaded.values())
             raise
         self._models = loaded
         return loaded
@@ -225,14 +238,14 @@ class Repository:
         if self._precision == "fp16" and not (self._directory / file).is_file():
             raise StartupError(f"IGN_PRECISION=fp16: {file} is not there; use fp32, or export it")
         data = self._read(file)
+        models: list[OpenModel] = []
         try:
-            model = self._open_model(data)
-        except StartupError as exc:
-            raise StartupError(f"{file}: {exc.detail}") from exc
-        try:
-            return self._verified(ref, file, files, model)
+            for device, open_model in enumerate(self._openers):
+                with _named(file + (f" on device {device}" if device else "")):
+                    models.append(open_model(data))
+            return self._verified(ref, file, files, models)
         except BaseException:
-            model.close()
+            _close(models)
             raise
 
     def resolve(self, model: str | None = None) -> LoadedModel:
@@ -257,33 +270,23 @@ class Repository:
     def close(self) -> None:
         """Close every model."""
         loaded, self._models = self._models, {}
-        _close(loaded)
+        _close(loaded.values())
 
-    def _verified(self, ref: str, file: str, files: Files, model: OpenModel) -> LoadedModel:
+    def _verified(self, ref: str, file: str, files: Files, models: Sequence[OpenModel]) -> LoadedModel:
+        model, *copies = models
         card = model.card
         if card.ref != ref:
             raise StartupError(f"{file}: its card says {card.ref}")
         golden_file = f"{ref}/golden.npz"
         path = self._file(golden_file)
-        try:
+        with _named(golden_file):
             golden = read_golden(path, card.shape)
-        except StartupError as exc:
-            raise StartupError(f"{golden_file}: {exc.detail}") from exc
         exported = model.digest
         if self._precision != "fp32":  # the golden rows belong to the file they were exported with
             exported = sha256(self._read(f"{ref}/{_FILES['fp32']}")).hexdigest()
         if golden.digest != exported:
             raise StartupError(f"{golden_file}: belongs to another model.onnx, {golden.digest[:12]!r}")
-        try:
-            model.warm_up()
-            report = check_golden(model, golden, getattr(card.tolerance, self._precision))
-        except (ModelFailure, DeviceOutOfMemory, DeviceLost) as exc:
-            raise StartupError(f"{file}: does not run on {model.provider}: {exc}") from exc
-        if not report.passed:
-            raise StartupError(
-                f"{golden_file}: {model.provider} differs by {report.difference:.2g}, "
-                f"allowed are {report.tolerance:.2g}"
-            )
+        report = self._proven(file, golden, models)
         return LoadedModel(
             card=card,
             digest=model.digest,
@@ -294,8 +297,24 @@ class Repository:
             provider=model.provider,
             fallback_reason=model.fallback_reason,
             files=files,
-            close=model.close,
+            copies=tuple(copies),
+            close=partial(_close, models),
         )
+
+    def _proven(self, file: str, golden: Golden, models: Sequence[OpenModel]) -> GoldenReport:
+        model, *copies = models
+        try:
+            for one in models:
+                one.warm_up()
+            report = check_golden(model, golden, getattr(model.card.tolerance, self._precision), copies)
+        except (ModelFailure, DeviceOutOfMemory, DeviceLost) as exc:
+            raise StartupError(f"{file}: does not run on {model.provider}: {exc}") from exc
+        if not report.passed:
+            raise StartupError(
+                f"{Path(file).parent}/golden.npz: {model.provider} differs by {report.difference:.2g}, "
+                f"allowed are {report.tolerance:.2g}"
+            )
+        return report
 
     def _folders(self, parent: Path, pattern: re.Pattern[str]) -> Iterator[Path]:
         for entry in parent.iterdir():
@@ -329,9 +348,18 @@ class Repository:
         return data
 
 
-def _close(models: Mapping[str, LoadedModel]) -> None:
-    for model in models.values():
+def _close(models: Iterable[LoadedModel | OpenModel]) -> None:
+    for model in models:
         model.close()
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Say of what a refusal speaks."""
+    try:
+        yield
+    except StartupError as exc:
+        raise StartupError(f"{what}: {exc.detail}") from exc
 
 
 def order(ref: str) -> tuple[str, int]:

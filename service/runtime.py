@@ -190,8 +190,9 @@ class OnnxModel:
     def _runner_for(self, session: Any) -> Runner:
         if self.buckets is None:
             return ExactRunner(session)
-        runner = BucketRunner(session, self.shape, self.buckets, "cuda", graphs=self._cuda.graphs)
-        return OneThread(runner) if self._cuda.graphs else runner
+        cuda = self._cuda
+        runner = BucketRunner(session, self.shape, self.buckets, "cuda", device_id=cuda.device_id, graphs=cuda.graphs)
+        return OneThread(runner) if cuda.graphs else runner
 
     def _check_rows(self, rows: FloatRows) -> None:
         if rows.ndim != 4 or rows.shape[1:] != self.shape or rows.dtype != np.float32 or not len(rows):

@@ -12,16 +12,17 @@ import math
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from service.admission import Admission
 from service.batch import largest_batch
+from service.desk import Clock, Desk, Event, SchedulerObserver, Silent, report
 from service.domain.errors import DeadlineExceeded, Draining, IgnError, NotReady
 from service.domain.latents import FloatRows
 from service.domain.tasks import Model, Plan, Progress, Result, StepRow
 from service.executor import Executor
-from service.desk import Clock, Desk, Event, SchedulerObserver, Silent, report
 from service.rows import Request
 
 __all__ = ["Scheduler", "SchedulerObserver"]
@@ -54,6 +55,7 @@ class Scheduler:
         queue_rows: most rows that may wait; rows in a batch do not count.
         clock: monotonic seconds; deadlines are times on it.
         observer: hears what metrics count.
+        lost: called on the event loop when the last device is lost.
     """
 
     def __init__(
@@ -63,12 +65,15 @@ class Scheduler:
         queue_rows: int,
         clock: Clock = time.monotonic,
         observer: SchedulerObserver | None = None,
+        lost: Callable[[], None] = lambda: None,
     ) -> None:
         self._shape = models[0].shape
         self._clock = clock
         self._observer = observer or Silent()
         self._books = Admission(queue_rows, *(largest_batch(model, max_batch_rows) for model in models))
-        self._desk = Desk(self._books, clock, self._observer, self._publish, len(models))
+        self._desk = Desk(
+            self._books, clock, self._observer, self._publish, lost=partial(self._lost, lost), devices=len(models)
+        )
         self._executors = [Executor(model, self._desk, place) for place, model in enumerate(models)]
         self._calls: dict[Request, _Call] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -214,6 +219,12 @@ class Scheduler:
     def _publish(self, events: list[tuple[Request, Event]]) -> None:
         """Called by the executors: hand the events of one pass to the event loop."""
         self._on_loop(lambda: self._deliver(events))
+
+    def _lost(self, tell: Callable[[], None], left: int) -> None:
+        """Called by the executor whose device it was."""
+        self._observer.lost()
+        if left == 0:
+            self._on_loop(tell)
 
     def _on_loop(self, callback: Callable[[], None]) -> None:
         if self._loop is not None:

@@ -42,6 +42,8 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._services = found
         self._draining: asyncio.Task[None] | None = None
+        self.broken = False
+        """Whether it ends because it can serve no more."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -65,6 +67,12 @@ class Server(uvicorn.Server):
 
         for one in sockets:
             self.servers.append(await loop.create_server(protocol, sock=one, backlog=config.backlog))
+
+    def give_up(self) -> None:
+        """Leave, as upon a signal, since another process can serve and this one cannot."""
+        self.broken = True
+        if self._draining is None:
+            self._stop()
 
     def _stop(self) -> None:
         if self._draining is None:

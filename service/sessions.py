@@ -44,6 +44,7 @@ class Cuda:
     """What the operator decided for CUDA; nothing of it matters on the CPU.
 
     Args:
+        device_id: which of the visible devices, from 0.
         deterministic: one batch size, and cuDNN's heuristic instead of its search.
         graphs: capture one CUDA graph for each batch size, and replay it.
         memory_mib: bound on onnxruntime's arena; cuDNN's and TensorRT's own memory is beyond it. 0 for no bound.
@@ -51,6 +52,7 @@ class Cuda:
         half: the model computes in float16, which TensorRT wants to be told.
     """
 
+    device_id: int = 0
     deterministic: bool = False
     graphs: bool = False
     memory_mib: int = 0
@@ -99,7 +101,7 @@ def metadata(data: bytes) -> dict[str, str]:
 
 
 def cuda_session(data: bytes, cuda: Cuda, profile: Profile | None = None) -> Any:
-    """A session on the first CUDA device that is visible, every node of it.
+    """A session on a CUDA device, every node of it.
 
     Args:
         data: the model file.
@@ -145,7 +147,7 @@ def cuda_options(cuda: Cuda) -> dict[str, str]:
     since the shapes are few.
     """
     options = {
-        "device_id": "0",
+        "device_id": str(cuda.device_id),
         "cudnn_conv_algo_search": "HEURISTIC" if cuda.deterministic else "EXHAUSTIVE",
         "cudnn_conv_use_max_workspace": "1",
         "arena_extend_strategy": "kSameAsRequested",
@@ -177,7 +179,7 @@ def tensorrt_options(cuda: Cuda, cache: Path, profile: Profile) -> dict[str, str
     least, most = profile.buckets[0], profile.buckets[-1]
     row = "x".join(map(str, profile.shape))
     return {
-        "device_id": "0",
+        "device_id": str(cuda.device_id),
         "trt_engine_cache_enable": "True",
         "trt_engine_cache_path": str(folder),
         "trt_timing_cache_enable": "True",

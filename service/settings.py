@@ -42,6 +42,7 @@ class Settings:
     cuda_graphs: bool = False
     cuda_memory_mib: int = 0
     tensorrt_cache: Path | None = None
+    gpus: int = 1
     threads: int = 0
     workers: int = 1
     max_batch_rows: int = 64
@@ -83,6 +84,8 @@ class Settings:
             raise StartupError(
                 f"IGN_WORKERS={self.workers} needs IGN_DEVICE=cpu: on a GPU, processes would split the batches"
             )
+        if self.gpus > 1 and self.device != "cuda":
+            raise StartupError(f"IGN_GPUS={self.gpus} needs IGN_DEVICE=cuda: it would be left out in silence elsewhere")
         self._check_tensorrt()
 
     def _check_tensorrt(self) -> None:
@@ -252,6 +255,7 @@ _PARSERS: Final[dict[str, Callable[[str], object]]] = {
     "IGN_CUDA_GRAPHS": _boolean,
     "IGN_CUDA_MEMORY_MIB": _integer(0, 10_000_000),
     "IGN_TENSORRT_CACHE": Path,
+    "IGN_GPUS": _integer(1, 64),
     "IGN_THREADS": _integer(0, 1024),
     "IGN_WORKERS": _integer(1, 256),
     "IGN_MAX_BATCH_ROWS": _integer(1, 65_536),

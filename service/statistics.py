@@ -137,6 +137,10 @@ class ModelStatistics(SchedulerObserver):
         """The device ran out of memory; the largest batch is now this."""
         self._also.shed(batch_rows)
 
+    def lost(self) -> None:
+        """A device fails every call from now on."""
+        self._also.lost()
+
     def replaced(self) -> None:
         """The executor thread died and another took its place."""
         self._also.replaced()

@@ -20,7 +20,14 @@ PACKAGES = {
 MOST_LINES = 400
 ANYWHERE = {"numpy", "service"}
 CONTRACT = ("service.card", "service.domain")
-SCHEDULER = ("service.scheduler", "service.executor", "service.batch", "service.rows", "service.admission")
+SCHEDULER = (
+    "service.scheduler",
+    "service.executor",
+    "service.desk",
+    "service.batch",
+    "service.rows",
+    "service.admission",
+)
 PARTS = {
     "CodecPool",
     "Engine",
@@ -145,7 +152,7 @@ def test_the_core_is_numpy_and_the_standard_library(importers: tuple[str, ...], 
 
 
 def test_every_scheduler_module_is_held_to_it() -> None:
-    prefixes = ("service.scheduler", "service.admission", "service.executor", "service.batch", "service.rows")
+    prefixes = tuple(f"service.{name}" for name in ("scheduler", "admission", "executor", "desk", "batch", "rows"))
     assert {module for module in modules() if module.startswith(prefixes)} == set(SCHEDULER)
 
 

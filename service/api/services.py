@@ -53,7 +53,7 @@ class Services:
             raise NotReady("models are being loaded" if self.phase == "loading" else "a model could not be loaded")
         for ref, scheduler in self.lineup.schedulers.items():
             if scheduler.lost:
-                raise NotReady(f"the device of {ref} is lost; this process has to be started anew")
+                raise NotReady(f"the device of {ref} is lost, and only another process has it back")
             if not scheduler.healthy:
                 raise NotReady(f"the worker of {ref} is being replaced")
 

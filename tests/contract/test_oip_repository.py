@@ -280,7 +280,7 @@ def test_an_unloaded_model_is_gone_until_it_is_loaded(service: Service) -> None:
 def test_nothing_is_left_of_an_unloaded_model(service: Service) -> None:
     assert service.post("/generate", {"model": "colour"}).status_code == 200
     (found,) = [weakref.ref(model.model) for model in running(service) if model.ref == "colour/1"]
-    executor = weakref.ref(service.services.lineup.schedulers["colour/1"]._executor)  # its thread holds it
+    executor = weakref.ref(service.services.lineup.schedulers["colour/1"]._executors[0])  # its thread holds it
     assert unload(service, "colour").status_code == 200
     service.until(lambda: index(service)["colour/1"] == ("UNAVAILABLE", "not loaded"))
     gc.collect()

@@ -298,7 +298,7 @@ def test_while_draining_new_requests_are_503_and_old_ones_finish(models: Path, m
 
 def test_a_replaced_worker_is_told_by_readiness(models: Path, monkeypatch: Patch) -> None:
     with serving(settings(models)) as service:
-        monkeypatch.setattr(service.services.lineup.schedulers["grey/10"]._executor, "_working", False)
+        monkeypatch.setattr(service.services.lineup.schedulers["grey/10"]._executors[0], "working", False)
         for response in (service.get("/readyz"), service.post("/generate", {})):
             assert "grey/10" in problem(response, 503, "not_ready").detail
         assert service.metric("ign_ready") == 0

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import numpy as np
@@ -49,6 +50,9 @@ class Ear(SchedulerObserver):
     def shed(self, batch_rows: int) -> None:
         self.heard.append(("shed", (batch_rows,)))
 
+    def lost(self) -> None:
+        self.heard.append(("lost", ()))
+
     def replaced(self) -> None:
         self.heard.append(("replaced", ()))
 
@@ -66,21 +70,28 @@ class Script:
 
 @contextlib.contextmanager
 def serving(
-    model: FakeModel,
-    *,
+    *models: FakeModel,
     max_batch_rows: int = 8,
     queue_rows: int = 100,
     clock: Callable[[], float] | None = None,
     observer: SchedulerObserver | None = None,
+    lost: Callable[[], None] = lambda: None,
 ) -> Iterator[Scheduler]:
-    options = {} if clock is None else {"clock": clock}
-    scheduler = Scheduler(model, max_batch_rows=max_batch_rows, queue_rows=queue_rows, observer=observer, **options)
+    scheduler = Scheduler(
+        *models,
+        max_batch_rows=max_batch_rows,
+        queue_rows=queue_rows,
+        observer=observer,
+        lost=lost,
+        clock=clock or time.monotonic,
+    )
     scheduler.start()
     try:
         yield scheduler
     finally:
-        if model.gate is not None:
-            model.gate.set()
+        for model in models:
+            if model.gate is not None:
+                model.gate.set()
         scheduler.close()
         assert not scheduler.healthy
         assert scheduler._books.total.rows == scheduler._books.total.work == 0

@@ -58,6 +58,7 @@ def test_the_scheduler_reports() -> None:
     observer.cancelled(2)
     observer.early_exit(5)
     observer.shed(32)
+    observer.lost()
     observer.replaced()
     expected = {
         ("ign_queue_rows", "", ""): 9,
@@ -74,6 +75,7 @@ def test_the_scheduler_reports() -> None:
         ("ign_cancelled_rows_total", "", ""): 2,
         ("ign_early_exits_total", "", ""): 5,
         ("ign_sheds_total", "rows", "32"): 1,
+        ("ign_devices_lost_total", "", ""): 1,
         ("ign_worker_replacements_total", "", ""): 1,
     }
     for (name, label, content), amount in expected.items():

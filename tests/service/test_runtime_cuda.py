@@ -1,7 +1,7 @@
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from tests.service.onnx_models import (
     sample_rows,
     serialise,
 )
+from tests.service.stand_ins import cuda_on_the_cpu
 
 SHAPES: list[Shape] = [(1, 8, 8), (3, 8, 8)]
 HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
@@ -37,16 +38,7 @@ HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 @pytest.fixture
 def bucketed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., OnnxModel]:
     """Models that believe in CUDA, with sessions and buffers on the CPU."""
-
-    def start(data: bytes, *_: Any) -> Any:
-        return onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-
-    def runner(session: Any, shape: Shape, buckets: Sequence[int], device: str, *, graphs: bool) -> BucketRunner:
-        assert device == "cuda"
-        return BucketRunner(session, shape, buckets, "cpu", graphs=graphs)
-
-    monkeypatch.setattr(runtime, "cuda_session", start)
-    monkeypatch.setattr(runtime, "BucketRunner", runner)
+    cuda_on_the_cpu(monkeypatch)
     return lambda data, **options: OnnxModel(data, device="cuda", **options)
 
 

@@ -148,19 +148,19 @@ MODELS = st.fixed_dictionaries(
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(asks(), min_size=1, max_size=8), st.integers(1, 8), MODELS)
+@given(st.lists(asks(), min_size=1, max_size=8), st.integers(1, 8), MODELS, st.integers(1, 3))
 def test_no_row_is_lost_or_mixed_up(
-    requests: list[Ask], max_batch_rows: int, options: dict[str, tuple[int, ...] | int | None]
+    requests: list[Ask], max_batch_rows: int, options: dict[str, tuple[int, ...] | int | None], devices: int
 ) -> None:
     buckets, memory = options["buckets"], options["memory_rows"]
     assert not isinstance(buckets, int)
     assert not isinstance(memory, tuple)
     if buckets is not None and memory is not None and buckets[0] > memory:
         memory = buckets[0]  # a device on which nothing at all fits is another test
-    model = FakeModel(SHAPE, f, buckets, poison=is_poison, memory_rows=memory)
+    models = [FakeModel(SHAPE, f, buckets, poison=is_poison, memory_rows=memory) for _ in range(devices)]
 
     async def main() -> None:
-        scheduler = Scheduler(model, max_batch_rows=max_batch_rows, queue_rows=1000)
+        scheduler = Scheduler(*models, max_batch_rows=max_batch_rows, queue_rows=1000)
         scheduler.start()
         try:
             await asyncio.gather(*(answer(scheduler, ask) for ask in requests))
@@ -170,22 +170,23 @@ def test_no_row_is_lost_or_mixed_up(
         finally:
             scheduler.close()
         largest = max_batch_rows if buckets is None else buckets[-1]
-        assert max(model.sizes) <= max(largest, *(buckets or (1,)))
+        sizes = {size for model in models for size in model.sizes}
+        assert max(sizes) <= max(largest, *(buckets or (1,)))
         if buckets is not None:
-            assert set(model.sizes) <= set(buckets)
+            assert sizes <= set(buckets)
 
     asyncio.run(main())
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(asks(), min_size=2, max_size=8), st.integers(0, 2**32 - 1))
-def test_callers_who_leave_at_any_point_harm_nobody(requests: list[Ask], seed: int) -> None:
+@given(st.lists(asks(), min_size=2, max_size=8), st.integers(0, 2**32 - 1), st.integers(1, 2))
+def test_callers_who_leave_at_any_point_harm_nobody(requests: list[Ask], seed: int, devices: int) -> None:
     chance = random.Random(seed)
     leaving = {i for i in range(len(requests)) if chance.random() < 0.5}
-    model = FakeModel(SHAPE, f, poison=is_poison)
+    models = [FakeModel(SHAPE, f, poison=is_poison) for _ in range(devices)]
 
     async def main() -> None:
-        scheduler = Scheduler(model, max_batch_rows=3, queue_rows=1000)
+        scheduler = Scheduler(*models, max_batch_rows=3, queue_rows=1000)
         scheduler.start()
         try:
             tasks = [asyncio.create_task(answer(scheduler, ask)) for ask in requests]
@@ -205,18 +206,18 @@ def test_callers_who_leave_at_any_point_harm_nobody(requests: list[Ask], seed: i
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.booleans(), min_size=1, max_size=12), st.integers(1, 4))
-def test_a_worker_that_keeps_dying_answers_everybody(deaths: list[bool], max_batch_rows: int) -> None:
+@given(st.lists(st.booleans(), min_size=1, max_size=12), st.integers(1, 4), st.integers(1, 2))
+def test_a_worker_that_keeps_dying_answers_everybody(deaths: list[bool], max_batch_rows: int, devices: int) -> None:
     def deadly(rows: FloatRows) -> FloatRows:
         if (rows[:, 0, 0, 0] == POISON).any():
             raise SystemExit
         return f(rows)
 
     gate = threading.Event()
-    model = FakeModel(SHAPE, deadly, gate=gate)
+    models = [FakeModel(SHAPE, deadly, gate=gate) for _ in range(devices)]
 
     async def main() -> None:
-        scheduler = Scheduler(model, max_batch_rows=max_batch_rows, queue_rows=1000)
+        scheduler = Scheduler(*models, max_batch_rows=max_batch_rows, queue_rows=1000)
         scheduler.start()
         try:
             tasks = []

@@ -20,5 +20,5 @@ def test_a_lost_device_is_not_one_that_comes_back() -> None:
     found(lost=False, healthy=True).require_ready()
     with pytest.raises(NotReady, match="the worker of digits/1 is being replaced"):
         found(lost=False, healthy=False).require_ready()
-    with pytest.raises(NotReady, match="the device of digits/1 is lost; this process has to be started anew"):
+    with pytest.raises(NotReady, match="the device of digits/1 is lost, and only another process has it back"):
         found(lost=True, healthy=False).require_ready()

@@ -16,6 +16,7 @@ def test_everything_is_passed_on() -> None:
     statistics.cancelled(1)
     statistics.early_exit(1)
     statistics.shed(8)
+    statistics.lost()
     statistics.replaced()
     assert ear.heard == [
         ("batch", (2, 4, "full")),
@@ -24,6 +25,7 @@ def test_everything_is_passed_on() -> None:
         ("cancelled", (1,)),
         ("early_exit", (1,)),
         ("shed", (8,)),
+        ("lost", ()),
         ("replaced", ()),
     ]
 

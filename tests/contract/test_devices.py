@@ -1,0 +1,97 @@
+"""Several GPUs behind one queue, as callers and operators see them. The GPUs are stand-ins on the CPU."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from service.domain.latents import FloatRows
+from service.domain.tasks import DeviceLost
+from service.runtime import OnnxModel
+from service.sessions import Cuda, CudaUnavailable
+from tests.contract.harness import Service, problem, serving, settings
+from tests.service.stand_ins import cuda_on_the_cpu
+
+
+class Gpu(OnnxModel):
+    """A model on a GPU that fails every call once it is among the `lost`."""
+
+    lost: ClassVar[set[int]] = set()
+    missing: ClassVar[set[int]] = set()
+    used: ClassVar[set[int]] = set()
+
+    def __init__(self, data: bytes, *, cuda: Cuda, **options: Any) -> None:
+        if cuda.device_id in self.missing:
+            raise CudaUnavailable("CUDA cannot be used: invalid device ordinal")
+        super().__init__(data, cuda=cuda, **options)
+        self._number = cuda.device_id
+
+    def run(self, rows: FloatRows, out: FloatRows | None = None) -> FloatRows:
+        if self._number in self.lost:
+            raise DeviceLost("CUDA failure 700: an illegal memory access was encountered")
+        self.used.add(self._number)
+        return super().run(rows, out)
+
+    @property
+    def resident(self) -> None:
+        return None  # every step is a run
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Gpu]]:
+    cuda_on_the_cpu(monkeypatch)
+    monkeypatch.setattr("service.app.OnnxModel", Gpu)
+    for seen in (Gpu.lost, Gpu.missing, Gpu.used):
+        seen.clear()
+    yield Gpu
+    Gpu.lost.clear()
+
+
+def generated(service: Service, seed: int, **options: Any) -> bytes:
+    response = service.post("/generate", {"seed": seed, "n": 4, **options}, accept="application/x-npy")
+    assert response.status_code == 200
+    return response.content
+
+
+def test_callers_do_not_see_how_many_there_are(models: Path, gpus: type[Gpu]) -> None:
+    answers = []
+    for count in (1, 3):
+        gpus.used.clear()
+        with serving(settings(models, device="cuda", gpus=count)) as service, ThreadPoolExecutor(16) as pool:
+            assert gpus.used == set(range(count))  # each has been held to the golden rows
+            answers.append(list(pool.map(lambda seed: generated(service, seed, steps=3), range(40))))
+            assert service.metric("ign_devices_lost_total") == 0
+    assert answers[0] == answers[1]
+
+
+def test_with_one_lost_the_others_serve_on(models: Path, gpus: type[Gpu]) -> None:
+    with serving(settings(models, device="cuda", gpus=2)) as service:
+        expected = [generated(service, seed) for seed in range(8)]
+        gpus.lost.add(1)
+        seeds = iter(range(10**6))
+        with ThreadPoolExecutor(8) as pool:
+            while service.metric("ign_devices_lost_total", model="grey/10") == 0:
+                list(pool.map(lambda seed: generated(service, seed), [next(seeds) for _ in range(16)]))
+        assert [generated(service, seed) for seed in range(8)] == expected
+        assert service.get("/readyz").status_code == 200
+        assert [record.levelname for record in service.errors] == []  # it is another thread's
+        assert service.metric("ign_devices_lost_total", model="grey/2") == 0  # nobody has asked it
+
+
+def test_without_any_it_is_not_ready(models: Path, gpus: type[Gpu]) -> None:
+    with serving(settings(models, device="cuda", gpus=2)) as service:
+        gpus.lost |= {0, 1}
+        problem(service.post("/generate", {}), 500, "model_failure")
+        for response in (service.get("/readyz"), service.post("/generate", {})):
+            assert "the device of grey/10 is lost" in problem(response, 503, "not_ready").detail
+        service.errors.clear()
+
+
+def test_one_that_is_not_there_refuses_the_start_and_is_named(models: Path, gpus: type[Gpu]) -> None:
+    gpus.missing.add(2)
+    with serving(settings(models, device="cuda", gpus=4), ready=False) as service:
+        service.until(lambda: bool(service.refusals))
+        (refusal,) = service.refusals
+    assert refusal.detail == "colour/1/model.onnx on device 2: CUDA cannot be used: invalid device ordinal"

@@ -1,0 +1,25 @@
+"""CUDA's code path where there is no CUDA."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import onnxruntime
+import pytest
+
+from service import runtime
+from service.lanes import BucketRunner
+from tests.service.onnx_models import Shape
+
+
+def cuda_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let models believe in CUDA, with sessions and buffers on the CPU."""
+
+    def start(data: bytes, *_: Any) -> Any:
+        return onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+
+    def runner(session: Any, shape: Shape, buckets: Sequence[int], device: str, **options: Any) -> BucketRunner:
+        assert device == "cuda"
+        return BucketRunner(session, shape, buckets, "cpu", **(options | {"device_id": 0}))
+
+    monkeypatch.setattr(runtime, "cuda_session", start)
+    monkeypatch.setattr(runtime, "BucketRunner", runner)

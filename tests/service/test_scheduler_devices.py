@@ -1,0 +1,225 @@
+"""Several devices, one queue: who gets which rows, and what a device takes with it when it is lost."""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.admission import Admission
+from service.domain.errors import DeadlineUnreachable, ModelFailure, NotReady
+from service.domain.latents import FloatRows
+from service.domain.tasks import DeviceLost, Result
+from service.rows import Request, Tally
+from service.scheduler import Scheduler
+from tests.service.fakes import FakeModel
+from tests.service.serving import Ear, begun, held, marked, plan, queued, release, serving
+from tests.service.test_scheduler_properties import SHAPE, Ask, answer, asks, f, is_poison
+
+
+async def idle(scheduler: Scheduler, executors: int) -> None:
+    """Until so many of them wait for work."""
+    async with asyncio.timeout(10):
+        while scheduler._desk._idle != executors:  # noqa: ASYNC110 - it is counted in other threads
+            await asyncio.sleep(0)
+
+
+class Losing(FakeModel):
+    """A device that is lost in its n-th call, counted from 1, and in all that follow; never if n is 0."""
+
+    def __init__(self, *args: object, lost_in: int = 0, **options: object) -> None:
+        super().__init__(*args, **options)  # type: ignore[arg-type]
+        self.calls = 0
+        self.lost_in = lost_in
+
+    def run(self, rows: FloatRows, out: FloatRows | None = None) -> FloatRows:
+        self.calls += 1
+        if self.lost_in and self.calls >= self.lost_in:
+            super().run(rows)
+            raise DeviceLost("CUDA failure 700: an illegal memory access was encountered")
+        return super().run(rows, out)
+
+
+def test_devices_compute_at_the_same_time() -> None:
+    models = [FakeModel(gate=threading.Event()) for _ in range(3)]
+
+    async def main() -> None:
+        with serving(*models, max_batch_rows=2) as scheduler:
+            calls = [held(scheduler, marked(float(i), -1.0), plan(3)) for i in range(3)]
+            for model in models:
+                await begun(model)
+            for model in models:
+                release(model)
+            for i, result in enumerate(await asyncio.gather(*calls)):
+                np.testing.assert_array_equal(result.rows, marked(i / 8, -1 / 8))
+
+    asyncio.run(main())
+    assert all(model.sizes for model in models)
+
+
+def test_idle_devices_share_a_request() -> None:
+    models = [FakeModel() for _ in range(2)]
+
+    async def main() -> None:
+        with serving(*models) as scheduler:
+            await idle(scheduler, 2)
+            await scheduler.submit(marked(*range(8)), plan())
+
+    asyncio.run(main())
+    assert [size for model in models for size in model.sizes] == [4, 4]  # the second by whoever is faster
+
+
+def test_a_busy_device_takes_all_it_can() -> None:
+    models = [FakeModel(gate=threading.Event()) for _ in range(2)]
+
+    async def main() -> None:
+        with serving(*models) as scheduler:
+            await idle(scheduler, 2)
+            plugs = [held(scheduler, marked(1.0), plan()) for _ in models]
+            for model in models:
+                await begun(model)
+            waiting = held(scheduler, marked(*range(8)), plan())
+            await queued(scheduler, waiting)
+            release(models[0])
+            await waiting
+            release(models[1])
+            await asyncio.gather(*plugs)
+
+    asyncio.run(main())
+    assert [model.sizes for model in models] == [[1, 8], [1]]
+
+
+def test_memory_is_each_device_s_own() -> None:
+    small, large, ear = FakeModel(memory_rows=2), FakeModel(), Ear()
+
+    async def main() -> None:
+        with serving(small, large, observer=ear) as scheduler:
+            for _ in range(20):
+                await idle(scheduler, 2)
+                await scheduler.submit(marked(*range(16)), plan())
+            assert scheduler._books.limits == [2, 8]
+
+    asyncio.run(main())
+    assert ear.of("shed") == [(2,)]
+    assert max(large.sizes) == 8
+
+
+@pytest.mark.parametrize("lost_in", [1, 2, 3])
+@pytest.mark.parametrize("steps", [1, 3, 9])
+def test_what_a_lost_device_had_is_done_by_another(lost_in: int, steps: int, caplog: pytest.LogCaptureFixture) -> None:
+    models, ear = [Losing(lost_in=lost_in), FakeModel()], Ear()
+    values = [float(2**i) for i in range(10)]
+    left = list[bool]()
+
+    async def main() -> None:
+        with serving(*models, max_batch_rows=4, observer=ear, lost=lambda: left.append(False)) as scheduler:
+            while not ear.of("lost"):
+                await idle(scheduler, 2)
+                result = await scheduler.submit(marked(*values), plan(steps, score=True, record=(steps,)))
+                np.testing.assert_array_equal(result.rows, marked(*values) / np.float32(2**steps))
+                assert result.distance.tolist() == [value / 2 for value in values]
+                assert result.drift is not None
+                assert result.drift.tolist() == [value / 2 ** (steps + 1) for value in values]
+                assert [len(path) for path in result.trajectory] == [1] * len(values)
+            assert (scheduler.healthy, scheduler.lost) == (True, False)
+            assert scheduler._books.limits == [0, 4]
+            assert scheduler._books.total == Tally()
+
+    asyncio.run(main())
+    assert ear.of("lost") == [()]
+    assert (ear.of("replaced"), left) == ([], [])
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.CRITICAL] == [
+        "a device is lost: it fails every call until this process is started anew; others go on, 1 of them"
+    ]
+
+
+def test_the_last_device_takes_everything_with_it() -> None:
+    models, ear = [Losing(lost_in=2), Losing(lost_in=2)], Ear()
+
+    async def main() -> None:
+        told = asyncio.Event()
+        with serving(*models, observer=ear, lost=told.set) as scheduler:
+            await idle(scheduler, 2)
+            assert (await scheduler.submit(marked(2, 4), plan())).rows.tolist() == marked(1, 2).tolist()
+            await idle(scheduler, 2 - len(ear.of("lost")))  # one may have been faster than the other, and had both rows
+            with pytest.raises(ModelFailure) as caught:
+                await scheduler.submit(marked(1, 2), plan(2))
+            assert isinstance(caught.value.__cause__, DeviceLost)
+            await asyncio.wait_for(told.wait(), 10)
+            assert (scheduler.healthy, scheduler.lost) == (False, True)
+            with pytest.raises(NotReady):
+                await scheduler.submit(marked(1), plan())
+
+    asyncio.run(main())
+    assert ear.of("lost") == [(), ()]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(asks(), min_size=1, max_size=8), st.integers(1, 4), st.lists(st.integers(0, 6), min_size=1, max_size=2))
+def test_no_row_is_harmed_by_devices_that_are_lost(requests: list[Ask], rows: int, losses: Sequence[int]) -> None:
+    models = [FakeModel(SHAPE, f, poison=is_poison)]
+    models += [Losing(SHAPE, f, poison=is_poison, lost_in=calls) for calls in losses]
+
+    async def main() -> None:
+        scheduler = Scheduler(*models, max_batch_rows=rows, queue_rows=1000)
+        scheduler.start()
+        try:
+            await asyncio.wait_for(asyncio.gather(*(answer(scheduler, ask) for ask in requests)), 30)
+            assert scheduler.healthy
+        finally:
+            scheduler.close()
+        assert scheduler._books.total == Tally()
+
+    asyncio.run(main())
+
+
+def test_a_thread_that_dies_beside_others_takes_only_its_own_pass() -> None:
+    ear = Ear()
+
+    def deadly(rows: FloatRows) -> FloatRows:
+        if (rows == 13).any():
+            raise SystemExit
+        return rows * np.float32(0.5)
+
+    models = [FakeModel(function=deadly, gate=threading.Event()) for _ in range(2)]
+
+    async def main() -> None:
+        with serving(*models, max_batch_rows=1, observer=ear) as scheduler:
+            calls = [held(scheduler, marked(value), plan(3)) for value in (13.0, 8.0)]
+            for model in models:
+                await begun(model)
+            later = held(scheduler, marked(16.0), plan(3))
+            await queued(scheduler, later)
+            for model in models:
+                release(model)
+            dead, *others = await asyncio.gather(*calls, later, return_exceptions=True)
+            assert isinstance(dead, ModelFailure)
+            for other, value in zip(others, (1.0, 2.0), strict=True):
+                assert isinstance(other, Result)
+                np.testing.assert_array_equal(other.rows, marked(value))
+            assert scheduler.healthy
+
+    asyncio.run(main())
+    assert ear.of("replaced") == [()]
+
+
+def test_two_devices_promise_twice_as_much() -> None:
+    def refused(books: Admission, deadline: float) -> bool:
+        request = Request(marked(*[0.0] * 64), plan(10, deadline=deadline), streamed=False, arrived=0.0)
+        try:
+            books.admit(request, 0.0)
+        except DeadlineUnreachable:
+            return True
+        return False
+
+    for devices, seconds in ((1, 80.0), (2, 40.0), (4, 20.0)):
+        books = Admission(1000, *[8] * devices)
+        for _ in range(20):
+            books.ran(8, 1.0, 0.0)
+        # 64 rows of 10 steps: 640 row-steps, 8 a second on each device
+        assert refused(books, seconds * 0.99)
+        assert not refused(books, seconds * 1.01)
