@@ -18,6 +18,9 @@ import pytest
 from service import __main__ as program
 from service import process, server
 from service.domain.errors import StartupError
+from service.domain.latents import FloatRows
+from service.domain.tasks import DeviceLost
+from service.runtime import OnnxModel
 from service.settings import Settings
 from tests.contract.harness import PATIENCE_S, Gate, problem
 from tests.service.onnx_models import write_model
@@ -277,3 +280,32 @@ def test_logs_are_text_or_json(capsys: Any) -> None:
     process.configure_logging(Settings())
     logging.getLogger("service").info("hello")
     assert capsys.readouterr().err.endswith(" INFO hello\n")
+
+
+def test_without_a_device_left_it_ends_to_be_started_anew(
+    configured: Callable[..., None], said: Said, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    configured()
+    gone = threading.Event()
+
+    class Gone(OnnxModel):
+        def run(self, rows: FloatRows, out: FloatRows | None = None) -> FloatRows:
+            if gone.is_set():
+                raise DeviceLost("CUDA failure 700: an illegal memory access was encountered")
+            return super().run(rows, out)
+
+    monkeypatch.setattr("service.app.OnnxModel", Gone)
+
+    def script() -> None:
+        url = said.until("listening on ")
+        ready(url)
+        assert httpx.post(f"{url}/generate", json={}).status_code == 200
+        gone.set()
+        problem(httpx.post(f"{url}/generate", json={"n": 4}), 500, "model_failure")
+        said.until("draining: ")
+
+    assert main_beside(script) == 1
+    err = capsys.readouterr().err
+    assert "CRITICAL a device is lost: it fails every call until this process is started anew\n" in err
+    assert "Traceback" in err  # of the call that said so
+    assert "does not start" not in err
