@@ -44,11 +44,11 @@ class Cuda:
     """What the operator decided for CUDA; nothing of it matters on the CPU.
 
     Args:
-        deterministic: one batch size, and cuDNN's heuristic instead of its search.
+        deterministic: one batch size, and cuDNN's simpler heuristic.
         graphs: capture one CUDA graph for each batch size, and replay it.
         memory_mib: bound on onnxruntime's arena; cuDNN's and TensorRT's own memory is beyond it. 0 for no bound.
         tensorrt_cache: folder for TensorRT's engines; None leaves TensorRT out.
-        half: the model computes in float16, which TensorRT wants to be told.
+        half: the model computes in float16, which TensorRT wants to be told, and which wants tensor cores.
     """
 
     deterministic: bool = False
@@ -140,16 +140,17 @@ def cuda_session(data: bytes, cuda: Cuda, profile: Profile | None = None) -> Any
 def cuda_options(cuda: Cuda) -> dict[str, str]:
     """Options of the CUDA provider, for a convolutional network that only ever sees its buckets.
 
-    EXHAUSTIVE finds the fastest convolutions and is paid for at warm-up; its choice can differ from run to run,
-    which HEURISTIC's does not. TF32 is off: it costs three decimal digits. The arena grows by what is asked for,
-    since the shapes are few.
+    For cuDNN 9 both searches are heuristics, EXHAUSTIVE the slower and better one, and no convolution is timed. TF32
+    is off: it costs three decimal digits. In half precision it stays on, because onnxruntime turns it off by
+    forbidding tensor cores, those for float16 too; :func:`service.settings.keep_precision` says what goes for float32.
+    The arena grows by what is asked for, since the shapes are few.
     """
     options = {
         "device_id": "0",
         "cudnn_conv_algo_search": "HEURISTIC" if cuda.deterministic else "EXHAUSTIVE",
         "cudnn_conv_use_max_workspace": "1",
         "arena_extend_strategy": "kSameAsRequested",
-        "use_tf32": "0",
+        "use_tf32": "1" if cuda.half else "0",
     }
     if cuda.memory_mib:
         options["gpu_mem_limit"] = str(cuda.memory_mib * 2**20)

@@ -69,6 +69,7 @@ def test_the_options_of_cuda() -> None:
     }
     assert cuda_options(Cuda()) == plain
     assert cuda_options(Cuda(deterministic=True)) == plain | {"cudnn_conv_algo_search": "HEURISTIC"}
+    assert cuda_options(Cuda(half=True)) == plain | {"use_tf32": "1"}  # "0" forbids float16 its tensor cores
     assert cuda_options(Cuda(graphs=True)) == plain | {"enable_cuda_graph": "1"}
     assert cuda_options(Cuda(memory_mib=2048)) == plain | {"gpu_mem_limit": "2147483648"}
 
