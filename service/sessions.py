@@ -4,10 +4,12 @@ On CUDA nothing may fall back to the CPU in silence: neither the whole model, no
 """
 
 import contextlib
+import ctypes
 import io
 import logging
 import os
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,6 +136,8 @@ def cuda_session(data: bytes, cuda: Cuda, profile: Profile | None = None) -> Any
             _check_loaded(ort.InferenceSession(data, options, providers=providers, enable_fallback=0), wanted, missed)
         raise CudaUnavailable(f"{_plain(wanted[0])} cannot be used: {one_line(exc)}") from exc
     _check_loaded(session, wanted, missed)
+    if reason := _no_cudnn():
+        raise CudaUnavailable(f"CUDA cannot be used: {reason}")
     return session
 
 
@@ -229,6 +233,16 @@ def _preload_libraries() -> str:
     if said:
         _LOG.warning("loading CUDA libraries: %s", said)
     return _shortened(said)
+
+
+def _no_cudnn() -> str:
+    """Why there is no cuDNN, or nothing: without it onnxruntime starts all the same, and fails in its first run."""
+    try:
+        ctypes.CDLL({"win32": "cudnn64_9.dll"}.get(sys.platform, "libcudnn.so.9"))
+    except OSError as exc:
+        _LOG.warning("loading cuDNN: %s", exc)
+        return f"cuDNN 9 does not load{_HINT}"
+    return ""
 
 
 def _session_options(threads: int) -> Any:

@@ -161,7 +161,12 @@ def test_with_graphs_whoever_captures_is_not_disturbed(what: str) -> None:
         "close": OneThread(runner).close,
     }
     order: list[str] = []
-    other = threading.Thread(target=lambda: (calls[what](), order.append(what)))
+
+    def disturb() -> None:
+        calls[what]()
+        order.append(what)
+
+    other = threading.Thread(target=disturb)
     with CAPTURES.alone():
         other.start()
         other.join(0.05)

@@ -1,5 +1,6 @@
 """What onnxruntime is asked for, and what happens when it gives something else. No GPU: its sessions are stand-ins."""
 
+import ctypes
 import os
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> type[Session]:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [TENSORRT, CUDA, CPU])
     monkeypatch.setattr(onnxruntime, "InferenceSession", Fresh)
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: name)
     return Fresh
 
 
@@ -186,6 +188,17 @@ def test_nodes_left_to_the_cpu_are_told_apart_from_a_provider_that_is_not_there(
     with pytest.raises(CudaUnavailable, match=says):
         cuda_session(b"", Cuda())
     assert "CUDA session failed" in caplog.text
+
+
+def test_without_cudnn_it_does_not_start(gpu: type[Session], monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        assert "cudnn" in name
+        raise OSError(f"/secret/{name}: cannot open shared object file")
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    with pytest.raises(CudaUnavailable, match=r"^CUDA cannot be used: cuDNN 9 does not load \(extra `gpu` has it\)$"):
+        cuda_session(b"", Cuda())
+    assert gpu.made  # onnxruntime itself has nothing against it
 
 
 @pytest.mark.parametrize(
