@@ -28,6 +28,7 @@ from benchmarks.common import (
     arguments,
     duration,
     in_turn,
+    keep,
     median_ratio,
     memory,
     percentile,
@@ -58,7 +59,7 @@ METHOD = (
     "provider that the service does not use, over the ones it does, at the largest bucket, rows staying on the device. "
     "memory: all buckets in turn, with graphs"
 )
-FULL = {"rounds": 3, "seconds": 0.5, "soak_s": 60.0, "most": 1024}
+FULL = {"rounds": 3, "seconds": 0.4, "soak_s": 40.0, "most": 1024}
 QUICK = {"rounds": 1, "seconds": 0.1, "soak_s": 3.0, "most": 128}
 WAYS: Final = ("raw", "run", "resident", "graphs_run", "graphs_resident")
 UNUSED: Final[Mapping[str, Mapping[str, str]]] = {
@@ -88,8 +89,11 @@ def measure(options: argparse.Namespace) -> Json:
     for file in options.model:
         for part, lines in of_one(Path(file), device, options).items():
             found.setdefault(part, []).extend(lines)
-    judged = (found[part] for part in ("parity", "invariance", "sizes", "changes", "memory"))
-    return report("gpu", METHOD, options, device=device.about(), targets=targets(*judged), **found)
+        judged = (found[part] for part in ("parity", "invariance", "sizes", "changes", "memory"))
+        so_far = report("gpu", METHOD, options, device=device.about(), targets=targets(*judged), **found)
+        if options.results:  # and if there is no time for the next file, this one is kept
+            keep(so_far, options.results)
+    return so_far
 
 
 def of_one(path: Path, device: Device, options: argparse.Namespace) -> dict[str, list[Json]]:
@@ -356,8 +360,8 @@ def parser() -> argparse.ArgumentParser:
         help="exported files, golden.npz beside them, such as one of 28×28 and one of 64×64 (default: mnist/1, both)",
     )
     found.add_argument("--rounds", type=positive, help="rounds (default 3; quick 1)")
-    found.add_argument("--seconds", type=duration, help="seconds per measurement and round (default 0.5; quick 0.1)")
-    found.add_argument("--soak-s", type=duration, help="seconds of the long run (default 60; quick 3)")
+    found.add_argument("--seconds", type=duration, help="seconds per measurement and round (default 0.4; quick 0.1)")
+    found.add_argument("--soak-s", type=duration, help="seconds of the long run (default 40; quick 3)")
     found.add_argument("--most", type=positive, help="largest batch tried for the limit (default 1024; quick 128)")
     return found
 
