@@ -217,7 +217,7 @@ def widened(channels: int) -> bytes:
     nodes = [
         helper.make_node("Expand", ["x", "wide"], ["scratch"]),
         helper.make_node("Tanh", ["scratch"], ["squashed"]),
-        helper.make_node("ReduceMean", ["squashed", "axes"], ["y"], keepdims=1),
+        helper.make_node("ReduceMax", ["squashed", "axes"], ["y"], keepdims=1),
     ]
     shape = ("batch", 1, 8, 8)
     constants = {"wide": np.array([1, channels, 1, 1]), "axes": np.array([1])}
