@@ -29,8 +29,10 @@ _HINT: Final = " (extra `gpu` has it)"
 
 _NO_CPU: Final = "session.disable_cpu_ep_fallback"
 _ON_CPU: Final = "fallback to CPU EP has been explicitly disabled"
-# file.cc:12 type function(arguments) [with template arguments]
-_PLACE: Final = re.compile(r"\S+\.(?:cc|h|cu|cuh):\d+ [^()\n]+\([^()\n]*\)(?: const)?(?: \[with [^\]\n]*\])? ?")
+# file.cc:12 type function(arguments) [with template arguments], or file.cc:12 function
+_PLACE: Final = re.compile(
+    r"\S+\.(?:cc|h|cu|cuh):\d+ (?:[^()\"\n]+\([^()\n]*\)(?: const)?(?: \[with [^\]\n]*\])?|\w+) ?"
+)
 _TOO_NEW: Final = (
     re.compile(r"(?P<what>Opset) (?P<needs>\d+) is under development.* is till opset (?P<most>\d+)", re.DOTALL),
     re.compile(r"Unsupported model (?P<what>IR) version: (?P<needs>\d+), max supported IR version: (?P<most>\d+)"),
@@ -196,9 +198,9 @@ def tensorrt_options(cuda: Cuda, cache: Path, profile: Profile) -> dict[str, str
 
 def one_line(exc: Exception) -> str:
     """The first line of an onnxruntime message, without its error number, places in its source, paths and hosts."""
-    text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(exc))
-    text = _PLACE.sub("", text)
-    return _shortened(re.sub(r" ; GPU=.*", "", text)) or type(exc).__name__
+    text = re.sub(r" ; GPU=.*", "", str(exc))
+    text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    return _shortened(_PLACE.sub("", text)) or type(exc).__name__
 
 
 def _shortened(text: str) -> str:

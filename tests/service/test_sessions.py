@@ -212,6 +212,16 @@ def test_without_cudnn_it_does_not_start(gpu: type[Session], monkeypatch: pytest
             "CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version",
         ),
         (
+            "/src/onnxruntime/core/providers/cuda/cuda_execution_provider_info.cc:63 static onnxruntime::"
+            "CUDAExecutionProviderInfo onnxruntime::CUDAExecutionProviderInfo::FromProviderOptions(const onnxruntime::"
+            "ProviderOptions&) [ONNXRuntimeError] : 1 : FAIL : provider_options_utils.h:187 Parse Failed to parse "
+            'provider option "device_id": CUDA failure 35: CUDA driver version is insufficient for CUDA runtime '
+            "version ; GPU=-1 ; hostname=vm ; file=/src/onnxruntime/core/x.cc ; line=70 ; "
+            "expr=cudaGetDeviceCount(&num_devices); \n",
+            'Failed to parse provider option "device_id": CUDA failure 35: CUDA driver version is insufficient for '
+            "CUDA runtime version",
+        ),
+        (
             "/src/onnxruntime/python/state.cc:729 void onnxruntime::python::Register(PySessionOptions&, const "
             "onnxruntime::ProviderOptions&) Please install TensorRT libraries, make sure they're in the PATH",
             "Please install TensorRT libraries, make sure they're in the PATH",
