@@ -126,6 +126,7 @@ def cuda_session(data: bytes, cuda: Cuda, profile: Profile | None = None) -> Any
     options = _session_options(threads=1)  # more do not help: the device does the work
     options.use_deterministic_compute = cuda.deterministic
     options.add_session_config_entry(_NO_CPU, "1")
+    ort.set_default_logger_severity(3)  # for every session it warns that CUDA is no plugin
     try:
         session = ort.InferenceSession(data, options, providers=providers, enable_fallback=0)
     except Exception as exc:  # onnxruntime's errors share no other base class
