@@ -34,7 +34,7 @@ endif
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .SUFFIXES:
-.PHONY: help run test check format lint types coverage containers lock train export bench openapi
+.PHONY: help run test check format lint types coverage containers lock train export bench gpu openapi
 
 help:  ## list the targets and variables
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -105,6 +105,9 @@ BENCH_soak := soak
 ifndef BENCH_$(BENCH)
 $(error BENCH=$(BENCH): expected runtime, gpu, scheduler, service, peers or soak)
 endif
+
+gpu: $(DEVELOP)  ## on a machine with a GPU, RUNTIME=gpu: what has to be seen there, in less than ten minutes
+	$(BIN)/python -m benchmarks.on_gpu $(ARGS)
 
 openapi: $(DEVELOP)  ## write docs/openapi.json anew
 	$(BIN)/python -m tests.openapi

@@ -1,10 +1,11 @@
-"""The CUDA path on its device: parity, the same bits in company, what graphs and staying there gain, memory.
+"""The CUDA path on its device: parity, the same bits in company, what graphs and staying there gain, changing the
+batch size, memory.
 
     python -m benchmarks.bench_gpu --results benchmarks/results/gpu.json
 
 No HTTP and no pictures. Everything is compared with raw onnxruntime on the same model and device in the same run, in
 turn, and with the most that the device does at any batch size. Where CUDA does not work it says so in one line, and
-measures nothing.
+measures nothing. A full run takes about five minutes, `--quick` some seconds.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from benchmarks.common import (
     arguments,
     duration,
     in_turn,
+    keep,
     median_ratio,
     memory,
     percentile,
@@ -40,8 +42,9 @@ from benchmarks.common import (
 from benchmarks.device import Device
 from benchmarks.processes import ROOT, rss_mib
 from service import runtime, sessions
-from service.domain.errors import StartupError
+from service.domain.errors import ModelFailure, StartupError
 from service.domain.latents import FloatRows
+from service.domain.tasks import DeviceOutOfMemory
 from service.golden import check_golden, read_golden
 from service.runtime import OnnxModel
 from service.sessions import Cuda, CudaUnavailable
@@ -52,19 +55,20 @@ METHOD = (
     "other neighbours. sizes: rows/s of repeated calls on seeded latents, the ways in turn; run is service.runtime "
     "with rows that come and go, resident leaves them on the device, graphs replays CUDA graphs; raw is session.run as "
     "onnxruntime's documentation shows it; limit is the most that resident calls reach at any size, beyond the "
-    "buckets too. options: settings of the provider that the service does not use, over the ones it does, at the "
-    "largest bucket, rows staying on the device. memory: all buckets in turn, with graphs"
+    "buckets too. changes: the smallest and the largest batch in turn, over each of them alone: onnxruntime plans the "
+    "convolutions anew whenever the batch size is another, unless a graph is replayed. options: settings of the "
+    "provider that the service does not use, over the ones it does, at the largest bucket, rows staying on the device. "
+    "memory: all buckets in turn, with graphs"
 )
-FULL = {"rounds": 5, "seconds": 1.0, "soak_s": 300.0, "most": 1024}
+FULL = {"rounds": 3, "seconds": 0.4, "soak_s": 40.0, "most": 1024}
 QUICK = {"rounds": 1, "seconds": 0.1, "soak_s": 3.0, "most": 128}
 WAYS: Final = ("raw", "run", "resident", "graphs_run", "graphs_resident")
 UNUSED: Final[Mapping[str, Mapping[str, str]]] = {
     "prefer_nhwc": {"prefer_nhwc": "1"},
     "fuse_conv_bias": {"fuse_conv_bias": "1"},
     "heuristic search": {"cudnn_conv_algo_search": "HEURISTIC"},
-    "TF32": {"use_tf32": "1"},
 }
-"""Options that research speaks for, which cost parity or have not been shown to pay."""
+"""Options that research speaks for, which have not been shown to pay. TF32 is decided for the whole process."""
 
 
 def main() -> int:
@@ -82,35 +86,42 @@ def main() -> int:
 
 def measure(options: argparse.Namespace) -> Json:
     device = Device()
-    parity, invariance, sizes, plateaus, unused, soaks = [], [], [], [], [], []
+    found: dict[str, list[Json]] = {}
     for file in options.model:
-        path = Path(file)
-        data = path.read_bytes()
-        with opened(data, Cuda()) as plain, opened(data, Cuda(graphs=True)) as graphs:
-            parity.append(golden_rows(path, plain))
-            invariance += in_company(plain)
-            limit = plateau(data, options)
-            plateaus.append(limit)
-            sizes += [by_size(size, data, plain, graphs, limit, options) for size in plain.buckets or ()]
-            soaks.append(long_run(graphs, device, options))
-        unused += other_options(data, options)
-    return report(
-        "gpu",
-        METHOD,
-        options,
-        device=device.about(),
-        targets=targets(parity, invariance, sizes, soaks),
-        parity=parity,
-        invariance=invariance,
-        sizes=sizes,
-        limits=plateaus,
-        options_not_used=unused,
-        memory=soaks,
-    )
+        for part, lines in of_one(Path(file), device, options).items():
+            found.setdefault(part, []).extend(lines)
+        judged = (found[part] for part in ("parity", "invariance", "sizes", "changes", "memory"))
+        so_far = report("gpu", METHOD, options, device=device.about(), targets=targets(*judged), **found)
+        if options.results:  # and if there is no time for the next file, this one is kept
+            keep(so_far, options.results)
+    return so_far
+
+
+def of_one(path: Path, device: Device, options: argparse.Namespace) -> dict[str, list[Json]]:
+    """All about one file."""
+    data, half = path.read_bytes(), path.name == "model.fp16.onnx"
+    with opened(data, Cuda(half=half)) as plain, opened(data, Cuda(half=half, graphs=True)) as graphs:
+        limit = plateau(data, half, options)
+        found = {
+            "parity": [golden_rows(path, plain)],
+            "invariance": in_company(plain),
+            "sizes": [by_size(size, data, plain, graphs, limit, options) for size in plain.buckets or ()],
+            "limits": [limit],
+            "changes": [by_turns(plain, graphs, options)],
+            "memory": [long_run(graphs, device, options)],
+        }
+    found["options_not_used"] = other_options(data, half, options)
+    for line in itertools.chain.from_iterable(found.values()) if half else ():
+        line["model"] += " in float16"
+    return found
 
 
 def targets(
-    parity: Sequence[Json], invariance: Sequence[Json], sizes: Sequence[Json], soaks: Sequence[Json]
+    parity: Sequence[Json],
+    invariance: Sequence[Json],
+    sizes: Sequence[Json],
+    changes: Sequence[Json],
+    soaks: Sequence[Json],
 ) -> list[Json]:
     """One line for each promise, over all models: the worst."""
     top = {line["model"]: line for line in sizes}.values()  # the last of each is its largest bucket
@@ -125,6 +136,11 @@ def targets(
         ),
         target(
             "one row, graphs over none", min(line["graph_gain"] for line in sizes if line["rows"] == 1), at_least=1.0
+        ),
+        target(
+            "batch sizes in turn, with graphs, over one at a time",
+            max(line["graphs_in_turn_over_alone"] for line in changes),
+            at_most=1.2,
         ),
         target("long run: growth of memory", max(line["growth_mib"] for line in soaks), at_most=64, unit="MiB"),
     ]
@@ -156,7 +172,8 @@ def golden_rows(path: Path, model: OnnxModel) -> Json:
 
 
 def in_company(model: OnnxModel) -> list[Json]:
-    """By bucket: the largest difference of one row between all places, with other neighbours each time."""
+    """By bucket: the largest difference of one row between all places, with other neighbours each time; and of one
+    batch that is run again, without which the first says nothing of neighbours."""
     lines = []
     for size in model.buckets or ():
         x = model.noise.rows(seed=0, offset=0, n=1)[0]
@@ -166,16 +183,17 @@ def in_company(model: OnnxModel) -> list[Json]:
             rows[place] = x
             answers.append(model.run(rows)[place])
         spread = max(float(np.abs(answer - answers[0]).max()) for answer in answers)
-        lines.append({"model": model.card.ref, "bucket": size, "places": size, "spread": spread})
+        again = max(float(np.abs(model.run(rows) - model.run(rows)).max()) for _ in range(3))
+        lines.append({"model": model.card.ref, "bucket": size, "places": size, "spread": spread, "again": again})
     return lines
 
 
-def plateau(data: bytes, options: argparse.Namespace) -> Json:
+def plateau(data: bytes, half: bool, options: argparse.Namespace) -> Json:
     """The most rows/s that the device does at any batch size up to ``most``: twice as many as long as that pays."""
     rates: dict[int, float] = {}
     size = 16
     while size <= options.most:
-        with patch.object(runtime, "bounded_buckets", return_value=(size,)), opened(data, Cuda()) as model:
+        with patch.object(runtime, "bounded_buckets", return_value=(size,)), opened(data, Cuda(half=half)) as model:
             ref = model.card.ref
             if model.buckets != (size,):  # does not fit the device
                 break
@@ -236,28 +254,55 @@ def staying(model: OnnxModel, size: int, seconds: float) -> float:
     return steps * size / (now - start)
 
 
-def other_options(data: bytes, options: argparse.Namespace) -> list[Json]:
+def by_turns(plain: OnnxModel, graphs: OnnxModel, options: argparse.Namespace) -> Json:
+    """What it costs that the next batch has another size: the smallest and the largest in turn, over each alone."""
+    buckets = plain.buckets or (1,)
+    small, large = (plain.noise.rows(seed=0, offset=0, n=size) for size in (buckets[0], buckets[-1]))
+    line: Json = {"model": plain.card.ref, "rows": f"{buckets[0]} and {buckets[-1]}"}
+    for way, model in {"run": plain, "graphs": graphs}.items():
+
+        def both(model: OnnxModel = model) -> None:
+            model.run(small)
+            model.run(large)
+
+        calls: dict[str, Callable[[], float]] = {
+            "small": partial(rate, partial(model.run, small), 1, options.seconds),
+            "large": partial(rate, partial(model.run, large), 1, options.seconds),
+            "in_turn": partial(rate, both, 1, options.seconds),
+        }
+        found = in_turn(calls, options.rounds)
+        alone = [1 / a + 1 / b for a, b in zip(found["small"], found["large"], strict=True)]
+        turns = [1 / calls_per_s for calls_per_s in found["in_turn"]]
+        line[f"{way}_in_turn_over_alone"] = rounded(median_ratio(turns, alone))
+        line[f"{way}_ms_per_change"] = rounded(
+            percentile(sorted(a - b for a, b in zip(turns, alone, strict=True)), 50) / 2 * 1e3
+        )
+    return line
+
+
+def other_options(data: bytes, half: bool, options: argparse.Namespace) -> list[Json]:
     """What the provider's options that are not used would bring, and how far they move the rows."""
     lines = []
-    with opened(data, Cuda()) as usual:
+    with opened(data, Cuda(half=half)) as usual:
         size = (usual.buckets or (1,))[-1]
         x = usual.noise.rows(seed=0, offset=0, n=size)
         expected = usual.run(x)
         for name, changes in UNUSED.items():
-            with changed(changes), opened(data, Cuda()) as other:
-                ways = {"usual": usual, "other": other}
-                found = in_turn(
-                    {way: partial(staying, model, size, options.seconds) for way, model in ways.items()},
-                    options.rounds,
-                )
-                lines.append(
-                    {
-                        "model": usual.card.ref,
-                        "option": name,
-                        "gain": rounded(median_ratio(found["other"], found["usual"])),
-                        "difference": rounded(float(np.abs(other.run(x) - expected).max())),
-                    }
-                )
+            line: Json = {"model": usual.card.ref, "option": name, "gain": None, "difference": None, "refused": ""}
+            lines.append(line)
+            try:
+                with changed(changes), opened(data, Cuda(half=half)) as other:
+                    found = in_turn(
+                        {
+                            "usual": partial(staying, usual, size, options.seconds),
+                            "other": partial(staying, other, size, options.seconds),
+                        },
+                        options.rounds,
+                    )
+                    line["gain"] = rounded(median_ratio(found["other"], found["usual"]))
+                    line["difference"] = rounded(float(np.abs(other.run(x) - expected).max()))
+            except (StartupError, ModelFailure, DeviceOutOfMemory) as exc:  # of this option, which nobody uses
+                line["refused"] = str(exc)
     return lines
 
 
@@ -316,9 +361,9 @@ def parser() -> argparse.ArgumentParser:
         default=[str(ROOT / "models" / "mnist" / "1" / name) for name in ("model.onnx", "model.fp16.onnx")],
         help="exported files, golden.npz beside them, such as one of 28×28 and one of 64×64 (default: mnist/1, both)",
     )
-    found.add_argument("--rounds", type=positive, help="rounds (default 5; quick 1)")
-    found.add_argument("--seconds", type=duration, help="seconds per measurement and round (default 1; quick 0.1)")
-    found.add_argument("--soak-s", type=duration, help="seconds of the long run (default 300; quick 3)")
+    found.add_argument("--rounds", type=positive, help="rounds (default 3; quick 1)")
+    found.add_argument("--seconds", type=duration, help="seconds per measurement and round (default 0.4; quick 0.1)")
+    found.add_argument("--soak-s", type=duration, help="seconds of the long run (default 40; quick 3)")
     found.add_argument("--most", type=positive, help="largest batch tried for the limit (default 1024; quick 128)")
     return found
 

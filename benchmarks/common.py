@@ -154,12 +154,16 @@ def report(benchmark: str, method: str, options: argparse.Namespace, **results: 
 
 def write(found: Json, results: str | None) -> None:
     """Print a result, and keep it in the file ``results`` if that is given."""
-    text = json.dumps(found, indent=2, ensure_ascii=False)
-    print(text)
+    print(json.dumps(found, indent=2, ensure_ascii=False))
     if results:
-        path = Path(results)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n", encoding="utf-8")
+        keep(found, results)
+
+
+def keep(found: Json, results: str) -> None:
+    """Write a result into the file ``results``."""
+    path = Path(results)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def arguments(description: str) -> argparse.ArgumentParser:

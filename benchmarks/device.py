@@ -1,5 +1,6 @@
 """The GPU that a result was measured on, as `nvidia-smi` tells."""
 
+import os
 import shutil
 import subprocess
 
@@ -9,7 +10,7 @@ _FIELDS = ("name", "driver_version", "memory.total", "power.limit", "clocks.max.
 
 
 class Device:
-    """The first device. Without `nvidia-smi` nothing is known of it, and nothing else changes."""
+    """The first visible device. Without `nvidia-smi` nothing is known of it, and nothing else changes."""
 
     def __init__(self) -> None:
         self._program = shutil.which("nvidia-smi")
@@ -30,7 +31,8 @@ class Device:
     def _ask(self, fields: str) -> list[str]:
         if self._program is None:
             return []
-        command = [self._program, f"--query-gpu={fields}", "--format=csv,noheader", "--id=0"]
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0].strip()
+        command = [self._program, f"--query-gpu={fields}", "--format=csv,noheader", f"--id={visible or 0}"]
         try:
             said = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
         except (OSError, subprocess.SubprocessError):

@@ -91,6 +91,8 @@ def about(result: Json) -> str:
     machine = result["machine"]
     runtime = next((f"{name} {machine[name]}" for name in ("onnxruntime", "onnxruntime-gpu") if name in machine), "")
     line = f"{machine['processor']}, {machine['cpus_granted']} cores, Python {machine['python']}, {runtime}"
+    if isinstance(card := result.get("device"), dict) and card:
+        line = f"{card['name']}, {card['memory.total']}, driver {card['driver_version']}; {line}"
     if "load_1m" in machine:
         line += f"; load average {shown(machine['load_1m'])}"
     quick = result.get("options", {}).get("quick")

@@ -7,11 +7,13 @@ Every bucket has two buffers, and a step reads one and writes the other.
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import onnxruntime as ort
 
+from service.captures import CAPTURES
 from service.card import INPUT, OUTPUT
 from service.domain.latents import FloatRows
 from service.domain.tasks import once
@@ -116,9 +118,10 @@ class BucketRunner:
         size = next((bucket for bucket in self._buckets if bucket >= len(rows)), None)
         if size is None:
             raise ValueError(f"{len(rows)} rows, and the largest bucket is {self._buckets[-1]}")
-        if size not in self._lanes:
-            self._lanes[size] = _Lane(self._session, (size, *self._shape), self._device, self._numbers)
-        self._lanes[size].load(rows)
+        with self._together():
+            if size not in self._lanes:
+                self._lanes[size] = _Lane(self._session, (size, *self._shape), self._device, self._numbers)
+            self._lanes[size].load(rows)
         self._loaded = self._lanes[size]
 
     def steps(self, more: Callable[[], bool] = once) -> None:
@@ -130,10 +133,15 @@ class BucketRunner:
 
     def fetch(self, out: FloatRows) -> None:
         """Copy the first rows, as many as ``out`` has."""
-        self._lane().fetch(out)
+        lane = self._lane()
+        with self._together():
+            lane.fetch(out)
 
     def close(self) -> None:
         """Nothing but session and buffers, which go with this object."""
+
+    def _together(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._numbers is None else CAPTURES.together()
 
     def _lane(self) -> "_Lane":
         if self._loaded is None:
@@ -165,7 +173,9 @@ class _Lane:
     def step(self, session: Any) -> None:
         way = self._ways[self._now]
         # Returns once the device is done: that is when a failure is told, and the two buffers change places.
-        session.run_with_iobinding(way.binding, way.options)
+        with way.turn():
+            session.run_with_iobinding(way.binding, way.options)
+        way.captured = True
         self._now = 1 - self._now
 
     def fetch(self, out: FloatRows) -> None:
@@ -181,9 +191,16 @@ class _Way:
         self.binding.bind_ortvalue_input(INPUT, x)
         self.binding.bind_ortvalue_output(OUTPUT, y)
         self.options = None
+        self.captured = False  # the first run does it, together with the ones that have to precede it
         if numbers is not None:
             self.options = ort.RunOptions()
             self.options.add_run_config_entry("gpu_graph_id", str(next(numbers)))
+
+    def turn(self) -> AbstractContextManager[None]:
+        """What the next run of it needs."""
+        if self.options is None:
+            return nullcontext()
+        return CAPTURES.together() if self.captured else CAPTURES.alone()
 
 
 class OneThread:
@@ -215,7 +232,8 @@ class OneThread:
 
     def close(self) -> None:
         """Let go of the session, and let the thread end, without waiting for it."""
-        self._runner = None
+        with CAPTURES.together():  # its graphs and memory are freed here
+            self._runner = None
         self._pool.shutdown(wait=False)
 
     def _there(self, job: Callable[[ResidentRunner], T]) -> T:

@@ -9,10 +9,12 @@ from one step to the next.
 import hashlib
 import re
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, Final, Literal, cast
 
 import numpy as np
 
+from service.captures import CAPTURES
 from service.card import INPUT, OUTPUT, CardError, ModelCard, from_metadata
 from service.domain.errors import ModelFailure, StartupError
 from service.domain.latents import FloatRows, NoiseSource
@@ -180,7 +182,8 @@ class OnnxModel:
         profile = None
         if self.buckets is not None:
             profile = Profile(digest=self.digest, shape=self.shape, buckets=self.buckets)
-        return cuda_session(self._data, self._cuda, profile)
+        with CAPTURES.together() if self._cuda.graphs else nullcontext():
+            return cuda_session(self._data, self._cuda, profile)
 
     def _describe_shapes(self, card: ModelCard, max_batch_rows: int) -> None:
         self.shape: Shape = card.shape

@@ -4,10 +4,12 @@ On CUDA nothing may fall back to the CPU in silence: neither the whole model, no
 """
 
 import contextlib
+import ctypes
 import io
 import logging
 import os
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +29,10 @@ _HINT: Final = " (extra `gpu` has it)"
 
 _NO_CPU: Final = "session.disable_cpu_ep_fallback"
 _ON_CPU: Final = "fallback to CPU EP has been explicitly disabled"
-# file.cc:12 type function(arguments) [with template arguments]
-_PLACE: Final = re.compile(r"\S+\.(?:cc|h|cu|cuh):\d+ [^()\n]+\([^()\n]*\)(?: const)?(?: \[with [^\]\n]*\])? ?")
+# file.cc:12 type function(arguments) [with template arguments], or file.cc:12 function
+_PLACE: Final = re.compile(
+    r"\S+\.(?:cc|h|cu|cuh):\d+ (?:[^()\"\n]+\([^()\n]*\)(?: const)?(?: \[with [^\]\n]*\])?|\w+) ?"
+)
 _TOO_NEW: Final = (
     re.compile(r"(?P<what>Opset) (?P<needs>\d+) is under development.* is till opset (?P<most>\d+)", re.DOTALL),
     re.compile(r"Unsupported model (?P<what>IR) version: (?P<needs>\d+), max supported IR version: (?P<most>\d+)"),
@@ -45,11 +49,11 @@ class Cuda:
 
     Args:
         device_id: which of the visible devices, from 0.
-        deterministic: one batch size, and cuDNN's heuristic instead of its search.
+        deterministic: one batch size, and cuDNN's simpler heuristic.
         graphs: capture one CUDA graph for each batch size, and replay it.
         memory_mib: bound on onnxruntime's arena; cuDNN's and TensorRT's own memory is beyond it. 0 for no bound.
         tensorrt_cache: folder for TensorRT's engines; None leaves TensorRT out.
-        half: the model computes in float16, which TensorRT wants to be told.
+        half: the model computes in float16, which TensorRT wants to be told, and which wants tensor cores.
     """
 
     device_id: int = 0
@@ -124,6 +128,7 @@ def cuda_session(data: bytes, cuda: Cuda, profile: Profile | None = None) -> Any
     options = _session_options(threads=1)  # more do not help: the device does the work
     options.use_deterministic_compute = cuda.deterministic
     options.add_session_config_entry(_NO_CPU, "1")
+    ort.set_default_logger_severity(3)  # for every session it warns that CUDA is no plugin
     try:
         session = ort.InferenceSession(data, options, providers=providers, enable_fallback=0)
     except Exception as exc:  # onnxruntime's errors share no other base class
@@ -136,22 +141,25 @@ def cuda_session(data: bytes, cuda: Cuda, profile: Profile | None = None) -> Any
             _check_loaded(ort.InferenceSession(data, options, providers=providers, enable_fallback=0), wanted, missed)
         raise CudaUnavailable(f"{_plain(wanted[0])} cannot be used: {one_line(exc)}") from exc
     _check_loaded(session, wanted, missed)
+    if reason := _no_cudnn():
+        raise CudaUnavailable(f"CUDA cannot be used: {reason}")
     return session
 
 
 def cuda_options(cuda: Cuda) -> dict[str, str]:
     """Options of the CUDA provider, for a convolutional network that only ever sees its buckets.
 
-    EXHAUSTIVE finds the fastest convolutions and is paid for at warm-up; its choice can differ from run to run,
-    which HEURISTIC's does not. TF32 is off: it costs three decimal digits. The arena grows by what is asked for,
-    since the shapes are few.
+    For cuDNN 9 both searches are heuristics, EXHAUSTIVE the slower and better one, and no convolution is timed. TF32
+    is off: it costs three decimal digits. In half precision it stays on, because onnxruntime turns it off by
+    forbidding tensor cores, those for float16 too; :func:`service.settings.keep_precision` says what goes for float32.
+    The arena grows by what is asked for, since the shapes are few.
     """
     options = {
         "device_id": str(cuda.device_id),
         "cudnn_conv_algo_search": "HEURISTIC" if cuda.deterministic else "EXHAUSTIVE",
         "cudnn_conv_use_max_workspace": "1",
         "arena_extend_strategy": "kSameAsRequested",
-        "use_tf32": "0",
+        "use_tf32": "1" if cuda.half else "0",
     }
     if cuda.memory_mib:
         options["gpu_mem_limit"] = str(cuda.memory_mib * 2**20)
@@ -193,9 +201,9 @@ def tensorrt_options(cuda: Cuda, cache: Path, profile: Profile) -> dict[str, str
 
 def one_line(exc: Exception) -> str:
     """The first line of an onnxruntime message, without its error number, places in its source, paths and hosts."""
-    text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(exc))
-    text = _PLACE.sub("", text)
-    return _shortened(re.sub(r" ; GPU=.*", "", text)) or type(exc).__name__
+    text = re.sub(r" ; GPU=.*", "", str(exc))
+    text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    return _shortened(_PLACE.sub("", text)) or type(exc).__name__
 
 
 def _shortened(text: str) -> str:
@@ -230,6 +238,16 @@ def _preload_libraries() -> str:
     if said:
         _LOG.warning("loading CUDA libraries: %s", said)
     return _shortened(said)
+
+
+def _no_cudnn() -> str:
+    """Why there is no cuDNN, or nothing: without it onnxruntime starts all the same, and fails in its first run."""
+    try:
+        ctypes.CDLL({"win32": "cudnn64_9.dll"}.get(sys.platform, "libcudnn.so.9"))
+    except OSError as exc:
+        _LOG.warning("loading cuDNN: %s", exc)
+        return f"cuDNN 9 does not load{_HINT}"
+    return ""
 
 
 def _session_options(threads: int) -> Any:

@@ -120,8 +120,8 @@ def silence_runtime() -> None:
 def keep_precision() -> None:
     """Keep NVIDIA's libraries from computing float32 in TF32; to be called before they are loaded.
 
-    onnxruntime's own switch does not reach the convolutions of cuDNN 9. Whoever wants TF32 sets
-    `NVIDIA_TF32_OVERRIDE` themselves.
+    onnxruntime's own switch is taken back where cuDNN has no convolution without tensor cores, and in half precision it
+    cannot be used at all. Whoever wants TF32 sets `NVIDIA_TF32_OVERRIDE` themselves.
     """
     os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
 

@@ -31,6 +31,7 @@ TARGETS = [
     "train",
     "export",
     "bench",
+    "gpu",
     "openapi",
 ]
 

@@ -18,7 +18,7 @@ from benchmarks.processes import ROOT
 from benchmarks.tables import render
 from service import runtime, sessions
 from service.lanes import BucketRunner
-from service.sessions import Cuda
+from service.sessions import Cuda, CudaUnavailable
 from tests.service.onnx_models import Shape, write_model
 
 HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
@@ -79,14 +79,34 @@ def test_everything_is_measured(started: list[Cuda], smi: Path, tmp_path: Path) 
     for line in found["sizes"]:
         assert all(line[f"{way}_rows_per_s"] > 0 for way in bench_gpu.WAYS)
     assert {line["of_tolerance"] < 1 for line in found["parity"]} == {True}
-    assert [line["spread"] for line in found["invariance"]] == [0.0] * 4
+    assert [(line["spread"], line["again"]) for line in found["invariance"]] == [(0.0, 0.0)] * 4
+    assert [line["rows"] for line in found["changes"]] == ["1 and 4"] * 2
+    assert all(line["graphs_in_turn_over_alone"] > 0 for line in found["changes"])
     assert [line["tried_up_to"] >= 64 for line in found["limits"]] == [True, True]
     assert {line["option"] for line in found["options_not_used"]} == set(bench_gpu.UNUSED)
     assert {"host", "device"} <= set(found["memory"][0])
     assert any(cuda.graphs for cuda in started)
-    assert len(found["targets"]) == 6
+    assert len(found["targets"]) == 7
     assert str(tmp_path) not in json.dumps(found)
+    assert render(found).startswith("A Card, 81920 MiB, driver 590.1; ")
     assert render(found).count("| --- |") >= 3
+
+
+def test_half_precision_is_told_from_the_other(started: list[Cuda], smi: Path, tmp_path: Path) -> None:
+    file = write_model(tmp_path, "small", buckets=(1, 4)) / "model.onnx"
+    half = file.with_name("model.fp16.onnx")
+    half.write_bytes(file.read_bytes())
+    found = bench_gpu.measure(quick(file, half))
+    for part in ("sizes", "limits", "changes", "memory", "options_not_used"):
+        assert {line["model"] for line in found[part]} == {"small/1", "small/1 in float16"}
+    assert {cuda.half for cuda in started} == {False, True}
+
+
+def test_the_card_that_is_told_of_is_the_visible_one(smi: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    smi.write_text('#!/bin/sh\nfor last; do :; done\necho "${last#--id=} MiB"\n')
+    for visible, asked in (("", 0), ("3", 3), ("2,1", 2)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert Device().used_mib() == asked
 
 
 def test_a_target_is_about_the_worst() -> None:
@@ -100,15 +120,35 @@ def test_a_target_is_about_the_worst() -> None:
         )
     ]
     parity = [{"of_tolerance": 0.1}, {"of_tolerance": 1.5}]
-    found = bench_gpu.targets(parity, [{"spread": 0.0}, {"spread": 1e-6}], sizes, [{"growth_mib": 1.0}])
-    assert [line["measured"] for line in found] == [1.5, 1e-6, 0.8, 0.8, 1.5, 1.0]
-    assert [line["met"] for line in found] == [False, False, False, False, True, True]
+    changes = [{"graphs_in_turn_over_alone": 1.0}, {"graphs_in_turn_over_alone": 1.3}]
+    found = bench_gpu.targets(parity, [{"spread": 0.0}, {"spread": 1e-6}], sizes, changes, [{"growth_mib": 1.0}])
+    assert [line["measured"] for line in found] == [1.5, 1e-6, 0.8, 0.8, 1.5, 1.3, 1.0]
+    assert [line["met"] for line in found] == [False, False, False, False, True, False, True]
 
 
 def test_the_options_that_are_tried_reach_the_provider() -> None:
     with bench_gpu.changed({"prefer_nhwc": "1"}):
         assert sessions.cuda_options(Cuda())["prefer_nhwc"] == "1"
     assert "prefer_nhwc" not in sessions.cuda_options(Cuda())
+
+
+def test_an_option_that_is_refused_stops_nothing(
+    started: list[Cuda], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    start = vars(runtime)["cuda_session"]
+
+    def refuse(data: bytes, cuda: Cuda, profile: Any = None) -> Any:
+        if "prefer_nhwc" in sessions.cuda_options(cuda):
+            raise CudaUnavailable("CUDA cannot be used: no such layout")
+        return start(data, cuda, profile)
+
+    monkeypatch.setattr(runtime, "cuda_session", refuse)
+    file = write_model(tmp_path, "small", buckets=(1, 4)) / "model.onnx"
+    refused, *others = bench_gpu.other_options(file.read_bytes(), False, quick(file))
+    assert (refused["option"], refused["gain"]) == ("prefer_nhwc", None)
+    assert "no such layout" in refused["refused"]
+    assert others
+    assert all(line["gain"] > 0 and not line["refused"] for line in others)
 
 
 def test_a_machine_that_tells_nothing_of_its_device(smi: Path) -> None:

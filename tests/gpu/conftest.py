@@ -22,7 +22,7 @@ def why_not() -> str | None:
     return None
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def _device() -> None:
     if reason := why_not():
         pytest.skip(f"no GPU: {reason}")

@@ -1,12 +1,14 @@
 """Rows through buckets: which buffers, which graphs, in which order. The session is a stand-in that adds one."""
 
+import threading
 from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
 
-from service.lanes import BucketRunner
+from service.captures import CAPTURES
+from service.lanes import BucketRunner, OneThread
 from tests.service.onnx_models import sample_rows
 
 SHAPE = (1, 8, 8)
@@ -107,6 +109,70 @@ def test_no_graph_is_ever_replayed_with_other_buffers_or_shapes() -> None:
     numbers = {graph for graph, *_ in session.runs}
     assert numbers == {"1", "2", "3", "4", "5", "6"}  # three buckets, two directions; 0 and −1 mean other things
     assert len(set(session.runs)) == len(numbers)
+
+
+class Guarded(Session):
+    """Notes with every run whether others may use a device meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alone: list[bool] = []
+
+    def run_with_iobinding(self, binding: Binding, options: Any = None) -> None:
+        self.alone.append(CAPTURES.capturing)
+        super().run_with_iobinding(binding, options)
+
+
+def test_only_the_run_that_captures_is_alone() -> None:
+    session = Guarded()
+    runner = BucketRunner(session, SHAPE, (1, 4), "cpu", graphs=True)
+    for rows in (1, 4, 1):
+        runner.load(sample_rows(rows))
+        for _ in range(4):
+            runner.steps()
+    assert session.alone == [True, True, False, False] * 2 + [False] * 4
+    session.fails = True
+    runner.load(sample_rows(4))
+    with pytest.raises(RuntimeError):
+        runner.steps()
+    assert not CAPTURES.capturing
+
+
+def test_without_graphs_nobody_is_waited_for() -> None:
+    session = Guarded()
+    runner = BucketRunner(session, SHAPE, (1,), "cpu")
+    with CAPTURES.alone():  # would wait forever
+        runner.load(sample_rows(1))
+        runner.steps()
+        fetched(runner, 1)
+
+
+@pytest.mark.parametrize("what", ["load", "steps", "fetch", "close"])
+def test_with_graphs_whoever_captures_is_not_disturbed(what: str) -> None:
+    runner = BucketRunner(Session(), SHAPE, (1,), "cpu", graphs=True)
+    x = sample_rows(1)
+    runner.load(x)
+    for _ in range(2):
+        runner.steps()
+    calls: dict[str, Any] = {
+        "load": lambda: runner.load(x),
+        "steps": runner.steps,
+        "fetch": lambda: fetched(runner, 1),
+        "close": OneThread(runner).close,
+    }
+    order: list[str] = []
+
+    def disturb() -> None:
+        calls[what]()
+        order.append(what)
+
+    other = threading.Thread(target=disturb)
+    with CAPTURES.alone():
+        other.start()
+        other.join(0.05)
+        order.append("captured")
+    other.join(30)
+    assert order == ["captured", what]
 
 
 def test_a_step_that_fails_leaves_the_rows_as_they_were() -> None:

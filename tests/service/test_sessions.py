@@ -1,5 +1,6 @@
 """What onnxruntime is asked for, and what happens when it gives something else. No GPU: its sessions are stand-ins."""
 
+import ctypes
 import os
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> type[Session]:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [TENSORRT, CUDA, CPU])
     monkeypatch.setattr(onnxruntime, "InferenceSession", Fresh)
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: name)
     return Fresh
 
 
@@ -69,6 +71,7 @@ def test_the_options_of_cuda() -> None:
     }
     assert cuda_options(Cuda()) == plain
     assert cuda_options(Cuda(deterministic=True)) == plain | {"cudnn_conv_algo_search": "HEURISTIC"}
+    assert cuda_options(Cuda(half=True)) == plain | {"use_tf32": "1"}  # "0" forbids float16 its tensor cores
     assert cuda_options(Cuda(graphs=True)) == plain | {"enable_cuda_graph": "1"}
     assert cuda_options(Cuda(memory_mib=2048)) == plain | {"gpu_mem_limit": "2147483648"}
 
@@ -187,6 +190,17 @@ def test_nodes_left_to_the_cpu_are_told_apart_from_a_provider_that_is_not_there(
     assert "CUDA session failed" in caplog.text
 
 
+def test_without_cudnn_it_does_not_start(gpu: type[Session], monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        assert "cudnn" in name
+        raise OSError(f"/secret/{name}: cannot open shared object file")
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    with pytest.raises(CudaUnavailable, match=r"^CUDA cannot be used: cuDNN 9 does not load \(extra `gpu` has it\)$"):
+        cuda_session(b"", Cuda())
+    assert gpu.made  # onnxruntime itself has nothing against it
+
+
 @pytest.mark.parametrize(
     ("said", "line"),
     [
@@ -196,6 +210,16 @@ def test_nodes_left_to_the_cpu_are_told_apart_from_a_provider_that_is_not_there(
             "[with ERRTYPE = cudaError; bool THRW = true] CUDA failure 35: CUDA driver version is insufficient for "
             "CUDA runtime version ; GPU=-1 ; hostname=secret ; file=/src/x.cc ; line=280 ; expr=cudaSetDevice(0);",
             "CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version",
+        ),
+        (
+            "/src/onnxruntime/core/providers/cuda/cuda_execution_provider_info.cc:63 static onnxruntime::"
+            "CUDAExecutionProviderInfo onnxruntime::CUDAExecutionProviderInfo::FromProviderOptions(const onnxruntime::"
+            "ProviderOptions&) [ONNXRuntimeError] : 1 : FAIL : provider_options_utils.h:187 Parse Failed to parse "
+            'provider option "device_id": CUDA failure 35: CUDA driver version is insufficient for CUDA runtime '
+            "version ; GPU=-1 ; hostname=vm ; file=/src/onnxruntime/core/x.cc ; line=70 ; "
+            "expr=cudaGetDeviceCount(&num_devices); \n",
+            'Failed to parse provider option "device_id": CUDA failure 35: CUDA driver version is insufficient for '
+            "CUDA runtime version",
         ),
         (
             "/src/onnxruntime/python/state.cc:729 void onnxruntime::python::Register(PySessionOptions&, const "
