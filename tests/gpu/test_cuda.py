@@ -288,3 +288,34 @@ def test_tensorrt_reproduces_the_golden_rows_and_keeps_its_engine(engines: Cuda)
     assert kept
     shipped(SHIPPED[0], cuda=engines).close()
     assert {path: path.stat().st_mtime_ns for path in engines.tensorrt_cache.rglob("*.engine")} == kept
+
+
+# Several
+
+
+def test_two_gpus_answer_as_one() -> None:
+    name = SHIPPED[0]
+    try:
+        OnnxModel(model_bytes(), device="cuda", cuda=Cuda(device_id=1)).close()
+    except CudaUnavailable as exc:
+        pytest.skip(f"there is no second GPU: {exc.detail}")
+    openers = [partial(OnnxModel, device="cuda", cuda=Cuda(device_id=number)) for number in range(2)]
+    loaded = Repository(ROOT / "models", *openers, default=name).load(f"{name}/1")
+    scheduler = Scheduler(*loaded.models, max_batch_rows=16, queue_rows=4096)
+    x = sample_rows(64, loaded.card.shape)
+
+    async def main() -> None:
+        plan = Plan(applied=Applied(steps=20))
+        results = await asyncio.gather(*(scheduler.submit(x, plan) for _ in range(8)))
+        for result in results:
+            np.testing.assert_allclose(result.rows, stepped(one, x, 20), atol=1e-4)
+
+    one = loaded.model
+    assert isinstance(one, OnnxModel)
+    scheduler.start()
+    try:
+        asyncio.run(main())
+        assert scheduler.healthy
+    finally:
+        scheduler.close()
+        loaded.close()
