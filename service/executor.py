@@ -30,6 +30,7 @@ class Executor:
     def __init__(self, model: Model, desk: Desk, place: int = 0) -> None:
         self._model, self._desk, self._place = model, desk, place
         self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
         self.working = False
         """Whether the thread is there."""
         self.lost = False
@@ -48,13 +49,16 @@ class Executor:
     def start(self) -> None:
         """Start the thread."""
         self.working = True
-        self._thread = threading.Thread(target=self._main, name=f"ign-executor-{self._place}", daemon=True)
-        self._thread.start()
+        with self._starting:  # nobody can wait for a thread that has not begun
+            self._thread = threading.Thread(target=self._main, name=f"ign-executor-{self._place}", daemon=True)
+            self._thread.start()
 
     def join(self, seconds: float) -> None:
         """Wait for the thread to end."""
-        if self._thread is not None:
-            self._thread.join(seconds)
+        with self._starting:
+            thread = self._thread
+        if thread is not None:
+            thread.join(seconds)
 
     def _main(self) -> None:
         desk = self._desk

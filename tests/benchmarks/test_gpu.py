@@ -39,8 +39,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Cuda]:
         asked.append(cuda)
         return onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
 
-    def runner(session: Any, shape: Shape, buckets: Sequence[int], _: str, *, graphs: bool) -> BucketRunner:
-        return BucketRunner(session, shape, buckets, "cpu", graphs=graphs)
+    def runner(session: Any, shape: Shape, buckets: Sequence[int], _: str, **options: Any) -> BucketRunner:
+        return BucketRunner(session, shape, buckets, "cpu", **options)
 
     monkeypatch.setattr(runtime, "cuda_session", start)
     monkeypatch.setattr(runtime, "BucketRunner", runner)

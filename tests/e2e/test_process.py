@@ -286,6 +286,15 @@ def workers_of(process: Process) -> list[int]:
     return [int(pid) for pid in children if b"spawn_main" in command_line(pid)]
 
 
+def lives(pid: int) -> bool:
+    """Whether it still has its files and sockets: they go before it becomes a zombie."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"
+
+
 def command_line(pid: str) -> bytes:
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -331,6 +340,8 @@ class TestSeveralProcesses:
             served_until(process, lambda: listeners(process) == 2)
             dead, alive = workers_of(process)
             os.kill(dead, signal.SIGKILL)
+            while lives(dead):  # until then the kernel still gives it connections
+                pass
             served_until(process, lambda: dead not in workers_of(process) and listeners(process) == 2)
             assert alive in workers_of(process)
 
