@@ -60,7 +60,7 @@ def test_images_run_as_nobody_from_one_base(target: str) -> None:
 @TARGETS
 def test_dependencies_come_before_the_code(target: str) -> None:
     copies = [line.split()[-2] for line in stages("Dockerfile")[target] if line.startswith("COPY ")]
-    assert copies == ["/opt/venv", "models", "/app"]
+    assert copies == ["/opt/venv", "/models", "/app"]
     assert not any("service" in line for line in lineage(f"build-{target}") if line.startswith("COPY "))
     install = lineage(f"build-{target}")[-1]
     assert {"--require-hashes", "--no-deps", "--only-binary"} <= set(install.split())
