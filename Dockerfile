@@ -21,12 +21,18 @@ FROM build AS build-gpu
 COPY docker/lock/gpu.txt ./
 RUN /opt/build/bin/pip --python /opt/venv/bin/python3 install --no-deps --only-binary :all: --require-hashes -r gpu.txt
 
-# Compiled here, as the root file system is read-only later.
+# Compiled here, as the root file system is read-only later. Copies keep the modes of the checkout, and where that is
+# kept to oneself (umask 077), the image's user could not read them.
 FROM base AS code
 WORKDIR /app
 COPY LICENSE docker/healthcheck.py ./
 COPY service service
-RUN python3 -m compileall -q --invalidation-mode unchecked-hash .
+RUN chmod -R a+rX . && python3 -m compileall -q --invalidation-mode unchecked-hash .
+
+FROM base AS models
+WORKDIR /models
+COPY models ./
+RUN chmod -R a+rX .
 
 FROM base AS runtime
 # A home that can be written to when nothing else can: drivers keep compiled kernels there. And onnxruntime's official
@@ -47,7 +53,7 @@ ENTRYPOINT ["/opt/venv/bin/python3", "-m", "service"]
 FROM runtime AS cpu
 ENV IGN_DEVICE=cpu
 COPY --from=build-cpu /opt/venv /opt/venv
-COPY models models
+COPY --from=models /models models
 COPY --from=code /app ./
 ARG VERSION=0.1.0
 ARG REVISION=unknown
@@ -65,7 +71,7 @@ ENV IGN_DEVICE=cuda \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     NVIDIA_VISIBLE_DEVICES=all
 COPY --from=build-gpu /opt/venv /opt/venv
-COPY models models
+COPY --from=models /models models
 COPY --from=code /app ./
 ARG VERSION=0.1.0
 ARG REVISION=unknown

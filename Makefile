@@ -15,6 +15,9 @@ ARGS ?=
 # The official builds of onnxruntime report to their maker unless told not to.
 export ORT_DISABLE_TELEMETRY ?= 1
 
+# Each whole in itself; docker/compose.cpu.yml is not, and is looked at merged, in tests/containers.
+COMPOSE := docker-compose.yml docker/compose.gpu-metrics.yml
+
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
@@ -59,9 +62,9 @@ format: $(DEVELOP)  ## lay the code out, and mend what lint can mend
 lint: $(DEVELOP)  ## check layout and lint
 	$(BIN)/python -m ruff format --check
 	$(BIN)/python -m ruff check
-	$(BIN)/hadolint Dockerfile docker/export.Dockerfile
-	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
-	$(BIN)/compose-lint --quiet --skip-suppressed --fail-on low --config docker/compose-lint.yml docker-compose.yml
+	$(BIN)/hadolint Dockerfile docker/export.Dockerfile deploy/kuberay/Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec $(COMPOSE)
+	$(BIN)/compose-lint --quiet --skip-suppressed --fail-on low --config docker/compose-lint.yml $(COMPOSE)
 
 types: $(DEVELOP)  ## check types
 	$(BIN)/python -m mypy

@@ -19,6 +19,14 @@ RUN mkdir model_export \
     && python3 -m pip install '.[cpu,train]' \
     && python3 -m pip uninstall --yes ign-service
 
+# Readable for the image's user, whatever the modes of the checkout.
+FROM base AS code
+WORKDIR /app
+COPY LICENSE ./
+COPY service service
+COPY model_export model_export
+RUN chmod -R a+rX .
+
 FROM base AS export
 LABEL org.opencontainers.image.title="ign-export" \
       org.opencontainers.image.description="Training and export of Idempotent Generative Networks" \
@@ -31,9 +39,7 @@ ENV HOME=/tmp \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONPATH=/app
 COPY --from=build /opt/venv /opt/venv
-COPY LICENSE /app/
-COPY service /app/service
-COPY model_export /app/model_export
+COPY --from=code /app /app
 # Runs and models are written here: mount a folder that user 10001, or whoever `--user` names, may write to.
 WORKDIR /work
 USER 10001:10001

@@ -10,12 +10,12 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from service import __version__
+from service import __version__, server
 from service.settings import load_settings
 from tests.live import ROOT
 
 TARGETS = pytest.mark.parametrize("target", ["cpu", "gpu"])
-DOCKERFILES = pytest.mark.parametrize("file", ["Dockerfile", "docker/export.Dockerfile"])
+DOCKERFILES = pytest.mark.parametrize("file", ["Dockerfile", "docker/export.Dockerfile", "deploy/kuberay/Dockerfile"])
 
 
 def read(name: str) -> str:
@@ -60,7 +60,7 @@ def test_images_run_as_nobody_from_one_base(target: str) -> None:
 @TARGETS
 def test_dependencies_come_before_the_code(target: str) -> None:
     copies = [line.split()[-2] for line in stages("Dockerfile")[target] if line.startswith("COPY ")]
-    assert copies == ["/opt/venv", "models", "/app"]
+    assert copies == ["/opt/venv", "/models", "/app"]
     assert not any("service" in line for line in lineage(f"build-{target}") if line.startswith("COPY "))
     install = lineage(f"build-{target}")[-1]
     assert {"--require-hashes", "--no-deps", "--only-binary"} <= set(install.split())
@@ -84,7 +84,7 @@ def test_the_builder_is_sent_what_the_dockerfile_copies(file: str) -> None:
     copies = [
         line for stage in stages(file).values() for line in stage if line.startswith("COPY ") and "--from" not in line
     ]
-    sources = {name for line in copies for name in line.split()[1:-1]}
+    sources = {name for line in copies for name in line.split()[1:-1] if not name.startswith("--")}
     assert sources
     assert all(any(name == entry or name.startswith(f"{entry}/") for entry in sent) for name in sources)
     assert all((ROOT / name).exists() for name in sources)
@@ -198,3 +198,11 @@ def test_nginx_lets_through_what_the_service_allows() -> None:
         "IGN_BODY_TIMEOUT_S": defaults.body_timeout_s,
         "IGN_STREAM_TIMEOUT_S": defaults.stream_timeout_s,
     }
+
+
+def test_idle_connections_are_closed_by_the_proxy_and_not_under_it() -> None:
+    (proxy,) = re.findall(r"keepalive_timeout (\d+)s;", read("docker/nginx/nginx.conf"))
+    idle = server.config(print).timeout_keep_alive
+    assert int(proxy) < idle
+    ray = re.findall(r"keep_alive_timeout_s: (\d+)", read("deploy/kuberay/rayservice.yaml"))
+    assert ray == [str(idle)]

@@ -7,6 +7,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,14 +16,15 @@ from typing import Any
 
 import httpx
 import pytest
+import yaml
 
 from ign_client import Client, Done, Step, Unauthorized
 from tests.containers.engine import PATIENCE_S, Container, Engine, until
 from tests.containers.standins import STAND_INS, image_of, recipe
-from tests.live import ROOT
+from tests.live import ROOT, environment
 
 KEY = "a-key-for-the-tests"
-FILES = ("-f", "docker-compose.yml", "-f", "docker/compose.cpu.yml")
+FILES = "docker-compose.yml:docker/compose.cpu.yml"
 UP = ("up", "--detach", "--pull=never", "--no-build")
 
 
@@ -60,7 +62,7 @@ class Project:
 
     def run(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
-            ["docker", "compose", "--project-name", self.name, *FILES, *arguments],
+            ["docker", "compose", "--project-name", self.name, *arguments],
             cwd=ROOT,
             env=self.engine.environment | self.variables,
             capture_output=True,
@@ -81,17 +83,22 @@ class Project:
         return self.variables[f"{service.upper()}_LISTEN"]
 
 
-@pytest.fixture
-def project(engine: Engine, cpu: str, tmp_path: Path) -> Iterator[Project]:
+@pytest.fixture(scope="session")
+def compose() -> None:
     version = ["docker", "compose", "version"]
     if shutil.which("docker") is None or subprocess.run(version, capture_output=True, check=False).returncode:
         pytest.skip("no docker compose")
+
+
+@pytest.fixture
+def project(engine: Engine, compose: None, cpu: str, tmp_path: Path) -> Iterator[Project]:
     keys = tmp_path / "keys.json"
     keys.write_text(
         json.dumps([{"name": "a", "sha256": hashlib.sha256(KEY.encode()).hexdigest(), "scopes": ["infer"]}])
     )
     keys.chmod(0o644)
     variables = {
+        "COMPOSE_FILE": FILES,
         "DOCKER_BUILDKIT": "0",
         "SERVICE_KEYS": str(keys),
         "SERVICE_SUBNET": f"172.28.{random.randrange(1, 250)}",
@@ -128,6 +135,37 @@ def certificate(tmp_path: Path) -> Path:
     subprocess.run([*command.split(), *names, *files], capture_output=True, check=True)
     (folder / "tls.key").chmod(0o644)
     return folder / "tls.crt"
+
+
+@pytest.mark.parametrize(
+    ("files", "gpus"),
+    [
+        (FILES, {}),
+        ("docker-compose.yml", {"ign": 1}),
+        ("docker-compose.yml:docker/compose.gpu-metrics.yml", {"ign": 1, "dcgm-exporter": -1}),
+    ],
+)
+def test_the_files_fit_together(compose: None, tmp_path: Path, files: str, gpus: dict[str, int]) -> None:
+    """As Compose merges them; the linter reads one file at a time."""
+    merged = subprocess.run(
+        ["docker", "compose", "--profile", "*", "config"],
+        cwd=ROOT,
+        env=environment(COMPOSE_FILE=files, SERVICE_KEYS="./keys.json"),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    reserved = {
+        name: device["count"]
+        for name, service in yaml.safe_load(merged.stdout)["services"].items()
+        for device in service["deploy"]["resources"].get("reservations", {}).get("devices", [])
+    }
+    assert reserved == gpus
+    (tmp_path / "merged.yml").write_text(merged.stdout)
+    options = ["--skip-suppressed", "--fail-on", "low", "--config", "docker/compose-lint.yml"]
+    linter = Path(sys.executable).with_name("compose-lint")
+    looked = subprocess.run([linter, *options, tmp_path / "merged.yml"], cwd=ROOT, capture_output=True, check=False)
+    assert looked.returncode == 0, looked.stdout.decode()
 
 
 def test_up_is_healthy_bounded_and_asks_for_keys(project: Project) -> None:

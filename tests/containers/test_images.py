@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,28 @@ def test_other_models_are_mounted(engine: Engine, cpu: str, tmp_path: Path) -> N
         with Client(container.url) as client:
             assert [model.name for model in client.models().models] == ["fashion_mnist"]
             assert client.generate(n=1).model.name == "fashion_mnist"
+
+
+def test_a_checkout_kept_to_oneself_makes_the_same_image(engine: Engine, cpu: str, tmp_path: Path) -> None:
+    """Copies keep their modes: made with umask 077, the image's user could not read them."""
+    for name in ("Dockerfile", ".dockerignore", "LICENSE", "docker", "service", "models"):
+        whole = ROOT / name
+        if whole.is_dir():
+            shutil.copytree(whole, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(whole, tmp_path / name)
+    subprocess.run(
+        ["chmod", "-R", "go-rwx", tmp_path / "LICENSE", tmp_path / "service", tmp_path / "models"], check=True
+    )
+    (tmp_path / "docker" / "healthcheck.py").chmod(0o600)
+    tag = engine.build("docker.io/library/ign-service:kept", "--target=cpu", context=tmp_path)
+    try:
+        with engine.started(tag) as container:
+            container.healthy()
+            with Client(container.url) as client:
+                assert {model.name for model in client.models().models} == {"mnist", "fashion_mnist"}
+    finally:
+        engine.say("rmi", tag)
 
 
 def test_a_bad_setting_ends_it_with_a_reason(engine: Engine, cpu: str) -> None:

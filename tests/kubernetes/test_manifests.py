@@ -69,6 +69,17 @@ def test_kubernetes_accepts_every_field(overlay: str) -> None:
 
 
 @needs_schemas
+def test_kubernetes_accepts_the_pods_of_kuberay() -> None:
+    """What a RayService is around them has no schema here."""
+    import kubernetes_validate
+
+    cluster = yaml.safe_load(read("deploy/kuberay/rayservice.yaml"))["spec"]["rayClusterConfig"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        pods = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "ray"}, **group["template"]}
+        kubernetes_validate.validate(pods, kubernetes_validate.latest_version(), strict=True)
+
+
+@needs_schemas
 def test_a_field_that_does_not_exist_is_refused() -> None:
     import kubernetes_validate
 

@@ -3,7 +3,7 @@
 import re
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +39,11 @@ class Prometheus:
             pass
         return found
 
+    def labels(self) -> set[str]:
+        """The names of all labels there are."""
+        names: set[str] = set(self._ask("labels"))
+        return names
+
     def rules(self) -> list[dict[str, Any]]:
         """Every rule, and how it did when it was last evaluated."""
         return [rule for group in self._get("rules")["groups"] for rule in group["rules"]]
@@ -49,17 +54,27 @@ class Prometheus:
         return found
 
     def _get(self, path: str, **parameters: str) -> dict[str, Any]:
+        data: dict[str, Any] = self._ask(path, **parameters)
+        return data
+
+    def _ask(self, path: str, **parameters: str) -> Any:
         answer = self.client.get(f"/api/v1/{path}", params=parameters).json()
         assert answer["status"] == "success", f"{parameters}: {answer}"
-        data: dict[str, Any] = answer["data"]
-        return data
+        return answer["data"]
 
 
 @contextmanager
-def running(folder: Path, target: str) -> Iterator[Prometheus]:
-    """Watch the service at ``target``, `host:port`, until the block ends; files go into ``folder``."""
+def running(
+    folder: Path, target: str, labels: Mapping[str, str] | None = None, relabel: Sequence[Mapping[str, str]] = ()
+) -> Iterator[Prometheus]:
+    """Watch the service at ``target``, `host:port`, until the block ends; files go into ``folder``.
+
+    Args:
+        labels: of the target, where it has more than Compose's.
+        relabel: what is done with them.
+    """
     config = folder / "prometheus.yml"
-    config.write_text(yaml.safe_dump(_configuration(target)), encoding="utf-8")
+    config.write_text(yaml.safe_dump(_configuration(target, labels or {}, relabel)), encoding="utf-8")
     log = folder / "log"
     command = ["prometheus", f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}"]
     with log.open("wb") as written:
@@ -72,14 +87,15 @@ def running(folder: Path, target: str) -> Iterator[Prometheus]:
             process.wait(PATIENCE_S)
 
 
-def _configuration(target: str) -> dict[str, Any]:
+def _configuration(target: str, labels: Mapping[str, str], relabel: Sequence[Mapping[str, str]]) -> dict[str, Any]:
     """The project's, with this target, and intervals of which some pass within a test."""
     found: dict[str, Any] = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
     found["global"] = {"scrape_interval": "200ms", "evaluation_interval": "300ms"}
     assert [str(PROMETHEUS / name) for name in found["rule_files"]] == [str(RULES[0].parent / "*.yml")]
     found["rule_files"] = [str(file) for file in RULES]
     service = next(job for job in found["scrape_configs"] if job["job_name"] == "ign")
-    service["static_configs"] = [{"targets": [target]}]
+    service["static_configs"] = [{"targets": [target], "labels": dict(labels)}]
+    service["relabel_configs"] = [dict(step) for step in relabel]
     found["scrape_configs"] = [service]
     return found
 

@@ -3,11 +3,13 @@
 import math
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 
-from tests.live import live_service
+from tests.live import ROOT, live_service
 from tests.monitoring.files import Query, alerts, needs_prometheus, panel_queries, rule_queries, rules, selectors
 from tests.monitoring.prometheus import Prometheus, running
 from tests.monitoring.traffic import SETTINGS, traffic
@@ -20,6 +22,9 @@ EMPTY = {
     "ign_sheds_total": "the device has to run out of memory first",
 }
 """Series that are not to be had from a service that is well, and why."""
+
+OPERATOR = {"namespace": "ign", "service": "ign", "pod": "ign-0", "container": "ign", "endpoint": "http"}
+"""What prometheus-operator adds to a target of a ServiceMonitor."""
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +93,13 @@ def test_metrics_are_as_prometheus_wants_them(service: str) -> None:
     text = httpx.get(f"{service}/metrics", trust_env=False).content
     done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_labels_of_the_operator_move_none_of_ours(service: str, prometheus: Prometheus, tmp_path: Path) -> None:
+    """What prometheus-operator says of a target wins, and the service's label of that name becomes `exported_…`."""
+    assert prometheus.labels() > {"endpoint", "model"}
+    monitor = ROOT / "deploy" / "k8s" / "components" / "monitoring" / "servicemonitor.yaml"
+    (endpoint,) = yaml.safe_load(monitor.read_text(encoding="utf-8"))["spec"]["endpoints"]
+    with running(tmp_path, str(httpx.URL(service).netloc, "ascii"), OPERATOR, endpoint["relabelings"]) as found:
+        assert answers(found.until('count(ign_requests_total{endpoint="/score", pod="ign-0"})', answers))
+        assert not [name for name in found.labels() if name.startswith("exported_")]
