@@ -301,17 +301,18 @@ def test_two_gpus_answer_as_one() -> None:
         pytest.skip(f"there is no second GPU: {exc.detail}")
     openers = [partial(OnnxModel, device="cuda", cuda=Cuda(device_id=number)) for number in range(2)]
     loaded = Repository(ROOT / "models", *openers, default=name).load(f"{name}/1")
-    scheduler = Scheduler(*loaded.models, max_batch_rows=16, queue_rows=4096)
+    one = loaded.model
+    assert isinstance(one, OnnxModel)
     x = sample_rows(64, loaded.card.shape)
+    expected = stepped(one, x, 20)
+    scheduler = Scheduler(*loaded.models, max_batch_rows=16, queue_rows=4096)
 
     async def main() -> None:
         plan = Plan(applied=Applied(steps=20))
         results = await asyncio.gather(*(scheduler.submit(x, plan) for _ in range(8)))
         for result in results:
-            np.testing.assert_allclose(result.rows, stepped(one, x, 20), atol=1e-4)
+            np.testing.assert_allclose(result.rows, expected, atol=1e-4)
 
-    one = loaded.model
-    assert isinstance(one, OnnxModel)
     scheduler.start()
     try:
         asyncio.run(main())
