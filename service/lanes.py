@@ -80,6 +80,7 @@ class BucketRunner:
         device_id: its number among those of its kind.
         graphs: the session captures CUDA graphs. A graph replays the shapes and addresses it was captured with, and
             onnxruntime does not compare them; so each pair of buffers and direction has a graph number of its own.
+        another: makes a session of the same model for every bucket but the top one; without it all share one.
     """
 
     def __init__(
@@ -91,8 +92,10 @@ class BucketRunner:
         *,
         device_id: int = 0,
         graphs: bool = False,
+        another: Callable[[], Any] | None = None,
     ) -> None:
         self._session = session
+        self._another = another
         self._shape = shape
         self._buckets = tuple(buckets)
         self._device = (device, device_id)
@@ -120,16 +123,18 @@ class BucketRunner:
             raise ValueError(f"{len(rows)} rows, and the largest bucket is {self._buckets[-1]}")
         with self._together():
             if size not in self._lanes:
-                self._lanes[size] = _Lane(self._session, (size, *self._shape), self._device, self._numbers)
+                shared = self._another is None or size == self._buckets[-1]
+                session = self._session if shared else self._another()
+                self._lanes[size] = _Lane(session, (size, *self._shape), self._device, self._numbers)
             self._lanes[size].load(rows)
         self._loaded = self._lanes[size]
 
     def steps(self, more: Callable[[], bool] = once) -> None:
         """Apply f to the rows that are there, and again as long as ``more``, asked after every step, says so."""
         lane = self._lane()
-        lane.step(self._session)
+        lane.step()
         while more():
-            lane.step(self._session)
+            lane.step()
 
     def fetch(self, out: FloatRows) -> None:
         """Copy the first rows, as many as ``out`` has."""
@@ -155,6 +160,7 @@ class _Lane:
     def __init__(
         self, session: Any, shape: tuple[int, int, int, int], device: tuple[str, int], numbers: Iterator[int] | None
     ) -> None:
+        self._session = session
         self._host = np.zeros(shape, dtype=np.float32)
         a, b = (ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, *device) for _ in range(2))
         self._buffers = (a, b)
@@ -170,11 +176,11 @@ class _Lane:
         self._buffers[0].update_inplace(self._host)
         self._ways[0].binding.synchronize_inputs()
 
-    def step(self, session: Any) -> None:
+    def step(self) -> None:
         way = self._ways[self._now]
         # Returns once the device is done: that is when a failure is told, and the two buffers change places.
         with way.turn():
-            session.run_with_iobinding(way.binding, way.options)
+            self._session.run_with_iobinding(way.binding, way.options)
         way.captured = True
         self._now = 1 - self._now
 

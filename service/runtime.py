@@ -194,7 +194,18 @@ class OnnxModel:
         if self.buckets is None:
             return ExactRunner(session)
         cuda = self._cuda
-        runner = BucketRunner(session, self.shape, self.buckets, "cuda", device_id=cuda.device_id, graphs=cuda.graphs)
+        # A session keeps the plans of its convolutions for the last batch size only, and to make them anew takes longer
+        # than to run them. Graphs do without plans, and TensorRT has one for all sizes.
+        shared = cuda.graphs or cuda.tensorrt_cache is not None
+        runner = BucketRunner(
+            session,
+            self.shape,
+            self.buckets,
+            "cuda",
+            device_id=cuda.device_id,
+            graphs=cuda.graphs,
+            another=None if shared else self._session,
+        )
         return OneThread(runner) if cuda.graphs else runner
 
     def _check_rows(self, rows: FloatRows) -> None:

@@ -51,7 +51,7 @@ class Cuda:
         device_id: which of the visible devices, from 0.
         deterministic: one batch size, and cuDNN's simpler heuristic.
         graphs: capture one CUDA graph for each batch size, and replay it.
-        memory_mib: bound on onnxruntime's arena; cuDNN's and TensorRT's own memory is beyond it. 0 for no bound.
+        memory_mib: bound on the arena of a session; cuDNN's and TensorRT's own memory is beyond it. 0 for no bound.
         tensorrt_cache: folder for TensorRT's engines; None leaves TensorRT out.
         half: the model computes in float16, which TensorRT wants to be told, and which wants tensor cores.
     """

@@ -77,6 +77,23 @@ def test_steps_go_to_and_fro_between_two_buffers_that_stay() -> None:
     assert there[3] == (4, *SHAPE)
 
 
+def test_every_bucket_may_have_a_session_to_itself() -> None:
+    top, others = Session(), list[Session]()
+
+    def another() -> Session:
+        others.append(Session())
+        return others[-1]
+
+    runner = BucketRunner(top, SHAPE, (1, 2, 4), "cpu", another=another)
+    for rows in (4, 1, 9, 2, 1, 3):
+        x = sample_rows(rows)
+        y = np.empty_like(x)
+        runner(x, y)
+        np.testing.assert_array_equal(y, x + np.float32(1))
+    sizes = [{run[3][0] for run in session.runs} for session in (top, *others)]
+    assert sizes == [{4}, {1}, {2}]
+
+
 def test_the_device_is_waited_for_where_bytes_pass() -> None:
     session = Session()
     runner = BucketRunner(session, SHAPE, (1,), "cpu")

@@ -275,6 +275,34 @@ def test_a_model_for_tensorrt_says_its_shapes_before_it_starts(monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
+    ("cuda", "sessions"),
+    [
+        (Cuda(), 3),  # a session keeps the plans of one batch size
+        (Cuda(graphs=True), 1),
+        (Cuda(deterministic=True), 1),
+        (Cuda(tensorrt_cache=Path("unused")), 1),
+    ],
+)
+def test_sessions_by_what_they_keep(
+    cuda: Cuda, sessions: int, bucketed: Callable[..., OnnxModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[object] = []
+
+    def start(data: bytes, *_: Any) -> Any:
+        started.append(onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"]))
+        return started[-1]
+
+    monkeypatch.setattr(runtime, "cuda_session", start)
+    model = bucketed(model_bytes(make_card(buckets=(1, 4, 8))), cuda=cuda)
+    model.warm_up()
+    for n in (1, 8, 3, 1, 20):
+        rows = sample_rows(n)
+        np.testing.assert_array_equal(model.run(rows), model_of_the_cpu().run(rows))
+    assert len(started) == sessions
+    model.close()
+
+
+@pytest.mark.parametrize(
     ("limit", "single", "buckets"),
     [
         (64, False, (4, 8, 32)),
