@@ -123,8 +123,7 @@ class BucketRunner:
             raise ValueError(f"{len(rows)} rows, and the largest bucket is {self._buckets[-1]}")
         with self._together():
             if size not in self._lanes:
-                shared = self._another is None or size == self._buckets[-1]
-                session = self._session if shared else self._another()
+                session = self._session_for(size)
                 self._lanes[size] = _Lane(session, (size, *self._shape), self._device, self._numbers)
             self._lanes[size].load(rows)
         self._loaded = self._lanes[size]
@@ -144,6 +143,11 @@ class BucketRunner:
 
     def close(self) -> None:
         """Nothing but session and buffers, which go with this object."""
+
+    def _session_for(self, size: int) -> Any:
+        if self._another is None or size == self._buckets[-1]:
+            return self._session
+        return self._another()
 
     def _together(self) -> AbstractContextManager[None]:
         return nullcontext() if self._numbers is None else CAPTURES.together()
