@@ -103,7 +103,7 @@ BENCH_bulk := bench_bulk
 BENCH_peers := bench_peers
 BENCH_soak := soak
 ifndef BENCH_$(BENCH)
-$(error BENCH=$(BENCH): expected runtime, gpu, scheduler, service, peers or soak)
+$(error BENCH=$(BENCH): expected runtime, gpu, scheduler, service, bulk, peers or soak)
 endif
 
 openapi: $(DEVELOP)  ## write docs/openapi.json anew
