@@ -106,7 +106,7 @@ BENCH_bulk := bench_bulk
 BENCH_peers := bench_peers
 BENCH_soak := soak
 ifndef BENCH_$(BENCH)
-$(error BENCH=$(BENCH): expected runtime, gpu, scheduler, service, peers or soak)
+$(error BENCH=$(BENCH): expected runtime, gpu, scheduler, service, bulk, peers or soak)
 endif
 
 gpu: $(DEVELOP)  ## on a machine with a GPU, RUNTIME=gpu: what has to be seen there, in less than ten minutes

@@ -31,7 +31,8 @@ METHOD = (
     "new folder; median of `rounds` rounds, all ways in turn. `start_s`: the same command again, which finds all done: "
     "start, verification of the model, check of the shards, manifest. raw: repeated calls of onnxruntime with 64 "
     "prepared rows, in the benchmark's process, as often as the way applies f; `of_raw` is the time of that over the "
-    "command's, with and without its start; core_ms_per_picture is CPU time of the command"
+    "command's, with and without its start (null where the start is most of it); core_ms_per_picture is CPU time of "
+    "the command"
 )
 FULL = {"pictures": 10_000, "rounds": 3}
 QUICK = {"pictures": 300, "rounds": 1}
@@ -84,7 +85,10 @@ def line(way: str, rounds: list[Timed], raw: list[float], pictures: int) -> Json
     """One way as a record."""
     seconds, cpu, start = (statistics.median(values) for values in zip(*rounds, strict=True))
     shares = [STEPS[way] * one / taken for one, (taken, _, _) in zip(raw, rounds, strict=True)]
-    bare = [STEPS[way] * one / (taken - idle) for one, (taken, _, idle) in zip(raw, rounds, strict=True)]
+    bare = [
+        STEPS[way] * one / (taken - idle) for one, (taken, _, idle) in zip(raw, rounds, strict=True) if taken > idle
+    ]
+    lasting = seconds > 2 * start  # else what is left without the start is mostly its scatter
     found = {
         "run": way,
         "pictures": pictures,
@@ -92,9 +96,9 @@ def line(way: str, rounds: list[Timed], raw: list[float], pictures: int) -> Json
         "seconds": seconds,
         "start_s": start,
         "pictures_per_s": pictures / seconds,
-        "pictures_per_s_without_start": pictures / (seconds - start),
+        "pictures_per_s_without_start": pictures / (seconds - start) if lasting else None,
         "of_raw": statistics.median(shares),
-        "of_raw_without_start": statistics.median(bare),
+        "of_raw_without_start": statistics.median(bare) if lasting else None,
         "core_ms_per_picture": cpu / pictures * 1e3,
     }
     return {name: rounded(value) for name, value in found.items()}

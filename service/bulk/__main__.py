@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from service.bulk.files import check_apart
+from service.bulk.files import check_apart, check_local
 from service.bulk.job import SCHEMAS, Job, parsed
 from service.bulk.output import Output, check_form
 from service.bulk.progress import shown
@@ -60,6 +60,7 @@ def _run(options: argparse.Namespace) -> int:
     silence_runtime()
     keep_precision()
     settings = from_environment()
+    check_local(options.output)
     output = Output(Path(options.output))
     check_apart(options.input, output.root)
     output.check()

@@ -1,8 +1,9 @@
-"""Where bytes come from: this machine's files, or anything that fsspec reads."""
+"""Where bytes come from: this machine's files; `remote` has the others."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO, Protocol, cast
+from typing import BinaryIO, NoReturn, Protocol
 
 from service.domain.errors import StartupError
 
@@ -42,7 +43,7 @@ class Local:
         try:
             self.sizes: Mapping[str, int] = {path.name: path.stat().st_size} if self.single else _walk(path)
         except OSError as exc:
-            raise StartupError(f"{path}: cannot be read: {exc.strerror}") from exc
+            raise StartupError(f"{exc.filename or path}: cannot be read: {exc.strerror}") from exc
 
     def open(self, name: str) -> BinaryIO:
         """Open one for reading."""
@@ -51,11 +52,16 @@ class Local:
 
 def _walk(folder: Path) -> dict[str, int]:
     found = {}
-    for file in folder.rglob("*"):
-        name = file.relative_to(folder)
-        if not is_hidden(name.as_posix()) and file.is_file():
-            found[name.as_posix()] = file.stat().st_size
+    for here, below, names in os.walk(folder, onerror=_refuse):  # pathlib passes over what may not be listed
+        below[:] = [name for name in below if not is_hidden(name)]
+        for file in (Path(here, name) for name in names if not is_hidden(name)):
+            if file.is_file():
+                found[file.relative_to(folder).as_posix()] = file.stat().st_size
     return dict(sorted(found.items()))
+
+
+def _refuse(exc: OSError) -> NoReturn:
+    raise exc
 
 
 def is_hidden(name: str) -> bool:
@@ -63,48 +69,14 @@ def is_hidden(name: str) -> bool:
     return any(part == "__MACOSX" or (part.startswith(".") and part.strip(".")) for part in name.split("/"))
 
 
-class Remote:
-    """A file or folder by its URL.
+def check_local(output: str) -> None:
+    """Refuse an output by URL: `Path` would take it for a folder of a strange name.
 
     Raises:
-        StartupError: fsspec, or what it needs for this kind of URL, is not installed, or there is nothing.
+        StartupError: it is one.
     """
-
-    def __init__(self, url: str) -> None:
-        try:
-            from fsspec.core import url_to_fs
-        except ImportError:
-            raise StartupError(f"{url}: fsspec, which reads it, is not installed") from None
-        try:
-            self._fs, self._root = url_to_fs(url)
-            found = self._fs.find(self._root, detail=True)
-        except (ImportError, OSError, ValueError) as exc:
-            raise StartupError(f"{url}: {exc}") from exc
-        if not found:
-            raise StartupError(f"{url}: there is nothing")
-        self.single = list(found) == [self._root]
-        start = len(self._root.rstrip("/")) + 1
-        sizes = {
-            path.rpartition("/")[2] if self.single else path[start:]: int(info.get("size") or 0)
-            for path, info in found.items()
-        }
-        self.sizes: Mapping[str, int] = dict(
-            sorted((name, size) for name, size in sizes.items() if not is_hidden(name))
-        )
-
-    def open(self, name: str) -> BinaryIO:
-        """Open one for reading."""
-        path = self._root if self.single else f"{self._root.rstrip('/')}/{name}"
-        return cast(BinaryIO, self._fs.open(path, "rb"))
-
-
-def files_of(source: str) -> Files:
-    """The files behind a path or URL.
-
-    Raises:
-        StartupError: there are none.
-    """
-    return Remote(source) if "://" in source else Local(Path(source))
+    if "://" in output:
+        raise StartupError(f"{output}: only the input may be a URL; the output is a folder, which can be copied there")
 
 
 def check_apart(source: str, output: Path) -> None:

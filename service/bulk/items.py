@@ -114,7 +114,7 @@ class Given:
         return [self._item(start + place, found) for place, found in enumerate(self._source.read(start, stop))]
 
     def _item(self, index: int, found: Found) -> Item:
-        item = Item(record=_record(index=index, source=found.name))
+        item = Item(record=_record(index=index, source=_text(found.name)))
         try:
             if isinstance(found.content, RequestError):
                 raise found.content
@@ -150,8 +150,13 @@ def _record(**known: Any) -> Record:
 
 
 def _told(record: Record, error: IgnError) -> str:
-    name = record["source"]
-    return error.detail if name is None or error.detail.startswith(name) else f"{name}: {error.detail}"
+    name, detail = record["source"], _text(error.detail)
+    return detail if name is None or detail.startswith(name) else f"{name}: {detail}"
+
+
+def _text(name: str) -> str:
+    """A name as it can be written, for there are files whose names are no UTF-8."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def _name(record: Record, form: Format) -> str:

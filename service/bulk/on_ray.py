@@ -14,7 +14,7 @@ from service.bulk.output import Output
 from service.bulk.progress import Progress
 from service.bulk.run import Extent, Show, begin, opened
 from service.bulk.workshop import Done, Workshop, done, running
-from service.domain.errors import StartupError
+from service.domain.errors import IgnError, StartupError
 from service.settings import Settings, keep_precision, silence_runtime
 
 T = TypeVar("T")
@@ -87,6 +87,8 @@ def _send(
         num_gpus=1 if gpus else 0,
     )
     for row in made.iter_rows():
+        if row["failure"]:
+            raise OSError(row["failure"])
         progress.advance(int(row["pictures"]), json.loads(row["bad"]))
 
 
@@ -113,11 +115,22 @@ class Actor:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         """Make shards; a batch is their numbers."""
-        made = [self._made(int(number)) for number in batch["item"]]
+        made = [self._tried(int(number)) for number in batch["item"]]
         return {
-            "pictures": [shard.pictures for shard in made],
-            "bad": [json.dumps(shard.bad) for shard in made],
+            "pictures": [shard.pictures for shard, _ in made],
+            "bad": [json.dumps(shard.bad) for shard, _ in made],
+            "failure": [failure for _, failure in made],
         }
+
+    def _tried(self, number: int) -> tuple[Done, str]:
+        """A shard, or why the run cannot go on: in words, since what is raised reaches nobody through Ray as it was."""
+        try:
+            return self._made(number), ""
+        except IgnError as exc:
+            failure = exc.detail
+        except OSError as exc:
+            failure = str(exc)
+        return Done(pictures=0, bad=()), failure
 
     def _made(self, number: int) -> Done:
         if self._output.is_done(number):  # by an actor that died before it could say so

@@ -6,10 +6,12 @@ A picture that cannot be read is an error in its place; what would happen to all
 import zipfile
 import zlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import BinaryIO, Final
 
-from service.bulk.files import Files, files_of, is_hidden
+from service.bulk.files import Files, Local, is_hidden
 from service.bulk.found import Found, Source, bounded, digest_of, unreadable
+from service.bulk.remote import Remote
 from service.bulk.table import Table
 from service.domain.errors import RequestError, StartupError
 
@@ -39,8 +41,17 @@ def open_source(source: str, *, column: str, limit: int) -> Source:
         return Folder(files, pictures, limit)
     tables = [name for name in names if name.lower().endswith(_TABLE)]
     if tables:
-        return Table(source, {name: files.open(name) for name in tables}, column, limit)
+        return Table(source, files, tables, column, limit)
     raise StartupError(f"{source}: holds no {' '.join((*PICTURES, _TABLE))}, and is no .zip")
+
+
+def files_of(source: str) -> Files:
+    """The files behind a path or URL.
+
+    Raises:
+        StartupError: there are none.
+    """
+    return Remote(source) if "://" in source else Local(Path(source))
 
 
 class Folder:
@@ -82,7 +93,11 @@ class Archive:
 
     def __init__(self, source: str, file: BinaryIO, limit: int) -> None:
         try:
+            file.read(1)  # where this fails, zipfile would say that it is no archive
             self._zip = zipfile.ZipFile(file)
+        except OSError as exc:
+            file.close()
+            raise StartupError(f"{source}: cannot be read: {exc.strerror or exc}") from exc
         except _DAMAGED as exc:
             file.close()
             raise StartupError(f"{source}: not a zip archive, or a damaged one") from exc

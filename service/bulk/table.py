@@ -1,10 +1,12 @@
 """Pictures in a column of Parquet files."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Final
+from importlib.util import find_spec
+from typing import Any, Final
 
+from service.bulk.files import Files
 from service.bulk.found import Found, digest_of, too_large, unreadable
 from service.domain.errors import RequestError, StartupError
 
@@ -26,50 +28,46 @@ class Table:
 
     Args:
         source: for errors.
-        files: opened Parquet files, by name.
+        files: where the Parquet files are; none is kept open, since there may be more than a process may open.
+        names: which those are.
         column: where the pictures are.
         limit: most bytes of one.
 
     Raises:
-        StartupError: pyarrow is not installed, a file is no Parquet, or has no such column.
+        StartupError: pyarrow is not installed, a file cannot be read, is no Parquet, or has no such column.
     """
 
-    def __init__(self, source: str, files: Mapping[str, BinaryIO], column: str, limit: int) -> None:
-        self._opened, self._column, self._limit = files, column, limit
+    def __init__(self, source: str, files: Files, names: Sequence[str], column: str, limit: int) -> None:
+        self._files, self._column, self._limit = files, column, limit
         self._kept: dict[_Group, Any] = {}
         self._lock = threading.Lock()
-        try:
-            self._open(source)
-        except StartupError:
-            self.close()
-            raise
-
-    def _open(self, source: str) -> None:
-        try:
-            from pyarrow import ArrowException, parquet
-        except ImportError:
-            raise StartupError(f"{source}: pyarrow, which reads Parquet, is not installed") from None
-        try:
-            self._files: dict[str, Any] = {name: parquet.ParquetFile(file) for name, file in self._opened.items()}
-        except (ArrowException, OSError, ValueError) as exc:
-            raise StartupError(f"{source}: not Parquet, or damaged") from exc
-        for name, file in self._files.items():
-            _check_column(f"{source}: {name}", file.schema_arrow, self._column)
+        if find_spec("pyarrow") is None:
+            raise StartupError(f"{source}: pyarrow, which reads Parquet, is not installed")
+        self._metadata = {name: self._opened(f"{source}: {name}", name) for name in names}
         self._groups = self._listed()
         if not len(self):
             raise StartupError(f"{source}: holds no rows")
 
+    def _opened(self, where: str, name: str) -> Any:
+        from pyarrow import ArrowException, parquet
+
+        try:
+            with self._files.open(name) as file:
+                found = parquet.ParquetFile(file)
+                _check_column(where, found.schema_arrow, self._column)
+                return found.metadata
+        except (ArrowException, OSError) as exc:
+            raise StartupError(f"{where}: not Parquet, damaged, or not to be read: {exc}") from exc
+
     def close(self) -> None:
-        """Close the files."""
-        for file in self._opened.values():
-            file.close()
+        """Nothing is open."""
 
     def _listed(self) -> list[_Group]:
         groups: list[_Group] = []
         first = 0
-        for name, file in self._files.items():
-            for number in range(file.metadata.num_row_groups):
-                rows = file.metadata.row_group(number).num_rows
+        for name, metadata in self._metadata.items():
+            for number in range(metadata.num_row_groups):
+                rows = metadata.row_group(number).num_rows
                 groups.append(_Group(name, number, first, rows))
                 first += rows
         return groups
@@ -83,7 +81,7 @@ class Table:
         """Of names, row groups and their sizes."""
         parts = []
         for group in self._groups:
-            size = self._files[group.file].metadata.row_group(group.number).total_byte_size
+            size = self._metadata[group.file].row_group(group.number).total_byte_size
             parts.append((group.file, group.number, group.rows, size, self._column))
         return digest_of(parts)
 
@@ -93,8 +91,12 @@ class Table:
         for group in self._groups:
             low, high = max(start, group.first), min(stop, group.first + group.rows)
             if low < high:
-                values = self._values(group).slice(low - group.first, high - low).to_pylist()
-                names = (f"{group.file}#{number - self._first_of(group.file)}" for number in range(low, high))
+                names = [f"{group.file}#{number - self._first_of(group.file)}" for number in range(low, high)]
+                column = self._values(group)
+                if column is None:
+                    found += [Found(name, unreadable(name, "its part of the file is damaged")) for name in names]
+                    continue
+                values = column.slice(low - group.first, high - low).to_pylist()
                 found += [self._found(name, value) for name, value in zip(names, values, strict=True)]
         return found
 
@@ -116,9 +118,24 @@ class Table:
             if group not in self._kept:
                 while len(self._kept) >= _KEPT:
                     del self._kept[next(iter(self._kept))]
-                table = self._files[group.file].read_row_group(group.number, columns=[self._column])
-                self._kept[group] = table.column(0)
+                self._kept[group] = self._read(group)
             return self._kept[group]
+
+    def _read(self, group: _Group) -> Any:
+        """The column of one row group; None where it is damaged."""
+        from pyarrow import ArrowException, parquet
+
+        with self._files.open(group.file) as file:
+            try:
+                opened = parquet.ParquetFile(file, metadata=self._metadata[group.file])
+                return opened.read_row_group(group.number, columns=[self._column]).column(0)
+            except ArrowException:
+                return None
+            except OSError as exc:
+                # What Arrow finds wrong with the content is this; where reading fails, there is a number or a kind.
+                if type(exc) is OSError and exc.errno is None:
+                    return None
+                raise
 
 
 def _check_column(where: str, schema: Any, column: str) -> None:

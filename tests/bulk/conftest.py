@@ -2,6 +2,7 @@
 
 import io
 import json
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,15 @@ def bulk(models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     return run
 
 
+@pytest.fixture
+def arrow() -> Any:
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed, so nothing was read from Parquet")
+    import pyarrow
+    import pyarrow.parquet
+
+    return pyarrow
+
+
 def environ(models: Path) -> dict[str, str]:
     return {
         "IGN_MODEL_DIR": str(models),
@@ -88,6 +98,13 @@ def write(folder: Path, files: dict[str, bytes]) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     return folder
+
+
+def zipped(file: Path, members: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return file
 
 
 def manifest(output: Path) -> list[dict[str, Any]]:

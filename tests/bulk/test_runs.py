@@ -146,6 +146,7 @@ REFUSALS = [
     (["generate", "out", "--seed", "-1"], "--seed: "),
     (["generate", "out", "--model", "nobody"], "no model 'nobody'"),
     (["generate", "file"], "is no folder"),
+    (["generate", "s3://bucket/out"], "only the input may be a URL"),
     (["generate", "in"], "holds something that is no run"),
     (["generate", "file/out"], "cannot be written"),
 ]

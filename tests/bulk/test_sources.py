@@ -1,9 +1,9 @@
-"""Folders, archives, tables and URLs; and pictures that cannot be used."""
+"""Folders and archives; and pictures that cannot be used."""
 
+import errno
 import io
 import os
 import sys
-import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -11,19 +11,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from service.bulk.files import files_of
-from service.bulk.sources import open_source
+from service.bulk.sources import files_of, open_source
 from service.domain.errors import RequestError, StartupError
 from service.domain.latents import FloatRows
 from service.runtime import OnnxModel
-from tests.bulk.conftest import SHARD, Run, everything, made, manifest, picture, write
-
-
-def zipped(file: Path, members: dict[str, bytes]) -> Path:
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    return file
+from tests.bulk.conftest import SHARD, Run, made, manifest, picture, write, zipped
 
 
 def test_an_archive_is_as_good_as_a_folder(bulk: Run, pictures: dict[str, bytes], tmp_path: Path) -> None:
@@ -45,6 +37,37 @@ def test_what_is_hidden_is_passed_over(bulk: Run, tmp_path: Path) -> None:
     )
     assert bulk("score", tmp_path / "in", tmp_path / "out").status == 0
     assert [line["source"] for line in manifest(tmp_path / "out")] == ["a.png", "d.PNG"]
+
+
+def test_what_may_not_be_listed_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, {"a.png": picture(1), "closed/b.png": picture(2), ".hidden/c.png": picture(3)})
+    scan = os.scandir
+
+    def refused(path: str) -> Any:
+        if Path(path).name in ("closed", ".hidden"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(StartupError, match="closed: cannot be read: Permission denied"):
+        files_of(str(tmp_path))
+
+
+def test_a_name_that_is_no_utf_8(arrow: Any, bulk: Run, tmp_path: Path) -> None:
+    strange = os.fsencode(tmp_path / "in") + b"/\xfc.png"
+    write(tmp_path / "in", {"a.png": picture(1)})
+    try:
+        Path(os.fsdecode(strange)).write_bytes(b"bad")
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    ran = bulk("project", tmp_path / "in", tmp_path / "out", "--manifest", "parquet")
+    assert ran.status == 1
+    assert "\\udcfc.png: is not a PNG" in ran.err
+    lines = arrow.parquet.read_table(tmp_path / "out" / "manifest.parquet").to_pylist()
+    assert [line["source"] for line in lines] == ["a.png", "\\udcfc.png"]
+    assert lines[1]["detail"].startswith("\\udcfc.png: is not")
+    assert bulk("project", tmp_path / "in", tmp_path / "out").status == 1
+    assert manifest(tmp_path / "out") == lines
 
 
 BAD = {
@@ -147,89 +170,6 @@ def test_a_picture_on_which_the_model_fails_is_a_bad_one(bulk: Run, tmp_path: Pa
     assert ran.status == 1
     assert [line["error"] for line in manifest(tmp_path / "out")] == [None, "model_failure", None]
     assert "b.png: " in ran.err
-
-
-def test_by_url(bulk: Run, pictures: dict[str, bytes], tmp_path: Path) -> None:
-    fsspec = pytest.importorskip("fsspec", reason="fsspec is not installed")
-    memory: Any = fsspec.filesystem("memory")
-    for name, content in pictures.items():
-        memory.pipe_file(f"/bucket/{name}", content)
-    memory.pipe_file("/bucket.zip", zipped(tmp_path / "in.zip", pictures).read_bytes())
-    try:
-        assert bulk("project", tmp_path / "in", tmp_path / "folder").status == 0
-        assert bulk("project", "memory://bucket", tmp_path / "remote").status == 0
-        assert bulk("project", "memory://bucket.zip", tmp_path / "archive").status == 0
-        ran = bulk("project", "memory://nothing", tmp_path / "nothing")
-    finally:
-        memory.rm("/bucket", recursive=True)
-        memory.rm("/bucket.zip")
-    assert everything(tmp_path / "remote").keys() == everything(tmp_path / "folder").keys()
-    assert made(tmp_path / "remote") == made(tmp_path / "folder") == made(tmp_path / "archive")
-    assert manifest(tmp_path / "remote") == manifest(tmp_path / "folder") == manifest(tmp_path / "archive")
-    assert ran.status == 2
-    assert "memory://nothing" in ran.err
-
-
-def test_an_unknown_kind_of_url(bulk: Run, tmp_path: Path) -> None:
-    pytest.importorskip("fsspec", reason="fsspec is not installed")
-    ran = bulk("score", "nonsense://bucket", tmp_path / "out")
-    assert ran.status == 2
-    assert "nonsense" in ran.err
-
-
-@pytest.fixture
-def arrow() -> Any:
-    pytest.importorskip("pyarrow", reason="pyarrow is not installed, so nothing was read from Parquet")
-    import pyarrow
-    import pyarrow.parquet
-
-    return pyarrow
-
-
-@pytest.mark.parametrize("shape", ["bytes", "struct"])
-def test_a_table(shape: str, arrow: Any, bulk: Run, pictures: dict[str, bytes], tmp_path: Path) -> None:
-    contents = list(pictures.values())
-    values = contents if shape == "bytes" else [{"bytes": one, "path": name} for name, one in pictures.items()]
-    rows = {"picture": [*values, None], "label": list(range(len(contents) + 1))}
-    arrow.parquet.write_table(arrow.table(rows), tmp_path / "in.parquet", row_group_size=3)
-    ran = bulk("project", tmp_path / "in.parquet", tmp_path / "table", "--column", "picture", "--shard", SHARD)
-    assert ran.status == 1
-    assert bulk("project", tmp_path / "in", tmp_path / "folder").status == 0
-    assert made(tmp_path / "table") == made(tmp_path / "folder")
-    lines = manifest(tmp_path / "table")
-    assert lines[-1]["error"] == "unreadable"
-    named = list(pictures) if shape == "struct" else [f"in.parquet#{n}" for n in range(len(contents))]
-    assert [line["source"] for line in lines[:-1]] == named
-
-
-def test_a_folder_of_tables(arrow: Any, bulk: Run, tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
-    for name, seeds in (("a", range(3)), ("b", range(3, 5))):
-        table = arrow.table({"image": [picture(seed) for seed in seeds]})
-        arrow.parquet.write_table(table, tmp_path / "in" / f"{name}.parquet")
-    assert bulk("score", tmp_path / "in", tmp_path / "out").status == 0
-    named = [line["source"] for line in manifest(tmp_path / "out")]
-    assert named == ["a.parquet#0", "a.parquet#1", "a.parquet#2", "b.parquet#0", "b.parquet#1"]
-
-
-@pytest.mark.parametrize(
-    ("column", "told"), [("nothing", "no column 'nothing'; there is image"), ("image", "no bytes")]
-)
-def test_a_table_of_something_else(column: str, told: str, arrow: Any, bulk: Run, tmp_path: Path) -> None:
-    arrow.parquet.write_table(arrow.table({"image": [1, 2]}), tmp_path / "in.parquet")
-    ran = bulk("score", tmp_path / "in.parquet", tmp_path / "out", "--column", column)
-    assert ran.status == 2
-    assert told in ran.err
-    (tmp_path / "bad.parquet").write_bytes(b"PAR1 and nothing else")
-    assert bulk("score", tmp_path / "bad.parquet", tmp_path / "out").status == 2
-
-
-def test_a_manifest_as_a_table(arrow: Any, bulk: Run, pictures: dict[str, bytes], tmp_path: Path) -> None:
-    write(tmp_path / "in", {"zz.png": b"bad"})
-    assert bulk("project", tmp_path / "in", tmp_path / "out", "--manifest", "parquet", "--shard", SHARD).status == 1
-    table = arrow.parquet.read_table(tmp_path / "out" / "manifest.parquet").to_pylist()
-    assert bulk("project", tmp_path / "in", tmp_path / "out", "--shard", SHARD).status == 1
-    assert table == manifest(tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ OPTIONS = Options(
     downscale_delay_s=2,
 )
 BODY = {"n": 4, "seed": 7, "steps": 300}
+LONG_S = 10.0  # of a request that is in hand while its replica is told to go
 
 _pause = threading.Event()
 
@@ -87,8 +89,9 @@ def _seen(response: httpx.Response) -> str:
 
 def replicas() -> int:
     """Replicas that run."""
-    states = serve.status().applications["default"].deployments["ign"].replica_states
-    return int(states.get("RUNNING", 0))
+    applications = serve.status().applications
+    deployments = applications["default"].deployments if "default" in applications else {}
+    return int(deployments["ign"].replica_states.get("RUNNING", 0)) if "ign" in deployments else 0
 
 
 def until(condition: Callable[[], bool], what: str) -> float:
@@ -124,13 +127,17 @@ def main() -> int:
     cluster.add_node(num_cpus=1)
     found["to_two_again_s"] = until(lambda: replicas() == 2, "a new node takes a replica")
     # A node's processes may finish what they have in hand before they notice. This one cannot.
-    os.kill(replica_process(), signal.SIGKILL)
+    killed = min(processes())
+    os.kill(killed, signal.SIGKILL)
     answered = load.bare["200"] + CALLERS * 4
     until(lambda: load.bare["200"] > answered, "the other replica goes on")
+    # Else there could be one for want of the other, and not for want of work.
+    until(lambda: len(processes() - {killed}) == replicas() == 2, "another process takes its place")
     load.end()
     found["client"], found["bare"] = dict(load.client), dict(load.bare)
     found["to_one_s"] = until(lambda: replicas() == 1, "back to one when idle")
     found["after"] = answers()["generate"] == found["answers"]["generate"]
+    found["drained"] = drained()
     serve.shutdown()
     ray.shutdown()
     cluster.shutdown()
@@ -138,13 +145,31 @@ def main() -> int:
     return 0
 
 
-def replica_process() -> int:
-    """The process of one replica; in a process namespace of our own there are none but ours."""
+def drained() -> dict[str, Any]:
+    """The last replica is told to go while it answers."""
+    steps, began = 50_000, time.monotonic()
+    httpx.post(f"{URL}/generate", json={"seed": 7, "steps": steps}, timeout=60)
+    body = {"seed": 7, "steps": int(steps * LONG_S / (time.monotonic() - began)), "record": [0]}
+    stream = httpx.stream("POST", f"{URL}/generate", json=body, headers={"Accept": "text/event-stream"}, timeout=60)
+    with ThreadPoolExecutor() as pool, stream as response:
+        lines = response.iter_lines()
+        first = next(lines)
+        rest = pool.submit(lambda: [line for line in lines if line.startswith("event: ")])
+        gone = pool.submit(serve.delete, "default")
+        until(lambda: replicas() == 0, "the replica is told to go")
+        in_hand = not rest.done()
+        gone.result()
+        return {"first": first, "in_hand": in_hand, "last": rest.result()[-1]}
+
+
+def processes() -> set[int]:
+    """Those of replicas; in a process namespace of our own there are none but ours."""
+    found = set()
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if b"ServeReplica" in (folder / "cmdline").read_bytes():
-                return int(folder.name)
-    raise LookupError("no process of a replica")
+                found.add(int(folder.name))
+    return found
 
 
 def answers() -> dict[str, Any]:

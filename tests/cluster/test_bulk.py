@@ -1,5 +1,6 @@
 """Bulk work on Ray Data makes what it makes on one machine."""
 
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -24,11 +25,12 @@ def test_the_same_as_on_one_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for name, value in environ(models).items():
         monkeypatch.setenv(name, value)
     options = ["--shard", "2", "--steps", "2"]
-    assert main(["project", str(tmp_path / "in"), str(tmp_path / "local"), *options]) == 1
-    command = ["project", "in", "out", *options, "--ray", "--actors", "2"]
-    for told in (True, False):  # the second time all is done
-        done = subprocess.run(
-            [*within, sys.executable, "-m", "service.bulk", *command],
+    output, local = tmp_path / "out", tmp_path / "local"
+    assert main(["project", str(tmp_path / "in"), str(local), *options]) == 1
+
+    def again() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*within, sys.executable, "-m", "service.bulk", "project", "in", "out", *options, "--ray", "--actors", "2"],
             cwd=tmp_path,
             env=environment(RAY_USAGE_STATS_ENABLED="0", **environ(models)),
             capture_output=True,
@@ -36,6 +38,18 @@ def test_the_same_as_on_one_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             timeout=300,
             check=False,
         )
+
+    output.mkdir()
+    shutil.copy(local / "run.json", output)
+    (output / "000003").write_text("in the way")
+    stopped = again()
+    assert stopped.returncode == 3, stopped.stderr[-5000:]
+    assert "service.bulk: stopped: [Errno 20] Not a directory" in stopped.stderr.splitlines()[-1]
+    assert not (output / "manifest.jsonl").exists()
+    (output / "000003").unlink()
+    first, second = again(), again()  # the second time all is done
+    for done in (first, second):
         assert done.returncode == 1, done.stderr[-5000:]
-        assert ("5.png: " in done.stderr) == told
-        assert everything(tmp_path / "out") == everything(tmp_path / "local")
+    assert everything(output) == everything(local)
+    assert "5.png: " in stopped.stderr + first.stderr
+    assert "5.png: " not in second.stderr

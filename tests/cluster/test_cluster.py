@@ -36,6 +36,8 @@ def day(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         env=environment(
             IGN_MODEL_DIR=str(models),
             IGN_DEFAULT_MODEL="grey",
+            IGN_MAX_STEPS="1000000000",
+            IGN_DRAIN_S="60",
             RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH="service.cluster.proxy",
             RAY_USAGE_STATS_ENABLED="0",
         ),
@@ -65,6 +67,11 @@ def test_requests_go_through_the_proxy(day: dict[str, Any]) -> None:
 def test_replicas_come_and_go_with_the_load(day: dict[str, Any]) -> None:
     assert day["replicas_idle"] == 1
     assert {"to_two_s", "to_two_again_s", "to_one_s"} <= set(day)
+
+
+@pytest.mark.slow
+def test_a_replica_that_goes_answers_what_it_has(day: dict[str, Any]) -> None:
+    assert day["drained"] == {"first": "event: step", "in_hand": True, "last": "event: done"}
 
 
 @pytest.mark.slow
