@@ -1,7 +1,12 @@
 """What all tests share."""
 
-from hypothesis import HealthCheck, settings
+import contextlib
 
-# A machine that is busy, as those of CI are, is no failure of the test.
-settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("here")
+
+def pytest_configure() -> None:
+    """A machine that is busy, as those of CI are, is no failure of a property test."""
+    with contextlib.suppress(ImportError):  # the tests of Ray, and those for a GPU, run where it is not
+        from hypothesis import HealthCheck, settings
+
+        settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        settings.load_profile("here")
