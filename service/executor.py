@@ -117,9 +117,9 @@ class Executor:
         self._thread = threading.Thread(target=self._main, name="ign-executor", daemon=True)
         self._thread.start()
 
-    def post(self, message: Request | None) -> None:
-        """A request to run or, when it is closed, to forget; None to end the thread."""
-        self._inbox.append(message)
+    def post(self, *messages: Request | None) -> None:
+        """Requests to run or, when they are closed, to forget; None to end the thread."""
+        self._inbox.extend(messages)
         with self._wake:
             self._wake.notify()
 

@@ -2,8 +2,8 @@
 
 After each pass finished and converged rows leave, new rows join, and the rest go round again, so that a request of
 1 000 steps never holds up one of 1. This is the event loop's side: it admits requests and hears of records and ends.
-`service.executor` is the other thread; between the two stand an inbox, the books of `service.admission`, and one call
-into the loop per pass.
+`service.executor` is the other thread; between the two stand an inbox, filled once in a turn of the event loop, the
+books of `service.admission`, and one call into the loop per pass.
 """
 
 import asyncio
@@ -70,6 +70,7 @@ class Scheduler:
         self._books = Admission(queue_rows, largest_batch(model, max_batch_rows))
         self._executor = Executor(model, self._books, clock, self._observer, self._publish)
         self._calls: dict[Request, _Call] = {}
+        self._arrivals: list[Request] = []  # of this turn of the event loop
         self._loop: asyncio.AbstractEventLoop | None = None
         self._draining = False
         self._closed = False
@@ -181,9 +182,20 @@ class Scheduler:
         call = self._calls[request] = _Call(self._loop.create_future())
         if plan.deadline is not None:
             call.timer = self._loop.call_later(plan.deadline - now, self._expire, request)
-        self._executor.post(request)
-        self._observer.queued(self._books.waiting)
+        if not self._arrivals:
+            self._loop.call_soon(self._hand_over)
+        self._arrivals.append(request)
         return request, call
+
+    def _hand_over(self) -> None:
+        """Let the executor have what has arrived in this turn of the event loop, all at once.
+
+        One by one, a busy loop would find the executor awake with a row or two, and the two of them would then wrestle
+        for the interpreter lock at every decoded picture.
+        """
+        arrivals, self._arrivals = self._arrivals, []
+        self._executor.post(*arrivals)
+        self._observer.queued(self._books.waiting)
 
     @contextlib.contextmanager
     def _refusals(self) -> Iterator[None]:
