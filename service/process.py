@@ -1,11 +1,13 @@
 """One serving process: the only one, or one of several."""
 
+import gc
 import logging
 import logging.config
 import socket
 import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Final
 
 from service import server
 from service.api.middleware import JsonFormatter
@@ -13,6 +15,8 @@ from service.domain.errors import StartupError
 from service.member import Member
 from service.settings import Settings
 from service.supervisor import READY, say
+
+_COLLECT_AFTER: Final = 10_000  # objects more than at the last collection; Python begins with 700
 
 
 def work(settings: Settings, parent: Connection) -> None:
@@ -51,6 +55,7 @@ def serve(settings: Settings, listener: socket.socket, parent: Connection | None
         running.should_exit = True
 
     def ready() -> None:
+        spare_collector()
         if parent is not None:
             say(parent, READY)
 
@@ -61,6 +66,16 @@ def serve(settings: Settings, listener: socket.socket, parent: Connection | None
     running.run(sockets=[listener, *(listener.dup() for _ in range(server.ACCEPTS - 1))])
     if refusals:
         raise refusals[0]
+
+
+def spare_collector() -> None:
+    """Let the garbage collector pass over all that is here by now, modules and models, and come seldom.
+
+    Requests leave no cycles: all it ever did was to look at every object of the process, for a twentieth of the time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_COLLECT_AFTER)
 
 
 def configure_logging(settings: Settings) -> None:

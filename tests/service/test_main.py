@@ -1,5 +1,6 @@
 """`service.__main__` inside this process; `tests/e2e/test_process.py` starts it as one of its own."""
 
+import gc
 import json
 import logging
 import os
@@ -50,6 +51,15 @@ def _own_logging() -> Iterator[None]:
     root.handlers = handlers
     root.setLevel(level)
     uvicorn.setLevel(uvicorn_level)
+
+
+@pytest.fixture(autouse=True)
+def _own_collector() -> Iterator[None]:
+    """So it does with the garbage collector."""
+    thresholds = gc.get_threshold()
+    yield
+    gc.unfreeze()
+    gc.set_threshold(*thresholds)
 
 
 @pytest.fixture(autouse=True)
@@ -126,6 +136,7 @@ def test_it_serves_until_it_is_stopped(configured: Callable[..., None], said: Sa
         stop()
 
     assert main_beside(script) == 0
+    assert gc.get_freeze_count() > 0
     err = capsys.readouterr().err
     assert "INFO serving toy/1 on cpu" in err
     assert "does not start" not in err
