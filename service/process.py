@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from service import server
-from service.api.middleware import JsonFormatter
+from service.api.middleware import JsonFormatter, TextFormatter
 from service.domain.errors import StartupError
 from service.member import Member
 from service.settings import Settings
@@ -81,13 +81,12 @@ def spare_collector() -> None:
 def configure_logging(settings: Settings) -> None:
     """Log to stderr, as the settings say."""
     handler = logging.StreamHandler(sys.stderr)
-    if settings.log_format == "json":
-        handler.setFormatter(JsonFormatter())
-    else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(JsonFormatter() if settings.log_format == "json" else TextFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     # uvicorn says what this program says itself, or what the access log says.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     # It warns of every malformed form; the answer has said so.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     logging.getLogger("service.access").setLevel(logging.INFO if settings.access_log else logging.WARNING)
+    # No line names them, and there is a line for every request.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False

@@ -42,8 +42,10 @@ class Said(logging.Handler):
 
 
 @pytest.fixture(autouse=True)
-def _own_logging() -> Iterator[None]:
+def _own_logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """`main` configures logging for its process, which here is pytest's."""
+    for name in ("logThreads", "logProcesses", "logMultiprocessing"):
+        monkeypatch.setattr(logging, name, getattr(logging, name))
     root, uvicorn = logging.getLogger(), logging.getLogger("uvicorn")
     handlers, level, uvicorn_level = list(root.handlers), root.level, uvicorn.level
     root.handlers = []  # kept from being closed
