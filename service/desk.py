@@ -119,9 +119,9 @@ class Desk:
         self._idle = self._coming = 0  # executors that wait, and those called to a new request that have not come yet
         self._ended = False
 
-    def post(self, request: Request) -> None:
-        """A request to run or, when it is closed, to forget."""
-        self.inbox.append(request)
+    def post(self, *requests: Request) -> None:
+        """Requests to run or, when they are closed, to forget."""
+        self.inbox.extend(requests)
         with self._wake:
             self._coming += self._call(1)
 

@@ -2,8 +2,8 @@
 
 After each pass finished and converged rows leave, new rows join, and the rest go round again, so that a request of
 1 000 steps never holds up one of 1. This is the event loop's side: it admits requests and hears of records and ends.
-`service.executor` is the other side, a thread for each device; between the two stand `service.desk`, the books of
-`service.admission`, and one call into the loop per pass.
+`service.executor` is the other side, a thread for each device; between the two stand `service.desk`, whose inbox is
+filled once in a turn of the event loop, the books of `service.admission`, and one call into the loop per pass.
 """
 
 import asyncio
@@ -76,6 +76,7 @@ class Scheduler:
         )
         self._executors = [Executor(model, self._desk, place) for place, model in enumerate(models)]
         self._calls: dict[Request, _Call] = {}
+        self._arrivals: list[Request] = []  # of this turn of the event loop
         self._loop: asyncio.AbstractEventLoop | None = None
         self._draining = False
         self._closed = False
@@ -191,9 +192,20 @@ class Scheduler:
         call = self._calls[request] = _Call(self._loop.create_future())
         if plan.deadline is not None:
             call.timer = self._loop.call_later(plan.deadline - now, self._expire, request)
-        self._desk.post(request)
-        self._observer.queued(self._books.waiting)
+        if not self._arrivals:
+            self._loop.call_soon(self._hand_over)
+        self._arrivals.append(request)
         return request, call
+
+    def _hand_over(self) -> None:
+        """Let the executors have what has arrived in this turn of the event loop, all at once.
+
+        One by one, a busy loop would find an executor awake with a row or two, and the two of them would then wrestle
+        for the interpreter lock at every decoded picture.
+        """
+        arrivals, self._arrivals = self._arrivals, []
+        self._desk.post(*arrivals)
+        self._observer.queued(self._books.waiting)
 
     @contextlib.contextmanager
     def _refusals(self) -> Iterator[None]:

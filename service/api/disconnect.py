@@ -9,7 +9,7 @@ from starlette.types import Receive
 
 T = TypeVar("T")
 
-_UNWATCHED_S: Final = 0.02  # work that is done by then, as most is, costs no watcher
+_UNWATCHED_S: Final = 0.25  # work that is done by then, as most is even under load, costs no watcher
 
 
 async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T], *, unwatched: float = _UNWATCHED_S) -> T:
@@ -72,3 +72,4 @@ class _Watch:
             self._task.uncancel()
         elif self._watcher is not None:
             self._watcher.cancel()
+        self._watcher = None  # it holds its exception, whose frames hold this: let go without the garbage collector

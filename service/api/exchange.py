@@ -124,25 +124,33 @@ class Exchange:
         return loaded
 
     async def aside(self, job: Callable[[], T], *, large: bool) -> T:
-        """Run a decoding job in the codec pool if it is large, else here; its time counts as decoding."""
+        """Run a decoding job in the codec pool if it is large, else on the event loop; its time counts as decoding."""
         return await self._codec("decode", job, large=large)
 
     async def encode(self, job: Callable[[], T], *, large: bool) -> T:
-        """Run an encoding job in the codec pool if it is large, else here; its time counts as encoding."""
+        """Run an encoding job in the codec pool if it is large, else on the event loop; its time counts as encoding."""
         return await self._codec("encode", job, large=large)
 
     async def _codec(self, part: str, job: Callable[[], T], *, large: bool) -> T:
+        if not large:
+            small = partial(self._timed, part, job)
+            alone = self.services.traffic.in_flight <= 1
+            return small() if alone else await self.services.together.run(small)
         start = time.perf_counter()
         try:
-            if not large:
-                return job()
             async with self.in_time():
                 return await self.services.codec.run(part, job)
         finally:
+            self.seconds[part] += time.perf_counter() - start
+
+    def _timed(self, part: str, job: Callable[[], T]) -> T:
+        start = time.perf_counter()
+        try:
+            return job()
+        finally:
             seconds = time.perf_counter() - start
             self.seconds[part] += seconds
-            if not large:  # what the pool runs, it counts itself, without the wait for a thread
-                self.services.metrics.codec(part, seconds)
+            self.services.metrics.codec(part, seconds)  # what the pool runs, it counts itself
 
     def count_rows(self, model: LoadedModel, result: Result) -> None:
         """Note a finished request's time, and its rows in the metrics."""

@@ -1,6 +1,6 @@
 """What the endpoints are handed: one object, made by the composition root, found in the app's state."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from starlette.requests import Request
@@ -12,7 +12,7 @@ from service.lineup import Lineup
 from service.metrics import Metrics
 from service.repository import Repository
 from service.settings import Settings
-from service.workers import CodecPool
+from service.workers import CodecPool, Together
 
 Phase = Literal["loading", "serving", "failed"]
 
@@ -23,6 +23,7 @@ class Services:
 
     Args:
         settings, repository, engine, codec, metrics, traffic: as their names say.
+        together: for what is too small for the codec pool.
         lineup: which models serve; empty until they are verified.
         phase: `loading` until every model is verified; `failed` if one was not.
     """
@@ -34,6 +35,7 @@ class Services:
     metrics: Metrics
     traffic: Traffic
     lineup: Lineup
+    together: Together = field(default_factory=Together)
     phase: Phase = "loading"
 
     @property

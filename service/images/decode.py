@@ -88,13 +88,13 @@ def decode_unturned(data: bytes, limits: Limits, *, field: str) -> tuple[Image.I
         opened = _open(data)
         if opened is None:
             raise _undecodable(field, "is not a PNG, JPEG or WebP picture")
-        _check_size(opened.image.size, limits, field)
+        _check_size(opened.size, limits, field)
         return opened.load(), opened.exif
 
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
-    image: ImageFile  # size known, pixels not decoded
+    size: tuple[int, int]  # known before pixels are decoded
     exif: bytes
     load: Callable[[], Image.Image]
 
@@ -107,9 +107,12 @@ class _Jpeg(JpegImageFile):
 
 def _open(data: bytes) -> _Opened | None:
     if data.startswith(png.SIGNATURE):
-        chunks, exif = png.picture_chunks(data)
+        parts, exif = png.picture_chunks(data)
+        if plain := png.plain_form(parts):
+            return _Opened(plain[1], exif, partial(png.load_plain, parts, *plain))
+        chunks = b"".join(parts)
         image = png.open_png(chunks)
-        return _Opened(image, exif, partial(png.load_png, chunks, image))
+        return _Opened(image.size, exif, partial(png.load_png, chunks, image))
     if data.startswith(b"\xff\xd8\xff"):
         return _opened(_open_jpeg(data))
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
@@ -118,7 +121,7 @@ def _open(data: bytes) -> _Opened | None:
 
 
 def _opened(image: ImageFile) -> _Opened:
-    return _Opened(image, image.info.get("exif", b""), partial(_load, image))
+    return _Opened(image.size, image.info.get("exif", b""), partial(_load, image))
 
 
 def _open_jpeg(data: bytes) -> ImageFile:

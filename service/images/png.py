@@ -6,6 +6,8 @@ unread, so that neither their size nor their mistakes matter.
 """
 
 import io
+import struct
+import zlib
 from collections.abc import Iterator
 from typing import Final
 
@@ -16,14 +18,17 @@ from PIL.PngImagePlugin import PngImageFile
 
 SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 _KEPT: Final = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"))
+_HEAD: Final = struct.pack(">I4s", 13, b"IHDR")
+_END: Final = struct.pack(">4sI", b"IEND", zlib.crc32(b"IEND"))
+_PLAIN: Final = {0: "L", 2: "RGB", 4: "LA", 6: "RGBA"}  # by colour type
 _MODES: Final = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _KEY_SCALE: Final = {"1": 1, "L;2": 85, "L;4": 17}  # tRNS holds raw samples; Pillow widens the pixels to 8 bit
 
 Samples = NDArray[np.uint16]  # (H, W), one band
 
 
-def picture_chunks(data: bytes) -> tuple[bytes, bytes]:
-    """The same PNG with nothing but its picture, and the content of its eXIf chunk (empty when there is none)."""
+def picture_chunks(data: bytes) -> tuple[list[bytes], bytes]:
+    """The same PNG, cut into signature and chunks, with nothing but its picture; and the content of its eXIf chunk."""
     parts = [data[:8]]
     exif = b""
     start, size = 8, len(data)
@@ -37,7 +42,41 @@ def picture_chunks(data: bytes) -> tuple[bytes, bytes]:
         if kind == b"IEND":
             break
         start = end
-    return b"".join(parts), exif
+    return parts, exif
+
+
+def plain_form(parts: list[bytes]) -> tuple[str, tuple[int, int]] | None:
+    """Mode and (width, height) of a PNG of 8 bit, neither interlaced nor with a palette or a transparent colour.
+
+    Args:
+        parts: signature and chunks.
+
+    Returns:
+        None for every other PNG, and for one whose chunks are not as they should be.
+    """
+    head, data, end = parts[1] if len(parts) > 1 else b"", parts[2:-1], parts[-1]
+    if not (head.startswith(_HEAD) and len(head) == 25 and zlib.crc32(head[4:21]) == int.from_bytes(head[21:], "big")):
+        return None
+    if not data or end[4:] != _END or any(part[4:8] != b"IDAT" for part in data):
+        return None
+    width, height, depth, colour, compression, filters, interlaced = struct.unpack(">IIBBBBB", head[8:21])
+    mode = _PLAIN.get(colour)
+    if mode is None or depth != 8 or compression or filters or interlaced or not (width and height):
+        return None
+    return mode, (width, height)
+
+
+def load_plain(parts: list[bytes], mode: str, size: tuple[int, int]) -> Image.Image:
+    """Decode a PNG of which `plain_form` knows the form: as `load_png` would, in a third of the time where it is small.
+
+    Pillow's decoder alone, that is, without its reader of chunks, which is Python. What the decoder does not like is
+    for the reader to judge.
+    """
+    try:
+        return Image.frombytes(mode, size, b"".join([part[8:-4] for part in parts[2:-1]]), "zip", mode)
+    except ValueError:
+        chunks = b"".join(parts)
+        return load_png(chunks, open_png(chunks))
 
 
 def open_png(chunks: bytes) -> PngImageFile:

@@ -131,8 +131,9 @@ def release(model: FakeModel) -> None:
 
 
 async def queued(scheduler: Scheduler, *calls: asyncio.Task[Result]) -> None:
-    """Until the tasks have put their rows into the queue."""
-    await asyncio.sleep(0)
+    """Until the tasks have put their rows into the queue, and the executor has heard of it."""
+    await asyncio.sleep(0)  # they begin
+    await asyncio.sleep(0)  # what arrived in that turn of the event loop is handed over
     assert not any(call.done() for call in calls)
     assert scheduler.rows_queued >= len(calls)
 

@@ -1,4 +1,6 @@
 import asyncio
+import gc
+import weakref
 
 import pytest
 from starlette.exceptions import HTTPException
@@ -90,3 +92,27 @@ def test_a_broken_channel_is_not_a_disconnect() -> None:
             await until_disconnect(broken, asyncio.Event().wait())
 
     asyncio.run(main())
+
+
+def test_a_watcher_leaves_nothing_to_the_garbage_collector() -> None:
+    class Channel:
+        def __init__(self) -> None:
+            self.asked = asyncio.Event()
+
+        async def receive(self) -> Message:
+            self.asked.set()
+            return await silent()
+
+    async def main() -> None:
+        channel = Channel()
+        seen = weakref.ref(channel)
+        await until_disconnect(channel.receive, channel.asked.wait(), unwatched=0)
+        await asyncio.sleep(0)  # the watcher ends
+        del channel
+        assert seen() is None
+
+    gc.disable()
+    try:
+        asyncio.run(main())
+    finally:
+        gc.enable()

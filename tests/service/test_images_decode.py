@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from service.domain.errors import IgnError, InvalidContent, TooLarge
-from service.images import Limits, Picture, decode_picture
+from service.images import Limits, Picture, decode_picture, png
 from service.images.orientation import exif_turn
 from tests.service import pictures as make
 
@@ -326,6 +326,60 @@ def test_damaged_files_raise_nothing_foreign(seed: bytes, damage: list[tuple[flo
     except IgnError:
         return
     assert picture.image.mode in ("L", "LA", "RGB", "RGBA")
+
+
+LINES = zlib.compress(bytes(40))
+PLAIN = [
+    *(make.save(make.noise(5, 7, bands).squeeze()) for bands in (1, 2, 3, 4)),
+    make.save(make.smooth(28, 28, 1)),
+    make.save(make.smooth(28, 28), compress_level=0),
+    png.SIGNATURE  # two pieces, and after them more than there are lines for
+    + make.chunk(b"IHDR", struct.pack(">IIBBBBB", 3, 2, 8, make.GREY, 0, 0, 0))
+    + b"".join(make.chunk(b"IDAT", part) for part in (LINES[:9], LINES[9:]))
+    + make.chunk(b"IEND"),
+]
+
+
+@given(
+    st.sampled_from(PLAIN),
+    st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=3),
+    st.floats(0, 1),
+    st.booleans(),
+)
+@settings(max_examples=600, deadline=None)
+def test_plain_pictures_are_what_pillow_says(
+    seed: bytes, damage: list[tuple[float, int]], kept: float, mended: bool
+) -> None:
+    data = bytearray(seed)
+    for place, value in damage:
+        data[int(place * (len(data) - 1))] = value
+    if mended and not damage:  # the header is what it was, and so are its sums; but the pixels end early
+        data = data[: int(kept * len(data))] + data[-12:]
+    parts, _ = png.picture_chunks(bytes(data))
+    chunks = b"".join(parts)
+    try:
+        with png.open_png(chunks) as image:
+            expected = np.asarray(png.load_png(chunks, image))
+    except Exception:  # of any kind: Pillow does not like it
+        with pytest.raises(IgnError):
+            decode(bytes(data))
+    else:
+        assert np.array_equal(levels(bytes(data)), expected)
+
+
+def test_which_pictures_are_plain() -> None:
+    def form(data: bytes) -> object:
+        return png.plain_form(png.picture_chunks(data)[0])
+
+    assert [form(data) for data in PLAIN[:4]] == [(mode, (7, 5)) for mode in ("L", "LA", "RGB", "RGBA")]
+    others = [
+        make.png(make.noise(4, 4), make.GREY, 8, interlaced=True),
+        make.png(make.noise(4, 4), make.GREY, 16),
+        make.png(make.noise(4, 4), make.GREY, 8, before=make.chunk(b"tRNS", bytes(2))),
+        make.save(make.smooth(4, 4).quantize(16)),
+        PLAIN[0][:-1],
+    ]
+    assert [form(data) for data in others] == [None] * 5
 
 
 def test_decoding_in_threads_gives_the_same() -> None:

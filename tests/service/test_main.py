@@ -1,5 +1,6 @@
 """`service.__main__` inside this process; `tests/e2e/test_process.py` starts it as one of its own."""
 
+import gc
 import json
 import logging
 import os
@@ -44,8 +45,10 @@ class Said(logging.Handler):
 
 
 @pytest.fixture(autouse=True)
-def _own_logging() -> Iterator[None]:
+def _own_logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """`main` configures logging for its process, which here is pytest's."""
+    for name in ("logThreads", "logProcesses", "logMultiprocessing"):
+        monkeypatch.setattr(logging, name, getattr(logging, name))
     root, uvicorn = logging.getLogger(), logging.getLogger("uvicorn")
     handlers, level, uvicorn_level = list(root.handlers), root.level, uvicorn.level
     root.handlers = []  # kept from being closed
@@ -53,6 +56,15 @@ def _own_logging() -> Iterator[None]:
     root.handlers = handlers
     root.setLevel(level)
     uvicorn.setLevel(uvicorn_level)
+
+
+@pytest.fixture(autouse=True)
+def _own_collector() -> Iterator[None]:
+    """So it does with the garbage collector."""
+    thresholds = gc.get_threshold()
+    yield
+    gc.unfreeze()
+    gc.set_threshold(*thresholds)
 
 
 @pytest.fixture(autouse=True)
@@ -129,6 +141,7 @@ def test_it_serves_until_it_is_stopped(configured: Callable[..., None], said: Sa
         stop()
 
     assert main_beside(script) == 0
+    assert gc.get_freeze_count() > 0
     err = capsys.readouterr().err
     assert "INFO serving toy/1 on cpu" in err
     assert "does not start" not in err

@@ -265,7 +265,7 @@ def test_a_newcomer_interrupts_a_long_run() -> None:
 
         def join(admitted: threading.Event) -> None:
             short.append(held(scheduler, marked(2), plan()))
-            loop.call_soon(admitted.set)
+            loop.call_soon(loop.call_soon, admitted.set)  # in the next turn: after it was handed over
 
         def watched(rows: FloatRows) -> FloatRows:
             if len(script.passes) == 10:
@@ -336,7 +336,7 @@ def test_a_row_is_passed_over_a_bounded_number_of_times() -> None:
 
         def join(admitted: threading.Event) -> None:
             young.append(held(scheduler, marked(2), plan()))
-            loop.call_soon(admitted.set)
+            loop.call_soon(loop.call_soon, admitted.set)  # in the next turn: after it was handed over
 
         with serving(FakeModel(function=feed), max_batch_rows=1) as scheduler:
             await scheduler.submit(marked(1), plan(3))
