@@ -19,15 +19,15 @@ from service.api.door import Door
 from service.api.middleware import CatchAll, Cors, Gate, Observe, RequestContext, Traffic
 from service.api.quota import Quota
 from service.api.services import Services
+from service.copies import Copies
 from service.domain.errors import StartupError
 from service.engine import Engine
 from service.host import cpu_threads
 from service.lineup import Lineup, Running
 from service.metrics import Metrics
-from service.repository import LoadedModel, Opener, Repository
+from service.repository import LoadedModel, Repository
 from service.runtime import OnnxModel
 from service.scheduler import Scheduler
-from service.sessions import Cuda
 from service.settings import Settings, metrics_folder
 from service.statistics import ModelStatistics
 from service.workers import CodecPool
@@ -87,8 +87,12 @@ def _nobody() -> None:
 def _services(settings: Settings, lost: Tell) -> Services:
     metrics, traffic, engine = Metrics(metrics_folder()), Traffic(), Engine()
     metrics.queue_limit.set(settings.queue_rows)
-    openers = [_opener(settings, device) for device in range(settings.gpus)]
-    repository = Repository(settings.model_dir, *openers, default=settings.default_model, precision=settings.precision)
+    repository = Repository(
+        settings.model_dir,
+        Copies(OnnxModel, settings),
+        default=settings.default_model,
+        precision=settings.precision,
+    )
     return Services(
         settings=settings,
         repository=repository,
@@ -104,21 +108,6 @@ def _services(settings: Settings, lost: Tell) -> Services:
             ended=metrics.unloaded,
             settled=traffic.settled,
         ),
-    )
-
-
-def _opener(settings: Settings, device_id: int) -> Opener:
-    cuda = Cuda(
-        device_id=device_id,
-        deterministic=settings.deterministic,
-        graphs=settings.cuda_graphs,
-        memory_mib=settings.cuda_memory_mib,
-        tensorrt_cache=settings.tensorrt_cache,
-        half=settings.precision == "fp16",
-    )
-    threads = cpu_threads(settings.threads)
-    return partial(
-        OnnxModel, device=settings.device, cuda=cuda, threads=threads, max_batch_rows=settings.max_batch_rows
     )
 
 

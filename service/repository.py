@@ -72,7 +72,7 @@ class OpenModel(Model, Protocol):
         ...
 
 
-Opener = Callable[[bytes], OpenModel]
+Opener = Callable[[bytes], Sequence[OpenModel]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -82,13 +82,13 @@ class LoadedModel:
     Args:
         card: what the file says of itself.
         digest: SHA-256, in hexadecimal, of the file that runs.
-        model: f itself, on the first device.
+        model: f itself.
         noise: source of its latents.
         golden: how its provider reproduces the golden rows.
         device, provider: where it runs.
         fallback_reason: why `auto` did not take CUDA, or None.
         files: which files these were, as `Repository.files` tells them.
-        copies: f on each further device.
+        copies: the same for each further device or core.
         close: frees all of them; nobody may run them any more.
     """
 
@@ -106,7 +106,7 @@ class LoadedModel:
 
     @property
     def models(self) -> tuple[Model, ...]:
-        """The network on every device."""
+        """All that run side by side."""
         return self.model, *self.copies
 
     @property
@@ -120,8 +120,8 @@ class Repository:
 
     Args:
         directory: the model directory.
-        open_model: makes a model of a file's bytes; raises `StartupError` when they hold none.
-        further: the same, for every device but the first.
+        open_models: makes a model of a file's bytes, as often as it is to run side by side; raises `StartupError` when
+            they hold none.
         default: `name` or `name/version` for callers who name none.
         precision: which file of a version runs.
     """
@@ -129,13 +129,13 @@ class Repository:
     def __init__(
         self,
         directory: Path,
-        open_model: Opener,
-        *further: Opener,
+        open_models: Opener,
+        *,
         default: str,
         precision: Literal["fp32", "fp16"] = "fp32",
     ) -> None:
         self._directory = directory
-        self._openers = (open_model, *further)
+        self._open_models = open_models
         self._default = default
         self._precision: Literal["fp32", "fp16"] = precision
         self._models: Mapping[str, LoadedModel] = {}
@@ -238,11 +238,9 @@ class Repository:
         if self._precision == "fp16" and not (self._directory / file).is_file():
             raise StartupError(f"IGN_PRECISION=fp16: {file} is not there; use fp32, or export it")
         data = self._read(file)
-        models: list[OpenModel] = []
+        with _named(file):
+            models = self._open_models(data)
         try:
-            for device, open_model in enumerate(self._openers):
-                with _named(file + (f" on device {device}" if device else "")):
-                    models.append(open_model(data))
             return self._verified(ref, file, files, models)
         except BaseException:
             _close(models)

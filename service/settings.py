@@ -44,6 +44,7 @@ class Settings:
     tensorrt_cache: Path | None = None
     gpus: int = 1
     threads: int = 0
+    sessions: int = 0
     workers: int = 1
     max_batch_rows: int = 64
     queue_rows: int = 4096
@@ -257,6 +258,7 @@ _PARSERS: Final[dict[str, Callable[[str], object]]] = {
     "IGN_TENSORRT_CACHE": Path,
     "IGN_GPUS": _integer(1, 64),
     "IGN_THREADS": _integer(0, 1024),
+    "IGN_SESSIONS": _integer(0, 64),
     "IGN_WORKERS": _integer(1, 256),
     "IGN_MAX_BATCH_ROWS": _integer(1, 65_536),
     "IGN_QUEUE_ROWS": _integer(1, 10_000_000),

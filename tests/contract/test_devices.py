@@ -94,4 +94,4 @@ def test_one_that_is_not_there_refuses_the_start_and_is_named(models: Path, gpus
     with serving(settings(models, device="cuda", gpus=4), ready=False) as service:
         service.until(lambda: bool(service.refusals))
         (refusal,) = service.refusals
-    assert refusal.detail == "colour/1/model.onnx on device 2: CUDA cannot be used: invalid device ordinal"
+    assert refusal.detail == "colour/1/model.onnx: device 2: CUDA cannot be used: invalid device ordinal"

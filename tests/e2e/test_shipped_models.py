@@ -20,7 +20,7 @@ LARGEST = 16 * 2**20
 
 @pytest.fixture(scope="module")
 def shipped() -> Iterator[dict[str, LoadedModel]]:
-    repository = Repository(MODELS, lambda data: OnnxModel(data, device="cpu"), default="mnist")
+    repository = Repository(MODELS, lambda data: [OnnxModel(data, device="cpu")], default="mnist")
     yield dict(repository.load_all())
     repository.close()
 

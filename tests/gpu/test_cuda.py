@@ -4,7 +4,6 @@ import asyncio
 import resource
 import threading
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -13,12 +12,14 @@ import pytest
 from onnx import helper
 
 from benchmarks.device import Device
+from service.copies import Copies
 from service.domain.latents import FloatRows
 from service.domain.tasks import Applied, DeviceOutOfMemory, Plan
 from service.repository import LoadedModel, Repository
 from service.runtime import OnnxModel
 from service.scheduler import Scheduler
 from service.sessions import TENSORRT, Cuda, CudaUnavailable
+from service.settings import Settings
 from tests.live import ROOT
 from tests.service.onnx_models import graph, hungry, make_card, model_bytes, reference, sample_rows, serialise
 
@@ -38,8 +39,9 @@ def on_cuda(data: bytes, cuda: Cuda | None = None) -> OnnxModel:
 
 def shipped(name: str, precision: Literal["fp32", "fp16"] = "fp32", cuda: Cuda | None = None) -> LoadedModel:
     """Verified: its golden rows come out within the card's tolerance in every bucket and place, or this raises."""
-    open_model = partial(OnnxModel, device="cuda", cuda=cuda)
-    return Repository(ROOT / "models", open_model, default=name, precision=precision).load(f"{name}/1")
+    return Repository(
+        ROOT / "models", lambda data: [OnnxModel(data, device="cuda", cuda=cuda)], default=name, precision=precision
+    ).load(f"{name}/1")
 
 
 def stepped(model: OnnxModel, x: FloatRows, steps: int) -> FloatRows:
@@ -299,8 +301,8 @@ def test_two_gpus_answer_as_one() -> None:
         OnnxModel(model_bytes(), device="cuda", cuda=Cuda(device_id=1)).close()
     except CudaUnavailable as exc:
         pytest.skip(f"there is no second GPU: {exc.detail}")
-    openers = [partial(OnnxModel, device="cuda", cuda=Cuda(device_id=number)) for number in range(2)]
-    loaded = Repository(ROOT / "models", *openers, default=name).load(f"{name}/1")
+    both = Copies(OnnxModel, Settings(device="cuda", gpus=2))
+    loaded = Repository(ROOT / "models", both, default=name).load(f"{name}/1")
     one = loaded.model
     assert isinstance(one, OnnxModel)
     x = sample_rows(64, loaded.card.shape)

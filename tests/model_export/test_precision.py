@@ -1,6 +1,5 @@
 """`model.fp16.onnx`: exported, verified, measured and served beside `model.onnx`."""
 
-import functools
 import hashlib
 import re
 from pathlib import Path
@@ -137,8 +136,9 @@ def test_a_half_that_is_of_another_model_is_not_stamped(both: Path, data_file: P
 def test_the_service_serves_it(measured: bool, both: Path, data_file: Path, cache: Path) -> None:
     if measured:
         evaluate(both, str(data_file), cache=cache, samples=20, steps=1, threads=1)
-    opener = functools.partial(OnnxModel, device="cpu")
-    models = Repository(both.parent.parent, opener, default="tiny", precision="fp16").load_all()
+    models = Repository(
+        both.parent.parent, lambda data: [OnnxModel(data, device="cpu")], default="tiny", precision="fp16"
+    ).load_all()
     loaded = models["tiny/1"]
     assert loaded.digest == hashlib.sha256((both / HALF).read_bytes()).hexdigest()
     assert loaded.golden.passed

@@ -26,7 +26,7 @@ class Stage:
     """A lineup over fake models; nobody has left before `leave` is called."""
 
     def __init__(self, directory: Path) -> None:
-        def unopened(_: bytes) -> OpenModel:
+        def unopened(_: bytes) -> list[OpenModel]:
             raise AssertionError("nothing is read here")
 
         self.engine = Engine()

@@ -1,4 +1,3 @@
-import functools
 import hashlib
 import logging
 import os
@@ -24,10 +23,10 @@ class Opener:
     def __init__(self) -> None:
         self.opened: list[OnnxModel] = []
 
-    def __call__(self, data: bytes) -> OnnxModel:
+    def __call__(self, data: bytes) -> list[OnnxModel]:
         model = OnnxModel(data, device="cpu")
         self.opened.append(model)
-        return model
+        return [model]
 
     def closed(self) -> bool:
         """Whether none of them runs any more."""
@@ -35,7 +34,7 @@ class Opener:
 
 
 def repository(directory: Path, default: str = "toy", **options: Any) -> Repository:
-    return Repository(directory, functools.partial(OnnxModel, device="cpu"), default=default, **options)
+    return Repository(directory, lambda data: [OnnxModel(data, device="cpu")], default=default, **options)
 
 
 def refusal(directory: Path, default: str = "toy", **options: Any) -> str:

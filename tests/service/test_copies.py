@@ -1,0 +1,89 @@
+"""How often a model is opened, and with how many threads each time."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service import copies
+from service.copies import Copies
+from service.domain.errors import StartupError
+from service.runtime import OnnxModel
+from service.settings import Settings
+from tests.service.onnx_models import model_bytes, sample_rows
+
+DATA = model_bytes()
+
+
+class Makes:
+    """Opens real models on the CPU, and remembers their threads."""
+
+    def __init__(self, most: int = 64) -> None:
+        self.threads: list[int] = []
+        self.opened: list[OnnxModel] = []
+        self.most = most
+
+    def __call__(self, data: bytes, *, threads: int, **options: Any) -> OnnxModel:
+        if len(self.opened) == self.most:
+            raise StartupError("no more")
+        self.threads.append(threads)
+        self.opened.append(OnnxModel(data, threads=threads, **options))
+        return self.opened[-1]
+
+    def running(self) -> list[OnnxModel]:
+        return [model for model in self.opened if model._runner is not None]
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
+    """Threads of each session that is left running."""
+
+    def open_all(granted: int, *, seconds: float = 0.001, **options: Any) -> list[int]:
+        monkeypatch.setattr(copies, "cpu_threads", lambda wanted: wanted or granted)
+        monkeypatch.setattr(copies, "_seconds", lambda model: seconds)
+        makes = Makes()
+        models = Copies(makes, Settings(device="cpu", **options))(DATA)
+        assert models == makes.running()
+        x = sample_rows(3)
+        for model in models[1:]:
+            np.testing.assert_array_equal(model.run(x), models[0].run(x))
+        for model in models:
+            model.close()
+        return makes.threads[-len(models) :]
+
+    return open_all
+
+
+@pytest.mark.parametrize(("granted", "threads"), [(1, [1]), (2, [1, 1]), (7, [1] * 7), (8, [1] * 8), (20, [2] * 8)])
+def test_a_quick_model_runs_in_sessions_side_by_side(
+    granted: int, threads: list[int], opened: Callable[..., list[int]]
+) -> None:
+    assert opened(granted) == threads
+    assert opened(64, threads=granted) == threads
+
+
+@pytest.mark.parametrize("granted", [1, 2, 20])
+def test_a_slow_model_has_all_threads(granted: int, opened: Callable[..., list[int]]) -> None:
+    assert opened(granted, seconds=0.1) == [granted]
+
+
+@pytest.mark.parametrize(
+    ("sessions", "granted", "threads"), [(1, 6, [6]), (2, 6, [3, 3]), (4, 6, [1] * 4), (3, 2, [1] * 3)]
+)
+def test_what_is_asked_for_is_what_there_is(
+    sessions: int, granted: int, threads: list[int], opened: Callable[..., list[int]]
+) -> None:
+    for seconds in (0.001, 0.1):
+        assert opened(granted, seconds=seconds, sessions=sessions) == threads
+
+
+def test_when_one_cannot_be_opened_none_is_left() -> None:
+    makes = Makes(most=2)
+    with pytest.raises(StartupError, match="no more"):
+        Copies(makes, Settings(device="cpu", sessions=3))(DATA)
+    assert (len(makes.opened), makes.running()) == (2, [])
+
+
+def test_seconds_are_those_of_one_row() -> None:
+    assert 0 < copies._seconds(OnnxModel(DATA, device="cpu")) < 1
