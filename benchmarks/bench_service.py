@@ -12,6 +12,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,9 +46,10 @@ from service.runtime import OnnxModel
 
 METHOD = (
     "benchmarks.load from a process of its own, keep-alive, loopback; rounds in turn, medians of rounds. share_of_raw: "
-    "pictures/s over raw onnxruntime's at 64 rows, steps=1, by round. core-milliseconds: CPU time of the service's and "
-    "the generator's process by picture; permitted_share: cores over their sum, as a share of raw, at most 1. idle: "
-    "one connection; over_sum is the median over hello-world's median plus the raw call's. overload: open loop at "
+    "pictures/s over raw onnxruntime's at 64 rows, steps=1, by round: one session with all threads. side by side: as "
+    "many sessions as there are cores, of one thread each, at once. core-milliseconds: CPU time of the service's and "
+    "the generator's process by picture; permitted_share: cores over their sum, or raw side by side where that is "
+    "less, as a share of raw. idle: one connection; over_sum is the median over hello-world's median plus the raw call's. overload: open loop at "
     "3 × the closed loop's rate measured just before, first for a third of the time unmeasured; goodput is 2xx/s over "
     "the mean of that rate and the one just after; late: accepted requests not answered with 2xx, or after the deadline"
 )
@@ -89,7 +91,7 @@ def measure_all(options: argparse.Namespace) -> Json:
         port = free_port()
         with serving([sys.executable, "-m", "benchmarks.hello", str(port)], port=port, ready="/") as hello:
             idle = one_row(server, hello, raw, model, picture, options)
-        many = many_rows(server, raw, model, options)
+        many = many_rows(server, raw, data, model, options)
         single = single_pictures(server, picture, options)
         overloads = [
             overload(server, "64 rows as npy", generate("application/x-npy"), 16, 512, options),
@@ -195,8 +197,8 @@ def one_call(call: Callable[[], object], seconds: float) -> Json:
     return {key: found[key] for key in PERCENTILES}
 
 
-def many_rows(server: Server, raw: Raw, model: OnnxModel, options: argparse.Namespace) -> list[Json]:
-    """64 rows a request, in three forms, beside raw onnxruntime."""
+def many_rows(server: Server, raw: Raw, data: bytes, model: OnnxModel, options: argparse.Namespace) -> list[Json]:
+    """64 rows a request, in three forms, beside raw onnxruntime: one session, and one for each core side by side."""
     forms = {"npy": "application/x-npy", "PNG sheet": "image/png", "64 PNGs in JSON": "application/json"}
     rows = model.noise.rows(0, 0, ROWS)
 
@@ -204,18 +206,31 @@ def many_rows(server: Server, raw: Raw, model: OnnxModel, options: argparse.Name
         rate, cpu_s = timed(lambda: raw(rows), ROWS, options.seconds)
         return {"pictures_per_s": rate, "core_ms": cpu_s * 1e3}
 
-    ways: dict[str, Callable[[], Json]] = {"raw": bare}
+    def side_by_side() -> Json:
+        with ThreadPoolExecutor(len(each)) as pool:
+            found = list(pool.map(lambda one: timed(lambda: one(rows), ROWS, options.seconds), each))
+        return {"pictures_per_s": sum(rate for rate, _ in found)}
+
+    each = [raw_session(data, model, 1) for _ in range(cpu_threads(0))]
+    ways: dict[str, Callable[[], Json]] = {"raw": bare, "side by side": side_by_side}
     ways |= {form: partial(load, server, generate(accept), FEW, options.seconds) for form, accept in forms.items()}
     rounds = in_turn(ways, options.rounds)
     limit = [found["pictures_per_s"] for found in rounds["raw"]]
-    return [form_line(form, rounds[form], rounds["raw"], limit) for form in forms]
+    most = [found["pictures_per_s"] for found in rounds["side by side"]]
+    return [
+        form_line(form, rounds[form], rounds["raw"], limit, most)
+        | {"raw_side_by_side_per_s": rounded(statistics.median(most))}
+        | {"share_of_side_by_side": rounded(median_ratio([found["ok_per_s"] * ROWS for found in rounds[form]], most))}
+        for form in forms
+    ]
 
 
-def form_line(form: str, rounds: list[Json], raw: list[Json], limit: list[float]) -> Json:
+def form_line(form: str, rounds: list[Json], raw: list[Json], limit: list[float], most: list[float]) -> Json:
     rates = [found["ok_per_s"] * ROWS for found in rounds]
     server_ms = statistics.median(found["server_core_ms_per_request"] for found in rounds) / ROWS
     client_ms = statistics.median(found["client_core_ms_per_request"] for found in rounds) / ROWS
-    permitted = min(1.0, cpu_threads(0) * 1e3 / max(1e-9, server_ms + client_ms) / statistics.median(limit))
+    by_cores = cpu_threads(0) * 1e3 / max(1e-9, server_ms + client_ms)
+    permitted = min(statistics.median(most), by_cores) / statistics.median(limit)
     share = median_ratio(rates, limit)
     return {
         "form": form,

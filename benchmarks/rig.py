@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -12,6 +11,7 @@ from unittest.mock import patch
 import onnxruntime as ort
 
 from benchmarks.bench_runtime import raw_session
+from service.copies import LEAST_ON_CPU, Copies
 from service.domain.latents import FloatRows
 from service.domain.tasks import Applied, Result
 from service.engine import Batch, Call, Engine
@@ -20,6 +20,7 @@ from service.metrics import Metrics, SchedulerMetrics
 from service.repository import LoadedModel, Repository
 from service.runtime import OnnxModel
 from service.scheduler import Scheduler
+from service.settings import Settings
 
 DEADLINE_S = 30.0  # what a request of the service has
 BATCH_ROWS = 64
@@ -68,12 +69,13 @@ def rig(models: Path, model: str, *, threads: int = 0) -> Iterator[Rig]:
         StartupError: the model does not load.
     """
     granted = cpu_threads(threads)
-    open_model = partial(OnnxModel, threads=granted, max_batch_rows=BATCH_ROWS)
-    repository = Repository(models, open_model, default=model)
+    settings = Settings(threads=granted, max_batch_rows=BATCH_ROWS)
+    repository = Repository(models, Copies(OnnxModel, settings), default=model)
     repository.load_all()
     loaded = repository.resolve()
     counted = Counted(Metrics(), loaded.ref)
-    scheduler = Scheduler(loaded.model, max_batch_rows=BATCH_ROWS, queue_rows=4096, observer=counted)
+    least = 1 if loaded.device == "cuda" else LEAST_ON_CPU
+    scheduler = Scheduler(*loaded.models, max_batch_rows=BATCH_ROWS, queue_rows=4096, observer=counted, least=least)
     engine = Engine(schedulers={loaded: scheduler})
     assert isinstance(loaded.model, OnnxModel)
     data = (models / loaded.ref / "model.onnx").read_bytes()

@@ -19,7 +19,7 @@ from service.api.door import Door
 from service.api.middleware import CatchAll, Cors, Gate, Observe, RequestContext, Traffic
 from service.api.quota import Quota
 from service.api.services import Services
-from service.copies import Copies
+from service.copies import LEAST_ON_CPU, Copies
 from service.domain.errors import StartupError
 from service.engine import Engine
 from service.host import cpu_threads
@@ -198,9 +198,11 @@ def _began(metrics: Metrics, loaded: LoadedModel) -> None:
         provider=loaded.provider,
         reproducible=loaded.golden.reproducible,
         quantiles=loaded.card.distance_quantiles,
+        sessions=len(loaded.models),
     )
     reason = f" ({loaded.fallback_reason})" if loaded.fallback_reason else ""
-    _LOG.info("serving %s on %s%s", loaded.ref, loaded.device, reason)
+    side_by_side = f" in {len(loaded.models)} sessions" if loaded.copies else ""
+    _LOG.info("serving %s on %s%s%s", loaded.ref, loaded.device, side_by_side, reason)
 
 
 def _running(settings: Settings, metrics: Metrics, lost: Tell, loaded: LoadedModel) -> Running:
@@ -211,5 +213,6 @@ def _running(settings: Settings, metrics: Metrics, lost: Tell, loaded: LoadedMod
         queue_rows=settings.queue_rows,
         observer=statistics,
         lost=lost,
+        least=1 if loaded.device == "cuda" else LEAST_ON_CPU,
     )
     return Running(scheduler=scheduler, statistics=statistics)

@@ -13,6 +13,8 @@ from service.settings import Settings
 
 _QUICK_S: Final = 0.005
 """A model that takes no longer for a row in few threads is better run in several sessions than in one of many."""
+LEAST_ON_CPU: Final = 16
+"""Rows for which another session is woken: fewer are better left to one that runs, as HTTP wants the cores as well."""
 _MOST: Final = 8  # sessions on a CPU: what feeds them computes in one thread at a time
 
 
@@ -56,7 +58,7 @@ class Copies:
 
     def _open(self, data: bytes) -> Iterator[OpenModel]:
         wanted = self._settings.sessions
-        count = wanted or min(_MOST, self._threads)
+        count = wanted or _sessions(self._threads)
         first = self._one(data, threads=self._threads // count)
         if first.device == "cuda":
             yield first
@@ -89,6 +91,11 @@ class Copies:
             threads=max(1, threads),
             max_batch_rows=settings.max_batch_rows,
         )
+
+
+def _sessions(threads: int) -> int:
+    """One for each thread but one, which is left to HTTP where there are enough."""
+    return min(_MOST, threads - 1 if threads > 2 else threads)
 
 
 def _seconds(model: OpenModel) -> float:

@@ -4,6 +4,7 @@ There is an executor for each device, and one queue for all of them. Whatever is
 which is never held over a call of a model: devices compute side by side, and take turns only in between.
 """
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -18,6 +19,8 @@ from service.domain.tasks import Progress, Result, StepRow
 from service.rows import Request, Row, RowQueue
 
 _TICK_S: Final = 0.5  # between two looks at how far a stream has come
+_CAN_YIELD: Final = hasattr(os, "sched_yield")
+_LONG: Final = 4  # steps of a row, on average, that are worth a batch elsewhere
 
 Event = StepRow | Progress | Result | IgnError
 Clock = Callable[[], float]
@@ -91,6 +94,7 @@ class Desk:
         publish: told of what happened, in order.
         lost: told, when a device is, how many are left.
         devices: how many executors there will be.
+        least: fewest rows of few steps for which another executor is woken while one is awake.
     """
 
     def __init__(
@@ -102,6 +106,7 @@ class Desk:
         *,
         lost: Callable[[int], None] = lambda left: None,
         devices: int = 1,
+        least: int = 1,
     ) -> None:
         self.books, self.clock, self.observer = books, clock, observer
         self.lock = threading.Lock()
@@ -110,7 +115,7 @@ class Desk:
         self.batches: dict[int, Batch] = {}
         self.sound = devices
         """Devices that are not lost."""
-        self._publish, self._lost = publish, lost
+        self._publish, self._lost, self._least = publish, lost, least
         self._events: list[tuple[Request, Event]] = []
         self._open: set[Request] = set()
         self._watched: set[Request] = set()
@@ -123,7 +128,9 @@ class Desk:
         """Requests to run or, when they are closed, to forget."""
         self.inbox.extend(requests)
         with self._wake:
-            self._coming += self._call(1)
+            if self._idle:
+                asleep = self._idle == self.sound
+                self._coming += self._call(max(self.books.waiting // self._worth() - self._coming, int(asleep)))
 
     def end(self) -> None:
         """Let every executor end."""
@@ -150,13 +157,22 @@ class Desk:
             return limit
         with self._wake:
             others, self._coming = self._idle + self._coming, 0
-        return min(limit, -(-len(self.queue) // (others + 1)))
+        return min(limit, max(self._worth(), -(-len(self.queue) // (others + 1))))
+
+    def splits(self, rows: int) -> bool:
+        """Whether a batch of so many rows, of which none is done, is better divided with somebody who is idle."""
+        return self._idle > 0 and rows >= 2 * self._worth()
 
     def share(self) -> None:
         """Let idle executors have what is left."""
         if len(self.batches) > 1 and len(self.queue):
             with self._wake:
-                self._call(self._idle)
+                self._call(len(self.queue) // self._worth())
+
+    def yield_core(self) -> None:
+        """Let the event loop have the core for a moment, where executors can keep all of them busy."""
+        if len(self.batches) > 1 and _CAN_YIELD:
+            os.sched_yield()
 
     def take_in(self) -> None:
         """Hear who came and who left."""
@@ -254,6 +270,11 @@ class Desk:
                 events, self._events = self._events, []
                 if events:
                     self._publish(events)
+
+    def _worth(self) -> int:
+        """Fewest rows that are worth waking another executor: any, where rows have many steps before them."""
+        total = self.books.total
+        return 1 if total.work > _LONG * total.rows else self._least
 
     def _call(self, executors: int) -> int:
         """Wake so many, or as many as are idle, which they are no longer; returns how many. To be locked outside."""

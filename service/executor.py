@@ -105,7 +105,7 @@ class Executor:
         batch, desk = self._batch, self._desk
         queue = desk.queue
         self._began = now = desk.clock()
-        if not (len(queue) or batch.stale) and now < batch.expires:
+        if not (len(queue) or batch.stale) and now < batch.expires and not desk.splits(len(batch.rows)):
             return
         for row in batch.rows:
             if not (row.done or row.request.closed):
@@ -194,5 +194,6 @@ class Executor:
 
     def _ran(self, rows: int, padded: int, seconds: float, reason: str) -> None:
         desk = self._desk
+        desk.yield_core()
         desk.books.ran(rows, seconds, desk.clock())
         desk.observer.batch(rows, padded, seconds, reason)

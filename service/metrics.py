@@ -77,6 +77,9 @@ class Metrics:
         self._info = self._gauge(
             "ign_model_info", "1 for every loaded model.", "livemax", "model", "digest", "provider", "reproducible"
         )
+        self._sessions = self._gauge(
+            "ign_sessions", "Batches of a model that can run side by side.", "livesum", "model"
+        )
         self._row_steps = self._histogram("ign_row_steps", "Steps applied to a finished row.", _STEPS, "model")
         self.queue_rows = self._gauge("ign_queue_rows", "Rows waiting.", "livesum", "model")
         self.queue_limit = self._gauge(
@@ -148,7 +151,14 @@ class Metrics:
                 child.observe(value)
 
     def loaded(
-        self, model: str, *, digest: str, provider: str, reproducible: str, quantiles: Sequence[float] | None = None
+        self,
+        model: str,
+        *,
+        digest: str,
+        provider: str,
+        reproducible: str,
+        quantiles: Sequence[float] | None = None,
+        sessions: int = 1,
     ) -> None:
         """A model began to serve; what an earlier file of the same version said of itself is dropped.
 
@@ -158,11 +168,13 @@ class Metrics:
             provider: of onnxruntime, by its name there.
             reproducible: whether its rows are the same bits at every batch size.
             quantiles: the card's `distance_quantiles`, 101 of them, where it has any.
+            sessions: how many batches of it can run side by side.
         """
         self.unloaded(model)
         labels = (self._model(model), digest, provider, reproducible)
         self._info.labels(*labels).set(1)
         self._loaded[model] = labels
+        self._sessions.labels(labels[0]).set(sessions)
         if quantiles:
             for percent in _REFERENCE:
                 self._reference.labels(labels[0], str(percent)).set(quantiles[percent])
@@ -175,12 +187,14 @@ class Metrics:
             return
         if self._shared is None:
             self._info.remove(*labels)
+            self._sessions.remove(labels[0])
             if labels[0] in self._referenced:
                 self._referenced.remove(labels[0])
                 for percent in _REFERENCE:
                     self._reference.remove(labels[0], str(percent))
         else:  # prometheus_client cannot remove from a shared file
             self._info.labels(*labels).set(0)
+            self._sessions.labels(labels[0]).set(0)
 
     def scheduler(self, model: str) -> "SchedulerMetrics":
         """The observer for one model's scheduler."""

@@ -56,6 +56,7 @@ class Scheduler:
         clock: monotonic seconds; deadlines are times on it.
         observer: hears what metrics count.
         lost: called on the event loop when the last device is lost.
+        least: fewest rows of few steps that are worth a batch of their own while another one runs.
     """
 
     def __init__(
@@ -66,13 +67,20 @@ class Scheduler:
         clock: Clock = time.monotonic,
         observer: SchedulerObserver | None = None,
         lost: Callable[[], None] = lambda: None,
+        least: int = 1,
     ) -> None:
         self._shape = models[0].shape
         self._clock = clock
         self._observer = observer or Silent()
         self._books = Admission(queue_rows, *(largest_batch(model, max_batch_rows) for model in models))
         self._desk = Desk(
-            self._books, clock, self._observer, self._publish, lost=partial(self._lost, lost), devices=len(models)
+            self._books,
+            clock,
+            self._observer,
+            self._publish,
+            lost=partial(self._lost, lost),
+            devices=len(models),
+            least=least,
         )
         self._executors = [Executor(model, self._desk, place) for place, model in enumerate(models)]
         self._calls: dict[Request, _Call] = {}

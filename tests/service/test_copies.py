@@ -55,7 +55,9 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
     return open_all
 
 
-@pytest.mark.parametrize(("granted", "threads"), [(1, [1]), (2, [1, 1]), (7, [1] * 7), (8, [1] * 8), (20, [2] * 8)])
+@pytest.mark.parametrize(
+    ("granted", "threads"), [(1, [1]), (2, [1, 1]), (3, [1, 1]), (8, [1] * 7), (9, [1] * 8), (20, [2] * 8)]
+)
 def test_a_quick_model_runs_in_sessions_side_by_side(
     granted: int, threads: list[int], opened: Callable[..., list[int]]
 ) -> None:

@@ -1,5 +1,6 @@
 import threading
 import time
+from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
@@ -97,7 +98,7 @@ def test_one_model_is_described_once() -> None:
 def test_distances_are_held_against_the_card() -> None:
     metrics = Metrics()
     quantiles = [percent / 1000 for percent in range(101)]
-    described = {"digest": "aaa", "provider": "CPUExecutionProvider", "reproducible": "exact"}
+    described: dict[str, Any] = {"digest": "aaa", "provider": "CPUExecutionProvider", "reproducible": "exact"}
     metrics.loaded("toy/1", quantiles=quantiles, **described)
     metrics.loaded("bare/1", quantiles=None, **described)
     found = {labels: amount for (name, labels), amount in samples(metrics).items() if name == "ign_distance_reference"}
