@@ -50,8 +50,9 @@ METHOD = (
     "many sessions as there are cores, of one thread each, at once. core-milliseconds: CPU time of the service's and "
     "the generator's process by picture; permitted_share: cores over their sum, or raw side by side where that is "
     "less, as a share of raw. idle: one connection; over_sum is the median over hello-world's median plus the raw "
-    "call's. overload: open loop at 3 × the closed loop's rate measured just before, first for a third of the time unmeasured; goodput is 2xx/s over "
-    "the mean of that rate and the one just after; late: accepted requests not answered with 2xx, or after the deadline"
+    "call's. overload: open loop at 3 × the closed loop's rate measured just before, first for a third of "
+    "the time unmeasured; goodput is 2xx/s over the mean of that rate and the one just after; late: accepted requests "
+    "not answered with 2xx, or after the deadline"
 )
 FULL = {"rounds": 5, "seconds": 4.0, "connections": [1, 2, 4, 8, 16, 32, 64, 128, 256, 512], "overload_s": 30.0}
 QUICK = {"rounds": 1, "seconds": 0.4, "connections": [1, 32], "overload_s": 1.5}
