@@ -36,7 +36,7 @@ from benchmarks.pods import (
     stepped,
     wire_bytes,
 )
-from benchmarks.queueing import Load, Replica, Seen, interpolated, simulate
+from benchmarks.queueing import Load, Replica, Seen, simulate
 from benchmarks.tables import RESULTS, about, read, table, verdict
 
 STEPS: Final = (1, 10, 100, 1000)
@@ -236,8 +236,7 @@ def beside(found: Measured, _: Assumed) -> str:
     over = next(line for line in service["overload"] if line["request"].startswith("64 rows"))
     lines.append(_beside(f"{many.name}, overload × 3", over["ok_p50_ms"], _overload(found), over["goodput_per_s"]))
     near = scheduler["neighbours"][1]
-    calls = interpolated([(rows, ms / 1000) for rows, ms in sorted(found.call_ms.items())])
-    engine = Replica(call=calls, front_s=scheduler["single_calls"][0]["added_ms"] / 1000)
+    engine = Replica(call=found.calls(), front_s=scheduler["single_calls"][0]["added_ms"] / 1000)
     seen = simulate(engine, Load(requests=200, long=8))
     lines.append(_beside(f"engine, steps=1, {near['steps=1']}", near["p50_ms"], seen))
     return table(lines)

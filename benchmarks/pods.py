@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.common import Json
-from benchmarks.queueing import Replica, interpolated
+from benchmarks.queueing import Call, Replica, interpolated
 from benchmarks.tables import RESULTS, read
 
 DEMANDS: Final = (10, 1_000, 100_000)
@@ -72,13 +72,27 @@ class Form:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What the results say: ms of a call by rows, core-ms of a row at the largest batch, cores, kinds of requests."""
+    """What the results say: ms of a call by rows, core-ms of a row at the largest batch, cores, kinds of requests.
+
+    A call is of one session; so many of them run side by side.
+    """
 
     call_ms: Mapping[int, float]
     model_core_ms: float
     encode_core_ms: float
     cores: int
+    sessions: int
     forms: tuple[Form, Form]
+
+    @property
+    def rows_per_s(self) -> float:
+        """Of the model alone, in full batches."""
+        return self.sessions * _TOP / self.call_ms[_TOP] * 1000
+
+    def calls(self, stretch: float = 1.0) -> Call:
+        """All sessions as one device: so many times the rows in the time of one, but for a single row."""
+        points = {rows * self.sessions: ms for rows, ms in self.call_ms.items()} | {1: self.call_ms[1]}
+        return interpolated([(rows, ms * stretch / 1000) for rows, ms in sorted(points.items())])
 
     def front_ms(self, form: Form) -> float:
         """Core-ms of a picture that are not the model's: HTTP, pictures, scheduling, everything in Python."""
@@ -160,16 +174,16 @@ def _measured(runtime: Json, service: Json) -> Measured:
         model_core_ms=calls[_TOP]["cpu_ms_per_row"],
         encode_core_ms=png["server_core_ms"] - npy["server_core_ms"],
         cores=service["machine"]["cpus_granted"],
+        sessions=max(1, service["machine"]["cpus_granted"] // runtime["threads"]),
         forms=forms,
     )
 
 
 def cpu_pod(found: Measured, form: Form) -> Pod:
     """A pod as it was measured. Python and model share its cores, so both take longer than each alone."""
-    front, device = 1000 / found.front_ms(form), _TOP / found.call_ms[_TOP] * 1000
+    front, device = 1000 / found.front_ms(form), found.rows_per_s
     stretch = min(front, device) / form.per_s
-    line = [(rows, ms * stretch / 1000) for rows, ms in sorted(found.call_ms.items())]
-    replica = Replica(call=interpolated(line), front_s=form.pictures / front * stretch)
+    replica = Replica(call=found.calls(stretch), front_s=form.pictures / front * stretch)
     return Pod(
         kind="CPU",
         cores=found.cores,
