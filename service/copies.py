@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final, Literal, Protocol
 
-from service.domain.errors import StartupError
+from service.domain.errors import ModelFailure, StartupError
+from service.domain.tasks import DeviceOutOfMemory
 from service.host import cpu_threads
 from service.repository import OpenModel
 from service.sessions import Cuda
@@ -15,15 +16,17 @@ _QUICK_S: Final = 0.005
 """A model that takes no longer for a row in few threads is better run in several sessions than in one of many."""
 LEAST_ON_CPU: Final = 16
 """Rows for which another session is woken: fewer are better left to one that runs, as HTTP wants the cores as well."""
+_TRIES: Final = 10  # for a machine that has other things to do
 _MOST: Final = 8  # sessions on a CPU: what feeds them computes in one thread at a time
+
+
+Device = Literal["auto", "cpu", "cuda"]
 
 
 class Make(Protocol):
     """What makes one model: `service.runtime.OnnxModel`."""
 
-    def __call__(
-        self, data: bytes, *, device: Literal["auto", "cpu", "cuda"], cuda: Cuda, threads: int, max_batch_rows: int
-    ) -> OpenModel:
+    def __call__(self, data: bytes, *, device: Device, cuda: Cuda, threads: int, max_batch_rows: int) -> OpenModel:
         """A model of a file's bytes, on one device."""
         ...
 
@@ -46,73 +49,64 @@ class Copies:
         Raises:
             StartupError: one cannot be opened. The others are closed.
         """
-        opened: list[OpenModel] = []
+        settings, wanted = self._settings, self._settings.sessions
+        count = wanted or _side_by_side(self._threads)
+        first = self._one(data, settings.device, threads=self._threads // count)
+        opened = [first]
         try:
-            for model in self._open(data):
-                opened.append(model)
+            if first.device == "cuda":
+                for number in range(1, settings.gpus):
+                    with _on(number):
+                        opened.append(self._one(data, settings.device, number))
+            elif count > 1 and not wanted and _is_slow(first):
+                first.close()
+                opened = [self._one(data, settings.device, threads=self._threads)]
+            else:
+                for _ in range(count - 1):
+                    opened.append(self._one(data, "cpu", threads=self._threads // count))
         except BaseException:
             for model in opened:
                 model.close()
             raise
         return opened
 
-    def _open(self, data: bytes) -> Iterator[OpenModel]:
-        wanted = self._settings.sessions
-        count = wanted or _sessions(self._threads)
-        first = self._one(data, threads=self._threads // count)
-        if first.device == "cuda":
-            yield first
-            for device in range(1, self._settings.gpus):
-                with _on(device):
-                    yield self._one(data, device=device)
-            return
-        if not wanted and count > 1 and _seconds(first) > _QUICK_S:
-            first.close()
-            yield self._one(data, threads=self._threads)
-            return
-        yield first
-        for _ in range(count - 1):
-            yield self._one(data, threads=self._threads // count)
-
-    def _one(self, data: bytes, *, device: int = 0, threads: int = 1) -> OpenModel:
+    def _one(self, data: bytes, device: Device, number: int = 0, *, threads: int = 1) -> OpenModel:
         settings = self._settings
         cuda = Cuda(
-            device_id=device,
+            device_id=number,
             deterministic=settings.deterministic,
             graphs=settings.cuda_graphs,
             memory_mib=settings.cuda_memory_mib,
             tensorrt_cache=settings.tensorrt_cache,
             half=settings.precision == "fp16",
         )
-        return self._make(
-            data,
-            device=settings.device,
-            cuda=cuda,
-            threads=max(1, threads),
-            max_batch_rows=settings.max_batch_rows,
-        )
+        limit = settings.max_batch_rows
+        return self._make(data, device=device, cuda=cuda, threads=max(1, threads), max_batch_rows=limit)
 
 
-def _sessions(threads: int) -> int:
-    """One for each thread but one, which is left to HTTP where there are enough."""
+def _side_by_side(threads: int) -> int:
+    """A session for each thread but one, which is left to HTTP where there are enough."""
     return min(_MOST, threads - 1 if threads > 2 else threads)
 
 
-def _seconds(model: OpenModel) -> float:
-    """Of one row, at best."""
+def _is_slow(model: OpenModel) -> bool:
+    """Whether a row takes long, at best. One that fails does not: verification will say what is wrong."""
     row = model.noise.rows(0, 0, 1)
-    model.run(row)
-    taken = []
-    for _ in range(3):
+    for _ in range(_TRIES):
         start = time.perf_counter()
-        model.run(row)
-        taken.append(time.perf_counter() - start)
-    return min(taken)
+        try:
+            model.run(row)
+        except (ModelFailure, DeviceOutOfMemory):
+            return False
+        if time.perf_counter() - start <= _QUICK_S:
+            return False
+    return True
 
 
 @contextmanager
-def _on(device: int) -> Iterator[None]:
+def _on(number: int) -> Iterator[None]:
+    """Say which device a refusal is about."""
     try:
         yield
     except StartupError as exc:
-        raise StartupError(f"device {device}: {exc.detail}") from exc
+        raise StartupError(f"device {number}: {exc.detail}") from exc

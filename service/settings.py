@@ -87,6 +87,8 @@ class Settings:
             )
         if self.gpus > 1 and self.device != "cuda":
             raise StartupError(f"IGN_GPUS={self.gpus} needs IGN_DEVICE=cuda: it would be left out in silence elsewhere")
+        if self.sessions and self.device == "cuda":
+            raise StartupError(f"IGN_SESSIONS={self.sessions} is for a CPU: on a GPU, IGN_GPUS says how many there are")
         self._check_tensorrt()
 
     def _check_tensorrt(self) -> None:

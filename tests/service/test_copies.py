@@ -11,7 +11,7 @@ from service.copies import Copies
 from service.domain.errors import StartupError
 from service.runtime import OnnxModel
 from service.settings import Settings
-from tests.service.onnx_models import model_bytes, sample_rows
+from tests.service.onnx_models import hungry, model_bytes, sample_rows
 
 DATA = model_bytes()
 
@@ -39,9 +39,9 @@ class Makes:
 def opened(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
     """Threads of each session that is left running."""
 
-    def open_all(granted: int, *, seconds: float = 0.001, **options: Any) -> list[int]:
+    def open_all(granted: int, *, slow: bool = False, **options: Any) -> list[int]:
         monkeypatch.setattr(copies, "cpu_threads", lambda wanted: wanted or granted)
-        monkeypatch.setattr(copies, "_seconds", lambda model: seconds)
+        monkeypatch.setattr(copies, "_QUICK_S", 0.0 if slow else 60.0)
         makes = Makes()
         models = Copies(makes, Settings(device="cpu", **options))(DATA)
         assert models == makes.running()
@@ -67,7 +67,7 @@ def test_a_quick_model_runs_in_sessions_side_by_side(
 
 @pytest.mark.parametrize("granted", [1, 2, 20])
 def test_a_slow_model_has_all_threads(granted: int, opened: Callable[..., list[int]]) -> None:
-    assert opened(granted, seconds=0.1) == [granted]
+    assert opened(granted, slow=True) == [granted]
 
 
 @pytest.mark.parametrize(
@@ -76,8 +76,8 @@ def test_a_slow_model_has_all_threads(granted: int, opened: Callable[..., list[i
 def test_what_is_asked_for_is_what_there_is(
     sessions: int, granted: int, threads: list[int], opened: Callable[..., list[int]]
 ) -> None:
-    for seconds in (0.001, 0.1):
-        assert opened(granted, seconds=seconds, sessions=sessions) == threads
+    for slow in (False, True):
+        assert opened(granted, slow=slow, sessions=sessions) == threads
 
 
 def test_when_one_cannot_be_opened_none_is_left() -> None:
@@ -87,5 +87,6 @@ def test_when_one_cannot_be_opened_none_is_left() -> None:
     assert (len(makes.opened), makes.running()) == (2, [])
 
 
-def test_seconds_are_those_of_one_row() -> None:
-    assert 0 < copies._seconds(OnnxModel(DATA, device="cpu")) < 1
+def test_a_model_that_does_not_run_is_left_to_those_who_verify_it() -> None:
+    (model,) = Copies(Makes(), Settings(device="cpu", threads=1))(hungry(2**45))
+    assert not copies._is_slow(model)
