@@ -29,7 +29,7 @@ class Options(BaseModel):
         min_replicas, max_replicas: bounds of the autoscaling.
         target_ongoing_requests: requests in flight at a replica, on average, that are worth another one.
         max_ongoing_requests: requests in flight at a replica beyond which the proxies wait.
-        gpus: of each replica; with any, a replica runs on CUDA or does not start.
+        gpus: of each replica; with any, a replica runs on CUDA, on all of them, or does not start.
         cpus: of each replica; without a GPU, its threads.
         upscale_delay_s, downscale_delay_s: how long a change must last before it is followed.
     """

@@ -78,7 +78,8 @@ class Workshop:
         self._strength = job.options.strength if isinstance(job.options, ProjectOptions) else 1.0
         self._form = job.options.format if isinstance(job.options, GenerateRequest | ProjectOptions) else None
         self._batch = min(settings.max_batch_rows, settings.queue_rows, job.shard)
-        self._turns = asyncio.Semaphore(max(1, min(_AT_ONCE, settings.queue_rows // self._batch)))
+        at_once = _AT_ONCE * len(self.model.models)
+        self._turns = asyncio.Semaphore(max(1, min(at_once, settings.queue_rows // self._batch)))
 
     async def shard(self, number: int) -> Done:
         """Make one shard, and put it in its place.

@@ -12,6 +12,7 @@ import yaml
 from pydantic import ValidationError
 from starlette.types import Message, Receive, Scope, Send
 
+from service import cluster
 from service.cluster import Front, Options, Replica, app, once, proxy
 from service.domain.errors import Draining, StartupError
 from service.settings import load_settings
@@ -136,6 +137,13 @@ def test_a_device_that_ray_does_not_give_is_refused(
     monkeypatch.setenv("IGN_DEVICE", device)
     with pytest.raises(StartupError, match=told):
         app(Options(gpus=gpus))
+
+
+@pytest.mark.parametrize(("given", "used"), [(0.25, 1), (1, 1), (2, 2)])
+def test_a_replica_serves_on_all_the_gpus_it_is_given(given: float, used: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IGN_DEVICE", "auto")
+    found = cluster._settings(Options(gpus=given))
+    assert (found.device, found.gpus) == ("cuda", used)
 
 
 def test_a_replica_is_healthy_once_its_models_are(tmp_path: Path) -> None:
