@@ -163,11 +163,11 @@ class Desk:
         """Whether a batch of so many rows, of which none is done, is better divided with somebody who is idle."""
         return self._idle > 0 and rows >= 2 * self._worth()
 
-    def share(self) -> None:
-        """Let idle executors have what is left."""
+    def share(self, *, leaving: bool = False) -> None:
+        """Let idle executors have what is left; if the caller is ``leaving``, one of them has to."""
         if len(self.batches) > 1 and len(self.queue):
             with self._wake:
-                self._call(len(self.queue) // self._worth())
+                self._call(max(len(self.queue) // self._worth(), int(leaving)))
 
     def yield_core(self) -> None:
         """Let the event loop have the core for a moment, where executors can keep all of them busy."""

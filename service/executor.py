@@ -147,7 +147,7 @@ class Executor:
             self._in_pass = False
             if self.lost and desk.sound:
                 desk.give_back(batch.release(batch.rows))
-                desk.share()
+                desk.share(leaving=True)
             desk.tick(now)
 
     def _advance(self) -> tuple[list[Row], list[tuple[Request, StepRow]]]:

@@ -76,6 +76,7 @@ def serving(
     clock: Callable[[], float] | None = None,
     observer: SchedulerObserver | None = None,
     lost: Callable[[], None] = lambda: None,
+    least: int = 1,
 ) -> Iterator[Scheduler]:
     scheduler = Scheduler(
         *models,
@@ -83,6 +84,7 @@ def serving(
         queue_rows=queue_rows,
         observer=observer,
         lost=lost,
+        least=least,
         clock=clock or time.monotonic,
     )
     scheduler.start()

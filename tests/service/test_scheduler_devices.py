@@ -137,6 +137,47 @@ def test_what_a_lost_device_had_is_done_by_another(lost_in: int, steps: int, cap
     ]
 
 
+@pytest.mark.parametrize("rows", [1, 4])
+def test_few_rows_of_a_lost_device_wake_another(rows: int) -> None:
+    models = [Losing(lost_in=1), Losing(lost_in=1), FakeModel()]
+
+    async def main() -> None:
+        with serving(*models, least=16) as scheduler:
+            for _ in range(3):
+                result = await asyncio.wait_for(scheduler.submit(marked(*[8.0] * rows), plan(2)), 10)
+                np.testing.assert_array_equal(result.rows, marked(*[2.0] * rows))
+
+    asyncio.run(main())
+
+
+def test_few_rows_stay_together() -> None:
+    models = [FakeModel() for _ in range(2)]
+
+    async def main() -> None:
+        with serving(*models, max_batch_rows=64, queue_rows=200, least=16) as scheduler:
+            for rows, sizes in ((8, [8]), (16, [16]), (31, [16, 15]), (64, [32, 32])):
+                await idle(scheduler, 2)
+                before = [len(model.sizes) for model in models]
+                await scheduler.submit(marked(*range(rows)), plan())
+                ran = [size for model, n in zip(models, before, strict=True) for size in model.sizes[n:]]
+                assert sorted(ran) == sorted(sizes)
+
+    asyncio.run(main())
+
+
+def test_rows_with_many_steps_are_divided() -> None:
+    models = [FakeModel(function=lambda rows: rows) for _ in range(2)]
+
+    async def main() -> None:
+        with serving(*models, max_batch_rows=64, least=16) as scheduler:
+            await idle(scheduler, 2)
+            await scheduler.submit(marked(1, 2, 3, 4), plan(20_000))
+
+    asyncio.run(main())
+    assert all(model.sizes for model in models)
+    assert max(size for model in models for size in model.sizes[-1000:]) <= 4
+
+
 def test_the_last_device_takes_everything_with_it() -> None:
     models, ear = [Losing(lost_in=2), Losing(lost_in=2)], Ear()
 
@@ -159,13 +200,20 @@ def test_the_last_device_takes_everything_with_it() -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(asks(), min_size=1, max_size=8), st.integers(1, 4), st.lists(st.integers(0, 6), min_size=1, max_size=2))
-def test_no_row_is_harmed_by_devices_that_are_lost(requests: list[Ask], rows: int, losses: Sequence[int]) -> None:
+@given(
+    st.lists(asks(), min_size=1, max_size=8),
+    st.integers(1, 4),
+    st.lists(st.integers(0, 6), min_size=1, max_size=2),
+    st.sampled_from([1, 4, 16]),
+)
+def test_no_row_is_harmed_by_devices_that_are_lost(
+    requests: list[Ask], rows: int, losses: Sequence[int], least: int
+) -> None:
     models = [FakeModel(SHAPE, f, poison=is_poison)]
     models += [Losing(SHAPE, f, poison=is_poison, lost_in=calls) for calls in losses]
 
     async def main() -> None:
-        scheduler = Scheduler(*models, max_batch_rows=rows, queue_rows=1000)
+        scheduler = Scheduler(*models, max_batch_rows=rows, queue_rows=1000, least=least)
         scheduler.start()
         try:
             await asyncio.wait_for(asyncio.gather(*(answer(scheduler, ask) for ask in requests)), 30)
