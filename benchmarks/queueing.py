@@ -243,10 +243,18 @@ class _Simulation:
         if self._load.per_s is not None:
             self._ask()
         self._inside += 1
-        if self._inside > self._settings.max_connections:
+        if self._inside > self._settings.max_connections or not self._has_room():
             self._end(call, "refused")
         else:
             self._front(partial(self._submit, call))
+
+    def _has_room(self) -> bool:
+        """Asked before the rows are made, as the service does."""
+        try:
+            self._books.check_room(self._load.rows)
+        except IgnError:
+            return False
+        return True
 
     def _submit(self, call: _Call) -> None:
         deadline = call.began + self._settings.request_timeout_s
