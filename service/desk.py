@@ -121,7 +121,9 @@ class Desk:
         self._watched: set[Request] = set()
         self._next_tick = 0.0
         self._wake = threading.Condition()
-        self._idle = self._coming = 0  # executors that wait, and those called to a new request that have not come yet
+        self._idle = self._coming = (
+            0  # executors that wait, and those called to new requests that have not had their part
+        )
         self._ended = False
 
     def post(self, *requests: Request) -> None:
@@ -145,18 +147,20 @@ class Desk:
                 while not self._awake():
                     self._idle += 1
                     self._wake.wait()  # whoever calls it counts it out
-                    self._coming = max(0, self._coming - 1)
+                    if not self._awake():  # others were faster
+                        self._coming = max(0, self._coming - 1)
         return not self._ended
 
-    def places(self, limit: int) -> int:
+    def places(self, limit: int, *, fresh: bool) -> int:
         """How many of the rows that wait an executor takes: its part, if others have nothing to do.
 
-        To those that are on their way this is granted once: waking may take longer than a pass.
+        To those that are on their way this is granted once: waking may take longer than a pass. ``fresh``: it had no
+        rows, and may be one of those that were on their way.
         """
         if self.sound == 1:
             return limit
         with self._wake:
-            others, self._coming = self._idle + self._coming, 0
+            others, self._coming = self._idle + max(0, self._coming - fresh), 0
         return min(limit, max(self._worth(), -(-len(self.queue) // (others + 1))))
 
     def splits(self, rows: int) -> bool:

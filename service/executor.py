@@ -107,10 +107,11 @@ class Executor:
         self._began = now = desk.clock()
         if not (len(queue) or batch.stale) and now < batch.expires and not desk.splits(len(batch.rows)):
             return
+        fresh = not batch.rows
         for row in batch.rows:
             if not (row.done or row.request.closed):
                 queue.push(row)
-        chosen, expired = queue.take(desk.places(batch.limit), now)
+        chosen, expired = queue.take(desk.places(batch.limit, fresh=fresh), now)
         left, joined = batch.arrange(chosen)
         desk.books.formed(left, joined, now)
         for row in joined:
