@@ -11,7 +11,7 @@ from unittest.mock import patch
 import onnxruntime as ort
 
 from benchmarks.bench_runtime import raw_session
-from service.copies import LEAST_ON_CPU, Copies
+from service.copies import Copies, least_rows
 from service.domain.latents import FloatRows
 from service.domain.tasks import Applied, Result
 from service.engine import Batch, Call, Engine
@@ -74,8 +74,9 @@ def rig(models: Path, model: str, *, threads: int = 0) -> Iterator[Rig]:
     repository.load_all()
     loaded = repository.resolve()
     counted = Counted(Metrics(), loaded.ref)
-    least = 1 if loaded.device == "cuda" else LEAST_ON_CPU
-    scheduler = Scheduler(*loaded.models, max_batch_rows=BATCH_ROWS, queue_rows=4096, observer=counted, least=least)
+    scheduler = Scheduler(
+        *loaded.models, max_batch_rows=BATCH_ROWS, queue_rows=4096, observer=counted, least=least_rows(loaded)
+    )
     engine = Engine(schedulers={loaded: scheduler})
     assert isinstance(loaded.model, OnnxModel)
     data = (models / loaded.ref / "model.onnx").read_bytes()

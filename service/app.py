@@ -19,7 +19,7 @@ from service.api.door import Door
 from service.api.middleware import CatchAll, Cors, Gate, Observe, RequestContext, Traffic
 from service.api.quota import Quota
 from service.api.services import Services
-from service.copies import LEAST_ON_CPU, Copies
+from service.copies import Copies, least_rows
 from service.domain.errors import StartupError
 from service.engine import Engine
 from service.host import cpu_threads
@@ -213,6 +213,6 @@ def _running(settings: Settings, metrics: Metrics, lost: Tell, loaded: LoadedMod
         queue_rows=settings.queue_rows,
         observer=statistics,
         lost=lost,
-        least=1 if loaded.device == "cuda" else LEAST_ON_CPU,
+        least=least_rows(loaded),
     )
     return Running(scheduler=scheduler, statistics=statistics)

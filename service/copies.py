@@ -1,24 +1,20 @@
 """How often a model is there: once for each GPU, and on a CPU as often as it pays."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Final, Literal, Protocol
 
-from service.domain.errors import ModelFailure, StartupError
+from service.domain.errors import ModelFailure
 from service.domain.tasks import DeviceOutOfMemory
 from service.host import cpu_threads
-from service.repository import OpenModel
+from service.repository import LoadedModel, OpenModel, named
 from service.sessions import Cuda
 from service.settings import Settings
 
 _QUICK_S: Final = 0.005
 """A model that takes no longer for a row in few threads is better run in several sessions than in one of many."""
-LEAST_ON_CPU: Final = 16
-"""Rows for which another session is woken: fewer are better left to one that runs, as HTTP wants the cores as well."""
+_LEAST_ON_CPU: Final = 16
 _TRIES: Final = 10  # for a machine that has other things to do
 _MOST: Final = 8  # sessions on a CPU: what feeds them computes in one thread at a time
-
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -56,7 +52,7 @@ class Copies:
         try:
             if first.device == "cuda":
                 for number in range(1, settings.gpus):
-                    with _on(number):
+                    with named(f"device {number}"):
                         opened.append(self._one(data, settings.device, number))
             elif count > 1 and not wanted and _is_slow(first):
                 first.close()
@@ -84,6 +80,14 @@ class Copies:
         return self._make(data, device=device, cuda=cuda, threads=max(1, threads), max_batch_rows=limit)
 
 
+def least_rows(loaded: LoadedModel) -> int:
+    """Fewest rows of few steps for which another copy is woken while one runs.
+
+    On a CPU fewer are better left to the one that runs, as HTTP wants the cores as well.
+    """
+    return 1 if loaded.device == "cuda" else _LEAST_ON_CPU
+
+
 def _side_by_side(threads: int) -> int:
     """A session for each thread but one, which is left to HTTP where there are enough."""
     return min(_MOST, threads - 1 if threads > 2 else threads)
@@ -101,12 +105,3 @@ def _is_slow(model: OpenModel) -> bool:
         if time.perf_counter() - start <= _QUICK_S:
             return False
     return True
-
-
-@contextmanager
-def _on(number: int) -> Iterator[None]:
-    """Say which device a refusal is about."""
-    try:
-        yield
-    except StartupError as exc:
-        raise StartupError(f"device {number}: {exc.detail}") from exc

@@ -84,8 +84,8 @@ def report(observer: SchedulerObserver, request: Request, outcome: Result | IgnE
 class Desk:
     """One queue, and the executors around it.
 
-    Of what is public here, `post` and `end` are for the event loop, `wait`, `flush` and `inbox` for executors at any
-    time, and all else for executors that hold `lock`.
+    Of what is public here, `post` and `end` are for the event loop, `wait`, `flush`, `yield_core` and `inbox` for
+    executors at any time, and all else for executors that hold `lock`.
 
     Args:
         books: of the same model.
@@ -121,9 +121,8 @@ class Desk:
         self._watched: set[Request] = set()
         self._next_tick = 0.0
         self._wake = threading.Condition()
-        self._idle = self._coming = (
-            0  # executors that wait, and those called to new requests that have not had their part
-        )
+        self._idle = 0  # executors that wait
+        self._coming = 0  # those that were called to new requests, and have not had their part
         self._ended = False
 
     def post(self, *requests: Request) -> None:

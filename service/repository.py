@@ -238,7 +238,7 @@ class Repository:
         if self._precision == "fp16" and not (self._directory / file).is_file():
             raise StartupError(f"IGN_PRECISION=fp16: {file} is not there; use fp32, or export it")
         data = self._read(file)
-        with _named(file):
+        with named(file):
             models = self._open_models(data)
         try:
             return self._verified(ref, file, files, models)
@@ -277,7 +277,7 @@ class Repository:
             raise StartupError(f"{file}: its card says {card.ref}")
         golden_file = f"{ref}/golden.npz"
         path = self._file(golden_file)
-        with _named(golden_file):
+        with named(golden_file):
             golden = read_golden(path, card.shape)
         exported = model.digest
         if self._precision != "fp32":  # the golden rows belong to the file they were exported with
@@ -352,7 +352,7 @@ def _close(models: Iterable[LoadedModel | OpenModel]) -> None:
 
 
 @contextmanager
-def _named(what: str) -> Iterator[None]:
+def named(what: str) -> Iterator[None]:
     """Say of what a refusal speaks."""
     try:
         yield
