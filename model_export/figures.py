@@ -22,7 +22,8 @@ from model_export.errors import UserError
 from model_export.metrics import to_rows
 from model_export.sheets import Sheet
 from model_export.spoilings import Spoiling, spoilings
-from service.domain import latents, paths
+from service.domain import interpolation as paths
+from service.domain import latents
 from service.domain.latents import FloatRows
 
 STEPS: Final = 300_000

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from service.domain.interpolation import Grid, Path
 from service.domain.latents import FloatRow, FloatRows, weighted_sum
-from service.domain.paths import Grid, Path
 from service.domain.tasks import Applied, KeepMask, Plan, Progress, Result, SchedulerLike, StepRow
 from service.repository import LoadedModel
 

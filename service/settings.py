@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
 from service.domain.errors import StartupError
-from service.domain.rates import Rate
+from service.domain.rate_limit import Rate
 
 PREFIX: Final = "IGN_"
 CLIENT_NAMES: Final = frozenset({"IGN_BASE_URL", "IGN_API_KEY"})

@@ -29,7 +29,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api.errors import send_problem
 from service.domain.errors import ForbiddenError, StartupError, UnauthorizedError
-from service.domain.rates import EXPECTED, Rate
+from service.domain.rate_limit import EXPECTED, Rate
 
 ScopeName = Literal["infer", "admin"]
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 from service.api.schemas import Applying, InterpolateRequest
 from service.domain.errors import InvalidContent
-from service.domain.paths import Grid, Path
+from service.domain.interpolation import Grid, Path
 from service.domain.tasks import Applied
 from service.settings import Settings
 

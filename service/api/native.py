@@ -31,7 +31,7 @@ from service.api.schemas import (
 )
 from service.api.streaming import EventStream
 from service.domain.errors import InvalidContent
-from service.domain.paths import Grid, Path
+from service.domain.interpolation import Grid, Path
 from service.domain.tasks import Applied
 from service.engine import Batch
 from service.images import Limits

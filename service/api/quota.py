@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.api.auth import OPEN_PATHS, Paths
 from service.api.errors import send_problem
 from service.domain.errors import RateLimited
-from service.domain.rates import Meter, Rate
+from service.domain.rate_limit import Meter, Rate
 
 QUOTA: Final = "quota"
 """Where the request's state holds the rate of the caller's own key, if it has one."""

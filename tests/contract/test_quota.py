@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.domain.rates import Rate
+from service.domain.rate_limit import Rate
 from tests.contract.harness import PATIENCE_S, Service, problem, serving, settings
 
 SLOW = Rate(2, 60.0)

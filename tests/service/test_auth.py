@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from service.api.auth import ApiKey, Authenticator, load_keys, networks, peer_key
 from service.domain.errors import StartupError
-from service.domain.rates import Rate
+from service.domain.rate_limit import Rate
 
 
 def digest(key: str) -> str:

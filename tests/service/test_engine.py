@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from service.domain.errors import ModelFailure, QueueFull
+from service.domain.interpolation import Grid, Path
 from service.domain.latents import FloatRows, NoiseSource, slerp
-from service.domain.paths import Grid, Path
 from service.domain.tasks import Applied, Plan, Progress, Result, StepRow
 from service.engine import Batch, Call, Engine, Point, RowPoint, SeedPoint, finish
 from service.golden import GoldenReport

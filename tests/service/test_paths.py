@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.domain.interpolation import Grid, Method, Path
 from service.domain.latents import FloatRow, NoiseSource, lerp, slerp
-from service.domain.paths import Grid, Method, Path
 
 NOISE = NoiseSource((1, 2, 3))
 

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.domain.rates import Meter, Rate
+from service.domain.rate_limit import Meter, Rate
 
 RATES = st.builds(Rate, st.integers(1, 50), st.sampled_from([1.0, 60.0]))
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from service.domain.errors import StartupError
-from service.domain.rates import Rate
+from service.domain.rate_limit import Rate
 from service.settings import Settings, from_environment, keep_precision, load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
