@@ -42,10 +42,10 @@ from benchmarks.common import (
 from benchmarks.device import Device
 from benchmarks.processes import ROOT, rss_mib
 from service import runtime, sessions
+from service.artifact.golden import check_golden, read_golden
 from service.domain.errors import ModelFailure, StartupError
 from service.domain.latents import FloatRows
 from service.domain.tasks import DeviceOutOfMemory
-from service.golden import check_golden, read_golden
 from service.runtime import OnnxModel
 from service.sessions import Cuda, CudaUnavailable
 from service.settings import keep_precision

@@ -19,7 +19,7 @@ import numpy as np
 import onnxruntime as ort
 
 from benchmarks.common import machine, positive
-from service.card import INPUT, OUTPUT
+from service.artifact.card import INPUT, OUTPUT
 from service.domain.errors import StartupError
 from service.domain.latents import FloatRows
 from service.host import cpu_threads

@@ -22,7 +22,7 @@ import onnx
 import onnxruntime as ort
 
 from model_export.errors import UserError
-from service.card import INPUT, OUTPUT, CardError, ModelCard, from_metadata, to_metadata
+from service.artifact.card import INPUT, OUTPUT, CardError, ModelCard, from_metadata, to_metadata
 from service.domain.latents import FloatRows, NoiseSource
 
 Precision = Literal["fp32", "fp16"]

@@ -10,7 +10,7 @@ from model_export.figures import FIGURES, LOSSES
 from model_export.limits import limits
 from model_export.markdown import Table, block, leaves, one_line, power, table
 from model_export.quality import measured
-from service.card import ModelCard
+from service.artifact.card import ModelCard
 
 
 def write(folder: Path, out: Path) -> Path:

@@ -50,7 +50,7 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     from model_export.execution import Execution
     from model_export.presets import adapt, get_preset
     from model_export.train import Run
-    from service.card import NAME_PATTERN
+    from service.artifact.card import NAME_PATTERN
 
     if options.name is not None and not re.fullmatch(NAME_PATTERN, options.name):
         raise UserError(f"--name {options.name}: small letters, digits, and _ . - after the first, 64 at most")

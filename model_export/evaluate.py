@@ -26,7 +26,7 @@ from model_export.errors import UserError
 from model_export.inception import Inception
 from model_export.judge import Table
 from model_export.protocol import SAMPLES, STEPS, Evaluation
-from service.card import ModelCard
+from service.artifact.card import ModelCard
 
 _LEAST: Final = 2  # pictures of either part, for a covariance and a nearest pair
 _NOT_QUALITY: Final = ("data", "distance_quantiles")  # the card has them elsewhere

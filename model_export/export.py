@@ -19,7 +19,7 @@ from model_export.networks import parameter_count
 from model_export.precision import to_fp16
 from model_export.trained import TrainedModel, load_run
 from model_export.verify import Verification, compare
-from service.card import INPUT, OUTPUT, ModelCard
+from service.artifact.card import INPUT, OUTPUT, ModelCard
 from service.domain.latents import NoiseSource
 
 OPSET: Final = 20

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from model_export.markdown import Table, is_power
-from service.card import ModelCard
+from service.artifact.card import ModelCard
 
 _RESTORED: Final = 1.0  # dB of PSNR gained; less counts as not restored
 _BETTER: Final = 0.9  # of the Fréchet distance: what a further step has to reach to be worth a sentence

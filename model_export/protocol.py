@@ -20,7 +20,7 @@ from model_export.errors import UserError
 from model_export.inception import Inception
 from model_export.judge import Function, Judge, Judged, Table, affordable
 from model_export.metrics import Levels, frechet, mean_distance, nearest, to_levels, to_rows
-from service.card import QUANTILES, ModelCard
+from service.artifact.card import QUANTILES, ModelCard
 from service.domain.latents import FloatRows, NoiseSource
 
 SAMPLES: Final = 3000

@@ -7,7 +7,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter, grey_dilation, grey_erosion
 
 from model_export.degradations import Degradation, blur, hole, low_resolution, noise
-from service.card import ModelCard
+from service.artifact.card import ModelCard
 from service.domain.latents import FloatRows
 
 _SIDE: Final = 28  # the picture side that thinning is stated for

@@ -11,7 +11,7 @@ from model_export.artifact import GOLDEN, MODEL, Golden, OnnxFunction, Precision
 from model_export.checkpoint import atomic
 from model_export.errors import UserError
 from model_export.trained import TrainedModel, load_run
-from service.card import ModelCard
+from service.artifact.card import ModelCard
 from service.domain.latents import FloatRows, NoiseSource
 
 _ODD: Final = 7  # a batch size that is no bucket

@@ -13,8 +13,8 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import onnxruntime as ort
 
+from service.artifact.card import INPUT, OUTPUT
 from service.captures import CAPTURES
-from service.card import INPUT, OUTPUT
 from service.domain.latents import FloatRows
 from service.domain.tasks import once
 

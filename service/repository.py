@@ -14,11 +14,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final, Literal, Protocol
 
-from service.card import NAME_PATTERN, ModelCard
+from service.artifact.card import NAME_PATTERN, ModelCard
+from service.artifact.golden import Golden, GoldenReport, check_golden, read_golden
 from service.domain.errors import ModelFailure, StartupError, UnknownModel
 from service.domain.latents import NoiseSource
 from service.domain.tasks import DeviceLost, DeviceOutOfMemory, Model
-from service.golden import Golden, GoldenReport, check_golden, read_golden
 
 MAX_MODEL_BYTES: Final = 2**31 - 1  # of a protobuf message
 _VERSION: Final = re.compile(r"[1-9][0-9]{0,8}")

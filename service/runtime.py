@@ -14,8 +14,8 @@ from typing import Any, Final, Literal, cast
 
 import numpy as np
 
+from service.artifact.card import INPUT, OUTPUT, CardError, ModelCard, from_metadata
 from service.captures import CAPTURES
-from service.card import INPUT, OUTPUT, CardError, ModelCard, from_metadata
 from service.domain.errors import ModelFailure, StartupError
 from service.domain.latents import FloatRows, NoiseSource
 from service.domain.tasks import DeviceLost, DeviceOutOfMemory, Resident, once

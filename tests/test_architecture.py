@@ -19,7 +19,7 @@ PACKAGES = {
 }
 MOST_LINES = 400
 ANYWHERE = {"numpy", "service"}
-CONTRACT = ("service.card", "service.domain")
+CONTRACT = ("service.artifact.card", "service.domain")
 SCHEDULER = (
     "service.scheduler",
     "service.executor",

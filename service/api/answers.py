@@ -12,7 +12,7 @@ from starlette.responses import Response
 from service.api.exchange import Exchange
 from service.api.negotiation import Media
 from service.api.schemas import Format
-from service.card import ModelCard
+from service.artifact.card import ModelCard
 from service.domain.errors import InvalidContent
 from service.domain.latents import FloatRow, FloatRows
 from service.domain.tasks import Result, StepRow

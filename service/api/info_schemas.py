@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from service.card import ModelCard
+from service.artifact.card import ModelCard
 
 
 class Reproducible(BaseModel):

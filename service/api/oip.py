@@ -20,7 +20,7 @@ from service.api.inflate import asked_coding, coding_of, deflate, inflate
 from service.api.oip_schemas import ModelConfig, ModelMetadata, ServerMetadata, StatisticsAnswer
 from service.api.oip_tensors import DATATYPE, HEADER_LENGTH, Inference, header_length, read_request, write_answer
 from service.api.services import Services, services
-from service.card import INPUT, OUTPUT
+from service.artifact.card import INPUT, OUTPUT
 from service.domain.errors import NotReady
 from service.domain.tasks import Applied, Result
 from service.engine import Batch, Call

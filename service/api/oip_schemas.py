@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
-from service.card import INPUT, OUTPUT
+from service.artifact.card import INPUT, OUTPUT
 
 _FEW: Final = 16  # a body of a million bad items must not be judged one by one
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.card import ModelCard
+from service.artifact.card import ModelCard
 from service.domain.errors import InvalidContent
 from service.images.decode import Limits, Picture, decode_unturned
 from service.images.place import Resize, geometry_of, place

@@ -6,7 +6,7 @@ from typing import Final, Literal
 import numpy as np
 from PIL import Image, ImageChops
 
-from service.card import ModelCard
+from service.artifact.card import ModelCard
 from service.domain.latents import FloatRow
 from service.images.decode import Picture
 from service.images.pixels import Pixels, as_pixels, background_levels, to_rows

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from service.card import ModelCard
+from service.artifact.card import ModelCard
 from service.images.pixels import Pixels, background_levels
 
 

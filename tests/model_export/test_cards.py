@@ -11,7 +11,7 @@ from model_export.cli import main
 from model_export.evaluate import evaluate
 from model_export.figures import FIGURES
 from model_export.limits import limits
-from service.card import ModelCard
+from service.artifact.card import ModelCard
 from tests.model_export.small import contents
 
 QUALITY: dict[str, Any] = {

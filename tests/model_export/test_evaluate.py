@@ -13,7 +13,7 @@ from model_export.errors import UserError
 from model_export.evaluate import evaluate, summary
 from model_export.metrics import mean_distance, to_rows
 from model_export.protocol import Evaluation, _some
-from service.card import ModelCard
+from service.artifact.card import ModelCard
 from service.domain.latents import FloatRows
 from tests.model_export.small import CLASSES, contents, patterns
 

@@ -16,7 +16,7 @@ from model_export.networks import Autoencoder, NetworkConfig
 from model_export.noise import frequency_statistics
 from model_export.trained import load_run
 from model_export.verify import verify
-from service.card import ModelCard
+from service.artifact.card import ModelCard
 from service.domain.latents import NoiseSource
 from tests.model_export.small import contents, patterns
 

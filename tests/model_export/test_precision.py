@@ -17,7 +17,7 @@ from model_export.export import export, to_onnx
 from model_export.networks import Autoencoder, NetworkConfig
 from model_export.precision import to_fp16
 from model_export.verify import verify
-from service.card import ModelCard
+from service.artifact.card import ModelCard
 from service.repository import Repository
 from service.runtime import OnnxModel
 from tests.model_export.small import contents

@@ -8,7 +8,7 @@ import pytest
 from model_export.errors import UserError
 from model_export.networks import Autoencoder
 from model_export.presets import PRESETS, Matching, Preset, Stage, Weights, adapt, get_preset
-from service.card import NAME_PATTERN
+from service.artifact.card import NAME_PATTERN
 
 
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=list(PRESETS))

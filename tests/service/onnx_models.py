@@ -14,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from service.card import Data, ModelCard, Noise, Steps, Training, to_metadata
+from service.artifact.card import Data, ModelCard, Noise, Steps, Training, to_metadata
 from service.domain.latents import FloatRows, FrequencyStatistics
 
 Shape = tuple[int, int, int]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.card import Data, ModelCard, Noise, Training
+from service.artifact.card import Data, ModelCard, Noise, Training
 from service.images import Limits
 
 LIMITS = Limits(max_pixels=1_000_000)

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from service.card import CARD_KEY, NOISE_KEY, CardError, ModelCard, Noise, from_metadata, to_metadata
+from service.artifact.card import CARD_KEY, NOISE_KEY, CardError, ModelCard, Noise, from_metadata, to_metadata
 from service.domain.latents import FrequencyStatistics
 from tests.service.onnx_models import make_card
 

@@ -6,12 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from service.artifact.golden import GoldenReport
 from service.domain.errors import ModelFailure, QueueFull
 from service.domain.interpolation import Grid, Path
 from service.domain.latents import FloatRows, NoiseSource, slerp
 from service.domain.tasks import Applied, Plan, Progress, Result, StepRow
 from service.engine import Batch, Call, Engine, Point, RowPoint, SeedPoint, finish
-from service.golden import GoldenReport
 from service.repository import LoadedModel
 from service.scheduler import Scheduler
 from tests.service.fakes import FakeModel

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service import golden as module
+from service.artifact import golden as module
+from service.artifact.golden import Golden, check_golden, read_golden
 from service.domain.errors import StartupError
 from service.domain.latents import FloatRows
-from service.golden import Golden, check_golden, read_golden
 from tests.service.onnx_models import reference, sample_rows
 
 SHAPE = (1, 8, 8)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.card import ModelCard
+from service.artifact.card import ModelCard
 from service.domain.errors import InvalidContent
 from service.images import (
     Picture,

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from service.artifact.golden import GoldenReport
 from service.domain.errors import Draining, LoadFailed, UnknownModel
 from service.domain.latents import NoiseSource
 from service.domain.tasks import Applied, Result
 from service.engine import Batch, Call, Engine
-from service.golden import GoldenReport
 from service.lineup import Lineup, Running
 from service.repository import LoadedModel, OpenModel, Repository
 from service.scheduler import Scheduler

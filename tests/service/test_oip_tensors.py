@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 
 from service.api import oip_docs
 from service.api.oip_tensors import Inference, read_request, write_answer
-from service.card import ModelCard
+from service.artifact.card import ModelCard
 from service.domain.errors import InvalidInference, MalformedRequest
 from service.domain.latents import FloatRows
 from tests.service.onnx_models import make_card

@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 
 from service import sessions
-from service.card import from_metadata
+from service.artifact.card import from_metadata
 from service.domain.errors import StartupError
 from service.sessions import CPU, CUDA, TENSORRT, Cuda, CudaUnavailable, Profile, cuda_options, cuda_session
 from tests.service.onnx_models import make_card, model_bytes
