@@ -41,18 +41,19 @@ from benchmarks.common import (
 )
 from benchmarks.device import Device
 from benchmarks.processes import ROOT, rss_mib
-from service import runtime, sessions
 from service.artifact.golden import check_golden, read_golden
 from service.domain.errors import ModelFailure, StartupError
 from service.domain.latents import FloatRows
 from service.domain.tasks import DeviceOutOfMemory
-from service.runtime import OnnxModel
-from service.sessions import Cuda, CudaUnavailable
+from service.runtime import onnx_model
+from service.runtime import session as sessions
+from service.runtime.onnx_model import OnnxModel
+from service.runtime.session import Cuda, CudaUnavailable
 from service.settings import keep_precision
 
 METHOD = (
     "one process, one thread. parity: golden rows in every bucket and place. invariance: one row at every place among "
-    "other neighbours. sizes: rows/s of repeated calls on seeded latents, the ways in turn; run is service.runtime "
+    "other neighbours. sizes: rows/s of repeated calls on seeded latents, the ways in turn; run is service.runtime.onnx_model "
     "with rows that come and go, resident leaves them on the device, graphs replays CUDA graphs; raw is session.run as "
     "onnxruntime's documentation shows it; limit is the most that resident calls reach at any size, beyond the "
     "buckets too. changes: the smallest and the largest batch in turn, over each of them alone: onnxruntime plans the "
@@ -193,7 +194,7 @@ def plateau(data: bytes, half: bool, options: argparse.Namespace) -> Json:
     rates: dict[int, float] = {}
     size = 16
     while size <= options.most:
-        with patch.object(runtime, "bounded_buckets", return_value=(size,)), opened(data, Cuda(half=half)) as model:
+        with patch.object(onnx_model, "bounded_buckets", return_value=(size,)), opened(data, Cuda(half=half)) as model:
             ref = model.card.ref
             if model.buckets != (size,):  # does not fit the device
                 break

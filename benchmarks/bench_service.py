@@ -42,7 +42,7 @@ from benchmarks.processes import ROOT, MemoryWatch, Server, ServerFailed, free_p
 from service.domain.errors import StartupError
 from service.domain.latents import FloatRows
 from service.host import cpu_threads
-from service.runtime import OnnxModel
+from service.runtime.onnx_model import OnnxModel
 
 METHOD = (
     "benchmarks.load from a process of its own, keep-alive, loopback; rounds in turn, medians of rounds. share_of_raw: "

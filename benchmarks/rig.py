@@ -18,7 +18,7 @@ from service.engine import Batch, Call, Engine
 from service.host import cpu_threads
 from service.metrics import Metrics, SchedulerMetrics
 from service.repository import LoadedModel, Repository
-from service.runtime import OnnxModel
+from service.runtime.onnx_model import OnnxModel
 from service.scheduler import Scheduler
 from service.settings import Settings
 

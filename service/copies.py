@@ -7,7 +7,7 @@ from service.domain.errors import ModelFailure
 from service.domain.tasks import DeviceOutOfMemory
 from service.host import cpu_threads
 from service.repository import LoadedModel, OpenModel, named
-from service.sessions import Cuda
+from service.runtime.session import Cuda
 from service.settings import Settings
 
 _QUICK_S: Final = 0.005
@@ -20,7 +20,7 @@ Device = Literal["auto", "cpu", "cuda"]
 
 
 class Make(Protocol):
-    """What makes one model: `service.runtime.OnnxModel`."""
+    """What makes one model: `service.runtime.onnx_model.OnnxModel`."""
 
     def __call__(self, data: bytes, *, device: Device, cuda: Cuda, threads: int, max_batch_rows: int) -> OpenModel:
         """A model of a file's bytes, on one device."""

@@ -75,7 +75,7 @@ def installed_runtimes() -> set[str]:
 def check_installed(names: Collection[str]) -> None:
     """Refuse two onnxruntimes at once: they unpack into one folder, and the last unpacked wins.
 
-    To be called before `service.runtime` is imported, which fails less clearly.
+    To be called before `service.runtime.onnx_model` is imported, which fails less clearly.
 
     Args:
         names: distributions, as :func:`installed_runtimes` finds them.

@@ -31,7 +31,7 @@ Files = tuple[tuple[int, int, int, int], ...]
 
 
 class OpenModel(Model, Protocol):
-    """A model straight from its file: `service.runtime.OnnxModel` is the real one."""
+    """A model straight from its file: `service.runtime.onnx_model.OnnxModel` is the real one."""
 
     @property
     def card(self) -> ModelCard:

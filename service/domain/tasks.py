@@ -114,7 +114,7 @@ class Result:
 
 
 class Model(Protocol):
-    """One network f. `service.runtime.OnnxModel` is the real one; tests bring small fakes."""
+    """One network f. `service.runtime.onnx_model.OnnxModel` is the real one; tests bring small fakes."""
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -16,9 +16,10 @@ from benchmarks.common import settle
 from benchmarks.device import Device
 from benchmarks.processes import ROOT
 from benchmarks.tables import render
-from service import runtime, sessions
-from service.lanes import BucketRunner
-from service.sessions import Cuda, CudaUnavailable
+from service.runtime import onnx_model
+from service.runtime import session as sessions
+from service.runtime.runners import BucketRunner
+from service.runtime.session import Cuda, CudaUnavailable
 from tests.service.onnx_models import Shape, write_model
 
 HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
@@ -42,8 +43,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Cuda]:
     def runner(session: Any, shape: Shape, buckets: Sequence[int], _: str, **options: Any) -> BucketRunner:
         return BucketRunner(session, shape, buckets, "cpu", **options)
 
-    monkeypatch.setattr(runtime, "cuda_session", start)
-    monkeypatch.setattr(runtime, "BucketRunner", runner)
+    monkeypatch.setattr(onnx_model, "cuda_session", start)
+    monkeypatch.setattr(onnx_model, "BucketRunner", runner)
     return asked
 
 
@@ -135,14 +136,14 @@ def test_the_options_that_are_tried_reach_the_provider() -> None:
 def test_an_option_that_is_refused_stops_nothing(
     started: list[Cuda], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    start = vars(runtime)["cuda_session"]
+    start = vars(onnx_model)["cuda_session"]
 
     def refuse(data: bytes, cuda: Cuda, profile: Any = None) -> Any:
         if "prefer_nhwc" in sessions.cuda_options(cuda):
             raise CudaUnavailable("CUDA cannot be used: no such layout")
         return start(data, cuda, profile)
 
-    monkeypatch.setattr(runtime, "cuda_session", refuse)
+    monkeypatch.setattr(onnx_model, "cuda_session", refuse)
     file = write_model(tmp_path, "small", buckets=(1, 4)) / "model.onnx"
     refused, *others = bench_gpu.other_options(file.read_bytes(), False, quick(file))
     assert (refused["option"], refused["gain"]) == ("prefer_nhwc", None)

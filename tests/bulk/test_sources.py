@@ -14,7 +14,7 @@ from PIL import Image
 from service.bulk.sources import files_of, open_source
 from service.domain.errors import RequestError, StartupError
 from service.domain.latents import FloatRows
-from service.runtime import OnnxModel
+from service.runtime.onnx_model import OnnxModel
 from tests.bulk.conftest import SHARD, Run, made, manifest, picture, write, zipped
 
 

@@ -26,7 +26,7 @@ from service.api.services import Services
 from service.app import create_app, make_door
 from service.domain.errors import StartupError
 from service.domain.latents import FloatRows, NoiseSource
-from service.runtime import OnnxModel
+from service.runtime.onnx_model import OnnxModel
 from service.server import config
 from service.settings import Settings
 from tests.service.onnx_models import reference, write_model

@@ -9,8 +9,8 @@ import pytest
 
 from service.domain.latents import FloatRows
 from service.domain.tasks import DeviceLost
-from service.runtime import OnnxModel
-from service.sessions import Cuda, CudaUnavailable
+from service.runtime.onnx_model import OnnxModel
+from service.runtime.session import Cuda, CudaUnavailable
 from tests.contract.harness import Service, problem, serving, settings
 from tests.service.stand_ins import cuda_on_the_cpu
 

@@ -20,7 +20,7 @@ from service.api.schemas import (
     ScoreAnswer,
 )
 from service.domain.latents import STREAM, FloatRows
-from service.runtime import OnnxModel
+from service.runtime.onnx_model import OnnxModel
 from tests.contract.harness import Service, checked, serving, settings
 
 MODEL_PATHS = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")

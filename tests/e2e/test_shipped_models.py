@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from service.repository import LoadedModel, Repository
-from service.runtime import OnnxModel
+from service.runtime.onnx_model import OnnxModel
 from tests.live import live_service
 
 MODELS = Path(__file__).resolve().parent.parent.parent / "models"

@@ -5,7 +5,7 @@ import functools
 import pytest
 
 from service.domain.errors import StartupError
-from service.runtime import OnnxModel
+from service.runtime.onnx_model import OnnxModel
 from service.settings import keep_precision
 from tests.service.onnx_models import model_bytes
 

@@ -6,8 +6,8 @@ from typing import Any
 import onnxruntime
 import pytest
 
-from service import runtime
-from service.lanes import BucketRunner
+from service.runtime import onnx_model
+from service.runtime.runners import BucketRunner
 from tests.service.onnx_models import Shape
 
 
@@ -21,5 +21,5 @@ def cuda_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         assert device == "cuda"
         return BucketRunner(session, shape, buckets, "cpu", **(options | {"device_id": 0}))
 
-    monkeypatch.setattr(runtime, "cuda_session", start)
-    monkeypatch.setattr(runtime, "BucketRunner", runner)
+    monkeypatch.setattr(onnx_model, "cuda_session", start)
+    monkeypatch.setattr(onnx_model, "BucketRunner", runner)

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from service.captures import Captures
+from service.runtime.cuda_graphs import Captures
 
 
 def until(true: Callable[[], bool]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from service import copies
 from service.copies import Copies
 from service.domain.errors import StartupError
-from service.runtime import OnnxModel
+from service.runtime.onnx_model import OnnxModel
 from service.settings import Settings
 from tests.service.onnx_models import hungry, model_bytes, sample_rows
 

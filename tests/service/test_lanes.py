@@ -7,8 +7,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from service.captures import CAPTURES
-from service.lanes import BucketRunner, OneThread
+from service.runtime.cuda_graphs import CAPTURES
+from service.runtime.runners import BucketRunner, OneThread
 from tests.service.onnx_models import sample_rows
 
 SHAPE = (1, 8, 8)

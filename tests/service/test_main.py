@@ -21,7 +21,7 @@ from service import process, server
 from service.domain.errors import StartupError
 from service.domain.latents import FloatRows
 from service.domain.tasks import DeviceLost
-from service.runtime import OnnxModel
+from service.runtime.onnx_model import OnnxModel
 from service.settings import Settings
 from tests.contract.harness import PATIENCE_S, Gate, problem
 from tests.service.onnx_models import write_model

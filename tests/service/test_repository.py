@@ -13,7 +13,7 @@ import pytest
 from service import repository as module
 from service.domain.errors import StartupError, UnknownModel
 from service.repository import Repository
-from service.runtime import OnnxModel
+from service.runtime.onnx_model import OnnxModel
 from tests.service.onnx_models import hungry, make_card, model_bytes, reference, sample_rows, write_golden, write_model
 
 

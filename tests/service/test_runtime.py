@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from service.domain.errors import ModelFailure, StartupError
 from service.domain.latents import FrequencyStatistics
 from service.domain.tasks import DeviceOutOfMemory
-from service.runtime import OnnxModel
+from service.runtime.onnx_model import OnnxModel
 from tests.service.onnx_models import (
     OPSET,
     Shape,

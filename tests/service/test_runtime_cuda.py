@@ -10,12 +10,12 @@ import onnx
 import onnxruntime
 import pytest
 
-from service import runtime
 from service.domain.errors import ModelFailure, StartupError
 from service.domain.tasks import DeviceLost, DeviceOutOfMemory, once
-from service.lanes import BucketRunner, OneThread
-from service.runtime import OnnxModel, bounded_buckets
-from service.sessions import Cuda, CudaUnavailable, Profile, cuda_options
+from service.runtime import onnx_model
+from service.runtime.onnx_model import OnnxModel, bounded_buckets
+from service.runtime.runners import BucketRunner, OneThread
+from service.runtime.session import Cuda, CudaUnavailable, Profile, cuda_options
 from tests.service.onnx_models import (
     Shape,
     every_other_row,
@@ -247,7 +247,7 @@ def test_with_graphs_too_the_old_session_is_gone_before_the_new_one_starts(
         alive.append(weakref.ref(session))
         return session
 
-    monkeypatch.setattr(runtime, "cuda_session", start)
+    monkeypatch.setattr(onnx_model, "cuda_session", start)
     model = bucketed(model_bytes(make_card(buckets=(1, 2, 4))), cuda=Cuda(graphs=True))
     model.warm_up()
     model.shed()
@@ -264,7 +264,7 @@ def test_a_model_for_tensorrt_says_its_shapes_before_it_starts(monkeypatch: pyte
         asked.append(profile)
         return onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
 
-    monkeypatch.setattr(runtime, "cuda_session", start)
+    monkeypatch.setattr(onnx_model, "cuda_session", start)
     data = model_bytes(make_card(buckets=(1, 4, 8, 16)))
     model = OnnxModel(data, device="cuda", cuda=Cuda(tensorrt_cache=tmp_path), max_batch_rows=8)
     assert asked == [Profile(digest=model.digest, shape=(1, 8, 8), buckets=(1, 4, 8))]
@@ -292,7 +292,7 @@ def test_sessions_by_what_they_keep(
         started.append(onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"]))
         return started[-1]
 
-    monkeypatch.setattr(runtime, "cuda_session", start)
+    monkeypatch.setattr(onnx_model, "cuda_session", start)
     model = bucketed(model_bytes(make_card(buckets=(1, 4, 8))), cuda=cuda)
     model.warm_up()
     for n in (1, 8, 3, 1, 20):

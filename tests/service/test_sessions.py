@@ -8,10 +8,10 @@ from typing import Any
 import onnxruntime
 import pytest
 
-from service import sessions
 from service.artifact.card import from_metadata
 from service.domain.errors import StartupError
-from service.sessions import CPU, CUDA, TENSORRT, Cuda, CudaUnavailable, Profile, cuda_options, cuda_session
+from service.runtime import session as sessions
+from service.runtime.session import CPU, CUDA, TENSORRT, Cuda, CudaUnavailable, Profile, cuda_options, cuda_session
 from tests.service.onnx_models import make_card, model_bytes
 
 PROFILE = Profile(digest="0123456789abcdef0123", shape=(3, 64, 64), buckets=(1, 8, 32))

@@ -14,9 +14,9 @@ import numpy as np
 import onnxruntime as ort
 
 from service.artifact.card import INPUT, OUTPUT
-from service.captures import CAPTURES
 from service.domain.latents import FloatRows
 from service.domain.tasks import once
+from service.runtime.cuda_graphs import CAPTURES
 
 Shape = tuple[int, int, int]
 T = TypeVar("T")

@@ -1,0 +1,1 @@
+"""The model on its device: the only package that imports onnxruntime."""
