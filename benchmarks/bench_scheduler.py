@@ -40,7 +40,7 @@ from benchmarks.rig import BATCH_ROWS, Rig, TimedSession, rig, timed_rig
 from service.domain.errors import StartupError
 from service.domain.latents import FloatRows
 from service.domain.tasks import Applied, Plan
-from service.scheduler import Scheduler
+from service.scheduling.scheduler import Scheduler
 
 METHOD = (
     "calls of service.engine on prepared rows, one process, uvloop. single_calls: engine and raw call by call in turn, "

@@ -1,6 +1,6 @@
 """One replica in simulated time: what its latencies are at a load, by the scheduler that serves.
 
-`service.executor`, `service.desk`, `service.admission`, `service.batch` and `service.rows` run as they are. The device
+`service.scheduling.worker`, `service.scheduling.worker_pool`, `service.scheduling.admission`, `service.scheduling.batch` and `service.scheduling.queue` run as they are. The device
 only costs time; HTTP, pictures and the rest of Python are one server that takes a fixed time for every request, half of
 it before the rows are queued and half after; and the clock jumps from event to event. With one thread and a seeded
 source of arrivals, a load always gives the same figures, on any machine.
@@ -18,14 +18,14 @@ from typing import Final
 import numpy as np
 
 from benchmarks.common import percentile
-from service.admission import Admission
-from service.batch import largest_batch
-from service.desk import Desk, Event, Silent
 from service.domain.errors import IgnError
 from service.domain.latents import FloatRows
 from service.domain.tasks import Applied, Plan, Result
-from service.executor import Executor
-from service.rows import Request
+from service.scheduling.admission import Admission
+from service.scheduling.batch import largest_batch
+from service.scheduling.queue import Request
+from service.scheduling.worker import Executor
+from service.scheduling.worker_pool import Desk, Event, Silent
 from service.settings import Settings
 
 SEED: Final = 6

@@ -19,7 +19,7 @@ from service.host import cpu_threads
 from service.metrics import Metrics, SchedulerMetrics
 from service.repository import LoadedModel, Repository
 from service.runtime.onnx_model import OnnxModel
-from service.scheduler import Scheduler
+from service.scheduling.scheduler import Scheduler
 from service.settings import Settings
 
 DEADLINE_S = 30.0  # what a request of the service has

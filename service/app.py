@@ -27,7 +27,7 @@ from service.lineup import Lineup, Running
 from service.metrics import Metrics
 from service.repository import LoadedModel, Repository
 from service.runtime.onnx_model import OnnxModel
-from service.scheduler import Scheduler
+from service.scheduling.scheduler import Scheduler
 from service.settings import Settings, metrics_folder
 from service.statistics import ModelStatistics
 from service.workers import CodecPool

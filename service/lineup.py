@@ -17,7 +17,7 @@ from typing import Final, Literal
 from service.domain.errors import LoadFailed, StartupError, UnknownModel, UnloadRefused
 from service.engine import Engine
 from service.repository import LoadedModel, Repository, order
-from service.scheduler import Scheduler
+from service.scheduling.scheduler import Scheduler
 from service.statistics import ModelStatistics
 
 State = Literal["READY", "UNAVAILABLE", "LOADING", "UNLOADING"]

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from service.scheduler import SchedulerObserver
+from service.scheduling.scheduler import SchedulerObserver
 
 
 @dataclass(slots=True)

@@ -21,12 +21,12 @@ MOST_LINES = 400
 ANYWHERE = {"numpy", "service"}
 CONTRACT = ("service.artifact.card", "service.domain")
 SCHEDULER = (
-    "service.scheduler",
-    "service.executor",
-    "service.desk",
-    "service.batch",
-    "service.rows",
-    "service.admission",
+    "service.scheduling.scheduler",
+    "service.scheduling.worker",
+    "service.scheduling.worker_pool",
+    "service.scheduling.batch",
+    "service.scheduling.queue",
+    "service.scheduling.admission",
 )
 PARTS = {
     "CodecPool",

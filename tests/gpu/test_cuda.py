@@ -18,7 +18,7 @@ from service.domain.tasks import Applied, DeviceOutOfMemory, Plan
 from service.repository import LoadedModel, Repository
 from service.runtime.onnx_model import OnnxModel
 from service.runtime.session import TENSORRT, Cuda, CudaUnavailable
-from service.scheduler import Scheduler
+from service.scheduling.scheduler import Scheduler
 from service.settings import Settings
 from tests.live import ROOT
 from tests.service.onnx_models import graph, hungry, make_card, model_bytes, reference, sample_rows, serialise

@@ -3,10 +3,10 @@ import math
 import numpy as np
 import pytest
 
-from service.admission import Admission, CostModel
 from service.domain.errors import DeadlineUnreachable, QueueFull, WouldMissDeadline
 from service.domain.tasks import Applied, Plan
-from service.rows import Request, Tally
+from service.scheduling.admission import Admission, CostModel
+from service.scheduling.queue import Request, Tally
 
 
 def request(

@@ -13,7 +13,7 @@ from service.domain.tasks import Applied, Result
 from service.engine import Batch, Call, Engine
 from service.lineup import Lineup, Running
 from service.repository import LoadedModel, OpenModel, Repository
-from service.scheduler import Scheduler
+from service.scheduling.scheduler import Scheduler
 from service.statistics import ModelStatistics
 from tests.service.fakes import FakeModel
 from tests.service.onnx_models import make_card

@@ -7,7 +7,7 @@ from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.metrics import MAX_VALUES, OTHER, Bounded, Metrics
-from service.scheduler import SchedulerObserver
+from service.scheduling.scheduler import SchedulerObserver
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:

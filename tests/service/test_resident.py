@@ -7,11 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from service.batch import Batch
 from service.domain.errors import ModelFailure
 from service.domain.latents import FloatRow, FloatRows
 from service.domain.tasks import Applied, Plan, Result, StepRow, once
-from service.rows import Request
+from service.scheduling.batch import Batch
+from service.scheduling.queue import Request
 from tests.service.fakes import FakeModel
 from tests.service.serving import marked, plan, serving
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.domain.tasks import Applied, Plan
-from service.rows import PATIENCE, Request, Row, RowQueue
+from service.scheduling.queue import PATIENCE, Request, Row, RowQueue
 
 
 def request(n: int, *, key: str = "", steps: int = 0, deadline: float | None = None) -> Request:

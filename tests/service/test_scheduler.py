@@ -11,8 +11,8 @@ import pytest
 
 from service.domain.latents import FloatRows
 from service.domain.tasks import Applied, Plan, Progress, Result, SchedulerLike, StepRow
-from service.rows import PATIENCE
-from service.scheduler import Scheduler
+from service.scheduling.queue import PATIENCE
+from service.scheduling.scheduler import Scheduler
 from tests.service.fakes import FakeModel
 from tests.service.serving import (
     Clock,

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.admission import Admission
 from service.domain.errors import DeadlineUnreachable, ModelFailure, NotReady
 from service.domain.latents import FloatRows
 from service.domain.tasks import DeviceLost, Result
-from service.rows import Request, Tally
-from service.scheduler import Scheduler
+from service.scheduling.admission import Admission
+from service.scheduling.queue import Request, Tally
+from service.scheduling.scheduler import Scheduler
 from tests.service.fakes import FakeModel
 from tests.service.serving import Ear, begun, held, marked, plan, queued, release, serving
 from tests.service.test_scheduler_properties import SHAPE, Ask, answer, asks, f, is_poison

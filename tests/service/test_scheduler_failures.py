@@ -15,7 +15,7 @@ from service.domain.errors import (
 )
 from service.domain.latents import FloatRow, FloatRows
 from service.domain.tasks import DeviceLost, DeviceOutOfMemory, Result
-from service.scheduler import Scheduler
+from service.scheduling.scheduler import Scheduler
 from tests.service.fakes import FakeModel
 from tests.service.serving import Ear, Script, begun, collect, held, marked, plan, queued, release, serving
 
@@ -200,7 +200,7 @@ class Witness(logging.Handler):
 
 @pytest.fixture
 def witness() -> Iterator[Witness]:
-    handler, logger = Witness(), logging.getLogger("service.executor")
+    handler, logger = Witness(), logging.getLogger("service.scheduling.worker")
     logger.addHandler(handler)
     yield handler
     logger.removeHandler(handler)

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from service.domain.errors import DeadlineExceeded, Draining, ModelFailure
 from service.domain.latents import FloatRow, FloatRows
 from service.domain.tasks import Applied, Plan, Progress, Result, StepRow
-from service.rows import Tally
-from service.scheduler import Scheduler
+from service.scheduling.queue import Tally
+from service.scheduling.scheduler import Scheduler
 from tests.service.fakes import FakeModel
 from tests.service.serving import Clock
 

@@ -7,11 +7,11 @@ import logging
 import threading
 from typing import Final
 
-from service.batch import Batch
-from service.desk import Desk, report
 from service.domain.errors import DeadlineExceeded, IgnError, ModelFailure
 from service.domain.tasks import Model, StepRow
-from service.rows import Request, Row
+from service.scheduling.batch import Batch
+from service.scheduling.queue import Request, Row
+from service.scheduling.worker_pool import Desk, report
 
 logger = logging.getLogger(__name__)
 

@@ -2,8 +2,8 @@
 
 After each pass finished and converged rows leave, new rows join, and the rest go round again, so that a request of
 1 000 steps never holds up one of 1. This is the event loop's side: it admits requests and hears of records and ends.
-`service.executor` is the other side, a thread for each device; between the two stand `service.desk`, whose inbox is
-filled once in a turn of the event loop, the books of `service.admission`, and one call into the loop per pass.
+`service.scheduling.worker` is the other side, a thread for each device; between the two stand `service.scheduling.worker_pool`, whose inbox is
+filled once in a turn of the event loop, the books of `service.scheduling.admission`, and one call into the loop per pass.
 """
 
 import asyncio
@@ -16,14 +16,14 @@ from functools import partial
 
 import numpy as np
 
-from service.admission import Admission
-from service.batch import largest_batch
-from service.desk import Clock, Desk, Event, SchedulerObserver, Silent, report
 from service.domain.errors import DeadlineExceeded, Draining, IgnError, NotReady
 from service.domain.latents import FloatRows
 from service.domain.tasks import Model, Plan, Progress, Result, StepRow
-from service.executor import Executor
-from service.rows import Request
+from service.scheduling.admission import Admission
+from service.scheduling.batch import largest_batch
+from service.scheduling.queue import Request
+from service.scheduling.worker import Executor
+from service.scheduling.worker_pool import Clock, Desk, Event, SchedulerObserver, Silent, report
 
 __all__ = ["Scheduler", "SchedulerObserver"]
 

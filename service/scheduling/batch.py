@@ -1,6 +1,6 @@
 """Rows that run: what one pass does to them.
 
-A *pass* is one call of the model, one step of f for every row of the batch. Like `service.rows`, this belongs to the
+A *pass* is one call of the model, one step of f for every row of the batch. Like `service.scheduling.queue`, this belongs to the
 executor thread alone.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 from service.domain.errors import ModelFailure
 from service.domain.latents import FloatRows
 from service.domain.tasks import DeviceLost, DeviceOutOfMemory, Model, Resident, StepRow
-from service.rows import Request, Row
+from service.scheduling.queue import Request, Row
 
 logger = logging.getLogger(__name__)
 

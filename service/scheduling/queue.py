@@ -1,6 +1,6 @@
 """Rows that wait: what a request is made of, and which of its rows runs next.
 
-Nothing here knows threads, asyncio or the model: it all belongs to the executor thread of `service.scheduler`, which
+Nothing here knows threads, asyncio or the model: it all belongs to the executor thread of `service.scheduling.scheduler`, which
 is what lets it go without locks.
 """
 

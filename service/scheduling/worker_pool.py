@@ -12,11 +12,11 @@ from typing import Final, Protocol
 
 import numpy as np
 
-from service.admission import Admission
-from service.batch import Batch
 from service.domain.errors import IgnError
 from service.domain.tasks import Progress, Result, StepRow
-from service.rows import Request, Row, RowQueue
+from service.scheduling.admission import Admission
+from service.scheduling.batch import Batch
+from service.scheduling.queue import Request, Row, RowQueue
 
 _TICK_S: Final = 0.5  # between two looks at how far a stream has come
 _CAN_YIELD: Final = hasattr(os, "sched_yield")

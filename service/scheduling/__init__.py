@@ -1,0 +1,1 @@
+"""Which rows run next: admission, the fair queue, and the workers that form batches."""
