@@ -19,13 +19,13 @@ from service.api.door import Door
 from service.api.middleware import CatchAll, Cors, Gate, Observe, RequestContext, Traffic
 from service.api.quota import Quota
 from service.api.services import Services
-from service.copies import Copies, least_rows
 from service.domain.errors import StartupError
-from service.engine import Engine
 from service.host import cpu_threads
-from service.lineup import Lineup, Running
 from service.metrics import Metrics
-from service.repository import LoadedModel, Repository
+from service.models.engine import Engine
+from service.models.instances import Copies, least_rows
+from service.models.registry import Lineup, Running
+from service.models.repository import LoadedModel, Repository
 from service.runtime.onnx_model import OnnxModel
 from service.scheduling.scheduler import Scheduler
 from service.settings import Settings, metrics_folder

@@ -30,7 +30,7 @@ from service.images import (
     strip,
     to_uint8,
 )
-from service.repository import LoadedModel
+from service.models.repository import LoadedModel
 
 RASTER: Final[Mapping[Media, PictureFormat]] = {Media.PNG: "png", Media.WEBP: "webp", Media.JPEG: "jpeg"}
 _ANIMATED: Final[Mapping[Media, AnimationFormat]] = {Media.WEBP: "webp", Media.GIF: "gif", Media.APNG: "apng"}

@@ -18,8 +18,8 @@ from service.api.negotiation import Media, negotiate
 from service.api.services import Services, services
 from service.domain.errors import BodyTooSlow, DeadlineExceeded, InvalidContent, MalformedRequest, UnsupportedMedia
 from service.domain.tasks import Result
-from service.engine import Call
-from service.repository import LoadedModel
+from service.models.engine import Call
+from service.models.repository import LoadedModel
 
 T = TypeVar("T")
 Body = TypeVar("Body", bound=BaseModel)

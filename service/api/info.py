@@ -10,7 +10,7 @@ from service.api.info_schemas import ModelList, ServedCard
 from service.api.limits import MAX_FRAMES
 from service.api.oip_docs import problems
 from service.api.services import Services, services
-from service.repository import LoadedModel
+from service.models.repository import LoadedModel
 
 router = APIRouter(tags=["Service"])
 

@@ -16,7 +16,6 @@ from service.api.schemas import PointRequest, ProjectOptions, ProjectRequest, Sc
 from service.domain.errors import InvalidContent, UnsupportedMedia
 from service.domain.latents import FloatRows
 from service.domain.tasks import KeepMask
-from service.engine import Point, RowPoint, SeedPoint
 from service.images import (
     Limits,
     Mask,
@@ -28,7 +27,8 @@ from service.images import (
     keep_mask,
     prepare,
 )
-from service.repository import LoadedModel
+from service.models.engine import Point, RowPoint, SeedPoint
+from service.models.repository import LoadedModel
 
 Options = TypeVar("Options", bound=ScoreOptions)
 

@@ -33,8 +33,8 @@ from service.api.streaming import EventStream
 from service.domain.errors import InvalidContent
 from service.domain.interpolation import Grid, Path
 from service.domain.tasks import Applied
-from service.engine import Batch
 from service.images import Limits
+from service.models.engine import Batch
 
 router = APIRouter(tags=["Pictures"])
 

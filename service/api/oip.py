@@ -23,8 +23,8 @@ from service.api.services import Services, services
 from service.artifact.card import INPUT, OUTPUT
 from service.domain.errors import NotReady
 from service.domain.tasks import Applied, Result
-from service.engine import Batch, Call
-from service.repository import LoadedModel
+from service.models.engine import Batch, Call
+from service.models.repository import LoadedModel
 from service.statistics import Counts, Duration
 
 router = APIRouter(tags=["Open Inference Protocol"])

@@ -7,10 +7,10 @@ from starlette.requests import Request
 
 from service.api.middleware import Traffic
 from service.domain.errors import Draining, NotReady, UnavailableError
-from service.engine import Engine
-from service.lineup import Lineup
 from service.metrics import Metrics
-from service.repository import Repository
+from service.models.engine import Engine
+from service.models.registry import Lineup
+from service.models.repository import Repository
 from service.settings import Settings
 from service.workers import CodecPool, Together
 

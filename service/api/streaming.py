@@ -18,7 +18,7 @@ from service.api.exchange import Exchange
 from service.api.negotiation import Media
 from service.domain.errors import DeadlineExceeded
 from service.domain.tasks import Progress, Result, StepRow
-from service.engine import Batch
+from service.models.engine import Batch
 
 _SILENCE_S: Final = 10.0  # after so long without an event, a comment line keeps proxies from hanging up
 

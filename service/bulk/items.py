@@ -14,7 +14,7 @@ from service.bulk.sources import open_source
 from service.domain.errors import IgnError, RequestError
 from service.domain.latents import FloatRow
 from service.images import Limits, decode_picture, encode, encode_npy, prepare, to_uint8
-from service.repository import LoadedModel
+from service.models.repository import LoadedModel
 from service.settings import Settings
 
 _ENDINGS: Final = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "npy": ".npy"}

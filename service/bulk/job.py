@@ -10,7 +10,7 @@ from service.api.limits import applied
 from service.api.schemas import GenerateRequest, ProjectOptions, ScoreOptions
 from service.domain.errors import StartupError
 from service.domain.tasks import Applied
-from service.repository import LoadedModel
+from service.models.repository import LoadedModel
 from service.settings import Settings
 
 Task = Literal["generate", "project", "score"]

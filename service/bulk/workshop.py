@@ -21,8 +21,8 @@ from service.bulk.job import Job
 from service.bulk.output import Output, Record
 from service.domain.errors import ModelFailure
 from service.domain.tasks import Applied, Result
-from service.engine import Batch, Call
-from service.repository import LoadedModel
+from service.models.engine import Batch, Call
+from service.models.repository import LoadedModel
 from service.settings import Settings
 
 T = TypeVar("T")

@@ -19,7 +19,7 @@ import pytest
 
 from service.api.info_schemas import ModelList
 from service.domain.latents import FloatRows
-from service.repository import LoadedModel
+from service.models.repository import LoadedModel
 from tests.contract.harness import (
     GREY,
     Service,

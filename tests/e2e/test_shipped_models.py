@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.repository import LoadedModel, Repository
+from service.models.repository import LoadedModel, Repository
 from service.runtime.onnx_model import OnnxModel
 from tests.live import live_service
 

@@ -12,10 +12,10 @@ import pytest
 from onnx import helper
 
 from benchmarks.device import Device
-from service.copies import Copies
 from service.domain.latents import FloatRows
 from service.domain.tasks import Applied, DeviceOutOfMemory, Plan
-from service.repository import LoadedModel, Repository
+from service.models.instances import Copies
+from service.models.repository import LoadedModel, Repository
 from service.runtime.onnx_model import OnnxModel
 from service.runtime.session import TENSORRT, Cuda, CudaUnavailable
 from service.scheduling.scheduler import Scheduler

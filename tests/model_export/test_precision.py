@@ -18,7 +18,7 @@ from model_export.networks import Autoencoder, NetworkConfig
 from model_export.precision import to_fp16
 from model_export.verify import verify
 from service.artifact.card import ModelCard
-from service.repository import Repository
+from service.models.repository import Repository
 from service.runtime.onnx_model import OnnxModel
 from tests.model_export.small import contents
 

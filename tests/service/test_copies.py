@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service import copies
-from service.copies import Copies
 from service.domain.errors import StartupError
+from service.models import instances
+from service.models.instances import Copies
 from service.runtime.onnx_model import OnnxModel
 from service.settings import Settings
 from tests.service.onnx_models import hungry, model_bytes, sample_rows
@@ -40,8 +40,8 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
     """Threads of each session that is left running."""
 
     def open_all(granted: int, *, slow: bool = False, **options: Any) -> list[int]:
-        monkeypatch.setattr(copies, "cpu_threads", lambda wanted: wanted or granted)
-        monkeypatch.setattr(copies, "_QUICK_S", 0.0 if slow else 60.0)
+        monkeypatch.setattr(instances, "cpu_threads", lambda wanted: wanted or granted)
+        monkeypatch.setattr(instances, "_QUICK_S", 0.0 if slow else 60.0)
         makes = Makes()
         models = Copies(makes, Settings(device="cpu", **options))(DATA)
         assert models == makes.running()
@@ -89,4 +89,4 @@ def test_when_one_cannot_be_opened_none_is_left() -> None:
 
 def test_a_model_that_does_not_run_is_left_to_those_who_verify_it() -> None:
     (model,) = Copies(Makes(), Settings(device="cpu", threads=1))(hungry(2**45))
-    assert not copies._is_slow(model)
+    assert not instances._is_slow(model)

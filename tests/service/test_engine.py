@@ -11,8 +11,8 @@ from service.domain.errors import ModelFailure, QueueFull
 from service.domain.interpolation import Grid, Path
 from service.domain.latents import FloatRows, NoiseSource, slerp
 from service.domain.tasks import Applied, Plan, Progress, Result, StepRow
-from service.engine import Batch, Call, Engine, Point, RowPoint, SeedPoint, finish
-from service.repository import LoadedModel
+from service.models.engine import Batch, Call, Engine, Point, RowPoint, SeedPoint, finish
+from service.models.repository import LoadedModel
 from service.scheduling.scheduler import Scheduler
 from tests.service.fakes import FakeModel
 from tests.service.onnx_models import make_card, sample_rows

@@ -10,9 +10,9 @@ from service.artifact.golden import GoldenReport
 from service.domain.errors import Draining, LoadFailed, UnknownModel
 from service.domain.latents import NoiseSource
 from service.domain.tasks import Applied, Result
-from service.engine import Batch, Call, Engine
-from service.lineup import Lineup, Running
-from service.repository import LoadedModel, OpenModel, Repository
+from service.models.engine import Batch, Call, Engine
+from service.models.registry import Lineup, Running
+from service.models.repository import LoadedModel, OpenModel, Repository
 from service.scheduling.scheduler import Scheduler
 from service.statistics import ModelStatistics
 from tests.service.fakes import FakeModel

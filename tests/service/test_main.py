@@ -259,7 +259,7 @@ def test_failures_nobody_foresaw(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("service.repository.Repository.load_all", fail)
+    monkeypatch.setattr("service.models.repository.Repository.load_all", fail)
     assert program.main() == 2
     err = capsys.readouterr().err
     assert said in err.splitlines()[-1]

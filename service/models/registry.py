@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from service.domain.errors import LoadFailed, StartupError, UnknownModel, UnloadRefused
-from service.engine import Engine
-from service.repository import LoadedModel, Repository, order
+from service.models.engine import Engine
+from service.models.repository import LoadedModel, Repository, order
 from service.scheduling.scheduler import Scheduler
 from service.statistics import ModelStatistics
 

@@ -14,7 +14,7 @@ import numpy as np
 from service.domain.interpolation import Grid, Path
 from service.domain.latents import FloatRow, FloatRows, weighted_sum
 from service.domain.tasks import Applied, KeepMask, Plan, Progress, Result, SchedulerLike, StepRow
-from service.repository import LoadedModel
+from service.models.repository import LoadedModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,1 @@
+"""Which models serve: the directory, the registry of served models, and their instances."""
