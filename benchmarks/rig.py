@@ -14,10 +14,10 @@ from benchmarks.bench_runtime import raw_session
 from service.domain.latents import FloatRows
 from service.domain.tasks import Applied, Result
 from service.host import cpu_threads
-from service.metrics import Metrics, SchedulerMetrics
 from service.models.engine import Batch, Call, Engine
 from service.models.instances import Copies, least_rows
 from service.models.repository import LoadedModel, Repository
+from service.observability.metrics import Metrics, SchedulerMetrics
 from service.runtime.onnx_model import OnnxModel
 from service.scheduling.scheduler import Scheduler
 from service.settings import Settings

@@ -21,15 +21,15 @@ from service.api.quota import Quota
 from service.api.services import Services
 from service.domain.errors import StartupError
 from service.host import cpu_threads
-from service.metrics import Metrics
 from service.models.engine import Engine
 from service.models.instances import Copies, least_rows
 from service.models.registry import Lineup, Running
 from service.models.repository import LoadedModel, Repository
+from service.observability.metrics import Metrics
+from service.observability.statistics import ModelStatistics
 from service.runtime.onnx_model import OnnxModel
 from service.scheduling.scheduler import Scheduler
 from service.settings import Settings, metrics_folder
-from service.statistics import ModelStatistics
 from service.workers import CodecPool
 
 _LOG = logging.getLogger(__name__)

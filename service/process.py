@@ -33,7 +33,7 @@ def work(settings: Settings, parent: Connection) -> None:
 
 def forget(pid: int, folder: Path) -> None:
     """Drop the gauges of a process that has ended from the metrics in this folder."""
-    from service.metrics import forget_process
+    from service.observability.metrics import forget_process
 
     forget_process(pid, folder)
 

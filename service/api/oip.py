@@ -25,7 +25,7 @@ from service.domain.errors import NotReady
 from service.domain.tasks import Applied, Result
 from service.models.engine import Batch, Call
 from service.models.repository import LoadedModel
-from service.statistics import Counts, Duration
+from service.observability.statistics import Counts, Duration
 
 router = APIRouter(tags=["Open Inference Protocol"])
 

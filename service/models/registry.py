@@ -17,8 +17,8 @@ from typing import Final, Literal
 from service.domain.errors import LoadFailed, StartupError, UnknownModel, UnloadRefused
 from service.models.engine import Engine
 from service.models.repository import LoadedModel, Repository, order
+from service.observability.statistics import ModelStatistics
 from service.scheduling.scheduler import Scheduler
-from service.statistics import ModelStatistics
 
 State = Literal["READY", "UNAVAILABLE", "LOADING", "UNLOADING"]
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from service.domain.errors import StartupError
-from service.metrics import Metrics
+from service.observability.metrics import Metrics
 from service.settings import load_settings
 from tests.kubernetes.manifests import (
     K8S,

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from service.metrics import Metrics
+from service.observability.metrics import Metrics
 from service.settings import PREFIX, load_settings
 from tests.monitoring.files import DASHBOARD, OPERATIONS, alerts, panels, rules
 

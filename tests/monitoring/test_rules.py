@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from service.metrics import Metrics
+from service.observability.metrics import Metrics
 from tests.live import ROOT
 from tests.monitoring.files import (
     CONFIG,

@@ -13,8 +13,8 @@ from service.domain.tasks import Applied, Result
 from service.models.engine import Batch, Call, Engine
 from service.models.registry import Lineup, Running
 from service.models.repository import LoadedModel, OpenModel, Repository
+from service.observability.statistics import ModelStatistics
 from service.scheduling.scheduler import Scheduler
-from service.statistics import ModelStatistics
 from tests.service.fakes import FakeModel
 from tests.service.onnx_models import make_card
 from tests.service.serving import Ear, begun, marked, release

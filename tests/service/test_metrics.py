@@ -6,7 +6,7 @@ import pytest
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.metrics import MAX_VALUES, OTHER, Bounded, Metrics
+from service.observability.metrics import MAX_VALUES, OTHER, Bounded, Metrics
 from service.scheduling.scheduler import SchedulerObserver
 
 

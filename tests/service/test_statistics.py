@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from service.statistics import Duration, ModelStatistics
+from service.observability.statistics import Duration, ModelStatistics
 from tests.service.serving import Ear
 
 

@@ -1,6 +1,6 @@
 """What one model has done since it was loaded, counted where the work happens.
 
-The Prometheus metrics of `service.metrics` are for whoever operates the service; these are what a caller of the Open
+The Prometheus metrics of `service.observability.metrics` are for whoever operates the service; these are what a caller of the Open
 Inference Protocol asks for, one model at a time, and they begin anew with every load.
 """
 
