@@ -9,7 +9,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from benchmarks.processes import HOST
-from service import server
+from service.server import uvicorn_server
 
 
 def main(port: int) -> None:
@@ -19,7 +19,7 @@ def main(port: int) -> None:
     async def hello() -> dict[str, str]:
         return {"hello": "world"}
 
-    config = server.config(app)
+    config = uvicorn_server.config(app)
     config.host, config.port, config.lifespan = HOST, port, "off"
     uvicorn.Server(config).run()
 

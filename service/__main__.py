@@ -3,11 +3,11 @@
 import dataclasses
 import sys
 
-from service import process, server
 from service.domain.errors import StartupError
 from service.host import check_installed, installed_runtimes
+from service.server import uvicorn_server, worker_process
+from service.server.supervisor import supervise
 from service.settings import from_environment, keep_precision, silence_runtime
-from service.supervisor import supervise
 
 
 def main() -> int:
@@ -25,16 +25,18 @@ def _run() -> int:
     silence_runtime()
     keep_precision()
     settings = from_environment()
-    process.configure_logging(settings)
-    with server.listen(settings) as listener:
+    worker_process.configure_logging(settings)
+    with uvicorn_server.listen(settings) as listener:
         if settings.workers == 1:
-            server.announce(listener)
-            return process.serve(settings, listener)
+            uvicorn_server.announce(listener)
+            return worker_process.serve(settings, listener)
         port = listener.getsockname()[1]
     # Nobody else listens there. Bound, but not listening, this socket keeps it so.
-    with server.bind(settings.host, port, shared=True) as bound:
+    with uvicorn_server.bind(settings.host, port, shared=True) as bound:
         crew = dataclasses.replace(settings, port=port)
-        return supervise(crew, process.work, listening=lambda: server.announce(bound), forget=process.forget)
+        return supervise(
+            crew, worker_process.work, listening=lambda: uvicorn_server.announce(bound), forget=worker_process.forget
+        )
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from service import __version__
 from service.api import docs, document, errors, info, native, oip, oip_repository, page
 from service.api.auth import Authenticator, load_keys, open_paths
 from service.api.direct import Direct
-from service.api.door import Door
 from service.api.middleware import CatchAll, Cors, Gate, Observe, RequestContext, Traffic
 from service.api.quota import Quota
 from service.api.services import Services
@@ -29,6 +28,7 @@ from service.observability.metrics import Metrics
 from service.observability.statistics import ModelStatistics
 from service.runtime.onnx_model import OnnxModel
 from service.scheduling.scheduler import Scheduler
+from service.server.early_rejection import Door
 from service.settings import Settings, metrics_folder
 from service.workers import CodecPool
 

@@ -10,7 +10,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from service import __version__, server
+from service import __version__
+from service.server import uvicorn_server
 from service.settings import load_settings
 from tests.live import ROOT
 
@@ -202,7 +203,7 @@ def test_nginx_lets_through_what_the_service_allows() -> None:
 
 def test_idle_connections_are_closed_by_the_proxy_and_not_under_it() -> None:
     (proxy,) = re.findall(r"keepalive_timeout (\d+)s;", read("docker/nginx/nginx.conf"))
-    idle = server.config(print).timeout_keep_alive
+    idle = uvicorn_server.config(print).timeout_keep_alive
     assert int(proxy) < idle
     ray = re.findall(r"keep_alive_timeout_s: (\d+)", read("deploy/kuberay/rayservice.yaml"))
     assert ray == [str(idle)]

@@ -8,7 +8,7 @@ From the outside in:
 - `Gate`: the limit on requests in flight, and refusal while draining.
 - `service.api.auth.Authenticator`, and `service.api.quota.Quota` where there are quotas.
 
-In front of them all, where uvicorn is the server, stands `service.api.door`.
+In front of them all, where uvicorn is the server, stands `service.server.early_rejection`.
 
 Endpoints find in ``request.state``: ``request_id`` (str), ``arrival`` (`time.monotonic()` seconds when the headers
 were there) and ``caller`` (str, the key under which fairness counts).

@@ -27,7 +27,7 @@ from service.app import create_app, make_door
 from service.domain.errors import StartupError
 from service.domain.latents import FloatRows, NoiseSource
 from service.runtime.onnx_model import OnnxModel
-from service.server import config
+from service.server.uvicorn_server import config
 from service.settings import Settings
 from tests.service.onnx_models import reference, write_model
 

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 
+from service.server.supervisor import LISTENING, READY
 from service.settings import Settings
-from service.supervisor import LISTENING, READY
 
 
 def told_to_stop(settings: Settings, parent: Connection) -> None:

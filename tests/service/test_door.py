@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from service.api.door import PACE, Door
 from service.api.errors import problem_response
 from service.api.middleware import TOO_MANY, Observe, Traffic
 from service.domain.errors import TooManyConnections
+from service.server.early_rejection import PACE, Door
 
 LIMIT = 4
 

@@ -17,11 +17,11 @@ import httpx
 import pytest
 
 from service import __main__ as program
-from service import process, server
 from service.domain.errors import StartupError
 from service.domain.latents import FloatRows
 from service.domain.tasks import DeviceLost
 from service.runtime.onnx_model import OnnxModel
+from service.server import uvicorn_server, worker_process
 from service.settings import Settings
 from tests.contract.harness import PATIENCE_S, Gate, problem
 from tests.service.onnx_models import write_model
@@ -267,30 +267,30 @@ def test_failures_nobody_foresaw(
 
 
 def test_two_sockets_cannot_share_a_port() -> None:
-    with server.listen(Settings(port=0)) as listener:
+    with uvicorn_server.listen(Settings(port=0)) as listener:
         port = listener.getsockname()[1]
         with pytest.raises(StartupError, match=f"cannot listen on 127.0.0.1:{port}: Address already in use"):
-            server.listen(Settings(port=port))
+            uvicorn_server.listen(Settings(port=port))
 
 
 def test_ipv6(said: Said) -> None:
     logging.getLogger("service").setLevel(logging.INFO)
     try:
-        listener = server.listen(Settings(host="::1", port=0))
+        listener = uvicorn_server.listen(Settings(host="::1", port=0))
     except StartupError:
         pytest.skip("no IPv6 here")
     with listener:
-        server.announce(listener)
+        uvicorn_server.announce(listener)
         port = listener.getsockname()[1]
         assert said.until("listening on ") == f"http://[::1]:{port}"
         socket.create_connection(("::1", port)).close()
 
 
 def test_logs_are_text_or_json(capsys: Any) -> None:
-    process.configure_logging(Settings(log_format="json"))
+    worker_process.configure_logging(Settings(log_format="json"))
     logging.getLogger("service").info("hello")
     assert json.loads(capsys.readouterr().err)["message"] == "hello"
-    process.configure_logging(Settings())
+    worker_process.configure_logging(Settings())
     logging.getLogger("service").info("hello")
     assert capsys.readouterr().err.endswith(" INFO hello\n")
 

@@ -13,16 +13,18 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service import process, server
+from service.server import uvicorn_server, worker_process
+from service.server.supervisor import LISTEN, LISTENING, READY
 from service.settings import Settings
-from service.supervisor import LISTEN, LISTENING, READY
 from tests.contract.harness import PATIENCE_S, Gate, problem
 from tests.service.onnx_models import write_model
 
 
 @pytest.fixture(autouse=True)
 def _own_logging(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "configure_logging", lambda _: logging.getLogger("uvicorn").setLevel(logging.WARNING))
+    monkeypatch.setattr(
+        worker_process, "configure_logging", lambda _: logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    )
 
 
 @pytest.fixture
@@ -36,7 +38,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
 @pytest.fixture
 def settings(tmp_path: Path) -> Iterator[Settings]:
     write_model(tmp_path)
-    with server.bind("127.0.0.1", 0, shared=True) as bound:
+    with uvicorn_server.bind("127.0.0.1", 0, shared=True) as bound:
         yield Settings(
             port=bound.getsockname()[1], workers=2, device="cpu", threads=1, default_model="toy", model_dir=tmp_path
         )
@@ -72,7 +74,7 @@ def work(settings: Settings, script: Callable[[Connection], None], *, told: bool
 
     with ThreadPoolExecutor(1) as pool, theirs:
         done = pool.submit(run)
-        process.work(settings, theirs)
+        worker_process.work(settings, theirs)
         done.result(PATIENCE_S)
     rest = []
     while not ours.closed:
@@ -115,7 +117,7 @@ def test_another_one_listens_when_it_is_told_to(settings: Settings) -> None:
         assert not listens(settings)
         parent.send_bytes(LISTEN)
         assert heard(parent) == LISTENING
-        for _ in range(2 * server.ACCEPTS):  # connections to all of its listeners
+        for _ in range(2 * uvicorn_server.ACCEPTS):  # connections to all of its listeners
             assert ask(settings, "/readyz").status_code == 200
         stop()
 
@@ -189,6 +191,6 @@ def test_another_program_may_take_the_port_while_this_one_starts(
         finally:
             taken.listen()
 
-    server_bind = server.bind
-    monkeypatch.setattr(server, "bind", bind)
+    server_bind = uvicorn_server.bind
+    monkeypatch.setattr(uvicorn_server, "bind", bind)
     assert work(settings, lambda _: None, told=True) == in_use(settings)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from service import supervisor
 from service.domain.errors import StartupError
+from service.server import supervisor
+from service.server.supervisor import Work, share_of, supervise
 from service.settings import Settings
-from service.supervisor import Work, share_of, supervise
 from tests.contract.harness import PATIENCE_S
 from tests.service import crews
 

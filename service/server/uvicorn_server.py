@@ -14,9 +14,9 @@ from typing import Any, Final, cast
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from service.api.door import Door
 from service.api.services import Services
 from service.domain.errors import StartupError
+from service.server.early_rejection import Door
 from service.settings import Settings
 
 Config = uvicorn.Config

@@ -7,8 +7,8 @@ from multiprocessing.connection import Connection
 
 from service.api.services import Services
 from service.domain.errors import StartupError
-from service.server import Config, Server, begin
-from service.supervisor import LISTENING, say
+from service.server.supervisor import LISTENING, say
+from service.server.uvicorn_server import Config, Server, begin
 
 
 class Member(Server):

@@ -9,12 +9,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Final
 
-from service import server
 from service.api.middleware import JsonFormatter, TextFormatter
 from service.domain.errors import StartupError
-from service.member import Member
+from service.server import uvicorn_server
+from service.server.member import Member
+from service.server.supervisor import READY, say
 from service.settings import Settings
-from service.supervisor import READY, say
 
 _COLLECT_AFTER: Final = 10_000  # objects more than at the last collection; Python begins with 700
 
@@ -23,9 +23,9 @@ def work(settings: Settings, parent: Connection) -> None:
     """What each of several processes does."""
     configure_logging(settings)
     try:
-        with server.bind(settings.host, settings.port, shared=True) as listener:
+        with uvicorn_server.bind(settings.host, settings.port, shared=True) as listener:
             if parent.poll():  # told to listen before it was started: before it imports anything large
-                server.begin(listener, settings)
+                uvicorn_server.begin(listener, settings)
             serve(settings, listener, parent)
     except StartupError as exc:
         say(parent, exc.detail.encode())
@@ -67,9 +67,9 @@ def serve(settings: Settings, listener: socket.socket, parent: Connection | None
 
     app = create_app(settings, refuse=refuse, ready=ready, lost=lost)
     found = app.state.services
-    config = server.config(app, make_door(found))
-    running = server.Server(config, found) if parent is None else Member(config, found, parent, refuse)
-    running.run(sockets=[listener, *(listener.dup() for _ in range(server.ACCEPTS - 1))])
+    config = uvicorn_server.config(app, make_door(found))
+    running = uvicorn_server.Server(config, found) if parent is None else Member(config, found, parent, refuse)
+    running.run(sockets=[listener, *(listener.dup() for _ in range(uvicorn_server.ACCEPTS - 1))])
     if refusals:
         raise refusals[0]
     return int(running.broken)

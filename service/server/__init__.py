@@ -1,0 +1,1 @@
+"""uvicorn as this service runs it: sockets, protocol, shutdown, processes."""
