@@ -22,7 +22,7 @@ from benchmarks.common import machine, positive
 from service.artifact.card import INPUT, OUTPUT
 from service.domain.errors import StartupError
 from service.domain.latents import FloatRows
-from service.host import cpu_threads
+from service.environment import cpu_threads
 from service.runtime.onnx_model import OnnxModel
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)

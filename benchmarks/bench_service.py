@@ -41,7 +41,7 @@ from benchmarks.load import Spec, measure, request
 from benchmarks.processes import ROOT, MemoryWatch, Server, ServerFailed, free_port, service, serving
 from service.domain.errors import StartupError
 from service.domain.latents import FloatRows
-from service.host import cpu_threads
+from service.environment import cpu_threads
 from service.runtime.onnx_model import OnnxModel
 
 METHOD = (

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from service.host import cpu_threads
+from service.environment import cpu_threads
 
 T = TypeVar("T")
 Json = dict[str, Any]

@@ -13,7 +13,7 @@ import onnxruntime as ort
 from benchmarks.bench_runtime import raw_session
 from service.domain.latents import FloatRows
 from service.domain.tasks import Applied, Result
-from service.host import cpu_threads
+from service.environment import cpu_threads
 from service.models.engine import Batch, Call, Engine
 from service.models.instances import Copies, least_rows
 from service.models.repository import LoadedModel, Repository

@@ -19,7 +19,8 @@ from service.api.middleware import CatchAll, Cors, Gate, Observe, RequestContext
 from service.api.quota import Quota
 from service.api.services import Services
 from service.domain.errors import StartupError
-from service.host import cpu_threads
+from service.environment import cpu_threads
+from service.images.pool import CodecPool
 from service.models.engine import Engine
 from service.models.instances import Copies, least_rows
 from service.models.registry import Lineup, Running
@@ -30,7 +31,6 @@ from service.runtime.onnx_model import OnnxModel
 from service.scheduling.scheduler import Scheduler
 from service.server.early_rejection import Door
 from service.settings import Settings, metrics_folder
-from service.workers import CodecPool
 
 _LOG = logging.getLogger(__name__)
 _MAX_CODEC_THREADS = 8

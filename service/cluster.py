@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.api.errors import send_problem
 from service.api.services import Services
 from service.domain.errors import NotReady, StartupError
-from service.host import check_installed, installed_runtimes
+from service.environment import check_installed, installed_runtimes
 from service.settings import Settings, from_environment, keep_precision, silence_runtime
 
 _REQUEST_ID: Final = b"x-request-id"

@@ -7,12 +7,12 @@ from starlette.requests import Request
 
 from service.api.middleware import Traffic
 from service.domain.errors import Draining, NotReady, UnavailableError
+from service.images.pool import CodecPool, Together
 from service.models.engine import Engine
 from service.models.registry import Lineup
 from service.models.repository import Repository
 from service.observability.metrics import Metrics
 from service.settings import Settings
-from service.workers import CodecPool, Together
 
 Phase = Literal["loading", "serving", "failed"]
 

@@ -24,7 +24,7 @@ from service.bulk.output import Output, check_form
 from service.bulk.progress import shown
 from service.bulk.sources import open_source
 from service.domain.errors import IgnError, StartupError
-from service.host import check_installed, installed_runtimes
+from service.environment import check_installed, installed_runtimes
 from service.settings import from_environment, keep_precision, silence_runtime
 
 if TYPE_CHECKING:

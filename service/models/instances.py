@@ -5,7 +5,7 @@ from typing import Final, Literal, Protocol
 
 from service.domain.errors import ModelFailure
 from service.domain.tasks import DeviceOutOfMemory
-from service.host import cpu_threads
+from service.environment import cpu_threads
 from service.models.repository import LoadedModel, OpenModel, named
 from service.runtime.session import Cuda
 from service.settings import Settings

@@ -47,7 +47,7 @@ class OnnxModel:
         data: the ONNX file's bytes; `digest` is their SHA-256 in hexadecimal. Weights outside them are refused.
         device: `auto` takes CUDA where it works, and says in `fallback_reason` why it did not.
         cuda: how, if it is CUDA.
-        threads: CPU threads within an operator, ≥ 1; see :func:`service.host.cpu_threads`.
+        threads: CPU threads within an operator, ≥ 1; see :func:`service.environment.cpu_threads`.
         max_batch_rows: bound on the buckets.
 
     Raises:

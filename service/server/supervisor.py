@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from service.domain.errors import StartupError
-from service.host import cpu_threads
+from service.environment import cpu_threads
 from service.settings import Settings, share_metrics
 
 Work = Callable[[Settings, Connection], None]

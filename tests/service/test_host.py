@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from service.domain.errors import StartupError
-from service.host import cgroup_quota, check_installed, cpu_threads, installed_runtimes
+from service.environment import cgroup_quota, check_installed, cpu_threads, installed_runtimes
 
 
 def tree(root: Path, files: dict[str, str]) -> Path:

@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 
-from service.workers import Together
+from service.images.pool import Together
 
 
 def test_jobs_of_one_turn_run_in_a_row() -> None:
