@@ -14,10 +14,9 @@ from fastapi.routing import APIRoute
 from pydantic.json_schema import models_json_schema
 
 from service.api.auth import HEALTH_PATHS, Paths, open_paths
-from service.api.limits import MAX_FRAMES
-from service.api.oip_schemas import IndexRequest, InferRequest, LoadRequest, UnloadRequest
-from service.api.openapi import PROBLEMS, REFERENCE, problem
-from service.api.schemas import (
+from service.api.native.limits import MAX_FRAMES
+from service.api.native.openapi import PROBLEMS, REFERENCE, problem
+from service.api.native.schemas import (
     ArithmeticRequest,
     GenerateRequest,
     InterpolateRequest,
@@ -27,6 +26,7 @@ from service.api.schemas import (
     ScoreRequest,
     StepEvent,
 )
+from service.api.oip_schemas import IndexRequest, InferRequest, LoadRequest, UnloadRequest
 from service.settings import Settings
 
 _SCHEMAS: Final = (

@@ -5,8 +5,8 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
+from service.api.native.openapi import BINARY, PROBLEMS, TIMEOUT, Examples, problem, schema_of
 from service.api.oip_schemas import InferAnswer, InferRequest
-from service.api.openapi import BINARY, PROBLEMS, TIMEOUT, Examples, problem, schema_of
 
 _EXAMPLE: Final[Mapping[str, Any]] = {
     "summary": "Two steps of a grey model of 28×28",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Protocol
 
-from service.api.schemas import Format, GenerateRequest, ProjectOptions, ScoreOptions
+from service.api.native.schemas import Format, GenerateRequest, ProjectOptions, ScoreOptions
 from service.bulk.found import Found, Source
 from service.bulk.job import Job
 from service.bulk.output import COLUMNS, Record

@@ -6,8 +6,8 @@ from typing import Any, Final, Literal
 
 from pydantic import ValidationError
 
-from service.api.limits import applied
-from service.api.schemas import GenerateRequest, ProjectOptions, ScoreOptions
+from service.api.native.limits import applied
+from service.api.native.schemas import GenerateRequest, ProjectOptions, ScoreOptions
 from service.domain.errors import StartupError
 from service.domain.tasks import Applied
 from service.models.repository import LoadedModel

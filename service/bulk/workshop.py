@@ -11,8 +11,8 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 
-from service.api.answers import judged, rounded
-from service.api.schemas import GenerateRequest, ProjectOptions
+from service.api.native.responses import judged, rounded
+from service.api.native.schemas import GenerateRequest, ProjectOptions
 from service.api.services import Services
 from service.app import create_app
 from service.bulk.found import Source

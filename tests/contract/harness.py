@@ -21,7 +21,7 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import BaseModel
 
-from service.api.schemas import ProblemDocument
+from service.api.native.schemas import ProblemDocument
 from service.api.services import Services
 from service.app import create_app, make_door
 from service.domain.errors import StartupError

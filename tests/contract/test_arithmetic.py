@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.api.schemas import ArithmeticAnswer
+from service.api.native.schemas import ArithmeticAnswer
 from tests.contract.harness import (
     Service,
     applied,

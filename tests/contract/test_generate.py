@@ -5,7 +5,7 @@ import httpx
 import numpy as np
 import pytest
 
-from service.api.schemas import GenerateAnswer
+from service.api.native.schemas import GenerateAnswer
 from tests.contract.harness import (
     COLOUR,
     Service,

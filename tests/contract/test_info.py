@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service import __version__
 from service.api.info_schemas import ModelList, ServedCard
-from service.api.schemas import (
+from service.api.native.schemas import (
     Answer,
     ArithmeticAnswer,
     GenerateAnswer,

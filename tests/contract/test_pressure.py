@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.api import inputs
+from service.api.native import uploads
 from service.images import Limits, decode_picture
 from service.images.decode import Picture
 from tests.contract.harness import PATIENCE_S, Service, b64, gated, latents, problem, serving, settings
@@ -88,7 +88,7 @@ def test_what_a_full_queue_refuses_is_not_even_decoded(models: Path, monkeypatch
         decoded.append(field)
         return decode_picture(data, limits, field=field)
 
-    monkeypatch.setattr(inputs, "decode_picture", decode)
+    monkeypatch.setattr(uploads, "decode_picture", decode)
     small = settings(models, queue_rows=4, max_images=4, max_batch_rows=1)
     with gated(monkeypatch, small) as (service, gate), ThreadPoolExecutor(2) as pool:
         with gate:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from service.api.schemas import ProjectAnswer
+from service.api.native.schemas import ProjectAnswer
 from tests.contract.harness import (
     Pixels,
     Service,

@@ -5,7 +5,7 @@ import httpx
 import numpy as np
 import pytest
 
-from service.api.schemas import ScoreAnswer
+from service.api.native.schemas import ScoreAnswer
 from tests.contract.harness import Service, applied, b64, checked, pixels, problem, serving, settings
 from tests.service.onnx_models import write_model
 from tests.service.pictures import noise, save

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from service.api import streaming
-from service.api.schemas import GenerateAnswer, ProblemDocument, ProjectAnswer
+from service.api.native import sse
+from service.api.native.schemas import GenerateAnswer, ProblemDocument, ProjectAnswer
 from service.domain.tasks import Progress, Result, StepRow
 from tests.contract.harness import Service, b64, checked, gated, problem, settings
 from tests.service.pictures import noise, save
@@ -179,7 +179,7 @@ def test_an_unforeseen_failure_is_logged_and_says_nothing(models: Path, monkeypa
             def broken(*_: object) -> str:
                 raise RuntimeError("secret")
 
-            monkeypatch.setattr(streaming, "picture", broken)
+            monkeypatch.setattr(sse, "picture", broken)
             gate.opened.set()
             events = parsed("\n".join(["event: step", *found]))
         assert (events[-1][0], events[-1][1]["code"], events[-1][1]["status"]) == ("error", "internal", 500)
@@ -212,7 +212,7 @@ def test_closing_the_stream_cancels_its_rows(models: Path, monkeypatch: pytest.M
 
 
 def test_silence_is_broken_by_comments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming, "_SILENCE_S", 0.01)
+    monkeypatch.setattr(sse, "_SILENCE_S", 0.01)
 
     async def heard() -> list[Any]:
         speak = asyncio.Event()
@@ -222,7 +222,7 @@ def test_silence_is_broken_by_comments(monkeypatch: pytest.MonkeyPatch) -> None:
             yield Progress(steps_done=1, steps=1, rows_done=1, rows=1)
 
         found = []
-        async for item in streaming._with_silence(quiet()):
+        async for item in sse._with_silence(quiet()):
             found.append(item)
             if len(found) == 3:
                 speak.set()
@@ -235,7 +235,7 @@ def test_silence_is_broken_by_comments(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_left_in_silence_the_events_can_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming, "_SILENCE_S", 0.01)
+    monkeypatch.setattr(sse, "_SILENCE_S", 0.01)
     closed = threading.Event()
 
     async def quiet() -> AsyncGenerator[StepRow | Progress | Result, None]:
@@ -247,7 +247,7 @@ def test_left_in_silence_the_events_can_be_closed(monkeypatch: pytest.MonkeyPatc
 
     async def leave() -> None:
         events = quiet()
-        items = streaming._with_silence(events)
+        items = sse._with_silence(events)
         assert await anext(items) is None
         await items.aclose()
         await events.aclose()
@@ -257,7 +257,7 @@ def test_left_in_silence_the_events_can_be_closed(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_silence_is_ten_seconds() -> None:
-    assert streaming._SILENCE_S == 10.0
+    assert sse._SILENCE_S == 10.0
 
 
 def test_a_stream_cannot_be_resumed(service: Service) -> None:

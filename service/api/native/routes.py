@@ -8,14 +8,12 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.api import openapi
-from service.api.answers import Shape, answer, check_form, scores
 from service.api.disconnect import until_disconnect
 from service.api.exchange import Exchange
-from service.api.inputs import is_large, prepare_upload, read_upload, resolve_points
-from service.api.limits import applied, check_count, checked_steps, path_of
-from service.api.negotiation import Media
-from service.api.schemas import (
+from service.api.native import openapi
+from service.api.native.limits import applied, check_count, checked_steps, path_of
+from service.api.native.responses import Shape, answer, check_form, scores
+from service.api.native.schemas import (
     ArithmeticAnswer,
     ArithmeticRequest,
     GenerateAnswer,
@@ -29,7 +27,9 @@ from service.api.schemas import (
     ScoreOptions,
     ScoreRequest,
 )
-from service.api.streaming import EventStream
+from service.api.native.sse import EventStream
+from service.api.native.uploads import is_large, prepare_upload, read_upload, resolve_points
+from service.api.negotiation import Media
 from service.domain.errors import InvalidContent
 from service.domain.interpolation import Grid, Path
 from service.domain.tasks import Applied

@@ -8,11 +8,11 @@ from typing import Final, Generic, TypeVar
 import numpy as np
 from starlette.datastructures import QueryParams
 
-from service.api import forms
 from service.api.body import parse_multipart
 from service.api.exchange import Exchange
-from service.api.limits import check_count
-from service.api.schemas import PointRequest, ProjectOptions, ProjectRequest, ScoreOptions, ScoreRequest
+from service.api.native import form_fields
+from service.api.native.limits import check_count
+from service.api.native.schemas import PointRequest, ProjectOptions, ProjectRequest, ScoreOptions, ScoreRequest
 from service.domain.errors import InvalidContent, UnsupportedMedia
 from service.domain.latents import FloatRows
 from service.domain.tasks import KeepMask
@@ -171,7 +171,7 @@ async def _from_form(exchange: Exchange, schema: type[Options]) -> Upload[Option
         raise InvalidContent.field("mask", "given more than once")
     if not images:
         raise InvalidContent.field("image", "at least one file is required")
-    options = schema.model_validate(forms.values(fields))
+    options = schema.model_validate(form_fields.values(fields))
     return Upload(options=options, images=images, masks=[*masks, *mask_texts])
 
 
@@ -191,7 +191,7 @@ def _from_query(schema: type[Options], query: bytes) -> Options:
     found: dict[str, list[str]] = {}
     for name, value in QueryParams(query).multi_items():
         found.setdefault(name, []).append(value)
-    return schema.model_validate(forms.values(found))
+    return schema.model_validate(form_fields.values(found))
 
 
 # Clients say the same all day, and options do not change once they are made.

@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 
-from service.api.schemas import Applying, InterpolateRequest
+from service.api.native.schemas import Applying, InterpolateRequest
 from service.domain.errors import InvalidContent
 from service.domain.interpolation import Grid, Path
 from service.domain.tasks import Applied

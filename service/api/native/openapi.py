@@ -6,8 +6,8 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from service.api.errors import MEDIA_TYPE
+from service.api.native.schemas import ProblemDocument, ProgressEvent, StepEvent
 from service.api.negotiation import Media
-from service.api.schemas import ProblemDocument, ProgressEvent, StepEvent
 
 Examples = Mapping[str, Mapping[str, Any]]
 

@@ -10,8 +10,8 @@ import numpy as np
 from starlette.responses import Response
 
 from service.api.exchange import Exchange
+from service.api.native.schemas import Format
 from service.api.negotiation import Media
-from service.api.schemas import Format
 from service.artifact.card import ModelCard
 from service.domain.errors import InvalidContent
 from service.domain.latents import FloatRow, FloatRows

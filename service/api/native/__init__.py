@@ -1,0 +1,1 @@
+"""The native endpoints: generate, project, latent-interpolate, latent-arithmetic, score."""
