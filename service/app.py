@@ -12,11 +12,13 @@ from fastapi.routing import APIRoute
 from starlette.middleware import Middleware
 
 from service import __version__
-from service.api import docs, document, errors, info, oip, oip_repository, page
+from service.api import docs, document, errors, info, page
 from service.api.auth import Authenticator, load_keys, open_paths
 from service.api.direct import Direct
 from service.api.middleware import CatchAll, Cors, Gate, Observe, RequestContext, Traffic
 from service.api.native import routes as native
+from service.api.oip import repository as oip_repository
+from service.api.oip import routes as oip
 from service.api.quota import Quota
 from service.api.services import Services
 from service.domain.errors import StartupError

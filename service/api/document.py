@@ -26,7 +26,7 @@ from service.api.native.schemas import (
     ScoreRequest,
     StepEvent,
 )
-from service.api.oip_schemas import IndexRequest, InferRequest, LoadRequest, UnloadRequest
+from service.api.oip.schemas import IndexRequest, InferRequest, LoadRequest, UnloadRequest
 from service.settings import Settings
 
 _SCHEMAS: Final = (

@@ -8,7 +8,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from service.api.info_schemas import ModelList, ServedCard
 from service.api.native.limits import MAX_FRAMES
-from service.api.oip_docs import problems
+from service.api.oip.openapi import problems
 from service.api.services import Services, services
 from service.models.repository import LoadedModel
 

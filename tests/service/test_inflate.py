@@ -5,7 +5,7 @@ import zlib
 
 import pytest
 
-from service.api.inflate import Coding, asked_coding, coding_of, deflate, inflate
+from service.api.oip.compression import Coding, asked_coding, coding_of, deflate, inflate
 from service.domain.errors import MalformedRequest, TooLarge, UnsupportedMedia
 
 CODINGS: list[Coding] = ["gzip", "deflate"]

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from service.api import oip_docs
-from service.api.oip_tensors import Inference, read_request, write_answer
+from service.api.oip import openapi
+from service.api.oip.tensors import Inference, read_request, write_answer
 from service.artifact.card import ModelCard
 from service.domain.errors import InvalidInference, MalformedRequest
 from service.domain.latents import FloatRows
@@ -121,7 +121,7 @@ def test_what_is_given_is_taken() -> None:
 
 
 def test_the_documented_example_is_a_request() -> None:
-    content = oip_docs.INFER["openapi_extra"]["requestBody"]["content"]["application/json"]
+    content = openapi.INFER["openapi_extra"]["requestBody"]["content"]["application/json"]
     (example,) = content["examples"].values()
     found = read(json.dumps(example["value"]).encode(), None, make_card(shape=(1, 28, 28)))
     assert (found.rows.shape, found.steps) == ((1, 1, 28, 28), 2)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from service.api.body import parse_json
 from service.api.errors import describe
-from service.api.oip_schemas import InferRequest, Input, RequestedOutput
+from service.api.oip.schemas import InferRequest, Input, RequestedOutput
 from service.artifact.card import INPUT, OUTPUT, ModelCard
 from service.domain.errors import InvalidContent, InvalidInference
 from service.domain.latents import FloatRows

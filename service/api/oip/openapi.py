@@ -6,7 +6,7 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from service.api.native.openapi import BINARY, PROBLEMS, TIMEOUT, Examples, problem, schema_of
-from service.api.oip_schemas import InferAnswer, InferRequest
+from service.api.oip.schemas import InferAnswer, InferRequest
 
 _EXAMPLE: Final[Mapping[str, Any]] = {
     "summary": "Two steps of a grey model of 28×28",

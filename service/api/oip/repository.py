@@ -10,11 +10,11 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from service.api import oip_docs
 from service.api.body import read_body
-from service.api.inflate import coding_of, inflate
-from service.api.oip_schemas import IndexEntry, IndexRequest, LoadRequest, UnloadRequest
-from service.api.oip_tensors import parse
+from service.api.oip import openapi
+from service.api.oip.compression import coding_of, inflate
+from service.api.oip.schemas import IndexEntry, IndexRequest, LoadRequest, UnloadRequest
+from service.api.oip.tensors import parse
 from service.api.services import Services, services
 from service.domain.errors import NotSupported
 
@@ -23,9 +23,7 @@ router = APIRouter(tags=["Open Inference Protocol"])
 Body = TypeVar("Body", bound=BaseModel)
 
 
-@router.post(
-    "/v2/repository/index", response_model=list[IndexEntry], **oip_docs.repository(IndexRequest, oip_docs.INDEX)
-)
+@router.post("/v2/repository/index", response_model=list[IndexEntry], **openapi.repository(IndexRequest, openapi.INDEX))
 async def index(request: Request) -> Response:
     """Every version that serves or lies in the model directory."""
     found = _services(request)
@@ -39,7 +37,7 @@ async def index(request: Request) -> Response:
     return JSONResponse(entries)
 
 
-@router.post("/v2/repository/models/{name}/load", **oip_docs.repository(LoadRequest, oip_docs.LOAD, changes=True))
+@router.post("/v2/repository/models/{name}/load", **openapi.repository(LoadRequest, openapi.LOAD, changes=True))
 async def load(request: Request, name: str) -> Response:
     """Serve what the model directory now holds of a model: new versions, changed ones anew.
 
@@ -51,7 +49,7 @@ async def load(request: Request, name: str) -> Response:
     return JSONResponse({})
 
 
-@router.post("/v2/repository/models/{name}/unload", **oip_docs.repository(UnloadRequest, oip_docs.UNLOAD, changes=True))
+@router.post("/v2/repository/models/{name}/unload", **openapi.repository(UnloadRequest, openapi.UNLOAD, changes=True))
 async def unload(request: Request, name: str) -> Response:
     """Take a model out of service in all its versions; requests in flight are finished. Not the default model."""
     found = _services(request)

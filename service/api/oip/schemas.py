@@ -9,7 +9,7 @@ from service.artifact.card import INPUT, OUTPUT
 
 _FEW: Final = 16  # a body of a million bad items must not be judged one by one
 
-# What else is wrong with a tensor is said in the protocol's own words, by `service.api.oip_tensors`.
+# What else is wrong with a tensor is said in the protocol's own words, by `service.api.oip.tensors`.
 _SHAPE: Final[JsonDict] = {"minItems": 4, "maxItems": 4, "items": {"type": "integer", "minimum": 1}}
 _ONE: Final[JsonDict] = {"maxItems": 1}
 

@@ -13,12 +13,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from service import __version__
-from service.api import oip_docs
 from service.api.disconnect import until_disconnect
 from service.api.exchange import Exchange
-from service.api.inflate import asked_coding, coding_of, deflate, inflate
-from service.api.oip_schemas import ModelConfig, ModelMetadata, ServerMetadata, StatisticsAnswer
-from service.api.oip_tensors import DATATYPE, HEADER_LENGTH, Inference, header_length, read_request, write_answer
+from service.api.oip import openapi
+from service.api.oip.compression import asked_coding, coding_of, deflate, inflate
+from service.api.oip.schemas import ModelConfig, ModelMetadata, ServerMetadata, StatisticsAnswer
+from service.api.oip.tensors import DATATYPE, HEADER_LENGTH, Inference, header_length, read_request, write_answer
 from service.api.services import Services, services
 from service.artifact.card import INPUT, OUTPUT
 from service.domain.errors import NotReady
@@ -42,7 +42,7 @@ def _of_a_model(method: str, suffix: str, **described: Any) -> Callable[[Endpoin
     """A route for a model's highest version, and one for each version."""
 
     def register(endpoint: Endpoint) -> Endpoint:
-        for path, options in oip_docs.of_a_model(suffix, described):
+        for path, options in openapi.of_a_model(suffix, described):
             router.add_api_route(path, endpoint, methods=[method], **options)
         return endpoint
 
@@ -64,7 +64,7 @@ async def live() -> Response:
     return Response()
 
 
-@router.get("/v2/health/ready", response_class=Response, responses=oip_docs.problems(503))
+@router.get("/v2/health/ready", response_class=Response, responses=openapi.problems(503))
 async def ready(request: Request) -> Response:
     """200 when requests can be served; else 503."""
     services(request).require_ready()
@@ -72,7 +72,7 @@ async def ready(request: Request) -> Response:
 
 
 # Before the routes of one model: none can be named `stats` here, as with Triton.
-@router.get("/v2/models/stats", response_model=StatisticsAnswer, responses=oip_docs.problems(401, 503))
+@router.get("/v2/models/stats", response_model=StatisticsAnswer, responses=openapi.problems(401, 503))
 async def all_statistics(request: Request) -> Response:
     """What every model in service has done since it was loaded."""
     found = services(request)
@@ -132,7 +132,7 @@ async def statistics(request: Request) -> Response:
     return _statistics(found, [model] if "version" in request.path_params else _versions(found, model))
 
 
-@_of_a_model("POST", "/infer", **oip_docs.INFER)
+@_of_a_model("POST", "/infer", **openapi.INFER)
 async def infer(request: Request) -> Response:
     """Apply f to rows: f^steps(x)."""
     exchange = Exchange(request)

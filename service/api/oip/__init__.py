@@ -1,0 +1,1 @@
+"""The Open Inference Protocol: the `/v2` endpoints."""
