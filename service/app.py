@@ -12,9 +12,11 @@ from fastapi.routing import APIRoute
 from starlette.middleware import Middleware
 
 from service import __version__
-from service.api import docs, document, errors, info, page
+from service.api import errors
 from service.api.auth import Authenticator, load_keys, open_paths
 from service.api.direct import Direct
+from service.api.info import openapi_document, page, swagger
+from service.api.info import routes as info
 from service.api.middleware import CatchAll, Cors, Gate, Observe, RequestContext, Traffic
 from service.api.native import routes as native
 from service.api.oip import repository as oip_repository
@@ -65,7 +67,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        generate_unique_id_function=document.operation_id,
+        generate_unique_id_function=openapi_document.operation_id,
         # The service counts for itself; FastAPI's own spans and metrics would look for a provider at every request.
         telemetry={"tracing": False, "metrics": False, "logs": False},
         middleware=_middleware(settings, found),
@@ -76,8 +78,8 @@ def create_app(
     app.include_router(info.router)
     app.include_router(oip.router)
     app.include_router(oip_repository.router)
-    document.install(app, settings)
-    docs.install(app)
+    openapi_document.install(app, settings)
+    swagger.install(app)
     page.install(app)
     errors.install(app)
     return app

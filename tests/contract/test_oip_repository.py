@@ -17,7 +17,7 @@ import httpx
 import numpy as np
 import pytest
 
-from service.api.info_schemas import ModelList
+from service.api.info.schemas import ModelList
 from service.domain.latents import FloatRows
 from service.models.repository import LoadedModel
 from tests.contract.harness import (

@@ -8,7 +8,8 @@ import pytest
 from fastapi import FastAPI
 from pydantic import BaseModel, Field
 
-from service.api import docs, errors
+from service.api import errors
+from service.api.info import swagger as docs
 
 
 class Point(BaseModel):

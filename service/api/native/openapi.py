@@ -12,7 +12,7 @@ from service.api.negotiation import Media
 Examples = Mapping[str, Mapping[str, Any]]
 
 REFERENCE: Final = "#/components/schemas/{model}"
-"""Of a pydantic model by its name; `service.api.document` puts them there."""
+"""Of a pydantic model by its name; `service.api.info.openapi_document` puts them there."""
 
 # A 2×2 grey PNG, so that the examples of the documentation can be sent as they are.
 _PICTURE: Final = "iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAAAAABX3VL4AAAADklEQVR4AWNg+M/wnwEABgAB/9ywHykAAAAASUVORK5CYII="
@@ -113,7 +113,7 @@ def problem(text: str) -> dict[str, Any]:
 
 
 def schema_of(model: type[BaseModel]) -> dict[str, Any]:
-    """A reference to the schema of a model that `service.api.document` knows."""
+    """A reference to the schema of a model that `service.api.info.openapi_document` knows."""
     return {"$ref": REFERENCE.format(model=model.__name__)}
 
 

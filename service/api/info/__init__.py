@@ -1,0 +1,1 @@
+"""Health, metrics, models, the OpenAPI document, its viewer and the web page."""
