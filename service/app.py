@@ -12,9 +12,10 @@ from fastapi.routing import APIRoute
 from starlette.middleware import Middleware
 
 from service import __version__
-from service.api import errors
+from service.api.app_state import Services
 from service.api.auth import Authenticator, load_keys, open_paths
 from service.api.direct import Direct
+from service.api.http import problems
 from service.api.info import openapi_document, page, swagger
 from service.api.info import routes as info
 from service.api.middleware import CatchAll, Cors, Gate, Observe, RequestContext, Traffic
@@ -22,7 +23,6 @@ from service.api.native import routes as native
 from service.api.oip import repository as oip_repository
 from service.api.oip import routes as oip
 from service.api.quota import Quota
-from service.api.services import Services
 from service.domain.errors import StartupError
 from service.environment import cpu_threads
 from service.images.pool import CodecPool
@@ -81,7 +81,7 @@ def create_app(
     openapi_document.install(app, settings)
     swagger.install(app)
     page.install(app)
-    errors.install(app)
+    problems.install(app)
     return app
 
 

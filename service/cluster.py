@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.errors import send_problem
-from service.api.services import Services
+from service.api.app_state import Services
+from service.api.http.problems import send_problem
 from service.domain.errors import NotReady, StartupError
 from service.environment import check_installed, installed_runtimes
 from service.settings import Settings, from_environment, keep_precision, silence_runtime

@@ -27,7 +27,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.api.errors import send_problem
+from service.api.http.problems import send_problem
 from service.domain.errors import ForbiddenError, StartupError, UnauthorizedError
 from service.domain.rate_limit import EXPECTED, Rate
 

@@ -32,7 +32,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.auth import HEALTH_PATHS, networks, peer_key
-from service.api.errors import log_failure, request_id_of, send_problem
+from service.api.http.problems import log_failure, request_id_of, send_problem
 from service.domain.errors import Draining, MalformedRequest, TooManyConnections
 
 Observe = Callable[[str, int, float, Mapping[str, Any]], None]

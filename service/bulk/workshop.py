@@ -11,9 +11,9 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 
+from service.api.app_state import Services
 from service.api.native.responses import judged, rounded
 from service.api.native.schemas import GenerateRequest, ProjectOptions
-from service.api.services import Services
 from service.app import create_app
 from service.bulk.found import Source
 from service.bulk.items import Inputs, Item, inputs_of, keep

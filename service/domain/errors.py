@@ -29,7 +29,7 @@ IgnError
 ├── ModelFailure               ours: the model raised, or gave non-finite values
 └── StartupError               refuse to start; the text is the one line the operator reads
 
-`service.api.errors` maps each class to its HTTP status in one table.
+`service.api.http.problems` maps each class to its HTTP status in one table.
 """
 
 from collections.abc import Sequence

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from service.api.errors import problem_response
+from service.api.http.problems import problem_response
 from service.api.middleware import TOO_MANY, UNMATCHED, Observe, Traffic, identify, record
 from service.domain.errors import TooManyConnections
 

@@ -5,7 +5,7 @@ import socket
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 
-from service.api.services import Services
+from service.api.app_state import Services
 from service.domain.errors import StartupError
 from service.server.supervisor import LISTENING, say
 from service.server.uvicorn_server import Config, Server, begin

@@ -14,7 +14,7 @@ from typing import Any, Final, cast
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from service.api.services import Services
+from service.api.app_state import Services
 from service.domain.errors import StartupError
 from service.server.early_rejection import Door
 from service.settings import Settings

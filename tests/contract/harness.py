@@ -21,8 +21,8 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import BaseModel
 
+from service.api.app_state import Services
 from service.api.native.schemas import ProblemDocument
-from service.api.services import Services
 from service.app import create_app, make_door
 from service.domain.errors import StartupError
 from service.domain.latents import FloatRows, NoiseSource

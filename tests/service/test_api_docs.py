@@ -8,7 +8,7 @@ import pytest
 from fastapi import FastAPI
 from pydantic import BaseModel, Field
 
-from service.api import errors
+from service.api.http import problems
 from service.api.info import swagger as docs
 
 
@@ -25,7 +25,7 @@ class Body(BaseModel):
 
 def build() -> FastAPI:
     app = FastAPI(title="IGN <service>", docs_url=None, redoc_url=None)
-    errors.install(app)
+    problems.install(app)
     docs.install(app)
 
     @app.post("/generate")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope
 
-from service.api.body import MAX_DEPTH, media_type, parse_json, parse_multipart, read_body
+from service.api.http.body import MAX_DEPTH, media_type, parse_json, parse_multipart, read_body
 from service.domain.errors import (
     BodyTooSlow,
     InvalidContent,

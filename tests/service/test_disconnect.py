@@ -7,7 +7,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
-from service.api.disconnect import until_disconnect
+from service.api.http.disconnect import until_disconnect
 from service.domain.errors import UnknownModel
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from service.api.errors import problem_response
+from service.api.http.problems import problem_response
 from service.api.middleware import TOO_MANY, Observe, Traffic
 from service.domain.errors import TooManyConnections
 from service.server.early_rejection import PACE, Door

@@ -19,10 +19,10 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from service.api import errors
 from service.api.auth import ApiKey, Authenticator
-from service.api.body import read_body
-from service.api.disconnect import until_disconnect
+from service.api.http import problems
+from service.api.http.body import read_body
+from service.api.http.disconnect import until_disconnect
 from service.api.middleware import (
     EXPOSED_HEADERS,
     CatchAll,
@@ -70,7 +70,7 @@ class Service:
                 Middleware(Authenticator, keys=keys),
             ],
         )
-        errors.install(self.app)
+        problems.install(self.app)
         for path, endpoint in {
             "/state/{name}": self.state,
             "/missing": self.missing,

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import pytest
 
-from service.api.services import Services
+from service.api.app_state import Services
 from service.domain.errors import NotReady
 
 

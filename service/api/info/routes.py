@@ -6,10 +6,10 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
+from service.api.app_state import Services, services
 from service.api.info.schemas import ModelList, ServedCard
 from service.api.native.limits import MAX_FRAMES
 from service.api.oip.openapi import problems
-from service.api.services import Services, services
 from service.models.repository import LoadedModel
 
 router = APIRouter(tags=["Service"])

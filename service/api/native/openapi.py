@@ -5,9 +5,9 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
-from service.api.errors import MEDIA_TYPE
+from service.api.http.negotiation import Media
+from service.api.http.problems import MEDIA_TYPE
 from service.api.native.schemas import ProblemDocument, ProgressEvent, StepEvent
-from service.api.negotiation import Media
 
 Examples = Mapping[str, Mapping[str, Any]]
 

@@ -9,9 +9,9 @@ from typing import Any, Final, Literal, cast
 import numpy as np
 from starlette.responses import Response
 
-from service.api.exchange import Exchange
+from service.api.http.negotiation import Media
+from service.api.http.request_context import Exchange
 from service.api.native.schemas import Format
-from service.api.negotiation import Media
 from service.artifact.card import ModelCard
 from service.domain.errors import InvalidContent
 from service.domain.latents import FloatRow, FloatRows

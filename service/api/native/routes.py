@@ -8,8 +8,9 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.api.disconnect import until_disconnect
-from service.api.exchange import Exchange
+from service.api.http.disconnect import until_disconnect
+from service.api.http.negotiation import Media
+from service.api.http.request_context import Exchange
 from service.api.native import openapi
 from service.api.native.limits import applied, check_count, checked_steps, path_of
 from service.api.native.responses import Shape, answer, check_form, scores
@@ -29,7 +30,6 @@ from service.api.native.schemas import (
 )
 from service.api.native.sse import EventStream
 from service.api.native.uploads import is_large, prepare_upload, read_upload, resolve_points
-from service.api.negotiation import Media
 from service.domain.errors import InvalidContent
 from service.domain.interpolation import Grid, Path
 from service.domain.tasks import Applied

@@ -11,11 +11,11 @@ from typing import Any, Final
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from service.api.disconnect import until_disconnect
-from service.api.errors import describe, log_failure
-from service.api.exchange import Exchange
+from service.api.http.disconnect import until_disconnect
+from service.api.http.negotiation import Media
+from service.api.http.problems import describe, log_failure
+from service.api.http.request_context import Exchange
 from service.api.native.responses import Shape, envelope, image, picture, rounded
-from service.api.negotiation import Media
 from service.domain.errors import DeadlineExceeded
 from service.domain.tasks import Progress, Result, StepRow
 from service.models.engine import Batch

@@ -8,8 +8,8 @@ from typing import Final, Generic, TypeVar
 import numpy as np
 from starlette.datastructures import QueryParams
 
-from service.api.body import parse_multipart
-from service.api.exchange import Exchange
+from service.api.http.body import parse_multipart
+from service.api.http.request_context import Exchange
 from service.api.native import form_fields
 from service.api.native.limits import check_count
 from service.api.native.schemas import PointRequest, ProjectOptions, ProjectRequest, ScoreOptions, ScoreRequest

@@ -10,12 +10,12 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from service.api.body import read_body
+from service.api.app_state import Services, services
+from service.api.http.body import read_body
 from service.api.oip import openapi
 from service.api.oip.compression import coding_of, inflate
 from service.api.oip.schemas import IndexEntry, IndexRequest, LoadRequest, UnloadRequest
 from service.api.oip.tensors import parse
-from service.api.services import Services, services
 from service.domain.errors import NotSupported
 
 router = APIRouter(tags=["Open Inference Protocol"])

@@ -13,13 +13,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from service import __version__
-from service.api.disconnect import until_disconnect
-from service.api.exchange import Exchange
+from service.api.app_state import Services, services
+from service.api.http.disconnect import until_disconnect
+from service.api.http.request_context import Exchange
 from service.api.oip import openapi
 from service.api.oip.compression import asked_coding, coding_of, deflate, inflate
 from service.api.oip.schemas import ModelConfig, ModelMetadata, ServerMetadata, StatisticsAnswer
 from service.api.oip.tensors import DATATYPE, HEADER_LENGTH, Inference, header_length, read_request, write_answer
-from service.api.services import Services, services
 from service.artifact.card import INPUT, OUTPUT
 from service.domain.errors import NotReady
 from service.domain.tasks import Applied, Result

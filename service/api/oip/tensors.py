@@ -11,8 +11,8 @@ from typing import Any, Final, TypeVar
 import numpy as np
 from pydantic import BaseModel, ValidationError
 
-from service.api.body import parse_json
-from service.api.errors import describe
+from service.api.http.body import parse_json
+from service.api.http.problems import describe
 from service.api.oip.schemas import InferRequest, Input, RequestedOutput
 from service.artifact.card import INPUT, OUTPUT, ModelCard
 from service.domain.errors import InvalidContent, InvalidInference

@@ -12,10 +12,10 @@ from pydantic import BaseModel, ValidationError
 from starlette.datastructures import Headers
 from starlette.requests import Request
 
-from service.api.body import media_type, parse_json, read_body
-from service.api.errors import describe
-from service.api.negotiation import Media, negotiate
-from service.api.services import Services, services
+from service.api.app_state import Services, services
+from service.api.http.body import media_type, parse_json, read_body
+from service.api.http.negotiation import Media, negotiate
+from service.api.http.problems import describe
 from service.domain.errors import BodyTooSlow, DeadlineExceeded, InvalidContent, MalformedRequest, UnsupportedMedia
 from service.domain.tasks import Result
 from service.models.engine import Call

@@ -1,0 +1,1 @@
+"""HTTP for all endpoints: bodies, content negotiation, problem documents, disconnects."""
