@@ -13,16 +13,16 @@ from starlette.middleware import Middleware
 
 from service import __version__
 from service.api.app_state import Services
-from service.api.auth import Authenticator, load_keys, open_paths
-from service.api.direct import Direct
 from service.api.http import problems
 from service.api.info import openapi_document, page, swagger
 from service.api.info import routes as info
-from service.api.middleware import CatchAll, Cors, Gate, Observe, RequestContext, Traffic
+from service.api.middleware.access_log import CatchAll, Cors, Gate, Observe, RequestContext, Traffic
+from service.api.middleware.auth import Authenticator, load_keys, open_paths
+from service.api.middleware.fast_routes import Direct
+from service.api.middleware.rate_limit import Quota
 from service.api.native import routes as native
 from service.api.oip import repository as oip_repository
 from service.api.oip import routes as oip
-from service.api.quota import Quota
 from service.domain.errors import StartupError
 from service.environment import cpu_threads
 from service.images.pool import CodecPool

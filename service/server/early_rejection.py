@@ -1,6 +1,6 @@
 """In front of the application: who is refused before anything is done for it, and who has to wait for a moment.
 
-What `service.api.middleware.Gate` refuses has cost a good part of what an answer costs by then, and where as many are
+What `service.api.middleware.access_log.Gate` refuses has cost a good part of what an answer costs by then, and where as many are
 refused as answered, that is what the answers lack. Here a refusal costs little more than reading the request.
 """
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from service.api.http.problems import problem_response
-from service.api.middleware import TOO_MANY, UNMATCHED, Observe, Traffic, identify, record
+from service.api.middleware.access_log import TOO_MANY, UNMATCHED, Observe, Traffic, identify, record
 from service.domain.errors import TooManyConnections
 
 PACE: Final = 8
@@ -28,7 +28,7 @@ class Door:
     Args:
         traffic: the requests in flight.
         limit: most of them, those included that wait here.
-        observe: told of every refusal, as `service.api.middleware.RequestContext` tells it of all other answers.
+        observe: told of every refusal, as `service.api.middleware.access_log.RequestContext` tells it of all other answers.
     """
 
     def __init__(self, *, traffic: Traffic, limit: int, observe: Observe | None = None) -> None:

@@ -9,7 +9,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Final
 
-from service.api.middleware import JsonFormatter, TextFormatter
+from service.api.middleware.access_log import JsonFormatter, TextFormatter
 from service.domain.errors import StartupError
 from service.server import uvicorn_server
 from service.server.member import Member

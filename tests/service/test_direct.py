@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from service.api.direct import Direct
+from service.api.middleware.fast_routes import Direct
 
 ROUTER = APIRouter()
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from service.api.http.problems import problem_response
-from service.api.middleware import TOO_MANY, Observe, Traffic
+from service.api.middleware.access_log import TOO_MANY, Observe, Traffic
 from service.domain.errors import TooManyConnections
 from service.server.early_rejection import PACE, Door
 

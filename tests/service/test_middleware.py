@@ -19,11 +19,10 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from service.api.auth import ApiKey, Authenticator
 from service.api.http import problems
 from service.api.http.body import read_body
 from service.api.http.disconnect import until_disconnect
-from service.api.middleware import (
+from service.api.middleware.access_log import (
     EXPOSED_HEADERS,
     CatchAll,
     Cors,
@@ -33,6 +32,7 @@ from service.api.middleware import (
     TextFormatter,
     Traffic,
 )
+from service.api.middleware.auth import ApiKey, Authenticator
 from service.domain.errors import ModelFailure, StartupError, UnknownModel
 
 ORIGIN = {"Origin": "https://app.example"}

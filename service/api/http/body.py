@@ -2,7 +2,7 @@
 
 Whatever arrives broken is `MalformedRequest` (400); whatever is well-formed but holds an unusable field is
 `InvalidContent` (422) naming it. A client that leaves raises Starlette's `ClientDisconnect`, which
-`service.api.middleware` records as 499. The parsers are plain functions of bytes: for large bodies, call them in a
+`service.api.middleware.access_log` records as 499. The parsers are plain functions of bytes: for large bodies, call them in a
 thread.
 """
 

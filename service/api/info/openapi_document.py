@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from pydantic.json_schema import models_json_schema
 
-from service.api.auth import HEALTH_PATHS, Paths, open_paths
+from service.api.middleware.auth import HEALTH_PATHS, Paths, open_paths
 from service.api.native.limits import MAX_FRAMES
 from service.api.native.openapi import PROBLEMS, REFERENCE, problem
 from service.api.native.schemas import (

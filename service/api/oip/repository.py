@@ -1,6 +1,6 @@
 """The model repository of the Open Inference Protocol: what there is, and models that come and go at run time.
 
-Loading and unloading need the scope `admin` where keys are configured; `service.api.auth` sees to that.
+Loading and unloading need the scope `admin` where keys are configured; `service.api.middleware.auth` sees to that.
 """
 
 from typing import TypeVar

@@ -6,13 +6,13 @@ From the outside in:
 - `Cors`, where origins are configured: outside of all that answers, so that errors carry its headers too.
 - `CatchAll`: an exception nobody foresaw becomes a problem.
 - `Gate`: the limit on requests in flight, and refusal while draining.
-- `service.api.auth.Authenticator`, and `service.api.quota.Quota` where there are quotas.
+- `service.api.middleware.auth.Authenticator`, and `service.api.middleware.rate_limit.Quota` where there are quotas.
 
 In front of them all, where uvicorn is the server, stands `service.server.early_rejection`.
 
 Endpoints find in ``request.state``: ``request_id`` (str), ``arrival`` (`time.monotonic()` seconds when the headers
 were there) and ``caller`` (str, the key under which fairness counts).
-- `service.api.direct.Direct`: the endpoints that are called all day, without the framework's routing.
+- `service.api.middleware.fast_routes.Direct`: the endpoints that are called all day, without the framework's routing.
 """
 
 import asyncio
@@ -31,8 +31,8 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.auth import HEALTH_PATHS, networks, peer_key
 from service.api.http.problems import log_failure, request_id_of, send_problem
+from service.api.middleware.auth import HEALTH_PATHS, networks, peer_key
 from service.domain.errors import Draining, MalformedRequest, TooManyConnections
 
 Observe = Callable[[str, int, float, Mapping[str, Any]], None]

@@ -6,8 +6,8 @@ from typing import Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.api.auth import OPEN_PATHS, Paths
 from service.api.http.problems import send_problem
+from service.api.middleware.auth import OPEN_PATHS, Paths
 from service.domain.errors import RateLimited
 from service.domain.rate_limit import Meter, Rate
 
