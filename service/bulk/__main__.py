@@ -22,13 +22,13 @@ from service.bulk.files import check_apart, check_local
 from service.bulk.job import SCHEMAS, Job, parsed
 from service.bulk.output import Output, check_form
 from service.bulk.progress import shown
-from service.bulk.sources import open_source
+from service.bulk.readers import open_source
 from service.domain.errors import IgnError, StartupError
 from service.environment import check_installed, installed_runtimes
 from service.settings import from_environment, keep_precision, silence_runtime
 
 if TYPE_CHECKING:
-    from service.bulk.run import Extent
+    from service.bulk.local import Extent
 
     Way = Callable[..., Extent]
 
@@ -81,11 +81,11 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _way(options: argparse.Namespace) -> "Way":
-    from service.bulk import run  # only now: it imports onnxruntime
+    from service.bulk import local
 
     if not options.ray:
-        return run.here
-    from service.bulk.on_ray import through_ray
+        return local.here
+    from service.bulk.ray_data import through_ray
 
     return partial(through_ray, actors=options.actors)
 

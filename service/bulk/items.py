@@ -7,10 +7,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final, Protocol
 
 from service.api.native.schemas import Format, GenerateRequest, ProjectOptions, ScoreOptions
-from service.bulk.found import Found, Source
 from service.bulk.job import Job
 from service.bulk.output import COLUMNS, Record
-from service.bulk.sources import open_source
+from service.bulk.readers import open_source
+from service.bulk.source import Found, Source
 from service.domain.errors import IgnError, RequestError
 from service.domain.latents import FloatRow
 from service.images import Limits, decode_picture, encode, encode_npy, prepare, to_uint8

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from service.bulk.__main__ import main
+from service.bulk.local import Extent, begin
 from service.bulk.output import Output
-from service.bulk.run import Extent, begin
 from tests.bulk.conftest import SHARD, Run, environ, everything, made, manifest, write
 from tests.live import environment
 
@@ -94,7 +94,7 @@ def test_an_interrupted_run_says_so(bulk: Run, tmp_path: Path, monkeypatch: pyte
         signal.raise_signal(signal.SIGINT)
         return extent
 
-    monkeypatch.setattr("service.bulk.run.begin", interrupted)
+    monkeypatch.setattr("service.bulk.local.begin", interrupted)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background is not given
     try:
         ran = bulk("generate", tmp_path / "out")

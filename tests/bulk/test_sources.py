@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from service.bulk.sources import files_of, open_source
+from service.bulk.readers import files_of, open_source
 from service.domain.errors import RequestError, StartupError
 from service.domain.latents import FloatRows
 from service.runtime.onnx_model import OnnxModel

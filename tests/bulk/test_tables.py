@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from service.bulk.sources import open_source
+from service.bulk.readers import open_source
 from tests.bulk.conftest import SHARD, Run, made, manifest, picture, write
 
 

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from typing import Any, Final
 
 from service.bulk.files import Files
-from service.bulk.found import Found, digest_of, too_large, unreadable
+from service.bulk.source import Found, digest_of, too_large, unreadable
 from service.domain.errors import RequestError, StartupError
 
 _KEPT: Final = 2  # row groups in memory: neighbours in turn are what reading in order asks for

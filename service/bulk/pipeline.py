@@ -15,10 +15,10 @@ from service.api.app_state import Services
 from service.api.native.responses import judged, rounded
 from service.api.native.schemas import GenerateRequest, ProjectOptions
 from service.app import create_app
-from service.bulk.found import Source
 from service.bulk.items import Inputs, Item, inputs_of, keep
 from service.bulk.job import Job
 from service.bulk.output import Output, Record
+from service.bulk.source import Source
 from service.domain.errors import ModelFailure
 from service.domain.tasks import Applied, Result
 from service.models.engine import Batch, Call

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from service.bulk.found import Source
 from service.bulk.job import Job
 from service.bulk.output import Output
+from service.bulk.pipeline import Workshop, running, together
 from service.bulk.progress import Progress
-from service.bulk.workshop import Workshop, running, together
+from service.bulk.source import Source
 from service.domain.errors import InvalidContent, StartupError, UnknownModel
 from service.settings import Settings
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from service.bulk.files import Files, Local, is_hidden
-from service.bulk.found import Found, Source, bounded, digest_of, unreadable
+from service.bulk.parquet import Table
 from service.bulk.remote import Remote
-from service.bulk.table import Table
+from service.bulk.source import Found, Source, bounded, digest_of, unreadable
 from service.domain.errors import RequestError, StartupError
 
 PICTURES: Final = (".png", ".jpg", ".jpeg", ".webp")

@@ -8,12 +8,12 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from service.bulk.found import Source
 from service.bulk.job import Job
+from service.bulk.local import Extent, Show, begin, opened
 from service.bulk.output import Output
+from service.bulk.pipeline import Done, Workshop, done, running
 from service.bulk.progress import Progress
-from service.bulk.run import Extent, Show, begin, opened
-from service.bulk.workshop import Done, Workshop, done, running
+from service.bulk.source import Source
 from service.domain.errors import IgnError, StartupError
 from service.settings import Settings, keep_precision, silence_runtime
 
