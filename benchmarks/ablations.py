@@ -25,7 +25,7 @@ from model_export import checkpoint as checkpoints
 from model_export import provenance
 from model_export.classifier import classifier_for
 from model_export.cli import bf16
-from model_export.data import Dataset, load_dataset
+from model_export.data.datasets import Dataset, load_dataset
 from model_export.errors import UserError
 from model_export.export import card_of
 from model_export.presets import Preset, Stage, Weights, get_preset, ign_stages, naign_stages

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model_export import degrade
-from model_export.data import to_model_range
+from model_export.data import corruptions
+from model_export.data.datasets import to_model_range
+from model_export.data.noise import NoiseSampler
 from model_export.distributed import Ranks
 from model_export.losses import Function
 from model_export.matching import BalancedPairs, CandidatePool
-from model_export.noise import NoiseSampler
 from model_export.presets import Matching, Preset, Stage
 from model_export.throughput import Clock
 
@@ -114,8 +114,8 @@ class Batches:
             if weights.latents:
                 z = own(self._noise.sample(self.size, self.generator(Stream.NOISE, step)))
             if weights.project > 0:
-                draws = degrade.draw(preset, self.size, self.generator(Stream.DEGRADE, step))
-                degraded = degrade.degraded(x, preset, draws.own(self._ranks))
+                draws = corruptions.draw(preset, self.size, self.generator(Stream.DEGRADE, step))
+                degraded = corruptions.degraded(x, preset, draws.own(self._ranks))
         return Batch(x=x, nearest=nearest, matched=matched, partner=partner, z=z, degraded=degraded)
 
     def _match_as(self, matching: Matching) -> None:

@@ -19,7 +19,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from model_export.checkpoint import atomic
-from model_export.data import Dataset, to_model_range
+from model_export.data.datasets import Dataset, to_model_range
 from service.domain.latents import FloatRows
 
 FEATURES: Final = 128

@@ -45,7 +45,7 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     import torch
 
     from model_export import provenance
-    from model_export.data import load_dataset
+    from model_export.data.datasets import load_dataset
     from model_export.distributed import joined
     from model_export.execution import Execution
     from model_export.presets import adapt, get_preset

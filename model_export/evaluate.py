@@ -21,7 +21,7 @@ from model_export.artifact import (
 )
 from model_export.checkpoint import atomic
 from model_export.classifier import classifier_for
-from model_export.data import Dataset, load_dataset
+from model_export.data.datasets import Dataset, load_dataset
 from model_export.errors import UserError
 from model_export.inception import Inception
 from model_export.judge import Table

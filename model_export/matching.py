@@ -7,9 +7,9 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional
 
+from model_export.data.noise import NoiseSampler
 from model_export.distributed import Ranks
 from model_export.losses import Function
-from model_export.noise import NoiseSampler
 from model_export.presets import Matching
 
 _CHUNK = 512  # of latents: as fast as any on a CPU, and little memory

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from model_export import restoration
 from model_export.alarms import warnings
 from model_export.classifier import FEATURES, Classifier
-from model_export.data import Dataset
+from model_export.data.datasets import Dataset
 from model_export.errors import UserError
 from model_export.inception import Inception
 from model_export.judge import Function, Judge, Judged, Table, affordable

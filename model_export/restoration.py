@@ -6,7 +6,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from model_export.degradations import DEGRADATIONS, Degradation, hole_mask
+from model_export.data.numpy_corruptions import DEGRADATIONS, Degradation, hole_mask
 from model_export.judge import Function, Judge, Table, affordable
 from model_export.metrics import Levels, to_rows
 from model_export.restorers import CLASSICAL, Methods, best

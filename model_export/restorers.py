@@ -16,7 +16,7 @@ from scipy.ndimage import gaussian_filter
 from skimage.restoration import denoise_nl_means, denoise_tv_chambolle, inpaint_biharmonic, wiener
 from torch.nn import functional
 
-from model_export.degradations import Degradation, hole_mask
+from model_export.data.numpy_corruptions import Degradation, hole_mask
 from model_export.metrics import psnr, to_levels, to_rows
 from service.domain.latents import FloatRows
 

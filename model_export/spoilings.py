@@ -1,4 +1,4 @@
-"""The spoiled pictures that figures show; `model_export.degradations` has those by which restoration is measured."""
+"""The spoiled pictures that figures show; `model_export.data.numpy_corruptions` has those by which restoration is measured."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -6,7 +6,7 @@ from typing import Final
 import numpy as np
 from scipy.ndimage import gaussian_filter, grey_dilation, grey_erosion
 
-from model_export.degradations import Degradation, blur, hole, low_resolution, noise
+from model_export.data.numpy_corruptions import Degradation, blur, hole, low_resolution, noise
 from service.artifact.card import ModelCard
 from service.domain.latents import FloatRows
 

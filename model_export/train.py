@@ -24,13 +24,13 @@ from model_export import checkpoint as checkpoints
 from model_export.batches import Batch, Batches, Stream, mixed_seed
 from model_export.checkpoint import Checkpoint
 from model_export.critic import SCALED_BY, Critic, Opponent
-from model_export.data import Dataset, to_model_range
+from model_export.data.datasets import Dataset, to_model_range
+from model_export.data.noise import NoiseSampler, frequency_statistics
 from model_export.ema import averaged
 from model_export.errors import UserError
 from model_export.execution import Execution, held_back
 from model_export.log import Log
 from model_export.networks import Autoencoder
-from model_export.noise import NoiseSampler, frequency_statistics
 from model_export.objective import Objective, health
 from model_export.presets import Preset, Stage
 from model_export.process import alone, stop_requests

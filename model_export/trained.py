@@ -7,10 +7,10 @@ from torch import nn
 
 from model_export import checkpoint as checkpoints
 from model_export.checkpoint import Checkpoint
+from model_export.data.noise import NoiseSampler
 from model_export.ema import averaged
 from model_export.errors import UserError
 from model_export.networks import Autoencoder
-from model_export.noise import NoiseSampler
 from model_export.presets import Preset
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from model_export import losses
 from model_export.checkpoint import Checkpoint
-from model_export.data import load_dataset
+from model_export.data.datasets import load_dataset
 from model_export.distributed import Ranks
 from model_export.execution import Execution
 from model_export.losses import Function

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from model_export.classifier import FEATURES, Classifier, ConvNet, classifier_for
-from model_export.data import Dataset, load_dataset
+from model_export.data.datasets import Dataset, load_dataset
 from model_export.metrics import to_rows
 from tests.model_export.small import CLASSES
 

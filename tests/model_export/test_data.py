@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision import datasets
 
 from model_export.cli import main
-from model_export.data import load_dataset, to_model_range
+from model_export.data.datasets import load_dataset, to_model_range
 from model_export.errors import UserError
 from tests.model_export.small import patterns, train_arguments
 

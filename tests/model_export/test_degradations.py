@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from model_export.degradations import DEGRADATIONS, Degradation, blur, clipped, hole, low_resolution, noise
+from model_export.data.numpy_corruptions import DEGRADATIONS, Degradation, blur, clipped, hole, low_resolution, noise
 from model_export.metrics import psnr, to_levels, to_rows
 from tests.model_export.small import patterns
 

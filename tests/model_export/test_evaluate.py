@@ -8,7 +8,7 @@ import pytest
 
 from model_export.artifact import GOLDEN, METRICS, MODEL, Artifact, Golden, digest_of
 from model_export.classifier import classifier_for
-from model_export.data import Dataset, load_dataset
+from model_export.data.datasets import Dataset, load_dataset
 from model_export.errors import UserError
 from model_export.evaluate import evaluate, summary
 from model_export.metrics import mean_distance, to_rows

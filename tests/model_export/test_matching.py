@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from model_export.data.noise import NoiseSampler
 from model_export.matching import BalancedPairs, CandidatePool, features
-from model_export.noise import NoiseSampler
 from model_export.presets import Matching
 
 NOISE = NoiseSampler((1, 4, 4))

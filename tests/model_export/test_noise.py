@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model_export.noise import NoiseSampler, frequency_statistics
+from model_export.data.noise import NoiseSampler, frequency_statistics
 from service.domain.latents import NoiseSource
 from tests.model_export.small import patterns
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import zoom
 
-from model_export.degradations import DEGRADATIONS, hole, hole_mask, low_resolution, noise
+from model_export.data.numpy_corruptions import DEGRADATIONS, hole, hole_mask, low_resolution, noise
 from model_export.judge import affordable
 from model_export.metrics import psnr
 from model_export.restorers import CLASSICAL, Setting, best, bicubic, biharmonic, non_local_means

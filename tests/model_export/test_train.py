@@ -16,7 +16,7 @@ from torch import Tensor
 
 from model_export import checkpoint as checkpoints
 from model_export import losses
-from model_export.data import Dataset, load_dataset
+from model_export.data.datasets import Dataset, load_dataset
 from model_export.distributed import Ranks
 from model_export.errors import UserError
 from model_export.execution import Execution

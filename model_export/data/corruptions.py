@@ -2,7 +2,7 @@
 
 Pictures are (n, C, H, W) float32 in [−1, 1]. A way to spoil them is a function of the pictures, of uniform numbers
 (n, 3) in [0, 1) (strength, and two for a place) and of standard normal noise of the pictures' shape. The draws are
-made for a whole batch at once, so that ranks and micro-batches only pick their rows. `model_export.degradations` has
+made for a whole batch at once, so that ranks and micro-batches only pick their rows. `model_export.data.numpy_corruptions` has
 the fixed ones that restoration is measured by.
 """
 
