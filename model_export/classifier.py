@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from model_export.checkpoint import atomic
 from model_export.data.datasets import Dataset, to_model_range
+from model_export.training.checkpoint import atomic
 from service.domain.latents import FloatRows
 
 FEATURES: Final = 128

@@ -15,7 +15,7 @@ from model_export.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from model_export.train import Run
+    from model_export.training.train import Run
     from model_export.verify import Verification
 
 
@@ -44,12 +44,12 @@ def main(arguments: Sequence[str]) -> int:
 def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     import torch
 
-    from model_export import provenance
     from model_export.data.datasets import load_dataset
-    from model_export.distributed import joined
-    from model_export.execution import Execution
-    from model_export.presets import adapt, get_preset
-    from model_export.train import Run
+    from model_export.training import provenance
+    from model_export.training.distributed import joined
+    from model_export.training.execution import Execution
+    from model_export.training.presets import adapt, get_preset
+    from model_export.training.train import Run
     from service.artifact.card import NAME_PATTERN
 
     if options.name is not None and not re.fullmatch(NAME_PATTERN, options.name):
@@ -94,7 +94,7 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 
 def _run_to_its_end(run: "Run") -> int:
-    from model_export.train import Interrupted
+    from model_export.training.train import Interrupted
 
     try:
         run.train()

@@ -10,8 +10,8 @@ from typing import Final
 from xml.sax.saxutils import escape
 
 from model_export.errors import UserError
-from model_export.presets import Weights
-from model_export.train import LOG
+from model_export.training.presets import Weights
+from model_export.training.train import LOG
 
 _COLOURS: Final[Mapping[str, str]] = dict(
     zip(

@@ -19,13 +19,13 @@ from model_export.artifact import (
     read_all,
     stamp,
 )
-from model_export.checkpoint import atomic
 from model_export.classifier import classifier_for
 from model_export.data.datasets import Dataset, load_dataset
 from model_export.errors import UserError
 from model_export.inception import Inception
 from model_export.judge import Table
 from model_export.protocol import SAMPLES, STEPS, Evaluation
+from model_export.training.checkpoint import atomic
 from service.artifact.card import ModelCard
 
 _LEAST: Final = 2  # pictures of either part, for a covariance and a nearest pair

@@ -16,12 +16,12 @@ from tqdm import tqdm
 
 from model_export import curves
 from model_export.artifact import Artifact
-from model_export.checkpoint import atomic
 from model_export.data.datasets import Dataset, load_dataset
 from model_export.errors import UserError
 from model_export.metrics import to_rows
 from model_export.sheets import Sheet
 from model_export.spoilings import Spoiling, spoilings
+from model_export.training.checkpoint import atomic
 from service.domain import interpolation as paths
 from service.domain import latents
 from service.domain.latents import FloatRows

@@ -110,7 +110,9 @@ def owners() -> dict[str, list[str]]:
 
 
 def test_the_packages_are_found() -> None:
-    assert {"service.app", "service.domain.errors", "service.images.decode", "model_export.train"} <= set(modules())
+    assert {"service.app", "service.domain.errors", "service.images.decode", "model_export.training.train"} <= set(
+        modules()
+    )
     assert all(within(module, list(PACKAGES)) for module in modules())
 
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from model_export.distributed import Ranks
-from model_export.presets import Degradation, Preset
+from model_export.training.distributed import Ranks
+from model_export.training.presets import Degradation, Preset
 
 _BLUR: Final = (0.3, 2.0)  # σ in pixels of a 28-pixel side
 _BLUR_SIDE: Final = 28

@@ -10,14 +10,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from model_export import losses
-from model_export.checkpoint import Checkpoint
 from model_export.data.datasets import load_dataset
-from model_export.distributed import Ranks
-from model_export.execution import Execution
-from model_export.losses import Function
-from model_export.presets import Distance, Preset
-from model_export.train import Interrupted, Run
+from model_export.training import losses
+from model_export.training.checkpoint import Checkpoint
+from model_export.training.distributed import Ranks
+from model_export.training.execution import Execution
+from model_export.training.losses import Function
+from model_export.training.presets import Distance, Preset
+from model_export.training.train import Interrupted, Run
 
 _MOST_S = 120.0
 

@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from model_export import checkpoint as checkpoints
-from model_export.checkpoint import Checkpoint, atomic
 from model_export.errors import UserError
+from model_export.training import checkpoint as checkpoints
+from model_export.training.checkpoint import Checkpoint, atomic
 from tests.model_export.small import contents
 
 

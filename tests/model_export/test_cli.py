@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from model_export import checkpoint as checkpoints
-from model_export import provenance
 from model_export.artifact import METRICS
 from model_export.cli import main
 from model_export.protocol import Evaluation
-from model_export.train import Run
+from model_export.training import checkpoint as checkpoints
+from model_export.training import provenance
+from model_export.training.train import Run
 from tests.model_export.small import contents, train_arguments
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from model_export.critic import Critic, Opponent
-from model_export.distributed import Ranks
-from model_export.networks import Autoencoder, NetworkConfig
+from model_export.training.discriminator import Critic, Opponent
+from model_export.training.distributed import Ranks
+from model_export.training.network import Autoencoder, NetworkConfig
 
 FULL = torch.autocast("cpu", torch.bfloat16, enabled=False)
 

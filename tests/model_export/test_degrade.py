@@ -8,8 +8,8 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from model_export.data import corruptions
-from model_export.distributed import Ranks
-from model_export.presets import PRESETS, Degradation, Preset
+from model_export.training.distributed import Ranks
+from model_export.training.presets import PRESETS, Degradation, Preset
 
 BATCH, SIDE = 60, 28
 COLOUR = dataclasses.replace(

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model_export import losses
-from model_export.networks import Autoencoder, NetworkConfig
-from model_export.presets import Distance
+from model_export.training import losses
+from model_export.training.network import Autoencoder, NetworkConfig
+from model_export.training.presets import Distance
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from model_export.data.noise import NoiseSampler
-from model_export.matching import BalancedPairs, CandidatePool, features
-from model_export.presets import Matching
+from model_export.training.matching import BalancedPairs, CandidatePool, features
+from model_export.training.presets import Matching
 
 NOISE = NoiseSampler((1, 4, 4))
 

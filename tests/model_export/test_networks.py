@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model_export.networks import Autoencoder, NetworkConfig, parameter_count
+from model_export.training.network import Autoencoder, NetworkConfig, parameter_count
 
 SMALL = {"widths": (8, 16), "bottleneck": 12, "groups": 4}
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model_export import losses
-from model_export.batches import Batch
-from model_export.networks import Autoencoder, NetworkConfig
-from model_export.objective import Objective, health
-from model_export.presets import Distance, Stage, Weights
+from model_export.training import losses
+from model_export.training.batches import Batch
+from model_export.training.network import Autoencoder, NetworkConfig
+from model_export.training.objective import Objective, health
+from model_export.training.presets import Distance, Stage, Weights
 
 TERMS = [field.name for field in dataclasses.fields(Weights)]
 

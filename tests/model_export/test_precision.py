@@ -14,8 +14,8 @@ from model_export.cli import main
 from model_export.errors import UserError
 from model_export.evaluate import evaluate
 from model_export.export import export, to_onnx
-from model_export.networks import Autoencoder, NetworkConfig
 from model_export.precision import to_fp16
+from model_export.training.network import Autoencoder, NetworkConfig
 from model_export.verify import verify
 from service.artifact.card import ModelCard
 from service.models.repository import Repository

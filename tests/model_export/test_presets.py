@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from model_export.errors import UserError
-from model_export.networks import Autoencoder
-from model_export.presets import PRESETS, Matching, Preset, Stage, Weights, adapt, get_preset
+from model_export.training.network import Autoencoder
+from model_export.training.presets import PRESETS, Matching, Preset, Stage, Weights, adapt, get_preset
 from service.artifact.card import NAME_PATTERN
 
 

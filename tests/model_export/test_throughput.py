@@ -3,8 +3,8 @@ import time
 import pytest
 import torch
 
-from model_export import throughput
-from model_export.throughput import Clock, Throughput
+from model_export.training import throughput
+from model_export.training.throughput import Clock, Throughput
 
 
 @pytest.fixture

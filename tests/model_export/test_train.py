@@ -14,14 +14,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from model_export import checkpoint as checkpoints
-from model_export import losses
 from model_export.data.datasets import Dataset, load_dataset
-from model_export.distributed import Ranks
 from model_export.errors import UserError
-from model_export.execution import Execution
-from model_export.presets import PRESETS, Matching, Preset, Stage, Weights, ign_stages
-from model_export.train import Interrupted, Run, learning_rate
+from model_export.training import checkpoint as checkpoints
+from model_export.training import losses
+from model_export.training.distributed import Ranks
+from model_export.training.execution import Execution
+from model_export.training.presets import PRESETS, Matching, Preset, Stage, Weights, ign_stages
+from model_export.training.train import Interrupted, Run, learning_rate
 from tests.model_export.ranks import assert_gradients_agree
 from tests.model_export.small import contents
 

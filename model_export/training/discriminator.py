@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from model_export.distributed import Ranks
-from model_export.losses import hinge
+from model_export.training.distributed import Ranks
+from model_export.training.losses import hinge
 
 Codes = Callable[[Tensor], list[Tensor]]
 

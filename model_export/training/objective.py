@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from model_export import losses
-from model_export.batches import Batch
-from model_export.losses import Function
-from model_export.presets import Distance, Stage
+from model_export.training import losses
+from model_export.training.batches import Batch
+from model_export.training.losses import Function
+from model_export.training.presets import Distance, Stage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

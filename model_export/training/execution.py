@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from model_export.distributed import Ranks
 from model_export.errors import UserError
-from model_export.presets import Preset
+from model_export.training.distributed import Ranks
+from model_export.training.presets import Preset
 
 _Network = TypeVar("_Network", bound=nn.Module)
 

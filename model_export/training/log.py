@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model_export import checkpoint as checkpoints
 from model_export.errors import UserError
-from model_export.throughput import Throughput
+from model_export.training import checkpoint as checkpoints
+from model_export.training.throughput import Throughput
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, cast, get_args
 
 from model_export.errors import UserError
-from model_export.networks import NetworkConfig
+from model_export.training.network import NetworkConfig
 
 Distance = Literal["mse", "l1"]
 Degradation = Literal["noise", "blur", "low_resolution", "hole", "grey", "sketch"]
@@ -15,7 +15,7 @@ Degradation = Literal["noise", "blur", "low_resolution", "hole", "grey", "sketch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """Weight of each term of the loss; 0 switches the term off. `model_export.losses` defines the terms.
+    """Weight of each term of the loss; 0 switches the term off. `model_export.training.losses` defines the terms.
 
     Args:
         rec: reconstruction D(f(x), x).

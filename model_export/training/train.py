@@ -1,6 +1,6 @@
 """The training loop.
 
-A run is a list of stages; a stage is a set of weights on the terms of `model_export.losses`. Stopping and starting
+A run is a list of stages; a stage is a set of weights on the terms of `model_export.training.losses`. Stopping and starting
 again with the same command continues bit for bit on one machine: randomness is a function of (seed, stream, step),
 and checkpoints are written only where pool and pairs are about to be refreshed.
 """
@@ -20,21 +20,21 @@ from torch.optim.swa_utils import AveragedModel
 from torchvision.utils import save_image
 from tqdm import tqdm
 
-from model_export import checkpoint as checkpoints
-from model_export.batches import Batch, Batches, Stream, mixed_seed
-from model_export.checkpoint import Checkpoint
-from model_export.critic import SCALED_BY, Critic, Opponent
 from model_export.data.datasets import Dataset, to_model_range
 from model_export.data.noise import NoiseSampler, frequency_statistics
-from model_export.ema import averaged
 from model_export.errors import UserError
-from model_export.execution import Execution, held_back
-from model_export.log import Log
-from model_export.networks import Autoencoder
-from model_export.objective import Objective, health
-from model_export.presets import Preset, Stage
 from model_export.process import alone, stop_requests
-from model_export.throughput import COMPUTE, Clock, Throughput
+from model_export.training import checkpoint as checkpoints
+from model_export.training.batches import Batch, Batches, Stream, mixed_seed
+from model_export.training.checkpoint import Checkpoint
+from model_export.training.discriminator import SCALED_BY, Critic, Opponent
+from model_export.training.ema import averaged
+from model_export.training.execution import Execution, held_back
+from model_export.training.log import Log
+from model_export.training.network import Autoencoder
+from model_export.training.objective import Objective, health
+from model_export.training.presets import Preset, Stage
+from model_export.training.throughput import COMPUTE, Clock, Throughput
 
 LOG = "log.jsonl"
 _BOARD = "tensorboard"

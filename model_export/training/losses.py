@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from model_export.presets import Distance
+from model_export.training.presets import Distance
 
 Function = Callable[[Tensor], Tensor]
 

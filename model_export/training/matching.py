@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from model_export.data.noise import NoiseSampler
-from model_export.distributed import Ranks
-from model_export.losses import Function
-from model_export.presets import Matching
+from model_export.training.distributed import Ranks
+from model_export.training.losses import Function
+from model_export.training.presets import Matching
 
 _CHUNK = 512  # of latents: as fast as any on a CPU, and little memory
 _ALONE: Final = Ranks()

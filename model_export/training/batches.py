@@ -10,11 +10,11 @@ from torch import Tensor
 from model_export.data import corruptions
 from model_export.data.datasets import to_model_range
 from model_export.data.noise import NoiseSampler
-from model_export.distributed import Ranks
-from model_export.losses import Function
-from model_export.matching import BalancedPairs, CandidatePool
-from model_export.presets import Matching, Preset, Stage
-from model_export.throughput import Clock
+from model_export.training.distributed import Ranks
+from model_export.training.losses import Function
+from model_export.training.matching import BalancedPairs, CandidatePool
+from model_export.training.presets import Matching, Preset, Stage
+from model_export.training.throughput import Clock
 
 
 class Stream(IntEnum):

@@ -5,13 +5,13 @@ from pathlib import Path
 
 from torch import nn
 
-from model_export import checkpoint as checkpoints
-from model_export.checkpoint import Checkpoint
 from model_export.data.noise import NoiseSampler
-from model_export.ema import averaged
 from model_export.errors import UserError
-from model_export.networks import Autoencoder
-from model_export.presets import Preset
+from model_export.training import checkpoint as checkpoints
+from model_export.training.checkpoint import Checkpoint
+from model_export.training.ema import averaged
+from model_export.training.network import Autoencoder
+from model_export.training.presets import Preset
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

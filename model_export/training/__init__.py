@@ -1,0 +1,1 @@
+"""Training f: network, losses, objective, loop, checkpoints."""
