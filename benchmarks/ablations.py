@@ -25,7 +25,7 @@ from model_export.classifier import classifier_for
 from model_export.cli import bf16
 from model_export.data.datasets import Dataset, load_dataset
 from model_export.errors import UserError
-from model_export.export import card_of
+from model_export.export.export import card_of
 from model_export.protocol import Evaluation
 from model_export.training import checkpoint as checkpoints
 from model_export.training import provenance

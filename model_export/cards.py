@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from model_export.artifact import Artifact, digest_of
+from model_export.export.artifact import Artifact, digest_of
 from model_export.figures import FIGURES, LOSSES
 from model_export.limits import limits
 from model_export.markdown import Table, block, leaves, one_line, power, table

@@ -15,8 +15,8 @@ from model_export.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+    from model_export.export.verify import Verification
     from model_export.training.train import Run
-    from model_export.verify import Verification
 
 
 _INTERRUPTED = 128 + signal.SIGINT
@@ -112,7 +112,7 @@ def _run_to_its_end(run: "Run") -> int:
 
 
 def _export(options: argparse.Namespace, _: Sequence[str]) -> int:
-    from model_export.export import export
+    from model_export.export.export import export
 
     _set_threads(options.threads)
     folder, compared = export(
@@ -131,7 +131,7 @@ def _export(options: argparse.Namespace, _: Sequence[str]) -> int:
 
 
 def _verify(options: argparse.Namespace, _: Sequence[str]) -> int:
-    from model_export.verify import verify
+    from model_export.export.verify import verify
 
     _set_threads(options.threads)
     _report(verify(Path(options.run_folder), Path(options.model), threads=options.threads))

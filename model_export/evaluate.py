@@ -7,7 +7,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from model_export.artifact import (
+from model_export.classifier import classifier_for
+from model_export.data.datasets import Dataset, load_dataset
+from model_export.errors import UserError
+from model_export.export.artifact import (
     FILES,
     GOLDEN,
     METRICS,
@@ -19,9 +22,6 @@ from model_export.artifact import (
     read_all,
     stamp,
 )
-from model_export.classifier import classifier_for
-from model_export.data.datasets import Dataset, load_dataset
-from model_export.errors import UserError
 from model_export.inception import Inception
 from model_export.judge import Table
 from model_export.protocol import SAMPLES, STEPS, Evaluation

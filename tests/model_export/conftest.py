@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from model_export import restoration
-from model_export.artifact import publish
 from model_export.cli import main
-from model_export.export import export
+from model_export.export.artifact import publish
+from model_export.export.export import export
 from tests.model_export.small import contents, patterns, train_arguments
 
 

@@ -7,15 +7,15 @@ import onnx
 import pytest
 import torch
 
-from model_export.artifact import GOLDEN, MODEL, Artifact, OnnxFunction, digest_of, publish, stamp
 from model_export.cli import main
 from model_export.data.noise import frequency_statistics
 from model_export.errors import UserError
-from model_export.export import export, to_onnx
+from model_export.export.artifact import GOLDEN, MODEL, Artifact, OnnxFunction, digest_of, publish, stamp
+from model_export.export.export import export, to_onnx
+from model_export.export.verify import verify
 from model_export.training import checkpoint as checkpoints
 from model_export.training.network import Autoencoder, NetworkConfig
 from model_export.training.trained import load_run
-from model_export.verify import verify
 from service.artifact.card import ModelCard
 from service.domain.latents import NoiseSource
 from tests.model_export.small import contents, patterns

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model_export import curves
-from model_export.artifact import Artifact, OnnxFunction
 from model_export.cli import main
 from model_export.data.datasets import Dataset, load_dataset
 from model_export.errors import UserError
+from model_export.export.artifact import Artifact, OnnxFunction
 from model_export.figures import FIGURES, Drawing, first_of_classes
 from model_export.metrics import to_levels, to_rows
 from model_export.sheets import Sheet

@@ -9,14 +9,14 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from model_export.artifact import FILES, GOLDEN, METRICS, Artifact, digest_of, publish, read_all, stamp
 from model_export.cli import main
 from model_export.errors import UserError
 from model_export.evaluate import evaluate
-from model_export.export import export, to_onnx
-from model_export.precision import to_fp16
+from model_export.export.artifact import FILES, GOLDEN, METRICS, Artifact, digest_of, publish, read_all, stamp
+from model_export.export.export import export, to_onnx
+from model_export.export.fp16 import to_fp16
+from model_export.export.verify import verify
 from model_export.training.network import Autoencoder, NetworkConfig
-from model_export.verify import verify
 from service.artifact.card import ModelCard
 from service.models.repository import Repository
 from service.runtime.onnx_model import OnnxModel

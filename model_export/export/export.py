@@ -13,12 +13,12 @@ from pydantic import ValidationError
 from torch import nn
 from torch.export import Dim
 
-from model_export.artifact import FILES, GOLDEN, OnnxFunction, Precision, publish, stamp
 from model_export.errors import UserError
-from model_export.precision import to_fp16
+from model_export.export.artifact import FILES, GOLDEN, OnnxFunction, Precision, publish, stamp
+from model_export.export.fp16 import to_fp16
+from model_export.export.verify import Verification, compare
 from model_export.training.network import parameter_count
 from model_export.training.trained import TrainedModel, load_run
-from model_export.verify import Verification, compare
 from service.artifact.card import INPUT, OUTPUT, ModelCard
 from service.domain.latents import NoiseSource
 
