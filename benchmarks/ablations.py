@@ -21,12 +21,12 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from model_export.classifier import classifier_for
 from model_export.cli import bf16
 from model_export.data.datasets import Dataset, load_dataset
 from model_export.errors import UserError
+from model_export.evaluation.classifier import classifier_for
+from model_export.evaluation.measures import Evaluation
 from model_export.export.export import card_of
-from model_export.protocol import Evaluation
 from model_export.training import checkpoint as checkpoints
 from model_export.training import provenance
 from model_export.training.presets import Preset, Stage, Weights, get_preset, ign_stages, naign_stages

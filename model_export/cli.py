@@ -144,8 +144,8 @@ def _report(compared: Mapping[str, "Verification"]) -> None:
 
 
 def _evaluate(options: argparse.Namespace, _: Sequence[str]) -> int:
-    from model_export.evaluate import evaluate, summary
-    from model_export.inception import Inception
+    from model_export.evaluation.evaluate import evaluate, summary
+    from model_export.evaluation.inception import Inception
 
     _set_threads(options.threads)
     weights = Path(options.fid_weights).expanduser() if options.fid_weights else None

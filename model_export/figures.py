@@ -17,8 +17,8 @@ from tqdm import tqdm
 from model_export import curves
 from model_export.data.datasets import Dataset, load_dataset
 from model_export.errors import UserError
+from model_export.evaluation.metrics import to_rows
 from model_export.export.artifact import Artifact
-from model_export.metrics import to_rows
 from model_export.sheets import Sheet
 from model_export.spoilings import Spoiling, spoilings
 from model_export.training.checkpoint import atomic

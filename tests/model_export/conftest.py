@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from model_export import restoration
 from model_export.cli import main
+from model_export.evaluation import restoration
 from model_export.export.artifact import publish
 from model_export.export.export import export
 from tests.model_export.small import contents, patterns, train_arguments

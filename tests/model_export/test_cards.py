@@ -7,7 +7,7 @@ import pytest
 from model_export import cli
 from model_export.cards import page
 from model_export.cli import main
-from model_export.evaluate import evaluate
+from model_export.evaluation.evaluate import evaluate
 from model_export.export.artifact import Artifact, digest_of
 from model_export.figures import FIGURES
 from model_export.limits import limits

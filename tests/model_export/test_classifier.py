@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from model_export.classifier import FEATURES, Classifier, ConvNet, classifier_for
 from model_export.data.datasets import Dataset, load_dataset
-from model_export.metrics import to_rows
+from model_export.evaluation.classifier import FEATURES, Classifier, ConvNet, classifier_for
+from model_export.evaluation.metrics import to_rows
 from tests.model_export.small import CLASSES
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from model_export.cli import main
+from model_export.evaluation.measures import Evaluation
 from model_export.export.artifact import METRICS
-from model_export.protocol import Evaluation
 from model_export.training import checkpoint as checkpoints
 from model_export.training import provenance
 from model_export.training.train import Run

@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model_export.classifier import classifier_for
 from model_export.data.datasets import Dataset, load_dataset
 from model_export.errors import UserError
-from model_export.evaluate import evaluate, summary
+from model_export.evaluation.classifier import classifier_for
+from model_export.evaluation.evaluate import evaluate, summary
+from model_export.evaluation.measures import Evaluation, _some
+from model_export.evaluation.metrics import mean_distance, to_rows
 from model_export.export.artifact import GOLDEN, METRICS, MODEL, Artifact, Golden, digest_of
-from model_export.metrics import mean_distance, to_rows
-from model_export.protocol import Evaluation, _some
 from service.artifact.card import ModelCard
 from service.domain.latents import FloatRows
 from tests.model_export.small import CLASSES, contents, patterns

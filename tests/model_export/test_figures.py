@@ -14,9 +14,9 @@ from model_export import curves
 from model_export.cli import main
 from model_export.data.datasets import Dataset, load_dataset
 from model_export.errors import UserError
+from model_export.evaluation.metrics import to_levels, to_rows
 from model_export.export.artifact import Artifact, OnnxFunction
 from model_export.figures import FIGURES, Drawing, first_of_classes
-from model_export.metrics import to_levels, to_rows
 from model_export.sheets import Sheet
 from model_export.spoilings import grey, sketch, spoilings, thin
 from service.domain.latents import FloatRows, slerp

@@ -10,9 +10,9 @@ import torch
 
 from model_export.cli import main
 from model_export.data.datasets import load_dataset
+from model_export.evaluation.inception import FEATURES, WEIGHTS, Inception
+from model_export.evaluation.metrics import frechet
 from model_export.export.artifact import METRICS, Artifact
-from model_export.inception import FEATURES, WEIGHTS, Inception
-from model_export.metrics import frechet
 from tests.model_export.small import contents, patterns
 
 EXTRACTOR = f'''

@@ -4,7 +4,7 @@ from numpy.typing import NDArray
 from scipy.linalg import sqrtm
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from model_export import metrics
+from model_export.evaluation import metrics
 from tests.model_export.small import patterns
 
 Rows = NDArray[np.float32]

@@ -11,7 +11,7 @@ from onnx import TensorProto
 
 from model_export.cli import main
 from model_export.errors import UserError
-from model_export.evaluate import evaluate
+from model_export.evaluation.evaluate import evaluate
 from model_export.export.artifact import FILES, GOLDEN, METRICS, Artifact, digest_of, publish, read_all, stamp
 from model_export.export.export import export, to_onnx
 from model_export.export.fp16 import to_fp16

@@ -3,9 +3,9 @@ import pytest
 from scipy.ndimage import zoom
 
 from model_export.data.numpy_corruptions import DEGRADATIONS, hole, hole_mask, low_resolution, noise
-from model_export.judge import affordable
-from model_export.metrics import psnr
-from model_export.restorers import CLASSICAL, Setting, best, bicubic, biharmonic, non_local_means
+from model_export.evaluation.baselines import CLASSICAL, Setting, best, bicubic, biharmonic, non_local_means
+from model_export.evaluation.judge import affordable
+from model_export.evaluation.metrics import psnr
 from service.domain.latents import FloatRows
 
 GRID = np.linspace(0.0, 3.0, 16)

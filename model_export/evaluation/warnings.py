@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Final
 
-from model_export.judge import Table
+from model_export.evaluation.judge import Table
 
 UNEVEN: Final = 0.1  # nats that the classes of f(z) may be less even than those of training pictures
 COPIES: Final = 0.1  # share of f(z) nearer to another one, or to a training picture, than 1 % of real ones are

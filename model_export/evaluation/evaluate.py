@@ -7,9 +7,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from model_export.classifier import classifier_for
 from model_export.data.datasets import Dataset, load_dataset
 from model_export.errors import UserError
+from model_export.evaluation.classifier import classifier_for
+from model_export.evaluation.inception import Inception
+from model_export.evaluation.judge import Table
+from model_export.evaluation.measures import SAMPLES, STEPS, Evaluation
 from model_export.export.artifact import (
     FILES,
     GOLDEN,
@@ -22,9 +25,6 @@ from model_export.export.artifact import (
     read_all,
     stamp,
 )
-from model_export.inception import Inception
-from model_export.judge import Table
-from model_export.protocol import SAMPLES, STEPS, Evaluation
 from model_export.training.checkpoint import atomic
 from service.artifact.card import ModelCard
 
