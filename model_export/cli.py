@@ -164,7 +164,7 @@ def _evaluate(options: argparse.Namespace, _: Sequence[str]) -> int:
 
 
 def _figures(options: argparse.Namespace, _: Sequence[str]) -> int:
-    from model_export.figures import draw
+    from model_export.report.figures import draw
 
     _set_threads(options.threads)
     written = draw(
@@ -181,7 +181,7 @@ def _figures(options: argparse.Namespace, _: Sequence[str]) -> int:
 
 
 def _card(options: argparse.Namespace, _: Sequence[str]) -> int:
-    from model_export.cards import write
+    from model_export.report.model_card import write
 
     _say(f"wrote {write(Path(options.model), Path(options.out))}")
     return 0

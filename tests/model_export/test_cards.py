@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 
 from model_export import cli
-from model_export.cards import page
 from model_export.cli import main
 from model_export.evaluation.evaluate import evaluate
 from model_export.export.artifact import Artifact, digest_of
-from model_export.figures import FIGURES
-from model_export.limits import limits
+from model_export.report.figures import FIGURES
+from model_export.report.limitations import limits
+from model_export.report.model_card import page
 from service.artifact.card import ModelCard
 from tests.model_export.small import contents
 

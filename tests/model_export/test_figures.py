@@ -10,15 +10,15 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from model_export import curves
 from model_export.cli import main
 from model_export.data.datasets import Dataset, load_dataset
 from model_export.errors import UserError
 from model_export.evaluation.metrics import to_levels, to_rows
 from model_export.export.artifact import Artifact, OnnxFunction
-from model_export.figures import FIGURES, Drawing, first_of_classes
-from model_export.sheets import Sheet
-from model_export.spoilings import grey, sketch, spoilings, thin
+from model_export.report import loss_curves
+from model_export.report.figures import FIGURES, Drawing, first_of_classes
+from model_export.report.image_grid import Sheet
+from model_export.report.spoilings import grey, sketch, spoilings, thin
 from service.domain.latents import FloatRows, slerp
 from tests.model_export.small import contents, patterns
 
@@ -338,7 +338,7 @@ def test_losses_fall_from_left_to_right_on_a_logarithmic_scale(tmp_path: Path) -
         {"step": 200, "stage": "second <2>", "rec": 0.001, "tight": -0.01},
         '{"step": 250, "sta',
     )
-    svg = curves.losses(run)
+    svg = loss_curves.losses(run)
     first, second, tight = points(svg)
     (x1, y1), (x2, y2) = first
     (x3, y3), (x4, y4) = second
@@ -351,7 +351,7 @@ def test_losses_fall_from_left_to_right_on_a_logarithmic_scale(tmp_path: Path) -
 
 def test_long_logs_make_small_files(tmp_path: Path) -> None:
     run = log(tmp_path, *({"step": 50 * i, "stage": "s", "rec": 1 / i, "imle": 2.0} for i in range(1, 5001)))
-    svg = curves.losses(run)
+    svg = loss_curves.losses(run)
     assert all(len(line) <= 150 for line in points(svg))
     assert len(svg) < 10_000
 
@@ -359,4 +359,4 @@ def test_long_logs_make_small_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize("line", ["", '{"step": 1, "stage": "s"}', '{"step": 1, "stage": "s", "rec": NaN}', "[]"])
 def test_a_log_without_losses_is_refused(line: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no losses in it"):
-        curves.losses(log(tmp_path, line))
+        loss_curves.losses(log(tmp_path, line))

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from model_export.markdown import Table, formula, is_power, leaves, one_line, table
+from model_export.report.markdown import Table, formula, is_power, leaves, one_line, table
 from service.artifact.card import ModelCard
 
 _QUANTILES: Final = (1, 5, 25, 50, 75, 95, 99, 100)

@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from model_export import curves
 from model_export.data.datasets import Dataset, load_dataset
 from model_export.errors import UserError
 from model_export.evaluation.metrics import to_rows
 from model_export.export.artifact import Artifact
-from model_export.sheets import Sheet
-from model_export.spoilings import Spoiling, spoilings
+from model_export.report import loss_curves
+from model_export.report.image_grid import Sheet
+from model_export.report.spoilings import Spoiling, spoilings
 from model_export.training.checkpoint import atomic
 from service.domain import interpolation as paths
 from service.domain import latents
@@ -92,7 +92,7 @@ def draw(
     data = load_dataset(source, size=card.shape[1], channels=card.shape[0])
     if data.sha256 != card.data.sha256:
         raise UserError(f"--data {data.name}: not what {card.ref} was trained on, {card.data.name} of another SHA-256")
-    losses = None if run is None else curves.losses(run)
+    losses = None if run is None else loss_curves.losses(run)
     drawing = Drawing(artifact, data, seed=seed)
     written = []
     if losses is not None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from model_export.markdown import Table, is_power
+from model_export.report.markdown import Table, is_power
 from service.artifact.card import ModelCard
 
 _RESTORED: Final = 1.0  # dB of PSNR gained; less counts as not restored
