@@ -37,7 +37,7 @@ from benchmarks.common import (
     target,
     write,
 )
-from benchmarks.load import Spec, measure, request
+from benchmarks.load_generator.load import Spec, measure, request
 from benchmarks.processes import ROOT, MemoryWatch, Server, ServerFailed, free_port, service, serving
 from service.domain.errors import StartupError
 from service.domain.latents import FloatRows
@@ -45,7 +45,7 @@ from service.environment import cpu_threads
 from service.runtime.onnx_model import OnnxModel
 
 METHOD = (
-    "benchmarks.load from a process of its own, keep-alive, loopback; rounds in turn, medians of rounds. share_of_raw: "
+    "benchmarks.load_generator.load from a process of its own, keep-alive, loopback; rounds in turn, medians of rounds. share_of_raw: "
     "pictures/s over raw onnxruntime's at 64 rows, steps=1, by round: one session with all threads. side by side: as "
     "many sessions as there are cores, of one thread each, at once. core-milliseconds: CPU time of the service's and "
     "the generator's process by picture; permitted_share: cores over their sum, or raw side by side where that is "

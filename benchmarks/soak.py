@@ -30,9 +30,9 @@ from benchmarks.common import (
     target,
     write,
 )
-from benchmarks.fetch import Answer, Left, fetch
+from benchmarks.load_generator.fetch import Answer, Left, fetch
+from benchmarks.load_generator.traffic import SETTINGS, Case, Rng, pick
 from benchmarks.processes import MemoryWatch, Server, ServerFailed, service
-from benchmarks.traffic import SETTINGS, Case, Rng, pick
 
 METHOD = (
     "random requests, one connection each, from so many workers at once; every answer's status has to be one that the "

@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from benchmarks.spec import request
+from benchmarks.load_generator.spec import request
 
 PNG: Final = "png"
 RAW: Final = "raw"

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import load
-from benchmarks.load import Spec, request, run
-from benchmarks.loops import arrivals
+from benchmarks.load_generator import load
+from benchmarks.load_generator.connections import arrivals
+from benchmarks.load_generator.load import Spec, request, run
 from benchmarks.processes import free_port
 from tests.benchmarks.fake_server import OK, Seen, fake_server
 

@@ -10,8 +10,8 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
-from benchmarks.fetch import Answer
-from benchmarks.load import request
+from benchmarks.load_generator.fetch import Answer
+from benchmarks.load_generator.load import request
 
 Rng = np.random.Generator
 

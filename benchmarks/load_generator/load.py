@@ -1,6 +1,6 @@
 """A load generator whose own cost is small, and stated: keep-alive connections, prepared bytes, httptools' parser.
 
-    python -m benchmarks.load SPEC.json        # or - for stdin; prints a report
+    python -m benchmarks.load_generator.load SPEC.json        # or - for stdin; prints a report
 
 The file holds the fields of `Spec`; requests are whole HTTP/1.1 requests, in base64. `measure` runs it in a process
 of its own, so that its work does not stand in the way of whoever measures.
@@ -24,9 +24,9 @@ from typing import cast
 import uvloop
 
 from benchmarks.common import Json
-from benchmarks.loops import Load
+from benchmarks.load_generator.connections import Load
+from benchmarks.load_generator.spec import Spec, request
 from benchmarks.processes import ROOT
-from benchmarks.spec import Spec, request
 
 __all__ = ["Spec", "measure", "request", "run"]
 
@@ -38,7 +38,7 @@ def measure(spec: Spec) -> Json:
         RuntimeError: the generator failed; the text says what it wrote.
     """
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.load", "-"],
+        [sys.executable, "-m", "benchmarks.load_generator.load", "-"],
         input=spec.to_json(),
         capture_output=True,
         text=True,
@@ -58,7 +58,7 @@ def run(spec: Spec) -> Json:
 
 def main(argv: Sequence[str]) -> int:
     if len(argv) != 1:
-        print("usage: python -m benchmarks.load SPEC.json (or -)", file=sys.stderr)
+        print("usage: python -m benchmarks.load_generator.load SPEC.json (or -)", file=sys.stderr)
         return 2
     try:
         text = sys.stdin.read() if argv[0] == "-" else Path(argv[0]).read_text(encoding="utf-8")

@@ -14,8 +14,8 @@ import httptools
 import numpy as np
 
 from benchmarks.common import Json, latency, rounded
+from benchmarks.load_generator.spec import Spec
 from benchmarks.processes import cpu_seconds
-from benchmarks.spec import Spec
 
 _TIMER_S = 0.001  # uvloop's resolution; anything shorter would be a busy loop
 _RETRY_S = 0.05  # before a refused connection is tried again

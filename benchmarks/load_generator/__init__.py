@@ -1,0 +1,1 @@
+"""One HTTP load generator for this service and its peers."""
