@@ -21,9 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common import Json, arguments, in_turn, positive, report, rounded, settle, write
-from benchmarks.processes import ROOT
-from benchmarks.rig import BATCH_ROWS, Rig, rig
+from benchmarks.harness.common import Json, arguments, in_turn, positive, report, rounded, settle, write
+from benchmarks.harness.instrumented_model import BATCH_ROWS, Rig, rig
+from benchmarks.harness.processes import ROOT
 from service.domain.errors import StartupError
 
 METHOD = (

@@ -23,7 +23,7 @@ from unittest.mock import patch
 import numpy as np
 
 from benchmarks.bench_runtime import raw_session, timed
-from benchmarks.common import (
+from benchmarks.harness.common import (
     Json,
     arguments,
     duration,
@@ -39,8 +39,8 @@ from benchmarks.common import (
     target,
     write,
 )
-from benchmarks.device import Device
-from benchmarks.processes import ROOT, rss_mib
+from benchmarks.harness.device import Device
+from benchmarks.harness.processes import ROOT, rss_mib
 from service.artifact.golden import check_golden, read_golden
 from service.domain.errors import ModelFailure, StartupError
 from service.domain.latents import FloatRows

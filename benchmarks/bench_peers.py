@@ -23,12 +23,12 @@ from typing import Final
 
 import numpy as np
 
-from benchmarks.common import Json, arguments, duration, positive, report, rounded, settle, write
+from benchmarks.harness.common import Json, arguments, duration, positive, report, rounded, settle, write
+from benchmarks.harness.tables import table, verdict
 from benchmarks.peers import alike, compare, environments, raw
 from benchmarks.peers.contestants import ALL, OURS, PEERS, SERVICE, Batching, Entry, entries
 from benchmarks.peers.turn import Order, apart, take
 from benchmarks.peers.wire import PAYLOADS, PNG, RAW
-from benchmarks.tables import table, verdict
 
 METHOD: Final = (
     "Closed loop. In every round each entry takes its turn, every other round in reverse: its server is started alone, "

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from benchmarks.common import machine, positive
+from benchmarks.harness.common import machine, positive
 from service.artifact.card import INPUT, OUTPUT
 from service.domain.errors import StartupError
 from service.domain.latents import FloatRows

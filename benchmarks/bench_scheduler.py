@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import uvloop
 
-from benchmarks.common import (
+from benchmarks.harness.common import (
     Json,
     arguments,
     duration,
@@ -35,8 +35,8 @@ from benchmarks.common import (
     target,
     write,
 )
-from benchmarks.processes import ROOT
-from benchmarks.rig import BATCH_ROWS, Rig, TimedSession, rig, timed_rig
+from benchmarks.harness.instrumented_model import BATCH_ROWS, Rig, TimedSession, rig, timed_rig
+from benchmarks.harness.processes import ROOT
 from service.domain.errors import StartupError
 from service.domain.latents import FloatRows
 from service.domain.tasks import Applied, Plan

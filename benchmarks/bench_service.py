@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.bench_runtime import raw_session, timed
-from benchmarks.common import (
+from benchmarks.harness.common import (
     Json,
     arguments,
     duration,
@@ -37,8 +37,8 @@ from benchmarks.common import (
     target,
     write,
 )
+from benchmarks.harness.processes import ROOT, MemoryWatch, Server, ServerFailed, free_port, service, serving
 from benchmarks.load_generator.load import Spec, measure, request
-from benchmarks.processes import ROOT, MemoryWatch, Server, ServerFailed, free_port, service, serving
 from service.domain.errors import StartupError
 from service.domain.latents import FloatRows
 from service.environment import cpu_threads
@@ -90,7 +90,7 @@ def measure_all(options: argparse.Namespace) -> Json:
     asked |= dict(options.setting)
     with service(asked) as server:
         port = free_port()
-        with serving([sys.executable, "-m", "benchmarks.hello", str(port)], port=port, ready="/") as hello:
+        with serving([sys.executable, "-m", "benchmarks.harness.hello", str(port)], port=port, ready="/") as hello:
             idle = one_row(server, hello, raw, model, picture, options)
         many = many_rows(server, raw, data, model, options)
         single = single_pictures(server, picture, options)

@@ -17,7 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from benchmarks.common import Json, duration, rounded, target
+from benchmarks.harness.common import Json, duration, rounded, target
+from benchmarks.harness.tables import RESULTS, about, read, table, verdict
 from benchmarks.pods import (
     DEMANDS,
     MEANINGS,
@@ -37,7 +38,6 @@ from benchmarks.pods import (
     wire_bytes,
 )
 from benchmarks.queueing import Load, Replica, Seen, simulate
-from benchmarks.tables import RESULTS, about, read, table, verdict
 
 STEPS: Final = (1, 10, 100, 1000)
 OBJECTIVE_MS: Final = 1000.0  # docs/operations.md: 99 % of answers within it

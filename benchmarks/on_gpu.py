@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from benchmarks.processes import ROOT
+from benchmarks.harness.processes import ROOT
 
 LIMITS: Final = {"tests": 200.0, "benchmark": 360.0, "tables": 20.0}
 """Seconds; the sum is less than ten minutes."""
@@ -35,7 +35,7 @@ def main() -> int:
     commands = {
         "tests": ["-m", "pytest", "-m", "gpu", "--durations=10", "tests/gpu"],
         "benchmark": ["-m", "benchmarks.bench_gpu", "--results", str(result), *shlex.split(options.benchmark)],
-        "tables": ["-m", "benchmarks.tables", str(result)],
+        "tables": ["-m", "benchmarks.harness.tables", str(result)],
     }
     went = [run(part, [sys.executable, *command], out / f"{part}.txt") for part, command in commands.items()]
     if not result.is_file():

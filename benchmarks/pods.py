@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from benchmarks.common import Json
+from benchmarks.harness.common import Json
+from benchmarks.harness.tables import RESULTS, read
 from benchmarks.queueing import Call, Replica, interpolated
-from benchmarks.tables import RESULTS, read
 
 DEMANDS: Final = (10, 1_000, 100_000)
 """Pictures a second."""

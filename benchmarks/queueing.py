@@ -17,7 +17,7 @@ from typing import Final
 
 import numpy as np
 
-from benchmarks.common import percentile
+from benchmarks.harness.common import percentile
 from service.domain.errors import IgnError
 from service.domain.latents import FloatRows
 from service.domain.tasks import Applied, Plan, Result

@@ -17,7 +17,7 @@ import numpy as np
 import uvloop
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.common import (
+from benchmarks.harness.common import (
     Json,
     arguments,
     duration,
@@ -30,9 +30,9 @@ from benchmarks.common import (
     target,
     write,
 )
+from benchmarks.harness.processes import MemoryWatch, Server, ServerFailed, service
 from benchmarks.load_generator.fetch import Answer, Left, fetch
 from benchmarks.load_generator.traffic import SETTINGS, Case, Rng, pick
-from benchmarks.processes import MemoryWatch, Server, ServerFailed, service
 
 METHOD = (
     "random requests, one connection each, from so many workers at once; every answer's status has to be one that the "

@@ -13,9 +13,9 @@ from typing import cast
 import httptools
 import numpy as np
 
-from benchmarks.common import Json, latency, rounded
+from benchmarks.harness.common import Json, latency, rounded
+from benchmarks.harness.processes import cpu_seconds
 from benchmarks.load_generator.spec import Spec
-from benchmarks.processes import cpu_seconds
 
 _TIMER_S = 0.001  # uvloop's resolution; anything shorter would be a busy loop
 _RETRY_S = 0.05  # before a refused connection is tried again

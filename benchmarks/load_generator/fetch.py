@@ -6,7 +6,7 @@ from typing import cast
 
 import httptools
 
-from benchmarks.processes import HOST
+from benchmarks.harness.processes import HOST
 
 
 @dataclass(slots=True)

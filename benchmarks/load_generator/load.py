@@ -23,10 +23,10 @@ from typing import cast
 
 import uvloop
 
-from benchmarks.common import Json
+from benchmarks.harness.common import Json
+from benchmarks.harness.processes import ROOT
 from benchmarks.load_generator.connections import Load
 from benchmarks.load_generator.spec import Spec, request
-from benchmarks.processes import ROOT
 
 __all__ = ["Spec", "measure", "request", "run"]
 

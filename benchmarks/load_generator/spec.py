@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from benchmarks.processes import HOST
+from benchmarks.harness.processes import HOST
 
 
 def request(

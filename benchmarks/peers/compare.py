@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from benchmarks.common import Json, median_ratio, rounded, target
+from benchmarks.harness.common import Json, median_ratio, rounded, target
 from benchmarks.peers.contestants import OURS, Entry
 
 RATE: Final = 1.5  # requests/s of ours over those of the best peer

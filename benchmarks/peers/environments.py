@@ -10,8 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
+from benchmarks.harness.processes import ROOT
 from benchmarks.peers.contestants import Contestant
-from benchmarks.processes import ROOT
 
 _INSTALL_S: Final = 1800.0
 _ALIKE: Final = ("onnxruntime", "pillow")  # of the same release as here

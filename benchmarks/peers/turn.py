@@ -29,12 +29,12 @@ from typing import Any, Final, cast
 import numpy as np
 from PIL import Image
 
-from benchmarks.common import Json, rounded
+from benchmarks.harness.common import Json, rounded
+from benchmarks.harness.processes import HOST, ROOT, Server, ServerFailed, free_port, rss_mib, serving
 from benchmarks.load_generator.load import measure
 from benchmarks.load_generator.spec import Spec
 from benchmarks.peers.contestants import Batching, Entry, command, environment
 from benchmarks.peers.wire import PNG, Wire
-from benchmarks.processes import HOST, ROOT, Server, ServerFailed, free_port, rss_mib, serving
 
 _AT_ONCE: Final = 16  # while answers are checked, so that batches are formed
 _CLOSE: Final = 1e-5  # of floats: two releases of onnxruntime may differ in the last bits

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import capacity
+from benchmarks.harness.processes import ROOT
+from benchmarks.harness.tables import RESULTS
 from benchmarks.pods import (
     DEMANDS,
     Assumed,
@@ -19,8 +21,6 @@ from benchmarks.pods import (
     stepped,
     wire_bytes,
 )
-from benchmarks.processes import ROOT
-from benchmarks.tables import RESULTS
 
 PAGE = ROOT / "docs" / "capacity.md"
 

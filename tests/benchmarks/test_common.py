@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import common
+from benchmarks.harness import common
 
 
 @pytest.mark.parametrize(

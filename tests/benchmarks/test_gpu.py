@@ -12,10 +12,10 @@ import onnxruntime
 import pytest
 
 from benchmarks import bench_gpu
-from benchmarks.common import settle
-from benchmarks.device import Device
-from benchmarks.processes import ROOT
-from benchmarks.tables import render
+from benchmarks.harness.common import settle
+from benchmarks.harness.device import Device
+from benchmarks.harness.processes import ROOT
+from benchmarks.harness.tables import render
 from service.runtime import onnx_model
 from service.runtime import session as sessions
 from service.runtime.runners import BucketRunner

@@ -1,7 +1,7 @@
 import pytest
 
-from benchmarks import tables
-from benchmarks.common import Json
+from benchmarks.harness import tables
+from benchmarks.harness.common import Json
 from benchmarks.peers import compare
 from benchmarks.peers.contestants import Entry
 

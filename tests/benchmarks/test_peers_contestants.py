@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks import bench_peers
+from benchmarks.harness.processes import ROOT
+from benchmarks.harness.tables import render
 from benchmarks.peers import contestants, environments
 from benchmarks.peers.contestants import OURS, PEERS, Batching, Contestant, Entry
-from benchmarks.processes import ROOT
-from benchmarks.tables import render
 from service.settings import load_settings
 
 FOLDER = ROOT / "benchmarks" / "peers"

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.harness.processes import ROOT
 from benchmarks.peers import alike
 from benchmarks.peers.contestants import OURS
 from benchmarks.peers.turn import Order, Refused, compare, first_that_answers, on, take
 from benchmarks.peers.wire import PNG, RAW, as_it_is
-from benchmarks.processes import ROOT
 from tests.benchmarks.fake_server import Seen, fake_server
 
 NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno"

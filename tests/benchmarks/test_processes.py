@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from benchmarks import processes
+from benchmarks.harness import processes
 
 FILES = """
 import http.server, sys

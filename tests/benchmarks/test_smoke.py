@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.processes import ROOT
-from benchmarks.tables import render
+from benchmarks.harness.processes import ROOT
+from benchmarks.harness.tables import render
 
 PATIENCE_S = 300
 

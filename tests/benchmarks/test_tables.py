@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import common, tables
-from benchmarks.processes import ROOT
+from benchmarks.harness import common, tables
+from benchmarks.harness.processes import ROOT
 
 PAGE = ROOT / "docs" / "performance.md"
 RESULT = {
@@ -69,7 +69,9 @@ def test_the_page_shows_the_results_that_are_kept() -> None:
     marks = re.findall(r"<!-- table: ([\w-]+) -->", text)
     assert {"runtime", "scheduler", "service", "soak"} <= set(marks)
     assert text.count("<!-- end -->") == len(marks)
-    assert tables.fill(text, tables.RESULTS) == text, "run `python -m benchmarks.tables --fill docs/performance.md`"
+    assert tables.fill(text, tables.RESULTS) == text, (
+        "run `python -m benchmarks.harness.tables --fill docs/performance.md`"
+    )
 
 
 def test_what_is_no_result_is_refused(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from benchmarks.device import Device
+from benchmarks.harness.device import Device
 from service.domain.latents import FloatRows
 from service.domain.tasks import Applied, DeviceOutOfMemory, Plan
 from service.models.instances import Copies

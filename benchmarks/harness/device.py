@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 
-from benchmarks.common import Json
+from benchmarks.harness.common import Json
 
 _FIELDS = ("name", "driver_version", "memory.total", "power.limit", "clocks.max.sm")
 

@@ -1,6 +1,6 @@
 """A plain FastAPI hello-world on the service's own server settings: what HTTP costs here without a service.
 
-python -m benchmarks.hello PORT
+python -m benchmarks.harness.hello PORT
 """
 
 import sys
@@ -8,7 +8,7 @@ import sys
 import uvicorn
 from fastapi import FastAPI
 
-from benchmarks.processes import HOST
+from benchmarks.harness.processes import HOST
 from service.server import uvicorn_server
 
 

@@ -1,7 +1,7 @@
 """Markdown tables of results, as docs/performance.md shows them.
 
-    python -m benchmarks.tables benchmarks/results/service.json     # print
-    python -m benchmarks.tables --fill docs/performance.md          # put them between the page's marks
+    python -m benchmarks.harness.tables benchmarks/results/service.json     # print
+    python -m benchmarks.harness.tables --fill docs/performance.md          # put them between the page's marks
 
 A result's `targets` become "target, measured, met or missed"; every other list of flat records is a table of its own.
 A page has marks `<!-- table: NAME -->` and `<!-- end -->`; what stands between them comes from results/NAME.json.
@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.common import Json
-from benchmarks.processes import ROOT
+from benchmarks.harness.common import Json
+from benchmarks.harness.processes import ROOT
 
 RESULTS: Final = ROOT / "benchmarks" / "results"
 HIDDEN: Final = {("soak", "answers")}  # by endpoint and status: for whoever reads the JSON
