@@ -5,7 +5,7 @@
 
 Every system gets an environment of its own (--environments), the settings that its documentation recommends
 (benchmarks/peers/*_server.py say which and why), and how it forms batches is chosen by measuring: of the settings in
-benchmarks/peers/contestants.py the one with the highest rate over all loads. Everybody runs onnxruntime of the same
+benchmarks/peers/servers.py the one with the highest rate over all loads. Everybody runs onnxruntime of the same
 release with one thread in each copy of the model, and gives the same pictures as this service, or is not measured.
 Ratios of one run are for comparing; figures of two are not. Progress and tables go to stderr, JSON to stdout.
 """
@@ -25,10 +25,10 @@ import numpy as np
 
 from benchmarks.harness.common import Json, arguments, duration, positive, report, rounded, settle, write
 from benchmarks.harness.tables import table, verdict
-from benchmarks.peers import alike, compare, environments, raw
-from benchmarks.peers.contestants import ALL, OURS, PEERS, SERVICE, Batching, Entry, entries
-from benchmarks.peers.turn import Order, apart, take
-from benchmarks.peers.wire import PAYLOADS, PNG, RAW
+from benchmarks.peers import common, compare, environments, raw
+from benchmarks.peers.one_run import Order, apart, take
+from benchmarks.peers.payloads import PAYLOADS, PNG, RAW
+from benchmarks.peers.servers import ALL, OURS, PEERS, SERVICE, Batching, Entry, entries
 
 METHOD: Final = (
     "Closed loop. In every round each entry takes its turn, every other round in reverse: its server is started alone, "
@@ -250,9 +250,9 @@ class Benchmark:
 
 def bodies(model: Path, number: int) -> dict[str, list[str]]:
     """By payload, in base64: pictures that the model made, as PNG; and noise, as float32."""
-    function = alike.Function(str(model))
+    function = common.Function(str(model))
     noise = np.random.default_rng(0).standard_normal((number, *function.shape), dtype=np.float32)
-    pngs = [alike.encoded(row) for row in function.rows(noise)]
+    pngs = [common.encoded(row) for row in function.rows(noise)]
     found = {PNG: pngs, RAW: [row.astype("<f4").tobytes() for row in noise]}
     return {payload: [base64.b64encode(body).decode() for body in each] for payload, each in found.items()}
 

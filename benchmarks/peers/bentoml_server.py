@@ -13,11 +13,11 @@ import sys
 
 import bentoml
 
-from benchmarks.peers import alike
+from benchmarks.peers import common
 
 
 @bentoml.service(
-    workers=alike.processes(),
+    workers=common.processes(),
     threads=1,
     traffic={"timeout": 60},
     logging={"access": {"enabled": False}},
@@ -25,14 +25,14 @@ from benchmarks.peers import alike
 )
 class Function:
     def __init__(self) -> None:
-        self.function = alike.Function()
+        self.function = common.Function()
 
-    @bentoml.api(batchable=True, max_batch_size=alike.max_batch(), route="/predict")
+    @bentoml.api(batchable=True, max_batch_size=common.max_batch(), route="/predict")
     def predict(self, bodies: list[str]) -> list[str]:
         return self.function.base64(bodies)
 
 
 if __name__ == "__main__":
     service = "benchmarks.peers.bentoml_server:Function"
-    where = ["--host", "127.0.0.1", "--port", str(alike.port())]
+    where = ["--host", "127.0.0.1", "--port", str(common.port())]
     os.execv(sys.executable, [sys.executable, "-m", "bentoml", "serve", service, *where])

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from benchmarks.harness.common import Json, median_ratio, rounded, target
-from benchmarks.peers.contestants import OURS, Entry
+from benchmarks.peers.servers import OURS, Entry
 
 RATE: Final = 1.5  # requests/s of ours over those of the best peer
 SHARE: Final = 0.67  # of raw onnxruntime; where a peer has more, the ratio cannot be reached

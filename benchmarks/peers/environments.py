@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.harness.processes import ROOT
-from benchmarks.peers.contestants import Contestant
+from benchmarks.peers.servers import Contestant
 
 _INSTALL_S: Final = 1800.0
 _ALIKE: Final = ("onnxruntime", "pillow")  # of the same release as here

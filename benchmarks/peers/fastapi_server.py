@@ -14,15 +14,15 @@ from contextlib import asynccontextmanager
 import uvicorn
 from fastapi import FastAPI, Request, Response
 
-from benchmarks.peers import alike
+from benchmarks.peers import common
 
 Waiting = tuple[bytes, asyncio.Future[bytes]]
 
 
-async def batches(queue: asyncio.Queue[Waiting], function: alike.Function, executor: Executor) -> None:
+async def batches(queue: asyncio.Queue[Waiting], function: common.Function, executor: Executor) -> None:
     while True:
         batch = [await queue.get()]
-        while not queue.empty() and len(batch) < alike.max_batch():
+        while not queue.empty() and len(batch) < common.max_batch():
             batch.append(queue.get_nowait())
         futures = [future for _, future in batch]
         try:
@@ -48,7 +48,7 @@ def settle(future: asyncio.Future[bytes], answer: bytes | Exception) -> None:
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.queue = asyncio.Queue()
-    task = asyncio.create_task(batches(app.state.queue, alike.Function(), ThreadPoolExecutor(1)))
+    task = asyncio.create_task(batches(app.state.queue, common.Function(), ThreadPoolExecutor(1)))
     yield
     task.cancel()
 
@@ -66,8 +66,8 @@ async def predict(request: Request) -> Response:
 if __name__ == "__main__":
     uvicorn.run(
         "benchmarks.peers.fastapi_server:app",
-        port=alike.port(),
-        workers=alike.processes(),
+        port=common.port(),
+        workers=common.processes(),
         loop="uvloop",
         http="httptools",
         access_log=False,

@@ -13,14 +13,14 @@ from typing import Annotated
 import litserve
 from fastapi import Body, Response
 
-from benchmarks.peers import alike
+from benchmarks.peers import common
 
 Bytes = Annotated[bytes, Body(media_type="application/octet-stream")]
 
 
 class Function(litserve.LitAPI):
     def setup(self, device: str) -> None:
-        self.function = alike.Function()
+        self.function = common.Function()
 
     def decode_request(self, request: Bytes) -> bytes:
         return request
@@ -39,12 +39,12 @@ class Function(litserve.LitAPI):
 
 
 if __name__ == "__main__":
-    api = Function(max_batch_size=alike.max_batch(), batch_timeout=alike.wait_s())
-    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=alike.processes(), fast_queue=True)
+    api = Function(max_batch_size=common.max_batch(), batch_timeout=common.wait_s())
+    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=common.processes(), fast_queue=True)
     server.run(
         host="127.0.0.1",
-        port=alike.port(),
-        num_api_servers=alike.processes(),
+        port=common.port(),
+        num_api_servers=common.processes(),
         log_level="warning",
         generate_client_file=False,
         access_log=False,

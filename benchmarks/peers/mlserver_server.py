@@ -13,12 +13,12 @@ from mlserver import MLModel, MLServer, ModelSettings, Settings
 from mlserver.settings import ModelParameters
 from mlserver.types import InferenceRequest, InferenceResponse, ResponseOutput
 
-from benchmarks.peers import alike
+from benchmarks.peers import common
 
 
 class Function(MLModel):
     async def load(self) -> bool:
-        self.function = alike.Function()
+        self.function = common.Function()
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
@@ -30,18 +30,18 @@ class Function(MLModel):
 async def serve() -> None:
     settings = Settings(
         host="127.0.0.1",
-        http_port=alike.port(),
+        http_port=common.port(),
         grpc_port=0,
         metrics_endpoint=None,
         debug=False,
         gzip_enabled=False,
-        parallel_workers=alike.processes(),
+        parallel_workers=common.processes(),
     )
     model = ModelSettings(
         name="f",
         implementation="benchmarks.peers.mlserver_server.Function",
-        max_batch_size=alike.max_batch(),
-        max_batch_time=alike.wait_s(),
+        max_batch_size=common.max_batch(),
+        max_batch_time=common.wait_s(),
         parameters=ModelParameters(version="1"),
     )
     await MLServer(settings).start([model])

@@ -11,7 +11,7 @@ import os
 
 from mosec import Server, Worker
 
-from benchmarks.peers import alike
+from benchmarks.peers import common
 
 
 class Function(Worker):
@@ -19,7 +19,7 @@ class Function(Worker):
 
     def __init__(self) -> None:
         super().__init__()
-        self.function = alike.Function()
+        self.function = common.Function()
 
     def deserialize(self, data: bytes) -> bytes:
         return data
@@ -34,7 +34,7 @@ class Function(Worker):
 if __name__ == "__main__":
     os.environ |= {
         "MOSEC_ADDRESS": "127.0.0.1",
-        "MOSEC_PORT": str(alike.port()),
+        "MOSEC_PORT": str(common.port()),
         "MOSEC_CAPACITY": "4096",
         "MOSEC_TIMEOUT": "30000",
         "MOSEC_LOG_LEVEL": "warning",
@@ -42,9 +42,9 @@ if __name__ == "__main__":
     server = Server()
     server.append_worker(
         Function,
-        num=alike.processes(),
-        max_batch_size=alike.max_batch(),
-        max_wait_time=round(alike.wait_s() * 1000),
+        num=common.processes(),
+        max_batch_size=common.max_batch(),
+        max_wait_time=round(common.wait_s() * 1000),
         route="/predict",
     )
     server.run()

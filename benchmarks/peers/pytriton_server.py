@@ -19,13 +19,13 @@ from pytriton.decorators import batch
 from pytriton.model_config import DynamicBatcher, ModelConfig, Tensor
 from pytriton.triton import Triton, TritonConfig
 
-from benchmarks.peers import alike
+from benchmarks.peers import common
 
 Inference = Callable[..., dict[str, Any]]
 
 
 def of_pictures() -> Inference:
-    function = alike.Function()
+    function = common.Function()
 
     @batch
     def infer(x: Any) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def of_pictures() -> Inference:
 
 
 def of_rows() -> Inference:
-    function = alike.Function()
+    function = common.Function()
 
     @batch
     def infer(x: Any) -> dict[str, Any]:
@@ -50,15 +50,15 @@ if __name__ == "__main__":
     os.environ["LD_LIBRARY_PATH"] = f"{sysconfig.get_config_var('LIBDIR')}:{os.environ.get('LD_LIBRARY_PATH', '')}"
     config = TritonConfig(
         http_address="127.0.0.1",
-        http_port=alike.port(),
+        http_port=common.port(),
         http_thread_count=os.cpu_count(),
         allow_grpc=False,
         allow_metrics=False,
         log_verbose=0,
     )
     batching = ModelConfig(
-        max_batch_size=alike.max_batch(),
-        batcher=DynamicBatcher(max_queue_delay_microseconds=round(alike.wait_s() * 1e6)),
+        max_batch_size=common.max_batch(),
+        batcher=DynamicBatcher(max_queue_delay_microseconds=round(common.wait_s() * 1e6)),
     )
     kinds: dict[str, tuple[Callable[[], Inference], type, tuple[int, ...]]] = {
         "png": (of_pictures, bytes, (1,)),
@@ -68,7 +68,7 @@ if __name__ == "__main__":
         for name, (make, dtype, shape) in kinds.items():
             triton.bind(
                 model_name=name,
-                infer_func=[make() for _ in range(alike.processes())],
+                infer_func=[make() for _ in range(common.processes())],
                 inputs=[Tensor(name="x", dtype=dtype, shape=shape)],
                 outputs=[Tensor(name="y", dtype=dtype, shape=shape)],
                 config=batching,

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.harness.processes import ROOT
-from benchmarks.peers.alike import Function
-from benchmarks.peers.turn import on
+from benchmarks.peers.common import Function
+from benchmarks.peers.one_run import on
 
 
 def rows_per_s(model: Path, *, rows: int, seconds: float, processes: int, cpus: Sequence[int]) -> float:

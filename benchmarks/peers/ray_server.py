@@ -15,14 +15,14 @@ from ray import serve
 from starlette.requests import Request
 from starlette.responses import Response
 
-from benchmarks.peers import alike
+from benchmarks.peers import common
 
 
 class Function:
     def __init__(self) -> None:
-        self.function = alike.Function()
+        self.function = common.Function()
 
-    @serve.batch(max_batch_size=alike.max_batch(), batch_wait_timeout_s=alike.wait_s())
+    @serve.batch(max_batch_size=common.max_batch(), batch_wait_timeout_s=common.wait_s())
     async def batched(self, bodies: list[bytes]) -> list[bytes]:
         return await asyncio.to_thread(self.function, bodies)
 
@@ -33,10 +33,10 @@ class Function:
 
 if __name__ == "__main__":
     # CPUs in Ray's sense are for its bookkeeping: one for each replica, and one for its own actors.
-    ray.init(num_cpus=alike.processes() + 1, include_dashboard=False, object_store_memory=100 * 2**20)
-    serve.start(http_options={"host": "127.0.0.1", "port": alike.port()})
+    ray.init(num_cpus=common.processes() + 1, include_dashboard=False, object_store_memory=100 * 2**20)
+    serve.start(http_options={"host": "127.0.0.1", "port": common.port()})
     deployed = serve.deployment(
-        num_replicas=alike.processes(),
+        num_replicas=common.processes(),
         max_ongoing_requests=1024,
         ray_actor_options={"num_cpus": 1},
         logging_config={"enable_access_log": False, "log_level": "WARNING"},

@@ -3,7 +3,7 @@ import pytest
 from benchmarks.harness import tables
 from benchmarks.harness.common import Json
 from benchmarks.peers import compare
-from benchmarks.peers.contestants import Entry
+from benchmarks.peers.servers import Entry
 
 OURS, OURS_2, DEFAULT = (Entry(name="ign", processes=number) for number in (1, 2, 0))
 MOSEC, MOSEC_2, RAY = Entry(name="mosec", processes=1), Entry(name="mosec", processes=2), Entry(name="ray", processes=1)

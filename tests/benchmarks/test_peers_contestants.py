@@ -9,8 +9,8 @@ import pytest
 from benchmarks import bench_peers
 from benchmarks.harness.processes import ROOT
 from benchmarks.harness.tables import render
-from benchmarks.peers import contestants, environments
-from benchmarks.peers.contestants import OURS, PEERS, Batching, Contestant, Entry
+from benchmarks.peers import environments, servers
+from benchmarks.peers.servers import OURS, PEERS, Batching, Contestant, Entry
 from service.settings import load_settings
 
 FOLDER = ROOT / "benchmarks" / "peers"
@@ -42,14 +42,14 @@ def test_every_server_is_a_contestant() -> None:
 
 
 def test_entries_are_every_contestant_with_every_number_and_this_service_as_it_comes() -> None:
-    names = [str(entry) for entry in contestants.entries([OURS, "mosec"], [1, 2])]
+    names = [str(entry) for entry in servers.entries([OURS, "mosec"], [1, 2])]
     assert names == ["ign as it comes", "ign ×1", "ign ×2", "mosec ×1", "mosec ×2"]
 
 
 @pytest.mark.parametrize(("processes", "workers", "threads"), [(0, 1, 0), (1, 1, 1), (2, 2, 2)])
 def test_this_service_has_one_thread_for_each_process(processes: int, workers: int, threads: int) -> None:
     entry = Entry(name=OURS, processes=processes)
-    environ = contestants.environment(entry, Batching(rows=64, wait_ms=0), 8000, ROOT / "models", "mnist/1")
+    environ = servers.environment(entry, Batching(rows=64, wait_ms=0), 8000, ROOT / "models", "mnist/1")
     settings = load_settings(environ)
     assert (settings.workers, settings.threads, settings.port) == (workers, threads, 8000)
     assert settings.access_log == (processes == 0)
@@ -57,7 +57,7 @@ def test_this_service_has_one_thread_for_each_process(processes: int, workers: i
 
 def test_a_peer_is_told_what_it_is_to_do() -> None:
     batching = Batching(rows=16, wait_ms=2)
-    environ = contestants.environment(Entry(name="ray", processes=2), batching, 8001, Path("models"), "mnist/1")
+    environ = servers.environment(Entry(name="ray", processes=2), batching, 8001, Path("models"), "mnist/1")
     assert environ["PEER_MODEL"] == "models/mnist/1/model.onnx"
     assert (environ["PEER_PORT"], environ["PEER_PROCESSES"]) == ("8001", "2")
     assert (environ["PEER_MAX_BATCH"], environ["PEER_WAIT_MS"]) == ("16", "2")
@@ -70,7 +70,7 @@ def test_all_run_the_same_onnxruntime() -> None:
 
 
 def test_a_finished_environment_is_not_made_again(tmp_path: Path) -> None:
-    peer = contestants.ALL["fastapi"]
+    peer = servers.ALL["fastapi"]
     place = tmp_path / peer.name
     (place / "bin").mkdir(parents=True)
     (place / "bin" / "python").symlink_to(sys.executable)

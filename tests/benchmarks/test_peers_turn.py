@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from benchmarks.harness.processes import ROOT
-from benchmarks.peers import alike
-from benchmarks.peers.contestants import OURS
-from benchmarks.peers.turn import Order, Refused, compare, first_that_answers, on, take
-from benchmarks.peers.wire import PNG, RAW, as_it_is
+from benchmarks.peers import common
+from benchmarks.peers.one_run import Order, Refused, compare, first_that_answers, on, take
+from benchmarks.peers.payloads import PNG, RAW, as_it_is
+from benchmarks.peers.servers import OURS
 from tests.benchmarks.fake_server import Seen, fake_server
 
 NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno"
@@ -142,10 +142,10 @@ def test_a_server_that_does_not_start_is_a_failure_with_its_words(order: Order) 
 
 
 def test_peers_answer_in_the_form_of_the_question(bodies: dict[str, list[bytes]]) -> None:
-    function = alike.Function(str(ROOT / "models/mnist/1/model.onnx"))
+    function = common.Function(str(ROOT / "models/mnist/1/model.onnx"))
     picture, row, other = bodies[PNG][1], bodies[RAW][0], bodies[PNG][0]
     answers = function([picture, row, other])
-    assert answers[0].startswith(alike.PNG)
+    assert answers[0].startswith(common.PNG)
     assert len(answers[1]) == len(row)
     assert answers == [*function([picture]), *function([row]), *function([other])]
     assert function.base64([base64.b64encode(row)]) == [base64.b64encode(answers[1]).decode()]

@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks.peers import wire
-from benchmarks.peers.contestants import ALL
+from benchmarks.peers import payloads
+from benchmarks.peers.servers import ALL
 
 BODY = np.arange(784, dtype="<f4").tobytes()
 
 
-def sent(way: wire.Wire, body: bytes = BODY) -> tuple[str, dict[str, str], bytes]:
+def sent(way: payloads.Wire, body: bytes = BODY) -> tuple[str, dict[str, str], bytes]:
     head, _, content = way.ask(body).partition(b"\r\n\r\n")
     first, *lines = head.decode("ascii").split("\r\n")
     headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
@@ -20,7 +20,7 @@ def sent(way: wire.Wire, body: bytes = BODY) -> tuple[str, dict[str, str], bytes
 
 
 def test_as_it_is() -> None:
-    way = wire.as_it_is("/predict", "image/png", "image/webp")
+    way = payloads.as_it_is("/predict", "image/png", "image/webp")
     first, headers, content = sent(way)
     assert first == "POST /predict HTTP/1.1"
     assert (headers["content-type"], headers["accept"], content) == ("image/png", "image/webp", BODY)
@@ -28,7 +28,7 @@ def test_as_it_is() -> None:
 
 
 def test_a_list_of_one() -> None:
-    way = wire.as_list("/predict", "bodies")
+    way = payloads.as_list("/predict", "bodies")
     _, headers, content = sent(way)
     assert headers["content-type"] == "application/json"
     (text,) = json.loads(content)["bodies"]
@@ -37,7 +37,7 @@ def test_a_list_of_one() -> None:
 
 
 def test_v2_without_binary_tensors() -> None:
-    way = wire.v2_base64("f")
+    way = payloads.v2_base64("f")
     first, _, content = sent(way)
     assert first == "POST /v2/models/f/infer HTTP/1.1"
     (tensor,) = json.loads(content)["inputs"]
@@ -47,7 +47,7 @@ def test_v2_without_binary_tensors() -> None:
 
 @pytest.mark.parametrize(("kind", "before"), [("FP32", b""), ("BYTES", len(BODY).to_bytes(4, "little"))])
 def test_v2_with_binary_tensors(kind: str, before: bytes) -> None:
-    way = wire.v2_binary("m", kind=kind, shape=[1, 1, 28, 28], parameters={"steps": 1})
+    way = payloads.v2_binary("m", kind=kind, shape=[1, 1, 28, 28], parameters={"steps": 1})
     _, headers, content = sent(way)
     length = int(headers["inference-header-content-length"])
     head, tensor = json.loads(content[:length]), content[length:]
@@ -58,7 +58,7 @@ def test_v2_with_binary_tensors(kind: str, before: bytes) -> None:
 
 
 def test_a_latent() -> None:
-    way = wire.latent("/latent-arithmetic", (1, 28, 28))
+    way = payloads.latent("/latent-arithmetic", (1, 28, 28))
     _, headers, content = sent(way)
     asked = json.loads(content)
     assert headers["accept"] == "application/x-npy"
@@ -74,5 +74,5 @@ def test_a_latent() -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_everybody_can_be_asked_for_both_payloads(name: str) -> None:
     wires = ALL[name].wires
-    assert list(wires) == list(wire.PAYLOADS)
+    assert list(wires) == list(payloads.PAYLOADS)
     assert all(sent(way)[0].startswith("POST /") for found in wires.values() for way in found)

@@ -1,6 +1,6 @@
 """One contestant's turn: start its server, hold its answers to this service's, put load on it, stop it.
 
-    python -m benchmarks.peers.turn < ORDER.json        # the fields of `Order`; prints a report
+    python -m benchmarks.peers.one_run < ORDER.json        # the fields of `Order`; prints a report
 
 It is a process of its own, so that it can have a network and processes of its own: `take` gives it both where it may.
 Whatever a server leaves behind ends with it then, and nobody else can reach the ports it opens.
@@ -33,8 +33,8 @@ from benchmarks.harness.common import Json, rounded
 from benchmarks.harness.processes import HOST, ROOT, Server, ServerFailed, free_port, rss_mib, serving
 from benchmarks.load_generator.load import measure
 from benchmarks.load_generator.spec import Spec
-from benchmarks.peers.contestants import Batching, Entry, command, environment
-from benchmarks.peers.wire import PNG, Wire
+from benchmarks.peers.payloads import PNG, Wire
+from benchmarks.peers.servers import Batching, Entry, command, environment
 
 _AT_ONCE: Final = 16  # while answers are checked, so that batches are formed
 _CLOSE: Final = 1e-5  # of floats: two releases of onnxruntime may differ in the last bits
@@ -91,7 +91,7 @@ def take(order: Order) -> Json:
     loads = len(order.connections) * len(order.bodies)
     limit = order.start_s + loads * (order.seconds + order.warmup_s + 45) + 2 * _ANSWER_S + 60
     process = subprocess.Popen(
-        [*prefix, sys.executable, "-m", "benchmarks.peers.turn"],
+        [*prefix, sys.executable, "-m", "benchmarks.peers.one_run"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

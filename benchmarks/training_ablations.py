@@ -1,6 +1,6 @@
 """What every part of the objective is worth, on short schedules: the table in docs/training.md.
 
-    python benchmarks/ablations.py --data mnist.npz --out runs/ablations --results benchmarks/results/ablations.json
+    python benchmarks/training_ablations.py --data mnist.npz --out runs/ablations --results benchmarks/results/ablations.json
 
 Variants share their first stages: each continues the finished run of the one it comes after. What is trained and
 measured already is not done again, so the command may be stopped and repeated, and several may share the work (--only,
@@ -143,7 +143,7 @@ def trained(name: str, seed: int, data: Dataset, out: Path) -> Path:
         device=device,
         bf16=bf16("auto", device),
         provenance={
-            "command": f"python benchmarks/ablations.py --only {name} --seeds {seed}",
+            "command": f"python benchmarks/training_ablations.py --only {name} --seeds {seed}",
             "commit": provenance.commit(),
             "sources": provenance.source_digest(),
             "threads": torch.get_num_threads(),

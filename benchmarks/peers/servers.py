@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from benchmarks.peers.wire import PNG, RAW, Wire, as_it_is, as_list, latent, v2_base64, v2_binary
+from benchmarks.peers.payloads import PNG, RAW, Wire, as_it_is, as_list, latent, v2_base64, v2_binary
 
 OURS: Final = "ign"
 _BYTES: Final = "application/octet-stream"
