@@ -53,7 +53,7 @@ from service.settings import keep_precision
 
 METHOD = (
     "one process, one thread. parity: golden rows in every bucket and place. invariance: one row at every place among "
-    "other neighbours. sizes: rows/s of repeated calls on seeded latents, the ways in turn; run is service.runtime.onnx_model "
+    "other neighbours. sizes: rows/s of repeated calls on seeded latents, the ways in turn; run is service.runtime "
     "with rows that come and go, resident leaves them on the device, graphs replays CUDA graphs; raw is session.run as "
     "onnxruntime's documentation shows it; limit is the most that resident calls reach at any size, beyond the "
     "buckets too. changes: the smallest and the largest batch in turn, over each of them alone: onnxruntime plans the "

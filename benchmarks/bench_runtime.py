@@ -23,13 +23,13 @@ from service.artifact.card import INPUT, OUTPUT
 from service.domain.errors import StartupError
 from service.domain.latents import FloatRows
 from service.environment import cpu_threads
-from service.runtime.onnx_model import OnnxModel
+from service.runtime import OnnxModel
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
-WAYS = ("onnxruntime", "service.runtime.onnx_model")
+WAYS = ("onnxruntime", "service.runtime")
 METHOD = (
     "rows/s of repeated calls on seeded latents in `seconds` of time per round; median, least and most of `rounds` "
-    "rounds; cpu_ms_per_row is CPU time of the whole process; ratio is service.runtime.onnx_model / onnxruntime, by medians"
+    "rounds; cpu_ms_per_row is CPU time of the whole process; ratio is service.runtime / onnxruntime, by medians"
 )
 
 

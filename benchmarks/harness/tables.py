@@ -26,7 +26,7 @@ COLUMNS: Final[Mapping[tuple[str, str], Mapping[str, str]]] = {
         "onnxruntime.rows_per_s": "onnxruntime rows/s",
         "onnxruntime.ms_per_call": "ms per call",
         "onnxruntime.cpu_ms_per_row": "core-ms per row",
-        "service.runtime.onnx_model.rows_per_s": "service.runtime.onnx_model rows/s",
+        "service.runtime.rows_per_s": "service.runtime.onnx_model rows/s",
         "ratio": "ratio",
     }
 }

@@ -6,21 +6,22 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+_PACKAGE = Path(__file__).parents[1]
 _TRAINING = (
-    "batches",
-    "critic",
-    "data",
-    "degrade",
-    "distributed",
-    "ema",
-    "execution",
-    "losses",
-    "matching",
-    "networks",
-    "noise",
-    "objective",
-    "presets",
-    "train",
+    "data/corruptions",
+    "data/datasets",
+    "data/noise",
+    "training/batches",
+    "training/discriminator",
+    "training/distributed",
+    "training/ema",
+    "training/execution",
+    "training/losses",
+    "training/matching",
+    "training/network",
+    "training/objective",
+    "training/presets",
+    "training/train",
 )  # the modules whose text decides what a run computes
 
 
@@ -28,13 +29,13 @@ def source_digest() -> str:
     """SHA-256 over the sources that decide what a training run computes."""
     digest = hashlib.sha256()
     for module in _TRAINING:
-        digest.update(module.encode() + b"\0" + (Path(__file__).parent / f"{module}.py").read_bytes())
+        digest.update(module.encode() + b"\0" + (_PACKAGE / f"{module}.py").read_bytes())
     return digest.hexdigest()
 
 
 def commit() -> str | None:
     """Commit of the source tree, or None where it is not a clean git tree."""
-    root = Path(__file__).parent.parent
+    root = _PACKAGE.parent
     try:
         head = _git(root, "rev-parse", "HEAD")
         return head if not _git(root, "status", "--porcelain", "--", "model_export", "service/domain") else None

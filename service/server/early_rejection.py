@@ -28,7 +28,7 @@ class Door:
     Args:
         traffic: the requests in flight.
         limit: most of them, those included that wait here.
-        observe: told of every refusal, as `service.api.middleware.access_log.RequestContext` tells it of all other answers.
+        observe: told of every refusal, as `service.api.middleware.access_log.RequestContext` tells it of others.
     """
 
     def __init__(self, *, traffic: Traffic, limit: int, observe: Observe | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What a request leaves behind is let go at once: the garbage collector comes seldom (`service.server.worker_process`)."""
+"""What a request leaves behind is let go at once: the garbage collector comes seldom."""
 
 import gc
 from collections.abc import Callable

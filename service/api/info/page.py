@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-_FOLDER: Final = Path(__file__).parent.parent / "page"
+_FOLDER: Final = Path(__file__).parents[2] / "page"
 _TYPES: Final = {
     ".css": "text/css",
     ".html": "text/html",
