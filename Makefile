@@ -113,7 +113,7 @@ gpu: $(DEVELOP)  ## on a machine with a GPU, RUNTIME=gpu: what has to be seen th
 	$(BIN)/python -m benchmarks.on_gpu $(ARGS)
 
 openapi: $(DEVELOP)  ## write docs/openapi.json anew
-	$(BIN)/python -m tests.openapi
+	$(BIN)/python -m tests.helpers.openapi
 
 # What pip finishes last is its own script: where that runs, the environment is whole. Else it is made anew.
 $(VENV)/.made:

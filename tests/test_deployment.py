@@ -13,7 +13,7 @@ from packaging.version import Version
 from service import __version__
 from service.server import uvicorn_server
 from service.settings import load_settings
-from tests.live import ROOT
+from tests.helpers.live import ROOT
 
 TARGETS = pytest.mark.parametrize("target", ["cpu", "gpu"])
 DOCKERFILES = pytest.mark.parametrize("file", ["Dockerfile", "docker/export.Dockerfile", "deploy/kuberay/Dockerfile"])

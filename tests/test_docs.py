@@ -28,7 +28,7 @@ from model_export import cli
 from service.bulk import __main__ as bulk
 from service.domain.errors import StartupError
 from service.settings import load_settings
-from tests.live import ROOT, environment, live_service
+from tests.helpers.live import ROOT, environment, live_service
 
 BASE_URL = "http://127.0.0.1:8000"
 MOST_README_LINES = 150

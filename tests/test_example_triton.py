@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract.harness import Service, serving, settings, write_models
-from tests.live import ROOT, environment
+from tests.helpers.live import ROOT, environment
 
 MOST_LINES = 30
 

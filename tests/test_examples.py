@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from ign_client import Client
-from tests.live import ROOT, environment, live_service
+from tests.helpers.live import ROOT, environment, live_service
 
 EXAMPLES = ROOT / "examples"
 SHORT = ["clean_folder", "find_outliers", "from_fastapi", "generate_sheet", "morph_to_gif", "refine"]

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 import ign_client
-from tests.live import ROOT, environment
+from tests.helpers.live import ROOT, environment
 
 TARGETS = [
     "help",

@@ -20,7 +20,7 @@ from service.runtime import onnx_model
 from service.runtime import session as sessions
 from service.runtime.runners import BucketRunner
 from service.runtime.session import Cuda, CudaUnavailable
-from tests.service.onnx_models import Shape, write_model
+from tests.helpers.onnx_models import Shape, write_model
 
 HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 SMI = """#!/bin/sh

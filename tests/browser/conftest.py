@@ -11,7 +11,7 @@ import pytest
 
 from tests.browser.visit import Visit, visiting
 from tests.contract.harness import Service, serving, settings
-from tests.live import ROOT
+from tests.helpers.live import ROOT
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

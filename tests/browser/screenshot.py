@@ -9,7 +9,7 @@ from playwright.sync_api import sync_playwright
 from tests.browser.conftest import ALONE, MODELS
 from tests.browser.visit import visiting
 from tests.contract.harness import serving, settings
-from tests.live import ROOT
+from tests.helpers.live import ROOT
 
 FILE: Final = ROOT / "docs" / "images" / "page.png"
 THREE: Final = (

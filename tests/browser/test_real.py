@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.browser.visit import Visit
 from tests.contract.harness import Service, b64, pixels
-from tests.live import ROOT
+from tests.helpers.live import ROOT
 
 DRAWN = ROOT / "docs" / "images" / "drawn.png"
 

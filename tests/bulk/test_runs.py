@@ -14,7 +14,7 @@ from service.bulk.__main__ import main
 from service.bulk.local import Extent, begin
 from service.bulk.output import Output
 from tests.bulk.conftest import SHARD, Run, environ, everything, made, manifest, write
-from tests.live import environment
+from tests.helpers.live import environment
 
 KILLED = """
 import os, signal, sys

@@ -12,7 +12,7 @@ from service.bulk.__main__ import main
 from tests.bulk.conftest import environ, everything, picture, write
 from tests.cluster.space import own_namespace
 from tests.contract.harness import write_models
-from tests.live import environment
+from tests.helpers.live import environment
 
 
 @pytest.mark.slow

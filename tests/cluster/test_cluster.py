@@ -18,7 +18,7 @@ from service.domain.errors import Draining, StartupError
 from service.settings import load_settings
 from tests.cluster.space import own_namespace
 from tests.contract.harness import settings, write_models
-from tests.live import ROOT, environment
+from tests.helpers.live import ROOT, environment
 
 KUBERAY = ROOT / "deploy" / "kuberay" / "rayservice.yaml"
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.live import ROOT, environment
+from tests.helpers.live import ROOT, environment
 
 BASE = "docker.io/library/python:3.11-slim-bookworm"
 HARDENED = (

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import yaml
 
-from tests.live import ROOT
+from tests.helpers.live import ROOT
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ import yaml
 from ign_client import Client, Done, Step, Unauthorized
 from tests.containers.engine import PATIENCE_S, Container, Engine, until
 from tests.containers.standins import STAND_INS, image_of, recipe
-from tests.live import ROOT, environment
+from tests.helpers.live import ROOT, environment
 
 KEY = "a-key-for-the-tests"
 FILES = "docker-compose.yml:docker/compose.cpu.yml"

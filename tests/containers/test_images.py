@@ -11,7 +11,7 @@ import pytest
 from ign_client import Client, Done
 from service import __version__
 from tests.containers.engine import Engine
-from tests.live import ROOT
+from tests.helpers.live import ROOT
 
 LOOK_INSIDE = """
 import importlib.metadata, importlib.util, json, shutil, sys

@@ -22,7 +22,7 @@ from schemathesis.hooks import GLOBAL_HOOK_DISPATCHER
 from service.domain.latents import MAX_SEED, FloatRow
 from tests.contract.harness import COLOUR, GREY, b64, npy
 from tests.contract.oip import LENGTH, as_binary
-from tests.service.pictures import noise, save
+from tests.helpers.pictures import noise, save
 
 MAX_IMAGES, MAX_STEPS = 4, 8  # of the service that is asked, so that 2000 requests are no work for it
 _RECORD = "[0-9]+(,[0-9]+)*"

@@ -29,7 +29,7 @@ from service.domain.latents import FloatRows, NoiseSource
 from service.runtime.onnx_model import OnnxModel
 from service.server.uvicorn_server import config
 from service.settings import Settings
-from tests.service.onnx_models import reference, write_model
+from tests.helpers.onnx_models import reference, write_model
 
 Pixels = NDArray[np.uint8]
 Model = TypeVar("Model", bound=BaseModel)

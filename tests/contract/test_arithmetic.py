@@ -19,7 +19,7 @@ from tests.contract.harness import (
     quantised,
     send,
 )
-from tests.service.pictures import noise, save
+from tests.helpers.pictures import noise, save
 
 TERMS = [{"seed": 1}, {"seed": 2, "index": 3, "weight": -0.5}]
 PICTURE = save(np.pad(noise(6, 6, seed=1), 1))

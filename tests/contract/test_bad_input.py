@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from tests.contract.harness import Service, b64, latents, npy, problem, send
-from tests.service.pictures import noise, save
+from tests.helpers.pictures import noise, save
 
 pytestmark = pytest.mark.usefixtures("unharmed")
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.contract.harness import Service, b64, latents, npy, problem, send
-from tests.service.pictures import chunk, noise, save
+from tests.helpers.pictures import chunk, noise, save
 
 pytestmark = pytest.mark.usefixtures("unharmed")
 

@@ -11,7 +11,7 @@ from service.api.native.limits import MAX_FRAMES, MAX_PICTURES
 from service.images import Limits
 from service.settings import load_settings
 from tests.contract.harness import Service, b64
-from tests.service.pictures import noise, save
+from tests.helpers.pictures import noise, save
 
 WIDE = b64(save(255 - np.pad(noise(6, 12, seed=1), 1)))  # neither of the model's shape nor of its polarity
 POINTS = [{"seed": 1, "index": 0}, {"seed": 2, "index": 5}]

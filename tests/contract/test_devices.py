@@ -12,7 +12,7 @@ from service.domain.tasks import DeviceLost
 from service.runtime.onnx_model import OnnxModel
 from service.runtime.session import Cuda, CudaUnavailable
 from tests.contract.harness import Service, problem, serving, settings
-from tests.service.stand_ins import cuda_on_the_cpu
+from tests.helpers.device_fakes import cuda_on_the_cpu
 
 
 class Gpu(OnnxModel):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.contract.harness import Service, b64, serving, settings, write_models
-from tests.service.pictures import noise, save
+from tests.helpers.pictures import noise, save
 
 LONGEST_S = 0.005
 MIB = 1 << 20

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.contract.harness import Service, array, b64, frames, pixels, problem
-from tests.service.pictures import noise, save
+from tests.helpers.pictures import noise, save
 
 PICTURE = save(noise(8, 8, seed=1))
 BODIES: dict[str, dict[str, Any]] = {

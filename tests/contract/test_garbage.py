@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.contract.harness import Service, b64
-from tests.service.pictures import noise, save
+from tests.helpers.pictures import noise, save
 
 PNG = {"Content-Type": "image/png"}
 PICTURE = save(noise(8, 8, seed=1), "PNG")

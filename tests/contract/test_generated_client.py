@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from tests.contract.harness import GREY, Service, b64, latents, pixels, unb64
-from tests.live import ROOT
-from tests.openapi import FILE
-from tests.service.pictures import noise, save
+from tests.helpers.live import ROOT
+from tests.helpers.openapi import FILE
+from tests.helpers.pictures import noise, save
 
 NAME = "ign_generated"
 PICTURE = save(noise(8, 8))

@@ -16,7 +16,7 @@ from service.api.native.schemas import (
 )
 from tests.contract.harness import Service, b64, latents, problem
 from tests.contract.oip import INFER, as_json
-from tests.service.pictures import noise, save
+from tests.helpers.pictures import noise, save
 
 PICTURE = save(noise(8, 8, seed=1))
 FILE = {"image": ("x.png", PICTURE, "image/png")}

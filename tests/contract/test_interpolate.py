@@ -21,8 +21,8 @@ from tests.contract.harness import (
     serving,
     settings,
 )
-from tests.service.onnx_models import write_model
-from tests.service.pictures import noise, opened, save
+from tests.helpers.onnx_models import write_model
+from tests.helpers.pictures import noise, opened, save
 
 POINTS = [{"seed": 1}, {"seed": 2, "index": 3}]
 PICTURE = save(np.pad(noise(6, 6, seed=1), 1))

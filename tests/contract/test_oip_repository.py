@@ -33,7 +33,7 @@ from tests.contract.harness import (
     write_models,
 )
 from tests.contract.oip import INFER, as_binary, as_json, infer, rows_of
-from tests.service.onnx_models import write_model
+from tests.helpers.onnx_models import write_model
 
 INDEX = "/v2/repository/index"
 X = latents(1)

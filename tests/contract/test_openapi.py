@@ -8,9 +8,9 @@ import pytest
 
 from tests.contract.harness import Service, latents, serving, settings
 from tests.contract.oip import LENGTH, as_binary
-from tests.openapi import FILE, document
-from tests.service.onnx_models import write_model
-from tests.service.pictures import noise, save
+from tests.helpers.onnx_models import write_model
+from tests.helpers.openapi import FILE, document
+from tests.helpers.pictures import noise, save
 
 SHAPE = (1, 28, 28)  # of the model that the examples are for
 DOCUMENT: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))

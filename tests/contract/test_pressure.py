@@ -16,7 +16,7 @@ from service.images import Limits, decode_picture
 from service.images.decode import Picture
 from tests.contract.harness import PATIENCE_S, Service, b64, gated, latents, problem, serving, settings
 from tests.contract.oip import INFER, as_json
-from tests.service.pictures import noise, save
+from tests.helpers.pictures import noise, save
 
 PICTURE = save(noise(8, 8, seed=1))
 LARGE_PICTURE = save(noise(200, 200, seed=1))  # decoded in the pool

@@ -19,7 +19,7 @@ from tests.contract.harness import (
     quantised,
     unb64,
 )
-from tests.service.pictures import exif, noise, save
+from tests.helpers.pictures import exif, noise, save
 
 DARK = np.pad(noise(6, 6, seed=1), 1)  # 8×8, its border black
 PICTURE = save(DARK)

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from tests.contract.harness import PATIENCE_S, Service, b64
-from tests.service.pictures import noise, save
+from tests.helpers.pictures import noise, save
 
 CALLERS = 32
 PICTURE = save(noise(20, 20, 3, seed=1))

@@ -7,8 +7,8 @@ import pytest
 
 from service.api.native.schemas import ScoreAnswer
 from tests.contract.harness import Service, applied, b64, checked, pixels, problem, serving, settings
-from tests.service.onnx_models import write_model
-from tests.service.pictures import noise, save
+from tests.helpers.onnx_models import write_model
+from tests.helpers.pictures import noise, save
 
 DARK = np.pad(noise(6, 6, seed=1), 1)  # 8×8, its border black
 PICTURE, OTHER = save(DARK), save(np.pad(noise(6, 6, seed=2), 1))

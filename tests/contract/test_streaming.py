@@ -12,7 +12,7 @@ from service.api.native import sse
 from service.api.native.schemas import GenerateAnswer, ProblemDocument, ProjectAnswer
 from service.domain.tasks import Progress, Result, StepRow
 from tests.contract.harness import Service, b64, checked, gated, problem, settings
-from tests.service.pictures import noise, save
+from tests.helpers.pictures import noise, save
 
 EVENTS = "text/event-stream"
 PICTURE = save(noise(8, 8, seed=1))

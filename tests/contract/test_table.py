@@ -6,7 +6,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-from tests.openapi import FILE
+from tests.helpers.openapi import FILE
 
 ROOT = Path(__file__).parents[2]
 SECTION = (ROOT / "docs" / "http-api.md").read_text(encoding="utf-8").partition("\n## What holds this contract\n")[2]

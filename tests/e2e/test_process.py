@@ -18,7 +18,7 @@ import onnxruntime
 import pytest
 
 from tests.contract.harness import PATIENCE_S, problem
-from tests.service.onnx_models import sample_rows, write_golden, write_model
+from tests.helpers.onnx_models import sample_rows, write_golden, write_model
 
 EVENTS = {"Accept": "text/event-stream"}
 ENDLESS = {"n": 64, "steps": 300_000, "record": [0]}  # half a minute at least

@@ -12,7 +12,7 @@ from PIL import Image
 
 from service.models.repository import LoadedModel, Repository
 from service.runtime.onnx_model import OnnxModel
-from tests.live import live_service
+from tests.helpers.live import live_service
 
 MODELS = Path(__file__).resolve().parent.parent.parent / "models"
 LARGEST = 16 * 2**20

@@ -7,7 +7,7 @@ import pytest
 from service.domain.errors import StartupError
 from service.runtime.onnx_model import OnnxModel
 from service.settings import keep_precision
-from tests.service.onnx_models import model_bytes
+from tests.helpers.onnx_models import model_bytes
 
 keep_precision()  # before anything loads NVIDIA's libraries
 

@@ -20,8 +20,8 @@ from service.runtime.onnx_model import OnnxModel
 from service.runtime.session import TENSORRT, Cuda, CudaUnavailable
 from service.scheduling.scheduler import Scheduler
 from service.settings import Settings
-from tests.live import ROOT
-from tests.service.onnx_models import graph, hungry, make_card, model_bytes, reference, sample_rows, serialise
+from tests.helpers.live import ROOT
+from tests.helpers.onnx_models import graph, hungry, make_card, model_bytes, reference, sample_rows, serialise
 
 pytestmark = pytest.mark.gpu
 

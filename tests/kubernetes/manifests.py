@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from service.settings import Settings, load_settings
-from tests.live import ROOT
+from tests.helpers.live import ROOT
 from tests.test_deployment import lineage
 
 K8S = ROOT / "deploy" / "k8s"

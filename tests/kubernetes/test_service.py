@@ -14,6 +14,7 @@ import yaml
 from service.domain.errors import StartupError
 from service.observability.metrics import Metrics
 from service.settings import load_settings
+from tests.helpers.live import live_service
 from tests.kubernetes.manifests import (
     K8S,
     Object,
@@ -28,7 +29,6 @@ from tests.kubernetes.manifests import (
     settings,
     target,
 )
-from tests.live import live_service
 from tests.test_deployment import read, services
 
 # What the service is told

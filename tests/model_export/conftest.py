@@ -8,7 +8,7 @@ from model_export.cli import main
 from model_export.evaluation import restoration
 from model_export.export.artifact import publish
 from model_export.export.export import export
-from tests.model_export.small import contents, patterns, train_arguments
+from tests.helpers.tiny_training import contents, patterns, train_arguments
 
 
 @pytest.fixture(scope="session", autouse=True)

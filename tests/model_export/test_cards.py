@@ -12,7 +12,7 @@ from model_export.report.figures import FIGURES
 from model_export.report.limitations import limits
 from model_export.report.model_card import page
 from service.artifact.card import ModelCard
-from tests.model_export.small import contents
+from tests.helpers.tiny_training import contents
 
 QUALITY: dict[str, Any] = {
     "protocol": {"samples": 77, "frechet": "samples against all | held-out", "classifier": {"accuracy": 0.9925}},

@@ -7,7 +7,7 @@ import torch
 from model_export.errors import UserError
 from model_export.training import checkpoint as checkpoints
 from model_export.training.checkpoint import Checkpoint, atomic
-from tests.model_export.small import contents
+from tests.helpers.tiny_training import contents
 
 
 def example(step: int = 3) -> Checkpoint:

@@ -8,7 +8,7 @@ import torch
 from model_export.data.datasets import Dataset, load_dataset
 from model_export.evaluation.classifier import FEATURES, Classifier, ConvNet, classifier_for
 from model_export.evaluation.metrics import to_rows
-from tests.model_export.small import CLASSES
+from tests.helpers.tiny_training import CLASSES
 
 
 @pytest.fixture(scope="module")

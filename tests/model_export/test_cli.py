@@ -13,7 +13,7 @@ from model_export.export.artifact import METRICS
 from model_export.training import checkpoint as checkpoints
 from model_export.training import provenance
 from model_export.training.train import Run
-from tests.model_export.small import contents, train_arguments
+from tests.helpers.tiny_training import contents, train_arguments
 
 
 def test_train_export_verify_evaluate(

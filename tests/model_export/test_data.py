@@ -14,7 +14,7 @@ from torchvision import datasets
 from model_export.cli import main
 from model_export.data.datasets import load_dataset, to_model_range
 from model_export.errors import UserError
-from tests.model_export.small import patterns, train_arguments
+from tests.helpers.tiny_training import patterns, train_arguments
 
 Picture = NDArray[np.uint8]
 

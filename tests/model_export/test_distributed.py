@@ -10,9 +10,9 @@ import torch
 from model_export.training import checkpoint as checkpoints
 from model_export.training.distributed import Ranks, joined
 from model_export.training.presets import PRESETS, Preset, Weights, ign_stages
-from tests.live import ROOT, environment
-from tests.model_export.ranks import Job, assert_gradients_agree, train_alone, train_in_ranks
-from tests.model_export.small import contents, train_arguments
+from tests.helpers.live import ROOT, environment
+from tests.helpers.ranks import Job, assert_gradients_agree, train_alone, train_in_ranks
+from tests.helpers.tiny_training import contents, train_arguments
 
 TINY = PRESETS["tiny"]
 NAIGN = dataclasses.replace(

@@ -15,7 +15,7 @@ from model_export.evaluation.metrics import mean_distance, to_rows
 from model_export.export.artifact import GOLDEN, METRICS, MODEL, Artifact, Golden, digest_of
 from service.artifact.card import ModelCard
 from service.domain.latents import FloatRows
-from tests.model_export.small import CLASSES, contents, patterns
+from tests.helpers.tiny_training import CLASSES, contents, patterns
 
 
 @pytest.fixture(scope="module")

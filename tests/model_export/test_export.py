@@ -18,7 +18,7 @@ from model_export.training.network import Autoencoder, NetworkConfig
 from model_export.training.trained import load_run
 from service.artifact.card import ModelCard
 from service.domain.latents import NoiseSource
-from tests.model_export.small import contents, patterns
+from tests.helpers.tiny_training import contents, patterns
 
 
 def altered_run(run: Path, out: Path, **changes: object) -> Path:

@@ -20,7 +20,7 @@ from model_export.report.figures import FIGURES, Drawing, first_of_classes
 from model_export.report.image_grid import Sheet
 from model_export.report.spoilings import grey, sketch, spoilings, thin
 from service.domain.latents import FloatRows, slerp
-from tests.model_export.small import contents, patterns
+from tests.helpers.tiny_training import contents, patterns
 
 GREY = {name for name in FIGURES if name not in ("grey.png", "sketch.png")}
 

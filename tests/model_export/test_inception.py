@@ -13,7 +13,7 @@ from model_export.data.datasets import load_dataset
 from model_export.evaluation.inception import FEATURES, WEIGHTS, Inception
 from model_export.evaluation.metrics import frechet
 from model_export.export.artifact import METRICS, Artifact
-from tests.model_export.small import contents, patterns
+from tests.helpers.tiny_training import contents, patterns
 
 EXTRACTOR = f'''
 import torch

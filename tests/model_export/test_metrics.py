@@ -5,7 +5,7 @@ from scipy.linalg import sqrtm
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from model_export.evaluation import metrics
-from tests.model_export.small import patterns
+from tests.helpers.tiny_training import patterns
 
 Rows = NDArray[np.float32]
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from model_export.data.noise import NoiseSampler, frequency_statistics
 from service.domain.latents import NoiseSource
-from tests.model_export.small import patterns
+from tests.helpers.tiny_training import patterns
 
 SHAPE = (1, 8, 8)
 

@@ -20,7 +20,7 @@ from model_export.training.network import Autoencoder, NetworkConfig
 from service.artifact.card import ModelCard
 from service.models.repository import Repository
 from service.runtime.onnx_model import OnnxModel
-from tests.model_export.small import contents
+from tests.helpers.tiny_training import contents
 
 HALF = FILES["fp16"]
 

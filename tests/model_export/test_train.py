@@ -22,8 +22,8 @@ from model_export.training.distributed import Ranks
 from model_export.training.execution import Execution
 from model_export.training.presets import PRESETS, Matching, Preset, Stage, Weights, ign_stages
 from model_export.training.train import Interrupted, Run, learning_rate
-from tests.model_export.ranks import assert_gradients_agree
-from tests.model_export.small import contents
+from tests.helpers.ranks import assert_gradients_agree
+from tests.helpers.tiny_training import contents
 
 NAIGN = PRESETS["tiny"]
 IGN = dataclasses.replace(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.live import ROOT
+from tests.helpers.live import ROOT
 
 PROMETHEUS = ROOT / "docker" / "prometheus"
 CONFIG = PROMETHEUS / "prometheus.yml"

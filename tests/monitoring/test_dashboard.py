@@ -5,7 +5,7 @@ import re
 
 import yaml
 
-from tests.live import ROOT
+from tests.helpers.live import ROOT
 from tests.monitoring.files import CONFIG, DASHBOARD, chosen, dashboard, names, panel_queries, panels, rules
 from tests.monitoring.test_rules import base_metrics, exposed
 

@@ -9,7 +9,7 @@ import httpx
 import pytest
 import yaml
 
-from tests.live import ROOT, live_service
+from tests.helpers.live import ROOT, live_service
 from tests.monitoring.files import Query, alerts, needs_prometheus, panel_queries, rule_queries, rules, selectors
 from tests.monitoring.prometheus import Prometheus, running
 from tests.monitoring.traffic import SETTINGS, traffic

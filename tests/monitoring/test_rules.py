@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from service.observability.metrics import Metrics
-from tests.live import ROOT
+from tests.helpers.live import ROOT
 from tests.monitoring.files import (
     CONFIG,
     OPERATIONS,

@@ -14,8 +14,8 @@ from PIL import Image
 from ign_client import Client, InputError, Picture, Seed, Term
 from ign_client._inputs import content, mask, picture, point
 from tests.contract.harness import Service, array, pixels
+from tests.helpers.pictures import noise, opened, save
 from tests.sdk.asking import Ask, Canned
-from tests.service.pictures import noise, opened, save
 
 GREY8 = noise(5, 4)
 

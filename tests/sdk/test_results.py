@@ -11,7 +11,7 @@ import pytest
 
 from ign_client import Client, Image, Images, InputError, ModelRef, Picture, Readiness, Step, Timing
 from tests.contract.harness import Service, npy
-from tests.service.pictures import noise, save
+from tests.helpers.pictures import noise, save
 
 PNG = save(noise(4, 5, 3))
 MODEL = ModelRef(name="toy", version="2", digest="sha256:0123456789abcdef")

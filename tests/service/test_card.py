@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from service.artifact.card import CARD_KEY, NOISE_KEY, CardError, ModelCard, Noise, from_metadata, to_metadata
 from service.domain.latents import FrequencyStatistics
-from tests.service.onnx_models import make_card
+from tests.helpers.onnx_models import make_card
 
 SHAPE = (3, 4, 5)
 

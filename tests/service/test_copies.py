@@ -11,7 +11,7 @@ from service.models import instances
 from service.models.instances import Copies
 from service.runtime.onnx_model import OnnxModel
 from service.settings import Settings
-from tests.service.onnx_models import hungry, model_bytes, sample_rows
+from tests.helpers.onnx_models import hungry, model_bytes, sample_rows
 
 DATA = model_bytes()
 

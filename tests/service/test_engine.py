@@ -14,8 +14,8 @@ from service.domain.tasks import Applied, Plan, Progress, Result, StepRow
 from service.models.engine import Batch, Call, Engine, Point, RowPoint, SeedPoint, finish
 from service.models.repository import LoadedModel
 from service.scheduling.scheduler import Scheduler
-from tests.service.fakes import FakeModel
-from tests.service.onnx_models import make_card, sample_rows
+from tests.helpers.fakes import FakeModel
+from tests.helpers.onnx_models import make_card, sample_rows
 
 SHAPE = (1, 4, 4)
 NOISE = NoiseSource(SHAPE)

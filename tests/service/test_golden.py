@@ -13,7 +13,7 @@ from service.artifact import golden as module
 from service.artifact.golden import Golden, check_golden, read_golden
 from service.domain.errors import StartupError
 from service.domain.latents import FloatRows
-from tests.service.onnx_models import reference, sample_rows
+from tests.helpers.onnx_models import reference, sample_rows
 
 SHAPE = (1, 8, 8)
 

@@ -14,7 +14,7 @@ from PIL import Image
 from service.domain.errors import IgnError, InvalidContent, TooLarge
 from service.images import Limits, Picture, decode_picture, png
 from service.images.orientation import exif_turn
-from tests.service import pictures as make
+from tests.helpers import pictures as make
 
 
 def decode(data: bytes, limits: Limits = make.LIMITS) -> Picture:

@@ -12,7 +12,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from service import images
 from service.domain.errors import InvalidContent
 from service.images import AnimationFormat, PictureFormat, animate, check_sides, contact_sheet, encode, strip
-from tests.service import pictures as make
+from tests.helpers import pictures as make
 
 GREY, COLOUR = make.card(), make.card((3, 8, 8), background=(-1.0, 0.0, 1.0))
 SHAPES = [(28, 28), (64, 64, 3), (1, 1), (1, 1, 3), (1, 300), (300, 1, 3), (5, 7, 3)]

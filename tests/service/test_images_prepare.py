@@ -20,7 +20,7 @@ from service.images import (
     to_rows,
     to_uint8,
 )
-from tests.service import pictures as make
+from tests.helpers import pictures as make
 
 GREY = make.card()
 COLOUR = make.card((3, 8, 8), polarity="none")

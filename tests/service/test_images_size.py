@@ -4,7 +4,7 @@ import pytest
 
 from service.images import is_small
 from tests.contract.harness import b64
-from tests.service.pictures import noise, save
+from tests.helpers.pictures import noise, save
 
 SMALL = save(noise(28, 28, seed=1))
 

@@ -9,7 +9,7 @@ import pytest
 
 from service.runtime.cuda_graphs import CAPTURES
 from service.runtime.runners import BucketRunner, OneThread
-from tests.service.onnx_models import sample_rows
+from tests.helpers.onnx_models import sample_rows
 
 SHAPE = (1, 8, 8)
 

@@ -15,9 +15,9 @@ from service.models.registry import Lineup, Running
 from service.models.repository import LoadedModel, OpenModel, Repository
 from service.observability.statistics import ModelStatistics
 from service.scheduling.scheduler import Scheduler
-from tests.service.fakes import FakeModel
-from tests.service.onnx_models import make_card
-from tests.service.serving import Ear, begun, marked, release
+from tests.helpers.fakes import FakeModel
+from tests.helpers.onnx_models import make_card
+from tests.helpers.serving import Ear, begun, marked, release
 
 SHAPE = (1, 4, 4)
 

@@ -24,7 +24,7 @@ from service.runtime.onnx_model import OnnxModel
 from service.server import uvicorn_server, worker_process
 from service.settings import Settings
 from tests.contract.harness import PATIENCE_S, Gate, problem
-from tests.service.onnx_models import write_model
+from tests.helpers.onnx_models import write_model
 
 
 class Said(logging.Handler):

@@ -17,7 +17,7 @@ from service.server import uvicorn_server, worker_process
 from service.server.supervisor import LISTEN, LISTENING, READY
 from service.settings import Settings
 from tests.contract.harness import PATIENCE_S, Gate, problem
-from tests.service.onnx_models import write_model
+from tests.helpers.onnx_models import write_model
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from service.api.oip.tensors import Inference, read_request, write_answer
 from service.artifact.card import ModelCard
 from service.domain.errors import InvalidInference, MalformedRequest
 from service.domain.latents import FloatRows
-from tests.service.onnx_models import make_card
+from tests.helpers.onnx_models import make_card
 
 SHAPES = st.tuples(st.sampled_from([1, 3]), st.integers(1, 4), st.integers(1, 4))
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)

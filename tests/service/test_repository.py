@@ -14,7 +14,7 @@ from service.domain.errors import StartupError, UnknownModel
 from service.models import repository as module
 from service.models.repository import Repository
 from service.runtime.onnx_model import OnnxModel
-from tests.service.onnx_models import hungry, make_card, model_bytes, reference, sample_rows, write_golden, write_model
+from tests.helpers.onnx_models import hungry, make_card, model_bytes, reference, sample_rows, write_golden, write_model
 
 
 class Opener:

@@ -12,8 +12,8 @@ from service.domain.latents import FloatRow, FloatRows
 from service.domain.tasks import Applied, Plan, Result, StepRow, once
 from service.scheduling.batch import Batch
 from service.scheduling.queue import Request
-from tests.service.fakes import FakeModel
-from tests.service.serving import marked, plan, serving
+from tests.helpers.fakes import FakeModel
+from tests.helpers.serving import marked, plan, serving
 
 
 class Staying(FakeModel):

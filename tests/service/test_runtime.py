@@ -15,7 +15,7 @@ from service.domain.errors import ModelFailure, StartupError
 from service.domain.latents import FrequencyStatistics
 from service.domain.tasks import DeviceOutOfMemory
 from service.runtime.onnx_model import OnnxModel
-from tests.service.onnx_models import (
+from tests.helpers.onnx_models import (
     OPSET,
     Shape,
     every_other_row,

@@ -16,7 +16,8 @@ from service.runtime import onnx_model
 from service.runtime.onnx_model import OnnxModel, bounded_buckets
 from service.runtime.runners import BucketRunner, OneThread
 from service.runtime.session import Cuda, CudaUnavailable, Profile, cuda_options
-from tests.service.onnx_models import (
+from tests.helpers.device_fakes import cuda_on_the_cpu
+from tests.helpers.onnx_models import (
     Shape,
     every_other_row,
     hungry,
@@ -26,7 +27,6 @@ from tests.service.onnx_models import (
     sample_rows,
     serialise,
 )
-from tests.service.stand_ins import cuda_on_the_cpu
 
 SHAPES: list[Shape] = [(1, 8, 8), (3, 8, 8)]
 HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()

@@ -13,8 +13,8 @@ from service.domain.latents import FloatRows
 from service.domain.tasks import Applied, Plan, Progress, Result, SchedulerLike, StepRow
 from service.scheduling.queue import PATIENCE
 from service.scheduling.scheduler import Scheduler
-from tests.service.fakes import FakeModel
-from tests.service.serving import (
+from tests.helpers.fakes import FakeModel
+from tests.helpers.serving import (
     Clock,
     Ear,
     Event,

@@ -13,8 +13,8 @@ from service.domain.errors import (
 )
 from service.domain.latents import FloatRows
 from service.domain.tasks import Result, StepRow
-from tests.service.fakes import FakeModel
-from tests.service.serving import Clock, Ear, Script, begun, collect, held, marked, plan, queued, release, serving
+from tests.helpers.fakes import FakeModel
+from tests.helpers.serving import Clock, Ear, Script, begun, collect, held, marked, plan, queued, release, serving
 
 
 def test_expired_rows_are_never_run() -> None:

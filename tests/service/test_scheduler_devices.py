@@ -16,8 +16,8 @@ from service.domain.tasks import DeviceLost, Result
 from service.scheduling.admission import Admission
 from service.scheduling.queue import Request, Tally
 from service.scheduling.scheduler import Scheduler
-from tests.service.fakes import FakeModel
-from tests.service.serving import Ear, begun, held, marked, plan, queued, release, serving
+from tests.helpers.fakes import FakeModel
+from tests.helpers.serving import Ear, begun, held, marked, plan, queued, release, serving
 from tests.service.test_scheduler_properties import SHAPE, Ask, answer, asks, f, is_poison
 
 

@@ -16,8 +16,8 @@ from service.domain.errors import (
 from service.domain.latents import FloatRow, FloatRows
 from service.domain.tasks import DeviceLost, DeviceOutOfMemory, Result
 from service.scheduling.scheduler import Scheduler
-from tests.service.fakes import FakeModel
-from tests.service.serving import Ear, Script, begun, collect, held, marked, plan, queued, release, serving
+from tests.helpers.fakes import FakeModel
+from tests.helpers.serving import Ear, Script, begun, collect, held, marked, plan, queued, release, serving
 
 
 def is_poison(row: FloatRow) -> bool:

@@ -17,8 +17,8 @@ from service.domain.latents import FloatRow, FloatRows
 from service.domain.tasks import Applied, Plan, Progress, Result, StepRow
 from service.scheduling.queue import Tally
 from service.scheduling.scheduler import Scheduler
-from tests.service.fakes import FakeModel
-from tests.service.serving import Clock
+from tests.helpers.fakes import FakeModel
+from tests.helpers.serving import Clock
 
 SHAPE = (2, 2, 2)
 POISON = 77.0

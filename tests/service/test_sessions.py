@@ -12,7 +12,7 @@ from service.artifact.card import from_metadata
 from service.domain.errors import StartupError
 from service.runtime import session as sessions
 from service.runtime.session import CPU, CUDA, TENSORRT, Cuda, CudaUnavailable, Profile, cuda_options, cuda_session
-from tests.service.onnx_models import make_card, model_bytes
+from tests.helpers.onnx_models import make_card, model_bytes
 
 PROFILE = Profile(digest="0123456789abcdef0123", shape=(3, 64, 64), buckets=(1, 8, 32))
 

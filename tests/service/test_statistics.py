@@ -3,7 +3,7 @@ import threading
 import pytest
 
 from service.observability.statistics import Duration, ModelStatistics
-from tests.service.serving import Ear
+from tests.helpers.serving import Ear
 
 
 def test_everything_is_passed_on() -> None:

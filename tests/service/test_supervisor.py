@@ -13,7 +13,7 @@ from service.server import supervisor
 from service.server.supervisor import Work, share_of, supervise
 from service.settings import Settings
 from tests.contract.harness import PATIENCE_S
-from tests.service import crews
+from tests.helpers import worker_fakes
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +58,7 @@ def supervised(settings: Settings, work: Work, script: Callable[[], None]) -> tu
         finally:
             done.result(PATIENCE_S)
             signal.signal(signal.SIGTERM, before)
-            assert said == (["listening"] if work in (crews.told_to_stop, crews.one_dies) else [])
+            assert said == (["listening"] if work in (worker_fakes.told_to_stop, worker_fakes.one_dies) else [])
             assert not any(folder.exists() for folder in folders)
     return status, ended
 
@@ -76,7 +76,7 @@ def test_limits_are_divided_and_a_full_request_still_fits(settings: Settings) ->
 
 
 def test_they_run_until_stopped(settings: Settings) -> None:
-    status, ended = supervised(settings, crews.told_to_stop, lambda: until(lambda: len(pids(settings)) == 3))
+    status, ended = supervised(settings, worker_fakes.told_to_stop, lambda: until(lambda: len(pids(settings)) == 3))
     assert status == 0
     assert set(ended) == pids(settings)
     assert {file.read_text() for file in settings.model_dir.iterdir()} == {"2 64"}
@@ -88,7 +88,7 @@ def test_one_that_dies_is_replaced(settings: Settings, caplog: pytest.LogCapture
         os.kill(min(pids(settings)), signal.SIGKILL)
         until(lambda: len(pids(settings)) == 4)
 
-    status, ended = supervised(settings, crews.told_to_stop, script)
+    status, ended = supervised(settings, worker_fakes.told_to_stop, script)
     assert status == 0
     assert ended[0] == min(pids(settings))
     assert set(ended) == pids(settings)
@@ -102,7 +102,7 @@ def unattended(settings: Settings, work: Work) -> None:
 
 def test_a_refusal_to_start_is_everybodys(settings: Settings) -> None:
     with pytest.raises(StartupError, match="no model in /nowhere"):
-        unattended(settings, crews.refuses)
+        unattended(settings, worker_fakes.refuses)
 
 
 def test_a_refusal_of_one_that_replaces_another_too(settings: Settings) -> None:
@@ -113,13 +113,13 @@ def test_a_refusal_of_one_that_replaces_another_too(settings: Settings) -> None:
     with ThreadPoolExecutor(1) as pool:
         done = pool.submit(script)
         with pytest.raises(StartupError, match="no model in /nowhere"):
-            unattended(settings, crews.refuses_later)
+            unattended(settings, worker_fakes.refuses_later)
         done.result(PATIENCE_S)
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids(settings))
 
 
 def test_one_that_stops_badly_is_seen_in_the_status(settings: Settings) -> None:
-    status, _ = supervised(settings, crews.stops_badly, lambda: until(lambda: len(pids(settings)) == 3))
+    status, _ = supervised(settings, worker_fakes.stops_badly, lambda: until(lambda: len(pids(settings)) == 3))
     assert status == 7
 
 
@@ -167,7 +167,7 @@ def test_nobody_listens_beside_one_that_loads(settings: Settings) -> None:
         assert told[first] < ready[first] < told[second]
         assert all(told[pid] > ready[pid] for pid in (second, fifth, sixth))
 
-    assert supervised(settings, crews.by_hand, script)[0] == 0
+    assert supervised(settings, worker_fakes.by_hand, script)[0] == 0
 
 
 def test_when_the_first_dies_before_it_is_ready_another_one_opens_the_port(settings: Settings) -> None:
@@ -182,7 +182,7 @@ def test_when_the_first_dies_before_it_is_ready_another_one_opens_the_port(setti
         until(lambda: third in noted(settings, "told"))
         assert len(noted(settings, "told")) == 3
 
-    assert supervised(settings, crews.by_hand, script)[0] == 0
+    assert supervised(settings, worker_fakes.by_hand, script)[0] == 0
 
 
 def test_when_all_die_one_opens_the_port_at_once(settings: Settings) -> None:
@@ -193,7 +193,7 @@ def test_when_all_die_one_opens_the_port_at_once(settings: Settings) -> None:
             os.kill(pid, signal.SIGKILL)
         until(lambda: len(pids(settings)) == 6 and len(noted(settings, "told")) > 1)
 
-    assert supervised(settings, crews.by_hand, script)[0] == 0
+    assert supervised(settings, worker_fakes.by_hand, script)[0] == 0
 
 
 def pauses(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -210,7 +210,7 @@ def test_it_gives_up_when_none_gets_ready(
 ) -> None:
     monkeypatch.setattr(supervisor, "_PAUSE_S", 0.001)
     with pytest.raises(StartupError, match="5 processes in a row did not last, the last one ended with status 5"):
-        unattended(alone, crews.dies)
+        unattended(alone, worker_fakes.dies)
     assert pauses(caplog) == ["", " in 0.001 s", " in 0.002 s", " in 0.004 s"]
 
 
@@ -219,7 +219,7 @@ def test_it_does_not_give_up_while_one_serves(
 ) -> None:
     monkeypatch.setattr(supervisor, "_PAUSE_S", 0.001)
     two = dataclasses.replace(settings, workers=2)
-    status, _ = supervised(two, crews.one_dies, lambda: until(lambda: len(pauses(caplog)) > 5))
+    status, _ = supervised(two, worker_fakes.one_dies, lambda: until(lambda: len(pauses(caplog)) > 5))
     assert status in (0, 5)
 
 
@@ -228,7 +228,7 @@ def test_one_that_dies_again_and_again_is_replaced_after_a_pause_that_grows_to_a
 ) -> None:
     monkeypatch.setattr(supervisor, "_PAUSE_S", 0.001)
     monkeypatch.setattr(supervisor, "_MAX_PAUSE_S", 0.003)
-    supervised(alone, crews.dies_later, lambda: until(lambda: len(pauses(caplog)) > 6))
+    supervised(alone, worker_fakes.dies_later, lambda: until(lambda: len(pauses(caplog)) > 6))
     assert pauses(caplog)[:6] == ["", " in 0.001 s", " in 0.002 s", " in 0.003 s", " in 0.003 s", " in 0.003 s"]
 
 
@@ -236,7 +236,7 @@ def test_one_that_has_served_for_long_is_replaced_at_once(
     alone: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(supervisor, "_LASTING_S", 0.0)
-    supervised(alone, crews.dies_later, lambda: until(lambda: len(pauses(caplog)) > 3))
+    supervised(alone, worker_fakes.dies_later, lambda: until(lambda: len(pauses(caplog)) > 3))
     assert set(pauses(caplog)) == {""}
 
 
@@ -245,5 +245,5 @@ def test_a_signal_ends_the_pause(
 ) -> None:
     monkeypatch.setattr(supervisor, "_PAUSE_S", 3600.0)
     monkeypatch.setattr(supervisor, "_MAX_PAUSE_S", 3600.0)
-    status, ended = supervised(alone, crews.dies, lambda: until(lambda: " in 3600 s" in pauses(caplog)))
+    status, ended = supervised(alone, worker_fakes.dies, lambda: until(lambda: " in 3600 s" in pauses(caplog)))
     assert (status, len(ended)) == (0, 2)

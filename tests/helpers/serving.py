@@ -10,7 +10,7 @@ import numpy as np
 from service.domain.latents import FloatRows
 from service.domain.tasks import Applied, Plan, Progress, Result, StepRow
 from service.scheduling.scheduler import Scheduler, SchedulerObserver
-from tests.service.fakes import FakeModel
+from tests.helpers.fakes import FakeModel
 
 Event = StepRow | Progress | Result
 

@@ -8,7 +8,7 @@ import pytest
 
 from service.runtime import onnx_model
 from service.runtime.runners import BucketRunner
-from tests.service.onnx_models import Shape
+from tests.helpers.onnx_models import Shape
 
 
 def cuda_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
