@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.bulk.conftest import Run, everything, made, manifest, picture, zipped
+from tests.unit.service.bulk.conftest import Run, everything, made, manifest, picture, zipped
 
 
 def test_by_url(bulk: Run, pictures: dict[str, bytes], tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from service.bulk.readers import files_of, open_source
 from service.domain.errors import RequestError, StartupError
 from service.domain.latents import FloatRows
 from service.runtime.onnx_model import OnnxModel
-from tests.bulk.conftest import SHARD, Run, made, manifest, picture, write, zipped
+from tests.unit.service.bulk.conftest import SHARD, Run, made, manifest, picture, write, zipped
 
 
 def test_an_archive_is_as_good_as_a_folder(bulk: Run, pictures: dict[str, bytes], tmp_path: Path) -> None:

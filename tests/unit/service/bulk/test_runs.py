@@ -13,8 +13,8 @@ import pytest
 from service.bulk.__main__ import main
 from service.bulk.local import Extent, begin
 from service.bulk.output import Output
-from tests.bulk.conftest import SHARD, Run, environ, everything, made, manifest, write
 from tests.helpers.live import environment
+from tests.unit.service.bulk.conftest import SHARD, Run, environ, everything, made, manifest, write
 
 KILLED = """
 import os, signal, sys

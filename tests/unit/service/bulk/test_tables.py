@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from service.bulk.readers import open_source
-from tests.bulk.conftest import SHARD, Run, made, manifest, picture, write
+from tests.unit.service.bulk.conftest import SHARD, Run, made, manifest, picture, write
 
 
 @pytest.mark.parametrize("shape", ["bytes", "struct"])

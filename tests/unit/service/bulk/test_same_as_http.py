@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.bulk.conftest import SHARD, Run, made, manifest
 from tests.contract.harness import Service, b64, unb64
+from tests.unit.service.bulk.conftest import SHARD, Run, made, manifest
 
 MEASURES = ("steps", "converged", "inverted", "distance", "drift")
 

@@ -18,7 +18,7 @@ from service.scheduling.queue import Request, Tally
 from service.scheduling.scheduler import Scheduler
 from tests.helpers.fakes import FakeModel
 from tests.helpers.serving import Ear, begun, held, marked, plan, queued, release, serving
-from tests.service.test_scheduler_properties import SHAPE, Ask, answer, asks, f, is_poison
+from tests.unit.service.scheduling.test_scheduler_properties import SHAPE, Ask, answer, asks, f, is_poison
 
 
 async def idle(scheduler: Scheduler, executors: int) -> None:
