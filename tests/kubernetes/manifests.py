@@ -13,7 +13,7 @@ import yaml
 
 from service.settings import Settings, load_settings
 from tests.helpers.live import ROOT
-from tests.test_deployment import lineage
+from tests.structure.test_deployment import lineage
 
 K8S = ROOT / "deploy" / "k8s"
 OVERLAYS = sorted(path.parent.name for path in (K8S / "overlays").glob("*/kustomization.yaml"))

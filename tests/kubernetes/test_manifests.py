@@ -21,7 +21,7 @@ from tests.kubernetes.manifests import (
     settings,
     target,
 )
-from tests.test_deployment import lineage, read
+from tests.structure.test_deployment import lineage, read
 
 CUSTOM = {"ServiceMonitor"}  # kinds that a cluster knows by an operator; there is no schema of them here
 LABEL = {"app.kubernetes.io/name": "ign"}

@@ -29,7 +29,7 @@ from tests.kubernetes.manifests import (
     settings,
     target,
 )
-from tests.test_deployment import read, services
+from tests.structure.test_deployment import read, services
 
 # What the service is told
 

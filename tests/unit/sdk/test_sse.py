@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ign_client import Done, Progress, ServiceFailed, Step, Stream, Unavailable, UnexpectedAnswer
 from ign_client._sse import Decoder, ServerSentEvent
 from tests.contract.harness import Service
-from tests.sdk.asking import IMAGE, Ask, Awaiting, Blocking, Canned, event, generated, streamed
+from tests.unit.sdk.asking import IMAGE, Ask, Awaiting, Blocking, Canned, event, generated, streamed
 
 STEP = {"index": 0, "step": 1, "data": "aGVsbG8=", "format": "png", "change": 0.5}
 PROGRESS = {"steps_done": 1, "steps": 2, "rows_done": 0, "rows": 1}

@@ -15,7 +15,7 @@ from ign_client import Client, InputError, Picture, Seed, Term
 from ign_client._inputs import content, mask, picture, point
 from tests.contract.harness import Service, array, pixels
 from tests.helpers.pictures import noise, opened, save
-from tests.sdk.asking import Ask, Canned
+from tests.unit.sdk.asking import Ask, Canned
 
 GREY8 = noise(5, 4)
 

@@ -30,7 +30,7 @@ from ign_client import (
 from service.app import create_app
 from tests.contract.harness import GREY, Service, applied, b64, latents, npy, pixels, quantised, settings
 from tests.helpers.pictures import noise, save
-from tests.sdk.asking import Ask
+from tests.unit.sdk.asking import Ask
 
 PICTURE = save(noise(8, 8, seed=1))
 OTHER = save(noise(12, 10, 3, seed=2), "JPEG")

@@ -17,7 +17,7 @@ from ign_client import (
     TooManyRequests,
     Unavailable,
 )
-from tests.sdk.asking import NOW, Ask, Canned, event, generated, ready, refusal, streamed
+from tests.unit.sdk.asking import NOW, Ask, Canned, event, generated, ready, refusal, streamed
 
 STEP = {"index": 0, "step": 1, "data": "aGVsbG8=", "format": "png", "change": 0.5}
 

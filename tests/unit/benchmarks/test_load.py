@@ -10,7 +10,7 @@ from benchmarks.harness.processes import free_port
 from benchmarks.load_generator import load
 from benchmarks.load_generator.connections import arrivals
 from benchmarks.load_generator.load import Spec, request, run
-from tests.benchmarks.fake_server import OK, Seen, fake_server
+from tests.unit.benchmarks.fake_server import OK, Seen, fake_server
 
 BUSY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 4\r\n\r\nbusy"
 

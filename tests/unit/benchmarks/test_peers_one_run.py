@@ -16,7 +16,7 @@ from benchmarks.peers import common
 from benchmarks.peers.one_run import Order, Refused, compare, first_that_answers, on, take
 from benchmarks.peers.payloads import PNG, RAW, as_it_is
 from benchmarks.peers.servers import OURS
-from tests.benchmarks.fake_server import Seen, fake_server
+from tests.unit.benchmarks.fake_server import Seen, fake_server
 
 NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno"
 ECHO = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbody"

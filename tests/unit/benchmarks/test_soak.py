@@ -7,7 +7,7 @@ import pytest
 from benchmarks import soak
 from benchmarks.load_generator import traffic
 from benchmarks.load_generator.fetch import Answer, Left, fetch
-from tests.benchmarks.fake_server import OK, Seen, fake_server
+from tests.unit.benchmarks.fake_server import OK, Seen, fake_server
 
 GOOD = traffic.Case("good", b"", check=traffic.shown("application/json", 1))
 

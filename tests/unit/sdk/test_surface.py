@@ -11,7 +11,7 @@ import pytest
 import ign_client
 from ign_client import AsyncClient, AsyncStream, Client, InputError, Stream
 from ign_client._settings import resolve
-from tests.sdk.asking import Canned, generated, ready
+from tests.unit.sdk.asking import Canned, generated, ready
 
 METHODS = [
     "generate",
