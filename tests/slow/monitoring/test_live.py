@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from tests.helpers.live import ROOT, live_service
-from tests.monitoring.files import Query, alerts, needs_prometheus, panel_queries, rule_queries, rules, selectors
-from tests.monitoring.prometheus import Prometheus, running
-from tests.monitoring.traffic import SETTINGS, traffic
+from tests.slow.monitoring.files import Query, alerts, needs_prometheus, panel_queries, rule_queries, rules, selectors
+from tests.slow.monitoring.prometheus import Prometheus, running
+from tests.slow.monitoring.traffic import SETTINGS, traffic
 
 pytestmark = [needs_prometheus, pytest.mark.slow]
 

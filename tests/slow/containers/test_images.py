@@ -10,8 +10,8 @@ import pytest
 
 from ign_client import Client, Done
 from service import __version__
-from tests.containers.engine import Engine
 from tests.helpers.live import ROOT
+from tests.slow.containers.engine import Engine
 
 LOOK_INSIDE = """
 import importlib.metadata, importlib.util, json, shutil, sys

@@ -15,7 +15,7 @@ from service.domain.errors import StartupError
 from service.observability.metrics import Metrics
 from service.settings import load_settings
 from tests.helpers.live import live_service
-from tests.kubernetes.manifests import (
+from tests.slow.kubernetes.manifests import (
     K8S,
     Object,
     autoscaled,

@@ -6,7 +6,7 @@ import pytest
 
 from service.observability.metrics import Metrics
 from service.settings import PREFIX, load_settings
-from tests.monitoring.files import DASHBOARD, OPERATIONS, alerts, panels, rules
+from tests.slow.monitoring.files import DASHBOARD, OPERATIONS, alerts, panels, rules
 
 TEXT = OPERATIONS.read_text(encoding="utf-8")
 METRICS = TEXT.partition("\n## Metrics\n")[2].partition("\n## ")[0]

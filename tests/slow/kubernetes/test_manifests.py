@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import yaml
 
-from tests.kubernetes.manifests import (
+from tests.slow.kubernetes.manifests import (
     COMPONENTS,
     K8S,
     OVERLAYS,

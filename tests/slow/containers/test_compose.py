@@ -19,9 +19,9 @@ import pytest
 import yaml
 
 from ign_client import Client, Done, Step, Unauthorized
-from tests.containers.engine import PATIENCE_S, Container, Engine, until
-from tests.containers.standins import STAND_INS, image_of, recipe
 from tests.helpers.live import ROOT, environment
+from tests.slow.containers.engine import PATIENCE_S, Container, Engine, until
+from tests.slow.containers.standins import STAND_INS, image_of, recipe
 
 KEY = "a-key-for-the-tests"
 FILES = "docker-compose.yml:docker/compose.cpu.yml"

@@ -6,8 +6,8 @@ import shlex
 
 import numpy as np
 
-from tests.browser.visit import Visit, visiting
 from tests.contract.harness import Service, frames, pixels, unb64
+from tests.slow.browser.visit import Visit, visiting
 
 
 def generate(visit: Visit, seed: int) -> None:

@@ -2,7 +2,7 @@
 
 Ray opens ports on every address, so this is to be run in a network and process namespace of its own:
 
-    unshare -n -p -f --mount-proc bash -c 'ip link set lo up && python -m tests.cluster.scenario'
+    unshare -n -p -f --mount-proc bash -c 'ip link set lo up && python -m tests.slow.cluster.scenario'
 """
 
 import contextlib

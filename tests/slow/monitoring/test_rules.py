@@ -10,7 +10,7 @@ import yaml
 
 from service.observability.metrics import Metrics
 from tests.helpers.live import ROOT
-from tests.monitoring.files import (
+from tests.slow.monitoring.files import (
     CONFIG,
     OPERATIONS,
     RULES,

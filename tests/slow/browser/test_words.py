@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from tests.browser.visit import Visit
 from tests.contract.harness import Service
 from tests.helpers.live import ROOT
+from tests.slow.browser.visit import Visit
 
 CARD = {"range": [-1, 1], "distance_quantiles": [i / 1000 for i in range(101)]}  # 0 … 0.1
 CALL = "async ([name, values]) => (await import('./page/words.js'))[name](...values)"

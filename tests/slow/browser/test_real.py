@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.browser.visit import Visit
 from tests.contract.harness import Service, b64, pixels
 from tests.helpers.live import ROOT
+from tests.slow.browser.visit import Visit
 
 DRAWN = ROOT / "docs" / "images" / "drawn.png"
 

@@ -6,8 +6,8 @@ import re
 import yaml
 
 from tests.helpers.live import ROOT
-from tests.monitoring.files import CONFIG, DASHBOARD, chosen, dashboard, names, panel_queries, panels, rules
-from tests.monitoring.test_rules import base_metrics, exposed
+from tests.slow.monitoring.files import CONFIG, DASHBOARD, chosen, dashboard, names, panel_queries, panels, rules
+from tests.slow.monitoring.test_rules import base_metrics, exposed
 
 PROVISIONING = ROOT / "docker" / "grafana" / "provisioning"
 WIDTH = 24

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import yaml
 
-from tests.monitoring.files import CONFIG, PROMETHEUS, RULES
+from tests.slow.monitoring.files import CONFIG, PROMETHEUS, RULES
 
 PATIENCE_S = 30.0
 _LISTENING = re.compile(r'msg="Listening on".* address=(\S+)')

@@ -16,9 +16,9 @@ from service import cluster
 from service.cluster import Front, Options, Replica, app, once, proxy
 from service.domain.errors import Draining, StartupError
 from service.settings import load_settings
-from tests.cluster.space import own_namespace
 from tests.contract.harness import settings, write_models
 from tests.helpers.live import ROOT, environment
+from tests.slow.cluster.space import own_namespace
 
 KUBERAY = ROOT / "deploy" / "kuberay" / "rayservice.yaml"
 
@@ -28,11 +28,11 @@ KUBERAY = ROOT / "deploy" / "kuberay" / "rayservice.yaml"
 
 @pytest.fixture(scope="module")
 def day(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What `tests.cluster.scenario` saw."""
+    """What `tests.slow.cluster.scenario` saw."""
     within = own_namespace()
     models = write_models(tmp_path_factory.mktemp("models"))
     done = subprocess.run(
-        [*within, sys.executable, "-m", "tests.cluster.scenario"],
+        [*within, sys.executable, "-m", "tests.slow.cluster.scenario"],
         cwd=ROOT,
         env=environment(
             IGN_MODEL_DIR=str(models),

@@ -1,4 +1,4 @@
-"""`python -m tests.browser.screenshot` draws docs/images/page.png anew, with the models that ship."""
+"""`python -m tests.slow.browser.screenshot` draws docs/images/page.png anew, with the models that ship."""
 
 import shutil
 from typing import Final
@@ -6,10 +6,10 @@ from typing import Final
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from tests.browser.conftest import ALONE, MODELS
-from tests.browser.visit import visiting
 from tests.contract.harness import serving, settings
 from tests.helpers.live import ROOT
+from tests.slow.browser.conftest import ALONE, MODELS
+from tests.slow.browser.visit import visiting
 
 FILE: Final = ROOT / "docs" / "images" / "page.png"
 THREE: Final = (

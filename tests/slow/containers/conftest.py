@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.containers.engine import BASE, BUILD_S, Engine
+from tests.slow.containers.engine import BASE, BUILD_S, Engine
 
 GPU_BYTES = 12 * 10**9  # of disk: NVIDIA's wheels, twice
 

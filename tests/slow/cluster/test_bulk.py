@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from service.bulk.__main__ import main
-from tests.cluster.space import own_namespace
 from tests.contract.harness import write_models
 from tests.helpers.live import environment
+from tests.slow.cluster.space import own_namespace
 from tests.unit.service.bulk.conftest import environ, everything, picture, write
 
 

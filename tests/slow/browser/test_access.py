@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.browser.visit import Visit, visiting
 from tests.contract.harness import Service, gated, serving, settings, write_models
+from tests.slow.browser.visit import Visit, visiting
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Route

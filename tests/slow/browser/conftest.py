@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.browser.visit import Visit, visiting
 from tests.contract.harness import Service, serving, settings
 from tests.helpers.live import ROOT
+from tests.slow.browser.visit import Visit, visiting
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
