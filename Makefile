@@ -15,7 +15,7 @@ ARGS ?=
 # The official builds of onnxruntime report to their maker unless told not to.
 export ORT_DISABLE_TELEMETRY ?= 1
 
-# Each whole in itself; docker/compose.cpu.yml is not, and is looked at merged, in tests/containers.
+# Each whole in itself; docker/compose.cpu.yml is not, and is looked at merged, in tests/slow/containers.
 COMPOSE := docker-compose.yml docker/compose.gpu-metrics.yml
 
 BIN := $(VENV)/bin
@@ -50,7 +50,7 @@ run: $(SERVE)  ## serve the models on http://127.0.0.1:8000
 
 test: $(DEVELOP)  ## run the tests; ARGS='-k name' for some of them
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m coverage run -m pytest --ignore=tests/containers $(ARGS)
+	$(BIN)/python -m coverage run -m pytest --ignore=tests/slow/containers $(ARGS)
 	@$(BIN)/python -m coverage combine --quiet || test -n '$(ARGS)'  # chosen tests may cover nothing
 
 check: lint types test coverage containers  ## all that has to pass before a commit
@@ -75,7 +75,7 @@ coverage: $(DEVELOP)  ## report what the last `make test` covered; the service a
 	$(BIN)/python -m coverage report --include='sdk/*' --fail-under=100 --format=total
 
 containers: $(DEVELOP)  ## build the images and try them, where podman is
-	$(BIN)/python -m pytest tests/containers $(ARGS)
+	$(BIN)/python -m pytest tests/slow/containers $(ARGS)
 
 lock: $(DEVELOP)  ## lock anew what the images hold; ARGS=--upgrade for newer releases
 	$(call lock,cpu)

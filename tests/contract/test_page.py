@@ -1,4 +1,4 @@
-"""The page “Make it real”, as HTTP: `tests/browser` uses it."""
+"""The page “Make it real”, as HTTP: `tests/slow/browser` uses it."""
 
 import re
 from pathlib import Path

@@ -7,7 +7,7 @@ from typing import Any
 from service.app import create_app
 from service.settings import Settings
 
-FILE = Path(__file__).parent.parent / "docs" / "openapi.json"
+FILE = Path(__file__).parents[2] / "docs" / "openapi.json"
 
 
 def document() -> dict[str, Any]:

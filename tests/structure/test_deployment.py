@@ -1,4 +1,4 @@
-"""What deploys the service, as far as it can be read: Dockerfiles, locks, Compose. `tests/containers` runs them."""
+"""What deploys the service, as far as it can be read: Dockerfiles, locks, Compose. `tests/slow/containers` runs them."""
 
 import json
 import re

@@ -11,7 +11,7 @@ from service.domain.errors import StartupError
 from service.domain.rate_limit import Rate
 from service.settings import Settings, from_environment, keep_precision, load_settings
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 FIELDS = tuple(field.name for field in fields(Settings))
 
 
