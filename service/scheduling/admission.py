@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from service.domain.errors import DeadlineUnreachable, QueueFull, WouldMissDeadline
-from service.scheduling.queue import Request, Row, Tally
+from service.scheduling.request import Request, Row, Tally
 
 _WINDOW: Final = 64  # calls of the model the line is fitted to
 _MEMORY_S: Final = 30.0  # older ones are forgotten: a service that refuses everybody must get to measure again

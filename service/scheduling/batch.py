@@ -16,7 +16,7 @@ import numpy as np
 from service.domain.errors import ModelFailure
 from service.domain.latents import FloatRows
 from service.domain.tasks import DeviceLost, DeviceOutOfMemory, Model, Resident, StepRow
-from service.scheduling.queue import Request, Row
+from service.scheduling.request import Request, Row
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import Final
 from service.domain.errors import DeadlineExceeded, IgnError, ModelFailure
 from service.domain.tasks import Model, StepRow
 from service.scheduling.batch import Batch
-from service.scheduling.queue import Request, Row
+from service.scheduling.request import Request, Row
 from service.scheduling.worker_pool import Desk, report
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,8 @@ from service.domain.errors import IgnError
 from service.domain.tasks import Progress, Result, StepRow
 from service.scheduling.admission import Admission
 from service.scheduling.batch import Batch
-from service.scheduling.queue import Request, Row, RowQueue
+from service.scheduling.queue import RowQueue
+from service.scheduling.request import Request, Row
 
 _TICK_S: Final = 0.5  # between two looks at how far a stream has come
 _CAN_YIELD: Final = hasattr(os, "sched_yield")

@@ -11,7 +11,7 @@ from service.domain.errors import ModelFailure
 from service.domain.latents import FloatRow, FloatRows
 from service.domain.tasks import Applied, Plan, Result, StepRow, once
 from service.scheduling.batch import Batch
-from service.scheduling.queue import Request
+from service.scheduling.request import Request
 from tests.helpers.fakes import FakeModel
 from tests.helpers.serving import marked, plan, serving
 

@@ -6,7 +6,7 @@ import pytest
 from service.domain.errors import DeadlineUnreachable, QueueFull, WouldMissDeadline
 from service.domain.tasks import Applied, Plan
 from service.scheduling.admission import Admission, CostModel
-from service.scheduling.queue import Request, Tally
+from service.scheduling.request import Request, Tally
 
 
 def request(

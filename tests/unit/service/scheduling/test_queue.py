@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from service.domain.tasks import Applied, Plan
-from service.scheduling.queue import PATIENCE, Request, Row, RowQueue
+from service.scheduling.queue import PATIENCE, RowQueue
+from service.scheduling.request import Request, Row
 
 
 def request(n: int = 1, *, key: str = "", steps: int = 1000, deadline: float | None = None) -> Request:

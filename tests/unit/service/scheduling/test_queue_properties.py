@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.domain.tasks import Applied, Plan
-from service.scheduling.queue import PATIENCE, Request, Row, RowQueue
+from service.scheduling.queue import PATIENCE, RowQueue
+from service.scheduling.request import Request, Row
 
 
 def request(n: int, *, key: str = "", steps: int = 0, deadline: float | None = None) -> Request:

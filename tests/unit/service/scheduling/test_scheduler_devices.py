@@ -14,7 +14,7 @@ from service.domain.errors import DeadlineUnreachable, ModelFailure, NotReady
 from service.domain.latents import FloatRows
 from service.domain.tasks import DeviceLost, Result
 from service.scheduling.admission import Admission
-from service.scheduling.queue import Request, Tally
+from service.scheduling.request import Request, Tally
 from service.scheduling.scheduler import Scheduler
 from tests.helpers.fakes import FakeModel
 from tests.helpers.serving import Ear, begun, held, marked, plan, queued, release, serving

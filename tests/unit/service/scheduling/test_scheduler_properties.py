@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from service.domain.errors import DeadlineExceeded, Draining, ModelFailure
 from service.domain.latents import FloatRow, FloatRows
 from service.domain.tasks import Applied, Plan, Progress, Result, StepRow
-from service.scheduling.queue import Tally
+from service.scheduling.request import Tally
 from service.scheduling.scheduler import Scheduler
 from tests.helpers.fakes import FakeModel
 from tests.helpers.serving import Clock

@@ -1,0 +1,128 @@
+"""A request and its rows, as the scheduler sees them."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from service.domain.latents import FloatRow, FloatRows
+from service.domain.tasks import Plan, Progress, Result, StepRow
+
+
+@dataclass(slots=True)
+class Tally:
+    """Open rows, the passes they still need in all, and how many of them are in the batch."""
+
+    rows: int = 0
+    work: int = 0
+    in_batch: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """One row on its way: ``ticket`` is not 0 while it waits, ``slot`` not −1 while it is in the batch."""
+
+    request: "Request"
+    index: int
+    owed: int  # passes still counted in the tallies; belongs to their lock
+    steps: int = 0
+    captured: int = 0  # entries of `record` already served
+    scoring: bool = False  # all steps applied, the drift pass is due
+    done: bool = False
+    ticket: int = 0
+    slot: int = -1
+
+    @property
+    def state(self) -> FloatRow:
+        """(C, H, W): the row as its last pass left it, valid while it is not in the batch."""
+        request = self.request
+        row: FloatRow = (request.out if self.steps else request.rows)[self.index]
+        return row
+
+    def due(self) -> int:
+        """Passes up to and including the next one after which somebody has to look at this row."""
+        plan = self.request.plan
+        applied = plan.applied
+        if self.steps == 0 or self.scoring or applied.tolerance is not None or plan.keep is not None:
+            return 1
+        record = applied.record
+        return (record[self.captured] if self.captured < len(record) else applied.steps) - self.steps
+
+    def recorded(self) -> bool:
+        """Whether the step just reached is one of those asked for."""
+        record = self.request.plan.applied.record
+        return self.captured < len(record) and record[self.captured] == self.steps
+
+    def capture(self, row: FloatRow, change: float | None) -> StepRow:
+        """Copy the step just reached out of the buffers; keep it if it was asked for."""
+        step = StepRow(index=self.index, step=self.steps, row=row.copy(), change=change)
+        if self.recorded():
+            self.captured += 1
+            self.request.trajectory[self.index].append(step)
+        return step
+
+    def finish(self, row: FloatRow, *, converged: bool) -> None:
+        """The last step has been applied."""
+        request = self.request
+        request.out[self.index] = row
+        request.steps[self.index] = self.steps
+        request.converged[self.index] = converged
+        self.scoring = request.plan.applied.score
+        self.done = not self.scoring
+
+
+class Request:
+    """The rows that are answered together, and what is known of them so far.
+
+    Args:
+        rows: (N, C, H, W) float32; must not change until the request is closed.
+        plan: what is asked of them.
+        streamed: recorded and last steps are wanted as events, and the deadline ends with the first event.
+        arrived: time of submission on the scheduler's clock.
+    """
+
+    def __init__(self, rows: FloatRows, plan: Plan, *, streamed: bool, arrived: float) -> None:
+        n = len(rows)
+        self.rows, self.plan, self.streamed, self.arrived = rows, plan, streamed, arrived
+        self.deadline = math.inf if plan.deadline is None else plan.deadline
+        self.expires = self.deadline
+        self.started: float | None = None
+        self.members = [Row(self, i, plan.applied.steps + plan.applied.score) for i in range(n)]
+        self.left = n
+        # These belong to the lock of the tallies.
+        self.closed, self.open_rows, self.in_batch, self.tally = False, n, 0, Tally()
+        self.out = np.empty_like(rows, order="C")
+        self.steps = np.zeros(n, np.int64)
+        self.converged = np.zeros(n, np.bool_)
+        self.distance = np.zeros(n, np.float64)
+        self.drift = np.zeros(n, np.float64)
+        self.trajectory: list[list[StepRow]] = [[] for _ in range(n)]
+
+    def passes_to_answer(self) -> int:
+        """Fewest passes after which the caller can have what its deadline waits for."""
+        applied, plan = self.plan.applied, self.plan
+        if not self.streamed:
+            return (applied.steps if applied.tolerance is None else 1) + applied.score
+        if plan.progress or applied.tolerance is not None:
+            return 1
+        return max(1, applied.record[0]) if applied.record else applied.steps
+
+    def progress(self) -> Progress:
+        """Where the request stands."""
+        slowest = min((row.steps for row in self.members if not row.done), default=self.plan.applied.steps)
+        n = len(self.members)
+        return Progress(steps_done=slowest, steps=self.plan.applied.steps, rows_done=n - self.left, rows=n)
+
+    def result(self, now: float) -> Result:
+        """The answer, once every row is done."""
+        started = now if self.started is None else self.started
+        return Result(
+            rows=self.out,
+            steps=self.steps,
+            converged=self.converged,
+            distance=self.distance,
+            drift=self.drift if self.plan.applied.score else None,
+            trajectory=self.trajectory,
+            queue_s=started - self.arrived,
+            compute_s=now - started,
+        )
