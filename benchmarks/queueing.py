@@ -23,9 +23,10 @@ from service.domain.latents import FloatRows
 from service.domain.tasks import Applied, Plan, Result
 from service.scheduling.admission import Admission
 from service.scheduling.batch import largest_batch
+from service.scheduling.observer import Silent
 from service.scheduling.request import Request
 from service.scheduling.worker import Executor
-from service.scheduling.worker_pool import Desk, Event, Silent
+from service.scheduling.worker_pool import Desk, Event
 from service.settings import Settings
 
 SEED: Final = 6

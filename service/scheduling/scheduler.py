@@ -21,9 +21,10 @@ from service.domain.latents import FloatRows
 from service.domain.tasks import Model, Plan, Progress, Result, StepRow
 from service.scheduling.admission import Admission
 from service.scheduling.batch import largest_batch
+from service.scheduling.observer import SchedulerObserver, Silent, report
 from service.scheduling.request import Request
 from service.scheduling.worker import Executor
-from service.scheduling.worker_pool import Clock, Desk, Event, SchedulerObserver, Silent, report
+from service.scheduling.worker_pool import Clock, Desk, Event
 
 __all__ = ["Scheduler", "SchedulerObserver"]
 

@@ -10,8 +10,9 @@ from typing import Final
 from service.domain.errors import DeadlineExceeded, IgnError, ModelFailure
 from service.domain.tasks import Model, StepRow
 from service.scheduling.batch import Batch
+from service.scheduling.observer import report
 from service.scheduling.request import Request, Row
-from service.scheduling.worker_pool import Desk, report
+from service.scheduling.worker_pool import Desk
 
 logger = logging.getLogger(__name__)
 

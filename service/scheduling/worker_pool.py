@@ -8,7 +8,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from service.domain.errors import IgnError
 from service.domain.tasks import Progress, Result, StepRow
 from service.scheduling.admission import Admission
 from service.scheduling.batch import Batch
+from service.scheduling.observer import SchedulerObserver, report
 from service.scheduling.queue import RowQueue
 from service.scheduling.request import Request, Row
 
@@ -26,60 +27,6 @@ _LONG: Final = 4  # steps of a row, on average, that are worth a batch elsewhere
 Event = StepRow | Progress | Result | IgnError
 Clock = Callable[[], float]
 Publish = Callable[[list[tuple[Request, Event]]], None]
-
-
-class SchedulerObserver(Protocol):
-    """What metrics hear. Called from executors' threads and from the event loop: be quick and thread-safe.
-
-    A subclass may listen to some of it only: each method does nothing by itself.
-    """
-
-    def queued(self, rows: int) -> None:
-        """So many rows wait now."""
-        return
-
-    def batch(self, rows: int, padded: int, seconds: float, reason: str) -> None:
-        """One call of the model; reason: `full`, `drained` (all there was), `retry` (part of a failed batch)."""
-        return
-
-    def finished(self, rows: int, outcome: str, queue_s: float, compute_s: float) -> None:
-        """A request ended with outcome `ok` or the code of its error."""
-        return
-
-    def rejected(self, reason: str) -> None:
-        """A request was refused; reason is the code of the error."""
-        return
-
-    def cancelled(self, rows: int) -> None:
-        """A caller left, and so many of its rows were not finished."""
-        return
-
-    def early_exit(self, rows: int) -> None:
-        """So many rows met their tolerance before their last step."""
-        return
-
-    def shed(self, batch_rows: int) -> None:
-        """A device ran out of memory; its largest batch is now this."""
-        return
-
-    def lost(self) -> None:
-        """A device fails every call from now on."""
-        return
-
-    def replaced(self) -> None:
-        """An executor's thread died and another took its place."""
-        return
-
-
-class Silent(SchedulerObserver):
-    """The observer that does not listen."""
-
-
-def report(observer: SchedulerObserver, request: Request, outcome: Result | IgnError, now: float) -> None:
-    """Tell the observer that a request has ended."""
-    started = now if request.started is None else request.started
-    code = outcome.error_code if isinstance(outcome, IgnError) else "ok"
-    observer.finished(len(request.rows), code, started - request.arrived, now - started)
 
 
 class Desk:
