@@ -7,8 +7,9 @@ from multiprocessing.connection import Connection
 
 from service.api.app_state import Services
 from service.domain.errors import StartupError
+from service.server.sockets import begin
 from service.server.supervisor import LISTENING, say
-from service.server.uvicorn_server import Config, Server, begin
+from service.server.uvicorn_server import Config, Server
 
 
 class Member(Server):

@@ -3,7 +3,7 @@ from collections.abc import Callable
 
 import pytest
 
-from service.server.uvicorn_server import _JOINED, _Corked
+from service.server.http_protocol import _JOINED, _Corked
 
 HEAD, BODY = b"HTTP/1.1 200 OK\r\n\r\n", b"body"
 
