@@ -16,9 +16,12 @@ from service.api.app_state import Services
 from service.api.http import problems
 from service.api.info import openapi_document, page, swagger
 from service.api.info import routes as info
-from service.api.middleware.access_log import CatchAll, Cors, Gate, Observe, RequestContext, Traffic
+from service.api.middleware.access_log import RequestContext
 from service.api.middleware.auth import Authenticator, load_keys, open_paths
+from service.api.middleware.cors import Cors
+from service.api.middleware.errors import CatchAll
 from service.api.middleware.fast_routes import Direct
+from service.api.middleware.in_flight import Gate, Traffic
 from service.api.middleware.rate_limit import Quota
 from service.api.native import routes as native
 from service.api.oip import repository as oip_repository
@@ -30,6 +33,7 @@ from service.models.engine import Engine
 from service.models.instances import Copies, least_rows
 from service.models.registry import Lineup, Running
 from service.models.repository import LoadedModel, Repository
+from service.observability.logs import Observe
 from service.observability.metrics import Metrics
 from service.observability.statistics import ModelStatistics
 from service.runtime.onnx_model import OnnxModel

@@ -5,7 +5,7 @@ from typing import Literal
 
 from starlette.requests import Request
 
-from service.api.middleware.access_log import Traffic
+from service.api.middleware.in_flight import Traffic
 from service.domain.errors import Draining, NotReady, UnavailableError
 from service.images.pool import CodecPool, Together
 from service.models.engine import Engine

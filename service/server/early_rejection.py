@@ -1,6 +1,6 @@
 """In front of the application: who is refused before anything is done for it, and who has to wait for a moment.
 
-What `service.api.middleware.access_log.Gate` refuses has cost a good part of what an answer costs by then, and where as many are
+What `service.api.middleware.in_flight.Gate` refuses has cost a good part of what an answer costs by then, and where as many are
 refused as answered, that is what the answers lack. Here a refusal costs little more than reading the request.
 """
 
@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from service.api.http.problems import problem_response
-from service.api.middleware.access_log import TOO_MANY, UNMATCHED, Observe, Traffic, identify, record
+from service.api.middleware.access_log import UNMATCHED
+from service.api.middleware.in_flight import TOO_MANY, Traffic
 from service.domain.errors import TooManyConnections
+from service.observability.logs import Observe, identify, record
 
 PACE: Final = 8
 """Requests begun in one turn of the event loop; some 4 ms of work. More would keep those waiting who are to be refused,

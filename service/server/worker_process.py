@@ -9,8 +9,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Final
 
-from service.api.middleware.access_log import JsonFormatter, TextFormatter
 from service.domain.errors import StartupError
+from service.observability.logs import JsonFormatter, TextFormatter
 from service.server import uvicorn_server
 from service.server.member import Member
 from service.server.supervisor import READY, say

@@ -22,18 +22,13 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from service.api.http import problems
 from service.api.http.body import read_body
 from service.api.http.disconnect import until_disconnect
-from service.api.middleware.access_log import (
-    EXPOSED_HEADERS,
-    CatchAll,
-    Cors,
-    Gate,
-    JsonFormatter,
-    RequestContext,
-    TextFormatter,
-    Traffic,
-)
+from service.api.middleware.access_log import RequestContext
 from service.api.middleware.auth import ApiKey, Authenticator
+from service.api.middleware.cors import EXPOSED_HEADERS, Cors
+from service.api.middleware.errors import CatchAll
+from service.api.middleware.in_flight import Gate, Traffic
 from service.domain.errors import ModelFailure, StartupError, UnknownModel
+from service.observability.logs import JsonFormatter, TextFormatter
 
 ORIGIN = {"Origin": "https://app.example"}
 

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from service.api.http.problems import problem_response
-from service.api.middleware.access_log import TOO_MANY, Observe, Traffic
+from service.api.middleware.in_flight import TOO_MANY, Traffic
 from service.domain.errors import TooManyConnections
+from service.observability.logs import Observe
 from service.server.early_rejection import PACE, Door
 
 LIMIT = 4

@@ -1,0 +1,57 @@
+"""CORS."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.api.http.problems import send_problem
+from service.domain.errors import MalformedRequest
+
+EXPOSED_HEADERS: Final = (
+    "Retry-After",
+    "Server-Timing",
+    "X-IGN-Distance",
+    "X-IGN-Drift",
+    "X-IGN-Model",
+    "X-IGN-Seed",
+    "X-IGN-Steps",
+    "X-Request-ID",
+)
+_ALLOWED_HEADERS: Final = (
+    "Authorization",
+    "Inference-Header-Content-Length",
+    "X-Request-ID",
+    "X-Request-Timeout",
+)
+
+
+class Cors(CORSMiddleware):
+    """Starlette's CORS, exposing this service's headers and refusing a preflight with a problem.
+
+    Args:
+        app: the application behind it.
+        origins: origins allowed to call, or `*`.
+    """
+
+    def __init__(self, app: ASGIApp, *, origins: Sequence[str]) -> None:
+        super().__init__(
+            app,
+            allow_origins=origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=_ALLOWED_HEADERS,
+            expose_headers=EXPOSED_HEADERS,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a preflight, or pass the request on."""
+        if scope["type"] == "http" and scope["method"] == "OPTIONS":
+            headers = Headers(scope=scope)
+            if "origin" in headers and "access-control-request-method" in headers:
+                response = self.preflight_response(headers)
+                if response.status_code >= 400:
+                    await send_problem(scope, send, MalformedRequest(bytes(response.body).decode()))
+                    return
+        await super().__call__(scope, receive, send)

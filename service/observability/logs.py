@@ -1,0 +1,80 @@
+"""Log formats and the access log line."""
+
+import json
+import logging
+import random
+import re
+import time
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any, Final
+
+Observe = Callable[[str, int, float, Mapping[str, Any]], None]
+"""Told of every request: route template or `unmatched`, status (499: the client left), seconds, and the request's
+state, in which endpoints note ``model`` and error answers ``problem``, their stable code."""
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_FIELDS: Final = ("request_id", "method", "route", "status", "ms")  # what our log records carry beside the text
+_LINE: Final = "%s %s %s %d %.1f ms"
+_access = logging.getLogger("service.access")
+
+
+@lru_cache(maxsize=1)  # many lines have one second
+def _utc(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+
+
+@lru_cache(maxsize=1)
+def _local(seconds: int) -> str:
+    return time.strftime(logging.Formatter.default_time_format, time.localtime(seconds))
+
+
+class TextFormatter(logging.Formatter):
+    """One line: local time, level, message."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(message)s")
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
+        """As `logging.Formatter` has it, made once a second."""
+        return f"{_local(int(record.created))},{int(record.msecs):03d}"
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time (UTC), level, logger, message, a request's fields, a traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as one line of JSON."""
+        line: dict[str, Any] = {
+            "time": f"{_utc(int(record.created))}.{int(record.msecs):03d}Z",
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line |= {name: value for name in _FIELDS if (value := getattr(record, name, None)) is not None}
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def identify(given: str) -> str:
+    """A request's id: the caller's own where it is a valid one."""
+    return given if _REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
+
+
+def record(
+    observe: Observe | None,
+    request_id: str,
+    method: str,
+    route: str,
+    status: int,
+    seconds: float,
+    state: Mapping[str, Any],
+) -> None:
+    """Write a finished request to the access log, and tell whoever counts."""
+    if _access.isEnabledFor(logging.INFO):
+        values = (request_id, method, route, status, round(seconds * 1000, 1))
+        fields = dict(zip(_FIELDS, values, strict=True))
+        # Not `info`, which would look up the line that called it.
+        _access.handle(_access.makeRecord(_access.name, logging.INFO, __file__, 0, _LINE, values, None, extra=fields))
+    if observe is not None:
+        observe(route, status, seconds, state)
