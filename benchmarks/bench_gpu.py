@@ -44,7 +44,7 @@ from benchmarks.harness.processes import ROOT, rss_mib
 from service.artifact.golden import check_golden, read_golden
 from service.domain.errors import ModelFailure, StartupError
 from service.domain.latents import FloatRows
-from service.domain.tasks import DeviceOutOfMemory
+from service.domain.model import DeviceOutOfMemory
 from service.runtime import onnx_model
 from service.runtime import session as sessions
 from service.runtime.onnx_model import OnnxModel

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from service.domain.errors import StartupError
 from service.domain.latents import FloatRows
-from service.domain.tasks import Model
+from service.domain.model import Model
 
 MAX_BYTES: Final = 256 * 1024 * 1024
 MAX_ROWS: Final = 1024

@@ -4,7 +4,7 @@ import time
 from typing import Final, Literal, Protocol
 
 from service.domain.errors import ModelFailure
-from service.domain.tasks import DeviceOutOfMemory
+from service.domain.model import DeviceOutOfMemory
 from service.environment import cpu_threads
 from service.models.repository import LoadedModel, OpenModel, named
 from service.runtime.session import Cuda

@@ -18,7 +18,7 @@ from service.artifact.card import NAME_PATTERN, ModelCard
 from service.artifact.golden import Golden, GoldenReport, check_golden, read_golden
 from service.domain.errors import ModelFailure, StartupError, UnknownModel
 from service.domain.latents import NoiseSource
-from service.domain.tasks import DeviceLost, DeviceOutOfMemory, Model
+from service.domain.model import DeviceLost, DeviceOutOfMemory, Model
 
 MAX_MODEL_BYTES: Final = 2**31 - 1  # of a protobuf message
 _VERSION: Final = re.compile(r"[1-9][0-9]{0,8}")

@@ -17,7 +17,7 @@ import numpy as np
 from service.artifact.card import INPUT, OUTPUT, CardError, ModelCard, from_metadata
 from service.domain.errors import ModelFailure, StartupError
 from service.domain.latents import FloatRows, NoiseSource
-from service.domain.tasks import DeviceLost, DeviceOutOfMemory, Resident, once
+from service.domain.model import DeviceLost, DeviceOutOfMemory, Resident, once
 from service.runtime.cuda_graphs import CAPTURES
 from service.runtime.runners import BucketRunner, ExactRunner, OneThread, ResidentRunner, Runner
 from service.runtime.session import Cuda, CudaUnavailable, Profile, cpu_session, cuda_session, metadata, one_line

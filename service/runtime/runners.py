@@ -15,7 +15,7 @@ import onnxruntime as ort
 
 from service.artifact.card import INPUT, OUTPUT
 from service.domain.latents import FloatRows
-from service.domain.tasks import once
+from service.domain.model import once
 from service.runtime.cuda_graphs import CAPTURES
 
 Shape = tuple[int, int, int]

@@ -15,7 +15,8 @@ import numpy as np
 
 from service.domain.errors import ModelFailure
 from service.domain.latents import FloatRows
-from service.domain.tasks import DeviceLost, DeviceOutOfMemory, Model, Resident, StepRow
+from service.domain.model import DeviceLost, DeviceOutOfMemory, Model, Resident
+from service.domain.tasks import StepRow
 from service.scheduling.request import Request, Row
 
 logger = logging.getLogger(__name__)

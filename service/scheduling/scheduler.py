@@ -18,7 +18,8 @@ import numpy as np
 
 from service.domain.errors import DeadlineExceeded, Draining, IgnError, NotReady
 from service.domain.latents import FloatRows
-from service.domain.tasks import Model, Plan, Progress, Result, StepRow
+from service.domain.model import Model
+from service.domain.tasks import Plan, Progress, Result, StepRow
 from service.scheduling.admission import Admission
 from service.scheduling.batch import largest_batch
 from service.scheduling.observer import SchedulerObserver, Silent, report

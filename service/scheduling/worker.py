@@ -8,7 +8,8 @@ import threading
 from typing import Final
 
 from service.domain.errors import DeadlineExceeded, IgnError, ModelFailure
-from service.domain.tasks import Model, StepRow
+from service.domain.model import Model
+from service.domain.tasks import StepRow
 from service.scheduling.batch import Batch
 from service.scheduling.observer import report
 from service.scheduling.request import Request, Row

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import pytest
 
 from service.domain.latents import FloatRows
-from service.domain.tasks import DeviceLost
+from service.domain.model import DeviceLost
 from service.runtime.onnx_model import OnnxModel
 from service.runtime.session import Cuda, CudaUnavailable
 from tests.contract.harness import Service, problem, serving, settings

@@ -13,7 +13,8 @@ from onnx import helper
 
 from benchmarks.harness.device import Device
 from service.domain.latents import FloatRows
-from service.domain.tasks import Applied, DeviceOutOfMemory, Plan
+from service.domain.model import DeviceOutOfMemory
+from service.domain.tasks import Applied, Plan
 from service.models.instances import Copies
 from service.models.repository import LoadedModel, Repository
 from service.runtime.onnx_model import OnnxModel

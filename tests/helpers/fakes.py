@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from service.domain.latents import FloatRow, FloatRows
-from service.domain.tasks import DeviceOutOfMemory
+from service.domain.model import DeviceOutOfMemory
 
 
 class FakeModel:

@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 
 from service.domain.errors import ModelFailure, StartupError
-from service.domain.tasks import DeviceLost, DeviceOutOfMemory, once
+from service.domain.model import DeviceLost, DeviceOutOfMemory, once
 from service.runtime import onnx_model
 from service.runtime.onnx_model import OnnxModel, bounded_buckets
 from service.runtime.runners import BucketRunner, OneThread

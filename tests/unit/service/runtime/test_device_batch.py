@@ -9,7 +9,8 @@ import pytest
 
 from service.domain.errors import ModelFailure
 from service.domain.latents import FloatRow, FloatRows
-from service.domain.tasks import Applied, Plan, Result, StepRow, once
+from service.domain.model import once
+from service.domain.tasks import Applied, Plan, Result, StepRow
 from service.scheduling.batch import Batch
 from service.scheduling.request import Request
 from tests.helpers.fakes import FakeModel

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 from service.domain.errors import ModelFailure, StartupError
 from service.domain.latents import FrequencyStatistics
-from service.domain.tasks import DeviceOutOfMemory
+from service.domain.model import DeviceOutOfMemory
 from service.runtime.onnx_model import OnnxModel
 from tests.helpers.onnx_models import (
     OPSET,

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from service.domain.errors import DeadlineUnreachable, ModelFailure, NotReady
 from service.domain.latents import FloatRows
-from service.domain.tasks import DeviceLost, Result
+from service.domain.model import DeviceLost
+from service.domain.tasks import Result
 from service.scheduling.admission import Admission
 from service.scheduling.request import Request, Tally
 from service.scheduling.scheduler import Scheduler

@@ -14,7 +14,8 @@ from service.domain.errors import (
     NotReady,
 )
 from service.domain.latents import FloatRow, FloatRows
-from service.domain.tasks import DeviceLost, DeviceOutOfMemory, Result
+from service.domain.model import DeviceLost, DeviceOutOfMemory
+from service.domain.tasks import Result
 from service.scheduling.scheduler import Scheduler
 from tests.helpers.fakes import FakeModel
 from tests.helpers.serving import Ear, Script, begun, collect, held, marked, plan, queued, release, serving

@@ -19,7 +19,7 @@ import pytest
 from service import __main__ as program
 from service.domain.errors import StartupError
 from service.domain.latents import FloatRows
-from service.domain.tasks import DeviceLost
+from service.domain.model import DeviceLost
 from service.runtime.onnx_model import OnnxModel
 from service.server import uvicorn_server, worker_process
 from service.settings import Settings
