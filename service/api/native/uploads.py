@@ -8,7 +8,7 @@ from typing import Final, Generic, TypeVar
 import numpy as np
 from starlette.datastructures import QueryParams
 
-from service.api.http.body import parse_multipart
+from service.api.http.multipart import parse_multipart
 from service.api.http.request_context import Exchange
 from service.api.native import form_fields
 from service.api.native.limits import check_count

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope
 
-from service.api.http.body import MAX_DEPTH, media_type, parse_json, parse_multipart, read_body
+from service.api.http.body import MAX_DEPTH, media_type, parse_json, read_body
+from service.api.http.multipart import parse_multipart
 from service.domain.errors import (
     BodyTooSlow,
     InvalidContent,
