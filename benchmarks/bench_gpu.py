@@ -45,11 +45,11 @@ from service.artifact.golden import check_golden, read_golden
 from service.domain.errors import ModelFailure, StartupError
 from service.domain.latents import FloatRows
 from service.domain.model import DeviceOutOfMemory
+from service.environment import keep_precision
 from service.runtime import onnx_model
 from service.runtime import session as sessions
 from service.runtime.onnx_model import OnnxModel
 from service.runtime.session import Cuda, CudaUnavailable
-from service.settings import keep_precision
 
 METHOD = (
     "one process, one thread. parity: golden rows in every bucket and place. invariance: one row at every place among "

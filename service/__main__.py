@@ -4,10 +4,10 @@ import dataclasses
 import sys
 
 from service.domain.errors import StartupError
-from service.environment import check_installed, installed_runtimes
+from service.environment import check_installed, installed_runtimes, keep_precision, silence_runtime
 from service.server import uvicorn_server, worker_process
 from service.server.supervisor import supervise
-from service.settings import from_environment, keep_precision, silence_runtime
+from service.settings import from_environment
 
 
 def main() -> int:

@@ -15,8 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.api.app_state import Services
 from service.api.http.problems import send_problem
 from service.domain.errors import NotReady, StartupError
-from service.environment import check_installed, installed_runtimes
-from service.settings import Settings, from_environment, keep_precision, silence_runtime
+from service.environment import check_installed, installed_runtimes, keep_precision, silence_runtime
+from service.settings import Settings, from_environment
 
 _REQUEST_ID: Final = b"x-request-id"
 _HEALTH_S: Final = 5.0  # between two looks at a replica; it is replaced after three bad ones

@@ -90,3 +90,20 @@ def check_installed(names: Collection[str]) -> None:
             "onnxruntime and onnxruntime-gpu overwrite each other: run `pip uninstall -y onnxruntime "
             "onnxruntime-gpu`, then install this package with the extra `cpu` or `gpu`, not both"
         )
+
+
+def silence_runtime() -> None:
+    """Keep onnxruntime's official builds from reporting to their maker; to be called before its first import.
+
+    Whoever wants the reports sets `ORT_DISABLE_TELEMETRY` themselves.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+
+def keep_precision() -> None:
+    """Keep NVIDIA's libraries from computing float32 in TF32; to be called before they are loaded.
+
+    onnxruntime's own switch is taken back where cuDNN has no convolution without tensor cores, and in half precision it
+    cannot be used at all. Whoever wants TF32 sets `NVIDIA_TF32_OVERRIDE` themselves.
+    """
+    os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")

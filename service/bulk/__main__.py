@@ -24,8 +24,8 @@ from service.bulk.output import Output, check_form
 from service.bulk.progress import shown
 from service.bulk.readers import open_source
 from service.domain.errors import IgnError, StartupError
-from service.environment import check_installed, installed_runtimes
-from service.settings import from_environment, keep_precision, silence_runtime
+from service.environment import check_installed, installed_runtimes, keep_precision, silence_runtime
+from service.settings import from_environment
 
 if TYPE_CHECKING:
     from service.bulk.local import Extent

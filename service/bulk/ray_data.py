@@ -15,7 +15,8 @@ from service.bulk.pipeline import Done, Workshop, done, running
 from service.bulk.progress import Progress
 from service.bulk.source import Source
 from service.domain.errors import IgnError, StartupError
-from service.settings import Settings, keep_precision, silence_runtime
+from service.environment import keep_precision, silence_runtime
+from service.settings import Settings
 
 T = TypeVar("T")
 

@@ -151,7 +151,7 @@ def cuda_options(cuda: Cuda) -> dict[str, str]:
 
     For cuDNN 9 both searches are heuristics, EXHAUSTIVE the slower and better one, and no convolution is timed. TF32
     is off: it costs three decimal digits. In half precision it stays on, because onnxruntime turns it off by
-    forbidding tensor cores, those for float16 too; :func:`service.settings.keep_precision` says what goes for float32.
+    forbidding tensor cores, those for float16 too; :func:`service.environment.keep_precision` says what goes for float32.
     The arena grows by what is asked for, since the shapes are few.
     """
     options = {

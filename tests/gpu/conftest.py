@@ -5,8 +5,8 @@ import functools
 import pytest
 
 from service.domain.errors import StartupError
+from service.environment import keep_precision
 from service.runtime.onnx_model import OnnxModel
-from service.settings import keep_precision
 from tests.helpers.onnx_models import model_bytes
 
 keep_precision()  # before anything loads NVIDIA's libraries

@@ -9,7 +9,8 @@ import pytest
 
 from service.domain.errors import StartupError
 from service.domain.rate_limit import Rate
-from service.settings import Settings, from_environment, keep_precision, load_settings
+from service.environment import keep_precision
+from service.settings import Settings, from_environment, load_settings
 
 ROOT = Path(__file__).resolve().parents[3]
 FIELDS = tuple(field.name for field in fields(Settings))
