@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from torch.nn import functional
 
-from model_export.evaluation.metrics import to_levels, to_rows
+from model_export.data.pixels import to_levels, to_rows
 from service.domain.latents import FloatRows
 
 Degradation = Callable[[FloatRows], FloatRows]

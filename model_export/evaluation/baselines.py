@@ -17,7 +17,8 @@ from skimage.restoration import denoise_nl_means, denoise_tv_chambolle, inpaint_
 from torch.nn import functional
 
 from model_export.data.numpy_corruptions import Degradation, hole_mask
-from model_export.evaluation.metrics import psnr, to_levels, to_rows
+from model_export.data.pixels import to_levels, to_rows
+from model_export.evaluation.metrics import psnr
 from service.domain.latents import FloatRows
 
 Picture = NDArray[np.float64]

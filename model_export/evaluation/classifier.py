@@ -19,7 +19,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from model_export.data.datasets import Dataset, to_model_range
-from model_export.training.checkpoint import atomic
+from model_export.files import atomic
 from service.domain.latents import FloatRows
 
 FEATURES: Final = 128

@@ -25,7 +25,7 @@ from model_export.export.artifact import (
     read_all,
     stamp,
 )
-from model_export.training.checkpoint import atomic
+from model_export.files import atomic
 from service.artifact.card import ModelCard
 
 _LEAST: Final = 2  # pictures of either part, for a covariance and a nearest pair

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from model_export.data.pixels import Levels
 from model_export.errors import UserError
-from model_export.evaluation.metrics import Levels
 
 FEATURES: Final = 2048
 WEIGHTS: Final = "weights-inception-2015-12-05-6726825d.pth"  # as torch-fidelity's releases call them

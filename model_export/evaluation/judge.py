@@ -8,8 +8,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from model_export.data.pixels import Levels, to_levels, to_rows
 from model_export.evaluation.classifier import Classifier, Reading
-from model_export.evaluation.metrics import Levels, kl_to_uniform, psnr, ssim, to_levels, to_rows
+from model_export.evaluation.metrics import kl_to_uniform, psnr, ssim
 from service.domain.latents import FloatRows
 
 Function = Callable[[FloatRows], FloatRows]

@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_export.data.datasets import Dataset
+from model_export.data.pixels import Levels, to_levels, to_rows
 from model_export.errors import UserError
 from model_export.evaluation import restoration
 from model_export.evaluation.classifier import FEATURES, Classifier
 from model_export.evaluation.inception import Inception
 from model_export.evaluation.judge import Function, Judge, Judged, Table, affordable
-from model_export.evaluation.metrics import Levels, frechet, mean_distance, nearest, to_levels, to_rows
+from model_export.evaluation.metrics import frechet, mean_distance, nearest
 from model_export.evaluation.warnings import warnings
 from service.artifact.card import QUANTILES, ModelCard
 from service.domain.latents import FloatRows, NoiseSource

@@ -10,26 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from model_export.data.pixels import Levels
 from service.domain.latents import FloatRows
 
 Numbers = NDArray[np.floating[Any]]
-Levels = NDArray[np.uint8]
 
 SPAN: Final = 2.0  # width of the range
 _LEAST_ERROR: Final = 1e-10  # of a mean square: where PSNR stops rising
 _WINDOW: Final = 1.5  # σ of the SSIM window in pixels
 _RADIUS: Final = 5
 _CHUNK: Final = 4096
-
-
-def to_levels(rows: FloatRows) -> Levels:
-    """Rows as a picture file holds them: clipped and rounded to 8 bits."""
-    return np.rint((rows.clip(-1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
-
-
-def to_rows(levels: Levels) -> FloatRows:
-    """Levels as rows."""
-    return levels.astype(np.float32) / np.float32(127.5) - np.float32(1.0)
 
 
 def frechet(a: Numbers, b: Numbers) -> float:

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_export.data.numpy_corruptions import DEGRADATIONS, Degradation, hole_mask
+from model_export.data.pixels import Levels, to_rows
 from model_export.evaluation.baselines import CLASSICAL, Methods, best
 from model_export.evaluation.judge import Function, Judge, Table, affordable
-from model_export.evaluation.metrics import Levels, to_rows
 from service.domain.latents import FloatRows
 
 BASELINES: Final = 1000  # held-out pictures of 28×28: classical methods take up to 5 ms for one

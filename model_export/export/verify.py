@@ -9,7 +9,7 @@ import torch
 
 from model_export.errors import UserError
 from model_export.export.artifact import GOLDEN, MODEL, Golden, OnnxFunction, Precision, read_all
-from model_export.training.checkpoint import atomic
+from model_export.files import atomic
 from model_export.training.trained import TrainedModel, load_run
 from service.artifact.card import ModelCard
 from service.domain.latents import FloatRows, NoiseSource

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from model_export.data.datasets import Dataset, load_dataset
+from model_export.data.pixels import to_rows
 from model_export.errors import UserError
-from model_export.evaluation.metrics import to_rows
 from model_export.export.artifact import Artifact
+from model_export.files import atomic
 from model_export.report import loss_curves
 from model_export.report.image_grid import Sheet
 from model_export.report.spoilings import Spoiling, spoilings
-from model_export.training.checkpoint import atomic
 from service.domain import interpolation as paths
 from service.domain import latents
 from service.domain.latents import FloatRows

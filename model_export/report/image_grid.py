@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from model_export.evaluation.metrics import to_levels
+from model_export.data.pixels import to_levels
 from service.domain.latents import FloatRows
 
 _FONT_SIZE: Final = 15

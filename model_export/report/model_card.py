@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from model_export.export.artifact import Artifact, digest_of
+from model_export.files import atomic
 from model_export.report.figures import FIGURES, LOSSES
 from model_export.report.limitations import limits
 from model_export.report.markdown import Table, block, leaves, one_line, power, table
 from model_export.report.quality import measured
-from model_export.training.checkpoint import atomic
 from service.artifact.card import ModelCard
 
 

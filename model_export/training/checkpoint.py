@@ -4,20 +4,17 @@ Randomness needs no state of its own: every draw comes from a generator seeded w
 and the step are the random state, on any device.
 """
 
-import os
 import re
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from model_export.errors import UserError
+from model_export.files import atomic
 
 FORMAT = 1
 FILE = "checkpoint.pt"
@@ -102,20 +99,3 @@ def rotate(folder: Path, step: int, keep: int) -> None:
     numbered = ((int(match[1]), path) for path in folder.iterdir() if (match := _NUMBERED.fullmatch(path.name)))
     for _, path in sorted(numbered)[:-keep]:
         path.unlink()
-
-
-@contextmanager
-def atomic(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file beside ``path`` that takes its place when the block ends well, and vanishes otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

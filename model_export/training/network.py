@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel
 
 Norm = Literal["group", "batch"]
 Activation = Literal["silu", "dcgan"]  # dcgan: leaky ReLU 0.2 on the way down, ReLU on the way up
@@ -150,3 +151,17 @@ def _initialise(module: nn.Module) -> None:
 def parameter_count(network: nn.Module) -> int:
     """Number of trainable parameters."""
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
+
+
+def averaged(network: nn.Module, decay: float) -> AveragedModel:
+    """An averaged copy of ``network``; call ``update_parameters(network)`` after every step.
+
+    The decay warms up as min(decay, (1 + n)/(10 + n)), so that the first averages are not mostly the start. Buffers
+    (batch norm's statistics) are copied, not averaged.
+    """
+
+    def update(average: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
+        n = int(count)
+        return average.lerp(current, 1.0 - min(decay, (1 + n) / (10 + n)))
+
+    return AveragedModel(network, avg_fn=update)

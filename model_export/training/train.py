@@ -23,15 +23,15 @@ from tqdm import tqdm
 from model_export.data.datasets import Dataset, to_model_range
 from model_export.data.noise import NoiseSampler, frequency_statistics
 from model_export.errors import UserError
-from model_export.process import alone, stop_requests
+from model_export.files import alone
+from model_export.process import stop_requests
 from model_export.training import checkpoint as checkpoints
 from model_export.training.batches import Batch, Batches, Stream, mixed_seed
 from model_export.training.checkpoint import Checkpoint
 from model_export.training.discriminator import SCALED_BY, Critic, Opponent
-from model_export.training.ema import averaged
 from model_export.training.execution import Execution, held_back
 from model_export.training.log import Log
-from model_export.training.network import Autoencoder
+from model_export.training.network import Autoencoder, averaged
 from model_export.training.objective import Objective, health
 from model_export.training.presets import Preset, Stage
 from model_export.training.throughput import COMPUTE, Clock, Throughput

@@ -9,8 +9,7 @@ from model_export.data.noise import NoiseSampler
 from model_export.errors import UserError
 from model_export.training import checkpoint as checkpoints
 from model_export.training.checkpoint import Checkpoint
-from model_export.training.ema import averaged
-from model_export.training.network import Autoencoder
+from model_export.training.network import Autoencoder, averaged
 from model_export.training.presets import Preset
 
 

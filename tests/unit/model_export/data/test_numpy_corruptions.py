@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from model_export.data.numpy_corruptions import DEGRADATIONS, Degradation, blur, clipped, hole, low_resolution, noise
-from model_export.evaluation.metrics import psnr, to_levels, to_rows
+from model_export.data.pixels import to_levels, to_rows
+from model_export.evaluation.metrics import psnr
 from tests.helpers.tiny_training import patterns
 
 X = to_rows(patterns(40, 0)[0][:, None])

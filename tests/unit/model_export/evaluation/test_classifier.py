@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from model_export.data.datasets import Dataset, load_dataset
+from model_export.data.pixels import to_rows
 from model_export.evaluation.classifier import FEATURES, Classifier, ConvNet, classifier_for
-from model_export.evaluation.metrics import to_rows
 from tests.helpers.tiny_training import CLASSES
 
 

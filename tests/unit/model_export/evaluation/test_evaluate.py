@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from model_export.data.datasets import Dataset, load_dataset
+from model_export.data.pixels import to_rows
 from model_export.errors import UserError
 from model_export.evaluation.classifier import classifier_for
 from model_export.evaluation.evaluate import evaluate, summary
 from model_export.evaluation.measures import Evaluation, _some
-from model_export.evaluation.metrics import mean_distance, to_rows
+from model_export.evaluation.metrics import mean_distance
 from model_export.export.artifact import GOLDEN, METRICS, MODEL, Artifact, Golden, digest_of
 from service.artifact.card import ModelCard
 from service.domain.latents import FloatRows

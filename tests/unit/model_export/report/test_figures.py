@@ -12,8 +12,8 @@ from PIL import Image
 
 from model_export.cli import main
 from model_export.data.datasets import Dataset, load_dataset
+from model_export.data.pixels import to_levels, to_rows
 from model_export.errors import UserError
-from model_export.evaluation.metrics import to_levels, to_rows
 from model_export.export.artifact import Artifact, OnnxFunction
 from model_export.report import loss_curves
 from model_export.report.figures import FIGURES, Drawing, first_of_classes

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from model_export.errors import UserError
+from model_export.files import atomic
 from model_export.training import checkpoint as checkpoints
-from model_export.training.checkpoint import Checkpoint, atomic
+from model_export.training.checkpoint import Checkpoint
 from tests.helpers.tiny_training import contents
 
 
