@@ -23,7 +23,7 @@ from service.artifact.card import INPUT, OUTPUT
 from service.domain.errors import StartupError
 from service.domain.latents import FloatRows
 from service.environment import cpu_threads
-from service.runtime import OnnxModel
+from service.runtime.onnx_model import OnnxModel
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 WAYS = ("onnxruntime", "service.runtime")

@@ -27,6 +27,7 @@ from model_export.errors import UserError
 from model_export.evaluation.classifier import classifier_for
 from model_export.evaluation.measures import Evaluation
 from model_export.export.export import card_of
+from model_export.files import atomic
 from model_export.training import checkpoint as checkpoints
 from model_export.training import provenance
 from model_export.training.presets import Preset, Stage, Weights, get_preset, ign_stages, naign_stages
@@ -121,7 +122,7 @@ def measure_all(options: argparse.Namespace) -> None:
             run = trained(name, seed, data, Path(options.out))
             rows.append({"variant": name, "seed": seed, **measured(run, data)})
             report = {"benchmark": "ablations", "data": data.name, "sha256": data.sha256, "rows": rows}
-            with checkpoints.atomic(results) as file:
+            with atomic(results) as file:
                 file.write((json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
             print("\n".join(table(rows[-1:])))
 
@@ -132,7 +133,7 @@ def trained(name: str, seed: int, data: Dataset, out: Path) -> Path:
     if variant.after is not None and not (folder / checkpoints.FILE).is_file():
         folder.mkdir(parents=True, exist_ok=True)
         before = trained(variant.after, seed, data, out) / checkpoints.FILE
-        with checkpoints.atomic(folder / checkpoints.FILE) as file, before.open("rb") as source:
+        with atomic(folder / checkpoints.FILE) as file, before.open("rb") as source:
             shutil.copyfileobj(source, file)
     device = torch.device("cpu")
     run = Run(

@@ -5,7 +5,7 @@ import sys
 
 from service.domain.errors import StartupError
 from service.environment import check_installed, installed_runtimes, keep_precision, silence_runtime
-from service.server import uvicorn_server, worker_process
+from service.server import sockets, worker_process
 from service.server.supervisor import supervise
 from service.settings import from_environment
 
@@ -26,16 +26,16 @@ def _run() -> int:
     keep_precision()
     settings = from_environment()
     worker_process.configure_logging(settings)
-    with uvicorn_server.listen(settings) as listener:
+    with sockets.listen(settings) as listener:
         if settings.workers == 1:
-            uvicorn_server.announce(listener)
+            sockets.announce(listener)
             return worker_process.serve(settings, listener)
         port = listener.getsockname()[1]
     # Nobody else listens there. Bound, but not listening, this socket keeps it so.
-    with uvicorn_server.bind(settings.host, port, shared=True) as bound:
+    with sockets.bind(settings.host, port, shared=True) as bound:
         crew = dataclasses.replace(settings, port=port)
         return supervise(
-            crew, worker_process.work, listening=lambda: uvicorn_server.announce(bound), forget=worker_process.forget
+            crew, worker_process.work, listening=lambda: sockets.announce(bound), forget=worker_process.forget
         )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model_export.errors import UserError
-from model_export.training import checkpoint as checkpoints
+from model_export.files import atomic
 from model_export.training.throughput import Throughput
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Log:
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = path.read_text().splitlines() if path.is_file() else []
         kept = [line for line in lines if _step_of(line) <= step]
-        with checkpoints.atomic(path) as file:
+        with atomic(path) as file:
             file.write("".join(f"{line}\n" for line in kept).encode())
         self._path = path
 

@@ -14,7 +14,6 @@ _TRAINING = (
     "training/batches",
     "training/discriminator",
     "training/distributed",
-    "training/ema",
     "training/execution",
     "training/losses",
     "training/matching",

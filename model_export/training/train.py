@@ -23,8 +23,8 @@ from tqdm import tqdm
 from model_export.data.datasets import Dataset, to_model_range
 from model_export.data.noise import NoiseSampler, frequency_statistics
 from model_export.errors import UserError
-from model_export.files import alone
-from model_export.process import stop_requests
+from model_export.files import alone, atomic
+from model_export.stop_signals import stop_requests
 from model_export.training import checkpoint as checkpoints
 from model_export.training.batches import Batch, Batches, Stream, mixed_seed
 from model_export.training.checkpoint import Checkpoint
@@ -336,7 +336,7 @@ class Run:
         self.average.eval()
         y = self.average(z)
         grid = torch.cat([y, self.average(y)])  # upper half f(z), lower half f(f(z))
-        with checkpoints.atomic(folder / f"{self.step:07d}.png") as file:
+        with atomic(folder / f"{self.step:07d}.png") as file:
             save_image((grid + 1) / 2, file, nrow=_GRID_SIDE * 2, padding=1, format="png")
 
 

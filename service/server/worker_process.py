@@ -11,7 +11,7 @@ from typing import Final
 
 from service.domain.errors import StartupError
 from service.observability.logs import JsonFormatter, TextFormatter
-from service.server import uvicorn_server
+from service.server import sockets, uvicorn_server
 from service.server.member import Member
 from service.server.supervisor import READY, say
 from service.settings import Settings
@@ -23,9 +23,9 @@ def work(settings: Settings, parent: Connection) -> None:
     """What each of several processes does."""
     configure_logging(settings)
     try:
-        with uvicorn_server.bind(settings.host, settings.port, shared=True) as listener:
+        with sockets.bind(settings.host, settings.port, shared=True) as listener:
             if parent.poll():  # told to listen before it was started: before it imports anything large
-                uvicorn_server.begin(listener, settings)
+                sockets.begin(listener, settings)
             serve(settings, listener, parent)
     except StartupError as exc:
         say(parent, exc.detail.encode())

@@ -4,6 +4,7 @@ from numpy.typing import NDArray
 from scipy.linalg import sqrtm
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from model_export.data.pixels import to_levels, to_rows
 from model_export.evaluation import metrics
 from tests.helpers.tiny_training import patterns
 
@@ -85,5 +86,5 @@ def test_a_picture_is_not_its_own_neighbour() -> None:
 
 def test_levels_are_what_a_picture_file_holds() -> None:
     levels = np.arange(256, dtype=np.uint8)
-    assert np.array_equal(metrics.to_levels(metrics.to_rows(levels)), levels)
-    assert metrics.to_levels(np.array([-3.0, -1.0, 0.0, 1.0, 3.0], np.float32)).tolist() == [0, 0, 128, 255, 255]
+    assert np.array_equal(to_levels(to_rows(levels)), levels)
+    assert to_levels(np.array([-3.0, -1.0, 0.0, 1.0, 3.0], np.float32)).tolist() == [0, 0, 128, 255, 255]

@@ -21,7 +21,7 @@ from service.domain.errors import StartupError
 from service.domain.latents import FloatRows
 from service.domain.model import DeviceLost
 from service.runtime.onnx_model import OnnxModel
-from service.server import uvicorn_server, worker_process
+from service.server import sockets, worker_process
 from service.settings import Settings
 from tests.contract.harness import PATIENCE_S, Gate, problem
 from tests.helpers.onnx_models import write_model
@@ -267,20 +267,20 @@ def test_failures_nobody_foresaw(
 
 
 def test_two_sockets_cannot_share_a_port() -> None:
-    with uvicorn_server.listen(Settings(port=0)) as listener:
+    with sockets.listen(Settings(port=0)) as listener:
         port = listener.getsockname()[1]
         with pytest.raises(StartupError, match=f"cannot listen on 127.0.0.1:{port}: Address already in use"):
-            uvicorn_server.listen(Settings(port=port))
+            sockets.listen(Settings(port=port))
 
 
 def test_ipv6(said: Said) -> None:
     logging.getLogger("service").setLevel(logging.INFO)
     try:
-        listener = uvicorn_server.listen(Settings(host="::1", port=0))
+        listener = sockets.listen(Settings(host="::1", port=0))
     except StartupError:
         pytest.skip("no IPv6 here")
     with listener:
-        uvicorn_server.announce(listener)
+        sockets.announce(listener)
         port = listener.getsockname()[1]
         assert said.until("listening on ") == f"http://[::1]:{port}"
         socket.create_connection(("::1", port)).close()

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.server import uvicorn_server, worker_process
+from service.server import sockets, uvicorn_server, worker_process
 from service.server.supervisor import LISTEN, LISTENING, READY
 from service.settings import Settings
 from tests.contract.harness import PATIENCE_S, Gate, problem
@@ -38,7 +38,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
 @pytest.fixture
 def settings(tmp_path: Path) -> Iterator[Settings]:
     write_model(tmp_path)
-    with uvicorn_server.bind("127.0.0.1", 0, shared=True) as bound:
+    with sockets.bind("127.0.0.1", 0, shared=True) as bound:
         yield Settings(
             port=bound.getsockname()[1], workers=2, device="cpu", threads=1, default_model="toy", model_dir=tmp_path
         )
@@ -191,6 +191,6 @@ def test_another_program_may_take_the_port_while_this_one_starts(
         finally:
             taken.listen()
 
-    server_bind = uvicorn_server.bind
+    server_bind = sockets.bind
     monkeypatch.setattr(uvicorn_server, "bind", bind)
     assert work(settings, lambda _: None, told=True) == in_use(settings)

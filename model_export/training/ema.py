@@ -1,1 +1,0 @@
-"""Exponential moving average of the weights; what is sampled, taught from and exported."""
