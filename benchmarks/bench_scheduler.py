@@ -39,7 +39,7 @@ from benchmarks.harness.instrumented_model import BATCH_ROWS, Rig, TimedSession,
 from benchmarks.harness.processes import ROOT
 from service.domain.errors import StartupError
 from service.domain.latents import FloatRows
-from service.domain.tasks import Applied, Plan
+from service.domain.tasks import SchedulingParams, StepParams
 from service.scheduling.scheduler import Scheduler
 
 METHOD = (
@@ -269,7 +269,7 @@ async def fill_and_drain(depth: int) -> tuple[float, float, float]:
     """Seconds to admit so many single-row requests, seconds until all have been answered, CPU seconds of both."""
     model = Free()
     scheduler = Scheduler(model, max_batch_rows=BATCH_ROWS, queue_rows=2 * depth + 1)
-    x, plan = np.zeros((1, *model.shape), np.float32), Plan(applied=Applied(steps=1))
+    x, plan = np.zeros((1, *model.shape), np.float32), SchedulingParams(applied=StepParams(steps=1))
     scheduler.start()
     try:
         plug = asyncio.create_task(scheduler.submit(x, plan))

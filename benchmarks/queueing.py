@@ -20,13 +20,13 @@ import numpy as np
 from benchmarks.harness.common import percentile
 from service.domain.errors import IgnError
 from service.domain.latents import FloatRows
-from service.domain.tasks import Applied, Plan, Result
+from service.domain.tasks import Result, SchedulingParams, StepParams
 from service.scheduling.admission import Admission
 from service.scheduling.batch import largest_batch
-from service.scheduling.observer import Silent
+from service.scheduling.observer import NullObserver
 from service.scheduling.request import Request
 from service.scheduling.worker import Executor
-from service.scheduling.worker_pool import Desk, Event
+from service.scheduling.worker_pool import Event, WorkerPool
 from service.settings import Settings
 
 SEED: Final = 6
@@ -160,7 +160,7 @@ class _Simulation:
         self._numbers = count()
         model = _Device(replica, self._spend)
         self._books = Admission(self._settings.queue_rows, largest_batch(model, self._settings.max_batch_rows))
-        self._desk = Desk(self._books, lambda: self.now, Silent(), self._publish)
+        self._desk = WorkerPool(self._books, lambda: self.now, NullObserver(), self._publish)
         self._desk._wake = _Doze(self._until)
         self._executor = Executor(model, self._desk)
         self._front_free = 0.0
@@ -259,7 +259,7 @@ class _Simulation:
 
     def _submit(self, call: _Call) -> None:
         deadline = call.began + self._settings.request_timeout_s
-        plan = Plan(applied=Applied(steps=self._load.steps), deadline=deadline)
+        plan = SchedulingParams(applied=StepParams(steps=self._load.steps), deadline=deadline)
         request = Request(_rows(self._load.rows), plan, streamed=False, arrived=self.now)
         try:
             self._books.admit(request, self.now)
@@ -297,7 +297,7 @@ class _Simulation:
 
     def _run_long(self) -> None:
         """Start a request that runs all the while."""
-        plan = Plan(applied=Applied(steps=self._load.long_steps))
+        plan = SchedulingParams(applied=StepParams(steps=self._load.long_steps))
         request = Request(_rows(1), plan, streamed=False, arrived=self.now)
         self._books.admit(request, self.now)
         self._long.append(request)

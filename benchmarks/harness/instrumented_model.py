@@ -12,7 +12,7 @@ import onnxruntime as ort
 
 from benchmarks.bench_runtime import raw_session
 from service.domain.latents import FloatRows
-from service.domain.tasks import Applied, Result
+from service.domain.tasks import Result, StepParams
 from service.environment import cpu_threads
 from service.models.engine import Batch, Call, Engine
 from service.models.instances import Copies, least_rows
@@ -57,7 +57,7 @@ class Rig:
         """What an endpoint does between decoding and encoding."""
         deadline = None if deadline_s is None else time.monotonic() + deadline_s
         return await self.engine.run(
-            self.loaded, Batch(rows=rows, applied=Applied(steps=steps)), Call(key="somebody", deadline=deadline)
+            self.loaded, Batch(rows=rows, applied=StepParams(steps=steps)), Call(key="somebody", deadline=deadline)
         )
 
 

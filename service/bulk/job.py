@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from service.api.native.limits import applied
 from service.api.native.schemas import GenerateRequest, ProjectOptions, ScoreOptions
 from service.domain.errors import StartupError
-from service.domain.tasks import Applied
+from service.domain.tasks import StepParams
 from service.models.repository import LoadedModel
 from service.settings import Settings
 
@@ -50,7 +50,7 @@ class Job:
             return "generate"
         return "project" if isinstance(self.options, ProjectOptions) else "score"
 
-    def applied(self, model: LoadedModel, settings: Settings) -> Applied:
+    def applied(self, model: LoadedModel, settings: Settings) -> StepParams:
         """How f is applied to every picture.
 
         Raises:
@@ -61,7 +61,7 @@ class Job:
             return applied(options, recommended=steps.generate, rows=1, settings=settings)
         if isinstance(options, ProjectOptions):
             return applied(options, recommended=steps.project, rows=1, settings=settings)
-        return Applied(steps=1, score=True)
+        return StepParams(steps=1, score=True)
 
     def identity(self, model: LoadedModel, settings: Settings, pictures: int, digest: str) -> Identity:
         """What decides every byte of the output, ready for JSON.

@@ -20,7 +20,7 @@ from service.bulk.job import Job
 from service.bulk.output import Output, Record
 from service.bulk.source import Source
 from service.domain.errors import ModelFailure
-from service.domain.tasks import Applied, Result
+from service.domain.tasks import Result, StepParams
 from service.models.engine import Batch, Call
 from service.models.repository import LoadedModel
 from service.settings import Settings
@@ -74,7 +74,7 @@ class Workshop:
         self._job, self._services, self._output = job, services, output
         self.model: LoadedModel = services.repository.resolve(job.options.model)
         self.inputs: Inputs = inputs_of(job, self.model, settings, source)
-        self._applied: Applied = job.applied(self.model, settings)
+        self._applied: StepParams = job.applied(self.model, settings)
         self._strength = job.options.strength if isinstance(job.options, ProjectOptions) else 1.0
         self._form = job.options.format if isinstance(job.options, GenerateRequest | ProjectOptions) else None
         self._batch = min(settings.max_batch_rows, settings.queue_rows, job.shard)

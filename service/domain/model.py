@@ -38,7 +38,7 @@ def once() -> bool:
     return False
 
 
-class Resident(Protocol):
+class DeviceBatch(Protocol):
     """What a model may offer beside `run`, as its attribute `resident`: rows that stay on the device between steps.
 
     It may be None, and change after `shed`. Errors are those of `run`.

@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.domain.latents import FloatRow, FloatRows
-from service.domain.model import DeviceLost, DeviceOutOfMemory, Model, Resident, once
+from service.domain.model import DeviceBatch, DeviceLost, DeviceOutOfMemory, Model, once
 
 KeepMask = NDArray[np.bool_]  # (N, 1 or C, H, W): True = keep the starting pixel, put back after every step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Applied:
+class StepParams:
     """How f is to be applied to every row of a request.
 
     Args:
@@ -44,7 +44,7 @@ class Applied:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Plan:
+class SchedulingParams:
     """One request as the scheduler sees it.
 
     Args:
@@ -55,7 +55,7 @@ class Plan:
         progress: ask :meth:`Scheduler.stream` for `Progress` events too.
     """
 
-    applied: Applied
+    applied: StepParams
     keep: KeepMask | None = None
     deadline: float | None = None
     key: str = ""
@@ -63,7 +63,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class StepRow:
+class StepOutput:
     """A recorded step of one row, as soon as it exists.
 
     Args:
@@ -109,7 +109,7 @@ class Result:
     converged: NDArray[np.bool_]
     distance: NDArray[np.float64]
     drift: NDArray[np.float64] | None
-    trajectory: Sequence[Sequence[StepRow]]
+    trajectory: Sequence[Sequence[StepOutput]]
     queue_s: float
     compute_s: float
 
@@ -121,26 +121,26 @@ class SchedulerLike(Protocol):
         """Raise what `submit` would raise for so many rows, before they are made."""
         ...
 
-    async def submit(self, rows: FloatRows, plan: Plan) -> Result:
+    async def submit(self, rows: FloatRows, plan: SchedulingParams) -> Result:
         """Run rows to the end of their plan."""
         ...
 
-    def stream(self, rows: FloatRows, plan: Plan) -> AsyncGenerator[StepRow | Progress | Result, None]:
+    def stream(self, rows: FloatRows, plan: SchedulingParams) -> AsyncGenerator[StepOutput | Progress | Result, None]:
         """The same, yielding recorded steps as they exist; the last item is the `Result`."""
         ...
 
 
 __all__ = [
-    "Applied",
+    "StepParams",
     "DeviceLost",
     "DeviceOutOfMemory",
     "KeepMask",
     "Model",
-    "Plan",
+    "SchedulingParams",
     "Progress",
-    "Resident",
+    "DeviceBatch",
     "Result",
     "SchedulerLike",
-    "StepRow",
+    "StepOutput",
     "once",
 ]

@@ -13,7 +13,7 @@ import numpy as np
 
 from service.domain.interpolation import Grid, Path
 from service.domain.latents import FloatRow, FloatRows, weighted_sum
-from service.domain.tasks import Applied, KeepMask, Plan, Progress, Result, SchedulerLike, StepRow
+from service.domain.tasks import KeepMask, Progress, Result, SchedulerLike, SchedulingParams, StepOutput, StepParams
 from service.models.repository import LoadedModel
 
 
@@ -61,7 +61,7 @@ class Batch:
     """
 
     rows: FloatRows
-    applied: Applied
+    applied: StepParams
     keep: KeepMask | None = None
     strength: float = 1.0
     repeat_first: bool = False
@@ -77,7 +77,7 @@ class Batch:
         mixed: FloatRow = (np.float32(1.0) - s) * start + s * row
         return mixed
 
-    def blend_step(self, step: StepRow) -> StepRow:
+    def blend_step(self, step: StepOutput) -> StepOutput:
         """The same for a recorded step; step 0 is the input, and stays as it is."""
         if step.step == 0 or self.strength == 1.0:
             return step
@@ -96,12 +96,12 @@ class Engine:
     schedulers: dict[LoadedModel, SchedulerLike] = field(default_factory=dict)
 
     def generate(
-        self, model: LoadedModel, *, seed: int, offset: int, n: int, noise_scale: float, applied: Applied
+        self, model: LoadedModel, *, seed: int, offset: int, n: int, noise_scale: float, applied: StepParams
     ) -> Batch:
         """Latents ``offset`` … ``offset + n − 1`` of ``seed``."""
         return Batch(rows=model.noise.rows(seed, offset, n, noise_scale), applied=applied)
 
-    def interpolate(self, model: LoadedModel, points: Sequence[Point], path: Path | Grid, applied: Applied) -> Batch:
+    def interpolate(self, model: LoadedModel, points: Sequence[Point], path: Path | Grid, applied: StepParams) -> Batch:
         """Latents along a path, or over a grid between four corners."""
         ends = [self.latent(model, point) for point in points]
         if isinstance(path, Grid):
@@ -109,7 +109,12 @@ class Engine:
         return Batch(rows=path.rows(ends), applied=applied, repeat_first=path.loop)
 
     def combine(
-        self, model: LoadedModel, points: Sequence[Point], weights: Sequence[float], normalize: bool, applied: Applied
+        self,
+        model: LoadedModel,
+        points: Sequence[Point],
+        weights: Sequence[float],
+        normalize: bool,
+        applied: StepParams,
     ) -> Batch:
         """The weighted sum of latents, with ``normalize`` at the mean length of the model's noise.
 
@@ -146,13 +151,13 @@ class Engine:
 
     async def stream(
         self, model: LoadedModel, batch: Batch, call: Call
-    ) -> AsyncGenerator[StepRow | Progress | Result, None]:
+    ) -> AsyncGenerator[StepOutput | Progress | Result, None]:
         """The same, yielding recorded steps (blended) and progress as they exist; the last item is the `Result`."""
         scheduler = self.schedulers[model]
         # Closing this generator must close the scheduler's at once: that is how its rows are cancelled.
         async with aclosing(scheduler.stream(batch.rows, _plan(batch, call, progress=True))) as events:
             async for event in events:
-                if isinstance(event, StepRow):
+                if isinstance(event, StepOutput):
                     yield batch.blend_step(event)
                 elif isinstance(event, Result):
                     yield finish(event, batch)
@@ -169,8 +174,10 @@ def finish(result: Result, batch: Batch) -> Result:
     return _closed(result) if batch.repeat_first else result
 
 
-def _plan(batch: Batch, call: Call, *, progress: bool = False) -> Plan:
-    return Plan(applied=batch.applied, keep=batch.keep, deadline=call.deadline, key=call.key, progress=progress)
+def _plan(batch: Batch, call: Call, *, progress: bool = False) -> SchedulingParams:
+    return SchedulingParams(
+        applied=batch.applied, keep=batch.keep, deadline=call.deadline, key=call.key, progress=progress
+    )
 
 
 def _closed(result: Result) -> Result:

@@ -17,7 +17,7 @@ import numpy as np
 from service.artifact.card import INPUT, OUTPUT, CardError, ModelCard, from_metadata
 from service.domain.errors import ModelFailure, StartupError
 from service.domain.latents import FloatRows, NoiseSource
-from service.domain.model import DeviceLost, DeviceOutOfMemory, Resident, once
+from service.domain.model import DeviceBatch, DeviceLost, DeviceOutOfMemory, once
 from service.runtime.cuda_graphs import CAPTURES
 from service.runtime.runners import BucketRunner, ExactRunner, OneThread, ResidentRunner, Runner
 from service.runtime.session import Cuda, CudaUnavailable, Profile, cpu_session, cuda_session, metadata, one_line
@@ -87,7 +87,7 @@ class OnnxModel:
         self._runner: Runner | None = self._runner_for(session)
 
     @property
-    def resident(self) -> Resident | None:
+    def resident(self) -> DeviceBatch | None:
         """Where rows can stay on the device between steps, what keeps them there."""
         return self if self.buckets is not None else None
 

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from service.domain.errors import DeadlineUnreachable, QueueFull, WouldMissDeadline
-from service.scheduling.request import Request, Row, Tally
+from service.scheduling.request import Counters, Request, Row
 
 _WINDOW: Final = 64  # calls of the model the line is fitted to
 _MEMORY_S: Final = 30.0  # older ones are forgotten: a service that refuses everybody must get to measure again
@@ -79,8 +79,8 @@ class Admission:
         """Largest batch of each device; executors lower it: when it runs out of memory, and to 0 when it is lost."""
         self._queue_rows = queue_rows
         self._lock = threading.Lock()
-        self.total = Tally()
-        self._keys: dict[str, Tally] = {}
+        self.total = Counters()
+        self._keys: dict[str, Counters] = {}
         self._cost = CostModel()
         self._pass_began = 0.0
         self._done, self._busy_s = 0.0, 0.0  # smoothed row-steps, and seconds, per pass
@@ -104,7 +104,7 @@ class Admission:
                 raise DeadlineUnreachable("the deadline has already passed")
             rows = len(request.members)
             self._check_room(rows)
-            tally = self._keys.get(request.plan.key, Tally())
+            tally = self._keys.get(request.plan.key, Counters())
             if request.plan.deadline is not None:
                 self._check_deadline(request, tally, now)
             self._keys[request.plan.key] = request.tally = tally
@@ -185,7 +185,7 @@ class Admission:
         if excess > 0:
             raise QueueFull("the queue is full", retry_after=self._retry_after(self._seconds_for(excess)))
 
-    def _check_deadline(self, request: Request, tally: Tally, now: float) -> None:
+    def _check_deadline(self, request: Request, tally: Counters, now: float) -> None:
         passes, left = request.passes_to_answer(), request.deadline - now
         own = len(request.members) * passes
         alone = self._seconds(own, passes, now)
@@ -202,7 +202,7 @@ class Admission:
                 retry_after=self._retry_after(behind - left),
             )
 
-    def _in_the_way(self, tally: Tally, own: int, passes: int) -> int:
+    def _in_the_way(self, tally: Counters, own: int, passes: int) -> int:
         """Row-steps dealt before a new request has had its own, after the pass that is running.
 
         Rows of the same key go first only while they have fewer steps behind them, so for ``passes`` steps at most.

@@ -15,8 +15,8 @@ import numpy as np
 
 from service.domain.errors import ModelFailure
 from service.domain.latents import FloatRows
-from service.domain.model import DeviceLost, DeviceOutOfMemory, Model, Resident
-from service.domain.tasks import StepRow
+from service.domain.model import DeviceBatch, DeviceLost, DeviceOutOfMemory, Model
+from service.domain.tasks import StepOutput
 from service.scheduling.request import Request, Row
 
 logger = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ class Batch:
         meanwhile, they come back at the end.
         """
         quiet = self._quiet()
-        resident: Resident | None = getattr(self._model, "resident", None)
+        resident: DeviceBatch | None = getattr(self._model, "resident", None)
         if resident is not None and quiet > 1 and not self._suspect:
             passes = self._cruise_there(resident, quiet, until, interrupt)
         else:
@@ -114,7 +114,7 @@ class Batch:
                 row.steps += passes
         return passes
 
-    def _cruise_there(self, resident: Resident, quiet: int, until: float, interrupt: Sized) -> int:
+    def _cruise_there(self, resident: DeviceBatch, quiet: int, until: float, interrupt: Sized) -> int:
         """The rows stay on the device. What is wrong with them shows when they are back; then all of it is undone."""
         if interrupt:
             return 0
@@ -187,10 +187,10 @@ class Batch:
         self.stale = True
         return waiting
 
-    def settle(self) -> tuple[list[Row], list[tuple[Request, StepRow]]]:
+    def settle(self) -> tuple[list[Row], list[tuple[Request, StepOutput]]]:
         """Book the pass just run: returns the rows that are done and the steps somebody wants to see."""
         finished: list[Row] = []
-        steps: list[tuple[Request, StepRow]] = []
+        steps: list[tuple[Request, StepOutput]] = []
         for row in self.rows:
             request = row.request
             if request.closed:
@@ -208,7 +208,7 @@ class Batch:
         self._now, self._next = self._next, self._now
         return finished, steps
 
-    def _step(self, row: Row) -> StepRow | None:
+    def _step(self, row: Row) -> StepOutput | None:
         request, i = row.request, row.index
         plan, applied = request.plan, request.plan.applied
         y = self._next.rows[row.slot]

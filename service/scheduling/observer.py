@@ -50,7 +50,7 @@ class SchedulerObserver(Protocol):
         return
 
 
-class Silent(SchedulerObserver):
+class NullObserver(SchedulerObserver):
     """The observer that does not listen."""
 
 

@@ -77,7 +77,7 @@ class _Lane:
             self._longest = deque(turn for turn in self._longest if turn[2].ticket == turn[1])
 
 
-class RowQueue:
+class FairQueue:
     """Rows that wait for a place in a batch.
 
     Places are dealt round robin to caller keys. Within a key the rows with the fewest steps behind them go first,

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from service.domain.latents import FloatRow, FloatRows
-from service.domain.tasks import Plan, Progress, Result, StepRow
+from service.domain.tasks import Progress, Result, SchedulingParams, StepOutput
 
 
 @dataclass(slots=True)
-class Tally:
+class Counters:
     """Open rows, the passes they still need in all, and how many of them are in the batch."""
 
     rows: int = 0
@@ -53,9 +53,9 @@ class Row:
         record = self.request.plan.applied.record
         return self.captured < len(record) and record[self.captured] == self.steps
 
-    def capture(self, row: FloatRow, change: float | None) -> StepRow:
+    def capture(self, row: FloatRow, change: float | None) -> StepOutput:
         """Copy the step just reached out of the buffers; keep it if it was asked for."""
-        step = StepRow(index=self.index, step=self.steps, row=row.copy(), change=change)
+        step = StepOutput(index=self.index, step=self.steps, row=row.copy(), change=change)
         if self.recorded():
             self.captured += 1
             self.request.trajectory[self.index].append(step)
@@ -81,7 +81,7 @@ class Request:
         arrived: time of submission on the scheduler's clock.
     """
 
-    def __init__(self, rows: FloatRows, plan: Plan, *, streamed: bool, arrived: float) -> None:
+    def __init__(self, rows: FloatRows, plan: SchedulingParams, *, streamed: bool, arrived: float) -> None:
         n = len(rows)
         self.rows, self.plan, self.streamed, self.arrived = rows, plan, streamed, arrived
         self.deadline = math.inf if plan.deadline is None else plan.deadline
@@ -90,13 +90,13 @@ class Request:
         self.members = [Row(self, i, plan.applied.steps + plan.applied.score) for i in range(n)]
         self.left = n
         # These belong to the lock of the tallies.
-        self.closed, self.open_rows, self.in_batch, self.tally = False, n, 0, Tally()
+        self.closed, self.open_rows, self.in_batch, self.tally = False, n, 0, Counters()
         self.out = np.empty_like(rows, order="C")
         self.steps = np.zeros(n, np.int64)
         self.converged = np.zeros(n, np.bool_)
         self.distance = np.zeros(n, np.float64)
         self.drift = np.zeros(n, np.float64)
-        self.trajectory: list[list[StepRow]] = [[] for _ in range(n)]
+        self.trajectory: list[list[StepOutput]] = [[] for _ in range(n)]
 
     def passes_to_answer(self) -> int:
         """Fewest passes after which the caller can have what its deadline waits for."""

@@ -19,13 +19,13 @@ import numpy as np
 from service.domain.errors import DeadlineExceeded, Draining, IgnError, NotReady
 from service.domain.latents import FloatRows
 from service.domain.model import Model
-from service.domain.tasks import Plan, Progress, Result, StepRow
+from service.domain.tasks import Progress, Result, SchedulingParams, StepOutput
 from service.scheduling.admission import Admission
 from service.scheduling.batch import largest_batch
-from service.scheduling.observer import SchedulerObserver, Silent, report
+from service.scheduling.observer import NullObserver, SchedulerObserver, report
 from service.scheduling.request import Request
 from service.scheduling.worker import Executor
-from service.scheduling.worker_pool import Clock, Desk, Event
+from service.scheduling.worker_pool import Clock, Event, WorkerPool
 
 __all__ = ["Scheduler", "SchedulerObserver"]
 
@@ -73,9 +73,9 @@ class Scheduler:
     ) -> None:
         self._shape = models[0].shape
         self._clock = clock
-        self._observer = observer or Silent()
+        self._observer = observer or NullObserver()
         self._books = Admission(queue_rows, *(largest_batch(model, max_batch_rows) for model in models))
-        self._desk = Desk(
+        self._desk = WorkerPool(
             self._books,
             clock,
             self._observer,
@@ -152,7 +152,7 @@ class Scheduler:
         with self._refusals():
             self._books.check_room(rows)
 
-    async def submit(self, rows: FloatRows, plan: Plan) -> Result:
+    async def submit(self, rows: FloatRows, plan: SchedulingParams) -> Result:
         """Run rows (N, C, H, W) to the end of their plan. They must not be changed meanwhile.
 
         Cancelling the call takes the rows out of the queue; those in the batch leave it after the pass.
@@ -173,7 +173,9 @@ class Scheduler:
         finally:
             self._leave(request)
 
-    async def stream(self, rows: FloatRows, plan: Plan) -> AsyncGenerator[StepRow | Progress | Result, None]:
+    async def stream(
+        self, rows: FloatRows, plan: SchedulingParams
+    ) -> AsyncGenerator[StepOutput | Progress | Result, None]:
         """As :meth:`submit`, yielding what there is to see as soon as it exists; the `Result` comes last.
 
         Yields every recorded step of every row, and the last step of every row whether recorded or not. The
@@ -192,7 +194,7 @@ class Scheduler:
         finally:
             self._leave(request)
 
-    def _admit(self, rows: FloatRows, plan: Plan, *, streamed: bool) -> tuple[Request, _Call]:
+    def _admit(self, rows: FloatRows, plan: SchedulingParams, *, streamed: bool) -> tuple[Request, _Call]:
         self._validate(rows, plan)
         now = self._clock()
         request = Request(rows, plan, streamed=streamed, arrived=now)
@@ -230,7 +232,7 @@ class Scheduler:
             self._observer.rejected(exc.error_code)
             raise
 
-    def _validate(self, rows: FloatRows, plan: Plan) -> None:
+    def _validate(self, rows: FloatRows, plan: SchedulingParams) -> None:
         n, (channels, height, width) = len(rows), self._shape
         if n < 1 or rows.shape[1:] != self._shape or rows.dtype != np.float32:
             raise ValueError(f"rows must be float32 (N ≥ 1, {channels}, {height}, {width})")

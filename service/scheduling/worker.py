@@ -9,11 +9,11 @@ from typing import Final
 
 from service.domain.errors import DeadlineExceeded, IgnError, ModelFailure
 from service.domain.model import Model
-from service.domain.tasks import StepRow
+from service.domain.tasks import StepOutput
 from service.scheduling.batch import Batch
 from service.scheduling.observer import report
 from service.scheduling.request import Request, Row
-from service.scheduling.worker_pool import Desk
+from service.scheduling.worker_pool import WorkerPool
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class Executor:
         place: its number among them, from 0.
     """
 
-    def __init__(self, model: Model, desk: Desk, place: int = 0) -> None:
+    def __init__(self, model: Model, desk: WorkerPool, place: int = 0) -> None:
         self._model, self._desk, self._place = model, desk, place
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
@@ -136,7 +136,7 @@ class Executor:
         self._in_pass = True
         passes = 0 if len(desk.queue) else batch.cruise(self._began + _SLICE_S, desk.inbox)
         finished: list[Row] = []
-        steps: list[tuple[Request, StepRow]] = []
+        steps: list[tuple[Request, StepOutput]] = []
         if passes == 0:
             passes = 1
             finished, steps = self._advance()
@@ -153,7 +153,7 @@ class Executor:
                 desk.share(leaving=True)
             desk.tick(now)
 
-    def _advance(self) -> tuple[list[Row], list[tuple[Request, StepRow]]]:
+    def _advance(self) -> tuple[list[Row], list[tuple[Request, StepOutput]]]:
         """Run a pass that somebody hears of; returns the rows that need no more, and what is to be seen."""
         batch, desk = self._batch, self._desk
         failed = batch.advance()

@@ -13,23 +13,23 @@ from typing import Final
 import numpy as np
 
 from service.domain.errors import IgnError
-from service.domain.tasks import Progress, Result, StepRow
+from service.domain.tasks import Progress, Result, StepOutput
 from service.scheduling.admission import Admission
 from service.scheduling.batch import Batch
 from service.scheduling.observer import SchedulerObserver, report
-from service.scheduling.queue import RowQueue
+from service.scheduling.queue import FairQueue
 from service.scheduling.request import Request, Row
 
 _TICK_S: Final = 0.5  # between two looks at how far a stream has come
 _CAN_YIELD: Final = hasattr(os, "sched_yield")
 _LONG: Final = 4  # steps of a row, on average, that are worth a batch elsewhere
 
-Event = StepRow | Progress | Result | IgnError
+Event = StepOutput | Progress | Result | IgnError
 Clock = Callable[[], float]
 Publish = Callable[[list[tuple[Request, Event]]], None]
 
 
-class Desk:
+class WorkerPool:
     """One queue, and the executors around it.
 
     Of what is public here, `post` and `end` are for the event loop, `wait`, `flush`, `yield_core` and `inbox` for
@@ -59,7 +59,7 @@ class Desk:
         self.books, self.clock, self.observer = books, clock, observer
         self.lock = threading.Lock()
         self.inbox: deque[Request] = deque()
-        self.queue = RowQueue()
+        self.queue = FairQueue()
         self.batches: dict[int, Batch] = {}
         self.sound = devices
         """Devices that are not lost."""
@@ -153,7 +153,7 @@ class Desk:
         for row in waiting:
             self.queue.push(row)
 
-    def show(self, request: Request, event: StepRow | Progress) -> None:
+    def show(self, request: Request, event: StepOutput | Progress) -> None:
         """Tell a stream of a step or of how far it is."""
         if request.streamed:
             request.expires = float("inf")  # a stream's deadline bounds the wait for its first event
@@ -205,7 +205,7 @@ class Desk:
         self._open -= doomed
         self._watched -= doomed
         elsewhere = {row for batch in self.batches.values() for row in batch.rows}
-        self.queue = RowQueue()
+        self.queue = FairQueue()
         for request in self._open:
             for row in request.members:
                 if not row.done and row not in elsewhere:

@@ -10,7 +10,7 @@ import pytest
 
 from service.api.native import sse
 from service.api.native.schemas import GenerateAnswer, ProblemDocument, ProjectAnswer
-from service.domain.tasks import Progress, Result, StepRow
+from service.domain.tasks import Progress, Result, StepOutput
 from tests.contract.harness import Service, b64, checked, gated, problem, settings
 from tests.helpers.pictures import noise, save
 
@@ -217,7 +217,7 @@ def test_silence_is_broken_by_comments(monkeypatch: pytest.MonkeyPatch) -> None:
     async def heard() -> list[Any]:
         speak = asyncio.Event()
 
-        async def quiet() -> AsyncGenerator[StepRow | Progress | Result, None]:
+        async def quiet() -> AsyncGenerator[StepOutput | Progress | Result, None]:
             await speak.wait()
             yield Progress(steps_done=1, steps=1, rows_done=1, rows=1)
 
@@ -238,7 +238,7 @@ def test_left_in_silence_the_events_can_be_closed(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(sse, "_SILENCE_S", 0.01)
     closed = threading.Event()
 
-    async def quiet() -> AsyncGenerator[StepRow | Progress | Result, None]:
+    async def quiet() -> AsyncGenerator[StepOutput | Progress | Result, None]:
         try:
             await asyncio.Event().wait()
             yield Progress(steps_done=1, steps=1, rows_done=1, rows=1)

@@ -14,7 +14,7 @@ from onnx import helper
 from benchmarks.harness.device import Device
 from service.domain.latents import FloatRows
 from service.domain.model import DeviceOutOfMemory
-from service.domain.tasks import Applied, Plan
+from service.domain.tasks import SchedulingParams, StepParams
 from service.models.instances import Copies
 from service.models.repository import LoadedModel, Repository
 from service.runtime.onnx_model import OnnxModel
@@ -203,7 +203,7 @@ def test_through_the_scheduler() -> None:
     scheduler.start()
     x = loaded.noise.rows(0, 0, 3)
     try:
-        result = asyncio.run(scheduler.submit(x, Plan(applied=Applied(steps=200))))
+        result = asyncio.run(scheduler.submit(x, SchedulingParams(applied=StepParams(steps=200))))
     finally:
         scheduler.close()
     for _ in range(200):
@@ -311,7 +311,7 @@ def test_two_gpus_answer_as_one() -> None:
     scheduler = Scheduler(*loaded.models, max_batch_rows=16, queue_rows=4096)
 
     async def main() -> None:
-        plan = Plan(applied=Applied(steps=20))
+        plan = SchedulingParams(applied=StepParams(steps=20))
         results = await asyncio.gather(*(scheduler.submit(x, plan) for _ in range(8)))
         for result in results:
             np.testing.assert_allclose(result.rows, expected, atol=1e-4)

@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator, Callable, Iterator
 import numpy as np
 
 from service.domain.latents import FloatRows
-from service.domain.tasks import Applied, Plan, Progress, Result, StepRow
+from service.domain.tasks import Progress, Result, SchedulingParams, StepOutput, StepParams
 from service.scheduling.scheduler import Scheduler, SchedulerObserver
 from tests.helpers.fakes import FakeModel
 
-Event = StepRow | Progress | Result
+Event = StepOutput | Progress | Result
 
 
 class Clock:
@@ -112,9 +112,9 @@ def plan(
     tolerance: float | None = None,
     record: tuple[int, ...] = (),
     score: bool = False,
-) -> Plan:
-    applied = Applied(steps=steps, tolerance=tolerance, record=record, score=score)
-    return Plan(applied=applied, key=key, deadline=deadline, progress=progress)
+) -> SchedulingParams:
+    applied = StepParams(steps=steps, tolerance=tolerance, record=record, score=score)
+    return SchedulingParams(applied=applied, key=key, deadline=deadline, progress=progress)
 
 
 async def collect(events: AsyncIterator[Event]) -> list[Event]:
@@ -140,5 +140,5 @@ async def queued(scheduler: Scheduler, *calls: asyncio.Task[Result]) -> None:
     assert scheduler.rows_queued >= len(calls)
 
 
-def held(scheduler: Scheduler, rows: FloatRows, the_plan: Plan) -> asyncio.Task[Result]:
+def held(scheduler: Scheduler, rows: FloatRows, the_plan: SchedulingParams) -> asyncio.Task[Result]:
     return asyncio.create_task(scheduler.submit(rows, the_plan))

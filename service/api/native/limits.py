@@ -5,7 +5,7 @@ from itertools import pairwise
 from service.api.native.schemas import Applying, InterpolateRequest
 from service.domain.errors import InvalidContent
 from service.domain.interpolation import Grid, Path
-from service.domain.tasks import Applied
+from service.domain.tasks import StepParams
 from service.settings import Settings
 
 MAX_FRAMES = 256
@@ -19,7 +19,7 @@ def check_count(field: str, count: int, limit: int) -> None:
         raise InvalidContent.field(field, f"must be at most {limit}")
 
 
-def applied(options: Applying, *, recommended: int, rows: int, settings: Settings) -> Applied:
+def applied(options: Applying, *, recommended: int, rows: int, settings: Settings) -> StepParams:
     """How f is to be applied.
 
     Args:
@@ -39,7 +39,7 @@ def applied(options: Applying, *, recommended: int, rows: int, settings: Setting
         raise InvalidContent.field("record", f"must lie in 0…{steps}, the steps asked for")
     if rows * len(record) > MAX_PICTURES:
         raise InvalidContent.field("record", f"rows × recorded steps must be at most {MAX_PICTURES}")
-    return Applied(steps=steps, tolerance=options.tolerance, record=record, score=options.score)
+    return StepParams(steps=steps, tolerance=options.tolerance, record=record, score=options.score)
 
 
 def checked_steps(steps: int | None, *, recommended: int, settings: Settings) -> int:

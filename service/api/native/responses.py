@@ -15,7 +15,7 @@ from service.api.native.schemas import Format
 from service.artifact.card import ModelCard
 from service.domain.errors import InvalidContent
 from service.domain.latents import FloatRow, FloatRows
-from service.domain.tasks import Result, StepRow
+from service.domain.tasks import Result, StepOutput
 from service.images import (
     AnimationFormat,
     PictureFormat,
@@ -186,7 +186,7 @@ def _json(value: object) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode("ascii")
 
 
-def _recorded(step: StepRow, card: ModelCard, form: Format) -> dict[str, Any]:
+def _recorded(step: StepOutput, card: ModelCard, form: Format) -> dict[str, Any]:
     change = None if step.change is None else rounded(step.change)
     return {"step": step.step, "data": picture(step.row, card, form), "change": change}
 

@@ -32,7 +32,7 @@ from service.api.native.sse import EventStream
 from service.api.native.uploads import is_large, prepare_upload, read_upload, resolve_points
 from service.domain.errors import InvalidContent
 from service.domain.interpolation import Grid, Path
-from service.domain.tasks import Applied
+from service.domain.tasks import StepParams
 from service.images import Limits
 from service.models.engine import Batch
 
@@ -111,7 +111,7 @@ async def latent_interpolate(request: Request) -> Response:
 
     def rows() -> Batch:
         points = resolve_points(options.points, model, limits, settings.max_body_bytes)
-        return exchange.services.engine.interpolate(model, points, path, Applied(steps=steps))
+        return exchange.services.engine.interpolate(model, points, path, StepParams(steps=steps))
 
     shape = Shape(
         model=model,
@@ -142,7 +142,7 @@ async def latent_arithmetic(request: Request) -> Response:
         points = resolve_points(terms, model, limits, settings.max_body_bytes, name="terms")
         weights = [term.weight for term in terms]
         try:
-            return exchange.services.engine.combine(model, points, weights, options.normalize, Applied(steps=steps))
+            return exchange.services.engine.combine(model, points, weights, options.normalize, StepParams(steps=steps))
         except ValueError as exc:
             raise InvalidContent.field("terms", "their sum is zero, which is no latent") from exc
 
@@ -162,7 +162,7 @@ async def score(request: Request) -> Response:
 
     def rows() -> Batch:
         prepared = prepare_upload(upload, model, limits, settings.max_body_bytes)
-        return Batch(rows=prepared.rows, applied=Applied(steps=1, score=True))
+        return Batch(rows=prepared.rows, applied=StepParams(steps=1, score=True))
 
     exchange.services.engine.check_room(model, len(upload.images))
 

@@ -17,12 +17,12 @@ from service.api.http.problems import describe, log_failure
 from service.api.http.request_context import Exchange
 from service.api.native.responses import Shape, envelope, image, picture, rounded
 from service.domain.errors import DeadlineExceeded
-from service.domain.tasks import Progress, Result, StepRow
+from service.domain.tasks import Progress, Result, StepOutput
 from service.models.engine import Batch
 
 _SILENCE_S: Final = 10.0  # after so long without an event, a comment line keeps proxies from hanging up
 
-Events = AsyncGenerator[StepRow | Progress | Result, None]
+Events = AsyncGenerator[StepOutput | Progress | Result, None]
 
 
 class EventStream(Response):
@@ -77,24 +77,24 @@ class EventStream(Response):
         end = self._exchange.arrival + self._exchange.services.settings.stream_timeout_s
         return end - time.monotonic()
 
-    async def _texts(self, first: StepRow | Progress | Result, events: Events) -> AsyncGenerator[bytes, None]:
+    async def _texts(self, first: StepOutput | Progress | Result, events: Events) -> AsyncGenerator[bytes, None]:
         yield await self._text(first)
         async with aclosing(_with_silence(events)) as items:
             async for item in items:
                 yield b": still here\n\n" if item is None else await self._text(item)
 
-    async def _text(self, item: StepRow | Progress | Result) -> bytes:
+    async def _text(self, item: StepOutput | Progress | Result) -> bytes:
         if isinstance(item, Progress):
             members = {"steps_done": item.steps_done, "steps": item.steps, "rows_done": item.rows_done}
             return event("progress", members | {"rows": item.rows})
-        if isinstance(item, StepRow):
+        if isinstance(item, StepOutput):
             return event("step", await self._step(item))
         exchange, shape = self._exchange, self._shape
         exchange.count_rows(shape.model, item)
         images = [image(shape, item, place, None) for place in range(len(item.rows))]
         return event("done", envelope(exchange, shape.model, images, shape.members))
 
-    async def _step(self, step: StepRow) -> dict[str, Any]:
+    async def _step(self, step: StepOutput) -> dict[str, Any]:
         shape = self._shape
         data = await self._exchange.encode(
             lambda: picture(step.row, shape.model.card, shape.format), large=step.row.size > 1 << 13
@@ -108,7 +108,7 @@ class EventStream(Response):
         }
 
 
-async def _with_silence(events: Events) -> AsyncGenerator[StepRow | Progress | Result | None, None]:
+async def _with_silence(events: Events) -> AsyncGenerator[StepOutput | Progress | Result | None, None]:
     """The events, and None whenever none came for a while."""
     while True:
         pending = asyncio.ensure_future(anext(events, None))

@@ -22,7 +22,7 @@ from service.api.oip.schemas import ModelConfig, ModelMetadata, ServerMetadata, 
 from service.api.oip.tensors import DATATYPE, HEADER_LENGTH, Inference, header_length, read_request, write_answer
 from service.artifact.card import INPUT, OUTPUT
 from service.domain.errors import NotReady
-from service.domain.tasks import Applied, Result
+from service.domain.tasks import Result, StepParams
 from service.models.engine import Batch, Call
 from service.models.repository import LoadedModel
 from service.observability.statistics import Counts, Duration
@@ -148,7 +148,7 @@ async def infer(request: Request) -> Response:
     async def work() -> Response:
         asked = await exchange.aside(read, large=coding is not None or len(body) > _ASIDE)
         call = _sooner(exchange.call, exchange.arrival, asked.timeout_us)
-        batch = Batch(rows=asked.rows, applied=Applied(steps=asked.steps))
+        batch = Batch(rows=asked.rows, applied=StepParams(steps=asked.steps))
         return await _answer(exchange, model, asked, await exchange.services.engine.run(model, batch, call))
 
     return await until_disconnect(request.receive, work())

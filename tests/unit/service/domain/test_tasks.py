@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from service.domain.tasks import Applied, Plan
+from service.domain.tasks import SchedulingParams, StepParams
 
 
 @pytest.mark.parametrize(
@@ -17,8 +17,8 @@ from service.domain.tasks import Applied, Plan
     ],
 )
 def test_valid_requests(options: dict[str, Any]) -> None:
-    applied = Applied(**options)
-    assert Plan(applied=applied).applied is applied
+    applied = StepParams(**options)
+    assert SchedulingParams(applied=applied).applied is applied
 
 
 @pytest.mark.parametrize(
@@ -37,9 +37,9 @@ def test_valid_requests(options: dict[str, Any]) -> None:
 )
 def test_invalid_requests_cannot_be_made(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Applied(**options)
+        StepParams(**options)
 
 
 def test_requests_do_not_change() -> None:
     with pytest.raises(FrozenInstanceError):
-        Applied(steps=1).steps = 2  # type: ignore[misc] # which is what mypy says too
+        StepParams(steps=1).steps = 2  # type: ignore[misc] # which is what mypy says too

@@ -10,7 +10,7 @@ from service.artifact.golden import GoldenReport
 from service.domain.errors import ModelFailure, QueueFull
 from service.domain.interpolation import Grid, Path
 from service.domain.latents import FloatRows, NoiseSource, slerp
-from service.domain.tasks import Applied, Plan, Progress, Result, StepRow
+from service.domain.tasks import Progress, Result, SchedulingParams, StepOutput, StepParams
 from service.models.engine import Batch, Call, Engine, Point, RowPoint, SeedPoint, finish
 from service.models.repository import LoadedModel
 from service.scheduling.scheduler import Scheduler
@@ -33,23 +33,25 @@ MODEL = LoadedModel(
 class Recorder:
     """Says what it is told to say, and remembers what it was asked."""
 
-    def __init__(self, events: Sequence[StepRow | Progress | Result] = (), error: Exception | None = None) -> None:
+    def __init__(self, events: Sequence[StepOutput | Progress | Result] = (), error: Exception | None = None) -> None:
         self.events, self.error = events, error
-        self.asked: list[tuple[FloatRows, Plan]] = []
+        self.asked: list[tuple[FloatRows, SchedulingParams]] = []
         self.closed = False
 
     def check_room(self, rows: int) -> None:
         if self.error is not None:
             raise self.error
 
-    async def submit(self, rows: FloatRows, plan: Plan) -> Result:
+    async def submit(self, rows: FloatRows, plan: SchedulingParams) -> Result:
         self.asked.append((rows, plan))
         if self.error is not None:
             raise self.error
         (result,) = [event for event in self.events if isinstance(event, Result)]
         return result
 
-    async def stream(self, rows: FloatRows, plan: Plan) -> AsyncGenerator[StepRow | Progress | Result, None]:
+    async def stream(
+        self, rows: FloatRows, plan: SchedulingParams
+    ) -> AsyncGenerator[StepOutput | Progress | Result, None]:
         self.asked.append((rows, plan))
         try:
             for event in self.events:
@@ -76,12 +78,12 @@ def result(rows: FloatRows, *, drift: bool = True, trajectory: bool = True) -> R
     )
 
 
-def step(index: int, row: FloatRows, number: int) -> StepRow:
-    return StepRow(index=index, step=number, row=row, change=None if number == 0 else 0.5)
+def step(index: int, row: FloatRows, number: int) -> StepOutput:
+    return StepOutput(index=index, step=number, row=row, change=None if number == 0 else 0.5)
 
 
 def test_generate_makes_the_seeds_rows() -> None:
-    how = Applied(steps=3)
+    how = StepParams(steps=3)
     batch = Engine().generate(MODEL, seed=4, offset=2, n=3, noise_scale=0.5, applied=how)
     np.testing.assert_array_equal(batch.rows, NOISE.rows(4, 2, 3, 0.5))
     assert (batch.applied, batch.keep, batch.strength, batch.repeat_first) == (how, None, 1.0, False)
@@ -98,7 +100,7 @@ def test_points_are_latents_by_name_or_by_value() -> None:
 def test_interpolate_along_a_path(loop: bool) -> None:
     row = sample_rows(1, SHAPE)[0]
     points: list[Point] = [SeedPoint(seed=1), RowPoint(row=row)]
-    batch = Engine().interpolate(MODEL, points, Path(frames=5, loop=loop), Applied(steps=1))
+    batch = Engine().interpolate(MODEL, points, Path(frames=5, loop=loop), StepParams(steps=1))
     assert len(batch.rows) == 5 - loop
     assert batch.repeat_first is loop
     np.testing.assert_array_equal(batch.rows[1], slerp(NOISE.row(1, 0), row, 0.5 if loop else 0.25))
@@ -106,7 +108,7 @@ def test_interpolate_along_a_path(loop: bool) -> None:
 
 def test_interpolate_over_a_grid() -> None:
     points = [SeedPoint(seed=s) for s in range(4)]
-    batch = Engine().interpolate(MODEL, points, Grid(rows=2, cols=3), Applied(steps=1))
+    batch = Engine().interpolate(MODEL, points, Grid(rows=2, cols=3), StepParams(steps=1))
     assert batch.rows.shape == (6, *SHAPE)
     assert not batch.repeat_first
     np.testing.assert_array_equal(batch.rows[5], NOISE.row(3, 0))
@@ -115,7 +117,7 @@ def test_interpolate_over_a_grid() -> None:
 def test_blending_is_exact_at_its_ends() -> None:
     x, y = sample_rows(2, SHAPE)
     rows = x[None]
-    how = Applied(steps=1)
+    how = StepParams(steps=1)
     assert Batch(rows=rows, applied=how).blend(0, y) is y
     np.testing.assert_array_equal(Batch(rows=rows, applied=how, strength=0.0).blend(0, y), x)
     half = Batch(rows=rows, applied=how, strength=0.5).blend(0, y)
@@ -125,7 +127,7 @@ def test_blending_is_exact_at_its_ends() -> None:
 
 def test_a_recorded_input_is_never_blended() -> None:
     x, y = sample_rows(2, SHAPE)
-    batch = Batch(rows=x[None], applied=Applied(steps=1), strength=0.3)
+    batch = Batch(rows=x[None], applied=StepParams(steps=1), strength=0.3)
     assert batch.blend_step(step(0, x, 0)).row is x
     blended = batch.blend_step(step(0, y, 1))
     np.testing.assert_allclose(blended.row, 0.7 * x + 0.3 * y, atol=1e-6)
@@ -134,7 +136,7 @@ def test_a_recorded_input_is_never_blended() -> None:
 
 def test_a_result_is_blended_with_its_own_inputs() -> None:
     x, y = sample_rows(3, SHAPE, seed=1), sample_rows(3, SHAPE, seed=2)
-    found = finish(result(y), Batch(rows=x, applied=Applied(steps=1), strength=0.25))
+    found = finish(result(y), Batch(rows=x, applied=StepParams(steps=1), strength=0.25))
     np.testing.assert_allclose(found.rows, 0.75 * x + 0.25 * y, atol=1e-6)
     for i, steps in enumerate(found.trajectory):
         np.testing.assert_array_equal(steps[0].row, y[i])
@@ -144,14 +146,14 @@ def test_a_result_is_blended_with_its_own_inputs() -> None:
 
 def test_an_ordinary_result_passes_through() -> None:
     given = result(sample_rows(2, SHAPE))
-    assert finish(given, Batch(rows=sample_rows(2, SHAPE), applied=Applied(steps=1))) is given
+    assert finish(given, Batch(rows=sample_rows(2, SHAPE), applied=StepParams(steps=1))) is given
 
 
 @pytest.mark.parametrize("optional", [False, True])
 def test_a_loop_ends_with_its_first_row(optional: bool) -> None:
     rows = sample_rows(3, SHAPE)
     given = result(rows, drift=optional, trajectory=optional)
-    found = finish(given, Batch(rows=rows, applied=Applied(steps=1), repeat_first=True))
+    found = finish(given, Batch(rows=rows, applied=StepParams(steps=1), repeat_first=True))
     np.testing.assert_array_equal(found.rows, rows[[0, 1, 2, 0]])
     assert found.steps.tolist() == [0, 1, 2, 0]
     assert found.converged.tolist() == [True, False, True, True]
@@ -164,7 +166,7 @@ def test_a_loop_ends_with_its_first_row(optional: bool) -> None:
 def test_the_plan_is_what_was_asked_for() -> None:
     rows = sample_rows(2, SHAPE)
     keep = np.zeros((2, 1, 4, 4), np.bool_)
-    batch = Batch(rows=rows, applied=Applied(steps=2), keep=keep)
+    batch = Batch(rows=rows, applied=StepParams(steps=2), keep=keep)
     scheduler = Recorder([result(rows)])
     call = Call(key="alice", deadline=12.5)
 
@@ -185,16 +187,16 @@ def test_a_stream_is_blended_and_finished_as_it_comes() -> None:
     x, y = sample_rows(1, SHAPE, seed=1), sample_rows(1, SHAPE, seed=2)
     progress = Progress(steps_done=1, steps=2, rows_done=0, rows=1)
     scheduler = Recorder([step(0, x[0], 0), progress, step(0, y[0], 1), result(y)])
-    batch = Batch(rows=x, applied=Applied(steps=1), strength=0.5)
+    batch = Batch(rows=x, applied=StepParams(steps=1), strength=0.5)
 
-    async def heard() -> list[StepRow | Progress | Result]:
+    async def heard() -> list[StepOutput | Progress | Result]:
         return [event async for event in engine(scheduler).stream(MODEL, batch, Call())]
 
     first, second, third, last = asyncio.run(heard())
-    assert isinstance(first, StepRow)
+    assert isinstance(first, StepOutput)
     assert first.row is scheduler.events[0].row  # type: ignore[union-attr] # it is the step above
     assert second is progress
-    assert isinstance(third, StepRow)
+    assert isinstance(third, StepOutput)
     np.testing.assert_allclose(third.row, (x[0] + y[0]) / 2, atol=1e-6)
     assert isinstance(last, Result)
     np.testing.assert_allclose(last.rows, (x + y) / 2, atol=1e-6)
@@ -205,7 +207,7 @@ def test_closing_the_stream_closes_the_schedulers() -> None:
     scheduler = Recorder([step(0, rows[0], 0), result(rows)])
 
     async def leave() -> None:
-        events = engine(scheduler).stream(MODEL, Batch(rows=rows, applied=Applied(steps=1)), Call())
+        events = engine(scheduler).stream(MODEL, Batch(rows=rows, applied=StepParams(steps=1)), Call())
         await anext(events)
         assert not scheduler.closed
         await events.aclose()
@@ -216,18 +218,20 @@ def test_closing_the_stream_closes_the_schedulers() -> None:
 
 def test_failures_pass_through() -> None:
     scheduler = Recorder(error=QueueFull("full", retry_after=1.0))
-    batch = Batch(rows=sample_rows(1, SHAPE), applied=Applied(steps=1))
+    batch = Batch(rows=sample_rows(1, SHAPE), applied=StepParams(steps=1))
     with pytest.raises(QueueFull):
         asyncio.run(engine(scheduler).run(MODEL, batch, Call()))
 
 
 def test_over_the_real_scheduler() -> None:
-    async def run() -> tuple[Result, list[StepRow | Progress | Result]]:
+    async def run() -> tuple[Result, list[StepOutput | Progress | Result]]:
         scheduler = Scheduler(FakeModel(SHAPE), max_batch_rows=4, queue_rows=16)
         scheduler.start()
         served = replace(MODEL)
         service = Engine(schedulers={served: scheduler})
-        batch = service.generate(served, seed=1, offset=0, n=3, noise_scale=1.0, applied=Applied(steps=2, record=(1,)))
+        batch = service.generate(
+            served, seed=1, offset=0, n=3, noise_scale=1.0, applied=StepParams(steps=2, record=(1,))
+        )
         found = await service.run(served, batch, Call())
         events = [event async for event in service.stream(served, batch, Call())]
         await asyncio.to_thread(scheduler.close)
@@ -237,7 +241,7 @@ def test_over_the_real_scheduler() -> None:
     np.testing.assert_array_equal(found.rows, NOISE.rows(1, 0, 3) * np.float32(0.25))
     assert isinstance(events[-1], Result)
     np.testing.assert_array_equal(events[-1].rows, found.rows)
-    assert sorted((e.index, e.step) for e in events if isinstance(e, StepRow)) == [
+    assert sorted((e.index, e.step) for e in events if isinstance(e, StepOutput)) == [
         (i, k) for i in range(3) for k in (1, 2)
     ]
 
@@ -248,7 +252,7 @@ def test_a_failing_row_fails_its_request() -> None:
         scheduler.start()
         service = Engine(schedulers={MODEL: scheduler})
         try:
-            await service.run(MODEL, Batch(rows=sample_rows(2, SHAPE), applied=Applied(steps=1)), Call())
+            await service.run(MODEL, Batch(rows=sample_rows(2, SHAPE), applied=StepParams(steps=1)), Call())
         finally:
             await asyncio.to_thread(scheduler.close)
 

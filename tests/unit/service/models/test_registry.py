@@ -9,7 +9,7 @@ import pytest
 from service.artifact.golden import GoldenReport
 from service.domain.errors import Draining, LoadFailed, UnknownModel
 from service.domain.latents import NoiseSource
-from service.domain.tasks import Applied, Result
+from service.domain.tasks import Result, StepParams
 from service.models.engine import Batch, Call, Engine
 from service.models.registry import Lineup, Running
 from service.models.repository import LoadedModel, OpenModel, Repository
@@ -64,7 +64,7 @@ class Stage:
         return replace(loaded, close=lambda: self.closed.append(loaded))
 
     def run(self, model: LoadedModel) -> "asyncio.Task[Result]":
-        batch = Batch(rows=marked(1.0), applied=Applied(steps=1))
+        batch = Batch(rows=marked(1.0), applied=StepParams(steps=1))
         return asyncio.create_task(self.engine.run(model, batch, Call()))
 
 

@@ -10,7 +10,7 @@ import pytest
 from service.domain.errors import ModelFailure
 from service.domain.latents import FloatRow, FloatRows
 from service.domain.model import once
-from service.domain.tasks import Applied, Plan, Result, StepRow
+from service.domain.tasks import Result, SchedulingParams, StepOutput, StepParams
 from service.scheduling.batch import Batch
 from service.scheduling.request import Request
 from tests.helpers.fakes import FakeModel
@@ -57,7 +57,7 @@ class Staying(FakeModel):
         out[...] = self.there[: len(out)]
 
 
-def answered(model: FakeModel, rows: FloatRows, wanted: Plan) -> Result:
+def answered(model: FakeModel, rows: FloatRows, wanted: SchedulingParams) -> Result:
     async def main() -> Result:
         with serving(model) as scheduler:
             return await scheduler.submit(rows, wanted)
@@ -70,7 +70,7 @@ def answered(model: FakeModel, rows: FloatRows, wanted: Plan) -> Result:
     "wanted",
     [plan(1), plan(2), plan(9), plan(9, score=True), plan(9, record=(0, 4, 9)), plan(9, tolerance=0.6), plan(40)],
 )
-def test_the_answer_is_the_same(wanted: Plan, buckets: tuple[int, ...] | None) -> None:
+def test_the_answer_is_the_same(wanted: SchedulingParams, buckets: tuple[int, ...] | None) -> None:
     x = marked(16, -8, 1024)
     there, here = answered(Staying(buckets=buckets), x, wanted), answered(FakeModel(buckets=buckets), x, wanted)
     for field in ("rows", "steps", "converged", "distance", "drift"):
@@ -165,7 +165,7 @@ def test_out_of_memory_while_they_stay_sheds_as_elsewhere() -> None:
 
 def batch_of(model: FakeModel, rows: FloatRows, steps: int) -> Batch:
     batch = Batch(model, 8, lambda: 0.0, lambda *_: None)
-    request = Request(rows, Plan(applied=Applied(steps=steps)), streamed=False, arrived=0.0)
+    request = Request(rows, SchedulingParams(applied=StepParams(steps=steps)), streamed=False, arrived=0.0)
     batch.arrange(request.members)
     batch.advance()
     batch.settle()
@@ -175,7 +175,7 @@ def batch_of(model: FakeModel, rows: FloatRows, steps: int) -> Batch:
 def test_who_comes_interrupts_after_the_step_that_runs() -> None:
     model = Staying()
     batch = batch_of(model, marked(1024), 100)
-    inbox: list[StepRow] = []
+    inbox: list[StepOutput] = []
     step = model.step
 
     def counted() -> None:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from service.domain.errors import DeadlineUnreachable, QueueFull, WouldMissDeadline
-from service.domain.tasks import Applied, Plan
+from service.domain.tasks import SchedulingParams, StepParams
 from service.scheduling.admission import Admission, CostModel
-from service.scheduling.request import Request, Tally
+from service.scheduling.request import Counters, Request
 
 
 def request(
@@ -21,8 +21,8 @@ def request(
     progress: bool = False,
     streamed: bool = False,
 ) -> Request:
-    applied = Applied(steps=steps, tolerance=tolerance, record=record, score=score)
-    plan = Plan(applied=applied, deadline=deadline, key=key, progress=progress)
+    applied = StepParams(steps=steps, tolerance=tolerance, record=record, score=score)
+    plan = SchedulingParams(applied=applied, deadline=deadline, key=key, progress=progress)
     return Request(np.zeros((n, 1, 1, 1), np.float32), plan, streamed=streamed, arrived=0.0)
 
 
@@ -106,14 +106,14 @@ def test_leaving_closes_once_and_clears_the_books() -> None:
     books.admit(other, 0.0)
     books.formed([], one.members, 0.0)
     books.passed(one.members, 2, [], 0.0, 1.0)
-    assert books.total == Tally(rows=5, work=3 * 4 + 2, in_batch=3)
+    assert books.total == Counters(rows=5, work=3 * 4 + 2, in_batch=3)
     assert books.leave(one) == 3
     assert books.leave(one) is None
     books.passed(one.members, 1, one.members, 1.0, 2.0)  # the pass it was in ends later
     books.formed(one.members, [], 2.0)
-    assert books.total == Tally(rows=2, work=2, in_batch=0)
+    assert books.total == Counters(rows=2, work=2, in_batch=0)
     assert books.leave(other) == 2
-    assert books.total == Tally()
+    assert books.total == Counters()
 
 
 def test_deadlines_are_not_judged_before_enough_was_seen() -> None:
@@ -143,7 +143,7 @@ def test_unreachable_even_on_an_idle_service(one: Request, seconds: float) -> No
     for deadline, reachable in ((seconds * 1.01, True), (seconds * 0.99, False)):
         again = Request(
             one.rows,
-            Plan(applied=plan.applied, deadline=deadline, progress=plan.progress),
+            SchedulingParams(applied=plan.applied, deadline=deadline, progress=plan.progress),
             streamed=one.streamed,
             arrived=0.0,
         )

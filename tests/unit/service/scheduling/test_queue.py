@@ -4,47 +4,47 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from service.domain.tasks import Applied, Plan
-from service.scheduling.queue import PATIENCE, RowQueue
+from service.domain.tasks import SchedulingParams, StepParams
+from service.scheduling.queue import PATIENCE, FairQueue
 from service.scheduling.request import Request, Row
 
 
 def request(n: int = 1, *, key: str = "", steps: int = 1000, deadline: float | None = None) -> Request:
-    plan = Plan(applied=Applied(steps=steps), key=key, deadline=deadline)
+    plan = SchedulingParams(applied=StepParams(steps=steps), key=key, deadline=deadline)
     return Request(np.zeros((n, 1, 1, 1), np.float32), plan, streamed=False, arrived=0.0)
 
 
-def push(queue: RowQueue, *requests: Request) -> None:
+def push(queue: FairQueue, *requests: Request) -> None:
     for one in requests:
         for row in one.members:
             queue.push(row)
 
 
-def take(queue: RowQueue, places: int, now: float = 0.0) -> list[Row]:
+def take(queue: FairQueue, places: int, now: float = 0.0) -> list[Row]:
     return queue.take(places, now)[0]
 
 
-def run(queue: RowQueue, row: Row) -> None:
+def run(queue: FairQueue, row: Row) -> None:
     """One pass over a row that stays."""
     row.steps += 1
     queue.push(row)
 
 
 def test_places_are_dealt_round_robin_to_keys() -> None:
-    queue = RowQueue()
+    queue = FairQueue()
     push(queue, request(100, key="a"), request(3, key="b"), request(3, key="c"))
     assert Counter(row.request.plan.key for row in take(queue, 6)) == {"a": 2, "b": 2, "c": 2}
     assert Counter(row.request.plan.key for row in take(queue, 6)) == {"a": 4, "b": 1, "c": 1}
 
 
 def test_more_keys_than_places_take_turns() -> None:
-    queue = RowQueue()
+    queue = FairQueue()
     push(queue, *(request(2, key=key) for key in "abcde"))
     assert [row.request.plan.key for _ in range(5) for row in take(queue, 2)] == list("abcdeabcde")
 
 
 def test_fewest_steps_first_then_deadline_then_arrival() -> None:
-    queue = RowQueue()
+    queue = FairQueue()
     late, early, first, second = request(deadline=9.0), request(deadline=5.0), request(), request()
     worn = request(deadline=1.0)
     worn.members[0].steps = 1
@@ -53,7 +53,7 @@ def test_fewest_steps_first_then_deadline_then_arrival() -> None:
 
 
 def test_a_row_passed_over_goes_first() -> None:
-    queue = RowQueue()
+    queue = FairQueue()
     old = request()
     old.members[0].steps = 500
     push(queue, old)
@@ -65,7 +65,7 @@ def test_a_row_passed_over_goes_first() -> None:
 
 
 def test_patience_starts_again_with_every_place() -> None:
-    queue = RowQueue()
+    queue = FairQueue()
     old = request()
     old.members[0].steps = 500
     push(queue, old)
@@ -80,7 +80,7 @@ def test_patience_starts_again_with_every_place() -> None:
 
 
 def test_behind_a_very_long_queue_new_rows_get_every_second_place() -> None:
-    queue = RowQueue()
+    queue = FairQueue()
     long = request(10 * PATIENCE)
     for row in long.members:
         row.steps = 5
@@ -94,7 +94,7 @@ def test_behind_a_very_long_queue_new_rows_get_every_second_place() -> None:
 
 
 def test_expired_rows_take_no_place_and_leave_with_their_request() -> None:
-    queue = RowQueue()
+    queue = FairQueue()
     gone, stays = request(3, deadline=1.0), request(2)
     push(queue, gone, stays)
     taken, expired = queue.take(2, now=1.0)
@@ -104,7 +104,7 @@ def test_expired_rows_take_no_place_and_leave_with_their_request() -> None:
 
 
 def test_forgotten_and_closed_rows_are_never_taken() -> None:
-    queue = RowQueue()
+    queue = FairQueue()
     forgotten, closed, stays = request(5, key="a"), request(5, key="b"), request(1, key="b")
     push(queue, forgotten, closed, stays)
     queue.forget(forgotten)
@@ -118,7 +118,7 @@ def test_forgotten_and_closed_rows_are_never_taken() -> None:
 
 
 def test_stale_entries_do_not_pile_up() -> None:
-    queue = RowQueue()
+    queue = FairQueue()
     stays = request()
     stays.members[0].steps = 10**6
     push(queue, stays)
@@ -132,7 +132,7 @@ def test_stale_entries_do_not_pile_up() -> None:
 
 def seconds_per_row(waiting: int) -> float:
     """Thread time of forming a pass and putting its rows back, per place, with so many rows waiting."""
-    queue, places, passes = RowQueue(), 64, 40
+    queue, places, passes = FairQueue(), 64, 40
     for i in range(waiting // 50):
         push(queue, request(50, key=str(i % 5)))
     began = time.thread_time()
@@ -149,7 +149,7 @@ def test_forming_a_batch_costs_the_same_however_many_rows_wait() -> None:
 
 
 def test_every_row_is_taken_once() -> None:
-    queue = RowQueue()
+    queue = FairQueue()
     requests = [request(1 + i % 7, key=str(i % 3), deadline=float(100 + i % 5)) for i in range(50)]
     push(queue, *requests)
     taken: list[Row] = []
@@ -160,4 +160,4 @@ def test_every_row_is_taken_once() -> None:
 
 @pytest.mark.parametrize("places", [0, 1])
 def test_an_empty_queue_gives_nothing(places: int) -> None:
-    assert RowQueue().take(places, 0.0) == ([], [])
+    assert FairQueue().take(places, 0.0) == ([], [])

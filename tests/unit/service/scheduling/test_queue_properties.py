@@ -6,26 +6,26 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.domain.tasks import Applied, Plan
-from service.scheduling.queue import PATIENCE, RowQueue
+from service.domain.tasks import SchedulingParams, StepParams
+from service.scheduling.queue import PATIENCE, FairQueue
 from service.scheduling.request import Request, Row
 
 
 def request(n: int, *, key: str = "", steps: int = 0, deadline: float | None = None) -> Request:
-    plan = Plan(applied=Applied(steps=10**6), key=key, deadline=deadline)
+    plan = SchedulingParams(applied=StepParams(steps=10**6), key=key, deadline=deadline)
     found = Request(np.zeros((n, 1, 1, 1), np.float32), plan, streamed=False, arrived=0.0)
     for row in found.members:
         row.steps = steps
     return found
 
 
-def push(queue: RowQueue, *requests: Request) -> None:
+def push(queue: FairQueue, *requests: Request) -> None:
     for one in requests:
         for row in one.members:
             queue.push(row)
 
 
-def run(queue: RowQueue, rows: list[Row]) -> None:
+def run(queue: FairQueue, rows: list[Row]) -> None:
     """One pass over rows that stay."""
     for row in rows:
         row.steps += 1
@@ -41,7 +41,7 @@ def run(queue: RowQueue, rows: list[Row]) -> None:
 def test_two_callers_with_work_get_the_same_number_of_places(
     places: int, large: int, guests: list[list[tuple[str, int]]]
 ) -> None:
-    queue, served = RowQueue(), {"a": 0, "b": 0}
+    queue, served = FairQueue(), {"a": 0, "b": 0}
     push(queue, request(places + 1 + large, key="a", steps=5), request(places + 1, key="b"))
     for coming in guests:
         push(queue, *(request(n, key=key) for key, n in coming))
@@ -65,7 +65,7 @@ def test_two_callers_with_work_get_the_same_number_of_places(
 def test_fewest_steps_first_unless_a_row_has_waited_too_long(
     places: int, arrivals: list[list[tuple[int, int, float | None]]]
 ) -> None:
-    queue, waiting, since = RowQueue(), set[Row](), dict[Row, int]()
+    queue, waiting, since = FairQueue(), set[Row](), dict[Row, int]()
     for now, coming in enumerate(arrivals):
         for n, steps, deadline in coming:
             one = request(n, steps=steps, deadline=deadline)
@@ -86,7 +86,7 @@ def test_fewest_steps_first_unless_a_row_has_waited_too_long(
 @given(places=st.integers(1, 5), before=st.integers(0, 40), extra=st.integers(0, 3))
 def test_a_row_waits_for_its_turn_and_no_longer(places: int, before: int, extra: int) -> None:
     """However many newcomers go ahead of it: `PATIENCE` passes, and then at most every second place is theirs."""
-    queue = RowQueue()
+    queue = FairQueue()
     push(queue, request(before, steps=900) if before else request(1, steps=900))
     old = request(1, steps=1000)
     push(queue, old)
@@ -117,7 +117,7 @@ def test_a_row_waits_for_its_turn_and_no_longer(places: int, before: int, extra:
 def test_what_has_expired_takes_no_place_and_nothing_else_is_lost(
     places: int, plans: list[tuple[int, str, float | None, int, int]]
 ) -> None:
-    queue, left, dropped = RowQueue(), dict[Row, int](), set[Request]()
+    queue, left, dropped = FairQueue(), dict[Row, int](), set[Request]()
     for now in range(200):
         for n, key, deadline, arrival, passes in plans:
             if arrival == now:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from service.domain.latents import FloatRows
-from service.domain.tasks import Applied, Plan, Progress, Result, SchedulerLike, StepRow
+from service.domain.tasks import Progress, Result, SchedulerLike, SchedulingParams, StepOutput, StepParams
 from service.scheduling.queue import PATIENCE
 from service.scheduling.scheduler import Scheduler
 from tests.helpers.fakes import FakeModel
@@ -104,8 +104,8 @@ def test_kept_pixels_are_put_back_after_every_step() -> None:
 
     async def main() -> None:
         with serving(FakeModel()) as scheduler:
-            applied = Applied(steps=3, record=(1, 3), score=True)
-            result = await scheduler.submit(marked(16, 16), Plan(applied=applied, keep=keep))
+            applied = StepParams(steps=3, record=(1, 3), score=True)
+            result = await scheduler.submit(marked(16, 16), SchedulingParams(applied=applied, keep=keep))
         expected = marked(2, 2)
         expected[0, :, :2] = 16
         np.testing.assert_array_equal(result.rows, expected)
@@ -171,7 +171,7 @@ def test_rows_that_do_not_fit_the_model(rows: FloatRows) -> None:
         with serving(FakeModel()) as scheduler:
             with pytest.raises(ValueError, match="float32"):
                 await scheduler.submit(rows, plan())
-            misfit = Plan(applied=Applied(steps=1), keep=np.zeros((2, 1, 4, 4), np.bool_))
+            misfit = SchedulingParams(applied=StepParams(steps=1), keep=np.zeros((2, 1, 4, 4), np.bool_))
             with pytest.raises(ValueError, match="keep"):
                 await scheduler.submit(marked(1), misfit)
 
@@ -351,7 +351,7 @@ def test_a_stream_gives_every_recorded_step_and_every_last_step_in_order() -> No
     async def main() -> None:
         with serving(FakeModel()) as scheduler:
             events = await collect(scheduler.stream(marked(16, 1), plan(4, tolerance=0.75, record=(0, 2), score=True)))
-        steps = [event for event in events if isinstance(event, StepRow)]
+        steps = [event for event in events if isinstance(event, StepOutput)]
         assert [s.step for s in steps if s.index == 0] == [0, 2, 4]
         assert [s.step for s in steps if s.index == 1] == [0, 1]
         assert [s.change for s in steps if s.index == 0] == [None, 4.0, 1.0]
@@ -371,7 +371,7 @@ def test_the_prepared_input_is_shown_before_the_first_pass_ends() -> None:
         with serving(model) as scheduler:
             stream = scheduler.stream(marked(16), plan(2, record=(0,)))
             first = await asyncio.wait_for(anext(stream), 10)
-            assert isinstance(first, StepRow)
+            assert isinstance(first, StepOutput)
             assert (first.step, float(first.row.flat[0])) == (0, 16.0)
             release(model)
             assert len(await collect(stream)) == 2

@@ -12,7 +12,7 @@ from service.domain.errors import (
     WouldMissDeadline,
 )
 from service.domain.latents import FloatRows
-from service.domain.tasks import Result, StepRow
+from service.domain.tasks import Result, StepOutput
 from tests.helpers.fakes import FakeModel
 from tests.helpers.serving import Clock, Ear, Script, begun, collect, held, marked, plan, queued, release, serving
 
@@ -225,7 +225,7 @@ def test_closing_a_stream_drops_its_rows() -> None:
         with serving(FakeModel(function=script), max_batch_rows=1, observer=ear) as scheduler:
             stream = scheduler.stream(marked(1, 2), plan(10**9, record=(1,)))
             first = await anext(stream)
-            assert isinstance(first, StepRow)
+            assert isinstance(first, StepOutput)
             await stream.aclose()
             assert scheduler.rows_queued == 0
             await scheduler.submit(marked(3), plan())

@@ -15,7 +15,7 @@ from service.domain.latents import FloatRows
 from service.domain.model import DeviceLost
 from service.domain.tasks import Result
 from service.scheduling.admission import Admission
-from service.scheduling.request import Request, Tally
+from service.scheduling.request import Counters, Request
 from service.scheduling.scheduler import Scheduler
 from tests.helpers.fakes import FakeModel
 from tests.helpers.serving import Ear, begun, held, marked, plan, queued, release, serving
@@ -128,7 +128,7 @@ def test_what_a_lost_device_had_is_done_by_another(lost_in: int, steps: int, cap
                 assert [len(path) for path in result.trajectory] == [1] * len(values)
             assert (scheduler.healthy, scheduler.lost) == (True, False)
             assert scheduler._books.limits == [0, 4]
-            assert scheduler._books.total == Tally()
+            assert scheduler._books.total == Counters()
 
     asyncio.run(main())
     assert ear.of("lost") == [()]
@@ -224,7 +224,7 @@ def test_no_row_is_harmed_by_devices_that_are_lost(
             assert scheduler.healthy
         finally:
             scheduler.close()
-        assert scheduler._books.total == Tally()
+        assert scheduler._books.total == Counters()
 
     asyncio.run(main())
 

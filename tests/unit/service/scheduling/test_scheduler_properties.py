@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from service.domain.errors import DeadlineExceeded, Draining, ModelFailure
 from service.domain.latents import FloatRow, FloatRows
-from service.domain.tasks import Applied, Plan, Progress, Result, StepRow
-from service.scheduling.request import Tally
+from service.domain.tasks import Progress, Result, SchedulingParams, StepOutput, StepParams
+from service.scheduling.request import Counters
 from service.scheduling.scheduler import Scheduler
 from tests.helpers.fakes import FakeModel
 from tests.helpers.serving import Clock
@@ -35,7 +35,7 @@ def is_poison(row: FloatRow) -> bool:
 @dataclass(frozen=True)
 class Ask:
     rows: FloatRows
-    plan: Plan
+    plan: SchedulingParams
     streamed: bool
 
     @property
@@ -60,7 +60,7 @@ def gap(a: FloatRow, b: FloatRow) -> float:
     return float(np.mean(np.abs(a.astype(np.float64) - b.astype(np.float64))))
 
 
-def alone(x: FloatRow, applied: Applied, keep: NDArray[np.bool_] | None) -> Alone:
+def alone(x: FloatRow, applied: StepParams, keep: NDArray[np.bool_] | None) -> Alone:
     states, changes, converged, distance = [x], [0.0], False, 0.0
     while len(states) <= applied.steps and not converged:
         y = f(states[-1][None])[0]
@@ -83,7 +83,7 @@ def asks(draw: st.DrawFn) -> Ask:
     if draw(st.integers(0, 9)) == 0:
         rows[draw(st.integers(0, n - 1))].flat[-1] = POISON
     channels = draw(st.sampled_from([None, None, 1, SHAPE[0]]))
-    applied = Applied(
+    applied = StepParams(
         steps=steps,
         tolerance=draw(st.sampled_from([None, None, 0.5, 0.1, 0.02])),
         record=tuple(sorted(draw(st.sets(st.integers(0, steps), max_size=4)))),
@@ -91,10 +91,10 @@ def asks(draw: st.DrawFn) -> Ask:
     )
     keep = None if channels is None else generator.uniform(size=(n, channels, *SHAPE[1:])) < 0.3
     key, progress = draw(st.sampled_from("abc")), draw(st.booleans())
-    return Ask(rows, Plan(applied=applied, keep=keep, key=key, progress=progress), draw(st.booleans()))
+    return Ask(rows, SchedulingParams(applied=applied, keep=keep, key=key, progress=progress), draw(st.booleans()))
 
 
-def check(ask: Ask, result: Result, events: Sequence[StepRow]) -> None:
+def check(ask: Ask, result: Result, events: Sequence[StepOutput]) -> None:
     applied, keep = ask.plan.applied, ask.plan.keep
     shown: dict[int, list[int]] = {i: [] for i in range(len(ask.rows))}
     for event in events:
@@ -118,13 +118,13 @@ def check(ask: Ask, result: Result, events: Sequence[StepRow]) -> None:
 
 async def answer(scheduler: Scheduler, ask: Ask) -> None:
     """Ask, and compare; a poisoned request must fail, and no other may."""
-    events: list[StepRow] = []
+    events: list[StepOutput] = []
     results: list[Result] = []
     try:
         if ask.streamed:
             async for event in scheduler.stream(ask.rows, ask.plan):
                 assert not results, "something came after the result"
-                if isinstance(event, StepRow):
+                if isinstance(event, StepOutput):
                     events.append(event)
                 elif isinstance(event, Result):
                     results.append(event)
@@ -200,7 +200,7 @@ def test_callers_who_leave_at_any_point_harm_nobody(requests: list[Ask], seed: i
             assert scheduler.rows_queued == 0
         finally:
             scheduler.close()
-        assert scheduler._books.total == Tally()
+        assert scheduler._books.total == Counters()
 
     asyncio.run(main())
 
@@ -223,7 +223,7 @@ def test_a_worker_that_keeps_dying_answers_everybody(deaths: list[bool], max_bat
             tasks = []
             for i, dies in enumerate(deaths):
                 x = np.full((1, *SHAPE), POISON if dies else i / 20, np.float32)
-                plan = Plan(applied=Applied(steps=3), key=str(i))
+                plan = SchedulingParams(applied=StepParams(steps=3), key=str(i))
                 tasks.append(asyncio.create_task(scheduler.submit(x, plan)))
             await asyncio.sleep(0)
             gate.set()
@@ -234,7 +234,7 @@ def test_a_worker_that_keeps_dying_answers_everybody(deaths: list[bool], max_bat
                     assert any(deaths)
                 else:
                     assert isinstance(outcome, Result)
-                    want = alone(np.full(SHAPE, i / 20, np.float32), Applied(steps=3), None)
+                    want = alone(np.full(SHAPE, i / 20, np.float32), StepParams(steps=3), None)
                     np.testing.assert_array_equal(outcome.rows[0], want.y)
         finally:
             scheduler.close()
@@ -261,7 +261,7 @@ def test_draining_answers_whom_it_had_let_in(requests: list[Ask], turns: int, ma
             assert scheduler.rows_queued == 0
         finally:
             scheduler.close()
-        assert scheduler._books.total == Tally()
+        assert scheduler._books.total == Counters()
 
     asyncio.run(main())
 
@@ -291,7 +291,7 @@ def test_no_pass_begins_with_a_row_whose_deadline_is_over(
         try:
             tasks, ends = [], [100.0 + (10**6 if seconds is None else seconds) for _, _, seconds in plans]
             for i, (n, steps, seconds) in enumerate(plans):
-                plan = Plan(applied=Applied(steps=steps), deadline=None if seconds is None else ends[i])
+                plan = SchedulingParams(applied=StepParams(steps=steps), deadline=None if seconds is None else ends[i])
                 rows = np.full((n, *SHAPE), i, np.float32)
                 tasks.append(asyncio.create_task(scheduler.submit(rows, plan)))
             await asyncio.sleep(0)
