@@ -49,7 +49,7 @@ from service.environment import keep_precision
 from service.runtime import onnx_model
 from service.runtime import session as sessions
 from service.runtime.onnx_model import OnnxModel
-from service.runtime.session import Cuda, CudaUnavailable
+from service.runtime.session import CudaOptions, CudaUnavailable
 
 METHOD = (
     "one process, one thread. parity: golden rows in every bucket and place. invariance: one row at every place among "
@@ -101,7 +101,7 @@ def measure(options: argparse.Namespace) -> Json:
 def of_one(path: Path, device: Device, options: argparse.Namespace) -> dict[str, list[Json]]:
     """All about one file."""
     data, half = path.read_bytes(), path.name == "model.fp16.onnx"
-    with opened(data, Cuda(half=half)) as plain, opened(data, Cuda(half=half, graphs=True)) as graphs:
+    with opened(data, CudaOptions(half=half)) as plain, opened(data, CudaOptions(half=half, graphs=True)) as graphs:
         limit = plateau(data, half, options)
         found = {
             "parity": [golden_rows(path, plain)],
@@ -148,7 +148,7 @@ def targets(
 
 
 @contextmanager
-def opened(data: bytes, cuda: Cuda) -> Iterator[OnnxModel]:
+def opened(data: bytes, cuda: CudaOptions) -> Iterator[OnnxModel]:
     """A warm model on CUDA."""
     model = OnnxModel(data, device="cuda", cuda=cuda)
     try:
@@ -194,7 +194,10 @@ def plateau(data: bytes, half: bool, options: argparse.Namespace) -> Json:
     rates: dict[int, float] = {}
     size = 16
     while size <= options.most:
-        with patch.object(onnx_model, "bounded_buckets", return_value=(size,)), opened(data, Cuda(half=half)) as model:
+        with (
+            patch.object(onnx_model, "bounded_buckets", return_value=(size,)),
+            opened(data, CudaOptions(half=half)) as model,
+        ):
             ref = model.card.ref
             if model.buckets != (size,):  # does not fit the device
                 break
@@ -284,7 +287,7 @@ def by_turns(plain: OnnxModel, graphs: OnnxModel, options: argparse.Namespace) -
 def other_options(data: bytes, half: bool, options: argparse.Namespace) -> list[Json]:
     """What the provider's options that are not used would bring, and how far they move the rows."""
     lines = []
-    with opened(data, Cuda(half=half)) as usual:
+    with opened(data, CudaOptions(half=half)) as usual:
         size = (usual.buckets or (1,))[-1]
         x = usual.noise.rows(seed=0, offset=0, n=size)
         expected = usual.run(x)
@@ -292,7 +295,7 @@ def other_options(data: bytes, half: bool, options: argparse.Namespace) -> list[
             line: Json = {"model": usual.card.ref, "option": name, "gain": None, "difference": None, "refused": ""}
             lines.append(line)
             try:
-                with changed(changes), opened(data, Cuda(half=half)) as other:
+                with changed(changes), opened(data, CudaOptions(half=half)) as other:
                     found = in_turn(
                         {
                             "usual": partial(staying, usual, size, options.seconds),

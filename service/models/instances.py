@@ -7,7 +7,7 @@ from service.domain.errors import ModelFailure
 from service.domain.model import DeviceOutOfMemory
 from service.environment import cpu_threads
 from service.models.repository import LoadedModel, OpenModel, named
-from service.runtime.session import Cuda
+from service.runtime.session import CudaOptions
 from service.settings import Settings
 
 _QUICK_S: Final = 0.005
@@ -22,7 +22,9 @@ Device = Literal["auto", "cpu", "cuda"]
 class Make(Protocol):
     """What makes one model: `service.runtime.onnx_model.OnnxModel`."""
 
-    def __call__(self, data: bytes, *, device: Device, cuda: Cuda, threads: int, max_batch_rows: int) -> OpenModel:
+    def __call__(
+        self, data: bytes, *, device: Device, cuda: CudaOptions, threads: int, max_batch_rows: int
+    ) -> OpenModel:
         """A model of a file's bytes, on one device."""
         ...
 
@@ -68,7 +70,7 @@ class Copies:
 
     def _one(self, data: bytes, device: Device, number: int = 0, *, threads: int = 1) -> OpenModel:
         settings = self._settings
-        cuda = Cuda(
+        cuda = CudaOptions(
             device_id=number,
             deterministic=settings.deterministic,
             graphs=settings.cuda_graphs,

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from threading import Condition
 
 
-class Captures:
+class CudaGraphLock:
     """Any number of threads use devices together, or one of them captures alone; it waits for them, and they for it.
 
     Neither may be asked for by a thread that has one of them already.
@@ -59,5 +59,5 @@ class Captures:
                 self._changed.notify_all()
 
 
-CAPTURES = Captures()
+CAPTURES = CudaGraphLock()
 """Those of this process."""

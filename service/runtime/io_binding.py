@@ -12,7 +12,7 @@ from service.domain.latents import FloatRows
 from service.runtime.cuda_graphs import CAPTURES
 
 
-class _Lane:
+class BoundBuffers:
     """One bucket: a host array to pad in, two buffers on the device, and the bindings of the two directions."""
 
     def __init__(
@@ -22,7 +22,7 @@ class _Lane:
         self._host = np.zeros(shape, dtype=np.float32)
         a, b = (ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, *device) for _ in range(2))
         self._buffers = (a, b)
-        self._ways = (_Way(session, a, b, numbers), _Way(session, b, a, numbers))
+        self._ways = (Binding(session, a, b, numbers), Binding(session, b, a, numbers))
         self._now = 0  # which buffer has the rows
 
     def load(self, rows: FloatRows) -> None:
@@ -47,7 +47,7 @@ class _Lane:
         out[...] = self._buffers[self._now].numpy()[: len(out)]
 
 
-class _Way:
+class Binding:
     """From one buffer into the other: the binding, and the number of the graph that is captured of it."""
 
     def __init__(self, session: Any, x: Any, y: Any, numbers: Iterator[int] | None) -> None:

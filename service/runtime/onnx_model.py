@@ -19,10 +19,10 @@ from service.domain.errors import ModelFailure, StartupError
 from service.domain.latents import FloatRows, NoiseSource
 from service.domain.model import DeviceBatch, DeviceLost, DeviceOutOfMemory, once
 from service.runtime.cuda_graphs import CAPTURES
-from service.runtime.runners import BucketRunner, ExactRunner, OneThread, ResidentRunner, Runner
-from service.runtime.session import Cuda, CudaUnavailable, Profile, cpu_session, cuda_session, metadata, one_line
+from service.runtime.runners import DirectRunner, PaddedRunner, ResidentRunner, Runner, SingleThreadRunner
+from service.runtime.session import CudaOptions, CudaUnavailable, Profile, cpu_session, cuda_session, metadata, one_line
 
-Shape = tuple[int, int, int]
+ImageShape = tuple[int, int, int]
 
 _SHORTAGE: Final = re.compile(
     # onnxruntime's arena, with and without a bound; CUDA, cuBLAS and cuDNN 9; the C++ of the CPU
@@ -59,12 +59,12 @@ class OnnxModel:
         data: bytes,
         *,
         device: Literal["auto", "cpu", "cuda"] = "auto",
-        cuda: Cuda | None = None,
+        cuda: CudaOptions | None = None,
         threads: int = 1,
         max_batch_rows: int = 64,
     ) -> None:
         self._data = data
-        self._cuda = cuda or Cuda()
+        self._cuda = cuda or CudaOptions()
         self._threads = threads
         self.digest = hashlib.sha256(data).hexdigest()
         self.device: Literal["cpu", "cuda"] = "cpu" if device == "cpu" else "cuda"
@@ -186,18 +186,18 @@ class OnnxModel:
             return cuda_session(self._data, self._cuda, profile)
 
     def _describe_shapes(self, card: ModelCard, max_batch_rows: int) -> None:
-        self.shape: Shape = card.shape
+        self.shape: ImageShape = card.shape
         if self.device == "cuda":
             self.buckets = bounded_buckets(card.buckets, max_batch_rows, single=self._cuda.deterministic)
 
     def _runner_for(self, session: Any) -> Runner:
         if self.buckets is None:
-            return ExactRunner(session)
+            return DirectRunner(session)
         cuda = self._cuda
         # A session keeps the plans of its convolutions for the last batch size only, and to make them anew takes longer
         # than to run them. Graphs do without plans, and TensorRT has one for all sizes.
         shared = cuda.graphs or cuda.tensorrt_cache is not None
-        runner = BucketRunner(
+        runner = PaddedRunner(
             session,
             self.shape,
             self.buckets,
@@ -206,7 +206,7 @@ class OnnxModel:
             graphs=cuda.graphs,
             another=None if shared else self._session,
         )
-        return OneThread(runner) if cuda.graphs else runner
+        return SingleThreadRunner(runner) if cuda.graphs else runner
 
     def _check_rows(self, rows: FloatRows) -> None:
         if rows.ndim != 4 or rows.shape[1:] != self.shape or rows.dtype != np.float32 or not len(rows):
@@ -248,7 +248,7 @@ def _described(entries: dict[str, str]) -> tuple[ModelCard, NoiseSource]:
         raise StartupError(str(exc)) from exc
 
 
-def _check_signature(session: Any, shape: Shape) -> None:
+def _check_signature(session: Any, shape: ImageShape) -> None:
     for kind, name, values in (
         ("input", INPUT, session.get_inputs()),
         ("output", OUTPUT, session.get_outputs()),

@@ -14,9 +14,9 @@ from service.artifact.card import INPUT, OUTPUT
 from service.domain.latents import FloatRows
 from service.domain.model import once
 from service.runtime.cuda_graphs import CAPTURES
-from service.runtime.io_binding import _Lane
+from service.runtime.io_binding import BoundBuffers
 
-Shape = tuple[int, int, int]
+ImageShape = tuple[int, int, int]
 T = TypeVar("T")
 
 
@@ -48,7 +48,7 @@ class ResidentRunner(Runner, Protocol):
         ...
 
 
-class ExactRunner:
+class DirectRunner:
     """Run as many rows as come. Plain `run` and a copy: binding the output costs 3 µs more than it saves."""
 
     def __init__(self, session: Any) -> None:
@@ -65,7 +65,7 @@ class ExactRunner:
         """There is nothing but the session, which goes with this object."""
 
 
-class BucketRunner:
+class PaddedRunner:
     """Run rows padded with zeros to the smallest bucket that holds them, in buffers that stay where they are.
 
     More rows than the top bucket run one piece after another. Buffers are made when a bucket is first used.
@@ -84,7 +84,7 @@ class BucketRunner:
     def __init__(
         self,
         session: Any,
-        shape: Shape,
+        shape: ImageShape,
         buckets: Sequence[int],
         device: str,
         *,
@@ -98,8 +98,8 @@ class BucketRunner:
         self._buckets = tuple(buckets)
         self._device = (device, device_id)
         self._numbers = itertools.count(1) if graphs else None  # 0 is onnxruntime's own
-        self._lanes: dict[int, _Lane] = {}
-        self._loaded: _Lane | None = None
+        self._lanes: dict[int, BoundBuffers] = {}
+        self._loaded: BoundBuffers | None = None
 
     def __call__(self, rows: FloatRows, out: FloatRows) -> None:
         """Write f(rows) into ``out``, equally long."""
@@ -122,7 +122,7 @@ class BucketRunner:
         with self._together():
             if size not in self._lanes:
                 session = self._session_for(size)
-                self._lanes[size] = _Lane(session, (size, *self._shape), self._device, self._numbers)
+                self._lanes[size] = BoundBuffers(session, (size, *self._shape), self._device, self._numbers)
             self._lanes[size].load(rows)
         self._loaded = self._lanes[size]
 
@@ -150,13 +150,13 @@ class BucketRunner:
     def _together(self) -> AbstractContextManager[None]:
         return nullcontext() if self._numbers is None else CAPTURES.together()
 
-    def _lane(self) -> "_Lane":
+    def _lane(self) -> "BoundBuffers":
         if self._loaded is None:
             raise ValueError("no rows are loaded")
         return self._loaded
 
 
-class OneThread:
+class SingleThreadRunner:
     """A runner whose every call happens in one thread of its own.
 
     onnxruntime keeps captured CUDA graphs by thread, and forbids to run such a session from several; but a model is

@@ -19,7 +19,7 @@ import onnxruntime as ort
 
 from service.domain.errors import StartupError
 
-Shape = tuple[int, int, int]
+ImageShape = tuple[int, int, int]
 
 _LOG = logging.getLogger(__name__)
 CPU: Final = "CPUExecutionProvider"
@@ -44,7 +44,7 @@ class CudaUnavailable(StartupError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cuda:
+class CudaOptions:
     """What the operator decided for CUDA; nothing of it matters on the CPU.
 
     Args:
@@ -75,7 +75,7 @@ class Profile:
     """
 
     digest: str
-    shape: Shape
+    shape: ImageShape
     buckets: Sequence[int]
 
 
@@ -104,7 +104,7 @@ def metadata(data: bytes) -> dict[str, str]:
     return found
 
 
-def cuda_session(data: bytes, cuda: Cuda, profile: Profile | None = None) -> Any:
+def cuda_session(data: bytes, cuda: CudaOptions, profile: Profile | None = None) -> Any:
     """A session on a CUDA device, every node of it.
 
     Args:
@@ -146,7 +146,7 @@ def cuda_session(data: bytes, cuda: Cuda, profile: Profile | None = None) -> Any
     return session
 
 
-def cuda_options(cuda: Cuda) -> dict[str, str]:
+def cuda_options(cuda: CudaOptions) -> dict[str, str]:
     """Options of the CUDA provider, for a convolutional network that only ever sees its buckets.
 
     For cuDNN 9 both searches are heuristics, EXHAUSTIVE the slower and better one, and no convolution is timed. TF32
@@ -168,7 +168,7 @@ def cuda_options(cuda: Cuda) -> dict[str, str]:
     return options
 
 
-def tensorrt_options(cuda: Cuda, cache: Path, profile: Profile) -> dict[str, str]:
+def tensorrt_options(cuda: CudaOptions, cache: Path, profile: Profile) -> dict[str, str]:
     """Options of the TensorRT provider: one engine for all buckets, kept on disk.
 
     An engine is good for one model, onnxruntime, TensorRT and kind of device. The folder names the first two;

@@ -10,7 +10,7 @@ import pytest
 from service.domain.latents import FloatRows
 from service.domain.model import DeviceLost
 from service.runtime.onnx_model import OnnxModel
-from service.runtime.session import Cuda, CudaUnavailable
+from service.runtime.session import CudaOptions, CudaUnavailable
 from tests.contract.harness import Service, problem, serving, settings
 from tests.helpers.device_fakes import cuda_on_the_cpu
 
@@ -22,7 +22,7 @@ class Gpu(OnnxModel):
     missing: ClassVar[set[int]] = set()
     used: ClassVar[set[int]] = set()
 
-    def __init__(self, data: bytes, *, cuda: Cuda, **options: Any) -> None:
+    def __init__(self, data: bytes, *, cuda: CudaOptions, **options: Any) -> None:
         if cuda.device_id in self.missing:
             raise CudaUnavailable("CUDA cannot be used: invalid device ordinal")
         super().__init__(data, cuda=cuda, **options)

@@ -18,7 +18,7 @@ from service.domain.tasks import SchedulingParams, StepParams
 from service.models.instances import Copies
 from service.models.repository import LoadedModel, Repository
 from service.runtime.onnx_model import OnnxModel
-from service.runtime.session import TENSORRT, Cuda, CudaUnavailable
+from service.runtime.session import TENSORRT, CudaOptions, CudaUnavailable
 from service.scheduling.scheduler import Scheduler
 from service.settings import Settings
 from tests.helpers.live import ROOT
@@ -31,14 +31,14 @@ SHAPES = [(1, 28, 28), (3, 64, 64)]
 BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 
 
-def on_cuda(data: bytes, cuda: Cuda | None = None) -> OnnxModel:
+def on_cuda(data: bytes, cuda: CudaOptions | None = None) -> OnnxModel:
     model = OnnxModel(data, device="cuda", cuda=cuda)
     assert model.provider == "CUDAExecutionProvider"
     model.warm_up()
     return model
 
 
-def shipped(name: str, precision: Literal["fp32", "fp16"] = "fp32", cuda: Cuda | None = None) -> LoadedModel:
+def shipped(name: str, precision: Literal["fp32", "fp16"] = "fp32", cuda: CudaOptions | None = None) -> LoadedModel:
     """Verified: its golden rows come out within the card's tolerance in every bucket and place, or this raises."""
     return Repository(
         ROOT / "models", lambda data: [OnnxModel(data, device="cuda", cuda=cuda)], default=name, precision=precision
@@ -63,7 +63,7 @@ def stepped(model: OnnxModel, x: FloatRows, steps: int) -> FloatRows:
 def test_golden_rows(name: str, precision: Literal["fp32", "fp16"]) -> None:
     if precision == "fp16" and not (ROOT / "models" / name / "1" / "model.fp16.onnx").is_file():
         pytest.skip(f"{name} has no model.fp16.onnx")
-    loaded = shipped(name, precision, Cuda(half=precision == "fp16"))
+    loaded = shipped(name, precision, CudaOptions(half=precision == "fp16"))
     assert loaded.device == "cuda"
     assert loaded.golden.batches == BUCKETS
     assert loaded.golden.difference <= getattr(loaded.card.tolerance, precision)
@@ -73,7 +73,7 @@ def test_golden_rows(name: str, precision: Literal["fp32", "fp16"]) -> None:
 @pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_rows_of_the_cpu(shape: tuple[int, int, int], deterministic: bool) -> None:
-    model = on_cuda(model_bytes(make_card(shape=shape)), Cuda(deterministic=deterministic))
+    model = on_cuda(model_bytes(make_card(shape=shape)), CudaOptions(deterministic=deterministic))
     for n in (1, 3, 64, 70):
         rows = sample_rows(n, shape)
         np.testing.assert_allclose(model.run(rows), reference(rows), atol=1e-5)
@@ -124,7 +124,10 @@ def test_a_rows_bits_depend_neither_on_its_place_nor_on_its_neighbours(served: O
 def test_graphs_change_no_bit(name: str) -> None:
     data = (ROOT / "models" / name / "1" / "model.onnx").read_bytes()
     # One batch size, and the same choice of convolutions in both.
-    plain, graphs = on_cuda(data, Cuda(deterministic=True)), on_cuda(data, Cuda(deterministic=True, graphs=True))
+    plain, graphs = (
+        on_cuda(data, CudaOptions(deterministic=True)),
+        on_cuda(data, CudaOptions(deterministic=True, graphs=True)),
+    )
     for seed in range(3):
         x = sample_rows(64, plain.shape, seed)
         np.testing.assert_array_equal(graphs.run(x), plain.run(x))
@@ -135,7 +138,7 @@ def test_graphs_change_no_bit(name: str) -> None:
 @pytest.mark.parametrize("graphs", [False, True])
 @pytest.mark.parametrize("name", SHIPPED)
 def test_rows_that_stay_are_those_that_come_and_go(name: str, graphs: bool) -> None:
-    model = shipped(name, cuda=Cuda(graphs=graphs)).model
+    model = shipped(name, cuda=CudaOptions(graphs=graphs)).model
     assert isinstance(model, OnnxModel)
     for n in (1, 3, 64):
         x = y = sample_rows(n, model.shape)
@@ -147,7 +150,7 @@ def test_rows_that_stay_are_those_that_come_and_go(name: str, graphs: bool) -> N
 
 @pytest.mark.parametrize("graphs", [False, True])
 def test_graphs_of_all_buckets_in_any_order(graphs: bool) -> None:
-    model = on_cuda(model_bytes(make_card(buckets=(1, 2, 4, 8))), Cuda(graphs=graphs))
+    model = on_cuda(model_bytes(make_card(buckets=(1, 2, 4, 8))), CudaOptions(graphs=graphs))
     for n in (8, 1, 3, 8, 2, 5, 1, 11):
         rows = sample_rows(n, seed=n)
         np.testing.assert_allclose(model.run(rows), reference(rows), atol=1e-5)
@@ -157,7 +160,7 @@ def test_graphs_of_all_buckets_in_any_order(graphs: bool) -> None:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_graph_stays_what_it_was_while_others_are_captured_and_replayed(name: str) -> None:
     """Its kernels belong to plans of convolutions that onnxruntime has dropped since, for those of other batches."""
-    plain, graphs = shipped(name), shipped(name, cuda=Cuda(graphs=True))
+    plain, graphs = shipped(name), shipped(name, cuda=CudaOptions(graphs=True))
     batches = {n: sample_rows(n, plain.card.shape, seed=n) for n in BUCKETS}
     first = {n: graphs.model.run(x) for n, x in batches.items()}
     for n in (1, 64, 2, 32, 4, 16, 8, 64, 1):
@@ -168,7 +171,7 @@ def test_a_graph_stays_what_it_was_while_others_are_captured_and_replayed(name: 
 
 
 def test_a_model_is_loaded_and_let_go_while_another_serves() -> None:
-    serving = shipped(SHIPPED[0], cuda=Cuda(graphs=True))
+    serving = shipped(SHIPPED[0], cuda=CudaOptions(graphs=True))
     x = sample_rows(3, serving.card.shape)
     expected = serving.model.run(x)
     failed: list[BaseException] = []
@@ -188,7 +191,7 @@ def test_a_model_is_loaded_and_let_go_while_another_serves() -> None:
     caller.start()
     try:
         for _ in range(3):
-            shipped(SHIPPED[-1], cuda=Cuda(graphs=True)).close()
+            shipped(SHIPPED[-1], cuda=CudaOptions(graphs=True)).close()
     finally:
         done.set()
         caller.join()
@@ -198,7 +201,7 @@ def test_a_model_is_loaded_and_let_go_while_another_serves() -> None:
 
 
 def test_through_the_scheduler() -> None:
-    loaded = shipped(SHIPPED[0], cuda=Cuda(graphs=True))
+    loaded = shipped(SHIPPED[0], cuda=CudaOptions(graphs=True))
     scheduler = Scheduler(loaded.model, max_batch_rows=64, queue_rows=64)
     scheduler.start()
     x = loaded.noise.rows(0, 0, 3)
@@ -228,7 +231,7 @@ def widened(channels: int) -> bytes:
 
 
 def test_buckets_that_do_not_fit_are_given_up() -> None:
-    model = on_cuda(widened(2**14), Cuda(memory_mib=128))  # 4 MiB a row: 64 rows do not fit, one does
+    model = on_cuda(widened(2**14), CudaOptions(memory_mib=128))  # 4 MiB a row: 64 rows do not fit, one does
     assert model.buckets is not None
     assert 1 <= model.buckets[-1] < 64
     rows = sample_rows(64)
@@ -236,7 +239,7 @@ def test_buckets_that_do_not_fit_are_given_up() -> None:
 
 
 def test_what_never_fits_says_so_and_leaves_the_device_usable() -> None:
-    model = OnnxModel(hungry(2**28), device="cuda", cuda=Cuda(memory_mib=64))
+    model = OnnxModel(hungry(2**28), device="cuda", cuda=CudaOptions(memory_mib=64))
     with pytest.raises(DeviceOutOfMemory):
         model.warm_up()
     assert model.buckets == (1,)
@@ -248,7 +251,7 @@ def test_what_never_fits_says_so_and_leaves_the_device_usable() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("graphs", [False, True])
 def test_a_long_run_keeps_its_memory(graphs: bool) -> None:
-    model = shipped(SHIPPED[0], cuda=Cuda(graphs=graphs)).model
+    model = shipped(SHIPPED[0], cuda=CudaOptions(graphs=graphs)).model
     assert isinstance(model, OnnxModel)
 
     def work(rounds: int) -> None:
@@ -272,17 +275,17 @@ def test_a_long_run_keeps_its_memory(graphs: bool) -> None:
 
 
 @pytest.fixture
-def engines(tmp_path: Path) -> Cuda:
+def engines(tmp_path: Path) -> CudaOptions:
     """TensorRT with a fresh cache; its libraries are no dependency of this package."""
     try:
-        OnnxModel(model_bytes(), device="cuda", cuda=Cuda(tensorrt_cache=tmp_path / "tried")).close()
+        OnnxModel(model_bytes(), device="cuda", cuda=CudaOptions(tensorrt_cache=tmp_path / "tried")).close()
     except CudaUnavailable as exc:
         pytest.skip(exc.detail)
-    return Cuda(tensorrt_cache=tmp_path / "engines")
+    return CudaOptions(tensorrt_cache=tmp_path / "engines")
 
 
 @pytest.mark.slow
-def test_tensorrt_reproduces_the_golden_rows_and_keeps_its_engine(engines: Cuda) -> None:
+def test_tensorrt_reproduces_the_golden_rows_and_keeps_its_engine(engines: CudaOptions) -> None:
     loaded = shipped(SHIPPED[0], cuda=engines)
     assert loaded.provider == TENSORRT
     loaded.close()
@@ -299,7 +302,7 @@ def test_tensorrt_reproduces_the_golden_rows_and_keeps_its_engine(engines: Cuda)
 def test_two_gpus_answer_as_one() -> None:
     name = SHIPPED[0]
     try:
-        OnnxModel(model_bytes(), device="cuda", cuda=Cuda(device_id=1)).close()
+        OnnxModel(model_bytes(), device="cuda", cuda=CudaOptions(device_id=1)).close()
     except CudaUnavailable as exc:
         pytest.skip(f"there is no second GPU: {exc.detail}")
     both = Copies(OnnxModel, Settings(device="cuda", gpus=2))

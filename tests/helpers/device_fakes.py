@@ -7,8 +7,8 @@ import onnxruntime
 import pytest
 
 from service.runtime import onnx_model
-from service.runtime.runners import BucketRunner
-from tests.helpers.onnx_models import Shape
+from service.runtime.runners import PaddedRunner
+from tests.helpers.onnx_models import ImageShape
 
 
 def cuda_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -17,9 +17,9 @@ def cuda_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def start(data: bytes, *_: Any) -> Any:
         return onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
 
-    def runner(session: Any, shape: Shape, buckets: Sequence[int], device: str, **options: Any) -> BucketRunner:
+    def runner(session: Any, shape: ImageShape, buckets: Sequence[int], device: str, **options: Any) -> PaddedRunner:
         assert device == "cuda"
-        return BucketRunner(session, shape, buckets, "cpu", **(options | {"device_id": 0}))
+        return PaddedRunner(session, shape, buckets, "cpu", **(options | {"device_id": 0}))
 
     monkeypatch.setattr(onnx_model, "cuda_session", start)
-    monkeypatch.setattr(onnx_model, "BucketRunner", runner)
+    monkeypatch.setattr(onnx_model, "PaddedRunner", runner)

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from service.artifact.card import Data, ModelCard, Noise, Steps, Training, to_metadata
 from service.domain.latents import FloatRows, FrequencyStatistics
 
-Shape = tuple[int, int, int]
+ImageShape = tuple[int, int, int]
 Polarity = Literal["light-on-dark", "dark-on-light", "none"]
 OPSET = 20
 
@@ -25,7 +25,7 @@ OPSET = 20
 def make_card(
     name: str = "toy",
     version: str = "1",
-    shape: Shape = (1, 8, 8),
+    shape: ImageShape = (1, 8, 8),
     polarity: Polarity = "light-on-dark",
     **changes: Any,
 ) -> ModelCard:
@@ -68,7 +68,7 @@ def reference(x: FloatRows, scale: float = 1.0) -> FloatRows:
     return np.tanh(0.5 * y).astype(np.float32)
 
 
-def network(shape: Shape = (1, 8, 8), scale: float = 1.0) -> onnx.GraphProto:
+def network(shape: ImageShape = (1, 8, 8), scale: float = 1.0) -> onnx.GraphProto:
     """The default network as a graph."""
     nodes = [
         helper.make_node("Conv", ["x", "kernel"], ["convolved"], pads=[1, 1, 1, 1]),
@@ -131,7 +131,7 @@ def every_other_row() -> bytes:
     return serialise(graph(nodes, {k: np.array(v) for k, v in constants.items()}, *shapes), make_card())
 
 
-def sample_rows(n: int, shape: Shape = (1, 8, 8), seed: int = 0) -> FloatRows:
+def sample_rows(n: int, shape: ImageShape = (1, 8, 8), seed: int = 0) -> FloatRows:
     """(n, C, H, W) rows spread over the model's range."""
     return np.random.default_rng(seed).uniform(-1, 1, (n, *shape)).astype(np.float32)
 
@@ -148,7 +148,7 @@ def write_model(
     directory: Path,
     name: str = "toy",
     version: str = "1",
-    shape: Shape = (1, 8, 8),
+    shape: ImageShape = (1, 8, 8),
     polarity: Polarity = "light-on-dark",
     scale: float = 1.0,
     **changes: Any,

@@ -18,9 +18,9 @@ from benchmarks.harness.processes import ROOT
 from benchmarks.harness.tables import render
 from service.runtime import onnx_model
 from service.runtime import session as sessions
-from service.runtime.runners import BucketRunner
-from service.runtime.session import Cuda, CudaUnavailable
-from tests.helpers.onnx_models import Shape, write_model
+from service.runtime.runners import PaddedRunner
+from service.runtime.session import CudaOptions, CudaUnavailable
+from tests.helpers.onnx_models import ImageShape, write_model
 
 HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 SMI = """#!/bin/sh
@@ -32,19 +32,19 @@ esac
 
 
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[Cuda]:
+def started(monkeypatch: pytest.MonkeyPatch) -> list[CudaOptions]:
     """What every session was asked for; they are on the CPU."""
-    asked: list[Cuda] = []
+    asked: list[CudaOptions] = []
 
-    def start(data: bytes, cuda: Cuda, _: Any = None) -> Any:
+    def start(data: bytes, cuda: CudaOptions, _: Any = None) -> Any:
         asked.append(cuda)
         return onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
 
-    def runner(session: Any, shape: Shape, buckets: Sequence[int], _: str, **options: Any) -> BucketRunner:
-        return BucketRunner(session, shape, buckets, "cpu", **options)
+    def runner(session: Any, shape: ImageShape, buckets: Sequence[int], _: str, **options: Any) -> PaddedRunner:
+        return PaddedRunner(session, shape, buckets, "cpu", **options)
 
     monkeypatch.setattr(onnx_model, "cuda_session", start)
-    monkeypatch.setattr(onnx_model, "BucketRunner", runner)
+    monkeypatch.setattr(onnx_model, "PaddedRunner", runner)
     return asked
 
 
@@ -63,7 +63,7 @@ def quick(*files: Path) -> argparse.Namespace:
     return settle(bench_gpu.parser().parse_args(names), full=bench_gpu.FULL, quick=bench_gpu.QUICK)
 
 
-def test_everything_is_measured(started: list[Cuda], smi: Path, tmp_path: Path) -> None:
+def test_everything_is_measured(started: list[CudaOptions], smi: Path, tmp_path: Path) -> None:
     small, large = (
         write_model(tmp_path, name, shape=shape, buckets=(1, 4)) / "model.onnx"
         for name, shape in (("small", (1, 28, 28)), ("large", (3, 64, 64)))
@@ -93,7 +93,7 @@ def test_everything_is_measured(started: list[Cuda], smi: Path, tmp_path: Path) 
     assert render(found).count("| --- |") >= 3
 
 
-def test_half_precision_is_told_from_the_other(started: list[Cuda], smi: Path, tmp_path: Path) -> None:
+def test_half_precision_is_told_from_the_other(started: list[CudaOptions], smi: Path, tmp_path: Path) -> None:
     file = write_model(tmp_path, "small", buckets=(1, 4)) / "model.onnx"
     half = file.with_name("model.fp16.onnx")
     half.write_bytes(file.read_bytes())
@@ -129,16 +129,16 @@ def test_a_target_is_about_the_worst() -> None:
 
 def test_the_options_that_are_tried_reach_the_provider() -> None:
     with bench_gpu.changed({"prefer_nhwc": "1"}):
-        assert sessions.cuda_options(Cuda())["prefer_nhwc"] == "1"
-    assert "prefer_nhwc" not in sessions.cuda_options(Cuda())
+        assert sessions.cuda_options(CudaOptions())["prefer_nhwc"] == "1"
+    assert "prefer_nhwc" not in sessions.cuda_options(CudaOptions())
 
 
 def test_an_option_that_is_refused_stops_nothing(
-    started: list[Cuda], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    started: list[CudaOptions], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     start = vars(onnx_model)["cuda_session"]
 
-    def refuse(data: bytes, cuda: Cuda, profile: Any = None) -> Any:
+    def refuse(data: bytes, cuda: CudaOptions, profile: Any = None) -> Any:
         if "prefer_nhwc" in sessions.cuda_options(cuda):
             raise CudaUnavailable("CUDA cannot be used: no such layout")
         return start(data, cuda, profile)

@@ -14,11 +14,11 @@ from service.domain.errors import ModelFailure, StartupError
 from service.domain.model import DeviceLost, DeviceOutOfMemory, once
 from service.runtime import onnx_model
 from service.runtime.onnx_model import OnnxModel, bounded_buckets
-from service.runtime.runners import BucketRunner, OneThread
-from service.runtime.session import Cuda, CudaUnavailable, Profile, cuda_options
+from service.runtime.runners import PaddedRunner, SingleThreadRunner
+from service.runtime.session import CudaOptions, CudaUnavailable, Profile, cuda_options
 from tests.helpers.device_fakes import cuda_on_the_cpu
 from tests.helpers.onnx_models import (
-    Shape,
+    ImageShape,
     every_other_row,
     hungry,
     make_card,
@@ -28,7 +28,7 @@ from tests.helpers.onnx_models import (
     serialise,
 )
 
-SHAPES: list[Shape] = [(1, 8, 8), (3, 8, 8)]
+SHAPES: list[ImageShape] = [(1, 8, 8), (3, 8, 8)]
 HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
 
@@ -43,7 +43,7 @@ def bucketed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., OnnxModel]:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_buckets_give_the_rows_of_exact_batches(bucketed: Callable[..., OnnxModel], shape: Shape) -> None:
+def test_buckets_give_the_rows_of_exact_batches(bucketed: Callable[..., OnnxModel], shape: ImageShape) -> None:
     data = model_bytes(make_card(shape=shape, buckets=(2, 4, 8)))
     padded, exact = bucketed(data), OnnxModel(data, device="cpu")
     padded.warm_up()
@@ -75,7 +75,7 @@ def test_shedding_gives_up_the_top_bucket(bucketed: Callable[..., OnnxModel]) ->
 
 
 def test_shedding_halves_the_single_bucket(bucketed: Callable[..., OnnxModel]) -> None:
-    model = bucketed(model_bytes(), cuda=Cuda(deterministic=True), max_batch_rows=40)
+    model = bucketed(model_bytes(), cuda=CudaOptions(deterministic=True), max_batch_rows=40)
     assert model.buckets == (32,)
     model.shed()
     assert model.buckets == (16,)
@@ -94,7 +94,7 @@ def test_warm_up_gives_up_buckets_until_nothing_is_left(bucketed: Callable[..., 
 @pytest.mark.parametrize("graphs", [False, True])
 @pytest.mark.parametrize("rows", [1, 3, 8])
 def test_rows_that_stay_are_those_that_come_and_go(bucketed: Callable[..., OnnxModel], graphs: bool, rows: int) -> None:
-    model = bucketed(model_bytes(make_card(buckets=(1, 4, 8))), cuda=Cuda(graphs=graphs))
+    model = bucketed(model_bytes(make_card(buckets=(1, 4, 8))), cuda=CudaOptions(graphs=graphs))
     model.warm_up()
     there = model.resident
     assert there is not None
@@ -185,7 +185,7 @@ def test_a_device_that_is_lost_is_known_by_its_number(
         raise RuntimeError(f"[ONNXRuntimeError] : 1 : FAIL : {said}")
 
     model = bucketed(model_bytes())
-    monkeypatch.setattr(BucketRunner, "steps", fail)
+    monkeypatch.setattr(PaddedRunner, "steps", fail)
     with pytest.raises(DeviceLost if lost else ModelFailure):
         model.run(sample_rows(1))
     model.load(sample_rows(1))
@@ -194,12 +194,12 @@ def test_a_device_that_is_lost_is_known_by_its_number(
 
 
 def test_a_session_with_graphs_is_run_in_one_thread(bucketed: Callable[..., OnnxModel]) -> None:
-    model = bucketed(model_bytes(), cuda=Cuda(graphs=True))
+    model = bucketed(model_bytes(), cuda=CudaOptions(graphs=True))
     seen: set[str] = set()
     runner = model._runner
-    assert isinstance(runner, OneThread)
+    assert isinstance(runner, SingleThreadRunner)
     inner = runner._runner
-    assert isinstance(inner, BucketRunner)
+    assert isinstance(inner, PaddedRunner)
     steps = inner.steps
 
     def noted(more: Callable[[], bool] = once) -> None:
@@ -223,7 +223,7 @@ def test_no_thread_is_left_of_what_was_shed_or_closed(bucketed: Callable[..., On
 
     before: set[threading.Thread] = set()
     before = threads()
-    model = bucketed(model_bytes(), cuda=Cuda(graphs=True))
+    model = bucketed(model_bytes(), cuda=CudaOptions(graphs=True))
     model.warm_up()
     (first,) = threads()
     model.shed()
@@ -248,7 +248,7 @@ def test_with_graphs_too_the_old_session_is_gone_before_the_new_one_starts(
         return session
 
     monkeypatch.setattr(onnx_model, "cuda_session", start)
-    model = bucketed(model_bytes(make_card(buckets=(1, 2, 4))), cuda=Cuda(graphs=True))
+    model = bucketed(model_bytes(make_card(buckets=(1, 2, 4))), cuda=CudaOptions(graphs=True))
     model.warm_up()
     model.shed()
     model.shed()
@@ -259,32 +259,32 @@ def test_with_graphs_too_the_old_session_is_gone_before_the_new_one_starts(
 def test_a_model_for_tensorrt_says_its_shapes_before_it_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[Profile] = []
 
-    def start(data: bytes, cuda: Cuda, profile: Profile) -> Any:
+    def start(data: bytes, cuda: CudaOptions, profile: Profile) -> Any:
         assert cuda.tensorrt_cache == tmp_path
         asked.append(profile)
         return onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
 
     monkeypatch.setattr(onnx_model, "cuda_session", start)
     data = model_bytes(make_card(buckets=(1, 4, 8, 16)))
-    model = OnnxModel(data, device="cuda", cuda=Cuda(tensorrt_cache=tmp_path), max_batch_rows=8)
+    model = OnnxModel(data, device="cuda", cuda=CudaOptions(tensorrt_cache=tmp_path), max_batch_rows=8)
     assert asked == [Profile(digest=model.digest, shape=(1, 8, 8), buckets=(1, 4, 8))]
     with pytest.raises(StartupError, match="not a model onnxruntime can load"):
-        OnnxModel(b"nothing", device="cuda", cuda=Cuda(tensorrt_cache=tmp_path))
+        OnnxModel(b"nothing", device="cuda", cuda=CudaOptions(tensorrt_cache=tmp_path))
     with pytest.raises(StartupError, match="was not exported by model_export"):
-        OnnxModel(serialise(network(), None), device="cuda", cuda=Cuda(tensorrt_cache=tmp_path))
+        OnnxModel(serialise(network(), None), device="cuda", cuda=CudaOptions(tensorrt_cache=tmp_path))
 
 
 @pytest.mark.parametrize(
     ("cuda", "sessions"),
     [
-        (Cuda(), 3),  # a session keeps the plans of one batch size
-        (Cuda(graphs=True), 1),
-        (Cuda(deterministic=True), 1),
-        (Cuda(tensorrt_cache=Path("unused")), 1),
+        (CudaOptions(), 3),  # a session keeps the plans of one batch size
+        (CudaOptions(graphs=True), 1),
+        (CudaOptions(deterministic=True), 1),
+        (CudaOptions(tensorrt_cache=Path("unused")), 1),
     ],
 )
 def test_sessions_by_what_they_keep(
-    cuda: Cuda, sessions: int, bucketed: Callable[..., OnnxModel], monkeypatch: pytest.MonkeyPatch
+    cuda: CudaOptions, sessions: int, bucketed: Callable[..., OnnxModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[object] = []
 
@@ -322,10 +322,10 @@ def test_buckets_are_bounded(limit: int, single: bool, buckets: tuple[int, ...])
 
 def test_deterministic_cuda_does_not_search(bucketed: Callable[..., OnnxModel]) -> None:
     search = "cudnn_conv_algo_search"
-    assert cuda_options(Cuda(deterministic=True))[search] == "HEURISTIC"
-    assert cuda_options(Cuda())[search] == "EXHAUSTIVE"
+    assert cuda_options(CudaOptions(deterministic=True))[search] == "HEURISTIC"
+    assert cuda_options(CudaOptions())[search] == "EXHAUSTIVE"
     card = make_card(buckets=(1, 2, 4))
-    assert bucketed(model_bytes(card), cuda=Cuda(deterministic=True)).buckets == (4,)
+    assert bucketed(model_bytes(card), cuda=CudaOptions(deterministic=True)).buckets == (4,)
 
 
 @pytest.mark.skipif(HAS_CUDA, reason="needs an onnxruntime without CUDA")

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from service.runtime.cuda_graphs import Captures
+from service.runtime.cuda_graphs import CudaGraphLock
 
 
 def until(true: Callable[[], bool]) -> None:
@@ -19,7 +19,7 @@ def until(true: Callable[[], bool]) -> None:
 
 
 def test_users_are_together() -> None:
-    captures, both = Captures(), threading.Barrier(2, timeout=30)
+    captures, both = CudaGraphLock(), threading.Barrier(2, timeout=30)
 
     def use() -> None:
         with captures.together():
@@ -31,7 +31,7 @@ def test_users_are_together() -> None:
 
 
 def test_who_captures_waits_for_users_and_new_ones_for_it() -> None:
-    captures, order = Captures(), list[str]()
+    captures, order = CudaGraphLock(), list[str]()
     here, go = threading.Event(), threading.Event()
 
     def use() -> None:
@@ -62,7 +62,7 @@ def test_who_captures_waits_for_users_and_new_ones_for_it() -> None:
 
 
 def test_one_captures_at_a_time() -> None:
-    captures = Captures()
+    captures = CudaGraphLock()
     inside = most = 0
 
     def capture() -> None:
@@ -83,7 +83,7 @@ def test_one_captures_at_a_time() -> None:
 
 
 def test_a_failure_lets_the_others_go_on() -> None:
-    captures = Captures()
+    captures = CudaGraphLock()
     for turn in (captures.alone, captures.together):
         with pytest.raises(ValueError, match="no"), turn():
             raise ValueError("no")

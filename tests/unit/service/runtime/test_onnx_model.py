@@ -17,7 +17,7 @@ from service.domain.model import DeviceOutOfMemory
 from service.runtime.onnx_model import OnnxModel
 from tests.helpers.onnx_models import (
     OPSET,
-    Shape,
+    ImageShape,
     every_other_row,
     graph,
     hungry,
@@ -28,7 +28,7 @@ from tests.helpers.onnx_models import (
     serialise,
 )
 
-SHAPES: list[Shape] = [(1, 8, 8), (3, 8, 8)]
+SHAPES: list[ImageShape] = [(1, 8, 8), (3, 8, 8)]
 
 
 def open_cpu(data: bytes, **options: Any) -> OnnxModel:
@@ -50,7 +50,7 @@ def stretched_by_its_first_number() -> bytes:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_runs_what_the_file_says(shape: Shape) -> None:
+def test_runs_what_the_file_says(shape: ImageShape) -> None:
     data = model_bytes(make_card(shape=shape))
     model = open_cpu(data)
     rows = sample_rows(5, shape)
@@ -72,7 +72,7 @@ def test_frequency_statistics_come_with_the_file() -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_rows_bits_depend_on_nothing_but_the_row(shape: Shape, threads: int) -> None:
+def test_a_rows_bits_depend_on_nothing_but_the_row(shape: ImageShape, threads: int) -> None:
     model = open_cpu(model_bytes(make_card(shape=shape)), threads=threads)
     rows = sample_rows(64, shape)
     alone = np.concatenate([model.run(row[np.newaxis]) for row in rows])

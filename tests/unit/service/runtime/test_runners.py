@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 
 from service.runtime.cuda_graphs import CAPTURES
-from service.runtime.runners import BucketRunner, OneThread
+from service.runtime.runners import PaddedRunner, SingleThreadRunner
 from tests.helpers.onnx_models import sample_rows
 
 SHAPE = (1, 8, 8)
@@ -55,7 +55,7 @@ class Session:
         return [entry for entry in self.log if isinstance(entry, tuple)]
 
 
-def fetched(runner: BucketRunner, rows: int) -> Any:
+def fetched(runner: PaddedRunner, rows: int) -> Any:
     out = np.empty((rows, *SHAPE), np.float32)
     runner.fetch(out)
     return out
@@ -63,7 +63,7 @@ def fetched(runner: BucketRunner, rows: int) -> Any:
 
 def test_steps_go_to_and_fro_between_two_buffers_that_stay() -> None:
     session = Session()
-    runner = BucketRunner(session, SHAPE, (1, 4), "cpu")
+    runner = PaddedRunner(session, SHAPE, (1, 4), "cpu")
     x = sample_rows(3)
     for _ in range(2):
         runner.load(x)
@@ -84,7 +84,7 @@ def test_every_bucket_may_have_a_session_to_itself() -> None:
         others.append(Session())
         return others[-1]
 
-    runner = BucketRunner(top, SHAPE, (1, 2, 4), "cpu", another=another)
+    runner = PaddedRunner(top, SHAPE, (1, 2, 4), "cpu", another=another)
     for rows in (4, 1, 9, 2, 1, 3):
         x = sample_rows(rows)
         y = np.empty_like(x)
@@ -96,7 +96,7 @@ def test_every_bucket_may_have_a_session_to_itself() -> None:
 
 def test_the_device_is_waited_for_where_bytes_pass() -> None:
     session = Session()
-    runner = BucketRunner(session, SHAPE, (1,), "cpu")
+    runner = PaddedRunner(session, SHAPE, (1,), "cpu")
     runner.load(sample_rows(1))
     runner.steps()
     runner.steps()
@@ -105,7 +105,7 @@ def test_the_device_is_waited_for_where_bytes_pass() -> None:
 
 
 def test_what_pads_is_zero_however_much_was_there_before() -> None:
-    runner = BucketRunner(Session(), SHAPE, (4,), "cpu")
+    runner = PaddedRunner(Session(), SHAPE, (4,), "cpu")
     runner.load(sample_rows(4))
     runner.load(sample_rows(1))
     assert not fetched(runner, 4)[1:].any()
@@ -113,7 +113,7 @@ def test_what_pads_is_zero_however_much_was_there_before() -> None:
 
 def test_no_graph_is_ever_replayed_with_other_buffers_or_shapes() -> None:
     session = Session()
-    runner = BucketRunner(session, SHAPE, (1, 2, 4), "cpu", graphs=True)
+    runner = PaddedRunner(session, SHAPE, (1, 2, 4), "cpu", graphs=True)
     for rows in (1, 4, 2, 9, 3, 1):
         x = sample_rows(rows)
         out = np.empty_like(x)
@@ -142,7 +142,7 @@ class Guarded(Session):
 
 def test_only_the_run_that_captures_is_alone() -> None:
     session = Guarded()
-    runner = BucketRunner(session, SHAPE, (1, 4), "cpu", graphs=True)
+    runner = PaddedRunner(session, SHAPE, (1, 4), "cpu", graphs=True)
     for rows in (1, 4, 1):
         runner.load(sample_rows(rows))
         for _ in range(4):
@@ -157,7 +157,7 @@ def test_only_the_run_that_captures_is_alone() -> None:
 
 def test_without_graphs_nobody_is_waited_for() -> None:
     session = Guarded()
-    runner = BucketRunner(session, SHAPE, (1,), "cpu")
+    runner = PaddedRunner(session, SHAPE, (1,), "cpu")
     with CAPTURES.alone():  # would wait forever
         runner.load(sample_rows(1))
         runner.steps()
@@ -166,7 +166,7 @@ def test_without_graphs_nobody_is_waited_for() -> None:
 
 @pytest.mark.parametrize("what", ["load", "steps", "fetch", "close"])
 def test_with_graphs_whoever_captures_is_not_disturbed(what: str) -> None:
-    runner = BucketRunner(Session(), SHAPE, (1,), "cpu", graphs=True)
+    runner = PaddedRunner(Session(), SHAPE, (1,), "cpu", graphs=True)
     x = sample_rows(1)
     runner.load(x)
     for _ in range(2):
@@ -175,7 +175,7 @@ def test_with_graphs_whoever_captures_is_not_disturbed(what: str) -> None:
         "load": lambda: runner.load(x),
         "steps": runner.steps,
         "fetch": lambda: fetched(runner, 1),
-        "close": OneThread(runner).close,
+        "close": SingleThreadRunner(runner).close,
     }
     order: list[str] = []
 
@@ -194,7 +194,7 @@ def test_with_graphs_whoever_captures_is_not_disturbed(what: str) -> None:
 
 def test_a_step_that_fails_leaves_the_rows_as_they_were() -> None:
     session = Session()
-    runner = BucketRunner(session, SHAPE, (2,), "cpu")
+    runner = PaddedRunner(session, SHAPE, (2,), "cpu")
     x = sample_rows(2)
     runner.load(x)
     runner.steps()
@@ -208,7 +208,7 @@ def test_a_step_that_fails_leaves_the_rows_as_they_were() -> None:
 
 
 def test_rows_that_do_not_fit_are_refused_and_nothing_is_there_then() -> None:
-    runner = BucketRunner(Session(), SHAPE, (2,), "cpu")
+    runner = PaddedRunner(Session(), SHAPE, (2,), "cpu")
     runner.load(sample_rows(1))
     with pytest.raises(ValueError, match="3 rows, and the largest bucket is 2"):
         runner.load(sample_rows(3))
@@ -227,7 +227,7 @@ def test_buffers_are_asked_for_on_the_device(monkeypatch: pytest.MonkeyPatch) ->
         return make(shape, kind, "cpu", 0)
 
     monkeypatch.setattr(onnxruntime.OrtValue, "ortvalue_from_shape_and_type", noted)
-    runner = BucketRunner(Session(), SHAPE, (2, 4), "cuda")
+    runner = PaddedRunner(Session(), SHAPE, (2, 4), "cuda")
     assert not asked  # only what is used
     runner.load(sample_rows(3))
     runner.load(sample_rows(4))

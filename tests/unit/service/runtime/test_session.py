@@ -11,7 +11,16 @@ import pytest
 from service.artifact.card import from_metadata
 from service.domain.errors import StartupError
 from service.runtime import session as sessions
-from service.runtime.session import CPU, CUDA, TENSORRT, Cuda, CudaUnavailable, Profile, cuda_options, cuda_session
+from service.runtime.session import (
+    CPU,
+    CUDA,
+    TENSORRT,
+    CudaOptions,
+    CudaUnavailable,
+    Profile,
+    cuda_options,
+    cuda_session,
+)
 from tests.helpers.onnx_models import make_card, model_bytes
 
 PROFILE = Profile(digest="0123456789abcdef0123", shape=(3, 64, 64), buckets=(1, 8, 32))
@@ -50,7 +59,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> type[Session]:
 
 
 def test_cuda_alone_and_nothing_to_fall_back_to(gpu: type[Session]) -> None:
-    session = cuda_session(b"model", Cuda())
+    session = cuda_session(b"model", CudaOptions())
     assert isinstance(session, gpu)
     assert session.data == b"model"
     assert [name for name, _ in session.providers] == [CUDA]  # not the CPU: onnxruntime would refuse the entry below
@@ -69,21 +78,21 @@ def test_the_options_of_cuda() -> None:
         "arena_extend_strategy": "kSameAsRequested",
         "use_tf32": "0",
     }
-    assert cuda_options(Cuda()) == plain
-    assert cuda_options(Cuda(deterministic=True)) == plain | {"cudnn_conv_algo_search": "HEURISTIC"}
-    assert cuda_options(Cuda(half=True)) == plain | {"use_tf32": "1"}  # "0" forbids float16 its tensor cores
-    assert cuda_options(Cuda(graphs=True)) == plain | {"enable_cuda_graph": "1"}
-    assert cuda_options(Cuda(memory_mib=2048)) == plain | {"gpu_mem_limit": "2147483648"}
+    assert cuda_options(CudaOptions()) == plain
+    assert cuda_options(CudaOptions(deterministic=True)) == plain | {"cudnn_conv_algo_search": "HEURISTIC"}
+    assert cuda_options(CudaOptions(half=True)) == plain | {"use_tf32": "1"}  # "0" forbids float16 its tensor cores
+    assert cuda_options(CudaOptions(graphs=True)) == plain | {"enable_cuda_graph": "1"}
+    assert cuda_options(CudaOptions(memory_mib=2048)) == plain | {"gpu_mem_limit": "2147483648"}
 
 
 def test_deterministic_is_told_the_session_too(gpu: type[Session]) -> None:
-    assert cuda_session(b"", Cuda(deterministic=True)).options.use_deterministic_compute
+    assert cuda_session(b"", CudaOptions(deterministic=True)).options.use_deterministic_compute
 
 
 def test_tensorrt_comes_first_with_its_cache_and_one_profile_for_all_buckets(
     gpu: type[Session], tmp_path: Path
 ) -> None:
-    session = cuda_session(b"", Cuda(tensorrt_cache=tmp_path / "engines", half=True), PROFILE)
+    session = cuda_session(b"", CudaOptions(tensorrt_cache=tmp_path / "engines", half=True), PROFILE)
     (first, options), (second, _) = session.providers
     assert (first, second) == (TENSORRT, CUDA)
     folder = tmp_path / "engines" / f"0123456789abcdef-ort{onnxruntime.__version__}"
@@ -103,7 +112,7 @@ def test_tensorrt_comes_first_with_its_cache_and_one_profile_for_all_buckets(
 
 
 def test_tensorrt_is_told_half_precision_only_where_it_is(gpu: type[Session], tmp_path: Path) -> None:
-    session = cuda_session(b"", Cuda(tensorrt_cache=tmp_path), PROFILE)
+    session = cuda_session(b"", CudaOptions(tensorrt_cache=tmp_path), PROFILE)
     assert session.providers[0][1]["trt_fp16_enable"] == "False"
 
 
@@ -111,23 +120,23 @@ def test_a_cache_that_cannot_be_is_refused(gpu: type[Session], tmp_path: Path, m
     file = tmp_path / "file"
     file.touch()
     with pytest.raises(StartupError, match=r"^IGN_TENSORRT_CACHE=.*file: Not a directory$") as caught:
-        cuda_session(b"", Cuda(tensorrt_cache=file), PROFILE)
+        cuda_session(b"", CudaOptions(tensorrt_cache=file), PROFILE)
     assert not isinstance(caught.value, CudaUnavailable)  # the setting is wrong, not the device
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(StartupError, match="cannot be written"):
-        cuda_session(b"", Cuda(tensorrt_cache=tmp_path), PROFILE)
+        cuda_session(b"", CudaOptions(tensorrt_cache=tmp_path), PROFILE)
     assert not gpu.made
 
 
 @pytest.mark.parametrize(
     ("there", "cuda", "says"),
     [
-        ([CPU], Cuda(), "CUDA cannot be used: this onnxruntime is built without it"),
-        ([CUDA, CPU], Cuda(tensorrt_cache=Path("unused")), "TensorRT cannot be used: this onnxruntime is built"),
+        ([CPU], CudaOptions(), "CUDA cannot be used: this onnxruntime is built without it"),
+        ([CUDA, CPU], CudaOptions(tensorrt_cache=Path("unused")), "TensorRT cannot be used: this onnxruntime is built"),
     ],
 )
 def test_a_provider_that_is_not_built_in(
-    there: list[str], cuda: Cuda, says: str, gpu: type[Session], monkeypatch: pytest.MonkeyPatch
+    there: list[str], cuda: CudaOptions, says: str, gpu: type[Session], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: there)
     with pytest.raises(CudaUnavailable, match=says):
@@ -147,7 +156,7 @@ def test_a_provider_that_is_not_built_in(
 def test_a_provider_that_left_in_silence(loads: list[str], says: str, gpu: type[Session], tmp_path: Path) -> None:
     gpu.loads = loads
     with pytest.raises(CudaUnavailable, match=says):
-        cuda_session(b"", Cuda(tensorrt_cache=tmp_path), PROFILE)
+        cuda_session(b"", CudaOptions(tensorrt_cache=tmp_path), PROFILE)
 
 
 ON_CPU = (
@@ -186,7 +195,7 @@ def test_nodes_left_to_the_cpu_are_told_apart_from_a_provider_that_is_not_there(
     monkeypatch.setattr(onnxruntime, "InferenceSession", Strict)
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: print(printed, end=""))  # noqa: T201
     with pytest.raises(CudaUnavailable, match=says):
-        cuda_session(b"", Cuda())
+        cuda_session(b"", CudaOptions())
     assert "CUDA session failed" in caplog.text
 
 
@@ -197,7 +206,7 @@ def test_without_cudnn_it_does_not_start(gpu: type[Session], monkeypatch: pytest
 
     monkeypatch.setattr(ctypes, "CDLL", missing)
     with pytest.raises(CudaUnavailable, match=r"^CUDA cannot be used: cuDNN 9 does not load \(extra `gpu` has it\)$"):
-        cuda_session(b"", Cuda())
+        cuda_session(b"", CudaOptions())
     assert gpu.made  # onnxruntime itself has nothing against it
 
 
