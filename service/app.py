@@ -30,8 +30,8 @@ from service.domain.errors import StartupError
 from service.environment import cpu_threads
 from service.images.pool import CodecPool
 from service.models.engine import Engine
-from service.models.instances import Copies, least_rows
-from service.models.registry import Lineup, Running
+from service.models.instances import InstanceFactory, least_rows
+from service.models.registry import ModelRegistry, ServedModel
 from service.models.repository import LoadedModel, Repository
 from service.observability.logs import Observe
 from service.observability.metrics import Metrics
@@ -98,7 +98,7 @@ def _services(settings: Settings, lost: Tell) -> Services:
     metrics.queue_limit.set(settings.queue_rows)
     repository = Repository(
         settings.model_dir,
-        Copies(OnnxModel, settings),
+        InstanceFactory(OnnxModel, settings),
         default=settings.default_model,
         precision=settings.precision,
     )
@@ -109,7 +109,7 @@ def _services(settings: Settings, lost: Tell) -> Services:
         codec=CodecPool(min(cpu_threads(0), _MAX_CODEC_THREADS), metrics.codec),
         metrics=metrics,
         traffic=traffic,
-        lineup=Lineup(
+        lineup=ModelRegistry(
             repository,
             engine,
             run=partial(_running, settings, metrics, lost),
@@ -214,7 +214,7 @@ def _began(metrics: Metrics, loaded: LoadedModel) -> None:
     _LOG.info("serving %s on %s%s%s", loaded.ref, loaded.device, side_by_side, reason)
 
 
-def _running(settings: Settings, metrics: Metrics, lost: Tell, loaded: LoadedModel) -> Running:
+def _running(settings: Settings, metrics: Metrics, lost: Tell, loaded: LoadedModel) -> ServedModel:
     statistics = ModelStatistics(metrics.scheduler(loaded.ref))
     scheduler = Scheduler(
         *loaded.models,
@@ -224,4 +224,4 @@ def _running(settings: Settings, metrics: Metrics, lost: Tell, loaded: LoadedMod
         lost=lost,
         least=least_rows(loaded),
     )
-    return Running(scheduler=scheduler, statistics=statistics)
+    return ServedModel(scheduler=scheduler, statistics=statistics)

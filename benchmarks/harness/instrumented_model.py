@@ -15,7 +15,7 @@ from service.domain.latents import FloatRows
 from service.domain.tasks import Result, StepParams
 from service.environment import cpu_threads
 from service.models.engine import Batch, Call, Engine
-from service.models.instances import Copies, least_rows
+from service.models.instances import InstanceFactory, least_rows
 from service.models.repository import LoadedModel, Repository
 from service.observability.metrics import Metrics, SchedulerMetrics
 from service.runtime.onnx_model import OnnxModel
@@ -70,7 +70,7 @@ def rig(models: Path, model: str, *, threads: int = 0) -> Iterator[Rig]:
     """
     granted = cpu_threads(threads)
     settings = Settings(threads=granted, max_batch_rows=BATCH_ROWS)
-    repository = Repository(models, Copies(OnnxModel, settings), default=model)
+    repository = Repository(models, InstanceFactory(OnnxModel, settings), default=model)
     repository.load_all()
     loaded = repository.resolve()
     counted = Counted(Metrics(), loaded.ref)

@@ -148,7 +148,7 @@ class Drawing:
 
     def interpolation(self) -> Sheet:
         """Eight great arcs, each from latent 2i to latent 2i + 1, put through f."""
-        path = paths.Path(frames=_FRAMES)
+        path = paths.LatentPath(frames=_FRAMES)
         z = self._latents(0, 2 * _LINES)
         lines = [(f"z {i}-{i + 1}", self._f(path.rows([z[i], z[i + 1]]))) for i in range(0, len(z), 2)]
         return self._sheet(

@@ -9,7 +9,7 @@ from service.api.middleware.in_flight import Traffic
 from service.domain.errors import Draining, NotReady, UnavailableError
 from service.images.pool import CodecPool, Together
 from service.models.engine import Engine
-from service.models.registry import Lineup
+from service.models.registry import ModelRegistry
 from service.models.repository import Repository
 from service.observability.metrics import Metrics
 from service.settings import Settings
@@ -34,7 +34,7 @@ class Services:
     codec: CodecPool
     metrics: Metrics
     traffic: Traffic
-    lineup: Lineup
+    lineup: ModelRegistry
     together: Together = field(default_factory=Together)
     phase: Phase = "loading"
 

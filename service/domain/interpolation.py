@@ -13,7 +13,7 @@ _MIX: dict[Method, Callable[[FloatRow, FloatRow, float], FloatRow]] = {"slerp": 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Path:
+class LatentPath:
     """``frames`` rows from the first point to the last, ends included, segments equal in t.
 
     Args:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from service.domain.interpolation import Grid, Path
+from service.domain.interpolation import Grid, LatentPath
 from service.domain.latents import FloatRow, FloatRows, weighted_sum
 from service.domain.tasks import KeepMask, Progress, Result, SchedulerLike, SchedulingParams, StepOutput, StepParams
 from service.models.repository import LoadedModel
@@ -101,7 +101,9 @@ class Engine:
         """Latents ``offset`` … ``offset + n − 1`` of ``seed``."""
         return Batch(rows=model.noise.rows(seed, offset, n, noise_scale), applied=applied)
 
-    def interpolate(self, model: LoadedModel, points: Sequence[Point], path: Path | Grid, applied: StepParams) -> Batch:
+    def interpolate(
+        self, model: LoadedModel, points: Sequence[Point], path: LatentPath | Grid, applied: StepParams
+    ) -> Batch:
         """Latents along a path, or over a grid between four corners."""
         ends = [self.latent(model, point) for point in points]
         if isinstance(path, Grid):

@@ -6,7 +6,7 @@ from typing import Final, Literal, Protocol
 from service.domain.errors import ModelFailure
 from service.domain.model import DeviceOutOfMemory
 from service.environment import cpu_threads
-from service.models.repository import LoadedModel, OpenModel, named
+from service.models.repository import InferenceModel, LoadedModel, named
 from service.runtime.session import CudaOptions
 from service.settings import Settings
 
@@ -24,12 +24,12 @@ class Make(Protocol):
 
     def __call__(
         self, data: bytes, *, device: Device, cuda: CudaOptions, threads: int, max_batch_rows: int
-    ) -> OpenModel:
+    ) -> InferenceModel:
         """A model of a file's bytes, on one device."""
         ...
 
 
-class Copies:
+class InstanceFactory:
     """Opens a model file as often as it is to run side by side.
 
     Args:
@@ -41,7 +41,7 @@ class Copies:
         self._make, self._settings = make, settings
         self._threads = cpu_threads(settings.threads)
 
-    def __call__(self, data: bytes) -> list[OpenModel]:
+    def __call__(self, data: bytes) -> list[InferenceModel]:
         """The models; all of them run the same file.
 
         Raises:
@@ -68,7 +68,7 @@ class Copies:
             raise
         return opened
 
-    def _one(self, data: bytes, device: Device, number: int = 0, *, threads: int = 1) -> OpenModel:
+    def _one(self, data: bytes, device: Device, number: int = 0, *, threads: int = 1) -> InferenceModel:
         settings = self._settings
         cuda = CudaOptions(
             device_id=number,
@@ -95,7 +95,7 @@ def _side_by_side(threads: int) -> int:
     return min(_MOST, threads - 1 if threads > 2 else threads)
 
 
-def _is_slow(model: OpenModel) -> bool:
+def _is_slow(model: InferenceModel) -> bool:
     """Whether a row takes long, at best. One that fails does not: verification will say what is wrong."""
     row = model.noise.rows(0, 0, 1)
     for _ in range(_TRIES):

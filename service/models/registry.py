@@ -27,7 +27,7 @@ _UNFORESEEN: Final = "loading it failed in a way nobody foresaw; the log says ho
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class IndexEntry:
     """One version in the index.
 
     Args:
@@ -42,14 +42,14 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Running:
+class ServedModel:
     """A model that runs: what runs it, and what it has done."""
 
     scheduler: Scheduler
     statistics: ModelStatistics
 
 
-class Lineup:
+class ModelRegistry:
     """The models in service.
 
     Args:
@@ -65,14 +65,14 @@ class Lineup:
         repository: Repository,
         engine: Engine,
         *,
-        run: Callable[[LoadedModel], Running],
+        run: Callable[[LoadedModel], ServedModel],
         began: Callable[[LoadedModel], None],
         ended: Callable[[str], None],
         settled: Callable[[], Awaitable[None]],
     ) -> None:
         self._repository, self._engine = repository, engine
         self._run, self._began, self._ended, self._settled = run, began, ended, settled
-        self._running: dict[LoadedModel, Running] = {}
+        self._running: dict[LoadedModel, ServedModel] = {}
         self._turn = asyncio.Lock()
         self._loading: set[str] = set()
         self._retiring: dict[LoadedModel, asyncio.Task[None]] = {}
@@ -131,7 +131,7 @@ class Lineup:
                 self._end(ref)
             self._forget_failures(name, [])
 
-    async def index(self) -> list[Entry]:
+    async def index(self) -> list[IndexEntry]:
         """Every version that serves or lies in the directory, in order."""
         try:
             there = await asyncio.to_thread(self._repository.find)
@@ -216,15 +216,15 @@ class Lineup:
         del self._running[loaded], self._engine.schedulers[loaded]
         loaded.close()
 
-    def _entry(self, ref: str, unloading: bool) -> Entry:
+    def _entry(self, ref: str, unloading: bool) -> IndexEntry:
         reason = self.failures.get(ref, "")
         if ref in self._repository.models:
-            return Entry(ref=ref, state="READY", reason=reason)
+            return IndexEntry(ref=ref, state="READY", reason=reason)
         if ref in self._loading:
-            return Entry(ref=ref, state="LOADING", reason="")
+            return IndexEntry(ref=ref, state="LOADING", reason="")
         if unloading:
-            return Entry(ref=ref, state="UNLOADING", reason="finishes what it has")
-        return Entry(ref=ref, state="UNAVAILABLE", reason=reason or "not loaded")
+            return IndexEntry(ref=ref, state="UNLOADING", reason="finishes what it has")
+        return IndexEntry(ref=ref, state="UNAVAILABLE", reason=reason or "not loaded")
 
 
 def _reason(ref: str, exc: Exception) -> str:

@@ -30,7 +30,7 @@ Files = tuple[tuple[int, int, int, int], ...]
 """Device, inode, size and time of change of a version's files: replaced or rewritten, they are others."""
 
 
-class OpenModel(Model, Protocol):
+class InferenceModel(Model, Protocol):
     """A model straight from its file: `service.runtime.onnx_model.OnnxModel` is the real one."""
 
     @property
@@ -72,7 +72,7 @@ class OpenModel(Model, Protocol):
         ...
 
 
-Opener = Callable[[bytes], Sequence[OpenModel]]
+ModelFactory = Callable[[bytes], Sequence[InferenceModel]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -129,7 +129,7 @@ class Repository:
     def __init__(
         self,
         directory: Path,
-        open_models: Opener,
+        open_models: ModelFactory,
         *,
         default: str,
         precision: Literal["fp32", "fp16"] = "fp32",
@@ -270,7 +270,7 @@ class Repository:
         loaded, self._models = self._models, {}
         _close(loaded.values())
 
-    def _verified(self, ref: str, file: str, files: Files, models: Sequence[OpenModel]) -> LoadedModel:
+    def _verified(self, ref: str, file: str, files: Files, models: Sequence[InferenceModel]) -> LoadedModel:
         model, *copies = models
         card = model.card
         if card.ref != ref:
@@ -299,7 +299,7 @@ class Repository:
             close=partial(_close, models),
         )
 
-    def _proven(self, file: str, golden: Golden, models: Sequence[OpenModel]) -> GoldenReport:
+    def _proven(self, file: str, golden: Golden, models: Sequence[InferenceModel]) -> GoldenReport:
         model, *copies = models
         try:
             for one in models:
@@ -346,7 +346,7 @@ class Repository:
         return data
 
 
-def _close(models: Iterable[LoadedModel | OpenModel]) -> None:
+def _close(models: Iterable[LoadedModel | InferenceModel]) -> None:
     for model in models:
         model.close()
 

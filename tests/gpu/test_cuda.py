@@ -15,7 +15,7 @@ from benchmarks.harness.device import Device
 from service.domain.latents import FloatRows
 from service.domain.model import DeviceOutOfMemory
 from service.domain.tasks import SchedulingParams, StepParams
-from service.models.instances import Copies
+from service.models.instances import InstanceFactory
 from service.models.repository import LoadedModel, Repository
 from service.runtime.onnx_model import OnnxModel
 from service.runtime.session import TENSORRT, CudaOptions, CudaUnavailable
@@ -305,7 +305,7 @@ def test_two_gpus_answer_as_one() -> None:
         OnnxModel(model_bytes(), device="cuda", cuda=CudaOptions(device_id=1)).close()
     except CudaUnavailable as exc:
         pytest.skip(f"there is no second GPU: {exc.detail}")
-    both = Copies(OnnxModel, Settings(device="cuda", gpus=2))
+    both = InstanceFactory(OnnxModel, Settings(device="cuda", gpus=2))
     loaded = Repository(ROOT / "models", both, default=name).load(f"{name}/1")
     one = loaded.model
     assert isinstance(one, OnnxModel)

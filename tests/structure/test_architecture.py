@@ -32,7 +32,7 @@ PARTS = {
     "CodecPool",
     "Engine",
     "FastAPI",
-    "Lineup",
+    "ModelRegistry",
     "Metrics",
     "OnnxModel",
     "Repository",
@@ -264,7 +264,7 @@ def test_only_the_app_constructs() -> None:
     for module in (m for m in modules() if within(m, ["service"])):
         for node in ast.walk(tree(module)):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-                handed = node.args[0] if node.func.id in ("partial", "Copies") and node.args else node.func
+                handed = node.args[0] if node.func.id in ("partial", "InstanceFactory") and node.args else node.func
                 if isinstance(handed, ast.Name) and handed.id in PARTS:
                     builders[handed.id].add(module)
     assert builders == {part: {"service.app"} for part in PARTS}

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 from service.api.native.schemas import Applying, InterpolateRequest
 from service.domain.errors import InvalidContent
-from service.domain.interpolation import Grid, Path
+from service.domain.interpolation import Grid, LatentPath
 from service.domain.tasks import StepParams
 from service.settings import Settings
 
@@ -54,7 +54,7 @@ def checked_steps(steps: int | None, *, recommended: int, settings: Settings) ->
     return steps
 
 
-def path_of(request: InterpolateRequest) -> Path | Grid:
+def path_of(request: InterpolateRequest) -> LatentPath | Grid:
     """The path or grid asked for.
 
     Raises:
@@ -65,4 +65,4 @@ def path_of(request: InterpolateRequest) -> Path | Grid:
         return Grid(rows=request.grid.rows, cols=request.grid.cols, method=request.method)
     frames = request.frames or DEFAULT_FRAMES
     check_count("frames", frames, MAX_FRAMES)
-    return Path(frames=frames, method=request.method, loop=request.loop)
+    return LatentPath(frames=frames, method=request.method, loop=request.loop)

@@ -31,7 +31,7 @@ from service.api.native.schemas import (
 from service.api.native.sse import EventStream
 from service.api.native.uploads import is_large, prepare_upload, read_upload, resolve_points
 from service.domain.errors import InvalidContent
-from service.domain.interpolation import Grid, Path
+from service.domain.interpolation import Grid, LatentPath
 from service.domain.tasks import StepParams
 from service.images import Limits
 from service.models.engine import Batch
@@ -173,7 +173,7 @@ async def score(request: Request) -> Response:
     return await until_disconnect(request.receive, work())
 
 
-def _frame_labels(path: Path | Grid) -> list[dict[str, Any]]:
+def _frame_labels(path: LatentPath | Grid) -> list[dict[str, Any]]:
     if isinstance(path, Grid):
         return [{"index": i, "row": row, "col": col} for i, (row, col) in enumerate(path.places())]
     return [{"index": i, "t": t} for i, t in enumerate(path.times())]

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.domain.interpolation import Grid, Method, Path
+from service.domain.interpolation import Grid, LatentPath, Method
 from service.domain.latents import FloatRow, NoiseSource, lerp, slerp
 
 NOISE = NoiseSource((1, 2, 3))
@@ -15,19 +15,21 @@ def points(n: int) -> list[FloatRow]:
 
 def test_frames_between_two_points() -> None:
     a, b = points(2)
-    rows = Path(frames=5).rows([a, b])
+    rows = LatentPath(frames=5).rows([a, b])
     assert rows.shape == (5, 1, 2, 3)
     assert rows.dtype == np.float32
     assert rows.flags.c_contiguous
     np.testing.assert_array_equal(rows, [slerp(a, b, i / 4) for i in range(5)])
-    np.testing.assert_array_equal(Path(frames=5, method="lerp").rows([a, b]), [lerp(a, b, i / 4) for i in range(5)])
+    np.testing.assert_array_equal(
+        LatentPath(frames=5, method="lerp").rows([a, b]), [lerp(a, b, i / 4) for i in range(5)]
+    )
 
 
 @given(st.integers(2, 16), st.integers(2, 256), st.booleans(), st.sampled_from(["slerp", "lerp"]))
 @settings(max_examples=60, deadline=None)
 def test_frames_on_points_are_the_points(n: int, frames: int, loop: bool, method: Method) -> None:
     stops = points(n)
-    path = Path(frames=frames, method=method, loop=loop)
+    path = LatentPath(frames=frames, method=method, loop=loop)
     rows, times = path.rows(stops), path.times()
     assert len(times) == frames
     assert (times[0], times[-1]) == (0.0, 1.0)
@@ -49,12 +51,12 @@ def test_frames_on_points_are_the_points(n: int, frames: int, loop: bool, method
 
 
 def test_a_loop_of_two_frames_needs_one_row() -> None:
-    assert Path(frames=2, loop=True).rows(points(3)).tobytes() == points(1)[0].tobytes()
+    assert LatentPath(frames=2, loop=True).rows(points(3)).tobytes() == points(1)[0].tobytes()
 
 
 def test_a_path_through_equal_points_stays_there() -> None:
     (a,) = points(1)
-    np.testing.assert_allclose(Path(frames=7).rows([a, a]), [a] * 7, rtol=1e-6)
+    np.testing.assert_allclose(LatentPath(frames=7).rows([a, a]), [a] * 7, rtol=1e-6)
 
 
 @pytest.mark.parametrize("method", ["slerp", "lerp"])

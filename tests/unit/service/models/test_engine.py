@@ -8,7 +8,7 @@ import pytest
 
 from service.artifact.golden import GoldenReport
 from service.domain.errors import ModelFailure, QueueFull
-from service.domain.interpolation import Grid, Path
+from service.domain.interpolation import Grid, LatentPath
 from service.domain.latents import FloatRows, NoiseSource, slerp
 from service.domain.tasks import Progress, Result, SchedulingParams, StepOutput, StepParams
 from service.models.engine import Batch, Call, Engine, Point, RowPoint, SeedPoint, finish
@@ -100,7 +100,7 @@ def test_points_are_latents_by_name_or_by_value() -> None:
 def test_interpolate_along_a_path(loop: bool) -> None:
     row = sample_rows(1, SHAPE)[0]
     points: list[Point] = [SeedPoint(seed=1), RowPoint(row=row)]
-    batch = Engine().interpolate(MODEL, points, Path(frames=5, loop=loop), StepParams(steps=1))
+    batch = Engine().interpolate(MODEL, points, LatentPath(frames=5, loop=loop), StepParams(steps=1))
     assert len(batch.rows) == 5 - loop
     assert batch.repeat_first is loop
     np.testing.assert_array_equal(batch.rows[1], slerp(NOISE.row(1, 0), row, 0.5 if loop else 0.25))

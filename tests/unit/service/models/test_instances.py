@@ -8,7 +8,7 @@ import pytest
 
 from service.domain.errors import StartupError
 from service.models import instances
-from service.models.instances import Copies
+from service.models.instances import InstanceFactory
 from service.runtime.onnx_model import OnnxModel
 from service.settings import Settings
 from tests.helpers.onnx_models import hungry, model_bytes, sample_rows
@@ -43,7 +43,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
         monkeypatch.setattr(instances, "cpu_threads", lambda wanted: wanted or granted)
         monkeypatch.setattr(instances, "_QUICK_S", 0.0 if slow else 60.0)
         makes = Makes()
-        models = Copies(makes, Settings(device="cpu", **options))(DATA)
+        models = InstanceFactory(makes, Settings(device="cpu", **options))(DATA)
         assert models == makes.running()
         x = sample_rows(3)
         for model in models[1:]:
@@ -83,10 +83,10 @@ def test_what_is_asked_for_is_what_there_is(
 def test_when_one_cannot_be_opened_none_is_left() -> None:
     makes = Makes(most=2)
     with pytest.raises(StartupError, match="no more"):
-        Copies(makes, Settings(device="cpu", sessions=3))(DATA)
+        InstanceFactory(makes, Settings(device="cpu", sessions=3))(DATA)
     assert (len(makes.opened), makes.running()) == (2, [])
 
 
 def test_a_model_that_does_not_run_is_left_to_those_who_verify_it() -> None:
-    (model,) = Copies(Makes(), Settings(device="cpu", threads=1))(hungry(2**45))
+    (model,) = InstanceFactory(Makes(), Settings(device="cpu", threads=1))(hungry(2**45))
     assert not instances._is_slow(model)

@@ -11,8 +11,8 @@ from service.domain.errors import Draining, LoadFailed, UnknownModel
 from service.domain.latents import NoiseSource
 from service.domain.tasks import Result, StepParams
 from service.models.engine import Batch, Call, Engine
-from service.models.registry import Lineup, Running
-from service.models.repository import LoadedModel, OpenModel, Repository
+from service.models.registry import ModelRegistry, ServedModel
+from service.models.repository import InferenceModel, LoadedModel, Repository
 from service.observability.statistics import ModelStatistics
 from service.scheduling.scheduler import Scheduler
 from tests.helpers.fakes import FakeModel
@@ -26,7 +26,7 @@ class Stage:
     """A lineup over fake models; nobody has left before `leave` is called."""
 
     def __init__(self, directory: Path) -> None:
-        def unopened(_: bytes) -> list[OpenModel]:
+        def unopened(_: bytes) -> list[InferenceModel]:
             raise AssertionError("nothing is read here")
 
         self.engine = Engine()
@@ -34,7 +34,7 @@ class Stage:
         self.told: list[str] = []
         self.closed: list[LoadedModel] = []
         self.gone = asyncio.Event()
-        self.lineup = Lineup(
+        self.lineup = ModelRegistry(
             self.repository,
             self.engine,
             run=self._run,
@@ -46,10 +46,10 @@ class Stage:
     async def _settled(self) -> None:
         await self.gone.wait()
 
-    def _run(self, loaded: LoadedModel) -> Running:
+    def _run(self, loaded: LoadedModel) -> ServedModel:
         statistics = ModelStatistics(Ear())
         scheduler = Scheduler(loaded.model, max_batch_rows=8, queue_rows=100, observer=statistics)
-        return Running(scheduler=scheduler, statistics=statistics)
+        return ServedModel(scheduler=scheduler, statistics=statistics)
 
     def model(self, version: str = "1", model: FakeModel | None = None) -> LoadedModel:
         loaded = LoadedModel(

@@ -17,7 +17,7 @@ from service.runtime.onnx_model import OnnxModel
 from tests.helpers.onnx_models import hungry, make_card, model_bytes, reference, sample_rows, write_golden, write_model
 
 
-class Opener:
+class ModelFactory:
     """Opens real models on the CPU and remembers them."""
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ def repository(directory: Path, default: str = "toy", **options: Any) -> Reposit
 
 
 def refusal(directory: Path, default: str = "toy", **options: Any) -> str:
-    opener = Opener()
+    opener = ModelFactory()
     with pytest.raises(StartupError) as caught:
         Repository(directory, opener, default=default, **options).load_all()
     assert "\n" not in caught.value.detail
@@ -93,7 +93,7 @@ def test_unknown_models_are_told_what_there_is(tmp_path: Path, wanted: str) -> N
 
 def test_nothing_is_known_before_it_is_loaded_and_after_it_is_closed(tmp_path: Path) -> None:
     write_model(tmp_path)
-    opener = Opener()
+    opener = ModelFactory()
     models = Repository(tmp_path, opener, default="toy")
     with pytest.raises(UnknownModel, match="there is none"):
         models.resolve()
@@ -220,7 +220,7 @@ def test_a_missing_or_empty_directory_is_refused(tmp_path: Path) -> None:
 
 def test_a_default_that_is_not_there_is_refused_before_anything_is_opened(tmp_path: Path) -> None:
     write_model(tmp_path)
-    opener = Opener()
+    opener = ModelFactory()
     for default in ("mnist", "toy/2", "to"):
         with pytest.raises(StartupError, match=f"IGN_DEFAULT_MODEL={default}: not there; there is toy/1"):
             Repository(tmp_path, opener, default=default).load_all()
