@@ -12,17 +12,17 @@ from fastapi.routing import APIRoute
 from starlette.middleware import Middleware
 
 from service import __version__
-from service.api.app_state import Services
+from service.api.app_state import AppState
 from service.api.http import problems
 from service.api.info import openapi_document, page, swagger
 from service.api.info import routes as info
-from service.api.middleware.access_log import RequestContext
-from service.api.middleware.auth import Authenticator, load_keys, open_paths
-from service.api.middleware.cors import Cors
-from service.api.middleware.errors import CatchAll
-from service.api.middleware.fast_routes import Direct
-from service.api.middleware.in_flight import Gate, Traffic
-from service.api.middleware.rate_limit import Quota
+from service.api.middleware.access_log import AccessLogMiddleware
+from service.api.middleware.auth import AuthMiddleware, load_keys, open_paths
+from service.api.middleware.cors import CorsMiddleware
+from service.api.middleware.errors import ErrorMiddleware
+from service.api.middleware.fast_routes import FastRouter
+from service.api.middleware.in_flight import ConcurrencyLimitMiddleware, InFlightRequests
+from service.api.middleware.rate_limit import RateLimitMiddleware
 from service.api.native import routes as native
 from service.api.oip import repository as oip_repository
 from service.api.oip import routes as oip
@@ -93,8 +93,8 @@ def _nobody() -> None:
     """Nobody is to be told."""
 
 
-def _services(settings: Settings, lost: Tell) -> Services:
-    metrics, traffic, engine = Metrics(metrics_folder()), Traffic(), Engine()
+def _services(settings: Settings, lost: Tell) -> AppState:
+    metrics, traffic, engine = Metrics(metrics_folder()), InFlightRequests(), Engine()
     metrics.queue_limit.set(settings.queue_rows)
     repository = Repository(
         settings.model_dir,
@@ -102,7 +102,7 @@ def _services(settings: Settings, lost: Tell) -> Services:
         default=settings.default_model,
         precision=settings.precision,
     )
-    return Services(
+    return AppState(
         settings=settings,
         repository=repository,
         engine=engine,
@@ -120,7 +120,7 @@ def _services(settings: Settings, lost: Tell) -> Services:
     )
 
 
-def make_door(found: Services) -> Door:
+def make_door(found: AppState) -> Door:
     """What stands in front of the app where the server has a place for it."""
     return Door(traffic=found.traffic, limit=found.settings.max_connections, observe=_observer(found.metrics))
 
@@ -134,20 +134,20 @@ def _observer(metrics: Metrics) -> Observe:
     return observe
 
 
-def _middleware(settings: Settings, found: Services) -> list[Middleware]:
+def _middleware(settings: Settings, found: AppState) -> list[Middleware]:
     keys = None if settings.api_keys_file is None else load_keys(settings.api_keys_file)
     limited = settings.rate_limit is not None or any(key.quota for key in keys or ())
     proxies = [str(network) for network in settings.trusted_proxies]
-    layers = [Middleware(RequestContext, trusted_proxies=proxies, observe=_observer(found.metrics))]
+    layers = [Middleware(AccessLogMiddleware, trusted_proxies=proxies, observe=_observer(found.metrics))]
     if settings.cors_origins:
-        layers.append(Middleware(Cors, origins=settings.cors_origins))
+        layers.append(Middleware(CorsMiddleware, origins=settings.cors_origins))
     return [
         *layers,
-        Middleware(CatchAll),
-        Middleware(Gate, traffic=found.traffic, limit=settings.max_connections),
-        Middleware(Authenticator, keys=keys, open_paths=open_paths(settings.closed)),
-        *([Middleware(Quota, rate=settings.rate_limit, parts=settings.workers)] if limited else []),
-        Middleware(Direct, routes=_busy_routes()),
+        Middleware(ErrorMiddleware),
+        Middleware(ConcurrencyLimitMiddleware, traffic=found.traffic, limit=settings.max_connections),
+        Middleware(AuthMiddleware, keys=keys, open_paths=open_paths(settings.closed)),
+        *([Middleware(RateLimitMiddleware, rate=settings.rate_limit, parts=settings.workers)] if limited else []),
+        Middleware(FastRouter, routes=_busy_routes()),
     ]
 
 
@@ -157,7 +157,7 @@ def _busy_routes() -> list[APIRoute]:
 
 
 @asynccontextmanager
-async def _lifespan(found: Services, refuse: Refuse | None, ready: Tell | None) -> AsyncIterator[None]:
+async def _lifespan(found: AppState, refuse: Refuse | None, ready: Tell | None) -> AsyncIterator[None]:
     loading = asyncio.create_task(_load(found, refuse, ready))
     try:
         yield
@@ -169,7 +169,7 @@ async def _lifespan(found: Services, refuse: Refuse | None, ready: Tell | None) 
         found.repository.close()
 
 
-async def _load(found: Services, refuse: Refuse | None, ready: Tell | None) -> None:
+async def _load(found: AppState, refuse: Refuse | None, ready: Tell | None) -> None:
     try:
         models = await asyncio.to_thread(found.repository.load_all)
         _serve(found, models)
@@ -193,7 +193,7 @@ def _as_refusal(exc: Exception) -> StartupError:
     return StartupError("loading the models failed in a way nobody foresaw; the log says how")
 
 
-def _serve(found: Services, models: Mapping[str, LoadedModel]) -> None:
+def _serve(found: AppState, models: Mapping[str, LoadedModel]) -> None:
     for loaded in models.values():
         found.lineup.begin(loaded)
     found.phase = "serving"

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.app_state import Services
+from service.api.app_state import AppState
 from service.api.http.problems import send_problem
 from service.domain.errors import NotReady, StartupError
 from service.environment import check_installed, installed_runtimes, keep_precision, silence_runtime
@@ -102,7 +102,7 @@ class Replica:
         self._settings = settings
         self._loaded = asyncio.Event()
         self._refusal: StartupError | None = None
-        self._services: Services | None = None
+        self._services: AppState | None = None
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """The app, whose lifespan Ray then runs."""

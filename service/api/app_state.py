@@ -5,9 +5,9 @@ from typing import Literal
 
 from starlette.requests import Request
 
-from service.api.middleware.in_flight import Traffic
+from service.api.middleware.in_flight import InFlightRequests
 from service.domain.errors import Draining, NotReady, UnavailableError
-from service.images.pool import CodecPool, Together
+from service.images.pool import CodecPool, InlineRunner
 from service.models.engine import Engine
 from service.models.registry import ModelRegistry
 from service.models.repository import Repository
@@ -18,7 +18,7 @@ Phase = Literal["loading", "serving", "failed"]
 
 
 @dataclass(slots=True, kw_only=True)
-class Services:
+class AppState:
     """The running parts of one app.
 
     Args:
@@ -33,9 +33,9 @@ class Services:
     engine: Engine
     codec: CodecPool
     metrics: Metrics
-    traffic: Traffic
+    traffic: InFlightRequests
     lineup: ModelRegistry
-    together: Together = field(default_factory=Together)
+    together: InlineRunner = field(default_factory=InlineRunner)
     phase: Phase = "loading"
 
     @property
@@ -60,7 +60,7 @@ class Services:
                 raise NotReady(f"the worker of {ref} is being replaced")
 
 
-def services(request: Request) -> Services:
+def services(request: Request) -> AppState:
     """The services behind a request's app."""
-    found: Services = request.app.state.services
+    found: AppState = request.app.state.services
     return found

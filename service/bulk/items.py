@@ -13,7 +13,7 @@ from service.bulk.readers import open_source
 from service.bulk.source import Found, Source
 from service.domain.errors import IgnError, RequestError
 from service.domain.latents import FloatRow
-from service.images import Limits, decode_picture, encode, encode_npy, prepare, to_uint8
+from service.images import DecodeLimits, decode_picture, encode, encode_npy, prepare, to_uint8
 from service.models.repository import LoadedModel
 from service.settings import Settings
 
@@ -67,7 +67,7 @@ def inputs_of(job: Job, model: LoadedModel, settings: Settings, source: Source |
         return Drawn(job.options, model)
     if source is None:
         source = open_source(job.source, column=job.column, limit=settings.max_body_bytes)
-    return Given(job.options, model, source, Limits(max_pixels=settings.max_pixels))
+    return Given(job.options, model, source, DecodeLimits(max_pixels=settings.max_pixels))
 
 
 class Drawn:
@@ -96,7 +96,7 @@ class Given:
     """Pictures of a source."""
 
     def __init__(
-        self, options: ProjectOptions | ScoreOptions, model: LoadedModel, source: Source, limits: Limits
+        self, options: ProjectOptions | ScoreOptions, model: LoadedModel, source: Source, limits: DecodeLimits
     ) -> None:
         self._options, self._card, self._source, self._limits = options, model.card, source, limits
 

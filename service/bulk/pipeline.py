@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 
-from service.api.app_state import Services
+from service.api.app_state import AppState
 from service.api.native.responses import judged, rounded
 from service.api.native.schemas import GenerateRequest, ProjectOptions
 from service.app import create_app
@@ -40,7 +40,7 @@ class Done:
 
 
 @asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[Services]:
+async def running(settings: Settings) -> AsyncIterator[AppState]:
     """The parts of the service, with its models verified, and nothing that listens.
 
     Raises:
@@ -69,7 +69,7 @@ class Workshop:
         StartupError: the source cannot be opened.
     """
 
-    def __init__(self, job: Job, services: Services, output: Output, source: Source | None = None) -> None:
+    def __init__(self, job: Job, services: AppState, output: Output, source: Source | None = None) -> None:
         settings = services.settings
         self._job, self._services, self._output = job, services, output
         self.model: LoadedModel = services.repository.resolve(job.options.model)

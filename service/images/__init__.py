@@ -7,7 +7,7 @@ In: bytes → `decode_picture` → `prepare`, and `decode_mask` → `keep_mask`.
 
 from service.images.animate import AnimationFormat, animate
 from service.images.base64text import decode_base64, encode_base64
-from service.images.decode import Limits, Picture, decode_picture
+from service.images.decode import DecodeLimits, Picture, decode_picture
 from service.images.encode import PictureFormat, check_sides, encode
 from service.images.mask import Mask, decode_mask, keep_mask
 from service.images.npy import decode_npy, encode_npy
@@ -20,7 +20,7 @@ from service.images.size import is_small
 __all__ = [
     "AnimationFormat",
     "Invert",
-    "Limits",
+    "DecodeLimits",
     "Mask",
     "Picture",
     "PictureFormat",

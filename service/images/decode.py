@@ -28,7 +28,7 @@ _MAX_SEQUENTIAL_SCANS: Final = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class DecodeLimits:
     """What one picture may be before it is decoded.
 
     Args:
@@ -63,7 +63,7 @@ class Picture:
         return f"<Picture {self.image.mode} {self.size[0]}×{self.size[1]}>"
 
 
-def decode_picture(data: bytes, limits: Limits, *, field: str) -> Picture:
+def decode_picture(data: bytes, limits: DecodeLimits, *, field: str) -> Picture:
     """Decode the first frame, turn it as its EXIF says, and bring it to 8-bit grey or RGB with or without alpha.
 
     16-bit samples become rint(v / 257); ICC profiles are ignored; CMYK becomes RGB, palettes RGB(A).
@@ -82,7 +82,7 @@ def decode_picture(data: bytes, limits: Limits, *, field: str) -> Picture:
     return Picture(image if turn is None else image.transpose(turn), image.size, turn)
 
 
-def decode_unturned(data: bytes, limits: Limits, *, field: str) -> tuple[Image.Image, bytes]:
+def decode_unturned(data: bytes, limits: DecodeLimits, *, field: str) -> tuple[Image.Image, bytes]:
     """The picture as `decode_picture` gives it, but as it lies in the file, and its EXIF block."""
     with _reported(field):
         opened = _open(data)
@@ -137,7 +137,7 @@ def _load(image: ImageFile) -> Image.Image:
     return image.convert("RGB") if image.mode == "CMYK" else image
 
 
-def _check_size(size: tuple[int, int], limits: Limits, field: str) -> None:
+def _check_size(size: tuple[int, int], limits: DecodeLimits, field: str) -> None:
     width, height = size
     if max(size) > limits.max_side or width * height > limits.max_pixels:
         raise TooLarge(

@@ -9,7 +9,7 @@ from PIL import Image
 
 from service.artifact.card import ModelCard
 from service.domain.errors import InvalidContent
-from service.images.decode import Limits, Picture, decode_unturned
+from service.images.decode import DecodeLimits, Picture, decode_unturned
 from service.images.place import Resize, geometry_of, place
 from service.images.prepare import composite
 
@@ -27,7 +27,7 @@ class Mask:
         return f"<Mask {self.image.width}×{self.image.height}>"
 
 
-def decode_mask(data: bytes, limits: Limits, *, field: str) -> Mask:
+def decode_mask(data: bytes, limits: DecodeLimits, *, field: str) -> Mask:
     """Decode a mask once, for any number of pictures; its own EXIF never turns it.
 
     Raises:

@@ -47,7 +47,7 @@ class CodecPool:
             self._observe(operation, time.perf_counter() - start)
 
 
-class Together:
+class InlineRunner:
     """Runs small jobs on the event loop, and those that are asked for in one turn of it in a row.
 
     Between all that a request takes, a codec's code and tables are no longer in a core's caches when the next picture

@@ -23,7 +23,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 
 MAX_VALUES: Final = 64
 OTHER: Final = "other"
-Together = Literal["livemin", "livemax", "livesum", "max"]
+MultiprocessMode = Literal["livemin", "livemax", "livesum", "max"]
 
 _LATENCY: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _COMPUTE: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
@@ -208,7 +208,7 @@ class Metrics:
             MultiProcessCollector(registry, str(self._shared))  # type: ignore[no-untyped-call]
         return generate_latest(registry), CONTENT_TYPE_LATEST
 
-    def _gauge(self, name: str, text: str, together: Together, *labels: str) -> Gauge:
+    def _gauge(self, name: str, text: str, together: MultiprocessMode, *labels: str) -> Gauge:
         """A gauge; ``together``: how the values of several processes become one."""
         return Gauge(name, text, labels, registry=self.registry, multiprocess_mode=together)
 

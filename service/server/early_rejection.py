@@ -1,6 +1,6 @@
 """In front of the application: who is refused before anything is done for it, and who has to wait for a moment.
 
-What `service.api.middleware.in_flight.Gate` refuses has cost a good part of what an answer costs by then, and where as many are
+What `service.api.middleware.in_flight.ConcurrencyLimitMiddleware` refuses has cost a good part of what an answer costs by then, and where as many are
 refused as answered, that is what the answers lack. Here a refusal costs little more than reading the request.
 """
 
@@ -10,7 +10,7 @@ from typing import Final
 
 from service.api.http.problems import problem_response
 from service.api.middleware.access_log import UNMATCHED
-from service.api.middleware.in_flight import TOO_MANY, Traffic
+from service.api.middleware.in_flight import TOO_MANY, InFlightRequests
 from service.domain.errors import TooManyConnections
 from service.observability.logs import Observe, identify, record
 
@@ -30,15 +30,15 @@ class Door:
     Args:
         traffic: the requests in flight.
         limit: most of them, those included that wait here.
-        observe: told of every refusal, as `service.api.middleware.access_log.RequestContext` tells it of others.
+        observe: told of every refusal, as `service.api.middleware.access_log.AccessLogMiddleware` tells it of others.
     """
 
-    def __init__(self, *, traffic: Traffic, limit: int, observe: Observe | None = None) -> None:
+    def __init__(self, *, traffic: InFlightRequests, limit: int, observe: Observe | None = None) -> None:
         self._traffic = traffic
         self._limit = limit
         self._observe = observe
         self._waiting: deque[Callable[[], None]] = deque()
-        self._begun = 0  # in this turn: from the next one on, `Gate` counts them
+        self._begun = 0  # in this turn: from the next one on, `ConcurrencyLimitMiddleware` counts them
         answer = problem_response(TooManyConnections(TOO_MANY), _ID)
         self._status = answer.status_code
         self._before, self._after = bytes(answer.body).split(_ID.encode())
@@ -50,10 +50,10 @@ class Door:
         return self._traffic.in_flight + self._begun + len(self._waiting) >= self._limit
 
     def refusal(self, method: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
-        """The answer, from the first header that is its own on; None: let it in, and leave it to `Gate`.
+        """The answer, from the first header that is its own on; None: let it in, and leave it to `ConcurrencyLimitMiddleware`.
 
         So is everything but a POST, health among it, and what a page of another origin asks, which may only see an
-        answer that `Cors` has marked.
+        answer that `CorsMiddleware` has marked.
 
         Args:
             method: of the request.

@@ -5,7 +5,7 @@ import socket
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 
-from service.api.app_state import Services
+from service.api.app_state import AppState
 from service.domain.errors import StartupError
 from service.server.sockets import begin
 from service.server.supervisor import LISTENING, say
@@ -23,7 +23,7 @@ class Member(Server):
     """
 
     def __init__(
-        self, config: Config, found: Services, parent: Connection, refuse: Callable[[StartupError], None]
+        self, config: Config, found: AppState, parent: Connection, refuse: Callable[[StartupError], None]
     ) -> None:
         super().__init__(config, found)
         self._parent = parent

@@ -10,7 +10,7 @@ from typing import Any, Final, cast
 
 import uvicorn
 
-from service.api.app_state import Services
+from service.api.app_state import AppState
 from service.server.early_rejection import Door
 from service.server.http_protocol import HttpProtocol
 from service.server.sockets import _LOG, BACKLOG
@@ -31,7 +31,7 @@ class Server(uvicorn.Server):
         found: the app's services.
     """
 
-    def __init__(self, config: Config, found: Services) -> None:
+    def __init__(self, config: Config, found: AppState) -> None:
         super().__init__(config)
         self._services = found
         self._draining: asyncio.Task[None] | None = None

@@ -21,7 +21,7 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import BaseModel
 
-from service.api.app_state import Services
+from service.api.app_state import AppState
 from service.api.native.schemas import ProblemDocument
 from service.app import create_app, make_door
 from service.domain.errors import StartupError
@@ -38,7 +38,7 @@ GREY, COLOUR = (1, 8, 8), (3, 8, 8)
 PATIENCE_S = 30.0  # nothing here takes a tenth of it
 
 
-class Gate:
+class ConcurrencyLimitMiddleware:
     """Stands in front of every pass of every model of one service."""
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class Gate:
         self.entered.clear()
         self.sizes.clear()
 
-    def __enter__(self) -> "Gate":
+    def __enter__(self) -> "ConcurrencyLimitMiddleware":
         self.close()
         return self
 
@@ -83,7 +83,7 @@ class Service:
 
     url: str
     client: httpx.Client
-    services: Services
+    services: AppState
     refusals: list[StartupError]
     errors: list[logging.LogRecord] = field(default_factory=list)
 
@@ -165,9 +165,11 @@ class _Errors(logging.Handler):
 
 
 @contextmanager
-def gated(monkeypatch: pytest.MonkeyPatch, settings: Settings, *, ready: bool = True) -> Iterator[tuple[Service, Gate]]:
+def gated(
+    monkeypatch: pytest.MonkeyPatch, settings: Settings, *, ready: bool = True
+) -> Iterator[tuple[Service, ConcurrencyLimitMiddleware]]:
     """The same, with a gate in front of every pass."""
-    gate = Gate()
+    gate = ConcurrencyLimitMiddleware()
     monkeypatch.setattr("service.app.OnnxModel", gate.model)
     if not ready:
         gate.close()

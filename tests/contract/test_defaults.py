@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from service.api.native.limits import MAX_FRAMES, MAX_PICTURES
-from service.images import Limits
+from service.images import DecodeLimits
 from service.settings import load_settings
 from tests.contract.harness import Service, b64
 from tests.helpers.pictures import noise, save
@@ -92,7 +92,7 @@ def test_settings() -> None:
     found = load_settings({})
     assert {name: getattr(found, name) for name in SETTINGS} == SETTINGS
     assert (MAX_FRAMES, MAX_PICTURES) == (256, 1024)
-    assert Limits(max_pixels=found.max_pixels).max_side == 16_384
+    assert DecodeLimits(max_pixels=found.max_pixels).max_side == 16_384
 
 
 def test_the_longest_side_there_may_be(service: Service) -> None:

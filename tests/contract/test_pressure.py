@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from service.api.native import uploads
-from service.images import Limits, decode_picture
+from service.images import DecodeLimits, decode_picture
 from service.images.decode import Picture
 from tests.contract.harness import PATIENCE_S, Service, b64, gated, latents, problem, serving, settings
 from tests.contract.oip import INFER, as_json
@@ -84,7 +84,7 @@ POOLED_CALLS = [
 def test_what_a_full_queue_refuses_is_not_even_decoded(models: Path, monkeypatch: Patch) -> None:
     decoded: list[str] = []
 
-    def decode(data: bytes, limits: Limits, *, field: str) -> Picture:
+    def decode(data: bytes, limits: DecodeLimits, *, field: str) -> Picture:
         decoded.append(field)
         return decode_picture(data, limits, field=field)
 

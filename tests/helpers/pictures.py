@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.artifact.card import Data, ModelCard, Noise, Training
-from service.images import Limits
+from service.images import DecodeLimits
 
-LIMITS = Limits(max_pixels=1_000_000)
+LIMITS = DecodeLimits(max_pixels=1_000_000)
 GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6  # PNG colour types
 _ADAM7 = (
     (0, 0, 8, 8),

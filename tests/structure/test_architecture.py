@@ -37,8 +37,8 @@ PARTS = {
     "OnnxModel",
     "Repository",
     "Scheduler",
-    "Services",
-    "Traffic",
+    "AppState",
+    "InFlightRequests",
 }
 
 

@@ -169,7 +169,7 @@ def log_failure(exc: Exception, request_id: str) -> None:
 
 
 def request_id_of(scope: Scope) -> str:
-    """The id that `RequestContext` gave this request; empty outside of it."""
+    """The id that `AccessLogMiddleware` gave this request; empty outside of it."""
     found = scope.get("state", {}).get("request_id", "")
     return found if isinstance(found, str) else ""
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.datastructures import Headers
 from starlette.requests import Request
 
-from service.api.app_state import Services, services
+from service.api.app_state import AppState, services
 from service.api.http.body import media_type, parse_json, read_body
 from service.api.http.negotiation import Media, negotiate
 from service.api.http.problems import describe
@@ -28,7 +28,7 @@ _SECONDS: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 _ASIDE: Final = 1 << 15  # bytes: a larger body is parsed in the codec pool
 
 
-class Exchange:
+class ApiRequest:
     """What every native endpoint does with its request, apart from what it is about.
 
     Raises:
@@ -38,7 +38,7 @@ class Exchange:
 
     def __init__(self, request: Request) -> None:
         self.request = request
-        self.services: Services = services(request)
+        self.services: AppState = services(request)
         self.services.require_ready()
         self.headers = Headers(scope=request.scope)
         self.arrival: float = request.state.arrival

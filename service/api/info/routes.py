@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from service.api.app_state import Services, services
+from service.api.app_state import AppState, services
 from service.api.info.schemas import ModelList, ServedCard
 from service.api.native.limits import MAX_FRAMES
 from service.api.oip.openapi import problems
@@ -83,7 +83,7 @@ async def metrics(request: Request) -> Response:
     return Response(content, headers={"Content-Type": content_type})
 
 
-def _one(found: Services, ref: str) -> Response:
+def _one(found: AppState, ref: str) -> Response:
     found.require_ready()
     return JSONResponse(_card(found.repository.resolve(ref), without=frozenset()))
 

@@ -2,17 +2,17 @@
 
 From the outside in:
 
-- `RequestContext`: request id, arrival time, caller; the access log line and the metrics, whatever happens inside.
-- `Cors`, where origins are configured: outside of all that answers, so that errors carry its headers too.
-- `CatchAll`: an exception nobody foresaw becomes a problem.
-- `Gate`: the limit on requests in flight, and refusal while draining.
-- `service.api.middleware.auth.Authenticator`, and `service.api.middleware.rate_limit.Quota` where there are quotas.
+- `AccessLogMiddleware`: request id, arrival time, caller; the access log line and the metrics, whatever happens inside.
+- `CorsMiddleware`, where origins are configured: outside of all that answers, so that errors carry its headers too.
+- `ErrorMiddleware`: an exception nobody foresaw becomes a problem.
+- `ConcurrencyLimitMiddleware`: the limit on requests in flight, and refusal while draining.
+- `service.api.middleware.auth.AuthMiddleware`, and `service.api.middleware.rate_limit.RateLimitMiddleware` where there are quotas.
 
 In front of them all, where uvicorn is the server, stands `service.server.early_rejection`.
 
 Endpoints find in ``request.state``: ``request_id`` (str), ``arrival`` (`time.monotonic()` seconds when the headers
 were there) and ``caller`` (str, the key under which fairness counts).
-- `service.api.middleware.fast_routes.Direct`: the endpoints that are called all day, without the framework's routing.
+- `service.api.middleware.fast_routes.FastRouter`: the endpoints that are called all day, without the framework's routing.
 """
 
 import time
@@ -30,7 +30,7 @@ CLIENT_GONE: Final = 499
 UNMATCHED: Final = "unmatched"
 
 
-class RequestContext:
+class AccessLogMiddleware:
     """Gives a request its id, arrival time and caller, and records how it ended. Outermost.
 
     The log line and the metrics name the route's template, never the path, a key or a body. FastAPI tells the template

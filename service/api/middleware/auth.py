@@ -118,7 +118,7 @@ def load_keys(path: Path) -> tuple[ApiKey, ...]:
     return keys
 
 
-class Authenticator:
+class AuthMiddleware:
     """ASGI middleware: 401 without a valid key, 403 without the scope, and the key's name and quota as the caller's.
 
     Args:

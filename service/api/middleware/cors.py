@@ -28,7 +28,7 @@ _ALLOWED_HEADERS: Final = (
 )
 
 
-class Cors(CORSMiddleware):
+class CorsMiddleware(CORSMiddleware):
     """Starlette's CORS, exposing this service's headers and refusing a preflight with a problem.
 
     Args:

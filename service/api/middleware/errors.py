@@ -6,7 +6,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.api.http.problems import log_failure, request_id_of, send_problem
 
 
-class CatchAll:
+class ErrorMiddleware:
     """Turns an exception into a problem, unless the answer is under way: then it is only logged and cut off.
 
     Args:

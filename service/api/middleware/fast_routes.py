@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 class Route(Protocol):
-    """What `Direct` needs of a route of FastAPI's."""
+    """What `FastRouter` needs of a route of FastAPI's."""
 
     @property
     def path(self) -> str:
@@ -28,7 +28,7 @@ class Route(Protocol):
         ...
 
 
-class Direct:
+class FastRouter:
     """Hands a POST to one of these routes to its endpoint, and everything else on. Innermost middleware.
 
     What an endpoint raises becomes a problem further out, as what the framework's routes raise does.

@@ -14,7 +14,7 @@ from service.domain.errors import Draining, TooManyConnections
 TOO_MANY: Final = "too many requests are in flight"
 
 
-class Traffic:
+class InFlightRequests:
     """The requests in flight, and whether new ones are taken. Belongs to one event loop."""
 
     def __init__(self) -> None:
@@ -22,8 +22,8 @@ class Traffic:
         self.in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self._era = _Era()
-        self._past: list[_Era] = []
+        self._era = _Epoch()
+        self._past: list[_Epoch] = []
 
     @contextmanager
     def request(self) -> Iterator[None]:
@@ -52,20 +52,20 @@ class Traffic:
         What had a name before that time and has none now is then in nobody's hands.
         """
         self._past = [era for era in (*self._past, self._era) if era.requests]
-        self._era = _Era()
+        self._era = _Epoch()
         for era in list(self._past):
             await era.over.wait()
 
 
-class _Era:
-    """The requests that came between two calls of `Traffic.settled`."""
+class _Epoch:
+    """The requests that came between two calls of `InFlightRequests.settled`."""
 
     def __init__(self) -> None:
         self.requests = 0
         self.over = asyncio.Event()  # no request is left, and no other can come
 
 
-class Gate:
+class ConcurrencyLimitMiddleware:
     """Refuses requests beyond a limit, and all new ones while draining; health and metrics always pass.
 
     Args:
@@ -76,7 +76,7 @@ class Gate:
     """
 
     def __init__(
-        self, app: ASGIApp, *, traffic: Traffic, limit: int, open_paths: Collection[str] = HEALTH_PATHS
+        self, app: ASGIApp, *, traffic: InFlightRequests, limit: int, open_paths: Collection[str] = HEALTH_PATHS
     ) -> None:
         self._app = app
         self._traffic = traffic

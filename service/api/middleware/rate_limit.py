@@ -15,7 +15,7 @@ QUOTA: Final = "quota"
 """Where the request's state holds the rate of the caller's own key, if it has one."""
 
 
-class Quota:
+class RateLimitMiddleware:
     """ASGI middleware: every request to a path that is not open counts, whatever comes of it, refused ones do not.
 
     Args:

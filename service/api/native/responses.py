@@ -10,7 +10,7 @@ import numpy as np
 from starlette.responses import Response
 
 from service.api.http.negotiation import Media
-from service.api.http.request_context import Exchange
+from service.api.http.request_context import ApiRequest
 from service.api.native.schemas import Format
 from service.artifact.card import ModelCard
 from service.domain.errors import InvalidContent
@@ -39,7 +39,7 @@ _INLINE: Final = 1 << 13  # values: fewer are encoded on the event loop, in less
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
+class ResponseSpec:
     """What an answer is made of, beside its result.
 
     Args:
@@ -69,7 +69,7 @@ class Shape:
         return len(self.labels) - self.closed
 
 
-def check_form(shape: Shape, record: Sequence[int] = ()) -> None:
+def check_form(shape: ResponseSpec, record: Sequence[int] = ()) -> None:
     """Refuse, before anything is computed, what the form of the answer cannot hold.
 
     Raises:
@@ -82,7 +82,7 @@ def check_form(shape: Shape, record: Sequence[int] = ()) -> None:
         check_sides(RASTER[shape.media], *sheet_size(len(shape.labels), shape.model.card, columns=columns))
 
 
-async def answer(exchange: Exchange, shape: Shape, result: Result) -> Response:
+async def answer(exchange: ApiRequest, shape: ResponseSpec, result: Result) -> Response:
     """The response to a finished request."""
     exchange.count_rows(shape.model, result)
     if shape.media is Media.JSON:
@@ -99,7 +99,7 @@ async def answer(exchange: Exchange, shape: Shape, result: Result) -> Response:
     return Response(content, headers=headers, media_type=shape.media)
 
 
-def scores(exchange: Exchange, model: LoadedModel, result: Result) -> Response:
+def scores(exchange: ApiRequest, model: LoadedModel, result: Result) -> Response:
     """The response of `/score`: numbers, no pictures."""
     exchange.count_rows(model, result)
     drifts = [] if result.drift is None else result.drift.tolist()
@@ -121,7 +121,7 @@ def judged(card: ModelCard, distance: float) -> dict[str, Any]:
 
 
 def envelope(
-    exchange: Exchange,
+    exchange: ApiRequest,
     model: LoadedModel,
     images: list[dict[str, Any]],
     members: Mapping[str, Any] = MappingProxyType({}),
@@ -133,7 +133,7 @@ def envelope(
     return head | {"images": images, "timing": exchange.timing()}
 
 
-def image(shape: Shape, result: Result, place: int, data: str | None) -> dict[str, Any]:
+def image(shape: ResponseSpec, result: Result, place: int, data: str | None) -> dict[str, Any]:
     """One member of `images`, without its trajectory.
 
     Args:
@@ -169,7 +169,7 @@ def rounded(value: float) -> float:
     return round(float(value), 6)
 
 
-def _images(shape: Shape, result: Result) -> list[dict[str, Any]]:
+def _images(shape: ResponseSpec, result: Result) -> list[dict[str, Any]]:
     card, form = shape.model.card, shape.format
     if form == "npy":
         data = [picture(row, card, form) for row in result.rows]
@@ -191,7 +191,7 @@ def _recorded(step: StepOutput, card: ModelCard, form: Format) -> dict[str, Any]
     return {"step": step.step, "data": picture(step.row, card, form), "change": change}
 
 
-def _raw(shape: Shape, result: Result) -> bytes:
+def _raw(shape: ResponseSpec, result: Result) -> bytes:
     if shape.media is Media.NPY:
         return encode_npy(result.rows)
     pixels = to_uint8(result.rows, shape.model.card)
@@ -200,7 +200,7 @@ def _raw(shape: Shape, result: Result) -> bytes:
     return encode(_sheet(shape, pixels), RASTER[shape.media])
 
 
-def _sheet(shape: Shape, pixels: Pixels) -> Pixels:
+def _sheet(shape: ResponseSpec, pixels: Pixels) -> Pixels:
     if len(pixels) == 1:
         return cast(Pixels, pixels[0])
     if shape.layout == "strip":
@@ -218,7 +218,7 @@ def _row_headers(result: Result) -> dict[str, str]:
     return headers
 
 
-def _is_animation(shape: Shape) -> bool:
+def _is_animation(shape: ResponseSpec) -> bool:
     return shape.fps > 0 and shape.media in _ANIMATED
 
 

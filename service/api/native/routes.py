@@ -10,10 +10,10 @@ from starlette.responses import Response
 
 from service.api.http.disconnect import until_disconnect
 from service.api.http.negotiation import Media
-from service.api.http.request_context import Exchange
+from service.api.http.request_context import ApiRequest
 from service.api.native import openapi
 from service.api.native.limits import applied, check_count, checked_steps, path_of
-from service.api.native.responses import Shape, answer, check_form, scores
+from service.api.native.responses import ResponseSpec, answer, check_form, scores
 from service.api.native.schemas import (
     ArithmeticAnswer,
     ArithmeticRequest,
@@ -33,7 +33,7 @@ from service.api.native.uploads import is_large, prepare_upload, read_upload, re
 from service.domain.errors import InvalidContent
 from service.domain.interpolation import Grid, LatentPath
 from service.domain.tasks import StepParams
-from service.images import Limits
+from service.images import DecodeLimits
 from service.models.engine import Batch
 
 router = APIRouter(tags=["Pictures"])
@@ -48,7 +48,7 @@ _SEED_BITS = 32
 @router.post("/generate", **openapi.operation(GenerateRequest, GenerateAnswer, openapi.GENERATE, _STREAMED))
 async def generate(request: Request) -> Response:
     """Generate pictures: f^k(z) of seeded latents."""
-    exchange = Exchange(request)
+    exchange = ApiRequest(request)
     media = exchange.accept(_STREAMED)
     options = await exchange.json(GenerateRequest)
     settings = exchange.services.settings
@@ -57,7 +57,7 @@ async def generate(request: Request) -> Response:
     how = applied(options, recommended=model.card.steps.generate, rows=options.n, settings=settings)
     seed = secrets.randbits(_SEED_BITS) if options.seed is None else options.seed
     labels = [{"index": options.offset + i} for i in range(options.n)]
-    shape = Shape(model=model, media=media, format=options.format, labels=labels, members={"seed": seed})
+    shape = ResponseSpec(model=model, media=media, format=options.format, labels=labels, members={"seed": seed})
     check_form(shape, how.record)
     channels, height, width = model.card.shape
 
@@ -73,14 +73,14 @@ async def generate(request: Request) -> Response:
 @router.post("/project", **openapi.operation(ProjectRequest, ProjectAnswer, openapi.PROJECT, _STREAMED))
 async def project(request: Request) -> Response:
     """Make pictures real: f^k(x) of uploads, as multipart, JSON or a raw body."""
-    exchange = Exchange(request)
+    exchange = ApiRequest(request)
     media = exchange.accept(_STREAMED)
     upload = await read_upload(exchange, ProjectOptions, ProjectRequest)
     options, settings = upload.options, exchange.services.settings
     model = exchange.model(options.model)
     count = len(upload.images)
     how = applied(options, recommended=model.card.steps.project, rows=count, settings=settings)
-    limits = Limits(max_pixels=settings.max_pixels)
+    limits = DecodeLimits(max_pixels=settings.max_pixels)
 
     def rows() -> Batch:
         prepared = prepare_upload(upload, model, limits, settings.max_body_bytes)
@@ -89,7 +89,7 @@ async def project(request: Request) -> Response:
         return Batch(rows=prepared.rows, applied=how, keep=prepared.keep, strength=options.strength)
 
     labels: list[dict[str, Any]] = [{"index": i} for i in range(count)]
-    shape = Shape(model=model, media=media, format=options.format, labels=labels)
+    shape = ResponseSpec(model=model, media=media, format=options.format, labels=labels)
     check_form(shape, how.record)
     return await _serve(exchange, shape, rows, large=is_large(upload))
 
@@ -99,7 +99,7 @@ async def project(request: Request) -> Response:
 )
 async def latent_interpolate(request: Request) -> Response:
     """Walk between latents: f^k along a path or over a grid; as WebP, GIF or APNG an animation."""
-    exchange = Exchange(request)
+    exchange = ApiRequest(request)
     media = exchange.accept(_PATH_FORMS)
     options = await exchange.json(InterpolateRequest)
     path, settings = path_of(options), exchange.services.settings
@@ -107,13 +107,13 @@ async def latent_interpolate(request: Request) -> Response:
         media = exchange.accept(_FORMS)
     model = exchange.model(options.model)
     steps = checked_steps(options.steps, recommended=model.card.steps.generate, settings=settings)
-    limits = Limits(max_pixels=settings.max_pixels)
+    limits = DecodeLimits(max_pixels=settings.max_pixels)
 
     def rows() -> Batch:
         points = resolve_points(options.points, model, limits, settings.max_body_bytes)
         return exchange.services.engine.interpolate(model, points, path, StepParams(steps=steps))
 
-    shape = Shape(
+    shape = ResponseSpec(
         model=model,
         media=media,
         format=options.format,
@@ -130,12 +130,12 @@ async def latent_interpolate(request: Request) -> Response:
 @router.post("/latent-arithmetic", **openapi.operation(ArithmeticRequest, ArithmeticAnswer, openapi.ARITHMETIC, _FORMS))
 async def latent_arithmetic(request: Request) -> Response:
     """Add latents: f^k of a weighted sum."""
-    exchange = Exchange(request)
+    exchange = ApiRequest(request)
     media = exchange.accept(_FORMS)
     options, settings = await exchange.json(ArithmeticRequest), exchange.services.settings
     model = exchange.model(options.model)
     steps = checked_steps(options.steps, recommended=model.card.steps.generate, settings=settings)
-    limits = Limits(max_pixels=settings.max_pixels)
+    limits = DecodeLimits(max_pixels=settings.max_pixels)
 
     def rows() -> Batch:
         terms = options.terms
@@ -147,18 +147,18 @@ async def latent_arithmetic(request: Request) -> Response:
             raise InvalidContent.field("terms", "their sum is zero, which is no latent") from exc
 
     members = {"seed": None}
-    shape = Shape(model=model, media=media, format=options.format, labels=[{"index": 0}], members=members)
+    shape = ResponseSpec(model=model, media=media, format=options.format, labels=[{"index": 0}], members=members)
     return await _serve(exchange, shape, rows, large=True)
 
 
 @router.post("/score", **openapi.operation(ScoreRequest, ScoreAnswer, openapi.SCORE, (Media.JSON,)))
 async def score(request: Request) -> Response:
     """Say how real pictures look to the model: how far f moves them, beside held-out real ones."""
-    exchange = Exchange(request)
+    exchange = ApiRequest(request)
     exchange.accept((Media.JSON,))
     upload = await read_upload(exchange, ScoreOptions, ScoreRequest)
     model, settings = exchange.model(upload.options.model), exchange.services.settings
-    limits = Limits(max_pixels=settings.max_pixels)
+    limits = DecodeLimits(max_pixels=settings.max_pixels)
 
     def rows() -> Batch:
         prepared = prepare_upload(upload, model, limits, settings.max_body_bytes)
@@ -179,7 +179,7 @@ def _frame_labels(path: LatentPath | Grid) -> list[dict[str, Any]]:
     return [{"index": i, "t": t} for i, t in enumerate(path.times())]
 
 
-async def _serve(exchange: Exchange, shape: Shape, rows: Callable[[], Batch], *, large: bool) -> Response:
+async def _serve(exchange: ApiRequest, shape: ResponseSpec, rows: Callable[[], Batch], *, large: bool) -> Response:
     """Make the rows, apply f, answer; all of it ends when the client leaves."""
     exchange.services.engine.check_room(shape.model, shape.rows)
 

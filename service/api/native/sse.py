@@ -14,8 +14,8 @@ from starlette.types import Receive, Scope, Send
 from service.api.http.disconnect import until_disconnect
 from service.api.http.negotiation import Media
 from service.api.http.problems import describe, log_failure
-from service.api.http.request_context import Exchange
-from service.api.native.responses import Shape, envelope, image, picture, rounded
+from service.api.http.request_context import ApiRequest
+from service.api.native.responses import ResponseSpec, envelope, image, picture, rounded
 from service.domain.errors import DeadlineExceeded
 from service.domain.tasks import Progress, Result, StepOutput
 from service.models.engine import Batch
@@ -34,7 +34,7 @@ class EventStream(Response):
         batch: what to run.
     """
 
-    def __init__(self, exchange: Exchange, shape: Shape, batch: Batch) -> None:
+    def __init__(self, exchange: ApiRequest, shape: ResponseSpec, batch: Batch) -> None:
         super().__init__(
             media_type=Media.EVENTS, headers=exchange.response_headers(shape.model, shape.members.get("seed"))
         )

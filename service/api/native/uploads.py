@@ -9,7 +9,7 @@ import numpy as np
 from starlette.datastructures import QueryParams
 
 from service.api.http.multipart import parse_multipart
-from service.api.http.request_context import Exchange
+from service.api.http.request_context import ApiRequest
 from service.api.native import form_fields
 from service.api.native.limits import check_count
 from service.api.native.schemas import PointRequest, ProjectOptions, ProjectRequest, ScoreOptions, ScoreRequest
@@ -17,7 +17,7 @@ from service.domain.errors import InvalidContent, UnsupportedMedia
 from service.domain.latents import FloatRows
 from service.domain.tasks import KeepMask
 from service.images import (
-    Limits,
+    DecodeLimits,
     Mask,
     decode_base64,
     decode_mask,
@@ -65,7 +65,7 @@ class PreparedRows:
     inverted: Sequence[bool]
 
 
-async def read_upload(exchange: Exchange, schema: type[Options], body: type[Options]) -> Upload[Options]:
+async def read_upload(exchange: ApiRequest, schema: type[Options], body: type[Options]) -> Upload[Options]:
     """The request's pictures and options, from multipart, JSON or a raw body.
 
     Args:
@@ -101,7 +101,7 @@ def is_large(upload: Upload[Options]) -> bool:
     return bool(upload.masks) or len(images) > _MAX_INLINE or not all(map(is_small, images))
 
 
-def prepare_upload(upload: Upload[Options], model: LoadedModel, limits: Limits, max_chars: int) -> PreparedRows:
+def prepare_upload(upload: Upload[Options], model: LoadedModel, limits: DecodeLimits, max_chars: int) -> PreparedRows:
     """Decode and prepare every picture; runs in the codec pool where `is_large` says so.
 
     Raises:
@@ -129,7 +129,7 @@ def prepare_upload(upload: Upload[Options], model: LoadedModel, limits: Limits, 
 
 
 def resolve_points(
-    points: Sequence[PointRequest], model: LoadedModel, limits: Limits, max_chars: int, *, name: str = "points"
+    points: Sequence[PointRequest], model: LoadedModel, limits: DecodeLimits, max_chars: int, *, name: str = "points"
 ) -> list[Point]:
     """Latents by seed, by picture or by value; runs in the codec pool. ``name`` is their field's, for errors.
 
@@ -151,7 +151,7 @@ def resolve_points(
     return resolved
 
 
-async def _from_form(exchange: Exchange, schema: type[Options]) -> Upload[Options]:
+async def _from_form(exchange: ApiRequest, schema: type[Options]) -> Upload[Options]:
     content_type = exchange.headers.get("content-type", "")
     body = await exchange.body()
     limit = exchange.services.settings.max_images

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from service.api.app_state import Services, services
+from service.api.app_state import AppState, services
 from service.api.http.body import read_body
 from service.api.oip import openapi
 from service.api.oip.compression import coding_of, inflate
@@ -58,7 +58,7 @@ async def unload(request: Request, name: str) -> Response:
     return JSONResponse({})
 
 
-def _services(request: Request) -> Services:
+def _services(request: Request) -> AppState:
     found = services(request)
     if found.settings.workers > 1:
         raise NotSupported("the model repository is that of one process, and this service has several (IGN_WORKERS)")
@@ -66,7 +66,7 @@ def _services(request: Request) -> Services:
     return found
 
 
-async def _body(request: Request, found: Services, schema: type[Body]) -> Body:
+async def _body(request: Request, found: AppState, schema: type[Body]) -> Body:
     settings = found.settings
     coding = coding_of(", ".join(request.headers.getlist("content-encoding")))
     arrival: float = request.state.arrival

@@ -13,9 +13,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from service import __version__
-from service.api.app_state import Services, services
+from service.api.app_state import AppState, services
 from service.api.http.disconnect import until_disconnect
-from service.api.http.request_context import Exchange
+from service.api.http.request_context import ApiRequest
 from service.api.oip import openapi
 from service.api.oip.compression import asked_coding, coding_of, deflate, inflate
 from service.api.oip.schemas import ModelConfig, ModelMetadata, ServerMetadata, StatisticsAnswer
@@ -135,7 +135,7 @@ async def statistics(request: Request) -> Response:
 @_of_a_model("POST", "/infer", **openapi.INFER)
 async def infer(request: Request) -> Response:
     """Apply f to rows: f^steps(x)."""
-    exchange = Exchange(request)
+    exchange = ApiRequest(request)
     length = header_length(exchange.headers.getlist(HEADER_LENGTH))
     coding = coding_of(", ".join(exchange.headers.getlist("content-encoding")))
     body = await exchange.body(encoded=True)
@@ -154,7 +154,7 @@ async def infer(request: Request) -> Response:
     return await until_disconnect(request.receive, work())
 
 
-async def _answer(exchange: Exchange, model: LoadedModel, asked: Inference, result: Result) -> Response:
+async def _answer(exchange: ApiRequest, model: LoadedModel, asked: Inference, result: Result) -> Response:
     exchange.count_rows(model, result)
     coding = asked_coding(", ".join(exchange.headers.getlist("accept-encoding")))
 
@@ -184,17 +184,17 @@ def _ref(request: Request) -> str:
     return "/".join(request.path_params[part] for part in ("name", "version") if part in request.path_params)
 
 
-def _model(request: Request) -> tuple[Services, LoadedModel]:
+def _model(request: Request) -> tuple[AppState, LoadedModel]:
     found = services(request)
     found.require_ready()
     return found, found.repository.resolve(_ref(request))
 
 
-def _versions(found: Services, model: LoadedModel) -> list[LoadedModel]:
+def _versions(found: AppState, model: LoadedModel) -> list[LoadedModel]:
     return [other for other in found.repository.models.values() if other.card.name == model.card.name]
 
 
-def _statistics(found: Services, models: list[LoadedModel]) -> Response:
+def _statistics(found: AppState, models: list[LoadedModel]) -> Response:
     counted = [_counted(model, found.lineup.statistics(model).counts()) for model in models]
     return JSONResponse({"model_stats": counted})
 

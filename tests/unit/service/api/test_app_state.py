@@ -5,15 +5,15 @@ from typing import Any, cast
 
 import pytest
 
-from service.api.app_state import Services
+from service.api.app_state import AppState
 from service.domain.errors import NotReady
 
 
-def found(**scheduler: bool) -> Services:
+def found(**scheduler: bool) -> AppState:
     rest = dict.fromkeys(("settings", "repository", "engine", "codec", "metrics"), cast(Any, None))
     lineup = SimpleNamespace(schedulers={"digits/1": SimpleNamespace(**scheduler)})
     traffic = SimpleNamespace(draining=False)
-    return Services(lineup=cast(Any, lineup), traffic=cast(Any, traffic), phase="serving", **rest)
+    return AppState(lineup=cast(Any, lineup), traffic=cast(Any, traffic), phase="serving", **rest)
 
 
 def test_a_lost_device_is_not_one_that_comes_back() -> None:

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from service.api.middleware.auth import ApiKey, Authenticator, load_keys, networks, peer_key
+from service.api.middleware.auth import ApiKey, AuthMiddleware, load_keys, networks, peer_key
 from service.domain.errors import StartupError
 from service.domain.rate_limit import Rate
 
@@ -46,7 +46,7 @@ def call(
 ) -> httpx.Response:
     app = Starlette(
         routes=[Route("/{path:path}", _echo, methods=["GET", "POST"])],
-        middleware=[Middleware(Authenticator, keys=keys, **options)],
+        middleware=[Middleware(AuthMiddleware, keys=keys, **options)],
     )
 
     async def main() -> httpx.Response:

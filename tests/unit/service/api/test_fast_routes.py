@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from service.api.middleware.fast_routes import Direct
+from service.api.middleware.fast_routes import FastRouter
 
 ROUTER = APIRouter()
 
@@ -30,7 +30,7 @@ async def elsewhere(scope: Scope, receive: Receive, send: Send) -> None:
 
 def answer(method: str, path: str, root_path: str = "") -> Any:
     async def main() -> Any:
-        transport = httpx.ASGITransport(Direct(elsewhere, routes=ROUTES), root_path=root_path)
+        transport = httpx.ASGITransport(FastRouter(elsewhere, routes=ROUTES), root_path=root_path)
         async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
             return (await client.request(method, path)).json()
 

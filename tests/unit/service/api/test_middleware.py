@@ -22,11 +22,11 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from service.api.http import problems
 from service.api.http.body import read_body
 from service.api.http.disconnect import until_disconnect
-from service.api.middleware.access_log import RequestContext
-from service.api.middleware.auth import ApiKey, Authenticator
-from service.api.middleware.cors import EXPOSED_HEADERS, Cors
-from service.api.middleware.errors import CatchAll
-from service.api.middleware.in_flight import Gate, Traffic
+from service.api.middleware.access_log import AccessLogMiddleware
+from service.api.middleware.auth import ApiKey, AuthMiddleware
+from service.api.middleware.cors import EXPOSED_HEADERS, CorsMiddleware
+from service.api.middleware.errors import ErrorMiddleware
+from service.api.middleware.in_flight import ConcurrencyLimitMiddleware, InFlightRequests
 from service.domain.errors import ModelFailure, StartupError, UnknownModel
 from service.observability.logs import JsonFormatter, TextFormatter
 
@@ -44,7 +44,7 @@ class Service:
         keys: list[ApiKey] | None = None,
         trusted_proxies: tuple[str, ...] = (),
     ) -> None:
-        self.traffic = Traffic()
+        self.traffic = InFlightRequests()
         self.observed: queue.Queue[tuple[Any, ...]] = queue.Queue()
         self.started = threading.Event()
         self.cancelled = threading.Event()
@@ -55,14 +55,14 @@ class Service:
             redirect_slashes=False,
             middleware=[
                 Middleware(
-                    RequestContext,
+                    AccessLogMiddleware,
                     trusted_proxies=trusted_proxies,
                     observe=lambda *seen: self.observed.put(seen),
                 ),
-                Middleware(Cors, origins=["https://app.example"]),
-                Middleware(CatchAll),
-                Middleware(Gate, traffic=self.traffic, limit=limit),
-                Middleware(Authenticator, keys=keys),
+                Middleware(CorsMiddleware, origins=["https://app.example"]),
+                Middleware(ErrorMiddleware),
+                Middleware(ConcurrencyLimitMiddleware, traffic=self.traffic, limit=limit),
+                Middleware(AuthMiddleware, keys=keys),
             ],
         )
         problems.install(self.app)
@@ -196,7 +196,7 @@ def test_arrival_and_caller() -> None:
 
 def test_bad_trusted_proxy_refuses_to_start() -> None:
     with pytest.raises(StartupError):
-        RequestContext(FastAPI(), trusted_proxies=["everyone"])
+        AccessLogMiddleware(FastAPI(), trusted_proxies=["everyone"])
 
 
 @pytest.mark.parametrize(
@@ -383,7 +383,7 @@ def test_failure_under_way_cuts_the_answer_and_counts_as_500(caplog: pytest.LogC
 
 def test_settled_waits_for_those_before_and_for_nobody_after() -> None:
     async def main() -> None:
-        traffic = Traffic()
+        traffic = InFlightRequests()
         await asyncio.wait_for(traffic.settled(), 5)
         first, second, third = ExitStack(), ExitStack(), ExitStack()
         first.enter_context(traffic.request())

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from service.domain.errors import IgnError, InvalidContent, TooLarge
-from service.images import Limits, Picture, decode_picture, png
+from service.images import DecodeLimits, Picture, decode_picture, png
 from service.images.orientation import exif_turn
 from tests.helpers import pictures as make
 
 
-def decode(data: bytes, limits: Limits = make.LIMITS) -> Picture:
+def decode(data: bytes, limits: DecodeLimits = make.LIMITS) -> Picture:
     return decode_picture(data, limits, field="image")
 
 
@@ -273,7 +273,7 @@ def test_too_many_pixels_are_refused_before_decoding(header: Any, width: int, he
 
 
 def test_a_side_has_its_own_limit() -> None:
-    limits = Limits(max_pixels=10_000, max_side=100)
+    limits = DecodeLimits(max_pixels=10_000, max_side=100)
     with pytest.raises(TooLarge, match="101×1 pixels; the limit is 10000 pixels and 100 a side"):
         decode(make.save(make.noise(1, 101)), limits)
     assert decode(make.save(make.noise(100, 100)), limits).size == (100, 100)

@@ -9,13 +9,13 @@ from functools import partial
 
 import pytest
 
-from service.images.pool import Together
+from service.images.pool import InlineRunner
 
 
 def test_jobs_of_one_turn_run_in_a_row() -> None:
     heard: list[str] = []
 
-    async def ask(together: Together, name: str) -> str:
+    async def ask(together: InlineRunner, name: str) -> str:
         def job() -> str:
             heard.append(f"{name} runs")
             return name
@@ -26,7 +26,7 @@ def test_jobs_of_one_turn_run_in_a_row() -> None:
         return answer
 
     async def main() -> None:
-        together = Together()
+        together = InlineRunner()
         assert await asyncio.gather(*(ask(together, name) for name in "ab")) == ["a", "b"]
 
     asyncio.run(main())
@@ -35,7 +35,7 @@ def test_jobs_of_one_turn_run_in_a_row() -> None:
 
 def test_a_failure_is_that_of_its_job_alone() -> None:
     async def main() -> None:
-        together = Together()
+        together = InlineRunner()
         bad, good = asyncio.create_task(together.run(lambda: 1 // 0)), asyncio.create_task(together.run(lambda: 1))
         with pytest.raises(ZeroDivisionError):
             await bad
@@ -48,7 +48,7 @@ def test_who_has_left_costs_nothing() -> None:
     ran: list[str] = []
 
     async def main() -> None:
-        together = Together()
+        together = InlineRunner()
         gone = asyncio.create_task(together.run(lambda: ran.append("gone")))
         stays = asyncio.create_task(together.run(lambda: ran.append("stays")))
         asyncio.get_running_loop().call_soon(gone.cancel)
@@ -69,7 +69,7 @@ def test_others_get_a_turn_between_long_jobs() -> None:
             pass
 
     async def main() -> None:
-        together = Together()
+        together = InlineRunner()
         jobs = [asyncio.create_task(together.run(long)) for _ in range(3)]
         await asyncio.sleep(0)
         asyncio.get_running_loop().call_soon(heard.append, "other")
@@ -87,7 +87,7 @@ def test_a_failure_leaves_nothing_to_the_garbage_collector() -> None:
         raise ValueError
 
     async def main() -> None:
-        together, body = Together(), Body()
+        together, body = InlineRunner(), Body()
         seen = weakref.ref(body)
         with contextlib.suppress(ValueError):
             await together.run(partial(fail, body))

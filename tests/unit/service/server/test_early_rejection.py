@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from service.api.http.problems import problem_response
-from service.api.middleware.in_flight import TOO_MANY, Traffic
+from service.api.middleware.in_flight import TOO_MANY, InFlightRequests
 from service.domain.errors import TooManyConnections
 from service.observability.logs import Observe
 from service.server.early_rejection import PACE, Door
@@ -37,11 +37,11 @@ def parsed(answer: bytes | None) -> tuple[dict[str, str], dict[str, Any]]:
 
 
 def make(limit: int = LIMIT, observe: Observe | None = None) -> Door:
-    return Door(traffic=Traffic(), limit=limit, observe=observe)
+    return Door(traffic=InFlightRequests(), limit=limit, observe=observe)
 
 
 def test_it_is_full_at_the_limit() -> None:
-    traffic = Traffic()
+    traffic = InFlightRequests()
     door = Door(traffic=traffic, limit=2)
     with traffic.request():
         assert not door.is_full()
