@@ -24,8 +24,8 @@ from service.domain.tasks import Result, SchedulingParams, StepParams
 from service.scheduling.admission import Admission
 from service.scheduling.batch import largest_batch
 from service.scheduling.observer import NullObserver
-from service.scheduling.request import Request
-from service.scheduling.worker import Executor
+from service.scheduling.request import ScheduledRequest
+from service.scheduling.worker import Worker
 from service.scheduling.worker_pool import Event, WorkerPool
 from service.settings import Settings
 
@@ -162,11 +162,11 @@ class _Simulation:
         self._books = Admission(self._settings.queue_rows, largest_batch(model, self._settings.max_batch_rows))
         self._desk = WorkerPool(self._books, lambda: self.now, NullObserver(), self._publish)
         self._desk._wake = _Doze(self._until)
-        self._executor = Executor(model, self._desk)
+        self._executor = Worker(model, self._desk)
         self._front_free = 0.0
         self._asked = self._inside = self._over = 0
-        self._open: dict[Request, _Call] = {}
-        self._long: list[Request] = []
+        self._open: dict[ScheduledRequest, _Call] = {}
+        self._long: list[ScheduledRequest] = []
         self._latencies: list[float] = []
         self._refused = self._late = self._answers = 0
         self._counted_from = self._counted_to = 0.0
@@ -260,7 +260,7 @@ class _Simulation:
     def _submit(self, call: _Call) -> None:
         deadline = call.began + self._settings.request_timeout_s
         plan = SchedulingParams(applied=StepParams(steps=self._load.steps), deadline=deadline)
-        request = Request(_rows(self._load.rows), plan, streamed=False, arrived=self.now)
+        request = ScheduledRequest(_rows(self._load.rows), plan, streamed=False, arrived=self.now)
         try:
             self._books.admit(request, self.now)
         except IgnError:
@@ -270,13 +270,13 @@ class _Simulation:
         self._desk.post(request)
         self._at(deadline, partial(self._expire, request))
 
-    def _publish(self, events: list[tuple[Request, Event]]) -> None:
+    def _publish(self, events: list[tuple[ScheduledRequest, Event]]) -> None:
         for request, event in events:
             call = self._open.pop(request, None)
             if call is not None:
                 self._front(partial(self._end, call, "answered" if isinstance(event, Result) else "late"))
 
-    def _expire(self, request: Request) -> None:
+    def _expire(self, request: ScheduledRequest) -> None:
         if self._books.leave(request) is not None:
             self._desk.post(request)
             self._end(self._open.pop(request), "late")
@@ -298,7 +298,7 @@ class _Simulation:
     def _run_long(self) -> None:
         """Start a request that runs all the while."""
         plan = SchedulingParams(applied=StepParams(steps=self._load.long_steps))
-        request = Request(_rows(1), plan, streamed=False, arrived=self.now)
+        request = ScheduledRequest(_rows(1), plan, streamed=False, arrived=self.now)
         self._books.admit(request, self.now)
         self._long.append(request)
         self._desk.post(request)

@@ -38,7 +38,7 @@ from service.observability.metrics import Metrics
 from service.observability.statistics import ModelStatistics
 from service.runtime.onnx_model import OnnxModel
 from service.scheduling.scheduler import Scheduler
-from service.server.early_rejection import Door
+from service.server.early_rejection import EarlyRejection
 from service.settings import Settings, metrics_folder
 
 _LOG = logging.getLogger(__name__)
@@ -120,9 +120,9 @@ def _services(settings: Settings, lost: Tell) -> AppState:
     )
 
 
-def make_door(found: AppState) -> Door:
+def make_door(found: AppState) -> EarlyRejection:
     """What stands in front of the app where the server has a place for it."""
-    return Door(traffic=found.traffic, limit=found.settings.max_connections, observe=_observer(found.metrics))
+    return EarlyRejection(traffic=found.traffic, limit=found.settings.max_connections, observe=_observer(found.metrics))
 
 
 def _observer(metrics: Metrics) -> Observe:

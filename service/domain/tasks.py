@@ -52,7 +52,7 @@ class SchedulingParams:
         keep: pixels to put back after every step, or None; its row count equals the rows'.
         deadline: absolute time on the scheduler's clock after which the rows must not be run, or None.
         key: the caller's fairness key.
-        progress: ask :meth:`Scheduler.stream` for `Progress` events too.
+        progress: ask :meth:`Scheduler.stream` for `StreamProgress` events too.
     """
 
     applied: StepParams
@@ -80,7 +80,7 @@ class StepOutput:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
+class StreamProgress:
     """How far a request is: steps of its slowest row, and rows already finished."""
 
     steps_done: int
@@ -125,7 +125,9 @@ class SchedulerLike(Protocol):
         """Run rows to the end of their plan."""
         ...
 
-    def stream(self, rows: FloatRows, plan: SchedulingParams) -> AsyncGenerator[StepOutput | Progress | Result, None]:
+    def stream(
+        self, rows: FloatRows, plan: SchedulingParams
+    ) -> AsyncGenerator[StepOutput | StreamProgress | Result, None]:
         """The same, yielding recorded steps as they exist; the last item is the `Result`."""
         ...
 
@@ -137,7 +139,7 @@ __all__ = [
     "KeepMask",
     "Model",
     "SchedulingParams",
-    "Progress",
+    "StreamProgress",
     "DeviceBatch",
     "Result",
     "SchedulerLike",

@@ -13,7 +13,15 @@ import numpy as np
 
 from service.domain.interpolation import Grid, LatentPath
 from service.domain.latents import FloatRow, FloatRows, weighted_sum
-from service.domain.tasks import KeepMask, Progress, Result, SchedulerLike, SchedulingParams, StepOutput, StepParams
+from service.domain.tasks import (
+    KeepMask,
+    Result,
+    SchedulerLike,
+    SchedulingParams,
+    StepOutput,
+    StepParams,
+    StreamProgress,
+)
 from service.models.repository import LoadedModel
 
 
@@ -153,7 +161,7 @@ class Engine:
 
     async def stream(
         self, model: LoadedModel, batch: Batch, call: Call
-    ) -> AsyncGenerator[StepOutput | Progress | Result, None]:
+    ) -> AsyncGenerator[StepOutput | StreamProgress | Result, None]:
         """The same, yielding recorded steps (blended) and progress as they exist; the last item is the `Result`."""
         scheduler = self.schedulers[model]
         # Closing this generator must close the scheduler's at once: that is how its rows are cancelled.

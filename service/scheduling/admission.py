@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from service.domain.errors import DeadlineUnreachable, QueueFull, WouldMissDeadline
-from service.scheduling.request import Counters, Request, Row
+from service.scheduling.request import Counters, Row, ScheduledRequest
 
 _WINDOW: Final = 64  # calls of the model the line is fitted to
 _MEMORY_S: Final = 30.0  # older ones are forgotten: a service that refuses everybody must get to measure again
@@ -91,7 +91,7 @@ class Admission:
         """Rows admitted, unfinished and not in the batch."""
         return self.total.rows - self.total.in_batch
 
-    def admit(self, request: Request, now: float) -> None:
+    def admit(self, request: ScheduledRequest, now: float) -> None:
         """Let a request in.
 
         Raises:
@@ -118,7 +118,7 @@ class Admission:
         with self._lock:
             self._check_room(rows)
 
-    def leave(self, request: Request) -> int | None:
+    def leave(self, request: ScheduledRequest) -> int | None:
         """Close a request; returns how many of its rows were still open, or None if it was closed before.
 
         Whoever closes a request is the one who answers for it: there is exactly one.
@@ -174,7 +174,7 @@ class Admission:
         row.request.tally.work -= passes
         self.total.work -= passes
 
-    def _move(self, request: Request, rows: int) -> None:
+    def _move(self, request: ScheduledRequest, rows: int) -> None:
         if not request.closed:
             request.in_batch += rows
             request.tally.in_batch += rows
@@ -185,7 +185,7 @@ class Admission:
         if excess > 0:
             raise QueueFull("the queue is full", retry_after=self._retry_after(self._seconds_for(excess)))
 
-    def _check_deadline(self, request: Request, tally: Counters, now: float) -> None:
+    def _check_deadline(self, request: ScheduledRequest, tally: Counters, now: float) -> None:
         passes, left = request.passes_to_answer(), request.deadline - now
         own = len(request.members) * passes
         alone = self._seconds(own, passes, now)

@@ -17,7 +17,7 @@ from service.domain.errors import ModelFailure
 from service.domain.latents import FloatRows
 from service.domain.model import DeviceBatch, DeviceLost, DeviceOutOfMemory, Model
 from service.domain.tasks import StepOutput
-from service.scheduling.request import Request, Row
+from service.scheduling.request import Row, ScheduledRequest
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ Ran = Callable[[int, int, float, str], None]
 """Told of every call of the model: rows, rows after padding, seconds, why the batch was that large."""
 
 
-class Batch:
+class RunningBatch:
     """The rows in the device's hands.
 
     They lie side by side in one of two buffers; a pass reads one and writes the other. A row that stays from one
@@ -187,10 +187,10 @@ class Batch:
         self.stale = True
         return waiting
 
-    def settle(self) -> tuple[list[Row], list[tuple[Request, StepOutput]]]:
+    def settle(self) -> tuple[list[Row], list[tuple[ScheduledRequest, StepOutput]]]:
         """Book the pass just run: returns the rows that are done and the steps somebody wants to see."""
         finished: list[Row] = []
-        steps: list[tuple[Request, StepOutput]] = []
+        steps: list[tuple[ScheduledRequest, StepOutput]] = []
         for row in self.rows:
             request = row.request
             if request.closed:

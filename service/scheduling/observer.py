@@ -4,7 +4,7 @@ from typing import Protocol
 
 from service.domain.errors import IgnError
 from service.domain.tasks import Result
-from service.scheduling.request import Request
+from service.scheduling.request import ScheduledRequest
 
 
 class SchedulerObserver(Protocol):
@@ -54,7 +54,7 @@ class NullObserver(SchedulerObserver):
     """The observer that does not listen."""
 
 
-def report(observer: SchedulerObserver, request: Request, outcome: Result | IgnError, now: float) -> None:
+def report(observer: SchedulerObserver, request: ScheduledRequest, outcome: Result | IgnError, now: float) -> None:
     """Tell the observer that a request has ended."""
     started = now if request.started is None else request.started
     code = outcome.error_code if isinstance(outcome, IgnError) else "ok"

@@ -8,7 +8,7 @@ from collections import deque
 from heapq import heapify, heappop, heappush
 from typing import Final
 
-from service.scheduling.request import Request, Row
+from service.scheduling.request import Row, ScheduledRequest
 
 PATIENCE: Final = 64
 """A row passed over this often goes first among the rows of its caller."""
@@ -107,7 +107,7 @@ class FairQueue:
         self._live += 1
         lane.push(row, self._passes)
 
-    def take(self, places: int, now: float) -> tuple[list[Row], list[Request]]:
+    def take(self, places: int, now: float) -> tuple[list[Row], list[ScheduledRequest]]:
         """Form one batch: the rows that get a place, and the requests met on the way that had expired.
 
         Rows of expired and of closed requests leave the queue; they take no place.
@@ -115,7 +115,7 @@ class FairQueue:
         self._passes += 1
         overdue = self._passes - PATIENCE - 1
         taken: list[Row] = []
-        expired: list[Request] = []
+        expired: list[ScheduledRequest] = []
         ring = self._ring
         while len(taken) < places and ring:
             lane = ring.popleft()
@@ -134,7 +134,7 @@ class FairQueue:
                 del self._lanes[lane.key]
         return taken, expired
 
-    def forget(self, request: Request) -> None:
+    def forget(self, request: ScheduledRequest) -> None:
         """Take all waiting rows of a request out."""
         lane = self._lanes.get(request.plan.key)
         waiting = [row for row in request.members if row.ticket]

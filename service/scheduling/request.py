@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from service.domain.latents import FloatRow, FloatRows
-from service.domain.tasks import Progress, Result, SchedulingParams, StepOutput
+from service.domain.tasks import Result, SchedulingParams, StepOutput, StreamProgress
 
 
 @dataclass(slots=True)
@@ -22,7 +22,7 @@ class Counters:
 class Row:
     """One row on its way: ``ticket`` is not 0 while it waits, ``slot`` not −1 while it is in the batch."""
 
-    request: "Request"
+    request: "ScheduledRequest"
     index: int
     owed: int  # passes still counted in the tallies; belongs to their lock
     steps: int = 0
@@ -71,7 +71,7 @@ class Row:
         self.done = not self.scoring
 
 
-class Request:
+class ScheduledRequest:
     """The rows that are answered together, and what is known of them so far.
 
     Args:
@@ -107,11 +107,11 @@ class Request:
             return 1
         return max(1, applied.record[0]) if applied.record else applied.steps
 
-    def progress(self) -> Progress:
+    def progress(self) -> StreamProgress:
         """Where the request stands."""
         slowest = min((row.steps for row in self.members if not row.done), default=self.plan.applied.steps)
         n = len(self.members)
-        return Progress(steps_done=slowest, steps=self.plan.applied.steps, rows_done=n - self.left, rows=n)
+        return StreamProgress(steps_done=slowest, steps=self.plan.applied.steps, rows_done=n - self.left, rows=n)
 
     def result(self, now: float) -> Result:
         """The answer, once every row is done."""

@@ -19,12 +19,12 @@ import numpy as np
 from service.domain.errors import DeadlineExceeded, Draining, IgnError, NotReady
 from service.domain.latents import FloatRows
 from service.domain.model import Model
-from service.domain.tasks import Progress, Result, SchedulingParams, StepOutput
+from service.domain.tasks import Result, SchedulingParams, StepOutput, StreamProgress
 from service.scheduling.admission import Admission
 from service.scheduling.batch import largest_batch
 from service.scheduling.observer import NullObserver, SchedulerObserver, report
-from service.scheduling.request import Request
-from service.scheduling.worker import Executor
+from service.scheduling.request import ScheduledRequest
+from service.scheduling.worker import Worker
 from service.scheduling.worker_pool import Clock, Event, WorkerPool
 
 __all__ = ["Scheduler", "SchedulerObserver"]
@@ -84,9 +84,9 @@ class Scheduler:
             devices=len(models),
             least=least,
         )
-        self._executors = [Executor(model, self._desk, place) for place, model in enumerate(models)]
-        self._calls: dict[Request, _Call] = {}
-        self._arrivals: list[Request] = []  # of this turn of the event loop
+        self._executors = [Worker(model, self._desk, place) for place, model in enumerate(models)]
+        self._calls: dict[ScheduledRequest, _Call] = {}
+        self._arrivals: list[ScheduledRequest] = []  # of this turn of the event loop
         self._loop: asyncio.AbstractEventLoop | None = None
         self._draining = False
         self._closed = False
@@ -175,7 +175,7 @@ class Scheduler:
 
     async def stream(
         self, rows: FloatRows, plan: SchedulingParams
-    ) -> AsyncGenerator[StepOutput | Progress | Result, None]:
+    ) -> AsyncGenerator[StepOutput | StreamProgress | Result, None]:
         """As :meth:`submit`, yielding what there is to see as soon as it exists; the `Result` comes last.
 
         Yields every recorded step of every row, and the last step of every row whether recorded or not. The
@@ -194,10 +194,10 @@ class Scheduler:
         finally:
             self._leave(request)
 
-    def _admit(self, rows: FloatRows, plan: SchedulingParams, *, streamed: bool) -> tuple[Request, _Call]:
+    def _admit(self, rows: FloatRows, plan: SchedulingParams, *, streamed: bool) -> tuple[ScheduledRequest, _Call]:
         self._validate(rows, plan)
         now = self._clock()
-        request = Request(rows, plan, streamed=streamed, arrived=now)
+        request = ScheduledRequest(rows, plan, streamed=streamed, arrived=now)
         with self._refusals():
             self._books.admit(request, now)
         self._loop = asyncio.get_running_loop()
@@ -240,7 +240,7 @@ class Scheduler:
         if plan.keep is not None and (plan.keep.shape not in masks or plan.keep.dtype != np.bool_):
             raise ValueError(f"keep must be bool ({n}, 1 or {channels}, {height}, {width})")
 
-    def _publish(self, events: list[tuple[Request, Event]]) -> None:
+    def _publish(self, events: list[tuple[ScheduledRequest, Event]]) -> None:
         """Called by the executors: hand the events of one pass to the event loop."""
         self._on_loop(lambda: self._deliver(events))
 
@@ -255,7 +255,7 @@ class Scheduler:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to hear
                 self._loop.call_soon_threadsafe(callback)
 
-    def _deliver(self, events: list[tuple[Request, Event]]) -> None:
+    def _deliver(self, events: list[tuple[ScheduledRequest, Event]]) -> None:
         for request, event in events:
             call = self._calls.get(request)
             if call is None:  # its caller has left
@@ -264,7 +264,7 @@ class Scheduler:
             if isinstance(event, Result | IgnError):
                 self._forget(request)
 
-    def _expire(self, request: Request) -> None:
+    def _expire(self, request: ScheduledRequest) -> None:
         if request.expires < math.inf:  # else its first event is on the way
             self._fail(request, DeadlineExceeded("the deadline passed"))
 
@@ -272,7 +272,7 @@ class Scheduler:
         for request in list(self._calls):
             self._fail(request, Draining("the service is shutting down"))
 
-    def _fail(self, request: Request, error: IgnError) -> None:
+    def _fail(self, request: ScheduledRequest, error: IgnError) -> None:
         """End a request from this side, unless the executor was faster."""
         if self._books.leave(request) is None:
             return
@@ -281,7 +281,7 @@ class Scheduler:
         self._calls[request].hear(error)
         self._forget(request)
 
-    def _leave(self, request: Request) -> None:
+    def _leave(self, request: ScheduledRequest) -> None:
         """The caller is gone: of its own accord if the request is still open."""
         dropped = self._books.leave(request)
         if dropped is not None:
@@ -289,7 +289,7 @@ class Scheduler:
             self._observer.cancelled(dropped)
         self._forget(request)
 
-    def _forget(self, request: Request) -> None:
+    def _forget(self, request: ScheduledRequest) -> None:
         call = self._calls.pop(request, None)
         if call is not None and call.timer is not None:
             call.timer.cancel()

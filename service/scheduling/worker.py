@@ -10,9 +10,9 @@ from typing import Final
 from service.domain.errors import DeadlineExceeded, IgnError, ModelFailure
 from service.domain.model import Model
 from service.domain.tasks import StepOutput
-from service.scheduling.batch import Batch
+from service.scheduling.batch import RunningBatch
 from service.scheduling.observer import report
-from service.scheduling.request import Request, Row
+from service.scheduling.request import Row, ScheduledRequest
 from service.scheduling.worker_pool import WorkerPool
 
 logger = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 _SLICE_S: Final = 0.25  # longest stretch of passes nobody hears of; far below the promised second
 
 
-class Executor:
+class Worker:
     """Forms batches for one device, and runs them.
 
     Args:
@@ -42,7 +42,7 @@ class Executor:
     def _renew(self) -> None:
         """Start with an empty batch."""
         desk = self._desk
-        self._batch = desk.batches[self._place] = Batch(
+        self._batch = desk.batches[self._place] = RunningBatch(
             self._model, desk.books.limits[self._place], desk.clock, self._ran
         )
         self._began = 0.0
@@ -89,7 +89,7 @@ class Executor:
             finally:
                 desk.flush()
 
-    def _bury(self, cause: BaseException) -> list[tuple[Request, IgnError]]:
+    def _bury(self, cause: BaseException) -> list[tuple[ScheduledRequest, IgnError]]:
         """Fail the requests the death was about: those in the pass, or all when it was not in a pass."""
 
         def failure() -> ModelFailure:
@@ -136,7 +136,7 @@ class Executor:
         self._in_pass = True
         passes = 0 if len(desk.queue) else batch.cruise(self._began + _SLICE_S, desk.inbox)
         finished: list[Row] = []
-        steps: list[tuple[Request, StepOutput]] = []
+        steps: list[tuple[ScheduledRequest, StepOutput]] = []
         if passes == 0:
             passes = 1
             finished, steps = self._advance()
@@ -153,7 +153,7 @@ class Executor:
                 desk.share(leaving=True)
             desk.tick(now)
 
-    def _advance(self) -> tuple[list[Row], list[tuple[Request, StepOutput]]]:
+    def _advance(self) -> tuple[list[Row], list[tuple[ScheduledRequest, StepOutput]]]:
         """Run a pass that somebody hears of; returns the rows that need no more, and what is to be seen."""
         batch, desk = self._batch, self._desk
         failed = batch.advance()
@@ -189,7 +189,7 @@ class Executor:
             failure.__cause__ = cause
             desk.close(row.request, failure)
 
-    def _finish(self, request: Request, now: float) -> None:
+    def _finish(self, request: ScheduledRequest, now: float) -> None:
         """One row of the request is done."""
         request.left -= 1
         if request.left == 0:

@@ -13,20 +13,20 @@ from typing import Final
 import numpy as np
 
 from service.domain.errors import IgnError
-from service.domain.tasks import Progress, Result, StepOutput
+from service.domain.tasks import Result, StepOutput, StreamProgress
 from service.scheduling.admission import Admission
-from service.scheduling.batch import Batch
+from service.scheduling.batch import RunningBatch
 from service.scheduling.observer import SchedulerObserver, report
 from service.scheduling.queue import FairQueue
-from service.scheduling.request import Request, Row
+from service.scheduling.request import Row, ScheduledRequest
 
 _TICK_S: Final = 0.5  # between two looks at how far a stream has come
 _CAN_YIELD: Final = hasattr(os, "sched_yield")
 _LONG: Final = 4  # steps of a row, on average, that are worth a batch elsewhere
 
-Event = StepOutput | Progress | Result | IgnError
+Event = StepOutput | StreamProgress | Result | IgnError
 Clock = Callable[[], float]
-Publish = Callable[[list[tuple[Request, Event]]], None]
+Publish = Callable[[list[tuple[ScheduledRequest, Event]]], None]
 
 
 class WorkerPool:
@@ -58,22 +58,22 @@ class WorkerPool:
     ) -> None:
         self.books, self.clock, self.observer = books, clock, observer
         self.lock = threading.Lock()
-        self.inbox: deque[Request] = deque()
+        self.inbox: deque[ScheduledRequest] = deque()
         self.queue = FairQueue()
-        self.batches: dict[int, Batch] = {}
+        self.batches: dict[int, RunningBatch] = {}
         self.sound = devices
         """Devices that are not lost."""
         self._publish, self._lost, self._least = publish, lost, least
-        self._events: list[tuple[Request, Event]] = []
-        self._open: set[Request] = set()
-        self._watched: set[Request] = set()
+        self._events: list[tuple[ScheduledRequest, Event]] = []
+        self._open: set[ScheduledRequest] = set()
+        self._watched: set[ScheduledRequest] = set()
         self._next_tick = 0.0
         self._wake = threading.Condition()
         self._idle = 0  # executors that wait
         self._coming = 0  # those that were called to new requests, and have not had their part
         self._ended = False
 
-    def post(self, *requests: Request) -> None:
+    def post(self, *requests: ScheduledRequest) -> None:
         """Requests to run or, when they are closed, to forget."""
         self.inbox.extend(requests)
         with self._wake:
@@ -153,13 +153,13 @@ class WorkerPool:
         for row in waiting:
             self.queue.push(row)
 
-    def show(self, request: Request, event: StepOutput | Progress) -> None:
+    def show(self, request: ScheduledRequest, event: StepOutput | StreamProgress) -> None:
         """Tell a stream of a step or of how far it is."""
         if request.streamed:
             request.expires = float("inf")  # a stream's deadline bounds the wait for its first event
             self._events.append((request, event))
 
-    def close(self, request: Request, outcome: Result | IgnError) -> None:
+    def close(self, request: ScheduledRequest, outcome: Result | IgnError) -> None:
         """Close a request from this side, unless its caller was faster."""
         if self.books.leave(request) is not None:
             self._events.append((request, outcome))
@@ -170,7 +170,7 @@ class WorkerPool:
                     self.observer.early_exit(early)
         self.forget(request)
 
-    def forget(self, request: Request) -> None:
+    def forget(self, request: ScheduledRequest) -> None:
         """Take a closed request out of everything."""
         self.queue.forget(request)
         self._open.discard(request)
@@ -189,7 +189,9 @@ class WorkerPool:
             if request.started is not None:
                 self.show(request, request.progress())
 
-    def fail(self, doomed: set[Request] | None, failure: Callable[[], IgnError]) -> list[tuple[Request, IgnError]]:
+    def fail(
+        self, doomed: set[ScheduledRequest] | None, failure: Callable[[], IgnError]
+    ) -> list[tuple[ScheduledRequest, IgnError]]:
         """Close requests, or all there are, and build the queue anew of the others; nobody is reported.
 
         Args:

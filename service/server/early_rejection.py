@@ -24,7 +24,7 @@ Later = Callable[[Callable[[], None]], object]
 """`loop.call_soon`."""
 
 
-class Door:
+class EarlyRejection:
     """Refuses a POST while too many requests are in flight, and lets the others in by turns.
 
     Args:

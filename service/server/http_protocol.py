@@ -8,7 +8,7 @@ from typing import Any, Final, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from service.server.early_rejection import Door
+from service.server.early_rejection import EarlyRejection
 
 _UNAVAILABLE: Final = b"HTTP/1.1 503 Service Unavailable\r\n"
 _REFUSED = cast(RequestResponseCycle, SimpleNamespace(response_complete=True, message_event=asyncio.Event()))
@@ -21,13 +21,13 @@ class HttpProtocol(HttpToolsProtocol):
     uvicorn writes head and body one after the other: two system calls, and a client that is woken for half an answer.
     """
 
-    def __init__(self, *args: Any, door: Door | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, door: EarlyRejection | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._door = door
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Stand between uvicorn and the socket."""
-        super().connection_made(cast(asyncio.Transport, _Corked(transport)))
+        super().connection_made(cast(asyncio.Transport, WriteCoalescer(transport)))
 
     def on_headers_complete(self) -> None:
         """Refuse the request, if it has to be, before anything is made for it."""
@@ -69,7 +69,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._door.enter(begin, self.loop.call_soon)
 
 
-class _Corked:
+class WriteCoalescer:
     """A transport that holds what is written first in a turn of the event loop until more follows, or the turn ends."""
 
     def __init__(self, transport: asyncio.Transport) -> None:

@@ -9,10 +9,10 @@ from service.api.app_state import AppState
 from service.domain.errors import StartupError
 from service.server.sockets import begin
 from service.server.supervisor import LISTENING, say
-from service.server.uvicorn_server import Config, Server
+from service.server.uvicorn_server import Config, IgnServer
 
 
-class Member(Server):
+class Member(IgnServer):
     """Listens when the parent says so, which it does once, and leaves when the parent is gone.
 
     Args:

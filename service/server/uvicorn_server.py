@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 import uvicorn
 
 from service.api.app_state import AppState
-from service.server.early_rejection import Door
+from service.server.early_rejection import EarlyRejection
 from service.server.http_protocol import HttpProtocol
 from service.server.sockets import _LOG, BACKLOG
 
@@ -23,7 +23,7 @@ KEEP_ALIVE_S: Final = 75
 while they send the next request on it costs that request, as a POST is not sent twice."""
 
 
-class Server(uvicorn.Server):
+class IgnServer(uvicorn.Server):
     """uvicorn with shutdown as the contract says: keep the listener, answer 503, leave when no work is in flight.
 
     Args:
@@ -91,7 +91,7 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def config(app: Callable[..., Any], door: Door | None = None) -> Config:
+def config(app: Callable[..., Any], door: EarlyRejection | None = None) -> Config:
     """How uvicorn serves this app: no access log, no headers and no proxy handling of its own."""
     return Config(
         app,

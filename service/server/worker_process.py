@@ -68,7 +68,7 @@ def serve(settings: Settings, listener: socket.socket, parent: Connection | None
     app = create_app(settings, refuse=refuse, ready=ready, lost=lost)
     found = app.state.services
     config = uvicorn_server.config(app, make_door(found))
-    running = uvicorn_server.Server(config, found) if parent is None else Member(config, found, parent, refuse)
+    running = uvicorn_server.IgnServer(config, found) if parent is None else Member(config, found, parent, refuse)
     running.run(sockets=[listener, *(listener.dup() for _ in range(uvicorn_server.ACCEPTS - 1))])
     if refusals:
         raise refusals[0]

@@ -10,7 +10,7 @@ import pytest
 
 from service.api.native import sse
 from service.api.native.schemas import GenerateAnswer, ProblemDocument, ProjectAnswer
-from service.domain.tasks import Progress, Result, StepOutput
+from service.domain.tasks import Result, StepOutput, StreamProgress
 from tests.contract.harness import Service, b64, checked, gated, problem, settings
 from tests.helpers.pictures import noise, save
 
@@ -217,9 +217,9 @@ def test_silence_is_broken_by_comments(monkeypatch: pytest.MonkeyPatch) -> None:
     async def heard() -> list[Any]:
         speak = asyncio.Event()
 
-        async def quiet() -> AsyncGenerator[StepOutput | Progress | Result, None]:
+        async def quiet() -> AsyncGenerator[StepOutput | StreamProgress | Result, None]:
             await speak.wait()
-            yield Progress(steps_done=1, steps=1, rows_done=1, rows=1)
+            yield StreamProgress(steps_done=1, steps=1, rows_done=1, rows=1)
 
         found = []
         async for item in sse._with_silence(quiet()):
@@ -231,17 +231,17 @@ def test_silence_is_broken_by_comments(monkeypatch: pytest.MonkeyPatch) -> None:
     *silent, last = asyncio.run(heard())
     assert len(silent) >= 3
     assert set(silent) == {None}
-    assert isinstance(last, Progress)
+    assert isinstance(last, StreamProgress)
 
 
 def test_left_in_silence_the_events_can_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sse, "_SILENCE_S", 0.01)
     closed = threading.Event()
 
-    async def quiet() -> AsyncGenerator[StepOutput | Progress | Result, None]:
+    async def quiet() -> AsyncGenerator[StepOutput | StreamProgress | Result, None]:
         try:
             await asyncio.Event().wait()
-            yield Progress(steps_done=1, steps=1, rows_done=1, rows=1)
+            yield StreamProgress(steps_done=1, steps=1, rows_done=1, rows=1)
         finally:
             closed.set()
 

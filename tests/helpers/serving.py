@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator, Callable, Iterator
 import numpy as np
 
 from service.domain.latents import FloatRows
-from service.domain.tasks import Progress, Result, SchedulingParams, StepOutput, StepParams
+from service.domain.tasks import Result, SchedulingParams, StepOutput, StepParams, StreamProgress
 from service.scheduling.scheduler import Scheduler, SchedulerObserver
 from tests.helpers.fakes import FakeModel
 
-Event = StepOutput | Progress | Result
+Event = StepOutput | StreamProgress | Result
 
 
 class Clock:

@@ -17,12 +17,12 @@ from service.api.http.problems import describe, log_failure
 from service.api.http.request_context import ApiRequest
 from service.api.native.responses import ResponseSpec, envelope, image, picture, rounded
 from service.domain.errors import DeadlineExceeded
-from service.domain.tasks import Progress, Result, StepOutput
+from service.domain.tasks import Result, StepOutput, StreamProgress
 from service.models.engine import Batch
 
 _SILENCE_S: Final = 10.0  # after so long without an event, a comment line keeps proxies from hanging up
 
-Events = AsyncGenerator[StepOutput | Progress | Result, None]
+Events = AsyncGenerator[StepOutput | StreamProgress | Result, None]
 
 
 class EventStream(Response):
@@ -77,14 +77,14 @@ class EventStream(Response):
         end = self._exchange.arrival + self._exchange.services.settings.stream_timeout_s
         return end - time.monotonic()
 
-    async def _texts(self, first: StepOutput | Progress | Result, events: Events) -> AsyncGenerator[bytes, None]:
+    async def _texts(self, first: StepOutput | StreamProgress | Result, events: Events) -> AsyncGenerator[bytes, None]:
         yield await self._text(first)
         async with aclosing(_with_silence(events)) as items:
             async for item in items:
                 yield b": still here\n\n" if item is None else await self._text(item)
 
-    async def _text(self, item: StepOutput | Progress | Result) -> bytes:
-        if isinstance(item, Progress):
+    async def _text(self, item: StepOutput | StreamProgress | Result) -> bytes:
+        if isinstance(item, StreamProgress):
             members = {"steps_done": item.steps_done, "steps": item.steps, "rows_done": item.rows_done}
             return event("progress", members | {"rows": item.rows})
         if isinstance(item, StepOutput):
@@ -108,7 +108,7 @@ class EventStream(Response):
         }
 
 
-async def _with_silence(events: Events) -> AsyncGenerator[StepOutput | Progress | Result | None, None]:
+async def _with_silence(events: Events) -> AsyncGenerator[StepOutput | StreamProgress | Result | None, None]:
     """The events, and None whenever none came for a while."""
     while True:
         pending = asyncio.ensure_future(anext(events, None))

@@ -10,7 +10,7 @@ from service.artifact.golden import GoldenReport
 from service.domain.errors import ModelFailure, QueueFull
 from service.domain.interpolation import Grid, LatentPath
 from service.domain.latents import FloatRows, NoiseSource, slerp
-from service.domain.tasks import Progress, Result, SchedulingParams, StepOutput, StepParams
+from service.domain.tasks import Result, SchedulingParams, StepOutput, StepParams, StreamProgress
 from service.models.engine import Batch, Call, Engine, Point, RowPoint, SeedPoint, finish
 from service.models.repository import LoadedModel
 from service.scheduling.scheduler import Scheduler
@@ -33,7 +33,9 @@ MODEL = LoadedModel(
 class Recorder:
     """Says what it is told to say, and remembers what it was asked."""
 
-    def __init__(self, events: Sequence[StepOutput | Progress | Result] = (), error: Exception | None = None) -> None:
+    def __init__(
+        self, events: Sequence[StepOutput | StreamProgress | Result] = (), error: Exception | None = None
+    ) -> None:
         self.events, self.error = events, error
         self.asked: list[tuple[FloatRows, SchedulingParams]] = []
         self.closed = False
@@ -51,7 +53,7 @@ class Recorder:
 
     async def stream(
         self, rows: FloatRows, plan: SchedulingParams
-    ) -> AsyncGenerator[StepOutput | Progress | Result, None]:
+    ) -> AsyncGenerator[StepOutput | StreamProgress | Result, None]:
         self.asked.append((rows, plan))
         try:
             for event in self.events:
@@ -185,11 +187,11 @@ def test_the_plan_is_what_was_asked_for() -> None:
 
 def test_a_stream_is_blended_and_finished_as_it_comes() -> None:
     x, y = sample_rows(1, SHAPE, seed=1), sample_rows(1, SHAPE, seed=2)
-    progress = Progress(steps_done=1, steps=2, rows_done=0, rows=1)
+    progress = StreamProgress(steps_done=1, steps=2, rows_done=0, rows=1)
     scheduler = Recorder([step(0, x[0], 0), progress, step(0, y[0], 1), result(y)])
     batch = Batch(rows=x, applied=StepParams(steps=1), strength=0.5)
 
-    async def heard() -> list[StepOutput | Progress | Result]:
+    async def heard() -> list[StepOutput | StreamProgress | Result]:
         return [event async for event in engine(scheduler).stream(MODEL, batch, Call())]
 
     first, second, third, last = asyncio.run(heard())
@@ -224,7 +226,7 @@ def test_failures_pass_through() -> None:
 
 
 def test_over_the_real_scheduler() -> None:
-    async def run() -> tuple[Result, list[StepOutput | Progress | Result]]:
+    async def run() -> tuple[Result, list[StepOutput | StreamProgress | Result]]:
         scheduler = Scheduler(FakeModel(SHAPE), max_batch_rows=4, queue_rows=16)
         scheduler.start()
         served = replace(MODEL)

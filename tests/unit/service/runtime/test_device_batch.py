@@ -11,8 +11,8 @@ from service.domain.errors import ModelFailure
 from service.domain.latents import FloatRow, FloatRows
 from service.domain.model import once
 from service.domain.tasks import Result, SchedulingParams, StepOutput, StepParams
-from service.scheduling.batch import Batch
-from service.scheduling.request import Request
+from service.scheduling.batch import RunningBatch
+from service.scheduling.request import ScheduledRequest
 from tests.helpers.fakes import FakeModel
 from tests.helpers.serving import marked, plan, serving
 
@@ -163,9 +163,9 @@ def test_out_of_memory_while_they_stay_sheds_as_elsewhere() -> None:
     assert model.buckets == (1, 2)
 
 
-def batch_of(model: FakeModel, rows: FloatRows, steps: int) -> Batch:
-    batch = Batch(model, 8, lambda: 0.0, lambda *_: None)
-    request = Request(rows, SchedulingParams(applied=StepParams(steps=steps)), streamed=False, arrived=0.0)
+def batch_of(model: FakeModel, rows: FloatRows, steps: int) -> RunningBatch:
+    batch = RunningBatch(model, 8, lambda: 0.0, lambda *_: None)
+    request = ScheduledRequest(rows, SchedulingParams(applied=StepParams(steps=steps)), streamed=False, arrived=0.0)
     batch.arrange(request.members)
     batch.advance()
     batch.settle()

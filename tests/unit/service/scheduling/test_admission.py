@@ -6,7 +6,7 @@ import pytest
 from service.domain.errors import DeadlineUnreachable, QueueFull, WouldMissDeadline
 from service.domain.tasks import SchedulingParams, StepParams
 from service.scheduling.admission import Admission, CostModel
-from service.scheduling.request import Counters, Request
+from service.scheduling.request import Counters, ScheduledRequest
 
 
 def request(
@@ -20,10 +20,10 @@ def request(
     score: bool = False,
     progress: bool = False,
     streamed: bool = False,
-) -> Request:
+) -> ScheduledRequest:
     applied = StepParams(steps=steps, tolerance=tolerance, record=record, score=score)
     plan = SchedulingParams(applied=applied, deadline=deadline, key=key, progress=progress)
-    return Request(np.zeros((n, 1, 1, 1), np.float32), plan, streamed=streamed, arrived=0.0)
+    return ScheduledRequest(np.zeros((n, 1, 1, 1), np.float32), plan, streamed=streamed, arrived=0.0)
 
 
 def learned(*, queue_rows: int = 10_000, batch_rows: int = 8) -> Admission:
@@ -34,7 +34,7 @@ def learned(*, queue_rows: int = 10_000, batch_rows: int = 8) -> Admission:
     return books
 
 
-def serve(books: Admission, one: Request, passes: int, seconds: float) -> None:
+def serve(books: Admission, one: ScheduledRequest, passes: int, seconds: float) -> None:
     """Let all rows of a request run to their end."""
     books.formed([], one.members, 0.0)
     for row in one.members:
@@ -137,11 +137,11 @@ def test_a_deadline_already_passed_is_refused_whatever_was_seen() -> None:
         (request(1, steps=1000, streamed=True, progress=True), 0.011),
     ],
 )
-def test_unreachable_even_on_an_idle_service(one: Request, seconds: float) -> None:
+def test_unreachable_even_on_an_idle_service(one: ScheduledRequest, seconds: float) -> None:
     books = learned()
     plan = one.plan
     for deadline, reachable in ((seconds * 1.01, True), (seconds * 0.99, False)):
-        again = Request(
+        again = ScheduledRequest(
             one.rows,
             SchedulingParams(applied=plan.applied, deadline=deadline, progress=plan.progress),
             streamed=one.streamed,

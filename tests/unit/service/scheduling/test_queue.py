@@ -6,15 +6,15 @@ import pytest
 
 from service.domain.tasks import SchedulingParams, StepParams
 from service.scheduling.queue import PATIENCE, FairQueue
-from service.scheduling.request import Request, Row
+from service.scheduling.request import Row, ScheduledRequest
 
 
-def request(n: int = 1, *, key: str = "", steps: int = 1000, deadline: float | None = None) -> Request:
+def request(n: int = 1, *, key: str = "", steps: int = 1000, deadline: float | None = None) -> ScheduledRequest:
     plan = SchedulingParams(applied=StepParams(steps=steps), key=key, deadline=deadline)
-    return Request(np.zeros((n, 1, 1, 1), np.float32), plan, streamed=False, arrived=0.0)
+    return ScheduledRequest(np.zeros((n, 1, 1, 1), np.float32), plan, streamed=False, arrived=0.0)
 
 
-def push(queue: FairQueue, *requests: Request) -> None:
+def push(queue: FairQueue, *requests: ScheduledRequest) -> None:
     for one in requests:
         for row in one.members:
             queue.push(row)

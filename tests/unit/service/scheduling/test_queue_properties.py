@@ -8,18 +8,18 @@ from hypothesis import strategies as st
 
 from service.domain.tasks import SchedulingParams, StepParams
 from service.scheduling.queue import PATIENCE, FairQueue
-from service.scheduling.request import Request, Row
+from service.scheduling.request import Row, ScheduledRequest
 
 
-def request(n: int, *, key: str = "", steps: int = 0, deadline: float | None = None) -> Request:
+def request(n: int, *, key: str = "", steps: int = 0, deadline: float | None = None) -> ScheduledRequest:
     plan = SchedulingParams(applied=StepParams(steps=10**6), key=key, deadline=deadline)
-    found = Request(np.zeros((n, 1, 1, 1), np.float32), plan, streamed=False, arrived=0.0)
+    found = ScheduledRequest(np.zeros((n, 1, 1, 1), np.float32), plan, streamed=False, arrived=0.0)
     for row in found.members:
         row.steps = steps
     return found
 
 
-def push(queue: FairQueue, *requests: Request) -> None:
+def push(queue: FairQueue, *requests: ScheduledRequest) -> None:
     for one in requests:
         for row in one.members:
             queue.push(row)
@@ -117,7 +117,7 @@ def test_a_row_waits_for_its_turn_and_no_longer(places: int, before: int, extra:
 def test_what_has_expired_takes_no_place_and_nothing_else_is_lost(
     places: int, plans: list[tuple[int, str, float | None, int, int]]
 ) -> None:
-    queue, left, dropped = FairQueue(), dict[Row, int](), set[Request]()
+    queue, left, dropped = FairQueue(), dict[Row, int](), set[ScheduledRequest]()
     for now in range(200):
         for n, key, deadline, arrival, passes in plans:
             if arrival == now:

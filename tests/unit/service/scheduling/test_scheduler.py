@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from service.domain.latents import FloatRows
-from service.domain.tasks import Progress, Result, SchedulerLike, SchedulingParams, StepOutput, StepParams
+from service.domain.tasks import Result, SchedulerLike, SchedulingParams, StepOutput, StepParams, StreamProgress
 from service.scheduling.queue import PATIENCE
 from service.scheduling.scheduler import Scheduler
 from tests.helpers.fakes import FakeModel
@@ -390,14 +390,14 @@ def test_progress_comes_at_least_once_a_second() -> None:
         with serving(FakeModel(function=tick), clock=clock) as scheduler:
             events = await collect(scheduler.stream(marked(1, 2), plan(40, progress=True)))
             silent = await collect(scheduler.stream(marked(1, 2), plan(40)))
-        progress = [event for event in events if isinstance(event, Progress)]
+        progress = [event for event in events if isinstance(event, StreamProgress)]
         done = [event.steps_done for event in progress]
         assert done == sorted(done)
         assert all(later - earlier <= 3 for earlier, later in itertools.pairwise(done))
         assert done[0] <= 3
         assert done[-1] >= 37
         assert {(event.steps, event.rows, event.rows_done) for event in progress[:-1]} == {(40, 2, 0)}
-        assert not any(isinstance(event, Progress) for event in silent)
+        assert not any(isinstance(event, StreamProgress) for event in silent)
 
     asyncio.run(main())
 
@@ -413,7 +413,7 @@ def test_progress_is_that_of_the_slowest_row() -> None:
         with serving(FakeModel(function=tick), clock=clock, max_batch_rows=1) as scheduler:
             return await collect(scheduler.stream(marked(16, 1), plan(9, progress=True, tolerance=0.75)))
 
-    progress = [event for event in asyncio.run(main()) if isinstance(event, Progress)]
+    progress = [event for event in asyncio.run(main()) if isinstance(event, StreamProgress)]
     # One row a pass: the first is a step ahead until the second is done, after one.
     assert [(event.steps_done, event.rows_done) for event in progress] == [(0, 0), (1, 1), (2, 1), (3, 1), (4, 1)]
     assert {(event.steps, event.rows) for event in progress} == {(9, 2)}

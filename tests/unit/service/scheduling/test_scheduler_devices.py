@@ -15,7 +15,7 @@ from service.domain.latents import FloatRows
 from service.domain.model import DeviceLost
 from service.domain.tasks import Result
 from service.scheduling.admission import Admission
-from service.scheduling.request import Counters, Request
+from service.scheduling.request import Counters, ScheduledRequest
 from service.scheduling.scheduler import Scheduler
 from tests.helpers.fakes import FakeModel
 from tests.helpers.serving import Ear, begun, held, marked, plan, queued, release, serving
@@ -261,7 +261,7 @@ def test_a_thread_that_dies_beside_others_takes_only_its_own_pass() -> None:
 
 def test_two_devices_promise_twice_as_much() -> None:
     def refused(books: Admission, deadline: float) -> bool:
-        request = Request(marked(*[0.0] * 64), plan(10, deadline=deadline), streamed=False, arrived=0.0)
+        request = ScheduledRequest(marked(*[0.0] * 64), plan(10, deadline=deadline), streamed=False, arrived=0.0)
         try:
             books.admit(request, 0.0)
         except DeadlineUnreachable:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from service.domain.errors import DeadlineExceeded, Draining, ModelFailure
 from service.domain.latents import FloatRow, FloatRows
-from service.domain.tasks import Progress, Result, SchedulingParams, StepOutput, StepParams
+from service.domain.tasks import Result, SchedulingParams, StepOutput, StepParams, StreamProgress
 from service.scheduling.request import Counters
 from service.scheduling.scheduler import Scheduler
 from tests.helpers.fakes import FakeModel
@@ -129,7 +129,7 @@ async def answer(scheduler: Scheduler, ask: Ask) -> None:
                 elif isinstance(event, Result):
                     results.append(event)
                 else:
-                    assert isinstance(event, Progress)
+                    assert isinstance(event, StreamProgress)
         else:
             results.append(await scheduler.submit(ask.rows, ask.plan))
     except ModelFailure:

@@ -10,7 +10,7 @@ from service.api.http.problems import problem_response
 from service.api.middleware.in_flight import TOO_MANY, InFlightRequests
 from service.domain.errors import TooManyConnections
 from service.observability.logs import Observe
-from service.server.early_rejection import PACE, Door
+from service.server.early_rejection import PACE, EarlyRejection
 
 LIMIT = 4
 
@@ -36,13 +36,13 @@ def parsed(answer: bytes | None) -> tuple[dict[str, str], dict[str, Any]]:
     return {name.lower(): value for name, value in lines}, json.loads(body)
 
 
-def make(limit: int = LIMIT, observe: Observe | None = None) -> Door:
-    return Door(traffic=InFlightRequests(), limit=limit, observe=observe)
+def make(limit: int = LIMIT, observe: Observe | None = None) -> EarlyRejection:
+    return EarlyRejection(traffic=InFlightRequests(), limit=limit, observe=observe)
 
 
 def test_it_is_full_at_the_limit() -> None:
     traffic = InFlightRequests()
-    door = Door(traffic=traffic, limit=2)
+    door = EarlyRejection(traffic=traffic, limit=2)
     with traffic.request():
         assert not door.is_full()
         with traffic.request():

@@ -137,7 +137,7 @@ def test_it_serves_until_it_is_stopped(configured: Callable[..., None], said: Sa
         ready(url)
         response = httpx.post(f"{url}/generate", json={"seed": 1})
         assert response.status_code == 200
-        assert "Server" not in response.headers
+        assert "IgnServer" not in response.headers
         stop()
 
     assert main_beside(script) == 0

@@ -3,7 +3,7 @@ from collections.abc import Callable
 
 import pytest
 
-from service.server.http_protocol import _JOINED, _Corked
+from service.server.http_protocol import _JOINED, WriteCoalescer
 
 HEAD, BODY = b"HTTP/1.1 200 OK\r\n\r\n", b"body"
 
@@ -30,12 +30,12 @@ def joined(parts: list[bytes | str]) -> bytes:
     return b"".join(part for part in parts if isinstance(part, bytes))
 
 
-def written(use: Callable[[_Corked, Wire], None]) -> list[bytes | str]:
+def written(use: Callable[[WriteCoalescer, Wire], None]) -> list[bytes | str]:
     """What reached the wire by the end of the turn of the event loop in which this was done."""
 
     async def main() -> list[bytes | str]:
         wire = Wire()
-        use(_Corked(wire), wire)
+        use(WriteCoalescer(wire), wire)
         await asyncio.sleep(0)
         return wire.done
 
@@ -43,7 +43,7 @@ def written(use: Callable[[_Corked, Wire], None]) -> list[bytes | str]:
 
 
 def test_head_and_body_leave_together() -> None:
-    def use(transport: _Corked, wire: Wire) -> None:
+    def use(transport: WriteCoalescer, wire: Wire) -> None:
         transport.write(HEAD)
         assert wire.done == []
         transport.write(BODY)
@@ -57,7 +57,7 @@ def test_a_head_alone_leaves_at_the_end_of_the_turn() -> None:
 
 
 def test_answers_of_one_turn_stay_in_order() -> None:
-    def use(transport: _Corked, _: Wire) -> None:
+    def use(transport: WriteCoalescer, _: Wire) -> None:
         for i in range(5):
             transport.write(b"%d" % i)
 
@@ -66,7 +66,7 @@ def test_answers_of_one_turn_stay_in_order() -> None:
 
 @pytest.mark.parametrize(("size", "writes"), [(_JOINED, 1), (_JOINED + 1, 2)])
 def test_a_long_body_is_not_copied(size: int, writes: int) -> None:
-    def use(transport: _Corked, _: Wire) -> None:
+    def use(transport: WriteCoalescer, _: Wire) -> None:
         transport.write(HEAD)
         transport.write(bytes(size))
 
@@ -76,7 +76,7 @@ def test_a_long_body_is_not_copied(size: int, writes: int) -> None:
 
 
 def test_closing_sends_what_is_held_first() -> None:
-    def use(transport: _Corked, _: Wire) -> None:
+    def use(transport: WriteCoalescer, _: Wire) -> None:
         transport.write(HEAD)
         transport.close()
 
@@ -84,7 +84,7 @@ def test_closing_sends_what_is_held_first() -> None:
 
 
 def test_nothing_is_written_to_a_connection_that_is_gone() -> None:
-    def use(transport: _Corked, wire: Wire) -> None:
+    def use(transport: WriteCoalescer, wire: Wire) -> None:
         transport.write(HEAD)
         wire.closing = True
 
@@ -92,7 +92,7 @@ def test_nothing_is_written_to_a_connection_that_is_gone() -> None:
 
 
 def test_the_rest_is_the_transports_own() -> None:
-    def use(transport: _Corked, _: Wire) -> None:
+    def use(transport: WriteCoalescer, _: Wire) -> None:
         assert transport.get_extra_info("peername") == "somebody"
         assert not transport.is_closing()
 
