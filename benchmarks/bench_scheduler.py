@@ -242,7 +242,7 @@ class Free:
         out[...] = rows
         return out
 
-    def shed(self) -> None:
+    def reduce_max_batch(self) -> None:
         raise AssertionError("it cannot run out of memory")
 
 

@@ -135,7 +135,7 @@ class _Device:
         out[...] = rows
         return out
 
-    def shed(self) -> None:
+    def reduce_max_batch(self) -> None:
         raise AssertionError("it cannot run out of memory")
 
 
@@ -252,7 +252,7 @@ class _Simulation:
     def _has_room(self) -> bool:
         """Asked before the rows are made, as the service does."""
         try:
-            self._books.check_room(self._load.rows)
+            self._books.check_capacity(self._load.rows)
         except IgnError:
             return False
         return True

@@ -28,7 +28,7 @@ class Model(Protocol):
         """
         ...
 
-    def shed(self) -> None:
+    def reduce_max_batch(self) -> None:
         """After an out-of-memory failure: give up the top bucket and start a new session."""
         ...
 
@@ -41,7 +41,7 @@ def once() -> bool:
 class DeviceBatch(Protocol):
     """What a model may offer beside `run`, as its attribute `resident`: rows that stay on the device between steps.
 
-    It may be None, and change after `shed`. Errors are those of `run`.
+    It may be None, and change after `reduce_max_batch`. Errors are those of `run`.
     """
 
     def load(self, rows: FloatRows) -> None:

@@ -117,7 +117,7 @@ class Result:
 class SchedulerLike(Protocol):
     """The seam between engine and scheduler. Cancelling the awaiting call is the cancellation."""
 
-    def check_room(self, rows: int) -> None:
+    def check_capacity(self, rows: int) -> None:
         """Raise what `submit` would raise for so many rows, before they are made."""
         ...
 

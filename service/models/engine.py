@@ -141,13 +141,13 @@ class Engine:
             return model.noise.row(point.seed, point.index)
         return point.row
 
-    def check_room(self, model: LoadedModel, rows: int) -> None:
+    def check_capacity(self, model: LoadedModel, rows: int) -> None:
         """Refuse so many rows for which there is no room, before work goes into making them.
 
         Raises:
             QueueFull, NotReady, Draining: as `run` would.
         """
-        self.schedulers[model].check_room(rows)
+        self.schedulers[model].check_capacity(rows)
 
     async def run(self, model: LoadedModel, batch: Batch, call: Call) -> Result:
         """Apply f to the end of the plan; the result's rows and trajectory are blended and closed as asked.

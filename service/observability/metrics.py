@@ -99,7 +99,7 @@ class Metrics:
         self.rejects = self._counter("ign_rejects", "Requests refused at admission.", "model", "reason")
         self.early_exits = self._counter("ign_early_exits", "Rows that met their tolerance early.", "model")
         self.cancellations = self._counter("ign_cancelled_rows", "Rows whose caller left.", "model")
-        self.sheds = self._counter(
+        self.batch_size_reductions = self._counter(
             "ign_sheds", "Times the device ran out of memory, by the batch left.", "model", "rows"
         )
         self.losses = self._counter("ign_devices_lost", "Devices that fail every call until a new start.", "model")
@@ -285,9 +285,9 @@ class SchedulerMetrics:
         """So many rows met their tolerance before their last step."""
         self._metrics.early_exits.labels(self._model).inc(rows)
 
-    def shed(self, batch_rows: int) -> None:
+    def reduce_max_batch(self, batch_rows: int) -> None:
         """The device ran out of memory; the largest batch is now this."""
-        self._metrics.sheds.labels(self._model, str(batch_rows)).inc()
+        self._metrics.batch_size_reductions.labels(self._model, str(batch_rows)).inc()
 
     def lost(self) -> None:
         """A device fails every call from now on."""

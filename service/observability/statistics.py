@@ -133,9 +133,9 @@ class ModelStatistics(SchedulerObserver):
         """So many rows met their tolerance before their last step."""
         self._also.early_exit(rows)
 
-    def shed(self, batch_rows: int) -> None:
+    def reduce_max_batch(self, batch_rows: int) -> None:
         """The device ran out of memory; the largest batch is now this."""
-        self._also.shed(batch_rows)
+        self._also.reduce_max_batch(batch_rows)
 
     def lost(self) -> None:
         """A device fails every call from now on."""

@@ -40,7 +40,7 @@ _LOST: Final = re.compile(
 class OnnxModel:
     """f: (N, C, H, W) → (N, C, H, W), float32, in the model's value range; the file itself holds the card.
 
-    One thread at a time may call :meth:`run`, the methods of `resident`, and :meth:`shed`: on CUDA there is one set
+    One thread at a time may call :meth:`run`, the methods of `resident`, and :meth:`reduce_max_batch`: on CUDA there is one set
     of buffers.
 
     Args:
@@ -144,7 +144,7 @@ class OnnxModel:
             else:
                 return
 
-    def shed(self) -> None:
+    def reduce_max_batch(self) -> None:
         """After an out-of-memory failure: give up the top bucket (halve a single one), with a new session.
 
         A new session, because onnxruntime's arena may fail every later run after one failed allocation.

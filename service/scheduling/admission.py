@@ -113,7 +113,7 @@ class Admission:
                 books.rows += rows
                 books.work += work
 
-    def check_room(self, rows: int) -> None:
+    def check_capacity(self, rows: int) -> None:
         """Raise `QueueFull` where a request of so many rows would be refused for their number alone."""
         with self._lock:
             self._check_room(rows)

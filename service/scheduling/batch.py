@@ -307,7 +307,7 @@ class RunningBatch:
         """Go on with smaller batches; False if the model cannot."""
         half = self._padded(rows) // 2
         try:
-            self._model.shed()
+            self._model.reduce_max_batch()
         except Exception:
             logger.exception("the model could not recover from running out of memory")
             return False

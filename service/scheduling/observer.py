@@ -37,7 +37,7 @@ class SchedulerObserver(Protocol):
         """So many rows met their tolerance before their last step."""
         return
 
-    def shed(self, batch_rows: int) -> None:
+    def reduce_max_batch(self, batch_rows: int) -> None:
         """A device ran out of memory; its largest batch is now this."""
         return
 

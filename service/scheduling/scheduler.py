@@ -143,14 +143,14 @@ class Scheduler:
         for executor in self._executors:
             executor.join(max(0.0, until - time.monotonic()))
 
-    def check_room(self, rows: int) -> None:
+    def check_capacity(self, rows: int) -> None:
         """Refuse what :meth:`submit` would refuse for its number of rows, before anybody makes them.
 
         Raises:
             QueueFull, NotReady, Draining: as it would.
         """
         with self._refusals():
-            self._books.check_room(rows)
+            self._books.check_capacity(rows)
 
     async def submit(self, rows: FloatRows, plan: SchedulingParams) -> Result:
         """Run rows (N, C, H, W) to the end of their plan. They must not be changed meanwhile.

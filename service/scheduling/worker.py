@@ -167,7 +167,7 @@ class Worker:
         limits = desk.books.limits
         if batch.limit != limits[self._place] and not self.lost:
             limits[self._place] = batch.limit
-            desk.observer.shed(batch.limit)
+            desk.observer.reduce_max_batch(batch.limit)
         return ended
 
     def _lose(self, cause: Exception) -> None:

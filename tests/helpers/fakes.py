@@ -23,7 +23,7 @@ class FakeModel:
         self.shape, self.function, self.buckets = shape, function, buckets
         self.gate, self.poison, self.memory_rows = gate, poison, memory_rows
         self.sizes: list[int] = []  # of every batch run
-        self.sheds = 0
+        self.batch_size_reductions = 0
         self.entered = threading.Event()
 
     def run(self, rows: FloatRows, out: FloatRows | None = None) -> FloatRows:
@@ -41,7 +41,7 @@ class FakeModel:
         out[...] = y
         return out
 
-    def shed(self) -> None:
-        self.sheds += 1
+    def reduce_max_batch(self) -> None:
+        self.batch_size_reductions += 1
         if self.buckets is not None and len(self.buckets) > 1:
             self.buckets = self.buckets[:-1]

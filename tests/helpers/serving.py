@@ -47,8 +47,8 @@ class Ear(SchedulerObserver):
     def early_exit(self, rows: int) -> None:
         self.heard.append(("early_exit", (rows,)))
 
-    def shed(self, batch_rows: int) -> None:
-        self.heard.append(("shed", (batch_rows,)))
+    def reduce_max_batch(self, batch_rows: int) -> None:
+        self.heard.append(("reduce_max_batch", (batch_rows,)))
 
     def lost(self) -> None:
         self.heard.append(("lost", ()))

@@ -164,7 +164,7 @@ async def score(request: Request) -> Response:
         prepared = prepare_upload(upload, model, limits, settings.max_body_bytes)
         return Batch(rows=prepared.rows, applied=StepParams(steps=1, score=True))
 
-    exchange.services.engine.check_room(model, len(upload.images))
+    exchange.services.engine.check_capacity(model, len(upload.images))
 
     async def work() -> Response:
         batch = await exchange.aside(rows, large=is_large(upload))
@@ -181,7 +181,7 @@ def _frame_labels(path: LatentPath | Grid) -> list[dict[str, Any]]:
 
 async def _serve(exchange: ApiRequest, shape: ResponseSpec, rows: Callable[[], Batch], *, large: bool) -> Response:
     """Make the rows, apply f, answer; all of it ends when the client leaves."""
-    exchange.services.engine.check_room(shape.model, shape.rows)
+    exchange.services.engine.check_capacity(shape.model, shape.rows)
 
     async def work() -> Response:
         batch = await exchange.aside(rows, large=large)

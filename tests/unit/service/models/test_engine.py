@@ -40,7 +40,7 @@ class Recorder:
         self.asked: list[tuple[FloatRows, SchedulingParams]] = []
         self.closed = False
 
-    def check_room(self, rows: int) -> None:
+    def check_capacity(self, rows: int) -> None:
         if self.error is not None:
             raise self.error
 

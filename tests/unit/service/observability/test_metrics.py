@@ -58,7 +58,7 @@ def test_the_scheduler_reports() -> None:
     observer.rejected("queue_full")
     observer.cancelled(2)
     observer.early_exit(5)
-    observer.shed(32)
+    observer.reduce_max_batch(32)
     observer.lost()
     observer.replaced()
     expected = {

@@ -15,7 +15,7 @@ def test_everything_is_passed_on() -> None:
     statistics.rejected("queue_full")
     statistics.cancelled(1)
     statistics.early_exit(1)
-    statistics.shed(8)
+    statistics.reduce_max_batch(8)
     statistics.lost()
     statistics.replaced()
     assert ear.heard == [
@@ -24,7 +24,7 @@ def test_everything_is_passed_on() -> None:
         ("rejected", ("queue_full",)),
         ("cancelled", (1,)),
         ("early_exit", (1,)),
-        ("shed", (8,)),
+        ("reduce_max_batch", (8,)),
         ("lost", ()),
         ("replaced", ()),
     ]

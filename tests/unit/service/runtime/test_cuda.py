@@ -69,7 +69,7 @@ def test_a_model_that_loses_rows_fails_in_buckets_too(bucketed: Callable[..., On
 def test_shedding_gives_up_the_top_bucket(bucketed: Callable[..., OnnxModel]) -> None:
     model = bucketed(model_bytes(make_card(buckets=(1, 4, 8))))
     for left in ((1, 4), (1,), (1,)):
-        model.shed()
+        model.reduce_max_batch()
         assert model.buckets == left
     assert len(model.run(sample_rows(5))) == 5
 
@@ -77,7 +77,7 @@ def test_shedding_gives_up_the_top_bucket(bucketed: Callable[..., OnnxModel]) ->
 def test_shedding_halves_the_single_bucket(bucketed: Callable[..., OnnxModel]) -> None:
     model = bucketed(model_bytes(), cuda=CudaOptions(deterministic=True), max_batch_rows=40)
     assert model.buckets == (32,)
-    model.shed()
+    model.reduce_max_batch()
     assert model.buckets == (16,)
 
 
@@ -226,7 +226,7 @@ def test_no_thread_is_left_of_what_was_shed_or_closed(bucketed: Callable[..., On
     model = bucketed(model_bytes(), cuda=CudaOptions(graphs=True))
     model.warm_up()
     (first,) = threads()
-    model.shed()
+    model.reduce_max_batch()
     first.join(10)
     (second,) = threads()
     model.run(sample_rows(1))
@@ -250,8 +250,8 @@ def test_with_graphs_too_the_old_session_is_gone_before_the_new_one_starts(
     monkeypatch.setattr(onnx_model, "cuda_session", start)
     model = bucketed(model_bytes(make_card(buckets=(1, 2, 4))), cuda=CudaOptions(graphs=True))
     model.warm_up()
-    model.shed()
-    model.shed()
+    model.reduce_max_batch()
+    model.reduce_max_batch()
     assert len(alive) == 3
     model.close()
 

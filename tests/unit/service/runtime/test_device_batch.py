@@ -159,7 +159,7 @@ def test_out_of_memory_while_they_stay_sheds_as_elsewhere() -> None:
     model.step = step  # type: ignore[method-assign]
     x = marked(64, 128, 256, 512)
     np.testing.assert_array_equal(answered(model, x, plan(6)).rows, marked(1, 2, 4, 8))
-    assert model.sheds == 1
+    assert model.batch_size_reductions == 1
     assert model.buckets == (1, 2)
 
 

@@ -234,7 +234,7 @@ def test_memory_shortage_has_its_own_error(numbers: int) -> None:
     with pytest.raises(DeviceOutOfMemory, match="2 rows do not fit"):
         model.run(sample_rows(2))
     with pytest.raises(DeviceOutOfMemory):
-        model.shed()
+        model.reduce_max_batch()
     with pytest.raises(DeviceOutOfMemory):
         model.warm_up()
 
@@ -255,14 +255,14 @@ def test_shedding_frees_the_old_session_before_it_starts_the_new(monkeypatch: py
         model.run(sample_rows(1))
     except DeviceOutOfMemory:
         with pytest.raises(DeviceOutOfMemory):
-            model.shed()  # within the handler, as a scheduler may
+            model.reduce_max_batch()  # within the handler, as a scheduler may
     assert len(alive) == 2
 
 
 def test_shedding_keeps_a_cpu_model_as_it_was() -> None:
     model = open_cpu(model_bytes())
     before = model.run(sample_rows(3))
-    model.shed()
+    model.reduce_max_batch()
     assert model.buckets is None
     np.testing.assert_array_equal(model.run(sample_rows(3)), before)
 

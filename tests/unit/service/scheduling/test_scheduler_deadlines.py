@@ -152,8 +152,8 @@ def test_refusals_name_their_reason() -> None:
             with pytest.raises(QueueFull):
                 await scheduler.submit(marked(*range(11)), plan())
             with pytest.raises(QueueFull):
-                scheduler.check_room(11)
-            scheduler.check_room(10)
+                scheduler.check_capacity(11)
+            scheduler.check_capacity(10)
             more = held(scheduler, marked(*range(10)), plan(deadline=clock.now + 1000))
             await queued(scheduler, more)
             release(model)

@@ -105,7 +105,7 @@ def test_memory_is_each_device_s_own() -> None:
             assert scheduler._books.limits == [2, 8]
 
     asyncio.run(main())
-    assert ear.of("shed") == [(2,)]
+    assert ear.of("reduce_max_batch") == [(2,)]
     assert max(large.sizes) == 8
 
 

@@ -151,8 +151,8 @@ def test_out_of_memory_lowers_the_largest_batch(buckets: tuple[int, ...] | None)
             assert model.sizes[tried:] == [2, 2, 2, 2]
 
     asyncio.run(main())
-    assert model.sheds == 2
-    assert ear.of("shed") == [(2,)]
+    assert model.batch_size_reductions == 2
+    assert ear.of("reduce_max_batch") == [(2,)]
 
 
 def test_a_row_that_does_not_fit_the_device_alone_fails() -> None:
@@ -170,7 +170,7 @@ def test_a_row_that_does_not_fit_the_device_alone_fails() -> None:
 
 def test_a_model_that_cannot_recover_from_a_shortage_fails_those_rows_only() -> None:
     class Stuck(FakeModel):
-        def shed(self) -> None:
+        def reduce_max_batch(self) -> None:
             raise DeviceOutOfMemory
 
     model = Stuck(memory_rows=2)
@@ -274,10 +274,10 @@ def test_before_start_it_is_not_ready() -> None:
         with pytest.raises(NotReady):
             await scheduler.submit(marked(1), plan())
         with pytest.raises(NotReady):
-            scheduler.check_room(1)
+            scheduler.check_capacity(1)
         scheduler.close()
         with pytest.raises(Draining):
-            scheduler.check_room(1)
+            scheduler.check_capacity(1)
 
     asyncio.run(main())
 
