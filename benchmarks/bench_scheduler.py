@@ -269,13 +269,13 @@ async def fill_and_drain(depth: int) -> tuple[float, float, float]:
     """Seconds to admit so many single-row requests, seconds until all have been answered, CPU seconds of both."""
     model = Free()
     scheduler = Scheduler(model, max_batch_rows=BATCH_ROWS, queue_rows=2 * depth + 1)
-    x, plan = np.zeros((1, *model.shape), np.float32), SchedulingParams(applied=StepParams(steps=1))
+    x, params = np.zeros((1, *model.shape), np.float32), SchedulingParams(step_params=StepParams(steps=1))
     scheduler.start()
     try:
-        plug = asyncio.create_task(scheduler.submit(x, plan))
+        plug = asyncio.create_task(scheduler.submit(x, params))
         await asyncio.to_thread(model.entered.wait)
         start, cpu = time.perf_counter(), time.process_time()
-        calls = [asyncio.create_task(scheduler.submit(x, plan)) for _ in range(depth)]
+        calls = [asyncio.create_task(scheduler.submit(x, params)) for _ in range(depth)]
         await asyncio.sleep(0)  # they have all been admitted once it is this one's turn again
         middle = time.perf_counter()
         model.gate.set()

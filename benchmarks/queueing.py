@@ -259,8 +259,8 @@ class _Simulation:
 
     def _submit(self, call: _Call) -> None:
         deadline = call.began + self._settings.request_timeout_s
-        plan = SchedulingParams(applied=StepParams(steps=self._load.steps), deadline=deadline)
-        request = ScheduledRequest(_rows(self._load.rows), plan, streamed=False, arrived=self.now)
+        params = SchedulingParams(step_params=StepParams(steps=self._load.steps), deadline=deadline)
+        request = ScheduledRequest(_rows(self._load.rows), params, streamed=False, arrived=self.now)
         try:
             self._books.admit(request, self.now)
         except IgnError:
@@ -297,8 +297,8 @@ class _Simulation:
 
     def _run_long(self) -> None:
         """Start a request that runs all the while."""
-        plan = SchedulingParams(applied=StepParams(steps=self._load.long_steps))
-        request = ScheduledRequest(_rows(1), plan, streamed=False, arrived=self.now)
+        params = SchedulingParams(step_params=StepParams(steps=self._load.long_steps))
+        request = ScheduledRequest(_rows(1), params, streamed=False, arrived=self.now)
         self._books.admit(request, self.now)
         self._long.append(request)
         self._desk.post(request)

@@ -57,7 +57,7 @@ class Rig:
         """What an endpoint does between decoding and encoding."""
         deadline = None if deadline_s is None else time.monotonic() + deadline_s
         return await self.engine.run(
-            self.loaded, Batch(rows=rows, applied=StepParams(steps=steps)), Call(key="somebody", deadline=deadline)
+            self.loaded, Batch(rows=rows, step_params=StepParams(steps=steps)), Call(key="somebody", deadline=deadline)
         )
 
 

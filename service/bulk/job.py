@@ -6,7 +6,7 @@ from typing import Any, Final, Literal
 
 from pydantic import ValidationError
 
-from service.api.native.limits import applied
+from service.api.native.limits import step_params
 from service.api.native.schemas import GenerateRequest, ProjectOptions, ScoreOptions
 from service.domain.errors import StartupError
 from service.domain.tasks import StepParams
@@ -50,7 +50,7 @@ class Job:
             return "generate"
         return "project" if isinstance(self.options, ProjectOptions) else "score"
 
-    def applied(self, model: LoadedModel, settings: Settings) -> StepParams:
+    def step_params(self, model: LoadedModel, settings: Settings) -> StepParams:
         """How f is applied to every picture.
 
         Raises:
@@ -58,9 +58,9 @@ class Job:
         """
         options, steps = self.options, model.card.steps
         if isinstance(options, GenerateRequest):
-            return applied(options, recommended=steps.generate, rows=1, settings=settings)
+            return step_params(options, recommended=steps.generate, rows=1, settings=settings)
         if isinstance(options, ProjectOptions):
-            return applied(options, recommended=steps.project, rows=1, settings=settings)
+            return step_params(options, recommended=steps.project, rows=1, settings=settings)
         return StepParams(steps=1, score=True)
 
     def identity(self, model: LoadedModel, settings: Settings, pictures: int, digest: str) -> Identity:
@@ -74,7 +74,7 @@ class Job:
         """
         options = self.options.model_dump(mode="json", exclude={"model", "record"})
         if self.task != "score":
-            options["steps"] = self.applied(model, settings).steps
+            options["steps"] = self.step_params(model, settings).steps
         return {
             "layout": _LAYOUT,
             "task": self.task,

@@ -74,7 +74,7 @@ class Workshop:
         self._job, self._services, self._output = job, services, output
         self.model: LoadedModel = services.repository.resolve(job.options.model)
         self.inputs: Inputs = inputs_of(job, self.model, settings, source)
-        self._applied: StepParams = job.applied(self.model, settings)
+        self._applied: StepParams = job.step_params(self.model, settings)
         self._strength = job.options.strength if isinstance(job.options, ProjectOptions) else 1.0
         self._form = job.options.format if isinstance(job.options, GenerateRequest | ProjectOptions) else None
         self._batch = min(settings.max_batch_rows, settings.queue_rows, job.shard)
@@ -128,7 +128,7 @@ class Workshop:
 
     async def _run(self, items: Sequence[Item]) -> Result:
         rows = np.stack([item.row for item in items if item.row is not None])
-        batch = Batch(rows=rows, applied=self._applied, strength=self._strength)
+        batch = Batch(rows=rows, step_params=self._applied, strength=self._strength)
         return await self._services.engine.run(self.model, batch, Call())
 
     def _measures(self, result: Result, place: int) -> Record:

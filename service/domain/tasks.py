@@ -55,7 +55,7 @@ class SchedulingParams:
         progress: ask :meth:`Scheduler.stream` for `StreamProgress` events too.
     """
 
-    applied: StepParams
+    step_params: StepParams
     keep: KeepMask | None = None
     deadline: float | None = None
     key: str = ""
@@ -121,12 +121,12 @@ class SchedulerLike(Protocol):
         """Raise what `submit` would raise for so many rows, before they are made."""
         ...
 
-    async def submit(self, rows: FloatRows, plan: SchedulingParams) -> Result:
+    async def submit(self, rows: FloatRows, params: SchedulingParams) -> Result:
         """Run rows to the end of their plan."""
         ...
 
     def stream(
-        self, rows: FloatRows, plan: SchedulingParams
+        self, rows: FloatRows, params: SchedulingParams
     ) -> AsyncGenerator[StepOutput | StreamProgress | Result, None]:
         """The same, yielding recorded steps as they exist; the last item is the `Result`."""
         ...

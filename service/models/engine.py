@@ -69,7 +69,7 @@ class Batch:
     """
 
     rows: FloatRows
-    applied: StepParams
+    step_params: StepParams
     keep: KeepMask | None = None
     strength: float = 1.0
     repeat_first: bool = False
@@ -104,19 +104,19 @@ class Engine:
     schedulers: dict[LoadedModel, SchedulerLike] = field(default_factory=dict)
 
     def generate(
-        self, model: LoadedModel, *, seed: int, offset: int, n: int, noise_scale: float, applied: StepParams
+        self, model: LoadedModel, *, seed: int, offset: int, n: int, noise_scale: float, step_params: StepParams
     ) -> Batch:
         """Latents ``offset`` … ``offset + n − 1`` of ``seed``."""
-        return Batch(rows=model.noise.rows(seed, offset, n, noise_scale), applied=applied)
+        return Batch(rows=model.noise.rows(seed, offset, n, noise_scale), step_params=step_params)
 
     def interpolate(
-        self, model: LoadedModel, points: Sequence[Point], path: LatentPath | Grid, applied: StepParams
+        self, model: LoadedModel, points: Sequence[Point], path: LatentPath | Grid, step_params: StepParams
     ) -> Batch:
         """Latents along a path, or over a grid between four corners."""
         ends = [self.latent(model, point) for point in points]
         if isinstance(path, Grid):
-            return Batch(rows=path.latents(ends), applied=applied)
-        return Batch(rows=path.rows(ends), applied=applied, repeat_first=path.loop)
+            return Batch(rows=path.latents(ends), step_params=step_params)
+        return Batch(rows=path.rows(ends), step_params=step_params, repeat_first=path.loop)
 
     def combine(
         self,
@@ -124,7 +124,7 @@ class Engine:
         points: Sequence[Point],
         weights: Sequence[float],
         normalize: bool,
-        applied: StepParams,
+        step_params: StepParams,
     ) -> Batch:
         """The weighted sum of latents, with ``normalize`` at the mean length of the model's noise.
 
@@ -133,7 +133,7 @@ class Engine:
         """
         rows = [self.latent(model, point) for point in points]
         norm = model.card.noise.norm if normalize else None
-        return Batch(rows=weighted_sum(rows, weights, norm)[None], applied=applied)
+        return Batch(rows=weighted_sum(rows, weights, norm)[None], step_params=step_params)
 
     def latent(self, model: LoadedModel, point: Point) -> FloatRow:
         """The row a point stands for, (C, H, W)."""
@@ -186,7 +186,7 @@ def finish(result: Result, batch: Batch) -> Result:
 
 def _plan(batch: Batch, call: Call, *, progress: bool = False) -> SchedulingParams:
     return SchedulingParams(
-        applied=batch.applied, keep=batch.keep, deadline=call.deadline, key=call.key, progress=progress
+        step_params=batch.step_params, keep=batch.keep, deadline=call.deadline, key=call.key, progress=progress
     )
 
 

@@ -104,10 +104,10 @@ class Admission:
                 raise DeadlineUnreachable("the deadline has already passed")
             rows = len(request.members)
             self._check_room(rows)
-            tally = self._keys.get(request.plan.key, Counters())
-            if request.plan.deadline is not None:
+            tally = self._keys.get(request.params.key, Counters())
+            if request.params.deadline is not None:
                 self._check_deadline(request, tally, now)
-            self._keys[request.plan.key] = request.tally = tally
+            self._keys[request.params.key] = request.tally = tally
             work = sum(row.owed for row in request.members)
             for books in (self.total, tally):
                 books.rows += rows
@@ -133,7 +133,7 @@ class Admission:
                 books.rows -= dropped
                 books.work -= work
                 books.in_batch -= request.in_batch
-            key = request.plan.key
+            key = request.params.key
             if request.tally.rows == 0 and self._keys.get(key) is request.tally:
                 del self._keys[key]
             return dropped

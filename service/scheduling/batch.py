@@ -210,17 +210,17 @@ class RunningBatch:
 
     def _step(self, row: Row) -> StepOutput | None:
         request, i = row.request, row.index
-        plan, applied = request.plan, request.plan.applied
+        params, step_params = request.params, request.params.step_params
         y = self._next.rows[row.slot]
         if row.steps == 0:
             request.distance[i] = self._gap(row.slot)
-        if plan.keep is not None:
-            np.copyto(y, request.rows[i], where=plan.keep[i])
+        if params.keep is not None:
+            np.copyto(y, request.rows[i], where=params.keep[i])
         row.steps += 1
-        ended = row.steps == applied.steps
+        ended = row.steps == step_params.steps
         shown = row.recorded() or (ended and request.streamed)
-        change = self._gap(row.slot) if shown or applied.tolerance is not None else None
-        converged = applied.tolerance is not None and change is not None and change < applied.tolerance
+        change = self._gap(row.slot) if shown or step_params.tolerance is not None else None
+        converged = step_params.tolerance is not None and change is not None and change < step_params.tolerance
         if ended or converged:
             row.finish(y, converged=converged)
         if shown or (converged and request.streamed):

@@ -97,7 +97,7 @@ class FairQueue:
 
     def push(self, row: Row) -> None:
         """Let a row wait."""
-        key = row.request.plan.key
+        key = row.request.params.key
         lane = self._lanes.get(key)
         if lane is None:
             lane = self._lanes[key] = _Lane(key)
@@ -136,7 +136,7 @@ class FairQueue:
 
     def forget(self, request: ScheduledRequest) -> None:
         """Take all waiting rows of a request out."""
-        lane = self._lanes.get(request.plan.key)
+        lane = self._lanes.get(request.params.key)
         waiting = [row for row in request.members if row.ticket]
         if lane is None or not waiting:
             return

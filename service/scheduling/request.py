@@ -41,16 +41,16 @@ class Row:
 
     def due(self) -> int:
         """Passes up to and including the next one after which somebody has to look at this row."""
-        plan = self.request.plan
-        applied = plan.applied
-        if self.steps == 0 or self.scoring or applied.tolerance is not None or plan.keep is not None:
+        params = self.request.params
+        step_params = params.step_params
+        if self.steps == 0 or self.scoring or step_params.tolerance is not None or params.keep is not None:
             return 1
-        record = applied.record
-        return (record[self.captured] if self.captured < len(record) else applied.steps) - self.steps
+        record = step_params.record
+        return (record[self.captured] if self.captured < len(record) else step_params.steps) - self.steps
 
     def recorded(self) -> bool:
         """Whether the step just reached is one of those asked for."""
-        record = self.request.plan.applied.record
+        record = self.request.params.step_params.record
         return self.captured < len(record) and record[self.captured] == self.steps
 
     def capture(self, row: FloatRow, change: float | None) -> StepOutput:
@@ -67,7 +67,7 @@ class Row:
         request.out[self.index] = row
         request.steps[self.index] = self.steps
         request.converged[self.index] = converged
-        self.scoring = request.plan.applied.score
+        self.scoring = request.params.step_params.score
         self.done = not self.scoring
 
 
@@ -76,18 +76,18 @@ class ScheduledRequest:
 
     Args:
         rows: (N, C, H, W) float32; must not change until the request is closed.
-        plan: what is asked of them.
+        params: what is asked of them.
         streamed: recorded and last steps are wanted as events, and the deadline ends with the first event.
         arrived: time of submission on the scheduler's clock.
     """
 
-    def __init__(self, rows: FloatRows, plan: SchedulingParams, *, streamed: bool, arrived: float) -> None:
+    def __init__(self, rows: FloatRows, params: SchedulingParams, *, streamed: bool, arrived: float) -> None:
         n = len(rows)
-        self.rows, self.plan, self.streamed, self.arrived = rows, plan, streamed, arrived
-        self.deadline = math.inf if plan.deadline is None else plan.deadline
+        self.rows, self.params, self.streamed, self.arrived = rows, params, streamed, arrived
+        self.deadline = math.inf if params.deadline is None else params.deadline
         self.expires = self.deadline
         self.started: float | None = None
-        self.members = [Row(self, i, plan.applied.steps + plan.applied.score) for i in range(n)]
+        self.members = [Row(self, i, params.step_params.steps + params.step_params.score) for i in range(n)]
         self.left = n
         # These belong to the lock of the tallies.
         self.closed, self.open_rows, self.in_batch, self.tally = False, n, 0, Counters()
@@ -100,18 +100,18 @@ class ScheduledRequest:
 
     def passes_to_answer(self) -> int:
         """Fewest passes after which the caller can have what its deadline waits for."""
-        applied, plan = self.plan.applied, self.plan
+        step_params, params = self.params.step_params, self.params
         if not self.streamed:
-            return (applied.steps if applied.tolerance is None else 1) + applied.score
-        if plan.progress or applied.tolerance is not None:
+            return (step_params.steps if step_params.tolerance is None else 1) + step_params.score
+        if params.progress or step_params.tolerance is not None:
             return 1
-        return max(1, applied.record[0]) if applied.record else applied.steps
+        return max(1, step_params.record[0]) if step_params.record else step_params.steps
 
     def progress(self) -> StreamProgress:
         """Where the request stands."""
-        slowest = min((row.steps for row in self.members if not row.done), default=self.plan.applied.steps)
+        slowest = min((row.steps for row in self.members if not row.done), default=self.params.step_params.steps)
         n = len(self.members)
-        return StreamProgress(steps_done=slowest, steps=self.plan.applied.steps, rows_done=n - self.left, rows=n)
+        return StreamProgress(steps_done=slowest, steps=self.params.step_params.steps, rows_done=n - self.left, rows=n)
 
     def result(self, now: float) -> Result:
         """The answer, once every row is done."""
@@ -121,7 +121,7 @@ class ScheduledRequest:
             steps=self.steps,
             converged=self.converged,
             distance=self.distance,
-            drift=self.drift if self.plan.applied.score else None,
+            drift=self.drift if self.params.step_params.score else None,
             trajectory=self.trajectory,
             queue_s=started - self.arrived,
             compute_s=now - started,

@@ -152,7 +152,7 @@ class Scheduler:
         with self._refusals():
             self._books.check_capacity(rows)
 
-    async def submit(self, rows: FloatRows, plan: SchedulingParams) -> Result:
+    async def submit(self, rows: FloatRows, params: SchedulingParams) -> Result:
         """Run rows (N, C, H, W) to the end of their plan. They must not be changed meanwhile.
 
         Cancelling the call takes the rows out of the queue; those in the batch leave it after the pass.
@@ -164,7 +164,7 @@ class Scheduler:
             NotReady, Draining: not started, a worker being replaced, or shutting down.
             ValueError: rows or mask do not fit the model.
         """
-        request, call = self._admit(rows, plan, streamed=False)
+        request, call = self._admit(rows, params, streamed=False)
         try:
             end = await call.end
             if isinstance(end, IgnError):
@@ -174,14 +174,14 @@ class Scheduler:
             self._leave(request)
 
     async def stream(
-        self, rows: FloatRows, plan: SchedulingParams
+        self, rows: FloatRows, params: SchedulingParams
     ) -> AsyncGenerator[StepOutput | StreamProgress | Result, None]:
         """As :meth:`submit`, yielding what there is to see as soon as it exists; the `Result` comes last.
 
         Yields every recorded step of every row, and the last step of every row whether recorded or not. The
         deadline bounds the wait for the first event only. Closing the generator is the cancellation.
         """
-        request, call = self._admit(rows, plan, streamed=True)
+        request, call = self._admit(rows, params, streamed=True)
         events = call.events = asyncio.Queue[Event]()
         try:
             while True:
@@ -194,16 +194,16 @@ class Scheduler:
         finally:
             self._leave(request)
 
-    def _admit(self, rows: FloatRows, plan: SchedulingParams, *, streamed: bool) -> tuple[ScheduledRequest, _Call]:
-        self._validate(rows, plan)
+    def _admit(self, rows: FloatRows, params: SchedulingParams, *, streamed: bool) -> tuple[ScheduledRequest, _Call]:
+        self._validate(rows, params)
         now = self._clock()
-        request = ScheduledRequest(rows, plan, streamed=streamed, arrived=now)
+        request = ScheduledRequest(rows, params, streamed=streamed, arrived=now)
         with self._refusals():
             self._books.admit(request, now)
         self._loop = asyncio.get_running_loop()
         call = self._calls[request] = _Call(self._loop.create_future())
-        if plan.deadline is not None:
-            call.timer = self._loop.call_later(plan.deadline - now, self._expire, request)
+        if params.deadline is not None:
+            call.timer = self._loop.call_later(params.deadline - now, self._expire, request)
         if not self._arrivals:
             self._loop.call_soon(self._hand_over)
         self._arrivals.append(request)
@@ -232,12 +232,12 @@ class Scheduler:
             self._observer.rejected(exc.error_code)
             raise
 
-    def _validate(self, rows: FloatRows, plan: SchedulingParams) -> None:
+    def _validate(self, rows: FloatRows, params: SchedulingParams) -> None:
         n, (channels, height, width) = len(rows), self._shape
         if n < 1 or rows.shape[1:] != self._shape or rows.dtype != np.float32:
             raise ValueError(f"rows must be float32 (N ≥ 1, {channels}, {height}, {width})")
         masks = [(n, c, height, width) for c in (1, channels)]
-        if plan.keep is not None and (plan.keep.shape not in masks or plan.keep.dtype != np.bool_):
+        if params.keep is not None and (params.keep.shape not in masks or params.keep.dtype != np.bool_):
             raise ValueError(f"keep must be bool ({n}, 1 or {channels}, {height}, {width})")
 
     def _publish(self, events: list[tuple[ScheduledRequest, Event]]) -> None:

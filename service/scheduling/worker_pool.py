@@ -136,7 +136,7 @@ class WorkerPool:
                 self.forget(request)
                 continue
             self._open.add(request)
-            if request.streamed and request.plan.progress:
+            if request.streamed and request.params.progress:
                 self._watched.add(request)
             for row in request.members:
                 self.queue.push(row)
@@ -165,7 +165,7 @@ class WorkerPool:
             self._events.append((request, outcome))
             report(self.observer, request, outcome, self.clock())
             if isinstance(outcome, Result):
-                early = int(np.count_nonzero(outcome.steps < request.plan.applied.steps))
+                early = int(np.count_nonzero(outcome.steps < request.params.step_params.steps))
                 if early:
                     self.observer.early_exit(early)
         self.forget(request)

@@ -197,7 +197,7 @@ def latents(seed: int, offset: int = 0, n: int = 1, shape: tuple[int, int, int] 
     return NoiseSource(shape).rows(seed, offset, n)
 
 
-def applied(rows: FloatRows, steps: int, scale: float = 1.0) -> FloatRows:
+def step_params(rows: FloatRows, steps: int, scale: float = 1.0) -> FloatRows:
     """f^steps by the numpy network, (N, C, H, W)."""
     for _ in range(steps):
         rows = reference(rows, scale)

@@ -8,7 +8,6 @@ import pytest
 from service.api.native.schemas import ArithmeticAnswer
 from tests.contract.harness import (
     Service,
-    applied,
     array,
     b64,
     checked,
@@ -18,6 +17,7 @@ from tests.contract.harness import (
     problem,
     quantised,
     send,
+    step_params,
 )
 from tests.helpers.pictures import noise, save
 
@@ -46,17 +46,17 @@ def test_defaults(service: Service) -> None:
     [image] = answer.images
     assert (image.index, image.steps, image.drift, image.trajectory) == (0, STEPS, None, None)
     z = latents(1).astype(np.float64) - 0.5 * latents(2, 3)
-    np.testing.assert_allclose(row(service), applied(rescaled(z), STEPS), atol=1e-5)
+    np.testing.assert_allclose(row(service), step_params(rescaled(z), STEPS), atol=1e-5)
 
 
 def test_without_normalizing_the_sum_is_what_it_is(service: Service) -> None:
     z = (latents(1).astype(np.float64) - 0.5 * latents(2, 3)).astype(np.float32)
-    np.testing.assert_allclose(row(service, normalize=False, steps=1), applied(z, 1), atol=1e-5)
+    np.testing.assert_allclose(row(service, normalize=False, steps=1), step_params(z, 1), atol=1e-5)
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.01, 10.0])
 def test_a_single_term_has_only_a_direction(weight: float, service: Service) -> None:
-    expected = applied(rescaled(latents(7)), 1)
+    expected = step_params(rescaled(latents(7)), 1)
     np.testing.assert_allclose(row(service, terms=[{"seed": 7, "weight": weight}], steps=1), expected, atol=1e-5)
 
 
@@ -65,7 +65,7 @@ def test_terms_of_every_kind(service: Service) -> None:
     terms = [{"seed": 1}, {"image": b64(PICTURE), "weight": -2}, {"latent": b64(npy(latent)), "weight": 0.25}]
     x = pixels(PICTURE).astype(np.float64)[None, None] * 2 / 255 - 1
     z = latents(1).astype(np.float64) - 2 * x.astype(np.float32) + 0.25 * latent[None]
-    np.testing.assert_allclose(row(service, terms=terms, steps=3), applied(rescaled(z), 3), atol=1e-5)
+    np.testing.assert_allclose(row(service, terms=terms, steps=3), step_params(rescaled(z), 3), atol=1e-5)
 
 
 def test_the_order_of_the_terms_and_their_splitting_do_not_matter(service: Service) -> None:
@@ -132,7 +132,7 @@ def test_from_one_term_to_sixteen(terms: list[object], service: Service) -> None
 def test_weights_at_the_ends_of_their_range(service: Service) -> None:
     z = 10 * latents(1).astype(np.float64) - 10 * latents(2)
     terms = [{"seed": 1, "weight": 10}, {"seed": 2, "weight": -10.0}]
-    np.testing.assert_allclose(row(service, terms=terms, steps=1), applied(rescaled(z), 1), atol=1e-5)
+    np.testing.assert_allclose(row(service, terms=terms, steps=1), step_params(rescaled(z), 1), atol=1e-5)
     for weight in (10.001, -10.001, 10**400):
         content = json.dumps({"terms": [{"seed": 1, "weight": weight}]}).encode()
         problem(send(service, "/latent-arithmetic", content), 422, "invalid_value", "terms.0.weight")

@@ -9,7 +9,6 @@ from service.api.native.schemas import GenerateAnswer
 from tests.contract.harness import (
     COLOUR,
     Service,
-    applied,
     array,
     checked,
     latents,
@@ -17,6 +16,7 @@ from tests.contract.harness import (
     pixels,
     problem,
     quantised,
+    step_params,
     unb64,
 )
 
@@ -103,14 +103,14 @@ def test_seeds_are_chosen_at_random(service: Service) -> None:
 
 @pytest.mark.parametrize("seed", [0, 2**32 - 1])
 def test_seeds_at_the_ends_of_their_range(service: Service, seed: int) -> None:
-    np.testing.assert_allclose(rows(service, seed=seed, n=1), applied(latents(seed), STEPS), atol=1e-5)
+    np.testing.assert_allclose(rows(service, seed=seed, n=1), step_params(latents(seed), STEPS), atol=1e-5)
 
 
 def test_offset_continues_the_seeds_series(service: Service) -> None:
     answer = generated(service, seed=5, offset=3, n=2)
     assert [image.index for image in answer.images] == [3, 4]
     found = rows(service, seed=5, offset=3, n=2)
-    np.testing.assert_allclose(found, applied(latents(5, 3, 2), STEPS), atol=1e-5)
+    np.testing.assert_allclose(found, step_params(latents(5, 3, 2), STEPS), atol=1e-5)
     np.testing.assert_array_equal([pixels(unb64(image.data)) for image in answer.images], quantised(found))
 
 
@@ -125,26 +125,26 @@ def test_the_last_index_there_is(service: Service) -> None:
 )
 def test_the_model_asked_for_answers(service: Service, model: str, version: str, scale: float) -> None:
     assert generated(service, model=model).model.version == version
-    expected = applied(latents(3), 1, scale)
+    expected = step_params(latents(3), 1, scale)
     np.testing.assert_allclose(rows(service, model=model, seed=3, steps=1), expected, atol=1e-5)
 
 
 def test_colour(service: Service) -> None:
     answer = generated(service, model="colour", seed=1, n=2, steps=1)
     found = rows(service, model="colour", seed=1, n=2, steps=1)
-    np.testing.assert_allclose(found, applied(latents(1, 0, 2, COLOUR), 1), atol=1e-5)
+    np.testing.assert_allclose(found, step_params(latents(1, 0, 2, COLOUR), 1), atol=1e-5)
     np.testing.assert_array_equal([pixels(unb64(image.data)) for image in answer.images], quantised(found))
 
 
 @pytest.mark.parametrize("scale", [0, 0.5, 2])
 def test_noise_scale(service: Service, scale: float) -> None:
-    expected = applied(latents(4) * np.float32(scale), 1)
+    expected = step_params(latents(4) * np.float32(scale), 1)
     np.testing.assert_allclose(rows(service, seed=4, steps=1, noise_scale=scale), expected, atol=1e-5)
 
 
 def test_distance_and_drift_are_means_in_the_models_units(service: Service) -> None:
     z = latents(9, 0, 3)
-    steps = [applied(z, k) for k in range(4)]
+    steps = [step_params(z, k) for k in range(4)]
     answer = generated(service, seed=9, n=3, steps=2, score=True)
     for i, image in enumerate(answer.images):
         assert image.distance == pytest.approx(np.abs(steps[1][i] - steps[0][i]).mean(), abs=2e-6)
@@ -165,7 +165,7 @@ def test_record_returns_the_steps_on_the_way(service: Service) -> None:
         expected = quantised(rows(service, seed=6, steps=step.step))[0]
         np.testing.assert_array_equal(pixels(unb64(step.data)), expected)
     for step in trajectory[1:]:
-        change = np.abs(applied(z, step.step) - applied(z, step.step - 1)).mean()
+        change = np.abs(step_params(z, step.step) - step_params(z, step.step - 1)).mean()
         assert step.change == pytest.approx(change, abs=2e-6)
     assert image.steps == 4
     assert image.data == generated(service, seed=6, steps=4).images[0].data
@@ -179,7 +179,7 @@ def test_an_empty_record_is_none(service: Service) -> None:
 
 def test_tolerance_stops_a_row_early(service: Service) -> None:
     z = latents(8)
-    changes = [float(np.abs(applied(z, k) - applied(z, k - 1)).mean()) for k in range(1, 12)]
+    changes = [float(np.abs(step_params(z, k) - step_params(z, k - 1)).mean()) for k in range(1, 12)]
     stop = 5
     tolerance = (changes[stop - 1] + changes[stop - 2]) / 2
     image = generated(service, seed=8, steps=100, tolerance=tolerance, record=[1, 5, 6, 100]).images[0]

@@ -8,7 +8,6 @@ from service.domain.latents import FloatRow, lerp, slerp
 from tests.contract.harness import (
     COLOUR,
     Service,
-    applied,
     array,
     b64,
     checked,
@@ -20,6 +19,7 @@ from tests.contract.harness import (
     quantised,
     serving,
     settings,
+    step_params,
 )
 from tests.helpers.onnx_models import write_model
 from tests.helpers.pictures import noise, opened, save
@@ -55,13 +55,13 @@ def test_defaults(service: Service) -> None:
     assert all("row" not in image and "col" not in image for image in response.json()["images"])
     assert "X-IGN-Seed" not in response.headers
     a, b = latents(1)[0], latents(2, 3)[0]
-    expected = applied(np.stack([slerp(a, b, i / 8) for i in range(9)]), STEPS)
+    expected = step_params(np.stack([slerp(a, b, i / 8) for i in range(9)]), STEPS)
     np.testing.assert_allclose(rows(service), expected, atol=1e-5)
 
 
 def test_lerp(service: Service) -> None:
     a, b = latents(1)[0], latents(2, 3)[0]
-    expected = applied(np.stack([lerp(a, b, i / 4) for i in range(5)]), 1)
+    expected = step_params(np.stack([lerp(a, b, i / 4) for i in range(5)]), 1)
     np.testing.assert_allclose(rows(service, method="lerp", frames=5, steps=1), expected, atol=1e-5)
 
 
@@ -95,7 +95,7 @@ def test_a_loop_comes_back_to_its_first_point(service: Service) -> None:
     assert images[4].data == single(service, 2, 3)
     a, b = latents(1)[0], latents(2, 3)[0]
     found = rows(service, loop=True, frames=9, steps=1)
-    np.testing.assert_allclose(found[6], applied(slerp(b, a, 0.5)[None], 1)[0], atol=1e-5)
+    np.testing.assert_allclose(found[6], step_params(slerp(b, a, 0.5)[None], 1)[0], atol=1e-5)
     assert [image.data for image in interpolated(service, loop=True, frames=2).images] == [images[0].data] * 2
 
 
@@ -111,7 +111,7 @@ def test_a_grid_is_its_corners_and_what_lies_between(service: Service) -> None:
     def mixed(row: int, col: int) -> FloatRow:  # along columns first, then rows
         return slerp(slerp(a, b, col / 4), slerp(c, d, col / 4), row / 2)
 
-    expected = applied(np.stack([mixed(r, col) for r in range(3) for col in range(5)]), STEPS)
+    expected = step_params(np.stack([mixed(r, col) for r in range(3) for col in range(5)]), STEPS)
     np.testing.assert_allclose(rows(service, points=corners, grid={"rows": 3, "cols": 5}), expected, atol=1e-5)
 
 
@@ -182,7 +182,7 @@ def test_a_colour_animation_keeps_its_colours(service: Service) -> None:
     image = opened(service.post("/latent-interpolate", body, accept="image/webp").content)
     image.seek(2)
     found = rows(service, **body)
-    np.testing.assert_allclose(found[2], applied(latents(2, 3, 1, COLOUR), STEPS)[0], atol=1e-5)
+    np.testing.assert_allclose(found[2], step_params(latents(2, 3, 1, COLOUR), STEPS)[0], atol=1e-5)
     np.testing.assert_array_equal(np.asarray(image.convert("RGB")), quantised(found)[2])
 
 

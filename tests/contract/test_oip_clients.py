@@ -16,7 +16,7 @@ import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
-from tests.contract.harness import Service, applied, gated, latents, serving, settings
+from tests.contract.harness import Service, gated, latents, serving, settings, step_params
 from tests.contract.oip import LENGTH, rows_of
 
 X = latents(5, n=2)
@@ -82,7 +82,7 @@ def test_it_infers(
     answer = client.infer(
         "grey", inputs(binary_in), outputs=outputs(binary_out), request_id="7", parameters=parameters, **codings(coding)
     )
-    np.testing.assert_allclose(answer.as_numpy("y"), applied(X, 3), atol=1e-6)
+    np.testing.assert_allclose(answer.as_numpy("y"), step_params(X, 3), atol=1e-6)
     found = answer.get_response()
     assert (found["model_name"], found["model_version"], found["id"]) == ("grey", "10", "7")
     assert ("data" in found["outputs"][0]) == (binary_out is False)
@@ -92,7 +92,7 @@ def test_it_infers_in_the_background(service: Service) -> None:
     with triton.InferenceServerClient(address(service), concurrency=4) as client:
         calls = [client.async_infer("grey", inputs(), model_version="2", priority=1) for _ in range(8)]
         for call in calls:
-            np.testing.assert_allclose(call.get_result().as_numpy("y"), applied(X, 1, scale=1.5), atol=1e-6)
+            np.testing.assert_allclose(call.get_result().as_numpy("y"), step_params(X, 1, scale=1.5), atol=1e-6)
 
 
 def test_it_is_told_what_was_wrong(client: triton.InferenceServerClient) -> None:
@@ -167,7 +167,7 @@ def test_aio_infers(service: Service, binary_in: bool, binary_out: bool | None, 
             client.infer("grey", inputs(binary_in), outputs=outputs(binary_out), **codings(coding)) for _ in range(4)
         ]
         for answer in await asyncio.gather(*calls):
-            np.testing.assert_allclose(answer.as_numpy("y"), applied(X, 1), atol=1e-6)
+            np.testing.assert_allclose(answer.as_numpy("y"), step_params(X, 1), atol=1e-6)
 
     run(service, work)
 
@@ -253,7 +253,7 @@ def test_the_calls_of_perf_analyzer(service: Service, binary: bool) -> None:
     for _ in range(3):
         answer = service.client.post("/v2/models/grey/infer", content=head + X.tobytes() * binary, headers=headers)
         assert (LENGTH in answer.headers) == binary
-        np.testing.assert_allclose(rows_of(answer), applied(X, 1), atol=1e-6)
+        np.testing.assert_allclose(rows_of(answer), step_params(X, 1), atol=1e-6)
     after = get("/v2/models/grey/stats")["model_stats"][-1]
     assert after["inference_count"] - before["inference_count"] == 6
     assert after["execution_count"] - before["execution_count"] == 3

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.contract.harness import GREY, Service, applied, gated, latents, problem, serving, settings
+from tests.contract.harness import GREY, Service, gated, latents, problem, serving, settings, step_params
 from tests.contract.oip import INFER, LENGTH, as_binary, as_json, infer, rows_of, tensor
 
 X = latents(3, n=3)
-Y = applied(X, 1)
+Y = step_params(X, 1)
 BINARY_OUT: dict[str, Any] = {"outputs": [{"name": "y", "parameters": {"binary_data": True}}]}
 JSON_OUT: dict[str, Any] = {"outputs": [{"name": "y", "parameters": {"binary_data": False}}]}
 
@@ -88,13 +88,13 @@ def test_the_answer_names_model_version_and_request(service: Service) -> None:
 
 def test_versions_are_different_functions(service: Service) -> None:
     second = rows_of(infer(service, encoded(as_json(X)), path="/v2/models/grey/versions/2/infer"))
-    np.testing.assert_allclose(second, applied(X, 1, scale=1.5), atol=1e-6)
+    np.testing.assert_allclose(second, step_params(X, 1, scale=1.5), atol=1e-6)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 9])
 def test_steps(service: Service, steps: int) -> None:
     answer = infer(service, encoded(as_json(X, parameters={"steps": steps})))
-    np.testing.assert_allclose(rows_of(answer), applied(X, steps), atol=1e-6)
+    np.testing.assert_allclose(rows_of(answer), step_params(X, steps), atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", [None, "application/octet-stream", "text/plain", "nonsense"])
@@ -110,7 +110,7 @@ def test_a_whole_header_may_announce_plain_json(service: Service) -> None:
 
 def test_the_largest_request(service: Service) -> None:
     rows = latents(1, n=64)
-    np.testing.assert_allclose(rows_of(infer(service, *as_binary(rows))), applied(rows, 1), atol=1e-6)
+    np.testing.assert_allclose(rows_of(infer(service, *as_binary(rows))), step_params(rows, 1), atol=1e-6)
 
 
 @pytest.mark.parametrize(

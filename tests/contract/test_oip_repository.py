@@ -23,13 +23,13 @@ from service.models.repository import LoadedModel
 from tests.contract.harness import (
     GREY,
     Service,
-    applied,
     array,
     checked,
     latents,
     problem,
     serving,
     settings,
+    step_params,
     write_models,
 )
 from tests.contract.oip import INFER, as_binary, as_json, infer, rows_of
@@ -109,8 +109,8 @@ def test_a_new_version_takes_over_and_the_others_stay(service: Service, models: 
     assert index(service)["grey/11"] == ("UNAVAILABLE", "not loaded")
     assert load(service, "grey").json() == {}
     assert index(service)["grey/11"] == ("READY", "")
-    np.testing.assert_allclose(f(service), applied(X, 1, scale=0.5), atol=1e-6)
-    np.testing.assert_allclose(f(service, "grey/10"), applied(X, 1), atol=1e-6)
+    np.testing.assert_allclose(f(service), step_params(X, 1, scale=0.5), atol=1e-6)
+    np.testing.assert_allclose(f(service, "grey/10"), step_params(X, 1), atol=1e-6)
     assert service.get("/models").json()["default"] == "grey/11"
     assert service.get("/models/grey").json()["digest"] == f"sha256:{digest}"
     assert service.get("/v2/models/grey").json()["versions"] == ["2", "10", "11"]
@@ -123,7 +123,7 @@ def test_a_new_model_comes(service: Service, models: Path) -> None:
     replace(models, "other/1", scale=0.25)
     assert load(service, "other").status_code == 200
     assert service.get("/v2/models/other/ready").status_code == 200
-    np.testing.assert_allclose(f(service, "other"), applied(X, 1, scale=0.25), atol=1e-6)
+    np.testing.assert_allclose(f(service, "other"), step_params(X, 1, scale=0.25), atol=1e-6)
 
 
 def test_a_replaced_file_is_another_model_and_only_that_is_loaded_again(service: Service, models: Path) -> None:
@@ -132,7 +132,7 @@ def test_a_replaced_file_is_another_model_and_only_that_is_loaded_again(service:
     assert {model.ref: model for model in running(service)} == before
     digest = replace(models, "grey/10", scale=0.5)
     assert load(service, "grey").status_code == 200
-    np.testing.assert_allclose(f(service), applied(X, 1, scale=0.5), atol=1e-6)
+    np.testing.assert_allclose(f(service), step_params(X, 1, scale=0.5), atol=1e-6)
     service.until(lambda: len(running(service)) == 3 and service.get("/healthz").is_success)
     after = {model.ref: model for model in running(service)}
     assert {ref for ref in after if after[ref] is not before[ref]} == {"grey/10"}
@@ -149,7 +149,7 @@ def test_a_version_whose_folder_is_gone_leaves(service: Service, models: Path) -
     problem(service.get("/v2/models/grey/versions/10/ready"), 404, "unknown_model")
     assert service.get("/models").json()["default"] == "grey/2"
     assert "grey/10" not in index(service, ready=True)
-    np.testing.assert_allclose(f(service), applied(X, 1, scale=1.5), atol=1e-6)
+    np.testing.assert_allclose(f(service), step_params(X, 1, scale=1.5), atol=1e-6)
 
 
 def test_a_model_whose_folder_is_gone_stays_until_it_is_unloaded(service: Service, models: Path) -> None:
@@ -167,7 +167,7 @@ def test_the_pinned_default_stays_when_its_folder_is_gone(models: Path) -> None:
         assert load(service, "grey").status_code == 200
         why = "grey/2: its files are gone; it still serves, because callers rely on it"
         assert index(service)["grey/2"] == ("READY", why)
-        np.testing.assert_allclose(f(service, None), applied(X, 1, scale=1.5), atol=1e-6)
+        np.testing.assert_allclose(f(service, None), step_params(X, 1, scale=1.5), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["nope", "GREY", "..", "%2e%2e", "grey%20", "x" * 300, ".hidden"])
@@ -196,14 +196,14 @@ def test_a_broken_replacement_leaves_the_old_one_serving_and_says_why(service: S
     answer = checked(service.get("/models"), ModelList)
     assert [found.model_dump() for found in answer.failures] == [{"name": "grey", "version": "10", "reason": why}]
     assert service.get("/readyz").status_code == service.get("/v2/health/ready").status_code == 200
-    np.testing.assert_allclose(f(service), applied(X, 1), atol=1e-6)
+    np.testing.assert_allclose(f(service), step_params(X, 1), atol=1e-6)
     assert service.get("/models/grey/10").json()["digest"] == f"sha256:{digest}"
     # Once its files are sound it takes over, and nothing is left of the failure.
     replace(models, "grey/10", scale=0.5)
     assert load(service, "grey").status_code == 200
     assert index(service)["grey/10"] == ("READY", "")
     assert service.get("/models").json()["failures"] == []
-    np.testing.assert_allclose(f(service), applied(X, 1, scale=0.5), atol=1e-6)
+    np.testing.assert_allclose(f(service), step_params(X, 1, scale=0.5), atol=1e-6)
 
 
 def test_a_broken_new_version_is_not_served_and_sound_ones_are(service: Service, models: Path) -> None:
@@ -215,7 +215,7 @@ def test_a_broken_new_version_is_not_served_and_sound_ones_are(service: Service,
     assert state == "UNAVAILABLE"
     assert why.startswith("grey/12/golden.npz: ")
     problem(service.get("/v2/models/grey/versions/12/ready"), 404, "unknown_model")
-    np.testing.assert_allclose(f(service), applied(X, 1, scale=0.5), atol=1e-6)
+    np.testing.assert_allclose(f(service), step_params(X, 1, scale=0.5), atol=1e-6)
     shutil.rmtree(models / "grey" / "12")
     assert load(service, "grey").status_code == 200
     assert "grey/12" not in index(service)
@@ -233,7 +233,7 @@ def test_nothing_leaves_where_nothing_can_take_its_place(service: Service, model
         "grey/11": "UNAVAILABLE",
     }
     assert "its files are gone" in found["grey/2"][1]
-    np.testing.assert_allclose(f(service), applied(X, 1), atol=1e-6)
+    np.testing.assert_allclose(f(service), step_params(X, 1), atol=1e-6)
 
 
 def test_a_folder_that_leads_out_is_not_followed(service: Service, models: Path, tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_a_failure_nobody_foresaw_changes_nothing(
     assert detail == "grey/11: loading it failed in a way nobody foresaw; the log says how"
     assert [record.getMessage() for record in service.errors] == ["loading grey/11 failed"]
     service.errors.clear()
-    np.testing.assert_allclose(f(service), applied(X, 1), atol=1e-6)
+    np.testing.assert_allclose(f(service), step_params(X, 1), atol=1e-6)
 
 
 # Unload
@@ -331,12 +331,12 @@ def test_a_stream_under_way_is_finished_by_the_version_that_began_it(service: Se
         new = replace(models, "grey/10", scale=0.5)
         assert load(service, "grey").status_code == 200
         assert service.get("/models/grey/10").json()["digest"] == f"sha256:{new}"
-        np.testing.assert_allclose(f(service), applied(X, 1, scale=0.5), atol=1e-6)
+        np.testing.assert_allclose(f(service), step_params(X, 1, scale=0.5), atol=1e-6)
         events = [json.loads(line.removeprefix("data:")) for line in (first, *lines) if line.startswith("data:")]
     assert response.headers["X-IGN-Model"] == f"grey/10@{old[:12]}"
     assert events[-1]["model"]["digest"] == f"sha256:{old}"
     step = next(event for event in events if event.get("step") == 1)
-    np.testing.assert_allclose(array(base64.b64decode(step["data"]))[None], applied(X, 1), atol=1e-6)
+    np.testing.assert_allclose(array(base64.b64decode(step["data"]))[None], step_params(X, 1), atol=1e-6)
     service.until(lambda: service.get("/healthz").is_success and len(running(service)) == 3)
 
 
@@ -376,7 +376,7 @@ def test_a_slow_upload_is_answered_by_whoever_serves_when_it_is_there(service: S
         replace(models, "grey/10", scale=0.5)
         assert load(service, "grey").status_code == 200
         go.set()
-        np.testing.assert_allclose(rows_of(call.result()), applied(X, 1, scale=0.5), atol=1e-6)
+        np.testing.assert_allclose(rows_of(call.result()), step_params(X, 1, scale=0.5), atol=1e-6)
 
 
 @pytest.mark.slow
@@ -406,7 +406,7 @@ def test_reloading_under_load_drops_and_mixes_nothing(service: Service, models: 
         assert response.status_code == 200, response.text
         digest = response.headers["X-IGN-Model"].partition("@")[2]
         seen.add(digest)
-        np.testing.assert_allclose(y, applied(x, steps, scale=scales[digest]), atol=1e-5)
+        np.testing.assert_allclose(y, step_params(x, steps, scale=scales[digest]), atol=1e-5)
 
     def answered_by(digest: str) -> bool:
         return service.get("/healthz").is_success and digest in seen

@@ -10,13 +10,13 @@ from service.api.native.schemas import ProjectAnswer
 from tests.contract.harness import (
     Pixels,
     Service,
-    applied,
     array,
     b64,
     checked,
     pixels,
     problem,
     quantised,
+    step_params,
     unb64,
 )
 from tests.helpers.pictures import exif, noise, save
@@ -63,7 +63,7 @@ def test_defaults(service: Service) -> None:
     assert list(response.json()) == ["model", "request_id", "images", "timing"]
     image = answer.images[0]
     assert (image.index, image.inverted, image.steps, image.format) == (0, False, 1, "png")
-    expected = applied(prepared(DARK), 1)
+    expected = step_params(prepared(DARK), 1)
     np.testing.assert_allclose(rows(service), expected, atol=1e-5)
     np.testing.assert_array_equal(pixels(unb64(image.data)), quantised(rows(service))[0])
     assert image.distance == pytest.approx(np.abs(expected - prepared(DARK)).mean(), abs=2e-6)
@@ -200,7 +200,7 @@ def in_painted(steps: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     x = prepared(DARK)
     y = x
     for _ in range(steps):
-        y = np.where(LEFT > 127, applied(y, 1), x)
+        y = np.where(LEFT > 127, step_params(y, 1), x)
     return y
 
 
@@ -209,7 +209,7 @@ def test_masked_pixels_are_put_back_after_every_step(service: Service) -> None:
     np.testing.assert_allclose(found, in_painted(3), atol=1e-5)
     np.testing.assert_array_equal(found[..., 4:], prepared(DARK)[..., 4:])
     image = projected(service, steps=3, mask=b64(MASK), record=[1]).images[0]
-    expected = np.abs(applied(prepared(DARK), 1) - prepared(DARK)).mean()
+    expected = np.abs(step_params(prepared(DARK), 1) - prepared(DARK)).mean()
     assert image.distance == pytest.approx(expected, abs=2e-6)  # before the mask
     change = np.abs(in_painted(1) - prepared(DARK)).mean()  # after it
     assert (image.trajectory or [])[0].change == pytest.approx(change, abs=2e-6)
@@ -245,7 +245,7 @@ def test_a_mask_of_the_pictures_size_is_resized_with_it(service: Service) -> Non
 
 def test_tolerance_and_score(service: Service) -> None:
     x = prepared(DARK)
-    changes = [float(np.abs(applied(x, k) - applied(x, k - 1)).mean()) for k in range(1, 6)]
+    changes = [float(np.abs(step_params(x, k) - step_params(x, k - 1)).mean()) for k in range(1, 6)]
     image = projected(service, steps=50, tolerance=(changes[2] + changes[3]) / 2, score=True).images[0]
     assert (image.steps, image.converged) == (4, True)
     assert image.drift == pytest.approx(changes[4], abs=2e-6)
@@ -289,7 +289,9 @@ def test_tolerance_looks_at_what_is_left_once_kept_pixels_are_put_back(service: 
     states = [in_painted(k) for k in range(12)]
     changes = [float(np.abs(b - a).mean()) for a, b in itertools.pairwise(states)]
     tolerance = (changes[2] + changes[3]) / 2
-    assert float(np.abs(applied(prepared(DARK), 4) - applied(prepared(DARK), 3)).mean()) > tolerance  # without a mask
+    assert (
+        float(np.abs(step_params(prepared(DARK), 4) - step_params(prepared(DARK), 3)).mean()) > tolerance
+    )  # without a mask
     image = projected(service, steps=50, mask=b64(MASK), tolerance=tolerance, format="npy").images[0]
     assert (image.steps, image.converged) == (4, True)
     np.testing.assert_allclose(array(unb64(image.data)), states[4][0], atol=1e-5)

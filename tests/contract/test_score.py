@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from service.api.native.schemas import ScoreAnswer
-from tests.contract.harness import Service, applied, b64, checked, pixels, problem, serving, settings
+from tests.contract.harness import Service, b64, checked, pixels, problem, serving, settings, step_params
 from tests.helpers.onnx_models import write_model
 from tests.helpers.pictures import noise, save
 
@@ -18,7 +18,7 @@ WIDE = save(noise(8, 14, seed=3))
 def expected(picture: bytes) -> tuple[float, float]:
     """(distance, drift) by the numpy network."""
     x = (pixels(picture).astype(np.float64) * 2 / 255 - 1).astype(np.float32)[None, None]
-    y, z = applied(x, 1), applied(x, 2)
+    y, z = step_params(x, 1), step_params(x, 2)
     return float(np.abs(y - x).mean()), float(np.abs(z - y).mean())
 
 

@@ -103,7 +103,7 @@ def marked(*values: float) -> FloatRows:
     return np.stack([np.full((1, 4, 4), value, np.float32) for value in values])
 
 
-def plan(
+def params(
     steps: int = 1,
     *,
     key: str = "",
@@ -113,8 +113,8 @@ def plan(
     record: tuple[int, ...] = (),
     score: bool = False,
 ) -> SchedulingParams:
-    applied = StepParams(steps=steps, tolerance=tolerance, record=record, score=score)
-    return SchedulingParams(applied=applied, key=key, deadline=deadline, progress=progress)
+    step_params = StepParams(steps=steps, tolerance=tolerance, record=record, score=score)
+    return SchedulingParams(step_params=step_params, key=key, deadline=deadline, progress=progress)
 
 
 async def collect(events: AsyncIterator[Event]) -> list[Event]:

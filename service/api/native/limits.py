@@ -19,7 +19,7 @@ def check_count(field: str, count: int, limit: int) -> None:
         raise InvalidContent.field(field, f"must be at most {limit}")
 
 
-def applied(options: Applying, *, recommended: int, rows: int, settings: Settings) -> StepParams:
+def step_params(options: Applying, *, recommended: int, rows: int, settings: Settings) -> StepParams:
     """How f is to be applied.
 
     Args:

@@ -12,7 +12,7 @@ from service.api.http.disconnect import until_disconnect
 from service.api.http.negotiation import Media
 from service.api.http.request_context import ApiRequest
 from service.api.native import openapi
-from service.api.native.limits import applied, check_count, checked_steps, path_of
+from service.api.native.limits import check_count, checked_steps, path_of, step_params
 from service.api.native.responses import ResponseSpec, answer, check_form, scores
 from service.api.native.schemas import (
     ArithmeticAnswer,
@@ -54,7 +54,7 @@ async def generate(request: Request) -> Response:
     settings = exchange.services.settings
     check_count("n", options.n, settings.max_images)
     model = exchange.model(options.model)
-    how = applied(options, recommended=model.card.steps.generate, rows=options.n, settings=settings)
+    how = step_params(options, recommended=model.card.steps.generate, rows=options.n, settings=settings)
     seed = secrets.randbits(_SEED_BITS) if options.seed is None else options.seed
     labels = [{"index": options.offset + i} for i in range(options.n)]
     shape = ResponseSpec(model=model, media=media, format=options.format, labels=labels, members={"seed": seed})
@@ -63,7 +63,7 @@ async def generate(request: Request) -> Response:
 
     def rows() -> Batch:
         return exchange.services.engine.generate(
-            model, seed=seed, offset=options.offset, n=options.n, noise_scale=options.noise_scale, applied=how
+            model, seed=seed, offset=options.offset, n=options.n, noise_scale=options.noise_scale, step_params=how
         )
 
     large = options.n * channels * height * width > _LARGE_NOISE
@@ -79,14 +79,14 @@ async def project(request: Request) -> Response:
     options, settings = upload.options, exchange.services.settings
     model = exchange.model(options.model)
     count = len(upload.images)
-    how = applied(options, recommended=model.card.steps.project, rows=count, settings=settings)
+    how = step_params(options, recommended=model.card.steps.project, rows=count, settings=settings)
     limits = DecodeLimits(max_pixels=settings.max_pixels)
 
     def rows() -> Batch:
         prepared = prepare_upload(upload, model, limits, settings.max_body_bytes)
         for label, inverted in zip(labels, prepared.inverted, strict=True):
             label["inverted"] = inverted
-        return Batch(rows=prepared.rows, applied=how, keep=prepared.keep, strength=options.strength)
+        return Batch(rows=prepared.rows, step_params=how, keep=prepared.keep, strength=options.strength)
 
     labels: list[dict[str, Any]] = [{"index": i} for i in range(count)]
     shape = ResponseSpec(model=model, media=media, format=options.format, labels=labels)
@@ -162,7 +162,7 @@ async def score(request: Request) -> Response:
 
     def rows() -> Batch:
         prepared = prepare_upload(upload, model, limits, settings.max_body_bytes)
-        return Batch(rows=prepared.rows, applied=StepParams(steps=1, score=True))
+        return Batch(rows=prepared.rows, step_params=StepParams(steps=1, score=True))
 
     exchange.services.engine.check_capacity(model, len(upload.images))
 

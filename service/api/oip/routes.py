@@ -148,7 +148,7 @@ async def infer(request: Request) -> Response:
     async def work() -> Response:
         asked = await exchange.aside(read, large=coding is not None or len(body) > _ASIDE)
         call = _sooner(exchange.call, exchange.arrival, asked.timeout_us)
-        batch = Batch(rows=asked.rows, applied=StepParams(steps=asked.steps))
+        batch = Batch(rows=asked.rows, step_params=StepParams(steps=asked.steps))
         return await _answer(exchange, model, asked, await exchange.services.engine.run(model, batch, call))
 
     return await until_disconnect(request.receive, work())

@@ -28,7 +28,7 @@ from ign_client import (
     Term,
 )
 from service.app import create_app
-from tests.contract.harness import GREY, Service, applied, b64, latents, npy, pixels, quantised, settings
+from tests.contract.harness import GREY, Service, b64, latents, npy, pixels, quantised, settings, step_params
 from tests.helpers.pictures import noise, save
 from tests.unit.sdk.asking import Ask
 
@@ -74,7 +74,7 @@ def test_generate(service: Service, ask: Ask) -> None:
 
 def test_what_comes_out_is_f_of_the_seed(service: Service, ask: Ask) -> None:
     (image,) = ask(service.url, "generate", seed=7, steps=2)
-    expected = applied(latents(7), 2)
+    expected = step_params(latents(7), 2)
     np.testing.assert_array_equal(image.to_numpy(), quantised(expected)[0])
     (row,) = ask(service.url, "generate", seed=7, steps=2, format="npy")
     np.testing.assert_allclose(row.to_numpy(), expected[0], atol=1e-5)

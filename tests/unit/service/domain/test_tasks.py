@@ -17,8 +17,8 @@ from service.domain.tasks import SchedulingParams, StepParams
     ],
 )
 def test_valid_requests(options: dict[str, Any]) -> None:
-    applied = StepParams(**options)
-    assert SchedulingParams(applied=applied).applied is applied
+    step_params = StepParams(**options)
+    assert SchedulingParams(step_params=step_params).step_params is step_params
 
 
 @pytest.mark.parametrize(

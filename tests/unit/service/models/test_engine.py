@@ -44,17 +44,17 @@ class Recorder:
         if self.error is not None:
             raise self.error
 
-    async def submit(self, rows: FloatRows, plan: SchedulingParams) -> Result:
-        self.asked.append((rows, plan))
+    async def submit(self, rows: FloatRows, params: SchedulingParams) -> Result:
+        self.asked.append((rows, params))
         if self.error is not None:
             raise self.error
         (result,) = [event for event in self.events if isinstance(event, Result)]
         return result
 
     async def stream(
-        self, rows: FloatRows, plan: SchedulingParams
+        self, rows: FloatRows, params: SchedulingParams
     ) -> AsyncGenerator[StepOutput | StreamProgress | Result, None]:
-        self.asked.append((rows, plan))
+        self.asked.append((rows, params))
         try:
             for event in self.events:
                 yield event
@@ -86,9 +86,9 @@ def step(index: int, row: FloatRows, number: int) -> StepOutput:
 
 def test_generate_makes_the_seeds_rows() -> None:
     how = StepParams(steps=3)
-    batch = Engine().generate(MODEL, seed=4, offset=2, n=3, noise_scale=0.5, applied=how)
+    batch = Engine().generate(MODEL, seed=4, offset=2, n=3, noise_scale=0.5, step_params=how)
     np.testing.assert_array_equal(batch.rows, NOISE.rows(4, 2, 3, 0.5))
-    assert (batch.applied, batch.keep, batch.strength, batch.repeat_first) == (how, None, 1.0, False)
+    assert (batch.step_params, batch.keep, batch.strength, batch.repeat_first) == (how, None, 1.0, False)
 
 
 def test_points_are_latents_by_name_or_by_value() -> None:
@@ -120,16 +120,16 @@ def test_blending_is_exact_at_its_ends() -> None:
     x, y = sample_rows(2, SHAPE)
     rows = x[None]
     how = StepParams(steps=1)
-    assert Batch(rows=rows, applied=how).blend(0, y) is y
-    np.testing.assert_array_equal(Batch(rows=rows, applied=how, strength=0.0).blend(0, y), x)
-    half = Batch(rows=rows, applied=how, strength=0.5).blend(0, y)
+    assert Batch(rows=rows, step_params=how).blend(0, y) is y
+    np.testing.assert_array_equal(Batch(rows=rows, step_params=how, strength=0.0).blend(0, y), x)
+    half = Batch(rows=rows, step_params=how, strength=0.5).blend(0, y)
     assert half.dtype == np.float32
     np.testing.assert_allclose(half, (x + y) / 2, atol=1e-7)
 
 
 def test_a_recorded_input_is_never_blended() -> None:
     x, y = sample_rows(2, SHAPE)
-    batch = Batch(rows=x[None], applied=StepParams(steps=1), strength=0.3)
+    batch = Batch(rows=x[None], step_params=StepParams(steps=1), strength=0.3)
     assert batch.blend_step(step(0, x, 0)).row is x
     blended = batch.blend_step(step(0, y, 1))
     np.testing.assert_allclose(blended.row, 0.7 * x + 0.3 * y, atol=1e-6)
@@ -138,7 +138,7 @@ def test_a_recorded_input_is_never_blended() -> None:
 
 def test_a_result_is_blended_with_its_own_inputs() -> None:
     x, y = sample_rows(3, SHAPE, seed=1), sample_rows(3, SHAPE, seed=2)
-    found = finish(result(y), Batch(rows=x, applied=StepParams(steps=1), strength=0.25))
+    found = finish(result(y), Batch(rows=x, step_params=StepParams(steps=1), strength=0.25))
     np.testing.assert_allclose(found.rows, 0.75 * x + 0.25 * y, atol=1e-6)
     for i, steps in enumerate(found.trajectory):
         np.testing.assert_array_equal(steps[0].row, y[i])
@@ -148,14 +148,14 @@ def test_a_result_is_blended_with_its_own_inputs() -> None:
 
 def test_an_ordinary_result_passes_through() -> None:
     given = result(sample_rows(2, SHAPE))
-    assert finish(given, Batch(rows=sample_rows(2, SHAPE), applied=StepParams(steps=1))) is given
+    assert finish(given, Batch(rows=sample_rows(2, SHAPE), step_params=StepParams(steps=1))) is given
 
 
 @pytest.mark.parametrize("optional", [False, True])
 def test_a_loop_ends_with_its_first_row(optional: bool) -> None:
     rows = sample_rows(3, SHAPE)
     given = result(rows, drift=optional, trajectory=optional)
-    found = finish(given, Batch(rows=rows, applied=StepParams(steps=1), repeat_first=True))
+    found = finish(given, Batch(rows=rows, step_params=StepParams(steps=1), repeat_first=True))
     np.testing.assert_array_equal(found.rows, rows[[0, 1, 2, 0]])
     assert found.steps.tolist() == [0, 1, 2, 0]
     assert found.converged.tolist() == [True, False, True, True]
@@ -168,7 +168,7 @@ def test_a_loop_ends_with_its_first_row(optional: bool) -> None:
 def test_the_plan_is_what_was_asked_for() -> None:
     rows = sample_rows(2, SHAPE)
     keep = np.zeros((2, 1, 4, 4), np.bool_)
-    batch = Batch(rows=rows, applied=StepParams(steps=2), keep=keep)
+    batch = Batch(rows=rows, step_params=StepParams(steps=2), keep=keep)
     scheduler = Recorder([result(rows)])
     call = Call(key="alice", deadline=12.5)
 
@@ -180,8 +180,13 @@ def test_the_plan_is_what_was_asked_for() -> None:
     asyncio.run(both())
     (rows_run, run), (rows_streamed, streamed) = scheduler.asked
     assert rows_run is rows_streamed is rows
-    for plan in (run, streamed):
-        assert (plan.applied, plan.keep, plan.deadline, plan.key) == (batch.applied, keep, 12.5, "alice")
+    for params in (run, streamed):
+        assert (params.step_params, params.keep, params.deadline, params.key) == (
+            batch.step_params,
+            keep,
+            12.5,
+            "alice",
+        )
     assert (run.progress, streamed.progress) == (False, True)
 
 
@@ -189,7 +194,7 @@ def test_a_stream_is_blended_and_finished_as_it_comes() -> None:
     x, y = sample_rows(1, SHAPE, seed=1), sample_rows(1, SHAPE, seed=2)
     progress = StreamProgress(steps_done=1, steps=2, rows_done=0, rows=1)
     scheduler = Recorder([step(0, x[0], 0), progress, step(0, y[0], 1), result(y)])
-    batch = Batch(rows=x, applied=StepParams(steps=1), strength=0.5)
+    batch = Batch(rows=x, step_params=StepParams(steps=1), strength=0.5)
 
     async def heard() -> list[StepOutput | StreamProgress | Result]:
         return [event async for event in engine(scheduler).stream(MODEL, batch, Call())]
@@ -209,7 +214,7 @@ def test_closing_the_stream_closes_the_schedulers() -> None:
     scheduler = Recorder([step(0, rows[0], 0), result(rows)])
 
     async def leave() -> None:
-        events = engine(scheduler).stream(MODEL, Batch(rows=rows, applied=StepParams(steps=1)), Call())
+        events = engine(scheduler).stream(MODEL, Batch(rows=rows, step_params=StepParams(steps=1)), Call())
         await anext(events)
         assert not scheduler.closed
         await events.aclose()
@@ -220,7 +225,7 @@ def test_closing_the_stream_closes_the_schedulers() -> None:
 
 def test_failures_pass_through() -> None:
     scheduler = Recorder(error=QueueFull("full", retry_after=1.0))
-    batch = Batch(rows=sample_rows(1, SHAPE), applied=StepParams(steps=1))
+    batch = Batch(rows=sample_rows(1, SHAPE), step_params=StepParams(steps=1))
     with pytest.raises(QueueFull):
         asyncio.run(engine(scheduler).run(MODEL, batch, Call()))
 
@@ -232,7 +237,7 @@ def test_over_the_real_scheduler() -> None:
         served = replace(MODEL)
         service = Engine(schedulers={served: scheduler})
         batch = service.generate(
-            served, seed=1, offset=0, n=3, noise_scale=1.0, applied=StepParams(steps=2, record=(1,))
+            served, seed=1, offset=0, n=3, noise_scale=1.0, step_params=StepParams(steps=2, record=(1,))
         )
         found = await service.run(served, batch, Call())
         events = [event async for event in service.stream(served, batch, Call())]
@@ -254,7 +259,7 @@ def test_a_failing_row_fails_its_request() -> None:
         scheduler.start()
         service = Engine(schedulers={MODEL: scheduler})
         try:
-            await service.run(MODEL, Batch(rows=sample_rows(2, SHAPE), applied=StepParams(steps=1)), Call())
+            await service.run(MODEL, Batch(rows=sample_rows(2, SHAPE), step_params=StepParams(steps=1)), Call())
         finally:
             await asyncio.to_thread(scheduler.close)
 

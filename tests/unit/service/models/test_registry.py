@@ -64,7 +64,7 @@ class Stage:
         return replace(loaded, close=lambda: self.closed.append(loaded))
 
     def run(self, model: LoadedModel) -> "asyncio.Task[Result]":
-        batch = Batch(rows=marked(1.0), applied=StepParams(steps=1))
+        batch = Batch(rows=marked(1.0), step_params=StepParams(steps=1))
         return asyncio.create_task(self.engine.run(model, batch, Call()))
 
 

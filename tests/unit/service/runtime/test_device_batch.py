@@ -14,7 +14,7 @@ from service.domain.tasks import Result, SchedulingParams, StepOutput, StepParam
 from service.scheduling.batch import RunningBatch
 from service.scheduling.request import ScheduledRequest
 from tests.helpers.fakes import FakeModel
-from tests.helpers.serving import marked, plan, serving
+from tests.helpers.serving import marked, params, serving
 
 
 class Staying(FakeModel):
@@ -68,7 +68,15 @@ def answered(model: FakeModel, rows: FloatRows, wanted: SchedulingParams) -> Res
 @pytest.mark.parametrize("buckets", [None, (1, 2, 4, 8)])
 @pytest.mark.parametrize(
     "wanted",
-    [plan(1), plan(2), plan(9), plan(9, score=True), plan(9, record=(0, 4, 9)), plan(9, tolerance=0.6), plan(40)],
+    [
+        params(1),
+        params(2),
+        params(9),
+        params(9, score=True),
+        params(9, record=(0, 4, 9)),
+        params(9, tolerance=0.6),
+        params(40),
+    ],
 )
 def test_the_answer_is_the_same(wanted: SchedulingParams, buckets: tuple[int, ...] | None) -> None:
     x = marked(16, -8, 1024)
@@ -81,14 +89,14 @@ def test_the_answer_is_the_same(wanted: SchedulingParams, buckets: tuple[int, ..
 
 def test_rows_come_back_only_when_somebody_looks() -> None:
     model = Staying()
-    answered(model, marked(1024), plan(6))
+    answered(model, marked(1024), params(6))
     # the first step for its distance, the last for the answer
     assert model.calls == [1, "load", *["step"] * 4, "fetch", 1]
 
 
 def test_a_single_quiet_step_is_not_worth_it() -> None:
     model = Staying()
-    answered(model, marked(1024), plan(3))
+    answered(model, marked(1024), params(3))
     assert model.calls == [1, 1, 1]
 
 
@@ -96,12 +104,12 @@ def test_a_model_may_offer_it_and_not_have_it() -> None:
     class Elsewhere(FakeModel):
         resident = None
 
-    assert answered(Elsewhere(), marked(16), plan(4)).rows.max() == 1.0
+    assert answered(Elsewhere(), marked(16), params(4)).rows.max() == 1.0
 
 
 def test_a_step_that_fails_keeps_those_before_it() -> None:
     model = Staying(breaks_at=3)
-    result = answered(model, marked(1024), plan(8))
+    result = answered(model, marked(1024), params(8))
     np.testing.assert_array_equal(result.rows, marked(4))
     # two steps were made and are not made again; from then on the rows come and go
     assert model.calls == [1, "load", "step", "step", "step", "fetch", 1, 1, 1, 1, 1]
@@ -109,7 +117,7 @@ def test_a_step_that_fails_keeps_those_before_it() -> None:
 
 def test_what_cannot_be_fetched_is_made_again() -> None:
     model = Staying(loses=True)
-    np.testing.assert_array_equal(answered(model, marked(1024), plan(5)).rows, marked(32))
+    np.testing.assert_array_equal(answered(model, marked(1024), params(5)).rows, marked(32))
     assert model.calls == [1, "load", "step", "step", "step", "fetch", 1, 1, 1, 1]
 
 
@@ -124,7 +132,7 @@ def nan_below(limit: float) -> Callable[[FloatRows], FloatRows]:
 def test_a_row_that_is_no_number_any_more_fails_alone() -> None:
     async def main() -> list[Result | BaseException]:
         with serving(Staying(function=nan_below(3))) as scheduler:
-            runs = [scheduler.submit(marked(value), plan(6)) for value in (1024, 64)]  # 16, and below 3 at step 5
+            runs = [scheduler.submit(marked(value), params(6)) for value in (1024, 64)]  # 16, and below 3 at step 5
             return await asyncio.gather(*runs, return_exceptions=True)
 
     good, bad = asyncio.run(main())
@@ -140,7 +148,7 @@ def test_poison_fails_alone() -> None:
 
     async def main() -> list[Result | BaseException]:
         with serving(Staying(poison=poisonous)) as scheduler:
-            runs = [scheduler.submit(marked(value), plan(6)) for value in (1024, 32)]
+            runs = [scheduler.submit(marked(value), params(6)) for value in (1024, 32)]
             return await asyncio.gather(*runs, return_exceptions=True)
 
     good, bad = asyncio.run(main())
@@ -158,14 +166,14 @@ def test_out_of_memory_while_they_stay_sheds_as_elsewhere() -> None:
 
     model.step = step  # type: ignore[method-assign]
     x = marked(64, 128, 256, 512)
-    np.testing.assert_array_equal(answered(model, x, plan(6)).rows, marked(1, 2, 4, 8))
+    np.testing.assert_array_equal(answered(model, x, params(6)).rows, marked(1, 2, 4, 8))
     assert model.batch_size_reductions == 1
     assert model.buckets == (1, 2)
 
 
 def batch_of(model: FakeModel, rows: FloatRows, steps: int) -> RunningBatch:
     batch = RunningBatch(model, 8, lambda: 0.0, lambda *_: None)
-    request = ScheduledRequest(rows, SchedulingParams(applied=StepParams(steps=steps)), streamed=False, arrived=0.0)
+    request = ScheduledRequest(rows, SchedulingParams(step_params=StepParams(steps=steps)), streamed=False, arrived=0.0)
     batch.arrange(request.members)
     batch.advance()
     batch.settle()

@@ -21,9 +21,9 @@ def request(
     progress: bool = False,
     streamed: bool = False,
 ) -> ScheduledRequest:
-    applied = StepParams(steps=steps, tolerance=tolerance, record=record, score=score)
-    plan = SchedulingParams(applied=applied, deadline=deadline, key=key, progress=progress)
-    return ScheduledRequest(np.zeros((n, 1, 1, 1), np.float32), plan, streamed=streamed, arrived=0.0)
+    step_params = StepParams(steps=steps, tolerance=tolerance, record=record, score=score)
+    params = SchedulingParams(step_params=step_params, deadline=deadline, key=key, progress=progress)
+    return ScheduledRequest(np.zeros((n, 1, 1, 1), np.float32), params, streamed=streamed, arrived=0.0)
 
 
 def learned(*, queue_rows: int = 10_000, batch_rows: int = 8) -> Admission:
@@ -139,11 +139,11 @@ def test_a_deadline_already_passed_is_refused_whatever_was_seen() -> None:
 )
 def test_unreachable_even_on_an_idle_service(one: ScheduledRequest, seconds: float) -> None:
     books = learned()
-    plan = one.plan
+    params = one.params
     for deadline, reachable in ((seconds * 1.01, True), (seconds * 0.99, False)):
         again = ScheduledRequest(
             one.rows,
-            SchedulingParams(applied=plan.applied, deadline=deadline, progress=plan.progress),
+            SchedulingParams(step_params=params.step_params, deadline=deadline, progress=params.progress),
             streamed=one.streamed,
             arrived=0.0,
         )

@@ -10,8 +10,8 @@ from service.scheduling.request import Row, ScheduledRequest
 
 
 def request(n: int = 1, *, key: str = "", steps: int = 1000, deadline: float | None = None) -> ScheduledRequest:
-    plan = SchedulingParams(applied=StepParams(steps=steps), key=key, deadline=deadline)
-    return ScheduledRequest(np.zeros((n, 1, 1, 1), np.float32), plan, streamed=False, arrived=0.0)
+    params = SchedulingParams(step_params=StepParams(steps=steps), key=key, deadline=deadline)
+    return ScheduledRequest(np.zeros((n, 1, 1, 1), np.float32), params, streamed=False, arrived=0.0)
 
 
 def push(queue: FairQueue, *requests: ScheduledRequest) -> None:
@@ -33,14 +33,14 @@ def run(queue: FairQueue, row: Row) -> None:
 def test_places_are_dealt_round_robin_to_keys() -> None:
     queue = FairQueue()
     push(queue, request(100, key="a"), request(3, key="b"), request(3, key="c"))
-    assert Counter(row.request.plan.key for row in take(queue, 6)) == {"a": 2, "b": 2, "c": 2}
-    assert Counter(row.request.plan.key for row in take(queue, 6)) == {"a": 4, "b": 1, "c": 1}
+    assert Counter(row.request.params.key for row in take(queue, 6)) == {"a": 2, "b": 2, "c": 2}
+    assert Counter(row.request.params.key for row in take(queue, 6)) == {"a": 4, "b": 1, "c": 1}
 
 
 def test_more_keys_than_places_take_turns() -> None:
     queue = FairQueue()
     push(queue, *(request(2, key=key) for key in "abcde"))
-    assert [row.request.plan.key for _ in range(5) for row in take(queue, 2)] == list("abcdeabcde")
+    assert [row.request.params.key for _ in range(5) for row in take(queue, 2)] == list("abcdeabcde")
 
 
 def test_fewest_steps_first_then_deadline_then_arrival() -> None:

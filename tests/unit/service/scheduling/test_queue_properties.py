@@ -12,8 +12,8 @@ from service.scheduling.request import Row, ScheduledRequest
 
 
 def request(n: int, *, key: str = "", steps: int = 0, deadline: float | None = None) -> ScheduledRequest:
-    plan = SchedulingParams(applied=StepParams(steps=10**6), key=key, deadline=deadline)
-    found = ScheduledRequest(np.zeros((n, 1, 1, 1), np.float32), plan, streamed=False, arrived=0.0)
+    params = SchedulingParams(step_params=StepParams(steps=10**6), key=key, deadline=deadline)
+    found = ScheduledRequest(np.zeros((n, 1, 1, 1), np.float32), params, streamed=False, arrived=0.0)
     for row in found.members:
         row.steps = steps
     return found
@@ -47,9 +47,9 @@ def test_two_callers_with_work_get_the_same_number_of_places(
         push(queue, *(request(n, key=key) for key, n in coming))
         taken, _ = queue.take(places, 0.0)
         for row in taken:
-            if row.request.plan.key in served:
-                served[row.request.plan.key] += 1
-        run(queue, [row for row in taken if row.request.plan.key in served])
+            if row.request.params.key in served:
+                served[row.request.params.key] += 1
+        run(queue, [row for row in taken if row.request.params.key in served])
         assert abs(served["a"] - served["b"]) <= 1
 
 

@@ -23,7 +23,7 @@ from tests.helpers.serving import (
     collect,
     held,
     marked,
-    plan,
+    params,
     queued,
     release,
     serving,
@@ -38,7 +38,7 @@ def test_it_is_the_seam_the_engine_knows() -> None:
 def test_steps_distance_and_drift() -> None:
     async def main() -> None:
         with serving(FakeModel()) as scheduler:
-            result = await scheduler.submit(marked(16, -8), plan(3, score=True))
+            result = await scheduler.submit(marked(16, -8), params(3, score=True))
         np.testing.assert_array_equal(result.rows, marked(2, -1))
         assert result.steps.tolist() == [3, 3]
         assert result.converged.tolist() == [False, False]
@@ -57,9 +57,9 @@ def test_drift_is_measured_only_when_asked_and_costs_one_pass() -> None:
 
     async def main() -> None:
         with serving(model) as scheduler:
-            assert (await scheduler.submit(marked(1), plan(2))).drift is None
+            assert (await scheduler.submit(marked(1), params(2))).drift is None
             assert len(model.sizes) == 2
-            result = await scheduler.submit(marked(1), plan(2, score=True, record=(2,)))
+            result = await scheduler.submit(marked(1), params(2, score=True, record=(2,)))
             assert len(model.sizes) == 5
             assert result.steps.tolist() == [2]
             assert [step.step for step in result.trajectory[0]] == [2]
@@ -72,7 +72,7 @@ def test_tolerance_returns_the_row_that_met_it() -> None:
 
     async def main() -> None:
         with serving(FakeModel(), observer=ear) as scheduler:
-            result = await scheduler.submit(marked(16, 1, 1024), plan(6, tolerance=1.5, score=True))
+            result = await scheduler.submit(marked(16, 1, 1024), params(6, tolerance=1.5, score=True))
         # changes of the first: 8, 4, 2, 1; of the second: 0.5; the third is not done after six
         assert result.steps.tolist() == [4, 1, 6]
         assert result.converged.tolist() == [True, True, False]
@@ -87,7 +87,7 @@ def test_tolerance_returns_the_row_that_met_it() -> None:
 def test_trajectory_holds_recorded_steps_and_no_step_after_an_early_stop() -> None:
     async def main() -> None:
         with serving(FakeModel()) as scheduler:
-            result = await scheduler.submit(marked(16, 2), plan(4, tolerance=0.75, record=(0, 1, 3, 4)))
+            result = await scheduler.submit(marked(16, 2), params(4, tolerance=0.75, record=(0, 1, 3, 4)))
         first, second = result.trajectory
         assert [(s.index, s.step, s.change, float(s.row.flat[0])) for s in first] == [
             (0, 0, None, 16.0), (0, 1, 8.0, 8.0), (0, 3, 2.0, 2.0), (0, 4, 1.0, 1.0),
@@ -104,8 +104,8 @@ def test_kept_pixels_are_put_back_after_every_step() -> None:
 
     async def main() -> None:
         with serving(FakeModel()) as scheduler:
-            applied = StepParams(steps=3, record=(1, 3), score=True)
-            result = await scheduler.submit(marked(16, 16), SchedulingParams(applied=applied, keep=keep))
+            step_params = StepParams(steps=3, record=(1, 3), score=True)
+            result = await scheduler.submit(marked(16, 16), SchedulingParams(step_params=step_params, keep=keep))
         expected = marked(2, 2)
         expected[0, :, :2] = 16
         np.testing.assert_array_equal(result.rows, expected)
@@ -125,7 +125,7 @@ def test_many_quiet_steps() -> None:
 
     async def main() -> None:
         with serving(model) as scheduler:
-            result = await scheduler.submit(marked(0), plan(20_000, record=(10_000,)))
+            result = await scheduler.submit(marked(0), params(20_000, record=(10_000,)))
         assert result.rows.flat[0] == 20_000 % 1009
         assert result.trajectory[0][0].row.flat[0] == 10_000 % 1009
         assert result.steps.tolist() == [20_000]
@@ -139,7 +139,7 @@ def test_the_callers_rows_are_left_alone() -> None:
 
     async def main() -> None:
         with serving(FakeModel()) as scheduler:
-            await scheduler.submit(rows, plan(3))
+            await scheduler.submit(rows, params(3))
         np.testing.assert_array_equal(rows, marked(16))
 
     asyncio.run(main())
@@ -150,9 +150,9 @@ def test_answered_rows_are_let_go_without_the_garbage_collector() -> None:
         with serving(FakeModel()) as scheduler:
             rows = marked(1, 2)
             gone = weakref.ref(rows)
-            await scheduler.submit(rows, plan(3, record=(0, 2), score=True))
+            await scheduler.submit(rows, params(3, record=(0, 2), score=True))
             del rows
-            await scheduler.submit(marked(3), plan())  # the batch has been formed anew
+            await scheduler.submit(marked(3), params())  # the batch has been formed anew
             assert gone() is None
 
     gc.disable()
@@ -170,8 +170,8 @@ def test_rows_that_do_not_fit_the_model(rows: FloatRows) -> None:
     async def main() -> None:
         with serving(FakeModel()) as scheduler:
             with pytest.raises(ValueError, match="float32"):
-                await scheduler.submit(rows, plan())
-            misfit = SchedulingParams(applied=StepParams(steps=1), keep=np.zeros((2, 1, 4, 4), np.bool_))
+                await scheduler.submit(rows, params())
+            misfit = SchedulingParams(step_params=StepParams(steps=1), keep=np.zeros((2, 1, 4, 4), np.bool_))
             with pytest.raises(ValueError, match="keep"):
                 await scheduler.submit(marked(1), misfit)
 
@@ -185,7 +185,7 @@ def test_padding_goes_to_the_smallest_bucket_that_fits() -> None:
         with serving(model, max_batch_rows=64, observer=ear) as scheduler:
             for n in (1, 2, 3, 4, 5, 8, 9):
                 values = [float(2**i) for i in range(n)]
-                result = await scheduler.submit(marked(*values), plan())
+                result = await scheduler.submit(marked(*values), params())
                 np.testing.assert_array_equal(result.rows, marked(*values) / 2)
 
     asyncio.run(main())
@@ -203,7 +203,7 @@ def test_padding_repeats_a_row_of_the_batch() -> None:
 
     async def main() -> None:
         with serving(FakeModel(function=climb, buckets=(4,))) as scheduler:
-            await scheduler.submit(marked(10, 20, 30), plan(2))
+            await scheduler.submit(marked(10, 20, 30), params(2))
 
     asyncio.run(main())
     assert seen == [[10, 20, 30, 10], [11, 21, 31, 11]]
@@ -214,7 +214,7 @@ def test_without_buckets_the_batch_has_the_exact_number_of_rows() -> None:
 
     async def main() -> None:
         with serving(model, max_batch_rows=4) as scheduler:
-            await scheduler.submit(marked(1, 2, 3, 4, 5, 6, 7), plan())
+            await scheduler.submit(marked(1, 2, 3, 4, 5, 6, 7), params())
 
     asyncio.run(main())
     assert model.sizes == [4, 3]
@@ -226,9 +226,9 @@ def test_rows_of_different_requests_share_a_batch() -> None:
 
     async def main() -> None:
         with serving(model) as scheduler:
-            first = held(scheduler, marked(1), plan(2))
+            first = held(scheduler, marked(1), params(2))
             await begun(model)
-            others = [held(scheduler, marked(value), plan()) for value in (2, 3)]
+            others = [held(scheduler, marked(value), params()) for value in (2, 3)]
             await queued(scheduler, *others)
             release(model)
             await asyncio.gather(first, *others)
@@ -244,9 +244,9 @@ def test_a_short_request_waits_for_one_pass_of_a_long_one(key: str) -> None:
 
     async def main() -> None:
         with serving(model, max_batch_rows=1) as scheduler:
-            long = held(scheduler, marked(1), plan(1000, key="same"))
+            long = held(scheduler, marked(1), params(1000, key="same"))
             await begun(model)
-            short = held(scheduler, marked(2), plan(key=key))
+            short = held(scheduler, marked(2), params(key=key))
             await queued(scheduler, short)
             release(model)
             await asyncio.gather(long, short)
@@ -264,7 +264,7 @@ def test_a_newcomer_interrupts_a_long_run() -> None:
         short: list[asyncio.Task[Result]] = []
 
         def join(admitted: threading.Event) -> None:
-            short.append(held(scheduler, marked(2), plan()))
+            short.append(held(scheduler, marked(2), params()))
             loop.call_soon(loop.call_soon, admitted.set)  # in the next turn: after it was handed over
 
         def watched(rows: FloatRows) -> FloatRows:
@@ -275,7 +275,7 @@ def test_a_newcomer_interrupts_a_long_run() -> None:
             return script(rows)
 
         with serving(FakeModel(function=watched), clock=clock) as scheduler:
-            await scheduler.submit(marked(1), plan(1000))
+            await scheduler.submit(marked(1), params(1000))
             await asyncio.gather(*short)
 
     asyncio.run(main())
@@ -288,9 +288,9 @@ def test_two_long_requests_take_turns() -> None:
 
     async def main() -> None:
         with serving(model, max_batch_rows=1) as scheduler:
-            first = held(scheduler, marked(1), plan(10))
+            first = held(scheduler, marked(1), params(10))
             await begun(model)
-            second = held(scheduler, marked(2), plan(10))
+            second = held(scheduler, marked(2), params(10))
             await queued(scheduler, second)
             release(model)
             await asyncio.gather(first, second)
@@ -305,10 +305,10 @@ def test_two_callers_share_the_batch_evenly() -> None:
 
     async def main() -> None:
         with serving(model, max_batch_rows=4) as scheduler:
-            plug = held(scheduler, marked(0), plan())
+            plug = held(scheduler, marked(0), params())
             await begun(model)
-            many = held(scheduler, marked(*[1] * 40), plan(key="many"))
-            few = held(scheduler, marked(*[2] * 6), plan(key="few"))
+            many = held(scheduler, marked(*[1] * 40), params(key="many"))
+            few = held(scheduler, marked(*[2] * 6), params(key="few"))
             await queued(scheduler, many, few)
             release(model)
             await asyncio.gather(plug, many, few)
@@ -335,11 +335,11 @@ def test_a_row_is_passed_over_a_bounded_number_of_times() -> None:
             return rows
 
         def join(admitted: threading.Event) -> None:
-            young.append(held(scheduler, marked(2), plan()))
+            young.append(held(scheduler, marked(2), params()))
             loop.call_soon(loop.call_soon, admitted.set)  # in the next turn: after it was handed over
 
         with serving(FakeModel(function=feed), max_batch_rows=1) as scheduler:
-            await scheduler.submit(marked(1), plan(3))
+            await scheduler.submit(marked(1), params(3))
             await asyncio.gather(*young)
 
     asyncio.run(main())
@@ -350,7 +350,9 @@ def test_a_row_is_passed_over_a_bounded_number_of_times() -> None:
 def test_a_stream_gives_every_recorded_step_and_every_last_step_in_order() -> None:
     async def main() -> None:
         with serving(FakeModel()) as scheduler:
-            events = await collect(scheduler.stream(marked(16, 1), plan(4, tolerance=0.75, record=(0, 2), score=True)))
+            events = await collect(
+                scheduler.stream(marked(16, 1), params(4, tolerance=0.75, record=(0, 2), score=True))
+            )
         steps = [event for event in events if isinstance(event, StepOutput)]
         assert [s.step for s in steps if s.index == 0] == [0, 2, 4]
         assert [s.step for s in steps if s.index == 1] == [0, 1]
@@ -369,7 +371,7 @@ def test_the_prepared_input_is_shown_before_the_first_pass_ends() -> None:
 
     async def main() -> None:
         with serving(model) as scheduler:
-            stream = scheduler.stream(marked(16), plan(2, record=(0,)))
+            stream = scheduler.stream(marked(16), params(2, record=(0,)))
             first = await asyncio.wait_for(anext(stream), 10)
             assert isinstance(first, StepOutput)
             assert (first.step, float(first.row.flat[0])) == (0, 16.0)
@@ -388,8 +390,8 @@ def test_progress_comes_at_least_once_a_second() -> None:
 
     async def main() -> None:
         with serving(FakeModel(function=tick), clock=clock) as scheduler:
-            events = await collect(scheduler.stream(marked(1, 2), plan(40, progress=True)))
-            silent = await collect(scheduler.stream(marked(1, 2), plan(40)))
+            events = await collect(scheduler.stream(marked(1, 2), params(40, progress=True)))
+            silent = await collect(scheduler.stream(marked(1, 2), params(40)))
         progress = [event for event in events if isinstance(event, StreamProgress)]
         done = [event.steps_done for event in progress]
         assert done == sorted(done)
@@ -411,7 +413,7 @@ def test_progress_is_that_of_the_slowest_row() -> None:
 
     async def main() -> list[Event]:
         with serving(FakeModel(function=tick), clock=clock, max_batch_rows=1) as scheduler:
-            return await collect(scheduler.stream(marked(16, 1), plan(9, progress=True, tolerance=0.75)))
+            return await collect(scheduler.stream(marked(16, 1), params(9, progress=True, tolerance=0.75)))
 
     progress = [event for event in asyncio.run(main()) if isinstance(event, StreamProgress)]
     # One row a pass: the first is a step ahead until the second is done, after one.

@@ -14,7 +14,7 @@ from service.domain.errors import (
 from service.domain.latents import FloatRows
 from service.domain.tasks import Result, StepOutput
 from tests.helpers.fakes import FakeModel
-from tests.helpers.serving import Clock, Ear, Script, begun, collect, held, marked, plan, queued, release, serving
+from tests.helpers.serving import Clock, Ear, Script, begun, collect, held, marked, params, queued, release, serving
 
 
 def test_expired_rows_are_never_run() -> None:
@@ -23,10 +23,10 @@ def test_expired_rows_are_never_run() -> None:
 
     async def main() -> None:
         with serving(model, max_batch_rows=1, clock=clock, observer=ear) as scheduler:
-            plug = held(scheduler, marked(1), plan())
+            plug = held(scheduler, marked(1), params())
             await begun(model)
-            late = held(scheduler, marked(2, 3), plan(deadline=clock.now + 50))
-            after = held(scheduler, marked(4), plan())
+            late = held(scheduler, marked(2, 3), params(deadline=clock.now + 50))
+            after = held(scheduler, marked(4), params())
             await queued(scheduler, late, after)
             clock.now += 50
             release(model)
@@ -47,16 +47,16 @@ def test_a_deadline_is_kept_while_the_device_is_busy() -> None:
     async def main() -> None:
         with serving(model) as scheduler:
             loop = asyncio.get_running_loop()
-            running = held(scheduler, marked(1), plan(5, deadline=loop.time() + 0.05))
+            running = held(scheduler, marked(1), params(5, deadline=loop.time() + 0.05))
             await begun(model)
-            waiting = held(scheduler, marked(2), plan(deadline=loop.time() + 0.02))
+            waiting = held(scheduler, marked(2), params(deadline=loop.time() + 0.02))
             await queued(scheduler, waiting)
             for call in (waiting, running):
                 with pytest.raises(DeadlineExceeded):
                     await asyncio.wait_for(call, 10)
             assert scheduler.rows_queued == 0
             release(model)
-            await scheduler.submit(marked(3), plan())
+            await scheduler.submit(marked(3), params())
 
     asyncio.run(main())
     assert script.passes == [[1], [3]]
@@ -73,7 +73,7 @@ def test_steps_left_at_the_deadline_are_not_run() -> None:
 
     async def main() -> None:
         with serving(model, clock=clock) as scheduler, pytest.raises(DeadlineExceeded):
-            await scheduler.submit(marked(1), plan(1000, deadline=clock.now + 25))
+            await scheduler.submit(marked(1), params(1000, deadline=clock.now + 25))
 
     asyncio.run(main())
     assert len(model.sizes) == 3
@@ -88,10 +88,10 @@ def test_the_deadline_of_a_stream_ends_with_its_first_event() -> None:
 
     async def main() -> None:
         with serving(FakeModel(function=tick), clock=clock) as scheduler:
-            events = await collect(scheduler.stream(marked(1), plan(9, record=(1,), deadline=clock.now + 30)))
+            events = await collect(scheduler.stream(marked(1), params(9, record=(1,), deadline=clock.now + 30)))
             assert isinstance(events[-1], Result)
             with pytest.raises(DeadlineExceeded):
-                await collect(scheduler.stream(marked(1), plan(9, record=(4,), deadline=clock.now + 30)))
+                await collect(scheduler.stream(marked(1), params(9, record=(4,), deadline=clock.now + 30)))
 
     asyncio.run(main())
 
@@ -107,10 +107,10 @@ def test_a_stream_that_has_not_begun_has_no_progress_and_keeps_its_deadline() ->
 
     async def main() -> None:
         with serving(model, max_batch_rows=1, clock=clock) as scheduler:
-            first = plan(progress=True, deadline=clock.now + 4)
+            first = params(progress=True, deadline=clock.now + 4)
             running = asyncio.create_task(collect(scheduler.stream(marked(*range(10)), first)))
             await begun(model)
-            stream = scheduler.stream(marked(1), plan(progress=True, deadline=clock.now + 5))
+            stream = scheduler.stream(marked(1), params(progress=True, deadline=clock.now + 5))
             waiting = asyncio.create_task(anext(stream))
             await asyncio.sleep(0)
             release(model)
@@ -135,26 +135,26 @@ def test_refusals_name_their_reason() -> None:
 
     async def main() -> None:
         with serving(model, max_batch_rows=1, queue_rows=40, clock=clock, observer=ear) as scheduler:
-            await scheduler.submit(marked(1), plan(20))  # a second a pass
+            await scheduler.submit(marked(1), params(20))  # a second a pass
             with pytest.raises(DeadlineUnreachable):
-                await scheduler.submit(marked(1), plan(deadline=clock.now))
+                await scheduler.submit(marked(1), params(deadline=clock.now))
             with pytest.raises(DeadlineUnreachable):
-                await scheduler.submit(marked(1), plan(10, deadline=clock.now + 9))
+                await scheduler.submit(marked(1), params(10, deadline=clock.now + 9))
             with pytest.raises(QueueFull):
-                await scheduler.submit(marked(*range(41)), plan())
+                await scheduler.submit(marked(*range(41)), params())
             gate.clear()
             model.entered.clear()
-            queue = held(scheduler, marked(*range(31)), plan())
+            queue = held(scheduler, marked(*range(31)), params())
             await begun(model)
             with pytest.raises(WouldMissDeadline) as refused:
-                await scheduler.submit(marked(1), plan(deadline=clock.now + 20))
+                await scheduler.submit(marked(1), params(deadline=clock.now + 20))
             assert 10 <= refused.value.retry_after <= 16
             with pytest.raises(QueueFull):
-                await scheduler.submit(marked(*range(11)), plan())
+                await scheduler.submit(marked(*range(11)), params())
             with pytest.raises(QueueFull):
                 scheduler.check_capacity(11)
             scheduler.check_capacity(10)
-            more = held(scheduler, marked(*range(10)), plan(deadline=clock.now + 1000))
+            more = held(scheduler, marked(*range(10)), params(deadline=clock.now + 1000))
             await queued(scheduler, more)
             release(model)
             await asyncio.gather(queue, more)
@@ -170,10 +170,10 @@ def test_cancelled_rows_never_reach_the_model() -> None:
 
     async def main() -> None:
         with serving(model, max_batch_rows=1, observer=ear) as scheduler:
-            running = held(scheduler, marked(1, 2), plan(50))
+            running = held(scheduler, marked(1, 2), params(50))
             await begun(model)
-            waiting = held(scheduler, marked(3, 4, 5), plan())
-            stays = held(scheduler, marked(6), plan())
+            waiting = held(scheduler, marked(3, 4, 5), params())
+            stays = held(scheduler, marked(6), params())
             await queued(scheduler, waiting, stays)
             for call in (waiting, running):
                 call.cancel()
@@ -207,9 +207,9 @@ def test_a_row_cancelled_in_the_batch_leaves_it_after_the_pass() -> None:
 
         model = FakeModel(function=watched, gate=threading.Event())
         with serving(model) as scheduler:
-            stays = held(scheduler, marked(1), plan(9))
+            stays = held(scheduler, marked(1), params(9))
             await begun(model)
-            goes = held(scheduler, marked(2), plan(10**9))
+            goes = held(scheduler, marked(2), params(10**9))
             await queued(scheduler, goes)
             release(model)
             await stays
@@ -223,12 +223,12 @@ def test_closing_a_stream_drops_its_rows() -> None:
 
     async def main() -> None:
         with serving(FakeModel(function=script), max_batch_rows=1, observer=ear) as scheduler:
-            stream = scheduler.stream(marked(1, 2), plan(10**9, record=(1,)))
+            stream = scheduler.stream(marked(1, 2), params(10**9, record=(1,)))
             first = await anext(stream)
             assert isinstance(first, StepOutput)
             await stream.aclose()
             assert scheduler.rows_queued == 0
-            await scheduler.submit(marked(3), plan())
+            await scheduler.submit(marked(3), params())
 
     asyncio.run(main())
     assert ear.of("cancelled") == [(2,)]
@@ -240,7 +240,7 @@ def test_a_request_cancelled_before_it_began_was_never_there() -> None:
 
     async def main() -> None:
         with serving(model) as scheduler:
-            call = held(scheduler, marked(1), plan())
+            call = held(scheduler, marked(1), params())
             call.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await call

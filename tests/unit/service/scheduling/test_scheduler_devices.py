@@ -18,7 +18,7 @@ from service.scheduling.admission import Admission
 from service.scheduling.request import Counters, ScheduledRequest
 from service.scheduling.scheduler import Scheduler
 from tests.helpers.fakes import FakeModel
-from tests.helpers.serving import Ear, begun, held, marked, plan, queued, release, serving
+from tests.helpers.serving import Ear, begun, held, marked, params, queued, release, serving
 from tests.unit.service.scheduling.test_scheduler_properties import SHAPE, Ask, answer, asks, f, is_poison
 
 
@@ -50,7 +50,7 @@ def test_devices_compute_at_the_same_time() -> None:
 
     async def main() -> None:
         with serving(*models, max_batch_rows=2) as scheduler:
-            calls = [held(scheduler, marked(float(i), -1.0), plan(3)) for i in range(3)]
+            calls = [held(scheduler, marked(float(i), -1.0), params(3)) for i in range(3)]
             for model in models:
                 await begun(model)
             for model in models:
@@ -68,7 +68,7 @@ def test_idle_devices_share_a_request() -> None:
     async def main() -> None:
         with serving(*models) as scheduler:
             await idle(scheduler, 2)
-            await scheduler.submit(marked(*range(8)), plan())
+            await scheduler.submit(marked(*range(8)), params())
 
     asyncio.run(main())
     assert [size for model in models for size in model.sizes] == [4, 4]  # the second by whoever is faster
@@ -80,10 +80,10 @@ def test_a_busy_device_takes_all_it_can() -> None:
     async def main() -> None:
         with serving(*models) as scheduler:
             await idle(scheduler, 2)
-            plugs = [held(scheduler, marked(1.0), plan()) for _ in models]
+            plugs = [held(scheduler, marked(1.0), params()) for _ in models]
             for model in models:
                 await begun(model)
-            waiting = held(scheduler, marked(*range(8)), plan())
+            waiting = held(scheduler, marked(*range(8)), params())
             await queued(scheduler, waiting)
             release(models[0])
             await waiting
@@ -101,7 +101,7 @@ def test_memory_is_each_device_s_own() -> None:
         with serving(small, large, observer=ear) as scheduler:
             for _ in range(20):
                 await idle(scheduler, 2)
-                await scheduler.submit(marked(*range(16)), plan())
+                await scheduler.submit(marked(*range(16)), params())
             assert scheduler._books.limits == [2, 8]
 
     asyncio.run(main())
@@ -120,7 +120,7 @@ def test_what_a_lost_device_had_is_done_by_another(lost_in: int, steps: int, cap
         with serving(*models, max_batch_rows=4, observer=ear, lost=lambda: left.append(False)) as scheduler:
             while not ear.of("lost"):
                 await idle(scheduler, 2)
-                result = await scheduler.submit(marked(*values), plan(steps, score=True, record=(steps,)))
+                result = await scheduler.submit(marked(*values), params(steps, score=True, record=(steps,)))
                 np.testing.assert_array_equal(result.rows, marked(*values) / np.float32(2**steps))
                 assert result.distance.tolist() == [value / 2 for value in values]
                 assert result.drift is not None
@@ -145,7 +145,7 @@ def test_few_rows_of_a_lost_device_wake_another(rows: int) -> None:
     async def main() -> None:
         with serving(*models, least=16) as scheduler:
             for _ in range(3):
-                result = await asyncio.wait_for(scheduler.submit(marked(*[8.0] * rows), plan(2)), 10)
+                result = await asyncio.wait_for(scheduler.submit(marked(*[8.0] * rows), params(2)), 10)
                 np.testing.assert_array_equal(result.rows, marked(*[2.0] * rows))
 
     asyncio.run(main())
@@ -159,7 +159,7 @@ def test_few_rows_stay_together() -> None:
             for rows, sizes in ((8, [8]), (16, [16]), (31, [16, 15]), (64, [32, 32])):
                 await idle(scheduler, 2)
                 before = [len(model.sizes) for model in models]
-                await scheduler.submit(marked(*range(rows)), plan())
+                await scheduler.submit(marked(*range(rows)), params())
                 ran = [size for model, n in zip(models, before, strict=True) for size in model.sizes[n:]]
                 assert sorted(ran) == sorted(sizes)
 
@@ -176,7 +176,7 @@ def test_rows_with_many_steps_are_divided() -> None:
     async def main() -> None:
         with serving(*models, max_batch_rows=64, least=16) as scheduler:
             await idle(scheduler, 2)
-            await scheduler.submit(marked(1, 2, 3, 4), plan(1000))
+            await scheduler.submit(marked(1, 2, 3, 4), params(1000))
 
     asyncio.run(main())
     assert all(len(model.sizes) > 100 for model in models)
@@ -189,15 +189,15 @@ def test_the_last_device_takes_everything_with_it() -> None:
         told = asyncio.Event()
         with serving(*models, observer=ear, lost=told.set) as scheduler:
             await idle(scheduler, 2)
-            assert (await scheduler.submit(marked(2, 4), plan())).rows.tolist() == marked(1, 2).tolist()
+            assert (await scheduler.submit(marked(2, 4), params())).rows.tolist() == marked(1, 2).tolist()
             await idle(scheduler, 2 - len(ear.of("lost")))  # one may have been faster than the other, and had both rows
             with pytest.raises(ModelFailure) as caught:
-                await scheduler.submit(marked(1, 2), plan(2))
+                await scheduler.submit(marked(1, 2), params(2))
             assert isinstance(caught.value.__cause__, DeviceLost)
             await asyncio.wait_for(told.wait(), 10)
             assert (scheduler.healthy, scheduler.lost) == (False, True)
             with pytest.raises(NotReady):
-                await scheduler.submit(marked(1), plan())
+                await scheduler.submit(marked(1), params())
 
     asyncio.run(main())
     assert ear.of("lost") == [(), ()]
@@ -241,10 +241,10 @@ def test_a_thread_that_dies_beside_others_takes_only_its_own_pass() -> None:
 
     async def main() -> None:
         with serving(*models, max_batch_rows=1, observer=ear) as scheduler:
-            calls = [held(scheduler, marked(value), plan(3)) for value in (13.0, 8.0)]
+            calls = [held(scheduler, marked(value), params(3)) for value in (13.0, 8.0)]
             for model in models:
                 await begun(model)
-            later = held(scheduler, marked(16.0), plan(3))
+            later = held(scheduler, marked(16.0), params(3))
             await queued(scheduler, later)
             for model in models:
                 release(model)
@@ -261,7 +261,7 @@ def test_a_thread_that_dies_beside_others_takes_only_its_own_pass() -> None:
 
 def test_two_devices_promise_twice_as_much() -> None:
     def refused(books: Admission, deadline: float) -> bool:
-        request = ScheduledRequest(marked(*[0.0] * 64), plan(10, deadline=deadline), streamed=False, arrived=0.0)
+        request = ScheduledRequest(marked(*[0.0] * 64), params(10, deadline=deadline), streamed=False, arrived=0.0)
         try:
             books.admit(request, 0.0)
         except DeadlineUnreachable:

@@ -18,7 +18,7 @@ from service.domain.model import DeviceLost, DeviceOutOfMemory
 from service.domain.tasks import Result
 from service.scheduling.scheduler import Scheduler
 from tests.helpers.fakes import FakeModel
-from tests.helpers.serving import Ear, Script, begun, collect, held, marked, plan, queued, release, serving
+from tests.helpers.serving import Ear, Script, begun, collect, held, marked, params, queued, release, serving
 
 
 def is_poison(row: FloatRow) -> bool:
@@ -32,11 +32,11 @@ def test_a_poison_row_fails_alone(place: int, buckets: tuple[int, ...] | None) -
 
     async def main() -> None:
         with serving(model) as scheduler:
-            plug = held(scheduler, marked(0), plan())
+            plug = held(scheduler, marked(0), params())
             await begun(model)
             values = [2.0, 4.0, 6.0, 8.0, 10.0, 12.0]
             values.insert(place, 13.0)
-            calls = [held(scheduler, marked(value), plan(2)) for value in values]
+            calls = [held(scheduler, marked(value), params(2)) for value in values]
             await queued(scheduler, *calls)
             release(model)
             results = await asyncio.gather(plug, *calls, return_exceptions=True)
@@ -59,7 +59,7 @@ def test_a_request_fails_as_a_whole() -> None:
 
     async def main() -> None:
         with serving(model, max_batch_rows=2) as scheduler, pytest.raises(ModelFailure):
-            await scheduler.submit(marked(1, 13, 3, 4), plan(100))
+            await scheduler.submit(marked(1, 13, 3, 4), params(100))
 
     asyncio.run(main())
     assert script.passes == [[1]]
@@ -72,8 +72,8 @@ def test_a_failure_amid_quiet_steps() -> None:
     async def main() -> None:
         with serving(FakeModel(function=climb, poison=is_poison)) as scheduler:
             bad, good = await asyncio.gather(
-                scheduler.submit(marked(0), plan(50)),
-                scheduler.submit(marked(100), plan(50)),
+                scheduler.submit(marked(0), params(50)),
+                scheduler.submit(marked(100), params(50)),
                 return_exceptions=True,
             )
         assert isinstance(bad, ModelFailure)
@@ -94,11 +94,11 @@ def test_a_device_that_is_lost_fails_what_is_there_and_takes_no_more(caplog: pyt
         with serving(FakeModel(function=gone)) as scheduler:
             assert (scheduler.healthy, scheduler.lost) == (True, False)
             with pytest.raises(ModelFailure) as caught:
-                await scheduler.submit(marked(1, 2, 3, 4), plan(5))
+                await scheduler.submit(marked(1, 2, 3, 4), params(5))
             assert isinstance(caught.value.__cause__, DeviceLost)
             assert (scheduler.healthy, scheduler.lost) == (False, True)
             with pytest.raises(NotReady):
-                await scheduler.submit(marked(1), plan())
+                await scheduler.submit(marked(1), params())
 
     asyncio.run(main())
     assert passes == [4]  # halves of it would fail as well
@@ -115,7 +115,7 @@ def test_output_that_is_not_finite_is_a_failure_of_its_row(bad: float, steps: in
 
     async def main() -> None:
         with serving(FakeModel(function=sometimes)) as scheduler:
-            calls = [held(scheduler, marked(value), plan(steps + 20)) for value in (0, 100)]
+            calls = [held(scheduler, marked(value), params(steps + 20)) for value in (0, 100)]
             failed, fine = await asyncio.gather(*calls, return_exceptions=True)
             assert isinstance(failed, ModelFailure)
             assert "finite" in failed.detail
@@ -131,7 +131,7 @@ def test_a_model_that_loses_rows_is_a_failure() -> None:
 
     async def main() -> None:
         with serving(Short()) as scheduler, pytest.raises(ModelFailure):
-            await scheduler.submit(marked(1, 2, 3), plan(record=(1,)))
+            await scheduler.submit(marked(1, 2, 3), params(record=(1,)))
 
     asyncio.run(main())
 
@@ -144,10 +144,10 @@ def test_out_of_memory_lowers_the_largest_batch(buckets: tuple[int, ...] | None)
         with serving(model, observer=ear) as scheduler:
             values = [float(2**i) for i in range(8)]
             for _ in range(2):
-                result = await scheduler.submit(marked(*values), plan(2))
+                result = await scheduler.submit(marked(*values), params(2))
                 np.testing.assert_array_equal(result.rows, marked(*values) / 4)
             tried = len(model.sizes)
-            await scheduler.submit(marked(*values), plan())
+            await scheduler.submit(marked(*values), params())
             assert model.sizes[tried:] == [2, 2, 2, 2]
 
     asyncio.run(main())
@@ -161,9 +161,9 @@ def test_a_row_that_does_not_fit_the_device_alone_fails() -> None:
     async def main() -> None:
         with serving(model) as scheduler:
             with pytest.raises(ModelFailure):
-                await scheduler.submit(marked(1, 2), plan())
+                await scheduler.submit(marked(1, 2), params())
             model.memory_rows = None
-            await scheduler.submit(marked(1, 2), plan())
+            await scheduler.submit(marked(1, 2), params())
 
     asyncio.run(main())
 
@@ -178,8 +178,8 @@ def test_a_model_that_cannot_recover_from_a_shortage_fails_those_rows_only() -> 
     async def main() -> None:
         with serving(model) as scheduler:
             with pytest.raises(ModelFailure):
-                await scheduler.submit(marked(1, 2, 3), plan())
-            await scheduler.submit(marked(1, 2), plan())
+                await scheduler.submit(marked(1, 2, 3), params())
+            await scheduler.submit(marked(1, 2), params())
             assert scheduler.healthy
 
     asyncio.run(main())
@@ -221,9 +221,9 @@ def test_a_worker_that_dies_in_a_pass_is_replaced(witness: Witness) -> None:
         with serving(model, max_batch_rows=1, observer=ear) as scheduler:
             witness.scheduler = scheduler
             assert scheduler.healthy
-            bystander = held(scheduler, marked(8), plan(3))
+            bystander = held(scheduler, marked(8), params(3))
             await begun(model)
-            dead = held(scheduler, marked(13, 1), plan())
+            dead = held(scheduler, marked(13, 1), params())
             await queued(scheduler, dead)
             release(model)
             with pytest.raises(ModelFailure):
@@ -251,9 +251,9 @@ def test_a_worker_that_dies_between_passes_leaves_nobody_waiting(witness: Witnes
     async def main() -> None:
         with serving(model, max_batch_rows=1, observer=ear) as scheduler:
             witness.scheduler = scheduler
-            running = held(scheduler, marked(1), plan(2))
+            running = held(scheduler, marked(1), params(2))
             await begun(model)
-            waiting = held(scheduler, marked(2), plan())
+            waiting = held(scheduler, marked(2), params())
             await queued(scheduler, waiting)
             ear.broken = True
             release(model)
@@ -261,7 +261,7 @@ def test_a_worker_that_dies_between_passes_leaves_nobody_waiting(witness: Witnes
                 with pytest.raises(ModelFailure):
                     await call
             ear.broken = False
-            await scheduler.submit(marked(3), plan())
+            await scheduler.submit(marked(3), params())
 
     asyncio.run(main())
     assert witness.healthy == [False]
@@ -272,7 +272,7 @@ def test_before_start_it_is_not_ready() -> None:
         scheduler = Scheduler(FakeModel(), max_batch_rows=1, queue_rows=1)
         assert not scheduler.healthy
         with pytest.raises(NotReady):
-            await scheduler.submit(marked(1), plan())
+            await scheduler.submit(marked(1), params())
         with pytest.raises(NotReady):
             scheduler.check_capacity(1)
         scheduler.close()
@@ -287,11 +287,11 @@ def test_drain_finishes_what_is_there_and_refuses_the_rest() -> None:
 
     async def main() -> None:
         with serving(model) as scheduler:
-            call = held(scheduler, marked(4), plan(2))
+            call = held(scheduler, marked(4), params(2))
             await begun(model)
             assert not await scheduler.drain(0.01)
             with pytest.raises(Draining):
-                await scheduler.submit(marked(1), plan())
+                await scheduler.submit(marked(1), params())
             release(model)
             assert await scheduler.drain(10)
             np.testing.assert_array_equal((await call).rows, marked(1))
@@ -305,15 +305,15 @@ def test_close_fails_what_is_left() -> None:
 
     async def main() -> None:
         with serving(model, max_batch_rows=1, observer=ear) as scheduler:
-            call = held(scheduler, marked(1, 2), plan(5))
-            stream = asyncio.create_task(collect(scheduler.stream(marked(1), plan(5))))
+            call = held(scheduler, marked(1, 2), params(5))
+            stream = asyncio.create_task(collect(scheduler.stream(marked(1), params(5))))
             await begun(model)
             scheduler.close(0)
             for waiting in (call, stream):
                 with pytest.raises(Draining):
                     await waiting
             with pytest.raises(Draining):
-                await scheduler.submit(marked(1), plan())
+                await scheduler.submit(marked(1), params())
             release(model)
 
     asyncio.run(main())
@@ -326,7 +326,7 @@ def test_close_may_be_called_from_another_thread() -> None:
 
     async def main() -> None:
         with serving(model) as scheduler:
-            call = held(scheduler, marked(1), plan(5))
+            call = held(scheduler, marked(1), params(5))
             await begun(model)
             closing = asyncio.create_task(asyncio.to_thread(scheduler.close, 10))
             with pytest.raises(Draining):  # while the pass still runs
@@ -343,12 +343,12 @@ def test_a_loop_that_is_gone_does_not_hurt_the_executor() -> None:
     model = FakeModel(gate=threading.Event())
 
     async def abandon(scheduler: Scheduler) -> None:
-        task = held(scheduler, marked(1), plan(record=(1,)))
+        task = held(scheduler, marked(1), params(record=(1,)))
         await begun(model)
         task.cancel()
 
     async def again(scheduler: Scheduler) -> Result:
-        return await scheduler.submit(marked(4), plan())
+        return await scheduler.submit(marked(4), params())
 
     with serving(model) as scheduler:
         asyncio.run(abandon(scheduler))

@@ -35,7 +35,7 @@ def is_poison(row: FloatRow) -> bool:
 @dataclass(frozen=True)
 class Ask:
     rows: FloatRows
-    plan: SchedulingParams
+    params: SchedulingParams
     streamed: bool
 
     @property
@@ -60,9 +60,9 @@ def gap(a: FloatRow, b: FloatRow) -> float:
     return float(np.mean(np.abs(a.astype(np.float64) - b.astype(np.float64))))
 
 
-def alone(x: FloatRow, applied: StepParams, keep: NDArray[np.bool_] | None) -> Alone:
+def alone(x: FloatRow, step_params: StepParams, keep: NDArray[np.bool_] | None) -> Alone:
     states, changes, converged, distance = [x], [0.0], False, 0.0
-    while len(states) <= applied.steps and not converged:
+    while len(states) <= step_params.steps and not converged:
         y = f(states[-1][None])[0]
         if len(states) == 1:
             distance = gap(y, x)
@@ -70,7 +70,7 @@ def alone(x: FloatRow, applied: StepParams, keep: NDArray[np.bool_] | None) -> A
             y = np.where(keep, x, y)
         changes.append(gap(y, states[-1]))
         states.append(y)
-        converged = applied.tolerance is not None and changes[-1] < applied.tolerance
+        converged = step_params.tolerance is not None and changes[-1] < step_params.tolerance
     last = states[-1]
     return Alone(last, len(states) - 1, converged, distance, gap(f(last[None])[0], last), changes, states)
 
@@ -83,7 +83,7 @@ def asks(draw: st.DrawFn) -> Ask:
     if draw(st.integers(0, 9)) == 0:
         rows[draw(st.integers(0, n - 1))].flat[-1] = POISON
     channels = draw(st.sampled_from([None, None, 1, SHAPE[0]]))
-    applied = StepParams(
+    step_params = StepParams(
         steps=steps,
         tolerance=draw(st.sampled_from([None, None, 0.5, 0.1, 0.02])),
         record=tuple(sorted(draw(st.sets(st.integers(0, steps), max_size=4)))),
@@ -91,22 +91,24 @@ def asks(draw: st.DrawFn) -> Ask:
     )
     keep = None if channels is None else generator.uniform(size=(n, channels, *SHAPE[1:])) < 0.3
     key, progress = draw(st.sampled_from("abc")), draw(st.booleans())
-    return Ask(rows, SchedulingParams(applied=applied, keep=keep, key=key, progress=progress), draw(st.booleans()))
+    return Ask(
+        rows, SchedulingParams(step_params=step_params, keep=keep, key=key, progress=progress), draw(st.booleans())
+    )
 
 
 def check(ask: Ask, result: Result, events: Sequence[StepOutput]) -> None:
-    applied, keep = ask.plan.applied, ask.plan.keep
+    step_params, keep = ask.params.step_params, ask.params.keep
     shown: dict[int, list[int]] = {i: [] for i in range(len(ask.rows))}
     for event in events:
         shown[event.index].append(event.step)
     for i, x in enumerate(ask.rows):
-        want = alone(x, applied, None if keep is None else keep[i])
+        want = alone(x, step_params, None if keep is None else keep[i])
         np.testing.assert_array_equal(result.rows[i], want.y)
         assert (result.steps[i], result.converged[i]) == (want.steps, want.converged)
         assert result.distance[i] == want.distance
-        assert (result.drift is None) == (not applied.score)
+        assert (result.drift is None) == (not step_params.score)
         assert result.drift is None or result.drift[i] == want.drift
-        recorded = [step for step in applied.record if step <= want.steps]
+        recorded = [step for step in step_params.record if step <= want.steps]
         assert [step.step for step in result.trajectory[i]] == recorded
         for step in result.trajectory[i]:
             np.testing.assert_array_equal(step.row, want.states[step.step])
@@ -122,7 +124,7 @@ async def answer(scheduler: Scheduler, ask: Ask) -> None:
     results: list[Result] = []
     try:
         if ask.streamed:
-            async for event in scheduler.stream(ask.rows, ask.plan):
+            async for event in scheduler.stream(ask.rows, ask.params):
                 assert not results, "something came after the result"
                 if isinstance(event, StepOutput):
                     events.append(event)
@@ -131,7 +133,7 @@ async def answer(scheduler: Scheduler, ask: Ask) -> None:
                 else:
                     assert isinstance(event, StreamProgress)
         else:
-            results.append(await scheduler.submit(ask.rows, ask.plan))
+            results.append(await scheduler.submit(ask.rows, ask.params))
     except ModelFailure:
         assert ask.poisoned
         return
@@ -223,8 +225,8 @@ def test_a_worker_that_keeps_dying_answers_everybody(deaths: list[bool], max_bat
             tasks = []
             for i, dies in enumerate(deaths):
                 x = np.full((1, *SHAPE), POISON if dies else i / 20, np.float32)
-                plan = SchedulingParams(applied=StepParams(steps=3), key=str(i))
-                tasks.append(asyncio.create_task(scheduler.submit(x, plan)))
+                params = SchedulingParams(step_params=StepParams(steps=3), key=str(i))
+                tasks.append(asyncio.create_task(scheduler.submit(x, params)))
             await asyncio.sleep(0)
             gate.set()
             outcomes = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 30)
@@ -291,9 +293,11 @@ def test_no_pass_begins_with_a_row_whose_deadline_is_over(
         try:
             tasks, ends = [], [100.0 + (10**6 if seconds is None else seconds) for _, _, seconds in plans]
             for i, (n, steps, seconds) in enumerate(plans):
-                plan = SchedulingParams(applied=StepParams(steps=steps), deadline=None if seconds is None else ends[i])
+                params = SchedulingParams(
+                    step_params=StepParams(steps=steps), deadline=None if seconds is None else ends[i]
+                )
                 rows = np.full((n, *SHAPE), i, np.float32)
-                tasks.append(asyncio.create_task(scheduler.submit(rows, plan)))
+                tasks.append(asyncio.create_task(scheduler.submit(rows, params)))
             await asyncio.sleep(0)
             gate.set()
             outcomes = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 30)
