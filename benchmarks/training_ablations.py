@@ -1,4 +1,4 @@
-"""What every part of the objective is worth, on short schedules: the table in docs/training.md.
+"""What every part of the objective is worth, on short schedules: the table in docs/training-results.md.
 
     python benchmarks/training_ablations.py --data mnist.npz --out runs/ablations --results benchmarks/results/ablations.json
 
