@@ -1,15 +1,12 @@
-"""Markdown tables of results, as docs/performance.md shows them.
+"""Markdown tables of benchmark results.
 
-    python -m benchmarks.harness.tables benchmarks/results/service.json     # print
-    python -m benchmarks.harness.tables --fill docs/performance.md          # put them between the page's marks
+    python -m benchmarks.tables benchmarks/results/service.json
 
 A result's `targets` become "target, measured, met or missed"; every other list of flat records is a table of its own.
-A page has marks `<!-- table: NAME -->` and `<!-- end -->`; what stands between them comes from results/NAME.json.
 """
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,16 +29,10 @@ COLUMNS: Final[Mapping[tuple[str, str], Mapping[str, str]]] = {
 }
 """Which columns a table has, and their headings; by default all of them. A dotted name leads into nested records."""
 
-_MARKED: Final = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-
 
 def main() -> int:
     options = parser().parse_args()
     try:
-        if options.fill:
-            page = Path(options.fill)
-            page.write_text(fill(page.read_text(encoding="utf-8"), RESULTS), encoding="utf-8")
-            return 0
         files = [Path(name) for name in options.files] or sorted(RESULTS.glob("*.json"))
         for file in files:
             print(render(read(file)))
@@ -61,16 +52,6 @@ def read(file: Path) -> Json:
     if not isinstance(found, dict):
         raise ValueError(f"{file.name}: not a result of a benchmark")
     return found
-
-
-def fill(page: str, results: Path) -> str:
-    """The page with fresh tables between its marks; where there is no result, nothing stands between them."""
-
-    def tables(mark: re.Match[str]) -> str:
-        file = results / f"{mark[2]}.json"
-        return mark[1] + ("\n" + render(read(file)) if file.is_file() else "") + mark[3]
-
-    return _MARKED.sub(tables, page)
 
 
 def render(result: Json) -> str:
@@ -158,7 +139,6 @@ def words(name: str) -> str:
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description="Print Markdown tables of benchmark results.")
     found.add_argument("files", nargs="*", help="results; by default all in benchmarks/results")
-    found.add_argument("--fill", metavar="PAGE", help="put the tables between the marks of this page instead")
     return found
 
 

@@ -1,13 +1,9 @@
-import json
-import re
 from pathlib import Path
 
 import pytest
 
-from benchmarks.harness import common, tables
-from benchmarks.harness.processes import ROOT
+from benchmarks import common, tables
 
-PAGE = ROOT / "docs" / "performance.md"
 RESULT = {
     "benchmark": "service",
     "machine": {"processor": "A CPU", "cpus_granted": 2, "python": "3.11.7", "onnxruntime": "1.32.0", "load_1m": 0.04},
@@ -52,26 +48,6 @@ def test_nested_records_have_chosen_columns() -> None:
         {"rows": 1, "onnxruntime": {"rows_per_s": 5.0}, "service.runtime.onnx_model": {"rows_per_s": 4.0}, "ratio": 0.8}
     ]
     assert "| 1 | 5 |  |  | 4 | 0.8 |" in tables.render({"benchmark": "runtime", "sizes": sizes})
-
-
-def test_a_page_is_filled_between_its_marks(tmp_path: Path) -> None:
-    page = "a\n<!-- table: service -->\nold\n<!-- end -->\nb\n<!-- table: none -->\nold\n<!-- end -->\nc\n"
-    (tmp_path / "service.json").write_text(json.dumps(RESULT))
-    filled = tables.fill(page, tmp_path)
-    assert filled == (
-        f"a\n<!-- table: service -->\n\n{RENDERED}<!-- end -->\nb\n<!-- table: none -->\n<!-- end -->\nc\n"
-    )
-    assert tables.fill(filled, tmp_path) == filled
-
-
-def test_the_page_shows_the_results_that_are_kept() -> None:
-    text = PAGE.read_text(encoding="utf-8")
-    marks = re.findall(r"<!-- table: ([\w-]+) -->", text)
-    assert {"runtime", "scheduler", "service", "soak"} <= set(marks)
-    assert text.count("<!-- end -->") == len(marks)
-    assert tables.fill(text, tables.RESULTS) == text, (
-        "run `python -m benchmarks.harness.tables --fill docs/performance.md`"
-    )
 
 
 def test_what_is_no_result_is_refused(
