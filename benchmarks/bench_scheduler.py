@@ -2,7 +2,7 @@
 
     python -m benchmarks.bench_scheduler --results benchmarks/results/scheduler.json
 
-No HTTP and no pictures: rows in, rows out, through `service.models.engine` with the service's own metrics. Everything is
+No HTTP and no pictures: rows in, rows out, through `service.scheduling` with the service's own metrics. Everything is
 compared with raw onnxruntime on the same model and device in the same run, in turn.
 """
 
@@ -43,7 +43,7 @@ from service.domain.tasks import SchedulingParams, StepParams
 from service.scheduling.scheduler import Scheduler
 
 METHOD = (
-    "calls of service.models.engine on prepared rows, one process, uvloop. single_calls: engine and raw call by call in turn, "
+    "calls of service.scheduling on prepared rows, one process, uvloop. single_calls: engine and raw call by call in turn, "
     "nothing else running. mixed: row-steps/s with long and short requests at once, over raw rows/s at the mean batch "
     "size that resulted. queue: single-row requests held back until so many wait, then let go; a model that costs "
     "nothing; wall time by row for admission and for the rest, and CPU time for both. neighbours: latency of one "

@@ -1,4 +1,4 @@
-"""The composition root: everything is made here, handed what it needs, and taken down again."""
+"""The composition root: builds the service's parts, hands each what it needs, and closes them again."""
 
 import asyncio
 import logging
@@ -28,8 +28,7 @@ from service.api.oip import repository as oip_repository
 from service.api.oip import routes as oip
 from service.domain.errors import StartupError
 from service.environment import cpu_threads
-from service.images.pool import CodecPool
-from service.models.engine import Engine
+from service.images.pool import CodecPool, InlineRunner
 from service.models.instances import InstanceFactory, least_rows
 from service.models.registry import ModelRegistry, ServedModel
 from service.models.repository import LoadedModel, Repository
@@ -44,57 +43,23 @@ from service.settings import Settings, metrics_folder
 _LOG = logging.getLogger(__name__)
 _MAX_CODEC_THREADS = 8
 
-Refuse = Callable[[StartupError], None]
-Tell = Callable[[], None]
+OnStartupError = Callable[[StartupError], None]
+Callback = Callable[[], None]
 
 
-def create_app(
-    settings: Settings, *, refuse: Refuse | None = None, ready: Tell | None = None, lost: Tell | None = None
-) -> FastAPI:
-    """The service as an ASGI application. Models load once its lifespan begins, while it already answers 503.
+def _noop() -> None:
+    pass
+
+
+def build_services(settings: Settings, *, on_device_lost: Callback = _noop) -> AppState:
+    """The parts of the service without HTTP; `load_models` makes them serve. Call it on the event loop that uses them.
 
     Args:
-        settings: what the operator decided.
-        refuse: called when a model cannot be loaded; whoever runs the server then ends it.
-        ready: called once every model is loaded.
-        lost: called when a model has no device left; only another process has them back, so whoever runs the server
-            then ends it.
-
-    Raises:
-        StartupError: the API keys file is unusable.
+        settings: the operator's.
+        on_device_lost: called on the event loop when a model has no device left; only a new process can use the
+            devices again.
     """
-    found = _services(settings, lost or _nobody)
-    app = FastAPI(
-        title="ign-service",
-        summary="Idempotent Generative Networks over HTTP: generate, make real, walk between latents.",
-        version=__version__,
-        docs_url=None,
-        redoc_url=None,
-        redirect_slashes=False,
-        generate_unique_id_function=openapi_document.operation_id,
-        # The service counts for itself; FastAPI's own spans and metrics would look for a provider at every request.
-        telemetry={"tracing": False, "metrics": False, "logs": False},
-        middleware=_middleware(settings, found),
-        lifespan=lambda _: _lifespan(found, refuse, ready),
-    )
-    app.state.services = found
-    app.include_router(native.router)
-    app.include_router(info.router)
-    app.include_router(oip.router)
-    app.include_router(oip_repository.router)
-    openapi_document.install(app, settings)
-    swagger.install(app)
-    page.install(app)
-    problems.install(app)
-    return app
-
-
-def _nobody() -> None:
-    """Nobody is to be told."""
-
-
-def _services(settings: Settings, lost: Tell) -> AppState:
-    metrics, traffic, engine = Metrics(metrics_folder()), InFlightRequests(), Engine()
+    metrics, in_flight = Metrics(metrics_folder()), InFlightRequests()
     metrics.queue_limit.set(settings.queue_rows)
     repository = Repository(
         settings.model_dir,
@@ -105,24 +70,101 @@ def _services(settings: Settings, lost: Tell) -> AppState:
     return AppState(
         settings=settings,
         repository=repository,
-        engine=engine,
-        codec=CodecPool(min(cpu_threads(0), _MAX_CODEC_THREADS), metrics.codec),
-        metrics=metrics,
-        traffic=traffic,
-        lineup=ModelRegistry(
+        registry=ModelRegistry(
             repository,
-            engine,
-            run=partial(_running, settings, metrics, lost),
-            began=partial(_began, metrics),
-            ended=metrics.unloaded,
-            settled=traffic.settled,
+            serve=partial(_serve, settings, metrics, on_device_lost),
+            on_activated=partial(_on_activated, metrics),
+            on_deactivated=metrics.unloaded,
+            wait_for_requests=in_flight.wait_for_current,
         ),
+        codec=CodecPool(min(cpu_threads(0), _MAX_CODEC_THREADS), metrics.codec),
+        inline=InlineRunner(),
+        metrics=metrics,
+        in_flight=in_flight,
     )
 
 
-def make_door(found: AppState) -> EarlyRejection:
-    """What stands in front of the app where the server has a place for it."""
-    return EarlyRejection(traffic=found.traffic, limit=found.settings.max_connections, observe=_observer(found.metrics))
+async def load_models(services: AppState) -> None:
+    """Load, verify and activate every model of the directory.
+
+    Raises:
+        StartupError: a model does not load; `services.phase` is then `failed`.
+    """
+    try:
+        models = await asyncio.to_thread(services.repository.load_all)
+        for loaded in models.values():
+            services.registry.activate(loaded)
+    except Exception as exc:
+        services.phase = "failed"
+        raise _as_startup_error(exc) from exc
+    services.phase = "serving"
+    services.metrics.ready.set(1)
+
+
+async def close_services(services: AppState) -> None:
+    """Stop the schedulers, close the models and end the codec threads."""
+    await services.registry.close()
+    services.codec.close()
+
+
+@asynccontextmanager
+async def running_services(settings: Settings) -> AsyncIterator[AppState]:
+    """The services with their models loaded, for programs without HTTP.
+
+    Raises:
+        StartupError: a model does not load.
+    """
+    services = build_services(settings)
+    try:
+        await load_models(services)
+        yield services
+    finally:
+        await close_services(services)
+
+
+def create_app(
+    services: AppState, *, on_startup_error: OnStartupError | None = None, on_ready: Callback = _noop
+) -> FastAPI:
+    """The service as an ASGI application. Its lifespan loads the models; until they are loaded it answers 503.
+
+    Args:
+        services: from `build_services`; the lifespan closes them.
+        on_startup_error: called when a model does not load, so that the server can end; without it, the error is
+            logged and the app keeps answering 503.
+        on_ready: called when every model is loaded.
+
+    Raises:
+        StartupError: the API keys file is unusable.
+    """
+    settings = services.settings
+    app = FastAPI(
+        title="ign-service",
+        summary="Idempotent Generative Networks over HTTP: generate, make real, walk between latents.",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        generate_unique_id_function=openapi_document.operation_id,
+        # The service has its own metrics; FastAPI's would look for a telemetry provider at every request.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
+        middleware=_middleware(services),
+        lifespan=lambda _: _lifespan(services, on_startup_error, on_ready),
+    )
+    app.state.services = services
+    for router in (native.router, info.router, oip.router, oip_repository.router):
+        app.include_router(router)
+    openapi_document.install(app, settings)
+    swagger.install(app)
+    page.install(app)
+    problems.install(app)
+    return app
+
+
+def make_early_rejection(services: AppState) -> EarlyRejection:
+    """Rejects requests in the server's protocol, before the app."""
+    return EarlyRejection(
+        in_flight=services.in_flight, limit=services.settings.max_connections, observe=_observer(services.metrics)
+    )
 
 
 def _observer(metrics: Metrics) -> Observe:
@@ -134,57 +176,56 @@ def _observer(metrics: Metrics) -> Observe:
     return observe
 
 
-def _middleware(settings: Settings, found: AppState) -> list[Middleware]:
+def _middleware(services: AppState) -> list[Middleware]:
+    settings = services.settings
     keys = None if settings.api_keys_file is None else load_keys(settings.api_keys_file)
     limited = settings.rate_limit is not None or any(key.quota for key in keys or ())
-    proxies = [str(network) for network in settings.trusted_proxies]
-    layers = [Middleware(AccessLogMiddleware, trusted_proxies=proxies, observe=_observer(found.metrics))]
+    layers = [
+        Middleware(AccessLogMiddleware, trusted_proxies=settings.trusted_proxies, observe=_observer(services.metrics))
+    ]
     if settings.cors_origins:
         layers.append(Middleware(CorsMiddleware, origins=settings.cors_origins))
     return [
         *layers,
         Middleware(ErrorMiddleware),
-        Middleware(ConcurrencyLimitMiddleware, traffic=found.traffic, limit=settings.max_connections),
+        Middleware(ConcurrencyLimitMiddleware, in_flight=services.in_flight, limit=settings.max_connections),
         Middleware(AuthMiddleware, keys=keys, open_paths=open_paths(settings.closed)),
         *([Middleware(RateLimitMiddleware, rate=settings.rate_limit, parts=settings.workers)] if limited else []),
-        Middleware(FastRouter, routes=_busy_routes()),
+        Middleware(FastRouter, routes=_fast_routes()),
     ]
 
 
-def _busy_routes() -> list[APIRoute]:
+def _fast_routes() -> list[APIRoute]:
     routes = [route for route in (*native.router.routes, *oip.router.routes) if isinstance(route, APIRoute)]
     return [route for route in routes if route in native.router.routes or route.endpoint is oip.infer]
 
 
 @asynccontextmanager
-async def _lifespan(found: AppState, refuse: Refuse | None, ready: Tell | None) -> AsyncIterator[None]:
-    loading = asyncio.create_task(_load(found, refuse, ready))
+async def _lifespan(
+    services: AppState, on_startup_error: OnStartupError | None, on_ready: Callback
+) -> AsyncIterator[None]:
+    loading = asyncio.create_task(_load(services, on_startup_error, on_ready))
     try:
         yield
     finally:
         loading.cancel()
         await asyncio.gather(loading, return_exceptions=True)
-        await found.lineup.close()
-        found.codec.close()
-        found.repository.close()
+        await close_services(services)
 
 
-async def _load(found: AppState, refuse: Refuse | None, ready: Tell | None) -> None:
+async def _load(services: AppState, on_startup_error: OnStartupError | None, on_ready: Callback) -> None:
     try:
-        models = await asyncio.to_thread(found.repository.load_all)
-        _serve(found, models)
-        if ready is not None:
-            ready()
-    except Exception as exc:
-        found.phase = "failed"
-        failure = _as_refusal(exc)
-        if refuse is None:
-            _LOG.error("%s", failure.detail)
+        await load_models(services)
+    except StartupError as exc:
+        if on_startup_error is None:
+            _LOG.error("%s", exc.detail)
         else:
-            refuse(failure)
+            on_startup_error(exc)
+    else:
+        on_ready()
 
 
-def _as_refusal(exc: Exception) -> StartupError:
+def _as_startup_error(exc: Exception) -> StartupError:
     if isinstance(exc, StartupError):
         return exc
     if isinstance(exc, OSError):
@@ -193,35 +234,29 @@ def _as_refusal(exc: Exception) -> StartupError:
     return StartupError("loading the models failed in a way nobody foresaw; the log says how")
 
 
-def _serve(found: AppState, models: Mapping[str, LoadedModel]) -> None:
-    for loaded in models.values():
-        found.lineup.begin(loaded)
-    found.phase = "serving"
-    found.metrics.ready.set(1)
-
-
-def _began(metrics: Metrics, loaded: LoadedModel) -> None:
+def _on_activated(metrics: Metrics, loaded: LoadedModel) -> None:
     metrics.loaded(
         loaded.ref,
         digest=loaded.digest[:12],
         provider=loaded.provider,
         reproducible=loaded.golden.reproducible,
         quantiles=loaded.card.distance_quantiles,
-        sessions=len(loaded.models),
+        sessions=len(loaded.instances),
     )
     reason = f" ({loaded.fallback_reason})" if loaded.fallback_reason else ""
-    side_by_side = f" in {len(loaded.models)} sessions" if loaded.copies else ""
-    _LOG.info("serving %s on %s%s%s", loaded.ref, loaded.device, side_by_side, reason)
+    count = len(loaded.instances)
+    instances = f" in {count} instances" if count > 1 else ""
+    _LOG.info("serving %s on %s%s%s", loaded.ref, loaded.device, instances, reason)
 
 
-def _running(settings: Settings, metrics: Metrics, lost: Tell, loaded: LoadedModel) -> ServedModel:
+def _serve(settings: Settings, metrics: Metrics, on_device_lost: Callback, loaded: LoadedModel) -> ServedModel:
     statistics = ModelStatistics(metrics.scheduler(loaded.ref))
     scheduler = Scheduler(
-        *loaded.models,
+        *loaded.instances,
         max_batch_rows=settings.max_batch_rows,
         queue_rows=settings.queue_rows,
         observer=statistics,
-        lost=lost,
+        lost=on_device_lost,
         least=least_rows(loaded),
     )
-    return ServedModel(scheduler=scheduler, statistics=statistics)
+    return ServedModel(loaded, scheduler, statistics)

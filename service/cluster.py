@@ -106,11 +106,10 @@ class Replica:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """The app, whose lifespan Ray then runs."""
-        from service.app import create_app
+        from service.app import build_services, create_app
 
-        built = create_app(self._settings, refuse=self._refuse, ready=self._loaded.set)
-        self._services = built.state.services
-        return built
+        self._services = build_services(self._settings)
+        return create_app(self._services, on_startup_error=self._refuse, on_ready=self._loaded.set)
 
     async def check_health(self) -> None:
         """What Ray asks before it sends requests here, and every few seconds from then on.

@@ -1,4 +1,4 @@
-"""Engine, scheduler and model as the service puts them together, without HTTP; and raw onnxruntime beside them."""
+"""Scheduler and model as the service builds them, without HTTP, and raw onnxruntime beside them."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -12,9 +12,8 @@ import onnxruntime as ort
 
 from benchmarks.bench_runtime import raw_session
 from service.domain.latents import FloatRows
-from service.domain.tasks import Result, StepParams
+from service.domain.tasks import Result, SchedulingParams, StepParams
 from service.environment import cpu_threads
-from service.models.engine import Batch, Call, Engine
 from service.models.instances import InstanceFactory, least_rows
 from service.models.repository import LoadedModel, Repository
 from service.observability.metrics import Metrics, SchedulerMetrics
@@ -45,7 +44,7 @@ class Rig:
     """A model in service, without a server. ``raw`` runs the same file, on the same device, by onnxruntime alone."""
 
     loaded: LoadedModel
-    engine: Engine
+    scheduler: Scheduler
     counted: Counted
     raw: Callable[[FloatRows], FloatRows]
 
@@ -56,9 +55,8 @@ class Rig:
     async def run(self, rows: FloatRows, steps: int = 1, *, deadline_s: float | None = DEADLINE_S) -> Result:
         """What an endpoint does between decoding and encoding."""
         deadline = None if deadline_s is None else time.monotonic() + deadline_s
-        return await self.engine.run(
-            self.loaded, Batch(rows=rows, step_params=StepParams(steps=steps)), Call(key="somebody", deadline=deadline)
-        )
+        params = SchedulingParams(step_params=StepParams(steps=steps), key="somebody", deadline=deadline)
+        return await self.scheduler.submit(rows, params)
 
 
 @contextmanager
@@ -71,21 +69,20 @@ def rig(models: Path, model: str, *, threads: int = 0) -> Iterator[Rig]:
     granted = cpu_threads(threads)
     settings = Settings(threads=granted, max_batch_rows=BATCH_ROWS)
     repository = Repository(models, InstanceFactory(OnnxModel, settings), default=model)
-    repository.load_all()
-    loaded = repository.resolve()
+    loaded = [one for ref, one in repository.load_all().items() if model in (ref, one.card.name)][-1]
     counted = Counted(Metrics(), loaded.ref)
     scheduler = Scheduler(
-        *loaded.models, max_batch_rows=BATCH_ROWS, queue_rows=4096, observer=counted, least=least_rows(loaded)
+        *loaded.instances, max_batch_rows=BATCH_ROWS, queue_rows=4096, observer=counted, least=least_rows(loaded)
     )
-    engine = Engine(schedulers={loaded: scheduler})
-    assert isinstance(loaded.model, OnnxModel)
+    instance = loaded.instances[0]
+    assert isinstance(instance, OnnxModel)
     data = (models / loaded.ref / "model.onnx").read_bytes()
     scheduler.start()
     try:
-        yield Rig(loaded, engine, counted, raw_session(data, loaded.model, granted))
+        yield Rig(loaded, scheduler, counted, raw_session(data, instance, granted))
     finally:
         scheduler.close()
-        repository.close()
+        loaded.close()
 
 
 class TimedSession(ort.InferenceSession):  # type: ignore[misc]

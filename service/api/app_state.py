@@ -1,6 +1,6 @@
-"""What the endpoints are handed: one object, made by the composition root, found in the app's state."""
+"""What the endpoints use: one object, built by `service.app.build_services`, kept in the app's state."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from starlette.requests import Request
@@ -8,7 +8,6 @@ from starlette.requests import Request
 from service.api.middleware.in_flight import InFlightRequests
 from service.domain.errors import Draining, NotReady, UnavailableError
 from service.images.pool import CodecPool, InlineRunner
-from service.models.engine import Engine
 from service.models.registry import ModelRegistry
 from service.models.repository import Repository
 from service.observability.metrics import Metrics
@@ -19,48 +18,55 @@ Phase = Literal["loading", "serving", "failed"]
 
 @dataclass(slots=True, kw_only=True)
 class AppState:
-    """The running parts of one app.
+    """The running parts of one service.
 
     Args:
-        settings, repository, engine, codec, metrics, traffic: as their names say.
-        together: for what is too small for the codec pool.
-        lineup: which models serve; empty until they are verified.
+        settings: the operator's.
+        repository: the model directory.
+        registry: the models that serve; empty until all of them are verified.
+        codec: threads that decode and encode large pictures.
+        inline: runs small codec jobs on the event loop.
+        metrics: every Prometheus metric.
+        in_flight: the requests in flight, and whether the service drains.
         phase: `loading` until every model is verified; `failed` if one was not.
     """
 
     settings: Settings
     repository: Repository
-    engine: Engine
+    registry: ModelRegistry
     codec: CodecPool
+    inline: InlineRunner
     metrics: Metrics
-    traffic: InFlightRequests
-    lineup: ModelRegistry
-    together: InlineRunner = field(default_factory=InlineRunner)
+    in_flight: InFlightRequests
     phase: Phase = "loading"
 
     @property
     def ready(self) -> bool:
-        """Whether requests can be served now."""
+        """Whether `/readyz` answers 200."""
         try:
             self.require_ready()
         except UnavailableError:
             return False
         return True
 
-    def require_ready(self) -> None:
-        """Raise `NotReady` or `Draining` with the reason unless requests can be served now."""
-        if self.traffic.draining:
+    def require_serving(self) -> None:
+        """Raise `Draining` or `NotReady` unless requests are accepted; asks no model, so one model never blocks others."""
+        if self.in_flight.draining:
             raise Draining("the service is shutting down")
         if self.phase != "serving":
             raise NotReady("models are being loaded" if self.phase == "loading" else "a model could not be loaded")
-        for ref, scheduler in self.lineup.schedulers.items():
-            if scheduler.lost:
-                raise NotReady(f"the device of {ref} is lost, and only another process has it back")
-            if not scheduler.healthy:
-                raise NotReady(f"the worker of {ref} is being replaced")
+
+    def require_ready(self) -> None:
+        """Raise `Draining` or `NotReady` with the reason unless every model serves."""
+        self.require_serving()
+        for ref, model in self.registry.models.items():
+            if model.scheduler.lost:
+                raise NotReady(f"the device of {ref} is lost; only a new process can use it again")
+            if not model.scheduler.healthy:
+                raise NotReady(f"a worker of {ref} is being replaced")
 
 
-def services(request: Request) -> AppState:
-    """The services behind a request's app."""
-    found: AppState = request.app.state.services
-    return found
+def app_state(request: Request) -> AppState:
+    """The state of the app that received a request."""
+    state: AppState = request.app.state.services
+    return state

@@ -14,7 +14,7 @@ from service.bulk.source import Found, Source
 from service.domain.errors import IgnError, RequestError
 from service.domain.latents import FloatRow
 from service.images import DecodeLimits, decode_picture, encode, encode_npy, prepare, to_uint8
-from service.models.repository import LoadedModel
+from service.models.registry import ServedModel
 from service.settings import Settings
 
 _ENDINGS: Final = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "npy": ".npy"}
@@ -57,7 +57,7 @@ class Inputs(Protocol):
         ...
 
 
-def inputs_of(job: Job, model: LoadedModel, settings: Settings, source: Source | None = None) -> Inputs:
+def inputs_of(job: Job, model: ServedModel, settings: Settings, source: Source | None = None) -> Inputs:
     """The inputs of a job; ``source`` is its own if it has been opened already.
 
     Raises:
@@ -73,7 +73,7 @@ def inputs_of(job: Job, model: LoadedModel, settings: Settings, source: Source |
 class Drawn:
     """Latents of a seed."""
 
-    def __init__(self, options: GenerateRequest, model: LoadedModel) -> None:
+    def __init__(self, options: GenerateRequest, model: ServedModel) -> None:
         self._options, self._noise = options, model.noise
         self._seed = options.seed or 0
         self.digest = ""
@@ -96,7 +96,7 @@ class Given:
     """Pictures of a source."""
 
     def __init__(
-        self, options: ProjectOptions | ScoreOptions, model: LoadedModel, source: Source, limits: DecodeLimits
+        self, options: ProjectOptions | ScoreOptions, model: ServedModel, source: Source, limits: DecodeLimits
     ) -> None:
         self._options, self._card, self._source, self._limits = options, model.card, source, limits
 
@@ -128,7 +128,7 @@ class Given:
         return item
 
 
-def keep(folder: Path, items: Sequence[Item], model: LoadedModel, form: Format | None) -> None:
+def keep(folder: Path, items: Sequence[Item], model: ServedModel, form: Format | None) -> None:
     """Write the pictures, unless ``form`` is None; and into the records which those are, or why there are none.
 
     Raises:

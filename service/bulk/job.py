@@ -6,11 +6,11 @@ from typing import Any, Final, Literal
 
 from pydantic import ValidationError
 
-from service.api.native.limits import step_params
 from service.api.native.schemas import GenerateRequest, ProjectOptions, ScoreOptions
+from service.api.native.validation import step_params
 from service.domain.errors import StartupError
 from service.domain.tasks import StepParams
-from service.models.repository import LoadedModel
+from service.models.registry import ServedModel
 from service.settings import Settings
 
 Task = Literal["generate", "project", "score"]
@@ -50,7 +50,7 @@ class Job:
             return "generate"
         return "project" if isinstance(self.options, ProjectOptions) else "score"
 
-    def step_params(self, model: LoadedModel, settings: Settings) -> StepParams:
+    def step_params(self, model: ServedModel, settings: Settings) -> StepParams:
         """How f is applied to every picture.
 
         Raises:
@@ -63,7 +63,7 @@ class Job:
             return step_params(options, recommended=steps.project, rows=1, settings=settings)
         return StepParams(steps=1, score=True)
 
-    def identity(self, model: LoadedModel, settings: Settings, pictures: int, digest: str) -> Identity:
+    def identity(self, model: ServedModel, settings: Settings, pictures: int, digest: str) -> Identity:
         """What decides every byte of the output, ready for JSON.
 
         Args:

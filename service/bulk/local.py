@@ -5,9 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from service.app import running_services
 from service.bulk.job import Job
 from service.bulk.output import Output
-from service.bulk.pipeline import Workshop, running, together
+from service.bulk.pipeline import Workshop, together
 from service.bulk.progress import Progress
 from service.bulk.source import Source
 from service.domain.errors import InvalidContent, StartupError, UnknownModel
@@ -46,7 +47,7 @@ def here(job: Job, source: Source | None, output: Output, settings: Settings, sh
 
 
 async def _here(job: Job, source: Source | None, output: Output, settings: Settings, show: Show) -> Extent:
-    async with running(settings) as services:
+    async with running_services(settings) as services:
         workshop = opened(lambda: Workshop(job, services, output, source))
         extent = begin(job, output, settings, workshop)
         progress = show(extent.pictures, extent.done)

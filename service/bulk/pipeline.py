@@ -1,9 +1,7 @@
 """A model at work on shards: read and decode, apply f, encode and write, as the endpoints do, with other ends."""
 
 import asyncio
-import dataclasses
-from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,18 +10,16 @@ from typing import Any, Final, TypeVar
 import numpy as np
 
 from service.api.app_state import AppState
-from service.api.native.responses import judged, rounded
+from service.api.native.responses import in_distribution_fields, rounded
 from service.api.native.schemas import GenerateRequest, ProjectOptions
-from service.app import create_app
 from service.bulk.items import Inputs, Item, inputs_of, keep
 from service.bulk.job import Job
 from service.bulk.output import Output, Record
 from service.bulk.source import Source
+from service.domain.blending import blend_result
 from service.domain.errors import ModelFailure
-from service.domain.tasks import Result, StepParams
-from service.models.engine import Batch, Call
-from service.models.repository import LoadedModel
-from service.settings import Settings
+from service.domain.tasks import Result, SchedulingParams, StepParams
+from service.models.registry import ServedModel
 
 T = TypeVar("T")
 
@@ -37,22 +33,6 @@ class Done:
 
     pictures: int
     bad: tuple[str, ...]
-
-
-@asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[AppState]:
-    """The parts of the service, with its models verified, and nothing that listens.
-
-    Raises:
-        StartupError: a model cannot be loaded.
-    """
-    # What is about callers has nobody to be about.
-    settings = dataclasses.replace(settings, workers=1, api_keys_file=None, closed=(), rate_limit=None)
-    loaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    app = create_app(settings, refuse=loaded.set_exception, ready=lambda: loaded.set_result(None))
-    async with app.router.lifespan_context(app):
-        await loaded
-        yield app.state.services
 
 
 class Workshop:
@@ -72,13 +52,13 @@ class Workshop:
     def __init__(self, job: Job, services: AppState, output: Output, source: Source | None = None) -> None:
         settings = services.settings
         self._job, self._services, self._output = job, services, output
-        self.model: LoadedModel = services.repository.resolve(job.options.model)
+        self.model: ServedModel = services.registry.resolve(job.options.model)
         self.inputs: Inputs = inputs_of(job, self.model, settings, source)
         self._applied: StepParams = job.step_params(self.model, settings)
         self._strength = job.options.strength if isinstance(job.options, ProjectOptions) else 1.0
         self._form = job.options.format if isinstance(job.options, GenerateRequest | ProjectOptions) else None
         self._batch = min(settings.max_batch_rows, settings.queue_rows, job.shard)
-        at_once = _AT_ONCE * len(self.model.models)
+        at_once = _AT_ONCE * len(self.model.loaded.instances)
         self._turns = asyncio.Semaphore(max(1, min(at_once, settings.queue_rows // self._batch)))
 
     async def shard(self, number: int) -> Done:
@@ -128,8 +108,8 @@ class Workshop:
 
     async def _run(self, items: Sequence[Item]) -> Result:
         rows = np.stack([item.row for item in items if item.row is not None])
-        batch = Batch(rows=rows, step_params=self._applied, strength=self._strength)
-        return await self._services.engine.run(self.model, batch, Call())
+        result = await self.model.scheduler.submit(rows, SchedulingParams(step_params=self._applied))
+        return blend_result(rows, result, self._strength)
 
     def _measures(self, result: Result, place: int) -> Record:
         distance = float(result.distance[place])
@@ -138,7 +118,7 @@ class Workshop:
             "converged": bool(result.converged[place]),
             "distance": rounded(distance),
             "drift": None if result.drift is None else rounded(result.drift[place]),
-            **judged(self.model.card, distance),
+            **in_distribution_fields(self.model.card, distance),
         }
 
 

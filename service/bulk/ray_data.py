@@ -8,10 +8,11 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from service.app import running_services
 from service.bulk.job import Job
 from service.bulk.local import Extent, Show, begin, opened
 from service.bulk.output import Output
-from service.bulk.pipeline import Done, Workshop, done, running
+from service.bulk.pipeline import Done, Workshop, done
 from service.bulk.progress import Progress
 from service.bulk.source import Source
 from service.domain.errors import IgnError, StartupError
@@ -61,7 +62,7 @@ def through_ray(
 async def _begun(job: Job, source: Source | None, output: Output, settings: Settings) -> Extent:
     # Which model it is, the driver can say without the GPU that only the actors may have.
     plain = dataclasses.replace(settings, device="cpu", cuda_graphs=False, tensorrt_cache=None)
-    async with running(plain) as services:
+    async with running_services(plain) as services:
         return begin(job, output, settings, opened(lambda: Workshop(job, services, output, source)))
 
 
@@ -109,7 +110,7 @@ class Actor:
         # Of its own, as Ray does not say in which of its threads it calls.
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="bulk", daemon=True).start()
-        self._running = running(settings)
+        self._running = running_services(settings)
         services = self._await(self._running.__aenter__())
         self._workshop = Workshop(job, services, output)
         self._output = output

@@ -19,8 +19,8 @@ from service.images.size import is_small
 
 __all__ = [
     "AnimationFormat",
-    "Invert",
     "DecodeLimits",
+    "Invert",
     "Mask",
     "Picture",
     "PictureFormat",

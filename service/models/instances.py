@@ -6,7 +6,7 @@ from typing import Final, Literal, Protocol
 from service.domain.errors import ModelFailure
 from service.domain.model import DeviceOutOfMemory
 from service.environment import cpu_threads
-from service.models.repository import InferenceModel, LoadedModel, named
+from service.models.repository import InferenceModel, LoadedModel, wrap_errors
 from service.runtime.session import CudaOptions
 from service.settings import Settings
 
@@ -54,7 +54,7 @@ class InstanceFactory:
         try:
             if first.device == "cuda":
                 for number in range(1, settings.gpus):
-                    with named(f"device {number}"):
+                    with wrap_errors(f"device {number}"):
                         opened.append(self._one(data, settings.device, number))
             elif count > 1 and not wanted and _is_slow(first):
                 first.close()

@@ -1,29 +1,48 @@
-"""Which models serve, and how one takes another's place while requests go on.
+"""Which models serve now, and how one version replaces another while requests go on.
 
-A new version is opened, warmed up and held to its golden rows in a thread. Only then does it take the name, in one
-turn of the event loop: whoever asks for the model from then on gets the new one, and whoever got hold of the old one
-before is answered by that, wholly. Once all those are gone, the old one is closed. A version that does not load changes
-nothing but `failures`.
+A thread opens a new version, warms it up and checks its golden rows. Then one turn of the event loop gives it the name:
+later requests resolve to the new version, and requests that resolved the old one earlier finish on it. The registry
+closes the old version when the last of those requests has ended. A version that does not load changes only `failures`.
 
-All of it belongs to the event loop, apart from what is done in threads.
+The event loop owns everything here, except the work that `Repository` does in threads.
 """
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from service.domain.errors import LoadFailed, StartupError, UnknownModel, UnloadRefused
-from service.models.engine import Engine
-from service.models.repository import LoadedModel, Repository, order
+from service.models.repository import LoadedModel, Repository, version_key
 from service.observability.statistics import ModelStatistics
 from service.scheduling.scheduler import Scheduler
 
 State = Literal["READY", "UNAVAILABLE", "LOADING", "UNLOADING"]
 
 _LOG = logging.getLogger(__name__)
-_UNFORESEEN: Final = "loading it failed in a way nobody foresaw; the log says how"
+_INTERNAL_ERROR: Final = "loading it failed in a way nobody foresaw; the log says how"
+
+
+class ServedModel:
+    """A verified model, the scheduler that runs it and its statistics.
+
+    A request resolves its model once and passes this object on, so that it ends on the version on which it began.
+
+    Args:
+        loaded: the verified model.
+        scheduler: of this model alone; `ModelRegistry.activate` starts it.
+        statistics: counts of this model since it was loaded.
+    """
+
+    __slots__ = ("card", "digest", "loaded", "noise", "ref", "scheduler", "statistics", "tag")
+
+    def __init__(self, loaded: LoadedModel, scheduler: Scheduler, statistics: ModelStatistics) -> None:
+        self.loaded, self.scheduler, self.statistics = loaded, scheduler, statistics
+        # Copied, because every request reads them.
+        self.card, self.digest, self.noise, self.ref = loaded.card, loaded.digest, loaded.noise, loaded.ref
+        self.tag = f"{loaded.ref}@{loaded.digest[:12]}"
+        """`name/version@digest`, the digest cut to 12 characters."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +51,8 @@ class IndexEntry:
 
     Args:
         ref: `name/version`.
-        state: READY serves; LOADING will, if it verifies; UNLOADING finishes what it has; UNAVAILABLE does neither.
-        reason: why not, or why what serves is not what lies in the directory; else empty.
+        state: READY serves; LOADING is being verified; UNLOADING finishes its requests; UNAVAILABLE does not serve.
+        reason: why it does not serve, or why the version that serves is not the one in the directory; else empty.
     """
 
     ref: str
@@ -41,196 +60,209 @@ class IndexEntry:
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServedModel:
-    """A model that runs: what runs it, and what it has done."""
-
-    scheduler: Scheduler
-    statistics: ModelStatistics
-
-
 class ModelRegistry:
-    """The models in service.
+    """The served models by name and version.
 
     Args:
-        repository: where they come from.
-        engine: told of every model that runs.
-        run: makes a scheduler for a model, not yet started.
-        began, ended: told which model now answers to its name, and which name nobody answers to any more.
-        settled: waits until every request in flight at the time of the call is over.
+        repository: the model directory.
+        serve: makes the scheduler and the statistics of a model; starts no thread.
+        on_activated: called with every model that begins to serve under its name.
+        on_deactivated: called with every `name/version` that no longer serves.
+        wait_for_requests: returns when every request in flight at the time of the call has ended.
     """
 
     def __init__(
         self,
         repository: Repository,
-        engine: Engine,
         *,
-        run: Callable[[LoadedModel], ServedModel],
-        began: Callable[[LoadedModel], None],
-        ended: Callable[[str], None],
-        settled: Callable[[], Awaitable[None]],
+        serve: Callable[[LoadedModel], ServedModel],
+        on_activated: Callable[[LoadedModel], None],
+        on_deactivated: Callable[[str], None],
+        wait_for_requests: Callable[[], Awaitable[None]],
     ) -> None:
-        self._repository, self._engine = repository, engine
-        self._run, self._began, self._ended, self._settled = run, began, ended, settled
-        self._running: dict[LoadedModel, ServedModel] = {}
-        self._turn = asyncio.Lock()
+        self._repository, self._serve = repository, serve
+        self._on_activated, self._on_deactivated = on_activated, on_deactivated
+        self._wait_for_requests = wait_for_requests
+        self._models: Mapping[str, ServedModel] = {}
+        self._by_name: dict[str, ServedModel] = {}  # the highest version
+        self._lock = asyncio.Lock()  # one load or unload at a time
         self._loading: set[str] = set()
-        self._retiring: dict[LoadedModel, asyncio.Task[None]] = {}
-        self.schedulers: dict[str, Scheduler] = {}
+        self._retiring: dict[ServedModel, asyncio.Task[None]] = {}
         self.failures: dict[str, str] = {}
-        """Why a version in the directory does not serve, by `name/version`: one line, with no path outside of it."""
+        """Why a version in the directory does not serve, by `name/version`: one line, no path outside the directory."""
 
-    def begin(self, loaded: LoadedModel) -> None:
-        """Have a verified model serve from now on, in place of the one that has its name and version, if there is."""
-        running = self._running[loaded] = self._run(loaded)
-        running.scheduler.start()
-        self._engine.schedulers[loaded] = running.scheduler
-        self.schedulers[loaded.ref] = running.scheduler
-        self.failures.pop(loaded.ref, None)
-        displaced = self._repository.put(loaded)
-        self._began(loaded)
-        if displaced is not None and displaced is not loaded:
-            self._retire(displaced)
+    @property
+    def models(self) -> Mapping[str, ServedModel]:
+        """The served models by `name/version`, in order of name and number; a snapshot that never changes."""
+        return self._models
 
-    def statistics(self, loaded: LoadedModel) -> ModelStatistics:
-        """What a model that runs has done."""
-        return self._running[loaded].statistics
+    def resolve(self, name: str | None = None) -> ServedModel:
+        """The model that a caller means.
 
-    async def load(self, name: str) -> None:
-        """Serve what the directory holds of this model: new versions, changed ones anew, and no more those it lost.
+        Args:
+            name: `name/version`, `name` for its highest version, or None for the default.
 
         Raises:
-            UnknownModel: it holds none.
-            LoadFailed: some version does not serve. Those that do now serve, and what served under the name and
-                version of one that does not goes on.
+            UnknownModel: no such model or version serves; the text names those that do.
         """
-        async with self._turn:
-            refs = await self._in_directory(name)
+        wanted = self._repository.default if name is None else name
+        model = self._models.get(wanted) or self._by_name.get(wanted)
+        if model is None:
+            served = ", ".join(self._models) or "none"
+            raise UnknownModel(f"no model {wanted[:80]!r}; there is {served}")
+        return model
+
+    def activate(self, loaded: LoadedModel) -> None:
+        """Serve a verified model from now on; it replaces the one of its name and version, if there is one."""
+        model = self._serve(loaded)
+        model.scheduler.start()
+        displaced = self._models.get(model.ref)
+        self.failures.pop(model.ref, None)
+        self._set_models({**self._models, model.ref: model})
+        self._on_activated(loaded)
+        if displaced is not None:
+            self._retire(displaced)
+
+    async def load(self, name: str) -> None:
+        """Serve what the directory holds of this model: new versions, changed versions again, removed ones no longer.
+
+        Raises:
+            UnknownModel: the directory holds no version of it.
+            LoadFailed: a version does not load. The others now serve; a version that served before under the same
+                name and number goes on serving.
+        """
+        async with self._lock:
+            refs = await self._versions_on_disk(name)
             if not refs:
                 raise UnknownModel(f"no model {name[:80]!r} in the model directory")
             failed = [ref for ref in refs if not await self._load(ref)]
-            self._lose([ref for ref in self._refs(name) if ref not in refs], alone=len(failed) == len(refs))
+            self._remove([ref for ref in self._refs(name) if ref not in refs], last=len(failed) == len(refs))
             self._forget_failures(name, [*refs, *self._refs(name)])
         if failed:
             raise LoadFailed("; ".join(self.failures[ref] for ref in failed))
 
     async def unload(self, name: str) -> None:
-        """Take a model, in all its versions, out of service.
+        """Stop serving every version of a model.
 
         Raises:
             UnknownModel: no version of it serves.
             UnloadRefused: it is the default model.
         """
-        async with self._turn:
+        async with self._lock:
             refs = self._refs(name)
             if not refs:
                 raise UnknownModel(f"no model {name[:80]!r} in service")
             if name == self._repository.default.partition("/")[0]:
                 raise UnloadRefused(f"{name} is the default model, and callers who name none rely on it")
             for ref in refs:
-                self._end(ref)
+                self._deactivate(ref)
             self._forget_failures(name, [])
 
     async def index(self) -> list[IndexEntry]:
         """Every version that serves or lies in the directory, in order."""
         try:
-            there = await asyncio.to_thread(self._repository.find)
+            on_disk = await asyncio.to_thread(self._repository.find)
         except (StartupError, OSError) as exc:
-            _LOG.warning("the model directory cannot be looked through: %s", exc)
-            there = []
+            _LOG.warning("the model directory cannot be read: %s", exc)
+            on_disk = []
         unloading = {model.ref for model in self._retiring}
-        refs = {*there, *self._repository.models, *self.failures, *self._loading, *unloading}
-        return [self._entry(ref, ref in unloading) for ref in sorted(refs, key=order)]
+        refs = {*on_disk, *self._models, *self.failures, *self._loading, *unloading}
+        return [self._entry(ref, unloading) for ref in sorted(refs, key=version_key)]
 
-    def cut_off(self) -> None:
-        """Fail whatever is still in flight."""
-        for running in self._running.values():
-            running.scheduler.close(0)
+    def abort_all(self) -> None:
+        """Fail every request in flight with `Draining`, without waiting for the model calls that run."""
+        for model in (*self._models.values(), *self._retiring):
+            model.scheduler.close(0)
 
     async def close(self) -> None:
-        """Take everything down."""
-        for task in self._retiring.values():
+        """Stop and close every model."""
+        retiring = list(self._retiring.items())
+        for _, task in retiring:
             task.cancel()
-        await asyncio.gather(*self._retiring.values(), return_exceptions=True)
-        for loaded in list(self._running):
-            await self._stop(loaded)
+        await asyncio.gather(*(task for _, task in retiring), return_exceptions=True)
+        models = [*(model for model, _ in retiring), *self._models.values()]
+        self._set_models({})
+        for model in models:
+            await self._close(model)
+
+    def _set_models(self, models: Mapping[str, ServedModel]) -> None:
+        self._models = {ref: models[ref] for ref in sorted(models, key=version_key)}
+        self._by_name = {model.card.name: model for model in self._models.values()}  # later, so higher, versions win
 
     async def _load(self, ref: str) -> bool:
-        """Whether what the directory holds of a version serves now."""
-        known = self._repository.models.get(ref)
-        if known is not None and known.files == await asyncio.to_thread(self._repository.files, ref):
+        """Serve the version that the directory holds; False if it does not load."""
+        served = self._models.get(ref)
+        if served is not None and served.loaded.files == await asyncio.to_thread(self._repository.files, ref):
             self.failures.pop(ref, None)
             return True
         self._loading.add(ref)
         try:
             loaded = await asyncio.to_thread(self._repository.load, ref)
         except Exception as exc:
-            self.failures[ref] = _reason(ref, exc)
+            self.failures[ref] = _describe_failure(ref, exc)
             _LOG.warning("%s", self.failures[ref])
             return False
         finally:
             self._loading.discard(ref)
-        self.begin(loaded)
+        self.activate(loaded)
         return True
 
-    async def _in_directory(self, name: str) -> list[str]:
+    async def _versions_on_disk(self, name: str) -> list[str]:
         try:
             return await asyncio.to_thread(self._repository.versions, name)
         except (StartupError, OSError) as exc:
-            raise LoadFailed(_reason(name, exc)) from exc
+            raise LoadFailed(_describe_failure(name, exc)) from exc
 
     def _refs(self, name: str) -> list[str]:
-        return [ref for ref, model in self._repository.models.items() if model.card.name == name]
+        return [ref for ref, model in self._models.items() if model.card.name == name]
 
-    def _lose(self, refs: list[str], *, alone: bool) -> None:
-        """The directory no longer holds these versions; ``alone``: nor one that could take their place."""
+    def _remove(self, refs: list[str], *, last: bool) -> None:
+        """Deactivate versions that the directory no longer holds; ``last``: no other version can replace them."""
         for ref in refs:
-            if alone or ref == self._repository.default:
+            if last or ref == self._repository.default:
                 self.failures[ref] = f"{ref}: its files are gone; it still serves, because callers rely on it"
             else:
-                self._end(ref)
+                self._deactivate(ref)
 
     def _forget_failures(self, name: str, keep: list[str]) -> None:
         for ref in [ref for ref in self.failures if ref.partition("/")[0] == name and ref not in keep]:
             del self.failures[ref]
 
-    def _end(self, ref: str) -> None:
-        del self.schedulers[ref]
-        self._ended(ref)
-        self._retire(self._repository.drop(ref))
+    def _deactivate(self, ref: str) -> None:
+        model = self._models[ref]
+        self._set_models({other: served for other, served in self._models.items() if other != ref})
+        self._on_deactivated(ref)
+        self._retire(model)
 
-    def _retire(self, loaded: LoadedModel) -> None:
-        self._retiring[loaded] = asyncio.get_running_loop().create_task(self._leave(loaded))
+    def _retire(self, model: ServedModel) -> None:
+        self._retiring[model] = asyncio.get_running_loop().create_task(self._drain_and_close(model))
 
-    async def _leave(self, loaded: LoadedModel) -> None:
-        try:
-            await self._settled()
-            await self._stop(loaded)
-            _LOG.info("%s@%s has left", loaded.ref, loaded.digest[:12])
-        finally:
-            self._retiring.pop(loaded, None)
+    async def _drain_and_close(self, model: ServedModel) -> None:
+        await self._wait_for_requests()
+        await self._close(model)
+        del self._retiring[model]  # a task that `close` cancels earlier leaves its model there, for `close` to close
+        _LOG.info("%s is closed", model.tag)
 
-    async def _stop(self, loaded: LoadedModel) -> None:
-        # It may wait for the pass that is running; the loop must meanwhile hear of its end.
-        await asyncio.to_thread(self._running[loaded].scheduler.close)
-        del self._running[loaded], self._engine.schedulers[loaded]
-        loaded.close()
+    async def _close(self, model: ServedModel) -> None:
+        # In a thread, because it waits for the model call that runs, whose end the event loop must receive.
+        await asyncio.to_thread(model.scheduler.close)
+        model.loaded.close()
 
-    def _entry(self, ref: str, unloading: bool) -> IndexEntry:
+    def _entry(self, ref: str, unloading: set[str]) -> IndexEntry:
         reason = self.failures.get(ref, "")
-        if ref in self._repository.models:
+        if ref in self._models:
             return IndexEntry(ref=ref, state="READY", reason=reason)
         if ref in self._loading:
             return IndexEntry(ref=ref, state="LOADING", reason="")
-        if unloading:
+        if ref in unloading:
             return IndexEntry(ref=ref, state="UNLOADING", reason="finishes what it has")
         return IndexEntry(ref=ref, state="UNAVAILABLE", reason=reason or "not loaded")
 
 
-def _reason(ref: str, exc: Exception) -> str:
+def _describe_failure(ref: str, exc: Exception) -> str:
     if isinstance(exc, StartupError):
         return exc.detail
     if isinstance(exc, OSError):
         return f"{ref}: {exc.strerror or type(exc).__name__}"
     _LOG.error("loading %s failed", ref, exc_info=exc)
-    return f"{ref}: {_UNFORESEEN}"
+    return f"{ref}: {_INTERNAL_ERROR}"

@@ -1,6 +1,6 @@
-"""The model directory: `<name>/<version>/{model.onnx, golden.npz}`, found, verified and resolved.
+"""The model directory: `<name>/<version>/{model.onnx, golden.npz}`, found, loaded and verified.
 
-A model enters only as a whole: its file is read once, hashed, run on its golden rows, and only then known by name.
+A version enters as a whole: its file is read once, hashed, and run on its golden rows.
 """
 
 import logging
@@ -16,7 +16,7 @@ from typing import Final, Literal, Protocol
 
 from service.artifact.card import NAME_PATTERN, ModelCard
 from service.artifact.golden import Golden, GoldenReport, check_golden, read_golden
-from service.domain.errors import ModelFailure, StartupError, UnknownModel
+from service.domain.errors import ModelFailure, StartupError
 from service.domain.latents import NoiseSource
 from service.domain.model import DeviceLost, DeviceOutOfMemory, Model
 
@@ -82,32 +82,25 @@ class LoadedModel:
     Args:
         card: what the file says of itself.
         digest: SHA-256, in hexadecimal, of the file that runs.
-        model: f itself.
+        instances: f itself, once for each device or CPU instance; at least one.
         noise: source of its latents.
         golden: how its provider reproduces the golden rows.
         device, provider: where it runs.
         fallback_reason: why `auto` did not take CUDA, or None.
-        files: which files these were, as `Repository.files` tells them.
-        copies: the same for each further device or core.
-        close: frees all of them; nobody may run them any more.
+        files: identities of the files it was read from, as `Repository.files` returns them.
+        close: frees every instance; none may run afterwards.
     """
 
     card: ModelCard
     digest: str
-    model: Model
+    instances: tuple[Model, ...]
     noise: NoiseSource
     golden: GoldenReport
     device: Literal["cpu", "cuda"]
     provider: str
     fallback_reason: str | None = None
     files: "Files" = ()
-    copies: tuple[Model, ...] = ()
     close: Callable[[], None] = lambda: None
-
-    @property
-    def models(self) -> tuple[Model, ...]:
-        """All that run side by side."""
-        return self.model, *self.copies
 
     @property
     def ref(self) -> str:
@@ -116,7 +109,7 @@ class LoadedModel:
 
 
 class Repository:
-    """Every model of one directory.
+    """Finds, loads and verifies the models of one directory. It keeps no loaded model; any thread may call it.
 
     Args:
         directory: the model directory.
@@ -138,18 +131,12 @@ class Repository:
         self._open_models = open_models
         self._default = default
         self._precision: Literal["fp32", "fp16"] = precision
-        self._models: Mapping[str, LoadedModel] = {}
         self._strange: set[str] = set()
 
     @property
     def default(self) -> str:
         """`name` or `name/version` for callers who name none."""
         return self._default
-
-    @property
-    def models(self) -> Mapping[str, LoadedModel]:
-        """What is loaded, by `name/version`, in order of name and number; a snapshot that never changes."""
-        return self._models
 
     def load_all(self) -> Mapping[str, LoadedModel]:
         """Load every version there is; blocks for as long as that takes.
@@ -171,7 +158,6 @@ class Repository:
         except BaseException:
             _close(loaded.values())
             raise
-        self._models = loaded
         return loaded
 
     def find(self) -> list[str]:
@@ -183,7 +169,7 @@ class Repository:
         refs = []
         for name in self._folders(self._directory, re.compile(NAME_PATTERN)):
             refs += [f"{name.name}/{version.name}" for version in self._folders(name, _VERSION)]
-        return sorted(refs, key=order)
+        return sorted(refs, key=version_key)
 
     def versions(self, name: str) -> list[str]:
         """`name/version` of every version folder of one model, in order; none where there is no such model.
@@ -195,7 +181,7 @@ class Repository:
         if not re.fullmatch(NAME_PATTERN, name) or not folder.is_dir():
             return []
         self._inside(folder)
-        return sorted((f"{name}/{version.name}" for version in self._folders(folder, _VERSION)), key=order)
+        return sorted((f"{name}/{version.name}" for version in self._folders(folder, _VERSION)), key=version_key)
 
     def files(self, ref: str) -> Files:
         """Which files a version consists of now; without those that are not there."""
@@ -208,21 +194,6 @@ class Repository:
                 continue
             found.append((status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
         return tuple(found)
-
-    def put(self, loaded: LoadedModel) -> LoadedModel | None:
-        """Make a model known under its name and version; returns the one it displaces, which stays open."""
-        displaced = self._models.get(loaded.ref)
-        models = {**self._models, loaded.ref: loaded}
-        self._models = {ref: models[ref] for ref in sorted(models, key=order)}
-        return displaced
-
-    def drop(self, ref: str) -> LoadedModel:
-        """Forget a model, which stays open; returns it."""
-        self._models, dropped = (
-            {known: model for known, model in self._models.items() if known != ref},
-            self._models[ref],
-        )
-        return dropped
 
     def load(self, ref: str) -> LoadedModel:
         """Read, open, warm up and verify one version, without making it known.
@@ -238,68 +209,43 @@ class Repository:
         if self._precision == "fp16" and not (self._directory / file).is_file():
             raise StartupError(f"IGN_PRECISION=fp16: {file} is not there; use fp32, or export it")
         data = self._read(file)
-        with named(file):
+        with wrap_errors(file):
             models = self._open_models(data)
         try:
-            return self._verified(ref, file, files, models)
+            return self._load_verified(ref, file, files, models)
         except BaseException:
             _close(models)
             raise
 
-    def resolve(self, model: str | None = None) -> LoadedModel:
-        """The model a caller means.
-
-        Args:
-            model: `name/version`, `name` for its highest version, or None for the default.
-
-        Raises:
-            UnknownModel: no such model or version; the text names what there is.
-        """
-        wanted = self._default if model is None else model
-        exact = self._models.get(wanted)
-        if exact is not None:
-            return exact
-        versions = [loaded for loaded in self._models.values() if loaded.card.name == wanted]
-        if not versions:
-            there = ", ".join(self._models) or "none"
-            raise UnknownModel(f"no model {wanted[:80]!r}; there is {there}")
-        return versions[-1]
-
-    def close(self) -> None:
-        """Close every model."""
-        loaded, self._models = self._models, {}
-        _close(loaded.values())
-
-    def _verified(self, ref: str, file: str, files: Files, models: Sequence[InferenceModel]) -> LoadedModel:
-        model, *copies = models
+    def _load_verified(self, ref: str, file: str, files: Files, models: Sequence[InferenceModel]) -> LoadedModel:
+        model = models[0]
         card = model.card
         if card.ref != ref:
             raise StartupError(f"{file}: its card says {card.ref}")
         golden_file = f"{ref}/golden.npz"
         path = self._file(golden_file)
-        with named(golden_file):
+        with wrap_errors(golden_file):
             golden = read_golden(path, card.shape)
         exported = model.digest
         if self._precision != "fp32":  # the golden rows belong to the file they were exported with
             exported = sha256(self._read(f"{ref}/{_FILES['fp32']}")).hexdigest()
         if golden.digest != exported:
             raise StartupError(f"{golden_file}: belongs to another model.onnx, {golden.digest[:12]!r}")
-        report = self._proven(file, golden, models)
+        report = self._check_golden(file, golden, models)
         return LoadedModel(
             card=card,
             digest=model.digest,
-            model=model,
+            instances=tuple(models),
             noise=model.noise,
             golden=report,
             device=model.device,
             provider=model.provider,
             fallback_reason=model.fallback_reason,
             files=files,
-            copies=tuple(copies),
             close=partial(_close, models),
         )
 
-    def _proven(self, file: str, golden: Golden, models: Sequence[InferenceModel]) -> GoldenReport:
+    def _check_golden(self, file: str, golden: Golden, models: Sequence[InferenceModel]) -> GoldenReport:
         model, *copies = models
         try:
             for one in models:
@@ -352,7 +298,7 @@ def _close(models: Iterable[LoadedModel | InferenceModel]) -> None:
 
 
 @contextmanager
-def named(what: str) -> Iterator[None]:
+def wrap_errors(what: str) -> Iterator[None]:
     """Say of what a refusal speaks."""
     try:
         yield
@@ -360,7 +306,7 @@ def named(what: str) -> Iterator[None]:
         raise StartupError(f"{what}: {exc.detail}") from exc
 
 
-def order(ref: str) -> tuple[str, int]:
+def version_key(ref: str) -> tuple[str, int]:
     """Sort key of `name/version`: by name, then by number."""
     name, _, version = ref.partition("/")
     return name, int(version)

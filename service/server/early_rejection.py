@@ -28,13 +28,13 @@ class EarlyRejection:
     """Refuses a POST while too many requests are in flight, and lets the others in by turns.
 
     Args:
-        traffic: the requests in flight.
+        in_flight: the requests in flight.
         limit: most of them, those included that wait here.
         observe: told of every refusal, as `service.api.middleware.access_log.AccessLogMiddleware` tells it of others.
     """
 
-    def __init__(self, *, traffic: InFlightRequests, limit: int, observe: Observe | None = None) -> None:
-        self._traffic = traffic
+    def __init__(self, *, in_flight: InFlightRequests, limit: int, observe: Observe | None = None) -> None:
+        self._in_flight = in_flight
         self._limit = limit
         self._observe = observe
         self._waiting: deque[Callable[[], None]] = deque()
@@ -47,7 +47,7 @@ class EarlyRejection:
 
     def is_full(self) -> bool:
         """Whether no more may enter."""
-        return self._traffic.in_flight + self._begun + len(self._waiting) >= self._limit
+        return self._in_flight.count + self._begun + len(self._waiting) >= self._limit
 
     def refusal(self, method: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
         """The answer, from the first header that is its own on; None: let it in, and leave it to `ConcurrencyLimitMiddleware`.

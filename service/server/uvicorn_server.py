@@ -74,20 +74,20 @@ class IgnServer(uvicorn.Server):
             self._cut_off()
 
     async def _drain(self) -> None:
-        settings, traffic = self._services.settings, self._services.traffic
-        _LOG.info("draining: %d requests in flight", traffic.in_flight)
-        traffic.draining = True
+        settings, in_flight = self._services.settings, self._services.in_flight
+        _LOG.info("draining: %d requests in flight", in_flight.count)
+        in_flight.draining = True
         try:
             async with asyncio.timeout(settings.drain_s):
                 await asyncio.sleep(settings.drain_delay_s)
-                await traffic.idle()
+                await in_flight.idle()
         except TimeoutError:
             self._cut_off()
         self.should_exit = True
 
     def _cut_off(self) -> None:
-        _LOG.warning("cutting off %d requests", self._services.traffic.in_flight)
-        self._services.lineup.cut_off()  # their callers are told
+        _LOG.warning("cutting off %d requests", self._services.in_flight.count)
+        self._services.registry.abort_all()  # their callers are told
         self.should_exit = True
 
 

@@ -49,7 +49,7 @@ def serve(settings: Settings, listener: socket.socket, parent: Connection | None
     Raises:
         StartupError: a setting or a model is unusable.
     """
-    from service.app import create_app, make_door
+    from service.app import build_services, create_app, make_early_rejection
 
     refusals: list[StartupError] = []
 
@@ -65,9 +65,9 @@ def serve(settings: Settings, listener: socket.socket, parent: Connection | None
     def lost() -> None:
         running.give_up()
 
-    app = create_app(settings, refuse=refuse, ready=ready, lost=lost)
-    found = app.state.services
-    config = uvicorn_server.config(app, make_door(found))
+    found = build_services(settings, on_device_lost=lost)
+    app = create_app(found, on_startup_error=refuse, on_ready=ready)
+    config = uvicorn_server.config(app, make_early_rejection(found))
     running = uvicorn_server.IgnServer(config, found) if parent is None else Member(config, found, parent, refuse)
     running.run(sockets=[listener, *(listener.dup() for _ in range(uvicorn_server.ACCEPTS - 1))])
     if refusals:

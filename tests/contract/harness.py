@@ -23,7 +23,7 @@ from pydantic import BaseModel
 
 from service.api.app_state import AppState
 from service.api.native.schemas import ProblemDocument
-from service.app import create_app, make_door
+from service.app import build_services, create_app, make_early_rejection
 from service.domain.errors import StartupError
 from service.domain.latents import FloatRows, NoiseSource
 from service.runtime.onnx_model import OnnxModel
@@ -38,7 +38,7 @@ GREY, COLOUR = (1, 8, 8), (3, 8, 8)
 PATIENCE_S = 30.0  # nothing here takes a tenth of it
 
 
-class ConcurrencyLimitMiddleware:
+class Gate:
     """Stands in front of every pass of every model of one service."""
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class ConcurrencyLimitMiddleware:
         self.entered.clear()
         self.sizes.clear()
 
-    def __enter__(self) -> "ConcurrencyLimitMiddleware":
+    def __enter__(self) -> "Gate":
         self.close()
         return self
 
@@ -125,10 +125,11 @@ def serving(
 ) -> Iterator[Service]:
     """Run the service in a thread of its own; nothing may be logged as an error that the test did not expect."""
     refusals: list[StartupError] = []
-    app = create_app(settings, refuse=refusals.append if may_refuse else None)
+    services = build_services(settings)
+    app = create_app(services, on_startup_error=refusals.append if may_refuse else None)
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    how = config(app, make_door(app.state.services))
+    how = config(app, make_early_rejection(services))
     how.loop, how.timeout_graceful_shutdown = loop, 5
     server = uvicorn.Server(how)  # whose signals are the tests' own
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name=f"loop of {url}")
@@ -138,7 +139,7 @@ def serving(
     thread.start()
     try:
         with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
-            service = Service(url, client, app.state.services, refusals, heard.records)
+            service = Service(url, client, services, refusals, heard.records)
             if ready:
                 service.until(lambda: service.get("/readyz").status_code == 200)
             yield service
@@ -165,11 +166,9 @@ class _Errors(logging.Handler):
 
 
 @contextmanager
-def gated(
-    monkeypatch: pytest.MonkeyPatch, settings: Settings, *, ready: bool = True
-) -> Iterator[tuple[Service, ConcurrencyLimitMiddleware]]:
+def gated(monkeypatch: pytest.MonkeyPatch, settings: Settings, *, ready: bool = True) -> Iterator[tuple[Service, Gate]]:
     """The same, with a gate in front of every pass."""
-    gate = ConcurrencyLimitMiddleware()
+    gate = Gate()
     monkeypatch.setattr("service.app.OnnxModel", gate.model)
     if not ready:
         gate.close()

@@ -175,10 +175,7 @@ def test_what_is_not_json_is_400(service: Service, path: str, content: bytes) ->
     [
         (b'{"steps": 1e400}', "steps"),
         (b'{"tolerance": -1e999}', "tolerance"),
-        (b'{"steps": ' + b"9" * 5000 + b"}", "steps"),
         (b'{"points": [{"seed": 1e400}]}', "points.0.seed"),
-        (b'{"steps": 1, "steps": 2}', "steps"),
-        (b'{"model": "\\ud800"}', "model"),
         (b"[]", "body"),
         (b"null", "body"),
         (b'"n"', "body"),

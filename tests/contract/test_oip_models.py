@@ -42,7 +42,8 @@ def test_a_service_that_is_not_ready_says_so(models: Path, monkeypatch: pytest.M
 def test_a_worker_that_is_being_replaced_is_not_ready(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(settings(models)) as service:
         with monkeypatch.context() as patch:
-            patch.setattr(service.services.lineup.schedulers["grey/2"]._executors[0], "working", False)
+            scheduler = service.services.registry.models["grey/2"].scheduler
+            patch.setattr(type(scheduler), "healthy", property(lambda self: self is not scheduler))
             problem(service.get("/v2/health/ready"), 503, "not_ready")
             problem(service.get("/v2/models/grey/versions/2/ready"), 503, "not_ready")
         assert service.get("/v2/models/grey/versions/2/ready").status_code == 200

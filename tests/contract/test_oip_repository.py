@@ -19,7 +19,7 @@ import pytest
 
 from service.api.info.schemas import ModelList
 from service.domain.latents import FloatRows
-from service.models.repository import LoadedModel
+from service.models.registry import ServedModel
 from tests.contract.harness import (
     GREY,
     Service,
@@ -96,9 +96,10 @@ def f(service: Service, model: str | None = "grey") -> FloatRows:
     return array(service.post("/generate", options, accept="application/x-npy").content)
 
 
-def running(service: Service) -> list[LoadedModel]:
+def running(service: Service) -> list[ServedModel]:
     """Every model that is open, whether it answers to a name or not."""
-    return list(service.services.engine.schedulers)
+    registry = service.services.registry
+    return [*registry.models.values(), *registry._retiring]
 
 
 # Load
@@ -279,8 +280,8 @@ def test_an_unloaded_model_is_gone_until_it_is_loaded(service: Service) -> None:
 
 def test_nothing_is_left_of_an_unloaded_model(service: Service) -> None:
     assert service.post("/generate", {"model": "colour"}).status_code == 200
-    (found,) = [weakref.ref(model.model) for model in running(service) if model.ref == "colour/1"]
-    executor = weakref.ref(service.services.lineup.schedulers["colour/1"]._executors[0])  # its thread holds it
+    (found,) = [weakref.ref(model.loaded.instances[0]) for model in running(service) if model.ref == "colour/1"]
+    executor = weakref.ref(service.services.registry.models["colour/1"].scheduler._executors[0])  # its thread holds it
     assert unload(service, "colour").status_code == 200
     service.until(lambda: index(service)["colour/1"] == ("UNAVAILABLE", "not loaded"))
     gc.collect()

@@ -231,8 +231,8 @@ def test_a_client_that_left_while_its_picture_waits_to_be_decoded(models: Path) 
             head = b"POST /project HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n"
             with socket.create_connection(service.address) as connection:
                 connection.sendall(head % len(LARGE_PICTURE) + LARGE_PICTURE)
-                service.until(lambda: service.get("/healthz").is_success and service.services.traffic.in_flight == 1)
-            service.until(lambda: service.get("/healthz").is_success and service.services.traffic.in_flight == 0)
+                service.until(lambda: service.get("/healthz").is_success and service.services.in_flight.count == 1)
+            service.until(lambda: service.get("/healthz").is_success and service.services.in_flight.count == 0)
         finally:
             free.set()
         assert service.post("/project", {"images": [b64(PICTURE)]}).status_code == 200
@@ -244,9 +244,9 @@ def test_a_client_that_leaves_in_the_middle_of_its_body(models: Path) -> None:
     with serving(settings(models)) as service:
         with socket.create_connection(service.address) as connection:
             connection.sendall(head)
-            service.until(lambda: service.get("/healthz").is_success and service.services.traffic.in_flight == 1)
+            service.until(lambda: service.get("/healthz").is_success and service.services.in_flight.count == 1)
         service.until_metric("ign_requests_total", 1.0, endpoint="/generate", status="4xx")
-        assert service.services.traffic.in_flight == 0
+        assert service.services.in_flight.count == 0
 
 
 def test_too_many_requests_in_flight_are_503(models: Path, monkeypatch: Patch) -> None:
@@ -287,7 +287,7 @@ def test_while_draining_new_requests_are_503_and_old_ones_finish(models: Path, m
         with gate:
             running = later(service, pool, {})
             assert gate.entered.wait(PATIENCE_S)
-            service.services.traffic.draining = True
+            service.services.in_flight.draining = True
             for response in (service.post("/generate", {}), service.get("/readyz"), service.get("/models")):
                 problem(response, 503, "draining")
                 assert int(response.headers["Retry-After"]) >= 1
@@ -296,14 +296,20 @@ def test_while_draining_new_requests_are_503_and_old_ones_finish(models: Path, m
         assert running().status_code == 200
 
 
-def test_a_replaced_worker_is_told_by_readiness(models: Path, monkeypatch: Patch) -> None:
+def test_only_requests_for_a_model_without_worker_are_refused(models: Path, monkeypatch: Patch) -> None:
     with serving(settings(models)) as service:
-        monkeypatch.setattr(service.services.lineup.schedulers["grey/10"]._executors[0], "working", False)
-        for response in (service.get("/readyz"), service.post("/generate", {})):
-            assert "grey/10" in problem(response, 503, "not_ready").detail
+        scheduler = service.services.registry.models["grey/10"].scheduler
+        monkeypatch.setattr(type(scheduler), "healthy", property(lambda self: self is not scheduler))
+        assert "grey/10" in problem(service.get("/readyz"), 503, "not_ready").detail
+        problem(service.post("/generate", {}), 503, "not_ready")
+        problem(service.post("/generate", {"model": "grey/10"}), 503, "not_ready")
+        for other in ("grey/2", "colour"):
+            assert service.post("/generate", {"model": other}).status_code == 200
+        assert service.get("/models").status_code == 200
         assert service.metric("ign_ready") == 0
         monkeypatch.undo()
         assert service.get("/readyz").status_code == 200
+        assert service.post("/generate", {}).status_code == 200
 
 
 def test_a_model_that_fails_is_500_and_stays_up(models: Path, monkeypatch: Patch) -> None:

@@ -164,7 +164,7 @@ def test_draining_ends_a_stream_with_an_error(models: Path, monkeypatch: pytest.
         with service.client.stream("POST", "/generate", json={"record": [0]}, headers={"Accept": EVENTS}) as response:
             found = lines(response)
             assert next(found) == "event: step"
-            service.services.lineup.schedulers["grey/10"].close(0)
+            service.services.registry.models["grey/10"].scheduler.close(0)
             events = parsed("\n".join(["event: step", *found]))
         assert (events[-1][0], events[-1][1]["code"], events[-1][1]["status"]) == ("error", "draining", 503)
 

@@ -21,8 +21,10 @@ LARGEST = 16 * 2**20
 @pytest.fixture(scope="module")
 def shipped() -> Iterator[dict[str, LoadedModel]]:
     repository = Repository(MODELS, lambda data: [OnnxModel(data, device="cpu")], default="mnist")
-    yield dict(repository.load_all())
-    repository.close()
+    models = dict(repository.load_all())
+    yield models
+    for model in models.values():
+        model.close()
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +48,12 @@ def test_every_shipped_model_verifies_and_says_where_it_comes_from(shipped: dict
 
 def test_generated_digits_are_digits(shipped: dict[str, LoadedModel]) -> None:
     model = shipped["mnist/1"]
-    y = model.model.run(model.noise.rows(0, 0, 256))
+    y = model.instances[0].run(model.noise.rows(0, 0, 256))
     background = (y < -0.9).mean(axis=(1, 2, 3))
     assert 0.4 < background.mean() < 0.95
     assert (y.max(axis=(1, 2, 3)) > 0.8).mean() > 0.98  # every one has ink
     assert y.std(axis=0).mean() > 0.2  # and they differ
-    assert np.abs(model.model.run(y) - y).mean() < 0.03  # and f leaves them as they are
+    assert np.abs(model.instances[0].run(y) - y).mean() < 0.03  # and f leaves them as they are
 
 
 def test_a_seed_gives_the_same_bytes_alone_in_a_batch_and_under_load(client: httpx.Client) -> None:

@@ -86,8 +86,8 @@ def test_the_rows_of_the_cpu(shape: tuple[int, int, int], deterministic: bool) -
 def served(request: pytest.FixtureRequest) -> Iterator[OnnxModel]:
     """A shipped model, opened once."""
     loaded = shipped(request.param)
-    assert isinstance(loaded.model, OnnxModel)
-    yield loaded.model
+    assert isinstance(loaded.instances[0], OnnxModel)
+    yield loaded.instances[0]
     loaded.close()
 
 
@@ -138,7 +138,7 @@ def test_graphs_change_no_bit(name: str) -> None:
 @pytest.mark.parametrize("graphs", [False, True])
 @pytest.mark.parametrize("name", SHIPPED)
 def test_rows_that_stay_are_those_that_come_and_go(name: str, graphs: bool) -> None:
-    model = shipped(name, cuda=CudaOptions(graphs=graphs)).model
+    model = shipped(name, cuda=CudaOptions(graphs=graphs)).instances[0]
     assert isinstance(model, OnnxModel)
     for n in (1, 3, 64):
         x = y = sample_rows(n, model.shape)
@@ -162,10 +162,10 @@ def test_a_graph_stays_what_it_was_while_others_are_captured_and_replayed(name: 
     """Its kernels belong to plans of convolutions that onnxruntime has dropped since, for those of other batches."""
     plain, graphs = shipped(name), shipped(name, cuda=CudaOptions(graphs=True))
     batches = {n: sample_rows(n, plain.card.shape, seed=n) for n in BUCKETS}
-    first = {n: graphs.model.run(x) for n, x in batches.items()}
+    first = {n: graphs.instances[0].run(x) for n, x in batches.items()}
     for n in (1, 64, 2, 32, 4, 16, 8, 64, 1):
-        np.testing.assert_array_equal(graphs.model.run(batches[n]), first[n])
-        np.testing.assert_allclose(first[n], plain.model.run(batches[n]), atol=plain.card.tolerance.fp32)
+        np.testing.assert_array_equal(graphs.instances[0].run(batches[n]), first[n])
+        np.testing.assert_allclose(first[n], plain.instances[0].run(batches[n]), atol=plain.card.tolerance.fp32)
     graphs.close()
     plain.close()
 
@@ -173,7 +173,7 @@ def test_a_graph_stays_what_it_was_while_others_are_captured_and_replayed(name: 
 def test_a_model_is_loaded_and_let_go_while_another_serves() -> None:
     serving = shipped(SHIPPED[0], cuda=CudaOptions(graphs=True))
     x = sample_rows(3, serving.card.shape)
-    expected = serving.model.run(x)
+    expected = serving.instances[0].run(x)
     failed: list[BaseException] = []
     done = threading.Event()
     served = 0
@@ -182,7 +182,7 @@ def test_a_model_is_loaded_and_let_go_while_another_serves() -> None:
         nonlocal served
         try:
             while not done.is_set():
-                np.testing.assert_array_equal(serving.model.run(x), expected)
+                np.testing.assert_array_equal(serving.instances[0].run(x), expected)
                 served += 1
         except BaseException as exc:  # a thread's failure would be lost
             failed.append(exc)
@@ -202,7 +202,7 @@ def test_a_model_is_loaded_and_let_go_while_another_serves() -> None:
 
 def test_through_the_scheduler() -> None:
     loaded = shipped(SHIPPED[0], cuda=CudaOptions(graphs=True))
-    scheduler = Scheduler(loaded.model, max_batch_rows=64, queue_rows=64)
+    scheduler = Scheduler(loaded.instances[0], max_batch_rows=64, queue_rows=64)
     scheduler.start()
     x = loaded.noise.rows(0, 0, 3)
     try:
@@ -210,7 +210,7 @@ def test_through_the_scheduler() -> None:
     finally:
         scheduler.close()
     for _ in range(200):
-        x = loaded.model.run(x)
+        x = loaded.instances[0].run(x)
     np.testing.assert_array_equal(result.rows, x)
     loaded.close()
 
@@ -251,7 +251,7 @@ def test_what_never_fits_says_so_and_leaves_the_device_usable() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("graphs", [False, True])
 def test_a_long_run_keeps_its_memory(graphs: bool) -> None:
-    model = shipped(SHIPPED[0], cuda=CudaOptions(graphs=graphs)).model
+    model = shipped(SHIPPED[0], cuda=CudaOptions(graphs=graphs)).instances[0]
     assert isinstance(model, OnnxModel)
 
     def work(rounds: int) -> None:
@@ -307,11 +307,11 @@ def test_two_gpus_answer_as_one() -> None:
         pytest.skip(f"there is no second GPU: {exc.detail}")
     both = InstanceFactory(OnnxModel, Settings(device="cuda", gpus=2))
     loaded = Repository(ROOT / "models", both, default=name).load(f"{name}/1")
-    one = loaded.model
+    one = loaded.instances[0]
     assert isinstance(one, OnnxModel)
     x = sample_rows(64, loaded.card.shape)
     expected = stepped(one, x, 20)
-    scheduler = Scheduler(*loaded.models, max_batch_rows=16, queue_rows=4096)
+    scheduler = Scheduler(*loaded.instances, max_batch_rows=16, queue_rows=4096)
 
     async def main() -> None:
         params = SchedulingParams(step_params=StepParams(steps=20))

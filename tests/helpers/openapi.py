@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from service.app import create_app
+from service.app import build_services, create_app
 from service.settings import Settings
 
 FILE = Path(__file__).parents[2] / "docs" / "openapi.json"
@@ -12,7 +12,7 @@ FILE = Path(__file__).parents[2] / "docs" / "openapi.json"
 
 def document() -> dict[str, Any]:
     """What `/openapi.json` answers."""
-    return create_app(Settings()).openapi()
+    return create_app(build_services(Settings())).openapi()
 
 
 if __name__ == "__main__":

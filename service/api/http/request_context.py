@@ -1,10 +1,9 @@
-"""One native request on its way: who calls, until when, what they accept, and how long each part took."""
+"""One request to an endpoint that runs a model: its caller, deadline, body, codec jobs and timing."""
 
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Final, TypeVar
 
@@ -12,136 +11,140 @@ from pydantic import BaseModel, ValidationError
 from starlette.datastructures import Headers
 from starlette.requests import Request
 
-from service.api.app_state import AppState, services
+from service.api.app_state import AppState, app_state
 from service.api.http.body import media_type, parse_json, read_body
 from service.api.http.negotiation import Media, negotiate
 from service.api.http.problems import describe
 from service.domain.errors import BodyTooSlow, DeadlineExceeded, InvalidContent, MalformedRequest, UnsupportedMedia
 from service.domain.tasks import Result
-from service.models.engine import Call
-from service.models.repository import LoadedModel
+from service.models.registry import ServedModel
 
 T = TypeVar("T")
 Body = TypeVar("Body", bound=BaseModel)
 
+LARGE_BODY: Final = 1 << 15  # bytes; a larger body is parsed in the codec pool
 _SECONDS: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
-_ASIDE: Final = 1 << 15  # bytes: a larger body is parsed in the codec pool
 
 
 class ApiRequest:
-    """What every native endpoint does with its request, apart from what it is about.
+    """What the endpoints that run a model do with every request.
+
+    Args:
+        request: as `AccessLogMiddleware` passes it on, with arrival time, id and caller in its state.
 
     Raises:
-        NotReady, Draining: the service cannot answer now.
-        MalformedRequest: a header is no valid value.
+        NotReady, Draining: the service accepts no requests now.
+        MalformedRequest: X-Request-Timeout is not a number of seconds above 0.
     """
 
     def __init__(self, request: Request) -> None:
+        self.services: AppState = app_state(request)
+        self.services.require_serving()
         self.request = request
-        self.services: AppState = services(request)
-        self.services.require_ready()
-        self.headers = Headers(scope=request.scope)
-        self.arrival: float = request.state.arrival
-        self.request_id: str = request.state.request_id
-        self.deadline = self._deadline()
-        self.call = Call(key=request.state.caller, deadline=self.deadline)
+        self.headers: Headers = request.headers
+        state = request.scope["state"]
+        self.arrival: float = state["arrival"]
+        self.request_id: str = state["request_id"]
+        self.caller: str = state["caller"]
+        self.deadline: float = self.arrival + self._timeout(self.headers.get("x-request-timeout"))
         self.seconds = {"decode": 0.0, "queue": 0.0, "compute": 0.0, "encode": 0.0}
 
-    def accept(self, offers: Collection[Media]) -> Media:
-        """The form of the answer.
+    def negotiate(self, offers: Collection[Media]) -> Media:
+        """The media type of the answer.
 
         Raises:
-            NotAcceptable: the caller wants none of the offers.
+            NotAcceptable: the caller accepts none of the offers.
         """
         return negotiate(", ".join(self.headers.getlist("accept")) or None, offers)
 
-    def content_type(self) -> tuple[str, dict[str, str]]:
-        """Media type of the body, lower case, and its parameters."""
-        return media_type(self.headers.get("content-type"))
+    def content_type(self) -> str:
+        """The media type of the body in lower case, without parameters; empty where there is none."""
+        return media_type(self.headers.get("content-type"))[0]
 
-    async def body(self, *, encoded: bool = False) -> bytes:
-        """The whole body, within the limits of size and time; ``encoded``: it may have a Content-Encoding."""
+    async def read_body(self, *, encoded: bool = False) -> bytes:
+        """The whole body, within the limits of size and time.
+
+        Args:
+            encoded: return a body with a Content-Encoding as it is, instead of rejecting it.
+        """
         settings = self.services.settings
-        deadline = self.arrival + settings.body_timeout_s
+        body_deadline = self.arrival + settings.body_timeout_s
         try:
             return await read_body(
-                self.request.scope,
+                self.headers,
                 self.request.receive,
                 max_bytes=settings.max_body_bytes,
-                deadline=min(deadline, self.deadline),
+                deadline=min(body_deadline, self.deadline),
                 encoded=encoded,
             )
         except BodyTooSlow as exc:
-            if self.deadline < deadline:
+            if self.deadline < body_deadline:
                 raise DeadlineExceeded("the deadline passed") from exc
             raise
 
-    @asynccontextmanager
-    async def in_time(self) -> AsyncIterator[None]:
-        """Hold the parts that the scheduler does not time to the caller's deadline too.
-
-        Raises:
-            DeadlineExceeded: the block was still waiting when the deadline passed.
-        """
-        try:
-            async with asyncio.timeout(self.deadline - time.monotonic()):
-                yield
-        except TimeoutError as exc:
-            raise DeadlineExceeded("the deadline passed") from exc
-
-    async def json(self, schema: type[Body]) -> Body:
-        """A JSON body as ``schema``; an empty one counts as `{}`.
+    async def read_json(self, schema: type[Body]) -> Body:
+        """A JSON body as ``schema``; an empty body counts as `{}`.
 
         Raises:
             UnsupportedMedia: another content type.
-            InvalidContent, MalformedRequest: not what the schema says.
+            InvalidContent, MalformedRequest: the body does not fit the schema, or is not JSON.
         """
-        self.refuse_query()
-        kind, _ = self.content_type()
-        body = await self.body() if kind in ("", "application/json") else b""  # of another type, not even read
+        self.reject_query()
+        kind = self.content_type()
+        body = await self.read_body() if kind in ("", "application/json") else b""  # another type is not even read
         if kind != "application/json" and (kind or body):
             raise UnsupportedMedia(f"Content-Type: expected application/json, not {kind or 'none'}")
-        return await self.parse_json(body, schema)
+        return await self.parse(body, partial(parse_as, schema, body))
 
-    async def parse_json(self, body: bytes, schema: type[Body]) -> Body:
-        """``body`` as ``schema``, parsed aside when it is large."""
-        job = partial(_parse, body, schema)
-        return await self.aside(job, large=len(body) > _ASIDE)
+    async def parse(self, body: bytes, job: Callable[[], T]) -> T:
+        """Run ``job``, which parses ``body``: on the event loop, or in the codec pool if the body is large."""
+        if len(body) > LARGE_BODY:
+            return await self.run_codec("decode", job, large=True)
+        start = time.perf_counter()
+        parsed = job()
+        self.seconds["decode"] += time.perf_counter() - start
+        return parsed
 
-    def refuse_query(self) -> None:
-        """Raise `InvalidContent` for query parameters where the options belong in the body."""
-        for name in self.request.query_params:
-            raise InvalidContent.field(name[:200], "unknown query parameter; options belong in the body")
+    def reject_query(self) -> None:
+        """Raise `InvalidContent` if the request has query parameters; its options belong in the body."""
+        if self.request.scope["query_string"]:
+            for name in self.request.query_params:
+                raise InvalidContent.field(name[:200], "unknown query parameter; options belong in the body")
 
-    def model(self, name: str | None) -> LoadedModel:
-        """The model asked for; also noted for the metrics.
+    def resolve(self, name: str | None) -> ServedModel:
+        """The model asked for; the metrics name it.
 
         Raises:
-            UnknownModel: there is none of that name.
+            UnknownModel: no model of that name serves.
         """
-        loaded = self.services.repository.resolve(name)
-        self.request.state.model = loaded.ref
-        return loaded
+        model = self.services.registry.resolve(name)
+        self.request.scope["state"]["model"] = model.ref
+        return model
 
-    async def aside(self, job: Callable[[], T], *, large: bool) -> T:
-        """Run a decoding job in the codec pool if it is large, else on the event loop; its time counts as decoding."""
-        return await self._codec("decode", job, large=large)
+    async def run_codec(self, part: str, job: Callable[[], T], *, large: bool) -> T:
+        """Run a codec job; its time counts as ``part``, in this request's timing and in the metrics.
 
-    async def encode(self, job: Callable[[], T], *, large: bool) -> T:
-        """Run an encoding job in the codec pool if it is large, else on the event loop; its time counts as encoding."""
-        return await self._codec("encode", job, large=large)
+        Args:
+            part: `decode` or `encode`.
+            job: decodes or encodes; a plain function.
+            large: run it in the codec pool; else it runs on the event loop.
 
-    async def _codec(self, part: str, job: Callable[[], T], *, large: bool) -> T:
-        if not large:
-            small = partial(self._timed, part, job)
-            alone = self.services.traffic.in_flight <= 1
-            return small() if alone else await self.services.together.run(small)
-        start = time.perf_counter()
-        try:
-            async with self.in_time():
-                return await self.services.codec.run(part, job)
-        finally:
-            self.seconds[part] += time.perf_counter() - start
+        Raises:
+            DeadlineExceeded: a job in the pool had not ended when the deadline passed.
+        """
+        services = self.services
+        if large:
+            start = time.perf_counter()
+            try:
+                async with asyncio.timeout(self.deadline - time.monotonic()):
+                    return await services.codec.run(part, job)  # which observes its time itself
+            except TimeoutError as exc:
+                raise DeadlineExceeded("the deadline passed") from exc
+            finally:
+                self.seconds[part] += time.perf_counter() - start
+        if services.in_flight.count > 1:
+            return await services.inline.run(partial(self._timed, part, job))
+        return self._timed(part, job)
 
     def _timed(self, part: str, job: Callable[[], T]) -> T:
         start = time.perf_counter()
@@ -150,10 +153,10 @@ class ApiRequest:
         finally:
             seconds = time.perf_counter() - start
             self.seconds[part] += seconds
-            self.services.metrics.codec(part, seconds)  # what the pool runs, it counts itself
+            self.services.metrics.codec(part, seconds)
 
-    def count_rows(self, model: LoadedModel, result: Result) -> None:
-        """Note a finished request's time, and its rows in the metrics."""
+    def count_rows(self, model: ServedModel, result: Result) -> None:
+        """Add a finished request to the timing and to the metrics."""
         self.seconds["queue"] += result.queue_s
         self.seconds["compute"] += result.compute_s
         drifts = () if result.drift is None else result.drift.tolist()
@@ -161,11 +164,11 @@ class ApiRequest:
             model.ref, self.request.scope["route"].path, result.steps.tolist(), result.distance.tolist(), drifts
         )
 
-    def response_headers(self, model: LoadedModel, seed: int | None) -> dict[str, str]:
+    def response_headers(self, model: ServedModel, seed: int | None = None) -> dict[str, str]:
         """Headers of every successful answer."""
         headers = {
-            "X-IGN-Model": f"{model.ref}@{model.digest[:12]}",
-            "Server-Timing": ", ".join(f"{part};dur={seconds * 1e3:.1f}" for part, seconds in self.seconds.items()),
+            "X-IGN-Model": model.tag,
+            "Server-Timing": ", ".join([f"{part};dur={seconds * 1e3:.1f}" for part, seconds in self.seconds.items()]),
             "Vary": "Accept",
         }
         if seed is not None:
@@ -173,23 +176,27 @@ class ApiRequest:
         return headers
 
     def timing(self) -> dict[str, float]:
-        """The `timing` member of a JSON answer, in milliseconds."""
+        """The member `timing` of a JSON answer, in milliseconds."""
         return {f"{part}_ms": round(seconds * 1e3, 3) for part, seconds in self.seconds.items()}
 
-    def _deadline(self) -> float:
+    def _timeout(self, header: str | None) -> float:
         longest = self.services.settings.request_timeout_s
-        text = self.headers.get("x-request-timeout")
-        if text is None:
-            return self.arrival + longest
-        seconds = float(text) if _SECONDS.fullmatch(text) else 0.0
+        if header is None:
+            return longest
+        seconds = float(header) if _SECONDS.fullmatch(header) else 0.0
         if not seconds > 0:
             raise MalformedRequest("X-Request-Timeout: must be decimal seconds above 0")
-        return self.arrival + min(seconds, longest)
+        return min(seconds, longest)
 
 
-def _parse(body: bytes, schema: type[Body]) -> Body:
+def parse_as(schema: type[Body], body: bytes) -> Body:
+    """A JSON body as ``schema``; an empty body counts as `{}`.
+
+    Raises:
+        InvalidContent, MalformedRequest: the body does not fit the schema, or is not JSON.
+    """
     try:
         return schema.model_validate(parse_json(body) if body else {})
-    except ValidationError as exc:  # described here, aside if need be: a large body can hold 100 000 mistakes
-        found = describe(exc)
-        raise InvalidContent(found.detail, fields=found.fields) from exc
+    except ValidationError as exc:  # described here and not by a handler: a large body can hold 100 000 faults
+        problem = describe(exc)
+        raise InvalidContent(problem.detail, fields=problem.fields) from exc

@@ -14,7 +14,6 @@ from fastapi.routing import APIRoute
 from pydantic.json_schema import models_json_schema
 
 from service.api.middleware.auth import HEALTH_PATHS, Paths, open_paths
-from service.api.native.limits import MAX_FRAMES
 from service.api.native.openapi import PROBLEMS, REFERENCE, problem
 from service.api.native.schemas import (
     ArithmeticRequest,
@@ -26,6 +25,7 @@ from service.api.native.schemas import (
     ScoreRequest,
     StepEvent,
 )
+from service.api.native.validation import MAX_FRAMES
 from service.api.oip.schemas import IndexRequest, InferRequest, LoadRequest, UnloadRequest
 from service.settings import Settings
 

@@ -6,11 +6,11 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from service.api.app_state import AppState, services
+from service.api.app_state import AppState, app_state
 from service.api.info.schemas import ModelList, ServedCard
-from service.api.native.limits import MAX_FRAMES
+from service.api.native.validation import MAX_FRAMES
 from service.api.oip.openapi import problems
-from service.models.repository import LoadedModel
+from service.models.registry import ServedModel
 
 router = APIRouter(tags=["Service"])
 
@@ -20,18 +20,18 @@ _ARRAYS: Final = frozenset({"distance_quantiles"})
 @router.get("/models", response_model=ModelList)
 async def models(request: Request) -> Response:
     """Every model in service, the default, and the limits of a request."""
-    found = services(request)
-    found.require_ready()
-    settings = found.settings
+    services = app_state(request)
+    services.require_serving()
+    settings = services.settings
     return JSONResponse(
         {
-            "models": [_card(model, without=_ARRAYS) for model in found.repository.models.values()],
+            "models": [_card(model, without=_ARRAYS) for model in services.registry.models.values()],
             "failures": [
                 {"name": name, "version": version, "reason": reason}
-                for ref, reason in sorted(found.lineup.failures.items())
+                for ref, reason in sorted(services.registry.failures.items())
                 for name, _, version in [ref.partition("/")]
             ],
-            "default": found.repository.resolve().ref,
+            "default": services.registry.resolve().ref,
             "limits": {
                 "n": settings.max_images,
                 "images": settings.max_images,
@@ -47,13 +47,13 @@ async def models(request: Request) -> Response:
 @router.get("/models/{name}", response_model=ServedCard, responses=problems(404))
 async def model(request: Request, name: str) -> Response:
     """The card of a model's highest version, and how it runs here."""
-    return _one(services(request), name)
+    return _one(app_state(request), name)
 
 
 @router.get("/models/{name}/{version}", response_model=ServedCard, responses=problems(404))
 async def model_version(request: Request, name: str, version: str) -> Response:
     """The card of one version, and how it runs here."""
-    return _one(services(request), f"{name}/{version}")
+    return _one(app_state(request), f"{name}/{version}")
 
 
 @router.get("/healthz")
@@ -65,34 +65,34 @@ async def healthz() -> dict[str, str]:
 @router.get("/readyz", responses=problems(503))
 async def readyz(request: Request) -> dict[str, Any]:
     """200 only when every model is loaded, warm and reproduces its golden rows; else 503 with the reason."""
-    found = services(request)
-    found.require_ready()
-    running = {
-        ref: {"device": loaded.device, "provider": loaded.provider, "fallback_reason": loaded.fallback_reason}
-        for ref, loaded in found.repository.models.items()
-    }
-    return {"status": "ready", "models": running}
+    services = app_state(request)
+    services.require_ready()
+    return {"status": "ready", "models": {ref: _device(model) for ref, model in services.registry.models.items()}}
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
     """Prometheus text."""
-    found = services(request)
-    found.metrics.ready.set(found.ready)
-    content, content_type = found.metrics.render()
+    services = app_state(request)
+    services.metrics.ready.set(services.ready)
+    content, content_type = services.metrics.render()
     return Response(content, headers={"Content-Type": content_type})
 
 
-def _one(found: AppState, ref: str) -> Response:
-    found.require_ready()
-    return JSONResponse(_card(found.repository.resolve(ref), without=frozenset()))
+def _one(services: AppState, ref: str) -> Response:
+    services.require_serving()
+    return JSONResponse(_card(services.registry.resolve(ref), without=frozenset()))
 
 
-def _card(loaded: LoadedModel, *, without: frozenset[str]) -> dict[str, Any]:
-    return loaded.card.model_dump(mode="json", exclude=set(without)) | {
-        "digest": f"sha256:{loaded.digest}",
-        "device": loaded.device,
-        "provider": loaded.provider,
-        "fallback_reason": loaded.fallback_reason,
-        "reproducible": {"kind": loaded.golden.reproducible, "difference": loaded.golden.spread},
+def _card(model: ServedModel, *, without: frozenset[str]) -> dict[str, Any]:
+    golden = model.loaded.golden
+    return model.card.model_dump(mode="json", exclude=set(without)) | {
+        "digest": f"sha256:{model.digest}",
+        **_device(model),
+        "reproducible": {"kind": golden.reproducible, "difference": golden.spread},
     }
+
+
+def _device(model: ServedModel) -> dict[str, str | None]:
+    loaded = model.loaded
+    return {"device": loaded.device, "provider": loaded.provider, "fallback_reason": loaded.fallback_reason}

@@ -24,7 +24,7 @@ class ServedCard(ModelCard):
     reproducible: Reproducible
 
 
-class ServiceLimits(BaseModel):
+class Limits(BaseModel):
     """What one request may ask for."""
 
     n: int
@@ -51,4 +51,4 @@ class ModelList(BaseModel):
         list[LoadFailure], Field(description="Versions that lie in the directory and do not serve, since the start.")
     ]
     default: str
-    limits: ServiceLimits
+    limits: Limits

@@ -23,7 +23,7 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.middleware.auth import networks, peer_key
+from service.api.middleware.auth import Network, peer_key
 from service.observability.logs import Observe, identify, record
 
 CLIENT_GONE: Final = 499
@@ -38,16 +38,15 @@ class AccessLogMiddleware:
 
     Args:
         app: the application behind it.
-        trusted_proxies: CIDR networks whose X-Forwarded-For is believed.
+        trusted_proxies: networks whose X-Forwarded-For is believed.
         observe: called once per request.
-
-    Raises:
-        StartupError: a trusted proxy is no network.
     """
 
-    def __init__(self, app: ASGIApp, *, trusted_proxies: Sequence[str] = (), observe: Observe | None = None) -> None:
+    def __init__(
+        self, app: ASGIApp, *, trusted_proxies: Sequence[Network] = (), observe: Observe | None = None
+    ) -> None:
         self._app = app
-        self._trusted = networks(trusted_proxies)
+        self._trusted = trusted_proxies
         self._observe = observe
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -189,25 +189,13 @@ class Paths:
         return path in self._exact or path.startswith(self._below)
 
 
-def networks(cidrs: Sequence[str]) -> tuple[Network, ...]:
-    """Parse a list of trusted proxies.
-
-    Raises:
-        StartupError: one is no network in CIDR notation.
-    """
-    try:
-        return tuple(ipaddress.ip_network(cidr) for cidr in cidrs)
-    except ValueError as exc:
-        raise StartupError(f"trusted proxies: {exc}") from exc
-
-
 def peer_key(peer: str | None, forwarded: Sequence[str], trusted: Sequence[Network]) -> str:
     """The address a request counts under: the peer's, or what trusted proxies say of it.
 
     Args:
         peer: address of the connection, or None where it has none (a Unix socket).
         forwarded: the values of all X-Forwarded-For headers, in order.
-        trusted: proxies whose word on the hop before them is taken.
+        trusted: proxies whose X-Forwarded-For is believed.
 
     Returns:
         The right-most hop that is not a trusted proxy: an IPv4 address, or the /64 of an IPv6 address, within which

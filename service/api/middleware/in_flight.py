@@ -1,8 +1,7 @@
 """Requests in flight: counted, and refused beyond a limit."""
 
 import asyncio
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from typing import Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -15,82 +14,90 @@ TOO_MANY: Final = "too many requests are in flight"
 
 
 class InFlightRequests:
-    """The requests in flight, and whether new ones are taken. Belongs to one event loop."""
+    """Counts the requests in flight, and holds the flag `draining`. Belongs to one event loop.
+
+    `service.server` sets `draining` once, and waits with `idle`. `ModelRegistry` waits with `wait_for_current` before it
+    closes a model.
+    """
 
     def __init__(self) -> None:
         self.draining = False
-        self.in_flight = 0
+        self.count = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self._era = _Epoch()
+        self._epoch = _Epoch()
         self._past: list[_Epoch] = []
 
-    @contextmanager
-    def request(self) -> Iterator[None]:
-        """Count one request for as long as the block runs."""
-        era = self._era
-        era.requests += 1
-        self.in_flight += 1
+    def enter(self) -> "_Epoch":
+        """Count a request that begins; pass the return value to `leave`."""
+        epoch = self._epoch
+        epoch.requests += 1
+        self.count += 1
         self._idle.clear()
-        try:
-            yield
-        finally:
-            self.in_flight -= 1
-            if self.in_flight == 0:
-                self._idle.set()
-            era.requests -= 1
-            if era.requests == 0 and era is not self._era:
-                era.over.set()
+        return epoch
+
+    def leave(self, epoch: "_Epoch") -> None:
+        """Count a request that has ended."""
+        self.count -= 1
+        if self.count == 0:
+            self._idle.set()
+        epoch.requests -= 1
+        if epoch.requests == 0 and epoch is not self._epoch:
+            epoch.over.set()
 
     async def idle(self) -> None:
         """Wait until no request is in flight."""
         await self._idle.wait()
 
-    async def settled(self) -> None:
-        """Wait until those in flight at the time of the call are over, whoever comes later.
+    async def wait_for_current(self) -> None:
+        """Wait until every request in flight at the time of the call has ended; later requests do not count.
 
-        What had a name before that time and has none now is then in nobody's hands.
+        After it returns, no running request uses a model that lost its name before the call.
         """
-        self._past = [era for era in (*self._past, self._era) if era.requests]
-        self._era = _Epoch()
-        for era in list(self._past):
-            await era.over.wait()
+        self._past = [epoch for epoch in (*self._past, self._epoch) if epoch.requests]
+        self._epoch = _Epoch()
+        for epoch in list(self._past):
+            await epoch.over.wait()
 
 
 class _Epoch:
-    """The requests that came between two calls of `InFlightRequests.settled`."""
+    """The requests that began between two calls of `InFlightRequests.wait_for_current`."""
 
     def __init__(self) -> None:
         self.requests = 0
-        self.over = asyncio.Event()  # no request is left, and no other can come
+        self.over = asyncio.Event()  # set when no request is left and none can be added
 
 
 class ConcurrencyLimitMiddleware:
-    """Refuses requests beyond a limit, and all new ones while draining; health and metrics always pass.
+    """Answers 503 to requests beyond a limit, and to all new requests while draining; health and metrics always pass.
 
     Args:
         app: the application behind it.
-        traffic: what it counts in; whoever drains sets its flag.
+        in_flight: the counter; the server sets its flag `draining`.
         limit: most requests in flight, each from its headers to the end of its answer.
-        open_paths: exact paths that are neither counted nor refused.
+        open_paths: exact paths that are neither counted nor rejected.
     """
 
     def __init__(
-        self, app: ASGIApp, *, traffic: InFlightRequests, limit: int, open_paths: Collection[str] = HEALTH_PATHS
+        self, app: ASGIApp, *, in_flight: InFlightRequests, limit: int, open_paths: Collection[str] = HEALTH_PATHS
     ) -> None:
         self._app = app
-        self._traffic = traffic
+        self._in_flight = in_flight
         self._limit = limit
         self._open = frozenset(open_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer 503."""
+        in_flight = self._in_flight
         if scope["type"] != "http" or scope["path"] in self._open:
             await self._app(scope, receive, send)
-        elif self._traffic.draining:
+        elif in_flight.draining:
             await send_problem(scope, send, Draining("the service is shutting down"))
-        elif self._traffic.in_flight >= self._limit:
+        elif in_flight.count >= self._limit:
             await send_problem(scope, send, TooManyConnections(TOO_MANY))
         else:
-            with self._traffic.request():
+            epoch = in_flight.enter()
+            try:
                 await self._app(scope, receive, send)
+            finally:
+                in_flight.leave(epoch)

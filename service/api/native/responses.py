@@ -1,4 +1,4 @@
-"""Results to answers: JSON with base64 pictures, one raw picture, a contact sheet, an animation, or `.npy`."""
+"""Answers from results: JSON with base64 pictures, one raw picture, a contact sheet, an animation, or `.npy`."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -30,30 +30,32 @@ from service.images import (
     strip,
     to_uint8,
 )
-from service.models.repository import LoadedModel
+from service.models.registry import ServedModel
 
 RASTER: Final[Mapping[Media, PictureFormat]] = {Media.PNG: "png", Media.WEBP: "webp", Media.JPEG: "jpeg"}
 _ANIMATED: Final[Mapping[Media, AnimationFormat]] = {Media.WEBP: "webp", Media.GIF: "gif", Media.APNG: "apng"}
-_USUAL: Final = 99.0  # percentile up to which a picture counts as one of those the model knows
-_INLINE: Final = 1 << 13  # values: fewer are encoded on the event loop, in less time than a thread takes to wake
+_IN_DISTRIBUTION: Final = 99.0  # highest percentile of the distances of real pictures that counts as real
+_INLINE: Final = 1 << 13  # values; up to so many are encoded on the event loop, faster than a thread wakes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResponseSpec:
-    """What an answer is made of, beside its result.
+    """How a result becomes an answer.
 
     Args:
-        model: who answered.
-        media: the negotiated form.
+        model: the model that answers.
+        media: the negotiated media type.
         format: of base64 pictures.
-        labels: members of each image that the result does not know: `index`, `inverted`, `t`, `row`, `col`.
-        members: of a JSON answer, before its images: `seed` where one was used or could have been.
+        labels: for each image, the members that the result does not hold: `index`, `inverted`, `t`, `row`, `col`.
+        members: members of a JSON answer before its images: `seed`, if the endpoint has one.
+        layout: several pictures in one: a contact sheet, or a strip of one row.
         columns: of the contact sheet; None for near-square.
-        fps: > 0 makes WebP, GIF and APNG an animation.
-        closed: the last picture is the first once more (a loop).
+        fps: frames a second; above 0, WebP, GIF and APNG are animations.
+        closed: the last picture repeats the first one (a loop).
+        strength: s of (1−s)·x + s·f^k(x), 0…1.
     """
 
-    model: LoadedModel
+    model: ServedModel
     media: Media
     format: Format
     labels: Sequence[Mapping[str, Any]]
@@ -62,91 +64,92 @@ class ResponseSpec:
     columns: int | None = None
     fps: int = 0
     closed: bool = False
+    strength: float = 1.0
 
     @property
     def rows(self) -> int:
-        """How many rows it takes."""
+        """Rows that the model runs; the repeated one of a loop is not among them."""
         return len(self.labels) - self.closed
 
 
-def check_form(shape: ResponseSpec, record: Sequence[int] = ()) -> None:
-    """Refuse, before anything is computed, what the form of the answer cannot hold.
+def check_format(spec: ResponseSpec, record: Sequence[int] = ()) -> None:
+    """Reject, before anything is computed, what the answer's format cannot hold.
 
     Raises:
         InvalidContent: ``record`` with a raw answer, or a sheet larger than its format allows.
     """
-    if record and shape.media not in (Media.JSON, Media.EVENTS):
-        raise InvalidContent.field("record", f"only JSON and event streams carry a trajectory, not {shape.media}")
-    if shape.media in RASTER and not _is_animation(shape):
-        columns = len(shape.labels) if shape.layout == "strip" else shape.columns
-        check_sides(RASTER[shape.media], *sheet_size(len(shape.labels), shape.model.card, columns=columns))
+    if record and spec.media not in (Media.JSON, Media.EVENTS):
+        raise InvalidContent.field("record", f"only JSON and event streams carry a trajectory, not {spec.media}")
+    if spec.media in RASTER and not _is_animation(spec):
+        columns = len(spec.labels) if spec.layout == "strip" else spec.columns
+        check_sides(RASTER[spec.media], *sheet_size(len(spec.labels), spec.model.card, columns=columns))
 
 
-async def answer(exchange: ApiRequest, shape: ResponseSpec, result: Result) -> Response:
+async def respond(api: ApiRequest, spec: ResponseSpec, result: Result) -> Response:
     """The response to a finished request."""
-    exchange.count_rows(shape.model, result)
-    if shape.media is Media.JSON:
+    api.count_rows(spec.model, result)
+    if spec.media is Media.JSON:
         large = _is_large(result.rows) or any(result.trajectory)
-        pictures = await exchange.encode(lambda: _json(_images(shape, result)), large=large)
-        # Put together as text: the timing stands around megabytes that are better written aside.
-        before, mark, after = _json(envelope(exchange, shape.model, [], shape.members)).partition(b'"images":[')
+        pictures = await api.run_codec("encode", lambda: _json(_images(spec, result)), large=large)
+        # Joined as text: the pool encodes the images, and the timing, which includes that, comes after them.
+        before, mark, after = _json(envelope(api, spec.model, [], spec.members)).partition(b'"images":[')
         content = before + mark[:-1] + pictures + after[1:]
         return Response(
-            content, headers=exchange.response_headers(shape.model, shape.members.get("seed")), media_type=Media.JSON
+            content, headers=api.response_headers(spec.model, spec.members.get("seed")), media_type=Media.JSON
         )
-    content = await exchange.encode(lambda: _raw(shape, result), large=_is_large(result.rows))
-    headers = exchange.response_headers(shape.model, shape.members.get("seed")) | _row_headers(result)
-    return Response(content, headers=headers, media_type=shape.media)
+    content = await api.run_codec("encode", lambda: _raw(spec, result), large=_is_large(result.rows))
+    headers = api.response_headers(spec.model, spec.members.get("seed")) | _row_headers(result)
+    return Response(content, headers=headers, media_type=spec.media)
 
 
-def scores(exchange: ApiRequest, model: LoadedModel, result: Result) -> Response:
+def respond_scores(api: ApiRequest, model: ServedModel, result: Result) -> Response:
     """The response of `/score`: numbers, no pictures."""
-    exchange.count_rows(model, result)
+    api.count_rows(model, result)
     drifts = [] if result.drift is None else result.drift.tolist()
     images: list[dict[str, Any]] = []
     for index, (distance, drift) in enumerate(zip(result.distance.tolist(), drifts, strict=True)):
         measured = {"index": index, "distance": rounded(distance), "drift": rounded(drift)}
-        images.append(measured | judged(model.card, distance))
-    content = _json(envelope(exchange, model, images))
-    return Response(content, headers=exchange.response_headers(model, None), media_type=Media.JSON)
+        images.append(measured | in_distribution_fields(model.card, distance))
+    content = _json(envelope(api, model, images))
+    return Response(content, headers=api.response_headers(model), media_type=Media.JSON)
 
 
-def judged(card: ModelCard, distance: float) -> dict[str, Any]:
-    """Where a distance lies among those of real pictures, and whether it is one of the usual; None where unknown."""
+def in_distribution_fields(card: ModelCard, distance: float) -> dict[str, Any]:
+    """The percentile of a distance among those of real pictures, and whether it is usual; None where unknown."""
     percentile = card.percentile(distance)
     return {
         "percentile": None if percentile is None else rounded(percentile),
-        "in_distribution": None if percentile is None else percentile <= _USUAL,
+        "in_distribution": None if percentile is None else percentile <= _IN_DISTRIBUTION,
     }
 
 
 def envelope(
-    exchange: ApiRequest,
-    model: LoadedModel,
+    api: ApiRequest,
+    model: ServedModel,
     images: list[dict[str, Any]],
     members: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """The JSON answer around its images; ``members`` come before those."""
     card = model.card
     reference = {"name": card.name, "version": card.version, "digest": f"sha256:{model.digest}"}
-    head: dict[str, Any] = {"model": reference, "request_id": exchange.request_id, **members}
-    return head | {"images": images, "timing": exchange.timing()}
+    head: dict[str, Any] = {"model": reference, "request_id": api.request_id, **members}
+    return head | {"images": images, "timing": api.timing()}
 
 
-def image(shape: ResponseSpec, result: Result, place: int, data: str | None) -> dict[str, Any]:
+def image(spec: ResponseSpec, result: Result, place: int, data: str | None) -> dict[str, Any]:
     """One member of `images`, without its trajectory.
 
     Args:
-        shape: of the answer.
+        spec: of the answer.
         result: the finished request.
         place: which row.
         data: its picture in base64, or None where it was sent already.
     """
-    _, height, width = shape.model.card.shape
+    _, height, width = spec.model.card.shape
     return {
-        **shape.labels[place],
+        **spec.labels[place],
         "data": data,
-        "format": shape.format,
+        "format": spec.format,
         "width": width,
         "height": height,
         "steps": int(result.steps[place]),
@@ -169,13 +172,13 @@ def rounded(value: float) -> float:
     return round(float(value), 6)
 
 
-def _images(shape: ResponseSpec, result: Result) -> list[dict[str, Any]]:
-    card, form = shape.model.card, shape.format
+def _images(spec: ResponseSpec, result: Result) -> list[dict[str, Any]]:
+    card, form = spec.model.card, spec.format
     if form == "npy":
         data = [picture(row, card, form) for row in result.rows]
     else:
         data = [encode_base64(encode(pixels, form)) for pixels in to_uint8(result.rows, card)]
-    images = [image(shape, result, place, text) for place, text in enumerate(data)]
+    images = [image(spec, result, place, text) for place, text in enumerate(data)]
     for place, steps in enumerate(result.trajectory):
         if steps:
             images[place]["trajectory"] = [_recorded(step, card, form) for step in steps]
@@ -191,21 +194,21 @@ def _recorded(step: StepOutput, card: ModelCard, form: Format) -> dict[str, Any]
     return {"step": step.step, "data": picture(step.row, card, form), "change": change}
 
 
-def _raw(shape: ResponseSpec, result: Result) -> bytes:
-    if shape.media is Media.NPY:
+def _raw(spec: ResponseSpec, result: Result) -> bytes:
+    if spec.media is Media.NPY:
         return encode_npy(result.rows)
-    pixels = to_uint8(result.rows, shape.model.card)
-    if _is_animation(shape):
-        return animate(pixels, _ANIMATED[shape.media], fps=shape.fps)
-    return encode(_sheet(shape, pixels), RASTER[shape.media])
+    pixels = to_uint8(result.rows, spec.model.card)
+    if _is_animation(spec):
+        return animate(pixels, _ANIMATED[spec.media], fps=spec.fps)
+    return encode(_sheet(spec, pixels), RASTER[spec.media])
 
 
-def _sheet(shape: ResponseSpec, pixels: Pixels) -> Pixels:
+def _sheet(spec: ResponseSpec, pixels: Pixels) -> Pixels:
     if len(pixels) == 1:
         return cast(Pixels, pixels[0])
-    if shape.layout == "strip":
-        return strip(pixels, shape.model.card)
-    return contact_sheet(pixels, shape.model.card, columns=shape.columns)
+    if spec.layout == "strip":
+        return strip(pixels, spec.model.card)
+    return contact_sheet(pixels, spec.model.card, columns=spec.columns)
 
 
 def _row_headers(result: Result) -> dict[str, str]:
@@ -218,8 +221,8 @@ def _row_headers(result: Result) -> dict[str, str]:
     return headers
 
 
-def _is_animation(shape: ResponseSpec) -> bool:
-    return shape.fps > 0 and shape.media in _ANIMATED
+def _is_animation(spec: ResponseSpec) -> bool:
+    return spec.fps > 0 and spec.media in _ANIMATED
 
 
 def _is_large(rows: FloatRows) -> bool:

@@ -1,8 +1,9 @@
-"""The native endpoints. Each makes rows; the rest is shared."""
+"""The native endpoints. Each validates its options and makes rows; `_serve` runs them and answers."""
 
 import secrets
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -12,8 +13,7 @@ from service.api.http.disconnect import until_disconnect
 from service.api.http.negotiation import Media
 from service.api.http.request_context import ApiRequest
 from service.api.native import openapi
-from service.api.native.limits import check_count, checked_steps, path_of, step_params
-from service.api.native.responses import ResponseSpec, answer, check_form, scores
+from service.api.native.responses import ResponseSpec, check_format, respond, respond_scores
 from service.api.native.schemas import (
     ArithmeticAnswer,
     ArithmeticRequest,
@@ -29,165 +29,190 @@ from service.api.native.schemas import (
     ScoreRequest,
 )
 from service.api.native.sse import EventStream
-from service.api.native.uploads import is_large, prepare_upload, read_upload, resolve_points
+from service.api.native.uploads import InputRows, PointReader, is_large, prepare_upload, read_upload
+from service.api.native.validation import check_count, check_steps, latent_path, step_params
+from service.domain.blending import blend_result, close_loop
 from service.domain.errors import InvalidContent
 from service.domain.interpolation import Grid, LatentPath
-from service.domain.tasks import StepParams
-from service.images import DecodeLimits
-from service.models.engine import Batch
+from service.domain.latents import weighted_sum
+from service.domain.tasks import SchedulingParams, StepParams
+from service.models.registry import ServedModel
 
 router = APIRouter(tags=["Pictures"])
 
-_FORMS = (Media.JSON, Media.PNG, Media.WEBP, Media.JPEG, Media.NPY)
-_STREAMED = (*_FORMS, Media.EVENTS)
-_PATH_FORMS = (*_FORMS, Media.GIF, Media.APNG)  # a grid has no animation
-_LARGE_NOISE = 1 << 14  # values: more are drawn in the codec pool
-_SEED_BITS = 32
+_FORMATS: Final = (Media.JSON, Media.PNG, Media.WEBP, Media.JPEG, Media.NPY)
+_STREAM_FORMATS: Final = (*_FORMATS, Media.EVENTS)
+_PATH_FORMATS: Final = (*_FORMATS, Media.GIF, Media.APNG)  # a grid has no animation
+_LARGE_NOISE: Final = 1 << 14  # values; more are drawn in the codec pool
+_SEED_BITS: Final = 32
+
+MakeRows = Callable[[], InputRows]
 
 
-@router.post("/generate", **openapi.operation(GenerateRequest, GenerateAnswer, openapi.GENERATE, _STREAMED))
+@router.post("/generate", **openapi.operation(GenerateRequest, GenerateAnswer, openapi.GENERATE, _STREAM_FORMATS))
 async def generate(request: Request) -> Response:
     """Generate pictures: f^k(z) of seeded latents."""
-    exchange = ApiRequest(request)
-    media = exchange.accept(_STREAMED)
-    options = await exchange.json(GenerateRequest)
-    settings = exchange.services.settings
+    api = ApiRequest(request)
+    media = api.negotiate(_STREAM_FORMATS)
+    options = await api.read_json(GenerateRequest)
+    settings = api.services.settings
     check_count("n", options.n, settings.max_images)
-    model = exchange.model(options.model)
-    how = step_params(options, recommended=model.card.steps.generate, rows=options.n, settings=settings)
+    model = api.resolve(options.model)
+    params = step_params(options, recommended=model.card.steps.generate, rows=options.n, settings=settings)
     seed = secrets.randbits(_SEED_BITS) if options.seed is None else options.seed
     labels = [{"index": options.offset + i} for i in range(options.n)]
-    shape = ResponseSpec(model=model, media=media, format=options.format, labels=labels, members={"seed": seed})
-    check_form(shape, how.record)
+    spec = ResponseSpec(model=model, media=media, format=options.format, labels=labels, members={"seed": seed})
+    check_format(spec, params.record)
     channels, height, width = model.card.shape
-
-    def rows() -> Batch:
-        return exchange.services.engine.generate(
-            model, seed=seed, offset=options.offset, n=options.n, noise_scale=options.noise_scale, step_params=how
-        )
-
     large = options.n * channels * height * width > _LARGE_NOISE
-    return await _serve(exchange, shape, rows, large=large)
+    return await _serve(api, spec, partial(_noise_rows, model, options, seed), params, large=large)
 
 
-@router.post("/project", **openapi.operation(ProjectRequest, ProjectAnswer, openapi.PROJECT, _STREAMED))
+@router.post("/project", **openapi.operation(ProjectRequest, ProjectAnswer, openapi.PROJECT, _STREAM_FORMATS))
 async def project(request: Request) -> Response:
     """Make pictures real: f^k(x) of uploads, as multipart, JSON or a raw body."""
-    exchange = ApiRequest(request)
-    media = exchange.accept(_STREAMED)
-    upload = await read_upload(exchange, ProjectOptions, ProjectRequest)
-    options, settings = upload.options, exchange.services.settings
-    model = exchange.model(options.model)
+    api = ApiRequest(request)
+    media = api.negotiate(_STREAM_FORMATS)
+    upload = await read_upload(api, ProjectOptions, ProjectRequest)
+    options, settings = upload.options, api.services.settings
+    model = api.resolve(options.model)
     count = len(upload.images)
-    how = step_params(options, recommended=model.card.steps.project, rows=count, settings=settings)
-    limits = DecodeLimits(max_pixels=settings.max_pixels)
-
-    def rows() -> Batch:
-        prepared = prepare_upload(upload, model, limits, settings.max_body_bytes)
-        for label, inverted in zip(labels, prepared.inverted, strict=True):
-            label["inverted"] = inverted
-        return Batch(rows=prepared.rows, step_params=how, keep=prepared.keep, strength=options.strength)
-
+    params = step_params(options, recommended=model.card.steps.project, rows=count, settings=settings)
     labels: list[dict[str, Any]] = [{"index": i} for i in range(count)]
-    shape = ResponseSpec(model=model, media=media, format=options.format, labels=labels)
-    check_form(shape, how.record)
-    return await _serve(exchange, shape, rows, large=is_large(upload))
+    spec = ResponseSpec(model=model, media=media, format=options.format, labels=labels, strength=options.strength)
+    check_format(spec, params.record)
+
+    def make_rows() -> InputRows:
+        inputs = prepare_upload(upload, model, settings)
+        for label, inverted in zip(labels, inputs.inverted, strict=True):
+            label["inverted"] = inverted
+        return inputs
+
+    return await _serve(api, spec, make_rows, params, large=is_large(upload))
 
 
 @router.post(
-    "/latent-interpolate", **openapi.operation(InterpolateRequest, InterpolateAnswer, openapi.INTERPOLATE, _PATH_FORMS)
+    "/latent-interpolate",
+    **openapi.operation(InterpolateRequest, InterpolateAnswer, openapi.INTERPOLATE, _PATH_FORMATS),
 )
 async def latent_interpolate(request: Request) -> Response:
     """Walk between latents: f^k along a path or over a grid; as WebP, GIF or APNG an animation."""
-    exchange = ApiRequest(request)
-    media = exchange.accept(_PATH_FORMS)
-    options = await exchange.json(InterpolateRequest)
-    path, settings = path_of(options), exchange.services.settings
+    api = ApiRequest(request)
+    media = api.negotiate(_PATH_FORMATS)
+    options = await api.read_json(InterpolateRequest)
+    path, settings = latent_path(options), api.services.settings
     if isinstance(path, Grid):
-        media = exchange.accept(_FORMS)
-    model = exchange.model(options.model)
-    steps = checked_steps(options.steps, recommended=model.card.steps.generate, settings=settings)
-    limits = DecodeLimits(max_pixels=settings.max_pixels)
-
-    def rows() -> Batch:
-        points = resolve_points(options.points, model, limits, settings.max_body_bytes)
-        return exchange.services.engine.interpolate(model, points, path, StepParams(steps=steps))
-
-    shape = ResponseSpec(
+        media = api.negotiate(_FORMATS)
+    model = api.resolve(options.model)
+    steps = check_steps(options.steps, recommended=model.card.steps.generate, settings=settings)
+    is_grid = isinstance(path, Grid)
+    spec = ResponseSpec(
         model=model,
         media=media,
         format=options.format,
         labels=_frame_labels(path),
-        layout="sheet" if isinstance(path, Grid) else "strip",
+        layout="sheet" if is_grid else "strip",
         columns=path.cols if isinstance(path, Grid) else None,
-        fps=0 if isinstance(path, Grid) else options.fps,
-        closed=not isinstance(path, Grid) and path.loop,
+        fps=0 if is_grid else options.fps,
+        closed=isinstance(path, LatentPath) and path.loop,
     )
-    check_form(shape)
-    return await _serve(exchange, shape, rows, large=True)
+    check_format(spec)
+    reader = PointReader(model, settings)
+
+    def make_rows() -> InputRows:
+        points = reader.rows("points", options.points)
+        return InputRows(rows=path.latents(points) if isinstance(path, Grid) else path.rows(points))
+
+    return await _serve(api, spec, make_rows, StepParams(steps=steps), large=True)
 
 
-@router.post("/latent-arithmetic", **openapi.operation(ArithmeticRequest, ArithmeticAnswer, openapi.ARITHMETIC, _FORMS))
+@router.post(
+    "/latent-arithmetic", **openapi.operation(ArithmeticRequest, ArithmeticAnswer, openapi.ARITHMETIC, _FORMATS)
+)
 async def latent_arithmetic(request: Request) -> Response:
     """Add latents: f^k of a weighted sum."""
-    exchange = ApiRequest(request)
-    media = exchange.accept(_FORMS)
-    options, settings = await exchange.json(ArithmeticRequest), exchange.services.settings
-    model = exchange.model(options.model)
-    steps = checked_steps(options.steps, recommended=model.card.steps.generate, settings=settings)
-    limits = DecodeLimits(max_pixels=settings.max_pixels)
+    api = ApiRequest(request)
+    media = api.negotiate(_FORMATS)
+    options, settings = await api.read_json(ArithmeticRequest), api.services.settings
+    model = api.resolve(options.model)
+    steps = check_steps(options.steps, recommended=model.card.steps.generate, settings=settings)
+    spec = ResponseSpec(model=model, media=media, format=options.format, labels=[{"index": 0}], members={"seed": None})
+    reader = PointReader(model, settings)
 
-    def rows() -> Batch:
-        terms = options.terms
-        points = resolve_points(terms, model, limits, settings.max_body_bytes, name="terms")
-        weights = [term.weight for term in terms]
+    def make_rows() -> InputRows:
+        rows = reader.rows("terms", options.terms)
+        norm = model.card.noise.norm if options.normalize else None
         try:
-            return exchange.services.engine.combine(model, points, weights, options.normalize, StepParams(steps=steps))
+            return InputRows(rows=weighted_sum(rows, [term.weight for term in options.terms], norm)[None])
         except ValueError as exc:
             raise InvalidContent.field("terms", "their sum is zero, which is no latent") from exc
 
-    members = {"seed": None}
-    shape = ResponseSpec(model=model, media=media, format=options.format, labels=[{"index": 0}], members=members)
-    return await _serve(exchange, shape, rows, large=True)
+    return await _serve(api, spec, make_rows, StepParams(steps=steps), large=True)
 
 
 @router.post("/score", **openapi.operation(ScoreRequest, ScoreAnswer, openapi.SCORE, (Media.JSON,)))
 async def score(request: Request) -> Response:
     """Say how real pictures look to the model: how far f moves them, beside held-out real ones."""
-    exchange = ApiRequest(request)
-    exchange.accept((Media.JSON,))
-    upload = await read_upload(exchange, ScoreOptions, ScoreRequest)
-    model, settings = exchange.model(upload.options.model), exchange.services.settings
-    limits = DecodeLimits(max_pixels=settings.max_pixels)
-
-    def rows() -> Batch:
-        prepared = prepare_upload(upload, model, limits, settings.max_body_bytes)
-        return Batch(rows=prepared.rows, step_params=StepParams(steps=1, score=True))
-
-    exchange.services.engine.check_capacity(model, len(upload.images))
+    api = ApiRequest(request)
+    api.negotiate((Media.JSON,))
+    upload = await read_upload(api, ScoreOptions, ScoreRequest)
+    model = api.resolve(upload.options.model)
+    large = is_large(upload)
+    if large:
+        model.scheduler.check_capacity(len(upload.images))
 
     async def work() -> Response:
-        batch = await exchange.aside(rows, large=is_large(upload))
-        return scores(exchange, model, await exchange.services.engine.run(model, batch, exchange.call))
+        job = partial(prepare_upload, upload, model, api.services.settings)
+        inputs = await api.run_codec("decode", job, large=large)
+        params = _scheduling_params(api, inputs, StepParams(steps=1, score=True))
+        return respond_scores(api, model, await model.scheduler.submit(inputs.rows, params))
 
     return await until_disconnect(request.receive, work())
+
+
+async def _serve(
+    api: ApiRequest, spec: ResponseSpec, make_rows: MakeRows, params: StepParams, *, large: bool
+) -> Response:
+    """Make the rows, apply f and answer; all of it is cancelled when the client disconnects.
+
+    Args:
+        api: the request.
+        spec: of the answer.
+        make_rows: decodes or draws the rows.
+        params: how f is applied.
+        large: `make_rows` runs in the codec pool, after a check that the queue has room for its rows.
+    """
+    scheduler = spec.model.scheduler
+    if large:
+        scheduler.check_capacity(spec.rows)
+
+    async def work() -> Response:
+        inputs = await api.run_codec("decode", make_rows, large=large)
+        if spec.media is Media.EVENTS:
+            return EventStream(api, spec, inputs.rows, _scheduling_params(api, inputs, params, progress=True))
+        result = await scheduler.submit(inputs.rows, _scheduling_params(api, inputs, params))
+        if spec.strength != 1.0:
+            result = blend_result(inputs.rows, result, spec.strength)
+        if spec.closed:
+            result = close_loop(result)
+        return await respond(api, spec, result)
+
+    return await until_disconnect(api.request.receive, work())
+
+
+def _scheduling_params(
+    api: ApiRequest, inputs: InputRows, params: StepParams, *, progress: bool = False
+) -> SchedulingParams:
+    return SchedulingParams(
+        step_params=params, keep=inputs.keep, deadline=api.deadline, key=api.caller, progress=progress
+    )
+
+
+def _noise_rows(model: ServedModel, options: GenerateRequest, seed: int) -> InputRows:
+    return InputRows(rows=model.noise.rows(seed, options.offset, options.n, options.noise_scale))
 
 
 def _frame_labels(path: LatentPath | Grid) -> list[dict[str, Any]]:
     if isinstance(path, Grid):
         return [{"index": i, "row": row, "col": col} for i, (row, col) in enumerate(path.places())]
     return [{"index": i, "t": t} for i, t in enumerate(path.times())]
-
-
-async def _serve(exchange: ApiRequest, shape: ResponseSpec, rows: Callable[[], Batch], *, large: bool) -> Response:
-    """Make the rows, apply f, answer; all of it ends when the client leaves."""
-    exchange.services.engine.check_capacity(shape.model, shape.rows)
-
-    async def work() -> Response:
-        batch = await exchange.aside(rows, large=large)
-        if shape.media is Media.EVENTS:
-            return EventStream(exchange, shape, batch)
-        result = await exchange.services.engine.run(shape.model, batch, exchange.call)
-        return await answer(exchange, shape, result)
-
-    return await until_disconnect(exchange.request.receive, work())

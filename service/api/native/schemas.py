@@ -1,6 +1,6 @@
 """What requests and answers look like: the pydantic models behind parsing and `/openapi.json`.
 
-Limits that an operator can change are not here; `service.api.native.limits` checks them.
+Limits that an operator can change are not here; `service.api.native.validation` checks them.
 """
 
 from typing import Annotated, Final, Literal, Self

@@ -1,4 +1,4 @@
-"""`text/event-stream`: recorded steps as they come to exist, progress, and the answer at the end."""
+"""`text/event-stream`: recorded steps as soon as they exist, progress, and the answer at the end."""
 
 import asyncio
 import json
@@ -16,9 +16,10 @@ from service.api.http.negotiation import Media
 from service.api.http.problems import describe, log_failure
 from service.api.http.request_context import ApiRequest
 from service.api.native.responses import ResponseSpec, envelope, image, picture, rounded
+from service.domain.blending import blend_step
 from service.domain.errors import DeadlineExceeded
-from service.domain.tasks import Result, StepOutput, StreamProgress
-from service.models.engine import Batch
+from service.domain.latents import FloatRows
+from service.domain.tasks import Result, SchedulingParams, StepOutput, StreamProgress
 
 _SILENCE_S: Final = 10.0  # after so long without an event, a comment line keeps proxies from hanging up
 
@@ -26,19 +27,20 @@ Events = AsyncGenerator[StepOutput | StreamProgress | Result, None]
 
 
 class EventStream(Response):
-    """Sends what `events` yields. A failure after the start is an event `error`, one before it an ordinary problem.
+    """Runs rows and sends their steps as events.
+
+    A failure before the first event is an ordinary problem; a later one is an event `error`.
 
     Args:
-        exchange: the request.
-        shape: of the pictures.
-        batch: what to run.
+        api: the request.
+        spec: of the answer.
+        rows: (N, C, H, W), the inputs of f.
+        params: how they run; `progress` is set.
     """
 
-    def __init__(self, exchange: ApiRequest, shape: ResponseSpec, batch: Batch) -> None:
-        super().__init__(
-            media_type=Media.EVENTS, headers=exchange.response_headers(shape.model, shape.members.get("seed"))
-        )
-        self._exchange, self._shape, self._batch = exchange, shape, batch
+    def __init__(self, api: ApiRequest, spec: ResponseSpec, rows: FloatRows, params: SchedulingParams) -> None:
+        super().__init__(media_type=Media.EVENTS, headers=api.response_headers(spec.model, spec.members.get("seed")))
+        self._api, self._spec, self._rows, self._params = api, spec, rows, params
         for name, value in (("Cache-Control", "no-store"), ("X-Accel-Buffering", "no")):
             self.headers[name] = value
         del self.headers["content-length"], self.headers["server-timing"]  # neither is known yet
@@ -48,10 +50,10 @@ class EventStream(Response):
         await until_disconnect(receive, self._send(send))
 
     async def _send(self, send: Send) -> None:
-        exchange = self._exchange
         last = b""
-        async with aclosing(exchange.services.engine.stream(self._shape.model, self._batch, exchange.call)) as events:
-            # Until the first event exists the answer can still be a problem with a status of its own.
+        # Closing the generator cancels its rows.
+        async with aclosing(self._spec.model.scheduler.stream(self._rows, self._params)) as events:
+            # Until the first event exists, the answer can still be a problem with its own status.
             first = await anext(events)
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             try:
@@ -62,19 +64,19 @@ class EventStream(Response):
                 last = self._failure(DeadlineExceeded("the stream took longer than IGN_STREAM_TIMEOUT_S allows"))
             except Exception as exc:
                 last = self._failure(exc)
-        # Only now: the rows are given up before a caller who no longer reads is waited for.
+        # After the rows are cancelled, because a client that no longer reads can block this.
         await send({"type": "http.response.body", "body": last, "more_body": False})
 
     def _failure(self, exc: Exception) -> bytes:
-        request_id = self._exchange.request_id
+        request_id = self._api.request_id
         found = describe(exc)
         if found.status == HTTPStatus.INTERNAL_SERVER_ERROR:
             log_failure(exc, request_id)
-        self._exchange.request.state.problem = found.code
+        self._api.request.state.problem = found.code
         return event("error", found.body(request_id))
 
     def _seconds_left(self) -> float:
-        end = self._exchange.arrival + self._exchange.services.settings.stream_timeout_s
+        end = self._api.arrival + self._api.services.settings.stream_timeout_s
         return end - time.monotonic()
 
     async def _texts(self, first: StepOutput | StreamProgress | Result, events: Events) -> AsyncGenerator[bytes, None]:
@@ -89,21 +91,22 @@ class EventStream(Response):
             return event("progress", members | {"rows": item.rows})
         if isinstance(item, StepOutput):
             return event("step", await self._step(item))
-        exchange, shape = self._exchange, self._shape
-        exchange.count_rows(shape.model, item)
-        images = [image(shape, item, place, None) for place in range(len(item.rows))]
-        return event("done", envelope(exchange, shape.model, images, shape.members))
+        api, spec = self._api, self._spec
+        api.count_rows(spec.model, item)
+        images = [image(spec, item, place, None) for place in range(len(item.rows))]
+        return event("done", envelope(api, spec.model, images, spec.members))
 
     async def _step(self, step: StepOutput) -> dict[str, Any]:
-        shape = self._shape
-        data = await self._exchange.encode(
-            lambda: picture(step.row, shape.model.card, shape.format), large=step.row.size > 1 << 13
+        spec = self._spec
+        step = blend_step(self._rows, step, spec.strength)
+        data = await self._api.run_codec(
+            "encode", lambda: picture(step.row, spec.model.card, spec.format), large=step.row.size > 1 << 13
         )
         return {
-            "index": shape.labels[step.index]["index"],
+            "index": spec.labels[step.index]["index"],
             "step": step.step,
             "data": data,
-            "format": shape.format,
+            "format": spec.format,
             "change": None if step.change is None else rounded(step.change),
         }
 

@@ -1,20 +1,20 @@
-"""What `/project` and points are given: pictures, masks and latents in three forms, one kind of row out."""
+"""Uploads to rows: pictures, masks and latents, as multipart, JSON or a raw body."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Final, Generic, TypeVar
 
 import numpy as np
 from starlette.datastructures import QueryParams
 
 from service.api.http.multipart import parse_multipart
-from service.api.http.request_context import ApiRequest
+from service.api.http.request_context import ApiRequest, parse_as
 from service.api.native import form_fields
-from service.api.native.limits import check_count
 from service.api.native.schemas import PointRequest, ProjectOptions, ProjectRequest, ScoreOptions, ScoreRequest
+from service.api.native.validation import check_count
 from service.domain.errors import InvalidContent, UnsupportedMedia
-from service.domain.latents import FloatRows
+from service.domain.latents import FloatRow, FloatRows
 from service.domain.tasks import KeepMask
 from service.images import (
     DecodeLimits,
@@ -27,25 +27,25 @@ from service.images import (
     keep_mask,
     prepare,
 )
-from service.models.engine import Point, RowPoint, SeedPoint
-from service.models.repository import LoadedModel
+from service.models.registry import ServedModel
+from service.settings import Settings
 
 Options = TypeVar("Options", bound=ScoreOptions)
 
 PICTURE_TYPES = ("image/png", "image/jpeg", "image/webp")
-_USUAL: Final = 256  # bytes of a query that may be remembered
+_CACHED_QUERY: Final = 256  # bytes; longer queries are parsed anew every time
 _MAX_FIELDS = 32  # of a form; there are about a dozen options
-_MAX_INLINE = 4  # small pictures decoded in less time than a thread takes to wake and to hand the lock back
+_MAX_INLINE = 4  # small pictures; the event loop decodes so many faster than a thread wakes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Upload(Generic[Options]):
-    """Pictures as they came.
+    """The pictures of a request, not yet decoded.
 
     Args:
-        options: parsed options, of the endpoint's own kind.
-        images: one picture each: bytes, or base64 text that is yet to be decoded.
-        masks: none, one for all, or one for each image.
+        options: parsed options of the endpoint.
+        images: one picture each: bytes, or base64 text.
+        masks: none, one for all images, or one for each image.
         image_field, mask_field: field paths of images and masks, for errors.
     """
 
@@ -57,19 +57,25 @@ class Upload(Generic[Options]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class PreparedRows:
-    """Rows made from pictures: (N, C, H, W), what to keep of them, and which were inverted."""
+class InputRows:
+    """Rows for the scheduler.
+
+    Args:
+        rows: (N, C, H, W) float32 in the model's range.
+        keep: pixels that every step puts back, or None.
+        inverted: for each uploaded picture, whether it was inverted.
+    """
 
     rows: FloatRows
-    keep: KeepMask | None
-    inverted: Sequence[bool]
+    keep: KeepMask | None = None
+    inverted: Sequence[bool] = ()
 
 
-async def read_upload(exchange: ApiRequest, schema: type[Options], body: type[Options]) -> Upload[Options]:
+async def read_upload(api: ApiRequest, schema: type[Options], body: type[Options]) -> Upload[Options]:
     """The request's pictures and options, from multipart, JSON or a raw body.
 
     Args:
-        exchange: the request.
+        api: the request.
         schema: of the options, as forms and queries carry them; with masks if it is that of a projection.
         body: of the JSON form: the same and `images`.
 
@@ -77,37 +83,39 @@ async def read_upload(exchange: ApiRequest, schema: type[Options], body: type[Op
         UnsupportedMedia: none of the three.
         MalformedRequest, InvalidContent, ValidationError, TooLarge: as the contract says.
     """
-    kind, _ = exchange.content_type()
+    kind = api.content_type()
     if kind == "multipart/form-data":
-        exchange.refuse_query()
-        upload = await _from_form(exchange, schema)
+        api.reject_query()
+        upload = await _from_form(api, schema)
     elif kind == "application/json":
-        exchange.refuse_query()
-        upload = _from_json(await exchange.parse_json(await exchange.body(), body))
+        api.reject_query()
+        content = await api.read_body()
+        upload = _from_json(await api.parse(content, partial(parse_as, body, content)))
     elif kind in PICTURE_TYPES:
-        query = exchange.request.scope["query_string"]
-        options = (_usual if len(query) <= _USUAL else _from_query)(schema, query)
-        upload = Upload(options=options, images=[await exchange.body()], image_field="body")
+        query = api.request.scope["query_string"]
+        options = (_from_query_cached if len(query) <= _CACHED_QUERY else _from_query)(schema, query)
+        upload = Upload(options=options, images=[await api.read_body()], image_field="body")
     else:
         expected = ", ".join(("multipart/form-data", "application/json", *PICTURE_TYPES))
         raise UnsupportedMedia(f"Content-Type: expected one of {expected}")
-    check_count(upload.image_field, len(upload.images), exchange.services.settings.max_images)
+    check_count(upload.image_field, len(upload.images), api.services.settings.max_images)
     return upload
 
 
 def is_large(upload: Upload[Options]) -> bool:
-    """Whether decoding belongs in the codec pool, rather than on the event loop: more than a few small PNGs do."""
+    """Whether the codec pool decodes it; the event loop decodes a few small PNGs."""
     images = upload.images
     return bool(upload.masks) or len(images) > _MAX_INLINE or not all(map(is_small, images))
 
 
-def prepare_upload(upload: Upload[Options], model: LoadedModel, limits: DecodeLimits, max_chars: int) -> PreparedRows:
-    """Decode and prepare every picture; runs in the codec pool where `is_large` says so.
+def prepare_upload(upload: Upload[Options], model: ServedModel, settings: Settings) -> InputRows:
+    """Decode and prepare every picture; runs in the codec pool if `is_large`.
 
     Raises:
         InvalidContent, TooLarge: a picture or mask is unusable; the text names which.
     """
     card, options = model.card, upload.options
+    limits, max_chars = DecodeLimits(max_pixels=settings.max_pixels), settings.max_body_bytes
 
     def mask(i: int) -> tuple[Mask, str]:
         name = _nth(upload.mask_field, i, upload.masks)
@@ -123,40 +131,55 @@ def prepare_upload(upload: Upload[Options], model: LoadedModel, limits: DecodeLi
         rows[i] = prepared.row
         inverted.append(prepared.inverted)
         if upload.masks:
-            own, name = for_all or mask(i)  # no more than one at a time is decoded
+            own, name = for_all or mask(i)  # one mask at a time, to bound memory
             keep.append(keep_mask(own, picture, card, resize=options.resize, field=name))
-    return PreparedRows(rows=rows, keep=np.stack(keep) if keep else None, inverted=inverted)
+    return InputRows(rows=rows, keep=np.stack(keep) if keep else None, inverted=inverted)
 
 
-def resolve_points(
-    points: Sequence[PointRequest], model: LoadedModel, limits: DecodeLimits, max_chars: int, *, name: str = "points"
-) -> list[Point]:
-    """Latents by seed, by picture or by value; runs in the codec pool. ``name`` is their field's, for errors.
+@dataclass(frozen=True, slots=True)
+class PointReader:
+    """Reads the latents of a request: by seed, as a picture, or as an array.
 
-    Raises:
-        InvalidContent, TooLarge: a picture or array is unusable; the text names the point.
+    Args:
+        model: whose noise and shape count.
+        settings: limits of size.
     """
-    resolved: list[Point] = []
-    for i, point in enumerate(points):
+
+    model: ServedModel
+    settings: Settings
+
+    def rows(self, field: str, points: Sequence[PointRequest]) -> list[FloatRow]:
+        """The rows (C, H, W) of the points of ``field``; runs in the codec pool.
+
+        Raises:
+            InvalidContent, TooLarge: a picture or array is unusable; the text names the point.
+        """
+        return [self._row(f"{field}.{i}", point) for i, point in enumerate(points)]
+
+    def _row(self, field: str, point: PointRequest) -> FloatRow:
+        card, max_chars = self.model.card, self.settings.max_body_bytes
         if point.seed is not None:
-            resolved.append(SeedPoint(seed=point.seed, index=point.index or 0))
-        elif point.image is not None:
-            field = f"{name}.{i}.image"
+            return self.model.noise.row(point.seed, point.index or 0)
+        if point.image is not None:
+            field = f"{field}.image"
+            limits = DecodeLimits(max_pixels=self.settings.max_pixels)
             picture = decode_picture(decode_base64(point.image, field=field, max_chars=max_chars), limits, field=field)
-            resolved.append(RowPoint(row=prepare(picture, model.card).row))
-        else:
-            field = f"{name}.{i}.latent"
-            data = decode_base64(point.latent or "", field=field, max_chars=max_chars)
-            resolved.append(RowPoint(row=decode_npy(data, model.card.shape, field=field)))
-    return resolved
+            return prepare(picture, card).row
+        field = f"{field}.latent"
+        return decode_npy(decode_base64(point.latent or "", field=field, max_chars=max_chars), card.shape, field=field)
 
 
-async def _from_form(exchange: ApiRequest, schema: type[Options]) -> Upload[Options]:
-    content_type = exchange.headers.get("content-type", "")
-    body = await exchange.body()
-    limit = exchange.services.settings.max_images
-    fields, files = await exchange.aside(
-        lambda: parse_multipart(content_type, body, max_files=limit + 1, max_fields=_MAX_FIELDS), large=True
+async def _from_form(api: ApiRequest, schema: type[Options]) -> Upload[Options]:
+    body = await api.read_body()
+    fields, files = await api.parse(
+        body,
+        partial(
+            parse_multipart,
+            api.headers.get("content-type", ""),
+            body,
+            max_files=api.services.settings.max_images + 1,
+            max_fields=_MAX_FIELDS,
+        ),
     )
     images = files.pop("image", [])
     masked = issubclass(schema, ProjectOptions)
@@ -188,14 +211,14 @@ def _from_json(request: Options) -> Upload[Options]:
 
 
 def _from_query(schema: type[Options], query: bytes) -> Options:
-    found: dict[str, list[str]] = {}
+    fields: dict[str, list[str]] = {}
     for name, value in QueryParams(query).multi_items():
-        found.setdefault(name, []).append(value)
-    return schema.model_validate(form_fields.values(found))
+        fields.setdefault(name, []).append(value)
+    return schema.model_validate(form_fields.values(fields))
 
 
-# Clients say the same all day, and options do not change once they are made.
-_usual: Callable[[type[Options], bytes], Options] = lru_cache(maxsize=256)(_from_query)
+# Clients repeat their queries, and parsed options never change.
+_from_query_cached: Callable[[type[Options], bytes], Options] = lru_cache(maxsize=256)(_from_query)
 
 
 def _bytes(data: bytes | str, field: str, max_chars: int) -> bytes:

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from service.api.app_state import AppState, services
+from service.api.app_state import AppState, app_state
 from service.api.http.body import read_body
 from service.api.oip import openapi
 from service.api.oip.compression import coding_of, inflate
@@ -26,11 +26,11 @@ Body = TypeVar("Body", bound=BaseModel)
 @router.post("/v2/repository/index", response_model=list[IndexEntry], **openapi.repository(IndexRequest, openapi.INDEX))
 async def index(request: Request) -> Response:
     """Every version that serves or lies in the model directory."""
-    found = _services(request)
-    asked = await _body(request, found, IndexRequest)
+    services = _services(request)
+    asked = await _body(request, services, IndexRequest)
     entries = [
         {"name": name, "version": version, "state": entry.state, "reason": entry.reason}
-        for entry in await found.lineup.index()
+        for entry in await services.registry.index()
         for name, _, version in [entry.ref.partition("/")]
         if entry.state == "READY" or not asked.ready
     ]
@@ -43,35 +43,35 @@ async def load(request: Request, name: str) -> Response:
 
     The answer comes once all of them serve. Until then, and if one does not verify, what served before goes on.
     """
-    found = _services(request)
-    await _body(request, found, LoadRequest)
-    await found.lineup.load(name)
+    services = _services(request)
+    await _body(request, services, LoadRequest)
+    await services.registry.load(name)
     return JSONResponse({})
 
 
 @router.post("/v2/repository/models/{name}/unload", **openapi.repository(UnloadRequest, openapi.UNLOAD, changes=True))
 async def unload(request: Request, name: str) -> Response:
     """Take a model out of service in all its versions; requests in flight are finished. Not the default model."""
-    found = _services(request)
-    await _body(request, found, UnloadRequest)
-    await found.lineup.unload(name)
+    services = _services(request)
+    await _body(request, services, UnloadRequest)
+    await services.registry.unload(name)
     return JSONResponse({})
 
 
 def _services(request: Request) -> AppState:
-    found = services(request)
-    if found.settings.workers > 1:
+    services = app_state(request)
+    if services.settings.workers > 1:
         raise NotSupported("the model repository is that of one process, and this service has several (IGN_WORKERS)")
-    found.require_ready()
-    return found
+    services.require_serving()
+    return services
 
 
-async def _body(request: Request, found: AppState, schema: type[Body]) -> Body:
-    settings = found.settings
+async def _body(request: Request, services: AppState, schema: type[Body]) -> Body:
+    settings = services.settings
     coding = coding_of(", ".join(request.headers.getlist("content-encoding")))
     arrival: float = request.state.arrival
     body = await read_body(
-        request.scope,
+        request.headers,
         request.receive,
         max_bytes=settings.max_body_bytes,
         deadline=arrival + settings.body_timeout_s,

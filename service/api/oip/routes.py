@@ -4,8 +4,7 @@ The rows go through the same queue as everything else. The body is read as it is
 clients send none.
 """
 
-import dataclasses
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
 from fastapi import APIRouter
@@ -13,24 +12,22 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from service import __version__
-from service.api.app_state import AppState, services
+from service.api.app_state import AppState, app_state
 from service.api.http.disconnect import until_disconnect
-from service.api.http.request_context import ApiRequest
+from service.api.http.request_context import LARGE_BODY, ApiRequest
 from service.api.oip import openapi
 from service.api.oip.compression import asked_coding, coding_of, deflate, inflate
 from service.api.oip.schemas import ModelConfig, ModelMetadata, ServerMetadata, StatisticsAnswer
 from service.api.oip.tensors import DATATYPE, HEADER_LENGTH, Inference, header_length, read_request, write_answer
 from service.artifact.card import INPUT, OUTPUT
 from service.domain.errors import NotReady
-from service.domain.tasks import Result, StepParams
-from service.models.engine import Batch, Call
-from service.models.repository import LoadedModel
+from service.domain.tasks import Result, SchedulingParams, StepParams
+from service.models.registry import ServedModel
 from service.observability.statistics import Counts, Duration
 
 router = APIRouter(tags=["Open Inference Protocol"])
 
 PLATFORM: Final = "onnxruntime_onnx"
-_ASIDE: Final = 1 << 15  # bytes: what is larger is read and written in the codec pool
 _JSON_BYTES: Final = 16  # of a number, about
 _NOTHING: Final = {"count": 0, "ns": 0}
 _LONGEST_US: Final = 10**15
@@ -53,7 +50,7 @@ def _of_a_model(method: str, suffix: str, **described: Any) -> Callable[[Endpoin
 async def server(request: Request) -> Response:
     """What this server is, and which extensions it speaks."""
     extensions = ["binary_tensor_data", "model_configuration", "statistics"]
-    if services(request).settings.workers == 1:
+    if app_state(request).settings.workers == 1:
         extensions.append("model_repository")
     return JSONResponse({"name": "ign-service", "version": __version__, "extensions": extensions})
 
@@ -67,7 +64,7 @@ async def live() -> Response:
 @router.get("/v2/health/ready", response_class=Response, responses=openapi.problems(503))
 async def ready(request: Request) -> Response:
     """200 when requests can be served; else 503."""
-    services(request).require_ready()
+    app_state(request).require_ready()
     return Response()
 
 
@@ -75,20 +72,20 @@ async def ready(request: Request) -> Response:
 @router.get("/v2/models/stats", response_model=StatisticsAnswer, responses=openapi.problems(401, 503))
 async def all_statistics(request: Request) -> Response:
     """What every model in service has done since it was loaded."""
-    found = services(request)
-    found.require_ready()
-    return _statistics(found, list(found.repository.models.values()))
+    services = app_state(request)
+    services.require_serving()
+    return _statistics(services.registry.models.values())
 
 
 @_of_a_model("GET", "", response_model=ModelMetadata)
 async def metadata(request: Request) -> Response:
     """What a model takes and gives."""
-    found, model = _model(request)
+    services, model = _model(request)
     shape = [-1, *model.card.shape]
     return JSONResponse(
         {
             "name": model.card.name,
-            "versions": [other.card.version for other in _versions(found, model)],
+            "versions": [other.card.version for other in _versions(services, model)],
             "platform": PLATFORM,
             "inputs": [{"name": INPUT, "datatype": DATATYPE, "shape": shape}],
             "outputs": [{"name": OUTPUT, "datatype": DATATYPE, "shape": shape}],
@@ -99,16 +96,16 @@ async def metadata(request: Request) -> Response:
 @_of_a_model("GET", "/ready", response_class=Response)
 async def model_ready(request: Request) -> Response:
     """200 when this model serves; else 404 or 503."""
-    found, model = _model(request)
-    if not found.lineup.schedulers[model.ref].healthy:
-        raise NotReady(f"the worker of {model.ref} is being replaced")
+    _, model = _model(request)
+    if not model.scheduler.healthy:
+        raise NotReady(f"a worker of {model.ref} is being replaced")
     return Response()
 
 
 @_of_a_model("GET", "/config", response_model=ModelConfig)
 async def config(request: Request) -> Response:
     """A model as Triton's clients want it described."""
-    found, model = _model(request)
+    services, model = _model(request)
     tensor = {"data_type": f"TYPE_{DATATYPE}", "format": "FORMAT_NONE", "dims": list(model.card.shape)}
     return JSONResponse(
         {
@@ -116,7 +113,7 @@ async def config(request: Request) -> Response:
             "platform": PLATFORM,
             "backend": "onnxruntime",
             "version_policy": {"all": {}},
-            "max_batch_size": found.settings.max_images,
+            "max_batch_size": services.settings.max_images,
             "input": [{"name": INPUT, **tensor}],
             "output": [{"name": OUTPUT, **tensor}],
             "dynamic_batching": {"max_queue_delay_microseconds": 0, "preserve_ordering": False},
@@ -128,44 +125,45 @@ async def config(request: Request) -> Response:
 @_of_a_model("GET", "/stats", response_model=StatisticsAnswer)
 async def statistics(request: Request) -> Response:
     """What one version, or every version of a model, has done since it was loaded."""
-    found, model = _model(request)
-    return _statistics(found, [model] if "version" in request.path_params else _versions(found, model))
+    services, model = _model(request)
+    return _statistics([model] if "version" in request.path_params else _versions(services, model))
 
 
 @_of_a_model("POST", "/infer", **openapi.INFER)
 async def infer(request: Request) -> Response:
     """Apply f to rows: f^steps(x)."""
-    exchange = ApiRequest(request)
-    length = header_length(exchange.headers.getlist(HEADER_LENGTH))
-    coding = coding_of(", ".join(exchange.headers.getlist("content-encoding")))
-    body = await exchange.body(encoded=True)
-    model, settings = exchange.model(_ref(request)), exchange.services.settings
+    api = ApiRequest(request)
+    length = header_length(api.headers.getlist(HEADER_LENGTH))
+    coding = coding_of(", ".join(api.headers.getlist("content-encoding")))
+    body = await api.read_body(encoded=True)
+    model, settings = api.resolve(_ref(request)), api.services.settings
 
     def read() -> Inference:
         plain = body if coding is None else inflate(body, coding, settings.max_body_bytes)
         return read_request(plain, length, model.card, max_rows=settings.max_images, max_steps=settings.max_steps)
 
     async def work() -> Response:
-        asked = await exchange.aside(read, large=coding is not None or len(body) > _ASIDE)
-        call = _sooner(exchange.call, exchange.arrival, asked.timeout_us)
-        batch = Batch(rows=asked.rows, step_params=StepParams(steps=asked.steps))
-        return await _answer(exchange, model, asked, await exchange.services.engine.run(model, batch, call))
+        asked = await api.run_codec("decode", read, large=coding is not None or len(body) > LARGE_BODY)
+        params = SchedulingParams(
+            step_params=StepParams(steps=asked.steps), key=api.caller, deadline=_deadline(api, asked.timeout_us)
+        )
+        return await _respond(api, model, asked, await model.scheduler.submit(asked.rows, params))
 
     return await until_disconnect(request.receive, work())
 
 
-async def _answer(exchange: ApiRequest, model: LoadedModel, asked: Inference, result: Result) -> Response:
-    exchange.count_rows(model, result)
-    coding = asked_coding(", ".join(exchange.headers.getlist("accept-encoding")))
+async def _respond(api: ApiRequest, model: ServedModel, asked: Inference, result: Result) -> Response:
+    api.count_rows(model, result)
+    coding = asked_coding(", ".join(api.headers.getlist("accept-encoding")))
 
     def write() -> tuple[bytes, int | None]:
         content, length = write_answer(asked, model.card, result.rows)
         return content if coding is None else deflate(content, coding), length
 
     size = result.rows.nbytes if asked.binary else result.rows.size * _JSON_BYTES
-    content, length = await exchange.encode(write, large=size > _ASIDE)
-    exchange.services.lineup.statistics(model).tensors(exchange.seconds["decode"], exchange.seconds["encode"])
-    headers = exchange.response_headers(model, None) | {"Vary": "Accept-Encoding"}
+    content, length = await api.run_codec("encode", write, large=size > LARGE_BODY)
+    model.statistics.tensors(api.seconds["decode"], api.seconds["encode"])
+    headers = api.response_headers(model) | {"Vary": "Accept-Encoding"}
     if coding is not None:
         headers["Content-Encoding"] = coding
     if length is None:
@@ -173,33 +171,32 @@ async def _answer(exchange: ApiRequest, model: LoadedModel, asked: Inference, re
     return Response(content, headers=headers | {HEADER_LENGTH: str(length)}, media_type="application/octet-stream")
 
 
-def _sooner(call: Call, arrival: float, timeout_us: int) -> Call:
-    """The call with the caller's timeout, if that ends before its deadline."""
-    if timeout_us == 0 or call.deadline is None:
-        return call
-    return dataclasses.replace(call, deadline=min(call.deadline, arrival + min(timeout_us, _LONGEST_US) / 1e6))
+def _deadline(api: ApiRequest, timeout_us: int) -> float:
+    """The earlier of the request's deadline and the timeout that the inference asks for; 0 asks for none."""
+    if timeout_us == 0:
+        return api.deadline
+    return min(api.deadline, api.arrival + min(timeout_us, _LONGEST_US) / 1e6)
 
 
 def _ref(request: Request) -> str:
     return "/".join(request.path_params[part] for part in ("name", "version") if part in request.path_params)
 
 
-def _model(request: Request) -> tuple[AppState, LoadedModel]:
-    found = services(request)
-    found.require_ready()
-    return found, found.repository.resolve(_ref(request))
+def _model(request: Request) -> tuple[AppState, ServedModel]:
+    services = app_state(request)
+    services.require_serving()
+    return services, services.registry.resolve(_ref(request))
 
 
-def _versions(found: AppState, model: LoadedModel) -> list[LoadedModel]:
-    return [other for other in found.repository.models.values() if other.card.name == model.card.name]
+def _versions(services: AppState, model: ServedModel) -> list[ServedModel]:
+    return [other for other in services.registry.models.values() if other.card.name == model.card.name]
 
 
-def _statistics(found: AppState, models: list[LoadedModel]) -> Response:
-    counted = [_counted(model, found.lineup.statistics(model).counts()) for model in models]
-    return JSONResponse({"model_stats": counted})
+def _statistics(models: Iterable[ServedModel]) -> Response:
+    return JSONResponse({"model_stats": [_model_stats(model, model.statistics.counts()) for model in models]})
 
 
-def _counted(model: LoadedModel, counts: Counts) -> dict[str, Any]:
+def _model_stats(model: ServedModel, counts: Counts) -> dict[str, Any]:
     return {
         "name": model.card.name,
         "version": model.card.version,
@@ -207,12 +204,12 @@ def _counted(model: LoadedModel, counts: Counts) -> dict[str, Any]:
         "inference_count": counts.rows,
         "execution_count": sum(spent.count for spent in counts.batches.values()),
         "inference_stats": {
-            "success": _spent(counts.success),
-            "fail": _spent(counts.fail),
-            "queue": _spent(counts.queue),
-            "compute_input": _spent(counts.input),
-            "compute_infer": _spent(counts.infer),
-            "compute_output": _spent(counts.output),
+            "success": _duration(counts.success),
+            "fail": _duration(counts.fail),
+            "queue": _duration(counts.queue),
+            "compute_input": _duration(counts.input),
+            "compute_infer": _duration(counts.infer),
+            "compute_output": _duration(counts.output),
             "cache_hit": _NOTHING,
             "cache_miss": _NOTHING,
         },
@@ -220,7 +217,7 @@ def _counted(model: LoadedModel, counts: Counts) -> dict[str, Any]:
             {
                 "batch_size": rows,
                 "compute_input": _NOTHING,
-                "compute_infer": _spent(spent),
+                "compute_infer": _duration(spent),
                 "compute_output": _NOTHING,
             }
             for rows, spent in counts.batches.items()
@@ -228,5 +225,5 @@ def _counted(model: LoadedModel, counts: Counts) -> dict[str, Any]:
     }
 
 
-def _spent(duration: Duration) -> dict[str, int]:
+def _duration(duration: Duration) -> dict[str, int]:
     return {"count": duration.count, "ns": duration.ns}

@@ -48,7 +48,7 @@ def test_rows_and_ids() -> None:
     assert len({panel["id"] for panel in found}) == len(found)
     assert [panel["title"] for panel in found if panel["type"] == "row"] == [
         "Overview",
-        "InFlightRequests",
+        "Traffic",
         "Latency",
         "Batching",
         "Model health and drift",

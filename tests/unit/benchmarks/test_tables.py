@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import common, tables
+from benchmarks.harness import common, tables
 
 RESULT = {
     "benchmark": "service",

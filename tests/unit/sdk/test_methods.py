@@ -27,7 +27,7 @@ from ign_client import (
     Step,
     Term,
 )
-from service.app import create_app
+from service.app import build_services, create_app
 from tests.contract.harness import GREY, Service, b64, latents, npy, pixels, quantised, settings, step_params
 from tests.helpers.pictures import noise, save
 from tests.unit.sdk.asking import Ask
@@ -252,7 +252,7 @@ def test_every_form_of_a_picture_is_the_same_picture(service: Service, ask: Ask,
 
 def test_calls_within_a_process(models: Path) -> None:
     """As a test of somebody else's service would do it: httpx's transport into the app, no socket."""
-    app = create_app(settings(models))
+    app = create_app(build_services(settings(models)))
 
     async def calls() -> None:
         async with app.router.lifespan_context(app):

@@ -144,5 +144,7 @@ def test_the_service_serves_it(measured: bool, both: Path, data_file: Path, cach
     assert loaded.golden.passed
     assert 1e-6 < loaded.golden.difference < loaded.golden.tolerance == 1e-2
     rows = loaded.noise.rows(4, 0, 3)
-    assert np.array_equal(loaded.model.run(rows), Artifact.read(both, precision="fp16", threads=1).function(rows))
+    assert np.array_equal(
+        loaded.instances[0].run(rows), Artifact.read(both, precision="fp16", threads=1).function(rows)
+    )
     loaded.close()

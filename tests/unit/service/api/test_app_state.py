@@ -1,4 +1,4 @@
-"""What the endpoints ask before they serve."""
+"""What readiness says of one model's scheduler."""
 
 from types import SimpleNamespace
 from typing import Any, cast
@@ -6,19 +6,25 @@ from typing import Any, cast
 import pytest
 
 from service.api.app_state import AppState
-from service.domain.errors import NotReady
+from service.domain.errors import Draining, NotReady
 
 
-def found(**scheduler: bool) -> AppState:
-    rest = dict.fromkeys(("settings", "repository", "engine", "codec", "metrics"), cast(Any, None))
-    lineup = SimpleNamespace(schedulers={"digits/1": SimpleNamespace(**scheduler)})
-    traffic = SimpleNamespace(draining=False)
-    return AppState(lineup=cast(Any, lineup), traffic=cast(Any, traffic), phase="serving", **rest)
+def state(*, draining: bool = False, **scheduler: bool) -> AppState:
+    rest = dict.fromkeys(("settings", "repository", "codec", "inline", "metrics"), cast(Any, None))
+    registry = SimpleNamespace(models={"digits/1": SimpleNamespace(scheduler=SimpleNamespace(**scheduler))})
+    in_flight = SimpleNamespace(draining=draining)
+    return AppState(registry=cast(Any, registry), in_flight=cast(Any, in_flight), phase="serving", **rest)
 
 
-def test_a_lost_device_is_not_one_that_comes_back() -> None:
-    found(lost=False, healthy=True).require_ready()
-    with pytest.raises(NotReady, match="the worker of digits/1 is being replaced"):
-        found(lost=False, healthy=False).require_ready()
-    with pytest.raises(NotReady, match="the device of digits/1 is lost, and only another process has it back"):
-        found(lost=True, healthy=False).require_ready()
+def test_readiness_names_the_model_and_tells_a_lost_device_from_a_replaced_worker() -> None:
+    assert state(lost=False, healthy=True).ready
+    with pytest.raises(NotReady, match="digits/1 is being replaced"):
+        state(lost=False, healthy=False).require_ready()
+    with pytest.raises(NotReady, match="digits/1 is lost"):
+        state(lost=True, healthy=False).require_ready()
+
+
+def test_an_unhealthy_model_does_not_stop_the_service() -> None:
+    state(lost=False, healthy=False).require_serving()
+    with pytest.raises(Draining):
+        state(draining=True, lost=False, healthy=True).require_serving()

@@ -2,6 +2,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Sequence
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from service.api.middleware.auth import ApiKey, AuthMiddleware, load_keys, networks, peer_key
+from service.api.middleware.auth import ApiKey, AuthMiddleware, load_keys, peer_key
 from service.domain.errors import StartupError
 from service.domain.rate_limit import Rate
 
@@ -174,7 +175,7 @@ def test_without_keys_everything_is_open() -> None:
     assert call([], "/generate").status_code == 401  # no key is not the same as no list
 
 
-PROXIES = networks(["10.0.0.0/8", "2001:db8:ff::/48"])
+PROXIES = [ip_network("10.0.0.0/8"), ip_network("2001:db8:ff::/48")]
 
 
 @pytest.mark.parametrize(
@@ -206,9 +207,3 @@ def test_caller_is_the_rightmost_untrusted_hop(peer: str | None, forwarded: list
 
 def test_without_trusted_proxies_the_header_counts_for_nothing() -> None:
     assert peer_key("10.0.0.1", ["198.51.100.9"], ()) == "10.0.0.1"
-
-
-@pytest.mark.parametrize("cidr", ["10.0.0.1/8", "proxy", "10.0.0.0/33"])
-def test_bad_trusted_proxy_refuses_to_start(cidr: str) -> None:
-    with pytest.raises(StartupError, match="trusted proxies"):
-        networks(["192.0.2.0/24", cidr])

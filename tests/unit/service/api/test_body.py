@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
-from starlette.types import Message, Receive, Scope
+from starlette.types import Message, Receive
 
 from service.api.http.body import MAX_DEPTH, media_type, parse_json, read_body
 from service.api.http.multipart import parse_multipart
@@ -44,10 +45,9 @@ def channel(messages: Iterable[Message]) -> Receive:
 def read(
     messages: Iterable[Message], *, seconds: float = 5.0, max_bytes: int = 8, encoded: bool = False, **headers: str
 ) -> bytes:
-    raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-    scope: Scope = {"type": "http", "headers": raw}
+    given = Headers({name.replace("_", "-"): value for name, value in headers.items()})
     deadline = time.monotonic() + seconds
-    return asyncio.run(read_body(scope, channel(messages), max_bytes=max_bytes, deadline=deadline, encoded=encoded))
+    return asyncio.run(read_body(given, channel(messages), max_bytes=max_bytes, deadline=deadline, encoded=encoded))
 
 
 @pytest.mark.parametrize("parts", [[b""], [b"12345678"], [b"1234", b"", b"5678"], [b"12345678", b""]])
@@ -155,6 +155,9 @@ def test_json_refuses_in_our_own_words_only(body: bytes) -> None:
         b'{"a": ' + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH + b"}",
         b'{"a": ' + b"[" * 100_000,
         b'{"a": ' * 100_000,
+        b'{"a": [1, ' + b"9" * 5000 + b"]}",
+        rb'{"a": ["\ud800"]}',
+        rb'{"\udfff": 1}',
     ],
 )
 def test_json_malformed(body: bytes) -> None:
@@ -170,17 +173,16 @@ def test_json_malformed(body: bytes) -> None:
         (b'"text"', "body"),
         (b'{"a": 1e400}', "a"),
         (b'{"a": [0, {"b": -1e999}]}', "a.1.b"),
-        (b'{"a": [1, ' + b"9" * 5000 + b"]}", "a.1"),
-        (b'{"a": 1, "b": 2, "a": 1}', "a"),
-        (b'{"p": [{"seed": 1, "seed": 2}]}', "seed"),
-        (rb'{"a": ["\ud800"]}', "a.0"),
-        (rb'{"\udfff": 1}', "?"),
     ],
 )
 def test_json_names_the_unusable_field(body: bytes, field: str) -> None:
     with pytest.raises(InvalidContent) as caught:
         parse_json(body)
     assert [name for name, _ in caught.value.fields] == [field]
+
+
+def test_json_takes_the_last_value_of_a_key() -> None:
+    assert parse_json(b'{"a": 1, "b": 2, "a": 3}') == {"a": 3, "b": 2}
 
 
 def test_json_accepts_the_deepest_nesting_and_long_integers() -> None:

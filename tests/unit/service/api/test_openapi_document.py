@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 
 from service.api.middleware.auth import HEALTH_PATHS
-from service.app import create_app
+from service.app import build_services, create_app
 from service.settings import Settings
 
 
 def document(**changes: Any) -> dict[str, Any]:
-    return create_app(Settings(**changes)).openapi()
+    return create_app(build_services(Settings(**changes))).openapi()
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,7 @@ import pytest
 from service.artifact.golden import GoldenReport
 from service.domain.errors import Draining, LoadFailed, UnknownModel
 from service.domain.latents import NoiseSource
-from service.domain.tasks import Result, StepParams
-from service.models.engine import Batch, Call, Engine
+from service.domain.tasks import Result, SchedulingParams, StepParams
 from service.models.registry import ModelRegistry, ServedModel
 from service.models.repository import InferenceModel, LoadedModel, Repository
 from service.observability.statistics import ModelStatistics
@@ -23,39 +22,37 @@ SHAPE = (1, 4, 4)
 
 
 class Stage:
-    """A lineup over fake models; nobody has left before `leave` is called."""
+    """A registry over fake models; requests end when `gone` is set."""
 
     def __init__(self, directory: Path) -> None:
         def unopened(_: bytes) -> list[InferenceModel]:
             raise AssertionError("nothing is read here")
 
-        self.engine = Engine()
         self.repository = Repository(directory, unopened, default="toy")
         self.told: list[str] = []
         self.closed: list[LoadedModel] = []
         self.gone = asyncio.Event()
-        self.lineup = ModelRegistry(
+        self.registry = ModelRegistry(
             self.repository,
-            self.engine,
-            run=self._run,
-            began=lambda loaded: self.told.append(f"{loaded.ref} began"),
-            ended=lambda ref: self.told.append(f"{ref} ended"),
-            settled=self._settled,
+            serve=self._serve,
+            on_activated=lambda loaded: self.told.append(f"{loaded.ref} activated"),
+            on_deactivated=lambda ref: self.told.append(f"{ref} deactivated"),
+            wait_for_requests=self._wait,
         )
 
-    async def _settled(self) -> None:
+    async def _wait(self) -> None:
         await self.gone.wait()
 
-    def _run(self, loaded: LoadedModel) -> ServedModel:
+    def _serve(self, loaded: LoadedModel) -> ServedModel:
         statistics = ModelStatistics(Ear())
-        scheduler = Scheduler(loaded.model, max_batch_rows=8, queue_rows=100, observer=statistics)
-        return ServedModel(scheduler=scheduler, statistics=statistics)
+        scheduler = Scheduler(*loaded.instances, max_batch_rows=8, queue_rows=100, observer=statistics)
+        return ServedModel(loaded, scheduler, statistics)
 
     def model(self, version: str = "1", model: FakeModel | None = None) -> LoadedModel:
         loaded = LoadedModel(
             card=make_card(version=version, shape=SHAPE),
             digest=version * 64,
-            model=model or FakeModel(SHAPE),
+            instances=(model or FakeModel(SHAPE),),
             noise=NoiseSource(SHAPE),
             golden=GoldenReport(difference=0.0, spread=0.0, tolerance=1.0, batches=(1,)),
             device="cpu",
@@ -63,9 +60,17 @@ class Stage:
         )
         return replace(loaded, close=lambda: self.closed.append(loaded))
 
-    def run(self, model: LoadedModel) -> "asyncio.Task[Result]":
-        batch = Batch(rows=marked(1.0), step_params=StepParams(steps=1))
-        return asyncio.create_task(self.engine.run(model, batch, Call()))
+    async def all_closed(self, count: int) -> None:
+        while len(self.closed) < count:
+            await asyncio.sleep(0.001)
+
+    def served(self) -> ServedModel:
+        return self.registry.resolve("toy")
+
+    def run(self, model: ServedModel) -> "asyncio.Task[Result]":
+        return asyncio.create_task(
+            model.scheduler.submit(marked(1.0), SchedulingParams(step_params=StepParams(steps=1)))
+        )
 
 
 def on_stage(tmp_path: Path, play: Callable[[Stage], Awaitable[None]]) -> Stage:
@@ -75,8 +80,8 @@ def on_stage(tmp_path: Path, play: Callable[[Stage], Awaitable[None]]) -> Stage:
             await play(stage)
         finally:
             stage.gone.set()
-            await stage.lineup.close()
-        assert stage.engine.schedulers == {}
+            await stage.registry.close()
+        assert stage.registry.models == {}
         return stage
 
     return asyncio.run(main())
@@ -84,23 +89,23 @@ def on_stage(tmp_path: Path, play: Callable[[Stage], Awaitable[None]]) -> Stage:
 
 def test_the_displaced_one_answers_until_nobody_can_hold_it(tmp_path: Path) -> None:
     async def play(stage: Stage) -> None:
-        old, new = stage.model(), stage.model()
-        stage.lineup.begin(old)
-        stage.lineup.begin(new)
-        assert stage.repository.resolve("toy") is new
-        assert stage.lineup.schedulers == {"toy/1": stage.engine.schedulers[new]}
-        # Got hold of before, asked of only now.
+        stage.registry.activate(stage.model())
+        old = stage.served()
+        stage.registry.activate(stage.model())
+        new = stage.served()
+        assert new is not old
+        assert stage.registry.models == {"toy/1": new}
+        # Resolved before the switch, asked only now.
         for model in (old, new):
             assert (await stage.run(model)).rows[0, 0, 0, 0] == 0.5
-        assert stage.lineup.statistics(old).counts().rows == stage.lineup.statistics(new).counts().rows == 1
+        assert old.statistics.counts().rows == new.statistics.counts().rows == 1
         assert stage.closed == []
         stage.gone.set()
-        await asyncio.wait_for(asyncio.gather(*stage.lineup._retiring.values()), 10)
-        assert list(stage.engine.schedulers) == [new]
-        assert len(stage.closed) == 1
+        await asyncio.wait_for(stage.all_closed(1), 10)
+        assert stage.registry.models == {"toy/1": new}
 
     stage = on_stage(tmp_path, play)
-    assert stage.told == ["toy/1 began", "toy/1 began"]
+    assert stage.told == ["toy/1 activated", "toy/1 activated"]
     assert len(stage.closed) == 2
 
 
@@ -108,18 +113,17 @@ def test_taking_everything_down_ends_what_was_leaving_too(tmp_path: Path) -> Non
     async def main() -> None:
         stage = Stage(tmp_path)
         model = FakeModel(SHAPE, gate=threading.Event())
-        old = stage.model(model=model)
-        stage.lineup.begin(old)
-        held = stage.run(old)
+        stage.registry.activate(stage.model(model=model))
+        held = stage.run(stage.served())
         await begun(model)
-        stage.lineup.begin(stage.model())
-        closing = asyncio.create_task(stage.lineup.close())
+        stage.registry.activate(stage.model())
+        closing = asyncio.create_task(stage.registry.close())
         with pytest.raises(Draining):
             await held
         release(model)
         await closing
         assert len(stage.closed) == 2
-        assert stage.engine.schedulers == {}
+        assert stage.registry.models == {}
 
     asyncio.run(main())
 
@@ -127,12 +131,11 @@ def test_taking_everything_down_ends_what_was_leaving_too(tmp_path: Path) -> Non
 def test_cutting_off_reaches_what_is_leaving(tmp_path: Path) -> None:
     async def play(stage: Stage) -> None:
         model = FakeModel(SHAPE, gate=threading.Event())
-        old = stage.model(model=model)
-        stage.lineup.begin(old)
-        held = stage.run(old)
+        stage.registry.activate(stage.model(model=model))
+        held = stage.run(stage.served())
         await begun(model)
-        stage.lineup.begin(stage.model())
-        stage.lineup.cut_off()
+        stage.registry.activate(stage.model())
+        stage.registry.abort_all()
         with pytest.raises(Draining):
             await held
         release(model)
@@ -145,13 +148,13 @@ def test_a_directory_that_cannot_be_read_is_a_failed_load(tmp_path: Path, monkey
         raise PermissionError(13, "Permission denied", str(tmp_path))
 
     async def play(stage: Stage) -> None:
-        stage.lineup.begin(stage.model())
+        stage.registry.activate(stage.model())
         monkeypatch.setattr(stage.repository, "versions", unreadable)
         monkeypatch.setattr(stage.repository, "find", lambda: unreadable(None))
         with pytest.raises(LoadFailed) as caught:
-            await stage.lineup.load("toy")
+            await stage.registry.load("toy")
         assert caught.value.detail == "toy: Permission denied"
-        assert [(entry.ref, entry.state) for entry in await stage.lineup.index()] == [("toy/1", "READY")]
+        assert [(entry.ref, entry.state) for entry in await stage.registry.index()] == [("toy/1", "READY")]
 
     on_stage(tmp_path, play)
 
@@ -165,21 +168,38 @@ def test_while_it_loads_the_index_says_so(tmp_path: Path, monkeypatch: pytest.Mo
             assert go.wait(10)
             return stage.model(ref.partition("/")[2])
 
-        stage.lineup.begin(stage.model())
+        stage.registry.activate(stage.model())
         (tmp_path / "toy" / "1").mkdir(parents=True)
         (tmp_path / "toy" / "2").mkdir()
         monkeypatch.setattr(stage.repository, "load", slow)
-        loading = asyncio.create_task(stage.lineup.load("toy"))
+        loading = asyncio.create_task(stage.registry.load("toy"))
         assert await asyncio.to_thread(entered.wait, 10)
-        again = asyncio.create_task(stage.lineup.load("toy"))
-        found = {entry.ref: entry.state for entry in await stage.lineup.index()}
+        again = asyncio.create_task(stage.registry.load("toy"))
+        found = {entry.ref: entry.state for entry in await stage.registry.index()}
         assert found == {"toy/1": "READY", "toy/2": "LOADING"}
         with pytest.raises(UnknownModel):
-            stage.repository.resolve("toy/2")
-        assert (await stage.run(stage.repository.resolve("toy"))).rows[0, 0, 0, 0] == 0.5
+            stage.registry.resolve("toy/2")
+        assert (await stage.run(stage.served())).rows[0, 0, 0, 0] == 0.5
         go.set()
         await loading
-        assert stage.repository.resolve("toy").ref == "toy/2"
+        assert stage.served().ref == "toy/2"
         await again
+
+    on_stage(tmp_path, play)
+
+
+def test_names_resolve_to_versions(tmp_path: Path) -> None:
+    async def play(stage: Stage) -> None:
+        with pytest.raises(UnknownModel, match="none"):
+            stage.registry.resolve()
+        for version in ("9", "10", "8"):
+            stage.registry.activate(stage.model(version))
+        assert list(stage.registry.models) == ["toy/8", "toy/9", "toy/10"]
+        for name, ref in ((None, "toy/10"), ("toy", "toy/10"), ("toy/9", "toy/9")):
+            assert stage.registry.resolve(name).ref == ref
+        for unknown in ("", "tox", "toy/2", "toy/1/1", "toy/01", "TOY", "../toy", "x" * 10_000):
+            with pytest.raises(UnknownModel, match="toy/8, toy/9, toy/10") as caught:
+                stage.registry.resolve(unknown)
+            assert len(caught.value.detail) < 200
 
     on_stage(tmp_path, play)

@@ -10,14 +10,14 @@ import numpy as np
 import onnx
 import pytest
 
-from service.domain.errors import StartupError, UnknownModel
+from service.domain.errors import StartupError
 from service.models import repository as module
 from service.models.repository import Repository
 from service.runtime.onnx_model import OnnxModel
 from tests.helpers.onnx_models import hungry, make_card, model_bytes, reference, sample_rows, write_golden, write_model
 
 
-class ModelFactory:
+class Opener:
     """Opens real models on the CPU and remembers them."""
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ def repository(directory: Path, default: str = "toy", **options: Any) -> Reposit
 
 
 def refusal(directory: Path, default: str = "toy", **options: Any) -> str:
-    opener = ModelFactory()
+    opener = Opener()
     with pytest.raises(StartupError) as caught:
         Repository(directory, opener, default=default, **options).load_all()
     assert "\n" not in caught.value.detail
@@ -58,59 +58,16 @@ def test_loads_every_version_of_every_model(tmp_path: Path) -> None:
         assert (loaded.device, loaded.provider, loaded.fallback_reason) == ("cpu", "CPUExecutionProvider", None)
         assert (loaded.golden.passed, loaded.golden.reproducible) == (True, "exact")
         rows = sample_rows(2, (3, 8, 8), seed=5)
-        np.testing.assert_allclose(loaded.model.run(rows), reference(rows), atol=1e-6)
+        np.testing.assert_allclose(loaded.instances[0].run(rows), reference(rows), atol=1e-6)
         assert loaded.noise.rows(1, 0, 2).shape == (2, 3, 8, 8)
 
 
-@pytest.mark.parametrize(
-    ("default", "wanted", "ref"),
-    [
-        ("toy", None, "toy/10"),
-        ("toy/9", None, "toy/9"),
-        ("other", None, "other/1"),
-        ("other", "toy", "toy/10"),
-        ("other", "toy/9", "toy/9"),
-    ],
-)
-def test_resolves_names(tmp_path: Path, default: str, wanted: str | None, ref: str) -> None:
-    for name, version in (("toy", "9"), ("toy", "10"), ("other", "1")):
-        write_model(tmp_path, name, version)
-    models = repository(tmp_path, default)
-    models.load_all()
-    assert models.resolve(wanted).ref == ref
-
-
-@pytest.mark.parametrize("wanted", ["", "tox", "toy/2", "toy/1/1", "toy/01", "TOY", "../toy", "x" * 10_000])
-def test_unknown_models_are_told_what_there_is(tmp_path: Path, wanted: str) -> None:
-    write_model(tmp_path)
-    models = repository(tmp_path)
-    models.load_all()
-    with pytest.raises(UnknownModel, match="there is toy/1") as caught:
-        models.resolve(wanted)
-    assert len(caught.value.detail) < 200
-    assert str(tmp_path) not in caught.value.detail
-
-
-def test_nothing_is_known_before_it_is_loaded_and_after_it_is_closed(tmp_path: Path) -> None:
-    write_model(tmp_path)
-    opener = ModelFactory()
-    models = Repository(tmp_path, opener, default="toy")
-    with pytest.raises(UnknownModel, match="there is none"):
-        models.resolve()
-    models.load_all()
-    snapshot = models.models
-    models.close()
-    assert (list(snapshot), list(models.models)) == (["toy/1"], [])
-    assert opener.closed()
-
-
-def test_one_more_version_may_be_loaded_later_without_becoming_known(tmp_path: Path) -> None:
+def test_one_more_version_may_be_loaded_later(tmp_path: Path) -> None:
     write_model(tmp_path)
     models = repository(tmp_path)
     models.load_all()
     write_model(tmp_path, version="2", scale=0.5)
     assert models.load("toy/2").ref == "toy/2"
-    assert models.resolve("toy").ref == "toy/1"
 
 
 # What changes later
@@ -151,29 +108,6 @@ def test_replaced_and_rewritten_files_are_others(tmp_path: Path) -> None:
     shutil.rmtree(folder)
     assert models.files("toy/1") == ()
     assert len(set(seen)) == 4
-
-
-def test_put_and_drop_leave_snapshots_as_they_are(tmp_path: Path) -> None:
-    for version in ("9", "10"):
-        write_model(tmp_path, version=version)
-    models = repository(tmp_path)
-    models.load_all()
-    before = models.models
-    write_model(tmp_path, version="11")
-    write_model(tmp_path, version="8")
-    eleven, ten, eight = (models.load(f"toy/{version}") for version in ("11", "10", "8"))
-    assert models.put(eleven) is None
-    assert models.put(ten) is before["toy/10"]
-    assert list(models.models) == ["toy/9", "toy/10", "toy/11"]
-    assert models.resolve("toy") is eleven
-    assert models.resolve("toy/10") is ten
-    assert models.put(eight) is None
-    assert list(models.models) == ["toy/8", "toy/9", "toy/10", "toy/11"]
-    assert models.resolve("toy") is eleven  # the highest, not the latest
-    assert models.drop("toy/11") is eleven
-    assert models.resolve("toy") is ten
-    assert list(before) == ["toy/9", "toy/10"]
-    eleven.model.run(sample_rows(1))  # still open
 
 
 # What is passed over
@@ -220,7 +154,7 @@ def test_a_missing_or_empty_directory_is_refused(tmp_path: Path) -> None:
 
 def test_a_default_that_is_not_there_is_refused_before_anything_is_opened(tmp_path: Path) -> None:
     write_model(tmp_path)
-    opener = ModelFactory()
+    opener = Opener()
     for default in ("mnist", "toy/2", "to"):
         with pytest.raises(StartupError, match=f"IGN_DEFAULT_MODEL={default}: not there; there is toy/1"):
             Repository(tmp_path, opener, default=default).load_all()

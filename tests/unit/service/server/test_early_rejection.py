@@ -37,16 +37,17 @@ def parsed(answer: bytes | None) -> tuple[dict[str, str], dict[str, Any]]:
 
 
 def make(limit: int = LIMIT, observe: Observe | None = None) -> EarlyRejection:
-    return EarlyRejection(traffic=InFlightRequests(), limit=limit, observe=observe)
+    return EarlyRejection(in_flight=InFlightRequests(), limit=limit, observe=observe)
 
 
 def test_it_is_full_at_the_limit() -> None:
-    traffic = InFlightRequests()
-    door = EarlyRejection(traffic=traffic, limit=2)
-    with traffic.request():
-        assert not door.is_full()
-        with traffic.request():
-            assert door.is_full()
+    in_flight = InFlightRequests()
+    door = EarlyRejection(in_flight=in_flight, limit=2)
+    in_flight.enter()
+    assert not door.is_full()
+    second = in_flight.enter()
+    assert door.is_full()
+    in_flight.leave(second)
     assert not door.is_full()
 
 

@@ -23,7 +23,7 @@ from service.domain.model import DeviceLost
 from service.runtime.onnx_model import OnnxModel
 from service.server import sockets, worker_process
 from service.settings import Settings
-from tests.contract.harness import PATIENCE_S, ConcurrencyLimitMiddleware, problem
+from tests.contract.harness import PATIENCE_S, Gate, problem
 from tests.helpers.onnx_models import write_model
 
 
@@ -83,8 +83,8 @@ def said() -> Iterator[Said]:
 
 
 @pytest.fixture
-def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[ConcurrencyLimitMiddleware]:
-    gate = ConcurrencyLimitMiddleware()
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    gate = Gate()
     monkeypatch.setattr("service.app.OnnxModel", gate.model)
     yield gate
     gate.opened.set()
@@ -147,9 +147,7 @@ def test_it_serves_until_it_is_stopped(configured: Callable[..., None], said: Sa
     assert "does not start" not in err
 
 
-def test_a_stop_waits_for_what_is_in_flight(
-    configured: Callable[..., None], said: Said, gate: ConcurrencyLimitMiddleware
-) -> None:
+def test_a_stop_waits_for_what_is_in_flight(configured: Callable[..., None], said: Said, gate: Gate) -> None:
     configured()
 
     def script() -> None:
@@ -169,9 +167,7 @@ def test_a_stop_waits_for_what_is_in_flight(
 
 
 @pytest.mark.parametrize("signals", [1, 2])
-def test_what_does_not_finish_is_cut_off(
-    configured: Callable[..., None], said: Said, gate: ConcurrencyLimitMiddleware, signals: int
-) -> None:
+def test_what_does_not_finish_is_cut_off(configured: Callable[..., None], said: Said, gate: Gate, signals: int) -> None:
     configured(DRAIN_S="0.1" if signals == 1 else "15")
 
     def script() -> None:
@@ -190,9 +186,7 @@ def test_what_does_not_finish_is_cut_off(
     assert main_beside(script) == 0
 
 
-def test_a_stop_while_models_load(
-    configured: Callable[..., None], said: Said, gate: ConcurrencyLimitMiddleware
-) -> None:
+def test_a_stop_while_models_load(configured: Callable[..., None], said: Said, gate: Gate) -> None:
     configured()
     gate.close()
 

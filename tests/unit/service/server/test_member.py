@@ -16,7 +16,7 @@ import pytest
 from service.server import sockets, uvicorn_server, worker_process
 from service.server.supervisor import LISTEN, LISTENING, READY
 from service.settings import Settings
-from tests.contract.harness import PATIENCE_S, ConcurrencyLimitMiddleware, problem
+from tests.contract.harness import PATIENCE_S, Gate, problem
 from tests.helpers.onnx_models import write_model
 
 
@@ -28,8 +28,8 @@ def _own_logging(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[ConcurrencyLimitMiddleware]:
-    gate = ConcurrencyLimitMiddleware()
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    gate = Gate()
     monkeypatch.setattr("service.app.OnnxModel", gate.model)
     yield gate
     gate.opened.set()
@@ -97,7 +97,7 @@ def ask(settings: Settings, path: str) -> httpx.Response:
     return httpx.get(f"http://{settings.host}:{settings.port}{path}", timeout=PATIENCE_S)
 
 
-def test_the_first_opens_the_port_and_says_that_it_loads(settings: Settings, gate: ConcurrencyLimitMiddleware) -> None:
+def test_the_first_opens_the_port_and_says_that_it_loads(settings: Settings, gate: Gate) -> None:
     gate.close()
 
     def script(parent: Connection) -> None:
@@ -126,7 +126,7 @@ def test_another_one_listens_when_it_is_told_to(settings: Settings) -> None:
 
 
 @pytest.mark.parametrize("loaded", [True, False])
-def test_one_that_waits_can_be_stopped(settings: Settings, gate: ConcurrencyLimitMiddleware, loaded: bool) -> None:
+def test_one_that_waits_can_be_stopped(settings: Settings, gate: Gate, loaded: bool) -> None:
     if not loaded:
         gate.close()
 
@@ -192,5 +192,5 @@ def test_another_program_may_take_the_port_while_this_one_starts(
             taken.listen()
 
     server_bind = sockets.bind
-    monkeypatch.setattr(uvicorn_server, "bind", bind)
+    monkeypatch.setattr(sockets, "bind", bind)
     assert work(settings, lambda _: None, told=True) == in_use(settings)

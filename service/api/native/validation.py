@@ -1,4 +1,4 @@
-"""Requests against the operator's limits and the model's card: what comes out can be run."""
+"""Checks of a request against the operator's limits and the model's card."""
 
 from itertools import pairwise
 
@@ -31,7 +31,7 @@ def step_params(options: Applying, *, recommended: int, rows: int, settings: Set
     Raises:
         InvalidContent: steps, record or the number of pictures out of range.
     """
-    steps = checked_steps(options.steps, recommended=recommended, settings=settings)
+    steps = check_steps(options.steps, recommended=recommended, settings=settings)
     record = tuple(options.record or ())
     if any(b <= a for a, b in pairwise(record)):
         raise InvalidContent.field("record", "must be ascending, each step once")
@@ -42,7 +42,7 @@ def step_params(options: Applying, *, recommended: int, rows: int, settings: Set
     return StepParams(steps=steps, tolerance=options.tolerance, record=record, score=options.score)
 
 
-def checked_steps(steps: int | None, *, recommended: int, settings: Settings) -> int:
+def check_steps(steps: int | None, *, recommended: int, settings: Settings) -> int:
     """The steps asked for, or the card's.
 
     Raises:
@@ -54,7 +54,7 @@ def checked_steps(steps: int | None, *, recommended: int, settings: Settings) ->
     return steps
 
 
-def path_of(request: InterpolateRequest) -> LatentPath | Grid:
+def latent_path(request: InterpolateRequest) -> LatentPath | Grid:
     """The path or grid asked for.
 
     Raises:
