@@ -2,10 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
@@ -32,7 +31,6 @@ from service.images.pool import CodecPool, InlineRunner
 from service.models.instances import InstanceFactory, least_rows
 from service.models.registry import ModelRegistry, ServedModel
 from service.models.repository import LoadedModel, Repository
-from service.observability.logs import Observe
 from service.observability.metrics import Metrics
 from service.observability.statistics import ModelStatistics
 from service.runtime.onnx_model import OnnxModel
@@ -163,17 +161,8 @@ def create_app(
 def make_early_rejection(services: AppState) -> EarlyRejection:
     """Rejects requests in the server's protocol, before the app."""
     return EarlyRejection(
-        in_flight=services.in_flight, limit=services.settings.max_connections, observe=_observer(services.metrics)
+        in_flight=services.in_flight, limit=services.settings.max_connections, observe=services.metrics.request
     )
-
-
-def _observer(metrics: Metrics) -> Observe:
-    def observe(route: str, status: int, seconds: float, state: Mapping[str, Any]) -> None:
-        metrics.request(route, status, seconds, state.get("model"))
-        if "problem" in state:
-            metrics.error(state["problem"])
-
-    return observe
 
 
 def _middleware(services: AppState) -> list[Middleware]:
@@ -181,7 +170,7 @@ def _middleware(services: AppState) -> list[Middleware]:
     keys = None if settings.api_keys_file is None else load_keys(settings.api_keys_file)
     limited = settings.rate_limit is not None or any(key.quota for key in keys or ())
     layers = [
-        Middleware(AccessLogMiddleware, trusted_proxies=settings.trusted_proxies, observe=_observer(services.metrics))
+        Middleware(AccessLogMiddleware, trusted_proxies=settings.trusted_proxies, observe=services.metrics.request)
     ]
     if settings.cors_origins:
         layers.append(Middleware(CorsMiddleware, origins=settings.cors_origins))
@@ -189,7 +178,7 @@ def _middleware(services: AppState) -> list[Middleware]:
         *layers,
         Middleware(ErrorMiddleware),
         Middleware(ConcurrencyLimitMiddleware, in_flight=services.in_flight, limit=settings.max_connections),
-        Middleware(AuthMiddleware, keys=keys, open_paths=open_paths(settings.closed)),
+        *([] if keys is None else [Middleware(AuthMiddleware, keys=keys, open_paths=open_paths(settings.closed))]),
         *([Middleware(RateLimitMiddleware, rate=settings.rate_limit, parts=settings.workers)] if limited else []),
         Middleware(FastRouter, routes=_fast_routes()),
     ]

@@ -74,8 +74,8 @@ def _png(pixels: Pixels) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8, _GREY if pixels.ndim == 2 else _RGB, 0, 0, 0)
     packer = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_RLE)
     data = packer.compress(scanlines.data) + packer.flush()
-    return b"".join((b"\x89PNG\r\n\x1a\n", _chunk(b"IHDR", header), _chunk(b"IDAT", data), _chunk(b"IEND", b"")))
-
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return b"".join((struct.pack(">I", len(data)), kind, data, struct.pack(">I", zlib.crc32(data, zlib.crc32(kind)))))
+    parts = [b"\x89PNG\r\n\x1a\n"]
+    for kind, content in ((b"IHDR", header), (b"IDAT", data), (b"IEND", b"")):
+        checksum = zlib.crc32(content, zlib.crc32(kind))
+        parts += (len(content).to_bytes(4, "big"), kind, content, checksum.to_bytes(4, "big"))
+    return b"".join(parts)

@@ -80,7 +80,7 @@ class ModelRegistry:
         on_deactivated: Callable[[str], None],
         wait_for_requests: Callable[[], Awaitable[None]],
     ) -> None:
-        self._repository, self._serve = repository, serve
+        self._repository, self._default, self._serve = repository, repository.default, serve
         self._on_activated, self._on_deactivated = on_activated, on_deactivated
         self._wait_for_requests = wait_for_requests
         self._models: Mapping[str, ServedModel] = {}
@@ -105,7 +105,7 @@ class ModelRegistry:
         Raises:
             UnknownModel: no such model or version serves; the text names those that do.
         """
-        wanted = self._repository.default if name is None else name
+        wanted = self._default if name is None else name
         model = self._models.get(wanted) or self._by_name.get(wanted)
         if model is None:
             served = ", ".join(self._models) or "none"
@@ -152,7 +152,7 @@ class ModelRegistry:
             refs = self._refs(name)
             if not refs:
                 raise UnknownModel(f"no model {name[:80]!r} in service")
-            if name == self._repository.default.partition("/")[0]:
+            if name == self._default.partition("/")[0]:
                 raise UnloadRefused(f"{name} is the default model, and callers who name none rely on it")
             for ref in refs:
                 self._deactivate(ref)
@@ -219,7 +219,7 @@ class ModelRegistry:
     def _remove(self, refs: list[str], *, last: bool) -> None:
         """Deactivate versions that the directory no longer holds; ``last``: no other version can replace them."""
         for ref in refs:
-            if last or ref == self._repository.default:
+            if last or ref == self._default:
                 self.failures[ref] = f"{ref}: its files are gone; it still serves, because callers rely on it"
             else:
                 self._deactivate(ref)

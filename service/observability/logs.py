@@ -10,15 +10,15 @@ from functools import lru_cache
 from typing import Any, Final
 
 Observe = Callable[[str, int, float, Mapping[str, Any]], None]
-"""Told of every request: route template or `unmatched`, status (499: the client left), seconds, and the request's
-state, in which endpoints note ``model`` and error answers ``problem``, their stable code."""
+"""Called with every finished request: route template or `unmatched`, status (499: the client disconnected), seconds, and
+the request's state, in which endpoints set ``model`` and problem answers set ``problem``, their stable code."""
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
-_FIELDS: Final = ("request_id", "method", "route", "status", "ms")  # what our log records carry beside the text
+_FIELDS: Final = ("request_id", "method", "route", "status", "ms")  # what access log records carry beside the text
 _LINE: Final = "%s %s %s %d %.1f ms"
 _access = logging.getLogger("service.access")
 
 
-@lru_cache(maxsize=1)  # many lines have one second
+@lru_cache(maxsize=1)  # many lines share a second
 def _utc(seconds: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
@@ -35,7 +35,7 @@ class TextFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)s %(message)s")
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
-        """As `logging.Formatter` has it, made once a second."""
+        """As in `logging.Formatter`, but formatted once a second."""
         return f"{_local(int(record.created))},{int(record.msecs):03d}"
 
 
@@ -56,25 +56,15 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line)
 
 
-def identify(given: str) -> str:
-    """A request's id: the caller's own where it is a valid one."""
-    return given if _REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
+def choose_request_id(given: str | None) -> str:
+    """The caller's request id if it is a valid one, else a random one."""
+    return given if given and _REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
 
 
-def record(
-    observe: Observe | None,
-    request_id: str,
-    method: str,
-    route: str,
-    status: int,
-    seconds: float,
-    state: Mapping[str, Any],
-) -> None:
-    """Write a finished request to the access log, and tell whoever counts."""
+def log_request(request_id: str, method: str, route: str, status: int, seconds: float) -> None:
+    """Write the access log line of a finished request."""
     if _access.isEnabledFor(logging.INFO):
         values = (request_id, method, route, status, round(seconds * 1000, 1))
         fields = dict(zip(_FIELDS, values, strict=True))
-        # Not `info`, which would look up the line that called it.
+        # Not `info`, which searches the stack for the line that called it.
         _access.handle(_access.makeRecord(_access.name, logging.INFO, __file__, 0, _LINE, values, None, extra=fields))
-    if observe is not None:
-        observe(route, status, seconds, state)

@@ -5,10 +5,10 @@ counts as `other`. Units are seconds and rows.
 """
 
 import time
-from collections.abc import Iterable, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -22,7 +22,9 @@ from prometheus_client import (
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 MAX_VALUES: Final = 64
+_CHILDREN: Final = 1024  # combinations of label values that are cached
 OTHER: Final = "other"
+Metric = TypeVar("Metric", Counter, Gauge, Histogram)
 MultiprocessMode = Literal["livemin", "livemax", "livesum", "max"]
 
 _LATENCY: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -104,33 +106,32 @@ class Metrics:
         )
         self.losses = self._counter("ign_devices_lost", "Devices that fail every call until a new start.", "model")
         self.replacements = self._counter("ign_worker_replacements", "Executor threads that died.", "model")
-        # Looking a child up by its labels costs more than what it counts, and there are few.
-        self._requests_of, self._latency_of = cache(self._requests.labels), cache(self._latency.labels)
-        self._row_steps_of = cache(self._row_steps.labels)
-        self._distance_of, self._drift_of = cache(self._distance.labels), cache(self._drift.labels)
-        self._codec_of = cache(self._codec.labels)
+        # To look a child up by its labels costs more than to count, so the children are cached by the given values.
+        self._requests_of = _cached(self._requests, self._endpoint, str, self._model)
+        self._latency_of = _cached(self._latency, self._endpoint)
+        self._row_steps_of = _cached(self._row_steps, self._model)
+        self._distance_of = _cached(self._distance, self._model, self._endpoint)
+        self._drift_of = _cached(self._drift, self._model, self._endpoint)
+        self._codec_of = _cached(self._codec, self._operation)
 
-    def request(self, endpoint: str, status: int, seconds: float, model: str | None = None) -> None:
-        """An answer was sent.
+    def request(self, endpoint: str, status: int, seconds: float, state: Mapping[str, Any]) -> None:
+        """Count an answer.
 
         Args:
             endpoint: the route's template; never a path.
             status: HTTP status; kept as its class, `2xx`.
             seconds: from the headers to the last byte.
-            model: `name/version` of a loaded model, or None where none was involved.
+            state: of the request: ``model``, the `name/version` of a loaded model, if one was involved, and
+                ``problem``, the stable code of a problem answer.
         """
-        route = self._endpoint(endpoint)
-        name = self._model(model) if model else "none"
-        self._requests_of(route, f"{status // 100}xx", name).inc()
-        self._latency_of(route).observe(seconds)
-
-    def error(self, code: str) -> None:
-        """A problem answer with this stable code was sent."""
-        self._errors.labels(self._code(code)).inc()
+        self._requests_of(endpoint, f"{status // 100}xx", state.get("model")).inc()
+        self._latency_of(endpoint).observe(seconds)
+        if "problem" in state:
+            self._errors.labels(self._code(state["problem"])).inc()
 
     def codec(self, operation: str, seconds: float) -> None:
         """One call that decodes or encodes pictures took this long."""
-        self._codec_of(self._operation(operation)).observe(seconds)
+        self._codec_of(operation).observe(seconds)
 
     def rows(
         self, model: str, endpoint: str, steps: Iterable[int], distances: Iterable[float], drifts: Iterable[float] = ()
@@ -144,8 +145,7 @@ class Metrics:
             distances: mean |f(x) − x| of the input, for each row, in the model's units.
             drifts: mean |f(y) − y| of the output, likewise, where it was measured.
         """
-        name, route = self._model(model), self._endpoint(endpoint)
-        children = self._row_steps_of(name), self._distance_of(name, route), self._drift_of(name, route)
+        children = self._row_steps_of(model), self._distance_of(model, endpoint), self._drift_of(model, endpoint)
         for child, values in zip(children, (steps, distances, drifts), strict=True):
             for value in values:
                 child.observe(value)
@@ -296,6 +296,16 @@ class SchedulerMetrics:
     def replaced(self) -> None:
         """The executor thread died and another took its place."""
         self._metrics.replacements.labels(self._model).inc()
+
+
+def _cached(metric: Metric, *limiters: Callable[[str], str]) -> Callable[..., Metric]:
+    """A function from label values to the child of ``metric``; None as a value becomes `none`."""
+
+    def child(*values: str | None) -> Metric:
+        limited = ["none" if value is None else limit(value) for limit, value in zip(limiters, values, strict=True)]
+        return metric.labels(*limited)
+
+    return lru_cache(maxsize=_CHILDREN)(child)
 
 
 class Bounded:

@@ -12,7 +12,7 @@ from service.api.http.problems import problem_response
 from service.api.middleware.access_log import UNMATCHED
 from service.api.middleware.in_flight import TOO_MANY, InFlightRequests
 from service.domain.errors import TooManyConnections
-from service.observability.logs import Observe, identify, record
+from service.observability.logs import Observe, choose_request_id, log_request
 
 PACE: Final = 8
 """Requests begun in one turn of the event loop; some 4 ms of work. More would keep those waiting who are to be refused,
@@ -67,8 +67,10 @@ class EarlyRejection:
                 return None
             if name == b"x-request-id":
                 given = value
-        request_id = identify(given.decode("latin-1"))
-        record(self._observe, request_id, "POST", UNMATCHED, self._status, 0.0, {"problem": TooManyConnections.code})
+        request_id = choose_request_id(given.decode("latin-1"))
+        log_request(request_id, "POST", UNMATCHED, self._status, 0.0)
+        if self._observe is not None:
+            self._observe(UNMATCHED, self._status, 0.0, {"problem": TooManyConnections.code})
         shown = request_id.encode("ascii")
         length = len(self._before) + len(shown) + len(self._after)
         return b"%sx-request-id: %s\r\ncontent-length: %d\r\n\r\n%s%s%s" % (

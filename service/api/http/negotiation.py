@@ -1,7 +1,7 @@
 """Proactive negotiation: which of the forms an endpoint offers the caller's `Accept` asks for (RFC 9110, 12.5.1)."""
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from enum import StrEnum
 from functools import lru_cache
 from typing import Final
@@ -37,7 +37,8 @@ _PARAMETERS: Final = re.compile(rf"({_WORD})=({_WORD}|{_QUOTED})")
 _WEIGHT: Final = re.compile(r"(?:0?\.[0-9]{1,9}|0\.?|1(?:\.0{0,9})?)")
 
 
-def negotiate(accept: str | None, offers: Collection[Media]) -> Media:
+@lru_cache(maxsize=256)  # for clients that repeat themselves
+def negotiate(accept: str | None, offers: tuple[Media, ...]) -> Media:
     """The offer with the highest weight; equal weights go by the order of `Media`, so `*/*` is JSON and `image/*` PNG.
 
     An offer's weight is that of the most specific range that matches it. Parameters other than `q` are ignored.
@@ -50,11 +51,6 @@ def negotiate(accept: str | None, offers: Collection[Media]) -> Media:
         MalformedRequest: not a list of media ranges, or a weight that is not 0…1.
         NotAcceptable: every offer has weight 0 or is not mentioned.
     """
-    return _negotiate(accept, tuple(offers))
-
-
-@lru_cache(maxsize=256)  # clients say the same all day
-def _negotiate(accept: str | None, offers: tuple[Media, ...]) -> Media:
     ranges = dict(_ranges(accept)) if accept and accept.strip(" \t,") else {"*/*": 1.0}
     best, best_weight = None, 0.0
     for media, patterns in _PATTERNS.items():

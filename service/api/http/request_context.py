@@ -3,7 +3,7 @@
 import asyncio
 import re
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import partial
 from typing import Final, TypeVar
 
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.datastructures import Headers
 from starlette.requests import Request
 
-from service.api.app_state import AppState, app_state
+from service.api.app_state import AppState
 from service.api.http.body import media_type, parse_json, read_body
 from service.api.http.negotiation import Media, negotiate
 from service.api.http.problems import describe
@@ -38,7 +38,7 @@ class ApiRequest:
     """
 
     def __init__(self, request: Request) -> None:
-        self.services: AppState = app_state(request)
+        self.services: AppState = request.app.state.services
         self.services.require_serving()
         self.request = request
         self.headers: Headers = request.headers
@@ -46,10 +46,12 @@ class ApiRequest:
         self.arrival: float = state["arrival"]
         self.request_id: str = state["request_id"]
         self.caller: str = state["caller"]
-        self.deadline: float = self.arrival + self._timeout(self.headers.get("x-request-timeout"))
+        timeout = self.headers.get("x-request-timeout")
+        longest = self.services.settings.request_timeout_s
+        self.deadline: float = self.arrival + (longest if timeout is None else min(_seconds(timeout), longest))
         self.seconds = {"decode": 0.0, "queue": 0.0, "compute": 0.0, "encode": 0.0}
 
-    def negotiate(self, offers: Collection[Media]) -> Media:
+    def negotiate(self, offers: tuple[Media, ...]) -> Media:
         """The media type of the answer.
 
         Raises:
@@ -89,8 +91,11 @@ class ApiRequest:
             UnsupportedMedia: another content type.
             InvalidContent, MalformedRequest: the body does not fit the schema, or is not JSON.
         """
-        self.reject_query()
-        kind = self.content_type()
+        if self.request.scope["query_string"]:
+            self.reject_query()
+        kind = self.headers.get("content-type")
+        if kind != "application/json":
+            kind = self.content_type()
         body = await self.read_body() if kind in ("", "application/json") else b""  # another type is not even read
         if kind != "application/json" and (kind or body):
             raise UnsupportedMedia(f"Content-Type: expected application/json, not {kind or 'none'}")
@@ -107,9 +112,8 @@ class ApiRequest:
 
     def reject_query(self) -> None:
         """Raise `InvalidContent` if the request has query parameters; its options belong in the body."""
-        if self.request.scope["query_string"]:
-            for name in self.request.query_params:
-                raise InvalidContent.field(name[:200], "unknown query parameter; options belong in the body")
+        for name in self.request.query_params:
+            raise InvalidContent.field(name[:200], "unknown query parameter; options belong in the body")
 
     def resolve(self, name: str | None) -> ServedModel:
         """The model asked for; the metrics name it.
@@ -179,14 +183,12 @@ class ApiRequest:
         """The member `timing` of a JSON answer, in milliseconds."""
         return {f"{part}_ms": round(seconds * 1e3, 3) for part, seconds in self.seconds.items()}
 
-    def _timeout(self, header: str | None) -> float:
-        longest = self.services.settings.request_timeout_s
-        if header is None:
-            return longest
-        seconds = float(header) if _SECONDS.fullmatch(header) else 0.0
-        if not seconds > 0:
-            raise MalformedRequest("X-Request-Timeout: must be decimal seconds above 0")
-        return min(seconds, longest)
+
+def _seconds(header: str) -> float:
+    seconds = float(header) if _SECONDS.fullmatch(header) else 0.0
+    if not seconds > 0:
+        raise MalformedRequest("X-Request-Timeout: must be decimal seconds above 0")
+    return seconds
 
 
 def parse_as(schema: type[Body], body: bytes) -> Body:

@@ -1,18 +1,16 @@
-"""What happens around every request, as pure ASGI middleware.
+"""The outermost middleware: a request's id, arrival time and caller; its access log line and its metrics.
 
-From the outside in:
+`service.app` stacks the middleware in this order, from the outside in:
 
-- `AccessLogMiddleware`: request id, arrival time, caller; the access log line and the metrics, whatever happens inside.
-- `CorsMiddleware`, where origins are configured: outside of all that answers, so that errors carry its headers too.
-- `ErrorMiddleware`: an exception nobody foresaw becomes a problem.
-- `ConcurrencyLimitMiddleware`: the limit on requests in flight, and refusal while draining.
-- `service.api.middleware.auth.AuthMiddleware`, and `service.api.middleware.rate_limit.RateLimitMiddleware` where there are quotas.
+1. `AccessLogMiddleware`.
+2. `CorsMiddleware`, where origins are configured; outside of everything that answers, so that errors carry its headers.
+3. `ErrorMiddleware`: an exception that nothing else handles becomes a problem.
+4. `ConcurrencyLimitMiddleware`: the limit on requests in flight, and 503 while draining.
+5. `AuthMiddleware`, where keys are configured, and `RateLimitMiddleware`, where there are quotas.
+6. `FastRouter`: calls the endpoints that run a model without the framework's routing.
 
-In front of them all, where uvicorn is the server, stands `service.server.early_rejection`.
-
-Endpoints find in ``request.state``: ``request_id`` (str), ``arrival`` (`time.monotonic()` seconds when the headers
-were there) and ``caller`` (str, the key under which fairness counts).
-- `service.api.middleware.fast_routes.FastRouter`: the endpoints that are called all day, without the framework's routing.
+`service.server` rejects some requests before all of them. Endpoints find in ``scope["state"]``: ``request_id`` (str),
+``arrival`` (`time.monotonic()` seconds when the headers were complete) and ``caller`` (str, the fairness key).
 """
 
 import time
@@ -23,23 +21,23 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.middleware.auth import Network, peer_key
-from service.observability.logs import Observe, identify, record
+from service.api.middleware.client_address import Network, address_key, peer_key
+from service.observability.logs import Observe, choose_request_id, log_request
 
 CLIENT_GONE: Final = 499
 UNMATCHED: Final = "unmatched"
 
 
 class AccessLogMiddleware:
-    """Gives a request its id, arrival time and caller, and records how it ended. Outermost.
+    """Gives a request its id, arrival time and caller, and records how it ended.
 
-    The log line and the metrics name the route's template, never the path, a key or a body. FastAPI tells the template
-    of its own routes only (`app.get`, `APIRouter(prefix=…)`), not of mounts, nor a prefix given to `include_router`.
+    The log line and the metrics name the route's template, never the path, a key or a body. FastAPI sets the template
+    of routes made with `app.get` or `APIRouter(prefix=…)`; not of mounts, nor a prefix given to `include_router`.
 
     Args:
         app: the application behind it.
         trusted_proxies: networks whose X-Forwarded-For is believed.
-        observe: called once per request.
+        observe: called once for every request.
     """
 
     def __init__(
@@ -50,46 +48,54 @@ class AccessLogMiddleware:
         self._observe = observe
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on; a client that left is nobody's failure."""
+        """Pass the request on; a client that disconnects is no failure of the service."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         state = scope.setdefault("state", {})
-        arrival = state.get("arrival") or time.monotonic()  # there: it had to wait for its turn since
-        request_id = self._enter(scope, arrival)
-        answer = _Answer(send, request_id)
+        arrival = state.get("arrival") or time.monotonic()  # the protocol sets it for requests that it delays
+        headers = Headers(scope=scope)
+        request_id = choose_request_id(headers.get("x-request-id"))
+        peer = scope["client"][0] if scope.get("client") else None
+        response = ResponseState(send, request_id)
+        state.update(request_id=request_id, arrival=arrival, response=response)
+        state["caller"] = (
+            peer_key(peer, headers.getlist("x-forwarded-for"), self._trusted) if self._trusted else address_key(peer)
+        )
         try:
-            await self._app(scope, receive, answer.send)
+            await self._app(scope, receive, response.send)
         except ClientDisconnect:
-            answer.status = CLIENT_GONE
+            response.status = CLIENT_GONE
         else:
-            if not answer.complete:  # the connection will be cut; the status that was sent is no longer true
-                answer.status = 500
+            if not response.complete:  # the server cuts the connection, so the status that was sent does not hold
+                response.status = 500
         finally:
+            del state["response"]  # the cycle request, state, response would wait for the garbage collector
             route = getattr(scope.get("route"), "path_format", None) or UNMATCHED
             seconds = time.monotonic() - arrival
-            record(self._observe, request_id, scope["method"], route, answer.status, seconds, state)
-
-    def _enter(self, scope: Scope, arrival: float) -> str:
-        headers = Headers(scope=scope)
-        request_id = identify(headers.get("x-request-id", ""))
-        peer = scope["client"][0] if scope.get("client") else None
-        forwarded = headers.getlist("x-forwarded-for") if self._trusted else ()
-        caller = peer_key(peer, forwarded, self._trusted)
-        scope["state"].update(request_id=request_id, arrival=arrival, caller=caller)
-        return request_id
+            log_request(request_id, scope["method"], route, response.status, seconds)
+            if self._observe is not None:
+                self._observe(route, response.status, seconds, state)
 
 
-class _Answer:
-    """Marks an answer with the request id, and knows how far it got."""
+class ResponseState:
+    """How far the response of a request is; adds the request id to its headers.
+
+    Args:
+        send: the server's ASGI channel.
+        request_id: for the header X-Request-ID.
+    """
 
     def __init__(self, send: Send, request_id: str) -> None:
         self.status = 500
+        self.started = False
         self.complete = False
         self._send = send
         self._request_id = request_id.encode("ascii")
 
     async def send(self, message: Message) -> None:
+        """Pass a message on to the server."""
+        self.started = True
         if message["type"] == "http.response.start":
             self.status = message["status"]
             message["headers"] = [*message.get("headers", ()), (b"x-request-id", self._request_id)]

@@ -15,10 +15,8 @@ one that ends in `/*` stands for all paths below it.
 
 import hashlib
 import hmac
-import ipaddress
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Final, Literal
@@ -32,7 +30,6 @@ from service.domain.errors import ForbiddenError, StartupError, UnauthorizedErro
 from service.domain.rate_limit import EXPECTED, Rate
 
 ScopeName = Literal["infer", "admin"]
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 OPEN: Final = MappingProxyType(
     {
@@ -132,7 +129,7 @@ class AuthMiddleware:
         self,
         app: ASGIApp,
         *,
-        keys: Sequence[ApiKey] | None,
+        keys: Sequence[ApiKey],
         open_paths: Collection[str] = OPEN_PATHS,
         admin_paths: Collection[str] = ADMIN_PATHS,
     ) -> None:
@@ -143,7 +140,7 @@ class AuthMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer it."""
-        if scope["type"] == "lifespan" or self._keys is None or scope["path"] in self._open:
+        if scope["type"] == "lifespan" or scope["path"] in self._open:
             await self._app(scope, receive, send)
             return
         try:
@@ -187,55 +184,3 @@ class Paths:
 
     def __contains__(self, path: str) -> bool:
         return path in self._exact or path.startswith(self._below)
-
-
-def peer_key(peer: str | None, forwarded: Sequence[str], trusted: Sequence[Network]) -> str:
-    """The address a request counts under: the peer's, or what trusted proxies say of it.
-
-    Args:
-        peer: address of the connection, or None where it has none (a Unix socket).
-        forwarded: the values of all X-Forwarded-For headers, in order.
-        trusted: proxies whose X-Forwarded-For is believed.
-
-    Returns:
-        The right-most hop that is not a trusted proxy: an IPv4 address, or the /64 of an IPv6 address, within which
-        a caller can pick addresses at will.
-    """
-    if not trusted:
-        return _own_key(peer)
-    address = _address(peer or "")
-    if address is None:
-        return peer or "local"
-    hops = [hop for value in forwarded for hop in value.split(",")]
-    while hops and any(address in network for network in trusted):
-        before = _address(hops.pop())
-        if before is None:  # the proxy forwarded nonsense; it is the last hop known for sure
-            break
-        address = before
-    return _network_of(address)
-
-
-@lru_cache(maxsize=1024)  # of peers with many requests
-def _own_key(peer: str | None) -> str:
-    address = _address(peer or "")
-    return _network_of(address) if address else peer or "local"
-
-
-def _network_of(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
-    if isinstance(address, ipaddress.IPv4Address):
-        return str(address)
-    return str(ipaddress.ip_network((int(address), 64), strict=False))
-
-
-def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    text = text.strip()
-    if text.startswith("["):  # [2001:db8::1]:443
-        text = text[1:].partition("]")[0]
-    elif text.count(":") == 1:  # 192.0.2.1:443
-        text = text.partition(":")[0]
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError:
-        return None
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return mapped or address

@@ -1,13 +1,15 @@
 """An exception that nothing else handles becomes a problem document."""
 
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api.http.problems import log_failure, request_id_of, send_problem
 
 
 class ErrorMiddleware:
-    """Turns an exception into a problem, unless the answer is under way: then it is only logged and cut off.
+    """Turns an exception into a problem. Once the response has started, it only logs it, and the server cuts the response.
+
+    It needs `AccessLogMiddleware` outside, which keeps the state of the response.
 
     Args:
         app: the application behind it.
@@ -21,19 +23,12 @@ class ErrorMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started = False
-
-        async def watch(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
         try:
-            await self._app(scope, receive, watch)
+            await self._app(scope, receive, send)
         except ClientDisconnect:
             raise
         except Exception as exc:
-            if started:
+            if scope["state"]["response"].started:
                 log_failure(exc, request_id_of(scope))
             else:
                 await send_problem(scope, send, exc)

@@ -1,4 +1,4 @@
-"""The endpoints that are called all day, without the framework's search for them."""
+"""Routing for the endpoints that run a model, without the cost of the framework's routing."""
 
 import re
 from collections.abc import Awaitable, Callable, Iterable
@@ -29,13 +29,13 @@ class Route(Protocol):
 
 
 class FastRouter:
-    """Hands a POST to one of these routes to its endpoint, and everything else on. Innermost middleware.
+    """Calls the endpoint of a POST to one of its routes, and passes every other request on. The innermost middleware.
 
-    What an endpoint raises becomes a problem further out, as what the framework's routes raise does.
+    `ErrorMiddleware` turns what an endpoint raises into a problem, as the framework does for its own routes.
 
     Args:
         app: the framework's routing.
-        routes: of POST, with text as their parameters; noted in the scope as the framework would.
+        routes: of POST, with only text as parameters; set in the scope as the framework would.
     """
 
     def __init__(self, app: ASGIApp, *, routes: Iterable[Route]) -> None:
@@ -46,20 +46,19 @@ class FastRouter:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or pass the request on."""
-        direct = scope["type"] == "http" and scope["method"] == "POST" and not scope.get("root_path")
-        found = self._find(scope["path"]) if direct else None
-        if found is None:
+        if scope["type"] != "http" or scope["method"] != "POST" or scope.get("root_path"):
             await self._app(scope, receive, send)
             return
-        route, scope["path_params"] = found
-        scope["route"] = route
+        parameters: dict[str, str] = {}
+        route = self._exact.get(scope["path"])
+        if route is None:
+            for match, candidate in self._others:
+                if found := match(scope["path"]):
+                    route, parameters = candidate, found.groupdict()
+                    break
+            else:
+                await self._app(scope, receive, send)
+                return
+        scope["route"], scope["path_params"] = route, parameters
         response = await route.endpoint(Request(scope, receive, send))
         await response(scope, receive, send)
-
-    def _find(self, path: str) -> tuple[Route, dict[str, str]] | None:
-        if path in self._exact:
-            return self._exact[path], {}
-        for match, route in self._others:
-            if found := match(path):
-                return route, found.groupdict()
-        return None

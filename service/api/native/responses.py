@@ -3,10 +3,10 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal
 
-import numpy as np
 from starlette.responses import Response
 
 from service.api.http.negotiation import Media
@@ -14,7 +14,7 @@ from service.api.http.request_context import ApiRequest
 from service.api.native.schemas import Format
 from service.artifact.card import ModelCard
 from service.domain.errors import InvalidContent
-from service.domain.latents import FloatRow, FloatRows
+from service.domain.latents import FloatRow
 from service.domain.tasks import Result, StepOutput
 from service.images import (
     AnimationFormat,
@@ -80,7 +80,7 @@ def check_format(spec: ResponseSpec, record: Sequence[int] = ()) -> None:
     """
     if record and spec.media not in (Media.JSON, Media.EVENTS):
         raise InvalidContent.field("record", f"only JSON and event streams carry a trajectory, not {spec.media}")
-    if spec.media in RASTER and not _is_animation(spec):
+    if len(spec.labels) > 1 and spec.media in RASTER and not _is_animation(spec):
         columns = len(spec.labels) if spec.layout == "strip" else spec.columns
         check_sides(RASTER[spec.media], *sheet_size(len(spec.labels), spec.model.card, columns=columns))
 
@@ -89,7 +89,7 @@ async def respond(api: ApiRequest, spec: ResponseSpec, result: Result) -> Respon
     """The response to a finished request."""
     api.count_rows(spec.model, result)
     if spec.media is Media.JSON:
-        large = _is_large(result.rows) or any(result.trajectory)
+        large = result.rows.size > _INLINE or any(result.trajectory)
         pictures = await api.run_codec("encode", lambda: _json(_images(spec, result)), large=large)
         # Joined as text: the pool encodes the images, and the timing, which includes that, comes after them.
         before, mark, after = _json(envelope(api, spec.model, [], spec.members)).partition(b'"images":[')
@@ -97,7 +97,7 @@ async def respond(api: ApiRequest, spec: ResponseSpec, result: Result) -> Respon
         return Response(
             content, headers=api.response_headers(spec.model, spec.members.get("seed")), media_type=Media.JSON
         )
-    content = await api.run_codec("encode", lambda: _raw(spec, result), large=_is_large(result.rows))
+    content = await api.run_codec("encode", partial(_raw, spec, result), large=result.rows.size > _INLINE)
     headers = api.response_headers(spec.model, spec.members.get("seed")) | _row_headers(result)
     return Response(content, headers=headers, media_type=spec.media)
 
@@ -198,14 +198,13 @@ def _raw(spec: ResponseSpec, result: Result) -> bytes:
     if spec.media is Media.NPY:
         return encode_npy(result.rows)
     pixels = to_uint8(result.rows, spec.model.card)
-    if _is_animation(spec):
+    if spec.fps > 0 and spec.media in _ANIMATED:
         return animate(pixels, _ANIMATED[spec.media], fps=spec.fps)
-    return encode(_sheet(spec, pixels), RASTER[spec.media])
+    picture = pixels[0] if len(pixels) == 1 else _sheet(spec, pixels)
+    return encode(picture, RASTER[spec.media])
 
 
 def _sheet(spec: ResponseSpec, pixels: Pixels) -> Pixels:
-    if len(pixels) == 1:
-        return cast(Pixels, pixels[0])
     if spec.layout == "strip":
         return strip(pixels, spec.model.card)
     return contact_sheet(pixels, spec.model.card, columns=spec.columns)
@@ -223,7 +222,3 @@ def _row_headers(result: Result) -> dict[str, str]:
 
 def _is_animation(spec: ResponseSpec) -> bool:
     return spec.fps > 0 and spec.media in _ANIMATED
-
-
-def _is_large(rows: FloatRows) -> bool:
-    return bool(np.size(rows) > _INLINE)

@@ -65,7 +65,8 @@ async def generate(request: Request) -> Response:
     check_format(spec, params.record)
     channels, height, width = model.card.shape
     large = options.n * channels * height * width > _LARGE_NOISE
-    return await _serve(api, spec, partial(_noise_rows, model, options, seed), params, large=large)
+    make_rows = partial(_noise_rows, model, options, seed)
+    return await _serve(api, spec, make_rows if large else make_rows(), params, large=large)
 
 
 @router.post("/project", **openapi.operation(ProjectRequest, ProjectAnswer, openapi.PROJECT, _STREAM_FORMATS))
@@ -164,48 +165,49 @@ async def score(request: Request) -> Response:
     async def work() -> Response:
         job = partial(prepare_upload, upload, model, api.services.settings)
         inputs = await api.run_codec("decode", job, large=large)
-        params = _scheduling_params(api, inputs, StepParams(steps=1, score=True))
+        step_params = StepParams(steps=1, score=True)
+        params = SchedulingParams(step_params=step_params, deadline=api.deadline, key=api.caller)
         return respond_scores(api, model, await model.scheduler.submit(inputs.rows, params))
 
     return await until_disconnect(request.receive, work())
 
 
 async def _serve(
-    api: ApiRequest, spec: ResponseSpec, make_rows: MakeRows, params: StepParams, *, large: bool
+    api: ApiRequest, spec: ResponseSpec, inputs: InputRows | MakeRows, params: StepParams, *, large: bool
 ) -> Response:
     """Make the rows, apply f and answer; all of it is cancelled when the client disconnects.
 
     Args:
         api: the request.
         spec: of the answer.
-        make_rows: decodes or draws the rows.
+        inputs: the rows, or a codec job that makes them.
         params: how f is applied.
-        large: `make_rows` runs in the codec pool, after a check that the queue has room for its rows.
+        large: the job runs in the codec pool, after a check that the queue has room for its rows.
     """
     scheduler = spec.model.scheduler
     if large:
         scheduler.check_capacity(spec.rows)
 
     async def work() -> Response:
-        inputs = await api.run_codec("decode", make_rows, large=large)
+        made = inputs if isinstance(inputs, InputRows) else await api.run_codec("decode", inputs, large=large)
+        rows = made.rows
+        scheduling = SchedulingParams(
+            step_params=params,
+            keep=made.keep,
+            deadline=api.deadline,
+            key=api.caller,
+            progress=spec.media is Media.EVENTS,
+        )
         if spec.media is Media.EVENTS:
-            return EventStream(api, spec, inputs.rows, _scheduling_params(api, inputs, params, progress=True))
-        result = await scheduler.submit(inputs.rows, _scheduling_params(api, inputs, params))
+            return EventStream(api, spec, rows, scheduling)
+        result = await scheduler.submit(rows, scheduling)
         if spec.strength != 1.0:
-            result = blend_result(inputs.rows, result, spec.strength)
+            result = blend_result(rows, result, spec.strength)
         if spec.closed:
             result = close_loop(result)
         return await respond(api, spec, result)
 
     return await until_disconnect(api.request.receive, work())
-
-
-def _scheduling_params(
-    api: ApiRequest, inputs: InputRows, params: StepParams, *, progress: bool = False
-) -> SchedulingParams:
-    return SchedulingParams(
-        step_params=params, keep=inputs.keep, deadline=api.deadline, key=api.caller, progress=progress
-    )
 
 
 def _noise_rows(model: ServedModel, options: GenerateRequest, seed: int) -> InputRows:

@@ -124,7 +124,7 @@ def test_rules_look_at_metrics_that_there_are() -> None:
 
 def test_the_objectives_buckets_are_there() -> None:
     metrics = Metrics()
-    metrics.request("/generate", 200, 0.1)
+    metrics.request("/generate", 200, 0.1, {})
     sent = metrics.render()[0].decode()
     asked: set[Any] = {bucket for query in rule_queries() for bucket in re.findall(r'\ble="([^"]+)"', query.expr)}
     assert asked

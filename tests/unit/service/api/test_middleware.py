@@ -24,7 +24,8 @@ from service.api.http import problems
 from service.api.http.body import read_body
 from service.api.http.disconnect import until_disconnect
 from service.api.middleware.access_log import AccessLogMiddleware
-from service.api.middleware.auth import ApiKey, AuthMiddleware, Network
+from service.api.middleware.auth import ApiKey, AuthMiddleware
+from service.api.middleware.client_address import Network
 from service.api.middleware.cors import EXPOSED_HEADERS, CorsMiddleware
 from service.api.middleware.errors import ErrorMiddleware
 from service.api.middleware.in_flight import ConcurrencyLimitMiddleware, InFlightRequests
@@ -63,7 +64,7 @@ class Service:
                 Middleware(CorsMiddleware, origins=["https://app.example"]),
                 Middleware(ErrorMiddleware),
                 Middleware(ConcurrencyLimitMiddleware, in_flight=self.in_flight, limit=limit),
-                Middleware(AuthMiddleware, keys=keys),
+                *([Middleware(AuthMiddleware, keys=keys)] if keys is not None else []),
             ],
         )
         problems.install(self.app)

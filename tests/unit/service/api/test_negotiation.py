@@ -24,7 +24,7 @@ def test_every_form_can_be_asked_for(media: Media) -> None:
     assert negotiate(media.value, ALL) is media
     assert negotiate(media.value.upper(), ALL) is media
     with pytest.raises(NotAcceptable):
-        negotiate(media.value, [other for other in ALL if other is not media])
+        negotiate(media.value, tuple(other for other in ALL if other is not media))
 
 
 @pytest.mark.parametrize(
@@ -71,9 +71,9 @@ def test_negotiation(accept: str, expected: Media) -> None:
 
 def test_only_offers_are_chosen() -> None:
     assert negotiate("image/gif, image/webp;q=0.1", STILLS) is Media.WEBP
-    assert negotiate("image/*", [Media.APNG, Media.JPEG]) is Media.JPEG
-    assert negotiate("*/*", [Media.NPY, Media.WEBP]) is Media.WEBP  # whatever the order of the offers
-    assert negotiate(None, [Media.JSON]) is Media.JSON
+    assert negotiate("image/*", (Media.APNG, Media.JPEG)) is Media.JPEG
+    assert negotiate("*/*", (Media.NPY, Media.WEBP)) is Media.WEBP  # whatever the order of the offers
+    assert negotiate(None, (Media.JSON,)) is Media.JSON
 
 
 @pytest.mark.parametrize(

@@ -25,9 +25,9 @@ def value(metrics: Metrics, name: str, **labels: str) -> float:
 
 def test_requests_count_by_route_status_class_and_model() -> None:
     metrics = Metrics()
-    metrics.request("/generate", 200, 0.02, "toy/1")
-    metrics.request("/generate", 204, 0.03, "toy/1")
-    metrics.request("/generate", 499, 0.03)
+    metrics.request("/generate", 200, 0.02, {"model": "toy/1"})
+    metrics.request("/generate", 204, 0.03, {"model": "toy/1"})
+    metrics.request("/generate", 499, 0.03, {})
     assert value(metrics, "ign_requests_total", endpoint="/generate", status="2xx", model="toy/1") == 2
     assert value(metrics, "ign_requests_total", endpoint="/generate", status="4xx", model="none") == 1
     assert value(metrics, "ign_request_seconds_count", endpoint="/generate") == 3
@@ -37,7 +37,7 @@ def test_requests_count_by_route_status_class_and_model() -> None:
 
 def test_errors_codecs_and_rows() -> None:
     metrics = Metrics()
-    metrics.error("queue_full")
+    metrics.request("/generate", 429, 0.0, {"problem": "queue_full"})
     metrics.codec("encode_png", 0.0002)
     metrics.rows("toy/1", "/project", steps=[1, 300], distances=[0.05, 0.3], drifts=[0.004])
     assert value(metrics, "ign_http_errors_total", code="queue_full") == 1
@@ -134,8 +134,7 @@ def test_label_values_are_bounded_whatever_comes() -> None:
     metrics = Metrics()
     observer = metrics.scheduler("toy/1")
     for i in range(3 * MAX_VALUES):
-        metrics.request(f"/{i}", 200, 0.1, f"m{i}/1")
-        metrics.error(f"e{i}")
+        metrics.request(f"/{i}", 200, 0.1, {"model": f"m{i}/1", "problem": f"e{i}"})
         metrics.codec(f"c{i}", 0.1)
         metrics.rows(f"m{i}/1", f"/{i}", [1], [0.1], [0.1])
         observer.rejected(f"r{i}")
@@ -153,7 +152,7 @@ def test_bounded_keeps_what_it_has_seen() -> None:
 
 def test_nothing_is_global() -> None:
     first, second = Metrics(), Metrics()
-    first.error("x")
+    first.request("/generate", 400, 0.0, {"problem": "x"})
     assert ("ign_http_errors_total", frozenset({("code", "x")})) not in samples(second)
     assert not any(family.name.startswith("ign_") for family in REGISTRY.collect())
 
