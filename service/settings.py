@@ -41,7 +41,6 @@ class Settings:
     deterministic: bool = False
     cuda_graphs: bool = False
     cuda_memory_mib: int = 0
-    tensorrt_cache: Path | None = None
     gpus: int = 1
     threads: int = 0
     sessions: int = 0
@@ -89,18 +88,6 @@ class Settings:
             raise StartupError(f"IGN_GPUS={self.gpus} needs IGN_DEVICE=cuda: it would be left out in silence elsewhere")
         if self.sessions and self.device == "cuda":
             raise StartupError(f"IGN_SESSIONS={self.sessions} is for a CPU: on a GPU, IGN_GPUS says how many there are")
-        self._check_tensorrt()
-
-    def _check_tensorrt(self) -> None:
-        if self.tensorrt_cache is None:
-            return
-        named = f"IGN_TENSORRT_CACHE={self.tensorrt_cache}"
-        if self.device != "cuda":
-            raise StartupError(f"{named} needs IGN_DEVICE=cuda: it would be left out in silence elsewhere")
-        if self.deterministic:
-            raise StartupError(f"{named} excludes IGN_DETERMINISTIC: TensorRT chooses by measuring")
-        if self.cuda_graphs:
-            raise StartupError(f"{named} excludes IGN_CUDA_GRAPHS: those are of the CUDA provider")
 
 
 def from_environment() -> Settings:
@@ -240,7 +227,6 @@ _PARSERS: Final[dict[str, Callable[[str], object]]] = {
     "IGN_DETERMINISTIC": _boolean,
     "IGN_CUDA_GRAPHS": _boolean,
     "IGN_CUDA_MEMORY_MIB": _integer(0, 10_000_000),
-    "IGN_TENSORRT_CACHE": Path,
     "IGN_GPUS": _integer(1, 64),
     "IGN_THREADS": _integer(0, 1024),
     "IGN_SESSIONS": _integer(0, 64),

@@ -61,7 +61,7 @@ def through_ray(
 
 async def _begun(job: Job, source: Source | None, output: Output, settings: Settings) -> Extent:
     # Which model it is, the driver can say without the GPU that only the actors may have.
-    plain = dataclasses.replace(settings, device="cpu", cuda_graphs=False, tensorrt_cache=None)
+    plain = dataclasses.replace(settings, device="cpu", cuda_graphs=False)
     async with running_services(plain) as services:
         return begin(job, output, settings, opened(lambda: Workshop(job, services, output, source)))
 

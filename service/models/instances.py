@@ -75,7 +75,6 @@ class InstanceFactory:
             deterministic=settings.deterministic,
             graphs=settings.cuda_graphs,
             memory_mib=settings.cuda_memory_mib,
-            tensorrt_cache=settings.tensorrt_cache,
             half=settings.precision == "fp16",
         )
         limit = settings.max_batch_rows

@@ -20,7 +20,7 @@ from service.domain.latents import FloatRows, NoiseSource
 from service.domain.model import DeviceBatch, DeviceLost, DeviceOutOfMemory, once
 from service.runtime.cuda_graphs import CAPTURES
 from service.runtime.runners import DirectRunner, PaddedRunner, ResidentRunner, Runner, SingleThreadRunner
-from service.runtime.session import CudaOptions, CudaUnavailable, Profile, cpu_session, cuda_session, metadata, one_line
+from service.runtime.session import CudaOptions, CudaUnavailable, cpu_session, cuda_session, short_message
 
 ImageShape = tuple[int, int, int]
 
@@ -70,19 +70,18 @@ class OnnxModel:
         self.device: Literal["cpu", "cuda"] = "cpu" if device == "cpu" else "cuda"
         self.fallback_reason: str | None = None
         self.buckets: tuple[int, ...] | None = None
-        if self.device == "cuda" and self._cuda.tensorrt_cache is not None:
-            card, _ = _described(metadata(data))  # its session has to know the shapes beforehand
-            self._describe_shapes(card, max_batch_rows)
         try:
             session = self._session()
         except CudaUnavailable as exc:
             if device == "cuda":
                 raise
-            self.device, self.fallback_reason, self.buckets = "cpu", exc.detail, None
+            self.device, self.fallback_reason = "cpu", exc.detail
             session = self._session()
         self.provider: str = session.get_providers()[0]
         self.card, self.noise = _described(session.get_modelmeta().custom_metadata_map)
-        self._describe_shapes(self.card, max_batch_rows)
+        self.shape: ImageShape = self.card.shape
+        if self.device == "cuda":
+            self.buckets = bounded_buckets(self.card.buckets, max_batch_rows, single=self._cuda.deterministic)
         _check_signature(session, self.shape)
         self._runner: Runner | None = self._runner_for(session)
 
@@ -179,24 +178,15 @@ class OnnxModel:
     def _session(self) -> Any:
         if self.device == "cpu":
             return cpu_session(self._data, self._threads)
-        profile = None
-        if self.buckets is not None:
-            profile = Profile(digest=self.digest, shape=self.shape, buckets=self.buckets)
         with CAPTURES.together() if self._cuda.graphs else nullcontext():
-            return cuda_session(self._data, self._cuda, profile)
-
-    def _describe_shapes(self, card: ModelCard, max_batch_rows: int) -> None:
-        self.shape: ImageShape = card.shape
-        if self.device == "cuda":
-            self.buckets = bounded_buckets(card.buckets, max_batch_rows, single=self._cuda.deterministic)
+            return cuda_session(self._data, self._cuda)
 
     def _runner_for(self, session: Any) -> Runner:
         if self.buckets is None:
             return DirectRunner(session)
         cuda = self._cuda
-        # A session keeps the plans of its convolutions for the last batch size only, and to make them anew takes longer
-        # than to run them. Graphs do without plans, and TensorRT has one for all sizes.
-        shared = cuda.graphs or cuda.tensorrt_cache is not None
+        # A session keeps the plans of its convolutions for the last batch size only, and making them anew takes longer
+        # than running them. So every bucket has a session of its own, unless graphs replace the plans.
         runner = PaddedRunner(
             session,
             self.shape,
@@ -204,7 +194,7 @@ class OnnxModel:
             "cuda",
             device_id=cuda.device_id,
             graphs=cuda.graphs,
-            another=None if shared else self._session,
+            another=None if cuda.graphs else self._session,
         )
         return SingleThreadRunner(runner) if cuda.graphs else runner
 
@@ -225,10 +215,10 @@ class OnnxModel:
             call(self._runner)
         except Exception as exc:  # onnxruntime's errors share no other base class
             if _LOST.search(str(exc)):
-                raise DeviceLost(one_line(exc)) from exc
+                raise DeviceLost(short_message(exc)) from exc
             if not _is_shortage(exc):
                 raise ModelFailure("the model failed on these rows") from exc
-            shortage = f"{shortage}: {one_line(exc)}"
+            shortage = f"{shortage}: {short_message(exc)}"
         else:
             return
         # Not chained: the original's traceback would keep the session and its buffers alive while shed() runs.

@@ -4,7 +4,6 @@ import asyncio
 import resource
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -18,7 +17,7 @@ from service.domain.tasks import SchedulingParams, StepParams
 from service.models.instances import InstanceFactory
 from service.models.repository import LoadedModel, Repository
 from service.runtime.onnx_model import OnnxModel
-from service.runtime.session import TENSORRT, CudaOptions, CudaUnavailable
+from service.runtime.session import CudaOptions, CudaUnavailable
 from service.scheduling.scheduler import Scheduler
 from service.settings import Settings
 from tests.helpers.live import ROOT
@@ -269,31 +268,6 @@ def test_a_long_run_keeps_its_memory(graphs: bool) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - host < 64 * 1024  # KiB
     assert before is None or after is None or after - before < 64
     model.close()
-
-
-# TensorRT
-
-
-@pytest.fixture
-def engines(tmp_path: Path) -> CudaOptions:
-    """TensorRT with a fresh cache; its libraries are no dependency of this package."""
-    try:
-        OnnxModel(model_bytes(), device="cuda", cuda=CudaOptions(tensorrt_cache=tmp_path / "tried")).close()
-    except CudaUnavailable as exc:
-        pytest.skip(exc.detail)
-    return CudaOptions(tensorrt_cache=tmp_path / "engines")
-
-
-@pytest.mark.slow
-def test_tensorrt_reproduces_the_golden_rows_and_keeps_its_engine(engines: CudaOptions) -> None:
-    loaded = shipped(SHIPPED[0], cuda=engines)
-    assert loaded.provider == TENSORRT
-    loaded.close()
-    assert engines.tensorrt_cache is not None
-    kept = {path: path.stat().st_mtime_ns for path in engines.tensorrt_cache.rglob("*.engine")}
-    assert kept
-    shipped(SHIPPED[0], cuda=engines).close()
-    assert {path: path.stat().st_mtime_ns for path in engines.tensorrt_cache.rglob("*.engine")} == kept
 
 
 # Several

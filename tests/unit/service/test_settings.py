@@ -146,15 +146,6 @@ def test_empty_value_counts_as_unset() -> None:
         ({"IGN_WORKERS": "2"}, ("IGN_WORKERS=2", "needs IGN_DEVICE=cpu")),
         ({"IGN_GPUS": "2"}, ("IGN_GPUS=2", "needs IGN_DEVICE=cuda")),
         ({"IGN_SESSIONS": "2", "IGN_DEVICE": "cuda"}, ("IGN_SESSIONS=2", "is for a CPU")),
-        ({"IGN_TENSORRT_CACHE": "/e"}, ("IGN_TENSORRT_CACHE=/e", "needs IGN_DEVICE=cuda")),
-        (
-            {"IGN_TENSORRT_CACHE": "/e", "IGN_DEVICE": "cuda", "IGN_DETERMINISTIC": "1"},
-            ("IGN_TENSORRT_CACHE=/e", "excludes IGN_DETERMINISTIC"),
-        ),
-        (
-            {"IGN_TENSORRT_CACHE": "/e", "IGN_DEVICE": "cuda", "IGN_CUDA_GRAPHS": "1"},
-            ("IGN_TENSORRT_CACHE=/e", "excludes IGN_CUDA_GRAPHS"),
-        ),
         ({"IGN_WORKERS": "2", "IGN_DEVICE": "cuda"}, ("IGN_WORKERS=2", "needs IGN_DEVICE=cpu")),
     ],
 )

@@ -2,7 +2,6 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +14,7 @@ from service.domain.model import DeviceLost, DeviceOutOfMemory, once
 from service.runtime import onnx_model
 from service.runtime.onnx_model import OnnxModel, bounded_buckets
 from service.runtime.runners import PaddedRunner, SingleThreadRunner
-from service.runtime.session import CudaOptions, CudaUnavailable, Profile, cuda_options
+from service.runtime.session import CudaOptions, CudaUnavailable, cuda_options
 from tests.helpers.device_fakes import cuda_on_the_cpu
 from tests.helpers.onnx_models import (
     ImageShape,
@@ -23,9 +22,7 @@ from tests.helpers.onnx_models import (
     hungry,
     make_card,
     model_bytes,
-    network,
     sample_rows,
-    serialise,
 )
 
 SHAPES: list[ImageShape] = [(1, 8, 8), (3, 8, 8)]
@@ -256,31 +253,12 @@ def test_with_graphs_too_the_old_session_is_gone_before_the_new_one_starts(
     model.close()
 
 
-def test_a_model_for_tensorrt_says_its_shapes_before_it_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    asked: list[Profile] = []
-
-    def start(data: bytes, cuda: CudaOptions, profile: Profile) -> Any:
-        assert cuda.tensorrt_cache == tmp_path
-        asked.append(profile)
-        return onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-
-    monkeypatch.setattr(onnx_model, "cuda_session", start)
-    data = model_bytes(make_card(buckets=(1, 4, 8, 16)))
-    model = OnnxModel(data, device="cuda", cuda=CudaOptions(tensorrt_cache=tmp_path), max_batch_rows=8)
-    assert asked == [Profile(digest=model.digest, shape=(1, 8, 8), buckets=(1, 4, 8))]
-    with pytest.raises(StartupError, match="not a model onnxruntime can load"):
-        OnnxModel(b"nothing", device="cuda", cuda=CudaOptions(tensorrt_cache=tmp_path))
-    with pytest.raises(StartupError, match="was not exported by model_export"):
-        OnnxModel(serialise(network(), None), device="cuda", cuda=CudaOptions(tensorrt_cache=tmp_path))
-
-
 @pytest.mark.parametrize(
     ("cuda", "sessions"),
     [
         (CudaOptions(), 3),  # a session keeps the plans of one batch size
         (CudaOptions(graphs=True), 1),
         (CudaOptions(deterministic=True), 1),
-        (CudaOptions(tensorrt_cache=Path("unused")), 1),
     ],
 )
 def test_sessions_by_what_they_keep(

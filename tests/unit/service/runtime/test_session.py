@@ -1,33 +1,16 @@
-"""What onnxruntime is asked for, and what happens when it gives something else. No GPU: its sessions are stand-ins."""
+"""Errors of CUDA sessions and their messages. The sessions are fakes, so no GPU is needed."""
 
 import ctypes
-import os
-from pathlib import Path
 from typing import Any
 
 import onnxruntime
 import pytest
 
-from service.artifact.card import from_metadata
-from service.domain.errors import StartupError
-from service.runtime import session as sessions
-from service.runtime.session import (
-    CPU,
-    CUDA,
-    TENSORRT,
-    CudaOptions,
-    CudaUnavailable,
-    Profile,
-    cuda_options,
-    cuda_session,
-)
-from tests.helpers.onnx_models import make_card, model_bytes
-
-PROFILE = Profile(digest="0123456789abcdef0123", shape=(3, 64, 64), buckets=(1, 8, 32))
+from service.runtime.session import CPU, CUDA, CudaOptions, CudaUnavailable, cuda_options, cuda_session, short_message
 
 
 class Session:
-    """Remembers what it was asked for; starts with ``loads``, or with all that was asked for."""
+    """Records its arguments; ``loads`` are the providers it starts with, by default those requested."""
 
     loads: list[str] | None = None
     raises: Exception | None = None
@@ -51,7 +34,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> type[Session]:
     class Fresh(Session):
         made: "list[Session]" = []  # noqa: RUF012 - one for each test
 
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [TENSORRT, CUDA, CPU])
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
     monkeypatch.setattr(onnxruntime, "InferenceSession", Fresh)
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
     monkeypatch.setattr(ctypes, "CDLL", lambda name: name)
@@ -70,93 +53,22 @@ def test_cuda_alone_and_nothing_to_fall_back_to(gpu: type[Session]) -> None:
     assert not session.options.use_deterministic_compute
 
 
-def test_the_options_of_cuda() -> None:
-    plain = {
-        "device_id": "0",
-        "cudnn_conv_algo_search": "EXHAUSTIVE",
-        "cudnn_conv_use_max_workspace": "1",
-        "arena_extend_strategy": "kSameAsRequested",
-        "use_tf32": "0",
-    }
-    assert cuda_options(CudaOptions()) == plain
-    assert cuda_options(CudaOptions(deterministic=True)) == plain | {"cudnn_conv_algo_search": "HEURISTIC"}
-    assert cuda_options(CudaOptions(half=True)) == plain | {"use_tf32": "1"}  # "0" forbids float16 its tensor cores
-    assert cuda_options(CudaOptions(graphs=True)) == plain | {"enable_cuda_graph": "1"}
-    assert cuda_options(CudaOptions(memory_mib=2048)) == plain | {"gpu_mem_limit": "2147483648"}
+def test_float16_keeps_tensor_cores_and_float32_excludes_tf32() -> None:
+    assert cuda_options(CudaOptions(half=True))["use_tf32"] == "1"
+    assert cuda_options(CudaOptions())["use_tf32"] == "0"
 
 
-def test_deterministic_is_told_the_session_too(gpu: type[Session]) -> None:
-    assert cuda_session(b"", CudaOptions(deterministic=True)).options.use_deterministic_compute
-
-
-def test_tensorrt_comes_first_with_its_cache_and_one_profile_for_all_buckets(
-    gpu: type[Session], tmp_path: Path
-) -> None:
-    session = cuda_session(b"", CudaOptions(tensorrt_cache=tmp_path / "engines", half=True), PROFILE)
-    (first, options), (second, _) = session.providers
-    assert (first, second) == (TENSORRT, CUDA)
-    folder = tmp_path / "engines" / f"0123456789abcdef-ort{onnxruntime.__version__}"
-    assert folder.is_dir()
-    assert options == {
-        "device_id": "0",
-        "trt_engine_cache_enable": "True",
-        "trt_engine_cache_path": str(folder),
-        "trt_timing_cache_enable": "True",
-        "trt_timing_cache_path": str(folder),
-        "trt_profile_min_shapes": "x:1x3x64x64",
-        "trt_profile_opt_shapes": "x:32x3x64x64",
-        "trt_profile_max_shapes": "x:32x3x64x64",
-        "trt_fp16_enable": "True",
-    }
-    assert session.options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
-
-
-def test_tensorrt_is_told_half_precision_only_where_it_is(gpu: type[Session], tmp_path: Path) -> None:
-    session = cuda_session(b"", CudaOptions(tensorrt_cache=tmp_path), PROFILE)
-    assert session.providers[0][1]["trt_fp16_enable"] == "False"
-
-
-def test_a_cache_that_cannot_be_is_refused(gpu: type[Session], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "file"
-    file.touch()
-    with pytest.raises(StartupError, match=r"^IGN_TENSORRT_CACHE=.*file: Not a directory$") as caught:
-        cuda_session(b"", CudaOptions(tensorrt_cache=file), PROFILE)
-    assert not isinstance(caught.value, CudaUnavailable)  # the setting is wrong, not the device
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(StartupError, match="cannot be written"):
-        cuda_session(b"", CudaOptions(tensorrt_cache=tmp_path), PROFILE)
+def test_a_provider_that_is_not_built_in(gpu: type[Session], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CPU])
+    with pytest.raises(CudaUnavailable, match="built without it"):
+        cuda_session(b"", CudaOptions())
     assert not gpu.made
 
 
-@pytest.mark.parametrize(
-    ("there", "cuda", "says"),
-    [
-        ([CPU], CudaOptions(), "CUDA cannot be used: this onnxruntime is built without it"),
-        ([CUDA, CPU], CudaOptions(tensorrt_cache=Path("unused")), "TensorRT cannot be used: this onnxruntime is built"),
-    ],
-)
-def test_a_provider_that_is_not_built_in(
-    there: list[str], cuda: CudaOptions, says: str, gpu: type[Session], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: there)
-    with pytest.raises(CudaUnavailable, match=says):
-        cuda_session(b"", cuda, PROFILE)
-    assert not gpu.made
-    assert not Path("unused").exists()
-
-
-@pytest.mark.parametrize(
-    ("loads", "says"),
-    [
-        ([], "TensorRT cannot be used: its provider did not load"),
-        ([CUDA], "TensorRT cannot be used: its provider did not load"),
-        ([TENSORRT], "CUDA cannot be used: its provider did not load"),
-    ],
-)
-def test_a_provider_that_left_in_silence(loads: list[str], says: str, gpu: type[Session], tmp_path: Path) -> None:
-    gpu.loads = loads
-    with pytest.raises(CudaUnavailable, match=says):
-        cuda_session(b"", CudaOptions(tensorrt_cache=tmp_path), PROFILE)
+def test_a_provider_that_onnxruntime_omits_without_an_error(gpu: type[Session]) -> None:
+    gpu.loads = []
+    with pytest.raises(CudaUnavailable, match="did not load"):
+        cuda_session(b"", CudaOptions())
 
 
 ON_CPU = (
@@ -230,18 +142,9 @@ def test_without_cudnn_it_does_not_start(gpu: type[Session], monkeypatch: pytest
             'Failed to parse provider option "device_id": CUDA failure 35: CUDA driver version is insufficient for '
             "CUDA runtime version",
         ),
-        (
-            "/src/onnxruntime/python/state.cc:729 void onnxruntime::python::Register(PySessionOptions&, const "
-            "onnxruntime::ProviderOptions&) Please install TensorRT libraries, make sure they're in the PATH",
-            "Please install TensorRT libraries, make sure they're in the PATH",
-        ),
         ("Load model from /secret/model.onnx failed\nmore", "Load model from … failed"),
         ("", "RuntimeError"),
     ],
 )
 def test_a_message_is_what_an_operator_can_use(said: str, line: str) -> None:
-    assert sessions.one_line(RuntimeError(said)) == line
-
-
-def test_metadata_needs_no_device() -> None:
-    assert from_metadata(sessions.metadata(model_bytes(make_card())))[0] == make_card()
+    assert short_message(RuntimeError(said)) == line
