@@ -40,6 +40,7 @@ from service.settings import Settings, metrics_folder
 
 _LOG = logging.getLogger(__name__)
 _MAX_CODEC_THREADS = 8
+_GAUGES_S = 1.0
 
 OnStartupError = Callable[[StartupError], None]
 Callback = Callable[[], None]
@@ -194,12 +195,21 @@ async def _lifespan(
     services: AppState, on_startup_error: OnStartupError | None, on_ready: Callback
 ) -> AsyncIterator[None]:
     loading = asyncio.create_task(_load(services, on_startup_error, on_ready))
+    publishing = asyncio.create_task(_publish_gauges(services))
     try:
         yield
     finally:
         loading.cancel()
-        await asyncio.gather(loading, return_exceptions=True)
+        publishing.cancel()
+        await asyncio.gather(loading, publishing, return_exceptions=True)
         await close_services(services)
+
+
+async def _publish_gauges(services: AppState) -> None:
+    """Refresh this process's gauges every second if other processes answer scrapes too, from files that all share."""
+    while services.metrics.shared is not None:
+        services.update_gauges()
+        await asyncio.sleep(_GAUGES_S)
 
 
 async def _load(services: AppState, on_startup_error: OnStartupError | None, on_ready: Callback) -> None:

@@ -49,6 +49,11 @@ class AppState:
             return False
         return True
 
+    def update_gauges(self) -> None:
+        """Set the metrics that show a state, not a count; to be called before they are read."""
+        self.metrics.ready.set(self.ready)
+        self.metrics.set_queue_rows(self.registry.rows_queued())
+
     def require_serving(self) -> None:
         """Raise `Draining` or `NotReady` unless requests are accepted; asks no model, so one model never blocks others."""
         if self.in_flight.draining:

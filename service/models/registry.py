@@ -96,6 +96,13 @@ class ModelRegistry:
         """The served models by `name/version`, in order of name and number; a snapshot that never changes."""
         return self._models
 
+    def rows_queued(self) -> dict[str, int]:
+        """Rows that wait for a batch now, by `name/version`, those of a version that is being replaced included."""
+        waiting: dict[str, int] = {}
+        for served in (*self._models.values(), *self._retiring):
+            waiting[served.ref] = waiting.get(served.ref, 0) + served.scheduler.rows_queued
+        return waiting
+
     def resolve(self, name: str | None = None) -> ServedModel:
         """The model that a caller means.
 

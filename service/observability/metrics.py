@@ -47,13 +47,14 @@ class Metrics:
     """
 
     def __init__(self, shared: Path | None = None) -> None:
-        self._shared = shared
+        self.shared = shared
         self.registry = CollectorRegistry()
         if shared is None:
             ProcessCollector(registry=self.registry)
         self._endpoint, self._model, self._code, self._operation = (Bounded() for _ in range(4))
         self._loaded: dict[str, tuple[str, str, str, str]] = {}
         self._referenced: set[str] = set()
+        self._queued: dict[str, str] = {}
         self.ready = self._gauge("ign_ready", "1 while /readyz answers 200, else 0.", "livemin")
         self._started = self._gauge("ign_start_time_seconds", "Unix time of the latest start of a process.", "max")
         self._started.set(time.time())
@@ -83,7 +84,7 @@ class Metrics:
             "ign_sessions", "Batches of a model that can run side by side.", "livesum", "model"
         )
         self._row_steps = self._histogram("ign_row_steps", "Steps applied to a finished row.", _STEPS, "model")
-        self.queue_rows = self._gauge("ign_queue_rows", "Rows waiting.", "livesum", "model")
+        self._queue_rows = self._gauge("ign_queue_rows", "Rows waiting.", "livesum", "model")
         self.queue_limit = self._gauge(
             "ign_queue_limit_rows", "Rows that may wait, for each model, by IGN_QUEUE_ROWS.", "livesum"
         )
@@ -185,7 +186,7 @@ class Metrics:
         labels = self._loaded.pop(model, None)
         if labels is None:
             return
-        if self._shared is None:
+        if self.shared is None:
             self._info.remove(*labels)
             self._sessions.remove(labels[0])
             if labels[0] in self._referenced:
@@ -200,12 +201,20 @@ class Metrics:
         """The observer for one model's scheduler."""
         return SchedulerMetrics(self, self._model(model))
 
+    def set_queue_rows(self, waiting: Mapping[str, int]) -> None:
+        """Set the rows waiting now, by `name/version`. A model that is not in ``waiting`` has none."""
+        for model in self._queued.keys() - waiting.keys():
+            self._queue_rows.labels(self._queued.pop(model)).set(0)
+        for model, rows in waiting.items():
+            label = self._queued[model] = self._model(model)
+            self._queue_rows.labels(label).set(rows)
+
     def render(self) -> tuple[bytes, str]:
         """The Prometheus text format and its content type."""
         registry = self.registry
-        if self._shared is not None:
+        if self.shared is not None:
             registry = CollectorRegistry()
-            MultiProcessCollector(registry, str(self._shared))  # type: ignore[no-untyped-call]
+            MultiProcessCollector(registry, str(self.shared))  # type: ignore[no-untyped-call]
         return generate_latest(registry), CONTENT_TYPE_LATEST
 
     def _gauge(self, name: str, text: str, together: MultiprocessMode, *labels: str) -> Gauge:
@@ -237,7 +246,6 @@ class SchedulerMetrics:
         self._model = model
         self._value = Bounded()
         # Looked up once: these are touched for every batch.
-        self._queue_rows = metrics.queue_rows.labels(model)
         self._queue_seconds = metrics.queue_seconds.labels(model)
         self._compute_seconds = metrics.compute_seconds.labels(model)
         self._batches, self._jobs = cache(metrics.batches.labels), cache(metrics.jobs.labels)
@@ -254,10 +262,6 @@ class SchedulerMetrics:
         metrics = self._metrics
         for counter in (metrics.early_exits, metrics.cancellations, metrics.losses, metrics.replacements):
             counter.labels(self._model)
-
-    def queued(self, rows: int) -> None:
-        """So many rows wait now."""
-        self._queue_rows.set(rows)
 
     def batch(self, rows: int, padded: int, seconds: float, reason: str) -> None:
         """A batch ran: useful rows, rows with padding, seconds on the device, and what closed it."""

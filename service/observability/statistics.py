@@ -90,10 +90,6 @@ class ModelStatistics(SchedulerObserver):
             self._counts.output.seconds += written_s
             self._counts.success.seconds += read_s + written_s
 
-    def queued(self, rows: int) -> None:
-        """So many rows wait now."""
-        self._also.queued(rows)
-
     def batch(self, rows: int, padded: int, seconds: float, reason: str) -> None:
         """One call of the model."""
         with self._lock:

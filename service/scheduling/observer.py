@@ -13,10 +13,6 @@ class SchedulerObserver(Protocol):
     A subclass may listen to some of it only: each method does nothing by itself.
     """
 
-    def queued(self, rows: int) -> None:
-        """So many rows wait now."""
-        return
-
     def batch(self, rows: int, padded: int, seconds: float, reason: str) -> None:
         """One call of the model; reason: `full`, `drained` (all there was), `retry` (part of a failed batch)."""
         return

@@ -217,7 +217,6 @@ class Scheduler:
         """
         arrivals, self._arrivals = self._arrivals, []
         self._desk.post(*arrivals)
-        self._observer.queued(self._books.waiting)
 
     @contextlib.contextmanager
     def _refusals(self) -> Iterator[None]:

@@ -120,7 +120,6 @@ class Worker:
             self._enter(row, now)
         for request in expired:
             desk.close(request, DeadlineExceeded("the deadline passed while waiting"))
-        desk.observer.queued(desk.books.waiting)
         desk.share()
 
     def _enter(self, row: Row, now: float) -> None:

@@ -74,7 +74,7 @@ async def readyz(request: Request) -> dict[str, Any]:
 async def metrics(request: Request) -> Response:
     """Prometheus text."""
     services = app_state(request)
-    services.metrics.ready.set(services.ready)
+    services.update_gauges()
     content, content_type = services.metrics.render()
     return Response(content, headers={"Content-Type": content_type})
 

@@ -50,7 +50,6 @@ def test_errors_codecs_and_rows() -> None:
 def test_the_scheduler_reports() -> None:
     metrics = Metrics()
     observer: SchedulerObserver = metrics.scheduler("toy/1")
-    observer.queued(9)
     observer.batch(3, 4, 0.002, "full")
     observer.batch(4, 4, 0.002, "drained")
     observer.finished(3, "ok", 0.004, 0.01)
@@ -62,7 +61,6 @@ def test_the_scheduler_reports() -> None:
     observer.lost()
     observer.replaced()
     expected = {
-        ("ign_queue_rows", "", ""): 9,
         ("ign_batch_rows_sum", "", ""): 7,
         ("ign_batch_seconds_count", "", ""): 2,
         ("ign_padding_rows_total", "", ""): 1,
@@ -82,6 +80,14 @@ def test_the_scheduler_reports() -> None:
     for (name, label, content), amount in expected.items():
         labels = {label: content} if label else {}
         assert value(metrics, name, model="toy/1", **labels) == amount, name
+
+
+def test_rows_that_wait_are_those_of_the_latest_reading() -> None:
+    metrics = Metrics()
+    metrics.set_queue_rows({"toy/1": 9, "grey/1": 3})
+    metrics.set_queue_rows({"grey/1": 4})
+    assert value(metrics, "ign_queue_rows", model="toy/1") == 0
+    assert value(metrics, "ign_queue_rows", model="grey/1") == 4
 
 
 def test_one_model_is_described_once() -> None:

@@ -9,7 +9,6 @@ from tests.helpers.serving import Ear
 def test_everything_is_passed_on() -> None:
     ear = Ear()
     statistics = ModelStatistics(ear)
-    statistics.queued(3)
     statistics.batch(2, 4, 0.5, "full")
     statistics.finished(2, "ok", 0.1, 0.2)
     statistics.rejected("queue_full")
