@@ -187,6 +187,20 @@ class RunningBatch:
         self.stale = True
         return waiting
 
+    def remove_finished(self) -> None:
+        """Take out the rows that need no further pass: done ones, and those of closed requests."""
+        if not self.stale:
+            return
+        staying: list[Row] = []
+        for row in self.rows:
+            if row.done or row.request.closed:
+                row.slot = -1
+            else:
+                staying.append(row)
+        self.rows = staying
+        if not staying:
+            self.stale, self.expires = False, math.inf
+
     def settle(self) -> tuple[list[Row], list[tuple[ScheduledRequest, StepOutput]]]:
         """Book the pass just run: returns the rows that are done and the steps somebody wants to see."""
         finished: list[Row] = []

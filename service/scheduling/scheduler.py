@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -88,9 +88,7 @@ class Scheduler:
         self._calls: dict[ScheduledRequest, _Call] = {}
         self._arrivals: list[ScheduledRequest] = []  # of this turn of the event loop
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._draining = False
         self._closed = False
-        self._empty = asyncio.Event()
 
     @property
     def healthy(self) -> bool:
@@ -113,21 +111,12 @@ class Scheduler:
         for executor in self._executors:
             executor.start()
 
-    async def drain(self, seconds: float) -> bool:
-        """Refuse new requests and wait, at most so long, for those that are there; True if none is left."""
-        self._draining = True
-        if self._calls:
-            self._empty.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._empty.wait(), seconds)
-        return not self._calls
-
     def close(self, seconds: float = 5.0) -> None:
         """Fail what is left with `Draining` and end the threads; wait at most so long for the passes they are in.
 
         May be called from any thread: elsewhere than on the event loop, the wait does not hold that up.
         """
-        self._draining = True
+        self._closed = True
         try:
             running: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
         except RuntimeError:
@@ -136,9 +125,7 @@ class Scheduler:
             self._fail_all()
         else:
             self._on_loop(self._fail_all)
-        if not self._closed:
-            self._closed = True
-            self._desk.end()
+        self._desk.end()
         until = time.monotonic() + seconds
         for executor in self._executors:
             executor.join(max(0.0, until - time.monotonic()))
@@ -149,8 +136,12 @@ class Scheduler:
         Raises:
             QueueFull, NotReady, Draining: as it would.
         """
-        with self._refusals():
+        try:
+            self._check_serving()
             self._books.check_capacity(rows)
+        except IgnError as exc:
+            self._observer.rejected(exc.error_code)
+            raise
 
     async def submit(self, rows: FloatRows, params: SchedulingParams) -> Result:
         """Run rows (N, C, H, W) to the end of their plan. They must not be changed meanwhile.
@@ -198,8 +189,12 @@ class Scheduler:
         self._validate(rows, params)
         now = self._clock()
         request = ScheduledRequest(rows, params, streamed=streamed, arrived=now)
-        with self._refusals():
+        try:
+            self._check_serving()
             self._books.admit(request, now)
+        except IgnError as exc:
+            self._observer.rejected(exc.error_code)
+            raise
         self._loop = asyncio.get_running_loop()
         call = self._calls[request] = _Call(self._loop.create_future())
         if params.deadline is not None:
@@ -218,18 +213,11 @@ class Scheduler:
         arrivals, self._arrivals = self._arrivals, []
         self._desk.post(*arrivals)
 
-    @contextlib.contextmanager
-    def _refusals(self) -> Iterator[None]:
-        """Refuse where nothing can be taken in; whoever is refused, here or in the block, is counted."""
-        try:
-            if self._draining:
-                raise Draining("the service is shutting down")
-            if not self.healthy:
-                raise NotReady("the model is not ready")
-            yield
-        except IgnError as exc:
-            self._observer.rejected(exc.error_code)
-            raise
+    def _check_serving(self) -> None:
+        if self._closed:
+            raise Draining("the service is shutting down")
+        if not self.healthy:
+            raise NotReady("the model is not ready")
 
     def _validate(self, rows: FloatRows, params: SchedulingParams) -> None:
         n, (channels, height, width) = len(rows), self._shape
@@ -281,7 +269,9 @@ class Scheduler:
         self._forget(request)
 
     def _leave(self, request: ScheduledRequest) -> None:
-        """The caller is gone: of its own accord if the request is still open."""
+        """The caller is gone: of its own accord if it has not been told of an end."""
+        if request not in self._calls:
+            return
         dropped = self._books.leave(request)
         if dropped is not None:
             self._desk.post(request)
@@ -292,5 +282,3 @@ class Scheduler:
         call = self._calls.pop(request, None)
         if call is not None and call.timer is not None:
             call.timer.cancel()
-        if not self._calls:
-            self._empty.set()

@@ -65,10 +65,13 @@ class Worker:
     def _main(self) -> None:
         desk = self._desk
         try:
-            while desk.wait(busy=bool(self._batch.rows)):
+            while True:
+                woken = not self._batch.rows and desk.wait()
+                if desk.ended:
+                    break
                 with desk.lock:
                     desk.take_in()
-                    self._form()
+                    self._form(woken=woken)
                 if self._batch.rows:
                     self._pass()
                 desk.flush()
@@ -102,18 +105,17 @@ class Worker:
             self._renew()
             return self._desk.fail(doomed, failure)
 
-    def _form(self) -> None:
+    def _form(self, *, woken: bool) -> None:
         """Decide anew who runs, unless all who are there run already."""
         batch, desk = self._batch, self._desk
         queue = desk.queue
         self._began = now = desk.clock()
         if not (len(queue) or batch.stale) and now < batch.expires and not desk.splits(len(batch.rows)):
             return
-        fresh = not batch.rows
         for row in batch.rows:
             if not (row.done or row.request.closed):
                 queue.push(row)
-        chosen, expired = queue.take(desk.places(batch.limit, fresh=fresh), now)
+        chosen, expired = queue.take(desk.places(batch.limit, woken=woken), now)
         left, joined = batch.arrange(chosen)
         desk.books.formed(left, joined, now)
         for row in joined:
@@ -146,6 +148,9 @@ class Worker:
             desk.books.passed(batch.rows, passes, finished, self._began, now)
             for row in finished:
                 self._finish(row.request, now)
+            # Without rows, the next cycle waits instead of forming an empty batch. Last, because a failure in what
+            # comes before must find the rows here.
+            batch.remove_finished()
             self._in_pass = False
             if self.lost and desk.sound:
                 desk.give_back(batch.release(batch.rows))

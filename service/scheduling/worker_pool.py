@@ -71,7 +71,8 @@ class WorkerPool:
         self._wake = threading.Condition()
         self._idle = 0  # executors that wait
         self._coming = 0  # those that were called to new requests, and have not had their part
-        self._ended = False
+        self.ended = False
+        """Whether every executor is to end."""
 
     def post(self, *requests: ScheduledRequest) -> None:
         """Requests to run or, when they are closed, to forget."""
@@ -83,31 +84,33 @@ class WorkerPool:
 
     def end(self) -> None:
         """Let every executor end."""
-        self._ended = True
+        self.ended = True
         with self._wake:
             self._call(self._idle)
 
-    def wait(self, *, busy: bool) -> bool:
-        """Wait, unless ``busy``, until there is something to do; False: the executor is to end."""
-        if not busy:
+    def wait(self) -> bool:
+        """Wait until there is something to do; returns whether the caller had to be woken for it."""
+        woken = False
+        if not self._awake():
             with self._wake:
                 while not self._awake():
+                    woken = True
                     self._idle += 1
                     self._wake.wait()  # whoever calls it counts it out
                     if not self._awake():  # others were faster
                         self._coming = max(0, self._coming - 1)
-        return not self._ended
+        return woken
 
-    def places(self, limit: int, *, fresh: bool) -> int:
+    def places(self, limit: int, *, woken: bool) -> int:
         """How many of the rows that wait an executor takes: its part, if others have nothing to do.
 
-        To those that are on their way this is granted once: waking may take longer than a pass. ``fresh``: it had no
-        rows, and may be one of those that were on their way.
+        To those that are on their way this is granted once: waking may take longer than a pass. ``woken``: it is one of
+        those that were on their way.
         """
         if self.sound == 1:
             return limit
         with self._wake:
-            others, self._coming = self._idle + max(0, self._coming - fresh), 0
+            others, self._coming = self._idle + max(0, self._coming - woken), 0
         return min(limit, max(self._worth(), -(-len(self.queue) // (others + 1))))
 
     def splits(self, rows: int) -> bool:
@@ -175,7 +178,7 @@ class WorkerPool:
         self.queue.forget(request)
         self._open.discard(request)
         self._watched.discard(request)
-        if any(row.slot >= 0 for row in request.members):
+        if any(row.slot >= 0 and not row.done for row in request.members):
             for batch in self.batches.values():
                 batch.stale = True
         request.members.clear()  # rows and request hold each other: let go without the garbage collector
@@ -237,4 +240,4 @@ class WorkerPool:
         return called
 
     def _awake(self) -> bool:
-        return self._ended or bool(self.inbox) or len(self.queue) > 0
+        return self.ended or bool(self.inbox) or len(self.queue) > 0

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from service.domain.errors import DeadlineExceeded, Draining, ModelFailure
+from service.domain.errors import DeadlineExceeded, ModelFailure
 from service.domain.latents import FloatRow, FloatRows
 from service.domain.tasks import Result, SchedulingParams, StepOutput, StepParams, StreamProgress
 from service.scheduling.request import Counters
@@ -240,30 +239,6 @@ def test_a_worker_that_keeps_dying_answers_everybody(deaths: list[bool], max_bat
                     np.testing.assert_array_equal(outcome.rows[0], want.y)
         finally:
             scheduler.close()
-
-    asyncio.run(main())
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(asks(), min_size=1, max_size=8), st.integers(0, 12), st.integers(1, 4))
-def test_draining_answers_whom_it_had_let_in(requests: list[Ask], turns: int, max_batch_rows: int) -> None:
-    model = FakeModel(SHAPE, f, poison=is_poison)
-
-    async def main() -> None:
-        scheduler = Scheduler(model, max_batch_rows=max_batch_rows, queue_rows=1000)
-        scheduler.start()
-        try:
-            tasks = [asyncio.create_task(answer(scheduler, ask)) for ask in requests]
-            for _ in range(1 + turns):
-                await asyncio.sleep(0)
-            assert await scheduler.drain(30)
-            await asyncio.gather(*tasks)
-            with pytest.raises(Draining):
-                await answer(scheduler, requests[0])
-            assert scheduler.rows_queued == 0
-        finally:
-            scheduler.close()
-        assert scheduler._books.total == Counters()
 
     asyncio.run(main())
 
