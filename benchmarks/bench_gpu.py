@@ -243,9 +243,9 @@ def rate(call: Callable[[], object], size: int, seconds: float) -> float:
 
 def staying(model: OnnxModel, size: int, seconds: float) -> float:
     """Rows/s of steps between which the rows stay on the device."""
-    there = model.resident
+    there = model.device_batch
     assert there is not None
-    there.load(model.noise.rows(seed=0, offset=0, n=size))
+    there.upload(model.noise.rows(seed=0, offset=0, n=size))
     steps, start = 0, time.perf_counter()
     now = start
 
@@ -254,7 +254,7 @@ def staying(model: OnnxModel, size: int, seconds: float) -> float:
         steps, now = steps + 1, time.perf_counter()
         return now - start < seconds
 
-    there.steps(more)
+    there.run_steps(more)
     return steps * size / (now - start)
 
 
@@ -348,12 +348,12 @@ def long_run(model: OnnxModel, device: Device, options: argparse.Namespace) -> J
 
 
 def stay(model: OnnxModel, rows: FloatRows) -> int:
-    there = model.resident
+    there = model.device_batch
     assert there is not None
-    there.load(rows)
+    there.upload(rows)
     for _ in range(20):
-        there.steps()
-    there.fetch(rows)
+        there.run_steps()
+    there.download(rows)
     return 20
 
 

@@ -1,7 +1,8 @@
-"""Captures of CUDA graphs, which nothing else in the process may disturb.
+"""A lock around captures of CUDA graphs, which no other use of a device may overlap.
 
-onnxruntime captures in CUDA's global mode: while one thread captures, whatever another one allocates, copies or frees
-fails, on any device (error 900), and takes the capture with it. So whoever captures is alone, and all others together.
+onnxruntime captures in CUDA's global mode. While one thread captures, any allocation, copy or release by another thread
+fails, on any device (error 900), and invalidates the capture. So a capture needs exclusive access, and all other uses
+of a device share access.
 """
 
 from collections.abc import Iterator
@@ -10,28 +11,28 @@ from threading import Condition
 
 
 class CudaGraphLock:
-    """Any number of threads use devices together, or one of them captures alone; it waits for them, and they for it.
+    """A readers–writer lock: any number of threads use devices, or one thread captures a graph.
 
-    Neither may be asked for by a thread that has one of them already.
+    Not reentrant: a thread that has either access must not ask for another one.
     """
 
     def __init__(self) -> None:
         self._changed = Condition()
         self._users = 0
-        self._waiting = 0
+        self._waiting_captures = 0
         self._capturing = False
 
     @property
     def capturing(self) -> bool:
-        """Whether somebody captures."""
+        """Whether a thread captures now."""
         return self._capturing
 
     @contextmanager
-    def together(self) -> Iterator[None]:
-        """Use a device, except to capture."""
+    def shared(self) -> Iterator[None]:
+        """Access for every use of a device other than a capture."""
         with self._changed:
-            # Who waits to capture goes first: there may always be somebody who uses a device.
-            self._changed.wait_for(lambda: not (self._capturing or self._waiting))
+            # Waiting captures go first. Otherwise they could wait for ever, as there may always be some user.
+            self._changed.wait_for(lambda: not (self._capturing or self._waiting_captures))
             self._users += 1
         try:
             yield
@@ -41,16 +42,16 @@ class CudaGraphLock:
                 self._changed.notify_all()
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Capture."""
+    def exclusive(self) -> Iterator[None]:
+        """Access for a capture."""
         with self._changed:
-            self._waiting += 1
+            self._waiting_captures += 1
             try:
                 self._changed.wait_for(lambda: not (self._capturing or self._users))
                 self._capturing = True
             finally:
-                self._waiting -= 1
-                self._changed.notify_all()  # if it was interrupted, nobody waits for it any more
+                self._waiting_captures -= 1
+                self._changed.notify_all()  # if the wait was interrupted, users need no longer wait for this capture
         try:
             yield
         finally:
@@ -59,5 +60,5 @@ class CudaGraphLock:
                 self._changed.notify_all()
 
 
-CAPTURES = CudaGraphLock()
-"""Those of this process."""
+GRAPH_LOCK = CudaGraphLock()
+"""The lock of this process."""

@@ -1,7 +1,6 @@
-"""How rows get through a session: as many as come, or in buckets whose buffers never move.
+"""Runners: how a batch of rows gets through a session, at its exact size or padded to a bucket.
 
-In buckets the rows can also stay on the device from one step to the next: `load`, any number of `steps`, `fetch`.
-Every bucket has two buffers, and a step reads one and writes the other.
+`DirectRunner` is for the CPU, `PaddedRunner` for CUDA, and `SingleThreadRunner` wraps the latter for CUDA graphs.
 """
 
 import itertools
@@ -12,8 +11,8 @@ from typing import Any, Protocol, TypeVar
 
 from service.artifact.card import INPUT, OUTPUT
 from service.domain.latents import FloatRows
-from service.domain.model import once
-from service.runtime.cuda_graphs import CAPTURES
+from service.domain.model import DeviceBatch, never_continue
+from service.runtime.cuda_graphs import GRAPH_LOCK
 from service.runtime.io_binding import BoundBuffers
 
 ImageShape = tuple[int, int, int]
@@ -21,64 +20,51 @@ T = TypeVar("T")
 
 
 class Runner(Protocol):
-    """One step of f for rows that are there, into ``out``, equally long."""
+    """Runs one step of f. One thread at a time may call it."""
 
     def __call__(self, rows: FloatRows, out: FloatRows) -> None:
-        """Write f(rows) into ``out``."""
+        """Write f(rows) to ``out``, which has the same shape and may be ``rows``."""
         ...
 
     def close(self) -> None:
-        """Let go of the session."""
+        """Release the session."""
         ...
 
 
-class ResidentRunner(Runner, Protocol):
-    """A runner that can keep rows where the device has them."""
-
-    def load(self, rows: FloatRows) -> None:
-        """Put rows, at most the top bucket, onto the device."""
-        ...
-
-    def steps(self, more: Callable[[], bool] = once) -> None:
-        """Apply f to them, and again while ``more`` says so. A step that raises leaves them as they were."""
-        ...
-
-    def fetch(self, out: FloatRows) -> None:
-        """Copy the first of them, as many as ``out`` has."""
-        ...
+class DeviceRunner(Runner, DeviceBatch, Protocol):
+    """A runner that can also keep rows in device memory between steps."""
 
 
 class DirectRunner:
-    """Run as many rows as come. Plain `run` and a copy: binding the output costs 3 µs more than it saves."""
+    """Runs a batch at its exact size, with `session.run` and a copy. Binding the output would cost 3 µs more."""
 
     def __init__(self, session: Any) -> None:
         self._session = session
 
     def __call__(self, rows: FloatRows, out: FloatRows) -> None:
-        """Write f(rows) into ``out``, equally long."""
+        """Write f(rows) to ``out``."""
         result = self._session.run([OUTPUT], {INPUT: rows})[0]
-        if result.shape != out.shape:  # would broadcast, and answer one caller with another's row
+        if result.shape != out.shape:  # numpy would broadcast it, and give one row's result to another row
             raise ValueError(f"the model gave {result.shape} for {rows.shape}")
         out[...] = result
 
     def close(self) -> None:
-        """There is nothing but the session, which goes with this object."""
+        """The session is released with this object."""
 
 
 class PaddedRunner:
-    """Run rows padded with zeros to the smallest bucket that holds them, in buffers that stay where they are.
+    """Runs a batch padded with zeros to the smallest bucket that holds it, in device buffers that never move.
 
-    More rows than the top bucket run one piece after another. Buffers are made when a bucket is first used.
+    Batches larger than the largest bucket run in several calls. The buffers of a bucket are made at its first use.
 
     Args:
         session: an onnxruntime session on ``device``.
         shape: (C, H, W) of one row.
         buckets: batch sizes, ascending.
-        device: onnxruntime's name of the kind of device whose memory holds the buffers.
-        device_id: its number among those of its kind.
-        graphs: the session captures CUDA graphs. A graph replays the shapes and addresses it was captured with, and
-            onnxruntime does not compare them; so each pair of buffers and direction has a graph number of its own.
-        another: makes a session of the same model for every bucket but the top one; without it all share one.
+        device: onnxruntime's name of the type of device whose memory holds the buffers.
+        device_id: index of the device among those of its type.
+        graphs: the session captures CUDA graphs.
+        make_session: makes a session of the same model for each bucket but the largest; None if all share ``session``.
     """
 
     def __init__(
@@ -90,109 +76,110 @@ class PaddedRunner:
         *,
         device_id: int = 0,
         graphs: bool = False,
-        another: Callable[[], Any] | None = None,
+        make_session: Callable[[], Any] | None = None,
     ) -> None:
         self._session = session
-        self._another = another
+        self._make_session = make_session
         self._shape = shape
         self._buckets = tuple(buckets)
         self._device = (device, device_id)
-        self._numbers = itertools.count(1) if graphs else None  # 0 is onnxruntime's own
-        self._lanes: dict[int, BoundBuffers] = {}
-        self._loaded: BoundBuffers | None = None
+        self._graph_ids = itertools.count(1) if graphs else None  # onnxruntime uses 0 when no id is given
+        self._buffers: dict[int, BoundBuffers] = {}
+        self._uploaded: BoundBuffers | None = None
 
     def __call__(self, rows: FloatRows, out: FloatRows) -> None:
-        """Write f(rows) into ``out``, equally long."""
-        top = self._buckets[-1]
-        for start in range(0, len(rows), top):
-            self.load(rows[start : start + top])
-            self.steps()
-            self.fetch(out[start : start + top])
+        """Write f(rows) to ``out``."""
+        largest = self._buckets[-1]
+        for start in range(0, len(rows), largest):
+            self.upload(rows[start : start + largest])
+            self.run_steps()
+            self.download(out[start : start + largest])
 
-    def load(self, rows: FloatRows) -> None:
-        """Put rows, at most the top bucket, onto the device, in place of those that are there.
+    def upload(self, rows: FloatRows) -> None:
+        """Copy rows, at most the largest bucket, to the device; they replace earlier ones.
 
         Raises:
-            ValueError: there are more of them, or they have another shape.
+            ValueError: there are more rows, or they have another shape. No rows are on the device then.
         """
-        self._loaded = None
+        self._uploaded = None
         size = next((bucket for bucket in self._buckets if bucket >= len(rows)), None)
         if size is None:
             raise ValueError(f"{len(rows)} rows, and the largest bucket is {self._buckets[-1]}")
-        with self._together():
-            if size not in self._lanes:
+        with self._graph_access():
+            if size not in self._buffers:
                 session = self._session_for(size)
-                self._lanes[size] = BoundBuffers(session, (size, *self._shape), self._device, self._numbers)
-            self._lanes[size].load(rows)
-        self._loaded = self._lanes[size]
+                self._buffers[size] = BoundBuffers(session, (size, *self._shape), self._device, self._graph_ids)
+            self._buffers[size].upload(rows)
+        self._uploaded = self._buffers[size]
 
-    def steps(self, more: Callable[[], bool] = once) -> None:
-        """Apply f to the rows that are there, and again as long as ``more``, asked after every step, says so."""
-        lane = self._lane()
-        lane.step()
-        while more():
-            lane.step()
+    def run_steps(self, keep_going: Callable[[], bool] = never_continue) -> None:
+        """Apply f to the rows on the device, and again while ``keep_going``, called after every step, is true."""
+        buffers = self._require_uploaded()
+        buffers.run_step()  # takes its own access to devices, because a first run captures a graph
+        while keep_going():
+            buffers.run_step()
 
-    def fetch(self, out: FloatRows) -> None:
-        """Copy the first rows, as many as ``out`` has."""
-        lane = self._lane()
-        with self._together():
-            lane.fetch(out)
+    def download(self, out: FloatRows) -> None:
+        """Copy the first ``len(out)`` rows to ``out``."""
+        buffers = self._require_uploaded()
+        with self._graph_access():
+            buffers.download(out)
 
     def close(self) -> None:
-        """Nothing but session and buffers, which go with this object."""
+        """Session and buffers are released with this object."""
 
     def _session_for(self, size: int) -> Any:
-        if self._another is None or size == self._buckets[-1]:
+        if self._make_session is None or size == self._buckets[-1]:
             return self._session
-        return self._another()
+        return self._make_session()
 
-    def _together(self) -> AbstractContextManager[None]:
-        return nullcontext() if self._numbers is None else CAPTURES.together()
+    def _graph_access(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._graph_ids is None else GRAPH_LOCK.shared()
 
-    def _lane(self) -> "BoundBuffers":
-        if self._loaded is None:
+    def _require_uploaded(self) -> BoundBuffers:
+        if self._uploaded is None:
             raise ValueError("no rows are loaded")
-        return self._loaded
+        return self._uploaded
 
 
 class SingleThreadRunner:
-    """A runner whose every call happens in one thread of its own.
+    """Makes every call of a runner in one thread of its own.
 
-    onnxruntime keeps captured CUDA graphs by thread, and forbids to run such a session from several; but a model is
-    warmed up and verified in one thread, and serves in another.
+    onnxruntime keeps captured CUDA graphs for each thread, and does not allow several threads to run such a session.
+    But a model is warmed up and verified in one thread, and serves in another.
     """
 
-    def __init__(self, runner: ResidentRunner) -> None:
-        self._runner: ResidentRunner | None = runner
+    def __init__(self, runner: DeviceRunner) -> None:
+        self._runner: DeviceRunner | None = runner
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="ign-graphs")
 
     def __call__(self, rows: FloatRows, out: FloatRows) -> None:
-        """Write f(rows) into ``out``, equally long."""
-        self._there(lambda runner: runner(rows, out))
+        """Write f(rows) to ``out``."""
+        self._call(lambda runner: runner(rows, out))
 
-    def load(self, rows: FloatRows) -> None:
-        """Put rows onto the device."""
-        self._there(lambda runner: runner.load(rows))
+    def upload(self, rows: FloatRows) -> None:
+        """Copy rows to the device."""
+        self._call(lambda runner: runner.upload(rows))
 
-    def steps(self, more: Callable[[], bool] = once) -> None:
-        """Apply f to them, and again while ``more`` says so: it is asked there, so that a stretch is one call."""
-        self._there(lambda runner: runner.steps(more))
+    def run_steps(self, keep_going: Callable[[], bool] = never_continue) -> None:
+        """Apply f. ``keep_going`` is called in the runner's thread, so that many steps need one change of threads."""
+        self._call(lambda runner: runner.run_steps(keep_going))
 
-    def fetch(self, out: FloatRows) -> None:
-        """Copy the first of them."""
-        self._there(lambda runner: runner.fetch(out))
+    def download(self, out: FloatRows) -> None:
+        """Copy the first ``len(out)`` rows to ``out``."""
+        self._call(lambda runner: runner.download(out))
 
     def close(self) -> None:
-        """Let go of the session, and let the thread end, without waiting for it."""
-        with CAPTURES.together():  # its graphs and memory are freed here
+        """Release the session and let the thread end, without waiting for it."""
+        with GRAPH_LOCK.shared():  # the session's graphs and memory are freed here
             self._runner = None
         self._pool.shutdown(wait=False)
 
-    def _there(self, job: Callable[[ResidentRunner], T]) -> T:
-        return self._pool.submit(self._do, job).result()
+    def _call(self, job: Callable[[DeviceRunner], T]) -> T:
+        return self._pool.submit(self._call_in_thread, job).result()
 
-    def _do(self, job: Callable[[ResidentRunner], T]) -> T:
+    def _call_in_thread(self, job: Callable[[DeviceRunner], T]) -> T:
+        # `job` gets the runner as an argument. A closure over it could keep its session alive after `close`.
         if self._runner is None:
             raise ValueError("the runner is closed")
         return job(self._runner)

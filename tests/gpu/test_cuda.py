@@ -45,12 +45,12 @@ def shipped(name: str, precision: Literal["fp32", "fp16"] = "fp32", cuda: CudaOp
 
 
 def stepped(model: OnnxModel, x: FloatRows, steps: int) -> FloatRows:
-    there, out = model.resident, np.empty_like(x)
+    there, out = model.device_batch, np.empty_like(x)
     assert there is not None
-    there.load(x)
+    there.upload(x)
     for _ in range(steps):
-        there.steps()
-    there.fetch(out)
+        there.run_steps()
+    there.download(out)
     return out
 
 

@@ -1,4 +1,4 @@
-"""CUDA's code path where there is no CUDA."""
+"""The code path of CUDA on a machine without CUDA."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from tests.helpers.onnx_models import ImageShape
 
 
 def cuda_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let models believe in CUDA, with sessions and buffers on the CPU."""
+    """Make models run the code path of CUDA, with sessions and buffers on the CPU."""
 
     def start(data: bytes, *_: Any) -> Any:
         return onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])

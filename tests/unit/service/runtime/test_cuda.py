@@ -10,11 +10,11 @@ import onnxruntime
 import pytest
 
 from service.domain.errors import ModelFailure, StartupError
-from service.domain.model import DeviceLost, DeviceOutOfMemory, once
+from service.domain.model import DeviceLost, DeviceOutOfMemory, never_continue
 from service.runtime import onnx_model
 from service.runtime.onnx_model import OnnxModel, bounded_buckets
-from service.runtime.runners import PaddedRunner, SingleThreadRunner
-from service.runtime.session import CudaOptions, CudaUnavailable, cuda_options
+from service.runtime.runners import PaddedRunner
+from service.runtime.session import CudaOptions, CudaUnavailable
 from tests.helpers.device_fakes import cuda_on_the_cpu
 from tests.helpers.onnx_models import (
     ImageShape,
@@ -34,7 +34,7 @@ HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
 @pytest.fixture
 def bucketed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., OnnxModel]:
-    """Models that believe in CUDA, with sessions and buffers on the CPU."""
+    """Models that run the code path of CUDA, with sessions and buffers on the CPU."""
     cuda_on_the_cpu(monkeypatch)
     return lambda data, **options: OnnxModel(data, device="cuda", **options)
 
@@ -63,7 +63,7 @@ def test_a_model_that_loses_rows_fails_in_buckets_too(bucketed: Callable[..., On
         bucketed(every_other_row()).run(sample_rows(2))
 
 
-def test_shedding_gives_up_the_top_bucket(bucketed: Callable[..., OnnxModel]) -> None:
+def test_reducing_the_batch_gives_up_the_top_bucket(bucketed: Callable[..., OnnxModel]) -> None:
     model = bucketed(model_bytes(make_card(buckets=(1, 4, 8))))
     for left in ((1, 4), (1,), (1,)):
         model.reduce_max_batch()
@@ -71,7 +71,7 @@ def test_shedding_gives_up_the_top_bucket(bucketed: Callable[..., OnnxModel]) ->
     assert len(model.run(sample_rows(5))) == 5
 
 
-def test_shedding_halves_the_single_bucket(bucketed: Callable[..., OnnxModel]) -> None:
+def test_reducing_the_batch_halves_the_single_bucket(bucketed: Callable[..., OnnxModel]) -> None:
     model = bucketed(model_bytes(), cuda=CudaOptions(deterministic=True), max_batch_rows=40)
     assert model.buckets == (32,)
     model.reduce_max_batch()
@@ -90,24 +90,24 @@ def test_warm_up_gives_up_buckets_until_nothing_is_left(bucketed: Callable[..., 
 
 @pytest.mark.parametrize("graphs", [False, True])
 @pytest.mark.parametrize("rows", [1, 3, 8])
-def test_rows_that_stay_are_those_that_come_and_go(bucketed: Callable[..., OnnxModel], graphs: bool, rows: int) -> None:
+def test_rows_kept_on_the_device_are_the_same(bucketed: Callable[..., OnnxModel], graphs: bool, rows: int) -> None:
     model = bucketed(model_bytes(make_card(buckets=(1, 4, 8))), cuda=CudaOptions(graphs=graphs))
     model.warm_up()
-    there = model.resident
-    assert there is not None
+    device_batch = model.device_batch
+    assert device_batch is not None
     x, out = sample_rows(rows), np.empty((rows, 1, 8, 8), np.float32)
     for steps in (0, 1, 2, 5):
-        there.load(x)
+        device_batch.upload(x)
         expected = x
         for _ in range(steps):
-            there.steps()
+            device_batch.run_steps()
             expected = model_of_the_cpu().run(expected)
-        there.fetch(out)
+        device_batch.download(out)
         np.testing.assert_array_equal(out, expected)
-        model.run(sample_rows(2, seed=9))  # somebody else's, in between
+        model.run(sample_rows(2, seed=9))  # other rows, in between
     model.close()
     with pytest.raises(ModelFailure, match="closed"):
-        there.steps()
+        device_batch.run_steps()
 
 
 def model_of_the_cpu() -> OnnxModel:
@@ -116,29 +116,29 @@ def model_of_the_cpu() -> OnnxModel:
 
 def test_rows_do_not_stay_on_the_cpu() -> None:
     model = model_of_the_cpu()
-    assert model.resident is None
+    assert model.device_batch is None
     with pytest.raises(ModelFailure):
-        model.load(sample_rows(1))
+        model.upload(sample_rows(1))
 
 
-def test_what_does_not_fit_is_not_loaded(bucketed: Callable[..., OnnxModel]) -> None:
+def test_rows_that_do_not_fit_are_not_uploaded(bucketed: Callable[..., OnnxModel]) -> None:
     model = bucketed(model_bytes(make_card(buckets=(1, 4))))
     others: list[Any] = [sample_rows(2, (3, 8, 8)), sample_rows(0), sample_rows(2).astype(np.float64)]
     for rows in others:
         with pytest.raises(ValueError, match="rows must be"):
-            model.load(rows)
+            model.upload(rows)
     with pytest.raises(ModelFailure) as caught:
-        model.load(sample_rows(5))
+        model.upload(sample_rows(5))
     assert "5 rows, and the largest bucket is 4" in str(caught.value.__cause__)
     with pytest.raises(ModelFailure):
-        model.steps()  # nothing is loaded
+        model.run_steps()  # nothing is loaded
 
 
-def test_memory_shortage_in_a_step_has_its_own_error_too(bucketed: Callable[..., OnnxModel]) -> None:
+def test_out_of_memory_in_a_step_has_its_own_error_too(bucketed: Callable[..., OnnxModel]) -> None:
     model = bucketed(hungry(2**45))
-    model.load(sample_rows(2))
+    model.upload(sample_rows(2))
     with pytest.raises(DeviceOutOfMemory, match="a step does not fit"):
-        model.steps()
+        model.run_steps()
 
 
 @pytest.mark.parametrize(
@@ -151,16 +151,14 @@ def test_memory_shortage_in_a_step_has_its_own_error_too(bucketed: Callable[...,
         "CUDNN failure 4002: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED ; GPU=0",
     ],
 )
-def test_shortages_of_the_device_are_known_by_what_is_said(said: str, bucketed: Callable[..., OnnxModel]) -> None:
-    class Short:
-        def __call__(self, rows: Any, out: Any) -> None:
-            raise RuntimeError(f"[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : {said}")
-
-        def close(self) -> None:
-            return
+def test_out_of_memory_is_recognised_by_the_message(
+    said: str, bucketed: Callable[..., OnnxModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError(f"[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : {said}")
 
     model = bucketed(model_bytes())
-    model._runner = Short()
+    monkeypatch.setattr(PaddedRunner, "run_steps", fail)
     with pytest.raises(DeviceOutOfMemory):
         model.run(sample_rows(1))
 
@@ -175,35 +173,33 @@ def test_shortages_of_the_device_are_known_by_what_is_said(said: str, bucketed: 
         ("CUDA failure 7000: no such thing", False),
     ],
 )
-def test_a_device_that_is_lost_is_known_by_its_number(
+def test_a_lost_device_is_recognised_by_the_error_number(
     said: str, lost: bool, bucketed: Callable[..., OnnxModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> None:
         raise RuntimeError(f"[ONNXRuntimeError] : 1 : FAIL : {said}")
 
     model = bucketed(model_bytes())
-    monkeypatch.setattr(PaddedRunner, "steps", fail)
+    monkeypatch.setattr(PaddedRunner, "run_steps", fail)
     with pytest.raises(DeviceLost if lost else ModelFailure):
         model.run(sample_rows(1))
-    model.load(sample_rows(1))
+    model.upload(sample_rows(1))
     with pytest.raises(DeviceLost if lost else ModelFailure):
-        model.steps()
+        model.run_steps()
 
 
-def test_a_session_with_graphs_is_run_in_one_thread(bucketed: Callable[..., OnnxModel]) -> None:
-    model = bucketed(model_bytes(), cuda=CudaOptions(graphs=True))
+def test_a_session_with_graphs_is_run_in_one_thread(
+    bucketed: Callable[..., OnnxModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: set[str] = set()
-    runner = model._runner
-    assert isinstance(runner, SingleThreadRunner)
-    inner = runner._runner
-    assert isinstance(inner, PaddedRunner)
-    steps = inner.steps
+    run_steps = PaddedRunner.run_steps
 
-    def noted(more: Callable[[], bool] = once) -> None:
+    def recorded(self: PaddedRunner, keep_going: Callable[[], bool] = never_continue) -> None:
         seen.add(threading.current_thread().name)
-        steps(more)
+        run_steps(self, keep_going)
 
-    inner.steps = noted  # type: ignore[method-assign]
+    monkeypatch.setattr(PaddedRunner, "run_steps", recorded)
+    model = bucketed(model_bytes(), cuda=CudaOptions(graphs=True))
     model.warm_up()
     callers = [threading.Thread(target=model.run, args=(sample_rows(2),)) for _ in range(2)]
     for caller in callers:
@@ -214,7 +210,7 @@ def test_a_session_with_graphs_is_run_in_one_thread(bucketed: Callable[..., Onnx
     model.close()
 
 
-def test_no_thread_is_left_of_what_was_shed_or_closed(bucketed: Callable[..., OnnxModel]) -> None:
+def test_no_thread_is_left_of_a_reduced_or_closed_model(bucketed: Callable[..., OnnxModel]) -> None:
     def threads() -> set[threading.Thread]:
         return {thread for thread in threading.enumerate() if thread.name.startswith("ign-graphs")} - before
 
@@ -254,33 +250,6 @@ def test_with_graphs_too_the_old_session_is_gone_before_the_new_one_starts(
 
 
 @pytest.mark.parametrize(
-    ("cuda", "sessions"),
-    [
-        (CudaOptions(), 3),  # a session keeps the plans of one batch size
-        (CudaOptions(graphs=True), 1),
-        (CudaOptions(deterministic=True), 1),
-    ],
-)
-def test_sessions_by_what_they_keep(
-    cuda: CudaOptions, sessions: int, bucketed: Callable[..., OnnxModel], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    started: list[object] = []
-
-    def start(data: bytes, *_: Any) -> Any:
-        started.append(onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"]))
-        return started[-1]
-
-    monkeypatch.setattr(onnx_model, "cuda_session", start)
-    model = bucketed(model_bytes(make_card(buckets=(1, 4, 8))), cuda=cuda)
-    model.warm_up()
-    for n in (1, 8, 3, 1, 20):
-        rows = sample_rows(n)
-        np.testing.assert_array_equal(model.run(rows), model_of_the_cpu().run(rows))
-    assert len(started) == sessions
-    model.close()
-
-
-@pytest.mark.parametrize(
     ("limit", "single", "buckets"),
     [
         (64, False, (4, 8, 32)),
@@ -296,14 +265,6 @@ def test_buckets_are_bounded(limit: int, single: bool, buckets: tuple[int, ...])
 
 
 # Devices
-
-
-def test_deterministic_cuda_does_not_search(bucketed: Callable[..., OnnxModel]) -> None:
-    search = "cudnn_conv_algo_search"
-    assert cuda_options(CudaOptions(deterministic=True))[search] == "HEURISTIC"
-    assert cuda_options(CudaOptions())[search] == "EXHAUSTIVE"
-    card = make_card(buckets=(1, 2, 4))
-    assert bucketed(model_bytes(card), cuda=CudaOptions(deterministic=True)).buckets == (4,)
 
 
 @pytest.mark.skipif(HAS_CUDA, reason="needs an onnxruntime without CUDA")

@@ -1,7 +1,6 @@
-"""Who captures a CUDA graph is alone; all others are together."""
+"""A capture of a CUDA graph has exclusive access, all other uses of a device share it."""
 
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -9,20 +8,11 @@ import pytest
 from service.runtime.cuda_graphs import CudaGraphLock
 
 
-def until(true: Callable[[], bool]) -> None:
-    """Wait for what nobody tells."""
-    for _ in range(30_000):
-        if true():
-            return
-        threading.Event().wait(0.001)
-    raise AssertionError("in vain")
-
-
-def test_users_are_together() -> None:
-    captures, both = CudaGraphLock(), threading.Barrier(2, timeout=30)
+def test_users_share_access() -> None:
+    lock, both = CudaGraphLock(), threading.Barrier(2, timeout=30)
 
     def use() -> None:
-        with captures.together():
+        with lock.shared():
             both.wait()
 
     with ThreadPoolExecutor(2) as pool:
@@ -30,51 +20,57 @@ def test_users_are_together() -> None:
             used.result(30)
 
 
-def test_who_captures_waits_for_users_and_new_ones_for_it() -> None:
-    captures, order = CudaGraphLock(), list[str]()
+def test_a_capture_waits_for_users_and_later_users_for_it() -> None:
+    lock, order = CudaGraphLock(), list[str]()
     here, go = threading.Event(), threading.Event()
 
     def use() -> None:
-        with captures.together():
+        with lock.shared():
             here.set()
             assert go.wait(30)
             order.append("user")
 
     def capture() -> None:
-        with captures.alone():
+        with lock.exclusive():
             order.append("capture")
 
     def come_late() -> None:
-        with captures.together():
-            order.append("latecomer")
+        with lock.shared():
+            order.append("late")
 
-    with ThreadPoolExecutor(3) as pool:
-        jobs = [pool.submit(use)]
-        assert here.wait(30)
-        jobs.append(pool.submit(capture))
-        until(lambda: captures._waiting == 1)
-        jobs.append(pool.submit(come_late))
-        go.set()
-        for job in jobs:
-            job.result(30)
-    assert order == ["user", "capture", "latecomer"]
-    assert not captures.capturing
+    threads = [threading.Thread(target=use)]
+    threads[0].start()
+    assert here.wait(30)
+    threads.append(threading.Thread(target=capture))
+    threads[1].start()
+    for _ in range(1000):  # until a user has to wait, which is once the capture waits
+        threads.append(threading.Thread(target=come_late))
+        threads[-1].start()
+        threads[-1].join(0.05)
+        if threads[-1].is_alive():
+            break
+    go.set()
+    for thread in threads:
+        thread.join(30)
+    assert [event for event in order if event != "late"] == ["user", "capture"]
+    assert order[-2:] == ["capture", "late"]
+    assert not lock.capturing
 
 
-def test_one_captures_at_a_time() -> None:
-    captures = CudaGraphLock()
+def test_one_thread_captures_at_a_time() -> None:
+    lock = CudaGraphLock()
     inside = most = 0
 
     def capture() -> None:
         nonlocal inside, most
         for _ in range(200):
-            with captures.alone():
+            with lock.exclusive():
                 inside += 1
                 most = max(most, inside)
-                assert captures.capturing
+                assert lock.capturing
                 inside -= 1
-            with captures.together():
-                assert not captures.capturing
+            with lock.shared():
+                assert not lock.capturing
 
     with ThreadPoolExecutor(4) as pool:
         for done in [pool.submit(capture) for _ in range(4)]:
@@ -82,10 +78,10 @@ def test_one_captures_at_a_time() -> None:
     assert most == 1
 
 
-def test_a_failure_lets_the_others_go_on() -> None:
-    captures = CudaGraphLock()
-    for turn in (captures.alone, captures.together):
+def test_an_error_releases_the_lock() -> None:
+    lock = CudaGraphLock()
+    for turn in (lock.exclusive, lock.shared):
         with pytest.raises(ValueError, match="no"), turn():
             raise ValueError("no")
-    with captures.alone():
-        assert captures.capturing
+    with lock.exclusive():
+        assert lock.capturing

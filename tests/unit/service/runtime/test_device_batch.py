@@ -1,4 +1,4 @@
-"""Rows that stay on the device between steps: the answers are those of rows that come and go, whatever happens."""
+"""Rows that stay in device memory between steps: the results are the same, whatever fails."""
 
 import asyncio
 import math
@@ -9,7 +9,7 @@ import pytest
 
 from service.domain.errors import ModelFailure
 from service.domain.latents import FloatRow, FloatRows
-from service.domain.model import once
+from service.domain.model import never_continue
 from service.domain.tasks import Result, SchedulingParams, StepOutput, StepParams
 from service.scheduling.batch import RunningBatch
 from service.scheduling.request import ScheduledRequest
@@ -17,8 +17,8 @@ from tests.helpers.fakes import FakeModel
 from tests.helpers.serving import marked, params, serving
 
 
-class Staying(FakeModel):
-    """A fake whose rows can stay; ``calls`` has what was done: numbers are the rows of a `run`."""
+class DeviceModel(FakeModel):
+    """A fake with a device batch. ``calls`` has the calls in order; a number is the rows of a `run`."""
 
     def __init__(self, *args: object, breaks_at: int = 0, loses: bool = False, **options: object) -> None:
         super().__init__(*args, **options)  # type: ignore[arg-type]
@@ -27,20 +27,20 @@ class Staying(FakeModel):
         self.there = np.empty((0, *self.shape), np.float32)
 
     @property
-    def resident(self) -> "Staying":
+    def device_batch(self) -> "DeviceModel":
         return self
 
     def run(self, rows: FloatRows, out: FloatRows | None = None) -> FloatRows:
         self.calls.append(len(rows))
         return super().run(rows, out)
 
-    def load(self, rows: FloatRows) -> None:
-        self.calls.append("load")
+    def upload(self, rows: FloatRows) -> None:
+        self.calls.append("upload")
         self.there = rows.copy()
 
-    def steps(self, more: Callable[[], bool] = once) -> None:
+    def run_steps(self, keep_going: Callable[[], bool] = never_continue) -> None:
         self.step()
-        while more():
+        while keep_going():
             self.step()
 
     def step(self) -> None:
@@ -50,8 +50,8 @@ class Staying(FakeModel):
             raise RuntimeError("for once")
         self.there = super().run(self.there)
 
-    def fetch(self, out: FloatRows) -> None:
-        self.calls.append("fetch")
+    def download(self, out: FloatRows) -> None:
+        self.calls.append("download")
         if self.loses:
             raise RuntimeError("gone")
         out[...] = self.there[: len(out)]
@@ -80,45 +80,45 @@ def answered(model: FakeModel, rows: FloatRows, wanted: SchedulingParams) -> Res
 )
 def test_the_answer_is_the_same(wanted: SchedulingParams, buckets: tuple[int, ...] | None) -> None:
     x = marked(16, -8, 1024)
-    there, here = answered(Staying(buckets=buckets), x, wanted), answered(FakeModel(buckets=buckets), x, wanted)
+    there, here = answered(DeviceModel(buckets=buckets), x, wanted), answered(FakeModel(buckets=buckets), x, wanted)
     for field in ("rows", "steps", "converged", "distance", "drift"):
         np.testing.assert_array_equal(getattr(there, field), getattr(here, field))
     for a, b in zip(there.trajectory, here.trajectory, strict=True):
         assert [(step.step, step.change) for step in a] == [(step.step, step.change) for step in b]
 
 
-def test_rows_come_back_only_when_somebody_looks() -> None:
-    model = Staying()
+def test_rows_are_downloaded_only_when_observed() -> None:
+    model = DeviceModel()
     answered(model, marked(1024), params(6))
     # the first step for its distance, the last for the answer
-    assert model.calls == [1, "load", *["step"] * 4, "fetch", 1]
+    assert model.calls == [1, "upload", *["step"] * 4, "download", 1]
 
 
-def test_a_single_quiet_step_is_not_worth_it() -> None:
-    model = Staying()
+def test_a_single_unobserved_step_runs_from_the_host() -> None:
+    model = DeviceModel()
     answered(model, marked(1024), params(3))
     assert model.calls == [1, 1, 1]
 
 
-def test_a_model_may_offer_it_and_not_have_it() -> None:
+def test_device_batch_may_be_none() -> None:
     class Elsewhere(FakeModel):
-        resident = None
+        device_batch = None
 
     assert answered(Elsewhere(), marked(16), params(4)).rows.max() == 1.0
 
 
 def test_a_step_that_fails_keeps_those_before_it() -> None:
-    model = Staying(breaks_at=3)
+    model = DeviceModel(breaks_at=3)
     result = answered(model, marked(1024), params(8))
     np.testing.assert_array_equal(result.rows, marked(4))
     # two steps were made and are not made again; from then on the rows come and go
-    assert model.calls == [1, "load", "step", "step", "step", "fetch", 1, 1, 1, 1, 1]
+    assert model.calls == [1, "upload", "step", "step", "step", "download", 1, 1, 1, 1, 1]
 
 
-def test_what_cannot_be_fetched_is_made_again() -> None:
-    model = Staying(loses=True)
+def test_rows_that_cannot_be_downloaded_are_computed_again() -> None:
+    model = DeviceModel(loses=True)
     np.testing.assert_array_equal(answered(model, marked(1024), params(5)).rows, marked(32))
-    assert model.calls == [1, "load", "step", "step", "step", "fetch", 1, 1, 1, 1]
+    assert model.calls == [1, "upload", "step", "step", "step", "download", 1, 1, 1, 1]
 
 
 def nan_below(limit: float) -> Callable[[FloatRows], FloatRows]:
@@ -131,7 +131,7 @@ def nan_below(limit: float) -> Callable[[FloatRows], FloatRows]:
 
 def test_a_row_that_is_no_number_any_more_fails_alone() -> None:
     async def main() -> list[Result | BaseException]:
-        with serving(Staying(function=nan_below(3))) as scheduler:
+        with serving(DeviceModel(function=nan_below(3))) as scheduler:
             runs = [scheduler.submit(marked(value), params(6)) for value in (1024, 64)]  # 16, and below 3 at step 5
             return await asyncio.gather(*runs, return_exceptions=True)
 
@@ -147,7 +147,7 @@ def test_poison_fails_alone() -> None:
         return bool(row.flat[0] == 2)
 
     async def main() -> list[Result | BaseException]:
-        with serving(Staying(poison=poisonous)) as scheduler:
+        with serving(DeviceModel(poison=poisonous)) as scheduler:
             runs = [scheduler.submit(marked(value), params(6)) for value in (1024, 32)]
             return await asyncio.gather(*runs, return_exceptions=True)
 
@@ -158,7 +158,7 @@ def test_poison_fails_alone() -> None:
 
 
 def test_out_of_memory_while_they_stay_sheds_as_elsewhere() -> None:
-    model = Staying(buckets=(1, 2, 4))
+    model = DeviceModel(buckets=(1, 2, 4))
 
     def step() -> None:
         model.memory_rows = 2  # somebody else has taken the rest
@@ -174,14 +174,14 @@ def test_out_of_memory_while_they_stay_sheds_as_elsewhere() -> None:
 def batch_of(model: FakeModel, rows: FloatRows, steps: int) -> RunningBatch:
     batch = RunningBatch(model, 8, lambda: 0.0, lambda *_: None)
     request = ScheduledRequest(rows, SchedulingParams(step_params=StepParams(steps=steps)), streamed=False, arrived=0.0)
-    batch.arrange(request.members)
-    batch.advance()
-    batch.settle()
+    batch.rebuild(request.rows)
+    batch.step()
+    batch.commit()
     return batch
 
 
-def test_who_comes_interrupts_after_the_step_that_runs() -> None:
-    model = Staying()
+def test_a_new_request_interrupts_after_the_current_step() -> None:
+    model = DeviceModel()
     batch = batch_of(model, marked(1024), 100)
     inbox: list[StepOutput] = []
     step = model.step
@@ -192,24 +192,24 @@ def test_who_comes_interrupts_after_the_step_that_runs() -> None:
             inbox.append(None)  # type: ignore[arg-type]
 
     model.step = counted  # type: ignore[method-assign]
-    assert batch.cruise(math.inf, inbox) == 3
-    assert batch.cruise(math.inf, inbox) == 0
+    assert batch.run_unobserved(math.inf, inbox) == 3
+    assert batch.run_unobserved(math.inf, inbox) == 0
     assert batch.rows[0].steps == 4
 
 
-def test_time_ends_a_stretch_after_a_step() -> None:
-    model = Staying()
+def test_the_time_limit_ends_unobserved_steps() -> None:
+    model = DeviceModel()
     batch = batch_of(model, marked(1024), 100)
-    assert batch.cruise(0.0, []) == 1
-    assert model.calls[1:] == ["load", "step", "fetch"]
+    assert batch.run_unobserved(0.0, []) == 1
+    assert model.calls[1:] == ["upload", "step", "download"]
 
 
-def test_rows_under_suspicion_are_trusted_again_in_another_batch() -> None:
-    model = Staying(loses=True)
+def test_a_rebuilt_batch_may_run_on_the_device_again() -> None:
+    model = DeviceModel(loses=True)
     batch = batch_of(model, marked(1024), 100)
-    assert batch.cruise(0.0, []) == 0
+    assert batch.run_unobserved(0.0, []) == 0
     model.loses = False
-    assert batch.cruise(0.0, []) == 1
-    batch.arrange(batch.rows)
-    assert batch.cruise(0.0, []) == 1
-    assert model.calls == [1, "load", "step", "fetch", 1, "load", "step", "fetch"]
+    assert batch.run_unobserved(0.0, []) == 1
+    batch.rebuild(batch.rows)
+    assert batch.run_unobserved(0.0, []) == 1
+    assert model.calls == [1, "upload", "step", "download", 1, "upload", "step", "download"]

@@ -1,13 +1,12 @@
-"""Rows through buckets: which buffers, which graphs, in which order. The session is a stand-in that adds one."""
+"""Runners and bound buffers: which buffers and graphs run in which order. The session is a fake that adds one."""
 
 import threading
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 
-from service.runtime.cuda_graphs import CAPTURES
+from service.runtime.cuda_graphs import GRAPH_LOCK
 from service.runtime.runners import PaddedRunner, SingleThreadRunner
 from tests.helpers.onnx_models import sample_rows
 
@@ -15,9 +14,6 @@ SHAPE = (1, 8, 8)
 
 
 class Binding:
-    def __init__(self, log: list[Any]) -> None:
-        self.log = log
-
     def bind_ortvalue_input(self, name: str, value: Any) -> None:
         assert name == "x"
         self.x = value
@@ -27,64 +23,60 @@ class Binding:
         self.y = value
 
     def synchronize_inputs(self) -> None:
-        self.log.append("in")
+        return
 
     def synchronize_outputs(self) -> None:
-        self.log.append("out")
+        return
 
 
 class Session:
-    """y = x + 1; ``log`` has what was done: the addresses, sizes and graph of every run."""
+    """y = x + 1; ``runs`` has the graph id, the two addresses and the shape of every run."""
 
     def __init__(self) -> None:
-        self.log: list[Any] = []
+        self.runs: list[Any] = []
         self.fails = False
 
     def io_binding(self) -> Binding:
-        return Binding(self.log)
+        return Binding()
 
     def run_with_iobinding(self, binding: Binding, options: Any = None) -> None:
         if self.fails:
             raise RuntimeError("no")
         graph = None if options is None else options.get_run_config_entry("gpu_graph_id")
-        self.log.append((graph, binding.x.data_ptr(), binding.y.data_ptr(), tuple(binding.x.shape())))
+        self.runs.append((graph, binding.x.data_ptr(), binding.y.data_ptr(), tuple(binding.x.shape())))
         binding.y.update_inplace(binding.x.numpy() + np.float32(1))
 
-    @property
-    def runs(self) -> list[Any]:
-        return [entry for entry in self.log if isinstance(entry, tuple)]
 
-
-def fetched(runner: PaddedRunner, rows: int) -> Any:
+def downloaded(runner: PaddedRunner, rows: int) -> Any:
     out = np.empty((rows, *SHAPE), np.float32)
-    runner.fetch(out)
+    runner.download(out)
     return out
 
 
-def test_steps_go_to_and_fro_between_two_buffers_that_stay() -> None:
+def test_steps_alternate_between_two_fixed_buffers() -> None:
     session = Session()
     runner = PaddedRunner(session, SHAPE, (1, 4), "cpu")
     x = sample_rows(3)
     for _ in range(2):
-        runner.load(x)
+        runner.upload(x)
         for _ in range(3):
-            runner.steps()
-        np.testing.assert_array_equal(fetched(runner, 3), x + np.float32(1) + np.float32(1) + np.float32(1))
+            runner.run_steps()
+        np.testing.assert_array_equal(downloaded(runner, 3), x + np.float32(1) + np.float32(1) + np.float32(1))
     there, back = session.runs[:2]
     assert there[1:3] == back[2:0:-1]
     assert session.runs == [there, back, there, there, back, there]
-    assert there[0] is None  # without graphs, nothing is said of them
+    assert there[0] is None
     assert there[3] == (4, *SHAPE)
 
 
-def test_every_bucket_may_have_a_session_to_itself() -> None:
+def test_every_bucket_may_have_a_session_of_its_own() -> None:
     top, others = Session(), list[Session]()
 
     def another() -> Session:
         others.append(Session())
         return others[-1]
 
-    runner = PaddedRunner(top, SHAPE, (1, 2, 4), "cpu", another=another)
+    runner = PaddedRunner(top, SHAPE, (1, 2, 4), "cpu", make_session=another)
     for rows in (4, 1, 9, 2, 1, 3):
         x = sample_rows(rows)
         y = np.empty_like(x)
@@ -94,21 +86,11 @@ def test_every_bucket_may_have_a_session_to_itself() -> None:
     assert sizes == [{4}, {1}, {2}]
 
 
-def test_the_device_is_waited_for_where_bytes_pass() -> None:
-    session = Session()
-    runner = PaddedRunner(session, SHAPE, (1,), "cpu")
-    runner.load(sample_rows(1))
-    runner.steps()
-    runner.steps()
-    fetched(runner, 1)
-    assert [entry if isinstance(entry, str) else "run" for entry in session.log] == ["in", "run", "run", "out"]
-
-
-def test_what_pads_is_zero_however_much_was_there_before() -> None:
+def test_padding_is_zero_after_a_larger_batch() -> None:
     runner = PaddedRunner(Session(), SHAPE, (4,), "cpu")
-    runner.load(sample_rows(4))
-    runner.load(sample_rows(1))
-    assert not fetched(runner, 4)[1:].any()
+    runner.upload(sample_rows(4))
+    runner.upload(sample_rows(1))
+    assert not downloaded(runner, 4)[1:].any()
 
 
 def test_no_graph_is_ever_replayed_with_other_buffers_or_shapes() -> None:
@@ -120,71 +102,71 @@ def test_no_graph_is_ever_replayed_with_other_buffers_or_shapes() -> None:
         runner(x, out)
         np.testing.assert_array_equal(out, x + np.float32(1))
         if rows <= 4:
-            runner.load(x)
+            runner.upload(x)
             for _ in range(3):
-                runner.steps()
+                runner.run_steps()
     numbers = {graph for graph, *_ in session.runs}
     assert numbers == {"1", "2", "3", "4", "5", "6"}  # three buckets, two directions; 0 and −1 mean other things
     assert len(set(session.runs)) == len(numbers)
 
 
 class Guarded(Session):
-    """Notes with every run whether others may use a device meanwhile."""
+    """Records for every run whether it had exclusive access."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.alone: list[bool] = []
+        self.exclusive: list[bool] = []
 
     def run_with_iobinding(self, binding: Binding, options: Any = None) -> None:
-        self.alone.append(CAPTURES.capturing)
+        self.exclusive.append(GRAPH_LOCK.capturing)
         super().run_with_iobinding(binding, options)
 
 
-def test_only_the_run_that_captures_is_alone() -> None:
+def test_only_a_capture_has_exclusive_access() -> None:
     session = Guarded()
     runner = PaddedRunner(session, SHAPE, (1, 4), "cpu", graphs=True)
     for rows in (1, 4, 1):
-        runner.load(sample_rows(rows))
+        runner.upload(sample_rows(rows))
         for _ in range(4):
-            runner.steps()
-    assert session.alone == [True, True, False, False] * 2 + [False] * 4
+            runner.run_steps()
+    assert session.exclusive == [True, True, False, False] * 2 + [False] * 4
     session.fails = True
-    runner.load(sample_rows(4))
+    runner.upload(sample_rows(4))
     with pytest.raises(RuntimeError):
-        runner.steps()
-    assert not CAPTURES.capturing
+        runner.run_steps()
+    assert not GRAPH_LOCK.capturing
 
 
-def test_without_graphs_nobody_is_waited_for() -> None:
+def test_without_graphs_the_lock_is_not_used() -> None:
     session = Guarded()
     runner = PaddedRunner(session, SHAPE, (1,), "cpu")
-    with CAPTURES.alone():  # would wait forever
-        runner.load(sample_rows(1))
-        runner.steps()
-        fetched(runner, 1)
+    with GRAPH_LOCK.exclusive():  # would wait forever
+        runner.upload(sample_rows(1))
+        runner.run_steps()
+        downloaded(runner, 1)
 
 
-@pytest.mark.parametrize("what", ["load", "steps", "fetch", "close"])
-def test_with_graphs_whoever_captures_is_not_disturbed(what: str) -> None:
+@pytest.mark.parametrize("what", ["upload", "run_steps", "download", "close"])
+def test_with_graphs_every_call_waits_for_a_capture(what: str) -> None:
     runner = PaddedRunner(Session(), SHAPE, (1,), "cpu", graphs=True)
     x = sample_rows(1)
-    runner.load(x)
+    runner.upload(x)
     for _ in range(2):
-        runner.steps()
+        runner.run_steps()
     calls: dict[str, Any] = {
-        "load": lambda: runner.load(x),
-        "steps": runner.steps,
-        "fetch": lambda: fetched(runner, 1),
+        "upload": lambda: runner.upload(x),
+        "run_steps": runner.run_steps,
+        "download": lambda: downloaded(runner, 1),
         "close": SingleThreadRunner(runner).close,
     }
     order: list[str] = []
 
-    def disturb() -> None:
+    def call() -> None:
         calls[what]()
         order.append(what)
 
-    other = threading.Thread(target=disturb)
-    with CAPTURES.alone():
+    other = threading.Thread(target=call)
+    with GRAPH_LOCK.exclusive():
         other.start()
         other.join(0.05)
         order.append("captured")
@@ -196,39 +178,23 @@ def test_a_step_that_fails_leaves_the_rows_as_they_were() -> None:
     session = Session()
     runner = PaddedRunner(session, SHAPE, (2,), "cpu")
     x = sample_rows(2)
-    runner.load(x)
-    runner.steps()
+    runner.upload(x)
+    runner.run_steps()
     session.fails = True
     with pytest.raises(RuntimeError, match="no"):
-        runner.steps()
-    np.testing.assert_array_equal(fetched(runner, 2), x + np.float32(1))
+        runner.run_steps()
+    np.testing.assert_array_equal(downloaded(runner, 2), x + np.float32(1))
     session.fails = False
-    runner.steps()
-    np.testing.assert_array_equal(fetched(runner, 2), x + np.float32(1) + np.float32(1))
+    runner.run_steps()
+    np.testing.assert_array_equal(downloaded(runner, 2), x + np.float32(1) + np.float32(1))
 
 
-def test_rows_that_do_not_fit_are_refused_and_nothing_is_there_then() -> None:
+def test_rows_that_do_not_fit_are_refused_and_no_rows_are_uploaded() -> None:
     runner = PaddedRunner(Session(), SHAPE, (2,), "cpu")
-    runner.load(sample_rows(1))
+    runner.upload(sample_rows(1))
     with pytest.raises(ValueError, match="3 rows, and the largest bucket is 2"):
-        runner.load(sample_rows(3))
+        runner.upload(sample_rows(3))
     with pytest.raises(ValueError, match="no rows are loaded"):
-        runner.steps()
+        runner.run_steps()
     with pytest.raises(ValueError, match="does not fit"):
-        runner.load(np.zeros((1, 1, 8, 1), np.float32))  # would be broadcast
-
-
-def test_buffers_are_asked_for_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
-    make = onnxruntime.OrtValue.ortvalue_from_shape_and_type
-
-    def noted(shape: Any, kind: Any, device: str, number: int) -> Any:
-        asked.append((shape, kind, device, number))
-        return make(shape, kind, "cpu", 0)
-
-    monkeypatch.setattr(onnxruntime.OrtValue, "ortvalue_from_shape_and_type", noted)
-    runner = PaddedRunner(Session(), SHAPE, (2, 4), "cuda")
-    assert not asked  # only what is used
-    runner.load(sample_rows(3))
-    runner.load(sample_rows(4))
-    assert asked == [((4, *SHAPE), np.float32, "cuda", 0)] * 2
+        runner.upload(np.zeros((1, 1, 8, 1), np.float32))  # would be broadcast
