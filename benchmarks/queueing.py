@@ -1,6 +1,6 @@
 """One replica in simulated time: what its latencies are at a load, by the scheduler that serves.
 
-`service.scheduling.worker`, `service.scheduling.worker_pool`, `service.scheduling.admission`, `service.scheduling.batch` and `service.scheduling.queue` run as they are. The device
+The modules of `service.scheduling` run as they are, apart from `scheduler`. The device
 only costs time; HTTP, pictures and the rest of Python are one server that takes a fixed time for every request, half of
 it before the rows are queued and half after; and the clock jumps from event to event. With one thread and a seeded
 source of arrivals, a load always gives the same figures, on any machine.
@@ -159,10 +159,10 @@ class _Simulation:
         self._agenda: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = count()
         model = _Device(replica, self._spend)
-        self._books = Admission(self._settings.queue_rows, largest_batch(model, self._settings.max_batch_rows))
-        self._desk = WorkerPool(self._books, lambda: self.now, NullObserver(), self._publish)
-        self._desk._wake = _Doze(self._until)
-        self._executor = Worker(model, self._desk)
+        self._admission = Admission(self._settings.queue_rows, largest_batch(model, self._settings.max_batch_rows))
+        self._pool = WorkerPool(self._admission, lambda: self.now, NullObserver(), self._publish)
+        self._pool._wake = _Doze(self._until)
+        self._worker = Worker(model, self._pool)
         self._front_free = 0.0
         self._asked = self._inside = self._over = 0
         self._open: dict[ScheduledRequest, _Call] = {}
@@ -178,7 +178,7 @@ class _Simulation:
             self._run_long()
         for _ in range(1 if load.per_s is not None else load.callers):
             self._ask()
-        self._executor._main()
+        self._worker._main()
         if self._broken is not None:
             raise self._broken
         ordered = sorted(self._latencies)
@@ -214,11 +214,11 @@ class _Simulation:
         self.now = end
 
     def _until(self) -> None:
-        while not self._desk._awake():
+        while not self._pool._has_work():
             if self._agenda:
                 self._next()
             else:
-                self._desk.end()
+                self._pool.stop()
 
     def _front(self, then: Callable[[], None]) -> None:
         """Half of a request's time in the one thread, after whoever came before."""
@@ -252,7 +252,7 @@ class _Simulation:
     def _has_room(self) -> bool:
         """Asked before the rows are made, as the service does."""
         try:
-            self._books.check_capacity(self._load.rows)
+            self._admission.check_capacity(self._load.rows)
         except IgnError:
             return False
         return True
@@ -262,12 +262,12 @@ class _Simulation:
         params = SchedulingParams(step_params=StepParams(steps=self._load.steps), deadline=deadline)
         request = ScheduledRequest(_rows(self._load.rows), params, streamed=False, arrived=self.now)
         try:
-            self._books.admit(request, self.now)
+            self._admission.admit(request, self.now)
         except IgnError:
             self._end(call, "refused")
             return
         self._open[request] = call
-        self._desk.post(request)
+        self._pool.submit(request)
         self._at(deadline, partial(self._expire, request))
 
     def _publish(self, events: list[tuple[ScheduledRequest, Event]]) -> None:
@@ -277,8 +277,8 @@ class _Simulation:
                 self._front(partial(self._end, call, "answered" if isinstance(event, Result) else "late"))
 
     def _expire(self, request: ScheduledRequest) -> None:
-        if self._books.leave(request) is not None:
-            self._desk.post(request)
+        if self._admission.close(request) is not None:
+            self._pool.submit(request)
             self._end(self._open.pop(request), "late")
 
     def _end(self, call: _Call, outcome: str) -> None:
@@ -299,16 +299,16 @@ class _Simulation:
         """Start a request that runs all the while."""
         params = SchedulingParams(step_params=StepParams(steps=self._load.long_steps))
         request = ScheduledRequest(_rows(1), params, streamed=False, arrived=self.now)
-        self._books.admit(request, self.now)
+        self._admission.admit(request, self.now)
         self._long.append(request)
-        self._desk.post(request)
+        self._pool.submit(request)
 
     def _stop(self) -> None:
         """All have been answered: the long ones need not end, nor do deadlines that are met have to be waited for."""
         self._agenda.clear()
         for request in self._long:
-            if self._books.leave(request) is not None:
-                self._desk.post(request)
+            if self._admission.close(request) is not None:
+                self._pool.submit(request)
 
 
 def _rows(n: int) -> FloatRows:

@@ -28,7 +28,7 @@ from service.api.oip import routes as oip
 from service.domain.errors import StartupError
 from service.environment import cpu_threads
 from service.images.pool import CodecPool, InlineRunner
-from service.models.instances import InstanceFactory, least_rows
+from service.models.instances import InstanceFactory, min_rows_to_wake
 from service.models.registry import ModelRegistry, ServedModel
 from service.models.repository import LoadedModel, Repository
 from service.observability.metrics import Metrics
@@ -255,7 +255,7 @@ def _serve(settings: Settings, metrics: Metrics, on_device_lost: Callback, loade
         max_batch_rows=settings.max_batch_rows,
         queue_rows=settings.queue_rows,
         observer=statistics,
-        lost=on_device_lost,
-        least=least_rows(loaded),
+        on_all_devices_lost=on_device_lost,
+        min_rows_to_wake=min_rows_to_wake(loaded),
     )
     return ServedModel(loaded, scheduler, statistics)

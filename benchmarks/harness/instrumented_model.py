@@ -14,7 +14,7 @@ from benchmarks.bench_runtime import raw_session
 from service.domain.latents import FloatRows
 from service.domain.tasks import Result, SchedulingParams, StepParams
 from service.environment import cpu_threads
-from service.models.instances import InstanceFactory, least_rows
+from service.models.instances import InstanceFactory, min_rows_to_wake
 from service.models.repository import LoadedModel, Repository
 from service.observability.metrics import Metrics, SchedulerMetrics
 from service.runtime.onnx_model import OnnxModel
@@ -72,7 +72,11 @@ def rig(models: Path, model: str, *, threads: int = 0) -> Iterator[Rig]:
     loaded = [one for ref, one in repository.load_all().items() if model in (ref, one.card.name)][-1]
     counted = Counted(Metrics(), loaded.ref)
     scheduler = Scheduler(
-        *loaded.instances, max_batch_rows=BATCH_ROWS, queue_rows=4096, observer=counted, least=least_rows(loaded)
+        *loaded.instances,
+        max_batch_rows=BATCH_ROWS,
+        queue_rows=4096,
+        observer=counted,
+        min_rows_to_wake=min_rows_to_wake(loaded),
     )
     instance = loaded.instances[0]
     assert isinstance(instance, OnnxModel)

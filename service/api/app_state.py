@@ -65,7 +65,7 @@ class AppState:
         """Raise `Draining` or `NotReady` with the reason unless every model serves."""
         self.require_serving()
         for ref, model in self.registry.models.items():
-            if model.scheduler.lost:
+            if model.scheduler.all_devices_lost:
                 raise NotReady(f"the device of {ref} is lost; only a new process can use it again")
             if not model.scheduler.healthy:
                 raise NotReady(f"a worker of {ref} is being replaced")

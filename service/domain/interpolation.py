@@ -1,4 +1,4 @@
-"""Frames along a path of latents, or over a grid between four of them."""
+"""Interpolation of latents: frames along a path, or a grid between four corners."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ _MIX: dict[Method, Callable[[FloatRow, FloatRow, float], FloatRow]] = {"slerp": 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatentPath:
-    """``frames`` rows from the first point to the last, ends included, segments equal in t.
+    """``frames`` rows from the first point to the last, both included; all segments have the same length in t.
 
     Args:
         frames: ≥ 2, over the whole path.
         method: `slerp` or `lerp`.
-        loop: come back to the first point; the last frame repeats the first.
+        loop: return to the first point; the last frame repeats the first.
     """
 
     frames: int
@@ -27,24 +27,25 @@ class LatentPath:
     loop: bool = False
 
     def rows(self, points: Sequence[FloatRow]) -> FloatRows:
-        """The frames that need computing, (n, C, H, W): all of them, or all but the repeated last of a loop.
+        """The frames to compute, (n, C, H, W): all of them, or all but the last of a loop, which repeats the first.
 
         Args:
-            points: ≥ 2 rows (C, H, W). A frame that falls on a point is that point, bit for bit.
+            points: ≥ 2 rows (C, H, W). A frame that falls on a point equals it bit for bit.
         """
         stops = [*points, points[0]] if self.loop else list(points)
         frames = []
         for i in range(self.frames - self.loop):
-            # Whole numbers, so that a frame on a point is recognised as one.
-            segment, place = divmod(i * (len(stops) - 1), self.frames - 1)
-            if place == 0:
+            # Integer arithmetic, so that a frame that falls on a point is that point exactly.
+            segment, remainder = divmod(i * (len(stops) - 1), self.frames - 1)
+            if remainder == 0:
                 frames.append(stops[segment])
             else:
-                frames.append(_MIX[self.method](stops[segment], stops[segment + 1], place / (self.frames - 1)))
+                t = remainder / (self.frames - 1)
+                frames.append(_MIX[self.method](stops[segment], stops[segment + 1], t))
         return np.stack(frames)
 
     def times(self) -> list[float]:
-        """T of every frame, 0…1."""
+        """The parameter t of every frame, 0…1."""
         return [i / (self.frames - 1) for i in range(self.frames)]
 
 
@@ -75,6 +76,6 @@ class Grid:
         ]
         return np.stack([mix(top, bottom, r / (self.rows - 1)) for r in range(self.rows) for top, bottom in columns])
 
-    def places(self) -> list[tuple[int, int]]:
+    def coordinates(self) -> list[tuple[int, int]]:
         """(row, col) of every frame."""
         return [(r, c) for r in range(self.rows) for c in range(self.cols)]

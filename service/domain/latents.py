@@ -1,7 +1,7 @@
-"""Seeded latents and the paths between them.
+"""Seeded latents, and mixtures of latents.
 
-Row i of seed s is a pure function of (s, i) and the card's noise statistics, so it does not depend on how many rows
-are asked for, in which order, or beside whom.
+Row i of seed s is a pure function of (s, i) and the card's noise statistics. So it does not depend on the number of
+rows requested, their order, or the other requests.
 """
 
 import math
@@ -17,11 +17,11 @@ FloatRows = NDArray[np.float32]  # (N, C, H, W), C-contiguous, in the model's ra
 FloatRow = NDArray[np.float32]  # (C, H, W)
 
 STREAM: Final = "philox4x64-10(key=(seed, index)) / numpy standard_normal(float32)"
-"""Name of the noise stream, kept in the card; a golden test pins its values."""
+"""Name of the noise stream, stored in the card; a golden test pins its values."""
 
 MAX_SEED: Final = 2**32 - 1
-_PARALLEL: Final = 1e-4  # radians: closer than this to 0 or π, slerp's weights lose their meaning
-_MINUTE: Final = 1e-100  # the squares of smaller numbers vanish
+_PARALLEL: Final = 1e-4  # radians: closer than this to 0 or π, slerp divides by almost 0
+_TINY: Final = 1e-100  # the squares of smaller numbers underflow
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,7 +40,7 @@ class FrequencyStatistics:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NoiseSource:
-    """Where a model's latents come from: standard normal, or frequency statistics on top of it.
+    """The distribution of a model's latents: standard normal, or with given frequency statistics.
 
     Args:
         shape: (C, H, W) of one row.
@@ -53,7 +53,7 @@ class NoiseSource:
     def row(self, seed: int, index: int) -> FloatRow:
         """Latent number ``index`` of ``seed``: (C, H, W) float32, both numbers uint32."""
         key = _Key(seed, index)
-        generator = np.random.Generator(np.random.Philox(key))  # type: ignore[arg-type] # stubs forget the interface
+        generator = np.random.Generator(np.random.Philox(key))  # type: ignore[arg-type] # missing in numpy's stubs
         if self.statistics is None:
             return generator.standard_normal(self.shape, dtype=np.float32)
         normal = generator.standard_normal((2, *self.shape), dtype=np.float32)
@@ -70,10 +70,9 @@ class NoiseSource:
 
 
 class _Key(ISeedSequence):
-    """Gives Philox its key as it is.
+    """Passes a key to Philox unchanged.
 
-    As `key=`, NumPy would first gather entropy that it then throws away; for a small picture that takes longer than
-    the draws themselves.
+    With `Philox(key=…)` NumPy first gathers entropy and discards it, which takes longer than drawing a small picture.
     """
 
     def __init__(self, seed: int, index: int) -> None:
@@ -94,7 +93,7 @@ def from_frequencies(normal: FloatRows, statistics: FrequencyStatistics) -> Floa
 
 
 def lerp(a: FloatRow, b: FloatRow, t: float) -> FloatRow:
-    """Straight line (1−t)·a + t·b, computed in float64; t in 0…1; the ends are a and b themselves."""
+    """Straight line (1−t)·a + t·b, computed in float64, t in 0…1. At the ends it returns a and b themselves."""
     if t <= 0.0:
         return a
     if t >= 1.0:
@@ -115,7 +114,7 @@ def weighted_sum(rows: Sequence[FloatRow], weights: Sequence[float], norm: float
     if largest == 0.0:
         raise ValueError("the sum is zero")
     if norm is not None:
-        if largest < _MINUTE:
+        if largest < _TINY:
             total /= largest
         total *= norm / math.sqrt(float((total * total).sum()))
     return total.astype(np.float32)
@@ -124,8 +123,9 @@ def weighted_sum(rows: Sequence[FloatRow], weights: Sequence[float], norm: float
 def slerp(a: FloatRow, b: FloatRow, t: float) -> FloatRow:
     """Great arc between the raw rows a and b (Shoemake, 1985), computed in float64; t in 0…1.
 
-    The weights are sin((1−t)Ω)/sin Ω and sin(tΩ)/sin Ω with Ω the angle between the normalised whole rows. Rows that
-    are (anti)parallel within 1e-4 rad, or zero, have no arc: they fall back to :func:`lerp`. The ends are a and b.
+    The weights are sin((1−t)Ω)/sin Ω and sin(tΩ)/sin Ω, where Ω is the angle between the whole rows. Rows that are
+    zero, or (anti)parallel within 1e-4 rad, have no unique arc; for them this is :func:`lerp`. At the ends it returns
+    a and b themselves.
     """
     if t <= 0.0:
         return a

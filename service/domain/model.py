@@ -7,7 +7,7 @@ from service.domain.latents import FloatRows
 
 
 class Model(Protocol):
-    """One network f. `service.runtime.onnx_model.OnnxModel` is the real one; tests bring small fakes."""
+    """One network f on one device. `service.runtime.onnx_model.OnnxModel` implements it; tests have small fakes."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -16,53 +16,55 @@ class Model(Protocol):
 
     @property
     def buckets(self) -> Sequence[int] | None:
-        """Batch sizes the device wants to see, ascending; None where every size is as good."""
+        """Batch sizes that the device runs, ascending; None if it runs every size equally well."""
         ...
 
     def run(self, rows: FloatRows, out: FloatRows | None = None) -> FloatRows:
-        """One step of f: (N, C, H, W) → same length, same order, in ``out`` if given.
+        """One step of f for rows (N, C, H, W): an array of the same shape and order, written to ``out`` if given.
 
         Raises:
             DeviceOutOfMemory: the device could not hold a batch of this size.
-            DeviceLost: the device is gone for this process.
+            DeviceLost: the device fails every call of this process from now on.
         """
         ...
 
     def reduce_max_batch(self) -> None:
-        """After an out-of-memory failure: give up the top bucket and start a new session."""
+        """After `DeviceOutOfMemory`: give up the largest bucket and start a new session."""
         ...
 
 
-def once() -> bool:
-    """No more."""
+def never_continue() -> bool:
+    """Run one step only: the default of `DeviceBatch.run_steps`."""
     return False
 
 
 class DeviceBatch(Protocol):
-    """What a model may offer beside `run`, as its attribute `resident`: rows that stay on the device between steps.
+    """Rows that stay in device memory between steps.
 
-    It may be None, and change after `reduce_max_batch`. Errors are those of `run`.
+    A model may offer one as its attribute `device_batch`. The attribute may be None, and may change after
+    `reduce_max_batch`. Errors are those of `Model.run`.
     """
 
-    def load(self, rows: FloatRows) -> None:
-        """Put rows onto the device, in place of those that are there; at most the largest bucket."""
+    def upload(self, rows: FloatRows) -> None:
+        """Copy rows (N, C, H, W) to the device, N at most the largest bucket; they replace earlier ones."""
         ...
 
-    def steps(self, more: Callable[[], bool] = once) -> None:
-        """Apply f to the rows there, and again as long as ``more``, asked after every step, says so.
+    def run_steps(self, keep_going: Callable[[], bool] = never_continue) -> None:
+        """Apply f to the rows on the device, and again while ``keep_going``, called after every step, is true.
 
-        A step that raises leaves them as they were. ``more`` may be called in another thread, while this one waits.
+        A step that raises leaves the rows as they were before it. ``keep_going`` may be called in another thread while
+        the caller waits.
         """
         ...
 
-    def fetch(self, out: FloatRows) -> None:
-        """Copy the first rows there, as many as ``out`` has."""
+    def download(self, out: FloatRows) -> None:
+        """Copy the first ``len(out)`` rows from the device to ``out``."""
         ...
 
 
 class DeviceOutOfMemory(Exception):
-    """The device could not hold the batch; the scheduler lowers its largest batch and tries again."""
+    """The device could not hold the batch. The scheduler lowers its largest batch and tries again."""
 
 
 class DeviceLost(Exception):
-    """The device fails every call from now on, whatever it is asked; only another process has it back."""
+    """The device fails every call of this process from now on; a new process can use it again."""

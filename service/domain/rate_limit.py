@@ -1,4 +1,4 @@
-"""How often a caller may ask: rates, and the arithmetic that holds callers to them."""
+"""Rate limits: requests per second or minute, and the algorithm that enforces them."""
 
 import re
 from collections import OrderedDict
@@ -11,7 +11,7 @@ _SECONDS: Final = {"s": 1.0, "m": 60.0}
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """``count`` requests in ``seconds``: so many at once after a rest, and in the long run one every ``interval``."""
+    """``count`` requests in ``seconds``: so many at once after a pause, and one every ``interval`` in the long run."""
 
     count: float
     seconds: float
@@ -21,12 +21,12 @@ class Rate:
         """Read `20/s` or `600/m`.
 
         Raises:
-            ValueError: anything else; the text says what was expected.
+            ValueError: ``text`` is anything else; the message says what was expected.
         """
-        found = re.fullmatch(r"([1-9][0-9]{0,8})/([sm])", text)
-        if found is None:
+        match = re.fullmatch(r"([1-9][0-9]{0,8})/([sm])", text)
+        if match is None:
             raise ValueError(EXPECTED)
-        return cls(int(found[1]), _SECONDS[found[2]])
+        return cls(int(match[1]), _SECONDS[match[2]])
 
     @property
     def interval(self) -> float:
@@ -34,7 +34,7 @@ class Rate:
         return self.seconds / self.count
 
     def share(self, parts: int) -> "Rate":
-        """One of so many equal parts; each still lets a single request through at once."""
+        """One of so many equal parts. Each still admits a single request at once."""
         count = self.count / parts
         return Rate(count, self.seconds) if count >= 1 else Rate(1, self.seconds / count)
 
@@ -42,15 +42,14 @@ class Rate:
         return f"{self.count:g} requests in {self.seconds:g} s"
 
 
-class Meter:
-    """Holds every caller to a rate, in constant time and memory (the generic cell rate algorithm, ITU-T I.371).
+class GCRA:
+    """Limits every caller to a rate, in constant time and memory (generic cell rate algorithm, ITU-T I.371).
 
-    It keeps one number for a caller: when the requests let through so far would be over, had they come one
-    ``interval`` apart. A caller may be ahead of that by the rate's ``seconds``, which is ``count`` requests at once.
-    Belongs to one thread.
+    It stores one time for each caller: the end of the requests admitted so far if they had come one ``interval``
+    apart. That time may be up to ``seconds`` in the future, which is ``count`` requests at once. Belongs to one thread.
 
     Args:
-        callers: how many are remembered; past that, who has been quiet longest is forgotten and starts afresh.
+        callers: how many are stored; beyond that, the caller that has been quiet longest is dropped and starts anew.
     """
 
     def __init__(self, callers: int = 65_536) -> None:
@@ -58,14 +57,14 @@ class Meter:
         self._due: OrderedDict[str, float] = OrderedDict()
 
     def wait(self, caller: str, rate: Rate, now: float) -> float:
-        """Count a request of this caller at ``now`` (seconds on any clock that does not go back).
+        """Count a request of this caller at ``now``, in seconds on any monotonic clock.
 
         Returns:
-            0 if it is within the rate; else the seconds after which it would be, and it does not count.
+            0 if it is within the rate; else the seconds after which it would be. Then it does not count.
         """
         due = max(self._due.get(caller, now), now) + rate.interval
         ahead = due - now - rate.seconds
-        if ahead > 1e-9:  # sums of intervals are not exact
+        if ahead > 1e-9:  # sums of intervals have rounding errors
             self._due.move_to_end(caller)
             return ahead
         self._due[caller] = due

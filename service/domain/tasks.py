@@ -1,4 +1,4 @@
-"""What the scheduler is asked to do and what it answers: frozen, always valid.
+"""The scheduler's requests and results: frozen, and valid once they exist.
 
 A *row* is one C×H×W float32 image in the model's range; a *step* is one application of f.
 """
@@ -11,20 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.domain.latents import FloatRow, FloatRows
-from service.domain.model import DeviceBatch, DeviceLost, DeviceOutOfMemory, Model, once
 
-KeepMask = NDArray[np.bool_]  # (N, 1 or C, H, W): True = keep the starting pixel, put back after every step
+KeepMask = NDArray[np.bool_]  # (N, 1 or C, H, W): True = the pixel of the input is put back after every step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepParams:
-    """How f is to be applied to every row of a request.
+    """How f is applied to every row of a request.
 
     Args:
         steps: applications of f, ≥ 1.
-        tolerance: > 0 stops a row once mean |f(y) − y| of its last step is below it; None never stops early.
-        record: ascending unique step numbers in 0…steps whose rows are wanted as trajectory; 0 is the input.
-        score: also measure drift, mean |f(y) − y| of the output, at the price of one more step.
+        tolerance: > 0; a row stops once mean |f(y) − y| of its last step is below it. None: it never stops early.
+        record: ascending unique step numbers in 0…steps whose rows form the trajectory; 0 is the input.
+        score: also measure the drift, mean |f(y) − y| of the output, which costs one more step.
     """
 
     steps: int
@@ -48,15 +47,15 @@ class SchedulingParams:
     """One request as the scheduler sees it.
 
     Args:
-        applied: steps, tolerance, record, score.
-        keep: pixels to put back after every step, or None; its row count equals the rows'.
+        step_params: how f is applied.
+        keep_mask: pixels that are put back after every step, one mask for each row, or None.
         deadline: absolute time on the scheduler's clock after which the rows must not be run, or None.
-        key: the caller's fairness key.
-        progress: ask :meth:`Scheduler.stream` for `StreamProgress` events too.
+        key: the caller's fairness key; batches are divided equally between keys.
+        progress: whether `Scheduler.stream` also yields `StreamProgress` events.
     """
 
     step_params: StepParams
-    keep: KeepMask | None = None
+    keep_mask: KeepMask | None = None
     deadline: float | None = None
     key: str = ""
     progress: bool = False
@@ -64,10 +63,10 @@ class SchedulingParams:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StepOutput:
-    """A recorded step of one row, as soon as it exists.
+    """One row after one of its steps.
 
     Args:
-        index: the row's place in the request.
+        index: the row's index in the request.
         step: which step; 0 is the prepared input.
         row: (C, H, W).
         change: mean |x_k − x_{k−1}| after the mask is put back; None at step 0.
@@ -81,7 +80,7 @@ class StepOutput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamProgress:
-    """How far a request is: steps of its slowest row, and rows already finished."""
+    """How far a request is: steps of its slowest row out of ``steps``, and finished rows out of ``rows``."""
 
     steps_done: int
     steps: int
@@ -91,15 +90,15 @@ class StreamProgress:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Result:
-    """Everything known of a finished request; arrays have one entry per row, in request order.
+    """A finished request. Arrays have one entry per row, in the order of the request.
 
     Args:
-        rows: (N, C, H, W), after the last step applied and mask put-back.
+        rows: (N, C, H, W), after the last step and the mask.
         steps: steps applied.
-        converged: the row met ``tolerance`` and stopped so.
+        converged: whether the row stopped because it met the tolerance.
         distance: mean |f(x) − x| of the first step, before the mask.
-        drift: mean |f(y) − y| of the output, or None unless asked for.
-        trajectory: recorded steps by row.
+        drift: mean |f(y) − y| of the output; None unless `StepParams.score` is set.
+        trajectory: the recorded steps of each row.
         queue_s: seconds from submission until its first row entered a batch.
         compute_s: seconds from then until its last row was done.
     """
@@ -115,34 +114,18 @@ class Result:
 
 
 class SchedulerLike(Protocol):
-    """The seam between engine and scheduler. Cancelling the awaiting call is the cancellation."""
+    """What callers need of a scheduler. Cancelling the awaiting call cancels the request."""
 
     def check_capacity(self, rows: int) -> None:
-        """Raise what `submit` would raise for so many rows, before they are made."""
+        """Raise what `submit` would raise for so many rows."""
         ...
 
     async def submit(self, rows: FloatRows, params: SchedulingParams) -> Result:
-        """Run rows to the end of their plan."""
+        """Run rows (N, C, H, W) to their end."""
         ...
 
     def stream(
         self, rows: FloatRows, params: SchedulingParams
     ) -> AsyncGenerator[StepOutput | StreamProgress | Result, None]:
-        """The same, yielding recorded steps as they exist; the last item is the `Result`."""
+        """The same, yielding recorded steps and progress as they happen; the last item is the `Result`."""
         ...
-
-
-__all__ = [
-    "StepParams",
-    "DeviceLost",
-    "DeviceOutOfMemory",
-    "KeepMask",
-    "Model",
-    "SchedulingParams",
-    "StreamProgress",
-    "DeviceBatch",
-    "Result",
-    "SchedulerLike",
-    "StepOutput",
-    "once",
-]

@@ -1,4 +1,7 @@
-"""How often a model is there: once for each GPU, and on a CPU as often as it pays."""
+"""Model instances: how many of a model run in parallel, on which devices and with how many threads.
+
+An instance is one onnxruntime session of the model file, with a worker thread of its own.
+"""
 
 import time
 from typing import Final, Literal, Protocol
@@ -10,99 +13,102 @@ from service.models.repository import InferenceModel, LoadedModel, wrap_errors
 from service.runtime.session import CudaOptions
 from service.settings import Settings
 
-_QUICK_S: Final = 0.005
-"""A model that takes no longer for a row in few threads is better run in several sessions than in one of many."""
-_LEAST_ON_CPU: Final = 16
-_TRIES: Final = 10  # for a machine that has other things to do
-_MOST: Final = 8  # sessions on a CPU: what feeds them computes in one thread at a time
+_FAST_ROW_S: Final = 0.005
+"""If one row takes at most 5 ms, several instances with few threads are faster than one with many threads."""
+_MIN_ROWS_TO_WAKE_ON_CPU: Final = 16
+_MEASUREMENTS: Final = 10  # the fastest of them counts, as other programs may slow down some
+_MAX_INSTANCES: Final = 8  # on a CPU: one Python thread at a time prepares their batches
 
 Device = Literal["auto", "cpu", "cuda"]
 
 
-class Make(Protocol):
-    """What makes one model: `service.runtime.onnx_model.OnnxModel`."""
+class MakeModel(Protocol):
+    """Makes one instance: `service.runtime.onnx_model.OnnxModel`."""
 
     def __call__(
         self, data: bytes, *, device: Device, cuda: CudaOptions, threads: int, max_batch_rows: int
     ) -> InferenceModel:
-        """A model of a file's bytes, on one device."""
+        """An instance of the model file ``data`` on one device."""
         ...
 
 
 class InstanceFactory:
-    """Opens a model file as often as it is to run side by side.
+    """Makes all instances of a model file.
 
     Args:
-        make: opens it once.
-        settings: of device, GPUs, threads and sessions.
+        make_model: makes one instance.
+        settings: device, number of GPUs, threads and instances.
     """
 
-    def __init__(self, make: Make, settings: Settings) -> None:
-        self._make, self._settings = make, settings
+    def __init__(self, make_model: MakeModel, settings: Settings) -> None:
+        self._make_model, self._settings = make_model, settings
         self._threads = cpu_threads(settings.threads)
 
     def __call__(self, data: bytes) -> list[InferenceModel]:
-        """The models; all of them run the same file.
+        """The instances of one model file, at least one.
 
         Raises:
-            StartupError: one cannot be opened. The others are closed.
+            StartupError: one cannot be made. The others are closed.
         """
-        settings, wanted = self._settings, self._settings.sessions
-        count = wanted or _side_by_side(self._threads)
-        first = self._one(data, settings.device, threads=self._threads // count)
-        opened = [first]
+        settings, configured = self._settings, self._settings.sessions
+        count = configured or _default_instance_count(self._threads)
+        first = self._make(data, settings.device, threads=self._threads // count)
+        instances = [first]
         try:
             if first.device == "cuda":
-                for number in range(1, settings.gpus):
-                    with wrap_errors(f"device {number}"):
-                        opened.append(self._one(data, settings.device, number))
-            elif count > 1 and not wanted and _is_slow(first):
+                for device_id in range(1, settings.gpus):
+                    with wrap_errors(f"device {device_id}"):
+                        instances.append(self._make(data, settings.device, device_id))
+            elif count > 1 and not configured and _is_slow(first):
                 first.close()
-                opened = [self._one(data, settings.device, threads=self._threads)]
+                instances = [self._make(data, settings.device, threads=self._threads)]
             else:
                 for _ in range(count - 1):
-                    opened.append(self._one(data, "cpu", threads=self._threads // count))
+                    instances.append(self._make(data, "cpu", threads=self._threads // count))
         except BaseException:
-            for model in opened:
-                model.close()
+            for instance in instances:
+                instance.close()
             raise
-        return opened
+        return instances
 
-    def _one(self, data: bytes, device: Device, number: int = 0, *, threads: int = 1) -> InferenceModel:
+    def _make(self, data: bytes, device: Device, device_id: int = 0, *, threads: int = 1) -> InferenceModel:
         settings = self._settings
         cuda = CudaOptions(
-            device_id=number,
+            device_id=device_id,
             deterministic=settings.deterministic,
             graphs=settings.cuda_graphs,
             memory_mib=settings.cuda_memory_mib,
             half=settings.precision == "fp16",
         )
         limit = settings.max_batch_rows
-        return self._make(data, device=device, cuda=cuda, threads=max(1, threads), max_batch_rows=limit)
+        return self._make_model(data, device=device, cuda=cuda, threads=max(1, threads), max_batch_rows=limit)
 
 
-def least_rows(loaded: LoadedModel) -> int:
-    """Fewest rows of few steps for which another copy is woken while one runs.
+def min_rows_to_wake(loaded: LoadedModel) -> int:
+    """Fewest waiting rows of few steps for which a second instance is woken while one runs.
 
-    On a CPU fewer are better left to the one that runs, as HTTP wants the cores as well.
+    On a CPU the running instance does better with fewer rows than that, because HTTP needs the cores too.
     """
-    return 1 if loaded.device == "cuda" else _LEAST_ON_CPU
+    return 1 if loaded.device == "cuda" else _MIN_ROWS_TO_WAKE_ON_CPU
 
 
-def _side_by_side(threads: int) -> int:
-    """A session for each thread but one, which is left to HTTP where there are enough."""
-    return min(_MOST, threads - 1 if threads > 2 else threads)
+def _default_instance_count(threads: int) -> int:
+    """One instance for each thread; with more than two threads, one thread less, which is left to HTTP."""
+    return min(_MAX_INSTANCES, threads - 1 if threads > 2 else threads)
 
 
 def _is_slow(model: InferenceModel) -> bool:
-    """Whether a row takes long, at best. One that fails does not: verification will say what is wrong."""
+    """Whether one row takes longer than `_FAST_ROW_S` in the fastest of some runs.
+
+    A model that fails counts as fast; its verification reports the failure.
+    """
     row = model.noise.rows(0, 0, 1)
-    for _ in range(_TRIES):
+    for _ in range(_MEASUREMENTS):
         start = time.perf_counter()
         try:
             model.run(row)
         except (ModelFailure, DeviceOutOfMemory):
             return False
-        if time.perf_counter() - start <= _QUICK_S:
+        if time.perf_counter() - start <= _FAST_ROW_S:
             return False
     return True

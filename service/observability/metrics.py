@@ -293,12 +293,12 @@ class SchedulerMetrics:
         """The device ran out of memory; the largest batch is now this."""
         self._metrics.batch_size_reductions.labels(self._model, str(batch_rows)).inc()
 
-    def lost(self) -> None:
+    def device_lost(self) -> None:
         """A device fails every call from now on."""
         self._metrics.losses.labels(self._model).inc()
 
-    def replaced(self) -> None:
-        """The executor thread died and another took its place."""
+    def worker_replaced(self) -> None:
+        """A worker's thread died and another one replaced it."""
         self._metrics.replacements.labels(self._model).inc()
 
 

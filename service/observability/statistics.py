@@ -71,7 +71,7 @@ class ModelStatistics(SchedulerObserver):
     def __init__(self, also: SchedulerObserver, clock: Callable[[], float] = time.time) -> None:
         self._also = also
         self._clock = clock
-        self._lock = threading.Lock()  # the event loop and the executor both report
+        self._lock = threading.Lock()  # the event loop and the workers report
         self._counts = Counts()
 
     def counts(self) -> Counts:
@@ -133,10 +133,10 @@ class ModelStatistics(SchedulerObserver):
         """The device ran out of memory; the largest batch is now this."""
         self._also.reduce_max_batch(batch_rows)
 
-    def lost(self) -> None:
+    def device_lost(self) -> None:
         """A device fails every call from now on."""
-        self._also.lost()
+        self._also.device_lost()
 
-    def replaced(self) -> None:
-        """The executor thread died and another took its place."""
-        self._also.replaced()
+    def worker_replaced(self) -> None:
+        """A worker's thread died and another one replaced it."""
+        self._also.worker_replaced()

@@ -1,7 +1,8 @@
-"""Whether a new request is let in: what is open, what a batch costs, how fast the queue drains.
+"""Admission: accept or refuse a request by the queue's length and by the predicted time of its answer.
 
-The books are kept by two threads, the event loop (who comes, who leaves) and the executor (what has run), hence the
-one lock, which is never held over an await or a call of the model.
+The counters change in several threads: the event loop admits and closes requests, workers report what has run. So
+`Admission` has a lock. It is not the lock of `service.scheduling.worker_pool.WorkerPool`: a worker holds that one while
+it forms a batch and copies rows, and the event loop must not wait so long to admit or close a request.
 """
 
 import threading
@@ -14,22 +15,23 @@ import numpy as np
 from service.domain.errors import DeadlineUnreachable, QueueFull, WouldMissDeadline
 from service.scheduling.request import Counters, Row, ScheduledRequest
 
-_WINDOW: Final = 64  # calls of the model the line is fitted to
-_MEMORY_S: Final = 30.0  # older ones are forgotten: a service that refuses everybody must get to measure again
-_ENOUGH: Final = 8  # calls seen before anybody is refused on a prediction
-_SMOOTHING: Final = 0.05  # weight of the newest pass in the drain rate
+_WINDOW: Final = 64  # model calls that the line is fitted to
+_MAX_AGE_S: Final = 30.0  # older calls are dropped: a service that refuses everybody must start to measure again
+_MIN_CALLS: Final = 8  # model calls before a request is refused because of a prediction
+_SMOOTHING: Final = 0.05  # weight of the newest model call in the drain rate
 
 
 class CostModel:
-    """Seconds one call of the model takes, as a·rows + b fitted by least squares to the latest calls."""
+    """Seconds of one model call, as a·rows + b, fitted by least squares to the latest calls."""
 
     def __init__(self) -> None:
         self._calls: deque[tuple[float, int, int]] = deque()
-        # Σ1, Σn, Σt, Σn², Σnt over the window, in rows and nanoseconds: integers, so that nothing drifts.
+        # Σ1, Σn, Σt, Σn², Σnt over the window, in rows and nanoseconds. Integers, so that adding and removing calls
+        # leaves no rounding error behind.
         self._sums = [0, 0, 0, 0, 0]
 
     def add(self, rows: int, seconds: float, now: float) -> None:
-        """Book a call that ended at ``now``."""
+        """Add a call that ended at ``now``."""
         nanoseconds = round(seconds * 1e9)
         self._calls.append((now, rows, nanoseconds))
         self._count(1, rows, nanoseconds)
@@ -37,22 +39,22 @@ class CostModel:
             self._count(-1, *self._calls.popleft()[1:])
 
     def seconds(self, rows: float, now: float) -> float | None:
-        """Predicted seconds for a batch of ``rows``, or None while too little has been seen lately.
+        """Predicted seconds of a call with ``rows`` rows, or None while there are too few recent calls.
 
-        Where the sizes seen do not tell a from b, the lower bound: a smaller batch costs its share, a larger one
-        the same.
+        If all calls had the same number of rows, a and b cannot be told apart. Then this is the lower bound: a smaller
+        batch costs its share, a larger one the same.
         """
-        while self._calls and self._calls[0][0] < now - _MEMORY_S:
+        while self._calls and self._calls[0][0] < now - _MAX_AGE_S:
             self._count(-1, *self._calls.popleft()[1:])
         count, n, t, nn, nt = self._sums
-        if count < _ENOUGH:
+        if count < _MIN_CALLS:
             return None
         mean_n, mean_t = n / count, t / count * 1e-9
         spread = count * nn - n * n
         if spread == 0:
             return mean_t * min(1.0, rows / mean_n)
         slope = (count * nt - n * t) / spread * 1e-9
-        slope = min(max(slope, 0.0), mean_t / mean_n)  # neither a nor b is ever negative
+        slope = min(max(slope, 0.0), mean_t / mean_n)  # so that neither a nor b is negative
         return mean_t + slope * (rows - mean_n)
 
     def _count(self, sign: int, n: int, t: int) -> None:
@@ -65,176 +67,185 @@ class CostModel:
 
 
 class Admission:
-    """The books of open rows, and the gate in front of them.
+    """Counts the open rows and decides whether a new request is admitted. Every method may be called from any thread.
 
     Args:
-        queue_rows: most rows that may wait; those in a batch do not count.
+        queue_rows: most rows that may wait; rows in a batch do not count.
         batch_rows: largest batch of each device.
-
-    `total` is what is open over all callers.
     """
 
     def __init__(self, queue_rows: int, *batch_rows: int) -> None:
         self.limits = list(batch_rows)
-        """Largest batch of each device; executors lower it: when it runs out of memory, and to 0 when it is lost."""
+        """Largest batch of each device. Its worker lowers it when the device runs out of memory, to 0 if it is lost."""
         self._queue_rows = queue_rows
         self._lock = threading.Lock()
         self.total = Counters()
-        self._keys: dict[str, Counters] = {}
+        """What is open, over all callers."""
+        self._callers: dict[str, Counters] = {}
         self._cost = CostModel()
-        self._pass_began = 0.0
-        self._done, self._busy_s = 0.0, 0.0  # smoothed row-steps, and seconds, per pass
+        self._call_began = 0.0
+        self._steps_per_call, self._seconds_per_call = 0.0, 0.0  # smoothed: row-steps and seconds of a model call
         self._jitter = np.random.default_rng()
 
     @property
     def waiting(self) -> int:
-        """Rows admitted, unfinished and not in the batch."""
+        """Rows admitted, unfinished and in no batch."""
         return self.total.rows - self.total.in_batch
 
     def admit(self, request: ScheduledRequest, now: float) -> None:
-        """Let a request in.
+        """Count a request as open, or refuse it.
 
         Raises:
-            QueueFull: rows waiting would pass the limit.
+            QueueFull: too many rows would wait.
             DeadlineUnreachable: its deadline has passed, or cannot be met even on an idle service.
-            WouldMissDeadline: the queue in the way is longer than its deadline.
+            WouldMissDeadline: the work ahead of it takes longer than its deadline allows.
         """
         with self._lock:
             if request.deadline <= now:
                 raise DeadlineUnreachable("the deadline has already passed")
-            rows = len(request.members)
-            self._check_room(rows)
-            tally = self._keys.get(request.params.key, Counters())
+            rows = len(request.rows)
+            self._check_capacity(rows)
+            caller = self._callers.get(request.params.key, Counters())
             if request.params.deadline is not None:
-                self._check_deadline(request, tally, now)
-            self._keys[request.params.key] = request.tally = tally
-            work = sum(row.owed for row in request.members)
-            for books in (self.total, tally):
-                books.rows += rows
-                books.work += work
+                self._check_deadline(request, caller, now)
+            self._callers[request.params.key] = request.counters = caller
+            steps = sum(row.steps_left for row in request.rows)
+            for counters in (self.total, caller):
+                counters.rows += rows
+                counters.steps += steps
 
     def check_capacity(self, rows: int) -> None:
-        """Raise `QueueFull` where a request of so many rows would be refused for their number alone."""
+        """Raise `QueueFull` if a request with this number of rows would be refused for that number."""
         with self._lock:
-            self._check_room(rows)
+            self._check_capacity(rows)
 
-    def leave(self, request: ScheduledRequest) -> int | None:
-        """Close a request; returns how many of its rows were still open, or None if it was closed before.
+    def close(self, request: ScheduledRequest) -> int | None:
+        """Close a request. Whichever thread closes it reports its end, so that there is exactly one report.
 
-        Whoever closes a request is the one who answers for it: there is exactly one.
+        Returns:
+            How many of its rows were open, or None if it was closed already.
         """
         with self._lock:
             if request.closed:
                 return None
-            dropped = request.open_rows
-            work = sum(row.owed for row in request.members)
-            request.closed = True  # last: the executor, once it sees this, clears the members
-            for books in (self.total, request.tally):
-                books.rows -= dropped
-                books.work -= work
-                books.in_batch -= request.in_batch
+            open_rows = request.open_rows
+            steps = sum(row.steps_left for row in request.rows)
+            request.closed = True  # after the sum: once a worker sees it, it clears `request.rows`
+            for counters in (self.total, request.counters):
+                counters.rows -= open_rows
+                counters.steps -= steps
+                counters.in_batch -= request.in_batch
             key = request.params.key
-            if request.tally.rows == 0 and self._keys.get(key) is request.tally:
-                del self._keys[key]
-            return dropped
+            if request.counters.rows == 0 and self._callers.get(key) is request.counters:
+                del self._callers[key]
+            return open_rows
 
-    def formed(self, left: Iterable[Row], joined: Iterable[Row], now: float) -> None:
-        """A batch was put together: who went back to waiting, who no longer waits."""
+    def on_batch_formed(self, left: Iterable[Row], joined: Iterable[Row], now: float) -> None:
+        """Count the rows that ``left`` a batch to wait again, and those that ``joined`` one."""
         with self._lock:
-            self._pass_began = now
+            self._call_began = now
             for rows, change in ((left, -1), (joined, 1)):
                 for row in rows:
                     if not row.done:
-                        self._move(row.request, change)
+                        self._count_in_batch(row.request, change)
 
-    def ran(self, rows: int, seconds: float, now: float) -> None:
-        """The model was called once."""
+    def on_model_call(self, rows: int, seconds: float, now: float) -> None:
+        """Learn the duration of a model call that ended at ``now``."""
         with self._lock:
             self._cost.add(rows, seconds, now)
 
-    def passed(self, rows: Sequence[Row], passes: int, finished: Iterable[Row], began: float, now: float) -> None:
-        """``rows`` took ``passes`` steps each between two times, and those ``finished`` need no more."""
+    def on_steps_done(self, rows: Sequence[Row], steps: int, finished: Iterable[Row], began: float, now: float) -> None:
+        """Count ``steps`` steps for each of ``rows``, run from ``began`` to ``now``; ``finished`` rows are done."""
         with self._lock:
-            self._pass_began = now
-            self._done += _SMOOTHING * (passes * len(rows) - self._done)
-            self._busy_s += _SMOOTHING * (now - began - self._busy_s)
+            self._call_began = now
+            self._steps_per_call += _SMOOTHING * (steps * len(rows) - self._steps_per_call)
+            self._seconds_per_call += _SMOOTHING * (now - began - self._seconds_per_call)
             for row in rows:
                 if not row.request.closed:
-                    self._work(row, passes)
+                    self._count_steps(row, steps)
             for row in finished:
                 if not row.request.closed:
-                    self._work(row, row.owed)
-                    self._move(row.request, -1)
+                    self._count_steps(row, row.steps_left)  # a row that converged needs fewer than were counted
+                    self._count_in_batch(row.request, -1)
                     row.request.open_rows -= 1
-                    row.request.tally.rows -= 1
+                    row.request.counters.rows -= 1
                     self.total.rows -= 1
 
-    def _work(self, row: Row, passes: int) -> None:
-        row.owed -= passes
-        row.request.tally.work -= passes
-        self.total.work -= passes
+    def _count_steps(self, row: Row, steps: int) -> None:
+        row.steps_left -= steps
+        row.request.counters.steps -= steps
+        self.total.steps -= steps
 
-    def _move(self, request: ScheduledRequest, rows: int) -> None:
+    def _count_in_batch(self, request: ScheduledRequest, rows: int) -> None:
         if not request.closed:
             request.in_batch += rows
-            request.tally.in_batch += rows
+            request.counters.in_batch += rows
             self.total.in_batch += rows
 
-    def _check_room(self, rows: int) -> None:
+    def _check_capacity(self, rows: int) -> None:
         excess = self.waiting + rows - self._queue_rows
         if excess > 0:
-            raise QueueFull("the queue is full", retry_after=self._retry_after(self._seconds_for(excess)))
+            raise QueueFull("the queue is full", retry_after=self._retry_after(self._seconds_to_drain(excess)))
 
-    def _check_deadline(self, request: ScheduledRequest, tally: Counters, now: float) -> None:
-        passes, left = request.passes_to_answer(), request.deadline - now
-        own = len(request.members) * passes
-        alone = self._seconds(own, passes, now)
-        if alone is None:
+    def _check_deadline(self, request: ScheduledRequest, caller: Counters, now: float) -> None:
+        """Refuse a request whose predicted answer, alone or behind the work ahead of it, comes after its deadline."""
+        steps, seconds_left = request.min_steps_to_answer(), request.deadline - now
+        own_work = len(request.rows) * steps
+        alone = self._seconds_for(own_work, steps, now)
+        if alone is None:  # too few model calls to predict anything
             return
-        if alone > left:
+        if alone > seconds_left:
             raise DeadlineUnreachable("the deadline cannot be met even on an idle service")
-        behind = self._remaining_pass(now) + (
-            self._seconds(own + self._in_the_way(tally, own, passes), passes, now) or 0.0
-        )
-        if behind > left:
+        work = own_work + self._work_ahead(caller, own_work, steps)
+        queued = self._seconds_left_in_call(now) + (self._seconds_for(work, steps, now) or 0.0)
+        if queued > seconds_left:
             raise WouldMissDeadline(
                 "the queue in the way is longer than the deadline",
-                retry_after=self._retry_after(behind - left),
+                retry_after=self._retry_after(queued - seconds_left),
             )
 
-    def _in_the_way(self, tally: Counters, own: int, passes: int) -> int:
-        """Row-steps dealt before a new request has had its own, after the pass that is running.
+    def _work_ahead(self, caller: Counters, own_work: int, steps: int) -> int:
+        """Row-steps that run before a new request is through, the model calls in progress excluded.
 
-        Rows of the same key go first only while they have fewer steps behind them, so for ``passes`` steps at most.
-        Of the other keys none gets more places than this one.
+        Every open row has one step in the running model call, so `in_batch` is subtracted from the steps.
+
+        - Rows of the same caller go first only while they have fewer steps applied, so for at most ``steps`` steps.
+        - Round robin gives every other caller as many places as this one, so at most as much work as this caller has
+          up to then.
         """
-        same = min(tally.work - tally.in_batch, tally.rows * passes)
-        others = self.total.work - self.total.in_batch - (tally.work - tally.in_batch)
-        keys = len(self._keys) - (tally.rows > 0)
-        return same + min(others, keys * (own + same))
+        same_caller = min(caller.steps - caller.in_batch, caller.rows * steps)
+        other_callers = self.total.steps - self.total.in_batch - (caller.steps - caller.in_batch)
+        other_count = len(self._callers) - (caller.rows > 0)
+        return same_caller + min(other_callers, other_count * (own_work + same_caller))
 
-    def _seconds(self, work: int, passes: int, now: float) -> float | None:
-        """Seconds for ``work`` row-steps of which ``passes`` must follow one another, on all devices side by side."""
-        count = max(float(passes), work / sum(self.limits))
-        each = self._cost.seconds(work / count / self._devices, now)
-        return None if each is None else count * each
+    def _seconds_for(self, work: int, steps: int, now: float) -> float | None:
+        """Predicted seconds for ``work`` row-steps on all devices in parallel; None if too little was measured.
 
-    def _remaining_pass(self, now: float) -> float:
+        ``steps`` of them must follow one another. The work fills as many calls as the largest batches need, but at
+        least ``steps``, and every call then has the same number of rows.
+        """
+        calls = max(float(steps), work / sum(self.limits))
+        seconds = self._cost.seconds(work / calls / self._devices, now)
+        return None if seconds is None else calls * seconds
+
+    def _seconds_left_in_call(self, now: float) -> float:
+        """Predicted seconds until the running model calls end."""
         if not self.total.in_batch:
             return 0.0
         seconds = self._cost.seconds(self.total.in_batch / self._devices, now) or 0.0
-        return max(0.0, seconds - (now - self._pass_began))
+        return max(0.0, seconds - (now - self._call_began))
 
-    def _seconds_for(self, rows: int) -> float:
-        """Seconds until so many rows have left, at the measured drain rate."""
-        if not (self._done and self.total.rows):
+    def _seconds_to_drain(self, rows: int) -> float:
+        """Seconds until so many rows have left the queue, at the measured rate of row-steps per second."""
+        if not (self._steps_per_call and self.total.rows):
             return 0.0
-        return rows * self.total.work / self.total.rows * self._busy_s / self._done / self._devices
+        steps = rows * self.total.steps / self.total.rows
+        return steps * self._seconds_per_call / self._steps_per_call / self._devices
 
     @property
     def _devices(self) -> int:
         return sum(limit > 0 for limit in self.limits)
 
     def _retry_after(self, seconds: float) -> float:
-        """Clamped to 1…60 s, and spread so that those refused together do not come back together."""
+        """``seconds`` within 1…60, randomly spread so that callers refused together do not retry together."""
         return min(max(seconds, 1.0), 48.0) * float(self._jitter.uniform(1.0, 1.25))

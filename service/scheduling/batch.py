@@ -1,7 +1,8 @@
-"""Rows that run: what one pass does to them.
+"""The running batch: the rows on one device, and what one step does to them.
 
-A *pass* is one call of the model, one step of f for every row of the batch. Like `service.scheduling.queue`, this belongs to the
-executor thread alone.
+A *step* applies f once to every row of the batch; it is one model call unless a part of the batch fails. A batch
+belongs to the thread of its worker. Others only read `rows` and set `needs_rebuild`, under the lock of
+`service.scheduling.worker_pool.WorkerPool`.
 """
 
 import logging
@@ -22,303 +23,339 @@ from service.scheduling.request import Row, ScheduledRequest
 logger = logging.getLogger(__name__)
 
 
-class _Side(NamedTuple):
-    """One of the two buffers a pass goes between, as views: all of it, what the model sees, rows that count."""
+class _Buffer(NamedTuple):
+    """Three views of one of the two batch buffers: all of it, the part the model sees, and the rows in use."""
 
-    full: FloatRows
-    padded: FloatRows
-    rows: FloatRows
+    full: FloatRows  # (limit rounded up to a bucket, C, H, W)
+    padded: FloatRows  # (n rounded up to a bucket, C, H, W)
+    rows: FloatRows  # (n, C, H, W)
 
-    def cut(self, n: int, padded: int) -> "_Side":
-        return _Side(self.full, self.full[:padded], self.full[:n])
+    def cut(self, n: int, padded: int) -> "_Buffer":
+        return _Buffer(self.full, self.full[:padded], self.full[:n])
 
 
 def largest_batch(model: Model, max_rows: int) -> int:
-    """Most rows a batch may have: ``max_rows``, or the model's top bucket if that is less."""
+    """Most rows of a batch: ``max_rows``, or the model's largest bucket if that is less."""
     return max_rows if model.buckets is None else min(max_rows, model.buckets[-1])
 
 
-Ran = Callable[[int, int, float, str], None]
-"""Told of every call of the model: rows, rows after padding, seconds, why the batch was that large."""
+OnModelCall = Callable[[int, int, float, str], None]
+"""Called after every model call: rows, rows with padding, seconds, why the batch had that size."""
 
 
 class RunningBatch:
-    """The rows in the device's hands.
+    """The rows that one device computes.
 
-    They lie side by side in one of two buffers; a pass reads one and writes the other. A row that stays from one
-    pass to the next is not copied.
+    The rows lie side by side in one of two buffers. A step reads one buffer and writes the other, so a row that stays
+    in the batch is not copied between steps.
 
     Args:
         model: the network.
-        max_rows: largest batch wanted; the model's top bucket may lower it, and so does a device out of memory.
-        clock: seconds, for the duration of calls.
-        ran: told of every call.
+        max_rows: largest batch wanted. The model's largest bucket may lower it, and so does a device out of memory.
+        clock: monotonic seconds.
+        on_model_call: called after every model call.
     """
 
-    def __init__(self, model: Model, max_rows: int, clock: Callable[[], float], ran: Ran) -> None:
-        self._model, self._clock, self._ran = model, clock, ran
+    def __init__(self, model: Model, max_rows: int, clock: Callable[[], float], on_model_call: OnModelCall) -> None:
+        self._model, self._clock, self._on_model_call = model, clock, on_model_call
         self.limit = largest_batch(model, max_rows)
         shape = (self._padded(self.limit), *model.shape)
         a, b = np.empty(shape, np.float32), np.empty(shape, np.float32)
-        self._now, self._next = _Side(a, a[:0], a[:0]), _Side(b, b[:0], b[:0])
-        self._wide = np.empty(model.shape, np.float64)
-        self._flags = np.empty(shape, np.bool_)
+        self._current, self._next = _Buffer(a, a[:0], a[:0]), _Buffer(b, b[:0], b[:0])
+        # Scratch arrays, so that a step allocates nothing.
+        self._difference = np.empty(model.shape, np.float64)
+        self._finite_flags = np.empty(shape, np.bool_)
         self.rows: list[Row] = []
-        self.stale = False  # somebody in it is done, or it is larger than the limit
-        self.lost: DeviceLost | None = None  # the device does nothing any more
-        self.stranded: list[Row] = []  # what it was lost with: as their last pass left them
-        self._suspect = False  # a pass of these rows failed where nobody looked: from now on, look
+        self.needs_rebuild = False
+        """A row is done or its request closed, or the batch is larger than `limit`."""
         self.expires = math.inf
+        """When the first request of the batch expires, on the scheduler's clock."""
+        self.device_lost: DeviceLost | None = None
+        """The error with which the device was lost."""
+        self.rows_on_lost_device: list[Row] = []
+        """Rows that were in a model call when the device was lost; `_current` has them as the step before left them."""
+        self._retry_stepwise = False  # an unobserved step of these rows failed: run them with `step` from now on
 
-    def arrange(self, chosen: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-        """Make ``chosen`` the batch; returns those who left it and those who joined it.
+    def rebuild(self, chosen: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+        """Make ``chosen`` the rows of the batch.
 
-        Whoever leaves and still waits is saved to its request.
+        Returns:
+            The rows that left the batch, and those that joined it. The state of a row that left and is queued again
+            is saved in its request.
         """
-        n, wanted = len(chosen), set(chosen)
-        full = self._now.full
-        left = [row for row in self.rows if row not in wanted]
-        joined = [row for row in chosen if row.slot < 0]
+        n, chosen_set = len(chosen), set(chosen)
+        full = self._current.full
+        left = [row for row in self.rows if row not in chosen_set]
+        joined = [row for row in chosen if row.batch_index < 0]
         for row in left:
-            if row.ticket:
-                row.request.out[row.index] = full[row.slot]
-            row.slot = -1
-        free = sorted(set(range(n)).difference(row.slot for row in chosen))
-        movers = [row for row in chosen if not 0 <= row.slot < n]
-        for slot, row in zip(free, movers, strict=True):
-            full[slot] = full[row.slot] if row.slot >= 0 else row.state
-            row.slot = slot
-        self.rows = sorted(chosen, key=lambda row: row.slot)
+            if row.queue_seq:
+                row.request.outputs[row.index] = full[row.batch_index]
+            row.batch_index = -1
+        # The chosen rows must fill 0…n−1. Rows that are there already stay where they are; new rows, and old ones
+        # from n on, are copied into the gaps.
+        gaps = sorted(set(range(n)).difference(row.batch_index for row in chosen))
+        to_copy = [row for row in chosen if not 0 <= row.batch_index < n]
+        for gap, row in zip(gaps, to_copy, strict=True):
+            full[gap] = full[row.batch_index] if row.batch_index >= 0 else row.state
+            row.batch_index = gap
+        self.rows = sorted(chosen, key=lambda row: row.batch_index)
         padded = self._padded(n) if n else 0
-        full[n:padded] = full[:1]
-        self._now, self._next = self._now.cut(n, padded), self._next.cut(n, padded)
-        self.stale = self._suspect = False
+        full[n:padded] = full[:1]  # padding repeats a real row: any other values could be out of the model's range
+        self._current, self._next = self._current.cut(n, padded), self._next.cut(n, padded)
+        self.needs_rebuild = self._retry_stepwise = False
         self.expires = min((row.request.expires for row in chosen), default=math.inf)
         return left, joined
 
-    def cruise(self, until: float, interrupt: Sized) -> int:
-        """Run passes after which nobody has to look at any row; returns how many.
+    def run_unobserved(self, until: float, interrupt: Sized) -> int:
+        """Run steps after which no row has to be looked at on the host; returns how many.
 
-        Ends early at time ``until``, when ``interrupt`` is no longer empty, and before a pass that fails. That one,
-        and the pass somebody waits for, are left to :meth:`advance`. Where the model can keep the rows on its device
-        meanwhile, they come back at the end.
+        A step is unobserved if after it no row finishes, is recorded, masked or compared with its tolerance. If the
+        model can keep the rows on its device, they are copied back only after the last of these steps.
+
+        Args:
+            until: time on the scheduler's clock after which no further step begins.
+            interrupt: no further step begins once this has items: new requests have arrived.
+
+        Returns:
+            The number of steps, 0 if the next one must be observed, fails or is interrupted. :meth:`step` runs the
+            next step then, and finds out which rows a failure is about.
         """
-        quiet = self._quiet()
-        resident: DeviceBatch | None = getattr(self._model, "resident", None)
-        if resident is not None and quiet > 1 and not self._suspect:
-            passes = self._cruise_there(resident, quiet, until, interrupt)
+        max_steps = self._steps_until_observed()
+        device_batch: DeviceBatch | None = getattr(self._model, "device_batch", None)
+        if device_batch is not None and max_steps > 1 and not self._retry_stepwise:
+            steps = self._run_on_device(device_batch, max_steps, until, interrupt)
         else:
-            passes = self._cruise_here(quiet, until, interrupt)
-        if passes:
+            steps = self._run_on_host(max_steps, until, interrupt)
+        if steps:
             for row in self.rows:
-                row.steps += passes
-        return passes
+                row.steps += steps
+        return steps
 
-    def _cruise_there(self, resident: DeviceBatch, quiet: int, until: float, interrupt: Sized) -> int:
-        """The rows stay on the device. What is wrong with them shows when they are back; then all of it is undone."""
+    def _run_on_device(self, device_batch: DeviceBatch, max_steps: int, until: float, interrupt: Sized) -> int:
+        """Run steps with the rows in device memory.
+
+        A failure of one step keeps the steps before it. If the rows cannot be copied back or are not finite then, all
+        these steps are dropped, and `_current` still has the rows from before. Both set `_retry_stepwise`.
+        """
         if interrupt:
             return 0
-        rows, padded, reason = len(self.rows), len(self._now.padded), self._reason()
-        passes, began = 0, self._clock()
+        rows, padded, reason = len(self.rows), len(self._current.padded), self._reason()
+        steps, began = 0, self._clock()
 
-        def more() -> bool:
-            nonlocal passes, began
+        def keep_going() -> bool:  # called after every step
+            nonlocal steps, began
             now = self._clock()
-            self._ran(rows, padded, now - began, reason)
-            passes, began = passes + 1, now
-            return passes < quiet and not interrupt and now < until
+            self._on_model_call(rows, padded, now - began, reason)
+            steps, began = steps + 1, now
+            return steps < max_steps and not interrupt and now < until
 
         try:
-            resident.load(self._now.padded)
-            resident.steps(more)
-        except Exception:  # advance() finds out what it is about
-            self._suspect = True
+            device_batch.upload(self._current.padded)
+            device_batch.run_steps(keep_going)
+        except Exception:  # `step` finds out which rows it is about
+            self._retry_stepwise = True
         try:
-            if passes:
-                resident.fetch(self._next.padded)
+            if steps:
+                device_batch.download(self._next.padded)
         except Exception:
-            self._suspect, passes = True, 0
-        if passes and not self._finite():
-            self._suspect, passes = True, 0
-        if passes:
-            self._now, self._next = self._next, self._now
-        return passes
+            self._retry_stepwise, steps = True, 0
+        if steps and not self._all_finite():
+            self._retry_stepwise, steps = True, 0
+        if steps:
+            self._current, self._next = self._next, self._current
+        return steps
 
-    def _cruise_here(self, quiet: int, until: float, interrupt: Sized) -> int:
-        """The rows come back after every pass."""
-        passes = 0
-        while passes < quiet and not interrupt:
+    def _run_on_host(self, max_steps: int, until: float, interrupt: Sized) -> int:
+        """Run steps with the rows copied back after each; ends before a step that fails or is not finite."""
+        steps = 0
+        while steps < max_steps and not interrupt:
             try:
-                self._call(self._now.padded, self._next.padded, len(self.rows), self._reason())
-            except Exception:
+                self._call_model(self._current.padded, self._next.padded, len(self.rows), self._reason())
+            except Exception:  # `step` repeats the call and finds out which rows it is about
                 break
-            if not self._finite():
+            if not self._all_finite():
                 break
-            self._now, self._next = self._next, self._now
-            passes += 1
+            self._current, self._next = self._next, self._current
+            steps += 1
             if self._clock() >= until:
                 break
-        return passes
+        return steps
 
-    def advance(self) -> list[tuple[Row, ModelFailure]]:
-        """Run one pass; returns the rows on which the model failed.
+    def step(self) -> list[tuple[Row, ModelFailure]]:
+        """Run one step; returns the rows on which the model failed.
 
-        :meth:`settle` must follow; before it :meth:`release`, if there are any that are `stranded`.
+        The caller must then close the requests of those rows, :meth:`remove` the `rows_on_lost_device` if there are
+        any, and call :meth:`commit`.
         """
         failed: list[tuple[Row, ModelFailure]] = []
-        self._apply(0, len(self.rows), failed)
-        if not self._finite():
-            ended = {*(row for row, _ in failed), *self.stranded}
+        self._run_bisecting(0, len(self.rows), failed)
+        if not self._all_finite():
+            # The buffer of failed and lost rows holds old values, which may be finite or not.
+            without_output = {*(row for row, _ in failed), *self.rows_on_lost_device}
             for row in self.rows:
-                if row not in ended and not np.isfinite(self._next.rows[row.slot]).all():
+                if row not in without_output and not np.isfinite(self._next.rows[row.batch_index]).all():
                     failed.append((row, ModelFailure("the model gave values that are not finite")))
         return failed
 
-    def release(self, rows: Sequence[Row]) -> list[Row]:
-        """Take rows out as their last pass left them; returns those that are not done."""
-        waiting = [row for row in rows if not row.done]
-        for row in waiting:
+    def remove(self, rows: Sequence[Row]) -> list[Row]:
+        """Remove rows that another device is to continue; returns those that are not done.
+
+        Must be called before :meth:`commit`, or between steps: the state of a row is that before its unfinished step.
+        """
+        unfinished = [row for row in rows if not row.done]
+        for row in unfinished:
             if row.steps:
-                row.request.out[row.index] = self._now.full[row.slot]
+                row.request.outputs[row.index] = self._current.full[row.batch_index]
         for row in rows:
-            row.slot = -1
-        self.rows = [row for row in self.rows if row.slot >= 0]
-        self.stranded = [row for row in self.stranded if row.slot >= 0]
-        self.stale = True
-        return waiting
+            row.batch_index = -1
+        self.rows = [row for row in self.rows if row.batch_index >= 0]
+        self.rows_on_lost_device = [row for row in self.rows_on_lost_device if row.batch_index >= 0]
+        self.needs_rebuild = True
+        return unfinished
 
     def remove_finished(self) -> None:
-        """Take out the rows that need no further pass: done ones, and those of closed requests."""
-        if not self.stale:
+        """Remove rows that need no further step: done rows, and rows of closed requests."""
+        if not self.needs_rebuild:
             return
-        staying: list[Row] = []
+        remaining: list[Row] = []
         for row in self.rows:
             if row.done or row.request.closed:
-                row.slot = -1
+                row.batch_index = -1
             else:
-                staying.append(row)
-        self.rows = staying
-        if not staying:
-            self.stale, self.expires = False, math.inf
+                remaining.append(row)
+        self.rows = remaining  # their indices may have gaps now, hence `needs_rebuild` stays set
+        if not remaining:
+            self.needs_rebuild, self.expires = False, math.inf
 
-    def settle(self) -> tuple[list[Row], list[tuple[ScheduledRequest, StepOutput]]]:
-        """Book the pass just run: returns the rows that are done and the steps somebody wants to see."""
+    def commit(self) -> tuple[list[Row], list[tuple[ScheduledRequest, StepOutput]]]:
+        """Record the results of the latest :meth:`step`, and make its output the current rows.
+
+        Returns:
+            The rows that are done, and the steps that are recorded or that a stream gets.
+        """
         finished: list[Row] = []
-        steps: list[tuple[ScheduledRequest, StepOutput]] = []
+        outputs: list[tuple[ScheduledRequest, StepOutput]] = []
         for row in self.rows:
             request = row.request
             if request.closed:
                 continue
-            if row.scoring:
-                request.drift[row.index] = self._gap(row.slot)
+            if row.scoring:  # this step was the extra one that measures the drift
+                request.drift[row.index] = self._mean_abs_diff(row.batch_index)
                 row.done = True
             else:
-                step = self._step(row)
-                if step is not None:
-                    steps.append((request, step))
+                output = self._commit_row(row)
+                if output is not None:
+                    outputs.append((request, output))
             if row.done:
                 finished.append(row)
-                self.stale = True
-        self._now, self._next = self._next, self._now
-        return finished, steps
+                self.needs_rebuild = True
+        self._current, self._next = self._next, self._current
+        return finished, outputs
 
-    def _step(self, row: Row) -> StepOutput | None:
+    def _commit_row(self, row: Row) -> StepOutput | None:
         request, i = row.request, row.index
         params, step_params = request.params, request.params.step_params
-        y = self._next.rows[row.slot]
+        y = self._next.rows[row.batch_index]
         if row.steps == 0:
-            request.distance[i] = self._gap(row.slot)
-        if params.keep is not None:
-            np.copyto(y, request.rows[i], where=params.keep[i])
+            request.distance[i] = self._mean_abs_diff(row.batch_index)  # of f(x) itself, before the mask
+        if params.keep_mask is not None:
+            np.copyto(y, request.inputs[i], where=params.keep_mask[i])
         row.steps += 1
-        ended = row.steps == step_params.steps
-        shown = row.recorded() or (ended and request.streamed)
-        change = self._gap(row.slot) if shown or step_params.tolerance is not None else None
+        is_last = row.steps == step_params.steps
+        is_output = row.is_recorded() or (is_last and request.streamed)
+        change = self._mean_abs_diff(row.batch_index) if is_output or step_params.tolerance is not None else None
         converged = step_params.tolerance is not None and change is not None and change < step_params.tolerance
-        if ended or converged:
-            row.finish(y, converged=converged)
-        if shown or (converged and request.streamed):
-            return row.capture(y, change)
+        if is_last or converged:
+            row.finish_steps(y, converged=converged)
+        if is_output or (converged and request.streamed):
+            return row.record_step(y, change)
         return None
 
-    def _gap(self, slot: int) -> float:
-        """Mean |y − x| over C·H·W in float64, row by row, so that it does not depend on the neighbours."""
-        wide = self._wide
-        np.subtract(self._next.rows[slot], self._now.rows[slot], out=wide, dtype=np.float64)
-        np.abs(wide, out=wide)
-        return float(np.add.reduce(wide, axis=None)) / wide.size
+    def _mean_abs_diff(self, index: int) -> float:
+        """Mean |y − x| over C·H·W in float64. Row by row, so that it does not depend on the batch size."""
+        difference = self._difference
+        np.subtract(self._next.rows[index], self._current.rows[index], out=difference, dtype=np.float64)
+        np.abs(difference, out=difference)
+        return float(np.add.reduce(difference, axis=None)) / difference.size
 
-    def _quiet(self) -> int:
-        quiet = sys.maxsize
+    def _steps_until_observed(self) -> int:
+        """How many steps from now on are unobserved."""
+        steps = sys.maxsize
         for row in self.rows:
-            quiet = min(quiet, row.due() - 1)
-            if quiet == 0:
+            steps = min(steps, row.steps_to_next_check() - 1)
+            if steps == 0:
                 break
-        return quiet
+        return steps
 
-    def _finite(self) -> bool:
+    def _all_finite(self) -> bool:
         rows = self._next.rows
-        return bool(np.isfinite(rows, out=self._flags[: len(rows)]).all())
+        return bool(np.isfinite(rows, out=self._finite_flags[: len(rows)]).all())
 
     def _reason(self) -> str:
         return "full" if len(self.rows) >= self.limit else "drained"
 
     def _padded(self, n: int) -> int:
+        """The smallest bucket for ``n`` rows; ``n`` itself without buckets, or above the largest one."""
         buckets = self._model.buckets
         if buckets is None:
             return n
-        place = bisect_left(buckets, n)
-        return buckets[place] if place < len(buckets) else n
+        index = bisect_left(buckets, n)
+        return buckets[index] if index < len(buckets) else n
 
-    def _call(self, x: FloatRows, out: FloatRows, rows: int, reason: str) -> None:
+    def _call_model(self, x: FloatRows, out: FloatRows, rows: int, reason: str) -> None:
         began = self._clock()
         y = self._model.run(x, out)
         if y is not out:
             if y.shape != out.shape:
                 raise ValueError(f"the model answered {y.shape} to {x.shape}")
             np.copyto(out, y)
-        self._ran(rows, len(x), self._clock() - began, reason)
+        self._on_model_call(rows, len(x), self._clock() - began, reason)
 
-    def _apply(self, lo: int, hi: int, failed: list[tuple[Row, ModelFailure]]) -> None:
-        """One step for slots lo…hi−1, in halves where the whole fails, until the failing row stands alone."""
-        divisible = hi - lo > 1
+    def _run_bisecting(self, start: int, end: int, failed: list[tuple[Row, ModelFailure]]) -> None:
+        """Run one step for the rows start…end−1. If the call fails, run each half, down to single rows.
+
+        So one bad row costs about 2·log₂(n) further calls, and only its own request fails. A part larger than `limit`,
+        which a device out of memory has lowered, is halved without a call.
+        """
+        can_split = end - start > 1
         try:
-            if hi - lo <= self.limit:
-                self._call_part(lo, hi)
+            if end - start <= self.limit:
+                self._call_part(start, end)
                 return
-        except DeviceLost as exc:
-            self.lost = exc
-            self.stranded += self.rows[lo:hi]
+        except DeviceLost as exc:  # every further call would fail too
+            self.device_lost = exc
+            self.rows_on_lost_device += self.rows[start:end]
             return
         except DeviceOutOfMemory as exc:
             cause: Exception = exc
-            divisible = self._shed(hi - lo) and divisible
+            can_split = self._reduce_limit(end - start) and can_split
         except Exception as exc:  # whatever the model raises is about these rows, not about the service
             cause = exc
-        if divisible:
-            middle = (lo + hi) // 2
-            self._apply(lo, middle, failed)
-            self._apply(middle, hi, failed)
+        if can_split:
+            middle = (start + end) // 2
+            self._run_bisecting(start, middle, failed)
+            self._run_bisecting(middle, end, failed)
             return
-        for row in self.rows[lo:hi]:
+        for row in self.rows[start:end]:
             failure = ModelFailure("the model failed on this row")
             failure.__cause__ = cause
             failed.append((row, failure))
 
-    def _call_part(self, lo: int, hi: int) -> None:
-        n = hi - lo
+    def _call_part(self, start: int, end: int) -> None:
+        n = end - start
         if n == len(self.rows):
-            self._call(self._now.padded, self._next.padded, n, self._reason())
+            self._call_model(self._current.padded, self._next.padded, n, self._reason())
             return
+        # A part is not at the start of the buffer and has its own padding, so it is copied.
         x = np.empty((self._padded(n), *self._model.shape), np.float32)
-        x[:n] = self._now.rows[lo:hi]
+        x[:n] = self._current.rows[start:end]
         x[n:] = x[:1]
         out = np.empty_like(x)
-        self._call(x, out, n, "retry")
-        self._next.rows[lo:hi] = out[:n]
+        self._call_model(x, out, n, "retry")
+        self._next.rows[start:end] = out[:n]
 
-    def _shed(self, rows: int) -> bool:
-        """Go on with smaller batches; False if the model cannot."""
+    def _reduce_limit(self, rows: int) -> bool:
+        """After ``rows`` rows did not fit the device, continue with smaller batches; False if the model cannot."""
         half = self._padded(rows) // 2
         try:
             self._model.reduce_max_batch()
@@ -326,5 +363,5 @@ class RunningBatch:
             logger.exception("the model could not recover from running out of memory")
             return False
         self.limit = max(1, min(largest_batch(self._model, self.limit), half))
-        self.stale = True
+        self.needs_rebuild = True
         return True

@@ -8,25 +8,33 @@ from service.scheduling.request import ScheduledRequest
 
 
 class SchedulerObserver(Protocol):
-    """What metrics hear. Called from executors' threads and from the event loop: be quick and thread-safe.
+    """Receives what metrics count.
 
-    A subclass may listen to some of it only: each method does nothing by itself.
+    Its methods are called from workers' threads and from the event loop, so they must be quick and thread-safe. Each
+    method does nothing by default; a subclass overrides those it needs.
     """
 
     def batch(self, rows: int, padded: int, seconds: float, reason: str) -> None:
-        """One call of the model; reason: `full`, `drained` (all there was), `retry` (part of a failed batch)."""
+        """One model call ran.
+
+        Args:
+            rows: rows in it, without padding.
+            padded: rows with padding.
+            seconds: its duration.
+            reason: `full`, `drained` (all rows that were waiting) or `retry` (part of a failed batch).
+        """
         return
 
     def finished(self, rows: int, outcome: str, queue_s: float, compute_s: float) -> None:
-        """A request ended with outcome `ok` or the code of its error."""
+        """A request of so many rows ended with outcome `ok` or an error code, after so many seconds."""
         return
 
     def rejected(self, reason: str) -> None:
-        """A request was refused; reason is the code of the error."""
+        """A request was refused; ``reason`` is the code of the error."""
         return
 
     def cancelled(self, rows: int) -> None:
-        """A caller left, and so many of its rows were not finished."""
+        """A caller left before so many of its rows were finished."""
         return
 
     def early_exit(self, rows: int) -> None:
@@ -34,24 +42,24 @@ class SchedulerObserver(Protocol):
         return
 
     def reduce_max_batch(self, batch_rows: int) -> None:
-        """A device ran out of memory; its largest batch is now this."""
+        """A device ran out of memory; ``batch_rows`` is its largest batch now."""
         return
 
-    def lost(self) -> None:
+    def device_lost(self) -> None:
         """A device fails every call from now on."""
         return
 
-    def replaced(self) -> None:
-        """An executor's thread died and another took its place."""
+    def worker_replaced(self) -> None:
+        """A worker's thread died and another one replaced it."""
         return
 
 
 class NullObserver(SchedulerObserver):
-    """The observer that does not listen."""
+    """An observer that ignores everything."""
 
 
 def report(observer: SchedulerObserver, request: ScheduledRequest, outcome: Result | IgnError, now: float) -> None:
-    """Tell the observer that a request has ended."""
+    """Report to the observer that a request ended at ``now``."""
     started = now if request.started is None else request.started
     code = outcome.error_code if isinstance(outcome, IgnError) else "ok"
-    observer.finished(len(request.rows), code, started - request.arrived, now - started)
+    observer.finished(len(request.inputs), code, started - request.arrived, now - started)

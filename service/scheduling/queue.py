@@ -1,7 +1,7 @@
-"""Rows that wait: what a request is made of, and which of its rows runs next.
+"""The fair queue: rows that wait for a batch, and which of them run next.
 
-Nothing here knows threads, asyncio or the model: it all belongs to the executor thread of `service.scheduling.scheduler`, which
-is what lets it go without locks.
+The queue has no lock of its own. The scheduler's queue is guarded by the lock of
+`service.scheduling.worker_pool.WorkerPool`.
 """
 
 from collections import deque
@@ -10,138 +10,149 @@ from typing import Final
 
 from service.scheduling.request import Row, ScheduledRequest
 
-PATIENCE: Final = 64
-"""A row passed over this often goes first among the rows of its caller."""
+MAX_SKIPS: Final = 64
+"""A row that missed this many batches goes first among the rows of its caller."""
 
-_SLACK: Final = 64  # stale queue entries that are always tolerated, so that short queues are never rebuilt
+_STALE_ALLOWANCE: Final = 64  # stale entries that are always tolerated, so that short queues are never rebuilt
+
+_ByProgress = tuple[int, float, int, Row]  # steps applied, deadline, queue_seq, row: heap order
+_ByArrival = tuple[int, int, Row]  # number of the latest batch at arrival, queue_seq, row: order of waiting
 
 
-_Entry = tuple[int, float, int, Row]  # steps behind it, deadline, ticket, row: heap order
-_Turn = tuple[int, int, Row]  # passes formed before it came, ticket, row: order of waiting
+class CallerQueue:
+    """The waiting rows of one caller.
 
-
-class _Lane:
-    """Waiting rows of one caller. Entries whose ticket is no longer the row's are stale and skipped."""
+    Every row is in a heap ordered by progress and in a deque ordered by arrival. Removing a row from the middle of
+    either would cost O(rows), so removed entries stay and become stale: an entry counts only while its number is
+    the row's `queue_seq`.
+    """
 
     def __init__(self, key: str) -> None:
         self.key = key
-        self.live = 0
-        self._least: list[_Entry] = []
-        self._longest: deque[_Turn] = deque()
-        self._aged_last = False
+        self.row_count = 0
+        self._by_progress: list[_ByProgress] = []
+        self._by_arrival: deque[_ByArrival] = deque()
+        self._last_was_starved = False
 
-    def push(self, row: Row, passes: int) -> None:
-        heappush(self._least, (row.steps, row.request.deadline, row.ticket, row))
-        self._longest.append((passes, row.ticket, row))
-        self.live += 1
-        self.tidy()
+    def push(self, row: Row, batch_number: int) -> None:
+        """Add a row whose `queue_seq` is new; ``batch_number`` is that of the latest batch."""
+        heappush(self._by_progress, (row.steps, row.request.deadline, row.queue_seq, row))
+        self._by_arrival.append((batch_number, row.queue_seq, row))
+        self.row_count += 1
+        self.compact()
 
-    def pop(self, overdue: int) -> Row:
-        """The next row; there must be one. Rows that came at or before pass ``overdue`` have waited too long.
+    def pop(self, starved_before: int) -> Row:
+        """The next row; there must be one. Rows that arrived at or before batch ``starved_before`` are starved.
 
-        Overdue rows get every second place at most: behind a very long queue they would otherwise be all that
-        runs, and a short request would wait for the whole of it.
+        At most every second row is a starved one. Behind a very long queue all rows are starved, and a short request
+        would otherwise wait for the whole queue.
         """
-        row = None if self._aged_last else self._pop_overdue(overdue)
-        self._aged_last = row is not None
+        row = None if self._last_was_starved else self._pop_starved(starved_before)
+        self._last_was_starved = row is not None
         if row is None:
-            row = self._pop_least()
-        row.ticket = 0
-        self.live -= 1
+            row = self._pop_fewest_steps()
+        row.queue_seq = 0
+        self.row_count -= 1
         return row
 
-    def _pop_overdue(self, overdue: int) -> Row | None:
-        longest = self._longest
-        while longest:
-            passes, ticket, row = longest[0]
-            if row.ticket == ticket and passes > overdue:
+    def compact(self) -> None:
+        """Drop stale entries once they outnumber the valid ones: constant cost per entry, bounded memory."""
+        bound = 2 * self.row_count + _STALE_ALLOWANCE
+        if len(self._by_progress) > bound:
+            self._by_progress = [entry for entry in self._by_progress if entry[3].queue_seq == entry[2]]
+            heapify(self._by_progress)
+        if len(self._by_arrival) > bound:
+            self._by_arrival = deque(entry for entry in self._by_arrival if entry[2].queue_seq == entry[1])
+
+    def _pop_starved(self, starved_before: int) -> Row | None:
+        by_arrival = self._by_arrival
+        while by_arrival:
+            batch_number, seq, row = by_arrival[0]
+            if row.queue_seq == seq and batch_number > starved_before:
                 return None
-            longest.popleft()
-            if row.ticket == ticket:
+            by_arrival.popleft()
+            if row.queue_seq == seq:
                 return row
         return None
 
-    def _pop_least(self) -> Row:
+    def _pop_fewest_steps(self) -> Row:
         while True:
-            _, _, ticket, row = heappop(self._least)
-            if row.ticket == ticket:
+            _, _, seq, row = heappop(self._by_progress)
+            if row.queue_seq == seq:
                 return row
-
-    def tidy(self) -> None:
-        """Drop stale entries once they outnumber the live ones: constant cost per entry, bounded memory."""
-        bound = 2 * self.live + _SLACK
-        if len(self._least) > bound:
-            self._least = [entry for entry in self._least if entry[3].ticket == entry[2]]
-            heapify(self._least)
-        if len(self._longest) > bound:
-            self._longest = deque(turn for turn in self._longest if turn[2].ticket == turn[1])
 
 
 class FairQueue:
     """Rows that wait for a place in a batch.
 
-    Places are dealt round robin to caller keys. Within a key the rows with the fewest steps behind them go first,
-    ties by earliest deadline, then by arrival; a row passed over `PATIENCE` times goes first. Pushing and taking a
-    row cost O(log rows).
+    The places of a batch go round robin to the callers' fairness keys. Within a key the rows with the fewest steps
+    applied go first, ties by earliest deadline, then by arrival; a row that missed `MAX_SKIPS` batches goes first.
+    Pushing and taking a row cost O(log rows).
     """
 
     def __init__(self) -> None:
-        self._lanes: dict[str, _Lane] = {}
-        self._ring: deque[_Lane] = deque()
-        self._tickets = 0
-        self._passes = 0
-        self._live = 0
+        self._callers: dict[str, CallerQueue] = {}
+        self._ring: deque[CallerQueue] = deque()  # the callers in round-robin order, the next one first
+        self._last_seq = 0
+        self._batch_number = 0
+        self._row_count = 0
 
     def __len__(self) -> int:
-        return self._live
+        return self._row_count
 
     def push(self, row: Row) -> None:
-        """Let a row wait."""
+        """Add a row that is not in the queue."""
         key = row.request.params.key
-        lane = self._lanes.get(key)
-        if lane is None:
-            lane = self._lanes[key] = _Lane(key)
-            self._ring.append(lane)
-        self._tickets += 1
-        row.ticket = self._tickets
-        self._live += 1
-        lane.push(row, self._passes)
+        caller = self._callers.get(key)
+        if caller is None:
+            caller = self._callers[key] = CallerQueue(key)
+            self._ring.append(caller)
+        self._last_seq += 1
+        row.queue_seq = self._last_seq
+        self._row_count += 1
+        caller.push(row, self._batch_number)
 
     def take(self, places: int, now: float) -> tuple[list[Row], list[ScheduledRequest]]:
-        """Form one batch: the rows that get a place, and the requests met on the way that had expired.
+        """Take the rows of one batch out of the queue.
 
-        Rows of expired and of closed requests leave the queue; they take no place.
+        Args:
+            places: most rows to take.
+            now: time on the scheduler's clock. Rows of requests that expired are dropped, as are those of closed ones.
+
+        Returns:
+            The rows, and the requests found expired.
         """
-        self._passes += 1
-        overdue = self._passes - PATIENCE - 1
+        self._batch_number += 1
+        starved_before = self._batch_number - MAX_SKIPS - 1
         taken: list[Row] = []
         expired: list[ScheduledRequest] = []
         ring = self._ring
         while len(taken) < places and ring:
-            lane = ring.popleft()
-            if lane.live:
-                row = lane.pop(overdue)
-                self._live -= 1
+            caller = ring.popleft()
+            if caller.row_count:
+                row = caller.pop(starved_before)
+                self._row_count -= 1
                 if row.request.expires <= now:
                     expired.append(row.request)
                 if row.request.closed or row.request.expires <= now:
-                    self.forget(row.request)
+                    self.remove(row.request)
                 else:
                     taken.append(row)
-            if lane.live:
-                ring.append(lane)
+            if caller.row_count:
+                ring.append(caller)
             else:
-                del self._lanes[lane.key]
+                del self._callers[caller.key]
         return taken, expired
 
-    def forget(self, request: ScheduledRequest) -> None:
-        """Take all waiting rows of a request out."""
-        lane = self._lanes.get(request.params.key)
-        waiting = [row for row in request.members if row.ticket]
-        if lane is None or not waiting:
+    def remove(self, request: ScheduledRequest) -> None:
+        """Remove all waiting rows of a request."""
+        caller = self._callers.get(request.params.key)
+        waiting = [row for row in request.rows if row.queue_seq]
+        if caller is None or not waiting:
             return
         for row in waiting:
-            row.ticket = 0
-        lane.live -= len(waiting)
-        self._live -= len(waiting)
-        lane.tidy()
+            row.queue_seq = 0
+        # A caller without rows stays in the ring until `take` reaches it.
+        caller.row_count -= len(waiting)
+        self._row_count -= len(waiting)
+        caller.compact()

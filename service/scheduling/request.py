@@ -1,4 +1,10 @@
-"""A request and its rows, as the scheduler sees them."""
+"""A request and its rows, as the scheduler sees them.
+
+Thread rules: the fields from `closed` to `counters` of a request and `steps_left` of a row are guarded by the lock of
+`service.scheduling.admission.Admission`. The event loop sets everything else when it makes the request. After that
+only workers change it, under the lock of `service.scheduling.worker_pool.WorkerPool` or while the row is in the
+worker's own batch.
+"""
 
 import math
 from dataclasses import dataclass
@@ -11,60 +17,83 @@ from service.domain.tasks import Result, SchedulingParams, StepOutput, StreamPro
 
 @dataclass(slots=True)
 class Counters:
-    """Open rows, the passes they still need in all, and how many of them are in the batch."""
+    """What is open, in all or of one caller.
+
+    Args:
+        rows: rows admitted and not finished.
+        steps: model steps that these rows still need, at most.
+        in_batch: how many of these rows are in a batch.
+    """
 
     rows: int = 0
-    work: int = 0
+    steps: int = 0
     in_batch: int = 0
 
 
 @dataclass(slots=True, eq=False)
 class Row:
-    """One row on its way: ``ticket`` is not 0 while it waits, ``slot`` not −1 while it is in the batch."""
+    """One row of a request and its progress.
+
+    Args:
+        request: the request that the row belongs to.
+        index: the row's index in the request, from 0.
+        steps_left: model steps of the row that are still counted in the `Counters`.
+        steps: steps applied so far.
+        recorded_count: entries of `StepParams.record` that have been recorded.
+        scoring: all steps are applied, and one more model call measures the drift.
+        done: the row needs no further model call.
+        queue_seq: sequence number of the row's entry in the queue; 0 while it is not in the queue.
+        batch_index: the row's index in the batch buffers; −1 while it is in no batch.
+    """
 
     request: "ScheduledRequest"
     index: int
-    owed: int  # passes still counted in the tallies; belongs to their lock
+    steps_left: int
     steps: int = 0
-    captured: int = 0  # entries of `record` already served
-    scoring: bool = False  # all steps applied, the drift pass is due
+    recorded_count: int = 0
+    scoring: bool = False
     done: bool = False
-    ticket: int = 0
-    slot: int = -1
+    queue_seq: int = 0
+    batch_index: int = -1
 
     @property
     def state(self) -> FloatRow:
-        """(C, H, W): the row as its last pass left it, valid while it is not in the batch."""
+        """(C, H, W): the row after its latest step. Valid only while the row is in no batch."""
         request = self.request
-        row: FloatRow = (request.out if self.steps else request.rows)[self.index]
+        row: FloatRow = (request.outputs if self.steps else request.inputs)[self.index]
         return row
 
-    def due(self) -> int:
-        """Passes up to and including the next one after which somebody has to look at this row."""
+    def steps_to_next_check(self) -> int:
+        """Model calls until the row's values are needed on the host, that call included; ≥ 1.
+
+        The first step is measured (`distance`), tolerance and mask need every step, a recorded step is copied, and
+        the last step is the result.
+        """
         params = self.request.params
         step_params = params.step_params
-        if self.steps == 0 or self.scoring or step_params.tolerance is not None or params.keep is not None:
+        if self.steps == 0 or self.scoring or step_params.tolerance is not None or params.keep_mask is not None:
             return 1
         record = step_params.record
-        return (record[self.captured] if self.captured < len(record) else step_params.steps) - self.steps
+        next_check = record[self.recorded_count] if self.recorded_count < len(record) else step_params.steps
+        return next_check - self.steps
 
-    def recorded(self) -> bool:
-        """Whether the step just reached is one of those asked for."""
+    def is_recorded(self) -> bool:
+        """Whether the caller asked to record the step that the row is at."""
         record = self.request.params.step_params.record
-        return self.captured < len(record) and record[self.captured] == self.steps
+        return self.recorded_count < len(record) and record[self.recorded_count] == self.steps
 
-    def capture(self, row: FloatRow, change: float | None) -> StepOutput:
-        """Copy the step just reached out of the buffers; keep it if it was asked for."""
-        step = StepOutput(index=self.index, step=self.steps, row=row.copy(), change=change)
-        if self.recorded():
-            self.captured += 1
-            self.request.trajectory[self.index].append(step)
-        return step
+    def record_step(self, row: FloatRow, change: float | None) -> StepOutput:
+        """Copy the current step out of the batch buffers, and keep it in the trajectory if it is a recorded one."""
+        output = StepOutput(index=self.index, step=self.steps, row=row.copy(), change=change)
+        if self.is_recorded():
+            self.recorded_count += 1
+            self.request.trajectory[self.index].append(output)
+        return output
 
-    def finish(self, row: FloatRow, *, converged: bool) -> None:
-        """The last step has been applied."""
+    def finish_steps(self, row: FloatRow, *, converged: bool) -> None:
+        """Store the result of the last step. The row is done unless its drift is still to be measured."""
         request = self.request
-        request.out[self.index] = row
+        request.outputs[self.index] = row
         request.steps[self.index] = self.steps
         request.converged[self.index] = converged
         self.scoring = request.params.step_params.score
@@ -72,34 +101,38 @@ class Row:
 
 
 class ScheduledRequest:
-    """The rows that are answered together, and what is known of them so far.
+    """The rows of one request, which are answered together, and their results so far.
 
     Args:
-        rows: (N, C, H, W) float32; must not change until the request is closed.
-        params: what is asked of them.
-        streamed: recorded and last steps are wanted as events, and the deadline ends with the first event.
-        arrived: time of submission on the scheduler's clock.
+        inputs: (N, C, H, W) float32; must not change until the request is closed.
+        params: how f is applied to them, until when, and for whom.
+        streamed: the caller gets recorded and last steps as events, and the deadline ends with the first event.
+        arrived: time of submission on the scheduler's clock, in seconds.
     """
 
-    def __init__(self, rows: FloatRows, params: SchedulingParams, *, streamed: bool, arrived: float) -> None:
-        n = len(rows)
-        self.rows, self.params, self.streamed, self.arrived = rows, params, streamed, arrived
+    def __init__(self, inputs: FloatRows, params: SchedulingParams, *, streamed: bool, arrived: float) -> None:
+        n = len(inputs)
+        self.inputs, self.params, self.streamed, self.arrived = inputs, params, streamed, arrived
         self.deadline = math.inf if params.deadline is None else params.deadline
-        self.expires = self.deadline
-        self.started: float | None = None
-        self.members = [Row(self, i, params.step_params.steps + params.step_params.score) for i in range(n)]
-        self.left = n
-        # These belong to the lock of the tallies.
-        self.closed, self.open_rows, self.in_batch, self.tally = False, n, 0, Counters()
-        self.out = np.empty_like(rows, order="C")
+        self.expires = self.deadline  # set to infinity at the first event of a stream
+        self.started: float | None = None  # when the first row entered a batch
+        steps = params.step_params.steps + params.step_params.score
+        self.rows = [Row(self, i, steps) for i in range(n)]
+        self.rows_left = n  # rows that are not done
+        # Guarded by the lock of `Admission`.
+        self.closed, self.open_rows, self.in_batch, self.counters = False, n, 0, Counters()
+        self.outputs = np.empty_like(inputs, order="C")
         self.steps = np.zeros(n, np.int64)
         self.converged = np.zeros(n, np.bool_)
         self.distance = np.zeros(n, np.float64)
         self.drift = np.zeros(n, np.float64)
         self.trajectory: list[list[StepOutput]] = [[] for _ in range(n)]
 
-    def passes_to_answer(self) -> int:
-        """Fewest passes after which the caller can have what its deadline waits for."""
+    def min_steps_to_answer(self) -> int:
+        """Fewest model steps after which the caller can get what its deadline bounds.
+
+        That is the result or, of a stream, the first event. A row with a tolerance may stop after one step.
+        """
         step_params, params = self.params.step_params, self.params
         if not self.streamed:
             return (step_params.steps if step_params.tolerance is None else 1) + step_params.score
@@ -108,16 +141,18 @@ class ScheduledRequest:
         return max(1, step_params.record[0]) if step_params.record else step_params.steps
 
     def progress(self) -> StreamProgress:
-        """Where the request stands."""
-        slowest = min((row.steps for row in self.members if not row.done), default=self.params.step_params.steps)
-        n = len(self.members)
-        return StreamProgress(steps_done=slowest, steps=self.params.step_params.steps, rows_done=n - self.left, rows=n)
+        """Steps of the slowest row, and the number of finished rows."""
+        slowest = min((row.steps for row in self.rows if not row.done), default=self.params.step_params.steps)
+        n = len(self.rows)
+        return StreamProgress(
+            steps_done=slowest, steps=self.params.step_params.steps, rows_done=n - self.rows_left, rows=n
+        )
 
     def result(self, now: float) -> Result:
-        """The answer, once every row is done."""
+        """The result, once every row is done at time ``now``."""
         started = now if self.started is None else self.started
         return Result(
-            rows=self.out,
+            rows=self.outputs,
             steps=self.steps,
             converged=self.converged,
             distance=self.distance,

@@ -1,9 +1,12 @@
-"""Rows in, rows out: step-level continuous batching of repeated applications of f.
+"""The scheduler: step-level continuous batching of repeated applications of f.
 
-After each pass finished and converged rows leave, new rows join, and the rest go round again, so that a request of
-1 000 steps never holds up one of 1. This is the event loop's side: it admits requests and hears of records and ends.
-`service.scheduling.worker` is the other side, a thread for each device; between the two stand `service.scheduling.worker_pool`, whose inbox is
-filled once in a turn of the event loop, the books of `service.scheduling.admission`, and one call into the loop per pass.
+After every step finished and converged rows leave the batch, waiting rows join, and the others continue. So a request
+of 1 000 steps never holds up one of 1 step.
+
+This module is the side of the event loop: it admits requests, and delivers events to their callers. The other side is
+`service.scheduling.worker`, one thread for each model instance. Between them are the inbox of
+`service.scheduling.worker_pool`, filled once in a turn of the event loop; the counters of
+`service.scheduling.admission`; and one call into the event loop for the events of a step.
 """
 
 import asyncio
@@ -31,14 +34,14 @@ __all__ = ["Scheduler", "SchedulerObserver"]
 
 
 @dataclass(slots=True, eq=False)
-class _Call:
-    """Somebody on the event loop who waits for a request: for its end, or for every event."""
+class _Waiter:
+    """A caller on the event loop that waits for the end of a request or, of a stream, for every event."""
 
     end: asyncio.Future[Result | IgnError]
     events: asyncio.Queue[Event] | None = None
-    timer: asyncio.TimerHandle | None = None
+    timer: asyncio.TimerHandle | None = None  # of the deadline, until the first event
 
-    def hear(self, event: Event) -> None:
+    def deliver(self, event: Event) -> None:
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
@@ -49,16 +52,16 @@ class _Call:
 
 
 class Scheduler:
-    """Applies a model to rows of many requests at once. One per model; to be used from one event loop.
+    """Applies one model to the rows of many requests at a time. Belongs to one event loop, unless a method says more.
 
     Args:
-        models: the network, once for each device; each is called from one thread only.
-        max_batch_rows: largest batch of a device; the model's top bucket may lower it.
+        models: the instances of the model, one for each device; each is called from one thread only.
+        max_batch_rows: largest batch of a device; the model's largest bucket may lower it.
         queue_rows: most rows that may wait; rows in a batch do not count.
         clock: monotonic seconds; deadlines are times on it.
-        observer: hears what metrics count.
-        lost: called on the event loop when the last device is lost.
-        least: fewest rows of few steps that are worth a batch of their own while another one runs.
+        observer: receives what metrics count.
+        on_all_devices_lost: called on the event loop when the last device is lost.
+        min_rows_to_wake: fewest rows of few steps that are worth a batch of their own while another one runs.
     """
 
     def __init__(
@@ -68,53 +71,64 @@ class Scheduler:
         queue_rows: int,
         clock: Clock = time.monotonic,
         observer: SchedulerObserver | None = None,
-        lost: Callable[[], None] = lambda: None,
-        least: int = 1,
+        on_all_devices_lost: Callable[[], None] = lambda: None,
+        min_rows_to_wake: int = 1,
     ) -> None:
         self._shape = models[0].shape
         self._clock = clock
         self._observer = observer or NullObserver()
-        self._books = Admission(queue_rows, *(largest_batch(model, max_batch_rows) for model in models))
-        self._desk = WorkerPool(
-            self._books,
+        self._admission = Admission(queue_rows, *(largest_batch(model, max_batch_rows) for model in models))
+        self._pool = WorkerPool(
+            self._admission,
             clock,
             self._observer,
-            self._publish,
-            lost=partial(self._lost, lost),
+            self._send_to_loop,
+            on_device_lost=partial(self._on_device_lost, on_all_devices_lost),
             devices=len(models),
-            least=least,
+            min_rows_to_wake=min_rows_to_wake,
         )
-        self._executors = [Worker(model, self._desk, place) for place, model in enumerate(models)]
-        self._calls: dict[ScheduledRequest, _Call] = {}
+        self._workers = [Worker(model, self._pool, index) for index, model in enumerate(models)]
+        self._waiters: dict[ScheduledRequest, _Waiter] = {}
         self._arrivals: list[ScheduledRequest] = []  # of this turn of the event loop
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
 
     @property
     def healthy(self) -> bool:
-        """Whether it can serve: not before :meth:`start`, while a thread is replaced, or without a device left."""
-        sound = self._desk.sound > 0 and not self._closed
-        return sound and all(executor.working or executor.lost for executor in self._executors)
+        """Whether it can serve: false before :meth:`start`, while a thread is replaced, and without a device left."""
+        if self._closed or not self._pool.alive_devices:
+            return False
+        return all(worker.running or worker.device_lost for worker in self._workers)
 
     @property
-    def lost(self) -> bool:
-        """Whether the last device is lost, and with it this process's use for the model."""
-        return self._desk.sound == 0
+    def all_devices_lost(self) -> bool:
+        """Whether the last device is lost. Only a new process can use the model again."""
+        return self._pool.alive_devices == 0
+
+    @property
+    def rows_open(self) -> int:
+        """Rows admitted and unfinished. May be read from any thread."""
+        return self._admission.total.rows
 
     @property
     def rows_queued(self) -> int:
-        """Rows admitted, unfinished and not in a batch."""
-        return self._books.waiting
+        """Rows admitted, unfinished and in no batch. May be read from any thread."""
+        return self._admission.waiting
+
+    @property
+    def idle_workers(self) -> int:
+        """Workers that wait for work. May be read from any thread."""
+        return self._pool.idle_workers
 
     def start(self) -> None:
-        """Start the threads. Once."""
-        for executor in self._executors:
-            executor.start()
+        """Start the threads. May be called once."""
+        for worker in self._workers:
+            worker.start()
 
     def close(self, seconds: float = 5.0) -> None:
-        """Fail what is left with `Draining` and end the threads; wait at most so long for the passes they are in.
+        """Fail the open requests with `Draining` and end the threads; wait at most ``seconds`` for their current steps.
 
-        May be called from any thread: elsewhere than on the event loop, the wait does not hold that up.
+        May be called from any thread. Elsewhere than on the event loop, the wait does not block the loop.
         """
         self._closed = True
         try:
@@ -124,56 +138,60 @@ class Scheduler:
         if self._loop is running:
             self._fail_all()
         else:
-            self._on_loop(self._fail_all)
-        self._desk.end()
+            self._call_on_loop(self._fail_all)
+        self._pool.stop()
         until = time.monotonic() + seconds
-        for executor in self._executors:
-            executor.join(max(0.0, until - time.monotonic()))
+        for worker in self._workers:
+            worker.join(max(0.0, until - time.monotonic()))
 
     def check_capacity(self, rows: int) -> None:
-        """Refuse what :meth:`submit` would refuse for its number of rows, before anybody makes them.
+        """Refuse now what :meth:`submit` would refuse for its number of rows.
+
+        For callers whose rows are expensive to make, such as those that decode pictures first.
 
         Raises:
-            QueueFull, NotReady, Draining: as it would.
+            QueueFull: too many rows would wait.
+            NotReady: not started, a worker is being replaced, or no device is left.
+            Draining: closed.
         """
         try:
             self._check_serving()
-            self._books.check_capacity(rows)
+            self._admission.check_capacity(rows)
         except IgnError as exc:
             self._observer.rejected(exc.error_code)
             raise
 
     async def submit(self, rows: FloatRows, params: SchedulingParams) -> Result:
-        """Run rows (N, C, H, W) to the end of their plan. They must not be changed meanwhile.
+        """Run rows (N, C, H, W) float32 to their end. They must not be changed meanwhile.
 
-        Cancelling the call takes the rows out of the queue; those in the batch leave it after the pass.
+        Cancelling the call removes waiting rows from the queue; rows in a batch leave it after the current step.
 
         Raises:
-            QueueFull, WouldMissDeadline, DeadlineUnreachable: refused at once.
-            DeadlineExceeded: the deadline passed; the rows still queued were not run.
+            QueueFull, WouldMissDeadline, DeadlineUnreachable: refused by `service.scheduling.admission`.
+            DeadlineExceeded: the deadline passed; rows still in the queue were not run.
             ModelFailure: the model raised, or gave values that are not finite, on one of the rows.
-            NotReady, Draining: not started, a worker being replaced, or shutting down.
+            NotReady, Draining: as :meth:`check_capacity`.
             ValueError: rows or mask do not fit the model.
         """
-        request, call = self._admit(rows, params, streamed=False)
+        request, waiter = self._admit(rows, params, streamed=False)
         try:
-            end = await call.end
+            end = await waiter.end
             if isinstance(end, IgnError):
                 raise end
             return end
         finally:
-            self._leave(request)
+            self._on_caller_gone(request)
 
     async def stream(
         self, rows: FloatRows, params: SchedulingParams
     ) -> AsyncGenerator[StepOutput | StreamProgress | Result, None]:
-        """As :meth:`submit`, yielding what there is to see as soon as it exists; the `Result` comes last.
+        """As :meth:`submit`, but yield events as soon as they exist; the `Result` comes last.
 
         Yields every recorded step of every row, and the last step of every row whether recorded or not. The
-        deadline bounds the wait for the first event only. Closing the generator is the cancellation.
+        deadline bounds the wait for the first event only. Closing the generator cancels the request.
         """
-        request, call = self._admit(rows, params, streamed=True)
-        events = call.events = asyncio.Queue[Event]()
+        request, waiter = self._admit(rows, params, streamed=True)
+        events = waiter.events = asyncio.Queue[Event]()
         try:
             while True:
                 event = await events.get()
@@ -183,35 +201,35 @@ class Scheduler:
                 if isinstance(event, Result):
                     return
         finally:
-            self._leave(request)
+            self._on_caller_gone(request)
 
-    def _admit(self, rows: FloatRows, params: SchedulingParams, *, streamed: bool) -> tuple[ScheduledRequest, _Call]:
+    def _admit(self, rows: FloatRows, params: SchedulingParams, *, streamed: bool) -> tuple[ScheduledRequest, _Waiter]:
         self._validate(rows, params)
         now = self._clock()
         request = ScheduledRequest(rows, params, streamed=streamed, arrived=now)
         try:
             self._check_serving()
-            self._books.admit(request, now)
+            self._admission.admit(request, now)
         except IgnError as exc:
             self._observer.rejected(exc.error_code)
             raise
         self._loop = asyncio.get_running_loop()
-        call = self._calls[request] = _Call(self._loop.create_future())
+        waiter = self._waiters[request] = _Waiter(self._loop.create_future())
         if params.deadline is not None:
-            call.timer = self._loop.call_later(params.deadline - now, self._expire, request)
+            waiter.timer = self._loop.call_later(params.deadline - now, self._on_timeout, request)
         if not self._arrivals:
-            self._loop.call_soon(self._hand_over)
+            self._loop.call_soon(self._flush_arrivals)
         self._arrivals.append(request)
-        return request, call
+        return request, waiter
 
-    def _hand_over(self) -> None:
-        """Let the executors have what has arrived in this turn of the event loop, all at once.
+    def _flush_arrivals(self) -> None:
+        """Give the workers all requests that arrived in this turn of the event loop.
 
-        One by one, a busy loop would find an executor awake with a row or two, and the two of them would then wrestle
-        for the interpreter lock at every decoded picture.
+        If each were given at once, a busy event loop would wake a worker for the first one. The two threads would then
+        compete for the interpreter lock while the event loop decodes the other requests.
         """
         arrivals, self._arrivals = self._arrivals, []
-        self._desk.post(*arrivals)
+        self._pool.submit(*arrivals)
 
     def _check_serving(self) -> None:
         if self._closed:
@@ -223,62 +241,64 @@ class Scheduler:
         n, (channels, height, width) = len(rows), self._shape
         if n < 1 or rows.shape[1:] != self._shape or rows.dtype != np.float32:
             raise ValueError(f"rows must be float32 (N ≥ 1, {channels}, {height}, {width})")
-        masks = [(n, c, height, width) for c in (1, channels)]
-        if params.keep is not None and (params.keep.shape not in masks or params.keep.dtype != np.bool_):
-            raise ValueError(f"keep must be bool ({n}, 1 or {channels}, {height}, {width})")
+        mask = params.keep_mask
+        if mask is None:
+            return
+        if mask.shape not in [(n, c, height, width) for c in (1, channels)] or mask.dtype != np.bool_:
+            raise ValueError(f"keep_mask must be bool ({n}, 1 or {channels}, {height}, {width})")
 
-    def _publish(self, events: list[tuple[ScheduledRequest, Event]]) -> None:
-        """Called by the executors: hand the events of one pass to the event loop."""
-        self._on_loop(lambda: self._deliver(events))
+    def _send_to_loop(self, events: list[tuple[ScheduledRequest, Event]]) -> None:
+        """Called by workers: deliver the events of a step on the event loop."""
+        self._call_on_loop(lambda: self._dispatch(events))
 
-    def _lost(self, tell: Callable[[], None], left: int) -> None:
-        """Called by the executor whose device it was."""
-        self._observer.lost()
-        if left == 0:
-            self._on_loop(tell)
+    def _on_device_lost(self, on_all_devices_lost: Callable[[], None], remaining: int) -> None:
+        """Called by the worker whose device is lost."""
+        self._observer.device_lost()
+        if remaining == 0:
+            self._call_on_loop(on_all_devices_lost)
 
-    def _on_loop(self, callback: Callable[[], None]) -> None:
+    def _call_on_loop(self, callback: Callable[[], None]) -> None:
         if self._loop is not None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to hear
+            with contextlib.suppress(RuntimeError):  # the loop is closed, so no caller waits
                 self._loop.call_soon_threadsafe(callback)
 
-    def _deliver(self, events: list[tuple[ScheduledRequest, Event]]) -> None:
+    def _dispatch(self, events: list[tuple[ScheduledRequest, Event]]) -> None:
         for request, event in events:
-            call = self._calls.get(request)
-            if call is None:  # its caller has left
+            waiter = self._waiters.get(request)
+            if waiter is None:  # its caller has gone
                 continue
-            call.hear(event)
+            waiter.deliver(event)
             if isinstance(event, Result | IgnError):
-                self._forget(request)
+                self._remove(request)
 
-    def _expire(self, request: ScheduledRequest) -> None:
+    def _on_timeout(self, request: ScheduledRequest) -> None:
         if request.expires < math.inf:  # else its first event is on the way
             self._fail(request, DeadlineExceeded("the deadline passed"))
 
     def _fail_all(self) -> None:
-        for request in list(self._calls):
+        for request in list(self._waiters):
             self._fail(request, Draining("the service is shutting down"))
 
     def _fail(self, request: ScheduledRequest, error: IgnError) -> None:
-        """End a request from this side, unless the executor was faster."""
-        if self._books.leave(request) is None:
+        """Close a request with an error, unless a worker has closed it: then its outcome is on the way."""
+        if self._admission.close(request) is None:
             return
-        self._desk.post(request)
+        self._pool.submit(request)
         report(self._observer, request, error, self._clock())
-        self._calls[request].hear(error)
-        self._forget(request)
+        self._waiters[request].deliver(error)
+        self._remove(request)
 
-    def _leave(self, request: ScheduledRequest) -> None:
-        """The caller is gone: of its own accord if it has not been told of an end."""
-        if request not in self._calls:
+    def _on_caller_gone(self, request: ScheduledRequest) -> None:
+        """The caller no longer waits. Cancel the request unless its end has been delivered."""
+        if request not in self._waiters:
             return
-        dropped = self._books.leave(request)
-        if dropped is not None:
-            self._desk.post(request)
-            self._observer.cancelled(dropped)
-        self._forget(request)
+        open_rows = self._admission.close(request)
+        if open_rows is not None:
+            self._pool.submit(request)
+            self._observer.cancelled(open_rows)
+        self._remove(request)
 
-    def _forget(self, request: ScheduledRequest) -> None:
-        call = self._calls.pop(request, None)
-        if call is not None and call.timer is not None:
-            call.timer.cancel()
+    def _remove(self, request: ScheduledRequest) -> None:
+        waiter = self._waiters.pop(request)
+        if waiter.timer is not None:
+            waiter.timer.cancel()

@@ -1,6 +1,6 @@
-"""The thread that decides, before every pass of its device, who runs, and runs them.
+"""A worker: the thread of one model instance, which forms a batch before every step and runs it.
 
-It waits only when there is nothing to do, and it never waits for more: a batch is whatever is there.
+A worker waits only while there is nothing to do. It never waits for more rows: a batch is what is there.
 """
 
 import logging
@@ -17,190 +17,196 @@ from service.scheduling.worker_pool import WorkerPool
 
 logger = logging.getLogger(__name__)
 
-_SLICE_S: Final = 0.25  # longest stretch of passes nobody hears of; far below the promised second
+_MAX_UNOBSERVED_S: Final = 0.25  # longest run of unobserved steps; progress events are promised every second
 
 
 class Worker:
-    """Forms batches for one device, and runs them.
+    """Forms batches for one model instance, and runs them in a thread of its own.
 
     Args:
-        model: on its device.
-        desk: shared with the executors of the same model on other devices.
-        place: its number among them, from 0.
+        model: the instance. Only this worker's thread calls it.
+        pool: shared with the workers of the model's other instances.
+        index: the worker's number among them, from 0.
     """
 
-    def __init__(self, model: Model, desk: WorkerPool, place: int = 0) -> None:
-        self._model, self._desk, self._place = model, desk, place
+    def __init__(self, model: Model, pool: WorkerPool, index: int = 0) -> None:
+        self._model, self._pool, self._index = model, pool, index
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
-        self.working = False
-        """Whether the thread is there."""
-        self.lost = False
-        """Whether the device is lost: whatever is still asked of it fails at once."""
-        self._renew()
+        self.running = False
+        """Whether the thread runs."""
+        self.device_lost = False
+        """Whether the device fails every call from now on."""
+        self._reset()
 
-    def _renew(self) -> None:
+    def _reset(self) -> None:
         """Start with an empty batch."""
-        desk = self._desk
-        self._batch = desk.batches[self._place] = RunningBatch(
-            self._model, desk.books.limits[self._place], desk.clock, self._ran
+        pool = self._pool
+        self._batch = pool.batches[self._index] = RunningBatch(
+            self._model, pool.admission.limits[self._index], pool.clock, self._on_model_call
         )
-        self._began = 0.0
-        self._in_pass = False
+        self._began = 0.0  # when the current cycle began
+        self._in_step = False  # whether an error that ends the thread is about the rows of the batch
 
     def start(self) -> None:
         """Start the thread."""
-        self.working = True
-        with self._starting:  # nobody can wait for a thread that has not begun
-            self._thread = threading.Thread(target=self._main, name=f"ign-executor-{self._place}", daemon=True)
+        self.running = True
+        with self._starting:  # a thread can only be joined after it has started
+            self._thread = threading.Thread(target=self._main, name=f"ign-worker-{self._index}", daemon=True)
             self._thread.start()
 
     def join(self, seconds: float) -> None:
-        """Wait for the thread to end."""
+        """Wait at most so long for the thread to end."""
         with self._starting:
             thread = self._thread
         if thread is not None:
             thread.join(seconds)
 
     def _main(self) -> None:
-        desk = self._desk
+        pool = self._pool
         try:
             while True:
-                woken = not self._batch.rows and desk.wait()
-                if desk.ended:
+                woken = not self._batch.rows and pool.wait_for_work()
+                if pool.stopped:
                     break
-                with desk.lock:
-                    desk.take_in()
-                    self._form(woken=woken)
+                with pool.lock:
+                    pool.drain_inbox()
+                    self._form_batch(woken=woken)
                 if self._batch.rows:
-                    self._pass()
-                desk.flush()
-                if self.lost and desk.sound:  # the others have its rows
+                    self._step()
+                pool.publish_events()
+                if self.device_lost and pool.alive_devices:  # the other workers have its rows
                     break
-            self.working = False
+            self.running = False
         except BaseException as exc:
-            # Nothing raised here is expected, and a caller must never wait on a thread that is gone.
-            self.working = False
-            logger.critical("an executor's thread died; another takes its place", exc_info=exc)
-            failed = self._bury(exc)
-            if not (self.lost and desk.sound):
+            # No exception is expected here. Callers must not wait for a thread that is gone, so their requests fail.
+            self.running = False
+            logger.critical("a worker's thread died; another one replaces it", exc_info=exc)
+            failed = self._fail_rows(exc)
+            if not (self.device_lost and pool.alive_devices):
                 self.start()
             try:
-                desk.observer.replaced()
+                pool.observer.worker_replaced()
                 for request, failure in failed:
-                    report(desk.observer, request, failure, desk.clock())
+                    report(pool.observer, request, failure, pool.clock())
             finally:
-                desk.flush()
+                pool.publish_events()
 
-    def _bury(self, cause: BaseException) -> list[tuple[ScheduledRequest, IgnError]]:
-        """Fail the requests the death was about: those in the pass, or all when it was not in a pass."""
+    def _fail_rows(self, cause: BaseException) -> list[tuple[ScheduledRequest, IgnError]]:
+        """Fail the requests in the batch if the thread died in a step, else all requests: the queue may be broken."""
 
-        def failure() -> ModelFailure:
-            found = ModelFailure("the model failed")
-            found.__cause__ = cause
-            return found
+        def make_error() -> ModelFailure:
+            failure = ModelFailure("the model failed")
+            failure.__cause__ = cause
+            return failure
 
-        with self._desk.lock:
-            doomed = {row.request for row in self._batch.rows} if self._in_pass else None
-            self._renew()
-            return self._desk.fail(doomed, failure)
+        with self._pool.lock:
+            requests = {row.request for row in self._batch.rows} if self._in_step else None
+            self._reset()
+            return self._pool.fail(requests, make_error)
 
-    def _form(self, *, woken: bool) -> None:
-        """Decide anew who runs, unless all who are there run already."""
-        batch, desk = self._batch, self._desk
-        queue = desk.queue
-        self._began = now = desk.clock()
-        if not (len(queue) or batch.stale) and now < batch.expires and not desk.splits(len(batch.rows)):
+    def _form_batch(self, *, woken: bool) -> None:
+        """Choose the rows of the next step. The caller holds the pool's lock.
+
+        All rows of the batch go back to the queue and compete with those that wait, so that a long request does not
+        hold up a short one. This is skipped if nobody waits, nothing has changed in the batch, no deadline has passed
+        and no idle worker could take a part of it: then the batch stays as it is.
+        """
+        batch, pool = self._batch, self._pool
+        queue = pool.queue
+        self._began = now = pool.clock()
+        if not (len(queue) or batch.needs_rebuild) and now < batch.expires and not pool.should_split(len(batch.rows)):
             return
         for row in batch.rows:
             if not (row.done or row.request.closed):
                 queue.push(row)
-        chosen, expired = queue.take(desk.places(batch.limit, woken=woken), now)
-        left, joined = batch.arrange(chosen)
-        desk.books.formed(left, joined, now)
+        chosen, expired = queue.take(pool.rows_for_worker(batch.limit, woken=woken), now)
+        left, joined = batch.rebuild(chosen)
+        pool.admission.on_batch_formed(left, joined, now)
         for row in joined:
-            self._enter(row, now)
+            self._on_join(row, now)
         for request in expired:
-            desk.close(request, DeadlineExceeded("the deadline passed while waiting"))
-        desk.share()
+            pool.finish(request, DeadlineExceeded("the deadline passed while waiting"))
+        pool.wake_others()
 
-    def _enter(self, row: Row, now: float) -> None:
+    def _on_join(self, row: Row, now: float) -> None:
         request = row.request
         if request.started is None:
             request.started = now
-        if row.recorded():  # only step 0 can be due before a pass
-            self._desk.show(request, row.capture(request.rows[row.index], None))
+        if row.is_recorded():  # true for step 0 only: later steps are recorded when they are committed
+            self._pool.emit(request, row.record_step(request.inputs[row.index], None))
 
-    def _pass(self) -> None:
-        batch, desk = self._batch, self._desk
-        desk.flush()  # the prepared input and the expired do not wait for the device
-        self._in_pass = True
-        passes = 0 if len(desk.queue) else batch.cruise(self._began + _SLICE_S, desk.inbox)
+    def _step(self) -> None:
+        """Run unobserved steps, or one observed step, and record what came of them."""
+        batch, pool = self._batch, self._pool
+        pool.publish_events()  # recorded inputs and expired requests need not wait for the device
+        self._in_step = True
+        # Rows that wait compete for the batch after every step, so unobserved steps run only while nobody waits.
+        steps = 0 if len(pool.queue) else batch.run_unobserved(self._began + _MAX_UNOBSERVED_S, pool.inbox)
         finished: list[Row] = []
-        steps: list[tuple[ScheduledRequest, StepOutput]] = []
-        if passes == 0:
-            passes = 1
-            finished, steps = self._advance()
-        now = desk.clock()
-        with desk.lock:
-            for request, step in steps:
-                desk.show(request, step)
-            desk.books.passed(batch.rows, passes, finished, self._began, now)
+        outputs: list[tuple[ScheduledRequest, StepOutput]] = []
+        if steps == 0:
+            steps = 1
+            finished, outputs = self._observed_step()
+        now = pool.clock()
+        with pool.lock:
+            for request, output in outputs:
+                pool.emit(request, output)
+            pool.admission.on_steps_done(batch.rows, steps, finished, self._began, now)
             for row in finished:
-                self._finish(row.request, now)
-            # Without rows, the next cycle waits instead of forming an empty batch. Last, because a failure in what
-            # comes before must find the rows here.
+                self._finish_row(row.request, now)
+            # A batch without rows makes the next cycle wait. Without this it would form an empty batch first. This
+            # comes last, because `_fail_rows` must find the rows in the batch if anything above fails.
             batch.remove_finished()
-            self._in_pass = False
-            if self.lost and desk.sound:
-                desk.give_back(batch.release(batch.rows))
-                desk.share(leaving=True)
-            desk.tick(now)
+            self._in_step = False
+            if self.device_lost and pool.alive_devices:
+                pool.requeue(batch.remove(batch.rows))
+                pool.wake_others(at_least_one=True)
+            pool.publish_progress(now)
 
-    def _advance(self) -> tuple[list[Row], list[tuple[ScheduledRequest, StepOutput]]]:
-        """Run a pass that somebody hears of; returns the rows that need no more, and what is to be seen."""
-        batch, desk = self._batch, self._desk
-        failed = batch.advance()
-        if failed or batch.stranded:
-            with desk.lock:
+    def _observed_step(self) -> tuple[list[Row], list[tuple[ScheduledRequest, StepOutput]]]:
+        """Run one step; returns the rows that are done and the steps to emit."""
+        batch, pool = self._batch, self._pool
+        failed = batch.step()
+        if failed or batch.rows_on_lost_device:
+            with pool.lock:
                 for row, failure in failed:
-                    desk.close(row.request, failure)
-                if batch.lost is not None:
-                    self._lose(batch.lost)
-        ended = batch.settle()
-        limits = desk.books.limits
-        if batch.limit != limits[self._place] and not self.lost:
-            limits[self._place] = batch.limit
-            desk.observer.reduce_max_batch(batch.limit)
+                    pool.finish(row.request, failure)
+                if batch.device_lost is not None:
+                    self._on_device_lost(batch.device_lost)
+        ended = batch.commit()
+        limits = pool.admission.limits
+        if batch.limit != limits[self._index] and not self.device_lost:
+            limits[self._index] = batch.limit
+            pool.observer.reduce_max_batch(batch.limit)
         return ended
 
-    def _lose(self, cause: Exception) -> None:
-        """Let other devices have the rows that the device was lost with; without any, they fail."""
-        batch, desk = self._batch, self._desk
-        if not self.lost:
-            self.lost = True
-            desk.lose()
-            left = f"; others go on, {desk.sound} of them" if desk.sound else ""
-            logger.critical("a device is lost: it fails every call until this process is started anew%s", left)
-            if desk.sound:
-                desk.books.limits[self._place] = 0
-        stranded = batch.release(batch.stranded)
-        if desk.sound:
-            desk.give_back(stranded)
+    def _on_device_lost(self, cause: Exception) -> None:
+        """Requeue the rows of the failed call for other devices; without any, their requests fail."""
+        batch, pool = self._batch, self._pool
+        if not self.device_lost:
+            self.device_lost = True
+            pool.mark_device_lost()
+            others = f"; others go on, {pool.alive_devices} of them" if pool.alive_devices else ""
+            logger.critical("a device is lost: it fails every call until this process is started anew%s", others)
+            if pool.alive_devices:
+                pool.admission.limits[self._index] = 0
+        rows = batch.remove(batch.rows_on_lost_device)
+        if pool.alive_devices:
+            pool.requeue(rows)
             return
-        for row in stranded:
+        for row in rows:
             failure = ModelFailure("the model failed on this row")
             failure.__cause__ = cause
-            desk.close(row.request, failure)
+            pool.finish(row.request, failure)
 
-    def _finish(self, request: ScheduledRequest, now: float) -> None:
-        """One row of the request is done."""
-        request.left -= 1
-        if request.left == 0:
-            self._desk.close(request, request.result(now))
+    def _finish_row(self, request: ScheduledRequest, now: float) -> None:
+        request.rows_left -= 1
+        if request.rows_left == 0:
+            self._pool.finish(request, request.result(now))
 
-    def _ran(self, rows: int, padded: int, seconds: float, reason: str) -> None:
-        desk = self._desk
-        desk.yield_core()
-        desk.books.ran(rows, seconds, desk.clock())
-        desk.observer.batch(rows, padded, seconds, reason)
+    def _on_model_call(self, rows: int, padded: int, seconds: float, reason: str) -> None:
+        pool = self._pool
+        pool.yield_core()
+        pool.admission.on_model_call(rows, seconds, pool.clock())
+        pool.observer.batch(rows, padded, seconds, reason)

@@ -1,7 +1,7 @@
-"""What the executors of one model share: who comes and goes, who waits, and what is to be told.
+"""The state that the workers of one model share: the inbox, the queue, the batches, and the events to publish.
 
-There is an executor for each device, and one queue for all of them. Whatever is decided is decided under one lock,
-which is never held over a call of a model: devices compute side by side, and take turns only in between.
+There is one worker for each model instance, and one queue for all of them. Workers take turns under one lock while they
+form batches and record results. No worker holds it during a model call, so the devices compute at the same time.
 """
 
 import os
@@ -20,9 +20,9 @@ from service.scheduling.observer import SchedulerObserver, report
 from service.scheduling.queue import FairQueue
 from service.scheduling.request import Row, ScheduledRequest
 
-_TICK_S: Final = 0.5  # between two looks at how far a stream has come
+_PROGRESS_S: Final = 0.5  # between two progress events of a stream
 _CAN_YIELD: Final = hasattr(os, "sched_yield")
-_LONG: Final = 4  # steps of a row, on average, that are worth a batch elsewhere
+_MANY_STEPS: Final = 4  # mean number of steps per open row above which even one row is worth waking a worker
 
 Event = StepOutput | StreamProgress | Result | IgnError
 Clock = Callable[[], float]
@@ -30,214 +30,229 @@ Publish = Callable[[list[tuple[ScheduledRequest, Event]]], None]
 
 
 class WorkerPool:
-    """One queue, and the executors around it.
+    """One queue and the workers that serve it.
 
-    Of what is public here, `post` and `end` are for the event loop, `wait`, `flush`, `yield_core` and `inbox` for
-    executors at any time, and all else for executors that hold `lock`.
+    Thread rules. Event loop: `submit`, `stop`. Workers, without `lock`: `wait_for_work`, `publish_events`,
+    `yield_core`, and reading `inbox` and `stopped`. Workers that hold `lock`: everything else.
 
     Args:
-        books: of the same model.
+        admission: the counters of the same model.
         clock: monotonic seconds.
-        observer: hears what metrics count.
-        publish: told of what happened, in order.
-        lost: told, when a device is, how many are left.
-        devices: how many executors there will be.
-        least: fewest rows of few steps for which another executor is woken while one is awake.
+        observer: receives what metrics count.
+        publish: called with events in their order, by a worker that holds `lock`.
+        on_device_lost: called with the number of remaining devices when one fails, by a worker that holds `lock`.
+        devices: number of workers.
+        min_rows_to_wake: fewest rows of few steps for which another worker is woken while one is awake.
     """
 
     def __init__(
         self,
-        books: Admission,
+        admission: Admission,
         clock: Clock,
         observer: SchedulerObserver,
         publish: Publish,
         *,
-        lost: Callable[[int], None] = lambda left: None,
+        on_device_lost: Callable[[int], None] = lambda remaining: None,
         devices: int = 1,
-        least: int = 1,
+        min_rows_to_wake: int = 1,
     ) -> None:
-        self.books, self.clock, self.observer = books, clock, observer
+        self.admission, self.clock, self.observer = admission, clock, observer
         self.lock = threading.Lock()
         self.inbox: deque[ScheduledRequest] = deque()
+        """New requests, and closed ones that are to be removed. Appending and popping are atomic."""
         self.queue = FairQueue()
         self.batches: dict[int, RunningBatch] = {}
-        self.sound = devices
+        """The batch of each worker, by the worker's index."""
+        self.alive_devices = devices
         """Devices that are not lost."""
-        self._publish, self._lost, self._least = publish, lost, least
+        self.stopped = False
+        """Whether every worker is to end."""
+        self._publish, self._on_device_lost = publish, on_device_lost
+        self._min_rows_to_wake = min_rows_to_wake
         self._events: list[tuple[ScheduledRequest, Event]] = []
         self._open: set[ScheduledRequest] = set()
-        self._watched: set[ScheduledRequest] = set()
-        self._next_tick = 0.0
+        self._progress_subscribers: set[ScheduledRequest] = set()
+        self._next_progress = 0.0
+        # The condition's lock guards the two counters below. It is taken inside `lock`, never the other way round.
         self._wake = threading.Condition()
-        self._idle = 0  # executors that wait
-        self._coming = 0  # those that were called to new requests, and have not had their part
-        self.ended = False
-        """Whether every executor is to end."""
+        self.idle_workers = 0  # workers that wait and have not been notified
+        self._woken_pending = 0  # workers notified of new requests that have not formed a batch since
 
-    def post(self, *requests: ScheduledRequest) -> None:
-        """Requests to run or, when they are closed, to forget."""
+    def submit(self, *requests: ScheduledRequest) -> None:
+        """Hand over requests: open ones are run, closed ones are removed.
+
+        Wakes one idle worker for every `min_rows_to_wake` waiting rows, less the workers that are on their way; at
+        least one if all are idle.
+        """
         self.inbox.extend(requests)
         with self._wake:
-            if self._idle:
-                asleep = self._idle == self.sound
-                self._coming += self._call(max(self.books.waiting // self._worth() - self._coming, int(asleep)))
+            if self.idle_workers:
+                wanted = self.admission.waiting // self._min_rows() - self._woken_pending
+                all_idle = self.idle_workers == self.alive_devices
+                self._woken_pending += self._wake_workers(max(wanted, int(all_idle)))
 
-    def end(self) -> None:
-        """Let every executor end."""
-        self.ended = True
+    def stop(self) -> None:
+        """Make every worker end after its current step."""
+        self.stopped = True
         with self._wake:
-            self._call(self._idle)
+            self._wake_workers(self.idle_workers)
 
-    def wait(self) -> bool:
-        """Wait until there is something to do; returns whether the caller had to be woken for it."""
+    def wait_for_work(self) -> bool:
+        """Wait until there is something to do; returns whether the caller was idle and had to be woken."""
         woken = False
-        if not self._awake():
+        if not self._has_work():  # without the lock: whoever adds work notifies idle workers afterwards
             with self._wake:
-                while not self._awake():
+                while not self._has_work():
                     woken = True
-                    self._idle += 1
-                    self._wake.wait()  # whoever calls it counts it out
-                    if not self._awake():  # others were faster
-                        self._coming = max(0, self._coming - 1)
+                    self.idle_workers += 1
+                    self._wake.wait()  # `_wake_workers` has taken this worker out of `idle_workers`
+                    if not self._has_work():  # another worker took the rows
+                        self._woken_pending = max(0, self._woken_pending - 1)
         return woken
 
-    def places(self, limit: int, *, woken: bool) -> int:
-        """How many of the rows that wait an executor takes: its part, if others have nothing to do.
+    def rows_for_worker(self, limit: int, *, woken: bool) -> int:
+        """How many waiting rows a worker takes: an equal share if others are idle, else up to its ``limit``.
 
-        To those that are on their way this is granted once: waking may take longer than a pass. ``woken``: it is one of
-        those that were on their way.
+        Workers that were notified and have not formed a batch yet count as idle, because waking a thread can take
+        longer than a model call. Their shares are reserved once: the next caller takes the rows if they are not there
+        by then. ``woken``: the caller is one of them.
         """
-        if self.sound == 1:
+        if self.alive_devices == 1:
             return limit
         with self._wake:
-            others, self._coming = self._idle + max(0, self._coming - woken), 0
-        return min(limit, max(self._worth(), -(-len(self.queue) // (others + 1))))
+            others, self._woken_pending = self.idle_workers + max(0, self._woken_pending - woken), 0
+        share = -(-len(self.queue) // (others + 1))  # rounded up
+        return min(limit, max(self._min_rows(), share))
 
-    def splits(self, rows: int) -> bool:
-        """Whether a batch of so many rows, of which none is done, is better divided with somebody who is idle."""
-        return self._idle > 0 and rows >= 2 * self._worth()
+    def should_split(self, rows: int) -> bool:
+        """Whether a batch of so many unfinished rows is to be divided with an idle worker."""
+        return self.idle_workers > 0 and rows >= 2 * self._min_rows()
 
-    def share(self, *, leaving: bool = False) -> None:
-        """Let idle executors have what is left; if the caller is ``leaving``, one of them has to."""
+    def wake_others(self, *, at_least_one: bool = False) -> None:
+        """Wake idle workers for the rows left in the queue. ``at_least_one``: whatever their number, if there are any.
+
+        Needed by a worker that cannot take these rows itself: its batch is full, or its device is lost.
+        """
         if len(self.batches) > 1 and len(self.queue):
             with self._wake:
-                self._call(max(len(self.queue) // self._worth(), int(leaving)))
+                self._wake_workers(max(len(self.queue) // self._min_rows(), int(at_least_one)))
 
     def yield_core(self) -> None:
-        """Let the event loop have the core for a moment, where executors can keep all of them busy."""
+        """With several workers, give up the CPU core once: together they could keep the event loop from running."""
         if len(self.batches) > 1 and _CAN_YIELD:
             os.sched_yield()
 
-    def take_in(self) -> None:
-        """Hear who came and who left."""
+    def drain_inbox(self) -> None:
+        """Queue the rows of new requests, and remove closed requests."""
         while True:
             try:
                 request = self.inbox.popleft()
             except IndexError:
                 return
             if request.closed:
-                self.forget(request)
+                self.remove(request)
                 continue
             self._open.add(request)
             if request.streamed and request.params.progress:
-                self._watched.add(request)
-            for row in request.members:
+                self._progress_subscribers.add(request)
+            for row in request.rows:
                 self.queue.push(row)
 
-    def lose(self) -> None:
-        """One device less."""
-        self.sound -= 1
-        self._lost(self.sound)
+    def mark_device_lost(self) -> None:
+        """Count one device less."""
+        self.alive_devices -= 1
+        self._on_device_lost(self.alive_devices)
 
-    def give_back(self, rows: Iterable[Row]) -> None:
-        """Let rows that are no longer in a batch, and not done, wait again."""
+    def requeue(self, rows: Iterable[Row]) -> None:
+        """Queue unfinished rows again that were removed from a batch."""
         waiting = [row for row in rows if not row.request.closed]
-        self.books.formed(waiting, (), self.clock())
+        self.admission.on_batch_formed(waiting, (), self.clock())
         for row in waiting:
             self.queue.push(row)
 
-    def show(self, request: ScheduledRequest, event: StepOutput | StreamProgress) -> None:
-        """Tell a stream of a step or of how far it is."""
+    def emit(self, request: ScheduledRequest, event: StepOutput | StreamProgress) -> None:
+        """Publish a step or the progress of a streamed request with the next events."""
         if request.streamed:
-            request.expires = float("inf")  # a stream's deadline bounds the wait for its first event
+            request.expires = float("inf")  # a stream's deadline bounds the wait for its first event only
             self._events.append((request, event))
 
-    def close(self, request: ScheduledRequest, outcome: Result | IgnError) -> None:
-        """Close a request from this side, unless its caller was faster."""
-        if self.books.leave(request) is not None:
+    def finish(self, request: ScheduledRequest, outcome: Result | IgnError) -> None:
+        """Close a request with its outcome, unless the event loop has closed it already."""
+        if self.admission.close(request) is not None:
             self._events.append((request, outcome))
             report(self.observer, request, outcome, self.clock())
             if isinstance(outcome, Result):
                 early = int(np.count_nonzero(outcome.steps < request.params.step_params.steps))
                 if early:
                     self.observer.early_exit(early)
-        self.forget(request)
+        self.remove(request)
 
-    def forget(self, request: ScheduledRequest) -> None:
-        """Take a closed request out of everything."""
-        self.queue.forget(request)
+    def remove(self, request: ScheduledRequest) -> None:
+        """Remove a closed request from the queue and the sets, and have batches with rows of it rebuilt."""
+        self.queue.remove(request)
         self._open.discard(request)
-        self._watched.discard(request)
-        if any(row.slot >= 0 and not row.done for row in request.members):
+        self._progress_subscribers.discard(request)
+        if any(row.batch_index >= 0 and not row.done for row in request.rows):  # done rows leave by themselves
             for batch in self.batches.values():
-                batch.stale = True
-        request.members.clear()  # rows and request hold each other: let go without the garbage collector
+                batch.needs_rebuild = True
+        request.rows.clear()  # breaks the reference cycle, so that no garbage collection is needed
 
-    def tick(self, now: float) -> None:
-        """Tell streams that asked for it how far they are, from time to time."""
-        if not self._watched or now < self._next_tick:
+    def publish_progress(self, now: float) -> None:
+        """Emit the progress of every stream that asked for it, every `_PROGRESS_S` seconds."""
+        if not self._progress_subscribers or now < self._next_progress:
             return
-        self._next_tick = now + _TICK_S
-        for request in self._watched:
+        self._next_progress = now + _PROGRESS_S
+        for request in self._progress_subscribers:
             if request.started is not None:
-                self.show(request, request.progress())
+                self.emit(request, request.progress())
 
     def fail(
-        self, doomed: set[ScheduledRequest] | None, failure: Callable[[], IgnError]
+        self, requests: set[ScheduledRequest] | None, make_error: Callable[[], IgnError]
     ) -> list[tuple[ScheduledRequest, IgnError]]:
-        """Close requests, or all there are, and build the queue anew of the others; nobody is reported.
+        """Close requests after a worker died, and rebuild the queue from the others. Reports nothing to the observer.
 
         Args:
-            doomed: who is closed; None for all.
-            failure: makes what each is told.
+            requests: those to close; None for all.
+            make_error: makes the error for each.
 
         Returns:
-            Whom this has closed, and what they are told.
+            The requests that this call has closed, with their errors.
         """
-        doomed = set(self._open) if doomed is None else doomed
-        told = [(request, failure()) for request in doomed if self.books.leave(request) is not None]
-        self._events.extend(told)
-        self._open -= doomed
-        self._watched -= doomed
-        elsewhere = {row for batch in self.batches.values() for row in batch.rows}
+        requests = set(self._open) if requests is None else requests
+        failed = [(request, make_error()) for request in requests if self.admission.close(request) is not None]
+        self._events.extend(failed)
+        self._open -= requests
+        self._progress_subscribers -= requests
+        # The worker may have died in the middle of a change to the queue, so nothing of the old queue is reused.
+        in_a_batch = {row for batch in self.batches.values() for row in batch.rows}
         self.queue = FairQueue()
         for request in self._open:
-            for row in request.members:
-                if not row.done and row not in elsewhere:
+            for row in request.rows:
+                if not row.done and row not in in_a_batch:
                     self.queue.push(row)
         for batch in self.batches.values():
-            batch.stale = True
-        return told
+            batch.needs_rebuild = True
+        return failed
 
-    def flush(self) -> None:
-        """Publish what has happened. By whichever executor: what comes first is told first."""
+    def publish_events(self) -> None:
+        """Publish the collected events, of whichever worker; the lock keeps them in order."""
         if self._events:
             with self.lock:
                 events, self._events = self._events, []
                 if events:
                     self._publish(events)
 
-    def _worth(self) -> int:
-        """Fewest rows that are worth waking another executor: any, where rows have many steps before them."""
-        total = self.books.total
-        return 1 if total.work > _LONG * total.rows else self._least
+    def _min_rows(self) -> int:
+        """Fewest rows that are worth waking another worker; 1 if the open rows have many steps left."""
+        total = self.admission.total
+        return 1 if total.steps > _MANY_STEPS * total.rows else self._min_rows_to_wake
 
-    def _call(self, executors: int) -> int:
-        """Wake so many, or as many as are idle, which they are no longer; returns how many. To be locked outside."""
-        called = min(executors, self._idle)
-        self._idle -= called
-        self._wake.notify(called)
-        return called
+    def _wake_workers(self, count: int) -> int:
+        """Notify so many idle workers, or all if there are fewer; returns how many. The caller holds `_wake`."""
+        count = min(count, self.idle_workers)
+        self.idle_workers -= count
+        self._wake.notify(count)
+        return count
 
-    def _awake(self) -> bool:
-        return self.ended or bool(self.inbox) or len(self.queue) > 0
+    def _has_work(self) -> bool:
+        return self.stopped or bool(self.inbox) or len(self.queue) > 0

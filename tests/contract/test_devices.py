@@ -35,7 +35,7 @@ class Gpu(OnnxModel):
         return super().run(rows, out)
 
     @property
-    def resident(self) -> None:
+    def device_batch(self) -> None:
         return None  # every step is a run
 
 

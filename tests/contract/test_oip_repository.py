@@ -281,11 +281,11 @@ def test_an_unloaded_model_is_gone_until_it_is_loaded(service: Service) -> None:
 def test_nothing_is_left_of_an_unloaded_model(service: Service) -> None:
     assert service.post("/generate", {"model": "colour"}).status_code == 200
     (found,) = [weakref.ref(model.loaded.instances[0]) for model in running(service) if model.ref == "colour/1"]
-    executor = weakref.ref(service.services.registry.models["colour/1"].scheduler._executors[0])  # its thread holds it
+    scheduler = weakref.ref(service.services.registry.models["colour/1"].scheduler)  # whose threads hold the model
     assert unload(service, "colour").status_code == 200
     service.until(lambda: index(service)["colour/1"] == ("UNAVAILABLE", "not loaded"))
     gc.collect()
-    assert (found(), executor()) == (None, None)
+    assert (found(), scheduler()) == (None, None)
 
 
 def test_the_default_model_stays(service: Service) -> None:

@@ -8,7 +8,7 @@ from service.domain.model import DeviceOutOfMemory
 
 
 class FakeModel:
-    """Halves its input unless told otherwise; ``gate`` holds every pass until it is set."""
+    """Halves its input unless told otherwise; ``gate`` blocks every call until it is set."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""A scheduler over a fake model, and what its tests hold in their hands."""
+"""A scheduler over fake models, and helpers for its tests."""
 
 import asyncio
 import contextlib
@@ -23,48 +23,48 @@ class Clock:
         return self.now
 
 
-class Ear(SchedulerObserver):
-    """Remembers what it heard."""
+class RecordingObserver(SchedulerObserver):
+    """Records all events."""
 
     def __init__(self) -> None:
-        self.heard: list[tuple[str, tuple[object, ...]]] = []
+        self.events: list[tuple[str, tuple[object, ...]]] = []
 
     def of(self, name: str) -> list[tuple[object, ...]]:
-        return [arguments for what, arguments in self.heard if what == name]
+        return [arguments for event, arguments in self.events if event == name]
 
     def batch(self, rows: int, padded: int, seconds: float, reason: str) -> None:
-        self.heard.append(("batch", (rows, padded, reason)))
+        self.events.append(("batch", (rows, padded, reason)))
 
     def finished(self, rows: int, outcome: str, queue_s: float, compute_s: float) -> None:
-        self.heard.append(("finished", (rows, outcome)))
+        self.events.append(("finished", (rows, outcome)))
 
     def rejected(self, reason: str) -> None:
-        self.heard.append(("rejected", (reason,)))
+        self.events.append(("rejected", (reason,)))
 
     def cancelled(self, rows: int) -> None:
-        self.heard.append(("cancelled", (rows,)))
+        self.events.append(("cancelled", (rows,)))
 
     def early_exit(self, rows: int) -> None:
-        self.heard.append(("early_exit", (rows,)))
+        self.events.append(("early_exit", (rows,)))
 
     def reduce_max_batch(self, batch_rows: int) -> None:
-        self.heard.append(("reduce_max_batch", (batch_rows,)))
+        self.events.append(("reduce_max_batch", (batch_rows,)))
 
-    def lost(self) -> None:
-        self.heard.append(("lost", ()))
+    def device_lost(self) -> None:
+        self.events.append(("device_lost", ()))
 
-    def replaced(self) -> None:
-        self.heard.append(("replaced", ()))
+    def worker_replaced(self) -> None:
+        self.events.append(("worker_replaced", ()))
 
 
-class Script:
-    """f(x) = x, remembering which rows each pass held, by the value of their first pixel."""
+class RecordingFunction:
+    """f(x) = x, recording the rows of every call by the value of their first pixel."""
 
     def __init__(self) -> None:
-        self.passes: list[list[int]] = []
+        self.batches: list[list[int]] = []
 
     def __call__(self, rows: FloatRows) -> FloatRows:
-        self.passes.append([int(row.flat[0]) for row in rows])
+        self.batches.append([int(row.flat[0]) for row in rows])
         return rows
 
 
@@ -75,16 +75,16 @@ def serving(
     queue_rows: int = 100,
     clock: Callable[[], float] | None = None,
     observer: SchedulerObserver | None = None,
-    lost: Callable[[], None] = lambda: None,
-    least: int = 1,
+    on_all_devices_lost: Callable[[], None] = lambda: None,
+    min_rows_to_wake: int = 1,
 ) -> Iterator[Scheduler]:
     scheduler = Scheduler(
         *models,
         max_batch_rows=max_batch_rows,
         queue_rows=queue_rows,
         observer=observer,
-        lost=lost,
-        least=least,
+        on_all_devices_lost=on_all_devices_lost,
+        min_rows_to_wake=min_rows_to_wake,
         clock=clock or time.monotonic,
     )
     scheduler.start()
@@ -96,7 +96,7 @@ def serving(
                 model.gate.set()
         scheduler.close()
         assert not scheduler.healthy
-        assert scheduler._books.total.rows == scheduler._books.total.work == 0
+        assert scheduler.rows_open == 0
 
 
 def marked(*values: float) -> FloatRows:
@@ -121,24 +121,24 @@ async def collect(events: AsyncIterator[Event]) -> list[Event]:
     return [event async for event in events]
 
 
-async def begun(model: FakeModel) -> None:
-    """Until the executor is inside the model."""
+async def until_running(model: FakeModel) -> None:
+    """Wait until a worker is inside the model."""
     assert await asyncio.to_thread(model.entered.wait, 10)
 
 
 def release(model: FakeModel) -> None:
-    """Let passes end from now on."""
+    """Let model calls end from now on."""
     assert model.gate is not None
     model.gate.set()
 
 
-async def queued(scheduler: Scheduler, *calls: asyncio.Task[Result]) -> None:
-    """Until the tasks have put their rows into the queue, and the executor has heard of it."""
-    await asyncio.sleep(0)  # they begin
-    await asyncio.sleep(0)  # what arrived in that turn of the event loop is handed over
+async def until_queued(scheduler: Scheduler, *calls: asyncio.Task[Result]) -> None:
+    """Wait until the tasks have submitted their rows and the workers have got them."""
+    await asyncio.sleep(0)  # the tasks begin
+    await asyncio.sleep(0)  # the scheduler hands over what arrived in that turn of the event loop
     assert not any(call.done() for call in calls)
     assert scheduler.rows_queued >= len(calls)
 
 
-def held(scheduler: Scheduler, rows: FloatRows, the_plan: SchedulingParams) -> asyncio.Task[Result]:
-    return asyncio.create_task(scheduler.submit(rows, the_plan))
+def submitted(scheduler: Scheduler, rows: FloatRows, params_: SchedulingParams) -> asyncio.Task[Result]:
+    return asyncio.create_task(scheduler.submit(rows, params_))

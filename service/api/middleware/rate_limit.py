@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.api.http.problems import send_problem
 from service.api.middleware.auth import OPEN_PATHS, Paths
 from service.domain.errors import RateLimited
-from service.domain.rate_limit import Meter, Rate
+from service.domain.rate_limit import GCRA, Rate
 
 QUOTA: Final = "quota"
 """Where the request's state holds the rate of the caller's own key, if it has one."""
@@ -40,7 +40,7 @@ class RateLimitMiddleware:
         self._parts = parts
         self._open = Paths(open_paths)
         self._clock = clock
-        self._meter = Meter()
+        self._meter = GCRA()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer 429."""

@@ -193,7 +193,7 @@ async def _serve(
         rows = made.rows
         scheduling = SchedulingParams(
             step_params=params,
-            keep=made.keep,
+            keep_mask=made.keep,
             deadline=api.deadline,
             key=api.caller,
             progress=spec.media is Media.EVENTS,
@@ -216,5 +216,5 @@ def _noise_rows(model: ServedModel, options: GenerateRequest, seed: int) -> Inpu
 
 def _frame_labels(path: LatentPath | Grid) -> list[dict[str, Any]]:
     if isinstance(path, Grid):
-        return [{"index": i, "row": row, "col": col} for i, (row, col) in enumerate(path.places())]
+        return [{"index": i, "row": row, "col": col} for i, (row, col) in enumerate(path.coordinates())]
     return [{"index": i, "t": t} for i, t in enumerate(path.times())]

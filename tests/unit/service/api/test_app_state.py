@@ -17,14 +17,14 @@ def state(*, draining: bool = False, **scheduler: bool) -> AppState:
 
 
 def test_readiness_names_the_model_and_tells_a_lost_device_from_a_replaced_worker() -> None:
-    assert state(lost=False, healthy=True).ready
+    assert state(all_devices_lost=False, healthy=True).ready
     with pytest.raises(NotReady, match="digits/1 is being replaced"):
-        state(lost=False, healthy=False).require_ready()
+        state(all_devices_lost=False, healthy=False).require_ready()
     with pytest.raises(NotReady, match="digits/1 is lost"):
-        state(lost=True, healthy=False).require_ready()
+        state(all_devices_lost=True, healthy=False).require_ready()
 
 
 def test_an_unhealthy_model_does_not_stop_the_service() -> None:
-    state(lost=False, healthy=False).require_serving()
+    state(all_devices_lost=False, healthy=False).require_serving()
     with pytest.raises(Draining):
-        state(draining=True, lost=False, healthy=True).require_serving()
+        state(draining=True, all_devices_lost=False, healthy=True).require_serving()

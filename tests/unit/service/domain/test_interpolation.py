@@ -66,7 +66,7 @@ def test_corners_of_a_grid_are_the_points(rows: int, cols: int, method: Method) 
     grid = Grid(rows=rows, cols=cols, method=method)
     latents = grid.latents(corners)
     assert latents.shape == (rows * cols, 1, 2, 3)
-    assert grid.places() == [(r, c) for r in range(rows) for c in range(cols)]
+    assert grid.coordinates() == [(r, c) for r in range(rows) for c in range(cols)]
     at = [0, cols - 1, (rows - 1) * cols, rows * cols - 1]
     for place, corner in zip(at, corners, strict=True):
         assert latents[place].tobytes() == corner.tobytes()

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.domain.rate_limit import Meter, Rate
+from service.domain.rate_limit import GCRA, Rate
 
 RATES = st.builds(Rate, st.integers(1, 50), st.sampled_from([1.0, 60.0]))
 
@@ -32,7 +32,7 @@ def test_shares_add_up_and_let_a_single_request_through(parts: int, count: float
 
 
 def test_so_many_at_once_and_then_one_an_interval() -> None:
-    meter, rate = Meter(), Rate(4, 1.0)
+    meter, rate = GCRA(), Rate(4, 1.0)
     assert [meter.wait("a", rate, 10.0) for _ in range(4)] == [0.0] * 4
     assert meter.wait("a", rate, 10.0) == pytest.approx(0.25)
     assert meter.wait("a", rate, 10.2) == pytest.approx(0.05)
@@ -42,14 +42,14 @@ def test_so_many_at_once_and_then_one_an_interval() -> None:
 
 
 def test_callers_do_not_share() -> None:
-    meter, rate = Meter(), Rate(1, 60.0)
+    meter, rate = GCRA(), Rate(1, 60.0)
     assert meter.wait("a", rate, 0.0) == 0.0
     assert meter.wait("b", rate, 0.0) == 0.0
     assert meter.wait("a", rate, 1.0) == pytest.approx(59.0)
 
 
 def test_only_so_many_callers_are_remembered() -> None:
-    meter, rate = Meter(callers=2), Rate(1, 60.0)
+    meter, rate = GCRA(callers=2), Rate(1, 60.0)
     for caller in ("a", "b"):
         assert meter.wait(caller, rate, 0.0) == 0.0
     assert meter.wait("a", rate, 1.0) > 0.0  # refused, and yet not the one who has been quiet longest
@@ -60,7 +60,7 @@ def test_only_so_many_callers_are_remembered() -> None:
 
 @given(RATES, st.lists(st.floats(0, 5), min_size=1, max_size=200))
 def test_no_window_holds_more_than_a_burst_and_what_has_dripped_in(rate: Rate, gaps: list[float]) -> None:
-    meter, now, granted = Meter(), 0.0, list[float]()
+    meter, now, granted = GCRA(), 0.0, list[float]()
     for gap in gaps:
         now += gap
         wait = meter.wait("a", rate, now)
@@ -75,7 +75,7 @@ def test_no_window_holds_more_than_a_burst_and_what_has_dripped_in(rate: Rate, g
 
 @given(RATES, st.integers(1, 100))
 def test_who_waits_as_told_is_let_through(rate: Rate, requests: int) -> None:
-    meter, now = Meter(), 0.0
+    meter, now = GCRA(), 0.0
     for _ in range(requests):
         wait = meter.wait("a", rate, now)
         if wait:

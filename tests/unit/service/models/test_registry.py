@@ -16,7 +16,7 @@ from service.observability.statistics import ModelStatistics
 from service.scheduling.scheduler import Scheduler
 from tests.helpers.fakes import FakeModel
 from tests.helpers.onnx_models import make_card
-from tests.helpers.serving import Ear, begun, marked, release
+from tests.helpers.serving import RecordingObserver, marked, release, until_running
 
 SHAPE = (1, 4, 4)
 
@@ -44,7 +44,7 @@ class Stage:
         await self.gone.wait()
 
     def _serve(self, loaded: LoadedModel) -> ServedModel:
-        statistics = ModelStatistics(Ear())
+        statistics = ModelStatistics(RecordingObserver())
         scheduler = Scheduler(*loaded.instances, max_batch_rows=8, queue_rows=100, observer=statistics)
         return ServedModel(loaded, scheduler, statistics)
 
@@ -115,7 +115,7 @@ def test_taking_everything_down_ends_what_was_leaving_too(tmp_path: Path) -> Non
         model = FakeModel(SHAPE, gate=threading.Event())
         stage.registry.activate(stage.model(model=model))
         held = stage.run(stage.served())
-        await begun(model)
+        await until_running(model)
         stage.registry.activate(stage.model())
         closing = asyncio.create_task(stage.registry.close())
         with pytest.raises(Draining):
@@ -133,7 +133,7 @@ def test_cutting_off_reaches_what_is_leaving(tmp_path: Path) -> None:
         model = FakeModel(SHAPE, gate=threading.Event())
         stage.registry.activate(stage.model(model=model))
         held = stage.run(stage.served())
-        await begun(model)
+        await until_running(model)
         stage.registry.activate(stage.model())
         stage.registry.abort_all()
         with pytest.raises(Draining):

@@ -58,8 +58,8 @@ def test_the_scheduler_reports() -> None:
     observer.cancelled(2)
     observer.early_exit(5)
     observer.reduce_max_batch(32)
-    observer.lost()
-    observer.replaced()
+    observer.device_lost()
+    observer.worker_replaced()
     expected = {
         ("ign_batch_rows_sum", "", ""): 7,
         ("ign_batch_seconds_count", "", ""): 2,

@@ -28,19 +28,19 @@ def request(
 
 def learned(*, queue_rows: int = 10_000, batch_rows: int = 8) -> Admission:
     """Books of a service whose batches take 10 ms + 1 ms a row."""
-    books = Admission(queue_rows, batch_rows)
+    admission = Admission(queue_rows, batch_rows)
     for n in (1, 8) * 8:
-        books.ran(n, 0.010 + 0.001 * n, 0.0)
-    return books
+        admission.on_model_call(n, 0.010 + 0.001 * n, 0.0)
+    return admission
 
 
-def serve(books: Admission, one: ScheduledRequest, passes: int, seconds: float) -> None:
+def serve(admission: Admission, one: ScheduledRequest, steps_run: int, seconds: float) -> None:
     """Let all rows of a request run to their end."""
-    books.formed([], one.members, 0.0)
-    for row in one.members:
+    admission.on_batch_formed([], one.rows, 0.0)
+    for row in one.rows:
         row.done = True
-    books.passed(one.members, passes, one.members, 0.0, seconds)
-    assert books.leave(one) == 0
+    admission.on_steps_done(one.rows, steps_run, one.rows, 0.0, seconds)
+    assert admission.close(one) == 0
 
 
 def test_cost_is_a_line_through_the_latest_calls() -> None:
@@ -83,37 +83,37 @@ def test_cost_never_falls_with_size_nor_goes_below_zero() -> None:
 
 
 def test_queue_limit_counts_what_waits_and_not_what_runs() -> None:
-    books = Admission(4, 8)
+    admission = Admission(4, 8)
     running = request(8)
     with pytest.raises(QueueFull):
-        books.admit(running, 0.0)
+        admission.admit(running, 0.0)
     running = request(3)
-    books.admit(running, 0.0)
-    books.formed([], running.members, 0.0)
-    books.admit(request(4), 0.0)
-    assert books.waiting == 4
+    admission.admit(running, 0.0)
+    admission.on_batch_formed([], running.rows, 0.0)
+    admission.admit(request(4), 0.0)
+    assert admission.waiting == 4
     with pytest.raises(QueueFull) as refused:
-        books.admit(request(1), 0.0)
+        admission.admit(request(1), 0.0)
     assert 1.0 <= refused.value.retry_after <= 60.0
-    books.leave(running)
-    assert books.waiting == 4
+    admission.close(running)
+    assert admission.waiting == 4
 
 
-def test_leaving_closes_once_and_clears_the_books() -> None:
-    books = Admission(100, 8)
+def test_closing_happens_once_and_clears_the_counters() -> None:
+    admission = Admission(100, 8)
     one, other = request(3, steps=5, score=True), request(2, key="b")
-    books.admit(one, 0.0)
-    books.admit(other, 0.0)
-    books.formed([], one.members, 0.0)
-    books.passed(one.members, 2, [], 0.0, 1.0)
-    assert books.total == Counters(rows=5, work=3 * 4 + 2, in_batch=3)
-    assert books.leave(one) == 3
-    assert books.leave(one) is None
-    books.passed(one.members, 1, one.members, 1.0, 2.0)  # the pass it was in ends later
-    books.formed(one.members, [], 2.0)
-    assert books.total == Counters(rows=2, work=2, in_batch=0)
-    assert books.leave(other) == 2
-    assert books.total == Counters()
+    admission.admit(one, 0.0)
+    admission.admit(other, 0.0)
+    admission.on_batch_formed([], one.rows, 0.0)
+    admission.on_steps_done(one.rows, 2, [], 0.0, 1.0)
+    assert admission.total == Counters(rows=5, steps=3 * 4 + 2, in_batch=3)
+    assert admission.close(one) == 3
+    assert admission.close(one) is None
+    admission.on_steps_done(one.rows, 1, one.rows, 1.0, 2.0)  # the step it was in ends later
+    admission.on_batch_formed(one.rows, [], 2.0)
+    assert admission.total == Counters(rows=2, steps=2, in_batch=0)
+    assert admission.close(other) == 2
+    assert admission.total == Counters()
 
 
 def test_deadlines_are_not_judged_before_enough_was_seen() -> None:
@@ -138,79 +138,79 @@ def test_a_deadline_already_passed_is_refused_whatever_was_seen() -> None:
     ],
 )
 def test_unreachable_even_on_an_idle_service(one: ScheduledRequest, seconds: float) -> None:
-    books = learned()
+    admission = learned()
     params = one.params
     for deadline, reachable in ((seconds * 1.01, True), (seconds * 0.99, False)):
         again = ScheduledRequest(
-            one.rows,
+            one.inputs,
             SchedulingParams(step_params=params.step_params, deadline=deadline, progress=params.progress),
             streamed=one.streamed,
             arrived=0.0,
         )
         if reachable:
-            books.admit(again, 0.0)
-            books.leave(again)
+            admission.admit(again, 0.0)
+            admission.close(again)
         else:
             with pytest.raises(DeadlineUnreachable):
-                books.admit(again, 0.0)
+                admission.admit(again, 0.0)
 
 
 def test_queue_in_the_way_refuses_with_retry_after() -> None:
-    books = learned()
-    books.admit(request(8 * 1000), 0.0)  # 1000 passes of 18 ms
+    admission = learned()
+    admission.admit(request(8 * 1000), 0.0)  # 1000 steps_run of 18 ms
     with pytest.raises(WouldMissDeadline) as refused:
-        books.admit(request(deadline=10.0), 0.0)
+        admission.admit(request(deadline=10.0), 0.0)
     assert 8.0 <= refused.value.retry_after <= 10.1
-    books.admit(request(deadline=18.1), 0.0)
+    admission.admit(request(deadline=18.1), 0.0)
 
 
-def test_the_pass_that_runs_is_in_the_way() -> None:
-    books = learned()
+def test_the_running_model_call_counts_as_work_ahead() -> None:
+    admission = learned()
     running = request(8)
-    books.admit(running, 0.0)
-    books.formed([], running.members, 0.0)
+    admission.admit(running, 0.0)
+    admission.on_batch_formed([], running.rows, 0.0)
     with pytest.raises(WouldMissDeadline):
-        books.admit(request(key="b", deadline=0.028), 0.0)
-    books.admit(request(key="b", deadline=0.030), 0.0)
-    books.admit(request(key="c", deadline=0.028 + 0.010), 0.010)
+        admission.admit(request(key="b", deadline=0.028), 0.0)
+    admission.admit(request(key="b", deadline=0.030), 0.0)
+    admission.admit(request(key="c", deadline=0.028 + 0.010), 0.010)
 
 
 def test_another_callers_queue_is_in_the_way_only_for_its_share() -> None:
-    books = learned()
-    books.admit(request(8 * 1000, key="a"), 0.0)
-    books.admit(request(key="b", deadline=0.1), 0.0)
+    admission = learned()
+    admission.admit(request(8 * 1000, key="a"), 0.0)
+    admission.admit(request(key="b", deadline=0.1), 0.0)
 
 
 def test_long_requests_are_not_in_the_way_of_short_ones() -> None:
-    books = learned()
-    books.admit(request(8, steps=100_000), 0.0)
-    books.admit(request(deadline=0.1), 0.0)
+    admission = learned()
+    admission.admit(request(8, steps=100_000), 0.0)
+    admission.admit(request(deadline=0.1), 0.0)
     with pytest.raises(WouldMissDeadline):
-        books.admit(request(steps=50, deadline=0.8), 0.0)  # alone 0.55 s, beside the others 0.95 s
+        admission.admit(request(steps=50, deadline=0.8), 0.0)  # alone 0.55 s, beside the others 0.95 s
 
 
 def test_retry_after_follows_the_measured_drain_rate() -> None:
-    books = Admission(1000, 8)
+    admission = Admission(1000, 8)
     served = request(8, steps=10)
-    books.admit(served, 0.0)
-    serve(books, served, passes=10, seconds=8.0)  # 10 row-steps a second
-    books.admit(request(1000, steps=2), 0.0)
+    admission.admit(served, 0.0)
+    serve(admission, served, steps_run=10, seconds=8.0)  # 10 row-steps a second
+    admission.admit(request(1000, steps=2), 0.0)
     waits = []
     for _ in range(50):
         with pytest.raises(QueueFull) as refused:
-            books.admit(request(50), 0.0)
+            admission.admit(request(50), 0.0)
         waits.append(refused.value.retry_after)
     assert all(10.0 <= wait <= 12.5 for wait in waits)
     assert len(set(waits)) > 25
 
 
 def test_retry_after_is_clamped() -> None:
-    books = Admission(1000, 8)
+    admission = Admission(1000, 8)
     served = request(1)
-    books.admit(served, 0.0)
-    serve(books, served, passes=1, seconds=60.0)
-    books.admit(request(1000, steps=1000), 0.0)
+    admission.admit(served, 0.0)
+    serve(admission, served, steps_run=1, seconds=60.0)
+    admission.admit(request(1000, steps=1000), 0.0)
     with pytest.raises(QueueFull) as refused:
-        books.admit(request(1000), 0.0)
+        admission.admit(request(1000), 0.0)
     assert 48.0 <= refused.value.retry_after <= 60.0
     assert math.isfinite(refused.value.retry_after)

@@ -1,11 +1,13 @@
+import gc
 import time
+import weakref
 from collections import Counter
 
 import numpy as np
 import pytest
 
 from service.domain.tasks import SchedulingParams, StepParams
-from service.scheduling.queue import PATIENCE, FairQueue
+from service.scheduling.queue import MAX_SKIPS, FairQueue
 from service.scheduling.request import Row, ScheduledRequest
 
 
@@ -16,7 +18,7 @@ def request(n: int = 1, *, key: str = "", steps: int = 1000, deadline: float | N
 
 def push(queue: FairQueue, *requests: ScheduledRequest) -> None:
     for one in requests:
-        for row in one.members:
+        for row in one.rows:
             queue.push(row)
 
 
@@ -25,7 +27,7 @@ def take(queue: FairQueue, places: int, now: float = 0.0) -> list[Row]:
 
 
 def run(queue: FairQueue, row: Row) -> None:
-    """One pass over a row that stays."""
+    """One step over a row that stays."""
     row.steps += 1
     queue.push(row)
 
@@ -47,30 +49,30 @@ def test_fewest_steps_first_then_deadline_then_arrival() -> None:
     queue = FairQueue()
     late, early, first, second = request(deadline=9.0), request(deadline=5.0), request(), request()
     worn = request(deadline=1.0)
-    worn.members[0].steps = 1
+    worn.rows[0].steps = 1
     push(queue, worn, late, first, second, early)
     assert [row.request for row in take(queue, 5)] == [early, late, first, second, worn]
 
 
-def test_a_row_passed_over_goes_first() -> None:
+def test_a_starved_row_goes_first() -> None:
     queue = FairQueue()
     old = request()
-    old.members[0].steps = 500
+    old.rows[0].steps = 500
     push(queue, old)
-    for _ in range(PATIENCE):
+    for _ in range(MAX_SKIPS):
         push(queue, request())
         assert take(queue, 1)[0].request is not old
     push(queue, request())
     assert take(queue, 1)[0].request is old
 
 
-def test_patience_starts_again_with_every_place() -> None:
+def test_skips_are_counted_anew_after_every_place() -> None:
     queue = FairQueue()
     old = request()
-    old.members[0].steps = 500
+    old.rows[0].steps = 500
     push(queue, old)
     served = []
-    for turn in range(4 * (PATIENCE + 1)):
+    for turn in range(4 * (MAX_SKIPS + 1)):
         push(queue, request())
         row = take(queue, 1)[0]
         if row.request is old:
@@ -81,11 +83,11 @@ def test_patience_starts_again_with_every_place() -> None:
 
 def test_behind_a_very_long_queue_new_rows_get_every_second_place() -> None:
     queue = FairQueue()
-    long = request(10 * PATIENCE)
-    for row in long.members:
+    long = request(10 * MAX_SKIPS)
+    for row in long.rows:
         row.steps = 5
     push(queue, long)
-    for _ in range(PATIENCE + 1):
+    for _ in range(MAX_SKIPS + 1):
         for row in take(queue, 2):
             run(queue, row)
     fresh = request(2)
@@ -103,12 +105,12 @@ def test_expired_rows_take_no_place_and_leave_with_their_request() -> None:
     assert len(queue) == 0
 
 
-def test_forgotten_and_closed_rows_are_never_taken() -> None:
+def test_removed_and_closed_rows_are_never_taken() -> None:
     queue = FairQueue()
     forgotten, closed, stays = request(5, key="a"), request(5, key="b"), request(1, key="b")
     push(queue, forgotten, closed, stays)
-    queue.forget(forgotten)
-    queue.forget(forgotten)
+    queue.remove(forgotten)
+    queue.remove(forgotten)
     assert len(queue) == 6
     closed.closed = True
     assert [row.request for row in take(queue, 10)] == [stays]
@@ -117,35 +119,38 @@ def test_forgotten_and_closed_rows_are_never_taken() -> None:
     assert len(take(queue, 10)) == 5
 
 
-def test_stale_entries_do_not_pile_up() -> None:
+def test_removed_rows_do_not_pile_up() -> None:
     queue = FairQueue()
     stays = request()
-    stays.members[0].steps = 10**6
+    stays.rows[0].steps = 10**6
     push(queue, stays)
+    removed = []
     for _ in range(2000):
         dropped = request(3)
         push(queue, dropped)
-        queue.forget(dropped)
-    entries = sum(len(lane._least) + len(lane._longest) for lane in queue._lanes.values())
-    assert entries < 300
+        queue.remove(dropped)
+        removed.append(weakref.ref(dropped))
+    del dropped
+    gc.collect()  # a request and its rows refer to each other
+    assert sum(ref() is not None for ref in removed) < 150
 
 
 def seconds_per_row(waiting: int) -> float:
-    """Thread time of forming a pass and putting its rows back, per place, with so many rows waiting."""
-    queue, places, passes = FairQueue(), 64, 40
+    """Thread time of forming a step and putting its rows back, per place, with so many rows waiting."""
+    queue, places, steps_run = FairQueue(), 64, 40
     for i in range(waiting // 50):
         push(queue, request(50, key=str(i % 5)))
     began = time.thread_time()
-    for _ in range(passes):
+    for _ in range(steps_run):
         for row in take(queue, places):
             run(queue, row)
-    return (time.thread_time() - began) / (places * passes)
+    return (time.thread_time() - began) / (places * steps_run)
 
 
 def test_forming_a_batch_costs_the_same_however_many_rows_wait() -> None:
     small = min(seconds_per_row(1_000) for _ in range(3))
     large = min(seconds_per_row(100_000) for _ in range(2))
-    assert large < 10 * small  # a scan or a sort per pass would cost a hundred times as much
+    assert large < 10 * small  # a scan or a sort per step would cost a hundred times as much
 
 
 def test_every_row_is_taken_once() -> None:
@@ -155,7 +160,7 @@ def test_every_row_is_taken_once() -> None:
     taken: list[Row] = []
     while len(queue):
         taken += take(queue, 5)
-    assert sorted(map(id, taken)) == sorted(id(row) for one in requests for row in one.members)
+    assert sorted(map(id, taken)) == sorted(id(row) for one in requests for row in one.rows)
 
 
 @pytest.mark.parametrize("places", [0, 1])

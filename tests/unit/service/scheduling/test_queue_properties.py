@@ -7,26 +7,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.domain.tasks import SchedulingParams, StepParams
-from service.scheduling.queue import PATIENCE, FairQueue
+from service.scheduling.queue import MAX_SKIPS, FairQueue
 from service.scheduling.request import Row, ScheduledRequest
 
 
 def request(n: int, *, key: str = "", steps: int = 0, deadline: float | None = None) -> ScheduledRequest:
     params = SchedulingParams(step_params=StepParams(steps=10**6), key=key, deadline=deadline)
     found = ScheduledRequest(np.zeros((n, 1, 1, 1), np.float32), params, streamed=False, arrived=0.0)
-    for row in found.members:
+    for row in found.rows:
         row.steps = steps
     return found
 
 
 def push(queue: FairQueue, *requests: ScheduledRequest) -> None:
     for one in requests:
-        for row in one.members:
+        for row in one.rows:
             queue.push(row)
 
 
 def run(queue: FairQueue, rows: list[Row]) -> None:
-    """One pass over rows that stay."""
+    """One step over rows that stay."""
     for row in rows:
         row.steps += 1
         queue.push(row)
@@ -70,14 +70,14 @@ def test_fewest_steps_first_unless_a_row_has_waited_too_long(
         for n, steps, deadline in coming:
             one = request(n, steps=steps, deadline=deadline)
             push(queue, one)
-            waiting |= set(one.members)
-            since |= dict.fromkeys(one.members, now)
+            waiting |= set(one.rows)
+            since |= dict.fromkeys(one.rows, now)
         taken, expired = queue.take(places, 0.0)
         assert not expired
         assert len(taken) == min(places, len(waiting))
         waiting -= set(taken)
         for row in taken:
-            if now - since[row] <= PATIENCE:
+            if now - since[row] <= MAX_SKIPS:
                 mine = (row.steps, row.request.deadline)
                 assert all(mine <= (other.steps, other.request.deadline) for other in waiting)
 
@@ -85,16 +85,16 @@ def test_fewest_steps_first_unless_a_row_has_waited_too_long(
 @settings(deadline=None, max_examples=50)
 @given(places=st.integers(1, 5), before=st.integers(0, 40), extra=st.integers(0, 3))
 def test_a_row_waits_for_its_turn_and_no_longer(places: int, before: int, extra: int) -> None:
-    """However many newcomers go ahead of it: `PATIENCE` passes, and then at most every second place is theirs."""
+    """However many newcomers go ahead of it: `MAX_SKIPS` steps_run, and then at most every second place is theirs."""
     queue = FairQueue()
     push(queue, request(before, steps=900) if before else request(1, steps=900))
     old = request(1, steps=1000)
     push(queue, old)
-    bound = PATIENCE + 1 + math.ceil(2 * (max(before, 1) + 1) / places)
+    bound = MAX_SKIPS + 1 + math.ceil(2 * (max(before, 1) + 1) / places)
     for _ in range(bound):
         push(queue, request(places + extra))
         taken, _ = queue.take(places, 0.0)
-        if old.members[0] in taken:
+        if old.rows[0] in taken:
             return
     raise AssertionError(f"passed over {bound} times")
 
@@ -119,11 +119,11 @@ def test_what_has_expired_takes_no_place_and_nothing_else_is_lost(
 ) -> None:
     queue, left, dropped = FairQueue(), dict[Row, int](), set[ScheduledRequest]()
     for now in range(200):
-        for n, key, deadline, arrival, passes in plans:
+        for n, key, deadline, arrival, steps_run in plans:
             if arrival == now:
                 one = request(n, key=key, deadline=deadline)
                 push(queue, one)
-                left |= dict.fromkeys(one.members, passes)
+                left |= dict.fromkeys(one.rows, steps_run)
         taken, expired = queue.take(places, float(now))
         assert not dropped & set(expired), "told twice"
         dropped |= set(expired)
@@ -137,4 +137,4 @@ def test_what_has_expired_takes_no_place_and_nothing_else_is_lost(
                 again.append(row)
         run(queue, again)
     assert len(queue) == 0
-    assert all(passes == 0 or row.request in dropped for row, passes in left.items())
+    assert all(steps_run == 0 or row.request in dropped for row, steps_run in left.items())

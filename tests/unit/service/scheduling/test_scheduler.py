@@ -11,26 +11,26 @@ import pytest
 
 from service.domain.latents import FloatRows
 from service.domain.tasks import Result, SchedulerLike, SchedulingParams, StepOutput, StepParams, StreamProgress
-from service.scheduling.queue import PATIENCE
+from service.scheduling.queue import MAX_SKIPS
 from service.scheduling.scheduler import Scheduler
 from tests.helpers.fakes import FakeModel
 from tests.helpers.serving import (
     Clock,
-    Ear,
     Event,
-    Script,
-    begun,
+    RecordingFunction,
+    RecordingObserver,
     collect,
-    held,
     marked,
     params,
-    queued,
     release,
     serving,
+    submitted,
+    until_queued,
+    until_running,
 )
 
 
-def test_it_is_the_seam_the_engine_knows() -> None:
+def test_it_implements_the_protocol() -> None:
     seam: type[SchedulerLike] = Scheduler
     assert seam is Scheduler
 
@@ -52,7 +52,7 @@ def test_steps_distance_and_drift() -> None:
     asyncio.run(main())
 
 
-def test_drift_is_measured_only_when_asked_and_costs_one_pass() -> None:
+def test_drift_is_measured_only_on_request_and_costs_one_step() -> None:
     model = FakeModel()
 
     async def main() -> None:
@@ -68,10 +68,10 @@ def test_drift_is_measured_only_when_asked_and_costs_one_pass() -> None:
 
 
 def test_tolerance_returns_the_row_that_met_it() -> None:
-    ear = Ear()
+    observer = RecordingObserver()
 
     async def main() -> None:
-        with serving(FakeModel(), observer=ear) as scheduler:
+        with serving(FakeModel(), observer=observer) as scheduler:
             result = await scheduler.submit(marked(16, 1, 1024), params(6, tolerance=1.5, score=True))
         # changes of the first: 8, 4, 2, 1; of the second: 0.5; the third is not done after six
         assert result.steps.tolist() == [4, 1, 6]
@@ -79,7 +79,7 @@ def test_tolerance_returns_the_row_that_met_it() -> None:
         np.testing.assert_array_equal(result.rows, marked(1, 0.5, 16))
         assert result.drift is not None
         assert result.drift.tolist() == [0.5, 0.25, 8.0]
-        assert ear.of("early_exit") == [(2,)]
+        assert observer.of("early_exit") == [(2,)]
 
     asyncio.run(main())
 
@@ -105,7 +105,7 @@ def test_kept_pixels_are_put_back_after_every_step() -> None:
     async def main() -> None:
         with serving(FakeModel()) as scheduler:
             step_params = StepParams(steps=3, record=(1, 3), score=True)
-            result = await scheduler.submit(marked(16, 16), SchedulingParams(step_params=step_params, keep=keep))
+            result = await scheduler.submit(marked(16, 16), SchedulingParams(step_params=step_params, keep_mask=keep))
         expected = marked(2, 2)
         expected[0, :, :2] = 16
         np.testing.assert_array_equal(result.rows, expected)
@@ -117,7 +117,7 @@ def test_kept_pixels_are_put_back_after_every_step() -> None:
     asyncio.run(main())
 
 
-def test_many_quiet_steps() -> None:
+def test_many_unobserved_steps() -> None:
     def turn(rows: FloatRows) -> FloatRows:
         return (rows + 1) % 1009
 
@@ -171,7 +171,7 @@ def test_rows_that_do_not_fit_the_model(rows: FloatRows) -> None:
         with serving(FakeModel()) as scheduler:
             with pytest.raises(ValueError, match="float32"):
                 await scheduler.submit(rows, params())
-            misfit = SchedulingParams(step_params=StepParams(steps=1), keep=np.zeros((2, 1, 4, 4), np.bool_))
+            misfit = SchedulingParams(step_params=StepParams(steps=1), keep_mask=np.zeros((2, 1, 4, 4), np.bool_))
             with pytest.raises(ValueError, match="keep"):
                 await scheduler.submit(marked(1), misfit)
 
@@ -179,10 +179,10 @@ def test_rows_that_do_not_fit_the_model(rows: FloatRows) -> None:
 
 
 def test_padding_goes_to_the_smallest_bucket_that_fits() -> None:
-    model, ear = FakeModel(buckets=(1, 4, 8)), Ear()
+    model, observer = FakeModel(buckets=(1, 4, 8)), RecordingObserver()
 
     async def main() -> None:
-        with serving(model, max_batch_rows=64, observer=ear) as scheduler:
+        with serving(model, max_batch_rows=64, observer=observer) as scheduler:
             for n in (1, 2, 3, 4, 5, 8, 9):
                 values = [float(2**i) for i in range(n)]
                 result = await scheduler.submit(marked(*values), params())
@@ -190,8 +190,8 @@ def test_padding_goes_to_the_smallest_bucket_that_fits() -> None:
 
     asyncio.run(main())
     assert model.sizes == [1, 4, 4, 4, 8, 8, 8, 1]
-    assert ear.of("batch")[1] == (2, 4, "drained")
-    assert ear.of("batch")[-2:] == [(8, 8, "full"), (1, 1, "drained")]
+    assert observer.of("batch")[1] == (2, 4, "drained")
+    assert observer.of("batch")[-2:] == [(8, 8, "full"), (1, 1, "drained")]
 
 
 def test_padding_repeats_a_row_of_the_batch() -> None:
@@ -221,104 +221,104 @@ def test_without_buckets_the_batch_has_the_exact_number_of_rows() -> None:
 
 
 def test_rows_of_different_requests_share_a_batch() -> None:
-    script = Script()
-    model = FakeModel(function=script, gate=threading.Event())
+    recorded = RecordingFunction()
+    model = FakeModel(function=recorded, gate=threading.Event())
 
     async def main() -> None:
         with serving(model) as scheduler:
-            first = held(scheduler, marked(1), params(2))
-            await begun(model)
-            others = [held(scheduler, marked(value), params()) for value in (2, 3)]
-            await queued(scheduler, *others)
+            first = submitted(scheduler, marked(1), params(2))
+            await until_running(model)
+            others = [submitted(scheduler, marked(value), params()) for value in (2, 3)]
+            await until_queued(scheduler, *others)
             release(model)
             await asyncio.gather(first, *others)
 
     asyncio.run(main())
-    assert [sorted(rows) for rows in script.passes] == [[1], [1, 2, 3]]
+    assert [sorted(rows) for rows in recorded.batches] == [[1], [1, 2, 3]]
 
 
 @pytest.mark.parametrize("key", ["same", "other"])
-def test_a_short_request_waits_for_one_pass_of_a_long_one(key: str) -> None:
-    script = Script()
-    model = FakeModel(function=script, gate=threading.Event())
+def test_a_short_request_waits_for_one_step_of_a_long_one(key: str) -> None:
+    recorded = RecordingFunction()
+    model = FakeModel(function=recorded, gate=threading.Event())
 
     async def main() -> None:
         with serving(model, max_batch_rows=1) as scheduler:
-            long = held(scheduler, marked(1), params(1000, key="same"))
-            await begun(model)
-            short = held(scheduler, marked(2), params(key=key))
-            await queued(scheduler, short)
+            long = submitted(scheduler, marked(1), params(1000, key="same"))
+            await until_running(model)
+            short = submitted(scheduler, marked(2), params(key=key))
+            await until_queued(scheduler, short)
             release(model)
             await asyncio.gather(long, short)
 
     asyncio.run(main())
-    assert script.passes[:3] == [[1], [2], [1]]
-    assert len(script.passes) == 1001
+    assert recorded.batches[:3] == [[1], [2], [1]]
+    assert len(recorded.batches) == 1001
 
 
 def test_a_newcomer_interrupts_a_long_run() -> None:
-    script, clock = Script(), Clock()  # time stands still: nothing else can interrupt
+    recorded, clock = RecordingFunction(), Clock()  # time stands still: nothing else can interrupt
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
         short: list[asyncio.Task[Result]] = []
 
         def join(admitted: threading.Event) -> None:
-            short.append(held(scheduler, marked(2), params()))
+            short.append(submitted(scheduler, marked(2), params()))
             loop.call_soon(loop.call_soon, admitted.set)  # in the next turn: after it was handed over
 
         def watched(rows: FloatRows) -> FloatRows:
-            if len(script.passes) == 10:
+            if len(recorded.batches) == 10:
                 admitted = threading.Event()
                 loop.call_soon_threadsafe(join, admitted)
                 admitted.wait(10)
-            return script(rows)
+            return recorded(rows)
 
         with serving(FakeModel(function=watched), clock=clock) as scheduler:
             await scheduler.submit(marked(1), params(1000))
             await asyncio.gather(*short)
 
     asyncio.run(main())
-    assert [place for place, rows in enumerate(script.passes) if 2 in rows] == [11]
+    assert [place for place, rows in enumerate(recorded.batches) if 2 in rows] == [11]
 
 
 def test_two_long_requests_take_turns() -> None:
-    script = Script()
-    model = FakeModel(function=script, gate=threading.Event())
+    recorded = RecordingFunction()
+    model = FakeModel(function=recorded, gate=threading.Event())
 
     async def main() -> None:
         with serving(model, max_batch_rows=1) as scheduler:
-            first = held(scheduler, marked(1), params(10))
-            await begun(model)
-            second = held(scheduler, marked(2), params(10))
-            await queued(scheduler, second)
+            first = submitted(scheduler, marked(1), params(10))
+            await until_running(model)
+            second = submitted(scheduler, marked(2), params(10))
+            await until_queued(scheduler, second)
             release(model)
             await asyncio.gather(first, second)
 
     asyncio.run(main())
-    assert all(abs(script.passes[:n].count([1]) - script.passes[:n].count([2])) <= 1 for n in range(21))
+    assert all(abs(recorded.batches[:n].count([1]) - recorded.batches[:n].count([2])) <= 1 for n in range(21))
 
 
 def test_two_callers_share_the_batch_evenly() -> None:
-    script = Script()
-    model = FakeModel(function=script, gate=threading.Event())
+    recorded = RecordingFunction()
+    model = FakeModel(function=recorded, gate=threading.Event())
 
     async def main() -> None:
         with serving(model, max_batch_rows=4) as scheduler:
-            plug = held(scheduler, marked(0), params())
-            await begun(model)
-            many = held(scheduler, marked(*[1] * 40), params(key="many"))
-            few = held(scheduler, marked(*[2] * 6), params(key="few"))
-            await queued(scheduler, many, few)
+            plug = submitted(scheduler, marked(0), params())
+            await until_running(model)
+            many = submitted(scheduler, marked(*[1] * 40), params(key="many"))
+            few = submitted(scheduler, marked(*[2] * 6), params(key="few"))
+            await until_queued(scheduler, many, few)
             release(model)
             await asyncio.gather(plug, many, few)
 
     asyncio.run(main())
-    assert [sorted(rows) for rows in script.passes[1:4]] == [[1, 1, 2, 2]] * 3
-    assert [sorted(rows) for rows in script.passes[4:]] == [[1] * 4] * 8 + [[1] * 2]
+    assert [sorted(rows) for rows in recorded.batches[1:4]] == [[1, 1, 2, 2]] * 3
+    assert [sorted(rows) for rows in recorded.batches[4:]] == [[1] * 4] * 8 + [[1] * 2]
 
 
-def test_a_row_is_passed_over_a_bounded_number_of_times() -> None:
+def test_a_row_is_skipped_a_bounded_number_of_times() -> None:
     turns: list[int] = []
     young: list[asyncio.Task[Result]] = []
 
@@ -326,16 +326,16 @@ def test_a_row_is_passed_over_a_bounded_number_of_times() -> None:
         loop = asyncio.get_running_loop()
 
         def feed(rows: FloatRows) -> FloatRows:
-            """Before every pass ends, another newcomer is in the queue."""
+            """Before every step ends, another newcomer is in the queue."""
             turns.append(int(rows.flat[0]))
-            if len(turns) <= 2 * (PATIENCE + 1):
+            if len(turns) <= 2 * (MAX_SKIPS + 1):
                 admitted = threading.Event()
                 loop.call_soon_threadsafe(join, admitted)
                 admitted.wait(10)
             return rows
 
         def join(admitted: threading.Event) -> None:
-            young.append(held(scheduler, marked(2), params()))
+            young.append(submitted(scheduler, marked(2), params()))
             loop.call_soon(loop.call_soon, admitted.set)  # in the next turn: after it was handed over
 
         with serving(FakeModel(function=feed), max_batch_rows=1) as scheduler:
@@ -344,7 +344,7 @@ def test_a_row_is_passed_over_a_bounded_number_of_times() -> None:
 
     asyncio.run(main())
     served = [place for place, mark in enumerate(turns) if mark == 1]
-    assert served == [0, PATIENCE + 1, 2 * (PATIENCE + 1)]
+    assert served == [0, MAX_SKIPS + 1, 2 * (MAX_SKIPS + 1)]
 
 
 def test_a_stream_gives_every_recorded_step_and_every_last_step_in_order() -> None:
@@ -366,7 +366,7 @@ def test_a_stream_gives_every_recorded_step_and_every_last_step_in_order() -> No
     asyncio.run(main())
 
 
-def test_the_prepared_input_is_shown_before_the_first_pass_ends() -> None:
+def test_the_prepared_input_is_emitted_before_the_first_step_ends() -> None:
     model = FakeModel(gate=threading.Event())
 
     async def main() -> None:
@@ -416,6 +416,6 @@ def test_progress_is_that_of_the_slowest_row() -> None:
             return await collect(scheduler.stream(marked(16, 1), params(9, progress=True, tolerance=0.75)))
 
     progress = [event for event in asyncio.run(main()) if isinstance(event, StreamProgress)]
-    # One row a pass: the first is a step ahead until the second is done, after one.
+    # One row a step: the first is a step ahead until the second is done, after one.
     assert [(event.steps_done, event.rows_done) for event in progress] == [(0, 0), (1, 1), (2, 1), (3, 1), (4, 1)]
     assert {(event.steps, event.rows) for event in progress} == {(9, 2)}

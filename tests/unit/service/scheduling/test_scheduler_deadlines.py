@@ -14,20 +14,32 @@ from service.domain.errors import (
 from service.domain.latents import FloatRows
 from service.domain.tasks import Result, StepOutput
 from tests.helpers.fakes import FakeModel
-from tests.helpers.serving import Clock, Ear, Script, begun, collect, held, marked, params, queued, release, serving
+from tests.helpers.serving import (
+    Clock,
+    RecordingFunction,
+    RecordingObserver,
+    collect,
+    marked,
+    params,
+    release,
+    serving,
+    submitted,
+    until_queued,
+    until_running,
+)
 
 
 def test_expired_rows_are_never_run() -> None:
-    clock, script, ear = Clock(), Script(), Ear()
-    model = FakeModel(function=script, gate=threading.Event())
+    clock, recorded, observer = Clock(), RecordingFunction(), RecordingObserver()
+    model = FakeModel(function=recorded, gate=threading.Event())
 
     async def main() -> None:
-        with serving(model, max_batch_rows=1, clock=clock, observer=ear) as scheduler:
-            plug = held(scheduler, marked(1), params())
-            await begun(model)
-            late = held(scheduler, marked(2, 3), params(deadline=clock.now + 50))
-            after = held(scheduler, marked(4), params())
-            await queued(scheduler, late, after)
+        with serving(model, max_batch_rows=1, clock=clock, observer=observer) as scheduler:
+            plug = submitted(scheduler, marked(1), params())
+            await until_running(model)
+            late = submitted(scheduler, marked(2, 3), params(deadline=clock.now + 50))
+            after = submitted(scheduler, marked(4), params())
+            await until_queued(scheduler, late, after)
             clock.now += 50
             release(model)
             await asyncio.gather(plug, after)
@@ -35,22 +47,22 @@ def test_expired_rows_are_never_run() -> None:
                 await late
 
     asyncio.run(main())
-    assert script.passes == [[1], [4]]
-    assert sorted(ear.of("finished")) == [(1, "ok"), (1, "ok"), (2, "deadline_exceeded")]
-    assert ear.of("cancelled") == []
+    assert recorded.batches == [[1], [4]]
+    assert sorted(observer.of("finished")) == [(1, "ok"), (1, "ok"), (2, "deadline_exceeded")]
+    assert observer.of("cancelled") == []
 
 
 def test_a_deadline_is_kept_while_the_device_is_busy() -> None:
-    script = Script()
-    model = FakeModel(function=script, gate=threading.Event())
+    recorded = RecordingFunction()
+    model = FakeModel(function=recorded, gate=threading.Event())
 
     async def main() -> None:
         with serving(model) as scheduler:
             loop = asyncio.get_running_loop()
-            running = held(scheduler, marked(1), params(5, deadline=loop.time() + 0.05))
-            await begun(model)
-            waiting = held(scheduler, marked(2), params(deadline=loop.time() + 0.02))
-            await queued(scheduler, waiting)
+            running = submitted(scheduler, marked(1), params(5, deadline=loop.time() + 0.05))
+            await until_running(model)
+            waiting = submitted(scheduler, marked(2), params(deadline=loop.time() + 0.02))
+            await until_queued(scheduler, waiting)
             for call in (waiting, running):
                 with pytest.raises(DeadlineExceeded):
                     await asyncio.wait_for(call, 10)
@@ -59,7 +71,7 @@ def test_a_deadline_is_kept_while_the_device_is_busy() -> None:
             await scheduler.submit(marked(3), params())
 
     asyncio.run(main())
-    assert script.passes == [[1], [3]]
+    assert recorded.batches == [[1], [3]]
 
 
 def test_steps_left_at_the_deadline_are_not_run() -> None:
@@ -109,7 +121,7 @@ def test_a_stream_that_has_not_begun_has_no_progress_and_keeps_its_deadline() ->
         with serving(model, max_batch_rows=1, clock=clock) as scheduler:
             first = params(progress=True, deadline=clock.now + 4)
             running = asyncio.create_task(collect(scheduler.stream(marked(*range(10)), first)))
-            await begun(model)
+            await until_running(model)
             stream = scheduler.stream(marked(1), params(progress=True, deadline=clock.now + 5))
             waiting = asyncio.create_task(anext(stream))
             await asyncio.sleep(0)
@@ -123,7 +135,7 @@ def test_a_stream_that_has_not_begun_has_no_progress_and_keeps_its_deadline() ->
 
 
 def test_refusals_name_their_reason() -> None:
-    clock, ear = Clock(), Ear()
+    clock, observer = Clock(), RecordingObserver()
 
     def tick(rows: FloatRows) -> FloatRows:
         clock.now += 1.0
@@ -134,8 +146,8 @@ def test_refusals_name_their_reason() -> None:
     model = FakeModel(function=tick, gate=gate)
 
     async def main() -> None:
-        with serving(model, max_batch_rows=1, queue_rows=40, clock=clock, observer=ear) as scheduler:
-            await scheduler.submit(marked(1), params(20))  # a second a pass
+        with serving(model, max_batch_rows=1, queue_rows=40, clock=clock, observer=observer) as scheduler:
+            await scheduler.submit(marked(1), params(20))  # one second a step
             with pytest.raises(DeadlineUnreachable):
                 await scheduler.submit(marked(1), params(deadline=clock.now))
             with pytest.raises(DeadlineUnreachable):
@@ -144,8 +156,8 @@ def test_refusals_name_their_reason() -> None:
                 await scheduler.submit(marked(*range(41)), params())
             gate.clear()
             model.entered.clear()
-            queue = held(scheduler, marked(*range(31)), params())
-            await begun(model)
+            queue = submitted(scheduler, marked(*range(31)), params())
+            await until_running(model)
             with pytest.raises(WouldMissDeadline) as refused:
                 await scheduler.submit(marked(1), params(deadline=clock.now + 20))
             assert 10 <= refused.value.retry_after <= 16
@@ -154,27 +166,27 @@ def test_refusals_name_their_reason() -> None:
             with pytest.raises(QueueFull):
                 scheduler.check_capacity(11)
             scheduler.check_capacity(10)
-            more = held(scheduler, marked(*range(10)), params(deadline=clock.now + 1000))
-            await queued(scheduler, more)
+            more = submitted(scheduler, marked(*range(10)), params(deadline=clock.now + 1000))
+            await until_queued(scheduler, more)
             release(model)
             await asyncio.gather(queue, more)
 
     asyncio.run(main())
     reasons = ["deadline_unreachable"] * 2 + ["queue_full", "would_miss_deadline", *["queue_full"] * 2]
-    assert [reason for (reason,) in ear.of("rejected")] == reasons
+    assert [reason for (reason,) in observer.of("rejected")] == reasons
 
 
 def test_cancelled_rows_never_reach_the_model() -> None:
-    script, ear = Script(), Ear()
-    model = FakeModel(function=script, gate=threading.Event())
+    recorded, observer = RecordingFunction(), RecordingObserver()
+    model = FakeModel(function=recorded, gate=threading.Event())
 
     async def main() -> None:
-        with serving(model, max_batch_rows=1, observer=ear) as scheduler:
-            running = held(scheduler, marked(1, 2), params(50))
-            await begun(model)
-            waiting = held(scheduler, marked(3, 4, 5), params())
-            stays = held(scheduler, marked(6), params())
-            await queued(scheduler, waiting, stays)
+        with serving(model, max_batch_rows=1, observer=observer) as scheduler:
+            running = submitted(scheduler, marked(1, 2), params(50))
+            await until_running(model)
+            waiting = submitted(scheduler, marked(3, 4, 5), params())
+            stays = submitted(scheduler, marked(6), params())
+            await until_queued(scheduler, waiting, stays)
             for call in (waiting, running):
                 call.cancel()
                 with pytest.raises(asyncio.CancelledError):
@@ -184,12 +196,12 @@ def test_cancelled_rows_never_reach_the_model() -> None:
             await stays
 
     asyncio.run(main())
-    assert script.passes == [[1], [6]]
-    assert ear.of("cancelled") == [(3,), (2,)]
+    assert recorded.batches == [[1], [6]]
+    assert observer.of("cancelled") == [(3,), (2,)]
 
 
-def test_a_row_cancelled_in_the_batch_leaves_it_after_the_pass() -> None:
-    script = Script()
+def test_a_row_cancelled_in_the_batch_leaves_it_after_the_step() -> None:
+    recorded = RecordingFunction()
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -199,30 +211,30 @@ def test_a_row_cancelled_in_the_batch_leaves_it_after_the_pass() -> None:
             loop.call_soon(left.set)
 
         def watched(rows: FloatRows) -> FloatRows:
-            if len(rows) == 2 and len(script.passes) == 3:
+            if len(rows) == 2 and len(recorded.batches) == 3:
                 left = threading.Event()
                 loop.call_soon_threadsafe(leave, left)
                 left.wait(10)
-            return script(rows)
+            return recorded(rows)
 
         model = FakeModel(function=watched, gate=threading.Event())
         with serving(model) as scheduler:
-            stays = held(scheduler, marked(1), params(9))
-            await begun(model)
-            goes = held(scheduler, marked(2), params(10**9))
-            await queued(scheduler, goes)
+            stays = submitted(scheduler, marked(1), params(9))
+            await until_running(model)
+            goes = submitted(scheduler, marked(2), params(10**9))
+            await until_queued(scheduler, goes)
             release(model)
             await stays
 
     asyncio.run(main())
-    assert [len(rows) for rows in script.passes] == [1, 2, 2, 2, 1, 1, 1, 1, 1]
+    assert [len(rows) for rows in recorded.batches] == [1, 2, 2, 2, 1, 1, 1, 1, 1]
 
 
 def test_closing_a_stream_drops_its_rows() -> None:
-    script, ear = Script(), Ear()
+    recorded, observer = RecordingFunction(), RecordingObserver()
 
     async def main() -> None:
-        with serving(FakeModel(function=script), max_batch_rows=1, observer=ear) as scheduler:
+        with serving(FakeModel(function=recorded), max_batch_rows=1, observer=observer) as scheduler:
             stream = scheduler.stream(marked(1, 2), params(10**9, record=(1,)))
             first = await anext(stream)
             assert isinstance(first, StepOutput)
@@ -231,8 +243,8 @@ def test_closing_a_stream_drops_its_rows() -> None:
             await scheduler.submit(marked(3), params())
 
     asyncio.run(main())
-    assert ear.of("cancelled") == [(2,)]
-    assert script.passes[-1] == [3]
+    assert observer.of("cancelled") == [(2,)]
+    assert recorded.batches[-1] == [3]
 
 
 def test_a_request_cancelled_before_it_began_was_never_there() -> None:
@@ -240,7 +252,7 @@ def test_a_request_cancelled_before_it_began_was_never_there() -> None:
 
     async def main() -> None:
         with serving(model) as scheduler:
-            call = held(scheduler, marked(1), params())
+            call = submitted(scheduler, marked(1), params())
             call.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await call

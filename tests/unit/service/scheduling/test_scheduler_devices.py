@@ -15,17 +15,26 @@ from service.domain.latents import FloatRows
 from service.domain.model import DeviceLost
 from service.domain.tasks import Result
 from service.scheduling.admission import Admission
-from service.scheduling.request import Counters, ScheduledRequest
+from service.scheduling.request import ScheduledRequest
 from service.scheduling.scheduler import Scheduler
 from tests.helpers.fakes import FakeModel
-from tests.helpers.serving import Ear, begun, held, marked, params, queued, release, serving
+from tests.helpers.serving import (
+    RecordingObserver,
+    marked,
+    params,
+    release,
+    serving,
+    submitted,
+    until_queued,
+    until_running,
+)
 from tests.unit.service.scheduling.test_scheduler_properties import SHAPE, Ask, answer, asks, f, is_poison
 
 
-async def idle(scheduler: Scheduler, executors: int) -> None:
+async def idle(scheduler: Scheduler, workers: int) -> None:
     """Until so many of them wait for work."""
     async with asyncio.timeout(10):
-        while scheduler._desk._idle != executors:  # noqa: ASYNC110 - it is counted in other threads
+        while scheduler.idle_workers != workers:  # noqa: ASYNC110 - it is counted in other threads
             await asyncio.sleep(0)
 
 
@@ -50,9 +59,9 @@ def test_devices_compute_at_the_same_time() -> None:
 
     async def main() -> None:
         with serving(*models, max_batch_rows=2) as scheduler:
-            calls = [held(scheduler, marked(float(i), -1.0), params(3)) for i in range(3)]
+            calls = [submitted(scheduler, marked(float(i), -1.0), params(3)) for i in range(3)]
             for model in models:
-                await begun(model)
+                await until_running(model)
             for model in models:
                 release(model)
             for i, result in enumerate(await asyncio.gather(*calls)):
@@ -80,11 +89,11 @@ def test_a_busy_device_takes_all_it_can() -> None:
     async def main() -> None:
         with serving(*models) as scheduler:
             await idle(scheduler, 2)
-            plugs = [held(scheduler, marked(1.0), params()) for _ in models]
+            plugs = [submitted(scheduler, marked(1.0), params()) for _ in models]
             for model in models:
-                await begun(model)
-            waiting = held(scheduler, marked(*range(8)), params())
-            await queued(scheduler, waiting)
+                await until_running(model)
+            waiting = submitted(scheduler, marked(*range(8)), params())
+            await until_queued(scheduler, waiting)
             release(models[0])
             await waiting
             release(models[1])
@@ -95,30 +104,31 @@ def test_a_busy_device_takes_all_it_can() -> None:
 
 
 def test_memory_is_each_device_s_own() -> None:
-    small, large, ear = FakeModel(memory_rows=2), FakeModel(), Ear()
+    small, large, observer = FakeModel(memory_rows=2), FakeModel(), RecordingObserver()
 
     async def main() -> None:
-        with serving(small, large, observer=ear) as scheduler:
+        with serving(small, large, observer=observer) as scheduler:
             for _ in range(20):
                 await idle(scheduler, 2)
                 await scheduler.submit(marked(*range(16)), params())
-            assert scheduler._books.limits == [2, 8]
 
     asyncio.run(main())
-    assert ear.of("reduce_max_batch") == [(2,)]
+    assert observer.of("reduce_max_batch") == [(2,)]
     assert max(large.sizes) == 8
 
 
 @pytest.mark.parametrize("lost_in", [1, 2, 3])
 @pytest.mark.parametrize("steps", [1, 3, 9])
 def test_what_a_lost_device_had_is_done_by_another(lost_in: int, steps: int, caplog: pytest.LogCaptureFixture) -> None:
-    models, ear = [Losing(lost_in=lost_in), FakeModel()], Ear()
+    models, observer = [Losing(lost_in=lost_in), FakeModel()], RecordingObserver()
     values = [float(2**i) for i in range(10)]
     left = list[bool]()
 
     async def main() -> None:
-        with serving(*models, max_batch_rows=4, observer=ear, lost=lambda: left.append(False)) as scheduler:
-            while not ear.of("lost"):
+        with serving(
+            *models, max_batch_rows=4, observer=observer, on_all_devices_lost=lambda: left.append(False)
+        ) as scheduler:
+            while not observer.of("device_lost"):
                 await idle(scheduler, 2)
                 result = await scheduler.submit(marked(*values), params(steps, score=True, record=(steps,)))
                 np.testing.assert_array_equal(result.rows, marked(*values) / np.float32(2**steps))
@@ -126,13 +136,12 @@ def test_what_a_lost_device_had_is_done_by_another(lost_in: int, steps: int, cap
                 assert result.drift is not None
                 assert result.drift.tolist() == [value / 2 ** (steps + 1) for value in values]
                 assert [len(path) for path in result.trajectory] == [1] * len(values)
-            assert (scheduler.healthy, scheduler.lost) == (True, False)
-            assert scheduler._books.limits == [0, 4]
-            assert scheduler._books.total == Counters()
+            assert (scheduler.healthy, scheduler.all_devices_lost) == (True, False)
+            assert scheduler.rows_open == 0
 
     asyncio.run(main())
-    assert ear.of("lost") == [()]
-    assert (ear.of("replaced"), left) == ([], [])
+    assert observer.of("device_lost") == [()]
+    assert (observer.of("worker_replaced"), left) == ([], [])
     assert [record.getMessage() for record in caplog.records if record.levelno == logging.CRITICAL] == [
         "a device is lost: it fails every call until this process is started anew; others go on, 1 of them"
     ]
@@ -143,7 +152,7 @@ def test_few_rows_of_a_lost_device_wake_another(rows: int) -> None:
     models = [Losing(lost_in=1), Losing(lost_in=1), FakeModel()]
 
     async def main() -> None:
-        with serving(*models, least=16) as scheduler:
+        with serving(*models, min_rows_to_wake=16) as scheduler:
             for _ in range(3):
                 result = await asyncio.wait_for(scheduler.submit(marked(*[8.0] * rows), params(2)), 10)
                 np.testing.assert_array_equal(result.rows, marked(*[2.0] * rows))
@@ -155,7 +164,7 @@ def test_few_rows_stay_together() -> None:
     models = [FakeModel() for _ in range(2)]
 
     async def main() -> None:
-        with serving(*models, max_batch_rows=64, queue_rows=200, least=16) as scheduler:
+        with serving(*models, max_batch_rows=64, queue_rows=200, min_rows_to_wake=16) as scheduler:
             for rows, sizes in ((8, [8]), (16, [16]), (31, [16, 15]), (64, [32, 32])):
                 await idle(scheduler, 2)
                 before = [len(model.sizes) for model in models]
@@ -174,7 +183,7 @@ def test_rows_with_many_steps_are_divided() -> None:
     models = [FakeModel(function=takes_time) for _ in range(2)]
 
     async def main() -> None:
-        with serving(*models, max_batch_rows=64, least=16) as scheduler:
+        with serving(*models, max_batch_rows=64, min_rows_to_wake=16) as scheduler:
             await idle(scheduler, 2)
             await scheduler.submit(marked(1, 2, 3, 4), params(1000))
 
@@ -183,24 +192,26 @@ def test_rows_with_many_steps_are_divided() -> None:
 
 
 def test_the_last_device_takes_everything_with_it() -> None:
-    models, ear = [Losing(lost_in=2), Losing(lost_in=2)], Ear()
+    models, observer = [Losing(lost_in=2), Losing(lost_in=2)], RecordingObserver()
 
     async def main() -> None:
         told = asyncio.Event()
-        with serving(*models, observer=ear, lost=told.set) as scheduler:
+        with serving(*models, observer=observer, on_all_devices_lost=told.set) as scheduler:
             await idle(scheduler, 2)
             assert (await scheduler.submit(marked(2, 4), params())).rows.tolist() == marked(1, 2).tolist()
-            await idle(scheduler, 2 - len(ear.of("lost")))  # one may have been faster than the other, and had both rows
+            await idle(
+                scheduler, 2 - len(observer.of("device_lost"))
+            )  # one may have been faster than the other, and had both rows
             with pytest.raises(ModelFailure) as caught:
                 await scheduler.submit(marked(1, 2), params(2))
             assert isinstance(caught.value.__cause__, DeviceLost)
             await asyncio.wait_for(told.wait(), 10)
-            assert (scheduler.healthy, scheduler.lost) == (False, True)
+            assert (scheduler.healthy, scheduler.all_devices_lost) == (False, True)
             with pytest.raises(NotReady):
                 await scheduler.submit(marked(1), params())
 
     asyncio.run(main())
-    assert ear.of("lost") == [(), ()]
+    assert observer.of("device_lost") == [(), ()]
 
 
 @settings(max_examples=100, deadline=None)
@@ -217,20 +228,20 @@ def test_no_row_is_harmed_by_devices_that_are_lost(
     models += [Losing(SHAPE, f, poison=is_poison, lost_in=calls) for calls in losses]
 
     async def main() -> None:
-        scheduler = Scheduler(*models, max_batch_rows=rows, queue_rows=1000, least=least)
+        scheduler = Scheduler(*models, max_batch_rows=rows, queue_rows=1000, min_rows_to_wake=least)
         scheduler.start()
         try:
             await asyncio.wait_for(asyncio.gather(*(answer(scheduler, ask) for ask in requests)), 30)
             assert scheduler.healthy
         finally:
             scheduler.close()
-        assert scheduler._books.total == Counters()
+        assert scheduler.rows_open == 0
 
     asyncio.run(main())
 
 
-def test_a_thread_that_dies_beside_others_takes_only_its_own_pass() -> None:
-    ear = Ear()
+def test_a_thread_that_dies_fails_only_its_own_batch() -> None:
+    observer = RecordingObserver()
 
     def deadly(rows: FloatRows) -> FloatRows:
         if (rows == 13).any():
@@ -240,12 +251,12 @@ def test_a_thread_that_dies_beside_others_takes_only_its_own_pass() -> None:
     models = [FakeModel(function=deadly, gate=threading.Event()) for _ in range(2)]
 
     async def main() -> None:
-        with serving(*models, max_batch_rows=1, observer=ear) as scheduler:
-            calls = [held(scheduler, marked(value), params(3)) for value in (13.0, 8.0)]
+        with serving(*models, max_batch_rows=1, observer=observer) as scheduler:
+            calls = [submitted(scheduler, marked(value), params(3)) for value in (13.0, 8.0)]
             for model in models:
-                await begun(model)
-            later = held(scheduler, marked(16.0), params(3))
-            await queued(scheduler, later)
+                await until_running(model)
+            later = submitted(scheduler, marked(16.0), params(3))
+            await until_queued(scheduler, later)
             for model in models:
                 release(model)
             dead, *others = await asyncio.gather(*calls, later, return_exceptions=True)
@@ -256,22 +267,22 @@ def test_a_thread_that_dies_beside_others_takes_only_its_own_pass() -> None:
             assert scheduler.healthy
 
     asyncio.run(main())
-    assert ear.of("replaced") == [()]
+    assert observer.of("worker_replaced") == [()]
 
 
 def test_two_devices_promise_twice_as_much() -> None:
-    def refused(books: Admission, deadline: float) -> bool:
+    def refused(admission: Admission, deadline: float) -> bool:
         request = ScheduledRequest(marked(*[0.0] * 64), params(10, deadline=deadline), streamed=False, arrived=0.0)
         try:
-            books.admit(request, 0.0)
+            admission.admit(request, 0.0)
         except DeadlineUnreachable:
             return True
         return False
 
     for devices, seconds in ((1, 80.0), (2, 40.0), (4, 20.0)):
-        books = Admission(1000, *[8] * devices)
+        admission = Admission(1000, *[8] * devices)
         for _ in range(20):
-            books.ran(8, 1.0, 0.0)
+            admission.on_model_call(8, 1.0, 0.0)
         # 64 rows of 10 steps: 640 row-steps, 8 a second on each device
-        assert refused(books, seconds * 0.99)
-        assert not refused(books, seconds * 1.01)
+        assert refused(admission, seconds * 0.99)
+        assert not refused(admission, seconds * 1.01)

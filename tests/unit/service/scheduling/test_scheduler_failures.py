@@ -18,7 +18,18 @@ from service.domain.model import DeviceLost, DeviceOutOfMemory
 from service.domain.tasks import Result
 from service.scheduling.scheduler import Scheduler
 from tests.helpers.fakes import FakeModel
-from tests.helpers.serving import Ear, Script, begun, collect, held, marked, params, queued, release, serving
+from tests.helpers.serving import (
+    RecordingFunction,
+    RecordingObserver,
+    collect,
+    marked,
+    params,
+    release,
+    serving,
+    submitted,
+    until_queued,
+    until_running,
+)
 
 
 def is_poison(row: FloatRow) -> bool:
@@ -32,12 +43,12 @@ def test_a_poison_row_fails_alone(place: int, buckets: tuple[int, ...] | None) -
 
     async def main() -> None:
         with serving(model) as scheduler:
-            plug = held(scheduler, marked(0), params())
-            await begun(model)
+            plug = submitted(scheduler, marked(0), params())
+            await until_running(model)
             values = [2.0, 4.0, 6.0, 8.0, 10.0, 12.0]
             values.insert(place, 13.0)
-            calls = [held(scheduler, marked(value), params(2)) for value in values]
-            await queued(scheduler, *calls)
+            calls = [submitted(scheduler, marked(value), params(2)) for value in values]
+            await until_queued(scheduler, *calls)
             release(model)
             results = await asyncio.gather(plug, *calls, return_exceptions=True)
             for value, result in zip(values, results[1:], strict=True):
@@ -54,18 +65,18 @@ def test_a_poison_row_fails_alone(place: int, buckets: tuple[int, ...] | None) -
 
 
 def test_a_request_fails_as_a_whole() -> None:
-    script = Script()
-    model = FakeModel(function=script, poison=is_poison)
+    recorded = RecordingFunction()
+    model = FakeModel(function=recorded, poison=is_poison)
 
     async def main() -> None:
         with serving(model, max_batch_rows=2) as scheduler, pytest.raises(ModelFailure):
             await scheduler.submit(marked(1, 13, 3, 4), params(100))
 
     asyncio.run(main())
-    assert script.passes == [[1]]
+    assert recorded.batches == [[1]]
 
 
-def test_a_failure_amid_quiet_steps() -> None:
+def test_a_failure_amid_unobserved_steps() -> None:
     def climb(rows: FloatRows) -> FloatRows:
         return rows + 1
 
@@ -84,24 +95,24 @@ def test_a_failure_amid_quiet_steps() -> None:
 
 
 def test_a_device_that_is_lost_fails_what_is_there_and_takes_no_more(caplog: pytest.LogCaptureFixture) -> None:
-    passes: list[int] = []
+    steps_run: list[int] = []
 
     def gone(rows: FloatRows) -> FloatRows:
-        passes.append(len(rows))
+        steps_run.append(len(rows))
         raise DeviceLost("CUDA failure 700: an illegal memory access was encountered")
 
     async def main() -> None:
         with serving(FakeModel(function=gone)) as scheduler:
-            assert (scheduler.healthy, scheduler.lost) == (True, False)
+            assert (scheduler.healthy, scheduler.all_devices_lost) == (True, False)
             with pytest.raises(ModelFailure) as caught:
                 await scheduler.submit(marked(1, 2, 3, 4), params(5))
             assert isinstance(caught.value.__cause__, DeviceLost)
-            assert (scheduler.healthy, scheduler.lost) == (False, True)
+            assert (scheduler.healthy, scheduler.all_devices_lost) == (False, True)
             with pytest.raises(NotReady):
                 await scheduler.submit(marked(1), params())
 
     asyncio.run(main())
-    assert passes == [4]  # halves of it would fail as well
+    assert steps_run == [4]  # halves of it would fail as well
     assert [record.levelname for record in caplog.records] == ["CRITICAL"]
 
 
@@ -115,7 +126,7 @@ def test_output_that_is_not_finite_is_a_failure_of_its_row(bad: float, steps: in
 
     async def main() -> None:
         with serving(FakeModel(function=sometimes)) as scheduler:
-            calls = [held(scheduler, marked(value), params(steps + 20)) for value in (0, 100)]
+            calls = [submitted(scheduler, marked(value), params(steps + 20)) for value in (0, 100)]
             failed, fine = await asyncio.gather(*calls, return_exceptions=True)
             assert isinstance(failed, ModelFailure)
             assert "finite" in failed.detail
@@ -138,10 +149,10 @@ def test_a_model_that_loses_rows_is_a_failure() -> None:
 
 @pytest.mark.parametrize("buckets", [None, (1, 2, 4, 8)])
 def test_out_of_memory_lowers_the_largest_batch(buckets: tuple[int, ...] | None) -> None:
-    model, ear = FakeModel(memory_rows=3, buckets=buckets), Ear()
+    model, observer = FakeModel(memory_rows=3, buckets=buckets), RecordingObserver()
 
     async def main() -> None:
-        with serving(model, observer=ear) as scheduler:
+        with serving(model, observer=observer) as scheduler:
             values = [float(2**i) for i in range(8)]
             for _ in range(2):
                 result = await scheduler.submit(marked(*values), params(2))
@@ -152,7 +163,7 @@ def test_out_of_memory_lowers_the_largest_batch(buckets: tuple[int, ...] | None)
 
     asyncio.run(main())
     assert model.batch_size_reductions == 2
-    assert ear.of("reduce_max_batch") == [(2,)]
+    assert observer.of("reduce_max_batch") == [(2,)]
 
 
 def test_a_row_that_does_not_fit_the_device_alone_fails() -> None:
@@ -186,7 +197,7 @@ def test_a_model_that_cannot_recover_from_a_shortage_fails_those_rows_only() -> 
     assert model.sizes == [3, 2]
 
 
-class Witness(logging.Handler):
+class HealthLog(logging.Handler):
     """Looks at the scheduler's health when the death is logged."""
 
     def __init__(self) -> None:
@@ -200,15 +211,15 @@ class Witness(logging.Handler):
 
 
 @pytest.fixture
-def witness() -> Iterator[Witness]:
-    handler, logger = Witness(), logging.getLogger("service.scheduling.worker")
+def health_log() -> Iterator[HealthLog]:
+    handler, logger = HealthLog(), logging.getLogger("service.scheduling.worker")
     logger.addHandler(handler)
     yield handler
     logger.removeHandler(handler)
 
 
-def test_a_worker_that_dies_in_a_pass_is_replaced(witness: Witness) -> None:
-    ear = Ear()
+def test_a_worker_that_dies_in_a_step_is_replaced(health_log: HealthLog) -> None:
+    observer = RecordingObserver()
 
     def deadly(rows: FloatRows) -> FloatRows:
         if any(is_poison(row) for row in rows):
@@ -218,13 +229,13 @@ def test_a_worker_that_dies_in_a_pass_is_replaced(witness: Witness) -> None:
     model = FakeModel(function=deadly, gate=threading.Event())
 
     async def main() -> None:
-        with serving(model, max_batch_rows=1, observer=ear) as scheduler:
-            witness.scheduler = scheduler
+        with serving(model, max_batch_rows=1, observer=observer) as scheduler:
+            health_log.scheduler = scheduler
             assert scheduler.healthy
-            bystander = held(scheduler, marked(8), params(3))
-            await begun(model)
-            dead = held(scheduler, marked(13, 1), params())
-            await queued(scheduler, dead)
+            bystander = submitted(scheduler, marked(8), params(3))
+            await until_running(model)
+            dead = submitted(scheduler, marked(13, 1), params())
+            await until_queued(scheduler, dead)
             release(model)
             with pytest.raises(ModelFailure):
                 await dead
@@ -232,12 +243,12 @@ def test_a_worker_that_dies_in_a_pass_is_replaced(witness: Witness) -> None:
             assert scheduler.healthy
 
     asyncio.run(main())
-    assert witness.healthy == [False]
-    assert ear.of("replaced") == [()]
-    assert sorted(ear.of("finished")) == [(1, "ok"), (2, "model_failure")]
+    assert health_log.healthy == [False]
+    assert observer.of("worker_replaced") == [()]
+    assert sorted(observer.of("finished")) == [(1, "ok"), (2, "model_failure")]
 
 
-def test_a_worker_that_dies_between_passes_leaves_nobody_waiting(witness: Witness) -> None:
+def test_a_worker_that_dies_between_steps_leaves_nobody_waiting(health_log: HealthLog) -> None:
     class BrokenKey(str):
         """Fails once, where the worker puts the rows into its queue."""
 
@@ -255,11 +266,11 @@ def test_a_worker_that_dies_between_passes_leaves_nobody_waiting(witness: Witnes
 
     async def main() -> None:
         with serving(model, max_batch_rows=1) as scheduler:
-            witness.scheduler = scheduler
-            running = held(scheduler, marked(1), params(2))
-            await begun(model)
-            waiting = held(scheduler, marked(2), params(key=BrokenKey("broken")))
-            await queued(scheduler, waiting)
+            health_log.scheduler = scheduler
+            running = submitted(scheduler, marked(1), params(2))
+            await until_running(model)
+            waiting = submitted(scheduler, marked(2), params(key=BrokenKey("broken")))
+            await until_queued(scheduler, waiting)
             release(model)
             for call in (running, waiting):
                 with pytest.raises(ModelFailure):
@@ -267,7 +278,7 @@ def test_a_worker_that_dies_between_passes_leaves_nobody_waiting(witness: Witnes
             await scheduler.submit(marked(3), params())
 
     asyncio.run(main())
-    assert witness.healthy == [False]
+    assert health_log.healthy == [False]
 
 
 def test_before_start_it_is_not_ready() -> None:
@@ -286,13 +297,13 @@ def test_before_start_it_is_not_ready() -> None:
 
 
 def test_close_fails_what_is_left() -> None:
-    model, ear = FakeModel(gate=threading.Event()), Ear()
+    model, observer = FakeModel(gate=threading.Event()), RecordingObserver()
 
     async def main() -> None:
-        with serving(model, max_batch_rows=1, observer=ear) as scheduler:
-            call = held(scheduler, marked(1, 2), params(5))
+        with serving(model, max_batch_rows=1, observer=observer) as scheduler:
+            call = submitted(scheduler, marked(1, 2), params(5))
             stream = asyncio.create_task(collect(scheduler.stream(marked(1), params(5))))
-            await begun(model)
+            await until_running(model)
             scheduler.close(0)
             for waiting in (call, stream):
                 with pytest.raises(Draining):
@@ -303,7 +314,7 @@ def test_close_fails_what_is_left() -> None:
 
     asyncio.run(main())
     assert len(model.sizes) == 1
-    assert sorted(ear.of("finished")) == [(1, "draining"), (2, "draining")]
+    assert sorted(observer.of("finished")) == [(1, "draining"), (2, "draining")]
 
 
 def test_close_may_be_called_from_another_thread() -> None:
@@ -311,10 +322,10 @@ def test_close_may_be_called_from_another_thread() -> None:
 
     async def main() -> None:
         with serving(model) as scheduler:
-            call = held(scheduler, marked(1), params(5))
-            await begun(model)
+            call = submitted(scheduler, marked(1), params(5))
+            await until_running(model)
             closing = asyncio.create_task(asyncio.to_thread(scheduler.close, 10))
-            with pytest.raises(Draining):  # while the pass still runs
+            with pytest.raises(Draining):  # while the step still runs
                 await call
             release(model)
             await closing
@@ -328,8 +339,8 @@ def test_a_loop_that_is_gone_does_not_hurt_the_executor() -> None:
     model = FakeModel(gate=threading.Event())
 
     async def abandon(scheduler: Scheduler) -> None:
-        task = held(scheduler, marked(1), params(record=(1,)))
-        await begun(model)
+        task = submitted(scheduler, marked(1), params(record=(1,)))
+        await until_running(model)
         task.cancel()
 
     async def again(scheduler: Scheduler) -> Result:

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from service.domain.errors import DeadlineExceeded, ModelFailure
 from service.domain.latents import FloatRow, FloatRows
 from service.domain.tasks import Result, SchedulingParams, StepOutput, StepParams, StreamProgress
-from service.scheduling.request import Counters
 from service.scheduling.scheduler import Scheduler
 from tests.helpers.fakes import FakeModel
 from tests.helpers.serving import Clock
@@ -91,12 +90,12 @@ def asks(draw: st.DrawFn) -> Ask:
     keep = None if channels is None else generator.uniform(size=(n, channels, *SHAPE[1:])) < 0.3
     key, progress = draw(st.sampled_from("abc")), draw(st.booleans())
     return Ask(
-        rows, SchedulingParams(step_params=step_params, keep=keep, key=key, progress=progress), draw(st.booleans())
+        rows, SchedulingParams(step_params=step_params, keep_mask=keep, key=key, progress=progress), draw(st.booleans())
     )
 
 
 def check(ask: Ask, result: Result, events: Sequence[StepOutput]) -> None:
-    step_params, keep = ask.params.step_params, ask.params.keep
+    step_params, keep = ask.params.step_params, ask.params.keep_mask
     shown: dict[int, list[int]] = {i: [] for i in range(len(ask.rows))}
     for event in events:
         shown[event.index].append(event.step)
@@ -166,7 +165,7 @@ def test_no_row_is_lost_or_mixed_up(
         try:
             await asyncio.gather(*(answer(scheduler, ask) for ask in requests))
             assert scheduler.rows_queued == 0
-            assert scheduler._books.total.work == 0
+            assert scheduler.rows_open == 0
             assert scheduler.healthy
         finally:
             scheduler.close()
@@ -201,7 +200,7 @@ def test_callers_who_leave_at_any_point_harm_nobody(requests: list[Ask], seed: i
             assert scheduler.rows_queued == 0
         finally:
             scheduler.close()
-        assert scheduler._books.total == Counters()
+        assert scheduler.rows_open == 0
 
     asyncio.run(main())
 
@@ -248,10 +247,10 @@ def test_a_worker_that_keeps_dying_answers_everybody(deaths: list[bool], max_bat
     st.lists(st.tuples(st.integers(1, 3), st.integers(1, 5), st.none() | st.integers(1, 40)), min_size=1, max_size=12),
     st.integers(1, 4),
 )
-def test_no_pass_begins_with_a_row_whose_deadline_is_over(
+def test_no_step_begins_with_a_row_whose_deadline_has_passed(
     plans: list[tuple[int, int, int | None]], max_batch_rows: int
 ) -> None:
-    """On a clock that every pass moves on by one: the timers of the event loop stay out of it."""
+    """On a clock that every step moves on by one: the timers of the event loop stay out of it."""
     clock, seen = Clock(), list[tuple[float, int]]()
 
     def tick(rows: FloatRows) -> FloatRows:
@@ -278,8 +277,8 @@ def test_no_pass_begins_with_a_row_whose_deadline_is_over(
             outcomes = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 30)
         finally:
             scheduler.close()
-        passes = [[now for now, which in seen if which == i] for i in range(len(plans))]
-        for (n, steps, _), outcome, end, ran in zip(plans, outcomes, ends, passes, strict=True):
+        steps_run = [[now for now, which in seen if which == i] for i in range(len(plans))]
+        for (n, steps, _), outcome, end, ran in zip(plans, outcomes, ends, steps_run, strict=True):
             assert all(now < end for now in ran)
             assert len(ran) == n * steps or (isinstance(outcome, DeadlineExceeded) and len(ran) < n * steps)
             assert isinstance(outcome, Result | DeadlineExceeded)
