@@ -3,9 +3,8 @@
 A *row* is one C×H×W float32 image in the model's range; a *step* is one application of f.
 """
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,21 +110,3 @@ class Result:
     trajectory: Sequence[Sequence[StepOutput]]
     queue_s: float
     compute_s: float
-
-
-class SchedulerLike(Protocol):
-    """What callers need of a scheduler. Cancelling the awaiting call cancels the request."""
-
-    def check_capacity(self, rows: int) -> None:
-        """Raise what `submit` would raise for so many rows."""
-        ...
-
-    async def submit(self, rows: FloatRows, params: SchedulingParams) -> Result:
-        """Run rows (N, C, H, W) to their end."""
-        ...
-
-    def stream(
-        self, rows: FloatRows, params: SchedulingParams
-    ) -> AsyncGenerator[StepOutput | StreamProgress | Result, None]:
-        """The same, yielding recorded steps and progress as they happen; the last item is the `Result`."""
-        ...

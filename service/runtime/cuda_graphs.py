@@ -22,11 +22,6 @@ class CudaGraphLock:
         self._waiting_captures = 0
         self._capturing = False
 
-    @property
-    def capturing(self) -> bool:
-        """Whether a thread captures now."""
-        return self._capturing
-
     @contextmanager
     def shared(self) -> Iterator[None]:
         """Access for every use of a device other than a capture."""

@@ -1,12 +1,15 @@
 """Runners and bound buffers: which buffers and graphs run in which order. The session is a fake that adds one."""
 
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
 
-from service.runtime.cuda_graphs import GRAPH_LOCK
+from service.runtime import io_binding
+from service.runtime.cuda_graphs import GRAPH_LOCK, CudaGraphLock
 from service.runtime.runners import PaddedRunner, SingleThreadRunner
 from tests.helpers.onnx_models import sample_rows
 
@@ -32,7 +35,8 @@ class Binding:
 class Session:
     """y = x + 1; ``runs`` has the graph id, the two addresses and the shape of every run."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_run: Callable[[], None] = lambda: None) -> None:
+        self.on_run = on_run
         self.runs: list[Any] = []
         self.fails = False
 
@@ -40,6 +44,7 @@ class Session:
         return Binding()
 
     def run_with_iobinding(self, binding: Binding, options: Any = None) -> None:
+        self.on_run()
         if self.fails:
             raise RuntimeError("no")
         graph = None if options is None else options.get_run_config_entry("gpu_graph_id")
@@ -110,36 +115,40 @@ def test_no_graph_is_ever_replayed_with_other_buffers_or_shapes() -> None:
     assert len(set(session.runs)) == len(numbers)
 
 
-class Guarded(Session):
-    """Records for every run whether it had exclusive access."""
+class RecordingLock(CudaGraphLock):
+    """Knows whether a thread has exclusive access."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.exclusive: list[bool] = []
+    captures = False
 
-    def run_with_iobinding(self, binding: Binding, options: Any = None) -> None:
-        self.exclusive.append(GRAPH_LOCK.capturing)
-        super().run_with_iobinding(binding, options)
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        with super().exclusive():
+            self.captures = True
+            try:
+                yield
+            finally:
+                self.captures = False
 
 
-def test_only_a_capture_has_exclusive_access() -> None:
-    session = Guarded()
+def test_only_a_capture_has_exclusive_access(monkeypatch: pytest.MonkeyPatch) -> None:
+    lock, exclusive = RecordingLock(), list[bool]()
+    monkeypatch.setattr(io_binding, "GRAPH_LOCK", lock)
+    session = Session(on_run=lambda: exclusive.append(lock.captures))
     runner = PaddedRunner(session, SHAPE, (1, 4), "cpu", graphs=True)
     for rows in (1, 4, 1):
         runner.upload(sample_rows(rows))
         for _ in range(4):
             runner.run_steps()
-    assert session.exclusive == [True, True, False, False] * 2 + [False] * 4
+    assert exclusive == [True, True, False, False] * 2 + [False] * 4
     session.fails = True
     runner.upload(sample_rows(4))
     with pytest.raises(RuntimeError):
         runner.run_steps()
-    assert not GRAPH_LOCK.capturing
+    assert not lock.captures
 
 
 def test_without_graphs_the_lock_is_not_used() -> None:
-    session = Guarded()
-    runner = PaddedRunner(session, SHAPE, (1,), "cpu")
+    runner = PaddedRunner(Session(), SHAPE, (1,), "cpu")
     with GRAPH_LOCK.exclusive():  # would wait forever
         runner.upload(sample_rows(1))
         runner.run_steps()
