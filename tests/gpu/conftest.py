@@ -1,4 +1,4 @@
-"""What has to be seen on a real device. Without one every test here is skipped, and pytest says why."""
+"""Tests that need a GPU. Without one all are skipped, and pytest prints the reason."""
 
 import functools
 
@@ -14,7 +14,7 @@ keep_precision()  # before anything loads NVIDIA's libraries
 
 @functools.cache
 def why_not() -> str | None:
-    """Why nothing here can run, or None."""
+    """Why CUDA does not work, or None."""
     try:
         OnnxModel(model_bytes(), device="cuda").close()
     except StartupError as exc:

@@ -1,4 +1,4 @@
-"""The CUDA path on the device: the same pictures as training's, the same bits whoever else is in the batch."""
+"""CUDA on a GPU: the rows match the golden rows, and do not depend on the other rows of the batch."""
 
 import asyncio
 import resource
@@ -38,19 +38,19 @@ def on_cuda(data: bytes, cuda: CudaOptions | None = None) -> OnnxModel:
 
 
 def shipped(name: str, precision: Literal["fp32", "fp16"] = "fp32", cuda: CudaOptions | None = None) -> LoadedModel:
-    """Verified: its golden rows come out within the card's tolerance in every bucket and place, or this raises."""
+    """A verified model: loading raises unless the golden rows are within the card's tolerance in every bucket."""
     return Repository(
         ROOT / "models", lambda data: [OnnxModel(data, device="cuda", cuda=cuda)], default=name, precision=precision
     ).load(f"{name}/1")
 
 
 def stepped(model: OnnxModel, x: FloatRows, steps: int) -> FloatRows:
-    there, out = model.device_batch, np.empty_like(x)
-    assert there is not None
-    there.upload(x)
+    device_batch, out = model.device_batch, np.empty_like(x)
+    assert device_batch is not None
+    device_batch.upload(x)
     for _ in range(steps):
-        there.run_steps()
-    there.download(out)
+        device_batch.run_steps()
+    device_batch.download(out)
     return out
 
 
@@ -92,7 +92,7 @@ def served(request: pytest.FixtureRequest) -> Iterator[OnnxModel]:
 
 @pytest.mark.parametrize("bucket", BUCKETS)
 def test_the_same_batch_twice(served: OnnxModel, bucket: int) -> None:
-    """Where this fails, cuDNN took a convolution that adds up in any order, and what follows here cannot hold."""
+    """If this fails, cuDNN chose a convolution with an undefined order of summation, and the next tests fail too."""
     x = sample_rows(bucket, served.shape)
     first = served.run(x)
     for _ in range(10):
@@ -100,7 +100,7 @@ def test_the_same_batch_twice(served: OnnxModel, bucket: int) -> None:
 
 
 def test_a_batch_after_batches_of_other_sizes(served: OnnxModel) -> None:
-    """onnxruntime plans its convolutions anew for every change of the batch size; it should choose the same ones."""
+    """onnxruntime makes new plans when the batch size changes; it should choose the same convolutions."""
     batches = {n: sample_rows(n, served.shape, seed=n) for n in BUCKETS}
     first = {n: served.run(x) for n, x in batches.items()}
     for n in (64, 1, 32, 2, 16, 4, 8, 1, 64):
@@ -136,7 +136,7 @@ def test_graphs_change_no_bit(name: str) -> None:
 
 @pytest.mark.parametrize("graphs", [False, True])
 @pytest.mark.parametrize("name", SHIPPED)
-def test_rows_that_stay_are_those_that_come_and_go(name: str, graphs: bool) -> None:
+def test_rows_kept_on_the_device_are_the_same(name: str, graphs: bool) -> None:
     model = shipped(name, cuda=CudaOptions(graphs=graphs)).instances[0]
     assert isinstance(model, OnnxModel)
     for n in (1, 3, 64):
@@ -157,8 +157,8 @@ def test_graphs_of_all_buckets_in_any_order(graphs: bool) -> None:
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_a_graph_stays_what_it_was_while_others_are_captured_and_replayed(name: str) -> None:
-    """Its kernels belong to plans of convolutions that onnxruntime has dropped since, for those of other batches."""
+def test_a_graph_is_unchanged_by_other_captures_and_replays(name: str) -> None:
+    """Its kernels are of convolution plans that onnxruntime has replaced by those of other batch sizes."""
     plain, graphs = shipped(name), shipped(name, cuda=CudaOptions(graphs=True))
     batches = {n: sample_rows(n, plain.card.shape, seed=n) for n in BUCKETS}
     first = {n: graphs.instances[0].run(x) for n, x in batches.items()}
@@ -169,7 +169,7 @@ def test_a_graph_stays_what_it_was_while_others_are_captured_and_replayed(name: 
     plain.close()
 
 
-def test_a_model_is_loaded_and_let_go_while_another_serves() -> None:
+def test_a_model_is_loaded_and_closed_while_another_serves() -> None:
     serving = shipped(SHIPPED[0], cuda=CudaOptions(graphs=True))
     x = sample_rows(3, serving.card.shape)
     expected = serving.instances[0].run(x)

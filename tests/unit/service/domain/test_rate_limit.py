@@ -20,7 +20,7 @@ def test_anything_else_is_not_a_rate(text: str) -> None:
         Rate.parse(text)
 
 
-def test_a_rate_is_told_in_words() -> None:
+def test_a_rate_has_a_text_form() -> None:
     assert str(Rate.parse("600/m")) == "600 requests in 60 s"
 
 
@@ -31,7 +31,7 @@ def test_shares_add_up_and_let_a_single_request_through(parts: int, count: float
     assert share.interval == pytest.approx(Rate(20, 1.0).interval * parts)
 
 
-def test_so_many_at_once_and_then_one_an_interval() -> None:
+def test_a_burst_and_then_one_request_per_interval() -> None:
     meter, rate = GCRA(), Rate(4, 1.0)
     assert [meter.wait("a", rate, 10.0) for _ in range(4)] == [0.0] * 4
     assert meter.wait("a", rate, 10.0) == pytest.approx(0.25)
@@ -48,7 +48,7 @@ def test_callers_do_not_share() -> None:
     assert meter.wait("a", rate, 1.0) == pytest.approx(59.0)
 
 
-def test_only_so_many_callers_are_remembered() -> None:
+def test_the_number_of_stored_callers_is_bounded() -> None:
     meter, rate = GCRA(callers=2), Rate(1, 60.0)
     for caller in ("a", "b"):
         assert meter.wait(caller, rate, 0.0) == 0.0
@@ -59,7 +59,7 @@ def test_only_so_many_callers_are_remembered() -> None:
 
 
 @given(RATES, st.lists(st.floats(0, 5), min_size=1, max_size=200))
-def test_no_window_holds_more_than_a_burst_and_what_has_dripped_in(rate: Rate, gaps: list[float]) -> None:
+def test_no_window_admits_more_than_burst_plus_rate(rate: Rate, gaps: list[float]) -> None:
     meter, now, granted = GCRA(), 0.0, list[float]()
     for gap in gaps:
         now += gap
@@ -74,7 +74,7 @@ def test_no_window_holds_more_than_a_burst_and_what_has_dripped_in(rate: Rate, g
 
 
 @given(RATES, st.integers(1, 100))
-def test_who_waits_as_told_is_let_through(rate: Rate, requests: int) -> None:
+def test_a_caller_that_waits_as_told_is_admitted(rate: Rate, requests: int) -> None:
     meter, now = GCRA(), 0.0
     for _ in range(requests):
         wait = meter.wait("a", rate, now)

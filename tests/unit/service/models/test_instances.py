@@ -25,7 +25,7 @@ def is_closed(model: OnnxModel) -> bool:
 
 
 class RecordingFactory:
-    """RecordingFactory real models on the CPU and records their threads."""
+    """Makes real models on the CPU and records their threads."""
 
     def __init__(self, most: int = 64) -> None:
         self.threads: list[int] = []

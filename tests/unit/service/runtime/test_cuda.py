@@ -311,7 +311,7 @@ def test_a_file_of_a_later_onnx_is_not_cudas_fault(
     assert len(started) == 1  # another session would say the same
 
 
-def test_cuda_that_falls_back_in_silence_is_refused(
+def test_cuda_that_falls_back_silently_is_refused(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     start = onnxruntime.InferenceSession

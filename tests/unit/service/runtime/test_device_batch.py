@@ -129,7 +129,7 @@ def nan_below(limit: float) -> Callable[[FloatRows], FloatRows]:
     return function
 
 
-def test_a_row_that_is_no_number_any_more_fails_alone() -> None:
+def test_a_row_that_becomes_nan_fails_alone() -> None:
     async def main() -> list[Result | BaseException]:
         with serving(DeviceModel(function=nan_below(3))) as scheduler:
             runs = [scheduler.submit(marked(value), params(6)) for value in (1024, 64)]  # 16, and below 3 at step 5
@@ -157,7 +157,7 @@ def test_poison_fails_alone() -> None:
     assert isinstance(bad, ModelFailure)
 
 
-def test_out_of_memory_while_they_stay_sheds_as_elsewhere() -> None:
+def test_out_of_memory_on_the_device_reduces_the_batch() -> None:
     model = DeviceModel(buckets=(1, 2, 4))
 
     def step() -> None:

@@ -50,7 +50,7 @@ def stretched_by_its_first_number() -> bytes:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_runs_what_the_file_says(shape: ImageShape) -> None:
+def test_it_computes_the_network_of_the_file(shape: ImageShape) -> None:
     data = model_bytes(make_card(shape=shape))
     model = open_cpu(data)
     rows = sample_rows(5, shape)
@@ -229,7 +229,7 @@ def test_weights_outside_the_file_are_refused(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("numbers", [2**45, 2**61])
-def test_memory_shortage_has_its_own_error(numbers: int) -> None:
+def test_out_of_memory_has_its_own_error(numbers: int) -> None:
     model = open_cpu(hungry(numbers))
     with pytest.raises(DeviceOutOfMemory, match="2 rows do not fit"):
         model.run(sample_rows(2))
@@ -239,7 +239,7 @@ def test_memory_shortage_has_its_own_error(numbers: int) -> None:
         model.warm_up()
 
 
-def test_shedding_frees_the_old_session_before_it_starts_the_new(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reducing_the_batch_frees_the_old_session_first(monkeypatch: pytest.MonkeyPatch) -> None:
     alive: list[weakref.ref[Any]] = []
     start = onnxruntime.InferenceSession
 
@@ -259,7 +259,7 @@ def test_shedding_frees_the_old_session_before_it_starts_the_new(monkeypatch: py
     assert len(alive) == 2
 
 
-def test_shedding_keeps_a_cpu_model_as_it_was() -> None:
+def test_reducing_the_batch_changes_nothing_on_a_cpu() -> None:
     model = open_cpu(model_bytes())
     before = model.run(sample_rows(3))
     model.reduce_max_batch()
@@ -267,7 +267,7 @@ def test_shedding_keeps_a_cpu_model_as_it_was() -> None:
     np.testing.assert_array_equal(model.run(sample_rows(3)), before)
 
 
-def test_other_failures_are_the_models() -> None:
+def test_other_errors_are_model_failures() -> None:
     model = open_cpu(stretched_by_its_first_number())
     with pytest.raises(ModelFailure, match="failed on these rows") as caught:
         model.run(np.full((2, 1, 8, 8), 7.0, np.float32))

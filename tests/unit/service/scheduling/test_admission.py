@@ -26,20 +26,20 @@ def request(
     return ScheduledRequest(np.zeros((n, 1, 1, 1), np.float32), params, streamed=streamed, arrived=0.0)
 
 
-def learned(*, queue_rows: int = 10_000, batch_rows: int = 8) -> Admission:
-    """Books of a service whose batches take 10 ms + 1 ms a row."""
+def with_measured_calls(*, queue_rows: int = 10_000, batch_rows: int = 8) -> Admission:
+    """Admission after model calls that took 10 ms + 1 ms a row."""
     admission = Admission(queue_rows, batch_rows)
     for n in (1, 8) * 8:
         admission.on_model_call(n, 0.010 + 0.001 * n, 0.0)
     return admission
 
 
-def serve(admission: Admission, one: ScheduledRequest, steps_run: int, seconds: float) -> None:
-    """Let all rows of a request run to their end."""
+def serve(admission: Admission, one: ScheduledRequest, steps: int, seconds: float) -> None:
+    """Run all rows of a request to their end."""
     admission.on_batch_formed([], one.rows, 0.0)
     for row in one.rows:
         row.done = True
-    admission.on_steps_done(one.rows, steps_run, one.rows, 0.0, seconds)
+    admission.on_steps_done(one.rows, steps, one.rows, 0.0, seconds)
     assert admission.close(one) == 0
 
 
@@ -82,7 +82,7 @@ def test_cost_never_falls_with_size_nor_goes_below_zero() -> None:
     assert one > 0.0
 
 
-def test_queue_limit_counts_what_waits_and_not_what_runs() -> None:
+def test_queue_limit_counts_waiting_rows_only() -> None:
     admission = Admission(4, 8)
     running = request(8)
     with pytest.raises(QueueFull):
@@ -116,11 +116,11 @@ def test_closing_happens_once_and_clears_the_counters() -> None:
     assert admission.total == Counters()
 
 
-def test_deadlines_are_not_judged_before_enough_was_seen() -> None:
+def test_deadlines_are_not_predicted_from_too_few_calls() -> None:
     Admission(100, 8).admit(request(steps=10**6, deadline=0.001), 0.0)
 
 
-def test_a_deadline_already_passed_is_refused_whatever_was_seen() -> None:
+def test_a_deadline_already_passed_is_refused_without_a_prediction() -> None:
     with pytest.raises(DeadlineUnreachable):
         Admission(100, 8).admit(request(deadline=5.0), 5.0)
 
@@ -138,7 +138,7 @@ def test_a_deadline_already_passed_is_refused_whatever_was_seen() -> None:
     ],
 )
 def test_unreachable_even_on_an_idle_service(one: ScheduledRequest, seconds: float) -> None:
-    admission = learned()
+    admission = with_measured_calls()
     params = one.params
     for deadline, reachable in ((seconds * 1.01, True), (seconds * 0.99, False)):
         again = ScheduledRequest(
@@ -156,8 +156,8 @@ def test_unreachable_even_on_an_idle_service(one: ScheduledRequest, seconds: flo
 
 
 def test_queue_in_the_way_refuses_with_retry_after() -> None:
-    admission = learned()
-    admission.admit(request(8 * 1000), 0.0)  # 1000 steps_run of 18 ms
+    admission = with_measured_calls()
+    admission.admit(request(8 * 1000), 0.0)  # 1000 model calls of 18 ms
     with pytest.raises(WouldMissDeadline) as refused:
         admission.admit(request(deadline=10.0), 0.0)
     assert 8.0 <= refused.value.retry_after <= 10.1
@@ -165,7 +165,7 @@ def test_queue_in_the_way_refuses_with_retry_after() -> None:
 
 
 def test_the_running_model_call_counts_as_work_ahead() -> None:
-    admission = learned()
+    admission = with_measured_calls()
     running = request(8)
     admission.admit(running, 0.0)
     admission.on_batch_formed([], running.rows, 0.0)
@@ -176,13 +176,13 @@ def test_the_running_model_call_counts_as_work_ahead() -> None:
 
 
 def test_another_callers_queue_is_in_the_way_only_for_its_share() -> None:
-    admission = learned()
+    admission = with_measured_calls()
     admission.admit(request(8 * 1000, key="a"), 0.0)
     admission.admit(request(key="b", deadline=0.1), 0.0)
 
 
 def test_long_requests_are_not_in_the_way_of_short_ones() -> None:
-    admission = learned()
+    admission = with_measured_calls()
     admission.admit(request(8, steps=100_000), 0.0)
     admission.admit(request(deadline=0.1), 0.0)
     with pytest.raises(WouldMissDeadline):
@@ -193,7 +193,7 @@ def test_retry_after_follows_the_measured_drain_rate() -> None:
     admission = Admission(1000, 8)
     served = request(8, steps=10)
     admission.admit(served, 0.0)
-    serve(admission, served, steps_run=10, seconds=8.0)  # 10 row-steps a second
+    serve(admission, served, steps=10, seconds=8.0)  # 10 row-steps a second
     admission.admit(request(1000, steps=2), 0.0)
     waits = []
     for _ in range(50):
@@ -208,7 +208,7 @@ def test_retry_after_is_clamped() -> None:
     admission = Admission(1000, 8)
     served = request(1)
     admission.admit(served, 0.0)
-    serve(admission, served, steps_run=1, seconds=60.0)
+    serve(admission, served, steps=1, seconds=60.0)
     admission.admit(request(1000, steps=1000), 0.0)
     with pytest.raises(QueueFull) as refused:
         admission.admit(request(1000), 0.0)

@@ -136,21 +136,21 @@ def test_removed_rows_do_not_pile_up() -> None:
 
 
 def seconds_per_row(waiting: int) -> float:
-    """Thread time of forming a step and putting its rows back, per place, with so many rows waiting."""
-    queue, places, steps_run = FairQueue(), 64, 40
+    """Thread time of forming a batch and putting its rows back, per place, with so many rows waiting."""
+    queue, places, batches = FairQueue(), 64, 40
     for i in range(waiting // 50):
         push(queue, request(50, key=str(i % 5)))
     began = time.thread_time()
-    for _ in range(steps_run):
+    for _ in range(batches):
         for row in take(queue, places):
             run(queue, row)
-    return (time.thread_time() - began) / (places * steps_run)
+    return (time.thread_time() - began) / (places * batches)
 
 
 def test_forming_a_batch_costs_the_same_however_many_rows_wait() -> None:
     small = min(seconds_per_row(1_000) for _ in range(3))
     large = min(seconds_per_row(100_000) for _ in range(2))
-    assert large < 10 * small  # a scan or a sort per step would cost a hundred times as much
+    assert large < 10 * small  # a scan or a sort per batch would cost a hundred times as much
 
 
 def test_every_row_is_taken_once() -> None:

@@ -1,4 +1,4 @@
-"""Who is next, whatever comes: the order that the queue promises."""
+"""Properties of the fair queue's order."""
 
 import math
 
@@ -85,7 +85,7 @@ def test_fewest_steps_first_unless_a_row_has_waited_too_long(
 @settings(deadline=None, max_examples=50)
 @given(places=st.integers(1, 5), before=st.integers(0, 40), extra=st.integers(0, 3))
 def test_a_row_waits_for_its_turn_and_no_longer(places: int, before: int, extra: int) -> None:
-    """However many newcomers go ahead of it: `MAX_SKIPS` steps_run, and then at most every second place is theirs."""
+    """It misses `MAX_SKIPS` batches at most; then new rows get at most every second place."""
     queue = FairQueue()
     push(queue, request(before, steps=900) if before else request(1, steps=900))
     old = request(1, steps=1000)
@@ -114,7 +114,7 @@ def test_a_row_waits_for_its_turn_and_no_longer(places: int, before: int, extra:
         max_size=30,
     ),
 )
-def test_what_has_expired_takes_no_place_and_nothing_else_is_lost(
+def test_expired_rows_take_no_place_and_no_other_row_is_lost(
     places: int, plans: list[tuple[int, str, float | None, int, int]]
 ) -> None:
     queue, left, dropped = FairQueue(), dict[Row, int](), set[ScheduledRequest]()

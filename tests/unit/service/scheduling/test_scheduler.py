@@ -1,4 +1,4 @@
-"""What the scheduler answers, how it forms batches, what a stream shows."""
+"""Results of the scheduler, and how it forms batches."""
 
 import asyncio
 import gc
@@ -136,7 +136,7 @@ def test_the_callers_rows_are_left_alone() -> None:
     asyncio.run(main())
 
 
-def test_answered_rows_are_let_go_without_the_garbage_collector() -> None:
+def test_finished_rows_are_freed_without_the_garbage_collector() -> None:
     async def main() -> None:
         with serving(FakeModel()) as scheduler:
             rows = marked(1, 2)
@@ -247,7 +247,7 @@ def test_a_short_request_waits_for_one_step_of_a_long_one(key: str) -> None:
     assert len(recorded.batches) == 1001
 
 
-def test_a_newcomer_interrupts_a_long_run() -> None:
+def test_a_new_request_interrupts_unobserved_steps() -> None:
     recorded, clock = RecordingFunction(), Clock()  # time stands still: nothing else can interrupt
 
     async def main() -> None:

@@ -1,4 +1,4 @@
-"""Who is refused, who expires, who leaves."""
+"""Refusals, deadlines and cancellation."""
 
 import asyncio
 import threading
@@ -247,7 +247,7 @@ def test_closing_a_stream_drops_its_rows() -> None:
     assert recorded.batches[-1] == [3]
 
 
-def test_a_request_cancelled_before_it_began_was_never_there() -> None:
+def test_a_request_cancelled_before_it_began_leaves_no_trace() -> None:
     model = FakeModel()
 
     async def main() -> None:

@@ -1,4 +1,4 @@
-"""Several devices, one queue: who gets which rows, and what a device takes with it when it is lost."""
+"""Several devices with one queue: how rows are divided, and what happens when a device is lost."""
 
 import asyncio
 import logging
@@ -32,7 +32,7 @@ from tests.unit.service.scheduling.test_scheduler_properties import SHAPE, Ask, 
 
 
 async def idle(scheduler: Scheduler, workers: int) -> None:
-    """Until so many of them wait for work."""
+    """Wait until so many workers are idle."""
     async with asyncio.timeout(10):
         while scheduler.idle_workers != workers:  # noqa: ASYNC110 - it is counted in other threads
             await asyncio.sleep(0)
@@ -103,7 +103,7 @@ def test_a_busy_device_takes_all_it_can() -> None:
     assert [model.sizes for model in models] == [[1, 8], [1]]
 
 
-def test_memory_is_each_device_s_own() -> None:
+def test_each_device_has_its_own_largest_batch() -> None:
     small, large, observer = FakeModel(memory_rows=2), FakeModel(), RecordingObserver()
 
     async def main() -> None:
@@ -119,7 +119,9 @@ def test_memory_is_each_device_s_own() -> None:
 
 @pytest.mark.parametrize("lost_in", [1, 2, 3])
 @pytest.mark.parametrize("steps", [1, 3, 9])
-def test_what_a_lost_device_had_is_done_by_another(lost_in: int, steps: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_another_device_finishes_the_rows_of_a_lost_one(
+    lost_in: int, steps: int, caplog: pytest.LogCaptureFixture
+) -> None:
     models, observer = [Losing(lost_in=lost_in), FakeModel()], RecordingObserver()
     values = [float(2**i) for i in range(10)]
     left = list[bool]()
@@ -191,7 +193,7 @@ def test_rows_with_many_steps_are_divided() -> None:
     assert all(len(model.sizes) > 100 for model in models)
 
 
-def test_the_last_device_takes_everything_with_it() -> None:
+def test_losing_the_last_device_fails_all_requests() -> None:
     models, observer = [Losing(lost_in=2), Losing(lost_in=2)], RecordingObserver()
 
     async def main() -> None:
@@ -221,9 +223,7 @@ def test_the_last_device_takes_everything_with_it() -> None:
     st.lists(st.integers(0, 6), min_size=1, max_size=2),
     st.sampled_from([1, 4, 16]),
 )
-def test_no_row_is_harmed_by_devices_that_are_lost(
-    requests: list[Ask], rows: int, losses: Sequence[int], least: int
-) -> None:
+def test_lost_devices_change_no_result(requests: list[Ask], rows: int, losses: Sequence[int], least: int) -> None:
     models = [FakeModel(SHAPE, f, poison=is_poison)]
     models += [Losing(SHAPE, f, poison=is_poison, lost_in=calls) for calls in losses]
 
@@ -270,7 +270,7 @@ def test_a_thread_that_dies_fails_only_its_own_batch() -> None:
     assert observer.of("worker_replaced") == [()]
 
 
-def test_two_devices_promise_twice_as_much() -> None:
+def test_two_devices_meet_deadlines_of_half_the_time() -> None:
     def refused(admission: Admission, deadline: float) -> bool:
         request = ScheduledRequest(marked(*[0.0] * 64), params(10, deadline=deadline), streamed=False, arrived=0.0)
         try:

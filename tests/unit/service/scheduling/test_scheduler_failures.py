@@ -1,4 +1,4 @@
-"""A model that fails, a device that is too small, a thread that dies, a service that ends."""
+"""Failures of the model, the device or a worker's thread, and closing the scheduler."""
 
 import asyncio
 import logging
@@ -94,11 +94,11 @@ def test_a_failure_amid_unobserved_steps() -> None:
     asyncio.run(main())
 
 
-def test_a_device_that_is_lost_fails_what_is_there_and_takes_no_more(caplog: pytest.LogCaptureFixture) -> None:
-    steps_run: list[int] = []
+def test_losing_the_only_device_fails_open_requests_and_refuses_new_ones(caplog: pytest.LogCaptureFixture) -> None:
+    sizes: list[int] = []
 
     def gone(rows: FloatRows) -> FloatRows:
-        steps_run.append(len(rows))
+        sizes.append(len(rows))
         raise DeviceLost("CUDA failure 700: an illegal memory access was encountered")
 
     async def main() -> None:
@@ -112,13 +112,13 @@ def test_a_device_that_is_lost_fails_what_is_there_and_takes_no_more(caplog: pyt
                 await scheduler.submit(marked(1), params())
 
     asyncio.run(main())
-    assert steps_run == [4]  # halves of it would fail as well
+    assert sizes == [4]  # halves of it would fail as well
     assert [record.levelname for record in caplog.records] == ["CRITICAL"]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("steps", [1, 10])
-def test_output_that_is_not_finite_is_a_failure_of_its_row(bad: float, steps: int) -> None:
+def test_output_that_is_not_finite_fails_its_row(bad: float, steps: int) -> None:
     def sometimes(rows: FloatRows) -> FloatRows:
         y = np.where(np.isfinite(rows), rows + 1, np.float32(0))  # it would recover in the next step
         y[y[:, 0, 0, 0] == steps, :, 2, 2] = bad
@@ -179,7 +179,7 @@ def test_a_row_that_does_not_fit_the_device_alone_fails() -> None:
     asyncio.run(main())
 
 
-def test_a_model_that_cannot_recover_from_a_shortage_fails_those_rows_only() -> None:
+def test_a_model_that_cannot_reduce_its_batch_fails_those_rows_only() -> None:
     class Stuck(FakeModel):
         def reduce_max_batch(self) -> None:
             raise DeviceOutOfMemory
@@ -198,7 +198,7 @@ def test_a_model_that_cannot_recover_from_a_shortage_fails_those_rows_only() -> 
 
 
 class HealthLog(logging.Handler):
-    """Looks at the scheduler's health when the death is logged."""
+    """Records the scheduler's health when a worker's death is logged."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -250,7 +250,7 @@ def test_a_worker_that_dies_in_a_step_is_replaced(health_log: HealthLog) -> None
 
 def test_a_worker_that_dies_between_steps_leaves_nobody_waiting(health_log: HealthLog) -> None:
     class BrokenKey(str):
-        """Fails once, where the worker puts the rows into its queue."""
+        """Its hash fails once in a worker, which computes it when it queues the rows."""
 
         failed = False
 
@@ -335,7 +335,7 @@ def test_close_may_be_called_from_another_thread() -> None:
     assert len(model.sizes) == 1
 
 
-def test_a_loop_that_is_gone_does_not_hurt_the_executor() -> None:
+def test_a_closed_event_loop_does_not_stop_the_worker() -> None:
     model = FakeModel(gate=threading.Event())
 
     async def abandon(scheduler: Scheduler) -> None:

@@ -1,4 +1,4 @@
-"""Whatever is asked, in whatever company: every row comes back once, as if it had been run alone."""
+"""Properties of the scheduler: every row has the result that it has alone, whatever runs beside it."""
 
 import asyncio
 import random
@@ -43,7 +43,7 @@ class Ask:
 
 @dataclass(frozen=True)
 class Alone:
-    """What becomes of one row that is run alone, step by step."""
+    """The results of one row that runs alone, step by step."""
 
     y: FloatRow
     steps: int
@@ -117,7 +117,7 @@ def check(ask: Ask, result: Result, events: Sequence[StepOutput]) -> None:
 
 
 async def answer(scheduler: Scheduler, ask: Ask) -> None:
-    """Ask, and compare; a poisoned request must fail, and no other may."""
+    """Submit and compare. A poisoned request must fail, and no other may."""
     events: list[StepOutput] = []
     results: list[Result] = []
     try:
@@ -180,7 +180,7 @@ def test_no_row_is_lost_or_mixed_up(
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(asks(), min_size=2, max_size=8), st.integers(0, 2**32 - 1), st.integers(1, 2))
-def test_callers_who_leave_at_any_point_harm_nobody(requests: list[Ask], seed: int, devices: int) -> None:
+def test_cancelled_requests_change_no_other_result(requests: list[Ask], seed: int, devices: int) -> None:
     chance = random.Random(seed)
     leaving = {i for i in range(len(requests)) if chance.random() < 0.5}
     models = [FakeModel(SHAPE, f, poison=is_poison) for _ in range(devices)]
@@ -250,7 +250,7 @@ def test_a_worker_that_keeps_dying_answers_everybody(deaths: list[bool], max_bat
 def test_no_step_begins_with_a_row_whose_deadline_has_passed(
     plans: list[tuple[int, int, int | None]], max_batch_rows: int
 ) -> None:
-    """On a clock that every step moves on by one: the timers of the event loop stay out of it."""
+    """Every step advances the clock by one second, so that no timer of the event loop interferes."""
     clock, seen = Clock(), list[tuple[float, int]]()
 
     def tick(rows: FloatRows) -> FloatRows:
