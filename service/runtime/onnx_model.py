@@ -103,25 +103,33 @@ class OnnxModel:
         target = np.empty(rows.shape, dtype=np.float32) if out is None else out
         if target.shape != rows.shape or target.dtype != np.float32:
             raise ValueError(f"out must be float32 {rows.shape}, not {target.dtype} {target.shape}")
-        self._map_errors(lambda runner: runner(rows, target), f"{len(rows)} rows do not fit")
-        return target
+        runner = self._runner
+        if runner is None:
+            raise ModelFailure("the model is closed")
+        try:
+            runner(rows, target)
+        except Exception as exc:
+            shortage = _shortage(exc, f"{len(rows)} rows do not fit")
+        else:
+            return target
+        raise shortage  # outside of the handler, see `_shortage`
 
     def upload(self, rows: FloatRows) -> None:
         """Copy rows to the device, at most the largest bucket; needs a `device_batch`. Raises as :meth:`run`."""
         self._check_rows(rows)
-        self._map_errors(lambda _: self._device_runner().upload(rows), f"{len(rows)} rows do not fit")
+        self._on_device(lambda runner: runner.upload(rows), f"{len(rows)} rows do not fit")
 
     def run_steps(self, keep_going: Callable[[], bool] = never_continue) -> None:
         """Apply f to the rows on the device, and again while ``keep_going``, called after every step, is true.
 
         A step that raises leaves the rows as they were before it; raises as :meth:`run`.
         """
-        self._map_errors(lambda _: self._device_runner().run_steps(keep_going), "a step does not fit")
+        self._on_device(lambda runner: runner.run_steps(keep_going), "a step does not fit")
 
     def download(self, out: FloatRows) -> None:
         """Copy the first ``len(out)`` rows from the device; raises as :meth:`run`."""
         self._check_rows(out)
-        self._map_errors(lambda _: self._device_runner().download(out), f"{len(out)} rows do not fit")
+        self._on_device(lambda runner: runner.download(out), f"{len(out)} rows do not fit")
 
     def warm_up(self) -> None:
         """Run every bucket in every way, so that no caller waits for algorithm search, allocations or captures.
@@ -203,33 +211,19 @@ class OnnxModel:
         if rows.ndim != 4 or rows.shape[1:] != self.shape or rows.dtype != np.float32 or not len(rows):
             raise ValueError(f"rows must be float32 (N, *{self.shape}), not {rows.dtype} {rows.shape}")
 
-    def _device_runner(self) -> DeviceRunner:
-        if self.buckets is None:
-            raise ValueError("rows do not stay on this device")
-        return cast(DeviceRunner, self._runner)
-
-    def _map_errors(self, call: Callable[[Runner], None], shortage: str) -> None:
-        """Call the runner and raise its errors as those that :meth:`run` documents.
-
-        Args:
-            call: gets the runner.
-            shortage: message for `DeviceOutOfMemory`.
-        """
+    def _on_device(self, call: Callable[[DeviceRunner], None], message: str) -> None:
+        """Call the runner that keeps rows on the device, and raise its errors as :meth:`run` does."""
         if self._runner is None:
             raise ModelFailure("the model is closed")
+        if self.buckets is None:
+            raise ValueError("rows do not stay on this device")
         try:
-            call(self._runner)
-        except Exception as exc:  # onnxruntime's errors share no other base class
-            if _DEVICE_LOST.search(str(exc)):
-                raise DeviceLost(short_message(exc)) from exc
-            if not _is_out_of_memory(exc):
-                raise ModelFailure("the model failed on these rows") from exc
-            shortage = f"{shortage}: {short_message(exc)}"
+            call(cast(DeviceRunner, self._runner))
+        except Exception as exc:
+            shortage = _shortage(exc, message)
         else:
             return
-        # Raised outside of the handler, so that it is not chained: the traceback of the original error would keep the
-        # session and its buffers alive while `reduce_max_batch` starts a new session.
-        raise DeviceOutOfMemory(shortage)
+        raise shortage  # outside of the handler, see `_shortage`
 
 
 def bounded_buckets(buckets: Sequence[int], limit: int, *, single: bool) -> tuple[int, ...]:
@@ -256,6 +250,19 @@ def _check_signature(session: Any, shape: ImageShape) -> None:
         if values[0].type != "tensor(float)" or isinstance(batch, int) or tuple(rest) != shape:
             expected = "×".join(map(str, shape))
             raise StartupError(f"{kind} {name} is not float32 (any batch)×{expected}, as the card says")
+
+
+def _shortage(exc: Exception, message: str) -> DeviceOutOfMemory:
+    """The error for memory that ran out, with a message; any other error of onnxruntime is raised as it is documented.
+
+    The caller raises it outside of its handler, so that it is not chained: the traceback of the original error would
+    keep the session and its buffers alive while `reduce_max_batch` starts a new session.
+    """
+    if _DEVICE_LOST.search(str(exc)):  # onnxruntime's errors share no base class but Exception
+        raise DeviceLost(short_message(exc)) from exc
+    if not _is_out_of_memory(exc):
+        raise ModelFailure("the model failed on these rows") from exc
+    return DeviceOutOfMemory(f"{message}: {short_message(exc)}")
 
 
 def _is_out_of_memory(exc: Exception) -> bool:

@@ -183,7 +183,7 @@ class Admission:
             self.total.in_batch += rows
 
     def _check_capacity(self, rows: int) -> None:
-        excess = self.waiting + rows - self._queue_rows
+        excess = self.total.rows - self.total.in_batch + rows - self._queue_rows
         if excess > 0:
             raise QueueFull("the queue is full", retry_after=self._retry_after(self._seconds_to_drain(excess)))
 
@@ -196,6 +196,8 @@ class Admission:
             return
         if alone > seconds_left:
             raise DeadlineUnreachable("the deadline cannot be met even on an idle service")
+        if not self.total.rows:  # idle: nothing is ahead of it
+            return
         work = own_work + self._work_ahead(caller, own_work, steps)
         queued = self._seconds_left_in_call(now) + (self._seconds_for(work, steps, now) or 0.0)
         if queued > seconds_left:

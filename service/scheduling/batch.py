@@ -10,6 +10,7 @@ import math
 import sys
 from bisect import bisect_left
 from collections.abc import Callable, Sequence, Sized
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -98,7 +99,7 @@ class RunningBatch:
         for gap, row in zip(gaps, to_copy, strict=True):
             full[gap] = full[row.batch_index] if row.batch_index >= 0 else row.state
             row.batch_index = gap
-        self.rows = sorted(chosen, key=lambda row: row.batch_index)
+        self.rows = sorted(chosen, key=attrgetter("batch_index"))
         padded = self._padded(n) if n else 0
         full[n:padded] = full[:1]  # padding repeats a real row: any other values could be out of the model's range
         self._current, self._next = self._current.cut(n, padded), self._next.cut(n, padded)

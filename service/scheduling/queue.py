@@ -95,10 +95,8 @@ class FairQueue:
         self._ring: deque[CallerQueue] = deque()  # the callers in round-robin order, the next one first
         self._last_seq = 0
         self._batch_number = 0
-        self._row_count = 0
-
-    def __len__(self) -> int:
-        return self._row_count
+        self.row_count = 0
+        """Rows in the queue."""
 
     def push(self, row: Row) -> None:
         """Add a row that is not in the queue."""
@@ -109,7 +107,7 @@ class FairQueue:
             self._ring.append(caller)
         self._last_seq += 1
         row.queue_seq = self._last_seq
-        self._row_count += 1
+        self.row_count += 1
         caller.push(row, self._batch_number)
 
     def take(self, places: int, now: float) -> tuple[list[Row], list[ScheduledRequest]]:
@@ -131,7 +129,7 @@ class FairQueue:
             caller = ring.popleft()
             if caller.row_count:
                 row = caller.pop(starved_before)
-                self._row_count -= 1
+                self.row_count -= 1
                 if row.request.expires <= now:
                     expired.append(row.request)
                 if row.request.closed or row.request.expires <= now:
@@ -154,5 +152,5 @@ class FairQueue:
             row.queue_seq = 0
         # A caller without rows stays in the ring until `take` reaches it.
         caller.row_count -= len(waiting)
-        self._row_count -= len(waiting)
+        self.row_count -= len(waiting)
         caller.compact()

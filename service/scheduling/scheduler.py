@@ -180,7 +180,8 @@ class Scheduler:
                 raise end
             return end
         finally:
-            self._on_caller_gone(request)
+            if request in self._waiters:
+                self._on_caller_gone(request)
 
     async def stream(
         self, rows: FloatRows, params: SchedulingParams
@@ -201,7 +202,8 @@ class Scheduler:
                 if isinstance(event, Result):
                     return
         finally:
-            self._on_caller_gone(request)
+            if request in self._waiters:
+                self._on_caller_gone(request)
 
     def _admit(self, rows: FloatRows, params: SchedulingParams, *, streamed: bool) -> tuple[ScheduledRequest, _Waiter]:
         self._validate(rows, params)
@@ -289,9 +291,7 @@ class Scheduler:
         self._remove(request)
 
     def _on_caller_gone(self, request: ScheduledRequest) -> None:
-        """The caller no longer waits. Cancel the request unless its end has been delivered."""
-        if request not in self._waiters:
-            return
+        """The caller no longer waits: cancel the request."""
         open_rows = self._admission.close(request)
         if open_rows is not None:
             self._pool.submit(request)

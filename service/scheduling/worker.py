@@ -115,7 +115,11 @@ class Worker:
         batch, pool = self._batch, self._pool
         queue = pool.queue
         self._began = now = pool.clock()
-        if not (len(queue) or batch.needs_rebuild) and now < batch.expires and not pool.should_split(len(batch.rows)):
+        if (
+            not (queue.row_count or batch.needs_rebuild)
+            and now < batch.expires
+            and not pool.should_split(len(batch.rows))
+        ):
             return
         for row in batch.rows:
             if not (row.done or row.request.closed):
@@ -133,7 +137,7 @@ class Worker:
         request = row.request
         if request.started is None:
             request.started = now
-        if row.is_recorded():  # true for step 0 only: later steps are recorded when they are committed
+        if request.params.step_params.record and row.is_recorded():  # step 0; later steps are recorded in `commit`
             self._pool.emit(request, row.record_step(request.inputs[row.index], None))
 
     def _step(self) -> None:
@@ -142,7 +146,7 @@ class Worker:
         pool.publish_events()  # recorded inputs and expired requests need not wait for the device
         self._in_step = True
         # Rows that wait compete for the batch after every step, so unobserved steps run only while nobody waits.
-        steps = 0 if len(pool.queue) else batch.run_unobserved(self._began + _MAX_UNOBSERVED_S, pool.inbox)
+        steps = 0 if pool.queue.row_count else batch.run_unobserved(self._began + _MAX_UNOBSERVED_S, pool.inbox)
         finished: list[Row] = []
         outputs: list[tuple[ScheduledRequest, StepOutput]] = []
         if steps == 0:

@@ -121,7 +121,7 @@ class WorkerPool:
             return limit
         with self._wake:
             others, self._woken_pending = self.idle_workers + max(0, self._woken_pending - woken), 0
-        share = -(-len(self.queue) // (others + 1))  # rounded up
+        share = -(-self.queue.row_count // (others + 1))  # rounded up
         return min(limit, max(self._min_rows(), share))
 
     def should_split(self, rows: int) -> bool:
@@ -133,9 +133,9 @@ class WorkerPool:
 
         Needed by a worker that cannot take these rows itself: its batch is full, or its device is lost.
         """
-        if len(self.batches) > 1 and len(self.queue):
+        if len(self.batches) > 1 and self.queue.row_count:
             with self._wake:
-                self._wake_workers(max(len(self.queue) // self._min_rows(), int(at_least_one)))
+                self._wake_workers(max(self.queue.row_count // self._min_rows(), int(at_least_one)))
 
     def yield_core(self) -> None:
         """With several workers, give up the CPU core once: together they could keep the event loop from running."""
@@ -255,4 +255,4 @@ class WorkerPool:
         return count
 
     def _has_work(self) -> bool:
-        return self.stopped or bool(self.inbox) or len(self.queue) > 0
+        return self.stopped or bool(self.inbox) or self.queue.row_count > 0

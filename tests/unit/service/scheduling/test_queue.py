@@ -102,7 +102,7 @@ def test_expired_rows_take_no_place_and_leave_with_their_request() -> None:
     taken, expired = queue.take(2, now=1.0)
     assert [row.request for row in taken] == [stays, stays]
     assert expired == [gone]
-    assert len(queue) == 0
+    assert queue.row_count == 0
 
 
 def test_removed_and_closed_rows_are_never_taken() -> None:
@@ -111,10 +111,10 @@ def test_removed_and_closed_rows_are_never_taken() -> None:
     push(queue, forgotten, closed, stays)
     queue.remove(forgotten)
     queue.remove(forgotten)
-    assert len(queue) == 6
+    assert queue.row_count == 6
     closed.closed = True
     assert [row.request for row in take(queue, 10)] == [stays]
-    assert len(queue) == 0
+    assert queue.row_count == 0
     push(queue, forgotten)
     assert len(take(queue, 10)) == 5
 
@@ -158,7 +158,7 @@ def test_every_row_is_taken_once() -> None:
     requests = [request(1 + i % 7, key=str(i % 3), deadline=float(100 + i % 5)) for i in range(50)]
     push(queue, *requests)
     taken: list[Row] = []
-    while len(queue):
+    while queue.row_count:
         taken += take(queue, 5)
     assert sorted(map(id, taken)) == sorted(id(row) for one in requests for row in one.rows)
 

@@ -136,5 +136,5 @@ def test_expired_rows_take_no_place_and_no_other_row_is_lost(
             if left[row]:
                 again.append(row)
         run(queue, again)
-    assert len(queue) == 0
+    assert queue.row_count == 0
     assert all(steps_run == 0 or row.request in dropped for row, steps_run in left.items())
