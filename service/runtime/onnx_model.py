@@ -109,10 +109,13 @@ class OnnxModel:
         try:
             runner(rows, target)
         except Exception as exc:
-            shortage = _shortage(exc, f"{len(rows)} rows do not fit")
+            shortage = _describe_shortage(exc)
         else:
             return target
-        raise shortage  # outside of the handler, see `_shortage`
+        # Outside of the handler and without the runner: a traceback that holds the old session would keep its buffers
+        # alive while `reduce_max_batch` starts a new session.
+        del runner
+        raise DeviceOutOfMemory(f"{len(rows)} rows do not fit: {shortage}")
 
     def upload(self, rows: FloatRows) -> None:
         """Copy rows to the device, at most the largest bucket; needs a `device_batch`. Raises as :meth:`run`."""
@@ -220,10 +223,10 @@ class OnnxModel:
         try:
             call(cast(DeviceRunner, self._runner))
         except Exception as exc:
-            shortage = _shortage(exc, message)
+            shortage = _describe_shortage(exc)
         else:
             return
-        raise shortage  # outside of the handler, see `_shortage`
+        raise DeviceOutOfMemory(f"{message}: {shortage}")  # as in `run`
 
 
 def bounded_buckets(buckets: Sequence[int], limit: int, *, single: bool) -> tuple[int, ...]:
@@ -252,17 +255,13 @@ def _check_signature(session: Any, shape: ImageShape) -> None:
             raise StartupError(f"{kind} {name} is not float32 (any batch)×{expected}, as the card says")
 
 
-def _shortage(exc: Exception, message: str) -> DeviceOutOfMemory:
-    """The error for memory that ran out, with a message; any other error of onnxruntime is raised as it is documented.
-
-    The caller raises it outside of its handler, so that it is not chained: the traceback of the original error would
-    keep the session and its buffers alive while `reduce_max_batch` starts a new session.
-    """
+def _describe_shortage(exc: Exception) -> str:
+    """A line about memory that ran out; any other error of onnxruntime is raised as `OnnxModel.run` documents."""
     if _DEVICE_LOST.search(str(exc)):  # onnxruntime's errors share no base class but Exception
         raise DeviceLost(short_message(exc)) from exc
     if not _is_out_of_memory(exc):
         raise ModelFailure("the model failed on these rows") from exc
-    return DeviceOutOfMemory(f"{message}: {short_message(exc)}")
+    return short_message(exc)
 
 
 def _is_out_of_memory(exc: Exception) -> bool:

@@ -31,7 +31,7 @@ class Stage:
         self.repository = Repository(directory, unopened, default="toy")
         self.told: list[str] = []
         self.closed: list[LoadedModel] = []
-        self.gone = asyncio.Event()
+        self.gone, self.first_closed = asyncio.Event(), asyncio.Event()
         self.registry = ModelRegistry(
             self.repository,
             serve=self._serve,
@@ -58,11 +58,13 @@ class Stage:
             device="cpu",
             provider="fake",
         )
-        return replace(loaded, close=lambda: self.closed.append(loaded))
+        loop = asyncio.get_running_loop()
 
-    async def all_closed(self, count: int) -> None:
-        while len(self.closed) < count:
-            await asyncio.sleep(0.001)
+        def close() -> None:  # in a thread
+            self.closed.append(loaded)
+            loop.call_soon_threadsafe(self.first_closed.set)
+
+        return replace(loaded, close=close)
 
     def served(self) -> ServedModel:
         return self.registry.resolve("toy")
@@ -101,7 +103,7 @@ def test_the_displaced_one_answers_until_nobody_can_hold_it(tmp_path: Path) -> N
         assert old.statistics.counts().rows == new.statistics.counts().rows == 1
         assert stage.closed == []
         stage.gone.set()
-        await asyncio.wait_for(stage.all_closed(1), 10)
+        await asyncio.wait_for(stage.first_closed.wait(), 10)
         assert stage.registry.models == {"toy/1": new}
 
     stage = on_stage(tmp_path, play)
