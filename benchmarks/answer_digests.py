@@ -1,0 +1,117 @@
+"""Check that two versions of the service give the same answers to a fixed set of requests.
+
+Run it against a service of each version, with default settings and the shipped models, then compare the two files::
+
+    git worktree add /tmp/old COMMIT
+    (cd /tmp/old && IGN_PORT=8001 python -m service) &
+    IGN_PORT=8002 python -m service &
+    python -m benchmarks.answer_digests http://127.0.0.1:8001 --out old.json --keep old/
+    python -m benchmarks.answer_digests http://127.0.0.1:8002 --out new.json --keep new/
+    python -m benchmarks.answer_digests --compare old.json new.json
+
+The comparison prints every request whose answer differs, and exits with status 1 if there is one; ``diff -r old new``
+then shows how. A digest covers the status, the content type, the headers of the contract and the body. It leaves out
+what differs between two runs of one version (request ids, times, counters) and the sentences of error messages: their
+status, code and field names count. Image bytes depend on the machine and on the versions of onnxruntime and Pillow, so
+make both files on one machine with one environment.
+"""
+
+import argparse
+import hashlib
+import http.client
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from benchmarks.harness.request_set import EVENTS, HEADER_LENGTH, requests
+
+_HEADERS: Final = ("content-type", "content-encoding", "allow", HEADER_LENGTH.lower())
+_COUNTERS: Final = {"last_inference", "inference_count", "execution_count", "inference_stats", "batch_stats"}
+_VOLATILE: Final = {"request_id", "timing", "detail", "error", "message"} | _COUNTERS
+
+
+def canonical(status: int, headers: Mapping[str, str], body: bytes) -> bytes:
+    """What of an answer must stay the same; as readable text where the body is JSON or events."""
+    named = sorted((name.lower(), value) for name, value in headers.items())
+    kept = [(name, value) for name, value in named if name in _HEADERS or name.startswith("x-ign-")]
+    media = dict(kept).get("content-type", "")
+    if media.startswith(EVENTS):
+        body = "\n".join(_events(body)).encode()
+    elif "json" in media and "content-encoding" not in dict(kept):
+        body = _dump(json.loads(body)).encode()
+    return f"{status}\n{json.dumps(kept, indent=1)}\n".encode() + body
+
+
+def _events(body: bytes) -> list[str]:
+    """The events in order of row and step, without comments and `progress`, which depend on time."""
+    found: list[tuple[bool, int, int, str]] = []
+    for block in body.decode().split("\n\n"):
+        name, _, data = block.partition("\ndata: ")
+        if name.startswith("event: ") and name != "event: progress":
+            value = json.loads(data)
+            last = name != "event: step"
+            found.append((last, value.get("index", 0), value.get("step", 0), f"{name}\n{_dump(value)}"))
+    return [shown for *_, shown in sorted(found)]
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(_stable(value), indent=1, sort_keys=True)
+
+
+def _stable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _stable(member) for name, member in value.items() if name not in _VOLATILE}
+    return [_stable(item) for item in value] if isinstance(value, list) else value
+
+
+def digests(url: str, keep: Path | None) -> dict[str, str]:
+    """Send the set to the service at ``url``: status, media type and SHA-256 of every answer, by the request's name.
+
+    Args:
+        url: ``http://host:port``.
+        keep: a folder for the answers as they are digested.
+    """
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
+    found: dict[str, str] = {}
+    for number, request in enumerate(requests()):
+        connection.request(request.method, request.path, request.body, dict(request.headers))
+        response = connection.getresponse()
+        content = canonical(response.status, dict(response.getheaders()), response.read())
+        media = response.getheader("Content-Type", "-").partition(";")[0]
+        found[request.name] = f"{response.status} {media} {hashlib.sha256(content).hexdigest()}"
+        if keep is not None:
+            keep.mkdir(parents=True, exist_ok=True)
+            (keep / f"{number:03}.txt").write_bytes(request.name.encode() + b"\n" + content)
+    return found
+
+
+def compare(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
+    """One line for every request whose answers differ, or that one side lacks."""
+    names = [name for name in dict.fromkeys([*before, *after]) if before.get(name) != after.get(name)]
+    return [f"{name}: {before.get(name, 'absent')} -> {after.get(name, 'absent')}" for name in names]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("url", nargs="?", help="a running service, as http://127.0.0.1:8000")
+    parser.add_argument("--out", type=Path, help="the file to write the digests into")
+    parser.add_argument("--keep", type=Path, help="a folder to write the answers into")
+    parser.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="two files of digests")
+    options = parser.parse_args()
+    if options.compare:
+        differences = compare(*(json.loads(path.read_text(encoding="utf-8")) for path in options.compare))
+        print("\n".join(differences) or "all answers are equal")
+        return bool(differences)
+    if not (options.url and options.out):
+        parser.error("give URL and --out, or --compare A B")
+    found = digests(options.url, options.keep)
+    options.out.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"{len(found)} answers: {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
