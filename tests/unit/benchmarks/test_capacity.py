@@ -1,115 +1,66 @@
 import json
-import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks import capacity
-from benchmarks.harness.processes import ROOT
-from benchmarks.harness.tables import RESULTS
-from benchmarks.pods import (
-    DEMANDS,
-    Assumed,
-    Measured,
-    cpu_pod,
-    faster,
-    gpu_pod,
-    measured,
-    sized,
-    sizes,
-    stepped,
-    wire_bytes,
-)
+from benchmarks.capacity import Capacity
+from benchmarks.harness.common import Json
 
-PAGE = ROOT / "docs" / "capacity.md"
-
-
-@pytest.fixture(scope="module")
-def found() -> Measured:
-    return measured()
+SERVICE: Json = {
+    "machine": {"processor": "A CPU", "cpus_granted": 2, "python": "3.11.7"},
+    "single_pictures": [
+        {"connections": 1, "requests_per_s": 80.0, "p99_ms": 5.0, "server_core_ms": 2.0},
+        {"connections": 8, "requests_per_s": 100.0, "p99_ms": 50.0, "server_core_ms": 1.0},
+    ],
+    "many_rows": [{"form": "npy", "pictures_per_s": 400.0, "p99_ms": 30.0, "server_core_ms": 0.5}],
+}
+RUNTIME: Json = {
+    "sizes": [
+        {"rows": 1, "onnxruntime": {"cpu_ms_per_row": 0.9}},
+        {"rows": 64, "onnxruntime": {"cpu_ms_per_row": 0.25}},
+    ]
+}
 
 
-@pytest.mark.slow
-def test_the_page_is_what_the_script_says(found: Measured) -> None:
-    text = PAGE.read_text(encoding="utf-8")
-    assert set(capacity._MARKED.findall(text)) != set()
-    assert [name for _, name, _ in capacity._MARKED.findall(text)] == list(capacity.SECTIONS)
-    filled = capacity.fill(text, found, Assumed())
-    assert filled == text, "run `python -m benchmarks.capacity --fill docs/capacity.md`"
+@pytest.mark.parametrize(("demand", "pods"), [(1, 2), (70, 2), (100, 2), (141, 3), (700, 10), (701, 11)])
+def test_pods_are_enough_also_when_one_is_gone(demand: int, pods: int) -> None:
+    assert Capacity(request="x", per_s=100.0, p99_ms=1.0, core_ms=1.0).pods(demand, max_busy=0.7) == pods
 
 
-def test_what_the_page_says_in_words(found: Measured) -> None:
-    single, many = found.forms
-    assumed = Assumed()
-    assert found.front_ms(single) > found.model_core_ms  # more on the request than on the model
-    assert found.encode_core_ms < found.front_ms(single) / 4
-    assert found.front_ms(many) < found.front_ms(single) / 3
-    for factor in (0.25, 1.0, 4.0):
-        assert gpu_pod(found, single, faster(assumed, factor)).limit == "HTTP and pictures"
-    hundred = stepped(found, single, gpu_pod(found, single, assumed), 100)
-    assert hundred.limit == "the model"
-    for size in sizes(found, assumed):  # what one node's network carries is more than a pod can do
-        assert size.pod.per_s * wire_bytes(size.form, assumed) * 8e-9 < assumed.link_gbit
+def test_the_wanted_p99_decides_which_measurement_counts() -> None:
+    assert [found.per_s for found in capacity.capacities(SERVICE, p99_ms=60.0)] == [100.0, 400.0]
+    assert [found.per_s for found in capacity.capacities(SERVICE, p99_ms=40.0)] == [80.0, 400.0]
+    assert [found.per_s for found in capacity.capacities(SERVICE, p99_ms=10.0)] == [80.0]
+    with pytest.raises(ValueError, match="4 ms"):
+        capacity.capacities(SERVICE, p99_ms=4.0)
 
 
-def test_a_pod_without_gpu_does_what_was_measured(found: Measured) -> None:
-    for form in found.forms:
-        pod = cpu_pod(found, form)
-        assert pod.per_s == form.per_s == pytest.approx(min(pod.front_per_s, pod.device_per_s))
-        assert stepped(found, form, pod, 1).per_s == pytest.approx(form.per_s)
-        assert stepped(found, form, pod, 1000).per_s < form.per_s / 100
+def test_a_further_step_costs_a_row_of_the_largest_batch() -> None:
+    single = capacity.capacities(SERVICE, p99_ms=60.0)[0].with_steps(5, capacity.model_core_ms(RUNTIME))
+    assert single.core_ms == pytest.approx(2.0)
+    assert single.per_s == pytest.approx(50.0)
 
 
-def test_pods_are_enough_also_when_one_is_gone(found: Measured) -> None:
-    assumed = Assumed()
-    found_sizes = sizes(found, assumed)
-    assert len(found_sizes) == len(DEMANDS) * 4
-    for size in found_sizes:
-        assert size.pods >= 2
-        assert size.demand <= size.pods * size.pod.per_s * assumed.most_busy
-        assert size.demand <= (size.pods - 1) * size.pod.per_s
-        fewer = replace(size, pods=size.pods - 1)
-        enough = fewer.demand <= fewer.pods * fewer.pod.per_s * assumed.most_busy
-        assert not (enough and fewer.demand <= (fewer.pods - 1) * fewer.pod.per_s)
-
-
-def test_sizes_by_hand(found: Measured) -> None:
-    form = replace(found.forms[0], per_s=100.0)
-    pod = cpu_pod(found, form)
-    assert [sized(demand, form, pod, Assumed()).pods for demand in (1, 70, 100, 141, 700, 701)] == [2, 2, 2, 3, 10, 11]
-
-
-def test_a_mark_that_names_nothing(found: Measured) -> None:
-    with pytest.raises(ValueError, match="expected one of costs"):
-        capacity.fill("<!-- capacity: nothing -->\n<!-- end -->\n", found, Assumed())
-
-
-def test_a_page_is_filled_with_other_assumptions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = tmp_path / "page.md"
-    page.write_text("a\n<!-- capacity: assumptions -->\nold\n<!-- end -->\nb\n")
-    monkeypatch.setattr("sys.argv", ["capacity", "--gpu-row-ms", "0.125", "--fill", str(page)])
-    assert capacity.main() == 0
-    text = page.read_text()
-    assert "| `--gpu-row-ms` | 0.125 |" in text
-    assert "old" not in text
-    assert text.startswith("a\n")
-    assert text.endswith("<!-- end -->\nb\n")
-
-
-def test_results_that_are_not_there(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        measured(tmp_path)
-    shutil.copy(RESULTS / "runtime.json", tmp_path)
-    (tmp_path / "service.json").write_text(json.dumps({"benchmark": "service"}))
-    with pytest.raises(ValueError, match="lacks 'single_pictures'"):
-        measured(tmp_path)
-
-
-@pytest.mark.parametrize("options", [["--fill", "no/such/page.md"], ["--most-busy", "1.5"]])
-def test_what_cannot_be_done_is_told_in_a_line(
-    options: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_the_table_has_a_line_for_every_load_and_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["capacity", *options])
+    (tmp_path / "service.json").write_text(json.dumps(SERVICE))
+    (tmp_path / "runtime.json").write_text(json.dumps(RUNTIME))
+    monkeypatch.setattr("sys.argv", ["capacity", "--results", str(tmp_path), "--images-per-s", "50", "700"])
+    assert capacity.main() == 0
+    text = capsys.readouterr().out
+    assert "| 700 | 1 image: PNG to PNG | 100 | 50 | 10 | 20 | 70% |" in text
+    assert len(text.splitlines()) == 2 + 2 + 4  # the machine and an empty line, the head, 2 loads × 2 kinds
+
+
+@pytest.mark.parametrize("service", [None, {"benchmark": "service"}])
+def test_results_that_are_missing_are_an_error(
+    service: Json | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if service is not None:
+        (tmp_path / "service.json").write_text(json.dumps(service))
+        (tmp_path / "runtime.json").write_text(json.dumps(RUNTIME))
+    monkeypatch.setattr("sys.argv", ["capacity", "--results", str(tmp_path)])
     assert capacity.main() == 2
     assert capsys.readouterr().err.startswith("error: ")
