@@ -23,7 +23,7 @@ from typing import Final
 
 import numpy as np
 
-from benchmarks.harness.common import Json, arguments, duration, positive, report, rounded, settle, write
+from benchmarks.harness.common import Json, arguments, duration, positive, report, rounded, settle, spread, write
 from benchmarks.harness.tables import table, verdict
 from benchmarks.peers import common, compare, environments, raw
 from benchmarks.peers.one_run import Order, apart, take
@@ -239,12 +239,11 @@ class Benchmark:
             batching={str(entry): str(choice) for entry, choice in self.batching.items()},
             tuned_requests_per_s=self.tuned,
             skipped=self.skipped,
-            raw_rows_per_s={f"×{number}": [rounded(rate) for rate in found] for number, found in raws.items()},
+            raw_rows_per_s={f"×{number}": spread(found) for number, found in raws.items()},
             targets=targets,
             **tables,
             ratios=ratios,
             statuses=statuses,
-            rounds={str(entry): list(found) for entry, found in reports.items()},
         )
 
 

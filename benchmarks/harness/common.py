@@ -101,6 +101,15 @@ def median_ratio(over: Sequence[float], under: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(over, under, strict=True))
 
 
+def spread(values: Sequence[float]) -> Json:
+    """Median, least and most of the values of all rounds, as results keep them."""
+    return {
+        "median": rounded(statistics.median(values)),
+        "least": rounded(min(values)),
+        "most": rounded(max(values)),
+    }
+
+
 def slope_per_minute(samples: Sequence[tuple[float, float]]) -> float:
     """Least-squares slope of (seconds, value), in value per minute; 0 where there is no line."""
     if len({seconds for seconds, _ in samples}) < 2:

@@ -1,6 +1,6 @@
 """Markdown tables of benchmark results.
 
-    python -m benchmarks.tables benchmarks/results/service.json
+    python -m benchmarks.harness.tables benchmarks/results/service.json
 
 A result's `targets` become "target, measured, met or missed"; every other list of flat records is a table of its own.
 """
@@ -23,7 +23,7 @@ COLUMNS: Final[Mapping[tuple[str, str], Mapping[str, str]]] = {
         "onnxruntime.rows_per_s": "onnxruntime rows/s",
         "onnxruntime.ms_per_call": "ms per call",
         "onnxruntime.cpu_ms_per_row": "core-ms per row",
-        "service.runtime.rows_per_s": "service.runtime.onnx_model rows/s",
+        "service.runtime.rows_per_s": "service.runtime rows/s",
         "ratio": "ratio",
     }
 }

@@ -39,10 +39,12 @@ def line(rounds: Sequence[Json], raw: Sequence[float]) -> Json:
         return rounded(float(statistics.median(load[name] for load in loads)))
 
     answered = [load["ok"] for load in rounds]
+    rates = [load["ok_per_s"] for load in rounds]
     found = {"requests_per_s": middle(rounds, "ok_per_s")}
+    found |= {"requests_per_s_least": min(rates), "requests_per_s_most": max(rates)}
     found |= {name: middle(answered, name) for name in ("p50_ms", "p99_ms", "p999_ms")}
     found |= {name: middle(rounds, name) for name in ("server_core_ms_per_request", "client_core_ms_per_request")}
-    found["share_of_raw"] = rounded(median_ratio([load["ok_per_s"] for load in rounds], raw))
+    found["share_of_raw"] = rounded(median_ratio(rates, raw))
     unanswered = sum(load["unanswered"] + sum(load["errors"].values()) for load in rounds)
     found["not_200"] = unanswered + sum(count for status, count in statuses(rounds).items() if status != "200")
     return found
