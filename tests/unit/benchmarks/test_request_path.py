@@ -1,0 +1,29 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks.harness.common import Json
+from benchmarks.harness.processes import ROOT
+
+
+def traced() -> list[Json]:
+    command = [sys.executable, "-m", "benchmarks.request_path", "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    found: list[Json] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.slow
+def test_a_request_takes_the_same_path_every_time() -> None:
+    first = traced()
+    assert first == traced()
+    generate, project = first
+    for report in first:
+        assert report["file_count"] == len(report["files"])
+        assert report["call_count"] == sum(each["calls"] for each in report["files"])
+        assert report["thread_switches"] >= 2  # to the thread of the model, and back
+    both = [{each["file"] for each in report["files"]} for report in (generate, project)]
+    assert "api/native/routes.py" in both[0] & both[1]
+    assert "images/decode.py" in both[1] - both[0]
