@@ -1,9 +1,9 @@
-"""How fast many pictures go through `python -m service.bulk`, beside raw onnxruntime.
+"""The speed of `python -m service.bulk` on many images, beside raw onnxruntime.
 
     python -m benchmarks.bench_bulk --results benchmarks/results/bulk.json
 
-The whole command as an operator runs it, start and verification of the model included: generate into a folder, then
-project and score what was generated, out of the folder and out of a zip of it.
+Runs the whole command, with start and verification of the model: generate into a folder, then project and score the
+generated images from the folder and from a zip file of it.
 """
 
 import argparse
@@ -21,30 +21,30 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.harness.common import Json, arguments, in_turn, positive, report, rounded, settle, write
-from benchmarks.harness.instrumented_model import BATCH_ROWS, Rig, rig
+from benchmarks.harness.common import Json, apply_defaults, arguments, in_turn, positive, report, rounded, write
+from benchmarks.harness.instrumented_model import BATCH_ROWS, InstrumentedModel, instrumented_model
 from benchmarks.harness.processes import ROOT
 from service.domain.errors import StartupError
 
 METHOD = (
-    "the whole command in a process of its own, its input on the local disk and in the page cache, its output into a "
-    "new folder; median of `rounds` rounds, all ways in turn. `start_s`: the same command again, which finds all done: "
-    "start, verification of the model, check of the shards, manifest. raw: repeated calls of onnxruntime with 64 "
-    "prepared rows, in the benchmark's process, as often as the way applies f; `of_raw` is the time of that over the "
-    "command's, with and without its start (null where the start is most of it); core_ms_per_picture is CPU time of "
-    "the command"
+    "Each run is the whole command in a process of its own, with its input on the local disk and in the page cache, "
+    "and its output in a new folder; median of `rounds` rounds, all ways in turn. `start_s`: the same command "
+    "again, which finds everything done: start, verification of the model, check of the shards, manifest. raw: "
+    "repeated calls of onnxruntime with 64 prepared rows in the process of the benchmark, as often as the command "
+    "applies f; `of_raw` is that time over the time of the command, with and without its start (null where the "
+    "start is most of it); core_ms_per_picture is the CPU time of the command"
 )
 FULL = {"pictures": 10_000, "rounds": 3}
 QUICK = {"pictures": 300, "rounds": 1}
 STEPS = {"generate": 1, "project folder": 1, "project zip": 1, "score folder": 2}
-"""Ways, and how often each applies f to a picture."""
+"""The runs, and how often each applies f to an image."""
 
 Timed = tuple[float, float, float]
-"""Seconds of the command, its CPU seconds, and seconds of the same command when all is done."""
+"""Seconds of the command, its CPU seconds, and seconds of the same command when everything is done already."""
 
 
 def main() -> int:
-    options = settle(parser().parse_args(), full=FULL, quick=QUICK)
+    options = apply_defaults(parser().parse_args(), full=FULL, quick=QUICK)
     try:
         write(measure(options), options.results)
     except StartupError as exc:
@@ -57,15 +57,15 @@ def main() -> int:
 
 
 def measure(options: argparse.Namespace) -> Json:
-    with tempfile.TemporaryDirectory() as name, rig(Path(options.models), options.model) as found:
-        room = Room(Path(name), options)
-        room.furnish()
+    with tempfile.TemporaryDirectory() as name, instrumented_model(Path(options.models), options.model) as found:
+        dataset = TempDataset(Path(name), options)
+        dataset.create()
         ways: dict[str, Callable[[], Timed]] = {
             "raw": lambda: (raw_seconds(found, options.pictures), 0.0, 0.0),
-            "generate": partial(room.timed, "generate", "-n", str(options.pictures), "--seed", "7"),
-            "project folder": partial(room.timed, "project", str(room.folder)),
-            "project zip": partial(room.timed, "project", str(room.archive)),
-            "score folder": partial(room.timed, "score", str(room.folder)),
+            "generate": partial(dataset.timed, "generate", "-n", str(options.pictures), "--seed", "7"),
+            "project folder": partial(dataset.timed, "project", str(dataset.folder)),
+            "project zip": partial(dataset.timed, "project", str(dataset.archive)),
+            "score folder": partial(dataset.timed, "score", str(dataset.folder)),
         }
         rounds = in_turn(ways, options.rounds)
         about = {"ref": found.loaded.ref, "digest": found.loaded.digest[:12], "provider": found.loaded.provider}
@@ -82,13 +82,13 @@ def measure(options: argparse.Namespace) -> Json:
 
 
 def line(way: str, rounds: list[Timed], raw: list[float], pictures: int) -> Json:
-    """One way as a record."""
+    """The record of one run."""
     seconds, cpu, start = (statistics.median(values) for values in zip(*rounds, strict=True))
     shares = [STEPS[way] * one / taken for one, (taken, _, _) in zip(raw, rounds, strict=True)]
     bare = [
         STEPS[way] * one / (taken - idle) for one, (taken, _, idle) in zip(raw, rounds, strict=True) if taken > idle
     ]
-    lasting = seconds > 2 * start  # else what is left without the start is mostly its scatter
+    lasting = seconds > 2 * start  # else the difference is mostly noise
     found = {
         "run": way,
         "pictures": pictures,
@@ -104,7 +104,7 @@ def line(way: str, rounds: list[Timed], raw: list[float], pictures: int) -> Json
     return {name: rounded(value) for name, value in found.items()}
 
 
-def raw_seconds(found: Rig, pictures: int) -> float:
+def raw_seconds(found: InstrumentedModel, pictures: int) -> float:
     rows = found.rows(BATCH_ROWS)
     last = np.ascontiguousarray(rows[: pictures % BATCH_ROWS])
     found.raw(rows)
@@ -116,22 +116,22 @@ def raw_seconds(found: Rig, pictures: int) -> float:
     return time.perf_counter() - began
 
 
-class Room:
-    """A folder with pictures to work on, and what is run there."""
+class TempDataset:
+    """A temporary folder with generated images, and the commands that use it."""
 
     def __init__(self, path: Path, options: argparse.Namespace) -> None:
         self._path, self._options, self._count = path, options, 0
         self.folder, self.archive = path / "pictures", path / "pictures.zip"
 
-    def furnish(self) -> None:
-        """Generate the pictures, and pack them."""
+    def create(self) -> None:
+        """Generate the images, and make a zip file of them."""
         self._run("generate", "-n", str(self._options.pictures), "--seed", "1", output=self.folder)
         with zipfile.ZipFile(self.archive, "w") as archive:  # PNGs are compressed already
             for file in sorted(self.folder.rglob("*.png")):
                 archive.write(file, file.relative_to(self.folder).as_posix())
 
     def timed(self, *command: str) -> Timed:
-        """Run a command into a new folder, and once more."""
+        """Run a command into a new folder, then again into the same folder."""
         self._count += 1
         output = self._path / f"out-{self._count}"
         before = cpu_seconds()
@@ -158,13 +158,13 @@ class Room:
 
 
 def cpu_seconds() -> float:
-    """Of all commands that have ended."""
+    """CPU time of all finished commands."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def parser() -> argparse.ArgumentParser:
-    found = arguments("Measure bulk work against raw onnxruntime.")
+    found = arguments("Measure service.bulk against raw onnxruntime.")
     found.add_argument("--models", default=str(ROOT / "models"), help="model directory (default: the shipped one)")
     found.add_argument("--model", default="mnist", help="name or name/version (default mnist)")
     found.add_argument("--pictures", type=positive, help="pictures (default 10000; quick 300)")

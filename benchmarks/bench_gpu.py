@@ -1,11 +1,10 @@
-"""The CUDA path on its device: parity, the same bits in company, what graphs and staying there gain, changing the
-batch size, memory.
+"""The CUDA path on a GPU: parity, batch invariance, CUDA graphs, resident rows, batch sizes and memory.
 
     python -m benchmarks.bench_gpu --results benchmarks/results/gpu.json
 
-No HTTP and no pictures. Everything is compared with raw onnxruntime on the same model and device in the same run, in
-turn, and with the most that the device does at any batch size. Where CUDA does not work it says so in one line, and
-measures nothing. A full run takes about five minutes, `--quick` some seconds.
+Without HTTP and images. Every figure is compared with raw onnxruntime on the same model and device in the same run, and
+with the highest rate of the device at any batch size. Without working CUDA it prints one line and measures nothing. A
+full run takes about five minutes, `--quick` some seconds.
 """
 
 import argparse
@@ -25,17 +24,17 @@ import numpy as np
 from benchmarks.bench_runtime import raw_session, timed
 from benchmarks.harness.common import (
     Json,
+    apply_defaults,
     arguments,
     duration,
     in_turn,
-    keep,
     median_ratio,
     memory,
     percentile,
     positive,
     report,
     rounded,
-    settle,
+    save,
     target,
     write,
 )
@@ -52,14 +51,14 @@ from service.runtime.onnx_model import OnnxModel
 from service.runtime.session import CudaOptions, CudaUnavailable
 
 METHOD = (
-    "one process, one thread. parity: golden rows in every bucket and place. invariance: one row at every place among "
-    "other neighbours. sizes: rows/s of repeated calls on seeded latents, the ways in turn; run is service.runtime "
-    "with rows that come and go, resident leaves them on the device, graphs replays CUDA graphs; raw is session.run as "
-    "onnxruntime's documentation shows it; limit is the most that resident calls reach at any size, beyond the "
-    "buckets too. changes: the smallest and the largest batch in turn, over each of them alone: onnxruntime plans the "
-    "convolutions anew whenever the batch size is another, unless a graph is replayed. options: settings of the "
-    "provider that the service does not use, over the ones it does, at the largest bucket, rows staying on the device. "
-    "memory: all buckets in turn, with graphs"
+    "One process, one thread. parity: golden rows in every bucket and at every place. invariance: one row at every "
+    "place of a batch with other neighbours each time. sizes: rows/s of repeated calls on seeded latents, the ways "
+    "in turn; run is service.runtime with rows copied in and out, resident leaves the rows on the device, graphs "
+    "replays CUDA graphs; raw is a plain session.run; limit is the highest rate of resident calls at any batch "
+    "size, also beyond the buckets. changes: the smallest and the largest batch alternating, over each of them "
+    "alone: onnxruntime plans the convolutions again whenever the batch size changes, unless it replays a graph. "
+    "options: provider settings that the service does not use, over the ones it uses, at the largest bucket with "
+    "resident rows. memory: all buckets in turn, with graphs"
 )
 FULL = {"rounds": 3, "seconds": 0.4, "soak_s": 40.0, "most": 1024}
 QUICK = {"rounds": 1, "seconds": 0.1, "soak_s": 3.0, "most": 128}
@@ -69,11 +68,11 @@ UNUSED: Final[Mapping[str, Mapping[str, str]]] = {
     "fuse_conv_bias": {"fuse_conv_bias": "1"},
     "heuristic search": {"cudnn_conv_algo_search": "HEURISTIC"},
 }
-"""Options that research speaks for, which have not been shown to pay. TF32 is decided for the whole process."""
+"""Provider options that may help and are not used. TF32 is not one of them: it is set for the whole process."""
 
 
 def main() -> int:
-    options = settle(parser().parse_args(), full=FULL, quick=QUICK)
+    options = apply_defaults(parser().parse_args(), full=FULL, quick=QUICK)
     keep_precision()
     try:
         write(measure(options), options.results)
@@ -89,26 +88,29 @@ def measure(options: argparse.Namespace) -> Json:
     device = Device()
     found: dict[str, list[Json]] = {}
     for file in options.model:
-        for part, lines in of_one(Path(file), device, options).items():
+        for part, lines in measure_model(Path(file), device, options).items():
             found.setdefault(part, []).extend(lines)
         judged = (found[part] for part in ("parity", "invariance", "sizes", "changes", "memory"))
         so_far = report("gpu", METHOD, options, device=device.about(), targets=targets(*judged), **found)
-        if options.results:  # and if there is no time for the next file, this one is kept
-            keep(so_far, options.results)
+        if options.results:  # the result of this file stays if the next one is interrupted
+            save(so_far, options.results)
     return so_far
 
 
-def of_one(path: Path, device: Device, options: argparse.Namespace) -> dict[str, list[Json]]:
-    """All about one file."""
+def measure_model(path: Path, device: Device, options: argparse.Namespace) -> dict[str, list[Json]]:
+    """All measurements of one file, by table."""
     data, half = path.read_bytes(), path.name == "model.fp16.onnx"
-    with opened(data, CudaOptions(half=half)) as plain, opened(data, CudaOptions(half=half, graphs=True)) as graphs:
-        limit = plateau(data, half, options)
+    with (
+        open_cuda_model(data, CudaOptions(half=half)) as plain,
+        open_cuda_model(data, CudaOptions(half=half, graphs=True)) as graphs,
+    ):
+        limit = peak_rate(data, half, options)
         found = {
             "parity": [golden_rows(path, plain)],
-            "invariance": in_company(plain),
-            "sizes": [by_size(size, data, plain, graphs, limit, options) for size in plain.buckets or ()],
+            "invariance": batch_invariance(plain),
+            "sizes": [rates_by_size(size, data, plain, graphs, limit, options) for size in plain.buckets or ()],
             "limits": [limit],
-            "changes": [by_turns(plain, graphs, options)],
+            "changes": [alternating(plain, graphs, options)],
             "memory": [long_run(graphs, device, options)],
         }
     found["options_not_used"] = other_options(data, half, options)
@@ -124,7 +126,7 @@ def targets(
     changes: Sequence[Json],
     soaks: Sequence[Json],
 ) -> list[Json]:
-    """One line for each promise, over all models: the worst."""
+    """One target per promise, with the worst value over all models."""
     top = {line["model"]: line for line in sizes}.values()  # the last of each is its largest bucket
     return [
         target("golden rows: difference over tolerance", max(line["of_tolerance"] for line in parity), at_most=1.0),
@@ -148,7 +150,7 @@ def targets(
 
 
 @contextmanager
-def opened(data: bytes, cuda: CudaOptions) -> Iterator[OnnxModel]:
+def open_cuda_model(data: bytes, cuda: CudaOptions) -> Iterator[OnnxModel]:
     """A warm model on CUDA."""
     model = OnnxModel(data, device="cuda", cuda=cuda)
     try:
@@ -172,9 +174,12 @@ def golden_rows(path: Path, model: OnnxModel) -> Json:
     }
 
 
-def in_company(model: OnnxModel) -> list[Json]:
-    """By bucket: the largest difference of one row between all places, with other neighbours each time; and of one
-    batch that is run again, without which the first says nothing of neighbours."""
+def batch_invariance(model: OnnxModel) -> list[Json]:
+    """How much the neighbours of a row change its output, by bucket.
+
+    ``spread`` is the largest difference of one row between all places of the batch, with other neighbours each time.
+    ``again`` is the largest difference between two runs of one batch: what varies without any change.
+    """
     lines = []
     for size in model.buckets or ():
         x = model.noise.rows(seed=0, offset=0, n=1)[0]
@@ -189,19 +194,19 @@ def in_company(model: OnnxModel) -> list[Json]:
     return lines
 
 
-def plateau(data: bytes, half: bool, options: argparse.Namespace) -> Json:
-    """The most rows/s that the device does at any batch size up to ``most``: twice as many as long as that pays."""
+def peak_rate(data: bytes, half: bool, options: argparse.Namespace) -> Json:
+    """The highest rows/s at any batch size up to ``most``: the size doubles as long as that helps."""
     rates: dict[int, float] = {}
     size = 16
     while size <= options.most:
         with (
             patch.object(onnx_model, "bounded_buckets", return_value=(size,)),
-            opened(data, CudaOptions(half=half)) as model,
+            open_cuda_model(data, CudaOptions(half=half)) as model,
         ):
             ref = model.card.ref
-            if model.buckets != (size,):  # does not fit the device
+            if model.buckets != (size,):  # it does not fit into the device memory
                 break
-            found = sorted(staying(model, size, options.seconds) for _ in range(options.rounds))
+            found = sorted(resident_rate(model, size, options.seconds) for _ in range(options.rounds))
             rates[size] = percentile(found, 50)
         if size > 64 and rates[size] < 1.02 * rates[size // 2]:
             break
@@ -210,7 +215,7 @@ def plateau(data: bytes, half: bool, options: argparse.Namespace) -> Json:
     return {"model": ref, "rows_per_s": rounded(rates[best]), "at_rows": best, "tried_up_to": max(rates)}
 
 
-def by_size(
+def rates_by_size(
     size: int, data: bytes, plain: OnnxModel, graphs: OnnxModel, limit: Json, options: argparse.Namespace
 ) -> Json:
     x = plain.noise.rows(seed=0, offset=0, n=size)
@@ -220,9 +225,9 @@ def by_size(
     calls: dict[str, Callable[[], float]] = {
         "raw": lambda: rate(lambda: raw(x), size, options.seconds),
         "run": lambda: rate(lambda: plain.run(x, out), size, options.seconds),
-        "resident": lambda: staying(plain, size, options.seconds),
+        "resident": lambda: resident_rate(plain, size, options.seconds),
         "graphs_run": lambda: rate(lambda: graphs.run(x, out), size, options.seconds),
-        "graphs_resident": lambda: staying(graphs, size, options.seconds),
+        "graphs_resident": lambda: resident_rate(graphs, size, options.seconds),
     }
     found = in_turn(calls, options.rounds)
     line: Json = {"model": plain.card.ref, "rows": size}
@@ -241,11 +246,11 @@ def rate(call: Callable[[], object], size: int, seconds: float) -> float:
     return timed(call, size, seconds)[0]
 
 
-def staying(model: OnnxModel, size: int, seconds: float) -> float:
-    """Rows/s of steps between which the rows stay on the device."""
-    there = model.device_batch
-    assert there is not None
-    there.upload(model.noise.rows(seed=0, offset=0, n=size))
+def resident_rate(model: OnnxModel, size: int, seconds: float) -> float:
+    """Rows/s of steps with the rows staying on the device."""
+    batch = model.device_batch
+    assert batch is not None
+    batch.upload(model.noise.rows(seed=0, offset=0, n=size))
     steps, start = 0, time.perf_counter()
     now = start
 
@@ -254,12 +259,12 @@ def staying(model: OnnxModel, size: int, seconds: float) -> float:
         steps, now = steps + 1, time.perf_counter()
         return now - start < seconds
 
-    there.run_steps(more)
+    batch.run_steps(more)
     return steps * size / (now - start)
 
 
-def by_turns(plain: OnnxModel, graphs: OnnxModel, options: argparse.Namespace) -> Json:
-    """What it costs that the next batch has another size: the smallest and the largest in turn, over each alone."""
+def alternating(plain: OnnxModel, graphs: OnnxModel, options: argparse.Namespace) -> Json:
+    """The cost of a changing batch size: smallest and largest bucket alternating, over each alone."""
     buckets = plain.buckets or (1,)
     small, large = (plain.noise.rows(seed=0, offset=0, n=size) for size in (buckets[0], buckets[-1]))
     line: Json = {"model": plain.card.ref, "rows": f"{buckets[0]} and {buckets[-1]}"}
@@ -285,9 +290,9 @@ def by_turns(plain: OnnxModel, graphs: OnnxModel, options: argparse.Namespace) -
 
 
 def other_options(data: bytes, half: bool, options: argparse.Namespace) -> list[Json]:
-    """What the provider's options that are not used would bring, and how far they move the rows."""
+    """The gain of unused provider options, and how much they change the rows."""
     lines = []
-    with opened(data, CudaOptions(half=half)) as usual:
+    with open_cuda_model(data, CudaOptions(half=half)) as usual:
         size = (usual.buckets or (1,))[-1]
         x = usual.noise.rows(seed=0, offset=0, n=size)
         expected = usual.run(x)
@@ -295,32 +300,32 @@ def other_options(data: bytes, half: bool, options: argparse.Namespace) -> list[
             line: Json = {"model": usual.card.ref, "option": name, "gain": None, "difference": None, "refused": ""}
             lines.append(line)
             try:
-                with changed(changes), opened(data, CudaOptions(half=half)) as other:
+                with provider_options(changes), open_cuda_model(data, CudaOptions(half=half)) as other:
                     found = in_turn(
                         {
-                            "usual": partial(staying, usual, size, options.seconds),
-                            "other": partial(staying, other, size, options.seconds),
+                            "usual": partial(resident_rate, usual, size, options.seconds),
+                            "other": partial(resident_rate, other, size, options.seconds),
                         },
                         options.rounds,
                     )
                     line["gain"] = rounded(median_ratio(found["other"], found["usual"]))
                     line["difference"] = rounded(float(np.abs(other.run(x) - expected).max()))
-            except (StartupError, ModelFailure, DeviceOutOfMemory) as exc:  # of this option, which nobody uses
+            except (StartupError, ModelFailure, DeviceOutOfMemory) as exc:  # only this option fails, and nobody uses it
                 line["refused"] = str(exc)
     return lines
 
 
 @contextmanager
-def changed(changes: Mapping[str, str]) -> Iterator[None]:
+def provider_options(changes: Mapping[str, str]) -> Iterator[None]:
     usual = sessions.cuda_options
     with patch.object(sessions, "cuda_options", lambda cuda: {**usual(cuda), **changes}):
         yield
 
 
 def long_run(model: OnnxModel, device: Device, options: argparse.Namespace) -> Json:
-    """Host and device memory while all buckets run, rows coming and going and staying by turns."""
+    """Host and device memory while all buckets run, with copied and with resident rows in turn."""
     host: list[tuple[float, float]] = []
-    there: list[tuple[float, float]] = []
+    on_device: list[tuple[float, float]] = []
     buckets = model.buckets or ()
     sizes = sorted({*buckets, *(max(1, bucket - 1) for bucket in buckets)})  # padded and not
     rows: dict[int, FloatRows] = {n: model.noise.rows(seed=0, offset=0, n=n) for n in sizes}
@@ -328,16 +333,16 @@ def long_run(model: OnnxModel, device: Device, options: argparse.Namespace) -> J
     next_look, steps = start, 0
     for n in itertools.cycle(rows):
         model.run(rows[n])
-        steps += 1 + stay(model, rows[n])
+        steps += 1 + run_resident(model, rows[n])
         now = time.monotonic()
         if now >= next_look:
             next_look = now + options.soak_s / 60
             host.append((now - start, rss_mib(os.getpid())))
             if (used := device.used_mib()) is not None:
-                there.append((now - start, used))
+                on_device.append((now - start, used))
         if now - start >= options.soak_s and len(host) > 2:
             break
-    found: dict[str, Any] = {"host": memory(host)} | ({"device": memory(there)} if there else {})
+    found: dict[str, Any] = {"host": memory(host)} | ({"device": memory(on_device)} if on_device else {})
     return {
         "model": model.card.ref,
         "seconds": rounded(now - start),
@@ -347,13 +352,14 @@ def long_run(model: OnnxModel, device: Device, options: argparse.Namespace) -> J
     }
 
 
-def stay(model: OnnxModel, rows: FloatRows) -> int:
-    there = model.device_batch
-    assert there is not None
-    there.upload(rows)
+def run_resident(model: OnnxModel, rows: FloatRows) -> int:
+    """Run some steps with resident rows; returns how many."""
+    batch = model.device_batch
+    assert batch is not None
+    batch.upload(rows)
     for _ in range(20):
-        there.run_steps()
-    there.download(rows)
+        batch.run_steps()
+    batch.download(rows)
     return 20
 
 

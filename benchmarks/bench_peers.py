@@ -1,13 +1,13 @@
-"""This service beside other serving systems: the same model file, machine, run and bodies, in turn.
+"""This service beside other serving systems, with the same model file, machine and request bodies.
 
     python -m benchmarks.bench_peers --results benchmarks/results/peers.json
     python -m benchmarks.bench_peers --quick --only mosec fastapi
 
-Every system gets an environment of its own (--environments), the settings that its documentation recommends
-(benchmarks/peers/*_server.py say which and why), and how it forms batches is chosen by measuring: of the settings in
-benchmarks/peers/servers.py the one with the highest rate over all loads. Everybody runs onnxruntime of the same
-release with one thread in each copy of the model, and gives the same pictures as this service, or is not measured.
-Ratios of one run are for comparing; figures of two are not. Progress and tables go to stderr, JSON to stdout.
+Every system has its own environment (--environments) and the settings that its documentation recommends
+(benchmarks/peers/*_server.py name and explain them). Its batching is the one of the settings in
+benchmarks/peers/servers.py with the highest measured rate over all loads. All systems run the same onnxruntime release
+with one thread per copy of the model, and must return the same images as this service, or they are not measured.
+Compare the ratios of one run, not the figures of two runs. Progress and tables go to stderr, JSON to stdout.
 """
 
 import argparse
@@ -23,20 +23,31 @@ from typing import Final
 
 import numpy as np
 
-from benchmarks.harness.common import Json, arguments, duration, positive, report, rounded, settle, spread, write
+from benchmarks.harness.common import (
+    Json,
+    apply_defaults,
+    arguments,
+    duration,
+    positive,
+    report,
+    rounded,
+    spread,
+    write,
+)
 from benchmarks.harness.tables import table, verdict
 from benchmarks.peers import common, compare, environments, raw
-from benchmarks.peers.one_run import Order, apart, take
+from benchmarks.peers.one_run import Order, namespace_prefix, run_in_subprocess
 from benchmarks.peers.payloads import PAYLOADS, PNG, RAW
 from benchmarks.peers.servers import ALL, OURS, PEERS, SERVICE, Batching, Entry, entries
 
 METHOD: Final = (
-    "Closed loop. In every round each entry takes its turn, every other round in reverse: its server is started alone, "
-    "its answers to all bodies, sent 16 at a time, are compared with this service's (PNG: the same pixels; raw: within "
-    "1e-5), then every load runs for `seconds` after a warm-up. `×n` has n copies of the model with one thread each; "
-    "`as it comes` is this service with its default settings. Requests/s are those answered with 200. Figures are "
-    "medians over the rounds, ratios medians of the ratios of each round. CPU time is of the server and all its "
-    "processes. Raw onnxruntime runs at 64 rows in as many processes of one thread as the entry has copies."
+    "Closed loop. In every round the entries take turns, in reverse order every second round: the server starts "
+    "alone, its answers to all bodies, sent 16 at a time, are compared with the answers of this service (PNG: the "
+    "same pixels; raw: within 1e-5), then every load runs for `seconds` after a warm-up. `×n` has n copies of the "
+    "model with one thread each; `as it comes` is this service with its default settings. Requests/s counts answers "
+    "with 200. Figures are medians over the rounds, ratios are medians of the ratios of each round. CPU time "
+    "includes all processes of the server. Raw onnxruntime runs at 64 rows in as many single-threaded processes as "
+    "the entry has copies of the model."
 )
 FULL: Final = {
     "processes": [1, 2],
@@ -61,7 +72,7 @@ _DIRECTORIES: Final = re.compile(r"(?<![\w/])/(?:data|home|mnt|opt|root|srv|tmp|
 
 
 def main() -> int:
-    options = settle(parser().parse_args(), full=FULL, quick=QUICK)
+    options = apply_defaults(parser().parse_args(), full=FULL, quick=QUICK)
     folder = Path(options.environments)
     model = Path(options.models) / options.model / "model.onnx"
     if environments.inside_repository(folder):
@@ -81,7 +92,7 @@ class Benchmark:
 
     Args:
         options: as parsed.
-        model: the file that all serve.
+        model: the file that all systems serve.
     """
 
     def __init__(self, options: argparse.Namespace, model: Path) -> None:
@@ -99,7 +110,7 @@ class Benchmark:
         """Install, tune, measure; returns the report.
 
         Raises:
-            RuntimeError: this service or onnxruntime itself failed: there is nothing to compare with.
+            RuntimeError: this service or raw onnxruntime failed, so there is nothing to compare with.
         """
         options, start = self.options, time.monotonic()
         names = [OURS, *(peer.name for peer in PEERS if not options.only or peer.name in options.only)]
@@ -114,13 +125,13 @@ class Benchmark:
             began = time.monotonic()
             self.round(number, reports, raws)
             if began - start + 2 * (time.monotonic() - began) > options.minutes * 60 and number + 1 < options.rounds:
-                say(f"{options.minutes} minutes do not suffice for more than {number + 1} rounds")
+                say(f"{options.minutes} minutes are not enough for more than {number + 1} rounds")
                 break
         whole = {entry: found for entry, found in reports.items() if str(entry) not in self.skipped}
         return self.report(whole, raws)
 
     def install(self, names: Sequence[str], folder: Path) -> None:
-        """Make the environments that are not there yet, one after another."""
+        """Create the missing environments, one after another."""
         for name in names:
             say(f"environment of {name}")
             try:
@@ -129,7 +140,7 @@ class Benchmark:
                 self.skip(name, f"cannot be installed: {exc}")
 
     def take_reference(self) -> None:
-        """This service's answers, which everybody is held to."""
+        """Record the answers of this service, which all other answers are compared with."""
         entry = Entry(name=OURS, processes=1)
         found = self.turn(entry, SERVICE.batching[0], connections=[], seconds=1.0)
         if "failed" in found:
@@ -137,8 +148,8 @@ class Benchmark:
         self.expected = found["answers"]
 
     def tune(self, entry: Entry) -> None:
-        """Choose how an entry forms batches."""
-        choices = entry.contestant.batching
+        """Choose the batching of an entry by its measured rate."""
+        choices = entry.server_spec.batching
         self.batching[entry] = choices[0]
         if len(choices) == 1 or not self.options.tune_s:
             return
@@ -154,7 +165,7 @@ class Benchmark:
         self.tuned[str(entry)] = {str(choice): rounded(rate) for choice, rate in rates.items()}
 
     def round(self, number: int, reports: dict[Entry, list[Json]], raws: dict[int, list[float]]) -> None:
-        """Everybody's turn, and raw onnxruntime's."""
+        """Measure raw onnxruntime and every entry once."""
         options = self.options
         for processes, found in raws.items():
             seconds = max(0.5, options.seconds / 3)
@@ -177,7 +188,7 @@ class Benchmark:
                 self.skip(str(entry), "no request of a load was answered with 200")
 
     def turn(self, entry: Entry, batching: Batching, *, connections: Sequence[int], seconds: float) -> Json:
-        """One turn of one entry; a server that fails gets a second chance."""
+        """Run one entry; a failed run is repeated once."""
         options = self.options
         order = Order(
             name=entry.name,
@@ -196,16 +207,16 @@ class Benchmark:
             client_cpus=self.client_cpus,
             start_s=options.start_s,
         )
-        found = take(order)
-        return take(order) if "failed" in found else found
+        found = run_in_subprocess(order)
+        return run_in_subprocess(order) if "failed" in found else found
 
     def skip(self, name: str, reason: str) -> None:
-        """Leave one out, and say why."""
+        """Exclude an entry, with the reason."""
         say(f"skipped: {name}: {reason}")
         self.skipped[name] = without_paths(reason)
 
     def report(self, reports: compare.Reports, raws: Mapping[int, Sequence[float]]) -> Json:
-        """What is written."""
+        """The result."""
         options = self.options
         tables: dict[str, list[Json]] = {}
         statuses: dict[str, Json] = {}
@@ -233,7 +244,7 @@ class Benchmark:
             argparse.Namespace(**asked),
             model_file=f"{options.model}/model.onnx",
             cpus={"server": list(self.server_cpus), "load_generator": list(self.client_cpus)},
-            network_of_its_own=bool(apart()),
+            network_of_its_own=bool(namespace_prefix()),
             versions={name: each.versions for name, each in self.environments.items()},
             wires=self.wires,
             batching={str(entry): str(choice) for entry, choice in self.batching.items()},
@@ -248,7 +259,7 @@ class Benchmark:
 
 
 def bodies(model: Path, number: int) -> dict[str, list[str]]:
-    """By payload, in base64: pictures that the model made, as PNG; and noise, as float32."""
+    """Request bodies by payload, in base64: images of the model as PNG, and noise as float32."""
     function = common.Function(str(model))
     noise = np.random.default_rng(0).standard_normal((number, *function.shape), dtype=np.float32)
     pngs = [common.encoded(row) for row in function.rows(noise)]
@@ -257,7 +268,7 @@ def bodies(model: Path, number: int) -> dict[str, list[str]]:
 
 
 def cpus(for_client: int | None) -> tuple[list[int], list[int]]:
-    """CPUs of the server, and of the load generator: on fewer than four, all are for both."""
+    """The CPUs of the server and of the load generator; with fewer than four, both use all."""
     granted = sorted(os.sched_getaffinity(0))
     number = for_client if for_client is not None else (len(granted) // 4)
     if not 0 < number < len(granted):
@@ -266,7 +277,7 @@ def cpus(for_client: int | None) -> tuple[list[int], list[int]]:
 
 
 def rates(turn: Json) -> str:
-    """In a few words."""
+    """The rates of a run in one line."""
     return ", ".join(
         f"{payload} at {connections} {load['ok_per_s']:.0f}/s"
         for payload, by in turn["loads"].items()
@@ -275,7 +286,7 @@ def rates(turn: Json) -> str:
 
 
 def without_paths(text: str) -> str:
-    """How it begins and ends, on one line and without directories of this machine, as results are published."""
+    """The text on one line, shortened in the middle, without directories of this machine."""
     line = _DIRECTORIES.sub("", " ".join(text.split()))
     return line if len(line) <= 600 else f"{line[:150]} … {line[-450:]}"
 

@@ -1,9 +1,9 @@
-"""How fast f runs by batch size: raw onnxruntime, and the service's runtime on top of it.
+"""The speed of a model by batch size: raw onnxruntime, and the runtime of this service on top of it.
 
     python -m benchmarks.bench_runtime --model models/mnist/1/model.onnx --out benchmarks/results/runtime.json
 
-Prints JSON. Every size is measured in several rounds, the two ways in turn, so that a machine that slows down slows
-both; compare the ratios of one run, not figures of two. No HTTP and no pictures: what the service could do at most.
+Prints JSON. Every size is measured in several rounds in which both take turns, so a slower machine slows both. Compare
+the ratios of one run, not the figures of two runs. Without HTTP and images, this is the most the service can reach.
 """
 
 import argparse
@@ -28,8 +28,8 @@ from service.runtime.onnx_model import OnnxModel
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 WAYS = ("onnxruntime", "service.runtime")
 METHOD = (
-    "rows/s of repeated calls on seeded latents in `seconds` of time per round; median, least and most of `rounds` "
-    "rounds; cpu_ms_per_row is CPU time of the whole process; ratio is service.runtime / onnxruntime, by medians"
+    "rows/s of repeated calls on seeded latents over `seconds` per round; median, least and most of `rounds` "
+    "rounds; cpu_ms_per_row is the CPU time of the whole process; ratio is service.runtime / onnxruntime by medians"
 )
 
 
@@ -75,7 +75,7 @@ def measure(data: bytes, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def raw_session(data: bytes, model: OnnxModel, threads: int) -> Callable[[FloatRows], FloatRows]:
-    """onnxruntime as its documentation shows it, on the provider that the model took."""
+    """A plain onnxruntime session on the provider that the model uses."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -109,7 +109,7 @@ def measure_size(
 
 
 def timed(call: Callable[[], object], size: int, seconds: float) -> tuple[float, float]:
-    """(rows/s, CPU seconds per row) of as many calls as fit."""
+    """(rows/s, CPU seconds per row) of repeated calls over ``seconds``."""
     calls = 0
     cpu = time.process_time()
     start = now = time.perf_counter()

@@ -1,9 +1,9 @@
-"""What engine and scheduler cost on top of raw onnxruntime, and how they share it out.
+"""The cost of the scheduler on top of raw onnxruntime, and how fairly it shares the model.
 
     python -m benchmarks.bench_scheduler --results benchmarks/results/scheduler.json
 
-No HTTP and no pictures: rows in, rows out, through `service.scheduling` with the service's own metrics. Everything is
-compared with raw onnxruntime on the same model and device in the same run, in turn.
+Rows go through `service.scheduling` with the metrics of the service, without HTTP and images. Every figure is compared
+with raw onnxruntime on the same model and device, measured in the same run.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import uvloop
 
 from benchmarks.harness.common import (
     Json,
+    apply_defaults,
     arguments,
     duration,
     latency,
@@ -31,11 +32,16 @@ from benchmarks.harness.common import (
     positive,
     report,
     rounded,
-    settle,
     target,
     write,
 )
-from benchmarks.harness.instrumented_model import BATCH_ROWS, Rig, TimedSession, rig, timed_rig
+from benchmarks.harness.instrumented_model import (
+    BATCH_ROWS,
+    InstrumentedModel,
+    TimedSession,
+    instrumented_model,
+    timed_model,
+)
 from benchmarks.harness.processes import ROOT
 from service.domain.errors import StartupError
 from service.domain.latents import FloatRows
@@ -43,12 +49,13 @@ from service.domain.tasks import SchedulingParams, StepParams
 from service.scheduling.scheduler import Scheduler
 
 METHOD = (
-    "calls of service.scheduling on prepared rows, one process, uvloop. single_calls: engine and raw call by call in turn, "
-    "nothing else running. mixed: row-steps/s with long and short requests at once, over raw rows/s at the mean batch "
-    "size that resulted. queue: single-row requests held back until so many wait, then let go; a model that costs "
-    "nothing; wall time by row for admission and for the rest, and CPU time for both. neighbours: latency of one "
-    "caller with steps=1, alone and beside eight requests of steps=5000 under the same caller key. long_run: wall "
-    "time less time within onnxruntime's run, by step, for one row"
+    "Prepared rows go to service.scheduling in one process with uvloop. single_calls: scheduler and raw onnxruntime "
+    "take turns call by call, with nothing else running. mixed: row-steps/s while long and short requests run at "
+    "once, over the rows/s of raw onnxruntime at the resulting mean batch size. queue: single-row requests wait "
+    "until the queue holds the stated number, then run on a model that costs nothing; wall time per row of "
+    "admission and of the rest, and CPU time of both. neighbours: latency of one caller with steps=1, alone and "
+    "beside eight requests with steps=5000 of the same caller key. long_run: wall time minus time within "
+    "onnxruntime's run, per step, for one row"
 )
 FULL = {"rounds": 5, "seconds": 4.0, "steps": 40_000, "depth": 100_000}
 QUICK = {"rounds": 1, "seconds": 0.3, "steps": 2000, "depth": 1000}
@@ -58,7 +65,7 @@ DEPTHS = (1, 8, 64, 1000, 10_000, 100_000)
 
 
 def main() -> int:
-    options = settle(parser().parse_args(), full=FULL, quick=QUICK)
+    options = apply_defaults(parser().parse_args(), full=FULL, quick=QUICK)
     try:
         write(measure(options), options.results)
     except StartupError as exc:
@@ -69,21 +76,24 @@ def main() -> int:
 
 def measure(options: argparse.Namespace) -> Json:
     models = Path(options.models)
-    with rig(models, options.model) as found, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        about = {"ref": found.loaded.ref, "digest": found.loaded.digest[:12], "provider": found.loaded.provider}
-        single = [runner.run(single_calls(found, rows, options)) for rows in (1, BATCH_ROWS)]
-        mixture = runner.run(mixed(found, options))
-        neighbours = runner.run(beside_long_ones(found, options))
-    with timed_rig(models, options.model) as timed, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with (
+        instrumented_model(models, options.model) as model,
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
+        about = {"ref": model.loaded.ref, "digest": model.loaded.digest[:12], "provider": model.loaded.provider}
+        single = [runner.run(single_calls(model, rows, options)) for rows in (1, BATCH_ROWS)]
+        mixture = runner.run(mixed(model, options))
+        neighbours = runner.run(beside_long_ones(model, options))
+    with timed_model(models, options.model) as timed, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         long_run = runner.run(long_runs(timed, options))
     queue = queued(options)
-    found_targets = targets(single, neighbours, long_run, queue)
+    judged = targets(single, neighbours, long_run, queue)
     return report(
         "scheduler",
         METHOD,
         options,
         model=about,
-        targets=found_targets,
+        targets=judged,
         single_calls=single,
         mixed=[mixture],
         neighbours=neighbours,
@@ -102,54 +112,54 @@ def targets(single: list[Json], neighbours: list[Json], long_run: Json, queue: l
         if depth in costs
     ]
     return [
-        target("one row, idle: what the engine adds", single[0]["added_ms"], at_most=0.3, unit="ms"),
+        target("one row, idle: what the scheduler adds", single[0]["added_ms"], at_most=0.3, unit="ms"),
         target("steps=1 beside eight steps=5000: p99 over p99 alone", beside / alone, at_most=3.0),
         target("long run, batch 1: a step outside onnxruntime", long_run["outside_us_per_step"], at_most=20, unit="µs"),
         *flat,
     ]
 
 
-async def single_calls(found: Rig, rows: int, options: argparse.Namespace) -> Json:
-    x = found.rows(rows)
-    raw, engine = [], []
+async def single_calls(model: InstrumentedModel, rows: int, options: argparse.Namespace) -> Json:
+    x = model.rows(rows)
+    raw, scheduled = [], []
     for _ in range(10):
-        found.raw(x)
-        await found.run(x)
+        model.raw(x)
+        await model.run(x)
     end = time.perf_counter() + options.seconds * options.rounds
     while time.perf_counter() < end:
         start = time.perf_counter()
-        found.raw(x)
+        model.raw(x)
         middle = time.perf_counter()
-        await found.run(x)
+        await model.run(x)
         raw.append(middle - start)
-        engine.append(time.perf_counter() - middle)
-    raw_ms, engine_ms = statistics.median(raw) * 1e3, statistics.median(engine) * 1e3
+        scheduled.append(time.perf_counter() - middle)
+    raw_ms, scheduler_ms = statistics.median(raw) * 1e3, statistics.median(scheduled) * 1e3
     return {
         "rows": rows,
         "calls": len(raw),
         "raw_p50_ms": rounded(raw_ms),
-        "engine_p50_ms": rounded(engine_ms),
-        "added_ms": rounded(engine_ms - raw_ms),
-        "share_of_raw": rounded(raw_ms / engine_ms),
+        "scheduler_p50_ms": rounded(scheduler_ms),
+        "added_ms": rounded(scheduler_ms - raw_ms),
+        "share_of_raw": rounded(raw_ms / scheduler_ms),
         "raw_p99_ms": rounded(percentile(sorted(raw), 99) * 1e3),
-        "engine_p99_ms": rounded(percentile(sorted(engine), 99) * 1e3),
+        "scheduler_p99_ms": rounded(percentile(sorted(scheduled), 99) * 1e3),
     }
 
 
-async def mixed(found: Rig, options: argparse.Namespace) -> Json:
-    """Four callers with 8 rows of 500 steps, 32 with a row of one step: all the time."""
+async def mixed(model: InstrumentedModel, options: argparse.Namespace) -> Json:
+    """Four tasks that always run 8 rows of 500 steps, beside 32 that always run one row of one step."""
     shares, sizes, shorts = [], [], 0
     for _ in range(options.rounds):
         latencies: list[float] = []
-        before = found.counted.rows, found.counted.batches
+        before = model.observer.rows, model.observer.batches
         start = time.perf_counter()
-        work = [repeat(found, found.rows(8), 500) for _ in range(4)]
-        work += [repeat(found, found.rows(1), 1, latencies) for _ in range(32)]
+        work = [repeat(model, model.rows(8), 500) for _ in range(4)]
+        work += [repeat(model, model.rows(1), 1, latencies) for _ in range(32)]
         await for_seconds(work, options.seconds, partial(len, latencies))
         seconds = time.perf_counter() - start
-        row_steps = found.counted.rows - before[0]
-        size = max(1, round(row_steps / (found.counted.batches - before[1])))
-        shares.append(row_steps / seconds / raw_rate(found, size, options.seconds))
+        row_steps = model.observer.rows - before[0]
+        size = max(1, round(row_steps / (model.observer.batches - before[1])))
+        shares.append(row_steps / seconds / raw_rate(model, size, options.seconds))
         sizes.append(size)
         shorts += len(latencies)
     return {
@@ -161,21 +171,21 @@ async def mixed(found: Rig, options: argparse.Namespace) -> Json:
     }
 
 
-async def beside_long_ones(found: Rig, options: argparse.Namespace) -> list[Json]:
+async def beside_long_ones(model: InstrumentedModel, options: argparse.Namespace) -> list[Json]:
     ways: dict[str, list[float]] = {"alone": [], f"beside {LONG} × steps={LONG_STEPS}": []}
-    x = found.rows(1)
+    x = model.rows(1)
     for _ in range(options.rounds):
         for number, latencies in enumerate(ways.values()):
-            work = [repeat(found, x, 1, latencies)]
-            work += [repeat(found, x, LONG_STEPS) for _ in range(LONG * number)]
+            work = [repeat(model, x, 1, latencies)]
+            work += [repeat(model, x, LONG_STEPS) for _ in range(LONG * number)]
             await for_seconds(work, options.seconds, partial(len, latencies))
     return [{"steps=1": name} | latency(latencies) for name, latencies in ways.items()]
 
 
-async def repeat(found: Rig, x: FloatRows, steps: int, latencies: list[float] | None = None) -> None:
+async def repeat(model: InstrumentedModel, x: FloatRows, steps: int, latencies: list[float] | None = None) -> None:
     while True:
         start = time.perf_counter()
-        await found.run(x, steps, deadline_s=30.0 if steps == 1 else None)
+        await model.run(x, steps, deadline_s=30.0 if steps == 1 else None)
         if latencies is not None:
             latencies.append(time.perf_counter() - start)
 
@@ -183,36 +193,36 @@ async def repeat(found: Rig, x: FloatRows, steps: int, latencies: list[float] | 
 async def for_seconds(
     work: Sequence[Coroutine[Any, Any, None]], seconds: float, enough: Callable[[], object] = lambda: True
 ) -> None:
-    """Do all of the work for so long, and once more as long until it is enough to speak of."""
+    """Run all coroutines for ``seconds``, and again for as long until ``enough`` is true."""
     tasks = [asyncio.create_task(each) for each in work]
     try:
         while not (done := (await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION))[0]):
             if enough():
                 break
         for task in done:
-            task.result()  # raises what ended it
+            task.result()  # raises its exception
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def raw_rate(found: Rig, rows: int, seconds: float) -> float:
-    x = found.rows(rows)
-    found.raw(x)
+def raw_rate(model: InstrumentedModel, rows: int, seconds: float) -> float:
+    x = model.rows(rows)
+    model.raw(x)
     calls, start = 0, time.perf_counter()
     while (now := time.perf_counter()) - start < seconds:
-        found.raw(x)
+        model.raw(x)
         calls += 1
     return calls * rows / (now - start)
 
 
-async def long_runs(found: Rig, options: argparse.Namespace) -> Json:
-    x, outside, inside = found.rows(1), [], []
-    await found.run(x, 100)
+async def long_runs(model: InstrumentedModel, options: argparse.Namespace) -> Json:
+    x, outside, inside = model.rows(1), [], []
+    await model.run(x, 100)
     for _ in range(options.rounds):
         within, start = TimedSession.seconds, time.perf_counter()
-        await found.run(x, options.steps, deadline_s=None)
+        await model.run(x, options.steps, deadline_s=None)
         seconds, within = time.perf_counter() - start, TimedSession.seconds - within
         outside.append((seconds - within) / options.steps * 1e6)
         inside.append(within / options.steps * 1e6)
@@ -226,8 +236,8 @@ async def long_runs(found: Rig, options: argparse.Namespace) -> Json:
     }
 
 
-class Free:
-    """A model that costs nothing, behind a gate."""
+class NoopModel:
+    """A model that returns its input at once, after ``gate`` is set."""
 
     shape = (1, 4, 4)
     buckets = None
@@ -243,11 +253,11 @@ class Free:
         return out
 
     def reduce_max_batch(self) -> None:
-        raise AssertionError("it cannot run out of memory")
+        raise AssertionError("this model does not run out of memory")
 
 
 def queued(options: argparse.Namespace) -> list[Json]:
-    """Cost by row, by how many rows wait: every depth in turn, shallow ones more often."""
+    """Cost per row by queue depth; small depths are measured more often."""
     depths = [depth for depth in DEPTHS if depth <= options.depth]
     costs: dict[int, list[tuple[float, ...]]] = {depth: [] for depth in depths}
     for _, depth in itertools.product(range(options.rounds), depths):
@@ -266,8 +276,8 @@ def queued(options: argparse.Namespace) -> list[Json]:
 
 
 async def fill_and_drain(depth: int) -> tuple[float, float, float]:
-    """Seconds to admit so many single-row requests, seconds until all have been answered, CPU seconds of both."""
-    model = Free()
+    """Seconds to admit ``depth`` single-row requests, seconds until all are answered, and CPU seconds of both."""
+    model = NoopModel()
     scheduler = Scheduler(model, max_batch_rows=BATCH_ROWS, queue_rows=2 * depth + 1)
     x, params = np.zeros((1, *model.shape), np.float32), SchedulingParams(step_params=StepParams(steps=1))
     scheduler.start()
@@ -276,7 +286,7 @@ async def fill_and_drain(depth: int) -> tuple[float, float, float]:
         await asyncio.to_thread(model.entered.wait)
         start, cpu = time.perf_counter(), time.process_time()
         calls = [asyncio.create_task(scheduler.submit(x, params)) for _ in range(depth)]
-        await asyncio.sleep(0)  # they have all been admitted once it is this one's turn again
+        await asyncio.sleep(0)  # all tasks before this one have been admitted when it resumes
         middle = time.perf_counter()
         model.gate.set()
         await asyncio.gather(plug, *calls)
@@ -287,7 +297,7 @@ async def fill_and_drain(depth: int) -> tuple[float, float, float]:
 
 
 def parser() -> argparse.ArgumentParser:
-    found = arguments("Measure engine and scheduler against raw onnxruntime.")
+    found = arguments("Measure the scheduler against raw onnxruntime.")
     found.add_argument("--models", default=str(ROOT / "models"), help="model directory (default: the shipped one)")
     found.add_argument("--model", default="mnist", help="name or name/version (default mnist)")
     found.add_argument("--rounds", type=positive, help="rounds (default 5; quick 1)")

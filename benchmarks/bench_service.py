@@ -1,8 +1,8 @@
-"""The whole service over the loopback interface: how much of raw onnxruntime reaches a client, and what it costs.
+"""The whole service over loopback: its rate as a share of raw onnxruntime, its latency and its CPU time.
 
     python -m benchmarks.bench_service --results benchmarks/results/service.json
 
-Service, load generator and raw onnxruntime share one machine; raw runs while the service is idle, in turn with it.
+Service, load generator and raw onnxruntime share one machine. Raw onnxruntime runs while the service is idle.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from PIL import Image
 from benchmarks.bench_runtime import raw_session, timed
 from benchmarks.harness.common import (
     Json,
+    apply_defaults,
     arguments,
     duration,
     in_turn,
@@ -33,11 +34,10 @@ from benchmarks.harness.common import (
     report,
     rounded,
     setting,
-    settle,
     target,
     write,
 )
-from benchmarks.harness.processes import ROOT, MemoryWatch, Server, ServerFailed, free_port, service, serving
+from benchmarks.harness.processes import ROOT, MemoryWatch, ServerFailed, ServerProcess, free_port, service, serving
 from benchmarks.load_generator.load import Spec, measure, request
 from service.domain.errors import StartupError
 from service.domain.latents import FloatRows
@@ -45,21 +45,22 @@ from service.environment import cpu_threads
 from service.runtime.onnx_model import OnnxModel
 
 METHOD = (
-    "benchmarks.load_generator.load from a process of its own, keep-alive, loopback; rounds in turn, medians of rounds. share_of_raw: "
-    "pictures/s over raw onnxruntime's at 64 rows, steps=1, by round: one session with all threads. side by side: as "
-    "many sessions as there are cores, of one thread each, at once. core-milliseconds: CPU time of the service's and "
-    "the generator's process by picture; permitted_share: cores over their sum, or raw side by side where that is "
-    "less, as a share of raw. idle: one connection; over_sum is the median over hello-world's median plus the raw "
-    "call's. overload: open loop at 3 × the closed loop's rate measured just before, first for a third of "
-    "the time unmeasured; goodput is 2xx/s over the mean of that rate and the one just after; late: accepted requests "
-    "not answered with 2xx, or after the deadline"
+    "The load generator runs in a process of its own, with keep-alive connections over loopback; medians over "
+    "rounds, the ways in turn. share_of_raw: images/s over those of raw onnxruntime at 64 rows with steps=1, round "
+    "by round; raw runs one session with all threads. side by side: one session with one thread per core, all at "
+    "once. core-milliseconds: CPU time of the service and of the generator per image; permitted_share: the cores "
+    "over the sum of both, or side by side where that is less, as a share of raw. idle: one connection; over_sum is "
+    "its median over the sum of the medians of hello-world and of a raw call. overload: an open loop at 3 times the "
+    "rate of a closed loop measured just before, with an unmeasured first third; goodput is 2xx/s over the mean of "
+    "that closed loop and of one measured just after; late: accepted requests that were not answered with 2xx, or "
+    "were answered after the deadline"
 )
 FULL = {"rounds": 5, "seconds": 4.0, "connections": [1, 2, 4, 8, 16, 32, 64, 128, 256, 512], "overload_s": 30.0}
 QUICK = {"rounds": 1, "seconds": 0.4, "connections": [1, 32], "overload_s": 1.5}
 SETTINGS = {"IGN_ACCESS_LOG": "0"}
 ROWS = 64
-FEW = 4  # connections
-TIMES = 3
+FEW_CONNECTIONS = 4
+OVERLOAD_FACTOR = 3
 DEADLINE_S = 30.0  # the service's default
 SEEDS = 64
 PERCENTILES = ("p50_ms", "p99_ms", "p999_ms")
@@ -68,9 +69,9 @@ Raw = Callable[[FloatRows], FloatRows]
 
 
 def main() -> int:
-    options = settle(parser().parse_args(), full=FULL, quick=QUICK)
+    options = apply_defaults(parser().parse_args(), full=FULL, quick=QUICK)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # overload keeps thousands of connections
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # overload needs thousands of connections
     try:
         write(measure_all(options), options.results)
     except (StartupError, ServerFailed, OSError) as exc:
@@ -91,7 +92,7 @@ def measure_all(options: argparse.Namespace) -> Json:
     with service(asked) as server:
         port = free_port()
         with serving([sys.executable, "-m", "benchmarks.harness.hello", str(port)], port=port, ready="/") as hello:
-            idle = one_row(server, hello, raw, model, picture, options)
+            idle = idle_latency(server, hello, raw, model, picture, options)
         many = many_rows(server, raw, data, model, options)
         single = single_pictures(server, picture, options)
         overloads = [
@@ -125,7 +126,7 @@ def targets(idle: list[Json], many: list[Json], overloads: list[Json]) -> list[J
         if "over_sum" in line
     ]
     for line in overloads:
-        name = f"overload × {TIMES}, {line['request']}"
+        name = f"overload × {OVERLOAD_FACTOR}, {line['request']}"
         found += [
             target(f"{name}: goodput, share of capacity", line["goodput_share"], at_least=0.9),
             target(f"{name}: refusals, median", line["refused_p50_ms"], at_most=20.0, unit="ms"),
@@ -136,7 +137,7 @@ def targets(idle: list[Json], many: list[Json], overloads: list[Json]) -> list[J
 
 
 def generate(accept: str, n: int = ROWS) -> list[bytes]:
-    """Requests for ``n`` rows of different seeds."""
+    """Requests for ``n`` rows each, with different seeds."""
     headers = {"Accept": accept, "Content-Type": "application/json"}
     return [request("/generate", b'{"n":%d,"seed":%d,"steps":1}' % (n, seed), headers) for seed in range(SEEDS)]
 
@@ -146,7 +147,7 @@ def project(picture: bytes) -> list[bytes]:
 
 
 def png(model: OnnxModel) -> bytes:
-    """A picture of the model's size: f of a latent."""
+    """A PNG of the model's size: f of a latent."""
     row = model.run(model.noise.rows(0, 0, 1))[0]
     pixels = np.clip((row + 1) * 127.5, 0, 255).astype(np.uint8).transpose(1, 2, 0)
     data = io.BytesIO()
@@ -154,8 +155,8 @@ def png(model: OnnxModel) -> bytes:
     return data.getvalue()
 
 
-def one_row(
-    server: Server, hello: Server, raw: Raw, model: OnnxModel, picture: bytes, options: argparse.Namespace
+def idle_latency(
+    server: ServerProcess, hello: ServerProcess, raw: Raw, model: OnnxModel, picture: bytes, options: argparse.Namespace
 ) -> list[Json]:
     """Latency of one request at a time."""
     sent = {
@@ -167,9 +168,9 @@ def one_row(
     row = model.noise.rows(0, 0, 1)
     ways: dict[str, Callable[[], Json]] = {
         "raw call": lambda: one_call(lambda: raw(row), options.seconds),
-        "hello-world": partial(alone, hello, [request("/", method="GET")], options),
+        "hello-world": partial(single_connection, hello, [request("/", method="GET")], options),
     }
-    ways |= {name: partial(alone, server, each, options) for name, each in sent.items()}
+    ways |= {name: partial(single_connection, server, each, options) for name, each in sent.items()}
     rounds = in_turn(ways, options.rounds)
     lines: list[Json] = []
     for name, found in rounds.items():
@@ -183,8 +184,8 @@ def one_row(
     return lines
 
 
-def alone(server: Server, requests: list[bytes], options: argparse.Namespace) -> Json:
-    found = load(server, requests, 1, options.seconds)
+def single_connection(server: ServerProcess, requests: list[bytes], options: argparse.Namespace) -> Json:
+    found = run_load(server, requests, 1, options.seconds)
     return {key: found["ok"][key] for key in PERCENTILES}
 
 
@@ -198,8 +199,10 @@ def one_call(call: Callable[[], object], seconds: float) -> Json:
     return {key: found[key] for key in PERCENTILES}
 
 
-def many_rows(server: Server, raw: Raw, data: bytes, model: OnnxModel, options: argparse.Namespace) -> list[Json]:
-    """64 rows a request, in three forms, beside raw onnxruntime: one session, and one for each core side by side."""
+def many_rows(
+    server: ServerProcess, raw: Raw, data: bytes, model: OnnxModel, options: argparse.Namespace
+) -> list[Json]:
+    """64 rows per request in three formats, beside raw onnxruntime with one session, and with one session per core."""
     forms = {"npy": "application/x-npy", "PNG sheet": "image/png", "64 PNGs in JSON": "application/json"}
     rows = model.noise.rows(0, 0, ROWS)
 
@@ -214,7 +217,10 @@ def many_rows(server: Server, raw: Raw, data: bytes, model: OnnxModel, options: 
 
     each = [raw_session(data, model, 1) for _ in range(cpu_threads(0))]
     ways: dict[str, Callable[[], Json]] = {"raw": bare, "side by side": side_by_side}
-    ways |= {form: partial(load, server, generate(accept), FEW, options.seconds) for form, accept in forms.items()}
+    ways |= {
+        form: partial(run_load, server, generate(accept), FEW_CONNECTIONS, options.seconds)
+        for form, accept in forms.items()
+    }
     rounds = in_turn(ways, options.rounds)
     limit = [found["pictures_per_s"] for found in rounds["raw"]]
     most = [found["pictures_per_s"] for found in rounds["side by side"]]
@@ -235,7 +241,7 @@ def form_line(form: str, rounds: list[Json], raw: list[Json], limit: list[float]
     share = median_ratio(rates, limit)
     return {
         "form": form,
-        "connections": FEW,
+        "connections": FEW_CONNECTIONS,
         "pictures_per_s": rounded(statistics.median(rates)),
         "raw_pictures_per_s": rounded(statistics.median(limit)),
         "share_of_raw": rounded(share),
@@ -250,9 +256,9 @@ def form_line(form: str, rounds: list[Json], raw: list[Json], limit: list[float]
     }
 
 
-def single_pictures(server: Server, picture: bytes, options: argparse.Namespace) -> list[Json]:
-    """One small picture a request, PNG to PNG, by connections."""
-    ways = {n: partial(load, server, project(picture), n, options.seconds) for n in options.connections}
+def single_pictures(server: ServerProcess, picture: bytes, options: argparse.Namespace) -> list[Json]:
+    """One small image per request, PNG to PNG, by number of connections."""
+    ways = {n: partial(run_load, server, project(picture), n, options.seconds) for n in options.connections}
     rounds = in_turn({str(n): way for n, way in ways.items()}, options.rounds)
     return [
         {"connections": int(n), "requests_per_s": rounded(statistics.median(each["ok_per_s"] for each in found))}
@@ -267,33 +273,35 @@ def single_pictures(server: Server, picture: bytes, options: argparse.Namespace)
 
 
 def overload(
-    server: Server, name: str, requests: list[bytes], busy: int, connections: int, options: argparse.Namespace
+    server: ServerProcess, name: str, requests: list[bytes], busy: int, connections: int, options: argparse.Namespace
 ) -> Json:
-    """What is left of the capacity when three times as much is asked for.
+    """The goodput at `OVERLOAD_FACTOR` times the capacity.
 
     Args:
         busy: connections of the closed loop that measures the capacity.
-        connections: more than the service will have in flight, or the generator would hold requests back.
+        connections: of the open loop; more than the service accepts in flight, so that the generator never waits.
     """
-    measure_capacity = partial(load, server, requests, busy, max(options.seconds, options.overload_s / 6))
+    measure_capacity = partial(run_load, server, requests, busy, max(options.seconds, options.overload_s / 6))
     before = measure_capacity()["ok_per_s"]
-    flood = partial(load, server, requests, connections, rate=max(1.0, TIMES * before))
-    flood(options.overload_s / 3)  # as much memory as it takes, it has by then
+    flood = partial(run_load, server, requests, connections, rate=max(1.0, OVERLOAD_FACTOR * before))
+    flood(options.overload_s / 3)  # memory reaches its level before it is measured
     with MemoryWatch(server.pid, every_s=0.25) as watch:
         found = flood(options.overload_s)
-    capacity = statistics.mean((before, measure_capacity()["ok_per_s"]))  # a machine's speed changes meanwhile
+    capacity = statistics.mean((before, measure_capacity()["ok_per_s"]))  # the speed of a machine may change in between
     refused = found["refused"]
     others = {
         status: each["count"] for status, each in found["statuses"].items() if status not in ("200", "429", "503")
     }
     lost = sum(found["errors"].values()) + found["unanswered"] + sum(others.values())
     ok = found["ok"]
-    in_time_ms = DEADLINE_S * 1e3 + found["lateness"].get("max_ms", 0.0)  # the service counts from the arrival
+    in_time_ms = DEADLINE_S * 1e3 + found["lateness"].get(
+        "max_ms", 0.0
+    )  # the service counts from the arrival of the headers
     kept = memory(watch.samples)
     return {
         "request": name,
         "capacity_per_s": rounded(capacity),
-        "asked_per_s": rounded(TIMES * before),
+        "asked_per_s": rounded(OVERLOAD_FACTOR * before),
         "goodput_per_s": found["ok_per_s"],
         "goodput_share": rounded(found["ok_per_s"] / max(1e-9, capacity)),
         "ok": ok["count"],
@@ -314,7 +322,9 @@ def overload(
     }
 
 
-def load(server: Server, requests: list[bytes], connections: int, seconds: float, rate: float | None = None) -> Json:
+def run_load(
+    server: ServerProcess, requests: list[bytes], connections: int, seconds: float, rate: float | None = None
+) -> Json:
     spec = Spec(
         port=server.port,
         requests=requests,
@@ -331,7 +341,7 @@ def load(server: Server, requests: list[bytes], connections: int, seconds: float
 
 
 def failures(found: Json) -> int:
-    """Requests that were not answered with 2xx."""
+    """The number of requests that were not answered with 2xx."""
     bad = sum(each["count"] for status, each in found["statuses"].items() if not status.startswith("2"))
     return int(bad + found["unanswered"] + sum(found["errors"].values()))
 
@@ -341,7 +351,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--models", default=str(ROOT / "models"), help="model directory (default: the shipped one)")
     found.add_argument("--model", default="mnist/1", help="name/version (default mnist/1)")
     found.add_argument(
-        "--setting", type=setting, action="append", default=[], metavar="IGN_NAME=VALUE", help="of the service"
+        "--setting", type=setting, action="append", default=[], metavar="IGN_NAME=VALUE", help="a service setting"
     )
     found.add_argument("--rounds", type=positive, help="rounds (default 5; quick 1)")
     found.add_argument("--seconds", type=duration, help="seconds per measurement and round (default 4; quick 0.4)")

@@ -115,7 +115,7 @@ def main() -> int:
 
 
 def share(text: str) -> float:
-    """An option's value: above 0, at most 1."""
+    """Parse an option: a number above 0 and at most 1."""
     number = float(text)
     if not 0 < number <= 1:
         raise argparse.ArgumentTypeError("must be above 0 and at most 1")

@@ -136,8 +136,8 @@ def _answers(connection: http.client.HTTPConnection, request: Request) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    as_json, reports = parser.parse_args().json, trace()
-    if as_json:
+    base64_json, reports = parser.parse_args().json, trace()
+    if base64_json:
         print(json.dumps(reports, indent=1))
         return 0
     for found in reports:

@@ -1,9 +1,9 @@
-"""Random mixed load over every endpoint and form, with bad input and clients that leave, for a long time.
+"""Random mixed load on every endpoint, with bad input and clients that disconnect, for a long time.
 
     python -m benchmarks.soak --seconds 600 --results benchmarks/results/soak.json
 
-Ends with status 0 if every answer was one that its request allows, memory was flat, nothing waits any more and the
-log holds no error; else with 1.
+Exits with status 0 if every answer was allowed for its request, memory was flat, no row is queued at the end and the
+log has no error; else with 1.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.harness.common import (
     Json,
+    apply_defaults,
     arguments,
     duration,
     memory,
@@ -26,46 +27,45 @@ from benchmarks.harness.common import (
     report,
     rounded,
     setting,
-    settle,
     target,
     write,
 )
-from benchmarks.harness.processes import MemoryWatch, Server, ServerFailed, service
-from benchmarks.load_generator.fetch import Answer, Left, fetch
+from benchmarks.harness.processes import MemoryWatch, ServerFailed, ServerProcess, service
+from benchmarks.load_generator.fetch import Answer, ConnectionClosed, fetch
 from benchmarks.load_generator.traffic import SETTINGS, Case, Rng, pick
 
 METHOD = (
-    "random requests, one connection each, from so many workers at once; every answer's status has to be one that the "
-    "request allows (429 and 503 always are), every 200 has to hold what was asked for. Memory: resident set of the "
-    "service, least-squares line over the last two thirds; flat is a growth of at most 5 % or 8 MiB; runs shorter "
-    "than two minutes are not judged by it"
+    "`workers` clients send random requests, one connection per request. Every status must be allowed for its request "
+    "(429 and 503 always are), and every 200 must contain what the request asked for. Memory: a least-squares line "
+    "through the resident memory of the service over the last two thirds of the run; flat means a growth of at most "
+    "5 % or 8 MiB. Runs shorter than two minutes have no memory target."
 )
 FULL = {"seconds": 600.0}
 QUICK = {"seconds": 4.0}
 REFUSALS = frozenset({429, 503})
-JUDGED_S = 120.0
+MIN_SECONDS_FOR_MEMORY = 120.0
 SETTLE_S = 10.0
-SHOWN = 20  # unexplained answers that are kept
+SHOWN = 20  # unexpected answers and log lines in the report
 
 
 @dataclass(slots=True)
-class Diary:
-    """What has been seen."""
+class SoakLog:
+    """The answers of a run, counted by kind of request and outcome, and descriptions of the first unexpected ones."""
 
     kinds: Counter[tuple[str, str]] = field(default_factory=Counter)
     unexplained: list[str] = field(default_factory=list)
     wrong: int = 0
 
-    def note(self, case: Case, outcome: str, trouble: str = "") -> None:
+    def note(self, case: Case, outcome: str, problem: str = "") -> None:
         self.kinds[case.name, outcome] += 1
-        if trouble:
+        if problem:
             self.wrong += 1
             if len(self.unexplained) < SHOWN:
-                self.unexplained.append(f"{case.name}: {trouble}"[:500])
+                self.unexplained.append(f"{case.name}: {problem}"[:500])
 
 
 def main() -> int:
-    options = settle(parser().parse_args(), full=FULL, quick=QUICK)
+    options = apply_defaults(parser().parse_args(), full=FULL, quick=QUICK)
     try:
         found = soak(options)
     except ServerFailed as exc:
@@ -76,21 +76,21 @@ def main() -> int:
 
 
 def soak(options: argparse.Namespace) -> Json:
-    diary = Diary()
+    log = SoakLog()
     settings = SETTINGS | dict(options.setting)
     with service(settings) as server:
         with MemoryWatch(server.pid, every_s=min(1.0, options.seconds / 20)) as watch:
             start = time.monotonic()
-            uvloop.run(run(server, diary, options))
+            uvloop.run(run(server, log, options))
             seconds = time.monotonic() - start
-        state, errors = settled(server), log_errors(server)
+        state, errors = wait_until_idle(server), log_errors(server)
     kept = memory(watch.samples)
     targets = [
-        target("unexplained answers", diary.wrong, at_most=0),
+        target("unexplained answers", log.wrong, at_most=0),
         target("errors in the log", len(errors), at_most=0),
         target("rows still queued, workers replaced, internal errors", sum(state.values()), at_most=0),
     ]
-    if options.seconds >= JUDGED_S:
+    if options.seconds >= MIN_SECONDS_FOR_MEMORY:
         targets.append(target("growth of memory", kept["growth_mib"], at_most=kept["allowed_growth_mib"], unit="MiB"))
     return report(
         "soak",
@@ -98,37 +98,37 @@ def soak(options: argparse.Namespace) -> Json:
         options,
         settings=settings,
         targets=targets,
-        requests=sum(diary.kinds.values()),
-        requests_per_s=rounded(sum(diary.kinds.values()) / seconds),
+        requests=sum(log.kinds.values()),
+        requests_per_s=rounded(sum(log.kinds.values()) / seconds),
         memory=[kept],
-        answers=[{"kind": kind, "answer": how, "count": n} for (kind, how), n in sorted(diary.kinds.items())],
-        unexplained=diary.unexplained,
+        answers=[{"kind": kind, "answer": how, "count": n} for (kind, how), n in sorted(log.kinds.items())],
+        unexplained=log.unexplained,
         log_errors=errors[:SHOWN],
         end_state=state,
     )
 
 
-async def run(server: Server, diary: Diary, options: argparse.Namespace) -> None:
+async def run(server: ServerProcess, log: SoakLog, options: argparse.Namespace) -> None:
     end = time.monotonic() + options.seconds
     rngs = np.random.default_rng(options.seed).spawn(options.workers)
-    await asyncio.gather(*(work(server, diary, rng, end) for rng in rngs))
+    await asyncio.gather(*(work(server, log, rng, end) for rng in rngs))
 
 
-async def work(server: Server, diary: Diary, rng: Rng, end: float) -> None:
+async def work(server: ServerProcess, log: SoakLog, rng: Rng, end: float) -> None:
     while time.monotonic() < end:
         case = pick(rng)
         try:
             answer = await fetch(server.port, case.data, leave_after_s=case.leave_after_s)
-        except Left:
-            diary.note(case, "left")
+        except ConnectionClosed:
+            log.note(case, "left")
         except (OSError, TimeoutError) as exc:
-            diary.note(case, type(exc).__name__, repr(exc))
+            log.note(case, type(exc).__name__, repr(exc))
         else:
-            diary.note(case, str(answer.status), trouble(case, answer))
+            log.note(case, str(answer.status), problem(case, answer))
 
 
-def trouble(case: Case, answer: Answer) -> str:
-    """What is wrong with an answer; empty if nothing is."""
+def problem(case: Case, answer: Answer) -> str:
+    """Why an answer is unexpected; empty if it is not."""
     if answer.status in REFUSALS:
         return "" if "retry-after" in answer.headers else f"{answer.status} without Retry-After"
     if answer.status not in case.expected:
@@ -136,21 +136,21 @@ def trouble(case: Case, answer: Answer) -> str:
     if answer.status == 200:
         try:
             case.check(answer)
-        except Exception as exc:  # whatever a decoder raises: the answer is not what was asked for
+        except Exception as exc:  # any decoder error means a wrong answer
             return f"200, but {exc!r}"
     return ""
 
 
-def settled(server: Server) -> dict[str, float]:
-    """The end state; the service gets a while to notice that the last clients have left."""
+def wait_until_idle(server: ServerProcess) -> dict[str, float]:
+    """The end state, after the service had up to `SETTLE_S` to notice that the last clients disconnected."""
     end = time.monotonic() + SETTLE_S
     while (state := end_state(server))["rows queued"] and time.monotonic() < end:
         time.sleep(0.1)
     return state
 
 
-def end_state(server: Server) -> dict[str, float]:
-    """What the service says of itself when all is over; all of it should be 0."""
+def end_state(server: ServerProcess) -> dict[str, float]:
+    """Queued rows, replaced workers and internal errors, from `/metrics`; each should be 0."""
     wanted = {"ign_queue_rows": "rows queued", "ign_worker_replacements_total": "workers replaced"}
     found = dict.fromkeys([*wanted.values(), "internal errors"], 0.0)
     for family in text_string_to_metric_families(server.get("/metrics")[1].decode()):
@@ -162,20 +162,25 @@ def end_state(server: Server) -> dict[str, float]:
     return found
 
 
-def log_errors(server: Server) -> list[str]:
-    """Lines of the log that speak of a failure."""
+def log_errors(server: ServerProcess) -> list[str]:
+    """Log lines with an error or a traceback."""
     signs = (" ERROR ", " CRITICAL ", "Traceback")
-    return [line for line in server.said().splitlines() if any(sign in line for sign in signs)]
+    return [line for line in server.log_text().splitlines() if any(sign in line for sign in signs)]
 
 
 def parser() -> argparse.ArgumentParser:
-    found = arguments("Put the service under random mixed load for a long time.")
+    found = arguments("Send random mixed load to the service for a long time.")
     found.add_argument("--seconds", type=duration, help="how long (default 600; quick 4)")
     found.add_argument("--workers", type=positive, default=16, help="requests at once (default 16)")
     found.add_argument(
-        "--setting", type=setting, action="append", default=[], metavar="IGN_NAME=VALUE", help="of the service"
+        "--setting",
+        type=setting,
+        action="append",
+        default=[],
+        metavar="IGN_NAME=VALUE",
+        help="a setting of the service",
     )
-    found.add_argument("--seed", type=int, default=0, help="of the random requests (default 0)")
+    found.add_argument("--seed", type=int, default=0, help="seed of the random requests (default 0)")
     return found
 
 

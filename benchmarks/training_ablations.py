@@ -1,10 +1,10 @@
-"""What every part of the objective is worth, on short schedules: the table in docs/training-results.md.
+"""Ablations of the training objective on short schedules: the table in docs/training-results.md.
 
-    python benchmarks/training_ablations.py --data mnist.npz --out runs/ablations --results benchmarks/results/ablations.json
+    python benchmarks/training_ablations.py --data mnist.npz --results benchmarks/results/ablations.json
 
-Variants share their first stages: each continues the finished run of the one it comes after. What is trained and
-measured already is not done again, so the command may be stopped and repeated, and several may share the work (--only,
---seeds) if each has --results of its own; `--table` prints the table of one or more such files.
+Variants share their first stages: each continues the finished run of its `after`. Finished runs and measurements are
+not repeated, so the command can be stopped and started again. Several commands can share the work (--only, --seeds) if
+each has its own --results; `--table` prints the table of one or more result files.
 """
 
 import argparse
@@ -45,38 +45,38 @@ class Variant:
     """One row of the table.
 
     Args:
-        says: what it is, for people.
-        stages: its own.
+        title: its description in the table.
+        stages: its own stages.
         after: the variant whose finished run it continues.
-        base: preset fields of its own; only of a variant that comes after none.
+        base: preset fields; only for a variant without ``after``.
     """
 
-    says: str
+    title: str
     stages: tuple[Stage, ...]
     after: str | None = None
     base: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def _last(**weights: float) -> tuple[Stage, ...]:
-    """The recommended last stage with other weights; a term that is not named is off."""
+    """The recommended last stage with other weights; a term that is not given is off."""
     return (dataclasses.replace(_DISTILL, weights=Weights(project=0.5, **weights)),)
 
 
 VARIANTS: Final[Mapping[str, Variant]] = {
     "paper": Variant(
-        says="the paper's objective (MSE, 1 : 1 : 0.1, no clamp) with group norm",
+        title="the paper's objective (MSE, 1 : 1 : 0.1, no clamp) with group norm",
         stages=ign_stages(960, Weights(rec=1.0, idem=1.0, tight=0.1), lr=1e-4, clamp=None),
         base={"objective": "ign"},
     ),
-    "imle": Variant(says="reconstruction and IMLE", stages=(_IMLE,)),
+    "imle": Variant(title="reconstruction and IMLE", stages=(_IMLE,)),
     "imle-reject": Variant(
-        says="the same, candidates within 0.2 of a picture passed over (RS-IMLE)",
+        title="the same, candidates within 0.2 of a picture passed over (RS-IMLE)",
         stages=(_IMLE,),
         base={"matching": dataclasses.replace(_BASE.matching, epsilon=0.2)},
     ),
-    "balance": Variant(says="imle, then balanced matching", stages=(_BALANCE,), after="imle"),
+    "balance": Variant(title="imle, then balanced matching", stages=(_BALANCE,), after="imle"),
     "distill": Variant(
-        says="balance, then distillation of T⁴ and projection",
+        title="balance, then distillation of T⁴ and projection",
         stages=(
             dataclasses.replace(
                 _DISTILL, lr=6e-4, betas=_IMLE.betas, weights=Weights(distill=1.0, project=0.5, settle=0.0)
@@ -84,10 +84,12 @@ VARIANTS: Final[Mapping[str, Variant]] = {
         ),
         after="balance",
     ),
-    "recommended": Variant(says="balance, then the recommended last stage", stages=(_DISTILL,), after="balance"),
-    "no-settle": Variant(says="the same without settle", stages=_last(distill=0.4, critic=0.01), after="balance"),
-    "no-distill": Variant(says="the same without distillation", stages=_last(settle=0.5, critic=0.01), after="balance"),
-    "no-balance": Variant(says="the same straight after imle", stages=(_DISTILL,), after="imle"),
+    "recommended": Variant(title="balance, then the recommended last stage", stages=(_DISTILL,), after="balance"),
+    "no-settle": Variant(title="the same without settle", stages=_last(distill=0.4, critic=0.01), after="balance"),
+    "no-distill": Variant(
+        title="the same without distillation", stages=_last(settle=0.5, critic=0.01), after="balance"
+    ),
+    "no-balance": Variant(title="the same straight after imle", stages=(_DISTILL,), after="imle"),
 }
 _COLUMNS: Final = ("steps", "f", "f²", "f³", "f⁴", "KL", "confidence", "drift", "σ = 0.8 read", "clean SSIM")
 
@@ -110,7 +112,7 @@ def main() -> int:
 
 
 def measure_all(options: argparse.Namespace) -> None:
-    """Train and measure what is missing; the results file is whole after every variant."""
+    """Train and measure what is missing; the results file is complete after every variant."""
     torch.set_num_threads(options.threads)
     data = load_dataset(options.data, size=_BASE.network.size, channels=_BASE.network.channels)
     results = Path(options.results)
@@ -128,7 +130,7 @@ def measure_all(options: argparse.Namespace) -> None:
 
 
 def trained(name: str, seed: int, data: Dataset, out: Path) -> Path:
-    """The folder of a variant's finished run; those it comes after are trained first."""
+    """The folder of a variant's finished run; the variants before it are trained first."""
     variant, folder = VARIANTS[name], out / f"{name}-{seed}"
     if variant.after is not None and not (folder / checkpoints.FILE).is_file():
         folder.mkdir(parents=True, exist_ok=True)
@@ -156,7 +158,7 @@ def trained(name: str, seed: int, data: Dataset, out: Path) -> Path:
 
 
 def preset_of(name: str) -> Preset:
-    """All stages of a variant, those it comes after among them."""
+    """The preset with all stages of a variant, including those of the variants before it."""
     variant = VARIANTS[name]
     if variant.after is None:
         return dataclasses.replace(_BASE, stages=variant.stages, **variant.base)
@@ -165,7 +167,7 @@ def preset_of(name: str) -> Preset:
 
 
 def measured(folder: Path, data: Dataset) -> dict[str, Any]:
-    """`Evaluation.brief` of the averaged network, as the export would compute it."""
+    """`Evaluation.brief` of the averaged network, as the export computes it."""
     model = load_run(folder)
 
     def f(rows: FloatRows) -> FloatRows:
@@ -191,7 +193,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Iterable[str]:
         if values:
             seeds = f", {len(values)} seeds" if len(values) > 1 else ""
             cells = [_cell(column, [each[column] for each in values]) for column in _COLUMNS]
-            yield f"| `{name}`: {variant.says}{seeds} | " + " | ".join(cells) + " |"
+            yield f"| `{name}`: {variant.title}{seeds} | " + " | ".join(cells) + " |"
 
 
 def _values(row: Mapping[str, Any]) -> dict[str, float]:

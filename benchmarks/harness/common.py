@@ -1,4 +1,4 @@
-"""What every benchmark shares: the machine, percentiles, rounds in turn, targets, and how results are written."""
+"""Shared by all benchmarks: machine description, percentiles, rounds, targets, options and result files."""
 
 import argparse
 import json
@@ -18,11 +18,11 @@ Json = dict[str, Any]
 
 PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "fastapi", "uvicorn", "uvloop", "httptools", "pillow")
 
-_UNTOLD = ("machine", "results", "models", "model", "setting")  # of the options: paths, and what is told elsewhere
+_OMITTED = ("machine", "results", "models", "model", "setting")  # options: paths, and values stated elsewhere
 
 
 def machine() -> Json:
-    """What a result was measured on: no names of hosts, no paths."""
+    """The machine and the package versions of a result, without host names and paths."""
     return {
         "processor": processor(),
         "cpus": os.cpu_count(),
@@ -53,23 +53,23 @@ def _version(name: str) -> str | None:
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float:
-    """The smallest value that at least so many per cent do not exceed (nearest rank).
+    """The nearest-rank percentile: the smallest value that at least ``percent`` % of the values do not exceed.
 
     Args:
-        ordered: ascending.
+        ordered: values in ascending order.
         percent: 0…100.
 
     Raises:
         ValueError: there are no values.
     """
     if not ordered:
-        raise ValueError("a percentile of nothing")
+        raise ValueError("a percentile needs at least one value")
     rank = math.ceil(round(percent / 100 * len(ordered), 9))
     return ordered[max(rank, 1) - 1]
 
 
 def latency(seconds: Sequence[float]) -> Json:
-    """Count, and milliseconds: mean, p50, p99, p99.9 and the longest."""
+    """Count, and in milliseconds: mean, p50, p99, p99.9 and maximum."""
     if not seconds:
         return {"count": 0}
     ordered = sorted(seconds)
@@ -80,14 +80,14 @@ def latency(seconds: Sequence[float]) -> Json:
 
 
 def rounded(value: Any) -> Any:
-    """A float to four significant digits, but never less than whole numbers; anything else as it is."""
+    """A float rounded to four significant digits, but not beyond whole numbers; other values unchanged."""
     if not isinstance(value, float) or not math.isfinite(value) or value == 0:
         return value
     return round(value, max(0, 3 - math.floor(math.log10(abs(value)))))
 
 
 def in_turn(ways: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
-    """Measure every way once per round, every other round in reverse, so that a machine that slows down slows all."""
+    """Measure each way once per round, in reverse order every second round: a slower machine then slows all of them."""
     found: dict[str, list[T]] = {name: [] for name in ways}
     for number in range(rounds):
         names = list(ways)
@@ -97,12 +97,12 @@ def in_turn(ways: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[
 
 
 def median_ratio(over: Sequence[float], under: Sequence[float]) -> float:
-    """Median of the ratios of each round: what both had in common in a round cancels out."""
+    """Median of the ratios of each round; effects that both share in a round cancel out."""
     return statistics.median(a / b for a, b in zip(over, under, strict=True))
 
 
 def spread(values: Sequence[float]) -> Json:
-    """Median, least and most of the values of all rounds, as results keep them."""
+    """Median, least and most of the values of all rounds."""
     return {
         "median": rounded(statistics.median(values)),
         "least": rounded(min(values)),
@@ -111,19 +111,19 @@ def spread(values: Sequence[float]) -> Json:
 
 
 def slope_per_minute(samples: Sequence[tuple[float, float]]) -> float:
-    """Least-squares slope of (seconds, value), in value per minute; 0 where there is no line."""
+    """Least-squares slope of (seconds, value), in value per minute; 0 with fewer than two times."""
     if len({seconds for seconds, _ in samples}) < 2:
         return 0.0
     return statistics.linear_regression(*zip(*samples, strict=True)).slope * 60
 
 
 def memory(samples: Sequence[tuple[float, float]], *, warmup: float = 1 / 3, share: float = 0.05) -> Json:
-    """Whether resident memory was flat, of (seconds, MiB).
+    """Statistics of resident memory, and whether it was flat.
 
     Args:
-        samples: ascending in time.
-        warmup: the part of the time that is left out at the beginning.
-        share: flat means that the fitted line grows, over what is left, by at most this share of the median or 8 MiB.
+        samples: (seconds, MiB) in ascending time.
+        warmup: the share of the time at the beginning that is ignored.
+        share: flat means that the fitted line grows by at most this share of the median, or by 8 MiB.
     """
     left_out = samples[0][0] + (samples[-1][0] - samples[0][0]) * warmup
     kept = [sample for sample in samples if sample[0] >= left_out]
@@ -146,7 +146,7 @@ def memory(samples: Sequence[tuple[float, float]], *, warmup: float = 1 / 3, sha
 def target(
     what: str, measured: float | None, *, at_least: float | None = None, at_most: float | None = None, unit: str = ""
 ) -> Json:
-    """One line of "target, measured, met or missed"; exactly one of the bounds. What was not measured is not met."""
+    """A target and whether it is met; needs exactly one bound. A target without a measured value is not met."""
     if (at_least is None) == (at_most is None):
         raise ValueError("give at_least or at_most")
     bound, sign = (at_least, "≥") if at_least is not None else (at_most, "≤")
@@ -156,36 +156,38 @@ def target(
 
 
 def report(benchmark: str, method: str, options: argparse.Namespace, **results: Any) -> Json:
-    """A result as it is written: what was measured how and where, then ``results``."""
-    asked = {name: value for name, value in vars(options).items() if name not in _UNTOLD}
+    """A result as it is saved: benchmark, method, options and machine, then ``results``."""
+    asked = {name: value for name, value in vars(options).items() if name not in _OMITTED}
     return {"benchmark": benchmark, "method": method, "options": asked, "machine": options.machine, **results}
 
 
 def write(found: Json, results: str | None) -> None:
-    """Print a result, and keep it in the file ``results`` if that is given."""
+    """Print a result, and save it in the file ``results`` if given."""
     print(json.dumps(found, indent=2, ensure_ascii=False))
     if results:
-        keep(found, results)
+        save(found, results)
 
 
-def keep(found: Json, results: str) -> None:
-    """Write a result into the file ``results``."""
+def save(found: Json, results: str) -> None:
+    """Write a result to the file ``results``."""
     path = Path(results)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
-    """A parser with what every benchmark takes."""
+    """A parser with the options of every benchmark."""
     found = argparse.ArgumentParser(description=description)
-    found.add_argument("--quick", action="store_true", help="a few seconds, to see that it works; not for comparing")
-    found.add_argument("--results", help="also write the JSON into this file, as benchmarks/results/NAME.json")
+    found.add_argument("--quick", action="store_true", help="run a few seconds, to check that it works")
+    found.add_argument("--results", help="also write the JSON to this file, such as benchmarks/results/NAME.json")
     return found
 
 
-def settle(options: argparse.Namespace, *, full: Mapping[str, Any], quick: Mapping[str, Any]) -> argparse.Namespace:
-    """Give every option that was left out its value for a full or a quick run, and look at the machine as it is now."""
-    options.machine = machine()  # its load, before there is ours
+def apply_defaults(
+    options: argparse.Namespace, *, full: Mapping[str, Any], quick: Mapping[str, Any]
+) -> argparse.Namespace:
+    """Set missing options to their value for a full or a quick run, and record the machine and its load."""
+    options.machine = machine()  # before the benchmark adds its own load
     for name, value in (quick if options.quick else full).items():
         if getattr(options, name) is None:
             setattr(options, name, value)
@@ -193,7 +195,7 @@ def settle(options: argparse.Namespace, *, full: Mapping[str, Any], quick: Mappi
 
 
 def positive(text: str) -> int:
-    """An option's value: a whole number of at least 1."""
+    """Parse an option: a whole number of at least 1."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
@@ -201,7 +203,7 @@ def positive(text: str) -> int:
 
 
 def duration(text: str) -> float:
-    """An option's value: a time above 0."""
+    """Parse an option: a time above 0."""
     number = float(text)
     if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError("must be above 0")
@@ -209,7 +211,7 @@ def duration(text: str) -> float:
 
 
 def setting(text: str) -> tuple[str, str]:
-    """An option's value: one setting of the service, `IGN_NAME=VALUE`."""
+    """Parse an option: one setting of the service, `IGN_NAME=VALUE`."""
     name, equals, value = text.partition("=")
     if not (name.startswith("IGN_") and equals):
         raise argparse.ArgumentTypeError("must be IGN_NAME=VALUE")

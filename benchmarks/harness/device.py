@@ -1,4 +1,4 @@
-"""The GPU that a result was measured on, as `nvidia-smi` tells."""
+"""The GPU of a result, as `nvidia-smi` describes it."""
 
 import os
 import shutil
@@ -10,18 +10,18 @@ _FIELDS = ("name", "driver_version", "memory.total", "power.limit", "clocks.max.
 
 
 class Device:
-    """The first visible device. Without `nvidia-smi` nothing is known of it, and nothing else changes."""
+    """The first visible device; without `nvidia-smi` all answers are empty."""
 
     def __init__(self) -> None:
         self._program = shutil.which("nvidia-smi")
 
     def about(self) -> Json:
-        """Its name, driver, MiB of memory, and limits."""
+        """Name, driver, memory in MiB, and limits."""
         told = self._ask(",".join(_FIELDS))
         return dict(zip(_FIELDS, told, strict=True)) if len(told) == len(_FIELDS) else {}
 
     def used_mib(self) -> float | None:
-        """Memory in use, by whomever."""
+        """Memory in use by all processes."""
         told = self._ask("memory.used")
         try:
             return float(told[0].split()[0])

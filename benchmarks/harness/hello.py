@@ -1,4 +1,4 @@
-"""A plain FastAPI hello-world on the service's own server settings: what HTTP costs here without a service.
+"""A FastAPI hello-world with the server settings of this service: the cost of HTTP alone.
 
 python -m benchmarks.harness.hello PORT
 """

@@ -25,8 +25,8 @@ DEADLINE_S = 30.0  # what a request of the service has
 BATCH_ROWS = 64
 
 
-class Counted(SchedulerMetrics):
-    """The service's own metrics, and how many batches and rows there were."""
+class CountingObserver(SchedulerMetrics):
+    """The metrics of the service, which also count batches and rows."""
 
     def __init__(self, metrics: Metrics, model: str) -> None:
         super().__init__(metrics, model)
@@ -40,12 +40,12 @@ class Counted(SchedulerMetrics):
 
 
 @dataclass(frozen=True, slots=True)
-class Rig:
-    """A model in service, without a server. ``raw`` runs the same file, on the same device, by onnxruntime alone."""
+class InstrumentedModel:
+    """A served model without HTTP; ``raw`` runs the same file on the same device with onnxruntime alone."""
 
     loaded: LoadedModel
     scheduler: Scheduler
-    counted: Counted
+    observer: CountingObserver
     raw: Callable[[FloatRows], FloatRows]
 
     def rows(self, n: int) -> FloatRows:
@@ -53,15 +53,15 @@ class Rig:
         return self.loaded.noise.rows(0, 0, n)
 
     async def run(self, rows: FloatRows, steps: int = 1, *, deadline_s: float | None = DEADLINE_S) -> Result:
-        """What an endpoint does between decoding and encoding."""
+        """Submit the rows to the scheduler, as an endpoint does between decoding and encoding."""
         deadline = None if deadline_s is None else time.monotonic() + deadline_s
         params = SchedulingParams(step_params=StepParams(steps=steps), key="somebody", deadline=deadline)
         return await self.scheduler.submit(rows, params)
 
 
 @contextmanager
-def rig(models: Path, model: str, *, threads: int = 0) -> Iterator[Rig]:
-    """Load and verify a model as the service does, and start its scheduler.
+def instrumented_model(models: Path, model: str, *, threads: int = 0) -> Iterator[InstrumentedModel]:
+    """Load and verify a model and start its scheduler, as the service does.
 
     Raises:
         StartupError: the model does not load.
@@ -70,12 +70,12 @@ def rig(models: Path, model: str, *, threads: int = 0) -> Iterator[Rig]:
     settings = Settings(threads=granted, max_batch_rows=BATCH_ROWS)
     repository = Repository(models, InstanceFactory(OnnxModel, settings), default=model)
     loaded = [one for ref, one in repository.load_all().items() if model in (ref, one.card.name)][-1]
-    counted = Counted(Metrics(), loaded.ref)
+    observer = CountingObserver(Metrics(), loaded.ref)
     scheduler = Scheduler(
         *loaded.instances,
         max_batch_rows=BATCH_ROWS,
         queue_rows=4096,
-        observer=counted,
+        observer=observer,
         min_rows_to_wake=min_rows_to_wake(loaded),
     )
     instance = loaded.instances[0]
@@ -83,19 +83,19 @@ def rig(models: Path, model: str, *, threads: int = 0) -> Iterator[Rig]:
     data = (models / loaded.ref / "model.onnx").read_bytes()
     scheduler.start()
     try:
-        yield Rig(loaded, scheduler, counted, raw_session(data, instance, granted))
+        yield InstrumentedModel(loaded, scheduler, observer, raw_session(data, instance, granted))
     finally:
         scheduler.close()
         loaded.close()
 
 
 class TimedSession(ort.InferenceSession):  # type: ignore[misc]
-    """An onnxruntime session that adds up the time spent in it: ``seconds`` over all of them."""
+    """An onnxruntime session that measures its run time: ``seconds`` is the sum over all sessions."""
 
     seconds = 0.0
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
-        """As the session's own."""
+        """Run and add the time."""
         start = time.perf_counter()
         try:
             return super().run(*args, **kwargs)
@@ -103,7 +103,7 @@ class TimedSession(ort.InferenceSession):  # type: ignore[misc]
             TimedSession.seconds += time.perf_counter() - start
 
     def run_with_iobinding(self, *args: Any, **kwargs: Any) -> Any:
-        """As the session's own."""
+        """Run and add the time."""
         start = time.perf_counter()
         try:
             return super().run_with_iobinding(*args, **kwargs)
@@ -112,7 +112,7 @@ class TimedSession(ort.InferenceSession):  # type: ignore[misc]
 
 
 @contextmanager
-def timed_rig(models: Path, model: str) -> Iterator[Rig]:
-    """A rig whose model adds up its time within onnxruntime in `TimedSession.seconds`."""
-    with patch.object(ort, "InferenceSession", TimedSession), rig(models, model) as found:
+def timed_model(models: Path, model: str) -> Iterator[InstrumentedModel]:
+    """A instrumented_model whose model adds up its time within onnxruntime in `TimedSession.seconds`."""
+    with patch.object(ort, "InferenceSession", TimedSession), instrumented_model(models, model) as found:
         yield found

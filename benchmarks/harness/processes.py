@@ -1,4 +1,4 @@
-"""Server processes under measurement: started, awaited, asked what they cost, stopped. Linux only (`/proc`)."""
+"""Start and stop the servers under measurement, and read their CPU time and memory. Linux only (`/proc`)."""
 
 import contextlib
 import http.client
@@ -25,12 +25,12 @@ _PAGE_MIB = os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 class ServerFailed(Exception):
-    """A server did not start, or did not stop as it should; the text ends with what it said."""
+    """A server did not start, or did not stop cleanly; the text ends with its last output."""
 
 
 @dataclass
-class Server:
-    """A running server; ``status`` is its exit status once it has stopped."""
+class ServerProcess:
+    """A running server; ``status`` is its exit status after it stopped, None before."""
 
     pid: int
     port: int
@@ -38,8 +38,8 @@ class Server:
     host: str = HOST
     status: int | None = None
 
-    def said(self) -> str:
-        """What it has written to stdout and stderr so far."""
+    def log_text(self) -> str:
+        """Its stdout and stderr so far."""
         return self.log.read_text(encoding="utf-8", errors="replace")
 
     def get(self, path: str, timeout_s: float = 30.0) -> tuple[int, bytes]:
@@ -54,18 +54,18 @@ class Server:
 
 
 def free_port() -> int:
-    """A port of the loopback interface on which nobody listens."""
+    """A free TCP port of the loopback interface."""
     with socket.socket() as found:
         found.bind((HOST, 0))
         return int(found.getsockname()[1])
 
 
 @contextmanager
-def service(settings: Mapping[str, str], *, start_s: float = START_S) -> Iterator[Server]:
-    """Run `python -m service` of this checkout with these `IGN_…` settings and no others, on a free port.
+def service(settings: Mapping[str, str], *, start_s: float = START_S) -> Iterator[ServerProcess]:
+    """Run `python -m service` of this checkout on a free port, with these `IGN_…` settings only.
 
     Raises:
-        ServerFailed: it did not become ready, or did not leave with status 0.
+        ServerFailed: it did not become ready, or did not exit with status 0.
     """
     port = free_port()
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("IGN_")}
@@ -74,7 +74,7 @@ def service(settings: Mapping[str, str], *, start_s: float = START_S) -> Iterato
     with serving(command, port=port, ready="/readyz", environ=environ, start_s=start_s) as server:
         yield server
     if server.status != 0:
-        raise ServerFailed(f"the service left with status {server.status}")
+        raise ServerFailed(f"the service exited with status {server.status}")
 
 
 @contextmanager
@@ -87,25 +87,25 @@ def serving(
     start_s: float = START_S,
     stop_s: float = STOP_S,
     cwd: Path = ROOT,
-) -> Iterator[Server]:
-    """Run a server until the block ends: SIGTERM, then SIGKILL to its process group.
+) -> Iterator[ServerProcess]:
+    """Run a server until the block ends, then stop it: SIGTERM, after ``stop_s`` SIGKILL to its process group.
 
     Args:
-        command: what to run, in ``cwd``; it must listen on ``port`` of the loopback interface.
-        port: where it will listen.
-        ready: path that answers 200 once it can serve.
+        command: the command; the server must listen on ``port`` of the loopback interface.
+        port: the port it listens on.
+        ready: a path that answers 200 when the server is ready.
         environ: its environment; by default this process's.
-        start_s, stop_s: patience.
+        start_s, stop_s: seconds to wait for the start and for the stop.
         cwd: working directory; by default the root of the repository.
 
     Raises:
-        ServerFailed: it ended, or was not ready in time.
+        ServerFailed: it exited, or was not ready in time.
     """
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         with log.open("wb") as output:
             process = _start(command, environ, output, cwd)
-        server = Server(process.pid, port, log)
+        server = ServerProcess(process.pid, port, log)
         try:
             _await_ready(server, process, ready, start_s)
             yield server
@@ -122,16 +122,16 @@ def _start(
     )
 
 
-def _await_ready(server: Server, process: "subprocess.Popen[bytes]", path: str, start_s: float) -> None:
+def _await_ready(server: ServerProcess, process: "subprocess.Popen[bytes]", path: str, start_s: float) -> None:
     deadline = time.monotonic() + start_s
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise ServerFailed(f"the server ended with status {process.returncode}:\n{server.said()[-2000:]}")
+            raise ServerFailed(f"the server exited with status {process.returncode}:\n{server.log_text()[-2000:]}")
         with contextlib.suppress(OSError, http.client.HTTPException):
             if server.get(path)[0] == 200:
                 return
         time.sleep(_POLL_S)
-    raise ServerFailed(f"the server was not ready within {start_s:g} s:\n{server.said()[-2000:]}")
+    raise ServerFailed(f"the server was not ready within {start_s:g} s:\n{server.log_text()[-2000:]}")
 
 
 def _stop(process: "subprocess.Popen[bytes]", stop_s: float) -> int:
@@ -141,13 +141,13 @@ def _stop(process: "subprocess.Popen[bytes]", stop_s: float) -> int:
     except subprocess.TimeoutExpired:
         return -signal.SIGKILL
     finally:
-        with contextlib.suppress(ProcessLookupError):  # what it started, or itself
+        with contextlib.suppress(ProcessLookupError):  # its children too
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
-def family(pid: int) -> list[int]:
-    """A process and its living descendants."""
+def process_tree(pid: int) -> list[int]:
+    """The pids of a process and its living descendants."""
     parents: dict[int, list[int]] = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -160,9 +160,9 @@ def family(pid: int) -> list[int]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU time, user and system, that a process and its living descendants have used; in steps of a clock tick."""
+    """CPU time (user and system) of a process and its living descendants, with the resolution of a clock tick."""
     total = 0
-    for each in family(pid):
+    for each in process_tree(pid):
         with contextlib.suppress(OSError):
             utime, stime = _stat(each)[11:13]
             total += int(utime) + int(stime)
@@ -170,22 +170,22 @@ def cpu_seconds(pid: int) -> float:
 
 
 def rss_mib(pid: int) -> float:
-    """Resident memory of a process and its living descendants; pages they share count more than once."""
+    """Resident memory of a process and its living descendants; shared pages count once per process."""
     total = 0.0
-    for each in family(pid):
+    for each in process_tree(pid):
         with contextlib.suppress(OSError):
             total += int(Path(f"/proc/{each}/statm").read_text().split()[1]) * _PAGE_MIB
     return total
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields of `/proc/PID/stat` behind the name, which may hold anything: state, parent, …"""
+    """The fields of `/proc/PID/stat` after the process name (which may contain spaces): state, parent, …"""
     return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
 
 
 @dataclass
 class MemoryWatch:
-    """Samples a server's resident memory while a block runs: ``samples`` are (seconds since its start, MiB)."""
+    """Samples a server's resident memory during a block: ``samples`` are (seconds since the start, MiB)."""
 
     pid: int
     every_s: float = 1.0

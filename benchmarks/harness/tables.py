@@ -16,7 +16,7 @@ from benchmarks.harness.common import Json
 from benchmarks.harness.processes import ROOT
 
 RESULTS: Final = ROOT / "benchmarks" / "results"
-HIDDEN: Final = {("soak", "answers")}  # by endpoint and status: for whoever reads the JSON
+HIDDEN: Final = {("soak", "answers")}  # counts by endpoint and status are only in the JSON
 COLUMNS: Final[Mapping[tuple[str, str], Mapping[str, str]]] = {
     ("runtime", "sizes"): {
         "rows": "rows",
@@ -27,7 +27,7 @@ COLUMNS: Final[Mapping[tuple[str, str], Mapping[str, str]]] = {
         "ratio": "ratio",
     }
 }
-"""Which columns a table has, and their headings; by default all of them. A dotted name leads into nested records."""
+"""The columns of a table and their headings; by default all. A dotted name is a path into nested records."""
 
 
 def main() -> int:
@@ -68,7 +68,7 @@ def render(result: Json) -> str:
 
 
 def about(result: Json) -> str:
-    """What it was measured on, in a line."""
+    """The machine of a result in one line."""
     machine = result["machine"]
     runtime = next((f"{name} {machine[name]}" for name in ("onnxruntime", "onnxruntime-gpu") if name in machine), "")
     line = f"{machine['processor']}, {machine['cpus_granted']} cores, Python {machine['python']}, {runtime}"
@@ -77,7 +77,7 @@ def about(result: Json) -> str:
     if "load_1m" in machine:
         line += f"; load average {shown(machine['load_1m'])}"
     quick = result.get("options", {}).get("quick")
-    return line + (". **A quick run: it shows that the benchmark works, and no more.**" if quick else ".")
+    return line + (". **A quick run: it only shows that the benchmark works.**" if quick else ".")
 
 
 def verdict(line: Json) -> Json:
@@ -97,7 +97,7 @@ def is_table(value: object) -> bool:
 
 
 def chosen(line: Json, columns: Mapping[str, str] | None) -> Json:
-    """The columns of a record that are shown, under their headings."""
+    """The shown columns of a record, by heading."""
     flat = dict(flattened(line))
     if columns is None:
         return {words(name): value for name, value in flat.items()}
@@ -113,7 +113,7 @@ def flattened(record: Mapping[str, Any], before: str = "") -> Iterator[tuple[str
 
 
 def table(lines: Sequence[Json]) -> str:
-    """Records as a Markdown table; numbers to the right. A record may lack some of the columns."""
+    """Records as a Markdown table, numeric columns right-aligned. A record may lack columns."""
     names = list(dict.fromkeys(name for line in lines for name in line))
     numeric = {name for name in names if all(isinstance(line.get(name, 0), int | float) for line in lines)}
     rows = [names, ["---:" if name in numeric else "---" for name in names]]
@@ -122,7 +122,7 @@ def table(lines: Sequence[Json]) -> str:
 
 
 def shown(value: object) -> str:
-    """A value as a cell: four digits at least, no exponent."""
+    """A value as a cell: four significant digits, no exponent."""
     if value is None:
         return ""
     if isinstance(value, bool):

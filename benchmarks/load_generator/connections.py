@@ -1,4 +1,4 @@
-"""The closed and the open loop of the load generator: connections, and the books of what they hear."""
+"""The closed and the open loop of the load generator: connections and statistics."""
 
 import asyncio
 import contextlib
@@ -18,17 +18,17 @@ from benchmarks.harness.processes import cpu_seconds
 from benchmarks.load_generator.spec import Spec
 
 _TIMER_S = 0.001  # uvloop's resolution; anything shorter would be a busy loop
-_RETRY_S = 0.05  # before a refused connection is tried again
-_SAMPLE = 300  # characters of one body that is kept of every status that is not 2xx
+_RETRY_S = 0.05  # pause before a refused connection is opened again
+_SAMPLE = 300  # characters of the body that is kept for each status that is not 2xx
 
 
 @dataclass(slots=True)
-class Books:
-    """What was answered. Latencies are of requests due (open loop) or answered (closed loop) while it was measured."""
+class LoadStats:
+    """The answers of a run. Latencies are of requests due (open loop) or answered (closed loop) while measuring."""
 
     latencies: dict[int, "array[float]"] = field(default_factory=dict)
     lateness: "array[float]" = field(default_factory=lambda: array("d"))
-    completed: Counter[int] = field(default_factory=Counter)  # answers that came while it was measured, by status
+    completed: Counter[int] = field(default_factory=Counter)  # answers while measuring, by status
     errors: Counter[str] = field(default_factory=Counter)
     samples: dict[int, str] = field(default_factory=dict)
     body_bytes: int = 0
@@ -37,7 +37,7 @@ class Books:
 
 
 class _Connection(asyncio.Protocol):
-    """One keep-alive connection with at most one request in flight: ``due`` is when that should have been sent."""
+    """One keep-alive connection with at most one request in flight; ``due`` is the time to send it."""
 
     __slots__ = ("_load", "_parser", "_transport", "body", "busy", "due", "heard", "index", "size")
 
@@ -75,7 +75,7 @@ class _Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         status = self._parser.get_status_code()
-        if status < 200:  # 100 Continue and the like: the answer is yet to come
+        if status < 200:  # 100 Continue and the like: the answer follows
             return
         self.busy = False
         keep = self._parser.should_keep_alive()
@@ -95,10 +95,10 @@ class Load:
     """One run of the generator, on the running event loop."""
 
     def __init__(self, spec: Spec) -> None:
-        self.spec, self.books = spec, Books()
+        self.spec, self.stats = spec, LoadStats()
         self._next_request = itertools.cycle(range(len(spec.requests)))
         self._open: set[_Connection] = set()
-        self._free: list[_Connection] = []  # last in, first out: those at the bottom may be closed by the server
+        self._free: list[_Connection] = []  # last in, first out: the server may close the ones at the bottom
         self._waiting: deque[tuple[float, int]] = deque()  # due, request
         self._tasks: set[asyncio.Task[None]] = set()
         self._over, self._happened = asyncio.Event(), asyncio.Event()
@@ -108,7 +108,7 @@ class Load:
         self._reconnects = 0
 
     async def run(self) -> Json:
-        """Send what the spec says; returns the report."""
+        """Send the load of the spec; returns the report."""
         loop, spec = asyncio.get_running_loop(), self.spec
         await asyncio.gather(*(self._connect() for _ in range(spec.connections)))
         start = time.perf_counter()
@@ -142,13 +142,13 @@ class Load:
         return report
 
     async def _first_answer(self) -> None:
-        """A closed loop goes on until something has happened: no answer in so short a time is no measurement."""
+        """Wait for one answer or error: a closed loop without any is no measurement."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._happened.wait(), self.spec.grace_s)
 
     def error(self, kind: str) -> None:
-        """Something went wrong."""
-        self.books.errors[kind] += 1
+        """Count an error."""
+        self.stats.errors[kind] += 1
         self._happened.set()
 
     def _clock(self, sign: int) -> None:
@@ -170,22 +170,22 @@ class Load:
                 return
 
     def ready(self, connection: _Connection) -> None:
-        """A connection may be used."""
+        """Use a new connection."""
         self._open.add(connection)
         self._use(connection)
 
     def answered(self, connection: _Connection, status: int, keep: bool) -> None:
-        now, books = time.perf_counter(), self.books
+        now, stats = time.perf_counter(), self.stats
         within = self._begin <= now < self._end
         if within:
-            books.completed[status] += 1
+            stats.completed[status] += 1
             self._happened.set()
-            books.body_bytes += connection.size
+            stats.body_bytes += connection.size
         counted = within if self.spec.rate is None else self._begin <= connection.due < self._end
         if counted:
-            books.latencies.setdefault(status, array("d")).append(now - connection.due)
+            stats.latencies.setdefault(status, array("d")).append(now - connection.due)
             if status >= 300:
-                books.samples.setdefault(status, connection.body[:_SAMPLE].decode("utf-8", "replace"))
+                stats.samples.setdefault(status, connection.body[:_SAMPLE].decode("utf-8", "replace"))
         if keep:
             self._use(connection)
         self._settle()
@@ -198,8 +198,8 @@ class Load:
             connection.busy = False
             if connection.heard:
                 self.error("cut_off")
-            else:  # the server closed an idle connection as the request was on its way: any client sends it again
-                self.books.resent += 1
+            else:  # the server closed an idle connection before it read the request: clients send it again
+                self.stats.resent += 1
                 self._waiting.appendleft((connection.due, connection.index))
         if not self._ended or self._waiting:
             self._reconnects += 1
@@ -209,7 +209,7 @@ class Load:
         self._settle()
 
     def _use(self, connection: _Connection) -> None:
-        """Give a free connection what waits for one."""
+        """Send the next waiting request on a free connection."""
         now = time.perf_counter()
         if self._waiting:
             self._send(connection, *self._waiting.popleft())
@@ -219,14 +219,14 @@ class Load:
             self._free.append(connection)
 
     def _send(self, connection: _Connection, due: float, index: int) -> None:
-        books = self.books
-        books.sent += 1
+        stats = self.stats
+        stats.sent += 1
         if self.spec.rate is not None and self._begin <= due < self._end:
-            books.lateness.append(time.perf_counter() - due)
+            stats.lateness.append(time.perf_counter() - due)
         connection.send(self.spec.requests[index], due, index)
 
     def _tick(self) -> None:
-        """Send what is due by now; come back for the next."""
+        """Send the requests that are due, and schedule the next tick."""
         now, due = time.perf_counter(), self._due
         while due and due[0] <= now:
             item = due.popleft(), next(self._next_request)
@@ -242,11 +242,11 @@ class Load:
             self._over.set()
 
     def _report(self) -> Json:
-        spec, books = self.spec, self.books
-        completed, seconds = sum(books.completed.values()), self._end - self._begin
+        spec, stats = self.spec, self.stats
+        completed, seconds = sum(stats.completed.values()), self._end - self._begin
 
         def of(*statuses: int) -> list[float]:
-            return [value for status in statuses for value in books.latencies.get(status, ())]
+            return [value for status in statuses for value in stats.latencies.get(status, ())]
 
         found: Json = {
             "loop": "closed" if spec.rate is None else "open",
@@ -254,28 +254,28 @@ class Load:
             "seconds": rounded(seconds),
             "rate": spec.rate,
             "requests_per_s": rounded(completed / seconds),
-            "ok_per_s": rounded(sum(n for status, n in books.completed.items() if status < 300) / seconds),
-            "ok": latency(of(*(status for status in books.latencies if status < 300))),
+            "ok_per_s": rounded(sum(n for status, n in stats.completed.items() if status < 300) / seconds),
+            "ok": latency(of(*(status for status in stats.latencies if status < 300))),
             "refused": latency(of(429, 503)),
-            "statuses": {str(status): latency(books.latencies[status]) for status in sorted(books.latencies)},
-            "errors": dict(books.errors),
+            "statuses": {str(status): latency(stats.latencies[status]) for status in sorted(stats.latencies)},
+            "errors": dict(stats.errors),
             "unanswered": len(self._waiting) + sum(connection.busy for connection in self._open),
-            "sent": books.sent,
-            "resent": books.resent,
+            "sent": stats.sent,
+            "resent": stats.resent,
             "reconnects": self._reconnects,
-            "body_bytes": books.body_bytes,
-            "samples": {str(status): text for status, text in books.samples.items()},
+            "body_bytes": stats.body_bytes,
+            "samples": {str(status): text for status, text in stats.samples.items()},
             "client_core_ms_per_request": rounded(self._cpu * 1e3 / max(1, completed)),
         }
         if spec.rate is not None:
-            found["lateness"] = latency(books.lateness)
+            found["lateness"] = latency(stats.lateness)
         if spec.server_pid is not None:
             found["server_core_ms_per_request"] = rounded(self._server_cpu * 1e3 / max(1, completed))
         return found
 
 
 def arrivals(start: float, end: float, rate: float, seed: int) -> list[float]:
-    """Times of a Poisson process."""
+    """The times of a Poisson process with ``rate`` events per second."""
     rng = np.random.default_rng(seed)
     expected = (end - start) * rate
     gaps = rng.exponential(1 / rate, round(expected + 10 * expected**0.5 + 10))

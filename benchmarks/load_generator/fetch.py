@@ -1,4 +1,4 @@
-"""One request on one connection, by a client that may leave in the middle of it."""
+"""One request on one connection, by a client that may disconnect before the answer is complete."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -11,43 +11,43 @@ from benchmarks.harness.processes import HOST
 
 @dataclass(slots=True)
 class Answer:
-    """What came back; header names are in lower case."""
+    """An answer; header names are in lower case."""
 
     status: int = 0
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
 
 
-async def fetch(port: int, data: bytes, *, leave_after_s: float | None = None, patience_s: float = 60.0) -> Answer:
+async def fetch(port: int, data: bytes, *, leave_after_s: float | None = None, timeout_s: float = 60.0) -> Answer:
     """Send ``data`` and wait for the answer.
 
     Args:
         port: of a server on the loopback interface.
-        data: a request, or what is to be taken for one.
-        leave_after_s: close the connection then, answered or not.
-        patience_s: longest wait for the whole answer.
+        data: the bytes to send.
+        leave_after_s: close the connection after so many seconds, answered or not.
+        timeout_s: the longest wait for the whole answer.
 
     Raises:
-        Left: it was time to leave.
+        ConnectionClosed: the client closed the connection after ``leave_after_s``.
         ConnectionError: the server closed the connection before its answer was complete, or it was not HTTP.
-        TimeoutError: patience ended.
+        TimeoutError: no complete answer within ``timeout_s``.
     """
     loop = asyncio.get_running_loop()
     transport, client = await loop.create_connection(lambda: _Client(loop.create_future()), HOST, port)
     try:
         transport.write(data)
-        async with asyncio.timeout(patience_s if leave_after_s is None else leave_after_s):
+        async with asyncio.timeout(timeout_s if leave_after_s is None else leave_after_s):
             return await client.done
     except TimeoutError as exc:
         if leave_after_s is not None:
-            raise Left from exc
+            raise ConnectionClosed from exc
         raise
     finally:
         transport.abort() if leave_after_s is not None else transport.close()
 
 
-class Left(Exception):
-    """The client left before it was answered."""
+class ConnectionClosed(Exception):
+    """The client closed the connection before the answer was complete."""
 
 
 class _Client(asyncio.Protocol):
@@ -84,4 +84,4 @@ class _Client(asyncio.Protocol):
     def _fail(self, exc: Exception) -> None:
         if not self.done.done():
             self.done.set_exception(exc)
-            self.done.exception()  # whoever has left does not ask for it
+            self.done.exception()  # marks it as retrieved: a client that disconnected does not await it

@@ -1,15 +1,15 @@
-"""A load generator whose own cost is small, and stated: keep-alive connections, prepared bytes, httptools' parser.
+"""A load generator with low and reported CPU cost: keep-alive connections, prepared bytes, the httptools parser.
 
     python -m benchmarks.load_generator.load SPEC.json        # or - for stdin; prints a report
 
-The file holds the fields of `Spec`; requests are whole HTTP/1.1 requests, in base64. `measure` runs it in a process
-of its own, so that its work does not stand in the way of whoever measures.
+The file holds the fields of `Spec`; requests are whole HTTP/1.1 requests, in base64. `measure` runs the generator in a
+process of its own, so that it does not compete with the caller for the GIL.
 
-- Closed loop: every connection sends its next request once it has its answer. Latency counts from sending.
-- Open loop (`rate`): requests are due at random times (Poisson), whether the server keeps up or not. Latency counts
-  from the time a request was **due**, so a stall counts against every request that was due meanwhile. A request that
-  finds no free connection waits for one, and its wait counts. Timers have a resolution of a millisecond;
-  `lateness` is how much later than due requests were sent, and is part of the latencies.
+- Closed loop: every connection sends its next request after the answer. Latency counts from sending.
+- Open loop (`rate`): requests are due at random times (Poisson), independent of the answers. Latency counts from the
+  time a request was **due**, so a stall delays every request that was due meanwhile. A request without a free
+  connection waits, and its wait counts. Timers have a resolution of a millisecond; `lateness` is the delay between due
+  and sent, and is part of the latencies.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ def measure(spec: Spec) -> Json:
     """Run the load in a process of its own; returns its report.
 
     Raises:
-        RuntimeError: the generator failed; the text says what it wrote.
+        RuntimeError: the generator failed; the text ends with its output.
     """
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.load_generator.load", "-"],
@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
     except (OSError, ValueError, TypeError, KeyError) as exc:
         print(f"error: {argv[0]}: {exc}", file=sys.stderr)
         return 2
-    gc.disable()  # it makes no cycles worth a pause in the middle of a measurement
+    gc.disable()  # its pauses would count as latency
     print(json.dumps(run(spec), indent=2))
     return 0
 

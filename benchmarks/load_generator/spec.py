@@ -1,4 +1,4 @@
-"""What the load generator is told: whole requests, and how to send them."""
+"""The input of the load generator: whole requests, and how to send them."""
 
 import base64
 import json
@@ -21,18 +21,18 @@ def request(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
-    """What to send.
+    """A load.
 
     Args:
         host, port: the server.
-        requests: whole HTTP/1.1 requests, sent in turn; the first by the first connection, and so on.
-        connections: kept open all the time; of an open loop, also the most requests in flight.
-        seconds: of measuring, after ``warmup_s``; a closed loop goes on until at least one answer was counted.
-        warmup_s: seconds before that, in which everything is done alike and nothing is counted.
+        requests: whole HTTP/1.1 requests, sent round robin.
+        connections: keep-alive connections; in an open loop also the most requests in flight.
+        seconds: time of measuring after ``warmup_s``; a closed loop continues until one answer was counted.
+        warmup_s: time of the same load before, which is not counted.
         rate: requests per second of an open loop; None for a closed one.
-        seed: of the times at which an open loop's requests are due.
-        grace_s: seconds to wait for answers at the end.
-        server_pid: a process of this machine whose CPU time, with its descendants', is stated too.
+        seed: of the due times of an open loop.
+        grace_s: time to wait for answers at the end.
+        server_pid: a local process whose CPU time, with its descendants, is reported too.
     """
 
     port: int
@@ -53,7 +53,7 @@ class Spec:
             raise ValueError("rate must be above 0")
 
     def to_json(self) -> str:
-        """As the command line takes it."""
+        """The JSON for the command line."""
         return json.dumps(asdict(self) | {"requests": [base64.b64encode(each).decode() for each in self.requests]})
 
     @classmethod
@@ -61,7 +61,7 @@ class Spec:
         """What :meth:`to_json` wrote.
 
         Raises:
-            ValueError, TypeError: it did not.
+            ValueError, TypeError: the text is no such JSON.
         """
         fields = json.loads(text)
         return cls(**fields | {"requests": [base64.b64decode(each) for each in fields["requests"]]})

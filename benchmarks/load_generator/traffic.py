@@ -1,4 +1,4 @@
-"""Random requests for every endpoint in every form, good and bad, each with what may be answered."""
+"""Random good and bad requests for every endpoint, each with the answers it allows."""
 
 import base64
 import io
@@ -23,7 +23,7 @@ SETTINGS: Final = {
     "IGN_BODY_TIMEOUT_S": "2",
     "IGN_ACCESS_LOG": "0",
 }
-"""Limits low enough to be passed now and then."""
+"""Service settings with limits that some of the requests exceed."""
 
 _RASTER: Final = {"image/png": "PNG", "image/webp": "WEBP", "image/jpeg": "JPEG"}
 _MODES: Final = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
@@ -31,14 +31,14 @@ _MODES: Final = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A request on its way.
+    """A request and the answers it allows.
 
     Args:
         name: of its kind.
         data: the bytes to send.
-        expected: statuses that are right. Refusals (429, 503) always are.
-        check: raises when the body of a 200 is not what was asked for.
-        leave_after_s: when the client leaves, if it does.
+        expected: allowed statuses, besides 429 and 503.
+        check: raises if the body of a 200 is not what was requested.
+        leave_after_s: seconds until the client disconnects; None if it does not.
     """
 
     name: str
@@ -49,27 +49,27 @@ class Case:
 
 
 def pick(rng: Rng) -> Case:
-    """A request of a random kind: three quarters are good, of the rest half are bad and half left alone."""
+    """A random request: 75 % are good, 13 % are bad, and 12 % disconnect."""
     luck = rng.random()
     if luck < 0.75:
         return good(rng)
-    return bad(rng) if luck < 0.88 else left(rng)
+    return bad(rng) if luck < 0.88 else disconnecting(rng)
 
 
 def good(rng: Rng) -> Case:
-    """A request that has to be answered as asked."""
+    """A request that must be answered with 200."""
     kinds = (generate, generate, project_json, project_form, project_raw, interpolate, arithmetic, score, stream, ask)
     return kinds[rng.integers(len(kinds))](rng)
 
 
-def left(rng: Rng) -> Case:
-    """A request whose client leaves: before it has sent all, while it waits, or while it is answered."""
+def disconnecting(rng: Rng) -> Case:
+    """A request whose client disconnects: while sending, while waiting, or while reading the answer."""
     options = {"n": int(rng.integers(1, 64)), "steps": int(rng.integers(1, 3000)), "seed": 1}
     accept = ("application/json", "application/x-npy", "text/event-stream")[rng.integers(3)]
     data = post("/generate", options, accept)
     if rng.random() < 0.2:
         data = data[: rng.integers(1, len(data))]
-    # 504: so much work may be out of reach of its deadline, which is said at once.
+    # 504: the deadline may be too short for so many steps, which the service says at once.
     return Case("left", data, frozenset({200, 504}), leave_after_s=float(rng.uniform(0, 0.1)))
 
 
@@ -160,7 +160,7 @@ def ask(rng: Rng) -> Case:
 
 
 def bad(rng: Rng) -> Case:
-    """A request that has to be refused by name, or survived."""
+    """A request that must be rejected with a certain status, and must not harm the service."""
     cases = (*_wrong_json(), *_wrong_pictures(rng), *_wrong_http(), damaged(rng))
     return cases[rng.integers(len(cases))]
 
@@ -214,7 +214,7 @@ def _wrong_http() -> list[Case]:
 
 
 def damaged(rng: Rng) -> Case:
-    """A form with bytes changed anywhere in its body: to be answered, whatever that makes of it, and survived."""
+    """A form with random bytes changed: any 200 or 4xx is allowed."""
     body, kind = form([("image", picture(rng)), ("strength", b"0.5")])
     changed = bytearray(body)
     for place in rng.integers(len(changed), size=rng.integers(1, 20)):
@@ -241,7 +241,7 @@ def text(data: bytes) -> str:
 
 
 def picture(rng: Rng, size: tuple[int, int] | None = None, mode: str | None = None) -> bytes:
-    """A random picture: of random size, mode and format unless given."""
+    """A random image, with random size and mode unless given, and in a random format."""
     width, height = size or (int(rng.integers(1, 80)), int(rng.integers(1, 80)))
     chosen = mode or _MODES[rng.integers(len(_MODES))]
     noise = rng.integers(256, size=(height, width), dtype=np.uint8)
@@ -254,7 +254,7 @@ def picture(rng: Rng, size: tuple[int, int] | None = None, mode: str | None = No
 
 
 def shown(media: str, n: int) -> Callable[[Answer], None]:
-    """A check that an answer holds ``n`` pictures in this form."""
+    """A check that an answer contains ``n`` images in this format."""
 
     def check(answer: Answer) -> None:
         if media in ("application/json", "*/*"):

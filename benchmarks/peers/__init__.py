@@ -1,5 +1,5 @@
-"""Other serving systems with the same model file, and what it takes to measure them beside this service.
+"""Other serving systems with the same model file, and the code to measure them beside this service.
 
-`*_server.py` run in environments of their own and import nothing but their system, numpy, onnxruntime, Pillow and
-`alike`; all else runs in the environment of the benchmark.
+Each `*_server.py` runs in its own environment and imports only its system, numpy, onnxruntime, Pillow and `common`. The
+other modules run in the environment of the benchmark.
 """

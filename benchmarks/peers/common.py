@@ -1,8 +1,8 @@
-"""What every peer runs alike: onnxruntime on the one model file with one thread, and Pillow.
+"""The model code that every peer shares: onnxruntime with one thread on the same model file, and Pillow.
 
-A peer hands over the bodies of a batch and gets the bodies of its answers. A body is a PNG, or the float32 of one row,
-little-endian, as it is; the answer has the same form. Only numpy, onnxruntime and Pillow: this runs in the peers'
-environments.
+A peer passes the bodies of a batch and gets the bodies of the answers. A body is a PNG, or one row as little-endian
+float32; the answer has the same format. It imports only numpy, onnxruntime and Pillow, as it runs in the environments
+of the peers.
 """
 
 import base64
@@ -20,27 +20,27 @@ _LEVELS: Final = (-1.0 + np.arange(256) * 2.0 / 255).astype(np.float32)  # the s
 
 
 def port() -> int:
-    """Where to listen, on 127.0.0.1."""
+    """The port to listen on, on 127.0.0.1."""
     return int(os.environ["PEER_PORT"])
 
 
 def processes() -> int:
-    """How many copies of the model to run, one thread each."""
+    """The number of copies of the model, one thread each."""
     return int(os.environ["PEER_PROCESSES"])
 
 
 def max_batch() -> int:
-    """Rows that one pass may have."""
+    """The largest batch, in rows."""
     return int(os.environ["PEER_MAX_BATCH"])
 
 
 def wait_s() -> float:
-    """For how long a batch that is not full may wait for more rows."""
+    """The longest time that a batch waits for more rows, in seconds."""
     return float(os.environ["PEER_WAIT_MS"]) / 1000
 
 
 class Function:
-    """f, as bodies → bodies, of the model file at `PEER_MODEL`, or at this path."""
+    """The model as a function from bodies to bodies; its file is ``model``, or `PEER_MODEL`."""
 
     def __init__(self, model: str | None = None) -> None:
         options = onnxruntime.SessionOptions()
@@ -55,7 +55,7 @@ class Function:
         self.rows(np.zeros((1, *self.shape), np.float32))  # warm
 
     def __call__(self, bodies: Sequence[bytes]) -> list[bytes]:
-        """One pass over all bodies, in order."""
+        """One call of the model with all bodies, in order."""
         rows = np.stack([self._row(body) for body in bodies])
         return [
             encoded(row) if body.startswith(PNG) else row.tobytes()
@@ -63,7 +63,7 @@ class Function:
         ]
 
     def base64(self, texts: Sequence[str | bytes]) -> list[str]:
-        """The same for bodies that travel as base64."""
+        """The same for bodies in base64."""
         answers = self([base64.b64decode(text) for text in texts])
         return [base64.b64encode(answer).decode("ascii") for answer in answers]
 

@@ -1,4 +1,4 @@
-"""What the rounds say: a line for each entry, and ratios to the best peer."""
+"""The medians of all rounds per entry, and the ratios to the best peer."""
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,18 +8,18 @@ from benchmarks.harness.common import Json, median_ratio, rounded, target
 from benchmarks.peers.servers import OURS, Entry
 
 RATE: Final = 1.5  # requests/s of ours over those of the best peer
-SHARE: Final = 0.67  # of raw onnxruntime; where a peer has more, the ratio cannot be reached
+SHARE: Final = 0.67  # of raw onnxruntime; if a peer has more, `RATE` cannot be reached
 
-Reports = Mapping[Entry, Sequence[Json]]  # of turns, one for each round
+Reports = Mapping[Entry, Sequence[Json]]  # one report per round
 
 
 def lines(reports: Reports, raw: Mapping[int, Sequence[float]], payload: str, connections: int) -> dict[Entry, Json]:
-    """What one load was like for each entry: medians over the rounds; what failed is summed.
+    """One load of each entry: medians over the rounds, and the sum of the failures.
 
     Args:
-        reports: of all rounds, in the same order for all; some requests of each load were answered with 200.
-        raw: rows/s of raw onnxruntime by number of processes, one for each round.
-        payload, connections: which load.
+        reports: all rounds in the same order; each load has answers with 200.
+        raw: rows/s of raw onnxruntime by number of processes, one value per round.
+        payload, connections: the load.
     """
     return {
         entry: line(loads(found, payload, connections), raw[max(1, entry.processes)])
@@ -28,12 +28,12 @@ def lines(reports: Reports, raw: Mapping[int, Sequence[float]], payload: str, co
 
 
 def loads(reports: Sequence[Json], payload: str, connections: int) -> list[Json]:
-    """One load's reports, a round each."""
+    """The reports of one load, one per round."""
     return [report["loads"][payload][str(connections)] for report in reports]
 
 
 def line(rounds: Sequence[Json], raw: Sequence[float]) -> Json:
-    """One entry's line."""
+    """The record of one entry."""
 
     def middle(loads: Sequence[Json], name: str) -> Any:
         return rounded(float(statistics.median(load[name] for load in loads)))
@@ -51,7 +51,7 @@ def line(rounds: Sequence[Json], raw: Sequence[float]) -> Json:
 
 
 def statuses(rounds: Sequence[Json]) -> dict[str, int]:
-    """How many answers had which status."""
+    """The number of answers by status."""
     found: dict[str, int] = {}
     for load in rounds:
         for status, latency in load["statuses"].items():
@@ -60,7 +60,7 @@ def statuses(rounds: Sequence[Json]) -> dict[str, int]:
 
 
 def ratios(reports: Reports, raw: Mapping[int, Sequence[float]], payload: str, connections: int) -> list[Json]:
-    """Each of our entries beside the best peer: of those with as many processes, or of all for ours as it comes."""
+    """Each entry of this service beside the best peer with as many processes; with its default settings, beside all."""
     table = lines(reports, raw, payload, connections)
     peers = [entry for entry in table if entry.name != OURS]
 
@@ -83,7 +83,7 @@ def ratios(reports: Reports, raw: Mapping[int, Sequence[float]], payload: str, c
 def ratio(
     ours: Entry, best: Entry, reports: Reports, table: Mapping[Entry, Json], payload: str, connections: int
 ) -> Json:
-    """One of ours over one peer, round by round."""
+    """One entry of this service over one peer, round by round."""
     own, other = loads(reports[ours], payload, connections), loads(reports[best], payload, connections)
     rate = median_ratio(*([load["ok_per_s"] for load in each] for each in (own, other)))
     slowest = median_ratio(*([load["ok"]["p99_ms"] for load in each] for each in (own, other)))
@@ -102,7 +102,7 @@ def ratio(
 
 
 def targets(found: Sequence[Json]) -> Iterator[Json]:
-    """What is promised of single pictures: more requests, and none of them later."""
+    """The targets for single images: more requests per second, and a p99 that is not higher."""
     for each in found:
         if each["payload"] == "png" and each["of"] == "the best of all":
             where = f"png, {each['connections']} connections: {each['ours']} over {each['best_peer']}"

@@ -1,4 +1,4 @@
-"""An environment of its own for every peer, made with pip, outside the repository."""
+"""A virtual environment for every peer, created with pip outside the repository."""
 
 import json
 import os
@@ -11,25 +11,25 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.harness.processes import ROOT
-from benchmarks.peers.servers import Contestant
+from benchmarks.peers.servers import ServerSpec
 
 _INSTALL_S: Final = 1800.0
-_ALIKE: Final = ("onnxruntime", "pillow")  # of the same release as here
+_SAME_VERSION: Final = ("onnxruntime", "pillow")  # the versions of this environment
 _NAMED: Final = ("onnxruntime", "numpy", "pillow", "fastapi", "starlette", "uvicorn", "uvloop")
 _STAMP: Final = "installed.json"
 
 
 class NotInstalled(Exception):
-    """An environment cannot be made; the text says why."""
+    """An environment cannot be created; the text says why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Environment:
-    """A finished one.
+    """A complete environment.
 
     Args:
         python: its interpreter.
-        versions: of what matters.
+        versions: of the main packages.
     """
 
     python: str
@@ -37,37 +37,37 @@ class Environment:
 
 
 def default_folder() -> Path:
-    """Where environments are kept when nothing else is said."""
+    """The default folder of the environments."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "ign-service" / "peers"
 
 
 def inside_repository(folder: Path) -> bool:
-    """Whether it would be, which it must not."""
+    """Whether the folder is in the repository, which is not allowed."""
     return folder.resolve().is_relative_to(ROOT)
 
 
-def requirements(contestant: Contestant) -> list[str]:
-    """What pip is asked for. Newest of the system itself; what all run alike is what this environment has."""
-    return [*contestant.packages, *(f"{name}=={version(name)}" for name in _ALIKE)]
+def requirements(server_spec: ServerSpec) -> list[str]:
+    """The requirements for pip: the newest release of the server, and `_SAME_VERSION` as in this environment."""
+    return [*server_spec.packages, *(f"{name}=={version(name)}" for name in _SAME_VERSION)]
 
 
-def environment(contestant: Contestant, folder: Path) -> Environment:
-    """The contestant's environment in this folder, made if it is not there or holds something else.
+def environment(server_spec: ServerSpec, folder: Path) -> Environment:
+    """The environment of a server in this folder, created if it is missing or has other requirements.
 
     Raises:
-        NotInstalled: pip could not.
+        NotInstalled: pip failed.
     """
-    if contestant.module is None:
+    if server_spec.module is None:
         return Environment(python=sys.executable, versions=_versions(sys.executable, ["ign-service"]))
-    place = folder / contestant.name
+    place = folder / server_spec.name
     python = place / "bin" / "python"
-    wanted = requirements(contestant)
+    wanted = requirements(server_spec)
     if _stamp(place) != wanted:
         _run([sys.executable, "-m", "venv", "--clear", str(place)])
         _run([str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet", *wanted])
         (place / _STAMP).write_text(json.dumps(wanted), encoding="utf-8")
-    return Environment(python=str(python), versions=_versions(str(python), [contestant.distribution]))
+    return Environment(python=str(python), versions=_versions(str(python), [server_spec.distribution]))
 
 
 def _stamp(place: Path) -> object:
@@ -78,7 +78,7 @@ def _stamp(place: Path) -> object:
 
 
 def _versions(python: str, first: Sequence[str]) -> dict[str, str]:
-    """By distribution; of those that are installed."""
+    """The versions of the installed packages among ``first`` and `_NAMED`."""
     found = json.loads(_run([python, "-m", "pip", "--disable-pip-version-check", "list", "--format=json"]))
     versions = {each["name"].lower(): each["version"] for each in found}
     wanted = dict.fromkeys([*first, *_NAMED])

@@ -37,7 +37,7 @@ async def batches(queue: asyncio.Queue[Waiting], function: common.Function, exec
 
 
 def settle(future: asyncio.Future[bytes], answer: bytes | Exception) -> None:
-    if future.done():  # its client has left
+    if future.done():  # its client disconnected
         return
     if isinstance(answer, bytes):
         future.set_result(answer)

@@ -1,9 +1,9 @@
-"""One contestant's turn: start its server, hold its answers to this service's, put load on it, stop it.
+"""One run of one server: start it, compare its answers with those of this service, send load, stop it.
 
     python -m benchmarks.peers.one_run < ORDER.json        # the fields of `Order`; prints a report
 
-It is a process of its own, so that it can have a network and processes of its own: `take` gives it both where it may.
-Whatever a server leaves behind ends with it then, and nobody else can reach the ports it opens.
+It is a process of its own, with its own network and process namespaces where `unshare` may create them. All processes
+of a server then end with the run, and nothing else can reach its ports.
 """
 
 import base64
@@ -30,14 +30,14 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.harness.common import Json, rounded
-from benchmarks.harness.processes import HOST, ROOT, Server, ServerFailed, free_port, rss_mib, serving
+from benchmarks.harness.processes import HOST, ROOT, ServerFailed, ServerProcess, free_port, rss_mib, serving
 from benchmarks.load_generator.load import measure
 from benchmarks.load_generator.spec import Spec
-from benchmarks.peers.payloads import PNG, Wire
+from benchmarks.peers.payloads import PNG, Protocol
 from benchmarks.peers.servers import Batching, Entry, command, environment
 
-_AT_ONCE: Final = 16  # while answers are checked, so that batches are formed
-_CLOSE: Final = 1e-5  # of floats: two releases of onnxruntime may differ in the last bits
+_AT_ONCE: Final = 16  # requests at once while answers are compared, so that the server forms batches
+_CLOSE: Final = 1e-5  # tolerance of floats: the last bits may differ between batch sizes
 _ANSWER_S: Final = 60.0
 _STOP_S: Final = 20.0
 _APART: Final = ("unshare", "--net", "--pid", "--fork", "--kill-child", "--mount-proc")
@@ -45,24 +45,24 @@ _LOOPBACK: Final = ("sh", "-c", 'ip link set lo up && exec "$@"', "sh")
 
 
 class Refused(Exception):
-    """A contestant does not serve, or serves something else; the text says what."""
+    """A server does not answer, or answers something else; the text says what."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What to do.
+    """The description of one run.
 
     Args:
-        name, processes: the entry.
-        rows, wait_ms: how it forms batches.
-        python: interpreter of its environment.
-        models, model: directory, and `name/version` within.
-        bodies: by payload, what is sent, in base64.
-        expected: by payload, what has to come back; empty: the answers are reported instead.
+        name, processes: of the entry.
+        rows, wait_ms: its batching.
+        python: the interpreter of its environment.
+        models, model: model directory, and `name/version` in it.
+        bodies: the request bodies by payload, in base64.
+        expected: the expected answers by payload; if empty, the answers are in the report instead.
         connections: numbers of connections, one load each.
         seconds, warmup_s: of each load.
-        server_cpus, client_cpus: where they may run.
-        start_s: patience with its start.
+        server_cpus, client_cpus: their CPUs.
+        start_s: seconds to wait for its start.
     """
 
     name: str
@@ -82,12 +82,12 @@ class Order:
     start_s: float = 120.0
 
 
-def take(order: Order) -> Json:
-    """Have the turn taken by a process of its own; returns its report, or `{"failed": why}`."""
+def run_in_subprocess(order: Order) -> Json:
+    """Run it in a process of its own; returns its report, or `{"failed": reason}`."""
     entry = Entry(name=order.name, processes=order.processes)
-    if entry.contestant.alone and not apart():
-        return {"failed": "needs a network of its own, and `unshare` may not make one here"}
-    prefix = apart()
+    if entry.server_spec.alone and not namespace_prefix():
+        return {"failed": "needs its own network namespace, which `unshare` may not create here"}
+    prefix = namespace_prefix()
     loads = len(order.connections) * len(order.bodies)
     limit = order.start_s + loads * (order.seconds + order.warmup_s + 45) + 2 * _ANSWER_S + 60
     process = subprocess.Popen(
@@ -101,16 +101,16 @@ def take(order: Order) -> Json:
     try:
         out, err = process.communicate(json.dumps(asdict(order)), limit)
     except subprocess.TimeoutExpired:
-        return {"failed": f"not done within {limit:.0f} s"}
+        return {"failed": f"did not end within {limit:.0f} s"}
     finally:
         _end(process)
     if process.returncode != 0:
-        return {"failed": f"the turn ended with status {process.returncode}: {err[-2000:]}"}
+        return {"failed": f"the run exited with status {process.returncode}: {err[-2000:]}"}
     return cast(Json, json.loads(out))
 
 
 def _end(process: "subprocess.Popen[str]") -> None:
-    process.terminate()  # it stops its server then
+    process.terminate()  # it stops its server
     try:
         process.wait(_STOP_S)
     except subprocess.TimeoutExpired:
@@ -119,8 +119,8 @@ def _end(process: "subprocess.Popen[str]") -> None:
 
 
 @cache
-def apart() -> tuple[str, ...]:
-    """What goes before a command that is to have network and processes of its own; nothing where that may not be."""
+def namespace_prefix() -> tuple[str, ...]:
+    """The command prefix for own network and process namespaces; empty where they are not allowed."""
     if not shutil.which("unshare") or not shutil.which("ip"):
         return ()
     for prefix in (_APART, (*_APART, "--map-root-user")):
@@ -130,8 +130,8 @@ def apart() -> tuple[str, ...]:
     return ()
 
 
-def turn(order: Order) -> Json:
-    """Take the turn in this process."""
+def run_here(order: Order) -> Json:
+    """Run it in this process."""
     entry = Entry(name=order.name, processes=order.processes)
     port = free_port()
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("IGN_", "PEER_"))}
@@ -139,26 +139,26 @@ def turn(order: Order) -> Json:
     start = time.perf_counter()
     try:
         with (
-            TemporaryDirectory() as folder,  # in which they leave what they leave
-            on(order.server_cpus),
+            TemporaryDirectory() as folder,  # for files of the server
+            pinned(order.server_cpus),
             serving(
-                command(entry.contestant, order.python),
+                command(entry.server_spec, order.python),
                 port=port,
-                ready=entry.contestant.ready,
-                environ=inherited | _at_home(folder) | own,
+                ready=entry.server_spec.ready,
+                environ=inherited | _private_folders(folder) | own,
                 cwd=Path(folder),
                 start_s=order.start_s,
                 stop_s=10.0,
             ) as server,
-            on(order.client_cpus),
+            pinned(order.client_cpus),
         ):
             return _loads(order, entry, server, start)
     except (ServerFailed, Refused, OSError, http.client.HTTPException) as exc:
         return {"failed": str(exc)}
 
 
-def _at_home(folder: str) -> dict[str, str]:
-    """Variables that keep a server's files in this folder, and its habits to itself."""
+def _private_folders(folder: str) -> dict[str, str]:
+    """Variables that keep the files of a server in this folder, and turn telemetry off."""
     return {
         "PYTHONPATH": str(ROOT),
         "HOME": folder,
@@ -167,23 +167,25 @@ def _at_home(folder: str) -> dict[str, str]:
     }
 
 
-def _loads(order: Order, entry: Entry, server: Server, start: float) -> Json:
+def _loads(order: Order, entry: Entry, server: ServerProcess, start: float) -> Json:
     bodies = {payload: [base64.b64decode(body) for body in found] for payload, found in order.bodies.items()}
     report: Json = {"wires": {}, "loads": {}}
-    wires = {}
+    protocols = {}
     for payload, sent in bodies.items():
-        wires[payload] = wire = first_that_answers(entry.contestant.wires[payload], server.port, sent[0], order.start_s)
-        report["wires"][payload] = wire.says
+        protocols[payload] = protocol = first_accepted(
+            entry.server_spec.protocols[payload], server.port, sent[0], order.start_s
+        )
+        report["wires"][payload] = protocol.title
         if payload == next(iter(bodies)):
             report["start_s"] = rounded(time.perf_counter() - start)
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            answers = list(pool.map(lambda body, wire=wire: ask(server.port, wire, body)[1], sent))
+            answers = list(pool.map(lambda body, protocol=protocol: send_one(server.port, protocol, body)[1], sent))
         if order.expected:
             compare(payload, answers, [base64.b64decode(body) for body in order.expected[payload]])
         else:
             report.setdefault("answers", {})[payload] = [base64.b64encode(body).decode() for body in answers]
-    for payload, wire in wires.items():
-        requests = [wire.ask(body) for body in bodies[payload]]
+    for payload, protocol in protocols.items():
+        requests = [protocol.encode(body) for body in bodies[payload]]
         report["loads"][payload] = {
             str(connections): measure(
                 Spec(
@@ -201,49 +203,49 @@ def _loads(order: Order, entry: Entry, server: Server, start: float) -> Json:
     return report
 
 
-def first_that_answers(wires: Sequence[Wire], port: int, body: bytes, patience_s: float) -> Wire:
-    """The first way that is answered with 200; 404 and 5xx may mean that a server is not ready yet.
+def first_accepted(protocols: Sequence[Protocol], port: int, body: bytes, timeout_s: float) -> Protocol:
+    """The first protocol that is answered with 200; retries after 404 and 5xx, as the server may not be ready.
 
     Raises:
-        Refused: none is.
+        Refused: no protocol is answered with 200.
     """
-    deadline = time.monotonic() + patience_s
+    deadline = time.monotonic() + timeout_s
     while True:
         said = []
-        for wire in wires:
-            status, answer = ask(port, wire, body)
+        for protocol in protocols:
+            status, answer = send_one(port, protocol, body)
             if status == 200:
-                return wire
-            said.append(f"{status} {answer[:300]!r} to {wire.says}")
+                return protocol
+            said.append(f"{status} {answer[:300]!r} to {protocol.title}")
         if time.monotonic() > deadline or not any(text.startswith(("404", "5")) for text in said):
             raise Refused("; ".join(said))
         time.sleep(0.2)
 
 
-def ask(port: int, wire: Wire, body: bytes) -> tuple[int, bytes]:
-    """Send one body on a connection of its own; the status and, of a 200, the body that came back."""
+def send_one(port: int, protocol: Protocol, body: bytes) -> tuple[int, bytes]:
+    """Send one body on a new connection; returns the status and, of a 200, the body of the answer."""
     with socket.create_connection((HOST, port), _ANSWER_S) as connection:
-        connection.sendall(wire.ask(body))
+        connection.sendall(protocol.encode(body))
         answer = http.client.HTTPResponse(connection, method="POST")
         answer.begin()
         content = answer.read()
         headers = {name.lower(): value for name, value in answer.getheaders()}
-    return answer.status, wire.read(headers, content) if answer.status == 200 else content
+    return answer.status, protocol.decode(headers, content) if answer.status == 200 else content
 
 
 def compare(payload: str, answers: Sequence[bytes], expected: Sequence[bytes]) -> None:
-    """Hold answers to what has to come back: PNGs to the same pixels, floats to the same values but for last bits.
+    """Compare answers with the expected ones: PNGs by pixels, floats within `_CLOSE`.
 
     Raises:
-        Refused: they differ.
+        Refused: an answer differs.
     """
     for number, (answer, wanted) in enumerate(zip(answers, expected, strict=True)):
         try:
             found, right = _values(payload, answer), _values(payload, wanted)
         except (OSError, ValueError) as exc:
-            raise Refused(f"{payload} {number}: {answer[:100]!r} is none: {exc}") from exc
+            raise Refused(f"{payload} {number}: {answer[:100]!r} cannot be decoded: {exc}") from exc
         if found.shape != right.shape or not np.allclose(found, right, rtol=0, atol=0 if payload == PNG else _CLOSE):
-            raise Refused(f"{payload} {number}: the answer is another picture than this service's")
+            raise Refused(f"{payload} {number}: the answer differs from that of this service")
 
 
 def _values(payload: str, body: bytes) -> "np.ndarray[Any, np.dtype[np.float64]]":
@@ -253,8 +255,8 @@ def _values(payload: str, body: bytes) -> "np.ndarray[Any, np.dtype[np.float64]]
 
 
 @contextmanager
-def on(cpus: Sequence[int]) -> Iterator[None]:
-    """Let this thread, and the processes it starts, run on these CPUs alone."""
+def pinned(cpus: Sequence[int]) -> Iterator[None]:
+    """Pin this thread, and the processes it starts, to these CPUs."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cpus)
     try:
@@ -265,4 +267,4 @@ def on(cpus: Sequence[int]) -> Iterator[None]:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    print(json.dumps(turn(Order(**json.load(sys.stdin)))))
+    print(json.dumps(run_here(Order(**json.load(sys.stdin)))))

@@ -1,7 +1,7 @@
-"""How a body travels to each contestant and back: whole HTTP/1.1 requests, and what is read from an answer.
+"""The protocols of the servers: a body to an HTTP/1.1 request, and an answer back to a body.
 
-A body is the same bytes for everybody: a PNG, or the float32 of one row. Where a protocol cannot carry bytes as they
-are (JSON), they are base64 within it.
+A body is the same bytes for every server: a PNG, or one row as float32. Protocols that cannot carry bytes (JSON) carry
+them as base64.
 """
 
 import base64
@@ -23,47 +23,47 @@ Headers = Mapping[str, str]  # names in lower case
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wire:
-    """One way to ask.
+class Protocol:
+    """One protocol.
 
     Args:
-        says: for people.
-        ask: a body → the bytes of a request.
-        read: headers and body of a 200 → the body that came back, in the form in which one was sent.
+        title: its description.
+        encode: a body → the bytes of a request.
+        decode: headers and body of a 200 → the body of the answer, in the format of the request body.
     """
 
-    says: str
-    ask: Callable[[bytes], bytes]
-    read: Callable[[Headers, bytes], bytes]
+    title: str
+    encode: Callable[[bytes], bytes]
+    decode: Callable[[Headers, bytes], bytes]
 
 
-def as_it_is(path: str, kind: str, accept: str = "*/*") -> Wire:
-    """The body is the request's, and the answer's."""
+def raw_body(path: str, kind: str, accept: str = "*/*") -> Protocol:
+    """The body is the body of the request, and of the answer."""
     headers = {"Content-Type": kind, "Accept": accept}
-    return Wire(
-        says=f"POST {path}, {kind} → {accept}",
-        ask=lambda body: request(path, body, headers),
-        read=lambda _, body: body,
+    return Protocol(
+        title=f"POST {path}, {kind} → {accept}",
+        encode=lambda body: request(path, body, headers),
+        decode=lambda _, body: body,
     )
 
 
-def as_json(path: str, envelope: Callable[[str], object], unpack: Callable[[object], str]) -> Wire:
+def base64_json(path: str, envelope: Callable[[str], object], unpack: Callable[[object], str]) -> Protocol:
     """Base64 within JSON, both ways.
 
     Args:
-        path: where to.
-        envelope: base64 → what is sent.
-        unpack: what came back → base64.
+        path: of the endpoint.
+        envelope: base64 → the JSON of the request.
+        unpack: the JSON of the answer → base64.
     """
     headers = {"Content-Type": "application/json", "Accept": "application/json"}
-    return Wire(
-        says=f"POST {path}, base64 within JSON, both ways",
-        ask=lambda body: request(path, json.dumps(envelope(_text(body))).encode("ascii"), headers),
-        read=lambda _, body: base64.b64decode(unpack(json.loads(body))),
+    return Protocol(
+        title=f"POST {path}, base64 within JSON, both ways",
+        encode=lambda body: request(path, json.dumps(envelope(_text(body))).encode("ascii"), headers),
+        decode=lambda _, body: base64.b64decode(unpack(json.loads(body))),
     )
 
 
-def as_list(path: str, field: str) -> Wire:
+def json_list(path: str, field: str) -> Protocol:
     """A list of one in the field of a JSON object, answered with a list of one."""
 
     def unpack(answer: object) -> str:
@@ -71,10 +71,10 @@ def as_list(path: str, field: str) -> Wire:
         text: str = answer[0]
         return text
 
-    return as_json(path, lambda text: {field: [text]}, unpack)
+    return base64_json(path, lambda text: {field: [text]}, unpack)
 
 
-def v2_base64(model: str) -> Wire:
+def v2_base64(model: str) -> Protocol:
     """Open Inference Protocol without its binary extension: one BYTES element, base64."""
 
     def unpack(answer: object) -> str:
@@ -82,14 +82,14 @@ def v2_base64(model: str) -> Wire:
         text: str = answer["outputs"][0]["data"][0]
         return text
 
-    return as_json(
+    return base64_json(
         f"/v2/models/{model}/infer",
         lambda text: {"inputs": [{"name": "x", "shape": [1, 1], "datatype": "BYTES", "data": [text]}]},
         unpack,
     )
 
 
-def v2_binary(model: str, *, kind: str, shape: list[int], parameters: dict[str, object] | None = None) -> Wire:
+def v2_binary(model: str, *, kind: str, shape: list[int], parameters: dict[str, object] | None = None) -> Protocol:
     """Open Inference Protocol with binary tensors, both ways.
 
     Args:
@@ -117,10 +117,10 @@ def v2_binary(model: str, *, kind: str, shape: list[int], parameters: dict[str, 
         tensor = body[int(headers["inference-header-content-length"]) :]
         return tensor if kind == "FP32" else tensor[4:]
 
-    return Wire(says=f"POST {path}, binary {kind} tensors, both ways", ask=ask, read=read)
+    return Protocol(title=f"POST {path}, binary {kind} tensors, both ways", encode=ask, decode=read)
 
 
-def latent(path: str, shape: tuple[int, ...]) -> Wire:
+def latent(path: str, shape: tuple[int, ...]) -> Protocol:
     """This service where it has no `/v2`: a latent as base64 of an .npy, answered as an .npy."""
     headers = {"Content-Type": "application/json", "Accept": "application/x-npy"}
 
@@ -135,7 +135,7 @@ def latent(path: str, shape: tuple[int, ...]) -> Wire:
         rows: np.ndarray[tuple[int, ...], np.dtype[np.float32]] = np.load(io.BytesIO(body))
         return rows.astype("<f4").tobytes()
 
-    return Wire(says=f"POST {path}, base64 .npy within JSON → .npy", ask=ask, read=read)
+    return Protocol(title=f"POST {path}, base64 .npy within JSON → .npy", encode=ask, decode=read)
 
 
 def _text(body: bytes) -> str:

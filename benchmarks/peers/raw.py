@@ -1,4 +1,4 @@
-"""Raw onnxruntime with nothing around it, as many processes of one thread as a contestant has: what there is to share.
+"""Raw onnxruntime without a server, in as many single-threaded processes as an entry has: the upper bound.
 
 python -m benchmarks.peers.raw MODEL ROWS SECONDS       # one process; prints rows/s
 """
@@ -13,17 +13,17 @@ import numpy as np
 
 from benchmarks.harness.processes import ROOT
 from benchmarks.peers.common import Function
-from benchmarks.peers.one_run import on
+from benchmarks.peers.one_run import pinned
 
 
 def rows_per_s(model: Path, *, rows: int, seconds: float, processes: int, cpus: Sequence[int]) -> float:
-    """Of all processes together, at batches of this size, on these CPUs.
+    """The rate of all processes together with batches of ``rows`` rows.
 
     Raises:
-        RuntimeError: one of them failed.
+        RuntimeError: a process failed.
     """
     command = [sys.executable, "-m", "benchmarks.peers.raw", str(model), str(rows), str(seconds)]
-    with on(cpus):
+    with pinned(cpus):
         running = [
             subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
             for _ in range(processes)

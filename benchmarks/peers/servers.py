@@ -1,4 +1,4 @@
-"""Who is measured: each contestant's packages, command, settings, and ways to ask."""
+"""The servers that are measured: packages, command, settings and protocols of each."""
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from benchmarks.peers.payloads import PNG, RAW, Wire, as_it_is, as_list, latent, v2_base64, v2_binary
+from benchmarks.peers.payloads import PNG, RAW, Protocol, json_list, latent, raw_body, v2_base64, v2_binary
 
 OURS: Final = "ign"
 _BYTES: Final = "application/octet-stream"
@@ -14,11 +14,11 @@ _BYTES: Final = "application/octet-stream"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batching:
-    """How batches are formed. Which of several is used is measured, and the same for every load.
+    """A batching setting. One of several is chosen by measuring, and used for every load.
 
     Args:
-        rows: of the largest batch.
-        wait_ms: for which a batch that is not full may wait.
+        rows: the largest batch.
+        wait_ms: the longest time that a batch waits for more rows.
     """
 
     rows: int
@@ -28,52 +28,52 @@ class Batching:
         return f"≤ {self.rows} rows, {self.wait_ms} ms"
 
 
-SOON: Final = (
+WAITING: Final = (
     Batching(rows=16, wait_ms=1),
     Batching(rows=8, wait_ms=1),
     Batching(rows=32, wait_ms=2),
     Batching(rows=64, wait_ms=5),
 )
-"""Where a batch waits until it is full: with few connections a small one fills, and a large one only waits."""
+"""For servers whose batches wait until they are full: with few connections only small batches fill."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Contestant:
+class ServerSpec:
     """A serving system.
 
     Args:
-        name: of the system, and of its environment.
-        module: of its server, below `benchmarks.peers`; None for this service.
-        packages: what its environment holds, besides onnxruntime and Pillow.
-        distribution: the one whose version is named first.
-        ready: path that answers 200 once it serves.
-        wires: by payload, ways to ask; the first that is answered with 200 is taken.
+        name: the name of the system, and of its environment.
+        module: its server below `benchmarks.peers`; None for this service.
+        packages: the packages of its environment, besides onnxruntime and Pillow.
+        distribution: the package whose version is stated first.
+        ready: a path that answers 200 when the server is ready.
+        protocols: protocols by payload; the first that is answered with 200 is used.
         batching: the settings to choose from.
         environ: more environment variables, as its documentation recommends.
-        alone: must have network and processes of its own, as it touches others'.
+        alone: needs its own network and process namespaces, as it interferes with other processes.
     """
 
     name: str
     module: str | None
     ready: str
-    wires: Mapping[str, Sequence[Wire]]
+    protocols: Mapping[str, Sequence[Protocol]]
     packages: tuple[str, ...] = ()
     distribution: str = ""
-    batching: tuple[Batching, ...] = SOON
+    batching: tuple[Batching, ...] = WAITING
     environ: Mapping[str, str] = field(default_factory=dict)
     alone: bool = False
 
 
-def _plain(path: str) -> Mapping[str, Sequence[Wire]]:
-    return {PNG: [as_it_is(path, _BYTES)], RAW: [as_it_is(path, _BYTES)]}
+def _plain(path: str) -> Mapping[str, Sequence[Protocol]]:
+    return {PNG: [raw_body(path, _BYTES)], RAW: [raw_body(path, _BYTES)]}
 
 
-SERVICE: Final = Contestant(
+SERVICE: Final = ServerSpec(
     name=OURS,
     module=None,
     ready="/readyz",
-    wires={
-        PNG: [as_it_is("/project?steps=1", "image/png", "image/png")],
+    protocols={
+        PNG: [raw_body("/project?steps=1", "image/png", "image/png")],
         RAW: [
             v2_binary("mnist", kind="FP32", shape=[1, 1, 28, 28], parameters={"steps": 1}),
             latent("/latent-arithmetic", (1, 28, 28)),
@@ -83,48 +83,48 @@ SERVICE: Final = Contestant(
 )
 
 PEERS: Final = (
-    Contestant(
+    ServerSpec(
         name="fastapi",
         module="fastapi_server",
         packages=("fastapi", "uvicorn", "uvloop", "httptools"),
         distribution="fastapi",
         ready="/openapi.json",
-        wires=_plain("/predict"),
+        protocols=_plain("/predict"),
         batching=(Batching(rows=16, wait_ms=0), Batching(rows=64, wait_ms=0)),
     ),
-    Contestant(
+    ServerSpec(
         name="mosec",
         module="mosec_server",
         packages=("mosec",),
         distribution="mosec",
         ready="/",
-        wires=_plain("/predict"),
+        protocols=_plain("/predict"),
     ),
-    Contestant(
+    ServerSpec(
         name="litserve",
         module="litserve_server",
         packages=("litserve",),
         distribution="litserve",
         ready="/health",
-        wires=_plain("/predict"),
+        protocols=_plain("/predict"),
     ),
-    Contestant(
+    ServerSpec(
         name="bentoml",
         module="bentoml_server",
         packages=("bentoml",),
         distribution="bentoml",
         ready="/readyz",
-        wires={PNG: [as_list("/predict", "bodies")], RAW: [as_list("/predict", "bodies")]},
+        protocols={PNG: [json_list("/predict", "bodies")], RAW: [json_list("/predict", "bodies")]},
         batching=(Batching(rows=16, wait_ms=0), Batching(rows=32, wait_ms=0), Batching(rows=100, wait_ms=0)),
         environ={"BENTOML_DO_NOT_TRACK": "True"},
     ),
-    Contestant(
+    ServerSpec(
         name="ray",
         module="ray_server",
         packages=("ray[serve]",),
         distribution="ray",
         ready="/-/healthz",
-        wires=_plain("/predict"),
+        protocols=_plain("/predict"),
         batching=(Batching(rows=16, wait_ms=0), Batching(rows=64, wait_ms=0), Batching(rows=32, wait_ms=2)),
         environ={
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -133,37 +133,37 @@ PEERS: Final = (
         },
         alone=True,
     ),
-    Contestant(
+    ServerSpec(
         name="mlserver",
         module="mlserver_server",
         packages=("mlserver", "uvloop<0.22"),  # its workers do not start with a later uvloop
         distribution="mlserver",
         ready="/v2/models/f/ready",
-        wires={PNG: [v2_base64("f")], RAW: [v2_base64("f")]},
+        protocols={PNG: [v2_base64("f")], RAW: [v2_base64("f")]},
     ),
-    Contestant(
+    ServerSpec(
         name="pytriton",
         module="pytriton_server",
         packages=("nvidia-pytriton",),
         distribution="nvidia-pytriton",
         ready="/v2/models/raw/ready",
-        wires={
+        protocols={
             PNG: [v2_binary("png", kind="BYTES", shape=[1, 1])],
             RAW: [v2_binary("raw", kind="FP32", shape=[1, 1, 28, 28])],
         },
         batching=(Batching(rows=32, wait_ms=0), Batching(rows=64, wait_ms=0), Batching(rows=16, wait_ms=1)),
     ),
 )
-ALL: Final = {contestant.name: contestant for contestant in (SERVICE, *PEERS)}
+ALL: Final = {server_spec.name: server_spec for server_spec in (SERVICE, *PEERS)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """A contestant with a number of copies of the model, one thread each.
+    """A server with a number of copies of the model, one thread each.
 
     Args:
-        name: of the contestant.
-        processes: how many; 0 for this service exactly as it comes.
+        name: the name of the server.
+        processes: the number of copies; 0 for this service with its default settings.
     """
 
     name: str
@@ -173,13 +173,13 @@ class Entry:
         return f"{self.name} as it comes" if self.processes == 0 else f"{self.name} ×{self.processes}"
 
     @property
-    def contestant(self) -> Contestant:
-        """Who it is."""
+    def server_spec(self) -> ServerSpec:
+        """The server of this entry."""
         return ALL[self.name]
 
 
 def entries(names: Sequence[str], processes: Sequence[int]) -> Iterator[Entry]:
-    """All that is measured: this service as it comes too, if it takes part."""
+    """All entries; this service also with its default settings."""
     for name in names:
         if name == OURS:
             yield Entry(name=name, processes=0)
@@ -187,25 +187,25 @@ def entries(names: Sequence[str], processes: Sequence[int]) -> Iterator[Entry]:
             yield Entry(name=name, processes=number)
 
 
-def command(contestant: Contestant, python: str) -> list[str]:
-    """What starts its server with the interpreter of its environment."""
-    if contestant.module is None:
+def command(server_spec: ServerSpec, python: str) -> list[str]:
+    """The command that starts the server with the interpreter of its environment."""
+    if server_spec.module is None:
         return [sys.executable, "-m", "service"]
-    return [python, "-m", f"benchmarks.peers.{contestant.module}"]
+    return [python, "-m", f"benchmarks.peers.{server_spec.module}"]
 
 
 def environment(entry: Entry, batching: Batching, port: int, models: Path, model: str) -> dict[str, str]:
-    """Variables that its server reads.
+    """The environment variables of its server.
 
     Args:
-        entry: who, and how often.
-        batching: how batches are formed.
-        port: where to listen.
-        models: directory of models.
-        model: `name/version` within.
+        entry: the server and its number of copies.
+        batching: its batching.
+        port: the port to listen on.
+        models: the model directory.
+        model: `name/version` in it.
     """
-    contestant, processes = entry.contestant, entry.processes
-    if contestant.module is None:
+    server_spec, processes = entry.server_spec, entry.processes
+    if server_spec.module is None:
         found = {"IGN_PORT": str(port), "IGN_MODEL_DIR": str(models), "IGN_DEFAULT_MODEL": model}
         if processes:
             threads = str(processes)  # one each: they are divided among the processes
@@ -217,5 +217,5 @@ def environment(entry: Entry, batching: Batching, port: int, models: Path, model
         "PEER_MAX_BATCH": str(batching.rows),
         "PEER_WAIT_MS": str(batching.wait_ms),
         "PEER_MODEL": str(models / model / "model.onnx"),
-        **contestant.environ,
+        **server_spec.environ,
     }

@@ -1,6 +1,4 @@
-import argparse
 import json
-import statistics
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +19,6 @@ def test_a_percentile_agrees_with_numpy() -> None:
     values = sorted(np.random.default_rng(0).exponential(size=777).tolist())
     for percent in (1.0, 33.3, 50.0, 99.0, 99.9):
         assert common.percentile(values, percent) == np.percentile(values, percent, method="inverted_cdf")
-
-
-def test_nothing_has_no_percentile() -> None:
-    with pytest.raises(ValueError, match="nothing"):
-        common.percentile([], 50)
 
 
 def test_latencies_are_summed_up_in_milliseconds() -> None:
@@ -103,32 +96,9 @@ def test_a_result_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     parser.add_argument("--models")
     file = tmp_path / "new" / "nothing.json"
     options = parser.parse_args(["--quick", "--models", "somewhere", "--results", str(file)])
-    options = common.settle(options, full={"rounds": 5}, quick={"rounds": 1})
+    options = common.apply_defaults(options, full={"rounds": 5}, quick={"rounds": 1})
     common.write(common.report("nothing", "none", options, lines=[1]), options.results)
     found = json.loads(file.read_text())
     assert found == json.loads(capsys.readouterr().out)
     assert found["options"] == {"quick": True, "rounds": 1}  # no paths
     assert found["lines"] == [1]
-
-
-def test_an_option_that_is_given_stays() -> None:
-    options = common.settle(argparse.Namespace(quick=False, rounds=3), full={"rounds": 5}, quick={"rounds": 1})
-    assert options.rounds == 3
-
-
-@pytest.mark.parametrize(
-    ("kind", "text"),
-    [(common.positive, "0"), (common.duration, "0"), (common.duration, "inf"), (common.setting, "IGN_A")],
-)
-def test_a_bad_option_is_refused(kind: type, text: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError):
-        kind(text)
-
-
-def test_a_setting_may_hold_anything() -> None:
-    assert common.setting("IGN_A=b=c") == ("IGN_A", "b=c")
-
-
-def test_the_median_of_latencies_is_a_latency() -> None:
-    values = np.random.default_rng(1).random(101).tolist()
-    assert common.latency(values)["p50_ms"] == common.rounded(statistics.median(values) * 1e3)

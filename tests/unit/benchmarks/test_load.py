@@ -182,6 +182,7 @@ def test_no_server_is_said_at_once() -> None:
         run(Spec(port=free_port(), requests=[request("/")], connections=1, seconds=60.0))
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_gives_the_same_report() -> None:
     with fake_server(at_once) as seen:
         here, there = run(spec(seen)), load.measure(spec(seen))

@@ -1,7 +1,6 @@
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -13,18 +12,20 @@ http.server.test(http.server.SimpleHTTPRequestHandler, port=int(sys.argv[1]), bi
 """
 
 
+@pytest.mark.slow
 def test_a_server_is_started_awaited_and_stopped() -> None:
     port = processes.free_port()
     with processes.serving([sys.executable, "-c", FILES, str(port)], port=port, ready="/README.md") as server:
         assert server.get("/README.md")[0] == 200
         assert server.get("/nothing")[0] == 404
         assert processes.rss_mib(server.pid) > 1
-        assert "GET /nothing" in server.said()
+        assert "GET /nothing" in server.log_text()
     assert server.status == -15
     with pytest.raises(OSError, match="refused"):
         server.get("/")
 
 
+@pytest.mark.slow
 def test_a_server_that_ends_says_why() -> None:
     command = [sys.executable, "-c", "raise SystemExit('no')"]
     with (
@@ -34,6 +35,7 @@ def test_a_server_that_ends_says_why() -> None:
         raise AssertionError
 
 
+@pytest.mark.slow
 def test_a_server_that_is_never_ready_is_given_up() -> None:
     command = [sys.executable, "-c", "import threading; threading.Event().wait()"]
     with (
@@ -43,26 +45,26 @@ def test_a_server_that_is_never_ready_is_given_up() -> None:
         raise AssertionError
 
 
+@pytest.mark.slow
 def test_a_bad_setting_is_told() -> None:
-    with pytest.raises(processes.ServerFailed, match="IGN_NONSENSE"), processes.service({"IGN_NONSENSE": "1"}):
+    with pytest.raises(processes.ServerFailed, match="IGN_THREADS"), processes.service({"IGN_THREADS": "no"}):
         raise AssertionError
 
 
-def test_cpu_time_is_that_of_a_process_and_its_descendants() -> None:
-    start = time.process_time()
-    while time.process_time() - start < 0.05:
-        pass
-    assert processes.cpu_seconds(os.getpid()) == pytest.approx(sum(os.times()[:2]), abs=0.1)
-    nested = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {'print(1, flush=True); input()'!r}])"
+@pytest.mark.slow
+def test_cpu_time_and_memory_include_descendants() -> None:
+    spin = "import time\nwhile time.process_time() < 0.3: pass\nprint(1, flush=True); input()"
+    nested = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {spin!r}])"
     with subprocess.Popen(
         [sys.executable, "-c", nested], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as child:
         assert child.stdout is not None
         child.stdout.readline()
-        family = processes.family(child.pid)
-        assert len(family) == 2
-        assert processes.rss_mib(child.pid) > processes.rss_mib(family[1]) > 0
-        assert processes.cpu_seconds(child.pid) > 0
+        parent, descendant = processes.process_tree(child.pid)
+        assert parent == child.pid
+        # A lower bound only: how much more a process uses depends on the machine.
+        assert processes.cpu_seconds(child.pid) >= processes.cpu_seconds(descendant) >= 0.25
+        assert processes.rss_mib(child.pid) > processes.rss_mib(descendant) > 0
         child.communicate("")
     assert processes.cpu_seconds(child.pid) == processes.rss_mib(child.pid) == 0
 

@@ -1,4 +1,4 @@
-"""Every benchmark as it is run, made short: that it works, not what it finds."""
+"""Every benchmark as a short run that shows it works."""
 
 import json
 import subprocess
@@ -48,6 +48,7 @@ def test_the_runtime_is_measured() -> None:
     assert [line["rows"] for line in json.loads(done.stdout)["sizes"]] == [1, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "options"),
     [
@@ -58,7 +59,7 @@ def test_the_runtime_is_measured() -> None:
         ("soak", ["--seconds", "0"]),
     ],
 )
-def test_a_bad_option_is_told_in_a_line(module: str, options: list[str], tmp_path: Path) -> None:
+def test_a_bad_option_is_an_error(module: str, options: list[str], tmp_path: Path) -> None:
     done = measured(module, tmp_path / "found.json", *options)
     assert done.returncode == 2
     assert "error: " in done.stderr

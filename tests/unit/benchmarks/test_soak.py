@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import soak
 from benchmarks.load_generator import traffic
-from benchmarks.load_generator.fetch import Answer, Left, fetch
+from benchmarks.load_generator.fetch import Answer, ConnectionClosed, fetch
 from tests.unit.benchmarks.fake_server import OK, Seen, fake_server
 
 GOOD = traffic.Case("good", b"", check=traffic.shown("application/json", 1))
@@ -42,11 +42,11 @@ def test_the_same_seed_makes_the_same_requests() -> None:
         (answer(503), True),
     ],
 )
-def test_an_answer_is_explained_or_not(found: Answer, wrong: bool) -> None:
-    assert bool(soak.trouble(GOOD, found)) is wrong
+def test_an_answer_is_allowed_or_a_problem(found: Answer, wrong: bool) -> None:
+    assert bool(soak.problem(GOOD, found)) is wrong
 
 
-def test_a_client_hears_the_answer() -> None:
+def test_a_client_gets_the_answer() -> None:
     async def reply(seen: Seen, writer: asyncio.StreamWriter) -> None:
         writer.write(OK.replace(b"200 OK", b"422 No\r\nX-A: b"))
 
@@ -55,15 +55,15 @@ def test_a_client_hears_the_answer() -> None:
     assert (found.status, found.body, found.headers["x-a"]) == (422, b"ok", "b")
 
 
-def test_a_client_may_leave() -> None:
+def test_a_client_may_disconnect() -> None:
     async def never(seen: Seen, writer: asyncio.StreamWriter) -> None:
         return
 
     with fake_server(never) as seen:
-        with pytest.raises(Left):
+        with pytest.raises(ConnectionClosed):
             asyncio.run(fetch(seen.port, traffic.post("/generate", {}), leave_after_s=0.01))
         with pytest.raises(TimeoutError):
-            asyncio.run(fetch(seen.port, traffic.post("/generate", {}), patience_s=0.01))
+            asyncio.run(fetch(seen.port, traffic.post("/generate", {}), timeout_s=0.01))
 
 
 @pytest.mark.parametrize("said", [OK[:-1], b"hello\r\n\r\n", b""])
