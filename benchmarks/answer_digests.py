@@ -47,14 +47,14 @@ def canonical(status: int, headers: Mapping[str, str], body: bytes) -> bytes:
 
 def _events(body: bytes) -> list[str]:
     """The events in order of row and step, without comments and `progress`, which depend on time."""
-    found: list[tuple[bool, int, int, str]] = []
+    result: list[tuple[bool, int, int, str]] = []
     for block in body.decode().split("\n\n"):
         name, _, data = block.partition("\ndata: ")
         if name.startswith("event: ") and name != "event: progress":
             value = json.loads(data)
             last = name != "event: step"
-            found.append((last, value.get("index", 0), value.get("step", 0), f"{name}\n{_dump(value)}"))
-    return [shown for *_, shown in sorted(found)]
+            result.append((last, value.get("index", 0), value.get("step", 0), f"{name}\n{_dump(value)}"))
+    return [shown for *_, shown in sorted(result)]
 
 
 def _dump(value: Any) -> str:
@@ -75,17 +75,17 @@ def digests(url: str, keep: Path | None) -> dict[str, str]:
         keep: a folder for the answers as they are digested.
     """
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
-    found: dict[str, str] = {}
+    result: dict[str, str] = {}
     for number, request in enumerate(requests()):
         connection.request(request.method, request.path, request.body, dict(request.headers))
         response = connection.getresponse()
         content = canonical(response.status, dict(response.getheaders()), response.read())
         media = response.getheader("Content-Type", "-").partition(";")[0]
-        found[request.name] = f"{response.status} {media} {hashlib.sha256(content).hexdigest()}"
+        result[request.name] = f"{response.status} {media} {hashlib.sha256(content).hexdigest()}"
         if keep is not None:
             keep.mkdir(parents=True, exist_ok=True)
             (keep / f"{number:03}.txt").write_bytes(request.name.encode() + b"\n" + content)
-    return found
+    return result
 
 
 def compare(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
@@ -107,9 +107,9 @@ def main() -> int:
         return bool(differences)
     if not (options.url and options.out):
         parser.error("give URL and --out, or --compare A B")
-    found = digests(options.url, options.keep)
-    options.out.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"{len(found)} answers: {options.out}")
+    result = digests(options.url, options.keep)
+    options.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"{len(result)} answers: {options.out}")
     return 0
 
 

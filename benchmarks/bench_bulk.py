@@ -57,18 +57,22 @@ def main() -> int:
 
 
 def measure(options: argparse.Namespace) -> Json:
-    with tempfile.TemporaryDirectory() as name, instrumented_model(Path(options.models), options.model) as found:
+    with tempfile.TemporaryDirectory() as name, instrumented_model(Path(options.models), options.model) as measured:
         dataset = TempDataset(Path(name), options)
         dataset.create()
         ways: dict[str, Callable[[], Timed]] = {
-            "raw": lambda: (raw_seconds(found, options.pictures), 0.0, 0.0),
+            "raw": lambda: (raw_seconds(measured, options.pictures), 0.0, 0.0),
             "generate": partial(dataset.timed, "generate", "-n", str(options.pictures), "--seed", "7"),
             "project folder": partial(dataset.timed, "project", str(dataset.folder)),
             "project zip": partial(dataset.timed, "project", str(dataset.archive)),
             "score folder": partial(dataset.timed, "score", str(dataset.folder)),
         }
         rounds = in_turn(ways, options.rounds)
-        about = {"ref": found.loaded.ref, "digest": found.loaded.digest[:12], "provider": found.loaded.provider}
+        about = {
+            "ref": measured.loaded.ref,
+            "digest": measured.loaded.digest[:12],
+            "provider": measured.loaded.provider,
+        }
     raw = [seconds for seconds, _, _ in rounds.pop("raw")]
     return report(
         "bulk",
@@ -77,7 +81,7 @@ def measure(options: argparse.Namespace) -> Json:
         model=about,
         targets=[],
         raw=[{"rows_per_call": BATCH_ROWS, "pictures_per_s": rounded(options.pictures / statistics.median(raw))}],
-        runs=[line(way, found, raw, options.pictures) for way, found in rounds.items()],
+        runs=[line(way, measured, raw, options.pictures) for way, measured in rounds.items()],
     )
 
 
@@ -89,7 +93,7 @@ def line(way: str, rounds: list[Timed], raw: list[float], pictures: int) -> Json
         STEPS[way] * one / (taken - idle) for one, (taken, _, idle) in zip(raw, rounds, strict=True) if taken > idle
     ]
     lasting = seconds > 2 * start  # else the difference is mostly noise
-    found = {
+    measured = {
         "run": way,
         "pictures": pictures,
         "f_applied": STEPS[way],
@@ -101,18 +105,18 @@ def line(way: str, rounds: list[Timed], raw: list[float], pictures: int) -> Json
         "of_raw_without_start": statistics.median(bare) if lasting else None,
         "core_ms_per_picture": cpu / pictures * 1e3,
     }
-    return {name: rounded(value) for name, value in found.items()}
+    return {name: rounded(value) for name, value in measured.items()}
 
 
-def raw_seconds(found: InstrumentedModel, pictures: int) -> float:
-    rows = found.rows(BATCH_ROWS)
+def raw_seconds(measured: InstrumentedModel, pictures: int) -> float:
+    rows = measured.rows(BATCH_ROWS)
     last = np.ascontiguousarray(rows[: pictures % BATCH_ROWS])
-    found.raw(rows)
+    measured.raw(rows)
     began = time.perf_counter()
     for _ in range(pictures // BATCH_ROWS):
-        found.raw(rows)
+        measured.raw(rows)
     if len(last):
-        found.raw(last)
+        measured.raw(last)
     return time.perf_counter() - began
 
 
@@ -164,12 +168,12 @@ def cpu_seconds() -> float:
 
 
 def parser() -> argparse.ArgumentParser:
-    found = arguments("Measure service.bulk against raw onnxruntime.")
-    found.add_argument("--models", default=str(ROOT / "models"), help="model directory (default: the shipped one)")
-    found.add_argument("--model", default="mnist", help="name or name/version (default mnist)")
-    found.add_argument("--pictures", type=positive, help="pictures (default 10000; quick 300)")
-    found.add_argument("--rounds", type=positive, help="rounds (default 3; quick 1)")
-    return found
+    cli = arguments("Measure service.bulk against raw onnxruntime.")
+    cli.add_argument("--models", default=str(ROOT / "models"), help="model directory (default: the shipped one)")
+    cli.add_argument("--model", default="mnist", help="name or name/version (default mnist)")
+    cli.add_argument("--pictures", type=positive, help="pictures (default 10000; quick 300)")
+    cli.add_argument("--rounds", type=positive, help="rounds (default 3; quick 1)")
+    return cli
 
 
 if __name__ == "__main__":

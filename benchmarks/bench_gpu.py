@@ -86,12 +86,12 @@ def main() -> int:
 
 def measure(options: argparse.Namespace) -> Json:
     device = Device()
-    found: dict[str, list[Json]] = {}
+    measured: dict[str, list[Json]] = {}
     for file in options.model:
         for part, lines in measure_model(Path(file), device, options).items():
-            found.setdefault(part, []).extend(lines)
-        judged = (found[part] for part in ("parity", "invariance", "sizes", "changes", "memory"))
-        so_far = report("gpu", METHOD, options, device=device.about(), targets=targets(*judged), **found)
+            measured.setdefault(part, []).extend(lines)
+        judged = (measured[part] for part in ("parity", "invariance", "sizes", "changes", "memory"))
+        so_far = report("gpu", METHOD, options, device=device.about(), targets=targets(*judged), **measured)
         if options.results:  # the result of this file stays if the next one is interrupted
             save(so_far, options.results)
     return so_far
@@ -105,7 +105,7 @@ def measure_model(path: Path, device: Device, options: argparse.Namespace) -> di
         open_cuda_model(data, CudaOptions(half=half, graphs=True)) as graphs,
     ):
         limit = peak_rate(data, half, options)
-        found = {
+        measured = {
             "parity": [golden_rows(path, plain)],
             "invariance": batch_invariance(plain),
             "sizes": [rates_by_size(size, data, plain, graphs, limit, options) for size in plain.buckets or ()],
@@ -113,10 +113,10 @@ def measure_model(path: Path, device: Device, options: argparse.Namespace) -> di
             "changes": [alternating(plain, graphs, options)],
             "memory": [long_run(graphs, device, options)],
         }
-    found["options_not_used"] = other_options(data, half, options)
-    for line in itertools.chain.from_iterable(found.values()) if half else ():
+    measured["options_not_used"] = other_options(data, half, options)
+    for line in itertools.chain.from_iterable(measured.values()) if half else ():
         line["model"] += " in float16"
-    return found
+    return measured
 
 
 def targets(
@@ -163,14 +163,14 @@ def open_cuda_model(data: bytes, cuda: CudaOptions) -> Iterator[OnnxModel]:
 def golden_rows(path: Path, model: OnnxModel) -> Json:
     golden = read_golden(path.parent / "golden.npz", model.shape)
     allowed = model.card.tolerance.fp16 if path.name == "model.fp16.onnx" else model.card.tolerance.fp32
-    found = check_golden(model, golden, allowed)
+    measured = check_golden(model, golden, allowed)
     return {
         "model": model.card.ref,
         "file": path.name,
-        "difference": found.difference,
-        "tolerance": found.tolerance,
-        "of_tolerance": rounded(found.difference / found.tolerance),
-        "spread_between_buckets": found.spread,
+        "difference": measured.difference,
+        "tolerance": measured.tolerance,
+        "of_tolerance": rounded(measured.difference / measured.tolerance),
+        "spread_between_buckets": measured.spread,
     }
 
 
@@ -206,8 +206,8 @@ def peak_rate(data: bytes, half: bool, options: argparse.Namespace) -> Json:
             ref = model.card.ref
             if model.buckets != (size,):  # it does not fit into the device memory
                 break
-            found = sorted(resident_rate(model, size, options.seconds) for _ in range(options.rounds))
-            rates[size] = percentile(found, 50)
+            measured = sorted(resident_rate(model, size, options.seconds) for _ in range(options.rounds))
+            rates[size] = percentile(measured, 50)
         if size > 64 and rates[size] < 1.02 * rates[size // 2]:
             break
         size *= 2
@@ -229,14 +229,14 @@ def rates_by_size(
         "graphs_run": lambda: rate(lambda: graphs.run(x, out), size, options.seconds),
         "graphs_resident": lambda: resident_rate(graphs, size, options.seconds),
     }
-    found = in_turn(calls, options.rounds)
+    measured = in_turn(calls, options.rounds)
     line: Json = {"model": plain.card.ref, "rows": size}
     for way in WAYS:
-        line[f"{way}_rows_per_s"] = rounded(percentile(sorted(found[way]), 50))
-    line["run_over_raw"] = rounded(median_ratio(found["run"], found["raw"]))
-    line["resident_over_raw"] = rounded(median_ratio(found["resident"], found["raw"]))
-    line["graph_gain"] = rounded(median_ratio(found["graphs_run"], found["run"]))
-    line["graph_gain_resident"] = rounded(median_ratio(found["graphs_resident"], found["resident"]))
+        line[f"{way}_rows_per_s"] = rounded(percentile(sorted(measured[way]), 50))
+    line["run_over_raw"] = rounded(median_ratio(measured["run"], measured["raw"]))
+    line["resident_over_raw"] = rounded(median_ratio(measured["resident"], measured["raw"]))
+    line["graph_gain"] = rounded(median_ratio(measured["graphs_run"], measured["run"]))
+    line["graph_gain_resident"] = rounded(median_ratio(measured["graphs_resident"], measured["resident"]))
     line["of_limit"] = rounded(line["resident_rows_per_s"] / limit["rows_per_s"])
     return line
 
@@ -279,9 +279,9 @@ def alternating(plain: OnnxModel, graphs: OnnxModel, options: argparse.Namespace
             "large": partial(rate, partial(model.run, large), 1, options.seconds),
             "in_turn": partial(rate, both, 1, options.seconds),
         }
-        found = in_turn(calls, options.rounds)
-        alone = [1 / a + 1 / b for a, b in zip(found["small"], found["large"], strict=True)]
-        turns = [1 / calls_per_s for calls_per_s in found["in_turn"]]
+        measured = in_turn(calls, options.rounds)
+        alone = [1 / a + 1 / b for a, b in zip(measured["small"], measured["large"], strict=True)]
+        turns = [1 / calls_per_s for calls_per_s in measured["in_turn"]]
         line[f"{way}_in_turn_over_alone"] = rounded(median_ratio(turns, alone))
         line[f"{way}_ms_per_change"] = rounded(
             percentile(sorted(a - b for a, b in zip(turns, alone, strict=True)), 50) / 2 * 1e3
@@ -301,14 +301,14 @@ def other_options(data: bytes, half: bool, options: argparse.Namespace) -> list[
             lines.append(line)
             try:
                 with provider_options(changes), open_cuda_model(data, CudaOptions(half=half)) as other:
-                    found = in_turn(
+                    measured = in_turn(
                         {
                             "usual": partial(resident_rate, usual, size, options.seconds),
                             "other": partial(resident_rate, other, size, options.seconds),
                         },
                         options.rounds,
                     )
-                    line["gain"] = rounded(median_ratio(found["other"], found["usual"]))
+                    line["gain"] = rounded(median_ratio(measured["other"], measured["usual"]))
                     line["difference"] = rounded(float(np.abs(other.run(x) - expected).max()))
             except (StartupError, ModelFailure, DeviceOutOfMemory) as exc:  # only this option fails, and nobody uses it
                 line["refused"] = str(exc)
@@ -342,13 +342,13 @@ def long_run(model: OnnxModel, device: Device, options: argparse.Namespace) -> J
                 on_device.append((now - start, used))
         if now - start >= options.soak_s and len(host) > 2:
             break
-    found: dict[str, Any] = {"host": memory(host)} | ({"device": memory(on_device)} if on_device else {})
+    measured: dict[str, Any] = {"host": memory(host)} | ({"device": memory(on_device)} if on_device else {})
     return {
         "model": model.card.ref,
         "seconds": rounded(now - start),
         "steps": steps,
-        "growth_mib": max(part["growth_mib"] for part in found.values()),
-        **found,
+        "growth_mib": max(part["growth_mib"] for part in measured.values()),
+        **measured,
     }
 
 
@@ -364,18 +364,18 @@ def run_resident(model: OnnxModel, rows: FloatRows) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    found = arguments("Measure the CUDA path.")
-    found.add_argument(
+    cli = arguments("Measure the CUDA path.")
+    cli.add_argument(
         "--model",
         nargs="+",
         default=[str(ROOT / "models" / "mnist" / "1" / name) for name in ("model.onnx", "model.fp16.onnx")],
         help="exported files, golden.npz beside them, such as one of 28×28 and one of 64×64 (default: mnist/1, both)",
     )
-    found.add_argument("--rounds", type=positive, help="rounds (default 3; quick 1)")
-    found.add_argument("--seconds", type=duration, help="seconds per measurement and round (default 0.4; quick 0.1)")
-    found.add_argument("--soak-s", type=duration, help="seconds of the long run (default 40; quick 3)")
-    found.add_argument("--most", type=positive, help="largest batch tried for the limit (default 1024; quick 128)")
-    return found
+    cli.add_argument("--rounds", type=positive, help="rounds (default 3; quick 1)")
+    cli.add_argument("--seconds", type=duration, help="seconds per measurement and round (default 0.4; quick 0.1)")
+    cli.add_argument("--soak-s", type=duration, help="seconds of the long run (default 40; quick 3)")
+    cli.add_argument("--most", type=positive, help="largest batch tried for the limit (default 1024; quick 128)")
+    return cli
 
 
 if __name__ == "__main__":

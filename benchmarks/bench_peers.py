@@ -80,10 +80,10 @@ def main() -> int:
     if not model.is_file():
         return refuse(f"--model {options.model}: there is no {model}")
     try:
-        found = Benchmark(options, model).run(folder)
+        result = Benchmark(options, model).run(folder)
     except RuntimeError as exc:
         return refuse(str(exc))
-    write(found, options.results)
+    write(result, options.results)
     return 0
 
 
@@ -127,7 +127,7 @@ class Benchmark:
             if began - start + 2 * (time.monotonic() - began) > options.minutes * 60 and number + 1 < options.rounds:
                 say(f"{options.minutes} minutes are not enough for more than {number + 1} rounds")
                 break
-        whole = {entry: found for entry, found in reports.items() if str(entry) not in self.skipped}
+        whole = {entry: result for entry, result in reports.items() if str(entry) not in self.skipped}
         return self.report(whole, raws)
 
     def install(self, names: Sequence[str], folder: Path) -> None:
@@ -142,10 +142,10 @@ class Benchmark:
     def take_reference(self) -> None:
         """Record the answers of this service, which all other answers are compared with."""
         entry = Entry(name=OURS, processes=1)
-        found = self.turn(entry, SERVICE.batching[0], connections=[], seconds=1.0)
-        if "failed" in found:
-            raise RuntimeError(f"this service does not serve: {found['failed']}")
-        self.expected = found["answers"]
+        result = self.turn(entry, SERVICE.batching[0], connections=[], seconds=1.0)
+        if "failed" in result:
+            raise RuntimeError(f"this service does not serve: {result['failed']}")
+        self.expected = result["answers"]
 
     def tune(self, entry: Entry) -> None:
         """Choose the batching of an entry by its measured rate."""
@@ -155,11 +155,11 @@ class Benchmark:
             return
         rates: dict[Batching, float] = {}
         for choice in choices:
-            found = self.turn(entry, choice, connections=self.options.connections, seconds=self.options.tune_s)
-            loads = [load for by in found.get("loads", {}).values() for load in by.values()]
+            result = self.turn(entry, choice, connections=self.options.connections, seconds=self.options.tune_s)
+            loads = [load for by in result.get("loads", {}).values() for load in by.values()]
             if loads and all(load["ok_per_s"] for load in loads):
                 rates[choice] = math.prod(load["ok_per_s"] for load in loads) ** (1 / len(loads))
-            say(f"{entry}, {choice}: {found.get('failed') or f'{rates.get(choice, 0):.0f} requests/s'}")
+            say(f"{entry}, {choice}: {result.get('failed') or f'{rates.get(choice, 0):.0f} requests/s'}")
         if rates:
             self.batching[entry] = max(rates, key=lambda choice: rates[choice])
         self.tuned[str(entry)] = {str(choice): rounded(rate) for choice, rate in rates.items()}
@@ -167,12 +167,12 @@ class Benchmark:
     def round(self, number: int, reports: dict[Entry, list[Json]], raws: dict[int, list[float]]) -> None:
         """Measure raw onnxruntime and every entry once."""
         options = self.options
-        for processes, found in raws.items():
+        for processes, result in raws.items():
             seconds = max(0.5, options.seconds / 3)
-            found.append(
+            result.append(
                 raw.rows_per_s(self.model, rows=_RAW_ROWS, seconds=seconds, processes=processes, cpus=self.server_cpus)
             )
-            say(f"round {number + 1}: raw onnxruntime ×{processes}: {found[-1]:.0f} rows/s")
+            say(f"round {number + 1}: raw onnxruntime ×{processes}: {result[-1]:.0f} rows/s")
         order = list(reports) if number % 2 == 0 else list(reversed(reports))
         for entry in order:
             if str(entry) in self.skipped:
@@ -207,8 +207,8 @@ class Benchmark:
             client_cpus=self.client_cpus,
             start_s=options.start_s,
         )
-        found = run_in_subprocess(order)
-        return run_in_subprocess(order) if "failed" in found else found
+        result = run_in_subprocess(order)
+        return run_in_subprocess(order) if "failed" in result else result
 
     def skip(self, name: str, reason: str) -> None:
         """Exclude an entry, with the reason."""
@@ -228,8 +228,8 @@ class Benchmark:
                 fastest = sorted(lines.items(), key=lambda pair: pair[1]["requests_per_s"], reverse=True)
                 tables[name] = [{"entry": str(entry)} | line for entry, line in fastest]
                 statuses[name] = {
-                    str(entry): compare.statuses(compare.loads(found, payload, connections))
-                    for entry, found in reports.items()
+                    str(entry): compare.statuses(compare.loads(result, payload, connections))
+                    for entry, result in reports.items()
                 }
                 ratios += compare.ratios(reports, raws, payload, connections)
         targets = list(compare.targets(ratios))
@@ -250,7 +250,7 @@ class Benchmark:
             batching={str(entry): str(choice) for entry, choice in self.batching.items()},
             tuned_requests_per_s=self.tuned,
             skipped=self.skipped,
-            raw_rows_per_s={f"×{number}": spread(found) for number, found in raws.items()},
+            raw_rows_per_s={f"×{number}": spread(result) for number, result in raws.items()},
             targets=targets,
             **tables,
             ratios=ratios,
@@ -263,8 +263,8 @@ def bodies(model: Path, number: int) -> dict[str, list[str]]:
     function = common.Function(str(model))
     noise = np.random.default_rng(0).standard_normal((number, *function.shape), dtype=np.float32)
     pngs = [common.encoded(row) for row in function.rows(noise)]
-    found = {PNG: pngs, RAW: [row.astype("<f4").tobytes() for row in noise]}
-    return {payload: [base64.b64encode(body).decode() for body in each] for payload, each in found.items()}
+    result = {PNG: pngs, RAW: [row.astype("<f4").tobytes() for row in noise]}
+    return {payload: [base64.b64encode(body).decode() for body in each] for payload, each in result.items()}
 
 
 def cpus(for_client: int | None) -> tuple[list[int], list[int]]:
@@ -301,27 +301,27 @@ def refuse(line: str) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    found = arguments("Measure this service beside other serving systems.")
-    found.add_argument(
+    cli = arguments("Measure this service beside other serving systems.")
+    cli.add_argument(
         "--environments",
         default=str(environments.default_folder()),
         help="directory of the peers' environments, made if missing (default: %(default)s)",
     )
     names = [peer.name for peer in PEERS]
-    found.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=f"these peers: {', '.join(names)}")
-    found.add_argument("--processes", type=positive, nargs="+", help="copies of the model (1 2; quick: 1)")
-    found.add_argument("--connections", type=positive, nargs="+", help="loads (32 256; quick: 32)")
-    found.add_argument("--seconds", type=duration, help="of each load (6; quick: 1)")
-    found.add_argument("--warmup-s", type=duration, help="before each load (1; quick: 0.3)")
-    found.add_argument("--rounds", type=positive, help="(3; quick: 1)")
-    found.add_argument("--tune-s", type=float, help="of each load while batching is chosen; 0: no (2; quick: 0)")
-    found.add_argument("--bodies", type=positive, help="different bodies of each kind (32; quick: 8)")
-    found.add_argument("--client-cpus", type=int, help="CPUs for the load generator alone (a quarter; of 4 or more)")
-    found.add_argument("--start-s", type=duration, default=180.0, help="patience with a server's start (180)")
-    found.add_argument("--minutes", type=duration, default=150.0, help="no further round that would end later (150)")
-    found.add_argument("--models", default="models", help="directory of models")
-    found.add_argument("--model", default="mnist/1", help="name/version: 1×28×28, range [−1, 1]")
-    return found
+    cli.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=f"these peers: {', '.join(names)}")
+    cli.add_argument("--processes", type=positive, nargs="+", help="copies of the model (1 2; quick: 1)")
+    cli.add_argument("--connections", type=positive, nargs="+", help="loads (32 256; quick: 32)")
+    cli.add_argument("--seconds", type=duration, help="of each load (6; quick: 1)")
+    cli.add_argument("--warmup-s", type=duration, help="before each load (1; quick: 0.3)")
+    cli.add_argument("--rounds", type=positive, help="(3; quick: 1)")
+    cli.add_argument("--tune-s", type=float, help="of each load while batching is chosen; 0: no (2; quick: 0)")
+    cli.add_argument("--bodies", type=positive, help="different bodies of each kind (32; quick: 8)")
+    cli.add_argument("--client-cpus", type=int, help="CPUs for the load generator alone (a quarter; of 4 or more)")
+    cli.add_argument("--start-s", type=duration, default=180.0, help="patience with a server's start (180)")
+    cli.add_argument("--minutes", type=duration, default=150.0, help="no further round that would end later (150)")
+    cli.add_argument("--models", default="models", help="directory of models")
+    cli.add_argument("--model", default="mnist/1", help="name/version: 1×28×28, range [−1, 1]")
+    return cli
 
 
 if __name__ == "__main__":

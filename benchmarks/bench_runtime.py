@@ -103,7 +103,7 @@ def measure_size(
     for _ in range(options.rounds):
         for way, call in ways.items():
             rounds[way].append(timed(call, size, options.seconds))
-    result: dict[str, Any] = {"rows": size} | {way: summary(size, found) for way, found in rounds.items()}
+    result: dict[str, Any] = {"rows": size} | {way: summary(size, samples) for way, samples in rounds.items()}
     result["ratio"] = round(result[WAYS[1]]["rows_per_s"] / result[WAYS[0]]["rows_per_s"], 3)
     return result
 
@@ -138,15 +138,15 @@ def refuse(line: str) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(description="Measure an exported model by batch size.")
-    found.add_argument("--model", default="models/mnist/1/model.onnx", help="an exported model.onnx")
-    found.add_argument("--sizes", type=positive, nargs="+", default=SIZES, help="batch sizes")
-    found.add_argument("--seconds", type=float, default=0.5, help="length of a round (default 0.5)")
-    found.add_argument("--rounds", type=positive, default=3, help="rounds per size and way (default 3)")
-    found.add_argument("--threads", type=int, default=0, help="CPU threads (default: what the process is granted)")
-    found.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    found.add_argument("--out", help="also write the JSON into this file")
-    return found
+    cli = argparse.ArgumentParser(description="Measure an exported model by batch size.")
+    cli.add_argument("--model", default="models/mnist/1/model.onnx", help="an exported model.onnx")
+    cli.add_argument("--sizes", type=positive, nargs="+", default=SIZES, help="batch sizes")
+    cli.add_argument("--seconds", type=float, default=0.5, help="length of a round (default 0.5)")
+    cli.add_argument("--rounds", type=positive, default=3, help="rounds per size and way (default 3)")
+    cli.add_argument("--threads", type=int, default=0, help="CPU threads (default: what the process is granted)")
+    cli.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    cli.add_argument("--out", help="also write the JSON into this file")
+    return cli
 
 
 if __name__ == "__main__":

@@ -297,14 +297,14 @@ async def fill_and_drain(depth: int) -> tuple[float, float, float]:
 
 
 def parser() -> argparse.ArgumentParser:
-    found = arguments("Measure the scheduler against raw onnxruntime.")
-    found.add_argument("--models", default=str(ROOT / "models"), help="model directory (default: the shipped one)")
-    found.add_argument("--model", default="mnist", help="name or name/version (default mnist)")
-    found.add_argument("--rounds", type=positive, help="rounds (default 5; quick 1)")
-    found.add_argument("--seconds", type=duration, help="seconds per measurement and round (default 4; quick 0.3)")
-    found.add_argument("--steps", type=positive, help="steps of a long run per round (default 40000; quick 2000)")
-    found.add_argument("--depth", type=positive, help="most rows queued (default 100000; quick 1000)")
-    return found
+    cli = arguments("Measure the scheduler against raw onnxruntime.")
+    cli.add_argument("--models", default=str(ROOT / "models"), help="model directory (default: the shipped one)")
+    cli.add_argument("--model", default="mnist", help="name or name/version (default mnist)")
+    cli.add_argument("--rounds", type=positive, help="rounds (default 5; quick 1)")
+    cli.add_argument("--seconds", type=duration, help="seconds per measurement and round (default 4; quick 0.3)")
+    cli.add_argument("--steps", type=positive, help="steps of a long run per round (default 40000; quick 2000)")
+    cli.add_argument("--depth", type=positive, help="most rows queued (default 100000; quick 1000)")
+    return cli
 
 
 if __name__ == "__main__":

@@ -115,25 +115,25 @@ def measure_all(options: argparse.Namespace) -> Json:
 
 def targets(idle: list[Json], many: list[Json], overloads: list[Json]) -> list[Json]:
     npy, sheet, pngs = many
-    found = [
+    judged = [
         target("64 rows as npy, share of raw", npy["share_of_raw"], at_least=0.90),
         target("64 rows as one PNG sheet, share of raw", sheet["share_of_raw"], at_least=0.75),
         target("64 PNGs in JSON, share of what the cores permit", pngs["share_of_permitted"], at_least=0.90),
     ]
-    found += [
+    judged += [
         target(f"idle, {line['request']}, over hello-world plus raw call", line["over_sum"], at_most=2.5)
         for line in idle
         if "over_sum" in line
     ]
     for line in overloads:
         name = f"overload × {OVERLOAD_FACTOR}, {line['request']}"
-        found += [
+        judged += [
             target(f"{name}: goodput, share of capacity", line["goodput_share"], at_least=0.9),
             target(f"{name}: refusals, median", line["refused_p50_ms"], at_most=20.0, unit="ms"),
             target(f"{name}: accepted but late", line["late"], at_most=0),
             target(f"{name}: growth of memory", line["growth_mib"], at_most=line["allowed_growth_mib"], unit="MiB"),
         ]
-    return found
+    return judged
 
 
 def generate(accept: str, n: int = ROWS) -> list[bytes]:
@@ -173,20 +173,20 @@ def idle_latency(
     ways |= {name: partial(single_connection, server, each, options) for name, each in sent.items()}
     rounds = in_turn(ways, options.rounds)
     lines: list[Json] = []
-    for name, found in rounds.items():
+    for name, results in rounds.items():
         line = {"request": name} | {
-            key: rounded(statistics.median(each[key] for each in found)) for key in found[0] if key.endswith("_ms")
+            key: rounded(statistics.median(each[key] for each in results)) for key in results[0] if key.endswith("_ms")
         }
         if name in sent:
             under = [a["p50_ms"] + b["p50_ms"] for a, b in zip(rounds["raw call"], rounds["hello-world"], strict=True)]
-            line["over_sum"] = rounded(median_ratio([each["p50_ms"] for each in found], under))
+            line["over_sum"] = rounded(median_ratio([each["p50_ms"] for each in results], under))
         lines.append(line)
     return lines
 
 
 def single_connection(server: ServerProcess, requests: list[bytes], options: argparse.Namespace) -> Json:
-    found = run_load(server, requests, 1, options.seconds)
-    return {key: found["ok"][key] for key in PERCENTILES}
+    result = run_load(server, requests, 1, options.seconds)
+    return {key: result["ok"][key] for key in PERCENTILES}
 
 
 def one_call(call: Callable[[], object], seconds: float) -> Json:
@@ -195,8 +195,8 @@ def one_call(call: Callable[[], object], seconds: float) -> Json:
     while (start := time.perf_counter()) < end:
         call()
         latencies.append(time.perf_counter() - start)
-    found = latency(latencies)
-    return {key: found[key] for key in PERCENTILES}
+    result = latency(latencies)
+    return {key: result[key] for key in PERCENTILES}
 
 
 def many_rows(
@@ -212,8 +212,8 @@ def many_rows(
 
     def side_by_side() -> Json:
         with ThreadPoolExecutor(len(each)) as pool:
-            found = list(pool.map(lambda one: timed(lambda: one(rows), ROWS, options.seconds), each))
-        return {"pictures_per_s": sum(rate for rate, _ in found)}
+            result = list(pool.map(lambda one: timed(lambda: one(rows), ROWS, options.seconds), each))
+        return {"pictures_per_s": sum(rate for rate, _ in result)}
 
     each = [raw_session(data, model, 1) for _ in range(cpu_threads(0))]
     ways: dict[str, Callable[[], Json]] = {"raw": bare, "side by side": side_by_side}
@@ -222,20 +222,20 @@ def many_rows(
         for form, accept in forms.items()
     }
     rounds = in_turn(ways, options.rounds)
-    limit = [found["pictures_per_s"] for found in rounds["raw"]]
-    most = [found["pictures_per_s"] for found in rounds["side by side"]]
+    limit = [result["pictures_per_s"] for result in rounds["raw"]]
+    most = [result["pictures_per_s"] for result in rounds["side by side"]]
     return [
         form_line(form, rounds[form], rounds["raw"], limit, most)
         | {"raw_side_by_side_per_s": rounded(statistics.median(most))}
-        | {"share_of_side_by_side": rounded(median_ratio([found["ok_per_s"] * ROWS for found in rounds[form]], most))}
+        | {"share_of_side_by_side": rounded(median_ratio([result["ok_per_s"] * ROWS for result in rounds[form]], most))}
         for form in forms
     ]
 
 
 def form_line(form: str, rounds: list[Json], raw: list[Json], limit: list[float], most: list[float]) -> Json:
-    rates = [found["ok_per_s"] * ROWS for found in rounds]
-    server_ms = statistics.median(found["server_core_ms_per_request"] for found in rounds) / ROWS
-    client_ms = statistics.median(found["client_core_ms_per_request"] for found in rounds) / ROWS
+    rates = [result["ok_per_s"] * ROWS for result in rounds]
+    server_ms = statistics.median(result["server_core_ms_per_request"] for result in rounds) / ROWS
+    client_ms = statistics.median(result["client_core_ms_per_request"] for result in rounds) / ROWS
     by_cores = cpu_threads(0) * 1e3 / max(1e-9, server_ms + client_ms)
     permitted = min(statistics.median(most), by_cores) / statistics.median(limit)
     share = median_ratio(rates, limit)
@@ -245,14 +245,14 @@ def form_line(form: str, rounds: list[Json], raw: list[Json], limit: list[float]
         "pictures_per_s": rounded(statistics.median(rates)),
         "raw_pictures_per_s": rounded(statistics.median(limit)),
         "share_of_raw": rounded(share),
-        "raw_core_ms": rounded(statistics.median(found["core_ms"] for found in raw)),
+        "raw_core_ms": rounded(statistics.median(result["core_ms"] for result in raw)),
         "server_core_ms": rounded(server_ms),
         "client_core_ms": rounded(client_ms),
         "permitted_share": rounded(permitted),
         "share_of_permitted": rounded(share / permitted),
-        "p50_ms": rounded(statistics.median(found["ok"]["p50_ms"] for found in rounds)),
-        "p99_ms": rounded(statistics.median(found["ok"]["p99_ms"] for found in rounds)),
-        "failures": sum(failures(found) for found in rounds),
+        "p50_ms": rounded(statistics.median(result["ok"]["p50_ms"] for result in rounds)),
+        "p99_ms": rounded(statistics.median(result["ok"]["p99_ms"] for result in rounds)),
+        "failures": sum(failures(result) for result in rounds),
     }
 
 
@@ -261,14 +261,14 @@ def single_pictures(server: ServerProcess, picture: bytes, options: argparse.Nam
     ways = {n: partial(run_load, server, project(picture), n, options.seconds) for n in options.connections}
     rounds = in_turn({str(n): way for n, way in ways.items()}, options.rounds)
     return [
-        {"connections": int(n), "requests_per_s": rounded(statistics.median(each["ok_per_s"] for each in found))}
-        | {key: rounded(statistics.median(each["ok"][key] for each in found)) for key in PERCENTILES}
+        {"connections": int(n), "requests_per_s": rounded(statistics.median(each["ok_per_s"] for each in results))}
+        | {key: rounded(statistics.median(each["ok"][key] for each in results)) for key in PERCENTILES}
         | {
-            f"{side}_core_ms": rounded(statistics.median(each[f"{side}_core_ms_per_request"] for each in found))
+            f"{side}_core_ms": rounded(statistics.median(each[f"{side}_core_ms_per_request"] for each in results))
             for side in ("server", "client")
         }
-        | {"failures": sum(failures(each) for each in found)}
-        for n, found in rounds.items()
+        | {"failures": sum(failures(each) for each in results)}
+        for n, results in rounds.items()
     ]
 
 
@@ -286,15 +286,15 @@ def overload(
     flood = partial(run_load, server, requests, connections, rate=max(1.0, OVERLOAD_FACTOR * before))
     flood(options.overload_s / 3)  # memory reaches its level before it is measured
     with MemoryWatch(server.pid, every_s=0.25) as watch:
-        found = flood(options.overload_s)
+        result = flood(options.overload_s)
     capacity = statistics.mean((before, measure_capacity()["ok_per_s"]))  # the speed of a machine may change in between
-    refused = found["refused"]
+    refused = result["refused"]
     others = {
-        status: each["count"] for status, each in found["statuses"].items() if status not in ("200", "429", "503")
+        status: each["count"] for status, each in result["statuses"].items() if status not in ("200", "429", "503")
     }
-    lost = sum(found["errors"].values()) + found["unanswered"] + sum(others.values())
-    ok = found["ok"]
-    in_time_ms = DEADLINE_S * 1e3 + found["lateness"].get(
+    lost = sum(result["errors"].values()) + result["unanswered"] + sum(others.values())
+    ok = result["ok"]
+    in_time_ms = DEADLINE_S * 1e3 + result["lateness"].get(
         "max_ms", 0.0
     )  # the service counts from the arrival of the headers
     kept = memory(watch.samples)
@@ -302,8 +302,8 @@ def overload(
         "request": name,
         "capacity_per_s": rounded(capacity),
         "asked_per_s": rounded(OVERLOAD_FACTOR * before),
-        "goodput_per_s": found["ok_per_s"],
-        "goodput_share": rounded(found["ok_per_s"] / max(1e-9, capacity)),
+        "goodput_per_s": result["ok_per_s"],
+        "goodput_share": rounded(result["ok_per_s"] / max(1e-9, capacity)),
         "ok": ok["count"],
         "refused": refused["count"],
         "refused_p50_ms": refused.get("p50_ms"),
@@ -312,13 +312,13 @@ def overload(
         "ok_p50_ms": ok.get("p50_ms"),
         "ok_p99_ms": ok.get("p99_ms"),
         "ok_max_ms": ok.get("max_ms"),
-        "lateness_p50_ms": found["lateness"].get("p50_ms"),
-        "lateness_p99_ms": found["lateness"].get("p99_ms"),
+        "lateness_p50_ms": result["lateness"].get("p50_ms"),
+        "lateness_p99_ms": result["lateness"].get("p99_ms"),
         "median_mib": kept["median_mib"],
         "slope_mib_per_minute": kept["slope_mib_per_minute"],
         "growth_mib": kept["growth_mib"],
         "allowed_growth_mib": kept["allowed_growth_mib"],
-        "statuses": ", ".join(f"{status}: {each['count']}" for status, each in found["statuses"].items()),
+        "statuses": ", ".join(f"{status}: {each['count']}" for status, each in result["statuses"].items()),
     }
 
 
@@ -334,32 +334,32 @@ def run_load(
         rate=rate,
         server_pid=server.pid,
     )
-    found: dict[str, Any] = measure(spec)
-    if rate is None and not found["ok"]["count"]:
-        raise ServerFailed(f"no request was answered: {found['samples']} {found['errors']}")
-    return found
+    result: dict[str, Any] = measure(spec)
+    if rate is None and not result["ok"]["count"]:
+        raise ServerFailed(f"no request was answered: {result['samples']} {result['errors']}")
+    return result
 
 
-def failures(found: Json) -> int:
+def failures(result: Json) -> int:
     """The number of requests that were not answered with 2xx."""
-    bad = sum(each["count"] for status, each in found["statuses"].items() if not status.startswith("2"))
-    return int(bad + found["unanswered"] + sum(found["errors"].values()))
+    bad = sum(each["count"] for status, each in result["statuses"].items() if not status.startswith("2"))
+    return int(bad + result["unanswered"] + sum(result["errors"].values()))
 
 
 def parser() -> argparse.ArgumentParser:
-    found = arguments("Measure the whole service over loopback.")
-    found.add_argument("--models", default=str(ROOT / "models"), help="model directory (default: the shipped one)")
-    found.add_argument("--model", default="mnist/1", help="name/version (default mnist/1)")
-    found.add_argument(
+    cli = arguments("Measure the whole service over loopback.")
+    cli.add_argument("--models", default=str(ROOT / "models"), help="model directory (default: the shipped one)")
+    cli.add_argument("--model", default="mnist/1", help="name/version (default mnist/1)")
+    cli.add_argument(
         "--setting", type=setting, action="append", default=[], metavar="IGN_NAME=VALUE", help="a service setting"
     )
-    found.add_argument("--rounds", type=positive, help="rounds (default 5; quick 1)")
-    found.add_argument("--seconds", type=duration, help="seconds per measurement and round (default 4; quick 0.4)")
-    found.add_argument(
+    cli.add_argument("--rounds", type=positive, help="rounds (default 5; quick 1)")
+    cli.add_argument("--seconds", type=duration, help="seconds per measurement and round (default 4; quick 0.4)")
+    cli.add_argument(
         "--connections", type=positive, nargs="+", help="for single pictures (default 1 … 512; quick 1, 32)"
     )
-    found.add_argument("--overload-s", type=duration, help="seconds of each overload (default 30; quick 1.5)")
-    return found
+    cli.add_argument("--overload-s", type=duration, help="seconds of each overload (default 30; quick 1.5)")
+    return cli
 
 
 if __name__ == "__main__":

@@ -59,10 +59,10 @@ def capacities(service: Json, p99_ms: float) -> list[Capacity]:
         kinds.setdefault("1 image: PNG to PNG", []).append({"rate": line["requests_per_s"]} | line)
     for line in service["many_rows"]:
         kinds.setdefault(f"64 images: {line['form']}", []).append({"rate": line["pictures_per_s"]} | line)
-    found = [best for request, lines in kinds.items() if (best := _fastest(request, lines, p99_ms)) is not None]
-    if not found:
+    result = [best for request, lines in kinds.items() if (best := _fastest(request, lines, p99_ms)) is not None]
+    if not result:
         raise ValueError(f"nothing was measured with a p99 of at most {p99_ms:g} ms")
-    return found
+    return result
 
 
 def _fastest(request: str, lines: list[Json], p99_ms: float) -> Capacity | None:
@@ -123,15 +123,13 @@ def share(text: str) -> float:
 
 
 def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(description="Compute how many pods serve a number of images per second.")
-    found.add_argument("--images-per-s", type=positive, nargs="+", default=DEMANDS, help="the load (%(default)s)")
-    found.add_argument("--steps", type=positive, default=1, help="steps per image (%(default)s)")
-    found.add_argument("--p99-ms", type=duration, default=200.0, help="the highest p99 to accept (%(default)s)")
-    found.add_argument(
-        "--max-busy", type=share, default=0.7, help="share of its capacity that a pod gets (%(default)s)"
-    )
-    found.add_argument("--results", type=Path, default=RESULTS, help="folder of the measured results")
-    return found
+    cli = argparse.ArgumentParser(description="Compute how many pods serve a number of images per second.")
+    cli.add_argument("--images-per-s", type=positive, nargs="+", default=DEMANDS, help="the load (%(default)s)")
+    cli.add_argument("--steps", type=positive, default=1, help="steps per image (%(default)s)")
+    cli.add_argument("--p99-ms", type=duration, default=200.0, help="the highest p99 to accept (%(default)s)")
+    cli.add_argument("--max-busy", type=share, default=0.7, help="share of its capacity that a pod gets (%(default)s)")
+    cli.add_argument("--results", type=Path, default=RESULTS, help="folder of the measured results")
+    return cli
 
 
 if __name__ == "__main__":

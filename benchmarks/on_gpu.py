@@ -61,10 +61,10 @@ def run(part: str, command: Sequence[str], log: Path) -> bool:
 
 
 def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(description="Run the tests and the benchmark of the CUDA path.")
-    found.add_argument("--out", default="runs/gpu", help="folder for the output (default runs/gpu)")
-    found.add_argument("--benchmark", default="", help="options for benchmarks.bench_gpu, as one argument")
-    return found
+    cli = argparse.ArgumentParser(description="Run the tests and the benchmark of the CUDA path.")
+    cli.add_argument("--out", default="runs/gpu", help="folder for the output (default runs/gpu)")
+    cli.add_argument("--benchmark", default="", help="options for benchmarks.bench_gpu, as one argument")
+    return cli
 
 
 if __name__ == "__main__":

@@ -136,13 +136,13 @@ def _answers(connection: http.client.HTTPConnection, request: Request) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    base64_json, reports = parser.parse_args().json, trace()
-    if base64_json:
+    as_json, reports = parser.parse_args().json, trace()
+    if as_json:
         print(json.dumps(reports, indent=1))
         return 0
-    for found in reports:
-        totals = "{file_count} files, {call_count} calls, {thread_switches} thread switches".format(**found)
-        print(f"{found['request']}: {totals}\n\n{table(found['files'])}\n")
+    for report in reports:
+        totals = "{file_count} files, {call_count} calls, {thread_switches} thread switches".format(**report)
+        print(f"{report['request']}: {totals}\n\n{table(report['files'])}\n")
     return 0
 
 

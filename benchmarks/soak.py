@@ -67,12 +67,12 @@ class SoakLog:
 def main() -> int:
     options = apply_defaults(parser().parse_args(), full=FULL, quick=QUICK)
     try:
-        found = soak(options)
+        result = soak(options)
     except ServerFailed as exc:
         print(f"error: {exc}", file=sys.stderr)
         return 1
-    write(found, options.results)
-    return 0 if all(line["met"] for line in found["targets"]) else 1
+    write(result, options.results)
+    return 0 if all(line["met"] for line in result["targets"]) else 1
 
 
 def soak(options: argparse.Namespace) -> Json:
@@ -152,14 +152,14 @@ def wait_until_idle(server: ServerProcess) -> dict[str, float]:
 def end_state(server: ServerProcess) -> dict[str, float]:
     """Queued rows, replaced workers and internal errors, from `/metrics`; each should be 0."""
     wanted = {"ign_queue_rows": "rows queued", "ign_worker_replacements_total": "workers replaced"}
-    found = dict.fromkeys([*wanted.values(), "internal errors"], 0.0)
+    result = dict.fromkeys([*wanted.values(), "internal errors"], 0.0)
     for family in text_string_to_metric_families(server.get("/metrics")[1].decode()):
         for sample in family.samples:
             if sample.name in wanted:
-                found[wanted[sample.name]] += sample.value
+                result[wanted[sample.name]] += sample.value
             elif sample.name == "ign_http_errors_total" and sample.labels["code"] in ("internal", "model_failure"):
-                found["internal errors"] += sample.value
-    return found
+                result["internal errors"] += sample.value
+    return result
 
 
 def log_errors(server: ServerProcess) -> list[str]:
@@ -169,10 +169,10 @@ def log_errors(server: ServerProcess) -> list[str]:
 
 
 def parser() -> argparse.ArgumentParser:
-    found = arguments("Send random mixed load to the service for a long time.")
-    found.add_argument("--seconds", type=duration, help="how long (default 600; quick 4)")
-    found.add_argument("--workers", type=positive, default=16, help="requests at once (default 16)")
-    found.add_argument(
+    cli = arguments("Send random mixed load to the service for a long time.")
+    cli.add_argument("--seconds", type=duration, help="how long (default 600; quick 4)")
+    cli.add_argument("--workers", type=positive, default=16, help="requests at once (default 16)")
+    cli.add_argument(
         "--setting",
         type=setting,
         action="append",
@@ -180,8 +180,8 @@ def parser() -> argparse.ArgumentParser:
         metavar="IGN_NAME=VALUE",
         help="a setting of the service",
     )
-    found.add_argument("--seed", type=int, default=0, help="seed of the random requests (default 0)")
-    return found
+    cli.add_argument("--seed", type=int, default=0, help="seed of the random requests (default 0)")
+    return cli
 
 
 if __name__ == "__main__":

@@ -98,8 +98,8 @@ def main() -> int:
     options = _parser().parse_args()
     try:
         if options.table:
-            found = [json.loads(Path(path).read_text(encoding="utf-8")) for path in options.table]
-            print("\n".join(table([row for each in found for row in each["rows"]])))
+            reports = [json.loads(Path(path).read_text(encoding="utf-8")) for path in options.table]
+            print("\n".join(table([row for each in reports for row in each["rows"]])))
         else:
             measure_all(options)
     except UserError as exc:
@@ -218,15 +218,15 @@ def _cell(column: str, values: list[float]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(description="Train and measure variants of the objective.")
-    found.add_argument("--data", default="MNIST", help="MNIST as an .npz, or the torchvision name (default MNIST)")
-    found.add_argument("--out", default="runs/ablations", help="folder for the runs")
-    found.add_argument("--results", default="benchmarks/results/ablations.json", help="file for the measures")
-    found.add_argument("--only", nargs="+", choices=list(VARIANTS), help="variants (default: all)")
-    found.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds (default 0)")
-    found.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
-    found.add_argument("--table", nargs="+", metavar="FILE", help="only print the table of these results")
-    return found
+    cli = argparse.ArgumentParser(description="Train and measure variants of the objective.")
+    cli.add_argument("--data", default="MNIST", help="MNIST as an .npz, or the torchvision name (default MNIST)")
+    cli.add_argument("--out", default="runs/ablations", help="folder for the runs")
+    cli.add_argument("--results", default="benchmarks/results/ablations.json", help="file for the measures")
+    cli.add_argument("--only", nargs="+", choices=list(VARIANTS), help="variants (default: all)")
+    cli.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds (default 0)")
+    cli.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+    cli.add_argument("--table", nargs="+", metavar="FILE", help="only print the table of these results")
+    return cli
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def machine() -> Json:
         "load_1m": round(os.getloadavg()[0], 2),
         "system": platform.platform(),
         "python": platform.python_version(),
-        **{name: found for name in PACKAGES if (found := _version(name)) is not None},
+        **{name: result for name in PACKAGES if (result := _version(name)) is not None},
     }
 
 
@@ -73,10 +73,10 @@ def latency(seconds: Sequence[float]) -> Json:
     if not seconds:
         return {"count": 0}
     ordered = sorted(seconds)
-    found: Json = {"count": len(ordered), "mean_ms": statistics.fmean(ordered) * 1e3}
+    result: Json = {"count": len(ordered), "mean_ms": statistics.fmean(ordered) * 1e3}
     for name, percent in (("p50_ms", 50.0), ("p99_ms", 99.0), ("p999_ms", 99.9), ("max_ms", 100.0)):
-        found[name] = percentile(ordered, percent) * 1e3
-    return {name: rounded(value) for name, value in found.items()}
+        result[name] = percentile(ordered, percent) * 1e3
+    return {name: rounded(value) for name, value in result.items()}
 
 
 def rounded(value: Any) -> Any:
@@ -88,12 +88,12 @@ def rounded(value: Any) -> Any:
 
 def in_turn(ways: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
     """Measure each way once per round, in reverse order every second round: a slower machine then slows all of them."""
-    found: dict[str, list[T]] = {name: [] for name in ways}
+    result: dict[str, list[T]] = {name: [] for name in ways}
     for number in range(rounds):
         names = list(ways)
         for name in names if number % 2 == 0 else reversed(names):
-            found[name].append(ways[name]())
-    return found
+            result[name].append(ways[name]())
+    return result
 
 
 def median_ratio(over: Sequence[float], under: Sequence[float]) -> float:
@@ -161,26 +161,26 @@ def report(benchmark: str, method: str, options: argparse.Namespace, **results: 
     return {"benchmark": benchmark, "method": method, "options": asked, "machine": options.machine, **results}
 
 
-def write(found: Json, results: str | None) -> None:
+def write(result: Json, results: str | None) -> None:
     """Print a result, and save it in the file ``results`` if given."""
-    print(json.dumps(found, indent=2, ensure_ascii=False))
+    print(json.dumps(result, indent=2, ensure_ascii=False))
     if results:
-        save(found, results)
+        save(result, results)
 
 
-def save(found: Json, results: str) -> None:
+def save(result: Json, results: str) -> None:
     """Write a result to the file ``results``."""
     path = Path(results)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
     """A parser with the options of every benchmark."""
-    found = argparse.ArgumentParser(description=description)
-    found.add_argument("--quick", action="store_true", help="run a few seconds, to check that it works")
-    found.add_argument("--results", help="also write the JSON to this file, such as benchmarks/results/NAME.json")
-    return found
+    cli = argparse.ArgumentParser(description=description)
+    cli.add_argument("--quick", action="store_true", help="run a few seconds, to check that it works")
+    cli.add_argument("--results", help="also write the JSON to this file, such as benchmarks/results/NAME.json")
+    return cli
 
 
 def apply_defaults(

@@ -114,5 +114,5 @@ class TimedSession(ort.InferenceSession):  # type: ignore[misc]
 @contextmanager
 def timed_model(models: Path, model: str) -> Iterator[InstrumentedModel]:
     """A instrumented_model whose model adds up its time within onnxruntime in `TimedSession.seconds`."""
-    with patch.object(ort, "InferenceSession", TimedSession), instrumented_model(models, model) as found:
-        yield found
+    with patch.object(ort, "InferenceSession", TimedSession), instrumented_model(models, model) as timed:
+        yield timed

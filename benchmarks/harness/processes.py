@@ -55,9 +55,9 @@ class ServerProcess:
 
 def free_port() -> int:
     """A free TCP port of the loopback interface."""
-    with socket.socket() as found:
-        found.bind((HOST, 0))
-        return int(found.getsockname()[1])
+    with socket.socket() as result:
+        result.bind((HOST, 0))
+        return int(result.getsockname()[1])
 
 
 @contextmanager
@@ -153,10 +153,10 @@ def process_tree(pid: int) -> list[int]:
         if entry.isdigit():
             with contextlib.suppress(OSError):
                 parents.setdefault(int(_stat(int(entry))[1]), []).append(int(entry))
-    found = [pid]
-    for each in found:
-        found += parents.get(each, [])
-    return found
+    result = [pid]
+    for each in result:
+        result += parents.get(each, [])
+    return result
 
 
 def cpu_seconds(pid: int) -> float:

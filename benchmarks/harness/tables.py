@@ -48,10 +48,10 @@ def read(file: Path) -> Json:
     Raises:
         ValueError: the file holds none.
     """
-    found = json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(found, dict):
+    result = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(result, dict):
         raise ValueError(f"{file.name}: not a result of a benchmark")
-    return found
+    return result
 
 
 def render(result: Json) -> str:
@@ -137,9 +137,9 @@ def words(name: str) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(description="Print Markdown tables of benchmark results.")
-    found.add_argument("files", nargs="*", help="results; by default all in benchmarks/results")
-    return found
+    cli = argparse.ArgumentParser(description="Print Markdown tables of benchmark results.")
+    cli.add_argument("files", nargs="*", help="results; by default all in benchmarks/results")
+    return cli
 
 
 if __name__ == "__main__":

@@ -248,7 +248,7 @@ class Load:
         def of(*statuses: int) -> list[float]:
             return [value for status in statuses for value in stats.latencies.get(status, ())]
 
-        found: Json = {
+        report: Json = {
             "loop": "closed" if spec.rate is None else "open",
             "connections": spec.connections,
             "seconds": rounded(seconds),
@@ -268,10 +268,10 @@ class Load:
             "client_core_ms_per_request": rounded(self._cpu * 1e3 / max(1, completed)),
         }
         if spec.rate is not None:
-            found["lateness"] = latency(stats.lateness)
+            report["lateness"] = latency(stats.lateness)
         if spec.server_pid is not None:
-            found["server_core_ms_per_request"] = rounded(self._server_cpu * 1e3 / max(1, completed))
-        return found
+            report["server_core_ms_per_request"] = rounded(self._server_cpu * 1e3 / max(1, completed))
+        return report
 
 
 def arrivals(start: float, end: float, rate: float, seed: int) -> list[float]:

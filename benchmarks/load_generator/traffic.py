@@ -166,7 +166,7 @@ def bad(rng: Rng) -> Case:
 
 
 def _wrong_json() -> list[Case]:
-    found = [
+    result = [
         (400, "malformed", b'{"n": '),
         (400, "NaN", b'{"noise_scale": NaN}'),
         (404, "unknown model", b'{"model": "nobody"}'),
@@ -177,7 +177,7 @@ def _wrong_json() -> list[Case]:
     ]
     return [
         Case(name, request("/generate", body, {"Content-Type": "application/json"}), frozenset({status}))
-        for status, name, body in found
+        for status, name, body in result
     ]
 
 
@@ -185,13 +185,13 @@ def _wrong_pictures(rng: Rng) -> list[Case]:
     whole = picture(rng, size=(64, 64), mode="RGB")
     large = io.BytesIO()
     Image.new("L", (PIXELS // 100, 101)).save(large, "PNG")
-    found = [
+    result = [
         (422, "no picture", b"this is not a picture"),
         (422, "half a picture", whole[: len(whole) // 2]),
         (413, "picture too large", large.getvalue()),
     ]
     raw = {"Content-Type": "image/png"}
-    return [Case(name, request("/project", body, raw), frozenset({status})) for status, name, body in found] + [
+    return [Case(name, request("/project", body, raw), frozenset({status})) for status, name, body in result] + [
         Case("bad base64", post("/project", {"images": ["!!!"]}), frozenset({422})),
         Case("no array", post("/latent-interpolate", {"points": [{"latent": "AAAA"}, {"seed": 1}]}), frozenset({422})),
     ]
@@ -245,11 +245,11 @@ def picture(rng: Rng, size: tuple[int, int] | None = None, mode: str | None = No
     width, height = size or (int(rng.integers(1, 80)), int(rng.integers(1, 80)))
     chosen = mode or _MODES[rng.integers(len(_MODES))]
     noise = rng.integers(256, size=(height, width), dtype=np.uint8)
-    found = Image.fromarray(noise)
-    found = Image.fromarray(noise.astype(np.uint16) * 257) if chosen == "I;16" else found.convert(chosen)
+    result = Image.fromarray(noise)
+    result = Image.fromarray(noise.astype(np.uint16) * 257) if chosen == "I;16" else result.convert(chosen)
     kinds = ["PNG"] + ["JPEG"] * (chosen in ("L", "RGB")) + ["WEBP"] * (chosen in ("RGB", "RGBA"))
     data = io.BytesIO()
-    found.save(data, kinds[rng.integers(len(kinds))])
+    result.save(data, kinds[rng.integers(len(kinds))])
     return data.getvalue()
 
 
@@ -266,7 +266,7 @@ def shown(media: str, n: int) -> Callable[[Answer], None]:
             assert len(rows) == n, f"{len(rows)} rows for {n}"
             assert np.isfinite(rows).all(), "a row is not finite"
         else:
-            with Image.open(io.BytesIO(answer.body)) as found:
-                found.load()
+            with Image.open(io.BytesIO(answer.body)) as result:
+                result.load()
 
     return check

@@ -22,8 +22,8 @@ def lines(reports: Reports, raw: Mapping[int, Sequence[float]], payload: str, co
         payload, connections: the load.
     """
     return {
-        entry: line(loads(found, payload, connections), raw[max(1, entry.processes)])
-        for entry, found in reports.items()
+        entry: line(loads(result, payload, connections), raw[max(1, entry.processes)])
+        for entry, result in reports.items()
     }
 
 
@@ -40,23 +40,23 @@ def line(rounds: Sequence[Json], raw: Sequence[float]) -> Json:
 
     answered = [load["ok"] for load in rounds]
     rates = [load["ok_per_s"] for load in rounds]
-    found = {"requests_per_s": middle(rounds, "ok_per_s")}
-    found |= {"requests_per_s_least": min(rates), "requests_per_s_most": max(rates)}
-    found |= {name: middle(answered, name) for name in ("p50_ms", "p99_ms", "p999_ms")}
-    found |= {name: middle(rounds, name) for name in ("server_core_ms_per_request", "client_core_ms_per_request")}
-    found["share_of_raw"] = rounded(median_ratio(rates, raw))
+    result = {"requests_per_s": middle(rounds, "ok_per_s")}
+    result |= {"requests_per_s_least": min(rates), "requests_per_s_most": max(rates)}
+    result |= {name: middle(answered, name) for name in ("p50_ms", "p99_ms", "p999_ms")}
+    result |= {name: middle(rounds, name) for name in ("server_core_ms_per_request", "client_core_ms_per_request")}
+    result["share_of_raw"] = rounded(median_ratio(rates, raw))
     unanswered = sum(load["unanswered"] + sum(load["errors"].values()) for load in rounds)
-    found["not_200"] = unanswered + sum(count for status, count in statuses(rounds).items() if status != "200")
-    return found
+    result["not_200"] = unanswered + sum(count for status, count in statuses(rounds).items() if status != "200")
+    return result
 
 
 def statuses(rounds: Sequence[Json]) -> dict[str, int]:
     """The number of answers by status."""
-    found: dict[str, int] = {}
+    result: dict[str, int] = {}
     for load in rounds:
         for status, latency in load["statuses"].items():
-            found[status] = found.get(status, 0) + latency["count"]
-    return found
+            result[status] = result.get(status, 0) + latency["count"]
+    return result
 
 
 def ratios(reports: Reports, raw: Mapping[int, Sequence[float]], payload: str, connections: int) -> list[Json]:
@@ -67,17 +67,17 @@ def ratios(reports: Reports, raw: Mapping[int, Sequence[float]], payload: str, c
     def rate_of(entry: Entry) -> float:
         return float(table[entry]["requests_per_s"])
 
-    found = []
+    result = []
     for ours in (entry for entry in table if entry.name == OURS):
         rivals = [peer for peer in peers if ours.processes in (0, peer.processes)]
         if rivals:
             best = max(rivals, key=rate_of)
-            found.append(ratio(ours, best, reports, table, payload, connections))
+            result.append(ratio(ours, best, reports, table, payload, connections))
     if peers and len(peers) < len(table):
         overall = max(table.keys() - set(peers), key=rate_of)
         best = max(peers, key=rate_of)
-        found.append(ratio(overall, best, reports, table, payload, connections) | {"of": "the best of all"})
-    return found
+        result.append(ratio(overall, best, reports, table, payload, connections) | {"of": "the best of all"})
+    return result
 
 
 def ratio(
@@ -101,9 +101,9 @@ def ratio(
     }
 
 
-def targets(found: Sequence[Json]) -> Iterator[Json]:
+def targets(result: Sequence[Json]) -> Iterator[Json]:
     """The targets for single images: more requests per second, and a p99 that is not higher."""
-    for each in found:
+    for each in result:
         if each["payload"] == "png" and each["of"] == "the best of all":
             where = f"png, {each['connections']} connections: {each['ours']} over {each['best_peer']}"
             yield target(f"{where}, requests/s", each["requests_per_s_ratio"], at_least=RATE)

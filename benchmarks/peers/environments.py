@@ -79,8 +79,8 @@ def _stamp(place: Path) -> object:
 
 def _versions(python: str, first: Sequence[str]) -> dict[str, str]:
     """The versions of the installed packages among ``first`` and `_NAMED`."""
-    found = json.loads(_run([python, "-m", "pip", "--disable-pip-version-check", "list", "--format=json"]))
-    versions = {each["name"].lower(): each["version"] for each in found}
+    installed = json.loads(_run([python, "-m", "pip", "--disable-pip-version-check", "list", "--format=json"]))
+    versions = {each["name"].lower(): each["version"] for each in installed}
     wanted = dict.fromkeys([*first, *_NAMED])
     return {name: versions[name] for name in wanted if name in versions}
 

@@ -168,7 +168,7 @@ def _private_folders(folder: str) -> dict[str, str]:
 
 
 def _loads(order: Order, entry: Entry, server: ServerProcess, start: float) -> Json:
-    bodies = {payload: [base64.b64decode(body) for body in found] for payload, found in order.bodies.items()}
+    bodies = {payload: [base64.b64decode(body) for body in result] for payload, result in order.bodies.items()}
     report: Json = {"wires": {}, "loads": {}}
     protocols = {}
     for payload, sent in bodies.items():
@@ -241,10 +241,10 @@ def compare(payload: str, answers: Sequence[bytes], expected: Sequence[bytes]) -
     """
     for number, (answer, wanted) in enumerate(zip(answers, expected, strict=True)):
         try:
-            found, right = _values(payload, answer), _values(payload, wanted)
+            result, right = _values(payload, answer), _values(payload, wanted)
         except (OSError, ValueError) as exc:
             raise Refused(f"{payload} {number}: {answer[:100]!r} cannot be decoded: {exc}") from exc
-        if found.shape != right.shape or not np.allclose(found, right, rtol=0, atol=0 if payload == PNG else _CLOSE):
+        if result.shape != right.shape or not np.allclose(result, right, rtol=0, atol=0 if payload == PNG else _CLOSE):
             raise Refused(f"{payload} {number}: the answer differs from that of this service")
 
 

@@ -206,11 +206,11 @@ def environment(entry: Entry, batching: Batching, port: int, models: Path, model
     """
     server_spec, processes = entry.server_spec, entry.processes
     if server_spec.module is None:
-        found = {"IGN_PORT": str(port), "IGN_MODEL_DIR": str(models), "IGN_DEFAULT_MODEL": model}
+        variables = {"IGN_PORT": str(port), "IGN_MODEL_DIR": str(models), "IGN_DEFAULT_MODEL": model}
         if processes:
             threads = str(processes)  # one each: they are divided among the processes
-            found |= {"IGN_DEVICE": "cpu", "IGN_ACCESS_LOG": "0", "IGN_WORKERS": threads, "IGN_THREADS": threads}
-        return found
+            variables |= {"IGN_DEVICE": "cpu", "IGN_ACCESS_LOG": "0", "IGN_WORKERS": threads, "IGN_THREADS": threads}
+        return variables
     return {
         "PEER_PORT": str(port),
         "PEER_PROCESSES": str(processes),
