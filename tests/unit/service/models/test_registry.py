@@ -31,6 +31,7 @@ class Stage:
         self.repository = Repository(directory, unopened, default="toy")
         self.told: list[str] = []
         self.closed: list[LoadedModel] = []
+        self._loop = asyncio.get_running_loop()
         self.gone, self.first_closed = asyncio.Event(), asyncio.Event()
         self.registry = ModelRegistry(
             self.repository,
@@ -58,11 +59,10 @@ class Stage:
             device="cpu",
             provider="fake",
         )
-        loop = asyncio.get_running_loop()
 
         def close() -> None:  # in a thread
             self.closed.append(loaded)
-            loop.call_soon_threadsafe(self.first_closed.set)
+            self._loop.call_soon_threadsafe(self.first_closed.set)
 
         return replace(loaded, close=close)
 
