@@ -2,10 +2,6 @@
 
 from typing import Protocol
 
-from service.domain.errors import IgnError
-from service.domain.tasks import Result
-from service.scheduling.request import ScheduledRequest
-
 
 class SchedulerObserver(Protocol):
     """Receives what metrics count.
@@ -56,10 +52,3 @@ class SchedulerObserver(Protocol):
 
 class NullObserver(SchedulerObserver):
     """An observer that ignores everything."""
-
-
-def report(observer: SchedulerObserver, request: ScheduledRequest, outcome: Result | IgnError, now: float) -> None:
-    """Report to the observer that a request ended at ``now``."""
-    started = now if request.started is None else request.started
-    code = outcome.error_code if isinstance(outcome, IgnError) else "ok"
-    observer.finished(len(request.inputs), code, started - request.arrived, now - started)

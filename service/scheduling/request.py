@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from service.domain.errors import IgnError
 from service.domain.latents import FloatRow, FloatRows
 from service.domain.tasks import Result, SchedulingParams, StepOutput, StreamProgress
+from service.scheduling.observer import SchedulerObserver
 
 
 @dataclass(slots=True)
@@ -161,3 +163,9 @@ class ScheduledRequest:
             queue_s=started - self.arrived,
             compute_s=now - started,
         )
+
+    def report(self, observer: SchedulerObserver, outcome: Result | IgnError, now: float) -> None:
+        """Report the end of this request to an observer."""
+        started = now if self.started is None else self.started
+        code = outcome.error_code if isinstance(outcome, IgnError) else "ok"
+        observer.finished(len(self.inputs), code, started - self.arrived, now - started)

@@ -25,7 +25,7 @@ from service.domain.model import Model
 from service.domain.tasks import Result, SchedulingParams, StepOutput, StreamProgress
 from service.scheduling.admission import Admission
 from service.scheduling.batch import largest_batch
-from service.scheduling.observer import NullObserver, SchedulerObserver, report
+from service.scheduling.observer import NullObserver, SchedulerObserver
 from service.scheduling.request import ScheduledRequest
 from service.scheduling.worker import Worker
 from service.scheduling.worker_pool import Clock, Event, WorkerPool
@@ -251,7 +251,7 @@ class Scheduler:
 
     def _send_to_loop(self, events: list[tuple[ScheduledRequest, Event]]) -> None:
         """Called by workers: deliver the events of a step on the event loop."""
-        self._call_on_loop(lambda: self._dispatch(events))
+        self._call_on_loop(partial(self._dispatch, events))
 
     def _on_device_lost(self, on_all_devices_lost: Callable[[], None], remaining: int) -> None:
         """Called by the worker whose device is lost."""
@@ -286,7 +286,7 @@ class Scheduler:
         if self._admission.close(request) is None:
             return
         self._pool.submit(request)
-        report(self._observer, request, error, self._clock())
+        request.report(self._observer, error, self._clock())
         self._waiters[request].deliver(error)
         self._remove(request)
 

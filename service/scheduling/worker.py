@@ -11,7 +11,6 @@ from service.domain.errors import DeadlineExceeded, IgnError, ModelFailure
 from service.domain.model import Model
 from service.domain.tasks import StepOutput
 from service.scheduling.batch import RunningBatch
-from service.scheduling.observer import report
 from service.scheduling.request import Row, ScheduledRequest
 from service.scheduling.worker_pool import WorkerPool
 
@@ -88,7 +87,7 @@ class Worker:
             try:
                 pool.observer.worker_replaced()
                 for request, failure in failed:
-                    report(pool.observer, request, failure, pool.clock())
+                    request.report(pool.observer, failure, pool.clock())
             finally:
                 pool.publish_events()
 

@@ -16,7 +16,7 @@ from service.domain.errors import IgnError
 from service.domain.tasks import Result, StepOutput, StreamProgress
 from service.scheduling.admission import Admission
 from service.scheduling.batch import RunningBatch
-from service.scheduling.observer import SchedulerObserver, report
+from service.scheduling.observer import SchedulerObserver
 from service.scheduling.queue import FairQueue
 from service.scheduling.request import Row, ScheduledRequest
 
@@ -180,7 +180,7 @@ class WorkerPool:
         """Close a request with its outcome, unless the event loop has closed it already."""
         if self.admission.close(request) is not None:
             self._events.append((request, outcome))
-            report(self.observer, request, outcome, self.clock())
+            request.report(self.observer, outcome, self.clock())
             if isinstance(outcome, Result):
                 early = int(np.count_nonzero(outcome.steps < request.params.step_params.steps))
                 if early:

@@ -39,7 +39,8 @@ class ApiRequest:
 
     def __init__(self, request: Request) -> None:
         self.services: AppState = request.app.state.services
-        self.services.require_serving()
+        if self.services.phase != "serving":  # `ConcurrencyLimitMiddleware` rejects requests while draining
+            self.services.require_serving()
         self.request = request
         self.headers: Headers = request.headers
         state = request.scope["state"]
