@@ -240,7 +240,7 @@ def _on_activated(metrics: Metrics, loaded: LoadedModel) -> None:
         provider=loaded.provider,
         reproducible=loaded.golden.reproducible,
         quantiles=loaded.card.distance_quantiles,
-        sessions=len(loaded.instances),
+        instances=len(loaded.instances),
     )
     reason = f" ({loaded.fallback_reason})" if loaded.fallback_reason else ""
     count = len(loaded.instances)

@@ -68,7 +68,7 @@ def test_a_full_queue_is_429(models: Path, monkeypatch: Patch) -> None:
             assert service.get("/readyz").status_code == 200
         assert running().status_code == 200
         assert waiting().json()["images"][0]["data"] == running().json()["images"][0]["data"]
-        assert service.metric("ign_rejects_total", reason="queue_full") == 1
+        assert service.metric("ign_rejected_requests_total", reason="queue_full") == 1
         assert service.post("/generate", {}).status_code == 200
 
 

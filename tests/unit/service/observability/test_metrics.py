@@ -6,7 +6,7 @@ import pytest
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.observability.metrics import MAX_VALUES, OTHER, Bounded, Metrics
+from service.observability.metrics import MAX_VALUES, OTHER, LabelLimiter, Metrics
 from service.scheduling.scheduler import SchedulerObserver
 
 
@@ -64,16 +64,16 @@ def test_the_scheduler_reports() -> None:
         ("ign_batch_rows_sum", "", ""): 7,
         ("ign_batch_seconds_count", "", ""): 2,
         ("ign_padding_rows_total", "", ""): 1,
-        ("ign_batches_total", "flush", "full"): 1,
-        ("ign_batches_total", "flush", "drained"): 1,
-        ("ign_jobs_total", "outcome", "ok"): 1,
-        ("ign_jobs_total", "outcome", "deadline_exceeded"): 1,
+        ("ign_batches_total", "reason", "full"): 1,
+        ("ign_batches_total", "reason", "drained"): 1,
+        ("ign_scheduled_requests_total", "outcome", "ok"): 1,
+        ("ign_scheduled_requests_total", "outcome", "deadline_exceeded"): 1,
         ("ign_queue_seconds_count", "", ""): 2,
         ("ign_compute_seconds_count", "", ""): 1,
-        ("ign_rejects_total", "reason", "queue_full"): 1,
+        ("ign_rejected_requests_total", "reason", "queue_full"): 1,
         ("ign_cancelled_rows_total", "", ""): 2,
         ("ign_early_exits_total", "", ""): 5,
-        ("ign_sheds_total", "rows", "32"): 1,
+        ("ign_batch_size_reductions_total", "rows", "32"): 1,
         ("ign_devices_lost_total", "", ""): 1,
         ("ign_worker_replacements_total", "", ""): 1,
     }
@@ -122,9 +122,9 @@ def test_what_may_happen_is_counted_from_zero_on() -> None:
     metrics = Metrics()
     metrics.scheduler("toy/1")
     for outcome in ("ok", "deadline_exceeded", "model_failure"):
-        assert value(metrics, "ign_jobs_total", model="toy/1", outcome=outcome) == 0
+        assert value(metrics, "ign_scheduled_requests_total", model="toy/1", outcome=outcome) == 0
     for reason in ("queue_full", "would_miss_deadline"):
-        assert value(metrics, "ign_rejects_total", model="toy/1", reason=reason) == 0
+        assert value(metrics, "ign_rejected_requests_total", model="toy/1", reason=reason) == 0
     for name in ("ign_worker_replacements_total", "ign_early_exits_total", "ign_cancelled_rows_total"):
         assert value(metrics, name, model="toy/1") == 0
 
@@ -146,14 +146,14 @@ def test_label_values_are_bounded_whatever_comes() -> None:
         observer.rejected(f"r{i}")
         observer.batch(1, 1, 0.1, f"f{i}")
     found = samples(metrics)
-    for name in ("ign_http_errors_total", "ign_rejects_total", "ign_codec_seconds_sum", "ign_distance_sum"):
+    for name in ("ign_http_errors_total", "ign_rejected_requests_total", "ign_codec_seconds_sum", "ign_distance_sum"):
         assert len([key for key in found if key[0] == name]) <= MAX_VALUES + 1, name
     assert value(metrics, "ign_http_errors_total", code=OTHER) == 2 * MAX_VALUES
 
 
-def test_bounded_keeps_what_it_has_seen() -> None:
-    bounded = Bounded(2)
-    assert [bounded(text) for text in "abcab"] == ["a", "b", OTHER, "a", "b"]
+def test_a_limiter_keeps_what_it_has_seen() -> None:
+    limiter = LabelLimiter(2)
+    assert [limiter(text) for text in "abcab"] == ["a", "b", OTHER, "a", "b"]
 
 
 def test_nothing_is_global() -> None:
