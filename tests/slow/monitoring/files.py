@@ -16,7 +16,7 @@ from tests.helpers.live import ROOT
 PROMETHEUS = ROOT / "docker" / "prometheus"
 CONFIG = PROMETHEUS / "prometheus.yml"
 RULES = sorted((PROMETHEUS / "rules").glob("*.yml"))
-TESTS = sorted((ROOT / "tests" / "monitoring").glob("*.test.yml"))
+TESTS = sorted((ROOT / "tests" / "slow" / "monitoring").glob("*.test.yml"))
 DASHBOARD = ROOT / "docker" / "grafana" / "dashboards" / "ign.json"
 OPERATIONS = ROOT / "docs" / "operations.md"
 
