@@ -50,13 +50,11 @@ def test_the_file_is_what_the_service_says(service: Service) -> None:
     assert service.get("/openapi.json").json() == document()
 
 
-def test_every_operation_with_a_body_has_examples(service: Service) -> None:
-    shown = service.get("/docs/openapi.json").json()["paths"]
+def test_every_operation_with_a_body_has_examples() -> None:
     for path, operation in OPERATIONS.items():
         examples = operation["requestBody"]["content"]["application/json"].get("examples")
         assert examples, path
         assert all(example["summary"] for example in examples.values()), path
-        assert shown[path]["post"]["requestBody"]["content"]["application/json"]["examples"] == examples
     posts = {path for path, operations in DOCUMENT["paths"].items() if "post" in operations}
     assert posts == set(OPERATIONS)
 

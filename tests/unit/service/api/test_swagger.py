@@ -1,35 +1,18 @@
 import asyncio
-import copy
 import re
-from typing import Annotated, Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
-from pydantic import BaseModel, Field
 
 from service.api.http import problems
-from service.api.info import swagger as docs
-
-
-class Point(BaseModel):
-    seed: int = 0
-
-
-class Body(BaseModel):
-    point: Point | None = Field(default=None, description="where")
-    tolerance: Annotated[float | None, Field(gt=0, lt=2)] = None
-    kind: Annotated[str | int, Field(examples=["a", "b"])] = "a"
-    const: int = 1
+from service.api.info import swagger
 
 
 def build() -> FastAPI:
     app = FastAPI(title="IGN <service>", docs_url=None, redoc_url=None)
     problems.install(app)
-    docs.install(app)
-
-    @app.post("/generate")
-    async def generate(body: Body) -> None: ...
+    swagger.install(app)
 
     return app
 
@@ -90,56 +73,3 @@ def test_other_files_of_the_bundle_are_not_served(name: str) -> None:
     response = get(f"/docs/{name}")
     assert response.status_code == 404
     assert response.json()["code"] == "not_found"
-
-
-def test_document_for_the_page_is_the_same_contract_in_openapi_30() -> None:
-    original = get("/openapi.json").json()
-    shown = get("/docs/openapi.json").json()
-    assert original["openapi"].startswith("3.1")
-    assert shown["openapi"] == "3.0.3"
-    assert shown["paths"] == original["paths"]
-    assert "/docs" not in original["paths"]
-    assert shown["components"]["schemas"]["Body"]["properties"] == {
-        "point": {
-            "allOf": [{"$ref": "#/components/schemas/Point"}],
-            "nullable": True,
-            "description": "where",
-        },
-        "tolerance": {
-            "type": "number",
-            "minimum": 0.0,
-            "exclusiveMinimum": True,
-            "maximum": 2.0,
-            "exclusiveMaximum": True,
-            "nullable": True,
-            "title": "Tolerance",
-        },
-        "kind": {
-            "anyOf": [{"type": "string"}, {"type": "integer"}],
-            "title": "Kind",
-            "default": "a",
-            "example": "a",
-        },
-        "const": {"type": "integer", "title": "Const", "default": 1},
-    }
-
-
-@pytest.mark.parametrize(
-    ("node", "expected"),
-    [
-        ({"const": "x"}, {"enum": ["x"]}),
-        ({"examples": []}, {}),
-        ({"examples": {"one": {"value": {"const": 1}}}}, {"examples": {"one": {"value": {"const": 1}}}}),
-        ({"example": {"anyOf": 1}}, {"example": {"anyOf": 1}}),
-        ({"prefixItems": [{"const": 1}, {}]}, {"items": {"anyOf": [{"enum": [1]}, {}]}}),
-        (
-            {"type": "string", "contentMediaType": "application/octet-stream"},
-            {"type": "string", "format": "binary"},
-        ),
-        ({"anyOf": [{"type": "null"}]}, {"anyOf": [], "nullable": True}),
-    ],
-)
-def test_keywords_that_30_lacks(node: dict[str, Any], expected: dict[str, Any]) -> None:
-    before = copy.deepcopy(node)
-    assert docs.as_openapi_30({"schema": node})["schema"] == expected
-    assert node == before
