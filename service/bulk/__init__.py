@@ -1,5 +1,5 @@
-"""Many pictures without HTTP: `python -m service.bulk project|score|generate`.
+"""Batch processing without HTTP: `python -m service.bulk project|score|generate`.
 
-`sources` reads, `workshop` sends pictures through the service's own parts, `output` keeps what is made in shards that
-are there wholly or not at all, `run` and `on_ray` decide who does which shard. `docs/bulk.md` says how it is used.
+`readers` reads the inputs, `pipeline` runs the model, `output` writes complete shards, `local` and `ray_data`
+distribute the shards. `docs/bulk.md` is the user's guide.
 """

@@ -2,37 +2,39 @@
 
 Exit status:
 
-0    all is done
-1    all is done, but for pictures that could not be used; the manifest says which, and why
-2    the command cannot be meant so; nothing was done
-3    the run stopped on its way; what is done stays, and the same command goes on behind it
-130  interrupted; likewise
+0    all images are done
+1    all images are done, but some failed; the manifest has the reasons
+2    the command is invalid; nothing was written
+3    the run stopped; complete shards stay, and the same command continues
+130  interrupted; the same command continues
 """
 
 import argparse
+import logging
 import secrets
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from service.bulk.files import check_apart, check_local
-from service.bulk.job import SCHEMAS, Job, parsed
-from service.bulk.output import Output, check_form
-from service.bulk.progress import shown
+from tqdm import tqdm
+
+from service.bulk.files import check_output
+from service.bulk.job import SCHEMAS, Job, parse_options
+from service.bulk.output import Output, check_manifest_format
 from service.bulk.readers import open_source
 from service.domain.errors import IgnError, StartupError
 from service.environment import check_installed, installed_runtimes, keep_precision, silence_runtime
 from service.settings import from_environment
 
 if TYPE_CHECKING:
-    from service.bulk.local import Extent
+    from service.bulk.local import ShardPlan
 
-    Way = Callable[..., Extent]
+    Runner = Callable[..., ShardPlan]
 
-DONE, PARTLY, USAGE, STOPPED, INTERRUPTED = 0, 1, 2, 3, 130
+DONE, SOME_FAILED, USAGE, STOPPED, INTERRUPTED = 0, 1, 2, 3, 130
 _SEED_BITS: Final = 32
 
 
@@ -40,118 +42,137 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     options = parser().parse_args(arguments)
     try:
-        return _run(options)
+        with _log_to_stderr():
+            return _run(options)
     except StartupError as exc:
-        return _stop(exc.detail, USAGE)
+        return _report(exc.detail, USAGE)
     except (IgnError, OSError) as exc:
         detail = exc.detail if isinstance(exc, IgnError) else str(exc)
-        return _stop(f"stopped: {detail}; the same command goes on from here", STOPPED)
+        return _report(f"stopped: {detail}; the same command continues", STOPPED)
     except KeyboardInterrupt:
-        return _stop("interrupted; the same command goes on from here", INTERRUPTED)
+        return _report("interrupted; the same command continues", INTERRUPTED)
 
 
-def _stop(line: str, status: int) -> int:
+def _report(line: str, status: int) -> int:
     print(f"service.bulk: {line}", file=sys.stderr)  # noqa: T201
     return status
 
 
+class _TqdmHandler(logging.Handler):
+    """Writes log lines to stderr above the progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+@contextmanager
+def _log_to_stderr() -> Iterator[None]:
+    logger, handler = logging.getLogger("service.bulk"), _TqdmHandler()
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
 def _run(options: argparse.Namespace) -> int:
-    check_installed(installed_runtimes())  # before anything imports onnxruntime, which would fail less clearly
+    check_installed(installed_runtimes())  # before the first import of onnxruntime, whose error is less clear
     silence_runtime()
     keep_precision()
     settings = from_environment()
-    check_local(options.output)
+    check_output(options.output, options.input)
+    check_manifest_format(options.manifest)
     output = Output(Path(options.output))
-    check_apart(options.input, output.root)
     output.check()
-    check_form(options.manifest)
     job = _job(options, output)
-    with ExitStack() as opened:
+    with ExitStack() as stack:
         source = None
         if job.source:
-            source = opened.enter_context(
+            source = stack.enter_context(
                 closing(open_source(job.source, column=job.column, limit=settings.max_body_bytes))
             )
-        opened.enter_context(output.claimed())
-        extent = _way(options)(job, source, output, settings, partial(shown, stream=sys.stderr))
-        manifest, bad = output.merge(extent.shards, options.manifest)
-    told = f", {bad} of them could not be used" if bad else ""
-    print(f"{manifest}: {extent.pictures} pictures{told}")  # noqa: T201
-    return PARTLY if bad else DONE
+        stack.enter_context(output.lock())
+        plan = _runner(options)(job, source, output, settings)
+        manifest, failed = output.merge(plan.shards, options.manifest)
+    print(f"{manifest}: {plan.images} images{f', {failed} failed' if failed else ''}")  # noqa: T201
+    return SOME_FAILED if failed else DONE
 
 
-def _way(options: argparse.Namespace) -> "Way":
+def _runner(options: argparse.Namespace) -> "Runner":
     from service.bulk import local
 
     if not options.ray:
-        return local.here
-    from service.bulk.ray_data import through_ray
+        return local.run_local
+    from service.bulk.ray_data import run_on_ray
 
-    return partial(through_ray, actors=options.actors)
+    return partial(run_on_ray, actors=options.actors)
 
 
 def _job(options: argparse.Namespace, output: Output) -> Job:
     names = {field for schema in SCHEMAS.values() for field in schema.model_fields}
-    given = {name: value for name, value in vars(options).items() if name in names and value is not None}
-    if options.task == "generate" and "seed" not in given:
-        before = (output.remembered() or {}).get("options", {})
-        given["seed"] = before.get("seed", secrets.randbits(_SEED_BITS))
-    asked = parsed(options.task, given)
-    return Job(options=asked, source=options.input, column=options.column, shard=options.shard)
+    values = {name: value for name, value in vars(options).items() if name in names and value is not None}
+    if options.task == "generate" and "seed" not in values:
+        previous = (output.previous_job() or {}).get("options", {})
+        values["seed"] = previous.get("seed", secrets.randbits(_SEED_BITS))
+    parsed = parse_options(options.task, values)
+    return Job(options=parsed, source=options.input, column=options.column, shard=options.shard)
 
 
 def parser() -> argparse.ArgumentParser:
-    """What may be said."""
+    """The parser of the command line."""
     top = argparse.ArgumentParser(
         prog="python -m service.bulk",
-        description="Send many pictures through a model without a server. Models, device and limits are those of the "
-        "service's settings, the environment variables IGN_…. The same command again goes on where it was stopped.",
-        epilog="exit status: 0 done, 1 some pictures could not be used, 2 usage, 3 stopped, 130 interrupted",
+        description="Run many images through a model without a server. Models, device and limits are the settings of "
+        "the service (environment variables IGN_…). A stopped run is continued by the same command.",
+        epilog="exit status: 0 done, 1 some images failed, 2 invalid command, 3 stopped, 130 interrupted",
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND", dest="task")
-    project = commands.add_parser("project", help="make pictures real: f^k(x)")
+    project = commands.add_parser("project", help="project images: f^k(x)")
     _source(project)
-    _applying(project)
-    project.add_argument("--strength", type=float, help="s of (1−s)·x + s·f^k(x), 0…1 (1)")
-    score = commands.add_parser("score", help="how far f moves pictures, beside held-out real ones")
+    _steps(project)
+    project.add_argument("--strength", type=float, help="s in (1−s)·x + s·f^k(x), 0…1 (1)")
+    score = commands.add_parser("score", help="measure how far f moves images, compared to real ones")
     _source(score)
-    generate = commands.add_parser("generate", help="new pictures from noise")
+    generate = commands.add_parser("generate", help="generate images from noise")
     generate.set_defaults(input="", column="")
     _output(generate)
-    _applying(generate)
-    generate.add_argument("-n", type=int, default=1, help="how many (1)")
-    generate.add_argument("--seed", type=int, help="0…4294967295 (one is chosen, and kept in the output)")
-    generate.add_argument("--offset", type=int, help="number of the first latent (0)")
+    _steps(generate)
+    generate.add_argument("-n", type=int, default=1, help="number of images (1)")
+    generate.add_argument("--seed", type=int, help="0…4294967295 (random; a continued run uses the same)")
+    generate.add_argument("--offset", type=int, help="index of the first latent (0)")
     generate.add_argument("--noise-scale", type=float, help="0…2 (1)")
     return top
 
 
 def _source(command: argparse.ArgumentParser) -> None:
-    command.add_argument("input", metavar="INPUT", help="folder, .zip or .parquet; or a URL that fsspec reads")
+    command.add_argument("input", metavar="INPUT", help="image, folder, .zip or .parquet; path or fsspec URL")
     _output(command)
-    command.add_argument("--column", default="image", help="of a table: where the pictures are (image)")
+    command.add_argument("--column", default="image", help="column of a .parquet that holds the images (image)")
     command.add_argument(
-        "--resize", choices=("fit", "crop", "stretch"), help="how a picture of another size fits (fit)"
+        "--resize", choices=("fit", "crop", "stretch"), help="how to fit an image of another size (fit)"
     )
-    command.add_argument("--invert", type=_invert, metavar="auto|true|false", help="exchange light and dark (auto)")
+    command.add_argument("--invert", type=_invert, metavar="auto|true|false", help="invert light and dark (auto)")
 
 
 def _output(command: argparse.ArgumentParser) -> None:
-    command.add_argument("output", metavar="OUTPUT", help="folder; a new one, or that of the run to be continued")
+    command.add_argument("output", metavar="OUTPUT", help="folder: new, or that of a run to continue")
     command.add_argument("--model", help="name or name/version (IGN_DEFAULT_MODEL)")
-    command.add_argument("--shard", type=_positive, default=1024, help="pictures kept together (1024)")
+    command.add_argument("--shard", type=_positive, default=1024, help="images per shard (1024)")
     command.add_argument(
-        "--manifest", choices=("jsonl", "parquet"), default="jsonl", help="form of the manifest (jsonl)"
+        "--manifest", choices=("jsonl", "parquet"), default="jsonl", help="format of the manifest (jsonl)"
     )
-    command.add_argument("--ray", action="store_true", help="run on Ray Data; input and output reachable by every node")
-    command.add_argument("--actors", type=_positive, help="with --ray: models at work (one a GPU, else one a node)")
+    command.add_argument("--ray", action="store_true", help="run on Ray Data; all nodes must reach input and output")
+    command.add_argument("--actors", type=_positive, help="with --ray: number of actors (one per GPU, or per node)")
 
 
-def _applying(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--steps", type=int, help="applications of f (the model's own)")
-    command.add_argument("--tolerance", type=float, help="stop a picture once f moves it by less")
-    command.add_argument("--score", action="store_const", const=True, help="also measure drift, for one more step")
-    command.add_argument("--format", choices=("png", "jpeg", "webp", "npy"), help="of the pictures (png)")
+def _steps(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--steps", type=int, help="applications of f (that of the model card)")
+    command.add_argument("--tolerance", type=float, help="stop an image once f moves it by less")
+    command.add_argument(
+        "--score", action="store_const", const=True, help="also measure drift, which costs one more step"
+    )
+    command.add_argument("--format", choices=("png", "jpeg", "webp", "npy"), help="format of the images (png)")
 
 
 def _positive(text: str) -> int:

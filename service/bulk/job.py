@@ -1,4 +1,4 @@
-"""What one run is asked to do, and what it must have in common with the run it continues."""
+"""The job of one run, and the fingerprint by which a later run knows that it continues the same job."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from service.settings import Settings
 
 Task = Literal["generate", "project", "score"]
 Options = GenerateRequest | ProjectOptions | ScoreOptions
-Identity = dict[str, Any]
+Fingerprint = dict[str, Any]
 
 SCHEMAS: Final[Mapping[Task, type[Options]]] = {
     "generate": GenerateRequest,
@@ -24,18 +24,18 @@ SCHEMAS: Final[Mapping[Task, type[Options]]] = {
 }
 
 _LAYOUT: Final = 1
-"""Of the output folder: a run never continues what another layout began."""
+"""Version of the layout of the output folder. A run does not continue a folder of another version."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One run.
+    """One job.
 
     Args:
-        options: those of the endpoint of the same name, parsed by its schema.
-        source: folder, archive, table or URL of the pictures; empty for `generate`.
-        column: of a Parquet table, where the pictures are.
-        shard: pictures that are finished, and kept, together; ≥ 1.
+        options: options of the endpoint of the same name, validated by its schema.
+        source: path or URL of the images; empty for `generate`.
+        column: column of a Parquet table that holds the images.
+        shard: images per shard; ≥ 1.
     """
 
     options: Options
@@ -45,13 +45,17 @@ class Job:
 
     @property
     def task(self) -> Task:
-        """Which endpoint's work it is."""
+        """Name of the endpoint that does the same."""
         if isinstance(self.options, GenerateRequest):
             return "generate"
         return "project" if isinstance(self.options, ProjectOptions) else "score"
 
     def step_params(self, model: ServedModel, settings: Settings) -> StepParams:
-        """How f is applied to every picture.
+        """How f is applied to each image.
+
+        Args:
+            model: the model, whose card has the default number of steps.
+            settings: the limit on steps.
 
         Raises:
             InvalidContent: more steps than the settings allow.
@@ -63,14 +67,14 @@ class Job:
             return step_params(options, recommended=steps.project, rows=1, settings=settings)
         return StepParams(steps=1, score=True)
 
-    def identity(self, model: ServedModel, settings: Settings, pictures: int, digest: str) -> Identity:
-        """What decides every byte of the output, ready for JSON.
+    def fingerprint(self, model: ServedModel, settings: Settings, images: int, digest: str) -> Fingerprint:
+        """Everything that determines the bytes of the output, as JSON values.
 
         Args:
-            model: that does it.
-            settings: of this process.
-            pictures: how many there are.
-            digest: of the source; empty for `generate`.
+            model: the model.
+            settings: settings of this process.
+            images: number of inputs.
+            digest: digest of the source; empty for `generate`.
         """
         options = self.options.model_dump(mode="json", exclude={"model", "record"})
         if self.task != "score":
@@ -81,41 +85,41 @@ class Job:
             "model": model.ref,
             "digest": f"sha256:{model.digest}",
             "options": options,
-            "pictures": pictures,
+            "pictures": images,
             "source": digest,
             "shard": self.shard,
         }
 
 
-def parsed(task: Task, given: Mapping[str, Any]) -> Options:
-    """The options of a task, held to the schema of the endpoint.
+def parse_options(task: Task, values: Mapping[str, Any]) -> Options:
+    """Validate the options of a task by the schema of its endpoint.
 
     Raises:
-        StartupError: a value that the endpoint would refuse; the text names the option.
+        StartupError: the endpoint would reject a value; the text names the option.
     """
     try:
-        return SCHEMAS[task].model_validate(given)
+        return SCHEMAS[task].model_validate(values)
     except ValidationError as exc:
         first = exc.errors()[0]
         name = "-".join(str(part).replace("_", "-") for part in first["loc"])
         raise StartupError(f"{'-' if len(name) == 1 else '--'}{name}: {first['msg']}") from None
 
 
-def check_same(there: Identity, asked: Identity) -> None:
-    """Refuse to continue a run with something else.
+def check_same(previous: Fingerprint, current: Fingerprint) -> None:
+    """Check that a run continues the same job.
 
     Raises:
-        StartupError: the text names the first thing that differs.
+        StartupError: the jobs differ; the text names the first difference.
     """
-    before, now = _flat(there), _flat(asked)
+    before, now = _flatten(previous), _flatten(current)
     for name in dict.fromkeys((*before, *now)):
         if before.get(name) != now.get(name):
             raise StartupError(
                 f"the output holds another run: {name} was {before.get(name)}, and is {now.get(name)} now; "
-                "give another folder"
+                "use another folder"
             )
 
 
-def _flat(identity: Identity) -> Identity:
-    options = identity.get("options")
-    return {**identity, **(options if isinstance(options, dict) else {}), "options": None}
+def _flatten(fingerprint: Fingerprint) -> Fingerprint:
+    options = fingerprint.get("options")
+    return {**fingerprint, **(options if isinstance(options, dict) else {}), "options": None}

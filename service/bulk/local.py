@@ -1,93 +1,134 @@
-"""One run on this machine alone, and what it has in common with one through Ray."""
+"""A run in this process, and the plan and progress that it shares with a run on Ray."""
 
 import asyncio
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from tqdm import tqdm
+
 from service.app import running_services
 from service.bulk.job import Job
 from service.bulk.output import Output
-from service.bulk.pipeline import Workshop, together
-from service.bulk.progress import Progress
+from service.bulk.pipeline import Pipeline, ShardResult, gather_all
 from service.bulk.source import Source
 from service.domain.errors import InvalidContent, StartupError, UnknownModel
 from service.settings import Settings
 
-Show = Callable[[int, int], Progress]
-"""Total pictures, and of those already done → where progress is shown."""
-
-_SHARDS_AT_ONCE: Final = 2  # so that the device does not wait for the end of one
+_LOG = logging.getLogger(__name__)
+_SHARDS_AT_ONCE: Final = 2  # while the last batches of one shard finish, the next one keeps the device busy
+_MAX_REPORTED: Final = 20  # failed images in the log; the manifest lists all
 
 
 @dataclass(frozen=True, slots=True)
-class Extent:
-    """How large a run is, and what is left of it.
+class ShardPlan:
+    """The size of a run, and what is missing.
 
     Args:
-        pictures, shards: of the whole run.
-        left: shards that are not there yet.
-        done: pictures of those that are.
+        images, shards: of the whole run.
+        missing: numbers of the shards that are not complete.
+        completed: images in complete shards.
     """
 
-    pictures: int
+    images: int
     shards: int
-    left: tuple[int, ...]
-    done: int
+    missing: tuple[int, ...]
+    completed: int
 
 
-def here(job: Job, source: Source | None, output: Output, settings: Settings, show: Show) -> Extent:
-    """Do what is left of a run on this machine; returns its extent as it was at the beginning.
+class Progress:
+    """Reports a run: a bar on a terminal, else one log line per shard.
+
+    Args:
+        plan: the run.
+    """
+
+    def __init__(self, plan: ShardPlan) -> None:
+        # disable=None: no bar unless stderr is a terminal
+        self._bar = tqdm(total=plan.images, initial=plan.completed, unit=" images", dynamic_ncols=True, disable=None)
+        self._total, self._done, self._failed = plan.images, plan.completed, 0
+        if plan.completed:
+            _LOG.info("continuing: %d of %d images are complete", plan.completed, plan.images)
+
+    def update(self, shard: ShardResult) -> None:
+        """Report a finished shard and its first failed images."""
+        for detail in shard.failures:
+            self._failed += 1
+            if self._failed <= _MAX_REPORTED:
+                _LOG.warning("%s", detail)
+            elif self._failed == _MAX_REPORTED + 1:
+                _LOG.warning("more images failed; the manifest lists all of them")
+        self._done += shard.images
+        self._bar.update(shard.images)
+        if self._bar.disable:
+            _LOG.info("%d/%d images, %d failed", self._done, self._total, self._failed)
+
+    def close(self) -> None:
+        """Finish the bar."""
+        self._bar.close()
+
+
+def run_local(job: Job, source: Source | None, output: Output, settings: Settings) -> ShardPlan:
+    """Process the missing shards of a job in this process.
+
+    Args:
+        job: the job.
+        source: its open source; None for `generate`.
+        output: the locked output folder.
+        settings: settings of the service.
+
+    Returns:
+        The plan at the start of the run.
 
     Raises:
-        StartupError: it cannot begin; nothing was done.
-        IgnError, OSError: it cannot go on; what is done stays.
+        StartupError: the run cannot start; nothing was written.
+        IgnError, OSError: the run cannot continue; complete shards stay.
     """
-    return asyncio.run(_here(job, source, output, settings, show))
+    return asyncio.run(_run(job, source, output, settings))
 
 
-async def _here(job: Job, source: Source | None, output: Output, settings: Settings, show: Show) -> Extent:
+async def _run(job: Job, source: Source | None, output: Output, settings: Settings) -> ShardPlan:
     async with running_services(settings) as services:
-        workshop = opened(lambda: Workshop(job, services, output, source))
-        extent = begin(job, output, settings, workshop)
-        progress = show(extent.pictures, extent.done)
+        pipeline = open_pipeline(lambda: Pipeline(job, services, output, source))
+        plan = start(job, output, settings, pipeline)
+        progress = Progress(plan)
         try:
-            await _all(workshop, extent, progress)
+            await _process(pipeline, plan, progress)
         finally:
             progress.close()
-    return extent
+    return plan
 
 
-async def _all(workshop: Workshop, extent: Extent, progress: Progress) -> None:
-    left = iter(extent.left)
+async def _process(pipeline: Pipeline, plan: ShardPlan, progress: Progress) -> None:
+    missing = iter(plan.missing)
 
-    async def some() -> None:
-        for number in left:
-            done = await workshop.shard(number)
-            progress.advance(done.pictures, done.bad)
+    async def take_turns() -> None:
+        for number in missing:  # both tasks take shards from the same iterator
+            progress.update(await pipeline.shard(number))
 
-    await together(some() for _ in range(_SHARDS_AT_ONCE))
+    await gather_all(take_turns() for _ in range(_SHARDS_AT_ONCE))
 
 
-def begin(job: Job, output: Output, settings: Settings, workshop: Workshop) -> Extent:
-    """Note in the output what is made there, or hold the run to what is noted.
+def start(job: Job, output: Output, settings: Settings, pipeline: Pipeline) -> ShardPlan:
+    """Record the job in the output folder, or check that it continues the recorded one; returns what is missing.
 
     Raises:
-        StartupError: it is something else.
+        StartupError: the folder holds the output of another job.
     """
-    pictures = len(workshop.inputs)
-    output.begin(job.identity(workshop.model, settings, pictures, workshop.inputs.digest))
-    shards = -(-pictures // job.shard)
-    left = tuple(number for number in range(shards) if not output.is_done(number))
-    missing = sum(min(job.shard, pictures - number * job.shard) for number in left)
-    return Extent(pictures, shards, left, pictures - missing)
+    images = len(pipeline.inputs)
+    output.start(job.fingerprint(pipeline.model, settings, images, pipeline.inputs.digest))
+    shards = -(-images // job.shard)
+    missing = tuple(number for number in range(shards) if not output.is_complete(number))
+    left = sum(min(job.shard, images - number * job.shard) for number in missing)
+    return ShardPlan(images, shards, missing, images - left)
 
 
-def opened(make: Callable[[], Workshop]) -> Workshop:
-    """A workshop; what a caller of the endpoint would be told is here a refusal to start.
+def open_pipeline(make: Callable[[], Pipeline]) -> Pipeline:
+    """Call ``make``; errors that an endpoint would return to its caller become startup errors.
 
     Raises:
-        StartupError: the job asks for what the service refuses.
+        StartupError: the job asks for something that the service refuses.
     """
     try:
         return make()

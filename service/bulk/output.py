@@ -1,11 +1,11 @@
-"""What a run leaves: a folder of shards, each of which is there wholly or not at all.
+"""The output folder of a run, which consists of complete shards only.
 
-    OUTPUT/run.json            what is made; a run that means something else is refused
-    OUTPUT/000000/…            the pictures of one shard, and its manifest.jsonl
-    OUTPUT/manifest.jsonl      one line for each picture of all shards; or manifest.parquet
+    OUTPUT/run.json            fingerprint of the job; a run with another job is refused
+    OUTPUT/000000/…            the images of one shard, and its manifest.jsonl
+    OUTPUT/manifest.jsonl      one line for each image of all shards; or manifest.parquet
 
-A shard is made in a hidden folder beside its place, and moved there in one step. So whatever ends a run, what is there
-is finished, and the next run goes on behind it.
+Each shard is written to a hidden folder and renamed when it is complete. However a run ends, each shard folder is
+complete, and the next run makes only the missing ones.
 """
 
 import fcntl
@@ -18,11 +18,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from service.bulk.job import Identity, check_same
+from service.bulk.job import Fingerprint, check_same
 from service.domain.errors import StartupError
 
 Record = dict[str, Any]
-ManifestForm = Literal["jsonl", "parquet"]
+ManifestFormat = Literal["jsonl", "parquet"]
 
 MANIFEST: Final = "manifest.jsonl"
 COLUMNS: Final = {
@@ -41,144 +41,144 @@ COLUMNS: Final = {
     "error": "string",
     "detail": "string",
 }
-"""Members of every line of a manifest, and their types in Parquet."""
+"""Fields of each line of a manifest, and their types in Parquet."""
 
-_RUN: Final = "run.json"
+_JOB: Final = "run.json"
 _LOCK: Final = ".lock"
-_PARTIAL: Final = ".partial"
+_TEMP_SUFFIX: Final = ".partial"
 
 
 class Output:
     """The output folder of one run.
 
     Args:
-        root: the folder; made when the run begins.
+        root: the folder; `lock` creates it.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def check(self) -> None:
-        """Refuse a folder that holds something else, before anything is loaded.
+        """Check, before models are loaded, that the folder is new, empty or the output of an earlier run.
 
         Raises:
-            StartupError: it does, or is no folder.
+            StartupError: it is a file, or has other content.
         """
         if self.root.exists() and not self.root.is_dir():
-            raise StartupError(f"{self.root}: is no folder")
-        if not (self.root / _RUN).is_file() and self.root.is_dir() and set(os.listdir(self.root)) - {_LOCK}:
-            raise StartupError(f"{self.root}: holds something that is no run of this command; give another folder")
+            raise StartupError(f"{self.root}: not a folder")
+        if not (self.root / _JOB).is_file() and self.root.is_dir() and set(os.listdir(self.root)) - {_LOCK}:
+            raise StartupError(f"{self.root}: holds files of something else; use another folder")
 
     @contextmanager
-    def claimed(self) -> Iterator[None]:
-        """Keep other runs out of the folder until the block, or the process, ends.
+    def lock(self) -> Iterator[None]:
+        """Lock the folder against other runs until the block, or the process, ends.
 
         Raises:
-            StartupError: another run is at work there, or the folder cannot be written.
+            StartupError: another run holds the lock, or the folder cannot be written.
         """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            lock = (self.root / _LOCK).open("w")
+            file = (self.root / _LOCK).open("w")
         except OSError as exc:
             raise StartupError(f"{self.root}: cannot be written: {exc.strerror}") from exc
-        with lock:
+        with file:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise StartupError(f"{self.root}: another run is at work there") from None
+                raise StartupError(f"{self.root}: another run is using this folder") from None
             try:
                 yield
             finally:
-                self._leave_nothing()
+                self._remove_if_empty()
 
-    def _leave_nothing(self) -> None:
-        """Where no run has begun, there is no folder."""
+    def _remove_if_empty(self) -> None:
+        """Remove the folder if no run has started in it."""
         if set(os.listdir(self.root)) == {_LOCK}:
             (self.root / _LOCK).unlink()
             self.root.rmdir()
 
-    def remembered(self) -> Identity | None:
-        """What the run in this folder was asked to do, if there is one.
+    def previous_job(self) -> Fingerprint | None:
+        """Fingerprint of the job in this folder; None if there is none.
 
         Raises:
-            StartupError: its record is damaged.
+            StartupError: run.json is damaged.
         """
         try:
-            found = json.loads((self.root / _RUN).read_text(encoding="utf-8"))
+            fingerprint = json.loads((self.root / _JOB).read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except ValueError as exc:
-            raise StartupError(f"{self.root / _RUN}: damaged") from exc
-        if not isinstance(found, dict):
-            raise StartupError(f"{self.root / _RUN}: damaged")
-        return found
+            raise StartupError(f"{self.root / _JOB}: damaged") from exc
+        if not isinstance(fingerprint, dict):
+            raise StartupError(f"{self.root / _JOB}: damaged")
+        return fingerprint
 
-    def begin(self, identity: Identity) -> None:
-        """Begin or continue a run: what an earlier one had not finished is cleared away.
+    def start(self, fingerprint: Fingerprint) -> None:
+        """Start or continue a job; removes the temporary files of an earlier run.
 
         Raises:
-            StartupError: the folder holds a run of something else.
+            StartupError: the folder holds the output of another job.
         """
-        there = self.remembered()
-        if there is None:
-            _write(self.root / _RUN, json.dumps(identity, indent=2) + "\n")
+        previous = self.previous_job()
+        if previous is None:
+            _write(self.root / _JOB, json.dumps(fingerprint, indent=2) + "\n")
         else:
-            check_same(there, identity)
-        for left in self.root.glob(f".*{_PARTIAL}"):
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+            check_same(previous, fingerprint)
+        for leftover in self.root.glob(f".*{_TEMP_SUFFIX}"):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
-    def is_done(self, shard: int) -> bool:
-        """Whether a shard is there."""
-        return self.folder(shard).is_dir()
+    def is_complete(self, shard: int) -> bool:
+        """Whether a shard is complete."""
+        return self.shard_dir(shard).is_dir()
 
-    def folder(self, shard: int) -> Path:
-        """Where a shard lies once it is done."""
+    def shard_dir(self, shard: int) -> Path:
+        """Folder of a complete shard."""
         return self.root / f"{shard:06}"
 
-    def partial(self, shard: int) -> Path:
-        """A new empty folder in which to make a shard."""
-        folder = self.root / f".{shard:06}{_PARTIAL}"
-        if folder.is_dir():  # of an attempt that failed on another machine
+    def temp_dir(self, shard: int) -> Path:
+        """Create the empty hidden folder to write a shard to."""
+        folder = self.root / f".{shard:06}{_TEMP_SUFFIX}"
+        if folder.is_dir():  # left by an attempt that failed on another machine
             shutil.rmtree(folder)
         folder.mkdir()
         return folder
 
-    def finish(self, shard: int, partial: Path, records: Sequence[Record]) -> None:
-        """Move a shard to its place, with its manifest."""
-        (partial / MANIFEST).write_text(_lines(records), encoding="utf-8")
-        partial.rename(self.folder(shard))
+    def finish(self, shard: int, temp_dir: Path, records: Sequence[Record]) -> None:
+        """Write the manifest of a shard and rename its folder, which makes it complete."""
+        (temp_dir / MANIFEST).write_text(_lines(records), encoding="utf-8")
+        temp_dir.rename(self.shard_dir(shard))
 
     def records(self, shard: int) -> list[Record]:
-        """The manifest of a shard that is done."""
-        with (self.folder(shard) / MANIFEST).open(encoding="utf-8") as lines:
+        """The manifest of a complete shard."""
+        with (self.shard_dir(shard) / MANIFEST).open(encoding="utf-8") as lines:
             return [json.loads(line) for line in lines]
 
-    def merge(self, shards: int, form: ManifestForm) -> tuple[Path, int]:
-        """Write the manifest of the whole run; returns its file, and how many pictures could not be used."""
-        target = self.root / f"manifest.{form}"
-        partial = self.root / f".{target.name}{_PARTIAL}"
-        bad = 0
+    def merge(self, shards: int, manifest_format: ManifestFormat) -> tuple[Path, int]:
+        """Write the manifest of the whole run; returns its path and the number of failed images."""
+        target = self.root / f"manifest.{manifest_format}"
+        temp = self.root / f".{target.name}{_TEMP_SUFFIX}"
+        failed = 0
 
         def parts() -> Iterator[list[Record]]:
-            nonlocal bad
+            nonlocal failed
             for shard in range(shards):
                 records = self.records(shard)
-                bad += sum(record["error"] is not None for record in records)
+                failed += sum(record["error"] is not None for record in records)
                 yield records
 
-        (_write_parquet if form == "parquet" else _write_lines)(partial, parts())
-        partial.replace(target)
-        return target, bad
+        (_write_parquet if manifest_format == "parquet" else _write_lines)(temp, parts())
+        temp.replace(target)
+        return target, failed
 
 
-def check_form(form: ManifestForm) -> None:
-    """Refuse a form of manifest that cannot be written here, before anything is made.
+def check_manifest_format(manifest_format: ManifestFormat) -> None:
+    """Check, before the run starts, that the manifest can be written.
 
     Raises:
-        StartupError: pyarrow is not installed.
+        StartupError: pyarrow is needed and not installed.
     """
-    if form == "parquet" and find_spec("pyarrow") is None:
-        raise StartupError("--manifest parquet: pyarrow, which writes it, is not installed")
+    if manifest_format == "parquet" and find_spec("pyarrow") is None:
+        raise StartupError("--manifest parquet: pyarrow is not installed; pip install 'ign-service[bulk]'")
 
 
 def _write_lines(file: Path, parts: Iterator[list[Record]]) -> None:
@@ -202,6 +202,6 @@ def _write_parquet(file: Path, parts: Iterator[list[Record]]) -> None:
 
 
 def _write(target: Path, text: str) -> None:
-    partial = target.with_name(f".{target.name}{_PARTIAL}")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(target)
+    temp = target.with_name(f".{target.name}{_TEMP_SUFFIX}")
+    temp.write_text(text, encoding="utf-8")
+    temp.replace(target)

@@ -1,4 +1,4 @@
-"""A model at work on shards: read and decode, apply f, encode and write, as the endpoints do, with other ends."""
+"""Processing of one shard: read and decode, run the model, encode and write, as the endpoints do."""
 
 import asyncio
 from collections.abc import Coroutine, Iterable, Sequence
@@ -12,7 +12,7 @@ import numpy as np
 from service.api.app_state import AppState
 from service.api.native.responses import in_distribution_fields, rounded
 from service.api.native.schemas import GenerateRequest, ProjectOptions
-from service.bulk.items import Inputs, Item, inputs_of, keep
+from service.bulk.items import Inputs, Item, open_inputs, write_images
 from service.bulk.job import Job
 from service.bulk.output import Output, Record
 from service.bulk.source import Source
@@ -23,29 +23,34 @@ from service.models.registry import ServedModel
 
 T = TypeVar("T")
 
-_AT_ONCE: Final = 4
-"""Batches under way: one on the device, one waiting for it, one being decoded, one being encoded."""
+_BATCHES_IN_FLIGHT: Final = 4
+"""Per model instance: one batch on the device, one waiting for it, one being decoded, one being encoded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Done:
-    """A shard that is done: how many pictures it had, and for each that could not be used a line that says why."""
-
-    pictures: int
-    bad: tuple[str, ...]
-
-
-class Workshop:
-    """Does shards of one job.
+class ShardResult:
+    """A complete shard.
 
     Args:
-        job: what to do.
-        services: of this process.
-        output: where the pictures go.
-        source: where they come from, if it has been opened already.
+        images: number of its images, including failed ones.
+        failures: one message for each failed image.
+    """
+
+    images: int
+    failures: tuple[str, ...]
+
+
+class Pipeline:
+    """Processes shards of one job.
+
+    Args:
+        job: the job.
+        services: the running service of this process.
+        output: the output folder.
+        source: the source of the images, if it is open already.
 
     Raises:
-        UnknownModel, InvalidContent: the job asks for a model that is not there, or for too many steps.
+        UnknownModel, InvalidContent: the job names a model that is not loaded, or too many steps.
         StartupError: the source cannot be opened.
     """
 
@@ -53,44 +58,45 @@ class Workshop:
         settings = services.settings
         self._job, self._services, self._output = job, services, output
         self.model: ServedModel = services.registry.resolve(job.options.model)
-        self.inputs: Inputs = inputs_of(job, self.model, settings, source)
-        self._applied: StepParams = job.step_params(self.model, settings)
+        self.inputs: Inputs = open_inputs(job, self.model, settings, source)
+        self._step_params: StepParams = job.step_params(self.model, settings)
         self._strength = job.options.strength if isinstance(job.options, ProjectOptions) else 1.0
-        self._form = job.options.format if isinstance(job.options, GenerateRequest | ProjectOptions) else None
-        self._batch = min(settings.max_batch_rows, settings.queue_rows, job.shard)
-        at_once = _AT_ONCE * len(self.model.loaded.instances)
-        self._turns = asyncio.Semaphore(max(1, min(at_once, settings.queue_rows // self._batch)))
+        self._format = job.options.format if isinstance(job.options, GenerateRequest | ProjectOptions) else None
+        self._batch_rows = min(settings.max_batch_rows, settings.queue_rows, job.shard)
+        in_flight = _BATCHES_IN_FLIGHT * len(self.model.loaded.instances)
+        # The queue must have room for all batches in flight, or the scheduler would reject some.
+        self._batches = asyncio.Semaphore(max(1, min(in_flight, settings.queue_rows // self._batch_rows)))
 
-    async def shard(self, number: int) -> Done:
-        """Make one shard, and put it in its place.
+    async def shard(self, number: int) -> ShardResult:
+        """Process and write one shard.
 
         Raises:
-            IgnError: the device or its worker fails, whatever the picture.
-            OSError: reading or writing fails altogether.
+            IgnError: the device or its worker failed, independent of the image.
+            OSError: the source cannot be read or the output cannot be written.
         """
         start = number * self._job.shard
         stop = min(start + self._job.shard, len(self.inputs))
-        folder = self._output.partial(number)
-        batches = [(place, min(place + self._batch, stop)) for place in range(start, stop, self._batch)]
-        parts = await together(self._part(folder, *batch) for batch in batches)
-        records = [item.record for part in parts for item in part]
+        folder = self._output.temp_dir(number)
+        ranges = [(first, min(first + self._batch_rows, stop)) for first in range(start, stop, self._batch_rows)]
+        batches = await gather_all(self._process(folder, *bounds) for bounds in ranges)
+        records = [item.record for batch in batches for item in batch]
         for record in records:
             if record["picture"] is not None:
-                record["picture"] = f"{self._output.folder(number).name}/{record['picture']}"
+                record["picture"] = f"{self._output.shard_dir(number).name}/{record['picture']}"
         await self._services.codec.run("encode", partial(self._output.finish, number, folder, records))
-        return done(records)
+        return shard_result(records)
 
-    async def _part(self, folder: Path, start: int, stop: int) -> list[Item]:
-        """One batch, from end to end."""
+    async def _process(self, folder: Path, start: int, stop: int) -> list[Item]:
+        """Decode, run and write the inputs ``start`` … ``stop − 1`` as one batch."""
         codec = self._services.codec
-        async with self._turns:
+        async with self._batches:
             items = await codec.run("decode", partial(self.inputs.items, start, stop))
-            await self._apply([item for item in items if item.row is not None])
-            await codec.run("encode", partial(keep, folder, items, self.model, self._form))
+            await self._run_isolating([item for item in items if item.row is not None])
+            await codec.run("encode", partial(write_images, folder, items, self.model, self._format))
             return items
 
-    async def _apply(self, items: Sequence[Item]) -> None:
-        """f^k of all rows at once; where that fails, of each alone, so that only the one at fault has none."""
+    async def _run_isolating(self, items: Sequence[Item]) -> None:
+        """Run all rows as one request. If the model fails, run each alone, so that only the bad row gets the error."""
         if not items:
             return
         try:
@@ -100,38 +106,38 @@ class Workshop:
                 items[0].row, items[0].error = None, exc
                 return
             for item in items:
-                await self._apply([item])
+                await self._run_isolating([item])
             return
-        for place, item in enumerate(items):
-            item.row = result.rows[place] if self._form else None
-            item.record |= self._measures(result, place)
+        for index, item in enumerate(items):
+            item.row = result.rows[index] if self._format else None
+            item.record |= self._measures(result, index)
 
     async def _run(self, items: Sequence[Item]) -> Result:
         rows = np.stack([item.row for item in items if item.row is not None])
-        result = await self.model.scheduler.submit(rows, SchedulingParams(step_params=self._applied))
+        result = await self.model.scheduler.submit(rows, SchedulingParams(step_params=self._step_params))
         return blend_result(rows, result, self._strength)
 
-    def _measures(self, result: Result, place: int) -> Record:
-        distance = float(result.distance[place])
+    def _measures(self, result: Result, index: int) -> Record:
+        distance = float(result.distance[index])
         return {
-            "steps": int(result.steps[place]),
-            "converged": bool(result.converged[place]),
+            "steps": int(result.steps[index]),
+            "converged": bool(result.converged[index]),
             "distance": rounded(distance),
-            "drift": None if result.drift is None else rounded(result.drift[place]),
+            "drift": None if result.drift is None else rounded(result.drift[index]),
             **in_distribution_fields(self.model.card, distance),
         }
 
 
-def done(records: Sequence[Record]) -> Done:
-    """What is to be told of a shard with this manifest."""
-    return Done(pictures=len(records), bad=tuple(record["detail"] for record in records if record["error"]))
+def shard_result(records: Sequence[Record]) -> ShardResult:
+    """The result of a complete shard with this manifest."""
+    return ShardResult(images=len(records), failures=tuple(record["detail"] for record in records if record["error"]))
 
 
-async def together(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Do all at once; the first failure ends the others, and is raised as it is."""
+async def gather_all(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Run all concurrently. The first exception cancels the others and is raised without an exception group."""
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(work) for work in works]
+            tasks = [group.create_task(coroutine) for coroutine in coroutines]
     except ExceptionGroup as failed:
         raise failed.exceptions[0] from None
     return [task.result() for task in tasks]

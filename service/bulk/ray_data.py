@@ -1,4 +1,4 @@
-"""A run on Ray Data: one model for each GPU, or each node; who does which shard is Ray's to decide."""
+"""A run on Ray Data: one actor with a loaded model per GPU, or per node. Ray assigns shards to actors."""
 
 import asyncio
 import dataclasses
@@ -10,10 +10,9 @@ from typing import Any, Final, TypeVar
 
 from service.app import running_services
 from service.bulk.job import Job
-from service.bulk.local import Extent, Show, begin, opened
+from service.bulk.local import Progress, ShardPlan, open_pipeline, start
 from service.bulk.output import Output
-from service.bulk.pipeline import Done, Workshop, done
-from service.bulk.progress import Progress
+from service.bulk.pipeline import Pipeline, ShardResult, shard_result
 from service.bulk.source import Source
 from service.domain.errors import IgnError, StartupError
 from service.environment import keep_precision, silence_runtime
@@ -21,123 +20,127 @@ from service.settings import Settings
 
 T = TypeVar("T")
 
-_MOST_BLOCKS: Final = 1000  # a block is what Ray gives out, and what it keeps account of
+_MAX_BLOCKS: Final = 1000  # Ray schedules and tracks each block, so that many small ones are expensive
 
 
-def through_ray(
-    job: Job, source: Source | None, output: Output, settings: Settings, show: Show, *, actors: int | None = None
-) -> Extent:
-    """Do what is left of a run; every node must see the input, the output and the models under the same paths.
+def run_on_ray(
+    job: Job, source: Source | None, output: Output, settings: Settings, *, actors: int | None = None
+) -> ShardPlan:
+    """Process the missing shards of a job on a Ray cluster.
+
+    Input, output and models must have the same paths on all nodes.
 
     Args:
-        job: what to do.
-        source: where the pictures come from; None for `generate`.
-        output: where they go.
-        settings: of every process.
-        show: where progress is shown.
-        actors: models at work; by default one for each GPU, and without any one for each node.
+        job: the job.
+        source: its open source; None for `generate`.
+        output: the locked output folder.
+        settings: settings of all actors.
+        actors: number of actors; by default one per GPU, or one per node of a cluster without GPUs.
+
+    Returns:
+        The plan at the start of the run.
 
     Raises:
-        StartupError: it cannot begin, or Ray is not installed.
-        OSError: it cannot go on; what is done stays.
+        StartupError: the run cannot start, or Ray is not installed.
+        OSError: the run cannot continue; complete shards stay.
     """
     try:
         import ray
         import ray.data
     except ImportError as exc:
-        raise StartupError(f"--ray: Ray is not installed ({exc}); install this package with the extra `ray`") from None
-    extent = asyncio.run(_begun(job, source, output, settings))
-    progress = show(extent.pictures, extent.done)
+        raise StartupError(f"--ray: Ray is not installed ({exc}); pip install 'ign-service[ray]'") from None
+    plan = asyncio.run(_started(job, source, output, settings))
+    progress = Progress(plan)
     try:
-        if extent.left:
+        if plan.missing:
             ray.init(ignore_reinit_error=True, log_to_driver=False)
-            _send(ray, *_absolute(job, output, settings), extent, progress, actors)
+            _send(ray, *_absolute(job, output, settings), plan, progress, actors)
     except ray.exceptions.RayError as exc:
-        raise OSError(f"Ray gave up: {str(exc).strip().splitlines()[-1]}") from exc
+        raise OSError(f"Ray failed: {str(exc).strip().splitlines()[-1]}") from exc
     finally:
         progress.close()
-    return extent
+    return plan
 
 
-async def _begun(job: Job, source: Source | None, output: Output, settings: Settings) -> Extent:
-    # Which model it is, the driver can say without the GPU that only the actors may have.
+async def _started(job: Job, source: Source | None, output: Output, settings: Settings) -> ShardPlan:
+    # The driver only resolves the model, for which it needs no GPU. Ray gives GPUs to the actors only.
     plain = dataclasses.replace(settings, device="cpu", cuda_graphs=False)
     async with running_services(plain) as services:
-        return begin(job, output, settings, opened(lambda: Workshop(job, services, output, source)))
+        return start(job, output, settings, open_pipeline(lambda: Pipeline(job, services, output, source)))
 
 
 def _absolute(job: Job, output: Output, settings: Settings) -> tuple[Job, Output, Settings]:
-    """The same, for processes that work in another folder."""
+    """The same with absolute paths, because actors have another working directory."""
     source = job.source if "://" in job.source or not job.source else str(Path(job.source).resolve())
     settings = dataclasses.replace(settings, model_dir=settings.model_dir.resolve())
     return dataclasses.replace(job, source=source), Output(output.root.resolve()), settings
 
 
 def _send(
-    ray: Any, job: Job, output: Output, settings: Settings, extent: Extent, progress: Progress, actors: int | None
+    ray: Any, job: Job, output: Output, settings: Settings, plan: ShardPlan, progress: Progress, actors: int | None
 ) -> None:
     gpus = 0 if settings.device == "cpu" else int(ray.cluster_resources().get("GPU", 0))
     nodes = sum(node["Alive"] for node in ray.nodes())
-    ray.data.DataContext.get_current().enable_progress_bars = False  # there is one already
-    shards = ray.data.from_items(list(extent.left), override_num_blocks=min(len(extent.left), _MOST_BLOCKS))
-    made = shards.map_batches(
+    ray.data.DataContext.get_current().enable_progress_bars = False  # `progress` shows one already
+    shards = ray.data.from_items(list(plan.missing), override_num_blocks=min(len(plan.missing), _MAX_BLOCKS))
+    results = shards.map_batches(
         Actor,
         batch_size=1,
         fn_constructor_args=(job, output, settings),
-        compute=ray.data.ActorPoolStrategy(size=min(actors or gpus or nodes, len(extent.left))),
+        compute=ray.data.ActorPoolStrategy(size=min(actors or gpus or nodes, len(plan.missing))),
         num_cpus=0 if gpus else 1,
         num_gpus=1 if gpus else 0,
     )
-    for row in made.iter_rows():
-        if row["failure"]:
-            raise OSError(row["failure"])
-        progress.advance(int(row["pictures"]), json.loads(row["bad"]))
+    for row in results.iter_rows():
+        if row["error"]:
+            raise OSError(row["error"])
+        progress.update(ShardResult(images=int(row["images"]), failures=tuple(json.loads(row["failures"]))))
 
 
 class Actor:
-    """One loaded model in a process of Ray's.
+    """A process of Ray with a loaded model.
 
     Args:
-        job, output, settings: as they are on the driver.
+        job, output, settings: those of the driver, with absolute paths.
 
     Raises:
-        StartupError: it cannot begin here.
+        StartupError: the model or the source cannot be opened on this node.
     """
 
     def __init__(self, job: Job, output: Output, settings: Settings) -> None:
         silence_runtime()
         keep_precision()
-        # Of its own, as Ray does not say in which of its threads it calls.
+        # The pipeline needs one event loop for its lifetime, and Ray may call the actor from different threads.
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="bulk", daemon=True).start()
         self._running = running_services(settings)
         services = self._await(self._running.__aenter__())
-        self._workshop = Workshop(job, services, output)
+        self._pipeline = Pipeline(job, services, output)
         self._output = output
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        """Make shards; a batch is their numbers."""
-        made = [self._tried(int(number)) for number in batch["item"]]
+        """Process the shards whose numbers are in column `item`; returns columns of their results."""
+        results = [self._process_or_error(int(number)) for number in batch["item"]]
         return {
-            "pictures": [shard.pictures for shard, _ in made],
-            "bad": [json.dumps(shard.bad) for shard, _ in made],
-            "failure": [failure for _, failure in made],
+            "images": [shard.images for shard, _ in results],
+            "failures": [json.dumps(shard.failures) for shard, _ in results],
+            "error": [error for _, error in results],
         }
 
-    def _tried(self, number: int) -> tuple[Done, str]:
-        """A shard, or why the run cannot go on: in words, since what is raised reaches nobody through Ray as it was."""
+    def _process_or_error(self, number: int) -> tuple[ShardResult, str]:
+        """A shard, or the error as text: Ray would wrap an exception and lose its type."""
         try:
-            return self._made(number), ""
+            return self._process(number), ""
         except IgnError as exc:
-            failure = exc.detail
+            error = exc.detail
         except OSError as exc:
-            failure = str(exc)
-        return Done(pictures=0, bad=()), failure
+            error = str(exc)
+        return ShardResult(images=0, failures=()), error
 
-    def _made(self, number: int) -> Done:
-        if self._output.is_done(number):  # by an actor that died before it could say so
-            return done(self._output.records(number))
-        return self._await(self._workshop.shard(number))
+    def _process(self, number: int) -> ShardResult:
+        if self._output.is_complete(number):  # by an actor that died before it returned its result
+            return shard_result(self._output.records(number))
+        return self._await(self._pipeline.shard(number))
 
-    def _await(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+    def _await(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()

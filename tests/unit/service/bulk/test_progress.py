@@ -1,18 +1,15 @@
-"""How far a run is, on a terminal and elsewhere."""
+"""How a run reports its progress, on a terminal and elsewhere."""
 
 import io
+import logging
 import sys
 
 import pytest
 
-from service.bulk.progress import shown
+from service.bulk.local import Progress, ShardPlan
+from service.bulk.pipeline import ShardResult
 
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
+PLAN = ShardPlan(images=1000, shards=10, missing=tuple(range(2, 10)), completed=200)
 
 
 class Terminal(io.StringIO):
@@ -20,44 +17,35 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_lines_are_few_and_say_what_is_left() -> None:
-    stream, clock = io.StringIO(), Clock()
-    progress = shown(1000, 200, stream, clock)
-    for _ in range(5):
-        clock.now += 4
-        progress.advance(80)
-    clock.now = 21
-    progress.advance(0, ["a.png: is no picture"])
-    assert stream.getvalue().splitlines() == ["440/1000 pictures, 20/s, 28 s left", "a.png: is no picture"]
-    clock.now = 40
-    progress.advance(400)
+def test_a_line_for_each_shard_without_a_terminal(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with caplog.at_level(logging.INFO, "service.bulk"):
+        progress = Progress(PLAN)
+        progress.update(ShardResult(images=100, failures=()))
+        progress.update(ShardResult(images=100, failures=("a.png: not an image",)))
+        progress.close()
+    assert [line for line in caplog.messages if "/1000" in line] == [
+        "300/1000 images, 0 failed",
+        "400/1000 images, 1 failed",
+    ]
+    assert "a.png: not an image" in caplog.messages
+    assert capsys.readouterr().err == ""
+
+
+def test_failed_images_do_not_flood_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "service.bulk"):
+        progress = Progress(PLAN)
+        for _ in range(2):
+            progress.update(ShardResult(images=100, failures=tuple(f"{n}.png: bad" for n in range(50))))
+    assert len(caplog.messages) == 21
+    assert "manifest" in caplog.messages[-1]
+
+
+def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    progress = Progress(PLAN)
+    progress.update(ShardResult(images=800, failures=()))
     progress.close()
-    assert stream.getvalue().splitlines()[2:] == ["1000/1000 pictures, 20/s, 1 could not be used"] * 2
-
-
-def test_bad_pictures_do_not_flood_the_log() -> None:
-    stream = io.StringIO()
-    progress = shown(100, 0, stream, Clock())
-    progress.advance(50, [f"{n}.png: bad" for n in range(50)])
-    progress.advance(50, [f"{n}.png: bad" for n in range(50)])
-    lines = stream.getvalue().splitlines()
-    assert len(lines) == 21
-    assert "the manifest lists all of them" in lines[-1]
-
-
-def test_a_bar_on_a_terminal() -> None:
-    pytest.importorskip("tqdm", reason="tqdm is not installed")
-    stream = Terminal()
-    progress = shown(10, 4, stream)
-    progress.advance(6, ["a.png: bad"])
-    progress.close()
-    assert "10/10" in stream.getvalue()
-    assert "a.png: bad" in stream.getvalue()
-
-
-def test_lines_on_a_terminal_without_tqdm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tqdm", None)
-    stream = Terminal()
-    progress = shown(1, 0, stream, Clock())
-    progress.close()
-    assert stream.getvalue() == "0/1 pictures, 0/s\n"
+    assert "1000/1000" in terminal.getvalue()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from service.bulk.__main__ import main
-from service.bulk.local import Extent, begin
+from service.bulk.local import ShardPlan, start
 from service.bulk.output import Output
 from tests.helpers.live import environment
 from tests.unit.service.bulk.conftest import SHARD, Run, environ, everything, made, manifest, write
@@ -22,10 +22,10 @@ from service.bulk import __main__, output
 
 finish = output.Output.finish
 
-def killed(self, shard, partial, records):
+def killed(self, shard, temp_dir, records):
     if shard == 3:  # two at a time: at least two are done
         os.kill(os.getpid(), signal.SIGKILL)
-    finish(self, shard, partial, records)
+    finish(self, shard, temp_dir, records)
 
 output.Output.finish = killed
 sys.exit(__main__.main(sys.argv[1:]))
@@ -52,7 +52,7 @@ def test_a_run_that_was_killed_goes_on(bulk: Run, models: Path, pictures: dict[s
     ran = bulk(*command)
     assert ran.status == 0, ran.err
     assert {file: (file.stat().st_ino, file.stat().st_mtime_ns) for file in before} == before
-    assert f"{len(pictures)}/{len(pictures)} pictures" in ran.err
+    assert f"{len(pictures)}/{len(pictures)} images" in ran.err
     assert bulk("project", tmp_path / "in", tmp_path / "whole", "--shard", 2, "--steps", 2).status == 0
     assert everything(output) == everything(tmp_path / "whole")
     assert not list(output.glob(".*.partial"))
@@ -89,12 +89,12 @@ def test_a_run_that_was_stopped_says_so_and_goes_on(
 
 
 def test_an_interrupted_run_says_so(bulk: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*arguments: Any) -> Extent:
-        extent = begin(*arguments)
+    def interrupted(*arguments: Any) -> ShardPlan:
+        plan = start(*arguments)
         signal.raise_signal(signal.SIGINT)
-        return extent
+        return plan
 
-    monkeypatch.setattr("service.bulk.local.begin", interrupted)
+    monkeypatch.setattr("service.bulk.local.start", interrupted)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background is not given
     try:
         ran = bulk("generate", tmp_path / "out")
@@ -134,7 +134,7 @@ def test_other_pictures_are_refused(bulk: Run, pictures: dict[str, bytes], tmp_p
 
 
 REFUSALS = [
-    (["project", "nothing", "out"], "nothing: no such file or folder"),
+    (["project", "nothing", "out"], "nothing: "),
     (["project", "in", "in/out"], "lies within in"),
     (["project", "in", "in"], "lies within in"),
     (["project", "in", "out", "--steps", "0"], "--steps: "),
@@ -145,9 +145,9 @@ REFUSALS = [
     (["generate", "out", "-n", "2", "--seed", "1", "--offset", str(2**32 - 1)], "2^32"),
     (["generate", "out", "--seed", "-1"], "--seed: "),
     (["generate", "out", "--model", "nobody"], "no model 'nobody'"),
-    (["generate", "file"], "is no folder"),
+    (["generate", "file"], "not a folder"),
     (["generate", "s3://bucket/out"], "only the input may be a URL"),
-    (["generate", "in"], "holds something that is no run"),
+    (["generate", "in"], "holds files of something else"),
     (["generate", "file/out"], "cannot be written"),
 ]
 
@@ -204,7 +204,7 @@ def test_two_runs_at_once(bulk: Run, tmp_path: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         ran = bulk("generate", tmp_path / "out")
     assert ran.status == 2
-    assert "another run is at work there" in ran.err
+    assert "another run is using" in ran.err
     assert bulk("generate", tmp_path / "out").status == 0
 
 

@@ -75,7 +75,7 @@ def test_more_tables_than_may_be_open(arrow: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("column", "told"), [("nothing", "no column 'nothing'; there is image"), ("image", "no bytes")]
+    ("column", "told"), [("nothing", "no column 'nothing'; the columns are image"), ("image", "no bytes")]
 )
 def test_a_table_of_something_else(column: str, told: str, arrow: Any, bulk: Run, tmp_path: Path) -> None:
     arrow.parquet.write_table(arrow.table({"image": [1, 2]}), tmp_path / "in.parquet")

@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
 from tests.unit.service.bulk.conftest import Run, everything, made, manifest, picture, zipped
 
 
 def test_by_url(bulk: Run, pictures: dict[str, bytes], tmp_path: Path) -> None:
-    fsspec = pytest.importorskip("fsspec", reason="fsspec is not installed")
     memory: Any = fsspec.filesystem("memory")
     for name, content in pictures.items():
         memory.pipe_file(f"/bucket/{name}", content)
@@ -30,7 +30,6 @@ def test_by_url(bulk: Run, pictures: dict[str, bytes], tmp_path: Path) -> None:
 
 
 def test_within_an_archive_by_url(bulk: Run, pictures: dict[str, bytes], tmp_path: Path) -> None:
-    pytest.importorskip("fsspec", reason="fsspec is not installed")
     archive = zipped(tmp_path / "in.zip", pictures)
     assert bulk("project", tmp_path / "in", tmp_path / "folder").status == 0
     assert bulk("project", f"zip://::{archive}", tmp_path / "all").status == 0
@@ -46,7 +45,6 @@ class Nobody(Exception):
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A method of fsspec's memory that fails from now on, unless another is named."""
-    pytest.importorskip("fsspec", reason="fsspec is not installed")
     from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
     def fails(method: str) -> None:
@@ -67,7 +65,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.parametrize(
     ("method", "source", "status", "told"),
     [
-        ("find", "memory://far", 2, "memory://far: no credentials"),
+        ("find", "memory://far", 2, "memory://far: cannot be read: no credentials"),
         ("open", "memory://far", 3, "stopped: [Errno 5] no credentials"),
         ("read", "memory://far", 3, "stopped: [Errno 5] no credentials"),
         ("read", "memory://far.zip", 2, "memory://far.zip: cannot be read: no credentials"),
@@ -84,7 +82,6 @@ def test_whatever_the_packages_of_fsspec_raise_is_told(
 
 
 def test_an_unknown_kind_of_url(bulk: Run, tmp_path: Path) -> None:
-    pytest.importorskip("fsspec", reason="fsspec is not installed")
     ran = bulk("score", "nonsense://bucket", tmp_path / "out")
     assert ran.status == 2
     assert "nonsense" in ran.err
