@@ -1,8 +1,8 @@
-// Calls of the service: addresses are relative to the page, so that it also works behind a proxy's path prefix.
+// Calls of the HTTP API. URLs are relative to the page, so that it also works behind a proxy that adds a path prefix.
 
 const KEY = "ign-api-key";
 
-/** What the service says went wrong, as problem+json, or that it cannot be reached. */
+/** An error response (problem+json), or a failure to reach the service. */
 export class Problem extends Error {
   constructor({ detail, status = 0, code = "", request_id: requestId = "", retryAfter = null, retry = true }) {
     super(detail);
@@ -10,29 +10,29 @@ export class Problem extends Error {
   }
 }
 
-export const hasKey = () => sessionStorage.getItem(KEY) !== null;
+export const hasApiKey = () => sessionStorage.getItem(KEY) !== null;
 
-export function useKey(key) {
+export function setApiKey(key) {
   sessionStorage.setItem(KEY, key);
 }
 
-export const address = (path) => new URL(path, document.baseURI).href;
+export const absoluteUrl = (path) => new URL(path, document.baseURI).href;
 
 /**
- * Ask the service.
+ * Send one request.
  *
  * @param {string} path relative, such as "generate"
  * @param {{json?: object, form?: FormData, accept?: string, signal?: AbortSignal}} request
  * @returns {Promise<Response>} of status 200
  * @throws {Problem}
  */
-export async function ask(path, { json, form, accept = "application/json", signal } = {}) {
+export async function callApi(path, { json, form, accept = "application/json", signal } = {}) {
   const headers = { Accept: accept };
   if (json) headers["Content-Type"] = "application/json";
-  if (hasKey()) headers.Authorization = `Bearer ${sessionStorage.getItem(KEY)}`;
+  if (hasApiKey()) headers.Authorization = `Bearer ${sessionStorage.getItem(KEY)}`;
   let response;
   try {
-    response = await fetch(address(path), {
+    response = await fetch(absoluteUrl(path), {
       method: json || form ? "POST" : "GET",
       body: json ? JSON.stringify(json) : form,
       headers,
@@ -45,15 +45,15 @@ export async function ask(path, { json, form, accept = "application/json", signa
     throw new Problem({ detail: "The service cannot be reached.", code: "unreachable" });
   }
   if (response.ok) return response;
-  throw await problemOf(response);
+  throw await parseProblem(response);
 }
 
-async function problemOf(response) {
+async function parseProblem(response) {
   let body = {};
   try {
     body = await response.json();
   } catch {
-    // not from the service, but from a proxy before it
+    // An error page of a proxy has no JSON.
   }
   const problem = new Problem({
     detail: body.detail ?? `${response.status} ${response.statusText}`,
@@ -64,7 +64,7 @@ async function problemOf(response) {
     retry: response.headers.get("X-Should-Retry") !== "false" && (response.status >= 500 || response.status === 429),
   });
   if (response.status === 401) {
-    if (!hasKey()) problem.message = "This service needs an API key.";
+    if (!hasApiKey()) problem.message = "This service needs an API key.";
     sessionStorage.removeItem(KEY);
     dispatchEvent(new CustomEvent("key-needed"));
   }
@@ -72,20 +72,20 @@ async function problemOf(response) {
 }
 
 /**
- * A command line that does what the page did, and writes a picture.
+ * The curl command that does what the page did, and writes an image.
  *
  * @param {string} path
  * @param {{json?: object, fields?: [string, string][], accept: string, file: string}} request
  */
-export function curl(path, { json, fields = [], accept, file }) {
-  const words = ["curl", quoted(address(path))];
-  if (hasKey()) words.push('-H "Authorization: Bearer $IGN_API_KEY"');
-  words.push(`-H 'Accept: ${accept}'`);
-  for (const [name, value] of fields) words.push(`-F ${quoted(`${name}=${value}`)}`);
-  // A picture in the JSON is read from a file: @name stands for its base64.
-  if (json) words.push(`--json ${quoted(JSON.stringify(json)).replace(/@([\w-]+\.png)/g, `'"$(base64 -w0 $1)"'`)}`);
-  words.push("-o", file);
-  return words.join(" ");
+export function curlCommand(path, { json, fields = [], accept, file }) {
+  const parts = ["curl", shellQuote(absoluteUrl(path))];
+  if (hasApiKey()) parts.push('-H "Authorization: Bearer $IGN_API_KEY"');
+  parts.push(`-H 'Accept: ${accept}'`);
+  for (const [name, value] of fields) parts.push(`-F ${shellQuote(`${name}=${value}`)}`);
+  // @name.png stands for the base64 of a file: replace it by a shell substitution.
+  if (json) parts.push(`--json ${shellQuote(JSON.stringify(json)).replace(/@([\w-]+\.png)/g, `'"$(base64 -w0 $1)"'`)}`);
+  parts.push("-o", file);
+  return parts.join(" ");
 }
 
-const quoted = (text) => (/^[\w./:=@,-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
+const shellQuote = (text) => (/^[\w./:=@,-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);

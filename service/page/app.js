@@ -1,63 +1,67 @@
-// Everything is made here, and told of the model that is chosen.
+// Entry point: creates the panels and passes the chosen model on to them.
 
-import { useKey } from "./api.js";
+import { setApiKey } from "./api.js";
+import { DrawingCanvas } from "./canvas.js";
 import { byId } from "./dom.js";
-import { Easel } from "./easel.js";
-import { Generate } from "./generate.js";
-import { keys, pointers } from "./hands.js";
-import { Models, describe } from "./models.js";
-import { css, ink, paper } from "./pixels.js";
-import { Real } from "./real.js";
-import { Section } from "./section.js";
-import { Walk } from "./walk.js";
+import { GeneratePanel } from "./generate_panel.js";
+import { InterpolatePanel } from "./interpolate_panel.js";
+import { Models, showCard } from "./models.js";
+import { Panel } from "./panel.js";
+import { backgroundColour, cssColour, inkColour } from "./pixels.js";
+import { drawWithKeyboard, drawWithPointer } from "./pointer.js";
+import { ProjectPanel } from "./project_panel.js";
 
-const startup = new Section(byId("startup"));
+const startup = new Panel(byId("startup"));
 const models = new Models(byId("model"));
-const easel = new Easel(byId("paint"), byId("mask"));
-const real = new Real(easel, models);
-const walk = new Walk({ models, easel });
-const generate = new Generate({ models, easel, end: (which, picture) => walk.ends[which].take(picture) });
+const canvas = new DrawingCanvas(byId("paint"), byId("mask"));
+const project = new ProjectPanel(canvas, models);
+const interpolate = new InterpolatePanel({ models, canvas });
+const generate = new GeneratePanel({
+  models,
+  canvas,
+  setEndpoint: (which, image) => interpolate.endpoints[which].setImage(image),
+});
 
-function fit(card) {
+function setModel(card) {
   const [channels, height, width] = card.shape;
-  document.body.classList.toggle("light-paper", ink(card)[0] === 0);
+  document.body.classList.toggle("light-paper", inkColour(card)[0] === 0);
   for (const stage of document.querySelectorAll(".stage, .thumb, .tiles")) {
-    stage.style.setProperty("--paper", css(paper(card)));
+    stage.style.setProperty("--paper", cssColour(backgroundColour(card)));
     stage.style.setProperty("--shape", `${width} / ${height}`);
   }
   byId("ink-label").hidden = channels === 1;
-  easel.colour = channels === 1 ? null : byId("ink").value;
-  // A stroke of handwriting is about a tenth of the picture wide; finer where there are more pixels to draw with.
-  const usual = Math.max(0.03, 0.09 * Math.sqrt(28 / Math.max(height, width)));
-  Object.assign(byId("brush"), { min: 0.5 / width, max: 0.3, step: "any", value: usual });
-  easel.brush = usual;
-  easel.fit(card);
-  describe(card);
-  for (const part of [real, generate, walk]) part.fit(card);
-  for (const name of ["real", "generate", "walk"]) byId(name).inert = false; // there is a model to use them on
+  canvas.colour = channels === 1 ? null : byId("ink").value;
+  // A stroke of handwriting is about a tenth of the image wide; larger models get a finer brush.
+  const brush = Math.max(0.03, 0.09 * Math.sqrt(28 / Math.max(height, width)));
+  Object.assign(byId("brush"), { min: 0.5 / width, max: 0.3, step: "any", value: brush });
+  canvas.brush = brush;
+  canvas.setModel(card);
+  showCard(card);
+  for (const panel of [project, generate, interpolate]) panel.setModel(card);
+  for (const name of ["real", "generate", "walk"]) byId(name).inert = false; // usable once a model is chosen
 }
 
-async function load() {
+async function loadModels() {
   await startup.run("Asking which models there are", async (signal) => {
-    fit(await models.load(signal));
+    setModel(await models.load(signal));
   });
 }
 
-models.addEventListener("picked", () => {
-  startup.run("Asking for the model", async (signal) => fit(await models.card(signal)));
+models.addEventListener("selected", () => {
+  startup.run("Asking for the model", async (signal) => setModel(await models.card(signal)));
 });
 
-easel.addEventListener("changed", () => {
-  byId("undo").disabled = !easel.canUndo;
-  byId("redo").disabled = !easel.canRedo;
-  byId("clear").disabled = easel.isEmpty;
-  byId("invitation").hidden = !easel.isEmpty;
-  byId("masking").hidden = !easel.isMasked && easel.tool !== "mask";
+canvas.addEventListener("changed", () => {
+  byId("undo").disabled = !canvas.canUndo;
+  byId("redo").disabled = !canvas.canRedo;
+  byId("clear").disabled = canvas.isEmpty;
+  byId("invitation").hidden = !canvas.isEmpty;
+  byId("masking").hidden = !canvas.isMasked && canvas.tool !== "mask";
 });
-for (const act of ["undo", "redo", "clear"]) {
-  byId(act).addEventListener("click", () => {
-    easel[act]();
-    easel.finish();
+for (const action of ["undo", "redo", "clear"]) {
+  byId(action).addEventListener("click", () => {
+    canvas[action]();
+    canvas.finish();
   });
 }
 addEventListener("keydown", (event) => {
@@ -68,14 +72,14 @@ addEventListener("keydown", (event) => {
 });
 for (const tool of document.getElementsByName("tool")) {
   tool.addEventListener("change", () => {
-    easel.tool = tool.value;
-    easel.dispatchEvent(new Event("changed"));
+    canvas.tool = tool.value;
+    canvas.dispatchEvent(new Event("changed"));
   });
 }
-byId("brush").addEventListener("input", (event) => (easel.brush = event.target.valueAsNumber));
-byId("ink").addEventListener("input", (event) => (easel.colour = event.target.value));
-pointers(easel);
-keys(easel, byId("pointer"));
+byId("brush").addEventListener("input", (event) => (canvas.brush = event.target.valueAsNumber));
+byId("ink").addEventListener("input", (event) => (canvas.colour = event.target.value));
+drawWithPointer(canvas);
+drawWithKeyboard(canvas, byId("pointer"));
 
 addEventListener("key-needed", () => {
   byId("key").hidden = false;
@@ -83,10 +87,10 @@ addEventListener("key-needed", () => {
 });
 byId("key").addEventListener("submit", (event) => {
   event.preventDefault();
-  useKey(byId("key-field").value.trim());
+  setApiKey(byId("key-field").value.trim());
   byId("key-field").value = "";
   byId("key").hidden = true;
-  if (!models.limits) load();
+  if (!models.limits) loadModels();
 });
 
-load();
+loadModels();

@@ -1,9 +1,9 @@
-// The few things every module does with the document.
+// Helpers for the document.
 
 export const byId = (id) => document.getElementById(id);
 
-/** An element with properties, or attributes where the name has a dash, and children; no text becomes markup. */
-export function make(tag, properties = {}, ...children) {
+/** Create an element. Names with a dash are set as attributes, others as properties; text is never parsed as markup. */
+export function createElement(tag, properties = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
     if (name.includes("-")) element.setAttribute(name, value);
@@ -13,20 +13,20 @@ export function make(tag, properties = {}, ...children) {
   return element;
 }
 
-/** Show a picture in an <img>, and hide the invitation beside it. */
-export function show(image, source, description) {
+/** Show an image in an <img>, and hide the placeholder beside it. */
+export function showImage(image, source, description) {
   image.src = source;
   image.alt = description;
   image.hidden = false;
   const placeholder = image.parentElement.querySelector(".placeholder");
   if (placeholder) placeholder.hidden = true;
   image.classList.remove("arrives");
-  void image.offsetWidth; // begins the transition anew
+  void image.offsetWidth; // forces a layout, which restarts the transition
   image.classList.add("arrives");
 }
 
-/** Take the picture away again. */
-export function unshow(image) {
+/** Remove the image and show the placeholder. */
+export function hideImage(image) {
   image.hidden = true;
   image.removeAttribute("src");
   image.alt = "";
@@ -34,7 +34,7 @@ export function unshow(image) {
   if (placeholder) placeholder.hidden = false;
 }
 
-/** The whole number in a field, or null where it holds none that is allowed. */
-export function whole(field) {
+/** The integer in a field, or null if the field is empty or invalid. */
+export function readInteger(field) {
   return field.checkValidity() && field.value !== "" ? field.valueAsNumber : null;
 }

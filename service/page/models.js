@@ -1,26 +1,26 @@
-// What is served, and what its cards say.
+// The models of the service, and the facts of their cards.
 
-import { ask } from "./api.js";
-import { byId, make } from "./dom.js";
+import { callApi } from "./api.js";
+import { byId, createElement } from "./dom.js";
 
-/** Every model in service, and how it is chosen. Tells `chosen` with its whole card. */
+/** The list of models and the <select> that chooses one; dispatches `selected`. */
 export class Models extends EventTarget {
   #cards = new Map();
 
   constructor(select) {
     super();
     this.select = select;
-    select.addEventListener("change", () => this.dispatchEvent(new Event("picked")));
+    select.addEventListener("change", () => this.dispatchEvent(new Event("selected")));
   }
 
-  /** Ask which models there are; the default is chosen. */
+  /** Load the list, select the default model, and return its card. */
   async load(signal) {
-    const { models, default: preferred, limits } = await (await ask("models", { signal })).json();
+    const { models, default: preferred, limits } = await (await callApi("models", { signal })).json();
     this.limits = limits;
     this.#cards.clear();
     const options = models.map(({ name, version, shape }) => {
       const reference = `${name}/${version}`;
-      return make("option", { value: reference }, `${reference} · ${size(shape)}`);
+      return createElement("option", { value: reference }, `${reference} · ${size(shape)}`);
     });
     this.select.replaceChildren(...options);
     this.select.value = preferred;
@@ -32,11 +32,11 @@ export class Models extends EventTarget {
     return this.select.value;
   }
 
-  /** The whole card of the chosen model. */
+  /** The full card of the selected model. */
   async card(signal) {
     const reference = this.reference;
     if (!this.#cards.has(reference)) {
-      this.#cards.set(reference, await (await ask(`models/${reference}`, { signal })).json());
+      this.#cards.set(reference, await (await callApi(`models/${reference}`, { signal })).json());
     }
     return this.#cards.get(reference);
   }
@@ -44,19 +44,21 @@ export class Models extends EventTarget {
 
 const size = ([channels, height, width]) => `${width} × ${height} ${channels === 1 ? "grey" : "colour"}`;
 
-/** Tell of a model what its card knows, warnings first. */
-export function describe(card) {
+/** Show the facts of a model card, warnings first. */
+export function showCard(card) {
   byId("about-title").textContent = `The model: ${card.name}, version ${card.version}`;
   byId("about-lead").textContent = card.description ?? "";
   const warnings = card.quality?.warnings ?? [];
   byId("about-warnings").hidden = warnings.length === 0;
-  byId("about-warnings").replaceChildren(...warnings.map((warning) => make("li", {}, warning)));
+  byId("about-warnings").replaceChildren(...warnings.map((warning) => createElement("li", {}, warning)));
   byId("about-facts").replaceChildren(
-    ...facts(card).map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value))),
+    ...cardFacts(card).map(([name, value]) =>
+      createElement("div", {}, createElement("dt", {}, name), createElement("dd", {}, value)),
+    ),
   );
 }
 
-function facts(card) {
+function cardFacts(card) {
   const { training, data, quality, reproducible } = card;
   const f = quality?.generation?.f;
   const floor = quality?.generation?.training;
@@ -73,7 +75,7 @@ function facts(card) {
     training?.parameters && ["Parameters", count(training.parameters)],
     training?.config?.licence && ["Licence", training.config.licence],
     ["Runs on", list(card.device ?? card.provider, reproducible?.kind === "exact" && "the same bits every time")],
-    ["Digest", make("code", {}, card.digest.slice(0, 19))],
+    ["Digest", createElement("code", {}, card.digest.slice(0, 19))],
   ].filter((fact) => fact && fact[1]);
 }
 

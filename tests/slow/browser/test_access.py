@@ -199,7 +199,7 @@ def test_language_headings_and_landmarks(visit: Visit) -> None:
         int(level) for level in visit.page.evaluate("[...document.querySelectorAll('h1,h2,h3')].map(h => h.tagName[1])")
     ]
     assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
-    assert visit.one(".section > .status[role=status], .section .status[role=status]").count() >= 4
+    assert visit.one(".panel > .status[role=status], .panel .status[role=status]").count() >= 4
 
 
 def test_the_keyboard_reaches_everything_and_it_shows(visit: Visit) -> None:

@@ -9,7 +9,7 @@ from tests.helpers.live import ROOT
 from tests.slow.browser.visit import Visit
 
 CARD = {"range": [-1, 1], "distance_quantiles": [i / 1000 for i in range(101)]}  # 0 … 0.1
-CALL = "async ([name, values]) => (await import('./page/words.js'))[name](...values)"
+CALL = "async ([name, values]) => (await import('./page/messages.js'))[name](...values)"
 
 
 def words(visit: Visit, name: str, *values: Any) -> Any:
@@ -35,12 +35,12 @@ def test_percentiles_are_the_services(visit: Visit, service: Service, picture: s
     ],
 )
 def test_how_far_f_moved_it(visit: Visit, distance: float, said: str) -> None:
-    assert said in words(visit, "moved", distance, CARD)
+    assert said in words(visit, "distanceMessage", distance, CARD)
 
 
 def test_a_card_without_real_pictures_compares_with_none(visit: Visit) -> None:
     bare = CARD | {"distance_quantiles": None}
-    assert words(visit, "moved", 0.01, bare) == "f moved its pixels by 0.5 % on average."
+    assert words(visit, "distanceMessage", 0.01, bare) == "f moved its pixels by 0.5 % on average."
 
 
 @pytest.mark.parametrize(
@@ -52,4 +52,4 @@ def test_a_card_without_real_pictures_compares_with_none(visit: Visit) -> None:
     ],
 )
 def test_how_settled_it_is(visit: Visit, drift: float, said: str) -> None:
-    assert words(visit, "settled", drift, 0.3, CARD) == said
+    assert words(visit, "driftMessage", drift, 0.3, CARD) == said

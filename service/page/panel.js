@@ -1,9 +1,9 @@
-// A part of the page that asks the service: one task at a time, its status and its problem in place.
+// A panel of the page: runs one task at a time, and shows its status, its error and its curl command.
 
 import { Problem } from "./api.js";
-import { make } from "./dom.js";
+import { createElement } from "./dom.js";
 
-export class Section {
+export class Panel {
   #abort = null;
   #timer = 0;
 
@@ -15,12 +15,17 @@ export class Section {
     this.curl?.querySelector("button").addEventListener("click", (event) => this.#copy(event.currentTarget));
   }
 
-  /** Run a task in place of the one before, which is given up; what goes wrong is shown here. */
-  async run(doing, task) {
+  /**
+   * Run a task; aborts the one before. Shows a status after 250 ms, then the result or the error.
+   *
+   * @param {string} label what the task does, such as "Generating"
+   * @param {(signal: AbortSignal) => Promise<string | undefined>} task returns the status to show
+   */
+  async run(label, task) {
     this.#abort?.abort();
     const abort = (this.#abort = new AbortController());
     this.root.setAttribute("aria-busy", "true");
-    const slow = setTimeout(() => this.say(`${doing} …`), 250);
+    const timer = setTimeout(() => this.say(`${label} …`), 250);
     try {
       const result = await task(abort.signal);
       if (abort.signal.aborted) return;
@@ -29,9 +34,9 @@ export class Section {
     } catch (error) {
       if (abort.signal.aborted) return;
       this.say("");
-      this.#fail(error, () => this.run(doing, task));
+      this.#fail(error, () => this.run(label, task));
     } finally {
-      clearTimeout(slow);
+      clearTimeout(timer);
       if (this.#abort === abort) {
         this.#abort = null;
         this.root.removeAttribute("aria-busy");
@@ -39,7 +44,7 @@ export class Section {
     }
   }
 
-  /** Give up what is under way, and forget what went wrong. */
+  /** Abort the running task and clear status and error. */
   reset() {
     this.#abort?.abort();
     this.clear();
@@ -57,30 +62,31 @@ export class Section {
     this.problem.replaceChildren();
   }
 
-  /** The command line of what was done last. */
-  explain(line) {
+  /** Show the curl command of the last task. */
+  showCommand(line) {
     this.curl.hidden = false;
     this.curl.querySelector("code").textContent = line;
   }
 
-  #fail(error, again) {
+  #fail(error, retry) {
     clearTimeout(this.#timer);
     if (!(error instanceof Problem)) console.error(error);
-    const known = error instanceof Problem ? error : new Problem({ detail: "The page failed at this.", retry: false });
-    const facts = [known.code, known.requestId && `request ${known.requestId}`].filter(Boolean).join(" · ");
-    this.problem.replaceChildren(make("p", {}, known.message));
-    if (known.retryAfter) {
-      const unit = known.retryAfter === 1 ? "second" : "seconds";
-      this.problem.append(make("p", {}, `It can be tried again in ${known.retryAfter} ${unit}.`));
+    const failure = { detail: "The page failed at this.", retry: false };
+    const problem = error instanceof Problem ? error : new Problem(failure);
+    const facts = [problem.code, problem.requestId && `request ${problem.requestId}`].filter(Boolean).join(" · ");
+    this.problem.replaceChildren(createElement("p", {}, problem.message));
+    if (problem.retryAfter) {
+      const unit = problem.retryAfter === 1 ? "second" : "seconds";
+      this.problem.append(createElement("p", {}, `It can be tried again in ${problem.retryAfter} ${unit}.`));
     }
-    if (facts) this.problem.append(make("p", { className: "facts" }, facts));
-    if (known.retry) this.problem.append(this.#retry(again, known.retryAfter ?? 0));
+    if (facts) this.problem.append(createElement("p", { className: "facts" }, facts));
+    if (problem.retry) this.problem.append(this.#retryButton(retry, problem.retryAfter ?? 0));
     this.problem.hidden = false;
   }
 
-  #retry(again, seconds) {
-    const button = make("button", { type: "button", disabled: seconds > 0 }, "Try again");
-    button.addEventListener("click", again);
+  #retryButton(retry, seconds) {
+    const button = createElement("button", { type: "button", disabled: seconds > 0 }, "Try again");
+    button.addEventListener("click", retry);
     this.#timer = setTimeout(() => (button.disabled = false), seconds * 1000);
     return button;
   }
@@ -91,7 +97,7 @@ export class Section {
       await navigator.clipboard.writeText(code.textContent);
       button.textContent = "Copied";
     } catch {
-      getSelection().selectAllChildren(code); // where the page is not trusted with the clipboard
+      getSelection().selectAllChildren(code); // no clipboard access, for example without HTTPS
       button.textContent = "Selected";
     }
     setTimeout(() => (button.textContent = "Copy"), 2000);

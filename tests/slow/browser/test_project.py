@@ -19,7 +19,7 @@ def test_a_drawing_is_made_real(visit: Visit) -> None:
     visit.draw()
     visit.button("Make it real").click()
     visit.says("real", "f moved its pixels by")
-    made, seen = visit.picture("#made"), visit.picture("#film li:first-child img")
+    made, seen = visit.picture("#made"), visit.picture("#trajectory li:first-child img")
     assert made.shape == seen.shape == (28, 28)
     assert seen.max() == 255  # there is ink, light on dark
     assert seen.min() == 0
@@ -32,7 +32,7 @@ def test_what_f_saw_is_what_was_drawn(visit: Visit) -> None:
     visit.draw()
     drawn = visit.canvas()
     visit.button("Make it real").click()
-    seen = visit.picture("#film li:first-child img")
+    seen = visit.picture("#trajectory li:first-child img")
     side = drawn.shape[0] // 28
     means = drawn.reshape(28, side, 28, side).mean(axis=(1, 3))
     assert np.abs(means - seen).max() <= 0.51
@@ -71,23 +71,23 @@ def test_steps_are_shown_one_by_one_and_can_go_on(visit: Visit) -> None:
     visit.draw()
     visit.one("#steps").fill("2")  # the third stop: 3 times
     visit.button("Make it real").click()
-    visit.one("#film li").nth(3).wait_for()
-    assert visit.one("#film b").all_inner_texts() == ["seen", "f", "f²", "f³"]
+    visit.one("#trajectory li").nth(3).wait_for()
+    assert visit.one("#trajectory b").all_inner_texts() == ["seen", "f", "f²", "f³"]
     third = visit.picture("#made")
     visit.button("Again: f of it").click()
-    visit.one("#film li").nth(4).wait_for()
-    assert visit.one("#film b").last.inner_text() == "f⁴"
+    visit.one("#trajectory li").nth(4).wait_for()
+    assert visit.one("#trajectory b").last.inner_text() == "f⁴"
     visit.says("real", "f, applied 4 times")
-    visit.one("#film button").nth(3).click()
+    visit.one("#trajectory button").nth(3).click()
     assert (visit.picture("#made") == third).all()
-    assert visit.one("#film [aria-pressed=true] b").inner_text() == "f³"
+    assert visit.one("#trajectory [aria-pressed=true] b").inner_text() == "f³"
 
 
 def test_strength_none_leaves_it_as_it_is(visit: Visit) -> None:
     visit.draw()
     visit.one("#strength").fill("0")
     visit.button("Make it real").click()
-    assert (visit.picture("#made") == visit.picture("#film li:first-child img")).all()
+    assert (visit.picture("#made") == visit.picture("#trajectory li:first-child img")).all()
 
 
 def test_outside_the_mask_nothing_changes(visit: Visit) -> None:
@@ -96,7 +96,7 @@ def test_outside_the_mask_nothing_changes(visit: Visit) -> None:
     visit.draw([(0.3, 0.6), (0.7, 0.6)])
     visit.button("Make it real").click()
     visit.says("real", "Outside the mask everything is as it was.")
-    made, seen = visit.picture("#made"), visit.picture("#film li:first-child img")
+    made, seen = visit.picture("#made"), visit.picture("#trajectory li:first-child img")
     assert (seen == 128).sum() > 20  # what was under the mask is forgotten
     assert (made == seen)[:8].all()
     assert (made != seen).any()
@@ -148,7 +148,7 @@ def test_noise_is_taken_away(visit: Visit) -> None:
     visit.one("#invitation").wait_for(state="hidden")
     visit.button("Add noise").click()
     visit.button("Make it real").click()
-    made, seen = visit.picture("#made").astype(float), visit.picture("#film li:first-child img").astype(float)
+    made, seen = visit.picture("#made").astype(float), visit.picture("#trajectory li:first-child img").astype(float)
     assert np.abs(np.diff(made)).mean() < np.abs(np.diff(seen)).mean() / 2
 
 
@@ -195,10 +195,10 @@ def test_a_result_can_be_drawn_on(visit: Visit) -> None:
     visit.page.wait_for_function("before => document.querySelector('#paint').toDataURL() !== before", arg=before)
     visit.button("Make it real").click()
     visit.page.wait_for_function(
-        "made => document.querySelector('#film li:first-child img').src === made", arg=_address_of_frame(visit, 1)
+        "made => document.querySelector('#trajectory li:first-child img').src === made", arg=_address_of_frame(visit, 1)
     )
-    assert (visit.picture("#film li:first-child img") == made).all()
+    assert (visit.picture("#trajectory li:first-child img") == made).all()
 
 
 def _address_of_frame(visit: Visit, index: int) -> str:
-    return visit.one("#film img").nth(index).get_attribute("src") or ""
+    return visit.one("#trajectory img").nth(index).get_attribute("src") or ""

@@ -1,0 +1,101 @@
+// Panel "Generate": sixteen images of a seed. Each can be put on the canvas or become an end of an interpolation.
+
+import { callApi, curlCommand } from "./api.js";
+import { byId, createElement, readInteger } from "./dom.js";
+import { Panel } from "./panel.js";
+import { dataUrl } from "./pixels.js";
+import { decodeImage } from "./uploads.js";
+
+const COUNT = 16;
+
+export class GeneratePanel {
+  #panel = new Panel(byId("generate"));
+  #chosen = null; // {seed, index, data}
+
+  /**
+   * @param {object} parts
+   * @param {Models} parts.models
+   * @param {DrawingCanvas} parts.canvas
+   * @param {(which: "from" | "to", image: object) => void} parts.setEndpoint makes an image an end of the interpolation
+   */
+  constructor({ models, canvas, setEndpoint }) {
+    this.models = models;
+    byId("generate-form").addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.generate();
+    });
+    byId("dice").addEventListener("click", () => {
+      byId("seed").value = crypto.getRandomValues(new Uint32Array(1))[0] % 1_000_000; // short enough to remember
+      this.generate();
+    });
+    byId("tile-canvas").addEventListener("click", async () => {
+      canvas.placeImage(await decodeImage(this.#chosen.data));
+      byId("real").scrollIntoView({ block: "start" });
+      canvas.paint.focus({ preventScroll: true });
+    });
+    for (const which of ["from", "to"]) {
+      byId(`tile-${which}`).addEventListener("click", () => {
+        setEndpoint(which, this.#chosen);
+        this.#panel.say(`The walk ${which === "from" ? "begins" : "ends"} there.`);
+      });
+    }
+    this.#clear();
+  }
+
+  setModel(card) {
+    this.card = card;
+    this.count = Math.min(COUNT, this.models.limits.n);
+    Object.assign(byId("generate-steps"), { value: card.steps.generate, max: this.models.limits.steps });
+    this.#panel.reset();
+    this.#clear();
+  }
+
+  async generate() {
+    const [seed, steps] = [readInteger(byId("seed")), readInteger(byId("generate-steps"))];
+    if (!this.card || seed === null || steps === null) return;
+    const json = { model: this.models.reference, n: this.count, seed, steps };
+    await this.#panel.run("Generating", async (signal) => {
+      const answer = await (await callApi("generate", { json, signal })).json();
+      const tiles = answer.images.map((image) => this.#tile({ seed, index: image.index, data: image.data }));
+      byId("tiles").classList.remove("empty");
+      byId("tiles").replaceChildren(...tiles);
+      byId("tile-tools").hidden = true;
+      this.#panel.showCommand(curlCommand("generate", { json, accept: "image/png", file: "sheet.png" }));
+      const made = `${answer.images.length} pictures of seed ${seed} in ${serviceTime(answer.timing)}.`;
+      return `${made} Choose one to go on with it.`;
+    });
+  }
+
+  #tile(image) {
+    const button = createElement(
+      "button",
+      { type: "button", className: "tile", "aria-pressed": "false" },
+      createElement("img", { className: "pixels", src: dataUrl(image.data), alt: `Picture ${image.index}` }),
+    );
+    button.addEventListener("click", () => this.#choose(image, button));
+    return button;
+  }
+
+  #choose(image, button) {
+    this.#chosen = image;
+    for (const tile of byId("tiles").children) tile.setAttribute("aria-pressed", tile === button);
+    byId("tile-tools").hidden = false;
+    Object.assign(byId("tile-save"), {
+      href: dataUrl(image.data),
+      download: `seed-${image.seed}-${image.index}.png`,
+    });
+    this.#panel.say(`Picture ${image.index} of seed ${image.seed}:`);
+  }
+
+  #clear() {
+    byId("tiles").classList.add("empty");
+    byId("tiles").replaceChildren(...Array.from({ length: COUNT }, () => createElement("span", { className: "tile" })));
+    byId("tile-tools").hidden = true;
+  }
+}
+
+/** Time in the service, without the network. */
+function serviceTime({ decode_ms: decode, queue_ms: queue, compute_ms: compute, encode_ms: encode }) {
+  const ms = decode + queue + compute + encode;
+  return ms < 1000 ? `${Math.max(1, Math.round(ms))} ms` : `${(ms / 1000).toFixed(1)} s`;
+}

@@ -1,0 +1,129 @@
+// Panel "Walk": an animated interpolation between two latents.
+
+import { callApi, curlCommand } from "./api.js";
+import { byId, hideImage, readInteger, showImage } from "./dom.js";
+import { Panel } from "./panel.js";
+import { dataUrl, toBase64, toCanvas } from "./pixels.js";
+
+const FPS = 12;
+const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
+
+/** One end of the path: a seed and an index, or an image. */
+class Endpoint {
+  #image = null;
+
+  constructor(root, canvas) {
+    this.name = root.id;
+    this.thumb = root.querySelector("img");
+    [this.seed, this.index] = ["seed", "index"].map((name) => root.querySelector(`[name=${name}]`));
+    for (const field of [this.seed, this.index]) field.addEventListener("input", () => this.#clearImage());
+    root.querySelector("button").addEventListener("click", () => {
+      this.#image = toBase64(canvas.modelInput().image);
+      showImage(this.thumb, dataUrl(this.#image), "What is on the canvas");
+    });
+  }
+
+  /** Use a generated image. */
+  setImage({ seed, index, data }) {
+    this.#image = null;
+    [this.seed.value, this.index.value] = [seed, index];
+    showImage(this.thumb, dataUrl(data), `Picture ${index} of seed ${seed}`);
+  }
+
+  /** The point of the API request, or null if a field is invalid. */
+  get point() {
+    if (this.#image) return { image: this.#image };
+    const [seed, index] = [readInteger(this.seed), readInteger(this.index)];
+    return seed === null || index === null ? null : { seed, index };
+  }
+
+  /** Generate and show the image of this end, unless it is shown already. */
+  async loadThumbnail(model, signal) {
+    if (!this.thumb.hidden) return;
+    const { seed, index } = this.point;
+    const json = { model, seed, offset: index };
+    const { images } = await (await callApi("generate", { json, signal })).json();
+    showImage(this.thumb, dataUrl(images[0].data), `Picture ${index} of seed ${seed}`);
+  }
+
+  #clearImage() {
+    this.#image = null;
+    hideImage(this.thumb);
+  }
+
+  reset() {
+    this.#clearImage();
+  }
+}
+
+export class InterpolatePanel {
+  #panel = new Panel(byId("walk"));
+  #animationUrl = "";
+  #firstFrameUrl = ""; // shown while paused
+
+  constructor({ models, canvas }) {
+    this.models = models;
+    this.endpoints = { from: new Endpoint(byId("from"), canvas), to: new Endpoint(byId("to"), canvas) };
+    byId("walk-form").addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.interpolate();
+    });
+    byId("frames").addEventListener("input", () => this.#showFrames());
+    byId("pause").addEventListener("click", () => this.#play(byId("walked").src !== this.#animationUrl));
+    reducedMotion.addEventListener("change", () => this.#animationUrl && this.#play(!reducedMotion.matches));
+    this.#showFrames();
+  }
+
+  setModel(card) {
+    this.card = card;
+    byId("frames").max = Math.min(96, this.models.limits.frames);
+    this.#panel.reset();
+    for (const endpoint of Object.values(this.endpoints)) endpoint.reset();
+    hideImage(byId("walked"));
+    byId("walk-tools").hidden = true;
+  }
+
+  async interpolate() {
+    const { from, to } = this.endpoints;
+    const points = [from.point, to.point];
+    if (!this.card || points.includes(null)) return;
+    const model = this.models.reference;
+    const frames = byId("frames").valueAsNumber;
+    const json = { model, points, frames, loop: byId("loop").checked, fps: FPS };
+    await this.#panel.run("Walking", async (signal) => {
+      const [response] = await Promise.all([
+        callApi("latent-interpolate", { json, accept: "image/webp", signal }),
+        from.loadThumbnail(model, signal),
+        to.loadThumbnail(model, signal),
+      ]);
+      await this.#load(await response.blob());
+      this.#showCommand(json);
+      return `${frames} frames, each of them f of a point between the two.`;
+    });
+  }
+
+  async #load(animation) {
+    URL.revokeObjectURL(this.#animationUrl);
+    this.#animationUrl = URL.createObjectURL(animation);
+    this.#firstFrameUrl = toCanvas(await createImageBitmap(animation)).toDataURL();
+    byId("walk-save").href = this.#animationUrl;
+    byId("walk-tools").hidden = false;
+    this.#play(!reducedMotion.matches);
+  }
+
+  #play(animated) {
+    const url = animated ? this.#animationUrl : this.#firstFrameUrl;
+    showImage(byId("walked"), url, "A walk from one picture to the other");
+    byId("pause").textContent = animated ? "Pause" : "Play";
+  }
+
+  #showCommand(json) {
+    const points = json.points.map((point, i) => (point.image ? { image: `@${["from", "to"][i]}.png` } : point));
+    const request = { json: { ...json, points }, accept: "image/webp", file: "walk.webp" };
+    this.#panel.showCommand(curlCommand("latent-interpolate", request));
+  }
+
+  #showFrames() {
+    byId("frames-out").value = byId("frames").value;
+  }
+}
