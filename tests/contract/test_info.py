@@ -10,7 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from service import __version__
-from service.api.info.schemas import ModelList, ServedCard
+from service.api.info.routes import ModelList, ServedCard
 from service.api.native.schemas import (
     Answer,
     ArithmeticAnswer,

@@ -17,7 +17,7 @@ import httpx
 import numpy as np
 import pytest
 
-from service.api.info.schemas import ModelList
+from service.api.info.routes import ModelList
 from service.domain.latents import FloatRows
 from service.models.registry import ServedModel
 from tests.contract.harness import (

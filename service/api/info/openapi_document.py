@@ -1,7 +1,7 @@
-"""`/openapi.json` made whole: what no single route knows of the contract.
+"""Completes the OpenAPI document that FastAPI generates from the routes.
 
-FastAPI writes what the routes say of themselves. Added here are the schemas of bodies that endpoints read themselves,
-the operator's limits, the keys where they are configured, and the headers and failures that middleware answers with.
+Added here: the schemas of request bodies, which the endpoints parse themselves; the limits of the settings; API keys if
+they are configured; and the headers and error responses of the middleware.
 """
 
 import copy
@@ -46,7 +46,7 @@ _SCHEMAS: Final = (
 _KEY: Final = "key"
 _REQUEST_ID: Final = {
     "X-Request-ID": {
-        "description": "The request's own, if it had a valid one.",
+        "description": "The id of the request, if it sent a valid one; else a new id.",
         "required": True,
         "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,128}$"},
     }
@@ -63,32 +63,32 @@ _HEADERS: Final[Mapping[str, Mapping[str, Any]]] = {"401": _CHALLENGE, "429": _R
 
 
 def operation_id(route: APIRoute) -> str:
-    """The name that generated clients give a call: the endpoint's, and which of its two paths."""
+    """Name of the call in generated clients; the second path of an endpoint has the suffix `_version`."""
     of_version = "{version}" in route.path and not route.name.endswith("_version")
     return f"{route.name}_version" if of_version else route.name
 
 
 def install(app: FastAPI, settings: Settings) -> None:
-    """Let ``app`` describe itself completely, once all its routes are there."""
-    written = app.openapi
+    """Replace ``app.openapi`` by one that completes the document. Call it after all routes are added."""
+    generate = app.openapi
 
     @cache
     def openapi() -> dict[str, Any]:
-        document = copy.deepcopy(written())  # parts of it belong to the routes, which are every app's
+        document = copy.deepcopy(generate())  # FastAPI puts dicts of the routes into it, which all apps share
         complete(document, settings)
         return document
 
-    app.openapi = openapi  # type: ignore[method-assign] # as FastAPI's documentation has it
+    app.openapi = openapi  # type: ignore[method-assign] # the documented way to customise it
 
 
 def complete(document: dict[str, Any], settings: Settings) -> None:
-    """Add what is missing to a document that FastAPI wrote."""
-    _, found = models_json_schema([(model, "validation") for model in _SCHEMAS], ref_template=REFERENCE)
+    """Complete a document in place."""
+    _, definitions = models_json_schema([(model, "validation") for model in _SCHEMAS], ref_template=REFERENCE)
     components = document["components"]
     schemas: dict[str, Any] = components["schemas"]
-    for unused in ("HTTPValidationError", "ValidationError"):  # FastAPI's own form of 422, which is never sent
+    for unused in ("HTTPValidationError", "ValidationError"):  # FastAPI's default 422, which is never sent
         schemas.pop(unused, None)
-    schemas |= found["$defs"]
+    schemas |= definitions["$defs"]
     if settings.api_keys_file is not None:
         components["securitySchemes"] = {_KEY: {"type": "http", "scheme": "bearer"}}
     free = Paths(open_paths(settings.closed))
@@ -123,7 +123,7 @@ def _operations(document: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, An
 
 
 def _properties(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every set of options, by name."""
+    """The properties of all request schemas, parameters and forms, by name."""
     for name, schema in document["components"]["schemas"].items():
         if name.endswith(("Request", "Parameters")):
             yield schema.get("properties", {})
@@ -145,7 +145,7 @@ def _limits(settings: Settings) -> dict[str, tuple[str, int]]:
 
 
 def _limit(schema: dict[str, Any], keyword: str, value: int) -> None:
-    kind = "array" if keyword == "maxItems" else "integer"
+    limited_type = "array" if keyword == "maxItems" else "integer"
     for option in schema.get("anyOf", [schema]):
-        if option.get("type") == kind:
+        if option.get("type") == limited_type:
             option[keyword] = value

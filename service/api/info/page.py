@@ -1,7 +1,7 @@
-"""`/`: the page “Make it real”, files of `service/page` under a strict content policy.
+"""`/`: the page “Make it real”, files of `service/page` with a strict content security policy.
 
-They are small and few, so they are kept in memory, each with a tag of its content: a browser asks whether what it has
-is still true, which also holds after an upgrade and behind several processes.
+The files are small, so they are kept in memory. Their ETag is a hash of the content, which is the same in all processes
+and changes with an upgrade.
 """
 
 import hashlib
@@ -22,8 +22,8 @@ _TYPES: Final = {
     ".js": "text/javascript",
     ".svg": "image/svg+xml",
 }
-_START: Final = "index.html"
-# Pictures come as base64 and as blobs; nothing is fetched from anywhere else, and no text ever becomes markup.
+_INDEX: Final = "index.html"
+# Images are data: and blob: URLs. Trusted Types make the browser refuse to parse text as markup.
 _HEADERS: Final = {
     "Cache-Control": "no-cache",
     "Content-Security-Policy": (
@@ -45,31 +45,31 @@ class _File:
 def install(app: FastAPI) -> None:
     """Serve `/` and `/page/…`, to GET and HEAD."""
     files = _read(_FOLDER)
-    start = files.pop(_START)
+    index = files.pop(_INDEX)
 
     @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def page(request: Request) -> Response:
-        return _answer(start, request.headers)
+        return _respond(index, request.headers)
 
     @app.api_route("/page/{name}", methods=["GET", "HEAD"], include_in_schema=False)
     async def asset(request: Request, name: str) -> Response:
         if name not in files:
             raise HTTPException(404)
-        return _answer(files[name], request.headers)
+        return _respond(files[name], request.headers)
 
 
 def _read(folder: Path) -> dict[str, _File]:
-    found = {}
+    files = {}
     for path in sorted(folder.iterdir()):
         if path.suffix in _TYPES:
             content = path.read_bytes()
-            found[path.name] = _File(content, _TYPES[path.suffix], f'"{hashlib.sha256(content).hexdigest()[:32]}"')
-    return found
+            files[path.name] = _File(content, _TYPES[path.suffix], f'"{hashlib.sha256(content).hexdigest()[:32]}"')
+    return files
 
 
-def _answer(file: _File, headers: Mapping[str, str]) -> Response:
-    known = {tag.strip().removeprefix("W/") for tag in headers.get("if-none-match", "").split(",")}
-    answered = _HEADERS | {"ETag": file.tag}
-    if known & {file.tag, "*"}:
-        return Response(status_code=304, headers=answered)
-    return Response(file.content, media_type=file.media_type, headers=answered)
+def _respond(file: _File, headers: Mapping[str, str]) -> Response:
+    cached = {tag.strip().removeprefix("W/") for tag in headers.get("if-none-match", "").split(",")}
+    response_headers = _HEADERS | {"ETag": file.tag}
+    if cached & {file.tag, "*"}:
+        return Response(status_code=304, headers=response_headers)
+    return Response(file.content, media_type=file.media_type, headers=response_headers)

@@ -1,15 +1,16 @@
-"""What can be asked about the service: models, health, metrics."""
+"""`/models`, `/healthz`, `/readyz` and `/metrics`."""
 
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter
+from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from service.api.app_state import AppState, app_state
-from service.api.info.schemas import ModelList, ServedCard
 from service.api.native.validation import MAX_FRAMES
 from service.api.oip.openapi import problems
+from service.artifact.card import ModelCard
 from service.models.registry import ServedModel
 
 router = APIRouter(tags=["Service"])
@@ -17,9 +18,56 @@ router = APIRouter(tags=["Service"])
 _ARRAYS: Final = frozenset({"distance_quantiles"})
 
 
+class Reproducible(BaseModel):
+    """Whether a row has the same bits in every batch: `exact`, or `close` with the largest difference seen."""
+
+    kind: Literal["exact", "close"]
+    difference: float
+
+
+class ServedCard(ModelCard):
+    """A model card, and the device that runs the model."""
+
+    digest: str
+    device: str
+    provider: str
+    fallback_reason: str | None = None
+    reproducible: Reproducible
+
+
+class ServiceLimits(BaseModel):
+    """Limits of one request."""
+
+    n: int
+    images: int
+    steps: int
+    frames: int
+    body_bytes: int
+    pixels: int
+
+
+class LoadFailure(BaseModel):
+    """A version that failed to load. If the version serves, it serves from earlier files."""
+
+    name: str
+    version: str
+    reason: str
+
+
+class ModelList(BaseModel):
+    """All loaded models."""
+
+    models: Annotated[list[dict[str, Any]], Field(description="Cards without their arrays.")]
+    failures: Annotated[
+        list[LoadFailure], Field(description="Versions in the model directory that failed to load since the start.")
+    ]
+    default: str
+    limits: ServiceLimits
+
+
 @router.get("/models", response_model=ModelList)
 async def models(request: Request) -> Response:
-    """Every model in service, the default, and the limits of a request."""
+    """List the loaded models, the default model, and the limits of a request."""
     services = app_state(request)
     services.require_serving()
     settings = services.settings
@@ -46,25 +94,25 @@ async def models(request: Request) -> Response:
 
 @router.get("/models/{name}", response_model=ServedCard, responses=problems(404))
 async def model(request: Request, name: str) -> Response:
-    """The card of a model's highest version, and how it runs here."""
+    """Return the card of the highest version of a model, and the device that runs it."""
     return _one(app_state(request), name)
 
 
 @router.get("/models/{name}/{version}", response_model=ServedCard, responses=problems(404))
 async def model_version(request: Request, name: str, version: str) -> Response:
-    """The card of one version, and how it runs here."""
+    """Return the card of one version, and the device that runs it."""
     return _one(app_state(request), f"{name}/{version}")
 
 
 @router.get("/healthz")
 async def healthz() -> dict[str, str]:
-    """200 while the process can answer."""
+    """Return 200 while the process responds."""
     return {"status": "alive"}
 
 
 @router.get("/readyz", responses=problems(503))
 async def readyz(request: Request) -> dict[str, Any]:
-    """200 only when every model is loaded, warm and reproduces its golden rows; else 503 with the reason."""
+    """Return 200 once all models are loaded, warm and verified by their golden rows; else 503 with the reason."""
     services = app_state(request)
     services.require_ready()
     return {"status": "ready", "models": {ref: _device(model) for ref, model in services.registry.models.items()}}
@@ -72,7 +120,7 @@ async def readyz(request: Request) -> dict[str, Any]:
 
 @router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
-    """Prometheus text."""
+    """Return the metrics in the Prometheus text format."""
     services = app_state(request)
     services.update_gauges()
     content, content_type = services.metrics.render()
