@@ -2,12 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from tqdm import tqdm
 
+from service.api.app_state import AppState
 from service.app import running_services
 from service.bulk.job import Job
 from service.bulk.output import Output
@@ -90,7 +90,7 @@ def run_local(job: Job, source: Source | None, output: Output, settings: Setting
 
 async def _run(job: Job, source: Source | None, output: Output, settings: Settings) -> ShardPlan:
     async with running_services(settings) as services:
-        pipeline = open_pipeline(lambda: Pipeline(job, services, output, source))
+        pipeline = open_pipeline(job, services, output, source)
         plan = start(job, output, settings, pipeline)
         progress = Progress(plan)
         try:
@@ -124,13 +124,13 @@ def start(job: Job, output: Output, settings: Settings, pipeline: Pipeline) -> S
     return ShardPlan(images, shards, missing, images - left)
 
 
-def open_pipeline(make: Callable[[], Pipeline]) -> Pipeline:
-    """Call ``make``; errors that an endpoint would return to its caller become startup errors.
+def open_pipeline(job: Job, services: AppState, output: Output, source: Source | None) -> Pipeline:
+    """Create the pipeline of a job. Errors that an endpoint would return to its caller become startup errors.
 
     Raises:
         StartupError: the job asks for something that the service refuses.
     """
     try:
-        return make()
+        return Pipeline(job, services, output, source)
     except (UnknownModel, InvalidContent) as exc:
         raise StartupError(exc.detail) from exc

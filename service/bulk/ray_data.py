@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from service.app import running_services
+from service.bulk.files import is_url
 from service.bulk.job import Job
 from service.bulk.local import Progress, ShardPlan, open_pipeline, start
 from service.bulk.output import Output
@@ -66,12 +67,13 @@ async def _started(job: Job, source: Source | None, output: Output, settings: Se
     # The driver only resolves the model, for which it needs no GPU. Ray gives GPUs to the actors only.
     plain = dataclasses.replace(settings, device="cpu", cuda_graphs=False)
     async with running_services(plain) as services:
-        return start(job, output, settings, open_pipeline(lambda: Pipeline(job, services, output, source)))
+        return start(job, output, settings, open_pipeline(job, services, output, source))
 
 
 def _absolute(job: Job, output: Output, settings: Settings) -> tuple[Job, Output, Settings]:
     """The same with absolute paths, because actors have another working directory."""
-    source = job.source if "://" in job.source or not job.source else str(Path(job.source).resolve())
+    local = job.source and not is_url(job.source)
+    source = str(Path(job.source).resolve()) if local else job.source
     settings = dataclasses.replace(settings, model_dir=settings.model_dir.resolve())
     return dataclasses.replace(job, source=source), Output(output.root.resolve()), settings
 

@@ -12,7 +12,7 @@ from service.bulk.__main__ import main
 from tests.contract.harness import write_models
 from tests.helpers.live import environment
 from tests.slow.cluster.space import own_namespace
-from tests.unit.service.bulk.conftest import environ, everything, picture, write
+from tests.unit.service.bulk.conftest import output_files, picture, service_environment, write
 
 
 @pytest.mark.slow
@@ -22,7 +22,7 @@ def test_the_same_as_on_one_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         pytest.skip("Ray Data is not installed, so nothing was run on it")
     models = write_models(tmp_path / "models")
     write(tmp_path / "in", {f"{n}.png": picture(n) for n in range(9)} | {"5.png": b"bad"})
-    for name, value in environ(models).items():
+    for name, value in service_environment(models).items():
         monkeypatch.setenv(name, value)
     options = ["--shard", "2", "--steps", "2"]
     output, local = tmp_path / "out", tmp_path / "local"
@@ -32,7 +32,7 @@ def test_the_same_as_on_one_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return subprocess.run(
             [*within, sys.executable, "-m", "service.bulk", "project", "in", "out", *options, "--ray", "--actors", "2"],
             cwd=tmp_path,
-            env=environment(RAY_USAGE_STATS_ENABLED="0", **environ(models)),
+            env=environment(RAY_USAGE_STATS_ENABLED="0", **service_environment(models)),
             capture_output=True,
             text=True,
             timeout=300,
@@ -50,6 +50,6 @@ def test_the_same_as_on_one_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     first, second = again(), again()  # the second time all is done
     for done in (first, second):
         assert done.returncode == 1, done.stderr[-5000:]
-    assert everything(output) == everything(local)
+    assert output_files(output) == output_files(local)
     assert "5.png: " in stopped.stderr + first.stderr
     assert "5.png: " not in second.stderr

@@ -21,7 +21,7 @@ def test_every_panel_says_what_it_shows_and_in_which_unit() -> None:
             assert target["legendFormat"] or panel["type"] == "table", panel["title"]
 
 
-def test_legends_name_labels_that_are_left() -> None:
+def test_legends_use_only_grouped_labels() -> None:
     for panel in panels():
         for target in panel["targets"]:
             named = set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]))
@@ -45,14 +45,14 @@ def family(name: str) -> str:
     return re.sub(r"_(bucket|sum|count|total)$", "", name)
 
 
-def test_what_it_asks_of_the_rules_is_recorded() -> None:
+def test_recorded_series_exist() -> None:
     recorded = {rule["record"] for rule in rules() if "record" in rule}
     asked = {name for query in panel_queries() for name in names(query.expr) if ":" in name}
     assert asked
     assert asked <= recorded
 
 
-def test_variables_are_those_that_are_used() -> None:
+def test_all_variables_are_used() -> None:
     variables = dashboard()["templating"]["list"]
     assert [variable["name"] for variable in variables] == ["datasource", "instance", "model"]
     assert all(variable["allValue"] == ".*" for variable in variables[1:])
@@ -75,7 +75,7 @@ def test_grafana_finds_prometheus_and_the_dashboard() -> None:
     assert provider["options"]["path"].rsplit("/", 1)[-1] == DASHBOARD.parent.name
 
 
-def test_the_gpu_is_watched_under_the_name_it_has() -> None:
+def test_the_gpu_job_scrapes_the_exporter_of_compose() -> None:
     added = yaml.safe_load((ROOT / "docker" / "compose.gpu-metrics.yml").read_text(encoding="utf-8"))["services"]
     jobs = {job["job_name"]: job for job in yaml.safe_load(CONFIG.read_text(encoding="utf-8"))["scrape_configs"]}
     (lookup,) = jobs["gpu"]["dns_sd_configs"]

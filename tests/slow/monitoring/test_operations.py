@@ -13,7 +13,7 @@ METRICS = TEXT.partition("\n## Metrics\n")[2].partition("\n## ")[0]
 ROWS = re.findall(r"^\| `(\w+)` \| (.+?) \| (.+) \|$", METRICS, flags=re.MULTILINE)
 
 
-def test_every_metric_is_described_and_none_is_made_up() -> None:
+def test_the_page_describes_exactly_the_metrics() -> None:
     families = Metrics().registry.collect()
     there = sorted(f"{family.name}_total" if family.type == "counter" else family.name for family in families)
     assert sorted(name for name, _, _ in ROWS) == there

@@ -64,14 +64,14 @@ def firing(name: str) -> list[dict[str, str]]:
 
 
 @ALERTS
-def test_every_alert_is_seen_to_fire_and_not_to_fire(name: str) -> None:
+def test_every_alert_has_a_firing_and_a_silent_test(name: str) -> None:
     assert firing(name)
     looked_at = base_metrics(alerts()[name]["expr"])
     assert any(given & looked_at and f'alertname="{name}"' not in str(samples) for given, samples in situations())
 
 
 @ALERTS
-def test_what_an_alert_says_is_filled_in(name: str) -> None:
+def test_annotations_use_only_labels_that_exist(name: str) -> None:
     texts = alerts()[name]["annotations"]
     assert set(texts) == {"summary", "description", "runbook"}
     used = set(re.findall(r"\$labels\.(\w+)", " ".join(texts.values())))
@@ -87,7 +87,7 @@ def test_every_alert_has_its_runbook(name: str) -> None:
     assert len(section.split()) >= 30, "its section says too little"
 
 
-def test_no_runbook_is_left_without_its_alert() -> None:
+def test_every_runbook_has_its_alert() -> None:
     text = OPERATIONS.read_text(encoding="utf-8").partition("\n## Runbooks\n")[2].partition("\n## ")[0]
     assert re.findall(r"^### (.+)$", text, flags=re.MULTILINE) == list(alerts())
 
@@ -111,7 +111,7 @@ def exposed() -> set[str]:
     return {f"{family.name}{suffix}" for family in families for suffix in suffixes[family.type]}
 
 
-def test_rules_look_at_metrics_that_there_are() -> None:
+def test_rules_use_existing_metrics() -> None:
     looked_at = {name for query in rule_queries() for name in base_metrics(query.expr)}
     assert len(looked_at) > 10
     assert {name for name in looked_at if name.startswith("ign_")} <= exposed()
@@ -122,7 +122,7 @@ def test_rules_look_at_metrics_that_there_are() -> None:
     }
 
 
-def test_the_objectives_buckets_are_there() -> None:
+def test_the_buckets_of_the_objectives_exist() -> None:
     metrics = Metrics()
     metrics.request("/generate", 200, 0.1, {})
     sent = metrics.render()[0].decode()

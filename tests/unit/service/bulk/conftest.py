@@ -19,15 +19,15 @@ SHARD = 4
 
 
 @dataclass
-class Ran:
-    """What one run of the command came to."""
+class RunResult:
+    """Result of one run of the command."""
 
     status: int
     out: str
     err: str
 
 
-Run = Callable[..., Ran]
+Run = Callable[..., RunResult]
 
 
 @pytest.fixture(scope="session")
@@ -43,14 +43,14 @@ def service(models: Path) -> Iterator[Service]:
 
 @pytest.fixture
 def bulk(models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """`python -m service.bulk`, with arguments as they are said."""
-    for name, value in environ(models).items():
+    """`python -m service.bulk`, with the given arguments."""
+    for name, value in service_environment(models).items():
         monkeypatch.setenv(name, value)
 
-    def run(*arguments: object) -> Ran:
+    def run(*arguments: object) -> RunResult:
         status = main([str(argument) for argument in arguments])
         captured = capsys.readouterr()
-        return Ran(status, captured.out, captured.err)
+        return RunResult(status, captured.out, captured.err)
 
     return run
 
@@ -64,7 +64,7 @@ def arrow() -> Any:
     return pyarrow
 
 
-def environ(models: Path) -> dict[str, str]:
+def service_environment(models: Path) -> dict[str, str]:
     return {
         "IGN_MODEL_DIR": str(models),
         "IGN_DEFAULT_MODEL": "grey",
@@ -86,11 +86,11 @@ def picture(seed: int, size: tuple[int, int] = (8, 8), form: str = "PNG") -> byt
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> dict[str, bytes]:
-    """Ten pictures in a folder and one below it, which is `tmp_path / "in"`."""
-    found = {f"{n:02}.png": picture(n) for n in range(8)}
-    found |= {"below/a.jpg": picture(8, (12, 9), "JPEG"), "below/b.webp": picture(9, (5, 20), "WEBP")}
-    write(tmp_path / "in", found)
-    return dict(sorted(found.items()))
+    """Ten images: eight in a folder and two in a subfolder; `tmp_path / "in"`."""
+    files = {f"{n:02}.png": picture(n) for n in range(8)}
+    files |= {"below/a.jpg": picture(8, (12, 9), "JPEG"), "below/b.webp": picture(9, (5, 20), "WEBP")}
+    write(tmp_path / "in", files)
+    return dict(sorted(files.items()))
 
 
 def write(folder: Path, files: dict[str, bytes]) -> Path:
@@ -112,11 +112,11 @@ def manifest(output: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in lines]
 
 
-def made(output: Path) -> list[bytes]:
+def output_images(output: Path) -> list[bytes]:
     """Every picture of a run, in order."""
     return [(output / line["picture"]).read_bytes() for line in manifest(output) if line["picture"]]
 
 
-def everything(output: Path) -> dict[str, bytes]:
+def output_files(output: Path) -> dict[str, bytes]:
     """All files of a run."""
     return {file.relative_to(output).as_posix(): file.read_bytes() for file in output.rglob("*") if file.is_file()}

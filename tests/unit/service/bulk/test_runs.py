@@ -1,4 +1,4 @@
-"""Runs that are stopped, continued, repeated, and refused."""
+"""Runs that are stopped, continued, repeated or rejected."""
 
 import fcntl
 import os
@@ -14,7 +14,15 @@ from service.bulk.__main__ import main
 from service.bulk.local import ShardPlan, start
 from service.bulk.output import Output
 from tests.helpers.live import environment
-from tests.unit.service.bulk.conftest import SHARD, Run, environ, everything, made, manifest, write
+from tests.unit.service.bulk.conftest import (
+    SHARD,
+    Run,
+    manifest,
+    output_files,
+    output_images,
+    service_environment,
+    write,
+)
 
 KILLED = """
 import os, signal, sys
@@ -32,11 +40,11 @@ sys.exit(__main__.main(sys.argv[1:]))
 """
 
 
-def test_a_run_that_was_killed_goes_on(bulk: Run, models: Path, pictures: dict[str, bytes], tmp_path: Path) -> None:
+def test_a_killed_run_continues(bulk: Run, models: Path, pictures: dict[str, bytes], tmp_path: Path) -> None:
     command = ["project", str(tmp_path / "in"), str(tmp_path / "out"), "--shard", "2", "--steps", "2"]
     dead = subprocess.run(
         [sys.executable, "-c", KILLED, *command],
-        env=environment(**environ(models)),
+        env=environment(**service_environment(models)),
         capture_output=True,
         text=True,
         timeout=120,
@@ -54,20 +62,20 @@ def test_a_run_that_was_killed_goes_on(bulk: Run, models: Path, pictures: dict[s
     assert {file: (file.stat().st_ino, file.stat().st_mtime_ns) for file in before} == before
     assert f"{len(pictures)}/{len(pictures)} images" in ran.err
     assert bulk("project", tmp_path / "in", tmp_path / "whole", "--shard", 2, "--steps", 2).status == 0
-    assert everything(output) == everything(tmp_path / "whole")
+    assert output_files(output) == output_files(tmp_path / "whole")
     assert not list(output.glob(".*.partial"))
 
 
-def test_a_run_that_is_over_does_nothing_again(bulk: Run, tmp_path: Path) -> None:
+def test_a_complete_run_is_not_repeated(bulk: Run, tmp_path: Path) -> None:
     assert bulk("generate", tmp_path / "out", "-n", 5, "--shard", SHARD).status == 0
-    before = everything(tmp_path / "out")
+    before = output_files(tmp_path / "out")
     inodes = {file: file.stat().st_ino for file in (tmp_path / "out").glob("0*/*")}
     assert bulk("generate", tmp_path / "out", "-n", 5, "--shard", SHARD).status == 0  # with the seed that was chosen
-    assert everything(tmp_path / "out") == before
+    assert output_files(tmp_path / "out") == before
     assert {file: file.stat().st_ino for file in inodes} == inodes
 
 
-def test_a_run_that_was_stopped_says_so_and_goes_on(
+def test_a_stopped_run_reports_the_error_and_continues(
     bulk: Run, pictures: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finish = Output.finish
@@ -85,10 +93,10 @@ def test_a_run_that_was_stopped_says_so_and_goes_on(
     assert not (tmp_path / "out" / "manifest.jsonl").exists()
     monkeypatch.setattr(Output, "finish", finish)
     assert bulk("project", tmp_path / "in", tmp_path / "out", "--shard", SHARD).status == 0
-    assert len(made(tmp_path / "out")) == len(pictures)
+    assert len(output_images(tmp_path / "out")) == len(pictures)
 
 
-def test_an_interrupted_run_says_so(bulk: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_returns_130(bulk: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*arguments: Any) -> ShardPlan:
         plan = start(*arguments)
         signal.raise_signal(signal.SIGINT)
@@ -112,20 +120,20 @@ OTHERS = [
 ]
 
 
-@pytest.mark.parametrize(("change", "told"), OTHERS)
-def test_another_run_is_refused(
-    change: list[str], told: str, bulk: Run, pictures: dict[str, bytes], tmp_path: Path
+@pytest.mark.parametrize(("change", "message"), OTHERS)
+def test_another_job_is_refused(
+    change: list[str], message: str, bulk: Run, pictures: dict[str, bytes], tmp_path: Path
 ) -> None:
     command = ["project", tmp_path / "in", tmp_path / "out", "--steps", "2", "--shard", "4"]
     assert bulk(*command).status == 0
-    before = everything(tmp_path / "out")
+    before = output_files(tmp_path / "out")
     ran = bulk(*command, *change)
     assert ran.status == 2
-    assert told in ran.err
-    assert everything(tmp_path / "out") == before
+    assert message in ran.err
+    assert output_files(tmp_path / "out") == before
 
 
-def test_other_pictures_are_refused(bulk: Run, pictures: dict[str, bytes], tmp_path: Path) -> None:
+def test_other_inputs_are_refused(bulk: Run, pictures: dict[str, bytes], tmp_path: Path) -> None:
     assert bulk("score", tmp_path / "in", tmp_path / "out").status == 0
     (tmp_path / "in" / "00.png").rename(tmp_path / "in" / "zz.png")
     ran = bulk("score", tmp_path / "in", tmp_path / "out")
@@ -152,10 +160,10 @@ REFUSALS = [
 ]
 
 
-@pytest.mark.parametrize(("command", "told"), REFUSALS)
-def test_what_cannot_be_meant_is_refused(
+@pytest.mark.parametrize(("command", "message"), REFUSALS)
+def test_invalid_commands_write_nothing(
     command: list[str],
-    told: str,
+    message: str,
     bulk: Run,
     pictures: dict[str, bytes],
     tmp_path: Path,
@@ -163,12 +171,12 @@ def test_what_cannot_be_meant_is_refused(
 ) -> None:
     write(tmp_path, {"file": b"here"})
     monkeypatch.chdir(tmp_path)
-    before = everything(tmp_path)
+    before = output_files(tmp_path)
     ran = bulk(*command)
     assert (ran.status, ran.out) == (2, "")
-    assert told in ran.err
+    assert message in ran.err
     assert ran.err.count("\n") == 1
-    assert everything(tmp_path) == before
+    assert output_files(tmp_path) == before
     assert not (tmp_path / "out").exists()
 
 
@@ -182,7 +190,7 @@ def test_what_cannot_be_meant_is_refused(
         ["score", "i", "o", "--invert", "x"],
     ],
 )
-def test_what_was_not_said_right(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_usage_errors(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as refused:
         main(command)
     assert refused.value.code == 2
@@ -216,14 +224,14 @@ def test_a_damaged_record(content: str, bulk: Run, tmp_path: Path) -> None:
     assert "run.json: damaged" in ran.err
 
 
-def test_the_queue_may_be_short(bulk: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_queue_smaller_than_a_shard(bulk: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IGN_QUEUE_ROWS", "2")
     monkeypatch.setenv("IGN_MAX_IMAGES", "2")
     assert bulk("generate", tmp_path / "out", "-n", 9).status == 0
     assert len(manifest(tmp_path / "out")) == 9
 
 
-def test_settings_of_a_server_do_not_matter(bulk: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_of_the_server_are_ignored(bulk: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IGN_API_KEYS_FILE", str(tmp_path / "nothing.json"))
     monkeypatch.setenv("IGN_WORKERS", "4")
     monkeypatch.setenv("IGN_CLOSED", "page")

@@ -1,11 +1,11 @@
-"""What the command makes is what the endpoints answer, to the byte."""
+"""The command writes the same bytes as the endpoints return."""
 
 from pathlib import Path
 
 import pytest
 
 from tests.contract.harness import Service, b64, unb64
-from tests.unit.service.bulk.conftest import SHARD, Run, made, manifest
+from tests.unit.service.bulk.conftest import SHARD, Run, manifest, output_images
 
 MEASURES = ("steps", "converged", "inverted", "distance", "drift")
 
@@ -17,7 +17,7 @@ def test_project(form: str, bulk: Run, service: Service, pictures: dict[str, byt
     ran = bulk("project", tmp_path / "in", tmp_path / "out", "--shard", SHARD, *options)
     assert ran.status == 0, ran.err
     images = service.post("/project", {"images": [b64(one) for one in pictures.values()], **asked}).json()["images"]
-    assert made(tmp_path / "out") == [unb64(image["data"]) for image in images]
+    assert output_images(tmp_path / "out") == [unb64(image["data"]) for image in images]
     lines = manifest(tmp_path / "out")
     assert [line["source"] for line in lines] == list(pictures)
     assert [line["index"] for line in lines] == list(range(len(pictures)))
@@ -30,7 +30,7 @@ def test_generate(bulk: Run, service: Service, tmp_path: Path) -> None:
     assert ran.status == 0, ran.err
     asked = {"n": 10, "seed": 7, "offset": 3, "noise_scale": 0.5, "tolerance": 0.01, "steps": 20}
     images = service.post("/generate", asked).json()["images"]
-    assert made(tmp_path / "out") == [unb64(image["data"]) for image in images]
+    assert output_images(tmp_path / "out") == [unb64(image["data"]) for image in images]
     lines = manifest(tmp_path / "out")
     assert [(line["seed"], line["latent"], line["source"]) for line in lines] == [(7, n, None) for n in range(3, 13)]
     assert [line["steps"] for line in lines] == [image["steps"] for image in images]

@@ -1,4 +1,4 @@
-"""Folders and archives; and pictures that cannot be used."""
+"""Folders, archives, and images that fail."""
 
 import errno
 import io
@@ -16,23 +16,23 @@ from service.bulk.readers import open_source
 from service.domain.errors import RequestError, StartupError
 from service.domain.latents import FloatRows
 from service.runtime.onnx_model import OnnxModel
-from tests.unit.service.bulk.conftest import SHARD, Run, made, manifest, picture, write, zipped
+from tests.unit.service.bulk.conftest import SHARD, Run, manifest, output_images, picture, write, zipped
 
 
-def test_an_archive_is_as_good_as_a_folder(bulk: Run, pictures: dict[str, bytes], tmp_path: Path) -> None:
+def test_an_archive_gives_the_same_as_a_folder(bulk: Run, pictures: dict[str, bytes], tmp_path: Path) -> None:
     archive = zipped(tmp_path / "in.zip", dict(reversed(pictures.items())) | {"__MACOSX/._00.png": b"-", "x.txt": b"-"})
     assert bulk("project", tmp_path / "in", tmp_path / "folder").status == 0
     assert bulk("project", archive, tmp_path / "archive").status == 0
     assert manifest(tmp_path / "archive") == manifest(tmp_path / "folder")
-    assert made(tmp_path / "archive") == made(tmp_path / "folder")
+    assert output_images(tmp_path / "archive") == output_images(tmp_path / "folder")
 
 
-def test_one_picture_is_a_source(bulk: Run, pictures: dict[str, bytes], tmp_path: Path) -> None:
+def test_one_image_is_a_source(bulk: Run, pictures: dict[str, bytes], tmp_path: Path) -> None:
     assert bulk("score", tmp_path / "in" / "03.png", tmp_path / "out").status == 0
     assert [line["source"] for line in manifest(tmp_path / "out")] == ["03.png"]
 
 
-def test_what_is_hidden_is_passed_over(bulk: Run, tmp_path: Path) -> None:
+def test_hidden_files_are_skipped(bulk: Run, tmp_path: Path) -> None:
     write(
         tmp_path / "in", {"a.png": picture(1), ".b.png": b"", ".git/c.png": b"", "d.PNG": picture(2), "notes.txt": b""}
     )
@@ -40,7 +40,7 @@ def test_what_is_hidden_is_passed_over(bulk: Run, tmp_path: Path) -> None:
     assert [line["source"] for line in manifest(tmp_path / "out")] == ["a.png", "d.PNG"]
 
 
-def test_what_may_not_be_listed_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_subfolder_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, {"a.png": picture(1), "closed/b.png": picture(2), ".hidden/c.png": picture(3)})
     scan = os.scandir
 
@@ -54,7 +54,7 @@ def test_what_may_not_be_listed_is_not_passed_over(tmp_path: Path, monkeypatch: 
         SourceFiles(str(tmp_path))
 
 
-def test_a_name_that_is_no_utf_8(arrow: Any, bulk: Run, tmp_path: Path) -> None:
+def test_a_file_name_that_is_not_utf_8(arrow: Any, bulk: Run, tmp_path: Path) -> None:
     strange = os.fsencode(tmp_path / "in") + b"/\xfc.png"
     write(tmp_path / "in", {"a.png": picture(1)})
     try:
@@ -80,7 +80,7 @@ BAD = {
 }
 
 
-def test_bad_pictures_are_listed_and_not_fatal(bulk: Run, tmp_path: Path) -> None:
+def test_failed_images_are_listed_and_not_fatal(bulk: Run, tmp_path: Path) -> None:
     good = {f"{n:02}.png": picture(n) for n in range(9)}
     write(tmp_path / "good", good)
     write(tmp_path / "in", good | {name: content for name, (content, _) in BAD.items()})
@@ -100,7 +100,7 @@ def test_bad_pictures_are_listed_and_not_fatal(bulk: Run, tmp_path: Path) -> Non
             assert line["detail"].startswith(line["source"])
             assert line["detail"] in ran.err
     assert bulk("project", tmp_path / "good", tmp_path / "alone").status == 0
-    alone = dict(zip(good, made(tmp_path / "alone"), strict=True))
+    alone = dict(zip(good, output_images(tmp_path / "alone"), strict=True))
     together = {line["source"]: line["picture"] for line in lines}
     assert {name: (tmp_path / "out" / together[name]).read_bytes() for name in good} == alone
     again = bulk("project", tmp_path / "in", tmp_path / "out", "--shard", SHARD)
@@ -108,23 +108,23 @@ def test_bad_pictures_are_listed_and_not_fatal(bulk: Run, tmp_path: Path) -> Non
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_that_may_not_be_read_is_a_bad_picture(tmp_path: Path) -> None:
+def test_a_file_without_permission_is_a_failed_image(tmp_path: Path) -> None:
     write(tmp_path, {"a.png": picture(1)})
     (tmp_path / "a.png").chmod(0)
-    (found,) = open_source(str(tmp_path), column="", limit=4096).read(0, 1)
-    assert isinstance(found.content, RequestError)
+    (item,) = open_source(str(tmp_path), column="", limit=4096).read(0, 1)
+    assert isinstance(item.content, RequestError)
 
 
-def test_a_file_that_went_away_is_a_bad_picture(tmp_path: Path) -> None:
+def test_a_deleted_file_is_a_failed_image(tmp_path: Path) -> None:
     source = open_source(str(write(tmp_path / "in", {"a.png": picture(1)})), column="", limit=4096)
     (tmp_path / "in" / "a.png").unlink()
-    (found,) = source.read(0, 1)
-    assert isinstance(found.content, RequestError)
-    assert found.content.error_code == "unreadable"
-    assert found.content.detail.startswith("a.png: ")
+    (item,) = source.read(0, 1)
+    assert isinstance(item.content, RequestError)
+    assert item.content.error_code == "unreadable"
+    assert item.content.detail.startswith("a.png: ")
 
 
-def test_a_damaged_member_is_a_bad_picture(bulk: Run, tmp_path: Path) -> None:
+def test_a_damaged_member_is_a_failed_image(bulk: Run, tmp_path: Path) -> None:
     archive = zipped(tmp_path / "in.zip", {"a.png": picture(1), "b.png": picture(2)})
     data = bytearray(archive.read_bytes())
     data[40:60] = bytes(20)  # of the first member
@@ -133,7 +133,7 @@ def test_a_damaged_member_is_a_bad_picture(bulk: Run, tmp_path: Path) -> None:
     assert [line["error"] for line in manifest(tmp_path / "out")] == ["unreadable", None]
 
 
-def test_members_do_not_leave_the_output(bulk: Run, tmp_path: Path) -> None:
+def test_names_of_members_cannot_leave_the_output(bulk: Run, tmp_path: Path) -> None:
     names = ["../../up.png", "/etc/root.png", "a/b c?.png", f"{'ü' * 200}.png"]
     archive = zipped(tmp_path / "in.zip", dict.fromkeys(names, picture(1)))
     before = set(tmp_path.rglob("*"))
@@ -163,7 +163,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("poisoned")
-def test_a_picture_on_which_the_model_fails_is_a_bad_one(bulk: Run, tmp_path: Path) -> None:
+def test_a_model_failure_is_a_failed_image(bulk: Run, tmp_path: Path) -> None:
     light = io.BytesIO()
     Image.new("L", (8, 8), 255).save(light, "PNG")
     write(tmp_path / "in", {"a.png": picture(1), "b.png": light.getvalue(), "c.png": picture(3)})
@@ -182,7 +182,7 @@ def test_a_picture_on_which_the_model_fails_is_a_bad_one(bulk: Run, tmp_path: Pa
         ("ray", ["generate", "out", "--ray"]),
     ],
 )
-def test_what_is_not_installed_is_told(
+def test_a_missing_package_is_named(
     package: str, arguments: list[str], bulk: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "in.parquet").write_bytes(b"PAR1")
@@ -197,20 +197,20 @@ def test_what_is_not_installed_is_told(
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [(b"no zip", "not a zip archive"), (None, "holds no .png")],
 )
-def test_archives_of_nothing(content: bytes | None, told: str, tmp_path: Path) -> None:
+def test_archives_without_images(content: bytes | None, message: str, tmp_path: Path) -> None:
     file = tmp_path / "in.zip"
     if content is None:
         zipped(file, {"notes.txt": zlib.compress(b"nothing")})
     else:
         file.write_bytes(content)
-    with pytest.raises(StartupError, match=told):
+    with pytest.raises(StartupError, match=message):
         open_source(str(file), column="", limit=1)
 
 
-def test_nothing_there(tmp_path: Path) -> None:
+def test_a_missing_or_empty_source(tmp_path: Path) -> None:
     with pytest.raises(StartupError, match=r"nothing: "):
         SourceFiles(str(tmp_path / "nothing"))
     with pytest.raises(StartupError, match="empty"):

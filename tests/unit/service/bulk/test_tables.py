@@ -1,4 +1,4 @@
-"""Pictures in Parquet files, and manifests as such."""
+"""Parquet files as source and as manifest."""
 
 import os
 import resource
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from service.bulk.readers import open_source
-from tests.unit.service.bulk.conftest import SHARD, Run, made, manifest, picture, write
+from tests.unit.service.bulk.conftest import SHARD, Run, manifest, output_images, picture, write
 
 
 @pytest.mark.parametrize("shape", ["bytes", "struct"])
@@ -20,7 +20,7 @@ def test_a_table(shape: str, arrow: Any, bulk: Run, pictures: dict[str, bytes], 
     ran = bulk("project", tmp_path / "in.parquet", tmp_path / "table", "--column", "picture", "--shard", SHARD)
     assert ran.status == 1
     assert bulk("project", tmp_path / "in", tmp_path / "folder").status == 0
-    assert made(tmp_path / "table") == made(tmp_path / "folder")
+    assert output_images(tmp_path / "table") == output_images(tmp_path / "folder")
     lines = manifest(tmp_path / "table")
     assert lines[-1]["error"] == "unreadable"
     named = list(pictures) if shape == "struct" else [f"in.parquet#{n}" for n in range(len(contents))]
@@ -37,7 +37,7 @@ def test_a_folder_of_tables(arrow: Any, bulk: Run, tmp_path: Path) -> None:
     assert named == ["a.parquet#0", "a.parquet#1", "a.parquet#2", "b.parquet#0", "b.parquet#1"]
 
 
-def test_a_damaged_part_of_a_table_is_bad_pictures(arrow: Any, bulk: Run, tmp_path: Path) -> None:
+def test_a_damaged_row_group_is_failed_images(arrow: Any, bulk: Run, tmp_path: Path) -> None:
     file = tmp_path / "in.parquet"
     table = arrow.table({"image": [picture(seed) for seed in range(9)]})
     arrow.parquet.write_table(table, file, row_group_size=3, compression="gzip")
@@ -53,7 +53,7 @@ def test_a_damaged_part_of_a_table_is_bad_pictures(arrow: Any, bulk: Run, tmp_pa
     assert codes == [None] * 3 + ["unreadable"] * 3 + [None] * 3
 
 
-def test_a_table_that_goes_away_stops_the_run(arrow: Any, tmp_path: Path) -> None:
+def test_a_deleted_table_stops_the_run(arrow: Any, tmp_path: Path) -> None:
     file = tmp_path / "in.parquet"
     arrow.parquet.write_table(arrow.table({"image": [picture(1)]}), file)
     source = open_source(str(file), column="image", limit=4096)
@@ -68,20 +68,20 @@ def test_more_tables_than_may_be_open(arrow: Any, tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 10, limits[1]))
     try:
-        found = open_source(str(tmp_path), column="image", limit=4096).read(0, 20)
+        items = open_source(str(tmp_path), column="image", limit=4096).read(0, 20)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-    assert [one.content for one in found] == [picture(number) for number in range(20)]
+    assert [one.content for one in items] == [picture(number) for number in range(20)]
 
 
 @pytest.mark.parametrize(
-    ("column", "told"), [("nothing", "no column 'nothing'; the columns are image"), ("image", "no bytes")]
+    ("column", "message"), [("nothing", "no column 'nothing'; the columns are image"), ("image", "no bytes")]
 )
-def test_a_table_of_something_else(column: str, told: str, arrow: Any, bulk: Run, tmp_path: Path) -> None:
+def test_a_table_without_images(column: str, message: str, arrow: Any, bulk: Run, tmp_path: Path) -> None:
     arrow.parquet.write_table(arrow.table({"image": [1, 2]}), tmp_path / "in.parquet")
     ran = bulk("score", tmp_path / "in.parquet", tmp_path / "out", "--column", column)
     assert ran.status == 2
-    assert told in ran.err
+    assert message in ran.err
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 and nothing else")
     assert bulk("score", tmp_path / "bad.parquet", tmp_path / "out").status == 2
 

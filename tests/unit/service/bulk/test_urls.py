@@ -1,4 +1,4 @@
-"""Pictures by URL, and what goes wrong there."""
+"""Sources by URL, and their errors."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import fsspec
 import pytest
 
-from tests.unit.service.bulk.conftest import Run, everything, made, manifest, picture, zipped
+from tests.unit.service.bulk.conftest import Run, manifest, output_files, output_images, picture, zipped
 
 
 def test_by_url(bulk: Run, pictures: dict[str, bytes], tmp_path: Path) -> None:
@@ -22,8 +22,10 @@ def test_by_url(bulk: Run, pictures: dict[str, bytes], tmp_path: Path) -> None:
     finally:
         memory.rm("/bucket", recursive=True)
         memory.rm("/bucket.zip")
-    assert everything(tmp_path / "remote").keys() == everything(tmp_path / "folder").keys()
-    assert made(tmp_path / "remote") == made(tmp_path / "folder") == made(tmp_path / "archive")
+    assert output_files(tmp_path / "remote").keys() == output_files(tmp_path / "folder").keys()
+    assert (
+        output_images(tmp_path / "remote") == output_images(tmp_path / "folder") == output_images(tmp_path / "archive")
+    )
     assert manifest(tmp_path / "remote") == manifest(tmp_path / "folder") == manifest(tmp_path / "archive")
     assert ran.status == 2
     assert "memory://nothing" in ran.err
@@ -38,18 +40,18 @@ def test_within_an_archive_by_url(bulk: Run, pictures: dict[str, bytes], tmp_pat
     assert [line["source"] for line in manifest(tmp_path / "below")] == ["a.jpg", "b.webp"]
 
 
-class Nobody(Exception):
-    """What the library behind a package of fsspec's may raise: no OSError."""
+class BackendError(Exception):
+    """An exception of a backend of fsspec that is no OSError."""
 
 
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A method of fsspec's memory that fails from now on, unless another is named."""
+    """Makes a method of the in-memory file system fail."""
     from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
     def fails(method: str) -> None:
         def failed(*_: Any, **__: Any) -> Any:
-            raise Nobody("no credentials")
+            raise BackendError("no credentials")
 
         monkeypatch.setattr(MemoryFile if method == "read" else MemoryFileSystem, method, failed)
 
@@ -63,7 +65,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("method", "source", "status", "told"),
+    ("method", "source", "status", "message"),
     [
         ("find", "memory://far", 2, "memory://far: cannot be read: no credentials"),
         ("open", "memory://far", 3, "stopped: [Errno 5] no credentials"),
@@ -71,13 +73,13 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Any:
         ("read", "memory://far.zip", 2, "memory://far.zip: cannot be read: no credentials"),
     ],
 )
-def test_whatever_the_packages_of_fsspec_raise_is_told(
-    method: str, source: str, status: int, told: str, failing: Any, bulk: Run, tmp_path: Path
+def test_errors_of_fsspec_backends_are_one_line(
+    method: str, source: str, status: int, message: str, failing: Any, bulk: Run, tmp_path: Path
 ) -> None:
     failing(method)
     ran = bulk("score", source, tmp_path / "out")
     assert ran.status == status
-    assert told in ran.err
+    assert message in ran.err
     assert "Traceback" not in ran.err
 
 

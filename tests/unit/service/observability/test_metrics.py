@@ -101,7 +101,7 @@ def test_one_model_is_described_once() -> None:
     assert "ign_model_info{" not in metrics.render()[0].decode()
 
 
-def test_distances_are_held_against_the_card() -> None:
+def test_the_percentiles_of_the_card_are_exported() -> None:
     metrics = Metrics()
     quantiles = [percent / 1000 for percent in range(101)]
     described: dict[str, Any] = {"digest": "aaa", "provider": "CPUExecutionProvider", "reproducible": "exact"}
@@ -118,7 +118,7 @@ def test_distances_are_held_against_the_card() -> None:
     assert "ign_distance_reference{" not in metrics.render()[0].decode()
 
 
-def test_what_may_happen_is_counted_from_zero_on() -> None:
+def test_counters_start_at_zero() -> None:
     metrics = Metrics()
     metrics.scheduler("toy/1")
     for outcome in ("ok", "deadline_exceeded", "model_failure"):
@@ -129,14 +129,14 @@ def test_what_may_happen_is_counted_from_zero_on() -> None:
         assert value(metrics, name, model="toy/1") == 0
 
 
-def test_a_process_says_when_it_started_and_that_it_is_not_ready_yet() -> None:
+def test_a_process_exports_its_start_and_is_not_ready() -> None:
     before = time.time()
     metrics = Metrics()
     assert before <= value(metrics, "ign_start_time_seconds") <= time.time()
     assert value(metrics, "ign_ready") == 0
 
 
-def test_label_values_are_bounded_whatever_comes() -> None:
+def test_the_number_of_label_values_is_limited() -> None:
     metrics = Metrics()
     observer = metrics.scheduler("toy/1")
     for i in range(3 * MAX_VALUES):

@@ -6,7 +6,7 @@ from service.observability.statistics import Duration, ModelStatistics
 from tests.helpers.serving import RecordingObserver
 
 
-def test_everything_is_passed_on() -> None:
+def test_events_are_forwarded() -> None:
     observer = RecordingObserver()
     statistics = ModelStatistics(observer)
     statistics.batch(2, 4, 0.5, "full")
