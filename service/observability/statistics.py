@@ -1,7 +1,6 @@
-"""What one model has done since it was loaded, counted where the work happens.
+"""Statistics of one model for the Open Inference Protocol, counted since the model was loaded.
 
-The Prometheus metrics of `service.observability.metrics` are for whoever operates the service; these are what a caller of the Open
-Inference Protocol asks for, one model at a time, and they begin anew with every load.
+Operators use the Prometheus metrics of `service.observability.metrics` instead.
 """
 
 import threading
@@ -15,38 +14,37 @@ from service.scheduling.scheduler import SchedulerObserver
 
 @dataclass(slots=True)
 class Duration:
-    """How often something happened, and for how many seconds in all."""
+    """Number of events and their total duration in seconds."""
 
     count: int = 0
     seconds: float = 0.0
 
     @property
     def ns(self) -> int:
-        """The time in nanoseconds."""
+        """Total duration in nanoseconds."""
         return round(self.seconds * 1e9)
 
     def add(self, seconds: float) -> None:
-        """It happened once more."""
+        """Count one event."""
         self.count += 1
         self.seconds += seconds
 
     def copy(self) -> "Duration":
-        """The same, which no longer changes."""
+        """A copy that later events do not change."""
         return Duration(self.count, self.seconds)
 
 
 @dataclass(slots=True, kw_only=True)
 class Counts:
-    """All that is counted of one model.
+    """The statistics of one model.
 
     Args:
-        rows: of requests that succeeded.
-        last_ms: when the last of them ended, in milliseconds of the Unix epoch; 0 before the first.
-        success, fail: requests, from their submission to their end; of those refused or left by their caller the time
-            is not known and counts as none.
-        queue, infer: parts of `success`: before and after the first row entered a batch.
-        input, output: turning tensors into rows and back, which takes no time where no tensors are; parts of `success`.
-        batches: calls of the model, by their rows.
+        rows: rows of successful requests.
+        last_ms: end of the last successful request, in milliseconds since the Unix epoch; 0 if there was none.
+        success, fail: requests, from submission to end. Rejected and cancelled requests count with 0 s.
+        queue, infer: parts of `success`, before and after the first row enters a batch.
+        input, output: parts of `success`: parsing and serialising tensors; 0 s for image endpoints.
+        batches: model calls by number of rows.
     """
 
     rows: int = 0
@@ -61,21 +59,21 @@ class Counts:
 
 
 class ModelStatistics(SchedulerObserver):
-    """Counts what a scheduler reports, and passes it on.
+    """A `SchedulerObserver` that counts events and forwards them. Called from the event loop and the workers.
 
     Args:
-        also: hears everything as well.
-        clock: seconds of the Unix epoch.
+        observer: the observer that gets all events.
+        clock: returns seconds since the Unix epoch.
     """
 
-    def __init__(self, also: SchedulerObserver, clock: Callable[[], float] = time.time) -> None:
-        self._also = also
+    def __init__(self, observer: SchedulerObserver, clock: Callable[[], float] = time.time) -> None:
+        self._observer = observer
         self._clock = clock
         self._lock = threading.Lock()  # the event loop and the workers report
         self._counts = Counts()
 
     def counts(self) -> Counts:
-        """What was counted up to now, as a copy that fits together."""
+        """A consistent copy of all counts."""
         with self._lock:
             now = self._counts
             names = ("success", "fail", "queue", "input", "infer", "output")
@@ -84,59 +82,59 @@ class ModelStatistics(SchedulerObserver):
             return Counts(rows=now.rows, last_ms=now.last_ms, batches=batches, **durations)
 
     def tensors(self, read_s: float, written_s: float) -> None:
-        """A request that succeeded, and is counted, was read and answered as tensors in so many seconds."""
+        """Add the times of parsing and serialising the tensors of a request that `finished` has counted."""
         with self._lock:
             self._counts.input.seconds += read_s
             self._counts.output.seconds += written_s
             self._counts.success.seconds += read_s + written_s
 
     def batch(self, rows: int, padded: int, seconds: float, reason: str) -> None:
-        """One call of the model."""
+        """Count a model call."""
         with self._lock:
             self._counts.batches[rows].add(seconds)
-        self._also.batch(rows, padded, seconds, reason)
+        self._observer.batch(rows, padded, seconds, reason)
 
     def finished(self, rows: int, outcome: str, queue_s: float, compute_s: float) -> None:
-        """A request ended with outcome `ok` or the code of its error."""
+        """Count a finished request; ``outcome`` is `ok` or an error code."""
         with self._lock:
             counts = self._counts
             if outcome == "ok":
                 counts.rows += rows
                 counts.last_ms = round(self._clock() * 1e3)
                 counts.success.add(queue_s + compute_s)
-                # All of them here: perf_analyzer gives up where a request is counted in one part and not in another.
+                # Count all parts at once: perf_analyzer fails if a request is counted in one part only.
                 counts.queue.add(queue_s)
                 counts.infer.add(compute_s)
                 counts.input.count += 1
                 counts.output.count += 1
             else:
                 counts.fail.add(queue_s + compute_s)
-        self._also.finished(rows, outcome, queue_s, compute_s)
+        self._observer.finished(rows, outcome, queue_s, compute_s)
 
     def rejected(self, reason: str) -> None:
-        """A request was refused."""
+        """Count a rejected request."""
         with self._lock:
             self._counts.fail.add(0.0)
-        self._also.rejected(reason)
+        self._observer.rejected(reason)
 
     def cancelled(self, rows: int) -> None:
-        """A caller left, and so many of its rows were not finished."""
+        """Count a request whose client disconnected."""
         with self._lock:
             self._counts.fail.add(0.0)
-        self._also.cancelled(rows)
+        self._observer.cancelled(rows)
 
     def early_exit(self, rows: int) -> None:
-        """So many rows met their tolerance before their last step."""
-        self._also.early_exit(rows)
+        """Forward the event."""
+        self._observer.early_exit(rows)
 
     def reduce_max_batch(self, batch_rows: int) -> None:
-        """The device ran out of memory; the largest batch is now this."""
-        self._also.reduce_max_batch(batch_rows)
+        """Forward the event."""
+        self._observer.reduce_max_batch(batch_rows)
 
     def device_lost(self) -> None:
-        """A device fails every call from now on."""
-        self._also.device_lost()
+        """Forward the event."""
+        self._observer.device_lost()
 
     def worker_replaced(self) -> None:
-        """A worker's thread died and another one replaced it."""
-        self._also.worker_replaced()
+        """Forward the event."""
+        self._observer.worker_replaced()
