@@ -249,7 +249,7 @@ def _on_activated(metrics: Metrics, loaded: LoadedModel) -> None:
 
 
 def _serve(settings: Settings, metrics: Metrics, on_device_lost: Callback, loaded: LoadedModel) -> ServedModel:
-    statistics = ModelStatistics(metrics.scheduler(loaded.ref))
+    statistics = ModelStatistics(metrics, loaded.ref)
     scheduler = Scheduler(
         *loaded.instances,
         max_batch_rows=settings.max_batch_rows,

@@ -6,7 +6,7 @@ unlimited number of series. Times are in seconds, batch and queue sizes in rows.
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
@@ -20,6 +20,8 @@ from prometheus_client import (
     generate_latest,
 )
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+from service.scheduling.observer import SchedulerObserver
 
 MAX_VALUES: Final = 64
 _CHILDREN: Final = 1024  # combinations of label values that are cached
@@ -210,9 +212,9 @@ class Metrics:
             self._info.labels(*labels).set(0)
             self._instances.labels(labels[0]).set(0)
 
-    def scheduler(self, model: str) -> "SchedulerMetrics":
-        """The observer for one model's scheduler."""
-        return SchedulerMetrics(self, self._model(model))
+    def model_label(self, model: str) -> str:
+        """The value of the label `model` for a `name/version`; `other` beyond `MAX_VALUES` models."""
+        return self._model(model)
 
     def set_queue_rows(self, waiting: Mapping[str, int]) -> None:
         """Set the rows waiting now, by `name/version`. A model that is not in ``waiting`` has none."""
@@ -246,23 +248,24 @@ def forget_process(pid: int, shared: Path) -> None:
     mark_process_dead(pid, str(shared))  # type: ignore[no-untyped-call]
 
 
-class SchedulerMetrics:
+class SchedulerMetrics(SchedulerObserver):
     """The `SchedulerObserver` of one model. Called from the event loop and the workers.
 
     Args:
         metrics: the metric objects.
-        model: value of the label `model`.
+        model: `name/version`.
     """
 
     def __init__(self, metrics: Metrics, model: str) -> None:
         self._metrics = metrics
-        self._model = model
-        self._value = LabelLimiter()
+        self._model = model = metrics.model_label(model)
+        limiter = LabelLimiter()
         # Looked up once, because every batch uses them.
         self._queue_seconds = metrics.queue_seconds.labels(model)
         self._compute_seconds = metrics.compute_seconds.labels(model)
-        self._batches = cache(metrics.batches.labels)
-        self._scheduled_requests = cache(metrics.scheduled_requests.labels)
+        self._batches = _cached(metrics.batches, str, limiter)
+        self._scheduled_requests = _cached(metrics.scheduled_requests, str, limiter)
+        self._rejected_requests = _cached(metrics.rejected_requests, str, limiter)
         self._batch_rows = metrics.batch_rows.labels(model)
         self._batch_seconds = metrics.batch_seconds.labels(model)
         self._padding_rows = metrics.padding_rows.labels(model)
@@ -270,9 +273,9 @@ class SchedulerMetrics:
 
     def _start_at_zero(self) -> None:
         for outcome in _OUTCOMES:
-            self._scheduled_requests(self._model, self._value(outcome))
+            self._scheduled_requests(self._model, outcome)
         for reason in _REASONS:
-            self._metrics.rejected_requests.labels(self._model, self._value(reason))
+            self._rejected_requests(self._model, reason)
         metrics = self._metrics
         for counter in (metrics.early_exits, metrics.cancellations, metrics.devices_lost, metrics.replacements):
             counter.labels(self._model)
@@ -282,18 +285,18 @@ class SchedulerMetrics:
         self._batch_rows.observe(rows)
         self._batch_seconds.observe(seconds)
         self._padding_rows.inc(padded - rows)
-        self._batches(self._model, self._value(reason)).inc()
+        self._batches(self._model, reason).inc()
 
     def finished(self, rows: int, outcome: str, queue_s: float, compute_s: float) -> None:
         """Count a finished request: `ok` or an error code, seconds in the queue and seconds in batches."""
-        self._scheduled_requests(self._model, self._value(outcome)).inc()
+        self._scheduled_requests(self._model, outcome).inc()
         self._queue_seconds.observe(queue_s)
         if outcome == "ok":
             self._compute_seconds.observe(compute_s)
 
     def rejected(self, reason: str) -> None:
         """Count a request rejected at admission, by error code."""
-        self._metrics.rejected_requests.labels(self._model, self._value(reason)).inc()
+        self._rejected_requests(self._model, reason).inc()
 
     def cancelled(self, rows: int) -> None:
         """Count unfinished rows of a client that disconnected."""

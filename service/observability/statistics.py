@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from service.scheduling.scheduler import SchedulerObserver
+from service.observability.metrics import Metrics, SchedulerMetrics
 
 
 @dataclass(slots=True)
@@ -23,11 +23,6 @@ class Duration:
     def ns(self) -> int:
         """Total duration in nanoseconds."""
         return round(self.seconds * 1e9)
-
-    def add(self, seconds: float) -> None:
-        """Count one event."""
-        self.count += 1
-        self.seconds += seconds
 
     def copy(self) -> "Duration":
         """A copy that later events do not change."""
@@ -58,18 +53,21 @@ class Counts:
     batches: defaultdict[int, Duration] = field(default_factory=lambda: defaultdict(Duration))
 
 
-class ModelStatistics(SchedulerObserver):
-    """A `SchedulerObserver` that counts events and forwards them. Called from the event loop and the workers.
+class ModelStatistics(SchedulerMetrics):
+    """The `SchedulerObserver` of one model: counts in the metrics, and since the model was loaded.
+
+    The event loop and the workers call it.
 
     Args:
-        observer: the observer that gets all events.
+        metrics: the metric objects.
+        model: `name/version`.
         clock: returns seconds since the Unix epoch.
     """
 
-    def __init__(self, observer: SchedulerObserver, clock: Callable[[], float] = time.time) -> None:
-        self._observer = observer
+    def __init__(self, metrics: Metrics, model: str, clock: Callable[[], float] = time.time) -> None:
+        super().__init__(metrics, model)
         self._clock = clock
-        self._lock = threading.Lock()  # the event loop and the workers report
+        self._lock = threading.Lock()
         self._counts = Counts()
 
     def counts(self) -> Counts:
@@ -90,51 +88,38 @@ class ModelStatistics(SchedulerObserver):
 
     def batch(self, rows: int, padded: int, seconds: float, reason: str) -> None:
         """Count a model call."""
+        super().batch(rows, padded, seconds, reason)
         with self._lock:
-            self._counts.batches[rows].add(seconds)
-        self._observer.batch(rows, padded, seconds, reason)
+            duration = self._counts.batches[rows]
+            duration.count += 1
+            duration.seconds += seconds
 
     def finished(self, rows: int, outcome: str, queue_s: float, compute_s: float) -> None:
-        """Count a finished request; ``outcome`` is `ok` or an error code."""
+        """Count a finished request."""
+        super().finished(rows, outcome, queue_s, compute_s)
         with self._lock:
             counts = self._counts
             if outcome == "ok":
                 counts.rows += rows
                 counts.last_ms = round(self._clock() * 1e3)
-                counts.success.add(queue_s + compute_s)
-                # Count all parts at once: perf_analyzer fails if a request is counted in one part only.
-                counts.queue.add(queue_s)
-                counts.infer.add(compute_s)
-                counts.input.count += 1
-                counts.output.count += 1
+                counts.success.seconds += queue_s + compute_s
+                counts.queue.seconds += queue_s
+                counts.infer.seconds += compute_s
+                # perf_analyzer gives up if the parts of a request have different counts.
+                for duration in (counts.success, counts.queue, counts.infer, counts.input, counts.output):
+                    duration.count += 1
             else:
-                counts.fail.add(queue_s + compute_s)
-        self._observer.finished(rows, outcome, queue_s, compute_s)
+                counts.fail.count += 1
+                counts.fail.seconds += queue_s + compute_s
 
     def rejected(self, reason: str) -> None:
-        """Count a rejected request."""
+        """Count a request rejected at admission."""
+        super().rejected(reason)
         with self._lock:
-            self._counts.fail.add(0.0)
-        self._observer.rejected(reason)
+            self._counts.fail.count += 1
 
     def cancelled(self, rows: int) -> None:
         """Count a request whose client disconnected."""
+        super().cancelled(rows)
         with self._lock:
-            self._counts.fail.add(0.0)
-        self._observer.cancelled(rows)
-
-    def early_exit(self, rows: int) -> None:
-        """Forward the event."""
-        self._observer.early_exit(rows)
-
-    def reduce_max_batch(self, batch_rows: int) -> None:
-        """Forward the event."""
-        self._observer.reduce_max_batch(batch_rows)
-
-    def device_lost(self) -> None:
-        """Forward the event."""
-        self._observer.device_lost()
-
-    def worker_replaced(self) -> None:
-        """Forward the event."""
-        self._observer.worker_replaced()
+            self._counts.fail.count += 1

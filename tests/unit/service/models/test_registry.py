@@ -12,11 +12,12 @@ from service.domain.latents import NoiseSource
 from service.domain.tasks import Result, SchedulingParams, StepParams
 from service.models.registry import ModelRegistry, ServedModel
 from service.models.repository import InferenceModel, LoadedModel, Repository
+from service.observability.metrics import Metrics
 from service.observability.statistics import ModelStatistics
 from service.scheduling.scheduler import Scheduler
 from tests.helpers.fakes import FakeModel
 from tests.helpers.onnx_models import make_card
-from tests.helpers.serving import RecordingObserver, marked, release, until_running
+from tests.helpers.serving import marked, release, until_running
 
 SHAPE = (1, 4, 4)
 
@@ -45,7 +46,7 @@ class Stage:
         await self.gone.wait()
 
     def _serve(self, loaded: LoadedModel) -> ServedModel:
-        statistics = ModelStatistics(RecordingObserver())
+        statistics = ModelStatistics(Metrics(), loaded.ref)
         scheduler = Scheduler(*loaded.instances, max_batch_rows=8, queue_rows=100, observer=statistics)
         return ServedModel(loaded, scheduler, statistics)
 

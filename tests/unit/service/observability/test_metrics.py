@@ -6,7 +6,7 @@ import pytest
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.observability.metrics import MAX_VALUES, OTHER, LabelLimiter, Metrics
+from service.observability.metrics import MAX_VALUES, OTHER, LabelLimiter, Metrics, SchedulerMetrics
 from service.scheduling.scheduler import SchedulerObserver
 
 
@@ -49,7 +49,7 @@ def test_errors_codecs_and_rows() -> None:
 
 def test_the_scheduler_reports() -> None:
     metrics = Metrics()
-    observer: SchedulerObserver = metrics.scheduler("toy/1")
+    observer: SchedulerObserver = SchedulerMetrics(metrics, "toy/1")
     observer.batch(3, 4, 0.002, "full")
     observer.batch(4, 4, 0.002, "drained")
     observer.finished(3, "ok", 0.004, 0.01)
@@ -120,7 +120,7 @@ def test_the_percentiles_of_the_card_are_exported() -> None:
 
 def test_counters_start_at_zero() -> None:
     metrics = Metrics()
-    metrics.scheduler("toy/1")
+    SchedulerMetrics(metrics, "toy/1")
     for outcome in ("ok", "deadline_exceeded", "model_failure"):
         assert value(metrics, "ign_scheduled_requests_total", model="toy/1", outcome=outcome) == 0
     for reason in ("queue_full", "would_miss_deadline"):
@@ -138,7 +138,7 @@ def test_a_process_exports_its_start_and_is_not_ready() -> None:
 
 def test_the_number_of_label_values_is_limited() -> None:
     metrics = Metrics()
-    observer = metrics.scheduler("toy/1")
+    observer = SchedulerMetrics(metrics, "toy/1")
     for i in range(3 * MAX_VALUES):
         metrics.request(f"/{i}", 200, 0.1, {"model": f"m{i}/1", "problem": f"e{i}"})
         metrics.codec(f"c{i}", 0.1)
@@ -177,7 +177,7 @@ def test_every_metric_is_named_and_described_as_prometheus_wants() -> None:
 
 def test_threads_may_report_at_once() -> None:
     metrics = Metrics()
-    observer = metrics.scheduler("toy/1")
+    observer = SchedulerMetrics(metrics, "toy/1")
 
     def report() -> None:
         for _ in range(500):

@@ -2,35 +2,29 @@ import threading
 
 import pytest
 
+from service.observability.metrics import Metrics
 from service.observability.statistics import Duration, ModelStatistics
-from tests.helpers.serving import RecordingObserver
 
 
-def test_events_are_forwarded() -> None:
-    observer = RecordingObserver()
-    statistics = ModelStatistics(observer)
+def test_metrics_count_too() -> None:
+    metrics = Metrics()
+    statistics = ModelStatistics(metrics, "toy/1")
     statistics.batch(2, 4, 0.5, "full")
     statistics.finished(2, "ok", 0.1, 0.2)
     statistics.rejected("queue_full")
-    statistics.cancelled(1)
-    statistics.early_exit(1)
-    statistics.reduce_max_batch(8)
-    statistics.device_lost()
-    statistics.worker_replaced()
-    assert observer.events == [
-        ("batch", (2, 4, "full")),
-        ("finished", (2, "ok")),
-        ("rejected", ("queue_full",)),
-        ("cancelled", (1,)),
-        ("early_exit", (1,)),
-        ("reduce_max_batch", (8,)),
-        ("device_lost", ()),
-        ("worker_replaced", ()),
-    ]
+    statistics.cancelled(3)
+    sent = metrics.render()[0].decode()
+    for line in (
+        'ign_batches_total{model="toy/1",reason="full"} 1.0',
+        'ign_scheduled_requests_total{model="toy/1",outcome="ok"} 1.0',
+        'ign_rejected_requests_total{model="toy/1",reason="queue_full"} 1.0',
+        'ign_cancelled_rows_total{model="toy/1"} 3.0',
+    ):
+        assert line in sent
 
 
 def test_parts_add_up() -> None:
-    statistics = ModelStatistics(RecordingObserver(), clock=lambda: 1_700_000_000.5)
+    statistics = ModelStatistics(Metrics(), "toy/1", clock=lambda: 1_700_000_000.5)
     assert (statistics.counts().rows, statistics.counts().last_ms) == (0, 0)
     statistics.finished(3, "ok", 0.25, 0.5)
     statistics.tensors(0.125, 0.0625)
@@ -50,14 +44,14 @@ def test_parts_add_up() -> None:
 
 
 def test_batches_are_counted_by_their_rows_in_order() -> None:
-    statistics = ModelStatistics(RecordingObserver())
+    statistics = ModelStatistics(Metrics(), "toy/1")
     for rows, seconds in ((8, 0.5), (2, 0.25), (8, 0.25)):
         statistics.batch(rows, rows, seconds, "drained")
     assert list(statistics.counts().batches.items()) == [(2, Duration(1, 0.25)), (8, Duration(2, 0.75))]
 
 
 def test_counts_do_not_change_once_they_are_read() -> None:
-    statistics = ModelStatistics(RecordingObserver())
+    statistics = ModelStatistics(Metrics(), "toy/1")
     statistics.batch(1, 1, 1.0, "full")
     before = statistics.counts()
     statistics.batch(1, 1, 1.0, "full")
@@ -68,7 +62,7 @@ def test_counts_do_not_change_once_they_are_read() -> None:
 
 @pytest.mark.parametrize("threads", [4])
 def test_nothing_is_lost_between_threads(threads: int) -> None:
-    statistics = ModelStatistics(RecordingObserver())
+    statistics = ModelStatistics(Metrics(), "toy/1")
 
     def report() -> None:
         for _ in range(2_000):
