@@ -165,7 +165,8 @@ class Admission:
                     self._count_steps(row, steps)
             for row in finished:
                 if not row.request.closed:
-                    self._count_steps(row, row.steps_left)  # a row that converged needs fewer than were counted
+                    if row.steps_left:  # it converged before its last step
+                        self._count_steps(row, row.steps_left)
                     self._count_in_batch(row.request, -1)
                     row.request.open_rows -= 1
                     row.request.counters.rows -= 1

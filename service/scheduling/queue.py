@@ -39,7 +39,8 @@ class CallerQueue:
         heappush(self._by_progress, (row.steps, row.request.deadline, row.queue_seq, row))
         self._by_arrival.append((batch_number, row.queue_seq, row))
         self.row_count += 1
-        self.compact()
+        if max(len(self._by_progress), len(self._by_arrival)) > 2 * self.row_count + _STALE_ALLOWANCE:
+            self.compact()
 
     def pop(self, starved_before: int) -> Row:
         """The next row; there must be one. Rows that arrived at or before batch ``starved_before`` are starved.
