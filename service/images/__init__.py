@@ -6,15 +6,15 @@ In: bytes → `decode_picture` → `prepare`, and `decode_mask` → `keep_mask`.
 """
 
 from service.images.animate import AnimationFormat, animate
-from service.images.base64text import decode_base64, encode_base64
+from service.images.base64_codec import decode_base64, encode_base64
 from service.images.decode import DecodeLimits, Picture, decode_picture
 from service.images.encode import PictureFormat, check_sides, encode
+from service.images.geometry import Resize
+from service.images.image_grid import contact_sheet, sheet_size, strip
 from service.images.mask import Mask, decode_mask, keep_mask
 from service.images.npy import decode_npy, encode_npy
 from service.images.pixels import Pixels, to_rows, to_uint8
-from service.images.place import Resize
 from service.images.prepare import Invert, Prepared, prepare
-from service.images.sheets import contact_sheet, sheet_size, strip
 from service.images.size import is_small
 
 __all__ = [

@@ -18,7 +18,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from service.domain.errors import IgnError, InvalidContent, TooLarge
 from service.images import png
-from service.images.orientation import exif_turn
+from service.images.orientation import exif_transpose
 
 # An empty progressive scan takes 30 bytes and a pass over all blocks (9 ms at 16 megapixels): without a bound, a 16 MiB
 # file could keep a core busy for an hour. Encoders write about ten. Sequential scans pay for themselves in bytes, and
@@ -51,8 +51,8 @@ class Picture:
     """
 
     image: Image.Image
-    stored: tuple[int, int]
-    turn: Image.Transpose | None = None
+    stored_size: tuple[int, int]
+    transpose: Image.Transpose | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -77,14 +77,14 @@ def decode_picture(data: bytes, limits: DecodeLimits, *, field: str) -> Picture:
         InvalidContent: not PNG, JPEG or WebP, truncated or damaged (code `undecodable_image`).
         TooLarge: beyond the limits (code `image_too_large`).
     """
-    image, exif = decode_unturned(data, limits, field=field)
-    turn = exif_turn(exif)
-    return Picture(image if turn is None else image.transpose(turn), image.size, turn)
+    image, exif = decode_as_stored(data, limits, field=field)
+    transpose = exif_transpose(exif)
+    return Picture(image if transpose is None else image.transpose(transpose), image.size, transpose)
 
 
-def decode_unturned(data: bytes, limits: DecodeLimits, *, field: str) -> tuple[Image.Image, bytes]:
+def decode_as_stored(data: bytes, limits: DecodeLimits, *, field: str) -> tuple[Image.Image, bytes]:
     """The picture as `decode_picture` gives it, but as it lies in the file, and its EXIF block."""
-    with _reported(field):
+    with _map_decoder_errors(field):
         opened = _open(data)
         if opened is None:
             raise _undecodable(field, "is not a PNG, JPEG or WebP picture")
@@ -93,7 +93,7 @@ def decode_unturned(data: bytes, limits: DecodeLimits, *, field: str) -> tuple[I
 
 
 @dataclass(frozen=True, slots=True)
-class _Opened:
+class _OpenedImage:
     size: tuple[int, int]  # known before pixels are decoded
     exif: bytes
     load: Callable[[], Image.Image]
@@ -105,23 +105,23 @@ class _Jpeg(JpegImageFile):
         return Image.Exif()
 
 
-def _open(data: bytes) -> _Opened | None:
+def _open(data: bytes) -> _OpenedImage | None:
     if data.startswith(png.SIGNATURE):
-        parts, exif = png.picture_chunks(data)
-        if plain := png.plain_form(parts):
-            return _Opened(plain[1], exif, partial(png.load_plain, parts, *plain))
+        parts, exif = png.image_chunks(data)
+        if plain := png.simple_format(parts):
+            return _OpenedImage(plain[1], exif, partial(png.load_simple, parts, *plain))
         chunks = b"".join(parts)
         image = png.open_png(chunks)
-        return _Opened(image.size, exif, partial(png.load_png, chunks, image))
+        return _OpenedImage(image.size, exif, partial(png.load_png, chunks, image))
     if data.startswith(b"\xff\xd8\xff"):
-        return _opened(_open_jpeg(data))
+        return _wrap_pillow(_open_jpeg(data))
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return _opened(WebPImageFile(io.BytesIO(data)))
+        return _wrap_pillow(WebPImageFile(io.BytesIO(data)))
     return None
 
 
-def _opened(image: ImageFile) -> _Opened:
-    return _Opened(image.size, image.info.get("exif", b""), partial(_load, image))
+def _wrap_pillow(image: ImageFile) -> _OpenedImage:
+    return _OpenedImage(image.size, image.info.get("exif", b""), partial(_load, image))
 
 
 def _open_jpeg(data: bytes) -> ImageFile:
@@ -151,7 +151,7 @@ def _undecodable(field: str, why: str) -> InvalidContent:
 
 
 @contextmanager
-def _reported(field: str) -> Iterator[None]:
+def _map_decoder_errors(field: str) -> Iterator[None]:
     """Turn whatever the decoders raise into the caller's error."""
     try:
         yield

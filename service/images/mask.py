@@ -9,8 +9,8 @@ from PIL import Image
 
 from service.artifact.card import ModelCard
 from service.domain.errors import InvalidContent
-from service.images.decode import DecodeLimits, Picture, decode_unturned
-from service.images.place import Resize, geometry_of, place
+from service.images.decode import DecodeLimits, Picture, decode_as_stored
+from service.images.geometry import Resize, fit_geometry, place_on_canvas
 from service.images.prepare import composite
 
 _REGENERATE: Final = 128  # grey level from which a pixel is regenerated
@@ -34,7 +34,7 @@ def decode_mask(data: bytes, limits: DecodeLimits, *, field: str) -> Mask:
         InvalidContent: not PNG, JPEG or WebP, truncated or damaged (code `undecodable_image`).
         TooLarge: beyond the limits (code `image_too_large`).
     """
-    image, _ = decode_unturned(data, limits, field=field)
+    image, _ = decode_as_stored(data, limits, field=field)
     return Mask(composite(image, "L", (_KEEP,)))
 
 
@@ -51,12 +51,12 @@ def keep_mask(
     """
     target = (card.shape[2], card.shape[1])
     grey = mask.image
-    if grey.size == picture.stored:
-        upright = grey if picture.turn is None else grey.transpose(picture.turn)
-        geometry = geometry_of(picture.size, target, resize)
-        grey = place(upright, geometry, target, (_KEEP,), Image.Resampling.NEAREST)
+    if grey.size == picture.stored_size:
+        upright = grey if picture.transpose is None else grey.transpose(picture.transpose)
+        geometry = fit_geometry(picture.size, target, resize)
+        grey = place_on_canvas(upright, geometry, target, (_KEEP,), Image.Resampling.NEAREST)
     elif grey.size != target:
-        own, theirs, models = (f"{width}×{height}" for width, height in (grey.size, picture.stored, target))
+        own, theirs, models = (f"{width}×{height}" for width, height in (grey.size, picture.stored_size, target))
         raise InvalidContent.field(
             field,
             f"is {own} pixels, neither as large as the picture ({theirs}) nor as the model ({models})",

@@ -11,7 +11,7 @@ from PIL.Image import Transpose
 
 _ORIENTATION: Final = 0x0112
 _SHORT, _LONG = 3, 4
-_TURNS: Final = {
+_TRANSPOSES: Final = {
     2: Transpose.FLIP_LEFT_RIGHT,
     3: Transpose.ROTATE_180,
     4: Transpose.FLIP_TOP_BOTTOM,
@@ -22,14 +22,14 @@ _TURNS: Final = {
 }
 
 
-def exif_turn(exif: bytes) -> Transpose | None:
+def exif_transpose(exif: bytes) -> Transpose | None:
     """How to turn a picture that carries this EXIF block; None for upright, absent or damaged."""
     tiff = exif.removeprefix(b"Exif\0\0")
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
     if order is None:
         return None
     try:
-        return _TURNS.get(_orientation(tiff, order))
+        return _TRANSPOSES.get(_orientation(tiff, order))
     except struct.error:  # shorter than it says
         return None
 

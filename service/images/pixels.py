@@ -13,7 +13,7 @@ Pixels = NDArray[np.uint8]  # (…, H, W) grey or (…, H, W, 3) RGB
 
 
 @lru_cache(maxsize=32)
-def _values(lo: float, hi: float) -> NDArray[np.float32]:
+def _level_values(lo: float, hi: float) -> NDArray[np.float32]:
     levels = np.arange(256, dtype=np.float64)
     values = (lo + levels * (hi - lo) / 255).astype(np.float32)
     values.flags.writeable = False  # shared between threads
@@ -34,7 +34,7 @@ def to_rows(pixels: Pixels, card: ModelCard) -> FloatRows:
     Computed in float64 and rounded once, so that `to_uint8` gives every level back.
     """
     channels = pixels[..., None, :, :] if card.shape[0] == 1 else np.moveaxis(pixels, -1, -3)
-    return _values(*card.range).take(np.ascontiguousarray(channels))
+    return _level_values(*card.range).take(np.ascontiguousarray(channels))
 
 
 def to_uint8(rows: FloatRows, card: ModelCard) -> Pixels:

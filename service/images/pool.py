@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
-_STRETCH_S: Final = 0.001  # for which small jobs hold up the event loop, and no longer than the last of them takes
+_MAX_BLOCKING_S: Final = 0.001  # for which small jobs hold up the event loop, and no longer than the last of them takes
 Observe = Callable[[str, float], None]
 """Told of every job: its operation, and the seconds it ran."""
 
@@ -61,7 +61,7 @@ class InlineRunner:
         """Run ``job`` and return what it returns; cancelling the call drops a job that has not begun."""
         loop = asyncio.get_running_loop()
         if not self._jobs:
-            loop.call_soon(self._work)
+            loop.call_soon(self._run_jobs)
         done: asyncio.Future[T] = loop.create_future()
         self._jobs.append((done, job))
         try:
@@ -69,16 +69,16 @@ class InlineRunner:
         finally:
             del done  # it holds the job's exception, whose frames hold this one
 
-    def _work(self) -> None:
-        until = time.perf_counter() + _STRETCH_S
+    def _run_jobs(self) -> None:
+        until = time.perf_counter() + _MAX_BLOCKING_S
         while self._jobs:
-            _settle(*self._jobs.popleft())
+            _set_result(*self._jobs.popleft())
             if self._jobs and time.perf_counter() >= until:
-                asyncio.get_running_loop().call_soon(self._work)
+                asyncio.get_running_loop().call_soon(self._run_jobs)
                 break
 
 
-def _settle(done: asyncio.Future[T], job: Callable[[], T]) -> None:
+def _set_result(done: asyncio.Future[T], job: Callable[[], T]) -> None:
     if done.done():  # its caller has left
         return
     try:

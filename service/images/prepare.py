@@ -9,12 +9,12 @@ from PIL import Image, ImageChops
 from service.artifact.card import ModelCard
 from service.domain.latents import FloatRow
 from service.images.decode import Picture
+from service.images.geometry import Resize, fit_geometry, place_on_canvas
 from service.images.pixels import Pixels, as_pixels, background_levels, to_rows
-from service.images.place import Resize, geometry_of, place
 
 Invert = bool | Literal["auto"]
 
-_MIDDLE: Final = 127.5
+_MID_GREY: Final = 127.5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,8 +52,8 @@ def prepare(picture: Picture, card: ModelCard, *, resize: Resize = "fit", invert
         return Prepared(to_rows(~pixels if inverted else pixels, card), inverted)
     if inverted:
         flat = ImageChops.invert(flat)
-    geometry = geometry_of(flat.size, target, resize)
-    placed = place(flat, geometry, target, background_levels(card), Image.Resampling.LANCZOS)
+    geometry = fit_geometry(flat.size, target, resize)
+    placed = place_on_canvas(flat, geometry, target, background_levels(card), Image.Resampling.LANCZOS)
     return Prepared(to_rows(as_pixels(placed), card), inverted)
 
 
@@ -76,7 +76,7 @@ def _flatten(image: Image.Image, card: ModelCard, mode: str, invert: Invert) -> 
     if not auto:
         return flat, None, invert is True
     pixels = as_pixels(flat)
-    return flat, pixels, _ring_mean(pixels) > _MIDDLE
+    return flat, pixels, _ring_mean(pixels) > _MID_GREY
 
 
 def _is_dark_ink(image: Image.Image, mode: str) -> bool:
@@ -88,7 +88,7 @@ def _is_dark_ink(image: Image.Image, mode: str) -> bool:
         return False
     counts = np.array(image.convert(mode).histogram(alpha)).reshape(-1, 256).sum(axis=0)
     visible = int(counts.sum())
-    return visible > 0 and float(counts @ np.arange(256)) / visible < _MIDDLE
+    return visible > 0 and float(counts @ np.arange(256)) / visible < _MID_GREY
 
 
 def _ring_mean(pixels: Pixels) -> float:

@@ -9,7 +9,7 @@ from service.images.png import SIGNATURE
 
 _MAX_BYTES: Final = 1 << 14
 _MAX_PIXELS: Final = 1 << 14
-_HEAD: Final = 24  # bytes: signature, length and kind of IHDR, width, height
+_HEAD_BYTES: Final = 24  # bytes: signature, length and kind of IHDR, width, height
 _HEADER: Final = SIGNATURE + struct.pack(">I4s", 13, b"IHDR")
 
 
@@ -20,10 +20,10 @@ def is_small(data: bytes | str) -> bool:
     """
     if len(data) > _MAX_BYTES:
         return False
-    head = data[:_HEAD] if isinstance(data, bytes) else _decoded_head(data)
-    if len(head) < _HEAD or not head.startswith(_HEADER):
+    head = data[:_HEAD_BYTES] if isinstance(data, bytes) else _decoded_head(data)
+    if len(head) < _HEAD_BYTES or not head.startswith(_HEADER):
         return False
-    width, height = struct.unpack(">II", head[len(_HEADER) : _HEAD])
+    width, height = struct.unpack(">II", head[len(_HEADER) : _HEAD_BYTES])
     return bool(width * height <= _MAX_PIXELS)
 
 
@@ -31,6 +31,6 @@ def _decoded_head(text: str) -> bytes:
     if text.startswith("data:"):
         text = text.partition(",")[2]
     try:
-        return base64.b64decode(text[: _HEAD // 3 * 4], validate=True)
+        return base64.b64decode(text[: _HEAD_BYTES // 3 * 4], validate=True)
     except (binascii.Error, ValueError):  # white space or no base64 at all
         return b""

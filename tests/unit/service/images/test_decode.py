@@ -13,7 +13,7 @@ from PIL import Image
 
 from service.domain.errors import IgnError, InvalidContent, TooLarge
 from service.images import DecodeLimits, Picture, decode_picture, png
-from service.images.orientation import exif_turn
+from service.images.orientation import exif_transpose
 from tests.helpers import pictures as make
 
 
@@ -40,7 +40,7 @@ def test_lossless_pictures_decode_exactly(form: str, mode: str) -> None:
         make.save(Image.fromarray(pixels), form, **({"lossless": True, "exact": True} if form == "WEBP" else {}))
     )
     assert picture.image.mode == mode
-    assert picture.size == picture.stored == (7, 5)
+    assert picture.size == picture.stored_size == (7, 5)
     assert np.array_equal(np.asarray(picture.image), pixels)
 
 
@@ -208,7 +208,7 @@ def test_png_is_turned_as_its_exif_says(orientation: int, kind: int, order: str,
     data = make.png(stored[..., None], make.GREY, 8, before=before, after=late)
     picture = decode(data)
     assert np.array_equal(np.asarray(picture.image), UPRIGHT)
-    assert picture.stored == stored.shape[::-1]
+    assert picture.stored_size == stored.shape[::-1]
 
 
 @pytest.mark.parametrize("form", ["JPEG", "WEBP"])
@@ -216,28 +216,28 @@ def test_jpeg_and_webp_are_turned_as_their_exif_says(form: str) -> None:
     upright = make.smooth(16, 24)
     data = make.save(upright.transpose(Image.Transpose.ROTATE_90), form, exif=b"Exif\0\0" + make.exif(6))
     picture = decode(data)
-    assert (picture.size, picture.stored) == ((24, 16), (16, 24))
+    assert (picture.size, picture.stored_size) == ((24, 16), (16, 24))
     assert np.abs(np.asarray(picture.image).astype(int) - np.asarray(upright)).mean() < 12
 
 
 @pytest.mark.parametrize("orientation", [0, 1, 9, 65535])
 def test_other_orientations_do_not_turn(orientation: int) -> None:
-    assert exif_turn(make.exif(orientation)) is None
+    assert exif_transpose(make.exif(orientation)) is None
 
 
 def test_exif_without_a_usable_orientation_does_not_turn() -> None:
     block = make.exif(6)
-    assert exif_turn(block) is Image.Transpose.ROTATE_270
-    assert exif_turn(block.replace(b"\x12\x01\x03", b"\x13\x01\x03")) is None  # another tag
-    assert exif_turn(block.replace(b"\x12\x01\x03", b"\x12\x01\x07")) is None  # of a type that holds no number
-    assert exif_turn(b"JUNK" + block[4:]) is None
+    assert exif_transpose(block) is Image.Transpose.ROTATE_270
+    assert exif_transpose(block.replace(b"\x12\x01\x03", b"\x13\x01\x03")) is None  # another tag
+    assert exif_transpose(block.replace(b"\x12\x01\x03", b"\x12\x01\x07")) is None  # of a type that holds no number
+    assert exif_transpose(b"JUNK" + block[4:]) is None
 
 
 @given(st.binary(max_size=64))
 @settings(max_examples=200, deadline=None)
 def test_no_exif_block_raises(tail: bytes) -> None:
-    exif_turn(b"II*\0" + tail)
-    exif_turn(b"Exif\0\0MM\0*" + tail)
+    exif_transpose(b"II*\0" + tail)
+    exif_transpose(b"Exif\0\0MM\0*" + tail)
 
 
 # --- limits ----------------------------------------------------------------------------------------------------------
@@ -319,8 +319,8 @@ def test_random_bytes_raise_nothing_foreign(tail: bytes, head: bytes) -> None:
 @settings(max_examples=400, deadline=None)
 def test_damaged_files_raise_nothing_foreign(seed: bytes, damage: list[tuple[float, int]]) -> None:
     data = bytearray(seed)
-    for place, value in damage:
-        data[int(place * (len(data) - 1))] = value
+    for position, value in damage:
+        data[int(position * (len(data) - 1))] = value
     try:
         picture = decode(bytes(data))
     except IgnError:
@@ -351,11 +351,11 @@ def test_plain_pictures_are_what_pillow_says(
     seed: bytes, damage: list[tuple[float, int]], kept: float, mended: bool
 ) -> None:
     data = bytearray(seed)
-    for place, value in damage:
-        data[int(place * (len(data) - 1))] = value
+    for position, value in damage:
+        data[int(position * (len(data) - 1))] = value
     if mended and not damage:  # the header is what it was, and so are its sums; but the pixels end early
         data = data[: int(kept * len(data))] + data[-12:]
-    parts, _ = png.picture_chunks(bytes(data))
+    parts, _ = png.image_chunks(bytes(data))
     chunks = b"".join(parts)
     try:
         with png.open_png(chunks) as image:
@@ -369,7 +369,7 @@ def test_plain_pictures_are_what_pillow_says(
 
 def test_which_pictures_are_plain() -> None:
     def form(data: bytes) -> object:
-        return png.plain_form(png.picture_chunks(data)[0])
+        return png.simple_format(png.image_chunks(data)[0])
 
     assert [form(data) for data in PLAIN[:4]] == [(mode, (7, 5)) for mode in ("L", "LA", "RGB", "RGBA")]
     others = [

@@ -15,7 +15,7 @@ class Geometry(NamedTuple):
     offset: tuple[int, int]  # where it lies in the model's canvas
 
 
-def geometry_of(size: tuple[int, int], target: tuple[int, int], resize: Resize) -> Geometry:
+def fit_geometry(size: tuple[int, int], target: tuple[int, int], resize: Resize) -> Geometry:
     """Where the picture goes; all sizes are (width, height)."""
     box = (0, 0, *size)
     if resize == "fit":
@@ -41,7 +41,7 @@ def _centred(inner: tuple[int, int], outer: tuple[int, int]) -> tuple[int, int]:
     return (outer[0] - inner[0]) // 2, (outer[1] - inner[1]) // 2
 
 
-def place(
+def place_on_canvas(
     image: Image.Image,
     geometry: Geometry,
     target: tuple[int, int],
@@ -51,13 +51,15 @@ def place(
     """Cut, resize unless the size is right, and lay the picture on a canvas of `target` size and `fill` colour."""
     left, top, right, bottom = geometry.box
     # Cut before resizing: given a box, Pillow's filter would still see the pixels around it.
-    image = _laid(image, (right - left, bottom - top), (-left, -top), fill)
+    image = _paste_on_canvas(image, (right - left, bottom - top), (-left, -top), fill)
     if image.size != geometry.size:
         image = image.resize(geometry.size, resample)
-    return _laid(image, target, geometry.offset, fill)
+    return _paste_on_canvas(image, target, geometry.offset, fill)
 
 
-def _laid(image: Image.Image, size: tuple[int, int], offset: tuple[int, int], fill: tuple[int, ...]) -> Image.Image:
+def _paste_on_canvas(
+    image: Image.Image, size: tuple[int, int], offset: tuple[int, int], fill: tuple[int, ...]
+) -> Image.Image:
     if image.size == size:
         return image
     canvas = Image.new(image.mode, size, fill)
