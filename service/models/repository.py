@@ -131,7 +131,7 @@ class Repository:
         self._open_models = open_models
         self._default = default
         self._precision: Literal["fp32", "fp16"] = precision
-        self._strange: set[str] = set()
+        self._ignored_names: set[str] = set()
 
     @property
     def default(self) -> str:
@@ -167,8 +167,8 @@ class Repository:
             StartupError: a folder leads out of the directory.
         """
         refs = []
-        for name in self._folders(self._directory, re.compile(NAME_PATTERN)):
-            refs += [f"{name.name}/{version.name}" for version in self._folders(name, _VERSION)]
+        for name in self._subfolders(self._directory, re.compile(NAME_PATTERN)):
+            refs += [f"{name.name}/{version.name}" for version in self._subfolders(name, _VERSION)]
         return sorted(refs, key=version_key)
 
     def versions(self, name: str) -> list[str]:
@@ -180,8 +180,8 @@ class Repository:
         folder = self._directory / name
         if not re.fullmatch(NAME_PATTERN, name) or not folder.is_dir():
             return []
-        self._inside(folder)
-        return sorted((f"{name}/{version.name}" for version in self._folders(folder, _VERSION)), key=version_key)
+        self._check_inside(folder)
+        return sorted((f"{name}/{version.name}" for version in self._subfolders(folder, _VERSION)), key=version_key)
 
     def files(self, ref: str) -> Files:
         """Which files a version consists of now; without those that are not there."""
@@ -260,19 +260,19 @@ class Repository:
             )
         return report
 
-    def _folders(self, parent: Path, pattern: re.Pattern[str]) -> Iterator[Path]:
+    def _subfolders(self, parent: Path, pattern: re.Pattern[str]) -> Iterator[Path]:
         for entry in parent.iterdir():
             if entry.name.startswith(".") or not entry.is_dir():
                 continue
             if not pattern.fullmatch(entry.name):
-                if entry.name not in self._strange:  # said once, however often the directory is looked through
-                    self._strange.add(entry.name)
+                if entry.name not in self._ignored_names:  # said once, however often the directory is looked through
+                    self._ignored_names.add(entry.name)
                     _LOG.warning("model directory: %r is no model name or version; passed over", entry.name)
                 continue
-            self._inside(entry)
+            self._check_inside(entry)
             yield entry
 
-    def _inside(self, path: Path) -> None:
+    def _check_inside(self, path: Path) -> None:
         if not path.resolve().is_relative_to(self._directory.resolve()):
             raise StartupError(f"{path.relative_to(self._directory)}: leads out of the model directory")
 
@@ -280,7 +280,7 @@ class Repository:
         path = self._directory / relative
         if not path.is_file():
             raise StartupError(f"{relative}: no such file")
-        self._inside(path)
+        self._check_inside(path)
         return path
 
     def _read(self, relative: str) -> bytes:
