@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 
 from service.api.app_state import AppState
-from service.api.native.responses import in_distribution_fields, rounded
+from service.api.native.responses import in_distribution_fields, round_metric
 from service.api.native.schemas import GenerateRequest, ProjectOptions
 from service.bulk.items import Inputs, Item, open_inputs, write_images
 from service.bulk.job import Job
@@ -122,8 +122,8 @@ class Pipeline:
         return {
             "steps": int(result.steps[index]),
             "converged": bool(result.converged[index]),
-            "distance": rounded(distance),
-            "drift": None if result.drift is None else rounded(result.drift[index]),
+            "distance": round_metric(distance),
+            "drift": None if result.drift is None else round_metric(result.drift[index]),
             **in_distribution_fields(self.model.card, distance),
         }
 

@@ -212,7 +212,7 @@ def test_closing_the_stream_cancels_its_rows(models: Path, monkeypatch: pytest.M
 
 
 def test_silence_is_broken_by_comments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sse, "_SILENCE_S", 0.01)
+    monkeypatch.setattr(sse, "_KEEPALIVE_S", 0.01)
 
     async def heard() -> list[Any]:
         speak = asyncio.Event()
@@ -222,7 +222,7 @@ def test_silence_is_broken_by_comments(monkeypatch: pytest.MonkeyPatch) -> None:
             yield StreamProgress(steps_done=1, steps=1, rows_done=1, rows=1)
 
         found = []
-        async for item in sse._with_silence(quiet()):
+        async for item in sse._with_keepalive(quiet()):
             found.append(item)
             if len(found) == 3:
                 speak.set()
@@ -235,7 +235,7 @@ def test_silence_is_broken_by_comments(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_left_in_silence_the_events_can_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sse, "_SILENCE_S", 0.01)
+    monkeypatch.setattr(sse, "_KEEPALIVE_S", 0.01)
     closed = threading.Event()
 
     async def quiet() -> AsyncGenerator[StepOutput | StreamProgress | Result, None]:
@@ -247,7 +247,7 @@ def test_left_in_silence_the_events_can_be_closed(monkeypatch: pytest.MonkeyPatc
 
     async def leave() -> None:
         events = quiet()
-        items = sse._with_silence(events)
+        items = sse._with_keepalive(events)
         assert await anext(items) is None
         await items.aclose()
         await events.aclose()
@@ -257,7 +257,7 @@ def test_left_in_silence_the_events_can_be_closed(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_silence_is_ten_seconds() -> None:
-    assert sse._SILENCE_S == 10.0
+    assert sse._KEEPALIVE_S == 10.0
 
 
 def test_a_stream_cannot_be_resumed(service: Service) -> None:

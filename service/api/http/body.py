@@ -23,7 +23,7 @@ MAX_DEPTH: Final = 32
 """Objects and arrays of a JSON body nest at most this deep."""
 
 _MAX_NAME: Final = 200  # characters of a caller's field name that an error repeats
-_PLAIN: Final = frozenset(("application/json", "image/png", "image/jpeg", "image/webp"))  # need no parsing
+_PARAMETERLESS: Final = frozenset(("application/json", "image/png", "image/jpeg", "image/webp"))  # need no parsing
 
 
 async def read_body(
@@ -72,7 +72,7 @@ def _too_large(max_bytes: int) -> TooLarge:
 
 def media_type(header: str | None) -> tuple[str, dict[str, str]]:
     """A Content-Type header as lower-case type and its parameters; an absent one is ``("", {})``."""
-    if header in _PLAIN:
+    if header in _PARAMETERLESS:
         return header, {}
     kind, options = parse_options_header(header)
     return kind.decode("latin-1").strip(), {
@@ -93,17 +93,17 @@ def parse_json(body: bytes) -> dict[str, Any]:
         raise MalformedRequest(f"the body is not JSON: {exc}") from exc
     if not isinstance(value, dict):
         raise InvalidContent.field("body", "must be a JSON object")
-    _check(value)
+    _check_values(value)
     return value
 
 
-_Trail = tuple["_Trail", str | int] | None  # the way from the body to a node, last step first
+_FieldPath = tuple["_FieldPath", str | int] | None  # the way from the body to a node, last step first
 
 
-def _check(body: dict[str, Any]) -> None:
+def _check_values(body: dict[str, Any]) -> None:
     """Raise for containers that nest too deep and for infinite numbers."""
     # An explicit stack, and field names are put together only for an error: OIP bodies hold 50 000 numbers.
-    stack: list[tuple[dict[str, Any] | list[Any], _Trail, int]] = [(body, None, 1)]
+    stack: list[tuple[dict[str, Any] | list[Any], _FieldPath, int]] = [(body, None, 1)]
     while stack:
         node, trail, depth = stack.pop()
         if depth > MAX_DEPTH:
@@ -113,17 +113,17 @@ def _check(body: dict[str, Any]) -> None:
             if kind is dict or kind is list:
                 stack.append((value, (trail, key), depth + 1))
             elif kind is float and not isfinite(value):
-                raise InvalidContent.field(_spell((trail, key)), "beyond the range of numbers")
+                raise InvalidContent.field(_format_path((trail, key)), "beyond the range of numbers")
 
 
-def _spell(trail: _Trail) -> str:
+def _format_path(trail: _FieldPath) -> str:
     parts: list[str] = []
     while trail is not None:
         trail, key = trail
         parts.append(str(key))
-    return _shown(".".join(reversed(parts)))
+    return printable_name(".".join(reversed(parts)))
 
 
-def _shown(name: str) -> str:
+def printable_name(name: str) -> str:
     """A caller's field name as an error may repeat it: bounded, and free of half surrogate pairs."""
     return name[:_MAX_NAME].encode("utf-8", "replace").decode("utf-8")

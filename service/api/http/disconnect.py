@@ -9,10 +9,10 @@ from starlette.types import Receive
 
 T = TypeVar("T")
 
-_UNWATCHED_S: Final = 0.25  # work that is done by then, as most is even under load, costs no watcher
+_GRACE_S: Final = 0.25  # work that is done by then, as most is even under load, costs no watcher
 
 
-async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T], *, unwatched: float = _UNWATCHED_S) -> T:
+async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T], *, grace_s: float = _GRACE_S) -> T:
     """Run ``work``, and cancel it when the client goes away.
 
     Call it once the body is read: it takes every further message of ``receive``.
@@ -20,18 +20,18 @@ async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T], *, un
     Args:
         receive: the request's ASGI channel.
         work: what is done for the client.
-        unwatched: seconds for which nobody looks whether the client is there.
+        grace_s: seconds for which nobody looks whether the client is there.
 
     Raises:
         ClientDisconnect: the client left first; ``work`` has been cancelled.
         Exception: what ``receive`` raised; likewise.
     """
-    watch = _Watch(receive)
-    timer = asyncio.get_running_loop().call_later(unwatched, watch.start)
+    watch = _DisconnectWatcher(receive)
+    timer = asyncio.get_running_loop().call_later(grace_s, watch.start)
     try:
         return await work
     except asyncio.CancelledError:
-        if watch.alone():
+        if watch.cancelled_by_disconnect():
             raise watch.failure or ClientDisconnect() from None
         raise
     finally:
@@ -39,15 +39,15 @@ async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T], *, un
         watch.end()
 
 
-class _Watch:
+class _DisconnectWatcher:
     """Cancels the task that made it when the client goes away."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self._task = asyncio.current_task()
-        self._cancelling = self._task.cancelling() if self._task else 0
+        self._cancel_requests = self._task.cancelling() if self._task else 0
         self._watcher: asyncio.Task[None] | None = None
-        self._struck = False
+        self._has_cancelled = False
         self.failure: Exception | None = None
 
     def start(self) -> None:
@@ -60,15 +60,15 @@ class _Watch:
         except Exception as exc:  # a channel that fails is no longer one
             self.failure = exc
         if self._task is not None:
-            self._struck = True
+            self._has_cancelled = True
             self._task.cancel()
 
-    def alone(self) -> bool:
+    def cancelled_by_disconnect(self) -> bool:
         """Whether it was this that cancelled the task, and nobody else."""
-        return self._struck and self._task is not None and self._task.cancelling() - 1 <= self._cancelling
+        return self._has_cancelled and self._task is not None and self._task.cancelling() - 1 <= self._cancel_requests
 
     def end(self) -> None:
-        if self._struck and self._task is not None:
+        if self._has_cancelled and self._task is not None:
             self._task.uncancel()
         elif self._watcher is not None:
             self._watcher.cancel()

@@ -7,10 +7,10 @@ from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 
-from service.api.http.body import _shown, media_type
+from service.api.http.body import media_type, printable_name
 from service.domain.errors import InvalidContent, MalformedRequest
 
-_PIECE: Final = 1 << 16  # bytes given to the multipart parser at once
+_CHUNK_BYTES: Final = 1 << 16  # bytes given to the multipart parser at once
 
 
 def parse_multipart(
@@ -34,7 +34,7 @@ def parse_multipart(
     boundary = media_type(content_type)[1].get("boundary", "")
     if not boundary:
         raise MalformedRequest("Content-Type: the boundary is missing")
-    form = _Form(max_files=max_files, max_fields=max_fields)
+    form = _MultipartParser(max_files=max_files, max_fields=max_fields)
     try:
         form.feed(boundary.encode("latin-1"), body)
     except FormParserError as exc:
@@ -44,14 +44,14 @@ def parse_multipart(
     return dict(form.fields), dict(form.files)
 
 
-class _Form:
+class _MultipartParser:
     """Gathers the parts that the multipart parser reports piece by piece."""
 
     def __init__(self, *, max_files: int, max_fields: int) -> None:
         self.fields: defaultdict[str, list[str]] = defaultdict(list)
         self.files: defaultdict[str, list[bytes]] = defaultdict(list)
         self.ended = False
-        self._left = {"files": max_files, "fields": max_fields}
+        self._remaining = {"files": max_files, "fields": max_fields}
         self._header, self._value, self._content = bytearray(), bytearray(), bytearray()
         self._headers: dict[bytes, bytes] = {}  # of the part, by name in lower case
         self._name = ""
@@ -71,8 +71,8 @@ class _Form:
                 "on_end": self._finish,
             },
         )
-        for start in range(0, len(body), _PIECE):
-            parser.write(body[start : start + _PIECE])
+        for start in range(0, len(body), _CHUNK_BYTES):
+            parser.write(body[start : start + _CHUNK_BYTES])
 
     def _begin(self) -> None:
         self._content = bytearray()
@@ -94,13 +94,13 @@ class _Form:
         self._count("files" if self._is_file else "fields")
 
     def _count(self, what: str) -> None:
-        self._left[what] -= 1
-        if self._left[what] < 0:
-            raise InvalidContent.field(_shown(self._name), f"too many {what} in the form")
+        self._remaining[what] -= 1
+        if self._remaining[what] < 0:
+            raise InvalidContent.field(printable_name(self._name), f"too many {what} in the form")
 
     def _end(self) -> None:
         if not self._is_file:
-            self.fields[self._name].append(_utf8(self._content, _shown(self._name)))
+            self.fields[self._name].append(_utf8(self._content, printable_name(self._name)))
         elif self._filename or self._content:
             self.files[self._name].append(bytes(self._content))
 

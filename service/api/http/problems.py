@@ -76,8 +76,8 @@ STATUS: Final[Mapping[type[IgnError], int]] = {
 _TITLES: Final = {413: "Content Too Large", 422: "Unprocessable Content"}  # older Pythons know older phrases
 _FRAMEWORK_CODES: Final = {400: MalformedRequest.code, 413: TooLarge.code}  # else the phrase in snake_case
 _FRAMEWORK_DETAILS: Final = {404: "nothing is served at this path", 405: "this path has no such method"}
-_UNFORESEEN: Final = "the service failed on this request; its log tells why under this request id"
-_PLACES: Final = frozenset({"body", "query", "path", "header", "cookie"})
+_INTERNAL_ERROR: Final = "the service failed on this request; its log tells why under this request id"
+_LOCATIONS: Final = frozenset({"body", "query", "path", "header", "cookie"})
 _MESSAGES: Final = {"extra_forbidden": "unknown field", "missing": "required"}
 _MAX_FIELDS: Final = 32  # a body of a million bad items must not earn an answer of a million lines
 _MAX_PATH: Final = 200  # characters; unknown field names are the caller's own text
@@ -123,7 +123,7 @@ class Problem:
 def describe(exc: Exception) -> Problem:
     """What may be told of any exception; of an unforeseen one, nothing but that it happened."""
     if isinstance(exc, StartupError):  # its text is the operator's and may name paths
-        return Problem(status=500, code=exc.error_code, detail=_UNFORESEEN)
+        return Problem(status=500, code=exc.error_code, detail=_INTERNAL_ERROR)
     if isinstance(exc, IgnError):
         fields = exc.fields if isinstance(exc, InvalidContent) else ()
         return Problem(
@@ -139,8 +139,8 @@ def describe(exc: Exception) -> Problem:
         return _request_problem(exc)
     if isinstance(exc, ValidationError):
         errors = exc.errors(include_url=False, include_context=False, include_input=False)
-        return _invalid((_path(error["loc"]), _message(error)) for error in errors)
-    return Problem(status=500, code=IgnError.code, detail=_UNFORESEEN)
+        return _invalid_content((_field_path(error["loc"]), _message(error)) for error in errors)
+    return Problem(status=500, code=IgnError.code, detail=_INTERNAL_ERROR)
 
 
 def status_of(kind: type[IgnError]) -> int:
@@ -242,12 +242,12 @@ def _request_problem(exc: RequestValidationError) -> Problem:
         if error["type"] == "json_invalid":
             return Problem(status=400, code=MalformedRequest.code, detail="the body is not valid JSON")
         if error["loc"][:1] == ("header",):
-            detail = f"{_path(error['loc'][1:])}: {_message(error)}"
+            detail = f"{_field_path(error['loc'][1:])}: {_message(error)}"
             return Problem(status=400, code=MalformedRequest.code, detail=detail)
-    return _invalid((_path(_within(error["loc"])), _message(error)) for error in errors)
+    return _invalid_content((_field_path(_strip_location(error["loc"])), _message(error)) for error in errors)
 
 
-def _invalid(found: Iterable[tuple[str, str]]) -> Problem:
+def _invalid_content(found: Iterable[tuple[str, str]]) -> Problem:
     fields = list(found)
     name, message = fields[0]
     more = f" (and {len(fields) - 1} more)" if len(fields) > 1 else ""
@@ -259,11 +259,11 @@ def _invalid(found: Iterable[tuple[str, str]]) -> Problem:
     )
 
 
-def _within(loc: Sequence[int | str]) -> Sequence[int | str]:
-    return loc[1:] if len(loc) > 1 and loc[0] in _PLACES else loc
+def _strip_location(loc: Sequence[int | str]) -> Sequence[int | str]:
+    return loc[1:] if len(loc) > 1 and loc[0] in _LOCATIONS else loc
 
 
-def _path(loc: Sequence[int | str]) -> str:
+def _field_path(loc: Sequence[int | str]) -> str:
     return ".".join(str(part) for part in loc)[:_MAX_PATH] or "request"
 
 

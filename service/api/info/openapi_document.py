@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from pydantic.json_schema import models_json_schema
 
-from service.api.middleware.auth import HEALTH_PATHS, Paths, open_paths
+from service.api.middleware.auth import HEALTH_PATHS, PathSet, open_paths
 from service.api.native.openapi import PROBLEMS, REFERENCE, problem
 from service.api.native.schemas import (
     ArithmeticRequest,
@@ -91,7 +91,7 @@ def complete(document: dict[str, Any], settings: Settings) -> None:
     schemas |= definitions["$defs"]
     if settings.api_keys_file is not None:
         components["securitySchemes"] = {_KEY: {"type": "http", "scheme": "bearer"}}
-    free = Paths(open_paths(settings.closed))
+    free = PathSet(open_paths(settings.closed))
     for path, operation in _operations(document):
         _complete(path, operation, guarded=path not in free, keys=settings.api_keys_file is not None)
     limits = _limits(settings)

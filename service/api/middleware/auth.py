@@ -51,7 +51,7 @@ def open_paths(closed: Collection[str] = ()) -> tuple[str, ...]:
     return tuple(path for name, paths in OPEN.items() if name not in closed for path in paths)
 
 
-def _rate(value: object) -> Rate | None:
+def _parse_quota(value: object) -> Rate | None:
     if value is None:
         return None
     if not isinstance(value, str):
@@ -62,13 +62,13 @@ def _rate(value: object) -> Rate | None:
         raise ValueError(f"expected {exc}") from exc
 
 
-class _Entry(BaseModel):
+class _KeyEntry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")]
     scopes: Annotated[frozenset[ScopeName], Field(min_length=1)]
-    quota: Annotated[Rate | None, BeforeValidator(_rate)] = None
+    quota: Annotated[Rate | None, BeforeValidator(_parse_quota)] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +95,7 @@ def load_keys(path: Path) -> tuple[ApiKey, ...]:
         StartupError: unreadable, invalid, empty, or a name or key twice.
     """
     try:
-        entries = TypeAdapter(list[_Entry]).validate_json(path.read_bytes())
+        entries = TypeAdapter(list[_KeyEntry]).validate_json(path.read_bytes())
     except OSError as exc:
         raise StartupError(f"API keys file {path}: {exc.strerror}") from exc
     except ValidationError as exc:
@@ -135,8 +135,8 @@ class AuthMiddleware:
     ) -> None:
         self._app = app
         self._keys = keys
-        self._open = Paths(open_paths)
-        self._admin = Paths(admin_paths)
+        self._open = PathSet(open_paths)
+        self._admin = PathSet(admin_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer it."""
@@ -171,7 +171,7 @@ class AuthMiddleware:
         return found
 
 
-class Paths:
+class PathSet:
     """A set of exact paths and of `…/*` subtrees.
 
     Args:

@@ -42,7 +42,7 @@ class FastRouter:
         self._app = app
         listed = list(routes)
         self._exact = {route.path: route for route in listed if "{" not in route.path}
-        self._others = [(route.path_regex.match, route) for route in listed if "{" in route.path]
+        self._parameterised = [(route.path_regex.match, route) for route in listed if "{" in route.path]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or pass the request on."""
@@ -52,7 +52,7 @@ class FastRouter:
         parameters: dict[str, str] = {}
         route = self._exact.get(scope["path"])
         if route is None:
-            for match, candidate in self._others:
+            for match, candidate in self._parameterised:
                 if found := match(scope["path"]):
                     route, parameters = candidate, found.groupdict()
                     break

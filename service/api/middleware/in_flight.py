@@ -26,7 +26,7 @@ class InFlightRequests:
         self._idle = asyncio.Event()
         self._idle.set()
         self._epoch = _Epoch()
-        self._past: list[_Epoch] = []
+        self._past_epochs: list[_Epoch] = []
 
     def enter(self) -> "_Epoch":
         """Count a request that begins; pass the return value to `leave`."""
@@ -54,9 +54,9 @@ class InFlightRequests:
 
         After it returns, no running request uses a model that lost its name before the call.
         """
-        self._past = [epoch for epoch in (*self._past, self._epoch) if epoch.requests]
+        self._past_epochs = [epoch for epoch in (*self._past_epochs, self._epoch) if epoch.requests]
         self._epoch = _Epoch()
-        for epoch in list(self._past):
+        for epoch in list(self._past_epochs):
             await epoch.over.wait()
 
 

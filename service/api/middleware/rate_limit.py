@@ -7,7 +7,7 @@ from typing import Final
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api.http.problems import send_problem
-from service.api.middleware.auth import OPEN_PATHS, Paths
+from service.api.middleware.auth import OPEN_PATHS, PathSet
 from service.domain.errors import RateLimited
 from service.domain.rate_limit import GCRA, Rate
 
@@ -38,9 +38,9 @@ class RateLimitMiddleware:
         self._app = app
         self._rate = rate
         self._parts = parts
-        self._open = Paths(open_paths)
+        self._open = PathSet(open_paths)
         self._clock = clock
-        self._meter = GCRA()
+        self._gcra = GCRA()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer 429."""
@@ -48,7 +48,7 @@ class RateLimitMiddleware:
             state = scope["state"]
             rate: Rate | None = state.get(QUOTA) or self._rate
             if rate is not None:
-                wait = self._meter.wait(state["caller"], rate.share(self._parts), self._clock())
+                wait = self._gcra.wait(state["caller"], rate.share(self._parts), self._clock())
                 if wait:
                     await send_problem(scope, send, RateLimited(f"more than {rate}", retry_after=wait))
                     return

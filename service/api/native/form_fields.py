@@ -21,7 +21,7 @@ def values(fields: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     for name, texts in fields.items():
         if len(texts) != 1:
             raise InvalidContent.field(name[:200], "given more than once")
-        converted[name] = _CONVERT.get(name, str)(texts[0])
+        converted[name] = _CONVERTERS.get(name, str)(texts[0])
     return converted
 
 
@@ -41,7 +41,7 @@ def _integers(text: str) -> object:
     return [_integer(part.strip()) for part in text.split(",", 64)]
 
 
-_CONVERT: Final[dict[str, Callable[[str], object]]] = {
+_CONVERTERS: Final[dict[str, Callable[[str], object]]] = {
     "steps": _integer,
     "tolerance": _number,
     "strength": _number,

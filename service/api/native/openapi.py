@@ -175,7 +175,9 @@ def _query(request: type[BaseModel]) -> list[dict[str, Any]]:
 def _text_options(request: type[BaseModel]) -> dict[str, Any]:
     """Schemas of the options as forms and queries carry them, where what is not given is left out."""
     fields = request.model_json_schema()["properties"]
-    options = {name: _given(schema) for name, schema in fields.items() if name not in ("images", "mask", "masks")}
+    options = {
+        name: _without_null(schema) for name, schema in fields.items() if name not in ("images", "mask", "masks")
+    }
     if "record" in options:
         options["record"] = {
             "type": "string",
@@ -185,7 +187,7 @@ def _text_options(request: type[BaseModel]) -> dict[str, Any]:
     return options
 
 
-def _given(schema: dict[str, Any]) -> dict[str, Any]:
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
     """The same without null."""
     options = [option for option in schema.get("anyOf", ()) if option != {"type": "null"}]
     if len(options) != 1:

@@ -108,7 +108,7 @@ def respond_scores(api: ApiRequest, model: ServedModel, result: Result) -> Respo
     drifts = [] if result.drift is None else result.drift.tolist()
     images: list[dict[str, Any]] = []
     for index, (distance, drift) in enumerate(zip(result.distance.tolist(), drifts, strict=True)):
-        measured = {"index": index, "distance": rounded(distance), "drift": rounded(drift)}
+        measured = {"index": index, "distance": round_metric(distance), "drift": round_metric(drift)}
         images.append(measured | in_distribution_fields(model.card, distance))
     content = _json(envelope(api, model, images))
     return Response(content, headers=api.response_headers(model), media_type=Media.JSON)
@@ -118,7 +118,7 @@ def in_distribution_fields(card: ModelCard, distance: float) -> dict[str, Any]:
     """The percentile of a distance among those of real pictures, and whether it is usual; None where unknown."""
     percentile = card.percentile(distance)
     return {
-        "percentile": None if percentile is None else rounded(percentile),
+        "percentile": None if percentile is None else round_metric(percentile),
         "in_distribution": None if percentile is None else percentile <= _IN_DISTRIBUTION,
     }
 
@@ -154,8 +154,8 @@ def image(spec: ResponseSpec, result: Result, place: int, data: str | None) -> d
         "height": height,
         "steps": int(result.steps[place]),
         "converged": bool(result.converged[place]),
-        "distance": rounded(result.distance[place]),
-        "drift": None if result.drift is None else rounded(result.drift[place]),
+        "distance": round_metric(result.distance[place]),
+        "drift": None if result.drift is None else round_metric(result.drift[place]),
         "trajectory": None,
     }
 
@@ -167,7 +167,7 @@ def picture(row: FloatRow, card: ModelCard, form: Format) -> str:
     return encode_base64(encode(to_uint8(row, card), form))
 
 
-def rounded(value: float) -> float:
+def round_metric(value: float) -> float:
     """A row metric as answers show it."""
     return round(float(value), 6)
 
@@ -190,7 +190,7 @@ def _json(value: object) -> bytes:
 
 
 def _recorded(step: StepOutput, card: ModelCard, form: Format) -> dict[str, Any]:
-    change = None if step.change is None else rounded(step.change)
+    change = None if step.change is None else round_metric(step.change)
     return {"step": step.step, "data": picture(step.row, card, form), "change": change}
 
 
@@ -213,10 +213,10 @@ def _sheet(spec: ResponseSpec, pixels: Pixels) -> Pixels:
 def _row_headers(result: Result) -> dict[str, str]:
     headers = {
         "X-IGN-Steps": ",".join(map(str, result.steps.tolist())),
-        "X-IGN-Distance": ",".join(str(rounded(value)) for value in result.distance.tolist()),
+        "X-IGN-Distance": ",".join(str(round_metric(value)) for value in result.distance.tolist()),
     }
     if result.drift is not None:
-        headers["X-IGN-Drift"] = ",".join(str(rounded(value)) for value in result.drift.tolist())
+        headers["X-IGN-Drift"] = ",".join(str(round_metric(value)) for value in result.drift.tolist())
     return headers
 
 

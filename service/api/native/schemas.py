@@ -26,13 +26,13 @@ Tolerance = Annotated[float, Field(gt=0)]
 
 _STEPS = "Applications of f; default: the card's recommendation."
 _TOLERANCE = "Stop a row once mean |f(y) − y| of its last step is below it."
-_ABSENT: Final[JsonDict] = {"type": "null"}
+_NULL: Final[JsonDict] = {"type": "null"}
 _RECORD = "Ascending step numbers (0 = the input) whose pictures are returned as `trajectory`."
 
 
-def _only(given: str, schema: JsonDict, *absent: str) -> JsonDict:
+def _exclusive(given: str, schema: JsonDict, *absent: str) -> JsonDict:
     """Whoever gives one field leaves others out."""
-    return {"required": [given], "properties": {given: schema, **dict.fromkeys(absent, _ABSENT)}}
+    return {"required": [given], "properties": {given: schema, **dict.fromkeys(absent, _NULL)}}
 
 
 class _Strict(BaseModel):
@@ -50,7 +50,7 @@ class _Request(_Strict):
     format: Annotated[Format, Field(description="Of the base64 pictures in a JSON answer.")] = "png"
 
 
-class Applying(_Request):
+class StepOptions(_Request):
     """Options of every call that applies f to rows one by one."""
 
     tolerance: Annotated[Tolerance | None, Field(description=_TOLERANCE)] = None
@@ -58,7 +58,7 @@ class Applying(_Request):
     score: Annotated[bool, Field(description="Also measure `drift`, at the price of one more step.")] = False
 
 
-class GenerateRequest(Applying):
+class GenerateRequest(StepOptions):
     """f^k(z) of latents number offset … offset + n − 1 of a seed."""
 
     n: Annotated[int, Field(ge=1)] = 1
@@ -68,13 +68,13 @@ class GenerateRequest(Applying):
 
     @field_validator("offset")
     @classmethod
-    def _inside_the_stream(cls, offset: int, info: ValidationInfo) -> int:
+    def _check_offset(cls, offset: int, info: ValidationInfo) -> int:
         if offset + info.data.get("n", 1) > MAX_SEED + 1:
             raise ValueError("offset + n must be at most 2^32")
         return offset
 
 
-def _switch_or_auto(value: object) -> object:
+def _bool_or_auto(value: object) -> object:
     """A union's own errors would name its members, not the field."""
     if value is True or value is False or value == "auto":
         return value
@@ -89,7 +89,7 @@ class ScoreOptions(_Strict):
     )
     invert: Annotated[
         bool | Literal["auto"],
-        BeforeValidator(_switch_or_auto),
+        BeforeValidator(_bool_or_auto),
         Field(description="`auto`: for models drawn light on dark, invert pictures whose border is light."),
     ] = "auto"
 
@@ -104,7 +104,7 @@ Base64 = Annotated[
 ]
 
 
-class ProjectOptions(ScoreOptions, Applying):
+class ProjectOptions(ScoreOptions, StepOptions):
     """f^k(x) of pictures: the options of all three input forms."""
 
     strength: Annotated[float, Field(ge=0, le=1, description="s of (1−s)·x + s·f^k(x).")] = 1.0
@@ -120,9 +120,7 @@ class ProjectRequest(ProjectOptions):
     """The JSON form of a projection."""
 
     model_config = ConfigDict(
-        json_schema_extra={
-            "allOf": [{"anyOf": [{"properties": {"mask": _ABSENT}}, {"properties": {"masks": _ABSENT}}]}]
-        }
+        json_schema_extra={"allOf": [{"anyOf": [{"properties": {"mask": _NULL}}, {"properties": {"masks": _NULL}}]}]}
     )
 
     images: Annotated[list[Base64], Field(min_length=1)]
@@ -131,7 +129,7 @@ class ProjectRequest(ProjectOptions):
 
     @field_validator("masks")
     @classmethod
-    def _one_kind_of_mask(cls, masks: list[str] | None, info: ValidationInfo) -> list[str] | None:
+    def _check_masks(cls, masks: list[str] | None, info: ValidationInfo) -> list[str] | None:
         if masks is not None:
             if info.data.get("mask") is not None:
                 raise ValueError("give mask or masks, not both")
@@ -161,9 +159,9 @@ class PointRequest(BaseModel):
             "allOf": [
                 {
                     "oneOf": [
-                        _only("seed", {"type": "integer"}, "image", "latent"),
-                        _only("image", {"type": "string"}, "seed", "index", "latent"),
-                        _only("latent", {"type": "string"}, "seed", "index", "image"),
+                        _exclusive("seed", {"type": "integer"}, "image", "latent"),
+                        _exclusive("image", {"type": "string"}, "seed", "index", "latent"),
+                        _exclusive("latent", {"type": "string"}, "seed", "index", "image"),
                     ]
                 }
             ]
@@ -176,7 +174,7 @@ class PointRequest(BaseModel):
     latent: Base64Npy | None = None
 
     @model_validator(mode="after")
-    def _exactly_one(self) -> Self:
+    def _check_one_source(self) -> Self:
         if sum(value is not None for value in (self.seed, self.image, self.latent)) != 1:
             raise ValueError("needs exactly one of seed, image, latent")
         if self.index is not None and self.seed is None:
@@ -214,11 +212,11 @@ class InterpolateRequest(_Request):
             "allOf": [
                 {
                     "anyOf": [
-                        {"properties": {"grid": _ABSENT}},
+                        {"properties": {"grid": _NULL}},
                         {
                             "properties": {
                                 "points": {"minItems": 4, "maxItems": 4},
-                                "frames": _ABSENT,
+                                "frames": _NULL,
                                 "loop": {"const": False},
                             }
                         },
@@ -237,7 +235,7 @@ class InterpolateRequest(_Request):
 
     @field_validator("grid")
     @classmethod
-    def _path_or_grid(cls, grid: GridRequest | None, info: ValidationInfo) -> GridRequest | None:
+    def _check_grid(cls, grid: GridRequest | None, info: ValidationInfo) -> GridRequest | None:
         if grid is not None:
             if info.data.get("frames") is not None or info.data.get("loop"):
                 raise ValueError("goes with neither frames nor loop")

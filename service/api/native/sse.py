@@ -15,13 +15,13 @@ from service.api.http.disconnect import until_disconnect
 from service.api.http.negotiation import Media
 from service.api.http.problems import describe, log_failure
 from service.api.http.request_context import ApiRequest
-from service.api.native.responses import ResponseSpec, envelope, image, picture, rounded
+from service.api.native.responses import ResponseSpec, envelope, image, picture, round_metric
 from service.domain.blending import blend_step
 from service.domain.errors import DeadlineExceeded
 from service.domain.latents import FloatRows
 from service.domain.tasks import Result, SchedulingParams, StepOutput, StreamProgress
 
-_SILENCE_S: Final = 10.0  # after so long without an event, a comment line keeps proxies from hanging up
+_KEEPALIVE_S: Final = 10.0  # after so long without an event, a comment line keeps proxies from hanging up
 
 Events = AsyncGenerator[StepOutput | StreamProgress | Result, None]
 
@@ -57,17 +57,20 @@ class EventStream(Response):
             first = await anext(events)
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             try:
-                async with asyncio.timeout(self._seconds_left()), aclosing(self._texts(first, events)) as texts:
+                async with (
+                    asyncio.timeout(self._seconds_until_timeout()),
+                    aclosing(self._encoded_events(first, events)) as texts,
+                ):
                     async for text in texts:
                         await send({"type": "http.response.body", "body": text, "more_body": True})
             except TimeoutError:
-                last = self._failure(DeadlineExceeded("the stream took longer than IGN_STREAM_TIMEOUT_S allows"))
+                last = self._error_event(DeadlineExceeded("the stream took longer than IGN_STREAM_TIMEOUT_S allows"))
             except Exception as exc:
-                last = self._failure(exc)
+                last = self._error_event(exc)
         # After the rows are cancelled, because a client that no longer reads can block this.
         await send({"type": "http.response.body", "body": last, "more_body": False})
 
-    def _failure(self, exc: Exception) -> bytes:
+    def _error_event(self, exc: Exception) -> bytes:
         request_id = self._api.request_id
         found = describe(exc)
         if found.status == HTTPStatus.INTERNAL_SERVER_ERROR:
@@ -75,17 +78,19 @@ class EventStream(Response):
         self._api.request.state.problem = found.code
         return event("error", found.body(request_id))
 
-    def _seconds_left(self) -> float:
+    def _seconds_until_timeout(self) -> float:
         end = self._api.arrival + self._api.services.settings.stream_timeout_s
         return end - time.monotonic()
 
-    async def _texts(self, first: StepOutput | StreamProgress | Result, events: Events) -> AsyncGenerator[bytes, None]:
-        yield await self._text(first)
-        async with aclosing(_with_silence(events)) as items:
+    async def _encoded_events(
+        self, first: StepOutput | StreamProgress | Result, events: Events
+    ) -> AsyncGenerator[bytes, None]:
+        yield await self._encode_event(first)
+        async with aclosing(_with_keepalive(events)) as items:
             async for item in items:
-                yield b": still here\n\n" if item is None else await self._text(item)
+                yield b": still here\n\n" if item is None else await self._encode_event(item)
 
-    async def _text(self, item: StepOutput | StreamProgress | Result) -> bytes:
+    async def _encode_event(self, item: StepOutput | StreamProgress | Result) -> bytes:
         if isinstance(item, StreamProgress):
             members = {"steps_done": item.steps_done, "steps": item.steps, "rows_done": item.rows_done}
             return event("progress", members | {"rows": item.rows})
@@ -107,16 +112,16 @@ class EventStream(Response):
             "step": step.step,
             "data": data,
             "format": spec.format,
-            "change": None if step.change is None else rounded(step.change),
+            "change": None if step.change is None else round_metric(step.change),
         }
 
 
-async def _with_silence(events: Events) -> AsyncGenerator[StepOutput | StreamProgress | Result | None, None]:
+async def _with_keepalive(events: Events) -> AsyncGenerator[StepOutput | StreamProgress | Result | None, None]:
     """The events, and None whenever none came for a while."""
     while True:
         pending = asyncio.ensure_future(anext(events, None))
         try:
-            while not (await asyncio.wait({pending}, timeout=_SILENCE_S))[0]:
+            while not (await asyncio.wait({pending}, timeout=_KEEPALIVE_S))[0]:
                 yield None
             item = pending.result()
         finally:

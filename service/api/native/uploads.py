@@ -118,15 +118,15 @@ def prepare_upload(upload: Upload[Options], model: ServedModel, settings: Settin
     limits, max_chars = DecodeLimits(max_pixels=settings.max_pixels), settings.max_body_bytes
 
     def mask(i: int) -> tuple[Mask, str]:
-        name = _nth(upload.mask_field, i, upload.masks)
-        return decode_mask(_bytes(upload.masks[i], name, max_chars), limits, field=name), name
+        name = _field_name(upload.mask_field, i, upload.masks)
+        return decode_mask(_to_bytes(upload.masks[i], name, max_chars), limits, field=name), name
 
     for_all = mask(0) if len(upload.masks) == 1 else None
     rows = np.empty((len(upload.images), *card.shape), dtype=np.float32)
     inverted, keep = [], []
     for i, data in enumerate(upload.images):
-        field = _nth(upload.image_field, i, upload.images)
-        picture = decode_picture(_bytes(data, field, max_chars), limits, field=field)
+        field = _field_name(upload.image_field, i, upload.images)
+        picture = decode_picture(_to_bytes(data, field, max_chars), limits, field=field)
         prepared = prepare(picture, card, resize=options.resize, invert=options.invert)
         rows[i] = prepared.row
         inverted.append(prepared.inverted)
@@ -221,10 +221,10 @@ def _from_query(schema: type[Options], query: bytes) -> Options:
 _from_query_cached: Callable[[type[Options], bytes], Options] = lru_cache(maxsize=256)(_from_query)
 
 
-def _bytes(data: bytes | str, field: str, max_chars: int) -> bytes:
+def _to_bytes(data: bytes | str, field: str, max_chars: int) -> bytes:
     return data if isinstance(data, bytes) else decode_base64(data, field=field, max_chars=max_chars)
 
 
-def _nth(field: str, i: int, among: Sequence[object]) -> str:
+def _field_name(field: str, i: int, among: Sequence[object]) -> str:
     """`images.0`; a raw body and a mask for all are one thing, and have no number."""
     return f"{field}.{i}" if len(among) > 1 or field in ("images", "masks") else field

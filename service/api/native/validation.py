@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 
-from service.api.native.schemas import Applying, InterpolateRequest
+from service.api.native.schemas import InterpolateRequest, StepOptions
 from service.domain.errors import InvalidContent
 from service.domain.interpolation import Grid, LatentPath
 from service.domain.tasks import StepParams
@@ -19,7 +19,7 @@ def check_count(field: str, count: int, limit: int) -> None:
         raise InvalidContent.field(field, f"must be at most {limit}")
 
 
-def step_params(options: Applying, *, recommended: int, rows: int, settings: Settings) -> StepParams:
+def step_params(options: StepOptions, *, recommended: int, rows: int, settings: Settings) -> StepParams:
     """How f is to be applied.
 
     Args:

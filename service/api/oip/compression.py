@@ -12,7 +12,7 @@ _WINDOWS: Final[dict[str, int]] = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.
 _LEVEL: Final = 1  # float32 noise hardly compresses, whatever the effort
 
 
-def coding_of(header: str | None) -> Coding | None:
+def content_encoding(header: str | None) -> Coding | None:
     """The coding a Content-Encoding names; None for none.
 
     Raises:
@@ -47,7 +47,7 @@ def inflate(body: bytes, coding: Coding, max_bytes: int) -> bytes:
     return inflated
 
 
-def asked_coding(header: str | None) -> Coding | None:
+def accepted_encoding(header: str | None) -> Coding | None:
     """The coding an answer should have: that of an Accept-Encoding which names it and nothing else.
 
     HTTP libraries list what they know without being asked, and not all of their users undo it.

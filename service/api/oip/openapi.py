@@ -54,7 +54,7 @@ INFER: Final[dict[str, Any]] = {
 }
 
 
-def of_a_model(suffix: str, described: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+def model_routes(suffix: str, described: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Both paths to what is asked of a model, and the keyword arguments of their routes."""
     for path, names in (("/v2/models/{name}", ["name"]), ("/v2/models/{name}/versions/{version}", ["name", "version"])):
         extra = dict(described.get("openapi_extra", {}))

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from service.api.app_state import AppState, app_state
 from service.api.http.body import read_body
 from service.api.oip import openapi
-from service.api.oip.compression import coding_of, inflate
+from service.api.oip.compression import content_encoding, inflate
 from service.api.oip.schemas import IndexEntry, IndexRequest, LoadRequest, UnloadRequest
 from service.api.oip.tensors import parse
 from service.domain.errors import NotSupported
@@ -68,7 +68,7 @@ def _services(request: Request) -> AppState:
 
 async def _body(request: Request, services: AppState, schema: type[Body]) -> Body:
     settings = services.settings
-    coding = coding_of(", ".join(request.headers.getlist("content-encoding")))
+    coding = content_encoding(", ".join(request.headers.getlist("content-encoding")))
     arrival: float = request.state.arrival
     body = await read_body(
         request.headers,

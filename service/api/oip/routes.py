@@ -16,7 +16,7 @@ from service.api.app_state import AppState, app_state
 from service.api.http.disconnect import until_disconnect
 from service.api.http.request_context import LARGE_BODY, ApiRequest
 from service.api.oip import openapi
-from service.api.oip.compression import asked_coding, coding_of, deflate, inflate
+from service.api.oip.compression import accepted_encoding, content_encoding, deflate, inflate
 from service.api.oip.schemas import ModelConfig, ModelMetadata, ServerMetadata, StatisticsAnswer
 from service.api.oip.tensors import DATATYPE, HEADER_LENGTH, Inference, header_length, read_request, write_answer
 from service.artifact.card import INPUT, OUTPUT
@@ -29,17 +29,17 @@ router = APIRouter(tags=["Open Inference Protocol"])
 
 PLATFORM: Final = "onnxruntime_onnx"
 _JSON_BYTES: Final = 16  # of a number, about
-_NOTHING: Final = {"count": 0, "ns": 0}
-_LONGEST_US: Final = 10**15
+_ZERO_DURATION: Final = {"count": 0, "ns": 0}
+_MAX_TIMEOUT_US: Final = 10**15
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def _of_a_model(method: str, suffix: str, **described: Any) -> Callable[[Endpoint], Endpoint]:
+def _register_model_routes(method: str, suffix: str, **described: Any) -> Callable[[Endpoint], Endpoint]:
     """A route for a model's highest version, and one for each version."""
 
     def register(endpoint: Endpoint) -> Endpoint:
-        for path, options in openapi.of_a_model(suffix, described):
+        for path, options in openapi.model_routes(suffix, described):
             router.add_api_route(path, endpoint, methods=[method], **options)
         return endpoint
 
@@ -77,7 +77,7 @@ async def all_statistics(request: Request) -> Response:
     return _statistics(services.registry.models.values())
 
 
-@_of_a_model("GET", "", response_model=ModelMetadata)
+@_register_model_routes("GET", "", response_model=ModelMetadata)
 async def metadata(request: Request) -> Response:
     """What a model takes and gives."""
     services, model = _model(request)
@@ -93,7 +93,7 @@ async def metadata(request: Request) -> Response:
     )
 
 
-@_of_a_model("GET", "/ready", response_class=Response)
+@_register_model_routes("GET", "/ready", response_class=Response)
 async def model_ready(request: Request) -> Response:
     """200 when this model serves; else 404 or 503."""
     _, model = _model(request)
@@ -102,7 +102,7 @@ async def model_ready(request: Request) -> Response:
     return Response()
 
 
-@_of_a_model("GET", "/config", response_model=ModelConfig)
+@_register_model_routes("GET", "/config", response_model=ModelConfig)
 async def config(request: Request) -> Response:
     """A model as Triton's clients want it described."""
     services, model = _model(request)
@@ -122,19 +122,19 @@ async def config(request: Request) -> Response:
     )
 
 
-@_of_a_model("GET", "/stats", response_model=StatisticsAnswer)
+@_register_model_routes("GET", "/stats", response_model=StatisticsAnswer)
 async def statistics(request: Request) -> Response:
     """What one version, or every version of a model, has done since it was loaded."""
     services, model = _model(request)
     return _statistics([model] if "version" in request.path_params else _versions(services, model))
 
 
-@_of_a_model("POST", "/infer", **openapi.INFER)
+@_register_model_routes("POST", "/infer", **openapi.INFER)
 async def infer(request: Request) -> Response:
     """Apply f to rows: f^steps(x)."""
     api = ApiRequest(request)
     length = header_length(api.headers.getlist(HEADER_LENGTH))
-    coding = coding_of(", ".join(api.headers.getlist("content-encoding")))
+    coding = content_encoding(", ".join(api.headers.getlist("content-encoding")))
     body = await api.read_body(encoded=True)
     model, settings = api.resolve(_ref(request)), api.services.settings
 
@@ -154,7 +154,7 @@ async def infer(request: Request) -> Response:
 
 async def _respond(api: ApiRequest, model: ServedModel, asked: Inference, result: Result) -> Response:
     api.count_rows(model, result)
-    coding = asked_coding(", ".join(api.headers.getlist("accept-encoding")))
+    coding = accepted_encoding(", ".join(api.headers.getlist("accept-encoding")))
 
     def write() -> tuple[bytes, int | None]:
         content, length = write_answer(asked, model.card, result.rows)
@@ -175,7 +175,7 @@ def _deadline(api: ApiRequest, timeout_us: int) -> float:
     """The earlier of the request's deadline and the timeout that the inference asks for; 0 asks for none."""
     if timeout_us == 0:
         return api.deadline
-    return min(api.deadline, api.arrival + min(timeout_us, _LONGEST_US) / 1e6)
+    return min(api.deadline, api.arrival + min(timeout_us, _MAX_TIMEOUT_US) / 1e6)
 
 
 def _ref(request: Request) -> str:
@@ -210,15 +210,15 @@ def _model_stats(model: ServedModel, counts: Counts) -> dict[str, Any]:
             "compute_input": _duration(counts.input),
             "compute_infer": _duration(counts.infer),
             "compute_output": _duration(counts.output),
-            "cache_hit": _NOTHING,
-            "cache_miss": _NOTHING,
+            "cache_hit": _ZERO_DURATION,
+            "cache_miss": _ZERO_DURATION,
         },
         "batch_stats": [
             {
                 "batch_size": rows,
-                "compute_input": _NOTHING,
+                "compute_input": _ZERO_DURATION,
                 "compute_infer": _duration(spent),
-                "compute_output": _NOTHING,
+                "compute_output": _ZERO_DURATION,
             }
             for rows, spent in counts.batches.items()
         ],

@@ -7,7 +7,7 @@ from pydantic.config import JsonDict
 
 from service.artifact.card import INPUT, OUTPUT
 
-_FEW: Final = 16  # a body of a million bad items must not be judged one by one
+_MAX_ITEMS: Final = 16  # a body of a million bad items must not be judged one by one
 
 # What else is wrong with a tensor is said in the protocol's own words, by `service.api.oip.tensors`.
 _SHAPE: Final[JsonDict] = {"minItems": 4, "maxItems": 4, "items": {"type": "integer", "minimum": 1}}
@@ -18,11 +18,11 @@ Data = Annotated[
 ]
 
 
-class _Asked(BaseModel):
+class _StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class InputParameters(_Asked):
+class InputParameters(_StrictModel):
     """How an input comes."""
 
     binary_data_size: Annotated[
@@ -30,30 +30,30 @@ class InputParameters(_Asked):
     ] = None
 
 
-class Input(_Asked):
+class Input(_StrictModel):
     """The rows: N×C×H×W."""
 
     name: Annotated[str, Field(description="`x`", json_schema_extra={"const": INPUT})]
-    shape: Annotated[list[int], Field(max_length=_FEW, description="N, C, H, W.", json_schema_extra=_SHAPE)]
+    shape: Annotated[list[int], Field(max_length=_MAX_ITEMS, description="N, C, H, W.", json_schema_extra=_SHAPE)]
     datatype: Annotated[str, Field(description="`FP32`", json_schema_extra={"const": "FP32"})]
     parameters: InputParameters = InputParameters()
     data: Data = None
 
 
-class OutputParameters(_Asked):
+class OutputParameters(_StrictModel):
     """How an output goes."""
 
     binary_data: bool | None = None
 
 
-class RequestedOutput(_Asked):
+class RequestedOutput(_StrictModel):
     """An output that is wanted."""
 
     name: Annotated[str, Field(description="`y`", json_schema_extra={"const": OUTPUT})]
     parameters: OutputParameters = OutputParameters()
 
 
-class InferParameters(_Asked):
+class InferParameters(_StrictModel):
     """How f is applied."""
 
     steps: Annotated[int, Field(ge=1, description="Applications of f.")] = 1
@@ -62,13 +62,13 @@ class InferParameters(_Asked):
     binary_data_output: Annotated[bool, Field(description="Whether outputs that do not say so are binary.")] = False
 
 
-class InferRequest(_Asked):
+class InferRequest(_StrictModel):
     """f^steps of rows."""
 
     id: Annotated[str | None, Field(description="Echoed.")] = None
     parameters: InferParameters = InferParameters()
-    inputs: Annotated[list[Input], Field(min_length=1, max_length=_FEW, json_schema_extra=_ONE)]
-    outputs: Annotated[list[RequestedOutput], Field(max_length=_FEW, json_schema_extra=_ONE)] | None = None
+    inputs: Annotated[list[Input], Field(min_length=1, max_length=_MAX_ITEMS, json_schema_extra=_ONE)]
+    outputs: Annotated[list[RequestedOutput], Field(max_length=_MAX_ITEMS, json_schema_extra=_ONE)] | None = None
 
 
 class Output(BaseModel):
@@ -186,7 +186,7 @@ class StatisticsAnswer(BaseModel):
     model_stats: list[ModelStatistics]
 
 
-class IndexRequest(_Asked):
+class IndexRequest(_StrictModel):
     """Which entries are wanted."""
 
     ready: Annotated[bool, Field(description="Only those that serve.")] = False
@@ -201,23 +201,23 @@ class IndexEntry(BaseModel):
     reason: str
 
 
-class LoadParameters(_Asked):
+class LoadParameters(_StrictModel):
     """None: a model is what its files are."""
 
 
-class LoadRequest(_Asked):
+class LoadRequest(_StrictModel):
     """What to load."""
 
     parameters: LoadParameters = LoadParameters()
 
 
-class UnloadParameters(_Asked):
+class UnloadParameters(_StrictModel):
     """No model depends on another."""
 
     unload_dependents: bool = False
 
 
-class UnloadRequest(_Asked):
+class UnloadRequest(_StrictModel):
     """What to unload."""
 
     parameters: UnloadParameters = UnloadParameters()

@@ -22,7 +22,7 @@ HEADER_LENGTH: Final = "Inference-Header-Content-Length"
 DATATYPE: Final = "FP32"
 
 _WIRE: Final = np.dtype("<f4")
-_USUAL: Final = 512  # bytes of JSON that may be remembered
+_MAX_CACHED_BYTES: Final = 512  # bytes of JSON that may be remembered
 _LENGTH: Final = re.compile(r"[0-9]{1,12}")
 _NUMBERS: Final = frozenset((int, float))
 
@@ -82,12 +82,12 @@ def read_request(body: bytes, json_length: int | None, card: ModelCard, *, max_r
     if length > len(body):
         raise InvalidInference(f"{HEADER_LENGTH}: {length} bytes of JSON, but the body has only {len(body)}")
     head = body[:length]
-    asked = _usual(head) if length <= _USUAL else parse(head, InferRequest)
+    asked = _parse_cached(head) if length <= _MAX_CACHED_BYTES else parse(head, InferRequest)
     if asked.parameters.steps > max_steps:
         raise InvalidInference(f"parameters.steps: must be at most {max_steps}")
-    (x,) = _one(asked.inputs, INPUT, "inputs")
+    (x,) = _check_names(asked.inputs, INPUT, "inputs")
     binary = asked.parameters.binary_data_output
-    for output in _one(asked.outputs or [RequestedOutput(name=OUTPUT)], OUTPUT, "outputs"):
+    for output in _check_names(asked.outputs or [RequestedOutput(name=OUTPUT)], OUTPUT, "outputs"):
         binary = binary if output.parameters.binary_data is None else output.parameters.binary_data
     shape = _shape(x, card, max_rows)
     rows = _rows(x, shape, body, length, mixed=json_length is not None)
@@ -129,14 +129,14 @@ def parse(body: bytes, schema: type[Schema]) -> Schema:
 
 
 @lru_cache(maxsize=256)  # before binary tensors clients say the same all day, and a request does not change
-def _usual(body: bytes) -> InferRequest:
+def _parse_cached(body: bytes) -> InferRequest:
     return parse(body, InferRequest)
 
 
-Named = TypeVar("Named", Input, RequestedOutput)
+NamedTensor = TypeVar("NamedTensor", Input, RequestedOutput)
 
 
-def _one(tensors: Sequence[Named], name: str, where: str) -> Sequence[Named]:
+def _check_names(tensors: Sequence[NamedTensor], name: str, where: str) -> Sequence[NamedTensor]:
     """The tensors, of which there must be one, of this name."""
     for place, tensor in enumerate(tensors):
         if tensor.name != name:
@@ -182,7 +182,7 @@ def _from_bytes(body: bytes, start: int, size: int, shape: tuple[int, ...]) -> F
 def _from_json(data: list[Any] | None, shape: tuple[int, ...]) -> FloatRows:
     if data is None:
         raise InvalidInference("inputs.0: needs data, or parameters.binary_data_size")
-    numbers = _flat(data, shape)
+    numbers = _flatten(data, shape)
     if not set(map(type, numbers)) <= _NUMBERS:
         raise InvalidInference("inputs.0.data: holds something that is no number, or is not nested like the shape")
     expected = int(np.prod(shape))
@@ -195,7 +195,7 @@ def _from_json(data: list[Any] | None, shape: tuple[int, ...]) -> FloatRows:
         raise InvalidInference("inputs.0.data: holds a number beyond the range of numbers") from exc
 
 
-def _flat(data: list[Any], shape: tuple[int, ...]) -> list[Any]:
+def _flatten(data: list[Any], shape: tuple[int, ...]) -> list[Any]:
     """Numbers nested like the shape, without the nesting; flat ones as they are."""
     if not any(type(item) is list for item in data):
         return data

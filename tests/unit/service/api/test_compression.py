@@ -5,7 +5,7 @@ import zlib
 
 import pytest
 
-from service.api.oip.compression import Coding, asked_coding, coding_of, deflate, inflate
+from service.api.oip.compression import Coding, accepted_encoding, content_encoding, deflate, inflate
 from service.domain.errors import MalformedRequest, TooLarge, UnsupportedMedia
 
 CODINGS: list[Coding] = ["gzip", "deflate"]
@@ -54,13 +54,13 @@ def test_damage_is_found(coding: Coding) -> None:
     [(None, None), ("", None), ("identity", None), ("GZIP", "gzip"), (" x-gzip ", "gzip"), ("deflate", "deflate")],
 )
 def test_content_encoding(header: str | None, coding: Coding | None) -> None:
-    assert coding_of(header) == coding
+    assert content_encoding(header) == coding
 
 
 @pytest.mark.parametrize("header", ["br", "gzip, deflate", "gzip;q=1", "zstd"])
 def test_other_content_encodings(header: str) -> None:
     with pytest.raises(UnsupportedMedia):
-        coding_of(header)
+        content_encoding(header)
 
 
 @pytest.mark.parametrize(
@@ -68,4 +68,4 @@ def test_other_content_encodings(header: str) -> None:
     [(None, None), ("gzip", "gzip"), (" Deflate", "deflate"), ("gzip, deflate", None), ("gzip;q=1", None), ("*", None)],
 )
 def test_accept_encoding_counts_where_it_names_one(header: str | None, coding: Coding | None) -> None:
-    assert asked_coding(header) == coding
+    assert accepted_encoding(header) == coding

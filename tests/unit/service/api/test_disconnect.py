@@ -106,7 +106,7 @@ def test_a_watcher_leaves_nothing_to_the_garbage_collector() -> None:
     async def main() -> None:
         channel = Channel()
         seen = weakref.ref(channel)
-        await until_disconnect(channel.receive, channel.asked.wait(), unwatched=0)
+        await until_disconnect(channel.receive, channel.asked.wait(), grace_s=0)
         await asyncio.sleep(0)  # the watcher ends
         del channel
         assert seen() is None
