@@ -10,11 +10,11 @@ from ign_client._terminal import Terminal
 
 T = TypeVar("T")
 
-_READ: Final = (".png", ".jpg", ".jpeg", ".webp")
-_OF_ONE_PICTURE: Final = {"undecodable_image", "image_too_large", "too_large", "mask_size", "model_failure"}
+_PICTURE_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp")
+_PICTURE_ERRORS: Final = {"undecodable_image", "image_too_large", "too_large", "mask_size", "model_failure"}
 
 
-def found(inputs: Sequence[str]) -> dict[Path, Path]:
+def list_images(inputs: Sequence[str]) -> dict[Path, Path]:
     """The pictures meant, each with the name its output should have: its own, or its place in its folder.
 
     Raises:
@@ -24,16 +24,18 @@ def found(inputs: Sequence[str]) -> dict[Path, Path]:
     for text in inputs:
         path = Path(text)
         if path.is_dir():
-            inside = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in _READ and file.is_file()]
+            inside = [
+                file for file in sorted(path.rglob("*")) if file.suffix.lower() in _PICTURE_SUFFIXES and file.is_file()
+            ]
             pictures.update((file, file.relative_to(path)) for file in inside)
         else:
-            pictures[existing(path)] = Path(path.name)
+            pictures[require_file(path)] = Path(path.name)
     if not pictures:
-        raise InputError(f"no {' '.join(_READ)} in {', '.join(inputs)}")
+        raise InputError(f"no {' '.join(_PICTURE_SUFFIXES)} in {', '.join(inputs)}")
     return pictures
 
 
-def existing(path: Path) -> Path:
+def require_file(path: Path) -> Path:
     """The path of a file that is there.
 
     Raises:
@@ -56,7 +58,7 @@ def check_free(targets: Iterable[Path], force: bool) -> None:
         raise InputError(f"{there[0]} is there already{more}; --force overwrites")
 
 
-def each(
+def for_each_item(
     items: Sequence[T],
     work: Callable[[T], None],
     jobs: int,
@@ -87,7 +89,7 @@ def each(
             for future in as_completed(running):
                 item = running[future]
                 done += weight(item)
-                failed += weight(item) * _refused(future, item, terminal)
+                failed += weight(item) * _report_failure(future, item, terminal)
                 terminal.progress(done, total, failed)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -95,16 +97,16 @@ def each(
     return not failed
 
 
-def _refused(future: "Future[None]", item: object, terminal: Terminal) -> bool:
+def _report_failure(future: "Future[None]", item: object, terminal: Terminal) -> bool:
     """Whether it was; what is not about this item alone is raised."""
     try:
         future.result()
     except StatusError as exc:
-        if exc.code not in _OF_ONE_PICTURE:
+        if exc.code not in _PICTURE_ERRORS:
             raise
-        terminal.complain(f"{item}: {exc}")
+        terminal.error(f"{item}: {exc}")
     except InputError as exc:  # it cannot be read
-        terminal.complain(f"{item}: {exc}")
+        terminal.error(f"{item}: {exc}")
     else:
         return False
     return True

@@ -7,7 +7,7 @@ from typing import Any
 from ign_client import _inputs
 from ign_client._errors import InputError
 from ign_client._inputs import PictureLike, PointLike, Term
-from ign_client._wire import Body, Form
+from ign_client._wire import Body, MultipartBody
 
 Options = dict[str, Any]
 
@@ -24,7 +24,7 @@ def json_body(members: Mapping[str, Any]) -> bytes:
         InputError: a value that JSON cannot hold.
     """
     try:
-        return json.dumps(members, separators=(",", ":"), allow_nan=False, default=_plain).encode("ascii")
+        return json.dumps(members, separators=(",", ":"), allow_nan=False, default=_to_python).encode("ascii")
     except (TypeError, ValueError) as exc:
         raise InputError(f"options: {exc}") from exc
 
@@ -44,13 +44,13 @@ def upload(
     if masks is not None:
         if mask is not None:
             raise InputError("masks: give mask or masks, not both")
-        encoded = [_inputs.base64_text(_inputs.mask(each, f"masks.{i}")) for i, each in enumerate(masks)]
+        encoded = [_inputs.base64_text(_inputs.mask(picture, f"masks.{i}")) for i, picture in enumerate(masks)]
         pictures = [_inputs.base64_text(data) for data in contents]
         return json_body({**given, "images": pictures, "masks": encoded})
     files = [("image", data) for data in contents]
     if mask is not None:
         files.append(("mask", _inputs.mask(mask, "mask")))
-    return Form(fields={name: _text(value) for name, value in given.items()}, files=files)
+    return MultipartBody(fields={name: _text(value) for name, value in given.items()}, files=files)
 
 
 def path(points: Sequence[PointLike], grid: tuple[int, int] | None, given: Options) -> bytes:
@@ -59,7 +59,7 @@ def path(points: Sequence[PointLike], grid: tuple[int, int] | None, given: Optio
     Raises:
         InputError: something that cannot be sent.
     """
-    members = {**given, "points": [_inputs.point(value, f"points.{i}") for i, value in enumerate(_several(points))]}
+    members = {**given, "points": [_inputs.point(value, f"points.{i}") for i, value in enumerate(_as_sequence(points))]}
     if grid is not None:
         rows, cols = grid
         members["grid"] = {"rows": rows, "cols": cols}
@@ -73,19 +73,19 @@ def weighted_sum(terms: Sequence[Term | PointLike], given: Options) -> bytes:
         InputError: something that cannot be sent.
     """
     found = []
-    for i, value in enumerate(_several(terms)):
+    for i, value in enumerate(_as_sequence(terms)):
         term = value if isinstance(value, Term) else Term(value)
         found.append({**_inputs.point(term.point, f"terms.{i}"), "weight": term.weight})
     return json_body({**given, "terms": found})
 
 
-def _several(values: object) -> Sequence[Any]:
+def _as_sequence(values: object) -> Sequence[Any]:
     if not isinstance(values, Sequence) or isinstance(values, str | bytes):
         raise InputError(f"expected a list of latents, not {type(values).__name__}")
     return values
 
 
-def _plain(value: Any) -> Any:
+def _to_python(value: Any) -> Any:
     item = getattr(value, "item", None)
     if not callable(item):
         raise TypeError(f"{type(value).__name__} is no number, text or list of them")
@@ -97,5 +97,5 @@ def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return ",".join(str(each) for each in value)
+        return ",".join(str(item) for item in value)
     return str(value)

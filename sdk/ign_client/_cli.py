@@ -30,7 +30,7 @@ from ign_client._terminal import Terminal
 from ign_client._version import __version__
 
 DONE, REFUSED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
-_AWAY: Final = (TransportError, UnexpectedAnswer, TooManyRequests, Unavailable, DeadlineExceeded)
+_UNREACHABLE_ERRORS: Final = (TransportError, UnexpectedAnswer, TooManyRequests, Unavailable, DeadlineExceeded)
 _FORMATS: Final = ("png", "jpeg", "webp", "npy")
 
 
@@ -50,10 +50,10 @@ def main(arguments: Sequence[str] | None = None, terminal: Terminal | None = Non
         with Client(options.base_url, timeout=options.timeout, max_retries=options.retries) as client:
             done: bool = options.run(client, options, terminal)
     except KeyboardInterrupt:
-        terminal.complain("interrupted")
+        terminal.error("interrupted")
         return INTERRUPTED
     except (IgnError, OSError) as exc:
-        terminal.complain(f"ign_client: {exc}")
+        terminal.error(f"ign_client: {exc}")
         return _status(exc)
     terminal.end()
     return DONE if done else REFUSED
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None, terminal: Terminal | None = Non
 def _status(exc: Exception) -> int:
     if isinstance(exc, InputError):
         return USAGE
-    return UNREACHABLE if isinstance(exc, _AWAY) else REFUSED
+    return UNREACHABLE if isinstance(exc, _UNREACHABLE_ERRORS) else REFUSED
 
 
 def parser() -> argparse.ArgumentParser:
@@ -104,7 +104,7 @@ def _project(commands: Commands) -> None:
     command.add_argument("inputs", nargs="+", metavar="INPUT", help="pictures, and folders of them")
     command.add_argument("--strength", type=float, default=1.0, help="0 leaves the picture as it is, 1 (default) is f")
     command.add_argument("--mask", help="picture: white = regenerate, black = keep")
-    _preparing(command)
+    _preparation(command)
     _common(command)
     _output(command, "folder; the files keep their names")
     command.add_argument("--skip-existing", action="store_true", help="leave outputs alone that are there already")
@@ -130,7 +130,7 @@ def _score(commands: Commands) -> None:
     command.add_argument("--json", action="store_true", help="a line of JSON for each picture instead")
     command.add_argument("--jobs", type=_jobs, default=4, help="requests at a time (4)")
     command.add_argument("--model", help="name, or name/version")
-    _preparing(command)
+    _preparation(command)
 
 
 def _common(command: argparse.ArgumentParser) -> None:
@@ -140,7 +140,7 @@ def _common(command: argparse.ArgumentParser) -> None:
     command.add_argument("--jobs", type=_jobs, default=4, help="requests at a time (4)")
 
 
-def _preparing(command: argparse.ArgumentParser) -> None:
+def _preparation(command: argparse.ArgumentParser) -> None:
     command.add_argument("--resize", choices=("fit", "crop", "stretch"), default="fit")
     command.add_argument("--invert", choices=("auto", "true", "false"), default="auto")
 

@@ -1,6 +1,6 @@
 """The two clients.
 
-What their methods are told stands in `ign_client._calls`, what happens then in `ign_client._flow`. Here both are
+What their methods are told stands in `ign_client._calls`, what happens then in `ign_client._retry`. Here both are
 driven, once by blocking and once by awaiting.
 """
 
@@ -19,8 +19,8 @@ from ign_client._calls import latents as latents_calls
 from ign_client._calls import project as project_calls
 from ign_client._errors import InputError, TransportError
 from ign_client._events import EventReader
-from ign_client._flow import Attempt, Retry, flow
 from ign_client._results import Image
+from ign_client._retry import Attempt, Retry, attempts
 from ign_client._settings import DEFAULT_TIMEOUT_S, resolve
 from ign_client._streams import AsyncStream, Stream
 from ign_client._transport import (
@@ -42,7 +42,7 @@ def _blocking(build: Callable[P, Call[T]]) -> Callable[Concatenate["Client", P],
     def method(self: "Client", /, *args: P.args, **kwargs: P.kwargs) -> T:
         return self._run(build(*args, **kwargs), self._transport.send)
 
-    return _shown(method, build, lambda answer: answer)
+    return _with_signature(method, build, lambda answer: answer)
 
 
 def _blocking_stream(
@@ -52,7 +52,7 @@ def _blocking_stream(
         call = build(*args, **kwargs)
         return Stream(lambda: self._run(call, self._transport.open))
 
-    return _shown(method, build, lambda reader: GenericAlias(Stream, get_args(reader)))
+    return _with_signature(method, build, lambda reader: GenericAlias(Stream, get_args(reader)))
 
 
 def _awaited(build: Callable[P, Call[T]]) -> Callable[Concatenate["AsyncClient", P], Coroutine[Any, Any, T]]:
@@ -61,7 +61,7 @@ def _awaited(build: Callable[P, Call[T]]) -> Callable[Concatenate["AsyncClient",
         call = await asyncio.to_thread(build, *args, **kwargs)
         return await self._run(call, self._transport.send)
 
-    return _shown(method, build, lambda answer: answer)
+    return _with_signature(method, build, lambda answer: answer)
 
 
 def _awaited_stream(
@@ -74,13 +74,13 @@ def _awaited_stream(
 
         return AsyncStream(start)
 
-    return _shown(method, build, lambda reader: GenericAlias(AsyncStream, get_args(reader)))
+    return _with_signature(method, build, lambda reader: GenericAlias(AsyncStream, get_args(reader)))
 
 
 M = TypeVar("M", bound=Callable[..., Any])
 
 
-def _shown(method: M, build: Callable[..., Any], result: Callable[[Any], Any]) -> M:
+def _with_signature(method: M, build: Callable[..., Any], result: Callable[[Any], Any]) -> M:
     """Give a method the signature that people and editors should see: that of its call, `self` before it."""
     update_wrapper(method, build)
     signature = inspect.signature(build)
@@ -117,8 +117,8 @@ class _Common:
         name, settings = type(self).__name__, self._settings
         return f"{name}({settings.base_url!r}, timeout={settings.timeout!r}, max_retries={self._retry.most})"
 
-    def _flow(self, call: Call[T]) -> Generator[Attempt, Response, T]:
-        return flow(call, self._settings.timeout, self._retry)
+    def _attempts(self, call: Call[T]) -> Generator[Attempt, Response, T]:
+        return attempts(call, self._settings.timeout, self._retry)
 
 
 class Client(_Common):
@@ -186,12 +186,12 @@ class Client(_Common):
         self.close()
 
     def _run(self, call: Call[T], send: Callable[[Request], Response]) -> T:
-        steps = self._flow(call)
+        steps = self._attempts(call)
         try:
             attempt = next(steps)
             while True:
-                if attempt.wait_s:
-                    self._sleep(attempt.wait_s)
+                if attempt.delay_s:
+                    self._sleep(attempt.delay_s)
                 try:
                     response = send(attempt.request)
                 except TransportError as exc:
@@ -267,12 +267,12 @@ class AsyncClient(_Common):
         await self.aclose()
 
     async def _run(self, call: Call[T], send: Callable[[Request], Awaitable[Response]]) -> T:
-        steps = self._flow(call)
+        steps = self._attempts(call)
         try:
             attempt = next(steps)
             while True:
-                if attempt.wait_s:
-                    await self._sleep(attempt.wait_s)
+                if attempt.delay_s:
+                    await self._sleep(attempt.delay_s)
                 try:
                     response = await send(attempt.request)
                 except TransportError as exc:

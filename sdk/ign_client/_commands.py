@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from ign_client._batches import check_free, each, existing, found
+from ign_client._batches import check_free, for_each_item, list_images, require_file
 from ign_client._client import Client
 from ign_client._errors import InputError
 from ign_client._inputs import PointLike, Seed
@@ -16,8 +16,8 @@ from ign_client._picture import SUFFIXES
 from ign_client._results import Score
 from ign_client._terminal import Terminal
 
-_ENDINGS: Final = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "npy": ".npy"}
-_AT_ONCE: Final = 16  # pictures of one request to /generate; more requests than that keep the batches full
+_SUFFIX_OF: Final = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "npy": ".npy"}
+_IMAGES_PER_REQUEST: Final = 16  # pictures of one request to /generate; more requests than that keep the batches full
 _MEASURES: Final = ("distance", "drift", "percentile", "in_distribution")
 
 
@@ -33,7 +33,7 @@ def generate(client: Client, options: argparse.Namespace, terminal: Terminal) ->
         return True
     seed = secrets.randbits(32) if options.seed is None else options.seed
     places = range(options.offset, options.offset + options.n)
-    paths = {i: target / f"{seed}-{i}{_ENDINGS[options.format]}" for i in places}
+    paths = {i: target / f"{seed}-{i}{_SUFFIX_OF[options.format]}" for i in places}
     if not paths:
         raise InputError(f"-n: expected 1 or more, not {options.n}")
     check_free(paths.values(), options.force)
@@ -43,22 +43,22 @@ def generate(client: Client, options: argparse.Namespace, terminal: Terminal) ->
         for image in client.generate(n=len(part), seed=seed, offset=part[0], format=options.format, **given):
             image.save(paths[image.index])
 
-    parts = [places[i : i + _AT_ONCE] for i in range(0, len(places), _AT_ONCE)]
-    done = each(parts, some, options.jobs, terminal, weight=len)
+    parts = [places[i : i + _IMAGES_PER_REQUEST] for i in range(0, len(places), _IMAGES_PER_REQUEST)]
+    done = for_each_item(parts, some, options.jobs, terminal, weight=len)
     terminal.result(f"{target}: seed {seed}")
     return done
 
 
 def project(client: Client, options: argparse.Namespace, terminal: Terminal) -> bool:
     """Pictures made real, one file for each."""
-    ending = _ENDINGS[options.format]
+    ending = _SUFFIX_OF[options.format]
     folder = Path(options.out)
-    targets = {source: (folder / name).with_suffix(ending) for source, name in found(options.inputs).items()}
+    targets = {source: (folder / name).with_suffix(ending) for source, name in list_images(options.inputs).items()}
     _check_distinct(targets)
     if options.skip_existing:
         targets = {source: target for source, target in targets.items() if not target.exists()}
     check_free(targets.values(), options.force)
-    mask = None if options.mask is None else existing(Path(options.mask)).read_bytes()
+    mask = None if options.mask is None else require_file(Path(options.mask)).read_bytes()
     names = ("model", "steps", "format", "strength", "resize")
     given = {name: getattr(options, name) for name in names} | {"invert": _invert(options)}
 
@@ -67,7 +67,7 @@ def project(client: Client, options: argparse.Namespace, terminal: Terminal) -> 
         targets[source].parent.mkdir(parents=True, exist_ok=True)
         image.save(targets[source])
 
-    return each(list(targets), one, options.jobs, terminal)
+    return for_each_item(list(targets), one, options.jobs, terminal)
 
 
 def interpolate(client: Client, options: argparse.Namespace, terminal: Terminal) -> bool:
@@ -86,14 +86,14 @@ def interpolate(client: Client, options: argparse.Namespace, terminal: Terminal)
     frames = client.latent_interpolate(points, format=options.format, **given)
     target.mkdir(parents=True, exist_ok=True)
     for frame in frames:
-        frame.save(target / f"{frame.index:03}{_ENDINGS[options.format]}")
+        frame.save(target / f"{frame.index:03}{_SUFFIX_OF[options.format]}")
     terminal.result(f"{target}: {len(frames)} frames")
     return True
 
 
 def score(client: Client, options: argparse.Namespace, terminal: Terminal) -> bool:
     """A line for each picture, in the order given."""
-    sources = list(found(options.inputs))
+    sources = list(list_images(options.inputs))
     given = {"model": options.model, "resize": options.resize, "invert": _invert(options)}
     scores: dict[Path, Score] = {}
 
@@ -101,7 +101,7 @@ def score(client: Client, options: argparse.Namespace, terminal: Terminal) -> bo
         (scores[source],) = client.score(source, **given)
 
     try:
-        return each(sources, one, options.jobs, terminal)
+        return for_each_item(sources, one, options.jobs, terminal)
     finally:  # what was measured is worth having even where the service went away
         if not options.json:
             terminal.result("\t".join(("file", *_MEASURES)))
@@ -128,7 +128,7 @@ def _line(source: Path, score: Score, as_json: bool) -> str:
 def _point(text: str) -> PointLike:
     if match := re.fullmatch(r"([0-9]+)(?::([0-9]+))?", text):
         return Seed(int(match[1]), int(match[2] or 0))
-    return existing(Path(text))
+    return require_file(Path(text))
 
 
 def _grid(text: str | None) -> tuple[int, int] | None:

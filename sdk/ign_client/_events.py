@@ -93,12 +93,12 @@ class EventReader(Generic[ImageT]):
         if name == "progress":
             return Progress(**{key: document[key] for key in ("steps_done", "steps", "rows_done", "rows")})
         if name == "done":
-            members = [self._whole(member) for member in document["images"]]
+            members = [self._with_pictures(member) for member in document["images"]]
             return Done(answer=_answers.images_of({**document, "images": members}, self._build))
         self._fail(status_error(from_document(document, status=document["status"], request_id=self._request_id)))
         return None
 
-    def _whole(self, member: dict[str, Any]) -> dict[str, Any]:
+    def _with_pictures(self, member: dict[str, Any]) -> dict[str, Any]:
         """A member of the last event, with the pictures that came before it."""
         steps = self._steps[member["index"]]
         recorded = [step for step in steps if step["step"] in self._record]

@@ -178,8 +178,8 @@ def _array(array: Any, field: str) -> bytes:
     return _image(image, field)
 
 
-_AS_THEY_ARE: Final = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
-_CONVERTED: Final = {
+_PNG_MODES: Final = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
+_CONVERTIBLE: Final = {
     **dict.fromkeys(("CMYK", "YCbCr", "HSV", "RGBX"), "RGB"),
     **dict.fromkeys(("PA", "RGBa"), "RGBA"),
     "La": "LA",
@@ -188,8 +188,8 @@ _CONVERTED: Final = {
 
 def _image(image: Any, field: str) -> bytes:
     mode = image.mode
-    if mode not in _AS_THEY_ARE:
-        wanted = _CONVERTED.get(mode)
+    if mode not in _PNG_MODES:
+        wanted = _CONVERTIBLE.get(mode)
         if wanted is None:
             raise InputError(f"{field}: PIL mode {mode} has no fixed scale; convert it to L, RGB or RGBA first")
         image = image.convert(wanted)

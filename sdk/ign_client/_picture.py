@@ -25,8 +25,8 @@ SUFFIXES: Final = {
 }
 """File name suffix → format."""
 
-_SUITS: Final = {("png", "apng"), ("apng", "png")}  # an APNG is a PNG with more frames
-_COUNTED: Final = {"images": "images", "trajectory": "steps"}
+_COMPATIBLE: Final = {("png", "apng"), ("apng", "png")}  # an APNG is a PNG with more frames
+_SHOWN_AS_COUNT: Final = {"images": "images", "trajectory": "steps"}
 _Bytes = bytes  # a field of this name stands in its way below
 
 
@@ -80,7 +80,7 @@ class Picture:
         """
         path = Path(path)
         promised = SUFFIXES.get(path.suffix.lower(), self.format)
-        if promised != self.format and (promised, self.format) not in _SUITS:
+        if promised != self.format and (promised, self.format) not in _COMPATIBLE:
             raise InputError(
                 f"{path.name}: the name says {promised}, but this is {self.format}; ask the service for it"
             )
@@ -88,24 +88,24 @@ class Picture:
         return path
 
     def __repr__(self) -> str:
-        return shown(self)
+        return result_repr(self)
 
 
-def shown(value: Any) -> str:
+def result_repr(value: Any) -> str:
     """The repr of a result: what is None left out, bytes and long lists by their size."""
     parts = []
     for field in fields(value):
         found = getattr(value, field.name)
         if isinstance(found, bytes):
-            found = _Size(len(found), "bytes")
-        elif field.name in _COUNTED:
-            found = found and _Size(len(found), _COUNTED[field.name])
+            found = _Count(len(found), "bytes")
+        elif field.name in _SHOWN_AS_COUNT:
+            found = found and _Count(len(found), _SHOWN_AS_COUNT[field.name])
         if found is not None and found != ():
             parts.append(f"{field.name}={found!r}")
     return f"{type(value).__name__}({', '.join(parts)})"
 
 
-class _Size:
+class _Count:
     def __init__(self, count: int, what: str) -> None:
         self._text = f"<{count} {what}>"
 

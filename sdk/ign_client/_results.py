@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, overload
 
-from ign_client._picture import Picture, shown
+from ign_client._picture import Picture, result_repr
 
 ImageT = TypeVar("ImageT", bound="Image", covariant=True)
 
@@ -129,7 +129,7 @@ class Images(Sequence[ImageT], Generic[ImageT]):
         return self.images[place]
 
     def __repr__(self) -> str:
-        return shown(self)
+        return result_repr(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -190,7 +190,7 @@ class Scores(Sequence[Score]):
         return self.images[place]
 
     def __repr__(self) -> str:
-        return shown(self)
+        return result_repr(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

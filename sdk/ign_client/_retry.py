@@ -1,6 +1,6 @@
 """What happens between a call and its answer, without I/O: attempts, waits, errors.
 
-`flow` is a generator. It yields the next `Attempt`; whoever drives it waits, sends, and hands the response in, or
+`attempts` is a generator. It yields the next `Attempt`; whoever drives it waits, sends, and hands the response in, or
 throws in the `TransportError` that came instead. The blocking and the asynchronous client drive the same one.
 """
 
@@ -17,9 +17,9 @@ from ign_client._wire import Call, Request, Response
 T = TypeVar("T")
 
 RETRIED: Final = frozenset({408, 429, 502, 503, 504})
-_FIRST_WAIT_S: Final = 0.5
-_LONGEST_WAIT_S: Final = 8.0
-_MOST_PATIENCE_S: Final = 60.0  # asked for more, the caller is told instead of being left asleep
+_FIRST_DELAY_S: Final = 0.5
+_MAX_DELAY_S: Final = 8.0
+_MAX_RETRY_AFTER_S: Final = 60.0  # asked for more, the caller is told instead of being left asleep
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Attempt:
     """
 
     request: Request
-    wait_s: float
+    delay_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +53,7 @@ class Retry:
         if self.most < 0:
             raise InputError(f"max_retries: expected 0 or more, not {self.most}")
 
-    def after_silence(self, spent: int) -> float | None:
+    def delay_after_failure(self, spent: int) -> float | None:
         """Seconds to wait when nobody answered, or None to give up; ``spent`` retries are behind us."""
         return self._backoff(spent) if spent < self.most else None
 
@@ -67,13 +67,13 @@ class Retry:
         if asked is None:
             return self._backoff(spent)
         # A little later than asked, never earlier.
-        return asked * (1 + 0.1 * self.jitter()) if asked <= _MOST_PATIENCE_S else None
+        return asked * (1 + 0.1 * self.jitter()) if asked <= _MAX_RETRY_AFTER_S else None
 
     def _backoff(self, spent: int) -> float:
-        return min(_FIRST_WAIT_S * 2.0**spent, _LONGEST_WAIT_S) * (0.5 + 0.5 * self.jitter())
+        return min(_FIRST_DELAY_S * 2.0**spent, _MAX_DELAY_S) * (0.5 + 0.5 * self.jitter())
 
 
-def flow(call: Call[T], timeout: float | None, retry: Retry) -> Generator[Attempt, Response, T]:
+def attempts(call: Call[T], timeout: float | None, retry: Retry) -> Generator[Attempt, Response, T]:
     """From a call to its answer.
 
     Raises:
@@ -86,7 +86,7 @@ def flow(call: Call[T], timeout: float | None, retry: Retry) -> Generator[Attemp
         try:
             response = yield Attempt(request, wait)
         except TransportError:
-            if (next_wait := retry.after_silence(spent)) is None:
+            if (next_wait := retry.delay_after_failure(spent)) is None:
                 raise
         else:
             if response.status in call.statuses:

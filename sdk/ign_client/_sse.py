@@ -44,7 +44,7 @@ class Decoder:
 
     def _take(self, line: str) -> ServerSentEvent | None:
         if not line:
-            return self._dispatched()
+            return self._end_event()
         name, _, value = line.partition(":")
         value = value.removeprefix(" ")
         if name == "data":
@@ -53,7 +53,7 @@ class Decoder:
             self._event = value
         return None
 
-    def _dispatched(self) -> ServerSentEvent | None:
+    def _end_event(self) -> ServerSentEvent | None:
         event, data = self._event, self._data
         self._event, self._data = "", []
         return ServerSentEvent(event or "message", "\n".join(data)) if data else None

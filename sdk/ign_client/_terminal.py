@@ -33,7 +33,7 @@ class Terminal:
         self._err.flush()
         self._drawn = len(text)
 
-    def complain(self, text: str) -> None:
+    def error(self, text: str) -> None:
         """A line about something that went wrong, in place of the progress line."""
         self._err.write("\r" + " " * self._drawn + "\r" if self._drawn else "")
         self._err.write(text + "\n")

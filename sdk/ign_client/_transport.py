@@ -9,15 +9,15 @@ import httpx
 from ign_client._errors import ConnectionFailed, TimedOut
 from ign_client._settings import Settings
 from ign_client._version import __version__
-from ign_client._wire import Form, Request, Response
+from ign_client._wire import MultipartBody, Request, Response
 
 HttpClient = httpx.Client
 AsyncHttpClient = httpx.AsyncClient
 HttpTransport = httpx.BaseTransport
 AsyncHttpTransport = httpx.AsyncBaseTransport
 
-_GRACE_S: Final = 1.0  # the service answers 504 at the deadline, and that answer has to travel too
-_SILENCE_S: Final = 30.0  # a stream that lives says something every ten seconds
+_DEADLINE_GRACE_S: Final = 1.0  # the service answers 504 at the deadline, and that answer has to travel too
+_MIN_STREAM_READ_S: Final = 30.0  # a stream that lives says something every ten seconds
 
 
 class _Wire:
@@ -36,7 +36,7 @@ class _Wire:
             "headers": {**self._headers, **request.headers},
             "timeout": _timeout(request.timeout, stream=stream),
         }
-        if isinstance(request.body, Form):
+        if isinstance(request.body, MultipartBody):
             found["data"] = dict(request.body.fields)
             found["files"] = [(name, (name, data, "application/octet-stream")) for name, data in request.body.files]
         elif request.body is not None:
@@ -64,15 +64,15 @@ class Transport:
         Raises:
             TransportError: there is none.
         """
-        with _mapped(request):
+        with _map_errors(request):
             return _response(self._client.send(self._build(request, stream=False), follow_redirects=False))
 
     def open(self, request: Request) -> Response:
         """An answer that goes on: its first piece, and in `rest` an iterator over the others."""
-        with _mapped(request):
+        with _map_errors(request):
             response = self._client.send(self._build(request, stream=True), stream=True, follow_redirects=False)
             try:
-                if not _goes_on(response):
+                if not _is_event_stream(response):
                     response.read()
                     return _response(response)
                 pieces = response.iter_bytes()
@@ -98,7 +98,7 @@ class Pieces:
 
     def next(self) -> bytes | None:
         """The next piece, or None at the end."""
-        with _mapped(self._request):
+        with _map_errors(self._request):
             return next(self._pieces, None)
 
     def close(self) -> None:
@@ -122,15 +122,15 @@ class AsyncTransport:
         Raises:
             TransportError: there is none.
         """
-        with _mapped(request):
+        with _map_errors(request):
             return _response(await self._client.send(self._build(request, stream=False), follow_redirects=False))
 
     async def open(self, request: Request) -> Response:
         """An answer that goes on: its first piece, and in `rest` an iterator over the others."""
-        with _mapped(request):
+        with _map_errors(request):
             response = await self._client.send(self._build(request, stream=True), stream=True, follow_redirects=False)
             try:
-                if not _goes_on(response):
+                if not _is_event_stream(response):
                     await response.aread()
                     return _response(response)
                 pieces = response.aiter_bytes()
@@ -156,7 +156,7 @@ class AsyncPieces:
 
     async def next(self) -> bytes | None:
         """The next piece, or None at the end."""
-        with _mapped(self._request):
+        with _map_errors(self._request):
             return await anext(self._pieces, None)
 
     async def close(self) -> None:
@@ -165,7 +165,7 @@ class AsyncPieces:
 
 
 @contextmanager
-def _mapped(request: Request) -> Iterator[None]:
+def _map_errors(request: Request) -> Iterator[None]:
     """The one boundary at which httpx's failures become ours."""
     what = f"{request.method} {request.path}"
     try:
@@ -176,7 +176,7 @@ def _mapped(request: Request) -> Iterator[None]:
         raise ConnectionFailed(f"{what}: {str(exc) or type(exc).__name__}") from exc
 
 
-def _goes_on(response: httpx.Response) -> bool:
+def _is_event_stream(response: httpx.Response) -> bool:
     """Whether it is a stream of events; all else is read whole."""
     return response.status_code == 200 and response.headers.get("content-type", "").startswith("text/event-stream")
 
@@ -190,5 +190,5 @@ def _response(response: httpx.Response, first: bytes | None = None, rest: object
 def _timeout(seconds: float | None, *, stream: bool) -> httpx.Timeout:
     if seconds is None:
         return httpx.Timeout(None)
-    waits = seconds + _GRACE_S
-    return httpx.Timeout(waits, connect=seconds, read=max(waits, _SILENCE_S) if stream else waits)
+    waits = seconds + _DEADLINE_GRACE_S
+    return httpx.Timeout(waits, connect=seconds, read=max(waits, _MIN_STREAM_READ_S) if stream else waits)

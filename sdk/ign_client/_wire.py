@@ -28,7 +28,7 @@ _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Form:
+class MultipartBody:
     """A multipart body.
 
     Args:
@@ -40,7 +40,7 @@ class Form:
     files: Sequence[tuple[str, bytes]]
 
 
-Body: TypeAlias = bytes | Form
+Body: TypeAlias = bytes | MultipartBody
 """JSON text, or a form."""
 
 

@@ -330,7 +330,7 @@ def test_a_complaint_takes_the_place_of_the_progress() -> None:
     err = Screen(terminal=True)
     terminal = Terminal(io.StringIO(), err)
     terminal.progress(0, 2)
-    terminal.complain("x: no")
+    terminal.error("x: no")
     terminal.progress(2, 2)
     terminal.result("done")
     assert err.getvalue() == (
