@@ -1,4 +1,4 @@
-"""The contract for programs as a file: `make openapi` writes it, and a test holds it to what the service says."""
+"""`docs/openapi.json`: `make openapi` writes the file, and a contract test compares it with the service."""
 
 import json
 from pathlib import Path
@@ -8,12 +8,21 @@ from service.app import build_services, create_app
 from service.settings import Settings
 
 FILE = Path(__file__).parents[2] / "docs" / "openapi.json"
+_EXPANDED_LEVELS = 3  # document → paths, components → path, schemas → one line for each operation and schema
 
 
 def document() -> dict[str, Any]:
-    """What `/openapi.json` answers."""
+    """The answer of `/openapi.json`."""
     return create_app(build_services(Settings())).openapi()
 
 
+def dumps(value: object, levels: int = _EXPANDED_LEVELS) -> str:
+    """Compact JSON with sorted keys; the members of the first ``levels`` levels have a line each."""
+    if not (levels and isinstance(value, dict)):
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+    members = [f"{json.dumps(key)}:{dumps(value[key], levels - 1)}" for key in sorted(value)]
+    return "{\n" + ",\n".join(members) + "\n}"
+
+
 if __name__ == "__main__":
-    FILE.write_text(json.dumps(document(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    FILE.write_text(dumps(document()) + "\n", encoding="utf-8")
