@@ -12,7 +12,9 @@ from typing import Any, Final
 Observe = Callable[[str, int, float, Mapping[str, Any]], None]
 """Called with every finished request: route template or `unmatched`, status (499: the client disconnected), seconds, and
 the request's state, in which endpoints set ``model`` and problem answers set ``problem``, their stable code."""
-_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
+REQUEST_ID_PATTERN: Final = "[A-Za-z0-9._-]{1,128}"
+"""A valid value of the header X-Request-ID, as a regular expression."""
+_REQUEST_ID: Final = re.compile(REQUEST_ID_PATTERN)
 _FIELDS: Final = ("request_id", "method", "route", "status", "ms")  # what access log records carry beside the text
 _LINE: Final = "%s %s %s %d %.1f ms"
 _access = logging.getLogger("service.access")

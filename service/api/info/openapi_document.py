@@ -27,6 +27,7 @@ from service.api.native.schemas import (
 )
 from service.api.native.validation import MAX_FRAMES
 from service.api.oip.schemas import IndexRequest, InferRequest, LoadRequest, UnloadRequest
+from service.observability.logs import REQUEST_ID_PATTERN
 from service.settings import Settings
 
 _SCHEMAS: Final = (
@@ -48,7 +49,7 @@ _REQUEST_ID: Final = {
     "X-Request-ID": {
         "description": "The id of the request, if it sent a valid one; else a new id.",
         "required": True,
-        "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,128}$"},
+        "schema": {"type": "string", "pattern": f"^{REQUEST_ID_PATTERN}$"},
     }
 }
 _RETRY: Final = {
