@@ -1,4 +1,4 @@
-"""What the endpoints use: one object, built by `service.app.build_services`, kept in the app's state."""
+"""The objects that endpoints use. `service.app.build_services` creates them; the app keeps them in its state."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -21,7 +21,7 @@ class AppState:
     """The running parts of one service.
 
     Args:
-        settings: the operator's.
+        settings: of the operator.
         repository: the model directory.
         registry: the models that serve; empty until all of them are verified.
         codec: threads that decode and encode large pictures.
@@ -55,14 +55,23 @@ class AppState:
         self.metrics.set_queue_rows(self.registry.rows_queued())
 
     def require_serving(self) -> None:
-        """Raise `Draining` or `NotReady` unless requests are accepted; asks no model, so one model never blocks others."""
+        """Raise unless the service accepts requests; it checks no model, so that one never blocks the others.
+
+        Raises:
+            Draining: the service is shutting down.
+            NotReady: models are being loaded, or one of them could not be loaded.
+        """
         if self.in_flight.draining:
             raise Draining("the service is shutting down")
         if self.phase != "serving":
             raise NotReady("models are being loaded" if self.phase == "loading" else "a model could not be loaded")
 
     def require_ready(self) -> None:
-        """Raise `Draining` or `NotReady` with the reason unless every model serves."""
+        """Raise unless every model serves.
+
+        Raises:
+            Draining, NotReady: as `require_serving`; or the workers of a model are not healthy.
+        """
         self.require_serving()
         for ref, model in self.registry.models.items():
             if model.scheduler.all_devices_lost:

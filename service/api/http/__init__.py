@@ -1,1 +1,1 @@
-"""HTTP for all endpoints: bodies, content negotiation, problem documents, disconnects."""
+"""HTTP for all endpoints: request bodies, content negotiation, problem documents, disconnects."""

@@ -1,9 +1,9 @@
-"""Request bodies: read within a byte cap and a deadline, then parsed strictly.
+"""Read a request body within limits of size and time, and parse it as JSON.
 
-Whatever arrives broken is `MalformedRequest` (400); whatever is well-formed but holds an unusable field is
-`InvalidContent` (422) naming it. A client that leaves raises Starlette's `ClientDisconnect`, which
-`service.api.middleware.access_log` records as 499. The parsers are plain functions of bytes: for large bodies, call them in a
-thread.
+A body with a syntax error raises `MalformedRequest` (400). A well-formed body with an invalid value raises
+`InvalidContent` (422), which names the field. If the client disconnects, Starlette's `ClientDisconnect` is raised;
+`service.api.middleware.access_log` logs it with status 499. The parsers are synchronous: call them in a thread for
+large bodies.
 """
 
 import asyncio
@@ -20,10 +20,11 @@ from starlette.types import Receive
 from service.domain.errors import BodyTooSlow, InvalidContent, MalformedRequest, TooLarge, UnsupportedMedia
 
 MAX_DEPTH: Final = 32
-"""Objects and arrays of a JSON body nest at most this deep."""
+"""Deepest nesting of objects and arrays that a JSON body may have."""
 
-_MAX_NAME: Final = 200  # characters of a caller's field name that an error repeats
-_PARAMETERLESS: Final = frozenset(("application/json", "image/png", "image/jpeg", "image/webp"))  # need no parsing
+_MAX_NAME: Final = 200  # characters of a field name from the request that an error repeats
+# The usual values of Content-Type. They have no parameters, so they need no parser.
+_PARAMETERLESS: Final = frozenset(("application/json", "image/png", "image/jpeg", "image/webp"))
 
 
 async def read_body(
@@ -34,20 +35,21 @@ async def read_body(
     Args:
         headers: of the request.
         receive: the request's ASGI channel, unread so far.
-        max_bytes: largest body accepted, counted on bytes received; a larger Content-Length is refused unread.
-        deadline: `time.monotonic()` time by which the last byte must be here.
-        encoded: hand a body with a Content-Encoding over as it is, instead of refusing it.
+        max_bytes: largest body accepted, counted in received bytes; a larger Content-Length is rejected before reading.
+        deadline: `time.monotonic()` seconds by which the last byte must have arrived.
+        encoded: return a body with a Content-Encoding as it is, instead of rejecting it.
 
     Raises:
         UnsupportedMedia: the body has a Content-Encoding.
         TooLarge: more than ``max_bytes``.
         BodyTooSlow: the deadline passed.
-        ClientDisconnect: the client left first.
+        ClientDisconnect: the client disconnected first.
     """
-    coding = headers.get("content-encoding", "identity").strip().lower()
-    if not encoded and coding not in ("", "identity"):
+    encoding = headers.get("content-encoding", "identity").strip().lower()
+    if not encoded and encoding not in ("", "identity"):
         raise UnsupportedMedia("Content-Encoding: bodies must be sent without one")
     length = headers.get("content-length", "")
+    # `int` takes quadratic time in the number of digits, so a very long number is not converted.
     if length.isdecimal() and (len(length) > 18 or int(length) > max_bytes):
         raise _too_large(max_bytes)
     body = bytearray()
@@ -70,18 +72,18 @@ def _too_large(max_bytes: int) -> TooLarge:
     return TooLarge(f"the body is larger than {max_bytes} bytes")
 
 
-def media_type(header: str | None) -> tuple[str, dict[str, str]]:
-    """A Content-Type header as lower-case type and its parameters; an absent one is ``("", {})``."""
+def parse_content_type(header: str | None) -> tuple[str, dict[str, str]]:
+    """Parse a Content-Type header into media type, in lower case, and parameters; ``("", {})`` without a header."""
     if header in _PARAMETERLESS:
         return header, {}
-    kind, options = parse_options_header(header)
-    return kind.decode("latin-1").strip(), {
-        name.decode("latin-1"): value.decode("latin-1") for name, value in options.items()
+    name, parameters = parse_options_header(header)
+    return name.decode("latin-1").strip(), {
+        key.decode("latin-1"): value.decode("latin-1") for key, value in parameters.items()
     }
 
 
 def parse_json(body: bytes) -> dict[str, Any]:
-    """A JSON object; of a key given twice the last value counts.
+    """Parse a JSON object; if a key occurs twice, its last value counts.
 
     Raises:
         MalformedRequest: not UTF-8, not JSON, NaN or Infinity, or nested deeper than `MAX_DEPTH`.
@@ -97,33 +99,34 @@ def parse_json(body: bytes) -> dict[str, Any]:
     return value
 
 
-_FieldPath = tuple["_FieldPath", str | int] | None  # the way from the body to a node, last step first
+_FieldPath = tuple["_FieldPath", str | int] | None  # linked list of keys from a node up to the body
 
 
 def _check_values(body: dict[str, Any]) -> None:
-    """Raise for containers that nest too deep and for infinite numbers."""
-    # An explicit stack, and field names are put together only for an error: OIP bodies hold 50 000 numbers.
+    """Raise if containers nest too deep or a number is infinite."""
+    # A stack instead of recursion, because nesting is the caller's choice. A field's path becomes text only for an
+    # error, because bodies of the Open Inference Protocol hold 50 000 numbers.
     stack: list[tuple[dict[str, Any] | list[Any], _FieldPath, int]] = [(body, None, 1)]
     while stack:
-        node, trail, depth = stack.pop()
+        node, path, depth = stack.pop()
         if depth > MAX_DEPTH:
             raise MalformedRequest(f"the body nests deeper than {MAX_DEPTH} levels")
         for key, value in node.items() if isinstance(node, dict) else enumerate(node):
-            kind = type(value)
-            if kind is dict or kind is list:
-                stack.append((value, (trail, key), depth + 1))
-            elif kind is float and not isfinite(value):
-                raise InvalidContent.field(_format_path((trail, key)), "beyond the range of numbers")
+            value_type = type(value)
+            if value_type is dict or value_type is list:
+                stack.append((value, (path, key), depth + 1))
+            elif value_type is float and not isfinite(value):
+                raise InvalidContent.field(_format_path((path, key)), "beyond the range of numbers")
 
 
-def _format_path(trail: _FieldPath) -> str:
+def _format_path(path: _FieldPath) -> str:
     parts: list[str] = []
-    while trail is not None:
-        trail, key = trail
+    while path is not None:
+        path, key = path
         parts.append(str(key))
     return printable_name(".".join(reversed(parts)))
 
 
 def printable_name(name: str) -> str:
-    """A caller's field name as an error may repeat it: bounded, and free of half surrogate pairs."""
+    """A field name from the request as an error may repeat it: at most 200 characters, no lone surrogates."""
     return name[:_MAX_NAME].encode("utf-8", "replace").decode("utf-8")

@@ -1,4 +1,4 @@
-"""Proactive negotiation: which of the forms an endpoint offers the caller's `Accept` asks for (RFC 9110, 12.5.1)."""
+"""Content negotiation: choose the media type of a response by the Accept header (RFC 9110, section 12.5.1)."""
 
 import re
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from service.domain.errors import MalformedRequest, NotAcceptable
 
 
 class Media(StrEnum):
-    """The forms an answer can have, in the order in which equal wishes are served."""
+    """The media types of responses, in order of preference among equal weights."""
 
     JSON = "application/json"
     PNG = "image/png"
@@ -22,13 +22,14 @@ class Media(StrEnum):
     APNG = "image/apng"
 
 
-# The ranges that match each form, most specific first.
+# The media ranges that match each media type, most specific first.
 _PATTERNS: Final = {media: (media.value, f"{media.partition('/')[0]}/*", "*/*") for media in Media}
 
-MAX_LENGTH: Final = 4096  # characters of `Accept`; browsers send about 150
+MAX_LENGTH: Final = 4096  # characters of the Accept header; browsers send about 150
 
-# Possessive throughout: linear time, whatever the header. Empty list elements and empty parameters are allowed, as is
-# the lone `*` of Java's URLConnection, whose weights begin with the point (`q=.2`).
+# All quantifiers are possessive (`*+`), so that a hostile header cannot cause backtracking: the time is linear.
+# Empty list elements and empty parameters are allowed (RFC 9110, section 5.6.1). So are the lone `*` and the weights
+# without a leading zero (`q=.2`) that Java's URLConnection sends.
 _WORD: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
 _QUOTED: Final = r'"(?:[^"\\]|\\.)*+"'
 _PARAMETER: Final = rf"[ \t]*+;[ \t]*+(?:{_WORD}=(?:{_WORD}|{_QUOTED}))?+"
@@ -37,19 +38,20 @@ _PARAMETERS: Final = re.compile(rf"({_WORD})=({_WORD}|{_QUOTED})")
 _WEIGHT: Final = re.compile(r"(?:0?\.[0-9]{1,9}|0\.?|1(?:\.0{0,9})?)")
 
 
-@lru_cache(maxsize=256)  # for clients that repeat themselves
+@lru_cache(maxsize=256)  # a client sends the same header with every request
 def negotiate(accept: str | None, offers: tuple[Media, ...]) -> Media:
-    """The offer with the highest weight; equal weights go by the order of `Media`, so `*/*` is JSON and `image/*` PNG.
+    """Choose the offer with the highest weight.
 
-    An offer's weight is that of the most specific range that matches it. Parameters other than `q` are ignored.
+    Among equal weights the order of `Media` decides, so `*/*` gives JSON and `image/*` gives PNG. The weight of an
+    offer is that of the most specific range that matches it. Parameters other than `q` are ignored.
 
     Args:
-        accept: the header's value, several headers joined by commas; None or blank accepts everything.
-        offers: what the endpoint can answer this request with.
+        accept: the value of the Accept header; several headers joined by commas. None or blank accepts everything.
+        offers: the media types in which the endpoint can answer this request.
 
     Raises:
-        MalformedRequest: not a list of media ranges, or a weight that is not 0…1.
-        NotAcceptable: every offer has weight 0 or is not mentioned.
+        MalformedRequest: not a list of media ranges, or a weight outside 0…1.
+        NotAcceptable: every offer has weight 0 or matches no range.
     """
     ranges = dict(_ranges(accept)) if accept and accept.strip(" \t,") else {"*/*": 1.0}
     best, best_weight = None, 0.0
@@ -70,27 +72,27 @@ def _weight(patterns: tuple[str, ...], ranges: dict[str, float]) -> float:
 
 
 def _ranges(accept: str) -> Iterator[tuple[str, float]]:
-    """Media ranges in lower case with their weights, in ascending order of weight: of repeated ones the best counts."""
+    """Media ranges in lower case with their weights, by ascending weight, so that the last duplicate is the best."""
     if len(accept) > MAX_LENGTH:
         raise MalformedRequest(f"Accept is longer than {MAX_LENGTH} characters")
-    found: list[tuple[str, float]] = []
-    at = 0
-    while at < len(accept):
-        match = _ELEMENT.match(accept, at)
+    ranges: list[tuple[str, float]] = []
+    position = 0
+    while position < len(accept):
+        match = _ELEMENT.match(accept, position)
         if match is None:
             raise MalformedRequest("Accept is not a list of media ranges")
-        at = match.end()
+        position = match.end()
         if match[1]:
-            found.append((_range(match[1].lower(), match[2]), _quality(match[3])))
-    return iter(sorted(found, key=lambda pair: pair[1]))
+            ranges.append((_range(match[1].lower(), match[2]), _quality(match[3])))
+    return iter(sorted(ranges, key=lambda pair: pair[1]))
 
 
-def _range(kind: str, subtype: str | None) -> str:
-    if subtype is None and kind != "*":
-        raise MalformedRequest(f"Accept: {kind!r} is not a media range")
-    if kind == "*" and subtype not in (None, "*"):
+def _range(main_type: str, subtype: str | None) -> str:
+    if subtype is None and main_type != "*":
+        raise MalformedRequest(f"Accept: {main_type!r} is not a media range")
+    if main_type == "*" and subtype not in (None, "*"):
         raise MalformedRequest("Accept: only */* may leave the type open")
-    return f"{kind}/{(subtype or '*').lower()}"
+    return f"{main_type}/{(subtype or '*').lower()}"
 
 
 def _quality(parameters: str) -> float:

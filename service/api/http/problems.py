@@ -1,9 +1,9 @@
-"""From any exception to an `application/problem+json` answer (RFC 9457): one table, one body, one place.
+"""Turn every exception into an `application/problem+json` response (RFC 9457).
 
-`type` is `about:blank`, so `title` is the status phrase; `code` is the stable name programs should compare.
-`error` repeats `detail` because Open Inference Protocol clients read it. What a body may say comes from the
-exceptions of `service.domain.errors` only: anything unforeseen is logged under its request id and answered
-without its text.
+`type` is `about:blank`, so `title` is the status phrase. `code` is the stable name that programs should compare.
+`error` repeats `detail`, because clients of the Open Inference Protocol read it. Only exceptions of
+`service.domain.errors` and of validation put their text into the response. Any other exception is logged with the
+request id, and the response has a fixed text.
 """
 
 import json
@@ -71,16 +71,22 @@ STATUS: Final[Mapping[type[IgnError], int]] = {
     ModelFailure: 500,
     StartupError: 500,
 }
-"""HTTP status of every error; a class that is not listed has its base's."""
+"""HTTP status of each error class; a class that is not listed has the status of its nearest base."""
 
-_TITLES: Final = {413: "Content Too Large", 422: "Unprocessable Content"}  # older Pythons know older phrases
-_FRAMEWORK_CODES: Final = {400: MalformedRequest.code, 413: TooLarge.code}  # else the phrase in snake_case
+_TITLES: Final = {
+    413: "Content Too Large",
+    422: "Unprocessable Content",
+}  # `http.HTTPStatus` of older Pythons has other phrases
+_FRAMEWORK_CODES: Final = {
+    400: MalformedRequest.code,
+    413: TooLarge.code,
+}  # other codes are the status phrase in snake_case
 _FRAMEWORK_DETAILS: Final = {404: "nothing is served at this path", 405: "this path has no such method"}
 _INTERNAL_ERROR: Final = "the service failed on this request; its log tells why under this request id"
 _LOCATIONS: Final = frozenset({"body", "query", "path", "header", "cookie"})
 _MESSAGES: Final = {"extra_forbidden": "unknown field", "missing": "required"}
-_MAX_FIELDS: Final = 32  # a body of a million bad items must not earn an answer of a million lines
-_MAX_PATH: Final = 200  # characters; unknown field names are the caller's own text
+_MAX_FIELDS: Final = 32  # a body can hold a million invalid items
+_MAX_PATH: Final = 200  # characters; an unknown field can have a name of any length
 _MAX_RETRY_S: Final = 3600
 
 _logger = logging.getLogger(__name__)
@@ -88,14 +94,14 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """What the caller is told of a failure.
+    """A problem document and its headers.
 
     Args:
         status: HTTP status, 400…599.
         code: stable, machine-readable.
-        detail: one sentence; no path, no traceback.
+        detail: one sentence, without paths of files and without a traceback.
         fields: pairs of dotted field path and message, for validation errors.
-        headers: headers that belong to the answer, such as Retry-After.
+        headers: headers of the response, such as Retry-After.
     """
 
     status: int
@@ -121,8 +127,8 @@ class Problem:
 
 
 def describe(exc: Exception) -> Problem:
-    """What may be told of any exception; of an unforeseen one, nothing but that it happened."""
-    if isinstance(exc, StartupError):  # its text is the operator's and may name paths
+    """The problem document of an exception; one that no rule covers gets status 500 and a fixed text."""
+    if isinstance(exc, StartupError):  # its text is for the operator and may name files
         return Problem(status=500, code=exc.error_code, detail=_INTERNAL_ERROR)
     if isinstance(exc, IgnError):
         fields = exc.fields if isinstance(exc, InvalidContent) else ()
@@ -143,48 +149,43 @@ def describe(exc: Exception) -> Problem:
     return Problem(status=500, code=IgnError.code, detail=_INTERNAL_ERROR)
 
 
-def status_of(kind: type[IgnError]) -> int:
-    """HTTP status of an error class, by the nearest base that `STATUS` lists."""
-    return next(STATUS[base] for base in kind.__mro__ if base in STATUS)
-
-
-def problem(exc: Exception, request_id: str) -> dict[str, Any]:
-    """The problem document of an exception, for answers that are already under way (event streams)."""
-    return describe(exc).body(request_id)
+def status_of(error: type[IgnError]) -> int:
+    """The HTTP status of an error class: that of its nearest base in `STATUS`."""
+    return next(STATUS[base] for base in error.__mro__ if base in STATUS)
 
 
 def problem_response(exc: Exception, request_id: str) -> Response:
-    """The whole answer to a failed request; server errors (500) are logged with their traceback."""
-    found = describe(exc)
-    if found.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+    """The response to a failed request; an exception with status 500 is logged with its traceback."""
+    problem = describe(exc)
+    if problem.status == HTTPStatus.INTERNAL_SERVER_ERROR:
         log_failure(exc, request_id)
-    # ASCII only: a caller's field name may hold half of a surrogate pair, which UTF-8 cannot carry.
-    content = json.dumps(found.body(request_id)).encode("ascii")
-    return Response(content, found.status, dict(found.headers), MEDIA_TYPE)
+    # JSON in ASCII, because a field name of the caller may hold a lone surrogate, which UTF-8 cannot encode.
+    content = json.dumps(problem.body(request_id)).encode("ascii")
+    return Response(content, problem.status, dict(problem.headers), MEDIA_TYPE)
 
 
 def log_failure(exc: Exception, request_id: str) -> None:
-    """Leave the traceback of a server error in the log, under the request's id."""
+    """Log a server error with its traceback and the id of the request."""
     _logger.error("request %s failed", request_id, exc_info=exc, extra={"request_id": request_id})
 
 
 def request_id_of(scope: Scope) -> str:
-    """The id that `AccessLogMiddleware` gave this request; empty outside of it."""
-    found = scope.get("state", {}).get("request_id", "")
-    return found if isinstance(found, str) else ""
+    """The request id that `AccessLogMiddleware` set; empty without that middleware."""
+    request_id = scope.get("state", {}).get("request_id", "")
+    return request_id if isinstance(request_id, str) else ""
 
 
 async def send_problem(scope: Scope, send: Send, exc: Exception) -> None:
-    """Answer with a problem from middleware, where no framework handler is in reach."""
+    """Send a problem response from a middleware, which the framework's exception handlers do not cover."""
     response = _respond(scope, exc)
     await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
     await send({"type": "http.response.body", "body": bytes(response.body)})
 
 
 def install(app: Starlette) -> None:
-    """Answer every exception that an endpoint or the framework raises with a problem."""
-    for kind in (IgnError, HTTPException, RequestValidationError, ValidationError, Exception):
-        app.add_exception_handler(kind, _handle)
+    """Register the handler that turns exceptions of endpoints and of the framework into problem responses."""
+    for exception in (IgnError, HTTPException, RequestValidationError, ValidationError, Exception):
+        app.add_exception_handler(exception, _handle)
 
 
 async def _handle(request: Request, exc: Exception) -> Response:
@@ -205,11 +206,11 @@ def _headers(exc: IgnError) -> dict[str, str]:
         return {"WWW-Authenticate": "Bearer"}
     if isinstance(exc, DeadlineUnreachable):
         return {"X-Should-Retry": "false"}
-    if isinstance(exc, BodyTooSlow):  # the rest of the body may never come; the connection is of no more use
+    if isinstance(exc, BodyTooSlow):  # the rest of the body may never arrive, so the connection cannot be reused
         return {"Connection": "close"}
     if isinstance(exc, OverloadedError | UnavailableError):
         headers = {"Retry-After": str(_whole_seconds(exc.retry_after))}
-        if isinstance(exc, Draining):  # the next attempt should find another replica
+        if isinstance(exc, Draining):  # so that the client connects to another replica for its next attempt
             headers["Connection"] = "close"
         return headers
     return {}
@@ -223,15 +224,15 @@ def _whole_seconds(seconds: float) -> int:
 
 def _framework_problem(exc: HTTPException) -> Problem:
     status, phrase = exc.status_code, HTTPStatus(exc.status_code).phrase
-    # Starlette fills in the phrase when nobody gave a text, and says "Content Too Large" on every Python.
-    given = exc.detail if exc.detail not in (phrase, _title(status)) else ""
+    # Without a text, Starlette sets the phrase; for 413 it is "Content Too Large" on every version of Python.
+    detail = exc.detail if exc.detail not in (phrase, _title(status)) else ""
     headers = dict(exc.headers or {})
     if status == HTTPStatus.UNAUTHORIZED:
         headers.setdefault("WWW-Authenticate", "Bearer")
     return Problem(
         status=status,
         code=_FRAMEWORK_CODES.get(status) or _title(status).lower().replace(" ", "_").replace("-", "_"),
-        detail=str(given) or _FRAMEWORK_DETAILS.get(status) or _title(status).lower(),
+        detail=str(detail) or _FRAMEWORK_DETAILS.get(status) or _title(status).lower(),
         headers=headers,
     )
 
@@ -247,8 +248,8 @@ def _request_problem(exc: RequestValidationError) -> Problem:
     return _invalid_content((_field_path(_strip_location(error["loc"])), _message(error)) for error in errors)
 
 
-def _invalid_content(found: Iterable[tuple[str, str]]) -> Problem:
-    fields = list(found)
+def _invalid_content(errors: Iterable[tuple[str, str]]) -> Problem:
+    fields = list(errors)
     name, message = fields[0]
     more = f" (and {len(fields) - 1} more)" if len(fields) > 1 else ""
     return Problem(

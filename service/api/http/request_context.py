@@ -12,7 +12,7 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 
 from service.api.app_state import AppState
-from service.api.http.body import media_type, parse_json, read_body
+from service.api.http.body import parse_content_type, parse_json, printable_name, read_body
 from service.api.http.negotiation import Media, negotiate
 from service.api.http.problems import describe
 from service.domain.errors import BodyTooSlow, DeadlineExceeded, InvalidContent, MalformedRequest, UnsupportedMedia
@@ -27,7 +27,7 @@ _SECONDS: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 
 class ApiRequest:
-    """What the endpoints that run a model do with every request.
+    """A request to an endpoint that runs a model: its deadline, body, codec jobs and timing.
 
     Args:
         request: as `AccessLogMiddleware` passes it on, with arrival time, id and caller in its state.
@@ -48,8 +48,8 @@ class ApiRequest:
         self.request_id: str = state["request_id"]
         self.caller: str = state["caller"]
         timeout = self.headers.get("x-request-timeout")
-        longest = self.services.settings.request_timeout_s
-        self.deadline: float = self.arrival + (longest if timeout is None else min(_seconds(timeout), longest))
+        max_timeout = self.services.settings.request_timeout_s
+        self.deadline: float = self.arrival + (max_timeout if timeout is None else min(_seconds(timeout), max_timeout))
         self.seconds = {"decode": 0.0, "queue": 0.0, "compute": 0.0, "encode": 0.0}
 
     def negotiate(self, offers: tuple[Media, ...]) -> Media:
@@ -62,7 +62,7 @@ class ApiRequest:
 
     def content_type(self) -> str:
         """The media type of the body in lower case, without parameters; empty where there is none."""
-        return media_type(self.headers.get("content-type"))[0]
+        return parse_content_type(self.headers.get("content-type"))[0]
 
     async def read_body(self, *, encoded: bool = False) -> bytes:
         """The whole body, within the limits of size and time.
@@ -94,12 +94,12 @@ class ApiRequest:
         """
         if self.request.scope["query_string"]:
             self.reject_query()
-        kind = self.headers.get("content-type")
-        if kind != "application/json":
-            kind = self.content_type()
-        body = await self.read_body() if kind in ("", "application/json") else b""  # another type is not even read
-        if kind != "application/json" and (kind or body):
-            raise UnsupportedMedia(f"Content-Type: expected application/json, not {kind or 'none'}")
+        media_type = self.headers.get("content-type")
+        if media_type != "application/json":
+            media_type = self.content_type()
+        body = await self.read_body() if media_type in ("", "application/json") else b""  # other bodies are not read
+        if media_type != "application/json" and (media_type or body):
+            raise UnsupportedMedia(f"Content-Type: expected application/json, not {media_type or 'none'}")
         return await self.parse(body, partial(parse_as, schema, body))
 
     async def parse(self, body: bytes, job: Callable[[], T]) -> T:
@@ -114,7 +114,7 @@ class ApiRequest:
     def reject_query(self) -> None:
         """Raise `InvalidContent` if the request has query parameters; its options belong in the body."""
         for name in self.request.query_params:
-            raise InvalidContent.field(name[:200], "unknown query parameter; options belong in the body")
+            raise InvalidContent.field(printable_name(name), "unknown query parameter; options belong in the body")
 
     def resolve(self, name: str | None) -> ServedModel:
         """The model asked for; the metrics name it.
@@ -142,7 +142,7 @@ class ApiRequest:
             start = time.perf_counter()
             try:
                 async with asyncio.timeout(self.deadline - time.monotonic()):
-                    return await services.codec.run(part, job)  # which observes its time itself
+                    return await services.codec.run(part, job)  # the pool records the metric
             except TimeoutError as exc:
                 raise DeadlineExceeded("the deadline passed") from exc
             finally:
@@ -200,6 +200,6 @@ def parse_as(schema: type[Body], body: bytes) -> Body:
     """
     try:
         return schema.model_validate(parse_json(body) if body else {})
-    except ValidationError as exc:  # described here and not by a handler: a large body can hold 100 000 faults
+    except ValidationError as exc:  # formatted here, in the codec pool: a large body can hold 100 000 errors
         problem = describe(exc)
         raise InvalidContent(problem.detail, fields=problem.fields) from exc

@@ -1,12 +1,12 @@
-"""The outermost middleware: a request's id, arrival time and caller; its access log line and its metrics.
+"""The outermost middleware: it sets the request id, arrival time and caller, and logs and counts the request.
 
 `service.app` stacks the middleware in this order, from the outside in:
 
 1. `AccessLogMiddleware`.
-2. `CorsMiddleware`, where origins are configured; outside of everything that answers, so that errors carry its headers.
-3. `ErrorMiddleware`: an exception that nothing else handles becomes a problem.
+2. `CorsMiddleware`, if origins are configured; it is outside the others so that error responses have its headers.
+3. `ErrorMiddleware`: turns an exception that nothing else handles into a problem document.
 4. `ConcurrencyLimitMiddleware`: the limit on requests in flight, and 503 while draining.
-5. `AuthMiddleware`, where keys are configured, and `RateLimitMiddleware`, where there are quotas.
+5. `AuthMiddleware`, if keys are configured, and `RateLimitMiddleware`, if rates are limited.
 6. `FastRouter`: calls the endpoints that run a model without the framework's routing.
 
 `service.server` rejects some requests before all of them. Endpoints find in ``scope["state"]``: ``request_id`` (str),

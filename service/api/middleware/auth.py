@@ -1,16 +1,16 @@
-"""Who is calling, and whether they may: API keys, and the caller's key for fairness.
+"""API keys: authentication, scopes and quotas.
 
-The keys file is a JSON list. Keys themselves are never stored, only their SHA-256:
+The keys file is a JSON list. It holds the SHA-256 of each key, never the key itself:
 
     [{"name": "alice", "sha256": "<64 hex digits>", "scopes": ["infer"]},
      {"name": "ops", "sha256": "<64 hex digits>", "scopes": ["infer", "admin"]}]
 
-`python -c "import secrets; print(secrets.token_urlsafe(32))"` makes a key; `printf %s KEY | sha256sum` its hash.
-`infer` opens every path that is neither open nor administrative, `admin` the administrative ones. An entry may name a
-`quota`, such as `"20/s"` or `"600/m"`: requests that its key may make, instead of what `IGN_RATE_LIMIT` grants.
+`python -c "import secrets; print(secrets.token_urlsafe(32))"` creates a key, and `printf %s KEY | sha256sum` hashes it.
+The scope `admin` allows the administrative paths, and the scope `infer` every other path that needs a key. An entry may
+have a `quota`, such as `"20/s"` or `"600/m"`. It replaces the rate `IGN_RATE_LIMIT` for this key.
 
-Paths are denied by default: with keys configured, a path needs one unless it is listed as open. A listed path is exact;
-one that ends in `/*` stands for all paths below it.
+With keys configured, a path needs a key unless it is listed as open. A listed path matches exactly; one that ends in
+`/*` matches every path below it.
 """
 
 import hashlib
@@ -47,7 +47,7 @@ ADMIN_PATHS: Final = ("/v2/repository/models/*",)
 
 
 def open_paths(closed: Collection[str] = ()) -> tuple[str, ...]:
-    """The paths that need no key; ``closed``: names in `OPEN` whose paths do need one."""
+    """The paths that need no key; ``closed`` holds the names in `OPEN` whose paths do need one."""
     return tuple(path for name, paths in OPEN.items() if name not in closed for path in paths)
 
 
@@ -73,13 +73,13 @@ class _KeyEntry(BaseModel):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiKey:
-    """One caller's key.
+    """The API key of one caller.
 
     Args:
-        name: the caller, in fairness, quotas and logs.
+        name: of the caller, for fair queueing, quotas and logs.
         digest: SHA-256 of the key, 32 bytes.
-        scopes: what it opens.
-        quota: how often it may be used; None: as often as any caller.
+        scopes: which paths the key allows.
+        quota: rate limit of this key; None for the common one.
     """
 
     name: str
@@ -92,7 +92,7 @@ def load_keys(path: Path) -> tuple[ApiKey, ...]:
     """Read the keys file.
 
     Raises:
-        StartupError: unreadable, invalid, empty, or a name or key twice.
+        StartupError: the file is unreadable, invalid or empty, or a name or key occurs twice.
     """
     try:
         entries = TypeAdapter(list[_KeyEntry]).validate_json(path.read_bytes())
@@ -116,11 +116,13 @@ def load_keys(path: Path) -> tuple[ApiKey, ...]:
 
 
 class AuthMiddleware:
-    """ASGI middleware: 401 without a valid key, 403 without the scope, and the key's name and quota as the caller's.
+    """Answers 401 without a valid key and 403 without the scope.
+
+    It replaces the caller's fairness key by the name of the API key, and sets the quota for `RateLimitMiddleware`.
 
     Args:
         app: the application behind it.
-        keys: the keys that open it, or None: everything is open, administration too.
+        keys: the valid keys.
         open_paths: paths that need no key.
         admin_paths: paths that need the `admin` scope.
     """
@@ -156,26 +158,27 @@ class AuthMiddleware:
 
     @staticmethod
     def _authenticate(headers: Headers, keys: Sequence[ApiKey]) -> ApiKey:
-        given = headers.getlist("authorization")
-        scheme, _, token = given[0].partition(" ") if len(given) == 1 else ("", "", "")
+        values = headers.getlist("authorization")
+        # Several headers are rejected, because proxies disagree on which of them counts.
+        scheme, _, token = values[0].partition(" ") if len(values) == 1 else ("", "", "")
         token = token.strip()
         if scheme.lower() != "bearer" or not token:
             raise UnauthorizedError("send one header Authorization: Bearer KEY")
         digest = hashlib.sha256(token.encode("latin-1")).digest()
-        found = None
-        for key in keys:  # all of them, so that the time says nothing of which one matched
+        matched = None
+        for key in keys:  # no early exit, so that the duration does not reveal which key matched
             if hmac.compare_digest(key.digest, digest):
-                found = key
-        if found is None:
+                matched = key
+        if matched is None:
             raise UnauthorizedError("this key is not known")
-        return found
+        return matched
 
 
 class PathSet:
     """A set of exact paths and of `…/*` subtrees.
 
     Args:
-        patterns: paths; one that ends in `/*` stands for all below it.
+        patterns: paths; one that ends in `/*` covers every path below it.
     """
 
     def __init__(self, patterns: Collection[str]) -> None:

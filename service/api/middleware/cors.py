@@ -1,4 +1,4 @@
-"""CORS."""
+"""Cross-origin requests (CORS): Starlette's middleware with this service's headers and error documents."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -29,7 +29,7 @@ _ALLOWED_HEADERS: Final = (
 
 
 class CorsMiddleware(CORSMiddleware):
-    """Starlette's CORS, exposing this service's headers and refusing a preflight with a problem.
+    """Starlette's `CORSMiddleware` that exposes this service's headers and rejects a preflight with a problem document.
 
     Args:
         app: the application behind it.

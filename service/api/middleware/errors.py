@@ -1,4 +1,4 @@
-"""An exception that nothing else handles becomes a problem document."""
+"""Turn exceptions that nothing else handles into problem documents."""
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -7,9 +7,10 @@ from service.api.http.problems import log_failure, request_id_of, send_problem
 
 
 class ErrorMiddleware:
-    """Turns an exception into a problem. Once the response has started, it only logs it, and the server cuts the response.
+    """Answers an exception with a problem document.
 
-    It needs `AccessLogMiddleware` outside, which keeps the state of the response.
+    After the start of the response it only logs the exception, and the server closes the connection before the end of
+    the response. It reads the state of the response, which `AccessLogMiddleware` sets, so that must be outside.
 
     Args:
         app: the application behind it.

@@ -1,4 +1,4 @@
-"""Routing for the endpoints that run a model, without the cost of the framework's routing."""
+"""Fast routing for the endpoints that run a model; it skips the framework's routing and dependency resolution."""
 
 import re
 from collections.abc import Awaitable, Callable, Iterable
@@ -10,39 +10,40 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 class Route(Protocol):
-    """What `FastRouter` needs of a route of FastAPI's."""
+    """The attributes of a FastAPI route that `FastRouter` uses."""
 
     @property
     def path(self) -> str:
-        """Its template."""
+        """The path template, such as `/v2/models/{name}/infer`."""
         ...
 
     @property
     def path_regex(self) -> re.Pattern[str]:
-        """Matches its paths from the beginning to the end, with a group for each parameter."""
+        """Matches a whole path; has a named group for each parameter."""
         ...
 
     @property
     def endpoint(self) -> Callable[[Request], Awaitable[Response]]:
-        """Request → response."""
+        """The function that answers a request."""
         ...
 
 
 class FastRouter:
-    """Calls the endpoint of a POST to one of its routes, and passes every other request on. The innermost middleware.
+    """Calls the endpoint of a POST request to one of its routes, and passes every other request on.
 
-    `ErrorMiddleware` turns what an endpoint raises into a problem, as the framework does for its own routes.
+    It is the innermost middleware. `ErrorMiddleware` answers exceptions of its endpoints, as the framework does for
+    its own routes.
 
     Args:
         app: the framework's routing.
-        routes: of POST, with only text as parameters; set in the scope as the framework would.
+        routes: POST routes; their path parameters are text.
     """
 
     def __init__(self, app: ASGIApp, *, routes: Iterable[Route]) -> None:
         self._app = app
-        listed = list(routes)
-        self._exact = {route.path: route for route in listed if "{" not in route.path}
-        self._parameterised = [(route.path_regex.match, route) for route in listed if "{" in route.path]
+        post_routes = list(routes)
+        self._exact = {route.path: route for route in post_routes if "{" not in route.path}
+        self._parameterised = [(route.path_regex.match, route) for route in post_routes if "{" in route.path]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or pass the request on."""
@@ -53,12 +54,13 @@ class FastRouter:
         route = self._exact.get(scope["path"])
         if route is None:
             for match, candidate in self._parameterised:
-                if found := match(scope["path"]):
-                    route, parameters = candidate, found.groupdict()
+                if matched := match(scope["path"]):
+                    route, parameters = candidate, matched.groupdict()
                     break
             else:
                 await self._app(scope, receive, send)
                 return
+        # The access log, the metrics and the endpoints read these two, which the framework sets for its own routes.
         scope["route"], scope["path_params"] = route, parameters
         response = await route.endpoint(Request(scope, receive, send))
         await response(scope, receive, send)

@@ -1,4 +1,4 @@
-"""Requests in flight: counted, and refused beyond a limit."""
+"""Count the requests in flight, and reject requests beyond a limit."""
 
 import asyncio
 from collections.abc import Collection
@@ -16,8 +16,8 @@ TOO_MANY: Final = "too many requests are in flight"
 class InFlightRequests:
     """Counts the requests in flight, and holds the flag `draining`. Belongs to one event loop.
 
-    `service.server` sets `draining` once, and waits with `idle`. `ModelRegistry` waits with `wait_for_current` before it
-    closes a model.
+    `service.server` sets `draining` once, and waits with `idle`. `ModelRegistry` waits with `wait_for_current` before
+    it closes a model.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""How often a caller may ask: 429 beyond its rate, with the time after which it may ask again."""
+"""Rate limits: a caller that exceeds its rate gets 429 with a Retry-After header."""
 
 import time
 from collections.abc import Callable, Collection
@@ -12,18 +12,21 @@ from service.domain.errors import RateLimited
 from service.domain.rate_limit import GCRA, Rate
 
 QUOTA: Final = "quota"
-"""Where the request's state holds the rate of the caller's own key, if it has one."""
+"""The name in the request's state under which `AuthMiddleware` puts the rate of the caller's API key."""
 
 
 class RateLimitMiddleware:
-    """ASGI middleware: every request to a path that is not open counts, whatever comes of it, refused ones do not.
+    """Limits the rate of each caller.
+
+    Every request to a path that is not open counts, whether it succeeds or fails. A request that this middleware
+    rejects does not count.
 
     Args:
         app: the application behind it.
-        rate: for callers whose key names none; None: no limit.
-        parts: among how many processes, which know nothing of each other's callers, every rate is divided.
-        open_paths: paths that do not count; `…/*` stands for all below.
-        clock: seconds; never goes back.
+        rate: of callers whose API key has no quota; None for no limit.
+        parts: number of worker processes. They do not share their counts, so each enforces one part of the rate.
+        open_paths: paths that do not count; `…/*` covers every path below.
+        clock: returns seconds; monotonic.
     """
 
     def __init__(

@@ -1,9 +1,10 @@
-"""Options that arrive as text, in multipart fields or in the query, as the values JSON would carry."""
+"""Convert options that arrive as text, in multipart fields or in the query, to the values that JSON would have."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
+from service.api.http.body import printable_name
 from service.domain.errors import InvalidContent
 
 _INTEGER: Final = re.compile(r"-?[0-9]{1,20}")
@@ -11,8 +12,10 @@ _NUMBER: Final = re.compile(r"-?[0-9]{1,30}(\.[0-9]{1,30})?([eE][+-]?[0-9]{1,3})
 _BOOLEANS: Final = {"true": True, "1": True, "false": False, "0": False}
 
 
-def values(fields: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """One value per field, converted by the field's name; text that is no such value stays text, and fails later.
+def parse_fields(fields: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Convert one text for each field by the type of the option; other fields stay text.
+
+    Text that cannot be converted stays text, too, and validation rejects it later with the name of the field.
 
     Raises:
         InvalidContent: a field is given more than once.
@@ -20,7 +23,7 @@ def values(fields: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     converted = {}
     for name, texts in fields.items():
         if len(texts) != 1:
-            raise InvalidContent.field(name[:200], "given more than once")
+            raise InvalidContent.field(printable_name(name), "given more than once")
         converted[name] = _CONVERTERS.get(name, str)(texts[0])
     return converted
 

@@ -1,4 +1,4 @@
-"""What `/openapi.json` says of the native endpoints, which read their bodies themselves."""
+"""The OpenAPI descriptions of the native endpoints. They read bodies themselves, so FastAPI cannot derive them."""
 
 from collections.abc import Collection, Mapping
 from typing import Any, Final
@@ -12,9 +12,9 @@ from service.api.native.schemas import ProblemDocument, ProgressEvent, StepEvent
 Examples = Mapping[str, Mapping[str, Any]]
 
 REFERENCE: Final = "#/components/schemas/{model}"
-"""Of a pydantic model by its name; `service.api.info.openapi_document` puts them there."""
+"""Reference to the schema of a pydantic model; `service.api.info.openapi_document` adds these schemas."""
 
-# A 2×2 grey PNG, so that the examples of the documentation can be sent as they are.
+# A 2×2 grey PNG, so that the examples are valid requests.
 _PICTURE: Final = "iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAAAAABX3VL4AAAADklEQVR4AWNg+M/wnwEABgAB/9ywHykAAAAASUVORK5CYII="
 
 GENERATE: Final[Examples] = {
@@ -63,15 +63,15 @@ _NATIVE: Final = (400, 401, 404, 406, 408, 413, 415, 422, 429, 500, 503, 504)
 
 
 def operation(
-    request: type[BaseModel], answer: type[BaseModel], examples: Examples, forms: Collection[Media]
+    request: type[BaseModel], answer: type[BaseModel], examples: Examples, media_types: Collection[Media]
 ) -> dict[str, Any]:
-    """Keyword arguments for the route of one native endpoint.
+    """Keyword arguments of the route decorator for one native endpoint.
 
     Args:
         request: schema of the JSON body.
-        answer: schema of the JSON answer.
-        examples: bodies that work, by name.
-        forms: in which it can be answered.
+        answer: schema of the JSON response.
+        examples: valid JSON bodies, by name.
+        media_types: of the response.
     """
     content: dict[str, Any] = {
         "application/json": {"schema": schema_of(request), "examples": {k: dict(v) for k, v in examples.items()}}
@@ -81,7 +81,8 @@ def operation(
         content |= _uploads(request)
         parameters += _query(request)
     events = {"itemSchema": _event(answer)}
-    answers = {form.value: events if form is Media.EVENTS else BINARY for form in forms if form is not Media.JSON}
+    others = [media for media in media_types if media is not Media.JSON]
+    answers = {media.value: events if media is Media.EVENTS else BINARY for media in others}
     return {
         "response_model": None,
         "responses": {
@@ -108,18 +109,18 @@ TIMEOUT: Final = {
 
 
 def problem(text: str) -> dict[str, Any]:
-    """A problem answer, described."""
+    """The OpenAPI description of a problem response."""
     return {"description": text, "content": {MEDIA_TYPE: {"schema": schema_of(ProblemDocument)}}}
 
 
 def schema_of(model: type[BaseModel]) -> dict[str, Any]:
-    """A reference to the schema of a model that `service.api.info.openapi_document` knows."""
+    """A reference to the schema of a model that is listed in `service.api.info.openapi_document`."""
     return {"$ref": REFERENCE.format(model=model.__name__)}
 
 
 def _event(answer: type[BaseModel]) -> dict[str, Any]:
-    """What a stream is made of, in the words of OpenAPI 3.2, which FastAPI uses in 3.1 too."""
-    kinds: dict[str, type[BaseModel]] = {
+    """The schema of one event of a stream, by the rules of OpenAPI 3.2, which FastAPI also uses in 3.1."""
+    payloads: dict[str, type[BaseModel]] = {
         "step": StepEvent,
         "progress": ProgressEvent,
         "done": answer,
@@ -134,18 +135,18 @@ def _event(answer: type[BaseModel]) -> dict[str, Any]:
                     "data": {
                         "type": "string",
                         "contentMediaType": "application/json",
-                        "contentSchema": schema_of(kind),
+                        "contentSchema": schema_of(payload),
                     },
                 },
                 "required": ["event", "data"],
             }
-            for name, kind in kinds.items()
+            for name, payload in payloads.items()
         ]
     }
 
 
 def _uploads(request: type[BaseModel]) -> dict[str, Any]:
-    """The two other forms of a projection: a form with files, and a raw body."""
+    """The request bodies besides JSON: a multipart form, and a raw picture."""
     file = {"type": "string", "format": "binary"}
     form: dict[str, Any] = {
         "type": "object",
@@ -158,22 +159,22 @@ def _uploads(request: type[BaseModel]) -> dict[str, Any]:
         "additionalProperties": False,
     }
     raw = dict.fromkeys(("image/png", "image/jpeg", "image/webp"), BINARY)
-    kinds = {"contentType": ", ".join(raw)}
-    encoding = {name: kinds for name in ("image", "mask") if name in form["properties"]}
+    content_type = {"contentType": ", ".join(raw)}
+    encoding = {name: content_type for name in ("image", "mask") if name in form["properties"]}
     return {"multipart/form-data": {"schema": form, "encoding": encoding}, **raw}
 
 
 def _query(request: type[BaseModel]) -> list[dict[str, Any]]:
-    """The options of a raw body. They have no defaults: programs would send those with the other two forms, too."""
-    described = {"in": "query", "description": "Only with a picture as the raw body."}
+    """The query parameters for a raw body, without defaults, which clients would send with the other bodies, too."""
+    common = {"in": "query", "description": "Only with a picture as the raw body."}
     return [
-        {"name": name, "schema": {key: value for key, value in schema.items() if key != "default"}, **described}
+        {"name": name, "schema": {key: value for key, value in schema.items() if key != "default"}, **common}
         for name, schema in _text_options(request).items()
     ]
 
 
 def _text_options(request: type[BaseModel]) -> dict[str, Any]:
-    """Schemas of the options as forms and queries carry them, where what is not given is left out."""
+    """Schemas of the options in forms and queries, which omit a missing option instead of sending null."""
     fields = request.model_json_schema()["properties"]
     options = {
         name: _without_null(schema) for name, schema in fields.items() if name not in ("images", "mask", "masks")
@@ -188,7 +189,7 @@ def _text_options(request: type[BaseModel]) -> dict[str, Any]:
 
 
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
-    """The same without null."""
+    """The schema without the alternative null."""
     options = [option for option in schema.get("anyOf", ()) if option != {"type": "null"}]
     if len(options) != 1:
         return schema

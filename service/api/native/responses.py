@@ -1,4 +1,4 @@
-"""Answers from results: JSON with base64 pictures, one raw picture, a contact sheet, an animation, or `.npy`."""
+"""Build responses from results: JSON with base64 pictures, a raw picture, a contact sheet, an animation, or `.npy`."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -34,24 +34,24 @@ from service.models.registry import ServedModel
 
 RASTER: Final[Mapping[Media, PictureFormat]] = {Media.PNG: "png", Media.WEBP: "webp", Media.JPEG: "jpeg"}
 _ANIMATED: Final[Mapping[Media, AnimationFormat]] = {Media.WEBP: "webp", Media.GIF: "gif", Media.APNG: "apng"}
-_IN_DISTRIBUTION: Final = 99.0  # highest percentile of the distances of real pictures that counts as real
-_INLINE: Final = 1 << 13  # values; up to so many are encoded on the event loop, faster than a thread wakes
+_IN_DISTRIBUTION: Final = 99.0  # highest percentile, among the distances of real pictures, that counts as real
+_INLINE: Final = 1 << 13  # values; encoding so few takes less time than waking a thread of the codec pool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResponseSpec:
-    """How a result becomes an answer.
+    """How a result becomes a response.
 
     Args:
-        model: the model that answers.
+        model: the model that ran.
         media: the negotiated media type.
         format: of base64 pictures.
-        labels: for each image, the members that the result does not hold: `index`, `inverted`, `t`, `row`, `col`.
-        members: members of a JSON answer before its images: `seed`, if the endpoint has one.
-        layout: several pictures in one: a contact sheet, or a strip of one row.
-        columns: of the contact sheet; None for near-square.
-        fps: frames a second; above 0, WebP, GIF and APNG are animations.
-        closed: the last picture repeats the first one (a loop).
+        labels: for each image, the members that are not in the result: `index`, `inverted`, `t`, `row`, `col`.
+        members: members of the JSON body before `images`: `seed`, if the endpoint has one.
+        layout: how a raw response combines several pictures: a near-square sheet, or a strip of one row.
+        columns: of the sheet; None for ceil(√N).
+        fps: frames per second; if above 0, WebP, GIF and APNG are animations.
+        closed: repeat the first picture at the end (a loop); the model does not run it again.
         strength: s of (1−s)·x + s·f^k(x), 0…1.
     """
 
@@ -68,15 +68,15 @@ class ResponseSpec:
 
     @property
     def rows(self) -> int:
-        """Rows that the model runs; the repeated one of a loop is not among them."""
+        """Number of rows that the model runs, without the repeated one of a loop."""
         return len(self.labels) - self.closed
 
 
 def check_format(spec: ResponseSpec, record: Sequence[int] = ()) -> None:
-    """Reject, before anything is computed, what the answer's format cannot hold.
+    """Check before the model runs that the format can hold the response.
 
     Raises:
-        InvalidContent: ``record`` with a raw answer, or a sheet larger than its format allows.
+        InvalidContent: ``record`` with a raw response, or a sheet larger than its format allows.
     """
     if record and spec.media not in (Media.JSON, Media.EVENTS):
         raise InvalidContent.field("record", f"only JSON and event streams carry a trajectory, not {spec.media}")
@@ -91,9 +91,10 @@ async def respond(api: ApiRequest, spec: ResponseSpec, result: Result) -> Respon
     if spec.media is Media.JSON:
         large = result.rows.size > _INLINE or any(result.trajectory)
         pictures = await api.run_codec("encode", lambda: _json(_images(spec, result)), large=large)
-        # Joined as text: the pool encodes the images, and the timing, which includes that, comes after them.
-        before, mark, after = _json(envelope(api, spec.model, [], spec.members)).partition(b'"images":[')
-        content = before + mark[:-1] + pictures + after[1:]
+        # `timing` includes the time of encoding the images, so the rest of the body is written after them, and the
+        # encoded images are inserted as text.
+        before, marker, after = _json(envelope(api, spec.model, [], spec.members)).partition(b'"images":[')
+        content = before + marker[:-1] + pictures + after[1:]
         return Response(
             content, headers=api.response_headers(spec.model, spec.members.get("seed")), media_type=Media.JSON
         )
@@ -103,7 +104,7 @@ async def respond(api: ApiRequest, spec: ResponseSpec, result: Result) -> Respon
 
 
 def respond_scores(api: ApiRequest, model: ServedModel, result: Result) -> Response:
-    """The response of `/score`: numbers, no pictures."""
+    """The response of `/score`, which has numbers and no pictures."""
     api.count_rows(model, result)
     drifts = [] if result.drift is None else result.drift.tolist()
     images: list[dict[str, Any]] = []
@@ -115,7 +116,7 @@ def respond_scores(api: ApiRequest, model: ServedModel, result: Result) -> Respo
 
 
 def in_distribution_fields(card: ModelCard, distance: float) -> dict[str, Any]:
-    """The percentile of a distance among those of real pictures, and whether it is usual; None where unknown."""
+    """The percentile of a distance among those of real pictures, and whether it is at most 99; None if unknown."""
     percentile = card.percentile(distance)
     return {
         "percentile": None if percentile is None else round_metric(percentile),
@@ -129,59 +130,59 @@ def envelope(
     images: list[dict[str, Any]],
     members: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """The JSON answer around its images; ``members`` come before those."""
+    """The JSON body with its images; ``members`` come before `images`."""
     card = model.card
-    reference = {"name": card.name, "version": card.version, "digest": f"sha256:{model.digest}"}
-    head: dict[str, Any] = {"model": reference, "request_id": api.request_id, **members}
+    model_ref = {"name": card.name, "version": card.version, "digest": f"sha256:{model.digest}"}
+    head: dict[str, Any] = {"model": model_ref, "request_id": api.request_id, **members}
     return head | {"images": images, "timing": api.timing()}
 
 
-def image(spec: ResponseSpec, result: Result, place: int, data: str | None) -> dict[str, Any]:
+def image(spec: ResponseSpec, result: Result, index: int, data: str | None) -> dict[str, Any]:
     """One member of `images`, without its trajectory.
 
     Args:
-        spec: of the answer.
+        spec: of the response.
         result: the finished request.
-        place: which row.
-        data: its picture in base64, or None where it was sent already.
+        index: of the row.
+        data: the picture of the row in base64, or None if a stream sent it already.
     """
     _, height, width = spec.model.card.shape
     return {
-        **spec.labels[place],
+        **spec.labels[index],
         "data": data,
         "format": spec.format,
         "width": width,
         "height": height,
-        "steps": int(result.steps[place]),
-        "converged": bool(result.converged[place]),
-        "distance": round_metric(result.distance[place]),
-        "drift": None if result.drift is None else round_metric(result.drift[place]),
+        "steps": int(result.steps[index]),
+        "converged": bool(result.converged[index]),
+        "distance": round_metric(result.distance[index]),
+        "drift": None if result.drift is None else round_metric(result.drift[index]),
         "trajectory": None,
     }
 
 
-def picture(row: FloatRow, card: ModelCard, form: Format) -> str:
-    """One row (C, H, W) as a base64 picture."""
-    if form == "npy":
+def picture(row: FloatRow, card: ModelCard, picture_format: Format) -> str:
+    """Encode one row (C, H, W) as a base64 picture."""
+    if picture_format == "npy":
         return encode_base64(encode_npy(row))
-    return encode_base64(encode(to_uint8(row, card), form))
+    return encode_base64(encode(to_uint8(row, card), picture_format))
 
 
 def round_metric(value: float) -> float:
-    """A row metric as answers show it."""
+    """A distance, drift or change as responses show it: rounded to 6 decimals."""
     return round(float(value), 6)
 
 
 def _images(spec: ResponseSpec, result: Result) -> list[dict[str, Any]]:
-    card, form = spec.model.card, spec.format
-    if form == "npy":
-        data = [picture(row, card, form) for row in result.rows]
+    card, picture_format = spec.model.card, spec.format
+    if picture_format == "npy":
+        data = [picture(row, card, picture_format) for row in result.rows]
     else:
-        data = [encode_base64(encode(pixels, form)) for pixels in to_uint8(result.rows, card)]
-    images = [image(spec, result, place, text) for place, text in enumerate(data)]
-    for place, steps in enumerate(result.trajectory):
+        data = [encode_base64(encode(pixels, picture_format)) for pixels in to_uint8(result.rows, card)]
+    images = [image(spec, result, index, text) for index, text in enumerate(data)]
+    for index, steps in enumerate(result.trajectory):
         if steps:
-            images[place]["trajectory"] = [_recorded(step, card, form) for step in steps]
+            images[index]["trajectory"] = [_recorded_step(step, card, picture_format) for step in steps]
     return images
 
 
@@ -189,9 +190,9 @@ def _json(value: object) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode("ascii")
 
 
-def _recorded(step: StepOutput, card: ModelCard, form: Format) -> dict[str, Any]:
+def _recorded_step(step: StepOutput, card: ModelCard, picture_format: Format) -> dict[str, Any]:
     change = None if step.change is None else round_metric(step.change)
-    return {"step": step.step, "data": picture(step.row, card, form), "change": change}
+    return {"step": step.step, "data": picture(step.row, card, picture_format), "change": change}
 
 
 def _raw(spec: ResponseSpec, result: Result) -> bytes:

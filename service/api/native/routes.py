@@ -1,4 +1,4 @@
-"""The native endpoints. Each validates its options and makes rows; `_serve` runs them and answers."""
+"""The native endpoints. Each validates its options and prepares rows; `_serve` runs the model and responds."""
 
 import secrets
 from collections.abc import Callable
@@ -42,8 +42,8 @@ router = APIRouter(tags=["Pictures"])
 
 _FORMATS: Final = (Media.JSON, Media.PNG, Media.WEBP, Media.JPEG, Media.NPY)
 _STREAM_FORMATS: Final = (*_FORMATS, Media.EVENTS)
-_PATH_FORMATS: Final = (*_FORMATS, Media.GIF, Media.APNG)  # a grid has no animation
-_LARGE_NOISE: Final = 1 << 14  # values; more are drawn in the codec pool
+_PATH_FORMATS: Final = (*_FORMATS, Media.GIF, Media.APNG)  # for paths only; a grid has no animation
+_LARGE_NOISE: Final = 1 << 14  # values; a request with more of them draws its noise in the codec pool
 _SEED_BITS: Final = 32
 
 MakeRows = Callable[[], InputRows]
@@ -175,25 +175,26 @@ async def score(request: Request) -> Response:
 async def _serve(
     api: ApiRequest, spec: ResponseSpec, inputs: InputRows | MakeRows, params: StepParams, *, large: bool
 ) -> Response:
-    """Make the rows, apply f and answer; all of it is cancelled when the client disconnects.
+    """Make the rows, apply f and respond; a disconnect of the client cancels all of it.
 
     Args:
         api: the request.
-        spec: of the answer.
+        spec: of the response.
         inputs: the rows, or a codec job that makes them.
         params: how f is applied.
-        large: the job runs in the codec pool, after a check that the queue has room for its rows.
+        large: run the job in the codec pool, after a check that the queue has room for its rows. Without the check
+            the service would decode large pictures and then reject them.
     """
     scheduler = spec.model.scheduler
     if large:
         scheduler.check_capacity(spec.rows)
 
     async def work() -> Response:
-        made = inputs if isinstance(inputs, InputRows) else await api.run_codec("decode", inputs, large=large)
-        rows = made.rows
+        prepared = inputs if isinstance(inputs, InputRows) else await api.run_codec("decode", inputs, large=large)
+        rows = prepared.rows
         scheduling = SchedulingParams(
             step_params=params,
-            keep_mask=made.keep,
+            keep_mask=prepared.keep,
             deadline=api.deadline,
             key=api.caller,
             progress=spec.media is Media.EVENTS,

@@ -1,6 +1,7 @@
-"""What requests and answers look like: the pydantic models behind parsing and `/openapi.json`.
+"""Pydantic models of the native requests and responses; they validate bodies and appear in `/openapi.json`.
 
-Limits that an operator can change are not here; `service.api.native.validation` checks them.
+`service.api.native.validation` checks the limits that an operator can change. The docstrings and descriptions here are
+part of the OpenAPI document.
 """
 
 from typing import Annotated, Final, Literal, Self
@@ -30,13 +31,13 @@ _NULL: Final[JsonDict] = {"type": "null"}
 _RECORD = "Ascending step numbers (0 = the input) whose pictures are returned as `trajectory`."
 
 
-def _exclusive(given: str, schema: JsonDict, *absent: str) -> JsonDict:
-    """Whoever gives one field leaves others out."""
-    return {"required": [given], "properties": {given: schema, **dict.fromkeys(absent, _NULL)}}
+def _exclusive(field: str, schema: JsonDict, *excluded: str) -> JsonDict:
+    """Schema in which ``field`` is required and ``excluded`` fields are absent or null."""
+    return {"required": [field], "properties": {field: schema, **dict.fromkeys(excluded, _NULL)}}
 
 
 class _Strict(BaseModel):
-    """No string stands for a number, and an unknown field is an error."""
+    """Base of all requests: a string is not accepted as a number, and an unknown field is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -44,7 +45,7 @@ class _Strict(BaseModel):
 
 
 class _Request(_Strict):
-    """What makes pictures."""
+    """Base of the requests whose response holds pictures."""
 
     steps: Annotated[Steps | None, Field(description=_STEPS)] = None
     format: Annotated[Format, Field(description="Of the base64 pictures in a JSON answer.")] = "png"
@@ -75,7 +76,7 @@ class GenerateRequest(StepOptions):
 
 
 def _bool_or_auto(value: object) -> object:
-    """A union's own errors would name its members, not the field."""
+    """Check the union by hand, because pydantic's errors of a union name its members instead of the field."""
     if value is True or value is False or value == "auto":
         return value
     raise ValueError("must be true, false or auto")

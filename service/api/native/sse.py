@@ -1,4 +1,4 @@
-"""`text/event-stream`: recorded steps as soon as they exist, progress, and the answer at the end."""
+"""Server-sent events: each recorded step as soon as it is computed, the progress, and the final answer."""
 
 import asyncio
 import json
@@ -21,21 +21,24 @@ from service.domain.errors import DeadlineExceeded
 from service.domain.latents import FloatRows
 from service.domain.tasks import Result, SchedulingParams, StepOutput, StreamProgress
 
-_KEEPALIVE_S: Final = 10.0  # after so long without an event, a comment line keeps proxies from hanging up
+_KEEPALIVE_S: Final = (
+    10.0  # a comment line after so many seconds without an event, so that proxies keep the connection open
+)
 
 Events = AsyncGenerator[StepOutput | StreamProgress | Result, None]
 
 
 class EventStream(Response):
-    """Runs rows and sends their steps as events.
+    """Response that runs rows and sends their steps as events.
 
-    A failure before the first event is an ordinary problem; a later one is an event `error`.
+    A failure before the first event becomes an ordinary problem response with its own status. A later failure becomes
+    the event `error`, because status 200 is sent already.
 
     Args:
         api: the request.
-        spec: of the answer.
-        rows: (N, C, H, W), the inputs of f.
-        params: how they run; `progress` is set.
+        spec: of the response.
+        rows: (N, C, H, W) float32, the inputs of f.
+        params: of the scheduler, with `progress` set.
     """
 
     def __init__(self, api: ApiRequest, spec: ResponseSpec, rows: FloatRows, params: SchedulingParams) -> None:
@@ -43,17 +46,17 @@ class EventStream(Response):
         self._api, self._spec, self._rows, self._params = api, spec, rows, params
         for name, value in (("Cache-Control", "no-store"), ("X-Accel-Buffering", "no")):
             self.headers[name] = value
-        del self.headers["content-length"], self.headers["server-timing"]  # neither is known yet
+        del self.headers["content-length"], self.headers["server-timing"]  # unknown before the end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run to the end, or until the client leaves."""
+        """Send events until all rows are done or the client disconnects."""
         await until_disconnect(receive, self._send(send))
 
     async def _send(self, send: Send) -> None:
         last = b""
-        # Closing the generator cancels its rows.
+        # Closing the generator cancels its rows, also when `send` raises or this task is cancelled.
         async with aclosing(self._spec.model.scheduler.stream(self._rows, self._params)) as events:
-            # Until the first event exists, the answer can still be a problem with its own status.
+            # Send no headers before the first event, so that a failure until then keeps its own status.
             first = await anext(events)
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             try:
@@ -67,16 +70,16 @@ class EventStream(Response):
                 last = self._error_event(DeadlineExceeded("the stream took longer than IGN_STREAM_TIMEOUT_S allows"))
             except Exception as exc:
                 last = self._error_event(exc)
-        # After the rows are cancelled, because a client that no longer reads can block this.
+        # Outside the block above: a client that stops reading can block `send`, and its rows must not run on.
         await send({"type": "http.response.body", "body": last, "more_body": False})
 
     def _error_event(self, exc: Exception) -> bytes:
         request_id = self._api.request_id
-        found = describe(exc)
-        if found.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        problem = describe(exc)
+        if problem.status == HTTPStatus.INTERNAL_SERVER_ERROR:
             log_failure(exc, request_id)
-        self._api.request.state.problem = found.code
-        return event("error", found.body(request_id))
+        self._api.request.state.problem = problem.code
+        return event("error", problem.body(request_id))
 
     def _seconds_until_timeout(self) -> float:
         end = self._api.arrival + self._api.services.settings.stream_timeout_s
@@ -98,7 +101,7 @@ class EventStream(Response):
             return event("step", await self._step(item))
         api, spec = self._api, self._spec
         api.count_rows(spec.model, item)
-        images = [image(spec, item, place, None) for place in range(len(item.rows))]
+        images = [image(spec, item, index, None) for index in range(len(item.rows))]
         return event("done", envelope(api, spec.model, images, spec.members))
 
     async def _step(self, step: StepOutput) -> dict[str, Any]:
@@ -117,7 +120,7 @@ class EventStream(Response):
 
 
 async def _with_keepalive(events: Events) -> AsyncGenerator[StepOutput | StreamProgress | Result | None, None]:
-    """The events, and None whenever none came for a while."""
+    """The events, and None after every 10 s without one."""
     while True:
         pending = asyncio.ensure_future(anext(events, None))
         try:
@@ -125,7 +128,7 @@ async def _with_keepalive(events: Events) -> AsyncGenerator[StepOutput | StreamP
                 yield None
             item = pending.result()
         finally:
-            # Left early, the generator must be idle before anyone can close it.
+            # `aclose` of a running generator raises RuntimeError, so wait until the cancelled `anext` has ended.
             if not pending.done():
                 pending.cancel()
                 await asyncio.gather(pending, return_exceptions=True)
@@ -135,5 +138,5 @@ async def _with_keepalive(events: Events) -> AsyncGenerator[StepOutput | StreamP
 
 
 def event(name: str, members: dict[str, Any]) -> bytes:
-    """One server-sent event with JSON data."""
+    """Encode one server-sent event with JSON data."""
     return f"event: {name}\ndata: {json.dumps(members, separators=(',', ':'))}\n\n".encode("ascii")

@@ -1,4 +1,4 @@
-"""Uploads to rows: pictures, masks and latents, as multipart, JSON or a raw body."""
+"""Read uploads (pictures, masks and latents, as multipart, JSON or a raw body) and decode them to rows."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from typing import Final, Generic, TypeVar
 import numpy as np
 from starlette.datastructures import QueryParams
 
+from service.api.http.body import printable_name
 from service.api.http.multipart import parse_multipart
 from service.api.http.request_context import ApiRequest, parse_as
 from service.api.native import form_fields
@@ -32,10 +33,10 @@ from service.settings import Settings
 
 Options = TypeVar("Options", bound=ScoreOptions)
 
-PICTURE_TYPES = ("image/png", "image/jpeg", "image/webp")
-_CACHED_QUERY: Final = 256  # bytes; longer queries are parsed anew every time
-_MAX_FIELDS = 32  # of a form; there are about a dozen options
-_MAX_INLINE = 4  # small pictures; the event loop decodes so many faster than a thread wakes
+PICTURE_TYPES: Final = ("image/png", "image/jpeg", "image/webp")
+_CACHED_QUERY: Final = 256  # bytes; a longer query is not cached
+_MAX_FIELDS: Final = 32  # of a form; there are about twelve options
+_MAX_INLINE: Final = 4  # small pictures; decoding them takes less time than waking a thread of the codec pool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -46,7 +47,7 @@ class Upload(Generic[Options]):
         options: parsed options of the endpoint.
         images: one picture each: bytes, or base64 text.
         masks: none, one for all images, or one for each image.
-        image_field, mask_field: field paths of images and masks, for errors.
+        image_field, mask_field: names of the two fields in error messages.
     """
 
     options: Options
@@ -58,12 +59,12 @@ class Upload(Generic[Options]):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class InputRows:
-    """Rows for the scheduler.
+    """The input rows of a request, ready for the scheduler.
 
     Args:
         rows: (N, C, H, W) float32 in the model's range.
-        keep: pixels that every step puts back, or None.
-        inverted: for each uploaded picture, whether it was inverted.
+        keep: (N, 1, H, W) bool, True for pixels that every step restores; or None.
+        inverted: for each uploaded picture, whether light and dark were exchanged.
     """
 
     rows: FloatRows
@@ -72,26 +73,27 @@ class InputRows:
 
 
 async def read_upload(api: ApiRequest, schema: type[Options], body: type[Options]) -> Upload[Options]:
-    """The request's pictures and options, from multipart, JSON or a raw body.
+    """Read the pictures and options of a request, from multipart, JSON or a raw body.
 
     Args:
         api: the request.
-        schema: of the options, as forms and queries carry them; with masks if it is that of a projection.
-        body: of the JSON form: the same and `images`.
+        schema: of the options in forms and queries; masks are accepted with `ProjectOptions` only.
+        body: schema of the JSON body: the same options and `images`.
 
     Raises:
-        UnsupportedMedia: none of the three.
-        MalformedRequest, InvalidContent, ValidationError, TooLarge: as the contract says.
+        UnsupportedMedia: another content type.
+        MalformedRequest, InvalidContent, ValidationError: the body or an option is invalid.
+        TooLarge, BodyTooSlow: the body passes a limit.
     """
-    kind = api.content_type()
-    if kind == "multipart/form-data":
+    content_type = api.content_type()
+    if content_type == "multipart/form-data":
         api.reject_query()
         upload = await _from_form(api, schema)
-    elif kind == "application/json":
+    elif content_type == "application/json":
         api.reject_query()
         content = await api.read_body()
         upload = _from_json(await api.parse(content, partial(parse_as, body, content)))
-    elif kind in PICTURE_TYPES:
+    elif content_type in PICTURE_TYPES:
         query = api.request.scope["query_string"]
         options = (_from_query_cached if len(query) <= _CACHED_QUERY else _from_query)(schema, query)
         upload = Upload(options=options, images=[await api.read_body()], image_field="body")
@@ -103,16 +105,16 @@ async def read_upload(api: ApiRequest, schema: type[Options], body: type[Options
 
 
 def is_large(upload: Upload[Options]) -> bool:
-    """Whether the codec pool decodes it; the event loop decodes a few small PNGs."""
+    """Whether the codec pool should decode the upload; the event loop decodes up to four small PNGs."""
     images = upload.images
     return bool(upload.masks) or len(images) > _MAX_INLINE or not all(map(is_small, images))
 
 
 def prepare_upload(upload: Upload[Options], model: ServedModel, settings: Settings) -> InputRows:
-    """Decode and prepare every picture; runs in the codec pool if `is_large`.
+    """Decode every picture and mask and prepare the rows; call it in the codec pool if `is_large`.
 
     Raises:
-        InvalidContent, TooLarge: a picture or mask is unusable; the text names which.
+        InvalidContent, TooLarge: a picture or mask is invalid; the text names it.
     """
     card, options = model.card, upload.options
     limits, max_chars = DecodeLimits(max_pixels=settings.max_pixels), settings.max_body_bytes
@@ -121,7 +123,7 @@ def prepare_upload(upload: Upload[Options], model: ServedModel, settings: Settin
         name = _field_name(upload.mask_field, i, upload.masks)
         return decode_mask(_to_bytes(upload.masks[i], name, max_chars), limits, field=name), name
 
-    for_all = mask(0) if len(upload.masks) == 1 else None
+    shared_mask = mask(0) if len(upload.masks) == 1 else None
     rows = np.empty((len(upload.images), *card.shape), dtype=np.float32)
     inverted, keep = [], []
     for i, data in enumerate(upload.images):
@@ -131,14 +133,15 @@ def prepare_upload(upload: Upload[Options], model: ServedModel, settings: Settin
         rows[i] = prepared.row
         inverted.append(prepared.inverted)
         if upload.masks:
-            own, name = for_all or mask(i)  # one mask at a time, to bound memory
-            keep.append(keep_mask(own, picture, card, resize=options.resize, field=name))
+            # Masks are decoded one at a time, because a decoded mask can have as many pixels as the largest picture.
+            decoded_mask, name = shared_mask or mask(i)
+            keep.append(keep_mask(decoded_mask, picture, card, resize=options.resize, field=name))
     return InputRows(rows=rows, keep=np.stack(keep) if keep else None, inverted=inverted)
 
 
 @dataclass(frozen=True, slots=True)
 class PointReader:
-    """Reads the latents of a request: by seed, as a picture, or as an array.
+    """Reads the latents of a request, which come as seed, picture or array.
 
     Args:
         model: whose noise and shape count.
@@ -149,10 +152,10 @@ class PointReader:
     settings: Settings
 
     def rows(self, field: str, points: Sequence[PointRequest]) -> list[FloatRow]:
-        """The rows (C, H, W) of the points of ``field``; runs in the codec pool.
+        """The rows (C, H, W) of the points in ``field``; call it in the codec pool.
 
         Raises:
-            InvalidContent, TooLarge: a picture or array is unusable; the text names the point.
+            InvalidContent, TooLarge: a picture or array is invalid; the text names the point.
         """
         return [self._row(f"{field}.{i}", point) for i, point in enumerate(points)]
 
@@ -182,19 +185,19 @@ async def _from_form(api: ApiRequest, schema: type[Options]) -> Upload[Options]:
         ),
     )
     images = files.pop("image", [])
-    masked = issubclass(schema, ProjectOptions)
-    masks = list(files.pop("mask", [])) if masked else []
-    mask_texts = fields.pop("mask", []) if masked else []
+    accepts_mask = issubclass(schema, ProjectOptions)
+    masks = list(files.pop("mask", [])) if accepts_mask else []
+    mask_texts = fields.pop("mask", []) if accepts_mask else []  # a mask may come as base64 text, too
     for name in files:
-        expected = "image or mask" if masked else "image"
-        raise InvalidContent.field(name[:200], f"unknown file; expected {expected}")
+        expected = "image or mask" if accepts_mask else "image"
+        raise InvalidContent.field(printable_name(name), f"unknown file; expected {expected}")
     if "image" in fields:
         raise InvalidContent.field("image", "must be a file, with a file name or the Content-Type of a picture")
     if len(masks) + len(mask_texts) > 1:
         raise InvalidContent.field("mask", "given more than once")
     if not images:
         raise InvalidContent.field("image", "at least one file is required")
-    options = schema.model_validate(form_fields.values(fields))
+    options = schema.model_validate(form_fields.parse_fields(fields))
     return Upload(options=options, images=images, masks=[*masks, *mask_texts])
 
 
@@ -214,10 +217,10 @@ def _from_query(schema: type[Options], query: bytes) -> Options:
     fields: dict[str, list[str]] = {}
     for name, value in QueryParams(query).multi_items():
         fields.setdefault(name, []).append(value)
-    return schema.model_validate(form_fields.values(fields))
+    return schema.model_validate(form_fields.parse_fields(fields))
 
 
-# Clients repeat their queries, and parsed options never change.
+# A client sends the same query with every picture, and the parsed options are immutable.
 _from_query_cached: Callable[[type[Options], bytes], Options] = lru_cache(maxsize=256)(_from_query)
 
 
@@ -225,6 +228,6 @@ def _to_bytes(data: bytes | str, field: str, max_chars: int) -> bytes:
     return data if isinstance(data, bytes) else decode_base64(data, field=field, max_chars=max_chars)
 
 
-def _field_name(field: str, i: int, among: Sequence[object]) -> str:
-    """`images.0`; a raw body and a mask for all are one thing, and have no number."""
-    return f"{field}.{i}" if len(among) > 1 or field in ("images", "masks") else field
+def _field_name(field: str, i: int, items: Sequence[object]) -> str:
+    """The name of one item in errors, such as `images.0`; a single body, file or shared mask has no number."""
+    return f"{field}.{i}" if len(items) > 1 or field in ("images", "masks") else field

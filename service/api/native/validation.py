@@ -1,4 +1,4 @@
-"""Checks of a request against the operator's limits and the model's card."""
+"""Check the options of a request against the operator's limits and the model's card."""
 
 from itertools import pairwise
 
@@ -9,27 +9,27 @@ from service.domain.tasks import StepParams
 from service.settings import Settings
 
 MAX_FRAMES = 256
-MAX_PICTURES = 1024  # in one answer, recorded steps included
+MAX_PICTURES = 1024  # in one response, including recorded steps
 DEFAULT_FRAMES = 9
 
 
 def check_count(field: str, count: int, limit: int) -> None:
-    """Raise `InvalidContent` when ``count`` passes ``limit``."""
+    """Raise `InvalidContent` for ``field`` if ``count`` is above ``limit``."""
     if count > limit:
         raise InvalidContent.field(field, f"must be at most {limit}")
 
 
 def step_params(options: StepOptions, *, recommended: int, rows: int, settings: Settings) -> StepParams:
-    """How f is to be applied.
+    """Validate the options that say how f is applied.
 
     Args:
         options: as parsed.
-        recommended: the card's steps for this call.
-        rows: rows of the request.
-        settings: the limits.
+        recommended: number of steps that the card recommends for this endpoint.
+        rows: number of rows of the request.
+        settings: the operator's limits.
 
     Raises:
-        InvalidContent: steps, record or the number of pictures out of range.
+        InvalidContent: the steps, the recorded steps or the number of pictures are out of range.
     """
     steps = check_steps(options.steps, recommended=recommended, settings=settings)
     record = tuple(options.record or ())
@@ -43,10 +43,10 @@ def step_params(options: StepOptions, *, recommended: int, rows: int, settings: 
 
 
 def check_steps(steps: int | None, *, recommended: int, settings: Settings) -> int:
-    """The steps asked for, or the card's.
+    """The number of steps: the requested one, or else the recommended one, reduced to the operator's limit.
 
     Raises:
-        InvalidContent: more than the operator allows.
+        InvalidContent: more steps are requested than the operator allows.
     """
     if steps is None:
         return min(recommended, settings.max_steps)
@@ -55,7 +55,7 @@ def check_steps(steps: int | None, *, recommended: int, settings: Settings) -> i
 
 
 def latent_path(request: InterpolateRequest) -> LatentPath | Grid:
-    """The path or grid asked for.
+    """The requested path or grid.
 
     Raises:
         InvalidContent: more than 256 frames.

@@ -1,1 +1,1 @@
-"""The Open Inference Protocol: the `/v2` endpoints."""
+"""The Open Inference Protocol (KServe v2): the `/v2` endpoints."""

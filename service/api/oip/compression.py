@@ -1,4 +1,4 @@
-"""Content codings of the Open Inference Protocol: bodies inflated within a bound, answers deflated where asked."""
+"""Content codings (gzip, deflate) of Open Inference Protocol requests and responses."""
 
 import gzip
 import zlib
@@ -8,15 +8,18 @@ from service.domain.errors import MalformedRequest, TooLarge, UnsupportedMedia
 
 Coding = Literal["gzip", "deflate"]
 
-_WINDOWS: Final[dict[str, int]] = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}  # deflate is zlib: RFC 9110
-_LEVEL: Final = 1  # float32 noise hardly compresses, whatever the effort
+_WINDOWS: Final[dict[str, int]] = {
+    "gzip": 16 + zlib.MAX_WBITS,
+    "deflate": zlib.MAX_WBITS,
+}  # "deflate" is the zlib format (RFC 9110, section 8.4.1.2)
+_LEVEL: Final = 1  # float32 noise hardly compresses at any level
 
 
 def content_encoding(header: str | None) -> Coding | None:
-    """The coding a Content-Encoding names; None for none.
+    """The coding that a Content-Encoding header names; None for identity or no header.
 
     Raises:
-        UnsupportedMedia: any other, or several.
+        UnsupportedMedia: another coding, or several.
     """
     match (header or "identity").strip().lower():
         case "" | "identity":
@@ -29,11 +32,11 @@ def content_encoding(header: str | None) -> Coding | None:
 
 
 def inflate(body: bytes, coding: Coding, max_bytes: int) -> bytes:
-    """A coded body, as it was; never more than a byte above ``max_bytes`` is made of it.
+    """Decompress a body; at most ``max_bytes`` + 1 bytes are allocated, so a bomb cannot fill the memory.
 
     Raises:
-        MalformedRequest: damaged, truncated, or followed by anything else.
-        TooLarge: more than ``max_bytes``.
+        MalformedRequest: damaged, truncated, or followed by other data.
+        TooLarge: the decompressed body has more than ``max_bytes``.
     """
     inflater = zlib.decompressobj(_WINDOWS[coding])
     try:
@@ -48,9 +51,9 @@ def inflate(body: bytes, coding: Coding, max_bytes: int) -> bytes:
 
 
 def accepted_encoding(header: str | None) -> Coding | None:
-    """The coding an answer should have: that of an Accept-Encoding which names it and nothing else.
+    """The coding of the response: the one that Accept-Encoding names, if it names one coding only; else None.
 
-    HTTP libraries list what they know without being asked, and not all of their users undo it.
+    HTTP libraries list several codings by default, and not every program that uses one decompresses the response.
     """
     match (header or "").strip().lower():
         case "gzip":
@@ -61,7 +64,7 @@ def accepted_encoding(header: str | None) -> Coding | None:
 
 
 def deflate(content: bytes, coding: Coding) -> bytes:
-    """An answer in a coding."""
+    """Compress a response body."""
     if coding == "gzip":
         return gzip.compress(content, _LEVEL, mtime=0)
     return zlib.compress(content, _LEVEL)

@@ -1,4 +1,4 @@
-"""What `/openapi.json` says of the Open Inference Protocol, whose bodies are read as they are."""
+"""The OpenAPI descriptions of the Open Inference Protocol. Its endpoints read bodies themselves."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
@@ -19,7 +19,7 @@ _EXAMPLE: Final[Mapping[str, Any]] = {
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The problem answers of an operation."""
+    """The problem responses of an operation, by status."""
     return {status: problem(PROBLEMS[status]) for status in statuses}
 
 
@@ -55,11 +55,13 @@ INFER: Final[dict[str, Any]] = {
 
 
 def model_routes(suffix: str, described: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Both paths to what is asked of a model, and the keyword arguments of their routes."""
+    """The two paths of an operation on a model (highest version, given version), and their route arguments."""
     for path, names in (("/v2/models/{name}", ["name"]), ("/v2/models/{name}/versions/{version}", ["name", "version"])):
         extra = dict(described.get("openapi_extra", {}))
-        places = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
-        extra["parameters"] = [*places, *extra.get("parameters", [])]
+        path_parameters = [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
+        ]
+        extra["parameters"] = [*path_parameters, *extra.get("parameters", [])]
         yield path + suffix, {"responses": problems(401, 404, 503), **described, "openapi_extra": extra}
 
 
@@ -75,7 +77,7 @@ UNLOAD: Final[Examples] = {
 
 
 def repository(request: type[BaseModel], examples: Examples, *, changes: bool = False) -> dict[str, Any]:
-    """Keyword arguments for the route of one repository operation, with bodies that work, by name."""
+    """Keyword arguments of the route decorator for a repository operation; ``examples``: valid bodies, by name."""
     statuses = (400, 401, 403, 404, 408, 413, 415, 501, 503) if changes else (400, 401, 408, 413, 415, 501, 503)
     return {
         "responses": problems(*statuses),

@@ -1,6 +1,6 @@
-"""The model repository of the Open Inference Protocol: what there is, and models that come and go at run time.
+"""The model repository extension of the Open Inference Protocol: list, load and unload models at run time.
 
-Loading and unloading need the scope `admin` where keys are configured; `service.api.middleware.auth` sees to that.
+If API keys are configured, loading and unloading need the scope `admin`, which `service.api.middleware.auth` checks.
 """
 
 from typing import TypeVar
@@ -26,13 +26,13 @@ Body = TypeVar("Body", bound=BaseModel)
 @router.post("/v2/repository/index", response_model=list[IndexEntry], **openapi.repository(IndexRequest, openapi.INDEX))
 async def index(request: Request) -> Response:
     """Every version that serves or lies in the model directory."""
-    services = _services(request)
-    asked = await _body(request, services, IndexRequest)
+    services = _app_state(request)
+    options = await _read_body(request, services, IndexRequest)
     entries = [
         {"name": name, "version": version, "state": entry.state, "reason": entry.reason}
         for entry in await services.registry.index()
         for name, _, version in [entry.ref.partition("/")]
-        if entry.state == "READY" or not asked.ready
+        if entry.state == "READY" or not options.ready
     ]
     return JSONResponse(entries)
 
@@ -43,8 +43,8 @@ async def load(request: Request, name: str) -> Response:
 
     The answer comes once all of them serve. Until then, and if one does not verify, what served before goes on.
     """
-    services = _services(request)
-    await _body(request, services, LoadRequest)
+    services = _app_state(request)
+    await _read_body(request, services, LoadRequest)
     await services.registry.load(name)
     return JSONResponse({})
 
@@ -52,13 +52,13 @@ async def load(request: Request, name: str) -> Response:
 @router.post("/v2/repository/models/{name}/unload", **openapi.repository(UnloadRequest, openapi.UNLOAD, changes=True))
 async def unload(request: Request, name: str) -> Response:
     """Take a model out of service in all its versions; requests in flight are finished. Not the default model."""
-    services = _services(request)
-    await _body(request, services, UnloadRequest)
+    services = _app_state(request)
+    await _read_body(request, services, UnloadRequest)
     await services.registry.unload(name)
     return JSONResponse({})
 
 
-def _services(request: Request) -> AppState:
+def _app_state(request: Request) -> AppState:
     services = app_state(request)
     if services.settings.workers > 1:
         raise NotSupported("the model repository is that of one process, and this service has several (IGN_WORKERS)")
@@ -66,9 +66,9 @@ def _services(request: Request) -> AppState:
     return services
 
 
-async def _body(request: Request, services: AppState, schema: type[Body]) -> Body:
+async def _read_body(request: Request, services: AppState, schema: type[Body]) -> Body:
     settings = services.settings
-    coding = content_encoding(", ".join(request.headers.getlist("content-encoding")))
+    encoding = content_encoding(", ".join(request.headers.getlist("content-encoding")))
     arrival: float = request.state.arrival
     body = await read_body(
         request.headers,
@@ -77,4 +77,4 @@ async def _body(request: Request, services: AppState, schema: type[Body]) -> Bod
         deadline=arrival + settings.body_timeout_s,
         encoded=True,
     )
-    return parse(body if coding is None else inflate(body, coding, settings.max_body_bytes), schema)
+    return parse(body if encoding is None else inflate(body, encoding, settings.max_body_bytes), schema)

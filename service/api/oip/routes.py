@@ -1,6 +1,6 @@
-"""The Open Inference Protocol v2, as KServe's and Triton's clients speak it: one input `x`, one output `y`.
+"""The endpoints of the Open Inference Protocol v2 for clients of KServe and Triton: one input `x`, one output `y`.
 
-The rows go through the same queue as everything else. The body is read as it is, whatever its Content-Type: some
+The rows use the same queue as those of the native endpoints. The Content-Type of a body is ignored, because some
 clients send none.
 """
 
@@ -28,7 +28,7 @@ from service.observability.statistics import Counts, Duration
 router = APIRouter(tags=["Open Inference Protocol"])
 
 PLATFORM: Final = "onnxruntime_onnx"
-_JSON_BYTES: Final = 16  # of a number, about
+_JSON_BYTES: Final = 16  # estimated length of one number in JSON
 _ZERO_DURATION: Final = {"count": 0, "ns": 0}
 _MAX_TIMEOUT_US: Final = 10**15
 
@@ -36,7 +36,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 def _register_model_routes(method: str, suffix: str, **described: Any) -> Callable[[Endpoint], Endpoint]:
-    """A route for a model's highest version, and one for each version."""
+    """Register an endpoint for two paths: a model's highest version, and a given version."""
 
     def register(endpoint: Endpoint) -> Endpoint:
         for path, options in openapi.model_routes(suffix, described):
@@ -68,7 +68,7 @@ async def ready(request: Request) -> Response:
     return Response()
 
 
-# Before the routes of one model: none can be named `stats` here, as with Triton.
+# Registered before the routes of one model, so that, as with Triton, a model named `stats` is not reachable.
 @router.get("/v2/models/stats", response_model=StatisticsAnswer, responses=openapi.problems(401, 503))
 async def all_statistics(request: Request) -> Response:
     """What every model in service has done since it was loaded."""
@@ -80,7 +80,7 @@ async def all_statistics(request: Request) -> Response:
 @_register_model_routes("GET", "", response_model=ModelMetadata)
 async def metadata(request: Request) -> Response:
     """What a model takes and gives."""
-    services, model = _model(request)
+    services, model = _resolve(request)
     shape = [-1, *model.card.shape]
     return JSONResponse(
         {
@@ -96,7 +96,7 @@ async def metadata(request: Request) -> Response:
 @_register_model_routes("GET", "/ready", response_class=Response)
 async def model_ready(request: Request) -> Response:
     """200 when this model serves; else 404 or 503."""
-    _, model = _model(request)
+    _, model = _resolve(request)
     if not model.scheduler.healthy:
         raise NotReady(f"a worker of {model.ref} is being replaced")
     return Response()
@@ -105,7 +105,7 @@ async def model_ready(request: Request) -> Response:
 @_register_model_routes("GET", "/config", response_model=ModelConfig)
 async def config(request: Request) -> Response:
     """A model as Triton's clients want it described."""
-    services, model = _model(request)
+    services, model = _resolve(request)
     tensor = {"data_type": f"TYPE_{DATATYPE}", "format": "FORMAT_NONE", "dims": list(model.card.shape)}
     return JSONResponse(
         {
@@ -125,7 +125,7 @@ async def config(request: Request) -> Response:
 @_register_model_routes("GET", "/stats", response_model=StatisticsAnswer)
 async def statistics(request: Request) -> Response:
     """What one version, or every version of a model, has done since it was loaded."""
-    services, model = _model(request)
+    services, model = _resolve(request)
     return _statistics([model] if "version" in request.path_params else _versions(services, model))
 
 
@@ -134,58 +134,58 @@ async def infer(request: Request) -> Response:
     """Apply f to rows: f^steps(x)."""
     api = ApiRequest(request)
     length = header_length(api.headers.getlist(HEADER_LENGTH))
-    coding = content_encoding(", ".join(api.headers.getlist("content-encoding")))
+    encoding = content_encoding(", ".join(api.headers.getlist("content-encoding")))
     body = await api.read_body(encoded=True)
-    model, settings = api.resolve(_ref(request)), api.services.settings
+    model, settings = api.resolve(_model_ref(request)), api.services.settings
 
     def read() -> Inference:
-        plain = body if coding is None else inflate(body, coding, settings.max_body_bytes)
-        return read_request(plain, length, model.card, max_rows=settings.max_images, max_steps=settings.max_steps)
+        content = body if encoding is None else inflate(body, encoding, settings.max_body_bytes)
+        return read_request(content, length, model.card, max_rows=settings.max_images, max_steps=settings.max_steps)
 
     async def work() -> Response:
-        asked = await api.run_codec("decode", read, large=coding is not None or len(body) > LARGE_BODY)
+        inference = await api.run_codec("decode", read, large=encoding is not None or len(body) > LARGE_BODY)
         params = SchedulingParams(
-            step_params=StepParams(steps=asked.steps), key=api.caller, deadline=_deadline(api, asked.timeout_us)
+            step_params=StepParams(steps=inference.steps), key=api.caller, deadline=_deadline(api, inference.timeout_us)
         )
-        return await _respond(api, model, asked, await model.scheduler.submit(asked.rows, params))
+        return await _respond(api, model, inference, await model.scheduler.submit(inference.rows, params))
 
     return await until_disconnect(request.receive, work())
 
 
-async def _respond(api: ApiRequest, model: ServedModel, asked: Inference, result: Result) -> Response:
+async def _respond(api: ApiRequest, model: ServedModel, inference: Inference, result: Result) -> Response:
     api.count_rows(model, result)
-    coding = accepted_encoding(", ".join(api.headers.getlist("accept-encoding")))
+    encoding = accepted_encoding(", ".join(api.headers.getlist("accept-encoding")))
 
     def write() -> tuple[bytes, int | None]:
-        content, length = write_answer(asked, model.card, result.rows)
-        return content if coding is None else deflate(content, coding), length
+        content, length = write_answer(inference, model.card, result.rows)
+        return content if encoding is None else deflate(content, encoding), length
 
-    size = result.rows.nbytes if asked.binary else result.rows.size * _JSON_BYTES
+    size = result.rows.nbytes if inference.binary else result.rows.size * _JSON_BYTES
     content, length = await api.run_codec("encode", write, large=size > LARGE_BODY)
     model.statistics.tensors(api.seconds["decode"], api.seconds["encode"])
     headers = api.response_headers(model) | {"Vary": "Accept-Encoding"}
-    if coding is not None:
-        headers["Content-Encoding"] = coding
+    if encoding is not None:
+        headers["Content-Encoding"] = encoding
     if length is None:
         return Response(content, headers=headers, media_type="application/json")
     return Response(content, headers=headers | {HEADER_LENGTH: str(length)}, media_type="application/octet-stream")
 
 
 def _deadline(api: ApiRequest, timeout_us: int) -> float:
-    """The earlier of the request's deadline and the timeout that the inference asks for; 0 asks for none."""
+    """The earlier of the deadline of the request and the timeout in its body; 0 means no timeout."""
     if timeout_us == 0:
         return api.deadline
     return min(api.deadline, api.arrival + min(timeout_us, _MAX_TIMEOUT_US) / 1e6)
 
 
-def _ref(request: Request) -> str:
+def _model_ref(request: Request) -> str:
     return "/".join(request.path_params[part] for part in ("name", "version") if part in request.path_params)
 
 
-def _model(request: Request) -> tuple[AppState, ServedModel]:
+def _resolve(request: Request) -> tuple[AppState, ServedModel]:
     services = app_state(request)
     services.require_serving()
-    return services, services.registry.resolve(_ref(request))
+    return services, services.registry.resolve(_model_ref(request))
 
 
 def _versions(services: AppState, model: ServedModel) -> list[ServedModel]:
@@ -202,7 +202,7 @@ def _model_stats(model: ServedModel, counts: Counts) -> dict[str, Any]:
         "version": model.card.version,
         "last_inference": counts.last_ms,
         "inference_count": counts.rows,
-        "execution_count": sum(spent.count for spent in counts.batches.values()),
+        "execution_count": sum(calls.count for calls in counts.batches.values()),
         "inference_stats": {
             "success": _duration(counts.success),
             "fail": _duration(counts.fail),
@@ -217,10 +217,10 @@ def _model_stats(model: ServedModel, counts: Counts) -> dict[str, Any]:
             {
                 "batch_size": rows,
                 "compute_input": _ZERO_DURATION,
-                "compute_infer": _duration(spent),
+                "compute_infer": _duration(calls),
                 "compute_output": _ZERO_DURATION,
             }
-            for rows, spent in counts.batches.items()
+            for rows, calls in counts.batches.items()
         ],
     }
 

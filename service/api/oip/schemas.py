@@ -1,4 +1,7 @@
-"""What Open Inference Protocol requests and answers look like."""
+"""Pydantic models of the Open Inference Protocol requests and responses.
+
+The docstrings and descriptions here are part of the OpenAPI document.
+"""
 
 from typing import Annotated, Any, Final, Literal
 
@@ -7,9 +10,9 @@ from pydantic.config import JsonDict
 
 from service.artifact.card import INPUT, OUTPUT
 
-_MAX_ITEMS: Final = 16  # a body of a million bad items must not be judged one by one
+_MAX_ITEMS: Final = 16  # checked before the items, because a body can hold a million invalid ones
 
-# What else is wrong with a tensor is said in the protocol's own words, by `service.api.oip.tensors`.
+# Only the document states these limits. `service.api.oip.tensors` checks them, with errors in the protocol's terms.
 _SHAPE: Final[JsonDict] = {"minItems": 4, "maxItems": 4, "items": {"type": "integer", "minimum": 1}}
 _ONE: Final[JsonDict] = {"maxItems": 1}
 

@@ -1,4 +1,7 @@
-"""Open Inference Protocol requests to rows, and rows to answers: JSON, or JSON followed by the tensors' bytes."""
+"""Convert Open Inference Protocol requests to rows and rows to responses.
+
+A body is JSON, or JSON followed by the binary tensors (the extension "binary tensor data").
+"""
 
 import json
 import re
@@ -22,7 +25,7 @@ HEADER_LENGTH: Final = "Inference-Header-Content-Length"
 DATATYPE: Final = "FP32"
 
 _WIRE: Final = np.dtype("<f4")
-_MAX_CACHED_BYTES: Final = 512  # bytes of JSON that may be remembered
+_MAX_CACHED_BYTES: Final = 512  # of JSON; a longer one holds data and is not cached
 _LENGTH: Final = re.compile(r"[0-9]{1,12}")
 _NUMBERS: Final = frozenset((int, float))
 
@@ -31,14 +34,14 @@ Schema = TypeVar("Schema", bound=BaseModel)
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Inference:
-    """A request that can be run.
+    """A validated inference request.
 
     Args:
-        id: to be echoed, or None.
-        rows: (N, C, H, W), finite float32.
+        id: of the request, which the response repeats; or None.
+        rows: (N, C, H, W) finite float32.
         steps: applications of f, ≥ 1.
-        timeout_us: 0 for none.
-        binary: the answer's rows follow its JSON as bytes.
+        timeout_us: microseconds; 0 for none.
+        binary: the rows of the response follow its JSON as bytes.
     """
 
     id: str | None
@@ -49,13 +52,13 @@ class Inference:
 
 
 def header_length(values: Sequence[str]) -> int | None:
-    """How many bytes of the body are JSON; None: all of them.
+    """The number of bytes of the body that are JSON; None for all of them.
 
     Args:
-        values: of all headers `Inference-Header-Content-Length`.
+        values: of the headers `Inference-Header-Content-Length`.
 
     Raises:
-        InvalidInference: several, or not a number above 0.
+        InvalidInference: several headers, or not a number above 0.
     """
     if not values:
         return None
@@ -65,41 +68,41 @@ def header_length(values: Sequence[str]) -> int | None:
 
 
 def read_request(body: bytes, json_length: int | None, card: ModelCard, *, max_rows: int, max_steps: int) -> Inference:
-    """Read one infer request.
+    """Parse and validate one inference request.
 
     Args:
-        body: the whole body, inflated.
-        json_length: bytes of it that are JSON, or None for all.
-        card: of the model that is asked.
-        max_rows: most rows of one request.
-        max_steps: most applications of f.
+        body: the whole body, decompressed.
+        json_length: number of its bytes that are JSON, or None for all.
+        card: of the model.
+        max_rows: largest number of rows of one request.
+        max_steps: largest number of applications of f.
 
     Raises:
         MalformedRequest: not JSON.
-        InvalidInference: names, datatypes, shapes, sizes, values or parameters that cannot be; the text says which.
+        InvalidInference: an invalid name, datatype, shape, size, value or parameter; the text names it.
     """
     length = len(body) if json_length is None else json_length
     if length > len(body):
         raise InvalidInference(f"{HEADER_LENGTH}: {length} bytes of JSON, but the body has only {len(body)}")
     head = body[:length]
-    asked = _parse_cached(head) if length <= _MAX_CACHED_BYTES else parse(head, InferRequest)
-    if asked.parameters.steps > max_steps:
+    request = _parse_cached(head) if length <= _MAX_CACHED_BYTES else parse(head, InferRequest)
+    if request.parameters.steps > max_steps:
         raise InvalidInference(f"parameters.steps: must be at most {max_steps}")
-    (x,) = _check_names(asked.inputs, INPUT, "inputs")
-    binary = asked.parameters.binary_data_output
-    for output in _check_names(asked.outputs or [RequestedOutput(name=OUTPUT)], OUTPUT, "outputs"):
+    (x,) = _check_names(request.inputs, INPUT, "inputs")
+    binary = request.parameters.binary_data_output
+    for output in _check_names(request.outputs or [RequestedOutput(name=OUTPUT)], OUTPUT, "outputs"):
         binary = binary if output.parameters.binary_data is None else output.parameters.binary_data
     shape = _shape(x, card, max_rows)
     rows = _rows(x, shape, body, length, mixed=json_length is not None)
     if not np.isfinite(rows).all():
         raise InvalidInference("inputs.0: holds values that are not finite in float32")
     return Inference(
-        id=asked.id, rows=rows, steps=asked.parameters.steps, timeout_us=asked.parameters.timeout, binary=binary
+        id=request.id, rows=rows, steps=request.parameters.steps, timeout_us=request.parameters.timeout, binary=binary
     )
 
 
 def write_answer(request: Inference, card: ModelCard, rows: FloatRows) -> tuple[bytes, int | None]:
-    """The body of the answer, and how many of its bytes are JSON; None: all of them."""
+    """The body of the response, and how many of its bytes are JSON; None for all of them."""
     output: dict[str, Any] = {"name": OUTPUT, "datatype": DATATYPE, "shape": list(rows.shape)}
     data = np.ascontiguousarray(rows, _WIRE)
     if request.binary:
@@ -116,11 +119,11 @@ def write_answer(request: Inference, card: ModelCard, rows: FloatRows) -> tuple[
 
 
 def parse(body: bytes, schema: type[Schema]) -> Schema:
-    """A JSON body as ``schema``; an empty one counts as `{}`.
+    """Parse a JSON body as ``schema``; an empty body counts as `{}`.
 
     Raises:
         MalformedRequest: not JSON.
-        InvalidInference: not what the schema says.
+        InvalidInference: the body does not fit the schema.
     """
     try:
         return schema.model_validate(parse_json(body) if body else {})
@@ -128,7 +131,8 @@ def parse(body: bytes, schema: type[Schema]) -> Schema:
         raise InvalidInference(describe(exc).detail) from exc
 
 
-@lru_cache(maxsize=256)  # before binary tensors clients say the same all day, and a request does not change
+# With binary tensors a client sends the same JSON with every request, and the parsed request is immutable.
+@lru_cache(maxsize=256)
 def _parse_cached(body: bytes) -> InferRequest:
     return parse(body, InferRequest)
 
@@ -137,12 +141,16 @@ NamedTensor = TypeVar("NamedTensor", Input, RequestedOutput)
 
 
 def _check_names(tensors: Sequence[NamedTensor], name: str, where: str) -> Sequence[NamedTensor]:
-    """The tensors, of which there must be one, of this name."""
-    for place, tensor in enumerate(tensors):
+    """Return the tensors if there is one, with this name.
+
+    Raises:
+        InvalidInference: another name, or the name twice.
+    """
+    for index, tensor in enumerate(tensors):
         if tensor.name != name:
-            raise InvalidInference(f"{where}.{place}.name: no {tensor.name[:80]!r}; there is {name}")
-        if place:
-            raise InvalidInference(f"{where}.{place}.name: {name} is given twice")
+            raise InvalidInference(f"{where}.{index}.name: no {tensor.name[:80]!r}; there is {name}")
+        if index:
+            raise InvalidInference(f"{where}.{index}.name: {name} is given twice")
     return tensors
 
 
@@ -157,7 +165,10 @@ def _shape(x: Input, card: ModelCard, max_rows: int) -> tuple[int, ...]:
 
 
 def _rows(x: Input, shape: tuple[int, ...], body: bytes, start: int, *, mixed: bool) -> FloatRows:
-    """The rows of an input, whose bytes, if it has any, begin at ``start``."""
+    """The rows of an input; its bytes, if it has any, begin at ``start`` of the body.
+
+    ``mixed``: the header with the length of the JSON was sent, so bytes may follow it.
+    """
     size = x.parameters.binary_data_size
     if size is None:
         if start < len(body):
@@ -189,14 +200,14 @@ def _from_json(data: list[Any] | None, shape: tuple[int, ...]) -> FloatRows:
     if len(numbers) != expected:
         raise InvalidInference(f"inputs.0.data: must hold {expected} numbers for this shape, not {len(numbers)}")
     try:
-        with np.errstate(over="ignore"):  # what is beyond float32 is found infinite
+        with np.errstate(over="ignore"):  # a value beyond float32 becomes infinite, and the caller rejects it
             return np.array(numbers, np.float64).astype(np.float32).reshape(shape)
     except OverflowError as exc:
         raise InvalidInference("inputs.0.data: holds a number beyond the range of numbers") from exc
 
 
 def _flatten(data: list[Any], shape: tuple[int, ...]) -> list[Any]:
-    """Numbers nested like the shape, without the nesting; flat ones as they are."""
+    """Flatten numbers that are nested like the shape; a flat list is returned as it is."""
     if not any(type(item) is list for item in data):
         return data
     level: list[Any] = [data]

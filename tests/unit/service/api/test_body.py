@@ -12,7 +12,7 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive
 
-from service.api.http.body import MAX_DEPTH, media_type, parse_json, read_body
+from service.api.http.body import MAX_DEPTH, parse_content_type, parse_json, read_body
 from service.api.http.multipart import parse_multipart
 from service.domain.errors import (
     BodyTooSlow,
@@ -105,7 +105,7 @@ def test_content_encoding_is_refused_unless_wanted() -> None:
     ],
 )
 def test_media_type(header: str | None, expected: tuple[str, dict[str, str]]) -> None:
-    assert media_type(header) == expected
+    assert parse_content_type(header) == expected
 
 
 json_values = st.recursive(

@@ -10,7 +10,7 @@ from fastapi import FastAPI, Header, HTTPException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from starlette.types import Message
 
-from service.api.http.problems import describe, install, problem, send_problem, status_of
+from service.api.http.problems import describe, install, send_problem, status_of
 from service.domain import errors
 from service.domain.errors import (
     BodyTooSlow,
@@ -129,7 +129,7 @@ def test_every_error_of_the_tree_has_its_status() -> None:
 
 
 def test_body_has_exactly_the_members_of_the_contract() -> None:
-    assert problem(UnknownModel("there is no model x"), "r-1") == {
+    assert describe(UnknownModel("there is no model x")).body("r-1") == {
         "type": "about:blank",
         "title": "Not Found",
         "status": 404,
@@ -141,12 +141,12 @@ def test_body_has_exactly_the_members_of_the_contract() -> None:
 
 
 def test_invalid_content_names_its_fields() -> None:
-    body = problem(InvalidContent.field("images.0", "not a picture", code="bad_picture"), "r")
+    body = describe(InvalidContent.field("images.0", "not a picture", code="bad_picture")).body("r")
     assert body["status"] == 422
     assert body["title"] == "Unprocessable Content"
     assert body["code"] == "bad_picture"
     assert body["errors"] == [{"field": "images.0", "message": "not a picture"}]
-    assert "errors" not in problem(InvalidContent("no picture at all"), "r")
+    assert "errors" not in describe(InvalidContent("no picture at all")).body("r")
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_headers_that_belong_to_an_error(error: IgnError, headers: dict[str, str
 
 
 def test_startup_errors_keep_their_paths_to_the_log() -> None:
-    assert "/srv" not in json.dumps(problem(StartupError("/srv/models: no such folder"), "r"))
+    assert "/srv" not in json.dumps(describe(StartupError("/srv/models: no such folder")).body("r"))
 
 
 def test_unmatched_path() -> None:
@@ -249,7 +249,7 @@ def test_answers_stay_small_and_encodable() -> None:
     names = {f"{'x' * 500}\ud800{i}": 1 for i in range(1000)}
     with pytest.raises(ValidationError) as caught:
         Options.model_validate({"points": [names | {"a": "no"}] * 100})
-    body = problem(caught.value, "r")
+    body = describe(caught.value).body("r")
     assert len(body["errors"]) == 32
     sent: list[Message] = []
 
