@@ -1,8 +1,8 @@
-"""Picture bytes ⇄ rows: decode, prepare, encode; the only importer of Pillow.
+"""Convert picture files to rows and rows to picture files; the only package that imports Pillow.
 
-Everything here is synchronous and thread-safe: it is meant for a thread pool and shares nothing between calls.
-In: bytes → `decode_picture` → `prepare`, and `decode_mask` → `keep_mask`. Out: rows → `to_uint8`, then `encode`, of a
-`contact_sheet` or `strip` if need be, or `animate`.
+Every function is synchronous and thread-safe, so that the codec pool can call it. Input: bytes → `decode_picture` →
+`prepare`, and `decode_mask` → `keep_mask`. Output: rows → `to_uint8` → `encode` or `animate`; `contact_sheet` and
+`strip` combine several pictures first.
 """
 
 from service.images.animate import AnimationFormat, animate

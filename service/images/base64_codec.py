@@ -1,4 +1,4 @@
-"""Base64 as JSON carries it (RFC 4648, section 4)."""
+"""Base64 in JSON (RFC 4648, section 4)."""
 
 import binascii
 import re
@@ -11,16 +11,16 @@ _DATA_URL: Final = re.compile(rb"data:image/[^,;]{1,64}(?:;[^,;]{1,64})*;base64,
 
 
 def decode_base64(text: str, *, field: str, max_chars: int) -> bytes:
-    """Bytes of standard, padded base64, with or without a `data:image/…;base64,` prefix; ASCII white space is ignored.
+    """Decode standard, padded base64, with or without a `data:image/…;base64,` prefix; ASCII white space is ignored.
 
     Args:
-        text: as it came.
-        field: path of the field, for the error.
-        max_chars: longest text that is looked at at all, prefix and white space included.
+        text: the text, from the request.
+        field: name of the field in errors.
+        max_chars: longest text accepted, including prefix and white space.
 
     Raises:
-        TooLarge: longer than `max_chars`.
-        InvalidContent: another alphabet (URL-safe too), padding missing, or anything else (code `invalid_base64`).
+        TooLarge: the text is longer than `max_chars`.
+        InvalidContent: not standard base64, for example URL-safe or without padding (code `invalid_base64`).
     """
     if len(text) > max_chars:
         raise TooLarge(f"{field}: {len(text)} characters of base64; the limit is {max_chars}")
@@ -29,10 +29,10 @@ def decode_base64(text: str, *, field: str, max_chars: int) -> bytes:
         if prefix := _DATA_URL.match(raw):
             raw = raw[prefix.end() :]
         return binascii.a2b_base64(raw.translate(None, _WHITE_SPACE), strict_mode=True)
-    except ValueError as exc:  # UnicodeEncodeError and binascii.Error are both
+    except ValueError as exc:  # the base of UnicodeEncodeError and binascii.Error
         raise InvalidContent.field(field, "is not padded standard base64", code="invalid_base64") from exc
 
 
 def encode_base64(data: bytes) -> str:
-    """Standard, padded base64 on one line."""
+    """Encode as standard, padded base64 on one line."""
     return binascii.b2a_base64(data, newline=False).decode("ascii")

@@ -1,7 +1,7 @@
-"""Untrusted bytes → `Picture`: PNG, JPEG or WebP, and nothing else; the bytes decide, not their name or type.
+"""Decode untrusted bytes as PNG, JPEG or WebP. The first bytes decide the format, not a file name or media type.
 
-Pillow's format classes are called directly. `Image.open` would warn about large pictures (and `warnings` cannot be
-silenced for one thread alone), open JPEG as multi-picture files, and look at every format it knows.
+This module calls Pillow's format classes instead of `Image.open`. `Image.open` tries every format, opens some JPEG
+files as multi-picture files, and reports large pictures through `warnings`, which cannot be silenced for one thread.
 """
 
 import io
@@ -20,20 +20,20 @@ from service.domain.errors import IgnError, InvalidContent, TooLarge
 from service.images import png
 from service.images.orientation import exif_transpose
 
-# An empty progressive scan takes 30 bytes and a pass over all blocks (9 ms at 16 megapixels): without a bound, a 16 MiB
-# file could keep a core busy for an hour. Encoders write about ten. Sequential scans pay for themselves in bytes, and
-# may be followed by a phone's video, in which the marker turns up by chance.
+# An empty progressive scan has 30 bytes, and decoding it visits all blocks (9 ms at 16 megapixels). Without a limit, a
+# file of 16 MiB could occupy a core for an hour. Encoders write about ten scans. The limit for sequential files is
+# higher: their cost grows with their size anyway, and phones append videos, which can contain the marker by chance.
 _MAX_PROGRESSIVE_SCANS: Final = 100
 _MAX_SEQUENTIAL_SCANS: Final = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodeLimits:
-    """What one picture may be before it is decoded.
+    """Limits on the size of a picture, in pixels.
 
     Args:
-        max_pixels: width × height.
-        max_side: width, and height.
+        max_pixels: of width × height.
+        max_side: of width and of height.
     """
 
     max_pixels: int
@@ -42,12 +42,12 @@ class DecodeLimits:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Picture:
-    """A decoded picture, upright, in 8 bit.
+    """A decoded picture in 8 bit, upright.
 
     Args:
         image: mode L, LA, RGB or RGBA.
-        stored: (width, height) in the file, before it was turned.
-        turn: how it was turned upright; None if it was not.
+        stored_size: (width, height) in the file, before the transpose.
+        transpose: the transpose that EXIF asked for and that was applied; None for none.
     """
 
     image: Image.Image
@@ -56,7 +56,7 @@ class Picture:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(width, height), upright."""
+        """(width, height) of the upright picture."""
         return self.image.size
 
     def __repr__(self) -> str:
@@ -64,18 +64,18 @@ class Picture:
 
 
 def decode_picture(data: bytes, limits: DecodeLimits, *, field: str) -> Picture:
-    """Decode the first frame, turn it as its EXIF says, and bring it to 8-bit grey or RGB with or without alpha.
+    """Decode the first frame as 8-bit grey or RGB, with or without alpha, and apply its EXIF orientation.
 
-    16-bit samples become rint(v / 257); ICC profiles are ignored; CMYK becomes RGB, palettes RGB(A).
+    16-bit samples v become rint(v / 257). ICC profiles are ignored. CMYK becomes RGB, a palette RGB or RGBA.
 
     Args:
         data: the file.
-        limits: checked against the header, before any pixel is decoded.
-        field: path of the field the bytes came in, for the error.
+        limits: compared with the size in the header before any pixel is decoded.
+        field: name of the field in errors.
 
     Raises:
         InvalidContent: not PNG, JPEG or WebP, truncated or damaged (code `undecodable_image`).
-        TooLarge: beyond the limits (code `image_too_large`).
+        TooLarge: larger than the limits (code `image_too_large`).
     """
     image, exif = decode_as_stored(data, limits, field=field)
     transpose = exif_transpose(exif)
@@ -83,7 +83,14 @@ def decode_picture(data: bytes, limits: DecodeLimits, *, field: str) -> Picture:
 
 
 def decode_as_stored(data: bytes, limits: DecodeLimits, *, field: str) -> tuple[Image.Image, bytes]:
-    """The picture as `decode_picture` gives it, but as it lies in the file, and its EXIF block."""
+    """Decode like `decode_picture`, without the EXIF orientation.
+
+    Returns:
+        The picture as stored, and its EXIF block, which is empty if there is none.
+
+    Raises:
+        InvalidContent, TooLarge: as `decode_picture`.
+    """
     with _map_decoder_errors(field):
         opened = _open(data)
         if opened is None:
@@ -94,22 +101,22 @@ def decode_as_stored(data: bytes, limits: DecodeLimits, *, field: str) -> tuple[
 
 @dataclass(frozen=True, slots=True)
 class _OpenedImage:
-    size: tuple[int, int]  # known before pixels are decoded
+    size: tuple[int, int]  # (width, height) from the header
     exif: bytes
     load: Callable[[], Image.Image]
 
 
 class _Jpeg(JpegImageFile):
     def getexif(self) -> Image.Exif:
-        # Opening asks for the resolution in EXIF, which nobody needs and which warns when EXIF is damaged.
+        # Pillow calls this when it opens a file, to read the resolution, and warns if the EXIF block is damaged.
         return Image.Exif()
 
 
 def _open(data: bytes) -> _OpenedImage | None:
     if data.startswith(png.SIGNATURE):
         parts, exif = png.image_chunks(data)
-        if plain := png.simple_format(parts):
-            return _OpenedImage(plain[1], exif, partial(png.load_simple, parts, *plain))
+        if simple := png.simple_format(parts):
+            return _OpenedImage(simple[1], exif, partial(png.load_simple, parts, *simple))
         chunks = b"".join(parts)
         image = png.open_png(chunks)
         return _OpenedImage(image.size, exif, partial(png.load_png, chunks, image))
@@ -146,18 +153,18 @@ def _check_size(size: tuple[int, int], limits: DecodeLimits, field: str) -> None
         )
 
 
-def _undecodable(field: str, why: str) -> InvalidContent:
-    return InvalidContent.field(field, why, code="undecodable_image")
+def _undecodable(field: str, message: str) -> InvalidContent:
+    return InvalidContent.field(field, message, code="undecodable_image")
 
 
 @contextmanager
 def _map_decoder_errors(field: str) -> Iterator[None]:
-    """Turn whatever the decoders raise into the caller's error."""
+    """Turn every exception of the decoders into an error of the request."""
     try:
         yield
     except (IgnError, MemoryError):
         raise
     except Image.DecompressionBombError as exc:
         raise TooLarge(f"{field}: too many pixels", code="image_too_large") from exc
-    except Exception as exc:  # on hostile bytes Pillow's parsers raise nearly every built-in error
+    except Exception as exc:  # for hostile bytes Pillow's parsers raise nearly every built-in exception
         raise _undecodable(field, "is truncated or damaged, and cannot be decoded") from exc

@@ -1,4 +1,4 @@
-"""Where a picture lies in the model's canvas. All sizes are (width, height)."""
+"""Resize a picture onto the canvas of a model. All sizes are (width, height) in pixels."""
 
 from typing import Literal, NamedTuple
 
@@ -8,15 +8,15 @@ Resize = Literal["fit", "crop", "stretch"]
 
 
 class Geometry(NamedTuple):
-    """Which part of a picture is used, how large it becomes, and where it lies in the model's canvas."""
+    """How a picture is cropped, resized and placed on a canvas."""
 
-    box: tuple[int, int, int, int]  # of the picture, what is used
-    size: tuple[int, int]  # to which it is resized
-    offset: tuple[int, int]  # where it lies in the model's canvas
+    box: tuple[int, int, int, int]  # (left, top, right, bottom) of the part that is used
+    size: tuple[int, int]  # of that part after resizing
+    offset: tuple[int, int]  # (left, top) on the canvas
 
 
 def fit_geometry(size: tuple[int, int], target: tuple[int, int], resize: Resize) -> Geometry:
-    """Where the picture goes; all sizes are (width, height)."""
+    """The geometry of a picture of ``size`` on a canvas of size ``target``."""
     box = (0, 0, *size)
     if resize == "fit":
         inner = _inscribed(size, target)
@@ -28,16 +28,17 @@ def fit_geometry(size: tuple[int, int], target: tuple[int, int], resize: Resize)
     return Geometry(box, target, (0, 0))
 
 
-def _inscribed(shape: tuple[int, int], frame: tuple[int, int]) -> tuple[int, int]:
-    """The largest size of `shape`'s proportions inside `frame`; exact: integers until the last division."""
-    (width, height), (frame_width, frame_height) = shape, frame
+def _inscribed(size: tuple[int, int], frame: tuple[int, int]) -> tuple[int, int]:
+    """The largest size with the aspect ratio of `size` inside `frame`; each side is at least 1."""
+    (width, height), (frame_width, frame_height) = size, frame
+    # Compare products of integers, because quotients of floats could decide wrongly for equal ratios.
     if frame_width * height <= frame_height * width:
         return frame_width, max(1, round(height * frame_width / width))
     return max(1, round(width * frame_height / height)), frame_height
 
 
 def _centred(inner: tuple[int, int], outer: tuple[int, int]) -> tuple[int, int]:
-    """Left and top margin; an odd pixel goes right and below."""
+    """The left and top margin; an odd pixel is on the right and below."""
     return (outer[0] - inner[0]) // 2, (outer[1] - inner[1]) // 2
 
 
@@ -48,9 +49,17 @@ def place_on_canvas(
     fill: tuple[int, ...],
     resample: Image.Resampling,
 ) -> Image.Image:
-    """Cut, resize unless the size is right, and lay the picture on a canvas of `target` size and `fill` colour."""
+    """Crop a picture, resize it if its size differs, and paste it on a canvas.
+
+    Args:
+        image: the picture, upright.
+        geometry: of the picture on the canvas.
+        target: size of the canvas.
+        fill: colour of the canvas, one level per band.
+        resample: filter for resizing.
+    """
     left, top, right, bottom = geometry.box
-    # Cut before resizing: given a box, Pillow's filter would still see the pixels around it.
+    # Crop first. The `box` argument of Pillow's `resize` would let the filter read pixels outside the box.
     image = _paste_on_canvas(image, (right - left, bottom - top), (-left, -top), fill)
     if image.size != geometry.size:
         image = image.resize(geometry.size, resample)

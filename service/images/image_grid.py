@@ -1,4 +1,4 @@
-"""Several pictures as one: cells side by side at native size, row-major, no padding."""
+"""Combine several pictures in one grid: row-major, at their own size, without padding."""
 
 import math
 
@@ -9,15 +9,18 @@ from service.images.pixels import Pixels, background_levels
 
 
 def sheet_size(n: int, card: ModelCard, *, columns: int | None = None) -> tuple[int, int]:
-    """(width, height) in pixels of the sheet of `n` ≥ 1 pictures, without making it."""
+    """(width, height) in pixels of the contact sheet of `n` ≥ 1 pictures."""
     columns = columns or _near_square(n)
     return columns * card.shape[2], -(-n // columns) * card.shape[1]
 
 
 def contact_sheet(pictures: Pixels, card: ModelCard, *, columns: int | None = None) -> Pixels:
-    """One picture of N ≥ 1: (N, H, W[, 3]) → (rows·H, columns·W[, 3]); ceil(√N) columns unless told.
+    """Combine N ≥ 1 pictures: (N, H, W[, 3]) → (rows·H, columns·W[, 3]).
 
-    Cells left over show the card's background.
+    Args:
+        pictures: uint8.
+        card: of the model; empty cells have its background.
+        columns: None for ceil(√N).
     """
     n, height, width, *channels = pictures.shape
     columns = columns or _near_square(n)
@@ -31,7 +34,7 @@ def contact_sheet(pictures: Pixels, card: ModelCard, *, columns: int | None = No
 
 
 def strip(pictures: Pixels, card: ModelCard) -> Pixels:
-    """One picture of N ≥ 1 in a single row: (N, H, W[, 3]) → (H, N·W[, 3])."""
+    """Combine N ≥ 1 pictures in one row: (N, H, W[, 3]) → (H, N·W[, 3])."""
     return contact_sheet(pictures, card, columns=len(pictures))
 
 

@@ -1,7 +1,7 @@
-"""float32 `.npy` ⇄ rows (NumPy enhancement proposal 1), without pickles and without trusting the header.
+"""Read and write rows as float32 `.npy` files (NumPy enhancement proposal 1), without pickles.
 
-The header is matched against the few forms that writers produce instead of being evaluated: `numpy.load` allocates what
-the header says before it has seen the data, and reports odd headers through `warnings`.
+Untrusted headers are not given to `numpy.load`, which allocates the array of the header before it reads the data, and
+which reports unusual headers through `warnings`. Regular expressions match the few forms that writers produce.
 """
 
 import io
@@ -14,7 +14,7 @@ from service.domain.errors import InvalidContent
 from service.domain.latents import FloatRow, FloatRows
 
 _MAGIC: Final = b"\x93NUMPY"
-_LENGTH_BYTES: Final = {b"\1\0": 2, b"\2\0": 4, b"\3\0": 4}  # by version
+_LENGTH_BYTES: Final = {b"\1\0": 2, b"\2\0": 4, b"\3\0": 4}  # of the length field, by format version
 _MAX_HEADER: Final = 1024
 _ENTRY: Final = re.compile(
     r"""\s*(['"])(?P<key>descr|fortran_order|shape)\1\s*:\s*"""
@@ -23,11 +23,18 @@ _ENTRY: Final = re.compile(
 
 
 def decode_npy(data: bytes, shape: tuple[int, int, int], *, field: str) -> FloatRow:
-    """One row from the bytes of a float32 `.npy` file of exactly this (C, H, W) shape, either byte or index order.
+    """Read one row from a float32 `.npy` file, in either byte order, in C or Fortran order.
+
+    Args:
+        data: the file.
+        shape: expected (C, H, W).
+        field: name of the field in errors.
+
+    Returns:
+        (C, H, W) float32, C-contiguous.
 
     Raises:
-        InvalidContent: anything else: another type or shape, missing or excess data, NaN or infinity (code
-            `invalid_npy`).
+        InvalidContent: another type or shape, missing or excess data, NaN or infinity (code `invalid_npy`).
     """
     header, start = _header(data)
     if header is None:
@@ -46,18 +53,18 @@ def decode_npy(data: bytes, shape: tuple[int, int, int], *, field: str) -> Float
 
 
 def encode_npy(rows: FloatRows) -> bytes:
-    """Rows (N, C, H, W), or one row (C, H, W), as a `.npy` file: little-endian float32, C order, never clipped."""
+    """Write rows (N, C, H, W), or one row (C, H, W), as `.npy`: little-endian float32, C order, not clipped."""
     buffer = io.BytesIO()
     np.save(buffer, np.ascontiguousarray(rows, dtype="<f4"), allow_pickle=False)
     return buffer.getvalue()
 
 
-def _invalid(field: str, why: str) -> InvalidContent:
-    return InvalidContent.field(field, why, code="invalid_npy")
+def _invalid(field: str, message: str) -> InvalidContent:
+    return InvalidContent.field(field, message, code="invalid_npy")
 
 
 def _header(data: bytes) -> tuple[dict[str, str] | None, int]:
-    """The header's three entries as text (shape as `1,28,28`), and where the data starts."""
+    """The three entries of the header as text (shape as `1,28,28`), or None; and the offset of the data."""
     width = _LENGTH_BYTES.get(data[6:8])
     if not data.startswith(_MAGIC) or width is None:
         return None, 0
@@ -73,13 +80,13 @@ def _header(data: bytes) -> tuple[dict[str, str] | None, int]:
 
 def _entries(text: str) -> dict[str, str] | None:
     entries: dict[str, str] = {}
-    at = 0
-    while at < len(text):
-        match = _ENTRY.match(text, at)
+    position = 0
+    while position < len(text):
+        match = _ENTRY.match(text, position)
         if match is None:
             return None
         shape = match["shape"]
         value = match["text"] or match["flag"] or "".join(shape.split()).removesuffix(",")
         entries[match["key"]] = value
-        at = match.end()
+        position = match.end()
     return entries if len(entries) == 3 else None

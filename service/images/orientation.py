@@ -1,7 +1,7 @@
-"""The one thing read from EXIF: how the picture is to be turned.
+"""Read the orientation of a picture from its EXIF block; nothing else of EXIF is used.
 
-Parsed here because Pillow's own reader reports damaged EXIF through `warnings`, which cannot be silenced for one thread
-alone. Layout: TIFF 6.0, section 2; the tag: CIPA DC-008 (Exif 2.3), 4.6.4.
+Pillow's EXIF reader is not used, because it reports damaged blocks through `warnings`, which cannot be silenced for one
+thread. Layout: TIFF 6.0, section 2. Tag: CIPA DC-008 (Exif 2.3), section 4.6.4.
 """
 
 import struct
@@ -23,14 +23,14 @@ _TRANSPOSES: Final = {
 
 
 def exif_transpose(exif: bytes) -> Transpose | None:
-    """How to turn a picture that carries this EXIF block; None for upright, absent or damaged."""
+    """The transpose that makes a picture with this EXIF block upright; None if it is upright, absent or damaged."""
     tiff = exif.removeprefix(b"Exif\0\0")
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
     if order is None:
         return None
     try:
         return _TRANSPOSES.get(_orientation(tiff, order))
-    except struct.error:  # shorter than it says
+    except struct.error:  # the block ends before an offset or count in it
         return None
 
 
@@ -38,8 +38,8 @@ def _orientation(tiff: bytes, order: str) -> int:
     (start,) = struct.unpack_from(order + "I", tiff, 4)
     (entries,) = struct.unpack_from(order + "H", tiff, start)
     for entry in range(start + 2, start + 2 + 12 * entries, 12):
-        tag, kind = struct.unpack_from(order + "HH", tiff, entry)
+        tag, value_type = struct.unpack_from(order + "HH", tiff, entry)
         if tag == _ORIENTATION:
-            form = {_SHORT: "H", _LONG: "I"}.get(kind)
-            return struct.unpack_from(order + form, tiff, entry + 8)[0] if form else 1
+            code = {_SHORT: "H", _LONG: "I"}.get(value_type)
+            return struct.unpack_from(order + code, tiff, entry + 8)[0] if code else 1
     return 1

@@ -1,4 +1,7 @@
-"""8-bit pixels ⇄ the model's range: x = lo + u·(hi − lo)/255 and u = clip(rint((y − lo)·255/(hi − lo)), 0, 255)."""
+"""Convert 8-bit pixels u to values x in the model's range [lo, hi], and values y back to pixels.
+
+x = lo + u·(hi − lo)/255, and u = clip(rint((y − lo)·255/(hi − lo)), 0, 255).
+"""
 
 from functools import lru_cache
 
@@ -21,26 +24,27 @@ def _level_values(lo: float, hi: float) -> NDArray[np.float32]:
 
 
 def as_pixels(image: Image.Image) -> Pixels:
-    """The pixels of a picture of mode L or RGB, read-only."""
+    """The pixels of a picture of mode L, (H, W), or RGB, (H, W, 3); read-only."""
     width, height = image.size
-    # Twice as fast on small pictures as NumPy's own way, which asks Pillow for a description first.
+    # For small pictures twice as fast as `np.asarray(image)`, which asks Pillow for an array interface first.
     flat = np.frombuffer(image.tobytes(), np.uint8)
     return flat.reshape((height, width) if image.mode == "L" else (height, width, 3))
 
 
 def to_rows(pixels: Pixels, card: ModelCard) -> FloatRows:
-    """Rows (…, C, H, W) float32 in the model's range of 8-bit pixels (…, H, W) or (…, H, W, 3).
+    """Convert pixels (…, H, W) or (…, H, W, 3) to rows (…, C, H, W) float32 in the model's range.
 
-    Computed in float64 and rounded once, so that `to_uint8` gives every level back.
+    The values are computed in float64 and rounded once, so that `to_uint8` restores every level.
     """
     channels = pixels[..., None, :, :] if card.shape[0] == 1 else np.moveaxis(pixels, -1, -3)
     return _level_values(*card.range).take(np.ascontiguousarray(channels))
 
 
 def to_uint8(rows: FloatRows, card: ModelCard) -> Pixels:
-    """Pixels (…, H, W) or (…, H, W, 3) of finite rows (…, C, H, W); ties to even, values beyond the range clipped.
+    """Convert finite rows (…, C, H, W) to pixels (…, H, W) or (…, H, W, 3).
 
-    In float64: in float32 the sum y − lo alone would turn near-ties into ties.
+    Ties are rounded to even, and values outside the range are clipped. The computation is in float64, because in
+    float32 the difference y − lo can round a value near a tie to the tie.
     """
     lo, hi = card.range
     levels = rows.astype(np.float64)
@@ -55,6 +59,6 @@ def to_uint8(rows: FloatRows, card: ModelCard) -> Pixels:
 
 
 def background_levels(card: ModelCard) -> tuple[int, ...]:
-    """The card's background as one 8-bit level per channel, by the formula of `to_uint8`."""
+    """The background of the card as one 8-bit level per channel, by the formula of `to_uint8`."""
     lo, hi = card.range
     return tuple(round((value - lo) * 255 / (hi - lo)) for value in card.background)

@@ -1,8 +1,8 @@
-"""Reading PNG through Pillow, with the sixteen bits and the transparent colours that Pillow alone would lose.
+"""Decode PNG with Pillow, but with correct 16-bit samples and transparent colours.
 
-Pillow keeps only the high byte of 16-bit colour and clips 16-bit grey on conversion; here every 16-bit sample v becomes
-rint(v / 257). Only the chunks that make up the (first) picture reach Pillow: text, profiles and animation are skipped
-unread, so that neither their size nor their mistakes matter.
+Pillow keeps only the high byte of 16-bit colour, and clips 16-bit grey on conversion. Here every 16-bit sample v
+becomes rint(v / 257). Pillow gets only the chunks of the first picture. Text, profiles and animation are skipped
+without parsing, so that their size and their errors have no effect.
 """
 
 import io
@@ -20,39 +20,45 @@ SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 _KEPT: Final = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"))
 _IHDR_START: Final = struct.pack(">I4s", 13, b"IHDR")
 _IEND: Final = struct.pack(">4sI", b"IEND", zlib.crc32(b"IEND"))
-_SIMPLE_MODES: Final = {0: "L", 2: "RGB", 4: "LA", 6: "RGBA"}  # by colour type
-_MODES: Final = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
-_KEY_SCALE: Final = {"1": 1, "L;2": 85, "L;4": 17}  # tRNS holds raw samples; Pillow widens the pixels to 8 bit
+_SIMPLE_MODES: Final = {0: "L", 2: "RGB", 4: "LA", 6: "RGBA"}  # 8-bit mode by colour type
+_MODES: Final = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by number of bands
+# The chunk tRNS holds the transparent colour as a raw sample; Pillow scales 2-bit and 4-bit pixels to 8 bit.
+_KEY_SCALE: Final = {"1": 1, "L;2": 85, "L;4": 17}
 
 Samples = NDArray[np.uint16]  # (H, W), one band
 
 
 def image_chunks(data: bytes) -> tuple[list[bytes], bytes]:
-    """The same PNG, cut into signature and chunks, with nothing but its picture; and the content of its eXIf chunk."""
+    """Split a PNG file.
+
+    Returns:
+        The signature and the chunks of the first picture, in order; and the content of the chunk eXIf, or b"".
+    """
+    # Malformed lengths need no check here: slices end at the end of the data, and Pillow reports the damage.
     parts = [data[:8]]
     exif = b""
     start, size = 8, len(data)
     while start + 8 <= size:
-        kind = data[start + 4 : start + 8]
+        chunk_type = data[start + 4 : start + 8]
         end = start + 12 + int.from_bytes(data[start : start + 4], "big")
-        if kind in _KEPT:
+        if chunk_type in _KEPT:
             parts.append(data[start:end])
-        elif kind == b"eXIf":
+        elif chunk_type == b"eXIf":
             exif = data[start + 8 : end - 4]
-        if kind == b"IEND":
+        if chunk_type == b"IEND":
             break
         start = end
     return parts, exif
 
 
 def simple_format(parts: list[bytes]) -> tuple[str, tuple[int, int]] | None:
-    """Mode and (width, height) of a PNG of 8 bit, neither interlaced nor with a palette or a transparent colour.
+    """Mode and (width, height) of a PNG with 8 bits, without interlacing, palette and transparent colour.
 
     Args:
         parts: signature and chunks.
 
     Returns:
-        None for every other PNG, and for one whose chunks are not as they should be.
+        None for every other PNG, and for one with malformed chunks.
     """
     head, data, end = parts[1] if len(parts) > 1 else b"", parts[2:-1], parts[-1]
     if not (
@@ -69,10 +75,10 @@ def simple_format(parts: list[bytes]) -> tuple[str, tuple[int, int]] | None:
 
 
 def load_simple(parts: list[bytes], mode: str, size: tuple[int, int]) -> Image.Image:
-    """Decode a PNG of which `simple_format` knows the form: as `load_png` would, in a third of the time where it is small.
+    """Decode a PNG for which `simple_format` returned ``mode`` and ``size``.
 
-    Pillow's decoder alone, that is, without its reader of chunks, which is Python. What the decoder does not like is
-    for the reader to judge.
+    The result is that of `load_png`. For small pictures it takes a third of the time, because it calls Pillow's
+    decoder, which is C, without Pillow's chunk reader, which is Python. If the decoder fails, `load_png` decides.
     """
     try:
         return Image.frombytes(mode, size, b"".join([part[8:-4] for part in parts[2:-1]]), "zip", mode)
@@ -82,13 +88,13 @@ def load_simple(parts: list[bytes], mode: str, size: tuple[int, int]) -> Image.I
 
 
 def open_png(chunks: bytes) -> PngImageFile:
-    """Header only; nothing is decoded yet."""
+    """Read the header; pixels are decoded later."""
     return PngImageFile(io.BytesIO(chunks))
 
 
 def load_png(chunks: bytes, image: PngImageFile) -> Image.Image:
-    """Decode `image`, opened from `chunks`, to 8-bit L, LA, RGB or RGBA."""
-    raw = str(image.tile[0].args)
+    """Decode `image`, opened from `chunks`, as 8-bit L, LA, RGB or RGBA."""
+    raw = str(image.tile[0].args)  # Pillow's name of the layout in the file, such as "RGB;16B"
     key = image.info.get("transparency")
     if raw.endswith(";16B"):
         return _eight_bits(_bands(chunks, image, raw), key)
@@ -105,7 +111,8 @@ def load_png(chunks: bytes, image: PngImageFile) -> Image.Image:
 
 
 def _load_raw(image: PngImageFile, rawmode: str) -> Image.Image:
-    # The decoder undoes filters and interlacing by bytes per pixel alone; which of them it then keeps is ours to say.
+    # The decoder undoes filters and interlacing with the number of bytes per pixel only. The raw mode then says which
+    # bytes of a pixel it keeps, so another raw mode with the same number of bytes reads other bytes.
     image.tile = [image.tile[0]._replace(args=rawmode)]
     image.load()
     return image
@@ -116,11 +123,12 @@ def _bands(chunks: bytes, image: PngImageFile, raw: str) -> Iterator[Samples]:
         image.load()
         yield np.asarray(image)
         return
-    if raw == "LA;16B":  # two bytes for each of two bands: read as four bands
+    if raw == "LA;16B":  # two bands of two bytes: read as four bands of one byte
         pixels = _load_raw(image, "RGBA").split()
         pairs = [(pixels[0], pixels[1]), (pixels[2], pixels[3])]
     else:
-        low = _load_raw(open_png(chunks), raw[:-1] + "L")  # read as little-endian, the low byte is the one kept
+        # Pillow keeps the high byte of big-endian samples. Read as little-endian samples, it keeps the low byte.
+        low = _load_raw(open_png(chunks), raw[:-1] + "L")
         pairs = list(zip(_load_raw(image, raw).split(), low.split(), strict=True))
     for high_byte, low_byte in pairs:
         yield (np.asarray(high_byte).astype(np.uint16) << 8) | np.asarray(low_byte)
@@ -128,6 +136,7 @@ def _bands(chunks: bytes, image: PngImageFile, raw: str) -> Iterator[Samples]:
 
 def _eight_bits(bands: Iterator[Samples], key: int | tuple[int, ...] | None) -> Image.Image:
     samples = list(bands)
+    # (v + 128) // 257 = rint(v / 257) for all v in 0…65535
     scaled = [Image.fromarray(((band.astype(np.uint32) + 128) // 257).astype(np.uint8)) for band in samples]
     if key is not None:
         scaled.append(_alpha(samples, key if isinstance(key, tuple) else (key,)))
@@ -135,7 +144,7 @@ def _eight_bits(bands: Iterator[Samples], key: int | tuple[int, ...] | None) -> 
 
 
 def _alpha(bands: list[NDArray[np.uint8]] | list[Samples], key: tuple[int, ...]) -> Image.Image:
-    """Transparent where every band equals the key, opaque elsewhere."""
+    """The alpha band: 0 where every band equals the transparent colour, else 255."""
     hidden = np.ones(bands[0].shape, dtype=np.bool_)
     for band, value in zip(bands, key, strict=True):
         hidden &= band == value

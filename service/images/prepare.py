@@ -1,4 +1,4 @@
-"""`Picture` → row: flatten onto the background, grey or colour, invert, and fit to the model's shape."""
+"""Prepare a picture as a row: composite on the background, convert to grey or RGB, invert, and resize."""
 
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -19,11 +19,11 @@ _MID_GREY: Final = 127.5
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prepared:
-    """A row made from a picture.
+    """A row prepared from a picture.
 
     Args:
         row: (C, H, W) float32 in the model's range, C-contiguous.
-        inverted: light and dark were exchanged.
+        inverted: whether light and dark were exchanged.
     """
 
     row: FloatRow
@@ -31,18 +31,18 @@ class Prepared:
 
 
 def prepare(picture: Picture, card: ModelCard, *, resize: Resize = "fit", invert: Invert = "auto") -> Prepared:
-    """Make the model's row of a picture.
+    """Prepare a picture as a row of the model.
 
-    Alpha is composited on the card's background; grey models take ITU-R 601 luma, colour models repeat grey. `auto`
-    acts for cards of polarity light-on-dark: a picture whose outermost pixel ring averages above 127.5 is inverted, and
-    so is, composited on white instead, a transparent one whose visible pixels (alpha > 0) average below 127.5. Then
-    Lanczos in 8 bit, unless the size is already the model's.
+    Alpha is composited on the background of the card. Grey models use ITU-R 601 luma, colour models repeat grey.
+    `auto` acts only for cards with polarity light-on-dark. It inverts a picture if the outermost ring of pixels has a
+    mean above 127.5. It also inverts a transparent picture if the visible pixels (alpha > 0) have a mean below 127.5;
+    that picture is composited on white. Then the picture is resized with Lanczos in 8 bit if its size differs.
 
     Args:
-        picture: what `decode_picture` gave.
-        card: of the model: shape, range, background, polarity.
+        picture: from `decode_picture`.
+        card: of the model; its shape, range, background and polarity are used.
         resize: `fit` letterboxes on the background, `crop` cuts centrally, `stretch` ignores proportions.
-        invert: exchange light and dark: never, always, or `auto`.
+        invert: exchange light and dark: False, True or `auto`.
     """
     mode = "L" if card.shape[0] == 1 else "RGB"
     flat, pixels, inverted = _flatten(picture.image, card, mode, invert)
@@ -58,17 +58,18 @@ def prepare(picture: Picture, card: ModelCard, *, resize: Resize = "fit", invert
 
 
 def composite(image: Image.Image, mode: str, background: tuple[int, ...]) -> Image.Image:
-    """The picture in `mode` (L or RGB), its alpha composited on the background before colours become grey."""
+    """Convert a picture to `mode` (L or RGB); alpha is composited on the background before colours become grey."""
     if "A" not in image.getbands():
         return image if image.mode == mode else image.convert(mode)
-    work = "L" if image.mode == "LA" and mode == "L" else "RGB"
-    fill = background * 3 if len(background) < len(work) else background
-    opaque = Image.composite(image.convert(work), Image.new(work, image.size, fill), image.getchannel("A"))
-    return opaque if work == mode else opaque.convert(mode)
+    working_mode = "L" if image.mode == "LA" and mode == "L" else "RGB"
+    fill = background * 3 if len(background) < len(working_mode) else background
+    canvas = Image.new(working_mode, image.size, fill)
+    opaque = Image.composite(image.convert(working_mode), canvas, image.getchannel("A"))
+    return opaque if working_mode == mode else opaque.convert(mode)
 
 
 def _flatten(image: Image.Image, card: ModelCard, mode: str, invert: Invert) -> tuple[Image.Image, Pixels | None, bool]:
-    """The picture without alpha, its pixels if they had to be looked at, and whether it is to be inverted."""
+    """The picture without alpha, its pixels if they were needed, and whether to invert it."""
     auto = invert == "auto" and card.polarity == "light-on-dark"
     if auto and _is_dark_ink(image, mode):
         return composite(image, mode, (255,) * card.shape[0]), None, True
@@ -80,7 +81,7 @@ def _flatten(image: Image.Image, card: ModelCard, mode: str, invert: Invert) -> 
 
 
 def _is_dark_ink(image: Image.Image, mode: str) -> bool:
-    """Partly transparent, and dark where it can be seen."""
+    """Whether a picture is partly transparent and its visible pixels are dark on average."""
     if "A" not in image.getbands():
         return False
     alpha = image.getchannel("A")
@@ -92,11 +93,11 @@ def _is_dark_ink(image: Image.Image, mode: str) -> bool:
 
 
 def _ring_mean(pixels: Pixels) -> float:
-    """Mean level of the outermost pixels, each counted once."""
+    """The mean level of the outermost ring of pixels, each counted once."""
     edges = [pixels[0]]
     if len(pixels) > 1:
         edges += pixels[-1], pixels[1:-1, 0]
         if pixels.shape[1] > 1:
             edges.append(pixels[1:-1, -1])
-    levels = b"".join(edge.tobytes() for edge in edges)  # Python sums a hundred bytes before NumPy has begun
+    levels = b"".join(edge.tobytes() for edge in edges)  # for about 100 bytes faster than `np.mean`
     return sum(levels) / len(levels)

@@ -1,4 +1,4 @@
-"""How large an upload is, from its first bytes: whether decoding it takes microseconds."""
+"""Decide from the first bytes of an upload whether decoding it takes microseconds only."""
 
 import base64
 import binascii
@@ -9,14 +9,14 @@ from service.images.png import SIGNATURE
 
 _MAX_BYTES: Final = 1 << 14
 _MAX_PIXELS: Final = 1 << 14
-_HEAD_BYTES: Final = 24  # bytes: signature, length and kind of IHDR, width, height
+_HEAD_BYTES: Final = 24  # signature, length and type of IHDR, width, height
 _HEADER: Final = SIGNATURE + struct.pack(">I4s", 13, b"IHDR")
 
 
 def is_small(data: bytes | str) -> bool:
-    """Whether these bytes, or this base64 text, are a PNG of few bytes and at most 128×128 pixels.
+    """Whether bytes, or base64 text, are a PNG of at most 16 KiB and 128×128 pixels.
 
-    False for everything else, broken pictures among them: it only says where to decode, and never refuses.
+    False for everything else, including invalid pictures. The result decides where to decode, not whether.
     """
     if len(data) > _MAX_BYTES:
         return False
@@ -32,5 +32,5 @@ def _decoded_head(text: str) -> bytes:
         text = text.partition(",")[2]
     try:
         return base64.b64decode(text[: _HEAD_BYTES // 3 * 4], validate=True)
-    except (binascii.Error, ValueError):  # white space or no base64 at all
+    except (binascii.Error, ValueError):  # white space, or not base64
         return b""
