@@ -1,33 +1,33 @@
-"""Every error the service can answer with, as one tree, split by whose fault it is.
+"""The errors of the service as one tree, by cause.
 
 IgnError
-├── RequestError               the caller's: sending it again unchanged fails again
-│   ├── MalformedRequest       not JSON, bad multipart, bad header value
-│   ├── InvalidContent         understood, but unusable: a value, a picture, a mask
-│   ├── UnauthorizedError      key missing or wrong
-│   ├── ForbiddenError         key without the scope
+├── RequestError               the request is wrong: the same request fails again
+│   ├── MalformedRequest       not JSON, invalid multipart, invalid header value
+│   ├── InvalidContent         valid syntax, but an invalid value, picture or mask
+│   ├── UnauthorizedError      API key missing or unknown
+│   ├── ForbiddenError         API key without the scope
 │   ├── UnknownModel           no such model or version
 │   ├── InvalidInference       an Open Inference Protocol request that cannot be run
-│   ├── LoadFailed             a model's files do not serve
-│   ├── UnloadRefused          a model that has to stay
-│   ├── NotSupported           this service, as it is configured, does not do that
-│   ├── NotAcceptable          no answer form the caller accepts
-│   ├── UnsupportedMedia       the request's own content type or encoding
-│   ├── TooLarge               body or picture beyond a limit
+│   ├── LoadFailed             the files of a model cannot be loaded or verified
+│   ├── UnloadRefused          the model must not be unloaded
+│   ├── NotSupported           not available in this configuration of the service
+│   ├── NotAcceptable          no response format that the caller accepts
+│   ├── UnsupportedMedia       content type or content encoding of the request
+│   ├── TooLarge               body or picture above a limit
 │   └── BodyTooSlow            the body did not arrive in time
-├── OverloadedError            nobody's: later it works (carries retry_after)
-│   ├── QueueFull              rows queued would pass the limit
-│   ├── WouldMissDeadline      the queue in the way is longer than the deadline
-│   └── RateLimited            over quota
-├── DeadlineError              the deadline
-│   ├── DeadlineExceeded       passed while waiting
-│   └── DeadlineUnreachable    could not be met even on an idle service
-├── UnavailableError           not now (carries retry_after)
-│   ├── NotReady               loading, or a worker being replaced
-│   ├── Draining               shutting down
-│   └── TooManyConnections     connection limit reached
-├── ModelFailure               ours: the model raised, or gave non-finite values
-└── StartupError               refuse to start; the text is the one line the operator reads
+├── OverloadedError            too many requests: a later attempt works (has retry_after)
+│   ├── QueueFull              the queue would exceed its limit
+│   ├── WouldMissDeadline      the queue takes longer than the deadline allows
+│   └── RateLimited            rate limit of the caller exceeded
+├── DeadlineError              deadline of the request
+│   ├── DeadlineExceeded       passed while the request waited
+│   └── DeadlineUnreachable    too short even for an idle service
+├── UnavailableError           temporarily unavailable (has retry_after)
+│   ├── NotReady               models are loading, or a worker is being replaced
+│   ├── Draining               the service is shutting down
+│   └── TooManyConnections     too many requests in flight
+├── ModelFailure               the model raised an error or returned values that are not finite
+└── StartupError               the service does not start; the text is one line for the operator
 
 `service.api.http.problems` maps each class to its HTTP status in one table.
 """
@@ -37,11 +37,11 @@ from typing import ClassVar
 
 
 class IgnError(Exception):
-    """Base of everything this service raises on purpose.
+    """Base of all errors that this service raises on purpose.
 
     Args:
-        detail: one sentence for the caller; names what is wrong, holds no path and no traceback.
-        code: stable, machine-readable; defaults to the class's own.
+        detail: one sentence for the caller, without paths of files and without a traceback.
+        code: stable, machine-readable; the code of the class by default.
     """
 
     code: ClassVar[str] = "internal"
@@ -53,24 +53,24 @@ class IgnError(Exception):
 
 
 class RequestError(IgnError):
-    """The caller's fault."""
+    """The request is wrong; the same request fails again."""
 
     code = "bad_request"
 
 
 class MalformedRequest(RequestError):
-    """Not JSON, bad multipart, bad header value."""
+    """Not JSON, invalid multipart, or an invalid header value."""
 
     code = "malformed"
 
 
 class InvalidContent(RequestError):
-    """Valid syntax, unusable content.
+    """Valid syntax, but an invalid value, picture or mask.
 
     Args:
         detail: one sentence.
-        fields: pairs of field path (``images.0``, ``steps``) and what is wrong with it.
-        code: stable code, ``invalid_value`` when not given.
+        fields: pairs of field path (``images.0``, ``steps``) and message.
+        code: ``invalid_value`` by default.
     """
 
     code = "invalid_value"
@@ -81,18 +81,18 @@ class InvalidContent(RequestError):
 
     @classmethod
     def field(cls, name: str, message: str, *, code: str | None = None) -> "InvalidContent":
-        """One field is wrong: ``name`` is its path, ``message`` says what is wrong with it."""
+        """The error for one field with path ``name``."""
         return cls(f"{name}: {message}", fields=[(name, message)], code=code)
 
 
 class UnauthorizedError(RequestError):
-    """Key missing or wrong."""
+    """API key missing or unknown."""
 
     code = "unauthorized"
 
 
 class ForbiddenError(RequestError):
-    """Key without the scope."""
+    """API key without the scope."""
 
     code = "forbidden"
 
@@ -104,43 +104,43 @@ class UnknownModel(RequestError):
 
 
 class InvalidInference(RequestError):
-    """An Open Inference Protocol request that cannot be run: a name, datatype, shape, size, value or parameter."""
+    """An Open Inference Protocol request with an invalid name, datatype, shape, size, value or parameter."""
 
     code = "invalid_inference"
 
 
 class LoadFailed(RequestError):
-    """A model's files do not serve; what served before still does."""
+    """The files of a model cannot be loaded or verified; the models in service stay in service."""
 
     code = "load_failed"
 
 
 class UnloadRefused(RequestError):
-    """A model that has to stay."""
+    """The model must not be unloaded, because it is the default."""
 
     code = "unload_refused"
 
 
 class NotSupported(RequestError):
-    """This service, as it is configured, does not do that."""
+    """Not available in this configuration of the service."""
 
     code = "not_supported"
 
 
 class NotAcceptable(RequestError):
-    """No answer form the caller accepts."""
+    """No response format that the caller accepts."""
 
     code = "not_acceptable"
 
 
 class UnsupportedMedia(RequestError):
-    """The request's own content type or content encoding."""
+    """Content type or content encoding of the request."""
 
     code = "unsupported_media_type"
 
 
 class TooLarge(RequestError):
-    """Body or picture beyond a limit."""
+    """Body or picture above a limit."""
 
     code = "too_large"
 
@@ -152,12 +152,12 @@ class BodyTooSlow(RequestError):
 
 
 class OverloadedError(IgnError):
-    """Later it works.
+    """Too many requests; a later attempt works.
 
     Args:
         detail: one sentence.
-        retry_after: seconds until a retry is worth while, from the measured drain rate.
-        code: stable code.
+        retry_after: seconds until the next attempt, estimated from the measured throughput.
+        code: the code of the class by default.
     """
 
     code = "overloaded"
@@ -168,48 +168,48 @@ class OverloadedError(IgnError):
 
 
 class QueueFull(OverloadedError):
-    """Rows queued would pass the limit."""
+    """The queue would exceed its limit on rows."""
 
     code = "queue_full"
 
 
 class WouldMissDeadline(OverloadedError):
-    """The queue in the way is longer than the deadline."""
+    """The queue takes longer than the deadline allows."""
 
     code = "would_miss_deadline"
 
 
 class RateLimited(OverloadedError):
-    """Over quota."""
+    """The caller exceeded its rate limit."""
 
     code = "rate_limited"
 
 
 class DeadlineError(IgnError):
-    """The deadline."""
+    """The deadline of the request cannot be met."""
 
     code = "deadline"
 
 
 class DeadlineExceeded(DeadlineError):
-    """Passed while waiting; the rows left the queue uncomputed."""
+    """The deadline passed while the request waited; its rows were not computed."""
 
     code = "deadline_exceeded"
 
 
 class DeadlineUnreachable(DeadlineError):
-    """Could not be met even on an idle service; retrying is useless."""
+    """The deadline is too short even for an idle service; a retry cannot help."""
 
     code = "deadline_unreachable"
 
 
 class UnavailableError(IgnError):
-    """Not now.
+    """Temporarily unavailable.
 
     Args:
         detail: one sentence.
-        retry_after: seconds until a retry is worth while.
-        code: stable code.
+        retry_after: seconds until the next attempt.
+        code: the code of the class by default.
     """
 
     code = "unavailable"
@@ -220,30 +220,30 @@ class UnavailableError(IgnError):
 
 
 class NotReady(UnavailableError):
-    """Loading, or a worker being replaced."""
+    """Models are loading, or a worker is being replaced."""
 
     code = "not_ready"
 
 
 class Draining(UnavailableError):
-    """Shutting down."""
+    """The service is shutting down."""
 
     code = "draining"
 
 
 class TooManyConnections(UnavailableError):
-    """Connection limit reached."""
+    """Too many requests are in flight."""
 
     code = "too_many_connections"
 
 
 class ModelFailure(IgnError):
-    """The model raised, or gave values that are not finite, on the caller's rows."""
+    """The model raised an error, or returned values that are not finite, for the rows of this request."""
 
     code = "model_failure"
 
 
 class StartupError(IgnError):
-    """Refuse to start; ``detail`` is the one line the operator reads (it may name paths)."""
+    """The service does not start; ``detail`` is one line for the operator and may name files."""
 
     code = "startup"
