@@ -1,6 +1,6 @@
-"""The model directory: `<name>/<version>/{model.onnx, golden.npz}`, found, loaded and verified.
+"""Find, load and verify the models in the model directory: `<name>/<version>/{model.onnx, golden.npz}`.
 
-A version enters as a whole: its file is read once, hashed, and run on its golden rows.
+A model file is read once. The same bytes are hashed, opened and run on the golden rows.
 """
 
 import logging
@@ -20,75 +20,75 @@ from service.domain.errors import ModelFailure, StartupError
 from service.domain.latents import NoiseSource
 from service.domain.model import DeviceLost, DeviceOutOfMemory, Model
 
-MAX_MODEL_BYTES: Final = 2**31 - 1  # of a protobuf message
+MAX_MODEL_BYTES: Final = 2**31 - 1  # the limit of a protobuf message, which an ONNX file is
 _VERSION: Final = re.compile(r"[1-9][0-9]{0,8}")
 _FILES: Final = {"fp32": "model.onnx", "fp16": "model.fp16.onnx"}
 _LOG = logging.getLogger(__name__)
 
-
 Files = tuple[tuple[int, int, int, int], ...]
-"""Device, inode, size and time of change of a version's files: replaced or rewritten, they are others."""
+"""Device, inode, size in bytes and modification time in ns of the files of a version; they differ after a change."""
 
 
 class InferenceModel(Model, Protocol):
-    """A model straight from its file: `service.runtime.onnx_model.OnnxModel` is the real one."""
+    """An opened model; the implementation is `service.runtime.onnx_model.OnnxModel`."""
 
     @property
     def card(self) -> ModelCard:
-        """What the file says of itself."""
+        """The model card in the metadata of the file."""
         ...
 
     @property
     def digest(self) -> str:
-        """SHA-256, in hexadecimal, of its bytes."""
+        """SHA-256 of the file, in hexadecimal."""
         ...
 
     @property
     def noise(self) -> NoiseSource:
-        """Its latents."""
+        """Source of its seeded latents."""
         ...
 
     @property
     def device(self) -> Literal["cpu", "cuda"]:
-        """Where it runs."""
+        """The device it runs on."""
         ...
 
     @property
     def provider(self) -> str:
-        """The execution provider's name."""
+        """Name of the onnxruntime execution provider."""
         ...
 
     @property
     def fallback_reason(self) -> str | None:
-        """Why not on the device that `auto` prefers."""
+        """Why the device `auto` did not select CUDA, or None."""
         ...
 
     def warm_up(self) -> None:
-        """Run every batch shape it will see."""
+        """Run every batch size once."""
         ...
 
     def close(self) -> None:
-        """Free what it holds."""
+        """Release the session and its memory."""
         ...
 
 
 ModelFactory = Callable[[bytes], Sequence[InferenceModel]]
+"""Opens the bytes of a model file as one or more instances."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LoadedModel:
-    """A model that was verified and may serve.
+    """A verified model.
 
     Args:
-        card: what the file says of itself.
-        digest: SHA-256, in hexadecimal, of the file that runs.
-        instances: f itself, once for each device or CPU instance; at least one.
-        noise: source of its latents.
-        golden: how its provider reproduces the golden rows.
+        card: the model card.
+        digest: SHA-256 of the file that runs, in hexadecimal.
+        instances: one for each GPU or CPU instance; at least one.
+        noise: source of its seeded latents.
+        golden: how exactly its provider reproduces the golden rows.
         device, provider: where it runs.
-        fallback_reason: why `auto` did not take CUDA, or None.
-        files: identities of the files it was read from, as `Repository.files` returns them.
-        close: frees every instance; none may run afterwards.
+        fallback_reason: why `auto` did not select CUDA, or None.
+        files: identities of the files it was loaded from, as `Repository.files` returns them.
+        close: releases every instance; none may run afterwards.
     """
 
     card: ModelCard
@@ -113,9 +113,9 @@ class Repository:
 
     Args:
         directory: the model directory.
-        open_models: makes a model of a file's bytes, as often as it is to run side by side; raises `StartupError` when
-            they hold none.
-        default: `name` or `name/version` for callers who name none.
+        open_models: opens the bytes of a model file as one or more instances; raises `StartupError` if they hold no
+            valid model.
+        default: `name` or `name/version` for requests that name no model.
         precision: which file of a version runs.
     """
 
@@ -131,25 +131,27 @@ class Repository:
         self._open_models = open_models
         self._default = default
         self._precision: Literal["fp32", "fp16"] = precision
-        self._ignored_names: set[str] = set()
+        self._ignored_names: set[str] = set()  # folders that a warning was logged for
 
     @property
     def default(self) -> str:
-        """`name` or `name/version` for callers who name none."""
+        """`name` or `name/version` for requests that name no model."""
         return self._default
 
     def load_all(self) -> Mapping[str, LoadedModel]:
-        """Load every version there is; blocks for as long as that takes.
+        """Load every version in the directory; this blocks until all are verified.
 
         Raises:
-            StartupError: the directory is missing or empty, a version does not verify, or the default is not there.
+            StartupError: the directory is missing or empty, a version cannot be verified, or the default is missing.
         """
         if not self._directory.is_dir():
             raise StartupError(f"IGN_MODEL_DIR={self._directory}: no such directory")
         refs = self.find()
         if not refs:
             raise StartupError(f"IGN_MODEL_DIR={self._directory}: holds no model such as mnist/1/model.onnx")
-        if not any(self._default in (ref, ref.partition("/")[0]) for ref in refs):  # before minutes of loading
+        if not any(
+            self._default in (ref, ref.partition("/")[0]) for ref in refs
+        ):  # checked before the loading, which can take minutes
             raise StartupError(f"IGN_DEFAULT_MODEL={self._default}: not there; there is {', '.join(refs)}")
         loaded: dict[str, LoadedModel] = {}
         try:
@@ -161,10 +163,10 @@ class Repository:
         return loaded
 
     def find(self) -> list[str]:
-        """`name/version` of every version folder, in order; folders with other names are passed over.
+        """`name/version` of every version folder, sorted; folders with invalid names are ignored.
 
         Raises:
-            StartupError: a folder leads out of the directory.
+            StartupError: a folder is a link that leads out of the directory.
         """
         refs = []
         for name in self._subfolders(self._directory, re.compile(NAME_PATTERN)):
@@ -172,10 +174,10 @@ class Repository:
         return sorted(refs, key=version_key)
 
     def versions(self, name: str) -> list[str]:
-        """`name/version` of every version folder of one model, in order; none where there is no such model.
+        """`name/version` of every version folder of one model, sorted; empty without such a model.
 
         Raises:
-            StartupError: a folder leads out of the directory.
+            StartupError: a folder is a link that leads out of the directory.
         """
         folder = self._directory / name
         if not re.fullmatch(NAME_PATTERN, name) or not folder.is_dir():
@@ -184,27 +186,28 @@ class Repository:
         return sorted((f"{name}/{version.name}" for version in self._subfolders(folder, _VERSION)), key=version_key)
 
     def files(self, ref: str) -> Files:
-        """Which files a version consists of now; without those that are not there."""
+        """Identities of the current files of a version; missing files are left out."""
         names = dict.fromkeys((_FILES[self._precision], _FILES["fp32"], "golden.npz"))
-        found = []
+        identities = []
         for name in names:
             try:
-                status = os.stat(self._directory / ref / name)
-            except OSError:  # loading it will say so
+                stat = os.stat(self._directory / ref / name)
+            except OSError:  # `load` reports the missing file
                 continue
-            found.append((status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
-        return tuple(found)
+            identities.append((stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns))
+        return tuple(identities)
 
     def load(self, ref: str) -> LoadedModel:
-        """Read, open, warm up and verify one version, without making it known.
+        """Read, open, warm up and verify one version.
 
         Args:
             ref: `name/version`.
 
         Raises:
-            StartupError: one line that begins with the file, relative to the model directory.
+            StartupError: the version cannot be loaded or verified; the text begins with the file, relative to the
+                model directory.
         """
-        files = self.files(ref)  # before they are read: what changes meanwhile is found changed
+        files = self.files(ref)  # before the files are read, so that a change during the loading is noticed
         file = f"{ref}/{_FILES[self._precision]}"
         if self._precision == "fp16" and not (self._directory / file).is_file():
             raise StartupError(f"IGN_PRECISION=fp16: {file} is not there; use fp32, or export it")
@@ -227,7 +230,7 @@ class Repository:
         with wrap_errors(golden_file):
             golden = read_golden(path, card.shape)
         exported = model.digest
-        if self._precision != "fp32":  # the golden rows belong to the file they were exported with
+        if self._precision != "fp32":  # golden.npz names the digest of the fp32 file
             exported = sha256(self._read(f"{ref}/{_FILES['fp32']}")).hexdigest()
         if golden.digest != exported:
             raise StartupError(f"{golden_file}: belongs to another model.onnx, {golden.digest[:12]!r}")
@@ -246,11 +249,11 @@ class Repository:
         )
 
     def _check_golden(self, file: str, golden: Golden, models: Sequence[InferenceModel]) -> GoldenReport:
-        model, *copies = models
+        model, *other_instances = models
         try:
-            for one in models:
-                one.warm_up()
-            report = check_golden(model, golden, getattr(model.card.tolerance, self._precision), copies)
+            for instance in models:
+                instance.warm_up()
+            report = check_golden(model, golden, getattr(model.card.tolerance, self._precision), other_instances)
         except (ModelFailure, DeviceOutOfMemory, DeviceLost) as exc:
             raise StartupError(f"{file}: does not run on {model.provider}: {exc}") from exc
         if not report.passed:
@@ -265,7 +268,7 @@ class Repository:
             if entry.name.startswith(".") or not entry.is_dir():
                 continue
             if not pattern.fullmatch(entry.name):
-                if entry.name not in self._ignored_names:  # said once, however often the directory is looked through
+                if entry.name not in self._ignored_names:  # one warning for each name
                     self._ignored_names.add(entry.name)
                     _LOG.warning("model directory: %r is no model name or version; passed over", entry.name)
                 continue
@@ -298,15 +301,15 @@ def _close(models: Iterable[LoadedModel | InferenceModel]) -> None:
 
 
 @contextmanager
-def wrap_errors(what: str) -> Iterator[None]:
-    """Say of what a refusal speaks."""
+def wrap_errors(prefix: str) -> Iterator[None]:
+    """Put ``prefix``, such as a file name, before the text of a `StartupError`."""
     try:
         yield
     except StartupError as exc:
-        raise StartupError(f"{what}: {exc.detail}") from exc
+        raise StartupError(f"{prefix}: {exc.detail}") from exc
 
 
 def version_key(ref: str) -> tuple[str, int]:
-    """Sort key of `name/version`: by name, then by number."""
+    """Sort key of `name/version`: the name, then the version as a number."""
     name, _, version = ref.partition("/")
     return name, int(version)
