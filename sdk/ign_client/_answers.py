@@ -1,4 +1,4 @@
-"""From a response to a result. Members that this version does not know are passed over."""
+"""Parse responses into results. Members that this version of the client does not know are ignored."""
 
 import base64
 import json
@@ -28,7 +28,7 @@ from ign_client._wire import Response
 ImageT = TypeVar("ImageT", bound=Image)
 Document = dict[str, Any]
 Build = Callable[[Document], ImageT]
-"""From a member of `images` to its value object."""
+"""Builds the value object of one member of `images`."""
 
 FORMATS: Final = {
     "image/png": "png",
@@ -43,15 +43,16 @@ _TIMES: Final = ("decode", "queue", "compute", "encode")
 
 
 def document(response: Response) -> Document:
-    """The JSON object it holds.
+    """The JSON object in the body.
 
     Raises:
-        ValueError: it holds none.
+        ValueError: the body is not JSON.
+        TypeError: the body is not an object.
     """
-    found = json.loads(response.content)
-    if not isinstance(found, dict):
+    body = json.loads(response.content)
+    if not isinstance(body, dict):
         raise TypeError("expected a JSON object")
-    return found
+    return body
 
 
 def image(member: Document) -> Image:
@@ -70,7 +71,7 @@ def frame(member: Document) -> Frame:
 
 
 def images(build: Build[ImageT]) -> Callable[[Response], Images[ImageT]]:
-    """How to read an answer with pictures of one kind."""
+    """A parser of responses whose pictures ``build`` creates."""
 
     def parse(response: Response) -> Images[ImageT]:
         return images_of(document(response), build)
@@ -79,13 +80,13 @@ def images(build: Build[ImageT]) -> Callable[[Response], Images[ImageT]]:
 
 
 def images_of(answer: Document, build: Build[ImageT]) -> Images[ImageT]:
-    """The same, from the object."""
-    found = tuple(build(member) for member in answer["images"])
-    return Images(images=found, seed=answer.get("seed"), **_head(answer))
+    """The result in the JSON object of a response."""
+    pictures = tuple(build(member) for member in answer["images"])
+    return Images(images=pictures, seed=answer.get("seed"), **_head(answer))
 
 
 def step(event: Document) -> Step:
-    """One recorded step, of a stream."""
+    """One recorded step, from an event of a stream or from `trajectory`."""
     return Step(
         bytes=_data(event["data"]),
         format=event["format"],
@@ -99,15 +100,15 @@ def scores(response: Response) -> Scores:
     """The answer of `/score`."""
     answer = document(response)
     names = ("index", "distance", "drift", "percentile", "in_distribution")
-    found = tuple(Score(**{name: member[name] for name in names}) for member in answer["images"])
-    return Scores(images=found, **_head(answer))
+    measured = tuple(Score(**{name: member[name] for name in names}) for member in answer["images"])
+    return Scores(images=measured, **_head(answer))
 
 
 def raw(response: Response) -> Raw:
-    """An answer that is one file; what else there is to say stands in its headers.
+    """A response that is one file; the metadata is in its headers.
 
     Raises:
-        LookupError, ValueError: it is something else.
+        LookupError, ValueError: a header is missing or invalid.
     """
     headers = response.headers
     name, version, digest = re.split("[/@]", headers["x-ign-model"])
@@ -144,7 +145,7 @@ def card(response: Response) -> Card:
 
 
 def readiness(response: Response) -> Readiness:
-    """The answer of `/readyz`, good or bad."""
+    """The response of `/readyz` with status 200 or 503."""
     if response.status == 200:
         status = document(response)["status"]
         return Readiness(ready=status == "ready", detail=status)
@@ -154,18 +155,18 @@ def readiness(response: Response) -> Readiness:
 def _common(member: Document) -> Document:
     names = ("index", "format", "width", "height", "steps", "converged", "distance", "drift")
     recorded = member["trajectory"] or []
-    around = {"index": member["index"], "format": member["format"]}
+    shared = {"index": member["index"], "format": member["format"]}
     return {
         **{name: member[name] for name in names},
         "bytes": _data(member["data"]),
-        "trajectory": tuple(step(around | found) for found in recorded),
+        "trajectory": tuple(step(shared | recorded_step) for recorded_step in recorded),
     }
 
 
 def _head(answer: Document) -> Document:
-    reference, timing = answer["model"], answer["timing"]
+    model_ref, timing = answer["model"], answer["timing"]
     return {
-        "model": ModelRef(**{name: reference[name] for name in ("name", "version", "digest")}),
+        "model": ModelRef(**{name: model_ref[name] for name in ("name", "version", "digest")}),
         "request_id": answer["request_id"],
         "timing": Timing(**{f"{part}_ms": timing[f"{part}_ms"] for part in _TIMES}),
     }
@@ -175,8 +176,8 @@ def _card(member: Document) -> Card:
     names = ("name", "version", "digest", "device", "provider")
     channels, height, width = member["shape"]
     low, high = member["range"]
-    known = {name: member[name] for name in names}
-    return Card(**known, shape=(channels, height, width), range=(low, high), document=member)
+    texts = {name: member[name] for name in names}
+    return Card(**texts, shape=(channels, height, width), range=(low, high), document=member)
 
 
 def _data(text: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Many pictures: which are meant, where they go, and several at a time."""
+"""Work on many pictures: list the inputs, check the outputs, run several requests at a time."""
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -15,19 +15,21 @@ _PICTURE_ERRORS: Final = {"undecodable_image", "image_too_large", "too_large", "
 
 
 def list_images(inputs: Sequence[str]) -> dict[Path, Path]:
-    """The pictures meant, each with the name its output should have: its own, or its place in its folder.
+    """List the input pictures, each with the relative path of its output.
+
+    The output of a file has the name of the file. The output of a file in a folder has its path below the folder.
 
     Raises:
-        InputError: something is not there, or nothing is.
+        InputError: an input does not exist, or there is no picture.
     """
     pictures: dict[Path, Path] = {}
     for text in inputs:
         path = Path(text)
         if path.is_dir():
-            inside = [
+            files = [
                 file for file in sorted(path.rglob("*")) if file.suffix.lower() in _PICTURE_SUFFIXES and file.is_file()
             ]
-            pictures.update((file, file.relative_to(path)) for file in inside)
+            pictures.update((file, file.relative_to(path)) for file in files)
         else:
             pictures[require_file(path)] = Path(path.name)
     if not pictures:
@@ -36,10 +38,10 @@ def list_images(inputs: Sequence[str]) -> dict[Path, Path]:
 
 
 def require_file(path: Path) -> Path:
-    """The path of a file that is there.
+    """Return the path of an existing file.
 
     Raises:
-        InputError: it is not.
+        InputError: there is no such file.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
@@ -47,15 +49,15 @@ def require_file(path: Path) -> Path:
 
 
 def check_free(targets: Iterable[Path], force: bool) -> None:
-    """Refuse to overwrite, before anything is done.
+    """Check before any request that no output exists.
 
     Raises:
-        InputError: something is there, and ``force`` is not meant.
+        InputError: an output exists, and ``force`` is False.
     """
-    there = [] if force else [target for target in targets if target.exists()]
-    if there:
-        more = f" (and {len(there) - 1} more)" if len(there) > 1 else ""
-        raise InputError(f"{there[0]} is there already{more}; --force overwrites")
+    taken = [] if force else [target for target in targets if target.exists()]
+    if taken:
+        more = f" (and {len(taken) - 1} more)" if len(taken) > 1 else ""
+        raise InputError(f"{taken[0]} is there already{more}; --force overwrites")
 
 
 def for_each_item(
@@ -65,20 +67,20 @@ def for_each_item(
     terminal: Terminal,
     weight: Callable[[T], int] = lambda _: 1,
 ) -> bool:
-    """Do all, several at a time; one that is refused does not keep the others from being done.
+    """Run ``work`` for every item in threads. A rejected item does not stop the others.
 
     Args:
-        items: what to do,
-        work: and how; called in threads.
-        jobs: how many at a time.
-        terminal: hears how far it is, and what was refused.
-        weight: how much an item counts.
+        items: the items.
+        work: processes one item; called from several threads.
+        jobs: number of threads.
+        terminal: shows the progress and the rejected items.
+        weight: number of pictures of an item, for the progress.
 
     Returns:
-        Whether none was refused.
+        Whether no item was rejected.
 
     Raises:
-        IgnError, OSError: what would happen to the others as well.
+        IgnError, OSError: an error that would stop the other items, too.
     """
     total, done, failed = sum(map(weight, items)), 0, 0
     if total:
@@ -98,14 +100,14 @@ def for_each_item(
 
 
 def _report_failure(future: "Future[None]", item: object, terminal: Terminal) -> bool:
-    """Whether it was; what is not about this item alone is raised."""
+    """Show the failure of an item, and return whether it failed; an error that concerns all items is raised."""
     try:
         future.result()
     except StatusError as exc:
         if exc.code not in _PICTURE_ERRORS:
             raise
         terminal.error(f"{item}: {exc}")
-    except InputError as exc:  # it cannot be read
+    except InputError as exc:  # the file cannot be read or sent
         terminal.error(f"{item}: {exc}")
     else:
         return False

@@ -1,4 +1,4 @@
-"""Options and pictures to the bodies of requests."""
+"""Build the bodies of requests from options and pictures."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,16 +12,16 @@ from ign_client._wire import Body, MultipartBody
 Options = dict[str, Any]
 
 
-def options(**given: Any) -> Options:
-    """Those that were given: None leaves an option to the service."""
-    return {name: value for name, value in given.items() if value is not None}
+def options(**values: Any) -> Options:
+    """The options that are not None; the service has a default for the others."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def json_body(members: Mapping[str, Any]) -> bytes:
-    """Members as JSON; numpy's numbers count as numbers.
+    """Encode members as JSON; numpy scalars become numbers.
 
     Raises:
-        InputError: a value that JSON cannot hold.
+        InputError: a value cannot be encoded.
     """
     try:
         return json.dumps(members, separators=(",", ":"), allow_nan=False, default=_to_python).encode("ascii")
@@ -31,14 +31,14 @@ def json_body(members: Mapping[str, Any]) -> bytes:
 
 def upload(
     images: PictureLike | Sequence[PictureLike],
-    given: Options,
+    options: Options,
     mask: PictureLike | None,
     masks: Sequence[PictureLike] | None,
 ) -> Body:
-    """Pictures, masks and options: a form, which carries bytes as they are; with a mask each, JSON.
+    """Build the body of an upload: a multipart form, which needs no base64; or JSON if each picture has its own mask.
 
     Raises:
-        InputError: something that cannot be sent, or both kinds of mask.
+        InputError: a picture or mask cannot be sent, or ``mask`` and ``masks`` are both given.
     """
     contents = _inputs.pictures(images)
     if masks is not None:
@@ -46,37 +46,40 @@ def upload(
             raise InputError("masks: give mask or masks, not both")
         encoded = [_inputs.base64_text(_inputs.mask(picture, f"masks.{i}")) for i, picture in enumerate(masks)]
         pictures = [_inputs.base64_text(data) for data in contents]
-        return json_body({**given, "images": pictures, "masks": encoded})
+        return json_body({**options, "images": pictures, "masks": encoded})
     files = [("image", data) for data in contents]
     if mask is not None:
         files.append(("mask", _inputs.mask(mask, "mask")))
-    return MultipartBody(fields={name: _text(value) for name, value in given.items()}, files=files)
+    return MultipartBody(fields={name: _text(value) for name, value in options.items()}, files=files)
 
 
-def path(points: Sequence[PointLike], grid: tuple[int, int] | None, given: Options) -> bytes:
-    """A path, or a grid of rows and columns, as JSON.
+def path(points: Sequence[PointLike], grid: tuple[int, int] | None, options: Options) -> bytes:
+    """Build the JSON body of an interpolation along a path, or over a grid of (rows, columns).
 
     Raises:
-        InputError: something that cannot be sent.
+        InputError: a point cannot be sent.
     """
-    members = {**given, "points": [_inputs.point(value, f"points.{i}") for i, value in enumerate(_as_sequence(points))]}
+    members = {
+        **options,
+        "points": [_inputs.point(value, f"points.{i}") for i, value in enumerate(_as_sequence(points))],
+    }
     if grid is not None:
         rows, cols = grid
         members["grid"] = {"rows": rows, "cols": cols}
     return json_body(members)
 
 
-def weighted_sum(terms: Sequence[Term | PointLike], given: Options) -> bytes:
-    """Weighted latents as JSON.
+def weighted_sum(terms: Sequence[Term | PointLike], options: Options) -> bytes:
+    """Build the JSON body of a weighted sum of latents.
 
     Raises:
-        InputError: something that cannot be sent.
+        InputError: a term cannot be sent.
     """
-    found = []
+    members = []
     for i, value in enumerate(_as_sequence(terms)):
         term = value if isinstance(value, Term) else Term(value)
-        found.append({**_inputs.point(term.point, f"terms.{i}"), "weight": term.weight})
-    return json_body({**given, "terms": found})
+        members.append({**_inputs.point(term.point, f"terms.{i}"), "weight": term.weight})
+    return json_body({**options, "terms": members})
 
 
 def _as_sequence(values: object) -> Sequence[Any]:
@@ -93,7 +96,7 @@ def _to_python(value: Any) -> Any:
 
 
 def _text(value: Any) -> str:
-    """A value as forms carry it."""
+    """The text of an option in a form."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, Sequence) and not isinstance(value, str):

@@ -2,9 +2,9 @@
 
 Exit status:
 
-0    all is done
-1    the service refused a request, or some of the pictures; what could be done is done
-2    the command cannot be meant so: arguments, missing inputs, outputs that are there already; nothing was sent
+0    everything is done
+1    the service rejected a request, or some of the pictures; the others are done
+2    invalid arguments, missing inputs or existing outputs; nothing was sent
 3    the service could not be reached, or had no time
 130  interrupted
 """
@@ -38,8 +38,8 @@ def main(arguments: Sequence[str] | None = None, terminal: Terminal | None = Non
     """Run one command.
 
     Args:
-        arguments: without the program's name; else those of the process.
-        terminal: else stdout and stderr.
+        arguments: without the name of the program; those of the process by default.
+        terminal: stdout and stderr by default.
 
     Returns:
         The exit status.
@@ -66,7 +66,7 @@ def _status(exc: Exception) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """What may be said."""
+    """The parser of the command line."""
     top = argparse.ArgumentParser(
         prog="python -m ign_client",
         description="Ask a running ign-service. IGN_BASE_URL says where it is, IGN_API_KEY who asks.",

@@ -1,7 +1,7 @@
 """The two clients.
 
-What their methods are told stands in `ign_client._calls`, what happens then in `ign_client._retry`. Here both are
-driven, once by blocking and once by awaiting.
+`ign_client._calls` builds a `Call` from the arguments of a method, and `ign_client._retry` decides about attempts. The
+clients here do the I/O: `Client` blocks, `AsyncClient` awaits.
 """
 
 import asyncio
@@ -57,7 +57,7 @@ def _blocking_stream(
 
 def _awaited(build: Callable[P, Call[T]]) -> Callable[Concatenate["AsyncClient", P], Coroutine[Any, Any, T]]:
     async def method(self: "AsyncClient", /, *args: P.args, **kwargs: P.kwargs) -> T:
-        # In a thread: pictures are read from disk and encoded there.
+        # In a thread, because it reads and encodes pictures.
         call = await asyncio.to_thread(build, *args, **kwargs)
         return await self._run(call, self._transport.send)
 
@@ -81,18 +81,18 @@ M = TypeVar("M", bound=Callable[..., Any])
 
 
 def _with_signature(method: M, build: Callable[..., Any], result: Callable[[Any], Any]) -> M:
-    """Give a method the signature that people and editors should see: that of its call, `self` before it."""
+    """Give a method the name, docstring and signature of the function that builds its call, with `self` before it."""
     update_wrapper(method, build)
     signature = inspect.signature(build)
-    itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    self_parameter = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     (answer,) = get_args(get_type_hints(build)["return"])
-    parameters = [itself, *signature.parameters.values()]
+    parameters = [self_parameter, *signature.parameters.values()]
     vars(method)["__signature__"] = signature.replace(parameters=parameters, return_annotation=result(answer))
     return method
 
 
 class _Common:
-    """What both clients are told and show."""
+    """Arguments and properties that both clients share."""
 
     def __init__(
         self,
@@ -110,33 +110,33 @@ class _Common:
 
     @property
     def base_url(self) -> str:
-        """Where the service is, without a slash at the end."""
+        """URL of the service, without a slash at the end."""
         return self._settings.base_url
 
     def __repr__(self) -> str:
         name, settings = type(self).__name__, self._settings
-        return f"{name}({settings.base_url!r}, timeout={settings.timeout!r}, max_retries={self._retry.most})"
+        return f"{name}({settings.base_url!r}, timeout={settings.timeout!r}, max_retries={self._retry.max_retries})"
 
     def _attempts(self, call: Call[T]) -> Generator[Attempt, Response, T]:
         return attempts(call, self._settings.timeout, self._retry)
 
 
 class Client(_Common):
-    """Calls ign-service, and blocks until it answers. May be shared by threads; close it, or use it in a `with`.
+    """Blocking client of ign-service. Threads may share it. Close it, or use it in a `with` statement.
 
     Args:
-        base_url: of the service; else ``IGN_BASE_URL``, else ``http://127.0.0.1:8000``.
-        api_key: else ``IGN_API_KEY``, else none is sent.
-        timeout: seconds for one attempt, told to the service as well; None for the service's own limit.
-        max_retries: attempts beyond the first after 408, 429, 502, 503, 504 and where nobody answered.
-        transport: of httpx, instead of the network.
-        http_client: an `httpx.Client` with settings of its own (proxies, certificates); it stays yours to close.
-        sleep: waits so many seconds.
-        clock: seconds since the epoch.
-        jitter: uniform numbers in [0, 1).
+        base_url: URL of the service; default ``IGN_BASE_URL``, or else ``http://127.0.0.1:8000``.
+        api_key: default ``IGN_API_KEY``, or else none.
+        timeout: seconds for one attempt, which the service is told, too; None for the limit of the service.
+        max_retries: attempts after the first one, for status 408, 429, 502, 503 and 504 and for transport errors.
+        transport: an httpx transport instead of the network.
+        http_client: an `httpx.Client` with its own settings (proxies, certificates); the caller closes it.
+        sleep: waits for a number of seconds.
+        clock: returns seconds since the epoch.
+        jitter: returns uniform random numbers in [0, 1).
 
     Raises:
-        InputError: an argument, or a variable of the environment, that cannot be used.
+        InputError: an argument or an environment variable is invalid.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class Client(_Common):
         clock: Callable[[], float] = time.time,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        retry = Retry(most=max_retries, clock=clock, jitter=jitter)
+        retry = Retry(max_retries=max_retries, clock=clock, jitter=jitter)
         twice = transport is not None and http_client is not None
         super().__init__(base_url, api_key, timeout, retry, given_twice=twice)
         self._sleep = sleep
@@ -174,7 +174,7 @@ class Client(_Common):
     ready = _blocking(about_calls.ready)
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         self._transport.close()
 
     def __enter__(self) -> Self:
@@ -203,21 +203,21 @@ class Client(_Common):
 
 
 class AsyncClient(_Common):
-    """Calls ign-service from asyncio. Close it with `aclose`, or use it in an `async with`.
+    """Asyncio client of ign-service. Close it with `aclose`, or use it in an `async with` statement.
 
     Args:
-        base_url: of the service; else ``IGN_BASE_URL``, else ``http://127.0.0.1:8000``.
-        api_key: else ``IGN_API_KEY``, else none is sent.
-        timeout: seconds for one attempt, told to the service as well; None for the service's own limit.
-        max_retries: attempts beyond the first after 408, 429, 502, 503, 504 and where nobody answered.
-        transport: of httpx, instead of the network; `httpx.ASGITransport` calls an app in the same process.
-        http_client: an `httpx.AsyncClient` with settings of its own; it stays yours to close.
-        sleep: waits so many seconds.
-        clock: seconds since the epoch.
-        jitter: uniform numbers in [0, 1).
+        base_url: URL of the service; default ``IGN_BASE_URL``, or else ``http://127.0.0.1:8000``.
+        api_key: default ``IGN_API_KEY``, or else none.
+        timeout: seconds for one attempt, which the service is told, too; None for the limit of the service.
+        max_retries: attempts after the first one, for status 408, 429, 502, 503 and 504 and for transport errors.
+        transport: an httpx transport instead of the network; `httpx.ASGITransport` calls an app in the same process.
+        http_client: an `httpx.AsyncClient` with its own settings; the caller closes it.
+        sleep: waits for a number of seconds.
+        clock: returns seconds since the epoch.
+        jitter: returns uniform random numbers in [0, 1).
 
     Raises:
-        InputError: an argument, or a variable of the environment, that cannot be used.
+        InputError: an argument or an environment variable is invalid.
     """
 
     def __init__(
@@ -233,7 +233,7 @@ class AsyncClient(_Common):
         clock: Callable[[], float] = time.time,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        retry = Retry(most=max_retries, clock=clock, jitter=jitter)
+        retry = Retry(max_retries=max_retries, clock=clock, jitter=jitter)
         twice = transport is not None and http_client is not None
         super().__init__(base_url, api_key, timeout, retry, given_twice=twice)
         self._sleep = sleep
@@ -255,7 +255,7 @@ class AsyncClient(_Common):
     ready = _awaited(about_calls.ready)
 
     async def aclose(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         await self._transport.close()
 
     async def __aenter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""What the commands do. Each returns whether everything was done."""
+"""The commands. Each returns whether everything was done."""
 
 import argparse
 import json
@@ -17,40 +17,46 @@ from ign_client._results import Score
 from ign_client._terminal import Terminal
 
 _SUFFIX_OF: Final = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "npy": ".npy"}
-_IMAGES_PER_REQUEST: Final = 16  # pictures of one request to /generate; more requests than that keep the batches full
+_IMAGES_PER_REQUEST: Final = 16  # pictures in one request to /generate; several requests run in parallel
 _MEASURES: Final = ("distance", "drift", "percentile", "in_distribution")
 
 
 def generate(client: Client, options: argparse.Namespace, terminal: Terminal) -> bool:
-    """New pictures, into a folder or onto one sheet."""
-    given = {name: getattr(options, name) for name in ("model", "steps", "noise_scale")}
+    """Generate pictures into a folder, or as one sheet."""
+    kwargs = {name: getattr(options, name) for name in ("model", "steps", "noise_scale")}
     target = Path(options.out)
-    if form := SUFFIXES.get(target.suffix.lower()):
+    if file_format := SUFFIXES.get(target.suffix.lower()):
         check_free([target], options.force)
-        sheet = client.generate_as(form, n=options.n, seed=options.seed, offset=options.offset, **given)  # type: ignore[arg-type]
+        sheet = client.generate_as(
+            file_format,  # type: ignore[arg-type]
+            n=options.n,
+            seed=options.seed,
+            offset=options.offset,
+            **kwargs,
+        )
         sheet.save(target)
         terminal.result(f"{target}: seed {sheet.seed}")
         return True
     seed = secrets.randbits(32) if options.seed is None else options.seed
-    places = range(options.offset, options.offset + options.n)
-    paths = {i: target / f"{seed}-{i}{_SUFFIX_OF[options.format]}" for i in places}
+    indices = range(options.offset, options.offset + options.n)
+    paths = {i: target / f"{seed}-{i}{_SUFFIX_OF[options.format]}" for i in indices}
     if not paths:
         raise InputError(f"-n: expected 1 or more, not {options.n}")
     check_free(paths.values(), options.force)
     target.mkdir(parents=True, exist_ok=True)
 
-    def some(part: range) -> None:
-        for image in client.generate(n=len(part), seed=seed, offset=part[0], format=options.format, **given):
+    def save_part(part: range) -> None:
+        for image in client.generate(n=len(part), seed=seed, offset=part[0], format=options.format, **kwargs):
             image.save(paths[image.index])
 
-    parts = [places[i : i + _IMAGES_PER_REQUEST] for i in range(0, len(places), _IMAGES_PER_REQUEST)]
-    done = for_each_item(parts, some, options.jobs, terminal, weight=len)
+    parts = [indices[i : i + _IMAGES_PER_REQUEST] for i in range(0, len(indices), _IMAGES_PER_REQUEST)]
+    done = for_each_item(parts, save_part, options.jobs, terminal, weight=len)
     terminal.result(f"{target}: seed {seed}")
     return done
 
 
 def project(client: Client, options: argparse.Namespace, terminal: Terminal) -> bool:
-    """Pictures made real, one file for each."""
+    """Project pictures, one output file for each."""
     ending = _SUFFIX_OF[options.format]
     folder = Path(options.out)
     targets = {source: (folder / name).with_suffix(ending) for source, name in list_images(options.inputs).items()}
@@ -60,30 +66,31 @@ def project(client: Client, options: argparse.Namespace, terminal: Terminal) -> 
     check_free(targets.values(), options.force)
     mask = None if options.mask is None else require_file(Path(options.mask)).read_bytes()
     names = ("model", "steps", "format", "strength", "resize")
-    given = {name: getattr(options, name) for name in names} | {"invert": _invert(options)}
+    kwargs = {name: getattr(options, name) for name in names} | {"invert": _invert(options)}
 
-    def one(source: Path) -> None:
-        (image,) = client.project(source, mask=mask, **given)
+    def project_one(source: Path) -> None:
+        (image,) = client.project(source, mask=mask, **kwargs)
         targets[source].parent.mkdir(parents=True, exist_ok=True)
         image.save(targets[source])
 
-    return for_each_item(list(targets), one, options.jobs, terminal)
+    return for_each_item(list(targets), project_one, options.jobs, terminal)
 
 
 def interpolate(client: Client, options: argparse.Namespace, terminal: Terminal) -> bool:
-    """A path or a grid, into a folder or as one file."""
+    """Interpolate along a path or over a grid, into a folder or as one file."""
     points = [_point(text) for text in options.points]
-    given = {name: getattr(options, name) for name in ("model", "steps", "frames", "method", "loop")}
-    given["grid"] = _grid(options.grid)
+    kwargs = {name: getattr(options, name) for name in ("model", "steps", "frames", "method", "loop")}
+    kwargs["grid"] = _grid(options.grid)
     target = Path(options.out)
-    if form := SUFFIXES.get(target.suffix.lower()):
+    if file_format := SUFFIXES.get(target.suffix.lower()):
         check_free([target], options.force)
-        client.latent_interpolate_as(form, points, fps=options.fps, **given).save(target)  # type: ignore[arg-type]
+        picture = client.latent_interpolate_as(file_format, points, fps=options.fps, **kwargs)  # type: ignore[arg-type]
+        picture.save(target)
         terminal.result(str(target))
         return True
     if target.is_dir() and any(target.iterdir()) and not options.force:
         raise InputError(f"{target} is not empty; --force overwrites")
-    frames = client.latent_interpolate(points, format=options.format, **given)
+    frames = client.latent_interpolate(points, format=options.format, **kwargs)
     target.mkdir(parents=True, exist_ok=True)
     for frame in frames:
         frame.save(target / f"{frame.index:03}{_SUFFIX_OF[options.format]}")
@@ -92,17 +99,17 @@ def interpolate(client: Client, options: argparse.Namespace, terminal: Terminal)
 
 
 def score(client: Client, options: argparse.Namespace, terminal: Terminal) -> bool:
-    """A line for each picture, in the order given."""
+    """Write a line with the scores of each picture, in the order of the inputs."""
     sources = list(list_images(options.inputs))
-    given = {"model": options.model, "resize": options.resize, "invert": _invert(options)}
+    kwargs = {"model": options.model, "resize": options.resize, "invert": _invert(options)}
     scores: dict[Path, Score] = {}
 
-    def one(source: Path) -> None:
-        (scores[source],) = client.score(source, **given)
+    def score_one(source: Path) -> None:
+        (scores[source],) = client.score(source, **kwargs)
 
     try:
-        return for_each_item(sources, one, options.jobs, terminal)
-    finally:  # what was measured is worth having even where the service went away
+        return for_each_item(sources, score_one, options.jobs, terminal)
+    finally:  # also after an error, so that no score is lost
         if not options.json:
             terminal.result("\t".join(("file", *_MEASURES)))
         for source in sources:

@@ -1,44 +1,44 @@
-"""Everything the client raises on purpose, as one tree, split by whose fault it is.
+"""The errors of the client as one tree, by cause.
 
 IgnError
-├── InputError                 yours, found before anything is sent (also a ValueError)
-├── TransportError             nobody answered
+├── InputError                 an argument is invalid; nothing was sent (also a ValueError)
+├── TransportError             there was no response
 │   ├── ConnectionFailed       no connection, or it broke
 │   └── TimedOut               the service did not answer in time
-├── UnexpectedAnswer           an answer, but not one of ign-service's
-└── StatusError                the service said no: status, code, detail, request_id, retry_after, errors
-    ├── BadRequest             400  not JSON, bad multipart, bad header value
-    ├── Unauthorized           401  key missing or wrong
-    ├── Forbidden              403  key without the scope
+├── UnexpectedAnswer           the response does not come from ign-service
+└── StatusError                an error response: status, code, detail, request_id, retry_after, errors
+    ├── BadRequest             400  not JSON, invalid multipart, invalid header value
+    ├── Unauthorized           401  API key missing or unknown
+    ├── Forbidden              403  API key without the scope
     ├── NotFound               404  no such model, version or path
     ├── MethodNotAllowed       405
-    ├── NotAcceptable          406  the endpoint does not offer this form
-    ├── BodyTooSlow            408  the request's body did not arrive in time
-    ├── TooLarge               413  body or picture beyond a limit
-    ├── UnsupportedMedia       415  the request's own content type
-    ├── InvalidContent         422  a value, picture, array or mask is unusable; `errors` names the fields
-    ├── TooManyRequests        429  queue full, deadline in doubt, or over quota
-    ├── ServiceFailed          500  the service's own fault, and any other 5xx
-    ├── BadGateway             502  a proxy could not reach it
-    ├── Unavailable            503  loading, draining, too many connections
-    └── DeadlineExceeded       504  the deadline passed, or could not have been met
+    ├── NotAcceptable          406  the endpoint does not offer this format
+    ├── BodyTooSlow            408  the body of the request did not arrive in time
+    ├── TooLarge               413  body or picture above a limit
+    ├── UnsupportedMedia       415  content type or content encoding of the request
+    ├── InvalidContent         422  a value, picture, array or mask is invalid; `errors` names the fields
+    ├── TooManyRequests        429  queue full, deadline too short for the queue, or rate limit exceeded
+    ├── ServiceFailed          500  failure of the service, and any other 5xx
+    ├── BadGateway             502  a proxy could not reach the service
+    ├── Unavailable            503  loading, draining, or too many requests in flight
+    └── DeadlineExceeded       504  the deadline passed, or was too short
 
-408, 429, 502, 503, 504 and TransportError are raised only after the retries are spent.
+408, 429, 502, 503, 504 and TransportError are raised only after the last retry.
 """
 
 from dataclasses import dataclass
 
 
 class IgnError(Exception):
-    """Base of everything this client raises on purpose."""
+    """Base of all errors that this client raises on purpose."""
 
 
 class InputError(IgnError, ValueError):
-    """What was handed in cannot be sent; the text names which part and why. Nothing was sent."""
+    """An argument is invalid; the text names it and the reason. Nothing was sent."""
 
 
 class TransportError(IgnError):
-    """Nobody answered. The cause is httpx's own exception."""
+    """There was no response. `__cause__` is the exception of httpx."""
 
 
 class ConnectionFailed(TransportError):
@@ -50,11 +50,11 @@ class TimedOut(TransportError):
 
 
 class UnexpectedAnswer(IgnError):
-    """An answer that is not one of ign-service's: another server, a proxy's page, a stream that ends early.
+    """The response does not come from ign-service (another server, the page of a proxy), or a stream ended early.
 
     Args:
-        detail: what is wrong with it.
-        request_id: where the answer carried one.
+        detail: what is wrong with the response.
+        request_id: of the response, or None.
     """
 
     def __init__(self, detail: str, request_id: str | None = None) -> None:
@@ -81,15 +81,15 @@ class FieldError:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """What the service says of a failure (RFC 9457).
+    """An error document of the service (RFC 9457).
 
     Args:
         status: HTTP status.
-        code: stable name for programs to compare; ``unknown`` where the answer is no problem document.
+        code: stable name for programs to compare; ``unknown`` if the response is no problem document.
         detail: one sentence.
-        request_id: quote it to the service's operator.
-        retry_after: seconds until another attempt is worth while, or None.
-        errors: fields to blame.
+        request_id: identifies the request in the log of the service.
+        retry_after: seconds until the next attempt, or None.
+        errors: the invalid fields.
     """
 
     status: int
@@ -101,10 +101,10 @@ class Problem:
 
 
 class StatusError(IgnError):
-    """The service said no. A status without a class of its own is raised as this one.
+    """An error response. A status without its own class is raised as this class.
 
     Args:
-        problem: what it said; its members are attributes of the error as well.
+        problem: the error document; its members are attributes of the error, too.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -122,15 +122,15 @@ class StatusError(IgnError):
 
 
 class BadRequest(StatusError):
-    """400: not JSON, bad multipart, bad header value."""
+    """400: not JSON, invalid multipart, or an invalid header value."""
 
 
 class Unauthorized(StatusError):
-    """401: key missing or wrong."""
+    """401: API key missing or unknown."""
 
 
 class Forbidden(StatusError):
-    """403: key without the scope."""
+    """403: API key without the scope."""
 
 
 class NotFound(StatusError):
@@ -142,31 +142,31 @@ class MethodNotAllowed(StatusError):
 
 
 class NotAcceptable(StatusError):
-    """406: the endpoint does not offer this form of answer."""
+    """406: the endpoint does not offer this response format."""
 
 
 class BodyTooSlow(StatusError):
-    """408: the request's body did not arrive in time."""
+    """408: the body of the request did not arrive in time."""
 
 
 class TooLarge(StatusError):
-    """413: body or picture beyond a limit."""
+    """413: body or picture above a limit."""
 
 
 class UnsupportedMedia(StatusError):
-    """415: the request's own content type or content encoding."""
+    """415: content type or content encoding of the request."""
 
 
 class InvalidContent(StatusError):
-    """422: a value, picture, array or mask is unusable; ``errors`` names the fields."""
+    """422: a value, picture, array or mask is invalid; ``errors`` names the fields."""
 
 
 class TooManyRequests(StatusError):
-    """429: queue full, deadline in doubt, or over quota."""
+    """429: queue full, deadline too short for the queue, or rate limit exceeded."""
 
 
 class ServiceFailed(StatusError):
-    """500, and any 5xx without a class of its own."""
+    """500, and any 5xx without its own class."""
 
 
 class BadGateway(StatusError):
@@ -174,11 +174,11 @@ class BadGateway(StatusError):
 
 
 class Unavailable(StatusError):
-    """503: loading, draining, or too many connections."""
+    """503: loading, draining, or too many requests in flight."""
 
 
 class DeadlineExceeded(StatusError):
-    """504: the deadline passed, or could not have been met; ``code`` says which."""
+    """504: the deadline passed, or was too short; ``code`` says which."""
 
 
 BY_STATUS: dict[int, type[StatusError]] = {
@@ -198,13 +198,13 @@ BY_STATUS: dict[int, type[StatusError]] = {
     503: Unavailable,
     504: DeadlineExceeded,
 }
-"""The class of every status the contract knows."""
+"""The class of every status in the contract."""
 
 
 def status_error(problem: Problem) -> StatusError:
-    """The error of a problem, by its status."""
-    kind = BY_STATUS.get(problem.status) or (ServiceFailed if problem.status > 500 else StatusError)
-    return kind(problem)
+    """The error for a problem, by its status."""
+    error = BY_STATUS.get(problem.status) or (ServiceFailed if problem.status > 500 else StatusError)
+    return error(problem)
 
 
 def _with_id(text: str, request_id: str | None) -> str:

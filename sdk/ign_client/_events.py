@@ -1,4 +1,7 @@
-"""From the bytes of an event stream to what happened, without I/O."""
+"""Read events and the final answer from an event stream, without I/O.
+
+`_sse` splits bytes into server-sent events; this module gives them their meaning; `_streams` does the I/O.
+"""
 
 import json
 from collections import deque
@@ -18,7 +21,7 @@ Event: TypeAlias = Step | Progress | Done[ImageT]
 
 
 def events(build: _answers.Build[ImageT], record: Sequence[int] | None) -> Callable[[Response], "EventReader[ImageT]"]:
-    """How to read a stream of pictures of one kind, of which these steps were asked for."""
+    """A parser of event streams whose pictures ``build`` creates; ``record``: the steps that were requested."""
 
     def parse(response: Response) -> EventReader[ImageT]:
         if response.rest is None:
@@ -29,12 +32,12 @@ def events(build: _answers.Build[ImageT], record: Sequence[int] | None) -> Calla
 
 
 class EventReader(Generic[ImageT]):
-    """Takes pieces, gives events, and puts the whole answer together.
+    """Turns chunks of bytes into events, and assembles the complete answer from them.
 
     Args:
-        response: its first piece is taken; `rest` is for the caller to go on with.
-        build: from a member of `images` to its value object.
-        record: steps that belong to trajectories; a row's last step comes without being asked for.
+        response: its content is the first chunk; `rest` gives the caller the others.
+        build: builds the value object of one member of `images`.
+        record: steps that belong to trajectories; the service sends the last step of a row in any case.
     """
 
     def __init__(self, response: Response, build: _answers.Build[ImageT], record: frozenset[int]) -> None:
@@ -48,21 +51,21 @@ class EventReader(Generic[ImageT]):
         self._steps: dict[int, list[dict[str, Any]]] = {}
         self.feed(response.content)
 
-    def feed(self, piece: bytes | None) -> None:
-        """Take the next piece; None is the end."""
-        if piece is None:
+    def feed(self, chunk: bytes | None) -> None:
+        """Add the next chunk; None means the end of the stream."""
+        if chunk is None:
             self._fail(UnexpectedAnswer("the stream ended before its answer", self._request_id))
             return
-        for event in self._decoder.feed(piece):
+        for event in self._decoder.feed(chunk):
             if not self.finished:
                 self._take(event)
 
     def next(self) -> Event[ImageT] | None:
-        """The next event, or None where another piece is needed, or `finished` says that there is none.
+        """The next event; None if it needs another chunk, or if `finished` is True and there is no other event.
 
         Raises:
-            StatusError: the service failed after the stream had begun.
-            UnexpectedAnswer: this is no stream of ign-service's, or it ended early.
+            StatusError: the service failed after the start of the stream.
+            UnexpectedAnswer: the stream does not come from ign-service, or it ended early.
         """
         if not self._events:
             return None
@@ -73,19 +76,19 @@ class EventReader(Generic[ImageT]):
 
     def _take(self, event: ServerSentEvent) -> None:
         try:
-            found = self._read(event.event, event.data)
+            parsed = self._read(event.event, event.data)
         except (LookupError, TypeError, ValueError, AttributeError) as exc:
             failure = UnexpectedAnswer(f"an event {event.event!r} that cannot be read: {exc!r}", self._request_id)
             failure.__cause__ = exc
             self._fail(failure)
             return
-        if found is not None:
-            self._events.append(found)
-            self.finished = self.finished or isinstance(found, Done)
+        if parsed is not None:
+            self._events.append(parsed)
+            self.finished = self.finished or isinstance(parsed, Done)
 
     def _read(self, name: str, data: str) -> Event[ImageT] | None:
         if name not in ("step", "progress", "done", "error"):
-            return None  # of a later version
+            return None  # an event of a later version of the service
         document = json.loads(data)
         if name == "step":
             self._steps.setdefault(document["index"], []).append(document)
@@ -99,7 +102,7 @@ class EventReader(Generic[ImageT]):
         return None
 
     def _with_pictures(self, member: dict[str, Any]) -> dict[str, Any]:
-        """A member of the last event, with the pictures that came before it."""
+        """A member of the event `done`, which has no pictures, with the pictures of the earlier events."""
         steps = self._steps[member["index"]]
         recorded = [step for step in steps if step["step"] in self._record]
         return {**member, "data": steps[-1]["data"], "trajectory": recorded}

@@ -1,4 +1,4 @@
-"""Pillow and numpy, which only those need who want their images and arrays."""
+"""Import Pillow and numpy, which are optional, when they are needed."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ def pillow() -> Any:
     """`PIL.Image`.
 
     Raises:
-        ImportError: it is not installed; the text says how to.
+        ImportError: it is not installed; the text says how to install it.
     """
     try:
         import PIL.Image
@@ -20,7 +20,7 @@ def numpy() -> Any:
     """`numpy`.
 
     Raises:
-        ImportError: it is not installed; the text says how to.
+        ImportError: it is not installed; the text says how to install it.
     """
     try:
         import numpy

@@ -1,14 +1,14 @@
-"""Files appear whole or not at all."""
+"""Write files atomically."""
 
 import secrets
 from pathlib import Path
 
 
 def write(path: Path, data: bytes) -> None:
-    """Put a file in its place in one step, over one that may be there.
+    """Write a file completely under a temporary name, and rename it; an existing file is replaced.
 
     Raises:
-        OSError: it cannot be written; nothing is left behind.
+        OSError: the file cannot be written; the temporary file is removed.
     """
     part = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.part")
     try:

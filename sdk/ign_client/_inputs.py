@@ -1,4 +1,4 @@
-"""What goes in: pictures in whatever form they are at hand, latents, masks; all to bytes."""
+"""Convert pictures, masks and latents of any accepted type to bytes."""
 
 import base64
 import io
@@ -21,7 +21,7 @@ class BinaryFile(Protocol):
     """An open binary file."""
 
     def read(self) -> bytes:
-        """All that is left of it."""
+        """The remaining content."""
         ...
 
 
@@ -43,9 +43,9 @@ class Array(Protocol):
 PictureLike: TypeAlias = (
     str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryFile | PilImage | Array | Picture
 )
-"""A path, a file's content, an open binary file, a PIL image, a numpy array, or a picture that came from the service.
+"""A path, the content of a file, an open binary file, a PIL image, a numpy array, or a picture from the service.
 
-PIL images go as the pixels they hold; an EXIF orientation beside them is not applied, unlike that of a file.
+The pixels of a PIL image are sent as they are, without its EXIF orientation. The service applies that of a file.
 """
 
 
@@ -58,25 +58,25 @@ class Seed:
 
 
 PointLike: TypeAlias = SupportsIndex | Seed | PictureLike
-"""A latent: a seed as a number, a `Seed`, a picture, or an array of the model's own numbers (float32 (C, H, W)).
+"""A latent: a seed as a number, a `Seed`, a picture, or an array in the range of the model, float32 (C, H, W).
 
-Content that begins like a ``.npy`` file is such an array, wherever it comes from.
+Content that begins like a ``.npy`` file is such an array, whatever its source.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """A latent, and how much of it: −10…10."""
+    """A latent and its weight, −10…10."""
 
     point: PointLike
     weight: float = 1.0
 
 
 def pictures(images: PictureLike | Sequence[PictureLike]) -> list[bytes]:
-    """One picture or several, as the content of files.
+    """One or several pictures as the content of files.
 
     Raises:
-        InputError: there is none, or one of them is nothing that can be a picture.
+        InputError: the sequence is empty, or an item is not a picture.
     """
     if isinstance(images, Sequence) and not isinstance(images, str | bytes | bytearray | memoryview):
         if not images:
@@ -89,7 +89,7 @@ def picture(image: PictureLike, field: str) -> bytes:
     """One picture as the content of a file.
 
     Raises:
-        InputError: it is nothing that can be one, or an array of the model's own numbers.
+        InputError: ``image`` is not a picture, or it is a float32 array, which is a latent.
     """
     data = content(image, field)
     if data.startswith(NPY):
@@ -98,7 +98,7 @@ def picture(image: PictureLike, field: str) -> bytes:
 
 
 def mask(image: PictureLike, field: str) -> bytes:
-    """The same, for masks; an array of booleans is one, too: True = regenerate."""
+    """One mask as the content of a file; a bool array is accepted, too: True = regenerate."""
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(image, numpy.ndarray) and image.dtype == bool:
         return picture(image.astype(numpy.uint8) * 255, field)
@@ -106,29 +106,29 @@ def mask(image: PictureLike, field: str) -> bytes:
 
 
 def point(value: PointLike, field: str) -> dict[str, Any]:
-    """A latent as the contract writes it.
+    """A latent as a member of the JSON body.
 
     Raises:
-        InputError: it is nothing that can be one.
+        InputError: ``value`` is not a latent.
     """
     if isinstance(value, Seed):
         return {"seed": value.seed, "index": value.index}
     if isinstance(value, SupportsIndex) and not isinstance(value, bool) and not _is_array(value):
         return {"seed": operator.index(value)}
-    data = content(value, field)  # type: ignore[arg-type]  # booleans are turned away there
+    data = content(value, field)  # type: ignore[arg-type]  # it rejects booleans
     return {"latent" if data.startswith(NPY) else "image": base64_text(data)}
 
 
 def base64_text(data: bytes) -> str:
-    """As JSON carries bytes."""
+    """Encode bytes for JSON."""
     return base64.b64encode(data).decode("ascii")
 
 
 def content(source: PictureLike, field: str) -> bytes:
-    """What the file holds, or would hold; arrays of the model's own numbers as ``.npy``.
+    """The content of the file, or the content that a file with this picture would have; float32 arrays as ``.npy``.
 
     Raises:
-        InputError: it cannot be read, or made into a file.
+        InputError: ``source`` cannot be read or encoded.
     """
     if isinstance(source, Picture):
         return source.bytes
@@ -159,21 +159,21 @@ def _read_path(path: "str | os.PathLike[str]", field: str) -> bytes:
 
 
 def _is_array(source: object) -> bool:
-    """Without importing numpy: who has not imported it has no arrays."""
+    """Whether it is a numpy array. This does not import numpy: a program that has not imported it has no arrays."""
     numpy = sys.modules.get("numpy")
     return numpy is not None and isinstance(source, numpy.ndarray)
 
 
 def _array(array: Any, field: str) -> bytes:
-    kind, shape = array.dtype.name, array.shape
+    dtype, shape = array.dtype.name, array.shape
     buffer = io.BytesIO()
-    if kind == "float32" and len(shape) == 3:
+    if dtype == "float32" and len(shape) == 3:
         _extras.numpy().save(buffer, array.astype("<f4", order="C", copy=False), allow_pickle=False)
         return buffer.getvalue()
     grey = len(shape) == 2 or (len(shape) == 3 and shape[2] == 1)
-    if kind != "uint8" or not (grey or (len(shape) == 3 and shape[2] in (2, 3, 4))) or 0 in shape:
+    if dtype != "uint8" or not (grey or (len(shape) == 3 and shape[2] in (2, 3, 4))) or 0 in shape:
         expected = "expected uint8 (H, W) or (H, W, 1…4), or as a latent float32 (C, H, W)"
-        raise InputError(f"{field}: an array of {kind} {shape}; {expected}")
+        raise InputError(f"{field}: an array of {dtype} {shape}; {expected}")
     image: Any = _extras.pillow().fromarray(array.reshape(shape[:2]) if grey else array)
     return _image(image, field)
 
@@ -189,10 +189,10 @@ _CONVERTIBLE: Final = {
 def _image(image: Any, field: str) -> bytes:
     mode = image.mode
     if mode not in _PNG_MODES:
-        wanted = _CONVERTIBLE.get(mode)
-        if wanted is None:
+        target_mode = _CONVERTIBLE.get(mode)
+        if target_mode is None:
             raise InputError(f"{field}: PIL mode {mode} has no fixed scale; convert it to L, RGB or RGBA first")
-        image = image.convert(wanted)
+        image = image.convert(target_mode)
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""A picture as it comes out: its bytes, and the ways to use them."""
+"""A picture of a result: its bytes, and methods to decode and save them."""
 
 import io
 import os
@@ -27,15 +27,15 @@ SUFFIXES: Final = {
 
 _COMPATIBLE: Final = {("png", "apng"), ("apng", "png")}  # an APNG is a PNG with more frames
 _SHOWN_AS_COUNT: Final = {"images": "images", "trajectory": "steps"}
-_Bytes = bytes  # a field of this name stands in its way below
+_Bytes = bytes  # the class below has a field named `bytes`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Picture:
-    """A picture, or with format ``npy`` an array, as the service sent it.
+    """A picture, or an array in format ``npy``, as the service sent it.
 
     Args:
-        bytes: the file's content.
+        bytes: content of the file.
         format: ``png``, ``jpeg``, ``webp``, ``gif``, ``apng`` or ``npy``.
     """
 
@@ -43,10 +43,10 @@ class Picture:
     format: str
 
     def to_pil(self) -> "PIL.Image.Image":
-        """The picture, decoded; of an animation, ready to be seeked.
+        """Decode the picture; an animation supports `seek`.
 
         Raises:
-            InputError: format ``npy`` holds numbers in the model's range, which are no picture.
+            InputError: the format is ``npy``, which holds values in the range of the model.
             ImportError: Pillow is not installed.
         """
         if self.format == "npy":
@@ -56,10 +56,10 @@ class Picture:
         return image
 
     def to_numpy(self) -> "NDArray[np.uint8] | NDArray[np.float32]":
-        """uint8 (H, W) or (H, W, C) of a picture; of ``npy``, float32 in the model's range.
+        """Decode a picture to uint8 (H, W) or (H, W, C), and ``npy`` to float32 in the range of the model.
 
         Raises:
-            ImportError: numpy, or for pictures Pillow, is not installed.
+            ImportError: numpy is not installed; or for a picture, Pillow.
         """
         numpy = _extras.numpy()
         if self.format == "npy":
@@ -69,20 +69,20 @@ class Picture:
         return pixels
 
     def save(self, path: "str | os.PathLike[str]") -> Path:
-        """Write the bytes as they are, in one step, over a file that may be there.
+        """Write the bytes to a file atomically; an existing file is replaced.
 
         Returns:
             The path.
 
         Raises:
-            InputError: the name's suffix promises another format.
-            OSError: it cannot be written.
+            InputError: the suffix of the name belongs to another format.
+            OSError: the file cannot be written.
         """
         path = Path(path)
-        promised = SUFFIXES.get(path.suffix.lower(), self.format)
-        if promised != self.format and (promised, self.format) not in _COMPATIBLE:
+        suffix_format = SUFFIXES.get(path.suffix.lower(), self.format)
+        if suffix_format != self.format and (suffix_format, self.format) not in _COMPATIBLE:
             raise InputError(
-                f"{path.name}: the name says {promised}, but this is {self.format}; ask the service for it"
+                f"{path.name}: the name says {suffix_format}, but this is {self.format}; ask the service for it"
             )
         _files.write(path, self.bytes)
         return path
@@ -92,22 +92,22 @@ class Picture:
 
 
 def result_repr(value: Any) -> str:
-    """The repr of a result: what is None left out, bytes and long lists by their size."""
+    """The repr of a result, without members that are None or empty; bytes and long lists are shown by their size."""
     parts = []
     for field in fields(value):
-        found = getattr(value, field.name)
-        if isinstance(found, bytes):
-            found = _Count(len(found), "bytes")
+        member = getattr(value, field.name)
+        if isinstance(member, bytes):
+            member = _Count(len(member), "bytes")
         elif field.name in _SHOWN_AS_COUNT:
-            found = found and _Count(len(found), _SHOWN_AS_COUNT[field.name])
-        if found is not None and found != ():
-            parts.append(f"{field.name}={found!r}")
+            member = member and _Count(len(member), _SHOWN_AS_COUNT[field.name])
+        if member is not None and member != ():
+            parts.append(f"{field.name}={member!r}")
     return f"{type(value).__name__}({', '.join(parts)})"
 
 
 class _Count:
-    def __init__(self, count: int, what: str) -> None:
-        self._text = f"<{count} {what}>"
+    def __init__(self, count: int, unit: str) -> None:
+        self._text = f"<{count} {unit}>"
 
     def __repr__(self) -> str:
         return self._text

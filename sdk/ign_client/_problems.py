@@ -1,4 +1,4 @@
-"""From a response that is no answer to the error it stands for."""
+"""Read error responses."""
 
 import json
 import math
@@ -12,10 +12,10 @@ from ign_client._wire import Response
 
 
 def problem_of(response: Response, now: float) -> Problem:
-    """What the service, or a proxy before it, says of a failure.
+    """The problem in an error response of the service, or of a proxy in front of it.
 
     Args:
-        response: of any status but a good one, of any type.
+        response: of any error status and any content type.
         now: seconds since the epoch, for a Retry-After that is a date.
     """
     try:
@@ -33,26 +33,26 @@ def problem_of(response: Response, now: float) -> Problem:
 def from_document(
     document: dict[str, Any], *, status: int, request_id: str | None = None, retry_after: float | None = None
 ) -> Problem:
-    """A problem document's members; what is missing, or not as it should be, is made up for."""
-    said = {name: value for name, value in document.items() if isinstance(value, str) and value}
+    """The problem in an error document; missing and invalid members get a default."""
+    texts = {name: value for name, value in document.items() if isinstance(value, str) and value}
     return Problem(
         status=status,
-        code=said.get("code", "unknown"),
-        detail=said.get("detail") or _phrase(status),
-        request_id=request_id or said.get("request_id"),
+        code=texts.get("code", "unknown"),
+        detail=texts.get("detail") or _phrase(status),
+        request_id=request_id or texts.get("request_id"),
         retry_after=retry_after,
         errors=_fields(document.get("errors")),
     )
 
 
 def retry_after(response: Response, now: float) -> float | None:
-    """Seconds to wait, from whole or decimal seconds or from an HTTP date; None where it says nothing of use."""
+    """Seconds of a Retry-After header, which holds a number or an HTTP date; None if it is missing or invalid."""
     text = response.headers.get("retry-after", "").strip()
     try:
         seconds = float(text)
     except ValueError:
         try:
-            date = parsedate_to_datetime(text)  # always of UTC, whether or not it says so
+            date = parsedate_to_datetime(text)  # HTTP dates are in UTC, also without a zone
             seconds = date.replace(tzinfo=date.tzinfo or UTC).timestamp() - now
         except (ValueError, OverflowError, OSError):
             return None
@@ -60,10 +60,10 @@ def retry_after(response: Response, now: float) -> float | None:
 
 
 def _fields(errors: object) -> tuple[FieldError, ...]:
-    found = errors if isinstance(errors, list) else []
+    items = errors if isinstance(errors, list) else []
     return tuple(
         FieldError(str(error.get("field", "")), str(error.get("message", "")))
-        for error in found
+        for error in items
         if isinstance(error, dict)
     )
 

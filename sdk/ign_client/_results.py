@@ -1,4 +1,4 @@
-"""What comes back: frozen values whose repr can be read."""
+"""Results: frozen value objects with a readable repr."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,11 +11,11 @@ ImageT = TypeVar("ImageT", bound="Image", covariant=True)
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ModelRef:
-    """Which model answered.
+    """The model that ran.
 
     Args:
         name, version: as in ``name/version``.
-        digest: ``sha256:`` and 64 hex digits of the file that ran; of a raw answer, its first twelve alone.
+        digest: ``sha256:`` and the 64 hex digits of the model file; in `Raw` only the first twelve digits.
     """
 
     name: str
@@ -24,7 +24,7 @@ class ModelRef:
 
     @property
     def ref(self) -> str:
-        """As ``model=`` takes it."""
+        """``name/version``, for the argument ``model``."""
         return f"{self.name}/{self.version}"
 
     def __repr__(self) -> str:
@@ -33,7 +33,7 @@ class ModelRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """Where the service's time went, in milliseconds."""
+    """Milliseconds that the service spent on each part of the request."""
 
     decode_ms: float
     queue_ms: float
@@ -58,16 +58,16 @@ class Step(Picture):
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Image(Picture):
-    """One picture of an answer.
+    """One picture of a result.
 
     Args:
-        index: i of the seed's stream for `generate`, else the place in the request.
+        index: index in the pictures of the seed for `generate`; else the index in the request.
         width, height: pixels.
         steps: applications of f.
-        converged: whether ``tolerance`` ended it.
+        converged: whether ``tolerance`` stopped the row.
         distance: mean |f(x) − x| of the input.
-        drift: mean |f(y) − y| of the output; None unless asked for with ``score``.
-        trajectory: the steps asked for with ``record``; empty without.
+        drift: mean |f(y) − y| of the output; None without ``score``.
+        trajectory: the steps of ``record``; empty without.
     """
 
     index: int
@@ -93,7 +93,7 @@ class ProjectedImage(Image):
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Frame(Image):
-    """A place on a path (``t``, 0…1) or on a grid (``row``, ``col``)."""
+    """One picture of a path, at ``t`` in 0…1, or of a grid, at ``row`` and ``col``."""
 
     t: float | None = None
     row: int | None = None
@@ -102,14 +102,14 @@ class Frame(Image):
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Images(Sequence[ImageT], Generic[ImageT]):
-    """An answer with pictures: a sequence of them, and what holds for all.
+    """A result with pictures: a sequence of them, with the metadata of the response.
 
     Args:
         images: the pictures.
-        model: who answered.
-        request_id: quote it when something is odd.
-        timing: where the service's time went.
-        seed: of `generate`, given or chosen by the service; None elsewhere.
+        model: the model that ran.
+        request_id: identifies the request in the log of the service.
+        timing: time that the service spent.
+        seed: of `generate`, chosen by the caller or the service; else None.
     """
 
     images: tuple[ImageT, ...]
@@ -122,11 +122,11 @@ class Images(Sequence[ImageT], Generic[ImageT]):
         return len(self.images)
 
     @overload
-    def __getitem__(self, place: int) -> ImageT: ...
+    def __getitem__(self, index: int) -> ImageT: ...
     @overload
-    def __getitem__(self, place: slice) -> tuple[ImageT, ...]: ...
-    def __getitem__(self, place: int | slice) -> ImageT | tuple[ImageT, ...]:
-        return self.images[place]
+    def __getitem__(self, index: slice) -> tuple[ImageT, ...]: ...
+    def __getitem__(self, index: int | slice) -> ImageT | tuple[ImageT, ...]:
+        return self.images[index]
 
     def __repr__(self) -> str:
         return result_repr(self)
@@ -134,12 +134,12 @@ class Images(Sequence[ImageT], Generic[ImageT]):
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Raw(Picture):
-    """All rows in one file: a picture, a contact sheet, a strip, an animation, or float32 N×C×H×W as ``npy``.
+    """All rows in one file: a picture, a contact sheet, a strip, an animation, or ``npy`` float32 (N, C, H, W).
 
     Args:
         model, request_id, timing, seed: as in `Images`.
-        steps, distance: by row.
-        drift: by row; empty unless asked for with ``score``.
+        steps, distance: one value for each row.
+        drift: one value for each row; empty without ``score``.
     """
 
     model: ModelRef
@@ -153,14 +153,14 @@ class Raw(Picture):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """How real one picture looks to the model.
+    """The score of one picture.
 
     Args:
-        index: place in the request.
+        index: index in the request.
         distance: mean |f(x) − x|.
         drift: mean |f(y) − y| of y = f(x).
-        percentile: of the distance among real held-out pictures, 0…100; None where the model's card has none.
-        in_distribution: whether that is at most 99; None likewise.
+        percentile: of the distance among those of held-out real pictures, 0…100; None if the card has no distances.
+        in_distribution: whether the percentile is at most 99; None if it is None.
     """
 
     index: int
@@ -172,7 +172,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Scores(Sequence[Score]):
-    """An answer with scores: a sequence of them, and what holds for all."""
+    """A result with scores: a sequence of them, with the metadata of the response."""
 
     images: tuple[Score, ...]
     model: ModelRef
@@ -183,11 +183,11 @@ class Scores(Sequence[Score]):
         return len(self.images)
 
     @overload
-    def __getitem__(self, place: int) -> Score: ...
+    def __getitem__(self, index: int) -> Score: ...
     @overload
-    def __getitem__(self, place: slice) -> tuple[Score, ...]: ...
-    def __getitem__(self, place: int | slice) -> Score | tuple[Score, ...]:
-        return self.images[place]
+    def __getitem__(self, index: slice) -> tuple[Score, ...]: ...
+    def __getitem__(self, index: int | slice) -> Score | tuple[Score, ...]:
+        return self.images[index]
 
     def __repr__(self) -> str:
         return result_repr(self)
@@ -195,14 +195,14 @@ class Scores(Sequence[Score]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
-    """What a model says of itself, and how it runs there.
+    """The card of a model, and how the service runs it.
 
     Args:
-        name, version, digest: which file.
+        name, version, digest: identify the model file.
         shape: (C, H, W) of a row.
         range: lowest and highest value of a row.
-        device, provider: what it runs on.
-        document: the whole card, as the service sent it.
+        device, provider: device and onnxruntime execution provider.
+        document: the complete card, as the service sent it.
     """
 
     name: str
@@ -216,13 +216,13 @@ class Card:
 
     @property
     def ref(self) -> str:
-        """As ``model=`` takes it."""
+        """``name/version``, for the argument ``model``."""
         return f"{self.name}/{self.version}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one request may ask for."""
+    """The limits of one request."""
 
     n: int
     images: int
@@ -234,11 +234,11 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Models:
-    """What is served.
+    """The models in service.
 
     Args:
         models: their cards, without arrays.
-        default: ``name/version`` of who answers where none is named.
+        default: ``name/version`` of the model for requests that name none.
         limits: of one request.
     """
 
@@ -249,11 +249,11 @@ class Models:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Readiness:
-    """Whether the service takes requests; true or false as a condition.
+    """Whether the service accepts requests; the object itself is true or false, too.
 
     Args:
-        ready: whether.
-        detail: if not, why.
+        ready: whether the service is ready.
+        detail: the reason if it is not.
     """
 
     ready: bool
@@ -265,11 +265,11 @@ class Readiness:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How far a stream is.
+    """The progress of a streamed request.
 
     Args:
-        steps_done: of the slowest row, out of ``steps``.
-        rows_done: out of ``rows``.
+        steps_done: steps of the slowest row, of ``steps``.
+        rows_done: finished rows, of ``rows``.
     """
 
     steps_done: int
@@ -280,10 +280,10 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done(Generic[ImageT]):
-    """The end of a stream.
+    """The last event of a stream.
 
     Args:
-        answer: what the call without a stream would have returned, put together from the steps.
+        answer: the result that the method without a stream returns, assembled from the events.
     """
 
     answer: Images[ImageT]

@@ -1,7 +1,8 @@
-"""What happens between a call and its answer, without I/O: attempts, waits, errors.
+"""Retries, without I/O.
 
-`attempts` is a generator. It yields the next `Attempt`; whoever drives it waits, sends, and hands the response in, or
-throws in the `TransportError` that came instead. The blocking and the asynchronous client drive the same one.
+The generator `attempts` yields the next `Attempt`. The client that drives it waits, sends the request, and passes in
+the response with `send` or the `TransportError` with `throw`. Both clients drive the same generator, so that the rules
+exist once.
 """
 
 import random
@@ -19,16 +20,16 @@ T = TypeVar("T")
 RETRIED: Final = frozenset({408, 429, 502, 503, 504})
 _FIRST_DELAY_S: Final = 0.5
 _MAX_DELAY_S: Final = 8.0
-_MAX_RETRY_AFTER_S: Final = 60.0  # asked for more, the caller is told instead of being left asleep
+_MAX_RETRY_AFTER_S: Final = 60.0  # a longer Retry-After raises the error instead of blocking the caller
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What to do next.
+    """The next attempt.
 
     Args:
-        request: to be sent,
-        wait_s: after this many seconds.
+        request: the request to send.
+        delay_s: seconds to wait before.
     """
 
     request: Request
@@ -37,66 +38,66 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retry:
-    """Whether to try again, and when. Every call is safe to repeat: the service keeps no state for callers.
+    """Decides whether and when to retry. Every call may be repeated, because the service keeps no state for callers.
 
     Args:
-        most: attempts beyond the first, ≥ 0.
-        jitter: uniform numbers in [0, 1), so that callers who failed together do not come back together.
-        clock: seconds since the epoch.
+        max_retries: attempts after the first one, ≥ 0.
+        jitter: returns uniform random numbers in [0, 1), so that clients that failed together do not retry together.
+        clock: returns seconds since the epoch.
     """
 
-    most: int = 2
+    max_retries: int = 2
     jitter: Callable[[], float] = random.random
     clock: Callable[[], float] = time.time
 
     def __post_init__(self) -> None:
-        if self.most < 0:
-            raise InputError(f"max_retries: expected 0 or more, not {self.most}")
+        if self.max_retries < 0:
+            raise InputError(f"max_retries: expected 0 or more, not {self.max_retries}")
 
-    def delay_after_failure(self, spent: int) -> float | None:
-        """Seconds to wait when nobody answered, or None to give up; ``spent`` retries are behind us."""
-        return self._backoff(spent) if spent < self.most else None
+    def delay_after_failure(self, retries: int) -> float | None:
+        """Seconds to wait after an attempt without response; None to give up. ``retries``: number of retries so far."""
+        return self._backoff(retries) if retries < self.max_retries else None
 
-    def after(self, response: Response, spent: int) -> float | None:
-        """The same when the answer is an error."""
-        if spent >= self.most or response.status not in RETRIED:
+    def delay_after_error(self, response: Response, retries: int) -> float | None:
+        """Seconds to wait after an error response; None to give up. ``retries``: number of retries so far."""
+        if retries >= self.max_retries or response.status not in RETRIED:
             return None
         if response.headers.get("x-should-retry", "").strip().lower() == "false":
             return None
-        asked = retry_after(response, self.clock())
-        if asked is None:
-            return self._backoff(spent)
-        # A little later than asked, never earlier.
-        return asked * (1 + 0.1 * self.jitter()) if asked <= _MAX_RETRY_AFTER_S else None
+        seconds = retry_after(response, self.clock())
+        if seconds is None:
+            return self._backoff(retries)
+        # Up to 10 % later than Retry-After says, never earlier.
+        return seconds * (1 + 0.1 * self.jitter()) if seconds <= _MAX_RETRY_AFTER_S else None
 
-    def _backoff(self, spent: int) -> float:
-        return min(_FIRST_DELAY_S * 2.0**spent, _MAX_DELAY_S) * (0.5 + 0.5 * self.jitter())
+    def _backoff(self, retries: int) -> float:
+        return min(_FIRST_DELAY_S * 2.0**retries, _MAX_DELAY_S) * (0.5 + 0.5 * self.jitter())
 
 
 def attempts(call: Call[T], timeout: float | None, retry: Retry) -> Generator[Attempt, Response, T]:
-    """From a call to its answer.
+    """Yield attempts until one succeeds; the return value is the parsed response.
 
     Raises:
-        TransportError, StatusError: as the last attempt ended.
-        UnexpectedAnswer: the answer cannot be read.
+        TransportError, StatusError: the error of the last attempt.
+        UnexpectedAnswer: the response cannot be parsed.
     """
     request = call.request(timeout)
-    wait, spent = 0.0, 0
+    delay, retries = 0.0, 0
     while True:
         try:
-            response = yield Attempt(request, wait)
+            response = yield Attempt(request, delay)
         except TransportError:
-            if (next_wait := retry.delay_after_failure(spent)) is None:
+            if (next_delay := retry.delay_after_failure(retries)) is None:
                 raise
         else:
             if response.status in call.statuses:
-                return _parsed(call, response)
-            if (next_wait := retry.after(response, spent)) is None:
+                return _parse(call, response)
+            if (next_delay := retry.delay_after_error(response, retries)) is None:
                 raise status_error(problem_of(response, retry.clock()))
-        wait, spent = next_wait, spent + 1
+        delay, retries = next_delay, retries + 1
 
 
-def _parsed(call: Call[T], response: Response) -> T:
+def _parse(call: Call[T], response: Response) -> T:
     try:
         return call.parse(response)
     except (LookupError, TypeError, ValueError, AttributeError) as exc:

@@ -1,4 +1,4 @@
-"""Where the service is and who asks: from arguments, else from the environment. The only module that looks there."""
+"""URL, API key and timeout, from arguments or from the environment. No other module reads the environment."""
 
 import os
 import re
@@ -16,12 +16,12 @@ _VISIBLE: Final = re.compile(r"[\x21-\x7e]+")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What every call has in common.
+    """Settings of a client.
 
     Args:
-        base_url: of the service, without a slash at its end.
-        api_key: or None where the service is open. Never shown.
-        timeout: seconds for one attempt, or None for the service's own limit.
+        base_url: URL of the service, without a slash at the end.
+        api_key: None for a service without keys; not part of the repr.
+        timeout: seconds for one attempt, or None for the limit of the service.
     """
 
     base_url: str
@@ -32,10 +32,11 @@ class Settings:
 def resolve(
     base_url: str | None, api_key: str | None, timeout: float | None, environ: Mapping[str, str] | None = None
 ) -> Settings:
-    """Arguments first, then `IGN_BASE_URL` and `IGN_API_KEY`; a variable set to nothing counts as unset.
+    """Combine arguments with `IGN_BASE_URL` and `IGN_API_KEY`; arguments take precedence, empty variables are ignored.
 
     Raises:
-        InputError: a URL that is not plain http or https, a key that no header can hold, a time-out not above 0.
+        InputError: not a plain http or https URL, a key with characters that a header cannot hold, or a timeout that is
+            not above 0.
     """
     environ = os.environ if environ is None else environ
     url = (base_url or environ.get("IGN_BASE_URL") or DEFAULT_BASE_URL).rstrip("/")
@@ -48,10 +49,10 @@ def resolve(
 
 
 def check_timeout(timeout: float | None) -> None:
-    """Refuse what is not a number of seconds above 0, or None.
+    """Check that a timeout is a number of seconds above 0, or None.
 
     Raises:
-        InputError: it is something else.
+        InputError: it is not.
     """
     if timeout is not None and not 0 < timeout <= 1e8:
         raise InputError(f"timeout: expected seconds above 0, or None, not {timeout!r}")
@@ -60,10 +61,10 @@ def check_timeout(timeout: float | None) -> None:
 def _check_url(url: str) -> None:
     try:
         parts = urlsplit(url)
-        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError as exc:
         raise InputError(f"base_url: {exc}") from exc
-    if not sound or parts.query or parts.fragment or not _VISIBLE.fullmatch(url):
+    if not valid or parts.query or parts.fragment or not _VISIBLE.fullmatch(url):
         raise InputError("base_url: expected a plain http or https URL, such as http://127.0.0.1:8000")
     if parts.username is not None:
         raise InputError("base_url: holds a user name; hand the key over as api_key")

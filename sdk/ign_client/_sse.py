@@ -1,4 +1,4 @@
-"""Server-sent events, piece by piece, as the HTML standard (section 9.2) frames them."""
+"""Split bytes into server-sent events (HTML standard, section 9.2). `_events` gives the events their meaning."""
 
 import codecs
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ class ServerSentEvent:
     """One event.
 
     Args:
-        event: its type, ``message`` where none was given.
-        data: its lines, joined by line feeds.
+        event: its type; ``message`` by default.
+        data: its data lines, joined by line feeds.
     """
 
     event: str
@@ -18,28 +18,29 @@ class ServerSentEvent:
 
 
 class Decoder:
-    """Feed it bytes as they come, cut anywhere; take the events that have become whole.
+    """Incremental decoder: it takes chunks that may end anywhere, and returns the complete events.
 
-    An event that is not whole when the stream ends is no event. `id` and `retry` mean nothing without reconnecting,
-    and are passed over like comments and unknown fields.
+    An incomplete event at the end of the stream is dropped. The fields `id` and `retry` concern reconnecting only, so
+    they are ignored like comments and unknown fields.
     """
 
     def __init__(self) -> None:
-        # A byte order mark at the start is dropped; what is not UTF-8 is replaced.
+        # A byte order mark at the start is dropped, and invalid UTF-8 is replaced, as the standard says.
         self._text = codecs.getincrementaldecoder("utf-8-sig")("replace")
         self._line = ""
         self._after_cr = False
         self._event = ""
         self._data: list[str] = []
 
-    def feed(self, piece: bytes) -> list[ServerSentEvent]:
-        """The events that end in this piece."""
-        text = self._text.decode(piece)
+    def feed(self, chunk: bytes) -> list[ServerSentEvent]:
+        """The events that end in this chunk."""
+        text = self._text.decode(chunk)
         if not text:
             return []
-        whole = text[1:] if self._after_cr and text.startswith("\n") else text  # CRLF cut in two is one line end
+        # A line ends with CR, LF or CRLF. If a chunk ended between CR and LF, the LF belongs to the same line end.
+        rest = text[1:] if self._after_cr and text.startswith("\n") else text
         self._after_cr = text.endswith("\r")
-        *lines, self._line = (self._line + whole).replace("\r\n", "\n").replace("\r", "\n").split("\n")
+        *lines, self._line = (self._line + rest).replace("\r\n", "\n").replace("\r", "\n").split("\n")
         return [event for line in lines if (event := self._take(line)) is not None]
 
     def _take(self, line: str) -> ServerSentEvent | None:

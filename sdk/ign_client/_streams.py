@@ -1,4 +1,7 @@
-"""Event streams as iterators. Both are used in a `with`, or simply iterated to their end."""
+"""Event streams as iterators, for a `with` statement or a loop to the end.
+
+This module does the I/O: it reads chunks and passes them to the reader of `_events`.
+"""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from types import TracebackType
@@ -11,13 +14,13 @@ ImageT = TypeVar("ImageT", bound=Image)
 
 
 class Stream(Iterator[Event[ImageT]], Generic[ImageT]):
-    """`Step`, `Progress` and at the end `Done`, as they happen. Nothing is asked before the first is wanted.
+    """Iterator over `Step`, `Progress` and at the end `Done`. The request is sent when the first event is read.
 
-    Leave the `with`, or `close`, and the service stops computing. A stream cannot be taken up again.
+    Closing the stream, or leaving the `with` block, stops the computation. A stream cannot be resumed.
 
     Raises:
-        IgnError: as any call, until the first event; after that, `StatusError` where the service failed,
-            `TransportError` where the connection broke, `UnexpectedAnswer` where the stream ended early.
+        IgnError: until the first event, as any method. Later `StatusError` if the service failed, `TransportError` if
+            the connection broke, `UnexpectedAnswer` if the stream ended early.
     """
 
     def __init__(self, start: Callable[[], EventReader[ImageT]]) -> None:
@@ -44,7 +47,7 @@ class Stream(Iterator[Event[ImageT]], Generic[ImageT]):
             raise
 
     def close(self) -> None:
-        """Hang up; once is enough, twice does no harm."""
+        """Close the connection; a second call has no effect."""
         self._closed = True
         if self._reader is not None:
             self._reader.rest.close()
@@ -62,7 +65,7 @@ class Stream(Iterator[Event[ImageT]], Generic[ImageT]):
 
 
 class AsyncStream(AsyncIterator[Event[ImageT]], Generic[ImageT]):
-    """The same for `async with` and `async for`; its end is `aclose`."""
+    """Like `Stream`, for `async with` and `async for`; close it with `aclose`."""
 
     def __init__(self, start: Callable[[], Awaitable[EventReader[ImageT]]]) -> None:
         self._start = start
@@ -88,7 +91,7 @@ class AsyncStream(AsyncIterator[Event[ImageT]], Generic[ImageT]):
             raise
 
     async def aclose(self) -> None:
-        """Hang up; once is enough, twice does no harm."""
+        """Close the connection; a second call has no effect."""
         self._closed = True
         if self._reader is not None:
             await self._reader.rest.close()

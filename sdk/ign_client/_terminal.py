@@ -1,4 +1,4 @@
-"""What a command shows: results on one stream, a progress line and what went wrong on the other."""
+"""Output of the commands: results on stdout, progress and errors on stderr."""
 
 from typing import Final, TextIO
 
@@ -6,11 +6,11 @@ _CELLS: Final = 24
 
 
 class Terminal:
-    """The progress line is redrawn in place on a terminal, and silent elsewhere: logs hold only what went wrong.
+    """Writes results, errors and a progress line, which is shown only if ``err`` is a terminal.
 
     Args:
-        out: results, usually stdout.
-        err: the rest, usually stderr.
+        out: for results, usually stdout.
+        err: for progress and errors, usually stderr.
     """
 
     def __init__(self, out: TextIO, err: TextIO) -> None:
@@ -18,30 +18,30 @@ class Terminal:
         self._drawn = 0
 
     def result(self, text: str) -> None:
-        """A line of output."""
+        """Write a line of output."""
         self.end()
         self._out.write(text + "\n")
         self._out.flush()
 
-    def progress(self, done: int, of: int, failed: int = 0) -> None:
-        """Draw a bar, and the numbers behind it."""
+    def progress(self, done: int, total: int, failed: int = 0) -> None:
+        """Draw a progress bar with numbers."""
         if not self._err.isatty():
             return
-        filled = _CELLS * done // of
-        text = f"[{'#' * filled:.<{_CELLS}}] {done}/{of}" + (f", {failed} failed" if failed else "")
+        filled = _CELLS * done // total
+        text = f"[{'#' * filled:.<{_CELLS}}] {done}/{total}" + (f", {failed} failed" if failed else "")
         self._err.write("\r" + text.ljust(self._drawn))
         self._err.flush()
         self._drawn = len(text)
 
     def error(self, text: str) -> None:
-        """A line about something that went wrong, in place of the progress line."""
+        """Write a line about an error in place of the progress line."""
         self._err.write("\r" + " " * self._drawn + "\r" if self._drawn else "")
         self._err.write(text + "\n")
         self._err.flush()
         self._drawn = 0
 
     def end(self) -> None:
-        """Leave the progress line standing as it is."""
+        """End the progress line."""
         if self._drawn:
             self._err.write("\n")
             self._err.flush()

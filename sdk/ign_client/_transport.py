@@ -1,4 +1,4 @@
-"""The only module that knows httpx: sends requests, and turns its failures into ours."""
+"""Send requests with httpx, and map its exceptions. No other module imports httpx."""
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -16,12 +16,14 @@ AsyncHttpClient = httpx.AsyncClient
 HttpTransport = httpx.BaseTransport
 AsyncHttpTransport = httpx.AsyncBaseTransport
 
-_DEADLINE_GRACE_S: Final = 1.0  # the service answers 504 at the deadline, and that answer has to travel too
-_MIN_STREAM_READ_S: Final = 30.0  # a stream that lives says something every ten seconds
+_DEADLINE_GRACE_S: Final = 1.0  # added to the timeout, so that the service's 504 at the deadline still arrives
+_MIN_STREAM_READ_S: Final = (
+    30.0  # the service sends a comment every 10 s, so a longer silence means a broken connection
+)
 
 
 class _Wire:
-    """What both transports have in common: how a request of ours becomes one of httpx's."""
+    """Converts a `Request` to the arguments of httpx, for both transports."""
 
     def __init__(self, settings: Settings) -> None:
         self._base_url = settings.base_url
@@ -30,27 +32,27 @@ class _Wire:
             self._headers["Authorization"] = f"Bearer {settings.api_key}"
 
     def arguments(self, request: Request, *, stream: bool) -> dict[str, Any]:
-        found: dict[str, Any] = {
+        arguments: dict[str, Any] = {
             "method": request.method,
             "url": self._base_url + request.path,
             "headers": {**self._headers, **request.headers},
             "timeout": _timeout(request.timeout, stream=stream),
         }
         if isinstance(request.body, MultipartBody):
-            found["data"] = dict(request.body.fields)
-            found["files"] = [(name, (name, data, "application/octet-stream")) for name, data in request.body.files]
+            arguments["data"] = dict(request.body.fields)
+            arguments["files"] = [(name, (name, data, "application/octet-stream")) for name, data in request.body.files]
         elif request.body is not None:
-            found["content"] = request.body
-        return found
+            arguments["content"] = request.body
+        return arguments
 
 
 class Transport:
-    """Blocking.
+    """Blocking transport.
 
     Args:
-        settings: where to.
-        transport: httpx's, instead of the network.
-        http_client: a whole client of httpx's, which stays its owner's to close.
+        settings: URL and API key.
+        transport: an httpx transport instead of the network.
+        http_client: a complete httpx client, which the caller closes.
     """
 
     def __init__(self, settings: Settings, transport: HttpTransport | None, http_client: HttpClient | None) -> None:
@@ -59,28 +61,28 @@ class Transport:
         self._client = http_client or httpx.Client(transport=transport)
 
     def send(self, request: Request) -> Response:
-        """The whole answer.
+        """Send a request and read the whole response.
 
         Raises:
-            TransportError: there is none.
+            TransportError: there is no response.
         """
         with _map_errors(request):
             return _response(self._client.send(self._build(request, stream=False), follow_redirects=False))
 
     def open(self, request: Request) -> Response:
-        """An answer that goes on: its first piece, and in `rest` an iterator over the others."""
+        """Send a request and read the first chunk of an event stream; `rest` gives the other chunks."""
         with _map_errors(request):
             response = self._client.send(self._build(request, stream=True), stream=True, follow_redirects=False)
             try:
                 if not _is_event_stream(response):
                     response.read()
                     return _response(response)
-                pieces = response.iter_bytes()
-                first = next(pieces, b"")
+                chunks = response.iter_bytes()
+                first = next(chunks, b"")
             except BaseException:
                 response.close()
                 raise
-        return _response(response, first, Pieces(request, response, pieces))
+        return _response(response, first, Chunks(request, response, chunks))
 
     def close(self) -> None:
         if self._owned:
@@ -90,24 +92,24 @@ class Transport:
         return self._client.build_request(**self._wire.arguments(request, stream=stream))
 
 
-class Pieces:
-    """What follows the first piece of a stream."""
+class Chunks:
+    """The chunks of a stream after the first one."""
 
-    def __init__(self, request: Request, response: httpx.Response, pieces: Iterator[bytes]) -> None:
-        self._request, self._response, self._pieces = request, response, pieces
+    def __init__(self, request: Request, response: httpx.Response, chunks: Iterator[bytes]) -> None:
+        self._request, self._response, self._chunks = request, response, chunks
 
     def next(self) -> bytes | None:
-        """The next piece, or None at the end."""
+        """The next chunk, or None at the end."""
         with _map_errors(self._request):
-            return next(self._pieces, None)
+            return next(self._chunks, None)
 
     def close(self) -> None:
-        """Hang up, which cancels the work."""
+        """Close the connection, which stops the computation."""
         self._response.close()
 
 
 class AsyncTransport:
-    """The same for `async`."""
+    """Asynchronous transport; arguments as for `Transport`."""
 
     def __init__(
         self, settings: Settings, transport: AsyncHttpTransport | None, http_client: AsyncHttpClient | None
@@ -117,28 +119,28 @@ class AsyncTransport:
         self._client = http_client or httpx.AsyncClient(transport=transport)
 
     async def send(self, request: Request) -> Response:
-        """The whole answer.
+        """Send a request and read the whole response.
 
         Raises:
-            TransportError: there is none.
+            TransportError: there is no response.
         """
         with _map_errors(request):
             return _response(await self._client.send(self._build(request, stream=False), follow_redirects=False))
 
     async def open(self, request: Request) -> Response:
-        """An answer that goes on: its first piece, and in `rest` an iterator over the others."""
+        """Send a request and read the first chunk of an event stream; `rest` gives the other chunks."""
         with _map_errors(request):
             response = await self._client.send(self._build(request, stream=True), stream=True, follow_redirects=False)
             try:
                 if not _is_event_stream(response):
                     await response.aread()
                     return _response(response)
-                pieces = response.aiter_bytes()
-                first = await anext(pieces, b"")
+                chunks = response.aiter_bytes()
+                first = await anext(chunks, b"")
             except BaseException:
                 await response.aclose()
                 raise
-        return _response(response, first, AsyncPieces(request, response, pieces))
+        return _response(response, first, AsyncChunks(request, response, chunks))
 
     async def close(self) -> None:
         if self._owned:
@@ -148,36 +150,36 @@ class AsyncTransport:
         return self._client.build_request(**self._wire.arguments(request, stream=stream))
 
 
-class AsyncPieces:
-    """The same for `async`."""
+class AsyncChunks:
+    """Asynchronous version of `Chunks`."""
 
-    def __init__(self, request: Request, response: httpx.Response, pieces: AsyncIterator[bytes]) -> None:
-        self._request, self._response, self._pieces = request, response, pieces
+    def __init__(self, request: Request, response: httpx.Response, chunks: AsyncIterator[bytes]) -> None:
+        self._request, self._response, self._chunks = request, response, chunks
 
     async def next(self) -> bytes | None:
-        """The next piece, or None at the end."""
+        """The next chunk, or None at the end."""
         with _map_errors(self._request):
-            return await anext(self._pieces, None)
+            return await anext(self._chunks, None)
 
     async def close(self) -> None:
-        """Hang up, which cancels the work."""
+        """Close the connection, which stops the computation."""
         await self._response.aclose()
 
 
 @contextmanager
 def _map_errors(request: Request) -> Iterator[None]:
-    """The one boundary at which httpx's failures become ours."""
-    what = f"{request.method} {request.path}"
+    """Turn the exceptions of httpx into those of this package."""
+    request_line = f"{request.method} {request.path}"
     try:
         yield
     except httpx.TimeoutException as exc:
-        raise TimedOut(f"{what}: no answer in time ({type(exc).__name__})") from exc
+        raise TimedOut(f"{request_line}: no answer in time ({type(exc).__name__})") from exc
     except httpx.RequestError as exc:
-        raise ConnectionFailed(f"{what}: {str(exc) or type(exc).__name__}") from exc
+        raise ConnectionFailed(f"{request_line}: {str(exc) or type(exc).__name__}") from exc
 
 
 def _is_event_stream(response: httpx.Response) -> bool:
-    """Whether it is a stream of events; all else is read whole."""
+    """Whether the response is an event stream; any other response is read completely."""
     return response.status_code == 200 and response.headers.get("content-type", "").startswith("text/event-stream")
 
 

@@ -1,4 +1,4 @@
-"""What travels, without anything that makes it travel."""
+"""Requests and responses as values, independent of the HTTP library."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +13,7 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class Unset(Enum):
-    """Tells "not given" from None, where None means something."""
+    """The type of a parameter that was not given, for parameters where None is a value."""
 
     UNSET = "UNSET"
 
@@ -32,8 +32,8 @@ class MultipartBody:
     """A multipart body.
 
     Args:
-        fields: option → text.
-        files: name and content, in order; a name may come again.
+        fields: text of each option.
+        files: (name, content) of each file, in order; names may repeat.
     """
 
     fields: Mapping[str, str]
@@ -41,7 +41,7 @@ class MultipartBody:
 
 
 Body: TypeAlias = bytes | MultipartBody
-"""JSON text, or a form."""
+"""JSON text, or a multipart form."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,10 +49,10 @@ class Request:
     """One HTTP request.
 
     Args:
-        method, path: the path is the contract's; where the service lives is the transport's affair.
-        headers: without those of the transport.
-        body: JSON text, a form, or nothing.
-        timeout: seconds, or None for no end.
+        method, path: without the URL of the service, which the transport adds.
+        headers: without User-Agent and Authorization, which the transport adds.
+        body: JSON text, a multipart form, or None.
+        timeout: seconds, or None for no timeout.
     """
 
     method: str
@@ -69,8 +69,8 @@ class Response:
     Args:
         status: HTTP status.
         headers: names in lower case.
-        content: the whole body; of a stream that was opened, its first piece.
-        rest: of such a stream, what follows.
+        content: the whole body; for an event stream, its first chunk.
+        rest: the other chunks of an event stream; else None.
     """
 
     status: int
@@ -84,25 +84,25 @@ class Response:
 
     @property
     def media_type(self) -> str:
-        """Lower case, without parameters."""
+        """The media type in lower case, without parameters."""
         return self.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call(Generic[T_co]):
-    """One method call: what to ask, and how to read the answer.
+    """One call of a method: the request, and the parser of the response.
 
     Args:
-        path: of the contract.
-        parse: from the response to what the caller gets.
-        body: JSON text, a form, or nothing; nothing is a GET.
-        accept: the form of the answer.
-        timeout: seconds for one attempt; None for the service's own limit; not given: the client's.
-        request_id: echoed by the service.
-        statuses: which are answers; all others are errors.
+        path: of the endpoint.
+        parse: converts the response to the result.
+        body: JSON text, a multipart form, or None for a GET request.
+        accept: media type of the response.
+        timeout: seconds for one attempt; None for the limit of the service; the timeout of the client by default.
+        request_id: repeated by the service in the response.
+        statuses: HTTP statuses that are not errors.
 
     Raises:
-        InputError: the time-out is not above 0, or the id cannot be one.
+        InputError: the timeout is not above 0, or the request id is invalid.
     """
 
     path: str
@@ -120,11 +120,11 @@ class Call(Generic[T_co]):
             raise InputError(f"request_id: expected 1 to 128 of A-Z a-z 0-9 . _ -, not {self.request_id!r}")
 
     def request(self, default_timeout: float | None) -> Request:
-        """The request of every attempt."""
+        """The request, which is the same for every attempt."""
         timeout = default_timeout if isinstance(self.timeout, Unset) else self.timeout
         headers = {"Accept": self.accept}
         if timeout is not None:
-            # The service gives up when the client does, and computes nothing for nobody.
+            # The service stops at the client's timeout, because nobody would read the response.
             headers["X-Request-Timeout"] = f"{max(timeout, 0.001):.3f}"
         if self.request_id is not None:
             headers["X-Request-ID"] = self.request_id

@@ -1,15 +1,15 @@
-"""The methods of both clients: what each may be told, and the request it becomes.
+"""The methods of both clients: each function turns its arguments into a `Call`.
 
-Nothing here does I/O but reading the pictures handed in.
-Options that are not given are left to the service, whose defaults the signatures show. Every call takes
+The only I/O here is reading picture files. The service has defaults for omitted options; the signatures show them.
+Every method takes
 
-- `timeout`: seconds for one attempt; None for the service's own limit; not given: the client's;
-- `request_id`: an id of your own, ``[A-Za-z0-9._-]{1,128}``, which the service echoes and logs;
+- `timeout`: seconds for one attempt; None for the limit of the service; the timeout of the client by default;
+- `request_id`: an id, ``[A-Za-z0-9._-]{1,128}``, which the service repeats in the response and in its log;
 
 and raises
 
-- `InputError`: what was handed in cannot be sent;
-- `TransportError`: nobody answered;
-- `StatusError`: the service said no; one class for every status;
-- `UnexpectedAnswer`: what answered is not ign-service.
+- `InputError`: an argument cannot be sent;
+- `TransportError`: there was no response;
+- `StatusError`: the service answered with an error; there is one class for each status;
+- `UnexpectedAnswer`: the response does not come from ign-service.
 """

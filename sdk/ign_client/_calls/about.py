@@ -1,4 +1,4 @@
-"""What can be asked about the service."""
+"""`/models` and `/readyz`."""
 
 from urllib.parse import quote
 
@@ -10,22 +10,22 @@ from ign_client._wire import UNSET, Call, Timeout
 
 
 def models(*, timeout: Timeout = UNSET, request_id: str | None = None) -> Call[Models]:
-    """What is served, the default, and the limits of a request.
+    """The models in service, the default model, and the limits of a request.
 
     Args:
         timeout: seconds for one attempt.
-        request_id: echoed by the service.
+        request_id: repeated by the service in the response.
     """
     return call("/models", _answers.models, None, timeout, request_id)
 
 
 def model(name: str, *, timeout: Timeout = UNSET, request_id: str | None = None) -> Call[Card]:
-    """One card, whole.
+    """The complete card of one model.
 
     Args:
-        name: ``name``, which is its highest version, or ``name/version``.
+        name: ``name`` for the highest version, or ``name/version``.
         timeout: seconds for one attempt.
-        request_id: echoed by the service.
+        request_id: repeated by the service in the response.
     """
     parts = name.split("/")
     if len(parts) > 2 or not all(parts):
@@ -34,10 +34,10 @@ def model(name: str, *, timeout: Timeout = UNSET, request_id: str | None = None)
 
 
 def ready(*, timeout: Timeout = UNSET, request_id: str | None = None) -> Call[Readiness]:
-    """Whether the service takes requests. "Not now" is an answer, not an error, and is not asked again.
+    """Whether the service accepts requests. Status 503 is a result here: it is neither raised nor retried.
 
     Args:
         timeout: seconds for one attempt.
-        request_id: echoed by the service.
+        request_id: repeated by the service in the response.
     """
     return call("/readyz", _answers.readiness, None, timeout, request_id, statuses=(200, 503))

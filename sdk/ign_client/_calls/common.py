@@ -1,4 +1,4 @@
-"""What all calls have in common: the words of their options, and their making."""
+"""Option types, and the function that builds a `Call`."""
 
 from collections.abc import Callable
 from typing import Final, Literal, TypeAlias, TypeVar
@@ -27,15 +27,15 @@ def call(
     form: str | None = None,
     statuses: tuple[int, ...] = (200,),
 ) -> Call[T]:
-    """One call.
+    """Build a call.
 
     Args:
-        path, parse, body, timeout, request_id: as of `Call`.
-        form: of the answer; None for JSON.
-        statuses: which are answers.
+        path, parse, body, timeout, request_id: as for `Call`.
+        form: format of the response; None for JSON.
+        statuses: HTTP statuses that are not errors.
 
     Raises:
-        InputError: there is no such form, or as `Call` says.
+        InputError: an unknown format, an invalid timeout or an invalid request id.
     """
     if form is not None and form not in _MEDIA:
         raise InputError(f"form: expected one of {', '.join(_answers.FORMATS.values())}, not {form!r}")

@@ -25,21 +25,21 @@ def generate(
     timeout: Timeout = UNSET,
     request_id: str | None = None,
 ) -> Call[Images[Image]]:
-    """New pictures: f^k of seeded noise.
+    """Generate pictures: f^k(z) of seeded noise z.
 
     Args:
         model: ``name`` or ``name/version``.
-        n: how many, 1…64.
-        seed: 0…2³² − 1; the same one gives the same pictures. Chosen by the service when not given.
-        offset: index of the first, so that pictures of one seed can be had separately.
-        steps: k, applications of f; the model's own recommendation when not given.
-        tolerance: stop a row once mean |f(y) − y| of its last step is below it.
-        record: ascending step numbers, 0 = the noise, whose pictures come back as ``trajectory``.
+        n: number of pictures, 1…64.
+        seed: 0…2³² − 1; the same seed gives the same pictures. By default the service chooses one.
+        offset: index of the first picture of the seed.
+        steps: k, the number of applications of f; by default the recommendation of the model.
+        tolerance: stop a row when mean |f(y) − y| of its last step is below this value.
+        record: ascending step numbers whose pictures are returned as ``trajectory``; step 0 is the noise.
         noise_scale: factor of the noise, 0…2.
-        score: measure ``drift``, at the price of one more step.
+        score: also measure ``drift``, which costs one more step.
         format: of the pictures.
         timeout: seconds for one attempt.
-        request_id: echoed by the service.
+        request_id: repeated by the service in the response.
     """
     options = bodies.options(
         model=model,
@@ -70,10 +70,10 @@ def generate_as(
     timeout: Timeout = UNSET,
     request_id: str | None = None,
 ) -> Call[Raw]:
-    """The same in one file: a picture, a near-square contact sheet, or with ``npy`` float32 N×C×H×W.
+    """Like `generate`, but as one file: a picture, a near-square contact sheet, or ``npy`` float32 (N, C, H, W).
 
     Args:
-        form: of the file.
+        form: format of the file.
         model, n, seed, offset, steps, tolerance, noise_scale, score, timeout, request_id: as for `generate`.
     """
     options = bodies.options(
@@ -104,15 +104,15 @@ def stream_generate(
     timeout: Timeout = UNSET,
     request_id: str | None = None,
 ) -> Call[EventReader[Image]]:
-    """The same as it happens: `Step` for every recorded step and every row's last one, `Progress`, and `Done`.
+    """Like `generate`, but as a stream of events: `Step` for each recorded and each last step, `Progress`, and `Done`.
 
-    ``timeout`` bounds the wait for the first event. Attempts are repeated until then, and no longer. Leaving the
-    stream cancels the work.
+    ``timeout`` limits the wait for the first event. The client retries only before the first event. Closing the
+    stream cancels the computation.
 
     Args:
         model, n, seed, offset, steps, tolerance, record, noise_scale, score, format: as for `generate`.
         timeout: seconds until the first event.
-        request_id: echoed by the service.
+        request_id: repeated by the service in the response.
     """
     options = bodies.options(
         model=model,

@@ -1,4 +1,4 @@
-"""`/latent-interpolate` and `/latent-arithmetic`: what takes latents."""
+"""`/latent-interpolate` and `/latent-arithmetic`, which take latents."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -24,18 +24,18 @@ def latent_interpolate(
     timeout: Timeout = UNSET,
     request_id: str | None = None,
 ) -> Call[Images[Frame]]:
-    """f^k along a path of latents, or over a grid between four of them.
+    """Apply f^k along a path of latents, or over a grid between four latents.
 
     Args:
-        points: 2…16 latents: seeds, `Seed`, pictures, or float32 (C, H, W) arrays. Of a grid, four corners: top left,
-            top right, bottom left, bottom right.
+        points: 2…16 latents: seeds, `Seed`, pictures, or float32 (C, H, W) arrays. A grid needs four: top left, top
+            right, bottom left, bottom right.
         model, steps, format: as for `generate`.
-        frames: over the whole path, ends included, 2…256; 9 when not given.
-        method: along the arc, or straight.
+        frames: number of frames of the whole path, including both ends, 2…256; 9 by default.
+        method: spherical or linear interpolation.
         loop: return to the first point.
-        grid: rows and columns, instead of ``frames`` and ``loop``.
+        grid: (rows, columns), instead of ``frames`` and ``loop``.
         timeout: seconds for one attempt.
-        request_id: echoed by the service.
+        request_id: repeated by the service in the response.
     """
     body = bodies.path(
         points, grid, bodies.options(model=model, frames=frames, method=method, loop=loop, steps=steps, format=format)
@@ -57,10 +57,12 @@ def latent_interpolate_as(
     timeout: Timeout = UNSET,
     request_id: str | None = None,
 ) -> Call[Raw]:
-    """The same in one file: ``gif``, ``apng`` and ``webp`` an animation, ``png`` and ``jpeg`` a strip, or ``npy``.
+    """Like `latent_interpolate`, but as one file.
+
+    ``gif``, ``apng`` and ``webp`` are an animation, ``png`` and ``jpeg`` a strip, and ``npy`` is float32 (N, C, H, W).
 
     Args:
-        form: of the file; of a grid, ``webp`` is a sheet and there is no animation.
+        form: format of the file. A grid is a sheet; it has no ``gif`` and no ``apng``.
         points, model, frames, method, loop, grid, steps, timeout, request_id: as for `latent_interpolate`.
         fps: frames per second of an animation, 1…50.
     """
@@ -80,14 +82,14 @@ def latent_arithmetic(
     timeout: Timeout = UNSET,
     request_id: str | None = None,
 ) -> Call[Images[Image]]:
-    """f^k of a weighted sum of latents: one picture.
+    """Apply f^k to a weighted sum of latents; the result is one picture.
 
     Args:
-        terms: 1…16, each a `Term`, or a latent as for `latent_interpolate` with weight 1.
+        terms: 1…16 terms, each a `Term`, or a latent as for `latent_interpolate` with weight 1.
         model, steps, format: as for `generate`.
         normalize: rescale the sum to the length of the model's noise.
         timeout: seconds for one attempt.
-        request_id: echoed by the service.
+        request_id: repeated by the service in the response.
     """
     body = bodies.weighted_sum(terms, bodies.options(model=model, normalize=normalize, steps=steps, format=format))
     return call("/latent-arithmetic", _answers.images(_answers.image), body, timeout, request_id)
@@ -103,10 +105,10 @@ def latent_arithmetic_as(
     timeout: Timeout = UNSET,
     request_id: str | None = None,
 ) -> Call[Raw]:
-    """The same as a file.
+    """Like `latent_arithmetic`, but as one file.
 
     Args:
-        form: of the file.
+        form: format of the file.
         terms, model, normalize, steps, timeout, request_id: as for `latent_arithmetic`.
     """
     body = bodies.weighted_sum(terms, bodies.options(model=model, normalize=normalize, steps=steps))

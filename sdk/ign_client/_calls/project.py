@@ -1,4 +1,4 @@
-"""`/project` and `/score`: what takes pictures."""
+"""`/project` and `/score`, which take pictures."""
 
 from collections.abc import Sequence
 
@@ -28,19 +28,19 @@ def project(
     timeout: Timeout = UNSET,
     request_id: str | None = None,
 ) -> Call[Images[ProjectedImage]]:
-    """Pictures made real: f^k(x).
+    """Project pictures onto the model's distribution: f^k(x).
 
     Args:
-        images: one picture or several: paths, bytes, open files, PIL images, uint8 arrays, or earlier answers.
+        images: one picture or several: paths, bytes, open files, PIL images, uint8 arrays, or earlier results.
         model, steps, tolerance, score, format: as for `generate`.
-        record: ascending step numbers, 0 = the prepared picture, whose pictures come back as ``trajectory``.
+        record: ascending step numbers whose pictures are returned as ``trajectory``; 0 is the prepared picture.
         strength: s of (1 − s)·x + s·f^k(x), 0…1.
-        resize: ``fit`` letterboxes on the background, ``crop`` cuts centrally, ``stretch`` ignores proportions.
-        invert: exchange light and dark; ``auto``: where the model draws light on dark and the border is light.
-        mask: one for all pictures: white = regenerate, black = keep. An array of booleans will do.
-        masks: one for each picture, instead of ``mask``.
+        resize: ``fit`` adds a letterbox, ``crop`` cuts the centre, ``stretch`` changes the aspect ratio.
+        invert: exchange light and dark; ``auto`` does so if the model is light on dark and the border is light.
+        mask: for all pictures: white = regenerate, black = keep; or a bool array, True = regenerate.
+        masks: one mask for each picture, instead of ``mask``.
         timeout: seconds for one attempt.
-        request_id: echoed by the service.
+        request_id: repeated by the service in the response.
     """
     options = bodies.options(
         model=model,
@@ -73,10 +73,10 @@ def project_as(
     timeout: Timeout = UNSET,
     request_id: str | None = None,
 ) -> Call[Raw]:
-    """The same in one file: a picture, a near-square contact sheet, or with ``npy`` float32 N×C×H×W.
+    """Like `project`, but as one file: a picture, a near-square contact sheet, or ``npy`` float32 (N, C, H, W).
 
     Args:
-        form: of the file.
+        form: format of the file.
         images, model, steps, tolerance, score, strength, resize, invert, mask, masks, timeout, request_id: as for
             `project`.
     """
@@ -103,13 +103,13 @@ def stream_project(
     timeout: Timeout = UNSET,
     request_id: str | None = None,
 ) -> Call[EventReader[ProjectedImage]]:
-    """The same as it happens; see `stream_generate`.
+    """Like `project`, but as a stream of events; see `stream_generate`.
 
     Args:
         images, model, steps, tolerance, record, score, format, strength, resize, invert, mask, masks: as for
             `project`.
         timeout: seconds until the first event.
-        request_id: echoed by the service.
+        request_id: repeated by the service in the response.
     """
     options = bodies.options(
         model=model,
@@ -135,7 +135,7 @@ def score(
     timeout: Timeout = UNSET,
     request_id: str | None = None,
 ) -> Call[Scores]:
-    """How real pictures look to the model: how far f moves them, beside held-out real ones.
+    """Score pictures: the distance that f moves them, compared with held-out real pictures.
 
     Args:
         images, model, resize, invert, timeout, request_id: as for `project`.
