@@ -19,11 +19,14 @@ _PICTURE: Final = "iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAAAAABX3VL4AAAADklEQVR4AWNg+
 
 GENERATE: Final[Examples] = {
     "one": {"summary": "One picture of a chosen seed", "value": {"seed": 7}},
-    "sheet": {"summary": "Sixteen, refined by a second step", "value": {"n": 16, "seed": 7, "steps": 2}},
+    "sheet": {"summary": "Sixteen pictures, with two steps", "value": {"n": 16, "seed": 7, "steps": 2}},
 }
 PROJECT: Final[Examples] = {
     "one": {"summary": "One picture", "value": {"images": [_PICTURE]}},
-    "half": {"summary": "Half way, recorded", "value": {"images": [_PICTURE], "strength": 0.5, "record": [0, 1]}},
+    "half": {
+        "summary": "Strength 0.5, with trajectory",
+        "value": {"images": [_PICTURE], "strength": 0.5, "record": [0, 1]},
+    },
 }
 INTERPOLATE: Final[Examples] = {
     "path": {"summary": "Nine frames between two seeds", "value": {"points": [{"seed": 1}, {"seed": 2}]}},
@@ -36,7 +39,7 @@ INTERPOLATE: Final[Examples] = {
 ARITHMETIC: Final[Examples] = {
     "sum": {"summary": "The sum of two latents", "value": {"terms": [{"seed": 1}, {"seed": 2}]}},
     "difference": {
-        "summary": "One latent less half of another, as it is",
+        "summary": "One latent minus half of another, without rescaling",
         "value": {"terms": [{"seed": 1}, {"seed": 2, "weight": -0.5}], "normalize": False},
     },
 }
@@ -44,20 +47,20 @@ SCORE: Final[Examples] = {"one": {"summary": "One picture", "value": {"images": 
 
 BINARY: Final = {"schema": {"type": "string", "format": "binary"}}
 PROBLEMS: Final = {
-    400: "Malformed: not JSON, bad multipart, bad header value.",
-    401: "API key missing or wrong.",
-    403: "The key does not have the scope.",
+    400: "Not JSON, invalid multipart, or an invalid header value.",
+    401: "API key missing or unknown.",
+    403: "API key without the scope.",
     404: "No such model.",
-    406: "None of the accepted forms is offered.",
+    406: "The endpoint offers none of the accepted formats.",
     408: "The body did not arrive in time.",
-    413: "Body or picture too large.",
-    415: "Content type or encoding.",
-    422: "Valid syntax, unusable content; `errors` names the fields.",
-    429: "Queue full or deadline in doubt; see Retry-After.",
+    413: "Body or picture above a limit.",
+    415: "Unsupported content type or content encoding.",
+    422: "Valid syntax, but an invalid value, picture or mask; `errors` names the fields.",
+    429: "Queue full, deadline too short for the queue, or rate limit exceeded; see Retry-After.",
     500: "The model failed on these rows.",
-    501: "Not with several processes.",
+    501: "Not available with several processes.",
     503: "Not ready, draining, or too many requests; see Retry-After.",
-    504: "The deadline passed, or cannot be met.",
+    504: "The deadline passed, or is too short.",
 }
 _NATIVE: Final = (400, 401, 404, 406, 408, 413, 415, 422, 429, 500, 503, 504)
 
@@ -88,7 +91,7 @@ def operation(
         "responses": {
             200: {
                 "model": answer,
-                "description": "In the form that Accept asks for." if answers else "Numbers, no pictures.",
+                "description": "In the format that Accept selects." if answers else "Numbers, no pictures.",
                 "content": answers,
             },
             **{status: problem(PROBLEMS[status]) for status in _NATIVE},
@@ -103,7 +106,7 @@ def operation(
 TIMEOUT: Final = {
     "name": "X-Request-Timeout",
     "in": "header",
-    "description": "Decimal seconds from the arrival of the headers until the answer is useless.",
+    "description": "Timeout in decimal seconds, from the arrival of the headers.",
     "schema": {"type": "string", "pattern": r"^(?=.*[1-9])[0-9]{1,9}(\.[0-9]{1,9})?$"},
 }
 
@@ -166,7 +169,7 @@ def _uploads(request: type[BaseModel]) -> dict[str, Any]:
 
 def _query(request: type[BaseModel]) -> list[dict[str, Any]]:
     """The query parameters for a raw body, without defaults, which clients would send with the other bodies, too."""
-    common = {"in": "query", "description": "Only with a picture as the raw body."}
+    common = {"in": "query", "description": "Only with a picture as the body."}
     return [
         {"name": name, "schema": {key: value for key, value in schema.items() if key != "default"}, **common}
         for name, schema in _text_options(request).items()

@@ -51,7 +51,7 @@ MakeRows = Callable[[], InputRows]
 
 @router.post("/generate", **openapi.operation(GenerateRequest, GenerateAnswer, openapi.GENERATE, _STREAM_FORMATS))
 async def generate(request: Request) -> Response:
-    """Generate pictures: f^k(z) of seeded latents."""
+    """Generate pictures: f^k(z) of seeded latents z."""
     api = ApiRequest(request)
     media = api.negotiate(_STREAM_FORMATS)
     options = await api.read_json(GenerateRequest)
@@ -71,7 +71,7 @@ async def generate(request: Request) -> Response:
 
 @router.post("/project", **openapi.operation(ProjectRequest, ProjectAnswer, openapi.PROJECT, _STREAM_FORMATS))
 async def project(request: Request) -> Response:
-    """Make pictures real: f^k(x) of uploads, as multipart, JSON or a raw body."""
+    """Project pictures: f^k(x) of uploads x, as multipart, JSON or a raw body."""
     api = ApiRequest(request)
     media = api.negotiate(_STREAM_FORMATS)
     upload = await read_upload(api, ProjectOptions, ProjectRequest)
@@ -97,7 +97,7 @@ async def project(request: Request) -> Response:
     **openapi.operation(InterpolateRequest, InterpolateAnswer, openapi.INTERPOLATE, _PATH_FORMATS),
 )
 async def latent_interpolate(request: Request) -> Response:
-    """Walk between latents: f^k along a path or over a grid; as WebP, GIF or APNG an animation."""
+    """Interpolate between latents: f^k along a path, which can be an animation, or over a grid."""
     api = ApiRequest(request)
     media = api.negotiate(_PATH_FORMATS)
     options = await api.read_json(InterpolateRequest)
@@ -131,7 +131,7 @@ async def latent_interpolate(request: Request) -> Response:
     "/latent-arithmetic", **openapi.operation(ArithmeticRequest, ArithmeticAnswer, openapi.ARITHMETIC, _FORMATS)
 )
 async def latent_arithmetic(request: Request) -> Response:
-    """Add latents: f^k of a weighted sum."""
+    """Combine latents: f^k of a weighted sum."""
     api = ApiRequest(request)
     media = api.negotiate(_FORMATS)
     options, settings = await api.read_json(ArithmeticRequest), api.services.settings
@@ -153,7 +153,7 @@ async def latent_arithmetic(request: Request) -> Response:
 
 @router.post("/score", **openapi.operation(ScoreRequest, ScoreAnswer, openapi.SCORE, (Media.JSON,)))
 async def score(request: Request) -> Response:
-    """Say how real pictures look to the model: how far f moves them, beside held-out real ones."""
+    """Score pictures: how far f moves them, compared with held-out real pictures."""
     api = ApiRequest(request)
     api.negotiate((Media.JSON,))
     upload = await read_upload(api, ScoreOptions, ScoreRequest)

@@ -25,10 +25,10 @@ Steps = Annotated[int, Field(ge=1)]
 Record = Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=64, json_schema_extra={"uniqueItems": True})]
 Tolerance = Annotated[float, Field(gt=0)]
 
-_STEPS = "Applications of f; default: the card's recommendation."
-_TOLERANCE = "Stop a row once mean |f(y) − y| of its last step is below it."
+_STEPS = "Number of applications of f; default: the recommendation of the card."
+_TOLERANCE = "Stop a row when mean |f(y) − y| of its last step is below this value."
 _NULL: Final[JsonDict] = {"type": "null"}
-_RECORD = "Ascending step numbers (0 = the input) whose pictures are returned as `trajectory`."
+_RECORD = "Ascending step numbers whose pictures are returned as `trajectory`; step 0 is the input."
 
 
 def _exclusive(field: str, schema: JsonDict, *excluded: str) -> JsonDict:
@@ -48,22 +48,22 @@ class _Request(_Strict):
     """Base of the requests whose response holds pictures."""
 
     steps: Annotated[Steps | None, Field(description=_STEPS)] = None
-    format: Annotated[Format, Field(description="Of the base64 pictures in a JSON answer.")] = "png"
+    format: Annotated[Format, Field(description="Format of the base64 pictures in a JSON response.")] = "png"
 
 
 class StepOptions(_Request):
-    """Options of every call that applies f to rows one by one."""
+    """Options of the endpoints that return each row separately."""
 
     tolerance: Annotated[Tolerance | None, Field(description=_TOLERANCE)] = None
     record: Annotated[Record | None, Field(description=_RECORD)] = None
-    score: Annotated[bool, Field(description="Also measure `drift`, at the price of one more step.")] = False
+    score: Annotated[bool, Field(description="Also measure `drift`, which costs one more step.")] = False
 
 
 class GenerateRequest(StepOptions):
-    """f^k(z) of latents number offset … offset + n − 1 of a seed."""
+    """f^k(z) of the latents with index offset … offset + n − 1 of a seed."""
 
     n: Annotated[int, Field(ge=1)] = 1
-    seed: Annotated[Seed | None, Field(description="Chosen by the service when absent; always echoed.")] = None
+    seed: Annotated[Seed | None, Field(description="Chosen by the service if absent; the response repeats it.")] = None
     offset: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
     noise_scale: Annotated[float, Field(ge=0, le=2)] = 1.0
 
@@ -83,15 +83,17 @@ def _bool_or_auto(value: object) -> object:
 
 
 class ScoreOptions(_Strict):
-    """How pictures become rows: the options of all three input forms of `/score`."""
+    """Options of `/score`, for all three kinds of body: how pictures become rows."""
 
-    resize: Annotated[Literal["fit", "crop", "stretch"], Field(description="How a picture of another size fits.")] = (
-        "fit"
-    )
+    resize: Annotated[
+        Literal["fit", "crop", "stretch"], Field(description="How a picture of another size is resized.")
+    ] = "fit"
     invert: Annotated[
         bool | Literal["auto"],
         BeforeValidator(_bool_or_auto),
-        Field(description="`auto`: for models drawn light on dark, invert pictures whose border is light."),
+        Field(
+            description="Exchange light and dark; `auto` does so if the model is light on dark and the border is light."
+        ),
     ] = "auto"
 
 
@@ -106,27 +108,29 @@ Base64 = Annotated[
 
 
 class ProjectOptions(ScoreOptions, StepOptions):
-    """f^k(x) of pictures: the options of all three input forms."""
+    """Options of `/project`, for all three kinds of body."""
 
     strength: Annotated[float, Field(ge=0, le=1, description="s of (1−s)·x + s·f^k(x).")] = 1.0
 
 
 class ScoreRequest(ScoreOptions):
-    """The JSON form of a score."""
+    """The JSON body of `/score`."""
 
     images: Annotated[list[Base64], Field(min_length=1)]
 
 
 class ProjectRequest(ProjectOptions):
-    """The JSON form of a projection."""
+    """The JSON body of `/project`."""
 
     model_config = ConfigDict(
         json_schema_extra={"allOf": [{"anyOf": [{"properties": {"mask": _NULL}}, {"properties": {"masks": _NULL}}]}]}
     )
 
     images: Annotated[list[Base64], Field(min_length=1)]
-    mask: Annotated[Base64 | None, Field(description="One for all images: white = regenerate, black = keep.")] = None
-    masks: Annotated[list[Base64] | None, Field(min_length=1, description="One for each image.")] = None
+    mask: Annotated[Base64 | None, Field(description="One mask for all images: white = regenerate, black = keep.")] = (
+        None
+    )
+    masks: Annotated[list[Base64] | None, Field(min_length=1, description="One mask for each image.")] = None
 
     @field_validator("masks")
     @classmethod
@@ -143,14 +147,14 @@ Base64Npy = Annotated[
     str,
     Field(
         min_length=1,
-        description="Base64 of a float32 .npy C×H×W.",
+        description="Base64 of a float32 .npy file, C×H×W.",
         json_schema_extra={"format": "base64-npy"},
     ),
 ]
 
 
 class PointRequest(BaseModel):
-    """A latent: by seed (and index), as an image, or as a `.npy` array. Exactly one of the three."""
+    """A latent: a seed with an optional index, an image, or a `.npy` array; exactly one of the three."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -184,7 +188,7 @@ class PointRequest(BaseModel):
 
 
 class TermRequest(PointRequest):
-    """A point, and how much of it."""
+    """A latent and its weight."""
 
     weight: Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)] = 1.0
 
@@ -193,7 +197,7 @@ class ArithmeticRequest(_Request):
     """f^k of a weighted sum of latents."""
 
     terms: Annotated[list[TermRequest], Field(min_length=1, max_length=16)]
-    normalize: Annotated[bool, Field(description="Rescale the sum to the mean length of the model's noise.")] = True
+    normalize: Annotated[bool, Field(description="Rescale the sum to the mean norm of the model's noise.")] = True
 
 
 class GridRequest(BaseModel):
@@ -228,11 +232,13 @@ class InterpolateRequest(_Request):
     )
 
     points: Annotated[list[PointRequest], Field(min_length=2, max_length=16)]
-    frames: Annotated[int | None, Field(ge=2, description="Over the whole path, ends included; default 9.")] = None
+    frames: Annotated[
+        int | None, Field(ge=2, description="Number of frames of the whole path, including both ends; default 9.")
+    ] = None
     method: Literal["slerp", "lerp"] = "slerp"
     loop: Annotated[bool, Field(description="Return to the first point.")] = False
     grid: GridRequest | None = None
-    fps: Annotated[int, Field(ge=1, le=50, description="Of an animation.")] = 12
+    fps: Annotated[int, Field(ge=1, le=50, description="Frames per second of an animation.")] = 12
 
     @field_validator("grid")
     @classmethod
@@ -246,15 +252,15 @@ class InterpolateRequest(_Request):
 
 
 class ModelRef(BaseModel):
-    """Which model answered."""
+    """The model that ran."""
 
     name: str
     version: str
-    digest: Annotated[str, Field(description="`sha256:` and the SHA-256 of the ONNX file that ran.")]
+    digest: Annotated[str, Field(description="`sha256:` and the SHA-256 of the ONNX file.")]
 
 
 class Timing(BaseModel):
-    """Milliseconds."""
+    """Milliseconds spent on each part of the request."""
 
     decode_ms: float
     queue_ms: float
@@ -263,7 +269,7 @@ class Timing(BaseModel):
 
 
 class TrajectoryStep(BaseModel):
-    """A recorded step; step 0 is the prepared input and has no change."""
+    """A recorded step. Step 0 is the prepared input; its `change` is null."""
 
     step: int
     data: Annotated[str | None, Field(description="Base64 picture.")]
@@ -271,15 +277,15 @@ class TrajectoryStep(BaseModel):
 
 
 class Image(BaseModel):
-    """One picture of an answer."""
+    """One picture of a response."""
 
     index: int
-    data: Annotated[str | None, Field(description="Base64 picture; null in the last event of a stream.")]
+    data: Annotated[str | None, Field(description="Base64 picture; null in the event `done` of a stream.")]
     format: Format
     width: int
     height: int
-    steps: Annotated[int, Field(description="Steps applied.")]
-    converged: Annotated[bool, Field(description="Stopped by `tolerance`.")]
+    steps: Annotated[int, Field(description="Number of steps applied.")]
+    converged: Annotated[bool, Field(description="Whether `tolerance` stopped the row.")]
     distance: Annotated[float, Field(description="Mean |f(x) − x| of the input.")]
     drift: Annotated[float | None, Field(description="Mean |f(y) − y| of the output.")]
     trajectory: list[TrajectoryStep] | None
@@ -300,7 +306,7 @@ class FrameImage(Image):
 
 
 class Answer(BaseModel):
-    """What every JSON answer begins with."""
+    """Members of every JSON response."""
 
     model: ModelRef
     request_id: str
@@ -308,7 +314,7 @@ class Answer(BaseModel):
 
 
 class StepEvent(BaseModel):
-    """A recorded step of a row, or its last one, as a stream sends it."""
+    """Event of a stream: a recorded step of a row, or its last step."""
 
     index: int
     step: int
@@ -318,9 +324,9 @@ class StepEvent(BaseModel):
 
 
 class ProgressEvent(BaseModel):
-    """Where a streamed request stands."""
+    """Event of a stream: the progress of the request."""
 
-    steps_done: Annotated[int, Field(description="Of the slowest row.")]
+    steps_done: Annotated[int, Field(description="Steps of the slowest row.")]
     steps: int
     rows_done: int
     rows: int
@@ -334,33 +340,33 @@ class GenerateAnswer(Answer):
 
 
 class ProjectAnswer(Answer):
-    """Projected pictures, in the order they came."""
+    """Projected pictures, in the order of the request."""
 
     images: list[ProjectedImage]
 
 
 class ArithmeticAnswer(Answer):
-    """One picture."""
+    """The picture of the weighted sum."""
 
-    seed: Annotated[None, Field(description="As `/generate` answers; a sum has none.")]
+    seed: Annotated[None, Field(description="Always null; for the same members as `/generate`.")]
     images: list[Image]
 
 
 class Score(BaseModel):
-    """How real one picture looks to the model."""
+    """The score of one picture."""
 
     index: int
-    distance: Annotated[float, Field(description="Mean |f(x) − x|, in the model's units.")]
+    distance: Annotated[float, Field(description="Mean |f(x) − x|, in the range of the model.")]
     drift: Annotated[float, Field(description="Mean |f(y) − y| of y = f(x).")]
     percentile: Annotated[
         float | None,
-        Field(ge=0, le=100, description="Share of real held-out pictures nearer than that, in %; null: not measured."),
+        Field(ge=0, le=100, description="Percentage of held-out real pictures with a smaller distance; null: unknown."),
     ]
-    in_distribution: Annotated[bool | None, Field(description="Whether the percentile is at most 99.")]
+    in_distribution: Annotated[bool | None, Field(description="Whether the percentile is at most 99; null: unknown.")]
 
 
 class ScoreAnswer(Answer):
-    """Scores, in the order the pictures came."""
+    """Scores, in the order of the request."""
 
     images: list[Score]
 
@@ -372,14 +378,14 @@ class InterpolateAnswer(Answer):
 
 
 class FieldError(BaseModel):
-    """One field and what is wrong with it."""
+    """An invalid field and the reason."""
 
     field: str
     message: str
 
 
 class ProblemDocument(BaseModel):
-    """RFC 9457, with a stable `code`, and `error` = `detail` for Open Inference Protocol clients."""
+    """Problem document (RFC 9457) with a stable `code`; `error` = `detail` for Open Inference Protocol clients."""
 
     type: str
     title: str

@@ -9,7 +9,7 @@ from service.api.native.openapi import BINARY, PROBLEMS, TIMEOUT, Examples, prob
 from service.api.oip.schemas import InferAnswer, InferRequest
 
 _EXAMPLE: Final[Mapping[str, Any]] = {
-    "summary": "Two steps of a grey model of 28×28",
+    "summary": "Two steps of a grey 28×28 model",
     "value": {
         "id": "1",
         "parameters": {"steps": 2},
@@ -28,7 +28,7 @@ INFER: Final[dict[str, Any]] = {
     "responses": {
         200: {
             "model": InferAnswer,
-            "description": "The rows, as JSON or as bytes behind it.",
+            "description": "The rows, as JSON or as bytes after the JSON.",
             "content": {"application/octet-stream": BINARY},
         },
         **problems(400, 401, 404, 408, 413, 415, 429, 500, 503, 504),
@@ -46,7 +46,7 @@ INFER: Final[dict[str, Any]] = {
             {
                 "name": "Inference-Header-Content-Length",
                 "in": "header",
-                "description": "Bytes of JSON at the beginning of the body, where tensors follow as bytes.",
+                "description": "Number of bytes of JSON at the start of the body, if binary tensors follow.",
                 "schema": {"type": "string", "pattern": "^[0-9]{1,12}$"},
             },
         ],
@@ -66,13 +66,13 @@ def model_routes(suffix: str, described: Mapping[str, Any]) -> Iterator[tuple[st
 
 
 INDEX: Final[Examples] = {
-    "all": {"summary": "Every version that serves or lies in the directory", "value": {}},
-    "ready": {"summary": "Those that serve", "value": {"ready": True}},
+    "all": {"summary": "Every version that serves or is in the model directory", "value": {}},
+    "ready": {"summary": "Only versions that serve", "value": {"ready": True}},
 }
-LOAD: Final[Examples] = {"all": {"summary": "What the directory holds of the model", "value": {}}}
+LOAD: Final[Examples] = {"all": {"summary": "Every version of the model in the directory", "value": {}}}
 UNLOAD: Final[Examples] = {
-    "all": {"summary": "The model in all its versions", "value": {}},
-    "triton": {"summary": "As Triton's clients ask", "value": {"parameters": {"unload_dependents": False}}},
+    "all": {"summary": "Every version of the model", "value": {}},
+    "triton": {"summary": "As sent by clients of Triton", "value": {"parameters": {"unload_dependents": False}}},
 }
 
 

@@ -25,7 +25,7 @@ Body = TypeVar("Body", bound=BaseModel)
 
 @router.post("/v2/repository/index", response_model=list[IndexEntry], **openapi.repository(IndexRequest, openapi.INDEX))
 async def index(request: Request) -> Response:
-    """Every version that serves or lies in the model directory."""
+    """List every version that serves or is in the model directory."""
     services = _app_state(request)
     options = await _read_body(request, services, IndexRequest)
     entries = [
@@ -39,9 +39,9 @@ async def index(request: Request) -> Response:
 
 @router.post("/v2/repository/models/{name}/load", **openapi.repository(LoadRequest, openapi.LOAD, changes=True))
 async def load(request: Request, name: str) -> Response:
-    """Serve what the model directory now holds of a model: new versions, changed ones anew.
+    """Load the new and the changed versions of a model from the model directory.
 
-    The answer comes once all of them serve. Until then, and if one does not verify, what served before goes on.
+    The response is sent when all of them serve. Until then, and if one cannot be verified, the previous ones serve.
     """
     services = _app_state(request)
     await _read_body(request, services, LoadRequest)
@@ -51,7 +51,7 @@ async def load(request: Request, name: str) -> Response:
 
 @router.post("/v2/repository/models/{name}/unload", **openapi.repository(UnloadRequest, openapi.UNLOAD, changes=True))
 async def unload(request: Request, name: str) -> Response:
-    """Take a model out of service in all its versions; requests in flight are finished. Not the default model."""
+    """Unload every version of a model after its requests in flight; the default model cannot be unloaded."""
     services = _app_state(request)
     await _read_body(request, services, UnloadRequest)
     await services.registry.unload(name)

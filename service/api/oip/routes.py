@@ -48,7 +48,7 @@ def _register_model_routes(method: str, suffix: str, **described: Any) -> Callab
 
 @router.get("/v2", response_model=ServerMetadata)
 async def server(request: Request) -> Response:
-    """What this server is, and which extensions it speaks."""
+    """Name, version and protocol extensions of the server."""
     extensions = ["binary_tensor_data", "model_configuration", "statistics"]
     if app_state(request).settings.workers == 1:
         extensions.append("model_repository")
@@ -57,13 +57,13 @@ async def server(request: Request) -> Response:
 
 @router.get("/v2/health/live", response_class=Response)
 async def live() -> Response:
-    """200 while the process can answer."""
+    """200 while the process runs."""
     return Response()
 
 
 @router.get("/v2/health/ready", response_class=Response, responses=openapi.problems(503))
 async def ready(request: Request) -> Response:
-    """200 when requests can be served; else 503."""
+    """200 when every model serves; else 503."""
     app_state(request).require_ready()
     return Response()
 
@@ -71,7 +71,7 @@ async def ready(request: Request) -> Response:
 # Registered before the routes of one model, so that, as with Triton, a model named `stats` is not reachable.
 @router.get("/v2/models/stats", response_model=StatisticsAnswer, responses=openapi.problems(401, 503))
 async def all_statistics(request: Request) -> Response:
-    """What every model in service has done since it was loaded."""
+    """Statistics of every model in service since it was loaded."""
     services = app_state(request)
     services.require_serving()
     return _statistics(services.registry.models.values())
@@ -79,7 +79,7 @@ async def all_statistics(request: Request) -> Response:
 
 @_register_model_routes("GET", "", response_model=ModelMetadata)
 async def metadata(request: Request) -> Response:
-    """What a model takes and gives."""
+    """Inputs and outputs of a model."""
     services, model = _resolve(request)
     shape = [-1, *model.card.shape]
     return JSONResponse(
@@ -95,7 +95,7 @@ async def metadata(request: Request) -> Response:
 
 @_register_model_routes("GET", "/ready", response_class=Response)
 async def model_ready(request: Request) -> Response:
-    """200 when this model serves; else 404 or 503."""
+    """200 when the model serves; else 404 or 503."""
     _, model = _resolve(request)
     if not model.scheduler.healthy:
         raise NotReady(f"a worker of {model.ref} is being replaced")
@@ -104,7 +104,7 @@ async def model_ready(request: Request) -> Response:
 
 @_register_model_routes("GET", "/config", response_model=ModelConfig)
 async def config(request: Request) -> Response:
-    """A model as Triton's clients want it described."""
+    """Configuration of a model for clients of Triton."""
     services, model = _resolve(request)
     tensor = {"data_type": f"TYPE_{DATATYPE}", "format": "FORMAT_NONE", "dims": list(model.card.shape)}
     return JSONResponse(
@@ -124,14 +124,14 @@ async def config(request: Request) -> Response:
 
 @_register_model_routes("GET", "/stats", response_model=StatisticsAnswer)
 async def statistics(request: Request) -> Response:
-    """What one version, or every version of a model, has done since it was loaded."""
+    """Statistics of one version, or of every version of a model, since it was loaded."""
     services, model = _resolve(request)
     return _statistics([model] if "version" in request.path_params else _versions(services, model))
 
 
 @_register_model_routes("POST", "/infer", **openapi.INFER)
 async def infer(request: Request) -> Response:
-    """Apply f to rows: f^steps(x)."""
+    """Apply f to rows, `steps` times."""
     api = ApiRequest(request)
     length = header_length(api.headers.getlist(HEADER_LENGTH))
     encoding = content_encoding(", ".join(api.headers.getlist("content-encoding")))

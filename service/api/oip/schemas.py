@@ -17,7 +17,8 @@ _SHAPE: Final[JsonDict] = {"minItems": 4, "maxItems": 4, "items": {"type": "inte
 _ONE: Final[JsonDict] = {"maxItems": 1}
 
 Data = Annotated[
-    list[Any] | None, Field(description="Numbers in row-major order, flat or nested like the shape; or binary instead.")
+    list[Any] | None,
+    Field(description="Numbers in row-major order, flat or nested like the shape; absent for binary data."),
 ]
 
 
@@ -26,10 +27,10 @@ class _StrictModel(BaseModel):
 
 
 class InputParameters(_StrictModel):
-    """How an input comes."""
+    """Parameters of an input."""
 
     binary_data_size: Annotated[
-        int | None, Field(ge=0, description="Bytes behind the JSON, little-endian, instead of `data`.")
+        int | None, Field(ge=0, description="Number of bytes after the JSON, little-endian, instead of `data`.")
     ] = None
 
 
@@ -44,38 +45,38 @@ class Input(_StrictModel):
 
 
 class OutputParameters(_StrictModel):
-    """How an output goes."""
+    """Parameters of an output."""
 
     binary_data: bool | None = None
 
 
 class RequestedOutput(_StrictModel):
-    """An output that is wanted."""
+    """A requested output."""
 
     name: Annotated[str, Field(description="`y`", json_schema_extra={"const": OUTPUT})]
     parameters: OutputParameters = OutputParameters()
 
 
 class InferParameters(_StrictModel):
-    """How f is applied."""
+    """Parameters of the inference."""
 
-    steps: Annotated[int, Field(ge=1, description="Applications of f.")] = 1
-    timeout: Annotated[int, Field(ge=0, description="Microseconds until the answer is useless; 0 for none.")] = 0
-    priority: Annotated[int, Field(ge=0, description="Accepted, without effect: callers are treated alike.")] = 0
-    binary_data_output: Annotated[bool, Field(description="Whether outputs that do not say so are binary.")] = False
+    steps: Annotated[int, Field(ge=1, description="Number of applications of f.")] = 1
+    timeout: Annotated[int, Field(ge=0, description="Timeout in microseconds; 0 for none.")] = 0
+    priority: Annotated[int, Field(ge=0, description="Accepted, but without effect.")] = 0
+    binary_data_output: Annotated[bool, Field(description="Whether outputs without `binary_data` are binary.")] = False
 
 
 class InferRequest(_StrictModel):
-    """f^steps of rows."""
+    """Apply f to rows, `steps` times."""
 
-    id: Annotated[str | None, Field(description="Echoed.")] = None
+    id: Annotated[str | None, Field(description="Repeated in the response.")] = None
     parameters: InferParameters = InferParameters()
     inputs: Annotated[list[Input], Field(min_length=1, max_length=_MAX_ITEMS, json_schema_extra=_ONE)]
     outputs: Annotated[list[RequestedOutput], Field(max_length=_MAX_ITEMS, json_schema_extra=_ONE)] | None = None
 
 
 class Output(BaseModel):
-    """The rows that came out: N×C×H×W."""
+    """The output rows: N×C×H×W."""
 
     name: str
     datatype: str
@@ -85,7 +86,7 @@ class Output(BaseModel):
 
 
 class InferAnswer(BaseModel):
-    """f^steps of the rows."""
+    """The result of an inference."""
 
     model_name: str
     model_version: str
@@ -94,7 +95,7 @@ class InferAnswer(BaseModel):
 
 
 class ServerMetadata(BaseModel):
-    """What this server is."""
+    """Name, version and protocol extensions of the server."""
 
     name: str
     version: str
@@ -102,7 +103,7 @@ class ServerMetadata(BaseModel):
 
 
 class TensorMetadata(BaseModel):
-    """A tensor; −1 stands for any number of rows."""
+    """A tensor; −1 means any number of rows."""
 
     name: str
     datatype: str
@@ -110,7 +111,7 @@ class TensorMetadata(BaseModel):
 
 
 class ModelMetadata(BaseModel):
-    """What a model takes and gives."""
+    """Inputs and outputs of a model."""
 
     name: str
     versions: list[str]
@@ -129,7 +130,7 @@ class TensorConfig(BaseModel):
 
 
 class ModelConfig(BaseModel):
-    """A model as Triton's clients want it described."""
+    """Configuration of a model for clients of Triton."""
 
     name: str
     platform: str
@@ -143,14 +144,14 @@ class ModelConfig(BaseModel):
 
 
 class Spent(BaseModel):
-    """How often, and for how long in all."""
+    """Number and total duration, in ns."""
 
     count: int
     ns: int
 
 
 class InferenceStatistics(BaseModel):
-    """Requests of one model, by part."""
+    """Durations of the requests of one model, by part."""
 
     success: Spent
     fail: Spent
@@ -163,7 +164,7 @@ class InferenceStatistics(BaseModel):
 
 
 class BatchStatistics(BaseModel):
-    """Calls of f with so many rows."""
+    """Model calls with one batch size."""
 
     batch_size: int
     compute_input: Spent
@@ -172,7 +173,7 @@ class BatchStatistics(BaseModel):
 
 
 class ModelStatistics(BaseModel):
-    """What one version has done since it was loaded."""
+    """Statistics of one version since it was loaded."""
 
     name: str
     version: str
@@ -184,19 +185,19 @@ class ModelStatistics(BaseModel):
 
 
 class StatisticsAnswer(BaseModel):
-    """What models have done."""
+    """Statistics of models."""
 
     model_stats: list[ModelStatistics]
 
 
 class IndexRequest(_StrictModel):
-    """Which entries are wanted."""
+    """Filter of the index."""
 
-    ready: Annotated[bool, Field(description="Only those that serve.")] = False
+    ready: Annotated[bool, Field(description="Only versions that serve.")] = False
 
 
 class IndexEntry(BaseModel):
-    """One version that serves or lies in the model directory."""
+    """One version that serves or is in the model directory."""
 
     name: str
     version: str
@@ -205,22 +206,22 @@ class IndexEntry(BaseModel):
 
 
 class LoadParameters(_StrictModel):
-    """None: a model is what its files are."""
+    """No parameters: the files of a model define it."""
 
 
 class LoadRequest(_StrictModel):
-    """What to load."""
+    """Body of a load request."""
 
     parameters: LoadParameters = LoadParameters()
 
 
 class UnloadParameters(_StrictModel):
-    """No model depends on another."""
+    """Parameters of an unload request; no model depends on another, so they have no effect."""
 
     unload_dependents: bool = False
 
 
 class UnloadRequest(_StrictModel):
-    """What to unload."""
+    """Body of an unload request."""
 
     parameters: UnloadParameters = UnloadParameters()
