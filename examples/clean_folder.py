@@ -12,8 +12,8 @@ def main(scans: Path, out: Path) -> None:
         for scan in sorted(scans.iterdir()):
             try:
                 (image,) = client.project(scan, steps=2)
-            except InvalidContent as refusal:
-                print(f"{scan.name}: {refusal.code}")
+            except InvalidContent as error:
+                print(f"{scan.name}: {error.code}")
                 continue
             image.save(out / f"{scan.stem}.png")
             print(f"{scan.name}: moved by {image.distance:.3f}{', inverted' if image.inverted else ''}")

@@ -1,4 +1,4 @@
-"""Another service that has its pictures cleaned: `uvicorn --app-dir examples from_fastapi:app`."""
+"""Call ign-service from another FastAPI service: `uvicorn --app-dir examples from_fastapi:app`."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,7 +10,7 @@ from ign_client import AsyncClient, IgnError, InvalidContent
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    async with AsyncClient(timeout=5) as app.state.ign:  # one for all requests: it keeps its connections
+    async with AsyncClient(timeout=5) as app.state.ign:  # one client for all requests reuses its connections
         yield
 
 
@@ -22,8 +22,8 @@ async def clean(request: Request) -> Response:
     ign: AsyncClient = request.app.state.ign
     try:
         (image,) = await ign.project(await request.body())
-    except InvalidContent as refusal:
-        return Response(refusal.detail, 422)
-    except IgnError as failure:
-        return Response(str(failure), 503)
+    except InvalidContent as error:
+        return Response(error.detail, 422)
+    except IgnError as error:
+        return Response(str(error), 503)
     return Response(image.bytes, media_type="image/png")

@@ -1,12 +1,12 @@
-"""Morph from picture to picture and back: `python examples/morph_to_gif.py MORPH.gif PICTURE…`; a number is a seed."""
+"""Animate a morph between pictures: `python examples/morph_to_gif.py MORPH.gif PICTURE…`; a number is a seed."""
 
 import sys
 
 from ign_client import Client
 
 
-def main(target: str, places: list[str]) -> None:
-    points = [int(place) if place.isdigit() else place for place in places]
+def main(target: str, inputs: list[str]) -> None:
+    points = [int(text) if text.isdigit() else text for text in inputs]
     with Client() as client:
         client.latent_interpolate_as("gif", points, frames=12 * len(points), loop=True, fps=12).save(target)
 

@@ -23,7 +23,7 @@ STROKES = {
 
 
 def draw(points: list[tuple[int, int]], width: int = 17) -> Image.Image:
-    """Ink on paper, as a pen tablet would give it: 200×200 grey, dark on light."""
+    """Draw a digit like a pen tablet: 200×200 grey, dark on light."""
     image = Image.new("L", (200, 200), 250)
     pen = ImageDraw.Draw(image)
     pen.line(points, fill=25, width=width, joint="curve")
@@ -33,27 +33,27 @@ def draw(points: list[tuple[int, int]], width: int = 17) -> Image.Image:
 
 
 def png(image: Image.Image) -> bytes:
-    """The picture's bytes."""
+    """Encode a picture as PNG."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
 def ask(client: httpx.Client, path: str, **request: Any) -> Image.Image:
-    """One picture from the service."""
+    """Request one picture from the service."""
     response = client.post(path, headers={"Accept": "image/png"}, **request)
     response.raise_for_status()
     return Image.open(io.BytesIO(response.content)).convert("L")
 
 
 def noisy(image: Image.Image, sigma: float, seed: int) -> Image.Image:
-    """σ is in the model's range of −1…1, so 127.5 σ grey levels."""
+    """Add noise; sigma is in the model's range −1…1, so it is 127.5 σ grey levels."""
     noise = np.random.default_rng(seed).normal(0, 127.5 * sigma, np.asarray(image).shape)
     return Image.fromarray(np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8))
 
 
 def column(pictures: list[Image.Image]) -> Image.Image:
-    """Cells of 28×28, one below the other."""
+    """Combine pictures as cells of 28×28 in one column."""
     sheet = Image.new("L", (28, 28 * len(pictures)))
     for i, picture in enumerate(pictures):
         sheet.paste(

@@ -1,16 +1,16 @@
-"""Apply f until a picture stays as it is, and watch: `python examples/refine.py PICTURE OUT.png`."""
+"""Apply f until the picture stops changing, and print the steps: `python examples/refine.py PICTURE OUT.png`."""
 
 import sys
 
 from ign_client import Client, Done, Step
 
-STILL = 0.005  # mean change of a step, in the model's −1…1: less than a grey level of 255
+TOLERANCE = 0.005  # mean change of a step in the model's range −1…1; less than one grey level of 255
 
 
 def main(picture: str, target: str) -> None:
-    watched = [1, 2, 3, 5, 10, 20, 50, 100]
+    recorded = [1, 2, 3, 5, 10, 20, 50, 100]
     with Client() as client:
-        for event in client.stream_project(picture, steps=300, tolerance=STILL, record=watched, score=True):
+        for event in client.stream_project(picture, steps=300, tolerance=TOLERANCE, record=recorded, score=True):
             if isinstance(event, Step):
                 print(f"step {event.step}: changed by {event.change:.4f}")
             if isinstance(event, Done):

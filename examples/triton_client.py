@@ -1,6 +1,6 @@
-"""Restore rows through Triton's own client: `python examples/triton_client.py [HOST:PORT] [MODEL]`.
+"""Apply f to rows with the client of Triton: `python examples/triton_client.py [HOST:PORT] [MODEL]`.
 
-Needs `pip install 'tritonclient[http]'`; prints how far each application of f still moves them.
+It needs `pip install 'tritonclient[http]'` and prints the mean change of each application of f.
 """
 
 import sys
@@ -16,9 +16,9 @@ def main(address: str = "127.0.0.1:8000", model: str = "mnist") -> None:
         for step in range(1, 4):
             x = triton.InferInput("x", list(rows.shape), "FP32")
             x.set_data_from_numpy(rows)
-            moved = client.infer(model, [x], parameters={"steps": 1}).as_numpy("y")
-            print(f"step {step}: mean |f(x) − x| = {np.abs(moved - rows).mean():.4f}")
-            rows = moved
+            outputs = client.infer(model, [x], parameters={"steps": 1}).as_numpy("y")
+            print(f"step {step}: mean |f(x) − x| = {np.abs(outputs - rows).mean():.4f}")
+            rows = outputs
 
 
 if __name__ == "__main__":
