@@ -26,7 +26,7 @@ def animate(frames: Pixels, animation_format: AnimationFormat, *, fps: float, lo
         loop: repeat without end; else stop at the last frame.
 
     Raises:
-        InvalidContent: a side is beyond the format's limit (code `image_too_large`).
+        InvalidContent: a side is longer than the format allows (code `image_too_large`).
     """
     check_sides(animation_format, frames.shape[2], frames.shape[1])
     images = [Image.fromarray(frame) for frame in frames]

@@ -117,7 +117,7 @@ class ApiRequest:
             raise InvalidContent.field(printable_name(name), "unknown query parameter; options belong in the body")
 
     def resolve(self, name: str | None) -> ServedModel:
-        """The model asked for; the metrics name it.
+        """Resolve the requested model, and record its name for the metrics.
 
         Raises:
             UnknownModel: no model of that name serves.
