@@ -69,13 +69,13 @@ def parser() -> argparse.ArgumentParser:
     """The parser of the command line."""
     top = argparse.ArgumentParser(
         prog="python -m ign_client",
-        description="Ask a running ign-service. IGN_BASE_URL says where it is, IGN_API_KEY who asks.",
+        description="Send requests to a running ign-service. IGN_BASE_URL holds its URL, IGN_API_KEY the API key.",
         epilog="exit status: 0 done, 1 refused or partly done, 2 usage, 3 service out of reach, 130 interrupted",
     )
     top.add_argument("--version", action="version", version=f"ign-client {__version__}")
-    top.add_argument("--base-url", help="of the service (default: IGN_BASE_URL, else http://127.0.0.1:8000)")
+    top.add_argument("--base-url", help="URL of the service (default: IGN_BASE_URL, else http://127.0.0.1:8000)")
     top.add_argument("--timeout", type=float, default=DEFAULT_TIMEOUT_S, help="seconds for one attempt (30)")
-    top.add_argument("--retries", type=int, default=2, help="attempts beyond the first (2)")
+    top.add_argument("--retries", type=int, default=2, help="attempts after the first (2)")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     _generate(commands)
     _project(commands)
@@ -88,10 +88,10 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _generate(commands: Commands) -> None:
-    command = commands.add_parser("generate", help="new pictures from noise")
+    command = commands.add_parser("generate", help="generate pictures from noise")
     command.set_defaults(run=generate)
-    command.add_argument("-n", type=int, default=1, help="how many (1); of a folder as many as you like")
-    command.add_argument("--seed", type=int, help="the same one gives the same pictures")
+    command.add_argument("-n", type=int, default=1, help="number of pictures (1); without limit for a folder")
+    command.add_argument("--seed", type=int, help="the same seed gives the same pictures")
     command.add_argument("--offset", type=int, default=0, help="index of the first picture of the seed (0)")
     command.add_argument("--noise-scale", type=float, default=1.0, help="0 to 2 (1)")
     _common(command)
@@ -99,35 +99,35 @@ def _generate(commands: Commands) -> None:
 
 
 def _project(commands: Commands) -> None:
-    command = commands.add_parser("project", help="make pictures real")
+    command = commands.add_parser("project", help="project pictures")
     command.set_defaults(run=project)
-    command.add_argument("inputs", nargs="+", metavar="INPUT", help="pictures, and folders of them")
-    command.add_argument("--strength", type=float, default=1.0, help="0 leaves the picture as it is, 1 (default) is f")
+    command.add_argument("inputs", nargs="+", metavar="INPUT", help="pictures, or folders of pictures")
+    command.add_argument("--strength", type=float, default=1.0, help="0 returns the input, 1 (default) the output of f")
     command.add_argument("--mask", help="picture: white = regenerate, black = keep")
     _preparation(command)
     _common(command)
     _output(command, "folder; the files keep their names")
-    command.add_argument("--skip-existing", action="store_true", help="leave outputs alone that are there already")
+    command.add_argument("--skip-existing", action="store_true", help="skip inputs whose output exists")
 
 
 def _interpolate(commands: Commands) -> None:
-    command = commands.add_parser("interpolate", help="walk between seeds, pictures or .npy latents")
+    command = commands.add_parser("interpolate", help="interpolate between seeds, pictures or .npy latents")
     command.set_defaults(run=interpolate)
     command.add_argument("points", nargs="+", metavar="POINT", help="SEED, SEED:INDEX, or a picture or .npy file")
-    command.add_argument("--frames", type=int, help="over the whole path (9)")
+    command.add_argument("--frames", type=int, help="number of frames of the whole path (9)")
     command.add_argument("--method", choices=("slerp", "lerp"), default="slerp")
     command.add_argument("--loop", action="store_true", help="return to the first point")
-    command.add_argument("--grid", metavar="ROWSxCOLS", help="a grid between four points, instead of a path")
-    command.add_argument("--fps", type=int, default=12, help="of an animation (12)")
+    command.add_argument("--grid", metavar="ROWSxCOLS", help="grid between four points, instead of a path")
+    command.add_argument("--fps", type=int, default=12, help="frames per second of an animation (12)")
     _common(command)
     _output(command, "file: .gif .apng .webp animate, .png .jpg are a strip, .npy an array; or a folder for the frames")
 
 
 def _score(commands: Commands) -> None:
-    command = commands.add_parser("score", help="how real pictures look to the model, as tab-separated values")
+    command = commands.add_parser("score", help="score pictures, as tab-separated values")
     command.set_defaults(run=score)
-    command.add_argument("inputs", nargs="+", metavar="INPUT", help="pictures, and folders of them")
-    command.add_argument("--json", action="store_true", help="a line of JSON for each picture instead")
+    command.add_argument("inputs", nargs="+", metavar="INPUT", help="pictures, or folders of pictures")
+    command.add_argument("--json", action="store_true", help="write a line of JSON for each picture instead")
     command.add_argument("--jobs", type=_jobs, default=4, help="requests at a time (4)")
     command.add_argument("--model", help="name, or name/version")
     _preparation(command)
@@ -135,8 +135,8 @@ def _score(commands: Commands) -> None:
 
 def _common(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", help="name, or name/version")
-    command.add_argument("--steps", type=int, help="applications of f (the model's recommendation)")
-    command.add_argument("--format", choices=_FORMATS, default="png", help="of files in a folder (png)")
+    command.add_argument("--steps", type=int, help="number of applications of f (recommendation of the model)")
+    command.add_argument("--format", choices=_FORMATS, default="png", help="format of files in a folder (png)")
     command.add_argument("--jobs", type=_jobs, default=4, help="requests at a time (4)")
 
 
@@ -147,7 +147,7 @@ def _preparation(command: argparse.ArgumentParser) -> None:
 
 def _output(command: argparse.ArgumentParser, what: str) -> None:
     command.add_argument("-o", "--out", required=True, help=what)
-    command.add_argument("--force", action="store_true", help="overwrite what is there")
+    command.add_argument("--force", action="store_true", help="overwrite existing outputs")
 
 
 def _jobs(text: str) -> int:
