@@ -12,10 +12,9 @@ from itertools import chain
 from typing import Any, Final, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from service.api.http.body import parse_json
-from service.api.http.problems import describe
+from service.api.http.request_context import parse_as
 from service.api.oip.schemas import InferRequest, Input, RequestedOutput
 from service.artifact.card import INPUT, OUTPUT, ModelCard
 from service.domain.errors import InvalidContent, InvalidInference
@@ -126,9 +125,9 @@ def parse(body: bytes, schema: type[Schema]) -> Schema:
         InvalidInference: the body does not fit the schema.
     """
     try:
-        return schema.model_validate(parse_json(body) if body else {})
-    except (ValidationError, InvalidContent) as exc:
-        raise InvalidInference(describe(exc).detail) from exc
+        return parse_as(schema, body)
+    except InvalidContent as exc:
+        raise InvalidInference(exc.detail) from exc
 
 
 # With binary tensors a client sends the same JSON with every request, and the parsed request is immutable.
