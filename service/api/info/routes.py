@@ -35,7 +35,7 @@ class ServedCard(ModelCard):
     reproducible: Reproducible
 
 
-class ServiceLimits(BaseModel):
+class Limits(BaseModel):
     """Limits of one request."""
 
     n: int
@@ -62,7 +62,7 @@ class ModelList(BaseModel):
         list[LoadFailure], Field(description="Versions in the model directory that failed to load since the start.")
     ]
     default: str
-    limits: ServiceLimits
+    limits: Limits
 
 
 @router.get("/models", response_model=ModelList)
