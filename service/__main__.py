@@ -1,13 +1,12 @@
 """`python -m service`: read the settings, open the port, serve until told to stop."""
 
-import dataclasses
 import sys
 
 from service.domain.errors import StartupError
 from service.environment import check_installed, installed_runtimes, keep_precision, silence_runtime
 from service.server import sockets, worker_process
 from service.server.supervisor import supervise
-from service.settings import from_environment
+from service.settings import from_environment, log_name_warnings
 
 
 def main() -> int:
@@ -26,6 +25,7 @@ def _run() -> int:
     keep_precision()
     settings = from_environment()
     worker_process.configure_logging(settings)
+    log_name_warnings()
     with sockets.listen(settings) as listener:
         if settings.workers == 1:
             sockets.announce(listener)
@@ -33,7 +33,7 @@ def _run() -> int:
         port = listener.getsockname()[1]
     # Nobody else listens there. Bound, but not listening, this socket keeps it so.
     with sockets.bind(settings.host, port, shared=True) as bound:
-        crew = dataclasses.replace(settings, port=port)
+        crew = settings.replace(port=port)
         return supervise(
             crew, worker_process.work, listening=lambda: sockets.announce(bound), forget=worker_process.forget
         )

@@ -162,7 +162,7 @@ def create_app(
 def make_early_rejection(services: AppState) -> EarlyRejection:
     """Rejects requests in the server's protocol, before the app."""
     return EarlyRejection(
-        in_flight=services.in_flight, limit=services.settings.max_connections, observe=services.metrics.request
+        in_flight=services.in_flight, limit=services.settings.max_inflight_requests, observe=services.metrics.request
     )
 
 
@@ -178,8 +178,8 @@ def _middleware(services: AppState) -> list[Middleware]:
     return [
         *layers,
         Middleware(ErrorMiddleware),
-        Middleware(ConcurrencyLimitMiddleware, in_flight=services.in_flight, limit=settings.max_connections),
-        *([] if keys is None else [Middleware(AuthMiddleware, keys=keys, open_paths=open_paths(settings.closed))]),
+        Middleware(ConcurrencyLimitMiddleware, in_flight=services.in_flight, limit=settings.max_inflight_requests),
+        *([] if keys is None else [Middleware(AuthMiddleware, keys=keys, open_paths=open_paths(settings.private_endpoints))]),
         *([Middleware(RateLimitMiddleware, rate=settings.rate_limit, parts=settings.workers)] if limited else []),
         Middleware(FastRouter, routes=_fast_routes()),
     ]

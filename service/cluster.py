@@ -5,7 +5,6 @@ service, without its own server. The settings are those of the process that depl
 """
 
 import asyncio
-import dataclasses
 from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,7 +15,7 @@ from service.api.app_state import AppState
 from service.api.http.problems import send_problem
 from service.domain.errors import NotReady, StartupError
 from service.environment import check_installed, installed_runtimes, keep_precision, silence_runtime
-from service.settings import Settings, from_environment
+from service.settings import Settings, from_environment, log_name_warnings
 
 _REQUEST_ID: Final = b"x-request-id"
 _HEALTH_S: Final = 5.0  # between two looks at a replica; it is replaced after three bad ones
@@ -75,14 +74,15 @@ def app(options: Options) -> Any:
 
 def _settings(options: Options) -> Settings:
     settings = from_environment()
+    log_name_warnings()
     if options.gpus and settings.device == "cpu":
         raise StartupError(f"gpus={options.gpus:g} contradicts IGN_DEVICE=cpu")
     if options.gpus:
-        return dataclasses.replace(settings, device="cuda", workers=1, gpus=max(1, int(options.gpus)))
+        return settings.replace(device="cuda", workers=1, gpu_count=max(1, int(options.gpus)))
     if settings.device == "cuda":
         raise StartupError("IGN_DEVICE=cuda needs gpus=1: Ray shows a replica no other GPUs than its own")
     # Replicas share a node: each takes the threads that it was given the CPUs for.
-    return dataclasses.replace(settings, device="cpu", workers=1, threads=settings.threads or max(1, int(options.cpus)))
+    return settings.replace(device="cpu", workers=1, threads=settings.threads or max(1, int(options.cpus)))
 
 
 class Replica:

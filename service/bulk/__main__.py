@@ -27,7 +27,7 @@ from service.bulk.output import Output, check_manifest_format
 from service.bulk.readers import open_source
 from service.domain.errors import IgnError, StartupError
 from service.environment import check_installed, installed_runtimes, keep_precision, silence_runtime
-from service.settings import from_environment
+from service.settings import from_environment, log_name_warnings
 
 if TYPE_CHECKING:
     from service.bulk.local import ShardPlan
@@ -81,6 +81,7 @@ def _run(options: argparse.Namespace) -> int:
     silence_runtime()
     keep_precision()
     settings = from_environment()
+    log_name_warnings()
     check_output(options.output, options.input)
     check_manifest_format(options.manifest)
     output = Output(Path(options.output))

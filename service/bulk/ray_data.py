@@ -65,7 +65,7 @@ def run_on_ray(
 
 async def _started(job: Job, source: Source | None, output: Output, settings: Settings) -> ShardPlan:
     # The driver only resolves the model, for which it needs no GPU. Ray gives GPUs to the actors only.
-    plain = dataclasses.replace(settings, device="cpu", cuda_graphs=False)
+    plain = settings.replace(device="cpu", cuda_graphs=False)
     async with running_services(plain) as services:
         return start(job, output, settings, open_pipeline(job, services, output, source))
 
@@ -74,7 +74,7 @@ def _absolute(job: Job, output: Output, settings: Settings) -> tuple[Job, Output
     """The same with absolute paths, because actors have another working directory."""
     local = job.source and not is_url(job.source)
     source = str(Path(job.source).resolve()) if local else job.source
-    settings = dataclasses.replace(settings, model_dir=settings.model_dir.resolve())
+    settings = settings.replace(model_dir=settings.model_dir.resolve())
     return dataclasses.replace(job, source=source), Output(output.root.resolve()), settings
 
 

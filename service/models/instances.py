@@ -50,13 +50,13 @@ class InstanceFactory:
         Raises:
             StartupError: one cannot be made. The others are closed.
         """
-        settings, configured = self._settings, self._settings.sessions
+        settings, configured = self._settings, self._settings.cpu_instances
         count = configured or _default_instance_count(self._threads)
         first = self._make(data, settings.device, threads=self._threads // count)
         instances = [first]
         try:
             if first.device == "cuda":
-                for device_id in range(1, settings.gpus):
+                for device_id in range(1, settings.gpu_count):
                     with wrap_errors(f"device {device_id}"):
                         instances.append(self._make(data, settings.device, device_id))
             elif count > 1 and not configured and _is_slow(first):

@@ -49,11 +49,10 @@ def share_of(settings: Settings) -> Settings:
     def part(limit: int, least: int = 1) -> int:
         return max(least, math.ceil(limit / settings.workers))
 
-    return dataclasses.replace(
-        settings,
+    return settings.replace(
         threads=max(1, cpu_threads(settings.threads) // settings.workers),
         queue_rows=part(settings.queue_rows, settings.max_images),
-        max_connections=part(settings.max_connections),
+        max_inflight_requests=part(settings.max_inflight_requests),
     )
 
 

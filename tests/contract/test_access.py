@@ -68,12 +68,12 @@ def test_health_metrics_and_docs_stay_open(guarded: Service, path: str) -> None:
 
 def test_what_is_configured_closed_needs_a_key_too(models: Path, keys: Path) -> None:
     key = {"Authorization": "Bearer alice-key"}
-    with serving(settings(models, api_keys_file=keys, closed=("metrics", "docs", "page"))) as service:
+    with serving(settings(models, api_keys_file=keys, private_endpoints=("metrics", "docs", "page"))) as service:
         for path in ("/metrics", "/docs", "/docs/start.js", "/openapi.json", "/", "/page/app.js"):
             problem(service.get(path), 401, "unauthorized")
             assert service.get(path, headers=key).status_code == 200
         assert service.get("/healthz").status_code == 200
-    with serving(settings(models, api_keys_file=keys, closed=("health",)), ready=False) as service:
+    with serving(settings(models, api_keys_file=keys, private_endpoints=("health",)), ready=False) as service:
         for path in ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"):
             problem(service.get(path), 401, "unauthorized")
         service.until(lambda: service.get("/readyz", headers=key).status_code == 200)

@@ -59,7 +59,7 @@ def test_callers_do_not_see_how_many_there_are(models: Path, gpus: type[Gpu]) ->
     answers = []
     for count in (1, 3):
         gpus.used.clear()
-        with serving(settings(models, device="cuda", gpus=count)) as service, ThreadPoolExecutor(16) as pool:
+        with serving(settings(models, device="cuda", gpu_count=count)) as service, ThreadPoolExecutor(16) as pool:
             assert gpus.used == set(range(count))  # each has been held to the golden rows
             answers.append(list(pool.map(lambda seed: generated(service, seed, steps=3), range(40))))
             assert service.metric("ign_devices_lost_total") == 0
@@ -67,7 +67,7 @@ def test_callers_do_not_see_how_many_there_are(models: Path, gpus: type[Gpu]) ->
 
 
 def test_with_one_lost_the_others_serve_on(models: Path, gpus: type[Gpu]) -> None:
-    with serving(settings(models, device="cuda", gpus=2)) as service:
+    with serving(settings(models, device="cuda", gpu_count=2)) as service:
         expected = [generated(service, seed) for seed in range(8)]
         gpus.lost.add(1)
         seeds = iter(range(10**6))
@@ -81,7 +81,7 @@ def test_with_one_lost_the_others_serve_on(models: Path, gpus: type[Gpu]) -> Non
 
 
 def test_without_any_it_is_not_ready(models: Path, gpus: type[Gpu]) -> None:
-    with serving(settings(models, device="cuda", gpus=2)) as service:
+    with serving(settings(models, device="cuda", gpu_count=2)) as service:
         gpus.lost |= {0, 1}
         problem(service.post("/generate", {}), 500, "model_failure")
         assert "the device of grey/10 is lost" in problem(service.get("/readyz"), 503, "not_ready").detail
@@ -91,7 +91,7 @@ def test_without_any_it_is_not_ready(models: Path, gpus: type[Gpu]) -> None:
 
 def test_one_that_is_not_there_refuses_the_start_and_is_named(models: Path, gpus: type[Gpu]) -> None:
     gpus.missing.add(2)
-    with serving(settings(models, device="cuda", gpus=4), ready=False) as service:
+    with serving(settings(models, device="cuda", gpu_count=4), ready=False) as service:
         service.until(lambda: bool(service.refusals))
         (refusal,) = service.refusals
     assert refusal.detail == "colour/1/model.onnx: device 2: CUDA cannot be used: invalid device ordinal"

@@ -47,7 +47,7 @@ class Connection:
 @contextmanager
 def full(models: Path, monkeypatch: pytest.MonkeyPatch, **options: object) -> Iterator[tuple[Service, Connection]]:
     """A service that has the one request in flight that it may have, and another connection to it."""
-    pressed = settings(models, max_connections=1, **options)
+    pressed = settings(models, max_inflight_requests=1, **options)
     with gated(monkeypatch, pressed) as (service, gate), ThreadPoolExecutor(1) as pool, gate:
         running = later(service, pool, {})
         assert gate.entered.wait(PATIENCE_S)
@@ -116,7 +116,10 @@ def test_a_page_of_another_origin_may_see_it(models: Path, monkeypatch: pytest.M
 
 
 def test_once_there_is_room_it_is_answered(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with gated(monkeypatch, settings(models, max_connections=1)) as (service, gate), ThreadPoolExecutor(1) as pool:
+    with (
+        gated(monkeypatch, settings(models, max_inflight_requests=1)) as (service, gate),
+        ThreadPoolExecutor(1) as pool,
+    ):
         connection = Connection(service)
         with gate:
             running = later(service, pool, {})

@@ -250,7 +250,10 @@ def test_a_client_that_leaves_in_the_middle_of_its_body(models: Path) -> None:
 
 
 def test_too_many_requests_in_flight_are_503(models: Path, monkeypatch: Patch) -> None:
-    with gated(monkeypatch, settings(models, max_connections=1)) as (service, gate), ThreadPoolExecutor(1) as pool:
+    with (
+        gated(monkeypatch, settings(models, max_inflight_requests=1)) as (service, gate),
+        ThreadPoolExecutor(1) as pool,
+    ):
         with gate:
             running = later(service, pool, {})
             assert gate.entered.wait(PATIENCE_S)

@@ -1,5 +1,6 @@
 """`python -m service` as its operators know it: a process, signals, exit status, and what it says on stderr."""
 
+import json
 import os
 import re
 import shutil
@@ -109,6 +110,19 @@ def test_it_starts_serves_and_stops(environ: dict[str, str]) -> None:
         assert "/generate 200" in said
         assert "Traceback" not in said
         assert "WARNING" not in said
+
+
+def test_unknown_and_old_names_of_settings_are_warned_of(environ: dict[str, str]) -> None:
+    popen = start(environ | {"IGN_MAX_BATCH_ROW": "1", "IGN_SESSIONS": "1", "IGN_LOG_FORMAT": "json"})
+    try:
+        assert popen.stderr is not None
+        warnings = [json.loads(popen.stderr.readline()) for _ in range(2)]
+    finally:
+        popen.kill()
+        popen.communicate()
+    assert [warning["level"] for warning in warnings] == ["WARNING", "WARNING"]
+    assert "IGN_MAX_BATCH_ROWS" in warnings[0]["message"]
+    assert "IGN_CPU_INSTANCES" in warnings[1]["message"]
 
 
 def test_an_interrupt_stops_it_too(environ: dict[str, str]) -> None:
@@ -249,7 +263,6 @@ def refused(environ: Mapping[str, str]) -> str:
         (different_golden_rows, "toy/1/golden.npz: CPUExecutionProvider differs by"),
         (no_golden_rows, "toy/1/golden.npz: no such file"),
         (no_keys, "keys.json: No such file"),
-        (setting("IGN_MAX_BATCH_ROW", "1"), "unknown setting IGN_MAX_BATCH_ROW; did you mean IGN_MAX_BATCH_ROWS?"),
         (setting("IGN_PORT", "80a"), "IGN_PORT='80a' is not allowed"),
         (setting("IGN_DEFAULT_MODEL", "nope"), "IGN_DEFAULT_MODEL=nope: not there; there is toy/1"),
         (setting("IGN_HOST", "192.0.2.1"), "cannot listen on 192.0.2.1:0: Cannot assign requested address"),

@@ -279,7 +279,7 @@ def test_two_gpus_answer_as_one() -> None:
         OnnxModel(model_bytes(), device="cuda", cuda=CudaOptions(device_id=1)).close()
     except CudaUnavailable as exc:
         pytest.skip(f"there is no second GPU: {exc.detail}")
-    both = InstanceFactory(OnnxModel, Settings(device="cuda", gpus=2))
+    both = InstanceFactory(OnnxModel, Settings(device="cuda", gpu_count=2))
     loaded = Repository(ROOT / "models", both, default=name).load(f"{name}/1")
     one = loaded.instances[0]
     assert isinstance(one, OnnxModel)

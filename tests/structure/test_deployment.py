@@ -147,7 +147,7 @@ def test_compose_serves_on_one_gpu_with_nothing_to_spare() -> None:
     assert devices == [{"driver": "nvidia", "count": count, "capabilities": ["gpu"]}]
     assert service["build"]["target"] == "gpu"
     assert service["environment"]["IGN_DEVICE"] == "cuda"
-    assert service["environment"]["IGN_GPUS"] == count
+    assert service["environment"]["IGN_GPU_COUNT"] == count
     kind, *command = service["healthcheck"]["test"]
     assert any(line.startswith("HEALTHCHECK ") and f"{kind} {json.dumps(command)}" in line for line in lineage("gpu"))
 
@@ -180,7 +180,7 @@ def test_compose_without_a_gpu() -> None:
     assert list(override) == ["ign"]
     assert override["ign"]["deploy"] == {"resources": {"reservations": "reset"}}
     assert override["ign"]["build"]["target"] == "cpu"
-    assert override["ign"]["environment"] == {"IGN_DEVICE": "cpu", "IGN_GPUS": 1}
+    assert override["ign"]["environment"] == {"IGN_DEVICE": "cpu", "IGN_GPU_COUNT": 1}
 
 
 def test_every_variable_of_compose_is_explained() -> None:

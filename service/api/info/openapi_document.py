@@ -92,7 +92,7 @@ def complete(document: dict[str, Any], settings: Settings) -> None:
     schemas |= definitions["$defs"]
     if settings.api_keys_file is not None:
         components["securitySchemes"] = {_KEY: {"type": "http", "scheme": "bearer"}}
-    free = PathSet(open_paths(settings.closed))
+    free = PathSet(open_paths(settings.private_endpoints))
     for path, operation in _operations(document):
         _complete(path, operation, guarded=path not in free, keys=settings.api_keys_file is not None)
     limits = _limits(settings)

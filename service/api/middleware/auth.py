@@ -39,7 +39,7 @@ OPEN: Final = MappingProxyType(
         "page": ("/", "/page/*"),
     }
 )
-"""What needs no key, unless `IGN_CLOSED` names it."""
+"""What needs no key, unless `IGN_PRIVATE_ENDPOINTS` names it."""
 
 HEALTH_PATHS: Final = (*OPEN["health"], *OPEN["metrics"])
 OPEN_PATHS: Final = tuple(path for paths in OPEN.values() for path in paths)

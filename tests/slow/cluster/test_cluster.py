@@ -143,7 +143,7 @@ def test_a_device_that_ray_does_not_give_is_refused(
 def test_a_replica_serves_on_all_the_gpus_it_is_given(given: float, used: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IGN_DEVICE", "auto")
     found = cluster._settings(Options(gpus=given))
-    assert (found.device, found.gpus) == ("cuda", used)
+    assert (found.device, found.gpu_count) == ("cuda", used)
 
 
 def test_a_replica_is_healthy_once_its_models_are(tmp_path: Path) -> None:

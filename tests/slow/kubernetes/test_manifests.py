@@ -143,7 +143,7 @@ def test_probes_ask_what_there_is(overlay: str) -> None:
     }
     assert {probe["port"] for probe in asked.values()} == {"http"}
     assert {"/readyz", "/healthz"} <= set(json.loads(read("docs/openapi.json"))["paths"])
-    assert "health" not in settings(overlay).closed  # probes send no key
+    assert "health" not in settings(overlay).private_endpoints  # probes send no key
 
 
 @overlays

@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 
-SETTINGS = {"IGN_QUEUE_ROWS": "64", "IGN_MAX_CONNECTIONS": "8", "IGN_SESSIONS": "1"}
+SETTINGS = {"IGN_QUEUE_ROWS": "64", "IGN_MAX_INFLIGHT_REQUESTS": "8", "IGN_CPU_INSTANCES": "1"}
 """Limits of the service that some of this passes."""
 
 _ENDLESS: Mapping[str, Any] = {"steps": 300_000}

@@ -234,6 +234,6 @@ def test_a_queue_smaller_than_a_shard(bulk: Run, tmp_path: Path, monkeypatch: py
 def test_settings_of_the_server_are_ignored(bulk: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IGN_API_KEYS_FILE", str(tmp_path / "nothing.json"))
     monkeypatch.setenv("IGN_WORKERS", "4")
-    monkeypatch.setenv("IGN_CLOSED", "page")
+    monkeypatch.setenv("IGN_PRIVATE_ENDPOINTS", "page")
     assert bulk("generate", tmp_path / "out").status == 0
     assert os.listdir(tmp_path) == ["out"]

@@ -85,13 +85,13 @@ def test_a_configured_number_of_instances(
     sessions: int, granted: int, threads: list[int], opened: Callable[..., list[int]]
 ) -> None:
     for slow in (False, True):
-        assert opened(granted, slow=slow, sessions=sessions) == threads
+        assert opened(granted, slow=slow, cpu_instances=sessions) == threads
 
 
 def test_when_one_cannot_be_made_the_others_are_closed() -> None:
     factory = RecordingFactory(most=2)
     with pytest.raises(StartupError, match="no more"):
-        InstanceFactory(factory, Settings(device="cpu", sessions=3))(DATA)
+        InstanceFactory(factory, Settings(device="cpu", cpu_instances=3))(DATA)
     assert (len(factory.opened), factory.running()) == (2, [])
 
 

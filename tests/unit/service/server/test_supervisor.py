@@ -1,4 +1,3 @@
-import dataclasses
 import os
 import signal
 import time
@@ -23,7 +22,7 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return Settings(workers=3, device="cpu", threads=7, queue_rows=100, max_connections=10, model_dir=tmp_path)
+    return Settings(workers=3, device="cpu", threads=7, queue_rows=100, max_inflight_requests=10, model_dir=tmp_path)
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -70,9 +69,9 @@ def pids(settings: Settings) -> set[int]:
 
 def test_limits_are_divided_and_a_full_request_still_fits(settings: Settings) -> None:
     share = share_of(settings)
-    assert (share.threads, share.max_connections, share.queue_rows) == (2, 4, 64)
+    assert (share.threads, share.max_inflight_requests, share.queue_rows) == (2, 4, 64)
     assert share.max_images == settings.max_images
-    assert share_of(dataclasses.replace(settings, threads=1)).threads == 1
+    assert share_of(settings.replace(threads=1)).threads == 1
 
 
 def test_they_run_until_stopped(settings: Settings) -> None:
@@ -202,7 +201,7 @@ def pauses(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 @pytest.fixture
 def alone(settings: Settings) -> Settings:
-    return dataclasses.replace(settings, workers=1)
+    return settings.replace(workers=1)
 
 
 def test_it_gives_up_when_none_gets_ready(
@@ -218,7 +217,7 @@ def test_it_does_not_give_up_while_one_serves(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(supervisor, "_PAUSE_S", 0.001)
-    two = dataclasses.replace(settings, workers=2)
+    two = settings.replace(workers=2)
     status, _ = supervised(two, worker_fakes.one_dies, lambda: until(lambda: len(pauses(caplog)) > 5))
     assert status in (0, 5)
 
