@@ -44,7 +44,7 @@ from service.artifact.golden import check_golden, read_golden
 from service.domain.errors import ModelFailure, StartupError
 from service.domain.latents import FloatRows
 from service.domain.model import DeviceOutOfMemory
-from service.environment import keep_precision
+from service.environment import prepare_process
 from service.runtime import onnx_model
 from service.runtime import session as sessions
 from service.runtime.onnx_model import OnnxModel
@@ -73,7 +73,7 @@ UNUSED: Final[Mapping[str, Mapping[str, str]]] = {
 
 def main() -> int:
     options = apply_defaults(parser().parse_args(), full=FULL, quick=QUICK)
-    keep_precision()
+    prepare_process()
     try:
         write(measure(options), options.results)
     except CudaUnavailable as exc:

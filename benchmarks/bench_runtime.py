@@ -22,7 +22,7 @@ from benchmarks.harness.common import machine, positive
 from service.artifact.card import INPUT, OUTPUT
 from service.domain.errors import StartupError
 from service.domain.latents import FloatRows
-from service.environment import cpu_threads
+from service.environment import available_cpus
 from service.runtime.onnx_model import OnnxModel
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -52,7 +52,7 @@ def main() -> int:
 
 
 def measure(data: bytes, options: argparse.Namespace) -> dict[str, Any]:
-    before, threads = machine(), cpu_threads(options.threads)
+    before, threads = machine(), options.threads or available_cpus()
     model = OnnxModel(data, device=options.device, threads=threads, max_batch_rows=max(options.sizes))
     model.warm_up()
     raw = raw_session(data, model, threads)

@@ -41,7 +41,7 @@ from benchmarks.harness.processes import ROOT, MemoryWatch, ServerFailed, Server
 from benchmarks.load_generator.load import Spec, measure, request
 from service.domain.errors import StartupError
 from service.domain.latents import FloatRows
-from service.environment import cpu_threads
+from service.environment import available_cpus
 from service.runtime.onnx_model import OnnxModel
 
 METHOD = (
@@ -83,7 +83,7 @@ def main() -> int:
 def measure_all(options: argparse.Namespace) -> Json:
     models = Path(options.models)
     data = (models / options.model / "model.onnx").read_bytes()
-    threads = cpu_threads(0)
+    threads = available_cpus()
     model = OnnxModel(data, threads=threads)
     raw = raw_session(data, model, threads)
     picture = png(model)
@@ -215,7 +215,7 @@ def many_rows(
             result = list(pool.map(lambda one: timed(lambda: one(rows), ROWS, options.seconds), each))
         return {"pictures_per_s": sum(rate for rate, _ in result)}
 
-    each = [raw_session(data, model, 1) for _ in range(cpu_threads(0))]
+    each = [raw_session(data, model, 1) for _ in range(available_cpus())]
     ways: dict[str, Callable[[], Json]] = {"raw": bare, "side by side": side_by_side}
     ways |= {
         form: partial(run_load, server, generate(accept), FEW_CONNECTIONS, options.seconds)
@@ -236,7 +236,7 @@ def form_line(form: str, rounds: list[Json], raw: list[Json], limit: list[float]
     rates = [result["ok_per_s"] * ROWS for result in rounds]
     server_ms = statistics.median(result["server_core_ms_per_request"] for result in rounds) / ROWS
     client_ms = statistics.median(result["client_core_ms_per_request"] for result in rounds) / ROWS
-    by_cores = cpu_threads(0) * 1e3 / max(1e-9, server_ms + client_ms)
+    by_cores = available_cpus() * 1e3 / max(1e-9, server_ms + client_ms)
     permitted = min(statistics.median(most), by_cores) / statistics.median(limit)
     share = median_ratio(rates, limit)
     return {

@@ -3,7 +3,7 @@
 import sys
 
 from service.domain.errors import StartupError
-from service.environment import check_installed, installed_runtimes, keep_precision, silence_runtime
+from service.environment import prepare_process
 from service.server import sockets, worker_process
 from service.server.supervisor import supervise
 from service.settings import from_environment, log_name_warnings
@@ -20,9 +20,7 @@ def main() -> int:
 
 def _run() -> int:
     # Before anything imports onnxruntime, which would fail less clearly.
-    check_installed(installed_runtimes())
-    silence_runtime()
-    keep_precision()
+    prepare_process()
     settings = from_environment()
     worker_process.configure_logging(settings)
     log_name_warnings()

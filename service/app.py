@@ -26,7 +26,7 @@ from service.api.native import routes as native
 from service.api.oip import repository as oip_repository
 from service.api.oip import routes as oip
 from service.domain.errors import StartupError
-from service.environment import cpu_threads
+from service.environment import available_cpus
 from service.images.pool import CodecPool, InlineRunner
 from service.models.instances import InstanceFactory, min_rows_to_wake
 from service.models.registry import ModelRegistry, ServedModel
@@ -76,7 +76,7 @@ def build_services(settings: Settings, *, on_device_lost: Callback = _noop) -> A
             on_deactivated=metrics.unloaded,
             wait_for_requests=in_flight.wait_for_current,
         ),
-        codec=CodecPool(min(cpu_threads(0), _MAX_CODEC_THREADS), metrics.codec),
+        codec=CodecPool(min(available_cpus(), _MAX_CODEC_THREADS), metrics.codec),
         inline=InlineRunner(),
         metrics=metrics,
         in_flight=in_flight,

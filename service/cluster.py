@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.api.app_state import AppState
 from service.api.http.problems import send_problem
 from service.domain.errors import NotReady, StartupError
-from service.environment import check_installed, installed_runtimes, keep_precision, silence_runtime
+from service.environment import prepare_process
 from service.settings import Settings, from_environment, log_name_warnings
 
 _REQUEST_ID: Final = b"x-request-id"
@@ -96,9 +96,7 @@ class Replica:
     """
 
     def __init__(self, settings: Settings) -> None:
-        check_installed(installed_runtimes())
-        silence_runtime()
-        keep_precision()
+        prepare_process()
         self._settings = settings
         self._loaded = asyncio.Event()
         self._refusal: StartupError | None = None

@@ -1,4 +1,4 @@
-"""What this machine grants the process: CPU threads, and which onnxruntime is installed. No onnxruntime needed."""
+"""The process's environment: the CPUs it may use, the installed onnxruntime, and variables to set before its import."""
 
 import contextlib
 import math
@@ -13,57 +13,67 @@ from service.domain.errors import StartupError
 _RUNTIMES: Final = ("onnxruntime", "onnxruntime-gpu")
 
 
-def cpu_threads(requested: int, *, root: Path = Path("/")) -> int:
-    """Threads onnxruntime should use: what was asked for, or when 0 what this process may really use.
+def prepare_process() -> None:
+    """Check which onnxruntime is installed, and set its variables. Call it before onnxruntime is imported.
 
-    onnxruntime itself counts the host's cores; in a container with a quota that means being throttled.
+    Variables that are already set keep their value:
+
+    - `ORT_DISABLE_TELEMETRY=1` stops onnxruntime's official builds from sending telemetry.
+    - `NVIDIA_TF32_OVERRIDE=0` stops NVIDIA's libraries from computing float32 in TF32. onnxruntime's own option is not
+      enough: it is ignored where cuDNN has a convolution for tensor cores only, and cannot be used with float16.
+
+    Raises:
+        StartupError: no onnxruntime is installed, or two are.
+    """
+    check_installed(installed_onnxruntimes())
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
+
+
+def available_cpus(*, root: Path = Path("/")) -> int:
+    """CPUs that this process may use: the affinity mask or the control group's quota, whichever is smaller; at least 1.
+
+    onnxruntime counts the host's cores instead, and a container with a quota is then throttled.
 
     Args:
-        requested: 0 for automatic.
-        root: where `/proc` and `/sys` are found.
+        root: the directory that holds `proc` and `sys`.
     """
-    if requested:
-        return requested
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cgroup_quota(root)
     return max(1, available if quota is None else min(available, math.floor(quota)))
 
 
 def cgroup_quota(root: Path = Path("/")) -> float | None:
-    """CPUs that the control groups (v2 or v1) of this process grant at most, or None when they set no bound."""
+    """The smallest CPU quota of this process's control group (v2) and its ancestors; None if there is no limit.
+
+    Args:
+        root: the directory that holds `proc` and `sys`.
+    """
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
         return None
-    mount = root / "sys/fs/cgroup"
-    quotas: list[float | None] = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            quotas += _quotas(mount, path)
-        elif "cpu" in controllers.split(","):
-            quotas += _quotas(mount / "cpu", path) + _quotas(mount / controllers, path)
-    return min((quota for quota in quotas if quota is not None), default=None)
+    # The unified hierarchy has the line `0::/path`. In a container the path may be the host's, and then only the
+    # top directory exists here.
+    paths = [line.removeprefix("0::") for line in lines if line.startswith("0::")]
+    groups = [group for path in paths for group in _with_ancestors(root / "sys/fs/cgroup", path)]
+    return min((quota for group in groups if (quota := _quota(group)) is not None), default=None)
 
 
-def _quotas(hierarchy: Path, path: str) -> list[float | None]:
-    """Of the group and its ancestors: each may bound it. In a container the path may be the host's, top excepted."""
+def _with_ancestors(mount: Path, path: str) -> list[Path]:
     parts = [part for part in path.split("/") if part]
-    return [_quota(hierarchy.joinpath(*parts[:depth])) for depth in range(len(parts) + 1)]
+    return [mount.joinpath(*parts[:depth]) for depth in range(len(parts) + 1)]
 
 
 def _quota(group: Path) -> float | None:
     with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
-        quota, period = (group / "cpu.max").read_text().split()  # v2; "max" is no bound
+        quota, period = (group / "cpu.max").read_text().split()  # the quota is `max` for no limit: a ValueError
         return int(quota) / int(period)
-    with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
-        micros = int((group / "cpu.cfs_quota_us").read_text())  # v1; −1 is no bound
-        return micros / int((group / "cpu.cfs_period_us").read_text()) if micros > 0 else None
     return None
 
 
-def installed_runtimes() -> set[str]:
-    """Which onnxruntime distributions are installed."""
+def installed_onnxruntimes() -> set[str]:
+    """The names of the installed onnxruntime distributions."""
     found = set()
     for name in _RUNTIMES:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -73,15 +83,13 @@ def installed_runtimes() -> set[str]:
 
 
 def check_installed(names: Collection[str]) -> None:
-    """Refuse two onnxruntimes at once: they unpack into one folder, and the last unpacked wins.
-
-    To be called before `service.runtime.onnx_model` is imported, which fails less clearly.
+    """Check that there is exactly one onnxruntime: two unpack into the same folder, and the last one wins.
 
     Args:
-        names: distributions, as :func:`installed_runtimes` finds them.
+        names: installed distributions, see `installed_onnxruntimes`.
 
     Raises:
-        StartupError: both are installed, or neither.
+        StartupError: none is installed, or two are.
     """
     if not set(_RUNTIMES) & set(names):
         raise StartupError("onnxruntime is not installed: install this package with the extra `cpu` or `gpu`")
@@ -90,20 +98,3 @@ def check_installed(names: Collection[str]) -> None:
             "onnxruntime and onnxruntime-gpu overwrite each other: run `pip uninstall -y onnxruntime "
             "onnxruntime-gpu`, then install this package with the extra `cpu` or `gpu`, not both"
         )
-
-
-def silence_runtime() -> None:
-    """Keep onnxruntime's official builds from reporting to their maker; to be called before its first import.
-
-    Whoever wants the reports sets `ORT_DISABLE_TELEMETRY` themselves.
-    """
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-
-
-def keep_precision() -> None:
-    """Keep NVIDIA's libraries from computing float32 in TF32; to be called before they are loaded.
-
-    onnxruntime's own switch is taken back where cuDNN has no convolution without tensor cores, and in half precision it
-    cannot be used at all. Whoever wants TF32 sets `NVIDIA_TF32_OVERRIDE` themselves.
-    """
-    os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from service.environment import cpu_threads
+from service.environment import available_cpus
 
 T = TypeVar("T")
 Json = dict[str, Any]
@@ -26,7 +26,7 @@ def machine() -> Json:
     return {
         "processor": processor(),
         "cpus": os.cpu_count(),
-        "cpus_granted": cpu_threads(0),
+        "cpus_granted": available_cpus(),
         "memory_mib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**20),
         "load_1m": round(os.getloadavg()[0], 2),
         "system": platform.platform(),

@@ -13,7 +13,7 @@ import onnxruntime as ort
 from benchmarks.bench_runtime import raw_session
 from service.domain.latents import FloatRows
 from service.domain.tasks import Result, SchedulingParams, StepParams
-from service.environment import cpu_threads
+from service.environment import available_cpus
 from service.models.instances import InstanceFactory, min_rows_to_wake
 from service.models.repository import LoadedModel, Repository
 from service.observability.metrics import Metrics, SchedulerMetrics
@@ -66,7 +66,7 @@ def instrumented_model(models: Path, model: str, *, threads: int = 0) -> Iterato
     Raises:
         StartupError: the model does not load.
     """
-    granted = cpu_threads(threads)
+    granted = threads or available_cpus()
     settings = Settings(threads=granted, max_batch_rows=BATCH_ROWS)
     repository = Repository(models, InstanceFactory(OnnxModel, settings), default=model)
     loaded = [one for ref, one in repository.load_all().items() if model in (ref, one.card.name)][-1]

@@ -26,7 +26,7 @@ from service.bulk.job import SCHEMAS, Job, parse_options
 from service.bulk.output import Output, check_manifest_format
 from service.bulk.readers import open_source
 from service.domain.errors import IgnError, StartupError
-from service.environment import check_installed, installed_runtimes, keep_precision, silence_runtime
+from service.environment import prepare_process
 from service.settings import from_environment, log_name_warnings
 
 if TYPE_CHECKING:
@@ -77,9 +77,7 @@ def _log_to_stderr() -> Iterator[None]:
 
 
 def _run(options: argparse.Namespace) -> int:
-    check_installed(installed_runtimes())  # before the first import of onnxruntime, whose error is less clear
-    silence_runtime()
-    keep_precision()
+    prepare_process()  # before the first import of onnxruntime, whose error is less clear
     settings = from_environment()
     log_name_warnings()
     check_output(options.output, options.input)

@@ -16,7 +16,7 @@ from service.bulk.output import Output
 from service.bulk.pipeline import Pipeline, ShardResult, shard_result
 from service.bulk.source import Source
 from service.domain.errors import IgnError, StartupError
-from service.environment import keep_precision, silence_runtime
+from service.environment import prepare_process
 from service.settings import Settings
 
 T = TypeVar("T")
@@ -110,8 +110,7 @@ class Actor:
     """
 
     def __init__(self, job: Job, output: Output, settings: Settings) -> None:
-        silence_runtime()
-        keep_precision()
+        prepare_process()
         # The pipeline needs one event loop for its lifetime, and Ray may call the actor from different threads.
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="bulk", daemon=True).start()

@@ -8,7 +8,7 @@ from typing import Final, Literal, Protocol
 
 from service.domain.errors import ModelFailure
 from service.domain.model import DeviceOutOfMemory
-from service.environment import cpu_threads
+from service.environment import available_cpus
 from service.models.repository import InferenceModel, LoadedModel, wrap_errors
 from service.runtime.session import CudaOptions
 from service.settings import Settings
@@ -42,7 +42,7 @@ class InstanceFactory:
 
     def __init__(self, make_model: MakeModel, settings: Settings) -> None:
         self._make_model, self._settings = make_model, settings
-        self._threads = cpu_threads(settings.threads)
+        self._threads = settings.threads or available_cpus()
 
     def __call__(self, data: bytes) -> list[InferenceModel]:
         """The instances of one model file, at least one.

@@ -47,7 +47,7 @@ class OnnxModel:
         data: the ONNX file's bytes; `digest` is their SHA-256 in hexadecimal. Weights in separate files are refused.
         device: `auto` uses CUDA if it works, and else the CPU with the reason in `fallback_reason`.
         cuda: options for CUDA.
-        threads: CPU threads within an operator, ≥ 1; see :func:`service.environment.cpu_threads`.
+        threads: CPU threads within an operator, ≥ 1; see :func:`service.environment.available_cpus`.
         max_batch_rows: upper bound of the buckets.
 
     Raises:

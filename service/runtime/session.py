@@ -119,7 +119,7 @@ def cuda_options(cuda: CudaOptions) -> dict[str, str]:
 
     With cuDNN 9 both algorithm searches are heuristics; EXHAUSTIVE is the slower and better one, and neither times a
     convolution. TF32 is off because it costs three decimal digits. With float16 it stays on, because onnxruntime
-    switches it off by forbidding all tensor cores; :func:`service.environment.keep_precision` covers float32 there.
+    switches it off by forbidding all tensor cores; :func:`service.environment.prepare_process` covers float32 there.
     The arena grows by the size requested, because the shapes are few.
     """
     options = {

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from service.domain.errors import StartupError
-from service.environment import cpu_threads
+from service.environment import available_cpus
 from service.settings import Settings, share_metrics
 
 Work = Callable[[Settings, Connection], None]
@@ -50,7 +50,7 @@ def share_of(settings: Settings) -> Settings:
         return max(least, math.ceil(limit / settings.workers))
 
     return settings.replace(
-        threads=max(1, cpu_threads(settings.threads) // settings.workers),
+        threads=max(1, (settings.threads or available_cpus()) // settings.workers),
         queue_rows=part(settings.queue_rows, settings.max_images),
         max_inflight_requests=part(settings.max_inflight_requests),
     )

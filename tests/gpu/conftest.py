@@ -5,11 +5,11 @@ import functools
 import pytest
 
 from service.domain.errors import StartupError
-from service.environment import keep_precision
+from service.environment import prepare_process
 from service.runtime.onnx_model import OnnxModel
 from tests.helpers.onnx_models import model_bytes
 
-keep_precision()  # before anything loads NVIDIA's libraries
+prepare_process()  # before anything loads NVIDIA's libraries
 
 
 @functools.cache

@@ -4,7 +4,13 @@ from pathlib import Path
 import pytest
 
 from service.domain.errors import StartupError
-from service.environment import cgroup_quota, check_installed, cpu_threads, installed_runtimes
+from service.environment import (
+    available_cpus,
+    cgroup_quota,
+    check_installed,
+    installed_onnxruntimes,
+    prepare_process,
+)
 
 
 def tree(root: Path, files: dict[str, str]) -> Path:
@@ -32,30 +38,8 @@ def tree(root: Path, files: dict[str, str]) -> Path:
             1.0,
         ),
         ({"proc/self/cgroup": "0::/of/the/host\n", "sys/fs/cgroup/cpu.max": "200000 100000\n"}, 2.0),
-        (
-            {
-                "proc/self/cgroup": "3:memory:/\n2:cpu,cpuacct:/box\n0::/\n",
-                "sys/fs/cgroup/cpu,cpuacct/box/cpu.cfs_quota_us": "250000\n",
-                "sys/fs/cgroup/cpu,cpuacct/box/cpu.cfs_period_us": "100000\n",
-            },
-            2.5,
-        ),
-        (
-            {
-                "proc/self/cgroup": "1:cpu:/\n",
-                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
-                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
-            },
-            None,
-        ),
-        (
-            {
-                "proc/self/cgroup": "1:cpuset:/\n",
-                "sys/fs/cgroup/cpuset/cpu.cfs_quota_us": "100000\n",
-                "sys/fs/cgroup/cpuset/cpu.cfs_period_us": "100000\n",
-            },
-            None,
-        ),
+        ({"proc/self/cgroup": "2:cpu,cpuacct:/box\n0::/\n", "sys/fs/cgroup/cpu.max": "250000 100000\n"}, 2.5),
+        ({"proc/self/cgroup": "1:cpu:/\n", "sys/fs/cgroup/cpu.max": "250000 100000\n"}, None),  # version 1 alone
     ],
 )
 def test_quota_of_the_control_groups(tmp_path: Path, files: dict[str, str], quota: float | None) -> None:
@@ -71,15 +55,11 @@ def test_threads_are_what_quota_and_affinity_allow(
 ) -> None:
     tree(tmp_path, {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": f"{quota} 100000\n"})
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cpus)))
-    assert cpu_threads(0, root=tmp_path) == threads
-
-
-def test_asked_for_threads_are_given() -> None:
-    assert cpu_threads(7) == 7
+    assert available_cpus(root=tmp_path) == threads
 
 
 def test_this_machine_grants_at_least_one_thread() -> None:
-    assert cpu_threads(0) >= 1
+    assert available_cpus() >= 1
 
 
 def test_one_runtime_is_fine() -> None:
@@ -97,4 +77,14 @@ def test_two_or_no_runtimes_refuse_to_start(names: set[str], says: str) -> None:
 
 
 def test_the_tests_run_on_one_runtime() -> None:
-    assert len(installed_runtimes()) == 1
+    assert len(installed_onnxruntimes()) == 1
+
+
+@pytest.mark.parametrize("name", ["NVIDIA_TF32_OVERRIDE", "ORT_DISABLE_TELEMETRY"])
+def test_a_prepared_process_has_its_variables(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "kept")
+    prepare_process()
+    assert os.environ[name] == "kept"
+    monkeypatch.delenv(name)
+    prepare_process()
+    assert os.environ[name] == {"NVIDIA_TF32_OVERRIDE": "0", "ORT_DISABLE_TELEMETRY": "1"}[name]

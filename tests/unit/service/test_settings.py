@@ -1,4 +1,3 @@
-import os
 import re
 from ipaddress import ip_network
 from pathlib import Path
@@ -9,7 +8,6 @@ from pydantic import ValidationError
 
 from service.domain.errors import StartupError
 from service.domain.rate_limit import Rate
-from service.environment import keep_precision
 from service.settings import RENAMED, Settings, from_environment, load_settings, name_warnings
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -196,16 +194,3 @@ def test_the_process_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.delenv(f"IGN_{name.upper()}", raising=False)
     monkeypatch.setenv("IGN_PORT", "81")
     assert from_environment() == Settings(port=81)
-
-
-@pytest.mark.parametrize(("before", "after"), [(None, "0"), ("1", "1")])
-def test_tf32_is_off_unless_somebody_decided_otherwise(
-    before: str | None, after: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "put back afterwards")
-    if before is None:
-        monkeypatch.delenv("NVIDIA_TF32_OVERRIDE")
-    else:
-        monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", before)
-    keep_precision()
-    assert os.environ["NVIDIA_TF32_OVERRIDE"] == after

@@ -48,7 +48,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
     """Returns the threads of each instance that is left running."""
 
     def open_all(granted: int, *, slow: bool = False, **options: Any) -> list[int]:
-        monkeypatch.setattr(instances, "cpu_threads", lambda wanted: wanted or granted)
+        monkeypatch.setattr(instances, "available_cpus", lambda: granted)
         monkeypatch.setattr(instances, "_FAST_ROW_S", 0.0 if slow else 60.0)
         factory = RecordingFactory()
         models = InstanceFactory(factory, Settings(device="cpu", **options))(DATA)
