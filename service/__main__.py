@@ -1,6 +1,7 @@
-"""`python -m service`: read the settings, open the port, serve until told to stop."""
+"""`python -m service`: read the settings, open the port, serve until a signal."""
 
 import sys
+from functools import partial
 
 from service.domain.errors import StartupError
 from service.environment import prepare_process
@@ -10,7 +11,7 @@ from service.settings import from_environment, log_name_warnings
 
 
 def main() -> int:
-    """Serve; returns the exit status: 0 after a clean stop, 1 when no device is left, 2 for a refusal to start."""
+    """Serve. The exit status is 0 after a clean stop, 1 when no device is left, and 2 for a refusal to start."""
     try:
         return _run()
     except StartupError as exc:
@@ -19,21 +20,21 @@ def main() -> int:
 
 
 def _run() -> int:
-    # Before anything imports onnxruntime, which would fail less clearly.
     prepare_process()
     settings = from_environment()
     worker_process.configure_logging(settings)
     log_name_warnings()
     with sockets.listen(settings) as listener:
         if settings.workers == 1:
-            sockets.announce(listener)
-            return worker_process.serve(settings, listener)
+            sockets.write_startup_line(listener)
+            return worker_process.run_server(settings, listener)
         port = listener.getsockname()[1]
-    # Nobody else listens there. Bound, but not listening, this socket keeps it so.
-    with sockets.bind(settings.host, port, shared=True) as bound:
-        crew = settings.replace(port=port)
+    # No other program listens on this port. This socket is bound but does not listen: it reserves the port.
+    with sockets.bind(settings.host, port, shared=True) as reserved:
         return supervise(
-            crew, worker_process.work, listening=lambda: sockets.announce(bound), forget=worker_process.forget
+            settings.replace(port=port),
+            worker_process.worker_main,
+            on_listening=partial(sockets.write_startup_line, reserved),
         )
 
 

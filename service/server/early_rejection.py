@@ -1,7 +1,8 @@
-"""In front of the application: who is refused before anything is done for it, and who has to wait for a moment.
+"""Rejects requests in the HTTP parser, and paces the start of the others.
 
-What `service.api.middleware.in_flight.ConcurrencyLimitMiddleware` refuses has cost a good part of what an answer costs by then, and where as many are
-refused as answered, that is what the answers lack. Here a refusal costs little more than reading the request.
+`service.api.middleware.in_flight.ConcurrencyLimitMiddleware` also rejects requests beyond the limit. But there, a
+rejection costs a large part of a response, and under overload accepted requests lack this time. In the parser, a
+rejection costs little more than reading the request.
 """
 
 from collections import deque
@@ -14,23 +15,25 @@ from service.api.middleware.in_flight import TOO_MANY, InFlightRequests
 from service.domain.errors import TooManyConnections
 from service.observability.logs import Observe, choose_request_id, log_request
 
-PACE: Final = 8
-"""Requests begun in one turn of the event loop; some 4 ms of work. More would keep those waiting who are to be refused,
-and those whose rows are done."""
+MAX_STARTS_PER_TICK: Final = 8
+"""Requests started in one iteration of the event loop, about 4 ms of work. With more, rejections and finished rows
+would wait too long for their turn."""
 
-_ID: Final = "{request_id}"  # where the id goes; no id holds a brace
+_ID: Final = "{request_id}"  # placeholder in the prepared response; a request id contains no brace
 
-Later = Callable[[Callable[[], None]], object]
+CallSoon = Callable[[Callable[[], None]], object]
 """`loop.call_soon`."""
 
 
 class EarlyRejection:
-    """Refuses a POST while too many requests are in flight, and lets the others in by turns.
+    """Rejects a POST while too many requests are in flight, and starts the accepted ones in small groups.
+
+    Belongs to one event loop.
 
     Args:
         in_flight: the requests in flight.
-        limit: most of them, those included that wait here.
-        observe: told of every refusal, as `service.api.middleware.access_log.AccessLogMiddleware` tells it of others.
+        limit: maximum of requests in flight, including those that wait here.
+        observe: called for each rejection, as `AccessLogMiddleware` calls it for other responses.
     """
 
     def __init__(self, *, in_flight: InFlightRequests, limit: int, observe: Observe | None = None) -> None:
@@ -38,7 +41,7 @@ class EarlyRejection:
         self._limit = limit
         self._observe = observe
         self._waiting: deque[Callable[[], None]] = deque()
-        self._begun = 0  # in this turn: from the next one on, `ConcurrencyLimitMiddleware` counts them
+        self._started = 0  # in this iteration; from the next one on, `ConcurrencyLimitMiddleware` counts them
         answer = problem_response(TooManyConnections(TOO_MANY), _ID)
         self._status = answer.status_code
         self._before, self._after = bytes(answer.body).split(_ID.encode())
@@ -46,18 +49,21 @@ class EarlyRejection:
         self._head = b"".join(b"%s: %s\r\n" % header for header in answer.raw_headers if header[0] != length)
 
     def is_full(self) -> bool:
-        """Whether no more may enter."""
-        return self._in_flight.count + self._begun + len(self._waiting) >= self._limit
+        """Whether the limit is reached."""
+        return self._in_flight.count + self._started + len(self._waiting) >= self._limit
 
-    def refusal(self, method: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
-        """The answer, from the first header that is its own on; None: let it in, and leave it to `ConcurrencyLimitMiddleware`.
+    def rejection(self, method: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
+        """The response to a request that is rejected, from its first own header on.
 
-        So is everything but a POST, health among it, and what a page of another origin asks, which may only see an
-        answer that `CorsMiddleware` has marked.
+        Only a POST is rejected here. Other methods, such as those of health checks, and requests with an `Origin`
+        header, whose response needs the headers of `CorsMiddleware`, go to the application.
 
         Args:
             method: of the request.
-            headers: of the request, their names in lower case.
+            headers: of the request, with names in lower case.
+
+        Returns:
+            Headers and body, or None if the application has to respond.
         """
         if method != b"POST":
             return None
@@ -82,20 +88,24 @@ class EarlyRejection:
             self._after,
         )
 
-    def enter(self, begin: Callable[[], None], later: Later) -> None:
-        """Call ``begin`` now, or in one of the next turns if `PACE` others have been begun in this one.
+    def admit(self, start: Callable[[], None], call_soon: CallSoon) -> None:
+        """Start a request now, or in a later iteration if `MAX_STARTS_PER_TICK` have started in this one.
 
-        First come, first served. An idle service begins at once.
+        Requests start in the order of their arrival.
+
+        Args:
+            start: starts the request.
+            call_soon: of the event loop.
         """
-        if self._begun >= PACE:
-            self._waiting.append(begin)
+        if self._started >= MAX_STARTS_PER_TICK:
+            self._waiting.append(start)
             return
-        if not self._begun:
-            later(lambda: self._turn(later))
-        self._begun += 1
-        begin()
+        if not self._started:
+            call_soon(lambda: self._next_tick(call_soon))
+        self._started += 1
+        start()
 
-    def _turn(self, later: Later) -> None:
-        self._begun = 0
-        for _ in range(min(PACE, len(self._waiting))):
-            self.enter(self._waiting.popleft(), later)
+    def _next_tick(self, call_soon: CallSoon) -> None:
+        self._started = 0
+        for _ in range(min(MAX_STARTS_PER_TICK, len(self._waiting))):
+            self.admit(self._waiting.popleft(), call_soon)

@@ -12,56 +12,50 @@ BACKLOG: Final = 2048
 
 
 def listen(settings: Settings) -> socket.socket:
-    """A listening socket on the address that the settings name.
+    """A listening socket on the address in the settings.
 
     Raises:
-        StartupError: the address cannot be had.
+        StartupError: the address is not available.
     """
     listener = bind(settings.host, settings.port)
     try:
-        begin(listener, settings)
-    except StartupError:
+        listener.listen(BACKLOG)
+    except OSError as exc:
         listener.close()
-        raise
+        raise bind_error(settings.host, settings.port, exc) from exc
     return listener
 
 
-def begin(bound: socket.socket, settings: Settings) -> None:
-    """Let this socket, bound to the address that the settings name, listen.
+def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """A bound socket that does not listen yet.
+
+    Args:
+        host: a host name or an address.
+        port: 0 takes a free one.
+        shared: let other shared sockets listen on the same port (SO_REUSEPORT).
 
     Raises:
-        StartupError: another one does: many can be bound to one port.
+        StartupError: the address is not available.
     """
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
-        bound.listen(BACKLOG)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        bound.bind((host, port))
     except OSError as exc:
-        raise _unusable(settings.host, settings.port, exc) from exc
+        bound.close()
+        raise bind_error(host, port, exc) from exc
+    return bound
 
 
-def announce(bound: socket.socket) -> None:
-    """Log where this socket can be reached."""
+def write_startup_line(bound: socket.socket) -> None:
+    """Log the URL of this socket. Operators and tests read the port from this line."""
     host, port = bound.getsockname()[:2]
     shown = f"[{host}]" if bound.family == socket.AF_INET6 else host
     _LOG.info("listening on http://%s:%d", shown, port)
 
 
-def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
-    """A socket bound to the address; ``shared``: others that are so too may listen there beside it (SO_REUSEPORT).
-
-    Raises:
-        StartupError: the address cannot be had.
-    """
-    found = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
-    try:
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if shared:
-            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        found.bind((host, port))
-    except OSError as exc:
-        found.close()
-        raise _unusable(host, port, exc) from exc
-    return found
-
-
-def _unusable(host: str, port: int, exc: OSError) -> StartupError:
+def bind_error(host: str, port: int, exc: OSError) -> StartupError:
+    """The refusal to start when this address is not available."""
     return StartupError(f"cannot listen on {host}:{port}: {exc.strerror or exc}")

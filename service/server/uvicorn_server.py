@@ -1,6 +1,7 @@
-"""uvicorn as this service runs it: its socket, its protocol, its shutdown."""
+"""uvicorn as this service configures it, with its own shutdown."""
 
 import asyncio
+import logging
 import signal
 import socket
 from collections.abc import Callable, Iterable, Iterator
@@ -13,34 +14,41 @@ import uvicorn
 from service.api.app_state import AppState
 from service.server.early_rejection import EarlyRejection
 from service.server.http_protocol import HttpProtocol
-from service.server.sockets import _LOG, BACKLOG
+from service.server.sockets import BACKLOG
 
 Config = uvicorn.Config
-ACCEPTS: Final = 8
-"""Connections accepted in one turn of the event loop: uvloop takes no more than one from a socket."""
+ACCEPTS_PER_TICK: Final = 8
+"""Connections accepted in one iteration of the event loop. uvloop accepts one per listening socket, so the server
+listens on as many duplicates of its socket."""
 KEEP_ALIVE_S: Final = 75
-"""A connection may idle so long: longer than load balancers keep theirs, most of them a minute. One that is closed here
-while they send the next request on it costs that request, as a POST is not sent twice."""
+"""Seconds that an idle connection stays open: longer than in most load balancers (60 s). If the server closed first,
+a proxy could send a POST on a closed connection, and it does not send a POST twice."""
+
+_LOG = logging.getLogger("service")
 
 
 class IgnServer(uvicorn.Server):
-    """uvicorn with shutdown as the contract says: keep the listener, answer 503, leave when no work is in flight.
+    """uvicorn with the shutdown of docs/http-api.md: keep listening, answer 503, exit when no request is in flight.
+
+    It owns `AppState.in_flight.draining`: only this class sets it. All methods run in the event loop.
 
     Args:
         config: uvicorn's.
-        found: the app's services.
+        services: the app's state.
+        listen_at_start: False to start the app without its sockets; `add_sockets` then takes them.
     """
 
-    def __init__(self, config: Config, found: AppState) -> None:
+    def __init__(self, config: Config, services: AppState, *, listen_at_start: bool = True) -> None:
         super().__init__(config)
-        self._services = found
-        self._draining: asyncio.Task[None] | None = None
-        self.broken = False
-        """Whether it ends because it can serve no more."""
+        self._services = services
+        self._listen_at_start = listen_at_start
+        self._drain_task: asyncio.Task[None] | None = None  # a task without a reference may be collected
+        self.aborted = False
+        """Whether the server stopped because it could not serve any more."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """The first SIGTERM or SIGINT drains, a second one cuts off what is still in flight."""
+        """Handle signals: the first one drains, the second one ends the requests in flight."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
@@ -50,52 +58,61 @@ class IgnServer(uvicorn.Server):
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)
 
-    async def accept(self, sockets: Iterable[socket.socket]) -> None:
-        """Serve these sockets too, when `startup` has had others or none."""
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start the app, and listen if that is wanted now."""
+        await super().startup(sockets if self._listen_at_start else [])
+
+    async def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
+        """Listen on these bound sockets too, unless the server drains.
+
+        Raises:
+            OSError: a socket cannot listen.
+        """
         config, loop = self.config, asyncio.get_running_loop()
 
-        def protocol() -> asyncio.Protocol:
+        def protocol() -> asyncio.Protocol:  # as in `uvicorn.Server.startup`
             state = self.lifespan.state
             return config.http_protocol_class(config=config, server_state=self.server_state, app_state=state)  # type: ignore[call-arg]
 
-        for one in sockets:
+        for one in () if self._services.in_flight.draining else sockets:
             self.servers.append(await loop.create_server(protocol, sock=one, backlog=config.backlog))
 
-    def give_up(self) -> None:
-        """Leave, as upon a signal, since another process can serve and this one cannot."""
-        self.broken = True
-        if self._draining is None:
+    def abort(self) -> None:
+        """Drain because this process cannot serve any more, but a new one could."""
+        self.aborted = True
+        if not self._services.in_flight.draining:
             self._stop()
 
     def _stop(self) -> None:
-        if self._draining is None:
-            self._draining = asyncio.get_running_loop().create_task(self._drain())
+        if self._services.in_flight.draining:
+            self._close_connections()
         else:
-            self._cut_off()
+            self._services.in_flight.draining = True
+            self._drain_task = asyncio.get_running_loop().create_task(self._drain())
 
     async def _drain(self) -> None:
         settings, in_flight = self._services.settings, self._services.in_flight
         _LOG.info("draining: %d requests in flight", in_flight.count)
-        in_flight.draining = True
         try:
             async with asyncio.timeout(settings.drain_s):
                 await asyncio.sleep(settings.drain_delay_s)
                 await in_flight.idle()
         except TimeoutError:
-            self._cut_off()
+            self._close_connections()
         self.should_exit = True
 
-    def _cut_off(self) -> None:
+    def _close_connections(self) -> None:
+        """End the requests in flight; each gets 503 or an `error` event."""
         _LOG.warning("cutting off %d requests", self._services.in_flight.count)
-        self._services.registry.abort_all()  # their callers are told
+        self._services.registry.abort_all()
         self.should_exit = True
 
 
-def config(app: Callable[..., Any], door: EarlyRejection | None = None) -> Config:
-    """How uvicorn serves this app: no access log, no headers and no proxy handling of its own."""
+def config(app: Callable[..., Any], early_rejection: EarlyRejection | None = None) -> Config:
+    """Configure uvicorn: without its access log, its `Server` header and its handling of proxy headers."""
     return Config(
         app,
-        http=cast(type[asyncio.Protocol], partial(HttpProtocol, door=door)),
+        http=cast(type[asyncio.Protocol], partial(HttpProtocol, early_rejection=early_rejection)),
         log_config=None,
         access_log=False,
         lifespan="on",

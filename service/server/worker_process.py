@@ -1,50 +1,61 @@
-"""One serving process: the only one, or one of several."""
+"""A serving process: its logging, and the server that it runs. It is the only process, or one of several workers."""
 
+import asyncio
+import contextlib
 import gc
 import logging
-import logging.config
+import multiprocessing
+import os
+import signal
 import socket
 import sys
+import threading
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Final
 
 from service.domain.errors import StartupError
 from service.observability.logs import JsonFormatter, TextFormatter
 from service.server import sockets, uvicorn_server
-from service.server.member import Member
-from service.server.supervisor import READY, say
 from service.settings import Settings
 
-_COLLECT_AFTER: Final = 10_000  # objects more than at the last collection; Python begins with 700
+_GC_THRESHOLD: Final = 10_000  # new objects between two collections; Python's default is 700
 
 
-def work(settings: Settings, parent: Connection) -> None:
-    """What each of several processes does."""
+def worker_main(settings: Settings, messages: Connection) -> None:
+    """The main function of one of several workers; see `service.server.supervisor.WorkerMain`."""
+    os.setpgrp()  # Ctrl-C in a terminal then reaches the parent only, which passes it on as SIGTERM
+    threading.Thread(target=_stop_with_parent, name="ign-parent", daemon=True).start()
     configure_logging(settings)
     try:
-        with sockets.bind(settings.host, settings.port, shared=True) as listener:
-            if parent.poll():  # told to listen before it was started: before it imports anything large
-                sockets.begin(listener, settings)
-            serve(settings, listener, parent)
+        with sockets.bind(settings.host, settings.port, shared=True) as bound:
+            sys.exit(run_server(settings, bound, messages))
     except StartupError as exc:
-        say(parent, exc.detail.encode())
+        _send(messages, exc.detail)
 
 
-def forget(pid: int, folder: Path) -> None:
-    """Drop the gauges of a process that has ended from the metrics in this folder."""
-    from service.observability.metrics import forget_process
+def _stop_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
 
-    forget_process(pid, folder)
+
+def _send(messages: Connection, text: str) -> None:
+    with contextlib.suppress(OSError):  # the parent is gone
+        messages.send(text)
 
 
-def serve(settings: Settings, listener: socket.socket, parent: Connection | None = None) -> int:
-    """Serve on this socket until told to stop, or until no device is left.
+def run_server(settings: Settings, listener: socket.socket, messages: Connection | None = None) -> int:
+    """Serve on a socket until a signal, or until no device is left.
 
-    With a parent, this is one of several: the socket is only bound, and listens when the parent says so.
+    Args:
+        settings: of this process.
+        listener: the socket. It listens already, or with ``messages`` it is only bound and listens when the models are
+            ready.
+        messages: for one of several workers, the connection to its parent.
 
     Returns:
-        The exit status: 0, or 1 where no device is left, which another process may have back.
+        The exit status: 0, or 1 if no device is left. A new process may have the device again.
 
     Raises:
         StartupError: a setting or a model is unusable.
@@ -52,48 +63,54 @@ def serve(settings: Settings, listener: socket.socket, parent: Connection | None
     from service.app import build_services, create_app, make_early_rejection
 
     refusals: list[StartupError] = []
+    tasks: list[asyncio.Task[None]] = []
 
     def refuse(exc: StartupError) -> None:
         refusals.append(exc)
-        running.should_exit = True
+        server.should_exit = True
 
-    def ready() -> None:
-        spare_collector()
-        if parent is not None:
-            say(parent, READY)
+    def on_ready() -> None:
+        tune_gc()
+        if messages is not None:
+            tasks.append(asyncio.get_running_loop().create_task(start_listening(messages)))
 
-    def lost() -> None:
-        running.give_up()
+    async def start_listening(messages: Connection) -> None:
+        try:
+            await server.add_sockets(listeners)
+            _send(messages, "")
+        except OSError as exc:  # another program listens on the port
+            refuse(sockets.bind_error(settings.host, settings.port, exc))
 
-    found = build_services(settings, on_device_lost=lost)
-    app = create_app(found, on_startup_error=refuse, on_ready=ready)
-    config = uvicorn_server.config(app, make_early_rejection(found))
-    running = uvicorn_server.IgnServer(config, found) if parent is None else Member(config, found, parent, refuse)
-    running.run(sockets=[listener, *(listener.dup() for _ in range(uvicorn_server.ACCEPTS - 1))])
+    services = build_services(settings, on_device_lost=lambda: server.abort())
+    app = create_app(services, on_startup_error=refuse, on_ready=on_ready)
+    config = uvicorn_server.config(app, make_early_rejection(services))
+    server = uvicorn_server.IgnServer(config, services, listen_at_start=messages is None)
+    listeners = [listener, *(listener.dup() for _ in range(uvicorn_server.ACCEPTS_PER_TICK - 1))]
+    server.run(sockets=listeners)
     if refusals:
         raise refusals[0]
-    return int(running.broken)
+    return int(server.aborted)
 
 
-def spare_collector() -> None:
-    """Let the garbage collector pass over all that is here by now, modules and models, and come seldom.
+def tune_gc() -> None:
+    """Exclude all objects that exist now, modules and models, from garbage collection, and make collections rare.
 
-    Requests leave no cycles: all it ever did was to look at every object of the process, for a twentieth of the time.
+    Requests create no reference cycles. Without this, collections that find nothing take 5 % of the CPU time.
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(_COLLECT_AFTER)
+    gc.set_threshold(_GC_THRESHOLD)
 
 
 def configure_logging(settings: Settings) -> None:
-    """Log to stderr, as the settings say."""
+    """Log to stderr in the format of the settings."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if settings.log_format == "json" else TextFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    # uvicorn says what this program says itself, or what the access log says.
+    # This service writes its own startup, shutdown and access lines.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    # It warns of every malformed form; the answer has said so.
+    # It warns about each malformed form, which the response already reports.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     logging.getLogger("service.access").setLevel(logging.INFO if settings.access_log else logging.WARNING)
-    # No line names them, and there is a line for every request.
+    # The formatters do not use thread and process names, and finding them costs time for each request.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False

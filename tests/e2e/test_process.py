@@ -61,6 +61,7 @@ def start(environ: Mapping[str, str]) -> "subprocess.Popen[str]":
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,  # a process group of its own, which Ctrl-C would reach
     )
 
 
@@ -358,21 +359,48 @@ class TestSeveralProcesses:
             served_until(process, lambda: dead not in workers_of(process) and listeners(process) == 2)
             assert alive in workers_of(process)
 
-    def test_when_the_first_dies_early_the_other_opens_the_port(self, environ: dict[str, str]) -> None:
+    def test_a_worker_that_loads_accepts_no_connection(self, environ: dict[str, str]) -> None:
+        with socket.socket() as reserved:
+            reserved.bind(("127.0.0.1", 0))
+            port = reserved.getsockname()[1]
+        popen = start(environ | TWO | {"IGN_PORT": str(port)})
+        try:
+            process = Process(popen, f"http://127.0.0.1:{port}")
+            while True:
+                with suppress(httpx.ConnectError):
+                    assert process.get("/readyz").status_code == 200
+                    break
+            assert address_of(popen) == process.url
+            served_until(process, lambda: listeners(process) == 2)
+        finally:
+            popen.kill()
+            popen.communicate()
+
+    def test_a_worker_that_dies_while_it_loads_is_restarted(self, environ: dict[str, str]) -> None:
         popen = start(environ | TWO)
         try:
+            while not (workers := workers_of(Process(popen, ""))):
+                pass
+            os.kill(workers[0], signal.SIGKILL)
             process = Process(popen, address_of(popen))
-            os.kill(workers_of(process)[0], signal.SIGKILL)
-            while True:
-                with suppress(httpx.TransportError):  # for a moment nobody listens
-                    if process.get("/readyz").status_code == 200:
-                        break
             served_until(process, lambda: listeners(process) == 2)
             process.terminate()
             assert process.ended()[0] == 0
         finally:
             popen.kill()
             popen.communicate()
+
+    def test_an_interrupt_of_the_process_group_drains(self, environ: dict[str, str]) -> None:
+        """Ctrl-C in a terminal: the workers must not take it for a second signal."""
+        with running(environ | TWO) as process, httpx.Client(timeout=PATIENCE_S) as client:
+            with client.stream("POST", process.url + "/generate", json=LONG, headers=EVENTS) as response:
+                lines = response.iter_lines()
+                assert next(lines) == "event: step"
+                os.killpg(process.popen.pid, signal.SIGINT)
+                assert "event: done" in list(lines)
+            status, said = process.ended()
+            assert status == 0
+            assert "Traceback" not in said
 
     def test_they_leave_with_their_parent(self, environ: dict[str, str]) -> None:
         with running(environ | TWO) as process:

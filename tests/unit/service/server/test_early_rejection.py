@@ -10,7 +10,7 @@ from service.api.http.problems import problem_response
 from service.api.middleware.in_flight import TOO_MANY, InFlightRequests
 from service.domain.errors import TooManyConnections
 from service.observability.logs import Observe
-from service.server.early_rejection import PACE, EarlyRejection
+from service.server.early_rejection import MAX_STARTS_PER_TICK, EarlyRejection
 
 LIMIT = 4
 
@@ -42,36 +42,36 @@ def make(limit: int = LIMIT, observe: Observe | None = None) -> EarlyRejection:
 
 def test_it_is_full_at_the_limit() -> None:
     in_flight = InFlightRequests()
-    door = EarlyRejection(in_flight=in_flight, limit=2)
+    early = EarlyRejection(in_flight=in_flight, limit=2)
     in_flight.enter()
-    assert not door.is_full()
+    assert not early.is_full()
     second = in_flight.enter()
-    assert door.is_full()
+    assert early.is_full()
     in_flight.leave(second)
-    assert not door.is_full()
+    assert not early.is_full()
 
 
 def test_those_count_too_who_have_only_begun_or_wait() -> None:
     loop = Loop()
-    door = make(limit=PACE + 2)
-    for _ in range(PACE + 1):
-        door.enter(lambda: None, loop.call_soon)
-    assert not door.is_full()
-    door.enter(lambda: None, loop.call_soon)
-    assert door.is_full()
+    early = make(limit=MAX_STARTS_PER_TICK + 2)
+    for _ in range(MAX_STARTS_PER_TICK + 1):
+        early.admit(lambda: None, loop.call_soon)
+    assert not early.is_full()
+    early.admit(lambda: None, loop.call_soon)
+    assert early.is_full()
     loop.turn()
-    assert not door.is_full()
+    assert not early.is_full()
 
 
 def test_a_refusal_is_what_the_application_would_have_answered() -> None:
     own = problem_response(TooManyConnections(TOO_MANY), "mine")
-    headers, body = parsed(make(0).refusal(b"POST", [(b"host", b"x"), (b"x-request-id", b"mine")]))
+    headers, body = parsed(make(0).rejection(b"POST", [(b"host", b"x"), (b"x-request-id", b"mine")]))
     assert headers == dict(own.headers) | {"x-request-id": "mine"}
     assert body == json.loads(bytes(own.body))
 
 
 def test_the_length_is_that_of_the_body() -> None:
-    answer = make(0).refusal(b"POST", [])
+    answer = make(0).rejection(b"POST", [])
     headers, _ = parsed(answer)
     assert answer is not None
     assert int(headers["content-length"]) == len(answer.partition(b"\r\n\r\n")[2])
@@ -79,14 +79,14 @@ def test_the_length_is_that_of_the_body() -> None:
 
 @pytest.mark.parametrize("given", [b"", b"two words", b"x\xff", b"a" * 129])
 def test_a_bad_id_is_replaced(given: bytes) -> None:
-    headers, body = parsed(make(0).refusal(b"POST", [(b"x-request-id", given)]))
+    headers, body = parsed(make(0).rejection(b"POST", [(b"x-request-id", given)]))
     assert body["request_id"] == headers["x-request-id"]
     assert len(body["request_id"]) == 32
 
 
 @pytest.mark.parametrize(("method", "headers"), [(b"GET", []), (b"HEAD", []), (b"POST", [(b"origin", b"null")])])
 def test_what_it_leaves_to_the_application(method: bytes, headers: list[tuple[bytes, bytes]]) -> None:
-    assert make(0).refusal(method, headers) is None
+    assert make(0).rejection(method, headers) is None
 
 
 def test_a_refusal_is_counted_and_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -96,29 +96,29 @@ def test_a_refusal_is_counted_and_logged(caplog: pytest.LogCaptureFixture) -> No
         seen.append((route, status, state["problem"]))
 
     with caplog.at_level(logging.INFO, "service.access"):
-        make(0, observe).refusal(b"POST", [(b"x-request-id", b"mine")])
+        make(0, observe).rejection(b"POST", [(b"x-request-id", b"mine")])
     assert seen == [("unmatched", 503, "too_many_connections")]
     assert [record.getMessage() for record in caplog.records] == ["mine POST unmatched 503 0.0 ms"]
 
 
 def test_an_idle_service_begins_at_once() -> None:
     begun: list[int] = []
-    make().enter(lambda: begun.append(0), Loop().call_soon)
+    make().admit(lambda: begun.append(0), Loop().call_soon)
     assert begun == [0]
 
 
 def test_so_many_a_turn_in_the_order_of_arrival() -> None:
-    door, loop, begun = make(), Loop(), list[int]()
+    early, loop, begun = make(), Loop(), list[int]()
     sizes = []
-    for i in range(2 * PACE + 1):
-        door.enter(lambda i=i: begun.append(i), loop.call_soon)  # type: ignore[misc]
+    for i in range(2 * MAX_STARTS_PER_TICK + 1):
+        early.admit(lambda i=i: begun.append(i), loop.call_soon)  # type: ignore[misc]
     while True:
         sizes.append(len(begun))
         if not loop.ready:
             break
         loop.turn()
         if len(sizes) == 1:  # one more, behind those who wait
-            door.enter(lambda: begun.append(2 * PACE + 1), loop.call_soon)
-    assert sizes[:3] == [PACE, 2 * PACE, 2 * PACE + 2]
-    assert begun == list(range(2 * PACE + 2))
+            early.admit(lambda: begun.append(2 * MAX_STARTS_PER_TICK + 1), loop.call_soon)
+    assert sizes[:3] == [MAX_STARTS_PER_TICK, 2 * MAX_STARTS_PER_TICK, 2 * MAX_STARTS_PER_TICK + 2]
+    assert begun == list(range(2 * MAX_STARTS_PER_TICK + 2))
     assert len(sizes) == 4  # the last turn begins nothing, and asks for no other

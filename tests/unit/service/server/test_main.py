@@ -282,7 +282,7 @@ def test_ipv6(said: Said) -> None:
     except StartupError:
         pytest.skip("no IPv6 here")
     with listener:
-        sockets.announce(listener)
+        sockets.write_startup_line(listener)
         port = listener.getsockname()[1]
         assert said.until("listening on ") == f"http://[::1]:{port}"
         socket.create_connection(("::1", port)).close()

@@ -1,7 +1,7 @@
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,15 +9,20 @@ import pytest
 
 from service.domain.errors import StartupError
 from service.server import supervisor
-from service.server.supervisor import Work, share_of, supervise
+from service.server.supervisor import WorkerMain, per_worker_settings, supervise
 from service.settings import Settings
 from tests.contract.harness import PATIENCE_S
 from tests.helpers import worker_fakes
 
 
 @pytest.fixture(autouse=True)
-def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "")  # put back afterwards
+def _own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """`supervise` changes the environment and the signal handlers of its process, which here is pytest's."""
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "")
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -32,217 +37,91 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def supervised(settings: Settings, work: Work, script: Callable[[], None]) -> tuple[int, list[int]]:
-    """Run the crew here, where signals arrive, and the script beside it; (status, processes that ended)."""
-    ended: list[int] = []
-    said: list[str] = []
-    folders: set[Path] = set()
+def pids(settings: Settings) -> set[int]:
+    """The workers that have started, dead ones included."""
+    return {int(file.name) for file in settings.model_dir.iterdir() if file.stat().st_size}
 
-    def forget(pid: int, folder: Path) -> None:
-        assert folder.is_dir()
-        folders.add(folder)
-        ended.append(pid)
+
+def started(settings: Settings, count: int) -> Callable[[], None]:
+    return lambda: until(lambda: len(pids(settings)) >= count)
+
+
+def supervised(settings: Settings, main: WorkerMain, script: Callable[[], None], number: int = signal.SIGTERM) -> int:
+    """Supervise in this thread, where signals arrive, with the script in another; then send the signal."""
 
     def run() -> None:
         try:
             script()
         finally:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
 
-    before = signal.signal(signal.SIGTERM, lambda *_: None)  # one that comes early or late ends nothing else
+    listening: list[bool] = []
     with ThreadPoolExecutor(1) as pool:
         done = pool.submit(run)
         try:
-            status = supervise(settings, work, listening=lambda: said.append("listening"), forget=forget)
+            return supervise(settings, main, on_listening=lambda: listening.append(True))
         finally:
             done.result(PATIENCE_S)
-            signal.signal(signal.SIGTERM, before)
-            assert said == (["listening"] if work in (worker_fakes.told_to_stop, worker_fakes.one_dies) else [])
-            assert not any(folder.exists() for folder in folders)
-    return status, ended
-
-
-def pids(settings: Settings) -> set[int]:
-    """Those that have said hello."""
-    return {int(file.name) for file in settings.model_dir.iterdir() if file.stat().st_size}
+            assert len(listening) == (main in (worker_fakes.serves, worker_fakes.stops_badly))
+            assert not any(Path(f"/proc/{pid}").exists() for pid in pids(settings))
 
 
 def test_limits_are_divided_and_a_full_request_still_fits(settings: Settings) -> None:
-    share = share_of(settings)
+    share = per_worker_settings(settings)
     assert (share.threads, share.max_inflight_requests, share.queue_rows) == (2, 4, 64)
     assert share.max_images == settings.max_images
-    assert share_of(settings.replace(threads=1)).threads == 1
+    assert per_worker_settings(settings.replace(threads=1)).threads == 1
 
 
-def test_they_run_until_stopped(settings: Settings) -> None:
-    status, ended = supervised(settings, worker_fakes.told_to_stop, lambda: until(lambda: len(pids(settings)) == 3))
-    assert status == 0
-    assert set(ended) == pids(settings)
-    assert {file.read_text() for file in settings.model_dir.iterdir()} == {"2 64"}
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_workers_run_until_a_signal(settings: Settings, number: int) -> None:
+    assert supervised(settings, worker_fakes.serves, started(settings, 3), number) == 0
+    (said,) = {file.read_text() for file in settings.model_dir.iterdir()}
+    threads, queue_rows, folder = said.split()
+    assert (threads, queue_rows) == ("2", "64")
+    assert not Path(folder).exists()
 
 
-def test_one_that_dies_is_replaced(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_worker_that_dies_is_restarted_and_its_gauges_are_dropped(settings: Settings) -> None:
     def script() -> None:
-        until(lambda: len(pids(settings)) == 3)
-        os.kill(min(pids(settings)), signal.SIGKILL)
-        until(lambda: len(pids(settings)) == 4)
+        started(settings, 3)()
+        first = min(pids(settings))
+        folder = Path((settings.model_dir / str(first)).read_text().split()[2])
+        os.kill(first, signal.SIGKILL)
+        started(settings, 4)()
+        assert {file.name for file in folder.iterdir()} == {
+            f"gauge_livesum_{pid}.db" for pid in pids(settings) - {first}
+        }
 
-    status, ended = supervised(settings, worker_fakes.told_to_stop, script)
-    assert status == 0
-    assert ended[0] == min(pids(settings))
-    assert set(ended) == pids(settings)
-    assert f"process {ended[0]} ended with status -9; another takes its place" in caplog.text
-
-
-def unattended(settings: Settings, work: Work) -> None:
-    """Until it ends by itself."""
-    supervise(settings, work, listening=lambda: None, forget=lambda *_: None)
+    assert supervised(settings, worker_fakes.serves, script) == 0
 
 
-def test_a_refusal_to_start_is_everybodys(settings: Settings) -> None:
+def test_a_worker_that_dies_again_and_again_is_restarted_after_a_pause(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "_RESTART_INTERVAL_S", 0.5)
+    begun = time.monotonic()
+    assert supervised(settings.replace(workers=1), worker_fakes.dies, started(settings, 3)) in (0, 5)
+    assert time.monotonic() - begun >= 1.0
+
+
+def test_a_refusal_to_start_stops_all(settings: Settings) -> None:
     with pytest.raises(StartupError, match="no model in /nowhere"):
-        unattended(settings, worker_fakes.refuses)
+        supervise(settings, worker_fakes.refuses, on_listening=lambda: None)
 
 
-def test_a_refusal_of_one_that_replaces_another_too(settings: Settings) -> None:
+def test_a_refusal_of_a_restarted_worker_stops_all(settings: Settings) -> None:
     def script() -> None:
-        until(lambda: len(pids(settings)) == 3)
+        started(settings, 3)()
         os.kill(min(pids(settings)), signal.SIGKILL)
 
     with ThreadPoolExecutor(1) as pool:
         done = pool.submit(script)
         with pytest.raises(StartupError, match="no model in /nowhere"):
-            unattended(settings, worker_fakes.refuses_later)
+            supervise(settings, worker_fakes.refuses_later, on_listening=lambda: None)
         done.result(PATIENCE_S)
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids(settings))
 
 
-def test_one_that_stops_badly_is_seen_in_the_status(settings: Settings) -> None:
-    status, _ = supervised(settings, worker_fakes.stops_badly, lambda: until(lambda: len(pids(settings)) == 3))
-    assert status == 7
-
-
-def noted(settings: Settings, what: str) -> dict[int, int]:
-    """Processes `by_hand` that have come so far, and when."""
-    lines = {pid: (settings.model_dir / str(pid)).read_text().split("\n") for pid in pids(settings)}
-    return {pid: int(line.split()[1]) for pid, of in lines.items() for line in of[:-1] if line.startswith(what)}
-
-
-def make_ready(settings: Settings, pid: int) -> None:
-    os.kill(pid, signal.SIGUSR1)
-    until(lambda: pid in noted(settings, "ready"))
-
-
-def replaced(settings: Settings, pid: int) -> int:
-    """Kill it and await the next: by then all that was said before has been heard."""
-    before = pids(settings)
-    os.kill(pid, signal.SIGKILL)
-    until(lambda: len(pids(settings)) > len(before))
-    return (pids(settings) - before).pop()
-
-
-def begun(settings: Settings) -> tuple[int, list[int]]:
-    """The one that opens the port, and the others."""
-    until(lambda: len(pids(settings)) == 3 and bool(noted(settings, "told")))
-    (first,) = noted(settings, "told")
-    return first, sorted(pids(settings) - {first})
-
-
-def test_nobody_listens_beside_one_that_loads(settings: Settings) -> None:
-    def script() -> None:
-        first, (second, third) = begun(settings)
-        make_ready(settings, second)
-        fourth = replaced(settings, third)
-        assert set(noted(settings, "told")) == {first}
-        make_ready(settings, first)
-        until(lambda: second in noted(settings, "told"))
-        fifth = replaced(settings, fourth)
-        assert set(noted(settings, "told")) == {first, second}
-        sixth = replaced(settings, second)
-        for pid in (sixth, fifth):
-            make_ready(settings, pid)
-            until(lambda pid=pid: pid in noted(settings, "told"))  # type: ignore[misc]
-        told, ready = noted(settings, "told"), noted(settings, "ready")
-        assert told[first] < ready[first] < told[second]
-        assert all(told[pid] > ready[pid] for pid in (second, fifth, sixth))
-
-    assert supervised(settings, worker_fakes.by_hand, script)[0] == 0
-
-
-def test_when_the_first_dies_before_it_is_ready_another_one_opens_the_port(settings: Settings) -> None:
-    def script() -> None:
-        first, others = begun(settings)
-        replaced(settings, first)
-        until(lambda: len(noted(settings, "told")) == 2)
-        (second,) = set(noted(settings, "told")) - {first}
-        (third,) = set(others) - {second}
-        make_ready(settings, third)
-        replaced(settings, second)  # it has not been ready either, but now there is one that is
-        until(lambda: third in noted(settings, "told"))
-        assert len(noted(settings, "told")) == 3
-
-    assert supervised(settings, worker_fakes.by_hand, script)[0] == 0
-
-
-def test_when_all_die_one_opens_the_port_at_once(settings: Settings) -> None:
-    def script() -> None:
-        first, _ = begun(settings)
-        make_ready(settings, first)
-        for pid in pids(settings):
-            os.kill(pid, signal.SIGKILL)
-        until(lambda: len(pids(settings)) == 6 and len(noted(settings, "told")) > 1)
-
-    assert supervised(settings, worker_fakes.by_hand, script)[0] == 0
-
-
-def pauses(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage().partition("takes its place")[2] for record in caplog.records]
-
-
-@pytest.fixture
-def alone(settings: Settings) -> Settings:
-    return settings.replace(workers=1)
-
-
-def test_it_gives_up_when_none_gets_ready(
-    alone: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(supervisor, "_PAUSE_S", 0.001)
-    with pytest.raises(StartupError, match="5 processes in a row did not last, the last one ended with status 5"):
-        unattended(alone, worker_fakes.dies)
-    assert pauses(caplog) == ["", " in 0.001 s", " in 0.002 s", " in 0.004 s"]
-
-
-def test_it_does_not_give_up_while_one_serves(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(supervisor, "_PAUSE_S", 0.001)
-    two = settings.replace(workers=2)
-    status, _ = supervised(two, worker_fakes.one_dies, lambda: until(lambda: len(pauses(caplog)) > 5))
-    assert status in (0, 5)
-
-
-def test_one_that_dies_again_and_again_is_replaced_after_a_pause_that_grows_to_a_bound(
-    alone: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(supervisor, "_PAUSE_S", 0.001)
-    monkeypatch.setattr(supervisor, "_MAX_PAUSE_S", 0.003)
-    supervised(alone, worker_fakes.dies_later, lambda: until(lambda: len(pauses(caplog)) > 6))
-    assert pauses(caplog)[:6] == ["", " in 0.001 s", " in 0.002 s", " in 0.003 s", " in 0.003 s", " in 0.003 s"]
-
-
-def test_one_that_has_served_for_long_is_replaced_at_once(
-    alone: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(supervisor, "_LASTING_S", 0.0)
-    supervised(alone, worker_fakes.dies_later, lambda: until(lambda: len(pauses(caplog)) > 3))
-    assert set(pauses(caplog)) == {""}
-
-
-def test_a_signal_ends_the_pause(
-    alone: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(supervisor, "_PAUSE_S", 3600.0)
-    monkeypatch.setattr(supervisor, "_MAX_PAUSE_S", 3600.0)
-    status, ended = supervised(alone, worker_fakes.dies, lambda: until(lambda: " in 3600 s" in pauses(caplog)))
-    assert (status, len(ended)) == (0, 2)
+def test_a_worker_that_stops_badly_is_seen_in_the_status(settings: Settings) -> None:
+    assert supervised(settings, worker_fakes.stops_badly, started(settings, 3)) == 7

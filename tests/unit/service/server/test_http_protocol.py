@@ -1,9 +1,16 @@
 import asyncio
+import socket
+import time
 from collections.abc import Callable
 
 import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
 
-from service.server.http_protocol import _JOINED, WriteCoalescer
+from service.api.middleware.in_flight import InFlightRequests
+from service.server.early_rejection import EarlyRejection
+from service.server.http_protocol import _MAX_JOINED, WriteCoalescer
+from service.server.uvicorn_server import config
 
 HEAD, BODY = b"HTTP/1.1 200 OK\r\n\r\n", b"body"
 
@@ -64,7 +71,7 @@ def test_answers_of_one_turn_stay_in_order() -> None:
     assert joined(written(use)) == b"01234"
 
 
-@pytest.mark.parametrize(("size", "writes"), [(_JOINED, 1), (_JOINED + 1, 2)])
+@pytest.mark.parametrize(("size", "writes"), [(_MAX_JOINED, 1), (_MAX_JOINED + 1, 2)])
 def test_a_long_body_is_not_copied(size: int, writes: int) -> None:
     def use(transport: WriteCoalescer, _: Wire) -> None:
         transport.write(HEAD)
@@ -97,3 +104,36 @@ def test_the_rest_is_the_transports_own() -> None:
         assert not transport.is_closing()
 
     assert written(use) == []
+
+
+def test_uvicorn_calls_the_hook_that_starts_requests() -> None:
+    """The hook is private in uvicorn. Without it, requests would start unpaced, and deadlines would count too late."""
+    arrivals: list[float] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await receive()
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+            await send({"type": "lifespan.shutdown.complete"})
+        else:
+            arrivals.append(scope["state"]["arrival"])
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+            await send({"type": "http.response.body"})
+
+    async def main(listener: socket.socket) -> bytes:
+        server = uvicorn.Server(config(app, EarlyRejection(in_flight=InFlightRequests(), limit=1)))
+        serving = asyncio.create_task(server.serve([listener]))
+        reader, writer = await asyncio.open_connection(*listener.getsockname())
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        answer = await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+        server.should_exit = True
+        await serving
+        return answer
+
+    before = time.monotonic()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        assert asyncio.run(main(listener)).startswith(b"HTTP/1.1 200 ")
+    assert len(arrivals) == 1
+    assert before <= arrivals[0] <= time.monotonic()
