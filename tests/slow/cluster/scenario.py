@@ -24,13 +24,13 @@ from ray import serve
 from ray.cluster_utils import Cluster
 
 from ign_client import Client
-from service.cluster import Options, app
+from service.ray_serve import DeploymentOptions, app
 
 URL = "http://127.0.0.1:8000"
 PATIENCE_S = 120.0
 CALLERS = 8
 # Every node has one CPU and every replica takes one, so two replicas are on two nodes.
-OPTIONS = Options(
+OPTIONS = DeploymentOptions(
     min_replicas=1,
     max_replicas=2,
     target_ongoing_requests=4,

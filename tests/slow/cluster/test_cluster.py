@@ -13,8 +13,16 @@ from pydantic import ValidationError
 from starlette.types import Message, Receive, Scope, Send
 
 from service import cluster
-from service.cluster import Front, Options, Replica, app, once, proxy
 from service.domain.errors import Draining, StartupError
+from service.ray_serve import (
+    DeploymentOptions,
+    RayProxyMiddleware,
+    Replica,
+    app,
+    drop_duplicate_request_id,
+    proxy_callback,
+    replica_settings,
+)
 from service.settings import load_settings
 from tests.contract.harness import settings, write_models
 from tests.helpers.live import ROOT, environment
@@ -39,7 +47,7 @@ def day(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             IGN_DEFAULT_MODEL="grey",
             IGN_MAX_STEPS="1000000000",
             IGN_DRAIN_S="60",
-            RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH="service.cluster.proxy",
+            RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH="service.ray_serve.proxy_callback",
             RAY_USAGE_STATS_ENABLED="0",
         ),
         capture_output=True,
@@ -89,8 +97,8 @@ def test_a_node_that_is_killed_takes_only_what_it_had_in_hand(day: dict[str, Any
 def test_the_options_of_kuberay_are_ours() -> None:
     spec = yaml.safe_load(KUBERAY.read_text(encoding="utf-8"))["spec"]
     (application,) = yaml.safe_load(spec["serveConfigV2"])["applications"]
-    assert application["import_path"] == "service.cluster:app"
-    options = Options.model_validate(application["args"])
+    assert application["import_path"] == "service.ray_serve:app"
+    options = DeploymentOptions.model_validate(application["args"])
     found = load_settings(application["runtime_env"]["env_vars"])
     assert (options.gpus, found.device) == (1, "cuda")
     (workers,) = spec["rayClusterConfig"]["workerGroupSpecs"]
@@ -108,9 +116,10 @@ def test_kuberay_deploys_the_ray_that_is_meant() -> None:
     version = yaml.safe_load(KUBERAY.read_text(encoding="utf-8"))["spec"]["rayClusterConfig"]["rayVersion"]
     recipe = KUBERAY.with_name("Dockerfile").read_text(encoding="utf-8")
     assert f"FROM rayproject/ray:{version}-py311\n" in recipe
-    assert "service.cluster.proxy" in recipe
-    (layer,) = proxy()
-    assert isinstance(layer.cls(app=None), Front)  # type: ignore[arg-type, call-arg]
+    assert "service.ray_serve.proxy_callback" in recipe
+    assert (cluster.app, cluster.proxy) == (app, proxy_callback)  # the old names
+    (layer,) = proxy_callback()
+    assert isinstance(layer.cls(app=None), RayProxyMiddleware)  # type: ignore[arg-type, call-arg]
 
 
 def test_ray_takes_the_configuration_of_kuberay() -> None:
@@ -124,7 +133,7 @@ def test_ray_takes_the_configuration_of_kuberay() -> None:
 @pytest.mark.parametrize("said", [{"gpu": 1}, {"min_replicas": 0}, {"cpus": "x"}, {"target_ongoing_requests": 0}])
 def test_options_are_held_to_what_they_mean(said: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        Options.model_validate(said)
+        DeploymentOptions.model_validate(said)
 
 
 @pytest.mark.parametrize(
@@ -133,16 +142,15 @@ def test_options_are_held_to_what_they_mean(said: dict[str, Any]) -> None:
 def test_a_device_that_ray_does_not_give_is_refused(
     device: str, gpus: int, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("ray.serve", reason="Ray is not installed, so nothing was deployed")
     monkeypatch.setenv("IGN_DEVICE", device)
     with pytest.raises(StartupError, match=told):
-        app(Options(gpus=gpus))
+        replica_settings(DeploymentOptions(gpus=gpus))
 
 
 @pytest.mark.parametrize(("given", "used"), [(0.25, 1), (1, 1), (2, 2)])
 def test_a_replica_serves_on_all_the_gpus_it_is_given(given: float, used: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IGN_DEVICE", "auto")
-    found = cluster._settings(Options(gpus=given))
+    found = replica_settings(DeploymentOptions(gpus=given))
     assert (found.device, found.gpu_count) == ("cuda", used)
 
 
@@ -152,7 +160,7 @@ def test_a_replica_is_healthy_once_its_models_are(tmp_path: Path) -> None:
         built: Any = replica.__serve_build_asgi_app__()
         async with built.router.lifespan_context(built):
             await replica.check_health()
-            built.state.services.traffic.draining = True
+            built.state.services.in_flight.draining = True
             with pytest.raises(Draining, match="shutting down"):
                 await replica.check_health()
 
@@ -185,7 +193,7 @@ def answered(messages: list[Message]) -> list[Message]:
         heard.append(message)
 
     scope = {"type": "http", "headers": [(b"x-request-id", b"mine")]}
-    asyncio.run(Front(inner)(scope, receive, send))
+    asyncio.run(RayProxyMiddleware(inner)(scope, receive, send))
     return heard
 
 
@@ -202,4 +210,4 @@ def test_an_answer_passes_with_one_request_id() -> None:
     start = {"type": "http.response.start", "status": 200, "headers": twice}
     body = {"type": "http.response.body", "body": b"picture"}
     assert answered([start, body]) == [{**start, "headers": twice[:2]}, body]
-    assert once([]) == []
+    assert drop_duplicate_request_id([]) == []
