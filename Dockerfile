@@ -1,18 +1,18 @@
-# Two images of the service: `--target cpu`, and `--target gpu`, which is the default. Neither holds torch, a compiler
-# or pip. The CUDA libraries of the GPU image are NVIDIA's wheels: docs/deployment.md says why.
+# Two images of the service: `--target gpu` (the default) and `--target cpu`. Neither contains torch, a compiler or pip.
+# The CUDA libraries of the GPU image are NVIDIA's wheels; docs/deployment.md gives the reason.
 
 FROM python:3.11-slim-bookworm AS base
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1
 
-# An environment without pip, filled by the pip of another one that stays behind.
+# An environment without pip. The pip of a second environment fills it, which is not copied into the image.
 FROM base AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_NO_CACHE_DIR=1
 RUN python3 -m venv /opt/build && python3 -m venv --without-pip /opt/venv
 WORKDIR /lock
 
-# Locked, hashed, wheels only: nothing of what is fetched runs here, and a change of the code leaves this layer alone.
+# Locked, with hashes, wheels only: no downloaded code runs during the build. A change of the code keeps this layer.
 FROM build AS build-cpu
 COPY docker/lock/cpu.txt ./
 RUN /opt/build/bin/pip --python /opt/venv/bin/python3 install --no-deps --only-binary :all: --require-hashes -r cpu.txt
@@ -21,8 +21,8 @@ FROM build AS build-gpu
 COPY docker/lock/gpu.txt ./
 RUN /opt/build/bin/pip --python /opt/venv/bin/python3 install --no-deps --only-binary :all: --require-hashes -r gpu.txt
 
-# Compiled here, as the root file system is read-only later. Copies keep the modes of the checkout, and where that is
-# kept to oneself (umask 077), the image's user could not read them.
+# Compile here, because the root file system is read-only at run time. Set the modes, because a copy keeps those of the
+# checkout, and with umask 077 the image's user could not read the files.
 FROM base AS code
 WORKDIR /app
 COPY LICENSE docker/healthcheck.py ./
@@ -35,8 +35,8 @@ COPY models ./
 RUN chmod -R a+rX .
 
 FROM base AS runtime
-# A home that can be written to when nothing else can: drivers keep compiled kernels there. And onnxruntime's official
-# builds report to their maker unless told not to.
+# A home directory that is writable even with a read-only root file system: drivers store compiled kernels there.
+# ORT_DISABLE_TELEMETRY stops the telemetry of onnxruntime's official builds.
 ENV HOME=/tmp \
     IGN_HOST=0.0.0.0 \
     IGN_MODEL_DIR=/app/models \
@@ -47,7 +47,7 @@ EXPOSE 8000
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
     CMD ["/opt/venv/bin/python3", "-I", "/app/healthcheck.py"]
-# No shell in between: the service is process 1 and gets the signals itself.
+# Without a shell, the service is process 1 and receives the signals.
 ENTRYPOINT ["/opt/venv/bin/python3", "-m", "service"]
 
 FROM runtime AS cpu
@@ -66,7 +66,7 @@ LABEL org.opencontainers.image.title="ign-service" \
 USER 10001:10001
 
 FROM runtime AS gpu
-# A GPU that does not work refuses to start, instead of serving on the CPU unnoticed.
+# Without a working GPU the service does not start; it would otherwise serve on the CPU.
 ENV IGN_DEVICE=cuda \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     NVIDIA_VISIBLE_DEVICES=all

@@ -1,6 +1,6 @@
-# Training, export and evaluation: what serving must not hold. Build it from the root of the repository:
+# Image for training, export and evaluation. Build it from the root of the repository:
 #   docker build -f docker/export.Dockerfile -t ign-export .
-# PyPI's torch for x86_64 brings its CUDA libraries along. It is not locked: pip takes what pyproject.toml allows.
+# PyPI's torch for x86_64 includes the CUDA libraries. Versions are not locked: pip takes what pyproject.toml allows.
 
 FROM python:3.11-slim-bookworm AS base
 ENV PATH=/opt/venv/bin:$PATH \
@@ -11,7 +11,7 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_NO_CACHE_DIR=1
 WORKDIR /src
 RUN python3 -m venv /opt/venv
-# The package without its code: what it depends on becomes a layer that a change of the code leaves alone.
+# Install the dependencies before the code is copied, so that a change of the code keeps this layer.
 COPY pyproject.toml README.md LICENSE ./
 COPY service/__init__.py service/
 # hadolint ignore=DL3013
@@ -19,7 +19,7 @@ RUN mkdir model_export \
     && python3 -m pip install '.[cpu,train]' \
     && python3 -m pip uninstall --yes ign-service
 
-# Readable for the image's user, whatever the modes of the checkout.
+# Make the files readable for the image's user, whatever modes the checkout has.
 FROM base AS code
 WORKDIR /app
 COPY LICENSE ./
@@ -40,7 +40,7 @@ ENV HOME=/tmp \
     PYTHONPATH=/app
 COPY --from=build /opt/venv /opt/venv
 COPY --from=code /app /app
-# Runs and models are written here: mount a folder that user 10001, or whoever `--user` names, may write to.
+# The working directory for runs and models. Mount a folder that user 10001, or the user of `--user`, can write to.
 WORKDIR /work
 USER 10001:10001
 ENTRYPOINT ["/opt/venv/bin/python3", "-m", "model_export"]
