@@ -179,7 +179,11 @@ def _middleware(services: AppState) -> list[Middleware]:
         *layers,
         Middleware(ErrorMiddleware),
         Middleware(ConcurrencyLimitMiddleware, in_flight=services.in_flight, limit=settings.max_inflight_requests),
-        *([] if keys is None else [Middleware(AuthMiddleware, keys=keys, open_paths=open_paths(settings.private_endpoints))]),
+        *(
+            []
+            if keys is None
+            else [Middleware(AuthMiddleware, keys=keys, open_paths=open_paths(settings.private_endpoints))]
+        ),
         *([Middleware(RateLimitMiddleware, rate=settings.rate_limit, parts=settings.workers)] if limited else []),
         Middleware(FastRouter, routes=_fast_routes()),
     ]
