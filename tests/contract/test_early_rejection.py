@@ -1,4 +1,4 @@
-"""The refusal that never reaches the application, on the wire."""
+"""Early rejection over real connections: the application does not see these requests."""
 
 import json
 import socket
@@ -18,7 +18,7 @@ HEALTH = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 class Connection:
-    """One connection, read as a client would."""
+    """One connection with a minimal HTTP client."""
 
     def __init__(self, service: Service) -> None:
         self.socket = socket.create_connection(service.address, PATIENCE_S)
@@ -46,7 +46,7 @@ class Connection:
 
 @contextmanager
 def full(models: Path, monkeypatch: pytest.MonkeyPatch, **options: object) -> Iterator[tuple[Service, Connection]]:
-    """A service that has the one request in flight that it may have, and another connection to it."""
+    """A service at its limit of one request in flight, and a second connection to it."""
     pressed = settings(models, max_inflight_requests=1, **options)
     with gated(monkeypatch, pressed) as (service, gate), ThreadPoolExecutor(1) as pool, gate:
         running = later(service, pool, {})
