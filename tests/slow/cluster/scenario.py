@@ -24,7 +24,7 @@ from ray import serve
 from ray.cluster_utils import Cluster
 
 from ign_client import Client
-from service.ray_serve import DeploymentOptions, app
+from service.cluster import DeploymentOptions, app
 
 URL = "http://127.0.0.1:8000"
 PATIENCE_S = 120.0

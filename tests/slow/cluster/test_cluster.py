@@ -13,16 +13,16 @@ from pydantic import ValidationError
 from starlette.types import Message, Receive, Scope, Send
 
 from service import cluster
-from service.domain.errors import Draining, StartupError
-from service.ray_serve import (
+from service.cluster import (
     DeploymentOptions,
     RayProxyMiddleware,
     Replica,
     app,
     drop_duplicate_request_id,
-    proxy_callback,
+    proxy,
     replica_settings,
 )
+from service.domain.errors import Draining, StartupError
 from service.settings import load_settings
 from tests.contract.harness import settings, write_models
 from tests.helpers.live import ROOT, environment
@@ -47,7 +47,7 @@ def day(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             IGN_DEFAULT_MODEL="grey",
             IGN_MAX_STEPS="1000000000",
             IGN_DRAIN_S="60",
-            RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH="service.ray_serve.proxy_callback",
+            RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH="service.cluster.proxy",
             RAY_USAGE_STATS_ENABLED="0",
         ),
         capture_output=True,
@@ -97,7 +97,7 @@ def test_a_node_that_is_killed_takes_only_what_it_had_in_hand(day: dict[str, Any
 def test_the_options_of_kuberay_are_ours() -> None:
     spec = yaml.safe_load(KUBERAY.read_text(encoding="utf-8"))["spec"]
     (application,) = yaml.safe_load(spec["serveConfigV2"])["applications"]
-    assert application["import_path"] == "service.ray_serve:app"
+    assert application["import_path"] == "service.cluster:app"
     options = DeploymentOptions.model_validate(application["args"])
     found = load_settings(application["runtime_env"]["env_vars"])
     assert (options.gpus, found.device) == (1, "cuda")
@@ -116,9 +116,9 @@ def test_kuberay_deploys_the_ray_that_is_meant() -> None:
     version = yaml.safe_load(KUBERAY.read_text(encoding="utf-8"))["spec"]["rayClusterConfig"]["rayVersion"]
     recipe = KUBERAY.with_name("Dockerfile").read_text(encoding="utf-8")
     assert f"FROM rayproject/ray:{version}-py311\n" in recipe
-    assert "service.ray_serve.proxy_callback" in recipe
-    assert (cluster.app, cluster.proxy) == (app, proxy_callback)  # the old names
-    (layer,) = proxy_callback()
+    assert "service.cluster.proxy" in recipe
+    assert (cluster.app, cluster.proxy) == (app, proxy)  # the old names
+    (layer,) = proxy()
     assert isinstance(layer.cls(app=None), RayProxyMiddleware)  # type: ignore[arg-type, call-arg]
 
 
