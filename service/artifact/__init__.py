@@ -1,1 +1,4 @@
-"""What an exported model is: its card and its golden rows. The contract between export and service."""
+"""What an exported model is: its card, its golden rows, its file names and its pixel range.
+
+`model_export` writes it and `service` reads it; both import this package.
+"""

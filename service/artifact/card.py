@@ -14,6 +14,8 @@ from typing import Annotated, Any, Final, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from service.artifact.files import NAME_PATTERN, VERSION_PATTERN
+from service.artifact.npy import read_npy
 from service.domain.latents import STREAM, FrequencyStatistics, NoiseSource
 
 CARD_KEY: Final = "ign.card"
@@ -21,7 +23,6 @@ NOISE_KEY: Final = "ign.noise"
 INPUT: Final = "x"
 OUTPUT: Final = "y"
 QUANTILES: Final = 101
-NAME_PATTERN: Final = r"^[a-z0-9][a-z0-9_.-]{0,63}$"
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -30,13 +31,13 @@ class CardError(ValueError):
     """A file's metadata holds no card, or one that is not valid; the text says which part."""
 
 
-class _Part(BaseModel):
+class _Section(BaseModel):
     """Frozen; unknown fields are ignored so that an older service reads a newer card of the same schema."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class Noise(_Part):
+class Noise(_Section):
     """Which latents the model was trained on.
 
     Args:
@@ -50,21 +51,21 @@ class Noise(_Part):
     norm: Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class Steps(_Part):
+class Steps(_Section):
     """How often f should be applied when the caller does not say."""
 
     generate: Annotated[int, Field(ge=1, le=64)] = 1
     project: Annotated[int, Field(ge=1, le=64)] = 1
 
 
-class Tolerance(_Part):
+class Tolerance(_Section):
     """Largest absolute difference from the golden rows that a provider may show, by precision."""
 
     fp32: Annotated[float, Field(gt=0)] = 1e-4
     fp16: Annotated[float, Field(gt=0)] = 1e-2
 
 
-class Data(_Part):
+class Data(_Section):
     """What the model learned from: file name, its SHA-256, its licence, number of training pictures."""
 
     name: str
@@ -73,7 +74,7 @@ class Data(_Part):
     pictures: int
 
 
-class Training(_Part):
+class Training(_Section):
     """How it was trained.
 
     Args:
@@ -95,7 +96,7 @@ class Training(_Part):
     config: dict[str, Any]
 
 
-class ModelCard(_Part):
+class ModelCard(_Section):
     """All a service needs to know of one exported model.
 
     Args:
@@ -117,7 +118,7 @@ class ModelCard(_Part):
 
     schema_version: Literal[1] = 1
     name: Annotated[str, Field(pattern=NAME_PATTERN)]
-    version: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}$")]
+    version: Annotated[str, Field(pattern=VERSION_PATTERN)]
     description: str = ""
     objective: Literal["naign", "ign"]
     shape: tuple[Literal[1, 3], Annotated[int, Field(ge=1, le=4096)], Annotated[int, Field(ge=1, le=4096)]]
@@ -208,8 +209,8 @@ def _statistics(text: str | None, shape: tuple[int, int, int]) -> FrequencyStati
     if text is None:
         raise CardError(f"frequency noise needs {NOISE_KEY} metadata")
     try:
-        array = np.load(io.BytesIO(base64.b64decode(text, validate=True)), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as exc:
+        array = read_npy(base64.b64decode(text, validate=True))
+    except ValueError as exc:
         raise CardError(f"{NOISE_KEY} is not a base64 .npy array") from exc
     if array.shape != (4, *shape) or array.dtype != np.float32 or not np.isfinite(array).all():
         raise CardError(f"{NOISE_KEY} must be finite float32 of shape {(4, *shape)}")

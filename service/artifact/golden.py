@@ -1,5 +1,6 @@
-"""Golden rows: what training says f gives, and how closely a provider reproduces it."""
+"""Golden rows: inputs with the outputs of the training framework. A provider must reproduce them."""
 
+import hashlib
 import io
 import math
 import zipfile
@@ -9,9 +10,9 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
-from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from service.artifact.npy import read_npy
 from service.domain.errors import StartupError
 from service.domain.latents import FloatRows
 from service.domain.model import Model
@@ -34,15 +35,21 @@ class Golden:
     y: FloatRows
     digest: str
 
+    def to_bytes(self) -> bytes:
+        """`golden.npz`; the same rows give the same bytes."""
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, x=self.x, y=self.y, digest=np.array(self.digest))
+        return buffer.getvalue()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GoldenReport:
     """How a provider reproduces the golden rows.
 
     Args:
-        difference: largest |f(x) − y| over every batch that was run; infinite when an output was not finite.
-        spread: largest difference of one row between the batches, the places in them, and the devices.
-        tolerance: what `difference` may be.
+        difference: largest |f(x) − y| over all batches; infinite if an output was not finite.
+        spread: largest difference of one row between batches, positions in a batch, and devices.
+        tolerance: upper bound for `difference`.
         batches: batch sizes that were run.
     """
 
@@ -58,24 +65,30 @@ class GoldenReport:
 
     @property
     def reproducible(self) -> Literal["exact", "close"]:
-        """`exact` when a row's bits depend neither on its batch, nor on its place in it, nor on the device."""
+        """`exact` if the bits of a row depend neither on its batch, nor on its position in it, nor on the device."""
         return "exact" if self.spread == 0.0 else "close"
 
 
+def digest_of(data: bytes) -> str:
+    """SHA-256 in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
 def read_golden(path: Path, shape: tuple[int, int, int]) -> Golden:
-    """Read `golden.npz` without pickles, and without trusting the sizes it declares.
+    """Read an untrusted `golden.npz`: no pickles, and sizes are checked before memory is allocated.
 
     Args:
         path: the file.
         shape: (C, H, W) of the model's rows.
 
     Raises:
-        StartupError: not such an archive, too large, or arrays of another kind or shape; the text names no path.
+        StartupError: not such an archive, too large, or arrays of another type or shape; the text names no path.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            x, y, digest = (_array(archive, f"{name}.npy") for name in _MEMBERS)
-    except Exception as exc:  # zlib, zipfile and numpy's header parser have a dozen kinds between them
+            x, y, digest = (_member(archive, f"{name}.npy") for name in _MEMBERS)
+    # zipfile, zlib and the `.npy` reader raise errors of a dozen types on damaged files.
+    except Exception as exc:
         raise StartupError("damaged, or not an archive of x, y and digest") from exc
     if x.ndim != 4 or x.shape[1:] != shape or y.shape != x.shape or not 1 <= len(x) <= MAX_ROWS:
         raise StartupError(f"x and y must both be (1…{MAX_ROWS}, *{shape}), not {x.shape} and {y.shape}")
@@ -84,61 +97,55 @@ def read_golden(path: Path, shape: tuple[int, int, int]) -> Golden:
     return Golden(x=x, y=y, digest=str(digest))
 
 
-def _array(archive: zipfile.ZipFile, member: str) -> NDArray[Any]:
-    if archive.getinfo(member).file_size > MAX_BYTES:
+def _member(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    # A small archive can inflate to gigabytes: check the declared size first.
+    if archive.getinfo(name).file_size > MAX_BYTES:
         raise ValueError("too large")
-    stream = io.BytesIO(archive.read(member))
-    major, _ = npy.read_magic(stream)
-    read_header = npy.read_array_header_1_0 if major == 1 else npy.read_array_header_2_0
-    shape, _, dtype = read_header(stream)
-    # The header's shape is allocated before the data is looked at.
-    if math.prod(shape) * dtype.itemsize != len(stream.getbuffer()) - stream.tell():
-        raise ValueError("size differs from its header")
-    stream.seek(0)
-    return npy.read_array(stream, allow_pickle=False)
+    return read_npy(archive.read(name))
 
 
 def check_golden(model: Model, golden: Golden, tolerance: float, copies: Sequence[Model] = ()) -> GoldenReport:
-    """Run golden rows alone and among others, and compare with what training computed.
+    """Run the golden rows one by one and in batches, and compare with the outputs of the training framework.
 
-    On a device with buckets every row runs in every bucket and in every place of it; else alone, in one batch with
-    the others, and in that batch rotated.
+    If the device has buckets, every row runs in every bucket at every position. Otherwise the rows run one by one, in
+    one batch, and in the same batch rotated by one.
 
     Args:
         model: runs the rows.
         golden: N rows.
         tolerance: largest absolute difference allowed.
-        copies: the model on further devices, which are held to the same rows.
+        copies: the same model on further devices; they must reproduce the same rows.
     """
     x, y = golden.x, golden.y
-    first = _alone(model, x)
-    difference, spread = _largest(first, y), 0.0
+    first = _one_by_one(model, x)
+    difference, spread = max_abs_diff(first, y), 0.0
     batches: set[int] = set()
-    for one in (model, *copies):
-        for places in _placements(one.buckets, len(x)):
-            result = one.run(x[places])
-            difference = max(difference, _largest(result, y[places]))
-            spread = max(spread, _largest(result, first[places]))
-        batches.update(one.buckets or (1, len(x)))
-    for copy in copies:
-        alone = _alone(copy, x)
-        difference, spread = max(difference, _largest(alone, y)), max(spread, _largest(alone, first))
+    for instance in (model, *copies):
+        for index in _batch_layouts(instance.buckets, len(x)):
+            result = instance.run(x[index])
+            difference = max(difference, max_abs_diff(result, y[index]))
+            spread = max(spread, max_abs_diff(result, first[index]))
+        batches.update(instance.buckets or (1, len(x)))
+    for instance in copies:
+        single = _one_by_one(instance, x)
+        difference, spread = max(difference, max_abs_diff(single, y)), max(spread, max_abs_diff(single, first))
     return GoldenReport(difference=difference, spread=spread, tolerance=tolerance, batches=tuple(sorted(batches)))
 
 
-def _alone(model: Model, x: FloatRows) -> FloatRows:
+def max_abs_diff(a: FloatRows, b: FloatRows) -> float:
+    """Largest absolute difference of two arrays of one shape; infinite if a value is not finite."""
+    with np.errstate(invalid="ignore"):
+        difference = float(np.abs(a.astype(np.float64) - b).max())
+    return difference if math.isfinite(difference) else math.inf
+
+
+def _one_by_one(model: Model, x: FloatRows) -> FloatRows:
     return np.concatenate([model.run(row[np.newaxis]) for row in x])
 
 
-def _placements(buckets: Sequence[int] | None, n: int) -> Iterator[NDArray[np.intp]]:
-    """Which of n rows stand where in each batch to be checked."""
+def _batch_layouts(buckets: Sequence[int] | None, n: int) -> Iterator[NDArray[np.intp]]:
+    """For each batch to run, the indices of its rows among n."""
     rotations = range(n) if buckets else range(min(n, 2))
     for size in buckets or (n,):
         for shift in rotations:
             yield (np.arange(size) + shift) % n
-
-
-def _largest(a: FloatRows, b: FloatRows) -> float:
-    with np.errstate(invalid="ignore"):
-        difference = float(np.abs(a.astype(np.float64) - b).max())
-    return difference if math.isfinite(difference) else math.inf

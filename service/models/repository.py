@@ -14,15 +14,15 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final, Literal, Protocol
 
-from service.artifact.card import NAME_PATTERN, ModelCard
+from service.artifact.card import ModelCard
+from service.artifact.files import GOLDEN_FILE, MODEL_FILE, MODEL_FILES, NAME_PATTERN, VERSION_PATTERN
 from service.artifact.golden import Golden, GoldenReport, check_golden, read_golden
 from service.domain.errors import ModelFailure, StartupError
 from service.domain.latents import NoiseSource
 from service.domain.model import DeviceLost, DeviceOutOfMemory, Model
 
 MAX_MODEL_BYTES: Final = 2**31 - 1  # the limit of a protobuf message, which an ONNX file is
-_VERSION: Final = re.compile(r"[1-9][0-9]{0,8}")
-_FILES: Final = {"fp32": "model.onnx", "fp16": "model.fp16.onnx"}
+_VERSION: Final = re.compile(VERSION_PATTERN)
 _LOG = logging.getLogger(__name__)
 
 Files = tuple[tuple[int, int, int, int], ...]
@@ -187,7 +187,7 @@ class Repository:
 
     def files(self, ref: str) -> Files:
         """Identities of the current files of a version; missing files are left out."""
-        names = dict.fromkeys((_FILES[self._precision], _FILES["fp32"], "golden.npz"))
+        names = dict.fromkeys((MODEL_FILES[self._precision], MODEL_FILE, GOLDEN_FILE))
         identities = []
         for name in names:
             try:
@@ -208,7 +208,7 @@ class Repository:
                 model directory.
         """
         files = self.files(ref)  # before the files are read, so that a change during the loading is noticed
-        file = f"{ref}/{_FILES[self._precision]}"
+        file = f"{ref}/{MODEL_FILES[self._precision]}"
         if self._precision == "fp16" and not (self._directory / file).is_file():
             raise StartupError(f"IGN_PRECISION=fp16: {file} is not there; use fp32, or export it")
         data = self._read(file)
@@ -225,15 +225,15 @@ class Repository:
         card = model.card
         if card.ref != ref:
             raise StartupError(f"{file}: its card says {card.ref}")
-        golden_file = f"{ref}/golden.npz"
+        golden_file = f"{ref}/{GOLDEN_FILE}"
         path = self._file(golden_file)
         with wrap_errors(golden_file):
             golden = read_golden(path, card.shape)
         exported = model.digest
         if self._precision != "fp32":  # golden.npz names the digest of the fp32 file
-            exported = sha256(self._read(f"{ref}/{_FILES['fp32']}")).hexdigest()
+            exported = sha256(self._read(f"{ref}/{MODEL_FILE}")).hexdigest()
         if golden.digest != exported:
-            raise StartupError(f"{golden_file}: belongs to another model.onnx, {golden.digest[:12]!r}")
+            raise StartupError(f"{golden_file}: belongs to another {MODEL_FILE}, {golden.digest[:12]!r}")
         report = self._check_golden(file, golden, models)
         return LoadedModel(
             card=card,
@@ -258,7 +258,7 @@ class Repository:
             raise StartupError(f"{file}: does not run on {model.provider}: {exc}") from exc
         if not report.passed:
             raise StartupError(
-                f"{Path(file).parent}/golden.npz: {model.provider} differs by {report.difference:.2g}, "
+                f"{Path(file).parent}/{GOLDEN_FILE}: {model.provider} differs by {report.difference:.2g}, "
                 f"allowed are {report.tolerance:.2g}"
             )
         return report

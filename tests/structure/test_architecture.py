@@ -19,7 +19,7 @@ PACKAGES = {
 }
 MOST_LINES = 400
 ANYWHERE = {"numpy", "service"}
-CONTRACT = ("service.artifact.card", "service.domain")
+CONTRACT = ("service.artifact", "service.domain")
 SCHEDULER = (
     "service.scheduling.scheduler",
     "service.scheduling.worker",
