@@ -27,12 +27,12 @@ from model_export.errors import UserError
 from model_export.evaluation.classifier import classifier_for
 from model_export.evaluation.measures import Evaluation
 from model_export.export.export import card_of
-from model_export.files import atomic
+from model_export.files import atomic_write
 from model_export.training import checkpoint as checkpoints
 from model_export.training import provenance
+from model_export.training.checkpoint import load_run
 from model_export.training.presets import Preset, Stage, Weights, get_preset, ign_stages, naign_stages
 from model_export.training.train import Run
-from model_export.training.trained import load_run
 from service.domain.latents import FloatRows, NoiseSource
 
 _CHUNK: Final = 256
@@ -124,7 +124,7 @@ def measure_all(options: argparse.Namespace) -> None:
             run = trained(name, seed, data, Path(options.out))
             rows.append({"variant": name, "seed": seed, **measured(run, data)})
             report = {"benchmark": "ablations", "data": data.name, "sha256": data.sha256, "rows": rows}
-            with atomic(results) as file:
+            with atomic_write(results) as file:
                 file.write((json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
             print("\n".join(table(rows[-1:])))
 
@@ -135,7 +135,7 @@ def trained(name: str, seed: int, data: Dataset, out: Path) -> Path:
     if variant.after is not None and not (folder / checkpoints.FILE).is_file():
         folder.mkdir(parents=True, exist_ok=True)
         before = trained(variant.after, seed, data, out) / checkpoints.FILE
-        with atomic(folder / checkpoints.FILE) as file, before.open("rb") as source:
+        with atomic_write(folder / checkpoints.FILE) as file, before.open("rb") as source:
             shutil.copyfileobj(source, file)
     device = torch.device("cpu")
     run = Run(

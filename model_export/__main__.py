@@ -1,4 +1,4 @@
-"""`python -m model_export {train,export,verify,evaluate}`."""
+"""`python -m model_export {train,export,verify,evaluate,figures,card}`."""
 
 import sys
 

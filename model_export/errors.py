@@ -1,5 +1,5 @@
-"""What the command line reports as one clear line with exit code 2."""
+"""The error that the command line prints as one line, with exit code 2."""
 
 
 class UserError(Exception):
-    """Something the user can put right: a path, a data set, a checkpoint, an option. The text says what."""
+    """The user can fix the cause: a path, a data set, a checkpoint or an option. The text says which."""

@@ -1,4 +1,4 @@
-"""Files: atomic writes, and a lock for a folder."""
+"""Atomic file writes, and a lock on a folder."""
 
 import fcntl
 import os
@@ -12,15 +12,17 @@ from model_export.errors import UserError
 
 
 @contextmanager
-def atomic(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file beside ``path`` that takes its place when the block ends well, and vanishes otherwise."""
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file beside ``path``; it replaces ``path`` when the block succeeds and is deleted otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
+            # The data must be on disk before the rename, or a power failure could leave an empty file.
             os.fsync(file.fileno())
+        # mkstemp creates the file readable by its owner only.
         os.chmod(name, 0o644)
         os.replace(name, path)
     except BaseException:
@@ -29,11 +31,11 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which the system lets go of when the process ends, however it ends.
+def file_lock(folder: Path) -> Iterator[None]:
+    """Hold an exclusive lock on a folder. The operating system releases it when the process ends for any reason.
 
     Raises:
-        UserError: another process holds it.
+        UserError: another process holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)

@@ -1,1 +1,1 @@
-"""Datasets, noise and corruptions."""
+"""Training data: data sets, latents and corruptions."""

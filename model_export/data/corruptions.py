@@ -1,42 +1,116 @@
-"""Ways to spoil pictures while training, for the projection term; each row has random parameters of its own.
+"""Image corruptions, one function each (the word is that of ImageNet-C: Hendrycks and Dietterich, arXiv 1903.12261).
 
-Pictures are (n, C, H, W) float32 in [−1, 1]. A way to spoil them is a function of the pictures, of uniform numbers
-(n, 3) in [0, 1) (strength, and two for a place) and of standard normal noise of the pictures' shape. The draws are
-made for a whole batch at once, so that ranks and micro-batches only pick their rows. `model_export.data.numpy_corruptions` has
-the fixed ones that restoration is measured by.
+The functions take pictures (N, C, H, W) float32 in [−1, 1] and their parameters. They are used in two ways:
+
+- `RandomCorruptions`: random parameters for every row, for the projection term in training.
+- `CORRUPTIONS` and the factories `noise`, `blur`, …: fixed parameters, for evaluation and figures. They are
+  deterministic: picture i always gets noise i.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final
+from typing import Final, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.ndimage import grey_dilation, grey_erosion
 from torch import Tensor
 from torch.nn import functional
 
-from model_export.training.distributed import Ranks
-from model_export.training.presets import Degradation, Preset
+from service.domain.latents import FloatRows
 
-_BLUR: Final = (0.3, 2.0)  # σ in pixels of a 28-pixel side
-_BLUR_SIDE: Final = 28
+CorruptionName = Literal["noise", "blur", "low_resolution", "hole", "grey", "sketch"]
+
+Corruption = Callable[[FloatRows], FloatRows]
+"""Pictures (N, C, H, W) float32 in [−1, 1] → corrupted copies. Only noise leaves the range."""
+
+# Ranges of the random parameters in training.
+_BLUR_SIGMA: Final = (0.3, 2.0)  # pixels of a 28-pixel side
 _FACTORS: Final = (2, 3, 4)  # of down-sampling
-_HOLE: Final = (0.2, 0.5)  # share of the side
-_SKETCH: Final = (1.75, 5.25)  # σ in pixels of a 64-pixel side; the paper's is 3.5
+_HOLE_SHARE: Final = (0.2, 0.5)  # of the side
+_SKETCH_SIGMA: Final = (1.75, 5.25)  # pixels of a 64-pixel side; the IGN paper uses 3.5
+
+# Strengths are stated for a picture side of this many pixels and scaled to the actual side.
+_BLUR_SIDE: Final = 28
 _SKETCH_SIDE: Final = 64
-_REACH: Final = 3.0  # of a Gaussian kernel, in σ
+
+_TRUNCATE: Final = 3.0  # radius of a Gaussian kernel in units of its largest σ, in training
+_FIXED_TRUNCATE: Final = 4.0  # the same in evaluation: SciPy's default
+_CHUNK: Final = 512  # pictures that are corrupted at once in evaluation: bounds memory
+
+
+# One function for each corruption.
+
+
+def add_noise(x: Tensor, sigma: Tensor | float, normal: Tensor) -> Tensor:
+    """Return x + σ·n; n has the shape of x, σ broadcasts against it."""
+    return x + sigma * normal
+
+
+def gaussian_blur(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
+    """Separable Gaussian blur that repeats the pixels at the edges.
+
+    Args:
+        x: (N, C, H, W).
+        sigma: (N,) in pixels.
+        radius: the kernel has 2·radius + 1 taps.
+    """
+    n, channels, height, width = x.shape
+    offsets = torch.arange(-radius, radius + 1, device=x.device)
+    kernel = torch.exp(-0.5 * (offsets / sigma[:, None]).square())
+    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(channels, 0)  # (N·C, 2·radius + 1)
+    # A grouped convolution blurs every picture with its own kernel: one picture of N·C channels, N·C groups.
+    planes = x.reshape(1, n * channels, height, width)
+    planes = functional.pad(planes, (radius, radius, radius, radius), mode="replicate")
+    planes = functional.conv2d(planes, kernel[:, None, None, :], groups=n * channels)
+    planes = functional.conv2d(planes, kernel[:, None, :, None], groups=n * channels)
+    return planes.reshape(x.shape)
+
+
+def reduce_resolution(x: Tensor, factor: int) -> Tensor:
+    """Average down to 1/factor of the side, then enlarge by repeating pixels."""
+    side = [max(1, length // factor) for length in x.shape[2:]]
+    small = functional.interpolate(x, size=side, mode="area")
+    return functional.interpolate(small, size=x.shape[2:], mode="nearest-exact")
+
+
+def cut_hole(x: Tensor, mask: Tensor) -> Tensor:
+    """Set the pixels where the mask is true to mid-range grey; the mask broadcasts against x."""
+    return x.masked_fill(mask, 0.0)
+
+
+def to_grey(x: Tensor) -> Tensor:
+    """Replace every channel by the mean of the channels (g of the IGN paper, appendix)."""
+    return x.mean(1, keepdim=True).expand_as(x)
+
+
+def to_sketch(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
+    """Return g(x + 1)/(blur(g(x + 1)) + 1e-10) − 1, clipped to [−1, 1] (the IGN paper, appendix); g as in `to_grey`."""
+    light = x.mean(1, keepdim=True) + 1.0
+    lines = light / (gaussian_blur(light, sigma, radius) + 1e-10) - 1.0
+    return lines.clamp(-1.0, 1.0).expand_as(x)
+
+
+def round_to_8_bits(x: Tensor) -> Tensor:
+    """Clip to [−1, 1] and round to the 256 levels that a picture file holds."""
+    return ((x.clamp(-1.0, 1.0) + 1.0) * 127.5).round() / 127.5 - 1.0
+
+
+# Random parameters, for training.
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Draws:
-    """The randomness of one batch.
+    """The random numbers for one batch.
 
     Args:
-        uniform: (B, 3) strength, and two for a place.
-        normal: (B, C, H, W).
-        kind: (B,) index of the degradation.
-        eight_bit: (B,) whether the row is rounded as a picture file holds it.
+        uniform: (B, 3) in [0, 1): the strength, and two for a position.
+        normal: (B, C, H, W), standard normal.
+        kind: (B,) index of the corruption in `RandomCorruptions.names`.
+        eight_bit: (B,) whether the row is rounded to 8 bits.
     """
 
     uniform: Tensor
@@ -44,113 +118,205 @@ class Draws:
     kind: Tensor
     eight_bit: Tensor
 
-    def own(self, ranks: Ranks) -> "Draws":
-        """This rank's rows."""
-        return Draws(*(ranks.own(part) for part in (self.uniform, self.normal, self.kind, self.eight_bit)))
+    def map(self, select: Callable[[Tensor], Tensor]) -> "Draws":
+        """Apply a selection of rows to every part."""
+        return Draws(*(select(part) for part in (self.uniform, self.normal, self.kind, self.eight_bit)))
 
 
-def draw(preset: Preset, batch: int, generator: torch.Generator) -> Draws:
-    """What :func:`degraded` needs for a batch."""
-    device = generator.device
-    # Strength and noise come first: with noise alone, they are all that decides.
-    strength = torch.rand((batch, 1), generator=generator, device=device)
-    normal = torch.randn((batch, *preset.shape), generator=generator, device=device)
-    place = torch.rand((batch, 2), generator=generator, device=device)
-    kind = torch.randint(len(preset.degradations), (batch,), generator=generator, device=device)
-    eight_bit = torch.rand((batch,), generator=generator, device=device) < preset.eight_bit
-    return Draws(torch.cat([strength, place], 1), normal, kind, eight_bit)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RandomCorruptions:
+    """Corrupts every row in one of several ways, with random strength.
+
+    Args:
+        names: the corruptions, equally likely; a name that is listed twice is twice as likely.
+        noise_range: σ of the noise is uniform in this range, in the units of [−1, 1].
+        eight_bit: share of the rows that are rounded to 8 bits, 0 to 1.
+    """
+
+    names: tuple[CorruptionName, ...]
+    noise_range: tuple[float, float]
+    eight_bit: float
+
+    def draw(self, batch: int, shape: tuple[int, int, int], generator: torch.Generator) -> Draws:
+        """Draw the random numbers of a whole batch of rows (C, H, W).
+
+        They do not depend on how the batch is split, so ranks and micro-batches select their own rows afterwards.
+        """
+        device = generator.device
+        # The order of the draws is part of the reproducibility of a run: strength and noise come first.
+        strength = torch.rand((batch, 1), generator=generator, device=device)
+        normal = torch.randn((batch, *shape), generator=generator, device=device)
+        position = torch.rand((batch, 2), generator=generator, device=device)
+        kind = torch.randint(len(self.names), (batch,), generator=generator, device=device)
+        eight_bit = torch.rand((batch,), generator=generator, device=device) < self.eight_bit
+        return Draws(torch.cat([strength, position], 1), normal, kind, eight_bit)
+
+    def apply(self, x: Tensor, draws: Draws) -> Tensor:
+        """Corrupt pictures (B, C, H, W). Noise leaves [−1, 1] in rows that are not rounded to 8 bits."""
+        out = x.clone()
+        for i, name in enumerate(self.names):
+            rows = (draws.kind == i).nonzero()[:, 0]
+            if not len(rows):
+                continue
+            if name == "noise":
+                sigma = _scale(draws.uniform[rows, 0], self.noise_range)[:, None, None, None]
+                out[rows] = add_noise(x[rows], sigma, draws.normal[rows])
+            else:
+                out[rows] = RANDOM[name](x[rows], draws.uniform[rows])
+        return torch.where(draws.eight_bit[:, None, None, None], round_to_8_bits(out), out) if self.eight_bit else out
 
 
-def degraded(x: Tensor, preset: Preset, draws: Draws) -> Tensor:
-    """Every row spoiled in one of the preset's ways; noise may leave the range where the row is not 8-bit."""
-    out = x.clone()
-    for i, name in enumerate(preset.degradations):
-        rows = (draws.kind == i).nonzero()[:, 0]
-        if not len(rows):
-            continue
-        if name == "noise":
-            out[rows] = noise(x[rows], draws.uniform[rows], draws.normal[rows], *preset.noise_range)
-        else:
-            out[rows] = SPOIL[name](x[rows], draws.uniform[rows])
-    return torch.where(draws.eight_bit[:, None, None, None], eight_bit(out), out) if preset.eight_bit else out
+def _random_blur(x: Tensor, uniform: Tensor) -> Tensor:
+    return gaussian_blur(x, *_random_kernel(x, uniform, _BLUR_SIGMA, _BLUR_SIDE))
 
 
-def noise(x: Tensor, uniform: Tensor, normal: Tensor, low: float, high: float) -> Tensor:
-    """X + s·n, n ~ N(0, 1), s uniform in low…high."""
-    return x + _between(uniform[:, 0], low, high)[:, None, None, None] * normal
-
-
-def blur(x: Tensor, uniform: Tensor) -> Tensor:
-    """Gaussian blur."""
-    return _gaussian(x, uniform[:, 0], _BLUR, _BLUR_SIDE)
-
-
-def low_resolution(x: Tensor, uniform: Tensor) -> Tensor:
-    """Averaged down to a half, a third or a quarter of the side, and enlarged by repeating pixels."""
+def _random_resolution(x: Tensor, uniform: Tensor) -> Tensor:
     chosen = (uniform[:, 0] * len(_FACTORS)).long()
     out = x.clone()
     for i, factor in enumerate(_FACTORS):
         rows = (chosen == i).nonzero()[:, 0]
-        if not len(rows):
-            continue
-        side = [max(1, length // factor) for length in x.shape[2:]]
-        small = functional.interpolate(x[rows], size=side, mode="area")
-        out[rows] = functional.interpolate(small, size=x.shape[2:], mode="nearest-exact")
+        if len(rows):
+            out[rows] = reduce_resolution(x[rows], factor)
     return out
 
 
-def hole(x: Tensor, uniform: Tensor) -> Tensor:
-    """A square at mid-range grey, anywhere in the picture."""
-    share = _between(uniform[:, 0], *_HOLE)
-    inside = torch.ones_like(x[:, :1], dtype=torch.bool)
-    for axis, place in ((2, uniform[:, 1]), (3, uniform[:, 2])):
+def _random_hole(x: Tensor, uniform: Tensor) -> Tensor:
+    share = _scale(uniform[:, 0], _HOLE_SHARE)
+    mask = torch.ones_like(x[:, :1], dtype=torch.bool)
+    for axis, position in ((2, uniform[:, 1]), (3, uniform[:, 2])):
         length = x.shape[axis]
         side = (share * length).round().clamp_min(1.0)
-        first = (place * (length - side + 1.0)).floor()[:, None]
-        along = torch.arange(length, device=x.device)[None]
-        within = (along >= first) & (along < first + side[:, None])  # (n, length)
-        inside &= within[:, None, :, None] if axis == 2 else within[:, None, None, :]
-    return x.masked_fill(inside, 0.0)
+        first = (position * (length - side + 1.0)).floor()[:, None]
+        index = torch.arange(length, device=x.device)[None]
+        inside = (index >= first) & (index < first + side[:, None])  # (N, length)
+        mask &= inside[:, None, :, None] if axis == 2 else inside[:, None, None, :]
+    return cut_hole(x, mask)
 
 
-def grey(x: Tensor, _: Tensor) -> Tensor:
-    """The mean of the channels in each of them (the paper, appendix); grey pictures stay as they are."""
-    return x.mean(1, keepdim=True).expand_as(x)
+def _random_sketch(x: Tensor, uniform: Tensor) -> Tensor:
+    return to_sketch(x, *_random_kernel(x, uniform, _SKETCH_SIGMA, _SKETCH_SIDE))
 
 
-def sketch(x: Tensor, uniform: Tensor) -> Tensor:
-    """g(x + 1)/(blur(g(x + 1)) + 1e-10) − 1 with g the mean of the channels (the paper, appendix), cut to the range."""
-    light = x.mean(1, keepdim=True) + 1.0
-    lines = light / (_gaussian(light, uniform[:, 0], _SKETCH, _SKETCH_SIDE) + 1e-10) - 1.0
-    return lines.clamp(-1.0, 1.0).expand_as(x)
-
-
-def eight_bit(x: Tensor) -> Tensor:
-    """As a picture file holds it: cut to [−1, 1], rounded to 256 levels."""
-    return ((x.clamp(-1.0, 1.0) + 1.0) * 127.5).round() / 127.5 - 1.0
-
-
-SPOIL: Final[Mapping[Degradation, Callable[[Tensor, Tensor], Tensor]]] = MappingProxyType(
-    {"blur": blur, "low_resolution": low_resolution, "hole": hole, "grey": grey, "sketch": sketch}
+RANDOM: Final[Mapping[CorruptionName, Callable[[Tensor, Tensor], Tensor]]] = MappingProxyType(
+    {
+        "blur": _random_blur,
+        "low_resolution": _random_resolution,
+        "hole": _random_hole,
+        "grey": lambda x, _: to_grey(x),
+        "sketch": _random_sketch,
+    }
 )
+"""The corruptions without noise, as functions of pictures (N, C, H, W) and of uniform numbers (N, 3)."""
 
 
-def _between(uniform: Tensor, low: float, high: float) -> Tensor:
-    return uniform * (high - low) + low
+def _scale(uniform: Tensor, bounds: tuple[float, float]) -> Tensor:
+    """Map uniform numbers in [0, 1) to the bounds."""
+    return uniform * (bounds[1] - bounds[0]) + bounds[0]
 
 
-def _gaussian(x: Tensor, uniform: Tensor, span: tuple[float, float], side: int) -> Tensor:
-    """Separable Gaussian blur, edges repeated, with σ in ``span`` pixels of a picture of that ``side``."""
-    n, channels, height, width = x.shape
-    scale = height / side
-    radius = max(1, math.ceil(_REACH * span[1] * scale))
-    sigma = _between(uniform, *span)[:, None] * scale
-    along = torch.arange(-radius, radius + 1, device=x.device)
-    kernel = torch.exp(-0.5 * (along / sigma).square())
-    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(channels, 0)  # (n·C, 2·radius + 1)
-    # As one picture of n·C channels, each convolved with a kernel of its own.
-    rows = x.reshape(1, n * channels, height, width)
-    rows = functional.pad(rows, (radius, radius, radius, radius), mode="replicate")
-    rows = functional.conv2d(rows, kernel[:, None, None, :], groups=n * channels)
-    rows = functional.conv2d(rows, kernel[:, None, :, None], groups=n * channels)
-    return rows.reshape(x.shape)
+def _random_kernel(x: Tensor, uniform: Tensor, bounds: tuple[float, float], side: int) -> tuple[Tensor, int]:
+    """σ of every row in pixels of x, and one radius that suits the largest σ."""
+    scale = x.shape[2] / side
+    return _scale(uniform[:, 0], bounds) * scale, max(1, math.ceil(_TRUNCATE * bounds[1] * scale))
+
+
+# Fixed parameters, for evaluation and figures.
+
+
+def noise(sigma: float) -> Corruption:
+    """Gaussian noise x + σ·n, not clipped, as in training and in the IGN paper."""
+
+    def apply(x: FloatRows) -> FloatRows:
+        generators = (np.random.Generator(np.random.Philox(key=i)) for i in range(len(x)))
+        rows = [torch.from_numpy(generator.standard_normal(x.shape[1:])) for generator in generators]
+        return np.stack(
+            [add_noise(torch.from_numpy(a), sigma, n).float().numpy() for a, n in zip(x, rows, strict=True)]
+        )
+
+    return apply
+
+
+def in_8_bits(corruption: Corruption) -> Corruption:
+    """The same corruption, then clipped and rounded as a picture file stores it."""
+    rounded = _fixed(round_to_8_bits)
+    return lambda x: rounded(corruption(x))
+
+
+def blur(sigma: float) -> Corruption:
+    """Gaussian blur, σ in pixels of a 28-pixel side."""
+
+    def apply(x: Tensor) -> Tensor:
+        pixels = sigma * x.shape[-1] / _BLUR_SIDE
+        sigmas = torch.full((len(x),), pixels, dtype=torch.float64)
+        return gaussian_blur(x.double(), sigmas, int(_FIXED_TRUNCATE * pixels + 0.5)).float()
+
+    return _fixed(apply)
+
+
+def low_resolution(factor: int) -> Corruption:
+    """1/factor of the resolution; see `reduce_resolution`."""
+    return _fixed(lambda x: reduce_resolution(x, factor))
+
+
+def hole(share: float) -> Corruption:
+    """A centred square of this share of the side at mid-range grey."""
+    return _fixed(lambda x: cut_hole(x, torch.from_numpy(hole_mask(share, x.shape))))
+
+
+def hole_mask(share: float, shape: Sequence[int]) -> NDArray[np.bool_]:
+    """The pixels that `hole` hides in pictures of this shape (…, H, W): (H, W), true inside."""
+    height, width = shape[-2:]
+    rows, columns = (slice(round(s * (1 - share) / 2), round(s * (1 + share) / 2)) for s in (height, width))
+    mask = np.zeros((height, width), dtype=np.bool_)
+    mask[rows, columns] = True
+    return mask
+
+
+def grey() -> Corruption:
+    """The mean of the channels in every channel."""
+    return _fixed(to_grey)
+
+
+def sketch(sigma: float) -> Corruption:
+    """The sketch of the IGN paper, σ in pixels of a 64-pixel side; see `to_sketch`."""
+
+    def apply(x: Tensor) -> Tensor:
+        pixels = sigma * x.shape[-1] / _SKETCH_SIDE
+        return to_sketch(x, torch.full((len(x),), pixels), max(1, math.ceil(_TRUNCATE * pixels)))
+
+    return _fixed(apply)
+
+
+def thin(*, light: bool) -> Corruption:
+    """Strokes, light or dark, lose 1 pixel of a 28-pixel side: minimum or maximum over squares of 2×2."""
+
+    def apply(x: FloatRows) -> FloatRows:
+        side = 1 + max(1, round(x.shape[-1] / _BLUR_SIDE))
+        out: FloatRows = (grey_erosion if light else grey_dilation)(x, size=(1, 1, side, side), mode="nearest")
+        return out
+
+    return apply
+
+
+def _fixed(function: Callable[[Tensor], Tensor]) -> Corruption:
+    """A function of tensors as one of arrays."""
+
+    def apply(x: FloatRows) -> FloatRows:
+        chunks = torch.split(torch.from_numpy(np.ascontiguousarray(x)), _CHUNK)
+        out: FloatRows = torch.cat([function(chunk) for chunk in chunks]).contiguous().numpy()
+        return out
+
+    return apply
+
+
+CORRUPTIONS: Final[Mapping[str, Corruption]] = MappingProxyType(
+    {
+        "noise_0.8": noise(0.8),
+        "noise_0.8_8bit": in_8_bits(noise(0.8)),
+        "noise_0.4_8bit": in_8_bits(noise(0.4)),
+        "blur_1.5": blur(1.5),
+        "low_resolution_4": low_resolution(4),
+        "hole_0.4": hole(0.4),
+    }
+)
+"""The corruptions by which `evaluate` measures restoration, by name."""

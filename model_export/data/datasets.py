@@ -1,6 +1,6 @@
-"""Pictures to learn from: an `.npz`, a folder or zip of pictures, or a torchvision data set that downloads.
+"""Data sets: an `.npz`, a folder or zip of pictures, or a torchvision data set that is downloaded.
 
-All end as uint8 tensors in memory, (N, C, H, W), split into training and held-out pictures.
+A loaded data set is held in memory as uint8 tensors (N, C, H, W), split into training and held-out pictures.
 """
 
 import hashlib
@@ -34,9 +34,9 @@ _LICENCES = {
     "fashion_mnist.npz": "MIT",
     "celeba64.zip": "non-commercial research",
 }
-_HELD_OUT = 0.1  # of folders and zips without a split of their own
-_READ = 1 << 20
-# What numpy, zipfile and zlib raise on files that are not what their name says.
+_HELD_OUT = 0.1  # share of a folder or zip that has no split
+_READ_BYTES = 1 << 20
+# The errors that numpy, zipfile and zlib raise on damaged files and on files with a wrong suffix.
 _UNREADABLE = (OSError, ValueError, EOFError, TypeError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
@@ -46,10 +46,10 @@ class Dataset:
 
     Args:
         name: file or data set name, never a path.
-        sha256: of the file; of names and contents for a folder.
-        licence: as far as known, else `unknown`.
+        sha256: of the file; for a folder, of the names and contents of its pictures.
+        licence: `unknown` if it is not known.
         train, held_out: (N, C, H, W) uint8.
-        train_labels, held_out_labels: (N,) int64, or None where there are no classes.
+        train_labels, held_out_labels: (N,) int64, or None if the data has no classes.
     """
 
     name: str
@@ -62,12 +62,15 @@ class Dataset:
 
 
 def to_model_range(images: Tensor) -> Tensor:
-    """uint8 0…255 → float32 −1…1."""
+    """Convert levels 0…255 uint8 to −1…1 float32, on the device of the tensor.
+
+    `service.artifact.pixels` computes the same in float64; the results differ in the last bit at most.
+    """
     return images.float() / 127.5 - 1.0
 
 
 def load_dataset(source: str, *, size: int, channels: int) -> Dataset:
-    """Load pictures and bring them to (channels, size, size).
+    """Load pictures and convert them to (channels, size, size).
 
     Args:
         source: path of an `.npz` (`x_train`, `x_test`, optional `y_train`, `y_test`), of a folder or zip of pictures
@@ -78,7 +81,7 @@ def load_dataset(source: str, *, size: int, channels: int) -> Dataset:
         channels: 1 or 3.
 
     Raises:
-        UserError: nothing there, or nothing usable in it; the text names the source and what is wrong.
+        UserError: the source is missing or unusable; the text names the source and the reason.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -97,7 +100,7 @@ def load_dataset(source: str, *, size: int, channels: int) -> Dataset:
 
 def _from_npz(path: Path, size: int, channels: int) -> Dataset:
     try:
-        # Opened here: numpy forgets to close a file that is no archive.
+        # Opened here, because numpy does not close a file that is not an archive.
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {key: file[key] for key in ("x_train", "x_test", "y_train", "y_test") if key in file}
     except _UNREADABLE as exc:
@@ -106,7 +109,7 @@ def _from_npz(path: Path, size: int, channels: int) -> Dataset:
         if key not in arrays:
             raise UserError(f"--data {path.name}: array {key} is missing")
     pictures = {
-        key: _as_pictures(arrays[key], f"--data {path.name}: {key}", size, channels) for key in ("x_train", "x_test")
+        key: _check_pictures(arrays[key], f"--data {path.name}: {key}", size, channels) for key in ("x_train", "x_test")
     }
     labels: dict[str, Tensor | None] = {}
     for key, images in (("y_train", "x_train"), ("y_test", "x_test")):
@@ -125,7 +128,7 @@ def _from_npz(path: Path, size: int, channels: int) -> Dataset:
     )
 
 
-def _as_pictures(array: NDArray[Any], what: str, size: int, channels: int) -> Tensor:
+def _check_pictures(array: NDArray[Any], what: str, size: int, channels: int) -> Tensor:
     """(N, H, W), (N, H, W, C) or (N, C, H, W) uint8 → (N, C, H, W)."""
     if array.dtype != np.uint8 or array.ndim not in (3, 4) or len(array) == 0:
         raise UserError(f"{what} must be uint8 pictures (N, H, W) or (N, H, W, C), found {array.dtype} {array.shape}")
@@ -140,10 +143,10 @@ def _as_pictures(array: NDArray[Any], what: str, size: int, channels: int) -> Te
     return torch.from_numpy(np.ascontiguousarray(array))
 
 
-Opener = Callable[[], bytes]
+ReadBytes = Callable[[], bytes]
 
 
-def _folder(root: Path) -> Iterator[tuple[str, Opener]]:
+def _folder(root: Path) -> Iterator[tuple[str, ReadBytes]]:
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root).as_posix()
         if _is_picture(name) and path.is_file():
@@ -151,7 +154,7 @@ def _folder(root: Path) -> Iterator[tuple[str, Opener]]:
 
 
 def _is_picture(name: str) -> bool:
-    """By its suffix; hidden files and what macOS adds to archives are none."""
+    """Decide by the suffix; hidden files and the `__MACOSX` entries of archives do not count."""
     path = PurePosixPath(name)
     return path.suffix.lower() in _SUFFIXES and not any(part.startswith((".", "__MACOSX")) for part in path.parts)
 
@@ -160,24 +163,24 @@ def _from_zip(path: Path, size: int, channels: int) -> Dataset:
     try:
         with zipfile.ZipFile(path) as archive:
             names = sorted(name for name in archive.namelist() if _is_picture(name))
-            # Read in order here: one open archive must not be shared by the decoding threads.
-            files = [(name, _constant(archive.read(name))) for name in names]
+            # Read here in order, because the decoding threads must not share one open archive.
+            files = [(name, _return_bytes(archive.read(name))) for name in names]
     except (*_UNREADABLE, RuntimeError) as exc:  # RuntimeError: encrypted
         raise UserError(f"--data {path.name}: not a readable .zip file") from exc
     return _from_files(path.name, files, size, channels)
 
 
-def _constant(data: bytes) -> Opener:
+def _return_bytes(data: bytes) -> ReadBytes:
     return lambda: data
 
 
-def _from_files(name: str, files: list[tuple[str, Opener]], size: int, channels: int) -> Dataset:
+def _from_files(name: str, files: list[tuple[str, ReadBytes]], size: int, channels: int) -> Dataset:
     if not files:
         raise UserError(f"--data {name}: no pictures in it ({', '.join(sorted(_SUFFIXES))})")
     digest = hashlib.sha256()
     pictures = torch.empty((len(files), channels, size, size), dtype=torch.uint8)
 
-    def read(item: tuple[str, Opener]) -> tuple[bytes, NDArray[np.uint8]]:
+    def read(item: tuple[str, ReadBytes]) -> tuple[bytes, NDArray[np.uint8]]:
         data = item[1]()
         return hashlib.sha256(data).digest(), _decode(data, f"--data {name}: {item[0]}", size, channels)
 
@@ -198,7 +201,7 @@ def _from_files(name: str, files: list[tuple[str, Opener]], size: int, channels:
 
 
 def _held_out(paths: list[str]) -> Tensor:
-    """Which pictures are held out: those below a `test` or `val` folder, else every tenth."""
+    """A mask of the held-out pictures: those below a `test` or `val` folder, else every tenth."""
     split = [next((p for p in path.split("/")[:-1] if p in ("train", "test", "val")), None) for path in paths]
     if "train" in split and len(set(split)) > 1:
         return torch.tensor([part in ("test", "val") for part in split])
@@ -207,10 +210,10 @@ def _held_out(paths: list[str]) -> Tensor:
 
 
 def _decode(data: bytes, what: str, size: int, channels: int) -> NDArray[np.uint8]:
-    """Alpha on black, centre square, Lanczos to size; (C, H, W) uint8."""
+    """Decode, composite alpha on black, crop to the centre square and resize (Lanczos): (C, H, W) uint8."""
     try:
         with Image.open(io.BytesIO(data)) as image:
-            upright = _flat(ImageOps.exif_transpose(image), "L" if channels == 1 else "RGB")
+            upright = _convert(ImageOps.exif_transpose(image), "L" if channels == 1 else "RGB")
     except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as exc:
         raise UserError(f"{what}: not a readable picture") from exc
     if upright.size != (size, size):
@@ -219,8 +222,8 @@ def _decode(data: bytes, what: str, size: int, channels: int) -> NDArray[np.uint
     return array[None] if channels == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))
 
 
-def _flat(image: Image.Image, mode: str) -> Image.Image:
-    """8-bit grey or RGB: 16-bit grey scaled and not clipped, alpha composited on black, as the service does it."""
+def _convert(image: Image.Image, mode: str) -> Image.Image:
+    """Convert to 8-bit grey or RGB as the service does: 16-bit grey is scaled, alpha is composited on black."""
     if image.mode.startswith("I"):
         image = Image.fromarray(np.rint(np.asarray(image).clip(0, 65535) / 257).astype(np.uint8))
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
@@ -233,27 +236,27 @@ def _from_torchvision(name: str, size: int, channels: int) -> Dataset:
     from torchvision import datasets
 
     root = Path("~/.cache/ign-service").expanduser()
-    kind = getattr(datasets, name)
+    dataset_class = getattr(datasets, name)
     try:
         if name == "SVHN":
-            parts = [kind(str(root), split=split, download=True) for split in ("train", "test")]
+            parts = [dataset_class(str(root), split=split, download=True) for split in ("train", "test")]
         else:
-            parts = [kind(str(root), train=train, download=True) for train in (True, False)]
+            parts = [dataset_class(str(root), train=train, download=True) for train in (True, False)]
     except (OSError, RuntimeError) as exc:
         raise UserError(f"--data {name}: the download failed: {exc}") from exc
     images, labels = [], []
     for part in parts:
         pictures = [np.asarray(image.convert("L" if channels == 1 else "RGB")) for image, _ in part]
-        images.append(_as_pictures(np.stack(pictures), f"--data {name}", size, channels))
+        images.append(_check_pictures(np.stack(pictures), f"--data {name}", size, channels))
         labels.append(torch.tensor([int(label) for _, label in part]))
     digest = hashlib.sha256(images[0].numpy().tobytes() + images[1].numpy().tobytes()).hexdigest()
     return Dataset(name, digest, _TORCHVISION[name], images[0], images[1], labels[0], labels[1])
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
+    """SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(_READ):
+        while block := file.read(_READ_BYTES):
             digest.update(block)
     return digest.hexdigest()

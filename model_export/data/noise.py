@@ -1,6 +1,7 @@
-"""Latents for training: standard normal, or with the data's frequency statistics.
+"""Latents for training: standard normal, or with the frequency statistics of the data.
 
-The distribution is that of `service.domain.latents.NoiseSource`; the stream is not (training needs no seeded rows).
+The distribution is that of `service.domain.latents.NoiseSource`. The random stream differs, because training does not
+need every row to have its own seed.
 """
 
 from dataclasses import dataclass
@@ -16,18 +17,19 @@ _CHUNK = 1024
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NoiseSampler:
-    """Draws latents (n, C, H, W) float32.
+    """Draws latents (N, C, H, W) float32.
 
     Args:
         shape: (C, H, W).
-        statistics: (4, C, H, W) real mean, real std, imaginary mean, imaginary std per frequency; None = N(0, 1).
+        statistics: (4, C, H, W): mean and standard deviation of the real part, then of the imaginary part, for each
+            frequency. None stands for standard normal noise.
     """
 
     shape: tuple[int, int, int]
     statistics: Tensor | None = None
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """N latents on the generator's device."""
+        """Draw n latents on the generator's device."""
         device = generator.device
         if self.statistics is None:
             return torch.randn((n, *self.shape), generator=generator, device=device)
@@ -38,29 +40,30 @@ class NoiseSampler:
         return image.contiguous()
 
     def mean_norm(self, samples: int = 4096) -> float:
-        """Mean Euclidean norm of a latent; √(C·H·W) for standard normal noise."""
+        """Mean Euclidean norm of a latent. It is √(C·H·W) for standard normal noise and estimated otherwise."""
         if self.statistics is None:
             return float(np.sqrt(np.prod(self.shape)))
         generator = torch.Generator().manual_seed(0)
         return float(self.sample(samples, generator).flatten(1).norm(dim=1).mean())
 
     def for_card(self) -> FrequencyStatistics | None:
-        """The statistics as the exported file carries them."""
+        """The statistics in the form that the exported file stores."""
         if self.statistics is None:
             return None
         return FrequencyStatistics(*self.statistics.cpu().numpy().astype(np.float32))
 
 
 def frequency_statistics(images: Tensor) -> Tensor:
-    """Mean and std over pictures of the real and the imaginary part of FFT2 (Shocher et al., 2024, appendix).
+    """Mean and deviation over pictures of the real and the imaginary part of their FFT2 (IGN paper, appendix).
 
     Args:
         images: (N, C, H, W) uint8.
 
     Returns:
-        (4, C, H, W) float32: real mean, real std, imaginary mean, imaginary std, of pictures in [−1, 1].
+        (4, C, H, W) float32: real mean, real deviation, imaginary mean, imaginary deviation, of pictures in [−1, 1].
     """
     total = torch.zeros((4, *images.shape[1:]), dtype=torch.float64)
+    # Sums of values and of squares, chunk by chunk: the spectra of a whole data set would not fit into memory.
     for chunk in torch.split(images, _CHUNK):
         spectrum = torch.fft.fft2(chunk.double() / 127.5 - 1.0)
         for i, part in enumerate((spectrum.real, spectrum.imag)):

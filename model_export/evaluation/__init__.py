@@ -1,1 +1,1 @@
-"""How good an exported model is."""
+"""Measure the quality of an exported model."""

@@ -1,15 +1,16 @@
-"""The judge of generated pictures: a small convolutional classifier, trained here on the same data in a minute or two.
+"""A small convolutional classifier that measures generated pictures. It trains here, on the same data, in two minutes.
 
-Its penultimate features carry the Fréchet distance, its classes show what is generated and how evenly. It is never
-part of what is served. Data without classes have it trained to tell four rotations of a picture instead
-(Gidaris et al., 2018, arXiv 1803.07728), which yields features but no classes worth counting.
+Its penultimate features give the Fréchet distance; its classes show what is generated and how evenly. It is never
+served. For data without classes it learns to recognise four rotations of a picture instead (Gidaris et al., 2018, arXiv
+1803.07728): this gives features, but no classes to count.
 """
 
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
@@ -19,27 +20,33 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from model_export.data.datasets import Dataset, to_model_range
-from model_export.files import atomic
+from model_export.evaluation.metrics import kl_to_uniform, psnr, ssim
+from model_export.files import atomic_write
+from service.artifact.pixels import Levels, to_levels, to_rows
 from service.domain.latents import FloatRows
 
+Table = dict[str, Any]
+
 FEATURES: Final = 128
-CACHE: Final = "~/.cache/ign-service"
-_CLASSES: Final = 1000  # more are no classes but identities or measurements
+_MAX_CLASSES: Final = 1000  # labels beyond this are identities or measurements, not classes
 _ROTATIONS: Final = 4
 _BATCH: Final = 128
 _CHUNK: Final = 500
 _EPOCHS: Final = 4
-_STEPS: Final = (300, 2000)  # fewest, for small data; most, for bounded time
+_STEPS: Final = (300, 2000)  # at least, for small data; at most, to bound the time
 _LR: Final = 4e-3
+
+_PIXELS: Final = 784  # of the 28×28 picture for which sample counts are stated
+_MIN_SHARE: Final = 16  # larger pictures get at least 1/16 of the samples
 
 
 class ConvNet(nn.Module):
-    """Convolutions with batch norm, halved until less than 8×8 is left, then 128 features and the classes.
+    """Blocks of convolution, batch norm and pooling until the side is below 8, then 128 features and the classes.
 
     Args:
         channels: of the pictures.
-        size: their height and width.
-        classes: how many.
+        size: height and width of the pictures.
+        classes: number of classes.
     """
 
     def __init__(self, channels: int, size: int, classes: int) -> None:
@@ -54,31 +61,38 @@ class ConvNet(nn.Module):
         self.head = nn.Linear(FEATURES, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) in [−1, 1] → (B, classes), unnormalised."""
+        """Pictures (B, C, H, W) in [−1, 1] → logits (B, classes)."""
         out: Tensor = self.head(functional.dropout(self.features(x), 0.25, self.training))
         return out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Reading:
-    """What the classifier sees in N pictures: features (N, 128) and probabilities (N, classes)."""
+class Predictions:
+    """What the classifier computes for N pictures.
 
+    Args:
+        levels: the pictures, (N, C, H, W) uint8.
+        features: (N, 128).
+        probabilities: (N, classes).
+    """
+
+    levels: Levels
     features: NDArray[np.float64]
     probabilities: NDArray[np.float64]
 
     @property
     def classes(self) -> NDArray[np.int64]:
-        """The likeliest class of each picture, (N,)."""
-        likeliest: NDArray[np.int64] = self.probabilities.argmax(1)
-        return likeliest
+        """The most likely class of each picture, (N,)."""
+        most_likely: NDArray[np.int64] = self.probabilities.argmax(1)
+        return most_likely
 
     @property
     def confidence(self) -> float:
-        """Mean probability of the likeliest class."""
+        """Mean probability of the most likely class."""
         return float(self.probabilities.max(1).mean())
 
     def accuracy(self, labels: NDArray[np.int64]) -> float:
-        """Share of pictures read as labelled."""
+        """Share of pictures whose most likely class is their label."""
         return float((self.classes == labels).mean())
 
 
@@ -88,9 +102,9 @@ class Classifier:
 
     Args:
         network: in evaluation mode.
-        task: `classes` of the data, or `rotation` where those are unknown.
+        task: `classes` of the data, or `rotation` for data without classes.
         accuracy: on the held-out pictures.
-        source: SHA-256 of this module, which decides what is trained.
+        source: SHA-256 of this module, which decides how the classifier is trained.
     """
 
     network: ConvNet
@@ -99,18 +113,55 @@ class Classifier:
     source: str
 
     @torch.inference_mode()
-    def read(self, rows: FloatRows) -> Reading:
-        """Look at pictures (N, C, H, W) in [−1, 1]."""
+    def predict(self, levels: Levels) -> Predictions:
+        """Classify pictures (N, C, H, W) uint8."""
         features, probabilities = [], []
-        for chunk in torch.split(torch.from_numpy(rows), _CHUNK):
-            seen = self.network.features(chunk)
-            features.append(seen.double())
-            probabilities.append(self.network.head(seen).double().softmax(1))
-        return Reading(features=torch.cat(features).numpy(), probabilities=torch.cat(probabilities).numpy())
+        for chunk in torch.split(torch.from_numpy(to_rows(levels)), _CHUNK):
+            feature = self.network.features(chunk)
+            features.append(feature.double())
+            probabilities.append(self.network.head(feature).double().softmax(1))
+        return Predictions(
+            levels=levels, features=torch.cat(features).numpy(), probabilities=torch.cat(probabilities).numpy()
+        )
+
+
+class ClassifierEvaluator:
+    """Measures that need a classifier.
+
+    Args:
+        classifier: classifies the pictures.
+        classes: whether the classifier knows the classes of the data.
+    """
+
+    def __init__(self, classifier: Classifier, *, classes: bool) -> None:
+        self._classifier, self._classes = classifier, classes
+
+    def predict(self, levels: Levels) -> Predictions:
+        """Classify pictures (N, C, H, W) uint8."""
+        return self._classifier.predict(levels)
+
+    def coverage(self, predictions: Predictions) -> Table:
+        """How evenly the classes occur and how sure the classifier is; empty without classes."""
+        if not self._classes:
+            return {}
+        counts = np.bincount(predictions.classes, minlength=predictions.probabilities.shape[1])
+        return {"kl": kl_to_uniform(counts), "confidence": predictions.confidence, "classes": counts.tolist()}
+
+    def restoration(self, rows: FloatRows, x: FloatRows, labels: NDArray[np.int64] | None) -> Table:
+        """Mean PSNR and SSIM of rows against the clean pictures x, and the share that is classified as labelled."""
+        predictions = self.predict(to_levels(rows))
+        rounded = to_rows(predictions.levels)
+        table: Table = {"psnr": psnr(rounded, x).mean(), "ssim": ssim(rounded, x).mean()}
+        return table if labels is None or not self._classes else {**table, "accuracy": predictions.accuracy(labels)}
+
+
+def sample_budget(pictures: int, shape: tuple[int, ...]) -> int:
+    """The number of pictures (C, H, W) that cost a slow measure as much as ``pictures`` of 28×28; at least 1/16."""
+    return max(pictures // _MIN_SHARE, min(pictures, pictures * _PIXELS // prod(shape)))
 
 
 def classifier_for(data: Dataset, cache: Path) -> Classifier:
-    """The classifier of a data set: from the cache, else trained now and kept there.
+    """Load the classifier of a data set from the cache, or train and store it.
 
     Args:
         data: pictures, with labels or without.
@@ -120,36 +171,37 @@ def classifier_for(data: Dataset, cache: Path) -> Classifier:
     shape = tuple(data.train.shape[1:])
     key = hashlib.sha256(f"{source} {data.sha256} {shape}".encode()).hexdigest()[:16]
     path = cache / f"classifier-{key}.pt"
-    labels = _labels(data)
+    labels = _class_labels(data)
     task: Literal["classes", "rotation"] = "rotation" if labels is None else "classes"
     classes = _ROTATIONS if labels is None else int(torch.cat(labels).max()) + 1
+    # A fixed seed makes a retrained classifier equal to a cached one; fork_rng keeps the caller's random state.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = ConvNet(shape[0], shape[1], classes)
-        if not _restore(network, path):
+        if not _load_weights(network, path):
             _fit(network, data.train, None if labels is None else labels[0])
-            with atomic(path) as file:
+            with atomic_write(path) as file:
                 torch.save(network.state_dict(), file)
     network.eval()
     accuracy = _accuracy(network, data.held_out, None if labels is None else labels[1])
     return Classifier(network=network, task=task, accuracy=accuracy, source=source)
 
 
-def _labels(data: Dataset) -> tuple[Tensor, Tensor] | None:
-    """Labels of the training and of the held-out pictures, where both have usable ones."""
+def _class_labels(data: Dataset) -> tuple[Tensor, Tensor] | None:
+    """Labels of the training and of the held-out pictures; None if one of them is missing or they are not classes."""
     if data.train_labels is None or data.held_out_labels is None:
         return None
-    least, most = torch.cat([data.train_labels, data.held_out_labels]).aminmax()
-    return (data.train_labels, data.held_out_labels) if least >= 0 and most < _CLASSES else None
+    lowest, highest = torch.cat([data.train_labels, data.held_out_labels]).aminmax()
+    return (data.train_labels, data.held_out_labels) if lowest >= 0 and highest < _MAX_CLASSES else None
 
 
-def _restore(network: ConvNet, path: Path) -> bool:
-    """Load cached weights; False when there are none, or none that can be used."""
+def _load_weights(network: ConvNet, path: Path) -> bool:
+    """Load cached weights; false if there are none or they are damaged."""
     try:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except FileNotFoundError:
         return False
-    # A damaged cache is made anew; torch.load raises whatever its readers meet.
+    # torch.load passes on errors of any type from a damaged file; the classifier is then trained again.
     except Exception:
         return False
     return True
@@ -161,26 +213,26 @@ def _fit(network: ConvNet, pictures: Tensor, labels: Tensor | None) -> None:
     optimiser = torch.optim.AdamW(network.parameters(), weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=_LR, total_steps=steps)
     network.train()
-    for index in tqdm(_batches(count, steps), desc="classifier", total=steps, unit="step", mininterval=1.0):
-        x, wanted = _task(pictures[index], None if labels is None else labels[index])
-        loss = functional.cross_entropy(network(_shifted(x)), wanted)
+    for index in tqdm(_batch_indices(count, steps), desc="classifier", total=steps, unit="step", mininterval=1.0):
+        x, target = _inputs_and_targets(pictures[index], None if labels is None else labels[index])
+        loss = functional.cross_entropy(network(_shift(x)), target)
         optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         optimiser.step()
         schedule.step()
 
 
-def _batches(count: int, steps: int) -> Iterator[Tensor]:
-    order, place = torch.randperm(count), 0
+def _batch_indices(count: int, steps: int) -> Iterator[Tensor]:
+    order, start = torch.randperm(count), 0
     for _ in range(steps):
-        if place and place + _BATCH > count:
-            order, place = torch.randperm(count), 0
-        yield order[place : place + _BATCH]
-        place += _BATCH
+        if start and start + _BATCH > count:
+            order, start = torch.randperm(count), 0
+        yield order[start : start + _BATCH]
+        start += _BATCH
 
 
-def _task(pictures: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Pictures in [−1, 1] and what is to be said of them: their class, or the quarter turns they were given."""
+def _inputs_and_targets(pictures: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Pictures in [−1, 1] with their class; without classes, turned pictures with the number of quarter turns."""
     x = to_model_range(pictures)
     if labels is not None:
         return x, labels
@@ -190,18 +242,18 @@ def _task(pictures: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
     return x, turns
 
 
-def _shifted(x: Tensor) -> Tensor:
-    """The whole batch moved by up to a fourteenth of its side."""
-    most = x.shape[-1] // 14
-    down, right = torch.randint(2 * most + 1, (2,)).tolist()
-    padded = functional.pad(x, (most, most, most, most), mode="replicate")
+def _shift(x: Tensor) -> Tensor:
+    """Move the whole batch by up to a fourteenth of its side, at random."""
+    limit = x.shape[-1] // 14
+    down, right = torch.randint(2 * limit + 1, (2,)).tolist()
+    padded = functional.pad(x, (limit, limit, limit, limit), mode="replicate")
     return padded[:, :, down : down + x.shape[2], right : right + x.shape[3]]
 
 
 @torch.inference_mode()
 def _accuracy(network: ConvNet, pictures: Tensor, labels: Tensor | None) -> float:
-    right = 0
+    correct = 0
     for index in torch.split(torch.arange(len(pictures)), _CHUNK):
-        x, wanted = _task(pictures[index], None if labels is None else labels[index])
-        right += int((network(x).argmax(1) == wanted).sum())
-    return right / len(pictures)
+        x, target = _inputs_and_targets(pictures[index], None if labels is None else labels[index])
+        correct += int((network(x).argmax(1) == target).sum())
+    return correct / len(pictures)

@@ -1,35 +1,24 @@
-"""Measure an exported model, and write what was found beside it and into its card."""
+"""Measure an exported model; write the figures beside it and into its card."""
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
 from model_export.data.datasets import Dataset, load_dataset
 from model_export.errors import UserError
-from model_export.evaluation.classifier import classifier_for
+from model_export.evaluation.classifier import Table, classifier_for
 from model_export.evaluation.inception import Inception
-from model_export.evaluation.judge import Table
 from model_export.evaluation.measures import SAMPLES, STEPS, Evaluation
-from model_export.export.artifact import (
-    FILES,
-    GOLDEN,
-    METRICS,
-    Golden,
-    OnnxFunction,
-    Precision,
-    digest_of,
-    publish,
-    read_all,
-    stamp,
-)
-from model_export.files import atomic
+from model_export.export.artifact import OnnxFunction, publish, read_all, stamp
+from model_export.files import atomic_write
 from service.artifact.card import ModelCard
+from service.artifact.files import GOLDEN_FILE, METRICS_FILE, MODEL_FILES, Precision
+from service.artifact.golden import Golden, digest_of, max_abs_diff
 
-_LEAST: Final = 2  # pictures of either part, for a covariance and a nearest pair
-_NOT_QUALITY: Final = ("data", "distance_quantiles")  # the card has them elsewhere
+_MIN_PICTURES: Final = 2  # of each part: a covariance and a nearest neighbour need two
+_NOT_QUALITY: Final = ("data", "distance_quantiles")  # other fields of the card hold them
 
 
 def evaluate(
@@ -51,26 +40,26 @@ def evaluate(
         cache: folder that keeps the classifier.
         out: file for the figures; `metrics.json` in the version folder when not given.
         samples: pictures to generate.
-        steps: how often f is repeated at most, ≥ 1.
-        inception: measures FID as well.
-        threads: CPU threads of onnxruntime; 0 leaves the choice to it.
+        steps: largest number of repeated applications of f, ≥ 1.
+        inception: measures FID in addition.
+        threads: CPU threads of onnxruntime; 0 lets it choose.
 
     Returns:
-        What `metrics.json` holds.
+        The content of `metrics.json`.
 
     Raises:
-        UserError: no model there, its golden rows missing or not what it computes, other data than it was trained on,
-            or too few pictures or steps.
+        UserError: no model; golden rows that are missing or that the model does not reproduce; other data than the
+            model was trained on; too few pictures or steps.
     """
     artifacts = read_all(folder, threads=threads)
     exported = artifacts[0]
     card, golden = exported.card, exported.golden()
     golden_rows = {
-        artifact.precision: _check(artifact.function, golden, card, artifact.precision) for artifact in artifacts
+        artifact.precision: _check_golden(artifact.function, golden, card, artifact.precision) for artifact in artifacts
     }
     data = load_dataset(source, size=card.shape[1], channels=card.shape[0])
-    _usable(data, card, samples, steps)
-    found = Evaluation(
+    _check_usable(data, card, samples, steps)
+    measures = Evaluation(
         exported.function,
         card=card,
         noise=exported.noise,
@@ -81,25 +70,26 @@ def evaluate(
         variants={artifact.precision: artifact.function for artifact in artifacts[1:]},
         inception=inception,
     ).run()
-    for precision, table in found.get("precision", {}).items():
+    for precision, table in measures.get("precision", {}).items():
         table |= {"golden": golden_rows[precision], "tolerance": getattr(card.tolerance, precision)}
-    told = _with_quality(card, found)
-    stamped = {artifact.precision: stamp(artifact.data, told, exported.noise) for artifact in artifacts}
+    new_card = _with_quality(card, measures)
+    stamped = {artifact.precision: stamp(artifact.data, new_card, exported.noise) for artifact in artifacts}
+    # The rewritten files must still compute the same before they replace the old ones.
     for precision, content in stamped.items():
-        _check(OnnxFunction(content, threads=1), golden, told, precision)
-    table = {"model": _names(card, stamped), **found}
+        _check_golden(OnnxFunction(content, threads=1), golden, new_card, precision)
+    table = {"model": _identity(card, stamped), **measures}
     text = (json.dumps(table, indent=1, allow_nan=False) + "\n").encode()
-    files = {FILES[precision]: content for precision, content in stamped.items()}
-    files[GOLDEN] = golden.to_bytes(stamped["fp32"])
-    publish(folder, files if out else {**files, METRICS: text}, keep=True)
+    files = {MODEL_FILES[precision]: content for precision, content in stamped.items()}
+    files[GOLDEN_FILE] = dataclasses.replace(golden, digest=digest_of(stamped["fp32"])).to_bytes()
+    publish(folder, files if out else {**files, METRICS_FILE: text}, keep=True)
     if out:
-        with atomic(out) as file:
+        with atomic_write(out) as file:
             file.write(text)
     return table
 
 
 def summary(table: Table) -> str:
-    """The figures that matter most, for people."""
+    """The most important figures as a table of text."""
     lines = [_row("generation", "Fréchet", "× floor", "KL", "confidence", "drift")]
     for name, row in table["generation"].items():
         cells = (row.get(key) for key in ("frechet", "multiple", "kl", "confidence"))
@@ -115,10 +105,10 @@ def _row(name: str, *cells: float | str | None) -> str:
     return f"{name:18}" + "".join(f"{text:>11}" for text in texts)
 
 
-def _with_quality(card: ModelCard, found: Table) -> ModelCard:
-    quality = {key: _without_histograms(value) for key, value in found.items() if key not in _NOT_QUALITY}
+def _with_quality(card: ModelCard, measures: Table) -> ModelCard:
+    quality = {key: _without_histograms(value) for key, value in measures.items() if key not in _NOT_QUALITY}
     return ModelCard.model_validate(
-        {**card.model_dump(), "quality": quality, "distance_quantiles": found["distance_quantiles"]}
+        {**card.model_dump(), "quality": quality, "distance_quantiles": measures["distance_quantiles"]}
     )
 
 
@@ -128,24 +118,26 @@ def _without_histograms(value: Any) -> Any:
     return value
 
 
-def _names(card: ModelCard, stamped: Mapping[Precision, bytes]) -> Table:
-    digests = {FILES[precision]: digest_of(content) for precision, content in stamped.items()}
-    return {"name": card.name, "version": card.version, "digest": digests[FILES["fp32"]], "files": digests}
+def _identity(card: ModelCard, stamped: Mapping[Precision, bytes]) -> Table:
+    digests = {MODEL_FILES[precision]: digest_of(content) for precision, content in stamped.items()}
+    return {"name": card.name, "version": card.version, "digest": digests[MODEL_FILES["fp32"]], "files": digests}
 
 
-def _usable(data: Dataset, card: ModelCard, samples: int, steps: int) -> None:
+def _check_usable(data: Dataset, card: ModelCard, samples: int, steps: int) -> None:
     if data.sha256 != card.data.sha256:
         raise UserError(f"--data {data.name}: not what {card.ref} was trained on, {card.data.name} of another SHA-256")
-    if min(len(data.train), len(data.held_out), samples) < _LEAST:
-        raise UserError(f"--data {data.name}: needs at least {_LEAST} training and {_LEAST} held-out pictures")
+    if min(len(data.train), len(data.held_out), samples) < _MIN_PICTURES:
+        raise UserError(
+            f"--data {data.name}: needs at least {_MIN_PICTURES} training and {_MIN_PICTURES} held-out pictures"
+        )
     if steps < 1:
         raise UserError(f"--steps {steps}: at least 1")
 
 
-def _check(function: OnnxFunction, golden: Golden, card: ModelCard, precision: Precision) -> float:
-    """That a file still computes what training computed; the largest difference."""
-    difference = float(np.abs(function(golden.x) - golden.y).max())
-    if not difference <= getattr(card.tolerance, precision):
+def _check_golden(function: OnnxFunction, golden: Golden, card: ModelCard, precision: Precision) -> float:
+    """Largest difference of a file from the golden rows; a `UserError` if it exceeds the tolerance of the card."""
+    difference = max_abs_diff(function(golden.x), golden.y)
+    if difference > getattr(card.tolerance, precision):
         name = card.ref if precision == "fp32" else f"{card.ref} in {precision}"
         raise UserError(f"{name}: differs from its golden rows by {difference:.2g}; `verify` it first")
     return round(difference, 6)

@@ -1,6 +1,6 @@
-"""Features of Inception v3, by which published Fréchet distances (FID) are measured; nothing is downloaded here.
+"""Features of Inception v3 for the published Fréchet distance (FID). Nothing is downloaded.
 
-The network is torch-fidelity's, which computes what the reference implementation did; its weights are the user's.
+The network is that of torch-fidelity, which reproduces the reference implementation. The user provides the weights.
 """
 
 import hashlib
@@ -14,23 +14,23 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from model_export.data.pixels import Levels
 from model_export.errors import UserError
+from service.artifact.pixels import Levels
 
 FEATURES: Final = 2048
-WEIGHTS: Final = "weights-inception-2015-12-05-6726825d.pth"  # as torch-fidelity's releases call them
+WEIGHTS: Final = "weights-inception-2015-12-05-6726825d.pth"  # its name in the releases of torch-fidelity
 _PACKAGE: Final = "torch-fidelity"
 _BATCH: Final = 50
 
 
 class Inception:
-    """Reads pictures as FID does.
+    """Computes the features of FID.
 
     Args:
-        weights: file of them; where torch-fidelity keeps its own when None.
+        weights: their file; None takes the place where torch-fidelity stores it.
 
     Raises:
-        UserError: the package or the weights are missing, or are not those of this network.
+        UserError: the package or the weights are missing, or the file holds other weights.
     """
 
     def __init__(self, weights: Path | None = None) -> None:
@@ -47,22 +47,22 @@ class Inception:
             )
         self.source = hashlib.sha256(path.read_bytes()).hexdigest()
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._network = _network(FeatureExtractorInceptionV3, path).to(self._device)
+        self._network = _load_network(FeatureExtractorInceptionV3, path).to(self._device)
 
     @torch.inference_mode()
-    def read(self, levels: Levels) -> NDArray[np.float64]:
-        """Features (N, 2048) of pictures (N, C, H, W) in 8 bits; grey ones are shown as colour."""
+    def features(self, levels: Levels) -> NDArray[np.float64]:
+        """Features (N, 2048) of pictures (N, C, H, W) uint8; grey pictures are repeated to three channels."""
         colour = torch.from_numpy(np.repeat(levels, 3 // levels.shape[1], 1))
         chunks = tqdm(torch.split(colour, _BATCH), desc="inception", unit="batch", mininterval=1.0)
         features = [self._network(chunk.to(self._device))[0].double().cpu() for chunk in chunks]
-        found: NDArray[np.float64] = torch.cat(features).numpy()
-        return found
+        joined: NDArray[np.float64] = torch.cat(features).numpy()
+        return joined
 
 
-def _network(make: Any, path: Path) -> Any:
+def _load_network(network_class: Any, path: Path) -> Any:
     try:
-        # A first look that unpickles tensors only; torch-fidelity's own would run whatever the file holds.
+        # torch-fidelity unpickles the file, which can run any code. This load comes first and accepts tensors only.
         torch.load(path, map_location="cpu", weights_only=True)
-        return make("inception-v3-compat", [str(FEATURES)], feature_extractor_weights_path=str(path))
+        return network_class("inception-v3-compat", [str(FEATURES)], feature_extractor_weights_path=str(path))
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, TypeError) as exc:
         raise UserError(f"--fid inception: {path} does not hold the weights of this network") from exc

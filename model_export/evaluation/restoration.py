@@ -1,21 +1,23 @@
-"""How well f makes degraded pictures good again, beside doing nothing and beside classical methods."""
+"""How well f restores corrupted pictures, compared with the corrupted input and with classical methods."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model_export.data.numpy_corruptions import DEGRADATIONS, Degradation, hole_mask
-from model_export.data.pixels import Levels, to_rows
-from model_export.evaluation.baselines import CLASSICAL, Methods, best
-from model_export.evaluation.judge import Function, Judge, Table, affordable
+from model_export.data.corruptions import CORRUPTIONS, Corruption, hole_mask
+from model_export.evaluation.baselines import BASELINES, Methods, tune
+from model_export.evaluation.classifier import ClassifierEvaluator, Table, sample_budget
+from service.artifact.pixels import Levels, to_rows
 from service.domain.latents import FloatRows
 
-BASELINES: Final = 1000  # held-out pictures of 28×28: classical methods take up to 5 ms for one
-_TUNING: Final = 64  # training pictures of 28×28 by which a method's setting is chosen
+Function = Callable[[FloatRows], FloatRows]
+
+BASELINE_PICTURES: Final = 1000  # held-out pictures of 28×28: classical methods take up to 5 ms for one
+TUNING_PICTURES: Final = 64  # training pictures of 28×28 on which the parameters of a method are chosen
 _HOLES: Final = {"hole_0.4": 0.4}
-_MASKED: Final = (("f", 1), ("f4", 4))
+_MASKED_STEPS: Final = (("f", 1), ("f4", 4))
 
 PROTOCOL: Final = (
     "all held-out pictures; PSNR and SSIM (Gaussian window) against the clean picture; with_mask: kept pixels are put "
@@ -26,64 +28,74 @@ PROTOCOL: Final = (
 
 
 class Restoration:
-    """Every degradation, undone in every way.
+    """Measures f and the baselines on every corruption.
 
     Args:
-        f: what is measured.
-        judge: reads what comes out.
+        f: the measured function.
+        evaluator: classifies the restored pictures.
         held_out: clean pictures (N, C, H, W).
-        labels: of them, or None.
-        train: training pictures, by which classical methods are set.
+        labels: their labels (N,), or None.
+        train: training pictures, on which the baselines are tuned.
     """
 
     def __init__(
-        self, f: Function, *, judge: Judge, held_out: Levels, labels: NDArray[np.int64] | None, train: Levels
+        self,
+        f: Function,
+        *,
+        evaluator: ClassifierEvaluator,
+        held_out: Levels,
+        labels: NDArray[np.int64] | None,
+        train: Levels,
     ) -> None:
-        self._f, self._judge, self._labels = f, judge, labels
+        self._f, self._evaluator, self._labels = f, evaluator, labels
         self._x = to_rows(held_out)
         shape = held_out.shape[1:]
-        self._few = affordable(BASELINES, shape)
-        self._tuning = to_rows(train[: affordable(_TUNING, shape)])
+        self._n_baseline = sample_budget(BASELINE_PICTURES, shape)
+        self._tuning = to_rows(train[: sample_budget(TUNING_PICTURES, shape)])
 
     def run(self) -> Table:
-        """Measures by degradation and by way."""
-        return {name: self._row(name, degrade) for name, degrade in DEGRADATIONS.items()}
+        """Measures of f and of the baselines, by corruption and by way of restoration."""
+        return {name: self._measure(name, corrupt) for name, corrupt in CORRUPTIONS.items()}
 
-    def alone(self, names: Sequence[str]) -> Table:
-        """The same for some degradations, without the classical methods."""
-        return {name: self._own(name, DEGRADATIONS[name](self._x))[0] for name in names}
+    def run_without_baselines(self, names: Sequence[str]) -> Table:
+        """Measures of f for some corruptions."""
+        return {name: self._measure_f(name, CORRUPTIONS[name](self._x))[0] for name in names}
 
-    def _row(self, name: str, degrade: Degradation) -> Table:
-        degraded = degrade(self._x)
-        table, once = self._own(name, degraded)
-        table["baselines"] = self._baselines(CLASSICAL[name], degrade, degraded[: self._few], once[: self._few])
+    def _measure(self, name: str, corrupt: Corruption) -> Table:
+        corrupted = corrupt(self._x)
+        table, once = self._measure_f(name, corrupted)
+        n = self._n_baseline
+        table["baselines"] = self._measure_baselines(BASELINES[name], corrupt, corrupted[:n], once[:n])
         return table
 
-    def _own(self, name: str, degraded: FloatRows) -> tuple[Table, FloatRows]:
-        """What f makes of degraded pictures: measures, and the pictures after one step."""
-        once = self._f(degraded)
-        table = {"input": self._restored(degraded), "f": self._restored(once), "f2": self._restored(self._f(once))}
+    def _measure_f(self, name: str, corrupted: FloatRows) -> tuple[Table, FloatRows]:
+        """Measures of f, and f(corrupted)."""
+        once = self._f(corrupted)
+        table = {"input": self._compare(corrupted), "f": self._compare(once), "f2": self._compare(self._f(once))}
         if name in _HOLES:
-            mask = hole_mask(_HOLES[name], degraded.shape)
-            table["with_mask"] = {way: self._restored(self._masked(degraded, mask, k)) for way, k in _MASKED}
+            mask = hole_mask(_HOLES[name], corrupted.shape)
+            table["with_mask"] = {
+                key: self._compare(self._masked(corrupted, mask, steps)) for key, steps in _MASKED_STEPS
+            }
         return table, once
 
-    def _baselines(self, methods: Methods, degrade: Degradation, degraded: FloatRows, once: FloatRows) -> Table:
-        table: Table = {"n": len(degraded), "input": self._restored(degraded), "f": self._restored(once)}
-        for name, settings in methods.items():
-            setting = best(settings, degrade(self._tuning), self._tuning)
-            table[name] = self._restored(setting.restore(degraded))
-            if setting.text:
-                table[name]["setting"] = setting.text
+    def _measure_baselines(self, methods: Methods, corrupt: Corruption, corrupted: FloatRows, once: FloatRows) -> Table:
+        table: Table = {"n": len(corrupted), "input": self._compare(corrupted), "f": self._compare(once)}
+        for name, grid in methods.items():
+            point = tune(grid, corrupt(self._tuning), self._tuning)
+            table[name] = self._compare(point.restore(corrupted))
+            if point.text:
+                table[name]["setting"] = point.text
         return table
 
-    def _masked(self, degraded: FloatRows, mask: NDArray[np.bool_], steps: int) -> FloatRows:
-        """As `/project` does with a mask."""
-        rows = degraded
+    def _masked(self, corrupted: FloatRows, mask: NDArray[np.bool_], steps: int) -> FloatRows:
+        """Apply f ``steps`` times; after every step the pixels outside the mask are put back, as `/project` does."""
+        rows = corrupted
         for _ in range(steps):
-            rows = np.where(mask, self._f(rows), degraded)
+            rows = np.where(mask, self._f(rows), corrupted)
         return rows
 
-    def _restored(self, rows: FloatRows) -> Table:
+    def _compare(self, rows: FloatRows) -> Table:
+        """Measures of rows against the first clean pictures."""
         labels = None if self._labels is None else self._labels[: len(rows)]
-        return self._judge.restored(rows, self._x[: len(rows)], labels)
+        return self._evaluator.restoration(rows, self._x[: len(rows)], labels)

@@ -1,1 +1,1 @@
-"""From a checkpoint to a verified ONNX file that describes itself."""
+"""Export a checkpoint as a verified ONNX file that contains its own description."""

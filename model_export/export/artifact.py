@@ -1,21 +1,16 @@
-"""An exported version: `<models>/<name>/<version>/{model.onnx, model.fp16.onnx, golden.npz}`, read and written whole.
+"""Read and write a version folder `<models>/<name>/<version>/{model.onnx, model.fp16.onnx, golden.npz}`.
 
-`model.fp16.onnx` is there where it was asked for; the golden rows are of `model.onnx` and hold for both.
+`model.fp16.onnx` is optional. The golden rows belong to `model.onnx` and are valid for both.
 """
 
-import hashlib
-import io
 import os
 import shutil
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 import onnx
@@ -23,24 +18,21 @@ import onnxruntime as ort
 
 from model_export.errors import UserError
 from service.artifact.card import INPUT, OUTPUT, CardError, ModelCard, from_metadata, to_metadata
+from service.artifact.files import GOLDEN_FILE, MODEL_FILE, MODEL_FILES, Precision
+from service.artifact.golden import Golden, digest_of, read_golden
+from service.domain.errors import StartupError
 from service.domain.latents import FloatRows, NoiseSource
 
-Precision = Literal["fp32", "fp16"]
-
-MODEL: Final = "model.onnx"
-FILES: Final[Mapping[Precision, str]] = MappingProxyType({"fp32": MODEL, "fp16": "model.fp16.onnx"})
-GOLDEN: Final = "golden.npz"
-METRICS: Final = "metrics.json"
 _BATCH: Final = 64
-_QUIET: Final = 4  # of onnxruntime's severities, fatal only: what fails is raised anyway
+_LOG_SEVERITY: Final = 4  # fatal only: onnxruntime raises all other errors as exceptions
 
 
 class OnnxFunction:
-    """f as it is served: onnxruntime on the CPU.
+    """f as the service runs it: onnxruntime on the CPU.
 
     Args:
-        data: the file's bytes.
-        threads: CPU threads; 0 leaves the choice to onnxruntime.
+        data: content of the ONNX file.
+        threads: CPU threads; 0 lets onnxruntime choose.
 
     Raises:
         UserError: not an ONNX model.
@@ -49,53 +41,39 @@ class OnnxFunction:
     def __init__(self, data: bytes, *, threads: int = 0) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
-        options.log_severity_level = _QUIET
+        options.log_severity_level = _LOG_SEVERITY
         try:
             self._session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        # onnxruntime's errors share no base class of their own.
+        # onnxruntime's errors have no common base class.
         except Exception as exc:
             raise UserError("not a model that onnxruntime can run") from exc
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        """What the file says of itself."""
+        """The metadata entries of the file."""
         entries: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
         return entries
 
     def __call__(self, rows: FloatRows) -> FloatRows:
-        """One step of f, in batches: (N, C, H, W) float32 → the same."""
-        return np.concatenate([self.once(rows[i : i + _BATCH]) for i in range(0, len(rows), _BATCH)])
+        """Apply f once, in batches of bounded size: (N, C, H, W) float32 → the same shape."""
+        return np.concatenate([self.run_batch(rows[i : i + _BATCH]) for i in range(0, len(rows), _BATCH)])
 
-    def once(self, rows: FloatRows) -> FloatRows:
-        """The same in a single batch."""
+    def run_batch(self, rows: FloatRows) -> FloatRows:
+        """Apply f once, in a single batch."""
         out: FloatRows = self._session.run([OUTPUT], {INPUT: rows})[0]
         return out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Golden:
-    """Rows x and what training says f makes of them, both (N, C, H, W) float32."""
-
-    x: FloatRows
-    y: FloatRows
-
-    def to_bytes(self, model: bytes) -> bytes:
-        """`golden.npz` for these bytes of `model.onnx`."""
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, x=self.x, y=self.y, digest=np.array(digest_of(model)))
-        return buffer.getvalue()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Artifact:
-    """One exported version, read.
+    """One model file of a version folder.
 
     Args:
-        folder: where it lies.
-        data: the bytes of one of its models.
-        card, noise: what they say of themselves.
+        folder: the version folder.
+        data: content of the file.
+        card, noise: from its metadata.
         function: f.
-        precision: which of the models it is.
+        precision: of the file.
     """
 
     folder: Path
@@ -107,12 +85,12 @@ class Artifact:
 
     @classmethod
     def read(cls, folder: Path, *, precision: Precision = "fp32", threads: int = 0) -> "Artifact":
-        """Open a version folder.
+        """Read one model file of a version folder.
 
         Raises:
-            UserError: no model there, or none that this program exported.
+            UserError: no model file, or one that this program did not export.
         """
-        path = folder / FILES[precision]
+        path = folder / MODEL_FILES[precision]
         if not path.is_file():
             raise UserError(f"no model at {path}")
         data = path.read_bytes()
@@ -125,65 +103,58 @@ class Artifact:
 
     @property
     def file(self) -> str:
-        """Its file's name."""
-        return FILES[self.precision]
+        """Name of the file."""
+        return MODEL_FILES[self.precision]
 
     def golden(self) -> Golden:
         """The golden rows beside `model.onnx`.
 
         Raises:
-            UserError: missing, damaged, or of another `model.onnx`; `verify` makes them anew.
+            UserError: missing, damaged, or of another `model.onnx`; `verify` writes them again.
         """
-        path = self.folder / GOLDEN
+        path = self.folder / GOLDEN_FILE
         try:
-            # Opened here: numpy forgets to close a file that is no archive.
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                golden, digest = Golden(x=arrays["x"], y=arrays["y"]), str(arrays["digest"])
-        except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as exc:
-            raise UserError(f"{path}: missing or damaged; `verify` makes it anew") from exc
-        if digest != digest_of(self.data):
-            raise UserError(f"{path}: belongs to another {MODEL}; `verify` makes it anew")
+            golden = read_golden(path, self.card.shape)
+        except StartupError as exc:
+            raise UserError(f"{path}: missing or damaged; `verify` writes it again") from exc
+        if golden.digest != digest_of(self.data):
+            raise UserError(f"{path}: belongs to another {MODEL_FILE}; `verify` writes it again")
         return golden
 
 
 def read_all(folder: Path, *, threads: int = 0) -> list[Artifact]:
-    """Every precision of a version, `model.onnx` first.
+    """Read all model files of a version, `model.onnx` first.
 
     Raises:
         UserError: no `model.onnx`, or a file that this program did not export.
     """
-    there = [precision for precision, file in FILES.items() if precision == "fp32" or (folder / file).is_file()]
-    return [Artifact.read(folder, precision=precision, threads=threads) for precision in there]
-
-
-def digest_of(data: bytes) -> str:
-    """SHA-256 in hex."""
-    return hashlib.sha256(data).hexdigest()
+    present = [precision for precision, file in MODEL_FILES.items() if precision == "fp32" or (folder / file).is_file()]
+    return [Artifact.read(folder, precision=precision, threads=threads) for precision in present]
 
 
 def stamp(data: bytes, card: ModelCard, noise: NoiseSource) -> bytes:
-    """The same model with this card in its metadata in place of any other."""
+    """Replace the card in the metadata of a model; returns the new content of the file."""
     model = onnx.load_model_from_string(data)
     onnx.helper.set_model_props(model, to_metadata(card, noise.statistics))
-    # Protocol buffers promise the same bytes for the same message only when told so.
+    # Without this option protobuf does not guarantee equal bytes for equal messages.
     stamped: bytes = model.SerializeToString(deterministic=True)
     return stamped
 
 
 def publish(folder: Path, files: Mapping[str, bytes], *, keep: bool = False) -> None:
-    """Make ``folder`` hold these files: all of them or, when anything fails, what it held before.
+    """Replace the content of ``folder`` by these files, all at once. If anything fails, the folder is unchanged.
 
-    The files are written to a hidden folder beside it that then takes its name, so no reader meets a model with
-    another's golden rows.
+    The files are written to a hidden folder beside it, which is then renamed. So no reader sees a model together with
+    the golden rows of another one.
 
     Args:
-        folder: the version folder; its parents are made.
+        folder: the version folder; its parents are created.
         files: name → content.
-        keep: keep the other files that are there already.
+        keep: keep the other files of the folder.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _scratch(folder) as scratch:
-        fresh, old = scratch / "new", scratch / "old"
+    with _temporary_folder(folder) as temporary:
+        fresh, old = temporary / "new", temporary / "old"
         if keep and folder.is_dir():
             shutil.copytree(folder, fresh)
         fresh.mkdir(exist_ok=True)
@@ -203,7 +174,7 @@ def publish(folder: Path, files: Mapping[str, bytes], *, keep: bool = False) -> 
 
 
 @contextmanager
-def _scratch(folder: Path) -> Iterator[Path]:
+def _temporary_folder(folder: Path) -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         yield path

@@ -1,4 +1,4 @@
-"""Turn a run into `model.onnx` with its card, and publish it only once it computes what was trained."""
+"""Export a run as `model.onnx` with its card. The file is published only if it reproduces the trained network."""
 
 import contextlib
 import io
@@ -14,16 +14,18 @@ from torch import nn
 from torch.export import Dim
 
 from model_export.errors import UserError
-from model_export.export.artifact import FILES, GOLDEN, OnnxFunction, Precision, publish, stamp
+from model_export.export.artifact import OnnxFunction, publish, stamp
 from model_export.export.fp16 import to_fp16
 from model_export.export.verify import Verification, compare
+from model_export.training.checkpoint import TrainedModel, load_run
 from model_export.training.network import parameter_count
-from model_export.training.trained import TrainedModel, load_run
 from service.artifact.card import INPUT, OUTPUT, ModelCard
+from service.artifact.files import GOLDEN_FILE, MODEL_FILES, Precision
+from service.artifact.golden import digest_of
 from service.domain.latents import NoiseSource
 
 OPSET: Final = 20
-_LARGEST_BATCH: Final = 1024
+_MAX_BATCH: Final = 1024
 
 
 def export(
@@ -34,7 +36,7 @@ def export(
     unfinished: bool = False,
     force: bool = False,
     fp16: bool = False,
-    facts: Mapping[str, object] | None = None,
+    card_fields: Mapping[str, object] | None = None,
     threads: int = 0,
 ) -> tuple[Path, dict[str, Verification]]:
     """Export the averaged weights of a run to `<models>/<name>/<version>`.
@@ -42,18 +44,18 @@ def export(
     Args:
         run: folder of the run.
         models: model directory.
-        version: number ≥ 1; the next free one when not given.
+        version: number ≥ 1; None takes the next free one.
         unfinished: export a run that has not done all its steps.
-        force: replace a version that is there.
-        fp16: write `model.fp16.onnx` too.
-        facts: fields of the card in place of the preset's, such as its description or polarity.
-        threads: CPU threads of the check; 0 leaves the choice to onnxruntime.
+        force: replace an existing version.
+        fp16: write `model.fp16.onnx` in addition.
+        card_fields: fields of the card that replace those of the preset, such as description or polarity.
+        threads: CPU threads of the check; 0 lets onnxruntime choose.
 
     Returns:
-        The version folder, and how each of its models, by file name, compares with the trained network.
+        The version folder, and the comparison of each model file, by its name, with the trained network.
 
     Raises:
-        UserError: no such run, unfinished, the version is taken, or onnxruntime computes something else; nothing is
+        UserError: no run, an unfinished one, an existing version, or onnxruntime computes other values. Nothing is
             written then.
     """
     model = load_run(run)
@@ -65,32 +67,33 @@ def export(
     folder = models / model.preset.name / str(number)
     if folder.exists() and not force:
         raise UserError(f"{folder} exists; choose another --version, or say --force")
-    card = card_of(model, str(number), facts or {})
+    card = card_of(model, str(number), card_fields or {})
     noise = NoiseSource(model.preset.shape, model.noise.for_card())
     files: dict[Precision, bytes] = {"fp32": stamp(to_onnx(model.network, model.preset.shape), card, noise)}
     if fp16:
         files["fp16"] = to_fp16(files["fp32"])
-    compared: dict[str, Verification] = {}
+    digest = digest_of(files["fp32"])
+    verifications: dict[str, Verification] = {}
     for precision, data in files.items():
         function = OnnxFunction(data, threads=threads)
-        golden, compared[FILES[precision]] = compare(model, card, noise, function, precision)
-    content = {FILES[precision]: data for precision, data in files.items()}
-    publish(folder, {**content, GOLDEN: golden.to_bytes(files["fp32"])})
-    return folder, compared
+        golden, verifications[MODEL_FILES[precision]] = compare(model, card, noise, function, digest, precision)
+    content = {MODEL_FILES[precision]: data for precision, data in files.items()}
+    publish(folder, {**content, GOLDEN_FILE: golden.to_bytes()})
+    return folder, verifications
 
 
 def to_onnx(network: nn.Module, shape: tuple[int, int, int]) -> bytes:
-    """The network as ONNX: input `x`, output `y`, both float32 (batch, C, H, W) with any batch size, weights inside.
+    """Convert the network to ONNX: input `x`, output `y`, both float32 (batch, C, H, W) with any batch size.
 
-    Of the exporter's annotations nothing stays: they quote source files by their path on this machine.
+    The weights are inside the file.
     """
     example = torch.zeros((2, *shape))
-    with _quiet():
+    with _silence_exporter():
         program = torch.onnx.export(
             network,
             (example,),
             dynamo=True,
-            dynamic_shapes=({0: Dim("batch", min=1, max=_LARGEST_BATCH)},),
+            dynamic_shapes=({0: Dim("batch", min=1, max=_MAX_BATCH)},),
             input_names=[INPUT],
             output_names=[OUTPUT],
             opset_version=OPSET,
@@ -101,6 +104,7 @@ def to_onnx(network: nn.Module, shape: tuple[int, int, int]) -> bytes:
         raise RuntimeError("the exporter returned no program")
     model = program.model_proto
     graph = model.graph
+    # The exporter annotates nodes with paths of source files on this machine. Remove all annotations.
     for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
@@ -109,11 +113,11 @@ def to_onnx(network: nn.Module, shape: tuple[int, int, int]) -> bytes:
     return data
 
 
-def card_of(model: TrainedModel, version: str, facts: Mapping[str, object]) -> ModelCard:
-    """What the file is to say of itself, ``facts`` before all; quality is added by `evaluate`.
+def card_of(model: TrainedModel, version: str, fields: Mapping[str, object]) -> ModelCard:
+    """The card of a trained model. ``fields`` replace those of the preset; `evaluate` adds the quality.
 
     Raises:
-        UserError: a name or value that a card can't hold.
+        UserError: a name or value that the card does not allow.
     """
     preset, checkpoint = model.preset, model.checkpoint
     try:
@@ -138,7 +142,7 @@ def card_of(model: TrainedModel, version: str, facts: Mapping[str, object]) -> M
                     "config": checkpoint.preset,
                 },
                 "licence": preset.licence,
-                **facts,
+                **fields,
             }
         )
     except ValidationError as exc:
@@ -147,14 +151,14 @@ def card_of(model: TrainedModel, version: str, facts: Mapping[str, object]) -> M
 
 
 def _next_version(folder: Path) -> int:
-    """One more than the highest that is there."""
+    """The highest version in the folder plus one."""
     names = (entry.name for entry in folder.iterdir()) if folder.is_dir() else ()
     return 1 + max((int(name) for name in names if name.isascii() and name.isdigit()), default=0)
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's progress off standard output, and pass over torch's use of what torch deprecates."""
+def _silence_exporter() -> Iterator[None]:
+    """Suppress the exporter's progress on standard output and a warning about torch's own use of a deprecated class."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.filterwarnings("ignore", r".*LeafSpec.* is deprecated", FutureWarning)
         yield

@@ -1,4 +1,4 @@
-"""The network in half precision: weights and arithmetic in float16, input and output still in float32."""
+"""Convert a model to half precision: weights and arithmetic in float16, input and output in float32."""
 
 import onnx
 from onnx import ModelProto
@@ -6,32 +6,32 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 
 
 def to_fp16(data: bytes) -> bytes:
-    """The same model with every weight and every step in between in float16; `x`, `y` and the metadata stay.
+    """Convert all weights and intermediate values to float16; `x`, `y` and the metadata are unchanged.
 
-    onnxruntime brings the converter, so it needs no package more and knows which operators have no half precision.
+    The converter is that of onnxruntime, which knows the operators without half precision.
     """
     model: ModelProto = convert_float_to_float16(onnx.load_model_from_string(data), keep_io_types=True)
-    _sort(model)
+    _sort_nodes(model)
     onnx.checker.check_model(model, full_check=True)
     half: bytes = model.SerializeToString(deterministic=True)
     return half
 
 
-def _sort(model: ModelProto) -> None:
-    """Every node behind those it takes from, as ONNX wants it: the converter appends its casts at the end."""
+def _sort_nodes(model: ModelProto) -> None:
+    """Sort the nodes topologically, as ONNX requires. The converter appends its casts at the end."""
     graph = model.graph
     known = {"", *(value.name for value in graph.input), *(tensor.name for tensor in graph.initializer)}
-    waiting, ordered = list(graph.node), []
-    while waiting:
-        later = []
-        for node in waiting:
+    remaining, ordered = list(graph.node), []
+    while remaining:
+        blocked = []
+        for node in remaining:
             if known.issuperset(node.input):
                 ordered.append(node)
                 known.update(node.output)
             else:
-                later.append(node)
-        if len(later) == len(waiting):
+                blocked.append(node)
+        if len(blocked) == len(remaining):
             raise RuntimeError("the converter left a node without its input")
-        waiting = later
+        remaining = blocked
     del graph.node[:]
     graph.node.extend(ordered)

@@ -1,1 +1,1 @@
-"""Model cards, figures and pages."""
+"""Pages about models, with their figures."""

@@ -1,6 +1,6 @@
-"""The figures of the paper and the talk, drawn from an exported model as it is served, through onnxruntime.
+"""The figures of the IGN paper, drawn from an exported model with onnxruntime.
 
-Nothing is chosen by eye: latents are the first of a seed, pictures the first held-out ones of every class.
+Nothing is selected by hand: latents are the first of a seed, pictures the first held-out ones of every class.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -14,49 +14,87 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from model_export.data import corruptions
+from model_export.data.corruptions import Corruption
 from model_export.data.datasets import Dataset, load_dataset
-from model_export.data.pixels import to_rows
 from model_export.errors import UserError
 from model_export.export.artifact import Artifact
-from model_export.files import atomic
-from model_export.report import loss_curves
-from model_export.report.image_grid import Sheet
-from model_export.report.spoilings import Spoiling, spoilings
-from service.domain import interpolation as paths
-from service.domain import latents
+from model_export.files import atomic_write
+from model_export.report.image_grid import ImageGrid
+from model_export.report.loss_curves import plot_losses
+from service.artifact.card import ModelCard
+from service.artifact.pixels import to_rows
+from service.domain import interpolation, latents
 from service.domain.latents import FloatRows
 
 STEPS: Final = 300_000
-_RECORDED: Final = (0, 1, 10, 20, 100, 1000, 10_000, 100_000, 300_000)  # of the talk
+_RECORDED: Final = (0, 1, 10, 20, 100, 1000, 10_000, 100_000, 300_000)
 _COLUMNS: Final = 12
-_LONG_COLUMNS: Final = 8  # of the figure whose time is steps × columns
+_REPEATED_COLUMNS: Final = 8  # fewer, because the time of this figure is steps × columns
 _FRAMES: Final = 11
 _LINES: Final = 8
 
 LOSSES: Final = "losses.svg"
 FIGURES: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "samples.png": "Pictures made from the first latents of a seed, none left out.",
-        "generation.png": "Noise z, and what f makes of it when applied once, twice and three times.",
-        "clean.png": "Held-out pictures x: a real picture should be left as it is.",
-        "noise_0.15.png": "The paper's noise, σ = 0.15: x, x + n, and n projected away once and twice.",
+        "samples.png": "f(z) for the first latents of a seed; none is left out.",
+        "generation.png": "Noise z, and f applied once, twice and three times.",
+        "clean.png": "Held-out pictures x: f should not change a real picture.",
+        "noise_0.15.png": "Weak noise, σ = 0.15, as in the paper.",
         "noise_0.8.png": "Strong noise, σ = 0.8.",
         "blur.png": "Gaussian blur, σ = 1.5 pixels of a 28-pixel side.",
         "thinned.png": "Thinned strokes (grey erosion).",
         "grey.png": "Grey pictures g(x): the mean of the channels.",
-        "sketch.png": "Sketches s(x) of the paper: g(x + 1) divided by its blur.",
+        "sketch.png": "Sketches s(x): g(x + 1) divided by its blur.",
         "low_resolution.png": "A quarter of the resolution.",
-        "hole.png": "A hole of 0.4 of the side in mid grey.",
-        "interpolation.png": "From one latent to another along the great arc (slerp), eight times.",
-        "arithmetic.png": "Sums of latents, rescaled to the length of noise.",
+        "hole.png": "A grey hole of 0.4 of the side.",
+        "interpolation.png": "Spherical interpolation (slerp) from one latent to another, eight times.",
+        "arithmetic.png": "Sums of latents, rescaled to the norm of noise.",
         "repeated.png": "f applied k times to the same noise.",
-        LOSSES: "Terms of the loss during training, unweighted, on a logarithmic scale.",
+        LOSSES: "Terms of the training loss, unweighted.",
     }
 )
 """File name → what it shows, in the order of a page."""
 
 
-def draw(
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RestorationFigure:
+    """A figure of a corruption and its restoration.
+
+    Args:
+        file: name of the figure.
+        name: of the corruption, for the caption.
+        term: the corrupted picture as a formula.
+        corrupt: the corruption.
+    """
+
+    file: str
+    name: str
+    term: str
+    corrupt: Corruption
+
+
+def restoration_figures(card: ModelCard) -> list[RestorationFigure]:
+    """The corruptions that are shown for a model: thin strokes for grey models, grey and sketch for colour models."""
+    common = [
+        ("noise_0.15.png", "noise, sigma 0.15", "x + n", corruptions.noise(0.15)),
+        ("noise_0.8.png", "noise, sigma 0.8", "x + n", corruptions.noise(0.8)),
+        ("blur.png", "blur", "b(x)", corruptions.blur(1.5)),
+        ("low_resolution.png", "low resolution", "d(x)", corruptions.low_resolution(4)),
+        ("hole.png", "hole", "m(x)", corruptions.hole(0.4)),
+    ]
+    thinned = ("thinned.png", "thinned strokes", "e(x)", corruptions.thin(light=card.polarity != "dark-on-light"))
+    colour = [
+        ("grey.png", "grey", "g(x)", corruptions.grey()),
+        ("sketch.png", "sketch", "s(x)", corruptions.sketch(3.5)),
+    ]
+    return [
+        RestorationFigure(file=file, name=name, term=term, corrupt=corrupt)
+        for file, name, term, corrupt in [*common, *([thinned] if card.shape[0] == 1 else colour)]
+    ]
+
+
+def draw_figures(
     folder: Path,
     source: str,
     out: Path,
@@ -66,22 +104,22 @@ def draw(
     run: Path | None = None,
     threads: int = 0,
 ) -> list[Path]:
-    """Draw every figure that suits the model; each file appears whole as soon as it is drawn, the long one last.
+    """Draw every figure of the model. Each file is written as soon as it is drawn; `repeated.png` comes last.
 
     Args:
         folder: the version folder.
         source: the data it was trained on, as for `load_dataset`.
-        out: folder for the figures; others of the same names are replaced.
-        steps: applications of f in `repeated.png`, ≥ 1; those of the talk up to this one are shown, and this one.
+        out: folder for the figures; existing files are replaced.
+        steps: largest number of applications of f in `repeated.png`, ≥ 1.
         seed: of the latents, uint32.
-        run: folder of the training run, for its losses; without it there is no such figure.
-        threads: CPU threads of onnxruntime; 0 leaves the choice to it.
+        run: folder of the training run, to plot its losses; None draws no losses.
+        threads: CPU threads of onnxruntime; 0 lets it choose.
 
     Returns:
         The files written.
 
     Raises:
-        UserError: no model there, other data than it was trained on, no log in the run, or a number out of range.
+        UserError: no model, other data than it was trained on, no log in the run, or a number out of range.
     """
     if steps < 1:
         raise UserError(f"--steps {steps}: at least 1")
@@ -92,20 +130,20 @@ def draw(
     data = load_dataset(source, size=card.shape[1], channels=card.shape[0])
     if data.sha256 != card.data.sha256:
         raise UserError(f"--data {data.name}: not what {card.ref} was trained on, {card.data.name} of another SHA-256")
-    losses = None if run is None else loss_curves.losses(run)
-    drawing = Drawing(artifact, data, seed=seed)
+    losses = None if run is None else plot_losses(run)
+    context = FigureContext(artifact, data, seed=seed)
     written = []
     if losses is not None:
         written.append(_write(out / LOSSES, losses))
-    for name, sheet in drawing.short():
-        written.append(_write(out / name, sheet().png()))
-    written.append(_write(out / "repeated.png", drawing.repeated(steps).png()))
+    for name, make in context.figures():
+        written.append(_write(out / name, make().png()))
+    written.append(_write(out / "repeated.png", context.repeated(steps).png()))
     return written
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Drawing:
-    """What is drawn from, and how each figure is.
+class FigureContext:
+    """The model and the data from which the figures are drawn, with one method for each figure.
 
     Args:
         artifact: the model.
@@ -117,68 +155,68 @@ class Drawing:
     data: Dataset
     seed: int = 0
 
-    def short(self) -> Iterator[tuple[str, Callable[[], Sheet]]]:
-        """File name and figure, all but the repeated application."""
+    def figures(self) -> Iterator[tuple[str, Callable[[], ImageGrid]]]:
+        """File names and figures, except `repeated.png`."""
         yield "samples.png", self.samples
         yield "generation.png", self.generation
         yield "clean.png", self.clean
-        for spoiling in spoilings(self.artifact.card):
-            yield spoiling.file, partial(self.restoration, spoiling)
+        for figure in restoration_figures(self.artifact.card):
+            yield figure.file, partial(self.restoration, figure)
         yield "interpolation.png", self.interpolation
         yield "arithmetic.png", self.arithmetic
 
-    def samples(self) -> Sheet:
+    def samples(self) -> ImageGrid:
         """f(z) for 8 × 12 latents, row-major."""
         y = self._f(self._latents(0, _LINES * _COLUMNS))
         lines = [(f"z {i}-{i + _COLUMNS - 1}", y[i : i + _COLUMNS]) for i in range(0, len(y), _COLUMNS)]
-        return self._sheet(f"f(z), seed {self.seed}", lines)
+        return self._grid(f"f(z), seed {self.seed}", lines)
 
-    def generation(self) -> Sheet:
+    def generation(self) -> ImageGrid:
         """Z, f(z), f(f(z)), f(f(f(z)))."""
-        return self._sheet(f"from noise, seed {self.seed}", self._chain("z", self._latents(0, _COLUMNS), 3))
+        return self._grid(f"from noise, seed {self.seed}", self._chain("z", self._latents(0, _COLUMNS), 3))
 
-    def clean(self) -> Sheet:
+    def clean(self) -> ImageGrid:
         """x, f(x), f(f(x))."""
-        return self._sheet("held-out pictures", self._chain("x", self._pictures(), 2))
+        return self._grid("held-out pictures", self._chain("x", self._pictures(), 2))
 
-    def restoration(self, spoiling: Spoiling) -> Sheet:
-        """x, d(x), f(d(x)), f(f(d(x)))."""
+    def restoration(self, figure: RestorationFigure) -> ImageGrid:
+        """x, c(x), f(c(x)), f(f(c(x))) with c the corruption."""
         x = self._pictures()
-        return self._sheet(spoiling.name, [("x", x), *self._chain(spoiling.term, spoiling.degrade(x), 2)])
+        return self._grid(figure.name, [("x", x), *self._chain(figure.term, figure.corrupt(x), 2)])
 
-    def interpolation(self) -> Sheet:
-        """Eight great arcs, each from latent 2i to latent 2i + 1, put through f."""
-        path = paths.LatentPath(frames=_FRAMES)
+    def interpolation(self) -> ImageGrid:
+        """Eight great arcs, each from latent 2i to latent 2i + 1, under f."""
+        path = interpolation.LatentPath(frames=_FRAMES)
         z = self._latents(0, 2 * _LINES)
         lines = [(f"z {i}-{i + 1}", self._f(path.rows([z[i], z[i + 1]]))) for i in range(0, len(z), 2)]
-        return self._sheet(
+        return self._grid(
             f"from one latent to another, seed {self.seed}", lines, columns=[f"t = {t:.1f}" for t in path.times()]
         )
 
-    def arithmetic(self) -> Sheet:
-        """Latents a, b, c and their sums, put through f; column i has latents i, 12 + i and 24 + i."""
+    def arithmetic(self) -> ImageGrid:
+        """Latents a, b, c and their sums, under f; column i has latents i, 12 + i and 24 + i."""
         a, b, c = np.split(self._latents(0, 3 * _COLUMNS), 3)
         sums: dict[str, FloatRows] = {"f(a)": a, "f(b)": b, "f(c)": c}
         sums["f(a + b)"] = self._sum([a, b], [1.0, 1.0])
         sums["f(a + b + c)"] = self._sum([a, b, c], [1.0, 1.0, 1.0])
         sums["f(a - b + c)"] = self._sum([a, b, c], [1.0, -1.0, 1.0])
-        return self._sheet(
+        return self._grid(
             f"sums of latents, seed {self.seed}", [(label, self._f(rows)) for label, rows in sums.items()]
         )
 
-    def repeated(self, steps: int) -> Sheet:
-        """f^k(z) for the k of the talk that are ≤ ``steps``, and for ``steps``; a progress bar tells the time left."""
-        x = self._latents(0, _LONG_COLUMNS)
+    def repeated(self, steps: int) -> ImageGrid:
+        """f^k(z) for the recorded k up to ``steps``, and for ``steps``. A progress bar shows the remaining time."""
+        x = self._latents(0, _REPEATED_COLUMNS)
         recorded = {0: x}
         for k in tqdm(range(1, steps + 1), desc="f^k(z)", unit="step", mininterval=1.0):
-            x = self.artifact.function.once(x)
+            x = self.artifact.function.run_batch(x)
             if k in _RECORDED or k == steps:
                 recorded[k] = x
         lines = [(f"k = {k:,}".replace(",", " "), rows) for k, rows in recorded.items()]
-        return self._sheet(f"f applied k times to z, seed {self.seed}", lines)
+        return self._grid(f"f applied k times to z, seed {self.seed}", lines)
 
     def _chain(self, label: str, x: FloatRows, steps: int) -> list[tuple[str, FloatRows]]:
-        """The rows, and what f makes of them once, twice, and so on."""
+        """The rows x, f(x), f(f(x)), … with their labels."""
         lines = [(label, x)]
         for _ in range(steps):
             label, x = f"f({label})", self._f(x)
@@ -197,27 +235,27 @@ class Drawing:
 
     def _pictures(self) -> FloatRows:
         labels = self.data.held_out_labels
-        first = first_of_classes(None if labels is None else labels.numpy(), len(self.data.held_out), _COLUMNS)
-        return to_rows(self.data.held_out[first].numpy())
+        index = first_of_classes(None if labels is None else labels.numpy(), len(self.data.held_out), _COLUMNS)
+        return to_rows(self.data.held_out[index].numpy())
 
-    def _sheet(self, what: str, rows: list[tuple[str, FloatRows]], columns: list[str] | None = None) -> Sheet:
-        return Sheet(caption=f"{self.artifact.card.ref}: {what}", rows=rows, columns=columns or ())
+    def _grid(self, what: str, rows: list[tuple[str, FloatRows]], columns: list[str] | None = None) -> ImageGrid:
+        return ImageGrid(caption=f"{self.artifact.card.ref}: {what}", rows=rows, columns=columns or ())
 
 
 def first_of_classes(labels: NDArray[np.int64] | None, count: int, n: int) -> NDArray[np.int64]:
-    """Indices of ``n`` of ``count`` pictures: the first of every class, then the second, …; all, when there are fewer.
+    """Indices of ``n`` of ``count`` pictures: the first of every class, then the second, and so on.
 
-    Without classes, the first ``n``.
+    All indices if there are fewer; the first ``n`` without labels.
     """
     if labels is None:
         return np.arange(min(n, count))
     order = np.argsort(labels, kind="stable")
     _, starts, sizes = np.unique(labels[order], return_index=True, return_counts=True)
-    place = np.arange(count) - np.repeat(starts, sizes)  # within its class
-    return order[np.argsort(place, kind="stable")][:n]
+    rank = np.arange(count) - np.repeat(starts, sizes)  # within its class
+    return order[np.argsort(rank, kind="stable")][:n]
 
 
 def _write(path: Path, content: bytes) -> Path:
-    with atomic(path) as file:
+    with atomic_write(path) as file:
         file.write(content)
     return path

@@ -1,4 +1,4 @@
-"""Figures as PNG: rows of pictures under one another, a label before each, enlarged without smoothing."""
+"""Labelled rows of pictures as a PNG: torchvision lays out the grid, Pillow adds the text."""
 
 import io
 from collections.abc import Sequence
@@ -7,31 +7,32 @@ from functools import cache
 from typing import Final
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
+from torchvision.utils import make_grid
 
-from model_export.data.pixels import to_levels
+from service.artifact.pixels import to_levels
 from service.domain.latents import FloatRows
 
 _FONT_SIZE: Final = 15
 _LINE: Final = 22  # height of a line of text
 _MARGIN: Final = 8
 _GAP: Final = 2  # between pictures
-_MOST_SCALE: Final = 3
-_WANTED_SIDE: Final = 128  # of an enlarged picture, at most
+_MAX_SCALE: Final = 3
+_MAX_SIDE: Final = 128  # of an enlarged picture
 _WHITE: Final = 255
-_BLACK: Final = 0
 
 Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Sheet:
-    """One figure. Its text is ASCII: the font that comes with Pillow, which needs no file, has little more.
+class ImageGrid:
+    """A grid of pictures with labels. Labels are ASCII: Pillow's built-in font has few other characters.
 
     Args:
-        caption: line above everything.
-        rows: label and pictures (N, C, H, W) in [−1, 1], one pair for each line; values beyond are cut.
-        columns: labels above the pictures, or none.
+        caption: line above the grid.
+        rows: label and pictures (N, C, H, W) in [−1, 1] of every row; N is the same in all rows.
+        columns: labels above the columns, or none.
     """
 
     caption: str
@@ -40,38 +41,41 @@ class Sheet:
 
     @property
     def scale(self) -> int:
-        """Side in the figure of one pixel: 3 up to 42×42, 2 up to 64×64, else 1."""
-        return max(1, min(_MOST_SCALE, _WANTED_SIDE // self._shape[1]))
+        """Enlargement of a pixel: 3 up to 42×42, 2 up to 64×64, else 1."""
+        return max(1, min(_MAX_SCALE, _MAX_SIDE // self._shape[1]))
 
     def box(self, row: int, column: int) -> Box:
-        """Where a picture lies in the figure: left, top, right, bottom, in pixels."""
+        """Position of a picture in the PNG: left, top, right, bottom, in pixels."""
         height, width = (side * self.scale for side in self._shape[1:])
-        left = self._label_width + column * (width + _GAP)
-        top = _MARGIN + _LINE * (2 if self.columns else 1) + row * (height + _GAP)
+        left, top = self._origin
+        left, top = left + _GAP + column * (width + _GAP), top + _GAP + row * (height + _GAP)
         return left, top, left + width, top + height
 
     def png(self) -> bytes:
-        """The figure, grey or RGB, without metadata."""
-        most = max(len(pictures) for _, pictures in self.rows)
-        font = _font()
-        right, bottom = self.box(len(self.rows) - 1, most - 1)[2:]
-        width = max(right, _MARGIN + _width(self.caption, font)) + _MARGIN
-        grey = self._shape[0] == 1
-        image = Image.new("L" if grey else "RGB", (width, bottom + _MARGIN), _WHITE if grey else (_WHITE,) * 3)
-        pen = ImageDraw.Draw(image)
-        ink = _BLACK if grey else (_BLACK,) * 3
-        pen.text((_MARGIN, _MARGIN // 2), self.caption, fill=ink, font=font)
+        """The grid as PNG, grey or RGB, without metadata."""
+        grid = Image.fromarray(self._grid())
+        (left, top), font = self._origin, _font()
+        width = max(left + grid.width, _MARGIN + _text_width(self.caption)) + _MARGIN
+        image = Image.new(grid.mode, (width, top + grid.height + _MARGIN), "white")
+        image.paste(grid, (left, top))
+        draw = ImageDraw.Draw(image)
+        draw.text((_MARGIN, _MARGIN // 2), self.caption, fill="black", font=font)
         for column, label in enumerate(self.columns):
-            left, top, *_ = self.box(0, column)
-            pen.text((left, top - _LINE + 2), label, fill=ink, font=font)
-        for row, (label, pictures) in enumerate(self.rows):
-            top, bottom = self.box(row, 0)[1::2]
-            pen.text((_MARGIN, (top + bottom) // 2), label, fill=ink, font=font, anchor="lm")
-            for column, picture in enumerate(to_levels(pictures)):
-                image.paste(self._enlarged(picture), self.box(row, column)[:2])
+            draw.text((self.box(0, column)[0], top - _LINE + 2), label, fill="black", font=font)
+        for row, (label, _) in enumerate(self.rows):
+            _, upper, _, lower = self.box(row, 0)
+            draw.text((_MARGIN, (upper + lower) // 2), label, fill="black", font=font, anchor="lm")
         buffer = io.BytesIO()
         image.save(buffer, "PNG", optimize=True)
         return buffer.getvalue()
+
+    def _grid(self) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+        """All pictures, enlarged without smoothing: (H, W) or (H, W, 3) uint8."""
+        levels = torch.from_numpy(to_levels(np.concatenate([pictures for _, pictures in self.rows])))
+        large = levels.repeat_interleave(self.scale, 2).repeat_interleave(self.scale, 3)
+        # make_grid repeats grey pictures to three channels.
+        grid = make_grid(large, nrow=len(self.rows[0][1]), padding=_GAP, pad_value=_WHITE).numpy()
+        return grid[0] if self._shape[0] == 1 else np.ascontiguousarray(grid.transpose(1, 2, 0))
 
     @property
     def _shape(self) -> tuple[int, int, int]:
@@ -79,13 +83,10 @@ class Sheet:
         return channels, height, width
 
     @property
-    def _label_width(self) -> int:
-        font = _font()
-        return 2 * _MARGIN + max(_width(label, font) for label, _ in self.rows)
-
-    def _enlarged(self, picture: np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]) -> Image.Image:
-        large = picture.repeat(self.scale, axis=1).repeat(self.scale, axis=2)
-        return Image.fromarray(large[0] if len(large) == 1 else np.ascontiguousarray(large.transpose(1, 2, 0)))
+    def _origin(self) -> tuple[int, int]:
+        """Left and top of the grid, beside the labels."""
+        left = 2 * _MARGIN + max(_text_width(label) for label, _ in self.rows)
+        return left, _MARGIN + _LINE * (2 if self.columns else 1)
 
 
 @cache
@@ -93,5 +94,5 @@ def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(_FONT_SIZE)
 
 
-def _width(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> int:
-    return round(font.getlength(text))
+def _text_width(text: str) -> int:
+    return round(_font().getlength(text))

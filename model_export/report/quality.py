@@ -1,163 +1,136 @@
-"""The measured quality of a model as a chapter of its page: what stands in its card, each table with its protocol."""
+"""The measured quality of a model as parts of its page: a summary, and tables with their meaning."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Final
 
-from model_export.report.markdown import Table, formula, is_power, leaves, one_line, table
+from model_export.report.limitations import best_baseline
+from model_export.report.markdown import Table, formula, is_power, one_line, table
 from service.artifact.card import ModelCard
 
-_QUANTILES: Final = (1, 5, 25, 50, 75, 95, 99, 100)
-_MEASURES: Final[Mapping[str, tuple[str, str]]] = {  # name and form of the numbers
-    "psnr": ("PSNR, dB", ".2f"),
-    "ssim": ("SSIM", ".3f"),
-    "accuracy": ("read correctly", ".1%"),
-}
-_NAMES: Final[Mapping[str, str]] = {"frechet": "Fréchet distance", "kl": "KL"}
-_FURTHER: Final = ("health", "inception", "precision")
-_BESIDE: Final = (  # of the protocol: told beside their tables
-    *("frechet", "kl", "drift", "nearest", "diversity", "repeated", "restoration"),
-    *_FURTHER,
-)
-_CHAPTERS: Final = (
-    *("protocol", "warnings", "generation", "drift", "nearest", "diversity", "clean", "distance", "repeated"),
-    "restoration",
-)
+_QUANTILES: Final = (1, 50, 95, 99)
 
 
-def measured(card: ModelCard) -> Iterator[str]:
-    """Paragraphs and tables; one sentence where nothing was measured."""
+def summary(card: ModelCard) -> str:
+    """The most important figures as a table; one sentence if nothing was measured."""
     quality = card.quality
     if not quality:
-        yield "Not measured: `python -m model_export evaluate` has not been run on this file."
-        return
-    protocol = quality.get("protocol", {})
-    yield "\n".join(f"- **Warning**: {one_line(warning)}" for warning in quality.get("warnings", ()))
-    yield _notes(protocol, [key for key in protocol if key not in _BESIDE])
+        return "Not measured: run `python -m model_export evaluate`."
+    warnings = "\n".join(f"- **Warning**: {one_line(warning)}" for warning in quality.get("warnings", ()))
+    rows = [*_generation_summary(quality), *_idempotence_summary(quality), *_restoration_summary(quality)]
+    return "\n\n".join(part for part in (warnings, table(["measure", "value", "ideal"], rows)) if part)
+
+
+def measurements(card: ModelCard) -> Iterator[str]:
+    """Paragraphs and tables; none if nothing was measured."""
+    quality = card.quality
     if generation := quality.get("generation"):
         yield "### Generation"
-        yield _generation(generation, quality.get("drift", {}))
-        yield _notes(protocol, ("frechet", "kl", "drift"))
-    if nearest := quality.get("nearest"):
-        yield "### Nearest neighbours of f(z)"
-        yield _nearest(nearest)
-        if "diversity" in quality:
-            yield f"Diversity: {quality['diversity']:.3f}."
-        yield _notes(protocol, ("nearest", "diversity"))
+        yield _generation_table(generation)
+        yield (
+            "The Fréchet distance compares features of a classifier; it is comparable only within one data set. KL: "
+            "divergence of the predicted classes from uniform, in nats. Confidence: mean probability of the predicted "
+            "class."
+        )
     if repeated := quality.get("repeated"):
-        yield "### f applied again and again"
-        yield _repeated(repeated)
-        yield _notes(protocol, ("repeated",))
-    yield from _restoration(quality)
+        yield "### f applied k times"
+        yield _repeated_table(repeated)
+        yield "Drift: mean change of a pixel by one more step. Moved: mean difference from f(z). The range is 2."
+    if restoration := quality.get("restoration"):
+        yield "### Restoration"
+        yield _restoration_table(restoration)
+        yield (
+            "Held-out pictures, corrupted → after one step of f. A number in a name is the strength: σ of noise, σ of "
+            "blur in pixels of a 28-pixel side, factor of low resolution, share of the side of a hole."
+        )
     if card.distance_quantiles:
         yield "### Distance of real pictures"
-        yield _distance(card)
-    if rest := {key: value for key, value in quality.items() if key not in _CHAPTERS}:
-        yield "### Further measures"
-        yield table(["measure", "value"], [(key, str(value)) for key, value in leaves(rest)])
-        yield _notes(protocol, _FURTHER)
+        yield (f"`/score` compares mean |f(x) − x| of a picture with that of held-out pictures: {_distance(card)}.")
+    if precision := quality.get("precision"):
+        yield "### Half precision"
+        yield "\n".join(_precision(name, row) for name, row in precision.items())
+    if inception := quality.get("inception"):
+        values = ", ".join(f"{formula(name)} {value:.2f}" for name, value in inception.items())
+        yield f"FID (Inception v3): {values}."
 
 
-def _notes(protocol: Table, keys: Sequence[str]) -> str:
-    """What the protocol says under these keys."""
-    notes = leaves({key: protocol[key] for key in keys if key in protocol})
-    return "\n".join(f"- {_NAMES.get(key, key)}: {one_line(str(value))}" for key, value in notes)
+def _generation_summary(quality: Table) -> Iterator[tuple[str, str, str]]:
+    samples = quality.get("generation", {}).get("f", {})
+    floor = quality.get("generation", {}).get("training", {}).get("frechet")
+    if "frechet" in samples:
+        ideal = f"{floor:.2f}: training pictures" if floor else "0"
+        yield "Fréchet distance of samples f(z)", f"{samples['frechet']:.2f}", ideal
+    if "kl" in samples:
+        yield "Unevenness of the classes of f(z), KL in nats", f"{samples['kl']:.4f}", "0"
+    if "diversity" in quality:
+        yield "Diversity of samples, relative to real pictures", f"{quality['diversity']:.2f}", "1"
 
 
-def _generation(generation: Table, drift: Table) -> str:
-    floor = generation.get("training", {}).get("frechet")
+def _idempotence_summary(quality: Table) -> Iterator[tuple[str, str, str]]:
+    if "f" in quality.get("drift", {}):
+        yield "Change of f(z) by a second step, mean per pixel, range 2", f"{quality['drift']['f']:.4f}", "0"
+    if "ssim" in quality.get("clean", {}):
+        yield "SSIM of real pictures after one step", f"{quality['clean']['ssim']:.3f}", "1"
+
+
+def _restoration_summary(quality: Table) -> Iterator[tuple[str, str, str]]:
+    row = quality.get("restoration", {}).get("noise_0.8")
+    if row:
+        yield "Strong noise (σ = 0.8), PSNR in dB", _arrow(row, "psnr", ".1f"), "higher is better"
+        if "accuracy" in row["f"]:
+            yield "The same, share classified correctly", _arrow(row, "accuracy", ".1%"), "100 %"
+
+
+def _generation_table(generation: Table) -> str:
     rows = []
     for name, row in generation.items():
-        frechet = row.get("frechet")
-        multiple = frechet / floor if frechet is not None and floor else None
-        kl, confidence = _form(row.get("kl"), ".4f"), _form(row.get("confidence"), ".1%")
-        samples = f"{formula(name)}(z)" if is_power(name) else formula(name)
-        cells = (_form(frechet, ".2f"), _form(multiple, ".2f"), kl, confidence, _form(drift.get(name), ".4f"))
+        if "frechet" not in row:
+            continue
+        samples = f"{formula(name)}(z)" if is_power(name) else f"{formula(name)} pictures"
+        cells = (
+            _number(row.get(key), form) for key, form in (("frechet", ".2f"), ("kl", ".4f"), ("confidence", ".1%"))
+        )
         rows.append((samples, *cells))
-    return table(["pictures", "Fréchet distance", "× training", "KL", "confidence", "drift"], rows)
+    return table(["pictures", "Fréchet distance", "KL", "confidence"], rows)
 
 
-def _nearest(nearest: Table) -> str:
-    head = ["to the nearest", "f(z), median", "real, median", "f(z), 1 %", "real, 1 %", "f(z) below the real 1 %"]
-    rows = []
-    for name, row in nearest.items():
-        cells = [_form(row[who][key], ".4f") for key in ("median", "percentile_1") for who in ("samples", "real")]
-        rows.append((formula(name), *cells, _form(row["rare"], ".1%")))
-    return table(head, rows)
-
-
-def _repeated(repeated: Table) -> str:
-    forms = {"drift": ".4f", "moved": ".4f", "kl": ".4f", "confidence": ".1%"}
+def _repeated_table(repeated: Table) -> str:
+    forms = {"drift": ".4f", "moved": ".4f", "kl": ".3f"}
     rows = [
-        (f"{formula(name)}(z)", *(_form(row.get(key), form) for key, form in forms.items()))
+        (name[1:] or "1", *(_number(row.get(key), form) for key, form in forms.items()))
         for name, row in repeated.items()
         if isinstance(row, Mapping)
     ]
-    return table(["y", "drift", "moved", "KL", "confidence"], rows)
+    return table(["k", "drift", "moved", "KL"], rows)
 
 
-def _restoration(quality: Table) -> Iterator[str]:
-    """One table for each measure: pictures down, what was done to them across."""
-    restoration = quality.get("restoration", {})
-    rows = {name: dict(_ways(row)) for name, row in restoration.items()}
-    if "clean" in quality:
-        rows["clean"] = {"f": quality["clean"]}
-    ways = list(dict.fromkeys(way for row in rows.values() for way in row))
-    if not rows:
-        return
-    yield "### Restoration"
-    yield (
-        "Held-out pictures, degraded as the row says, against the clean ones: `input` is the degraded picture itself, "
-        "`clean` a picture that was not degraded. The number after a name is its strength: σ of noise in the model's "
-        "units, of blur in pixels of a 28-pixel side, the factor of low resolution, the share of the side of a hole."
-    )
-    for key, (title, form) in _MEASURES.items():
-        if any(key in figures for row in rows.values() for figures in row.values()):
-            cells = [(name, *(_form(row.get(way, {}).get(key), form) for way in ways)) for name, row in rows.items()]
-            yield table([title, *(_said(way) for way in ways)], cells)
-    yield from _baselines({name: row["baselines"] for name, row in restoration.items() if "baselines" in row})
-    yield _notes(quality.get("protocol", {}), ("restoration",))
-
-
-def _baselines(groups: Mapping[str, Table]) -> Iterator[str]:
-    """Classical methods, each beside f on the same pictures."""
+def _restoration_table(restoration: Table) -> str:
     rows = []
-    for name, group in groups.items():
-        for way, figures in _ways(group):
-            said = _said(way) + (f" ({figures['setting']})" if "setting" in figures else "")
-            cells = (_form(figures.get(key), form) for key, (_, form) in _MEASURES.items())
-            rows.append((name, f"{group['n']:,}" if "n" in group else "–", said, *cells))
-    if rows:
-        yield "Classical methods, which need no training, and f on the same held-out pictures:"
-        yield table(["degraded", "pictures", "restored by", *(title for title, _ in _MEASURES.values())], rows)
-
-
-def _ways(row: Table, prefix: str = "") -> Iterator[tuple[str, Table]]:
-    """What was done to a degraded picture, and its measures; ways may stand in groups."""
-    for name, value in row.items():
-        if isinstance(value, Mapping) and name != "baselines":
-            if set(value) & set(_MEASURES):
-                yield prefix + name, value
-            else:
-                yield from _ways(value, f"{prefix}{name} ")
-
-
-def _said(way: str) -> str:
-    return " ".join(formula(word) for word in way.split())
+    for name, row in restoration.items():
+        method, psnr = best_baseline(row)
+        cells = (_arrow(row, key, form) for key, form in (("psnr", ".1f"), ("accuracy", ".1%")))
+        rows.append((name, *cells, f"{psnr:.1f} ({method})" if method else "–"))
+    return table(["corruption", "PSNR, dB", "classified correctly", "best classical method, PSNR"], rows)
 
 
 def _distance(card: ModelCard) -> str:
     quantiles = card.distance_quantiles or ()
-    pictures = card.quality.get("distance", {})
-    count = f" {pictures['n']:,}" if pictures else ""
-    mean = f" The mean is {pictures['mean']:.4f}." if pictures else ""
-    text = (
-        f"Quantiles of mean |f(x) − x| over{count} held-out pictures, prepared as the service prepares them; `/score` "
-        f"places a picture among them.{mean}"
+    return ", ".join(f"{q} % are below {quantiles[q]:.4f}" for q in _QUANTILES)
+
+
+def _precision(name: str, row: Table) -> str:
+    difference = row.get("difference", {})
+    return (
+        f"`{name}`: Fréchet distance {_number(row.get('frechet'), '.2f')}; pixels differ from fp32 by "
+        f"{_number(difference.get('mean'), '.5f')} on average, {_number(difference.get('largest'), '.4f')} at most."
     )
-    row = [_form(quantiles[q], ".4f") for q in _QUANTILES]
-    return f"{text}\n\n{table([f'{q} %' for q in _QUANTILES], [row])}"
 
 
-def _form(value: float | None, form: str) -> str:
-    """A number; – where there is none."""
+def _arrow(row: Table, key: str, form: str) -> str:
+    """The value before and after one step of f."""
+    before, after = row.get("input", {}).get(key), row.get("f", {}).get(key)
+    return "–" if before is None and after is None else f"{_number(before, form)} → {_number(after, form)}"
+
+
+def _number(value: float | None, form: str) -> str:
+    """A formatted number; – for None."""
     return "–" if value is None else format(value, form).replace("%", " %")

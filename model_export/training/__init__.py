@@ -1,1 +1,1 @@
-"""Training f: network, losses, objective, loop, checkpoints."""
+"""Training of f: network, losses, objective, loop and checkpoints."""

@@ -1,4 +1,7 @@
-"""What every step is computed from. Each draw is a function of (seed, stream, step), so there is no state to save."""
+"""The rows of every training step.
+
+Every random number is a function of (seed, stream, step), so a checkpoint needs no random state.
+"""
 
 from dataclasses import dataclass, fields
 from enum import IntEnum
@@ -7,45 +10,46 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model_export.data import corruptions
+from model_export.data.corruptions import RandomCorruptions
 from model_export.data.datasets import to_model_range
 from model_export.data.noise import NoiseSampler
-from model_export.training.distributed import Ranks
+from model_export.training.distributed import World
 from model_export.training.losses import Function
 from model_export.training.matching import BalancedPairs, CandidatePool
 from model_export.training.presets import Matching, Preset, Stage
-from model_export.training.throughput import Clock
+from model_export.training.throughput import ThroughputMeter
 
 
-class Stream(IntEnum):
-    """Independent streams of randomness."""
+class RngStream(IntEnum):
+    """Independent streams of random numbers. The values are part of a run's reproducibility: never change one."""
 
     INIT = 0
     ORDER = 1
     NOISE = 2
     POOL = 3
     PAIRS = 4
-    PARTNERS = 5
-    DEGRADE = 6
-    GRID = 7
-    CRITIC = 8
+    PAIR_PICTURES = 5
+    CORRUPTION = 6
+    SAMPLES = 7
+    DISCRIMINATOR = 8
 
 
-def mixed_seed(seed: int, stream: int, step: int) -> int:
-    """63 well-mixed bits from three numbers."""
+def derive_seed(seed: int, stream: int, step: int) -> int:
+    """Hash three numbers to a seed of 63 bits."""
     return int(np.random.SeedSequence([seed, stream, step]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Batch:
-    """Rows of one step, (B, C, H, W) each; None where no term asks for them.
+class TrainingBatch:
+    """The rows of one step, (B, C, H, W) each; None if no active term needs them.
 
     Args:
         x: pictures.
-        nearest: for each picture the latent whose output is nearest.
-        matched, partner: latents, and the pictures they are paired with.
+        nearest: for each picture, the candidate latent whose output is nearest.
+        matched: latents of balanced pairs.
+        partner: the pictures they are paired with.
         z: fresh latents.
-        degraded: the pictures, spoiled.
+        corrupted: corrupted copies of x.
     """
 
     x: Tensor
@@ -53,91 +57,98 @@ class Batch:
     matched: Tensor | None = None
     partner: Tensor | None = None
     z: Tensor | None = None
-    degraded: Tensor | None = None
+    corrupted: Tensor | None = None
 
-    def split(self, parts: int) -> list["Batch"]:
-        """The same rows as so many micro-batches of equal size."""
+    def split(self, parts: int) -> list["TrainingBatch"]:
+        """Split into micro-batches of equal size."""
         rows = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
         chunks = {name: torch.chunk(value, parts) for name, value in rows.items()}
-        return [Batch(**{name: chunk[i] for name, chunk in chunks.items()}) for i in range(parts)]
+        return [TrainingBatch(**{name: chunk[i] for name, chunk in chunks.items()}) for i in range(parts)]
 
 
-class Batches:
-    """Makes this rank's rows of any step; pool and pairs are refreshed where the step is due.
+class BatchBuilder:
+    """Builds this rank's rows for any step. It refreshes the pool and the pairs at the steps where they are due.
 
     Args:
-        preset: batch, matching and degradations.
+        preset: batch size, matching and corruptions.
         pictures: (N, C, H, W) uint8, on the device to compute on.
-        noise: of the latents.
-        seed: of every draw.
-        clock: told of the phases `data`, `pool` and `pairs`.
-        ranks: who share a batch.
+        noise: distribution of the latents.
+        seed: of all random numbers.
+        meter: measures the phases `data`, `pool` and `pairs`.
+        world: the processes that share a batch.
     """
 
     def __init__(
-        self, preset: Preset, pictures: Tensor, noise: NoiseSampler, *, seed: int, clock: Clock, ranks: Ranks
+        self, preset: Preset, pictures: Tensor, noise: NoiseSampler, *, seed: int, meter: ThroughputMeter, world: World
     ) -> None:
         self._preset, self._pictures, self._noise, self._seed = preset, pictures, noise, seed
-        self._clock, self._ranks = clock, ranks
-        self._match_as(preset.matching)
+        self._meter, self._world = meter, world
+        self._corruptions = RandomCorruptions(
+            names=preset.corruptions, noise_range=preset.noise_range, eight_bit=preset.eight_bit
+        )
+        self._set_matching(preset.matching)
         self._epoch, self._permutation = -1, torch.empty(0)
         self.size = min(preset.batch, len(pictures))
 
-    def at(self, step: int, stage_step: int, stage: Stage, f: Function) -> Batch:
-        """This rank's rows of a step.
+    def build(self, step: int, stage_step: int, stage: Stage, f: Function) -> TrainingBatch:
+        """Build this rank's rows.
 
         Args:
-            step: of the run.
-            stage_step: of the stage; pool and pairs are due at multiples of their intervals.
-            stage: whose terms are on.
-            f: the network as it stands, for candidates.
+            step: step of the run; it seeds the random numbers.
+            stage_step: step of the stage; pool and pairs are refreshed at multiples of their intervals.
+            stage: decides which terms are active.
+            f: the present network without gradients, for the candidates.
         """
-        preset, own, weights = self._preset, self._ranks.own, stage.weights
-        matching = preset.matching_of(stage)
+        weights, shard = stage.weights, self._world.shard
+        matching = self._preset.matching_of(stage)
         if matching != self._matching:
-            self._match_as(matching)
-        nearest = matched = partner = z = degraded = None
-        with self._clock.phase("data"):
-            x = to_model_range(self._pictures[own(self.order(step)).to(self._pictures.device)])
+            self._set_matching(matching)
+        nearest = matched = partner = z = corrupted = None
+        with self._meter.phase("data"):
+            x = to_model_range(self._pictures[shard(self.picture_indices(step)).to(self._pictures.device)])
         if weights.imle > 0:
-            with self._clock.phase("pool"):
+            with self._meter.phase("pool"):
                 if stage_step % matching.pool_refresh == 0:
-                    self._pool.refresh(f, self.generator(Stream.POOL, step))
+                    self._pool.refresh(f, self.generator(RngStream.POOL, step))
                 nearest = self._pool.nearest(x)
         if weights.match > 0:
-            with self._clock.phase("pairs"):
-                turn = stage_step % matching.pairs_refresh
-                if turn == 0:
-                    self._pairs.refresh(f, self._partners(step), self.generator(Stream.PAIRS, step))
-                matched, partner = map(own, self._pairs.deal(turn, self.size))
-        with self._clock.phase("data"):
+            with self._meter.phase("pairs"):
+                index = stage_step % matching.pairs_refresh
+                if index == 0:
+                    self._pairs.refresh(f, self._pair_pictures(step), self.generator(RngStream.PAIRS, step))
+                matched, partner = map(shard, self._pairs.batch(index, self.size))
+        # The random numbers below are drawn for the whole batch, then sharded: the result does not depend on the
+        # number of ranks.
+        with self._meter.phase("data"):
             if weights.latents:
-                z = own(self._noise.sample(self.size, self.generator(Stream.NOISE, step)))
+                z = shard(self._noise.sample(self.size, self.generator(RngStream.NOISE, step)))
             if weights.project > 0:
-                draws = corruptions.draw(preset, self.size, self.generator(Stream.DEGRADE, step))
-                degraded = corruptions.degraded(x, preset, draws.own(self._ranks))
-        return Batch(x=x, nearest=nearest, matched=matched, partner=partner, z=z, degraded=degraded)
+                generator = self.generator(RngStream.CORRUPTION, step)
+                draws = self._corruptions.draw(self.size, self._preset.shape, generator)
+                corrupted = self._corruptions.apply(x, draws.map(shard))
+        return TrainingBatch(x=x, nearest=nearest, matched=matched, partner=partner, z=z, corrupted=corrupted)
 
-    def _match_as(self, matching: Matching) -> None:
-        self._matching = matching
-        self._pool = CandidatePool(matching, self._noise, self._ranks)
-        self._pairs = BalancedPairs(matching, self._noise, self._ranks)
-
-    def order(self, step: int) -> Tensor:
-        """Indices of a step's pictures: every epoch is a permutation of its own; its ragged end is left out."""
+    def picture_indices(self, step: int) -> Tensor:
+        """Indices of a step's pictures (B,). Every epoch is a permutation; its incomplete last batch is dropped."""
         count = len(self._pictures)
-        epoch, place = divmod(step, count // self.size)
+        epoch, position = divmod(step, count // self.size)
         if self._epoch != epoch:
-            generator = np.random.default_rng(mixed_seed(self._seed, Stream.ORDER, epoch))
+            generator = np.random.default_rng(derive_seed(self._seed, RngStream.ORDER, epoch))
             self._epoch, self._permutation = epoch, torch.from_numpy(generator.permutation(count))
-        return self._permutation[place * self.size : (place + 1) * self.size]
+        return self._permutation[position * self.size : (position + 1) * self.size]
 
-    def generator(self, stream: Stream, step: int) -> torch.Generator:
-        """Of that stream at that step; the same on every rank."""
-        return torch.Generator(self._pictures.device).manual_seed(mixed_seed(self._seed, stream, step))
+    def generator(self, stream: RngStream, step: int) -> torch.Generator:
+        """The generator of a stream at a step, on the device of the pictures; the same on every rank."""
+        return torch.Generator(self._pictures.device).manual_seed(derive_seed(self._seed, stream, step))
 
-    def _partners(self, step: int) -> Tensor:
-        generator = np.random.default_rng(mixed_seed(self._seed, Stream.PARTNERS, step))
+    def _set_matching(self, matching: Matching) -> None:
+        self._matching = matching
+        self._pool = CandidatePool(matching, self._noise, self._world)
+        self._pairs = BalancedPairs(matching, self._noise, self._world)
+
+    def _pair_pictures(self, step: int) -> Tensor:
+        """Random pictures to pair with latents: (M, C, H, W) in [−1, 1]."""
+        generator = np.random.default_rng(derive_seed(self._seed, RngStream.PAIR_PICTURES, step))
         count = min(self._matching.pairs, len(self._pictures))
         chosen = torch.from_numpy(generator.choice(len(self._pictures), count, replace=False))
         return to_model_range(self._pictures[chosen.to(self._pictures.device)])

@@ -1,7 +1,7 @@
-"""Checkpoints: all that a run is, in one file, replaced atomically.
+"""Checkpoints: the whole state of a run in one file, replaced atomically.
 
-Randomness needs no state of its own: every draw comes from a generator seeded with (seed, stream, step), so the seed
-and the step are the random state, on any device.
+A checkpoint holds no random state. Every random number comes from a generator seeded with (seed, stream, step), so seed
+and step are enough to continue, on any device.
 """
 
 import re
@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from model_export.data.noise import NoiseSampler
 from model_export.errors import UserError
-from model_export.files import atomic
+from model_export.files import atomic_write
+from model_export.training.network import Autoencoder, averaged_model
+from model_export.training.presets import Preset
 
 FORMAT = 1
 FILE = "checkpoint.pt"
@@ -23,20 +26,20 @@ _NUMBERED = re.compile(r"checkpoint-(\d+)\.pt")
 
 @dataclass(slots=True, kw_only=True)
 class Checkpoint:
-    """A run between two steps.
+    """The state of a run between two steps. The field names are the keys of the file.
 
     Args:
         preset: `Preset.to_dict()`.
-        seed: of every draw.
+        seed: of all random numbers.
         stage: index of the present stage.
-        stage_step: steps done in it.
-        step: steps done in all.
+        stage_step: steps done in the stage.
+        step: steps done in the run.
         network, average, optimiser: state dicts.
-        teacher: state dict of the frozen teacher, or None in stages without one.
+        teacher: state dict of the frozen teacher; None in stages without one.
         statistics: (4, C, H, W) noise statistics, or None.
         data: name, sha256, licence and number of training pictures.
         provenance: command, commit, digest of the sources, precision, threads, torch version.
-        critic: state of the critic and its optimiser, or None in stages without one.
+        critic: state of the discriminator and its optimiser; None in stages without one.
     """
 
     preset: dict[str, Any]
@@ -54,15 +57,37 @@ class Checkpoint:
     critic: dict[str, Any] | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TrainedModel:
+    """The network that a run has trained.
+
+    Args:
+        checkpoint: the state of the run.
+        preset: that was trained.
+        network: f with the averaged weights, on the CPU, in evaluation mode.
+        noise: distribution of its latents.
+    """
+
+    checkpoint: Checkpoint
+    preset: Preset
+    network: nn.Module
+    noise: NoiseSampler
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps of the preset are done."""
+        return self.checkpoint.step >= self.preset.steps
+
+
 def save(checkpoint: Checkpoint, path: Path) -> None:
-    """Write ``path`` whole or not at all."""
+    """Write ``path`` atomically."""
     content = {name: getattr(checkpoint, name) for name in Checkpoint.__slots__}
-    with atomic(path) as file:
+    with atomic_write(path) as file:
         torch.save({"format": FORMAT, **content}, file)
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a checkpoint; tensors only, no code is unpickled.
+    """Read a checkpoint without unpickling code: tensors and plain values only.
 
     Raises:
         UserError: missing, damaged, or of another format.
@@ -76,16 +101,38 @@ def load(path: Path) -> Checkpoint:
         return Checkpoint(**content)
     except UserError:
         raise
-    # torch.load raises whatever its zip and pickle readers meet in a damaged file.
+    # On a damaged file torch.load passes on the errors of its zip and pickle readers, of any type.
     except Exception as exc:
         raise UserError(f"{path}: damaged checkpoint") from exc
 
 
-def rotate(folder: Path, step: int, keep: int) -> None:
-    """Keep the present checkpoint as `checkpoint-STEP.pt`, too, and of those files the last ``keep``.
+def load_run(folder: Path) -> TrainedModel:
+    """Load the trained network of a run's folder.
 
-    The copy is a hard link where the file system has them. With ``keep`` = 1, `checkpoint.pt` is all there is, and
-    files that an earlier command has kept are left alone.
+    Raises:
+        UserError: no checkpoint, a damaged one, or one that another version of the code wrote.
+    """
+    checkpoint = load(folder / FILE)
+    try:
+        preset = Preset.from_dict(checkpoint.preset)
+        average = averaged_model(Autoencoder(preset.network), preset.ema)
+        average.load_state_dict(checkpoint.average)
+    # Missing and unknown fields, values out of range, weights of other names or shapes.
+    except (KeyError, TypeError, ValueError, RuntimeError) as exc:
+        raise UserError(f"{folder / FILE}: this program does not know its network") from exc
+    return TrainedModel(
+        checkpoint=checkpoint,
+        preset=preset,
+        network=average.module.eval(),
+        noise=NoiseSampler(preset.shape, checkpoint.statistics),
+    )
+
+
+def rotate(folder: Path, step: int, keep: int) -> None:
+    """Keep the present checkpoint as `checkpoint-STEP.pt` as well, and delete all but the last ``keep`` of those files.
+
+    The copy is a hard link if the file system supports it. With ``keep`` = 1 nothing is copied and nothing is deleted,
+    so files that an earlier command kept stay.
     """
     if keep == 1:
         return
@@ -94,8 +141,8 @@ def rotate(folder: Path, step: int, keep: int) -> None:
     try:
         copy.hardlink_to(source)
     except OSError:
-        with atomic(copy) as file, source.open("rb") as whole:
-            shutil.copyfileobj(whole, file)
+        with atomic_write(copy) as file, source.open("rb") as content:
+            shutil.copyfileobj(content, file)
     numbered = ((int(match[1]), path) for path in folder.iterdir() if (match := _NUMBERED.fullmatch(path.name)))
     for _, path in sorted(numbered)[:-keep]:
         path.unlink()

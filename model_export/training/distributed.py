@@ -1,7 +1,7 @@
-"""Several processes that train as one: which rows are whose, and what the ranks tell each other.
+"""Data-parallel training in several processes.
 
-Every rank draws the randomness of the whole batch and keeps its own rows, so that a run computes the same, up to
-rounding, on any number of ranks, and may go on with another number.
+Every process draws the random numbers of the whole batch and keeps its own rows. So a run computes the same result, up
+to rounding, with any number of processes, and can continue with another number.
 """
 
 from collections.abc import Iterator
@@ -16,11 +16,11 @@ from model_export.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
-class Ranks:
-    """This process among its peers; the methods are collective, and do nothing where there is only one.
+class World:
+    """This process in its group. The methods are collective operations; with one process they do nothing.
 
     Args:
-        rank: 0 … size − 1; rank 0 is the one that writes.
+        rank: 0 … size − 1; rank 0 writes the files.
         size: number of processes.
     """
 
@@ -28,60 +28,67 @@ class Ranks:
     size: int = 1
 
     @property
-    def main(self) -> bool:
-        """Whether this is the rank that writes."""
+    def is_main(self) -> bool:
+        """Whether this process writes the files."""
         return self.rank == 0
 
-    def own(self, rows: Tensor) -> Tensor:
-        """This rank's consecutive share of rows; the last rank's may be shorter."""
-        share = self._share(len(rows))
-        return rows[self.rank * share : (self.rank + 1) * share]
+    def shard(self, rows: Tensor) -> Tensor:
+        """The consecutive rows of this rank; the last rank may have fewer."""
+        length = self._shard_length(len(rows))
+        return rows[self.rank * length : (self.rank + 1) * length]
 
-    def gather(self, own: Tensor, total: int) -> Tensor:
-        """All ``total`` rows again from every rank's :meth:`own`."""
+    def all_gather(self, shard: Tensor, total: int) -> Tensor:
+        """Join the shards of all ranks: the inverse of :meth:`shard` for ``total`` rows."""
         if self.size == 1:
-            return own
-        padded = own.new_zeros((self._share(total), *own.shape[1:]))
-        padded[: len(own)] = own
+            return shard
+        # The collective needs equal shapes, so the last shard is padded and the padding is cut off afterwards.
+        padded = shard.new_zeros((self._shard_length(total), *shard.shape[1:]))
+        padded[: len(shard)] = shard
         parts = [torch.empty_like(padded) for _ in range(self.size)]
         dist.all_gather(parts, padded)
         return torch.cat(parts)[:total]
 
     def any(self, flags: Tensor) -> Tensor:
-        """Whether any rank says so, element by element; bool, of any shape."""
+        """Elementwise logical or over the ranks; bool of any shape."""
         if self.size == 1:
             return flags
-        said = flags.to(torch.int32)
-        dist.all_reduce(said, dist.ReduceOp.MAX)
-        return said > 0
+        votes = flags.to(torch.int32)
+        dist.all_reduce(votes, dist.ReduceOp.MAX)
+        return votes > 0
 
     def mean(self, values: Tensor) -> Tensor:
-        """Mean over the ranks, element by element."""
+        """Elementwise mean over the ranks."""
         if self.size == 1:
             return values
         total = values.clone()
         dist.all_reduce(total)
         return total / self.size
 
-    def from_main(self, values: Tensor) -> Tensor:
-        """Rank 0's values, on every rank; ``values`` gives shape and type, and is overwritten elsewhere."""
+    def broadcast(self, values: Tensor) -> Tensor:
+        """Return rank 0's values on every rank. Other ranks pass a tensor of the same shape, which is overwritten."""
         if self.size > 1:
             dist.broadcast(values, 0)
         return values
 
-    def _share(self, total: int) -> int:
+    def _shard_length(self, total: int) -> int:
         return -(-total // self.size)
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
-    """Under `torchrun`, this process among the others, and the device that is its own; alone otherwise.
+def join_world(device: torch.device) -> Iterator[tuple[World, torch.device]]:
+    """Join the process group if `torchrun` started this process.
+
+    Args:
+        device: the type of device to compute on.
+
+    Yields:
+        The world, and the device of this process.
 
     Raises:
-        UserError: more processes on this machine than it has CUDA devices.
+        UserError: `torchrun` started more processes on this machine than it has CUDA devices.
     """
     if not (dist.is_available() and dist.is_torchelastic_launched()):
-        yield Ranks(), device
+        yield World(), device
         return
     if device.type == "cuda":
         device = torch.device("cuda", dist.get_node_local_rank())
@@ -90,6 +97,6 @@ def joined(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield Ranks(dist.get_rank(), dist.get_world_size()), device
+        yield World(dist.get_rank(), dist.get_world_size()), device
     finally:
         dist.destroy_process_group()

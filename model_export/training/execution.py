@@ -1,7 +1,10 @@
-"""How a run is computed, as distinct from what it computes: ranks, compilation, memory format, micro-batches."""
+"""How a run is computed: processes, compilation, memory format, micro-batches, stop signals."""
 
-from contextlib import AbstractContextManager, nullcontext
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from types import FrameType
 from typing import Any, TypeVar, cast
 
 import torch
@@ -9,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from model_export.errors import UserError
-from model_export.training.distributed import Ranks
+from model_export.training.distributed import World
 from model_export.training.presets import Preset
 
 _Network = TypeVar("_Network", bound=nn.Module)
@@ -17,18 +20,19 @@ _Network = TypeVar("_Network", bound=nn.Module)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
-    """Choices that change speed, memory and files, but results by rounding only: a run may go on with others.
+    """Options that change speed, memory and files, but change results by rounding only. A run can continue with others.
 
     Args:
-        ranks: processes that share every batch.
-        accumulate: micro-batches, one after the other, whose gradients are summed before a step.
+        world: the processes that share every batch.
+        accumulate: number of micro-batches whose gradients are summed before an optimiser step.
         compile: run f and the teacher through `torch.compile`.
         channels_last: keep weights and activations in NHWC order.
-        keep: checkpoints kept; above 1, the last ones stand beside `checkpoint.pt` as `checkpoint-STEP.pt`.
+        keep: number of checkpoints to keep; above 1, the last ones stay beside `checkpoint.pt` as
+            `checkpoint-STEP.pt`.
         tensorboard: write the log for TensorBoard as well.
     """
 
-    ranks: Ranks = field(default_factory=Ranks)
+    world: World = field(default_factory=World)
     accumulate: int = 1
     compile: bool = False
     channels_last: bool = False
@@ -36,36 +40,40 @@ class Execution:
     tensorboard: bool = False
 
     def check(self, preset: Preset, pictures: int) -> None:
-        """Refuse what this run can't be computed with.
+        """Reject options that do not fit the run.
+
+        Args:
+            preset: of the run.
+            pictures: number of training pictures.
 
         Raises:
             UserError: a number below 1, a batch that does not split evenly, or batch norm over parts of a batch.
         """
         if self.accumulate < 1 or self.keep < 1:
             raise UserError("--accumulate and --keep must be at least 1")
-        parts, batch = self.ranks.size * self.accumulate, min(preset.batch, pictures)
+        parts, batch = self.world.size * self.accumulate, min(preset.batch, pictures)
         if batch % parts:
             raise UserError(
-                f"{batch} pictures a step do not split evenly over {self.ranks.size} ranks × "
+                f"{batch} pictures a step do not split evenly over {self.world.size} ranks × "
                 f"{self.accumulate} micro-batches; choose another --batch"
             )
         if parts > 1 and preset.network.norm == "batch":
             raise UserError("batch norm needs the whole batch in one pass: one rank, --accumulate 1")
 
-    def parallel(self, module: nn.Module) -> nn.Module:
-        """The network as it is called in training, gradients averaged over the ranks."""
-        if self.ranks.size == 1:
+    def wrap_ddp(self, module: nn.Module) -> nn.Module:
+        """Wrap the network so that the backward pass averages the gradients over the ranks."""
+        if self.world.size == 1:
             return module
         return DistributedDataParallel(module, gradient_as_bucket_view=True)
 
     def compiled(self, network: nn.Module) -> nn.Module:
-        """The network, compiled if that is wanted."""
+        """The network, compiled if the option is set."""
         if not self.compile:
             return network
         return cast("nn.Module", torch.compile(network))
 
-    def placed(self, network: _Network, device: torch.device) -> _Network:
-        """The network on its device, in the memory format wanted."""
+    def to_device(self, network: _Network, device: torch.device) -> _Network:
+        """Move the network to the device, in the memory format of the options."""
         network = network.to(device)
         if self.channels_last:
             for parameter in network.parameters():
@@ -74,13 +82,37 @@ class Execution:
         return network
 
     def to_dict(self) -> dict[str, Any]:
-        """What goes into the checkpoint's provenance."""
-        return {**asdict(self), "ranks": self.ranks.size}
+        """The options as the checkpoint's provenance stores them."""
+        options = asdict(self)
+        del options["world"]
+        return {"ranks": self.world.size, **options}
 
 
-def held_back(f: nn.Module, last: bool) -> AbstractContextManager[None]:
-    """Gradients stay on their rank until the ``last`` micro-batch of a step."""
+def no_sync_until(f: nn.Module, *, last: bool) -> AbstractContextManager[None]:
+    """Average gradients over the ranks only in the ``last`` micro-batch of a step: every average costs traffic."""
     if last or not isinstance(f, DistributedDataParallel):
         return nullcontext()
-    held: AbstractContextManager[None] = f.no_sync()
-    return held
+    no_sync: AbstractContextManager[None] = f.no_sync()
+    return no_sync
+
+
+@contextmanager
+def stop_signal() -> Iterator[Callable[[], bool]]:
+    """Catch SIGINT and SIGTERM inside the block.
+
+    Yields:
+        A function that tells whether a signal has arrived. A second signal ends the process.
+    """
+    received = False
+
+    def handle(number: int, _: FrameType | None) -> None:
+        nonlocal received
+        received = True
+        signal.signal(number, signal.SIG_DFL)
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""The log of a run: JSON lines, and the same for TensorBoard where that is wanted."""
+"""The log of a run: JSON lines, and optionally the same values for TensorBoard."""
 
 import json
 import math
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model_export.errors import UserError
-from model_export.files import atomic
+from model_export.files import atomic_write
 from model_export.training.throughput import Throughput
 
 if TYPE_CHECKING:
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 class Log:
-    """Appends to ``path``; lines past the checkpoint that a run continues from are dropped.
+    """Appends lines to ``path`` and deletes those after the checkpoint from which the run continues.
 
-    A line has `step` and `stage`, and either the terms of the loss at that step or `throughput`, that of the stretch
-    which ended there.
+    A line has `step`, `stage`, and either the terms of the loss at that step or `throughput` of the interval that ends
+    there.
 
     Args:
-        path: of the JSON lines.
-        step: that the run continues from.
+        path: the file of JSON lines.
+        step: step from which the run continues.
         board: folder for TensorBoard, or None.
 
     Raises:
@@ -34,7 +34,7 @@ class Log:
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = path.read_text().splitlines() if path.is_file() else []
         kept = [line for line in lines if _step_of(line) <= step]
-        with atomic(path) as file:
+        with atomic_write(path) as file:
             file.write("".join(f"{line}\n" for line in kept).encode())
         self._path = path
 
@@ -48,12 +48,12 @@ class Log:
             self._board.close()
 
     def terms(self, step: int, stage: str, values: Mapping[str, float]) -> None:
-        """One line of losses."""
+        """Log the terms of the loss at a step."""
         self._write({"step": step, "stage": stage, **values})
         self._scalars(step, {f"loss/{name}": value for name, value in values.items()})
 
     def throughput(self, step: int, stage: str, measured: Throughput) -> None:
-        """One line on the stretch that ends at this step."""
+        """Log the throughput of the interval that ends at this step."""
         self._write({"step": step, "stage": stage, "throughput": measured.to_dict()})
         self._scalars(
             step,
@@ -80,7 +80,7 @@ def _summary_writer(folder: Path, step: int) -> "SummaryWriter":
 
 
 def _step_of(line: str) -> float:
-    """The step a line tells of; that of a line torn by a crash is never reached."""
+    """The step of a line. A line that a crash has cut has none; infinity makes the caller delete it."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):

@@ -1,8 +1,9 @@
-"""The terms of the loss, one small function each, citing its equation.
+"""The terms of the loss, one function each.
 
-x is a batch of pictures, z of latents, y = f(z); all (B, C, H, W). Every function returns a scalar, the mean over the
-batch, unless it says otherwise. Shocher et al., 2024 (arXiv 2311.01462) is "the paper"; Al-Jaff et al., 2025
-(arXiv 2511.02614) is NAIGN.
+Notation: x is a batch of pictures, z of latents, y = f(z); all (B, C, H, W). sg(·) stops the gradient. D is the
+distance. Every function returns a scalar, the mean over the batch, unless its docstring says (B,).
+
+Papers: IGN is Shocher et al., 2024 (arXiv 2311.01462); NAIGN is Al-Jaff et al., 2025 (arXiv 2511.02614).
 """
 
 from collections.abc import Callable, Sequence
@@ -18,19 +19,20 @@ Function = Callable[[Tensor], Tensor]
 
 
 def distance(a: Tensor, b: Tensor, kind: Distance) -> Tensor:
-    """D(a, b) of every row: mean squared or mean absolute difference over C·H·W. Returns (B,)."""
+    """D(a, b): mean squared or mean absolute difference over C·H·W. Returns (B,)."""
     difference = (a - b).flatten(1)
     return difference.square().mean(1) if kind == "mse" else difference.abs().mean(1)
 
 
 def reconstruction(f: Function, x: Tensor, kind: Distance) -> Tensor:
-    """L_rec of every row, D(f(x), x) (the paper, eq. 3). Returns (B,)."""
+    """L_rec = D(f(x), x) (IGN, eq. 3): real pictures are fixed points. Returns (B,)."""
     return distance(f(x), x, kind)
 
 
 def frozen(network: nn.Module) -> Function:
-    """f_copy: ``network`` with its present parameters held constant; gradients flow through to the input only."""
+    """f_copy: the network with its present parameters as constants. Gradients flow to the input only."""
     constants = {name: p.detach() for name, p in network.named_parameters()}
+    # A forward pass in training mode would update the buffers of batch norm, so they are copied.
     constants |= {name: b.detach().clone() for name, b in network.named_buffers()}
 
     def call(x: Tensor) -> Tensor:
@@ -41,42 +43,43 @@ def frozen(network: nn.Module) -> Function:
 
 
 def idempotence(f_copy: Function, y: Tensor, kind: Distance) -> Tensor:
-    """L_idem = D(f_copy(y), y), y = f(z) with its gradient (the paper, eq. 5): moves y, not f_copy."""
+    """L_idem = D(f_copy(y), y) with y = f(z) (IGN, eq. 5): the gradient moves y, and f_copy stays."""
     return distance(f_copy(y), y, kind).mean()
 
 
 def tightness(f: Function, y: Tensor, kind: Distance) -> Tensor:
-    """L_tight of every row, −D(f(sg y), sg y) (the paper, eq. 7): trains the outer f only. Returns (B,)."""
+    """L_tight = −D(f(sg y), sg y) (IGN, eq. 7): the gradient moves the outer f only. Returns (B,)."""
     fixed = y.detach()
     return -distance(f(fixed), fixed, kind)
 
 
-def copy_free(f: Function, y: Tensor, idem: float, tight: float, kind: Distance) -> Tensor:
-    """L_tight = −D(f(y), y), whose gradient times ``tight`` is that of idempotence and tightness, weighted.
+def fused_idempotence_tightness(f: Function, y: Tensor, idem: float, tight: float, kind: Distance) -> Tensor:
+    """−D(f(y), y), scaled so that ``tight`` times its gradient is that of idem·L_idem + tight·L_tight.
 
-    With d = D(f(y), y) of one pass, idempotence wants +idem·∂d/∂y carried on into f(z), and tightness wants
-    −tight·∂d/∂θ of the outer f. Both come out of a single backward pass when what flows back into y is scaled by
-    −idem/tight. The paper's frozen copy gives the same for one pass more.
+    Both terms use the distance d = D(f(y), y) of one forward pass. Idempotence wants +idem·∂d/∂y, which flows on into
+    f(z). Tightness wants −tight·∂d/∂θ for the outer f. One backward pass of −tight·d gives both if the gradient that
+    enters y is multiplied by −idem/tight. IGN's frozen copy has the same gradient and needs one more forward pass.
 
     Args:
-        f: the network, live.
-        y: f(z) with its gradient, (B, C, H, W).
+        f: the trained network.
+        y: f(z) with its gradient.
         idem: weight of idempotence, ≥ 0.
         tight: weight of tightness, > 0.
         kind: of the distance.
     """
     fixed = y.detach()
-    scaled = fixed - (idem / tight) * (y - fixed)  # the value of y exactly, and a scaled gradient
+    # y − fixed is zero, so the value is exactly y, while the gradient with respect to y is −idem/tight.
+    scaled = fixed - (idem / tight) * (y - fixed)
     return -distance(f(scaled), scaled, kind).mean()
 
 
 def smooth_clamp(tight: Tensor, rec: Tensor, ratio: float | None) -> Tensor:
-    """a·L_rec·tanh(L_tight/(a·L_rec)) row by row (the paper, eq. 9), L_rec taken as a constant bound.
+    """a·L_rec·tanh(L_tight/(a·L_rec)) for every row (IGN, eq. 9), with L_rec as a constant. Returns (B,).
 
     Args:
         tight: (B,), ≤ 0.
         rec: (B,), ≥ 0.
-        ratio: a; None leaves ``tight`` as it is.
+        ratio: a; None returns ``tight`` unchanged.
     """
     if ratio is None:
         return tight
@@ -85,17 +88,17 @@ def smooth_clamp(tight: Tensor, rec: Tensor, ratio: float | None) -> Tensor:
 
 
 def imle(f: Function, nearest: Tensor, x: Tensor, kind: Distance) -> Tensor:
-    """D(f(z*), x), z* the candidate whose output is nearest to x: implicit maximum likelihood (NAIGN, eq. 6)."""
+    """D(f(z*), x), where z* is the candidate latent whose output is nearest to x (IMLE; NAIGN, eq. 6)."""
     return distance(f(nearest), x, kind).mean()
 
 
 def matched(f: Function, z: Tensor, partner: Tensor, kind: Distance) -> Tensor:
-    """D(f(z_i), x_σ(i)) with σ an optimal one-to-one assignment: no latent idle, no picture favoured."""
+    """D(f(z_i), x_σ(i)), where σ is an optimal one-to-one assignment of latents to pictures."""
     return distance(f(z), partner, kind).mean()
 
 
 def distillation(y: Tensor, teacher: Function, z: Tensor, steps: int, kind: Distance) -> Tensor:
-    """D(f(z), sg T^k(z)): one step of f learns k steps of a frozen earlier stage T."""
+    """D(f(z), sg T^k(z)): one step of f learns k steps of the frozen teacher T, the network of an earlier stage."""
     target = z
     with torch.no_grad():
         for _ in range(steps):
@@ -103,28 +106,28 @@ def distillation(y: Tensor, teacher: Function, z: Tensor, steps: int, kind: Dist
     return distance(y, target, kind).mean()
 
 
-def settled(f: Function, y: Tensor, kind: Distance) -> Tensor:
-    """D(f(sg y), sg y): what f has made, it keeps. The opposite of tightness, for stages that have a critic."""
+def idempotence_on_outputs(f: Function, y: Tensor, kind: Distance) -> Tensor:
+    """D(f(sg y), sg y) = −L_tight: the outer f learns to keep its outputs. Stages with a discriminator use it."""
     fixed = y.detach()
     return distance(f(fixed), fixed, kind).mean()
 
 
-def hinge(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
-    """Σ over scales of E max(0, 1 − s(x)) + E max(0, 1 + s(y)): what a critic minimises (Lim & Ye, 2017, 1705.02894).
+def hinge_loss(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
+    """Σ over scales of E max(0, 1 − s(x)) + E max(0, 1 + s(y)): the discriminator's loss (arXiv 1705.02894).
 
     Args:
-        real: scores of pictures, one (B,) for every scale.
-        fake: of samples.
+        real: scores of pictures, (B,) for every scale.
+        fake: scores of samples, likewise.
     """
-    apart = [functional.relu(1 - s).mean() + functional.relu(1 + t).mean() for s, t in zip(real, fake, strict=True)]
-    return torch.stack(apart).sum()
+    terms = [functional.relu(1 - s).mean() + functional.relu(1 + t).mean() for s, t in zip(real, fake, strict=True)]
+    return torch.stack(terms).sum()
 
 
-def criticised(scores: Sequence[Tensor]) -> Tensor:
-    """−Σ over scales of E s(f(z)): samples are to score as pictures do (Projected GANs, arXiv 2111.01007, eq. 4)."""
+def generator_loss(scores: Sequence[Tensor]) -> Tensor:
+    """−Σ over scales of E s(f(z)): samples shall score like pictures (Projected GANs, arXiv 2111.01007, eq. 4)."""
     return -torch.stack([score.mean() for score in scores]).sum()
 
 
-def projection(f: Function, degraded: Tensor, x: Tensor, kind: Distance) -> Tensor:
-    """D(f(degraded x), x): a degraded picture is to come back in one step."""
-    return distance(f(degraded), x, kind).mean()
+def projection(f: Function, corrupted: Tensor, x: Tensor, kind: Distance) -> Tensor:
+    """D(f(corrupted x), x): one step of f restores a corrupted picture."""
+    return distance(f(corrupted), x, kind).mean()

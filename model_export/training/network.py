@@ -1,7 +1,7 @@
 """The network f: a DCGAN-style autoencoder, image → image, without skip connections.
 
 A U-Net's skips let f copy its input, which solves reconstruction and idempotence without generating anything
-(Shocher et al., 2024, arXiv 2311.01462, section 4). So every image passes a 1×1 bottleneck.
+(Shocher et al., 2024, arXiv 2311.01462, section 4). Here every image passes a bottleneck of one pixel.
 """
 
 from dataclasses import dataclass
@@ -20,15 +20,15 @@ Upsampling = Literal["transposed", "resize"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkConfig:
-    """Size and make of f.
+    """Architecture of f.
 
     Args:
         size: height and width of the image, ≥ 8.
         channels: 1 or 3.
         widths: channels after each stride-2 convolution.
         bottleneck: channels of the 1×1 bottleneck.
-        norm: `group` keeps f a pure function of its own row; `batch` is the paper's, and depends on the batch.
-        groups: groups of the group norm.
+        norm: `group` computes every row independently; with `batch`, the paper's choice, rows depend on the batch.
+        groups: number of groups of the group norm.
         activation: `silu`, or the paper's `dcgan`.
         upsampling: `transposed` convolutions as in the paper, or nearest `resize` + convolution (no checkerboards).
     """
@@ -43,7 +43,7 @@ class NetworkConfig:
     upsampling: Upsampling = "transposed"
 
     def sizes(self) -> list[int]:
-        """Spatial size before each stride-2 convolution and after the last: floor halving (k4 s2 p1)."""
+        """Height before each stride-2 convolution and after the last one; each halves it, rounding down."""
         sizes = [self.size]
         for _ in self.widths:
             sizes.append(sizes[-1] // 2)
@@ -53,10 +53,11 @@ class NetworkConfig:
 
 
 class Autoencoder(nn.Module):
-    """f: (B, C, H, W) in [−1, 1] → the same.
+    """f: (B, C, H, W) in [−1, 1] → (B, C, H, W) in [−1, 1].
 
-    Down: k4 s2 p1 convolutions, then one that spans what is left to 1×1; up: its mirror; tanh. Normalised everywhere
-    but at the first convolution, the bottleneck and the last, as in the paper.
+    The encoder has convolutions with kernel 4, stride 2, padding 1, then one that covers the remaining image and yields
+    one pixel. The decoder mirrors it and ends with tanh. As in the paper, every layer is normalised except the first
+    convolution, the bottleneck and the last layer.
     """
 
     def __init__(self, config: NetworkConfig) -> None:
@@ -69,36 +70,37 @@ class Autoencoder(nn.Module):
             if depth:
                 layers.append(_norm(config, b))
             layers.append(_activation(config, down=True))
-        layers += [_ToPixel(channels[-1], config.bottleneck, sizes[-1]), _activation(config, down=True)]
+        layers += [_GlobalConv(channels[-1], config.bottleneck, sizes[-1]), _activation(config, down=True)]
         self.encoder = nn.Sequential(*layers)
 
-        layers = [_FromPixel(config.bottleneck, channels[-1], sizes[-1])]
+        layers = [_GlobalConvTranspose(config.bottleneck, channels[-1], sizes[-1])]
         for depth in range(len(config.widths), 0, -1):
             layers += [_norm(config, channels[depth]), _activation(config, down=False)]
             layers += _upsample(config, channels[depth], channels[depth - 1], sizes[depth - 1])
         self.decoder = nn.Sequential(*layers)
         self.apply(_initialise)
 
-    def codes(self, x: Tensor) -> list[Tensor]:
-        """What the encoder sees at every scale but its first, the bottleneck last: (B, c, h, w) each."""
-        codes = []
+    def features(self, x: Tensor) -> list[Tensor]:
+        """Activations of the encoder at every scale except the first: (B, c, h, w) each, the bottleneck last."""
+        features = []
         for layer in self.encoder:
             x = layer(x)
             if isinstance(layer, nn.SiLU | nn.LeakyReLU):
-                codes.append(x)
-        return codes[1:]
+                features.append(x)
+        return features[1:]
 
     def forward(self, x: Tensor) -> Tensor:
-        """One step of f."""
-        # Under bfloat16 autocast the last tanh stays in float32: its rounding would show up as drift.
+        """Apply f once."""
+        # The last tanh runs in float32 also under bfloat16 autocast: its rounding would appear as drift of f(f(z)).
         return torch.tanh(self.decoder(self.encoder(x)).float())
 
 
-class _ToPixel(nn.Conv2d):
-    """A convolution that spans its whole input, to one pixel.
+class _GlobalConv(nn.Conv2d):
+    """A convolution whose kernel covers the whole input, so its output is one pixel.
 
-    In training it is computed as the matrix product that it is: on CPUs the gradient of the convolution's weights takes
-    25 times as long. Exported it stays a convolution, which onnxruntime computes row by row, whatever the batch.
+    In training it is computed as the equivalent matrix product: on CPUs the gradient of the convolution's weights takes
+    25 times as long. The export keeps the convolution, because onnxruntime computes it row by row: the result of a row
+    then does not depend on the batch size.
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
@@ -107,8 +109,8 @@ class _ToPixel(nn.Conv2d):
         return functional.linear(input.flatten(1), self.weight.flatten(1), self.bias)[:, :, None, None]
 
 
-class _FromPixel(nn.ConvTranspose2d):
-    """A transposed convolution of one pixel; see `_ToPixel`."""
+class _GlobalConvTranspose(nn.ConvTranspose2d):
+    """A transposed convolution of an input of one pixel; see `_GlobalConv`."""
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:  # noqa: A002
         if torch.compiler.is_exporting():
@@ -136,11 +138,12 @@ def _upsample(config: NetworkConfig, a: int, b: int, size: int) -> list[nn.Modul
 
 
 def _initialise(module: nn.Module) -> None:
-    # The paper's N(0, 0.02) starves a network without batch norm at this depth; He keeps the signal's scale.
+    # The paper's N(0, 0.02) makes the signal vanish in a network of this depth without batch norm; He initialisation
+    # keeps its scale.
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         nn.init.kaiming_normal_(module.weight, a=0.2, mode="fan_in")
         if isinstance(module, nn.ConvTranspose2d):
-            # fan_in of a transposed convolution is out·k², its real one in·k²/s².
+            # PyTorch takes out·k² for the fan-in of a transposed convolution; its effective fan-in is in·k²/s².
             scale = (module.weight.shape[1] * module.stride[0] ** 2 / module.weight.shape[0]) ** 0.5
             with torch.no_grad():
                 module.weight.mul_(scale)
@@ -153,11 +156,11 @@ def parameter_count(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
 
 
-def averaged(network: nn.Module, decay: float) -> AveragedModel:
-    """An averaged copy of ``network``; call ``update_parameters(network)`` after every step.
+def averaged_model(network: nn.Module, decay: float) -> AveragedModel:
+    """An exponential moving average of the weights; call ``update_parameters(network)`` after every step.
 
-    The decay warms up as min(decay, (1 + n)/(10 + n)), so that the first averages are not mostly the start. Buffers
-    (batch norm's statistics) are copied, not averaged.
+    The decay at update n is min(decay, (1 + n)/(10 + n)), so that the initial weights lose their influence early.
+    Buffers (the statistics of batch norm) are copied, not averaged.
     """
 
     def update(average: Tensor, current: Tensor, count: Tensor | int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The objective of a stage: which terms are on, and their weighted sum."""
+"""The objective of a stage: the active terms and their weighted sum."""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from model_export.training import losses
-from model_export.training.batches import Batch
+from model_export.training.batches import TrainingBatch
 from model_export.training.losses import Function
 from model_export.training.presets import Distance, Stage
 
@@ -18,10 +18,10 @@ class Objective:
     """The weighted terms of one stage.
 
     Args:
-        stage: weights, clamp, and steps of the teacher.
+        stage: weights, clamp and number of teacher steps.
         kind: of the distance.
-        teacher: the frozen earlier stage, where the stage distills.
-        scores: of the critic, where there is one: images → one (B,) for every scale.
+        teacher: the frozen network of an earlier stage, if the stage distills.
+        scores: the discriminator, if the stage has one: images (B, C, H, W) → scores (B,) for every scale.
     """
 
     stage: Stage
@@ -29,16 +29,19 @@ class Objective:
     teacher: Function | None = None
     scores: Callable[[Tensor], list[Tensor]] | None = None
 
-    def terms(self, f: Function, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Every active term, unweighted, and reconstruction in any case.
+    def terms(self, f: Function, network: nn.Module, batch: TrainingBatch) -> dict[str, Tensor]:
+        """Compute every active term, unweighted; `rec` always.
 
         Args:
-            f: the network as it is called, with gradients.
-            network: the network as a module, of which the frozen copy is made.
+            f: the network as it is called, with gradients; possibly compiled or wrapped.
+            network: the plain module, from which the frozen copy is made.
             batch: rows for every active term.
+
+        Returns:
+            Scalars by the name of their weight.
         """
         x, kind = batch.x, self.kind
-        # First, and even where its weight is 0: the clamp and the health signal need it.
+        # Reconstruction comes first, even with weight 0: the clamp of tightness and `health` need it.
         rec = losses.reconstruction(f, x, kind)
         terms = {"rec": rec.mean()}
         if batch.nearest is not None:
@@ -46,35 +49,37 @@ class Objective:
         if batch.matched is not None and batch.partner is not None:
             terms["match"] = losses.matched(f, batch.matched, batch.partner, kind)
         if batch.z is not None:
-            terms |= self._of_samples(f, network, batch.z, rec)
-        if batch.degraded is not None:
-            terms["project"] = losses.projection(f, batch.degraded, x, kind)
+            terms |= self._sample_terms(f, network, batch.z, rec)
+        if batch.corrupted is not None:
+            terms["project"] = losses.projection(f, batch.corrupted, x, kind)
         return terms
 
     def total(self, terms: dict[str, Tensor]) -> Tensor:
-        """The scalar to minimise."""
+        """The weighted sum, a scalar to minimise."""
         weights = dataclasses.asdict(self.stage.weights)
         active = [weight * terms[name] for name, weight in weights.items() if weight > 0]
         return sum(active, torch.zeros((), device=terms["rec"].device))
 
-    def _of_samples(self, f: Function, network: nn.Module, z: Tensor, rec: Tensor) -> dict[str, Tensor]:
-        """The terms of y = f(z), whichever are on."""
+    def _sample_terms(self, f: Function, network: nn.Module, z: Tensor, rec: Tensor) -> dict[str, Tensor]:
+        """The active terms of y = f(z). All share one forward pass for y."""
         weights, y = self.stage.weights, f(z)
-        terms = self._adversarial(f, network, y, rec)
+        terms = self._adversarial_terms(f, network, y, rec)
         if weights.distill > 0 and self.teacher is not None:
             terms["distill"] = losses.distillation(y, self.teacher, z, self.stage.teacher_steps, self.kind)
         if weights.settle > 0:
-            terms["settle"] = losses.settled(f, y, self.kind)
+            terms["settle"] = losses.idempotence_on_outputs(f, y, self.kind)
         if self.scores is not None:
-            terms["critic"] = losses.criticised(self.scores(y))
+            terms["critic"] = losses.generator_loss(self.scores(y))
         return terms
 
-    def _adversarial(self, f: Function, network: nn.Module, y: Tensor, rec: Tensor) -> dict[str, Tensor]:
-        """Idempotence and tightness of y = f(z), whichever is on."""
+    def _adversarial_terms(self, f: Function, network: nn.Module, y: Tensor, rec: Tensor) -> dict[str, Tensor]:
+        """Idempotence and tightness of y = f(z), as far as they are active."""
         weights, clamp = self.stage.weights, self.stage.tight_clamp
+        # The clamp scales tightness row by row, so its gradient differs from that of idempotence by more than a factor
+        # and the two cannot share a pass.
         if weights.idem > 0 and weights.tight > 0 and clamp is None and self.stage.copy_free:
-            both = losses.copy_free(f, y, weights.idem, weights.tight, self.kind)
-            return {"idem": -both.detach(), "tight": both}
+            fused = losses.fused_idempotence_tightness(f, y, weights.idem, weights.tight, self.kind)
+            return {"idem": -fused.detach(), "tight": fused}
         terms = {}
         if weights.idem > 0:
             terms["idem"] = losses.idempotence(losses.frozen(network), y, self.kind)
@@ -84,9 +89,9 @@ class Objective:
 
 
 def health(terms: dict[str, float]) -> float | None:
-    """The ratio r = L_idem / L_rec, where idempotence is on.
+    """The ratio r = L_idem / L_rec; None if idempotence is not active.
 
-    Runs that succeed end between 0.55 and 0.83; where it stays at 1 or above, the samples have collapsed or tightness
-    has won.
+    Successful runs end with r between 0.55 and 0.83. If r stays at 1 or above, the samples have collapsed or tightness
+    dominates.
     """
     return terms["idem"] / max(terms["rec"], 1e-12) if "idem" in terms else None

@@ -1,4 +1,4 @@
-"""Presets: every number a training run depends on, as frozen dataclasses that travel inside the checkpoint."""
+"""Presets: all parameters of a training run, as frozen dataclasses that the checkpoint stores."""
 
 import dataclasses
 import math
@@ -6,27 +6,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast, get_args
 
+from model_export.data.corruptions import CorruptionName
 from model_export.errors import UserError
 from model_export.training.network import NetworkConfig
 
 Distance = Literal["mse", "l1"]
-Degradation = Literal["noise", "blur", "low_resolution", "hole", "grey", "sketch"]
+_RENAMED = {"degradations": "corruptions"}  # fields of `Preset` in older checkpoints
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
     """Weight of each term of the loss; 0 switches the term off. `model_export.training.losses` defines the terms.
 
+    The names are those of the log and of the checkpoint.
+
     Args:
         rec: reconstruction D(f(x), x).
         imle: D(f(z*), x) with z* the candidate whose output is nearest to x.
         match: D(f(z_i), x_σ(i)) with σ an optimal one-to-one assignment.
         distill: D(f(z), T^k(z)) towards a frozen earlier stage T.
-        project: D(f(degraded x), x).
+        project: D(f(corrupted x), x).
         idem: D(f_copy(f(z)), f(z)).
         tight: −D(f(sg f(z)), sg f(z)), clamped.
-        settle: D(f(sg f(z)), sg f(z)).
-        critic: minus the scores that f(z) has with a critic, which learns beside f.
+        settle: D(f(sg f(z)), sg f(z)), idempotence on outputs.
+        critic: minus the scores of f(z) by a discriminator, which is trained alternately with f.
     """
 
     rec: float = 1.0
@@ -41,26 +44,26 @@ class Weights:
 
     @property
     def latents(self) -> bool:
-        """Whether any term needs f of fresh latents."""
+        """Whether any active term needs fresh latents."""
         return max(self.distill, self.idem, self.tight, self.settle, self.critic) > 0
 
     @property
     def teacher(self) -> bool:
-        """Whether any term needs a frozen earlier stage."""
+        """Whether any active term needs the frozen network of an earlier stage."""
         return max(self.distill, self.critic) > 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Matching:
-    """How noise is paired with pictures.
+    """How latents are paired with pictures.
 
     Args:
-        pool: candidates for IMLE.
-        pool_refresh: steps between refreshes of the candidates' outputs.
-        pairs: rows of one optimal assignment.
+        pool: number of candidate latents for IMLE.
+        pool_refresh: steps between refreshes of the candidates.
+        pairs: number of pairs of one optimal assignment.
         pairs_refresh: steps between assignments; pairs ≥ pairs_refresh · batch uses every pair at most once.
-        epsilon: candidates whose RMS distance to a picture of the batch is below it are rejected (RS-IMLE); 0 = none.
-        downsample: match on averages over squares of this side.
+        epsilon: candidates with a smaller RMS distance to a picture of the batch are rejected (RS-IMLE); 0: none.
+        downsample: compare means over squares of this side instead of pixels.
     """
 
     pool: int = 8192
@@ -73,21 +76,21 @@ class Matching:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """One stretch of training with its own weights, optimiser and cosine schedule.
+    """A part of the training with its own weights, optimiser and cosine schedule.
 
     Args:
         name: shown in the log.
         steps: optimiser steps.
         lr: peak learning rate of Adam, reached after ``warmup`` steps, cosine to 0.
         weights: of the terms.
-        teacher_steps: k of T^k, where T is the averaged network at this stage's start.
+        teacher_steps: k of T^k, where T is the averaged network at the start of this stage.
         warmup: steps of linear warm-up.
         betas: of Adam.
         tight_clamp: a in the paper's a·L_rec·tanh(L_tight/(a·L_rec)), row by row; None for no clamp.
-        copy_free: let one pass serve idempotence and tightness where no clamp is set; the gradients are those of the
-            paper's frozen copy, for three passes in place of four.
-        matching: pools and assignments of this stage; None for the preset's.
-        critic_lr: peak learning rate of the critic, which follows the schedule of ``lr``.
+        copy_free: compute idempotence and tightness in one forward pass if there is no clamp. The gradients equal
+            those of the paper's frozen copy; a step needs three forward passes instead of four.
+        matching: pool and pairs of this stage; None takes the preset's.
+        critic_lr: peak learning rate of the discriminator, with the same schedule as ``lr``.
     """
 
     name: str
@@ -109,29 +112,29 @@ class Stage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
-    """One model's training, start to end.
+    """The training of one model.
 
     Args:
-        name: also the exported model's name.
-        objective: `naign` or `ign`; what the card calls it.
-        network: the network.
+        name: of the preset and of the exported model.
+        objective: `naign` or `ign`; the card states it.
+        network: architecture of f.
         stages: in order.
-        noise: latents: standard normal, or the data's frequency statistics.
+        noise: distribution of the latents: standard normal, or with the frequency statistics of the data.
         distance: D of every term.
         batch: pictures per step.
-        ema: decay of the averaged weights that are exported.
-        matching: pools and assignments of the stages without their own.
-        noise_range: projection adds s·n with s uniform in this range, in the units of [−1, 1].
-        degradations: ways to spoil the pictures of the projection term; each row gets one of them, evenly at random; a
-            name that is there twice is twice as likely.
-        eight_bit: share of spoiled rows that are cut and rounded to 8 bits, as uploaded pictures are.
-        checkpoint_every: steps between checkpoints; a multiple of all refresh intervals, so that a resumed run
-            rebuilds pool and pairs from the very weights that made them.
+        ema: decay of the averaged weights, which are exported.
+        matching: pool and pairs of the stages that set none.
+        noise_range: σ of the `noise` corruption is uniform in this range, in the units of [−1, 1].
+        corruptions: of the projection term. Each row gets one of them, equally likely; a name that is listed twice is
+            twice as likely.
+        eight_bit: share of corrupted rows that are rounded to 8 bits, like uploaded pictures.
+        checkpoint_every: steps between checkpoints. It is a multiple of all refresh intervals, so that a resumed run
+            rebuilds pool and pairs from the same weights that built them.
         generate_steps, project_steps: recommended steps in the card.
-        background: of one channel, in [−1, 1].
+        background: value of every channel, in [−1, 1].
         polarity: as in the card.
         licence: of the weights.
-        description: for people.
+        description: one or two sentences for the card.
     """
 
     name: str
@@ -144,7 +147,7 @@ class Preset:
     ema: float = 0.999
     matching: Matching = field(default_factory=Matching)
     noise_range: tuple[float, float] = (0.0, 1.2)
-    degradations: tuple[Degradation, ...] = ("noise",)
+    corruptions: tuple[CorruptionName, ...] = ("noise",)
     eight_bit: float = 0.0
     checkpoint_every: int = 400
     generate_steps: int = 1
@@ -158,18 +161,18 @@ class Preset:
         for matching in map(self.matching_of, self.stages):
             if self.checkpoint_every % math.lcm(matching.pool_refresh, matching.pairs_refresh):
                 raise ValueError("checkpoint_every must be a multiple of all refresh intervals")
-        if not self.degradations or not set(self.degradations) <= set(get_args(Degradation)):
-            raise ValueError(f"degradations are one or more of {', '.join(get_args(Degradation))}")
+        if not self.corruptions or not set(self.corruptions) <= set(get_args(CorruptionName)):
+            raise ValueError(f"corruptions are one or more of {', '.join(get_args(CorruptionName))}")
         if not 0.0 <= self.eight_bit <= 1.0:
             raise ValueError(f"the 8-bit share {self.eight_bit} is not between 0 and 1")
 
     def matching_of(self, stage: Stage) -> Matching:
-        """Pools and assignments of a stage."""
+        """Pool and pairs of a stage."""
         return stage.matching or self.matching
 
     @property
     def steps(self) -> int:
-        """Optimiser steps over all stages."""
+        """Optimiser steps of all stages."""
         return sum(stage.steps for stage in self.stages)
 
     @property
@@ -178,13 +181,14 @@ class Preset:
         return (self.network.channels, self.network.size, self.network.size)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings, lists and dicts."""
+        """The preset as numbers, strings, lists and dicts."""
         plain: dict[str, Any] = _plain(dataclasses.asdict(self))
         return plain
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Preset":
-        """The inverse of :meth:`to_dict`; fields that an older program did not write have their defaults."""
+        """The inverse of :meth:`to_dict`. Fields that an older version did not write get their defaults."""
+        values = {_RENAMED.get(key, key): value for key, value in values.items()}
         stages = tuple(_stage(stage) for stage in values["stages"])
         network = NetworkConfig(**{**values["network"], "widths": tuple(values["network"]["widths"])})
         return cls(
@@ -194,19 +198,19 @@ class Preset:
                 "network": network,
                 "matching": Matching(**values["matching"]),
                 "noise_range": tuple(values["noise_range"]),
-                "degradations": tuple(values.get("degradations", ("noise",))),
+                "corruptions": tuple(values.get("corruptions", ("noise",))),
             }
         )
 
 
 def _stage(values: dict[str, Any]) -> Stage:
-    own = values.get("matching")
+    matching = values.get("matching")
     return Stage(
         **{
             **values,
             "weights": Weights(**values["weights"]),
             "betas": tuple(values["betas"]),
-            "matching": None if own is None else Matching(**own),
+            "matching": None if matching is None else Matching(**matching),
         }
     )
 
@@ -220,12 +224,20 @@ def _plain(value: Any) -> Any:
 
 
 def naign_stages(imle: int, balance: int, distill: int, *, teacher_steps: int = 4) -> tuple[Stage, ...]:
-    """The recommended objective (NAIGN, arXiv 2511.02614, and what measurements added to it; see docs/training.md).
+    """The recommended objective: NAIGN (non-adversarial IGN, Al-Jaff et al., 2025, arXiv 2511.02614) with extensions.
 
-    1. Reconstruction and IMLE: every picture pulls its nearest sample, so no mode is dropped.
-    2. The same with balanced matching: every latent gets a target and no picture is favoured.
-    3. Distillation from the frozen second stage, T^k in one step; a critic that sees through T's encoder, for the
-       variety that averages over neighbours have lost; and projection from degraded pictures.
+    docs/training.md has the measurements behind the extensions. The stages:
+
+    1. Reconstruction and IMLE: every picture attracts its nearest sample, so no mode is dropped.
+    2. Balanced matching in addition: every latent gets a target and no picture is preferred.
+    3. Distillation from the frozen second stage T: one step of f learns T^k. A discriminator on features of T's encoder
+       restores the detail that averages over neighbours lack. Projection teaches f to restore corrupted pictures.
+
+    Args:
+        imle: steps of the first stage.
+        balance: steps of the second stage.
+        distill: steps of the third stage.
+        teacher_steps: k.
     """
     return (
         Stage(name="imle", steps=imle, lr=6e-4, weights=Weights(imle=1.0)),
@@ -242,7 +254,7 @@ def naign_stages(imle: int, balance: int, distill: int, *, teacher_steps: int = 
 
 
 def ign_stages(steps: int, weights: Weights, *, lr: float, clamp: float | None, warmup: int = 0) -> tuple[Stage, ...]:
-    """The paper's adversarial objective (Shocher et al., 2024, section 2 and appendix)."""
+    """The adversarial objective of the IGN paper in one stage (Shocher et al., 2024, section 2 and appendix)."""
     return (
         Stage(
             name="ign",
@@ -258,7 +270,7 @@ def ign_stages(steps: int, weights: Weights, *, lr: float, clamp: float | None, 
 
 _DIGITS = NetworkConfig(size=28, channels=1, widths=(32, 64, 128), bottleneck=256)
 _DIGITS_MATCHING = Matching(pool_refresh=32)
-_DIGITS_DEGRADATIONS: tuple[Degradation, ...] = ("noise", "noise", "noise", "blur", "low_resolution", "hole")
+_DIGITS_CORRUPTIONS: tuple[CorruptionName, ...] = ("noise", "noise", "noise", "blur", "low_resolution", "hole")
 _PAPER_64 = NetworkConfig(
     size=64, channels=3, widths=(64, 128, 256, 512), bottleneck=512, groups=32, activation="dcgan"
 )
@@ -272,7 +284,7 @@ PRESETS = {
             network=_DIGITS,
             stages=naign_stages(4000, 3000, 2880),
             matching=_DIGITS_MATCHING,
-            degradations=_DIGITS_DEGRADATIONS,
+            corruptions=_DIGITS_CORRUPTIONS,
             eight_bit=0.5,
             checkpoint_every=480,
             polarity="light-on-dark",
@@ -284,7 +296,7 @@ PRESETS = {
             network=_DIGITS,
             stages=naign_stages(4000, 3000, 2880),
             matching=_DIGITS_MATCHING,
-            degradations=_DIGITS_DEGRADATIONS,
+            corruptions=_DIGITS_CORRUPTIONS,
             eight_bit=0.5,
             checkpoint_every=480,
             polarity="light-on-dark",
@@ -316,10 +328,10 @@ PRESETS = {
 
 
 def get_preset(name: str) -> Preset:
-    """The preset of that name.
+    """The preset of this name.
 
     Raises:
-        UserError: there is none; the text lists those that exist.
+        UserError: unknown name; the text lists the known ones.
     """
     try:
         return PRESETS[name]
@@ -327,7 +339,7 @@ def get_preset(name: str) -> Preset:
         raise UserError(f"no preset {name!r}; there are {', '.join(sorted(PRESETS))}") from None
 
 
-def adapt(
+def with_overrides(
     preset: Preset,
     *,
     name: str | None = None,
@@ -335,16 +347,16 @@ def adapt(
     channels: int | None = None,
     steps: int | None = None,
     batch: int | None = None,
-    degradations: Sequence[str] | None = None,
+    corruptions: Sequence[str] | None = None,
     eight_bit: float | None = None,
 ) -> Preset:
-    """A preset for other data: another name, picture size, channel count, batch, number of steps, or degradations.
+    """The preset with some values replaced; None keeps a value.
 
-    ``steps`` is shared out over the stages in the preset's proportions, rounded (each keeps at least one); shorter
-    stages warm up for shorter, too. A model of another name has no description until export is given one.
+    ``steps`` is the total. It is split over the stages in the preset's proportions, with at least one step each; the
+    warm-up of a shorter stage is shorter in proportion. With another name, the preset's description is dropped.
 
     Raises:
-        UserError: a value the network or the schedule can't take.
+        UserError: a value that the network or the schedule does not support.
     """
     network = dataclasses.replace(
         preset.network, size=size or preset.network.size, channels=channels or preset.network.channels
@@ -367,7 +379,7 @@ def adapt(
             network=network,
             stages=stages,
             batch=batch or preset.batch,
-            degradations=cast("tuple[Degradation, ...]", tuple(degradations or preset.degradations)),
+            corruptions=cast("tuple[CorruptionName, ...]", tuple(corruptions or preset.corruptions)),
             eight_bit=preset.eight_bit if eight_bit is None else eight_bit,
         )
     except ValueError as exc:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parents[1]
-_TRAINING = (
+# The modules whose source decides what a run computes.
+_TRAINING_MODULES = (
     "data/corruptions",
     "data/datasets",
     "data/noise",
@@ -21,19 +22,19 @@ _TRAINING = (
     "training/objective",
     "training/presets",
     "training/train",
-)  # the modules whose text decides what a run computes
+)
 
 
 def source_digest() -> str:
-    """SHA-256 over the sources that decide what a training run computes."""
+    """SHA-256 over the names and sources of the modules that decide what a run computes."""
     digest = hashlib.sha256()
-    for module in _TRAINING:
+    for module in _TRAINING_MODULES:
         digest.update(module.encode() + b"\0" + (_PACKAGE / f"{module}.py").read_bytes())
     return digest.hexdigest()
 
 
 def commit() -> str | None:
-    """Commit of the source tree, or None where it is not a clean git tree."""
+    """Commit of the source tree; None if it is not a clean git tree."""
     root = _PACKAGE.parent
     try:
         head = _git(root, "rev-parse", "HEAD")
@@ -43,13 +44,13 @@ def commit() -> str | None:
 
 
 def command(arguments: Sequence[str]) -> str:
-    """The command line with paths cut to their last part, so that it names no machine's folders."""
-    shown = [_without_folders(argument) for argument in arguments]
-    return "python -m model_export " + shlex.join(shown)
+    """The command line with every path cut to its last part, so that it shows no folders of this machine."""
+    return "python -m model_export " + shlex.join(_strip_folders(argument) for argument in arguments)
 
 
-def _without_folders(argument: str) -> str:
+def _strip_folders(argument: str) -> str:
     option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    # `runs/NAME` is the documented place of a run and stays, so that the command can be repeated.
     return option + equals + (value if value.startswith("runs/") else Path(value).name if "/" in value else value)
 
 

@@ -1,4 +1,4 @@
-"""Where the time of a run goes."""
+"""Measure how fast a run is and which phases take its time."""
 
 import time
 from collections import Counter
@@ -10,18 +10,18 @@ from typing import Any, Final
 import torch
 
 COMPUTE: Final = "compute"  # forward, backward and optimiser
-_MOST_SPANS: Final = 1000
+_MAX_SPANS: Final = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Throughput:
-    """How fast a stretch of training was.
+    """The throughput of an interval of training.
 
     Args:
         steps: optimiser steps.
-        pictures: pictures of the data set gone through, all ranks together.
+        pictures: training pictures used, over all ranks.
         seconds: wall-clock time.
-        phases: seconds by phase; `compute` is forward, backward and optimiser. What no phase claims is the loop's.
+        phases: seconds by phase; `compute` is forward, backward and optimiser. Their sum may be less than `seconds`.
     """
 
     steps: int
@@ -31,12 +31,12 @@ class Throughput:
 
     @property
     def pictures_per_second(self) -> float:
-        """0 where nothing was done."""
+        """0 for an empty interval."""
         return self.pictures / self.seconds if self.seconds else 0.0
 
     @property
     def outside(self) -> float:
-        """Share of the time outside forward, backward and optimiser, 0…1."""
+        """Share of the time outside forward, backward and optimiser, 0 to 1."""
         return max(0.0, 1.0 - self.phases.get(COMPUTE, 0.0) / self.seconds) if self.seconds else 0.0
 
     def __add__(self, other: "Throughput") -> "Throughput":
@@ -56,7 +56,7 @@ class Throughput:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """For the log: rates and shares."""
+        """The form of the log: rates, and shares of the time by phase."""
         return {
             "steps": self.steps,
             "seconds": round(self.seconds, 3),
@@ -66,10 +66,11 @@ class Throughput:
         }
 
 
-class Clock:
-    """Times phases that follow each other.
+class ThroughputMeter:
+    """Measures the duration of phases that follow one another.
 
-    On CUDA by events on the device's own time line, since the host runs ahead of it; nothing waits for a measurement.
+    On CUDA the host runs ahead of the device, so phases are measured with events in the device's stream. The host does
+    not wait for them until the interval ends.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -78,47 +79,48 @@ class Clock:
         self.start()
 
     def start(self) -> None:
-        """Begin a new stretch."""
+        """Start a new interval."""
         self._steps, self._pictures = 0, 0
         self._phases: Counter[str] = Counter()
         self._spans.clear()
-        self._began = time.perf_counter()
+        self._started = time.perf_counter()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """What runs inside counts for this phase; phases do not nest."""
+        """Count the time of the block for this phase. Phases must not be nested."""
         if self._device.type == "cuda":
             begin = self._event()
             yield
             self._spans.append((name, begin, self._event()))
-            if len(self._spans) >= _MOST_SPANS:
-                self._settle()
+            # Bound the number of pending events: their times are read now and then.
+            if len(self._spans) >= _MAX_SPANS:
+                self._read_events()
         else:
-            began = time.perf_counter()
+            started = time.perf_counter()
             yield
-            self._phases[name] += time.perf_counter() - began  # type: ignore[assignment]  # Counter's stub knows int only
+            self._phases[name] += time.perf_counter() - started  # type: ignore[assignment]  # Counter's stub knows int only
 
     def step(self, pictures: int) -> None:
         """Count one optimiser step."""
         self._steps += 1
         self._pictures += pictures
 
-    def lap(self) -> Throughput:
-        """The stretch since the start or the last lap, which ends here."""
-        self._settle()
+    def interval(self) -> Throughput:
+        """End the present interval, return its throughput, and start the next one."""
+        self._read_events()
         now = time.perf_counter()
-        lap = Throughput(
-            steps=self._steps, pictures=self._pictures, seconds=now - self._began, phases=dict(self._phases)
+        ended = Throughput(
+            steps=self._steps, pictures=self._pictures, seconds=now - self._started, phases=dict(self._phases)
         )
         self.start()
-        return lap
+        return ended
 
     def _event(self) -> torch.Event:
         event = torch.Event(self._device, enable_timing=True)
         event.record()
         return event
 
-    def _settle(self) -> None:
+    def _read_events(self) -> None:
         for name, begin, end in self._spans:
             end.synchronize()
             self._phases[name] += begin.elapsed_time(end) / 1000.0  # type: ignore[assignment]  # as above

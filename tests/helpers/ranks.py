@@ -13,7 +13,7 @@ from torch import Tensor
 from model_export.data.datasets import load_dataset
 from model_export.training import losses
 from model_export.training.checkpoint import Checkpoint
-from model_export.training.distributed import Ranks
+from model_export.training.distributed import World
 from model_export.training.execution import Execution
 from model_export.training.losses import Function
 from model_export.training.presets import Distance, Preset
@@ -48,8 +48,8 @@ def train_in_ranks(size: int, jobs: Sequence[Job], data: Path, folder: Path) -> 
             process.kill()
 
 
-def train_alone(job: Job, data: Path, ranks: Ranks | None = None) -> None:
-    execution = Execution(ranks=ranks or Ranks(), accumulate=job.accumulate)
+def train_alone(job: Job, data: Path, world: World | None = None) -> None:
+    execution = Execution(world=world or World(), accumulate=job.accumulate)
     run = Run(
         job.preset,
         load_dataset(str(data), size=job.preset.network.size, channels=job.preset.network.channels),
@@ -60,7 +60,7 @@ def train_alone(job: Job, data: Path, ranks: Ranks | None = None) -> None:
         provenance={"command": "test"},
         execution=execution,
     )
-    if job.signal_at is not None and execution.ranks.rank == execution.ranks.size - 1:
+    if job.signal_at is not None and execution.world.rank == execution.world.size - 1:
         _signal_in_step(run, job.signal_at)
     try:
         run.train()
@@ -94,6 +94,6 @@ def _rank(rank: int, size: int, jobs: Sequence[Job], data: Path, rendezvous: Pat
     dist.init_process_group("gloo", init_method=rendezvous.as_uri(), rank=rank, world_size=size)
     try:
         for job in jobs:
-            train_alone(job, data, Ranks(rank, size))
+            train_alone(job, data, World(rank, size))
     finally:
         dist.destroy_process_group()

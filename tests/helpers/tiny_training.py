@@ -1,16 +1,96 @@
-"""Small things that stand for the large: patterns for digits, the tiny preset for a long training."""
+"""A small data set, and one tiny model: trained, exported and evaluated once, for all tests that need one."""
 
+import fcntl
+import json
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 SIZE = 8
 CLASSES = 4
+SAMPLES = 60
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    """All files that training, export and evaluation of the preset `tiny` write. Tests copy what they change.
+
+    Args:
+        folder: holds all of it.
+    """
+
+    folder: Path
+
+    @property
+    def data_file(self) -> Path:
+        """An `.npz` of 240 + 80 labelled pictures."""
+        return self.folder / "patterns.npz"
+
+    @property
+    def run(self) -> Path:
+        """The folder of a finished training."""
+        return self.folder / "runs" / "tiny"
+
+    @property
+    def models(self) -> Path:
+        """A model directory with `tiny/1` in fp32, not evaluated."""
+        return self.folder / "models"
+
+    @property
+    def models_fp16(self) -> Path:
+        """The same with `model.fp16.onnx`."""
+        return self.folder / "models_fp16"
+
+    @property
+    def evaluated(self) -> Path:
+        """The version folder of `models_fp16`, evaluated with `SAMPLES` samples."""
+        return self.folder / "evaluated" / "tiny" / "1"
+
+    @property
+    def cache(self) -> Path:
+        """Folder of the trained classifiers; it may be written to."""
+        return self.folder / "cache"
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """`metrics.json` of `evaluated`."""
+        metrics: dict[str, Any] = json.loads((self.evaluated / "metrics.json").read_text())
+        return metrics
+
+
+def tiny_model(folder: Path) -> TinyModel:
+    """The tiny model in this folder. The first process that asks makes it; the others wait."""
+    tiny = TinyModel(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / ".done").exists():
+            _make(tiny)
+            (folder / ".done").touch()
+    return tiny
+
+
+def _make(tiny: TinyModel) -> None:
+    # torch is imported here, because the other helpers of this module are used without it.
+    from model_export.cli import main
+    from model_export.evaluation.evaluate import evaluate
+    from model_export.export.export import export
+
+    (x, y), (x_test, y_test) = patterns(240, 1), patterns(80, 2)
+    np.savez(tiny.data_file, x_train=x, y_train=y, x_test=x_test, y_test=y_test)
+    assert main(train_arguments(tiny.data_file, tiny.run)) == 0
+    export(tiny.run, tiny.models_fp16, version=1, fp16=True, threads=1)
+    shutil.copytree(tiny.models_fp16, tiny.models, ignore=shutil.ignore_patterns("model.fp16.onnx"))
+    shutil.copytree(tiny.models_fp16, tiny.evaluated.parents[1])
+    evaluate(tiny.evaluated, str(tiny.data_file), cache=tiny.cache, samples=SAMPLES, steps=10, threads=1)
 
 
 def patterns(count: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Light strokes of four kinds on dark 8×8 pictures, each in one of a few places; pictures and labels."""
+    """Light strokes of four classes on dark 8×8 pictures, in a few positions each; pictures and labels."""
     generator = np.random.default_rng(seed)
     pictures, labels = np.zeros((count, SIZE, SIZE), np.uint8), generator.integers(CLASSES, size=count)
     for picture, label in zip(pictures, labels, strict=True):

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from scipy.ndimage import zoom
 
-from model_export.data.numpy_corruptions import DEGRADATIONS, hole, hole_mask, low_resolution, noise
-from model_export.evaluation.baselines import CLASSICAL, Setting, best, bicubic, biharmonic, non_local_means
-from model_export.evaluation.judge import affordable
+from model_export.data.corruptions import CORRUPTIONS, hole, hole_mask, low_resolution, noise
+from model_export.evaluation.baselines import BASELINES, GridPoint, bicubic, biharmonic, non_local_means, tune
+from model_export.evaluation.classifier import sample_budget
 from model_export.evaluation.metrics import psnr
 from service.domain.latents import FloatRows
 
@@ -14,18 +14,18 @@ COLOUR = np.concatenate([SMOOTH, -SMOOTH, SMOOTH**2], axis=1)
 
 
 def test_every_degradation_has_its_methods_or_none() -> None:
-    assert set(CLASSICAL) == set(DEGRADATIONS)
-    assert all(settings for methods in CLASSICAL.values() for settings in methods.values())
+    assert set(BASELINES) == set(CORRUPTIONS)
+    assert all(settings for methods in BASELINES.values() for settings in methods.values())
 
 
 @pytest.mark.parametrize("clean", [SMOOTH, COLOUR], ids=["grey", "colour"])
 @pytest.mark.parametrize(
-    ("degradation", "method"), [(name, method) for name, methods in CLASSICAL.items() for method in methods]
+    ("degradation", "method"), [(name, method) for name, methods in BASELINES.items() for method in methods]
 )
 def test_a_method_mends_smooth_pictures(clean: FloatRows, degradation: str, method: str) -> None:
-    degraded = DEGRADATIONS[degradation](clean)
+    degraded = CORRUPTIONS[degradation](clean)
     before = degraded.copy()
-    setting = best(CLASSICAL[degradation][method], degraded, clean)
+    setting = tune(BASELINES[degradation][method], degraded, clean)
     restored = setting.restore(degraded)
     assert restored.shape == clean.shape
     assert restored.dtype == np.float32
@@ -34,12 +34,12 @@ def test_a_method_mends_smooth_pictures(clean: FloatRows, degradation: str, meth
 
 
 def test_the_setting_that_restores_best_is_taken() -> None:
-    def times(k: float) -> Setting:
-        return Setting(f"{k}", lambda x: x * np.float32(k))
+    def times(k: float) -> GridPoint:
+        return GridPoint(f"{k}", lambda x: x * np.float32(k))
 
     settings = [times(k) for k in (0.5, 1.0, 2.0)]
-    assert best(settings, SMOOTH, SMOOTH * np.float32(0.9)).text == "1.0"
-    assert best(settings[:1], SMOOTH, SMOOTH).text == "0.5"
+    assert tune(settings, SMOOTH, SMOOTH * np.float32(0.9)).text == "1.0"
+    assert tune(settings[:1], SMOOTH, SMOOTH).text == "0.5"
 
 
 def test_non_local_means_is_told_the_noise_or_not() -> None:
@@ -71,6 +71,6 @@ def test_the_hole_alone_is_filled() -> None:
 
 
 def test_large_pictures_are_measured_in_smaller_numbers() -> None:
-    assert affordable(1000, (1, 28, 28)) == affordable(1000, (1, 8, 8)) == 1000
-    assert affordable(1000, (3, 64, 64)) == 63
-    assert affordable(1000, (3, 512, 512)) == 62
+    assert sample_budget(1000, (1, 28, 28)) == sample_budget(1000, (1, 8, 8)) == 1000
+    assert sample_budget(1000, (3, 64, 64)) == 63
+    assert sample_budget(1000, (3, 512, 512)) == 62

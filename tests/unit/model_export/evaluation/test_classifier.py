@@ -5,15 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from model_export.data.datasets import Dataset, load_dataset
-from model_export.data.pixels import to_rows
+from model_export.data.datasets import Dataset
 from model_export.evaluation.classifier import FEATURES, Classifier, ConvNet, classifier_for
 from tests.helpers.tiny_training import CLASSES
-
-
-@pytest.fixture(scope="module")
-def data(data_file: Path) -> Dataset:
-    return load_dataset(str(data_file), size=8, channels=1)
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +18,13 @@ def classifier(data: Dataset, cache: Path) -> Classifier:
 def test_it_learns_the_classes(classifier: Classifier, data: Dataset) -> None:
     assert classifier.task == "classes"
     assert classifier.accuracy > 0.9
-    reading = classifier.read(to_rows(data.held_out.numpy()))
-    assert reading.features.shape == (80, FEATURES)
-    assert reading.probabilities.shape == (80, CLASSES)
-    np.testing.assert_allclose(reading.probabilities.sum(1), 1.0)
+    predictions = classifier.predict(data.held_out.numpy())
+    assert predictions.features.shape == (80, FEATURES)
+    assert predictions.probabilities.shape == (80, CLASSES)
+    np.testing.assert_allclose(predictions.probabilities.sum(1), 1.0)
     assert data.held_out_labels is not None
-    assert reading.accuracy(data.held_out_labels.numpy()) == classifier.accuracy
-    assert 0.8 < reading.confidence <= 1.0
+    assert predictions.accuracy(data.held_out_labels.numpy()) == classifier.accuracy
+    assert 0.8 < predictions.confidence <= 1.0
 
 
 def test_it_is_kept_and_found_again(classifier: Classifier, data: Dataset, cache: Path) -> None:
@@ -40,15 +34,14 @@ def test_it_is_kept_and_found_again(classifier: Classifier, data: Dataset, cache
     assert all(map(torch.equal, again.network.state_dict().values(), classifier.network.state_dict().values()))
 
 
-def test_damaged_weights_are_made_anew_and_alike(classifier: Classifier, data: Dataset, tmp_path: Path) -> None:
+def test_damaged_weights_are_trained_again(classifier: Classifier, data: Dataset, cache: Path, tmp_path: Path) -> None:
+    for path in cache.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes()[:1000])
     before = torch.random.get_rng_state()
-    classifier_for(data, tmp_path)
-    (path,) = tmp_path.iterdir()
-    path.write_bytes(path.read_bytes()[:1000])
     again = classifier_for(data, tmp_path)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert all(map(torch.equal, again.network.state_dict().values(), classifier.network.state_dict().values()))
-    assert len(path.read_bytes()) > 1000
+    assert max(len(path.read_bytes()) for path in tmp_path.iterdir()) > 1000
 
 
 def test_without_classes_it_tells_rotations(cache: Path) -> None:
@@ -58,12 +51,10 @@ def test_without_classes_it_tells_rotations(cache: Path) -> None:
     classifier = classifier_for(unlabelled, cache)
     assert classifier.task == "rotation"
     assert classifier.accuracy > 0.9
-    assert classifier.read(to_rows(pictures.numpy())).probabilities.shape == (120, 4)
+    assert classifier.predict(pictures.numpy()).probabilities.shape == (120, 4)
 
 
-def test_labels_that_are_no_classes_are_not_taken_for_such(data: Dataset, cache: Path) -> None:
-    half = dataclasses.replace(data, held_out_labels=None, sha256="half")
-    assert classifier_for(half, cache).task == "rotation"
+def test_negative_labels_are_not_classes(data: Dataset, cache: Path) -> None:
     assert data.train_labels is not None
     negative = dataclasses.replace(data, train_labels=data.train_labels - 1, sha256="negative")
     assert classifier_for(negative, cache).task == "rotation"

@@ -12,7 +12,8 @@ from model_export.cli import main
 from model_export.data.datasets import load_dataset
 from model_export.evaluation.inception import FEATURES, WEIGHTS, Inception
 from model_export.evaluation.metrics import frechet
-from model_export.export.artifact import METRICS, Artifact
+from model_export.export.artifact import Artifact
+from service.artifact.files import METRICS_FILE
 from tests.helpers.tiny_training import contents, patterns
 
 EXTRACTOR = f'''
@@ -61,9 +62,9 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_features_of_grey_and_of_colour(weights: Path) -> None:
     inception = Inception(weights)
     grey = patterns(70, 0)[0][:, None]  # more than one batch
-    features = inception.read(grey)
+    features = inception.features(grey)
     np.testing.assert_allclose(features, 0.5 * grey.reshape(70, -1)[:, :16])
-    np.testing.assert_array_equal(inception.read(np.repeat(grey, 3, 1)), features)
+    np.testing.assert_array_equal(inception.features(np.repeat(grey, 3, 1)), features)
 
 
 @pytest.mark.usefixtures("package")
@@ -75,13 +76,13 @@ def test_fid_is_measured_with_the_users_weights(
         main([*arguments, "--steps", "4", "--threads", "1", "--fid", "inception", "--fid-weights", str(weights)]) == 0
     )
     capsys.readouterr()
-    table = json.loads((folder / METRICS).read_text())
+    table = json.loads((folder / METRICS_FILE).read_text())
     assert list(table["inception"]) == ["f", "f2", "f3", "training"]
     held_out = load_dataset(str(data_file), size=8, channels=1).held_out.numpy()
     artifact, inception = Artifact.read(folder, threads=1), Inception(weights)
     served = artifact.function(artifact.noise.rows(0, 0, 60)).clip(-1, 1)
     levels = np.rint((served + 1) * 127.5).astype(np.uint8)
-    expected = frechet(inception.read(levels), inception.read(held_out))
+    expected = frechet(inception.features(levels), inception.features(held_out))
     assert table["inception"]["f"] == pytest.approx(expected, rel=1e-4)
     assert table["protocol"]["inception"].startswith("FID: ")
     assert "torch-fidelity 0.4.0" in table["protocol"]["inception"]

@@ -4,8 +4,8 @@ from numpy.typing import NDArray
 from scipy.linalg import sqrtm
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from model_export.data.pixels import to_levels, to_rows
 from model_export.evaluation import metrics
+from service.artifact.pixels import to_levels, to_rows
 from tests.helpers.tiny_training import patterns
 
 Rows = NDArray[np.float32]

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from model_export.errors import UserError
-from model_export.files import atomic
+from model_export.files import atomic_write
 from model_export.training import checkpoint as checkpoints
 from model_export.training.checkpoint import Checkpoint
 from tests.helpers.tiny_training import contents
@@ -51,7 +51,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path) -> None:
     def write() -> None:
-        with atomic(tmp_path / "file") as file:
+        with atomic_write(tmp_path / "file") as file:
             file.write(b"half")
             raise KeyboardInterrupt
 

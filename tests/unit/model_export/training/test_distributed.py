@@ -8,18 +8,20 @@ import pytest
 import torch
 
 from model_export.training import checkpoint as checkpoints
-from model_export.training.distributed import Ranks, joined
+from model_export.training.distributed import World, join_world
 from model_export.training.presets import PRESETS, Preset, Weights, ign_stages
 from tests.helpers.live import ROOT, environment
 from tests.helpers.ranks import Job, assert_gradients_agree, train_alone, train_in_ranks
 from tests.helpers.tiny_training import contents, train_arguments
+
+slow = pytest.mark.slow  # real processes
 
 TINY = PRESETS["tiny"]
 NAIGN = dataclasses.replace(
     TINY,
     stages=tuple(dataclasses.replace(stage, steps=8, warmup=0) for stage in TINY.stages),
     matching=dataclasses.replace(TINY.matching, pool=65, pairs=31, epsilon=0.2),  # shares of unequal size
-    degradations=("noise", "blur", "hole"),
+    corruptions=("noise", "blur", "hole"),
     eight_bit=0.5,
 )
 PAPER = dataclasses.replace(
@@ -70,6 +72,7 @@ def logged(out: Path) -> list[dict[str, float]]:
     return [{name: value for name, value in line.items() if name not in timed} for line in flat]
 
 
+@slow
 @pytest.mark.parametrize("name", [*OBJECTIVES, "accumulated"])
 def test_two_ranks_compute_what_one_does(name: str, two_ranks: Path, data_file: Path, tmp_path: Path) -> None:
     preset: Preset = OBJECTIVES.get(name, NAIGN)
@@ -80,6 +83,7 @@ def test_two_ranks_compute_what_one_does(name: str, two_ranks: Path, data_file: 
     assert contents(tmp_path).keys() == contents(two_ranks / name).keys()
 
 
+@slow
 def test_training_changes_more_than_that(two_ranks: Path, data_file: Path, tmp_path: Path) -> None:
     one_step_less = (*NAIGN.stages[:2], dataclasses.replace(NAIGN.stages[2], steps=7))
     train_alone(Job(dataclasses.replace(NAIGN, stages=one_step_less), tmp_path), data_file)
@@ -87,6 +91,7 @@ def test_training_changes_more_than_that(two_ranks: Path, data_file: Path, tmp_p
     assert max(float((one[name] - other[name]).abs().max()) for name in one) > 1e-4
 
 
+@slow
 def test_one_rank_that_is_asked_to_stop_stops_all_and_one_rank_goes_on(
     two_ranks: Path, data_file: Path, tmp_path: Path
 ) -> None:
@@ -96,6 +101,7 @@ def test_one_rank_that_is_asked_to_stop_stops_all_and_one_rank_goes_on(
     assert largest_difference(two_ranks / "stopped", tmp_path) < ROUNDING
 
 
+@slow
 def test_torchrun(data_file: Path, tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     arguments = train_arguments(data_file, tmp_path / "two", "--steps", "12")
@@ -118,16 +124,16 @@ def test_torchrun(data_file: Path, tmp_path: Path) -> None:
 
 def test_rows_are_shared_out_whole() -> None:
     rows = torch.arange(10)
-    shares = [Ranks(rank, 4).own(rows).tolist() for rank in range(4)]
+    shares = [World(rank, 4).shard(rows).tolist() for rank in range(4)]
     assert shares == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
 
 
 def test_alone_nothing_is_exchanged() -> None:
     rows, flags = torch.arange(4.0), torch.tensor([True, False])
-    ranks = Ranks()
-    for unchanged in (ranks.own(rows), ranks.gather(rows, 4), ranks.mean(rows), ranks.from_main(rows)):
+    ranks = World()
+    for unchanged in (ranks.shard(rows), ranks.all_gather(rows, 4), ranks.mean(rows), ranks.broadcast(rows)):
         assert unchanged.tolist() == [0.0, 1.0, 2.0, 3.0]
     assert ranks.any(flags) is flags
-    with joined(torch.device("cpu")) as (found, device):
+    with join_world(torch.device("cpu")) as (found, device):
         assert (found, device.type) == (ranks, "cpu")
         assert not torch.distributed.is_initialized()

@@ -146,7 +146,7 @@ def test_gradients_are_those_of_finite_differences(kind: Distance, weight: Tenso
         (lambda w: losses.projection(curved(w), z, target, kind), weight),
         (lambda w: losses.distillation(curved(w)(z), f_copy, z, 2, kind), weight),
         (lambda w: losses.tightness(curved(w), z, kind), weight),
-        (lambda w: losses.settled(curved(w), z, kind), weight),
+        (lambda w: losses.idempotence_on_outputs(curved(w), z, kind), weight),
         (lambda a: losses.idempotence(f_copy, a, kind), y),
         (lambda t: losses.smooth_clamp(t, bound, 1.5), tight),
     ):
@@ -156,7 +156,7 @@ def test_gradients_are_those_of_finite_differences(kind: Distance, weight: Tenso
 @each_distance
 def test_one_pass_yields_both_gradients(kind: Distance, weight: Tensor) -> None:
     y = double(2).tanh().requires_grad_()
-    torch.autograd.backward(0.5 * losses.copy_free(curved(weight), y, 3.0, 0.5, kind))
+    torch.autograd.backward(0.5 * losses.fused_idempotence_tightness(curved(weight), y, 3.0, 0.5, kind))
     into_y = torch.autograd.grad(3.0 * losses.idempotence(curved(weight.detach()), y, kind), y)[0]
     into_weight = torch.autograd.grad(0.5 * losses.tightness(curved(weight), y, kind).mean(), weight)[0]
     torch.testing.assert_close(y.grad, into_y, rtol=1e-12, atol=1e-15)
@@ -171,19 +171,19 @@ def test_values_by_hand(kind: Distance) -> None:
     assert losses.reconstruction(half, x, kind).tolist() == [to_half]
     assert float(losses.idempotence(half, x, kind)) == to_half
     assert losses.tightness(half, x, kind).tolist() == [-to_half]
-    assert float(losses.copy_free(half, x, 2.0, 0.5, kind)) == -to_half
+    assert float(losses.fused_idempotence_tightness(half, x, 2.0, 0.5, kind)) == -to_half
     for term in (losses.imle, losses.matched, losses.projection):
         assert float(term(half, x, y, kind)) == to_other
     from_quarter = 0.15625 if kind == "mse" else 0.375  # of x/2 from x/4: 0.25 and 0.5
     assert float(losses.distillation(half(x), half, x, 2, kind)) == from_quarter
-    assert float(losses.settled(half, x, kind)) == to_half
+    assert float(losses.idempotence_on_outputs(half, x, kind)) == to_half
     clamped = losses.smooth_clamp(torch.tensor([-0.3]), torch.tensor([0.2]), 1.5)
     assert clamped.tolist() == pytest.approx([-0.3 * math.tanh(1.0)])
 
 
 def test_what_is_settled_does_not_move(f: Autoencoder, z: Tensor) -> None:
     y = f(z).detach().requires_grad_()
-    torch.autograd.backward(losses.settled(f, y, "mse"))
+    torch.autograd.backward(losses.idempotence_on_outputs(f, y, "mse"))
     assert y.grad is None
     assert any(bool(grad.any()) for grad in gradients(f))
 
@@ -191,15 +191,15 @@ def test_what_is_settled_does_not_move(f: Autoencoder, z: Tensor) -> None:
 def test_the_critics_terms_by_hand() -> None:
     real = [torch.tensor([2.0, 0.5]), torch.tensor([-1.0, 1.0])]
     fake = [torch.tensor([-2.0, 0.0]), torch.tensor([1.0, -0.5])]
-    assert float(losses.hinge(real, fake)) == (0.25 + 0.5) + (1.0 + 1.25)
-    assert float(losses.criticised(fake)) == 1.0 - 0.25
+    assert float(losses.hinge_loss(real, fake)) == (0.25 + 0.5) + (1.0 + 1.25)
+    assert float(losses.generator_loss(fake)) == 1.0 - 0.25
     with pytest.raises(ValueError, match="shorter"):
-        losses.hinge(real, fake[:1])
+        losses.hinge_loss(real, fake[:1])
 
 
 def test_the_critics_gradients_are_those_of_finite_differences() -> None:
     scores = torch.tensor([[2.0, 0.5], [-1.5, 0.25]], dtype=torch.float64, requires_grad=True)
     others = torch.tensor([[0.3, -0.4], [-3.0, 0.1]], dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda s: losses.hinge(list(s), list(others)), (scores,))
-    assert torch.autograd.gradcheck(lambda s: losses.hinge(list(others), list(s)), (scores,))
-    assert torch.autograd.gradcheck(lambda s: losses.criticised(list(s)), (scores,))
+    assert torch.autograd.gradcheck(lambda s: losses.hinge_loss(list(s), list(others)), (scores,))
+    assert torch.autograd.gradcheck(lambda s: losses.hinge_loss(list(others), list(s)), (scores,))
+    assert torch.autograd.gradcheck(lambda s: losses.generator_loss(list(s)), (scores,))

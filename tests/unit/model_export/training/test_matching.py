@@ -68,7 +68,7 @@ def test_a_pool_must_be_filled_first(pictures: Tensor) -> None:
 def test_pairs_are_one_to_one_and_cheapest(pictures: Tensor) -> None:
     pairs = BalancedPairs(Matching(), NOISE)
     pairs.refresh(f, pictures, seeded(3))
-    z, partners = pairs.deal(0, len(pictures))
+    z, partners = pairs.batch(0, len(pictures))
     assert torch.equal(z, latents(len(pictures), 3))
     order = [int((pictures == partner).flatten(1).all(1).nonzero()) for partner in partners]
     assert sorted(order) == list(range(len(pictures)))
@@ -80,8 +80,8 @@ def test_pairs_are_one_to_one_and_cheapest(pictures: Tensor) -> None:
 def test_turns_deal_all_pairs_then_begin_again(pictures: Tensor) -> None:
     pairs = BalancedPairs(Matching(), NOISE)
     pairs.refresh(f, pictures, seeded(3))
-    everything, _ = pairs.deal(0, 6)
-    turns = torch.cat([pairs.deal(turn, 4)[0] for turn in range(3)])
+    everything, _ = pairs.batch(0, 6)
+    turns = torch.cat([pairs.batch(turn, 4)[0] for turn in range(3)])
     assert torch.equal(turns, torch.cat([everything, everything]))
 
 
@@ -89,4 +89,4 @@ def test_no_graph_is_built(pictures: Tensor) -> None:
     weight = torch.ones(1, requires_grad=True)
     pairs = BalancedPairs(Matching(), NOISE)
     pairs.refresh(lambda z: z * weight, pictures, seeded(3))
-    assert not any(tensor.requires_grad for tensor in pairs.deal(0, 6))
+    assert not any(tensor.requires_grad for tensor in pairs.batch(0, 6))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from model_export.training import losses
-from model_export.training.batches import Batch
+from model_export.training.batches import TrainingBatch
 from model_export.training.network import Autoencoder, NetworkConfig
 from model_export.training.objective import Objective, health
 from model_export.training.presets import Distance, Stage, Weights
@@ -26,16 +26,16 @@ def f() -> Autoencoder:
 
 
 @pytest.fixture
-def batch() -> Batch:
-    return Batch(
-        x=rows(1).tanh(), nearest=rows(2), matched=rows(3), partner=rows(4).tanh(), z=rows(5), degraded=rows(6)
+def batch() -> TrainingBatch:
+    return TrainingBatch(
+        x=rows(1).tanh(), nearest=rows(2), matched=rows(3), partner=rows(4).tanh(), z=rows(5), corrupted=rows(6)
     )
 
 
 @pytest.fixture
-def game(batch: Batch) -> Batch:
+def game(batch: TrainingBatch) -> TrainingBatch:
     """What the paper's three terms need."""
-    return Batch(x=batch.x, z=batch.z)
+    return TrainingBatch(x=batch.x, z=batch.z)
 
 
 def scores(y: Tensor) -> list[Tensor]:
@@ -59,7 +59,9 @@ class Counted:
         return y
 
 
-def gradient(network: nn.Module, objective: Objective, batch: Batch) -> tuple[Tensor, dict[str, float], Counted]:
+def gradient(
+    network: nn.Module, objective: Objective, batch: TrainingBatch
+) -> tuple[Tensor, dict[str, float], Counted]:
     network.zero_grad()
     called = Counted(network)
     terms = objective.terms(called, network, batch)
@@ -89,7 +91,7 @@ def small() -> Small:
 @pytest.mark.parametrize("kind", ["mse", "l1"])
 @pytest.mark.parametrize(("idem", "tight"), [(1.0, 0.1), (20.0, 2.5), (0.3, 4.0)])
 def test_three_passes_give_the_gradient_of_four(
-    small: Small, game: Batch, kind: Distance, idem: float, tight: float
+    small: Small, game: TrainingBatch, kind: Distance, idem: float, tight: float
 ) -> None:
     weights = Weights(rec=1.0, idem=idem, tight=tight)
     free, terms, called = gradient(small, Objective(stage=stage(weights), kind=kind), game)
@@ -100,7 +102,7 @@ def test_three_passes_give_the_gradient_of_four(
     assert plainly.calls == 3  # and a fourth through the frozen copy
 
 
-def test_a_clamp_by_rows_keeps_the_copy(small: Small, game: Batch) -> None:
+def test_a_clamp_by_rows_keeps_the_copy(small: Small, game: TrainingBatch) -> None:
     weights = Weights(rec=1.0, idem=1.0, tight=1.0)
     objective = Objective(stage=stage(weights, clamp=1e-3), kind="mse")
     plain = Objective(stage=stage(weights, clamp=1e-3, copy_free=False), kind="mse")
@@ -110,7 +112,7 @@ def test_a_clamp_by_rows_keeps_the_copy(small: Small, game: Batch) -> None:
 
 
 @pytest.mark.parametrize("copy_free", [True, False])
-def test_the_gradient_is_that_of_the_game(small: Small, game: Batch, copy_free: bool) -> None:
+def test_the_gradient_is_that_of_the_game(small: Small, game: TrainingBatch, copy_free: bool) -> None:
     """Central differences, with everything held still that the paper holds still."""
     weights = Weights(rec=2.0, idem=3.0, tight=0.5)
     ours, _, _ = gradient(small, Objective(stage=stage(weights, copy_free=copy_free), kind="mse"), game)
@@ -146,7 +148,7 @@ def slope(parameter: Tensor, i: int, step: float, value: Callable[[], float]) ->
 
 
 @pytest.mark.parametrize("name", TERMS)
-def test_every_term_trains_alone(name: str, small: Small, batch: Batch) -> None:
+def test_every_term_trains_alone(name: str, small: Small, batch: TrainingBatch) -> None:
     weights = Weights(**{term: float(term == name) for term in TERMS})
     teacher = copy.deepcopy(small).requires_grad_(False)
     objective = Objective(
@@ -155,20 +157,20 @@ def test_every_term_trains_alone(name: str, small: Small, batch: Batch) -> None:
         teacher=teacher if name == "distill" else None,
         scores=scores if name == "critic" else None,
     )
-    only = Batch(
+    only = TrainingBatch(
         x=batch.x,
         nearest=batch.nearest if name == "imle" else None,
         matched=batch.matched if name == "match" else None,
         partner=batch.partner if name == "match" else None,
         z=batch.z if weights.latents else None,
-        degraded=batch.degraded if name == "project" else None,
+        corrupted=batch.corrupted if name == "project" else None,
     )
     flat, terms, _ = gradient(small, objective, only)
     assert set(terms) == {"rec", name}
     assert flat.abs().max() > 0
 
 
-def test_all_terms_together_add_up(f: Autoencoder, batch: Batch) -> None:
+def test_all_terms_together_add_up(f: Autoencoder, batch: TrainingBatch) -> None:
     weights = Weights(**{term: float(i) for i, term in enumerate(TERMS, start=1)})
     teacher = copy.deepcopy(f).requires_grad_(False)
     objective = Objective(stage=stage(weights), kind="l1", teacher=lambda z: teacher(z.double()), scores=scores)
@@ -179,10 +181,10 @@ def test_all_terms_together_add_up(f: Autoencoder, batch: Batch) -> None:
     assert float(objective.total(terms).detach()) == pytest.approx(total)
 
 
-def test_reconstruction_is_told_but_not_trained_where_it_is_off(small: Small, batch: Batch) -> None:
+def test_reconstruction_is_told_but_not_trained_where_it_is_off(small: Small, batch: TrainingBatch) -> None:
     weights = Weights(rec=0.0, imle=1.0)
     objective = Objective(stage=stage(weights), kind="mse")
-    terms = objective.terms(small, small, Batch(x=batch.x, nearest=batch.nearest))
+    terms = objective.terms(small, small, TrainingBatch(x=batch.x, nearest=batch.nearest))
     assert float(objective.total(terms).detach()) == pytest.approx(float(terms["imle"].detach()))
     assert float(terms["rec"].detach()) > 0
 

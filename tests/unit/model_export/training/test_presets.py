@@ -7,8 +7,8 @@ import pytest
 
 from model_export.errors import UserError
 from model_export.training.network import Autoencoder
-from model_export.training.presets import PRESETS, Matching, Preset, Stage, Weights, adapt, get_preset
-from service.artifact.card import NAME_PATTERN
+from model_export.training.presets import PRESETS, Matching, Preset, Stage, Weights, get_preset, with_overrides
+from service.artifact.files import NAME_PATTERN
 
 
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=list(PRESETS))
@@ -42,11 +42,11 @@ def test_an_unknown_name_lists_the_known() -> None:
 
 def test_steps_are_shared_out_in_proportion() -> None:
     whole = get_preset("fashion_mnist")
-    preset = adapt(whole, steps=whole.steps // 40)
+    preset = with_overrides(whole, steps=whole.steps // 40)
     assert [stage.steps for stage in whole.stages] == [4000, 3000, 2880]
     assert [stage.steps for stage in preset.stages] == [100, 75, 72]
     assert preset.steps == whole.steps // 40
-    assert [stage.steps for stage in adapt(get_preset("tiny"), steps=1).stages] == [1, 1, 1]
+    assert [stage.steps for stage in with_overrides(get_preset("tiny"), steps=1).stages] == [1, 1, 1]
 
 
 def test_a_stage_may_match_in_its_own_way() -> None:
@@ -65,18 +65,18 @@ def test_checkpoints_must_fall_on_every_stages_refreshes() -> None:
 
 
 def test_other_data() -> None:
-    preset = adapt(get_preset("mnist"), name="letters", size=32, channels=3, batch=64)
+    preset = with_overrides(get_preset("mnist"), name="letters", size=32, channels=3, batch=64)
     assert (preset.name, preset.shape, preset.batch) == ("letters", (3, 32, 32), 64)
     assert preset.stages == get_preset("mnist").stages
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"steps": 0}, {"batch": 0}, {"channels": 2}, {"size": 4}, {"eight_bit": 1.5}, {"degradations": ["fog"]}],
+    [{"steps": 0}, {"batch": 0}, {"channels": 2}, {"size": 4}, {"eight_bit": 1.5}, {"corruptions": ["fog"]}],
 )
 def test_impossible_values_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(UserError):
-        adapt(get_preset("mnist"), **change)
+        with_overrides(get_preset("mnist"), **change)
 
 
 def test_checkpoints_fall_on_refreshes() -> None:
@@ -89,16 +89,19 @@ def test_distillation_needs_a_teacher() -> None:
         Stage(name="distill", steps=1, lr=1e-3, weights=Weights(distill=1.0))
 
 
-def test_degradations_can_be_chosen() -> None:
-    preset = adapt(get_preset("tiny"), degradations=["noise", "hole"], eight_bit=0.25)
-    assert (preset.degradations, preset.eight_bit) == (("noise", "hole"), 0.25)
-    assert adapt(preset).degradations == ("noise", "hole")
+def test_corruptions_can_be_chosen() -> None:
+    preset = with_overrides(get_preset("tiny"), corruptions=["noise", "hole"], eight_bit=0.25)
+    assert (preset.corruptions, preset.eight_bit) == (("noise", "hole"), 0.25)
+    assert with_overrides(preset).corruptions == ("noise", "hole")
     assert Preset.from_dict(json.loads(json.dumps(preset.to_dict()))) == preset
 
 
-def test_fields_that_an_older_program_did_not_write_have_their_defaults() -> None:
+def test_presets_of_older_versions_are_read() -> None:
     older = PRESETS["tiny"].to_dict()
-    del older["degradations"], older["eight_bit"]
+    older["degradations"] = older.pop("corruptions")
+    del older["eight_bit"]
     for stage in older["stages"]:
         del stage["copy_free"]
+    assert Preset.from_dict(older) == PRESETS["tiny"]
+    del older["degradations"]
     assert Preset.from_dict(older) == PRESETS["tiny"]

@@ -4,27 +4,27 @@ import pytest
 import torch
 
 from model_export.training import throughput
-from model_export.training.throughput import Clock, Throughput
+from model_export.training.throughput import Throughput, ThroughputMeter
 
 
 @pytest.fixture
 def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """What the clock on the wall says."""
+    """What the meter on the wall says."""
     hands = [100.0]
     monkeypatch.setattr(time, "perf_counter", lambda: hands[0])
     return hands
 
 
 def test_phases_and_steps_are_counted_by_lap(now: list[float]) -> None:
-    clock = Clock(torch.device("cpu"))
+    meter = ThroughputMeter(torch.device("cpu"))
     for _ in range(2):
-        with clock.phase("data"):
+        with meter.phase("data"):
             now[0] += 1.0
-        with clock.phase("compute"):
+        with meter.phase("compute"):
             now[0] += 6.0
         now[0] += 1.0
-        clock.step(64)
-    lap = clock.lap()
+        meter.step(64)
+    lap = meter.interval()
     assert lap == Throughput(steps=2, pictures=128, seconds=16.0, phases={"data": 2.0, "compute": 12.0})
     assert (lap.pictures_per_second, lap.outside) == (8.0, 0.25)
     assert lap.to_dict() == {
@@ -35,7 +35,7 @@ def test_phases_and_steps_are_counted_by_lap(now: list[float]) -> None:
         "phases": {"data": 0.125, "compute": 0.75},
     }
     now[0] += 3.0
-    assert clock.lap() == Throughput(steps=0, pictures=0, seconds=3.0, phases={})
+    assert meter.interval() == Throughput(steps=0, pictures=0, seconds=3.0, phases={})
 
 
 def test_the_largest_share_comes_first() -> None:
@@ -77,13 +77,13 @@ def test_on_cuda_the_device_keeps_the_time(now: list[float], monkeypatch: pytest
             return 1000.0 * (end.at - self.at)
 
     monkeypatch.setattr(torch, "Event", Event)
-    monkeypatch.setattr(throughput, "_MOST_SPANS", 3)
-    clock = Clock(torch.device("cuda"))
+    monkeypatch.setattr(throughput, "_MAX_SPANS", 3)
+    meter = ThroughputMeter(torch.device("cuda"))
     for _ in range(4):
-        with clock.phase("compute"):
+        with meter.phase("compute"):
             now[0] += 2.0
     assert len(waited) == 3  # not with every span, nor only when a million of them are held
-    assert clock.lap().phases == {"compute": pytest.approx(8.0)}
+    assert meter.interval().phases == {"compute": pytest.approx(8.0)}
     assert len(waited) == 4
 
 
@@ -92,9 +92,9 @@ def test_on_cuda_the_device_keeps_the_time(now: list[float], monkeypatch: pytest
 def test_a_real_device_keeps_the_time() -> None:
     device = torch.device("cuda")
     a = torch.rand((4096, 4096), device=device)
-    clock = Clock(device)
-    with clock.phase("compute"):
+    meter = ThroughputMeter(device)
+    with meter.phase("compute"):
         for _ in range(20):
             a = torch.tanh(a @ a)
-    lap = clock.lap()
+    lap = meter.interval()
     assert 0 < lap.phases["compute"] <= lap.seconds
