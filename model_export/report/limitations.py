@@ -36,7 +36,7 @@ def _generation(generation: Table) -> Iterator[str]:
     floor = generation.get("training", {}).get("frechet")
     distance = samples.get("frechet")
     if distance is not None and floor:
-        yield f"Samples differ from real pictures: their Fréchet distance is {distance / floor:.1f} times the floor."
+        yield f"Samples differ from real pictures: Fréchet distance {distance / floor:.1f} times that of real ones."
     if distance is not None:
         powers = {name: row["frechet"] for name, row in generation.items() if is_power(name) and "frechet" in row}
         best = min(powers, key=lambda name: powers[name])
@@ -50,7 +50,7 @@ def _idempotence(drift: Table) -> Iterator[str]:
     if "f" in drift:
         yield (
             f"It is only approximately idempotent: a second step changes a pixel of f(z) by {drift['f']:.4f} on "
-            "average (range 2). Small changes add up over many steps."
+            "average. Small changes add up over many steps."
         )
 
 
@@ -89,6 +89,7 @@ def _restoration(restoration: Table) -> Iterator[str]:
         if after < before + _MIN_GAIN:
             change = f"PSNR {before:.1f} dB before, {after:.1f} dB after one step{_masked(row)}"
             yield f"It does not restore `{name}`: {change}."
+            continue
         rival, best = best_baseline(row)
         group = row.get("baselines", {})
         ours = group.get("f", row["f"])["psnr"]  # on the pictures of the baselines

@@ -87,9 +87,9 @@ def _facts(card: ModelCard, digest: str, size: int) -> str:
     channels, height, width = card.shape
     lo, hi = card.range
     rows = [
-        ("Input `x`, output `y`", f"float32 (batch, {channels}, {height}, {width}), values {lo:g} … {hi:g}"),
-        ("Latents", f"{card.noise.kind}, mean norm {card.noise.norm:g}"),
-        ("Recommended steps", f"{card.steps.generate} to generate, {card.steps.project} to project"),
+        ("Input and output", f"float32 (N, {channels}, {height}, {width}), {lo:g} … {hi:g}"),
+        ("Latents", card.noise.kind),
+        ("Steps", f"{card.steps.generate} to generate, {card.steps.project} to project"),
         ("Polarity, background", f"{card.polarity}, {', '.join(f'{value:g}' for value in card.background)}"),
         ("Parameters", f"{card.training.parameters:,}"),
         ("File", f"{size:,} bytes, opset {card.opset}, SHA-256 `{digest}`"),
@@ -140,7 +140,6 @@ def _commands(card: ModelCard) -> str:
 def _figures(folder: str, shown: Sequence[str]) -> Iterator[str]:
     if shown:
         yield "## Figures"
-        yield "Latents and pictures are the first ones; none is selected."
         yield from (_figure(folder, name) for name in shown)
 
 

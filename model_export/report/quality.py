@@ -7,7 +7,7 @@ from model_export.report.limitations import best_baseline
 from model_export.report.markdown import Table, formula, is_power, one_line, table
 from service.artifact.card import ModelCard
 
-_QUANTILES: Final = (1, 50, 95, 99)
+_QUANTILES: Final = (50, 95, 99)
 
 
 def summary(card: ModelCard) -> str:
@@ -27,24 +27,23 @@ def measurements(card: ModelCard) -> Iterator[str]:
         yield "### Generation"
         yield _generation_table(generation)
         yield (
-            "The Fréchet distance compares features of a classifier; it is comparable only within one data set. KL: "
-            "divergence of the predicted classes from uniform, in nats. Confidence: mean probability of the predicted "
-            "class."
+            "The Fréchet distance compares features of a classifier, and is comparable only within one data set. KL: "
+            "divergence of the predicted classes from uniform, in nats."
         )
     if repeated := quality.get("repeated"):
         yield "### f applied k times"
         yield _repeated_table(repeated)
-        yield "Drift: mean change of a pixel by one more step. Moved: mean difference from f(z). The range is 2."
+        yield "Drift: mean change of a pixel by one more step. Moved: mean difference from f(z)."
     if restoration := quality.get("restoration"):
         yield "### Restoration"
         yield _restoration_table(restoration)
         yield (
-            "Held-out pictures, corrupted → after one step of f. A number in a name is the strength: σ of noise, σ of "
-            "blur in pixels of a 28-pixel side, factor of low resolution, share of the side of a hole."
+            "Held-out pictures, corrupted → after one step of f. Numbers in names: σ of noise and of blur, factor of "
+            "low resolution, share of the side of a hole."
         )
     if card.distance_quantiles:
         yield "### Distance of real pictures"
-        yield (f"`/score` compares mean |f(x) − x| of a picture with that of held-out pictures: {_distance(card)}.")
+        yield f"`/score` compares with mean |f(x) − x| of held-out pictures: {_distance(card)}."
     if precision := quality.get("precision"):
         yield "### Half precision"
         yield "\n".join(_precision(name, row) for name, row in precision.items())
@@ -86,11 +85,9 @@ def _generation_table(generation: Table) -> str:
         if "frechet" not in row:
             continue
         samples = f"{formula(name)}(z)" if is_power(name) else f"{formula(name)} pictures"
-        cells = (
-            _number(row.get(key), form) for key, form in (("frechet", ".2f"), ("kl", ".4f"), ("confidence", ".1%"))
-        )
+        cells = (_number(row.get(key), form) for key, form in (("frechet", ".2f"), ("kl", ".4f")))
         rows.append((samples, *cells))
-    return table(["pictures", "Fréchet distance", "KL", "confidence"], rows)
+    return table(["pictures", "Fréchet distance", "KL"], rows)
 
 
 def _repeated_table(repeated: Table) -> str:
@@ -114,7 +111,7 @@ def _restoration_table(restoration: Table) -> str:
 
 def _distance(card: ModelCard) -> str:
     quantiles = card.distance_quantiles or ()
-    return ", ".join(f"{q} % are below {quantiles[q]:.4f}" for q in _QUANTILES)
+    return ", ".join(f"{q} % below {quantiles[q]:.4f}" for q in _QUANTILES)
 
 
 def _precision(name: str, row: Table) -> str:
