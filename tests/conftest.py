@@ -1,6 +1,10 @@
 """What all tests share."""
 
 import contextlib
+import os
+
+# Set before NumPy is imported: on a busy machine the threads of OpenBLAS mostly wait for one another.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def pytest_configure() -> None:
