@@ -74,10 +74,10 @@ def load_dataset(source: str, *, size: int, channels: int) -> Dataset:
 
     Args:
         source: path of an `.npz` (`x_train`, `x_test`, optional `y_train`, `y_test`), of a folder or zip of pictures
-            (sub-folders `train` and `test` or `val` are honoured, else every tenth picture is held out), or the name
-            of a torchvision data set, downloaded to `~/.cache/ign-service`.
-        size: height and width wanted; `.npz` pictures must have it already, others are cropped to the centre square
-            and resized (Lanczos).
+            (sub-folders `train` and `test` or `val` are the split; without them every tenth picture is held out), or
+            the name of a torchvision data set, downloaded to `~/.cache/ign-service`.
+        size: height and width. Pictures of an `.npz` must have this size; others are cropped to the centre square and
+            resized (Lanczos).
         channels: 1 or 3.
 
     Raises:

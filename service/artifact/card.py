@@ -1,9 +1,8 @@
-"""The model card: what an exported file says of itself, and the one contract between training and serving.
+"""The model card: the description that an exported file contains, and the contract between training and serving.
 
-`model.onnx` carries the card as JSON under the metadata key `ign.card` and, where the noise has frequency statistics,
-those as base64 `.npy` of float32 (4, C, H, W) under `ign.noise`: real mean, real std, imaginary mean, imaginary std.
-`golden.npz` beside it holds `x` and `y` (both float32 (N, C, H, W), y = f(x) as the training framework computed it)
-and `digest`, the SHA-256 of the `model.onnx` it belongs to.
+`model.onnx` stores the card as JSON under the metadata key `ign.card`. If the noise has frequency statistics, the key
+`ign.noise` stores them as base64 of `.npy`, float32 (4, C, H, W): real mean, real deviation, imaginary mean, imaginary
+deviation. `service.artifact.golden` describes `golden.npz` beside it.
 """
 
 import base64
@@ -28,11 +27,11 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class CardError(ValueError):
-    """A file's metadata holds no card, or one that is not valid; the text says which part."""
+    """The metadata of a file has no valid card; the text names the invalid part."""
 
 
 class _Section(BaseModel):
-    """Frozen; unknown fields are ignored so that an older service reads a newer card of the same schema."""
+    """A frozen section. Unknown fields are ignored, so an older service can read a newer card of the same schema."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -158,9 +157,9 @@ class ModelCard(_Section):
         return f"{self.name}/{self.version}"
 
     def percentile(self, distance: float) -> float | None:
-        """Where mean |f(x) − x| of a picture lies among held-out real ones: 0…100, linear between the quantiles.
+        """The percentile of a distance, mean |f(x) − x| of a picture, among held-out real pictures: 0 to 100.
 
-        None where the card has none. Beyond them it is 0 or 100.
+        Linear between the quantiles, 0 below and 100 above them; None if the card has no quantiles.
         """
         if self.distance_quantiles is None:
             return None
@@ -168,7 +167,7 @@ class ModelCard(_Section):
 
 
 def to_metadata(card: ModelCard, statistics: FrequencyStatistics | None = None) -> dict[str, str]:
-    """Card, and frequency statistics where the noise has them, as ONNX metadata entries."""
+    """The ONNX metadata entries of a card, and of frequency statistics if the noise has them."""
     entries = {CARD_KEY: card.model_dump_json()}
     if statistics is not None:
         parts = (
@@ -184,7 +183,7 @@ def to_metadata(card: ModelCard, statistics: FrequencyStatistics | None = None) 
 
 
 def from_metadata(metadata: Mapping[str, str]) -> tuple[ModelCard, NoiseSource]:
-    """Read card and noise source back from ONNX metadata entries.
+    """Read the card and the noise source from ONNX metadata entries.
 
     Raises:
         CardError: no card, an invalid one, or noise statistics that do not fit it.

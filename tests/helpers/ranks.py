@@ -1,4 +1,4 @@
-"""Several ranks on this machine, each a process of its own, joined through a file: no port, no launcher."""
+"""Train with several ranks on this machine: one process each, which meet through a file instead of a port."""
 
 import multiprocessing
 import signal
@@ -24,7 +24,7 @@ _MOST_S = 120.0
 
 @dataclass(frozen=True)
 class Job:
-    """A run; at step ``signal_at``, the last rank (and no other) is asked to stop."""
+    """A run. At step ``signal_at`` the last rank, and no other, receives SIGTERM."""
 
     preset: Preset
     out: Path
@@ -33,7 +33,7 @@ class Job:
 
 
 def train_in_ranks(size: int, jobs: Sequence[Job], data: Path, folder: Path) -> None:
-    """Do all jobs, one after the other, in ``size`` new processes; what goes wrong in one is on standard error."""
+    """Do all jobs, one after the other, in ``size`` new processes. Their errors appear on standard error."""
     context = multiprocessing.get_context("spawn")
     rest = (size, tuple(jobs), data, folder / "rendezvous")
     processes = [context.Process(target=_rank, args=(rank, *rest)) for rank in range(size)]

@@ -121,9 +121,9 @@ def test_a_stopped_training_says_how_to_go_on(
 
     monkeypatch.setattr(losses, "reconstruction", reconstruction)
     assert main(train_arguments(data_file, tmp_path)) == 130
-    measured, said = capsys.readouterr().out.splitlines()
-    assert measured.startswith("imle: 8 steps")
-    assert "step 8 of 56" in said
+    throughput, message = capsys.readouterr().out.splitlines()
+    assert throughput.startswith("imle: 8 steps")
+    assert "step 8 of 56" in message
 
 
 def test_a_training_tells_its_throughput(data_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,8 +34,8 @@ def test_the_file_computes_what_was_trained(models: Path, tiny_run: Path) -> Non
     for count in (1, 3, 70):
         rows = artifact.noise.rows(5, 0, count)
         with torch.inference_mode():
-            wanted = model.network(torch.from_numpy(rows)).numpy()
-        np.testing.assert_allclose(artifact.function(rows), wanted, atol=1e-5)
+            expected = model.network(torch.from_numpy(rows)).numpy()
+        np.testing.assert_allclose(artifact.function(rows), expected, atol=1e-5)
 
 
 def test_the_bottleneck_is_exported_as_convolutions(models: Path) -> None:
@@ -95,8 +95,8 @@ def test_golden_rows_come_from_torch_and_name_their_file(models: Path, tiny_run:
     assert x.dtype == y.dtype == np.float32
     assert len(np.unique(x.reshape(16, -1), axis=0)) >= 15  # a background of −1 is also the lowest value
     with torch.inference_mode():
-        wanted = load_run(tiny_run).network(torch.from_numpy(x)).numpy()
-    np.testing.assert_allclose(y, wanted, atol=1e-6)
+        expected = load_run(tiny_run).network(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(y, expected, atol=1e-6)
 
 
 def test_rows_are_identical_at_every_batch_size(folder: Path, tiny_run: Path) -> None:

@@ -31,9 +31,9 @@ def example(step: int = 3) -> Checkpoint:
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     path = tmp_path / "new" / "checkpoint.pt"
     checkpoints.save(example(), path)
-    found = checkpoints.load(path)
-    assert torch.equal(found.network["w"], torch.arange(3.0))
-    assert (found.step, found.teacher, found.data) == (3, None, {"name": "x.npz"})
+    loaded = checkpoints.load(path)
+    assert torch.equal(loaded.network["w"], torch.arange(3.0))
+    assert (loaded.step, loaded.teacher, loaded.data) == (3, None, {"name": "x.npz"})
     assert path.stat().st_mode & 0o777 == 0o644
     assert set(contents(tmp_path)) == {"new/checkpoint.pt"}
 

@@ -34,10 +34,11 @@ PAPER = dataclasses.replace(
 COPY_FREE = dataclasses.replace(
     PAPER, distance="mse", stages=ign_stages(8, Weights(rec=1.0, idem=1.0, tight=0.1), lr=1e-3, clamp=None)
 )
-# Of a weight after all steps. Where Adam divides tiny gradients by tiny moments, as the critic's without momentum does,
-# rounding is multiplied: about 1e-5 was seen. A rank that kept its own gradients would be off by the learning rate.
+# Tolerance of a weight after all steps. Adam without momentum, which the discriminator uses, divides tiny gradients by
+# tiny moments and so amplifies rounding, to about 1e-5. A rank that kept its own gradients would differ by the learning
+# rate.
 ROUNDING = 5e-5
-CRITICAL = 5e-4  # of a logged term: the critic's score is the most sensitive
+TERM_TOLERANCE = 5e-4  # of a logged term: the discriminator's score is the most sensitive
 
 OBJECTIVES = {"naign": NAIGN, "ign": PAPER, "ign-copy-free": COPY_FREE}
 
@@ -79,7 +80,7 @@ def test_two_ranks_compute_what_one_does(name: str, two_ranks: Path, data_file: 
     train_alone(Job(preset, tmp_path), data_file)
     assert largest_difference(two_ranks / name, tmp_path) < ROUNDING
     for a, b in zip(logged(tmp_path), logged(two_ranks / name), strict=True):
-        assert a == pytest.approx(b, rel=1e-4, abs=CRITICAL)
+        assert a == pytest.approx(b, rel=1e-4, abs=TERM_TOLERANCE)
     assert contents(tmp_path).keys() == contents(two_ranks / name).keys()
 
 
@@ -117,9 +118,9 @@ def test_torchrun(data_file: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("trained 11 steps; next: python -m model_export export") == 1
     assert done.stdout.count("in all: 11 steps") == 1
-    found = checkpoints.load(tmp_path / "two" / checkpoints.FILE)
-    assert (found.step, found.provenance["execution"]["ranks"]) == (11, 2)
-    assert "--nproc" not in found.provenance["command"]
+    saved = checkpoints.load(tmp_path / "two" / checkpoints.FILE)
+    assert (saved.step, saved.provenance["execution"]["ranks"]) == (11, 2)
+    assert "--nproc" not in saved.provenance["command"]
 
 
 def test_rows_are_shared_out_whole() -> None:
@@ -130,10 +131,10 @@ def test_rows_are_shared_out_whole() -> None:
 
 def test_alone_nothing_is_exchanged() -> None:
     rows, flags = torch.arange(4.0), torch.tensor([True, False])
-    ranks = World()
-    for unchanged in (ranks.shard(rows), ranks.all_gather(rows, 4), ranks.mean(rows), ranks.broadcast(rows)):
+    single = World()
+    for unchanged in (single.shard(rows), single.all_gather(rows, 4), single.mean(rows), single.broadcast(rows)):
         assert unchanged.tolist() == [0.0, 1.0, 2.0, 3.0]
-    assert ranks.any(flags) is flags
-    with join_world(torch.device("cpu")) as (found, device):
-        assert (found, device.type) == (ranks, "cpu")
+    assert single.any(flags) is flags
+    with join_world(torch.device("cpu")) as (world, device):
+        assert (world, device.type) == (single, "cpu")
         assert not torch.distributed.is_initialized()

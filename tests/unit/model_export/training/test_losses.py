@@ -181,14 +181,14 @@ def test_values_by_hand(kind: Distance) -> None:
     assert clamped.tolist() == pytest.approx([-0.3 * math.tanh(1.0)])
 
 
-def test_what_is_settled_does_not_move(f: Autoencoder, z: Tensor) -> None:
+def test_idempotence_on_outputs_moves_the_outer_f_only(f: Autoencoder, z: Tensor) -> None:
     y = f(z).detach().requires_grad_()
     torch.autograd.backward(losses.idempotence_on_outputs(f, y, "mse"))
     assert y.grad is None
     assert any(bool(grad.any()) for grad in gradients(f))
 
 
-def test_the_critics_terms_by_hand() -> None:
+def test_the_terms_of_the_discriminator_by_hand() -> None:
     real = [torch.tensor([2.0, 0.5]), torch.tensor([-1.0, 1.0])]
     fake = [torch.tensor([-2.0, 0.0]), torch.tensor([1.0, -0.5])]
     assert float(losses.hinge_loss(real, fake)) == (0.25 + 0.5) + (1.0 + 1.25)
@@ -197,7 +197,7 @@ def test_the_critics_terms_by_hand() -> None:
         losses.hinge_loss(real, fake[:1])
 
 
-def test_the_critics_gradients_are_those_of_finite_differences() -> None:
+def test_the_gradients_of_the_discriminator_terms_are_those_of_finite_differences() -> None:
     scores = torch.tensor([[2.0, 0.5], [-1.5, 0.25]], dtype=torch.float64, requires_grad=True)
     others = torch.tensor([[0.3, -0.4], [-3.0, 0.1]], dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda s: losses.hinge_loss(list(s), list(others)), (scores,))

@@ -39,7 +39,7 @@ def game(batch: TrainingBatch) -> TrainingBatch:
 
 
 def scores(y: Tensor) -> list[Tensor]:
-    """Of a critic that likes what is light, above all in the middle."""
+    """A discriminator that prefers light pictures, above all in the middle."""
     return [y.mean((1, 2, 3)), y[:, :, 2:6, 2:6].mean((1, 2, 3))]
 
 
@@ -47,7 +47,7 @@ def stage(weights: Weights, *, clamp: float | None = None, copy_free: bool = Tru
     return Stage(name="s", steps=1, lr=1.0, weights=weights, teacher_steps=2, tight_clamp=clamp, copy_free=copy_free)
 
 
-class Counted:
+class CountingFunction:
     """f as it is called, counting the passes."""
 
     def __init__(self, network: nn.Module) -> None:
@@ -61,9 +61,9 @@ class Counted:
 
 def gradient(
     network: nn.Module, objective: Objective, batch: TrainingBatch
-) -> tuple[Tensor, dict[str, float], Counted]:
+) -> tuple[Tensor, dict[str, float], CountingFunction]:
     network.zero_grad()
-    called = Counted(network)
+    called = CountingFunction(network)
     terms = objective.terms(called, network, batch)
     torch.autograd.backward(objective.total(terms))
     flat = torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
@@ -174,7 +174,7 @@ def test_all_terms_together_add_up(f: Autoencoder, batch: TrainingBatch) -> None
     weights = Weights(**{term: float(i) for i, term in enumerate(TERMS, start=1)})
     teacher = copy.deepcopy(f).requires_grad_(False)
     objective = Objective(stage=stage(weights), kind="l1", teacher=lambda z: teacher(z.double()), scores=scores)
-    called = Counted(f)
+    called = CountingFunction(f)
     terms = objective.terms(called, f, batch)
     assert set(terms) == set(TERMS)
     total = sum(getattr(weights, name) * float(value.detach()) for name, value in terms.items())
