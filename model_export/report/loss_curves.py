@@ -62,7 +62,8 @@ def plot_losses(run: Path) -> bytes:
             for i, term in enumerate(_TERMS):
                 points = _average([(line.step, line.terms[term]) for line in lines if term in line.terms])
                 if points:
-                    axes.plot(*zip(*points, strict=True), color=f"C{i}", linewidth=1.2, label=term)
+                    marker = "." if len(points) == 1 else ""  # a line needs two points
+                    axes.plot(*zip(*points, strict=True), color=f"C{i}", linewidth=1.2, marker=marker, label=term)
             start = lines[-1].step
         # A term that occurs in several stages has several curves: one legend entry each.
         handles, labels = axes.get_legend_handles_labels()
