@@ -77,9 +77,9 @@ def page(card: ModelCard, *, digest: str, size: int, folder: str, shown: Sequenc
 def _introduction(card: ModelCard) -> str:
     channels, height, width = card.shape
     return (
-        f"An Idempotent Generative Network f, f(f(z)) ≈ f(z), for {'grey' if channels == 1 else 'RGB'} pictures of "
-        f"{height}×{width} pixels. It was trained on {card.data.pictures:,} pictures of "
-        f"{card.data.name}. `python -m model_export card` generates this page; do not edit it."
+        f"An Idempotent Generative Network f, f(f(z)) ≈ f(z), for {height}×{width} "
+        f"{'grey' if channels == 1 else 'RGB'} pictures, trained on {card.data.pictures:,} of {card.data.name}. "
+        "`python -m model_export card` generates this page; do not edit it."
     )
 
 
