@@ -15,11 +15,13 @@ ARGS ?=
 # The official builds of onnxruntime report to their maker unless told not to.
 export ORT_DISABLE_TELEMETRY ?= 1
 
-# Each whole in itself; docker/compose.cpu.yml is not, and is looked at merged, in tests/slow/containers.
+# Files that are valid alone. tests/slow/containers checks docker/compose.cpu.yml merged into them.
 COMPOSE := docker-compose.yml docker/compose.gpu-metrics.yml
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# One worker for each CPU. The tests of a file share fixtures, so they stay on one worker.
+PARALLEL := -n auto --dist loadfile
 
 # One stamp for each set of extras, written once pip has finished: an interrupted install is taken up again.
 SERVE := $(VENV)/.installed-$(RUNTIME)-serve
@@ -48,12 +50,10 @@ help:  ## list the targets and variables
 run: $(SERVE)  ## serve the models on http://127.0.0.1:8000
 	$(BIN)/python -m service
 
-test: $(DEVELOP)  ## run the tests; ARGS='-k name' for some of them
-	$(BIN)/python -m coverage erase
-	$(BIN)/python -m coverage run -m pytest --ignore=tests/slow/containers $(ARGS)
-	@$(BIN)/python -m coverage combine --quiet || test -n '$(ARGS)'  # chosen tests may cover nothing
+test: $(DEVELOP)  ## run the tests but the slow ones, side by side; ARGS='-k name' for some of them
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
-check: lint types test coverage containers  ## all that has to pass before a commit
+check: lint types coverage containers  ## everything that has to pass before a commit
 
 format: $(DEVELOP)  ## lay the code out, and mend what lint can mend
 	$(BIN)/python -m ruff format
@@ -69,13 +69,16 @@ lint: $(DEVELOP)  ## check layout and lint
 types: $(DEVELOP)  ## check types
 	$(BIN)/python -m mypy
 
-coverage: $(DEVELOP)  ## report what the last `make test` covered; the service at least to 95 %, the client whole
+coverage: $(DEVELOP)  ## run every test but those of containers, with coverage: the service 95 % at least, the client 100 %
+	$(BIN)/python -m coverage erase
+	$(BIN)/python -m coverage run -m pytest $(PARALLEL) --slow --hypothesis-profile=ci --ignore=tests/slow/containers
+	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 	$(BIN)/python -m coverage report --include='service/*' --fail-under=95 --format=total
 	$(BIN)/python -m coverage report --include='sdk/*' --fail-under=100 --format=total
 
 containers: $(DEVELOP)  ## build the images and try them, where podman is
-	$(BIN)/python -m pytest tests/slow/containers $(ARGS)
+	$(BIN)/python -m pytest --slow tests/slow/containers $(ARGS)
 
 lock: $(DEVELOP)  ## lock anew what the images hold; ARGS=--upgrade for newer releases
 	$(call lock,cpu)

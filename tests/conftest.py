@@ -1,16 +1,72 @@
-"""What all tests share."""
+"""Which tests run by default, and how many examples a property test takes."""
 
-import contextlib
 import os
+from pathlib import Path
+from typing import Any
+
+import pytest
 
 # Set before NumPy is imported: on a busy machine the threads of OpenBLAS mostly wait for one another.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+try:
+    from hypothesis import HealthCheck, settings
+except ImportError:  # the environments of Ray and of a machine with a GPU do without
+    pass
+else:
+    # A busy machine makes examples slow; that is no failure. `--hypothesis-profile=ci` chooses the thorough profile.
+    shared: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+    settings.register_profile("fast", max_examples=25, **shared)
+    settings.register_profile("ci", max_examples=200, **shared)
+    settings.load_profile("ci" if os.environ.get("CI") else "fast")
 
-def pytest_configure() -> None:
-    """A machine that is busy, as those of CI are, is no failure of a property test."""
-    with contextlib.suppress(ImportError):  # the tests of Ray, and those for a GPU, run where it is not
-        from hypothesis import HealthCheck, settings
+SLOW_FOLDER = Path(__file__).parent / "slow"
+LEFT_OUT = pytest.StashKey[int]()
 
-        settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-        settings.load_profile("here")
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow as well")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """`-n auto` counts the CPUs of the host; a container with a quota has fewer."""
+    from service.environment import cpu_threads
+
+    return cpu_threads(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark everything below tests/slow as slow, except what is marked smoke."""
+    if SLOW_FOLDER in item.path.parents and item.get_closest_marker("smoke") is None:
+        item.add_marker("slow")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave slow tests out of what `-k` has chosen; `--slow` or `-m` keeps them."""
+    if config.getoption("slow") or config.getoption("markexpr"):
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    items[:] = [item for item in items if not item.get_closest_marker("slow")]
+    config.hook.pytest_deselected(items=slow)
+    config.stash[LEFT_OUT] = len(slow)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker of pytest-xdist tells the main process, which collects nothing itself."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["slow_left_out"] = session.config.stash.get(LEFT_OUT, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("slow_left_out", 0)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Say it in the last line of the run, below pytest's own summary."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if (count := config.stash.get(LEFT_OUT, 0)) and reporter is not None and not hasattr(config, "workeroutput"):
+        reporter.write_line(f"{count} slow tests were left out; `make test ARGS=--slow` runs them too")

@@ -200,6 +200,7 @@ def perf_analyzer() -> str | None:
     return str(inside) if inside and inside.is_file() else shutil.which("perf_analyzer")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [[], ["--input-tensor-format", "json", "--output-tensor-format", "json"], ["--async"]])
 def test_perf_analyzer_measures_it(service: Service, form: list[str], tmp_path: Path) -> None:
     program = perf_analyzer()

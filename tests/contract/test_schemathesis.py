@@ -21,6 +21,8 @@ from starlette.routing import Route
 from tests.contract.fuzzing import MAX_IMAGES, MAX_STEPS, mended
 from tests.contract.harness import Service, serving, settings
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = 60  # of each operation in the fuzzing phase, valid or not
 MORE = {"/project": 250, "/score": 120}  # where a body can have any of five forms
 KEY = "key-of-the-fuzzer"
@@ -104,12 +106,10 @@ def outcome(fuzzed: Service) -> Outcome:
         return run(schemathesis.openapi.from_url(f"{fuzzed.url}/openapi.json", config=settled))
 
 
-@pytest.mark.slow
 def test_no_check_fails(outcome: Outcome) -> None:
     assert not outcome.failures, "\n\n".join(text for texts in outcome.failures.values() for text in texts)
 
 
-@pytest.mark.slow
 def test_there_were_enough_examples_in_every_phase_and_every_check_saw_them(outcome: Outcome) -> None:
     load_all_checks()
     assert outcome.checks == set(CHECKS.get_all_names()) - {"max_response_time"}
@@ -117,7 +117,6 @@ def test_there_were_enough_examples_in_every_phase_and_every_check_saw_them(outc
     assert outcome.cases.total() >= 2000, outcome.cases
 
 
-@pytest.mark.slow
 def test_every_form_of_every_operation_was_also_answered_with_200(outcome: Outcome, document: dict[str, Any]) -> None:
     asked, given = set(), set()
     for path, item in document["paths"].items():

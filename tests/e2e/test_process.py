@@ -330,6 +330,7 @@ def served_until(process: Process, condition: Callable[[], bool]) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux")
+@pytest.mark.slow
 class TestSeveralProcesses:
     def test_they_share_a_port_and_their_metrics_add_up(self, environ: dict[str, str]) -> None:
         with running(environ | TWO) as process:

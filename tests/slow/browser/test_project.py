@@ -15,7 +15,8 @@ from tests.slow.browser.visit import Visit
 DRAWN = ROOT / "docs" / "images" / "drawn.png"
 
 
-def test_a_drawing_is_made_real(visit: Visit) -> None:
+@pytest.mark.smoke
+def test_a_drawing_is_made_real(visit: Visit, tmp_path: Path) -> None:
     visit.draw()
     visit.button("Make it real").click()
     visit.says("real", "f moved its pixels by")
@@ -26,6 +27,10 @@ def test_a_drawing_is_made_real(visit: Visit) -> None:
     assert (made != seen).any()
     assert visit.one("#made").evaluate("image => getComputedStyle(image).imageRendering") == "pixelated"
     assert (visit.one("#made").bounding_box() or {"width": 0})["width"] > 300
+    with visit.page.expect_download() as saved:
+        visit.one("#save-made").click()
+    saved.value.save_as(tmp_path / saved.value.suggested_filename)
+    assert (pixels((tmp_path / "real.png").read_bytes(), "L") == made).all()
 
 
 def test_what_f_saw_is_what_was_drawn(visit: Visit) -> None:
