@@ -39,7 +39,7 @@ endif
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .SUFFIXES:
-.PHONY: help run test check format lint types coverage containers lock train export bench gpu openapi
+.PHONY: help run test check format lint types coverage containers house lock train export bench gpu openapi
 
 help:  ## list the targets and variables
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -79,6 +79,9 @@ coverage: $(DEVELOP)  ## run every test but those of containers, with coverage: 
 
 containers: $(DEVELOP)  ## build the images and try them, where podman is
 	$(BIN)/python -m pytest --slow tests/slow/containers $(ARGS)
+
+house: $(DEVELOP)  ## print the size of packages, of a request's path and of the documents, against their budgets
+	@$(BIN)/python -m tests.structure.house
 
 lock: $(DEVELOP)  ## lock anew what the images hold; ARGS=--upgrade for newer releases
 	$(call lock,cpu)
