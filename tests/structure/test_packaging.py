@@ -1,56 +1,25 @@
-"""What is shipped around the code: extras, the Makefile, hooks, and the containers' health check on real sockets."""
+"""What is shipped around the code: extras, wheels, `make run`, and the containers' health check on real sockets."""
 
+import importlib.util
 import re
 import socket
 import subprocess
 import sys
 import threading
 import tomllib
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
-import yaml
 
-import ign_client
 from tests.helpers.live import ROOT, environment
-
-TARGETS = [
-    "help",
-    "run",
-    "test",
-    "check",
-    "format",
-    "lint",
-    "types",
-    "coverage",
-    "containers",
-    "lock",
-    "train",
-    "export",
-    "bench",
-    "gpu",
-    "openapi",
-]
 
 
 def read(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
-
-
-def make(*arguments: str, venv: Path) -> str:
-    """What make would run, with a virtual environment that is not there yet."""
-    done = subprocess.run(
-        ["make", "--dry-run", "--no-print-directory", f"VENV={venv}", *arguments],
-        cwd=ROOT,
-        env=environment(MAKEFLAGS="", MAKELEVEL=""),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return done.stdout
 
 
 # pyproject.toml
@@ -73,63 +42,38 @@ def test_only_training_needs_torch() -> None:
     assert [extra for extra, needs in extras().items() if "torch" in needs] == ["train"]
 
 
-# sdk/pyproject.toml
-
-
 def test_the_client_needs_httpx_and_nothing_else() -> None:
     project = tomllib.loads(read("sdk/pyproject.toml"))["project"]
-    assert project["dependencies"] == ["httpx>=0.27,<1"]
     ours = tomllib.loads(read("pyproject.toml"))["project"]
-    assert {re.split(r"\W", need)[0] for need in project["optional-dependencies"]["images"]} == {"numpy", "pillow"}
-    assert set(project["optional-dependencies"]["images"]) <= set(ours["dependencies"])
+    assert [re.split(r"[^\w-]", need)[0] for need in project["dependencies"]] == ["httpx"]
     assert set(project["dependencies"]) <= set(ours["optional-dependencies"]["dev"])
+    assert set(project["optional-dependencies"]["images"]) <= set(ours["dependencies"])
     assert project["requires-python"] == ours["requires-python"]
 
 
-def test_the_client_carries_its_licence_and_its_types() -> None:
-    assert read("sdk/LICENSE") == read("LICENSE")
-    assert (ROOT / "sdk" / "ign_client" / "py.typed").is_file()
-    version = tomllib.loads(read("sdk/pyproject.toml"))["tool"]["hatch"]["version"]["path"]
-    assert f'__version__ = "{ign_client.__version__}"' in read(f"sdk/{version}")
+# The wheels
+
+
+@pytest.mark.parametrize(("folder", "packages"), [(".", ["service", "model_export"]), ("sdk", ["ign_client"])])
+def test_a_wheel_holds_every_file_of_its_packages_and_its_licence(
+    folder: str, packages: list[str], tmp_path: Path
+) -> None:
+    if importlib.util.find_spec("hatchling") is None:
+        pytest.skip("hatchling is not installed, so no wheel was built")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT / folder, capture_output=True, timeout=60, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+        (licence,) = (name for name in archive.namelist() if name.endswith("/LICENSE"))
+        assert archive.read(licence) == (ROOT / "LICENSE").read_bytes()
+    files = [file for package in packages for file in (ROOT / folder / package).rglob("*") if file.is_file()]
+    wanted = {str(file.relative_to(ROOT / folder)) for file in files if file.suffix != ".pyc"}
+    assert {f"{package}/py.typed" for package in packages} <= wanted
+    assert names == wanted
 
 
 # Makefile
-
-
-def test_help_is_the_default_and_lists_every_target() -> None:
-    done = subprocess.run(
-        ["make", "--no-print-directory"],
-        cwd=ROOT,
-        env=environment(MAKEFLAGS="", MAKELEVEL=""),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert re.findall(r"^  make (\w+) +\S", done.stdout, flags=re.MULTILINE) == TARGETS
-    phony = re.findall(r"^\.PHONY: (.*)$", read("Makefile"), flags=re.MULTILINE)
-    assert phony == [" ".join(TARGETS)]
-
-
-@pytest.mark.parametrize(
-    ("target", "wanted"),
-    [("run", "cpu"), ("bench", "cpu"), ("train", "cpu,train"), ("export", "cpu,train"), ("test", "cpu,train,dev")],
-)
-def test_targets_install_what_they_need_and_no_more(target: str, wanted: str, tmp_path: Path) -> None:
-    assert re.findall(r"'\.\[([\w,]+)\]'", make(target, "DATA=x", venv=tmp_path / "venv")) == [wanted]
-
-
-def test_the_other_runtime_leaves_first(tmp_path: Path) -> None:
-    lines = make("run", "RUNTIME=gpu", venv=tmp_path / "venv").splitlines()
-    actions = [line.partition("-m pip")[2] for line in lines if "-m pip" in line]
-    assert len(actions) == 2
-    assert re.search(r" uninstall .*--yes onnxruntime$", actions[0])
-    assert actions[1].endswith("'.[gpu]'")
-
-
-def test_an_installed_environment_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / ".made").touch()
-    (tmp_path / ".installed-cpu-serve").touch()
-    assert make("run", venv=tmp_path).splitlines() == [f"{tmp_path}/bin/python -m service"]
 
 
 def test_the_environment_passes_through_make_run(tmp_path: Path) -> None:
@@ -148,12 +92,6 @@ def test_the_environment_passes_through_make_run(tmp_path: Path) -> None:
         check=True,
     )
     assert done.stdout == "-m service on port 9000\n"
-
-
-def test_hooks_call_make() -> None:
-    repositories = yaml.safe_load(read(".pre-commit-config.yaml"))["repos"]
-    assert [repository["repo"] for repository in repositories] == ["local"]
-    assert [hook["entry"] for hook in repositories[0]["hooks"]] == ["make lint", "make types"]
 
 
 # The health check
@@ -210,7 +148,10 @@ def test_healthy(host: str) -> None:
 
 def test_not_ready_says_why() -> None:
     with answering(ready_if(False)) as port:
-        assert health(IGN_PORT=str(port)) == (1, '503: {"detail": "models are being loaded"}\n')
+        status, said = health(IGN_PORT=str(port))
+    assert status == 1
+    assert said.startswith("503: ")
+    assert "models are being loaded" in said
 
 
 def test_nobody_there() -> None:
@@ -224,7 +165,8 @@ def test_nobody_there() -> None:
 def test_somebody_who_does_not_answer() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         status, said = health(IGN_HOST="127.0.0.1", IGN_PORT=str(silent.getsockname()[1]))
-    assert (status, said) == (1, "no answer: timed out\n")
+    assert status == 1
+    assert said.startswith("no answer: ")
 
 
 def test_something_else_is_there() -> None:
