@@ -1,6 +1,5 @@
-"""What deploys the service, as far as it can be read: Dockerfiles, locks, Compose. `tests/slow/containers` runs them."""
+"""Dockerfiles, locks and Compose as far as they can be read; `tests/slow/containers` builds and runs them."""
 
-import json
 import re
 import tomllib
 from typing import Any
@@ -10,7 +9,6 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from service import __version__
 from service.server import uvicorn_server
 from service.settings import load_settings
 from tests.helpers.live import ROOT
@@ -46,32 +44,21 @@ def lineage(stage: str, file: str = "Dockerfile") -> list[str]:
 
 
 @TARGETS
-def test_images_run_as_nobody_from_one_base(target: str) -> None:
+def test_an_image_runs_as_a_user_without_rights_and_sends_no_telemetry(target: str) -> None:
     instructions = lineage(target)
-    assert instructions[0] == "FROM python:3.11-slim-bookworm AS base"
-    assert "USER 10001:10001" in instructions
-    assert 'ENTRYPOINT ["/opt/venv/bin/python3", "-m", "service"]' in instructions
-    assert any(re.match(r"HEALTHCHECK .*/app/healthcheck\.py", line) for line in instructions)
-    assert any(line.startswith("ENV ") and "ORT_DISABLE_TELEMETRY=1" in line for line in instructions)
-    labels = next(line for line in instructions if line.startswith("LABEL "))
-    assert 'org.opencontainers.image.licenses="Apache-2.0"' in labels
-    assert f"ARG VERSION={__version__}" in instructions
+    (user,) = (line.split()[1] for line in instructions if line.startswith("USER "))
+    assert all(int(number) > 0 for number in user.split(":"))
+    assert variables(target)["ORT_DISABLE_TELEMETRY"] == "1"
 
 
-@TARGETS
-def test_dependencies_come_before_the_code(target: str) -> None:
-    copies = [line.split()[-2] for line in stages("Dockerfile")[target] if line.startswith("COPY ")]
-    assert copies == ["/opt/venv", "/models", "/app"]
-    assert not any("service" in line for line in lineage(f"build-{target}") if line.startswith("COPY "))
-    install = lineage(f"build-{target}")[-1]
-    assert {"--require-hashes", "--no-deps", "--only-binary"} <= set(install.split())
-    assert install.endswith(f"-r {target}.txt")
+def variables(target: str) -> dict[str, str]:
+    text = " ".join(line for line in lineage(target) if line.startswith("ENV "))
+    return dict(re.findall(r"(\w+)=(\S+)", text))
 
 
 @pytest.mark.parametrize(("target", "device"), [("cpu", "cpu"), ("gpu", "cuda")])
 def test_each_image_names_its_device(target: str, device: str) -> None:
-    variables = " ".join(line for line in lineage(target) if line.startswith("ENV "))
-    settings = dict(re.findall(r"(IGN_\w+)=(\S+)", variables))
+    settings = {name: value for name, value in variables(target).items() if name.startswith("IGN_")}
     assert load_settings(settings).device == device
 
 
@@ -140,16 +127,14 @@ def services(name: str = "docker-compose.yml") -> dict[str, dict[str, Any]]:
     return found
 
 
-def test_compose_serves_on_one_gpu_with_nothing_to_spare() -> None:
+def test_compose_serves_on_as_many_gpus_as_it_reserves() -> None:
     service = services()["ign"]
     devices = service["deploy"]["resources"]["reservations"]["devices"]
     count = "${SERVICE_GPUS:-1}"
     assert devices == [{"driver": "nvidia", "count": count, "capabilities": ["gpu"]}]
     assert service["build"]["target"] == "gpu"
     assert service["environment"]["IGN_DEVICE"] == "cuda"
-    assert service["environment"]["IGN_GPU_COUNT"] == count
-    kind, *command = service["healthcheck"]["test"]
-    assert any(line.startswith("HEALTHCHECK ") and f"{kind} {json.dumps(command)}" in line for line in lineage("gpu"))
+    assert count in service["environment"].values()
 
 
 @pytest.mark.parametrize("name", ["ign", "front", "prometheus", "grafana"])
@@ -176,11 +161,9 @@ def test_only_the_service_runs_without_a_profile() -> None:
 
 
 def test_compose_without_a_gpu() -> None:
-    override = services("docker/compose.cpu.yml")
-    assert list(override) == ["ign"]
-    assert override["ign"]["deploy"] == {"resources": {"reservations": "reset"}}
-    assert override["ign"]["build"]["target"] == "cpu"
-    assert override["ign"]["environment"] == {"IGN_DEVICE": "cpu", "IGN_GPU_COUNT": 1}
+    (override,) = services("docker/compose.cpu.yml").values()
+    assert override["deploy"]["resources"]["reservations"] == "reset"
+    assert override["build"]["target"] == override["environment"]["IGN_DEVICE"] == "cpu"
 
 
 def test_every_variable_of_compose_is_explained() -> None:
