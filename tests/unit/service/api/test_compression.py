@@ -24,7 +24,7 @@ def test_there_and_back(coding: Coding, content: bytes) -> None:
 
 @pytest.mark.parametrize("coding", CODINGS)
 def test_one_byte_too_many(coding: Coding) -> None:
-    with pytest.raises(TooLarge, match="larger than 999 bytes"):
+    with pytest.raises(TooLarge, match="999"):
         inflate(compressed(b"\0" * 1000, coding), coding, 999)
 
 

@@ -249,7 +249,7 @@ def test_json_log_keeps_tracebacks_on_one_line() -> None:
 def test_unforeseen_error_is_logged_once_under_its_id(caplog: pytest.LogCaptureFixture) -> None:
     Service().call("GET", "/crash", headers={"X-Request-ID": "r-7"})
     (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
-    assert record.getMessage() == "request r-7 failed"
+    assert "r-7" in record.getMessage()
     assert record.exc_info is not None
     assert isinstance(record.exc_info[1], RuntimeError)
 

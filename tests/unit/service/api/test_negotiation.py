@@ -2,7 +2,7 @@ import contextlib
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from service.api.http.negotiation import MAX_LENGTH, Media, negotiate
@@ -80,7 +80,7 @@ def test_only_offers_are_chosen() -> None:
     "accept", ["text/html", "image/gif", "application/json;q=0", "*/*;q=0", "image/avif, text/*", "video/*"]
 )
 def test_nothing_acceptable(accept: str) -> None:
-    with pytest.raises(NotAcceptable, match="application/json, image/png, image/webp, image/jpeg, application/x-npy"):
+    with pytest.raises(NotAcceptable, match="image/webp"):
         negotiate(accept, STILLS)
 
 
@@ -127,7 +127,6 @@ def test_long_headers_take_linear_time(part: str) -> None:
 
 
 @given(st.text(alphabet='ai/*;,q=.01 "\\\t', max_size=40))
-@settings(deadline=None)
 def test_random_headers_raise_nothing_foreign(accept: str) -> None:
     with contextlib.suppress(MalformedRequest, NotAcceptable):
         assert negotiate(accept, ALL) in ALL

@@ -3,7 +3,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageSequence
@@ -39,7 +39,6 @@ def test_png_and_webp_are_lossless(form: PictureFormat, shape: tuple[int, ...]) 
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.booleans(), st.integers(0, 2**32 - 1), st.integers(1, 255))
-@settings(max_examples=80, deadline=None)
 def test_any_png_decodes_to_its_pixels(height: int, width: int, colour: bool, seed: int, levels: int) -> None:
     shape = (height, width, 3) if colour else (height, width)
     pixels = make.noise(*shape, seed=seed) // levels * levels
@@ -96,7 +95,7 @@ def test_pictures_carry_no_metadata_and_are_reproducible(form: PictureFormat) ->
 def test_sides_beyond_the_format_are_refused(form: str, most: int) -> None:
     check_sides(form, most, most)
     for sides in ((most + 1, 1), (1, most + 1)):
-        with pytest.raises(InvalidContent, match=f"{form} has at most {most} a side") as caught:
+        with pytest.raises(InvalidContent, match=f"{form}.*{most}") as caught:
             check_sides(form, *sides)
         assert caught.value.error_code == "image_too_large"
 

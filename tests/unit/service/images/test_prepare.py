@@ -2,7 +2,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
@@ -292,7 +292,6 @@ def test_resizing_is_lanczos_in_8_bit() -> None:
     resize=st.sampled_from(["fit", "crop", "stretch"]),
     target=st.tuples(st.integers(1, 40), st.integers(1, 40)),
 )
-@settings(max_examples=150, deadline=None)
 def test_any_picture_fits_any_model(width: int, height: int, resize: Resize, target: tuple[int, int]) -> None:
     card = make.card((1, *target))
     white = Picture(Image.new("L", (width, height), 255), (width, height))
@@ -380,7 +379,7 @@ def test_transparent_parts_of_a_mask_keep() -> None:
 
 
 def test_a_mask_of_another_size_is_refused() -> None:
-    with pytest.raises(InvalidContent, match=r"mask: is 29×28 pixels, .*picture \(40×30\).*model \(28×28\)") as caught:
+    with pytest.raises(InvalidContent, match=r"mask: .*29×28.*40×30.*28×28") as caught:
         kept(make.noise(28, 29), picture(make.noise(30, 40)))
     assert caught.value.error_code == "mask_size"
     assert repr(decode_mask(make.save(make.noise(28, 29)), make.LIMITS, field="mask")) == "<Mask 29×28>"
