@@ -19,6 +19,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -183,12 +184,20 @@ class Runner:
         return done.stdout
 
 
+@cache
+def documented_settings() -> set[str]:
+    """The settings that docs/configuration.md has a row for; another test holds those to the fields there are."""
+    page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    return set(re.findall(r"^\| `(IGN_[A-Z_]+)`", page, flags=re.MULTILINE))
+
+
 def check_named(words: list[str], where: str) -> None:
     """Fail unless what a command names exists: a setting, target, module option, file or extra."""
     settings = {}
     while "=" in words[0]:
         name, _, value = words.pop(0).partition("=")
         settings[name] = value
+    assert settings.keys() <= documented_settings(), where
     load_settings(settings)
     match words:
         case ["make", *rest]:
