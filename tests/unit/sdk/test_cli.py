@@ -133,7 +133,8 @@ def test_outputs_are_not_overwritten(shell: Shell, scans: Path, tmp_path: Path) 
     for name in ("a.png", "b.png"):
         (out / name).write_bytes(b"mine")
     assert shell("project", scans, "-o", out) == USAGE
-    assert shell.err == f"ign_client: {out / 'a.png'} is there already (and 1 more); --force overwrites\n"
+    assert str(out / "a.png") in shell.err
+    assert "--force" in shell.err
     assert names(out) == ["a.png", "b.png"]
     assert shell("project", scans, "-o", out, "--skip-existing") == DONE
     assert ((out / "a.png").read_bytes(), names(out)) == (b"mine", ["a.png", "b.png", "more/a.png"])
@@ -157,7 +158,7 @@ def test_nor_by_the_others(shell: Shell, tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "taken.png").write_bytes(b"mine")
     (tmp_path / "1-0.png").write_bytes(b"mine")
     assert shell(*words) == USAGE
-    assert "--force overwrites" in shell.err
+    assert "--force" in shell.err
     assert {path.read_bytes() for path in tmp_path.iterdir()} == {b"mine"}
     assert shell(*words, "--force") == DONE
 
