@@ -68,12 +68,12 @@ def index(service: Service, **body: Any) -> dict[str, tuple[str, str]]:
 def replace(models: Path, ref: str, *, scale: float, **changes: Any) -> str:
     """Put other files in a version's place; returns the digest of its model."""
     name, _, version = ref.partition("/")
-    aside = models.parent / "aside"
-    fresh = write_model(aside, name, version, changes.pop("shape", GREY), scale=scale, **changes)
+    staging = models.parent / "staging"
+    fresh = write_model(staging, name, version, changes.pop("shape", GREY), scale=scale, **changes)
     shutil.rmtree(models / ref, ignore_errors=True)
     (models / name).mkdir(exist_ok=True)
     fresh.rename(models / ref)
-    shutil.rmtree(aside)
+    shutil.rmtree(staging)
     return digest_of(models, ref)
 
 
@@ -85,9 +85,9 @@ def damage(models: Path, ref: str) -> None:
     """Golden rows that belong to another file."""
     replace(models, ref, scale=0.7)
     name, _, version = ref.partition("/")
-    aside = write_model(models.parent / "aside", name, version, scale=0.9)
-    shutil.copy(aside / "golden.npz", models / ref / "golden.npz")
-    shutil.rmtree(models.parent / "aside")
+    staging = write_model(models.parent / "staging", name, version, scale=0.9)
+    shutil.copy(staging / "golden.npz", models / ref / "golden.npz")
+    shutil.rmtree(models.parent / "staging")
 
 
 def f(service: Service, model: str | None = "grey") -> FloatRows:

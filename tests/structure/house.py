@@ -35,10 +35,10 @@ RETIRED_WORDS = _names(
 )
 # Their words have other good uses, so only the whole identifier is retired.
 RETIRED_NAMES = _names(
-    "Applied CAPTURES Captures CatchAll Copies Crew Direct Exchange Executor Gate Meter OneThread Plan Quota Resident "
-    "RowQueue Running Services Shape Silent StepRow Tally Together Traffic _books _hear aside books captures in_time "
-    "judged"
+    "Applied Captures CatchAll Copies Crew Direct Exchange Meter OneThread Plan Quota Resident "
+    "RowQueue Running Services Shape Silent StepRow Tally Together Traffic _books _hear aside books in_time"
 )
+RETIRED_CLASSES = ("Executor",)  # `concurrent.futures` has one, which is fine
 RETIRED_MODULES = _names(
     "alarms alike answers aside books captures cards contestants copies crews critic degradations degrade desk direct "
     "door exchange executor found host lanes lineup on_ray precision quota restorers rig spoilings stand_ins turn wire "
@@ -111,10 +111,14 @@ def retired_names() -> list[str]:
         path = file.relative_to(ROOT)
         if file.stem.removeprefix("test_") in RETIRED_MODULES:
             found.append(f"{path}: the module's name")
+        source = file.read_text(encoding="utf-8")
         lines: dict[str, int] = {}
-        for name, line in identifiers(file.read_text(encoding="utf-8")):
+        for name, line in identifiers(source):
             lines.setdefault(name, line)
         found += [f"{path}:{line} {name}" for name, line in lines.items() if is_retired(name)]
+        found += [
+            f"{path}: class {name}" for name in RETIRED_CLASSES if re.search(rf"^class {name}\b", source, re.MULTILINE)
+        ]
     scripts = sorted((ROOT / "service" / "page").glob("*.js"))
     return found + [f"{file.relative_to(ROOT)}: the file's name" for file in scripts if file.stem in RETIRED_SCRIPTS]
 

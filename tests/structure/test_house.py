@@ -32,7 +32,6 @@ def test_no_retired_name_is_left() -> None:
         ("critic_lr", True),
         ("Critic", True),
         ("_cruise_here", True),
-        ("Executor", True),
         ("ThreadPoolExecutor", False),
         ("run_in_executor", False),
         ("planes", False),
