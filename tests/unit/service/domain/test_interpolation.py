@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from service.domain.interpolation import Grid, LatentPath, Method
@@ -26,7 +26,6 @@ def test_frames_between_two_points() -> None:
 
 
 @given(st.integers(2, 16), st.integers(2, 256), st.booleans(), st.sampled_from(["slerp", "lerp"]))
-@settings(max_examples=60, deadline=None)
 def test_frames_on_points_are_the_points(n: int, frames: int, loop: bool, method: Method) -> None:
     stops = points(n)
     path = LatentPath(frames=frames, method=method, loop=loop)

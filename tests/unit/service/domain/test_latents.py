@@ -3,7 +3,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -55,7 +55,6 @@ def test_golden_values_of_frequency_noise() -> None:
 @given(
     seed=st.integers(0, MAX_SEED), offset=st.integers(0, MAX_SEED - 3), frequencies=st.booleans(), n=st.integers(1, 3)
 )
-@settings(max_examples=30, deadline=None)
 def test_a_row_depends_on_seed_and_index_alone(seed: int, offset: int, frequencies: bool, n: int) -> None:
     shape = (3, 4, 5)
     source = NoiseSource(shape, statistics(shape) if frequencies else None)
@@ -131,7 +130,6 @@ def test_slerp_is_an_arc_of_the_raw_vectors() -> None:
 
 
 @given(st.integers(0, 1000), st.integers(1001, 2000), st.floats(0, 1))
-@settings(max_examples=50, deadline=None)
 def test_slerp_keeps_the_norm_of_noise_and_is_symmetric(first: int, second: int, t: float) -> None:
     source = NoiseSource((1, 8, 8))
     a, b = source.row(first, 0), source.row(second, 0)

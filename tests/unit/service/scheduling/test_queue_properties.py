@@ -3,7 +3,7 @@
 import math
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from service.domain.tasks import SchedulingParams, StepParams
@@ -32,7 +32,6 @@ def run(queue: FairQueue, rows: list[Row]) -> None:
         queue.push(row)
 
 
-@settings(deadline=None)
 @given(
     places=st.integers(1, 9),
     large=st.integers(0, 200),
@@ -53,7 +52,6 @@ def test_two_callers_with_work_get_the_same_number_of_places(
         assert abs(served["a"] - served["b"]) <= 1
 
 
-@settings(deadline=None)
 @given(
     places=st.integers(1, 6),
     arrivals=st.lists(
@@ -82,7 +80,6 @@ def test_fewest_steps_first_unless_a_row_has_waited_too_long(
                 assert all(mine <= (other.steps, other.request.deadline) for other in waiting)
 
 
-@settings(deadline=None, max_examples=50)
 @given(places=st.integers(1, 5), before=st.integers(0, 40), extra=st.integers(0, 3))
 def test_a_row_waits_for_its_turn_and_no_longer(places: int, before: int, extra: int) -> None:
     """It misses `MAX_SKIPS` batches at most; then new rows get at most every second place."""
@@ -99,7 +96,6 @@ def test_a_row_waits_for_its_turn_and_no_longer(places: int, before: int, extra:
     raise AssertionError(f"passed over {bound} times")
 
 
-@settings(deadline=None)
 @given(
     places=st.integers(1, 6),
     plans=st.lists(

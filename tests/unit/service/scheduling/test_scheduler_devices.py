@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from service.domain.errors import DeadlineUnreachable, ModelFailure, NotReady
@@ -216,7 +216,6 @@ def test_losing_the_last_device_fails_all_requests() -> None:
     assert observer.of("device_lost") == [(), ()]
 
 
-@settings(max_examples=100, deadline=None)
 @given(
     st.lists(asks(), min_size=1, max_size=8),
     st.integers(1, 4),

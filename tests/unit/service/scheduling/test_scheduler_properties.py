@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -147,7 +147,6 @@ MODELS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150, deadline=None)
 @given(st.lists(asks(), min_size=1, max_size=8), st.integers(1, 8), MODELS, st.integers(1, 3))
 def test_no_row_is_lost_or_mixed_up(
     requests: list[Ask], max_batch_rows: int, options: dict[str, tuple[int, ...] | int | None], devices: int
@@ -178,7 +177,6 @@ def test_no_row_is_lost_or_mixed_up(
     asyncio.run(main())
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.lists(asks(), min_size=2, max_size=8), st.integers(0, 2**32 - 1), st.integers(1, 2))
 def test_cancelled_requests_change_no_other_result(requests: list[Ask], seed: int, devices: int) -> None:
     chance = random.Random(seed)
@@ -205,7 +203,6 @@ def test_cancelled_requests_change_no_other_result(requests: list[Ask], seed: in
     asyncio.run(main())
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.lists(st.booleans(), min_size=1, max_size=12), st.integers(1, 4), st.integers(1, 2))
 def test_a_worker_that_keeps_dying_answers_everybody(deaths: list[bool], max_batch_rows: int, devices: int) -> None:
     def deadly(rows: FloatRows) -> FloatRows:
@@ -242,7 +239,6 @@ def test_a_worker_that_keeps_dying_answers_everybody(deaths: list[bool], max_bat
     asyncio.run(main())
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 3), st.integers(1, 5), st.none() | st.integers(1, 40)), min_size=1, max_size=12),
     st.integers(1, 4),
