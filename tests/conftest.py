@@ -20,6 +20,10 @@ else:
     settings.register_profile("ci", max_examples=200, **shared)
     settings.load_profile("ci" if os.environ.get("CI") else "fast")
 
+# The workers of pytest-xdist share the CPUs. torch reads this when it is imported, which is later.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 SLOW_FOLDER = Path(__file__).parent / "slow"
 LEFT_OUT = pytest.StashKey[int]()
 
