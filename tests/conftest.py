@@ -35,9 +35,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """`-n auto` counts the CPUs of the host; a container with a quota has fewer."""
-    from service.environment import cpu_threads
+    from service.environment import available_cpus
 
-    return cpu_threads(0)
+    return available_cpus()
 
 
 @pytest.hookimpl(tryfirst=True)
