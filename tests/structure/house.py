@@ -28,14 +28,14 @@ def _names(text: str) -> frozenset[str]:
 
 
 CODE = ("service", "model_export", "sdk/ign_client", "benchmarks", "examples", "tests")
-# A word is retired in every identifier that contains it: `critic` retires `critic_lr` and `Critic`.
+# A word is retired in every identifier that contains it: `spoil` retires `spoil_rows` and `Spoil`.
 RETIRED_WORDS = _names(
-    "alarm alarms bury corked critic cruise desk door easel executors lane lanes lineup restorer restorers shed sheds "
+    "alarm alarms bury corked cruise desk door easel executors lane lanes lineup restorer restorers shed sheds "
     "spoil spoiling spoilings workshop"
 )
-# Their words have other good uses, so only the whole identifier is retired.
+# Their words have other good uses, so only the whole identifier is retired. `critic` is a key of stored runs.
 RETIRED_NAMES = _names(
-    "Applied Captures CatchAll Copies Crew Direct Exchange Meter OneThread Plan Quota Resident "
+    "Applied CRITIC Captures CatchAll Copies Crew Critic Direct Exchange Meter OneThread Plan Quota Resident "
     "RowQueue Running Services Shape Silent StepRow Tally Together Traffic _books _hear aside books in_time"
 )
 RETIRED_CLASSES = ("Executor",)  # `concurrent.futures` has one, which is fine
