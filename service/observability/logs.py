@@ -10,8 +10,8 @@ from functools import lru_cache
 from typing import Any, Final
 
 Observe = Callable[[str, int, float, Mapping[str, Any]], None]
-"""Called with every finished request: route template or `unmatched`, status (499: the client disconnected), seconds, and
-the request's state, in which endpoints set ``model`` and problem answers set ``problem``, their stable code."""
+"""Called with every finished request: route template or `unmatched`, status (499: the client disconnected), seconds,
+and the request's state, in which endpoints set ``model`` and problem answers set ``problem``, their stable code."""
 REQUEST_ID_PATTERN: Final = "[A-Za-z0-9._-]{1,128}"
 """A valid value of the header X-Request-ID, as a regular expression."""
 _REQUEST_ID: Final = re.compile(REQUEST_ID_PATTERN)

@@ -117,7 +117,7 @@ def model_of_the_cpu() -> OnnxModel:
 def test_rows_do_not_stay_on_the_cpu() -> None:
     model = model_of_the_cpu()
     assert model.device_batch is None
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="device"):
         model.upload(sample_rows(1))
 
 
