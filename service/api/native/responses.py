@@ -34,6 +34,7 @@ from service.models.registry import ServedModel
 
 RASTER: Final[Mapping[Media, PictureFormat]] = {Media.PNG: "png", Media.WEBP: "webp", Media.JPEG: "jpeg"}
 _ANIMATED: Final[Mapping[Media, AnimationFormat]] = {Media.WEBP: "webp", Media.GIF: "gif", Media.APNG: "apng"}
+METRIC_DECIMALS: Final = 6  # of distance, drift and change in answers
 _IN_DISTRIBUTION: Final = 99.0  # highest percentile, among the distances of real pictures, that counts as real
 _INLINE: Final = 1 << 13  # values; encoding so few takes less time than waking a thread of the codec pool
 
@@ -170,7 +171,7 @@ def picture(row: FloatRow, card: ModelCard, picture_format: Format) -> str:
 
 def round_metric(value: float) -> float:
     """A distance, drift or change as responses show it: rounded to 6 decimals."""
-    return round(float(value), 6)
+    return round(float(value), METRIC_DECIMALS)
 
 
 def _images(spec: ResponseSpec, result: Result) -> list[dict[str, Any]]:
@@ -214,10 +215,10 @@ def _sheet(spec: ResponseSpec, pixels: Pixels) -> Pixels:
 def _row_headers(result: Result) -> dict[str, str]:
     headers = {
         "X-IGN-Steps": ",".join(map(str, result.steps.tolist())),
-        "X-IGN-Distance": ",".join(str(round_metric(value)) for value in result.distance.tolist()),
+        "X-IGN-Distance": ",".join([str(round(value, METRIC_DECIMALS)) for value in result.distance.tolist()]),
     }
     if result.drift is not None:
-        headers["X-IGN-Drift"] = ",".join(str(round_metric(value)) for value in result.drift.tolist())
+        headers["X-IGN-Drift"] = ",".join([str(round(value, METRIC_DECIMALS)) for value in result.drift.tolist()])
     return headers
 
 
