@@ -190,7 +190,9 @@ def _middleware(services: AppState) -> list[Middleware]:
 
 
 def _fast_routes() -> list[APIRoute]:
+    """The POST endpoints that run a model. They take the request alone, as `FastRouter` calls them."""
     routes = [route for route in (*native.router.routes, *oip.router.routes) if isinstance(route, APIRoute)]
+    routes = [route for route in routes if route.methods == {"POST"}]
     return [route for route in routes if route in native.router.routes or route.endpoint is oip.infer]
 
 

@@ -140,8 +140,8 @@ class Admission:
                 del self._callers[key]
             return open_rows
 
-    def on_batch_formed(self, left: Iterable[Row], joined: Iterable[Row], now: float) -> None:
-        """Count the rows that ``left`` a batch to wait again, and those that ``joined`` one."""
+    def on_rows_moved(self, left: Iterable[Row], joined: Iterable[Row], now: float) -> None:
+        """Count the rows that ``left`` a batch for the queue, and those that ``joined`` one."""
         with self._lock:
             self._call_began = now
             for rows, change in ((left, -1), (joined, 1)):
@@ -213,8 +213,8 @@ class Admission:
         Every open row has one step in the running model call, so `in_batch` is subtracted from the steps.
 
         - Rows of the same caller go first only while they have fewer steps applied, so for at most ``steps`` steps.
-        - Round robin gives every other caller as many places as this one, so at most as much work as this caller has
-          up to then.
+        - Other callers get as many places as this one, so each adds at most ``own_work`` and the work of the same
+          caller.
         """
         same_caller = min(caller.steps - caller.in_batch, caller.rows * steps)
         other_callers = self.total.steps - self.total.in_batch - (caller.steps - caller.in_batch)

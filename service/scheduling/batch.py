@@ -118,8 +118,8 @@ class RunningBatch:
             interrupt: no further step begins once this has items: new requests have arrived.
 
         Returns:
-            The number of steps, 0 if the next one must be observed, fails or is interrupted. :meth:`step` runs the
-            next step then, and finds out which rows a failure is about.
+            The number of steps; 0 if the next step must be observed, its model call failed, or new requests arrived.
+            Then the caller runs `step`, which also finds the rows that a failure is about.
         """
         max_steps = self._steps_until_observed()
         device_batch: DeviceBatch | None = getattr(self._model, "device_batch", None)

@@ -11,7 +11,7 @@ from typing import Final
 from service.scheduling.request import Row, ScheduledRequest
 
 MAX_SKIPS: Final = 64
-"""A row that missed this many batches goes first among the rows of its caller."""
+"""At most every second row of a caller is one that missed this many batches."""
 
 _STALE_ALLOWANCE: Final = 64  # stale entries that are always tolerated, so that short queues are never rebuilt
 
@@ -87,7 +87,8 @@ class FairQueue:
     """Rows that wait for a place in a batch.
 
     The places of a batch go round robin to the callers' fairness keys. Within a key the rows with the fewest steps
-    applied go first, ties by earliest deadline, then by arrival; a row that missed `MAX_SKIPS` batches goes first.
+    applied go first, ties by earliest deadline, then by arrival; at most
+    every second place goes to a row that missed `MAX_SKIPS` batches.
     Pushing and taking a row cost O(log rows).
     """
 

@@ -125,7 +125,7 @@ class Worker:
                 queue.push(row)
         chosen, expired = queue.take(pool.rows_for_worker(batch.limit, woken=woken), now)
         left, joined = batch.rebuild(chosen)
-        pool.admission.on_batch_formed(left, joined, now)
+        pool.admission.on_rows_moved(left, joined, now)
         for row in joined:
             self._on_join(row, now)
         for request in expired:

@@ -32,8 +32,9 @@ Publish = Callable[[list[tuple[ScheduledRequest, Event]]], None]
 class WorkerPool:
     """One queue and the workers that serve it.
 
-    Thread rules. Event loop: `submit`, `stop`. Workers, without `lock`: `wait_for_work`, `publish_events`,
-    `yield_core`, and reading `inbox` and `stopped`. Workers that hold `lock`: everything else.
+    Thread rules. The event loop calls `submit` and `stop`. Workers call `wait_for_work`, `publish_events` and
+    `yield_core` without holding `lock`, and may read `inbox`, `stopped`, `alive_devices` and `queue.row_count` without
+    it. Everything else needs `lock`.
 
     Args:
         admission: the counters of the same model.
@@ -41,8 +42,9 @@ class WorkerPool:
         observer: receives what metrics count.
         publish: called with events in their order, by a worker that holds `lock`.
         on_device_lost: called with the number of remaining devices when one fails, by a worker that holds `lock`.
-        devices: number of workers.
-        min_rows_to_wake: fewest rows of few steps for which another worker is woken while one is awake.
+        devices: number of model instances, each with one worker. On a CPU, an instance stands for a device.
+        min_rows_to_wake: a second worker is woken only for at least so many waiting rows; for any row, if the open rows
+            have more than `_MANY_STEPS` steps left on average.
     """
 
     def __init__(
@@ -76,7 +78,7 @@ class WorkerPool:
         # The condition's lock guards the two counters below. It is taken inside `lock`, never the other way round.
         self._wake = threading.Condition()
         self.idle_workers = 0  # workers that wait and have not been notified
-        self._woken_pending = 0  # workers notified of new requests that have not formed a batch since
+        self._waking_workers = 0  # workers notified of new requests that have not formed a batch since
 
     def submit(self, *requests: ScheduledRequest) -> None:
         """Hand over requests: open ones are run, closed ones are removed.
@@ -87,9 +89,9 @@ class WorkerPool:
         self.inbox.extend(requests)
         with self._wake:
             if self.idle_workers:
-                wanted = self.admission.waiting // self._min_rows() - self._woken_pending
+                wanted = self.admission.waiting // self._min_rows() - self._waking_workers
                 all_idle = self.idle_workers == self.alive_devices
-                self._woken_pending += self._wake_workers(max(wanted, int(all_idle)))
+                self._waking_workers += self._wake_workers(max(wanted, int(all_idle)))
 
     def stop(self) -> None:
         """Make every worker end after its current step."""
@@ -98,7 +100,7 @@ class WorkerPool:
             self._wake_workers(self.idle_workers)
 
     def wait_for_work(self) -> bool:
-        """Wait until there is something to do; returns whether the caller was idle and had to be woken."""
+        """Wait until there is something to do; returns whether the caller slept."""
         woken = False
         if not self._has_work():  # without the lock: whoever adds work notifies idle workers afterwards
             with self._wake:
@@ -107,20 +109,20 @@ class WorkerPool:
                     self.idle_workers += 1
                     self._wake.wait()  # `_wake_workers` has taken this worker out of `idle_workers`
                     if not self._has_work():  # another worker took the rows
-                        self._woken_pending = max(0, self._woken_pending - 1)
+                        self._waking_workers = max(0, self._waking_workers - 1)
         return woken
 
     def rows_for_worker(self, limit: int, *, woken: bool) -> int:
         """How many waiting rows a worker takes: an equal share if others are idle, else up to its ``limit``.
 
         Workers that were notified and have not formed a batch yet count as idle, because waking a thread can take
-        longer than a model call. Their shares are reserved once: the next caller takes the rows if they are not there
-        by then. ``woken``: the caller is one of them.
+        longer than a model call. A share is reserved for each of them once: if the worker is still not running at the
+        next call, other workers get its rows. ``woken``: the caller is one of the notified workers.
         """
         if self.alive_devices == 1:
             return limit
         with self._wake:
-            others, self._woken_pending = self.idle_workers + max(0, self._woken_pending - woken), 0
+            others, self._waking_workers = self.idle_workers + max(0, self._waking_workers - woken), 0
         share = -(-self.queue.row_count // (others + 1))  # rounded up
         return min(limit, max(self._min_rows(), share))
 
@@ -166,7 +168,7 @@ class WorkerPool:
     def requeue(self, rows: Iterable[Row]) -> None:
         """Queue unfinished rows again that were removed from a batch."""
         waiting = [row for row in rows if not row.request.closed]
-        self.admission.on_batch_formed(waiting, (), self.clock())
+        self.admission.on_rows_moved(waiting, (), self.clock())
         for row in waiting:
             self.queue.push(row)
 

@@ -36,7 +36,7 @@ def with_measured_calls(*, queue_rows: int = 10_000, batch_rows: int = 8) -> Adm
 
 def serve(admission: Admission, one: ScheduledRequest, steps: int, seconds: float) -> None:
     """Run all rows of a request to their end."""
-    admission.on_batch_formed([], one.rows, 0.0)
+    admission.on_rows_moved([], one.rows, 0.0)
     for row in one.rows:
         row.done = True
     admission.on_steps_done(one.rows, steps, one.rows, 0.0, seconds)
@@ -89,7 +89,7 @@ def test_queue_limit_counts_waiting_rows_only() -> None:
         admission.admit(running, 0.0)
     running = request(3)
     admission.admit(running, 0.0)
-    admission.on_batch_formed([], running.rows, 0.0)
+    admission.on_rows_moved([], running.rows, 0.0)
     admission.admit(request(4), 0.0)
     assert admission.waiting == 4
     with pytest.raises(QueueFull) as refused:
@@ -104,13 +104,13 @@ def test_closing_happens_once_and_clears_the_counters() -> None:
     one, other = request(3, steps=5, score=True), request(2, key="b")
     admission.admit(one, 0.0)
     admission.admit(other, 0.0)
-    admission.on_batch_formed([], one.rows, 0.0)
+    admission.on_rows_moved([], one.rows, 0.0)
     admission.on_steps_done(one.rows, 2, [], 0.0, 1.0)
     assert admission.total == Counters(rows=5, steps=3 * 4 + 2, in_batch=3)
     assert admission.close(one) == 3
     assert admission.close(one) is None
     admission.on_steps_done(one.rows, 1, one.rows, 1.0, 2.0)  # the step it was in ends later
-    admission.on_batch_formed(one.rows, [], 2.0)
+    admission.on_rows_moved(one.rows, [], 2.0)
     assert admission.total == Counters(rows=2, steps=2, in_batch=0)
     assert admission.close(other) == 2
     assert admission.total == Counters()
@@ -168,7 +168,7 @@ def test_the_running_model_call_counts_as_work_ahead() -> None:
     admission = with_measured_calls()
     running = request(8)
     admission.admit(running, 0.0)
-    admission.on_batch_formed([], running.rows, 0.0)
+    admission.on_rows_moved([], running.rows, 0.0)
     with pytest.raises(WouldMissDeadline):
         admission.admit(request(key="b", deadline=0.028), 0.0)
     admission.admit(request(key="b", deadline=0.030), 0.0)
