@@ -20,6 +20,12 @@ STREAM: Final = "philox4x64-10(key=(seed, index)) / numpy standard_normal(float3
 """Name of the noise stream, stored in the card; a golden test pins its values."""
 
 MAX_SEED: Final = 2**32 - 1
+MAX_MAGNITUDE: Final = 1e6
+"""Largest |x| of a row that a caller gives.
+
+Latents and pictures are of order 1. Far larger values overflow float32 inside f, which then gives values that are not
+finite: an error that looks like the model's. This bound leaves a factor of 1e32 before that.
+"""
 _PARALLEL: Final = 1e-4  # radians: closer than this to 0 or π, slerp divides by almost 0
 _TINY: Final = 1e-100  # the squares of smaller numbers underflow
 
@@ -90,6 +96,12 @@ def from_frequencies(normal: FloatRows, statistics: FrequencyStatistics) -> Floa
     real = statistics.real_mean + statistics.real_std * normal[0]
     imag = statistics.imag_mean + statistics.imag_std * normal[1]
     return np.fft.ifft2(real + 1j * imag, axes=(-2, -1)).real.astype(np.float32)
+
+
+def is_bounded(rows: FloatRows | FloatRow) -> bool:
+    """Whether every value is a number within ±`MAX_MAGNITUDE`. NaN and infinity are not."""
+    # Two passes without a temporary array. NaN is the minimum of an array that holds one, and compares as false.
+    return bool(rows.min() >= -MAX_MAGNITUDE and rows.max() <= MAX_MAGNITUDE)
 
 
 def lerp(a: FloatRow, b: FloatRow, t: float) -> FloatRow:

@@ -6,7 +6,7 @@ import numpy as np
 
 from service.artifact.npy import read_npy_header
 from service.domain.errors import InvalidContent
-from service.domain.latents import FloatRow, FloatRows
+from service.domain.latents import MAX_MAGNITUDE, FloatRow, FloatRows, is_bounded
 
 
 def decode_npy(data: bytes, shape: tuple[int, int, int], *, field: str) -> FloatRow:
@@ -21,7 +21,8 @@ def decode_npy(data: bytes, shape: tuple[int, int, int], *, field: str) -> Float
         (C, H, W) float32, C-contiguous.
 
     Raises:
-        InvalidContent: another type or shape, missing or excess data, NaN or infinity (code `invalid_npy`).
+        InvalidContent: another type or shape, missing or excess data, or a value that is NaN or beyond
+            ±`MAX_MAGNITUDE` (code `invalid_npy`).
     """
     try:
         header = read_npy_header(data)
@@ -35,8 +36,8 @@ def decode_npy(data: bytes, shape: tuple[int, int, int], *, field: str) -> Float
         raise _invalid(field, "holds more or less data than its shape needs")
     values = np.frombuffer(data, dtype=header.dtype, offset=header.offset)
     row = values.reshape(shape, order="F" if header.fortran_order else "C")
-    if not np.isfinite(row).all():
-        raise _invalid(field, "must be finite")
+    if not is_bounded(row):
+        raise _invalid(field, f"must hold finite values within ±{MAX_MAGNITUDE:.0f}")
     return np.array(row, dtype=np.float32, order="C")
 
 

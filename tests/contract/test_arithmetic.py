@@ -92,6 +92,19 @@ def test_a_sum_of_zero_is_no_latent(terms: list[object], normalize: bool, servic
     problem(response, 422, "invalid_value", "terms")
 
 
+LARGE = b64(npy(np.full((1, 8, 8), 1e6, np.float32)))  # the largest latent that is allowed
+
+
+def test_a_sum_beyond_the_bound_is_the_callers_fault(service: Service) -> None:
+    failures = service.metric("ign_scheduled_requests_total", outcome="model_failure")
+    body = {"terms": [{"latent": LARGE, "weight": 2}], "normalize": False}
+    problem(service.post("/latent-arithmetic", body), 422, "invalid_value", "terms")
+    assert service.post("/latent-arithmetic", body | {"normalize": True}).status_code == 200
+    assert service.post("/latent-arithmetic", {"terms": [{"latent": LARGE}], "normalize": False}).status_code == 200
+    assert service.metric("ign_scheduled_requests_total", outcome="model_failure") == failures
+    assert service.errors == []
+
+
 @pytest.mark.parametrize(
     ("body", "field"),
     [

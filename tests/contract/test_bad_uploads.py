@@ -103,6 +103,8 @@ def test_urls_are_never_fetched(service: Service) -> None:
         npy(np.zeros((1, 8, 9), np.float32)),
         npy(np.full((1, 8, 8), np.nan, np.float32)),
         npy(np.full((1, 8, 8), np.inf, np.float32)),
+        npy(np.full((1, 8, 8), 3.4e38, np.float32)),
+        npy(np.full((1, 8, 8), -1.1e6, np.float32)),
         npy(latents(1)[0])[:-1],
         npy(latents(1)[0]) + b"\0",
         npy(np.array([{"pickle": 1}], dtype=object)),

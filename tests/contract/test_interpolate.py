@@ -128,6 +128,16 @@ def test_a_latent_point_is_that_latent(service: Service) -> None:
     assert images[-1].data == single(service, 2)
 
 
+def test_an_arc_beyond_the_bound_is_the_callers_fault(service: Service) -> None:
+    """The arc between two almost opposite latents is much longer than they are."""
+    first = np.full((1, 8, 8), 1e6, np.float32)
+    second = -first
+    second[0, 0, 0] *= np.float32(0.99)  # an angle of 0.0013 less than π
+    points = [{"latent": b64(npy(point))} for point in (first, second)]
+    problem(service.post("/latent-interpolate", {"points": points}), 422, "invalid_value", "points")
+    interpolated(service, points=points, method="lerp")
+
+
 def test_index_zero_is_the_default(service: Service) -> None:
     assert rows(service, points=[{"seed": 1, "index": 0}, {"seed": 2}])[0].tobytes() == rows(service)[0].tobytes()
     last = interpolated(service, points=[{"seed": 2**32 - 1, "index": 2**32 - 1}, {"seed": 0}]).images[0].data

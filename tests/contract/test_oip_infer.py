@@ -178,6 +178,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "transposed": (changed(data=X.T.tolist()), "inputs.0.data"),
     "too deep": (changed(data=[[[[[0.0] * 1] * 8] * 8] * 1] * 3), "inputs.0.data"),
     "beyond float32": (changed(data=[1e39] + [0.0] * 191), "finite"),
+    "beyond the bound": (changed(data=[-1.1e6] + [0.0] * 191), "1000000"),
     "beyond float64": (as_json(X) | {"id": None, "inputs": [tensor(X, data=[10**400] * 192)]}, "range"),
     "1e400": (b'{"inputs": [{"data": [1e400]}]}', "inputs.0.data.0"),
     "no size": (changed(parameters={"binary_data_size": 768}), "binary_data_size"),
@@ -229,8 +230,9 @@ def test_an_empty_body_lacks_its_inputs(service: Service) -> None:
     problem(infer(service, b""), 400, "invalid_inference")
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_binary_that_is_not_finite_is_400(service: Service, value: float) -> None:
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3.4e38, -1.1e6])
+@pytest.mark.usefixtures("unharmed")
+def test_binary_that_is_not_finite_or_too_large_is_400(service: Service, value: float) -> None:
     rows = X.copy()
     rows[1, 0, 3, 3] = value
     assert "finite" in problem(infer(service, *as_binary(rows)), 400, "invalid_inference").detail

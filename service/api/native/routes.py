@@ -30,7 +30,7 @@ from service.api.native.schemas import (
 )
 from service.api.native.sse import EventStream
 from service.api.native.uploads import InputRows, PointReader, is_large, prepare_upload, read_upload
-from service.api.native.validation import check_count, check_steps, latent_path, step_params
+from service.api.native.validation import check_count, check_mixture, check_steps, latent_path, step_params
 from service.domain.blending import blend_result, close_loop
 from service.domain.errors import InvalidContent
 from service.domain.interpolation import Grid, LatentPath
@@ -122,7 +122,8 @@ async def latent_interpolate(request: Request) -> Response:
 
     def make_rows() -> InputRows:
         points = reader.rows("points", options.points)
-        return InputRows(rows=path.latents(points) if isinstance(path, Grid) else path.rows(points))
+        rows = path.latents(points) if isinstance(path, Grid) else path.rows(points)
+        return InputRows(rows=check_mixture("points", rows))
 
     return await _serve(api, spec, make_rows, StepParams(steps=steps), large=True)
 
@@ -144,9 +145,10 @@ async def latent_arithmetic(request: Request) -> Response:
         rows = reader.rows("terms", options.terms)
         norm = model.card.noise.norm if options.normalize else None
         try:
-            return InputRows(rows=weighted_sum(rows, [term.weight for term in options.terms], norm)[None])
+            mixture = weighted_sum(rows, [term.weight for term in options.terms], norm)[None]
         except ValueError as exc:
             raise InvalidContent.field("terms", "their sum is zero, which is no latent") from exc
+        return InputRows(rows=check_mixture("terms", mixture))
 
     return await _serve(api, spec, make_rows, StepParams(steps=steps), large=True)
 

@@ -5,6 +5,7 @@ from itertools import pairwise
 from service.api.native.schemas import InterpolateRequest, StepOptions
 from service.domain.errors import InvalidContent
 from service.domain.interpolation import Grid, LatentPath
+from service.domain.latents import MAX_MAGNITUDE, FloatRows, is_bounded
 from service.domain.tasks import StepParams
 from service.settings import Settings
 
@@ -17,6 +18,19 @@ def check_count(field: str, count: int, limit: int) -> None:
     """Raise `InvalidContent` for ``field`` if ``count`` is above ``limit``."""
     if count > limit:
         raise InvalidContent.field(field, f"must be at most {limit}")
+
+
+def check_mixture(field: str, rows: FloatRows) -> FloatRows:
+    """Return ``rows``, a mixture of the latents in ``field``.
+
+    Latents within the bound can give a mixture beyond it: by their weights, or on the arc between almost opposite ones.
+
+    Raises:
+        InvalidContent: a value is not finite or beyond ±`MAX_MAGNITUDE`.
+    """
+    if not is_bounded(rows):
+        raise InvalidContent.field(field, f"their mixture holds values beyond ±{MAX_MAGNITUDE:.0f}")
+    return rows
 
 
 def step_params(options: StepOptions, *, recommended: int, rows: int, settings: Settings) -> StepParams:

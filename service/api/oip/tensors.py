@@ -18,7 +18,7 @@ from service.api.http.request_context import parse_as
 from service.api.oip.schemas import InferRequest, Input, RequestedOutput
 from service.artifact.card import INPUT, OUTPUT, ModelCard
 from service.domain.errors import InvalidContent, InvalidInference
-from service.domain.latents import FloatRows
+from service.domain.latents import MAX_MAGNITUDE, FloatRows, is_bounded
 
 HEADER_LENGTH: Final = "Inference-Header-Content-Length"
 DATATYPE: Final = "FP32"
@@ -93,8 +93,8 @@ def read_request(body: bytes, json_length: int | None, card: ModelCard, *, max_r
         binary = binary if output.parameters.binary_data is None else output.parameters.binary_data
     shape = _shape(x, card, max_rows)
     rows = _rows(x, shape, body, length, mixed=json_length is not None)
-    if not np.isfinite(rows).all():
-        raise InvalidInference("inputs.0: holds values that are not finite in float32")
+    if not is_bounded(rows):
+        raise InvalidInference(f"inputs.0: holds values that are not finite or beyond ±{MAX_MAGNITUDE:.0f}")
     return Inference(
         id=request.id, rows=rows, steps=request.parameters.steps, timeout_us=request.parameters.timeout, binary=binary
     )

@@ -14,11 +14,11 @@ from service.api.oip import openapi
 from service.api.oip.tensors import Inference, read_request, write_answer
 from service.artifact.card import ModelCard
 from service.domain.errors import InvalidInference, MalformedRequest
-from service.domain.latents import FloatRows
+from service.domain.latents import MAX_MAGNITUDE, FloatRows
 from tests.helpers.onnx_models import make_card
 
 SHAPES = st.tuples(st.sampled_from([1, 3]), st.integers(1, 4), st.integers(1, 4))
-FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
+FLOATS = st.floats(-MAX_MAGNITUDE, MAX_MAGNITUDE, width=32)
 
 
 @st.composite

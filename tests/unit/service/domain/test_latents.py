@@ -8,12 +8,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from service.domain.latents import (
+    MAX_MAGNITUDE,
     MAX_SEED,
     STREAM,
     FloatRow,
     FrequencyStatistics,
     NoiseSource,
     from_frequencies,
+    is_bounded,
     lerp,
     slerp,
     weighted_sum,
@@ -186,3 +188,10 @@ def test_a_sum_whose_square_vanishes_still_has_a_direction(weight: float) -> Non
 def test_a_sum_is_taken_in_float64() -> None:
     large, small = row(2.0**24, 0, 0), row(1, 0, 0)
     np.testing.assert_array_equal(weighted_sum([large, small, large], [1.0, 1.0, -1.0], None), small)
+
+
+@pytest.mark.parametrize("value", [0.0, 1e6, -1e6, 1.0000001e6, -3.4e38, np.inf, -np.inf, np.nan])
+def test_bounded_rows(value: float) -> None:
+    rows = np.zeros((2, 1, 3, 3), np.float32)
+    rows[1, 0, 2, 2] = value
+    assert is_bounded(rows) == (abs(value) <= MAX_MAGNITUDE)

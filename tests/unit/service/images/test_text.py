@@ -169,6 +169,8 @@ def test_npy_headers_of_other_writers(header: str) -> None:
         (saved(ROW) + b"\0", "data"),
         (saved(np.where(ROW > 1, np.float32(np.nan), ROW)), "finite"),
         (saved(np.full(SHAPE, -np.inf, dtype=np.float32)), "finite"),
+        (saved(np.where(ROW > 1, np.float32(1.1e6), ROW)), "1000000"),
+        (saved(np.where(ROW > 1, np.float32(-3.4e38), ROW)), "1000000"),
     ],
 )
 def test_other_npy_is_refused(data: bytes, keyword: str) -> None:
