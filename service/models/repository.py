@@ -284,14 +284,18 @@ class Repository:
         if not path.is_file():
             raise StartupError(f"{relative}: no such file")
         self._check_inside(path)
-        return path
+        return path.resolve()  # so that what was checked is opened, even if a link changes meanwhile
 
     def _read(self, relative: str) -> bytes:
-        path = self._file(relative)
-        with path.open("rb") as file:
-            data = file.read(MAX_MODEL_BYTES + 1)
-        if len(data) > MAX_MODEL_BYTES:
-            raise StartupError(f"{relative}: larger than {MAX_MODEL_BYTES} bytes")
+        with self._file(relative).open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_MODEL_BYTES:
+                raise StartupError(f"{relative}: larger than {MAX_MODEL_BYTES} bytes")
+            # `read` allocates as many bytes as it is asked for, so it is not asked for the limit. One byte more than
+            # the size shows whether the file has grown.
+            data = file.read(size + 1)
+        if len(data) != size:
+            raise StartupError(f"{relative}: changed while it was read")
         return data
 
 

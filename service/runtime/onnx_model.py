@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, cast
 import numpy as np
 
 from service.artifact.card import INPUT, OUTPUT, CardError, ModelCard, from_metadata
+from service.artifact.onnx_file import check_self_contained
 from service.domain.errors import ModelFailure, StartupError
 from service.domain.latents import FloatRows, NoiseSource
 from service.domain.model import DeviceBatch, DeviceLost, DeviceOutOfMemory, never_continue
@@ -44,7 +45,8 @@ class OnnxModel:
     CUDA there is one set of buffers.
 
     Args:
-        data: the ONNX file's bytes; `digest` is their SHA-256 in hexadecimal. Weights in separate files are refused.
+        data: the ONNX file's bytes; `digest` is their SHA-256 in hexadecimal. It must pass
+            `check_self_contained`.
         device: `auto` uses CUDA if it works, and else the CPU with the reason in `fallback_reason`.
         cuda: options for CUDA.
         threads: CPU threads within an operator, ≥ 1; see :func:`service.environment.available_cpus`.
@@ -63,6 +65,7 @@ class OnnxModel:
         threads: int = 1,
         max_batch_rows: int = 64,
     ) -> None:
+        check_self_contained(data)
         self._data = data
         self._cuda = cuda or CudaOptions()
         self._threads = threads

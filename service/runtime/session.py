@@ -183,6 +183,8 @@ def _session_options(threads: int) -> Any:
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Otherwise a file that begins like one of the format ORT is read as such, and escapes `check_self_contained`.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     # Weights in separate files would not be covered by the digest. This folder cannot contain any.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     return options

@@ -2,6 +2,7 @@ import hashlib
 import logging
 import os
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,17 @@ def later_onnx(path: Path) -> None:
     path.write_bytes(model.SerializeToString())
 
 
+def outside_weights(path: Path) -> None:
+    onnx.save_model(onnx.load(path), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    assert (path.parent / "weights.bin").is_file()  # within the version's folder too
+
+
+def other_domain(path: Path) -> None:
+    model = onnx.load(path)
+    model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    path.write_bytes(model.SerializeToString())
+
+
 def other_digest(path: Path) -> None:
     x = sample_rows(2)
     write_golden(path.parent, x, reference(x), digest="0" * 64)
@@ -244,6 +256,40 @@ def test_a_file_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest
     write_model(tmp_path)
     monkeypatch.setattr(module, "MAX_MODEL_BYTES", 1000)
     assert refusal(tmp_path) == "toy/1/model.onnx: larger than 1000 bytes"
+
+
+def test_reading_a_file_takes_no_more_memory_than_the_file(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    models = repository(tmp_path)
+    tracemalloc.start()
+    try:
+        models.load("toy/1")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**25
+
+
+@pytest.mark.parametrize("reported", [10, 10**6])
+def test_a_file_that_changes_while_it_is_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reported: int
+) -> None:
+    write_model(tmp_path)
+    result = os.stat_result((0o100644, 0, 0, 1, 0, 0, reported, 0, 0, 0))
+    monkeypatch.setattr(os, "fstat", lambda _: result)
+    assert refusal(tmp_path) == "toy/1/model.onnx: changed while it was read"
+
+
+@pytest.mark.parametrize(
+    ("file", "says"),
+    [
+        (outside_weights, "toy/1/model.onnx: has weights outside of the file"),
+        (other_domain, "toy/1/model.onnx: holds operators of the domain 'com.microsoft'"),
+    ],
+)
+def test_a_file_that_is_not_self_contained_is_refused(tmp_path: Path, file: Callable[[Path], None], says: str) -> None:
+    file(write_model(tmp_path) / "model.onnx")
+    assert refusal(tmp_path).startswith(says)
 
 
 def test_a_model_that_does_not_run_is_refused(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper
 from service.domain.errors import ModelFailure, StartupError
 from service.domain.latents import FrequencyStatistics
 from service.domain.model import DeviceOutOfMemory
+from service.runtime import onnx_model
 from service.runtime.onnx_model import OnnxModel
 from tests.helpers.onnx_models import (
     OPSET,
@@ -221,6 +222,22 @@ def test_weights_outside_the_file_are_refused(tmp_path: Path, monkeypatch: pytes
     data = Path("model.onnx").read_bytes()
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     assert session.get_providers() == ["CPUExecutionProvider"]  # so the refusal is ours, not the file's fault
+    with pytest.raises(StartupError, match="weights outside of the file"):
+        open_cpu(data)
+    monkeypatch.setattr(onnx_model, "check_self_contained", lambda data: None)
+    with pytest.raises(StartupError, match="not a model onnxruntime can load"):  # the second line of defence
+        open_cpu(data)
+
+
+def test_another_format_of_onnxruntime_is_refused(tmp_path: Path) -> None:
+    """A file of the format ORT could escape the check of the protobuf."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    options.optimized_model_filepath = str(tmp_path / "model.ort")
+    onnxruntime.InferenceSession(model_bytes(), options, providers=["CPUExecutionProvider"])
+    data = (tmp_path / "model.ort").read_bytes()
+    assert onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])  # so the refusal is ours
     with pytest.raises(StartupError, match="not a model onnxruntime can load"):
         open_cpu(data)
 

@@ -1,0 +1,110 @@
+"""What an ONNX file may hold, checked in its bytes before onnxruntime parses them.
+
+onnxruntime has no option that refuses operators of other domains, and brings hundreds of its own. It does refuse
+weights outside of the file, because `service.runtime.session` names a folder that holds none, but which forms it
+refuses depends on its version, and its text does not say what to do. So the few fields that matter are read here. The
+`onnx` package, which could read them, is a dependency of the export only.
+
+An ONNX file is a protobuf message: a sequence of fields, each with a number, a wire type and a value
+(https://protobuf.dev/programming-guides/encoding). A value of wire type 2 may be a message again.
+"""
+
+from collections.abc import Iterator
+from typing import Final
+
+from service.domain.errors import StartupError
+
+NESTED: Final = {
+    "ModelProto": {7: "GraphProto", 8: "OperatorSetIdProto", 20: "TrainingInfoProto", 25: "FunctionProto"},
+    "TrainingInfoProto": {1: "GraphProto", 2: "GraphProto"},
+    "FunctionProto": {7: "NodeProto", 9: "OperatorSetIdProto", 11: "AttributeProto"},
+    "GraphProto": {1: "NodeProto", 5: "TensorProto", 15: "SparseTensorProto"},
+    "NodeProto": {5: "AttributeProto"},
+    "AttributeProto": {
+        5: "TensorProto",
+        6: "GraphProto",
+        10: "TensorProto",
+        11: "GraphProto",
+        22: "SparseTensorProto",
+        23: "SparseTensorProto",
+    },
+    "SparseTensorProto": {1: "TensorProto", 2: "TensorProto"},
+}
+"""The messages of `onnx.proto` on the way to tensors, nodes and operator sets: field number → type of its value."""
+DOMAIN: Final = {"OperatorSetIdProto": 1, "NodeProto": 7, "FunctionProto": 10}
+"""The field with the domain of operators, by type of message."""
+EXTERNAL: Final = frozenset({13, 14})
+"""Fields of a `TensorProto`: where its data is, and whether that is outside of the file."""
+_DOMAINS: Final = frozenset({b"", b"ai.onnx"})  # two names of the one standard domain
+_MAX_DEPTH: Final = 100  # protobuf refuses messages that are nested more deeply
+_FIXED: Final = {1: 8, 5: 4}  # bytes of a value, by wire type
+_VARINT, _BYTES = 0, 2
+
+
+def check_self_contained(data: bytes) -> None:
+    """Refuse a model whose weights are not all in the file, or that has operators outside of the ONNX standard.
+
+    Args:
+        data: the ONNX file.
+
+    Raises:
+        StartupError: such a model, or the fields cannot be read; one line without paths.
+    """
+    try:
+        _check(memoryview(data), "ModelProto", 0)
+    except (ValueError, IndexError) as exc:
+        raise StartupError("not a model onnxruntime can load: its protobuf is damaged") from exc
+
+
+def _check(message: memoryview, kind: str, depth: int) -> None:
+    if depth > _MAX_DEPTH:
+        raise ValueError("nested too deeply")
+    nested, domain = NESTED.get(kind, {}), DOMAIN.get(kind)
+    for number, value in _fields(message):
+        if number in nested:
+            _check(memoryview(value), nested[number], depth + 1)
+        elif number == domain and bytes(value) not in _DOMAINS:
+            name = bytes(value[:80]).decode("utf-8", "replace")
+            raise StartupError(f"holds operators of the domain {name!r}; only those of the ONNX standard are run")
+        elif kind == "TensorProto" and number in EXTERNAL and any(value):
+            raise StartupError("has weights outside of the file; export it with all weights inside")
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, bytes | memoryview]]:
+    """The fields of a message: number, and value; a number as its little-endian bytes.
+
+    Raises:
+        ValueError, IndexError: not a message.
+    """
+    position = 0
+    while position < len(message):
+        tag, position = _varint(message, position)
+        if tag >= 1 << 32:
+            raise ValueError("no tag")
+        wire_type = tag & 7
+        if wire_type == _VARINT:
+            number, position = _varint(message, position)
+            yield tag >> 3, number.to_bytes(10, "little")
+            continue
+        if wire_type == _BYTES:
+            length, position = _varint(message, position)
+        else:
+            length = _FIXED.get(wire_type, len(message))  # groups are not used by ONNX
+        end = position + length
+        if end > len(message):
+            raise ValueError("a field ends beyond its message")
+        yield tag >> 3, message[position:end]
+        position = end
+
+
+def _varint(message: memoryview, position: int) -> tuple[int, int]:
+    """A number of up to ten bytes with seven bits in each, the lowest first; and the position after it."""
+    number = shift = 0
+    while shift < 70:
+        byte = message[position]
+        position += 1
+        number |= (byte & 127) << shift
+        if byte < 128:
+            return number, position
+        shift += 7
+    raise ValueError("a number is too long")

@@ -1,0 +1,188 @@
+"""Files that onnxruntime would run and that the service refuses. The `onnx` package makes them; the reader is ours."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from service.artifact.onnx_file import DOMAIN, EXTERNAL, NESTED, check_self_contained
+from service.domain.errors import StartupError
+from tests.helpers.onnx_models import OPSET, graph, make_card, model_bytes, serialise
+
+SHAPE = ("batch", 1, 8, 8)
+PARTS = {"TensorProto", "NodeProto", "OperatorSetIdProto"}  # what is looked for
+
+
+def test_ordinary_models_pass() -> None:
+    check_self_contained(model_bytes())
+    check_self_contained(model_bytes(make_card(shape=(3, 8, 8))))
+
+
+def outside(tensor: TensorProto) -> TensorProto:
+    """The tensor with its data in another file."""
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="/etc/passwd")
+    return tensor
+
+
+def weight() -> TensorProto:
+    return numpy_helper.from_array(np.full((1, 8, 8), 0.5, np.float32), "w")
+
+
+def in_an_initializer() -> onnx.ModelProto:
+    model = onnx.load_from_string(model_bytes())
+    outside(model.graph.initializer[0])
+    return model
+
+
+def in_an_attribute() -> onnx.ModelProto:
+    nodes = [
+        helper.make_node("Constant", [], ["w"], value=outside(weight())),
+        helper.make_node("Mul", ["x", "w"], ["y"]),
+    ]
+    return onnx.load_from_string(serialise(graph(nodes, {}, SHAPE, SHAPE), make_card()))
+
+
+def in_a_branch() -> onnx.ModelProto:
+    branch = helper.make_graph(
+        [helper.make_node("Identity", ["w"], ["b"])],
+        "branch",
+        [],
+        [helper.make_tensor_value_info("b", TensorProto.FLOAT, [1, 8, 8])],
+        [outside(weight())],
+    )
+    nodes = [
+        helper.make_node("If", ["yes"], ["b"], then_branch=branch, else_branch=branch),
+        helper.make_node("Mul", ["x", "b"], ["y"]),
+    ]
+    return onnx.load_from_string(serialise(graph(nodes, {"yes": np.array(True)}, SHAPE, SHAPE), make_card()))
+
+
+def in_a_sparse_tensor() -> onnx.ModelProto:
+    model = onnx.load_from_string(model_bytes())
+    sparse = model.graph.sparse_initializer.add()
+    sparse.values.CopyFrom(outside(weight()))
+    return model
+
+
+@pytest.mark.parametrize("make", [in_an_initializer, in_an_attribute, in_a_branch, in_a_sparse_tensor])
+def test_weights_outside_of_the_file_are_refused(make: Callable[[], onnx.ModelProto]) -> None:
+    with pytest.raises(StartupError, match=r"^has weights outside of the file") as caught:
+        check_self_contained(make().SerializeToString())
+    assert "passwd" not in caught.value.detail
+
+
+def with_a_node(domain: str, *, imported: bool) -> bytes:
+    node = helper.make_node("Gelu", ["x"], ["y"], domain=domain)
+    model = onnx.load_from_string(serialise(graph([node], {}, SHAPE, SHAPE), make_card()))
+    if imported:
+        model.opset_import.append(helper.make_opsetid(domain, 1))
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def with_a_function(domain: str) -> bytes:
+    model = onnx.load_from_string(model_bytes())
+    node = helper.make_node("Identity", ["a"], ["b"])
+    model.functions.append(helper.make_function(domain, "same", ["a"], ["b"], [node], [helper.make_opsetid("", OPSET)]))
+    content: bytes = model.SerializeToString()
+    return content
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        with_a_node("com.microsoft", imported=True),
+        with_a_node("com.microsoft", imported=False),
+        with_a_function("com.microsoft"),
+    ],
+)
+def test_operators_of_other_domains_are_refused(data: bytes) -> None:
+    with pytest.raises(StartupError, match=r"^holds operators of the domain 'com.microsoft'"):
+        check_self_contained(data)
+
+
+def test_onnxruntime_would_run_an_operator_of_its_own() -> None:
+    """So the refusal is ours, not the file's fault."""
+    data = with_a_node("com.microsoft", imported=True)
+    onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+
+
+def test_both_names_of_the_standard_domain_pass() -> None:
+    model = onnx.load_from_string(model_bytes())
+    model.opset_import[0].domain = "ai.onnx"
+    check_self_contained(model.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x3a",  # a length is missing
+        b"\x3a\x05\x0a",  # a field ends beyond the file
+        b"\x3b\x3c",  # a group
+        b"\xff" * 11,  # a number that does not end
+        b"\x82\x80\x80\x80\x80\x01\x00",  # a tag of more than 32 bits
+        b"\x38\x01",  # a number where a graph belongs
+    ],
+)
+def test_a_damaged_protobuf_is_refused(data: bytes) -> None:
+    with pytest.raises(StartupError, match="not a model onnxruntime can load"):
+        check_self_contained(data)
+
+
+def test_deep_nesting_is_refused() -> None:
+    data = b""
+    for _ in range(200):  # graph in attribute in node in graph …
+        for tag in (b"\x32", b"\x2a", b"\x0a"):
+            length = len(data)
+            data = tag + bytes([length & 127 | 128, length >> 7 & 127 | 128, length >> 14]) + data
+    with pytest.raises(StartupError, match="not a model onnxruntime can load"):
+        check_self_contained(
+            b"\x3a" + bytes([len(data) & 127 | 128, len(data) >> 7 & 127 | 128, len(data) >> 14]) + data
+        )
+
+
+@given(st.binary(max_size=64))
+def test_any_bytes_pass_or_are_refused(data: bytes) -> None:
+    with suppress(StartupError):  # every other error fails this test
+        check_self_contained(data)
+
+
+# The field numbers, compared with the definition that the onnx package carries
+
+
+def leads_to_a_part(message: Any, seen: frozenset[str] = frozenset()) -> bool:
+    if message.name in PARTS:
+        return True
+    return message.name not in seen and any(
+        leads_to_a_part(field.message_type, seen | {message.name}) for field in message.fields if field.message_type
+    )
+
+
+def test_no_way_to_a_tensor_or_an_operator_is_left_out() -> None:
+    pending, seen = [onnx.ModelProto.DESCRIPTOR], set()
+    while pending:
+        message: Any = pending.pop()
+        if message.name in seen:
+            continue
+        seen.add(message.name)
+        ways = {
+            field.number: field.message_type.name
+            for field in message.fields
+            if field.message_type and leads_to_a_part(field.message_type)
+        }
+        assert NESTED.get(message.name, {}) == ways
+        pending += [field.message_type for field in message.fields if field.number in ways]
+    assert seen >= NESTED.keys() | DOMAIN.keys()
+    for name, number in DOMAIN.items():
+        assert getattr(onnx, name).DESCRIPTOR.fields_by_name["domain"].number == number
+    fields = TensorProto.DESCRIPTOR.fields_by_name
+    assert {fields["external_data"].number, fields["data_location"].number} == EXTERNAL
