@@ -60,11 +60,13 @@ def build_services(settings: Settings, *, on_device_lost: Callback = _noop) -> A
     """
     metrics, in_flight = Metrics(metrics_folder()), InFlightRequests()
     metrics.queue_limit.set(settings.queue_rows)
+    auto = settings.device == "auto"
     repository = Repository(
         settings.model_dir,
         InstanceFactory(OnnxModel, settings),
         default=settings.default_model,
         precision=settings.precision,
+        open_on_cpu=InstanceFactory(OnnxModel, settings.model_copy(update={"device": "cpu"})) if auto else None,
     )
     return AppState(
         settings=settings,

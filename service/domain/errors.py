@@ -238,9 +238,18 @@ class TooManyConnections(UnavailableError):
 
 
 class ModelFailure(IgnError):
-    """The model raised an error, or returned values that are not finite, for the rows of this request."""
+    """The model raised an error, or returned values that are not finite, for the rows of this request.
+
+    Args:
+        detail: one sentence for the caller.
+        reason: what the runtime said, as one line for the operator; it is logged and never in a response.
+    """
 
     code = "model_failure"
+
+    def __init__(self, detail: str, *, reason: str = "") -> None:
+        super().__init__(detail)
+        self.reason = reason or detail
 
 
 class StartupError(IgnError):

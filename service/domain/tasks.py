@@ -51,6 +51,7 @@ class SchedulingParams:
         deadline: absolute time on the scheduler's clock after which the rows must not be run, or None.
         key: the caller's fairness key; batches are divided equally between keys.
         progress: whether `Scheduler.stream` also yields `StreamProgress` events.
+        request_id: names the request in the log if the model fails on it.
     """
 
     step_params: StepParams
@@ -58,6 +59,7 @@ class SchedulingParams:
     deadline: float | None = None
     key: str = ""
     progress: bool = False
+    request_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

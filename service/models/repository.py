@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -71,6 +71,10 @@ class InferenceModel(Model, Protocol):
         ...
 
 
+class _FailsOnCuda(StartupError):
+    """CUDA does not run the model, or does not reproduce its golden rows."""
+
+
 ModelFactory = Callable[[bytes], Sequence[InferenceModel]]
 """Opens the bytes of a model file as one or more instances."""
 
@@ -117,6 +121,8 @@ class Repository:
             valid model.
         default: `name` or `name/version` for requests that name no model.
         precision: which file of a version runs.
+        open_on_cpu: opens the bytes on the CPU if a model from ``open_models`` runs on CUDA and fails there when it is
+            warmed up or verified; None: such a model is refused.
     """
 
     def __init__(
@@ -126,9 +132,10 @@ class Repository:
         *,
         default: str,
         precision: Literal["fp32", "fp16"] = "fp32",
+        open_on_cpu: ModelFactory | None = None,
     ) -> None:
         self._directory = directory
-        self._open_models = open_models
+        self._open_models, self._open_on_cpu = open_models, open_on_cpu
         self._default = default
         self._precision: Literal["fp32", "fp16"] = precision
         self._ignored_names: set[str] = set()  # folders that a warning was logged for
@@ -212,8 +219,19 @@ class Repository:
         if self._precision == "fp16" and not (self._directory / file).is_file():
             raise StartupError(f"IGN_PRECISION=fp16: {file} is not there; use fp32, or export it")
         data = self._read(file)
+        try:
+            return self._open_verified(self._open_models, data, ref, file, files)
+        except _FailsOnCuda as exc:
+            if self._open_on_cpu is None:
+                raise
+            reason = exc.detail
+        # Outside of the handler, whose traceback would keep the sessions on CUDA alive.
+        _LOG.warning("%s; it runs on the CPU instead", reason)
+        return replace(self._open_verified(self._open_on_cpu, data, ref, file, files), fallback_reason=reason)
+
+    def _open_verified(self, open_models: ModelFactory, data: bytes, ref: str, file: str, files: Files) -> LoadedModel:
         with wrap_errors(file):
-            models = self._open_models(data)
+            models = open_models(data)
         try:
             return self._load_verified(ref, file, files, models)
         except BaseException:
@@ -250,14 +268,16 @@ class Repository:
 
     def _check_golden(self, file: str, golden: Golden, models: Sequence[InferenceModel]) -> GoldenReport:
         model, *other_instances = models
+        error = _FailsOnCuda if model.device == "cuda" else StartupError
         try:
             for instance in models:
                 instance.warm_up()
             report = check_golden(model, golden, getattr(model.card.tolerance, self._precision), other_instances)
-        except (ModelFailure, DeviceOutOfMemory, DeviceLost) as exc:
-            raise StartupError(f"{file}: does not run on {model.provider}: {exc}") from exc
+        except (ModelFailure, DeviceOutOfMemory, DeviceLost, StartupError) as exc:
+            reason = exc.reason if isinstance(exc, ModelFailure) else exc
+            raise error(f"{file}: does not run on {model.provider}: {reason}") from exc
         if not report.passed:
-            raise StartupError(
+            raise error(
                 f"{Path(file).parent}/{GOLDEN_FILE}: {model.provider} differs by {report.difference:.2g}, "
                 f"allowed are {report.tolerance:.2g}"
             )

@@ -7,10 +7,11 @@ steps.
 """
 
 import hashlib
-import re
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any, Final, Literal, cast
+from functools import partial
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -19,23 +20,15 @@ from service.artifact.onnx_file import check_self_contained
 from service.domain.errors import ModelFailure, StartupError
 from service.domain.latents import FloatRows, NoiseSource
 from service.domain.model import DeviceBatch, DeviceLost, DeviceOutOfMemory, never_continue
+from service.runtime.compute_capability import missing_code
 from service.runtime.cuda_graphs import GRAPH_LOCK
+from service.runtime.device_errors import kind_of, lacks_code
 from service.runtime.runners import DeviceRunner, DirectRunner, PaddedRunner, Runner, SingleThreadRunner
 from service.runtime.session import CudaOptions, CudaUnavailable, cpu_session, cuda_session, short_message
 
 ImageShape = tuple[int, int, int]
 
-_OUT_OF_MEMORY: Final = re.compile(
-    # onnxruntime's arena, with and without a limit; CUDA, cuBLAS and cuDNN 9; C++ on the CPU
-    r"failed to allocate memory|available memory of \d+ is smaller|out of memory|ALLOC_FAILED|ALLOCATION_FAILED"
-    r"|MemoryAllocation|bad_alloc|bad allocation",
-    re.IGNORECASE,
-)
-_DEVICE_LOST: Final = re.compile(
-    # Errors that CUDA repeats for every later call: illegal accesses, faults of kernels, uncorrectable memory errors,
-    # a destroyed context, a device that is gone or that this process may not use.
-    r"CUDA failure (46|100|101|214|226|70[029]|71\d|999)\b"
-)
+_LOG = logging.getLogger(__name__)
 
 
 class OnnxModel:
@@ -83,8 +76,12 @@ class OnnxModel:
         self.card, self.noise = _read_card(session.get_modelmeta().custom_metadata_map)
         self.shape: ImageShape = self.card.shape
         self.buckets: tuple[int, ...] | None = None
+        self._missing_code = ""
         if self.device == "cuda":
             self.buckets = bounded_buckets(self.card.buckets, max_batch_rows, single=self._cuda.deterministic)
+            self._missing_code = missing_code(self._cuda.device_id)
+            if self._missing_code:  # not an error yet, because another build may hold code for this GPU
+                _LOG.warning("%s", self._missing_code)
         _check_signature(session, self.shape)
         self._runner: Runner | None = self._make_runner(session)
 
@@ -99,7 +96,8 @@ class OnnxModel:
         Raises:
             ValueError: rows or ``out`` are not float32 of the model's shape, or differ in length.
             DeviceOutOfMemory: the device could not hold the batch.
-            DeviceLost: CUDA fails every call of this process from now on.
+            DeviceLost: CUDA fails every call of this process from now on. After an error that does not tell, a row of
+                zeros is run: if that fails too, the device is lost.
             ModelFailure: onnxruntime raised anything else, or the model is closed.
         """
         self._check_rows(rows)
@@ -112,7 +110,7 @@ class OnnxModel:
         try:
             runner(rows, target)
         except Exception as exc:
-            shortage = _describe_shortage(exc)
+            shortage = self._describe_shortage(exc, partial(self._fails_on_zeros, runner))
         else:
             return target
         # Outside of the handler and without the runner: a traceback that holds the old session would keep its buffers
@@ -226,10 +224,36 @@ class OnnxModel:
         try:
             call(cast(DeviceRunner, self._runner))
         except Exception as exc:
-            shortage = _describe_shortage(exc)
+            # Without a probe, which would overwrite the rows on the device: those of the step before must survive.
+            shortage = self._describe_shortage(exc, lambda: False)
         else:
             return
         raise DeviceOutOfMemory(f"{message}: {shortage}")  # as in `run`
+
+    def _describe_shortage(self, exc: Exception, device_fails: Callable[[], bool]) -> str:
+        """A line about memory that ran out; any other error of onnxruntime is raised as :meth:`run` documents.
+
+        Args:
+            exc: what onnxruntime raised.
+            device_fails: whether the device fails on other rows too; called if the error leaves that open.
+        """
+        kind, message = kind_of(exc), short_message(exc)
+        if self._missing_code and lacks_code(exc):
+            message = f"{message}; {self._missing_code}"
+        if kind == "out of memory":
+            return message
+        if kind == "lost" or (kind == "device" and device_fails()):
+            raise DeviceLost(message) from exc
+        raise ModelFailure("the model failed on these rows", reason=message) from exc
+
+    def _fails_on_zeros(self, runner: Runner) -> bool:
+        """Whether CUDA fails on a row of zeros, so that a failure is not the fault of the rows before."""
+        zeros = np.zeros((1, *self.shape), dtype=np.float32)
+        try:
+            runner(zeros, np.empty_like(zeros))
+        except Exception as exc:
+            return kind_of(exc) in ("lost", "device")
+        return False
 
 
 def bounded_buckets(buckets: Sequence[int], limit: int, *, single: bool) -> tuple[int, ...]:
@@ -256,16 +280,3 @@ def _check_signature(session: Any, shape: ImageShape) -> None:
         if values[0].type != "tensor(float)" or isinstance(batch, int) or tuple(rest) != shape:
             expected = "×".join(map(str, shape))
             raise StartupError(f"{kind} {name} is not float32 (any batch)×{expected}, as the card says")
-
-
-def _describe_shortage(exc: Exception) -> str:
-    """A line about memory that ran out; any other error of onnxruntime is raised as `OnnxModel.run` documents."""
-    if _DEVICE_LOST.search(str(exc)):  # onnxruntime's errors share no base class but Exception
-        raise DeviceLost(short_message(exc)) from exc
-    if not _is_out_of_memory(exc):
-        raise ModelFailure("the model failed on these rows") from exc
-    return short_message(exc)
-
-
-def _is_out_of_memory(exc: Exception) -> bool:
-    return isinstance(exc, MemoryError) or _OUT_OF_MEMORY.search(str(exc)) is not None

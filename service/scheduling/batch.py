@@ -11,7 +11,7 @@ import sys
 from bisect import bisect_left
 from collections.abc import Callable, Sequence, Sized
 from operator import attrgetter
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,8 @@ from service.domain.tasks import StepOutput
 from service.scheduling.request import Row, ScheduledRequest
 
 logger = logging.getLogger(__name__)
+
+_MAX_REASON: Final = 400  # characters
 
 
 class _Buffer(NamedTuple):
@@ -153,8 +155,9 @@ class RunningBatch:
         try:
             device_batch.upload(self._current.padded)
             device_batch.run_steps(keep_going)
-        except Exception:  # `step` finds out which rows it is about
+        except Exception as exc:  # `step` finds out which rows it is about
             self._retry_stepwise = True
+            logger.warning("steps on the device failed, and are repeated one by one: %s", _reason_of(exc))
         try:
             if steps:
                 device_batch.download(self._next.padded)
@@ -338,7 +341,7 @@ class RunningBatch:
             self._run_bisecting(middle, end, failed)
             return
         for row in self.rows[start:end]:
-            failure = ModelFailure("the model failed on this row")
+            failure = ModelFailure("the model failed on this row", reason=_reason_of(cause))
             failure.__cause__ = cause
             failed.append((row, failure))
 
@@ -366,3 +369,9 @@ class RunningBatch:
         self.limit = max(1, min(largest_batch(self._model, self.limit), half))
         self.needs_rebuild = True
         return True
+
+
+def _reason_of(exc: Exception) -> str:
+    """What the model said, as one line for the operator."""
+    reason = exc.reason if isinstance(exc, ModelFailure) else str(exc)
+    return "".join(reason.splitlines()[:1])[:_MAX_REASON] or type(exc).__name__

@@ -106,6 +106,11 @@ class Scheduler:
         return self._pool.alive_devices == 0
 
     @property
+    def device_error(self) -> str:
+        """Why the latest device was lost, in one line for the operator; empty if none was. Any thread may read it."""
+        return self._pool.device_error
+
+    @property
     def rows_open(self) -> int:
         """Rows admitted and unfinished. May be read from any thread."""
         return self._admission.total.rows

@@ -5,6 +5,7 @@ A worker waits only while there is nothing to do. It never waits for more rows: 
 
 import logging
 import threading
+from collections.abc import Iterable
 from typing import Final
 
 from service.domain.errors import DeadlineExceeded, IgnError, ModelFailure
@@ -17,6 +18,7 @@ from service.scheduling.worker_pool import WorkerPool
 logger = logging.getLogger(__name__)
 
 _MAX_UNOBSERVED_S: Final = 0.25  # longest run of unobserved steps; progress events are promised every second
+_MAX_LOGGED_IDS: Final = 16  # of requests, in one line of the log
 
 
 class Worker:
@@ -171,6 +173,7 @@ class Worker:
         """Run one step; returns the rows that are done and the steps to emit."""
         batch, pool = self._batch, self._pool
         failed = batch.step()
+        self._log_failures(failed)
         if failed or batch.rows_on_lost_device:
             with pool.lock:
                 for row, failure in failed:
@@ -184,14 +187,26 @@ class Worker:
             pool.observer.reduce_max_batch(batch.limit)
         return ended
 
+    def _log_failures(self, failed: list[tuple[Row, ModelFailure]]) -> None:
+        """Log why the model failed on rows of the batch: one line for each cause."""
+        for reason in dict.fromkeys(failure.reason for _, failure in failed):
+            rows = [row for row, failure in failed if failure.reason == reason]
+            count, size = len(rows), len(self._batch.rows)
+            logger.error("the model failed on %d of %d rows: %s%s", count, size, reason, _request_ids(rows))
+
     def _on_device_lost(self, cause: Exception) -> None:
         """Requeue the rows of the failed call for other devices; without any, their requests fail."""
         batch, pool = self._batch, self._pool
         if not self.device_lost:
             self.device_lost = True
-            pool.mark_device_lost()
+            pool.mark_device_lost(str(cause))
             others = f"; others go on, {pool.alive_devices} of them" if pool.alive_devices else ""
-            logger.critical("a device is lost: it fails every call until this process is started anew%s", others)
+            logger.critical(
+                "a device is lost: %s. It fails every call until this process is started anew%s%s",
+                cause,
+                others,
+                _request_ids(batch.rows_on_lost_device),
+            )
             if pool.alive_devices:
                 pool.admission.limits[self._index] = 0
         rows = batch.remove(batch.rows_on_lost_device)
@@ -199,7 +214,7 @@ class Worker:
             pool.requeue(rows)
             return
         for row in rows:
-            failure = ModelFailure("the model failed on this row")
+            failure = ModelFailure("the model failed on this row", reason=str(cause))
             failure.__cause__ = cause
             pool.finish(row.request, failure)
 
@@ -213,3 +228,10 @@ class Worker:
         pool.yield_core()
         pool.admission.on_model_call(rows, seconds, pool.clock())
         pool.observer.batch(rows, padded, seconds, reason)
+
+
+def _request_ids(rows: Iterable[Row]) -> str:
+    """The end of a log line: the ids of the requests that these rows belong to."""
+    ids = [name for name in dict.fromkeys(row.request.params.request_id for row in rows) if name]
+    more = f" and {len(ids) - _MAX_LOGGED_IDS} more" if len(ids) > _MAX_LOGGED_IDS else ""
+    return f"; requests {', '.join(ids[:_MAX_LOGGED_IDS])}{more}" if ids else ""

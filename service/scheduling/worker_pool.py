@@ -67,6 +67,8 @@ class WorkerPool:
         """The batch of each worker, by the worker's index."""
         self.alive_devices = devices
         """Devices that are not lost."""
+        self.device_error = ""
+        """Why the latest device was lost."""
         self.stopped = False
         """Whether every worker is to end."""
         self._publish, self._on_device_lost = publish, on_device_lost
@@ -160,9 +162,10 @@ class WorkerPool:
             for row in request.rows:
                 self.queue.push(row)
 
-    def mark_device_lost(self) -> None:
-        """Count one device less."""
+    def mark_device_lost(self, reason: str) -> None:
+        """Count one device less; ``reason`` is what its runtime said, in one line."""
         self.alive_devices -= 1
+        self.device_error = reason
         self._on_device_lost(self.alive_devices)
 
     def requeue(self, rows: Iterable[Row]) -> None:

@@ -29,7 +29,7 @@ class Gpu(OnnxModel):
         self._number = cuda.device_id
 
     def run(self, rows: FloatRows, out: FloatRows | None = None) -> FloatRows:
-        if self._number in self.lost:
+        if self.device == "cuda" and self._number in self.lost:
             raise DeviceLost("CUDA failure 700: an illegal memory access was encountered")
         self.used.add(self._number)
         return super().run(rows, out)
@@ -84,9 +84,40 @@ def test_without_any_it_is_not_ready(models: Path, gpus: type[Gpu]) -> None:
     with serving(settings(models, device="cuda", gpu_count=2)) as service:
         gpus.lost |= {0, 1}
         problem(service.post("/generate", {}), 500, "model_failure")
-        assert "grey/10" in problem(service.get("/readyz"), 503, "not_ready").detail
+        detail = problem(service.get("/readyz"), 503, "not_ready").detail
+        assert "grey/10" in detail
+        assert "CUDA failure 700: an illegal memory access was encountered" in detail
         problem(service.post("/generate", {}), 503, "not_ready")
         service.errors.clear()
+
+
+def test_auto_serves_on_the_cpu_if_the_first_run_fails_on_cuda(models: Path, gpus: type[Gpu]) -> None:
+    gpus.lost.add(0)  # its sessions start, and the first run fails
+    with serving(settings(models, device="auto")) as service:
+        for state in service.get("/readyz").json()["models"].values():
+            assert state["device"] == "cpu"
+            assert "CUDA failure 700: an illegal memory access was encountered" in state["fallback_reason"]
+        generated(service, 1)
+
+
+def test_cuda_whose_first_run_fails_refuses_the_start_and_says_why(models: Path, gpus: type[Gpu]) -> None:
+    gpus.lost.add(0)
+    with serving(settings(models, device="cuda"), ready=False) as service:
+        service.until(lambda: bool(service.refusals))
+        (refusal,) = service.refusals
+    assert refusal.detail.startswith("colour/1/model.onnx: does not run on ")
+    assert refusal.detail.endswith(": CUDA failure 700: an illegal memory access was encountered")
+
+
+def test_the_log_names_cause_and_request(models: Path, gpus: type[Gpu], caplog: pytest.LogCaptureFixture) -> None:
+    with serving(settings(models, device="cuda")) as service:
+        gpus.lost.add(0)
+        response = service.post("/generate", {}, headers={"X-Request-ID": "the-lost-one"})
+        assert "CUDA" not in problem(response, 500, "model_failure").detail
+        service.errors.clear()
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "CRITICAL"]
+    assert "CUDA failure 700" in line
+    assert line.endswith("; requests the-lost-one")
 
 
 def test_one_that_is_not_there_refuses_the_start_and_is_named(models: Path, gpus: type[Gpu]) -> None:

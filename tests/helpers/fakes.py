@@ -1,5 +1,5 @@
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -19,9 +19,11 @@ class FakeModel:
         gate: threading.Event | None = None,
         poison: Callable[[FloatRow], bool] | None = None,
         memory_rows: int | None = None,
+        failures: Mapping[float, str] | None = None,
     ) -> None:
         self.shape, self.function, self.buckets = shape, function, buckets
         self.gate, self.poison, self.memory_rows = gate, poison, memory_rows
+        self.failures = failures or {}  # what the model says to a row with this first number
         self.sizes: list[int] = []  # of every batch run
         self.batch_size_reductions = 0
         self.entered = threading.Event()
@@ -35,6 +37,9 @@ class FakeModel:
             raise DeviceOutOfMemory
         if self.poison is not None and any(self.poison(row) for row in rows):
             raise RuntimeError("poison")
+        for row in rows:
+            if message := self.failures.get(float(row.flat[0])):
+                raise RuntimeError(message)
         y = self.function(rows)
         if out is None:
             return y

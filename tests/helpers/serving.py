@@ -112,9 +112,12 @@ def params(
     tolerance: float | None = None,
     record: tuple[int, ...] = (),
     score: bool = False,
+    request_id: str = "",
 ) -> SchedulingParams:
     step_params = StepParams(steps=steps, tolerance=tolerance, record=record, score=score)
-    return SchedulingParams(step_params=step_params, key=key, deadline=deadline, progress=progress)
+    return SchedulingParams(
+        step_params=step_params, key=key, deadline=deadline, progress=progress, request_id=request_id
+    )
 
 
 async def collect(events: AsyncIterator[Event]) -> list[Event]:

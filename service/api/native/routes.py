@@ -168,7 +168,9 @@ async def score(request: Request) -> Response:
         job = partial(prepare_upload, upload, model, api.services.settings)
         inputs = await api.run_codec("decode", job, large=large)
         step_params = StepParams(steps=1, score=True)
-        params = SchedulingParams(step_params=step_params, deadline=api.deadline, key=api.caller)
+        params = SchedulingParams(
+            step_params=step_params, deadline=api.deadline, key=api.caller, request_id=api.request_id
+        )
         return respond_scores(api, model, await model.scheduler.submit(inputs.rows, params))
 
     return await until_disconnect(request.receive, work())
@@ -200,6 +202,7 @@ async def _serve(
             deadline=api.deadline,
             key=api.caller,
             progress=spec.media is Media.EVENTS,
+            request_id=api.request_id,
         )
         if spec.media is Media.EVENTS:
             return EventStream(api, spec, rows, scheduling)

@@ -145,7 +145,10 @@ async def infer(request: Request) -> Response:
     async def work() -> Response:
         inference = await api.run_codec("decode", read, large=encoding is not None or len(body) > LARGE_BODY)
         params = SchedulingParams(
-            step_params=StepParams(steps=inference.steps), key=api.caller, deadline=_deadline(api, inference.timeout_us)
+            step_params=StepParams(steps=inference.steps),
+            key=api.caller,
+            deadline=_deadline(api, inference.timeout_us),
+            request_id=api.request_id,
         )
         return await _respond(api, model, inference, await model.scheduler.submit(inference.rows, params))
 

@@ -9,7 +9,7 @@ from service.api.app_state import AppState
 from service.domain.errors import Draining, NotReady
 
 
-def state(*, draining: bool = False, **scheduler: bool) -> AppState:
+def state(*, draining: bool = False, **scheduler: object) -> AppState:
     rest = dict.fromkeys(("settings", "repository", "codec", "inline", "metrics"), cast(Any, None))
     registry = SimpleNamespace(models={"digits/1": SimpleNamespace(scheduler=SimpleNamespace(**scheduler))})
     in_flight = SimpleNamespace(draining=draining)
@@ -20,8 +20,8 @@ def test_readiness_names_the_model_and_tells_a_lost_device_from_a_replaced_worke
     assert state(all_devices_lost=False, healthy=True).ready
     with pytest.raises(NotReady, match="digits/1 is being replaced"):
         state(all_devices_lost=False, healthy=False).require_ready()
-    with pytest.raises(NotReady, match="digits/1 is lost"):
-        state(all_devices_lost=True, healthy=False).require_ready()
+    with pytest.raises(NotReady, match=r"digits/1 is lost.*CUDA failure 700"):
+        state(all_devices_lost=True, healthy=False, device_error="CUDA failure 700").require_ready()
 
 
 def test_an_unhealthy_model_does_not_stop_the_service() -> None:

@@ -11,10 +11,13 @@ import numpy as np
 import onnx
 import pytest
 
-from service.domain.errors import StartupError
+from service.domain.errors import ModelFailure, StartupError
+from service.domain.latents import FloatRows
+from service.domain.model import DeviceLost, DeviceOutOfMemory
 from service.models import repository as module
 from service.models.repository import Repository
 from service.runtime.onnx_model import OnnxModel
+from tests.helpers.device_fakes import cuda_on_the_cpu
 from tests.helpers.onnx_models import hungry, make_card, model_bytes, reference, sample_rows, write_golden, write_model
 
 
@@ -299,6 +302,87 @@ def test_a_model_that_does_not_run_is_refused(tmp_path: Path) -> None:
     write_golden(folder, x, x)
     line = refusal(tmp_path)
     assert line.startswith("toy/1/model.onnx: does not run on CPUExecutionProvider: 1 rows do not fit")
+
+
+# CUDA that fails when a model is warmed up or verified
+
+
+class BrokenGpu(OnnxModel):
+    """A model on a stand-in for CUDA: it raises `error`, or gives other rows than the golden ones if that is None."""
+
+    error: Exception | None = None
+
+    def run(self, rows: FloatRows, out: FloatRows | None = None) -> FloatRows:
+        if self.error is not None:
+            raise self.error
+        return super().run(rows, out) + np.float32(1)
+
+
+CUDA_FAILURES = [
+    (ModelFailure("the model failed", reason="CUDNN failure 3000: NOT_SUPPORTED"), "CUDNN failure 3000: NOT_SUPPORTED"),
+    (DeviceLost("CUDA failure 209: no kernel image is available"), "CUDA failure 209: no kernel image is available"),
+    (DeviceOutOfMemory("1 rows do not fit"), "1 rows do not fit"),
+    (StartupError("CUDA cannot be used: no memory"), "CUDA cannot be used: no memory"),
+    (None, "differs by 1"),
+]
+
+
+@pytest.fixture
+def broken_gpu(monkeypatch: pytest.MonkeyPatch) -> list[BrokenGpu]:
+    """The models that were opened on CUDA."""
+    cuda_on_the_cpu(monkeypatch)
+    return []
+
+
+def on_cuda(opened: list[BrokenGpu], error: Exception | None) -> Callable[[bytes], list[BrokenGpu]]:
+    def open_models(data: bytes) -> list[BrokenGpu]:
+        model = BrokenGpu(data, device="cuda")
+        model.error = error
+        opened.append(model)
+        return [model]
+
+    return open_models
+
+
+@pytest.mark.parametrize(("error", "says"), CUDA_FAILURES)
+def test_a_model_that_fails_on_cuda_runs_on_the_cpu_and_says_why(
+    tmp_path: Path, broken_gpu: list[BrokenGpu], caplog: pytest.LogCaptureFixture, error: Exception | None, says: str
+) -> None:
+    write_model(tmp_path)
+    models = Repository(tmp_path, on_cuda(broken_gpu, error), default="toy", open_on_cpu=Opener())
+    loaded = models.load("toy/1")
+    assert (loaded.device, loaded.provider) == ("cpu", "CPUExecutionProvider")
+    assert loaded.golden.passed
+    assert loaded.fallback_reason is not None
+    assert says in loaded.fallback_reason
+    assert [model._runner for model in broken_gpu] == [None]  # closed
+    assert [says in record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [True]
+
+
+@pytest.mark.parametrize(("error", "says"), CUDA_FAILURES)
+def test_without_a_fallback_a_model_that_fails_on_cuda_is_refused(
+    tmp_path: Path, broken_gpu: list[BrokenGpu], error: Exception | None, says: str
+) -> None:
+    write_model(tmp_path)
+    with pytest.raises(StartupError, match=says):
+        Repository(tmp_path, on_cuda(broken_gpu, error), default="toy").load_all()
+    assert [model._runner for model in broken_gpu] == [None]
+
+
+def test_a_damaged_file_is_not_cudas_fault(tmp_path: Path, broken_gpu: list[BrokenGpu]) -> None:
+    truncate(write_model(tmp_path) / "golden.npz")
+    opener = Opener()
+    with pytest.raises(StartupError, match=r"golden\.npz: damaged"):
+        Repository(tmp_path, on_cuda(broken_gpu, None), default="toy", open_on_cpu=opener).load_all()
+    assert opener.opened == []
+
+
+def test_a_model_that_fails_on_the_cpu_too_is_refused(tmp_path: Path, broken_gpu: list[BrokenGpu]) -> None:
+    other_rows(write_model(tmp_path) / "golden.npz")
+    opener = Opener()
+    with pytest.raises(StartupError, match=r"CPUExecutionProvider differs by 0\.0002"):
+        Repository(tmp_path, on_cuda(broken_gpu, None), default="toy", open_on_cpu=opener).load_all()
+    assert opener.closed()
 
 
 # Half precision

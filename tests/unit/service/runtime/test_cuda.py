@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 
 from service.domain.errors import ModelFailure, StartupError
+from service.domain.latents import FloatRows
 from service.domain.model import DeviceLost, DeviceOutOfMemory, never_continue
 from service.runtime import onnx_model
 from service.runtime.onnx_model import OnnxModel, bounded_buckets
@@ -167,13 +168,11 @@ def test_out_of_memory_is_recognised_by_the_message(
     ("said", "lost"),
     [
         ("CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; hostname=here ; line=131", True),
-        ("CUDA failure 214: uncorrectable ECC error encountered ; GPU=0", True),
-        ("CUDA failure 719: unspecified launch failure ; GPU=0", True),
-        ("CUDA failure 1: invalid argument ; GPU=0", False),
-        ("CUDA failure 7000: no such thing", False),
+        ("CUDA error cudaErrorIllegalAddress:an illegal memory access was encountered", True),
+        ("the node has no implementation", False),
     ],
 )
-def test_a_lost_device_is_recognised_by_the_error_number(
+def test_a_lost_device_is_recognised_by_the_message(
     said: str, lost: bool, bucketed: Callable[..., OnnxModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> None:
@@ -181,11 +180,85 @@ def test_a_lost_device_is_recognised_by_the_error_number(
 
     model = bucketed(model_bytes())
     monkeypatch.setattr(PaddedRunner, "run_steps", fail)
-    with pytest.raises(DeviceLost if lost else ModelFailure):
+    with pytest.raises(DeviceLost if lost else ModelFailure) as caught:
         model.run(sample_rows(1))
+    reason = caught.value.reason if isinstance(caught.value, ModelFailure) else str(caught.value)
+    assert reason == said.partition(" ; ")[0]
     model.upload(sample_rows(1))
     with pytest.raises(DeviceLost if lost else ModelFailure):
         model.run_steps()
+
+
+UNCLEAR = "CUBLAS failure 13: CUBLAS_STATUS_EXECUTION_FAILED ; GPU=0 ; hostname=here"
+
+
+@pytest.mark.parametrize(
+    ("again", "expected"),
+    [
+        (UNCLEAR, DeviceLost),  # a row of zeros fails as well, so these rows are not to blame
+        ("CUDA failure 700: an illegal memory access was encountered", DeviceLost),
+        ("CUDA failure 2: out of memory", ModelFailure),
+        ("", ModelFailure),  # a row of zeros runs
+    ],
+)
+def test_after_an_unclear_error_a_row_of_zeros_is_run(
+    again: str, expected: type[Exception], bucketed: Callable[..., OnnxModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probes: list[int] = []
+
+    def fail(self: PaddedRunner, rows: FloatRows, out: FloatRows) -> None:
+        if rows.any():
+            raise RuntimeError(f"[ONNXRuntimeError] : 1 : FAIL : {UNCLEAR}")
+        probes.append(len(rows))
+        if again:
+            raise RuntimeError(again)
+
+    model = bucketed(model_bytes(make_card(buckets=(1, 4, 8))))
+    monkeypatch.setattr(PaddedRunner, "__call__", fail)
+    with pytest.raises(expected) as caught:
+        model.run(sample_rows(8))
+    reason = caught.value.reason if isinstance(caught.value, ModelFailure) else str(caught.value)
+    assert reason == "CUBLAS failure 13: CUBLAS_STATUS_EXECUTION_FAILED"  # the first error, not that of the probe
+    assert probes == [1]
+
+
+def test_an_unclear_error_leaves_the_rows_on_the_device(
+    bucketed: Callable[..., OnnxModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = bucketed(model_bytes(make_card(buckets=(1, 4))))
+    rows = sample_rows(3)
+    expected, out = model.run(rows), np.empty_like(rows)
+    model.upload(rows)
+    model.run_steps()
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError(UNCLEAR)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PaddedRunner, "run_steps", fail)
+        with pytest.raises(ModelFailure):
+            model.run_steps()
+    model.download(out)
+    np.testing.assert_array_equal(out, expected)
+
+
+NO_CODE = "CUDA error cudaErrorNoKernelImageForDevice:no kernel image is available for execution on the device"
+
+
+def test_a_gpu_without_code_in_onnxruntime_is_named(
+    bucketed: Callable[..., OnnxModel], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("service.runtime.compute_capability.compute_capability", lambda device_id: (10, 0))
+    model = bucketed(model_bytes())
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert line.startswith("GPU 0 has compute capability 10.0, and onnxruntime-gpu")
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError(NO_CODE)
+
+    monkeypatch.setattr(PaddedRunner, "run_steps", fail)
+    with pytest.raises(DeviceLost, match=r"no kernel image.*; GPU 0 has compute capability 10\.0"):
+        model.warm_up()
 
 
 def test_a_session_with_graphs_is_run_in_one_thread(

@@ -105,15 +105,59 @@ def test_losing_the_only_device_fails_open_requests_and_refuses_new_ones(caplog:
         with serving(FakeModel(function=gone)) as scheduler:
             assert (scheduler.healthy, scheduler.all_devices_lost) == (True, False)
             with pytest.raises(ModelFailure) as caught:
-                await scheduler.submit(marked(1, 2, 3, 4), params(5))
+                await scheduler.submit(marked(1, 2, 3, 4), params(5, request_id="a-lost-request"))
             assert isinstance(caught.value.__cause__, DeviceLost)
             assert (scheduler.healthy, scheduler.all_devices_lost) == (False, True)
+            assert "CUDA failure 700" in scheduler.device_error
             with pytest.raises(NotReady):
                 await scheduler.submit(marked(1), params())
 
     asyncio.run(main())
     assert sizes == [4]  # halves of it would fail as well
-    assert [record.levelname for record in caplog.records] == ["CRITICAL"]
+    (record,) = caplog.records
+    assert record.levelname == "CRITICAL"
+    assert "CUDA failure 700" in record.getMessage()
+    assert "a-lost-request" in record.getMessage()
+
+
+def test_the_log_says_why_the_model_failed_and_for_which_requests(caplog: pytest.LogCaptureFixture) -> None:
+    model = FakeModel(gate=threading.Event(), failures={13: "CUBLAS failure 13\nwith a second line", 14: "disk full"})
+
+    async def main() -> None:
+        with serving(model) as scheduler:
+            plug = submitted(scheduler, marked(0), params())
+            await until_running(model)
+            names = {1: "fine", 13: "first", 14: "third"}
+            calls = [submitted(scheduler, marked(value), params(request_id=name)) for value, name in names.items()]
+            calls.append(submitted(scheduler, marked(13), params(request_id="second")))
+            await until_queued(scheduler, *calls)
+            release(model)
+            results = await asyncio.gather(plug, *calls, return_exceptions=True)
+            failures = [result for result in results if isinstance(result, ModelFailure)]
+            assert {failure.reason for failure in failures} == {"CUBLAS failure 13", "disk full"}
+            assert all("CUBLAS" not in failure.detail for failure in failures)
+
+    asyncio.run(main())
+    first, second = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert first.endswith("failed on 2 of 4 rows: CUBLAS failure 13; requests first, second")
+    assert second.endswith("failed on 1 of 4 rows: disk full; requests third")
+
+
+def test_a_line_of_the_log_names_only_some_of_many_requests(caplog: pytest.LogCaptureFixture) -> None:
+    model = FakeModel(gate=threading.Event(), failures={13: "disk full"})
+
+    async def main() -> None:
+        with serving(model, max_batch_rows=32) as scheduler:
+            plug = submitted(scheduler, marked(0), params())
+            await until_running(model)
+            calls = [submitted(scheduler, marked(13), params(request_id=f"r{i}")) for i in range(20)]
+            await until_queued(scheduler, *calls)
+            release(model)
+            await asyncio.gather(plug, *calls, return_exceptions=True)
+
+    asyncio.run(main())
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert line.endswith("r15 and 4 more")
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -321,6 +321,6 @@ def test_without_a_device_left_it_ends_to_be_started_anew(
 
     assert main_beside(script) == 1
     err = capsys.readouterr().err
-    assert "CRITICAL a device is lost: it fails every call until this process is started anew\n" in err
+    assert "CRITICAL a device is lost: CUDA failure 700: an illegal memory access was encountered" in err
     assert "Traceback" in err  # of the call that said so
     assert "does not start" not in err
