@@ -138,6 +138,7 @@ class Repository:
         self._open_models, self._open_on_cpu = open_models, open_on_cpu
         self._default = default
         self._precision: Literal["fp32", "fp16"] = precision
+        self._cuda_lost = ""  # why CUDA fails every call of this process, once a model has found that out
         self._ignored_names: set[str] = set()  # folders that a warning was logged for
 
     @property
@@ -164,6 +165,8 @@ class Repository:
         try:
             for ref in refs:
                 loaded[ref] = self.load(ref)
+            if self._cuda_lost:
+                self._move_to_cpu(loaded)
         except BaseException:
             _close(loaded.values())
             raise
@@ -219,15 +222,25 @@ class Repository:
         if self._precision == "fp16" and not (self._directory / file).is_file():
             raise StartupError(f"IGN_PRECISION=fp16: {file} is not there; use fp32, or export it")
         data = self._read(file)
-        try:
+        if self._open_on_cpu is None:
             return self._open_verified(self._open_models, data, ref, file, files)
-        except _FailsOnCuda as exc:
-            if self._open_on_cpu is None:
-                raise
-            reason = exc.detail
+        reason = self._cuda_lost
+        if not reason:
+            try:
+                return self._open_verified(self._open_models, data, ref, file, files)
+            except _FailsOnCuda as exc:
+                reason = exc.detail
+                if isinstance(exc.__cause__, DeviceLost):
+                    self._cuda_lost = reason
         # Outside of the handler, whose traceback would keep the sessions on CUDA alive.
-        _LOG.warning("%s; it runs on the CPU instead", reason)
+        _LOG.warning("%s runs on the CPU: %s", ref, reason)
         return replace(self._open_verified(self._open_on_cpu, data, ref, file, files), fallback_reason=reason)
+
+    def _move_to_cpu(self, loaded: dict[str, LoadedModel]) -> None:
+        """Load models on CUDA again, on the CPU: their device was lost after they had been verified."""
+        for ref in [ref for ref, model in loaded.items() if model.device == "cuda"]:
+            loaded[ref].close()
+            loaded[ref] = self.load(ref)
 
     def _open_verified(self, open_models: ModelFactory, data: bytes, ref: str, file: str, files: Files) -> LoadedModel:
         with wrap_errors(file):

@@ -173,7 +173,8 @@ class Worker:
         """Run one step; returns the rows that are done and the steps to emit."""
         batch, pool = self._batch, self._pool
         failed = batch.step()
-        self._log_failures(failed)
+        if failed:
+            self._log_failures(failed)
         if failed or batch.rows_on_lost_device:
             with pool.lock:
                 for row, failure in failed:

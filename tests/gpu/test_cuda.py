@@ -16,6 +16,7 @@ from service.domain.model import DeviceOutOfMemory
 from service.domain.tasks import SchedulingParams, StepParams
 from service.models.instances import InstanceFactory
 from service.models.repository import LoadedModel, Repository
+from service.runtime.compute_capability import can_run, compute_capability
 from service.runtime.onnx_model import OnnxModel
 from service.runtime.session import CudaOptions, CudaUnavailable
 from service.scheduling.scheduler import Scheduler
@@ -300,3 +301,9 @@ def test_two_gpus_answer_as_one() -> None:
     finally:
         scheduler.close()
         loaded.close()
+
+
+def test_the_driver_tells_the_compute_capability() -> None:
+    capability = compute_capability(0)
+    assert capability is not None
+    assert can_run(capability)  # as the other tests do run

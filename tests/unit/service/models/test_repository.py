@@ -369,6 +369,34 @@ def test_without_a_fallback_a_model_that_fails_on_cuda_is_refused(
     assert [model._runner for model in broken_gpu] == [None]
 
 
+def test_after_a_lost_device_every_model_runs_on_the_cpu(tmp_path: Path, broken_gpu: list[BrokenGpu]) -> None:
+    """CUDA fails every call of the process then, those of models that were verified before too."""
+    for name in ("a", "b", "c"):
+        write_model(tmp_path, name)
+
+    def open_models(data: bytes) -> list[OnnxModel]:
+        model = OnnxModel(data, device="cuda")
+        return [model] if model.card.name == "a" else list(on_cuda(broken_gpu, DeviceLost("CUDA failure 700"))(data))
+
+    models = Repository(tmp_path, open_models, default="a", open_on_cpu=Opener())
+    for loaded in models.load_all().values():
+        assert loaded.device == "cpu"
+        assert loaded.fallback_reason == "b/1/model.onnx: does not run on CPUExecutionProvider: CUDA failure 700"
+    assert len(broken_gpu) == 1  # c was not tried there
+
+
+def test_a_failure_of_one_model_leaves_the_others_on_cuda(tmp_path: Path, broken_gpu: list[BrokenGpu]) -> None:
+    for name in ("a", "b"):
+        write_model(tmp_path, name)
+
+    def open_models(data: bytes) -> list[OnnxModel]:
+        model = OnnxModel(data, device="cuda")
+        return [model] if model.card.name == "b" else list(on_cuda(broken_gpu, DeviceOutOfMemory())(data))
+
+    models = Repository(tmp_path, open_models, default="a", open_on_cpu=Opener())
+    assert [loaded.device for loaded in models.load_all().values()] == ["cpu", "cuda"]
+
+
 def test_a_damaged_file_is_not_cudas_fault(tmp_path: Path, broken_gpu: list[BrokenGpu]) -> None:
     truncate(write_model(tmp_path) / "golden.npz")
     opener = Opener()
