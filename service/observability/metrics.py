@@ -4,6 +4,8 @@ Each label has at most `MAX_VALUES` different values; further values become `oth
 unlimited number of series. Times are in seconds, batch and queue sizes in rows.
 """
 
+import contextlib
+import struct
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -24,6 +26,8 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from service.scheduling.observer import SchedulerObserver
 
 MAX_VALUES: Final = 64
+_READ_ATTEMPTS: Final = 100  # of the files of several processes
+_READ_PAUSE_S: Final = 0.001
 _CHILDREN: Final = 1024  # combinations of label values that are cached
 OTHER: Final = "other"
 Metric = TypeVar("Metric", Counter, Gauge, Histogram)
@@ -226,11 +230,13 @@ class Metrics:
 
     def render(self) -> tuple[bytes, str]:
         """All metrics in the Prometheus text format, and its content type."""
-        registry = self.registry
-        if self.shared is not None:
-            registry = CollectorRegistry()
-            MultiProcessCollector(registry, str(self.shared))  # type: ignore[no-untyped-call]
-        return generate_latest(registry), CONTENT_TYPE_LATEST
+        if self.shared is None:
+            return generate_latest(self.registry), CONTENT_TYPE_LATEST
+        for _ in range(_READ_ATTEMPTS - 1):
+            with contextlib.suppress(struct.error, ValueError):
+                return _render_shared(self.shared), CONTENT_TYPE_LATEST
+            time.sleep(_READ_PAUSE_S)  # another process is just creating one of its files, which takes microseconds
+        return _render_shared(self.shared), CONTENT_TYPE_LATEST
 
     def _gauge(self, name: str, text: str, mode: MultiprocessMode, *labels: str) -> Gauge:
         """A gauge; ``mode`` is how prometheus_client combines the values of several processes."""
@@ -317,6 +323,12 @@ class SchedulerMetrics(SchedulerObserver):
     def worker_replaced(self) -> None:
         """Count a worker thread that died and was replaced."""
         self._metrics.replacements.labels(self._model).inc()
+
+
+def _render_shared(folder: Path) -> bytes:
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, str(folder))  # type: ignore[no-untyped-call]
+    return generate_latest(registry)
 
 
 def _cached(metric: Metric, *limiters: Callable[[str], str]) -> Callable[..., Metric]:

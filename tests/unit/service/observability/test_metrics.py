@@ -1,9 +1,11 @@
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
+from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.observability.metrics import MAX_VALUES, OTHER, LabelLimiter, Metrics, SchedulerMetrics
@@ -189,3 +191,23 @@ def test_threads_may_report_at_once() -> None:
     for thread in threads:
         thread.join()
     assert value(metrics, "ign_padding_rows_total", model="toy/1") == 2000
+
+
+def test_a_process_that_creates_its_files_does_not_break_the_others(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path)
+    ended = threading.Event()
+
+    def create() -> None:
+        file = tmp_path / "counter_1.db"
+        while not ended.is_set():
+            file.write_bytes(b"")  # what another process sees until the file has its size
+            MmapedDict(str(file)).close()  # type: ignore[no-untyped-call]
+
+    other = threading.Thread(target=create)
+    other.start()
+    try:
+        for _ in range(200):
+            metrics.render()
+    finally:
+        ended.set()
+        other.join()
