@@ -7,7 +7,7 @@ Every function is synchronous and thread-safe, so that the codec pool can call i
 
 from service.images.animate import AnimationFormat, animate
 from service.images.base64_codec import decode_base64, encode_base64
-from service.images.decode import DecodeLimits, Picture, decode_picture
+from service.images.decode import DecodeLimits, Picture, decode_picture, picture_pixels
 from service.images.encode import PictureFormat, check_sides, encode
 from service.images.geometry import Resize
 from service.images.image_grid import contact_sheet, sheet_size, strip
@@ -39,6 +39,7 @@ __all__ = [
     "encode_npy",
     "is_small",
     "keep_mask",
+    "picture_pixels",
     "prepare",
     "sheet_size",
     "strip",

@@ -18,6 +18,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from service.domain.errors import IgnError, InvalidContent, TooLarge
 from service.images import png
+from service.images.jpeg import needed_segments
 from service.images.orientation import exif_transpose
 
 # An empty progressive scan has 30 bytes, and decoding it visits all blocks (9 ms at 16 megapixels). Without a limit, a
@@ -99,6 +100,23 @@ def decode_as_stored(data: bytes, limits: DecodeLimits, *, field: str) -> tuple[
         return opened.load(), opened.exif
 
 
+def picture_pixels(data: bytes, limits: DecodeLimits, *, field: str) -> int:
+    """The number of pixels that the header of a picture promises; 0 if it cannot be decoded.
+
+    Raises:
+        TooLarge: larger than the limits (code `image_too_large`).
+    """
+    try:
+        with _map_decoder_errors(field):
+            opened = _open(data)
+            if opened is None:
+                return 0
+            _check_size(opened.size, limits, field)
+            return opened.size[0] * opened.size[1]
+    except InvalidContent:
+        return 0
+
+
 @dataclass(frozen=True, slots=True)
 class _OpenedImage:
     size: tuple[int, int]  # (width, height) from the header
@@ -121,22 +139,32 @@ def _open(data: bytes) -> _OpenedImage | None:
         image = png.open_png(chunks)
         return _OpenedImage(image.size, exif, partial(png.load_png, chunks, image))
     if data.startswith(b"\xff\xd8\xff"):
-        return _wrap_pillow(_open_jpeg(data))
+        return _open_jpeg(data)
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return _wrap_pillow(WebPImageFile(io.BytesIO(data)))
+        return _open_webp(data)
     return None
 
 
-def _wrap_pillow(image: ImageFile) -> _OpenedImage:
-    return _OpenedImage(image.size, image.info.get("exif", b""), partial(_load, image))
-
-
-def _open_jpeg(data: bytes) -> ImageFile:
-    image = _Jpeg(io.BytesIO(data))
+def _open_jpeg(data: bytes) -> _OpenedImage:
+    needed, exif = needed_segments(data)
+    image = _Jpeg(io.BytesIO(needed))
     limit = _MAX_PROGRESSIVE_SCANS if "progressive" in image.info else _MAX_SEQUENTIAL_SCANS
-    if data.count(b"\xff\xda") > limit:
+    if needed.count(b"\xff\xda") > limit:
         raise ValueError("too many scans")
-    return image
+    return _OpenedImage(image.size, exif, partial(_load, image))
+
+
+def _open_webp(data: bytes) -> _OpenedImage:
+    # A chunk is: type, length of the content, content, and a byte of padding after an odd length.
+    position, chunks = 12, 0
+    while position + 8 <= len(data):
+        chunks += 1
+        if chunks > png.MAX_PARTS:
+            raise ValueError("too many chunks")
+        length = int.from_bytes(data[position + 4 : position + 8], "little")
+        position += 8 + length + length % 2
+    image = WebPImageFile(io.BytesIO(data))
+    return _OpenedImage(image.size, image.info.get("exif", b""), partial(_load, image))
 
 
 def _load(image: ImageFile) -> Image.Image:

@@ -25,6 +25,10 @@ _MODES: Final = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by number of bands
 # The chunk tRNS holds the transparent colour as a raw sample; Pillow scales 2-bit and 4-bit pixels to 8 bit.
 _KEY_SCALE: Final = {"1": 1, "L;2": 85, "L;4": 17}
 
+MAX_PARTS: Final = 50_000
+"""Most chunks of a PNG or WebP, and most segments before the first scan of a JPEG. Reading one takes about 1 µs of
+Python, so 16 MiB of empty ones would take seconds. Encoders write chunks of 8 KiB, which is 2000 in 16 MiB."""
+
 Samples = NDArray[np.uint16]  # (H, W), one band
 
 
@@ -33,15 +37,24 @@ def image_chunks(data: bytes) -> tuple[list[bytes], bytes]:
 
     Returns:
         The signature and the chunks of the first picture, in order; and the content of the chunk eXIf, or b"".
+
+    Raises:
+        ValueError: more than `MAX_PARTS` chunks, or an IHDR that is not the first of the chunks of the picture.
     """
     # Malformed lengths need no check here: slices end at the end of the data, and Pillow reports the damage.
     parts = [data[:8]]
     exif = b""
-    start, size = 8, len(data)
+    start, size, chunks = 8, len(data), 0
     while start + 8 <= size:
+        chunks += 1
+        if chunks > MAX_PARTS:
+            raise ValueError("too many chunks")
         chunk_type = data[start + 4 : start + 8]
         end = start + 12 + int.from_bytes(data[start : start + 4], "big")
         if chunk_type in _KEPT:
+            # Pillow believes the last IHDR. All others here, who decide where to decode and how much, read the first.
+            if chunk_type == b"IHDR" and len(parts) > 1:
+                raise ValueError("more than one IHDR")
             parts.append(data[start:end])
         elif chunk_type == b"eXIf":
             exif = data[start + 8 : end - 4]

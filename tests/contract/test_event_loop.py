@@ -1,15 +1,18 @@
 """The event loop belongs to everybody: whatever one caller sends, it must not be held up for the others."""
 
 import asyncio
+import gzip
+import struct
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 
 from tests.contract.harness import Service, b64, serving, settings, write_models
-from tests.helpers.pictures import noise, save
+from tests.helpers.pictures import chunk, noise, save
 
 LONGEST_S = 0.005
 MIB = 1 << 20
@@ -68,6 +71,22 @@ def broken() -> Callable[[Service], object]:
     return lambda service: service.post("/project", {"images": ["A" * 4] * (MIB // 8)})
 
 
+def two_headers() -> Callable[[Service], object]:
+    """A PNG of 2 KB that promises 8×8 pixels first and 4000×4000 then."""
+    small, large = (chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)) for side in (8, 4000))
+    pixels = chunk(b"IDAT", zlib.compress(bytes(4001 * 4000), 9))
+    data = b"\x89PNG\r\n\x1a\n" + small + large + pixels + chunk(b"IEND")
+    assert len(data) < 1 << 15
+    return lambda service: service.post("/project", content=data, headers={"Content-Type": "image/png"})
+
+
+def repository_call() -> Callable[[Service], object]:
+    body = gzip.compress(b'{"points":[' + b",".join([b"{}"] * 1_000_000) + b"]}")
+    return lambda service: service.post(
+        "/v2/repository/index", content=body, headers={"Content-Encoding": "gzip", "Content-Type": "application/json"}
+    )
+
+
 REQUESTS: dict[str, Callable[[Service], object]] = {
     "64 pictures": lambda service: service.post("/generate", {"n": 64}),
     "64 colour pictures": lambda service: service.post("/generate", {"n": 64, "model": "colour"}),
@@ -85,6 +104,8 @@ REQUESTS: dict[str, Callable[[Service], object]] = {
     "64 files": form(64, 100),
     "an animation": latents(),
     "a megabyte of mistakes": broken(),
+    "a PNG with two headers": two_headers(),
+    "a repository call of a million objects": repository_call(),
 }
 
 
