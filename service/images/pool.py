@@ -4,10 +4,13 @@ A large job would block the event loop. A small job takes less time than waking 
 """
 
 import asyncio
+import contextlib
+import queue
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
@@ -19,7 +22,9 @@ Observe = Callable[[str, float], None]
 class CodecPool:
     """Runs jobs in at most ``threads`` threads.
 
-    The number of threads also limits the memory, because each thread decodes one picture at a time.
+    The number of threads also limits the memory, because each thread decodes one picture at a time. The threads are
+    daemons: `concurrent.futures` joins its threads when the interpreter exits, so one damaged picture could keep a
+    stopped process alive for as long as its decoder runs.
 
     Args:
         threads: number of threads, ≥ 1.
@@ -27,16 +32,61 @@ class CodecPool:
     """
 
     def __init__(self, threads: int, observe: Observe) -> None:
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="codec")
+        self.threads = threads
         self._observe = observe
+        self._queue: queue.SimpleQueue[_PoolJob | None] = queue.SimpleQueue()
+        self._started = self._closed = False
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that no thread has taken yet; those whose request has ended count until a thread drops them."""
+        return self._queue.qsize()
 
     async def run(self, operation: str, job: Callable[[], T]) -> T:
-        """Run ``job`` and return its result; if the call is cancelled before the job starts, the job is dropped."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._timed, operation, job)
+        """Run ``job`` and return its result.
+
+        If the call is cancelled before the job starts, the job is dropped. If it is cancelled later, the job runs on
+        and its result is dropped; a long job has to ask by itself whether somebody still waits for it.
+
+        Args:
+            operation: `decode` or `encode`, for ``observe``.
+            job: a plain function.
+
+        Raises:
+            RuntimeError: the pool is closed.
+        """
+        if self._closed:
+            raise RuntimeError("the codec pool is closed")
+        if not self._started:
+            self._start()
+        waiting = _PoolJob(partial(self._timed, operation, job), asyncio.get_running_loop())
+        del job  # a cancelled future in the queue holds its exception, and that this frame
+        self._queue.put(waiting)
+        try:
+            result: T = await waiting.done
+            return result
+        finally:
+            waiting.job = None  # a job that has not started frees what it holds, such as the body of its request
+            del waiting  # its exception holds this frame: break the cycle
 
     def close(self) -> None:
-        """Drop the jobs that have not started, and let the threads end."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """Cancel the jobs that have not started, and let the threads end; call it on the event loop of the jobs."""
+        self._closed = True
+        with contextlib.suppress(queue.Empty):
+            while waiting := self._queue.get_nowait():
+                waiting.done.cancel()
+        for _ in range(self.threads):
+            self._queue.put(None)
+
+    def _start(self) -> None:
+        self._started = True
+        for number in range(self.threads):
+            threading.Thread(target=self._work, name=f"codec_{number}", daemon=True).start()
+
+    def _work(self) -> None:
+        while waiting := self._queue.get():
+            waiting.run()
+            del waiting  # `get` blocks, and meanwhile the last job would hold its picture
 
     def _timed(self, operation: str, job: Callable[[], T]) -> T:
         start = time.perf_counter()
@@ -44,6 +94,39 @@ class CodecPool:
             return job()
         finally:
             self._observe(operation, time.perf_counter() - start)
+
+
+class _PoolJob:
+    """A job and the future that waits for it on an event loop."""
+
+    __slots__ = ("_loop", "done", "job")
+
+    def __init__(self, job: Callable[[], Any], loop: asyncio.AbstractEventLoop) -> None:
+        self.job: Callable[[], Any] | None = job
+        self.done: asyncio.Future[Any] = loop.create_future()
+        self._loop = loop
+
+    def run(self) -> None:
+        """Run the job in this thread, unless its caller has gone."""
+        job = self.job
+        if job is None:
+            return
+        result, failure = None, None
+        try:
+            result = job()
+        except BaseException as exc:  # the thread must survive every job
+            failure = exc
+        with contextlib.suppress(RuntimeError):  # the event loop is closed
+            self._loop.call_soon_threadsafe(self._finish, result, failure)
+        del self, failure  # the exception holds this frame: break the cycle
+
+    def _finish(self, result: Any, failure: BaseException | None) -> None:
+        if self.done.done():  # the caller cancelled it
+            return
+        if failure is None:
+            self.done.set_result(result)
+        else:
+            self.done.set_exception(failure)
 
 
 class InlineRunner:

@@ -1,5 +1,6 @@
 """The whole service on a real port, with tiny real models, and what its tests ask of it."""
 
+import asyncio
 import base64
 import io
 import logging
@@ -177,6 +178,29 @@ def gated(monkeypatch: pytest.MonkeyPatch, settings: Settings, *, ready: bool = 
             yield service, gate
     finally:
         gate.opened.set()
+
+
+@contextmanager
+def busy_codec(service: Service) -> Iterator[None]:
+    """Every thread of the codec pool is busy."""
+    codec = service.services.codec
+    held, free = threading.Barrier(codec.threads + 1), threading.Event()
+
+    def hold() -> None:
+        held.wait(PATIENCE_S)
+        free.wait(PATIENCE_S)
+
+    async def hold_all() -> None:
+        await asyncio.gather(*(codec.run("hold", hold) for _ in range(codec.threads)))
+
+    holder = threading.Thread(target=lambda: asyncio.run(hold_all()))
+    holder.start()
+    held.wait(PATIENCE_S)
+    try:
+        yield
+    finally:
+        free.set()
+        holder.join(PATIENCE_S)
 
 
 def write_models(directory: Path) -> Path:

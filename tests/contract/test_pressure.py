@@ -14,7 +14,7 @@ import pytest
 from service.api.native import uploads
 from service.images import DecodeLimits, decode_picture
 from service.images.decode import Picture
-from tests.contract.harness import PATIENCE_S, Service, b64, gated, latents, problem, serving, settings
+from tests.contract.harness import PATIENCE_S, Service, b64, busy_codec, gated, latents, problem, serving, settings
 from tests.contract.oip import INFER, as_json
 from tests.helpers.pictures import noise, save
 
@@ -181,30 +181,17 @@ def test_a_slow_body_is_408(models: Path) -> None:
 
 
 def test_a_deadline_covers_the_codec_pool(models: Path) -> None:
-    with serving(settings(models)) as service:
-        held, free = threading.Event(), threading.Event()
-
-        def hold() -> None:
-            held.set()
-            free.wait(PATIENCE_S)
-
-        pool = service.services.codec._pool
-        try:
-            for _ in range(pool._max_workers):
-                pool.submit(hold)
-            assert held.wait(PATIENCE_S)
-            body = {"images": [b64(LARGE_PICTURE)]}
-            response = service.post("/project", body, headers={"X-Request-Timeout": "0.1"})
-            problem(response, 504, "deadline_exceeded")
-            # These do not use the pool, which stays blocked: small pictures are decoded and encoded on the event loop.
-            response = service.post("/project", {"images": [b64(PICTURE)]}, headers={"X-Request-Timeout": "20"})
-            assert response.status_code == 200
-            response = service.post("/generate", {"n": 64, "steps": 1}, headers={"X-Request-Timeout": "20"})
-            assert response.status_code == 200
-            response = service.post("/generate", {"n": 64, "model": "colour"}, headers={"X-Request-Timeout": "0.3"})
-            problem(response, 504, "deadline_exceeded")
-        finally:
-            free.set()
+    with serving(settings(models)) as service, busy_codec(service):
+        body = {"images": [b64(LARGE_PICTURE)]}
+        response = service.post("/project", body, headers={"X-Request-Timeout": "0.1"})
+        problem(response, 504, "deadline_exceeded")
+        # These do not use the pool, which stays blocked: small pictures are decoded and encoded on the event loop.
+        response = service.post("/project", {"images": [b64(PICTURE)]}, headers={"X-Request-Timeout": "20"})
+        assert response.status_code == 200
+        response = service.post("/generate", {"n": 64, "steps": 1}, headers={"X-Request-Timeout": "20"})
+        assert response.status_code == 200
+        response = service.post("/generate", {"n": 64, "model": "colour"}, headers={"X-Request-Timeout": "0.3"})
+        problem(response, 504, "deadline_exceeded")
 
 
 def test_rows_of_a_client_that_left_never_run(models: Path, monkeypatch: Patch) -> None:
@@ -224,18 +211,12 @@ def test_rows_of_a_client_that_left_never_run(models: Path, monkeypatch: Patch) 
 
 def test_a_client_that_left_while_its_picture_waits_to_be_decoded(models: Path) -> None:
     with serving(settings(models)) as service:
-        free = threading.Event()
-        pool = service.services.codec._pool
-        try:
-            for _ in range(pool._max_workers):
-                pool.submit(free.wait, PATIENCE_S)
+        with busy_codec(service):
             head = b"POST /project HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n"
             with socket.create_connection(service.address) as connection:
                 connection.sendall(head % len(LARGE_PICTURE) + LARGE_PICTURE)
                 service.until(lambda: service.get("/healthz").is_success and service.services.in_flight.count == 1)
             service.until(lambda: service.get("/healthz").is_success and service.services.in_flight.count == 0)
-        finally:
-            free.set()
         assert service.post("/project", {"images": [b64(PICTURE)]}).status_code == 200
         assert service.metric("ign_batches_total") == 1
 
