@@ -85,6 +85,12 @@ class Settings(BaseSettings):
     max_steps: int = Field(default=300_000, ge=1, le=1_000_000_000, description="applications of f in one request")
     max_body_bytes: int = Field(default=16 * 2**20, ge=1024, lt=2**31, description="bytes of the largest request body")
     max_pixels: int = Field(default=16_000_000, ge=1, le=2**28, description="pixels of the largest picture")
+    max_request_pixels: int = Field(
+        default=64_000_000, ge=1, le=2**34, description="pixels of all pictures and masks of one request"
+    )
+    max_inflight_bytes: int = Field(
+        default=256 * 2**20, ge=1024, le=2**40, description="bytes of the bodies of all requests in flight"
+    )
     max_inflight_requests: int = Field(default=1024, ge=1, le=1_000_000, description="requests in flight")
     request_timeout_s: float = Field(default=30.0, ge=0.001, le=86_400, description="seconds a request may take")
     stream_timeout_s: float = Field(default=900.0, ge=0.001, le=604_800, description="seconds an event stream may take")
@@ -127,6 +133,15 @@ class Settings(BaseSettings):
                 self.queue_rows < self.max_images,
                 f"IGN_QUEUE_ROWS={self.queue_rows} is less than IGN_MAX_IMAGES={self.max_images}: the queue could "
                 "never hold a full request",
+            ),
+            (
+                self.max_request_pixels < self.max_pixels,
+                f"IGN_MAX_REQUEST_PIXELS={self.max_request_pixels} is less than IGN_MAX_PIXELS={self.max_pixels}",
+            ),
+            (
+                self.max_inflight_bytes < self.max_body_bytes,
+                f"IGN_MAX_INFLIGHT_BYTES={self.max_inflight_bytes} is less than "
+                f"IGN_MAX_BODY_BYTES={self.max_body_bytes}: the largest body could never be received",
             ),
             (
                 self.drain_delay_s > self.drain_s,

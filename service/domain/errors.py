@@ -25,7 +25,8 @@ IgnError
 ├── UnavailableError           temporarily unavailable (has retry_after)
 │   ├── NotReady               models are loading, or a worker is being replaced
 │   ├── Draining               the service is shutting down
-│   └── TooManyConnections     too many requests in flight
+│   ├── TooManyConnections     too many requests in flight
+│   └── TooManyBytes           too many bytes of bodies in flight
 ├── ModelFailure               the model raised an error or returned values that are not finite
 └── StartupError               the service does not start; the text is one line for the operator
 
@@ -235,6 +236,12 @@ class TooManyConnections(UnavailableError):
     """Too many requests are in flight."""
 
     code = "too_many_connections"
+
+
+class TooManyBytes(UnavailableError):
+    """The bodies of the requests in flight hold too many bytes."""
+
+    code = "too_many_bytes"
 
 
 class ModelFailure(IgnError):

@@ -41,6 +41,7 @@ def per_worker_settings(settings: Settings) -> Settings:
         threads=max(1, (settings.threads or available_cpus()) // settings.workers),
         queue_rows=share(settings.queue_rows, settings.max_images),
         max_inflight_requests=share(settings.max_inflight_requests),
+        max_inflight_bytes=share(settings.max_inflight_bytes, settings.max_body_bytes),
     )
 
 

@@ -79,6 +79,7 @@ class ApiRequest:
                 max_bytes=settings.max_body_bytes,
                 deadline=min(body_deadline, self.deadline),
                 encoded=encoded,
+                hold=partial(self.services.in_flight.hold, self.request.scope["state"]),
             )
         except BodyTooSlow as exc:
             if self.deadline < body_deadline:

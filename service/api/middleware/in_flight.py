@@ -1,28 +1,35 @@
 """Count the requests in flight, and reject requests beyond a limit."""
 
 import asyncio
-from collections.abc import Collection
-from typing import Final
+from collections.abc import Collection, MutableMapping
+from typing import Any, Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api.http.problems import send_problem
 from service.api.middleware.auth import HEALTH_PATHS
-from service.domain.errors import Draining, TooManyConnections
+from service.domain.errors import Draining, TooManyBytes, TooManyConnections
 
 TOO_MANY: Final = "too many requests are in flight"
 
 
 class InFlightRequests:
-    """Counts the requests in flight, and holds the flag `draining`. Belongs to one event loop.
+    """Counts the requests in flight and the bytes of their bodies, and holds the flag `draining`.
+
+    Belongs to one event loop.
 
     `service.server` sets `draining` once, and waits with `idle`. `ModelRegistry` waits with `wait_for_current` before
     it closes a model.
+
+    Args:
+        max_bytes: most bytes of the bodies of all requests in flight; None for no limit.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_bytes: int | None = None) -> None:
         self.draining = False
         self.count = 0
+        self.bytes = 0
+        self._max_bytes = max_bytes
         self._idle = asyncio.Event()
         self._idle.set()
         self._epoch = _Epoch()
@@ -36,9 +43,28 @@ class InFlightRequests:
         self._idle.clear()
         return epoch
 
-    def leave(self, epoch: "_Epoch") -> None:
-        """Count a request that has ended."""
+    def hold(self, state: MutableMapping[str, Any], size: int) -> None:
+        """Count bytes of a body, until its request ends.
+
+        Bytes count as they arrive. If an announced length counted, a few slow clients could reserve everything without
+        sending a byte.
+
+        Args:
+            state: of the request.
+            size: number of bytes that have arrived.
+
+        Raises:
+            TooManyBytes: they would pass the limit.
+        """
+        if self._max_bytes is not None and self.bytes + size > self._max_bytes:
+            raise TooManyBytes("the bodies of the requests in flight hold too many bytes")
+        self.bytes += size
+        state["body_bytes"] = state.get("body_bytes", 0) + size
+
+    def leave(self, epoch: "_Epoch", body_bytes: int = 0) -> None:
+        """Count a request that has ended, and the bytes of its body that `hold` counted."""
         self.count -= 1
+        self.bytes -= body_bytes
         if self.count == 0:
             self._idle.set()
         epoch.requests -= 1
@@ -100,4 +126,4 @@ class ConcurrencyLimitMiddleware:
             try:
                 await self._app(scope, receive, send)
             finally:
-                in_flight.leave(epoch)
+                in_flight.leave(epoch, scope.get("state", {}).get("body_bytes", 0))

@@ -54,6 +54,7 @@ EXPECTED = {
     "NotReady": 503,
     "Draining": 503,
     "TooManyConnections": 503,
+    "TooManyBytes": 503,
     "ModelFailure": 500,
     "StartupError": 500,
 }

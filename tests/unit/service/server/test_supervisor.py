@@ -1,3 +1,4 @@
+import math
 import os
 import signal
 import time
@@ -70,6 +71,8 @@ def test_limits_are_divided_and_a_full_request_still_fits(settings: Settings) ->
     share = per_worker_settings(settings)
     assert (share.threads, share.max_inflight_requests, share.queue_rows) == (2, 4, 64)
     assert share.max_images == settings.max_images
+    assert share.max_inflight_bytes == math.ceil(settings.max_inflight_bytes / 3)
+    assert per_worker_settings(settings.replace(max_inflight_bytes=2**24)).max_inflight_bytes == 2**24
     assert per_worker_settings(settings.replace(threads=1)).threads == 1
 
 
