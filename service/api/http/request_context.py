@@ -12,7 +12,7 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 
 from service.api.app_state import AppState
-from service.api.http.body import parse_content_type, parse_json, printable_name, read_body
+from service.api.http.body import MAX_VALUES, parse_content_type, parse_json, printable_name, read_body
 from service.api.http.negotiation import Media, negotiate
 from service.api.http.problems import describe
 from service.domain.errors import BodyTooSlow, DeadlineExceeded, InvalidContent, MalformedRequest, UnsupportedMedia
@@ -193,14 +193,14 @@ def _seconds(header: str) -> float:
     return seconds
 
 
-def parse_as(schema: type[Body], body: bytes) -> Body:
-    """A JSON body as ``schema``; an empty body counts as `{}`.
+def parse_as(schema: type[Body], body: bytes, *, max_values: int = MAX_VALUES) -> Body:
+    """A JSON body as ``schema``, with at most ``max_values`` values; an empty body counts as `{}`.
 
     Raises:
         InvalidContent, MalformedRequest: the body does not fit the schema, or is not JSON.
     """
     try:
-        return schema.model_validate(parse_json(body) if body else {})
+        return schema.model_validate(parse_json(body, max_values=max_values) if body else {})
     except ValidationError as exc:  # formatted here, in the codec pool: a large body can hold 100 000 errors
         problem = describe(exc)
         raise InvalidContent(problem.detail, fields=problem.fields) from exc

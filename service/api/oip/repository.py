@@ -3,7 +3,9 @@
 If API keys are configured, loading and unloading need the scope `admin`, which `service.api.middleware.auth` checks.
 """
 
-from typing import TypeVar
+import asyncio
+import time
+from typing import Final, TypeVar
 
 from fastapi import APIRouter
 from pydantic import BaseModel
@@ -16,11 +18,14 @@ from service.api.oip import openapi
 from service.api.oip.compression import content_encoding, inflate
 from service.api.oip.schemas import IndexEntry, IndexRequest, LoadRequest, UnloadRequest
 from service.api.oip.tensors import parse
-from service.domain.errors import NotSupported
+from service.domain.errors import DeadlineExceeded, NotSupported
 
 router = APIRouter(tags=["Open Inference Protocol"])
 
 Body = TypeVar("Body", bound=BaseModel)
+
+_MAX_BYTES: Final = 1 << 16  # of a body, as received and decompressed; the longest useful one has about 50
+_MAX_INLINE: Final = 1 << 10  # bytes; parsing so few takes less time than waking a thread of the codec pool
 
 
 @router.post("/v2/repository/index", response_model=list[IndexEntry], **openapi.repository(IndexRequest, openapi.INDEX))
@@ -67,14 +72,30 @@ def _app_state(request: Request) -> AppState:
 
 
 async def _read_body(request: Request, services: AppState, schema: type[Body]) -> Body:
+    """The options of a repository call.
+
+    Raises:
+        TooLarge: the body has more than 64 KiB.
+        DeadlineExceeded: no thread of the codec pool had time for a large body.
+    """
     settings = services.settings
     encoding = content_encoding(", ".join(request.headers.getlist("content-encoding")))
     arrival: float = request.state.arrival
     body = await read_body(
         request.headers,
         request.receive,
-        max_bytes=settings.max_body_bytes,
+        max_bytes=_MAX_BYTES,
         deadline=arrival + settings.body_timeout_s,
         encoded=True,
     )
-    return parse(body if encoding is None else inflate(body, encoding, settings.max_body_bytes), schema)
+
+    def read() -> Body:
+        return parse(body if encoding is None else inflate(body, encoding, _MAX_BYTES), schema)
+
+    if encoding is None and len(body) <= _MAX_INLINE:
+        return read()
+    try:
+        async with asyncio.timeout(arrival + settings.request_timeout_s - time.monotonic()):
+            return await services.codec.run("decode", read)
+    except TimeoutError as exc:
+        raise DeadlineExceeded("the deadline passed") from exc

@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 from pydantic import BaseModel
 
+from service.api.http.body import MAX_VALUES
 from service.api.http.request_context import parse_as
 from service.api.oip.schemas import InferRequest, Input, RequestedOutput
 from service.artifact.card import INPUT, OUTPUT, ModelCard
@@ -84,7 +85,9 @@ def read_request(body: bytes, json_length: int | None, card: ModelCard, *, max_r
     if length > len(body):
         raise InvalidInference(f"{HEADER_LENGTH}: {length} bytes of JSON, but the body has only {len(body)}")
     head = body[:length]
-    request = _parse_cached(head) if length <= _MAX_CACHED_BYTES else parse(head, InferRequest)
+    # The largest legal body nests every number of `max_rows` rows like the shape.
+    max_values = MAX_VALUES + max_rows * _nested_values(card)
+    request = _parse_cached(head) if length <= _MAX_CACHED_BYTES else parse(head, InferRequest, max_values=max_values)
     if request.parameters.steps > max_steps:
         raise InvalidInference(f"parameters.steps: must be at most {max_steps}")
     (x,) = _check_names(request.inputs, INPUT, "inputs")
@@ -117,15 +120,21 @@ def write_answer(request: Inference, card: ModelCard, rows: FloatRows) -> tuple[
     return head, None
 
 
-def parse(body: bytes, schema: type[Schema]) -> Schema:
-    """Parse a JSON body as ``schema``; an empty body counts as `{}`.
+def _nested_values(card: ModelCard) -> int:
+    """Number of JSON values of one row: its numbers, and the arrays for the row, its channels and their lines."""
+    channels, height, width = card.shape
+    return 1 + channels * (1 + height * (1 + width))
+
+
+def parse(body: bytes, schema: type[Schema], *, max_values: int = MAX_VALUES) -> Schema:
+    """Parse a JSON body as ``schema``, with at most ``max_values`` values; an empty body counts as `{}`.
 
     Raises:
         MalformedRequest: not JSON.
         InvalidInference: the body does not fit the schema.
     """
     try:
-        return parse_as(schema, body)
+        return parse_as(schema, body, max_values=max_values)
     except InvalidContent as exc:
         raise InvalidInference(exc.detail) from exc
 
