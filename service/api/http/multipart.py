@@ -6,6 +6,7 @@ many files or fields with 400 and without a field name instead of 422.
 """
 
 from collections import defaultdict
+from collections.abc import Collection
 from typing import Final
 
 import python_multipart
@@ -15,11 +16,12 @@ from python_multipart.multipart import parse_options_header
 from service.api.http.body import parse_content_type, printable_name
 from service.domain.errors import InvalidContent, MalformedRequest
 
+MUST_BE_A_FILE: Final = "must be a file, with a file name or the Content-Type of a picture"
 _CHUNK_BYTES: Final = 1 << 16
 
 
 def parse_multipart(
-    content_type: str, body: bytes, *, max_files: int, max_fields: int
+    content_type: str, body: bytes, *, max_files: int, max_fields: int, file_names: Collection[str] = ()
 ) -> tuple[dict[str, list[str]], dict[str, list[bytes]]]:
     """Split a `multipart/form-data` body into fields and files, each as a mapping from name to its values in order.
 
@@ -31,15 +33,16 @@ def parse_multipart(
         body: the whole body.
         max_files: largest number of files.
         max_fields: largest number of fields.
+        file_names: names of parts that hold a picture.
 
     Raises:
         MalformedRequest: no boundary, no last boundary, a part without a name, a field that is not UTF-8.
-        InvalidContent: too many files or fields.
+        InvalidContent: too many files or fields; or bytes in a part that should be a file, but says neither.
     """
     boundary = parse_content_type(content_type)[1].get("boundary", "")
     if not boundary:
         raise MalformedRequest("Content-Type: the boundary is missing")
-    form = _MultipartParser(max_files=max_files, max_fields=max_fields)
+    form = _MultipartParser(max_files=max_files, max_fields=max_fields, file_names=file_names)
     try:
         form.feed(boundary.encode("latin-1"), body)
     except FormParserError as exc:
@@ -56,12 +59,13 @@ class _MultipartParser:
     so each of the three has a buffer. The order of calls for one part is: begin, headers, end of headers, data, end.
     """
 
-    def __init__(self, *, max_files: int, max_fields: int) -> None:
+    def __init__(self, *, max_files: int, max_fields: int, file_names: Collection[str]) -> None:
         self.fields: defaultdict[str, list[str]] = defaultdict(list)
         self.files: defaultdict[str, list[bytes]] = defaultdict(list)
         self.complete = False
         self._remaining = {"files": max_files, "fields": max_fields}
         self._header, self._value, self._content = bytearray(), bytearray(), bytearray()
+        self._file_names = file_names
         self._headers: dict[bytes, bytes] = {}  # of the current part; names in lower case
         self._name = ""
         self._is_file, self._filename = False, b""
@@ -109,9 +113,17 @@ class _MultipartParser:
 
     def _end_part(self) -> None:
         if not self._is_file:
-            self.fields[self._name].append(_utf8(self._content, printable_name(self._name)))
+            self.fields[self._name].append(self._text())
         elif self._filename or self._content:
             self.files[self._name].append(bytes(self._content))
+
+    def _text(self) -> str:
+        try:
+            return _utf8(self._content, printable_name(self._name))
+        except MalformedRequest as exc:
+            if self._name in self._file_names:  # a picture whose program named no file, or named it with `filename*`
+                raise InvalidContent.field(self._name, MUST_BE_A_FILE) from exc
+            raise
 
     def _end_form(self) -> None:
         self.complete = True

@@ -9,7 +9,7 @@ import numpy as np
 from starlette.datastructures import QueryParams
 
 from service.api.http.body import printable_name
-from service.api.http.multipart import parse_multipart
+from service.api.http.multipart import MUST_BE_A_FILE, parse_multipart
 from service.api.http.request_context import ApiRequest, parse_as
 from service.api.native import form_fields
 from service.api.native.schemas import PointRequest, ProjectOptions, ProjectRequest, ScoreOptions, ScoreRequest
@@ -174,6 +174,7 @@ class PointReader:
 
 async def _from_form(api: ApiRequest, schema: type[Options]) -> Upload[Options]:
     body = await api.read_body()
+    accepts_mask = issubclass(schema, ProjectOptions)
     fields, files = await api.parse(
         body,
         partial(
@@ -182,17 +183,17 @@ async def _from_form(api: ApiRequest, schema: type[Options]) -> Upload[Options]:
             body,
             max_files=api.services.settings.max_images + 1,
             max_fields=_MAX_FIELDS,
+            file_names=("image", "mask") if accepts_mask else ("image",),
         ),
     )
     images = files.pop("image", [])
-    accepts_mask = issubclass(schema, ProjectOptions)
     masks = list(files.pop("mask", [])) if accepts_mask else []
     mask_texts = fields.pop("mask", []) if accepts_mask else []  # a mask may come as base64 text, too
     for name in files:
         expected = "image or mask" if accepts_mask else "image"
         raise InvalidContent.field(printable_name(name), f"unknown file; expected {expected}")
     if "image" in fields:
-        raise InvalidContent.field("image", "must be a file, with a file name or the Content-Type of a picture")
+        raise InvalidContent.field("image", MUST_BE_A_FILE)
     if len(masks) + len(mask_texts) > 1:
         raise InvalidContent.field("mask", "given more than once")
     if not images:
