@@ -53,6 +53,7 @@ class AppState:
         """Set the metrics that show a state, not a count; to be called before they are read."""
         self.metrics.ready.set(self.ready)
         self.metrics.set_queue_rows(self.registry.rows_queued())
+        self.metrics.codec_waiting.set(self.codec.waiting)
 
     def require_serving(self) -> None:
         """Raise unless the service accepts requests; it checks no model, so that one never blocks the others.

@@ -72,6 +72,9 @@ class Metrics:
         self._codec = self._histogram(
             "ign_codec_seconds", "One call that decodes or encodes images.", _COMPUTE, "operation"
         )
+        self.codec_waiting = self._gauge(
+            "ign_codec_waiting_jobs", "Jobs waiting for a thread of the codec pool.", "livesum"
+        )
         self._distance = self._histogram(
             "ign_distance", "Mean |f(x) - x| of inputs, in the model's units.", _DISTANCE, "model", "endpoint"
         )

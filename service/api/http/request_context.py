@@ -51,6 +51,7 @@ class ApiRequest:
         max_timeout = self.services.settings.request_timeout_s
         self.deadline: float = self.arrival + (max_timeout if timeout is None else min(_seconds(timeout), max_timeout))
         self.seconds = {"decode": 0.0, "queue": 0.0, "compute": 0.0, "encode": 0.0}
+        self._is_over = False
 
     def negotiate(self, offers: tuple[Media, ...]) -> Media:
         """The media type of the answer.
@@ -78,8 +79,8 @@ class ApiRequest:
                 self.request.receive,
                 max_bytes=settings.max_body_bytes,
                 deadline=min(body_deadline, self.deadline),
-                encoded=encoded,
                 hold=partial(self.services.in_flight.hold, self.request.scope["state"]),
+                encoded=encoded,
             )
         except BodyTooSlow as exc:
             if self.deadline < body_deadline:
@@ -127,6 +128,17 @@ class ApiRequest:
         self.request.scope["state"]["model"] = model.ref
         return model
 
+    def check_not_over(self) -> None:
+        """Raise if nobody waits for a codec job of this request any more; a job calls it between two pictures.
+
+        Thread-safe: it reads one flag that the event loop sets.
+
+        Raises:
+            DeadlineExceeded: the deadline has passed, or the client has disconnected.
+        """
+        if self._is_over or time.monotonic() > self.deadline:
+            raise DeadlineExceeded("the deadline passed")
+
     async def run_codec(self, part: str, job: Callable[[], T], *, large: bool) -> T:
         """Run a codec job; its time counts as ``part``, in this request's timing and in the metrics.
 
@@ -146,6 +158,9 @@ class ApiRequest:
                     return await services.codec.run(part, job)  # the pool records the metric
             except TimeoutError as exc:
                 raise DeadlineExceeded("the deadline passed") from exc
+            except asyncio.CancelledError:
+                self._is_over = True
+                raise
             finally:
                 self.seconds[part] += time.perf_counter() - start
         if services.in_flight.count > 1:

@@ -84,7 +84,7 @@ async def project(request: Request) -> Response:
     check_format(spec, params.record)
 
     def make_rows() -> InputRows:
-        inputs = prepare_upload(upload, model, settings)
+        inputs = prepare_upload(upload, model, settings, api.check_not_over)
         for label, inverted in zip(labels, inputs.inverted, strict=True):
             label["inverted"] = inverted
         return inputs
@@ -118,7 +118,7 @@ async def latent_interpolate(request: Request) -> Response:
         closed=isinstance(path, LatentPath) and path.loop,
     )
     check_format(spec)
-    reader = PointReader(model, settings)
+    reader = PointReader(model, settings, api.check_not_over)
 
     def make_rows() -> InputRows:
         points = reader.rows("points", options.points)
@@ -139,7 +139,7 @@ async def latent_arithmetic(request: Request) -> Response:
     model = api.resolve(options.model)
     steps = check_steps(options.steps, recommended=model.card.steps.generate, settings=settings)
     spec = ResponseSpec(model=model, media=media, format=options.format, labels=[{"index": 0}], members={"seed": None})
-    reader = PointReader(model, settings)
+    reader = PointReader(model, settings, api.check_not_over)
 
     def make_rows() -> InputRows:
         rows = reader.rows("terms", options.terms)
@@ -165,7 +165,7 @@ async def score(request: Request) -> Response:
         model.scheduler.check_capacity(len(upload.images))
 
     async def work() -> Response:
-        job = partial(prepare_upload, upload, model, api.services.settings)
+        job = partial(prepare_upload, upload, model, api.services.settings, api.check_not_over)
         inputs = await api.run_codec("decode", job, large=large)
         step_params = StepParams(steps=1, score=True)
         params = SchedulingParams(

@@ -1,6 +1,7 @@
 """Read uploads (pictures, masks and latents, as multipart, JSON or a raw body) and decode them to rows."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Final, Generic, TypeVar
@@ -14,7 +15,7 @@ from service.api.http.request_context import ApiRequest, parse_as
 from service.api.native import form_fields
 from service.api.native.schemas import PointRequest, ProjectOptions, ProjectRequest, ScoreOptions, ScoreRequest
 from service.api.native.validation import check_count
-from service.domain.errors import InvalidContent, UnsupportedMedia
+from service.domain.errors import InvalidContent, TooLarge, UnsupportedMedia
 from service.domain.latents import FloatRow, FloatRows
 from service.domain.tasks import KeepMask
 from service.images import (
@@ -26,6 +27,7 @@ from service.images import (
     decode_picture,
     is_small,
     keep_mask,
+    picture_pixels,
     prepare,
 )
 from service.models.registry import ServedModel
@@ -110,14 +112,29 @@ def is_large(upload: Upload[Options]) -> bool:
     return bool(upload.masks) or len(images) > _MAX_INLINE or not all(map(is_small, images))
 
 
-def prepare_upload(upload: Upload[Options], model: ServedModel, settings: Settings) -> InputRows:
+def prepare_upload(
+    upload: Upload[Options], model: ServedModel, settings: Settings, check_not_over: Callable[[], None]
+) -> InputRows:
     """Decode every picture and mask and prepare the rows; call it in the codec pool if `is_large`.
 
+    Args:
+        upload: the pictures and masks.
+        model: the model that runs the rows.
+        settings: limits of size.
+        check_not_over: raises if the request is over; called before every picture, because decoding one of the largest
+            pictures takes a second or more.
+
     Raises:
-        InvalidContent, TooLarge: a picture or mask is invalid; the text names it.
+        InvalidContent, TooLarge: a picture or mask is invalid, or all together are too large; the text names it.
     """
     card, options = model.card, upload.options
     limits, max_chars = DecodeLimits(max_pixels=settings.max_pixels), settings.max_body_bytes
+    named = [
+        (_field_name(field, i, items), item)
+        for field, items in ((upload.image_field, upload.images), (upload.mask_field, upload.masks))
+        for i, item in enumerate(items)
+    ]
+    _check_pixels(named, settings, check_not_over)
 
     def mask(i: int) -> tuple[Mask, str]:
         name = _field_name(upload.mask_field, i, upload.masks)
@@ -127,6 +144,7 @@ def prepare_upload(upload: Upload[Options], model: ServedModel, settings: Settin
     rows = np.empty((len(upload.images), *card.shape), dtype=np.float32)
     inverted, keep = [], []
     for i, data in enumerate(upload.images):
+        check_not_over()
         field = _field_name(upload.image_field, i, upload.images)
         picture = decode_picture(_to_bytes(data, field, max_chars), limits, field=field)
         prepared = prepare(picture, card, resize=options.resize, invert=options.invert)
@@ -146,17 +164,22 @@ class PointReader:
     Args:
         model: whose noise and shape count.
         settings: limits of size.
+        check_not_over: raises if the request is over; called before every picture.
     """
 
     model: ServedModel
     settings: Settings
+    check_not_over: Callable[[], None]
 
     def rows(self, field: str, points: Sequence[PointRequest]) -> list[FloatRow]:
         """The rows (C, H, W) of the points in ``field``; call it in the codec pool.
 
         Raises:
-            InvalidContent, TooLarge: a picture or array is invalid; the text names the point.
+            InvalidContent, TooLarge: a picture or array is invalid, or all together are too large; the text names the
+                point.
         """
+        pictures = [(f"{field}.{i}.image", point.image) for i, point in enumerate(points) if point.image is not None]
+        _check_pixels(pictures, self.settings, self.check_not_over)
         return [self._row(f"{field}.{i}", point) for i, point in enumerate(points)]
 
     def _row(self, field: str, point: PointRequest) -> FloatRow:
@@ -164,6 +187,7 @@ class PointReader:
         if point.seed is not None:
             return self.model.noise.row(point.seed, point.index or 0)
         if point.image is not None:
+            self.check_not_over()
             field = f"{field}.image"
             limits = DecodeLimits(max_pixels=self.settings.max_pixels)
             picture = decode_picture(decode_base64(point.image, field=field, max_chars=max_chars), limits, field=field)
@@ -223,6 +247,34 @@ def _from_query(schema: type[Options], query: bytes) -> Options:
 
 # A client sends the same query with every picture, and the parsed options are immutable.
 _from_query_cached: Callable[[type[Options], bytes], Options] = lru_cache(maxsize=256)(_from_query)
+
+
+def _check_pixels(
+    pictures: Sequence[tuple[str, bytes | str]], settings: Settings, check_not_over: Callable[[], None]
+) -> None:
+    """Add up the pixels of pictures by their headers. Errors other than their size are left to the decoder.
+
+    Args:
+        pictures: field and content of each.
+        settings: limits of size.
+        check_not_over: raises if the request is over.
+
+    Raises:
+        TooLarge: one picture, or all together, have too many pixels.
+    """
+    if len(pictures) * settings.max_pixels <= settings.max_request_pixels:
+        return  # the usual case: the limit of each picture is enough
+    limits, total = DecodeLimits(max_pixels=settings.max_pixels), 0
+    for field, data in pictures:
+        check_not_over()
+        with suppress(InvalidContent):
+            content = _to_bytes(data, field, settings.max_body_bytes)
+            total += picture_pixels(content, limits, field=field)
+        if total > settings.max_request_pixels:
+            raise TooLarge(
+                f"{field}: with it the request has {total} pixels; the limit is {settings.max_request_pixels}",
+                code="image_too_large",
+            )
 
 
 def _to_bytes(data: bytes | str, field: str, max_chars: int) -> bytes:

@@ -1,0 +1,271 @@
+"""What one hostile body may cost: the work of a request ends with it, and its size is bounded before it is decoded."""
+
+import gzip
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from service.api.native import uploads
+from service.images import DecodeLimits, decode_picture
+from service.images.decode import Picture
+from tests.contract.harness import PATIENCE_S, Service, b64, busy_codec, latents, npy, problem, send, serving, settings
+from tests.contract.oip import INFER
+from tests.e2e.test_process import address_of
+from tests.helpers.pictures import noise, save
+
+JPEG = save(noise(8, 8, seed=1), "JPEG")  # decoded in the codec pool
+PICTURE = save(noise(10, 10, seed=1))
+FIELDS = ("image", ("x.jpg", JPEG, "image/jpeg"))
+Patch = pytest.MonkeyPatch
+Body = dict[str, Any]
+
+MANY_PICTURES: list[tuple[str, Body]] = [
+    ("/project", {"files": [FIELDS] * 8}),
+    ("/score", {"json": {"images": [b64(JPEG)] * 8}}),
+    ("/latent-interpolate", {"json": {"points": [{"image": b64(JPEG)}] * 8}}),
+    ("/latent-arithmetic", {"json": {"terms": [{"image": b64(JPEG)}] * 8}}),
+]
+
+
+class Decoder:
+    """Stands in for `decode_picture`; the first call waits until it is let go."""
+
+    def __init__(self) -> None:
+        self.entered, self.free = threading.Event(), threading.Event()
+        self.calls = 0
+
+    def __call__(self, data: bytes, limits: DecodeLimits, *, field: str) -> Picture:
+        self.calls += 1
+        self.entered.set()
+        assert self.free.wait(PATIENCE_S)
+        return decode_picture(data, limits, field=field)
+
+
+def idle(service: Service) -> bool:
+    """Whether no codec job runs: a job of our own has got every thread."""
+    with busy_codec(service):
+        return True
+
+
+@pytest.mark.parametrize(("path", "body"), MANY_PICTURES, ids=[path for path, _ in MANY_PICTURES])
+def test_after_the_deadline_no_further_picture_is_decoded(
+    path: str, body: Body, models: Path, monkeypatch: Patch
+) -> None:
+    decoder = Decoder()
+    monkeypatch.setattr(uploads, "decode_picture", decoder)
+    with serving(settings(models)) as service:
+        response = service.client.post(path, **body, headers={"X-Request-Timeout": "0.3"})
+        problem(response, 504, "deadline_exceeded")
+        decoder.free.set()
+        assert idle(service)
+        assert decoder.calls == 1
+        assert service.client.post(path, **body).status_code == 200
+
+
+def test_after_a_disconnect_no_further_picture_is_decoded(models: Path, monkeypatch: Patch) -> None:
+    decoder = Decoder()
+    monkeypatch.setattr(uploads, "decode_picture", decoder)
+    content = json.dumps({"images": [b64(JPEG)] * 8}).encode()
+    head = b"POST /project HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    with serving(settings(models)) as service:
+        with socket.create_connection(service.address) as connection:
+            connection.sendall(head % len(content) + content)
+            assert decoder.entered.wait(PATIENCE_S)
+        service.until(lambda: service.get("/healthz").is_success and service.services.in_flight.count == 0)
+        decoder.free.set()
+        assert idle(service)
+        assert decoder.calls == 1
+
+
+def test_pixels_are_bounded_for_each_request(models: Path, monkeypatch: Patch) -> None:
+    decoded: list[str] = []
+
+    def decode(data: bytes, limits: DecodeLimits, *, field: str) -> Picture:
+        decoded.append(field)
+        return decode_picture(data, limits, field=field)
+
+    monkeypatch.setattr(uploads, "decode_picture", decode)
+    one = b64(PICTURE)  # 100 pixels
+    with serving(settings(models, max_pixels=100, max_request_pixels=350)) as service:
+        files = [("image", ("x.png", PICTURE, "image/png"))]
+        for path, body, field in (
+            ("/project", {"json": {"images": [one] * 4}}, "images.3"),
+            ("/project", {"files": files * 4}, "image.3"),
+            ("/project", {"json": {"images": [one] * 3, "mask": one}}, "mask"),
+            ("/project", {"json": {"images": [one] * 2, "masks": [one] * 2}}, "masks.1"),
+            ("/score", {"json": {"images": [one] * 4}}, "images.3"),
+            ("/latent-interpolate", {"json": {"points": [{"image": one}] * 4}}, "points.3.image"),
+            ("/latent-arithmetic", {"json": {"terms": [{"image": one}] * 4}}, "terms.3.image"),
+        ):
+            problem(service.client.post(path, **body), 413, "image_too_large", field)
+        assert decoded == []
+        assert service.post("/project", {"images": [one] * 3}).status_code == 200
+        assert service.post("/project", {"images": [one] * 2, "mask": one}).status_code == 200
+        points = [{"image": one}] * 3 + [{"seed": 1}] * 3 + [{"latent": b64(npy(latents(1)[0]))}]
+        assert service.post("/latent-interpolate", {"points": points}).status_code == 200
+        small = [b64(save(noise(4, 4)))] * 20  # 320 pixels
+        assert service.post("/project", {"images": small}).status_code == 200
+        broken = [one] * 3 + [b64(b"no picture")]
+        problem(service.post("/project", {"images": broken}), 422, "undecodable_image", "images.3")
+
+
+def test_jobs_that_wait_for_a_codec_thread_are_counted(models: Path) -> None:
+    with serving(settings(models)) as service:
+        assert service.metric("ign_codec_waiting_jobs") == 0
+        with busy_codec(service):
+            response = service.post("/score", {"images": [b64(JPEG)]}, headers={"X-Request-Timeout": "0.1"})
+            problem(response, 504, "deadline_exceeded")
+            assert service.metric("ign_codec_waiting_jobs") == 1
+        assert idle(service)
+        assert service.metric("ign_codec_waiting_jobs") == 0
+
+
+def test_bytes_in_flight_are_bounded(models: Path) -> None:
+    limits = {"max_body_bytes": 60_000, "max_inflight_bytes": 100_000}
+    head = b"POST /project HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 60000\r\n\r\n"
+    with serving(settings(models, **limits)) as service:
+        held = service.services.in_flight
+        with socket.create_connection(service.address) as slow:
+            slow.sendall(head + b"\0" * 50_000)
+            service.until(
+                lambda: service.get("/healthz").is_success and held.bytes > 45_000
+            )  # the last 4 KiB may not count
+            for content in (b"\0" * 60_000, (b"\0" * 6_000 for _ in range(10))):
+                response = service.client.post("/project", content=content, headers={"Content-Type": "image/png"})
+                problem(response, 503, "too_many_bytes")
+                assert int(response.headers["Retry-After"]) >= 1
+            assert 45_000 < held.bytes <= 50_000
+            assert service.metric("ign_http_errors_total", code="too_many_bytes") == 2
+            problem(send(service, "/project", b"\0" * 40_000, "image/png"), 422, "undecodable_image", "body")
+            assert service.post("/generate", {}).status_code == 200
+        service.until(lambda: service.get("/healthz").is_success and held.bytes == 0)
+    with serving(settings(models, max_body_bytes=60_000, max_inflight_bytes=60_000)) as service:
+        for _ in range(3):  # the largest body fits if nothing else is in flight, and leaves nothing behind
+            problem(send(service, "/project", b"\0" * 60_000, "image/png"), 422, "undecodable_image", "body")
+            problem(send(service, INFER, b"\0" * 60_000), 400, "malformed")
+            problem(send(service, "/generate", b"\0" * 60_001), 413, "too_large")
+
+
+REPOSITORY = ["/v2/repository/index", "/v2/repository/models/grey/load", "/v2/repository/models/colour/unload"]
+
+
+@pytest.mark.parametrize("path", REPOSITORY)
+def test_repository_calls_have_small_bodies(service: Service, path: str) -> None:
+    long = b'{"points":[' + b",".join([b"{}"] * 30_000) + b"]}"
+    problem(send(service, path, long), 413, "too_large")
+    bomb = gzip.compress(b'{"points":[' + b",".join([b"{}"] * 1_000_000) + b"]}")
+    assert len(bomb) < 1 << 16
+    problem(send(service, path, bomb, headers={"Content-Encoding": "gzip"}), 413, "too_large")
+    problem(send(service, path, long[:60_000]), 400, "malformed")
+    problem(
+        send(service, path, gzip.compress(b'{"a": 1}'), headers={"Content-Encoding": "gzip"}), 400, "invalid_inference"
+    )
+
+
+def test_repository_calls_with_a_large_body_wait_for_the_codec_pool(models: Path) -> None:
+    with serving(settings(models, request_timeout_s=0.3)) as service, busy_codec(service):
+        padded = b" " * 40_000 + b"{}"
+        problem(send(service, REPOSITORY[0], padded), 504, "deadline_exceeded")
+        assert send(service, REPOSITORY[0], b'{"ready": true}').status_code == 200
+
+
+MIB_OF_VALUES = {
+    "objects": b'{"images":[' + b",".join([b"{}"] * 1_000_000) + b"]}",
+    "arrays": b'{"images":' + b"[" * 1_000_000 + b"]" * 1_000_000 + b"}",
+    "numbers": b'{"images":[' + b",".join([b"0"] * 1_000_000) + b"]}",
+    "strings": b'{"images":[' + b",".join([b'""'] * 1_000_000) + b"]}",
+    "members": b"{" + b",".join([b'"%d":0' % i for i in range(300_000)]) + b"}",
+}
+
+
+@pytest.mark.parametrize("name", MIB_OF_VALUES)
+def test_values_of_a_json_body_are_bounded(service: Service, name: str) -> None:
+    body = MIB_OF_VALUES[name]
+    for path in ("/generate", "/project", "/score", "/latent-interpolate", "/latent-arithmetic"):
+        problem(send(service, path, body), 422, "invalid_value", "body")
+    found = problem(send(service, INFER, body), 400, "invalid_inference")
+    assert found.detail.startswith("body: ")
+
+
+def part(disposition: bytes, content: bytes, *headers: bytes) -> bytes:
+    lines = (b"--x", b"Content-Disposition: form-data; " + disposition, *headers, b"", content, b"")
+    return b"\r\n".join(lines)
+
+
+FILENAME_STAR = b"name=%s; filename*=UTF-8''a.png"
+
+
+@pytest.mark.parametrize(
+    ("field", "content"),
+    [
+        ("image", part(b"name=image", PICTURE)),
+        ("image", part(b"name=image", PICTURE, b"Content-Type: application/octet-stream")),
+        ("image", part(FILENAME_STAR % b"image", PICTURE)),
+        ("image", part(b"name=image", b64(PICTURE).encode())),
+        ("mask", part(b'name=image; filename="a.png"', PICTURE) + part(FILENAME_STAR % b"mask", PICTURE)),
+    ],
+)
+def test_a_picture_that_is_no_file_is_told(service: Service, field: str, content: bytes) -> None:
+    found = problem(
+        send(service, "/project", content + b"--x--\r\n", "multipart/form-data; boundary=x"),
+        422,
+        "invalid_value",
+        field,
+    )
+    assert "file" in found.detail
+
+
+BUSY = """
+import sys, time
+from service.api.native import uploads
+uploads.decode_picture = lambda *_, **__: time.sleep(60)
+from service.__main__ import main
+sys.exit(main())
+"""
+
+
+def test_a_busy_codec_thread_does_not_keep_a_stopped_process_alive(models: Path) -> None:
+    environ = {"IGN_PORT": "0", "IGN_MODEL_DIR": str(models), "IGN_DEFAULT_MODEL": "grey", "IGN_DEVICE": "cpu"}
+    popen = subprocess.Popen(
+        [sys.executable, "-c", BUSY], env=os.environ | environ | {"IGN_DRAIN_S": "1"}, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        url = address_of(popen)
+        until(lambda: httpx.get(f"{url}/readyz").status_code == 200)
+        with suppress(httpx.ReadTimeout):
+            httpx.post(f"{url}/score", json={"images": [b64(JPEG)]}, timeout=0.5)
+        stopped = time.monotonic()
+        popen.send_signal(signal.SIGTERM)
+        _, said = popen.communicate(timeout=PATIENCE_S)
+        assert time.monotonic() - stopped < 5
+        assert popen.returncode == 0
+        assert "Traceback" not in said
+    finally:
+        popen.kill()
+        popen.communicate()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline
+
+
+def test_the_largest_nested_inference_passes(models: Path) -> None:
+    rows = np.zeros((1200, 3, 8, 8), np.float32)  # 264 000 values with their arrays; other bodies have at most 200 000
+    body = {"inputs": [{"name": "x", "shape": list(rows.shape), "datatype": "FP32", "data": rows.tolist()}]}
+    with serving(settings(models, max_images=1200)) as service:
+        assert service.post("/v2/models/colour/infer", body).status_code == 200
