@@ -58,7 +58,10 @@ def build_services(settings: Settings, *, on_device_lost: Callback = _noop) -> A
         on_device_lost: called on the event loop when a model has no device left; only a new process can use the
             devices again.
     """
-    metrics, in_flight = Metrics(metrics_folder()), InFlightRequests(settings.max_inflight_bytes)
+    metrics, in_flight = (
+        Metrics(metrics_folder()),
+        InFlightRequests(max(settings.max_inflight_bytes, settings.max_body_bytes)),
+    )
     metrics.queue_limit.set(settings.queue_rows)
     auto = settings.device == "auto"
     repository = Repository(

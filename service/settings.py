@@ -135,15 +135,6 @@ class Settings(BaseSettings):
                 "never hold a full request",
             ),
             (
-                self.max_request_pixels < self.max_pixels,
-                f"IGN_MAX_REQUEST_PIXELS={self.max_request_pixels} is less than IGN_MAX_PIXELS={self.max_pixels}",
-            ),
-            (
-                self.max_inflight_bytes < self.max_body_bytes,
-                f"IGN_MAX_INFLIGHT_BYTES={self.max_inflight_bytes} is less than "
-                f"IGN_MAX_BODY_BYTES={self.max_body_bytes}: the largest body could never be received",
-            ),
-            (
                 self.drain_delay_s > self.drain_s,
                 f"IGN_DRAIN_DELAY_S={self.drain_delay_s:g} is more than IGN_DRAIN_S={self.drain_s:g}",
             ),

@@ -262,7 +262,8 @@ def _check_pixels(
     Raises:
         TooLarge: one picture, or all together, have too many pixels.
     """
-    if len(pictures) * settings.max_pixels <= settings.max_request_pixels:
+    limit = max(settings.max_request_pixels, settings.max_pixels)  # a single picture within its own limit always passes
+    if len(pictures) * settings.max_pixels <= limit:
         return  # the usual case: the limit of each picture is enough
     limits, total = DecodeLimits(max_pixels=settings.max_pixels), 0
     for field, data in pictures:
@@ -270,9 +271,9 @@ def _check_pixels(
         with suppress(InvalidContent):
             content = _to_bytes(data, field, settings.max_body_bytes)
             total += picture_pixels(content, limits, field=field)
-        if total > settings.max_request_pixels:
+        if total > limit:
             raise TooLarge(
-                f"{field}: with it the request has {total} pixels; the limit is {settings.max_request_pixels}",
+                f"{field}: with it the request has {total} pixels; the limit is {limit}",
                 code="image_too_large",
             )
 

@@ -155,8 +155,6 @@ def test_empty_value_counts_as_unset() -> None:
     ("environ", "names"),
     [
         ({"IGN_QUEUE_ROWS": "63"}, ("IGN_QUEUE_ROWS=63", "IGN_MAX_IMAGES=64")),
-        ({"IGN_MAX_PIXELS": "64000001"}, ("IGN_MAX_REQUEST_PIXELS=64000000", "IGN_MAX_PIXELS=64000001")),
-        ({"IGN_MAX_INFLIGHT_BYTES": "16777215"}, ("IGN_MAX_INFLIGHT_BYTES=16777215", "IGN_MAX_BODY_BYTES=16777216")),
         ({"IGN_DRAIN_DELAY_S": "16"}, ("IGN_DRAIN_DELAY_S=16", "IGN_DRAIN_S=15")),
         ({"IGN_PRIVATE_ENDPOINTS": "docs,page"}, ("IGN_PRIVATE_ENDPOINTS=docs,page", "needs IGN_API_KEYS_FILE")),
         ({"IGN_WORKERS": "2"}, ("IGN_WORKERS=2", "needs IGN_DEVICE=cpu")),
