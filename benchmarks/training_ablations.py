@@ -31,7 +31,8 @@ from model_export.files import atomic_write
 from model_export.training import checkpoint as checkpoints
 from model_export.training import provenance
 from model_export.training.checkpoint import load_run
-from model_export.training.presets import Preset, Stage, Weights, get_preset, ign_stages, naign_stages
+from model_export.training.presets import Preset, get_preset, ign_stages, naign_stages
+from model_export.training.stages import Stage, Weights
 from model_export.training.train import Run
 from service.domain.latents import FloatRows, NoiseSource
 

@@ -13,7 +13,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from model_export.errors import UserError
-from model_export.training.presets import Weights
+from model_export.training.stages import Weights
 from model_export.training.train import LOG
 
 _TERMS: Final = tuple(field.name for field in dataclasses.fields(Weights))

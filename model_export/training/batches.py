@@ -16,7 +16,8 @@ from model_export.data.noise import NoiseSampler
 from model_export.training.distributed import World
 from model_export.training.losses import Function
 from model_export.training.matching import BalancedPairs, CandidatePool
-from model_export.training.presets import Matching, Preset, Stage
+from model_export.training.presets import Preset
+from model_export.training.stages import Matching, Stage
 from model_export.training.throughput import ThroughputMeter
 
 

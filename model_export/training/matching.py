@@ -10,7 +10,7 @@ from torch.nn import functional
 from model_export.data.noise import NoiseSampler
 from model_export.training.distributed import World
 from model_export.training.losses import Function
-from model_export.training.presets import Matching
+from model_export.training.stages import Matching
 
 _CHUNK = 512  # latents in one forward pass: larger chunks are not faster on a CPU and need more memory
 _SINGLE: Final = World()

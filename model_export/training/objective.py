@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from model_export.training import losses
 from model_export.training.batches import TrainingBatch
 from model_export.training.losses import Function
-from model_export.training.presets import Distance, Stage
+from model_export.training.presets import Distance
+from model_export.training.stages import Stage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -21,6 +21,7 @@ _TRAINING_MODULES = (
     "training/network",
     "training/objective",
     "training/presets",
+    "training/stages",
     "training/train",
 )
 

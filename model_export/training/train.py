@@ -33,7 +33,8 @@ from model_export.training.execution import Execution, no_sync_until, stop_signa
 from model_export.training.log import Log
 from model_export.training.network import Autoencoder, averaged_model
 from model_export.training.objective import Objective, health
-from model_export.training.presets import Preset, Stage
+from model_export.training.presets import Preset
+from model_export.training.stages import Stage
 from model_export.training.throughput import COMPUTE, Throughput, ThroughputMeter
 
 LOG = "log.jsonl"

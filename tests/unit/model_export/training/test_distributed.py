@@ -9,7 +9,8 @@ import torch
 
 from model_export.training import checkpoint as checkpoints
 from model_export.training.distributed import World, join_world
-from model_export.training.presets import PRESETS, Preset, Weights, ign_stages
+from model_export.training.presets import PRESETS, Preset, ign_stages
+from model_export.training.stages import Weights
 from tests.helpers.live import ROOT, environment
 from tests.helpers.ranks import Job, assert_gradients_agree, train_alone, train_in_ranks
 from tests.helpers.tiny_training import contents, train_arguments

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from model_export.data.noise import NoiseSampler
 from model_export.training.matching import BalancedPairs, CandidatePool, features
-from model_export.training.presets import Matching
+from model_export.training.stages import Matching
 
 NOISE = NoiseSampler((1, 4, 4))
 

@@ -10,7 +10,8 @@ from model_export.training import losses
 from model_export.training.batches import TrainingBatch
 from model_export.training.network import Autoencoder, NetworkConfig
 from model_export.training.objective import Objective, health
-from model_export.training.presets import Distance, Stage, Weights
+from model_export.training.presets import Distance
+from model_export.training.stages import Stage, Weights
 
 TERMS = [field.name for field in dataclasses.fields(Weights)]
 

@@ -7,7 +7,8 @@ import pytest
 
 from model_export.errors import UserError
 from model_export.training.network import Autoencoder
-from model_export.training.presets import PRESETS, Matching, Preset, Stage, Weights, get_preset, with_overrides
+from model_export.training.presets import PRESETS, Preset, get_preset, with_overrides
+from model_export.training.stages import Matching, Stage, Weights
 from service.artifact.files import NAME_PATTERN
 
 

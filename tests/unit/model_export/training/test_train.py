@@ -21,7 +21,8 @@ from model_export.training import checkpoint as checkpoints
 from model_export.training import losses
 from model_export.training.distributed import World
 from model_export.training.execution import Execution
-from model_export.training.presets import PRESETS, Matching, Preset, Stage, Weights, ign_stages
+from model_export.training.presets import PRESETS, Preset, ign_stages
+from model_export.training.stages import Matching, Stage, Weights
 from model_export.training.train import Interrupted, Run, learning_rate
 from tests.helpers.ranks import assert_gradients_agree
 from tests.helpers.tiny_training import TinyModel, contents

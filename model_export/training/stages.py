@@ -1,0 +1,113 @@
+"""The stages of a training run: weights of the terms, optimiser and schedule, as frozen dataclasses."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """Weight of each term of the loss; 0 switches the term off. `model_export.training.losses` defines the terms.
+
+    The names are those of the log and of the checkpoint.
+
+    Args:
+        rec: reconstruction D(f(x), x).
+        imle: D(f(z*), x) with z* the candidate whose output is nearest to x.
+        match: D(f(z_i), x_σ(i)) with σ an optimal one-to-one assignment.
+        distill: D(f(z), T^k(z)) towards a frozen earlier stage T.
+        project: D(f(corrupted x), x).
+        idem: D(f_copy(f(z)), f(z)).
+        tight: −D(f(sg f(z)), sg f(z)), clamped.
+        settle: D(f(sg f(z)), sg f(z)), idempotence on outputs.
+        critic: minus the scores of f(z) by a discriminator, which is trained alternately with f.
+    """
+
+    rec: float = 1.0
+    imle: float = 0.0
+    match: float = 0.0
+    distill: float = 0.0
+    project: float = 0.0
+    idem: float = 0.0
+    tight: float = 0.0
+    settle: float = 0.0
+    critic: float = 0.0
+
+    @property
+    def latents(self) -> bool:
+        """Whether any active term needs fresh latents."""
+        return max(self.distill, self.idem, self.tight, self.settle, self.critic) > 0
+
+    @property
+    def teacher(self) -> bool:
+        """Whether any active term needs the frozen network of an earlier stage."""
+        return max(self.distill, self.critic) > 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matching:
+    """How latents are paired with pictures.
+
+    Args:
+        pool: number of candidate latents for IMLE.
+        pool_refresh: steps between refreshes of the candidates.
+        pairs: number of pairs of one optimal assignment.
+        pairs_refresh: steps between assignments; pairs ≥ pairs_refresh · batch uses every pair at most once.
+        epsilon: candidates with a smaller RMS distance to a picture of the batch are rejected (RS-IMLE); 0: none.
+        downsample: compare means over squares of this side instead of pixels.
+    """
+
+    pool: int = 8192
+    pool_refresh: int = 16
+    pairs: int = 1024
+    pairs_refresh: int = 8
+    epsilon: float = 0.0
+    downsample: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """A part of the training with its own weights, optimiser and cosine schedule.
+
+    Args:
+        name: shown in the log.
+        steps: optimiser steps.
+        lr: peak learning rate of Adam, reached after ``warmup`` steps, cosine to 0.
+        weights: of the terms.
+        teacher_steps: k of T^k, where T is the averaged network at the start of this stage.
+        warmup: steps of linear warm-up.
+        betas: of Adam.
+        tight_clamp: a in the paper's a·L_rec·tanh(L_tight/(a·L_rec)), row by row; None for no clamp.
+        copy_free: compute idempotence and tightness in one forward pass if there is no clamp. The gradients equal
+            those of the paper's frozen copy; a step needs three forward passes instead of four.
+        matching: pool and pairs of this stage; None takes the preset's.
+        critic_lr: peak learning rate of the discriminator, with the same schedule as ``lr``.
+    """
+
+    name: str
+    steps: int
+    lr: float
+    weights: Weights
+    teacher_steps: int = 0
+    warmup: int = 200
+    betas: tuple[float, float] = (0.9, 0.99)
+    tight_clamp: float | None = None
+    copy_free: bool = True
+    matching: Matching | None = None
+    critic_lr: float = 4e-4
+
+    def __post_init__(self) -> None:
+        if self.weights.distill > 0 and self.teacher_steps < 1:
+            raise ValueError(f"stage {self.name}: distillation needs teacher_steps ≥ 1")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Stage":
+        """The inverse of ``dataclasses.asdict``; lists become tuples. Missing fields get their defaults."""
+        matching = values.get("matching")
+        return cls(
+            **{
+                **values,
+                "weights": Weights(**values["weights"]),
+                "betas": tuple(values["betas"]),
+                "matching": None if matching is None else Matching(**matching),
+            }
+        )
