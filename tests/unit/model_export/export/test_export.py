@@ -208,8 +208,9 @@ def test_a_model_without_a_card_is_refused(models: Path, tmp_path: Path) -> None
     [
         NetworkConfig(size=11, channels=3, widths=(8, 16), bottleneck=8, upsampling="resize"),
         NetworkConfig(size=9, channels=1, widths=(8, 16), bottleneck=8, norm="batch", activation="dcgan"),
+        NetworkConfig(size=8, channels=1, widths=(8, 16), bottleneck=12, quantizer=6),
     ],
-    ids=["resize", "batch-norm"],
+    ids=["resize", "batch-norm", "quantiser-without-fit"],
 )
 def test_every_architecture_is_exported_in_both_precisions(config: NetworkConfig) -> None:
     torch.manual_seed(0)
@@ -220,6 +221,20 @@ def test_every_architecture_is_exported_in_both_precisions(config: NetworkConfig
     data = to_onnx(network, shape)
     np.testing.assert_allclose(OnnxFunction(data)(rows), expected, atol=1e-5)
     np.testing.assert_allclose(OnnxFunction(to_fp16(data))(rows), expected, atol=1e-2)
+
+
+def test_the_exported_quantiser_computes_what_torch_computes() -> None:
+    torch.manual_seed(0)
+    network = Autoencoder(NetworkConfig(size=8, channels=1, widths=(8, 16), bottleneck=12, quantizer=6)).eval()
+    rows = NoiseSource((1, 8, 8)).rows(0, 0, 50)
+    with torch.inference_mode():
+        unquantised = network(torch.from_numpy(rows)).numpy()
+        network.fit_quantizer(torch.from_numpy(rows), 1.0)
+        expected = network(torch.from_numpy(rows)).numpy()
+    function = OnnxFunction(to_onnx(network, (1, 8, 8)))
+    np.testing.assert_allclose(function(rows), expected, atol=1e-5)
+    assert np.abs(expected - unquantised).max() > 1e-2
+    assert np.array_equal(function(rows)[:1], function(rows[:1]))  # rows stay independent of the batch
 
 
 def test_a_new_card_replaces_the_old_one_only(models: Path) -> None:
