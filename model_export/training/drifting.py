@@ -1,0 +1,140 @@
+"""The drifting loss: samples move along a field that vanishes when they have the distribution of the pictures.
+
+Deng, Li, Li, Du and He, "Generative Modeling via Drifting", 2026 (arXiv 2602.04770). The field V attracts samples to
+pictures and repels samples from each other. It needs no adversary. V is computed on features of a frozen encoder, for
+each group of features separately, and has no gradient.
+
+Notation: N samples, M pictures, features of D numbers.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+_TEMPERATURES: Final = (0.02, 0.05, 0.2)  # τ in units of √D (the paper, appendix A)
+_MAX_MAP: Final = 1024  # numbers; larger feature maps are averaged over squares
+_MIN_DISTANCE: Final = 1e-12
+_MIN_FIELD: Final = 1e-6  # root mean square; a smaller field is rounding error and is not normalised
+_MIN_VARIANCE: Final = 1e-6  # keeps the gradient of a deviation finite
+
+
+def drift_field(
+    samples: Tensor, pictures: Tensor, others: Tensor, temperature: float, *, exclude_self: bool = True
+) -> Tensor:
+    """V of every sample: attraction to pictures, repulsion from other samples (the paper, eqs. 8–11, algorithm 2).
+
+    A = √(softmax over rows · softmax over columns) of −distance/τ, for the distances to pictures and others side by
+    side, is split into A⁺ (N, M) and A⁻ (N, K). With row sums Σ, W⁺ = A⁺·ΣA⁻, W⁻ = A⁻·ΣA⁺ and
+    V = W⁺·pictures − W⁻·others. V is anti-symmetric: it changes its sign if pictures and others are exchanged, so V = 0
+    if they are equal.
+
+    Args:
+        samples: (N, D).
+        pictures: (M, D); they attract.
+        others: (K, D); they repel.
+        temperature: τ > 0.
+        exclude_self: others are the samples, and no sample repels itself.
+
+    Returns:
+        (N, D), without gradient.
+    """
+    with torch.no_grad():
+        distances = torch.cat([torch.cdist(samples, pictures), torch.cdist(samples, others)], 1)  # (N, M + K)
+        if exclude_self:
+            distances[:, len(pictures) :].fill_diagonal_(float("inf"))
+        logits = -distances / temperature
+        affinity = (logits.softmax(1) * logits.softmax(0)).sqrt()
+        positive, negative = affinity[:, : len(pictures)], affinity[:, len(pictures) :]
+        attraction = positive * negative.sum(1, keepdim=True)
+        repulsion = negative * positive.sum(1, keepdim=True)
+        return attraction @ pictures - repulsion @ others
+
+
+def normalised_field(samples: Tensor, pictures: Tensor, temperatures: Sequence[float] = _TEMPERATURES) -> Tensor:
+    """Σ over τ of V, each scaled to mean square 1, so that every temperature has equal influence (appendix A).
+
+    Args:
+        samples: (N, D), scaled by `distance_scale`.
+        pictures: (M, D), likewise.
+        temperatures: τ in units of √D.
+
+    Returns:
+        (N, D), without gradient.
+    """
+    unit = samples.shape[1] ** 0.5
+    total = torch.zeros_like(samples, requires_grad=False)
+    for temperature in temperatures:
+        field = drift_field(samples, pictures, samples, temperature * unit)
+        size = field.square().mean().sqrt()
+        if bool(size > _MIN_FIELD):
+            total += field / size
+    return total
+
+
+def distance_scale(samples: Tensor, pictures: Tensor) -> Tensor:
+    """The factor that makes √D the mean distance of samples (N, D) to pictures (M, D): one τ then fits all groups."""
+    with torch.no_grad():
+        mean = torch.cdist(samples, pictures).mean().clamp_min(_MIN_DISTANCE)
+        return torch.full_like(mean, samples.shape[1] ** 0.5) / mean
+
+
+def drifting_loss(samples: Sequence[Tensor], pictures: Sequence[Tensor]) -> Tensor:
+    """Mean over feature groups of ‖φ(y) − sg(φ(y) + V)‖² (the paper, eq. 6 and section 3.4).
+
+    The value depends on the normalisation of V and hardly changes during training; its gradient is what trains f.
+
+    Args:
+        samples: features of y with gradient, (N, D) for every group.
+        pictures: features of pictures, (M, D) for every group.
+    """
+    terms = []
+    for ours, theirs in zip(samples, pictures, strict=True):
+        scale = distance_scale(ours, theirs)
+        fixed = (ours.detach() * scale).float()
+        target = fixed + normalised_field(fixed, (theirs * scale).float())
+        terms.append(functional.mse_loss(ours * scale, target))
+    return torch.stack(terms).mean()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FeatureGroups:
+    """The groups of features on which the drifting loss is computed.
+
+    Each feature map gives itself as a group, averaged over squares until it has at most 1024 numbers, and the mean and
+    standard deviation of every channel, over the whole map and over each quarter.
+
+    Args:
+        features: of a frozen encoder: (B, C, H, W) → (B, c, h, w) for every scale.
+    """
+
+    features: Callable[[Tensor], list[Tensor]]
+
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        """Images (B, C, H, W) → (B, D) for every group."""
+        return [group for feature in self.features(images) for group in _groups(feature.float())]
+
+
+def _groups(feature: Tensor) -> list[Tensor]:
+    """The groups of one feature map (B, c, h, w): (B, D) each."""
+    averaged = feature
+    while averaged[0].numel() > _MAX_MAP and averaged.shape[-1] > 1:
+        averaged = functional.avg_pool2d(averaged, 2, ceil_mode=True)
+    groups = [averaged.flatten(1)]
+    height, width = feature.shape[2:]
+    if min(height, width) > 1:
+        groups.append(_moments(feature))
+    if min(height, width) > 2:
+        rows, columns = -(-height // 2), -(-width // 2)  # the quarters of an odd side share its middle
+        for band in (feature[:, :, :rows], feature[:, :, -rows:]):
+            groups += [_moments(band[..., :columns]), _moments(band[..., -columns:])]
+    return groups
+
+
+def _moments(feature: Tensor) -> Tensor:
+    """Mean and standard deviation of every channel: (B, c, h, w) → (B, 2c)."""
+    deviation = (feature.var((2, 3), correction=0) + _MIN_VARIANCE).sqrt()
+    return torch.cat([feature.mean((2, 3)), deviation], 1)
