@@ -5,6 +5,7 @@ Every random number is a function of (seed, stream, step), so a checkpoint needs
 
 from dataclasses import dataclass, fields
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from model_export.training.distributed import World
 from model_export.training.losses import Function
 from model_export.training.matching import BalancedPairs, CandidatePool
 from model_export.training.presets import Preset
+from model_export.training.replay import ReplayBuffer, ReplayVisit
 from model_export.training.stages import Matching, Stage
 from model_export.training.throughput import ThroughputMeter
 
@@ -33,6 +35,10 @@ class RngStream(IntEnum):
     CORRUPTION = 6
     SAMPLES = 7
     DISCRIMINATOR = 8
+    CODE_NOISE = 9
+    DRIFT_PICTURES = 10
+    REPLAY_VISIT = 11
+    REPLAY_RESTART = 12
 
 
 def derive_seed(seed: int, stream: int, step: int) -> int:
@@ -51,6 +57,9 @@ class TrainingBatch:
         partner: the pictures they are paired with.
         z: fresh latents.
         corrupted: corrupted copies of x.
+        code_noise: standard normal, for every row of x, z and corrupted.
+        drift_pictures: pictures that attract the samples.
+        replay: states of the replay buffer with their anchors.
     """
 
     x: Tensor
@@ -59,11 +68,19 @@ class TrainingBatch:
     partner: Tensor | None = None
     z: Tensor | None = None
     corrupted: Tensor | None = None
+    code_noise: Tensor | None = None
+    drift_pictures: Tensor | None = None
+    replay: ReplayVisit | None = None
 
     def split(self, parts: int) -> list["TrainingBatch"]:
-        """Split into micro-batches of equal size."""
+        """Split into micro-batches of equal size.
+
+        Terms that need the whole batch (`Weights.whole_batch`) allow one part only.
+        """
+        if parts == 1:
+            return [self]
         rows = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
-        chunks = {name: torch.chunk(value, parts) for name, value in rows.items()}
+        chunks: dict[str, Any] = {name: torch.chunk(value, parts) for name, value in rows.items()}
         return [TrainingBatch(**{name: chunk[i] for name, chunk in chunks.items()}) for i in range(parts)]
 
 
@@ -91,7 +108,9 @@ class BatchBuilder:
         self._epoch, self._permutation = -1, torch.empty(0)
         self.size = min(preset.batch, len(pictures))
 
-    def build(self, step: int, stage_step: int, stage: Stage, f: Function) -> TrainingBatch:
+    def build(
+        self, step: int, stage_step: int, stage: Stage, f: Function, replay: ReplayBuffer | None = None
+    ) -> TrainingBatch:
         """Build this rank's rows.
 
         Args:
@@ -99,6 +118,7 @@ class BatchBuilder:
             stage_step: step of the stage; pool and pairs are refreshed at multiples of their intervals.
             stage: decides which terms are active.
             f: the present network without gradients, for the candidates.
+            replay: the replay buffer of the stage.
         """
         weights, shard = stage.weights, self._world.shard
         matching = self._preset.matching_of(stage)
@@ -116,18 +136,31 @@ class BatchBuilder:
             with self._meter.phase("pairs"):
                 index = stage_step % matching.pairs_refresh
                 if index == 0:
-                    self._pairs.refresh(f, self._pair_pictures(step), self.generator(RngStream.PAIRS, step))
+                    pictures = self.random_pictures(matching.pairs, RngStream.PAIR_PICTURES, step)
+                    self._pairs.refresh(f, pictures, self.generator(RngStream.PAIRS, step))
                 matched, partner = map(shard, self._pairs.batch(index, self.size))
         # The random numbers below are drawn for the whole batch, then sharded: the result does not depend on the
         # number of ranks.
         with self._meter.phase("data"):
             if weights.latents:
-                z = shard(self._noise.sample(self.size, self.generator(RngStream.NOISE, step)))
+                z = shard(self._noise.sample(self._sample_count(stage), self.generator(RngStream.NOISE, step)))
             if weights.project > 0:
                 generator = self.generator(RngStream.CORRUPTION, step)
                 draws = self._corruptions.draw(self.size, self._preset.shape, generator)
                 corrupted = self._corruptions.apply(x, draws.map(shard))
-        return TrainingBatch(x=x, nearest=nearest, matched=matched, partner=partner, z=z, corrupted=corrupted)
+            rows = sum(len(part) for part in (x, z, corrupted) if part is not None)
+            code_noise, drift_pictures = self._code_noise(step, stage, rows), self._drift_pictures(step, stage)
+        return TrainingBatch(
+            x=x,
+            nearest=nearest,
+            matched=matched,
+            partner=partner,
+            z=z,
+            corrupted=corrupted,
+            code_noise=code_noise,
+            drift_pictures=drift_pictures,
+            replay=None if replay is None else replay.visit(self.generator(RngStream.REPLAY_VISIT, step)),
+        )
 
     def picture_indices(self, step: int) -> Tensor:
         """Indices of a step's pictures (B,). Every epoch is a permutation; its incomplete last batch is dropped."""
@@ -142,14 +175,38 @@ class BatchBuilder:
         """The generator of a stream at a step, on the device of the pictures; the same on every rank."""
         return torch.Generator(self._pictures.device).manual_seed(derive_seed(self._seed, stream, step))
 
+    def random_pictures(self, count: int, stream: RngStream, step: int) -> Tensor:
+        """Random pictures without repetition, at most as many as there are: (count, C, H, W) in [−1, 1]."""
+        generator = np.random.default_rng(derive_seed(self._seed, stream, step))
+        count = min(count, len(self._pictures))
+        chosen = torch.from_numpy(generator.choice(len(self._pictures), count, replace=False))
+        return to_model_range(self._pictures[chosen.to(self._pictures.device)])
+
+    def advance_replay(self, replay: ReplayBuffer, visit: ReplayVisit, average: Function, step: int) -> None:
+        """Advance the states of a step's visit by the averaged network; see `ReplayBuffer.advance`."""
+        count, generator = len(visit.index), self.generator(RngStream.REPLAY_RESTART, step)
+        pictures = self.random_pictures(count, RngStream.REPLAY_RESTART, step)
+        with torch.no_grad():
+            samples = average(self._noise.sample(count, generator))
+        replay.advance(average, visit, pictures, samples, generator)
+
+    def _sample_count(self, stage: Stage) -> int:
+        """Number of fresh latents."""
+        return stage.drift_pictures if stage.weights.drifting > 0 and stage.drift_pictures else self.size
+
+    def _code_noise(self, step: int, stage: Stage, rows: int) -> Tensor | None:
+        """Standard normal for as many rows as f gets in the step, or None if the stage adds no noise."""
+        if stage.weights.code_consistency <= 0 or stage.code_noise <= 0:
+            return None
+        generator = self.generator(RngStream.CODE_NOISE, step)
+        return torch.randn((rows, *self._preset.shape), generator=generator, device=self._pictures.device)
+
+    def _drift_pictures(self, step: int, stage: Stage) -> Tensor | None:
+        if stage.weights.drifting <= 0:
+            return None
+        return self.random_pictures(self._sample_count(stage), RngStream.DRIFT_PICTURES, step)
+
     def _set_matching(self, matching: Matching) -> None:
         self._matching = matching
         self._pool = CandidatePool(matching, self._noise, self._world)
         self._pairs = BalancedPairs(matching, self._noise, self._world)
-
-    def _pair_pictures(self, step: int) -> Tensor:
-        """Random pictures to pair with latents: (M, C, H, W) in [−1, 1]."""
-        generator = np.random.default_rng(derive_seed(self._seed, RngStream.PAIR_PICTURES, step))
-        count = min(self._matching.pairs, len(self._pictures))
-        chosen = torch.from_numpy(generator.choice(len(self._pictures), count, replace=False))
-        return to_model_range(self._pictures[chosen.to(self._pictures.device)])

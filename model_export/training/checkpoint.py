@@ -40,6 +40,7 @@ class Checkpoint:
         data: name, sha256, licence and number of training pictures.
         provenance: command, commit, digest of the sources, precision, threads, torch version.
         critic: state of the discriminator and its optimiser; None in stages without one.
+        replay: state of the replay buffer; None in stages without one.
     """
 
     preset: dict[str, Any]
@@ -55,6 +56,7 @@ class Checkpoint:
     data: dict[str, Any]
     provenance: dict[str, Any]
     critic: dict[str, Any] | None = None
+    replay: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -47,7 +47,8 @@ class Execution:
             pictures: number of training pictures.
 
         Raises:
-            UserError: a number below 1, a batch that does not split evenly, or batch norm over parts of a batch.
+            UserError: a number below 1, a batch that does not split evenly, or batch norm or a term of the loss that
+                needs the whole batch.
         """
         if self.accumulate < 1 or self.keep < 1:
             raise UserError("--accumulate and --keep must be at least 1")
@@ -59,6 +60,10 @@ class Execution:
             )
         if parts > 1 and preset.network.norm == "batch":
             raise UserError("batch norm needs the whole batch in one pass: one rank, --accumulate 1")
+        if parts > 1 and any(stage.weights.whole_batch for stage in preset.stages):
+            raise UserError(
+                "code_consistency, drifting and replay need the whole batch in one pass: one rank, --accumulate 1"
+            )
 
     def wrap_ddp(self, module: nn.Module) -> nn.Module:
         """Wrap the network so that the backward pass averages the gradients over the ranks."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from model_export.training.network import Autoencoder
 from model_export.training.presets import Distance
 
 Function = Callable[[Tensor], Tensor]
@@ -131,3 +132,29 @@ def generator_loss(scores: Sequence[Tensor]) -> Tensor:
 def projection(f: Function, corrupted: Tensor, x: Tensor, kind: Distance) -> Tensor:
     """D(f(corrupted x), x): one step of f restores a corrupted picture."""
     return distance(f(corrupted), x, kind).mean()
+
+
+def code_consistency(network: Autoencoder, source: Tensor, y: Tensor) -> Tensor:
+    """Distance between the components of y = f(source) and the quantised components that y was decoded from.
+
+    If no component differs by more than the quantiser corrects, then f(y) = y. Decoder and encoder both learn.
+
+    The distance is the Huber loss with δ = 0.5 levels: a component that is off by several levels says little about the
+    right direction. The second term is the relative growth of the components' power since the quantiser was fitted.
+    Without it, f would lower the first term by finer levels, which correct smaller errors.
+
+    Args:
+        network: with a fitted quantiser.
+        source: the input of f, (B, C, H, W).
+        y: f(source) with its gradient, (B, C, H, W).
+    """
+    with torch.no_grad():
+        target = network.components(source).round()
+    components = network.components(y)
+    growth = functional.relu(components.square().mean() / network.quantizer.power - 1.0)
+    return functional.huber_loss(components, target, delta=0.5) + growth
+
+
+def replay(f: Function, states: Tensor, anchors: Tensor, kind: Distance) -> Tensor:
+    """D(f(state), anchor): f returns an iterate of a replay buffer to the picture where it started."""
+    return distance(f(states), anchors, kind).mean()

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from model_export.training import losses
 from model_export.training.batches import TrainingBatch
+from model_export.training.drifting import FeatureGroups, drifting_loss
 from model_export.training.losses import Function
+from model_export.training.network import Autoencoder
 from model_export.training.presets import Distance
 from model_export.training.stages import Stage
 
@@ -23,12 +25,14 @@ class Objective:
         kind: of the distance.
         teacher: the frozen network of an earlier stage, if the stage distills.
         scores: the discriminator, if the stage has one: images (B, C, H, W) → scores (B,) for every scale.
+        feature_groups: features for the drifting loss, if the stage has it.
     """
 
     stage: Stage
     kind: Distance
     teacher: Function | None = None
     scores: Callable[[Tensor], list[Tensor]] | None = None
+    feature_groups: FeatureGroups | None = None
 
     def terms(self, f: Function, network: nn.Module, batch: TrainingBatch) -> dict[str, Tensor]:
         """Compute every active term, unweighted; `rec` always.
@@ -42,18 +46,23 @@ class Objective:
             Scalars by the name of their weight.
         """
         x, kind = batch.x, self.kind
+        y = f(x)
         # Reconstruction comes first, even with weight 0: the clamp of tightness and `health` need it.
-        rec = losses.reconstruction(f, x, kind)
+        rec = losses.reconstruction(lambda _: y, x, kind)
         terms = {"rec": rec.mean()}
         if batch.nearest is not None:
             terms["imle"] = losses.imle(f, batch.nearest, x, kind)
         if batch.matched is not None and batch.partner is not None:
             terms["match"] = losses.matched(f, batch.matched, batch.partner, kind)
+        outputs = []  # of f for latents and for corrupted pictures
         if batch.z is not None:
-            terms |= self._sample_terms(f, network, batch.z, rec)
+            outputs.append(f(batch.z))
+            terms |= self._sample_terms(f, network, batch.z, outputs[0], rec)
         if batch.corrupted is not None:
-            terms["project"] = losses.projection(f, batch.corrupted, x, kind)
-        return terms
+            restored = f(batch.corrupted)
+            outputs.append(restored)
+            terms["project"] = losses.projection(lambda _: restored, batch.corrupted, x, kind)
+        return terms | self._attractor_terms(f, network, batch, y, outputs)
 
     def total(self, terms: dict[str, Tensor]) -> Tensor:
         """The weighted sum, a scalar to minimise."""
@@ -61,17 +70,49 @@ class Objective:
         active = [weight * terms[name] for name, weight in weights.items() if weight > 0]
         return sum(active, torch.zeros((), device=terms["rec"].device))
 
-    def _sample_terms(self, f: Function, network: nn.Module, z: Tensor, rec: Tensor) -> dict[str, Tensor]:
+    def _sample_terms(self, f: Function, network: nn.Module, z: Tensor, y: Tensor, rec: Tensor) -> dict[str, Tensor]:
         """The active terms of y = f(z). All share one forward pass for y."""
-        weights, y = self.stage.weights, f(z)
+        weights = self.stage.weights
         terms = self._adversarial_terms(f, network, y, rec)
         if weights.distill > 0 and self.teacher is not None:
             terms["distill"] = losses.distillation(y, self.teacher, z, self.stage.teacher_steps, self.kind)
-        if weights.settle > 0:
+        if weights.settle > 0 and weights.code_consistency == 0:  # else `_code_terms` computes it
             terms["settle"] = losses.idempotence_on_outputs(f, y, self.kind)
         if self.scores is not None:
             terms["critic"] = losses.generator_loss(self.scores(y))
         return terms
+
+    def _attractor_terms(
+        self, f: Function, network: nn.Module, batch: TrainingBatch, y: Tensor, outputs: list[Tensor]
+    ) -> dict[str, Tensor]:
+        """The active terms that make pictures and samples attractors of f; y = f(x), outputs: f(z), f(corrupted x)."""
+        terms = {}
+        if batch.replay is not None:
+            terms["replay"] = losses.replay(f, batch.replay.states, batch.replay.anchors, self.kind)
+        if self.feature_groups is not None and batch.drift_pictures is not None:
+            with torch.no_grad():
+                pictures = self.feature_groups(batch.drift_pictures)
+            terms["drifting"] = drifting_loss(self.feature_groups(torch.cat(outputs)), pictures)
+        if self.stage.weights.code_consistency > 0 and isinstance(network, Autoencoder):
+            terms |= self._code_terms(f, network, batch, y, outputs)
+        return terms
+
+    def _code_terms(
+        self, f: Function, network: Autoencoder, batch: TrainingBatch, y: Tensor, outputs: list[Tensor]
+    ) -> dict[str, Tensor]:
+        """Code consistency of f(x) and of every second output, and idempotence on those outputs.
+
+        Both terms share the forward pass of the outputs. Without `settle`, code consistency uses f(x) only.
+        """
+        terms, source, decoded = {}, batch.x, y
+        if self.stage.weights.settle > 0 and outputs:
+            fixed = torch.cat(outputs)[::2].detach()
+            again = f(fixed)
+            terms["settle"] = losses.distance(again, fixed, self.kind).mean()
+            source, decoded = torch.cat([source, fixed]), torch.cat([decoded, again])
+        if batch.code_noise is not None:
+            decoded = decoded + self.stage.code_noise * batch.code_noise[: len(decoded)]
+        return {**terms, "code_consistency": losses.code_consistency(network, source, decoded)}
 
     def _adversarial_terms(self, f: Function, network: nn.Module, y: Tensor, rec: Tensor) -> dict[str, Tensor]:
         """Idempotence and tightness of y = f(z), as far as they are active."""

@@ -66,6 +66,8 @@ class Preset:
         for matching in map(self.matching_of, self.stages):
             if self.checkpoint_every % math.lcm(matching.pool_refresh, matching.pairs_refresh):
                 raise ValueError("checkpoint_every must be a multiple of all refresh intervals")
+        if not self.network.quantizer and any(s.weights.code_consistency or s.quantizer_levels for s in self.stages):
+            raise ValueError("code_consistency and quantizer_levels need a network with a quantizer")
         if not self.corruptions or not set(self.corruptions) <= set(get_args(CorruptionName)):
             raise ValueError(f"corruptions are one or more of {', '.join(get_args(CorruptionName))}")
         if not 0.0 <= self.eight_bit <= 1.0:

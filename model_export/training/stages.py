@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from model_export.training.replay import ReplayConfig
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
@@ -20,6 +22,10 @@ class Weights:
         tight: −D(f(sg f(z)), sg f(z)), clamped.
         settle: D(f(sg f(z)), sg f(z)), idempotence on outputs.
         critic: minus the scores of f(z) by a discriminator, which is trained alternately with f.
+        code_consistency: f(x) has the quantised code it was decoded from, and with `settle` also f(f(z)); needs a
+            quantiser.
+        drifting: drifting loss of f(z) and f(corrupted x), towards the distribution of pictures.
+        replay: D(f(y), anchor) for iterates y of a replay buffer, where anchor is the picture y started from.
     """
 
     rec: float = 1.0
@@ -31,16 +37,24 @@ class Weights:
     tight: float = 0.0
     settle: float = 0.0
     critic: float = 0.0
+    code_consistency: float = 0.0
+    drifting: float = 0.0
+    replay: float = 0.0
 
     @property
     def latents(self) -> bool:
         """Whether any active term needs fresh latents."""
-        return max(self.distill, self.idem, self.tight, self.settle, self.critic) > 0
+        return max(self.distill, self.idem, self.tight, self.settle, self.critic, self.drifting) > 0
 
     @property
     def teacher(self) -> bool:
         """Whether any active term needs the frozen network of an earlier stage."""
-        return max(self.distill, self.critic) > 0
+        return max(self.distill, self.critic, self.drifting) > 0
+
+    @property
+    def whole_batch(self) -> bool:
+        """Whether any active term does not split into shards or micro-batches."""
+        return max(self.code_consistency, self.drifting, self.replay) > 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +95,12 @@ class Stage:
             those of the paper's frozen copy; a step needs three forward passes instead of four.
         matching: pool and pairs of this stage; None takes the preset's.
         critic_lr: peak learning rate of the discriminator, with the same schedule as ``lr``.
+        code_noise: σ of noise on f(x) and f(f(z)) before `code_consistency` encodes them, in the units of [−1, 1].
+        drift_pictures: number of latents and of pictures per step of `drifting`, which estimates its field from them;
+            0 takes the batch size.
+        quantizer_levels: levels per standard deviation to which the quantiser is fitted when the stage starts; 0 keeps
+            the quantiser as it is.
+        replay_buffer: of the term `replay`.
     """
 
     name: str
@@ -94,20 +114,27 @@ class Stage:
     copy_free: bool = True
     matching: Matching | None = None
     critic_lr: float = 4e-4
+    code_noise: float = 0.0
+    drift_pictures: int = 0
+    quantizer_levels: float = 0.0
+    replay_buffer: ReplayConfig | None = None
 
     def __post_init__(self) -> None:
         if self.weights.distill > 0 and self.teacher_steps < 1:
             raise ValueError(f"stage {self.name}: distillation needs teacher_steps ≥ 1")
+        if self.weights.replay > 0 and self.replay_buffer is None:
+            raise ValueError(f"stage {self.name}: the weight replay needs a replay_buffer")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Stage":
         """The inverse of ``dataclasses.asdict``; lists become tuples. Missing fields get their defaults."""
-        matching = values.get("matching")
+        matching, replay = values.get("matching"), values.get("replay_buffer")
         return cls(
             **{
                 **values,
                 "weights": Weights(**values["weights"]),
                 "betas": tuple(values["betas"]),
                 "matching": None if matching is None else Matching(**matching),
+                "replay_buffer": None if replay is None else ReplayConfig(**replay),
             }
         )

@@ -14,26 +14,28 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 from torchvision.utils import save_image
 from tqdm import tqdm
 
-from model_export.data.datasets import Dataset, to_model_range
+from model_export.data.datasets import Dataset
 from model_export.data.noise import NoiseSampler, frequency_statistics
 from model_export.errors import UserError
 from model_export.files import atomic_write, file_lock
 from model_export.training import checkpoint as checkpoints
 from model_export.training.batches import BatchBuilder, RngStream, TrainingBatch, derive_seed
 from model_export.training.checkpoint import Checkpoint
-from model_export.training.discriminator import SCALING_PICTURES, Discriminator, DiscriminatorTrainer
+from model_export.training.discriminator import DiscriminatorTrainer
+from model_export.training.drifting import FeatureGroups
 from model_export.training.execution import Execution, no_sync_until, stop_signal
 from model_export.training.log import Log
 from model_export.training.network import Autoencoder, averaged_model
 from model_export.training.objective import Objective, health
 from model_export.training.presets import Preset
+from model_export.training.replay import ReplayBuffer
+from model_export.training.stage_setup import StageSetup
 from model_export.training.stages import Stage
 from model_export.training.throughput import COMPUTE, Throughput, ThroughputMeter
 
@@ -90,11 +92,12 @@ class Run:
         self.stage, self.stage_step, self.step = 0, 0, 0
         self.teacher: Autoencoder | None = None
         self.discriminator: DiscriminatorTrainer | None = None
-        self._pictures = data.train
+        self.replay: ReplayBuffer | None = None
         self.throughput: list[tuple[str, Throughput]] = []  # of this process, by stage
         self._meter, self._warned = ThroughputMeter(device), False
         statistics = frequency_statistics(data.train) if preset.noise == "frequency" else None
         self.noise = NoiseSampler(preset.shape, statistics)
+        self._setup = StageSetup(data.train, self.noise, seed=seed, device=device, world=self.world)
         torch.manual_seed(derive_seed(seed, RngStream.INIT, 0))
         self.network = self.execution.to_device(Autoencoder(preset.network), device)
         file = out / checkpoints.FILE
@@ -149,6 +152,7 @@ class Run:
                 optimiser=self.optimiser.state_dict(),
                 teacher=None if self.teacher is None else self.teacher.state_dict(),
                 critic=None if self.discriminator is None else self.discriminator.state_dict(),
+                replay=None if self.replay is None else self.replay.state_dict(),
                 statistics=self.noise.statistics,
                 data=self.data,
                 provenance=self.provenance,
@@ -189,7 +193,7 @@ class Run:
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(stage, self.stage_step)
         self.network.train()
-        batch = self.batches.build(self.step, self.stage_step, stage, self._forward)
+        batch = self.batches.build(self.step, self.stage_step, stage, self._forward, self.replay)
         with self._meter.phase(COMPUTE):
             if self.discriminator is not None and batch.z is not None:
                 lr = stage.critic_lr * learning_rate(stage, self.stage_step) / stage.lr
@@ -197,6 +201,9 @@ class Run:
             terms = self._backward(batch)
             self.optimiser.step()
             self.average.update_parameters(self.network)
+        if self.replay is not None and batch.replay is not None:
+            with self._meter.phase("replay"):
+                self.batches.advance_replay(self.replay, batch.replay, self.average, self.step)
         self._meter.step(self.batches.size)
         self.step += 1
         self.stage_step += 1
@@ -274,26 +281,21 @@ class Run:
         return self.stage_step % math.lcm(matching.pool_refresh, matching.pairs_refresh) == 0
 
     def _start_stage(self) -> None:
-        """Create average, optimiser, teacher and discriminator for the present stage from the present network."""
+        """Create what the present stage needs from the present network."""
         stage = self.preset.stages[self.stage]
-        self.average: AveragedModel = averaged_model(self.network, self.preset.ema)
+        self._setup.fit_quantizer(stage, self.network)
+        self.average: AveragedModel = averaged_model(self.network, self.preset.ema).eval()
         self.optimiser = torch.optim.Adam(self.network.parameters(), lr=stage.lr, betas=stage.betas)
         self.teacher = _frozen_copy(self.network) if stage.weights.teacher else None
-        self.discriminator = self._new_discriminator(stage, self.teacher)
+        self.discriminator = self._setup.discriminator(stage, self.teacher, self.step)
         self.objective = Objective(
             stage=stage,
             kind=self.preset.distance,
             teacher=None if self.teacher is None else self.execution.compiled(self.teacher),
             scores=None if self.discriminator is None else self.discriminator.scores,
+            feature_groups=None if self.teacher is None else FeatureGroups(self.teacher.features),
         )
-
-    def _new_discriminator(self, stage: Stage, teacher: Autoencoder | None) -> DiscriminatorTrainer | None:
-        if teacher is None or stage.weights.critic <= 0:
-            return None
-        torch.manual_seed(derive_seed(self.seed, RngStream.DISCRIMINATOR, self.step))
-        chosen = np.random.default_rng(self.seed).permutation(len(self._pictures))[:SCALING_PICTURES]
-        pictures = to_model_range(self._pictures[torch.from_numpy(chosen)].to(self.device))
-        return DiscriminatorTrainer(Discriminator(teacher.features, pictures), stage.critic_lr, self.world)
+        self.replay = self._setup.replay_buffer(stage, self.average, self.step)
 
     def _end_stage(self) -> None:
         if self.step == self.preset.steps:
@@ -323,6 +325,8 @@ class Run:
             self.teacher.load_state_dict(saved.teacher)
         if saved.critic is not None and self.discriminator is not None:
             self.discriminator.load_state_dict(saved.critic)
+        if saved.replay is not None and self.replay is not None:
+            self.replay.load_state_dict(saved.replay)
         self.provenance = _continued(saved.provenance, self.provenance, saved.step)
         if extended:
             self._end_stage()
@@ -339,7 +343,6 @@ class Run:
         z = self.noise.sample(_GRID_SIDE**2, self.batches.generator(RngStream.SAMPLES, 0))
         folder = self.out / "samples"
         folder.mkdir(parents=True, exist_ok=True)
-        self.average.eval()
         y = self.average(z)
         grid = torch.cat([y, self.average(y)])
         with atomic_write(folder / f"{self.step:07d}.png") as file:

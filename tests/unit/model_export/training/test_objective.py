@@ -8,12 +8,15 @@ from torch import Tensor, nn
 
 from model_export.training import losses
 from model_export.training.batches import TrainingBatch
+from model_export.training.drifting import FeatureGroups
 from model_export.training.network import Autoencoder, NetworkConfig
 from model_export.training.objective import Objective, health
 from model_export.training.presets import Distance
+from model_export.training.replay import ReplayConfig, ReplayVisit
 from model_export.training.stages import Stage, Weights
 
-TERMS = [field.name for field in dataclasses.fields(Weights)]
+ATTRACTOR_TERMS = ["code_consistency", "drifting", "replay"]
+TERMS = [field.name for field in dataclasses.fields(Weights) if field.name not in ATTRACTOR_TERMS]
 
 
 def rows(seed: int) -> Tensor:
@@ -180,6 +183,70 @@ def test_all_terms_together_add_up(f: Autoencoder, batch: TrainingBatch) -> None
     assert set(terms) == set(TERMS)
     total = sum(getattr(weights, name) * float(value.detach()) for name, value in terms.items())
     assert float(objective.total(terms).detach()) == pytest.approx(total)
+
+
+@pytest.fixture
+def quantised() -> Autoencoder:
+    torch.manual_seed(0)
+    config = NetworkConfig(size=8, channels=1, widths=(4, 8), bottleneck=8, groups=2, quantizer=4)
+    network = Autoencoder(config)
+    network.fit_quantizer(torch.randn(40, 1, 8, 8), 1.0)
+    return network
+
+
+@pytest.fixture
+def single(batch: TrainingBatch) -> TrainingBatch:
+    """Rows for the terms that make attractors, in float32."""
+    states = ReplayVisit(torch.arange(3), rows(7).float().tanh(), rows(8).float().tanh())
+    x, z, corrupted = rows(1).float().tanh(), rows(5).float(), rows(6).float()
+    return TrainingBatch(
+        x=x,
+        z=z,
+        corrupted=corrupted,
+        code_noise=torch.cat([rows(i).float() for i in (9, 10, 11)]),
+        drift_pictures=rows(4).float().tanh(),
+        replay=states,
+    )
+
+
+def attractor_objective(network: Autoencoder, weights: Weights) -> Objective:
+    config = ReplayConfig(size=4, visits=3)
+    teacher = copy.deepcopy(network).requires_grad_(False)
+    return Objective(
+        stage=Stage(name="s", steps=1, lr=1.0, weights=weights, code_noise=0.1, replay_buffer=config),
+        kind="mse",
+        feature_groups=FeatureGroups(teacher.features),
+    )
+
+
+@pytest.mark.parametrize("name", ATTRACTOR_TERMS)
+def test_every_attractor_term_trains_alone(name: str, quantised: Autoencoder, single: TrainingBatch) -> None:
+    objective = attractor_objective(quantised, Weights(rec=0.0, **{name: 1.0}))
+    terms = objective.terms(quantised, quantised, single)
+    torch.autograd.backward(objective.total(terms))
+    assert max(float(p.grad.abs().max()) for p in quantised.parameters() if p.grad is not None) > 0
+
+
+def test_code_consistency_shares_its_pass_with_settle(quantised: Autoencoder, single: TrainingBatch) -> None:
+    objective = attractor_objective(quantised, Weights(settle=0.5, project=0.5, code_consistency=0.2))
+    terms = objective.terms(quantised, quantised, dataclasses.replace(single, code_noise=None))
+    assert single.z is not None
+    assert single.corrupted is not None
+    y = torch.cat([quantised(single.z), quantised(single.corrupted)])[::2]
+    torch.testing.assert_close(terms["settle"], losses.distance(quantised(y), y, "mse").mean())
+    sources, outputs = torch.cat([single.x, y]), torch.cat([quantised(single.x), quantised(y)])
+    torch.testing.assert_close(terms["code_consistency"], losses.code_consistency(quantised, sources, outputs))
+
+
+def test_code_consistency_is_zero_for_a_picture_at_its_levels(quantised: Autoencoder, single: TrainingBatch) -> None:
+    """A decoder that returns its input keeps every code, so only the distance to the levels is left."""
+    quantizer = quantised.quantizer
+    components = quantised.components(single.x)
+    expected = torch.nn.functional.huber_loss(components, components.round(), delta=0.5)
+    quantizer.power.fill_(1e9)
+    torch.testing.assert_close(losses.code_consistency(quantised, single.x, single.x), expected)
+    quantizer.power.copy_(components.square().mean() / 3.0)
+    torch.testing.assert_close(losses.code_consistency(quantised, single.x, single.x), expected + 2.0)
 
 
 def test_reconstruction_is_told_but_not_trained_where_it_is_off(small: Small, batch: TrainingBatch) -> None:

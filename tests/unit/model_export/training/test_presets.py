@@ -8,6 +8,7 @@ import pytest
 from model_export.errors import UserError
 from model_export.training.network import Autoencoder
 from model_export.training.presets import PRESETS, Preset, get_preset, with_overrides
+from model_export.training.replay import ReplayConfig
 from model_export.training.stages import Matching, Stage, Weights
 from service.artifact.files import NAME_PATTERN
 
@@ -26,8 +27,10 @@ def test_a_preset_can_be_built(preset: Preset) -> None:
 
 def test_what_the_terms_of_a_stage_need() -> None:
     assert not Weights(imle=1.0, match=1.0, project=1.0).latents
-    assert all(Weights(**{term: 0.1}).latents for term in ("distill", "idem", "tight", "settle", "critic"))
-    assert [term for term in ("distill", "settle", "critic") if Weights(**{term: 0.1}).teacher] == ["distill", "critic"]
+    assert all(Weights(**{term: 0.1}).latents for term in ("distill", "idem", "tight", "settle", "critic", "drifting"))
+    terms = ("distill", "settle", "critic", "code_consistency", "drifting", "replay")
+    assert [term for term in terms if Weights(**{term: 0.1}).teacher] == ["distill", "critic", "drifting"]
+    assert [term for term in terms if Weights(**{term: 0.1}).whole_batch] == ["code_consistency", "drifting", "replay"]
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -90,6 +93,31 @@ def test_distillation_needs_a_teacher() -> None:
         Stage(name="distill", steps=1, lr=1e-3, weights=Weights(distill=1.0))
 
 
+def test_the_attractor_terms_are_off_in_every_preset() -> None:
+    for preset in PRESETS.values():
+        assert preset.network.quantizer == 0
+        assert not any(stage.weights.whole_batch or stage.quantizer_levels for stage in preset.stages)
+
+
+def test_replay_needs_a_buffer_that_holds_the_states_of_a_step() -> None:
+    with pytest.raises(ValueError, match="replay_buffer"):
+        Stage(name="s", steps=1, lr=1e-3, weights=Weights(replay=1.0))
+    with pytest.raises(ValueError, match="visits 9"):
+        ReplayConfig(size=8, visits=9)
+
+
+@pytest.mark.parametrize("change", [{"weights": Weights(code_consistency=0.1)}, {"quantizer_levels": 1.0}])
+def test_quantiser_terms_need_a_quantiser(change: dict[str, Any]) -> None:
+    preset = PRESETS["tiny"]
+    stages = (dataclasses.replace(preset.stages[0], **change),)
+    with pytest.raises(ValueError, match="quantizer"):
+        dataclasses.replace(preset, stages=stages)
+    network = dataclasses.replace(preset.network, quantizer=4)
+    stages = (dataclasses.replace(stages[0], replay_buffer=ReplayConfig(size=8, visits=8)),)
+    quantised = dataclasses.replace(preset, stages=stages, network=network)
+    assert Preset.from_dict(json.loads(json.dumps(quantised.to_dict()))) == quantised
+
+
 def test_corruptions_can_be_chosen() -> None:
     preset = with_overrides(get_preset("tiny"), corruptions=["noise", "hole"], eight_bit=0.25)
     assert (preset.corruptions, preset.eight_bit) == (("noise", "hole"), 0.25)
@@ -102,7 +130,11 @@ def test_presets_of_older_versions_are_read() -> None:
     older["degradations"] = older.pop("corruptions")
     del older["eight_bit"]
     for stage in older["stages"]:
-        del stage["copy_free"]
+        for added in ("copy_free", "code_noise", "drift_pictures", "quantizer_levels", "replay_buffer"):
+            del stage[added]
+        for added in ("code_consistency", "drifting", "replay"):
+            del stage["weights"][added]
+    del older["network"]["quantizer"]
     assert Preset.from_dict(older) == PRESETS["tiny"]
     del older["degradations"]
     assert Preset.from_dict(older) == PRESETS["tiny"]

@@ -1,0 +1,71 @@
+"""What a stage creates from pictures when it starts: discriminator, fitted quantiser, replay buffer."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from model_export.data.datasets import to_model_range
+from model_export.data.noise import NoiseSampler
+from model_export.errors import UserError
+from model_export.training.batches import RngStream, derive_seed
+from model_export.training.discriminator import SCALING_PICTURES, Discriminator, DiscriminatorTrainer
+from model_export.training.distributed import World
+from model_export.training.network import Autoencoder
+from model_export.training.replay import ReplayBuffer
+from model_export.training.stages import Stage
+
+_QUANTIZER_PICTURES = 2048  # pictures whose codes give the principal components
+
+
+class StageSetup:
+    """Creates the parts of a stage.
+
+    Args:
+        pictures: all training pictures, (N, C, H, W) uint8.
+        noise: distribution of the latents.
+        seed: of all random numbers.
+        device: of the results.
+        world: averages the discriminator's gradients.
+    """
+
+    def __init__(self, pictures: Tensor, noise: NoiseSampler, *, seed: int, device: torch.device, world: World) -> None:
+        self._pictures, self._noise, self._seed, self._device, self._world = pictures, noise, seed, device, world
+
+    def discriminator(self, stage: Stage, teacher: Autoencoder | None, step: int) -> DiscriminatorTrainer | None:
+        """A new discriminator on the teacher's features, or None if the stage has none. ``step``: of the run."""
+        if teacher is None or stage.weights.critic <= 0:
+            return None
+        torch.manual_seed(derive_seed(self._seed, RngStream.DISCRIMINATOR, step))
+        pictures = self._example_pictures(min(SCALING_PICTURES, len(self._pictures)))
+        return DiscriminatorTrainer(Discriminator(teacher.features, pictures), stage.critic_lr, self._world)
+
+    def fit_quantizer(self, stage: Stage, network: Autoencoder) -> None:
+        """Fit the network's quantiser to pictures, if the stage sets a number of levels."""
+        if stage.quantizer_levels > 0:
+            network.fit_quantizer(self._example_pictures(_QUANTIZER_PICTURES), stage.quantizer_levels)
+
+    @torch.no_grad()
+    def replay_buffer(self, stage: Stage, average: nn.Module, step: int) -> ReplayBuffer | None:
+        """A new replay buffer, or None if the stage has none.
+
+        Args:
+            stage: the stage.
+            average: the averaged network, which makes the samples.
+            step: of the run.
+
+        Raises:
+            UserError: a step visits more states than there are pictures.
+        """
+        config = stage.replay_buffer
+        if config is None or stage.weights.replay <= 0:
+            return None
+        if config.visits > len(self._pictures):
+            raise UserError(f"replay: {config.visits} visits per step, but only {len(self._pictures)} pictures")
+        generator = torch.Generator(self._device).manual_seed(derive_seed(self._seed, RngStream.REPLAY_RESTART, step))
+        samples = average(self._noise.sample(config.size, generator))
+        return ReplayBuffer(config, self._example_pictures(config.size), samples)
+
+    def _example_pictures(self, count: int) -> Tensor:
+        """Random pictures, the same for every stage: (count, C, H, W) in [−1, 1]. Few pictures are repeated."""
+        order = np.random.default_rng(self._seed).permutation(len(self._pictures))
+        return to_model_range(self._pictures[torch.from_numpy(np.resize(order, count))].to(self._device))
