@@ -12,9 +12,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from model_export.data.corruptions import CORRUPTIONS
 from model_export.data.datasets import Dataset
 from model_export.errors import UserError
-from model_export.evaluation import restoration
+from model_export.evaluation import long_run, restoration
 from model_export.evaluation.classifier import (
     FEATURES,
     Classifier,
@@ -110,6 +111,7 @@ class Evaluation:
             **_diversity(neighbours["other_sample"]),
             **self._real_pictures(chain),
             "repeated": self._repeated(chain[1]),
+            "repeated_application": self._repeated_application(chain[0]),
             "restoration": self._restoration().run(),
             **self._precision(chain),
         }
@@ -172,6 +174,7 @@ class Evaluation:
             "health": "mean square of f(f(z)) - f(z) over that of f(x) - x, x held-out pictures",
             "repeated": f"the first {self._n_repeated} of the samples: y = f applied k times, drift: mean "
             "|f(y) - y|, moved: mean |y - f(z)|",
+            "repeated_application": long_run.PROTOCOL,
             "restoration": restoration.PROTOCOL,
             **({"inception": self._inception_protocol(self._inception)} if self._inception else {}),
             **({"precision": _PRECISION_PROTOCOL} if self._variants else {}),
@@ -254,6 +257,19 @@ class Evaluation:
                 }
             rows = after
         return table
+
+    def _repeated_application(self, latents: FloatRows) -> Table:
+        """Figures of f^k for latents, real pictures and corrupted pictures."""
+        n = min(long_run.budget(self._card.shape), len(latents), len(self._held_out.levels))
+        x = to_rows(self._held_out.levels[:n])
+        return long_run.repeated_application(
+            self._f,
+            {"samples": latents[:n], "pictures": x, "restored": CORRUPTIONS[long_run.CORRUPTION](x)},
+            evaluator=self._evaluator,
+            reference=self._held_out.features,
+            classes=self._labels is not None,
+            steps=self._steps,
+        )
 
     def _precision(self, chain: list[FloatRows]) -> Table:
         """The other precisions in comparison with fp32."""

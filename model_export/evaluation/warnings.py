@@ -12,11 +12,13 @@ _MAX_FRECHET: Final = 25.0  # in units of the Fréchet distance of training pict
 _MAX_DRIFT: Final = 0.05  # mean |f(f(z)) − f(z)|, range 2
 _MAX_HEALTH: Final = 1.0  # L_idem / L_rec; good runs of the adversarial objective end below, collapsed ones above
 _MIN_SSIM: Final = 0.5  # of real pictures after f
+_MIN_SAME_CLASS: Final = 0.8  # share of pictures that keep their class after the most applications of f
+_STARTS: Final = {"samples": "samples", "pictures": "real pictures", "restored": "restored pictures"}
 
 
 def warnings(table: Table) -> list[str]:
     """One line for every measure that is far from that of a working model; none for real pictures."""
-    return [*_generation(table["generation"]), *_variety(table), *_idempotence(table)]
+    return [*_generation(table["generation"]), *_variety(table), *_idempotence(table), *_repeated_application(table)]
 
 
 def _generation(generation: Table) -> Iterator[str]:
@@ -47,3 +49,12 @@ def _idempotence(table: Table) -> Iterator[str]:
         yield f"not idempotent: f changes its own pictures more than real ones, r = {health:.2f}"
     if ssim < _MIN_SSIM:
         yield f"f does not keep real pictures: SSIM {ssim:.3f} after one step"
+
+
+def _repeated_application(table: Table) -> Iterator[str]:
+    figures = table["repeated_application"]
+    for start, noun in _STARTS.items():
+        last = list(figures[start])[-1]  # in ascending order of k
+        share = figures[start][last].get("same_class", 1.0)
+        if share < _MIN_SAME_CLASS:
+            yield f"f applied {last[1:] or 1} times dissolves {noun}: {share:.1%} keep the class they have after one"

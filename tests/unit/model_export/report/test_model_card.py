@@ -53,6 +53,11 @@ QUALITY: dict[str, Any] = {
         "f": {"drift": 0.0123, "moved": 0.0, "kl": 0.02},
         "f1000": {"drift": 0.001, "moved": 0.3, "kl": 0.2},
     },
+    "repeated_application": {
+        "n": 128,
+        "samples": {"f": {"frechet": 50.0, "same_class": 1.0, "drift": 0.02, "at_rest": 0.0}},
+        "pictures": {"f1000": {"frechet": 61.25, "drift": 0.0001, "at_rest": 0.875}},
+    },
     "inception": {"f": 41.5},
 }
 
@@ -159,6 +164,12 @@ def test_a_better_model_has_fewer_limitations(card: ModelCard) -> None:
         },
     }
     assert len(limitations(with_quality(card, better))) == 3  # its data, samples are not real, nearly idempotent
+
+
+def test_figures_of_repeated_application_are_a_table(card: ModelCard) -> None:
+    lines = written(with_quality(card)).splitlines()
+    assert "| samples | 1 | 50.00 | 100.0 % | 0.0200 | 0.0 % |" in lines
+    assert "| pictures | 1000 | 61.25 | – | 0.0001 | 87.5 % |" in lines
 
 
 def test_warnings_come_first(card: ModelCard) -> None:
