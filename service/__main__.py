@@ -5,7 +5,7 @@ from functools import partial
 
 from service.domain.errors import StartupError
 from service.environment import prepare_process
-from service.server import sockets, worker_process
+from service.server import open_files, sockets, worker_process
 from service.server.supervisor import supervise
 from service.settings import from_environment, log_name_warnings
 
@@ -24,6 +24,7 @@ def _run() -> int:
     settings = from_environment()
     worker_process.configure_logging(settings)
     log_name_warnings()
+    open_files.raise_limit()
     with sockets.listen(settings) as listener:
         if settings.workers == 1:
             sockets.write_startup_line(listener)

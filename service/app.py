@@ -36,6 +36,8 @@ from service.observability.statistics import ModelStatistics
 from service.runtime.onnx_model import OnnxModel
 from service.scheduling.scheduler import Scheduler
 from service.server.early_rejection import EarlyRejection
+from service.server.open_connections import OpenConnections
+from service.server.open_files import connection_limit
 from service.settings import Settings, metrics_folder
 
 _LOG = logging.getLogger(__name__)
@@ -168,6 +170,21 @@ def make_early_rejection(services: AppState) -> EarlyRejection:
     """Rejects requests in the server's protocol, before the app."""
     return EarlyRejection(
         in_flight=services.in_flight, limit=services.settings.max_inflight_requests, observe=services.metrics.request
+    )
+
+
+def make_connections(services: AppState) -> OpenConnections:
+    """Limits the open connections of the server that serves the app."""
+    metrics, settings = services.metrics, services.settings
+    limit = connection_limit(settings.max_open_connections)
+    metrics.connection_limit.set(limit)
+    return OpenConnections(
+        limit=limit,
+        head_timeout_s=settings.head_timeout_s,
+        on_change=metrics.open_connections.set,
+        on_closed=metrics.connection_closed,
+        on_files_exhausted=metrics.files_exhausted.inc,
+        observe=metrics.request,
     )
 
 

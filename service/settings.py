@@ -92,6 +92,8 @@ class Settings(BaseSettings):
         default=256 * 2**20, ge=1024, le=2**40, description="bytes of the bodies of all requests in flight"
     )
     max_inflight_requests: int = Field(default=1024, ge=1, le=1_000_000, description="requests in flight")
+    max_open_connections: int = Field(default=4096, ge=1, le=1_000_000, description="open connections")
+    head_timeout_s: float = Field(default=10.0, ge=0.001, le=86_400, description="seconds a request head may take")
     request_timeout_s: float = Field(default=30.0, ge=0.001, le=86_400, description="seconds a request may take")
     stream_timeout_s: float = Field(default=900.0, ge=0.001, le=604_800, description="seconds an event stream may take")
     body_timeout_s: float = Field(default=15.0, ge=0.001, le=86_400, description="seconds a request body may take")

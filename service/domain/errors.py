@@ -14,7 +14,9 @@ IgnError
 │   ├── NotAcceptable          no response format that the caller accepts
 │   ├── UnsupportedMedia       content type or content encoding of the request
 │   ├── TooLarge               body or picture above a limit
-│   └── BodyTooSlow            the body did not arrive in time
+│   ├── BodyTooSlow            the body did not arrive in time
+│   ├── HeadTooSlow            the head did not arrive in time
+│   └── HeadTooLarge           request line and headers above their limit
 ├── OverloadedError            too many requests: a later attempt works (has retry_after)
 │   ├── QueueFull              the queue would exceed its limit
 │   ├── WouldMissDeadline      the queue takes longer than the deadline allows
@@ -123,7 +125,7 @@ class UnloadRefused(RequestError):
 
 
 class NotSupported(RequestError):
-    """Not available in this configuration of the service."""
+    """Not available in this configuration, or not implemented by the service."""
 
     code = "not_supported"
 
@@ -150,6 +152,18 @@ class BodyTooSlow(RequestError):
     """The body did not arrive in time."""
 
     code = "body_too_slow"
+
+
+class HeadTooSlow(RequestError):
+    """Request line and headers did not arrive in time."""
+
+    code = "head_too_slow"
+
+
+class HeadTooLarge(RequestError):
+    """Request line and headers above their limit."""
+
+    code = "head_too_large"
 
 
 class OverloadedError(IgnError):

@@ -43,6 +43,7 @@ _REFERENCE: Final = (50, 90, 99)  # percentiles of the card that are exported fo
 # These series exist from the start with value 0. `increase` misses the first event of a series that starts at 1.
 _OUTCOMES: Final = ("ok", "deadline_exceeded", "model_failure")
 _REASONS: Final = ("queue_full", "would_miss_deadline")
+_CLOSED: Final = ("limit", "head_timeout", "head_too_large", "malformed", "pipelining")
 
 
 class Metrics:
@@ -105,6 +106,18 @@ class Metrics:
         )
         self.batch_rows = self._histogram("ign_batch_rows", "Rows in a batch, padding excluded.", _ROWS, "model")
         self.batch_seconds = self._histogram("ign_batch_seconds", "One model call.", _COMPUTE, "model")
+        self.open_connections = self._gauge("ign_open_connections", "Open connections.", "livesum")
+        self.connection_limit = self._gauge(
+            "ign_open_connections_limit", "Most open connections (IGN_MAX_OPEN_CONNECTIONS, ulimit -n).", "livesum"
+        )
+        self._closed_connections = self._counter(
+            "ign_closed_connections", "Connections that the service closed because of a limit.", "reason"
+        )
+        for reason in _CLOSED:
+            self._closed_connections.labels(reason)
+        self.files_exhausted = self._counter(
+            "ign_files_exhausted", "Seconds in which no file could be opened and new connections were closed."
+        )
         self.padding_rows = self._counter("ign_padding_rows", "Padding rows computed to fill a bucket.", "model")
         self.batches = self._counter("ign_batches", "Model calls, by why the batch was closed.", "model", "reason")
         self.scheduled_requests = self._counter(
@@ -155,6 +168,10 @@ class Metrics:
     def codec(self, operation: str, seconds: float) -> None:
         """Record the duration of one call that decodes or encodes images."""
         self._codec_of(operation).observe(seconds)
+
+    def connection_closed(self, reason: str) -> None:
+        """Count a connection that the service closed because of a limit."""
+        self._closed_connections.labels(reason).inc()
 
     def rows(
         self, model: str, endpoint: str, steps: Iterable[int], distances: Iterable[float], drifts: Iterable[float] = ()

@@ -7,6 +7,7 @@ rejection costs little more than reading the request.
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Final
 
 from service.api.http.problems import problem_response
@@ -101,7 +102,7 @@ class EarlyRejection:
             self._waiting.append(start)
             return
         if not self._started:
-            call_soon(lambda: self._next_tick(call_soon))
+            call_soon(partial(self._next_tick, call_soon))
         self._started += 1
         start()
 

@@ -1,48 +1,228 @@
-"""uvicorn's HTTP protocol with early rejection, paced starts and joined writes."""
+"""uvicorn's HTTP protocol with limits for heads and pipelines, early rejection, paced starts and joined writes."""
 
 import asyncio
 import time
+from collections.abc import Sized
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, Final, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from service.api.http.problems import status_of
+from service.domain.errors import HeadTooLarge, HeadTooSlow, IgnError, MalformedRequest, NotSupported, UnsupportedMedia
 from service.server.early_rejection import EarlyRejection
+from service.server.open_connections import OpenConnections, Reason
 
-_UNAVAILABLE: Final = b"HTTP/1.1 503 Service Unavailable\r\n"
+MAX_HEAD_BYTES: Final = 1 << 16
+"""Request line and headers; also trailers, and the extensions of one chunk."""
+MAX_HEADERS: Final = 256
+MAX_PIPELINED: Final = 64
+"""Requests that may wait on one connection for the response before theirs."""
+HALF_CLOSED_S: Final = 1.0
+"""Seconds in which a client that has closed its sending half still gets a response. A client that has left looks the
+same until something is written to it, and its rows should not be computed."""
+_LINGER_S: Final = 1.0  # after a refusal; a close with unread bytes would reset the connection, and lose the response
+_MAX_IGNORED: Final = 1 << 20  # bytes after a refusal
+
+_UNAVAILABLE: Final = STATUS_LINE[503]
 _REJECTED = cast(RequestResponseCycle, SimpleNamespace(response_complete=True, message_event=asyncio.Event()))
 _MAX_JOINED: Final = 1 << 16  # bytes: copying a longer body costs more than a second write
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """Writes the head of a response together with its body, and asks `EarlyRejection` about each request.
+    """Limits what a client can make the service hold and do before a request reaches the application.
 
-    uvicorn writes head and body separately: that takes two system calls and wakes the client twice. The overridden
-    hooks are private in uvicorn, so pyproject.toml limits its version.
+    It writes the head of a response together with its body, and asks `EarlyRejection` about each request. uvicorn
+    writes head and body separately: that takes two system calls and wakes the client twice. The overridden hooks are
+    private in uvicorn, so pyproject.toml limits its version. The sweep of `OpenConnections` replaces uvicorn's timer
+    for each response.
 
     Args:
         early_rejection: None to accept and start every request at once.
+        connections: the open connections of this event loop.
     """
 
-    def __init__(self, *args: Any, early_rejection: EarlyRejection | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        early_rejection: EarlyRejection | None = None,
+        connections: OpenConnections,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._early_rejection = early_rejection
+        self._connections = connections
+        self._running: RequestResponseCycle | None = None  # uvicorn's `cycle` is the last one that arrived
+        self.headers = []  # uvicorn sets it when a head begins
+        self._unplaced = 0  # bytes received since the parser last completed a head or found a part of a body
+        self._complete_scope: object = None  # of the last complete head; if `scope` is another one, a head has begun
+        self._head_since: float | None = None  # event loop time at which the wait for the end of a head began
+        self._idle_since = 0.0  # event loop time of the end of the last response
+        self._refused = False  # whatever still arrives is ignored
+
+    # Connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Wrap the transport."""
-        super().connection_made(cast(asyncio.Transport, WriteCoalescer(transport)))
+        """Wrap the transport, and count the connection."""
+        super().connection_made(cast(asyncio.Transport, WriteCoalescer(transport, self.pipeline)))
+        self._head_since = self._idle_since = self.loop.time()
+        self._connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the request that runs."""
+        self._connections.remove(self)
+        running = self._running
+        if running is not None and not running.response_complete:
+            running.disconnected = True
+            running.message_event.set()
+        super().connection_lost(exc)
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Keep the connection for a short time if the client has sent a whole request and awaits the response."""
+        cycle = self._cycle
+        if cycle is None or cycle.response_complete or cycle.more_body or cycle.response_started:
+            return False
+        cycle.keep_alive = False
+        self.loop.call_later(HALF_CLOSED_S, self.transport.close)
+        return True
+
+    def waiting_since(self) -> float | None:
+        """See `service.server.open_connections.Connection`."""
+        if not self._previous_is_answered():
+            return None
+        return self._idle_since if self._head_since is None else self._head_since
+
+    def drop(self) -> None:
+        """Close the connection without a response."""
+        self.transport.close()
+
+    def close_if_late(self, now: float) -> None:
+        """Close a connection whose head takes too long, with 408, or that is idle for too long."""
+        since = self.waiting_since()
+        if since is None:
+            return
+        waited = now - since
+        if self._refused:
+            if waited > _LINGER_S:
+                self.transport.abort()
+        elif self._head_since is not None:
+            if waited > self._connections.head_timeout_s:
+                self._close_late_head()
+        elif waited > 2 * self.timeout_keep_alive:  # the client does not read the response
+            self.transport.abort()
+        elif waited > self.timeout_keep_alive:
+            self.transport.close()
+
+    def _close_late_head(self) -> None:
+        if self._has_head_begun():
+            self._refuse(HeadTooSlow("the head of the request did not arrive in time"), "head_timeout")
+        else:
+            self._connections.on_closed("head_timeout")
+            self.transport.close()
+
+    # Parser
+
+    def data_received(self, data: bytes) -> None:
+        """Parse the data, and stop at a head beyond its limit.
+
+        The bytes since the last progress of the parser are counted, not those of each header: the parser hands out a
+        header when it is complete, and joins its parts by copying until then.
+        """
+        if self._refused:
+            self._unplaced += len(data)
+            if self._unplaced > _MAX_IGNORED:
+                self.transport.abort()
+            return
+        if len(data) > MAX_HEAD_BYTES:  # in pieces, so that the count is checked between them
+            for start in range(0, len(data), MAX_HEAD_BYTES):
+                self.data_received(data[start : start + MAX_HEAD_BYTES])
+            return
+        self._unplaced += len(data)
+        super().data_received(data)
+        if self._unplaced > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
+            self._refuse_large_head()
+        elif self._head_since is None and self.scope is not self._complete_scope:  # a head has begun
+            self._head_since = self.loop.time()
 
     def on_headers_complete(self) -> None:
-        """Reject the request before anything is created for it, if there are too many."""
+        """Refuse a head that is wrong, and reject a request before anything is created for it if there are too many."""
+        if self._refused:
+            return
+        self._complete_scope, self._head_since = self.scope, None
+        names = [name for name, _ in self.headers]
+        if (
+            self._unplaced > MAX_HEAD_BYTES
+            or len(names) > MAX_HEADERS
+            or names.count(b"host") != 1
+            or b"transfer-encoding" in names
+            or names.count(b"content-encoding") > 1
+        ):
+            error = self._head_error(names)
+            if error is not None:
+                self._refuse(error, "head_too_large" if isinstance(error, HeadTooLarge) else "malformed")
+                return
+        self._unplaced = 0
+        headers, self.headers = self.headers, []  # trailers go to the new list: they are no headers of the request
         rejecting = self._early_rejection
         # A pipelined request waits for the response before it, so it cannot be answered here.
         if rejecting is not None and rejecting.is_full() and self._previous_is_answered():
-            rejection = rejecting.rejection(self.parser.get_method(), self.headers)
+            rejection = rejecting.rejection(self.parser.get_method(), headers)
             if rejection is not None:
                 self._reject(rejection)
                 return
+        if len(self.pipeline) >= MAX_PIPELINED:
+            self._close("pipelining")
+            return
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Note that the parser makes progress."""
+        self._unplaced = 0
+        super().on_body(body)
+
+    def _has_head_begun(self) -> bool:
+        return self.scope is not self._complete_scope
+
+    def _head_error(self, names: list[bytes]) -> IgnError | None:
+        """What is wrong with a complete head, if anything (RFC 9112, sections 3.2 and 6.1)."""
+        lengths = sum(len(name) + len(value) + len(b": \r\n") for name, value in self.headers)
+        if len(self.url) + lengths > MAX_HEAD_BYTES or len(names) > MAX_HEADERS:
+            return _head_too_large()
+        version = self.parser.get_http_version()
+        if names.count(b"host") > 1 or (version == "1.1" and b"host" not in names):
+            return MalformedRequest("Host: send this header once")
+        codings = [value.strip().lower() for name, value in self.headers if name == b"transfer-encoding"]
+        if codings and codings != [b"chunked"]:
+            return NotSupported("Transfer-Encoding: only chunked is supported")
+        if names.count(b"content-encoding") > 1:
+            return UnsupportedMedia("Content-Encoding: send this header once")
+        return None
+
+    # Responses
+
+    def on_response_complete(self) -> None:
+        """Start the next pipelined request, or read on.
+
+        uvicorn also reads on while pipelined requests wait, so that they grow without limit.
+        """
+        self.server_state.total_requests += 1
+        self._idle_since = now = self.loop.time()
+        if self.transport.is_closing():
+            return
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+            if not self.pipeline:
+                self.transport.resume_reading()  # what `WriteCoalescer` did not do before
+            return
+        if self._head_since is not None:
+            self._head_since = now  # the client could not send the rest while reading was paused
+        self.flow.resume_reading()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP, as a problem document."""
+        if not self._refused:
+            self._refuse(MalformedRequest("the request is not HTTP/1.1"), "malformed")
 
     @property
     def _cycle(self) -> RequestResponseCycle | None:
@@ -50,6 +230,35 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _previous_is_answered(self) -> bool:
         return self._cycle is None or self._cycle.response_complete
+
+    def _refuse_large_head(self) -> None:
+        if self._refused:
+            return
+        if self._has_head_begun():
+            self._refuse(_head_too_large(), "head_too_large")
+        else:  # trailers, or the extensions of a chunk: the request may be running
+            self._close("head_too_large")
+
+    def _refuse(self, error: IgnError, reason: Reason) -> None:
+        """Answer with a problem document, and end the connection; what still arrives is ignored."""
+        if not self._previous_is_answered():  # this response would be taken for that of an earlier request
+            self._close(reason)
+            return
+        self._ignore_rest(reason)
+        self._head_since = self.loop.time()
+        date = [b"%s: %s\r\n" % header for header in self.server_state.default_headers]
+        self.transport.write(b"".join((STATUS_LINE[status_of(type(error))], *date, self._connections.refusal(error))))
+        self.transport.write_eof()
+
+    def _close(self, reason: Reason) -> None:
+        self._ignore_rest(reason)
+        self.transport.close()
+
+    def _ignore_rest(self, reason: Reason) -> None:
+        self._refused = True
+        if self._cycle is None:
+            self.cycle = _REJECTED  # uvicorn discards the body of a request whose response is complete
+        self._connections.on_closed(reason)
 
     def _reject(self, rejection: bytes) -> None:
         if self._cycle is None:
@@ -63,6 +272,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.on_response_complete()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
         start = partial(super()._start_asgi_task, cycle, app)
         if self._early_rejection is None:
             start()
@@ -72,33 +282,56 @@ class HttpProtocol(HttpToolsProtocol):
             self._early_rejection.admit(start, self.loop.call_soon)
 
 
+def _head_too_large() -> HeadTooLarge:
+    return HeadTooLarge(f"the head of the request is larger than {MAX_HEAD_BYTES} bytes or {MAX_HEADERS} headers")
+
+
 class WriteCoalescer:
     """A transport that joins the first two writes of an event loop iteration.
 
     It holds the first write until the second one or the end of the iteration.
+
+    Args:
+        transport: the transport behind it.
+        pipeline: the requests that wait for the response before theirs; while there are any, reading stays paused.
     """
 
-    def __init__(self, transport: asyncio.Transport) -> None:
+    def __init__(self, transport: asyncio.Transport, pipeline: Sized = ()) -> None:
         self._transport = transport
+        self._pipeline = pipeline
         self._loop = asyncio.get_running_loop()
         self._held = b""
+        self.is_closing = transport.is_closing
 
     def write(self, data: bytes) -> None:
         """Write the bytes, at the end of this iteration at the latest."""
-        if not self._held:
+        held = self._held
+        if not held:
             self._held = data
             self._loop.call_soon(self._flush)
         elif len(data) > _MAX_JOINED:
             self._flush()
             self._transport.write(data)
         else:
-            self._held += data
-            self._flush()
+            self._held = b""
+            if not self.is_closing():
+                self._transport.write(held + data)
+
+    def write_eof(self) -> None:
+        """Write what is held, and end this half of the connection."""
+        self._flush()
+        if not self.is_closing():
+            self._transport.write_eof()
 
     def close(self) -> None:
         """Write what is held, and close."""
         self._flush()
         self._transport.close()
+
+    def resume_reading(self) -> None:
+        """Read on, unless requests wait: uvicorn calls this when a request reads its body."""
+        if not self._pipeline:
+            self._transport.resume_reading()
 
     def _flush(self) -> None:
         held, self._held = self._held, b""

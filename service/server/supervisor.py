@@ -42,6 +42,7 @@ def per_worker_settings(settings: Settings) -> Settings:
         queue_rows=share(settings.queue_rows, settings.max_images),
         max_inflight_requests=share(settings.max_inflight_requests),
         max_inflight_bytes=share(settings.max_inflight_bytes, settings.max_body_bytes),
+        max_open_connections=share(settings.max_open_connections),
     )
 
 

@@ -14,6 +14,7 @@ import uvicorn
 from service.api.app_state import AppState
 from service.server.early_rejection import EarlyRejection
 from service.server.http_protocol import HttpProtocol
+from service.server.open_connections import OpenConnections
 from service.server.sockets import BACKLOG
 
 Config = uvicorn.Config
@@ -108,11 +109,22 @@ class IgnServer(uvicorn.Server):
         self.should_exit = True
 
 
-def config(app: Callable[..., Any], early_rejection: EarlyRejection | None = None) -> Config:
-    """Configure uvicorn: without its access log, its `Server` header and its handling of proxy headers."""
+def config(
+    app: Callable[..., Any],
+    early_rejection: EarlyRejection | None = None,
+    connections: OpenConnections | None = None,
+) -> Config:
+    """Configure uvicorn: without its access log, its `Server` header and its handling of proxy headers.
+
+    Args:
+        app: an ASGI application.
+        early_rejection: None to accept and start every request at once.
+        connections: of the event loop that serves; None for the default limits.
+    """
+    protocol = partial(HttpProtocol, early_rejection=early_rejection, connections=connections or OpenConnections())
     return Config(
         app,
-        http=cast(type[asyncio.Protocol], partial(HttpProtocol, early_rejection=early_rejection)),
+        http=cast(type[asyncio.Protocol], protocol),
         log_config=None,
         access_log=False,
         lifespan="on",

@@ -60,7 +60,7 @@ def run_server(settings: Settings, listener: socket.socket, messages: Connection
     Raises:
         StartupError: a setting or a model is unusable.
     """
-    from service.app import build_services, create_app, make_early_rejection
+    from service.app import build_services, create_app, make_connections, make_early_rejection
 
     refusals: list[StartupError] = []
     tasks: list[asyncio.Task[None]] = []
@@ -83,7 +83,7 @@ def run_server(settings: Settings, listener: socket.socket, messages: Connection
 
     services = build_services(settings, on_device_lost=lambda: server.abort())
     app = create_app(services, on_startup_error=refuse, on_ready=on_ready)
-    config = uvicorn_server.config(app, make_early_rejection(services))
+    config = uvicorn_server.config(app, make_early_rejection(services), make_connections(services))
     server = uvicorn_server.IgnServer(config, services, listen_at_start=messages is None)
     listeners = [listener, *(listener.dup() for _ in range(uvicorn_server.ACCEPTS_PER_TICK - 1))]
     server.run(sockets=listeners)

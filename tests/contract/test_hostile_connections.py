@@ -1,0 +1,219 @@
+"""Raw connections of clients that send what no client should, and what others notice of them."""
+
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from service.server.http_protocol import MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED
+from tests.contract.harness import PATIENCE_S, Service, gated, serving, settings
+from tests.contract.test_early_rejection import Connection
+
+HEALTH = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+HEAD_TIMEOUT_S = 0.5
+ASKED = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+CHUNKED = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n"
+
+
+@pytest.fixture(scope="module")
+def quick(models: Path) -> Iterator[Service]:
+    """A service with a short time for heads."""
+    with serving(settings(models, head_timeout_s=HEAD_TIMEOUT_S)) as service:
+        yield service
+
+
+@pytest.fixture
+def connection(service: Service) -> Iterator[Connection]:
+    made = Connection(service)
+    yield made
+    made.close()
+
+
+def refused(answer: tuple[int, dict[str, str], bytes], status: int, code: str) -> None:
+    """The answer is a problem document, and the connection ends with it."""
+    got, headers, body = answer
+    document = json.loads(body)
+    assert (got, document["status"], document["code"]) == (status, status, code)
+    assert headers["content-type"] == "application/problem+json"
+    assert headers["connection"] == "close"
+    assert headers["x-request-id"] == document["request_id"]
+
+
+def send_endlessly(connection: Connection, start: bytes, part: bytes, most: int = 64 << 20) -> int:
+    """Send ``part`` again and again until the service stops reading; the number of bytes that it took."""
+    sent = 0
+    connection.socket.settimeout(2.0)
+    with suppress(ConnectionError, TimeoutError):
+        connection.socket.sendall(start)
+        while sent < most:
+            connection.socket.sendall(part)
+            sent += len(part)
+    return sent
+
+
+@pytest.mark.parametrize(
+    ("start", "part"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: x\r\nX-A: ", b"b" * 65536),
+        (b"GET /", b"b" * 65536),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n", b"a:\r\n" * 16384),
+        (CHUNKED + b"\r\n2\r\n{}\r\n0\r\n", b"a:\r\n" * 16384),
+        (CHUNKED + b"\r\n2\r\n{}\r\n0\r\nX-A: ", b"b" * 65536),
+        (CHUNKED + b"\r\n2;", b"b" * 65536),
+    ],
+    ids=["header", "URL", "headers", "trailers", "trailer", "chunk extension"],
+)
+def test_an_endless_head_is_not_read(service: Service, connection: Connection, start: bytes, part: bytes) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        sending = pool.submit(send_endlessly, connection, start, part)
+        slowest = 0.0
+        while not sending.done():
+            before = time.monotonic()
+            assert service.get("/healthz").status_code == 200
+            slowest = max(slowest, time.monotonic() - before)
+        assert sending.result() < 16 << 20  # most of it in buffers of the kernel
+    assert slowest < 1.0
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-A: " + b"b" * MAX_HEAD_BYTES + b"\r\n\r\n",
+        b"GET /" + b"b" * MAX_HEAD_BYTES + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + b"a:\r\n" * MAX_HEADERS + b"\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + b"a:\r\n" * 3 * MAX_HEADERS,  # unfinished
+        b"GET /" + b"b" * 2 * MAX_HEAD_BYTES,
+    ],
+    ids=["header", "URL", "headers", "unfinished headers", "unfinished URL"],
+)
+def test_a_large_head_is_431(service: Service, connection: Connection, head: bytes) -> None:
+    before = service.metric("ign_closed_connections_total", reason="head_too_large")
+    refused(connection.send(head).answer(), 431, "head_too_large")
+    assert connection.is_over()
+    assert service.metric("ign_closed_connections_total", reason="head_too_large") == before + 1
+
+
+def test_a_head_just_below_the_limit_is_answered(connection: Connection) -> None:
+    start = b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-A: "
+    head = start + b"b" * (MAX_HEAD_BYTES - len(start) - 64) + b"\r\n\r\n"
+    for _ in range(3):
+        assert connection.send(head).answer()[0] == 200
+    head = start + b"b" * 30_000 + b"\r\n\r\n"
+    connection.send(head * 8)  # more than the limit, but in many heads
+    assert [connection.answer()[0] for _ in range(8)] == [200] * 8
+
+
+def test_trailers_are_no_headers(connection: Connection) -> None:
+    connection.send(CHUNKED + b"\r\n2\r\n{}\r\n0\r\nX-Request-ID: trailer\r\n\r\n")
+    status, headers, _ = connection.answer()
+    assert status == 200
+    assert headers["x-request-id"] != "trailer"
+
+
+def test_a_head_that_does_not_end_is_408(quick: Service) -> None:
+    connection = Connection(quick)
+    refused(connection.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\n").answer(), 408, "head_too_slow")
+    assert connection.is_over()
+    connection.close()
+
+
+def test_bytes_that_trickle_do_not_prolong_a_head(quick: Service) -> None:
+    connection = Connection(quick)
+    connection.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-A: ")
+    with suppress(ConnectionError):
+        for _ in range(40):
+            connection.send(b"b")
+            time.sleep(0.1)
+    with suppress(ConnectionError):
+        refused(connection.answer(), 408, "head_too_slow")
+        assert connection.is_over()
+    assert quick.metric("ign_open_connections") == 1  # that of the client which asks
+    connection.close()
+
+
+@pytest.mark.parametrize("sent", [b"", b"\r\n"])
+def test_a_silent_connection_is_closed(quick: Service, sent: bytes) -> None:
+    connection = Connection(quick)
+    connection.send(sent)
+    assert connection.is_over()
+    connection.close()
+
+
+def test_on_a_used_connection_the_time_begins_with_the_head(quick: Service) -> None:
+    connection = Connection(quick)
+    assert connection.send(HEALTH).answer()[0] == 200
+    time.sleep(HEAD_TIMEOUT_S + 2.1)  # two sweeps: an idle connection stays
+    assert connection.send(HEALTH).answer()[0] == 200
+    refused(connection.send(HEALTH[:-2]).answer(), 408, "head_too_slow")
+    connection.close()
+
+
+def test_pipelined_requests_are_answered_in_order(connection: Connection) -> None:
+    heads = [b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Request-ID: %d\r\n\r\n" % i for i in range(MAX_PIPELINED)]
+    connection.send(b"".join(heads))
+    assert [connection.answer()[1]["x-request-id"] for _ in heads] == [str(i) for i in range(len(heads))]
+    bodies = ASKED * 8
+    connection.send(bodies)
+    assert [connection.answer()[0] for _ in range(8)] == [200] * 8
+
+
+def test_a_long_pipeline_is_closed(service: Service, connection: Connection) -> None:
+    before = service.metric("ign_closed_connections_total", reason="pipelining")
+    connection.send(HEALTH * 4000)
+    with suppress(ConnectionError):
+        while connection.stream.read(65536):
+            pass
+    assert service.metric("ign_closed_connections_total", reason="pipelining") == before + 1
+
+
+def test_nothing_is_read_while_requests_wait(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bodies of waiting requests would need memory without limit."""
+    large = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 16000000\r\n\r\n"
+    with gated(monkeypatch, settings(models)) as (service, gate), gate:
+        connection = Connection(service)
+        connection.send(ASKED)
+        assert gate.entered.wait(PATIENCE_S)
+        time.sleep(0.5)  # by now the request watches whether its client leaves, for which uvicorn reads
+        connection.send(ASKED + large)
+        connection.socket.settimeout(1.0)
+        with pytest.raises(TimeoutError):
+            connection.socket.sendall(bytes(16 << 20))
+        gate.opened.set()
+        connection.socket.settimeout(PATIENCE_S)
+        assert connection.answer()[0] == 200
+        connection.close()
+
+
+@pytest.mark.parametrize("limit", [4, 100])
+def test_beyond_the_limit_the_oldest_idle_connection_makes_room(models: Path, limit: int) -> None:
+    with serving(settings(models, max_open_connections=limit)) as service:
+        assert service.metric("ign_open_connections_limit") == limit
+        connections = [Connection(service) for _ in range(limit)]
+        for connection in connections[1:]:
+            assert connection.send(HEALTH).answer()[0] == 200
+        newest = Connection(service)
+        assert newest.send(HEALTH).answer()[0] == 200
+        assert connections[0].is_over()
+        assert connections[-1].send(HEALTH).answer()[0] == 200
+        assert service.metric("ign_closed_connections_total", reason="limit") >= 1
+        for connection in [*connections, newest]:
+            connection.close()
+
+
+def test_connections_that_await_an_answer_stay(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with gated(monkeypatch, settings(models, max_open_connections=3)) as (service, gate):
+        service.client.close()  # which holds a connection
+        with gate:
+            busy = [Connection(service).send(ASKED) for _ in range(3)]
+            assert gate.entered.wait(PATIENCE_S)
+            time.sleep(0.2)
+            one_more = Connection(service)
+            assert one_more.is_over()
+            one_more.close()
+        assert [connection.answer()[0] for connection in busy] == [200] * 3
+        for connection in busy:
+            connection.close()
