@@ -231,7 +231,7 @@ def test_other_paths_are_404(service: Service, path: str) -> None:
 @pytest.mark.parametrize(
     ("method", "path"),
     [("GET", path) for path in BASES]
-    + [("DELETE", "/generate"), ("PUT", "/project"), ("POST", "/models"), ("POST", "/healthz")],
+    + [("DELETE", "/generate"), ("PUT", "/project"), ("POST", "/models"), ("POST", "/metrics")],
 )
 def test_other_methods_are_405(service: Service, method: str, path: str) -> None:
     response = service.client.request(method, path)

@@ -1,6 +1,7 @@
 """Raw connections of clients that send what no client should, and what others notice of them."""
 
 import json
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from service.server.http_protocol import MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED
-from tests.contract.harness import PATIENCE_S, Service, gated, serving, settings
+from tests.contract.harness import PATIENCE_S, Service, gated, problem, serving, settings
 from tests.contract.test_early_rejection import Connection
 
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -217,3 +218,83 @@ def test_connections_that_await_an_answer_stay(models: Path, monkeypatch: pytest
         assert [connection.answer()[0] for connection in busy] == [200] * 3
         for connection in busy:
             connection.close()
+
+
+def test_a_client_that_has_closed_its_sending_half_is_answered(connection: Connection) -> None:
+    connection.send(ASKED)
+    connection.socket.shutdown(socket.SHUT_WR)
+    status, headers, _ = connection.answer()
+    assert (status, headers["connection"]) == (200, "close")
+    assert connection.is_over()
+
+
+def test_its_pipelined_requests_too(connection: Connection) -> None:
+    connection.send(ASKED + HEALTH + ASKED)
+    connection.socket.shutdown(socket.SHUT_WR)
+    assert [connection.answer()[0] for _ in range(3)] == [200] * 3
+    assert connection.is_over()
+
+
+@pytest.mark.parametrize("sent", [b"", ASKED[:-1], ASKED[:20]])
+def test_half_a_request_gets_no_answer(connection: Connection, sent: bytes) -> None:
+    connection.send(sent)
+    connection.socket.shutdown(socket.SHUT_WR)
+    assert connection.is_over()
+
+
+@pytest.mark.parametrize(
+    ("head", "status", "code"),
+    [
+        (b"GET /healthz HTTP/1.1\r\n\r\n", 400, "malformed"),
+        (b"GET /healthz HTTP/1.1\r\nHost: a\r\nhost: b\r\n\r\n", 400, "malformed"),
+        (b"GET /healthz HTTP/1.0\r\nHost: a\r\nHost: b\r\n\r\n", 400, "malformed"),
+        (b"\x16\x03\x01 TLS\r\n\r\n", 400, "malformed"),
+        (CHUNKED.replace(b"chunked", b"gzip, chunked") + b"\r\n2\r\n{}\r\n0\r\n\r\n", 501, "not_supported"),
+        (CHUNKED + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", 400, "malformed"),
+        (
+            ASKED.replace(b"Content-Length", b"Content-Encoding: identity\r\nContent-Encoding: gzip\r\nContent-Length"),
+            415,
+            "unsupported_media_type",
+        ),
+    ],
+)
+def test_heads_that_are_wrong(service: Service, connection: Connection, head: bytes, status: int, code: str) -> None:
+    refused(connection.send(head).answer(), status, code)
+    assert connection.is_over()
+    assert service.metric("ign_http_errors_total", code=code) >= 1
+
+
+@pytest.mark.parametrize("head", [b"GET /healthz HTTP/1.0\r\n\r\n", CHUNKED + b"\r\n2\r\n{}\r\n0\r\n\r\n"])
+def test_heads_that_are_right(connection: Connection, head: bytes) -> None:
+    assert connection.send(head).answer()[0] == 200
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"])
+def test_health_has_a_head(service: Service, path: str) -> None:
+    response = service.client.head(path)
+    assert (response.status_code, response.content) == (200, b"")
+    refused = service.client.post(path)
+    assert refused.status_code == 405
+    assert set(refused.headers["Allow"].split(", ")) == {"GET", "HEAD"}
+
+
+def test_a_service_that_is_not_ready_says_so_to_head_too(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with gated(monkeypatch, settings(models), ready=False) as (service, gate):
+        assert service.client.head("/readyz").status_code == 503
+        assert service.client.head("/v2/health/ready").status_code == 503
+        assert service.client.head("/healthz").status_code == 200
+        gate.opened.set()
+
+
+@pytest.mark.parametrize("path", ["index", "models/grey/load", "models/colour/unload"])
+def test_other_sites_may_not_change_models_without_keys(service: Service, path: str) -> None:
+    """A browser sends such a request without asking, because it is simple."""
+    response = service.client.post(f"/v2/repository/{path}", headers={"Sec-Fetch-Site": "cross-site"})
+    problem(response, 403, "forbidden")
+    assert service.get("/models/colour").status_code == 200
+
+
+def test_pages_of_allowed_origins_may(service: Service) -> None:
+    page = {"Sec-Fetch-Site": "cross-site", "Origin": "https://app.example"}
+    assert service.client.post("/v2/repository/index", headers=page).status_code == 200
+    assert service.client.post("/v2/repository/index", headers={"Sec-Fetch-Site": "same-origin"}).status_code == 200

@@ -165,7 +165,6 @@ def test_other_paths_are_404(service: Service, path: str) -> None:
     ("method", "path", "allowed"),
     [
         ("POST", "/v2", "GET"),
-        ("POST", "/v2/health/live", "GET"),
         ("POST", "/v2/models/grey/config", "GET"),
         ("GET", INFER, "POST"),
         ("PUT", INFER, "POST"),

@@ -104,13 +104,17 @@ async def model_version(request: Request, name: str, version: str) -> Response:
     return _one(app_state(request), f"{name}/{version}")
 
 
+# Load balancers probe with HEAD too. Each probe has two routes: the lower one, registered first, answers; the upper one
+# is in the document, where HEAD would need an operation of its own.
 @router.get("/healthz")
+@router.api_route("/healthz", methods=["GET", "HEAD"], include_in_schema=False)
 async def healthz() -> dict[str, str]:
     """Return 200 while the process responds."""
     return {"status": "alive"}
 
 
 @router.get("/readyz", responses=problems(503))
+@router.api_route("/readyz", methods=["GET", "HEAD"], include_in_schema=False)
 async def readyz(request: Request) -> dict[str, Any]:
     """Return 200 once all models are loaded, warm and verified by their golden rows; else 503 with the reason."""
     services = app_state(request)

@@ -18,7 +18,7 @@ from service.api.oip import openapi
 from service.api.oip.compression import content_encoding, inflate
 from service.api.oip.schemas import IndexEntry, IndexRequest, LoadRequest, UnloadRequest
 from service.api.oip.tensors import parse
-from service.domain.errors import DeadlineExceeded, NotSupported
+from service.domain.errors import DeadlineExceeded, ForbiddenError, NotSupported
 
 router = APIRouter(tags=["Open Inference Protocol"])
 
@@ -65,10 +65,26 @@ async def unload(request: Request, name: str) -> Response:
 
 def _app_state(request: Request) -> AppState:
     services = app_state(request)
+    _refuse_other_sites(request, services)
     if services.settings.workers > 1:
         raise NotSupported("the model repository is that of one process, and this service has several (IGN_WORKERS)")
     services.require_serving()
     return services
+
+
+def _refuse_other_sites(request: Request, services: AppState) -> None:
+    """Refuse a browser's request from a page of another site, which browsers send without asking, unless keys protect.
+
+    Raises:
+        ForbiddenError: no keys are configured, and the page's origin is not in `IGN_CORS_ORIGINS`.
+    """
+    settings = services.settings
+    if (
+        settings.api_keys_file is None
+        and request.headers.get("sec-fetch-site") == "cross-site"
+        and request.headers.get("origin") not in settings.cors_origins
+    ):
+        raise ForbiddenError("pages of other sites may not use the model repository")
 
 
 async def _read_body(request: Request, services: AppState, schema: type[Body]) -> Body:

@@ -56,12 +56,14 @@ async def server(request: Request) -> Response:
 
 
 @router.get("/v2/health/live", response_class=Response)
+@router.api_route("/v2/health/live", methods=["GET", "HEAD"], include_in_schema=False)
 async def live() -> Response:
     """200 while the process runs."""
     return Response()
 
 
 @router.get("/v2/health/ready", response_class=Response, responses=openapi.problems(503))
+@router.api_route("/v2/health/ready", methods=["GET", "HEAD"], include_in_schema=False)
 async def ready(request: Request) -> Response:
     """200 when every model serves; else 503."""
     app_state(request).require_ready()
