@@ -5,6 +5,7 @@ from functools import partial
 
 from service.domain.errors import StartupError
 from service.environment import prepare_process
+from service.observability.log_queue import flush_log
 from service.server import open_files, sockets, worker_process
 from service.server.supervisor import supervise
 from service.settings import from_environment, log_name_warnings
@@ -15,8 +16,11 @@ def main() -> int:
     try:
         return _run()
     except StartupError as exc:
+        flush_log()
         print(f"ign-service does not start: {exc.detail}", file=sys.stderr)  # noqa: T201
         return 2
+    finally:
+        flush_log()
 
 
 def _run() -> int:
@@ -40,4 +44,4 @@ def _run() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    worker_process.leave(main())

@@ -118,6 +118,9 @@ class Metrics:
         self.files_exhausted = self._counter(
             "ign_files_exhausted", "Seconds in which no file could be opened and new connections were closed."
         )
+        self.dropped_log_lines = self._counter(
+            "ign_dropped_log_lines", "Lines of the log that could not be written in time."
+        )
         self.padding_rows = self._counter("ign_padding_rows", "Padding rows computed to fill a bucket.", "model")
         self.batches = self._counter("ign_batches", "Model calls, by why the batch was closed.", "model", "reason")
         self.scheduled_requests = self._counter(

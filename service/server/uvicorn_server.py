@@ -37,10 +37,19 @@ class IgnServer(uvicorn.Server):
         config: uvicorn's.
         services: the app's state.
         listen_at_start: False to start the app without its sockets; `add_sockets` then takes them.
+        on_stop: called when draining begins, and when it ends, with the seconds that it may still take.
     """
 
-    def __init__(self, config: Config, services: AppState, *, listen_at_start: bool = True) -> None:
+    def __init__(
+        self,
+        config: Config,
+        services: AppState,
+        *,
+        listen_at_start: bool = True,
+        on_stop: Callable[[float], None] = lambda _: None,
+    ) -> None:
         super().__init__(config)
+        self._on_stop = on_stop
         self._services = services
         self._listen_at_start = listen_at_start
         self._drain_task: asyncio.Task[None] | None = None  # a task without a reference may be collected
@@ -58,10 +67,18 @@ class IgnServer(uvicorn.Server):
         finally:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)
+                if self._services.in_flight.draining:  # the process is about to end, with a status of its own
+                    signal.signal(number, signal.SIG_IGN)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start the app, and listen if that is wanted now."""
         await super().startup(sockets if self._listen_at_start else [])
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the connections and the app."""
+        if self._services.in_flight.draining:
+            self._on_stop(0.0)
+        await super().shutdown(sockets)
 
     async def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
         """Listen on these bound sockets too, unless the server drains.
@@ -88,6 +105,7 @@ class IgnServer(uvicorn.Server):
         if self._services.in_flight.draining:
             self._close_connections()
         else:
+            self._on_stop(self._services.settings.drain_s)
             self._services.in_flight.draining = True
             self._drain_task = asyncio.get_running_loop().create_task(self._drain())
 

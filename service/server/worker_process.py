@@ -10,14 +10,19 @@ import signal
 import socket
 import sys
 import threading
+import time
 from multiprocessing.connection import Connection
-from typing import Final
+from typing import Final, NoReturn
 
 from service.domain.errors import StartupError
+from service.observability.log_queue import QueuedHandler, count_drops, flush_log
 from service.observability.logs import JsonFormatter, TextFormatter
 from service.server import sockets, uvicorn_server
 from service.settings import Settings
 
+_LOG = logging.getLogger("service")
+_JOIN_S: Final = 0.5  # for threads that are about to end
+_EXIT_GRACE_S: Final = 3.0  # after the time of draining, to close connections and models
 _GC_THRESHOLD: Final = 10_000  # new objects between two collections; Python's default is 700
 
 
@@ -28,9 +33,11 @@ def worker_main(settings: Settings, messages: Connection) -> None:
     configure_logging(settings)
     try:
         with sockets.bind(settings.host, settings.port, shared=True) as bound:
-            sys.exit(run_server(settings, bound, messages))
+            status = run_server(settings, bound, messages)
     except StartupError as exc:
         _send(messages, exc.detail)
+        status = 0
+    leave(status)
 
 
 def _stop_with_parent() -> None:
@@ -43,6 +50,41 @@ def _stop_with_parent() -> None:
 def _send(messages: Connection, text: str) -> None:
     with contextlib.suppress(OSError):  # the parent is gone
         messages.send(text)
+
+
+def leave(status: int) -> NoReturn:
+    """End this process, also if a thread is busy or the log cannot be written: Python would wait for both."""
+    written = flush_log()
+    deadline = time.monotonic() + _JOIN_S
+    busy = [thread for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()]
+    for thread in busy:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    if written and not any(thread.is_alive() for thread in busy):
+        sys.exit(status)
+    os._exit(status)
+
+
+class _ExitTimer:
+    """Ends this process when a stopping server does not end it in time, whatever its threads do."""
+
+    def __init__(self) -> None:
+        self._timers: list[threading.Timer] = []
+
+    def start(self, seconds: float, status: int) -> None:
+        timer = threading.Timer(seconds + _EXIT_GRACE_S, self._exit, [status])
+        timer.daemon = True
+        timer.start()
+        self._timers.append(timer)
+
+    def cancel(self) -> None:
+        for timer in self._timers:
+            timer.cancel()
+
+    @staticmethod
+    def _exit(status: int) -> None:
+        _LOG.warning("a thread does not end: the process ends without it")
+        flush_log()
+        os._exit(status)
 
 
 def run_server(settings: Settings, listener: socket.socket, messages: Connection | None = None) -> int:
@@ -84,9 +126,19 @@ def run_server(settings: Settings, listener: socket.socket, messages: Connection
     services = build_services(settings, on_device_lost=lambda: server.abort())
     app = create_app(services, on_startup_error=refuse, on_ready=on_ready)
     config = uvicorn_server.config(app, make_early_rejection(services), make_connections(services))
-    server = uvicorn_server.IgnServer(config, services, listen_at_start=messages is None)
+    exit_timer = _ExitTimer()
+    server = uvicorn_server.IgnServer(
+        config,
+        services,
+        listen_at_start=messages is None,
+        on_stop=lambda seconds: exit_timer.start(seconds, int(server.aborted)),
+    )
     listeners = [listener, *(listener.dup() for _ in range(uvicorn_server.ACCEPTS_PER_TICK - 1))]
-    server.run(sockets=listeners)
+    count_drops(services.metrics.dropped_log_lines.inc)
+    try:
+        server.run(sockets=listeners)
+    finally:
+        exit_timer.cancel()
     if refusals:
         raise refusals[0]
     return int(server.aborted)
@@ -103,10 +155,10 @@ def tune_gc() -> None:
 
 
 def configure_logging(settings: Settings) -> None:
-    """Log to stderr in the format of the settings."""
+    """Log to stderr in the format of the settings, from a thread of its own."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if settings.log_format == "json" else TextFormatter())
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.basicConfig(level=logging.INFO, handlers=[QueuedHandler(handler)], force=True)
     # This service writes its own startup, shutdown and access lines.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     # It warns about each malformed form, which the response already reports.

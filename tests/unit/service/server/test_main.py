@@ -21,6 +21,7 @@ from service import environment
 from service.domain.errors import StartupError
 from service.domain.latents import FloatRows
 from service.domain.model import DeviceLost
+from service.observability.log_queue import flush_log
 from service.runtime.onnx_model import OnnxModel
 from service.server import sockets, worker_process
 from service.settings import Settings
@@ -54,9 +55,20 @@ def _own_logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     handlers, level, uvicorn_level = list(root.handlers), root.level, uvicorn.level
     root.handlers = []  # kept from being closed
     yield
+    for handler in root.handlers:
+        handler.close()
     root.handlers = handlers
     root.setLevel(level)
     uvicorn.setLevel(uvicorn_level)
+
+
+@pytest.fixture(autouse=True)
+def _own_signals() -> Iterator[None]:
+    """A server that has stopped ignores further signals, because its process is about to end."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)
@@ -291,9 +303,11 @@ def test_ipv6(said: Said) -> None:
 def test_logs_are_text_or_json(capsys: Any) -> None:
     worker_process.configure_logging(Settings(log_format="json"))
     logging.getLogger("service").info("hello")
+    assert flush_log()
     assert json.loads(capsys.readouterr().err)["message"] == "hello"
     worker_process.configure_logging(Settings())
     logging.getLogger("service").info("hello")
+    assert flush_log()
     assert capsys.readouterr().err.endswith(" INFO hello\n")
 
 
