@@ -1,0 +1,131 @@
+import asyncio
+import logging
+import resource
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+
+from service.server import open_connections, open_files
+from service.server.open_connections import OpenConnections, Reason
+from service.server.uvicorn_server import config
+
+
+class Open:
+    """A connection that waits since a time."""
+
+    def __init__(self, connections: OpenConnections, since: float | None) -> None:
+        self.since = since
+        self.is_dropped = False
+        connections.add(self)
+
+    def waiting_since(self) -> float | None:
+        return self.since
+
+    def close_if_late(self, now: float) -> None:
+        pass
+
+    def drop(self) -> None:
+        self.is_dropped = True
+
+
+@contextmanager
+def few_files() -> Iterator[None]:
+    """No further file can be opened."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_the_oldest_waiting_connections_make_room() -> None:
+    async def main() -> None:
+        counts: list[int] = []
+        reasons: list[Reason] = []
+        connections = OpenConnections(limit=3, on_change=counts.append, on_closed=reasons.append)
+        busy, old, young = (Open(connections, since) for since in (None, 1.0, 2.0))
+        Open(connections, 3.0)
+        assert [one.is_dropped for one in (busy, old, young)] == [False, True, False]
+        assert counts == [1, 2, 3, 3]
+        assert reasons == ["limit"]
+        connections.remove(old)  # as `connection_lost` does, later
+        assert counts == [1, 2, 3, 3]
+
+    asyncio.run(main())
+
+
+def test_if_none_waits_the_new_one_is_closed() -> None:
+    async def main() -> None:
+        connections = OpenConnections(limit=2)
+        busy = [Open(connections, None) for _ in range(2)]
+        for _ in range(3):
+            assert Open(connections, 1.0).is_dropped
+        assert not any(one.is_dropped for one in busy)
+
+    asyncio.run(main())
+
+
+def test_a_lack_of_files_is_logged_once_and_counted(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(open_connections, "SWEEP_S", 0.01)
+    counted: list[None] = []
+
+    async def main() -> None:
+        enough = asyncio.Event()
+
+        def count() -> None:
+            counted.append(None)
+            if len(counted) == 3:
+                enough.set()
+
+        Open(OpenConnections(on_files_exhausted=count), 1.0)
+        with few_files():
+            await enough.wait()
+
+    with caplog.at_level(logging.ERROR):
+        asyncio.run(main())
+    assert len(caplog.records) == 1
+
+
+def test_the_limit_of_files_limits_connections(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert open_files.is_one_free()
+    with few_files():
+        assert not open_files.is_one_free()
+    for files, possible in ((5000, 4096), (1024, 768), (300, 150)):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, files=files: (files, files))
+        assert open_files.connection_limit(4096) == possible
+    assert len(caplog.records) == 2
+
+
+async def healthy(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body"})
+
+
+def test_an_idle_connection_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(open_connections, "SWEEP_S", 0.05)
+
+    async def main(listener: socket.socket) -> bytes:
+        how = config(healthy)
+        how.lifespan, how.timeout_keep_alive = "off", 1
+        server = uvicorn.Server(how)
+        serving = asyncio.create_task(server.serve([listener]))
+        reader, writer = await asyncio.open_connection(*listener.getsockname())
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        received = await asyncio.wait_for(reader.read(), 30)  # until the end
+        writer.close()
+        server.should_exit = True
+        await serving
+        return received
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        assert asyncio.run(main(listener)).startswith(b"HTTP/1.1 200 ")
