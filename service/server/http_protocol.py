@@ -89,7 +89,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def waiting_since(self) -> float | None:
         """See `service.server.open_connections.Connection`."""
-        if not self._previous_is_answered():
+        if not self._refused and not self._previous_is_answered():
             return None
         return self._idle_since if self._head_since is None else self._head_since
 
@@ -232,30 +232,35 @@ class HttpProtocol(HttpToolsProtocol):
         return self._cycle is None or self._cycle.response_complete
 
     def _refuse_large_head(self) -> None:
-        if self._refused:
-            return
-        if self._has_head_begun():
+        if not self._refused:
             self._refuse(_head_too_large(), "head_too_large")
-        else:  # trailers, or the extensions of a chunk: the request may be running
-            self._close("head_too_large")
 
     def _refuse(self, error: IgnError, reason: Reason) -> None:
         """Answer with a problem document, and end the connection; what still arrives is ignored."""
-        if not self._previous_is_answered():  # this response would be taken for that of an earlier request
+        if not self._may_answer():
             self._close(reason)
             return
+        if not self._previous_is_answered():
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         self._ignore_rest(reason)
-        self._head_since = self.loop.time()
         date = [b"%s: %s\r\n" % header for header in self.server_state.default_headers]
         self.transport.write(b"".join((STATUS_LINE[status_of(type(error))], *date, self._connections.refusal(error))))
         self.transport.write_eof()
+
+    def _may_answer(self) -> bool:
+        """Whether a response now would be taken for that of the request which is wrong, not of an earlier one."""
+        if self._previous_is_answered():
+            return True
+        # A request that runs may have a wrong end: a bad chunk, or trailers beyond their limit.
+        return not (self._has_head_begun() or self.pipeline or self.cycle.response_started)
 
     def _close(self, reason: Reason) -> None:
         self._ignore_rest(reason)
         self.transport.close()
 
     def _ignore_rest(self, reason: Reason) -> None:
-        self._refused = True
+        self._refused, self._head_since = True, self.loop.time()
         if self._cycle is None:
             self.cycle = _REJECTED  # uvicorn discards the body of a request whose response is complete
         self._connections.on_closed(reason)

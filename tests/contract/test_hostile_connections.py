@@ -249,6 +249,8 @@ def test_half_a_request_gets_no_answer(connection: Connection, sent: bytes) -> N
         (b"GET /healthz HTTP/1.1\r\nHost: a\r\nhost: b\r\n\r\n", 400, "malformed"),
         (b"GET /healthz HTTP/1.0\r\nHost: a\r\nHost: b\r\n\r\n", 400, "malformed"),
         (b"\x16\x03\x01 TLS\r\n\r\n", 400, "malformed"),
+        (CHUNKED + b"\r\nnonsense\r\n", 400, "malformed"),
+        (CHUNKED + b"\r\n2\r\n{}\r\n0\r\n" + b"a:\r\n" * 3 * MAX_HEADERS, 431, "head_too_large"),
         (CHUNKED.replace(b"chunked", b"gzip, chunked") + b"\r\n2\r\n{}\r\n0\r\n\r\n", 501, "not_supported"),
         (CHUNKED + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", 400, "malformed"),
         (
