@@ -43,6 +43,8 @@ EXPECTED = {
     "UnsupportedMedia": 415,
     "TooLarge": 413,
     "BodyTooSlow": 408,
+    "HeadTooSlow": 408,
+    "HeadTooLarge": 431,
     "OverloadedError": 429,
     "QueueFull": 429,
     "WouldMissDeadline": 429,
