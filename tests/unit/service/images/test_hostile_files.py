@@ -79,9 +79,9 @@ def ordinary() -> float:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_file_costs_no_more_than_a_picture(name: str, ordinary: float) -> None:
+def test_a_hostile_file_costs_about_as_much_as_a_picture(name: str, ordinary: float) -> None:
     assert len(HOSTILE[name]) > SIZE / 2
-    assert seconds(HOSTILE[name]) < 2 * ordinary
+    assert seconds(HOSTILE[name]) < 20 * ordinary  # quadratic time is hundreds of times; a coverage tracer costs a few
 
 
 @pytest.mark.parametrize(
