@@ -31,6 +31,7 @@ from benchmarks.harness.common import Json
 from benchmarks.harness.processes import HOST, ROOT, free_port
 from benchmarks.harness.request_set import Request, disc, encoded, form, get, post
 from benchmarks.harness.tables import table
+from benchmarks.load_generator.spec import request as encode_request
 from service import __main__ as service
 
 REQUESTS: Final = (
@@ -123,8 +124,14 @@ def _client(port: int, recorder: Recorder, reports: list[Json]) -> None:
 
 def _answers(connection: http.client.HTTPConnection, request: Request) -> bool:
     try:
-        connection.request(request.method, request.path, request.body, dict(request.headers))
-        response = connection.getresponse()
+        if connection.sock is None:
+            connection.connect()
+        # One segment: `HTTPConnection.request` sends head and body apart, and the service then reads once or twice.
+        connection.sock.sendall(
+            encode_request(request.path, request.body or b"", request.headers, method=request.method)
+        )
+        response = http.client.HTTPResponse(connection.sock, method=request.method)
+        response.begin()
         response.read()
         time.sleep(0.05)  # until every thread waits again
         return response.status == 200
