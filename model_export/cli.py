@@ -20,7 +20,14 @@ if TYPE_CHECKING:
 
 
 _INTERRUPTED = 128 + signal.SIGINT
-_CARD_OPTIONS = ("description", "licence", "polarity", "background")  # options that replace fields of the card
+_CARD_OPTIONS = (
+    "description",
+    "title",
+    "prompt",
+    "licence",
+    "polarity",
+    "background",
+)  # options that replace fields of the card
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -273,6 +280,8 @@ def _parser() -> argparse.ArgumentParser:
         "--fp16", action="store_true", help="write model.fp16.onnx in addition: half precision, for CUDA"
     )
     export.add_argument("--description", help="one or two sentences in place of the preset's")
+    export.add_argument("--title", help="short name for people, such as Digits")
+    export.add_argument("--prompt", help='what the page asks people to draw, such as "Draw a digit, 0-9"')
     export.add_argument("--licence", help="of the weights, in place of the preset's")
     export.add_argument("--polarity", choices=("light-on-dark", "dark-on-light", "none"), help="of the pictures")
     export.add_argument("--background", type=float, nargs="+", help="letterbox colour, -1 to 1, one for each channel")

@@ -27,6 +27,13 @@ from service.domain.latents import NoiseSource
 OPSET: Final = 20
 _MAX_BATCH: Final = 1024
 
+# Names and prompts for the page, by model. They are no part of the presets, which runs store and compare.
+_TITLES: Final[Mapping[str, Mapping[str, str]]] = {
+    "mnist": {"title": "Digits", "prompt": "Draw a digit, 0–9"},
+    "fashion_mnist": {"title": "Clothes", "prompt": "Draw a shirt, a shoe or a bag"},
+    "celeba64": {"title": "Faces", "prompt": "Draw a face"},
+}
+
 
 def export(
     run: Path,
@@ -126,6 +133,7 @@ def card_of(model: TrainedModel, version: str, fields: Mapping[str, object]) -> 
                 "name": preset.name,
                 "version": version,
                 "description": preset.description,
+                **_TITLES.get(preset.name, {}),
                 "objective": preset.objective,
                 "shape": preset.shape,
                 "background": (preset.background,) * preset.network.channels,

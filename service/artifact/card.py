@@ -113,12 +113,16 @@ class ModelCard(_Section):
         distance_quantiles: 101 quantiles (0…100 %) of mean |f(x) − x| over held-out real pictures, or None.
         licence: licence of the weights.
         description: one or two sentences for people.
+        title: a short name for people, such as `Digits`; empty if there is none.
+        prompt: what the page asks people to draw, such as `Draw a digit, 0–9`; empty if there is none.
     """
 
     schema_version: Literal[1] = 1
     name: Annotated[str, Field(pattern=NAME_PATTERN)]
     version: Annotated[str, Field(pattern=VERSION_PATTERN)]
     description: str = ""
+    title: Annotated[str, Field(max_length=40)] = ""
+    prompt: Annotated[str, Field(max_length=120)] = ""
     objective: Literal["naign", "ign"]
     shape: tuple[Literal[1, 3], Annotated[int, Field(ge=1, le=4096)], Annotated[int, Field(ge=1, le=4096)]]
     range: tuple[Finite, Finite] = (-1.0, 1.0)

@@ -75,7 +75,20 @@ def test_one_card(service: Service, path: str, ref: str) -> None:
 
 def test_a_card_tells_all_that_is_known_of_a_model(service: Service, models: Path) -> None:
     card = service.get("/models/colour").json()
-    members = {"shape", "range", "background", "noise", "steps", "training", "quality", "licence", "digest", "provider"}
+    members = {
+        "title",
+        "prompt",
+        "shape",
+        "range",
+        "background",
+        "noise",
+        "steps",
+        "training",
+        "quality",
+        "licence",
+        "digest",
+        "provider",
+    }
     assert set(card) >= members
     assert card["noise"]["stream"] == STREAM
     assert card["digest"] == f"sha256:{hashlib.sha256((models / 'colour/1/model.onnx').read_bytes()).hexdigest()}"

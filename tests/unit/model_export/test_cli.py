@@ -22,11 +22,25 @@ def test_train_export_verify_evaluate(
     tiny_run: Path, data_file: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     models, threads = tmp_path / "models", ["--threads", "1"]
-    card = ["--description", "Bars.", "--licence", "MIT", "--polarity", "light-on-dark", "--background", "-0.5"]
+    card = [
+        "--description",
+        "Bars.",
+        "--title",
+        "Bars",
+        "--prompt",
+        "Draw a bar",
+        "--licence",
+        "MIT",
+        "--polarity",
+        "light-on-dark",
+        "--background",
+        "-0.5",
+    ]
     assert main(["export", "--run", str(tiny_run), "--models", str(models), "--fp16", *card, *threads]) == 0
     folder = models / "tiny" / "1"
     exported = Artifact.read(folder).card
     assert (exported.description, exported.licence) == ("Bars.", "MIT")
+    assert (exported.title, exported.prompt) == ("Bars", "Draw a bar")
     assert (exported.polarity, exported.background) == ("light-on-dark", (-0.5,))
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(":")[0] for line in lines[:2]] == list(MODEL_FILES.values())
