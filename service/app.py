@@ -28,13 +28,14 @@ from service.api.oip import routes as oip
 from service.domain.errors import StartupError
 from service.environment import available_cpus
 from service.images.pool import CodecPool, InlineRunner
-from service.models.instances import InstanceFactory, min_rows_to_wake
+from service.models.instances import InstanceFactory
 from service.models.registry import ModelRegistry, ServedModel
 from service.models.repository import LoadedModel, Repository
 from service.observability.metrics import Metrics
 from service.observability.statistics import ModelStatistics
 from service.runtime.onnx_model import OnnxModel
 from service.scheduling.scheduler import Scheduler
+from service.scheduling.wake_rule import wake_rule
 from service.server.early_rejection import EarlyRejection
 from service.server.open_connections import OpenConnections
 from service.server.open_files import connection_limit
@@ -284,6 +285,6 @@ def _serve(settings: Settings, metrics: Metrics, on_device_lost: Callback, loade
         queue_rows=settings.queue_rows,
         observer=statistics,
         on_all_devices_lost=on_device_lost,
-        min_rows_to_wake=min_rows_to_wake(loaded),
+        wake_rule=wake_rule(loaded.device, len(loaded.instances)),
     )
     return ServedModel(loaded, scheduler, statistics)

@@ -14,11 +14,12 @@ from benchmarks.bench_runtime import raw_session
 from service.domain.latents import FloatRows
 from service.domain.tasks import Result, SchedulingParams, StepParams
 from service.environment import available_cpus
-from service.models.instances import InstanceFactory, min_rows_to_wake
+from service.models.instances import InstanceFactory
 from service.models.repository import LoadedModel, Repository
 from service.observability.metrics import Metrics, SchedulerMetrics
 from service.runtime.onnx_model import OnnxModel
 from service.scheduling.scheduler import Scheduler
+from service.scheduling.wake_rule import wake_rule
 from service.settings import Settings
 
 DEADLINE_S = 30.0  # what a request of the service has
@@ -76,7 +77,7 @@ def instrumented_model(models: Path, model: str, *, threads: int = 0) -> Iterato
         max_batch_rows=BATCH_ROWS,
         queue_rows=4096,
         observer=observer,
-        min_rows_to_wake=min_rows_to_wake(loaded),
+        wake_rule=wake_rule(loaded.device, len(loaded.instances)),
     )
     instance = loaded.instances[0]
     assert isinstance(instance, OnnxModel)

@@ -9,13 +9,12 @@ from typing import Final, Literal, Protocol
 from service.domain.errors import ModelFailure
 from service.domain.model import DeviceOutOfMemory
 from service.environment import available_cpus
-from service.models.repository import InferenceModel, LoadedModel, wrap_errors
+from service.models.repository import InferenceModel, wrap_errors
 from service.runtime.session import CudaOptions
 from service.settings import Settings
 
 _FAST_ROW_S: Final = 0.005
 """If one row takes at most 5 ms, several instances with few threads are faster than one with many threads."""
-_MIN_ROWS_TO_WAKE_ON_CPU: Final = 16
 _MEASUREMENTS: Final = 10  # the fastest of them counts, as other programs may slow down some
 _MAX_INSTANCES: Final = 8  # on a CPU: one Python thread at a time prepares their batches
 
@@ -82,14 +81,6 @@ class InstanceFactory:
         )
         limit = settings.max_batch_rows
         return self._make_model(data, device=device, cuda=cuda, threads=max(1, threads), max_batch_rows=limit)
-
-
-def min_rows_to_wake(loaded: LoadedModel) -> int:
-    """Fewest waiting rows of few steps for which a second instance is woken while one runs.
-
-    On a CPU the running instance does better with fewer rows than that, because HTTP needs the cores too.
-    """
-    return 1 if loaded.device == "cuda" else _MIN_ROWS_TO_WAKE_ON_CPU
 
 
 def _default_instance_count(threads: int) -> int:

@@ -27,6 +27,7 @@ from service.scheduling.admission import Admission
 from service.scheduling.batch import largest_batch
 from service.scheduling.observer import NullObserver, SchedulerObserver
 from service.scheduling.request import ScheduledRequest
+from service.scheduling.wake_rule import WakeRule
 from service.scheduling.worker import Worker
 from service.scheduling.worker_pool import Clock, Event, WorkerPool
 
@@ -61,7 +62,7 @@ class Scheduler:
         clock: monotonic seconds; deadlines are times on it.
         observer: receives what metrics count.
         on_all_devices_lost: called on the event loop when the last device is lost.
-        min_rows_to_wake: fewest rows of few steps that are worth a batch of their own while another one runs.
+        wake_rule: how many rows of few steps are worth a batch of their own while another one runs; None: any.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class Scheduler:
         clock: Clock = time.monotonic,
         observer: SchedulerObserver | None = None,
         on_all_devices_lost: Callable[[], None] = lambda: None,
-        min_rows_to_wake: int = 1,
+        wake_rule: WakeRule | None = None,
     ) -> None:
         self._shape = models[0].shape
         self._clock = clock
@@ -85,7 +86,7 @@ class Scheduler:
             self._send_to_loop,
             on_device_lost=partial(self._on_device_lost, on_all_devices_lost),
             devices=len(models),
-            min_rows_to_wake=min_rows_to_wake,
+            wake_rule=wake_rule,
         )
         self._workers = [Worker(model, self._pool, index) for index, model in enumerate(models)]
         self._waiters: dict[ScheduledRequest, _Waiter] = {}
@@ -236,6 +237,8 @@ class Scheduler:
         compete for the interpreter lock while the event loop decodes the other requests.
         """
         arrivals, self._arrivals = self._arrivals, []
+        if self._pool.wake_rule:
+            self._pool.wake_rule.on_arrivals(len(arrivals))
         self._pool.submit(*arrivals)
 
     def _check_serving(self) -> None:

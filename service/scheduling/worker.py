@@ -67,7 +67,7 @@ class Worker:
         pool = self._pool
         try:
             while True:
-                woken = not self._batch.rows and pool.wait_for_work()
+                woken = not self._batch.rows and pool.wait_for_work(self._index)
                 if pool.stopped:
                     break
                 with pool.lock:
@@ -146,6 +146,8 @@ class Worker:
         batch, pool = self._batch, self._pool
         pool.publish_events()  # recorded inputs and expired requests need not wait for the device
         self._in_step = True
+        rule = pool.wake_rule
+        cpu_began = rule.cpu_clock() if rule else 0.0
         # Rows that wait compete for the batch after every step, so unobserved steps run only while nobody waits.
         steps = 0 if pool.queue.row_count else batch.run_unobserved(self._began + _MAX_UNOBSERVED_S, pool.inbox)
         finished: list[Row] = []
@@ -155,6 +157,8 @@ class Worker:
             finished, outputs = self._observed_step()
         now = pool.clock()
         with pool.lock:
+            if rule:
+                rule.on_steps(steps * len(batch.rows), rule.cpu_clock() - cpu_began)
             for request, output in outputs:
                 pool.emit(request, output)
             pool.admission.on_steps_done(batch.rows, steps, finished, self._began, now)

@@ -6,6 +6,7 @@ form batches and record results. No worker holds it during a model call, so the 
 
 import os
 import threading
+from bisect import insort
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Final
@@ -19,6 +20,7 @@ from service.scheduling.batch import RunningBatch
 from service.scheduling.observer import SchedulerObserver
 from service.scheduling.queue import FairQueue
 from service.scheduling.request import Row, ScheduledRequest
+from service.scheduling.wake_rule import WakeRule
 
 _PROGRESS_S: Final = 0.5  # between two progress events of a stream
 _CAN_YIELD: Final = hasattr(os, "sched_yield")
@@ -43,8 +45,8 @@ class WorkerPool:
         publish: called with events in their order, by a worker that holds `lock`.
         on_device_lost: called with the number of remaining devices when one fails, by a worker that holds `lock`.
         devices: number of model instances, each with one worker. On a CPU, an instance stands for a device.
-        min_rows_to_wake: a second worker is woken only for at least so many waiting rows; for any row, if the open rows
-            have more than `_MANY_STEPS` steps left on average.
+        wake_rule: how many waiting rows are worth a further worker; None: any row is. If the open rows have more than
+            `_MANY_STEPS` steps left on average, any row is in either case.
     """
 
     def __init__(
@@ -56,7 +58,7 @@ class WorkerPool:
         *,
         on_device_lost: Callable[[int], None] = lambda remaining: None,
         devices: int = 1,
-        min_rows_to_wake: int = 1,
+        wake_rule: WakeRule | None = None,
     ) -> None:
         self.admission, self.clock, self.observer = admission, clock, observer
         self.lock = threading.Lock()
@@ -72,44 +74,50 @@ class WorkerPool:
         self.stopped = False
         """Whether every worker is to end."""
         self._publish, self._on_device_lost = publish, on_device_lost
-        self._min_rows_to_wake = min_rows_to_wake
+        self.wake_rule = wake_rule
         self._events: list[tuple[ScheduledRequest, Event]] = []
         self._open: set[ScheduledRequest] = set()
         self._progress_subscribers: set[ScheduledRequest] = set()
         self._next_progress = 0.0
-        # The condition's lock guards the two counters below. It is taken inside `lock`, never the other way round.
-        self._wake = threading.Condition()
-        self.idle_workers = 0  # workers that wait and have not been notified
+        # This lock guards the sleepers and the counter below. It is taken inside `lock`, never the other way round.
+        self._wake = threading.Lock()
+        self._conditions = [threading.Condition(self._wake) for _ in range(devices)]
+        self._sleepers: list[int] = []  # workers that wait and have not been notified, in ascending order
         self._waking_workers = 0  # workers notified of new requests that have not formed a batch since
+
+    @property
+    def idle_workers(self) -> int:
+        """Number of workers that wait and have not been notified. May be read without a lock."""
+        return len(self._sleepers)
 
     def submit(self, *requests: ScheduledRequest) -> None:
         """Hand over requests: open ones are run, closed ones are removed.
 
-        Wakes one idle worker for every `min_rows_to_wake` waiting rows, less the workers that are on their way; at
-        least one if all are idle.
+        Wakes as many idle workers as the waiting rows are worth, less those that are on their way; at least one if all
+        are idle.
         """
         self.inbox.extend(requests)
         with self._wake:
-            if self.idle_workers:
+            if self._sleepers:
                 wanted = self.admission.waiting // self._min_rows() - self._waking_workers
-                all_idle = self.idle_workers == self.alive_devices
+                all_idle = len(self._sleepers) == self.alive_devices
                 self._waking_workers += self._wake_workers(max(wanted, int(all_idle)))
 
     def stop(self) -> None:
         """Make every worker end after its current step."""
         self.stopped = True
         with self._wake:
-            self._wake_workers(self.idle_workers)
+            self._wake_workers(len(self._sleepers))
 
-    def wait_for_work(self) -> bool:
-        """Wait until there is something to do; returns whether the caller slept."""
+    def wait_for_work(self, index: int) -> bool:
+        """Wait until there is something to do for the worker with this index; returns whether it slept."""
         woken = False
         if not self._has_work():  # without the lock: whoever adds work notifies idle workers afterwards
             with self._wake:
                 while not self._has_work():
                     woken = True
-                    self.idle_workers += 1
-                    self._wake.wait()  # `_wake_workers` has taken this worker out of `idle_workers`
+                    insort(self._sleepers, index)
+                    self._conditions[index].wait()  # `_wake_workers` has taken this worker out of the sleepers
                     if not self._has_work():  # another worker took the rows
                         self._waking_workers = max(0, self._waking_workers - 1)
         return woken
@@ -124,13 +132,13 @@ class WorkerPool:
         if self.alive_devices == 1:
             return limit
         with self._wake:
-            others, self._waking_workers = self.idle_workers + max(0, self._waking_workers - woken), 0
+            others, self._waking_workers = len(self._sleepers) + max(0, self._waking_workers - woken), 0
         share = -(-self.queue.row_count // (others + 1))  # rounded up
         return min(limit, max(self._min_rows(), share))
 
     def should_split(self, rows: int) -> bool:
         """Whether a batch of so many unfinished rows is to be divided with an idle worker."""
-        return self.idle_workers > 0 and rows >= 2 * self._min_rows()
+        return bool(self._sleepers) and rows >= 2 * self._min_rows()
 
     def wake_others(self, *, at_least_one: bool = False) -> None:
         """Wake idle workers for the rows left in the queue. ``at_least_one``: whatever their number, if there are any.
@@ -142,8 +150,8 @@ class WorkerPool:
                 self._wake_workers(max(self.queue.row_count // self._min_rows(), int(at_least_one)))
 
     def yield_core(self) -> None:
-        """With several workers, give up the CPU core once: together they could keep the event loop from running."""
-        if len(self.batches) > 1 and _CAN_YIELD:
+        """While several workers are awake, give up the core once: they could keep the event loop from running."""
+        if self.alive_devices - len(self._sleepers) > 1 and _CAN_YIELD:
             os.sched_yield()
 
     def drain_inbox(self) -> None:
@@ -250,14 +258,19 @@ class WorkerPool:
     def _min_rows(self) -> int:
         """Fewest rows that are worth waking another worker; 1 if the open rows have many steps left."""
         total = self.admission.total
-        return 1 if total.steps > _MANY_STEPS * total.rows else self._min_rows_to_wake
+        if self.wake_rule is None or total.steps > _MANY_STEPS * total.rows:
+            return 1
+        return self.wake_rule.min_rows(len(self._open) + len(self.inbox), total.rows)
 
     def _wake_workers(self, count: int) -> int:
-        """Notify so many idle workers, or all if there are fewer; returns how many. The caller holds `_wake`."""
-        count = min(count, self.idle_workers)
-        self.idle_workers -= count
-        self._wake.notify(count)
-        return count
+        """Notify so many idle workers, or all if there are fewer; returns how many. The caller holds `_wake`.
+
+        The lowest index comes first: the worker that ran last has its code and weights in the core's cache.
+        """
+        woken, self._sleepers = self._sleepers[:count], self._sleepers[count:]
+        for index in woken:
+            self._conditions[index].notify()
+        return len(woken)
 
     def _has_work(self) -> bool:
         return self.stopped or bool(self.inbox) or self.queue.row_count > 0

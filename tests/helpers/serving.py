@@ -10,6 +10,7 @@ import numpy as np
 from service.domain.latents import FloatRows
 from service.domain.tasks import Result, SchedulingParams, StepOutput, StepParams, StreamProgress
 from service.scheduling.scheduler import Scheduler, SchedulerObserver
+from service.scheduling.wake_rule import WakeRule
 from tests.helpers.fakes import FakeModel
 
 Event = StepOutput | StreamProgress | Result
@@ -76,7 +77,7 @@ def serving(
     clock: Callable[[], float] | None = None,
     observer: SchedulerObserver | None = None,
     on_all_devices_lost: Callable[[], None] = lambda: None,
-    min_rows_to_wake: int = 1,
+    wake_rule: WakeRule | None = None,
 ) -> Iterator[Scheduler]:
     scheduler = Scheduler(
         *models,
@@ -84,7 +85,7 @@ def serving(
         queue_rows=queue_rows,
         observer=observer,
         on_all_devices_lost=on_all_devices_lost,
-        min_rows_to_wake=min_rows_to_wake,
+        wake_rule=wake_rule,
         clock=clock or time.monotonic,
     )
     scheduler.start()
@@ -97,6 +98,11 @@ def serving(
         scheduler.close()
         assert not scheduler.healthy
         assert scheduler.rows_open == 0
+
+
+def rows_worth_waking(rows: int) -> WakeRule:
+    """A rule by the number of rows alone: nothing takes CPU time."""
+    return WakeRule(rows, cpu_clock=lambda: 0.0)
 
 
 def marked(*values: float) -> FloatRows:
@@ -122,6 +128,13 @@ def params(
 
 async def collect(events: AsyncIterator[Event]) -> list[Event]:
     return [event async for event in events]
+
+
+async def idle(scheduler: Scheduler, workers: int) -> None:
+    """Wait until so many workers are idle."""
+    async with asyncio.timeout(10):
+        while scheduler.idle_workers != workers:  # noqa: ASYNC110 - it is counted in other threads
+            await asyncio.sleep(0)
 
 
 async def until_running(model: FakeModel) -> None:

@@ -20,22 +20,17 @@ from service.scheduling.scheduler import Scheduler
 from tests.helpers.fakes import FakeModel
 from tests.helpers.serving import (
     RecordingObserver,
+    idle,
     marked,
     params,
     release,
+    rows_worth_waking,
     serving,
     submitted,
     until_queued,
     until_running,
 )
 from tests.unit.service.scheduling.test_scheduler_properties import SHAPE, Ask, answer, asks, f, is_poison
-
-
-async def idle(scheduler: Scheduler, workers: int) -> None:
-    """Wait until so many workers are idle."""
-    async with asyncio.timeout(10):
-        while scheduler.idle_workers != workers:  # noqa: ASYNC110 - it is counted in other threads
-            await asyncio.sleep(0)
 
 
 class Losing(FakeModel):
@@ -154,7 +149,7 @@ def test_few_rows_of_a_lost_device_wake_another(rows: int) -> None:
     models = [Losing(lost_in=1), Losing(lost_in=1), FakeModel()]
 
     async def main() -> None:
-        with serving(*models, min_rows_to_wake=16) as scheduler:
+        with serving(*models, wake_rule=rows_worth_waking(16)) as scheduler:
             for _ in range(3):
                 result = await asyncio.wait_for(scheduler.submit(marked(*[8.0] * rows), params(2)), 10)
                 np.testing.assert_array_equal(result.rows, marked(*[2.0] * rows))
@@ -166,7 +161,7 @@ def test_few_rows_stay_together() -> None:
     models = [FakeModel() for _ in range(2)]
 
     async def main() -> None:
-        with serving(*models, max_batch_rows=64, queue_rows=200, min_rows_to_wake=16) as scheduler:
+        with serving(*models, max_batch_rows=64, queue_rows=200, wake_rule=rows_worth_waking(16)) as scheduler:
             for rows, sizes in ((8, [8]), (16, [16]), (31, [16, 15]), (64, [32, 32])):
                 await idle(scheduler, 2)
                 before = [len(model.sizes) for model in models]
@@ -185,7 +180,7 @@ def test_rows_with_many_steps_are_divided() -> None:
     models = [FakeModel(function=takes_time) for _ in range(2)]
 
     async def main() -> None:
-        with serving(*models, max_batch_rows=64, min_rows_to_wake=16) as scheduler:
+        with serving(*models, max_batch_rows=64, wake_rule=rows_worth_waking(16)) as scheduler:
             await idle(scheduler, 2)
             await scheduler.submit(marked(1, 2, 3, 4), params(1000))
 
@@ -227,7 +222,7 @@ def test_lost_devices_change_no_result(requests: list[Ask], rows: int, losses: S
     models += [Losing(SHAPE, f, poison=is_poison, lost_in=calls) for calls in losses]
 
     async def main() -> None:
-        scheduler = Scheduler(*models, max_batch_rows=rows, queue_rows=1000, min_rows_to_wake=least)
+        scheduler = Scheduler(*models, max_batch_rows=rows, queue_rows=1000, wake_rule=rows_worth_waking(least))
         scheduler.start()
         try:
             await asyncio.wait_for(asyncio.gather(*(answer(scheduler, ask) for ask in requests)), 30)

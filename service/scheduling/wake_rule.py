@@ -1,0 +1,64 @@
+"""When a further worker of a model is woken on a CPU: only where the model and not HTTP is the limit.
+
+Workers and the event loop share the cores. If the event loop needs more CPU time for a request than a worker needs for
+the request's rows, a second worker cannot answer more requests per second. It only makes batches smaller and takes time
+from the event loop.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+_MIN_ROWS: Final = 16  # with fewer rows, two batches cost more CPU time than one saves
+_SMOOTHING: Final = 0.05  # weight of the newest measurement
+_MAX_GAP_S: Final = 0.1  # longest time between arrivals that is measured: an idle event loop does other work, too
+_NEVER: Final = 1 << 30
+
+
+class WakeRule:
+    """Measures the CPU time of the event loop and of the workers, and decides how many rows are worth another worker.
+
+    Args:
+        min_rows: fewest waiting rows of few steps for which a further worker is woken.
+        cpu_clock: CPU seconds of the calling thread.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        min_rows: int = _MIN_ROWS,
+        *,
+        cpu_clock: Callable[[], float] = time.thread_time,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.cpu_clock = cpu_clock
+        self._min_rows, self._clock = min_rows, clock
+        self._seconds_per_request = 0.0  # of the event loop; 0: not measured yet
+        self._seconds_per_row = 0.0  # of a worker, for one step of a row
+        self._loop_cpu, self._last_arrivals = 0.0, -1.0
+
+    def on_arrivals(self, requests: int) -> None:
+        """Measure the event loop. Called in its thread, with the number of requests since the last call."""
+        cpu, now = self.cpu_clock(), self._clock()
+        if now - self._last_arrivals < _MAX_GAP_S:
+            self._seconds_per_request = _smoothed(self._seconds_per_request, (cpu - self._loop_cpu) / requests)
+        self._loop_cpu, self._last_arrivals = cpu, now
+
+    def on_steps(self, row_steps: int, cpu_seconds: float) -> None:
+        """Learn the CPU time of a worker for so many steps of rows. The caller holds the pool's lock."""
+        if row_steps:
+            self._seconds_per_row = _smoothed(self._seconds_per_row, cpu_seconds / row_steps)
+
+    def min_rows(self, requests: int, rows: int) -> int:
+        """Fewest waiting rows that are worth a further worker, while so many requests with so many rows are open."""
+        http_is_the_limit = self._seconds_per_row * rows < self._seconds_per_request * requests
+        return _NEVER if http_is_the_limit else self._min_rows
+
+
+def wake_rule(device: str, instances: int) -> WakeRule | None:
+    """The rule for a model on ``device``: None on a GPU, whose workers wait most of the time, and for one instance."""
+    return WakeRule() if device == "cpu" and instances > 1 else None
+
+
+def _smoothed(average: float, value: float) -> float:
+    return average + _SMOOTHING * (value - average) if average else value
