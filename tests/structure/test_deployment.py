@@ -180,6 +180,7 @@ def test_nginx_lets_through_what_the_service_allows() -> None:
     assert found == {
         "IGN_MAX_BODY_BYTES": defaults.max_body_bytes,
         "IGN_BODY_TIMEOUT_S": defaults.body_timeout_s,
+        "IGN_HEAD_TIMEOUT_S": defaults.head_timeout_s,
         "IGN_STREAM_TIMEOUT_S": defaults.stream_timeout_s,
     }
 

@@ -9,14 +9,15 @@ from tests.helpers.live import ROOT
 
 @dataclass(frozen=True)
 class StandIn:
-    """A Debian package with the image's entry point."""
+    """A package of a Debian release with the image's entry point."""
 
     package: str
     entrypoint: str
+    release: str = "bookworm"
 
 
 STAND_INS = {
-    "front": StandIn("nginx-light", "[]"),
+    "front": StandIn("nginx-light", "[]", release="trixie"),
     "prometheus": StandIn("prometheus", '["/usr/bin/prometheus"]'),
 }
 
@@ -30,8 +31,9 @@ def image_of(service: str) -> str:
 def recipe(service: str, base: str) -> str:
     """A Containerfile."""
     stand_in = STAND_INS[service]
+    sources = f"sed -i 's/bookworm/{stand_in.release}/g' /etc/apt/sources.list"
     return (
         f"FROM {base}\n"
-        f"RUN apt-get update -q && apt-get install -yq --no-install-recommends {stand_in.package}\n"
+        f"RUN {sources} && apt-get update -q && apt-get install -yq --no-install-recommends {stand_in.package}\n"
         f"ENTRYPOINT {stand_in.entrypoint}\n"
     )

@@ -1,0 +1,313 @@
+"""`docker/nginx/nginx.conf` in a real nginx, in front of the service and of upstreams that fail."""
+
+import json
+import re
+import shutil
+import socket
+import ssl
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from ign_client import Client, Done, Step, TooManyRequests
+from ign_client import TooLarge as TooLargeAnswer
+from service.api.http.problems import describe
+from service.domain.errors import RateLimited, TooLarge
+from tests.helpers.live import ROOT, live_service
+
+PATIENCE_S = 60.0
+MAX_BODY = 16 * 2**20
+CALLER_LIMIT, ADDRESS_LIMIT = 4, 6  # in place of those of the configuration: fewer sockets do the same
+
+pytestmark = pytest.mark.skipif(
+    not (shutil.which("nginx") and shutil.which("openssl") and shutil.which("curl")),
+    reason="needs nginx 1.25.1 or newer, openssl and curl: .ci/nginx installs them on Debian",
+)
+
+
+@dataclass(frozen=True)
+class Front:
+    """A running nginx."""
+
+    address: tuple[str, int]
+    folder: Path
+
+    @property
+    def url(self) -> str:
+        return f"https://{self.address[0]}:{self.address[1]}"
+
+    @property
+    def trust(self) -> ssl.SSLContext:
+        return ssl.create_default_context(cafile=str(self.folder / "tls.crt"))
+
+    def client(self) -> httpx.Client:
+        return httpx.Client(verify=self.trust, base_url=self.url, timeout=PATIENCE_S, trust_env=False)
+
+    def connect(self) -> ssl.SSLSocket:
+        raw = socket.create_connection(self.address, timeout=PATIENCE_S)
+        return self.trust.wrap_socket(raw, server_hostname=self.address[0])
+
+    def ask(self, request: bytes) -> tuple[int, dict[str, str], dict[str, Any]]:
+        """Status, headers and problem document of the answer to raw bytes."""
+        with closing(self.connect()) as connection:
+            connection.sendall(request)
+            head, _, body = b"".join(iter(lambda: connection.recv(65536), b"")).partition(b"\r\n\r\n")
+        first, *lines = head.decode().split("\r\n")
+        headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+        return int(first.split()[1]), headers, json.loads(body)
+
+    def log(self, request_id: str) -> dict[str, Any]:
+        """The line of the access log, which nginx writes after the answer."""
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            for line in (self.folder / "access.log").read_text().splitlines():
+                entry: dict[str, Any] = json.loads(line)
+                if entry["request_id"] == request_id:
+                    return entry
+            time.sleep(0.05)  # between two looks at another process
+        raise AssertionError("nginx did not log the request")
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+def configuration(folder: Path, port: int, upstream: str, **changed: str) -> str:
+    """The shipped configuration with the paths, ports and limits of a test, and directives ``changed``."""
+    text = (ROOT / "docker" / "nginx" / "nginx.conf").read_text()
+    limits = {"limit_conn callers": f"{CALLER_LIMIT}", "limit_conn addresses": f"{ADDRESS_LIMIT}"}
+    for directive, value in {**limits, **changed}.items():
+        text, count = re.subn(rf"(?m)^( *{directive}) [^;]*;", rf"\g<1> {value};", text)
+        assert count, directive
+    replaced = {
+        "/tmp/": f"{folder}/",
+        "/run/tls/": f"{folder}/",
+        "/dev/stderr": f"{folder}/error.log",
+        "/dev/stdout": f"{folder}/access.log",
+        "listen 8443": f"listen 127.0.0.1:{port}",
+        "server ign:8000": f"server {upstream}",
+    }
+    for old, new in replaced.items():
+        assert old in text
+        text = text.replace(old, new)
+    return text
+
+
+@contextmanager
+def front(folder: Path, upstream: str, **changed: str) -> Iterator[Front]:
+    folder.mkdir()
+    folder.chmod(0o755)
+    certificate = (
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
+    )
+    files = ["-keyout", f"{folder}/tls.key", "-out", f"{folder}/tls.crt", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([*certificate.split(), *files], capture_output=True, check=True)
+    port = free_port()
+    (folder / "nginx.conf").write_text(configuration(folder, port, upstream, **changed))
+    command = ["nginx", "-c", str(folder / "nginx.conf"), "-e", str(folder / "error.log"), "-g", "daemon off;"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            await_port(process, port)
+            yield Front(("127.0.0.1", port), folder)
+        finally:
+            process.terminate()
+    assert process.returncode == 0
+
+
+def await_port(process: "subprocess.Popen[str]", port: int) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        time.sleep(0.05)  # between two looks at another process
+    raise AssertionError("nginx does not listen")
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
+    """nginx in front of the service."""
+    with (
+        live_service() as url,
+        front(tmp_path_factory.mktemp("nginx") / "front", str(httpx.URL(url).netloc, "ascii")) as n,
+    ):
+        yield n
+
+
+@pytest.fixture(scope="module")
+def unserved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
+    """nginx in front of a port where nothing listens."""
+    with front(tmp_path_factory.mktemp("nginx") / "front", f"127.0.0.1:{free_port()}") as found:
+        yield found
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """An upstream that accepts connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def head(target: str, *lines: str, method: str = "GET") -> bytes:
+    fixed = (f"{method} {target} HTTP/1.1", "Host: localhost", "Connection: close")
+    return "\r\n".join((*fixed, *lines, "", "")).encode()
+
+
+def check_problem(status: int, headers: dict[str, str], problem: dict[str, Any], code: str) -> None:
+    """An answer of nginx is a problem document of the contract."""
+    assert headers["content-type"] == "application/problem+json"
+    assert headers["x-request-id"] == problem["request_id"]
+    assert (problem["status"], problem["code"], problem["type"]) == (status, code, "about:blank")
+    assert problem["error"] == problem["detail"]
+    assert problem["title"]
+    assert ("retry-after" in headers) == (status in {429, 502, 503})
+
+
+REFUSED = {
+    "body too large": (413, "too_large", head("/generate", f"Content-Length: {MAX_BODY + 1}", method="POST")),
+    "bad header": (400, "malformed", head("/generate", "Content-Length: many", method="POST")),
+    "no host": (400, "malformed", b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n"),
+    "large header": (431, "head_too_large", head("/models", f"X-Large: {'x' * 20_000}")),
+    "metrics": (404, "not_found", head("/metrics")),
+    "trace": (405, "method_not_allowed", head("/models", method="TRACE")),
+    "transfer encoding": (501, "not_supported", head("/generate", "Transfer-Encoding: gzip", method="POST")),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_nginx_refuses_is_a_problem_document(served: Front, name: str) -> None:
+    status, code, request = REFUSED[name]
+    answer = served.ask(request)
+    assert answer[0] == status
+    check_problem(*answer, code)
+
+
+def test_the_codes_are_those_of_the_service() -> None:
+    text = (ROOT / "docker" / "nginx" / "nginx.conf").read_text()
+    codes = dict(re.findall(r"""(\d{3}) '"title": "[^"]+", "code": "(\w+)\"""", text))
+    assert codes["413"] == describe(TooLarge("")).code
+    assert codes["429"] == describe(RateLimited("", retry_after=1)).code
+    contract = (ROOT / "docs" / "http-api.md").read_text()
+    assert all(f"{status} `{code}`" in contract for status, code in codes.items())
+
+
+def test_plain_http_gets_a_problem_document(served: Front) -> None:
+    with httpx.Client(trust_env=False) as http:
+        answer = http.get(served.url.replace("https", "http"))
+    check_problem(answer.status_code, dict(answer.headers), answer.json(), "malformed")
+
+
+def test_without_the_service(unserved: Front) -> None:
+    with unserved.client() as http:
+        answer = http.get("/models", headers={"X-Request-ID": "mine-1"})
+        assert answer.json()["request_id"] == "mine-1"
+        check_problem(answer.status_code, dict(answer.headers), answer.json(), "bad_gateway")
+        replaced = http.get("/models", headers={"X-Request-ID": "not valid"}).json()["request_id"]
+        assert re.fullmatch("[0-9a-f]{32}", replaced)
+        entry = unserved.log("mine-1")
+        assert (entry["status"], entry["upstream_status"], entry["path"]) == (502, "502", "/models")
+
+
+def test_an_upstream_that_never_answers(silent: str, tmp_path: Path) -> None:
+    with front(tmp_path / "front", silent, proxy_read_timeout="1s") as found, found.client() as http:
+        answer = http.get("/models")
+    assert answer.status_code == 504
+    check_problem(504, dict(answer.headers), answer.json(), "gateway_timeout")
+
+
+def test_the_client_works_through_nginx(served: Front) -> None:
+    with served.client() as http, Client(served.url, http_client=http, max_retries=0) as client:
+        assert len(client.generate(n=3, seed=7, request_id="through-nginx")) == 3
+        events = list(client.stream_generate(n=1, seed=7, steps=3, record=[1]))
+        assert isinstance(events[0], Step)
+        assert isinstance(events[-1], Done)
+        with pytest.raises(TooLargeAnswer) as refused:
+            client.project([bytes(MAX_BODY)])
+        assert refused.value.code == "too_large"
+        assert http.get("/models").headers["strict-transport-security"]
+
+
+def test_the_access_log_is_json_and_holds_no_key(served: Front) -> None:
+    key = "a-key-that-nobody-may-read"
+    headers = {"Authorization": f"Bearer {key}"}
+    with served.client() as http:
+        probe = http.get("/healthz", headers={"X-Request-ID": "probe"})
+        assert probe.status_code == 200
+        body = http.post("/generate?x=hidden", json={"seed": 7}, headers={**headers, "X-Request-ID": "logged"}).json()
+        http.post("/generate", json={"seed": 7}, headers={**headers, "X-Request-ID": "logged-2"})
+    entry = served.log("logged-2")
+    assert body["request_id"] == "logged"
+    assert (entry["method"], entry["path"], entry["status"]) == ("POST", "/generate", 200)
+    assert entry["model"].startswith("mnist/1@")
+    assert entry["address"] == "127.0.0.1"
+    assert entry["seconds"] >= float(entry["upstream_seconds"]) >= 0
+    text = (served.folder / "access.log").read_text()
+    assert key not in text
+    assert "hidden" not in text
+    assert '"probe"' not in text
+
+
+def test_http_2(served: Front) -> None:
+    command = ["curl", "--silent", "--cacert", str(served.folder / "tls.crt"), "--noproxy", "*", "--http2"]
+    shown = ["--output", "/dev/null", "--write-out", "%{http_version} %{http_code}"]
+    for path, status in (("/models", 200), ("/metrics", 404)):
+        done = subprocess.run([*command, *shown, served.url + path], capture_output=True, text=True, check=True)
+        assert done.stdout == f"2 {status}"
+
+
+def hold(found: Front, stack: ExitStack, key: str) -> None:
+    """Begin a request that stays: nginx counts it once its headers are complete."""
+    connection = stack.enter_context(closing(found.connect()))
+    authorization = [f"Authorization: Bearer {key}"] if key else []
+    connection.sendall(head("/generate", "Content-Length: 10", *authorization, method="POST"))
+
+
+def statuses(found: Front, key: str) -> int:
+    with found.client() as http:
+        return http.get("/models", headers={"Authorization": f"Bearer {key}"} if key else {}).status_code
+
+
+def until_refused(found: Front, key: str) -> None:
+    """nginx reads the held requests soon, not at once."""
+    deadline = time.monotonic() + PATIENCE_S
+    while statuses(found, key) != 429:
+        assert time.monotonic() < deadline, "nothing was refused"
+
+
+def test_each_key_has_its_own_limit(served: Front) -> None:
+    with ExitStack() as stack:
+        for _ in range(CALLER_LIMIT):
+            hold(served, stack, "alice")
+        until_refused(served, "alice")
+        assert statuses(served, "bob") == 200
+        assert statuses(served, "") == 200
+        with served.client() as http, Client(served.url, api_key="alice", http_client=http, max_retries=0) as client:
+            with pytest.raises(TooManyRequests) as refused:
+                client.generate(n=1)
+            assert refused.value.code == "rate_limited"
+            assert refused.value.retry_after
+
+
+def test_callers_without_a_key_are_limited_by_address(served: Front) -> None:
+    with ExitStack() as stack:
+        for _ in range(CALLER_LIMIT):
+            hold(served, stack, "")
+        until_refused(served, "")
+        assert statuses(served, "alice") == 200
+
+
+def test_many_keys_do_not_lift_the_limit_of_an_address(served: Front) -> None:
+    with ExitStack() as stack:
+        for number in range(ADDRESS_LIMIT):
+            hold(served, stack, f"key-{number}")
+        until_refused(served, "another")
