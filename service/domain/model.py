@@ -68,3 +68,8 @@ class DeviceOutOfMemory(Exception):
 
 class DeviceLost(Exception):
     """The device fails every call of this process from now on; a new process can use it again."""
+
+
+def largest_batch(model: Model, max_rows: int) -> int:
+    """Most rows of a batch: ``max_rows``, or the model's largest bucket if that is less."""
+    return max_rows if model.buckets is None else min(max_rows, model.buckets[-1])

@@ -75,8 +75,8 @@ class Admission:
     """
 
     def __init__(self, queue_rows: int, *batch_rows: int) -> None:
-        self.limits = list(batch_rows)
-        """Largest batch of each device. Its worker lowers it when the device runs out of memory, to 0 if it is lost."""
+        self._limits = list(batch_rows)
+        self._places, self._devices = sum(batch_rows), len(batch_rows)  # of all devices that are not lost
         self._queue_rows = queue_rows
         self._lock = threading.Lock()
         self.total = Counters()
@@ -91,6 +91,16 @@ class Admission:
     def waiting(self) -> int:
         """Rows admitted, unfinished and in no batch."""
         return self.total.rows - self.total.in_batch
+
+    def limit(self, device: int) -> int:
+        """Largest batch of a device; 0 if it is lost."""
+        return self._limits[device]
+
+    def set_limit(self, device: int, rows: int) -> None:
+        """Lower the largest batch of a device that ran out of memory, or to 0 if it is lost."""
+        with self._lock:
+            self._limits[device] = rows
+            self._places, self._devices = sum(self._limits), sum(limit > 0 for limit in self._limits)
 
     def admit(self, request: ScheduledRequest, now: float) -> None:
         """Count a request as open, or refuse it.
@@ -109,7 +119,7 @@ class Admission:
             if request.params.deadline is not None:
                 self._check_deadline(request, caller, now)
             self._callers[request.params.key] = request.counters = caller
-            steps = sum(row.steps_left for row in request.rows)
+            steps = rows * request.rows[0].steps_left
             for counters in (self.total, caller):
                 counters.rows += rows
                 counters.steps += steps
@@ -129,12 +139,13 @@ class Admission:
             if request.closed:
                 return None
             open_rows = request.open_rows
-            steps = sum(row.steps_left for row in request.rows)
+            if open_rows:
+                steps = sum(row.steps_left for row in request.rows)
+                for counters in (self.total, request.counters):
+                    counters.rows -= open_rows
+                    counters.steps -= steps
+                    counters.in_batch -= request.in_batch
             request.closed = True  # after the sum: once a worker sees it, it clears `request.rows`
-            for counters in (self.total, request.counters):
-                counters.rows -= open_rows
-                counters.steps -= steps
-                counters.in_batch -= request.in_batch
             key = request.params.key
             if request.counters.rows == 0 and self._callers.get(key) is request.counters:
                 del self._callers[key]
@@ -146,8 +157,11 @@ class Admission:
             self._call_began = now
             for rows, change in ((left, -1), (joined, 1)):
                 for row in rows:
-                    if not row.done:
-                        self._count_in_batch(row.request, change)
+                    request = row.request
+                    if not (row.done or request.closed):
+                        request.in_batch += change
+                        request.counters.in_batch += change
+                        self.total.in_batch += change
 
     def on_model_call(self, rows: int, seconds: float, now: float) -> None:
         """Learn the duration of a model call that ended at ``now``."""
@@ -160,28 +174,25 @@ class Admission:
             self._call_began = now
             self._steps_per_call += _SMOOTHING * (steps * len(rows) - self._steps_per_call)
             self._seconds_per_call += _SMOOTHING * (now - began - self._seconds_per_call)
+            total = self.total
             for row in rows:
                 if not row.request.closed:
-                    self._count_steps(row, steps)
+                    row.steps_left -= steps
+                    row.request.counters.steps -= steps
+                    total.steps -= steps
             for row in finished:
-                if not row.request.closed:
-                    if row.steps_left:  # it converged before its last step
-                        self._count_steps(row, row.steps_left)
-                    self._count_in_batch(row.request, -1)
-                    row.request.open_rows -= 1
-                    row.request.counters.rows -= 1
-                    self.total.rows -= 1
-
-    def _count_steps(self, row: Row, steps: int) -> None:
-        row.steps_left -= steps
-        row.request.counters.steps -= steps
-        self.total.steps -= steps
-
-    def _count_in_batch(self, request: ScheduledRequest, rows: int) -> None:
-        if not request.closed:
-            request.in_batch += rows
-            request.counters.in_batch += rows
-            self.total.in_batch += rows
+                request = row.request
+                if not request.closed:
+                    counters = request.counters
+                    counters.steps -= row.steps_left  # not 0 if it converged before its last step
+                    total.steps -= row.steps_left
+                    row.steps_left = 0
+                    request.in_batch -= 1
+                    counters.in_batch -= 1
+                    total.in_batch -= 1
+                    request.open_rows -= 1
+                    counters.rows -= 1
+                    total.rows -= 1
 
     def _check_capacity(self, rows: int) -> None:
         excess = self.total.rows - self.total.in_batch + rows - self._queue_rows
@@ -192,20 +203,19 @@ class Admission:
         """Refuse a request whose predicted answer, alone or behind the work ahead of it, comes after its deadline."""
         steps, seconds_left = request.min_steps_to_answer(), request.deadline - now
         own_work = len(request.rows) * steps
-        alone = self._seconds_for(own_work, steps, now)
-        if alone is None:  # too few model calls to predict anything
+        ahead = self._work_ahead(caller, own_work, steps) if self.total.rows else 0
+        queued = self._seconds_for(own_work + ahead, steps, now)
+        if queued is None:  # too few model calls to predict anything
             return
-        if alone > seconds_left:
+        queued += self._seconds_left_in_call(now)
+        if queued <= seconds_left:
+            return
+        if (self._seconds_for(own_work, steps, now) or 0.0) > seconds_left:
             raise DeadlineUnreachable("the deadline cannot be met even on an idle service")
-        if not self.total.rows:  # idle: nothing is ahead of it
-            return
-        work = own_work + self._work_ahead(caller, own_work, steps)
-        queued = self._seconds_left_in_call(now) + (self._seconds_for(work, steps, now) or 0.0)
-        if queued > seconds_left:
-            raise WouldMissDeadline(
-                "the queue in the way is longer than the deadline",
-                retry_after=self._retry_after(queued - seconds_left),
-            )
+        raise WouldMissDeadline(
+            "the queue in the way is longer than the deadline",
+            retry_after=self._retry_after(queued - seconds_left),
+        )
 
     def _work_ahead(self, caller: Counters, own_work: int, steps: int) -> int:
         """Row-steps that run before a new request is through, the model calls in progress excluded.
@@ -227,7 +237,7 @@ class Admission:
         ``steps`` of them must follow one another. The work fills as many calls as the largest batches need, but at
         least ``steps``, and every call then has the same number of rows.
         """
-        calls = max(float(steps), work / sum(self.limits))
+        calls = max(float(steps), work / self._places)
         seconds = self._cost.seconds(work / calls / self._devices, now)
         return None if seconds is None else calls * seconds
 
@@ -244,10 +254,6 @@ class Admission:
             return 0.0
         steps = rows * self.total.steps / self.total.rows
         return steps * self._seconds_per_call / self._steps_per_call / self._devices
-
-    @property
-    def _devices(self) -> int:
-        return sum(limit > 0 for limit in self.limits)
 
     def _retry_after(self, seconds: float) -> float:
         """``seconds`` within 1…60, randomly spread so that callers refused together do not retry together."""

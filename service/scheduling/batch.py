@@ -17,13 +17,14 @@ import numpy as np
 
 from service.domain.errors import ModelFailure
 from service.domain.latents import FloatRows
-from service.domain.model import DeviceBatch, DeviceLost, DeviceOutOfMemory, Model
+from service.domain.model import DeviceBatch, DeviceLost, DeviceOutOfMemory, Model, largest_batch
 from service.domain.tasks import StepOutput
 from service.scheduling.request import Row, ScheduledRequest
 
 logger = logging.getLogger(__name__)
 
 _MAX_REASON: Final = 400  # characters
+_SCRATCH: Final = 4096  # numbers of the scratch array of differences: 32 KiB, so that it stays in the core's cache
 
 
 class _Buffer(NamedTuple):
@@ -35,11 +36,6 @@ class _Buffer(NamedTuple):
 
     def cut(self, n: int, padded: int) -> "_Buffer":
         return _Buffer(self.full, self.full[:padded], self.full[:n])
-
-
-def largest_batch(model: Model, max_rows: int) -> int:
-    """Most rows of a batch: ``max_rows``, or the model's largest bucket if that is less."""
-    return max_rows if model.buckets is None else min(max_rows, model.buckets[-1])
 
 
 OnModelCall = Callable[[int, int, float, str], None]
@@ -66,7 +62,9 @@ class RunningBatch:
         a, b = np.empty(shape, np.float32), np.empty(shape, np.float32)
         self._current, self._next = _Buffer(a, a[:0], a[:0]), _Buffer(b, b[:0], b[:0])
         # Scratch arrays, so that a step allocates nothing.
-        self._difference = np.empty(model.shape, np.float64)
+        size = math.prod(model.shape)
+        self._differences = np.empty((max(1, _SCRATCH // size), size), np.float64)
+        self._changes = np.empty(shape[0], np.float64)
         self._finite_flags = np.empty(shape, np.bool_)
         self.rows: list[Row] = []
         self.needs_rebuild = False
@@ -80,33 +78,44 @@ class RunningBatch:
         self._retry_stepwise = False  # an unobserved step of these rows failed: run them with `step` from now on
 
     def rebuild(self, chosen: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-        """Make ``chosen`` the rows of the batch.
+        """Make ``chosen`` the rows of the batch; returns the rows that left and those that joined.
 
-        Returns:
-            The rows that left the batch, and those that joined it. The state of a row that left and is queued again
-            is saved in its request.
+        The state of a row that left and is queued again is saved in its request.
         """
-        n, chosen_set = len(chosen), set(chosen)
-        full = self._current.full
+        n, full = len(chosen), self._current.full
+        if self.rows:
+            left, joined = self._replace(chosen)
+        else:
+            left, joined = [], list(chosen)
+            for index, row in enumerate(chosen):
+                full[index] = row.state
+                row.batch_index = index
+            self.rows = list(chosen)
+        padded = self._padded(n) if n else 0
+        full[n:padded] = full[:1]  # padding repeats a real row: any other values could be out of the model's range
+        self._current, self._next = self._current.cut(n, padded), self._next.cut(n, padded)
+        self.needs_rebuild = self._retry_stepwise = False
+        self.expires = min((row.request.expires for row in chosen), default=math.inf)
+        return left, joined
+
+    def _replace(self, chosen: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+        """Make the chosen rows fill 0…n−1; returns who left and who joined.
+
+        Rows that are there already stay where they are; new rows, and old ones from n on, are copied into the gaps.
+        """
+        n, chosen_set, full = len(chosen), set(chosen), self._current.full
         left = [row for row in self.rows if row not in chosen_set]
         joined = [row for row in chosen if row.batch_index < 0]
         for row in left:
             if row.queue_seq:
                 row.request.outputs[row.index] = full[row.batch_index]
             row.batch_index = -1
-        # The chosen rows must fill 0…n−1. Rows that are there already stay where they are; new rows, and old ones
-        # from n on, are copied into the gaps.
         gaps = sorted(set(range(n)).difference(row.batch_index for row in chosen))
         to_copy = [row for row in chosen if not 0 <= row.batch_index < n]
         for gap, row in zip(gaps, to_copy, strict=True):
             full[gap] = full[row.batch_index] if row.batch_index >= 0 else row.state
             row.batch_index = gap
         self.rows = sorted(chosen, key=attrgetter("batch_index"))
-        padded = self._padded(n) if n else 0
-        full[n:padded] = full[:1]  # padding repeats a real row: any other values could be out of the model's range
-        self._current, self._next = self._current.cut(n, padded), self._next.cut(n, padded)
-        self.needs_rebuild = self._retry_stepwise = False
-        self.expires = min((row.request.expires for row in chosen), default=math.inf)
         return left, joined
 
     def run_unobserved(self, until: float, interrupt: Sized) -> int:
@@ -221,30 +230,33 @@ class RunningBatch:
         """Remove rows that need no further step: done rows, and rows of closed requests."""
         if not self.needs_rebuild:
             return
-        remaining: list[Row] = []
         for row in self.rows:
             if row.done or row.request.closed:
                 row.batch_index = -1
-            else:
-                remaining.append(row)
-        self.rows = remaining  # their indices may have gaps now, hence `needs_rebuild` stays set
-        if not remaining:
+        # The indices of the others may have gaps now, hence `needs_rebuild` stays set.
+        self.rows = [row for row in self.rows if row.batch_index >= 0]
+        if not self.rows:
             self.needs_rebuild, self.expires = False, math.inf
 
     def commit(self) -> tuple[list[Row], list[tuple[ScheduledRequest, StepOutput]]]:
         """Record the results of the latest :meth:`step`, and make its output the current rows.
 
-        Returns:
-            The rows that are done, and the steps that are recorded or that a stream gets.
+        Returns: the rows that are done, and the steps that are recorded or that a stream gets.
         """
-        finished: list[Row] = []
-        outputs: list[tuple[ScheduledRequest, StepOutput]] = []
+        finished, outputs = list[Row](), list[tuple[ScheduledRequest, StepOutput]]()
+        # The change by the first step is a result, and so is that by the extra step of a score.
+        measured = [row.batch_index for row in self.rows if (row.steps == 0 or row.scoring) and not row.request.closed]
+        if len(measured) == len(self._next.rows):
+            self._measure(0, len(measured))
+        else:
+            for index in measured:
+                self._measure(index, index + 1)
         for row in self.rows:
             request = row.request
             if request.closed:
                 continue
             if row.scoring:  # this step was the extra one that measures the drift
-                request.drift[row.index] = self._mean_abs_diff(row.batch_index)
+                request.drift[row.index] = self._changes[row.batch_index]
                 row.done = True
             else:
                 output = self._commit_row(row)
@@ -260,14 +272,20 @@ class RunningBatch:
         request, i = row.request, row.index
         params, step_params = request.params, request.params.step_params
         y = self._next.rows[row.batch_index]
-        if row.steps == 0:
-            request.distance[i] = self._mean_abs_diff(row.batch_index)  # of f(x) itself, before the mask
+        first = row.steps == 0
+        if first:
+            request.distance[i] = self._changes[row.batch_index]  # of f(x) itself, before the mask
         if params.keep_mask is not None:
+            first = False  # the mask alters the change
             np.copyto(y, request.inputs[i], where=params.keep_mask[i])
         row.steps += 1
         is_last = row.steps == step_params.steps
         is_output = row.is_recorded() or (is_last and request.streamed)
-        change = self._mean_abs_diff(row.batch_index) if is_output or step_params.tolerance is not None else None
+        change = None
+        if is_output or step_params.tolerance is not None:
+            if not first:
+                self._measure(row.batch_index, row.batch_index + 1)
+            change = float(self._changes[row.batch_index])
         converged = step_params.tolerance is not None and change is not None and change < step_params.tolerance
         if is_last or converged:
             row.finish_steps(y, converged=converged)
@@ -275,12 +293,17 @@ class RunningBatch:
             return row.record_step(y, change)
         return None
 
-    def _mean_abs_diff(self, index: int) -> float:
-        """Mean |y − x| over C·H·W in float64. Row by row, so that it does not depend on the batch size."""
-        difference = self._difference
-        np.subtract(self._next.rows[index], self._current.rows[index], out=difference, dtype=np.float64)
-        np.abs(difference, out=difference)
-        return float(np.add.reduce(difference, axis=None)) / difference.size
+    def _measure(self, start: int, end: int) -> None:
+        """Set `_changes` of these rows to the mean |y − x| in float64, summed row by row, independent of the batch."""
+        differences, size = self._differences, self._differences.shape[1]
+        x, y = (buffer.full.reshape(-1, size) for buffer in (self._current, self._next))
+        for first in range(start, end, len(differences)):
+            part = slice(first, min(end, first + len(differences)))
+            difference = differences[: part.stop - first]
+            np.subtract(y[part], x[part], out=difference, dtype=np.float64)
+            np.abs(difference, out=difference)
+            np.add.reduce(difference, axis=1, out=self._changes[part])
+        self._changes[start:end] /= size
 
     def _steps_until_observed(self) -> int:
         """How many steps from now on are unobserved."""
@@ -309,9 +332,9 @@ class RunningBatch:
     def _call_model(self, x: FloatRows, out: FloatRows, rows: int, reason: str) -> None:
         began = self._clock()
         y = self._model.run(x, out)
+        if y.shape != out.shape:
+            raise ValueError(f"the model answered {y.shape} to {x.shape}")
         if y is not out:
-            if y.shape != out.shape:
-                raise ValueError(f"the model answered {y.shape} to {x.shape}")
             np.copyto(out, y)
         self._on_model_call(rows, len(x), self._clock() - began, reason)
 

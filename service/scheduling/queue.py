@@ -56,6 +56,10 @@ class CallerQueue:
         self.row_count -= 1
         return row
 
+    def rows(self) -> list[Row]:
+        """All rows, in order of arrival."""
+        return [row for _, seq, row in self._by_arrival if row.queue_seq == seq]
+
     def compact(self) -> None:
         """Drop stale entries once they outnumber the valid ones: constant cost per entry, bounded memory."""
         bound = 2 * self.row_count + _STALE_ALLOWANCE
@@ -87,9 +91,9 @@ class FairQueue:
     """Rows that wait for a place in a batch.
 
     The places of a batch go round robin to the callers' fairness keys. Within a key the rows with the fewest steps
-    applied go first, ties by earliest deadline, then by arrival; at most
-    every second place goes to a row that missed `MAX_SKIPS` batches.
-    Pushing and taking a row cost O(log rows).
+    applied go first, ties by earliest deadline, then by arrival; at most every second place goes to a row that missed
+    `MAX_SKIPS` batches.
+    Pushing and taking a row cost O(log rows), and O(1) while all rows fit the batch: then there is nothing to order.
     """
 
     def __init__(self) -> None:
@@ -97,20 +101,17 @@ class FairQueue:
         self._ring: deque[CallerQueue] = deque()  # the callers in round-robin order, the next one first
         self._last_seq = 0
         self._batch_number = 0
+        self._new: list[Row] = []  # pushed since the last `take`; not in the queue of their caller yet
+        self._filed_seq = 0  # the `queue_seq` of the latest row that is in the queue of its caller
         self.row_count = 0
         """Rows in the queue."""
 
     def push(self, row: Row) -> None:
         """Add a row that is not in the queue."""
-        key = row.request.params.key
-        caller = self._callers.get(key)
-        if caller is None:
-            caller = self._callers[key] = CallerQueue(key)
-            self._ring.append(caller)
         self._last_seq += 1
         row.queue_seq = self._last_seq
         self.row_count += 1
-        caller.push(row, self._batch_number)
+        self._new.append(row)
 
     def take(self, places: int, now: float) -> tuple[list[Row], list[ScheduledRequest]]:
         """Take the rows of one batch out of the queue.
@@ -122,6 +123,9 @@ class FairQueue:
         Returns:
             The rows, and the requests found expired.
         """
+        if self.row_count <= places:
+            return self._take_all(now)
+        self._file_new()
         self._batch_number += 1
         starved_before = self._batch_number - MAX_SKIPS - 1
         taken: list[Row] = []
@@ -147,12 +151,53 @@ class FairQueue:
     def remove(self, request: ScheduledRequest) -> None:
         """Remove all waiting rows of a request."""
         caller = self._callers.get(request.params.key)
-        waiting = [row for row in request.rows if row.queue_seq]
-        if caller is None or not waiting:
-            return
-        for row in waiting:
-            row.queue_seq = 0
+        for row in request.rows:
+            if not row.queue_seq:
+                continue
+            self.row_count -= 1
+            if row.queue_seq <= self._filed_seq and caller is not None:
+                caller.row_count -= 1
+            row.queue_seq = 0  # its entry in `_new` or in the caller's queue becomes stale
         # A caller without rows stays in the ring until `take` reaches it.
-        caller.row_count -= len(waiting)
-        self.row_count -= len(waiting)
-        caller.compact()
+        if caller is not None:
+            caller.compact()
+        if len(self._new) > 2 * self.row_count + _STALE_ALLOWANCE:
+            self._new = [row for row in self._new if row.queue_seq]
+
+    def _take_all(self, now: float) -> tuple[list[Row], list[ScheduledRequest]]:
+        """Take every row: there is a place for each, so no order is needed."""
+        rows, self._new = self._new, []
+        if self._ring:
+            rows = [row for caller in self._ring for row in caller.rows()] + rows
+            self._ring.clear()
+            self._callers.clear()
+        self.row_count, self._filed_seq = 0, self._last_seq
+        self._batch_number += 1
+        taken: list[Row] = []
+        expired: list[ScheduledRequest] = []
+        for row in rows:
+            if not row.queue_seq:
+                continue
+            row.queue_seq, request = 0, row.request
+            if request.expires > now and not request.closed:
+                taken.append(row)
+                continue
+            if request.expires <= now:
+                expired.append(request)
+            for other in request.rows:
+                other.queue_seq = 0
+        return taken, expired
+
+    def _file_new(self) -> None:
+        """Put new rows into the queues of their callers."""
+        rows, self._new = self._new, []
+        for row in rows:
+            if not row.queue_seq:
+                continue
+            key = row.request.params.key
+            caller = self._callers.get(key)
+            if caller is None:
+                caller = self._callers[key] = CallerQueue(key)
+                self._ring.append(caller)
+            caller.push(row, self._batch_number)
+        self._filed_seq = self._last_seq

@@ -21,10 +21,9 @@ import numpy as np
 
 from service.domain.errors import DeadlineExceeded, Draining, IgnError, NotReady
 from service.domain.latents import FloatRows
-from service.domain.model import Model
+from service.domain.model import Model, largest_batch
 from service.domain.tasks import Result, SchedulingParams, StepOutput, StreamProgress
 from service.scheduling.admission import Admission
-from service.scheduling.batch import largest_batch
 from service.scheduling.observer import NullObserver, SchedulerObserver
 from service.scheduling.request import ScheduledRequest
 from service.scheduling.wake_rule import WakeRule

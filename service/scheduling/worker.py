@@ -44,7 +44,7 @@ class Worker:
         """Start with an empty batch."""
         pool = self._pool
         self._batch = pool.batches[self._index] = RunningBatch(
-            self._model, pool.admission.limits[self._index], pool.clock, self._on_model_call
+            self._model, pool.admission.limit(self._index), pool.clock, self._on_model_call
         )
         self._began = 0.0  # when the current cycle began
         self._in_step = False  # whether an error that ends the thread is about the rows of the batch
@@ -186,9 +186,8 @@ class Worker:
                 if batch.device_lost is not None:
                     self._on_device_lost(batch.device_lost)
         ended = batch.commit()
-        limits = pool.admission.limits
-        if batch.limit != limits[self._index] and not self.device_lost:
-            limits[self._index] = batch.limit
+        if batch.limit != pool.admission.limit(self._index) and not self.device_lost:
+            pool.admission.set_limit(self._index, batch.limit)
             pool.observer.reduce_max_batch(batch.limit)
         return ended
 
@@ -213,7 +212,7 @@ class Worker:
                 _request_ids(batch.rows_on_lost_device),
             )
             if pool.alive_devices:
-                pool.admission.limits[self._index] = 0
+                pool.admission.set_limit(self._index, 0)
         rows = batch.remove(batch.rows_on_lost_device)
         if pool.alive_devices:
             pool.requeue(rows)

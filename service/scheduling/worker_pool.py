@@ -194,7 +194,7 @@ class WorkerPool:
         if self.admission.close(request) is not None:
             self._events.append((request, outcome))
             request.report(self.observer, outcome, self.clock())
-            if isinstance(outcome, Result):
+            if isinstance(outcome, Result) and request.params.step_params.tolerance is not None:
                 early = int(np.count_nonzero(outcome.steps < request.params.step_params.steps))
                 if early:
                     self.observer.early_exit(early)
@@ -202,12 +202,13 @@ class WorkerPool:
 
     def remove(self, request: ScheduledRequest) -> None:
         """Remove a closed request from the queue and the sets, and have batches with rows of it rebuilt."""
-        self.queue.remove(request)
         self._open.discard(request)
         self._progress_subscribers.discard(request)
-        if any(row.batch_index >= 0 and not row.done for row in request.rows):  # done rows leave by themselves
-            for batch in self.batches.values():
-                batch.needs_rebuild = True
+        if request.rows_left:  # done rows are in no queue, and leave their batch by themselves
+            self.queue.remove(request)
+            if any(row.batch_index >= 0 and not row.done for row in request.rows):
+                for batch in self.batches.values():
+                    batch.needs_rebuild = True
         request.rows.clear()  # breaks the reference cycle, so that no garbage collection is needed
 
     def publish_progress(self, now: float) -> None:
