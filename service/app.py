@@ -16,8 +16,9 @@ from service.api.http import problems
 from service.api.info import openapi_document, page, swagger
 from service.api.info import routes as info
 from service.api.middleware.access_log import AccessLogMiddleware
-from service.api.middleware.auth import AuthMiddleware, load_keys, open_paths
+from service.api.middleware.auth import HEALTH_PATHS, AuthMiddleware, load_keys, open_paths
 from service.api.middleware.cors import CorsMiddleware
+from service.api.middleware.endpoint_names import EndpointNames
 from service.api.middleware.errors import ErrorMiddleware
 from service.api.middleware.fast_routes import FastRouter
 from service.api.middleware.in_flight import ConcurrencyLimitMiddleware, InFlightRequests
@@ -26,7 +27,7 @@ from service.api.native import routes as native
 from service.api.oip import repository as oip_repository
 from service.api.oip import routes as oip
 from service.domain.errors import StartupError
-from service.environment import available_cpus
+from service.environment import available_cpus, onnxruntime_version
 from service.images.pool import CodecPool, InlineRunner
 from service.models.instances import InstanceFactory
 from service.models.registry import ModelRegistry, ServedModel
@@ -44,6 +45,7 @@ from service.settings import Settings, metrics_folder
 _LOG = logging.getLogger(__name__)
 _MAX_CODEC_THREADS = 8
 _GAUGES_S = 1.0
+_ROUTERS = (native.router, info.router, oip.router, oip_repository.router)
 
 OnStartupError = Callable[[StartupError], None]
 Callback = Callable[[], None]
@@ -66,6 +68,7 @@ def build_services(settings: Settings, *, on_device_lost: Callback = _noop) -> A
         InFlightRequests(max(settings.max_inflight_bytes, settings.max_body_bytes)),
     )
     metrics.queue_limit.set(settings.queue_rows)
+    metrics.describe_build(onnxruntime_version())
     auto = settings.device == "auto"
     repository = Repository(
         settings.model_dir,
@@ -143,7 +146,7 @@ def create_app(
     Raises:
         StartupError: the API keys file is unusable.
     """
-    settings = services.settings
+    settings, endpoints = services.settings, EndpointNames()
     app = FastAPI(
         title="ign-service",
         summary="Idempotent Generative Networks over HTTP: generate, make real, walk between latents.",
@@ -154,23 +157,30 @@ def create_app(
         generate_unique_id_function=openapi_document.operation_id,
         # The service has its own metrics; FastAPI's would look for a telemetry provider at every request.
         telemetry={"tracing": False, "metrics": False, "logs": False},
-        middleware=_middleware(services),
+        middleware=_middleware(services, endpoints),
         lifespan=lambda _: _lifespan(services, on_startup_error, on_ready),
     )
     app.state.services = services
-    for router in (native.router, info.router, oip.router, oip_repository.router):
+    for router in _ROUTERS:
         app.include_router(router)
+        endpoints.add(router.routes)
     openapi_document.install(app, settings)
     swagger.install(app)
     page.install(app)
     problems.install(app)
+    endpoints.add(app.routes)
     return app
 
 
 def make_early_rejection(services: AppState) -> EarlyRejection:
     """Rejects requests in the server's protocol, before the app."""
+    endpoints = EndpointNames()
+    endpoints.add(_fast_routes())
     return EarlyRejection(
-        in_flight=services.in_flight, limit=services.settings.max_inflight_requests, observe=services.metrics.request
+        in_flight=services.in_flight,
+        limit=services.settings.max_inflight_requests,
+        observe=services.metrics.request,
+        endpoints=endpoints,
     )
 
 
@@ -189,12 +199,19 @@ def make_connections(services: AppState) -> OpenConnections:
     )
 
 
-def _middleware(services: AppState) -> list[Middleware]:
+def _middleware(services: AppState, endpoints: EndpointNames) -> list[Middleware]:
     settings = services.settings
     keys = None if settings.api_keys_file is None else load_keys(settings.api_keys_file)
     limited = settings.rate_limit is not None or any(key.quota for key in keys or ())
+    services.metrics.add_callers([key.name for key in keys or ()])
     layers = [
-        Middleware(AccessLogMiddleware, trusted_proxies=settings.trusted_proxies, observe=services.metrics.request)
+        Middleware(
+            AccessLogMiddleware,
+            trusted_proxies=settings.trusted_proxies,
+            observe=services.metrics.request,
+            endpoints=endpoints,
+            quiet_paths=() if settings.access_log_probes else HEALTH_PATHS,
+        )
     ]
     if settings.cors_origins:
         layers.append(Middleware(CorsMiddleware, origins=settings.cors_origins))

@@ -82,6 +82,11 @@ def installed_onnxruntimes() -> set[str]:
     return found
 
 
+def onnxruntime_version() -> str:
+    """The version of the installed onnxruntime; empty if there is none."""
+    return next((metadata.version(name) for name in sorted(installed_onnxruntimes())), "")
+
+
 def check_installed(names: Collection[str]) -> None:
     """Check that there is exactly one onnxruntime: two unpack into the same folder, and the last one wins.
 

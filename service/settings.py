@@ -113,7 +113,8 @@ class Settings(BaseSettings):
         default=(), description="origins such as https://example.org (no path), separated by commas, or *"
     )
     log_format: Literal["text", "json"] = Field(default="text", description="format of the log")
-    access_log: bool = Field(default=True, description="whether every request is logged")
+    access_log: bool = Field(default=True, description="whether requests are logged")
+    access_log_probes: bool = Field(default=False, description="whether successful probes and scrapes are logged")
 
     @classmethod
     def settings_customise_sources(

@@ -54,6 +54,7 @@ class AppState:
         self.metrics.ready.set(self.ready)
         self.metrics.set_queue_rows(self.registry.rows_queued())
         self.metrics.codec_waiting.set(self.codec.waiting)
+        self.metrics.in_flight.set(self.in_flight.count)
 
     def require_serving(self) -> None:
         """Raise unless the service accepts requests; it checks no model, so that one never blocks the others.

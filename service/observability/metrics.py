@@ -1,36 +1,31 @@
 """All Prometheus metrics of the service, in a registry of their own.
 
-Each label has at most `MAX_VALUES` different values; further values become `other`, so that callers cannot create an
-unlimited number of series. Times are in seconds, batch and queue sizes in rows.
+Each label has at most 64 different values, `caller` 1000; further values become `other`, so that callers cannot create
+an unlimited number of series. Times are in seconds, batch and queue sizes in rows.
 """
 
-import contextlib
-import struct
+import platform
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal
 
 from prometheus_client import (
-    CONTENT_TYPE_LATEST,
     CollectorRegistry,
     Counter,
     Gauge,
     Histogram,
     ProcessCollector,
-    generate_latest,
+    disable_created_metrics,
 )
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+from service import __version__
+from service.observability import exposition
+from service.observability.labels import LabelLimiter, cached_children
+from service.observability.trace_context import TraceContext
 from service.scheduling.observer import SchedulerObserver
 
-MAX_VALUES: Final = 64
-_READ_ATTEMPTS: Final = 100  # of the files of several processes
-_READ_PAUSE_S: Final = 0.001
-_CHILDREN: Final = 1024  # combinations of label values that are cached
-OTHER: Final = "other"
-Metric = TypeVar("Metric", Counter, Gauge, Histogram)
+MAX_CALLERS: Final = 1000
 MultiprocessMode = Literal["livemin", "livemax", "livesum", "max"]
 
 _LATENCY: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -43,6 +38,7 @@ _REFERENCE: Final = (50, 90, 99)  # percentiles of the card that are exported fo
 # These series exist from the start with value 0. `increase` misses the first event of a series that starts at 1.
 _OUTCOMES: Final = ("ok", "deadline_exceeded", "model_failure")
 _REASONS: Final = ("queue_full", "would_miss_deadline")
+_BUILD: Final = ("version", "python", "onnxruntime")
 _CLOSED: Final = ("limit", "head_timeout", "head_too_large", "malformed", "pipelining")
 
 
@@ -54,21 +50,34 @@ class Metrics:
     """
 
     def __init__(self, shared: Path | None = None) -> None:
+        # Series of creation times: they double the series of counters, and Prometheus 3 does not need them.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.shared = shared
         self.registry = CollectorRegistry()
         if shared is None:
             ProcessCollector(registry=self.registry)
         self._endpoint, self._model, self._code, self._operation = (LabelLimiter() for _ in range(4))
+        self._caller = LabelLimiter(MAX_CALLERS)
         self._loaded: dict[str, tuple[str, str, str, str]] = {}
         self._referenced: set[str] = set()
         self._queued: dict[str, str] = {}
         self.ready = self._gauge("ign_ready", "1 while /readyz answers 200, else 0.", "livemin")
         self._started = self._gauge("ign_start_time_seconds", "Unix time at which the newest process started.", "max")
         self._started.set(time.time())
+        self._build = self._gauge(
+            "ign_build_info", "1; versions of the service and of what it runs on.", "livemax", *_BUILD
+        )
         self._requests = self._counter("ign_requests", "Responses sent.", "endpoint", "status", "model")
         self._errors = self._counter("ign_http_errors", "Error responses sent, by error code.", "code")
         self._latency = self._histogram(
-            "ign_request_seconds", "From request headers to the end of the response.", _LATENCY, "endpoint"
+            "ign_request_seconds", "From request headers to the end of the response.", _LATENCY, "endpoint", "model"
+        )
+        self.in_flight = self._gauge("ign_requests_in_flight", "Requests in flight, without probes.", "livesum")
+        self._caller_requests = self._counter(
+            "ign_caller_requests", "Responses sent to callers with an API key.", "caller", "status"
+        )
+        self._caller_row_steps = self._counter(
+            "ign_caller_row_steps", "Steps applied to finished rows of callers with an API key.", "caller"
         )
         self._codec = self._histogram(
             "ign_codec_seconds", "One call that decodes or encodes images.", _COMPUTE, "operation"
@@ -145,13 +154,24 @@ class Metrics:
         self.replacements = self._counter(
             "ign_worker_replacements", "Worker threads that died and were replaced.", "model"
         )
-        # `labels()` costs more than `inc()`, so the children are cached by the values that callers pass.
-        self._requests_of = _cached(self._requests, self._endpoint, str, self._model)
-        self._latency_of = _cached(self._latency, self._endpoint)
-        self._row_steps_of = _cached(self._row_steps, self._model)
-        self._distance_of = _cached(self._distance, self._model, self._endpoint)
-        self._drift_of = _cached(self._drift, self._model, self._endpoint)
-        self._codec_of = _cached(self._codec, self._operation)
+        self._requests_of = cached_children(self._requests, self._endpoint, str, self._model)
+        self._latency_of = cached_children(self._latency, self._endpoint, self._model)
+        self._row_steps_of = cached_children(self._row_steps, self._model)
+        self._distance_of = cached_children(self._distance, self._model, self._endpoint)
+        self._drift_of = cached_children(self._drift, self._model, self._endpoint)
+        self._codec_of = cached_children(self._codec, self._operation)
+        self._caller_requests_of = cached_children(self._caller_requests, self._caller, str)
+        self._caller_row_steps_of = cached_children(self._caller_row_steps, self._caller)
+
+    def describe_build(self, onnxruntime: str) -> None:
+        """Export the versions of the service, of Python and of onnxruntime."""
+        self._build.labels(__version__, platform.python_version(), onnxruntime).set(1)
+
+    def add_callers(self, names: Collection[str]) -> None:
+        """Start the counters of these names of API keys at 0; `increase` misses the first event of a new series."""
+        for name in names:
+            self._caller_requests_of(name, "2xx")
+            self._caller_row_steps_of(name)
 
     def request(self, endpoint: str, status: int, seconds: float, state: Mapping[str, Any]) -> None:
         """Count a response.
@@ -160,11 +180,17 @@ class Metrics:
             endpoint: template of the route, never the path of the request.
             status: HTTP status; stored as its class, such as `2xx`.
             seconds: from the request headers to the last byte of the response.
-            state: state of the request: ``model``, the `name/version` of a loaded model, if it used one, and
-                ``problem``, the code of an error response.
+            state: state of the request: ``model``, the `name/version` of a loaded model, if it used one; ``problem``,
+                the code of an error response; ``api_key``, the name of the caller's key; ``trace``, its position in a
+                trace, which becomes an exemplar if the trace is recorded.
         """
-        self._requests_of(endpoint, f"{status // 100}xx", state.get("model")).inc()
-        self._latency_of(endpoint).observe(seconds)
+        model, status_class = state.get("model"), f"{status // 100}xx"
+        trace: TraceContext | None = state.get("trace")
+        exemplar = {"trace_id": trace.trace_id} if trace is not None and trace.sampled else None
+        self._requests_of(endpoint, status_class, model).inc()
+        self._latency_of(endpoint, model).observe(seconds, exemplar)
+        if "api_key" in state:
+            self._caller_requests_of(state["api_key"], status_class).inc()
         if "problem" in state:
             self._errors.labels(self._code(state["problem"])).inc()
 
@@ -177,7 +203,14 @@ class Metrics:
         self._closed_connections.labels(reason).inc()
 
     def rows(
-        self, model: str, endpoint: str, steps: Iterable[int], distances: Iterable[float], drifts: Iterable[float] = ()
+        self,
+        model: str,
+        endpoint: str,
+        steps: Sequence[int],
+        distances: Iterable[float],
+        drifts: Iterable[float] = (),
+        *,
+        api_key: str | None = None,
     ) -> None:
         """Record the finished rows of a request.
 
@@ -187,7 +220,10 @@ class Metrics:
             steps: steps applied to each row.
             distances: mean |f(x) − x| of the input of each row, in the model's units.
             drifts: mean |f(y) − y| of the output of each row, if it was measured.
+            api_key: name of the caller's API key, if it has one.
         """
+        if api_key is not None:
+            self._caller_row_steps_of(api_key).inc(sum(steps))
         children = self._row_steps_of(model), self._distance_of(model, endpoint), self._drift_of(model, endpoint)
         for child, values in zip(children, (steps, distances, drifts), strict=True):
             for value in values:
@@ -251,15 +287,9 @@ class Metrics:
             label = self._queued[model] = self._model(model)
             self._queue_rows.labels(label).set(rows)
 
-    def render(self) -> tuple[bytes, str]:
-        """All metrics in the Prometheus text format, and its content type."""
-        if self.shared is None:
-            return generate_latest(self.registry), CONTENT_TYPE_LATEST
-        for _ in range(_READ_ATTEMPTS - 1):
-            with contextlib.suppress(struct.error, ValueError):
-                return _render_shared(self.shared), CONTENT_TYPE_LATEST
-            time.sleep(_READ_PAUSE_S)  # another process is just creating one of its files, which takes microseconds
-        return _render_shared(self.shared), CONTENT_TYPE_LATEST
+    def render(self, accept: str = "") -> tuple[bytes, str]:
+        """All metrics, and their content type; ``accept`` is the header of the scrape, see `exposition.render`."""
+        return exposition.render(self.registry, self.shared, accept)
 
     def _gauge(self, name: str, text: str, mode: MultiprocessMode, *labels: str) -> Gauge:
         """A gauge; ``mode`` is how prometheus_client combines the values of several processes."""
@@ -270,11 +300,6 @@ class Metrics:
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
         return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
-
-
-def forget_process(pid: int, shared: Path) -> None:
-    """Drop the gauges of a process that has ended; its counters stay in the totals."""
-    mark_process_dead(pid, str(shared))  # type: ignore[no-untyped-call]
 
 
 class SchedulerMetrics(SchedulerObserver):
@@ -292,9 +317,9 @@ class SchedulerMetrics(SchedulerObserver):
         # Looked up once, because every batch uses them.
         self._queue_seconds = metrics.queue_seconds.labels(model)
         self._compute_seconds = metrics.compute_seconds.labels(model)
-        self._batches = _cached(metrics.batches, str, limiter)
-        self._scheduled_requests = _cached(metrics.scheduled_requests, str, limiter)
-        self._rejected_requests = _cached(metrics.rejected_requests, str, limiter)
+        self._batches = cached_children(metrics.batches, str, limiter)
+        self._scheduled_requests = cached_children(metrics.scheduled_requests, str, limiter)
+        self._rejected_requests = cached_children(metrics.rejected_requests, str, limiter)
         self._batch_rows = metrics.batch_rows.labels(model)
         self._batch_seconds = metrics.batch_seconds.labels(model)
         self._padding_rows = metrics.padding_rows.labels(model)
@@ -346,36 +371,3 @@ class SchedulerMetrics(SchedulerObserver):
     def worker_replaced(self) -> None:
         """Count a worker thread that died and was replaced."""
         self._metrics.replacements.labels(self._model).inc()
-
-
-def _render_shared(folder: Path) -> bytes:
-    registry = CollectorRegistry()
-    MultiProcessCollector(registry, str(folder))  # type: ignore[no-untyped-call]
-    return generate_latest(registry)
-
-
-def _cached(metric: Metric, *limiters: Callable[[str], str]) -> Callable[..., Metric]:
-    """A function from label values to the child of ``metric``, with a cache. The value None becomes `none`."""
-
-    def child(*values: str | None) -> Metric:
-        limited = ["none" if value is None else limit(value) for limit, value in zip(limiters, values, strict=True)]
-        return metric.labels(*limited)
-
-    return lru_cache(maxsize=_CHILDREN)(child)
-
-
-class LabelLimiter:
-    """Keeps the first ``limit`` different label values and maps all others to `other`."""
-
-    def __init__(self, limit: int = MAX_VALUES) -> None:
-        self._limit = limit
-        self._seen: set[str] = set()
-
-    def __call__(self, value: str) -> str:
-        """The value, or `other`."""
-        if value in self._seen:
-            return value
-        if len(self._seen) >= self._limit:
-            return OTHER
-        self._seen.add(value)
-        return value

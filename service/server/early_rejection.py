@@ -11,10 +11,11 @@ from functools import partial
 from typing import Final
 
 from service.api.http.problems import problem_response
-from service.api.middleware.access_log import UNMATCHED
+from service.api.middleware.endpoint_names import EndpointNames
 from service.api.middleware.in_flight import TOO_MANY, InFlightRequests
 from service.domain.errors import TooManyConnections
-from service.observability.logs import Observe, choose_request_id, log_request
+from service.observability.logs import Observe, State, choose_request_id, log_request
+from service.observability.trace_context import parse_traceparent
 
 MAX_STARTS_PER_TICK: Final = 8
 """Requests started in one iteration of the event loop, about 4 ms of work. With more, rejections and finished rows
@@ -35,12 +36,21 @@ class EarlyRejection:
         in_flight: the requests in flight.
         limit: maximum of requests in flight, including those that wait here.
         observe: called for each rejection, as `AccessLogMiddleware` calls it for other responses.
+        endpoints: names the endpoints of rejected requests.
     """
 
-    def __init__(self, *, in_flight: InFlightRequests, limit: int, observe: Observe | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        in_flight: InFlightRequests,
+        limit: int,
+        observe: Observe | None = None,
+        endpoints: EndpointNames | None = None,
+    ) -> None:
         self._in_flight = in_flight
         self._limit = limit
         self._observe = observe
+        self._endpoints = endpoints or EndpointNames()
         self._waiting: deque[Callable[[], None]] = deque()
         self._started = 0  # in this iteration; from the next one on, `ConcurrencyLimitMiddleware` counts them
         answer = problem_response(TooManyConnections(TOO_MANY), _ID)
@@ -53,7 +63,9 @@ class EarlyRejection:
         """Whether the limit is reached."""
         return self._in_flight.count + self._started + len(self._waiting) >= self._limit
 
-    def rejection(self, method: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
+    def rejection(
+        self, method: bytes, headers: Iterable[tuple[bytes, bytes]], *, target: bytes = b"", peer: str | None = None
+    ) -> bytes | None:
         """The response to a request that is rejected, from its first own header on.
 
         Only a POST is rejected here. Other methods, such as those of health checks, and requests with an `Origin`
@@ -62,32 +74,43 @@ class EarlyRejection:
         Args:
             method: of the request.
             headers: of the request, with names in lower case.
+            target: of the request: the path and the query.
+            peer: address of the client.
 
         Returns:
             Headers and body, or None if the application has to respond.
         """
         if method != b"POST":
             return None
-        given = b""
+        given, traceparents = b"", []
         for name, value in headers:
             if name == b"origin":
                 return None
             if name == b"x-request-id":
                 given = value
+            elif name == b"traceparent":
+                traceparents.append(value.decode("latin-1"))
         request_id = choose_request_id(given.decode("latin-1"))
-        log_request(request_id, "POST", UNMATCHED, self._status, 0.0)
-        if self._observe is not None:
-            self._observe(UNMATCHED, self._status, 0.0, {"problem": TooManyConnections.code})
         shown = request_id.encode("ascii")
         length = len(self._before) + len(shown) + len(self._after)
-        return b"%sx-request-id: %s\r\ncontent-length: %d\r\n\r\n%s%s%s" % (
+        trace = parse_traceparent(traceparents) if traceparents else None
+        state = {"request_id": request_id, "peer": peer, "problem": TooManyConnections.code, "trace": trace}
+        self._record(target, state | {"response_bytes": length})
+        return b"%sx-request-id: %s\r\n%scontent-length: %d\r\n\r\n%s%s%s" % (
             self._head,
             shown,
+            b"traceparent: %s\r\n" % trace.traceparent.encode("ascii") if trace else b"",
             length,
             self._before,
             shown,
             self._after,
         )
+
+    def _record(self, target: bytes, state: State) -> None:
+        endpoint = self._endpoints.find(target.partition(b"?")[0].decode("latin-1"))
+        log_request("POST", endpoint, self._status, 0.0, state)
+        if self._observe is not None:
+            self._observe(endpoint, self._status, 0.0, state)
 
     def admit(self, start: Callable[[], None], call_soon: CallSoon) -> None:
         """Start a request now, or in a later iteration if `MAX_STARTS_PER_TICK` have started in this one.

@@ -167,7 +167,7 @@ class HttpProtocol(HttpToolsProtocol):
         rejecting = self._early_rejection
         # A pipelined request waits for the response before it, so it cannot be answered here.
         if rejecting is not None and rejecting.is_full() and self._previous_is_answered():
-            rejection = rejecting.rejection(self.parser.get_method(), headers)
+            rejection = rejecting.rejection(self.parser.get_method(), headers, target=self.url, peer=self._peer)
             if rejection is not None:
                 self._reject(rejection)
                 return
@@ -225,6 +225,10 @@ class HttpProtocol(HttpToolsProtocol):
             self._refuse(MalformedRequest("the request is not HTTP/1.1"), "malformed")
 
     @property
+    def _peer(self) -> str | None:
+        return self.client[0] if self.client else None
+
+    @property
     def _cycle(self) -> RequestResponseCycle | None:
         return self.cycle  # None before the first request, which uvicorn's annotation omits
 
@@ -245,7 +249,8 @@ class HttpProtocol(HttpToolsProtocol):
             self.cycle.message_event.set()
         self._ignore_rest(reason)
         date = [b"%s: %s\r\n" % header for header in self.server_state.default_headers]
-        self.transport.write(b"".join((STATUS_LINE[status_of(type(error))], *date, self._connections.refusal(error))))
+        refusal = self._connections.refusal(error, self._peer)
+        self.transport.write(b"".join((STATUS_LINE[status_of(type(error))], *date, refusal)))
         self.transport.write_eof()
 
     def _may_answer(self) -> bool:

@@ -12,7 +12,7 @@ from operator import itemgetter
 from typing import Final, Literal, Protocol
 
 from service.api.http.problems import describe, problem_response
-from service.api.middleware.access_log import UNMATCHED
+from service.api.middleware.endpoint_names import UNMATCHED
 from service.domain.errors import IgnError
 from service.observability.logs import Observe, choose_request_id, log_request
 from service.server import open_files
@@ -109,17 +109,19 @@ class OpenConnections:
             del self._open[connection]
             self._on_change(len(self._open))
 
-    def refusal(self, error: IgnError) -> bytes:
+    def refusal(self, error: IgnError, peer: str | None = None) -> bytes:
         """The response to a head that is refused, from its first own header on; it is logged and counted.
 
         Args:
             error: why. The connection closes after the response.
+            peer: address of the client.
         """
         request_id = choose_request_id(None)
         response = problem_response(error, request_id)
-        log_request(request_id, "-", UNMATCHED, response.status_code, 0.0)
+        state = {"request_id": request_id, "peer": peer, "problem": describe(error).code}
+        log_request("-", UNMATCHED, response.status_code, 0.0, state)
         if self._observe is not None:
-            self._observe(UNMATCHED, response.status_code, 0.0, {"problem": describe(error).code})
+            self._observe(UNMATCHED, response.status_code, 0.0, state)
         head = b"".join(b"%s: %s\r\n" % header for header in response.raw_headers if header[0] != b"connection")
         return b"%sx-request-id: %s\r\nconnection: close\r\n\r\n%s" % (head, request_id.encode(), bytes(response.body))
 

@@ -16,6 +16,8 @@ HEAD = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\
 ASKED = HEAD + b"\r\n{}"
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
 
 class Connection:
     """One connection with a minimal HTTP client."""
@@ -72,10 +74,11 @@ def refused(answer: tuple[int, dict[str, str], bytes]) -> dict[str, str]:
 
 def test_it_is_a_problem_like_all_others(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with full(models, monkeypatch) as (service, _):
-        response = service.post("/generate", {}, headers={"X-Request-ID": "mine"})
+        response = service.post("/generate", {}, headers={"X-Request-ID": "mine", "traceparent": TRACEPARENT})
         problem(response, 503, "too_many_connections")
         assert response.headers["X-Request-ID"] == "mine"
-        assert service.metric("ign_requests_total", status="5xx", endpoint="unmatched") == 1
+        assert response.headers["traceparent"] == TRACEPARENT
+        assert service.metric("ign_requests_total", status="5xx", endpoint="/generate") == 1
         assert service.metric("ign_http_errors_total", code="too_many_connections") == 1
 
 

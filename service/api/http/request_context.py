@@ -5,7 +5,7 @@ import re
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import Headers
@@ -43,10 +43,10 @@ class ApiRequest:
             self.services.require_serving()
         self.request = request
         self.headers: Headers = request.headers
-        state = request.scope["state"]
-        self.arrival: float = state["arrival"]
-        self.request_id: str = state["request_id"]
-        self.caller: str = state["caller"]
+        self.state: dict[str, Any] = request.scope["state"]
+        self.arrival: float = self.state["arrival"]
+        self.request_id: str = self.state["request_id"]
+        self.caller: str = self.state["caller"]
         timeout = self.headers.get("x-request-timeout")
         max_timeout = self.services.settings.request_timeout_s
         self.deadline: float = self.arrival + (max_timeout if timeout is None else min(_seconds(timeout), max_timeout))
@@ -74,18 +74,20 @@ class ApiRequest:
         settings = self.services.settings
         body_deadline = self.arrival + settings.body_timeout_s
         try:
-            return await read_body(
+            body = await read_body(
                 self.headers,
                 self.request.receive,
                 max_bytes=settings.max_body_bytes,
                 deadline=min(body_deadline, self.deadline),
-                hold=partial(self.services.in_flight.hold, self.request.scope["state"]),
+                hold=partial(self.services.in_flight.hold, self.state),
                 encoded=encoded,
             )
         except BodyTooSlow as exc:
             if self.deadline < body_deadline:
                 raise DeadlineExceeded("the deadline passed") from exc
             raise
+        self.state["request_bytes"] = len(body)
+        return body
 
     async def read_json(self, schema: type[Body]) -> Body:
         """A JSON body as ``schema``; an empty body counts as `{}`.
@@ -125,7 +127,7 @@ class ApiRequest:
             UnknownModel: no model of that name serves.
         """
         model = self.services.registry.resolve(name)
-        self.request.scope["state"]["model"] = model.ref
+        self.state["model"] = model.ref
         return model
 
     def check_not_over(self) -> None:
@@ -177,12 +179,18 @@ class ApiRequest:
             self.services.metrics.codec(part, seconds)
 
     def count_rows(self, model: ServedModel, result: Result) -> None:
-        """Add a finished request to the timing and to the metrics."""
+        """Add a finished request to the timing, to the metrics and to the log line."""
+        self.state["queue_s"], self.state["compute_s"] = result.queue_s, result.compute_s
         self.seconds["queue"] += result.queue_s
         self.seconds["compute"] += result.compute_s
         drifts = () if result.drift is None else result.drift.tolist()
         self.services.metrics.rows(
-            model.ref, self.request.scope["route"].path, result.steps.tolist(), result.distance.tolist(), drifts
+            model.ref,
+            self.request.scope["route"].path,
+            result.steps.tolist(),
+            result.distance.tolist(),
+            drifts,
+            api_key=self.state.get("api_key"),
         )
 
     def response_headers(self, model: ServedModel, seed: int | None = None) -> dict[str, str]:

@@ -124,10 +124,10 @@ async def readyz(request: Request) -> dict[str, Any]:
 
 @router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
-    """Return the metrics in the Prometheus text format."""
+    """Return the metrics in the Prometheus text format, or as OpenMetrics if `Accept` names it."""
     services = app_state(request)
     services.update_gauges()
-    content, content_type = services.metrics.render()
+    content, content_type = services.metrics.render(",".join(request.headers.getlist("accept")))
     return Response(content, headers={"Content-Type": content_type})
 
 

@@ -9,23 +9,27 @@
 5. `AuthMiddleware`, if keys are configured, and `RateLimitMiddleware`, if rates are limited.
 6. `FastRouter`: calls the endpoints that run a model without the framework's routing.
 
-`service.server` rejects some requests before all of them. Endpoints find in ``scope["state"]``: ``request_id`` (str),
-``arrival`` (`time.monotonic()` seconds when the headers were complete) and ``caller`` (str, the fairness key).
+`service.server` rejects some requests before all of them. Endpoints find in ``scope["state"]`` what
+`service.observability.logs.State` lists, and ``arrival`` (`time.monotonic()` seconds when the headers were complete).
+``caller`` is the fairness key.
 """
 
 import time
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Collection, Sequence
+from http import HTTPStatus
+from typing import Any, Final
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.middleware.client_address import Network, address_key, peer_key
+from service.api.middleware.endpoint_names import EndpointNames
 from service.observability.logs import Observe, choose_request_id, log_request
+from service.observability.trace_context import parse_traceparent
 
 CLIENT_GONE: Final = 499
-UNMATCHED: Final = "unmatched"
+_TRACEPARENT: Final = b"traceparent"
 
 
 class AccessLogMiddleware:
@@ -38,14 +42,24 @@ class AccessLogMiddleware:
         app: the application behind it.
         trusted_proxies: networks whose X-Forwarded-For is believed.
         observe: called once for every request.
+        endpoints: names the endpoint of a request that is refused before it is routed.
+        quiet_paths: paths whose requests are logged only if they fail.
     """
 
     def __init__(
-        self, app: ASGIApp, *, trusted_proxies: Sequence[Network] = (), observe: Observe | None = None
+        self,
+        app: ASGIApp,
+        *,
+        trusted_proxies: Sequence[Network] = (),
+        observe: Observe | None = None,
+        endpoints: EndpointNames | None = None,
+        quiet_paths: Collection[str] = (),
     ) -> None:
         self._app = app
         self._trusted = trusted_proxies
         self._observe = observe
+        self._endpoints = endpoints or EndpointNames()
+        self._quiet = frozenset(quiet_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on; a client that disconnects is no failure of the service."""
@@ -58,10 +72,12 @@ class AccessLogMiddleware:
         request_id = choose_request_id(headers.get("x-request-id"))
         peer = scope["client"][0] if scope.get("client") else None
         response = ResponseState(send, request_id)
-        state.update(request_id=request_id, arrival=arrival, response=response)
+        state.update(request_id=request_id, arrival=arrival, response=response, peer=peer)
         state["caller"] = (
             peer_key(peer, headers.getlist("x-forwarded-for"), self._trusted) if self._trusted else address_key(peer)
         )
+        if "traceparent" in headers:
+            self._continue_trace(headers, state)
         try:
             await self._app(scope, receive, response.send)
         except ClientDisconnect:
@@ -71,15 +87,29 @@ class AccessLogMiddleware:
                 response.status = 500
         finally:
             del state["response"]  # the cycle request, state, response would wait for the garbage collector
-            route = getattr(scope.get("route"), "path_format", None) or UNMATCHED
-            seconds = time.monotonic() - arrival
-            log_request(request_id, scope["method"], route, response.status, seconds)
-            if self._observe is not None:
-                self._observe(route, response.status, seconds, state)
+            state["response_bytes"] = response.body_bytes
+            self._record(scope, state, response.status, time.monotonic() - arrival)
+
+    @staticmethod
+    def _continue_trace(headers: Headers, state: dict[str, Any]) -> None:
+        trace = parse_traceparent(headers.getlist("traceparent"))
+        if trace is not None:
+            state["trace"] = trace
+            state["response"].headers.append((_TRACEPARENT, trace.traceparent.encode("ascii")))
+
+    def _record(self, scope: Scope, state: dict[str, Any], status: int, seconds: float) -> None:
+        """Log and count a request that has ended."""
+        path, route = scope["path"], getattr(scope.get("route"), "path_format", None)
+        if route is None:
+            route = self._endpoints.find(path.removeprefix(scope.get("root_path", "")))
+        if path not in self._quiet or status >= HTTPStatus.BAD_REQUEST:
+            log_request(scope["method"], route, status, seconds, state)
+        if self._observe is not None:
+            self._observe(route, status, seconds, state)
 
 
 class ResponseState:
-    """How far the response of a request is; adds the request id to its headers.
+    """How far the response of a request is; adds headers to it, at first the request id alone.
 
     Args:
         send: the server's ASGI channel.
@@ -90,15 +120,17 @@ class ResponseState:
         self.status = 500
         self.started = False
         self.complete = False
+        self.body_bytes = 0
+        self.headers = [(b"x-request-id", request_id.encode("ascii"))]
         self._send = send
-        self._request_id = request_id.encode("ascii")
 
     async def send(self, message: Message) -> None:
         """Pass a message on to the server."""
         self.started = True
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message["headers"] = [*message.get("headers", ()), (b"x-request-id", self._request_id)]
+            message["headers"] = [*message.get("headers", ()), *self.headers]
         elif message["type"] == "http.response.body":
+            self.body_bytes += len(message.get("body", b""))
             self.complete = not message.get("more_body", False)
         await self._send(message)

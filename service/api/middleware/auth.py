@@ -118,7 +118,8 @@ def load_keys(path: Path) -> tuple[ApiKey, ...]:
 class AuthMiddleware:
     """Answers 401 without a valid key and 403 without the scope.
 
-    It replaces the caller's fairness key by the name of the API key, and sets the quota for `RateLimitMiddleware`.
+    It sets the name of the API key in the request's state, also as the caller's fairness key, and the quota for
+    `RateLimitMiddleware`.
 
     Args:
         app: the application behind it.
@@ -147,13 +148,13 @@ class AuthMiddleware:
             return
         try:
             key = self._authenticate(Headers(scope=scope), self._keys)
+            scope.setdefault("state", {}).update(caller=key.name, api_key=key.name, quota=key.quota)
             needed: ScopeName = "admin" if scope["path"] in self._admin else "infer"
             if needed not in key.scopes:
                 raise ForbiddenError(f"this key does not have the scope {needed}")
         except (UnauthorizedError, ForbiddenError) as exc:
             await send_problem(scope, send, exc)
             return
-        scope.setdefault("state", {}).update(caller=key.name, quota=key.quota)
         await self._app(scope, receive, send)
 
     @staticmethod

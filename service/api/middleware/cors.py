@@ -13,6 +13,7 @@ from service.domain.errors import MalformedRequest
 EXPOSED_HEADERS: Final = (
     "Retry-After",
     "Server-Timing",
+    "Traceparent",
     "X-IGN-Distance",
     "X-IGN-Drift",
     "X-IGN-Model",
@@ -23,6 +24,8 @@ EXPOSED_HEADERS: Final = (
 _ALLOWED_HEADERS: Final = (
     "Authorization",
     "Inference-Header-Content-Length",
+    "Traceparent",
+    "Tracestate",
     "X-Request-ID",
     "X-Request-Timeout",
 )

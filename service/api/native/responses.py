@@ -67,11 +67,6 @@ class ResponseSpec:
     closed: bool = False
     strength: float = 1.0
 
-    @property
-    def rows(self) -> int:
-        """Number of rows that the model runs, without the repeated one of a loop."""
-        return len(self.labels) - self.closed
-
 
 def check_format(spec: ResponseSpec, record: Sequence[int] = ()) -> None:
     """Check before the model runs that the format can hold the response.

@@ -161,6 +161,7 @@ async def score(request: Request) -> Response:
     upload = await read_upload(api, ScoreOptions, ScoreRequest)
     model = api.resolve(upload.options.model)
     large = is_large(upload)
+    api.state["rows"], api.state["steps"] = len(upload.images), 1
     if large:
         model.scheduler.check_capacity(len(upload.images))
 
@@ -190,8 +191,10 @@ async def _serve(
             the service would decode large pictures and then reject them.
     """
     scheduler = spec.model.scheduler
+    count = len(spec.labels) - spec.closed  # the repeated picture of a loop is not run again
+    api.state["rows"], api.state["steps"] = count, params.steps
     if large:
-        scheduler.check_capacity(spec.rows)
+        scheduler.check_capacity(count)
 
     async def work() -> Response:
         prepared = inputs if isinstance(inputs, InputRows) else await api.run_codec("decode", inputs, large=large)

@@ -146,6 +146,7 @@ async def infer(request: Request) -> Response:
 
     async def work() -> Response:
         inference = await api.run_codec("decode", read, large=encoding is not None or len(body) > LARGE_BODY)
+        api.state["rows"], api.state["steps"] = len(inference.rows), inference.steps
         params = SchedulingParams(
             step_params=StepParams(steps=inference.steps),
             key=api.caller,

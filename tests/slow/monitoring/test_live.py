@@ -19,6 +19,7 @@ pytestmark = [needs_prometheus, pytest.mark.slow]
 EMPTY = {
     "DCGM_": "no GPU is watched here",
     "ALERTS": "no alert has fired for as long as it must before it is said",
+    "ign_caller_": "no keys are configured",
     "ign_batch_size_reductions_total": "the device has to run out of memory first",
 }
 """Series that are not to be had from a service that is well, and why."""

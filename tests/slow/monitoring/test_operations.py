@@ -7,6 +7,7 @@ import pytest
 from service.observability.metrics import Metrics
 from service.settings import PREFIX, Settings
 from tests.slow.monitoring.files import DASHBOARD, OPERATIONS, alerts, panels, rules
+from tests.slow.monitoring.test_rules import base_metrics, exposed
 
 TEXT = OPERATIONS.read_text(encoding="utf-8")
 METRICS = TEXT.partition("\n## Metrics\n")[2].partition("\n## ")[0]
@@ -42,6 +43,18 @@ def test_panels_that_it_names_exist() -> None:
     named = {" ".join(name.split()) for name in re.findall(r"(?<!\*)\*([A-Z][^*]+)\*(?!\*)", runbooks)}
     assert len(named) > 10
     assert named <= titles | prometheus
+
+
+RUNBOOKS = dict(re.findall(r"^### (\w+)\n\n```(?:sh|text)\n(.+)\n```\n", TEXT, flags=re.MULTILINE))
+
+
+def test_every_runbook_begins_with_a_command() -> None:
+    assert list(RUNBOOKS) == list(alerts())
+    programs = {"curl", "dmesg", "docker", "nvidia-smi", "promtool"}
+    assert {command.split()[0] for command in RUNBOOKS.values()} == programs
+    queries = [query for command in RUNBOOKS.values() for query in re.findall("^promtool query .+ '(.+)'$", command)]
+    assert queries
+    assert {name for query in queries for name in base_metrics(query)} <= exposed()  # tests/docs runs the others
 
 
 def test_codes_that_it_names_are_those_of_the_contract() -> None:

@@ -9,7 +9,6 @@ import pytest
 import yaml
 
 from service.observability.metrics import Metrics
-from tests.helpers.live import ROOT
 from tests.slow.monitoring.files import (
     CONFIG,
     OPERATIONS,
@@ -73,7 +72,7 @@ def test_every_alert_has_a_firing_and_a_silent_test(name: str) -> None:
 @ALERTS
 def test_annotations_use_only_labels_that_exist(name: str) -> None:
     texts = alerts()[name]["annotations"]
-    assert set(texts) == {"summary", "description", "runbook"}
+    assert set(texts) == {"summary", "description", "runbook_url"}
     used = set(re.findall(r"\$labels\.(\w+)", " ".join(texts.values())))
     assert all(used <= set(labels) for labels in firing(name))
 
@@ -82,7 +81,8 @@ def test_annotations_use_only_labels_that_exist(name: str) -> None:
 def test_every_alert_has_its_runbook(name: str) -> None:
     rule = alerts()[name]
     assert rule["labels"]["severity"] in ("page", "ticket")
-    assert rule["annotations"]["runbook"] == f"{OPERATIONS.relative_to(ROOT)}#{name.lower()}"
+    page = '{{ or $externalLabels.ign_docs "docs" }}/operations.md'
+    assert rule["annotations"]["runbook_url"] == f"{page}#{name.lower()}"
     section = OPERATIONS.read_text(encoding="utf-8").partition(f"\n### {name}\n")[2].partition("\n#")[0]
     assert len(section.split()) >= 30, "its section says too little"
 
@@ -128,4 +128,6 @@ def test_the_buckets_of_the_objectives_exist() -> None:
     sent = metrics.render()[0].decode()
     asked: set[Any] = {bucket for query in rule_queries() for bucket in re.findall(r'\ble="([^"]+)"', query.expr)}
     assert asked
-    assert all(f'ign_request_seconds_bucket{{endpoint="/generate",le="{bucket}"}}' in sent for bucket in asked)
+    assert all(
+        f'ign_request_seconds_bucket{{endpoint="/generate",le="{bucket}",model="none"}}' in sent for bucket in asked
+    )

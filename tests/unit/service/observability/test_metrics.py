@@ -1,3 +1,6 @@
+import platform
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -6,10 +9,15 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 from prometheus_client.mmap_dict import MmapedDict
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.observability.metrics import MAX_VALUES, OTHER, LabelLimiter, Metrics, SchedulerMetrics
+from service import __version__
+from service.observability.labels import MAX_VALUES, OTHER, LabelLimiter
+from service.observability.metrics import MAX_CALLERS, Metrics, SchedulerMetrics
+from service.observability.trace_context import TraceContext
 from service.scheduling.scheduler import SchedulerObserver
+from tests.helpers.live import environment
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -29,12 +37,64 @@ def test_requests_count_by_route_status_class_and_model() -> None:
     metrics = Metrics()
     metrics.request("/generate", 200, 0.02, {"model": "toy/1"})
     metrics.request("/generate", 204, 0.03, {"model": "toy/1"})
-    metrics.request("/generate", 499, 0.03, {})
+    metrics.request("/generate", 499, 0.04, {})
     assert value(metrics, "ign_requests_total", endpoint="/generate", status="2xx", model="toy/1") == 2
     assert value(metrics, "ign_requests_total", endpoint="/generate", status="4xx", model="none") == 1
-    assert value(metrics, "ign_request_seconds_count", endpoint="/generate") == 3
-    assert value(metrics, "ign_request_seconds_sum", endpoint="/generate") == pytest.approx(0.08)
-    assert value(metrics, "ign_request_seconds_bucket", endpoint="/generate", le="0.025") == 1
+    assert value(metrics, "ign_request_seconds_count", endpoint="/generate", model="toy/1") == 2
+    assert value(metrics, "ign_request_seconds_sum", endpoint="/generate", model="toy/1") == pytest.approx(0.05)
+    assert value(metrics, "ign_request_seconds_bucket", endpoint="/generate", model="toy/1", le="0.025") == 1
+    assert value(metrics, "ign_request_seconds_count", endpoint="/generate", model="none") == 1
+
+
+def test_callers_with_a_key_count_by_its_name() -> None:
+    metrics = Metrics()
+    metrics.add_callers(["alice", "bob"])
+    metrics.request("/generate", 200, 0.1, {"api_key": "alice", "caller": "alice"})
+    metrics.request("/generate", 429, 0.1, {"api_key": "alice", "caller": "alice"})
+    metrics.request("/generate", 200, 0.1, {"caller": "192.0.2.1"})
+    metrics.rows("toy/1", "/project", steps=[1, 300], distances=[0.1, 0.1], api_key="alice")
+    metrics.rows("toy/1", "/project", steps=[5], distances=[0.1])
+    found = {key: amount for key, amount in samples(metrics).items() if key[0].startswith("ign_caller_")}
+    assert found == {
+        ("ign_caller_requests_total", frozenset({("caller", "alice"), ("status", "2xx")})): 1,
+        ("ign_caller_requests_total", frozenset({("caller", "alice"), ("status", "4xx")})): 1,
+        ("ign_caller_requests_total", frozenset({("caller", "bob"), ("status", "2xx")})): 0,
+        ("ign_caller_row_steps_total", frozenset({("caller", "alice")})): 301,
+        ("ign_caller_row_steps_total", frozenset({("caller", "bob")})): 0,
+    }
+
+
+def test_versions_are_exported() -> None:
+    metrics = Metrics()
+    metrics.describe_build("1.2.3")
+    build = {"version": __version__, "python": platform.python_version(), "onnxruntime": "1.2.3"}
+    assert value(metrics, "ign_build_info", **build) == 1
+
+
+OPENMETRICS = "application/openmetrics-text;version=1.0.0;q=0.6,text/plain;version=0.0.4;q=0.5,*/*;q=0.2"
+"""The beginning of what Prometheus sends as Accept."""
+
+
+def test_openmetrics_has_the_recorded_traces_as_exemplars() -> None:
+    metrics = Metrics()
+    SchedulerMetrics(metrics, "toy/1")
+    recorded, dropped = (TraceContext(digit * 32, digit * 16, digit == "a") for digit in "ab")
+    for trace in (recorded, dropped):
+        metrics.request("/generate", 200, 0.02, {"model": "toy/1", "trace": trace})
+    content, kind = metrics.render(OPENMETRICS)
+    assert kind.startswith("application/openmetrics-text; version=1.0.0")
+    families = list(openmetrics_families(content.decode()))  # type: ignore[no-untyped-call]
+    found = [sample for family in families for sample in family.samples]
+    exemplars = [sample.exemplar for sample in found if sample.exemplar is not None]
+    assert [(exemplar.labels, exemplar.value) for exemplar in exemplars] == [({"trace_id": "a" * 32}, 0.02)]
+    assert "a" * 32 not in metrics.render("text/plain")[0].decode()
+
+
+@pytest.mark.parametrize("accept", ["", OPENMETRICS])
+def test_no_series_says_when_another_was_created(accept: str) -> None:
+    metrics = Metrics()
+    metrics.request("/generate", 200, 0.02, {"model": "toy/1"})
+    assert b"_created" not in metrics.render(accept)[0]
 
 
 def test_errors_codecs_and_rows() -> None:
@@ -142,7 +202,7 @@ def test_the_number_of_label_values_is_limited() -> None:
     metrics = Metrics()
     observer = SchedulerMetrics(metrics, "toy/1")
     for i in range(3 * MAX_VALUES):
-        metrics.request(f"/{i}", 200, 0.1, {"model": f"m{i}/1", "problem": f"e{i}"})
+        metrics.request(f"/{i}", 200, 0.1, {"model": f"m{i}/1", "problem": f"e{i}", "api_key": f"k{i}"})
         metrics.codec(f"c{i}", 0.1)
         metrics.rows(f"m{i}/1", f"/{i}", [1], [0.1], [0.1])
         observer.rejected(f"r{i}")
@@ -151,6 +211,8 @@ def test_the_number_of_label_values_is_limited() -> None:
     for name in ("ign_http_errors_total", "ign_rejected_requests_total", "ign_codec_seconds_sum", "ign_distance_sum"):
         assert len([key for key in found if key[0] == name]) <= MAX_VALUES + 1, name
     assert value(metrics, "ign_http_errors_total", code=OTHER) == 2 * MAX_VALUES
+    metrics.add_callers([f"k{i}" for i in range(2 * MAX_CALLERS)])
+    assert len([key for key in samples(metrics) if key[0] == "ign_caller_requests_total"]) == MAX_CALLERS + 1
 
 
 def test_a_limiter_keeps_what_it_has_seen() -> None:
@@ -211,3 +273,43 @@ def test_a_process_that_creates_its_files_does_not_break_the_others(tmp_path: Pa
     finally:
         ended.set()
         other.join()
+
+
+PROCESS = """
+import sys
+from pathlib import Path
+from service.observability.metrics import Metrics
+from service.observability.trace_context import TraceContext
+
+metrics = Metrics(Path(sys.argv[1]))
+metrics.describe_build("1.2.3")
+metrics.add_callers(["alice"])
+metrics.in_flight.set(3)
+trace = TraceContext("a" * 32, "b" * 16, sampled=True)
+metrics.request("/generate", 200, 0.02, {"model": "toy/1", "api_key": "alice", "trace": trace})
+metrics.rows("toy/1", "/generate", [7], [0.1], api_key="alice")
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("accept", ["", OPENMETRICS])
+def test_processes_add_up(tmp_path: Path, accept: str) -> None:
+    command = [sys.executable, "-c", PROCESS, str(tmp_path)]
+    environ = {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    processes = [subprocess.Popen(command, env=environment(**environ), stdin=subprocess.PIPE) for _ in range(2)]
+    try:
+        metrics = Metrics(tmp_path)
+        expected = {
+            f'ign_build_info{{onnxruntime="1.2.3",python="{platform.python_version()}",version="{__version__}"}} 1.0',
+            "ign_requests_in_flight 6.0",
+            'ign_caller_requests_total{caller="alice",status="2xx"} 2.0',
+            'ign_caller_row_steps_total{caller="alice"} 14.0',
+            'ign_request_seconds_count{endpoint="/generate",model="toy/1"} 2.0',
+        }
+        deadline = time.monotonic() + 60
+        while not expected <= set(said := metrics.render(accept)[0].decode().splitlines()):
+            assert time.monotonic() < deadline, said
+            time.sleep(0.05)
+    finally:
+        for process in processes:
+            process.communicate()

@@ -1,0 +1,45 @@
+"""The W3C Trace Context of a request: https://www.w3.org/TR/trace-context/."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+# A later version may append fields after a dash; version ff is invalid.
+_TRACEPARENT: Final = re.compile(r"(?!ff)([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+_SAMPLED: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class TraceContext:
+    """A position in a trace.
+
+    Args:
+        trace_id: 32 hex digits.
+        span_id: 16 hex digits.
+        sampled: whether the trace is recorded.
+    """
+
+    trace_id: str
+    span_id: str
+    sampled: bool
+
+    @property
+    def traceparent(self) -> str:
+        """The value of the header `traceparent`."""
+        return f"00-{self.trace_id}-{self.span_id}-{self.sampled:02x}"
+
+
+def parse_traceparent(values: Sequence[str]) -> TraceContext | None:
+    """The trace context of a request; None if it has none or an invalid one, which the standard wants ignored.
+
+    Args:
+        values: of all headers `traceparent` of the request.
+    """
+    found = _TRACEPARENT.fullmatch(values[0].strip(" \t")) if len(values) == 1 else None
+    if found is None:
+        return None
+    version, trace_id, span_id, flags, rest = found.groups()
+    if (version == "00" and rest) or not int(trace_id, 16) or not int(span_id, 16):
+        return None
+    return TraceContext(trace_id, span_id, bool(int(flags, 16) & _SAMPLED))

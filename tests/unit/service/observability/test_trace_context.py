@@ -1,0 +1,53 @@
+import pytest
+
+from service.observability.trace_context import TraceContext, parse_traceparent
+
+TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+GIVEN = f"00-{TRACE}-{SPAN}-01"
+
+
+@pytest.mark.parametrize(
+    ("value", "sampled"),
+    [
+        (GIVEN, True),
+        (f" {GIVEN}\t", True),
+        (f"00-{TRACE}-{SPAN}-00", False),
+        (f"00-{TRACE}-{SPAN}-03", True),  # the random flag of level 2
+        (f"cc-{TRACE}-{SPAN}-01", True),  # a later version
+        (f"cc-{TRACE}-{SPAN}-01-what-else", True),
+        (f"01-{TRACE}-{SPAN}-01-", True),
+    ],
+)
+def test_a_valid_position_is_taken(value: str, sampled: bool) -> None:
+    found = parse_traceparent([value])
+    assert found == TraceContext(TRACE, SPAN, sampled)
+    assert found.traceparent == f"00-{TRACE}-{SPAN}-0{int(sampled)}"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [],
+        [""],
+        [GIVEN, GIVEN],
+        [f"{GIVEN}, {GIVEN}"],
+        [f"ff-{TRACE}-{SPAN}-01"],
+        [f"ff-{TRACE}-{SPAN}-01-x"],
+        [f"00-{TRACE}-{SPAN}-01-x"],
+        [f"00-{TRACE}-{SPAN}-01-"],
+        [f"cc-{TRACE}-{SPAN}-01x"],
+        [f"00-{TRACE}-{SPAN}-1"],
+        [f"00-{TRACE}-{SPAN}"],
+        [f"0-{TRACE}-{SPAN}-01"],
+        [f"00-{TRACE.upper()}-{SPAN}-01"],
+        [f"00-{TRACE[1:]}-{SPAN}-01"],
+        [f"00-{TRACE}-{SPAN}0-01"],
+        [f"00-{'0' * 32}-{SPAN}-01"],
+        [f"00-{TRACE}-{'0' * 16}-01"],
+        [f"00-{TRACE}-{SPAN}-xy"],
+        [f"00_{TRACE}_{SPAN}_01"],
+        [f"٠٠-{TRACE}-{SPAN}-01"],
+    ],
+)
+def test_anything_else_is_ignored(values: list[str]) -> None:
+    assert parse_traceparent(values) is None
