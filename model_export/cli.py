@@ -15,10 +15,14 @@ from model_export.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+    from model_export.data.datasets import Dataset
     from model_export.export.verify import Verification
+    from model_export.training.presets import Preset
     from model_export.training.train import Run
 
 
+_DATA = ".npz, folder or zip of pictures, or mnist, fashion_mnist, kmnist, cifar10 or svhn, which are downloaded"
+_SKIP_BAD = "leave out files that are no readable pictures"
 _INTERRUPTED = 128 + signal.SIGINT
 _CARD_OPTIONS = (
     "description",
@@ -28,6 +32,8 @@ _CARD_OPTIONS = (
     "polarity",
     "background",
 )  # options that replace fields of the card
+# What the extra `train` installs and the commands import.
+_EXTRA = ("matplotlib", "onnx", "onnxruntime", "onnxscript", "scipy", "skimage", "torch", "torchvision")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -43,60 +49,57 @@ def main(arguments: Sequence[str]) -> int:
         return _fail(str(exc))
     except OSError as exc:  # a folder without write permission, a full disk
         return _fail(f"{exc.filename}: {exc.strerror}" if exc.filename else str(exc))
+    except ModuleNotFoundError as exc:
+        if (exc.name or "").partition(".")[0] not in _EXTRA:
+            raise
+        return _fail(f"this command needs {exc.name}: pip install 'ign-service[train,cpu]'")
     except KeyboardInterrupt:
         return _INTERRUPTED
     return code
 
 
 def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
-    import torch
-
-    from model_export.data.datasets import load_dataset
-    from model_export.training import provenance
+    from model_export.data.datasets import open_source
+    from model_export.training import plan, provenance
     from model_export.training.distributed import join_world
     from model_export.training.execution import Execution
-    from model_export.training.presets import get_preset, with_overrides
     from model_export.training.train import Run
-    from service.artifact.files import NAME_PATTERN
 
-    if options.name is not None and not re.fullmatch(NAME_PATTERN, options.name):
-        raise UserError(f"--name {options.name}: small letters, digits, and _ . - after the first, 64 at most")
-    preset = with_overrides(
-        get_preset(options.preset),
-        name=options.name,
-        size=options.size,
-        channels=options.channels,
-        steps=options.steps,
-        batch=options.batch,
-        corruptions=options.corruptions,
-        eight_bit=options.eight_bit,
-    )
+    _check_train_options(options)
     _set_threads(options.threads)
+    choices = plan.Choices(**{field: getattr(options, field) for field in plan.Choices.__slots__})
     with join_world(_device(options.device)) as (world, device):
-        data = load_dataset(options.data, size=preset.network.size, channels=preset.network.channels)
+        source = open_source(options.data, skip_bad=options.skip_bad)
+        found = source.inspect()
+        base = plan.choose_preset(choices, source, found)
+        data = source.load(size=base.network.size, channels=base.network.channels)
+        preset = plan.describe_model(base, choices, data, found)
+        execution = Execution(
+            world=world,
+            accumulate=options.accumulate,
+            compile=options.compile,
+            channels_last=options.channels_last,
+            keep=options.keep,
+            tensorboard=options.tensorboard,
+        )
+        precise = bf16(options.precision, device)
+        lines = plan.summary(preset, base.name, data, found)
+        if options.dry_run:
+            return _announce(lines, preset, data, device, precise)
         run = Run(
             preset,
             data,
             Path(options.out),
             seed=options.seed,
             device=device,
-            bf16=bf16(options.precision, device),
-            provenance={
-                "command": provenance.command(arguments),
-                "commit": provenance.commit(),
-                "sources": provenance.source_digest(),
-                "threads": torch.get_num_threads(),
-                "torch": str(torch.__version__),
-            },
-            execution=Execution(
-                world=world,
-                accumulate=options.accumulate,
-                compile=options.compile,
-                channels_last=options.channels_last,
-                keep=options.keep,
-                tensorboard=options.tensorboard,
-            ),
+            bf16=precise,
+            provenance=provenance.record(arguments),
+            execution=execution,
         )
+        if world.is_main and run.step < run.preset.steps:
+            run.out.mkdir(parents=True, exist_ok=True)  # fails here rather than after the estimate
+            estimated = options.preset is None and run.step == 0 and world.size == 1
+            _announce(lines, run.preset, data, device if estimated else None, precise)
         return _train_run(run)
 
 
@@ -116,6 +119,35 @@ def _train_run(run: "Run") -> int:
             _print(f"in all: {run.total}")
         _print(line)
     return code
+
+
+def _check_train_options(options: argparse.Namespace) -> None:
+    from service.artifact.files import NAME_PATTERN
+
+    if options.name is not None and not re.fullmatch(NAME_PATTERN, options.name):
+        raise UserError(f"--name {options.name}: small letters, digits, and _ . - after the first, 64 at most")
+    if options.out is None and not options.dry_run:
+        raise UserError("--out: name the folder of the run, or say --dry-run")
+
+
+def _announce(
+    lines: Sequence[str], preset: "Preset", data: "Dataset", timed_on: "torch.device | None", bf16: bool
+) -> int:
+    """Print what is trained, how long that takes if a device is given, and what the losses mean."""
+    from model_export.training import estimate
+    from model_export.training.legend import legend
+
+    for line in lines:
+        _print(line)
+    if timed_on is not None:
+        seconds = estimate.estimate_seconds(preset, data, device=timed_on, bf16=bf16)
+        _print(
+            f"about {estimate.in_words(seconds)} on this machine, from {estimate.STEPS} steps of each stage timed now"
+        )
+    _print("losses, lower is better:")
+    for line in legend(preset):
+        _print(line)
+    return 0
 
 
 def _export(options: argparse.Namespace, _: Sequence[str]) -> int:
@@ -159,6 +191,7 @@ def _evaluate(options: argparse.Namespace, _: Sequence[str]) -> int:
     table = evaluate(
         Path(options.model),
         options.data,
+        skip_bad=options.skip_bad,
         cache=Path(options.cache).expanduser(),
         out=Path(options.out) if options.out else None,
         samples=options.samples,
@@ -178,6 +211,7 @@ def _figures(options: argparse.Namespace, _: Sequence[str]) -> int:
         Path(options.model),
         options.data,
         Path(options.out),
+        skip_bad=options.skip_bad,
         steps=options.steps,
         seed=options.seed,
         run=Path(options.run_folder) if options.run_folder else None,
@@ -238,19 +272,23 @@ def _print(line: str) -> None:
     print(line)  # noqa: T201
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m model_export", description="Train, export and measure an IGN.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
+def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train a preset; the same command again continues")
     train.set_defaults(run=_train)
-    train.add_argument("--preset", required=True, help="mnist, fashion_mnist, celeba64 or tiny")
-    train.add_argument("--data", required=True, help=".npz, folder or zip of pictures, or a torchvision name")
-    train.add_argument("--out", required=True, help="folder of the run: checkpoint, log, sample grids")
-    train.add_argument("--name", help="name of the model; default: the preset's")
+    train.add_argument(
+        "--preset", help="small, mnist, fashion_mnist, celeba64 or tiny (default: one that fits the data)"
+    )
+    train.add_argument("--data", required=True, help=_DATA)
+    train.add_argument("--out", help="folder of the run: checkpoint, log, sample grids")
+    train.add_argument(
+        "--dry-run", action="store_true", help="say what would be trained and how long it takes, and end"
+    )
+    train.add_argument("--name", help="name of the model (default: the preset's, for other data that of the data)")
     train.add_argument("--size", type=int, help="height and width of the pictures")
     train.add_argument("--channels", type=int, help="1 or 3")
-    train.add_argument("--steps", type=int, help="optimiser steps in total, split over the stages")
+    train.add_argument("--steps", type=int, help="optimiser steps in total, split over the stages; may grow later")
+    train.add_argument("--licence", help="of the weights (default: none stated, but for the presets' own data)")
+    train.add_argument("--skip-bad", action="store_true", help=_SKIP_BAD)
     train.add_argument("--batch", type=int, help="pictures per step")
     train.add_argument("--seed", type=int, default=0, help="of all random numbers (default 0)")
     train.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -268,6 +306,14 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--channels-last", action="store_true", help="keep weights and activations in NHWC order")
     train.add_argument("--keep", type=int, default=1, help="checkpoints to keep (default 1: only checkpoint.pt)")
     train.add_argument("--tensorboard", action="store_true", help="write a TensorBoard log in the run's folder as well")
+    return train
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m model_export", description="Train, export and measure an IGN.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    train = _add_train(commands)
 
     export = commands.add_parser("export", help="write a run's network as model.onnx, checked against the run")
     export.set_defaults(run=_export)
@@ -282,7 +328,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--description", help="one or two sentences in place of the preset's")
     export.add_argument("--title", help="short name for people, such as Digits")
     export.add_argument("--prompt", help='what the page asks people to draw, such as "Draw a digit, 0-9"')
-    export.add_argument("--licence", help="of the weights, in place of the preset's")
+    export.add_argument("--licence", help="of the weights, in place of the run's")
     export.add_argument("--polarity", choices=("light-on-dark", "dark-on-light", "none"), help="of the pictures")
     export.add_argument("--background", type=float, nargs="+", help="letterbox colour, -1 to 1, one for each channel")
 
@@ -295,6 +341,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.set_defaults(run=_evaluate)
     evaluate.add_argument("--model", required=True, help="version folder, such as models/mnist/1")
     evaluate.add_argument("--data", required=True, help="the data the model was trained on, as for train")
+    evaluate.add_argument("--skip-bad", action="store_true", help=_SKIP_BAD)
     evaluate.add_argument("--out", help="file for the figures (default: metrics.json in the version folder)")
     evaluate.add_argument("--samples", type=int, default=3000, help="pictures to generate (default 3000)")
     evaluate.add_argument(
@@ -310,6 +357,7 @@ def _parser() -> argparse.ArgumentParser:
     figures.set_defaults(run=_figures)
     figures.add_argument("--model", required=True, help="version folder, such as models/mnist/1")
     figures.add_argument("--data", required=True, help="the data the model was trained on, as for train")
+    figures.add_argument("--skip-bad", action="store_true", help=_SKIP_BAD)
     figures.add_argument("--out", required=True, help="folder for the figures, such as docs/models/mnist")
     figures.add_argument(
         "--steps", type=int, default=300_000, help="largest number of steps in repeated.png (default 300000)"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from model_export.data.datasets import Dataset, load_dataset
+from model_export.data.datasets import Dataset, load_data_of
 from model_export.errors import UserError
 from model_export.evaluation.classifier import Table, classifier_for
 from model_export.evaluation.inception import Inception
@@ -26,6 +26,7 @@ def evaluate(
     source: str,
     *,
     cache: Path,
+    skip_bad: bool = False,
     out: Path | None = None,
     samples: int = SAMPLES,
     steps: int = STEPS,
@@ -36,8 +37,9 @@ def evaluate(
 
     Args:
         folder: the version folder.
-        source: the data it was trained on, as for `load_dataset`.
+        source: the data it was trained on, as for `open_source`.
         cache: folder that keeps the classifier.
+        skip_bad: leave out files that are no readable pictures.
         out: file for the figures; `metrics.json` in the version folder when not given.
         samples: pictures to generate.
         steps: largest number of repeated applications of f, ≥ 1.
@@ -57,8 +59,8 @@ def evaluate(
     golden_rows = {
         artifact.precision: _check_golden(artifact.function, golden, card, artifact.precision) for artifact in artifacts
     }
-    data = load_dataset(source, size=card.shape[1], channels=card.shape[0])
-    _check_usable(data, card, samples, steps)
+    data = load_data_of(card, source, skip_bad=skip_bad)
+    _check_usable(data, samples, steps)
     measures = Evaluation(
         exported.function,
         card=card,
@@ -123,9 +125,7 @@ def _identity(card: ModelCard, stamped: Mapping[Precision, bytes]) -> Table:
     return {"name": card.name, "version": card.version, "digest": digests[MODEL_FILES["fp32"]], "files": digests}
 
 
-def _check_usable(data: Dataset, card: ModelCard, samples: int, steps: int) -> None:
-    if data.sha256 != card.data.sha256:
-        raise UserError(f"--data {data.name}: not what {card.ref} was trained on, {card.data.name} of another SHA-256")
+def _check_usable(data: Dataset, samples: int, steps: int) -> None:
     if min(len(data.train), len(data.held_out), samples) < _MIN_PICTURES:
         raise UserError(
             f"--data {data.name}: needs at least {_MIN_PICTURES} training and {_MIN_PICTURES} held-out pictures"

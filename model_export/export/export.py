@@ -136,7 +136,7 @@ def card_of(model: TrainedModel, version: str, fields: Mapping[str, object]) -> 
                 **_TITLES.get(preset.name, {}),
                 "objective": preset.objective,
                 "shape": preset.shape,
-                "background": (preset.background,) * preset.network.channels,
+                "background": preset.background * (preset.network.channels // len(preset.background)),
                 "polarity": preset.polarity,
                 "noise": {"kind": preset.noise, "norm": model.noise.mean_norm()},
                 "steps": {"generate": preset.generate_steps, "project": preset.project_steps},

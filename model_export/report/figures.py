@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from model_export.data import corruptions
 from model_export.data.corruptions import Corruption
-from model_export.data.datasets import Dataset, load_dataset
+from model_export.data.datasets import Dataset, load_data_of
 from model_export.errors import UserError
 from model_export.export.artifact import Artifact
 from model_export.files import atomic_write
@@ -99,6 +99,7 @@ def draw_figures(
     source: str,
     out: Path,
     *,
+    skip_bad: bool = False,
     steps: int = STEPS,
     seed: int = 0,
     run: Path | None = None,
@@ -108,8 +109,9 @@ def draw_figures(
 
     Args:
         folder: the version folder.
-        source: the data it was trained on, as for `load_dataset`.
+        source: the data it was trained on, as for `open_source`.
         out: folder for the figures; existing files are replaced.
+        skip_bad: leave out files that are no readable pictures.
         steps: largest number of applications of f in `repeated.png`, ≥ 1.
         seed: of the latents, uint32.
         run: folder of the training run, to plot its losses; None draws no losses.
@@ -127,9 +129,7 @@ def draw_figures(
         raise UserError(f"--seed {seed}: expected 0 to {2**32 - 1}")
     artifact = Artifact.read(folder, threads=threads)
     card = artifact.card
-    data = load_dataset(source, size=card.shape[1], channels=card.shape[0])
-    if data.sha256 != card.data.sha256:
-        raise UserError(f"--data {data.name}: not what {card.ref} was trained on, {card.data.name} of another SHA-256")
+    data = load_data_of(card, source, skip_bad=skip_bad)
     losses = None if run is None else plot_losses(run)
     context = FigureContext(artifact, data, seed=seed)
     written = []

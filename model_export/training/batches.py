@@ -129,13 +129,13 @@ class BatchBuilder:
             x = to_model_range(self._pictures[shard(self.picture_indices(step)).to(self._pictures.device)])
         if weights.imle > 0:
             with self._meter.phase("pool"):
-                if stage_step % matching.pool_refresh == 0:
+                if stage_step % matching.pool_refresh == 0 or self._pool.empty:
                     self._pool.refresh(f, self.generator(RngStream.POOL, step))
                 nearest = self._pool.nearest(x)
         if weights.match > 0:
             with self._meter.phase("pairs"):
                 index = stage_step % matching.pairs_refresh
-                if index == 0:
+                if index == 0 or self._pairs.empty:
                     pictures = self.random_pictures(matching.pairs, RngStream.PAIR_PICTURES, step)
                     self._pairs.refresh(f, pictures, self.generator(RngStream.PAIRS, step))
                 matched, partner = map(shard, self._pairs.batch(index, self.size))

@@ -31,6 +31,11 @@ class CandidatePool:
         self._features = torch.empty(0)
         self._norms = torch.empty(0)
 
+    @property
+    def empty(self) -> bool:
+        """Whether `refresh` has never been called."""
+        return self._latents is None
+
     def refresh(self, f: Function, generator: torch.Generator) -> None:
         """Draw new latents and compute their outputs. Each rank computes its shard."""
         self._latents = self._noise.sample(self._config.pool, generator)
@@ -74,6 +79,11 @@ class BalancedPairs:
         self._world = world
         self._latents = torch.empty(0)
         self._partners = torch.empty(0)
+
+    @property
+    def empty(self) -> bool:
+        """Whether `refresh` has never been called."""
+        return not len(self._latents)
 
     def refresh(self, f: Function, pictures: Tensor, generator: torch.Generator) -> None:
         """Pair M fresh latents with these M pictures (M, C, H, W) so that the total squared distance is least."""

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast, get_args
+from typing import Any, Final, Literal, cast, get_args
 
 from model_export.data.corruptions import CorruptionName
 from model_export.errors import UserError
@@ -12,6 +12,8 @@ from model_export.training.network import NetworkConfig
 from model_export.training.stages import Matching, Stage, Weights
 
 Distance = Literal["mse", "l1"]
+NO_LICENCE: Final = "not stated"
+SMALL: Final = "small"  # the preset for data without one of its own
 _RENAMED = {"degradations": "corruptions"}  # fields of `Preset` in older checkpoints
 
 
@@ -36,8 +38,9 @@ class Preset:
         checkpoint_every: steps between checkpoints. It is a multiple of all refresh intervals, so that a resumed run
             rebuilds pool and pairs from the same weights that built them.
         generate_steps, project_steps: recommended steps in the card.
-        background: value of every channel, in [−1, 1].
+        background: one value for each channel, in [−1, 1]; a single one is that of every channel.
         polarity: as in the card.
+        data: the published set (`model_export.data.known_sets`) that name, description and licence belong to.
         licence: of the weights.
         description: one or two sentences for the card.
     """
@@ -57,9 +60,10 @@ class Preset:
     checkpoint_every: int = 400
     generate_steps: int = 1
     project_steps: int = 1
-    background: float = -1.0
+    background: tuple[float, ...] = (-1.0,)
     polarity: Literal["light-on-dark", "dark-on-light", "none"] = "none"
-    licence: str = "Apache-2.0"
+    data: str = ""
+    licence: str = NO_LICENCE
     description: str = ""
 
     def __post_init__(self) -> None:
@@ -98,6 +102,7 @@ class Preset:
         values = {_RENAMED.get(key, key): value for key, value in values.items()}
         stages = tuple(Stage.from_dict(stage) for stage in values["stages"])
         network = NetworkConfig(**{**values["network"], "widths": tuple(values["network"]["widths"])})
+        background = values.get("background", -1.0)  # a number in older checkpoints
         return cls(
             **{
                 **values,
@@ -106,6 +111,7 @@ class Preset:
                 "matching": Matching(**values["matching"]),
                 "noise_range": tuple(values["noise_range"]),
                 "corruptions": tuple(values.get("corruptions", ("noise",))),
+                "background": tuple(background) if isinstance(background, list | tuple) else (background,),
             }
         )
 
@@ -163,6 +169,15 @@ def ign_stages(steps: int, weights: Weights, *, lr: float, clamp: float | None, 
     )
 
 
+def network_for(size: int, channels: int) -> NetworkConfig:
+    """The network of `small`: halvings to a side of 3 to 5, widths doubled from 32 up to 512."""
+    widths, side = [32], size // 2
+    while side // 2 >= 3:
+        widths.append(min(2 * widths[-1], 512))
+        side //= 2
+    return NetworkConfig(size=size, channels=channels, widths=tuple(widths), bottleneck=256 if size <= 40 else 512)
+
+
 _DIGITS = NetworkConfig(size=28, channels=1, widths=(32, 64, 128), bottleneck=256)
 _DIGITS_MATCHING = Matching(pool_refresh=32)
 _DIGITS_CORRUPTIONS: tuple[CorruptionName, ...] = ("noise", "noise", "noise", "blur", "low_resolution", "hole")
@@ -183,6 +198,8 @@ PRESETS = {
             eight_bit=0.5,
             checkpoint_every=480,
             polarity="light-on-dark",
+            data="mnist",
+            licence="Apache-2.0",
             description="Handwritten digits, 28×28 grey, light on dark.",
         ),
         Preset(
@@ -195,6 +212,8 @@ PRESETS = {
             eight_bit=0.5,
             checkpoint_every=480,
             polarity="light-on-dark",
+            data="fashion_mnist",
+            licence="Apache-2.0",
             description="Clothes, 28×28 grey, light on dark.",
         ),
         Preset(
@@ -205,8 +224,18 @@ PRESETS = {
             noise="frequency",
             distance="l1",
             batch=256,
+            data="celeba64",
             licence="research-only",
             description="Aligned celebrity faces, 64×64 RGB, the paper's objective and settings with group norm.",
+        ),
+        Preset(
+            name=SMALL,
+            objective="naign",
+            network=network_for(32, 3),
+            stages=naign_stages(1600, 1200, 1200),
+            matching=Matching(pool=2048),
+            corruptions=_DIGITS_CORRUPTIONS,
+            eight_bit=0.5,
         ),
         Preset(
             name="tiny",
@@ -234,10 +263,26 @@ def get_preset(name: str) -> Preset:
         raise UserError(f"no preset {name!r}; there are {', '.join(sorted(PRESETS))}") from None
 
 
+def split_steps(total: int, proportions: Sequence[int]) -> list[int]:
+    """Split a number of steps in these proportions, exactly and with at least one step for each.
+
+    Raises:
+        UserError: fewer steps than parts.
+    """
+    if total < len(proportions):
+        raise UserError(f"--steps {total}: the preset has {len(proportions)} stages, so at least {len(proportions)}")
+    spare = total - len(proportions)
+    exact = [spare * proportion / sum(proportions) for proportion in proportions]
+    steps = [1 + int(share) for share in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda i: int(exact[i]) - exact[i])
+    for i in by_remainder[: total - sum(steps)]:
+        steps[i] += 1
+    return steps
+
+
 def with_overrides(
     preset: Preset,
     *,
-    name: str | None = None,
     size: int | None = None,
     channels: int | None = None,
     steps: int | None = None,
@@ -247,35 +292,37 @@ def with_overrides(
 ) -> Preset:
     """The preset with some values replaced; None keeps a value.
 
-    ``steps`` is the total. It is split over the stages in the preset's proportions, with at least one step each; the
-    warm-up of a shorter stage is shorter in proportion. With another name, the preset's description is dropped.
+    ``steps`` is the total. It is split over the stages in the preset's proportions; the warm-up of a shorter stage is
+    shorter in proportion. The preset `small` gets a network that fits the size.
 
     Raises:
         UserError: a value that the network or the schedule does not support.
     """
-    network = dataclasses.replace(
-        preset.network, size=size or preset.network.size, channels=channels or preset.network.channels
-    )
-    stages = preset.stages
-    if steps is not None:
-        share = steps / preset.steps
-        stages = tuple(
-            dataclasses.replace(s, steps=max(1, round(s.steps * share)), warmup=round(s.warmup * min(1.0, share)))
-            for s in stages
-        )
-    if (batch is not None and batch < 1) or (steps is not None and steps < 1) or network.channels not in (1, 3):
-        raise UserError("--steps and --batch must be at least 1, --channels 1 or 3")
+    size, channels = size or preset.network.size, channels or preset.network.channels
+    if (batch is not None and batch < 1) or channels not in (1, 3):
+        raise UserError("--batch must be at least 1, --channels 1 or 3")
+    if preset.name == SMALL:
+        network = network_for(size, channels)
+    else:
+        network = dataclasses.replace(preset.network, size=size, channels=channels)
     try:
         network.sizes()
         return dataclasses.replace(
             preset,
-            name=name or preset.name,
-            description=preset.description if name in (None, preset.name) else "",
             network=network,
-            stages=stages,
+            stages=preset.stages if steps is None else _with_steps(preset.stages, steps),
             batch=batch or preset.batch,
             corruptions=cast("tuple[CorruptionName, ...]", tuple(corruptions or preset.corruptions)),
             eight_bit=preset.eight_bit if eight_bit is None else eight_bit,
         )
     except ValueError as exc:
         raise UserError(str(exc)) from exc
+
+
+def _with_steps(stages: tuple[Stage, ...], steps: int) -> tuple[Stage, ...]:
+    share = min(1.0, steps / sum(stage.steps for stage in stages))
+    counts = split_steps(steps, [stage.steps for stage in stages])
+    return tuple(
+        dataclasses.replace(stage, steps=count, warmup=round(stage.warmup * share))
+        for stage, count in zip(stages, counts, strict=True)
+    )

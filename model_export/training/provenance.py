@@ -5,13 +5,18 @@ import shlex
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import torch
 
 _PACKAGE = Path(__file__).parents[1]
 # The modules whose source decides what a run computes.
 _TRAINING_MODULES = (
     "data/corruptions",
     "data/datasets",
+    "data/known_sets",
     "data/noise",
+    "data/picture_files",
     "training/batches",
     "training/discriminator",
     "training/distributed",
@@ -23,6 +28,7 @@ _TRAINING_MODULES = (
     "training/objective",
     "training/presets",
     "training/replay",
+    "training/resume",
     "training/stage_setup",
     "training/stages",
     "training/train",
@@ -35,6 +41,17 @@ def source_digest() -> str:
     for module in _TRAINING_MODULES:
         digest.update(module.encode() + b"\0" + (_PACKAGE / f"{module}.py").read_bytes())
     return digest.hexdigest()
+
+
+def record(arguments: Sequence[str]) -> dict[str, Any]:
+    """What a checkpoint stores about the command that trains: command, commit, sources, threads and torch version."""
+    return {
+        "command": command(arguments),
+        "commit": commit(),
+        "sources": source_digest(),
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+    }
 
 
 def commit() -> str | None:

@@ -35,6 +35,7 @@ from model_export.training.network import Autoencoder, averaged_model
 from model_export.training.objective import Objective, health
 from model_export.training.presets import Preset
 from model_export.training.replay import ReplayBuffer
+from model_export.training.resume import adds_stages, continued_preset
 from model_export.training.stage_setup import StageSetup
 from model_export.training.stages import Stage
 from model_export.training.throughput import COMPUTE, Throughput, ThroughputMeter
@@ -42,6 +43,7 @@ from model_export.training.throughput import COMPUTE, Throughput, ThroughputMete
 LOG = "log.jsonl"
 _BOARD = "tensorboard"
 _LOG_EVERY = 50
+_FIRST_GRID = 50  # the step of the first samples: early enough to see that a run is on its way
 _GRID_SIDE = 8
 
 
@@ -63,7 +65,7 @@ class Run:
         execution: how to compute the run, and on which ranks.
 
     Raises:
-        UserError: the folder holds a run of another preset, seed, precision or data set, or the batch does not split.
+        UserError: the folder holds a run with other options, see `continued_preset`, or the batch does not split.
     """
 
     def __init__(
@@ -78,6 +80,10 @@ class Run:
         provenance: dict[str, Any],
         execution: Execution | None = None,
     ) -> None:
+        file = out / checkpoints.FILE
+        saved = checkpoints.load(file) if file.is_file() else None
+        if saved is not None:
+            preset = continued_preset(preset, saved, out=out, data=data, seed=seed, bf16=bf16)
         self.preset, self.out, self.seed, self.device, self.bf16 = preset, out, seed, device, bf16
         self.execution = execution or Execution()
         self.execution.check(preset, len(data.train))
@@ -94,21 +100,20 @@ class Run:
         self.discriminator: DiscriminatorTrainer | None = None
         self.replay: ReplayBuffer | None = None
         self.throughput: list[tuple[str, Throughput]] = []  # of this process, by stage
-        self._meter, self._warned = ThroughputMeter(device), False
+        self.meter, self._warned = ThroughputMeter(device), False
         statistics = frequency_statistics(data.train) if preset.noise == "frequency" else None
         self.noise = NoiseSampler(preset.shape, statistics)
         self._setup = StageSetup(data.train, self.noise, seed=seed, device=device, world=self.world)
         torch.manual_seed(derive_seed(seed, RngStream.INIT, 0))
         self.network = self.execution.to_device(Autoencoder(preset.network), device)
-        file = out / checkpoints.FILE
-        if file.is_file():
-            self._resume(checkpoints.load(file))
-        else:
+        if saved is None:
             self._start_stage()
+        else:
+            self._resume(saved)
         self._compiled = self.execution.compiled(self.network)
         self._f = self._compiled  # what the loss calls; `train` wraps it for several ranks
         self.batches = BatchBuilder(
-            preset, data.train.to(device), self.noise, seed=seed, meter=self._meter, world=self.world
+            preset, data.train.to(device), self.noise, seed=seed, meter=self.meter, world=self.world
         )
 
     def train(self) -> None:
@@ -167,18 +172,20 @@ class Run:
             total=self.preset.steps, initial=self.step, unit="step", mininterval=1.0, disable=not self.world.is_main
         )
         with stop_signal() as signalled, bar, opened as log:
-            self._meter.start()
+            self.meter.start()
             while self.step < self.preset.steps:
                 stage = self.preset.stages[self.stage].name
-                terms = self._step()
+                terms = self.step_once()
                 last = self.step == self.preset.steps
                 saving = last or self.stage_step % self.preset.checkpoint_every == 0
                 bar.update()
                 if self.step % _LOG_EVERY == 0 or saving:
-                    with self._meter.phase("log"):
+                    with self.meter.phase("log"):
                         self._log_terms(terms, stage, log, bar)
                 if saving:
                     self._save_with_samples()
+                elif self.step == _FIRST_GRID and self.world.is_main:
+                    self._save_samples()
                 stopping = not last and self._at_refresh() and self._any_rank(signalled())
                 if stopping and not saving:
                     self.save()
@@ -187,14 +194,14 @@ class Run:
                 if stopping:
                     raise Interrupted
 
-    def _step(self) -> dict[str, Tensor]:
+    def step_once(self) -> dict[str, Tensor]:
         """One optimiser step; returns the terms of the loss."""
         stage = self.preset.stages[self.stage]
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(stage, self.stage_step)
         self.network.train()
         batch = self.batches.build(self.step, self.stage_step, stage, self._forward, self.replay)
-        with self._meter.phase(COMPUTE):
+        with self.meter.phase(COMPUTE):
             if self.discriminator is not None and batch.z is not None:
                 lr = stage.critic_lr * learning_rate(stage, self.stage_step) / stage.lr
                 self.discriminator.step(batch.x, self._forward(batch.z), lr, self._autocast())
@@ -202,9 +209,9 @@ class Run:
             self.optimiser.step()
             self.average.update_parameters(self.network)
         if self.replay is not None and batch.replay is not None:
-            with self._meter.phase("replay"):
+            with self.meter.phase("replay"):
                 self.batches.advance_replay(self.replay, batch.replay, self.average, self.step)
-        self._meter.step(self.batches.size)
+        self.meter.step(self.batches.size)
         self.step += 1
         self.stage_step += 1
         if self.stage_step == stage.steps:
@@ -252,7 +259,7 @@ class Run:
         bar.set_postfix_str(" ".join(f"{k} {v:.4f}" for k, v in values.items()))
 
     def _log_throughput(self, stage: str, log: Log | None) -> None:
-        throughput = self._meter.interval()
+        throughput = self.meter.interval()
         self.throughput.append((stage, throughput))
         if log is not None:
             log.throughput(self.step, stage, throughput)
@@ -306,16 +313,6 @@ class Run:
         self._start_stage()
 
     def _resume(self, saved: Checkpoint) -> None:
-        recorded = _current_config(saved.preset)
-        extended = _adds_stages(self.preset, recorded, saved.step)
-        for what, ours, theirs in (
-            ("preset or options", self.preset.to_dict(), self.preset.to_dict() if extended else recorded),
-            ("--seed", self.seed, saved.seed),
-            ("--precision", self.bf16, saved.provenance.get("bf16")),
-            ("data set", self.data["sha256"], saved.data.get("sha256")),
-        ):
-            if ours != theirs:
-                raise UserError(f"{self.out} holds a run with another {what}; choose another --out")
         self.stage, self.stage_step, self.step = saved.stage, saved.stage_step, saved.step
         self._start_stage()
         self.network.load_state_dict(saved.network)
@@ -328,11 +325,11 @@ class Run:
         if saved.replay is not None and self.replay is not None:
             self.replay.load_state_dict(saved.replay)
         self.provenance = _continued(saved.provenance, self.provenance, saved.step)
-        if extended:
+        if adds_stages(self.preset, saved):
             self._end_stage()
 
     def _save_with_samples(self) -> None:
-        with self._meter.phase("checkpoint"):
+        with self.meter.phase("checkpoint"):
             self.save()
             if self.world.is_main:
                 self._save_samples()
@@ -354,26 +351,6 @@ def learning_rate(stage: Stage, step: int) -> float:
     if step < stage.warmup:
         return stage.lr * (step + 1) / stage.warmup
     return stage.lr * 0.5 * (1.0 + math.cos(math.pi * step / stage.steps))
-
-
-def _current_config(recorded: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint's preset in the present format, newer fields with their defaults; unknown formats unchanged."""
-    try:
-        return Preset.from_dict(recorded).to_dict()
-    except (KeyError, TypeError, ValueError):
-        return recorded
-
-
-def _adds_stages(preset: Preset, recorded: dict[str, Any], step: int) -> bool:
-    """Whether the recorded run is finished and ``preset`` differs from it by further stages only."""
-    before, now = dict(recorded), preset.to_dict()
-    done, stages = before.pop("stages"), now.pop("stages")
-    return bool(
-        before == now
-        and len(stages) > len(done)
-        and stages[: len(done)] == done
-        and step == sum(stage["steps"] for stage in done)
-    )
 
 
 def _continued(before: dict[str, Any], now: dict[str, Any], step: int) -> dict[str, Any]:

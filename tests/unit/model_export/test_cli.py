@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from torch import Tensor
 
 from model_export.cli import main
@@ -13,7 +14,7 @@ from model_export.evaluation.measures import Evaluation
 from model_export.export.artifact import Artifact
 from model_export.training import checkpoint as checkpoints
 from model_export.training import losses, provenance
-from model_export.training.presets import Distance
+from model_export.training.presets import NO_LICENCE, Distance
 from service.artifact.files import METRICS_FILE, MODEL_FILES
 from tests.helpers.tiny_training import contents, train_arguments
 
@@ -135,7 +136,7 @@ def test_a_stopped_training_says_how_to_go_on(
 
     monkeypatch.setattr(losses, "reconstruction", reconstruction)
     assert main(train_arguments(data_file, tmp_path)) == 130
-    throughput, message = capsys.readouterr().out.splitlines()
+    throughput, message = capsys.readouterr().out.splitlines()[-2:]
     assert throughput.startswith("imle: 8 steps")
     assert "step 8 of 56" in message
 
@@ -144,10 +145,59 @@ def test_a_training_tells_its_throughput(data_file: Path, tmp_path: Path, capsys
     more = ["--steps", "12", "--keep", "3", "--degradations", "noise", "hole", "--eight-bit", "0.5"]
     assert main(train_arguments(data_file, tmp_path, *more)) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.partition(":")[0] for line in lines[:-1]] == ["imle", "balance", "distill", "in all"]
-    assert "in all: 11 steps, " in lines[-2]
-    assert (tmp_path / "checkpoint-0000011.pt").is_file()
+    assert [line.partition(":")[0] for line in lines[-5:-1]] == ["imle", "balance", "distill", "in all"]
+    assert "in all: 12 steps, " in lines[-2]
+    assert (tmp_path / "checkpoint-0000012.pt").is_file()
     assert checkpoints.load(tmp_path / "checkpoint.pt").preset["corruptions"] == ["noise", "hole"]
+
+
+def folder_of_shapes(folder: Path, count: int) -> Path:
+    folder.mkdir()
+    for i in range(count):
+        picture = Image.new("RGB", (12, 12), "white")
+        picture.paste((200, 10 * (i % 20), 30), (3, 3, 9, 5 + i % 5))
+        picture.save(folder / f"{i:03}.png")
+    return folder
+
+
+def test_a_folder_of_pictures_needs_no_preset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shapes = folder_of_shapes(tmp_path / "Red shapes", 40)
+    (shapes / "bad.png").write_bytes(b"no picture")
+    arguments = ["train", "--data", str(shapes), "--out", str(tmp_path / "run"), "--steps", "60", "--batch", "8"]
+    assert main(arguments) == 2
+    assert "bad.png" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert main([*arguments, "--skip-bad", "--dry-run"]) == 0
+    assert not (tmp_path / "run").exists()
+    found = capsys.readouterr().out
+    assert "41 pictures, 12×12, colour, light background: preset `small`, --size 12 --channels 3" in found
+    assert re.search(r"about \d+ s on this machine", found)
+    assert main([*arguments, "--skip-bad"]) == 0
+    assert "reconstruction" in capsys.readouterr().out
+    samples = {path.name for path in (tmp_path / "run" / "samples").iterdir()}
+    assert {"0000050.png", "0000060.png"} <= samples
+    assert main(["export", "--run", str(tmp_path / "run"), "--models", str(tmp_path / "models")]) == 0
+    card = Artifact.read(tmp_path / "models" / "red-shapes" / "1").card
+    assert (card.shape, card.background, card.polarity) == ((3, 12, 12), (1.0, 1.0, 1.0), "none")
+    assert card.licence == NO_LICENCE
+    assert card.training.steps == 60
+
+
+def test_a_preset_that_does_not_fit_is_refused_with_one_that_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shapes = folder_of_shapes(tmp_path / "shapes", 20)
+    assert main(["train", "--preset", "mnist", "--data", str(shapes), "--out", str(tmp_path / "run")]) == 2
+    assert "--size 12 --channels 3" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_torch_one_line_says_what_to_install(tmp_path: Path) -> None:
+    blocked = "import sys; sys.modules['torch'] = None; sys.argv = ['x', 'train', '--data', 'x', '--out', 'y'];"
+    code = blocked + "from model_export.cli import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"error: .*torch.*pip install 'ign-service\[train,cpu\]'\n", done.stderr)
 
 
 def test_the_module_runs() -> None:

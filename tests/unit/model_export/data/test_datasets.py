@@ -1,8 +1,17 @@
+import dataclasses
+import functools
+import gzip
+import hashlib
 import io
 import re
+import struct
+import threading
 import zipfile
 from collections.abc import Callable, Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -12,7 +21,8 @@ from PIL import Image
 from torchvision import datasets
 
 from model_export.cli import main
-from model_export.data.datasets import load_dataset, to_model_range
+from model_export.data.datasets import file_digest, load_dataset, to_model_range
+from model_export.data.known_sets import KNOWN_SETS, KnownSet
 from model_export.errors import UserError
 from tests.helpers.tiny_training import patterns, train_arguments
 
@@ -171,7 +181,11 @@ def folder(**files: bytes) -> Callable[[Path], Path]:
         (file("data.tar", b"something else"), "expected an .npz, a .zip or a folder"),
         (folder(notes_txt=b"no picture"), "no pictures in it"),
         (folder(**{f"{i}_png": png(X[0]) for i in range(9)}), "needs both training and held-out"),
-        (folder(**{f"{i}_png": b"no picture" for i in range(10)}), "0.png: not a readable picture"),
+        (folder(**{f"{i}_png": b"no picture" for i in range(10)}), "none of the 10 files"),
+        (
+            folder(**{f"{i}_png": png(X[0]) if i else b"no picture" for i in range(8)}, a_jpg=b"", b_webp=b"RIFF"),
+            "3 of 10 files are no readable pictures: 0.png, a.jpg, b.webp; remove them, or say --skip-bad",
+        ),
         (lambda folder: folder / "nothing", "no such file or folder"),
     ],
 )
@@ -186,35 +200,111 @@ def test_unusable_data_is_one_line_and_exit_code_2(
     assert not (tmp_path / "run").exists()
 
 
+def test_bad_files_can_be_skipped(tmp_path: Path) -> None:
+    good = {f"{i:02}.png": png(picture) for i, picture in enumerate(numbered(20))}
+    whole = load_dataset(str(write(tmp_path / "good", good)), size=8, channels=1)
+    bad = {"03b.png": b"no picture", "99.jpg": b""}
+    data = load_dataset(str(write(tmp_path / "mixed", good | bad)), size=8, channels=1, skip_bad=True)
+    assert data.skipped == tuple(bad)
+    assert data.sha256 == whole.sha256
+    assert torch.equal(data.train, whole.train)
+    assert torch.equal(data.held_out, whole.held_out)
+
+
+def test_the_digest_is_that_of_the_content_and_not_of_the_file(tmp_path: Path) -> None:
+    x, y = patterns(20, 0)
+    arrays = {"x_train": x[:15], "x_test": x[15:], "y_train": y[:15], "y_test": y[15:]}
+    np.savez(tmp_path / "a.npz", **arrays)  # type: ignore[arg-type]  # its other keyword is a bool
+    other = {name: array.astype(np.int64) if name[0] == "y" else array[..., None] for name, array in arrays.items()}
+    np.savez_compressed(tmp_path / "b.npz", **dict(reversed(other.items())))  # type: ignore[arg-type]  # as above
+    np.savez(tmp_path / "c.npz", **arrays | {"y_test": y[15:][::-1]})  # type: ignore[arg-type]  # as above
+    a, b, c = (load_dataset(str(tmp_path / f"{name}.npz"), size=8, channels=1) for name in "abc")
+    assert a.sha256 == b.sha256 != c.sha256
+    assert a.matches(b.sha256)
+    assert a.matches(file_digest(tmp_path / "a.npz"))  # of cards before they stated the digest of the content
+    assert not a.matches(file_digest(tmp_path / "b.npz"))
+
+
 def test_an_unknown_name_lists_the_data_sets_that_download() -> None:
-    with pytest.raises(UserError, match="not one of the torchvision names CIFAR10, FashionMNIST"):
+    with pytest.raises(UserError, match="not one of the sets to download: cifar10, fashion_mnist"):
         load_dataset("MNITS", size=28, channels=1)
 
 
-class Downloaded:
-    """Stands for `torchvision.datasets.MNIST`."""
-
-    def __init__(self, root: str, *, train: bool, download: bool) -> None:
-        self.pictures, self.labels = patterns(12 if train else 4, int(train))
-
-    def __iter__(self) -> Iterator[tuple[Image.Image, int]]:
-        return zip(map(Image.fromarray, self.pictures), map(int, self.labels), strict=True)
+def idx(array: NDArray[np.uint8]) -> bytes:
+    """The file format of MNIST, compressed."""
+    head = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
+    return gzip.compress(head + array.tobytes())
 
 
-def test_a_torchvision_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets, "MNIST", Downloaded)
-    data = load_dataset("MNIST", size=8, channels=1)
-    assert (data.name, data.licence, len(data.train), len(data.held_out)) == ("MNIST", "CC BY-SA 3.0", 12, 4)
-    assert data.train_labels is not None
-    assert data.train_labels.tolist() == patterns(12, 1)[1].tolist()
+@pytest.fixture
+def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, NDArray[np.uint8]]]:
+    """A web server that stands in for the mirror of MNIST, and the arrays of the files that it serves."""
+    (x, y), (x_test, y_test) = patterns(12, 1), patterns(4, 2)
+    names = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
+    files = {f"{name}-ubyte.gz": idx(array) for name, array in zip(names, (x, y, x_test, y_test), strict=True)}
+    served = write(tmp_path / "mirror", files)
+    handler = functools.partial(QuietHandler, directory=str(served))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        monkeypatch.setattr(datasets.MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
+        resources = [(name, hashlib.md5(content).hexdigest()) for name, content in files.items()]
+        monkeypatch.setattr(datasets.MNIST, "resources", resources)
+        yield {"x_train": x, "y_train": y, "x_test": x_test, "y_test": y_test}
+        server.shutdown()
+        thread.join()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("name", ["mnist", "MNIST"])
+def test_a_published_set_is_downloaded_and_checked(
+    name: str, mirror: dict[str, NDArray[np.uint8]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez(tmp_path / "mnist.npz", **mirror)  # type: ignore[arg-type]  # its other keyword is a bool
+    from_file = load_dataset(str(tmp_path / "mnist.npz"), size=8, channels=1)
+    assert (from_file.known, from_file.licence) == ("", "unknown")  # a name alone proves nothing
+    known = dataclasses.replace(KNOWN_SETS["mnist"], sha256=from_file.sha256)
+    monkeypatch.setitem(cast("dict[str, KnownSet]", KNOWN_SETS), "mnist", known)
+    data = load_dataset(name, size=8, channels=1)
+    assert (data.name, data.known, data.licence, data.sha256) == ("mnist", "mnist", known.licence, from_file.sha256)
+    assert data.matches(known.file_sha256)
+    assert torch.equal(data.train, from_file.train)
+    assert data.held_out_labels is not None
+    assert data.held_out_labels.tolist() == mirror["y_test"].tolist()
     with pytest.raises(UserError, match="the preset wants"):
-        load_dataset("MNIST", size=28, channels=1)
+        load_dataset(name, size=28, channels=1)
 
 
+@pytest.mark.usefixtures("mirror")
+def test_a_download_of_other_content_is_refused() -> None:
+    with pytest.raises(UserError, match=f"not the published set: SHA-256 .*expected {KNOWN_SETS['mnist'].sha256}"):
+        load_dataset("mnist", size=8, channels=1)
+
+
+@pytest.mark.usefixtures("mirror")
 def test_a_failed_download_is_the_users_to_know(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(root: str, *, split: str, download: bool) -> None:
-        raise OSError("no route to host")
+    monkeypatch.setattr(datasets.MNIST, "mirrors", ["http://127.0.0.1:1/"])  # nothing listens there
+    with pytest.raises(UserError, match=r"--data mnist: the download failed: .*train-images"):
+        load_dataset("mnist", size=28, channels=1)
 
-    monkeypatch.setattr(datasets, "SVHN", fail)
-    with pytest.raises(UserError, match="--data SVHN: the download failed: no route to host"):
-        load_dataset("SVHN", size=32, channels=3)
+
+def test_other_classes_of_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = np.arange(24 * 8 * 8, dtype=np.uint8).reshape(8, 3, 8, 8), np.arange(8)
+
+    def svhn(root: str, *, split: str, download: bool) -> SimpleNamespace:
+        return SimpleNamespace(data=x, labels=y)
+
+    def cifar10(root: str, *, train: bool, download: bool) -> SimpleNamespace:
+        return SimpleNamespace(data=x.transpose(0, 2, 3, 1), targets=y.tolist())
+
+    monkeypatch.setattr(datasets, "SVHN", svhn)
+    monkeypatch.setattr(datasets, "CIFAR10", cifar10)
+    one, other = (load_dataset(name, size=8, channels=3) for name in ("svhn", "cifar10"))
+    assert np.array_equal(one.train.numpy(), x)
+    assert one.sha256 == other.sha256

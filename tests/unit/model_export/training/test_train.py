@@ -21,7 +21,7 @@ from model_export.training import checkpoint as checkpoints
 from model_export.training import losses
 from model_export.training.distributed import World
 from model_export.training.execution import Execution
-from model_export.training.presets import PRESETS, Preset, ign_stages
+from model_export.training.presets import PRESETS, Preset, ign_stages, with_overrides
 from model_export.training.replay import ReplayConfig
 from model_export.training.stages import Matching, Stage, Weights
 from model_export.training.train import Interrupted, Run, learning_rate
@@ -251,10 +251,56 @@ def test_bfloat16_continues_too(data: Dataset, tmp_path: Path, monkeypatch: pyte
     assert_identical(state(tmp_path / "parts"), state(tmp_path / "whole"))
 
 
+@pytest.mark.parametrize("kept", ["all of it", "its start"])
+def test_steps_may_grow(kept: str, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if kept == "all of it":
+        run(NAIGN, data, tmp_path).train()
+    else:
+        with monkeypatch.context() as patch:
+            disturb(patch, 27, lambda: signal.raise_signal(signal.SIGINT))
+            with pytest.raises(Interrupted):
+                run(NAIGN, data, tmp_path).train()  # in its second stage
+    longer = with_overrides(NAIGN, steps=75)
+    continued = run(longer, data, tmp_path)
+    lengths = [stage.steps for stage in continued.preset.stages]
+    assert lengths == ([24, 16, 35] if kept == "all of it" else [24, 26, 25])
+    continued.train()
+    assert state(tmp_path)["position"] == (2, lengths[2], 75)
+    assert run(longer, data, tmp_path).step == 75  # the same command again finds it finished
+    with pytest.raises(UserError, match="--steps 75, now 56"):
+        run(NAIGN, data, tmp_path)
+
+
+def test_a_finished_stage_of_matching_may_grow(data: Dataset, tmp_path: Path) -> None:
+    uneven = dataclasses.replace(FIRST_STAGE, stages=(dataclasses.replace(NAIGN.stages[1], steps=17),))
+    run(uneven, data, tmp_path).train()
+    run(with_overrides(uneven, steps=21), data, tmp_path).train()  # goes on between two refreshes
+    assert state(tmp_path)["position"] == (0, 21, 21)
+
+
+def test_what_only_the_card_uses_may_change(data: Dataset, first_stage: Path) -> None:
+    other = dataclasses.replace(FIRST_STAGE, name="other", licence="MIT", polarity="none", background=(1.0,))
+    assert run(other, data, first_stage).preset == other
+
+
+def test_a_checkpoint_that_states_the_digest_of_the_file_continues(data: Dataset, first_stage: Path) -> None:
+    path = first_stage / checkpoints.FILE
+    older = checkpoints.load(path)
+    older.data["sha256"] = data.file_sha256
+    checkpoints.save(older, path)
+    assert run(FIRST_STAGE, data, first_stage).step == FIRST_STAGE.steps
+
+
 @pytest.mark.parametrize("change", ["preset", "seed", "precision", "data"])
 def test_a_run_of_another_kind_is_left_alone(change: str, data: Dataset, first_stage: Path) -> None:
     before = contents(first_stage)
-    with pytest.raises(UserError, match="choose another --out"):
+    differs = {
+        "preset": r"ema 0\.999, now 0\.5",
+        "seed": "--seed 0, now 1",
+        "precision": "--precision fp32, now bf16",
+        "data": f"--data .*{data.sha256[:12]}, now .*{'0' * 12}",
+    }
+    with pytest.raises(UserError, match=f"{differs[change]}; choose another --out"):
         run(
             dataclasses.replace(FIRST_STAGE, ema=0.5) if change == "preset" else FIRST_STAGE,
             dataclasses.replace(data, sha256="0" * 64) if change == "data" else data,
@@ -325,7 +371,7 @@ def test_a_stage_that_matches_in_its_own_way_continues_bit_for_bit(
 
 def test_other_stages_do_not_continue_a_run(data: Dataset, first_stage: Path) -> None:
     other = dataclasses.replace(NAIGN, stages=(NAIGN.stages[1], NAIGN.stages[0], NAIGN.stages[2]))
-    with pytest.raises(UserError, match="another preset or options"):
+    with pytest.raises(UserError, match=r"weights\.match 0\.0, now 0\.3"):
         run(other, data, first_stage)
 
 
@@ -458,7 +504,7 @@ def test_a_checkpoint_of_unknown_options_is_another_run(data: Dataset, first_sta
     newer = checkpoints.load(first_stage / checkpoints.FILE)
     newer.preset["from_the_future"] = 1
     checkpoints.save(newer, first_stage / checkpoints.FILE)
-    with pytest.raises(UserError, match="another preset or options"):
+    with pytest.raises(UserError, match="another version"):
         run(FIRST_STAGE, data, first_stage)
 
 

@@ -1,0 +1,119 @@
+"""Published data sets: how to recognise them by their content, their licences, and where they are downloaded from."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_export.errors import UserError
+
+Arrays = dict[str, NDArray[Any]]
+"""`x_train`, `x_test`: uint8 pictures; `y_train`, `y_test`: labels, if there are any."""
+
+_CACHE: Final = "~/.cache/ign-service"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownSet:
+    """A published data set.
+
+    Args:
+        licence: of the pictures; `unknown` if it is not known.
+        torchvision: name of the class that downloads it; empty if nothing does.
+        sha256: `content_digest` of the set, or for pictures in files the digest of their names and contents. Empty: the
+            set is not checked.
+        file_sha256: of the file `NAME.npz` that cards named before they named the content.
+    """
+
+    licence: str
+    torchvision: str = ""
+    sha256: str = ""
+    file_sha256: str = ""
+
+
+KNOWN_SETS: Final[Mapping[str, KnownSet]] = {
+    "mnist": KnownSet(
+        licence="CC BY-SA 3.0",
+        torchvision="MNIST",
+        sha256="ac969aa42fb53e74925b2bdb3b90b0a45891b6ac344ab2c92d66b61a87b59898",
+        file_sha256="06af5dfe73b70e3bc1c36439982b18a8d76803db9b544f6fdf838a37fbb01b64",
+    ),
+    "fashion_mnist": KnownSet(
+        licence="MIT",
+        torchvision="FashionMNIST",
+        sha256="b7ec5add42a42a2b36a522e440fd4a1fea95b83181060595822e387f2f2ac9de",
+        file_sha256="5b6d2c4c694a91887af8ab7d039c04f80af3c29378d731c93a538d2e831aa469",
+    ),
+    "kmnist": KnownSet(licence="CC BY-SA 4.0", torchvision="KMNIST"),
+    "cifar10": KnownSet(licence="unknown", torchvision="CIFAR10"),
+    "svhn": KnownSet(licence="non-commercial", torchvision="SVHN"),
+    "celeba64": KnownSet(
+        licence="non-commercial research",
+        sha256="5ee93006da3ead4e860f28769e7614c7924fe2a49685cf3e8f2fe2286e83adff",
+    ),
+}
+
+
+def find_downloadable(source: str) -> str | None:
+    """The name of the set that `--data` names, as in this module or as torchvision writes it; None if there is none."""
+    for name, known in KNOWN_SETS.items():
+        if known.torchvision and source in (name, known.torchvision):
+            return name
+    return None
+
+
+def recognise(sha256: str) -> str:
+    """The name of the set with this content; empty if it is none of them."""
+    return next((name for name, known in KNOWN_SETS.items() if known.sha256 == sha256), "")
+
+
+def content_digest(arrays: Mapping[str, NDArray[Any]]) -> str:
+    """SHA-256 of pictures and labels: the same for every file format, compression and order of the arrays.
+
+    Args:
+        arrays: pictures (N, C, H, W) uint8 and integer labels (N,), by name.
+    """
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        canonical = np.ascontiguousarray(array, dtype=np.uint8 if array.ndim > 1 else "<i8")
+        digest.update(f"{name} {canonical.shape}\0".encode())
+        digest.update(canonical.data)
+    return digest.hexdigest()
+
+
+def download(name: str) -> Arrays:
+    """Pictures and labels of a set, through torchvision. It keeps its files in `~/.cache/ign-service`.
+
+    Raises:
+        UserError: the download failed.
+    """
+    from torchvision import datasets
+
+    root, class_name = str(Path(_CACHE).expanduser()), KNOWN_SETS[name].torchvision
+    dataset_class = getattr(datasets, class_name)
+    try:
+        if class_name == "SVHN":
+            parts = {split: dataset_class(root, split=split, download=True) for split in ("train", "test")}
+        else:
+            parts = {split: dataset_class(root, train=split == "train", download=True) for split in ("train", "test")}
+    except (OSError, RuntimeError) as exc:
+        raise UserError(f"--data {name}: the download failed: {str(exc).strip()}") from exc
+    arrays: Arrays = {}
+    for split, part in parts.items():
+        arrays[f"x_{split}"] = np.asarray(part.data)
+        arrays[f"y_{split}"] = np.asarray(part.labels if class_name == "SVHN" else part.targets)
+    return arrays
+
+
+def check_content(name: str, sha256: str) -> None:
+    """Raise a `UserError` if a downloaded set does not have the content that this program knows."""
+    expected = KNOWN_SETS[name].sha256
+    if expected and sha256 != expected:
+        raise UserError(
+            f"--data {name}: the download is not the published set: SHA-256 {sha256}, expected {expected}; "
+            f"delete {_CACHE}/{KNOWN_SETS[name].torchvision} and try again"
+        )

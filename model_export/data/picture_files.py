@@ -1,0 +1,183 @@
+"""Pictures in the files of a folder or zip."""
+
+import hashlib
+import io
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from model_export.errors import UserError
+
+ReadBytes = Callable[[], bytes]
+PictureFile = tuple[str, ReadBytes]
+"""The path of a picture inside its folder or zip, and what reads it."""
+
+SUFFIXES: Final = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+UNREADABLE: Final = (
+    OSError,
+    ValueError,
+    EOFError,
+    TypeError,
+    KeyError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What numpy, zipfile and zlib raise on damaged files and on files with a wrong suffix."""
+_BAD_PICTURE: Final = (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+_HELD_OUT: Final = 10  # every tenth picture is held out where the folders define no split
+_NAMED: Final = 100  # bad files that an error names
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedFiles:
+    """The readable pictures of a folder or zip.
+
+    Args:
+        sha256: of their names and contents.
+        pictures: (N, C, H, W) uint8.
+        held_out: (N,) bool.
+        skipped: files that are no readable pictures.
+    """
+
+    sha256: str
+    pictures: Tensor
+    held_out: Tensor
+    skipped: tuple[str, ...]
+
+
+def find_files(path: Path) -> list[PictureFile]:
+    """The pictures of a folder or zip, sorted by their path.
+
+    Raises:
+        UserError: not a readable zip, or no picture in it.
+    """
+    files = list(_folder(path)) if path.is_dir() else _zip(path)
+    if not files:
+        raise UserError(f"--data {path.name}: no pictures in it ({', '.join(SUFFIXES)})")
+    return files
+
+
+def load_files(name: str, files: Sequence[PictureFile], size: int, channels: int, *, skip_bad: bool) -> LoadedFiles:
+    """Read, crop and resize every picture.
+
+    Args:
+        name: of the folder or zip, for error messages.
+        files: from `find_files`.
+        size: height and width.
+        channels: 1 or 3.
+        skip_bad: leave out files that are no readable pictures.
+
+    Raises:
+        UserError: files that are no readable pictures, all of them named; or no pictures to train on or to hold out.
+    """
+    digest = hashlib.sha256()
+    pictures = torch.empty((len(files), channels, size, size), dtype=torch.uint8)
+    names: list[str] = []
+    bad: list[str] = []
+
+    def read(file: PictureFile) -> tuple[str, bytes, NDArray[np.uint8] | None]:
+        try:
+            data = file[1]()
+            with decode(data, "L" if channels == 1 else "RGB") as picture:
+                return file[0], hashlib.sha256(data).digest(), _fit(picture, size)
+        except _BAD_PICTURE:
+            return file[0], b"", None
+
+    with ThreadPoolExecutor() as pool:
+        for path, hashed, array in pool.map(read, files):
+            if array is None:
+                bad.append(path)
+                continue
+            digest.update(path.encode() + b"\0" + hashed)
+            pictures[len(names)] = torch.from_numpy(array)
+            names.append(path)
+    if bad and not skip_bad:
+        named = ", ".join(bad[:_NAMED]) + (f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else "")
+        raise UserError(
+            f"--data {name}: {len(bad)} of {len(files)} files are no readable pictures: {named}; remove them, or say "
+            "--skip-bad"
+        )
+    held_out = _held_out(names)
+    if bool(held_out.all()) or not bool(held_out.any()):
+        raise UserError(f"--data {name}: needs both training and held-out pictures, at least 10 in all")
+    return LoadedFiles(digest.hexdigest(), pictures[: len(names)], held_out, tuple(bad))
+
+
+def decode(data: bytes, mode: str | None = None) -> Image.Image:
+    """Decode a picture upright, in 8 bits, in mode L or RGB; by default in the one that it is stored in.
+
+    16-bit grey is scaled and alpha is composited on black, as the service does.
+
+    Raises:
+        UnidentifiedImageError, OSError, ValueError: not a readable picture.
+    """
+    with Image.open(io.BytesIO(data)) as opened:
+        image = ImageOps.exif_transpose(opened)
+        if image.mode.startswith("I"):
+            image = Image.fromarray(np.rint(np.asarray(image).clip(0, 65535) / 257).astype(np.uint8))
+        if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+            rgba = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba)
+        return image.convert(mode or ("L" if image.mode in ("1", "L") else "RGB"))
+
+
+def readable(file: PictureFile) -> Image.Image | None:
+    """The decoded picture of a file, or None if it is not readable."""
+    try:
+        return decode(file[1]())
+    except _BAD_PICTURE:
+        return None
+
+
+def _fit(image: Image.Image, size: int) -> NDArray[np.uint8]:
+    """Crop to the centre square and resize (Lanczos): (C, H, W) uint8."""
+    if image.size != (size, size):
+        image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+    array = np.array(image, dtype=np.uint8)
+    return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
+
+
+def _folder(root: Path) -> Iterator[PictureFile]:
+    for path in sorted(root.rglob("*")):
+        name = path.relative_to(root).as_posix()
+        if _is_picture(name) and path.is_file():
+            yield name, path.read_bytes
+
+
+def _zip(path: Path) -> list[PictureFile]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = sorted(name for name in archive.namelist() if _is_picture(name))
+            # Read here in order, because the decoding threads must not share one open archive.
+            return [(name, _return_bytes(archive.read(name))) for name in names]
+    except (*UNREADABLE, RuntimeError) as exc:  # RuntimeError: encrypted
+        raise UserError(f"--data {path.name}: not a readable .zip file") from exc
+
+
+def _return_bytes(data: bytes) -> ReadBytes:
+    return lambda: data
+
+
+def _is_picture(name: str) -> bool:
+    """Decide by the suffix; hidden files and the `__MACOSX` entries of archives do not count."""
+    path = PurePosixPath(name)
+    return path.suffix.lower() in SUFFIXES and not any(part.startswith((".", "__MACOSX")) for part in path.parts)
+
+
+def _held_out(paths: Sequence[str]) -> Tensor:
+    """A mask of the held-out pictures: those below a `test` or `val` folder, else every tenth."""
+    split = [next((p for p in path.split("/")[:-1] if p in ("train", "test", "val")), None) for path in paths]
+    if "train" in split and len(set(split)) > 1:
+        return torch.tensor([part in ("test", "val") for part in split], dtype=torch.bool)
+    return torch.tensor([i % _HELD_OUT == _HELD_OUT - 1 for i in range(len(paths))], dtype=torch.bool)
