@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
@@ -40,7 +41,10 @@ from service.scheduling.wake_rule import wake_rule
 from service.server.early_rejection import EarlyRejection
 from service.server.open_connections import OpenConnections
 from service.server.open_files import connection_limit
-from service.settings import Settings, metrics_folder
+from service.settings import Settings, metrics_folder, trace_exporters
+
+if TYPE_CHECKING:
+    from service.observability.tracing import Tracing
 
 _LOG = logging.getLogger(__name__)
 _MAX_CODEC_THREADS = 8
@@ -68,6 +72,7 @@ def build_services(settings: Settings, *, on_device_lost: Callback = _noop) -> A
         InFlightRequests(max(settings.max_inflight_bytes, settings.max_body_bytes)),
     )
     metrics.queue_limit.set(settings.queue_rows)
+    tracing = _start_tracing()
     metrics.describe_build(onnxruntime_version())
     auto = settings.device == "auto"
     repository = Repository(
@@ -82,7 +87,7 @@ def build_services(settings: Settings, *, on_device_lost: Callback = _noop) -> A
         repository=repository,
         registry=ModelRegistry(
             repository,
-            serve=partial(_serve, settings, metrics, on_device_lost),
+            serve=partial(_serve, settings, metrics, tracing, on_device_lost),
             on_activated=partial(_on_activated, metrics),
             on_deactivated=metrics.unloaded,
             wait_for_requests=in_flight.wait_for_current,
@@ -91,6 +96,7 @@ def build_services(settings: Settings, *, on_device_lost: Callback = _noop) -> A
         inline=InlineRunner(),
         metrics=metrics,
         in_flight=in_flight,
+        tracing=tracing,
     )
 
 
@@ -112,9 +118,11 @@ async def load_models(services: AppState) -> None:
 
 
 async def close_services(services: AppState) -> None:
-    """Stop the schedulers, close the models and end the codec threads."""
+    """Stop the schedulers, close the models, end the codec threads and export the traces that wait."""
     await services.registry.close()
     services.codec.close()
+    if services.tracing is not None:
+        await asyncio.to_thread(services.tracing.close)
 
 
 @asynccontextmanager
@@ -210,7 +218,9 @@ def _middleware(services: AppState, endpoints: EndpointNames) -> list[Middleware
             trusted_proxies=settings.trusted_proxies,
             observe=services.metrics.request,
             endpoints=endpoints,
-            quiet_paths=() if settings.access_log_probes else HEALTH_PATHS,
+            probes=HEALTH_PATHS,
+            log_probes=settings.access_log_probes,
+            tracing=services.tracing,
         )
     ]
     if settings.cors_origins:
@@ -294,13 +304,28 @@ def _on_activated(metrics: Metrics, loaded: LoadedModel) -> None:
     _LOG.info("serving %s on %s%s%s", loaded.ref, loaded.device, instances, reason)
 
 
-def _serve(settings: Settings, metrics: Metrics, on_device_lost: Callback, loaded: LoadedModel) -> ServedModel:
+def _start_tracing() -> "Tracing | None":
+    exporters = trace_exporters()
+    if not exporters:
+        return None
+    try:
+        from service.observability.tracing import start_tracing
+    except ImportError:  # something else in this environment may have set the variables
+        _LOG.warning("no traces, although OTEL_… variables ask for them: the extra `otel` is not installed")
+        return None
+    return start_tracing(exporters)
+
+
+def _serve(
+    settings: Settings, metrics: Metrics, tracing: "Tracing | None", on_device_lost: Callback, loaded: LoadedModel
+) -> ServedModel:
     statistics = ModelStatistics(metrics, loaded.ref)
     scheduler = Scheduler(
         *loaded.instances,
         max_batch_rows=settings.max_batch_rows,
         queue_rows=settings.queue_rows,
         observer=statistics,
+        on_batch=None if tracing is None else partial(tracing.batch_ran, loaded.ref),
         on_all_devices_lost=on_device_lost,
         wake_rule=wake_rule(loaded.device, len(loaded.instances)),
     )

@@ -233,6 +233,27 @@ def share_metrics(folder: Path) -> None:
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
 
 
+def trace_exporters(environ: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """The exporters of OpenTelemetry that the standard variables ask for; none unless they name one or an endpoint.
+
+    Args:
+        environ: None for that of this process.
+
+    Returns:
+        Names of entry points of the group `opentelemetry_traces_exporter`. OTLP goes over HTTP unless
+        `OTEL_EXPORTER_OTLP_PROTOCOL` is `grpc`.
+    """
+    given = os.environ if environ is None else environ
+    if given.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return ()
+    has_endpoint = any(given.get(f"OTEL_EXPORTER_OTLP_{name}ENDPOINT") for name in ("", "TRACES_"))
+    names = given.get("OTEL_TRACES_EXPORTER", "").strip() or ("otlp" if has_endpoint else "none")
+    protocol = given.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or given.get("OTEL_EXPORTER_OTLP_PROTOCOL") or ""
+    otlp = "otlp_proto_grpc" if protocol.strip() == "grpc" else "otlp_proto_http"
+    found = (name.strip() for name in names.split(","))
+    return tuple(otlp if name == "otlp" else name for name in found if name not in ("", "none"))
+
+
 def metrics_folder() -> Path | None:
     """The folder of `share_metrics`, if this process or its parent has set it."""
     found = os.environ.get("PROMETHEUS_MULTIPROC_DIR")

@@ -7,6 +7,7 @@ from typing import Any, Final
 import httpx
 
 from ign_client._errors import ConnectionFailed, TimedOut
+from ign_client._extras import trace_headers
 from ign_client._settings import Settings
 from ign_client._version import __version__
 from ign_client._wire import MultipartBody, Request, Response
@@ -35,7 +36,7 @@ class _Wire:
         arguments: dict[str, Any] = {
             "method": request.method,
             "url": self._base_url + request.path,
-            "headers": {**self._headers, **request.headers},
+            "headers": {**self._headers, **trace_headers(), **request.headers},
             "timeout": _timeout(request.timeout, stream=stream),
         }
         if isinstance(request.body, MultipartBody):

@@ -1,7 +1,7 @@
 """The objects that endpoints use. `service.app.build_services` creates them; the app keeps them in its state."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from starlette.requests import Request
 
@@ -12,6 +12,9 @@ from service.models.registry import ModelRegistry
 from service.models.repository import Repository
 from service.observability.metrics import Metrics
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.observability.tracing import Tracing
 
 Phase = Literal["loading", "serving", "failed"]
 
@@ -28,6 +31,7 @@ class AppState:
         inline: runs small codec jobs on the event loop.
         metrics: every Prometheus metric.
         in_flight: the requests in flight, and whether the service drains.
+        tracing: makes the spans of requests and batches; None if no traces are wanted.
         phase: `loading` until every model is verified; `failed` if one was not.
     """
 
@@ -38,6 +42,7 @@ class AppState:
     inline: InlineRunner
     metrics: Metrics
     in_flight: InFlightRequests
+    tracing: "Tracing | None" = None
     phase: Phase = "loading"
 
     @property

@@ -5,6 +5,7 @@ A *row* is one C×H×W float32 image in the model's range; a *step* is one appli
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +42,21 @@ class StepParams:
             raise ValueError("record must lie in 0…steps")
 
 
+class RequestObserver(Protocol):
+    """Hears how one request fared in the scheduler."""
+
+    def scheduled(self, submitted: float, started: float | None, ended: float, outcome: str) -> None:
+        """The request ended; called once, from any thread.
+
+        Args:
+            submitted: time on the scheduler's clock.
+            started: when the first row entered a batch; None if none did.
+            ended: when the last row was done or the request failed.
+            outcome: `ok`, `cancelled` or an error code.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SchedulingParams:
     """One request as the scheduler sees it.
@@ -52,6 +68,7 @@ class SchedulingParams:
         key: the caller's fairness key; batches are divided equally between keys.
         progress: whether `Scheduler.stream` also yields `StreamProgress` events.
         request_id: names the request in the log if the model fails on it.
+        observer: hears how the request fared, or None.
     """
 
     step_params: StepParams
@@ -60,6 +77,7 @@ class SchedulingParams:
     key: str = ""
     progress: bool = False
     request_id: str = ""
+    observer: RequestObserver | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -13,9 +13,9 @@ from service import __version__
 
 State = Mapping[str, Any]
 """What is known of a request: ``request_id`` (str), and as far as it came ``peer`` and ``caller`` (str), ``api_key``
-(the name of the caller's key), ``trace`` (`TraceContext`), ``model`` (`name/version`), ``rows`` and ``steps`` (int, as
-requested), ``queue_s`` and ``compute_s`` (float), ``request_bytes`` and ``response_bytes`` (int), and ``problem``, the
-stable code of an error response."""
+(the name of the caller's key), ``trace`` (`TraceContext`), ``spans`` (`RequestSpans`, if the trace is recorded),
+``model`` (`name/version`), ``rows`` and ``steps`` (int, as requested), ``queue_s`` and ``compute_s`` (float),
+``request_bytes`` and ``response_bytes`` (int), and ``problem``, the stable code of an error response."""
 Observe = Callable[[str, int, float, State], None]
 """Called with every finished request: route template or `unmatched`, status (499: the client disconnected), seconds,
 and the request's state."""

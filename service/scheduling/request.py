@@ -165,7 +165,9 @@ class ScheduledRequest:
         )
 
     def report(self, observer: SchedulerObserver, outcome: Result | IgnError, now: float) -> None:
-        """Report the end of this request to an observer."""
+        """Report the end of this request to the observers."""
         started = now if self.started is None else self.started
         code = outcome.error_code if isinstance(outcome, IgnError) else "ok"
         observer.finished(len(self.inputs), code, started - self.arrived, now - started)
+        if self.params.observer is not None:
+            self.params.observer.scheduled(self.arrived, self.started, now, code)

@@ -28,7 +28,7 @@ from service.scheduling.observer import NullObserver, SchedulerObserver
 from service.scheduling.request import ScheduledRequest
 from service.scheduling.wake_rule import WakeRule
 from service.scheduling.worker import Worker
-from service.scheduling.worker_pool import Clock, Event, WorkerPool
+from service.scheduling.worker_pool import Clock, Event, OnBatch, WorkerPool
 
 __all__ = ["Scheduler", "SchedulerObserver"]
 
@@ -62,6 +62,7 @@ class Scheduler:
         observer: receives what metrics count.
         on_all_devices_lost: called on the event loop when the last device is lost.
         wake_rule: how many rows of few steps are worth a batch of their own while another one runs; None: any.
+        on_batch: called after each batch, for traces.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Scheduler:
         observer: SchedulerObserver | None = None,
         on_all_devices_lost: Callable[[], None] = lambda: None,
         wake_rule: WakeRule | None = None,
+        on_batch: OnBatch | None = None,
     ) -> None:
         self._shape = models[0].shape
         self._clock = clock
@@ -86,6 +88,7 @@ class Scheduler:
             on_device_lost=partial(self._on_device_lost, on_all_devices_lost),
             devices=len(models),
             wake_rule=wake_rule,
+            on_batch=on_batch,
         )
         self._workers = [Worker(model, self._pool, index) for index, model in enumerate(models)]
         self._waiters: dict[ScheduledRequest, _Waiter] = {}
@@ -303,6 +306,8 @@ class Scheduler:
         if open_rows is not None:
             self._pool.submit(request)
             self._observer.cancelled(open_rows)
+            if request.params.observer is not None:
+                request.params.observer.scheduled(request.arrived, request.started, self._clock(), "cancelled")
         self._remove(request)
 
     def _remove(self, request: ScheduledRequest) -> None:

@@ -155,7 +155,7 @@ class Worker:
         if steps == 0:
             steps = 1
             finished, outputs = self._observed_step()
-        now = pool.clock()
+        now, rows = pool.clock(), batch.rows
         with pool.lock:
             if rule:
                 rule.on_steps(steps * len(batch.rows), rule.cpu_clock() - cpu_began)
@@ -172,6 +172,8 @@ class Worker:
                 pool.requeue(batch.remove(batch.rows))
                 pool.wake_others(at_least_one=True)
             pool.publish_progress(now)
+        if pool.on_batch is not None:
+            pool.on_batch([row.request.params.observer for row in rows], self._began, now, steps)
 
     def _observed_step(self) -> tuple[list[Row], list[tuple[ScheduledRequest, StepOutput]]]:
         """Run one step; returns the rows that are done and the steps to emit."""

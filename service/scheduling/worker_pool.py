@@ -8,13 +8,13 @@ import os
 import threading
 from bisect import insort
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import numpy as np
 
 from service.domain.errors import IgnError
-from service.domain.tasks import Result, StepOutput, StreamProgress
+from service.domain.tasks import RequestObserver, Result, StepOutput, StreamProgress
 from service.scheduling.admission import Admission
 from service.scheduling.batch import RunningBatch
 from service.scheduling.observer import SchedulerObserver
@@ -28,6 +28,9 @@ _MANY_STEPS: Final = 4  # mean number of steps per open row above which even one
 
 Event = StepOutput | StreamProgress | Result | IgnError
 Clock = Callable[[], float]
+OnBatch = Callable[[Sequence[RequestObserver | None], float, float, int], None]
+"""Called by a worker after it ran a batch, with the observers of its rows, the times at which the batch was formed and
+ended, and the number of steps that every row took."""
 Publish = Callable[[list[tuple[ScheduledRequest, Event]]], None]
 
 
@@ -47,6 +50,7 @@ class WorkerPool:
         devices: number of model instances, each with one worker. On a CPU, an instance stands for a device.
         wake_rule: how many waiting rows are worth a further worker; None: any row is. If the open rows have more than
             `_MANY_STEPS` steps left on average, any row is in either case.
+        on_batch: called after each batch; None where nobody wants to know.
     """
 
     def __init__(
@@ -59,8 +63,9 @@ class WorkerPool:
         on_device_lost: Callable[[int], None] = lambda remaining: None,
         devices: int = 1,
         wake_rule: WakeRule | None = None,
+        on_batch: OnBatch | None = None,
     ) -> None:
-        self.admission, self.clock, self.observer = admission, clock, observer
+        self.admission, self.clock, self.observer, self.on_batch = admission, clock, observer, on_batch
         self.lock = threading.Lock()
         self.inbox: deque[ScheduledRequest] = deque()
         """New requests, and closed ones that are to be removed. Appending and popping are atomic."""

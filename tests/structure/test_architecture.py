@@ -183,6 +183,7 @@ def test_the_table_says_nothing_that_is_not_so() -> None:
 
 CLIENT_PLACES = {
     "httpx": {"ign_client._transport"},
+    "opentelemetry": {"ign_client._extras"},
     "numpy": {"ign_client._extras", "ign_client._picture"},
     "PIL": {"ign_client._extras", "ign_client._picture"},
 }

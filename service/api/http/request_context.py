@@ -5,7 +5,7 @@ import re
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import Headers
@@ -18,6 +18,9 @@ from service.api.http.problems import describe
 from service.domain.errors import BodyTooSlow, DeadlineExceeded, InvalidContent, MalformedRequest, UnsupportedMedia
 from service.domain.tasks import Result
 from service.models.registry import ServedModel
+
+if TYPE_CHECKING:
+    from service.observability.tracing import RequestSpans
 
 T = TypeVar("T")
 Body = TypeVar("Body", bound=BaseModel)
@@ -47,6 +50,7 @@ class ApiRequest:
         self.arrival: float = self.state["arrival"]
         self.request_id: str = self.state["request_id"]
         self.caller: str = self.state["caller"]
+        self.spans: RequestSpans | None = self.state.get("spans")
         timeout = self.headers.get("x-request-timeout")
         max_timeout = self.services.settings.request_timeout_s
         self.deadline: float = self.arrival + (max_timeout if timeout is None else min(_seconds(timeout), max_timeout))
@@ -112,7 +116,10 @@ class ApiRequest:
             return await self.run_codec("decode", job, large=True)
         start = time.perf_counter()
         parsed = job()
-        self.seconds["decode"] += time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        self.seconds["decode"] += seconds
+        if self.spans is not None:
+            self.spans.add("decode", seconds)
         return parsed
 
     def reject_query(self) -> None:
@@ -164,7 +171,10 @@ class ApiRequest:
                 self._is_over = True
                 raise
             finally:
-                self.seconds[part] += time.perf_counter() - start
+                seconds = time.perf_counter() - start
+                self.seconds[part] += seconds
+                if self.spans is not None:
+                    self.spans.add(part, seconds)
         if services.in_flight.count > 1:
             return await services.inline.run(partial(self._timed, part, job))
         return self._timed(part, job)
@@ -177,6 +187,8 @@ class ApiRequest:
             seconds = time.perf_counter() - start
             self.seconds[part] += seconds
             self.services.metrics.codec(part, seconds)
+            if self.spans is not None:
+                self.spans.add(part, seconds)
 
     def count_rows(self, model: ServedModel, result: Result) -> None:
         """Add a finished request to the timing, to the metrics and to the log line."""

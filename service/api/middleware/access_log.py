@@ -17,7 +17,7 @@
 import time
 from collections.abc import Collection, Sequence
 from http import HTTPStatus
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
@@ -27,6 +27,9 @@ from service.api.middleware.client_address import Network, address_key, peer_key
 from service.api.middleware.endpoint_names import EndpointNames
 from service.observability.logs import Observe, choose_request_id, log_request
 from service.observability.trace_context import parse_traceparent
+
+if TYPE_CHECKING:
+    from service.observability.tracing import Tracing
 
 CLIENT_GONE: Final = 499
 _TRACEPARENT: Final = b"traceparent"
@@ -43,7 +46,9 @@ class AccessLogMiddleware:
         trusted_proxies: networks whose X-Forwarded-For is believed.
         observe: called once for every request.
         endpoints: names the endpoint of a request that is refused before it is routed.
-        quiet_paths: paths whose requests are logged only if they fail.
+        probes: paths of probes and scrapes, whose requests begin no trace.
+        log_probes: whether they are logged also if they succeed.
+        tracing: makes the spans of requests; None for no spans.
     """
 
     def __init__(
@@ -53,13 +58,16 @@ class AccessLogMiddleware:
         trusted_proxies: Sequence[Network] = (),
         observe: Observe | None = None,
         endpoints: EndpointNames | None = None,
-        quiet_paths: Collection[str] = (),
+        probes: Collection[str] = (),
+        log_probes: bool = False,
+        tracing: "Tracing | None" = None,
     ) -> None:
         self._app = app
         self._trusted = trusted_proxies
         self._observe = observe
         self._endpoints = endpoints or EndpointNames()
-        self._quiet = frozenset(quiet_paths)
+        self._probes, self._log_probes = frozenset(probes), log_probes
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on; a client that disconnects is no failure of the service."""
@@ -76,8 +84,8 @@ class AccessLogMiddleware:
         state["caller"] = (
             peer_key(peer, headers.getlist("x-forwarded-for"), self._trusted) if self._trusted else address_key(peer)
         )
-        if "traceparent" in headers:
-            self._continue_trace(headers, state)
+        if self._tracing is not None or "traceparent" in headers:
+            self._start_trace(headers, scope["path"], state)
         try:
             await self._app(scope, receive, response.send)
         except ClientDisconnect:
@@ -90,9 +98,14 @@ class AccessLogMiddleware:
             state["response_bytes"] = response.body_bytes
             self._record(scope, state, response.status, time.monotonic() - arrival)
 
-    @staticmethod
-    def _continue_trace(headers: Headers, state: dict[str, Any]) -> None:
+    def _start_trace(self, headers: Headers, path: str, state: dict[str, Any]) -> None:
+        """Continue the caller's trace, or begin one; probes and scrapes begin none."""
         trace = parse_traceparent(headers.getlist("traceparent"))
+        if self._tracing is not None and (trace is not None or path not in self._probes):
+            spans = self._tracing.start_request(state["arrival"], trace, headers.getlist("tracestate"))
+            trace = spans.position
+            if spans.recorded:
+                state["spans"] = spans
         if trace is not None:
             state["trace"] = trace
             state["response"].headers.append((_TRACEPARENT, trace.traceparent.encode("ascii")))
@@ -102,7 +115,9 @@ class AccessLogMiddleware:
         path, route = scope["path"], getattr(scope.get("route"), "path_format", None)
         if route is None:
             route = self._endpoints.find(path.removeprefix(scope.get("root_path", "")))
-        if path not in self._quiet or status >= HTTPStatus.BAD_REQUEST:
+        if "spans" in state:
+            state["spans"].end(scope["method"], route, status, state)
+        if self._log_probes or path not in self._probes or status >= HTTPStatus.BAD_REQUEST:
             log_request(scope["method"], route, status, seconds, state)
         if self._observe is not None:
             self._observe(route, status, seconds, state)

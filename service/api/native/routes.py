@@ -170,7 +170,11 @@ async def score(request: Request) -> Response:
         inputs = await api.run_codec("decode", job, large=large)
         step_params = StepParams(steps=1, score=True)
         params = SchedulingParams(
-            step_params=step_params, deadline=api.deadline, key=api.caller, request_id=api.request_id
+            step_params=step_params,
+            deadline=api.deadline,
+            key=api.caller,
+            request_id=api.request_id,
+            observer=api.spans,
         )
         return respond_scores(api, model, await model.scheduler.submit(inputs.rows, params))
 
@@ -206,6 +210,7 @@ async def _serve(
             key=api.caller,
             progress=spec.media is Media.EVENTS,
             request_id=api.request_id,
+            observer=api.spans,
         )
         if spec.media is Media.EVENTS:
             return EventStream(api, spec, rows, scheduling)

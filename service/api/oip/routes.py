@@ -152,6 +152,7 @@ async def infer(request: Request) -> Response:
             key=api.caller,
             deadline=_deadline(api, inference.timeout_us),
             request_id=api.request_id,
+            observer=api.spans,
         )
         return await _respond(api, model, inference, await model.scheduler.submit(inference.rows, params))
 

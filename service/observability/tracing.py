@@ -1,0 +1,198 @@
+"""Traces of requests and batches, by the OpenTelemetry SDK and its own exporters (extra `otel`).
+
+A request has a span of kind server with the children `decode`, `queue`, `compute` and `encode`. A model's `batch` has a
+span of its own, a child of the first recorded request in it and linked to all of them. Spans are made after the fact,
+from times that the service measures anyway. Nothing here runs, and this module is not imported, unless the standard
+variables `OTEL_…` ask for traces: see `service.settings.trace_exporters`.
+"""
+
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from http import HTTPStatus
+from importlib.metadata import entry_points
+from typing import Any, Final
+
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import (
+    Link,
+    NonRecordingSpan,
+    SpanContext,
+    SpanKind,
+    TraceFlags,
+    TraceState,
+    set_span_in_context,
+)
+from opentelemetry.trace.status import StatusCode
+
+from service import __version__
+from service.domain.tasks import RequestObserver
+from service.observability.logs import State
+from service.observability.trace_context import TraceContext
+
+_LOG = logging.getLogger("service")
+_MAX_PARTS: Final = 64  # spans of decoding and encoding of one request; a stream encodes every recorded step
+_CLOSE_S: Final = 2.0
+_ATTRIBUTES: Final = {
+    "request_id": "ign.request_id",
+    "api_key": "ign.caller",
+    "model": "ign.model",
+    "rows": "ign.rows",
+    "steps": "ign.steps",
+    "peer": "client.address",
+}
+
+
+def start_tracing(exporters: Sequence[str]) -> "Tracing | None":
+    """Export traces as the variables `OTEL_…` say.
+
+    Args:
+        exporters: names among the entry points `opentelemetry_traces_exporter`.
+
+    Returns:
+        None, after a warning in the log, if an exporter is not installed.
+    """
+    found = {point.name: point for point in entry_points(group="opentelemetry_traces_exporter")}
+    missing = [name for name in exporters if name not in found]
+    if missing:
+        _LOG.warning("no traces: the OpenTelemetry exporter %s is not installed", ", ".join(missing))
+        return None
+    named = {
+        "service.name": "ign-service",
+        "service.version": __version__,
+        "service.instance.id": str(uuid.uuid4()),
+    }
+    provider = TracerProvider(
+        resource=Resource.create(named).merge(OTELResourceDetector().detect()), shutdown_on_exit=False
+    )
+    for name in exporters:
+        provider.add_span_processor(BatchSpanProcessor(found[name].load()()))
+    return Tracing(provider)
+
+
+class Tracing:
+    """Makes the spans of one process. Thread-safe.
+
+    Args:
+        provider: of the SDK; `close` shuts it down.
+    """
+
+    def __init__(self, provider: TracerProvider) -> None:
+        self._provider = provider
+        self._tracer = provider.get_tracer("ign-service", __version__)
+
+    def start_request(self, arrived: float, parent: TraceContext | None, tracestate: Sequence[str]) -> "RequestSpans":
+        """Begin the span of a request.
+
+        Args:
+            arrived: when its headers were complete, `time.monotonic()` seconds.
+            parent: the caller's position in a trace, if it sent one.
+            tracestate: the values of its headers `tracestate`, which samplers may read.
+        """
+        context = None
+        if parent is not None:
+            above = SpanContext(
+                int(parent.trace_id, 16),
+                int(parent.span_id, 16),
+                is_remote=True,
+                trace_flags=TraceFlags(parent.sampled),
+                trace_state=TraceState.from_header(list(tracestate)),
+            )
+            context = set_span_in_context(NonRecordingSpan(above))
+        span = self._tracer.start_span("request", context, SpanKind.SERVER, start_time=_epoch_ns(arrived))
+        return RequestSpans(self._tracer, span)
+
+    def batch_ran(
+        self, model: str, observers: Sequence[RequestObserver | None], began: float, ended: float, steps: int
+    ) -> None:
+        """Record a batch, if the trace of one of its requests is recorded.
+
+        Args:
+            model: `name/version`.
+            observers: for each row the `RequestSpans` of its request, if that is recorded.
+            began: when the batch was formed, `time.monotonic()` seconds.
+            ended: when its results were there.
+            steps: applied to every row.
+        """
+        linked = [one for one in dict.fromkeys(observers) if isinstance(one, RequestSpans)]
+        if linked:
+            self._tracer.start_span(
+                "batch",
+                linked[0].context,
+                attributes={"ign.model": model, "ign.batch.rows": len(observers), "ign.batch.steps": steps},
+                links=[Link(spans.span.get_span_context()) for spans in linked],
+                start_time=_epoch_ns(began),
+            ).end(_epoch_ns(ended))
+
+    def close(self) -> None:
+        """Export what waits, for at most 2 s: a collector out of reach must not hold up the end of the process."""
+        closing = threading.Thread(target=self._provider.shutdown, name="ign-traces", daemon=True)
+        closing.start()
+        closing.join(_CLOSE_S)
+
+
+class RequestSpans:
+    """The spans of one request. `scheduled` may be called from any thread.
+
+    Args:
+        tracer: makes the children.
+        span: of the request.
+    """
+
+    def __init__(self, tracer: Any, span: Any) -> None:
+        self._tracer, self.span = tracer, span
+        self.context = set_span_in_context(span)
+        self.recorded: bool = span.is_recording()
+        """Whether the sampler has chosen this trace."""
+        self._parts = 0
+
+    @property
+    def position(self) -> TraceContext:
+        """The request's own position in its trace."""
+        own = self.span.get_span_context()
+        return TraceContext(f"{own.trace_id:032x}", f"{own.span_id:016x}", own.trace_flags.sampled)
+
+    def add(self, name: str, seconds: float) -> None:
+        """Record a part that has ended now, `decode` or `encode`; after the first 64 parts nothing."""
+        if self._parts < _MAX_PARTS:
+            self._parts += 1
+            now = time.monotonic()
+            self._child(name, now - seconds, now)
+
+    def scheduled(self, submitted: float, started: float | None, ended: float, outcome: str) -> None:
+        """Record how long the rows waited and ran.
+
+        Args:
+            submitted: `time.monotonic()` seconds.
+            started: when the first row entered a batch; None if none did.
+            ended: when the last row was done or the request failed.
+            outcome: `ok`, `cancelled` or an error code.
+        """
+        self._child("queue", submitted, ended if started is None else started, {"ign.outcome": outcome})
+        if started is not None:
+            self._child("compute", started, ended, {"ign.outcome": outcome})
+
+    def end(self, method: str, route: str, status: int, state: State) -> None:
+        """End the span of the request; arguments as for `service.observability.logs.log_request`."""
+        self.span.update_name(f"{method} {route}")
+        http = {"http.request.method": method, "http.route": route, "http.response.status_code": status}
+        known = {name: state[key] for key, name in _ATTRIBUTES.items() if state.get(key) is not None}
+        self.span.set_attributes(http | known)
+        if "problem" in state:
+            self.span.set_attribute("error.type", state["problem"])
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            self.span.set_status(StatusCode.ERROR)
+        self.span.end()
+
+    def _child(self, name: str, began: float, ended: float, attributes: dict[str, str] | None = None) -> None:
+        span = self._tracer.start_span(name, self.context, attributes=attributes, start_time=_epoch_ns(began))
+        span.end(_epoch_ns(ended))
+
+
+def _epoch_ns(monotonic_s: float) -> int:
+    """A time of `time.monotonic()` as nanoseconds since 1970."""
+    return time.time_ns() - int((time.monotonic() - monotonic_s) * 1e9)

@@ -1,0 +1,145 @@
+import asyncio
+import threading
+import time
+from functools import partial
+
+import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+
+from service.domain.tasks import SchedulingParams, StepParams
+from service.observability.trace_context import TraceContext
+from service.observability.tracing import Tracing, start_tracing
+from service.scheduling.scheduler import Scheduler
+from service.settings import trace_exporters
+from tests.helpers.fakes import FakeModel
+from tests.helpers.serving import marked, release, submitted, until_queued, until_running
+
+PARENT = TraceContext("a" * 32, "b" * 16, sampled=True)
+
+
+@pytest.fixture
+def exporter() -> InMemorySpanExporter:
+    return InMemorySpanExporter()
+
+
+@pytest.fixture
+def tracing(exporter: InMemorySpanExporter) -> Tracing:
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    return Tracing(provider)
+
+
+def test_a_batch_is_linked_to_all_its_requests(tracing: Tracing, exporter: InMemorySpanExporter) -> None:
+    async def main() -> list[str]:
+        model = FakeModel(gate=threading.Event())
+        scheduler = Scheduler(model, max_batch_rows=8, queue_rows=100, on_batch=partial(tracing.batch_ran, "toy/1"))
+        scheduler.start()
+        step = StepParams(steps=1)
+        running = submitted(scheduler, marked(1), SchedulingParams(step_params=step))  # of no recorded trace
+        await until_running(model)
+        traces = [tracing.start_request(time.monotonic(), parent, []) for parent in (PARENT, None)]
+        waiting = [
+            submitted(scheduler, marked(1, 2), SchedulingParams(step_params=step, observer=spans)) for spans in traces
+        ]
+        await until_queued(scheduler, *waiting)
+        release(model)
+        await asyncio.gather(running, *waiting)
+        scheduler.close()
+        return [spans.position.span_id for spans in traces]
+
+    ids = asyncio.run(main())
+    (batch,) = [span for span in exporter.get_finished_spans() if span.name == "batch"]
+    assert sorted(f"{link.context.span_id:016x}" for link in batch.links) == sorted(ids)
+    assert batch.parent is not None
+    assert f"{batch.parent.span_id:016x}" in ids
+    assert dict(batch.attributes or {}) == {"ign.model": "toy/1", "ign.batch.rows": 4, "ign.batch.steps": 1}
+    assert [span.name for span in exporter.get_finished_spans()].count("queue") == 2
+    assert [span.name for span in exporter.get_finished_spans()].count("compute") == 2
+
+
+def test_a_caller_that_leaves_is_seen(tracing: Tracing, exporter: InMemorySpanExporter) -> None:
+    async def main() -> None:
+        model = FakeModel(gate=threading.Event())
+        scheduler = Scheduler(model, max_batch_rows=1, queue_rows=100)
+        scheduler.start()
+        step = StepParams(steps=1)
+        running = submitted(scheduler, marked(1), SchedulingParams(step_params=step))
+        await until_running(model)
+        spans = tracing.start_request(time.monotonic(), None, [])
+        leaving = submitted(scheduler, marked(1), SchedulingParams(step_params=step, observer=spans))
+        await until_queued(scheduler, leaving)
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
+        release(model)
+        await running
+        scheduler.close()
+
+    asyncio.run(main())
+    (queue,) = exporter.get_finished_spans()
+    assert (queue.name, dict(queue.attributes or {})) == ("queue", {"ign.outcome": "cancelled"})
+
+
+def test_the_parts_of_a_long_stream_are_bounded(tracing: Tracing, exporter: InMemorySpanExporter) -> None:
+    spans = tracing.start_request(time.monotonic(), None, [])
+    for _ in range(1000):
+        spans.add("encode", 0.001)
+    assert 10 < len(exporter.get_finished_spans()) < 100
+
+
+def test_the_tracestate_of_the_caller_is_kept(tracing: Tracing) -> None:
+    spans = tracing.start_request(time.monotonic(), PARENT, ["a=1", "b=2"])
+    assert dict(spans.span.get_span_context().trace_state) == {"a": "1", "b": "2"}
+    assert spans.position.trace_id == PARENT.trace_id
+
+
+def test_the_sampler_decides() -> None:
+    spans = Tracing(TracerProvider(ALWAYS_OFF)).start_request(time.monotonic(), PARENT, [])
+    assert not spans.recorded
+    assert not spans.position.sampled
+
+
+def test_an_exporter_that_is_not_installed_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    assert start_tracing(["nonsense"]) is None
+    assert "nonsense" in caplog.text
+
+
+def test_a_collector_out_of_reach_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.observability.tracing._CLOSE_S", 0.01)
+    provider, forever = TracerProvider(shutdown_on_exit=False), threading.Event()
+    monkeypatch.setattr(provider, "shutdown", forever.wait)
+    Tracing(provider).close()
+    forever.set()
+
+
+HTTP, GRPC = ("otlp_proto_http",), ("otlp_proto_grpc",)
+
+
+@pytest.mark.parametrize(
+    ("environ", "exporters"),
+    [
+        ({}, ()),
+        ({"OTEL_SERVICE_NAME": "x"}, ()),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x"}, HTTP),
+        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://x"}, HTTP),
+        ({"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "http://x"}, ()),
+        ({"OTEL_TRACES_EXPORTER": "otlp"}, HTTP),
+        ({"OTEL_TRACES_EXPORTER": " otlp, console"}, (*HTTP, "console")),
+        ({"OTEL_TRACES_EXPORTER": "none", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://x"}, ()),
+        ({"OTEL_TRACES_EXPORTER": "otlp", "OTEL_SDK_DISABLED": "TRUE"}, ()),
+        ({"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, GRPC),
+        ({"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}, HTTP),
+        (
+            {
+                "OTEL_TRACES_EXPORTER": "otlp",
+                "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+                "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc",
+            },
+            GRPC,
+        ),
+    ],
+)
+def test_the_standard_variables_switch_traces_on(environ: dict[str, str], exporters: tuple[str, ...]) -> None:
+    assert trace_exporters(environ) == exporters
