@@ -99,7 +99,7 @@ class Tracing:
                 int(parent.trace_id, 16),
                 int(parent.span_id, 16),
                 is_remote=True,
-                trace_flags=TraceFlags(parent.sampled),
+                trace_flags=TraceFlags(parent.flags),
                 trace_state=TraceState.from_header(list(tracestate)),
             )
             context = set_span_in_context(NonRecordingSpan(above))
@@ -154,7 +154,7 @@ class RequestSpans:
     def position(self) -> TraceContext:
         """The request's own position in its trace."""
         own = self.span.get_span_context()
-        return TraceContext(f"{own.trace_id:032x}", f"{own.span_id:016x}", own.trace_flags.sampled)
+        return TraceContext(f"{own.trace_id:032x}", f"{own.span_id:016x}", int(own.trace_flags))
 
     def add(self, name: str, seconds: float) -> None:
         """Record a part that has ended now, `decode` or `encode`; after the first 64 parts nothing."""

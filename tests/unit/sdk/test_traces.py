@@ -12,7 +12,7 @@ from tests.unit.sdk.asking import Ask, Canned, generated, ready
 
 
 def headers_of(ask: Ask, method: str = "ready", *arguments: Any) -> dict[str, str]:
-    transport = Canned(httpx.Response(200, json=ready() if method == "ready" else generated()))
+    transport = Canned(ready() if method == "ready" else httpx.Response(200, json=generated()))
     ask(transport, method, *arguments)
     return dict(transport.asked[0].headers)
 
@@ -22,7 +22,9 @@ def test_the_callers_position_is_sent(ask: Ask, method: str) -> None:
     tracer = TracerProvider(shutdown_on_exit=False).get_tracer("test")
     with tracer.start_as_current_span("caller") as span:
         own = span.get_span_context()
-        assert headers_of(ask, method)["traceparent"] == f"00-{own.trace_id:032x}-{own.span_id:016x}-01"
+        assert (
+            headers_of(ask, method)["traceparent"] == f"00-{own.trace_id:032x}-{own.span_id:016x}-{own.trace_flags:02x}"
+        )
 
 
 def test_without_a_span_there_is_none(ask: Ask) -> None:

@@ -78,7 +78,7 @@ OPENMETRICS = "application/openmetrics-text;version=1.0.0;q=0.6,text/plain;versi
 def test_openmetrics_has_the_recorded_traces_as_exemplars() -> None:
     metrics = Metrics()
     SchedulerMetrics(metrics, "toy/1")
-    recorded, dropped = (TraceContext(digit * 32, digit * 16, digit == "a") for digit in "ab")
+    recorded, dropped = (TraceContext(digit * 32, digit * 16, flags) for digit, flags in (("a", 1), ("b", 0)))
     for trace in (recorded, dropped):
         metrics.request("/generate", 200, 0.02, {"model": "toy/1", "trace": trace})
     content, kind = metrics.render(OPENMETRICS)
@@ -285,7 +285,7 @@ metrics = Metrics(Path(sys.argv[1]))
 metrics.describe_build("1.2.3")
 metrics.add_callers(["alice"])
 metrics.in_flight.set(3)
-trace = TraceContext("a" * 32, "b" * 16, sampled=True)
+trace = TraceContext("a" * 32, "b" * 16, 1)
 metrics.request("/generate", 200, 0.02, {"model": "toy/1", "api_key": "alice", "trace": trace})
 metrics.rows("toy/1", "/generate", [7], [0.1], api_key="alice")
 sys.stdin.read()

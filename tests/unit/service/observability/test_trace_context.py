@@ -7,21 +7,23 @@ GIVEN = f"00-{TRACE}-{SPAN}-01"
 
 
 @pytest.mark.parametrize(
-    ("value", "sampled"),
+    ("value", "flags"),
     [
-        (GIVEN, True),
-        (f" {GIVEN}\t", True),
-        (f"00-{TRACE}-{SPAN}-00", False),
-        (f"00-{TRACE}-{SPAN}-03", True),  # the random flag of level 2
-        (f"cc-{TRACE}-{SPAN}-01", True),  # a later version
-        (f"cc-{TRACE}-{SPAN}-01-what-else", True),
-        (f"01-{TRACE}-{SPAN}-01-", True),
+        (GIVEN, 1),
+        (f" {GIVEN}\t", 1),
+        (f"00-{TRACE}-{SPAN}-00", 0),
+        (f"00-{TRACE}-{SPAN}-03", 3),  # the random flag of level 2
+        (f"00-{TRACE}-{SPAN}-ff", 3),
+        (f"cc-{TRACE}-{SPAN}-01", 1),  # a later version
+        (f"cc-{TRACE}-{SPAN}-01-what-else", 1),
+        (f"01-{TRACE}-{SPAN}-01-", 1),
     ],
 )
-def test_a_valid_position_is_taken(value: str, sampled: bool) -> None:
+def test_a_valid_position_is_taken(value: str, flags: int) -> None:
     found = parse_traceparent([value])
-    assert found == TraceContext(TRACE, SPAN, sampled)
-    assert found.traceparent == f"00-{TRACE}-{SPAN}-0{int(sampled)}"
+    assert found == TraceContext(TRACE, SPAN, flags)
+    assert found.sampled == (flags > 0)
+    assert found.traceparent == f"00-{TRACE}-{SPAN}-0{flags}"
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from service.settings import trace_exporters
 from tests.helpers.fakes import FakeModel
 from tests.helpers.serving import marked, release, submitted, until_queued, until_running
 
-PARENT = TraceContext("a" * 32, "b" * 16, sampled=True)
+PARENT = TraceContext("a" * 32, "b" * 16, 1)
 
 
 @pytest.fixture
