@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import math
+import random
 import time
 from array import array
 from collections import Counter, deque
@@ -96,6 +97,7 @@ class Load:
 
     def __init__(self, spec: Spec) -> None:
         self.spec, self.stats = spec, LoadStats()
+        self._random = random.Random(spec.seed)
         self._next_request = itertools.cycle(range(len(spec.requests)))
         self._open: set[_Connection] = set()
         self._free: list[_Connection] = []  # last in, first out: the server may close the ones at the bottom
@@ -117,7 +119,7 @@ class Load:
         self._started = True
         if spec.rate is None:
             while self._free:
-                self._send(self._free.pop(), time.perf_counter(), next(self._next_request))
+                self._use(self._free.pop())
         else:
             self._end = planned
             self._due = deque(arrivals(start, planned, spec.rate, spec.seed))
@@ -213,10 +215,21 @@ class Load:
         now = time.perf_counter()
         if self._waiting:
             self._send(connection, *self._waiting.popleft())
-        elif self._started and self.spec.rate is None and now < self._end:
-            self._send(connection, now, next(self._next_request))
-        else:
+        elif not (self._started and self.spec.rate is None and now < self._end):
             self._free.append(connection)
+        elif self.spec.pause_s:
+            self._pause(connection)
+        else:
+            self._send(connection, now, next(self._next_request))
+
+    def _pause(self, connection: _Connection) -> None:
+        """Send the connection's next request after a random pause."""
+
+        def send() -> None:
+            if connection in self._open and not self._ended:
+                self._send(connection, time.perf_counter(), next(self._next_request))
+
+        asyncio.get_running_loop().call_later(self._random.uniform(0, self.spec.pause_s), send)
 
     def _send(self, connection: _Connection, due: float, index: int) -> None:
         stats = self.stats

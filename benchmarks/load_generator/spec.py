@@ -32,6 +32,7 @@ class Spec:
         rate: requests per second of an open loop; None for a closed one.
         seed: of the due times of an open loop.
         grace_s: time to wait for answers at the end.
+        pause_s: a client of a closed loop waits a random time of up to so long between an answer and its next request.
         server_pid: a local process whose CPU time, with its descendants, is reported too.
     """
 
@@ -44,10 +45,11 @@ class Spec:
     rate: float | None = None
     seed: int = 0
     grace_s: float = 40.0
+    pause_s: float = 0.0
     server_pid: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.requests or self.connections < 1 or self.seconds <= 0 or self.warmup_s < 0:
+        if not self.requests or self.connections < 1 or self.seconds <= 0 or min(self.warmup_s, self.pause_s) < 0:
             raise ValueError("needs requests, at least one connection, and time")
         if self.rate is not None and self.rate <= 0:
             raise ValueError("rate must be above 0")

@@ -26,6 +26,8 @@ MAX_MAGNITUDE: Final = 1e6
 Latents and pictures are of order 1. Far larger values overflow float32 inside f, which then gives values that are not
 finite: an error that looks like the model's. This bound leaves a factor of 1e32 before that.
 """
+LARGE: Final = 100.0
+"""No seed and no picture gives a larger |x|; a larger one comes from the caller."""
 _PARALLEL: Final = 1e-4  # radians: closer than this to 0 or π, slerp divides by almost 0
 _TINY: Final = 1e-100  # the squares of smaller numbers underflow
 

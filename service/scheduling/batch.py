@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from service.domain.errors import ModelFailure
+from service.domain.errors import IgnError, ModelFailure
 from service.domain.latents import FloatRows
 from service.domain.model import DeviceBatch, DeviceLost, DeviceOutOfMemory, Model, largest_batch
 from service.domain.tasks import StepOutput
@@ -194,20 +194,20 @@ class RunningBatch:
                 break
         return steps
 
-    def step(self) -> list[tuple[Row, ModelFailure]]:
+    def step(self) -> list[tuple[Row, IgnError]]:
         """Run one step; returns the rows on which the model failed.
 
         The caller must then close the requests of those rows, :meth:`remove` the `rows_on_lost_device` if there are
         any, and call :meth:`commit`.
         """
-        failed: list[tuple[Row, ModelFailure]] = []
+        failed: list[tuple[Row, IgnError]] = []
         self._run_bisecting(0, len(self.rows), failed)
         if not self._all_finite():
             # The buffer of failed and lost rows holds old values, which may be finite or not.
             without_output = {*(row for row, _ in failed), *self.rows_on_lost_device}
             for row in self.rows:
                 if row not in without_output and not np.isfinite(self._next.rows[row.batch_index]).all():
-                    failed.append((row, ModelFailure("the model gave values that are not finite")))
+                    failed.append((row, row.not_finite_error()))
         return failed
 
     def remove(self, rows: Sequence[Row]) -> list[Row]:
@@ -338,7 +338,7 @@ class RunningBatch:
             np.copyto(out, y)
         self._on_model_call(rows, len(x), self._clock() - began, reason)
 
-    def _run_bisecting(self, start: int, end: int, failed: list[tuple[Row, ModelFailure]]) -> None:
+    def _run_bisecting(self, start: int, end: int, failed: list[tuple[Row, IgnError]]) -> None:
         """Run one step for the rows start…end−1. If the call fails, run each half, down to single rows.
 
         So one bad row costs about 2·log₂(n) further calls, and only its own request fails. A part larger than `limit`,

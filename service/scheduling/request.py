@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from service.domain.errors import IgnError
-from service.domain.latents import FloatRow, FloatRows
+from service.domain.errors import IgnError, InvalidContent, ModelFailure
+from service.domain.latents import LARGE, FloatRow, FloatRows
 from service.domain.tasks import Result, SchedulingParams, StepOutput, StreamProgress
 from service.scheduling.observer import SchedulerObserver
 
@@ -83,6 +83,12 @@ class Row:
         """Whether the caller asked to record the step that the row is at."""
         record = self.request.params.step_params.record
         return self.recorded_count < len(record) and record[self.recorded_count] == self.steps
+
+    def not_finite_error(self) -> IgnError:
+        """Why the next step is not finite: the caller's values, if the first step overflows from large ones."""
+        if self.steps == 0 and np.abs(self.request.inputs[self.index]).max() > LARGE:
+            return InvalidContent(f"f of these rows is not finite: they hold values beyond ±{LARGE:.0f}")
+        return ModelFailure("the model gave values that are not finite")
 
     def record_step(self, row: FloatRow, change: float | None) -> StepOutput:
         """Copy the current step out of the batch buffers, and keep it in the trajectory if it is a recorded one."""

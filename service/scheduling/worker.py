@@ -193,10 +193,11 @@ class Worker:
             pool.observer.reduce_max_batch(batch.limit)
         return ended
 
-    def _log_failures(self, failed: list[tuple[Row, ModelFailure]]) -> None:
+    def _log_failures(self, failed: list[tuple[Row, IgnError]]) -> None:
         """Log why the model failed on rows of the batch: one line for each cause."""
-        for reason in dict.fromkeys(failure.reason for _, failure in failed):
-            rows = [row for row, failure in failed if failure.reason == reason]
+        causes = [(row, failure.reason) for row, failure in failed if isinstance(failure, ModelFailure)]
+        for reason in dict.fromkeys(reason for _, reason in causes):
+            rows = [row for row, cause in causes if cause == reason]
             count, size = len(rows), len(self._batch.rows)
             logger.error("the model failed on %d of %d rows: %s%s", count, size, reason, _request_ids(rows))
 

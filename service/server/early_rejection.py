@@ -20,6 +20,8 @@ from service.observability.trace_context import parse_traceparent
 MAX_STARTS_PER_TICK: Final = 8
 """Requests started in one iteration of the event loop, about 4 ms of work. With more, rejections and finished rows
 would wait too long for their turn."""
+MAX_REJECTIONS_PER_TICK: Final = 8
+"""Connections that may send their next request at once after a rejection, in one iteration of the event loop."""
 
 _ID: Final = "{request_id}"  # placeholder in the prepared response; a request id contains no brace
 
@@ -27,10 +29,52 @@ CallSoon = Callable[[Callable[[], None]], object]
 """`loop.call_soon`."""
 
 
+class Pacer:
+    """Runs at most ``limit`` actions in one iteration of the event loop, in the order of their arrival.
+
+    An iteration in which a lot else is to do takes longer, so the actions then take a smaller share of the time.
+
+    Args:
+        limit: most actions in one iteration, ≥ 1.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._waiting: deque[Callable[[], None]] = deque()
+        self.done = 0
+        """Actions that have run in this iteration."""
+
+    def __len__(self) -> int:
+        """How many actions wait."""
+        return len(self._waiting)
+
+    def run(self, action: Callable[[], None], call_soon: CallSoon) -> None:
+        """Run an action now, or in a later iteration if ``limit`` have run in this one."""
+        if not self.may_run(call_soon):
+            self._waiting.append(action)
+            return
+        action()
+
+    def may_run(self, call_soon: CallSoon) -> bool:
+        """Count an action if there is room for it in this iteration; returns whether there is."""
+        if self.done >= self._limit:
+            return False
+        if not self.done:
+            call_soon(partial(self._next_tick, call_soon))
+        self.done += 1
+        return True
+
+    def _next_tick(self, call_soon: CallSoon) -> None:
+        self.done = 0
+        for _ in range(min(self._limit, len(self._waiting))):
+            self.run(self._waiting.popleft(), call_soon)
+
+
 class EarlyRejection:
     """Rejects a POST while too many requests are in flight, and starts the accepted ones in small groups.
 
-    Belongs to one event loop.
+    Clients that ignore `Retry-After` would take the time from accepted requests: the next request on a rejected
+    connection is therefore read in its turn. Belongs to one event loop.
 
     Args:
         in_flight: the requests in flight.
@@ -51,8 +95,7 @@ class EarlyRejection:
         self._limit = limit
         self._observe = observe
         self._endpoints = endpoints or EndpointNames()
-        self._waiting: deque[Callable[[], None]] = deque()
-        self._started = 0  # in this iteration; from the next one on, `ConcurrencyLimitMiddleware` counts them
+        self._starts, self._reads = Pacer(MAX_STARTS_PER_TICK), Pacer(MAX_REJECTIONS_PER_TICK)
         answer = problem_response(TooManyConnections(TOO_MANY), _ID)
         self._status = answer.status_code
         self._before, self._after = bytes(answer.body).split(_ID.encode())
@@ -61,7 +104,8 @@ class EarlyRejection:
 
     def is_full(self) -> bool:
         """Whether the limit is reached."""
-        return self._in_flight.count + self._started + len(self._waiting) >= self._limit
+        starts = self._starts  # from the next iteration on, `ConcurrencyLimitMiddleware` counts those that have run
+        return self._in_flight.count + starts.done + len(starts) >= self._limit
 
     def rejection(
         self, method: bytes, headers: Iterable[tuple[bytes, bytes]], *, target: bytes = b"", peer: str | None = None
@@ -121,15 +165,16 @@ class EarlyRejection:
             start: starts the request.
             call_soon: of the event loop.
         """
-        if self._started >= MAX_STARTS_PER_TICK:
-            self._waiting.append(start)
-            return
-        if not self._started:
-            call_soon(partial(self._next_tick, call_soon))
-        self._started += 1
-        start()
+        self._starts.run(start, call_soon)
 
-    def _next_tick(self, call_soon: CallSoon) -> None:
-        self._started = 0
-        for _ in range(min(MAX_STARTS_PER_TICK, len(self._waiting))):
-            self.admit(self._waiting.popleft(), call_soon)
+    def pace(self, pause: Callable[[], None], resume: Callable[[], None], call_soon: CallSoon) -> None:
+        """Stop reading from a connection after a rejection until it is its turn.
+
+        Args:
+            pause: stops reading; not called if the connection may go on at once.
+            resume: reads on.
+            call_soon: of the event loop.
+        """
+        if not self._reads.may_run(call_soon):
+            pause()
+            self._reads.run(resume, call_soon)

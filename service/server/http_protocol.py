@@ -10,6 +10,7 @@ from typing import Any, Final, cast
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.api.http.problems import status_of
+from service.api.middleware.auth import HEALTH_PATHS
 from service.domain.errors import HeadTooLarge, HeadTooSlow, IgnError, MalformedRequest, NotSupported, UnsupportedMedia
 from service.server.early_rejection import EarlyRejection
 from service.server.open_connections import OpenConnections, Reason
@@ -170,6 +171,8 @@ class HttpProtocol(HttpToolsProtocol):
             rejection = rejecting.rejection(self.parser.get_method(), headers, target=self.url, peer=self._peer)
             if rejection is not None:
                 self._reject(rejection)
+                if not self.transport.is_closing():
+                    rejecting.pace(self.flow.pause_reading, self._read_on, self.loop.call_soon)
                 return
         if len(self.pipeline) >= MAX_PIPELINED:
             self._close("pipelining")
@@ -192,6 +195,8 @@ class HttpProtocol(HttpToolsProtocol):
         version = self.parser.get_http_version()
         if names.count(b"host") > 1 or (version == "1.1" and b"host" not in names):
             return MalformedRequest("Host: send this header once")
+        if version == "1.0" and b"transfer-encoding" in names:
+            return MalformedRequest("Transfer-Encoding: not defined in HTTP/1.0")
         codings = [value.strip().lower() for name, value in self.headers if name == b"transfer-encoding"]
         if codings and codings != [b"chunked"]:
             return NotSupported("Transfer-Encoding: only chunked is supported")
@@ -281,10 +286,14 @@ class HttpProtocol(HttpToolsProtocol):
             self.transport.close()
         self.on_response_complete()
 
+    def _read_on(self) -> None:
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
+
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
         start = partial(super()._start_asgi_task, cycle, app)
-        if self._early_rejection is None:
+        if self._early_rejection is None or cycle.scope["path"] in HEALTH_PATHS:  # a probe does not wait for its turn
             start()
         else:
             # The deadline of a request counts from here, also while it waits for its start.

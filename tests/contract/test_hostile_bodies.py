@@ -19,10 +19,24 @@ import numpy as np
 import pytest
 
 from service.api.native import uploads
+from service.domain.latents import FloatRows
 from service.images import DecodeLimits, decode_picture
 from service.images.decode import Picture
-from tests.contract.harness import PATIENCE_S, Service, b64, busy_codec, latents, npy, problem, send, serving, settings
-from tests.contract.oip import INFER
+from service.runtime.onnx_model import OnnxModel
+from tests.contract.harness import (
+    GREY,
+    PATIENCE_S,
+    Service,
+    b64,
+    busy_codec,
+    latents,
+    npy,
+    problem,
+    send,
+    serving,
+    settings,
+)
+from tests.contract.oip import INFER, as_binary, infer
 from tests.e2e.test_process import address_of
 from tests.helpers.pictures import noise, save
 
@@ -269,3 +283,24 @@ def test_the_largest_nested_inference_passes(models: Path) -> None:
     body = {"inputs": [{"name": "x", "shape": list(rows.shape), "datatype": "FP32", "data": rows.tolist()}]}
     with serving(settings(models, max_images=1200)) as service:
         assert service.post("/v2/models/colour/infer", body).status_code == 200
+
+
+class Overflowing(OnnxModel):
+    """Overflows from large values, as a model of half precision does."""
+
+    def run(self, rows: FloatRows, out: FloatRows | None = None) -> FloatRows:
+        y = super().run(rows, out)
+        y[np.abs(rows) > 1e4] = np.inf
+        return y
+
+
+def test_rows_whose_first_step_overflows_are_the_callers_fault(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.app.OnnxModel", Overflowing)
+    rows = np.full((1, *GREY), 1e5, np.float32)
+    with serving(settings(models)) as service:
+        points = [{"latent": b64(npy(rows[0]))}, {"seed": 1}]
+        problem(service.post("/latent-interpolate", {"points": points}), 422, "invalid_value")
+        problem(infer(service, *as_binary(rows)), 400, "invalid_inference")
+        assert service.post("/generate", {}).status_code == 200
+        assert service.metric("ign_scheduled_requests_total", outcome="model_failure") == 0
+        assert service.errors == []

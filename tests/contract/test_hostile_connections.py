@@ -248,6 +248,7 @@ def test_half_a_request_gets_no_answer(connection: Connection, sent: bytes) -> N
         (b"GET /healthz HTTP/1.1\r\n\r\n", 400, "malformed"),
         (b"GET /healthz HTTP/1.1\r\nHost: a\r\nhost: b\r\n\r\n", 400, "malformed"),
         (b"GET /healthz HTTP/1.0\r\nHost: a\r\nHost: b\r\n\r\n", 400, "malformed"),
+        (CHUNKED.replace(b"HTTP/1.1", b"HTTP/1.0") + b"\r\n2\r\n{}\r\n0\r\n\r\n", 400, "malformed"),
         (b"\x16\x03\x01 TLS\r\n\r\n", 400, "malformed"),
         (CHUNKED + b"\r\nnonsense\r\n", 400, "malformed"),
         (CHUNKED + b"\r\n2\r\n{}\r\n0\r\n" + b"a:\r\n" * 3 * MAX_HEADERS, 431, "head_too_large"),

@@ -20,7 +20,7 @@ from service.api.oip.compression import accepted_encoding, content_encoding, def
 from service.api.oip.schemas import ModelConfig, ModelMetadata, ServerMetadata, StatisticsAnswer
 from service.api.oip.tensors import DATATYPE, HEADER_LENGTH, Inference, header_length, read_request, write_answer
 from service.artifact.card import INPUT, OUTPUT
-from service.domain.errors import NotReady
+from service.domain.errors import InvalidContent, InvalidInference, NotReady
 from service.domain.tasks import Result, SchedulingParams, StepParams
 from service.models.registry import ServedModel
 from service.observability.statistics import Counts, Duration
@@ -154,7 +154,11 @@ async def infer(request: Request) -> Response:
             request_id=api.request_id,
             observer=api.spans,
         )
-        return await _respond(api, model, inference, await model.scheduler.submit(inference.rows, params))
+        try:
+            result = await model.scheduler.submit(inference.rows, params)
+        except InvalidContent as exc:
+            raise InvalidInference(exc.detail) from exc
+        return await _respond(api, model, inference, result)
 
     return await until_disconnect(request.receive, work())
 

@@ -27,6 +27,7 @@ def measured(module: str, results: Path, *options: str) -> "subprocess.Completed
         ("bench_instances", ["--seconds", "0.2"], 1),
         ("bench_bulk", ["--pictures", "100"], 0),
         ("soak", ["--seconds", "2", "--workers", "2"], 3),
+        ("reliability.storm", ["--seconds", "0.5", "--few", "5", "--many", "20"], 4),
     ],
 )
 def test_a_benchmark_runs(module: str, options: list[str], targets: int, tmp_path: Path) -> None:
