@@ -12,13 +12,15 @@ Run it against a service of each version, with default settings and the shipped 
 The comparison prints every request whose answer differs, and exits with status 1 if there is one; ``diff -r old new``
 then shows how. A digest covers the status, the content type, the headers of the contract and the body. It leaves out
 what differs between two runs of one version (request ids, times, counters) and the sentences of error messages: their
-status, code and field names count. Image bytes depend on the machine and on the versions of onnxruntime and Pillow, so
-make both files on one machine with one environment.
+status, code and field names count, and of PNGs the pixels. Image values depend on the machine and on the versions of
+onnxruntime and Pillow, so make both files on one machine with one environment.
 """
 
 import argparse
+import base64
 import hashlib
 import http.client
+import io
 import json
 import sys
 from collections.abc import Mapping
@@ -26,8 +28,11 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from PIL import Image
+
 from benchmarks.harness.request_set import EVENTS, HEADER_LENGTH, requests
 
+_PNG_BASE64: Final = "iVBORw0KGgo"  # how every PNG begins in base64
 _HEADERS: Final = ("content-type", "content-encoding", "allow", HEADER_LENGTH.lower())
 _COUNTERS: Final = {"last_inference", "inference_count", "execution_count", "inference_stats", "batch_stats"}
 _VOLATILE: Final = {"request_id", "timing", "detail", "error", "message"} | _COUNTERS
@@ -40,6 +45,8 @@ def canonical(status: int, headers: Mapping[str, str], body: bytes) -> bytes:
     media = dict(kept).get("content-type", "")
     if media.startswith(EVENTS):
         body = "\n".join(_events(body)).encode()
+    elif media == "image/png":
+        body = _pixels(body)
     elif "json" in media and "content-encoding" not in dict(kept):
         body = _dump(json.loads(body)).encode()
     return f"{status}\n{json.dumps(kept, indent=1)}\n".encode() + body
@@ -57,11 +64,19 @@ def _events(body: bytes) -> list[str]:
     return [shown for *_, shown in sorted(result)]
 
 
+def _pixels(png: bytes) -> bytes:
+    """The mode, size and pixels of a PNG: its compression may change between releases."""
+    with Image.open(io.BytesIO(png)) as image:
+        return f"{image.mode} {image.size} {getattr(image, 'n_frames', 1)} ".encode() + image.tobytes()
+
+
 def _dump(value: Any) -> str:
     return json.dumps(_stable(value), indent=1, sort_keys=True)
 
 
 def _stable(value: Any) -> Any:
+    if isinstance(value, str) and value.startswith(_PNG_BASE64):
+        return _pixels(base64.b64decode(value)).hex()
     if isinstance(value, dict):
         return {name: _stable(member) for name, member in value.items() if name not in _VOLATILE}
     return [_stable(item) for item in value] if isinstance(value, list) else value
