@@ -26,6 +26,8 @@ RUN /opt/build/bin/pip --python /opt/venv/bin/python3 install --no-deps --only-b
 FROM base AS code
 WORKDIR /app
 COPY LICENSE docker/healthcheck.py ./
+COPY ign ign
+COPY sdk/ign_client ign_client
 COPY service service
 RUN chmod -R a+rX . && python3 -m compileall -q --invalidation-mode unchecked-hash .
 

@@ -44,11 +44,11 @@ endif
 help:  ## list the targets and variables
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
-	@echo 'Variables: PYTHON=$(PYTHON) VENV=$(VENV) RUNTIME=$(RUNTIME) (cpu, gpu), ARGS for what a target runs;'
-	@echo 'settings of the service are environment variables, as in: IGN_PORT=9000 make run'
+	@echo 'Variables: PYTHON=$(PYTHON) VENV=$(VENV) RUNTIME=$(RUNTIME) (cpu, gpu), ARGS for what a target runs, as in:'
+	@echo 'make run PORT=9000 ARGS="--device cpu --workers 2". `$(BIN)/ign serve --help` lists the options of the service.'
 
 run: $(SERVE)  ## serve the models on http://127.0.0.1:8000
-	$(BIN)/python -m service
+	$(BIN)/python -m service $(if $(filter command,$(firstword $(origin PORT))),--port '$(PORT)') $(ARGS)
 
 test: $(DEVELOP)  ## run the tests but the slow ones, side by side; ARGS='-k name' for some of them
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)

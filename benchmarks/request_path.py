@@ -32,7 +32,7 @@ from benchmarks.harness.processes import HOST, ROOT, free_port
 from benchmarks.harness.request_set import Request, disc, encoded, form, get, post
 from benchmarks.harness.tables import table
 from benchmarks.load_generator.spec import request as encode_request
-from service import __main__ as service
+from service.cli import serve
 
 REQUESTS: Final = (
     post("POST /generate -> PNG", "/generate", {"model": "mnist", "seed": 7}, "image/png"),
@@ -95,7 +95,7 @@ def trace() -> list[Json]:
     client = threading.Thread(target=_client, args=(port, recorder, reports))
     with patch.dict(os.environ, environ, clear=True), contextlib.redirect_stderr(log), recorder.installed():
         client.start()
-        status = service.main()
+        status = serve({})
     client.join()
     if status or len(reports) < len(REQUESTS):
         raise RuntimeError(f"the service did not answer:\n{log.getvalue()[-2000:]}")

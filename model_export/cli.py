@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _DATA = ".npz, folder or zip of pictures, or mnist, fashion_mnist, kmnist, cifar10 or svhn, which are downloaded"
 _SKIP_BAD = "leave out files that are no readable pictures"
 _INTERRUPTED = 128 + signal.SIGINT
+_PROG = "python -m model_export"
 _CARD_OPTIONS = (
     "description",
     "title",
@@ -36,9 +37,12 @@ _CARD_OPTIONS = (
 _EXTRA = ("matplotlib", "onnx", "onnxruntime", "onnxscript", "scipy", "skimage", "torch", "torchvision")
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run one command. Returns the exit code: 0 success, 2 a `UserError`, 130 interrupted with the work saved."""
-    options = _parser().parse_args(arguments)
+def main(arguments: Sequence[str], *, prog: str = _PROG) -> int:
+    """Run one command, and name the program ``prog`` in help and errors.
+
+    Returns the exit code: 0 success, 2 a `UserError`, 130 interrupted with the work saved.
+    """
+    options = parser(prog).parse_args(arguments)
     # The official builds of onnxruntime send telemetry unless this is set before the first import.
     os.putenv("ORT_DISABLE_TELEMETRY", "1")
     # Libraries log warnings that the user cannot act on.
@@ -309,9 +313,10 @@ def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     return train
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m model_export", description="Train, export and measure an IGN.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+def parser(prog: str = _PROG) -> argparse.ArgumentParser:
+    """The parser of the command line."""
+    top = argparse.ArgumentParser(prog=prog, description="Train, export and measure an IGN.")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     train = _add_train(commands)
 
@@ -372,4 +377,4 @@ def _parser() -> argparse.ArgumentParser:
 
     for command in (train, export, verify, evaluate, figures):
         command.add_argument("--threads", type=int, default=0, help="CPU threads (default: chosen by the libraries)")
-    return parser
+    return top

@@ -36,6 +36,7 @@ from service.models.repository import LoadedModel, Repository
 from service.observability.metrics import Metrics
 from service.observability.statistics import ModelStatistics
 from service.runtime.onnx_model import OnnxModel
+from service.runtime.session import cuda_is_built_in
 from service.scheduling.scheduler import Scheduler
 from service.scheduling.wake_rule import wake_rule
 from service.server.early_rejection import EarlyRejection
@@ -298,7 +299,8 @@ def _on_activated(metrics: Metrics, loaded: LoadedModel) -> None:
         quantiles=loaded.card.distance_quantiles,
         instances=len(loaded.instances),
     )
-    reason = f" ({loaded.fallback_reason})" if loaded.fallback_reason else ""
+    # A build without CUDA on a CPU is no fault; `/readyz` gives this reason too.
+    reason = f" ({loaded.fallback_reason})" if loaded.fallback_reason and cuda_is_built_in() else ""
     count = len(loaded.instances)
     instances = f" in {count} instances" if count > 1 else ""
     _LOG.info("serving %s on %s%s%s", loaded.ref, loaded.device, instances, reason)

@@ -97,9 +97,9 @@ def check_installed(names: Collection[str]) -> None:
         StartupError: none is installed, or two are.
     """
     if not set(_RUNTIMES) & set(names):
-        raise StartupError("onnxruntime is not installed: install this package with the extra `cpu` or `gpu`")
+        raise StartupError("onnxruntime is not installed: run `pip install 'ign-service[cpu]'`, or [gpu] for CUDA")
     if set(_RUNTIMES) <= set(names):
         raise StartupError(
             "onnxruntime and onnxruntime-gpu overwrite each other: run `pip uninstall -y onnxruntime "
-            "onnxruntime-gpu`, then install this package with the extra `cpu` or `gpu`, not both"
+            "onnxruntime-gpu`, then `pip install 'ign-service[cpu]'`, or [gpu] for CUDA"
         )

@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field, StringConstraints, ValidationError, model_validator
@@ -43,6 +44,13 @@ def _parse_rate(value: object) -> object:
     return None if value == "off" else Rate.parse(value)
 
 
+def _shipped_models() -> Path:
+    """The models of the wheel; in a checkout, and in an image, the folder beside this package."""
+    package = Path(__file__).resolve().parent
+    wheel = package / "shipped_models"
+    return wheel if wheel.is_dir() else package.parent / "models"
+
+
 CommaSeparated: Final = BeforeValidator(_split)
 Origin = Annotated[str, StringConstraints(pattern=r"^(\*|https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?)$")]
 Host = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.:_-]{1,253}$")]
@@ -66,9 +74,7 @@ class Settings(BaseSettings):
 
     host: Host = Field(default="127.0.0.1", description="address to listen on, such as 0.0.0.0")
     port: int = Field(default=8000, ge=0, le=65_535, description="port to listen on; 0 takes a free one")
-    model_dir: Path = Field(
-        default=Path(__file__).resolve().parent.parent / "models", description="directory of the models"
-    )
+    model_dir: Path = Field(default_factory=_shipped_models, description="directory of the models")
     default_model: ModelName = Field(default="mnist", description="default model, such as mnist or mnist/1")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where models run")
     precision: Literal["fp32", "fp16"] = Field(default="fp32", description="fp16 runs model.fp16.onnx")
@@ -189,7 +195,7 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
 def _first_error(exc: ValidationError, environ: Mapping[str, str | None]) -> str:
     error = exc.errors(include_url=False)[0]
     field = str(error["loc"][0])
-    name = f"{PREFIX}{field.upper()}"
+    name = variable_of(field)
     text = environ.get(name.lower()) or ""
     shown = text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
     reason = error["msg"].removeprefix("Value error, ")
@@ -201,7 +207,7 @@ def name_warnings(environ: Mapping[str, str]) -> list[str]:
 
     An unknown variable does not stop the service: after a rollback, the environment may hold newer ones.
     """
-    known = [f"{PREFIX}{field.upper()}" for field in Settings.model_fields]
+    known = [variable_of(field) for field in Settings.model_fields]
     warnings = []
     for name in sorted(environ):
         if name in RENAMED:
@@ -213,13 +219,21 @@ def name_warnings(environ: Mapping[str, str]) -> list[str]:
     return warnings
 
 
-def from_environment() -> Settings:
+def from_environment(overrides: Mapping[str, str] = MappingProxyType({})) -> Settings:
     """The settings of this process.
+
+    Args:
+        overrides: variable name → text, in place of the environment's; an empty text stands for the default.
 
     Raises:
         StartupError: see `load_settings`.
     """
-    return load_settings(os.environ)
+    return load_settings({**os.environ, **overrides})
+
+
+def variable_of(field: str) -> str:
+    """The variable of a setting: `port` → `IGN_PORT`."""
+    return f"{PREFIX}{field.upper()}"
 
 
 def log_name_warnings() -> None:

@@ -44,8 +44,11 @@ def main(arguments: Sequence[str] | None = None, terminal: Terminal | None = Non
     Returns:
         The exit status.
     """
-    terminal = terminal or Terminal(sys.stdout, sys.stderr)
-    options = parser().parse_args(arguments)
+    return run(parser().parse_args(arguments), terminal or Terminal(sys.stdout, sys.stderr))
+
+
+def run(options: argparse.Namespace, terminal: Terminal) -> int:
+    """Run the command of parsed arguments; returns the exit status."""
     try:
         with Client(options.base_url, timeout=options.timeout, max_retries=options.retries) as client:
             done: bool = options.run(client, options, terminal)
@@ -65,23 +68,32 @@ def _status(exc: Exception) -> int:
     return UNREACHABLE if isinstance(exc, _UNREACHABLE_ERRORS) else REFUSED
 
 
-def parser() -> argparse.ArgumentParser:
-    """The parser of the command line."""
+def parser(prog: str = "python -m ign_client") -> argparse.ArgumentParser:
+    """The parser of the command line of a program."""
     top = argparse.ArgumentParser(
-        prog="python -m ign_client",
+        prog=prog,
         description="Send requests to a running ign-service. IGN_BASE_URL holds its URL, IGN_API_KEY the API key.",
         epilog="exit status: 0 done, 1 refused or partly done, 2 usage, 3 service out of reach, 130 interrupted",
     )
     top.add_argument("--version", action="version", version=f"ign-client {__version__}")
-    top.add_argument("--base-url", help="URL of the service (default: IGN_BASE_URL, else http://127.0.0.1:8000)")
-    top.add_argument("--timeout", type=float, default=DEFAULT_TIMEOUT_S, help="seconds for one attempt (30)")
-    top.add_argument("--retries", type=int, default=2, help="attempts after the first (2)")
+    top.set_defaults(base_url=None, timeout=DEFAULT_TIMEOUT_S, retries=2)
+    _connection(top)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     _generate(commands)
     _project(commands)
     _interpolate(commands)
     _score(commands)
+    for command in commands.choices.values():
+        _connection(command)
     return top
+
+
+def _connection(command: argparse.ArgumentParser) -> None:
+    """Options that stand before or after the name of the command; a missing one leaves what stands before."""
+    options = command.add_argument_group("connection", argument_default=argparse.SUPPRESS)
+    options.add_argument("--base-url", help="URL of the service (default: IGN_BASE_URL, else http://127.0.0.1:8000)")
+    options.add_argument("--timeout", type=float, help="seconds for one attempt (30)")
+    options.add_argument("--retries", type=int, help="attempts after the first (2)")
 
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"

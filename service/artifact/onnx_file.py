@@ -35,6 +35,8 @@ DOMAIN: Final = {"OperatorSetIdProto": 1, "NodeProto": 7, "FunctionProto": 10}
 """The field with the domain of operators, by type of message."""
 EXTERNAL: Final = frozenset({13, 14})
 """Fields of a `TensorProto`: where its data is, and whether that is outside of the file."""
+_METADATA: Final = 14  # the field of a `ModelProto` with its entries, whose fields are these
+_KEY, _VALUE = 1, 2
 _DOMAINS: Final = frozenset({b"", b"ai.onnx"})  # two names of the one standard domain
 _MAX_DEPTH: Final = 100  # protobuf refuses messages that are nested more deeply
 _FIXED: Final = {1: 8, 5: 4}  # bytes of a value, by wire type
@@ -53,6 +55,24 @@ def check_self_contained(data: bytes) -> None:
     try:
         _check(memoryview(data), "ModelProto", 0)
     except (ValueError, IndexError) as exc:
+        raise StartupError("not a model onnxruntime can load: its protobuf is damaged") from exc
+
+
+def read_metadata(data: bytes) -> dict[str, str]:
+    """The metadata of an ONNX file.
+
+    Args:
+        data: the file.
+
+    Raises:
+        StartupError: it cannot be read; one line without paths.
+    """
+    try:
+        entries = [
+            dict(_fields(memoryview(value))) for number, value in _fields(memoryview(data)) if number == _METADATA
+        ]
+        return {str(entry[_KEY], "utf-8"): str(entry[_VALUE], "utf-8") for entry in entries}
+    except (ValueError, IndexError, KeyError) as exc:
         raise StartupError("not a model onnxruntime can load: its protobuf is damaged") from exc
 
 

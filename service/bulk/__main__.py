@@ -35,12 +35,13 @@ if TYPE_CHECKING:
     Runner = Callable[..., ShardPlan]
 
 DONE, SOME_FAILED, USAGE, STOPPED, INTERRUPTED = 0, 1, 2, 3, 130
+_PROG: Final = "python -m service.bulk"
 _SEED_BITS: Final = 32
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status."""
-    options = parser().parse_args(arguments)
+def main(arguments: Sequence[str] | None = None, *, prog: str = _PROG) -> int:
+    """Run one command, and name the program ``prog`` in messages; returns the exit status."""
+    options = parser(prog).parse_args(arguments)
     try:
         with _log_to_stderr():
             return _run(options)
@@ -118,10 +119,10 @@ def _job(options: argparse.Namespace, output: Output) -> Job:
     return Job(options=parsed, source=options.input, column=options.column, shard=options.shard)
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(prog: str = _PROG) -> argparse.ArgumentParser:
     """The parser of the command line."""
     top = argparse.ArgumentParser(
-        prog="python -m service.bulk",
+        prog=prog,
         description="Run many images through a model without a server. Models, device and limits are the settings of "
         "the service (environment variables IGN_…). A stopped run is continued by the same command.",
         epilog="exit status: 0 done, 1 some images failed, 2 invalid command, 3 stopped, 130 interrupted",

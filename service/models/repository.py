@@ -23,6 +23,7 @@ from service.domain.model import DeviceLost, DeviceOutOfMemory, Model
 
 MAX_MODEL_BYTES: Final = 2**31 - 1  # the limit of a protobuf message, which an ONNX file is
 _VERSION: Final = re.compile(VERSION_PATTERN)
+_HINT: Final = "unset, the shipped models are served; `ign export` writes others"
 _LOG = logging.getLogger(__name__)
 
 Files = tuple[tuple[int, int, int, int], ...]
@@ -146,21 +147,28 @@ class Repository:
         """`name` or `name/version` for requests that name no model."""
         return self._default
 
+    def find_all(self) -> list[str]:
+        """`name/version` of every version folder, as `find`, at least that of the default.
+
+        Raises:
+            StartupError: the directory or the default is missing.
+        """
+        if not self._directory.is_dir():
+            raise StartupError(f"IGN_MODEL_DIR={self._directory}: no such directory; {_HINT}")
+        refs = self.find()
+        if not refs:
+            raise StartupError(f"IGN_MODEL_DIR={self._directory}: holds no model such as mnist/1/model.onnx; {_HINT}")
+        if not any(self._default in (ref, ref.partition("/")[0]) for ref in refs):
+            raise StartupError(f"IGN_DEFAULT_MODEL={self._default}: not there; there is {', '.join(refs)}")
+        return refs
+
     def load_all(self) -> Mapping[str, LoadedModel]:
         """Load every version in the directory; this blocks until all are verified.
 
         Raises:
-            StartupError: the directory is missing or empty, a version cannot be verified, or the default is missing.
+            StartupError: as `find_all`, or a version cannot be verified.
         """
-        if not self._directory.is_dir():
-            raise StartupError(f"IGN_MODEL_DIR={self._directory}: no such directory")
-        refs = self.find()
-        if not refs:
-            raise StartupError(f"IGN_MODEL_DIR={self._directory}: holds no model such as mnist/1/model.onnx")
-        if not any(
-            self._default in (ref, ref.partition("/")[0]) for ref in refs
-        ):  # checked before the loading, which can take minutes
-            raise StartupError(f"IGN_DEFAULT_MODEL={self._default}: not there; there is {', '.join(refs)}")
+        refs = self.find_all()  # before the loading, which can take minutes
         loaded: dict[str, LoadedModel] = {}
         try:
             for ref in refs:

@@ -57,6 +57,11 @@ class CudaOptions:
     half: bool = False
 
 
+def cuda_is_built_in() -> bool:
+    """Whether this build of onnxruntime has the CUDA provider."""
+    return CUDA in ort.get_available_providers()
+
+
 def cpu_session(data: bytes, threads: int) -> Any:
     """A session on the CPU.
 
@@ -88,7 +93,7 @@ def cuda_session(data: bytes, cuda: CudaOptions) -> Any:
         CudaUnavailable: CUDA is not built in, its libraries do not load, or it does not run every node.
         StartupError: the file needs a newer onnxruntime.
     """
-    if CUDA not in ort.get_available_providers():
+    if not cuda_is_built_in():
         raise CudaUnavailable(f"CUDA cannot be used: this onnxruntime is built without it{_HINT}")
     providers = [(CUDA, cuda_options(cuda))]
     library_error = _preload_libraries()

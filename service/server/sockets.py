@@ -9,6 +9,7 @@ from service.settings import Settings
 
 _LOG = logging.getLogger("service")
 BACKLOG: Final = 2048
+_WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - address that stands for all → one to open
 
 
 def listen(settings: Settings) -> socket.socket:
@@ -50,10 +51,14 @@ def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
 
 
 def write_startup_line(bound: socket.socket) -> None:
-    """Log the URL of this socket. Operators and tests read the port from this line."""
+    """Log the URL of this socket, one that a browser on this machine opens. Tests read the port from this line.
+
+    Call it when the service is ready, so that the last line of a service that refuses to start is the refusal.
+    """
     host, port = bound.getsockname()[:2]
     shown = f"[{host}]" if bound.family == socket.AF_INET6 else host
-    _LOG.info("listening on http://%s:%d", shown, port)
+    everywhere = " (all interfaces)" if host in _WILDCARDS else ""
+    _LOG.info("listening on http://%s:%d%s", _WILDCARDS.get(host, shown), port, everywhere)
 
 
 def bind_error(host: str, port: int, exc: OSError) -> StartupError:

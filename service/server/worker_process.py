@@ -113,7 +113,9 @@ def run_server(settings: Settings, listener: socket.socket, messages: Connection
 
     def on_ready() -> None:
         tune_gc()
-        if messages is not None:
+        if messages is None:
+            sockets.write_startup_line(listener)
+        else:
             tasks.append(asyncio.get_running_loop().create_task(start_listening(messages)))
 
     async def start_listening(messages: Connection) -> None:

@@ -246,8 +246,8 @@ BUSY = """
 import sys, time
 from service.api.native import uploads
 uploads.decode_picture = lambda *_, **__: time.sleep(60)
-from service.__main__ import main
-sys.exit(main())
+from service.cli import serve
+sys.exit(serve({}))
 """
 
 

@@ -22,10 +22,13 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import click
 import pytest
 
+from ign.__main__ import main as ign
 from ign_client import _cli as client
 from model_export import cli
+from service import cli as service_cli
 from service.bulk import __main__ as bulk
 from service.domain.errors import StartupError
 from service.settings import load_settings
@@ -204,11 +207,13 @@ def check_named(words: list[str], where: str) -> None:
             targets = set(re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
             assert {word for word in rest if "=" not in word} <= targets, where
         case ["python", "-m", "model_export", *options]:
-            cli._parser().parse_args(options)
+            cli.parser().parse_args(options)
         case ["python", "-m", "ign_client", *options]:
             client.parser().parse_args(options)
-        case ["python", "-m", "service"]:
-            pass
+        case ["ign", *options] | ["python", "-m", "ign", *options]:
+            check_ign(options, where)
+        case ["python", "-m", "service", *options]:
+            service_cli.command.make_context("service", list(options), resilient_parsing=False)
         case ["python", "-m", "service.bulk", *options]:
             bulk.parser().parse_args(options)
         case ["python", "-m", module, *_] if module.startswith("benchmarks."):
@@ -222,6 +227,24 @@ def check_named(words: list[str], where: str) -> None:
             assert set(found[2].split(",")) <= set(project["optional-dependencies"]), where
         case _:
             raise AssertionError(f"{where}: not a command this test can check; a `text` block is for those")
+
+
+def check_ign(options: list[str], where: str) -> None:
+    """Fail unless click, or the parser behind a command, takes the arguments."""
+    name, *rest = options
+    if name in ("generate", "project", "score", "interpolate"):
+        client.parser().parse_args([word for word in options if word != "--local"])
+    elif name == "bulk":
+        bulk.parser().parse_args(rest)
+    elif name in ("train", "export", "verify", "evaluate", "figures", "card"):
+        cli.parser().parse_args(options)
+    else:
+        context = click.Context(ign)
+        command = ign.get_command(context, name)
+        while isinstance(command, click.Group):
+            command = command.get_command(context, rest.pop(0))
+        assert command is not None, where
+        command.make_context(name, rest, parent=context)
 
 
 @every_page
@@ -304,6 +327,10 @@ def test_blocks_are_found() -> None:
         ("IGN_POTR=1 make run", "sh"),
         ("python -m model_export train --nonsense 1", "sh"),
         ("python -m ign_client dance", "sh"),
+        ("python -m service --prot 9000", "sh"),
+        ("ign serve --prot 9000", "sh"),
+        ("ign keys lend alice", "sh"),
+        ("ign generate --local --seeds 7 --out digits/", "sh"),
         ("python examples/nothing.py", "sh"),
         ("python -m benchmarks.nothing", "sh"),
         ("pip install -e '.[nothing]'", "sh"),
@@ -316,5 +343,5 @@ def test_blocks_are_found() -> None:
 )
 def test_what_is_wrong_is_found(code: str, language: str, tmp_path: Path) -> None:
     page = [Block(language, code, 1, output=False), Block("text", "another number: 1", 4, output=True)]
-    with pytest.raises((AssertionError, SystemExit, StartupError)):
+    with pytest.raises((AssertionError, SystemExit, StartupError, click.UsageError)):
         Runner(page, "page:", tmp_path, BASE_URL).run(page)

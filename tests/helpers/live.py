@@ -2,6 +2,7 @@
 
 import os
 import queue
+import socket
 import subprocess
 import sys
 import threading
@@ -54,6 +55,13 @@ def live_service(**settings: str) -> Iterator[str]:
         process.stderr.close()
 
 
+def free_port() -> int:
+    """A free TCP port of the loopback interface."""
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        return int(reserved.getsockname()[1])
+
+
 def _follow(stream: IO[str], log: "queue.SimpleQueue[str | None]") -> None:
     """Pass the lines on, and go on reading for ever: a full pipe would stop the service."""
     for line in stream:
@@ -62,9 +70,8 @@ def _follow(stream: IO[str], log: "queue.SimpleQueue[str | None]") -> None:
 
 
 def _ready(log: "queue.SimpleQueue[str | None]") -> str:
-    """The base URL, as soon as the log says that a model is served and `/readyz` agrees."""
+    """The base URL, as soon as the log names it and `/readyz` agrees that the models serve."""
     said: list[str] = []
-    base_url = ""
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
         line = log.get(timeout=START_S)
@@ -73,8 +80,8 @@ def _ready(log: "queue.SimpleQueue[str | None]") -> str:
         said.append(line)
         if " listening on " in line:
             base_url = line.rpartition(" ")[2].strip()
-        if " serving " in line and _answers(f"{base_url}/readyz"):
-            return base_url
+            if _answers(f"{base_url}/readyz"):
+                return base_url
     raise AssertionError("the service did not start:\n" + "".join(said))
 
 

@@ -28,7 +28,7 @@ def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-CODE = ("service", "model_export", "sdk/ign_client", "benchmarks", "examples", "tests")
+CODE = ("ign", "service", "model_export", "sdk/ign_client", "benchmarks", "examples", "tests")
 # A word is retired in every identifier that contains it: `spoil` retires `spoil_rows` and `Spoil`.
 RETIRED_WORDS = _names(
     "alarm alarms bury corked cruise desk door easel executors lane lanes lineup restorer restorers shed sheds "
@@ -69,7 +69,7 @@ def entries(package: str) -> list[str]:
 
 def packages() -> Iterator[Package]:
     """Every package below `service`, `model_export`, the client and the benchmarks."""
-    for top in ("service", "model_export", "sdk/ign_client", "benchmarks"):
+    for top in ("ign", "service", "model_export", "sdk/ign_client", "benchmarks"):
         for folder in sorted({file.parent for file in (ROOT / top).rglob("*.py")}):
             sizes = {file.name: len(file.read_text(encoding="utf-8").splitlines()) for file in folder.glob("*.py")}
             largest = max(sizes, key=sizes.__getitem__)

@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {
+    "ign": ROOT / "ign",
     "service": ROOT / "service",
     "model_export": ROOT / "model_export",
     "ign_client": ROOT / "sdk" / "ign_client",
@@ -122,9 +123,10 @@ def test_the_packages_are_found() -> None:
 @pytest.mark.parametrize(
     ("package", "forbidden"),
     [
-        ("service", ["torch", "torchvision", "model_export", "ign_client"]),
-        ("model_export", ["ign_client"]),
-        ("ign_client", ["service", "model_export", "torch"]),
+        ("ign", ["torch", "onnxruntime"]),
+        ("service", ["torch", "torchvision", "model_export", "ign_client", "ign"]),
+        ("model_export", ["ign_client", "ign"]),
+        ("ign_client", ["service", "model_export", "torch", "ign"]),
     ],
 )
 def test_packages_stay_apart(package: str, forbidden: list[str]) -> None:

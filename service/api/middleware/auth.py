@@ -5,7 +5,7 @@ The keys file is a JSON list. It holds the SHA-256 of each key, never the key it
     [{"name": "alice", "sha256": "<64 hex digits>", "scopes": ["infer"]},
      {"name": "ops", "sha256": "<64 hex digits>", "scopes": ["infer", "admin"]}]
 
-`python -c "import secrets; print(secrets.token_urlsafe(32))"` creates a key, and `printf %s KEY | sha256sum` hashes it.
+`ign keys add` creates a key and adds its entry.
 The scope `admin` allows the administrative paths, and the scope `infer` every other path that needs a key. An entry may
 have a `quota`, such as `"20/s"` or `"600/m"`. It replaces the rate `IGN_RATE_LIMIT` for this key.
 
@@ -95,23 +95,35 @@ def load_keys(path: Path) -> tuple[ApiKey, ...]:
         StartupError: the file is unreadable, invalid or empty, or a name or key occurs twice.
     """
     try:
-        entries = TypeAdapter(list[_KeyEntry]).validate_json(path.read_bytes())
+        return parse_keys(path.read_bytes())
     except OSError as exc:
         raise StartupError(f"API keys file {path}: {exc.strerror}") from exc
+    except StartupError as exc:
+        raise StartupError(f"API keys file {path}: {exc.detail}") from exc
+
+
+def parse_keys(data: bytes) -> tuple[ApiKey, ...]:
+    """Parse the content of a keys file.
+
+    Raises:
+        StartupError: as `load_keys`; the text names no path.
+    """
+    try:
+        entries = TypeAdapter(list[_KeyEntry]).validate_json(data)
     except ValidationError as exc:
         first = exc.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         what = first["msg"].removeprefix("Value error, ")
-        raise StartupError(f"API keys file {path}: {where + ': ' if where else ''}{what}") from exc
+        raise StartupError(f"{where + ': ' if where else ''}{what}") from exc
     keys = tuple(
         ApiKey(name=entry.name, digest=bytes.fromhex(entry.sha256), scopes=entry.scopes, quota=entry.quota)
         for entry in entries
     )
     if not keys:
-        raise StartupError(f"API keys file {path}: it holds no key")
+        raise StartupError("it holds no key")
     for field in ("name", "digest"):
         if len({getattr(key, field) for key in keys}) < len(keys):
-            raise StartupError(f"API keys file {path}: a {field} is given twice")
+            raise StartupError(f"a {field} is given twice")
     return keys
 
 

@@ -150,7 +150,7 @@ def test_the_directory_itself_may_be_a_link(tmp_path: Path) -> None:
 
 
 def test_a_missing_or_empty_directory_is_refused(tmp_path: Path) -> None:
-    assert refusal(tmp_path / "none") == f"IGN_MODEL_DIR={tmp_path}/none: no such directory"
+    assert refusal(tmp_path / "none").startswith(f"IGN_MODEL_DIR={tmp_path}/none: no such directory")
     assert "holds no model" in refusal(tmp_path)
     (tmp_path / "toy").mkdir()
     assert "holds no model" in refusal(tmp_path)

@@ -1,4 +1,4 @@
-"""`service.__main__` inside this process; `tests/e2e/test_process.py` starts it as one of its own."""
+"""`service.cli.serve` inside this process; `tests/e2e/test_process.py` starts it as one of its own."""
 
 import gc
 import json
@@ -16,8 +16,8 @@ from typing import Any
 import httpx
 import pytest
 
-from service import __main__ as program
 from service import environment
+from service.cli import serve
 from service.domain.errors import StartupError
 from service.domain.latents import FloatRows
 from service.domain.model import DeviceLost
@@ -26,6 +26,7 @@ from service.runtime.onnx_model import OnnxModel
 from service.server import sockets, worker_process
 from service.settings import Settings
 from tests.contract.harness import PATIENCE_S, Gate, problem
+from tests.helpers.live import free_port
 from tests.helpers.onnx_models import write_model
 
 
@@ -128,7 +129,7 @@ def main_beside(script: Callable[[], None]) -> int:
 
     with ThreadPoolExecutor(1) as pool:
         done: Future[None] = pool.submit(run)
-        status = program.main()
+        status = serve({})
         done.result(PATIENCE_S)
     return status
 
@@ -200,13 +201,13 @@ def test_what_does_not_finish_is_cut_off(configured: Callable[..., None], said: 
 
 
 def test_a_stop_while_models_load(configured: Callable[..., None], said: Said, gate: Gate) -> None:
-    configured()
+    port = free_port()
+    configured(PORT=str(port))
     gate.close()
 
     def script() -> None:
-        url = said.until("listening on ")
         assert gate.entered.wait(PATIENCE_S)
-        assert httpx.get(f"{url}/healthz").status_code == 200
+        assert httpx.get(f"http://127.0.0.1:{port}/healthz").status_code == 200
         stop()
         said.until("draining: ")
         gate.opened.set()
@@ -240,16 +241,15 @@ def test_the_delay_keeps_it_up(configured: Callable[..., None], said: Said) -> N
 )
 def test_refusals(configured: Callable[..., None], settings: dict[str, str], said: str, capsys: Any) -> None:
     configured(**settings)
-    assert program.main() == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if "listening on" not in line]
-    assert len(lines) == 1
-    assert lines[0].startswith(f"ign-service does not start: {said}")
+    assert serve({}) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"ign-service does not start: {said}")
 
 
 def test_two_runtimes_at_once(configured: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     configured()
     monkeypatch.setattr(environment, "installed_onnxruntimes", lambda: {"onnxruntime", "onnxruntime-gpu"})
-    assert program.main() == 2
+    assert serve({}) == 2
     assert "overwrite each other" in capsys.readouterr().err
 
 
@@ -274,7 +274,7 @@ def test_failures_nobody_foresaw(
         raise error
 
     monkeypatch.setattr("service.models.repository.Repository.load_all", fail)
-    assert program.main() == 2
+    assert serve({}) == 2
     err = capsys.readouterr().err
     assert said in err.splitlines()[-1]
     assert ("Traceback" in err) is logged
@@ -338,3 +338,27 @@ def test_without_a_device_left_it_ends_to_be_started_anew(
     assert "CRITICAL a device is lost: CUDA failure 700: an illegal memory access was encountered" in err
     assert "Traceback" in err  # of the call that said so
     assert "does not start" not in err
+
+
+def test_a_check_verifies_the_models_and_ends(configured: Callable[..., None], said: Said, capsys: Any) -> None:
+    configured(PORT="1")  # a port that a check does not open
+    assert serve({}, check=True) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("toy/1: verified on cpu")
+    assert err == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"model_dir": "/nowhere"}, "--model-dir=/nowhere: no such directory"),
+        ({"api_keys_file": "/nowhere"}, "API keys file /nowhere: "),
+        ({"workers": "2", "device": "auto"}, "--workers=2 needs --device=cpu"),
+    ],
+)
+def test_a_check_refuses_what_serving_would(
+    configured: Callable[..., None], options: dict[str, str], said: str, capsys: Any
+) -> None:
+    configured()
+    assert serve(options, check=True) == 2
+    assert capsys.readouterr().err.startswith(f"ign-service does not start: {said}")

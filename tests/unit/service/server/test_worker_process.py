@@ -13,16 +13,16 @@ import httpx
 import pytest
 
 from tests.contract.harness import PATIENCE_S
-from tests.helpers.live import environment
+from tests.helpers.live import environment, free_port
 from tests.helpers.onnx_models import write_model
 
 STUCK = """
 import threading, time
-from service import __main__ as program
+from service.cli import serve
 from service.models.repository import Repository
 from service.server.worker_process import leave
 {line}
-leave(program.main())
+leave(serve({{}}))
 """
 BUSY_THREAD = "threading.Thread(target=time.sleep, args=(600,)).start()"
 BUSY_EXECUTOR = "Repository.load_all = lambda _: time.sleep(600)"
@@ -68,8 +68,10 @@ def answered(url: str, path: str, status: int) -> None:
 @pytest.mark.parametrize("signals", [1, 2])
 def test_it_ends_although_a_thread_does_not(models: Path, line: str, signals: int) -> None:
     drain = "1" if signals == 1 else "600"
-    with started(models, sys.executable, "-c", STUCK.format(line=line), IGN_DRAIN_S=drain) as process:
-        answered(url_of(process), "/healthz", 200)
+    port = free_port()
+    code = STUCK.format(line=line)
+    with started(models, sys.executable, "-c", code, IGN_DRAIN_S=drain, IGN_PORT=str(port)) as process:
+        answered(f"http://127.0.0.1:{port}", "/healthz", 200)
         for _ in range(signals):
             process.send_signal(signal.SIGTERM)
             time.sleep(0.2)
@@ -78,8 +80,9 @@ def test_it_ends_although_a_thread_does_not(models: Path, line: str, signals: in
 
 def test_further_signals_do_not_change_the_status(models: Path) -> None:
     code = STUCK.format(line=BUSY_EXECUTOR)
-    with started(models, sys.executable, "-c", code, IGN_DRAIN_S="1") as process:
-        answered(url_of(process), "/healthz", 200)
+    port = free_port()
+    with started(models, sys.executable, "-c", code, IGN_DRAIN_S="1", IGN_PORT=str(port)) as process:
+        answered(f"http://127.0.0.1:{port}", "/healthz", 200)
         while process.poll() is None:
             process.send_signal(signal.SIGTERM)
             time.sleep(0.1)

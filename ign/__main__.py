@@ -1,0 +1,135 @@
+"""`ign`, and `python -m ign`: one command for all. A command is imported when it is used, so `ign --help` is quick."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Final
+
+import click
+from click.shell_completion import CompletionItem, get_completion_class
+
+import service
+
+Loader = Callable[[], click.Command]
+_PROGRAM: Final = "ign"
+_COMPLETE: Final = "_IGN_COMPLETE"  # the variable through which a shell asks click what completes a word
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are used.
+
+    Args:
+        name: of the group.
+        loaders: name of a command → its summary, and the function that imports it.
+        **kwargs: of `click.Group`.
+    """
+
+    def __init__(self, name: str, loaders: Mapping[str, tuple[str, Loader]], **kwargs: Any) -> None:
+        super().__init__(name, **kwargs)
+        self._loaders = loaders
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names of all commands, in the order of the help."""
+        return list(self._loaders)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command; None if there is no such command."""
+        return self._loaders[cmd_name][1]() if cmd_name in self._loaders else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the summaries without importing the commands."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (summary, _) in self._loaders.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """The commands and options that begin with ``incomplete``."""
+        names = [
+            CompletionItem(name, help=summary)
+            for name, (summary, _) in self._loaders.items()
+            if name.startswith(incomplete)
+        ]
+        return names + click.Command.shell_complete(self, ctx, incomplete)
+
+
+def _serve() -> click.Command:
+    from service.cli import command
+
+    return command
+
+
+def _client(name: str) -> click.Command:
+    from ign.client import client_command
+
+    return client_command(name)
+
+
+def _bulk() -> click.Command:
+    from ign.parsers import from_parser
+    from service.bulk import __main__ as bulk
+
+    prog = f"{_PROGRAM} bulk"
+    return from_parser("bulk", bulk.parser(prog), partial(bulk.main, prog=prog))
+
+
+def _training(name: str) -> click.Command:
+    from ign.parsers import from_parser, subparsers
+    from model_export import cli
+
+    return from_parser(
+        name,
+        subparsers(cli.parser(_PROGRAM))[name],
+        lambda arguments: cli.main([name, *arguments], prog=_PROGRAM),
+    )
+
+
+def _keys() -> click.Command:
+    from ign.keys import keys
+
+    return keys
+
+
+def _models() -> click.Command:
+    from ign.models import models
+
+    return models
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def _completion(shell: str) -> None:
+    """Print the script that completes `ign` in a shell, as in: eval "$(ign completion bash)"."""
+    script = get_completion_class(shell)
+    if script is not None:
+        click.echo(script(main, {}, _PROGRAM, _COMPLETE).source())
+
+
+_COMMANDS: Final[Mapping[str, tuple[str, Loader]]] = {
+    "serve": ("serve models over HTTP, with a page to draw in", _serve),
+    "models": ("list the models that serve would serve", _models),
+    "keys": ("add, list and revoke API keys", _keys),
+    "generate": ("generate pictures from noise", partial(_client, "generate")),
+    "project": ("make pictures real", partial(_client, "project")),
+    "score": ("measure how real pictures look", partial(_client, "score")),
+    "interpolate": ("walk between seeds or pictures", partial(_client, "interpolate")),
+    "bulk": ("run many pictures through a model, without a server", _bulk),
+    "train": ("train a model on your pictures", partial(_training, "train")),
+    "export": ("write a trained model as ONNX, verified", partial(_training, "export")),
+    "verify": ("check an exported model against its training run", partial(_training, "verify")),
+    "evaluate": ("measure the quality of an exported model", partial(_training, "evaluate")),
+    "figures": ("draw figures of an exported model", partial(_training, "figures")),
+    "card": ("write a page about an exported model", partial(_training, "card")),
+    "completion": ("print the script that completes commands in a shell", lambda: _completion),
+}
+
+main: Final = click.version_option(service.__version__, prog_name=_PROGRAM)(
+    LazyGroup(
+        _PROGRAM,
+        _COMMANDS,
+        help="Train, export and serve Idempotent Generative Networks.",
+        epilog="`ign COMMAND --help` describes a command.",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+)
+"""The command line of the distribution."""
+
+if __name__ == "__main__":
+    main(prog_name=_PROGRAM)

@@ -1,0 +1,139 @@
+"""`ign keys add|list|revoke`: edit the file of API keys. The service reads it when it starts."""
+
+import hashlib
+import json
+import os
+import secrets
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from service.api.middleware.auth import parse_keys
+from service.domain.errors import StartupError
+from service.settings import from_environment
+
+_KEY_BYTES: Final = 32
+_PRIVATE: Final = 0o600
+
+Entry = dict[str, Any]
+"""An entry of the file, as JSON."""
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def keys() -> None:
+    """Edit the file of API keys. It holds the SHA-256 of each key; the service reads it when it starts."""
+
+
+def _default_file() -> Path:
+    try:
+        file = from_environment().api_keys_file
+    except StartupError as exc:
+        raise click.ClickException(exc.detail) from exc
+    if file is None:
+        raise click.UsageError("say which file: --file FILE, or the variable IGN_API_KEYS_FILE")
+    return file
+
+
+_FILE: Final = click.option(
+    "--file", type=click.Path(path_type=Path, dir_okay=False), help="file of API keys  [IGN_API_KEYS_FILE]"
+)
+
+
+@keys.command()
+@click.argument("name")
+@_FILE
+@click.option(
+    "--scope",
+    "scopes",
+    type=click.Choice(["infer", "admin"]),
+    multiple=True,
+    default=["infer"],
+    help="what the key allows; may be repeated  [infer]",
+)
+@click.option("--quota", metavar="RATE", help="such as 20/s or 600/m, in place of IGN_RATE_LIMIT")
+def add(name: str, file: Path | None, scopes: Sequence[str], quota: str | None) -> None:
+    """Make a key for the caller NAME, print it, and store its hash. A new file is readable for its owner only."""
+    file = file or _default_file()
+    key = secrets.token_urlsafe(_KEY_BYTES)
+    entry: Entry = {
+        "name": name,
+        "sha256": hashlib.sha256(key.encode()).hexdigest(),
+        "scopes": list(dict.fromkeys(scopes)),
+    }
+    if quota is not None:
+        entry["quota"] = quota
+    entries = _read(file)
+    if any(other["name"] == name for other in entries):
+        raise click.ClickException(f"{file} holds a key of {name} already; `ign keys revoke {name}` removes it")
+    entries.append(entry)
+    _check(entries, f"the key of {name}")
+    _write(file, entries)
+    click.echo(key)
+    click.echo(f"{name} is in {file}, which does not hold the key: keep it. Restart the service.", err=True)
+
+
+@keys.command("list")
+@_FILE
+def list_(file: Path | None) -> None:
+    """Print name, scopes and quota of every key, separated by tabs."""
+    for entry in _read(file or _default_file(), must_exist=True):
+        click.echo("\t".join((entry["name"], ",".join(entry["scopes"]), entry.get("quota") or "-")))
+
+
+@keys.command()
+@click.argument("name")
+@_FILE
+def revoke(name: str, file: Path | None) -> None:
+    """Remove the key of the caller NAME. A service that runs accepts it until it is restarted."""
+    file = file or _default_file()
+    entries = _read(file, must_exist=True)
+    left = [entry for entry in entries if entry["name"] != name]
+    if len(left) == len(entries):
+        names = ", ".join(entry["name"] for entry in entries) or "nobody"
+        raise click.ClickException(f"{file} holds no key of {name}; it holds those of {names}")
+    _write(file, left)
+    end = "Restart the service." if left else "The file holds no key: the service does not start with it."
+    click.echo(f"{name} is removed from {file}. {end}", err=True)
+
+
+def _read(file: Path, *, must_exist: bool = False) -> list[Entry]:
+    try:
+        data = file.read_bytes()
+    except FileNotFoundError as exc:
+        if must_exist:
+            raise click.ClickException(f"{file}: no such file; `ign keys add NAME` makes one") from exc
+        return []
+    except OSError as exc:
+        raise click.ClickException(f"{file}: {exc.strerror}") from exc
+    if data.strip() == b"[]":
+        return []
+    try:
+        parse_keys(data)
+    except StartupError as exc:
+        raise click.ClickException(f"{file}: {exc.detail}") from exc
+    entries: list[Entry] = json.loads(data)
+    return entries
+
+
+def _check(entries: Sequence[Entry], what: str) -> None:
+    try:
+        parse_keys(json.dumps(entries).encode())
+    except StartupError as exc:
+        raise click.ClickException(f"{what}: {exc.detail}") from exc
+
+
+def _write(file: Path, entries: Sequence[Entry]) -> None:
+    """Replace the file at once, so that a service that starts meanwhile reads the old one or the new one."""
+    target = file.resolve()  # a link stays a link
+    lines = ",\n ".join(json.dumps(entry) for entry in entries)
+    try:
+        mode = target.stat().st_mode & 0o777 if target.exists() else _PRIVATE
+        with tempfile.NamedTemporaryFile("w", dir=target.parent, prefix=f".{target.name}-", delete=False) as new:
+            new.write(f"[{lines}]\n")
+        os.chmod(new.name, mode)
+        os.replace(new.name, target)
+    except OSError as exc:
+        raise click.ClickException(f"{file}: {exc.strerror}") from exc

@@ -1,0 +1,66 @@
+"""`ign models`: the models of a directory, from their cards."""
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from service.artifact.card import CardError, from_metadata
+from service.artifact.files import MODEL_FILE, MODEL_FILES
+from service.artifact.onnx_file import read_metadata
+from service.domain.errors import StartupError
+from service.models.repository import Repository
+from service.settings import from_environment, variable_of
+
+Row = dict[str, Any]
+"""What is listed of one model, as JSON."""
+_COLOURS: Final = {1: "grey", 3: "colour"}
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--models", "--model-dir", "folder", type=click.Path(), help="directory of the models  [IGN_MODEL_DIR; shipped]"
+)
+@click.option("--json", "as_json", is_flag=True, help="write a line of JSON for each model instead")
+def models(*, folder: str | None, as_json: bool) -> None:
+    """List the models of a directory: name/version, pictures, precisions and what they draw. * is the default."""
+    try:
+        settings = from_environment({} if folder is None else {variable_of("model_dir"): folder})
+        repository = Repository(settings.model_dir, lambda _: [], default=settings.default_model)
+        rows = [_describe(settings.model_dir, ref) for ref in repository.find_all()]
+    except StartupError as exc:
+        raise click.ClickException(exc.detail) from exc
+    default = [row["model"] for row in rows if settings.default_model in (row["model"], row["name"])][-1]
+    width = max(len(row["model"]) for row in rows)
+    for row in rows:
+        row["default"] = row["model"] == default
+        click.echo(json.dumps(row) if as_json else _line(row, width))
+
+
+def _describe(folder: Path, ref: str) -> Row:
+    try:
+        data = (folder / ref / MODEL_FILE).read_bytes()
+        card, _ = from_metadata(read_metadata(data))
+    except OSError as exc:
+        raise StartupError(f"{ref}/{MODEL_FILE}: {exc.strerror}") from exc
+    except (CardError, StartupError) as exc:
+        raise StartupError(f"{ref}/{MODEL_FILE}: {exc}") from exc
+    channels, height, width = card.shape
+    return {
+        "model": ref,
+        "name": card.name,
+        "height": height,
+        "width": width,
+        "channels": channels,
+        "precisions": [name for name, file in MODEL_FILES.items() if (folder / ref / file).is_file()],
+        "parameters": card.training.parameters,
+        "licence": card.licence,
+        "description": card.description,
+    }
+
+
+def _line(row: Row, width: int) -> str:
+    mark = "*" if row["default"] else " "
+    size = f"{row['height']}×{row['width']} {_COLOURS[row['channels']]}"
+    return f"{mark} {row['model']:<{width}}  {size}  {'+'.join(row['precisions'])}  {row['description']}"

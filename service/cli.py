@@ -1,0 +1,151 @@
+"""The command `serve`, of `ign` and of `python -m service`. Its options are the fields of `Settings`."""
+
+import asyncio
+import logging
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, Literal, get_args, get_origin
+
+import click
+
+from service.domain.errors import StartupError
+from service.environment import prepare_process
+from service.observability.log_queue import flush_log
+from service.server import open_files, sockets, worker_process
+from service.server.supervisor import supervise
+from service.settings import Settings, from_environment, log_name_warnings, variable_of
+
+REFUSED: Final = 2
+_METAVARS: Final[Mapping[object, str]] = {int: "NUMBER", float: "SECONDS"}
+_SHORTER: Final = {"model_dir": "--models"}
+
+
+def serve(options: Mapping[str, str], *, check: bool = False) -> int:
+    """Serve until a signal, or only verify the models.
+
+    Args:
+        options: setting → text, in place of its variable; an empty text stands for the default.
+        check: load and verify the models and the API keys, print a line for each model, and end.
+
+    Returns:
+        The exit status: 0 after a clean stop, 1 when no device is left, and 2 for a refusal to start, whose reason is
+        one line on stderr.
+    """
+    try:
+        prepare_process()
+        settings = from_environment({variable_of(field): text for field, text in options.items()})
+        worker_process.configure_logging(settings)
+        log_name_warnings()
+        return _check(settings) if check else _serve(settings)
+    except StartupError as exc:
+        flush_log()
+        click.echo(f"ign-service does not start: {_with_options(exc.detail, options)}", err=True)
+        return REFUSED
+    finally:
+        flush_log()
+
+
+def _serve(settings: Settings) -> int:
+    open_files.raise_limit()
+    with sockets.listen(settings) as listener:
+        if settings.workers == 1:
+            return worker_process.run_server(settings, listener)
+        port = listener.getsockname()[1]
+    # No other program listens on this port. This socket is bound but does not listen: it reserves the port.
+    with sockets.bind(settings.host, port, shared=True) as reserved:
+        return supervise(
+            settings.replace(port=port),
+            worker_process.worker_main,
+            on_listening=partial(sockets.write_startup_line, reserved),
+        )
+
+
+def _check(settings: Settings) -> int:
+    from service.app import create_app, running_services
+
+    logging.getLogger("service").setLevel(logging.WARNING)
+
+    async def load() -> None:
+        async with running_services(settings) as services:
+            create_app(services)  # reads the API keys
+            for ref, model in services.registry.models.items():
+                golden = model.loaded.golden
+                click.echo(
+                    f"{ref}: verified on {model.loaded.device}; the golden rows differ by {golden.difference:.2g}, "
+                    f"allowed are {golden.tolerance:.2g}"
+                )
+
+    asyncio.run(load())
+    return 0
+
+
+def _with_options(detail: str, options: Mapping[str, str]) -> str:
+    """Name a setting in an error as its option where it was given as one."""
+    for field in options:
+        detail = detail.replace(f"{variable_of(field)}=", f"{_option_name(field)}=")
+    return detail
+
+
+def _option_name(field: str) -> str:
+    return f"--{field.replace('_', '-')}"
+
+
+def _options() -> Iterator[click.Option]:
+    for field, info in Settings.model_fields.items():
+        names = [_option_name(field)]
+        if info.annotation is bool:
+            names[0] += f"/--no-{names[0].removeprefix('--')}"
+        if field in _SHORTER:
+            names.insert(0, _SHORTER[field])
+        yield click.Option(
+            [*names, field],
+            type=_type(info.annotation),
+            metavar=_METAVARS.get(info.annotation),
+            default=None,
+            help=f"{info.description}  [{variable_of(field)}; {_default(field)}]",
+        )
+
+
+def _type(annotation: Any) -> "click.ParamType[Any]":
+    """What the shell completes. `Settings` parses the text, except for one of a few words."""
+    if annotation is bool:
+        return click.BOOL
+    if get_origin(annotation) is Literal:
+        return click.Choice(get_args(annotation))
+    return click.Path() if Path in (annotation, *get_args(annotation)) else click.STRING
+
+
+def _default(field: str) -> str:
+    default = Settings.model_fields[field].default
+    match default:
+        case None:
+            return "off" if field == "rate_limit" else "none"
+        case ():
+            return "none"
+        case bool():
+            return "on" if default else "off"
+        case int() | float() | str():
+            return f"{default:g}" if isinstance(default, float) else str(default)
+    return "the shipped models"
+
+
+def _run(*, check: bool, **values: Any) -> None:
+    texts = {name: value for name, value in values.items() if value is not None}
+    options = {name: str(int(value)) if isinstance(value, bool) else value for name, value in texts.items()}
+    worker_process.leave(serve(options, check=check))
+
+
+command: Final = click.Command(
+    "serve",
+    callback=_run,
+    help="Serve the models of a directory over HTTP until a signal. Each option takes precedence over its environment "
+    "variable, which stands in brackets before the default.",
+    epilog="Exit status: 0 after a clean stop, 1 when no device is left, 2 for a refusal to start.",
+    params=[
+        *_options(),
+        click.Option(["--check"], is_flag=True, help="verify the models and the API keys, and end"),
+    ],
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+"""The command."""

@@ -1,0 +1,92 @@
+"""`ign keys`: what it writes is what the service reads."""
+
+import hashlib
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from ign.__main__ import main
+from service.api.middleware.auth import load_keys
+from service.domain.rate_limit import Rate
+
+
+def keys(*arguments: str, **variables: str) -> Result:
+    return CliRunner().invoke(main, ("keys", *arguments), env=variables)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "keys.json"
+
+
+def test_an_added_key_is_one_that_the_service_reads(file: Path) -> None:
+    done = keys("add", "alice", "--file", str(file), "--quota", "600/m")
+    assert done.exit_code == 0
+    secret = done.stdout.strip()
+    (alice,) = load_keys(file)
+    assert (alice.name, alice.scopes, alice.quota) == ("alice", frozenset({"infer"}), Rate(600, 60.0))
+    assert alice.digest == hashlib.sha256(secret.encode()).digest()
+    assert secret not in file.read_text()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert [entry.name for entry in file.parent.iterdir()] == ["keys.json"]
+
+
+def test_keys_are_added_listed_and_revoked(file: Path) -> None:
+    where = {"IGN_API_KEYS_FILE": str(file)}
+    assert keys("add", "alice", **where).exit_code == 0
+    file.chmod(0o644)
+    assert keys("add", "ops", "--scope", "infer", "--scope", "admin", "--quota", "20/s", **where).exit_code == 0
+    assert stat.S_IMODE(file.stat().st_mode) == 0o644  # containers run as other users
+    assert keys("list", **where).output.splitlines() == ["alice\tinfer\t-", "ops\tinfer,admin\t20/s"]
+    assert keys("revoke", "alice", **where).exit_code == 0
+    assert [key.name for key in load_keys(file)] == ["ops"]
+    assert keys("revoke", "ops", **where).exit_code == 0
+    assert json.loads(file.read_text()) == []
+    assert keys("add", "carol", **where).exit_code == 0
+    assert [key.name for key in load_keys(file)] == ["carol"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["add", "alice"], "alice"),
+        (["add", "two words"], "two words"),
+        (["add", "bob", "--quota", "many"], "quota"),
+        (["add", "bob", "--scope", "all"], "scope"),
+        (["revoke", "bob"], "bob"),
+    ],
+)
+def test_what_cannot_be_done_changes_nothing(file: Path, arguments: list[str], says: str) -> None:
+    keys("add", "alice", "--file", str(file))
+    before = file.read_bytes()
+    done = keys(*arguments, "--file", str(file))
+    assert done.exit_code != 0
+    assert says in done.output
+    assert "Traceback" not in done.output
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", ["", "{}", '[{"name": "alice"}]', "[[]]"])
+@pytest.mark.parametrize("arguments", [["list"], ["add", "bob"], ["revoke", "bob"]])
+def test_a_file_that_holds_something_else_is_left_alone(file: Path, content: str, arguments: list[str]) -> None:
+    file.write_text(content)
+    done = keys(*arguments, "--file", str(file))
+    assert done.exit_code == 1
+    assert str(file) in done.output
+    assert file.read_text() == content
+
+
+def test_without_a_file_it_says_how_to_name_one(monkeypatch: Any) -> None:
+    monkeypatch.delenv("IGN_API_KEYS_FILE", raising=False)
+    for arguments in (["list"], ["add", "bob"], ["revoke", "bob"]):
+        done = keys(*arguments)
+        assert done.exit_code == 2
+        assert "IGN_API_KEYS_FILE" in done.output
+    done = keys("list", IGN_API_KEYS_FILE="/nowhere/keys.json")
+    assert done.exit_code == 1
+    assert "/nowhere/keys.json: no such file" in done.output
+    assert keys("add", "bob", "--file", "/nowhere/keys.json").exit_code == 1
