@@ -95,7 +95,7 @@ class Settings(BaseSettings):
         default=64_000_000, ge=1, le=2**34, description="pixels of all pictures and masks of one request"
     )
     max_inflight_bytes: int = Field(
-        default=256 * 2**20, ge=1024, le=2**40, description="bytes of the bodies of all requests in flight"
+        default=128 * 2**20, ge=1024, le=2**40, description="bytes of the bodies of all requests in flight"
     )
     max_inflight_requests: int = Field(default=1024, ge=1, le=1_000_000, description="requests in flight")
     max_open_connections: int = Field(default=4096, ge=1, le=1_000_000, description="open connections")

@@ -42,6 +42,17 @@ class ServerProcess:
         """Its stdout and stderr so far."""
         return self.log.read_text(encoding="utf-8", errors="replace")
 
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the server."""
+        os.kill(self.pid, number)
+
+    def await_exit(self, seconds: float) -> None:
+        """Wait until the server has exited, but at most so long. Its parent, who waits for it, does the rest."""
+        end = time.monotonic() + seconds
+        with contextlib.suppress(OSError):
+            while _stat(self.pid)[0] != "Z" and time.monotonic() < end:
+                time.sleep(_POLL_S)
+
     def get(self, path: str, timeout_s: float = 30.0) -> tuple[int, bytes]:
         """Status and body of a GET."""
         connection = http.client.HTTPConnection(self.host, self.port, timeout=timeout_s)

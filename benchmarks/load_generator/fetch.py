@@ -68,14 +68,15 @@ class _Client(asyncio.Protocol):
             self._fail(ConnectionError(f"not HTTP: {exc}"))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._answer.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+        if not self.done.done():  # else it belongs to a further answer
+            self._answer.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_body(self, body: bytes) -> None:
         self._body.append(body)
 
     def on_message_complete(self) -> None:
-        self._answer.status, self._answer.body = self._parser.get_status_code(), b"".join(self._body)
         if not self.done.done():
+            self._answer.status, self._answer.body = self._parser.get_status_code(), b"".join(self._body)
             self.done.set_result(self._answer)
 
     def connection_lost(self, exc: Exception | None) -> None:

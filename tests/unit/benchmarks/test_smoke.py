@@ -27,6 +27,9 @@ def measured(module: str, results: Path, *options: str) -> "subprocess.Completed
         ("bench_instances", ["--seconds", "0.2"], 1),
         ("bench_bulk", ["--pictures", "100"], 0),
         ("soak", ["--seconds", "2", "--workers", "2"], 3),
+        ("reliability.campaign", ["--n", "10000"], 6),
+        ("reliability.attacks", [], 24),
+        ("reliability.restarts", [], 8),
         ("reliability.storm", ["--seconds", "0.5", "--few", "5", "--many", "20"], 4),
     ],
 )

@@ -1,0 +1,70 @@
+"""A good client that knows the bytes of the right answer, and records what it gets."""
+
+import asyncio
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+from benchmarks.harness.common import Json, latency
+from benchmarks.load_generator.fetch import fetch
+from benchmarks.load_generator.traffic import post
+
+KNOWN = post("/generate", {"seed": 1, "steps": 1}, "image/png")
+REFUSED = frozenset({429, 503})
+
+
+async def right_answer(port: int) -> bytes:
+    """The body that `KNOWN` gets.
+
+    Raises:
+        RuntimeError: the service does not answer with 200.
+    """
+    answer = await fetch(port, KNOWN)
+    if answer.status != 200:
+        raise RuntimeError(f"the known request was answered with {answer.status}")
+    return answer.body
+
+
+@dataclass(slots=True)
+class KnownAnswers:
+    """What good clients got.
+
+    Args:
+        right: the body of each 200.
+    """
+
+    right: bytes
+    seconds: list[float] = field(default_factory=list)
+    outcomes: Counter[str] = field(default_factory=Counter)  # ok, wrong, refused, a status, or the error
+    failed_at: list[float] = field(default_factory=list)  # `time.monotonic` of each outcome but ok and refused
+
+    async def ask(self, port: int, timeout_s: float = 60.0) -> str:
+        """Send the known request once on a new connection; returns the outcome."""
+        start = time.perf_counter()
+        try:
+            answer = await fetch(port, KNOWN, timeout_s=timeout_s)
+        except (OSError, TimeoutError) as exc:
+            outcome = type(exc).__name__
+        else:
+            outcome = str(answer.status)
+            if answer.status == 200:
+                outcome = "ok" if answer.body == self.right else "wrong"
+            elif answer.status in REFUSED and "retry-after" in answer.headers:
+                outcome = "refused"
+        if outcome == "ok":
+            self.seconds.append(time.perf_counter() - start)
+        elif outcome != "refused":
+            self.failed_at.append(time.monotonic())
+        self.outcomes[outcome] += 1
+        return outcome
+
+    async def work(self, port: int, until: float, pause_s: float = 0.0) -> None:
+        """Ask again and again until a `time.monotonic`."""
+        while time.monotonic() < until:
+            if await self.ask(port) != "ok":
+                await asyncio.sleep(0.1)
+            await asyncio.sleep(pause_s)
+
+    def summary(self) -> Json:
+        """Latency and outcomes."""
+        return latency(self.seconds) | {"outcomes": dict(self.outcomes)}

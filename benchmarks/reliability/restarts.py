@@ -1,0 +1,159 @@
+"""Reloads of a model and stops of the service under load.
+
+    python -m benchmarks.reliability.restarts --results benchmarks/results/restarts.json
+
+Exits with status 0 if no request failed, no answer was wrong and every stop was clean, else with 1.
+"""
+
+import argparse
+import asyncio
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import uvloop
+
+from benchmarks.harness.common import Json, apply_defaults, arguments, positive, report, rounded, target, write
+from benchmarks.harness.processes import ROOT, STOP_S, ServerFailed, ServerProcess, service
+from benchmarks.load_generator.fetch import fetch
+from benchmarks.load_generator.traffic import post
+from benchmarks.reliability.known_answer import KnownAnswers, right_answer
+
+METHOD = (
+    "`clients` good clients ask without a pause, each request on a new connection. Reloads: the model is loaded again "
+    "and again, and every second time its files are damaged, which must be 400. Stops: SIGTERM after `UNDER_LOAD_S` "
+    "of load; lost is a request sent before the signal that gets no response. slowest stop: from the signal to the "
+    "exit; it may take IGN_DRAIN_S + 2 s."
+)
+FULL = {"reloads": 100, "stops": 50}
+QUICK = {"reloads": 4, "stops": 2}
+DRAIN_S: Final = 5.0
+UNDER_LOAD_S: Final = 1.0
+LOAD: Final = post("/v2/repository/models/mnist/load", {})
+
+
+def main() -> int:
+    options = apply_defaults(parser().parse_args(), full=FULL, quick=QUICK)
+    try:
+        reloads = reload_often(options)
+        stops = [stop_often(options, workers) for workers in (1, 2)]
+    except (ServerFailed, OSError) as exc:
+        print(f"error: {exc}", file=sys.stderr)
+        return 2
+    targets = [
+        target("reloads: failed or wrong requests", reloads["failed"], at_most=0),
+        target("reloads: loads with another outcome than expected", reloads["unexpected_loads"], at_most=0),
+    ]
+    for line in stops:
+        name = f"stops, {line['processes']} processes"
+        targets += [
+            target(f"{name}: lost or wrong requests", line["lost"], at_most=0),
+            target(f"{name}: exit status other than 0", line["bad_exits"], at_most=0),
+            target(f"{name}: slowest stop", line["slowest_stop_s"], at_most=DRAIN_S + 2, unit="s"),
+        ]
+    write(report("restarts", METHOD, options, targets=targets, reloads=[reloads], stops=stops), options.results)
+    return 0 if all(line["met"] for line in targets) else 1
+
+
+def reload_often(options: argparse.Namespace) -> Json:
+    """Load the model again under load, every second time from damaged files."""
+    with tempfile.TemporaryDirectory() as folder:
+        models = Path(folder)
+        shutil.copytree(ROOT / "models" / "mnist", models / "mnist")
+        with service(settings() | {"IGN_MODEL_DIR": folder}) as server:
+            file = models / "mnist" / "1" / "model.onnx"
+            return uvloop.run(_reloads(server, file, file.read_bytes(), options))
+
+
+def write_model(file: Path, data: bytes) -> None:
+    file.write_bytes(data)
+
+
+async def _reloads(server: ServerProcess, file: Path, whole: bytes, options: argparse.Namespace) -> Json:
+    known = KnownAnswers(await right_answer(server.port))
+    clients = [asyncio.create_task(known.work(server.port, float("inf"))) for _ in range(options.clients)]
+    loads: Counter[str] = Counter()
+    for number in range(options.reloads):
+        damaged = bool(number % 2)
+        write_model(file, whole[: len(whole) // 2] if damaged else whole)
+        answer = await fetch(server.port, LOAD)
+        loads["expected" if answer.status == (400 if damaged else 200) else str(answer.status)] += 1
+    await _end(clients)
+    return {
+        "reloads": options.reloads,
+        "requests": known.outcomes.total(),
+        "failed": known.outcomes.total() - known.outcomes["ok"],
+        "unexpected_loads": loads.total() - loads["expected"],
+    }
+
+
+def stop_often(options: argparse.Namespace, workers: int) -> Json:
+    """Start the service and stop it under load, again and again."""
+    outcomes: Counter[str] = Counter()
+    lost = bad_exits = 0
+    stops = []
+    for _ in range(options.stops):
+        with suppress(ServerFailed), service(settings() | {"IGN_WORKERS": str(workers)}) as server:
+            result, begin, known = uvloop.run(_stop(server, options))
+            server.await_exit(STOP_S)
+            stops.append(time.monotonic() - begin)
+            lost += result
+            outcomes += known.outcomes
+        bad_exits += server.status != 0
+    return {
+        "processes": workers,
+        "stops": options.stops,
+        "requests": outcomes.total(),
+        "answered": outcomes["ok"],
+        "lost": lost,
+        "bad_exits": bad_exits,
+        "slowest_stop_s": rounded(max(stops)),
+    }
+
+
+async def _stop(server: ServerProcess, options: argparse.Namespace) -> tuple[int, float, KnownAnswers]:
+    """Stop the service under load; returns the requests lost, the time of the signal and what clients got."""
+    known, stopped_at = KnownAnswers(await right_answer(server.port)), [float("inf")]
+    lost = Counter[bool]()
+
+    async def work() -> None:
+        while time.monotonic() < stopped_at[0]:
+            sent = time.monotonic()
+            outcome = await known.ask(server.port)
+            if outcome not in ("ok", "refused"):
+                lost[outcome == "wrong" or sent < stopped_at[0]] += 1
+
+    clients = [asyncio.create_task(work()) for _ in range(options.clients)]
+    await asyncio.sleep(UNDER_LOAD_S)
+    begin = stopped_at[0] = time.monotonic()
+    server.send_signal(signal.SIGTERM)
+    await asyncio.gather(*clients)
+    return lost[True], begin, known
+
+
+async def _end(clients: list["asyncio.Task[None]"]) -> None:
+    for client in clients:
+        client.cancel()
+    await asyncio.gather(*clients, return_exceptions=True)
+
+
+def settings() -> dict[str, str]:
+    return {"IGN_ACCESS_LOG": "0", "IGN_DRAIN_S": f"{DRAIN_S:g}", "IGN_DEVICE": "cpu"}
+
+
+def parser() -> argparse.ArgumentParser:
+    cli = arguments("Reload models and stop the service under load.")
+    cli.add_argument("--reloads", type=positive, help="loads of the model (default 100; quick 4)")
+    cli.add_argument("--stops", type=positive, help="stops, for one process and for two (default 50; quick 2)")
+    cli.add_argument("--clients", type=positive, default=16, help="clients (default 16)")
+    return cli
+
+
+if __name__ == "__main__":
+    sys.exit(main())
