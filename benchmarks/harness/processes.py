@@ -71,6 +71,11 @@ def free_port() -> int:
         return int(result.getsockname()[1])
 
 
+def without_settings() -> dict[str, str]:
+    """The environment of this process without `IGN_…` settings."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("IGN_")}
+
+
 @contextmanager
 def service(settings: Mapping[str, str], *, start_s: float = START_S) -> Iterator[ServerProcess]:
     """Run `python -m service` of this checkout on a free port, with these `IGN_…` settings only.
@@ -79,8 +84,7 @@ def service(settings: Mapping[str, str], *, start_s: float = START_S) -> Iterato
         ServerFailed: it did not become ready, or did not exit with status 0.
     """
     port = free_port()
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("IGN_")}
-    environ = inherited | {"IGN_PORT": str(port)} | dict(settings)
+    environ = without_settings() | {"IGN_PORT": str(port)} | dict(settings)
     command = [sys.executable, "-m", "service"]
     with serving(command, port=port, ready="/readyz", environ=environ, start_s=start_s) as server:
         yield server

@@ -26,6 +26,7 @@ SETTINGS: Final = {
 """Service settings with limits that some of the requests exceed."""
 
 _RASTER: Final = {"image/png": "PNG", "image/webp": "WEBP", "image/jpeg": "JPEG"}
+_JSON: Final = {"Content-Type": "application/json"}
 _MODES: Final = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 
 
@@ -161,8 +162,24 @@ def ask(rng: Rng) -> Case:
 
 def bad(rng: Rng) -> Case:
     """A request that must be rejected with a certain status, and must not harm the service."""
-    cases = (*_wrong_json(), *_wrong_pictures(rng), *_wrong_http(), damaged(rng))
+    cases = (*_wrong_json(), *_wrong_pictures(rng), *_wrong_http(), oversized(rng), slow_body(rng), damaged(rng))
     return cases[rng.integers(len(cases))]
+
+
+def oversized(rng: Rng) -> Case:
+    """A body or a picture beyond its limit."""
+    if rng.random() < 0.5:
+        body = b" " * (BODY_BYTES + 1)
+        return Case("body too large", request("/generate", body, _JSON), frozenset({413}))
+    large = io.BytesIO()
+    Image.new("L", (PIXELS // 100, 101)).save(large, "PNG")
+    data = request("/project", large.getvalue(), {"Content-Type": "image/png"})
+    return Case("picture too large", data, frozenset({413}))
+
+
+def slow_body(_: Rng) -> Case:
+    """A body whose last byte never comes."""
+    return Case("slow body", request("/generate", b"{}", _JSON)[:-1], frozenset({408}))
 
 
 def _wrong_json() -> list[Case]:
@@ -173,22 +190,15 @@ def _wrong_json() -> list[Case]:
         (422, "unknown field", b'{"m": 1}'),
         (422, "out of range", b'{"n": 0}'),
         (422, "wrong type", b'{"n": "1"}'),
-        (413, "body too large", b" " * (BODY_BYTES + 1)),
     ]
-    return [
-        Case(name, request("/generate", body, {"Content-Type": "application/json"}), frozenset({status}))
-        for status, name, body in result
-    ]
+    return [Case(name, request("/generate", body, _JSON), frozenset({status})) for status, name, body in result]
 
 
 def _wrong_pictures(rng: Rng) -> list[Case]:
     whole = picture(rng, size=(64, 64), mode="RGB")
-    large = io.BytesIO()
-    Image.new("L", (PIXELS // 100, 101)).save(large, "PNG")
     result = [
         (422, "no picture", b"this is not a picture"),
         (422, "half a picture", whole[: len(whole) // 2]),
-        (413, "picture too large", large.getvalue()),
     ]
     raw = {"Content-Type": "image/png"}
     return [Case(name, request("/project", body, raw), frozenset({status})) for status, name, body in result] + [
@@ -199,7 +209,6 @@ def _wrong_pictures(rng: Rng) -> list[Case]:
 
 def _wrong_http() -> list[Case]:
     body = b'{"steps": 300000}'
-    typed = {"Content-Type": "application/json"}
     return [
         Case("not acceptable", post("/generate", {}, "text/csv"), frozenset({406})),
         Case("no such path", request("/nothing", method="GET"), frozenset({404})),
@@ -207,8 +216,7 @@ def _wrong_http() -> list[Case]:
         Case("wrong type", request("/generate", b"a", {"Content-Type": "text/plain"}), frozenset({415})),
         Case("record as picture", post("/generate", {"record": [0]}, "image/png"), frozenset({422})),
         Case("bad timeout", request("/generate", b"", {"X-Request-Timeout": "soon"}), frozenset({400})),
-        Case("too short", request("/generate", body, typed | {"X-Request-Timeout": "0.05"}), frozenset({504})),
-        Case("slow body", request("/generate", b"{}", typed)[:-1], frozenset({408})),
+        Case("too short", request("/generate", body, _JSON | {"X-Request-Timeout": "0.05"}), frozenset({504})),
         Case("not HTTP", b"\x00\x01\x02 this is not HTTP\r\n\r\n", frozenset({400})),
     ]
 

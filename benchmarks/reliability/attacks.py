@@ -117,7 +117,7 @@ async def measure(server: ServerProcess, name: str, seconds: float) -> Json:
         "p99_over_alone": rounded(kept.get("p99_ms", float("inf")) / (p99 * 1e3)),
         "healthz_p99_ms": latency(probes).get("p99_ms"),
         "refused": during.outcomes["refused"],
-        "failed": sum(len(each.failed_at) for each in (alone, during, after)),
+        "failed": sum(of != "refused" for each in (alone, during, after) for of, _, _ in each.failures),
         "normal_after_s": rounded(time.monotonic() - start) if normal else None,
     }
 

@@ -36,11 +36,12 @@ class KnownAnswers:
     right: bytes
     seconds: list[float] = field(default_factory=list)
     outcomes: Counter[str] = field(default_factory=Counter)  # ok, wrong, refused, a status, or the error
-    failed_at: list[float] = field(default_factory=list)  # `time.monotonic` of each outcome but ok and refused
+    failures: list[tuple[str, float, float]] = field(default_factory=list)
+    """All other outcomes than ok, with the times of sending and of the outcome in `time.monotonic`."""
 
     async def ask(self, port: int, timeout_s: float = 60.0) -> str:
         """Send the known request once on a new connection; returns the outcome."""
-        start = time.perf_counter()
+        start = time.monotonic()
         try:
             answer = await fetch(port, KNOWN, timeout_s=timeout_s)
         except (OSError, TimeoutError) as exc:
@@ -52,9 +53,9 @@ class KnownAnswers:
             elif answer.status in REFUSED and "retry-after" in answer.headers:
                 outcome = "refused"
         if outcome == "ok":
-            self.seconds.append(time.perf_counter() - start)
-        elif outcome != "refused":
-            self.failed_at.append(time.monotonic())
+            self.seconds.append(time.monotonic() - start)
+        else:
+            self.failures.append((outcome, start, time.monotonic()))
         self.outcomes[outcome] += 1
         return outcome
 

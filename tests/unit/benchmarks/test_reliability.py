@@ -74,4 +74,4 @@ def test_a_good_client_knows_the_right_bytes() -> None:
     assert seen.requests[0] == KNOWN
     assert known.outcomes == {"ok": 1, "wrong": 1, "refused": 1, "503": 1, "ConnectionError": 1}
     assert len(known.seconds) == 1
-    assert len(known.failed_at) == 3
+    assert [outcome for outcome, _, _ in known.failures] == ["wrong", "refused", "503", "ConnectionError"]

@@ -30,6 +30,7 @@ def measured(module: str, results: Path, *options: str) -> "subprocess.Completed
         ("reliability.campaign", ["--n", "10000"], 6),
         ("reliability.attacks", [], 24),
         ("reliability.restarts", [], 8),
+        ("reliability.chaos", ["--clients", "32"], 6),
         ("reliability.storm", ["--seconds", "0.5", "--few", "5", "--many", "20"], 4),
     ],
 )
@@ -62,6 +63,7 @@ def test_the_runtime_is_measured() -> None:
         ("bench_bulk", ["--models", "nowhere"]),
         ("bench_service", ["--setting", "NAME"]),
         ("soak", ["--seconds", "0"]),
+        ("soak", ["--seconds", "9", "--flat-after", "5"]),
     ],
 )
 def test_a_bad_option_is_an_error(module: str, options: list[str], tmp_path: Path) -> None:

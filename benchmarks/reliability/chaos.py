@@ -1,0 +1,269 @@
+"""Good clients among bad ones, while parts of the service are killed, stopped and broken.
+
+    python -m benchmarks.reliability.chaos --results benchmarks/results/chaos.json
+
+Exits with status 0 if every target is met, else with 1.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import os
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import uvloop
+
+from benchmarks.harness.common import (
+    Json,
+    apply_defaults,
+    arguments,
+    duration,
+    positive,
+    report,
+    rounded,
+    target,
+    write,
+)
+from benchmarks.harness.processes import (
+    ROOT,
+    ServerFailed,
+    ServerProcess,
+    free_port,
+    process_tree,
+    service,
+    serving,
+    without_settings,
+)
+from benchmarks.load_generator.fetch import ConnectionClosed, fetch
+from benchmarks.load_generator.traffic import Rng, disconnecting, oversized, slow_body
+from benchmarks.reliability.hostile_inputs import hostile
+from benchmarks.reliability.known_answer import KnownAnswers, right_answer
+from benchmarks.reliability.restarts import LOAD, write_model
+from benchmarks.soak import end_state
+
+METHOD = (
+    "`clients` clients: five eighths good, the others slow, vanishing, oversized or malformed, an equal part each. One "
+    "process for half of the time, two for the other half; each fault of `ONE_PROCESS` and `TWO_PROCESSES` happens "
+    "once, at equal distances. An outage is declared for kills and stops, from the fault until `SETTLE_S` after it. "
+    "good: answered with the right bytes, of all good requests that touch no outage; a 429 or 503 is not good. Wrong "
+    "bytes always count."
+)
+FULL = {"seconds": 600.0}
+QUICK = {"seconds": 20.0}
+SETTLE_S: Final = 3.0
+STOPPED_S: Final = 2.0
+PAUSE_S: Final = 0.5
+DAY_S: Final = 86_400
+
+
+@dataclass(slots=True)
+class Chaos:
+    """One half of a run.
+
+    Args:
+        server: the service.
+        commands: the file that `faulty_service` follows.
+        model: the ONNX file that is served.
+        outages: start and end of each declared outage, in `time.monotonic`.
+        unexpected: faults that the service did not answer as expected.
+    """
+
+    server: ServerProcess
+    commands: Path
+    model: Path
+    outages: list[tuple[float, float]] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+
+    @contextlib.contextmanager
+    def outage(self) -> Iterator[None]:
+        """Declare an outage from here until `SETTLE_S` after the block."""
+        start = time.monotonic()
+        yield
+        self.outages.append((start, time.monotonic() + SETTLE_S))
+
+    def command(self, line: str) -> None:
+        with self.commands.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def await_workers(self, dead: int) -> None:
+        """Wait until another process has taken the place of a dead one."""
+        while dead in (pids := self.workers()) or len(pids) < 2:
+            time.sleep(0.1)
+
+    def workers(self) -> list[int]:
+        """The serving processes, without those that only keep resources."""
+        return [pid for pid in process_tree(self.server.pid)[1:] if b"spawn_main" in _command_line(pid)]
+
+
+def _command_line(pid: int) -> bytes:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
+
+
+Fault = Callable[[Chaos], Awaitable[None]]
+
+
+async def kill_thread(chaos: Chaos) -> None:
+    with chaos.outage():
+        chaos.command("kill")
+
+
+async def clock_jump(chaos: Chaos) -> None:
+    for seconds in (DAY_S, -DAY_S, 0):
+        chaos.command(f"clock {seconds}")
+        await asyncio.sleep(0.5)
+
+
+async def disk_full(chaos: Chaos) -> None:
+    """No file can grow, so the log cannot be written."""
+    limits = resource.prlimit(chaos.server.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(chaos.server.pid, resource.RLIMIT_FSIZE, (0, limits[1]))
+    await asyncio.sleep(STOPPED_S)
+    resource.prlimit(chaos.server.pid, resource.RLIMIT_FSIZE, limits)
+
+
+async def broken_model(chaos: Chaos) -> None:
+    whole = await asyncio.to_thread(chaos.model.read_bytes)
+    for data, expected in ((whole[: len(whole) // 2], 400), (whole, 200)):
+        write_model(chaos.model, data)
+        answer = await fetch(chaos.server.port, LOAD)
+        if answer.status != expected:
+            chaos.unexpected.append(f"load: {answer.status}, not {expected}")
+
+
+async def stop_process(chaos: Chaos) -> None:
+    with chaos.outage():
+        pid = next(iter(chaos.workers()), chaos.server.pid)
+        os.kill(pid, signal.SIGSTOP)
+        await asyncio.sleep(STOPPED_S)
+        os.kill(pid, signal.SIGCONT)
+
+
+async def kill_process(chaos: Chaos) -> None:
+    with chaos.outage():
+        dead = chaos.workers()[0]
+        os.kill(dead, signal.SIGKILL)
+        await asyncio.to_thread(chaos.await_workers, dead)
+
+
+ONE_PROCESS: Final[tuple[Fault, ...]] = (kill_thread, clock_jump, disk_full, broken_model, stop_process)
+TWO_PROCESSES: Final[tuple[Fault, ...]] = (kill_process, stop_process, kill_process)
+
+
+def main() -> int:
+    options = apply_defaults(parser().parse_args(), full=FULL, quick=QUICK)
+    try:
+        halves = [half(options, workers) for workers in (1, 2)]
+    except (ServerFailed, OSError) as exc:
+        print(f"error: {exc}", file=sys.stderr)
+        return 2
+    targets = []
+    for line in halves:
+        name = f"{line['processes']} processes"
+        targets += [
+            target(f"{name}: good requests outside outages", line["good_share"], at_least=0.999),
+            target(f"{name}: wrong bytes", line["wrong"], at_most=0),
+            target(f"{name}: faults with another result than expected", line["unexpected"], at_most=0),
+        ]
+    write(report("chaos", METHOD, options, targets=targets, halves=halves), options.results)
+    return 0 if all(line["met"] for line in targets) else 1
+
+
+def half(options: argparse.Namespace, workers: int) -> Json:
+    """Half of the run, with a service of one or two processes."""
+    faults = ONE_PROCESS if workers == 1 else TWO_PROCESSES
+    with tempfile.TemporaryDirectory() as folder:
+        commands, models = Path(folder) / "commands", Path(folder) / "models"
+        commands.touch()
+        shutil.copytree(ROOT / "models" / "mnist", models / "mnist")
+        settings = {"IGN_MODEL_DIR": str(models), "IGN_DEVICE": "cpu", "IGN_WORKERS": str(workers)}
+        with started(settings, commands) as server:
+            chaos = Chaos(server, commands, models / "mnist" / "1" / "model.onnx")
+            known = uvloop.run(run(chaos, options, faults))
+            ready, replaced = server.get("/readyz")[0], end_state(server)["workers replaced"]
+    if ready != 200:
+        chaos.unexpected.append(f"at the end /readyz is {ready}")
+    if replaced != (kill_thread in faults):
+        chaos.unexpected.append(f"{replaced:.0f} threads were replaced")
+    outside = [outcome for outcome, *times in known.failures if not in_outage(chaos, *times)]
+    total = known.outcomes["ok"] + len(outside)
+    return {
+        "processes": workers,
+        "good_requests": known.outcomes.total(),
+        "outages": len(chaos.outages),
+        "failed_in_outages": len(known.failures) - len(outside),
+        "failed_outside": len(outside),
+        "good_share": rounded(known.outcomes["ok"] / max(1, total)),
+        "wrong": known.outcomes["wrong"],
+        "unexpected": len(chaos.unexpected),
+        "reasons": "; ".join([*sorted(set(outside)), *chaos.unexpected]),
+    }
+
+
+def started(settings: dict[str, str], commands: Path) -> AbstractContextManager[ServerProcess]:
+    """A service of one process with `faulty_service`, of several without."""
+    if settings["IGN_WORKERS"] != "1":
+        return service(settings)
+    port = free_port()
+    environ = without_settings() | settings | {"IGN_PORT": str(port)}
+    command = [sys.executable, "-m", "benchmarks.reliability.faulty_service", str(commands)]
+    return serving(command, port=port, ready="/readyz", environ=environ)
+
+
+def in_outage(chaos: Chaos, sent: float, ended: float) -> bool:
+    """Whether a request overlaps a declared outage."""
+    return any(sent <= end and ended >= start for start, end in chaos.outages)
+
+
+async def run(chaos: Chaos, options: argparse.Namespace, faults: tuple[Fault, ...]) -> KnownAnswers:
+    known = KnownAnswers(await right_answer(chaos.server.port))
+    seconds = options.seconds / 2
+    end = time.monotonic() + seconds
+    good = options.clients * 5 // 8
+    tasks = [asyncio.create_task(known.work(chaos.server.port, end, PAUSE_S)) for _ in range(good)]
+    rngs = np.random.default_rng(options.seed).spawn(options.clients - good)
+    tasks += [asyncio.create_task(bad_client(chaos, rng, number % 4, end)) for number, rng in enumerate(rngs)]
+    for fault in faults:
+        await asyncio.sleep(seconds / (len(faults) + 1))
+        await fault(chaos)
+    await asyncio.gather(*tasks)
+    return known
+
+
+async def bad_client(chaos: Chaos, rng: Rng, kind: int, end: float) -> None:
+    """A client that is slow, vanishes, sends too much, or sends what is wrong."""
+    makers = (slow_body, disconnecting, oversized)
+    while time.monotonic() < end:
+        leave_after_s = 1.0
+        if kind < len(makers):
+            case = makers[kind](rng)
+            data, leave_after_s = case.data, case.leave_after_s or leave_after_s
+        else:
+            data = hostile(rng).data
+        with contextlib.suppress(OSError, ConnectionClosed, TimeoutError):
+            await fetch(chaos.server.port, data, leave_after_s=leave_after_s)
+        await asyncio.sleep(PAUSE_S)
+
+
+def parser() -> argparse.ArgumentParser:
+    cli = arguments("Break parts of the service under load.")
+    cli.add_argument("--seconds", type=duration, help="how long, both halves together (default 600; quick 20)")
+    cli.add_argument("--clients", type=positive, default=256, help="clients (default 256)")
+    cli.add_argument("--seed", type=int, default=0, help="seed of the bad clients (default 0)")
+    return cli
+
+
+if __name__ == "__main__":
+    sys.exit(main())

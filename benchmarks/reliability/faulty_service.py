@@ -1,0 +1,53 @@
+"""The service with faults that only its own process can make.
+
+    python -m benchmarks.reliability.faulty_service COMMANDS
+
+Whoever writes a line to the file COMMANDS makes a fault: `kill` ends the thread that runs the next batch, `clock
+SECONDS` moves the wall clock.
+"""
+
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Final
+
+from service.__main__ import main
+from service.domain.latents import FloatRows
+from service.runtime.onnx_model import OnnxModel
+from service.server.worker_process import leave
+
+_POLL_S: Final = 0.05
+
+
+def install(commands: Path) -> None:
+    """Follow the commands, in a thread."""
+    kill = threading.Event()
+    offset = [0.0]
+    run, now = OnnxModel.run, time.time
+
+    def faulty_run(self: OnnxModel, rows: FloatRows, out: FloatRows | None = None) -> FloatRows:
+        if kill.is_set():
+            kill.clear()
+            raise SystemExit  # no `Exception`, so nothing in the thread handles it
+        return run(self, rows, out)
+
+    def follow() -> None:
+        with commands.open(encoding="utf-8") as lines:
+            while True:
+                word, _, value = lines.readline().partition(" ")
+                if word.strip() == "kill":
+                    kill.set()
+                elif word == "clock":
+                    offset[0] = float(value)
+                else:
+                    time.sleep(_POLL_S)
+
+    OnnxModel.run = faulty_run  # type: ignore[method-assign]
+    time.time = lambda: now() + offset[0]
+    threading.Thread(target=follow, name="faults", daemon=True).start()
+
+
+if __name__ == "__main__":
+    install(Path(sys.argv[1]))
+    leave(main())
