@@ -21,8 +21,8 @@ SETTINGS: Final = {
     "IGN_MAX_REQUEST_PIXELS": "1000000",
     "IGN_MAX_IMAGES": "8",
     "IGN_MAX_STEPS": "50",
-    "IGN_HEAD_TIMEOUT_S": "1",
-    "IGN_BODY_TIMEOUT_S": "1",
+    "IGN_HEAD_TIMEOUT_S": "3",
+    "IGN_BODY_TIMEOUT_S": "3",
     "IGN_ACCESS_LOG": "0",
 }
 """Settings of the service with limits that some of the inputs exceed, and that keep each of them short."""

@@ -22,6 +22,7 @@ DEFAULT_LIMIT: Final = 4096
 DEFAULT_HEAD_TIMEOUT_S: Final = 10.0
 SWEEP_S: Final = 1.0
 """Seconds between two sweeps: a connection may outlive its limit by this time."""
+_MAX_DELAY_S: Final = 1.5 * SWEEP_S  # a sweep that comes later closes nothing
 _RESCAN_S: Final = 0.1  # after a search that found no waiting connection, new ones are closed without a search
 
 Reason = Literal["limit", "head_timeout", "head_too_large", "malformed", "pipelining"]
@@ -91,14 +92,14 @@ class OpenConnections:
         self._observe = observe
         self._open: dict[Connection, None] = {}  # in the order of their arrival
         self._timer: asyncio.TimerHandle | None = None
-        self._search_at = 0.0
+        self._search_at = self._swept_at = 0.0
 
     def add(self, connection: Connection) -> None:
         """Count a new connection, and make room for it. Call it on the event loop."""
         self._open[connection] = None
         loop = asyncio.get_running_loop()
         if self._timer is None:
-            self._timer = loop.call_later(SWEEP_S, self._sweep, loop)
+            self._timer, self._swept_at = loop.call_later(SWEEP_S, self._sweep, loop), loop.time()
         if len(self._open) > self._limit:
             self._make_room(connection, loop.time())
         self._on_change(len(self._open))
@@ -128,8 +129,11 @@ class OpenConnections:
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         self._check_files()
         now = loop.time()
-        for connection in list(self._open):
-            connection.close_if_late(now)
+        # After a pause of this process, what clients sent meanwhile is read only after the timers have run.
+        if now - self._swept_at < _MAX_DELAY_S:
+            for connection in list(self._open):
+                connection.close_if_late(now)
+        self._swept_at = now
         self._timer = loop.call_later(SWEEP_S, self._sweep, loop) if self._open else None
 
     def _check_files(self) -> None:

@@ -59,6 +59,30 @@ def test_the_oldest_waiting_connections_make_room() -> None:
     asyncio.run(main())
 
 
+def test_a_sweep_after_a_pause_closes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What clients sent during the pause of a process is still to be read."""
+
+    class Late(Open):
+        swept = 0
+
+        def close_if_late(self, now: float) -> None:
+            self.swept += 1
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        clock = loop.time()
+        connections = OpenConnections()
+        late = Late(connections, 1.0)
+        monkeypatch.setattr(loop, "time", lambda: clock)
+        for pause, swept in ((1.1, 1), (9.0, 1), (1.1, 2)):
+            clock += pause
+            connections._sweep(loop)
+            assert late.swept == swept
+        connections.remove(late)
+
+    asyncio.run(main())
+
+
 def test_if_none_waits_the_new_one_is_closed() -> None:
     async def main() -> None:
         connections = OpenConnections(limit=2)
