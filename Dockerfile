@@ -1,7 +1,8 @@
 # Two images of the service: `--target gpu` (the default) and `--target cpu`. Neither contains torch, a compiler or pip.
 # The CUDA libraries of the GPU image are NVIDIA's wheels; docs/deployment.md gives the reason.
 
-FROM python:3.11-slim-bookworm AS base
+ARG BASE=python:3.11-slim-bookworm
+FROM ${BASE} AS base
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1
 

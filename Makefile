@@ -39,7 +39,8 @@ endif
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .SUFFIXES:
-.PHONY: help run test check format lint types coverage containers house lock train export bench gpu openapi
+.PHONY: help run test check format lint types coverage containers house lock digests audit sbom licences train export \
+  bench gpu openapi
 
 help:  ## list the targets and variables
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -83,16 +84,50 @@ containers: $(DEVELOP)  ## build the images and try them, where podman is
 house: $(DEVELOP)  ## print the size of packages, of a request's path and of the documents, against their budgets
 	@$(BIN)/python -m tests.structure.house
 
-lock: $(DEVELOP)  ## lock anew what the images hold; ARGS=--upgrade for newer releases
-	$(call lock,cpu)
-	$(call lock,gpu)
+lock: $(DEVELOP)  ## lock anew what the images and CI hold; ARGS=--upgrade for newer releases
+	$(call lock,cpu,$(IN_IMAGES) --extra cpu)
+	$(call lock,gpu,$(IN_IMAGES) --extra gpu)
+	$(call lock,export,$(IN_IMAGES) --extra cpu --extra train)
+	$(call lock,ray-cpu,$(IN_IMAGES) --extra cpu --extra ray docker/lock/ray.in)
+	$(call lock,ray-gpu,$(IN_IMAGES) --extra gpu --extra ray docker/lock/ray.in)
+	$(call lock,ci,--universal --extra cpu --extra train --extra dev docker/lock/ci.in)
+	$(call lock,ci-ray,--universal --extra cpu --extra bulk --extra ray docker/lock/ci-ray.in)
+	@awk '/^[a-z0-9]/ { left = /$(TORCH)/ } !left' docker/lock/ci.txt > docker/lock/ci.tmp
+	@mv docker/lock/ci.tmp docker/lock/ci.txt
 
-# For Linux on x86_64. The hashes are those of all files of a release, so the CPU's lock fits aarch64, too.
+# For Linux on x86_64. The hashes are those of all files of a release, so the CPU's lock fits aarch64, too. CI's locks
+# are for every platform.
+IN_IMAGES := --python-platform x86_64-manylinux_2_28
+# Where CI runs, torch is a build for the CPU, which PyPI does not have for Linux: neither it nor what it needs of CUDA is
+# in the lock of CI.
+TORCH := ^(torch|torchvision|triton|cuda-[a-z]+|nvidia-[a-z0-9-]+)==
+
+# $(1) name, $(2) options and further requirements
 define lock
-	$(BIN)/python -m uv pip compile --quiet --extra $(1) --generate-hashes --python-version 3.11 \
-	  --python-platform x86_64-manylinux_2_28 --custom-compile-command 'make lock' \
-	  --output-file docker/lock/$(1).txt $(ARGS) pyproject.toml
+	$(BIN)/python -m uv pip compile --quiet --generate-hashes --python-version 3.11 $(2) \
+	  --custom-compile-command 'make lock' --output-file docker/lock/$(1).txt $(ARGS) pyproject.toml
 endef
+
+digests: $(DEVELOP)  ## write the digest of every base image behind its tag, where their registries can be reached
+	$(BIN)/python docker/digests.py $(ARGS)
+
+audit: $(DEVELOP)  ## look for known vulnerabilities in what is locked; status 3 if the database is out of reach
+	@$(BIN)/python docker/audit.py $(ARGS)
+
+# An environment that holds what the image of RUNTIME holds, from which its bill of materials and licences are read.
+IMAGE := $(VENV)/image-$(RUNTIME)
+$(IMAGE)/.made: docker/lock/$(RUNTIME).txt | $(DEVELOP)
+	@$(PYTHON) -m venv --clear --without-pip $(IMAGE)
+	@$(PIP) --python $(IMAGE)/bin/python install --quiet --no-deps --only-binary :all: --require-hashes -r $<
+	@touch $@
+
+sbom: $(IMAGE)/.made  ## write the bill of materials of RUNTIME's image, CycloneDX as JSON, into sbom/
+	@mkdir -p sbom
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
+	  --output-file sbom/ign-service-$(RUNTIME).cdx.json $(IMAGE)/bin/python
+
+licences: $(IMAGE)/.made  ## list the licences of RUNTIME's image; ARGS for pip-licenses
+	@$(BIN)/pip-licenses --python=$(IMAGE)/bin/python --order=license $(ARGS)
 
 train: $(TRAIN)  ## train PRESET on DATA into OUT; again to continue
 	@test -n '$(DATA)' || { echo 'DATA is missing: an .npz, a folder or zip of pictures, a torchvision name' >&2; exit 2; }
@@ -137,15 +172,17 @@ $(TRAIN): pyproject.toml | $(VENV)/.made
 
 $(DEVELOP): pyproject.toml | $(VENV)/.made
 	$(call install,develop,$(RUNTIME)$(comma)train$(comma)dev)
-	@$(PIP) install --quiet perf-analyzer 2>/dev/null || echo 'no perf_analyzer for this platform: its tests will skip'
+	@$(PIP) install --quiet perf-analyzer >/dev/null 2>&1 || echo 'no perf_analyzer for this platform: its tests will skip'
 	@touch $(SERVE) $(TRAIN)
 
 comma := ,
 
-# $(1) name, $(2) extras. What another runtime's stamps promise holds no longer.
+# $(1) name, $(2) extras. What another runtime's stamps promise holds no longer. With LOCKED set, as in CI, everything but
+# torch has the version and hashes of docker/lock/ci.txt.
 define install
 	@rm -f $(VENV)/.installed-$(if $(filter cpu,$(RUNTIME)),gpu,cpu)-*
 	@$(PIP) uninstall -qq --yes $(OTHER_$(RUNTIME))
-	$(PIP) install --quiet --editable '.[$(2)]'
+	$(if $(LOCKED),$(PIP) install --quiet --require-hashes --requirement docker/lock/ci.txt)
+	$(PIP) install --quiet $(if $(LOCKED),--no-build-isolation) --editable '.[$(2)]'
 	@touch $(VENV)/.installed-$(RUNTIME)-$(1)
 endef

@@ -1,23 +1,20 @@
 # Image for training, export and evaluation. Build it from the root of the repository:
 #   docker build -f docker/export.Dockerfile -t ign-export .
-# PyPI's torch for x86_64 includes the CUDA libraries. Versions are not locked: pip takes what pyproject.toml allows.
+# PyPI's torch for x86_64 includes the CUDA libraries.
 
-FROM python:3.11-slim-bookworm AS base
+ARG BASE=python:3.11-slim-bookworm
+FROM ${BASE} AS base
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1
 
 FROM base AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_NO_CACHE_DIR=1
-WORKDIR /src
-RUN python3 -m venv /opt/venv
-# Install the dependencies before the code is copied, so that a change of the code keeps this layer.
-COPY pyproject.toml README.md LICENSE ./
-COPY service/__init__.py service/
-# hadolint ignore=DL3013
-RUN mkdir model_export \
-    && python3 -m pip install '.[cpu,train]' \
-    && python3 -m pip uninstall --yes ign-service
+RUN python3 -m venv /opt/build && python3 -m venv --without-pip /opt/venv
+WORKDIR /lock
+# Locked, with hashes, wheels only: no downloaded code runs during the build.
+COPY docker/lock/export.txt ./
+RUN /opt/build/bin/pip --python /opt/venv/bin/python3 install --no-deps --only-binary :all: --require-hashes -r export.txt
 
 # Make the files readable for the image's user, whatever modes the checkout has.
 FROM base AS code

@@ -99,7 +99,14 @@ class Engine:
         # Where a proxy signs what comes from the package index, its authority is known in here, too.
         authority = os.environ.get("SSL_CERT_FILE")
         volumes = [f"--volume={authority}:/etc/ssl/certs/ca-certificates.crt:ro"] if authority else []
-        fixed = ("--layers", "--format=docker", "--isolation=chroot", "--network=host", "--pull=never")
+        fixed = (
+            f"--build-arg=BASE={BASE}",
+            "--layers",
+            "--format=docker",
+            "--isolation=chroot",
+            "--network=host",
+            "--pull=never",
+        )
         self.say("build", *fixed, *volumes, *options, "--tag", tag, str(context), timeout=BUILD_S)
         return tag
 

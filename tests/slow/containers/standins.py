@@ -23,9 +23,9 @@ STAND_INS = {
 
 
 def image_of(service: str) -> str:
-    """The image that Compose runs for a service, with its registry."""
+    """The image that Compose runs for a service, with its registry and without a digest."""
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
-    return f"docker.io/{services[service]['image']}"
+    return f"docker.io/{services[service]['image'].partition('@')[0]}"
 
 
 def recipe(service: str, base: str) -> str:
