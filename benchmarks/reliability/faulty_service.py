@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from service.__main__ import main
+from service.cli import serve
 from service.domain.latents import FloatRows
 from service.runtime.onnx_model import OnnxModel
 from service.server.worker_process import leave
@@ -50,4 +50,4 @@ def install(commands: Path) -> None:
 
 if __name__ == "__main__":
     install(Path(sys.argv[1]))
-    leave(main())
+    leave(serve({}))
