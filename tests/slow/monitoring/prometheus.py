@@ -39,6 +39,12 @@ class Prometheus:
             pass
         return found
 
+    def exemplars(self, expr: str) -> list[dict[str, str]]:
+        """The labels of the exemplars of an expression."""
+        now = time.time()
+        series = self._ask("query_exemplars", query=expr, start=str(now - 3600), end=str(now))
+        return [exemplar["labels"] for one in series for exemplar in one["exemplars"]]
+
     def labels(self) -> set[str]:
         """The names of all labels there are."""
         names: set[str] = set(self._ask("labels"))
@@ -77,6 +83,7 @@ def running(
     config.write_text(yaml.safe_dump(_configuration(target, labels or {}, relabel)), encoding="utf-8")
     log = folder / "log"
     command = ["prometheus", f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}"]
+    command.append("--enable-feature=exemplar-storage")  # as in docker-compose.yml
     with log.open("wb") as written:
         process = subprocess.Popen([*command, "--web.listen-address=127.0.0.1:0"], stderr=written)
         try:

@@ -12,7 +12,7 @@ import yaml
 from tests.helpers.live import ROOT, live_service
 from tests.slow.monitoring.files import Query, alerts, needs_prometheus, panel_queries, rule_queries, rules, selectors
 from tests.slow.monitoring.prometheus import Prometheus, running
-from tests.slow.monitoring.traffic import SETTINGS, traffic
+from tests.slow.monitoring.traffic import SETTINGS, TRACE, traffic
 
 pytestmark = [needs_prometheus, pytest.mark.slow]
 
@@ -88,6 +88,11 @@ def test_what_goes_wrong_is_seen(prometheus: Prometheus) -> None:
     )
     assert pending == [1]
     assert alerts()["IgnErrorBudgetBurnsFast"]["for"] == "2m"
+
+
+def test_traces_are_exemplars(prometheus: Prometheus) -> None:
+    found = prometheus.exemplars('ign_request_seconds_bucket{endpoint="/generate"}')
+    assert {"trace_id": TRACE} in found
 
 
 def test_metrics_are_as_prometheus_wants_them(service: str) -> None:

@@ -10,6 +10,8 @@ SETTINGS = {"IGN_QUEUE_ROWS": "64", "IGN_MAX_INFLIGHT_REQUESTS": "8", "IGN_CPU_I
 """Limits of the service that some of this passes."""
 
 _ENDLESS: Mapping[str, Any] = {"steps": 300_000}
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+"""The trace that some requests belong to."""
 _EVENTS = {"Accept": "text/event-stream"}
 
 
@@ -22,7 +24,8 @@ def traffic(url: str) -> None:
 
 
 def _answered(client: httpx.Client) -> None:
-    _post(client, 200, "/generate", json={"n": 4, "seed": 7, "score": True})
+    traced = {"traceparent": f"00-{TRACE}-b7ad6b7169203331-01"}
+    _post(client, 200, "/generate", json={"n": 4, "seed": 7, "score": True}, headers=traced)
     picture = _post(client, 200, "/generate", json={"seed": 7}, headers={"Accept": "image/png"}).content
     upload = {"content": picture, "headers": {"Content-Type": "image/png"}}
     _post(client, 200, "/project?steps=20&tolerance=1.5&score=true", **upload)
