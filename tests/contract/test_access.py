@@ -93,7 +93,7 @@ def test_browsers_see_the_services_headers(service: Service) -> None:
         "X-Request-ID",
         "Server-Timing",
         "Retry-After",
-        "Traceparent",
+        "traceparent",
     }
 
 

@@ -45,12 +45,17 @@ _SCHEMAS: Final = (
     UnloadRequest,
 )
 _KEY: Final = "key"
-_REQUEST_ID: Final = {
+_EVERYWHERE: Final = {
     "X-Request-ID": {
         "description": "The id of the request, if it sent a valid one; else a new id.",
         "required": True,
         "schema": {"type": "string", "pattern": f"^{REQUEST_ID_PATTERN}$"},
-    }
+    },
+    "traceparent": {
+        "description": "The request's position in its trace (W3C Trace Context), if the caller sent one.",
+        "required": False,
+        "schema": {"type": "string", "pattern": "^00-[0-9a-f]{32}-[0-9a-f]{16}-0[0-3]$"},
+    },
 }
 _RETRY: Final = {
     "Retry-After": {
@@ -113,7 +118,7 @@ def _complete(path: str, operation: dict[str, Any], *, guarded: bool, keys: bool
     for status in (*common, *(() if path in HEALTH_PATHS else (503,)), 500):
         responses.setdefault(str(status), problem(PROBLEMS[status]))
     for status, response in responses.items():
-        response["headers"] = {**response.get("headers", {}), **_REQUEST_ID, **_HEADERS.get(status, {})}
+        response["headers"] = {**response.get("headers", {}), **_EVERYWHERE, **_HEADERS.get(status, {})}
     operation["responses"] = dict(sorted(responses.items()))
 
 

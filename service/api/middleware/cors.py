@@ -13,7 +13,7 @@ from service.domain.errors import MalformedRequest
 EXPOSED_HEADERS: Final = (
     "Retry-After",
     "Server-Timing",
-    "Traceparent",
+    "traceparent",
     "X-IGN-Distance",
     "X-IGN-Drift",
     "X-IGN-Model",
@@ -24,8 +24,8 @@ EXPOSED_HEADERS: Final = (
 _ALLOWED_HEADERS: Final = (
     "Authorization",
     "Inference-Header-Content-Length",
-    "Traceparent",
-    "Tracestate",
+    "traceparent",
+    "tracestate",
     "X-Request-ID",
     "X-Request-Timeout",
 )

@@ -58,6 +58,7 @@ def test_failures_and_headers_of_the_middleware_are_told(plain: dict[str, Any]) 
         assert ("422" in responses) == ("requestBody" in operation and not path.startswith("/v2")), path
         for status, response in responses.items():
             assert response["headers"]["X-Request-ID"]["required"], (path, status)
+            assert not response["headers"]["traceparent"]["required"], (path, status)
             assert ("Retry-After" in response["headers"]) == (status in ("429", "503"))
             assert ("WWW-Authenticate" in response["headers"]) == (status == "401")
             if status != "200":
