@@ -1,49 +1,49 @@
 """Draw the pictures of the README with a running service: `python examples/readme_pictures.py [BASE_URL]`.
 
-Writes a drawn and a noisy digit (inputs of the examples) and `digits.png`, all into docs/images.
+Writes drawn.png, an input of the examples, and real.webp into docs/images. In real.webp a pen draws on the left and f
+answers on the right; then noise covers the drawing, and f answers again; at the end noise alone becomes digits.
 """
 
 import io
 import sys
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-import httpx
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ign_client import Client
+
 OUT = Path(__file__).resolve().parent.parent / "docs" / "images"
-SCALE = 2
-STROKES = {
+SIDE = 256  # of each half of a frame, in pixels
+FRAME_MS, REST_MS = 80, 900
+Points = list[tuple[float, float]]
+DIGITS: dict[str, Points] = {
     "3": [(60, 50), (110, 35), (145, 60), (130, 92), (95, 100), (140, 112), (150, 145), (110, 172), (60, 160)],
     "5": [(140, 40), (80, 42), (74, 95), (115, 88), (146, 115), (138, 150), (100, 170), (62, 155)],
     "7": [(55, 45), (150, 45), (118, 100), (95, 168)],
-    "4": [(115, 35), (58, 118), (152, 118), (122, 118), (122, 60), (122, 172)],
 }
 
 
-def draw(points: list[tuple[int, int]], width: int = 17) -> Image.Image:
-    """Draw a digit like a pen tablet: 200×200 grey, dark on light."""
-    image = Image.new("L", (200, 200), 250)
-    pen = ImageDraw.Draw(image)
-    pen.line(points, fill=25, width=width, joint="curve")
+def pen(points: Points, ink: int, paper: int, width: int = 17) -> Image.Image:
+    """Draw a line like a pen tablet: 200×200 grey."""
+    image = Image.new("L", (200, 200), paper)
+    draw = ImageDraw.Draw(image)
+    draw.line(points, fill=ink, width=width, joint="curve")
     for x, y in points:
-        pen.ellipse((x - width / 2, y - width / 2, x + width / 2, y + width / 2), fill=25)
+        draw.ellipse((x - width / 2, y - width / 2, x + width / 2, y + width / 2), fill=ink)
     return image
 
 
-def png(image: Image.Image) -> bytes:
-    """Encode a picture as PNG."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
-
-
-def ask(client: httpx.Client, path: str, **request: Any) -> Image.Image:
-    """Request one picture from the service."""
-    response = client.post(path, headers={"Accept": "image/png"}, **request)
-    response.raise_for_status()
-    return Image.open(io.BytesIO(response.content)).convert("L")
+def prefixes(points: Points, step: float = 14.0) -> Iterator[Points]:
+    """The line after every ``step`` pixels of the pen's way."""
+    done: Points = [points[0]]
+    for (x0, y0), (x1, y1) in pairwise(points):
+        pieces = max(1, round(float(np.hypot(x1 - x0, y1 - y0)) / step))
+        for i in range(1, pieces + 1):
+            done.append((x0 + (x1 - x0) * i / pieces, y0 + (y1 - y0) * i / pieces))
+            yield list(done)
 
 
 def noisy(image: Image.Image, sigma: float, seed: int) -> Image.Image:
@@ -52,41 +52,52 @@ def noisy(image: Image.Image, sigma: float, seed: int) -> Image.Image:
     return Image.fromarray(np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8))
 
 
-def column(pictures: list[Image.Image]) -> Image.Image:
-    """Combine pictures as cells of 28×28 in one column."""
-    sheet = Image.new("L", (28, 28 * len(pictures)))
-    for i, picture in enumerate(pictures):
-        sheet.paste(
-            picture.resize((28, 28), Image.Resampling.LANCZOS) if picture.size != (28, 28) else picture, (0, 28 * i)
-        )
+def frame(left: Image.Image, right: Image.Image) -> Image.Image:
+    """Input and output side by side."""
+    sheet = Image.new("L", (2 * SIDE + 8, SIDE), 90)
+    for x, picture in ((0, left), (SIDE + 8, right)):
+        sheet.paste(picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC), (x, 0))
     return sheet
+
+
+def real(client: Client, picture: Image.Image) -> Image.Image:
+    """What f makes of a picture."""
+    return client.project(picture, invert=False)[0].to_pil().convert("L")
+
+
+def frames(client: Client) -> Iterator[tuple[Image.Image, int]]:
+    """Every frame with the milliseconds that it stays."""
+    for number, points in enumerate(DIGITS.values()):
+        drawn = pen(points, 255, 0)
+        for line in prefixes(points):
+            picture = pen(line, 255, 0)
+            yield frame(picture, real(client, picture)), FRAME_MS
+        yield frame(drawn, real(client, drawn)), REST_MS
+        small = drawn.resize((28, 28), Image.Resampling.LANCZOS)
+        for sigma in np.linspace(0.1, 0.8, 8):
+            picture = noisy(small, float(sigma), number)
+            yield frame(picture, real(client, picture)), FRAME_MS
+        yield frame(picture, real(client, picture)), REST_MS
+    for seed in range(4):
+        noise = noisy(Image.new("L", (28, 28), 127), 1.0, seed)
+        image = client.generate(seed=seed)[0].to_pil().convert("L")
+        yield frame(noise, image), REST_MS
 
 
 def main(base_url: str) -> None:
     OUT.mkdir(parents=True, exist_ok=True)
-    drawn = {name: draw(points) for name, points in STROKES.items()}
-    (OUT / "drawn.png").write_bytes(png(drawn["3"]))
-    with httpx.Client(base_url=base_url) as client:
-        generated = ask(client, "/generate", json={"seed": 7, "n": 36})
-        digits = [generated.crop((28 * i, 0, 28 * i + 28, 28)) for i in range(4)]
-        noise = [noisy(digit, 0.8, i) for i, digit in enumerate(digits)]
-        (OUT / "noisy.png").write_bytes(png(noise[0]))
-        inputs = [drawn[name] for name in STROKES] + noise[:2]
-        real = [ask(client, "/project", files={"image": png(picture)}) for picture in inputs]
-        walk = ask(client, "/latent-interpolate", json={"points": [{"seed": 1}, {"seed": 2}], "frames": 15})
-    gap = 14
-    sheet = Image.new("L", (168 + gap + 56 + gap + 168, 168 + gap + 28), 255)
-    sheet.paste(generated, (0, 0))
-    sheet.paste(column(inputs), (168 + gap, 0))
-    sheet.paste(column(real), (168 + gap + 28, 0))
-    more = Image.new("L", (168, 168), 255)
-    with httpx.Client(base_url=base_url) as client:
-        body = {"points": [{"seed": s} for s in (11, 12, 13, 14)], "grid": {"rows": 6, "cols": 6}}
-        more.paste(ask(client, "/latent-interpolate", json=body), (0, 0))
-    sheet.paste(more, (168 + 2 * gap + 56, 0))
-    sheet.paste(walk, (0, 168 + gap))
-    large = sheet.resize((sheet.width * SCALE, sheet.height * SCALE), Image.Resampling.NEAREST)
-    (OUT / "digits.png").write_bytes(png(large))
+    pen(DIGITS["3"], 25, 250).save(OUT / "drawn.png", optimize=True)
+    with Client(base_url) as client:
+        found = list(frames(client))
+    start = next(
+        i for i, (_, duration) in enumerate(found) if duration == REST_MS
+    )  # where it does not move: a whole digit
+    images, durations = zip(*found[start:], *found[:start], strict=True)
+    buffer = io.BytesIO()
+    images[0].save(
+        buffer, "WEBP", save_all=True, append_images=images[1:], duration=list(durations), loop=0, quality=60
+    )
+    (OUT / "real.webp").write_bytes(buffer.getvalue())
 
 
 if __name__ == "__main__":
