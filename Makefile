@@ -85,8 +85,8 @@ house: $(DEVELOP)  ## print the size of packages, of a request's path and of the
 	@$(BIN)/python -m tests.structure.house
 
 lock: $(DEVELOP)  ## lock anew what the images and CI hold; ARGS=--upgrade for newer releases
-	$(call lock,cpu,$(IN_IMAGES) --extra cpu)
-	$(call lock,gpu,$(IN_IMAGES) --extra gpu)
+	$(call lock,cpu,$(IN_IMAGES) --extra cpu --extra otel)
+	$(call lock,gpu,$(IN_IMAGES) --extra gpu --extra otel)
 	$(call lock,export,$(IN_IMAGES) --extra cpu --extra train)
 	$(call lock,ray-cpu,$(IN_IMAGES) --extra cpu --extra ray docker/lock/ray.in)
 	$(call lock,ray-gpu,$(IN_IMAGES) --extra gpu --extra ray docker/lock/ray.in)
