@@ -42,6 +42,11 @@ def test_alerts_fire_when_they_should_and_not_otherwise(file: Path) -> None:
     promtool("test", "rules", file)
 
 
+@needs_prometheus
+def test_runbooks_are_found_where_the_documents_are_published() -> None:
+    promtool("test", "rules", Path(__file__).with_name("runbooks.yml"))
+
+
 def situations() -> list[tuple[set[str], list[str]]]:
     """Of every look at every situation: the metrics that were given, and what fires, as promtool writes it."""
     found = []
