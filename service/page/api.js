@@ -48,6 +48,34 @@ export async function callApi(path, { json, form, accept = "application/json", s
   throw await parseProblem(response);
 }
 
+/** The JSON of one response; see `callApi`. */
+export const callJson = async (path, request) => (await callApi(path, request)).json();
+
+/**
+ * The events of a stream, as [name, data].
+ *
+ * @throws {Problem} also for an event `error`
+ */
+export async function* streamEvents(path, request) {
+  const response = await callApi(path, { ...request, accept: "text/event-stream" });
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let text = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    text += value;
+    const events = text.split("\n\n");
+    text = events.pop();
+    for (const event of events) {
+      const lines = Object.fromEntries(event.split("\n").map((line) => line.match(/^(\w*): ?(.*)$/)?.slice(1) ?? ["", ""]));
+      if (!lines.data) continue; // a comment
+      const data = JSON.parse(lines.data);
+      if (lines.event === "error") throw new Problem(data);
+      yield [lines.event, data];
+    }
+  }
+}
+
 async function parseProblem(response) {
   let body = {};
   try {
@@ -72,10 +100,10 @@ async function parseProblem(response) {
 }
 
 /**
- * The curl command that does what the page did, and writes an image.
+ * The curl command that does what the page did.
  *
  * @param {string} path
- * @param {{json?: object, fields?: [string, string][], accept: string, file: string}} request
+ * @param {{json?: object, fields?: [string, string][], accept: string, file?: string}} request
  */
 export function curlCommand(path, { json, fields = [], accept, file }) {
   const parts = ["curl", shellQuote(absoluteUrl(path))];
@@ -84,7 +112,7 @@ export function curlCommand(path, { json, fields = [], accept, file }) {
   for (const [name, value] of fields) parts.push(`-F ${shellQuote(`${name}=${value}`)}`);
   // @name.png stands for the base64 of a file: replace it by a shell substitution.
   if (json) parts.push(`--json ${shellQuote(JSON.stringify(json)).replace(/@([\w-]+\.png)/g, `'"$(base64 -w0 $1)"'`)}`);
-  parts.push("-o", file);
+  if (file) parts.push("-o", file);
   return parts.join(" ");
 }
 

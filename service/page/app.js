@@ -1,85 +1,193 @@
 // Entry point: creates the panels and passes the chosen model on to them.
 
+import { decodeDrawing, encodeDrawing, readAddress, writeAddress } from "./address.js";
 import { setApiKey } from "./api.js";
 import { DrawingCanvas } from "./canvas.js";
-import { byId } from "./dom.js";
+import { byId, createElement, whenVisible } from "./dom.js";
+import { Examples } from "./examples.js";
 import { GeneratePanel } from "./generate_panel.js";
 import { InterpolatePanel } from "./interpolate_panel.js";
-import { Models, showCard } from "./models.js";
-import { Panel } from "./panel.js";
+import { LastingPanel } from "./lasting_panel.js";
+import { Models } from "./models.js";
+import { ModelsPanel } from "./models_panel.js";
+import { Panel, copyText } from "./panel.js";
 import { backgroundColour, cssColour, inkColour } from "./pixels.js";
 import { drawWithKeyboard, drawWithPointer } from "./pointer.js";
 import { ProjectPanel } from "./project_panel.js";
+import { Samples } from "./samples.js";
 
 const startup = new Panel(byId("startup"));
-const models = new Models(byId("model"));
+const models = new Models(byId("models"));
 const canvas = new DrawingCanvas(byId("paint"), byId("mask"));
 const project = new ProjectPanel(canvas, models);
+const lasting = new LastingPanel({ models, project });
 const interpolate = new InterpolatePanel({ models, canvas });
 const generate = new GeneratePanel({
   models,
   canvas,
   setEndpoint: (which, image) => interpolate.endpoints[which].setImage(image),
 });
+const examples = new Examples({ canvas, project });
+const modelsPanel = new ModelsPanel(models);
+let model = null; // the card of the chosen model
+let samples = null; // its generated pictures
+let restored = false; // whether the drawing of the address is on the canvas
 
-function setModel(card) {
+async function setModel(card) {
+  [model, samples] = [card, null];
   const [channels, height, width] = card.shape;
   document.body.classList.toggle("light-paper", inkColour(card)[0] === 0);
-  for (const stage of document.querySelectorAll(".stage, .thumb, .tiles")) {
-    stage.style.setProperty("--paper", cssColour(backgroundColour(card)));
-    stage.style.setProperty("--shape", `${width} / ${height}`);
-  }
-  byId("ink-label").hidden = channels === 1;
-  canvas.colour = channels === 1 ? null : byId("ink").value;
+  document.body.classList.toggle("fine", Math.max(height, width) >= 48);
+  document.documentElement.style.setProperty("--paper", cssColour(backgroundColour(card)));
+  document.documentElement.style.setProperty("--shape", `${width} / ${height}`);
+  const prompt = card.prompt || "Draw something";
+  byId("prompt").textContent = prompt;
+  byId("invitation").querySelector("span").textContent = prompt;
+  setPalette(channels === 1 ? [] : ["#000000", "#ffffff"]);
   // A stroke of handwriting is about a tenth of the image wide; larger models get a finer brush.
   const brush = Math.max(0.03, 0.09 * Math.sqrt(28 / Math.max(height, width)));
   Object.assign(byId("brush"), { min: 0.5 / width, max: 0.3, step: "any", value: brush });
-  canvas.brush = brush;
+  setBrush(brush);
   canvas.setModel(card);
-  showCard(card);
-  for (const panel of [project, generate, interpolate]) panel.setModel(card);
-  for (const name of ["real", "generate", "walk"]) byId(name).inert = false; // usable once a model is chosen
+  for (const panel of [project, lasting, generate, interpolate, examples, modelsPanel]) panel.setModel(card);
+  for (const section of document.querySelectorAll("section[inert]")) section.inert = false;
+  writeAddress({ m: models.reference });
+  await restoreDrawing();
+  generate.generate();
+}
+
+/** Use the first generated pictures of a model: for examples, comparisons and colours. */
+async function setSamples(card, images) {
+  const decoded = await Samples.decode(images, card);
+  if (model !== card) return;
+  samples = project.samples = decoded;
+  examples.setSamples(samples);
+  if (card.shape[0] === 3) setPalette(samples.palette());
+  models.loadThumbnails();
+  whenVisible(byId("walk"), () => model === card && interpolate.interpolate());
+  if (canvas.isEmpty) await examples.introduce();
+  whenVisible(byId("lasting"), () => model === card && lasting.runWithResult());
+}
+
+async function restoreDrawing() {
+  if (restored) return;
+  restored = true;
+  const actions = await decodeDrawing(readAddress().d ?? "");
+  if (actions.length) canvas.replace(actions);
 }
 
 async function loadModels() {
   await startup.run("Asking which models there are", async (signal) => {
-    setModel(await models.load(signal));
+    const { m, s } = readAddress();
+    if (/^\d{1,10}$/.test(s ?? "")) byId("seed").value = s;
+    const card = await models.load(m, signal);
+    setModel(card);
+    return "";
   });
 }
 
 models.addEventListener("selected", () => {
-  startup.run("Asking for the model", async (signal) => setModel(await models.card(signal)));
+  startup.run("Asking for the model", async (signal) => {
+    const card = await models.card(signal);
+    if (!signal.aborted) setModel(card);
+    return "";
+  });
+});
+
+generate.addEventListener("generated", ({ detail: { seed, images } }) => {
+  writeAddress({ s: String(seed) });
+  if (!samples) setSamples(model, images);
 });
 
 canvas.addEventListener("changed", () => {
   byId("undo").disabled = !canvas.canUndo;
   byId("redo").disabled = !canvas.canRedo;
-  byId("clear").disabled = canvas.isEmpty;
+  byId("clear").disabled = canvas.isEmpty && !canvas.isExample;
+  byId("share").disabled = canvas.isEmpty;
   byId("invitation").hidden = !canvas.isEmpty;
+  byId("invitation").classList.toggle("aside", canvas.isExample);
   byId("masking").hidden = !canvas.isMasked && canvas.tool !== "mask";
+});
+canvas.addEventListener("finished", async () => {
+  const { revision } = canvas;
+  const drawing = await encodeDrawing(canvas.actions, [model.shape[2], model.shape[1]]);
+  if (revision === canvas.revision && restored) writeAddress({ d: drawing });
 });
 for (const action of ["undo", "redo", "clear"]) {
   byId(action).addEventListener("click", () => {
     canvas[action]();
-    canvas.finish();
+    if (byId(action).disabled) canvas.paint.focus({ preventScroll: true }); // a disabled button loses the focus
   });
 }
 addEventListener("keydown", (event) => {
-  const typing = event.target.matches("input:not([type=range], [type=radio], [type=checkbox]), select");
-  if (typing || !(event.ctrlKey || event.metaKey) || event.key.toLowerCase() !== "z") return;
+  const typing = event.target instanceof Element && event.target.matches("input:not([type=range], [type=radio]), textarea");
+  if (!model || typing || !(event.ctrlKey || event.metaKey) || event.key.toLowerCase() !== "z") return;
   event.preventDefault();
   byId(event.shiftKey ? "redo" : "undo").click();
 });
 for (const tool of document.getElementsByName("tool")) {
   tool.addEventListener("change", () => {
     canvas.tool = tool.value;
-    canvas.dispatchEvent(new Event("changed"));
+    byId("masking").hidden = !canvas.isMasked && canvas.tool !== "mask";
   });
 }
-byId("brush").addEventListener("input", (event) => (canvas.brush = event.target.valueAsNumber));
-byId("ink").addEventListener("input", (event) => (canvas.colour = event.target.value));
+byId("brush").addEventListener("input", (event) => setBrush(event.target.valueAsNumber));
+byId("ink").addEventListener("input", (event) => setInk(event.target.value));
+byId("share").addEventListener("click", (event) => {
+  copyText(location.href, event.currentTarget, () => "It is in the address bar");
+});
 drawWithPointer(canvas);
 drawWithKeyboard(canvas, byId("pointer"));
+
+function setBrush(width) {
+  canvas.brush = width;
+  byId("brush").previousElementSibling.style.setProperty("--brush", width);
+}
+
+/** Offer these colours; none for a model of grey pictures. */
+function setPalette(colours) {
+  byId("palette").hidden = colours.length === 0;
+  const swatches = colours.map((colour) => {
+    const swatch = createElement("button", { type: "button", className: "swatch", "aria-label": `Colour ${colour}` });
+    swatch.dataset.colour = colour;
+    swatch.style.setProperty("--colour", colour);
+    swatch.addEventListener("click", () => setInk(colour));
+    return swatch;
+  });
+  byId("swatches").replaceChildren(...swatches);
+  if (colours.length === 0) canvas.colour = null;
+  else setInk(mostVisible(colours, backgroundColour(model)));
+}
+
+/** The colour that differs most from the background. */
+function mostVisible(colours, background) {
+  const distance = (colour) =>
+    background.reduce((sum, level, c) => sum + Math.abs(level - parseInt(colour.slice(1 + 2 * c, 3 + 2 * c), 16)), 0);
+  return colours.reduce((best, colour) => (distance(colour) > distance(best) ? colour : best));
+}
+
+function setInk(colour) {
+  canvas.colour = byId("ink").value = colour;
+  for (const swatch of byId("swatches").children) {
+    swatch.setAttribute("aria-pressed", String(swatch.dataset.colour === colour));
+  }
+  if (canvas.tool !== "pen") document.querySelector("[name=tool][value=pen]").click();
+}
+
+// The fragment belongs to the drawing, so links within the page must not change it.
+addEventListener("click", (event) => {
+  const link = event.target instanceof Element && event.target.closest("a[href^='#']");
+  if (!link) return;
+  event.preventDefault();
+  const target = byId(link.hash.slice(1));
+  target.scrollIntoView({ block: "start" });
+  target.focus({ preventScroll: true });
+});
+addEventListener("hashchange", async () => {
+  const { m, d } = readAddress();
+  if (m && m !== models.reference) models.choose(m);
+  if (d && model) canvas.replace(await decodeDrawing(d));
+});
 
 addEventListener("key-needed", () => {
   byId("key").hidden = false;

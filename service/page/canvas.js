@@ -9,6 +9,7 @@ export class DrawingCanvas extends EventTarget {
   #actions = [];
   #undone = [];
   #card = null;
+  #example = null; // an image that is shown, but not drawn: the first action replaces it
 
   constructor(paint, mask) {
     super();
@@ -16,19 +17,41 @@ export class DrawingCanvas extends EventTarget {
     this.colour = null; // chosen colour; null for grey models
     this.tool = "pen";
     this.brush = 0.09; // width as a fraction of the canvas
+    this.isDrawing = false; // whether the pen is down
+    this.revision = 0; // counts changes of the pixels
   }
 
-  /** Use the shape and the colours of a model. */
+  /** Use the shape and the colours of a model. Images are of one model, so a drawing with some is put away. */
   setModel(card) {
+    if (this.#card && this.actions.some((action) => action.kind === "image")) [this.#actions, this.#undone] = [[], []];
     this.#card = card;
     const [, height, width] = card.shape;
     const scale = canvasScale(card.shape);
     for (const canvas of [this.paint, this.mask]) [canvas.width, canvas.height] = [width * scale, height * scale];
+    this.#example = null;
     this.#repaint();
   }
 
   get isEmpty() {
     return this.#since("clear").length === 0;
+  }
+
+  /** Whether an example is shown that nobody drew. */
+  get isExample() {
+    return this.#example !== null;
+  }
+
+  /** What is drawn: the actions since the last clear, without images of the paint layer that others cover. */
+  get actions() {
+    const actions = this.#since("clear");
+    return actions.slice(Math.max(0, actions.findLastIndex((action) => action.kind === "image")));
+  }
+
+  /** Replace the drawing; undo brings it back. */
+  replace(actions) {
+    this.clear();
+    for (const action of actions) this.#do(action);
+    this.finish();
   }
 
   get isMasked() {
@@ -45,6 +68,7 @@ export class DrawingCanvas extends EventTarget {
 
   /** Begin a stroke; continue with `extend`, end with `finish`. A point is {x, y, pressure}, each 0…1. */
   begin(point) {
+    this.isDrawing = true;
     const layer = this.tool === "mask" ? "mask" : "paint";
     const colour = this.tool === "eraser" ? "background" : (this.colour ?? "ink");
     this.#do({ kind: "stroke", layer, colour, size: this.brush, points: [point] });
@@ -54,31 +78,45 @@ export class DrawingCanvas extends EventTarget {
     const stroke = this.#actions.at(-1);
     stroke.points.push(point);
     this.#stroke(stroke, stroke.points.length - 1);
+    this.revision++;
     this.dispatchEvent(new Event("extended"));
   }
 
   finish() {
+    this.isDrawing = false;
     this.dispatchEvent(new Event("finished"));
   }
 
-  /** Cover the canvas with an image of the model's size. */
-  placeImage(image) {
+  /** Cover the canvas with an image of the model's size, and remove the mask unless it is to be kept. */
+  placeImage(image, { keepMask = false } = {}) {
+    if (!keepMask && this.isMasked) this.#do({ kind: "clear" });
     this.#do({ kind: "image", layer: "paint", image });
     this.finish();
   }
 
+  /** Show an image that the first action of the user replaces. */
+  showExample(image) {
+    this.#example = image;
+    this.#paintImage(image);
+    this.revision++;
+    this.dispatchEvent(new Event("changed"));
+  }
+
   clear() {
     this.#do({ kind: "clear" });
+    this.finish();
   }
 
   undo() {
     if (this.canUndo) this.#undone.push(this.#actions.pop());
     this.#repaint();
+    this.finish();
   }
 
   redo() {
     if (this.canRedo) this.#actions.push(this.#undone.pop());
     this.#repaint();
+    this.finish();
   }
 
   /** The model's input: {image, mask} as ImageData of its size; mask is null if nothing is masked. */
@@ -96,27 +134,38 @@ export class DrawingCanvas extends EventTarget {
   }
 
   #do(action) {
+    if (this.isExample) {
+      this.#example = null;
+      this.#repaint();
+    }
     this.#actions.push(action);
     this.#undone = [];
     this.#perform(action);
+    this.revision++;
     this.dispatchEvent(new Event("changed"));
   }
 
   #repaint() {
     this.#perform({ kind: "clear" });
     for (const action of this.#since("clear")) this.#perform(action);
+    this.revision++;
     this.dispatchEvent(new Event("changed"));
   }
 
-  #perform(action) {
-    const { width, height } = this.paint;
+  #paintImage(image) {
     const context = this.paint.getContext("2d", { willReadFrequently: true });
+    context.imageSmoothingEnabled = false;
+    context.drawImage(image, 0, 0, this.paint.width, this.paint.height);
+  }
+
+  #perform(action) {
     if (action.kind === "stroke") {
       this.#stroke(action, 0);
     } else if (action.kind === "image") {
-      context.imageSmoothingEnabled = false;
-      context.drawImage(action.image, 0, 0, width, height);
+      this.#paintImage(action.image);
     } else {
+      const { width, height } = this.paint;
+      const context = this.paint.getContext("2d", { willReadFrequently: true });
       context.fillStyle = cssColour(backgroundColour(this.#card));
       context.fillRect(0, 0, width, height);
       this.mask.getContext("2d", { willReadFrequently: true }).clearRect(0, 0, width, height);

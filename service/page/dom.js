@@ -14,12 +14,13 @@ export function createElement(tag, properties = {}, ...children) {
 }
 
 /** Show an image in an <img>, and hide the placeholder beside it. */
-export function showImage(image, source, description) {
+export function showImage(image, source, description, { arrives = true } = {}) {
   image.src = source;
   image.alt = description;
   image.hidden = false;
   const placeholder = image.parentElement.querySelector(".placeholder");
   if (placeholder) placeholder.hidden = true;
+  if (!arrives) return;
   image.classList.remove("arrives");
   void image.offsetWidth; // forces a layout, which restarts the transition
   image.classList.add("arrives");
@@ -37,4 +38,14 @@ export function hideImage(image) {
 /** The integer in a field, or null if the field is empty or invalid. */
 export function readInteger(field) {
   return field.checkValidity() && field.value !== "" ? field.valueAsNumber : null;
+}
+
+/** Call a function once, when an element comes near the view. */
+export function whenVisible(element, call) {
+  const observer = new IntersectionObserver(([entry]) => {
+    if (!entry.isIntersecting) return;
+    observer.disconnect();
+    call();
+  }, { rootMargin: "400px" });
+  observer.observe(element);
 }

@@ -1,14 +1,15 @@
 // Panel "Generate": sixteen images of a seed. Each can be put on the canvas or become an end of an interpolation.
 
-import { callApi, curlCommand } from "./api.js";
+import { callJson, curlCommand } from "./api.js";
 import { byId, createElement, readInteger } from "./dom.js";
 import { Panel } from "./panel.js";
-import { dataUrl } from "./pixels.js";
-import { decodeImage } from "./uploads.js";
+import { dataUrl, decodeImage } from "./pixels.js";
+import { savePicture } from "./saving.js";
 
 const COUNT = 16;
 
-export class GeneratePanel {
+/** Dispatches `generated`, with the seed and the pictures as its detail. */
+export class GeneratePanel extends EventTarget {
   #panel = new Panel(byId("generate"));
   #chosen = null; // {seed, index, data}
 
@@ -19,6 +20,7 @@ export class GeneratePanel {
    * @param {(which: "from" | "to", image: object) => void} parts.setEndpoint makes an image an end of the interpolation
    */
   constructor({ models, canvas, setEndpoint }) {
+    super();
     this.models = models;
     byId("generate-form").addEventListener("submit", (event) => {
       event.preventDefault();
@@ -27,6 +29,10 @@ export class GeneratePanel {
     byId("dice").addEventListener("click", () => {
       byId("seed").value = crypto.getRandomValues(new Uint32Array(1))[0] % 1_000_000; // short enough to remember
       this.generate();
+    });
+    byId("tile-save").addEventListener("click", () => {
+      const { seed, index, data } = this.#chosen;
+      savePicture(data, `seed-${seed}-${index}.png`, this.card);
     });
     byId("tile-canvas").addEventListener("click", async () => {
       canvas.placeImage(await decodeImage(this.#chosen.data));
@@ -55,12 +61,15 @@ export class GeneratePanel {
     if (!this.card || seed === null || steps === null) return;
     const json = { model: this.models.reference, n: this.count, seed, steps };
     await this.#panel.run("Generating", async (signal) => {
-      const answer = await (await callApi("generate", { json, signal })).json();
+      const answer = await callJson("generate", { json, signal });
+      signal.throwIfAborted();
       const tiles = answer.images.map((image) => this.#tile({ seed, index: image.index, data: image.data }));
       byId("tiles").classList.remove("empty");
       byId("tiles").replaceChildren(...tiles);
       byId("tile-tools").hidden = true;
       this.#panel.showCommand(curlCommand("generate", { json, accept: "image/png", file: "sheet.png" }));
+      const images = answer.images.map((image) => image.data);
+      this.dispatchEvent(new CustomEvent("generated", { detail: { seed, images } }));
       const made = `${answer.images.length} pictures of seed ${seed} in ${serviceTime(answer.timing)}.`;
       return `${made} Choose one to go on with it.`;
     });
@@ -80,10 +89,6 @@ export class GeneratePanel {
     this.#chosen = image;
     for (const tile of byId("tiles").children) tile.setAttribute("aria-pressed", tile === button);
     byId("tile-tools").hidden = false;
-    Object.assign(byId("tile-save"), {
-      href: dataUrl(image.data),
-      download: `seed-${image.seed}-${image.index}.png`,
-    });
     this.#panel.say(`Picture ${image.index} of seed ${image.seed}:`);
   }
 

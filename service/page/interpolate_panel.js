@@ -1,11 +1,14 @@
 // Panel "Walk": an animated interpolation between two latents.
 
-import { callApi, curlCommand } from "./api.js";
+import { animatedWebp } from "./animation.js";
+import { callApi, callJson, curlCommand } from "./api.js";
 import { byId, hideImage, readInteger, showImage } from "./dom.js";
 import { Panel } from "./panel.js";
-import { dataUrl, toBase64, toCanvas } from "./pixels.js";
+import { dataUrl, decodeImage, toBase64, toCanvas } from "./pixels.js";
+import { saveBlob } from "./saving.js";
 
 const FPS = 12;
+const SAVED_SIDE = 448; // about the pixels of a saved animation
 const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
 
 /** One end of the path: a seed and an index, or an image. */
@@ -42,7 +45,7 @@ class Endpoint {
     if (!this.thumb.hidden) return;
     const { seed, index } = this.point;
     const json = { model, seed, offset: index };
-    const { images } = await (await callApi("generate", { json, signal })).json();
+    const { images } = await callJson("generate", { json, signal });
     showImage(this.thumb, dataUrl(images[0].data), `Picture ${index} of seed ${seed}`);
   }
 
@@ -60,6 +63,7 @@ export class InterpolatePanel {
   #panel = new Panel(byId("walk"));
   #animationUrl = "";
   #firstFrameUrl = ""; // shown while paused
+  #request = null; // of the walk that is shown
 
   constructor({ models, canvas }) {
     this.models = models;
@@ -69,6 +73,7 @@ export class InterpolatePanel {
       this.interpolate();
     });
     byId("frames").addEventListener("input", () => this.#showFrames());
+    byId("walk-save").addEventListener("click", () => this.#save());
     byId("pause").addEventListener("click", () => this.#play(byId("walked").src !== this.#animationUrl));
     reducedMotion.addEventListener("change", () => this.#animationUrl && this.#play(!reducedMotion.matches));
     this.#showFrames();
@@ -97,6 +102,7 @@ export class InterpolatePanel {
         to.loadThumbnail(model, signal),
       ]);
       await this.#load(await response.blob());
+      this.#request = json;
       this.#showCommand(json);
       return `${frames} frames, each of them f of a point between the two.`;
     });
@@ -106,7 +112,6 @@ export class InterpolatePanel {
     URL.revokeObjectURL(this.#animationUrl);
     this.#animationUrl = URL.createObjectURL(animation);
     this.#firstFrameUrl = toCanvas(await createImageBitmap(animation)).toDataURL();
-    byId("walk-save").href = this.#animationUrl;
     byId("walk-tools").hidden = false;
     this.#play(!reducedMotion.matches);
   }
@@ -115,6 +120,17 @@ export class InterpolatePanel {
     const url = animated ? this.#animationUrl : this.#firstFrameUrl;
     showImage(byId("walked"), url, "A walk from one picture to the other");
     byId("pause").textContent = animated ? "Pause" : "Play";
+  }
+
+  /** Save the walk at a size worth showing. */
+  #save() {
+    return this.#panel.run("Saving", async (signal) => {
+      const scale = Math.max(1, Math.round(SAVED_SIDE / Math.max(...this.card.shape.slice(1))));
+      const { images } = await callJson("latent-interpolate", { json: this.#request, signal });
+      const frames = await Promise.all(images.map((image) => decodeImage(image.data)));
+      saveBlob(await animatedWebp(frames, { scale, fps: FPS }), "walk.webp");
+      return undefined;
+    });
   }
 
   #showCommand(json) {

@@ -1,85 +1,100 @@
-// The models of the service, and the facts of their cards.
+// The models of the service, and the choice of one.
 
-import { callApi } from "./api.js";
+import { callJson } from "./api.js";
 import { byId, createElement } from "./dom.js";
+import { dataUrl } from "./pixels.js";
 
-/** The list of models and the <select> that chooses one; dispatches `selected`. */
+const THUMBNAIL = { n: 1, seed: 7, offset: 3 };
+const MOST_THUMBNAILS = 12;
+
+/** What people call a model: the title of its card, or its name in words. */
+export function titleOf({ title, name }) {
+  const words = name.replaceAll(/[_.-]+/g, " ");
+  return title || words.charAt(0).toUpperCase() + words.slice(1);
+}
+
+export const referenceOf = ({ name, version }) => `${name}/${version}`;
+
+/** The list of models and the radio buttons that choose one; dispatches `selected` and `thumbnail`. */
 export class Models extends EventTarget {
   #cards = new Map();
+  #thumbnails = new Map();
+  #chosen = "";
+  list = [];
 
-  constructor(select) {
+  constructor(root) {
     super();
-    this.select = select;
-    select.addEventListener("change", () => this.dispatchEvent(new Event("selected")));
+    this.root = root;
+    root.addEventListener("change", (event) => {
+      this.#chosen = event.target.value;
+      this.dispatchEvent(new Event("selected"));
+    });
   }
 
-  /** Load the list, select the default model, and return its card. */
-  async load(signal) {
-    const { models, default: preferred, limits } = await (await callApi("models", { signal })).json();
-    this.limits = limits;
+  /** Load the list, select a model, and return its card. */
+  async load(preferred, signal) {
+    const { models, failures, default: usual, limits } = await callJson("models", { signal });
+    Object.assign(this, { list: models, failures, limits });
     this.#cards.clear();
-    const options = models.map(({ name, version, shape }) => {
-      const reference = `${name}/${version}`;
-      return createElement("option", { value: reference }, `${reference} · ${size(shape)}`);
-    });
-    this.select.replaceChildren(...options);
-    this.select.value = preferred;
-    this.select.disabled = false;
+    const references = models.map(referenceOf);
+    models.sort((a, b) => (referenceOf(b) === usual) - (referenceOf(a) === usual)); // the default one first
+    this.#chosen = references.includes(preferred) ? preferred : usual;
+    this.root.querySelector(".choices")?.remove();
+    this.root.append(createElement("span", { className: "choices" }, ...models.map((model) => this.#choice(model))));
+    this.root.disabled = false;
     return this.card(signal);
   }
 
   get reference() {
-    return this.select.value;
+    return this.#chosen;
+  }
+
+  /** Choose a model as if its button had been pressed. */
+  choose(reference) {
+    const button = [...this.root.querySelectorAll("input")].find((input) => input.value === reference);
+    if (button && !button.checked) button.click();
   }
 
   /** The full card of the selected model. */
   async card(signal) {
     const reference = this.reference;
-    if (!this.#cards.has(reference)) {
-      this.#cards.set(reference, await (await callApi(`models/${reference}`, { signal })).json());
-    }
+    if (!this.#cards.has(reference)) this.#cards.set(reference, await callJson(`models/${reference}`, { signal }));
     return this.#cards.get(reference);
   }
+
+  /** A small picture of a model as a URL, or "" before there is one. */
+  thumbnail(reference) {
+    return this.#thumbnails.get(reference) ?? "";
+  }
+
+  /** Generate the thumbnails that are missing, one after the other; a model without one keeps an empty square. */
+  async loadThumbnails() {
+    for (const reference of this.list.slice(0, MOST_THUMBNAILS).map(referenceOf)) {
+      if (this.#thumbnails.has(reference)) continue;
+      try {
+        const { images } = await callJson("generate", { json: { model: reference, ...THUMBNAIL } });
+        this.#thumbnails.set(reference, dataUrl(images[0].data));
+      } catch {
+        continue; // it is decoration
+      }
+      this.#showThumbnail(reference);
+      this.dispatchEvent(new Event("thumbnail"));
+    }
+  }
+
+  #choice(model) {
+    const reference = referenceOf(model);
+    const input = createElement("input", { type: "radio", name: "model", value: reference });
+    input.checked = reference === this.#chosen;
+    const image = createElement("img", { className: "pixels", alt: "", hidden: true });
+    const same = this.list.filter((other) => titleOf(other) === titleOf(model)).length > 1;
+    const name = same ? `${titleOf(model)} ${model.version}` : titleOf(model);
+    return createElement("label", { title: reference }, input, createElement("span", {}, image, createElement("b", {}, name)));
+  }
+
+  #showThumbnail(reference) {
+    const input = [...this.root.querySelectorAll("input")].find((each) => each.value === reference);
+    const image = input?.parentElement.querySelector("img");
+    if (image) Object.assign(image, { src: this.thumbnail(reference), hidden: false });
+  }
 }
-
-const size = ([channels, height, width]) => `${width} × ${height} ${channels === 1 ? "grey" : "colour"}`;
-
-/** Show the facts of a model card, warnings first. */
-export function showCard(card) {
-  byId("about-title").textContent = `The model: ${card.name}, version ${card.version}`;
-  byId("about-lead").textContent = card.description ?? "";
-  const warnings = card.quality?.warnings ?? [];
-  byId("about-warnings").hidden = warnings.length === 0;
-  byId("about-warnings").replaceChildren(...warnings.map((warning) => createElement("li", {}, warning)));
-  byId("about-facts").replaceChildren(
-    ...cardFacts(card).map(([name, value]) =>
-      createElement("div", {}, createElement("dt", {}, name), createElement("dd", {}, value)),
-    ),
-  );
-}
-
-function cardFacts(card) {
-  const { training, data, quality, reproducible } = card;
-  const f = quality?.generation?.f;
-  const floor = quality?.generation?.training;
-  const noise = quality?.restoration?.["noise_0.8_8bit"];
-  return [
-    ["Pictures", `${size(card.shape)}${card.polarity === "none" ? "" : `, ${card.polarity.replaceAll("-", " ")}`}`],
-    f && ["Fréchet distance", `${round(f.frechet)} for f of noise; real training pictures: ${round(floor?.frechet)}`],
-    noise && [
-      "Heavy noise",
-      `recognised ${share(noise.input.accuracy)} of the time before f, ${share(noise.f.accuracy)} after`,
-    ],
-    quality?.drift?.f !== undefined && ["Drift", `a second f moves its pictures by ${quality.drift.f.toFixed(3)}`],
-    ["Trained on", list(data?.pictures && `${count(data.pictures)} pictures of ${data.name}`, data?.licence)],
-    training?.parameters && ["Parameters", count(training.parameters)],
-    training?.config?.licence && ["Licence", training.config.licence],
-    ["Runs on", list(card.device ?? card.provider, reproducible?.kind === "exact" && "the same bits every time")],
-    ["Digest", createElement("code", {}, card.digest.slice(0, 19))],
-  ].filter((fact) => fact && fact[1]);
-}
-
-const list = (...parts) => parts.filter(Boolean).join(", ");
-const count = (value) => value.toLocaleString("en");
-const round = (value) => (value === undefined ? "unknown" : value.toFixed(1));
-const share = (value) => `${Math.round(100 * value)} %`;

@@ -1,42 +1,46 @@
 // A panel of the page: runs one task at a time, and shows its status, its error and its curl command.
 
 import { Problem } from "./api.js";
-import { createElement } from "./dom.js";
+import { removeToast, showToast } from "./toast.js";
+
+const LONGEST_WAIT_S = 60; // before a request is sent again without being asked to
 
 export class Panel {
   #abort = null;
-  #timer = 0;
 
   constructor(root) {
     this.root = root;
     this.status = root.querySelector(".status");
-    this.problem = root.querySelector(".problem");
     this.curl = root.querySelector(".curl");
-    this.curl?.querySelector("button").addEventListener("click", (event) => this.#copy(event.currentTarget));
+    this.curl?.querySelector(".copy").addEventListener("click", (event) => this.#copy(event.currentTarget));
   }
 
   /**
-   * Run a task; aborts the one before. Shows a status after 250 ms, then the result or the error.
+   * Run a task; aborts the one before. Shows a status after 250 ms, then the result, or the error as a toast. A task that
+   * the service refuses for being busy (429, 503) runs again after Retry-After.
    *
    * @param {string} label what the task does, such as "Generating"
-   * @param {(signal: AbortSignal) => Promise<string | undefined>} task returns the status to show
+   * @param {(signal: AbortSignal) => Promise<string | undefined>} task returns the status to show; undefined keeps it
+   * @returns {Promise<boolean>} whether it succeeded
    */
   async run(label, task) {
-    this.#abort?.abort();
+    this.stop();
     const abort = (this.#abort = new AbortController());
     this.root.setAttribute("aria-busy", "true");
-    const timer = setTimeout(() => this.say(`${label} …`), 250);
+    const waiting = `${label} …`;
+    const timer = setTimeout(() => this.say(waiting), 250);
     try {
-      const result = await task(abort.signal);
-      if (abort.signal.aborted) return;
-      this.clear();
-      this.say(result ?? "");
+      const result = await this.#persist(task, abort.signal);
+      if (abort.signal.aborted) return false;
+      removeToast(this.root.id);
+      if (result !== undefined) this.say(result);
+      return true;
     } catch (error) {
-      if (abort.signal.aborted) return;
-      this.say("");
-      this.#fail(error, () => this.run(label, task));
+      if (!abort.signal.aborted) this.#fail(error, () => this.run(label, task));
+      return false;
     } finally {
       clearTimeout(timer);
+      if (this.status.textContent === waiting) this.say("");
       if (this.#abort === abort) {
         this.#abort = null;
         this.root.removeAttribute("aria-busy");
@@ -44,10 +48,15 @@ export class Panel {
     }
   }
 
+  /** Abort the running task. */
+  stop() {
+    this.#abort?.abort();
+  }
+
   /** Abort the running task and clear status and error. */
   reset() {
-    this.#abort?.abort();
-    this.clear();
+    this.stop();
+    removeToast(this.root.id);
     this.say("");
     if (this.curl) this.curl.hidden = true;
   }
@@ -56,50 +65,59 @@ export class Panel {
     if (this.status.textContent !== text) this.status.textContent = text;
   }
 
-  clear() {
-    clearTimeout(this.#timer);
-    this.problem.hidden = true;
-    this.problem.replaceChildren();
-  }
-
   /** Show the curl command of the last task. */
   showCommand(line) {
     this.curl.hidden = false;
     this.curl.querySelector("code").textContent = line;
   }
 
-  #fail(error, retry) {
-    clearTimeout(this.#timer);
-    if (!(error instanceof Problem)) console.error(error);
-    const failure = { detail: "The page failed at this.", retry: false };
-    const problem = error instanceof Problem ? error : new Problem(failure);
-    const facts = [problem.code, problem.requestId && `request ${problem.requestId}`].filter(Boolean).join(" · ");
-    this.problem.replaceChildren(createElement("p", {}, problem.message));
-    if (problem.retryAfter) {
-      const unit = problem.retryAfter === 1 ? "second" : "seconds";
-      this.problem.append(createElement("p", {}, `It can be tried again in ${problem.retryAfter} ${unit}.`));
+  async #persist(task, signal) {
+    for (;;) {
+      try {
+        return await task(signal);
+      } catch (error) {
+        const busy = error instanceof Problem && [429, 503].includes(error.status) && error.retryAfter;
+        if (signal.aborted || !busy || error.retryAfter > LONGEST_WAIT_S) throw error;
+        await this.#wait(error, signal);
+      }
     }
-    if (facts) this.problem.append(createElement("p", { className: "facts" }, facts));
-    if (problem.retry) this.problem.append(this.#retryButton(retry, problem.retryAfter ?? 0));
-    this.problem.hidden = false;
   }
 
-  #retryButton(retry, seconds) {
-    const button = createElement("button", { type: "button", disabled: seconds > 0 }, "Try again");
-    button.addEventListener("click", retry);
-    this.#timer = setTimeout(() => (button.disabled = false), seconds * 1000);
-    return button;
+  /** Count the seconds of Retry-After down. */
+  async #wait({ message, code, retryAfter }, signal) {
+    const text = (seconds) => `${message} Trying again in ${seconds} s.`;
+    const toast = showToast({ owner: this.root.id, text: text(retryAfter), facts: code, quiet: true });
+    for (let left = retryAfter; left > 0; left--) {
+      toast.say(text(left));
+      await new Promise((resolve) => setTimeout(resolve, 1000));
+      if (signal.aborted) break;
+    }
+    toast.remove();
+    signal.throwIfAborted();
+  }
+
+  #fail(error, retry) {
+    if (!(error instanceof Problem)) console.error(error);
+    const problem = error instanceof Problem ? error : new Problem({ detail: "The page failed at this.", retry: false });
+    const facts = [problem.code, problem.requestId && `request ${problem.requestId}`].filter(Boolean).join(" · ");
+    const action = problem.retry ? { name: "Try again", run: retry } : undefined;
+    showToast({ owner: this.root.id, text: problem.message, facts, action });
   }
 
   async #copy(button) {
     const code = this.curl.querySelector("code");
-    try {
-      await navigator.clipboard.writeText(code.textContent);
-      button.textContent = "Copied";
-    } catch {
-      getSelection().selectAllChildren(code); // no clipboard access, for example without HTTPS
-      button.textContent = "Selected";
-    }
-    setTimeout(() => (button.textContent = "Copy"), 2000);
+    await copyText(code.textContent, button, () => getSelection().selectAllChildren(code));
   }
+}
+
+/** Copy a text and say so on the button; `otherwise` runs where there is no clipboard, for example without HTTPS. */
+export async function copyText(text, button, otherwise) {
+  const name = button.dataset.name ?? (button.dataset.name = button.textContent);
+  try {
+    await navigator.clipboard.writeText(text);
+    button.textContent = "Copied";
+  } catch {
+    button.textContent = otherwise() ?? "Selected";
+  }
+  setTimeout(() => (button.textContent = name), 2000);
 }

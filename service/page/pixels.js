@@ -57,17 +57,19 @@ export function fillMasked(image, mask) {
   }
 }
 
-/** Add Gaussian noise in place; deviation in levels of 0…255. Grey images get one value for all channels. */
-export function addNoise(image, deviation, channels) {
-  for (let i = 0; i < image.data.length; i += 4) {
-    const grey = randomNormal();
-    for (let c = 0; c < 3; c++) image.data[i + c] += deviation * (channels === 1 ? grey : randomNormal());
-  }
-  return image;
+/** Mean absolute difference of two images of one size, as a share of the range. */
+export function difference(a, b) {
+  let sum = 0;
+  for (let i = 0; i < a.data.length; i++) if (i % 4 < 3) sum += Math.abs(a.data[i] - b.data[i]);
+  return sum / ((a.data.length / 4) * 3 * 255);
 }
 
-function randomNormal() {
-  return Math.sqrt(-2 * Math.log(1 - Math.random())) * Math.cos(2 * Math.PI * Math.random());
+/** Mean absolute difference of an image from the background, as a share of the range: how much is drawn. */
+export function inkOf(image, card) {
+  const background = backgroundColour(card);
+  let sum = 0;
+  for (let i = 0; i < image.data.length; i++) if (i % 4 < 3) sum += Math.abs(image.data[i] - background[i % 4]);
+  return sum / ((image.data.length / 4) * 3 * 255);
 }
 
 /** @returns {HTMLCanvasElement} */
@@ -87,5 +89,17 @@ export const toBase64 = (image) => toCanvas(image).toDataURL("image/png").split(
 
 /** The data URL of a base64 PNG. */
 export const dataUrl = (data) => `data:image/png;base64,${data}`;
+
+/** @returns {Promise<ImageBitmap>} of a base64 PNG */
+export const decodeImage = (data) => createImageBitmap(toBlob(data));
+
+/** @returns {Promise<ImageData>} of a base64 PNG */
+export async function decodePixels(data) {
+  const canvas = toCanvas(await decodeImage(data));
+  return canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+}
+
+/** A copy of an image. */
+export const copyOf = (image) => new ImageData(new Uint8ClampedArray(image.data), image.width, image.height);
 
 export const toBlob = (data) => new Blob([Uint8Array.from(atob(data), (c) => c.charCodeAt(0))], { type: "image/png" });

@@ -1,112 +1,121 @@
-// Panel “Make it real”: applies f to the drawing.
+// Panel “Make it real”: applies f to the drawing, live while it changes, with one request in flight.
 
-import { callApi, curlCommand } from "./api.js";
-import { byId, createElement, hideImage, showImage } from "./dom.js";
-import { distanceMessage, driftMessage, formatDistance, formatTimes, powerOfF } from "./messages.js";
+import { callJson, curlCommand } from "./api.js";
+import { byId } from "./dom.js";
+import { NOISE, toGrey, toSketch, withNoise } from "./effects.js";
 import { Panel } from "./panel.js";
-import { addNoise, dataUrl, toBlob, toCanvas, toPng } from "./pixels.js";
-import { Trajectory, recordedSteps } from "./trajectory.js";
-import { decodeImage, onUpload, prepareUpload } from "./uploads.js";
+import { inkOf, toCanvas, toPng } from "./pixels.js";
+import { Result } from "./result.js";
+import { saveUrl } from "./saving.js";
+import { onUpload, prepareUpload } from "./uploads.js";
+import { formatTimes, isNearlyEmpty, powerOfF, showVerdict, verdict } from "./verdict.js";
 
-const STEPS = [1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 100, 200, 500, 1000];
-const NOISE = 0.4 * 255; // σ = 0.8 in a model's −1…1
+const BLANK = 0.002; // least ink of a drawing, as a share of the range
 
-export class ProjectPanel {
+export class ProjectPanel extends EventTarget {
   #panel = new Panel(byId("real"));
-  #trajectory = new Trajectory(byId("trajectory"), (frame) => this.#showFrame(frame));
-  #shown = null; // the frame on display
-  #pending = null; // animation frame of the preview
+  #uploads = new Panel(byId("real")); // so that an upload and a projection do not end each other
+  #wanted = false; // whether the drawing has changed since the last request
+  #busy = false;
+  samples = null;
 
   constructor(canvas, models) {
+    super();
     [this.canvas, this.models] = [canvas, models];
+    this.result = new Result((image) => canvas.placeImage(image));
     byId("go").addEventListener("click", () => this.project());
-    byId("again").addEventListener("click", () => this.applyAgain());
-    byId("keep").addEventListener("click", async () => canvas.placeImage(await decodeImage(this.#shown.data)));
-    byId("noise").addEventListener("click", () => this.#addNoise());
-    byId("save-drawing").addEventListener("click", () => this.#saveDrawing());
     for (const name of ["steps", "strength"]) {
-      byId(name).addEventListener("input", () => this.#showSettings());
-      byId(name).addEventListener("change", () => this.#projectIfLive());
+      byId(name).addEventListener("input", () => {
+        this.#showSettings();
+        this.#changed();
+      });
     }
-    byId("live").addEventListener("change", () => this.#projectIfLive());
-    for (const event of ["changed", "extended"]) canvas.addEventListener(event, () => this.#preview());
-    byId("forget").addEventListener("change", () => this.#preview());
-    canvas.addEventListener("finished", () => this.#projectIfLive());
+    byId("live").addEventListener("change", () => {
+      byId("go").hidden = byId("live").checked;
+      this.#changed();
+    });
+    byId("forget").addEventListener("change", () => this.#changed());
+    for (const event of ["changed", "extended"]) canvas.addEventListener(event, () => this.#changed());
+    byId("noise").addEventListener("click", () => this.edit((image) => withNoise(image, NOISE, this.card.shape[0])));
+    byId("grey").addEventListener("click", () => this.edit(toGrey));
+    byId("sketch").addEventListener("click", () => this.edit(toSketch));
+    byId("save-drawing").addEventListener("click", () => this.#saveDrawing());
     onUpload(byId("file"), byId("drawing"), (file) => this.#upload(file));
   }
 
   /** Switch to another model. */
   setModel(card) {
     this.card = card;
-    const limit = this.models.limits.steps;
-    this.stops = STEPS.filter((steps) => steps <= limit);
-    const recommended = this.stops.findIndex((steps) => steps >= card.steps.project);
-    Object.assign(byId("steps"), { max: this.stops.length - 1, value: Math.max(0, recommended) });
+    this.samples = null;
+    Object.assign(byId("steps"), { max: Math.min(16, this.models.limits.steps), value: card.steps.project });
+    for (const id of ["grey", "sketch"]) byId(id).hidden = card.shape[0] === 1;
     this.#showSettings();
     this.#panel.reset();
-    this.#trajectory.clear();
-    this.#show(null);
-    this.#projectIfLive();
+    this.result.setModel(card);
+    this.#changed();
   }
 
-  /** Show f^k of the drawing. */
-  async project() {
+  /** Whether there is a result, and it belongs to what is on the canvas, with the pen up. */
+  get isSettled() {
+    return this.result.isCurrent && !this.canvas.isDrawing;
+  }
+
+  /** What the next request sends, as text: results of another one are out of date. */
+  get #mark() {
+    const settings = [byId("steps").value, byId("strength").value, byId("forget").checked, this.models.reference];
+    return [this.canvas.revision, ...settings].join();
+  }
+
+  #changed() {
     if (!this.card) return;
+    this.result.expect(this.#mark);
+    if (byId("live").checked) this.project();
+  }
+
+  /** Show f^k of the drawing as it is now; if a request is in flight, after that. */
+  async project() {
+    this.#wanted = true;
+    if (this.#busy) return;
+    this.#busy = true;
+    // Two events of one gesture make one request.
+    await new Promise(requestAnimationFrame);
+    while (this.#wanted) await this.#panel.run("Making it real", (signal) => this.#once(signal));
+    this.#busy = false;
+  }
+
+  async #once(signal) {
+    this.#wanted = false;
+    const mark = this.#mark;
     const { image, mask } = this.canvas.modelInput({ greyUnderMask: byId("forget").checked });
-    const [steps, strength] = [this.#steps, byId("strength").valueAsNumber / 100];
-    await this.#panel.run("Making it real", async (signal) => {
-      const options = { steps, strength, record: recordedSteps(steps), score: true };
-      const answer = await this.#send(await toPng(image), mask, options, signal);
-      this.#trajectory.start(answer.trajectory);
-      this.#show(this.#trajectory.last);
-      this.#showCommand(options, mask);
-      const messages = [maskMessage(mask), distanceMessage(answer.distance, this.card), this.#driftMessage(answer)];
-      return messages.join(" ").trim();
-    });
+    if (inkOf(image, this.card) < BLANK && !mask) {
+      this.result.clear();
+      showVerdict("Draw something first.", null, this.card);
+      return undefined;
+    }
+    const { card, samples } = this;
+    const [steps, strength] = [byId("steps").valueAsNumber, byId("strength").valueAsNumber / 100];
+    const options = { steps, strength, record: "0", score: true };
+    const answer = (await callJson("project", { form: await this.#form(image, mask, options), signal })).images[0];
+    signal.throwIfAborted();
+    const text = verdict(answer, card, { nearlyEmpty: isNearlyEmpty(image, card, samples) });
+    const description = `${powerOfF(steps)} of the drawing`;
+    const [seen, made] = [answer.trajectory[0].data, answer.data];
+    this.result.show({ seen, made, description, verdict: text, mark });
+    showVerdict(text, answer.distance, card, { drawing: this.canvas.isDrawing });
+    this.#showCommand(options, mask);
+    this.dispatchEvent(new Event("projected"));
+    return undefined;
   }
 
-  /** Apply f once more to the last result. */
-  async applyAgain() {
-    const { mask } = this.canvas.modelInput();
-    const last = this.#trajectory.last;
-    await this.#panel.run("Once more", async (signal) => {
-      const answer = await this.#send(toBlob(last.data), mask, { steps: 1, record: [0, 1], score: true }, signal);
-      this.#trajectory.add({ data: answer.data, change: answer.trajectory[1].change, steps: 1 });
-      this.#show(this.#trajectory.last);
-      const change = formatDistance(answer.trajectory[1].change);
-      const applied = formatTimes(this.#trajectory.last.step);
-      return `f, applied ${applied}, moved it by ${change} this time. ${this.#driftMessage(answer)}`;
-    });
-  }
-
-  async #send(image, mask, options, signal) {
+  async #form(image, mask, options) {
     const form = new FormData();
-    form.append("image", image, "drawing.png");
+    form.append("image", await toPng(image), "drawing.png");
     if (mask) form.append("mask", await toPng(mask), "mask.png");
     // The canvas already has the polarity and the size of the model.
     for (const [name, value] of Object.entries({ model: this.models.reference, invert: false, ...options })) {
       form.append(name, String(value));
     }
-    return (await (await callApi("project", { form, signal })).json()).images[0];
-  }
-
-  /** Update the preview of the model's input, at most once per screen frame. */
-  #preview() {
-    this.#pending ??= requestAnimationFrame(() => {
-      this.#pending = null;
-      this.#paintPreview();
-    });
-  }
-
-  #paintPreview() {
-    const { image } = this.canvas.modelInput({ greyUnderMask: byId("forget").checked });
-    const canvas = byId("seen");
-    [canvas.width, canvas.height] = [image.width, image.height];
-    canvas.getContext("2d").putImageData(image, 0, 0);
-  }
-
-  #driftMessage({ drift, distance }) {
-    return driftMessage(drift, distance, this.card);
+    return form;
   }
 
   #showCommand({ steps, strength }, mask) {
@@ -117,53 +126,32 @@ export class ProjectPanel {
     this.#panel.showCommand(curlCommand("project", { fields, accept: "image/png", file: "real.png" }));
   }
 
-  #show(frame) {
-    byId("made-tools").hidden = frame === null;
-    if (frame) this.#showFrame(frame);
-    else hideImage(byId("made"));
-  }
-
-  #showFrame(frame) {
-    this.#shown = frame;
-    const description = frame.step === 0 ? "Your picture as f saw it" : `${powerOfF(frame.step)} of your picture`;
-    showImage(byId("made"), dataUrl(frame.data), description);
-    byId("save-made").href = dataUrl(frame.data);
+  /** Replace the drawing by a function of it; the mask stays. */
+  edit(change) {
+    const { image } = this.canvas.modelInput();
+    this.canvas.placeImage(toCanvas(change(image)), { keepMask: true });
   }
 
   #upload(file) {
     if (!this.card) return undefined; // dropped or pasted before the models are loaded
-    const { models } = this;
-    return this.#panel.run("Reading the picture", async (signal) => {
-      const picture = await prepareUpload(file, { model: models.reference, limits: models.limits, signal });
-      if (!signal.aborted) this.canvas.placeImage(picture);
+    return this.#uploads.run("Reading the picture", async (signal) => {
+      const picture = await prepareUpload(file, { card: this.card, model: this.models.reference, signal });
+      if (picture && !signal.aborted) this.canvas.placeImage(picture);
+      return undefined;
     });
   }
 
-  #addNoise() {
-    const { image } = this.canvas.modelInput();
-    this.canvas.placeImage(toCanvas(addNoise(image, NOISE, this.card.shape[0])));
-  }
-
-  async #saveDrawing() {
+  #saveDrawing() {
     const { image, mask } = this.canvas.modelInput({ greyUnderMask: byId("forget").checked });
     for (const [name, pixels] of [["drawing.png", image], ["mask.png", mask]]) {
-      if (pixels) createElement("a", { href: toCanvas(pixels).toDataURL(), download: name }).click();
+      if (pixels) saveUrl(toCanvas(pixels).toDataURL(), name);
     }
   }
 
-  get #steps() {
-    return this.stops[byId("steps").valueAsNumber];
-  }
-
   #showSettings() {
-    byId("steps-out").value = formatTimes(this.#steps);
-    byId("steps").setAttribute("aria-valuetext", formatTimes(this.#steps));
+    const steps = formatTimes(byId("steps").valueAsNumber);
+    byId("steps-out").value = steps;
+    byId("steps").setAttribute("aria-valuetext", steps);
     byId("strength-out").value = `${byId("strength").value} %`;
   }
-
-  #projectIfLive() {
-    if (byId("live").checked && !this.canvas.isEmpty) this.project();
-  }
 }
-
-const maskMessage = (mask) => (mask ? "Outside the mask everything is as it was." : "");

@@ -1,11 +1,9 @@
 // Uploads: images that are opened, dropped or pasted. The service converts them to the model's input.
 
 import { Problem, callApi } from "./api.js";
-import { toBlob } from "./pixels.js";
+import { chooseCrop } from "./crop.js";
 
-const TYPES = ["image/png", "image/jpeg", "image/webp"];
-
-/** Call `onFile` with each image file that is opened, dropped or pasted. */
+/** Call `onFile` with each file that is opened, dropped or pasted. */
 export function onUpload(input, area, onFile) {
   input.addEventListener("change", () => {
     if (input.files[0]) onFile(input.files[0]);
@@ -31,25 +29,26 @@ export function onUpload(input, area, onFile) {
 }
 
 /**
- * An image as the model sees it: rotated, fitted to its shape, in its polarity. Strength 0 returns the input itself.
+ * An image as the model sees it: the part that the user chooses if the proportions are not the model's, in its size and
+ * polarity. Strength 0 returns the input itself.
  *
- * @returns {Promise<ImageBitmap>}
+ * @returns {Promise<ImageBitmap | null>} null if the user cancels
  */
-export async function prepareUpload(file, { model, limits, signal }) {
-  if (file.type && !TYPES.includes(file.type)) {
-    throw new Problem({ detail: `${file.name} is no PNG, JPEG or WebP.`, retry: false });
+export async function prepareUpload(file, { card, model, signal }) {
+  let picture;
+  try {
+    picture = await createImageBitmap(file); // turned as its EXIF data says
+  } catch {
+    throw new Problem({ detail: `${file.name} is no picture that this browser can read.`, retry: false });
   }
-  if (file.size >= limits.body_bytes) {
-    const limit = Math.floor(limits.body_bytes / 2 ** 20);
-    const detail = `${file.name} is larger than the ${limit} MiB that this service takes.`;
-    throw new Problem({ detail, retry: false });
-  }
+  const [, height, width] = card.shape;
+  const part = await chooseCrop(picture, width / height);
+  if (!part) return null;
   const form = new FormData();
-  form.append("image", file);
-  for (const [name, value] of Object.entries({ model, strength: "0", steps: "1" })) form.append(name, value);
+  form.append("image", part, "picture.png");
+  for (const [name, value] of Object.entries({ model, strength: "0", steps: "1", resize: "stretch" })) {
+    form.append(name, value);
+  }
   const response = await callApi("project", { form, accept: "image/png", signal });
   return createImageBitmap(await response.blob());
 }
-
-/** @returns {Promise<ImageBitmap>} of a base64 PNG */
-export const decodeImage = (data) => createImageBitmap(toBlob(data));

@@ -1,12 +1,16 @@
 """`/`: the page “Make it real”, files of `service/page` with a strict content security policy.
 
 The files are small, so they are kept in memory. Their ETag is a hash of the content, which is the same in all processes
-and changes with an upgrade.
+and changes with an upgrade. The document names the picture of link previews, whose URL has to be absolute, for the host
+of the request.
 """
 
 import hashlib
+import html
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -20,9 +24,12 @@ _TYPES: Final = {
     ".css": "text/css",
     ".html": "text/html",
     ".js": "text/javascript",
+    ".png": "image/png",
     ".svg": "image/svg+xml",
 }
 _INDEX: Final = "index.html"
+_PREVIEW: Final = "page/preview.png"
+_HOST: Final = re.compile(r"(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 # Images are data: and blob: URLs. Trusted Types make the browser refuse to parse text as markup.
 _HEADERS: Final = {
     "Cache-Control": "no-cache",
@@ -39,7 +46,11 @@ _HEADERS: Final = {
 class _File:
     content: bytes
     media_type: str
-    tag: str
+
+    @property
+    def tag(self) -> str:
+        """The ETag."""
+        return f'"{hashlib.sha256(self.content).hexdigest()[:32]}"'
 
 
 def install(app: FastAPI) -> None:
@@ -47,9 +58,16 @@ def install(app: FastAPI) -> None:
     files = _read(_FOLDER)
     index = files.pop(_INDEX)
 
+    @lru_cache(maxsize=64)  # a request can name any host
+    def document(base: str) -> _File:
+        if not base:
+            return index
+        tag = f'<meta property="og:image" content="{html.escape(base)}/{_PREVIEW}">\n<title>'
+        return _File(index.content.replace(b"<title>", tag.encode(), 1), index.media_type)
+
     @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def page(request: Request) -> Response:
-        return _respond(index, request.headers)
+        return _respond(document(_base_url(request)), request.headers)
 
     @app.api_route("/page/{name}", methods=["GET", "HEAD"], include_in_schema=False)
     async def asset(request: Request, name: str) -> Response:
@@ -62,9 +80,18 @@ def _read(folder: Path) -> dict[str, _File]:
     files = {}
     for path in sorted(folder.iterdir()):
         if path.suffix in _TYPES:
-            content = path.read_bytes()
-            files[path.name] = _File(content, _TYPES[path.suffix], f'"{hashlib.sha256(content).hexdigest()[:32]}"')
+            files[path.name] = _File(path.read_bytes(), _TYPES[path.suffix])
     return files
+
+
+def _base_url(request: Request) -> str:
+    """The URL that the page's addresses are relative to; empty if the request does not tell."""
+    host = request.headers.get("host", "")
+    if not _HOST.fullmatch(host):
+        return ""
+    forwarded = request.headers.get("x-forwarded-proto", "")  # of a proxy that ends TLS
+    scheme = forwarded if forwarded in ("http", "https") else request.url.scheme
+    return f"{scheme}://{host}{request.scope.get('root_path', '')}"
 
 
 def _respond(file: _File, headers: Mapping[str, str]) -> Response:

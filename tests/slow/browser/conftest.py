@@ -53,6 +53,6 @@ def service() -> Iterator[Service]:
 @pytest.fixture
 def visit(browser: "Browser", service: Service) -> Iterator[Visit]:
     """The page, opened; nothing may go wrong in the browser that the test did not expect."""
-    with visiting(browser, service.url) as opened:
-        opened.ready()
+    with visiting(browser, service.url, reduced_motion="reduce") as opened:  # the example shows at once
+        opened.empty()
         yield opened

@@ -1,4 +1,4 @@
-"""`python -m tests.slow.browser.screenshot` draws docs/images/page.png anew, with the models that ship."""
+"""`python -m tests.slow.browser.screenshot` draws the pictures of the page anew, with the models that ship."""
 
 import shutil
 from typing import Final
@@ -12,6 +12,7 @@ from tests.slow.browser.conftest import ALONE, MODELS
 from tests.slow.browser.visit import visiting
 
 FILE: Final = ROOT / "docs" / "images" / "page.png"
+PREVIEW: Final = ROOT / "service" / "page" / "preview.png"  # of links to the page
 THREE: Final = (
     *((0.3, 0.22), (0.38, 0.17), (0.47, 0.155), (0.57, 0.18), (0.63, 0.26), (0.6, 0.36), (0.52, 0.43), (0.44, 0.46)),
     *((0.55, 0.49), (0.64, 0.57), (0.66, 0.68), (0.6, 0.78), (0.49, 0.83), (0.37, 0.81), (0.28, 0.74)),
@@ -21,19 +22,23 @@ THREE: Final = (
 def main() -> None:
     with serving(settings(MODELS, default_model="mnist")) as service, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=ALONE)
-        with visiting(browser, service.url, viewport={"width": 1200, "height": 990}) as visit:
+        options = {"viewport": {"width": 1280, "height": 720}, "reduced_motion": "reduce"}
+        with visiting(browser, service.url, **options) as visit:
+            visit.empty()
             visit.draw(THREE)
-            visit.button("Add noise").click()
-            visit.one("#steps").fill("3")
-            visit.button("Make it real").click()
-            visit.says("real", "f moved its pixels by")
+            visit.button("+ noise").click()
+            visit.settled()
             visit.page.mouse.move(1, 1)
             visit.page.evaluate("scrollTo(0, 0)")
             visit.page.evaluate("Promise.all(document.getAnimations().map((animation) => animation.finished))")
             visit.page.screenshot(path=FILE)
+            with visit.page.expect_download() as saved:
+                visit.button("Save before and after").click()
+            saved.value.save_as(PREVIEW)
         browser.close()
-    with Image.open(FILE) as image:
-        image.convert("RGB").save(FILE, optimize=True)
+    for file in (FILE, PREVIEW):
+        with Image.open(file) as image:
+            image.convert("RGB").quantize(64).save(file, optimize=True)
 
 
 if __name__ == "__main__":

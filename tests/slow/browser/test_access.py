@@ -1,5 +1,6 @@
 """Who may use the page, what it says when something fails, and whether everybody can use it."""
 
+import base64
 import hashlib
 import itertools
 import json
@@ -10,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.contract.harness import Service, gated, serving, settings, write_models
+from tests.contract.harness import Service, gated, pixels, serving, settings, write_models
 from tests.slow.browser.visit import Visit, visiting
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from playwright.sync_api import Browser, Route
 
 FAILED = "Failed to load resource"  # what the browser says of any failure, whatever the page makes of it
@@ -35,11 +38,7 @@ def guarded(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
 
 
 def test_everything_comes_from_the_service(visit: Visit) -> None:
-    visit.draw()
-    visit.button("Make it real").click()
-    visit.says("real", "f moved its pixels by")
-    visit.button("Generate").click()
-    visit.says("generate", "16 pictures")
+    used(visit)
     assert visit.hosts - {""} == {visit.url.removeprefix("http://")}
 
 
@@ -47,15 +46,14 @@ def test_a_key_is_asked_for_and_kept_in_this_tab_only(browser: "Browser", guarde
     with visiting(browser, guarded.url) as visit:
         visit.expected.append(FAILED)
         field = visit.page.get_by_label("This service wants an API key")
-        visit.one("#startup .problem").filter(has_text="This service needs an API key.").wait_for()
+        visit.toast("This service needs an API key.")
         field.fill("wrong")
-        visit.button("Use it").click()
-        visit.one("#startup .problem").filter(has_text="this key is not known").wait_for()
+        visit.button("Use it").first.click()
+        visit.toast("this key is not known")
         field.fill("alice-key")
-        visit.button("Use it").click()
-        visit.one("#model:enabled").wait_for()
+        visit.button("Use it").first.click()
+        visit.ready()
         assert field.is_hidden()
-        visit.button("Generate").click()
         visit.says("generate", "16 pictures")
         visit.one("#generate summary").click()
         line = visit.one("#generate code").inner_text()
@@ -63,24 +61,27 @@ def test_a_key_is_asked_for_and_kept_in_this_tab_only(browser: "Browser", guarde
         assert "alice-key" not in visit.page.content()
         assert visit.page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
         visit.page.reload()
-        visit.one("#model:enabled").wait_for()
+        visit.ready()
 
 
-def test_what_fails_is_said_in_place(visit: Visit) -> None:
+def test_what_fails_is_said_over_the_page(visit: Visit) -> None:
     visit.expected.append(FAILED)
-    visit.one("#file").set_input_files({"name": "no.png", "mimeType": "image/png", "buffer": b"no picture"})
-    problem = visit.one("#real .problem")
-    problem.wait_for()
-    assert problem.get_attribute("role") == "alert"
-    assert re.search(r"undecodable_image · request [0-9a-f]{32}", problem.inner_text())
-    visit.draw()
-    visit.button("Make it real").click()
-    problem.wait_for(state="hidden")
+    visit.page.route("**/generate", refusing(500, {}))
+    visit.button("Generate").click()
+    toast = visit.toast("too many rows wait")
+    assert toast.get_attribute("role") == "alert"
+    assert "queue_full · request abc" in toast.inner_text()
+    toast.get_by_role("button", name="Try again").click()
+    visit.says("generate", "16 pictures")
+    assert toast.count() == 0
 
 
-def test_what_is_no_picture_is_not_sent(visit: Visit) -> None:
-    visit.one("#file").set_input_files({"name": "no.txt", "mimeType": "text/plain", "buffer": b"no picture"})
-    visit.one("#real .problem").filter(has_text="no.txt is no PNG, JPEG or WebP.").wait_for()
+@pytest.mark.parametrize("name", ["no.png", "no.txt"])
+def test_what_is_no_picture_is_not_sent(visit: Visit, name: str) -> None:
+    visit.one("#file").set_input_files({"name": name, "mimeType": "image/png", "buffer": b"no picture"})
+    toast = visit.toast(f"{name} is no picture that this browser can read.")
+    toast.get_by_role("button", name="Close").click()
+    assert toast.count() == 0
 
 
 def refusing(status: int, headers: dict[str, str], times: int = 1) -> Any:
@@ -98,56 +99,81 @@ def refusing(status: int, headers: dict[str, str], times: int = 1) -> Any:
     return handle
 
 
-def test_a_busy_service_says_when_to_try_again(visit: Visit) -> None:
+def test_a_busy_service_is_asked_again_by_itself(visit: Visit) -> None:
     visit.expected.append(FAILED)
-    visit.page.clock.install()
-    visit.page.route("**/generate", refusing(429, {"Retry-After": "7"}))
+    visit.page.route("**/generate", refusing(429, {"Retry-After": "1"}, times=2))
+    visit.one("#seed").fill("11")
     visit.button("Generate").click()
-    problem = visit.one("#generate .problem")
-    problem.filter(has_text="It can be tried again in 7 seconds.").wait_for()
-    again = visit.button("Try again")
-    assert again.is_disabled()
-    visit.page.clock.run_for(7_000)
-    again.click()
-    visit.says("generate", "16 pictures")
-    assert problem.is_hidden()
+    visit.toast("Trying again in 1 s.")
+    visit.says("generate", "16 pictures of seed 11")
+    assert visit.one("#toasts > *").count() == 0
 
 
 def test_a_service_that_is_gone_is_said_too(visit: Visit) -> None:
     visit.expected.append(FAILED)
     visit.page.route("**/project", lambda route: route.abort())
     visit.draw()
-    visit.button("Make it real").click()
-    visit.one("#real .problem").filter(has_text="The service cannot be reached.").wait_for()
+    visit.toast("The service cannot be reached.")
 
 
-def test_while_models_load_it_says_so_and_can_be_asked_again(
+def test_while_models_load_the_page_waits_for_them(
     browser: "Browser", tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with gated(monkeypatch, settings(tiny), ready=False) as (service, gate), visiting(browser, service.url) as visit:
         visit.expected.append(FAILED)
-        visit.one("#startup .problem").filter(has_text="not_ready").wait_for()
+        visit.toast("not_ready")
         assert visit.one("#real").get_attribute("inert") is not None
         gate.opened.set()
         service.until(lambda: service.get("/readyz").status_code == 200)
-        visit.button("Try again").click()
         visit.ready()
-        assert visit.one("#startup .problem").is_hidden()
+        visit.one("#toasts > *").wait_for(state="detached")
 
 
 def test_models_are_chosen_and_described(browser: "Browser", tiny: Path) -> None:
-    with serving(settings(tiny)) as service, visiting(browser, service.url) as visit:
-        visit.one("#model:enabled").wait_for()
-        assert visit.one("#model").input_value() == "grey/10"
+    with serving(settings(tiny)) as service, visiting(browser, service.url, reduced_motion="reduce") as visit:
+        visit.empty()
+        assert visit.page.get_by_role("radio", name="Grey 10").is_checked()
+        assert visit.one("#palette").is_hidden()
         visit.draw()
-        visit.one("#model").select_option("colour/1")
-        visit.one("#about-title").filter(has_text="colour, version 1").wait_for()
-        assert visit.page.get_by_label("Ink").is_visible()
+        visit.page.get_by_role("radio", name="Colour", exact=True).check(force=True)
+        visit.one("#about-name").filter(has_text="colour, version 1").wait_for()
+        visit.one("#palette .swatch").first.wait_for()
         assert visit.one("#invitation").is_hidden()  # the drawing is still there
+        visit.settled()
+        visit.one("#about").scroll_into_view_if_needed()
+        chosen = visit.one("#served [aria-pressed=true]")
+        assert "colour/1" in chosen.inner_text()
+        assert "ready" in chosen.inner_text()
+        chosen.locator(".load").filter(has_text=re.compile("idle|pictures/s")).wait_for()
         with visit.page.expect_response("**/project") as answered:
-            visit.button("Make it real").click()
-        assert answered.value.json()["model"]["name"] == "colour"
-        visit.says("real", "f moved its pixels by")
+            visit.one("#served button").filter(has_text="grey/10").click()
+        assert answered.value.json()["model"]["name"] == "grey"
+
+
+def test_colour_models_draw_in_colour(browser: "Browser", tiny: Path) -> None:
+    with (
+        serving(settings(tiny, default_model="colour")) as service,
+        visiting(browser, service.url, reduced_motion="reduce") as visit,
+    ):
+        visit.empty()
+        visit.page.get_by_role("group", name="Colour").get_by_role("button", name="Colour #d13c2f").click()
+        visit.draw()
+        visit.settled()
+        red = _colours(visit)
+        assert (red[..., 0] > red[..., 1] + 60).any()
+        visit.button("→ grey").click()
+        grey = _colours(visit)
+        assert (grey[..., 0] == grey[..., 1]).all()
+        visit.button("→ sketch").click()
+        assert (_colours(visit) != grey).any()
+        for name in ("Grey", "Sketch"):
+            visit.button(name).click()
+            visit.settled()
+
+
+def _colours(visit: Visit) -> "NDArray[np.int64]":
+    address = visit.page.evaluate("document.querySelector('#paint').toDataURL()")
+    return pixels(base64.b64decode(address.partition(",")[2]), "RGB").astype("int64")
 
 
 # Everybody can use it
@@ -168,13 +194,17 @@ UNNAMED = """() => [...document.querySelectorAll("button, input, select, a, canv
 
 def used(visit: Visit) -> None:
     """Bring everything that can be shown onto the page."""
+    visit.ready()
+    visit.one("[data-example=drawn]:enabled").wait_for()
+    visit.choose("Mask")
+    visit.draw([(0.1, 0.1), (0.2, 0.1)])
+    visit.choose("Pen")
     visit.draw()
     visit.one("#steps").fill("6")
-    visit.button("Make it real").click()
-    visit.says("real", "f moved its pixels by")
-    visit.button("Generate").click()
-    visit.says("generate", "16 pictures")
+    visit.settled()
     visit.one("#tiles .tile").first.click()
+    visit.one("#lasting").scroll_into_view_if_needed()
+    visit.one("#lasting .status").filter(has_text="another picture would be").wait_for()
     visit.button("Walk").click()
     visit.says("walk", "32 frames")
 
@@ -220,10 +250,34 @@ def test_the_keyboard_reaches_everything_and_it_shows(visit: Visit) -> None:
             break
         assert here[1], f"{here[0]} does not show that it has the focus"
         reached.append(here[0])
-    assert {"model", "paint", "brush", "undo", "file", "go", "live", "steps", "strength", "seed", "pause"} <= set(
-        reached
-    )
-    assert {"Generate", "Walk", "Copy"} & set(reached)
+    assert {"paint", "brush", "undo", "file", "compare", "live", "steps", "share", "seed", "pause"} <= set(reached)
+    assert {"Generate", "Walk", "Run", "Drawn"} <= set(reached)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1440])
+def test_axe_finds_nothing(browser: "Browser", service: Service, width: int, scheme: Any) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+    size = {"width": width, "height": 900}
+    with visiting(browser, service.url, viewport=size, color_scheme=scheme, reduced_motion="reduce") as visit:
+        used(visit)
+        visit.page.evaluate("Promise.all(document.getAnimations().map((animation) => animation.finished))")
+        found = axe.Axe().run(visit.page)
+        assert found.violations_count == 0, found.generate_report()
+
+
+@pytest.mark.parametrize("size", [(1440, 900), (1280, 720), (390, 844)])
+def test_canvas_result_and_verdict_are_in_the_first_view(
+    browser: "Browser", service: Service, size: tuple[int, int]
+) -> None:
+    with visiting(browser, service.url, viewport={"width": size[0], "height": size[1]}) as visit:
+        visit.ready()
+        visit.settled()
+        for selector in ("#paint", "#made", "#verdict .status"):
+            box = visit.one(selector).bounding_box()
+            assert box is not None
+            assert box["y"] >= 0
+            assert box["y"] + box["height"] <= size[1]
 
 
 @pytest.mark.parametrize("width", [320, 390, 820, 1440])
@@ -236,6 +290,7 @@ def test_it_fits_without_scrolling_sideways(browser: "Browser", service: Service
 def test_fingers_draw_and_do_not_scroll(browser: "Browser", service: Service) -> None:
     with visiting(browser, service.url, viewport={"width": 390, "height": 800}, has_touch=True) as visit:
         visit.ready()
+        visit.settled()
         empty = visit.canvas()
         visit.one("#paint").tap()
         assert (visit.canvas() != empty).any()

@@ -37,6 +37,30 @@ class Visit:
         """Wait until there is a model, without which nothing on the page can be used."""
         self.one("#real:not([inert])").wait_for()
 
+    def empty(self) -> None:
+        """Wait for the example that is shown at first, and clear the canvas."""
+        self.ready()
+        self.settled()
+        self.button("Clear").click()
+        self.says("real", "Draw something first.")
+
+    def settled(self) -> None:
+        """Wait until the result is that of what is on the canvas."""
+        self.page.wait_for_function(
+            """() => !document.querySelector("#real").hasAttribute("data-stale")
+              && !document.querySelector("#made").hidden"""
+        )
+
+    def toast(self, text: str) -> "Locator":
+        """The message over the page that says this."""
+        found = self.page.get_by_role("region", name="Messages").locator("> *").filter(has_text=text)
+        found.wait_for(timeout=PATIENCE_MS)
+        return found
+
+    def choose(self, tool: str) -> None:
+        """Take a tool."""
+        self.page.get_by_role("radio", name=tool, exact=True).locator("xpath=..").click()
+
     def draw(self, stroke: Sequence[tuple[float, float]] = SEVEN) -> None:
         """One stroke with the mouse, in shares of the canvas."""
         self.ready()

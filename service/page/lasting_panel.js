@@ -1,0 +1,141 @@
+// Panel “How long does it last?”: f again and again on the result, shown while it runs.
+
+import { curlCommand, streamEvents } from "./api.js";
+import { drawChart } from "./chart.js";
+import { byId, createElement } from "./dom.js";
+import { Panel } from "./panel.js";
+import { dataUrl, decodePixels, difference, inkOf, toBlob } from "./pixels.js";
+import { formatShare } from "./verdict.js";
+
+const FRAMES = 17; // about so many pictures of a run
+const SAME = 0.25; // of the distance between two pictures: nearer ones are the same picture
+const APART = 0.2; // the distance where no generated pictures are known
+
+/** The steps to record of 0…steps, at growing distances. */
+export function recordedSteps(steps) {
+  const chosen = Array.from({ length: FRAMES }, (_, i) => Math.round((steps + 1) ** (i / (FRAMES - 1))) - 1);
+  return [...new Set([...chosen, ...[1, 2, 3].filter((step) => step <= steps)])].sort((a, b) => a - b);
+}
+
+/**
+ * What happened to a picture, in words.
+ *
+ * @param {{step: number, from: number}[]} points how far each is from the first, as a share of the range
+ * @param {number} apart how far two pictures are from each other
+ */
+export function story(points, apart) {
+  const last = points.at(-1);
+  const lost = points.findIndex((point) => point.from > SAME * apart);
+  const steps = last.step.toLocaleString("en");
+  const moved = formatShare(last.from);
+  const other = `another picture would be ${formatShare(apart)} away`;
+  if (lost < 0) return `After ${steps} steps it is still the same picture, ${moved} from the first; ${other}.`;
+  const held = points[lost - 1].step;
+  const until = held === 0 ? "It changes at once" : `It lasts ${held.toLocaleString("en")} step${held === 1 ? "" : "s"}, then changes`;
+  return `${until}: after ${steps} it is ${moved} from the first; ${other}.`;
+}
+
+export class LastingPanel {
+  #panel = new Panel(byId("lasting"));
+  #points = [];
+  #first = null;
+  #axes = { steps: 100, other: 0 };
+
+  /** @param {{models: Models, project: ProjectPanel}} parts */
+  constructor({ models, project }) {
+    [this.models, this.project] = [models, project];
+    byId("lasting-form").addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.run();
+    });
+    byId("lasting-stop").addEventListener("click", () => this.#panel.stop());
+    project.addEventListener("projected", () => this.#compareWithResult());
+    new ResizeObserver(() => this.#draw()).observe(byId("chart").parentElement);
+  }
+
+  setModel(card) {
+    this.card = card;
+    this.#panel.reset();
+    this.#start(this.#steps);
+  }
+
+  /** Run by itself, once there is a result, unless the user has started a run. */
+  async runWithResult() {
+    const { card } = this;
+    while (!this.project.isSettled) {
+      await new Promise((resolve) => this.project.addEventListener("projected", resolve, { once: true }));
+    }
+    if (this.card === card && this.#points.length === 0) this.run();
+  }
+
+  async run() {
+    const picture = this.project.result.made;
+    if (!picture) {
+      this.#panel.say("Draw something first.");
+      return;
+    }
+    const steps = this.#steps;
+    const options = { model: this.models.reference, steps, invert: false, record: recordedSteps(steps).join() };
+    this.#picture = picture;
+    byId("lasting-stop").hidden = false;
+    await this.#panel.run("Running", async (signal) => {
+      this.#start(steps);
+      const form = new FormData();
+      form.append("image", toBlob(picture), "real.png");
+      for (const [name, value] of Object.entries(options)) form.append(name, String(value));
+      for await (const [name, event] of streamEvents("project", { form, signal })) {
+        if (name === "step") await this.#add(event);
+        if (name === "progress") this.#panel.say(`${event.steps_done} of ${event.steps} steps`);
+      }
+      const fields = [["image", "@real.png"], ...Object.entries(options).map(([key, value]) => [key, String(value)])];
+      this.#panel.showCommand(curlCommand("project", { fields, accept: "text/event-stream" }));
+      return this.#story();
+    });
+    const busy = byId("lasting").hasAttribute("aria-busy"); // with a newer run
+    byId("lasting-stop").hidden = !busy;
+    if (this.#points.length > 1 && !busy) this.#panel.say(this.#story());
+  }
+
+  #picture = null; // that the run began with
+
+  get #steps() {
+    const chosen = Number(document.querySelector("[name=horizon]:checked").value);
+    return Math.min(chosen, this.models.limits.steps);
+  }
+
+  #start(steps) {
+    [this.#points, this.#first] = [[], null];
+    this.#axes = { steps, other: this.project.samples?.apart ?? 0 };
+    byId("strip").replaceChildren();
+    this.#panel.say("");
+    this.#compareWithResult();
+    this.#draw();
+  }
+
+  async #add({ step, data, change }) {
+    const pixels = await decodePixels(data);
+    this.#first ??= pixels;
+    const [low, high] = this.card.range;
+    const by = change === null ? null : change / (high - low);
+    this.#points.push({ step, from: difference(pixels, this.#first), by, ink: inkOf(pixels, this.card) });
+    const image = createElement("img", { className: "pixels", src: dataUrl(data), alt: `After ${step} steps` });
+    byId("strip").append(createElement("li", {}, image, createElement("span", { "aria-hidden": "true" }, step.toLocaleString("en"))));
+    this.#draw();
+  }
+
+  #story() {
+    const words = story(this.#points, this.#axes.other || APART);
+    byId("chart").setAttribute("aria-label", words);
+    return words;
+  }
+
+  /** Dim a run that began with another picture. */
+  #compareWithResult() {
+    const stale = this.#points.length > 0 && this.project.result.made !== this.#picture;
+    byId("lasting").toggleAttribute("data-stale", stale);
+  }
+
+  #draw() {
+    drawChart(byId("chart"), this.#points, this.#axes);
+  }
+}

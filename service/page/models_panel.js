@@ -1,0 +1,140 @@
+// Panel “Models”: what is served and how busy it is, and the facts of the chosen model.
+
+import { callJson } from "./api.js";
+import { byId, createElement } from "./dom.js";
+import { referenceOf, titleOf } from "./models.js";
+import { Panel } from "./panel.js";
+
+const EVERY_MS = 2000; // between two looks at the statistics, while the panel is in view
+
+export class ModelsPanel {
+  #panel = new Panel(byId("about"));
+  #timer = 0;
+  #visible = false;
+  #before = null; // the last statistics: {time, counts}
+
+  /** @param {Models} models */
+  constructor(models) {
+    this.models = models;
+    models.addEventListener("thumbnail", () => this.#showList());
+    new IntersectionObserver(([entry]) => {
+      this.#visible = entry.isIntersecting;
+      this.#watch();
+    }).observe(byId("served"));
+    document.addEventListener("visibilitychange", () => this.#watch());
+  }
+
+  setModel(card) {
+    this.card = card;
+    this.#showList();
+    this.#watch();
+    showCard(card);
+  }
+
+  #showList() {
+    const failures = this.models.failures ?? [];
+    const failed = (reference) => failures.find((failure) => referenceOf(failure) === reference);
+    const served = this.models.list.map((model) => this.#entry(model, failed(referenceOf(model))?.reason));
+    const absent = failures.filter((failure) => !this.models.list.some((model) => referenceOf(model) === referenceOf(failure)));
+    byId("served").replaceChildren(...served, ...absent.map((failure) => this.#entry(failure, failure.reason, false)));
+  }
+
+  #entry(model, reason = "", serves = true) {
+    const reference = referenceOf(model);
+    const source = this.models.thumbnail(reference);
+    const image = source
+      ? createElement("img", { className: "pixels", src: source, alt: "" })
+      : createElement("span", { className: "blank" });
+    const state = serves ? (reason ? "serves earlier files" : "ready") : "failed";
+    const button = createElement(
+      "button",
+      { type: "button", disabled: !serves, "aria-pressed": String(reference === this.models.reference) },
+      image,
+      createElement("b", {}, titleOf(model)),
+      createElement("span", { className: "hint" }, serves ? list(reference, size(model.shape), quality(model)) : reference),
+      createElement("span", { className: `state ${serves && !reason ? "good" : "bad"}` }, state),
+      createElement("span", { className: "hint load" }, reason),
+    );
+    button.addEventListener("click", () => this.models.choose(reference));
+    const entry = createElement("li", {}, button);
+    entry.dataset.model = reference;
+    return entry;
+  }
+
+  #watch() {
+    clearTimeout(this.#timer);
+    if (this.#visible && document.visibilityState === "visible" && this.card) this.#look();
+  }
+
+  async #look() {
+    try {
+      this.#showLoad(await callJson("v2/models/stats"));
+    } catch {
+      this.#before = null; // the panel shows no rates; what people do shows the error
+    }
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => this.#watch(), EVERY_MS);
+  }
+
+  /** Rates since the last look: pictures a second, and how long a request waited. */
+  #showLoad({ model_stats: all }) {
+    const now = { time: performance.now(), counts: new Map(all.map((each) => [referenceOf(each), each])) };
+    for (const [reference, { inference_count: rows, inference_stats: stats }] of now.counts) {
+      const line = byId("served").querySelector(`[data-model="${CSS.escape(reference)}"] .load`);
+      const before = this.#before?.counts.get(reference);
+      if (!line || !before) continue;
+      const seconds = (now.time - this.#before.time) / 1000;
+      const requests = stats.queue.count - before.inference_stats.queue.count;
+      const waited = (stats.queue.ns - before.inference_stats.queue.ns) / 1e6 / Math.max(1, requests);
+      const rate = (rows - before.inference_count) / seconds;
+      line.textContent = rate > 0 ? `${count(Math.round(rate * 10) / 10)} pictures/s · waits ${waited.toFixed(1)} ms` : "idle";
+    }
+    this.#before = now;
+  }
+}
+
+const quality = ({ quality: measured }) => {
+  const frechet = measured?.generation?.f?.frechet;
+  return frechet && `Fréchet distance ${round(frechet)}`;
+};
+const size = ([channels, height, width]) => `${width} × ${height} ${channels === 1 ? "grey" : "colour"}`;
+
+/** Show the facts of a model card, warnings first. */
+function showCard(card) {
+  byId("about-name").textContent = `${titleOf(card)}: ${card.name}, version ${card.version}`;
+  byId("about-lead").textContent = card.description ?? "";
+  const warnings = card.quality?.warnings ?? [];
+  byId("about-warnings").hidden = warnings.length === 0;
+  byId("about-warnings").replaceChildren(...warnings.map((warning) => createElement("li", {}, warning)));
+  byId("about-facts").replaceChildren(
+    ...cardFacts(card).map(([name, value]) =>
+      createElement("div", {}, createElement("dt", {}, name), createElement("dd", {}, value)),
+    ),
+  );
+}
+
+function cardFacts(card) {
+  const { training, data, quality, reproducible } = card;
+  const f = quality?.generation?.f;
+  const floor = quality?.generation?.training;
+  const noise = quality?.restoration?.["noise_0.8_8bit"];
+  return [
+    ["Pictures", `${size(card.shape)}${card.polarity === "none" ? "" : `, ${card.polarity.replaceAll("-", " ")}`}`],
+    f && ["Fréchet distance", `${round(f.frechet)} for f of noise; real training pictures: ${round(floor?.frechet)}`],
+    noise && [
+      "Heavy noise",
+      `recognised ${share(noise.input.accuracy)} of the time before f, ${share(noise.f.accuracy)} after`,
+    ],
+    quality?.drift?.f !== undefined && ["Drift", `a second f moves its pictures by ${quality.drift.f.toFixed(3)}`],
+    ["Trained on", list(data?.pictures && `${count(data.pictures)} pictures of ${data.name}`, data?.licence)],
+    training?.parameters && ["Parameters", count(training.parameters)],
+    card.licence && ["Licence", card.licence],
+    ["Runs on", list(card.device ?? card.provider, reproducible?.kind === "exact" && "the same bits every time")],
+    ["Digest", createElement("code", {}, card.digest.slice(0, 19))],
+  ].filter((fact) => fact && fact[1]);
+}
+
+const list = (...parts) => parts.filter(Boolean).join(", ");
+const count = (value) => value.toLocaleString("en");
+const round = (value) => (value === undefined ? "unknown" : value.toFixed(1));
+const share = (value) => `${Math.round(100 * value)} %`;

@@ -1,0 +1,88 @@
+// The result beside the canvas: its picture, the comparison with the drawing, and what can be done with it.
+
+import { byId, hideImage, showImage } from "./dom.js";
+import { dataUrl, decodeImage } from "./pixels.js";
+import { saveCard, savePicture } from "./saving.js";
+
+const ACTIONS = ["save-made", "save-card", "keep"];
+
+export class Result {
+  #shown = null; // {seen, made, description, verdict, mark}; mark: of the canvas that it belongs to
+  #mark = null; // of what is on the canvas now
+
+  /** @param {(image: ImageBitmap) => void} onKeep puts the result on the canvas */
+  constructor(onKeep) {
+    this.stage = byId("made-stage");
+    byId("compare").addEventListener("input", () => this.#split());
+    byId("save-made").addEventListener("click", () => savePicture(this.#shown.made, "real.png", this.card));
+    byId("save-card").addEventListener("click", () => saveCard(this.#shown, this.card));
+    byId("keep").addEventListener("click", async () => onKeep(await decodeImage(this.#shown.made)));
+  }
+
+  setModel(card) {
+    this.card = card;
+    this.clear();
+  }
+
+  get made() {
+    return this.#shown?.made ?? null;
+  }
+
+  /** Whether a result is shown that belongs to what is on the canvas. */
+  get isCurrent() {
+    return this.#shown !== null && this.#shown.mark === this.#mark;
+  }
+
+  /**
+   * Show a result.
+   *
+   * @param {{seen: string, made: string, description: string, verdict: string, mark: string}} result
+   */
+  show(result) {
+    const first = this.#shown === null;
+    this.#shown = result;
+    byId("seen").src = dataUrl(result.seen);
+    byId("seen").hidden = byId("compare").hidden = false;
+    showImage(byId("made"), dataUrl(result.made), result.description, { arrives: first });
+    for (const id of ACTIONS) byId(id).disabled = false;
+    this.#split();
+    this.#dim();
+  }
+
+  /** Say what is on the canvas now; the result is dimmed until it belongs to that. */
+  expect(mark) {
+    this.#mark = mark;
+    this.#dim();
+  }
+
+  /** Show the drawing, and wipe the result over it. */
+  async reveal(seconds) {
+    const compare = byId("compare");
+    const start = performance.now();
+    for (let time = 0; time < 1; time = (performance.now() - start) / 1000 / seconds) {
+      compare.value = 100 * (1 - time * time * (3 - 2 * time));
+      this.#split();
+      await new Promise(requestAnimationFrame);
+    }
+    compare.value = 0;
+    this.#split();
+  }
+
+  clear() {
+    this.#shown = null;
+    hideImage(byId("made"));
+    byId("seen").hidden = byId("compare").hidden = true;
+    for (const id of ACTIONS) byId(id).disabled = true;
+    this.#dim();
+  }
+
+  #dim() {
+    byId("real").toggleAttribute("data-stale", this.#shown !== null && !this.isCurrent);
+  }
+
+  #split() {
+    const compare = byId("compare");
+    this.stage.style.setProperty("--split", `${compare.value}%`);
+    compare.setAttribute("aria-valuetext", `${compare.value} % of it is the drawing`);
+  }
+}

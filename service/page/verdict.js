@@ -1,0 +1,88 @@
+// One line about a result: what f made of the picture, in per cent of the range of a pixel.
+
+import { byId } from "./dom.js";
+import { inkOf } from "./pixels.js";
+
+const NEARLY_EMPTY = 0.5; // of the least ink of a generated picture
+
+/** A mean difference as a percentage of the model's range. */
+export function formatShare(share) {
+  const percent = 100 * share;
+  // A no-break space, so that no line begins with the sign.
+  return percent < 0.05 ? "less than 0.1\u00a0%" : `${percent.toFixed(percent < 0.95 ? 1 : 0)}\u00a0%`;
+}
+
+/** Percentile 0…100 of a value among 101 ascending quantiles, computed as the service does. */
+export function percentile(value, quantiles) {
+  if (value <= quantiles[0]) return 0;
+  const above = quantiles.findIndex((quantile) => quantile > value);
+  if (above < 0) return 100;
+  const low = quantiles[above - 1];
+  return above - 1 + (value - low) / (quantiles[above] - low);
+}
+
+/**
+ * The verdict on one result.
+ *
+ * @param {{distance: number, drift: number}} result in the model's units
+ * @param {object} card
+ * @param {{nearlyEmpty: boolean}} input
+ * @returns {string} such as "Made real · moved 6 % · stable"
+ */
+export function verdict({ distance, drift }, card, { nearlyEmpty = false } = {}) {
+  const quantiles = card.distance_quantiles;
+  const [low, high] = card.range;
+  const stable = drift <= Math.max(quantiles?.[90] ?? 0, distance / 10);
+  const moved = `moved ${formatShare(distance / (high - low))}`;
+  const rest = stable ? "stable" : `still moves ${formatShare(drift / (high - low))}`;
+  return [word(), moved, rest].join(" · ");
+
+  function word() {
+    if (nearlyEmpty) return "Little to go on";
+    if (quantiles && percentile(distance, quantiles) <= 90) return "Looked real already";
+    return stable ? "Made real" : "Not settled";
+  }
+}
+
+/** Whether so little is drawn that nothing can be said of it. */
+export const isNearlyEmpty = (image, card, samples) =>
+  samples !== null && inkOf(image, card) < NEARLY_EMPTY * samples.leastInk;
+
+/** Show how far f moved the picture, beside how far it moves real ones. */
+function showMeter(distance, card) {
+  const meter = document.querySelector("#verdict .meter");
+  meter.hidden = distance === null;
+  if (distance === null) return;
+  const [low, high] = card.range;
+  const quantiles = card.distance_quantiles;
+  const [least, most] = quantiles ? [quantiles[1], quantiles[99]] : [0, 0];
+  const full = Math.max(quantiles ? 2 * most : 0.3 * (high - low), 1.05 * distance);
+  const percent = (value) => (100 * value) / full;
+  setBar(meter.querySelector(".band"), percent(least), percent(most));
+  setBar(meter.querySelector(".moved"), 0, percent(distance));
+  const share = (value) => formatShare(value / (high - low));
+  const hint = meter.querySelector(".hint");
+  hint.hidden = !quantiles;
+  hint.textContent = `Real pictures move ${share(least).replace("\u00a0%", "")} to ${share(most)}`;
+}
+
+function setBar(bar, from, to) {
+  bar.setAttribute("x", from);
+  bar.setAttribute("width", Math.max(0, to - from));
+}
+
+/** Show a verdict. Screen readers are told of it once the pen is up. */
+export function showVerdict(text, distance, card, { drawing = false } = {}) {
+  const line = byId("verdict").querySelector(".status");
+  line.setAttribute("aria-live", drawing ? "off" : "polite");
+  if (line.textContent !== text) line.textContent = text;
+  showMeter(distance, card);
+}
+
+/** f, f² … f¹⁰⁰⁰ */
+export function powerOfF(steps) {
+  const raised = "⁰¹²³⁴⁵⁶⁷⁸⁹";
+  return steps === 1 ? "f" : `f${[...String(steps)].map((digit) => raised[digit]).join("")}`;
+}
+
+export const formatTimes = (steps) => (steps === 1 ? "once" : steps === 2 ? "twice" : `${steps} times`);
