@@ -111,6 +111,7 @@ _COMMANDS: Final[Mapping[str, tuple[str, Loader]]] = {
     "score": ("measure how real pictures look", partial(_client, "score")),
     "interpolate": ("walk between seeds or pictures", partial(_client, "interpolate")),
     "bulk": ("run many pictures through a model, without a server", _bulk),
+    "data": ("look at pictures, and say what train would make of them", partial(_training, "data")),
     "train": ("train a model on your pictures", partial(_training, "train")),
     "export": ("write a trained model as ONNX, verified", partial(_training, "export")),
     "verify": ("check an exported model against its training run", partial(_training, "verify")),

@@ -62,6 +62,20 @@ def main(arguments: Sequence[str], *, prog: str = _PROG) -> int:
     return code
 
 
+def _data(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from model_export.data.datasets import open_source
+    from model_export.training import plan
+
+    source = open_source(options.data, skip_bad=options.skip_bad)
+    found = source.inspect()
+    preset = plan.choose_preset(plan.Choices(), source, found)
+    network = preset.network
+    _print(f"{source.name}: {found}")
+    _print(f"preset that fits: {preset.name}, --size {network.size} --channels {network.channels}")
+    _print(f"next: {options.prog} train --data {options.data} --out runs/NAME")
+    return 0
+
+
 def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     from model_export.data.datasets import open_source
     from model_export.training import plan, provenance
@@ -104,10 +118,10 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
             run.out.mkdir(parents=True, exist_ok=True)  # fails here rather than after the estimate
             estimated = options.preset is None and run.step == 0 and world.size == 1
             _announce(lines, run.preset, data, device if estimated else None, precise)
-        return _train_run(run)
+        return _train_run(run, options.prog)
 
 
-def _train_run(run: "Run") -> int:
+def _train_run(run: "Run", prog: str) -> int:
     from model_export.training.train import Interrupted
 
     try:
@@ -115,7 +129,7 @@ def _train_run(run: "Run") -> int:
     except Interrupted:
         code, line = _INTERRUPTED, f"stopped at step {run.step} of {run.preset.steps}; the same command continues"
     else:
-        code, line = 0, f"trained {run.step} steps; next: python -m model_export export --run {run.out}"
+        code, line = 0, f"trained {run.step} steps; next: {prog} export --run {run.out}"
     if run.world.is_main:
         for stage, throughput in run.throughput:
             _print(f"{stage}: {throughput}")
@@ -169,7 +183,7 @@ def _export(options: argparse.Namespace, _: Sequence[str]) -> int:
         threads=options.threads,
     )
     _print_verifications(verifications)
-    _print(f"exported {folder}; next: python -m model_export evaluate --model {folder} --data DATA")
+    _print(f"exported {folder}; next: {options.prog} evaluate --model {folder} --data DATA")
     return 0
 
 
@@ -316,7 +330,13 @@ def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def parser(prog: str = _PROG) -> argparse.ArgumentParser:
     """The parser of the command line."""
     top = argparse.ArgumentParser(prog=prog, description="Train, export and measure an IGN.")
+    top.set_defaults(prog=prog)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    data = commands.add_parser("data", help="look at pictures, and say what train would make of them")
+    data.set_defaults(run=_data)
+    data.add_argument("data", metavar="DATA", help=_DATA)
+    data.add_argument("--skip-bad", action="store_true", help=_SKIP_BAD)
 
     train = _add_train(commands)
 

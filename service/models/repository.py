@@ -169,6 +169,7 @@ class Repository:
             StartupError: as `find_all`, or a version cannot be verified.
         """
         refs = self.find_all()  # before the loading, which can take minutes
+        _LOG.info("loading %d models of %s", len(refs), self._directory)
         loaded: dict[str, LoadedModel] = {}
         try:
             for ref in refs:

@@ -236,7 +236,7 @@ def check_ign(options: list[str], where: str) -> None:
         client.parser().parse_args([word for word in options if word != "--local"])
     elif name == "bulk":
         bulk.parser().parse_args(rest)
-    elif name in ("train", "export", "verify", "evaluate", "figures", "card"):
+    elif name in ("data", "train", "export", "verify", "evaluate", "figures", "card"):
         cli.parser().parse_args(options)
     else:
         context = click.Context(ign)

@@ -190,7 +190,7 @@ def test_json_logs(environ: dict[str, str]) -> None:
     popen = start(environ | {"IGN_LOG_FORMAT": "json"})
     try:
         assert popen.stderr is not None
-        lines = [popen.stderr.readline() for _ in range(2)]
+        lines = [popen.stderr.readline() for _ in range(3)]
         assert all(line.startswith('{"time": "') for line in lines)
         assert "listening on http://127.0.0.1:" in lines[-1]
     finally:

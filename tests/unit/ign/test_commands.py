@@ -44,7 +44,7 @@ def test_every_command_has_help(command: str) -> None:
 def test_the_commands_are_there() -> None:
     assert {"serve", "models", "keys", "bulk"} <= set(COMMANDS)
     assert {"generate", "project", "score", "interpolate"} <= set(COMMANDS)
-    assert {"train", "export", "verify", "evaluate", "figures", "card"} <= set(COMMANDS)
+    assert {"data", "train", "export", "verify", "evaluate", "figures", "card"} <= set(COMMANDS)
     done = ign("--help")
     assert all(re.search(rf"^  {command} ", done.output, re.MULTILINE) for command in COMMANDS)
 

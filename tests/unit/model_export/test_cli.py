@@ -183,6 +183,17 @@ def test_a_folder_of_pictures_needs_no_preset(tmp_path: Path, capsys: pytest.Cap
     assert card.training.steps == 60
 
 
+def test_data_says_what_train_would_make_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shapes = folder_of_shapes(tmp_path / "shapes", 40)
+    assert main(["data", str(shapes)], prog="ign") == 0
+    said = capsys.readouterr().out
+    assert "40 pictures, 12×12, colour, light background" in said
+    assert "small, --size 12 --channels 3" in said
+    assert f"ign train --data {shapes} --out" in said
+    assert main(["data", str(tmp_path / "nowhere")]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
 def test_a_preset_that_does_not_fit_is_refused_with_one_that_does(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -216,7 +216,7 @@ def test_a_stop_while_models_load(configured: Callable[..., None], said: Said, g
 
 
 def test_the_delay_keeps_it_up(configured: Callable[..., None], said: Said) -> None:
-    configured(DRAIN_DELAY_S="0.3")
+    configured(DRAIN_DELAY_S="15")  # a second signal ends it
 
     def script() -> None:
         url = said.until("listening on ")
@@ -225,6 +225,7 @@ def test_the_delay_keeps_it_up(configured: Callable[..., None], said: Said) -> N
         said.until("draining: ")
         for _ in range(3):  # a client each, so a connection each: the listener is still there
             assert httpx.get(f"{url}/readyz").status_code == 503
+        stop()
 
     assert main_beside(script) == 0
 
