@@ -29,7 +29,7 @@ from benchmarks.harness.common import (
 from benchmarks.harness.processes import MemoryWatch, ServerFailed, ServerProcess, service
 from benchmarks.load_generator.fetch import Answer, fetch
 from benchmarks.load_generator.traffic import Case
-from benchmarks.reliability.hostile_inputs import SETTINGS, Input, hostile
+from benchmarks.reliability.hostile_inputs import SETTINGS, Input, bombs, gzip_bomb, hostile
 from benchmarks.reliability.known_answer import KnownAnswers, right_answer
 from benchmarks.soak import SoakLog, log_errors, wait_until_idle
 
@@ -62,6 +62,7 @@ def main() -> int:
 
 def campaign(options: argparse.Namespace) -> Json:
     log = SoakLog()
+    bombs(), gzip_bomb()  # now, because they take seconds, and clients that connect and send nothing are closed
     with service(SETTINGS) as server:
         with MemoryWatch(server.pid) as watch:
             start = time.monotonic()

@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 import uvloop
 
 from benchmarks.harness.common import (
@@ -45,9 +44,7 @@ from benchmarks.harness.processes import (
     serving,
     without_settings,
 )
-from benchmarks.load_generator.fetch import ConnectionClosed, fetch
-from benchmarks.load_generator.traffic import Rng, disconnecting, oversized, slow_body
-from benchmarks.reliability.hostile_inputs import hostile
+from benchmarks.load_generator.fetch import fetch
 from benchmarks.reliability.known_answer import KnownAnswers, right_answer
 from benchmarks.reliability.restarts import LOAD, write_model
 from benchmarks.soak import end_state
@@ -233,28 +230,15 @@ async def run(chaos: Chaos, options: argparse.Namespace, faults: tuple[Fault, ..
     end = time.monotonic() + seconds
     good = options.clients * 5 // 8
     tasks = [asyncio.create_task(known.work(chaos.server.port, end, PAUSE_S)) for _ in range(good)]
-    rngs = np.random.default_rng(options.seed).spawn(options.clients - good)
-    tasks += [asyncio.create_task(bad_client(chaos, rng, number % 4, end)) for number, rng in enumerate(rngs)]
+    given = (chaos.server.port, options.clients - good, seconds, options.seed)
+    command = [sys.executable, "-m", "benchmarks.reliability.bad_clients", *map(str, given)]
+    bad = await asyncio.create_subprocess_exec(*command, cwd=ROOT)
     for fault in faults:
         await asyncio.sleep(seconds / (len(faults) + 1))
         await fault(chaos)
     await asyncio.gather(*tasks)
+    await bad.wait()
     return known
-
-
-async def bad_client(chaos: Chaos, rng: Rng, kind: int, end: float) -> None:
-    """A client that is slow, vanishes, sends too much, or sends what is wrong."""
-    makers = (slow_body, disconnecting, oversized)
-    while time.monotonic() < end:
-        leave_after_s = 1.0
-        if kind < len(makers):
-            case = makers[kind](rng)
-            data, leave_after_s = case.data, case.leave_after_s or leave_after_s
-        else:
-            data = hostile(rng).data
-        with contextlib.suppress(OSError, ConnectionClosed, TimeoutError):
-            await fetch(chaos.server.port, data, leave_after_s=leave_after_s)
-        await asyncio.sleep(PAUSE_S)
 
 
 def parser() -> argparse.ArgumentParser:

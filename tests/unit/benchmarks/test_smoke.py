@@ -10,7 +10,7 @@ import pytest
 from benchmarks.harness.processes import ROOT
 from benchmarks.harness.tables import render
 
-PATIENCE_S = 300
+PATIENCE_S = 900
 
 
 def measured(module: str, results: Path, *options: str) -> "subprocess.CompletedProcess[str]":
