@@ -72,54 +72,179 @@ class Settings(BaseSettings):
         frozen=True, extra="forbid", allow_inf_nan=False, env_prefix=PREFIX, enable_decoding=False
     )
 
-    host: Host = Field(default="127.0.0.1", description="address to listen on, such as 0.0.0.0")
+    host: Host = Field(default="127.0.0.1", description="address to listen on. 0.0.0.0 or :: stands for all interfaces")
     port: int = Field(default=8000, ge=0, le=65_535, description="port to listen on; 0 takes a free one")
-    model_dir: Path = Field(default_factory=_shipped_models, description="directory of the models")
-    default_model: ModelName = Field(default="mnist", description="default model, such as mnist or mnist/1")
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where models run")
-    precision: Literal["fp32", "fp16"] = Field(default="fp32", description="fp16 runs model.fp16.onnx")
-    deterministic: bool = Field(default=False, description="one batch size, and no search for algorithms on CUDA")
-    cuda_graphs: bool = Field(default=False, description="capture and replay a CUDA graph for each batch size")
-    cuda_memory_mib: int = Field(default=0, ge=0, le=10_000_000, description="device memory of a session, MiB")
-    gpu_count: int = Field(default=1, ge=1, le=64, description="GPUs to serve on")
-    threads: int = Field(default=0, ge=0, le=1024, description="CPU threads of a model; 0 takes all")
-    cpu_instances: int = Field(default=0, ge=0, le=64, description="model instances on a CPU; 0 chooses")
-    workers: int = Field(default=1, ge=1, le=256, description="serving processes on one port")
-    max_batch_rows: int = Field(default=64, ge=1, le=65_536, description="rows in the largest batch")
-    queue_rows: int = Field(default=4096, ge=1, le=10_000_000, description="rows that may wait")
-    max_images: int = Field(default=64, ge=1, le=65_536, description="images of one request")
+    model_dir: Path = Field(
+        default_factory=_shipped_models,
+        description=(
+            "directory of the models. It holds NAME/VERSION/{model.onnx, golden.npz}; later changes are "
+            "loaded on request"
+        ),
+    )
+    default_model: ModelName = Field(
+        default="mnist",
+        description="default model, such as mnist or mnist/1. A name alone stands for its highest version",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto",
+        description=(
+            "where models run. auto takes CUDA where the model passes its checks, else the CPU, and gives"
+            " the reason in the log and in /readyz; cuda does not start where CUDA does not work"
+        ),
+    )
+    precision: Literal["fp32", "fp16"] = Field(
+        default="fp32", description="fp16 runs model.fp16.onnx. It does not start where a model has none"
+    )
+    deterministic: bool = Field(
+        default=False,
+        description="one batch size, and no search for algorithms on CUDA. On a CPU, rows are bit-identical anyway",
+    )
+    cuda_graphs: bool = Field(
+        default=False, description="capture and replay a CUDA graph for each batch size. Not yet measured on a GPU"
+    )
+    cuda_memory_mib: int = Field(
+        default=0,
+        ge=0,
+        le=10_000_000,
+        description="device memory of a session in MiB; 0 for no limit. cuDNN's own memory is not included",
+    )
+    gpu_count: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="GPUs to serve on. They are the first visible ones; more than one needs device cuda",
+    )
+    threads: int = Field(
+        default=0,
+        ge=0,
+        le=1024,
+        description=(
+            "CPU threads of a model; 0 takes all. All is the smaller of the control group's quota and the affinity mask"
+        ),
+    )
+    cpu_instances: int = Field(
+        default=0, ge=0, le=64, description="model instances on a CPU; 0 chooses. They share the threads"
+    )
+    workers: int = Field(
+        default=1, ge=1, le=256, description="serving processes on one port. More than one needs device cpu"
+    )
+    max_batch_rows: int = Field(
+        default=64,
+        ge=1,
+        le=65_536,
+        description="rows in the largest batch. On CUDA it is the largest batch size of the model card that is used",
+    )
+    queue_rows: int = Field(
+        default=4096,
+        ge=1,
+        le=10_000_000,
+        description="rows that may wait. Beyond it, requests get 429; at least the images of one request",
+    )
+    max_images: int = Field(
+        default=64,
+        ge=1,
+        le=65_536,
+        description="images of one request. They are n, uploaded pictures, or rows of /v2/…/infer",
+    )
     max_steps: int = Field(default=300_000, ge=1, le=1_000_000_000, description="applications of f in one request")
-    max_body_bytes: int = Field(default=16 * 2**20, ge=1024, lt=2**31, description="bytes of the largest request body")
-    max_pixels: int = Field(default=16_000_000, ge=1, le=2**28, description="pixels of the largest picture")
+    max_body_bytes: int = Field(
+        default=16 * 2**20,
+        ge=1024,
+        lt=2**31,
+        description=(
+            "bytes of the largest request body. They are counted as it arrives and again when it is decompressed"
+        ),
+    )
+    max_pixels: int = Field(
+        default=16_000_000,
+        ge=1,
+        le=2**28,
+        description="pixels of the largest picture. They are checked before decoding; a side may have 16384",
+    )
     max_request_pixels: int = Field(
-        default=64_000_000, ge=1, le=2**34, description="pixels of all pictures and masks of one request"
+        default=64_000_000,
+        ge=1,
+        le=2**34,
+        description="pixels of all pictures and masks of one request. Never less than those of the largest picture",
     )
     max_inflight_bytes: int = Field(
-        default=128 * 2**20, ge=1024, le=2**40, description="bytes of the bodies of all requests in flight"
+        default=128 * 2**20,
+        ge=1024,
+        le=2**40,
+        description=(
+            "bytes of the bodies of all requests in flight. Beyond it, requests get 503; never less than "
+            "the largest body"
+        ),
     )
-    max_inflight_requests: int = Field(default=1024, ge=1, le=1_000_000, description="requests in flight")
-    max_open_connections: int = Field(default=4096, ge=1, le=1_000_000, description="open connections")
-    head_timeout_s: float = Field(default=10.0, ge=0.001, le=86_400, description="seconds a request head may take")
-    request_timeout_s: float = Field(default=30.0, ge=0.001, le=86_400, description="seconds a request may take")
+    max_inflight_requests: int = Field(
+        default=1024, ge=1, le=1_000_000, description="requests in flight. Beyond it, requests get 503"
+    )
+    max_open_connections: int = Field(
+        default=4096,
+        ge=1,
+        le=1_000_000,
+        description="open connections, at most `ulimit -n` − 256. A new one replaces the oldest",
+    )
+    head_timeout_s: float = Field(
+        default=10.0,
+        ge=0.001,
+        le=86_400,
+        description="seconds a request head may take. Then it gets 408, or the connection closes",
+    )
+    request_timeout_s: float = Field(
+        default=30.0,
+        ge=0.001,
+        le=86_400,
+        description="seconds a request may take. They are the default and the maximum of X-Request-Timeout",
+    )
     stream_timeout_s: float = Field(default=900.0, ge=0.001, le=604_800, description="seconds an event stream may take")
-    body_timeout_s: float = Field(default=15.0, ge=0.001, le=86_400, description="seconds a request body may take")
-    drain_delay_s: float = Field(default=0.0, ge=0, le=86_400, description="seconds a stopping service stays up")
-    drain_s: float = Field(default=15.0, ge=0, le=86_400, description="seconds after which a stopping service leaves")
-    api_keys_file: Path | None = Field(default=None, description="file of API keys")
+    body_timeout_s: float = Field(
+        default=15.0,
+        ge=0.001,
+        le=86_400,
+        description="seconds a request body may take. They count from the headers to the last byte; then it gets 408",
+    )
+    drain_delay_s: float = Field(
+        default=0.0,
+        ge=0,
+        le=86_400,
+        description=(
+            "seconds a stopping service stays up at least. So load balancers notice; at most the seconds of drain"
+        ),
+    )
+    drain_s: float = Field(
+        default=15.0,
+        ge=0,
+        le=86_400,
+        description="seconds after which a stopping service leaves. It leaves even with requests in flight",
+    )
+    api_keys_file: Path | None = Field(
+        default=None, description="file of API keys. Without it the service needs no keys"
+    )
     private_endpoints: Annotated[tuple[Endpoint, ...], CommaSeparated] = Field(
-        default=(), description="what needs a key too, separated by commas"
+        default=(),
+        description=(
+            "what needs a key too, separated by commas. health, metrics, docs, page; with health, probes "
+            "of /readyz must send a key"
+        ),
     )
     rate_limit: Annotated[Rate | None, BeforeValidator(_parse_rate)] = Field(
-        default=None, description="requests per caller such as 20/s or 600/m, or off"
+        default=None, description="requests per caller such as 20/s or 600/m, or off. Beyond it, requests get 429"
     )
     trusted_proxies: Annotated[tuple[Network, ...], CommaSeparated] = Field(
-        default=(), description="addresses or networks such as 10.0.0.0/8, separated by commas"
+        default=(),
+        description=(
+            "addresses or networks such as 10.0.0.0/8, separated by commas. Their X-Forwarded-For header is believed"
+        ),
     )
     cors_origins: Annotated[tuple[Origin, ...], CommaSeparated] = Field(
-        default=(), description="origins such as https://example.org (no path), separated by commas, or *"
+        default=(),
+        description=(
+            "origins such as https://example.org (no path), separated by commas, or *. Browsers may call from them"
+        ),
     )
     log_format: Literal["text", "json"] = Field(default="text", description="format of the log")
-    access_log: bool = Field(default=True, description="whether requests are logged")
+    access_log: bool = Field(default=True, description="whether requests are logged. Each gets one line")
     access_log_probes: bool = Field(default=False, description="whether successful probes and scrapes are logged")
 
     @classmethod
@@ -199,7 +324,7 @@ def _first_error(exc: ValidationError, environ: Mapping[str, str | None]) -> str
     text = environ.get(name.lower()) or ""
     shown = text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
     reason = error["msg"].removeprefix("Value error, ")
-    return f"{name}={shown!r} is not allowed: {reason} ({Settings.model_fields[field].description})"
+    return f"{name}={shown!r} is not allowed: {reason} ({summary_of(field)})"
 
 
 def name_warnings(environ: Mapping[str, str]) -> list[str]:
@@ -234,6 +359,11 @@ def from_environment(overrides: Mapping[str, str] = MappingProxyType({})) -> Set
 def variable_of(field: str) -> str:
     """The variable of a setting: `port` → `IGN_PORT`."""
     return f"{PREFIX}{field.upper()}"
+
+
+def summary_of(field: str) -> str:
+    """What a setting is, in one line: its description up to the first full stop."""
+    return (Settings.model_fields[field].description or "").partition(". ")[0]
 
 
 def log_name_warnings() -> None:

@@ -189,8 +189,8 @@ class Runner:
 
 @cache
 def documented_settings() -> set[str]:
-    """The settings that docs/configuration.md has a row for; another test holds those to the fields there are."""
-    page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    """The settings that docs/reference/settings.md has a row for; another test holds those to the fields there are."""
+    page = (ROOT / "docs" / "reference" / "settings.md").read_text(encoding="utf-8")
     return set(re.findall(r"^\| `(IGN_[A-Z_]+)`", page, flags=re.MULTILINE))
 
 

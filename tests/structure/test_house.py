@@ -18,8 +18,8 @@ def test_files_are_short() -> None:
 
 
 def test_the_documents_are_short() -> None:
-    assert 0 < house.words(models=False) <= house.MAX_WORDS
-    assert house.words(models=False) < house.words(models=True)
+    assert 0 < house.words(generated=False) <= house.MAX_WORDS
+    assert house.words(generated=False) < house.words(generated=True)
 
 
 def test_no_retired_name_is_left() -> None:

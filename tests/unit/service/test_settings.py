@@ -8,15 +8,15 @@ from pydantic import ValidationError
 
 from service.domain.errors import StartupError
 from service.domain.rate_limit import Rate
-from service.settings import RENAMED, Settings, from_environment, load_settings, name_warnings
+from service.settings import RENAMED, Settings, from_environment, load_settings, name_warnings, summary_of
 
 ROOT = Path(__file__).resolve().parents[3]
 FIELDS = tuple(Settings.model_fields)
 
 
 def documented() -> dict[str, str]:
-    """Variable → default, of the table in docs/configuration.md."""
-    text = (ROOT / "docs/configuration.md").read_text()
+    """Variable → default, of the table in docs/reference/settings.md."""
+    text = (ROOT / "docs/reference/settings.md").read_text()
     return dict(re.findall(r"^\| `(IGN_\w+)` \| (.+?) \| .{10,} \|$", text, re.MULTILINE))
 
 
@@ -113,7 +113,7 @@ def test_values(name: str, text: str, value: object) -> None:
 def test_bad_value_names_variable_value_and_what_is_expected(name: str, text: str) -> None:
     line = refusal(**{f"IGN_{name}": text})
     assert line.startswith(f"IGN_{name}={text!r} ")
-    assert str(Settings.model_fields[name.lower()].description) in line
+    assert str(summary_of(name.lower())) in line
 
 
 def test_long_values_are_cut() -> None:

@@ -1,0 +1,74 @@
+"""`docs/reference`: `make reference` writes a page of all settings and one of all commands; a test compares them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import click
+from click.testing import CliRunner
+
+from ign.__main__ import main
+from service.settings import Settings, variable_of
+
+FOLDER: Final = Path(__file__).parents[2] / "docs" / "reference"
+_WIDTH: Final = 110
+
+
+def settings_page() -> str:
+    """A table of all settings: variable, default, meaning."""
+    lines = [
+        "# Settings",
+        "",
+        "Made by `make reference`. [Configuration](../configuration.md) explains instances, processes and keys. Each",
+        "setting is also an option of `ign serve`: `--port` for `IGN_PORT`.",
+        "",
+        "| variable | default | meaning |",
+        "|---|---|---|",
+    ]
+    for field, info in Settings.model_fields.items():
+        meaning = (info.description or "").replace("|", "\\|")
+        lines.append(f"| `{variable_of(field)}` | {_default(field)} | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+def commands_page() -> str:
+    """The help of `ign` and of each of its commands."""
+    lines = ["# Commands", "", "Made by `make reference` from `--help`.", ""]
+    for words, text in _helps():
+        lines += [f"## {' '.join(words)}", "", "```text", text.rstrip(), "```", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def pages() -> dict[str, str]:
+    """Name of a page → what it must hold."""
+    return {"settings.md": settings_page(), "commands.md": commands_page()}
+
+
+def _helps() -> Iterator[tuple[list[str], str]]:
+    runner = CliRunner()
+    context = click.Context(main, info_name="ign")
+    for path in [[], *([name] for name in main.list_commands(context))]:
+        result = runner.invoke(
+            main, [*path, "--help"], prog_name="ign", terminal_width=_WIDTH, env={"COLUMNS": str(_WIDTH)}
+        )
+        if result.exit_code:
+            raise RuntimeError(f"ign {' '.join(path)} --help: {result.output}")
+        yield ["ign", *path], result.output
+
+
+def _default(field: str) -> str:
+    default = Settings.model_fields[field].default
+    match default:
+        case None | ():
+            return "`off`" if field == "rate_limit" else "none"
+        case bool():
+            return f"`{int(default)}`"
+        case int() | float() | str():
+            return f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
+    return "the shipped models"
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
+    for name, text in pages().items():
+        (FOLDER / name).write_text(text, encoding="utf-8")
