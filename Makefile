@@ -154,7 +154,7 @@ endif
 gpu: $(DEVELOP)  ## on a machine with a GPU, RUNTIME=gpu: what has to be seen there, in less than ten minutes
 	$(BIN)/python -m benchmarks.on_gpu $(ARGS)
 
-reference: $(DEVELOP)  ## write docs/reference anew, from the settings and the commands
+reference: $(DEVELOP)  ## write docs/reference anew, from settings, commands and metrics
 	$(BIN)/python -m tests.helpers.reference
 
 site: $(DEVELOP)  ## build the documentation site in build/site; it works from disk

@@ -1,4 +1,4 @@
-"""docs/reference holds every setting and every command with its options, as `make reference` writes them."""
+"""docs/reference holds all settings and metrics, and all commands with their options, as `make reference` writes them."""
 
 import re
 
@@ -12,6 +12,10 @@ def options(text: str) -> set[str]:
 
 def test_the_settings_page_is_current() -> None:
     assert (reference.FOLDER / "settings.md").read_text(encoding="utf-8") == reference.settings_page()
+
+
+def test_the_metrics_page_is_current() -> None:
+    assert (reference.FOLDER / "metrics.md").read_text(encoding="utf-8") == reference.metrics_page()
 
 
 def test_the_commands_page_is_current() -> None:

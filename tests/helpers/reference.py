@@ -1,4 +1,4 @@
-"""`docs/reference`: `make reference` writes a page of all settings and one of all commands; a test compares them."""
+"""`docs/reference`: `make reference` writes pages of all settings, commands and metrics; tests compare them."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +8,7 @@ import click
 from click.testing import CliRunner
 
 from ign.__main__ import main
+from service.observability.metrics import Metrics
 from service.settings import Settings, variable_of
 
 FOLDER: Final = Path(__file__).parents[2] / "docs" / "reference"
@@ -39,9 +40,33 @@ def commands_page() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def metrics_page() -> str:
+    """A table of all metrics: name, type, labels, meaning."""
+    registry = Metrics().registry
+    labels = {
+        name: getattr(collector, "_labelnames", ())
+        for collector, names in registry._collector_to_names.items()
+        for name in names
+    }
+    lines = [
+        "# Metrics",
+        "",
+        "Made by `make reference`. [Operations](../operations.md#metrics) says what to do about them.",
+        "",
+        "| metric | type | labels | meaning |",
+        "|---|---|---|---|",
+    ]
+    for family in registry.collect():
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        named = ", ".join(f"`{label}`" for label in labels.get(family.name) or ()) or "–"
+        meaning = family.documentation.replace("|", "\\|")
+        lines.append(f"| `{name}` | {family.type} | {named} | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
 def pages() -> dict[str, str]:
     """Name of a page → what it must hold."""
-    return {"settings.md": settings_page(), "commands.md": commands_page()}
+    return {"settings.md": settings_page(), "commands.md": commands_page(), "metrics.md": metrics_page()}
 
 
 def _helps() -> Iterator[tuple[list[str], str]]:
