@@ -1,4 +1,4 @@
-"""docs/reference holds all settings and metrics, and all commands with their options, as `make reference` writes them."""
+"""docs/reference holds all settings, metrics and commands, as `make reference` writes them."""
 
 import re
 
