@@ -51,6 +51,7 @@ def _shipped_models() -> Path:
     return wheel if wheel.is_dir() else package.parent / "models"
 
 
+Seconds = Annotated[float, Field(ge=0.001, le=86_400)]
 CommaSeparated: Final = BeforeValidator(_split)
 Origin = Annotated[str, StringConstraints(pattern=r"^(\*|https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?)$")]
 Host = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.:_-]{1,253}$")]
@@ -59,7 +60,7 @@ Endpoint = Literal["health", "metrics", "docs", "page"]
 
 
 class Settings(BaseSettings):
-    """The operator's settings. `docs/configuration.md` describes each one at length.
+    """The operator's settings. Their descriptions are in `--help` and in `docs/reference/settings.md`.
 
     The constructor takes field values only; `load_settings` takes variables.
 
@@ -185,23 +186,17 @@ class Settings(BaseSettings):
         le=1_000_000,
         description="open connections, at most `ulimit -n` − 256. A new one replaces the oldest",
     )
-    head_timeout_s: float = Field(
+    head_timeout_s: Seconds = Field(
         default=10.0,
-        ge=0.001,
-        le=86_400,
         description="seconds a request head may take. Then it gets 408, or the connection closes",
     )
-    request_timeout_s: float = Field(
+    request_timeout_s: Seconds = Field(
         default=30.0,
-        ge=0.001,
-        le=86_400,
         description="seconds a request may take. They are the default and the maximum of X-Request-Timeout",
     )
     stream_timeout_s: float = Field(default=900.0, ge=0.001, le=604_800, description="seconds an event stream may take")
-    body_timeout_s: float = Field(
+    body_timeout_s: Seconds = Field(
         default=15.0,
-        ge=0.001,
-        le=86_400,
         description="seconds a request body may take. They count from the headers to the last byte; then it gets 408",
     )
     drain_delay_s: float = Field(
