@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_export.errors import UserError
+from service.artifact.pixels import MID_GREY
 
 Picture = NDArray[np.uint8]
 Polarity = Literal["light-on-dark", "dark-on-light", "none"]
@@ -18,7 +19,6 @@ _COLOURED: Final = 0.05  # share of pictures in colour from which the data count
 _NEAR: Final = 24  # levels from the border's median within which a border pixel belongs to the background
 _PLAIN: Final = 0.8  # share of such pixels from which a background is plain
 _AGREE: Final = 0.95  # share of pictures with a dark (light) border from which the data has a dark (light) background
-_MID_GREY: Final = 127.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +106,7 @@ def _ground(borders: list[Picture]) -> Literal["dark", "light", "plain", "mixed"
     plain = [(np.abs(border - np.median(border, axis=0)).max(axis=1) <= _NEAR).mean() for border in borders]
     if np.median(plain) < _PLAIN:
         return "mixed"
-    light = float(np.mean([border.mean() > _MID_GREY for border in borders]))
+    light = float(np.mean([border.mean() > MID_GREY for border in borders]))
     if light >= _AGREE:
         return "light"
     return "dark" if light <= 1.0 - _AGREE else "plain"

@@ -33,7 +33,7 @@ _ROTATIONS: Final = 4
 _BATCH: Final = 128
 _CHUNK: Final = 500
 _EPOCHS: Final = 4
-_STEPS: Final = (300, 2000)  # at least, for small data; at most, to bound the time
+_STEPS: Final = (300, 2000)  # at least, for small data; at most, to bound the time. Pictures beyond 28×28 get fewer.
 _LR: Final = 4e-3
 
 _PIXELS: Final = 784  # of the 28×28 picture for which sample counts are stated
@@ -209,7 +209,9 @@ def _load_weights(network: ConvNet, path: Path) -> bool:
 
 def _fit(network: ConvNet, pictures: Tensor, labels: Tensor | None) -> None:
     count = len(pictures)
-    steps = min(max(_EPOCHS * count // _BATCH, _STEPS[0]), _STEPS[1])
+    area = pictures.shape[-2] * pictures.shape[-1]
+    affordable = min(_EPOCHS * count // _BATCH, _STEPS[1]) * min(1.0, _PIXELS / area)
+    steps = max(int(affordable), _STEPS[0])
     optimiser = torch.optim.AdamW(network.parameters(), weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=_LR, total_steps=steps)
     network.train()

@@ -18,7 +18,7 @@ CORRUPTION: Final = "noise_0.8"  # of the restored pictures
 _PICTURES: Final = 100
 
 PROTOCOL: Final = (
-    f"y = f applied k times to n latents (samples), the first n held-out pictures, and the same with {CORRUPTION} "
+    f"y = f applied k times to n latents (samples), the first n of `real`, and the same with {CORRUPTION} "
     "(restored); drift: mean |f(y) - y|; at_rest: share with f(y) = y in every bit; frechet: of the n pictures against "
     "all held-out ones, larger than for more pictures; same_class: share with the class of k = 1"
 )

@@ -20,8 +20,8 @@ _HOLES: Final = {"hole_0.4": 0.4}
 _MASKED_STEPS: Final = (("f", 1), ("f4", 4))
 
 PROTOCOL: Final = (
-    "all held-out pictures; PSNR and SSIM (Gaussian window) against the clean picture; with_mask: kept pixels are put "
-    "back after every step; baselines: the first n held-out pictures, f and the degraded picture (input) on the same; "
+    "the pictures of `real`; PSNR and SSIM (Gaussian window) against the clean picture; with_mask: kept pixels are put "
+    "back after every step; baselines: the first n of them, f and the degraded picture (input) on the same; "
     "methods know the noise's σ, the blur's kernel, the hole's place; their settings are the best of a grid by PSNR on "
     "training pictures"
 )

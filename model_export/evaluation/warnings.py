@@ -4,14 +4,12 @@ from collections.abc import Iterator
 from typing import Final
 
 from model_export.evaluation.classifier import Table
+from model_export.evaluation.thresholds import COPIES, KL_INCREASE, SSIM
 
-_MAX_UNEVENNESS: Final = 0.1  # KL divergence of the classes of f(z) above that of training pictures, in nats
-_MAX_COPIES: Final = 0.1  # share of f(z) nearer to another one, or to a training picture, than 1 % of real pictures
 _MIN_DIVERSITY: Final = 0.5  # of the distance between real pictures
 _MAX_FRECHET: Final = 25.0  # in units of the Fréchet distance of training pictures
 _MAX_DRIFT: Final = 0.05  # mean |f(f(z)) − f(z)|, range 2
 _MAX_HEALTH: Final = 1.0  # L_idem / L_rec; good runs of the adversarial objective end below, collapsed ones above
-_MIN_SSIM: Final = 0.5  # of real pictures after f
 _MIN_SAME_CLASS: Final = 0.8  # share of pictures that keep their class after the most applications of f
 _STARTS: Final = {"samples": "samples", "pictures": "real pictures", "restored": "restored pictures"}
 
@@ -23,7 +21,7 @@ def warnings(table: Table) -> list[str]:
 
 def _generation(generation: Table) -> Iterator[str]:
     samples, real = generation["f"], generation["training"]
-    if samples.get("kl", 0.0) - real.get("kl", 0.0) > _MAX_UNEVENNESS:
+    if samples.get("kl", 0.0) - real.get("kl", 0.0) > KL_INCREASE:
         yield f"collapse: some classes are rare in f(z): KL {samples['kl']:.3f}, training pictures {real['kl']:.3f}"
     if samples.get("multiple", 0.0) > _MAX_FRECHET:
         times = f"{samples['multiple']:.1f}"
@@ -33,11 +31,11 @@ def _generation(generation: Table) -> Iterator[str]:
 def _variety(table: Table) -> Iterator[str]:
     nearest = table["nearest"]
     copies, memorised = nearest["other_sample"]["rare"], nearest["training_picture"]["rare"]
-    if copies > _MAX_COPIES:
+    if copies > COPIES.warning:
         yield f"collapse: {copies:.1%} of f(z) are nearer to another one than 99 % of real pictures are to theirs"
     if table.get("diversity", 1.0) < _MIN_DIVERSITY:
         yield f"collapse: f(z) are alike: {table['diversity']:.2f} of the distance between real pictures"
-    if memorised > _MAX_COPIES:
+    if memorised > COPIES.warning:
         yield f"memorised: {memorised:.1%} of f(z) are nearer to a training picture than 99 % of held-out ones are"
 
 
@@ -47,7 +45,7 @@ def _idempotence(table: Table) -> Iterator[str]:
         yield f"not idempotent: a second step changes f(z) by {drift:.3f} on average"
     if health > _MAX_HEALTH:
         yield f"not idempotent: f changes its own pictures more than real ones, r = {health:.2f}"
-    if ssim < _MIN_SSIM:
+    if ssim < SSIM.warning:
         yield f"f does not keep real pictures: SSIM {ssim:.3f} after one step"
 
 

@@ -3,15 +3,12 @@
 from collections.abc import Iterator, Mapping
 from typing import Final
 
+from model_export.evaluation.thresholds import COPIES, KL, KL_INCREASE, SSIM
 from model_export.report.markdown import Table, is_power
 from service.artifact.card import ModelCard
 
 _MIN_GAIN: Final = 1.0  # dB of PSNR; a smaller gain does not count as restored
 _BETTER: Final = 0.9  # a further step is mentioned if it reaches this share of the Fréchet distance
-_MAX_RARE: Final = 0.02  # twice the share of real pictures
-_MAX_KL: Final = 0.01  # nats
-_MAX_KL_INCREASE: Final = 0.1  # nats
-_MIN_SSIM: Final = 0.99  # of real pictures after f
 
 
 def limitations(card: ModelCard) -> list[str]:
@@ -42,7 +39,7 @@ def _generation(generation: Table) -> Iterator[str]:
         best = min(powers, key=lambda name: powers[name])
         if powers[best] < _BETTER * distance:
             yield f"More steps give better samples: {best[1:]} steps reach a Fréchet distance of {powers[best]:.2f}."
-    if samples.get("kl", 0.0) > _MAX_KL:
+    if samples.get("kl", 0.0) > KL:
         yield f"Classes are not equally frequent: KL divergence from uniform {samples['kl']:.3f} nats."
 
 
@@ -57,7 +54,7 @@ def _idempotence(drift: Table) -> Iterator[str]:
 def _repetition(repeated: Table) -> Iterator[str]:
     first = repeated.get("f", {}).get("kl")
     for name, row in repeated.items():
-        if first is not None and is_power(name) and row["kl"] > first + _MAX_KL_INCREASE:
+        if first is not None and is_power(name) and row["kl"] > first + KL_INCREASE:
             yield (
                 f"After {name[1:]} steps some classes dominate: KL divergence from uniform {row['kl']:.3f} nats, "
                 f"{first:.3f} after one step."
@@ -72,12 +69,12 @@ def _variety(nearest: Table) -> Iterator[str]:
     }
     for name, text in texts.items():
         rare = nearest.get(name, {}).get("rare", 0.0)
-        if rare > _MAX_RARE:
+        if rare > COPIES.limitation:
             yield f"{100 * rare:.1f} % of samples are {text}."
 
 
 def _real_pictures(clean: Table) -> Iterator[str]:
-    if clean.get("ssim", 1.0) < _MIN_SSIM:
+    if clean.get("ssim", 1.0) < SSIM.limitation:
         yield f"It changes real pictures a little: SSIM {clean['ssim']:.3f} after one step."
 
 
