@@ -158,10 +158,9 @@ def _announce(
     for line in lines:
         _print(line)
     if timed_on is not None:
-        seconds = estimate.estimate_seconds(preset, data, device=timed_on, bf16=bf16)
-        _print(
-            f"about {estimate.in_words(seconds)} on this machine, from {estimate.STEPS} steps of each stage timed now"
-        )
+        busy = estimate.other_load()  # before the estimate adds its own
+        duration = estimate.in_words(estimate.estimate_seconds(preset, data, device=timed_on, bf16=bf16))
+        _print(f"about {duration} on this machine, from {estimate.STEPS} steps of each stage timed now{busy}")
     _print("losses, lower is better:")
     for line in legend(preset):
         _print(line)
@@ -294,7 +293,8 @@ def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     train = commands.add_parser("train", help="train a preset; the same command again continues")
     train.set_defaults(run=_train)
     train.add_argument(
-        "--preset", help="small, mnist, fashion_mnist, celeba64 or tiny (default: one that fits the data)"
+        "--preset",
+        help="small, mnist, fashion_mnist, celeba64, celeba64_paper or tiny (default: what fits the data)",
     )
     train.add_argument("--data", required=True, help=_DATA)
     train.add_argument("--out", help="folder of the run: checkpoint, log, sample grids")

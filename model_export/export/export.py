@@ -32,6 +32,7 @@ _TITLES: Final[Mapping[str, Mapping[str, str]]] = {
     "mnist": {"title": "Digits", "prompt": "Draw a digit, 0–9"},
     "fashion_mnist": {"title": "Clothes", "prompt": "Draw a shirt, a shoe or a bag"},
     "celeba64": {"title": "Faces", "prompt": "Draw a face"},
+    "celeba64_paper": {"title": "Faces", "prompt": "Draw a face"},
 }
 
 

@@ -1,6 +1,7 @@
 """Estimate how long a training takes on this machine."""
 
 import dataclasses
+import os
 import statistics
 import tempfile
 from pathlib import Path
@@ -46,6 +47,12 @@ def estimate_seconds(preset: Preset, data: Dataset, *, device: torch.device, bf1
             refresh = refreshes["pool"] / matching.pool_refresh + refreshes["pairs"] / matching.pairs_refresh
             seconds += stage.steps * (statistics.median(times) + refresh)
     return seconds
+
+
+def other_load() -> str:
+    """A remark for the estimate if other programs keep the machine busy, which makes it too long; else empty."""
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    return f", while {load:.0f} threads share {cores} cores" if load > cores else ""
 
 
 def in_words(seconds: float) -> str:

@@ -8,6 +8,7 @@ import pytest
 
 from model_export.data.datasets import Dataset
 from model_export.errors import UserError
+from model_export.evaluation import measures
 from model_export.evaluation.classifier import classifier_for
 from model_export.evaluation.evaluate import evaluate, summary
 from model_export.evaluation.measures import Evaluation, random_subset
@@ -202,6 +203,25 @@ def test_restoration_is_measured_against_the_clean_picture(folder: Path, data: D
         assert row["f"]["ssim"] == 1.0
         assert row["f"]["psnr"] > row["input"]["psnr"]
         assert row["f"]["accuracy"] >= row["input"]["accuracy"]
+
+
+def test_larger_pictures_are_measured_on_fewer(
+    folder: Path, data: Dataset, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measures, "_REAL_PICTURES", 30)
+    monkeypatch.setattr(measures, "_NEAREST_VALUES", 0)
+    monkeypatch.setattr(measures, "_MIN_QUERIES", 20)
+    seen: list[int] = []
+
+    def watched(x: FloatRows) -> FloatRows:
+        seen.append(len(x))
+        return x
+
+    table = measured(watched, Artifact.read(folder), data, cache)
+    assert (table["data"]["held_out"], table["data"]["measured"], table["distance"]["n"]) == (80, 30, 30)
+    nearest = table["nearest"]["training_picture"]
+    assert (nearest["samples"]["n"], nearest["real"]["n"]) == (20, 20)
+    assert 80 not in seen
 
 
 def test_light_pictures_are_inverted_as_the_service_does(folder: Path, data: Dataset, cache: Path) -> None:

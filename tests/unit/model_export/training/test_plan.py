@@ -108,7 +108,7 @@ def test_every_loss_has_words() -> None:
     assert {field.name for field in dataclasses.fields(Weights)} | {"health"} == legend.TERMS.keys()
     names = {line.split()[0] for line in legend.legend(PRESETS["mnist"])}
     assert names == {"rec", "imle", "match", "distill", "project", "settle", "critic"}
-    assert "health" in {line.split()[0] for line in legend.legend(PRESETS["celeba64"])}
+    assert "health" in {line.split()[0] for line in legend.legend(PRESETS["celeba64_paper"])}
 
 
 def test_the_estimate_grows_with_the_steps(data: Dataset) -> None:

@@ -40,7 +40,7 @@ def test_names_are_those_of_models(name: str) -> None:
 
 
 def test_an_unknown_name_lists_the_known() -> None:
-    with pytest.raises(UserError, match="no preset 'mnits'; there are celeba64, fashion_mnist, mnist, small, tiny"):
+    with pytest.raises(UserError, match="no preset 'mnits'; there are celeba64, celeba64_paper, fashion_mnist"):
         get_preset("mnits")
 
 
@@ -102,10 +102,19 @@ def test_distillation_needs_a_teacher() -> None:
         Stage(name="distill", steps=1, lr=1e-3, weights=Weights(distill=1.0))
 
 
-def test_the_attractor_terms_are_off_in_every_preset() -> None:
+def test_presets_use_no_quantiser_and_only_faces_use_drifting() -> None:
     for preset in PRESETS.values():
         assert preset.network.quantizer == 0
-        assert not any(stage.weights.whole_batch or stage.quantizer_levels for stage in preset.stages)
+        whole = [stage.name for stage in preset.stages if stage.weights.whole_batch or stage.quantizer_levels]
+        assert whole == (["distill"] if preset.name == "celeba64" else [])
+
+
+def test_faces_have_the_recommended_objective_and_that_of_the_paper() -> None:
+    recommended, paper = PRESETS["celeba64"], PRESETS["celeba64_paper"]
+    assert (recommended.objective, paper.objective) == ("naign", "ign")
+    assert (recommended.data, recommended.licence, recommended.shape) == (paper.data, paper.licence, paper.shape)
+    last = recommended.stages[-1].weights
+    assert (last.critic, last.drifting > 0) == (0.0, True)
 
 
 def test_replay_needs_a_buffer_that_holds_the_states_of_a_step() -> None:
