@@ -354,5 +354,6 @@ def test_models_that_cannot_be_loaded(tmp_path: Path, may_refuse: bool) -> None:
         assert found.detail == "a model could not be loaded"
         problem(service.post("/generate", {}), 503, "not_ready")
         told = [error.detail for error in service.refusals] if may_refuse else [service.errors[0].getMessage()]
-        assert told == [f"IGN_MODEL_DIR={tmp_path / 'nowhere'}: no such directory"]
+        assert len(told) == 1
+        assert told[0].startswith(f"IGN_MODEL_DIR={tmp_path / 'nowhere'}: no such directory")
         service.errors.clear()
