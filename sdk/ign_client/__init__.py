@@ -57,6 +57,10 @@ from ign_client._results import (
 from ign_client._streams import AsyncStream, Stream
 from ign_client._version import __version__
 
+for _name, _value in list(globals().items()):  # classes print, pickle and appear in tracebacks as `ign_client.…`
+    if not _name.startswith("_") and isinstance(_value, type):
+        _value.__module__ = "ign_client"
+
 __all__ = [
     "AsyncClient",
     "AsyncStream",

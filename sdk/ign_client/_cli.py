@@ -1,4 +1,4 @@
-"""The command line: `python -m ign_client generate|project|interpolate|score`.
+"""The command line: `ign-client generate|project|interpolate|score|models`.
 
 Exit status:
 
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Final, TypeAlias
 
 from ign_client._client import Client
-from ign_client._commands import generate, interpolate, project, score
+from ign_client._commands import generate, interpolate, models, project, score
 from ign_client._errors import (
     DeadlineExceeded,
     IgnError,
@@ -68,7 +68,7 @@ def _status(exc: Exception) -> int:
     return UNREACHABLE if isinstance(exc, _UNREACHABLE_ERRORS) else REFUSED
 
 
-def parser(prog: str = "python -m ign_client") -> argparse.ArgumentParser:
+def parser(prog: str = "ign-client") -> argparse.ArgumentParser:
     """The parser of the command line of a program."""
     top = argparse.ArgumentParser(
         prog=prog,
@@ -83,6 +83,7 @@ def parser(prog: str = "python -m ign_client") -> argparse.ArgumentParser:
     _project(commands)
     _interpolate(commands)
     _score(commands)
+    commands.add_parser("models", help="list the models, their shapes and devices").set_defaults(run=models)
     for command in commands.choices.values():
         _connection(command)
     return top

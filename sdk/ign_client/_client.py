@@ -9,6 +9,7 @@ import inspect
 import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Generator
+from concurrent.futures import ThreadPoolExecutor
 from functools import update_wrapper
 from types import GenericAlias, TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast, get_args, get_type_hints
@@ -17,11 +18,12 @@ from ign_client._calls import about as about_calls
 from ign_client._calls import generate as generate_calls
 from ign_client._calls import latents as latents_calls
 from ign_client._calls import project as project_calls
-from ign_client._errors import InputError, TransportError
+from ign_client._errors import InputError, StatusError, TransportError
 from ign_client._events import EventReader
-from ign_client._results import Image
+from ign_client._results import Image, Images, Limits, Scores
 from ign_client._retry import Attempt, Retry, attempts
 from ign_client._settings import DEFAULT_TIMEOUT_S, resolve
+from ign_client._split import CONCURRENT, Part, Upload, join, moved_error
 from ign_client._streams import AsyncStream, Stream
 from ign_client._transport import (
     AsyncHttpClient,
@@ -36,6 +38,7 @@ from ign_client._wire import Call, Request, Response
 P = ParamSpec("P")
 T = TypeVar("T")
 ImageT = TypeVar("ImageT", bound=Image)
+ResultT = TypeVar("ResultT", Images[Any], Scores)
 
 
 def _blocking(build: Callable[P, Call[T]]) -> Callable[Concatenate["Client", P], T]:
@@ -53,6 +56,49 @@ def _blocking_stream(
         return Stream(lambda: self._run(call, self._transport.open))
 
     return _with_signature(method, build, lambda reader: GenericAlias(Stream, get_args(reader)))
+
+
+def _blocking_upload(build: Callable[P, Call[ResultT]]) -> Callable[Concatenate["Client", P], ResultT]:
+    def method(self: "Client", /, *args: P.args, **kwargs: P.kwargs) -> ResultT:
+        upload = Upload(build, args, kwargs)
+        if upload.is_small:
+            return cast(ResultT, self._run(upload.whole(), self._transport.send))
+        parts = upload.parts(self._known_limits(**_connection(kwargs)))
+        with ThreadPoolExecutor(CONCURRENT) as pool:
+            running = [pool.submit(self._run_part, part) for part in parts]
+            try:
+                return cast(ResultT, join([future.result() for future in running], parts))
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    return _with_signature(method, build, lambda answer: answer)
+
+
+def _awaited_upload(
+    build: Callable[P, Call[ResultT]],
+) -> Callable[Concatenate["AsyncClient", P], Coroutine[Any, Any, ResultT]]:
+    async def method(self: "AsyncClient", /, *args: P.args, **kwargs: P.kwargs) -> ResultT:
+        # In threads, because they read and encode pictures.
+        upload = await asyncio.to_thread(Upload, build, args, kwargs)
+        if upload.is_small:
+            return cast(ResultT, await self._run(await asyncio.to_thread(upload.whole), self._transport.send))
+        limits = await self._known_limits(**_connection(kwargs))
+        parts = await asyncio.to_thread(upload.parts, limits)
+        turn = asyncio.Semaphore(CONCURRENT)
+        running = [asyncio.ensure_future(self._run_part(part, turn)) for part in parts]
+        try:
+            return cast(ResultT, join([await task for task in running], parts))
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+    return _with_signature(method, build, lambda answer: answer)
+
+
+def _connection(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The options that a call shares with the request for the limits."""
+    return {name: kwargs[name] for name in ("timeout", "request_id") if name in kwargs}
 
 
 def _awaited(build: Callable[P, Call[T]]) -> Callable[Concatenate["AsyncClient", P], Coroutine[Any, Any, T]]:
@@ -107,6 +153,7 @@ class _Common:
             raise InputError("transport: give transport or http_client, not both")
         self._settings = resolve(base_url, api_key, timeout)
         self._retry = retry
+        self._limits: Limits | None = None  # asked for when a call may exceed them
 
     @property
     def base_url(self) -> str:
@@ -158,17 +205,28 @@ class Client(_Common):
         self._sleep = sleep
         self._transport = Transport(self._settings, transport, http_client)
 
+    def _known_limits(self, **connection: Any) -> Limits:
+        if self._limits is None:
+            self._limits = self.models(**connection).limits
+        return self._limits
+
+    def _run_part(self, part: Part) -> Any:
+        try:
+            return self._run(part.build(), self._transport.send)
+        except StatusError as exc:
+            raise moved_error(exc, part.offset) from None
+
     generate = _blocking(generate_calls.generate)
     generate_as = _blocking(generate_calls.generate_as)
     stream_generate = _blocking_stream(generate_calls.stream_generate)
-    project = _blocking(project_calls.project)
+    project = _blocking_upload(project_calls.project)
     project_as = _blocking(project_calls.project_as)
     stream_project = _blocking_stream(project_calls.stream_project)
     latent_interpolate = _blocking(latents_calls.latent_interpolate)
     latent_interpolate_as = _blocking(latents_calls.latent_interpolate_as)
     latent_arithmetic = _blocking(latents_calls.latent_arithmetic)
     latent_arithmetic_as = _blocking(latents_calls.latent_arithmetic_as)
-    score = _blocking(project_calls.score)
+    score = _blocking_upload(project_calls.score)
     models = _blocking(about_calls.models)
     model = _blocking(about_calls.model)
     ready = _blocking(about_calls.ready)
@@ -239,17 +297,29 @@ class AsyncClient(_Common):
         self._sleep = sleep
         self._transport = AsyncTransport(self._settings, transport, http_client)
 
+    async def _known_limits(self, **connection: Any) -> Limits:
+        if self._limits is None:
+            self._limits = (await self.models(**connection)).limits
+        return self._limits
+
+    async def _run_part(self, part: Part, turn: asyncio.Semaphore) -> Any:
+        async with turn:
+            try:
+                return await self._run(await asyncio.to_thread(part.build), self._transport.send)
+            except StatusError as exc:
+                raise moved_error(exc, part.offset) from None
+
     generate = _awaited(generate_calls.generate)
     generate_as = _awaited(generate_calls.generate_as)
     stream_generate = _awaited_stream(generate_calls.stream_generate)
-    project = _awaited(project_calls.project)
+    project = _awaited_upload(project_calls.project)
     project_as = _awaited(project_calls.project_as)
     stream_project = _awaited_stream(project_calls.stream_project)
     latent_interpolate = _awaited(latents_calls.latent_interpolate)
     latent_interpolate_as = _awaited(latents_calls.latent_interpolate_as)
     latent_arithmetic = _awaited(latents_calls.latent_arithmetic)
     latent_arithmetic_as = _awaited(latents_calls.latent_arithmetic_as)
-    score = _awaited(project_calls.score)
+    score = _awaited_upload(project_calls.score)
     models = _awaited(about_calls.models)
     model = _awaited(about_calls.model)
     ready = _awaited(about_calls.ready)

@@ -39,7 +39,8 @@ def generate(client: Client, options: argparse.Namespace, terminal: Terminal) ->
         return True
     seed = secrets.randbits(32) if options.seed is None else options.seed
     indices = range(options.offset, options.offset + options.n)
-    paths = {i: target / f"{seed}-{i}{_SUFFIX_OF[options.format]}" for i in indices}
+    digits = len(str(max(indices, default=0)))  # so that the names sort as the indices do
+    paths = {i: target / f"{seed}-{i:0{digits}}{_SUFFIX_OF[options.format]}" for i in indices}
     if not paths:
         raise InputError(f"-n: expected 1 or more, not {options.n}")
     check_free(paths.values(), options.force)
@@ -92,8 +93,9 @@ def interpolate(client: Client, options: argparse.Namespace, terminal: Terminal)
         raise InputError(f"{target} is not empty; --force overwrites")
     frames = client.latent_interpolate(points, format=options.format, **kwargs)
     target.mkdir(parents=True, exist_ok=True)
+    digits = max(3, len(str(len(frames) - 1)))
     for frame in frames:
-        frame.save(target / f"{frame.index:03}{_SUFFIX_OF[options.format]}")
+        frame.save(target / f"{frame.index:0{digits}}{_SUFFIX_OF[options.format]}")
     terminal.result(f"{target}: {len(frames)} frames")
     return True
 
@@ -115,6 +117,17 @@ def score(client: Client, options: argparse.Namespace, terminal: Terminal) -> bo
         for source in sources:
             if source in scores:
                 terminal.result(_line(source, scores[source], options.json))
+
+
+def models(client: Client, _options: argparse.Namespace, terminal: Terminal) -> bool:
+    """Write a line for each model: name/version, shape, device, and whether it is the default."""
+    served = client.models()
+    terminal.result("\t".join(("model", "shape", "device", "default")))
+    for card in served:
+        shape = "×".join(map(str, card.shape))
+        is_default = served.default in (card.ref, card.name)
+        terminal.result("\t".join((card.ref, shape, card.device, "yes" if is_default else "-")))
+    return True
 
 
 def _check_distinct(targets: dict[Path, Path]) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ign_client import _extras, _files
 from ign_client._errors import InputError
+from ign_client._notebook import figure
 
 if TYPE_CHECKING:
     import numpy as np
@@ -89,6 +90,14 @@ class Picture:
 
     def __repr__(self) -> str:
         return result_repr(self)
+
+    def _repr_html_(self) -> str:
+        """The picture in a notebook, large enough to see its pixels."""
+        return figure(self)
+
+    def _repr_png_(self) -> _Bytes | None:
+        """The bytes of a PNG, for frontends that show pictures but no HTML; None for other formats."""
+        return self.bytes if self.format in ("png", "apng") else None
 
 
 def result_repr(value: Any) -> str:

@@ -1,9 +1,10 @@
 """Results: frozen value objects with a readable repr."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Final, Generic, TypeVar, overload
 
+from ign_client._notebook import contact_sheet, score_table
 from ign_client._picture import Picture, result_repr
 
 ImageT = TypeVar("ImageT", bound="Image", covariant=True)
@@ -131,6 +132,10 @@ class Images(Sequence[ImageT], Generic[ImageT]):
     def __repr__(self) -> str:
         return result_repr(self)
 
+    def _repr_html_(self) -> str:
+        """The contact sheet that a notebook shows."""
+        return contact_sheet(self.images)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Raw(Picture):
@@ -179,6 +184,10 @@ class Scores(Sequence[Score]):
     request_id: str
     timing: Timing
 
+    def _repr_html_(self) -> str:
+        """The table that a notebook shows."""
+        return score_table(self.images)
+
     def __len__(self) -> int:
         return len(self.images)
 
@@ -190,7 +199,17 @@ class Scores(Sequence[Score]):
         return self.images[index]
 
     def __repr__(self) -> str:
-        return result_repr(self)
+        shown = [_score_text(score) for score in self.images[:_SHOWN_SCORES]]
+        more = [f"… {len(self.images) - _SHOWN_SCORES} more"] if len(self.images) > _SHOWN_SCORES else []
+        return f"Scores([{', '.join(shown + more)}], model={self.model!r})"
+
+
+_SHOWN_SCORES: Final = 4
+
+
+def _score_text(score: Score) -> str:
+    place = "" if score.percentile is None else f", percentile={score.percentile:g}"
+    return f"<distance={score.distance:g}, drift={score.drift:g}{place}>"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,7 +253,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Models:
-    """The models in service.
+    """The models in service: iterable, and indexed by position, ``name`` or ``name/version``.
 
     Args:
         models: their cards, without arrays.
@@ -245,6 +264,34 @@ class Models:
     models: tuple[Card, ...]
     default: str
     limits: Limits
+
+    def __len__(self) -> int:
+        return len(self.models)
+
+    def __iter__(self) -> Iterator[Card]:
+        return iter(self.models)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether a card, or a model of this name, is in service."""
+        return any(name in (card, card.name, card.ref) for card in self.models)
+
+    def __getitem__(self, key: int | str) -> Card:
+        """A card by position, by ``name/version``, or by ``name``, which is its highest version.
+
+        Raises:
+            LookupError: there is none.
+        """
+        if isinstance(key, int):
+            return self.models[key]
+        matching = [card for card in self.models if key in (card.name, card.ref)]
+        if not matching:
+            raise KeyError(f"no model {key!r}; there are {', '.join(card.ref for card in self.models)}")
+        return max(matching, key=_version_order)
+
+
+def _version_order(card: Card) -> tuple[int, str]:
+    """Versions are numbers; what is none comes first, by its text."""
+    return (int(card.version), "") if card.version.isdecimal() else (-1, card.version)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

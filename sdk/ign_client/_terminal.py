@@ -1,5 +1,7 @@
 """Output of the commands: results on stdout, progress and errors on stderr."""
 
+import time
+from collections.abc import Callable
 from typing import Final, TextIO
 
 _CELLS: Final = 24
@@ -11,10 +13,13 @@ class Terminal:
     Args:
         out: for results, usually stdout.
         err: for progress and errors, usually stderr.
+        clock: returns seconds; monotonic.
     """
 
-    def __init__(self, out: TextIO, err: TextIO) -> None:
+    def __init__(self, out: TextIO, err: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self._out, self._err = out, err
+        self._clock = clock
+        self._begun = clock()
         self._drawn = 0
 
     def result(self, text: str) -> None:
@@ -24,11 +29,20 @@ class Terminal:
         self._out.flush()
 
     def progress(self, done: int, total: int, failed: int = 0) -> None:
-        """Draw a progress bar with numbers."""
+        """Draw a progress bar with numbers, and after the first picture their rate and the time left.
+
+        Calls with ``done`` 0 start the clock.
+        """
+        if not done:
+            self._begun = self._clock()
         if not self._err.isatty():
             return
         filled = _CELLS * done // total
         text = f"[{'#' * filled:.<{_CELLS}}] {done}/{total}" + (f", {failed} failed" if failed else "")
+        seconds = self._clock() - self._begun
+        if done and seconds > 0:
+            text += f", {done / seconds:.3g}/s"
+            text += f", {_duration(seconds * (total - done) / done)} left" if done < total else ""
         self._err.write("\r" + text.ljust(self._drawn))
         self._err.flush()
         self._drawn = len(text)
@@ -46,3 +60,8 @@ class Terminal:
             self._err.write("\n")
             self._err.flush()
             self._drawn = 0
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -208,7 +208,7 @@ def check_named(words: list[str], where: str) -> None:
             assert {word for word in rest if "=" not in word} <= targets, where
         case ["python", "-m", "model_export", *options]:
             cli.parser().parse_args(options)
-        case ["python", "-m", "ign_client", *options]:
+        case ["python", "-m", "ign_client", *options] | ["ign-client", *options]:
             client.parser().parse_args(options)
         case ["ign", *options] | ["python", "-m", "ign", *options]:
             check_ign(options, where)
@@ -326,7 +326,7 @@ def test_blocks_are_found() -> None:
         ("make nothing", "sh"),
         ("IGN_POTR=1 make run", "sh"),
         ("python -m model_export train --nonsense 1", "sh"),
-        ("python -m ign_client dance", "sh"),
+        ("ign-client dance", "sh"),
         ("python -m service --prot 9000", "sh"),
         ("ign serve --prot 9000", "sh"),
         ("ign keys lend alice", "sh"),

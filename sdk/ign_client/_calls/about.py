@@ -1,5 +1,7 @@
 """`/models` and `/readyz`."""
 
+from __future__ import annotations  # so that signatures show the names of types, not what they stand for
+
 from urllib.parse import quote
 
 from ign_client import _answers

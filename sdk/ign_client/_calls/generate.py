@@ -1,5 +1,7 @@
 """`/generate`."""
 
+from __future__ import annotations  # so that signatures show the names of types, not what they stand for
+
 from collections.abc import Sequence
 
 from ign_client import _answers

@@ -1,5 +1,7 @@
 """`/latent-interpolate` and `/latent-arithmetic`, which take latents."""
 
+from __future__ import annotations  # so that signatures show the names of types, not what they stand for
+
 from collections.abc import Sequence
 from typing import Literal
 

@@ -1,5 +1,7 @@
 """`/project` and `/score`, which take pictures."""
 
+from __future__ import annotations  # so that signatures show the names of types, not what they stand for
+
 from collections.abc import Sequence
 
 from ign_client import _answers

@@ -273,4 +273,6 @@ def _field_path(loc: Sequence[int | str]) -> str:
 
 
 def _message(error: Mapping[str, Any]) -> str:
+    if error["type"] == "extra_forbidden" and error["loc"][-1:] == ("image",):
+        return "unknown field; JSON takes a list `images`"
     return _MESSAGES.get(error["type"]) or str(error["msg"]).removeprefix("Value error, ")

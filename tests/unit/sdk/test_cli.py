@@ -1,4 +1,4 @@
-"""`python -m ign_client` as people at a shell know it."""
+"""`ign-client` as people at a shell know it."""
 
 import io
 import json
@@ -71,7 +71,7 @@ def names(folder: Path) -> list[str]:
 def test_generate_into_a_folder(shell: Shell, service: Service, tmp_path: Path) -> None:
     out = tmp_path / "deep" / "out"
     assert shell("generate", "-n", 20, "--seed", 7, "--offset", 3, "--steps", 2, "-o", out) == DONE
-    assert names(out) == sorted(f"7-{i}.png" for i in range(3, 23))
+    assert names(out) == [f"7-{i:02}.png" for i in range(3, 23)]
     assert shell.out == f"{out}: seed 7\n"
     assert shell.err == ""
     with Client(service.url) as client:
@@ -121,7 +121,7 @@ def test_a_terminal_sees_how_far_it_is(shell: Shell, scans: Path, tmp_path: Path
     (scans / "bad.png").write_bytes(b"not a picture")
     assert shell("project", scans, "-o", tmp_path / "out", "--jobs", 1, terminal=True) == REFUSED
     assert shell.err.startswith("\r[........................] 0/4\r[")
-    assert shell.err.endswith("\r[########################] 4/4, 1 failed\n")
+    assert shell.err.split("\r")[-1].startswith("[########################] 4/4, 1 failed")
     assert f"\r{scans / 'bad.png'}: 422 " in shell.err
     assert shell("score", scans / "a.png", terminal=True) == DONE
     assert shell.err == "\r[........................] 0/1\r[########################] 1/1\n"
@@ -324,12 +324,12 @@ def test_usage(shell: Shell, words: Any, capsys: pytest.CaptureFixture[str]) -> 
     with pytest.raises(SystemExit) as caught:
         shell(*words)
     assert caught.value.code == USAGE
-    assert capsys.readouterr().err.startswith("usage: python -m ign_client")
+    assert capsys.readouterr().err.startswith("usage: ign-client")
 
 
 def test_a_complaint_takes_the_place_of_the_progress() -> None:
     err = Screen(terminal=True)
-    terminal = Terminal(io.StringIO(), err)
+    terminal = Terminal(io.StringIO(), err, clock=lambda: 0.0)
     terminal.progress(0, 2)
     terminal.error("x: no")
     terminal.progress(2, 2)
@@ -337,6 +337,32 @@ def test_a_complaint_takes_the_place_of_the_progress() -> None:
     assert err.getvalue() == (
         "\r[........................] 0/2\r" + " " * 30 + "\rx: no\n\r[########################] 2/2\n"
     )
+
+
+def test_progress_tells_rate_and_time_left() -> None:
+    err = Screen(terminal=True)
+    now = [0.0]
+    terminal = Terminal(io.StringIO(), err, clock=lambda: now[0])
+    terminal.progress(0, 100)
+    for now[0], done in ((2.0, 10), (10.0, 50), (20.0, 100)):
+        terminal.progress(done, 100)
+    shown = [text.split("] ")[1].rstrip() for text in err.getvalue().split("\r")[1:]]
+    assert shown == ["0/100", "10/100, 5/s, 18 s left", "50/100, 5/s, 10 s left", "100/100, 5/s"]
+    now[0] = 0.0
+    terminal.progress(0, 1000)
+    now[0] = 10.0
+    terminal.progress(100, 1000, 2)
+    assert err.getvalue().endswith("100/1000, 2 failed, 10/s, 1 min 30 s left")
+
+
+def test_models(shell: Shell, service: Service) -> None:
+    assert shell("models") == DONE
+    head, *lines = [line.split("\t") for line in shell.out.splitlines()]
+    assert head == ["model", "shape", "device", "default"]
+    with Client(service.url) as client:
+        served = client.models()
+    assert [line[0] for line in lines] == [card.ref for card in served]
+    assert [line[0] for line in lines if line[3] == "yes"] == [served.default]
 
 
 def test_as_a_process(service: Service, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Pictures and answers as values: what they show, what they save."""
 
+import base64
 import dataclasses
 import os
 import pickle
@@ -9,7 +10,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ign_client import Client, Image, Images, InputError, ModelRef, Picture, Readiness, Step, Timing
+from ign_client import (
+    Card,
+    Client,
+    Image,
+    Images,
+    InputError,
+    Limits,
+    ModelRef,
+    Models,
+    Picture,
+    Readiness,
+    Score,
+    Scores,
+    Step,
+    Timing,
+)
 from tests.contract.harness import Service, npy
 from tests.helpers.pictures import noise, save
 
@@ -64,6 +80,67 @@ def test_values_cannot_be_changed_but_compared_hashed_and_pickled() -> None:
 def test_answers_are_sequences() -> None:
     assert (len(IMAGES), IMAGES[-1], IMAGES[:1], list(IMAGES)) == (2, IMAGE, (IMAGE,), [IMAGE, IMAGE])
     assert IMAGE in IMAGES
+
+
+def card(name: str, version: str) -> Card:
+    return Card(
+        name=name, version=version, digest="", shape=(1, 2, 2), range=(0.0, 1.0), device="cpu", provider="", document={}
+    )
+
+
+def test_models_are_iterated_and_indexed() -> None:
+    cards = (card("a", "2"), card("a", "10"), card("b", "x"), card("b", "1"))
+    models = Models(
+        models=cards, default="a/10", limits=Limits(n=1, images=1, steps=1, frames=1, body_bytes=1, pixels=1)
+    )
+    assert list(models) == list(cards)
+    assert (len(models), models[0], models[-1]) == (4, cards[0], cards[3])
+    assert (models["a"], models["a/2"], models["b"], models["b/x"]) == (cards[1], cards[0], cards[3], cards[2])
+    assert "a" in models
+    assert "b/1" in models
+    assert cards[0] in models
+    assert "c" not in models
+    with pytest.raises(KeyError, match="a/2, a/10, b/x, b/1"):
+        models["c"]
+    with pytest.raises(IndexError):
+        models[4]
+
+
+def score(index: int, percentile: float | None = 12.5) -> Score:
+    return Score(index=index, distance=0.125, drift=0.5, percentile=percentile, in_distribution=None)
+
+
+def scores(*members: Score) -> Scores:
+    return Scores(images=members, model=MODEL, request_id="abc", timing=TIMING)
+
+
+def test_scores_show_their_numbers() -> None:
+    one = "<distance=0.125, drift=0.5, percentile=12.5>"
+    assert repr(scores(score(0))) == f"Scores([{one}], model=<toy/2@0123456789ab>)"
+    assert "<distance=0.125, drift=0.5>" in repr(scores(score(0, None)))
+    assert repr(scores(*map(score, range(6)))).count(one) == 4
+    assert "… 2 more" in repr(scores(*map(score, range(6))))
+
+
+def test_notebooks_show_pictures() -> None:
+    assert IMAGE._repr_png_() == PNG
+    assert Picture(bytes=b"x", format="webp")._repr_png_() is None
+    data = base64.b64encode(PNG).decode()
+    assert f'src="data:image/png;base64,{data}"' in IMAGE._repr_html_()
+    assert "index 0, steps 2, distance 0.5" in IMAGE._repr_html_()
+    assert IMAGES._repr_html_().count("<img ") == 2
+    many = dataclasses.replace(IMAGES, images=(IMAGE,) * 103)._repr_html_()
+    assert many.count("<img ") == 100
+    assert "and 3 more" in many
+    assert "<img" not in Picture(bytes=b"x", format="npy")._repr_html_()
+
+
+def test_notebooks_show_scores_as_a_table() -> None:
+    html = scores(*(score(i, None) for i in range(101)))._repr_html_()
+    assert html.count("<tr>") == 101
+    assert "<td>0</td><td>0.125</td><td>0.5</td><td>-</td><td>-</td>" in html
+    assert "and 1 more" in html
+    assert "more" not in scores(score(0))._repr_html_()
 
 
 def test_readiness_is_a_condition() -> None:

@@ -1,0 +1,58 @@
+"""HTML that notebooks show for results."""
+
+import base64
+from collections.abc import Sequence
+from html import escape
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from ign_client._picture import Picture
+    from ign_client._results import Score
+
+_MEDIA: Final = {
+    "png": "image/png",
+    "jpeg": "image/jpeg",
+    "webp": "image/webp",
+    "gif": "image/gif",
+    "apng": "image/apng",
+}
+_MAX_SHOWN: Final = 100
+_STYLE: Final = "height:84px;image-rendering:pixelated;margin:2px"
+
+
+def figure(picture: "Picture") -> str:
+    """An <img> of one picture; for format ``npy``, its repr."""
+    if picture.format not in _MEDIA:
+        return f"<pre>{escape(repr(picture))}</pre>"
+    data = base64.b64encode(picture.bytes).decode("ascii")
+    return (
+        f'<img style="{_STYLE}" title="{escape(_caption(picture))}" src="data:{_MEDIA[picture.format]};base64,{data}">'
+    )
+
+
+def contact_sheet(pictures: "Sequence[Picture]") -> str:
+    """The pictures side by side, at most 100, and how many more there are."""
+    shown = "".join(map(figure, pictures[:_MAX_SHOWN]))
+    more = len(pictures) - _MAX_SHOWN
+    return f"<div>{shown}</div>" + (f"<p>… and {more} more</p>" if more > 0 else "")
+
+
+def score_table(scores: "Sequence[Score]") -> str:
+    """A table with a row for each score, at most 100."""
+    names = ("index", "distance", "drift", "percentile", "in_distribution")
+    head = "".join(f"<th>{name}</th>" for name in names)
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{escape(_cell(getattr(score, name)))}</td>" for name in names) + "</tr>"
+        for score in scores[:_MAX_SHOWN]
+    )
+    more = len(scores) - _MAX_SHOWN
+    return f"<table><tr>{head}</tr>{rows}</table>" + (f"<p>… and {more} more</p>" if more > 0 else "")
+
+
+def _caption(picture: "Picture") -> str:
+    values = {name: getattr(picture, name, None) for name in ("index", "steps", "step", "distance", "drift")}
+    return ", ".join(f"{name} {_cell(value)}" for name, value in values.items() if value is not None)
+
+
+def _cell(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else "-" if value is None else str(value)

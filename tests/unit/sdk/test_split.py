@@ -1,0 +1,99 @@
+"""Calls of `project` and `score` with more pictures than one request takes."""
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from ign_client import InputError, InvalidContent, Limits, TooLarge
+from ign_client._split import Upload
+from tests.contract.harness import Service
+from tests.helpers.pictures import noise, save
+from tests.unit.sdk.asking import IMAGE, MODEL, TIMING, Ask, Canned
+
+PICTURES = [save(noise(8, 8, seed=i)) for i in range(100)]
+
+
+@pytest.mark.parametrize("options", [{}, {"mask": save(noise(8, 8, seed=7))}, {"masks": list(reversed(PICTURES))}])
+def test_many_pictures_give_what_each_gives_alone(service: Service, ask: Ask, options: dict[str, Any]) -> None:
+    found = ask(service.url, "project", PICTURES, record=[0, 1], **options)
+    assert [image.index for image in found] == list(range(100))
+    for i in (0, 63, 64, 99):
+        own = {name: value[i] if name == "masks" else value for name, value in options.items()}
+        alone = ask(service.url, "project", PICTURES[i], record=[0, 1], **{name.rstrip("s"): own[name] for name in own})
+        assert found[i].bytes == alone[0].bytes
+        assert [step.index for step in found[i].trajectory] == [i, i]
+    assert found.timing.compute_ms > 0
+
+
+def test_many_scores_are_in_order(service: Service, ask: Ask) -> None:
+    found = ask(service.url, "score", PICTURES)
+    assert [score.index for score in found] == list(range(100))
+    assert found[99].distance == pytest.approx(ask(service.url, "score", PICTURES[99])[0].distance)
+
+
+@pytest.mark.parametrize("method", ["project", "score"])
+def test_an_error_names_the_picture_of_the_whole_call(service: Service, ask: Ask, method: str) -> None:
+    for bad in (3, 70, 99):
+        with pytest.raises(InvalidContent) as refused:
+            ask(service.url, method, [*PICTURES[:bad], b"no picture", *PICTURES[bad + 1 :]])
+        assert refused.value.code == "undecodable_image"
+        assert refused.value.detail.startswith(f"images.{bad}: ")
+        assert [error.field for error in refused.value.errors] in ([f"images.{bad}"], [])
+
+
+def test_few_small_pictures_are_sent_without_asking_for_limits(ask: Ask) -> None:
+    answer = {"model": MODEL, "request_id": "abc", "images": [], "timing": TIMING}
+    to = Canned(httpx.Response(200, json=answer))
+    ask(to, "score", PICTURES[:16])
+    assert [request.url.path for request in to.asked] == ["/score"]
+
+
+class Small(httpx.MockTransport):
+    """A service that takes little, and refuses every picture of more than a megabyte."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        super().__init__(self._answer)
+
+    def _answer(self, request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/models":
+            limits = {"n": 1, "images": 3, "steps": 1, "frames": 2, "body_bytes": 2_000_000, "pixels": 1}
+            return httpx.Response(200, json={"models": [], "default": "toy/1", "limits": limits})
+        body = request.read()
+        self.sizes.append(len(body))
+        if len(body) > 2_000_000:
+            problem = {"code": "too_large", "detail": "the body is too large"}
+            return httpx.Response(413, json=problem, headers={"Content-Type": "application/problem+json"})
+        count = body.count(b'filename="image"') or len(json.loads(body)["images"])
+        images = [{**IMAGE, "index": i, "inverted": False} for i in range(count)]
+        return httpx.Response(200, json={"model": MODEL, "request_id": "abc", "images": images, "timing": TIMING})
+
+
+@pytest.mark.parametrize(("size", "requests"), [(10, 7), (900_000, 10), (600_000, 7)])
+def test_requests_keep_to_number_and_bytes(ask: Ask, size: int, requests: int) -> None:
+    to = Small()
+    found = ask(to, "project", [bytes(size)] * 20)
+    assert [image.index for image in found] == list(range(20))
+    assert (len(to.sizes), max(to.sizes) <= 2_000_000) == (requests, True)
+
+
+def test_masks_count_as_bytes_too(ask: Ask) -> None:
+    to = Small()
+    ask(to, "project", [bytes(500_000)] * 20, masks=[bytes(500_000)] * 20)
+    assert (len(to.sizes), max(to.sizes) <= 2_000_000) == (20, True)
+
+
+def test_a_picture_that_is_too_large_alone_is_refused(ask: Ask) -> None:
+    with pytest.raises(TooLarge):
+        ask(Small(), "project", [bytes(3_000_000)] * 2)
+
+
+def test_masks_must_be_as_many_as_pictures() -> None:
+    def build(images: object, masks: object) -> Any:
+        raise AssertionError
+
+    limits = Limits(n=1, images=3, steps=1, frames=1, body_bytes=1 << 20, pixels=1)
+    with pytest.raises(InputError, match="masks"):
+        Upload(build, [PICTURES], {"masks": PICTURES[:2]}).parts(limits)
