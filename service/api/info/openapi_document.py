@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from pydantic.json_schema import models_json_schema
 
+from service.api.info import introduction
 from service.api.middleware.auth import HEALTH_PATHS, PathSet, open_paths
 from service.api.native.openapi import PROBLEMS, REFERENCE, problem
 from service.api.native.schemas import (
@@ -97,6 +98,8 @@ def complete(document: dict[str, Any], settings: Settings) -> None:
     schemas |= definitions["$defs"]
     if settings.api_keys_file is not None:
         components["securitySchemes"] = {_KEY: {"type": "http", "scheme": "bearer"}}
+    document["info"]["description"] = introduction.INTRODUCTION.strip()
+    document["tags"] = [dict(tag) for tag in introduction.TAGS]
     free = PathSet(open_paths(settings.private_endpoints))
     for path, operation in _operations(document):
         _complete(path, operation, guarded=path not in free, keys=settings.api_keys_file is not None)
@@ -109,6 +112,7 @@ def complete(document: dict[str, Any], settings: Settings) -> None:
 
 
 def _complete(path: str, operation: dict[str, Any], *, guarded: bool, keys: bool) -> None:
+    introduction.describe(operation)
     responses: dict[str, Any] = operation["responses"]
     if "HTTPValidationError" in str(responses.get("422")):
         del responses["422"]

@@ -14,15 +14,30 @@ Examples = Mapping[str, Mapping[str, Any]]
 REFERENCE: Final = "#/components/schemas/{model}"
 """Reference to the schema of a pydantic model; `service.api.info.openapi_document` adds these schemas."""
 
-# A 2×2 grey PNG, so that the examples are valid requests.
-_PICTURE: Final = "iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAAAAABX3VL4AAAADklEQVR4AWNg+M/wnwEABgAB/9ywHykAAAAASUVORK5CYII="
+# A drawn 3 of 28×28 pixels, and a mask whose lower half is white.
+_PICTURE: Final = (
+    "iVBORw0KGgoAAAANSUhEUgAAABwAAAAcCAAAAABXZoBIAAAByUlEQVR42nVTz29MURT+zj3vvPdmBsEIlYhIxyxmQUWHWmhT3Uj8"
+    "2HUjwcaSBbHRiFj5B2xEItjwB7QbFhY2I2REK8RKLCgRSiut+37ddy2etvd1OLtzvvvd893vnEuC/4cqp8TkZJ6LKETwOO9hErNK"
+    "omjnOMfOeSmCAew6deutftRC4P8tkgAAmVq7NTawvZos8fz1+0pyh+mrh7G2+sPU+avffi7c3YKCuwLq6TtnGgBGX/5anBnkwAF5"
+    "w0gdgB9WsPn2p+wGKqugCIPCMBCRdTix+HEvBSIiy0/hUIyxzF5MF6qTr4PcNcEagFILYPzg3L1ehyirD/S19/VXp14Fpqg4xqvJ"
+    "4VjiJDr5ppL9w3hWWmP29IFIrWWS2Th8aKi5ydaeHcl7roXJ4e0ePDamjk4XcsUJPwwF2PpeXyxMKPW0xiCo/piRERhXkCIulsBS"
+    "9iTb00iVA8ZpFCXKY86Wjp9d2LHN0krPgM49vXy4DwDqN+f010ue7ww7e95Ofn95132x/lrLdia64gw7UKMPOp9ja+e/69krfqF1"
+    "mQmkqPXvH2o16p2JrrBByQRFqQGk2XwcVYwF1jhERDBpaW+p/B0U5XY1+wMVHZRnL6iNJQAAAABJRU5ErkJggg=="
+)
+_MASK: Final = (
+    "iVBORw0KGgoAAAANSUhEUgAAABwAAAAcAQAAAABaduI5AAAAGElEQVR42mNgoAZg/M/A8JGJgYGBgRICAIc9Agx43SXIAAAAAElFTkSuQmCC"
+)
 
 GENERATE: Final[Examples] = {
     "one": {"summary": "One picture of a chosen seed", "value": {"seed": 7}},
     "sheet": {"summary": "Sixteen pictures, with two steps", "value": {"n": 16, "seed": 7, "steps": 2}},
 }
 PROJECT: Final[Examples] = {
-    "one": {"summary": "One picture", "value": {"images": [_PICTURE]}},
+    "one": {"summary": "A drawing made real", "value": {"images": [_PICTURE]}},
+    "hidden": {
+        "summary": "Its lower half invented anew",
+        "value": {"images": [_PICTURE], "mask": _MASK, "steps": 3},
+    },
     "half": {
         "summary": "Strength 0.5, with trajectory",
         "value": {"images": [_PICTURE], "strength": 0.5, "record": [0, 1]},
@@ -43,7 +58,7 @@ ARITHMETIC: Final[Examples] = {
         "value": {"terms": [{"seed": 1}, {"seed": 2, "weight": -0.5}], "normalize": False},
     },
 }
-SCORE: Final[Examples] = {"one": {"summary": "One picture", "value": {"images": [_PICTURE]}}}
+SCORE: Final[Examples] = {"one": {"summary": "A drawing", "value": {"images": [_PICTURE]}}}
 
 BINARY: Final = {"schema": {"type": "string", "format": "binary"}}
 PROBLEMS: Final = {
@@ -169,9 +184,13 @@ def _uploads(request: type[BaseModel]) -> dict[str, Any]:
 
 def _query(request: type[BaseModel]) -> list[dict[str, Any]]:
     """The query parameters for a raw body, without defaults, which clients would send with the other bodies, too."""
-    common = {"in": "query", "description": "Only with a picture as the body."}
     return [
-        {"name": name, "schema": {key: value for key, value in schema.items() if key != "default"}, **common}
+        {
+            "name": name,
+            "in": "query",
+            "description": f"{schema['description']} Only with a picture as the body.",
+            "schema": {key: value for key, value in schema.items() if key not in ("default", "description")},
+        }
         for name, schema in _text_options(request).items()
     ]
 
@@ -185,7 +204,7 @@ def _text_options(request: type[BaseModel]) -> dict[str, Any]:
     if "record" in options:
         options["record"] = {
             "type": "string",
-            "description": "Comma-separated step numbers.",
+            "description": "Steps whose pictures are returned as `trajectory`, such as `0,1,10`; 0 is the input.",
             "pattern": "^[0-9]+(,[0-9]+)*$",
         }
     return options

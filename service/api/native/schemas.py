@@ -41,7 +41,9 @@ class _Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    model: Annotated[str | None, Field(description="`name` or `name/version`.")] = None
+    model: Annotated[
+        str | None, Field(description="`name` (its highest version) or `name/version`; default: the configured model.")
+    ] = None
 
 
 class _Request(_Strict):
@@ -62,10 +64,10 @@ class StepOptions(_Request):
 class GenerateRequest(StepOptions):
     """f^k(z) of the latents with index offset … offset + n − 1 of a seed."""
 
-    n: Annotated[int, Field(ge=1)] = 1
+    n: Annotated[int, Field(ge=1, description="Number of pictures.")] = 1
     seed: Annotated[Seed | None, Field(description="Chosen by the service if absent; the response repeats it.")] = None
-    offset: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
-    noise_scale: Annotated[float, Field(ge=0, le=2)] = 1.0
+    offset: Annotated[int, Field(ge=0, le=MAX_SEED, description="Index of the first picture of the seed.")] = 0
+    noise_scale: Annotated[float, Field(ge=0, le=2, description="Factor of the noise.")] = 1.0
 
     @field_validator("offset")
     @classmethod
@@ -86,7 +88,10 @@ class ScoreOptions(_Strict):
     """Options of `/score`, for all three kinds of body: how pictures become rows."""
 
     resize: Annotated[
-        Literal["fit", "crop", "stretch"], Field(description="How a picture of another size is resized.")
+        Literal["fit", "crop", "stretch"],
+        Field(
+            description="A picture of another size: `fit` adds a letterbox, `crop` cuts the centre, `stretch` distorts."
+        ),
     ] = "fit"
     invert: Annotated[
         bool | Literal["auto"],
@@ -110,13 +115,15 @@ Base64 = Annotated[
 class ProjectOptions(ScoreOptions, StepOptions):
     """Options of `/project`, for all three kinds of body."""
 
-    strength: Annotated[float, Field(ge=0, le=1, description="s of (1−s)·x + s·f^k(x).")] = 1.0
+    strength: Annotated[
+        float, Field(ge=0, le=1, description="s of (1−s)·x + s·f^k(x); 0 returns the prepared input.")
+    ] = 1.0
 
 
 class ScoreRequest(ScoreOptions):
     """The JSON body of `/score`."""
 
-    images: Annotated[list[Base64], Field(min_length=1)]
+    images: Annotated[list[Base64], Field(min_length=1, description="The pictures: PNG, JPEG or WebP.")]
 
 
 class ProjectRequest(ProjectOptions):
@@ -126,7 +133,7 @@ class ProjectRequest(ProjectOptions):
         json_schema_extra={"allOf": [{"anyOf": [{"properties": {"mask": _NULL}}, {"properties": {"masks": _NULL}}]}]}
     )
 
-    images: Annotated[list[Base64], Field(min_length=1)]
+    images: Annotated[list[Base64], Field(min_length=1, description="The pictures: PNG, JPEG or WebP.")]
     mask: Annotated[Base64 | None, Field(description="One mask for all images: white = regenerate, black = keep.")] = (
         None
     )
@@ -190,13 +197,13 @@ class PointRequest(BaseModel):
 class TermRequest(PointRequest):
     """A latent and its weight."""
 
-    weight: Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)] = 1.0
+    weight: Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False, description="Factor of the latent.")] = 1.0
 
 
 class ArithmeticRequest(_Request):
     """f^k of a weighted sum of latents."""
 
-    terms: Annotated[list[TermRequest], Field(min_length=1, max_length=16)]
+    terms: Annotated[list[TermRequest], Field(min_length=1, max_length=16, description="The latents to add.")]
     normalize: Annotated[bool, Field(description="Rescale the sum to the mean norm of the model's noise.")] = True
 
 
@@ -231,13 +238,13 @@ class InterpolateRequest(_Request):
         }
     )
 
-    points: Annotated[list[PointRequest], Field(min_length=2, max_length=16)]
+    points: Annotated[list[PointRequest], Field(min_length=2, max_length=16, description="The latents on the way.")]
     frames: Annotated[
         int | None, Field(ge=2, description="Number of frames of the whole path, including both ends; default 9.")
     ] = None
-    method: Literal["slerp", "lerp"] = "slerp"
+    method: Annotated[Literal["slerp", "lerp"], Field(description="Along the arc, or straight.")] = "slerp"
     loop: Annotated[bool, Field(description="Return to the first point.")] = False
-    grid: GridRequest | None = None
+    grid: Annotated[GridRequest | None, Field(description="Instead of a path; needs four points.")] = None
     fps: Annotated[int, Field(ge=1, le=50, description="Frames per second of an animation.")] = 12
 
     @field_validator("grid")

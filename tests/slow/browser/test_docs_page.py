@@ -1,12 +1,21 @@
 """`/docs` in a real browser: Swagger UI reads our OpenAPI 3.1 document under the content security policy."""
 
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Final
+
+import pytest
 
 from tests.contract.harness import Service
+from tests.helpers.openapi import document
 from tests.slow.browser.visit import visiting
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
+
+NATURAL_WIDTH: Final = """(selector) => {
+  const image = document.querySelector(selector);
+  return image.decode().then(() => image.naturalWidth);
+}"""
 
 
 def test_the_document_is_shown_and_a_request_can_be_sent(browser: "Browser", service: Service) -> None:
@@ -18,3 +27,27 @@ def test_the_document_is_shown_and_a_request_can_be_sent(browser: "Browser", ser
         generate.get_by_role("button", name="Execute").click()
         status = generate.locator(".live-responses-table .response-col_status").nth(1)
         assert status.inner_text().startswith("200")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_follows_the_colour_scheme_and_shows_pictures(browser: "Browser", service: Service, scheme: str) -> None:
+    with visiting(browser, f"{service.url}/docs", color_scheme=scheme) as visit:
+        generate = visit.one("#operations-Pictures-generate")
+        generate.click()
+        background = visit.page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+        brightness = sum(map(int, re.findall(r"\d+", background)[:3])) / 3
+        assert (brightness > 128) is (scheme == "light")
+        assert visit.page.evaluate(NATURAL_WIDTH, ".info img") == 60
+        generate.get_by_role("button", name="Try it out").click()
+        generate.get_by_label("Media Type").first.select_option("image/png")
+        generate.get_by_role("button", name="Execute").click()
+        picture = ".response-col_description img"
+        visit.one(picture).wait_for()
+        assert visit.page.evaluate(NATURAL_WIDTH, picture) > 0
+
+
+def test_every_parameter_has_its_own_description() -> None:
+    for path in ("/project", "/score"):
+        parameters = document()["paths"][path]["post"]["parameters"]
+        texts = [parameter["description"] for parameter in parameters]
+        assert len(set(texts)) == len(texts)
