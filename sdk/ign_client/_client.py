@@ -20,7 +20,7 @@ from ign_client._calls import latents as latents_calls
 from ign_client._calls import project as project_calls
 from ign_client._errors import InputError, StatusError, TransportError
 from ign_client._events import EventReader
-from ign_client._results import Image, Images, Limits, Scores
+from ign_client._results import Image, Limits
 from ign_client._retry import Attempt, Retry, attempts
 from ign_client._settings import DEFAULT_TIMEOUT_S, resolve
 from ign_client._split import CONCURRENT, Part, Upload, join, moved_error
@@ -38,7 +38,6 @@ from ign_client._wire import Call, Request, Response
 P = ParamSpec("P")
 T = TypeVar("T")
 ImageT = TypeVar("ImageT", bound=Image)
-ResultT = TypeVar("ResultT", Images[Any], Scores)
 
 
 def _blocking(build: Callable[P, Call[T]]) -> Callable[Concatenate["Client", P], T]:
@@ -58,16 +57,16 @@ def _blocking_stream(
     return _with_signature(method, build, lambda reader: GenericAlias(Stream, get_args(reader)))
 
 
-def _blocking_upload(build: Callable[P, Call[ResultT]]) -> Callable[Concatenate["Client", P], ResultT]:
-    def method(self: "Client", /, *args: P.args, **kwargs: P.kwargs) -> ResultT:
+def _blocking_upload(build: Callable[P, Call[T]]) -> Callable[Concatenate["Client", P], T]:
+    def method(self: "Client", /, *args: P.args, **kwargs: P.kwargs) -> T:
         upload = Upload(build, args, kwargs)
         if upload.is_small:
-            return cast(ResultT, self._run(upload.whole(), self._transport.send))
+            return cast(T, self._run(upload.whole(), self._transport.send))
         parts = upload.parts(self._known_limits(**_connection(kwargs)))
         with ThreadPoolExecutor(CONCURRENT) as pool:
             running = [pool.submit(self._run_part, part) for part in parts]
             try:
-                return cast(ResultT, join([future.result() for future in running], parts))
+                return cast(T, join([future.result() for future in running], parts))
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
@@ -75,19 +74,19 @@ def _blocking_upload(build: Callable[P, Call[ResultT]]) -> Callable[Concatenate[
 
 
 def _awaited_upload(
-    build: Callable[P, Call[ResultT]],
-) -> Callable[Concatenate["AsyncClient", P], Coroutine[Any, Any, ResultT]]:
-    async def method(self: "AsyncClient", /, *args: P.args, **kwargs: P.kwargs) -> ResultT:
+    build: Callable[P, Call[T]],
+) -> Callable[Concatenate["AsyncClient", P], Coroutine[Any, Any, T]]:
+    async def method(self: "AsyncClient", /, *args: P.args, **kwargs: P.kwargs) -> T:
         # In threads, because they read and encode pictures.
         upload = await asyncio.to_thread(Upload, build, args, kwargs)
         if upload.is_small:
-            return cast(ResultT, await self._run(await asyncio.to_thread(upload.whole), self._transport.send))
+            return cast(T, await self._run(await asyncio.to_thread(upload.whole), self._transport.send))
         limits = await self._known_limits(**_connection(kwargs))
         parts = await asyncio.to_thread(upload.parts, limits)
         turn = asyncio.Semaphore(CONCURRENT)
         running = [asyncio.ensure_future(self._run_part(part, turn)) for part in parts]
         try:
-            return cast(ResultT, join([await task for task in running], parts))
+            return cast(T, join([await task for task in running], parts))
         finally:
             for task in running:
                 task.cancel()

@@ -6,14 +6,12 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from ign_client import _inputs
 from ign_client._errors import FieldError, InputError, StatusError
 from ign_client._results import Image, Images, Limits, Score, Scores, Timing
 from ign_client._wire import Call
-
-ResultT = TypeVar("ResultT", Images[Any], Scores)
 
 CONCURRENT: Final = 4
 """Requests of one call that run at a time."""
@@ -90,7 +88,7 @@ class Upload:
         return Part(chosen.start, lambda: self._build(**{**self._arguments, **own}))
 
 
-def join(results: Sequence[ResultT], parts: Sequence[Part]) -> ResultT:
+def join(results: Sequence[Images[Any] | Scores], parts: Sequence[Part]) -> Images[Any] | Scores:
     """One result of all parts: model and request id of the first, times added, indices those of the whole call."""
     members: list[Any] = [
         _moved(member, part.offset) for part, result in zip(parts, results, strict=True) for member in result.images
