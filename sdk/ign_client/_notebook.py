@@ -1,13 +1,9 @@
-"""HTML that notebooks show for results."""
+"""HTML that notebooks show for results: for a `Picture`, several, or `Score`s, which are defined on top of this."""
 
 import base64
 from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from ign_client._picture import Picture
-    from ign_client._results import Score
+from typing import Any, Final
 
 _MEDIA: Final = {
     "png": "image/png",
@@ -20,7 +16,7 @@ _MAX_SHOWN: Final = 100
 _STYLE: Final = "height:84px;image-rendering:pixelated;margin:2px"
 
 
-def figure(picture: "Picture") -> str:
+def figure(picture: Any) -> str:
     """An <img> of one picture; for format ``npy``, its repr."""
     if picture.format not in _MEDIA:
         return f"<pre>{escape(repr(picture))}</pre>"
@@ -30,14 +26,14 @@ def figure(picture: "Picture") -> str:
     )
 
 
-def contact_sheet(pictures: "Sequence[Picture]") -> str:
+def contact_sheet(pictures: Sequence[Any]) -> str:
     """The pictures side by side, at most 100, and how many more there are."""
     shown = "".join(map(figure, pictures[:_MAX_SHOWN]))
     more = len(pictures) - _MAX_SHOWN
     return f"<div>{shown}</div>" + (f"<p>… and {more} more</p>" if more > 0 else "")
 
 
-def score_table(scores: "Sequence[Score]") -> str:
+def score_table(scores: Sequence[Any]) -> str:
     """A table with a row for each score, at most 100."""
     names = ("index", "distance", "drift", "percentile", "in_distribution")
     head = "".join(f"<th>{name}</th>" for name in names)
@@ -49,7 +45,7 @@ def score_table(scores: "Sequence[Score]") -> str:
     return f"<table><tr>{head}</tr>{rows}</table>" + (f"<p>… and {more} more</p>" if more > 0 else "")
 
 
-def _caption(picture: "Picture") -> str:
+def _caption(picture: Any) -> str:
     values = {name: getattr(picture, name, None) for name in ("index", "steps", "step", "distance", "drift")}
     return ", ".join(f"{name} {_cell(value)}" for name, value in values.items() if value is not None)
 

@@ -1,12 +1,13 @@
 """Calls of `project` and `score` with more pictures than one request takes."""
 
+import asyncio
 import json
 from typing import Any
 
 import httpx
 import pytest
 
-from ign_client import InputError, InvalidContent, Limits, TooLarge
+from ign_client import AsyncClient, Client, InputError, InvalidContent, Limits, TooLarge
 from ign_client._split import Upload
 from tests.contract.harness import Service
 from tests.helpers.pictures import noise, save
@@ -55,10 +56,12 @@ class Small(httpx.MockTransport):
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
+        self.asked_for_limits = 0
         super().__init__(self._answer)
 
     def _answer(self, request: httpx.Request) -> httpx.Response:
         if request.url.path == "/models":
+            self.asked_for_limits += 1
             limits = {"n": 1, "images": 3, "steps": 1, "frames": 2, "body_bytes": 2_000_000, "pixels": 1}
             return httpx.Response(200, json={"models": [], "default": "toy/1", "limits": limits})
         body = request.read()
@@ -77,6 +80,21 @@ def test_requests_keep_to_number_and_bytes(ask: Ask, size: int, requests: int) -
     found = ask(to, "project", [bytes(size)] * 20)
     assert [image.index for image in found] == list(range(20))
     assert (len(to.sizes), max(to.sizes) <= 2_000_000) == (requests, True)
+
+
+def test_a_client_asks_for_the_limits_once() -> None:
+    blocking, awaited = Small(), Small()
+    with Client(transport=blocking) as client:
+        for _ in range(2):
+            client.project([b"x"] * 20)
+
+    async def calls() -> None:
+        async with AsyncClient(transport=awaited) as client:
+            for _ in range(2):
+                await client.project([b"x"] * 20)
+
+    asyncio.run(calls())
+    assert (blocking.asked_for_limits, awaited.asked_for_limits) == (1, 1)
 
 
 def test_masks_count_as_bytes_too(ask: Ask) -> None:

@@ -84,6 +84,7 @@ def test_options_are_keywords_and_described(name: str) -> None:
     positional = {parameter.name for parameter in parameters if parameter.kind is not parameter.KEYWORD_ONLY}
     assert positional <= POSITIONAL
     assert list(inspect.signature(method).parameters)[-2:] == ["timeout", "request_id"]
+    assert "= UNSET, request_id: " in str(inspect.signature(method))
     assert method.__doc__ == getattr(AsyncClient, name).__doc__
     for parameter in parameters:
         assert parameter.name == "self" or parameter.name in method.__doc__, parameter.name
