@@ -41,9 +41,7 @@ class _Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    model: Annotated[
-        str | None, Field(description="`name` (its highest version) or `name/version`; default: the configured model.")
-    ] = None
+    model: Annotated[str | None, Field(description="`name` or `name/version`; default: the configured model.")] = None
 
 
 class _Request(_Strict):
@@ -89,9 +87,7 @@ class ScoreOptions(_Strict):
 
     resize: Annotated[
         Literal["fit", "crop", "stretch"],
-        Field(
-            description="A picture of another size: `fit` adds a letterbox, `crop` cuts the centre, `stretch` distorts."
-        ),
+        Field(description="Of another size: `fit` adds a letterbox, `crop` cuts the centre, `stretch` distorts."),
     ] = "fit"
     invert: Annotated[
         bool | Literal["auto"],
@@ -115,9 +111,7 @@ Base64 = Annotated[
 class ProjectOptions(ScoreOptions, StepOptions):
     """Options of `/project`, for all three kinds of body."""
 
-    strength: Annotated[
-        float, Field(ge=0, le=1, description="s of (1−s)·x + s·f^k(x); 0 returns the prepared input.")
-    ] = 1.0
+    strength: Annotated[float, Field(ge=0, le=1, description="s of (1−s)·x + s·f^k(x); 0: the prepared input.")] = 1.0
 
 
 class ScoreRequest(ScoreOptions):
