@@ -90,7 +90,7 @@ lock: $(DEVELOP)  ## lock anew what the images and CI hold; ARGS=--upgrade for n
 	$(call lock,export,$(IN_IMAGES) --extra cpu --extra train)
 	$(call lock,ray-cpu,$(IN_IMAGES) --extra cpu --extra ray docker/lock/ray.in)
 	$(call lock,ray-gpu,$(IN_IMAGES) --extra gpu --extra ray docker/lock/ray.in)
-	$(call lock,ci,--universal --extra cpu --extra train --extra dev docker/lock/ci.in)
+	$(call lock,ci,--universal --extra cpu --extra train --extra avatars --extra dev docker/lock/ci.in)
 	$(call lock,ci-ray,--universal --extra cpu --extra bulk --extra ray docker/lock/ci-ray.in)
 	@awk '/^[a-z0-9]/ { left = /$(TORCH)/ } !left' docker/lock/ci.txt > docker/lock/ci.tmp
 	@mv docker/lock/ci.tmp docker/lock/ci.txt
@@ -177,7 +177,7 @@ $(TRAIN): pyproject.toml | $(VENV)/.made
 	$(call install,train,$(RUNTIME)$(comma)train)
 
 $(DEVELOP): pyproject.toml | $(VENV)/.made
-	$(call install,develop,$(RUNTIME)$(comma)train$(comma)dev)
+	$(call install,develop,$(RUNTIME)$(comma)train$(comma)avatars$(comma)dev)
 	@$(PIP) install --quiet perf-analyzer >/dev/null 2>&1 || echo 'no perf_analyzer for this platform: its tests will skip'
 	@touch $(SERVE) $(TRAIN)
 

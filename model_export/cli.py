@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from model_export.data import command as data_command
 from model_export.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,14 +26,8 @@ _DATA = ".npz, folder or zip of pictures, or mnist, fashion_mnist, kmnist, cifar
 _SKIP_BAD = "leave out files that are no readable pictures"
 _INTERRUPTED = 128 + signal.SIGINT
 _PROG = "python -m model_export"
-_CARD_OPTIONS = (
-    "description",
-    "title",
-    "prompt",
-    "licence",
-    "polarity",
-    "background",
-)  # options that replace fields of the card
+# Options that replace fields of the card.
+_CARD_OPTIONS = ("description", "title", "prompt", "licence", "polarity", "background")
 # What the extra `train` installs and the commands import.
 _EXTRA = ("matplotlib", "onnx", "onnxruntime", "onnxscript", "scipy", "skimage", "torch", "torchvision")
 
@@ -60,20 +55,6 @@ def main(arguments: Sequence[str], *, prog: str = _PROG) -> int:
     except KeyboardInterrupt:
         return _INTERRUPTED
     return code
-
-
-def _data(options: argparse.Namespace, _: Sequence[str]) -> int:
-    from model_export.data.datasets import open_source
-    from model_export.training import plan
-
-    source = open_source(options.data, skip_bad=options.skip_bad)
-    found = source.inspect()
-    preset = plan.choose_preset(plan.Choices(), source, found)
-    network = preset.network
-    _print(f"{source.name}: {found}")
-    _print(f"preset that fits: {preset.name}, --size {network.size} --channels {network.channels}")
-    _print(f"next: {options.prog} train --data {options.data} --out runs/NAME")
-    return 0
 
 
 def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
@@ -294,7 +275,7 @@ def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     train.set_defaults(run=_train)
     train.add_argument(
         "--preset",
-        help="small, mnist, fashion_mnist, celeba64, celeba64_paper or tiny (default: what fits the data)",
+        help="small, mnist, fashion_mnist, avatars64, celeba64, celeba64_paper or tiny (default: what fits the data)",
     )
     train.add_argument("--data", required=True, help=_DATA)
     train.add_argument("--out", help="folder of the run: checkpoint, log, sample grids")
@@ -334,9 +315,10 @@ def parser(prog: str = _PROG) -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     data = commands.add_parser("data", help="look at pictures, and say what train would make of them")
-    data.set_defaults(run=_data)
-    data.add_argument("data", metavar="DATA", help=_DATA)
+    data.set_defaults(run=data_command.run)
+    data.add_argument("data", metavar="DATA", help=f"{_DATA}; or, with --out, avatars")
     data.add_argument("--skip-bad", action="store_true", help=_SKIP_BAD)
+    data_command.add_options(data)
 
     train = _add_train(commands)
 

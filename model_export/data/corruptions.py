@@ -320,3 +320,6 @@ CORRUPTIONS: Final[Mapping[str, Corruption]] = MappingProxyType(
     }
 )
 """The corruptions by which `evaluate` measures restoration, by name."""
+
+COLOUR_CORRUPTIONS: Final[Mapping[str, Corruption]] = MappingProxyType({"grey": grey(), "sketch_3.5": sketch(3.5)})
+"""Further ones for pictures in colour."""

@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model_export.data import attributes
+from model_export.data.attributes import Attributes, read_attributes
 from model_export.data.inspection import Inspection, inspect_pictures
 from model_export.data.known_sets import (
     KNOWN_SETS,
@@ -29,6 +31,7 @@ from model_export.errors import UserError
 from service.artifact.card import ModelCard
 
 _READ_BYTES = 1 << 20
+_ARRAYS = ("x_train", "x_test", "y_train", "y_test", "licence", *attributes.KEYS)  # of an `.npz`
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,6 +47,7 @@ class Dataset:
         file_sha256: of the `.npz`, which older cards and checkpoints state; empty if there is none.
         known: name of the published set with this content; empty if it is none.
         skipped: files that are no readable pictures.
+        attributes: of the pictures, or None if the data has none.
     """
 
     name: str
@@ -56,6 +60,7 @@ class Dataset:
     file_sha256: str = ""
     known: str = ""
     skipped: tuple[str, ...] = ()
+    attributes: Attributes | None = None
 
     def matches(self, sha256: object) -> bool:
         """Whether a card or checkpoint that states this SHA-256 was trained on this data."""
@@ -183,7 +188,7 @@ class ArraySource:
 
     Args:
         name: of the file or data set.
-        arrays: pictures (N, H, W), (N, H, W, C) or (N, C, H, W) and labels.
+        arrays: pictures (N, H, W), (N, H, W, C) or (N, C, H, W), labels and attributes.
         file_sha256: of the file.
         downloaded: check that the content is that of the published set `name`.
 
@@ -201,6 +206,8 @@ class ArraySource:
                 raise UserError(f"--data {name}: {key} must be one integer for each picture of {pictures}")
             if value is not None:
                 self._labels[key] = value.astype(np.int64)
+        self._attributes = read_attributes(arrays, name, *(len(pictures) for pictures in self._pictures.values()))
+        self._licence = str(arrays["licence"]) if "licence" in arrays else "unknown"
         self._sha256, self._file_sha256 = content_digest({**self._pictures, **self._labels}), file_sha256
         self.known = recognise(self._sha256)
         if downloaded:
@@ -223,13 +230,14 @@ class ArraySource:
         return Dataset(
             name=self.name,
             sha256=self._sha256,
-            licence=KNOWN_SETS[self.known].licence if self.known else "unknown",
+            licence=KNOWN_SETS[self.known].licence if self.known else self._licence,
             train=torch.from_numpy(self._pictures["x_train"]),
             held_out=torch.from_numpy(self._pictures["x_test"]),
             train_labels=labels.get("y_train"),
             held_out_labels=labels.get("y_test"),
             file_sha256=self._file_sha256,
             known=self.known,
+            attributes=self._attributes,
         )
 
 
@@ -237,7 +245,7 @@ def _read_npz(path: Path) -> Arrays:
     try:
         # Opened here, because numpy does not close a file that is not an archive.
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in ("x_train", "x_test", "y_train", "y_test") if key in file}
+            arrays = {key: file[key] for key in _ARRAYS if key in file}
     except UNREADABLE as exc:
         raise UserError(f"--data {path.name}: not a readable .npz file") from exc
     for key in ("x_train", "x_test"):

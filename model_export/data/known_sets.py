@@ -51,6 +51,11 @@ KNOWN_SETS: Final[Mapping[str, KnownSet]] = {
     "kmnist": KnownSet(licence="CC BY-SA 4.0", torchvision="KMNIST"),
     "cifar10": KnownSet(licence="unknown", torchvision="CIFAR10"),
     "svhn": KnownSet(licence="non-commercial", torchvision="SVHN"),
+    # `python -m model_export data avatars` with its defaults makes it.
+    "avatars64": KnownSet(
+        licence="CC BY 4.0",
+        sha256="d2082e5a1640d31982539c789563875b339d26ae58dbdf61c8b020a8637ff6ff",
+    ),
     "celeba64": KnownSet(
         licence="non-commercial research",
         sha256="5ee93006da3ead4e860f28769e7614c7924fe2a49685cf3e8f2fe2286e83adff",

@@ -1,13 +1,13 @@
 """A small convolutional classifier that measures generated pictures. It trains here, on the same data, in two minutes.
 
 Its penultimate features give the Fréchet distance; its classes show what is generated and how evenly. It is never
-served. For data without classes it learns to recognise four rotations of a picture instead (Gidaris et al., 2018, arXiv
-1803.07728): this gives features, but no classes to count.
+served. For data without classes it learns the attributes of a picture instead, or, where there are none either, to
+recognise four rotations (Gidaris et al., 2018, arXiv 1803.07728): this gives features, but no classes to count.
 """
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -26,14 +26,17 @@ from service.artifact.pixels import Levels, to_levels, to_rows
 from service.domain.latents import FloatRows
 
 Table = dict[str, Any]
+Task = Literal["classes", "attributes", "rotation"]
 
 FEATURES: Final = 128
 _MAX_CLASSES: Final = 1000  # labels beyond this are identities or measurements, not classes
 _ROTATIONS: Final = 4
+_LARGE: Final = 64
 _BATCH: Final = 128
 _CHUNK: Final = 500
 _EPOCHS: Final = 4
 _STEPS: Final = (300, 2000)  # at least, for small data; at most, to bound the time. Pictures beyond 28×28 get fewer.
+_ATTRIBUTE_EPOCHS: Final = 8  # many values, some told by few pixels, take longer
 _LR: Final = 4e-3
 
 _PIXELS: Final = 784  # of the 28×28 picture for which sample counts are stated
@@ -42,6 +45,9 @@ _MIN_SHARE: Final = 16  # larger pictures get at least 1/16 of the samples
 
 class ConvNet(nn.Module):
     """Blocks of convolution, batch norm and pooling until the side is below 8, then 128 features and the classes.
+
+    Pictures of 64 pixels and more first pass a convolution of stride 2: at full size, the first block would take as
+    long as all others.
 
     Args:
         channels: of the pictures.
@@ -53,6 +59,9 @@ class ConvNet(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         width = 16
+        while size >= _LARGE:
+            layers += [nn.Conv2d(channels, width, 4, 2, 1), nn.ReLU()]
+            channels, size = width, size // 2
         while size >= 8:
             layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2)]
             channels, width, size = width, width * 2, size // 2
@@ -73,12 +82,14 @@ class Predictions:
     Args:
         levels: the pictures, (N, C, H, W) uint8.
         features: (N, 128).
-        probabilities: (N, classes).
+        probabilities: (N, classes); for attributes those of all their values side by side.
+        heads: number of classes, or of the values of each attribute.
     """
 
     levels: Levels
     features: NDArray[np.float64]
     probabilities: NDArray[np.float64]
+    heads: tuple[int, ...]
 
     @property
     def classes(self) -> NDArray[np.int64]:
@@ -91,6 +102,12 @@ class Predictions:
         """Mean probability of the most likely class."""
         return float(self.probabilities.max(1).mean())
 
+    @property
+    def values(self) -> NDArray[np.int64]:
+        """The most likely value of each attribute, (N, attributes)."""
+        parts = np.split(self.probabilities, np.cumsum(self.heads)[:-1], axis=1)
+        return np.stack([part.argmax(1) for part in parts], 1)
+
     def accuracy(self, labels: NDArray[np.int64]) -> float:
         """Share of pictures whose most likely class is their label."""
         return float((self.classes == labels).mean())
@@ -102,15 +119,19 @@ class Classifier:
 
     Args:
         network: in evaluation mode.
-        task: `classes` of the data, or `rotation` for data without classes.
-        accuracy: on the held-out pictures.
+        task: `classes` of the data; without them its `attributes`, or else `rotation`.
+        heads: number of classes, or of the values of each attribute.
+        accuracy: on the held-out pictures; for attributes the mean over them.
+        attributes: accuracy of each attribute on the held-out pictures.
         source: SHA-256 of this module, which decides how the classifier is trained.
     """
 
     network: ConvNet
-    task: Literal["classes", "rotation"]
+    task: Task
+    heads: tuple[int, ...]
     accuracy: float
     source: str
+    attributes: Mapping[str, float] = field(default_factory=dict)
 
     @torch.inference_mode()
     def predict(self, levels: Levels) -> Predictions:
@@ -119,9 +140,13 @@ class Classifier:
         for chunk in torch.split(torch.from_numpy(to_rows(levels)), _CHUNK):
             feature = self.network.features(chunk)
             features.append(feature.double())
-            probabilities.append(self.network.head(feature).double().softmax(1))
+            parts = self.network.head(feature).double().split(self.heads, 1)
+            probabilities.append(torch.cat([part.softmax(1) for part in parts], 1))
         return Predictions(
-            levels=levels, features=torch.cat(features).numpy(), probabilities=torch.cat(probabilities).numpy()
+            levels=levels,
+            features=torch.cat(features).numpy(),
+            probabilities=torch.cat(probabilities).numpy(),
+            heads=self.heads,
         )
 
 
@@ -148,11 +173,22 @@ class ClassifierEvaluator:
         return {"kl": kl_to_uniform(counts), "confidence": predictions.confidence, "classes": counts.tolist()}
 
     def restoration(self, rows: FloatRows, x: FloatRows, labels: NDArray[np.int64] | None) -> Table:
-        """Mean PSNR and SSIM of rows against the clean pictures x, and the share that is classified as labelled."""
+        """Mean PSNR and SSIM of rows against the clean pictures x, and the share that is classified as labelled.
+
+        Args:
+            rows: (N, C, H, W).
+            x: likewise.
+            labels: classes (N,), attributes (N, K), or None.
+        """
         predictions = self.predict(to_levels(rows))
         rounded = to_rows(predictions.levels)
         table: Table = {"psnr": psnr(rounded, x).mean(), "ssim": ssim(rounded, x).mean()}
-        return table if labels is None or not self._classes else {**table, "accuracy": predictions.accuracy(labels)}
+        if labels is not None and labels.ndim == 2:
+            shares = (predictions.values == labels).mean(0).tolist()
+            table["attributes"] = dict(zip(self._classifier.attributes, shares, strict=True))
+        elif labels is not None and self._classes:
+            table["accuracy"] = predictions.accuracy(labels)
+        return table
 
 
 def sample_budget(pictures: int, shape: tuple[int, ...]) -> int:
@@ -169,22 +205,39 @@ def classifier_for(data: Dataset, cache: Path) -> Classifier:
     """
     source = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
     shape = tuple(data.train.shape[1:])
-    key = hashlib.sha256(f"{source} {data.sha256} {shape}".encode()).hexdigest()[:16]
+    task, targets = _targets(data)
+    heads = (_ROTATIONS,) if targets is None else tuple((torch.cat(targets).amax(0) + 1).tolist())
+    key = hashlib.sha256(f"{source} {data.sha256} {shape} {task} {heads}".encode()).hexdigest()[:16]
     path = cache / f"classifier-{key}.pt"
-    labels = _class_labels(data)
-    task: Literal["classes", "rotation"] = "rotation" if labels is None else "classes"
-    classes = _ROTATIONS if labels is None else int(torch.cat(labels).max()) + 1
     # A fixed seed makes a retrained classifier equal to a cached one; fork_rng keeps the caller's random state.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = ConvNet(shape[0], shape[1], classes)
+        network = ConvNet(shape[0], shape[1], sum(heads))
         if not _load_weights(network, path):
-            _fit(network, data.train, None if labels is None else labels[0])
+            _fit(network, data.train, None if targets is None else targets[0], heads)
             with atomic_write(path) as file:
                 torch.save(network.state_dict(), file)
     network.eval()
-    accuracy = _accuracy(network, data.held_out, None if labels is None else labels[1])
-    return Classifier(network=network, task=task, accuracy=accuracy, source=source)
+    accuracies = _accuracies(network, data.held_out, None if targets is None else targets[1], heads)
+    names = data.attributes.names if data.attributes is not None and task == "attributes" else ()
+    return Classifier(
+        network=network,
+        task=task,
+        heads=heads,
+        accuracy=sum(accuracies) / len(accuracies),
+        source=source,
+        attributes=dict(zip(names, accuracies, strict=False)),
+    )
+
+
+def _targets(data: Dataset) -> tuple[Task, tuple[Tensor, Tensor] | None]:
+    """What to learn, and its values (N, heads) for the training and the held-out pictures; None for rotations."""
+    labels = _class_labels(data)
+    if labels is not None:
+        return "classes", (labels[0][:, None], labels[1][:, None])
+    if data.attributes is not None:
+        return "attributes", (torch.from_numpy(data.attributes.train), torch.from_numpy(data.attributes.held_out))
+    return "rotation", None
 
 
 def _class_labels(data: Dataset) -> tuple[Tensor, Tensor] | None:
@@ -207,17 +260,21 @@ def _load_weights(network: ConvNet, path: Path) -> bool:
     return True
 
 
-def _fit(network: ConvNet, pictures: Tensor, labels: Tensor | None) -> None:
+def _fit(network: ConvNet, pictures: Tensor, targets: Tensor | None, heads: tuple[int, ...]) -> None:
     count = len(pictures)
     area = pictures.shape[-2] * pictures.shape[-1]
     affordable = min(_EPOCHS * count // _BATCH, _STEPS[1]) * min(1.0, _PIXELS / area)
     steps = max(int(affordable), _STEPS[0])
+    if len(heads) > 1:
+        steps = max(steps, min(_ATTRIBUTE_EPOCHS * count // _BATCH, _STEPS[1]))
     optimiser = torch.optim.AdamW(network.parameters(), weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=_LR, total_steps=steps)
     network.train()
     for index in tqdm(_batch_indices(count, steps), desc="classifier", total=steps, unit="step", mininterval=1.0):
-        x, target = _inputs_and_targets(pictures[index], None if labels is None else labels[index])
-        loss = functional.cross_entropy(network(_shift(x)), target)
+        x, target = _inputs_and_targets(pictures[index], None if targets is None else targets[index])
+        parts = network(_shift(x)).split(heads, 1)
+        losses = [functional.cross_entropy(part, column) for part, column in zip(parts, target.T, strict=True)]
+        loss = torch.stack(losses).sum()
         optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         optimiser.step()
@@ -233,15 +290,15 @@ def _batch_indices(count: int, steps: int) -> Iterator[Tensor]:
         start += _BATCH
 
 
-def _inputs_and_targets(pictures: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Pictures in [−1, 1] with their class; without classes, turned pictures with the number of quarter turns."""
+def _inputs_and_targets(pictures: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Pictures in [−1, 1] with their targets (N, heads); without any, turned pictures with the number of turns."""
     x = to_model_range(pictures)
-    if labels is not None:
-        return x, labels
+    if targets is not None:
+        return x, targets
     turns = torch.arange(len(x)) % _ROTATIONS
     for turn in range(1, _ROTATIONS):
         x[turns == turn] = torch.rot90(x[turns == turn], turn, (2, 3))
-    return x, turns
+    return x, turns[:, None]
 
 
 def _shift(x: Tensor) -> Tensor:
@@ -253,9 +310,11 @@ def _shift(x: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def _accuracy(network: ConvNet, pictures: Tensor, labels: Tensor | None) -> float:
-    correct = 0
+def _accuracies(network: ConvNet, pictures: Tensor, targets: Tensor | None, heads: tuple[int, ...]) -> list[float]:
+    """Share of right answers of every head."""
+    correct = torch.zeros(len(heads))
     for index in torch.split(torch.arange(len(pictures)), _CHUNK):
-        x, target = _inputs_and_targets(pictures[index], None if labels is None else labels[index])
-        correct += int((network(x).argmax(1) == target).sum())
-    return correct / len(pictures)
+        x, target = _inputs_and_targets(pictures[index], None if targets is None else targets[index])
+        for i, part in enumerate(network(x).split(heads, 1)):
+            correct[i] += (part.argmax(1) == target[:, i]).sum()
+    return [float(share) for share in correct.double() / len(pictures)]

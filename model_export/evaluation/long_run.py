@@ -16,17 +16,18 @@ CORRUPTION: Final = "noise_0.8"  # of the restored pictures
 # Pictures of 28×28 for each of the three starts. One core computes about 7700 of their applications of f per second, so
 # 3 · 1000 · 100 applications take 40 seconds; fewer if pictures come to rest.
 _PICTURES: Final = 100
+_LEAST: Final = 32  # pictures of any size: a share of fewer says little
 
 PROTOCOL: Final = (
     f"y = f applied k times to n latents (samples), the first n of `real`, and the same with {CORRUPTION} "
     "(restored); drift: mean |f(y) - y|; at_rest: share with f(y) = y in every bit; frechet: of the n pictures against "
-    "all held-out ones, larger than for more pictures; same_class: share with the class of k = 1"
+    "all held-out ones, larger than for more pictures; same_class, same_attributes: share of those of k = 1"
 )
 
 
 def budget(shape: tuple[int, ...]) -> int:
     """The number of pictures (C, H, W) for each start."""
-    return sample_budget(_PICTURES, shape)
+    return max(_LEAST, sample_budget(_PICTURES, shape))
 
 
 def repeated_application(
@@ -45,23 +46,27 @@ def repeated_application(
         starts: inputs of f by name, (n, C, H, W) each, n ≥ 2.
         evaluator: classifies the results.
         reference: features of real pictures, (M, D).
-        classes: whether the classifier knows the classes of the data; without them `same_class` is left out.
+        classes: whether the classifier knows the classes of the data. Without them the share of kept attributes takes
+            the place of `same_class`, if there are attributes.
         steps: largest k, ≥ 1.
 
     Returns:
-        For each start and k: `drift`, `at_rest`, `frechet` and `same_class`, as the protocol defines them.
+        For each start and k: `drift`, `at_rest`, `frechet` and `same_class` or `same_attributes`, as the protocol
+        defines them.
     """
     counts = [k for k in COUNTS if k <= steps]
     table: Table = {"n": min(map(len, starts.values()))}
     for name, rows in starts.items():
-        first_classes = None
+        first = None
         table[name] = {}
         for k, (y, after) in zip(counts, apply_repeatedly(f, rows, counts), strict=True):
             predictions = evaluator.predict(to_levels(y))
-            first_classes = predictions.classes if first_classes is None else first_classes
+            first = predictions.values if first is None else first
+            same = predictions.values == first
+            kept = "same_class" if classes else "same_attributes"
             table[name]["f" if k == 1 else f"f{k}"] = {
                 "frechet": frechet(predictions.features, reference),
-                **({"same_class": (predictions.classes == first_classes).mean()} if classes else {}),
+                **({kept: same.mean()} if classes or same.shape[1] > 1 else {}),
                 "drift": mean_distance(after, y).mean(),
                 "at_rest": (after == y).all((1, 2, 3)).mean(),
             }

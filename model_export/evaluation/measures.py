@@ -22,6 +22,7 @@ from model_export.evaluation.classifier import (
     ClassifierEvaluator,
     Predictions,
     Table,
+    Task,
     sample_budget,
 )
 from model_export.evaluation.inception import Inception
@@ -50,6 +51,11 @@ _PRECISION_PROTOCOL: Final = (
     "on the CPU: frechet of f(z); difference: |f(z) - f(z) in fp32| of all pixels; golden: largest difference from the "
     "golden rows of training, and what it may be"
 )
+_TASKS: Final[Mapping[Task, str]] = {
+    "classes": "the data's classes",
+    "attributes": "the data's attributes",
+    "rotation": "four rotations; the data have no classes",
+}
 _NO_VARIANTS: Final[Mapping[str, Function]] = MappingProxyType({})
 
 
@@ -92,6 +98,9 @@ class Evaluation:
         measured = random_indices(len(data.held_out), sample_budget(_REAL_PICTURES, card.shape))
         self._real = self._held_out.levels[measured]
         self._labels = labels.numpy()[measured] if labels is not None and self._classes else None
+        # What the classifier shall read from restored pictures.
+        attributes = data.attributes if classifier.task == "attributes" else None
+        self._truth = self._labels if attributes is None else attributes.held_out[measured]
         # As many training pictures as samples: their Fréchet distance is the floor that a perfect model would reach.
         self._floor = self._evaluator.predict(random_subset(self._train, self._n))
 
@@ -158,7 +167,7 @@ class Evaluation:
             self._f,
             evaluator=self._evaluator,
             held_out=self._real,
-            labels=self._labels,
+            labels=self._truth,
             train=self._train,
         )
 
@@ -171,9 +180,12 @@ class Evaluation:
             "pictures": "as served: clipped and rounded to 8 bits; latents, drift, health and repeated are not",
             "frechet": "samples against all held-out pictures; training: as many training pictures against the same, "
             "the floor; multiple: of that floor",
-            "features": f"{FEATURES} penultimate features of a convolutional classifier of "
-            + ("the data's classes" if classifier.task == "classes" else "four rotations; the data have no classes"),
-            "classifier": {"accuracy": classifier.accuracy, "source": classifier.source},
+            "features": f"{FEATURES} penultimate features of a convolutional classifier of " + _TASKS[classifier.task],
+            "classifier": {
+                "accuracy": classifier.accuracy,
+                **({"attributes": dict(classifier.attributes)} if classifier.attributes else {}),
+                "source": classifier.source,
+            },
             "kl": "predicted classes from uniform, in nats",
             "drift": "mean |f(y) - y|, y = f(z), f2(z)",
             "nearest": "root mean square over pixels, range -1 to 1; real: as many training pictures among themselves, "
@@ -249,7 +261,7 @@ class Evaluation:
         distance = mean_distance(self._f(prepared) if inverted else once, prepared)
         return {
             **_ratio("health", idempotence, reconstruction),
-            "clean": self._evaluator.restoration(once, x, self._labels),
+            "clean": self._evaluator.restoration(once, x, self._truth),
             "distance": {"n": len(x), "mean": distance.mean(), "inverted": inverted},
             "distance_quantiles": np.quantile(distance, np.linspace(0.0, 1.0, QUANTILES)).tolist(),
         }

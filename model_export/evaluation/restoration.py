@@ -6,7 +6,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from model_export.data.corruptions import CORRUPTIONS, Corruption, hole_mask
+from model_export.data.corruptions import COLOUR_CORRUPTIONS, CORRUPTIONS, Corruption, hole_mask
 from model_export.evaluation.baselines import BASELINES, Methods, tune
 from model_export.evaluation.classifier import ClassifierEvaluator, Table, sample_budget
 from service.artifact.pixels import Levels, to_rows
@@ -34,7 +34,7 @@ class Restoration:
         f: the measured function.
         evaluator: classifies the restored pictures.
         held_out: clean pictures (N, C, H, W).
-        labels: their labels (N,), or None.
+        labels: their classes (N,) or attributes (N, K), or None.
         train: training pictures, on which the baselines are tuned.
     """
 
@@ -47,15 +47,16 @@ class Restoration:
         labels: NDArray[np.int64] | None,
         train: Levels,
     ) -> None:
+        shape = held_out.shape[1:]
         self._f, self._evaluator, self._labels = f, evaluator, labels
         self._x = to_rows(held_out)
-        shape = held_out.shape[1:]
         self._n_baseline = sample_budget(BASELINE_PICTURES, shape)
         self._tuning = to_rows(train[: sample_budget(TUNING_PICTURES, shape)])
 
     def run(self) -> Table:
         """Measures of f and of the baselines, by corruption and by way of restoration."""
-        return {name: self._measure(name, corrupt) for name, corrupt in CORRUPTIONS.items()}
+        corruptions = {**CORRUPTIONS, **(COLOUR_CORRUPTIONS if self._x.shape[1] == 3 else {})}
+        return {name: self._measure(name, corrupt) for name, corrupt in corruptions.items()}
 
     def run_without_baselines(self, names: Sequence[str]) -> Table:
         """Measures of f for some corruptions."""
@@ -64,6 +65,8 @@ class Restoration:
     def _measure(self, name: str, corrupt: Corruption) -> Table:
         corrupted = corrupt(self._x)
         table, once = self._measure_f(name, corrupted)
+        if name not in BASELINES:
+            return table
         n = self._n_baseline
         table["baselines"] = self._measure_baselines(BASELINES[name], corrupt, corrupted[:n], once[:n])
         return table

@@ -31,6 +31,7 @@ _MAX_BATCH: Final = 1024
 _TITLES: Final[Mapping[str, Mapping[str, str]]] = {
     "mnist": {"title": "Digits", "prompt": "Draw a digit, 0–9"},
     "fashion_mnist": {"title": "Clothes", "prompt": "Draw a shirt, a shoe or a bag"},
+    "avatars64": {"title": "Avatars", "prompt": "Draw a face, or paste a picture"},
     "celeba64": {"title": "Faces", "prompt": "Draw a face"},
     "celeba64_paper": {"title": "Faces", "prompt": "Draw a face"},
 }

@@ -39,16 +39,10 @@ def measurements(card: ModelCard) -> Iterator[str]:
         yield _long_run_table(long_run)
         yield (
             f"Of {long_run['n']} pictures each. Restored: the input is a real picture with noise of σ = 0.8. The "
-            "Fréchet distance of few pictures is large: compare it within this table only. Same class: as after one "
-            "application. At rest: one more application changes no bit."
+            "Fréchet distance of few pictures is large: compare it within this table only. Same class, same "
+            "attributes: as after one application. At rest: one more application changes no bit."
         )
-    if restoration := quality.get("restoration"):
-        yield "### Restoration"
-        yield _restoration_table(restoration)
-        yield (
-            "Held-out pictures, corrupted → after one step of f. Numbers in names: σ of noise and of blur, factor of "
-            "low resolution, share of the side of a hole."
-        )
+    yield from _restoration_measurements(quality)
     if card.distance_quantiles:
         yield "### Distance of real pictures"
         yield f"`/score` compares with mean |f(x) − x| of held-out pictures: {_distance(card)}."
@@ -58,6 +52,20 @@ def measurements(card: ModelCard) -> Iterator[str]:
     if inception := quality.get("inception"):
         values = ", ".join(f"{formula(name)} {value:.2f}" for name, value in inception.items())
         yield f"FID (Inception v3): {values}."
+
+
+def _restoration_measurements(quality: Table) -> Iterator[str]:
+    if restoration := quality.get("restoration"):
+        yield "### Restoration"
+        yield _restoration_table(restoration)
+        yield (
+            "Held-out pictures, corrupted → after one step of f. Numbers in names: σ of noise and of blur, factor of "
+            "low resolution, share of the side of a hole."
+        )
+    if attributes := _attributes_table(quality):
+        yield "### Attributes"
+        yield attributes
+        yield "Share of held-out pictures whose attribute is read correctly by a classifier trained on real ones."
 
 
 def _generation_summary(quality: Table) -> Iterator[tuple[str, str, str]]:
@@ -109,14 +117,16 @@ def _repeated_table(repeated: Table) -> str:
 
 
 def _long_run_table(long_run: Table) -> str:
-    forms = {"frechet": ".2f", "same_class": ".1%", "drift": ".4f", "at_rest": ".1%"}
+    figures = [row for start in long_run.values() if isinstance(start, Mapping) for row in start.values()]
+    kept = "same_attributes" if any("same_attributes" in row for row in figures) else "same_class"
+    forms = {"frechet": ".2f", kept: ".1%", "drift": ".4f", "at_rest": ".1%"}
     rows = [
         (start, name[1:] or "1", *(_number(row.get(key), form) for key, form in forms.items()))
         for start, figures in long_run.items()
         if isinstance(figures, Mapping)
         for name, row in figures.items()
     ]
-    return table(["input", "k", "Fréchet distance", "same class", "drift", "at rest"], rows)
+    return table(["input", "k", "Fréchet distance", kept.replace("_", " "), "drift", "at rest"], rows)
 
 
 def _restoration_table(restoration: Table) -> str:
@@ -126,6 +136,17 @@ def _restoration_table(restoration: Table) -> str:
         cells = (_arrow(row, key, form) for key, form in (("psnr", ".1f"), ("accuracy", ".1%")))
         rows.append((name, *cells, f"{psnr:.1f} ({method})" if method else "–"))
     return table(["corruption", "PSNR, dB", "classified correctly", "best classical method, PSNR"], rows)
+
+
+def _attributes_table(quality: Table) -> str:
+    """What is read from real pictures, and after one step of f; empty for data without attributes."""
+    rows = {"real pictures": quality.get("protocol", {}).get("classifier", {}).get("attributes", {})}
+    rows["f(real pictures)"] = quality.get("clean", {}).get("attributes", {})
+    for name, row in quality.get("restoration", {}).items():
+        rows[f"f({name})"] = row.get("f", {}).get("attributes", {})
+    names = list(rows["real pictures"])
+    cells = [(title, *(_number(shares.get(name), ".1%") for name in names)) for title, shares in rows.items()]
+    return table(["picture", *(name.replace("_", " ") for name in names)], cells) if names else ""
 
 
 def _distance(card: ModelCard) -> str:

@@ -33,24 +33,25 @@ def drift_field(
     if they are equal.
 
     Args:
-        samples: (N, D).
-        pictures: (M, D); they attract.
-        others: (K, D); they repel.
+        samples: (…, N, D); the leading dimensions are groups of features that do not interact.
+        pictures: (…, M, D); they attract.
+        others: (…, K, D); they repel.
         temperature: τ > 0.
         exclude_self: others are the samples, and no sample repels itself.
 
     Returns:
-        (N, D), without gradient.
+        (…, N, D), without gradient.
     """
     with torch.no_grad():
-        distances = torch.cat([torch.cdist(samples, pictures), torch.cdist(samples, others)], 1)  # (N, M + K)
+        distances = torch.cat([torch.cdist(samples, pictures), torch.cdist(samples, others)], -1)  # (…, N, M + K)
+        count = pictures.shape[-2]
         if exclude_self:
-            distances[:, len(pictures) :].fill_diagonal_(float("inf"))
+            distances[..., count:].diagonal(dim1=-2, dim2=-1).fill_(float("inf"))
         logits = -distances / temperature
-        affinity = (logits.softmax(1) * logits.softmax(0)).sqrt()
-        positive, negative = affinity[:, : len(pictures)], affinity[:, len(pictures) :]
-        attraction = positive * negative.sum(1, keepdim=True)
-        repulsion = negative * positive.sum(1, keepdim=True)
+        affinity = (logits.softmax(-1) * logits.softmax(-2)).sqrt()
+        positive, negative = affinity[..., :count], affinity[..., count:]
+        attraction = positive * negative.sum(-1, keepdim=True)
+        repulsion = negative * positive.sum(-1, keepdim=True)
         return attraction @ pictures - repulsion @ others
 
 
@@ -58,28 +59,30 @@ def normalised_field(samples: Tensor, pictures: Tensor, temperatures: Sequence[f
     """Σ over τ of V, each scaled to mean square 1, so that every temperature has equal influence (appendix A).
 
     Args:
-        samples: (N, D), scaled by `distance_scale`.
-        pictures: (M, D), likewise.
+        samples: (…, N, D), scaled by `distance_scale`.
+        pictures: (…, M, D), likewise.
         temperatures: τ in units of √D.
 
     Returns:
-        (N, D), without gradient.
+        (…, N, D), without gradient.
     """
-    unit = samples.shape[1] ** 0.5
+    unit = samples.shape[-1] ** 0.5
     total = torch.zeros_like(samples, requires_grad=False)
     for temperature in temperatures:
         field = drift_field(samples, pictures, samples, temperature * unit)
-        size = field.square().mean().sqrt()
-        if bool(size > _MIN_FIELD):
-            total += field / size
+        size = field.square().mean((-2, -1), keepdim=True).sqrt()
+        total += torch.where(size > _MIN_FIELD, field / size.clamp_min(_MIN_FIELD), 0.0)
     return total
 
 
 def distance_scale(samples: Tensor, pictures: Tensor) -> Tensor:
-    """The factor that makes √D the mean distance of samples (N, D) to pictures (M, D): one τ then fits all groups."""
+    """The factor that makes √D the mean distance of samples (…, N, D) to pictures (…, M, D): (…, 1, 1).
+
+    One τ then suits all groups.
+    """
     with torch.no_grad():
-        mean = torch.cdist(samples, pictures).mean().clamp_min(_MIN_DISTANCE)
-        return torch.full_like(mean, samples.shape[1] ** 0.5) / mean
+        mean = torch.cdist(samples, pictures).mean((-2, -1), keepdim=True).clamp_min(_MIN_DISTANCE)
+        return torch.full_like(mean, samples.shape[-1] ** 0.5) / mean
 
 
 def drifting_loss(samples: Sequence[Tensor], pictures: Sequence[Tensor]) -> Tensor:
@@ -91,13 +94,18 @@ def drifting_loss(samples: Sequence[Tensor], pictures: Sequence[Tensor]) -> Tens
         samples: features of y with gradient, (N, D) for every group.
         pictures: features of pictures, (M, D) for every group.
     """
+    # Groups of the same D are computed together: there are many small ones.
+    sizes: dict[int, list[int]] = {}
+    for index, group in enumerate(samples):
+        sizes.setdefault(group.shape[1], []).append(index)
     terms = []
-    for ours, theirs in zip(samples, pictures, strict=True):
+    for indices in sizes.values():
+        ours, theirs = (torch.stack([groups[i] for i in indices]) for groups in (samples, pictures))
         scale = distance_scale(ours, theirs)
         fixed = (ours.detach() * scale).float()
         target = fixed + normalised_field(fixed, (theirs * scale).float())
-        terms.append(functional.mse_loss(ours * scale, target))
-    return torch.stack(terms).mean()
+        terms.append((ours * scale - target).square().mean((1, 2)))
+    return torch.cat(terms).mean()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,13 +117,26 @@ class FeatureGroups:
 
     Args:
         features: of a frozen encoder: (B, C, H, W) → (B, c, h, w) for every scale.
+        cells: each map whose side is a multiple of this number gives the moments of cells × cells squares as further
+            groups. Where parts of a picture vary independently, few samples have a near picture as a whole, but every
+            part has one. 0 for none.
     """
 
     features: Callable[[Tensor], list[Tensor]]
+    cells: int = 0
 
     def __call__(self, images: Tensor) -> list[Tensor]:
         """Images (B, C, H, W) → (B, D) for every group."""
-        return [group for feature in self.features(images) for group in _groups(feature.float())]
+        return self.split(self.features(images))
+
+    def split(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """The groups of features that are already computed: (B, D) for every group."""
+        groups = []
+        for feature in map(Tensor.float, features):
+            groups += _groups(feature)
+            if self.cells and feature.shape[-1] % self.cells == 0:
+                groups += _cell_groups(feature, self.cells)
+        return groups
 
 
 def _groups(feature: Tensor) -> list[Tensor]:
@@ -134,7 +155,18 @@ def _groups(feature: Tensor) -> list[Tensor]:
     return groups
 
 
+def _cell_groups(feature: Tensor, cells: int) -> list[Tensor]:
+    """The moments of every square, or its values if it is one pixel: (B, D) for each of cells² squares."""
+    rows, channels, side, _ = feature.shape
+    squares = feature.view(rows, channels, cells, side // cells, cells, side // cells)
+    squares = squares.permute(2, 4, 0, 1, 3, 5).reshape(cells**2 * rows, channels, side // cells, side // cells)
+    return list((squares.flatten(1) if side == cells else _moments(squares)).chunk(cells**2))
+
+
 def _moments(feature: Tensor) -> Tensor:
     """Mean and standard deviation of every channel: (B, c, h, w) → (B, 2c)."""
-    deviation = (feature.var((2, 3), correction=0) + _MIN_VARIANCE).sqrt()
-    return torch.cat([feature.mean((2, 3)), deviation], 1)
+    flat = feature.flatten(2)
+    mean = flat.mean(2, keepdim=True)
+    # `var` over two dimensions is ten times as slow on CPUs.
+    deviation = ((flat - mean).square().mean(2) + _MIN_VARIANCE).sqrt()
+    return torch.cat([mean[:, :, 0], deviation], 1)

@@ -1,7 +1,7 @@
 """The network f: a DCGAN-style autoencoder, image → image, without skip connections.
 
 A U-Net's skips let f copy its input, which solves reconstruction and idempotence without generating anything
-(Shocher et al., 2024, arXiv 2311.01462, section 4). Here every image passes a bottleneck of one pixel.
+(Shocher et al., 2024, arXiv 2311.01462, section 4). Here every image passes a bottleneck of one pixel or a few places.
 """
 
 import math
@@ -31,7 +31,10 @@ class NetworkConfig:
         size: height and width of the image, ≥ 8.
         channels: 1 or 3.
         widths: channels after each stride-2 convolution.
-        bottleneck: channels of the 1×1 bottleneck.
+        bottleneck: channels of the bottleneck.
+        places: height and width of the bottleneck. 1, as in the paper, suits small pictures. Above 1 it must be the
+            side after the last stride-2 convolution: every place then holds the detail of its part of the picture,
+            and a dense layer over all places makes the parts agree.
         norm: `group` computes every row independently; with `batch`, the paper's choice, rows depend on the batch.
         groups: number of groups of the group norm.
         activation: `silu`, or the paper's `dcgan`.
@@ -48,6 +51,7 @@ class NetworkConfig:
     activation: Activation = "silu"
     upsampling: Upsampling = "transposed"
     quantizer: int = 0
+    places: int = 1
 
     def sizes(self) -> list[int]:
         """Height before each stride-2 convolution and after the last one; each halves it, rounding down."""
@@ -56,6 +60,12 @@ class NetworkConfig:
             sizes.append(sizes[-1] // 2)
         if sizes[-1] < 1:
             raise ValueError(f"size {self.size} is too small for {len(self.widths)} halvings")
+        if self.places > 1 and self.places != sizes[-1]:
+            raise ValueError(
+                f"a bottleneck of {self.places} places needs that side, not {sizes[-1]}, after the halvings"
+            )
+        if self.places > 1 and self.quantizer:
+            raise ValueError("the quantiser needs a bottleneck of one place")
         return sizes
 
 
@@ -63,8 +73,8 @@ class Autoencoder(nn.Module):
     """f: (B, C, H, W) in [−1, 1] → (B, C, H, W) in [−1, 1].
 
     The encoder has convolutions with kernel 4, stride 2, padding 1, then one that covers the remaining image and yields
-    one pixel. The decoder mirrors it and ends with tanh. As in the paper, every layer is normalised except the first
-    convolution, the bottleneck and the last layer.
+    one pixel, or with `places` one that keeps the remaining side. The decoder mirrors it and ends with tanh. As in the
+    paper, every layer is normalised except the first convolution, the bottleneck and the last layer.
     """
 
     def __init__(self, config: NetworkConfig) -> None:
@@ -77,12 +87,12 @@ class Autoencoder(nn.Module):
             if depth:
                 layers.append(_norm(config, b))
             layers.append(_activation(config, down=True))
-        layers += [_GlobalConv(channels[-1], config.bottleneck, sizes[-1]), _activation(config, down=True)]
+        layers += [*_into_bottleneck(config, channels[-1], sizes[-1]), _activation(config, down=True)]
         if config.quantizer:
             layers.append(SoftQuantizer(config.bottleneck, config.quantizer))
         self.encoder = nn.Sequential(*layers)
 
-        layers = [_GlobalConvTranspose(config.bottleneck, channels[-1], sizes[-1])]
+        layers = [_out_of_bottleneck(config, channels[-1], sizes[-1])]
         for depth in range(len(config.widths), 0, -1):
             layers += [_norm(config, channels[depth]), _activation(config, down=False)]
             layers += _upsample(config, channels[depth], channels[depth - 1], sizes[depth - 1])
@@ -226,6 +236,32 @@ class _GlobalConvTranspose(nn.ConvTranspose2d):
             return super().forward(input, output_size)
         y = functional.linear(input.flatten(1), self.weight.flatten(1).T).view(-1, *self.weight.shape[1:])
         return y if self.bias is None else y + self.bias[:, None, None]
+
+
+class _PlaceMixing(_GlobalConv):
+    """Adds a dense layer over all places: (B, C, side, side) → the same shape.
+
+    A convolution of few layers sees a part of the picture only. Without this layer the places of f(z) would be drawn
+    independently.
+    """
+
+    def __init__(self, channels: int, side: int) -> None:
+        super().__init__(channels, channels * side**2, side)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        return input + super().forward(input).view(-1, *input.shape[1:])
+
+
+def _into_bottleneck(config: NetworkConfig, channels: int, side: int) -> list[nn.Module]:
+    if config.places == 1:
+        return [_GlobalConv(channels, config.bottleneck, side)]
+    return [nn.Conv2d(channels, config.bottleneck, 3, 1, 1), _PlaceMixing(config.bottleneck, side)]
+
+
+def _out_of_bottleneck(config: NetworkConfig, channels: int, side: int) -> nn.Module:
+    if config.places == 1:
+        return _GlobalConvTranspose(config.bottleneck, channels, side)
+    return nn.Conv2d(config.bottleneck, channels, 3, 1, 1)
 
 
 def _norm(config: NetworkConfig, channels: int) -> nn.Module:

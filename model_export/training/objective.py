@@ -25,7 +25,7 @@ class Objective:
         kind: of the distance.
         teacher: the frozen network of an earlier stage, if the stage distills.
         scores: the discriminator, if the stage has one: images (B, C, H, W) → scores (B,) for every scale.
-        feature_groups: features for the drifting loss, if the stage has it.
+        feature_groups: features of the teacher's encoder, if the stage has terms that need them.
     """
 
     stage: Stage
@@ -77,7 +77,7 @@ class Objective:
         if weights.distill > 0 and self.teacher is not None:
             terms["distill"] = losses.distillation(y, self.teacher, z, self.stage.teacher_steps, self.kind)
         if weights.settle > 0 and weights.code_consistency == 0:  # else `_code_terms` computes it
-            terms["settle"] = losses.idempotence_on_outputs(f, y, self.kind)
+            terms["settle"] = losses.idempotence_on_outputs(f, y[: len(rec)], self.kind)
         if self.scores is not None:
             terms["critic"] = losses.generator_loss(self.scores(y))
         return terms
@@ -89,12 +89,33 @@ class Objective:
         terms = {}
         if batch.replay is not None:
             terms["replay"] = losses.replay(f, batch.replay.states, batch.replay.anchors, self.kind)
-        if self.feature_groups is not None and batch.drift_pictures is not None:
-            with torch.no_grad():
-                pictures = self.feature_groups(batch.drift_pictures)
-            terms["drifting"] = drifting_loss(self.feature_groups(torch.cat(outputs)), pictures)
+        if self.feature_groups is not None:
+            terms |= self._feature_terms(self.feature_groups, batch, y, outputs)
         if self.stage.weights.code_consistency > 0 and isinstance(network, Autoencoder):
             terms |= self._code_terms(f, network, batch, y, outputs)
+        return terms
+
+    def _feature_terms(
+        self, groups: FeatureGroups, batch: TrainingBatch, y: Tensor, outputs: list[Tensor]
+    ) -> dict[str, Tensor]:
+        """The active terms in features of the frozen encoder. All share one pass of it for the outputs of f."""
+        restoring = self.stage.weights.features > 0
+        if not restoring and batch.drift_pictures is None:
+            return {}
+        # y comes last, so that the rows next to it are f(corrupted x), if there are any.
+        features = groups.features(torch.cat([*outputs, y] if restoring else outputs))
+        terms = {}
+        if batch.drift_pictures is not None:
+            count = sum(map(len, outputs))
+            with torch.no_grad():
+                pictures = groups(batch.drift_pictures)
+            terms["drifting"] = drifting_loss(groups.split([feature[:count] for feature in features]), pictures)
+        if restoring:
+            copies = 1 if batch.corrupted is None else 2
+            with torch.no_grad():
+                target = groups.features(batch.x.repeat(copies, 1, 1, 1))
+            restored = [feature[-copies * len(batch.x) :] for feature in features]
+            terms["features"] = losses.feature_distance(restored, target)
         return terms
 
     def _code_terms(

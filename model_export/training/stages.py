@@ -25,6 +25,7 @@ class Weights:
         code_consistency: f(x) has the quantised code it was decoded from, and with `settle` also f(f(z)); needs a
             quantiser.
         drifting: drifting loss of f(z) and f(corrupted x), towards the distribution of pictures.
+        features: distance of f(x) and f(corrupted x) from x in features of the frozen encoder of an earlier stage.
         replay: D(f(y), anchor) for iterates y of a replay buffer, where anchor is the picture y started from.
     """
 
@@ -40,6 +41,7 @@ class Weights:
     code_consistency: float = 0.0
     drifting: float = 0.0
     replay: float = 0.0
+    features: float = 0.0
 
     @property
     def latents(self) -> bool:
@@ -49,7 +51,7 @@ class Weights:
     @property
     def teacher(self) -> bool:
         """Whether any active term needs the frozen network of an earlier stage."""
-        return max(self.distill, self.critic, self.drifting) > 0
+        return max(self.distill, self.critic, self.drifting, self.features) > 0
 
     @property
     def whole_batch(self) -> bool:
@@ -97,7 +99,8 @@ class Stage:
         critic_lr: peak learning rate of the discriminator, with the same schedule as ``lr``.
         code_noise: σ of noise on f(x) and f(f(z)) before `code_consistency` encodes them, in the units of [−1, 1].
         drift_pictures: number of latents and of pictures per step of `drifting`, which estimates its field from them;
-            0 takes the batch size.
+            0 takes the batch size. `settle` then takes as many of the samples as there are pictures in the batch.
+        drift_cells: see `FeatureGroups.cells`.
         quantizer_levels: levels per standard deviation to which the quantiser is fitted when the stage starts; 0 keeps
             the quantiser as it is.
         replay_buffer: of the term `replay`.
@@ -116,6 +119,7 @@ class Stage:
     critic_lr: float = 4e-4
     code_noise: float = 0.0
     drift_pictures: int = 0
+    drift_cells: int = 0
     quantizer_levels: float = 0.0
     replay_buffer: ReplayConfig | None = None
 

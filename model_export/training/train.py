@@ -300,7 +300,7 @@ class Run:
             kind=self.preset.distance,
             teacher=None if self.teacher is None else self.execution.compiled(self.teacher),
             scores=None if self.discriminator is None else self.discriminator.scores,
-            feature_groups=None if self.teacher is None else FeatureGroups(self.teacher.features),
+            feature_groups=None if self.teacher is None else FeatureGroups(self.teacher.features, stage.drift_cells),
         )
         self.replay = self._setup.replay_buffer(stage, self.average, self.step)
 

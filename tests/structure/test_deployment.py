@@ -103,7 +103,7 @@ LOCKS = {
     "export": ["cpu", "train"],
     "ray-cpu": ["cpu", "ray"],
     "ray-gpu": ["gpu", "ray"],
-    "ci": ["cpu", "train", "dev"],
+    "ci": ["cpu", "train", "avatars", "dev"],
     "ci-ray": ["cpu", "bulk", "ray"],
 }
 

@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 import torch
 
+from model_export.data.attributes import Attributes
 from model_export.data.datasets import Dataset
-from model_export.evaluation.classifier import FEATURES, Classifier, ConvNet, classifier_for
+from model_export.evaluation.classifier import FEATURES, Classifier, ClassifierEvaluator, ConvNet, classifier_for
+from service.artifact.pixels import to_rows
 from tests.helpers.tiny_training import CLASSES
 
 
@@ -52,6 +54,51 @@ def test_without_classes_it_tells_rotations(cache: Path) -> None:
     assert classifier.task == "rotation"
     assert classifier.accuracy > 0.9
     assert classifier.predict(pictures.numpy()).probabilities.shape == (120, 4)
+
+
+@pytest.fixture(scope="module")
+def lit() -> Dataset:
+    """Pictures with light from above or below, and with 0 to 2 dark columns."""
+    generator = torch.Generator().manual_seed(1)
+    pictures = torch.randint(60, 140, (160, 1, 8, 8), dtype=torch.uint8, generator=generator)
+    below, columns = (torch.randint(n, (160,), generator=generator) for n in (2, 3))
+    for picture, low, dark in zip(pictures, below.tolist(), columns.tolist(), strict=True):
+        part = picture[:, -3:] if low else picture[:, :3]
+        part += 100
+        picture[:, :, : 2 * dark] //= 4
+    values = torch.stack([below, columns], 1).numpy()
+    attributes = Attributes(("light", "columns"), (2, 3), values[:120], values[120:])
+    return Dataset("lit2", "lit2", "unknown", train=pictures[:120], held_out=pictures[120:], attributes=attributes)
+
+
+def test_attributes_are_read_each_for_itself(lit: Dataset, cache: Path) -> None:
+    classifier = classifier_for(lit, cache)
+    assert (classifier.task, classifier.heads) == ("attributes", (2, 3))
+    assert list(classifier.attributes) == ["light", "columns"]
+    assert min(classifier.attributes.values()) > 0.8
+    assert classifier.accuracy == pytest.approx(np.mean(list(classifier.attributes.values())))
+    predictions = classifier.predict(lit.held_out.numpy())
+    assert lit.attributes is not None
+    shares = (predictions.values == lit.attributes.held_out).mean(0)
+    assert shares.tolist() == pytest.approx(list(classifier.attributes.values()))
+    np.testing.assert_allclose(predictions.probabilities.sum(1), 2.0)
+
+
+def test_restored_pictures_are_judged_by_what_is_read(lit: Dataset, cache: Path) -> None:
+    classifier = classifier_for(lit, cache)
+    evaluator = ClassifierEvaluator(classifier, classes=False)
+    assert lit.attributes is not None
+    x, truth = to_rows(lit.held_out.numpy()), lit.attributes.held_out
+    assert evaluator.restoration(x, x, truth)["attributes"] == pytest.approx(classifier.attributes)
+    upside_down = evaluator.restoration(x[:, :, ::-1], x, truth)
+    assert upside_down["attributes"]["light"] < 0.2
+    assert upside_down["attributes"]["columns"] > 0.8
+    assert "accuracy" not in upside_down
+
+
+def test_large_pictures_are_reduced_first() -> None:
+    network = ConvNet(3, 64, 5)
+    assert network(torch.zeros(2, 3, 64, 64)).shape == (2, 5)
 
 
 def test_negative_labels_are_not_classes(data: Dataset, cache: Path) -> None:

@@ -1,3 +1,4 @@
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,8 @@ class Brightness:
         mean = x.mean((1, 2, 3)).astype(np.float64)
         light = (mean > 0).astype(np.float64)
         features = np.stack([mean, x.std((1, 2, 3))], 1)
-        return Predictions(levels=levels, features=features, probabilities=np.stack([1 - light, light], 1))
+        probabilities = np.stack([1 - light, light], 1)
+        return Predictions(levels=levels, features=features, probabilities=probabilities, heads=(2,))
 
 
 def figures(f: Any, steps: int = 100, *, classes: bool = True) -> dict[str, Any]:
@@ -110,3 +112,25 @@ def test_classes_that_change_give_a_warning(share: float, expected: int) -> None
     lines = warnings(table)
     assert len(lines) == expected
     assert all("f applied 1000 times dissolves samples: 70.0%" in line for line in lines)
+
+
+class BrightnessAndContrast(Brightness):
+    """A classifier of two attributes."""
+
+    def predict(self, levels: Levels) -> Predictions:
+        light = super().predict(levels)
+        flat = (light.features[:, 1:] < 0.1).astype(np.float64)
+        probabilities = np.concatenate([light.probabilities, flat, 1 - flat], 1)
+        return dataclasses.replace(light, probabilities=probabilities, heads=(2, 2))
+
+
+def test_kept_attributes_are_counted_where_there_are_no_classes() -> None:
+    evaluator = ClassifierEvaluator(BrightnessAndContrast(), classes=False)  # type: ignore[arg-type]
+    reference = np.array([[-0.5, 0.0], [0.5, 0.0], [0.7, 0.0]])
+    starts = {"samples": rows(-0.8, -0.5, 0.5, 0.8)}
+    table = repeated_application(
+        lambda x: -x, starts, evaluator=evaluator, reference=reference, classes=False, steps=10
+    )["samples"]
+    assert table["f"]["same_attributes"] == 1.0
+    assert table["f10"]["same_attributes"] == 0.5  # dark is light now; all are as flat as before
+    assert "same_class" not in table["f"]

@@ -172,6 +172,19 @@ def test_figures_of_repeated_application_are_a_table(card: ModelCard) -> None:
     assert "| pictures | 1000 | 61.25 | – | 0.0001 | 87.5 % |" in lines
 
 
+def test_attributes_are_a_table(card: ModelCard) -> None:
+    quality = {
+        **QUALITY,
+        "protocol": {"classifier": {"attributes": {"hair": 0.99, "hair_colour": 0.98}}},
+        "clean": {**QUALITY["clean"], "attributes": {"hair": 0.9, "hair_colour": 0.8}},
+        "restoration": {"grey": {"f": {"psnr": 20.0, "attributes": {"hair": 0.75, "hair_colour": 0.25}}}},
+    }
+    text = written(with_quality(card, quality))
+    assert "| picture | hair | hair colour |" in text
+    assert "| real pictures | 99.0 % | 98.0 % |" in text
+    assert "| f(grey) | 75.0 % | 25.0 % |" in text
+
+
 def test_warnings_come_first(card: ModelCard) -> None:
     text = written(with_quality(card, {**QUALITY, "warnings": ["collapse: f(z) are alike"]}))
     assert text.index("collapse: f(z) are alike") < text.index("30.00")

@@ -41,6 +41,14 @@ def test_distance_is_a_mean_over_pixels_for_each_row() -> None:
     a, b = torch.zeros(2, 1, 2, 2), torch.tensor([1.0, -3.0])[:, None, None, None].expand(2, 1, 2, 2)
     assert losses.distance(a, b, "mse").tolist() == [1.0, 9.0]
     assert losses.distance(a, b, "l1").tolist() == [1.0, 3.0]
+    assert losses.distance(a, b, "mse_l1").tolist() == pytest.approx([1.2, 9.6])
+
+
+def test_the_feature_distance_is_relative_to_the_features_of_the_picture() -> None:
+    target = [torch.full((2, 3, 4, 4), 2.0), torch.full((2, 5, 1, 1), 10.0)]
+    off = [target[0] + 1.0, target[1] * 2.0]
+    assert float(losses.feature_distance(off, target)) == pytest.approx((0.25 + 1.0) / 2)
+    assert float(losses.feature_distance(target, target)) == 0.0
 
 
 def test_values_of_the_plain_terms(x: Tensor, z: Tensor) -> None:

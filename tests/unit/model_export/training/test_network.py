@@ -39,6 +39,30 @@ def test_everything_passes_a_bottleneck_of_one_pixel(size: int) -> None:
     assert torch.equal(y[0], y[2])
 
 
+def test_a_bottleneck_of_places_leaves_nothing_else_of_the_input() -> None:
+    f = network(size=16, places=4)
+    x = torch.randn(3, 1, 16, 16)
+    assert f.encoder(x).shape == (3, SMALL["bottleneck"], 4, 4)
+    f.encoder.register_forward_hook(lambda _, __, code: torch.zeros_like(code))
+    y = f(x)
+    assert y.shape == x.shape
+    assert torch.equal(y[0], y[1])
+
+
+def test_every_place_depends_on_the_whole_picture() -> None:
+    f = network(size=64, widths=(8, 16, 16), places=8, groups=4)
+    x = torch.zeros(1, 1, 64, 64, requires_grad=True)
+    torch.autograd.backward(f.encoder(x)[0, :, 0, 0].sum())
+    assert x.grad is not None
+    assert (x.grad[0, 0, -8:, -8:] != 0).any()
+
+
+@pytest.mark.parametrize("changes", [{"places": 2}, {"places": 4, "quantizer": 4}])
+def test_places_that_do_not_fit_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="bottleneck"):
+        network(size=16, **changes)
+
+
 @pytest.mark.parametrize("size", [8, 15, 28])
 def test_the_bottleneck_computes_the_convolutions_it_exports(size: int) -> None:
     f = network(size=size)

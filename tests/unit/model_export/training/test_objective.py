@@ -15,7 +15,7 @@ from model_export.training.presets import Distance
 from model_export.training.replay import ReplayConfig, ReplayVisit
 from model_export.training.stages import Stage, Weights
 
-ATTRACTOR_TERMS = ["code_consistency", "drifting", "replay"]
+ATTRACTOR_TERMS = ["code_consistency", "drifting", "replay", "features"]
 TERMS = [field.name for field in dataclasses.fields(Weights) if field.name not in ATTRACTOR_TERMS]
 
 
@@ -225,6 +225,27 @@ def test_every_attractor_term_trains_alone(name: str, quantised: Autoencoder, si
     terms = objective.terms(quantised, quantised, single)
     torch.autograd.backward(objective.total(terms))
     assert max(float(p.grad.abs().max()) for p in quantised.parameters() if p.grad is not None) > 0
+
+
+def test_features_of_pictures_and_restored_pictures_are_compared(quantised: Autoencoder, single: TrainingBatch) -> None:
+    objective = attractor_objective(quantised, Weights(project=1.0, settle=1.0, drifting=1.0, features=1.0))
+    terms = objective.terms(quantised, quantised, single)
+    assert single.corrupted is not None
+    outputs = [quantised(single.x), quantised(single.corrupted)]
+    expected = [losses.feature_distance(quantised.features(y), quantised.features(single.x)) for y in outputs]
+    torch.testing.assert_close(terms["features"], torch.stack(expected).mean())
+    alone = attractor_objective(quantised, Weights(project=1.0, settle=1.0, drifting=1.0))
+    torch.testing.assert_close(terms["drifting"], alone.terms(quantised, quantised, single)["drifting"])
+
+
+def test_settle_takes_as_many_samples_as_there_are_pictures(small: Small, batch: TrainingBatch) -> None:
+    assert batch.z is not None
+    more = TrainingBatch(x=batch.x, z=torch.cat([batch.z, rows(9), rows(10)]))
+    objective = Objective(stage=stage(Weights(settle=1.0)), kind="mse")
+    y = small(batch.z)
+    torch.testing.assert_close(
+        objective.terms(small, small, more)["settle"], losses.distance(small(y), y, "mse").mean()
+    )
 
 
 def test_code_consistency_shares_its_pass_with_settle(quantised: Autoencoder, single: TrainingBatch) -> None:

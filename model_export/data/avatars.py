@@ -1,0 +1,194 @@
+"""A data set of drawn faces in colour with known attributes.
+
+DiceBear draws the faces in its style Adventurer; the art is by Lisa Wischofsky, licensed under CC BY 4.0. The options
+that DiceBear chose for a picture are its attributes.
+"""
+
+import io
+import json
+import os
+import re
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from importlib.util import find_spec
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from model_export.errors import UserError
+from model_export.files import atomic_write
+
+LICENCE: Final = "CC BY 4.0"
+ATTRIBUTION: Final = "Remix of “Adventurer” by Lisa Wischofsky (CC BY 4.0), drawn with DiceBear."
+BACKGROUNDS: Final = ("b6e3f4", "c0aede", "d1d4f9", "ffd5dc", "ffdfbf")
+
+# Attribute → component or colour of the style.
+_COMPONENTS: Final = {
+    "hair": "hair",
+    "eyes": "eyes",
+    "mouth": "mouth",
+    "brows": "eyebrows",
+    "glasses": "glasses",
+    "earrings": "earrings",
+    "details": "details",
+}
+_COLOURS: Final = {"skin": "skin", "hair_colour": "hair"}
+_NONE: Final = "none"  # the value of an attribute that the picture does not have
+_GLASSES: Final = 30  # per cent; the style's own 10 would make them rare
+_HELD_OUT: Final = 10  # every tenth picture, at the end of the set
+_CHUNK: Final = 100  # pictures that a process draws at once
+_SMALLEST, _LARGEST = 8, 512
+
+
+@dataclass(frozen=True, slots=True)
+class AvatarOptions:
+    """What to draw.
+
+    Args:
+        count: number of pictures, ≥ 20; the last tenth is held out.
+        size: height and width, 8 … 512.
+        seed: picture i is a function of seed, i, size and backgrounds only.
+        backgrounds: colours as six hexadecimal digits, equally likely; `BACKGROUNDS` if there are none.
+
+    Raises:
+        UserError: a value outside these bounds.
+    """
+
+    count: int
+    size: int = 64
+    seed: int = 0
+    backgrounds: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.count < 2 * _HELD_OUT:
+            raise UserError(f"--n {self.count}: at least {2 * _HELD_OUT} pictures")
+        if not _SMALLEST <= self.size <= _LARGEST:
+            raise UserError(f"--size {self.size}: {_SMALLEST} to {_LARGEST}")
+        for colour in self.backgrounds:
+            if not re.fullmatch("[0-9a-fA-F]{6}", colour):
+                raise UserError(f"--backgrounds {colour}: a colour is six hexadecimal digits, such as b6e3f4")
+
+
+def write_avatars(options: AvatarOptions, out: Path, *, processes: int = 0) -> None:
+    """Draw the set and write it as an `.npz` that `load_dataset` reads.
+
+    The file has `x_train` and `x_test` (N, size, size, 3) uint8, `attributes` (the names), `attributes_train` and
+    `attributes_test` (N, attributes) uint8, the names of the values as `values_<attribute>`, `licence` and
+    `attribution`.
+
+    Args:
+        options: what to draw.
+        out: the file; it is replaced when the set is complete.
+        processes: that draw; 0: one for each core. The result does not depend on it.
+
+    Raises:
+        UserError: packages are missing, or ``out`` is not an `.npz`.
+    """
+    if out.suffix != ".npz":
+        raise UserError(f"--out {out}: the file name must end in .npz")
+    values = _attribute_values(_definition())
+    starts = range(0, options.count, _CHUNK)
+    pictures = np.empty((options.count, options.size, options.size, 3), np.uint8)
+    attributes = np.empty((options.count, len(values)), np.uint8)
+    workers = min(processes or len(os.sched_getaffinity(0)), len(starts))
+    # `spawn`, because a fork would copy the threads' locks of libraries that are already loaded.
+    with (
+        ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
+        tqdm(total=options.count, unit="picture", mininterval=1.0) as bar,
+    ):
+        chunks = pool.map(_draw_chunk, [options] * len(starts), starts)
+        for start, (drawn, chosen) in zip(starts, chunks, strict=True):
+            end = start + len(drawn)
+            pictures[start:end], attributes[start:end] = drawn, chosen
+            bar.update(len(drawn))
+    train = options.count - options.count // _HELD_OUT
+    arrays: dict[str, NDArray[Any]] = {
+        "x_train": pictures[:train],
+        "x_test": pictures[train:],
+        "attributes": np.array(list(values)),
+        "attributes_train": attributes[:train],
+        "attributes_test": attributes[train:],
+        "licence": np.array(LICENCE),
+        "attribution": np.array(ATTRIBUTION),
+    }
+    arrays |= {f"values_{name}": np.array(names) for name, names in values.items()}
+    with atomic_write(out) as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def _draw_chunk(options: AvatarOptions, start: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Pictures (N, size, size, 3) and their attributes (N, attributes), from index ``start``."""
+    draw, values = _renderer(), _attribute_values(_definition())
+    pictures, attributes = [], []
+    for index in range(start, min(start + _CHUNK, options.count)):
+        picture, chosen = draw(
+            {
+                "seed": f"{options.seed}-{index}",
+                "size": options.size,
+                "backgroundColor": list(options.backgrounds or BACKGROUNDS),
+                "glassesProbability": _GLASSES,
+            }
+        )
+        pictures.append(picture)
+        attributes.append([names.index(_value_of(name, chosen)) for name, names in values.items()])
+    return np.stack(pictures), np.array(attributes, np.uint8)
+
+
+def _attribute_values(definition: dict[str, Any]) -> dict[str, list[str]]:
+    """The values of every attribute of the style."""
+    components, colours = definition["components"], definition["colors"]
+    values = {
+        name: [*([_NONE] if "probability" in components[part] else []), *components[part]["variants"]]
+        for name, part in _COMPONENTS.items()
+    }
+    return values | {name: [_NONE, *colours[colour]["values"]] for name, colour in _COLOURS.items()}
+
+
+def _value_of(name: str, chosen: dict[str, Any]) -> str:
+    """The value of an attribute among the options that DiceBear chose."""
+    if name in _COMPONENTS:
+        return chosen.get(f"{_COMPONENTS[name]}Variant") or _NONE
+    colours = chosen.get(f"{_COLOURS[name]}Color")
+    return colours[0] if colours else _NONE  # some hair is without a hair colour
+
+
+@cache
+def _definition() -> dict[str, Any]:
+    """The definition of the style.
+
+    Raises:
+        UserError: the package is missing.
+    """
+    _require("dicebear", "dicebear_styles", "resvg_py")
+    definition: dict[str, Any] = json.loads(files("dicebear_styles").joinpath("adventurer.json").read_text("utf-8"))
+    return definition
+
+
+@cache
+def _renderer() -> Callable[[dict[str, Any]], tuple[NDArray[np.uint8], dict[str, Any]]]:
+    """A function that maps DiceBear's options to a picture (size, size, 3) and the resolved options."""
+    import resvg_py
+    from dicebear import Avatar, Style
+
+    style = Style(_definition())
+
+    def draw(options: dict[str, Any]) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+        drawn = Avatar(style, options).to_json()
+        data = resvg_py.svg_to_bytes(svg_string=drawn["svg"], skip_system_fonts=True)
+        with Image.open(io.BytesIO(data)) as image:
+            return np.asarray(image.convert("RGB")), drawn["options"]
+
+    return draw
+
+
+def _require(*packages: str) -> None:
+    if any(find_spec(package) is None for package in packages):
+        raise UserError("data avatars needs the extra `avatars`: pip install dicebear-core dicebear-styles resvg-py")

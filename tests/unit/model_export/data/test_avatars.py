@@ -1,0 +1,112 @@
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from model_export.cli import main
+from model_export.data import avatars
+from model_export.data.avatars import AvatarOptions, write_avatars
+from model_export.data.datasets import load_dataset
+from model_export.errors import UserError
+
+COUNT, SIZE = 120, 16
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("avatars") / "avatars.npz"
+    write_avatars(AvatarOptions(count=COUNT, size=SIZE), out, processes=1)
+    return out
+
+
+def test_the_set_is_one_that_training_reads(drawn: Path) -> None:
+    data = load_dataset(str(drawn), size=SIZE, channels=3)
+    assert (len(data.train), len(data.held_out)) == (108, 12)
+    assert data.licence == "CC BY 4.0"
+    assert len(np.unique(data.train.numpy().reshape(108, -1), axis=0)) == 108
+    assert data.attributes is not None
+    assert {"hair", "eyes", "mouth", "brows", "glasses", "skin", "hair_colour"} <= set(data.attributes.names)
+    assert data.attributes.train.shape == (108, len(data.attributes.names))
+    assert data.attributes.held_out.shape == (12, len(data.attributes.names))
+
+
+def test_attributes_describe_the_picture(drawn: Path) -> None:
+    with np.load(drawn, allow_pickle=False) as file:
+        arrays = dict(file)
+    names = list(arrays["attributes"])
+    skins = arrays["values_skin"][arrays["attributes_train"][:, names.index("skin")]]
+    for picture, skin in zip(arrays["x_train"][:40], skins, strict=False):
+        colour = np.array([int(skin[i : i + 2], 16) for i in (1, 3, 5)])
+        assert np.abs(picture.astype(int) - colour).max(2).min() <= 8
+    background = [int(avatars.BACKGROUNDS[0][i : i + 2], 16) for i in (0, 2, 4)]
+    assert (arrays["x_train"][:, 0, 0] == background).all(1).any()
+    assert "Lisa Wischofsky" in str(arrays["attribution"])
+
+
+def test_it_depends_on_the_seed_and_not_on_the_processes(drawn: Path, tmp_path: Path) -> None:
+    again, other = tmp_path / "again.npz", tmp_path / "other.npz"
+    write_avatars(AvatarOptions(count=COUNT, size=SIZE), again, processes=2)
+    assert again.read_bytes() == drawn.read_bytes()
+    write_avatars(AvatarOptions(count=20, size=SIZE, seed=1), other, processes=1)
+    with np.load(drawn) as first, np.load(other) as second:
+        assert not np.array_equal(first["x_train"][:18], second["x_train"])
+
+
+def test_other_backgrounds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "green.npz"
+    command = ["data", "avatars", "--n", "20", "--size", "8", "--backgrounds", "00ff00", "--processes", "1"]
+    assert main([*command, "--out", str(out)]) == 0
+    assert str(out) in capsys.readouterr().out
+    with np.load(out) as file:
+        assert (file["x_train"][:, 0, 0] == [0, 255, 0]).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--n", "19"], "--n 19"),
+        (["--size", "7"], "--size 7"),
+        (["--backgrounds", "red"], "--backgrounds red"),
+        (["--out", "avatars.zip"], "avatars.zip"),
+    ],
+)
+def test_bad_options(options: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "avatars", "--out", str(tmp_path / "a.npz"), *options]) == 2
+    assert says in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    avatars._definition.cache_clear()
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(avatars, "find_spec", lambda name: None if name == "dicebear" else find_spec(name))
+    with pytest.raises(UserError, match="dicebear-core"):
+        write_avatars(AvatarOptions(count=20), tmp_path / "a.npz", processes=1)
+    assert not list(tmp_path.iterdir())
+    avatars._definition.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"attributes": None},
+        {"attributes_test": np.zeros((3, 2), np.uint8)},
+        {"attributes_train": np.zeros((4, 2), np.float32)},
+        {"attributes": np.array([1, 2])},
+    ],
+)
+def test_attributes_that_do_not_fit_are_refused(change: dict[str, Any], tmp_path: Path) -> None:
+    arrays: dict[str, Any] = {
+        "x_train": np.zeros((4, 8, 8), np.uint8),
+        "x_test": np.zeros((2, 8, 8), np.uint8),
+        "attributes": np.array(["hair", "eyes"]),
+        "attributes_train": np.zeros((4, 2), np.uint8),
+        "attributes_test": np.zeros((2, 2), np.uint8),
+        **change,
+    }
+    path = tmp_path / "data.npz"
+    np.savez(path, **{key: value for key, value in arrays.items() if value is not None})
+    with pytest.raises(UserError, match=r"data\.npz: .*attributes"):
+        load_dataset(str(path), size=8, channels=1)
