@@ -14,7 +14,7 @@ from PIL import Image
 
 Json = dict[str, Any]
 
-MODELS: Final = ("mnist", "fashion_mnist")
+MODELS: Final = ("mnist", "fashion_mnist", "avatars64")
 JSON: Final = "application/json"
 EVENTS: Final = "text/event-stream"
 FORMATS: Final = (JSON, "image/png", "image/webp", "image/jpeg", "application/x-npy")
