@@ -59,6 +59,7 @@ def main(arguments: Sequence[str], *, prog: str = _PROG) -> int:
 
 def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     from model_export.data.datasets import open_source
+    from model_export.export.weights import start_weights
     from model_export.training import plan, provenance
     from model_export.training.distributed import join_world
     from model_export.training.execution import Execution
@@ -94,6 +95,7 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
             bf16=precise,
             provenance=provenance.record(arguments),
             execution=execution,
+            start=start_weights(options.start, Path(options.out)),
         )
         if world.is_main and run.step < run.preset.steps:
             run.out.mkdir(parents=True, exist_ok=True)  # fails here rather than after the estimate
@@ -275,7 +277,7 @@ def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     train.set_defaults(run=_train)
     train.add_argument(
         "--preset",
-        help="small, mnist, fashion_mnist, avatars64, celeba64, celeba64_paper or tiny (default: what fits the data)",
+        help="small, mnist, mnist_quantised, fashion_mnist, avatars64, celeba64, celeba64_paper, tiny (default: what fits)",
     )
     train.add_argument("--data", required=True, help=_DATA)
     train.add_argument("--out", help="folder of the run: checkpoint, log, sample grids")
@@ -286,6 +288,7 @@ def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     train.add_argument("--size", type=int, help="height and width of the pictures")
     train.add_argument("--channels", type=int, help="1 or 3")
     train.add_argument("--steps", type=int, help="optimiser steps in total, split over the stages; may grow later")
+    train.add_argument("--start", help="version folder, such as models/mnist/1, with whose weights a new run starts")
     train.add_argument("--licence", help="of the weights (default: none stated, but for the presets' own data)")
     train.add_argument("--skip-bad", action="store_true", help=_SKIP_BAD)
     train.add_argument("--batch", type=int, help="pictures per step")

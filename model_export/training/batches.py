@@ -39,6 +39,7 @@ class RngStream(IntEnum):
     DRIFT_PICTURES = 10
     REPLAY_VISIT = 11
     REPLAY_RESTART = 12
+    QUANTIZER = 13
 
 
 def derive_seed(seed: int, stream: int, step: int) -> int:

@@ -7,18 +7,20 @@ Papers: IGN is Shocher et al., 2024 (arXiv 2311.01462); NAIGN is Al-Jaff et al.,
 """
 
 from collections.abc import Callable, Sequence
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from model_export.training.network import Autoencoder
-from model_export.training.presets import Distance
+from model_export.training.network import Autoencoder, round_with_ramps
+from model_export.training.stages import Distance
 
 Function = Callable[[Tensor], Tensor]
 
-_L1_SHARE = 0.2  # of the absolute difference in `mse_l1`: it sharpens small errors, which hardly count squared
+_CODE_MARGIN: Final = 0.15  # levels
+_L1_SHARE: Final = 0.2  # of the absolute difference in `mse_l1`: it sharpens small errors, which hardly count squared
 
 
 def distance(a: Tensor, b: Tensor, kind: Distance) -> Tensor:
@@ -159,13 +161,10 @@ def feature_distance(features: Sequence[Tensor], target: Sequence[Tensor]) -> Te
 
 
 def code_consistency(network: Autoencoder, source: Tensor, y: Tensor) -> Tensor:
-    """Distance between the components of y = f(source) and the quantised components that y was decoded from.
+    """How far the components of y = f(source) are from the quantised components that y was decoded from.
 
-    If no component differs by more than the quantiser corrects, then f(y) = y. Decoder and encoder both learn.
-
-    The distance is the Huber loss with δ = 0.5 levels: a component that is off by several levels says little about the
-    right direction. The second term is the relative growth of the components' power since the quantiser was fitted.
-    Without it, f would lower the first term by finer levels, which correct smaller errors.
+    Mean of max(0, |error| − 0.15)², in levels. Rounding corrects errors below 0.5, so f(y) = y if all errors are small;
+    0.15 leaves a margin. Decoder and encoder both learn.
 
     Args:
         network: with a fitted quantiser.
@@ -173,10 +172,9 @@ def code_consistency(network: Autoencoder, source: Tensor, y: Tensor) -> Tensor:
         y: f(source) with its gradient, (B, C, H, W).
     """
     with torch.no_grad():
-        target = network.components(source).round()
-    components = network.components(y)
-    growth = functional.relu(components.square().mean() / network.quantizer.power - 1.0)
-    return functional.huber_loss(components, target, delta=0.5) + growth
+        target = round_with_ramps(network.components(source))
+    error = (network.components(y) - target).abs()
+    return functional.relu(error - _CODE_MARGIN).square().mean()
 
 
 def replay(f: Function, states: Tensor, anchors: Tensor, kind: Distance) -> Tensor:

@@ -4,7 +4,6 @@ A U-Net's skips let f copy its input, which solves reconstruction and idempotenc
 (Shocher et al., 2024, arXiv 2311.01462, section 4). Here every image passes a bottleneck of one pixel or a few places.
 """
 
-import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -18,9 +17,9 @@ Norm = Literal["group", "batch"]
 Activation = Literal["silu", "dcgan"]  # dcgan: leaky ReLU 0.2 on the way down, ReLU on the way up
 Upsampling = Literal["transposed", "resize"]
 
-_QUANTIZER_PASSES = 2  # applications of s; with one, errors above 0.16 levels would accumulate
-_THRESHOLD = 2.5  # standard deviations of pictures; smaller values of the components without levels are removed
-_MIN_UNIT = 1e-4  # of a component without variance
+_RAMP = 1 / 32  # of a level: width of the ramp between two levels of the quantiser
+_MARGIN = 0.45  # levels between the outermost level and the bound; below 0.5, so that no level is added
+_MIN_UNIT = 1e-4  # of codes without variance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +38,8 @@ class NetworkConfig:
         groups: number of groups of the group norm.
         activation: `silu`, or the paper's `dcgan`.
         upsampling: `transposed` convolutions as in the paper, or nearest `resize` + convolution (no checkerboards).
-        quantizer: number of components that a `SoftQuantizer` behind the bottleneck quantises; 0: no quantiser.
+        quantizer: number of components of a `ScalarQuantizer` behind the bottleneck; 0: no quantiser.
+        quantizer_levels: levels of each component; the bound distorts codes near the outermost.
     """
 
     size: int
@@ -51,6 +51,7 @@ class NetworkConfig:
     activation: Activation = "silu"
     upsampling: Upsampling = "transposed"
     quantizer: int = 0
+    quantizer_levels: int = 15
     places: int = 1
 
     def sizes(self) -> list[int]:
@@ -89,7 +90,7 @@ class Autoencoder(nn.Module):
             layers.append(_activation(config, down=True))
         layers += [*_into_bottleneck(config, channels[-1], sizes[-1]), _activation(config, down=True)]
         if config.quantizer:
-            layers.append(SoftQuantizer(config.bottleneck, config.quantizer))
+            layers.append(ScalarQuantizer(config.bottleneck, config.quantizer, config.quantizer_levels))
         self.encoder = nn.Sequential(*layers)
 
         layers = [_out_of_bottleneck(config, channels[-1], sizes[-1])]
@@ -109,14 +110,14 @@ class Autoencoder(nn.Module):
         return features[1:]
 
     @property
-    def quantizer(self) -> "SoftQuantizer":
+    def quantizer(self) -> "ScalarQuantizer":
         """The quantiser of the bottleneck.
 
         Raises:
             TypeError: the network has none.
         """
         last = self.encoder[-1]
-        if not isinstance(last, SoftQuantizer):
+        if not isinstance(last, ScalarQuantizer):
             raise TypeError("the network has no quantiser")
         return last
 
@@ -125,9 +126,22 @@ class Autoencoder(nn.Module):
         return self.quantizer.components(self.encoder[:-1](x))
 
     @torch.no_grad()
-    def fit_quantizer(self, pictures: Tensor, levels: float) -> None:
-        """Fit the quantiser to the codes of pictures (N, C, H, W); see `SoftQuantizer.fit`."""
-        self.quantizer.fit(self.encoder[:-1](pictures), levels)
+    def fit_quantizer(
+        self, pictures: Tensor, latents: Tensor, deviation: float, generator: torch.Generator | None = None
+    ) -> None:
+        """Fit the quantiser to the codes of pictures, latents and samples; see `ScalarQuantizer.fit`.
+
+        Latents have other codes than pictures. If the components described pictures alone, f(z) would be lost.
+
+        Args:
+            pictures: (N, C, H, W).
+            latents: (M, C, H, W).
+            deviation: of the components of pictures, in levels.
+            generator: of the rotation.
+        """
+        encode = self.encoder[:-1]
+        others = torch.cat([encode(latents), encode(self(latents))])
+        self.quantizer.fit(encode(pictures), others, deviation, generator)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply f once."""
@@ -135,83 +149,92 @@ class Autoencoder(nn.Module):
         return torch.tanh(self.decoder(self.encoder(x)).float())
 
 
-class SoftQuantizer(nn.Module):
-    """A smooth scalar quantiser of the first principal components of the code.
+class ScalarQuantizer(nn.Module):
+    """Finite scalar quantisation of the code, in components that are learned (Mentzer et al., 2023, arXiv 2309.15505).
 
     An autoencoder has a continuum of near-fixed points. Every application of f moves a picture by a small error along
-    that continuum, and nothing corrects it, so the errors of many applications add up. The quantiser corrects them: it
-    takes the first principal components u of the code, in units of a level, and applies s(u) = u − sin(2πu)/(2π) twice.
-    The slope of s is 0 at the integers (the levels) and 2 midway between them, so the levels are attractors: errors of
-    up to 0.28 levels per round trip code → picture → code do not accumulate. Rounding, as in finite scalar quantisation
-    (Mentzer et al., 2023, arXiv 2309.15505), would allow 0.5 levels, but at its jumps rounding errors of the arithmetic
-    would decide the result.
+    that continuum, and nothing corrects it, so the errors of many applications add up. The quantiser corrects them. It
+    projects the code linearly to components u, bounds them to u = h·tanh(v/h) in units of a level, and rounds them to
+    integers. If the picture that f makes is encoded with errors below half a level, f returns it bit for bit.
 
-    The remaining components have little variance for pictures, but latents have large values there. They get a soft
-    threshold v − clip(v, −1, 1), in units of 2.5 standard deviations of pictures. Latents keep most of their values;
-    pictures keep nothing there. If all values passed, training would store there what the quantiser removes.
+    Between two levels the result is not a jump but a ramp of 1/32 of a level. At a jump, the rounding errors of the
+    arithmetic would decide the result, and two devices could disagree; a ramp magnifies those errors 32 times at most.
 
-    In the backward pass s is the identity (straight-through estimator, Bengio et al., 2013, arXiv 1308.3432). Until
-    `fit` is called, the quantiser returns its input.
+    In the backward pass the rounding is the identity (straight-through estimator, Bengio et al., 2013, arXiv
+    1308.3432). Until `fit` is called, the quantiser returns its input.
 
     Args:
         channels: of the code.
         components: number of quantised components, 1 … channels.
+        levels: of each component, odd and at least 3; integers around 0.
 
     Raises:
-        ValueError: more components than channels.
+        ValueError: more components than channels, or another number of levels.
     """
 
-    power: Tensor
+    fitted: Tensor
 
-    def __init__(self, channels: int, components: int) -> None:
+    def __init__(self, channels: int, components: int, levels: int) -> None:
         super().__init__()
         if not 1 <= components <= channels:
             raise ValueError(f"a quantiser of {channels} channels cannot have {components} components")
-        self._count = components
-        self.project = nn.Conv2d(channels, channels, 1)
-        self.reconstruct = nn.Conv2d(channels, channels, 1)
-        # Mean square of the quantised components of pictures at `fit`; 0 before. It is a buffer because the state dict
-        # must tell whether the quantiser is active.
-        self.register_buffer("power", torch.zeros(()))
+        if levels < 3 or levels % 2 == 0:
+            raise ValueError(f"the number of levels is odd and at least 3, not {levels}")
+        self._bound = (levels - 1) / 2 + _MARGIN
+        self.project = nn.Conv2d(channels, components, 1)
+        self.reconstruct = nn.Conv2d(components, channels, 1)
+        # 1 after `fit`. It is a buffer because the state dict must tell whether the quantiser is active.
+        self.register_buffer("fitted", torch.zeros(()))
 
     @torch.no_grad()
-    def fit(self, codes: Tensor, levels: float) -> None:
-        """Set the projection to the principal components of the codes. All quantised ones get the same unit.
+    def fit(self, pictures: Tensor, others: Tensor, deviation: float, generator: torch.Generator | None = None) -> None:
+        """Set the components to a random rotation of the first principal components of the codes.
+
+        The rotation gives all components about the same variance, so one unit fits all.
 
         Args:
-            codes: of pictures, (N, channels, 1, 1), N ≥ channels.
-            levels: levels per standard deviation, where the deviation is the mean over the quantised components; > 0.
+            pictures: codes of pictures, (N, channels, 1, 1). Their mean gets u = 0.
+            others: further codes that the components shall describe, (M, channels, 1, 1), N + M ≥ channels.
+            deviation: mean standard deviation of the components of pictures before the bound, in levels; > 0.
+            generator: draws the rotation, on the device of the codes; None: torch's own.
         """
-        flat = codes.flatten(1).double()
-        mean = flat.mean(0)
-        _, singular, vectors = torch.linalg.svd(flat - mean, full_matrices=False)
-        deviation = singular / len(flat) ** 0.5
-        unit = (_THRESHOLD * deviation).clamp_min(_MIN_UNIT)
-        unit[: self._count] = deviation[: self._count].mean() / levels
-        project, reconstruct = vectors / unit[:, None], vectors.T * unit
+        codes = torch.cat([pictures, others]).flatten(1).double()
+        mean = pictures.flatten(1).double().mean(0)
+        _, _, vectors = torch.linalg.svd(codes - codes.mean(0), full_matrices=False)
+        count = len(self.project.weight)
+        normal = torch.randn((count, count), generator=generator, dtype=torch.float64, device=codes.device)
+        axes = torch.linalg.qr(normal)[0] @ vectors[:count]
+        unit = (pictures.flatten(1).double() @ axes.T).std(0).mean().clamp_min(_MIN_UNIT) / deviation
+        project, reconstruct = axes / unit, axes.T * unit
         for layer, weight, bias in ((self.project, project, -project @ mean), (self.reconstruct, reconstruct, mean)):
             layer.weight.copy_(weight[:, :, None, None])
             if layer.bias is not None:
                 layer.bias.copy_(bias)
-        self.power.copy_(self.components(codes).square().mean())
+        self.fitted.fill_(1.0)
 
     def components(self, code: Tensor) -> Tensor:
-        """The first components of a code (B, channels, 1, 1) before quantisation: (B, components, 1, 1)."""
-        components: Tensor = self.project(code).float()[:, : self._count]
+        """The bounded components of a code (B, channels, 1, 1), in levels, before rounding: (B, components, 1, 1)."""
+        components: Tensor = torch.tanh(self.project(code).float() / self._bound) * self._bound
         return components
 
     def forward(self, code: Tensor) -> Tensor:
         """Quantise a code: (B, channels, 1, 1) → the same shape."""
-        projected = self.project(code).float()
-        components, rest = projected[:, : self._count], projected[:, self._count :]
-        quantised = components
-        for _ in range(_QUANTIZER_PASSES):
-            quantised = quantised - torch.sin(2 * math.pi * quantised) / (2 * math.pi)
+        components = self.components(code)
+        quantised = round_with_ramps(components)
         if not torch.compiler.is_exporting():
-            quantised = components + (quantised - components).detach()
-        out: Tensor = self.reconstruct(torch.cat([quantised, rest - rest.clamp(-1.0, 1.0)], 1))
+            # The bracket is exactly zero, so the value is exactly the quantised one.
+            quantised = quantised.detach() + (components - components.detach())
+        out: Tensor = self.reconstruct(quantised)
         # `where` instead of a Python branch: the exported graph must not depend on the value of a buffer.
-        return torch.where(self.power > 0, out, code)
+        return torch.where(self.fitted > 0, out, code)
+
+
+def round_with_ramps(values: Tensor) -> Tensor:
+    """Round to integers, with a ramp of width 1/32 in place of the jump between two integers."""
+    integers = values.round()
+    offset = values - integers
+    edge = (1.0 - _RAMP) / 2
+    return integers + (offset - offset.clamp(-edge, edge)) / _RAMP
 
 
 class _GlobalConv(nn.Conv2d):

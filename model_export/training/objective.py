@@ -12,8 +12,7 @@ from model_export.training.batches import TrainingBatch
 from model_export.training.drifting import FeatureGroups, drifting_loss
 from model_export.training.losses import Function
 from model_export.training.network import Autoencoder
-from model_export.training.presets import Distance
-from model_export.training.stages import Stage
+from model_export.training.stages import Distance, Stage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -121,13 +120,14 @@ class Objective:
     def _code_terms(
         self, f: Function, network: Autoencoder, batch: TrainingBatch, y: Tensor, outputs: list[Tensor]
     ) -> dict[str, Tensor]:
-        """Code consistency of f(x) and of every second output, and idempotence on those outputs.
+        """Code consistency of f(x) and of half of the samples as pictures, and idempotence on those samples.
 
-        Both terms share the forward pass of the outputs. Without `settle`, code consistency uses f(x) only.
+        Both terms share the forward pass of the samples. Without `settle`, code consistency uses f(x) only. Latents and
+        corrupted pictures have codes of their own, which no picture needs to have.
         """
         terms, source, decoded = {}, batch.x, y
         if self.stage.weights.settle > 0 and outputs:
-            fixed = torch.cat(outputs)[::2].detach()
+            fixed = outputs[0][::2].detach()  # f(z): `settle` needs latents
             again = f(fixed)
             terms["settle"] = losses.distance(again, fixed, self.kind).mean()
             source, decoded = torch.cat([source, fixed]), torch.cat([decoded, again])

@@ -9,9 +9,8 @@ from typing import Any, Final, Literal, cast, get_args
 from model_export.data.corruptions import CorruptionName
 from model_export.errors import UserError
 from model_export.training.network import NetworkConfig
-from model_export.training.stages import Matching, Stage, Weights
+from model_export.training.stages import Distance, Matching, Stage, Weights
 
-Distance = Literal["mse", "l1", "mse_l1"]
 NO_LICENCE: Final = "not stated"
 SMALL: Final = "small"  # the preset for data without one of its own
 _RENAMED = {"degradations": "corruptions"}  # fields of `Preset` in older checkpoints
@@ -27,7 +26,7 @@ class Preset:
         network: architecture of f.
         stages: in order.
         noise: distribution of the latents: standard normal, or with the frequency statistics of the data.
-        distance: D of every term.
+        distance: D of every term, in the stages that set none.
         batch: pictures per step.
         ema: decay of the averaged weights, which are exported.
         matching: pool and pairs of the stages that set none.
@@ -70,8 +69,8 @@ class Preset:
         for matching in map(self.matching_of, self.stages):
             if self.checkpoint_every % math.lcm(matching.pool_refresh, matching.pairs_refresh):
                 raise ValueError("checkpoint_every must be a multiple of all refresh intervals")
-        if not self.network.quantizer and any(s.weights.code_consistency or s.quantizer_levels for s in self.stages):
-            raise ValueError("code_consistency and quantizer_levels need a network with a quantizer")
+        if not self.network.quantizer and any(s.weights.code_consistency or s.quantizer_deviation for s in self.stages):
+            raise ValueError("code_consistency and quantizer_deviation need a network with a quantizer")
         if not self.corruptions or not set(self.corruptions) <= set(get_args(CorruptionName)):
             raise ValueError(f"corruptions are one or more of {', '.join(get_args(CorruptionName))}")
         if not 0.0 <= self.eight_bit <= 1.0:
@@ -165,6 +164,25 @@ def naign_stages(
     )
 
 
+def quantised_stage(steps: int) -> Stage:
+    """A last stage that quantises the code, so that f keeps pictures and samples under many applications.
+
+    `distill` keeps the samples of the network before, which has no quantiser. `drifting` and L1 sharpen
+    what the levels blur.
+    """
+    return Stage(
+        name="quantise",
+        steps=steps,
+        lr=3e-4,
+        distance="mse_l1",
+        weights=Weights(rec=1.5, distill=0.5, project=0.5, settle=0.5, code_consistency=0.5, drifting=0.06),
+        teacher_steps=2,
+        code_noise=0.01,
+        drift_pictures=256,
+        quantizer_deviation=1.5,
+    )
+
+
 def ign_stages(steps: int, weights: Weights, *, lr: float, clamp: float | None, warmup: int = 0) -> tuple[Stage, ...]:
     """The adversarial objective of the IGN paper in one stage (Shocher et al., 2024, section 2 and appendix)."""
     return (
@@ -235,6 +253,19 @@ PRESETS = {
             data="mnist",
             licence="Apache-2.0",
             description="Handwritten digits, 28×28 grey, light on dark.",
+        ),
+        Preset(
+            name="mnist_quantised",
+            objective="naign",
+            network=dataclasses.replace(_DIGITS, quantizer=192),
+            stages=(*naign_stages(4000, 3000, 2880), quantised_stage(4800)),
+            matching=_DIGITS_MATCHING,
+            corruptions=(*_DIGITS_CORRUPTIONS, "hole", "hole"),
+            eight_bit=0.5,
+            checkpoint_every=480,
+            polarity="light-on-dark",
+            licence="Apache-2.0",
+            description="Handwritten digits, 28×28 grey, light on dark; experimental, with a quantised code.",
         ),
         Preset(
             name="fashion_mnist",

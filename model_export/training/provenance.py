@@ -30,6 +30,7 @@ _TRAINING_MODULES = (
     "training/replay",
     "training/resume",
     "training/stage_setup",
+    "training/start",
     "training/stages",
     "training/train",
 )
@@ -71,8 +72,9 @@ def command(arguments: Sequence[str]) -> str:
 
 def _strip_folders(argument: str) -> str:
     option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
-    # `runs/NAME` is the documented place of a run and stays, so that the command can be repeated.
-    return option + equals + (value if value.startswith("runs/") else Path(value).name if "/" in value else value)
+    # `runs/NAME` and `models/NAME/VERSION` are documented places and stay, so that the command can be repeated.
+    known = value.startswith(("runs/", "models/"))
+    return option + equals + (Path(value).name if "/" in value and not known else value)
 
 
 def _git(root: Path, *arguments: str) -> str:

@@ -14,7 +14,7 @@ from model_export.training.network import Autoencoder
 from model_export.training.replay import ReplayBuffer
 from model_export.training.stages import Stage
 
-_QUANTIZER_PICTURES = 2048  # pictures whose codes give the principal components
+_QUANTIZER_PICTURES = 4096  # pictures, and latents, whose codes give the principal components
 
 
 class StageSetup:
@@ -40,9 +40,12 @@ class StageSetup:
         return DiscriminatorTrainer(Discriminator(teacher.features, pictures), stage.critic_lr, self._world)
 
     def fit_quantizer(self, stage: Stage, network: Autoencoder) -> None:
-        """Fit the network's quantiser to pictures, if the stage sets a number of levels."""
-        if stage.quantizer_levels > 0:
-            network.fit_quantizer(self._example_pictures(_QUANTIZER_PICTURES), stage.quantizer_levels)
+        """Fit the network's quantiser to pictures, if the stage says so."""
+        if stage.quantizer_deviation > 0:
+            generator = torch.Generator(self._device).manual_seed(derive_seed(self._seed, RngStream.QUANTIZER, 0))
+            latents = self._noise.sample(_QUANTIZER_PICTURES, generator)
+            pictures = self._example_pictures(_QUANTIZER_PICTURES)
+            network.fit_quantizer(pictures, latents, stage.quantizer_deviation, generator)
 
     @torch.no_grad()
     def replay_buffer(self, stage: Stage, average: nn.Module, step: int) -> ReplayBuffer | None:

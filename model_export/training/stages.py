@@ -1,9 +1,12 @@
 """The stages of a training run: weights of the terms, optimiser and schedule, as frozen dataclasses."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from model_export.training.replay import ReplayConfig
+
+Distance = Literal["mse", "l1", "mse_l1"]
+"""D of the loss terms; see `model_export.training.losses.distance`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,14 +98,15 @@ class Stage:
         tight_clamp: a in the paper's a·L_rec·tanh(L_tight/(a·L_rec)), row by row; None for no clamp.
         copy_free: compute idempotence and tightness in one forward pass if there is no clamp. The gradients equal
             those of the paper's frozen copy; a step needs three forward passes instead of four.
+        distance: D of every term of this stage; None takes the preset's.
         matching: pool and pairs of this stage; None takes the preset's.
         critic_lr: peak learning rate of the discriminator, with the same schedule as ``lr``.
         code_noise: σ of noise on f(x) and f(f(z)) before `code_consistency` encodes them, in the units of [−1, 1].
         drift_pictures: number of latents and of pictures per step of `drifting`, which estimates its field from them;
             0 takes the batch size. `settle` then takes as many of the samples as there are pictures in the batch.
         drift_cells: see `FeatureGroups.cells`.
-        quantizer_levels: levels per standard deviation to which the quantiser is fitted when the stage starts; 0 keeps
-            the quantiser as it is.
+        quantizer_deviation: standard deviation of pictures, in levels, to which the quantiser is fitted when the stage
+            starts; 0 keeps the quantiser as it is. The teacher is copied before.
         replay_buffer: of the term `replay`.
     """
 
@@ -115,12 +119,13 @@ class Stage:
     betas: tuple[float, float] = (0.9, 0.99)
     tight_clamp: float | None = None
     copy_free: bool = True
+    distance: Distance | None = None
     matching: Matching | None = None
     critic_lr: float = 4e-4
     code_noise: float = 0.0
     drift_pictures: int = 0
     drift_cells: int = 0
-    quantizer_levels: float = 0.0
+    quantizer_deviation: float = 0.0
     replay_buffer: ReplayConfig | None = None
 
     def __post_init__(self) -> None:

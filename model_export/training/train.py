@@ -38,6 +38,7 @@ from model_export.training.replay import ReplayBuffer
 from model_export.training.resume import adds_stages, continued_preset
 from model_export.training.stage_setup import StageSetup
 from model_export.training.stages import Stage
+from model_export.training.start import StartWeights
 from model_export.training.throughput import COMPUTE, Throughput, ThroughputMeter
 
 LOG = "log.jsonl"
@@ -63,9 +64,11 @@ class Run:
         bf16: compute in bfloat16 autocast.
         provenance: stored in the checkpoint.
         execution: how to compute the run, and on which ranks.
+        start: weights with which a new run starts; see `StartWeights`.
 
     Raises:
-        UserError: the folder holds a run with other options, see `continued_preset`, or the batch does not split.
+        UserError: the folder holds a run with other options, see `continued_preset`, the batch does not split, or the
+            weights are of another network.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class Run:
         bf16: bool,
         provenance: dict[str, Any],
         execution: Execution | None = None,
+        start: StartWeights | None = None,
     ) -> None:
         file = out / checkpoints.FILE
         saved = checkpoints.load(file) if file.is_file() else None
@@ -88,7 +92,8 @@ class Run:
         self.execution = execution or Execution()
         self.execution.check(preset, len(data.train))
         self.world = self.execution.world
-        self.provenance = {**provenance, "bf16": bf16, "execution": self.execution.to_dict()}
+        started = None if start is None else start.digest
+        self.provenance = {**provenance, "bf16": bf16, "execution": self.execution.to_dict(), "start": started}
         self.data = {
             "name": data.name,
             "sha256": data.sha256,
@@ -106,10 +111,14 @@ class Run:
         self._setup = StageSetup(data.train, self.noise, seed=seed, device=device, world=self.world)
         torch.manual_seed(derive_seed(seed, RngStream.INIT, 0))
         self.network = self.execution.to_device(Autoencoder(preset.network), device)
-        if saved is None:
-            self._start_stage()
-        else:
+        if saved is not None:
             self._resume(saved)
+        else:
+            if start is not None:
+                start.load_into(self.network, preset.network)
+                self.stage = start.stages_done(preset)
+                self.step = sum(stage.steps for stage in preset.stages[: self.stage])
+            self._start_stage()
         self._compiled = self.execution.compiled(self.network)
         self._f = self._compiled  # what the loss calls; `train` wraps it for several ranks
         self.batches = BatchBuilder(
@@ -290,14 +299,15 @@ class Run:
     def _start_stage(self) -> None:
         """Create what the present stage needs from the present network."""
         stage = self.preset.stages[self.stage]
+        # Before the quantiser is fitted, so that f learns from a network without one.
+        self.teacher = _frozen_copy(self.network) if stage.weights.teacher else None
         self._setup.fit_quantizer(stage, self.network)
         self.average: AveragedModel = averaged_model(self.network, self.preset.ema).eval()
         self.optimiser = torch.optim.Adam(self.network.parameters(), lr=stage.lr, betas=stage.betas)
-        self.teacher = _frozen_copy(self.network) if stage.weights.teacher else None
         self.discriminator = self._setup.discriminator(stage, self.teacher, self.step)
         self.objective = Objective(
             stage=stage,
-            kind=self.preset.distance,
+            kind=stage.distance or self.preset.distance,
             teacher=None if self.teacher is None else self.execution.compiled(self.teacher),
             scores=None if self.discriminator is None else self.discriminator.scores,
             feature_groups=None if self.teacher is None else FeatureGroups(self.teacher.features, stage.drift_cells),

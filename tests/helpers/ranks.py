@@ -16,7 +16,8 @@ from model_export.training.checkpoint import Checkpoint
 from model_export.training.distributed import World
 from model_export.training.execution import Execution
 from model_export.training.losses import Function
-from model_export.training.presets import Distance, Preset
+from model_export.training.presets import Preset
+from model_export.training.stages import Distance
 from model_export.training.train import Interrupted, Run
 
 _MOST_S = 120.0

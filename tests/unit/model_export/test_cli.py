@@ -14,7 +14,8 @@ from model_export.evaluation.measures import Evaluation
 from model_export.export.artifact import Artifact
 from model_export.training import checkpoint as checkpoints
 from model_export.training import losses, provenance
-from model_export.training.presets import NO_LICENCE, Distance
+from model_export.training.presets import NO_LICENCE
+from model_export.training.stages import Distance
 from service.artifact.files import METRICS_FILE, MODEL_FILES
 from tests.helpers.tiny_training import contents, train_arguments
 

@@ -229,12 +229,14 @@ def test_the_exported_quantiser_computes_what_torch_computes() -> None:
     rows = NoiseSource((1, 8, 8)).rows(0, 0, 50)
     with torch.inference_mode():
         unquantised = network(torch.from_numpy(rows)).numpy()
-        network.fit_quantizer(torch.from_numpy(rows), 1.0)
+        network.fit_quantizer(torch.from_numpy(rows), torch.from_numpy(rows), 1.0)
         expected = network(torch.from_numpy(rows)).numpy()
     function = OnnxFunction(to_onnx(network, (1, 8, 8)))
-    np.testing.assert_allclose(function(rows), expected, atol=1e-5)
+    np.testing.assert_allclose(function(rows), expected, atol=1e-4)  # what a card allows; ramps magnify rounding
     assert np.abs(expected - unquantised).max() > 1e-2
     assert np.array_equal(function(rows)[:1], function(rows[:1]))  # rows stay independent of the batch
+    half = OnnxFunction(to_fp16(to_onnx(network, (1, 8, 8))))
+    np.testing.assert_allclose(half(rows), expected, atol=1e-2)
 
 
 def test_a_new_card_replaces_the_old_one_only(models: Path) -> None:

@@ -1,6 +1,7 @@
 import copy
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from model_export.training import losses
 from model_export.training.network import Autoencoder, NetworkConfig
-from model_export.training.presets import Distance
+from model_export.training.stages import Distance
 
 
 @pytest.fixture
@@ -137,7 +138,7 @@ def curved(weight: Tensor) -> losses.Function:
     return lambda x: torch.tanh(weight[0] * x + weight[1] * x.square())
 
 
-each_distance = pytest.mark.parametrize("kind", ["mse", "l1"])
+each_distance = pytest.mark.parametrize("kind", ["mse", "l1", "mse_l1"])
 
 
 @each_distance
@@ -174,15 +175,19 @@ def test_one_pass_yields_both_gradients(kind: Distance, weight: Tensor) -> None:
 @each_distance
 def test_values_by_hand(kind: Distance) -> None:
     x, y = torch.tensor([[[[1.0, -2.0]]]]), torch.tensor([[[[0.0, 1.0]]]])
-    to_half = 0.625 if kind == "mse" else 0.75  # of x/2 from x: 0.5 and 1
-    to_other = 2.125 if kind == "mse" else 1.25  # of x/2 from y: 0.5 and 2
+
+    def expect(mse: float, l1: float) -> Any:
+        return pytest.approx({"mse": mse, "l1": l1, "mse_l1": mse + 0.2 * l1}[kind])
+
+    to_half = expect(0.625, 0.75)  # of x/2 from x: 0.5 and 1
+    to_other = expect(2.125, 1.25)  # of x/2 from y: 0.5 and 2
     assert losses.reconstruction(half, x, kind).tolist() == [to_half]
     assert float(losses.idempotence(half, x, kind)) == to_half
-    assert losses.tightness(half, x, kind).tolist() == [-to_half]
-    assert float(losses.fused_idempotence_tightness(half, x, 2.0, 0.5, kind)) == -to_half
+    assert (-losses.tightness(half, x, kind)).tolist() == [to_half]
+    assert -float(losses.fused_idempotence_tightness(half, x, 2.0, 0.5, kind)) == to_half
     for term in (losses.imle, losses.matched, losses.projection):
         assert float(term(half, x, y, kind)) == to_other
-    from_quarter = 0.15625 if kind == "mse" else 0.375  # of x/2 from x/4: 0.25 and 0.5
+    from_quarter = expect(0.15625, 0.375)  # of x/2 from x/4: 0.25 and 0.5
     assert float(losses.distillation(half(x), half, x, 2, kind)) == from_quarter
     assert float(losses.idempotence_on_outputs(half, x, kind)) == to_half
     clamped = losses.smooth_clamp(torch.tensor([-0.3]), torch.tensor([0.2]), 1.5)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model_export.training.network import Autoencoder, NetworkConfig, SoftQuantizer, parameter_count
+from model_export.training.network import Autoencoder, NetworkConfig, ScalarQuantizer, parameter_count, round_with_ramps
 
 SMALL = {"widths": (8, 16), "bottleneck": 12, "groups": 4}
 
@@ -114,78 +114,62 @@ def codes(count: int = 200) -> Tensor:
 
 
 @pytest.fixture
-def quantizer() -> SoftQuantizer:
-    quantizer = SoftQuantizer(5, 2).eval().requires_grad_(False)
-    quantizer.fit(codes(), 3.0)
+def quantizer() -> ScalarQuantizer:
+    quantizer = ScalarQuantizer(5, 2, levels=7).eval().requires_grad_(False)
+    quantizer.fit(codes()[:100], codes()[100:], 1.5, torch.Generator().manual_seed(0))
     return quantizer
 
 
-def at(quantizer: SoftQuantizer, component: float) -> Tensor:
-    """The code (1, 5, 1, 1) whose components have this value."""
-    projected = torch.cat([torch.full((1, 2, 1, 1), component), torch.zeros(1, 3, 1, 1)], 1)
-    code: Tensor = quantizer.reconstruct(projected)
-    return code
-
-
 def test_a_quantiser_that_is_not_fitted_returns_its_input() -> None:
-    assert torch.equal(SoftQuantizer(5, 2)(codes()), codes())
+    assert torch.equal(ScalarQuantizer(5, 2, levels=7)(codes()), codes())
 
 
-def test_the_components_describe_the_codes_to_which_they_are_fitted(quantizer: SoftQuantizer) -> None:
-    components = quantizer.components(codes())
-    assert float(components.std(0).mean()) == pytest.approx(3.0, rel=0.01)  # levels per deviation
-    assert float(components.mean(0).abs().max()) < 1e-3
-    assert float(quantizer.power) == pytest.approx(float(components.square().mean()), rel=1e-3)
-    alone = torch.cat([components, torch.zeros(200, 3, 1, 1)], 1)
-    torch.testing.assert_close(quantizer.reconstruct(alone), codes(), atol=0.02, rtol=0.0)
+def test_the_components_describe_the_codes_to_which_they_are_fitted(quantizer: ScalarQuantizer) -> None:
+    unbounded = quantizer.project(codes()[:100])
+    assert float(unbounded.std(0).mean()) == pytest.approx(1.5, rel=0.01)
+    assert float(unbounded.mean(0).abs().max()) < 1e-3
+    torch.testing.assert_close(quantizer.reconstruct(unbounded), codes()[:100], atol=0.02, rtol=0.0)
 
 
-def test_other_components_keep_only_what_exceeds_the_spread_of_pictures(quantizer: SoftQuantizer) -> None:
-    values = torch.tensor([0.9, -0.9, 10.0])  # in units of 2.5 standard deviations of the codes
-    code = quantizer.reconstruct(torch.cat([torch.zeros(2), values])[None, :, None, None])
-    kept = quantizer.project(quantizer(code)).flatten()[2:]
-    torch.testing.assert_close(kept, torch.tensor([0.0, 0.0, 9.0]), atol=0.1, rtol=0.0)
-    rest = quantizer.project(codes())[:, 2:]
-    assert float(rest.std()) == pytest.approx(1 / 2.5, rel=0.05)
+def test_codes_are_quantised_to_the_levels_only(quantizer: ScalarQuantizer) -> None:
+    far = torch.cat([codes(), 100.0 * codes()])
+    levels = round_with_ramps(quantizer.components(far))
+    torch.testing.assert_close(quantizer(far), quantizer.reconstruct(levels))
+    assert float(levels.abs().max()) == 3.0
+    assert float((levels == levels.round()).float().mean()) > 0.9  # all except the few on a ramp
 
 
-@pytest.mark.parametrize(("component", "slope"), [(0.0, 0.0), (1.0, 0.0), (-2.0, 0.0), (0.5, 4.0), (-1.5, 4.0)])
-def test_slopes_are_zero_at_levels_and_steep_between_them(
-    component: float, slope: float, quantizer: SoftQuantizer
-) -> None:
-    step = 0.01
-    ends = [quantizer.components(quantizer(at(quantizer, component + side * step))) for side in (-1, 1)]
-    torch.testing.assert_close((ends[1] - ends[0]) / (2 * step), torch.full((1, 2, 1, 1), slope), atol=0.05, rtol=0.0)
+@pytest.mark.parametrize(
+    ("value", "result", "slope"),
+    [(0.0, 0.0, 0.0), (1.4, 1.0, 0.0), (-2.4, -2.0, 0.0), (0.5, 0.5, 32.0), (-1.5, -1.5, 32.0), (1.6, 2.0, 0.0)],
+)
+def test_rounding_is_flat_at_levels_and_a_ramp_between_them(value: float, result: float, slope: float) -> None:
+    step = 1e-3
+    below, at, above = round_with_ramps(torch.tensor([value - step, value, value + step], dtype=torch.float64))
+    assert float(at) == pytest.approx(result)
+    assert float(above - below) / (2 * step) == pytest.approx(slope)
 
 
-def test_repeated_quantisation_ends_at_the_nearest_level(quantizer: SoftQuantizer) -> None:
-    code = codes()
-    level = quantizer.components(code).round()
-    for _ in range(20):
-        code = quantizer(code)
-    error = (quantizer.components(code) - level).abs()
-    assert float((error < 1e-3).float().mean()) > 0.98  # all except codes midway between levels
-
-
-def test_errors_of_many_round_trips_do_not_add_up(quantizer: SoftQuantizer) -> None:
-    origin = at(quantizer, 0.0)
-    error = at(quantizer, 0.25) - origin
-    kept = moved = origin
+def test_errors_of_many_round_trips_do_not_add_up() -> None:
+    value, moved = torch.zeros(1), torch.zeros(1)
     for _ in range(1000):
-        kept, moved = quantizer(kept + error), moved + error
-    assert float(quantizer.components(kept).abs().max()) < 0.1
-    assert float(quantizer.components(moved).min()) > 200
+        value, moved = round_with_ramps(value + 0.45), moved + 0.45
+    assert float(value) == 0.0
+    assert float(moved) > 400.0
 
 
-def test_gradients_pass_as_through_the_projection_alone(quantizer: SoftQuantizer) -> None:
+def test_gradients_pass_as_if_nothing_were_rounded(quantizer: ScalarQuantizer) -> None:
     code, plain = codes().requires_grad_(), codes().requires_grad_()
     torch.autograd.backward(quantizer(code).sum())
-    projected = quantizer.project(plain)
-    rest = projected[:, 2:]
-    passed = torch.cat([projected[:, :2], rest - rest.clamp(-1.0, 1.0)], 1)
-    torch.autograd.backward(quantizer.reconstruct(passed).sum())
+    torch.autograd.backward(quantizer.reconstruct(quantizer.components(plain)).sum())
     assert code.grad is not None
     torch.testing.assert_close(code.grad, plain.grad)
+
+
+def test_a_quantiser_rejects_impossible_sizes() -> None:
+    for components, levels, says in ((6, 7, "6 components"), (2, 4, "odd"), (2, 1, "odd")):
+        with pytest.raises(ValueError, match=says):
+            ScalarQuantizer(5, components, levels)
 
 
 def test_a_network_has_components_only_with_a_quantiser() -> None:

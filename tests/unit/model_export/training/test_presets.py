@@ -102,13 +102,17 @@ def test_distillation_needs_a_teacher() -> None:
         Stage(name="distill", steps=1, lr=1e-3, weights=Weights(distill=1.0))
 
 
-def test_presets_use_no_quantiser_and_only_faces_use_drifting() -> None:
-    for preset in PRESETS.values():
-        assert preset.network.quantizer == 0
-        if preset.name == "avatars64":
-            continue
-        whole = [stage.name for stage in preset.stages if stage.weights.whole_batch or stage.quantizer_levels]
-        assert whole == (["distill"] if preset.name == "celeba64" else [])
+def test_which_presets_use_terms_of_the_whole_batch() -> None:
+    whole = {
+        name: [stage.name for stage in preset.stages if stage.weights.whole_batch or stage.quantizer_deviation]
+        for name, preset in PRESETS.items()
+    }
+    assert len(whole.pop("avatars64")) > 0
+    assert {name: stages for name, stages in whole.items() if stages} == {
+        "celeba64": ["distill"],
+        "mnist_quantised": ["quantise"],
+    }
+    assert [name for name, preset in PRESETS.items() if preset.network.quantizer] == ["mnist_quantised"]
 
 
 def test_faces_have_the_recommended_objective_and_that_of_the_paper() -> None:
@@ -126,7 +130,7 @@ def test_replay_needs_a_buffer_that_holds_the_states_of_a_step() -> None:
         ReplayConfig(size=8, visits=9)
 
 
-@pytest.mark.parametrize("change", [{"weights": Weights(code_consistency=0.1)}, {"quantizer_levels": 1.0}])
+@pytest.mark.parametrize("change", [{"weights": Weights(code_consistency=0.1)}, {"quantizer_deviation": 1.0}])
 def test_quantiser_terms_need_a_quantiser(change: dict[str, Any]) -> None:
     preset = PRESETS["tiny"]
     stages = (dataclasses.replace(preset.stages[0], **change),)
@@ -150,7 +154,7 @@ def test_presets_of_older_versions_are_read() -> None:
     older["degradations"] = older.pop("corruptions")
     del older["eight_bit"]
     for stage in older["stages"]:
-        for added in ("copy_free", "code_noise", "drift_pictures", "quantizer_levels", "replay_buffer"):
+        for added in ("copy_free", "code_noise", "drift_pictures", "quantizer_deviation", "replay_buffer"):
             del stage[added]
         for added in ("code_consistency", "drifting", "replay"):
             del stage["weights"][added]

@@ -44,7 +44,7 @@ ATTRACTOR = Stage(
     warmup=2,
     code_noise=0.03,
     drift_pictures=24,
-    quantizer_levels=1.0,
+    quantizer_deviation=1.0,
     replay_buffer=ReplayConfig(size=16, visits=4, max_applications=2, max_distance=4.0),
 )
 QUANTISED = dataclasses.replace(
@@ -188,7 +188,7 @@ def test_a_run_with_quantiser_drifting_and_replay_continues_bit_for_bit(
     data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run(QUANTISED, data, tmp_path / "whole")
-    assert whole.network.quantizer.power == 0
+    assert whole.network.quantizer.fitted == 0
     whole.train()
     with monkeypatch.context() as patch:
         disturb(patch, 14, lambda: signal.raise_signal(signal.SIGINT))
@@ -198,7 +198,9 @@ def test_a_run_with_quantiser_drifting_and_replay_continues_bit_for_bit(
     run(QUANTISED, data, tmp_path / "parts").train()
     assert_identical(state(tmp_path / "parts"), state(tmp_path / "whole"))
     assert losses_of(tmp_path / "parts") == losses_of(tmp_path / "whole")
-    assert whole.network.quantizer.power > 0
+    assert whole.network.quantizer.fitted == 1
+    assert whole.teacher is not None
+    assert whole.teacher.quantizer.fitted == 0
     assert {"rec", "project", "settle", "code_consistency", "drifting", "replay"} <= losses_of(tmp_path / "whole")[
         -1
     ].keys()

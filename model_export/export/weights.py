@@ -1,0 +1,81 @@
+"""Read the weights of an exported version back, so that a training can start from them."""
+
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from torch import Tensor
+
+from model_export.errors import UserError
+from model_export.export.artifact import Artifact
+from model_export.export.export import to_onnx
+from model_export.training.checkpoint import FILE
+from model_export.training.network import Autoencoder
+from model_export.training.presets import Preset
+from model_export.training.start import StartWeights
+
+_TOLERANCE: Final = 1e-4  # of the golden rows
+
+
+def read_weights(folder: Path) -> StartWeights:
+    """The weights of a version folder, in the names of `Autoencoder`.
+
+    ONNX keeps the names of some parameters only. A network of the same architecture with random weights is exported as
+    well: where a parameter lands in that file, it is in this one. The golden rows of the version confirm the result.
+
+    Raises:
+        UserError: no version, one of another program, or weights that do not reproduce its golden rows.
+    """
+    artifact = Artifact.read(folder)
+    golden = artifact.golden()
+    try:
+        preset = Preset.from_dict(artifact.card.training.config)
+    except (KeyError, TypeError, ValueError) as exc:
+        raise UserError(f"{folder}: this program does not know its network") from exc
+    network = Autoencoder(preset.network).eval()
+    _randomise(network)
+    found = _tensors(to_onnx(network, preset.shape))
+    stored = _tensors(artifact.data)
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    for name, parameter in network.named_parameters():
+        places = [i for i, values in enumerate(found) if _same(values, parameter)]
+        if len(places) != 1 or len(found) != len(stored) or stored[places[0]].size != parameter.numel():
+            raise UserError(f"{folder}: another version of PyTorch exported it; its weights cannot be read")
+        state[name] = torch.from_numpy(stored[places[0]].copy()).view_as(parameter)
+    network.load_state_dict(state)
+    with torch.inference_mode():
+        difference = np.abs(network(torch.tensor(golden.x)).numpy() - golden.y).max()
+    if not difference <= _TOLERANCE:
+        raise UserError(f"{folder}: its weights do not reproduce its golden rows (difference {difference:.1e})")
+    return StartWeights(preset=preset, state=network.state_dict(), digest=golden.digest)
+
+
+def start_weights(folder: str | None, out: Path) -> StartWeights | None:
+    """The weights with which a run starts; None if no version is named, or ``out`` holds a run, which has its own."""
+    return None if folder is None or (out / FILE).is_file() else read_weights(Path(folder))
+
+
+def _randomise(network: Autoencoder) -> None:
+    """Different values in all parameters, and a quantiser that is active."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+        for name, buffer in network.named_buffers():
+            if name.endswith("fitted"):
+                buffer.fill_(1.0)
+
+
+def _tensors(data: bytes) -> list[NDArray[Any]]:
+    """The float32 tensors of a model file, flat, in order."""
+    graph = onnx.load_model_from_string(data).graph
+    arrays = (numpy_helper.to_array(t) for t in graph.initializer if t.data_type == onnx.TensorProto.FLOAT)
+    return [array.ravel() for array in arrays]
+
+
+def _same(values: NDArray[Any], parameter: Tensor) -> bool:
+    return values.size == parameter.numel() and np.array_equal(values, parameter.detach().numpy().ravel())

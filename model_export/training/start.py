@@ -1,0 +1,41 @@
+"""Start a run from the weights of an exported version."""
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from model_export.errors import UserError
+from model_export.training.network import Autoencoder, NetworkConfig
+from model_export.training.presets import Preset
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class StartWeights:
+    """The weights of an exported version.
+
+    Args:
+        preset: that trained the version.
+        state: state dict of its network.
+        digest: SHA-256 of its `model.onnx`.
+    """
+
+    preset: Preset
+    state: dict[str, Tensor]
+    digest: str
+
+    def load_into(self, network: Autoencoder, config: NetworkConfig) -> None:
+        """Copy the weights into a network of this architecture. A quantiser that the version lacks keeps its own.
+
+        Raises:
+            UserError: the version has another architecture.
+        """
+        recorded = self.preset.network
+        plain = replace(config, quantizer=recorded.quantizer, quantizer_levels=recorded.quantizer_levels)
+        if recorded != plain or (recorded.quantizer and recorded != config):
+            raise UserError("--start: the version has another network than the preset; choose another preset or size")
+        network.load_state_dict(self.state, strict=False)
+
+    def stages_done(self, preset: Preset) -> int:
+        """How many stages of the preset are left out: all that the version has done, if the preset begins with them."""
+        done = self.preset.stages
+        return len(done) if len(preset.stages) > len(done) and preset.stages[: len(done)] == done else 0

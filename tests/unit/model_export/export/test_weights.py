@@ -1,0 +1,103 @@
+"""Exported weights are read back, and a training starts from them."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model_export.cli import main
+from model_export.data.datasets import Dataset
+from model_export.errors import UserError
+from model_export.export.artifact import Artifact, publish
+from model_export.export.export import export
+from model_export.export.weights import read_weights
+from model_export.training import checkpoint
+from model_export.training.presets import PRESETS, Preset, quantised_stage
+from model_export.training.provenance import record
+from model_export.training.start import StartWeights
+from model_export.training.train import Run
+from service.artifact.files import GOLDEN_FILE, MODEL_FILE
+from tests.helpers.tiny_training import contents
+
+TINY = PRESETS["tiny"]
+LAST = dataclasses.replace(quantised_stage(2), drift_pictures=16)
+LONGER = dataclasses.replace(TINY, network=dataclasses.replace(TINY.network, quantizer=8), stages=(*TINY.stages, LAST))
+
+
+def run(preset: Preset, data: Dataset, out: Path, start: StartWeights | None) -> Run:
+    return Run(
+        preset, data, out, seed=0, device=torch.device("cpu"), bf16=False, provenance=record(["test"]), start=start
+    )
+
+
+@pytest.fixture(scope="module")
+def weights(models: Path) -> StartWeights:
+    return read_weights(models / "tiny" / "1")
+
+
+def test_the_weights_of_a_version_are_those_of_its_run(weights: StartWeights, tiny_run: Path) -> None:
+    trained = checkpoint.load_run(tiny_run)
+    assert weights.preset == trained.preset
+    assert weights.state.keys() == trained.network.state_dict().keys()
+    for name, value in trained.network.state_dict().items():
+        assert torch.equal(weights.state[name], value)
+
+
+def test_weights_that_do_not_reproduce_the_golden_rows_are_refused(models: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "tiny" / "1"
+    golden = Artifact.read(models / "tiny" / "1").golden()
+    wrong = dataclasses.replace(golden, y=np.roll(golden.y, 1, axis=0))
+    publish(folder, {**contents(models / "tiny" / "1"), GOLDEN_FILE: wrong.to_bytes()})
+    with pytest.raises(UserError, match="golden rows"):
+        read_weights(folder)
+    (folder / MODEL_FILE).unlink()
+    with pytest.raises(UserError, match="no model"):
+        read_weights(folder)
+
+
+def test_a_preset_with_further_stages_begins_behind_those_of_the_version(
+    weights: StartWeights, data: Dataset, tmp_path: Path
+) -> None:
+    begun = run(LONGER, data, tmp_path / "runs" / "longer", weights)
+    assert (begun.stage, begun.step) == (3, TINY.steps)
+    assert begun.teacher is not None
+    x = torch.randn(4, 1, 8, 8)
+    with torch.inference_mode():
+        version = run(TINY, data, tmp_path / "runs" / "plain", weights).network
+        torch.testing.assert_close(begun.teacher(x), version(x))  # its quantiser is not fitted
+    begun.train()
+    folder, _ = export(begun.out, tmp_path / "models")
+    exported = read_weights(folder)
+    trained = checkpoint.load_run(begun.out).network.state_dict()
+    assert all(torch.equal(exported.state[name], value) for name, value in trained.items())
+
+
+def test_another_preset_of_the_same_network_trains_all_its_stages(
+    weights: StartWeights, data: Dataset, tmp_path: Path
+) -> None:
+    for preset in (TINY, dataclasses.replace(TINY, stages=TINY.stages[1:])):
+        begun = run(preset, data, tmp_path, weights)
+        assert (begun.stage, begun.step) == (0, 0)
+        for name, value in begun.network.state_dict().items():
+            assert torch.equal(value, weights.state[name])
+
+
+def test_another_network_is_refused(weights: StartWeights, data: Dataset, tmp_path: Path) -> None:
+    wider = dataclasses.replace(TINY, network=dataclasses.replace(TINY.network, bottleneck=24))
+    with pytest.raises(UserError, match="another network"):
+        run(wider, data, tmp_path, weights)
+
+
+def test_the_command_starts_from_a_version(
+    models: Path, data_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    version, out = models / "tiny" / "1", tmp_path / "run"
+    arguments = ["train", "--preset", "tiny", "--data", str(data_file), "--out", str(out), "--steps", "3"]
+    assert main([*arguments, "--start", str(version)]) == 0
+    assert main([*arguments, "--start", str(tmp_path / "removed")]) == 0  # a run that exists has its weights
+    assert checkpoint.load(out / checkpoint.FILE).provenance["start"] == read_weights(version).digest
+    capsys.readouterr()
+    assert main([*arguments[:-3], str(tmp_path / "other"), "--start", str(tmp_path / "none")]) == 2
+    assert "no model at" in capsys.readouterr().err
