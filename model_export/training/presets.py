@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, cast, get_args
 from model_export.data.corruptions import CorruptionName
 from model_export.errors import UserError
 from model_export.training.network import NetworkConfig
-from model_export.training.stages import Distance, Matching, Stage, Weights
+from model_export.training.stages import Distance, Matching, Stage, Weights, quantised_stage
 
 NO_LICENCE: Final = "not stated"
 SMALL: Final = "small"  # the preset for data without one of its own
@@ -161,25 +161,6 @@ def naign_stages(
             teacher_steps=teacher_steps,
             betas=(0.5, 0.99),
         ),
-    )
-
-
-def quantised_stage(steps: int) -> Stage:
-    """A last stage that quantises the code, so that f keeps pictures and samples under many applications.
-
-    `distill` keeps the samples of the network before, which has no quantiser. `drifting` and L1 sharpen
-    what the levels blur.
-    """
-    return Stage(
-        name="quantise",
-        steps=steps,
-        lr=3e-4,
-        distance="mse_l1",
-        weights=Weights(rec=1.5, distill=0.5, project=0.5, settle=0.5, code_consistency=0.5, drifting=0.06),
-        teacher_steps=2,
-        code_noise=0.01,
-        drift_pictures=256,
-        quantizer_deviation=1.5,
     )
 
 

@@ -147,3 +147,22 @@ class Stage:
                 "replay_buffer": None if replay is None else ReplayConfig(**replay),
             }
         )
+
+
+def quantised_stage(steps: int) -> Stage:
+    """A last stage that quantises the code, so that f keeps pictures and samples under many applications.
+
+    `distill` keeps the samples of the network before, which has no quantiser. `drifting` and L1 sharpen
+    what the levels blur.
+    """
+    return Stage(
+        name="quantise",
+        steps=steps,
+        lr=3e-4,
+        distance="mse_l1",
+        weights=Weights(rec=1.5, distill=0.5, project=0.5, settle=0.5, code_consistency=0.5, drifting=0.06),
+        teacher_steps=2,
+        code_noise=0.01,
+        drift_pictures=256,
+        quantizer_deviation=1.5,
+    )

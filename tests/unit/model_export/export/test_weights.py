@@ -14,8 +14,9 @@ from model_export.export.artifact import Artifact, publish
 from model_export.export.export import export
 from model_export.export.weights import read_weights
 from model_export.training import checkpoint
-from model_export.training.presets import PRESETS, Preset, quantised_stage
+from model_export.training.presets import PRESETS, Preset
 from model_export.training.provenance import record
+from model_export.training.stages import quantised_stage
 from model_export.training.start import StartWeights
 from model_export.training.train import Run
 from service.artifact.files import GOLDEN_FILE, MODEL_FILE
