@@ -277,7 +277,7 @@ def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     train.set_defaults(run=_train)
     train.add_argument(
         "--preset",
-        help="small, mnist, mnist_quantised, fashion_mnist, avatars64, celeba64, celeba64_paper, tiny (default: by data)",
+        help="name in docs/training.md, such as mnist or avatars64 (default: what fits the data)",
     )
     train.add_argument("--data", required=True, help=_DATA)
     train.add_argument("--out", help="folder of the run: checkpoint, log, sample grids")

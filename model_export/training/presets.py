@@ -245,8 +245,7 @@ PRESETS = {
             eight_bit=0.5,
             checkpoint_every=480,
             polarity="light-on-dark",
-            licence="Apache-2.0",
-            description="Handwritten digits, 28×28 grey, light on dark; experimental, with a quantised code.",
+            description="Handwritten digits, 28×28 grey, light on dark; experimental.",
         ),
         Preset(
             name="fashion_mnist",
