@@ -117,7 +117,7 @@ def test_torchrun(data_file: Path, tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("trained 11 steps; next: python -m model_export export") == 1
+    assert done.stdout.count("trained 12 steps; next: python -m model_export export") == 1
     assert done.stdout.count("in all: 11 steps") == 1
     saved = checkpoints.load(tmp_path / "two" / checkpoints.FILE)
     assert (saved.step, saved.provenance["execution"]["ranks"]) == (11, 2)
