@@ -118,9 +118,9 @@ def test_torchrun(data_file: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("trained 12 steps; next: python -m model_export export") == 1
-    assert done.stdout.count("in all: 11 steps") == 1
+    assert done.stdout.count("in all: 12 steps") == 1
     saved = checkpoints.load(tmp_path / "two" / checkpoints.FILE)
-    assert (saved.step, saved.provenance["execution"]["ranks"]) == (11, 2)
+    assert (saved.step, saved.provenance["execution"]["ranks"]) == (12, 2)
     assert "--nproc" not in saved.provenance["command"]
 
 
