@@ -224,7 +224,8 @@ def test_a_client_that_has_closed_its_sending_half_is_answered(connection: Conne
     connection.send(ASKED)
     connection.socket.shutdown(socket.SHUT_WR)
     status, headers, _ = connection.answer()
-    assert (status, headers["connection"]) == (200, "close")
+    assert status == 200
+    assert headers.get("connection") in ("close", None)  # None: it was answered before the end was seen
     assert connection.is_over()
 
 

@@ -32,7 +32,7 @@ def test_the_page_and_everything_it_names_come_from_the_service() -> None:
     assert page.headers["content-type"].startswith("text/html")
     assert "IGN &lt;service&gt;" in page.text
     named = re.findall(r'(?:src|href)="([^"]+)"', page.text)
-    assert len(named) == 4
+    assert len(named) > 3
     for name in named:
         asset = get(str(httpx.URL("http://service/docs").join(name).path))
         assert asset.status_code == 200, name
