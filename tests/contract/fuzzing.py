@@ -26,7 +26,7 @@ from tests.helpers.pictures import noise, save
 
 MAX_IMAGES, MAX_STEPS = 4, 8  # of the service that is asked, so that 2000 requests are no work for it
 _RECORD = "[0-9]+(,[0-9]+)*"
-_SIZE = (2, 2)  # of all pictures, the document's examples too, so that any of them can be the mask of any other
+_SIZE = (28, 28)  # of all pictures, the document's examples too, so that any of them can be the mask of any other
 
 
 def _pictures(form: str) -> list[bytes]:

