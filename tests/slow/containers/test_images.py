@@ -102,14 +102,15 @@ def test_other_models_are_mounted(engine: Engine, cpu: str, tmp_path: Path) -> N
 
 def test_a_checkout_kept_to_oneself_makes_the_same_image(engine: Engine, cpu: str, tmp_path: Path) -> None:
     """Copies keep their modes: made with umask 077, the image's user could not read them."""
-    for name in ("Dockerfile", ".dockerignore", "LICENSE", "docker", "service", "models"):
+    for name in ("Dockerfile", ".dockerignore", "LICENSE", "docker", "ign", "sdk", "service", "models"):
         whole = ROOT / name
         if whole.is_dir():
             shutil.copytree(whole, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(whole, tmp_path / name)
     subprocess.run(
-        ["chmod", "-R", "go-rwx", tmp_path / "LICENSE", tmp_path / "service", tmp_path / "models"], check=True
+        ["chmod", "-R", "go-rwx", *(tmp_path / name for name in ("LICENSE", "ign", "sdk", "service", "models"))],
+        check=True,
     )
     (tmp_path / "docker" / "healthcheck.py").chmod(0o600)
     tag = engine.build("docker.io/library/ign-service:kept", "--target=cpu", context=tmp_path)
