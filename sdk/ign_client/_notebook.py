@@ -13,7 +13,7 @@ _MEDIA: Final = {
     "apng": "image/apng",
 }
 _MAX_SHOWN: Final = 100
-_STYLE: Final = "height:84px;image-rendering:pixelated;margin:2px"
+_STYLE: Final = "min-height:84px;image-rendering:pixelated;margin:2px"
 
 
 def figure(picture: Any) -> str:
