@@ -85,7 +85,6 @@ def build_services(settings: Settings, *, on_device_lost: Callback = _noop) -> A
     )
     return AppState(
         settings=settings,
-        repository=repository,
         registry=ModelRegistry(
             repository,
             serve=partial(_serve, settings, metrics, tracing, on_device_lost),
@@ -108,9 +107,7 @@ async def load_models(services: AppState) -> None:
         StartupError: a model does not load; `services.phase` is then `failed`.
     """
     try:
-        models = await asyncio.to_thread(services.repository.load_all)
-        for loaded in models.values():
-            services.registry.activate(loaded)
+        await services.registry.open()
     except Exception as exc:
         services.phase = "failed"
         raise _as_startup_error(exc) from exc

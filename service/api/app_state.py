@@ -8,8 +8,7 @@ from starlette.requests import Request
 from service.api.middleware.in_flight import InFlightRequests
 from service.domain.errors import Draining, NotReady, UnavailableError
 from service.images.pool import CodecPool, InlineRunner
-from service.models.registry import ModelRegistry
-from service.models.repository import Repository
+from service.models.registry import Registry
 from service.observability.metrics import Metrics
 from service.settings import Settings
 
@@ -25,7 +24,6 @@ class AppState:
 
     Args:
         settings: of the operator.
-        repository: the model directory.
         registry: the models that serve; empty until all of them are verified.
         codec: threads that decode and encode large pictures.
         inline: runs small codec jobs on the event loop.
@@ -36,8 +34,7 @@ class AppState:
     """
 
     settings: Settings
-    repository: Repository
-    registry: ModelRegistry
+    registry: Registry
     codec: CodecPool
     inline: InlineRunner
     metrics: Metrics

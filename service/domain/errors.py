@@ -35,7 +35,7 @@ IgnError
 `service.api.http.problems` maps each class to its HTTP status in one table.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 
@@ -53,6 +53,16 @@ class IgnError(Exception):
         super().__init__(detail)
         self.detail = detail
         self.error_code = code or type(self).code
+
+    def __reduce__(self) -> tuple[Callable[..., "IgnError"], tuple[object, ...]]:
+        """Pickle the attributes: constructors have required keyword arguments, which `Exception` does not keep."""
+        return _restore, (type(self), self.args, self.__dict__)
+
+
+def _restore(kind: type[IgnError], args: tuple[object, ...], attributes: dict[str, object]) -> IgnError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(attributes)
+    return error
 
 
 class RequestError(IgnError):

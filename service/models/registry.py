@@ -9,19 +9,32 @@ The event loop owns everything here, except the work that `Repository` does in t
 
 import asyncio
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 from service.domain.errors import LoadFailed, StartupError, UnknownModel, UnloadRefused
 from service.models.repository import LoadedModel, Repository, version_key
-from service.observability.statistics import ModelStatistics
-from service.scheduling.scheduler import Scheduler
+from service.observability.statistics import Counts
+from service.scheduling.interface import RowScheduler
 
 State = Literal["READY", "UNAVAILABLE", "LOADING", "UNLOADING"]
 
 _LOG = logging.getLogger(__name__)
 _INTERNAL_ERROR: Final = "loading it failed in a way nobody foresaw; the log says how"
+
+
+class StatisticsSource(Protocol):
+    """The statistics of one model: `service.observability.statistics.ModelStatistics`, here or in another process."""
+
+    async def read(self) -> Counts:
+        """All counts, up to now."""
+        ...
+
+    def tensors(self, read_s: float, written_s: float) -> None:
+        """Add the times of parsing and serialising the tensors of a successful request."""
+        ...
 
 
 class ServedModel:
@@ -37,7 +50,7 @@ class ServedModel:
 
     __slots__ = ("card", "digest", "loaded", "noise", "ref", "scheduler", "statistics", "tag")
 
-    def __init__(self, loaded: LoadedModel, scheduler: Scheduler, statistics: ModelStatistics) -> None:
+    def __init__(self, loaded: LoadedModel, scheduler: RowScheduler[Any], statistics: StatisticsSource) -> None:
         self.loaded, self.scheduler, self.statistics = loaded, scheduler, statistics
         # Copied, because every request reads them.
         self.card, self.digest, self.noise, self.ref = loaded.card, loaded.digest, loaded.noise, loaded.ref
@@ -60,8 +73,91 @@ class IndexEntry:
     reason: str
 
 
-class ModelRegistry:
-    """The served models by name and version.
+class Registry(ABC):
+    """The served models by name and version, as endpoints use them.
+
+    Args:
+        default: `name` or `name/version` for requests that name no model.
+    """
+
+    def __init__(self, default: str) -> None:
+        self._default = default
+        self._models: Mapping[str, ServedModel] = {}
+        self._by_name: dict[str, ServedModel] = {}  # the highest version
+        self.failures: dict[str, str] = {}
+        """Why a version in the directory does not serve, by `name/version`: one line, no path outside the directory."""
+
+    @property
+    def models(self) -> Mapping[str, ServedModel]:
+        """The served models by `name/version`, in order of name and number; a snapshot that never changes."""
+        return self._models
+
+    def resolve(self, name: str | None = None) -> ServedModel:
+        """The model that a caller means.
+
+        Args:
+            name: `name/version`, `name` for its highest version, or None for the default.
+
+        Raises:
+            UnknownModel: no such model or version serves; the text names those that do.
+        """
+        wanted = self._default if name is None else name
+        model = self._models.get(wanted) or self._by_name.get(wanted)
+        if model is None:
+            served = ", ".join(self._models) or "none"
+            raise UnknownModel(f"no model {wanted[:80]!r}; there is {served}")
+        return model
+
+    def _set_models(self, models: Mapping[str, ServedModel]) -> None:
+        self._models = {ref: models[ref] for ref in sorted(models, key=version_key)}
+        self._by_name = {model.card.name: model for model in self._models.values()}  # later, so higher, versions win
+
+    @abstractmethod
+    async def open(self) -> None:
+        """Return when every model of the directory serves.
+
+        Raises:
+            StartupError: one cannot be verified.
+        """
+
+    @abstractmethod
+    def rows_queued(self) -> dict[str, int]:
+        """Rows that wait in this process for a batch, by `name/version`."""
+
+    @abstractmethod
+    async def load(self, name: str) -> None:
+        """Serve what the directory holds of this model: new versions, changed versions again, removed ones no longer.
+
+        Raises:
+            UnknownModel: the directory holds no version of it.
+            LoadFailed: a version does not load. The others now serve; a version that served before under the same
+                name and number goes on serving.
+        """
+
+    @abstractmethod
+    async def unload(self, name: str) -> None:
+        """Stop serving every version of a model.
+
+        Raises:
+            UnknownModel: no version of it serves.
+            UnloadRefused: it is the default model.
+        """
+
+    @abstractmethod
+    async def index(self) -> list[IndexEntry]:
+        """Every version that serves or lies in the directory, in order."""
+
+    @abstractmethod
+    def abort_all(self) -> None:
+        """Fail every request in flight with `Draining`, without waiting for the model calls that run."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Stop and close every model."""
+
+
+class ModelRegistry(Registry):
+    """The registry of the process that runs the models.
 
     Args:
         repository: the model directory.
@@ -80,21 +176,18 @@ class ModelRegistry:
         on_deactivated: Callable[[str], None],
         wait_for_requests: Callable[[], Awaitable[None]],
     ) -> None:
-        self._repository, self._default, self._serve = repository, repository.default, serve
+        super().__init__(repository.default)
+        self._repository, self._serve = repository, serve
         self._on_activated, self._on_deactivated = on_activated, on_deactivated
         self._wait_for_requests = wait_for_requests
-        self._models: Mapping[str, ServedModel] = {}
-        self._by_name: dict[str, ServedModel] = {}  # the highest version
         self._lock = asyncio.Lock()  # one load or unload at a time
         self._loading: set[str] = set()
         self._retiring: dict[ServedModel, asyncio.Task[None]] = {}
-        self.failures: dict[str, str] = {}
-        """Why a version in the directory does not serve, by `name/version`: one line, no path outside the directory."""
 
-    @property
-    def models(self) -> Mapping[str, ServedModel]:
-        """The served models by `name/version`, in order of name and number; a snapshot that never changes."""
-        return self._models
+    async def open(self) -> None:
+        """Load, verify and activate every model of the directory."""
+        for loaded in (await asyncio.to_thread(self._repository.load_all)).values():
+            self.activate(loaded)
 
     def rows_queued(self) -> dict[str, int]:
         """Rows that wait for a batch now, by `name/version`, those of a version that is being replaced included."""
@@ -102,22 +195,6 @@ class ModelRegistry:
         for served in (*self._models.values(), *self._retiring):
             waiting[served.ref] = waiting.get(served.ref, 0) + served.scheduler.rows_queued
         return waiting
-
-    def resolve(self, name: str | None = None) -> ServedModel:
-        """The model that a caller means.
-
-        Args:
-            name: `name/version`, `name` for its highest version, or None for the default.
-
-        Raises:
-            UnknownModel: no such model or version serves; the text names those that do.
-        """
-        wanted = self._default if name is None else name
-        model = self._models.get(wanted) or self._by_name.get(wanted)
-        if model is None:
-            served = ", ".join(self._models) or "none"
-            raise UnknownModel(f"no model {wanted[:80]!r}; there is {served}")
-        return model
 
     def activate(self, loaded: LoadedModel) -> None:
         """Serve a verified model from now on; it replaces the one of its name and version, if there is one."""
@@ -131,13 +208,7 @@ class ModelRegistry:
             self._retire(displaced)
 
     async def load(self, name: str) -> None:
-        """Serve what the directory holds of this model: new versions, changed versions again, removed ones no longer.
-
-        Raises:
-            UnknownModel: the directory holds no version of it.
-            LoadFailed: a version does not load. The others now serve; a version that served before under the same
-                name and number goes on serving.
-        """
+        """Serve what the directory holds of this model; see `Registry.load`."""
         async with self._lock:
             refs = await self._versions_on_disk(name)
             if not refs:
@@ -149,12 +220,7 @@ class ModelRegistry:
             raise LoadFailed("; ".join(self.failures[ref] for ref in failed))
 
     async def unload(self, name: str) -> None:
-        """Stop serving every version of a model.
-
-        Raises:
-            UnknownModel: no version of it serves.
-            UnloadRefused: it is the default model.
-        """
+        """Stop serving every version of a model; see `Registry.unload`."""
         async with self._lock:
             refs = self._refs(name)
             if not refs:
@@ -191,10 +257,6 @@ class ModelRegistry:
         self._set_models({})
         for model in models:
             await self._close(model)
-
-    def _set_models(self, models: Mapping[str, ServedModel]) -> None:
-        self._models = {ref: models[ref] for ref in sorted(models, key=version_key)}
-        self._by_name = {model.card.name: model for model in self._models.values()}  # later, so higher, versions win
 
     async def _load(self, ref: str) -> bool:
         """Serve the version that the directory holds; False if it does not load."""

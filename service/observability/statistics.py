@@ -79,6 +79,10 @@ class ModelStatistics(SchedulerMetrics):
             batches = defaultdict(Duration, {rows: spent.copy() for rows, spent in sorted(now.batches.items())})
             return Counts(rows=now.rows, last_ms=now.last_ms, batches=batches, **durations)
 
+    async def read(self) -> Counts:
+        """As `counts`; statistics of a model in another process have this method only."""
+        return self.counts()
+
     def tensors(self, read_s: float, written_s: float) -> None:
         """Add the times of parsing and serialising the tensors of a request that `finished` has counted."""
         with self._lock:

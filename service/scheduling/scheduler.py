@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,36 +22,27 @@ import numpy as np
 from service.domain.errors import DeadlineExceeded, Draining, IgnError, NotReady
 from service.domain.latents import FloatRows
 from service.domain.model import Model, largest_batch
-from service.domain.tasks import Result, SchedulingParams, StepOutput, StreamProgress
+from service.domain.tasks import Result, SchedulingParams
 from service.scheduling.admission import Admission
+from service.scheduling.interface import Deliver, Event, RowScheduler
 from service.scheduling.observer import NullObserver, SchedulerObserver
 from service.scheduling.request import ScheduledRequest
 from service.scheduling.wake_rule import WakeRule
 from service.scheduling.worker import Worker
-from service.scheduling.worker_pool import Clock, Event, OnBatch, WorkerPool
+from service.scheduling.worker_pool import Clock, OnBatch, WorkerPool
 
 __all__ = ["Scheduler", "SchedulerObserver"]
 
 
 @dataclass(slots=True, eq=False)
 class _Waiter:
-    """A caller on the event loop that waits for the end of a request or, of a stream, for every event."""
+    """A caller on the event loop that waits for the events of a request."""
 
-    end: asyncio.Future[Result | IgnError]
-    events: asyncio.Queue[Event] | None = None
+    deliver: Deliver
     timer: asyncio.TimerHandle | None = None  # of the deadline, until the first event
 
-    def deliver(self, event: Event) -> None:
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
-        if self.events is not None:
-            self.events.put_nowait(event)
-        elif isinstance(event, Result | IgnError) and not self.end.done():  # done: its caller is being cancelled
-            self.end.set_result(event)
 
-
-class Scheduler:
+class Scheduler(RowScheduler[ScheduledRequest]):
     """Applies one model to the rows of many requests at a time. Belongs to one event loop, unless a method says more.
 
     Args:
@@ -152,16 +143,8 @@ class Scheduler:
         for worker in self._workers:
             worker.join(max(0.0, until - time.monotonic()))
 
-    def check_capacity(self, rows: int) -> None:
-        """Refuse now what :meth:`submit` would refuse for its number of rows.
-
-        For callers whose rows are expensive to make, such as those that decode pictures first.
-
-        Raises:
-            QueueFull: too many rows would wait.
-            NotReady: not started, a worker is being replaced, or no device is left.
-            Draining: closed.
-        """
+    async def check_capacity(self, rows: int) -> None:
+        """Refuse now what :meth:`submit` would refuse for its number of rows."""
         try:
             self._check_serving()
             self._admission.check_capacity(rows)
@@ -169,51 +152,8 @@ class Scheduler:
             self._observer.rejected(exc.error_code)
             raise
 
-    async def submit(self, rows: FloatRows, params: SchedulingParams) -> Result:
-        """Run rows (N, C, H, W) float32 to their end. They must not be changed meanwhile.
-
-        Cancelling the call removes waiting rows from the queue; rows in a batch leave it after the current step.
-
-        Raises:
-            QueueFull, WouldMissDeadline, DeadlineUnreachable: refused by `service.scheduling.admission`.
-            DeadlineExceeded: the deadline passed; rows still in the queue were not run.
-            ModelFailure: the model raised, or gave values that are not finite, on one of the rows.
-            NotReady, Draining: as :meth:`check_capacity`.
-            ValueError: rows or mask do not fit the model.
-        """
-        request, waiter = self._admit(rows, params, streamed=False)
-        try:
-            end = await waiter.end
-            if isinstance(end, IgnError):
-                raise end
-            return end
-        finally:
-            if request in self._waiters:
-                self._on_caller_gone(request)
-
-    async def stream(
-        self, rows: FloatRows, params: SchedulingParams
-    ) -> AsyncGenerator[StepOutput | StreamProgress | Result, None]:
-        """As :meth:`submit`, but yield events as soon as they exist; the `Result` comes last.
-
-        Yields every recorded step of every row, and the last step of every row whether recorded or not. The
-        deadline bounds the wait for the first event only. Closing the generator cancels the request.
-        """
-        request, waiter = self._admit(rows, params, streamed=True)
-        events = waiter.events = asyncio.Queue[Event]()
-        try:
-            while True:
-                event = await events.get()
-                if isinstance(event, IgnError):
-                    raise event
-                yield event
-                if isinstance(event, Result):
-                    return
-        finally:
-            if request in self._waiters:
-                self._on_caller_gone(request)
-
-    def _admit(self, rows: FloatRows, params: SchedulingParams, *, streamed: bool) -> tuple[ScheduledRequest, _Waiter]:
+    def begin(self, rows: FloatRows, params: SchedulingParams, deliver: Deliver, *, streamed: bool) -> ScheduledRequest:
+        """Admit a request, and call ``deliver`` later: once, or for every event if it is ``streamed``."""
         self._validate(rows, params)
         now = self._clock()
         request = ScheduledRequest(rows, params, streamed=streamed, arrived=now)
@@ -224,13 +164,13 @@ class Scheduler:
             self._observer.rejected(exc.error_code)
             raise
         self._loop = asyncio.get_running_loop()
-        waiter = self._waiters[request] = _Waiter(self._loop.create_future())
+        waiter = self._waiters[request] = _Waiter(deliver)
         if params.deadline is not None:
             waiter.timer = self._loop.call_later(params.deadline - now, self._on_timeout, request)
         if not self._arrivals:
             self._loop.call_soon(self._flush_arrivals)
         self._arrivals.append(request)
-        return request, waiter
+        return request
 
     def _flush_arrivals(self) -> None:
         """Give the workers all requests that arrived in this turn of the event loop.
@@ -279,9 +219,12 @@ class Scheduler:
             waiter = self._waiters.get(request)
             if waiter is None:  # its caller has gone
                 continue
-            waiter.deliver(event)
+            if waiter.timer is not None:
+                waiter.timer.cancel()
+                waiter.timer = None
             if isinstance(event, Result | IgnError):
-                self._remove(request)
+                del self._waiters[request]
+            waiter.deliver(event)
 
     def _on_timeout(self, request: ScheduledRequest) -> None:
         if request.expires < math.inf:  # else its first event is on the way
@@ -297,11 +240,15 @@ class Scheduler:
             return
         self._pool.submit(request)
         request.report(self._observer, error, self._clock())
-        self._waiters[request].deliver(error)
+        deliver = self._waiters[request].deliver
         self._remove(request)
+        deliver(error)
 
-    def _on_caller_gone(self, request: ScheduledRequest) -> None:
-        """The caller no longer waits: cancel the request."""
+    def cancel(self, handle: ScheduledRequest) -> None:
+        """End a request whose caller has gone; does nothing after its last event."""
+        if handle not in self._waiters:
+            return
+        request = handle
         open_rows = self._admission.close(request)
         if open_rows is not None:
             self._pool.submit(request)

@@ -17,6 +17,7 @@ from service.domain.errors import IgnError
 from service.domain.tasks import RequestObserver, Result, StepOutput, StreamProgress
 from service.scheduling.admission import Admission
 from service.scheduling.batch import RunningBatch
+from service.scheduling.interface import Event
 from service.scheduling.observer import SchedulerObserver
 from service.scheduling.queue import FairQueue
 from service.scheduling.request import Row, ScheduledRequest
@@ -26,7 +27,6 @@ _PROGRESS_S: Final = 0.5  # between two progress events of a stream
 _CAN_YIELD: Final = hasattr(os, "sched_yield")
 _MANY_STEPS: Final = 4  # mean number of steps per open row above which even one row is worth waking a worker
 
-Event = StepOutput | StreamProgress | Result | IgnError
 Clock = Callable[[], float]
 OnBatch = Callable[[Sequence[RequestObserver | None], float, float, int], None]
 """Called by a worker after it ran a batch, with the observers of its rows, the times at which the batch was formed and

@@ -19,7 +19,8 @@ import pytest
 
 from service.api.info.routes import ModelList
 from service.domain.latents import FloatRows
-from service.models.registry import ServedModel
+from service.models.registry import ModelRegistry, ServedModel
+from service.models.repository import Repository
 from tests.contract.harness import (
     GREY,
     Service,
@@ -99,6 +100,7 @@ def f(service: Service, model: str | None = "grey") -> FloatRows:
 def running(service: Service) -> list[ServedModel]:
     """Every model that is open, whether it answers to a name or not."""
     registry = service.services.registry
+    assert isinstance(registry, ModelRegistry)
     return [*registry.models.values(), *registry._retiring]
 
 
@@ -246,11 +248,11 @@ def test_a_folder_that_leads_out_is_not_followed(service: Service, models: Path,
 def test_a_failure_nobody_foresaw_changes_nothing(
     service: Service, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_: str) -> None:
+    def fail(_: Repository, __: str) -> None:
         raise RuntimeError(str(models))
 
     replace(models, "grey/11", scale=0.5)
-    monkeypatch.setattr(service.services.repository, "load", fail)
+    monkeypatch.setattr(Repository, "load", fail)
     failure = problem(load(service, "grey"), 400, "load_failed")
     assert "grey/11" in failure.detail
     assert str(models) not in failure.detail

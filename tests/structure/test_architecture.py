@@ -30,7 +30,7 @@ SHARED = (
     "service.settings",
 )
 # Importer and imported: the exceptions of the rule, each named in the document.
-ENGINE_PUBLIC = {"service.models.registry", "service.models.repository"}
+ENGINE_PUBLIC = {"service.models.registry"}
 SHARED_EXCEPTIONS = {("service.observability", "service.scheduling.observer")}
 # Classes of which the service has one object, or one for each app.
 SINGLETONS = {"AppState", "CodecPool", "FastAPI", "InFlightRequests", "Metrics", "ModelRegistry", "Repository"}

@@ -163,7 +163,7 @@ async def score(request: Request) -> Response:
     large = is_large(upload)
     api.state["rows"], api.state["steps"] = len(upload.images), 1
     if large:
-        model.scheduler.check_capacity(len(upload.images))
+        await model.scheduler.check_capacity(len(upload.images))
 
     async def work() -> Response:
         job = partial(prepare_upload, upload, model, api.services.settings, api.check_not_over)
@@ -198,7 +198,7 @@ async def _serve(
     count = len(spec.labels) - spec.closed  # the repeated picture of a loop is not run again
     api.state["rows"], api.state["steps"] = count, params.steps
     if large:
-        scheduler.check_capacity(count)
+        await scheduler.check_capacity(count)
 
     async def work() -> Response:
         prepared = inputs if isinstance(inputs, InputRows) else await api.run_codec("decode", inputs, large=large)

@@ -76,7 +76,7 @@ async def all_statistics(request: Request) -> Response:
     """Statistics of every model in service since it was loaded."""
     services = app_state(request)
     services.require_serving()
-    return _statistics(services.registry.models.values())
+    return await _statistics(services.registry.models.values())
 
 
 @_register_model_routes("GET", "", response_model=ModelMetadata)
@@ -128,7 +128,7 @@ async def config(request: Request) -> Response:
 async def statistics(request: Request) -> Response:
     """Statistics of one version, or of every version of a model, since it was loaded."""
     services, model = _resolve(request)
-    return _statistics([model] if "version" in request.path_params else _versions(services, model))
+    return await _statistics([model] if "version" in request.path_params else _versions(services, model))
 
 
 @_register_model_routes("POST", "/infer", **openapi.INFER)
@@ -203,8 +203,8 @@ def _versions(services: AppState, model: ServedModel) -> list[ServedModel]:
     return [other for other in services.registry.models.values() if other.card.name == model.card.name]
 
 
-def _statistics(models: Iterable[ServedModel]) -> Response:
-    return JSONResponse({"model_stats": [_model_stats(model, model.statistics.counts()) for model in models]})
+async def _statistics(models: Iterable[ServedModel]) -> Response:
+    return JSONResponse({"model_stats": [_model_stats(model, await model.statistics.read()) for model in models]})
 
 
 def _model_stats(model: ServedModel, counts: Counts) -> dict[str, Any]:

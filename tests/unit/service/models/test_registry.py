@@ -101,7 +101,7 @@ def test_the_displaced_one_answers_until_nobody_can_hold_it(tmp_path: Path) -> N
         # Resolved before the switch, asked only now.
         for model in (old, new):
             assert (await stage.run(model)).rows[0, 0, 0, 0] == 0.5
-        assert old.statistics.counts().rows == new.statistics.counts().rows == 1
+        assert (await old.statistics.read()).rows == (await new.statistics.read()).rows == 1
         assert stage.closed == []
         stage.gone.set()
         await asyncio.wait_for(stage.first_closed.wait(), 10)

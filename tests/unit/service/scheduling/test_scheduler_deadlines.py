@@ -164,8 +164,8 @@ def test_refusals_name_their_reason() -> None:
             with pytest.raises(QueueFull):
                 await scheduler.submit(marked(*range(11)), params())
             with pytest.raises(QueueFull):
-                scheduler.check_capacity(11)
-            scheduler.check_capacity(10)
+                await scheduler.check_capacity(11)
+            await scheduler.check_capacity(10)
             more = submitted(scheduler, marked(*range(10)), params(deadline=clock.now + 1000))
             await until_queued(scheduler, more)
             release(model)

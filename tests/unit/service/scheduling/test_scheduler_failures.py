@@ -332,10 +332,10 @@ def test_before_start_it_is_not_ready() -> None:
         with pytest.raises(NotReady):
             await scheduler.submit(marked(1), params())
         with pytest.raises(NotReady):
-            scheduler.check_capacity(1)
+            await scheduler.check_capacity(1)
         scheduler.close()
         with pytest.raises(Draining):
-            scheduler.check_capacity(1)
+            await scheduler.check_capacity(1)
 
     asyncio.run(main())
 

@@ -1,0 +1,127 @@
+"""What endpoints use of a scheduler, whether it runs in this process or in the engine's."""
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Callable
+from typing import Generic, TypeVar
+
+from service.domain.errors import IgnError
+from service.domain.latents import FloatRows
+from service.domain.tasks import Result, SchedulingParams, StepOutput, StreamProgress
+
+Event = StepOutput | StreamProgress | Result | IgnError
+Deliver = Callable[[Event], None]
+"""Receives the end of a request or, of a stream, every event; called on the event loop. The last event is a `Result`
+or an error."""
+Handle = TypeVar("Handle")
+
+
+class RowScheduler(ABC, Generic[Handle]):
+    """Applies one model to the rows of many requests at a time. Belongs to one event loop, unless a method says more.
+
+    An implementation has :meth:`begin` and :meth:`cancel`; callers use :meth:`submit` and :meth:`stream`.
+    """
+
+    @property
+    @abstractmethod
+    def healthy(self) -> bool:
+        """Whether it can serve now."""
+
+    @property
+    @abstractmethod
+    def all_devices_lost(self) -> bool:
+        """Whether the last device is lost. Only a new process can use the model again."""
+
+    @property
+    @abstractmethod
+    def device_error(self) -> str:
+        """Why the latest device was lost, in one line for the operator; empty if none was."""
+
+    @property
+    @abstractmethod
+    def rows_queued(self) -> int:
+        """Rows admitted, unfinished and in no batch."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Make it serve. May be called once."""
+
+    @abstractmethod
+    def close(self, seconds: float = 5.0) -> None:
+        """Fail the open requests with `Draining`, and wait at most ``seconds`` for what runs."""
+
+    @abstractmethod
+    async def check_capacity(self, rows: int) -> None:
+        """Refuse now what :meth:`submit` would refuse for its number of rows.
+
+        For callers whose rows are expensive to make, such as those that decode pictures first.
+
+        Raises:
+            QueueFull: too many rows would wait.
+            NotReady: not started, a worker is being replaced, or no device is left.
+            Draining: closed.
+        """
+
+    @abstractmethod
+    def begin(self, rows: FloatRows, params: SchedulingParams, deliver: Deliver, *, streamed: bool) -> Handle:
+        """Admit a request, and call ``deliver`` later: once, or for every event if it is ``streamed``.
+
+        Returns:
+            What :meth:`cancel` takes.
+
+        Raises:
+            IgnError, ValueError: as :meth:`submit`. Then ``deliver`` is never called.
+        """
+
+    @abstractmethod
+    def cancel(self, handle: Handle) -> None:
+        """End a request whose caller has gone; nothing is delivered any more. Does nothing after its last event."""
+
+    async def submit(self, rows: FloatRows, params: SchedulingParams) -> Result:
+        """Run rows (N, C, H, W) float32 to their end. They must not be changed meanwhile.
+
+        Cancelling the call removes waiting rows from the queue; rows in a batch leave it after the current step.
+
+        Raises:
+            QueueFull, WouldMissDeadline, DeadlineUnreachable: refused by `service.scheduling.admission`.
+            DeadlineExceeded: the deadline passed; rows still in the queue were not run.
+            ModelFailure: the model raised, or gave values that are not finite, on one of the rows.
+            NotReady, Draining: as :meth:`check_capacity`.
+            ValueError: rows or mask do not fit the model.
+        """
+        end: asyncio.Future[Event] = asyncio.get_running_loop().create_future()
+
+        def deliver(event: Event) -> None:
+            if not end.done():  # done: the caller is being cancelled
+                end.set_result(event)
+
+        handle = self.begin(rows, params, deliver, streamed=False)
+        try:
+            event = await end
+        finally:
+            self.cancel(handle)
+        if isinstance(event, IgnError):
+            raise event
+        assert isinstance(event, Result)  # noqa: S101 - without `streamed` there is no other event
+        return event
+
+    async def stream(
+        self, rows: FloatRows, params: SchedulingParams
+    ) -> AsyncGenerator[StepOutput | StreamProgress | Result, None]:
+        """As :meth:`submit`, but yield events as soon as they exist; the `Result` comes last.
+
+        Yields every recorded step of every row, and the last step of every row whether recorded or not. The
+        deadline bounds the wait for the first event only. Closing the generator cancels the request.
+        """
+        events = asyncio.Queue[Event]()
+        handle = self.begin(rows, params, events.put_nowait, streamed=True)
+        try:
+            while True:
+                event = await events.get()
+                if isinstance(event, IgnError):
+                    raise event
+                yield event
+                if isinstance(event, Result):
+                    return
+        finally:
+            self.cancel(handle)
