@@ -363,14 +363,14 @@ def parser(prog: str = _PROG) -> argparse.ArgumentParser:
     evaluate.add_argument("--fid-weights", help="file of Inception's weights (default: in the folder of torch.hub)")
     evaluate.add_argument("--cache", default="~/.cache/ign-service", help="folder of the trained classifier")
 
-    figures = commands.add_parser("figures", help="draw figures of an exported model as PNG")
+    figures = commands.add_parser("figures", help="draw figures of an exported model")
     figures.set_defaults(run=_figures)
     figures.add_argument("--model", required=True, help="version folder, such as models/mnist/1")
     figures.add_argument("--data", required=True, help="the data the model was trained on, as for train")
     figures.add_argument("--skip-bad", action="store_true", help=_SKIP_BAD)
     figures.add_argument("--out", required=True, help="folder for the figures, such as docs/models/mnist")
     figures.add_argument(
-        "--steps", type=int, default=300_000, help="largest number of steps in repeated.png (default 300000)"
+        "--steps", type=int, default=300_000, help="largest number of steps in `repeated` (default 300000)"
     )
     figures.add_argument("--seed", type=int, default=0, help="of the latents (default 0)")
     figures.add_argument("--run", dest="run_folder", help="folder of the training run, to draw its losses as well")

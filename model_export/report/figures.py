@@ -34,27 +34,32 @@ _REPEATED_COLUMNS: Final = 8  # fewer, because the time of this figure is steps 
 _FRAMES: Final = 11
 _LINES: Final = 8
 
-LOSSES: Final = "losses.svg"
+LOSSES: Final = "losses"
 FIGURES: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "samples.png": "f(z) for the first latents of a seed; none is left out.",
-        "generation.png": "Noise z, and f applied up to three times.",
-        "clean.png": "Held-out pictures: f should not change them.",
-        "noise_0.15.png": "Weak noise, σ = 0.15.",
-        "noise_0.8.png": "Strong noise, σ = 0.8.",
-        "blur.png": "Gaussian blur, σ = 1.5.",
-        "thinned.png": "Thinned strokes (grey erosion).",
-        "grey.png": "Grey pictures g(x): the mean of the channels.",
-        "sketch.png": "Sketches s(x): g(x + 1) divided by its blur.",
-        "low_resolution.png": "A quarter of the resolution.",
-        "hole.png": "A grey hole of 0.4 of the side.",
-        "interpolation.png": "Spherical interpolation between latents.",
-        "arithmetic.png": "Sums of latents.",
-        "repeated.png": "f applied k times to the same noise.",
+        "samples": "f(z) for the first latents of a seed; none is left out.",
+        "generation": "Noise z, and f applied up to three times.",
+        "clean": "Held-out pictures: f should not change them.",
+        "noise_0.15": "Weak noise, σ = 0.15.",
+        "noise_0.8": "Strong noise, σ = 0.8.",
+        "blur": "Gaussian blur, σ = 1.5.",
+        "thinned": "Thinned strokes (grey erosion).",
+        "grey": "Grey pictures g(x): the mean of the channels.",
+        "sketch": "Sketches s(x): g(x + 1) divided by its blur.",
+        "low_resolution": "A quarter of the resolution.",
+        "hole": "A grey hole of 0.4 of the side.",
+        "interpolation": "Spherical interpolation between latents.",
+        "arithmetic": "Sums of latents.",
+        "repeated": "f applied k times to the same noise.",
         LOSSES: "Terms of the training loss, unweighted.",
     }
 )
-"""File name → what it shows, in the order of a page."""
+"""Figure → what it shows, in the order of a page."""
+
+
+def file_name(figure: str, channels: int) -> str:
+    """The file of a figure: losses are SVG, pictures grey PNG or WebP in colour, which is a quarter of the size."""
+    return f"{figure}.svg" if figure == LOSSES else f"{figure}.png" if channels == 1 else f"{figure}.webp"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -62,13 +67,13 @@ class RestorationFigure:
     """A figure of a corruption and its restoration.
 
     Args:
-        file: name of the figure.
+        figure: key of `FIGURES`.
         name: of the corruption, for the caption.
         term: the corrupted picture as a formula.
         corrupt: the corruption.
     """
 
-    file: str
+    figure: str
     name: str
     term: str
     corrupt: Corruption
@@ -77,20 +82,20 @@ class RestorationFigure:
 def restoration_figures(card: ModelCard) -> list[RestorationFigure]:
     """The corruptions that are shown for a model: thin strokes for grey models, grey and sketch for colour models."""
     common = [
-        ("noise_0.15.png", "noise, sigma 0.15", "x + n", corruptions.noise(0.15)),
-        ("noise_0.8.png", "noise, sigma 0.8", "x + n", corruptions.noise(0.8)),
-        ("blur.png", "blur", "b(x)", corruptions.blur(1.5)),
-        ("low_resolution.png", "low resolution", "d(x)", corruptions.low_resolution(4)),
-        ("hole.png", "hole", "m(x)", corruptions.hole(0.4)),
+        ("noise_0.15", "noise, sigma 0.15", "x + n", corruptions.noise(0.15)),
+        ("noise_0.8", "noise, sigma 0.8", "x + n", corruptions.noise(0.8)),
+        ("blur", "blur", "b(x)", corruptions.blur(1.5)),
+        ("low_resolution", "low resolution", "d(x)", corruptions.low_resolution(4)),
+        ("hole", "hole", "m(x)", corruptions.hole(0.4)),
     ]
-    thinned = ("thinned.png", "thinned strokes", "e(x)", corruptions.thin(light=card.polarity != "dark-on-light"))
+    thinned = ("thinned", "thinned strokes", "e(x)", corruptions.thin(light=card.polarity != "dark-on-light"))
     colour = [
-        ("grey.png", "grey", "g(x)", corruptions.grey()),
-        ("sketch.png", "sketch", "s(x)", corruptions.sketch(3.5)),
+        ("grey", "grey", "g(x)", corruptions.grey()),
+        ("sketch", "sketch", "s(x)", corruptions.sketch(3.5)),
     ]
     return [
-        RestorationFigure(file=file, name=name, term=term, corrupt=corrupt)
-        for file, name, term, corrupt in [*common, *([thinned] if card.shape[0] == 1 else colour)]
+        RestorationFigure(figure=figure, name=name, term=term, corrupt=corrupt)
+        for figure, name, term, corrupt in [*common, *([thinned] if card.shape[0] == 1 else colour)]
     ]
 
 
@@ -105,14 +110,14 @@ def draw_figures(
     run: Path | None = None,
     threads: int = 0,
 ) -> list[Path]:
-    """Draw every figure of the model. Each file is written as soon as it is drawn; `repeated.png` comes last.
+    """Draw every figure of the model. Each file is written as soon as it is drawn; `repeated` comes last.
 
     Args:
         folder: the version folder.
         source: the data it was trained on, as for `open_source`.
         out: folder for the figures; existing files are replaced.
         skip_bad: leave out files that are no readable pictures.
-        steps: largest number of applications of f in `repeated.png`, ≥ 1.
+        steps: largest number of applications of f in `repeated`, ≥ 1.
         seed: of the latents, uint32.
         run: folder of the training run, to plot its losses; None draws no losses.
         threads: CPU threads of onnxruntime; 0 lets it choose.
@@ -132,12 +137,19 @@ def draw_figures(
     data = load_data_of(card, source, skip_bad=skip_bad)
     losses = None if run is None else plot_losses(run)
     context = FigureContext(artifact, data, seed=seed)
-    written = []
-    if losses is not None:
-        written.append(_write(out / LOSSES, losses))
-    for name, make in context.figures():
-        written.append(_write(out / name, make().png()))
-    written.append(_write(out / "repeated.png", context.repeated(steps).png()))
+    channels = card.shape[0]
+    encode = ImageGrid.png if channels == 1 else ImageGrid.webp
+
+    def write(figure: str, content: bytes) -> Path:
+        path = out / file_name(figure, channels)
+        with atomic_write(path) as file:
+            file.write(content)
+        return path
+
+    written = [] if losses is None else [write(LOSSES, losses)]
+    for figure, draw in context.figures():
+        written.append(write(figure, encode(draw())))
+    written.append(write("repeated", encode(context.repeated(steps))))
     return written
 
 
@@ -156,14 +168,14 @@ class FigureContext:
     seed: int = 0
 
     def figures(self) -> Iterator[tuple[str, Callable[[], ImageGrid]]]:
-        """File names and figures, except `repeated.png`."""
-        yield "samples.png", self.samples
-        yield "generation.png", self.generation
-        yield "clean.png", self.clean
+        """Keys of `FIGURES` and their grids, except `repeated`."""
+        yield "samples", self.samples
+        yield "generation", self.generation
+        yield "clean", self.clean
         for figure in restoration_figures(self.artifact.card):
-            yield figure.file, partial(self.restoration, figure)
-        yield "interpolation.png", self.interpolation
-        yield "arithmetic.png", self.arithmetic
+            yield figure.figure, partial(self.restoration, figure)
+        yield "interpolation", self.interpolation
+        yield "arithmetic", self.arithmetic
 
     def samples(self) -> ImageGrid:
         """f(z) for 8 × 12 latents, row-major."""
@@ -253,9 +265,3 @@ def first_of_classes(labels: NDArray[np.int64] | None, count: int, n: int) -> ND
     _, starts, sizes = np.unique(labels[order], return_index=True, return_counts=True)
     rank = np.arange(count) - np.repeat(starts, sizes)  # within its class
     return order[np.argsort(rank, kind="stable")][:n]
-
-
-def _write(path: Path, content: bytes) -> Path:
-    with atomic_write(path) as file:
-        file.write(content)
-    return path

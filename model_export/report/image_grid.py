@@ -1,4 +1,4 @@
-"""Labelled rows of pictures as a PNG: torchvision lays out the grid, Pillow adds the text."""
+"""Labelled rows of pictures as one picture: torchvision lays out the grid, Pillow adds the text."""
 
 import io
 from collections.abc import Sequence
@@ -21,6 +21,7 @@ _GAP: Final = 2  # between pictures
 _MAX_SCALE: Final = 3
 _MAX_SIDE: Final = 128  # of an enlarged picture
 _WHITE: Final = 255
+_WEBP_QUALITY: Final = 80
 
 Box = tuple[int, int, int, int]
 
@@ -45,7 +46,7 @@ class ImageGrid:
         return max(1, min(_MAX_SCALE, _MAX_SIDE // self._shape[1]))
 
     def box(self, row: int, column: int) -> Box:
-        """Position of a picture in the PNG: left, top, right, bottom, in pixels."""
+        """Position of a picture in the image: left, top, right, bottom, in pixels."""
         height, width = (side * self.scale for side in self._shape[1:])
         left, top = self._origin
         left, top = left + _GAP + column * (width + _GAP), top + _GAP + row * (height + _GAP)
@@ -53,6 +54,13 @@ class ImageGrid:
 
     def png(self) -> bytes:
         """The grid as PNG, grey or RGB, without metadata."""
+        return _encoded(self._image(), "PNG", optimize=True)
+
+    def webp(self) -> bytes:
+        """The grid as WebP, whose losses are hard to see."""
+        return _encoded(self._image(), "WEBP", quality=_WEBP_QUALITY, method=6)
+
+    def _image(self) -> Image.Image:
         grid = Image.fromarray(self._grid())
         (left, top), font = self._origin, _font()
         width = max(left + grid.width, _MARGIN + _text_width(self.caption)) + _MARGIN
@@ -65,9 +73,7 @@ class ImageGrid:
         for row, (label, _) in enumerate(self.rows):
             _, upper, _, lower = self.box(row, 0)
             draw.text((_MARGIN, (upper + lower) // 2), label, fill="black", font=font, anchor="lm")
-        buffer = io.BytesIO()
-        image.save(buffer, "PNG", optimize=True)
-        return buffer.getvalue()
+        return image
 
     def _grid(self) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
         """All pictures, enlarged without smoothing: (H, W) or (H, W, 3) uint8."""
@@ -87,6 +93,12 @@ class ImageGrid:
         """Left and top of the grid, beside the labels."""
         left = 2 * _MARGIN + max(_text_width(label) for label, _ in self.rows)
         return left, _MARGIN + _LINE * (2 if self.columns else 1)
+
+
+def _encoded(image: Image.Image, form: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
 
 
 @cache

@@ -1,19 +1,20 @@
 """A page about an exported model, generated from the card in its file and from the figures beside the page."""
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from model_export.evaluation.measures import SAMPLES, STEPS
 from model_export.export.artifact import Artifact
 from model_export.files import atomic_write
-from model_export.report.figures import FIGURES, LOSSES
+from model_export.report.figures import FIGURES, LOSSES, file_name
 from model_export.report.limitations import limitations
 from model_export.report.markdown import Table, code_block, one_line, superscript, table
 from model_export.report.quality import measurements, summary
 from service.artifact.card import ModelCard
 from service.artifact.golden import digest_of
 
-_FIRST_FIGURE = "samples.png"
+_FIRST_FIGURE = "samples"
 
 
 def write_page(folder: Path, out: Path) -> Path:
@@ -30,22 +31,22 @@ def write_page(folder: Path, out: Path) -> Path:
         UserError: no model, or one that this program did not export.
     """
     artifact = Artifact.read(folder, threads=1)
-    figures = [name for name in FIGURES if (out.with_suffix("") / name).is_file()]
-    text = page(artifact.card, digest=digest_of(artifact.data), size=len(artifact.data), folder=out.stem, shown=figures)
+    files = {figure: f"{out.stem}/{file_name(figure, artifact.card.shape[0])}" for figure in FIGURES}
+    shown = {figure: file for figure, file in files.items() if (out.parent / file).is_file()}
+    text = page(artifact.card, digest=digest_of(artifact.data), size=len(artifact.data), shown=shown)
     with atomic_write(out) as file:
         file.write(text.encode())
     return out
 
 
-def page(card: ModelCard, *, digest: str, size: int, folder: str, shown: Sequence[str]) -> str:
+def page(card: ModelCard, *, digest: str, size: int, shown: Mapping[str, str]) -> str:
     """The page in Markdown. Its first screen states what the model is, how good, its limitations and its licence.
 
     Args:
         card: of the model.
         digest: SHA-256 of `model.onnx`.
         size: of `model.onnx` in bytes.
-        folder: folder of the figures, relative to the page.
-        shown: file names of the existing figures.
+        shown: figure → file relative to the page, in the order of the page.
     """
     parts = [
         f"# {card.ref}",
@@ -53,7 +54,7 @@ def page(card: ModelCard, *, digest: str, size: int, folder: str, shown: Sequenc
         _introduction(card),
         "## How good it is",
         summary(card),
-        *([_figure(folder, _FIRST_FIGURE)] if _FIRST_FIGURE in shown else []),
+        *([_figure(_FIRST_FIGURE, shown)] if _FIRST_FIGURE in shown else []),
         "## Limitations",
         "\n".join(f"- {one_line(limitation)}" for limitation in limitations(card)),
         "## Licence",
@@ -65,8 +66,8 @@ def page(card: ModelCard, *, digest: str, size: int, folder: str, shown: Sequenc
         *measurements(card),
         "## Training",
         *_training(card),
-        *([_figure(folder, LOSSES)] if LOSSES in shown else []),
-        *_figures(folder, [name for name in shown if name not in (LOSSES, _FIRST_FIGURE)]),
+        *([_figure(LOSSES, shown)] if LOSSES in shown else []),
+        *_figures(shown),
     ]
     # Without measures their chapter would be empty.
     if not card.quality:
@@ -133,18 +134,27 @@ def _commands(card: ModelCard) -> str:
     return code_block(
         training.command,
         f"python -m model_export export --run {run} --models models --version {card.version}{half}",
-        f"python -m model_export evaluate --model models/{card.ref} --data {data}",
+        f"python -m model_export evaluate --model models/{card.ref} --data {data}{_evaluate_options(card.quality)}",
     )
 
 
-def _figures(folder: str, shown: Sequence[str]) -> Iterator[str]:
-    if shown:
+def _evaluate_options(quality: Table) -> str:
+    """The options with which `evaluate` measured, where they differ from its defaults."""
+    applied = [int(key[1:] or 1) for key in quality.get("repeated", {}) if key.startswith("f")]
+    chosen = {"samples": quality.get("protocol", {}).get("samples", SAMPLES), "steps": max(applied, default=STEPS)}
+    defaults = {"samples": SAMPLES, "steps": STEPS}
+    return "".join(f" --{name} {value}" for name, value in chosen.items() if value != defaults[name])
+
+
+def _figures(shown: Mapping[str, str]) -> Iterator[str]:
+    others = [figure for figure in shown if figure not in (LOSSES, _FIRST_FIGURE)]
+    if others:
         yield "## Figures"
-        yield from (_figure(folder, name) for name in shown)
+        yield from (_figure(figure, shown) for figure in others)
 
 
-def _figure(folder: str, name: str) -> str:
-    return f"![{Path(name).stem}]({folder}/{name})\n\n*{FIGURES[name]}*"
+def _figure(figure: str, shown: Mapping[str, str]) -> str:
+    return f"![{figure}]({shown[figure]})\n\n*{FIGURES[figure]}*"
 
 
 def _option(command: str, name: str) -> str | None:

@@ -14,14 +14,14 @@ from model_export.cli import main
 from model_export.data.datasets import Dataset
 from model_export.errors import UserError
 from model_export.export.artifact import Artifact, OnnxFunction
-from model_export.report.figures import FIGURES, FigureContext, first_of_classes, restoration_figures
+from model_export.report.figures import FIGURES, FigureContext, file_name, first_of_classes, restoration_figures
 from model_export.report.image_grid import ImageGrid
 from model_export.report.loss_curves import plot_losses
 from service.artifact.pixels import to_levels, to_rows
 from service.domain.latents import FloatRows, slerp
 from tests.helpers.tiny_training import contents, patterns
 
-GREY = {name for name in FIGURES if name not in ("grey.png", "sketch.png")}
+GREY = {file_name(figure, 1) for figure in FIGURES if figure not in ("grey", "sketch")}
 
 
 def command(models: Path, data_file: Path, out: Path, *more: str) -> list[str]:
@@ -152,11 +152,14 @@ def test_restoration_shows_picture_corrupted_and_restored(artifact: Artifact, da
     assert labels is not None
     x = to_rows(data.held_out[first_of_classes(labels.numpy(), 80, 12)].numpy())
     for figure in restoration_figures(artifact.card):
-        grid, png = FigureContext(artifact, data).restoration(figure), (drawn / figure.file).read_bytes()
+        grid, png = (
+            FigureContext(artifact, data).restoration(figure),
+            (drawn / file_name(figure.figure, 1)).read_bytes(),
+        )
         corrupted = figure.corrupt(x)
         once = artifact.function(corrupted)
         for row, rows in enumerate([x, corrupted, once, artifact.function(once)]):
-            assert np.array_equal(shown(png, grid, row, 12), to_levels(rows)), figure.file
+            assert np.array_equal(shown(png, grid, row, 12), to_levels(rows)), figure.name
 
 
 def test_clean_pictures_are_shown_before_and_after(artifact: Artifact, data: Dataset) -> None:
@@ -206,18 +209,26 @@ class Painted(OnnxFunction):
 def test_colour_models_get_grey_and_sketch_in_colour(artifact: Artifact, data: Dataset) -> None:
     card = artifact.card.model_copy(update={"shape": (3, 8, 8)})
     painted = Artifact(folder=artifact.folder, data=b"", card=card, noise=artifact.noise, function=Painted())
-    files = {figure.file for figure in restoration_figures(card)}
-    grey_files = {figure.file for figure in restoration_figures(artifact.card)}
-    assert files == {*grey_files, "grey.png", "sketch.png"} - {"thinned.png"}
+    figures = {figure.figure for figure in restoration_figures(card)}
+    grey_figures = {figure.figure for figure in restoration_figures(artifact.card)}
+    assert figures == {*grey_figures, "grey", "sketch"} - {"thinned"}
     rows = np.random.default_rng(0).integers(0, 256, (20, 3, 8, 8), np.uint8)
     colourful = Dataset("c", "s", "l", data.train, data.held_out.new_tensor(rows))
-    (figure,) = (figure for figure in restoration_figures(card) if figure.file == "grey.png")
+    (figure,) = (figure for figure in restoration_figures(card) if figure.figure == "grey")
     grid = FigureContext(painted, colourful).restoration(figure)
     png = grid.png()
     assert Image.open(io.BytesIO(png)).mode == "RGB"
     assert np.array_equal(cell(png, grid, 0, 4), rows[4].transpose(1, 2, 0))  # without classes, the first ones
     halved = to_levels(Painted().run_batch(figure.corrupt(to_rows(rows[4:5]))))
     assert np.array_equal(cell(png, grid, 2, 4), halved[0].transpose(1, 2, 0))
+    exact, close = (np.asarray(Image.open(io.BytesIO(file))).astype(float) for file in (png, grid.webp()))
+    assert 0.0 < np.abs(close - exact).mean() < 16.0  # noise, which WebP keeps worst
+
+
+def test_files_in_colour_are_webp() -> None:
+    names = {file_name(figure, 3) for figure in FIGURES}
+    assert {Path(name).suffix for name in names} == {".webp", ".svg"}
+    assert len(names) == len(FIGURES)
 
 
 # Parts.

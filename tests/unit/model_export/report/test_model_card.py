@@ -7,7 +7,7 @@ import pytest
 
 from model_export.cli import main
 from model_export.export.artifact import Artifact
-from model_export.report.figures import FIGURES
+from model_export.report.figures import FIGURES, file_name
 from model_export.report.limitations import limitations
 from model_export.report.model_card import page, write_page
 from service.artifact.card import ModelCard
@@ -73,7 +73,8 @@ def with_quality(card: ModelCard, quality: dict[str, Any] = QUALITY) -> ModelCar
 
 
 def written(card: ModelCard, *shown: str) -> str:
-    return page(card, digest="d" * 64, size=1234, folder=card.name, shown=shown)
+    files = {figure: f"{card.name}/{file_name(figure, 1)}" for figure in shown}
+    return page(card, digest="d" * 64, size=1234, shown=files)
 
 
 def commands(text: str) -> list[str]:
@@ -183,6 +184,21 @@ def test_attributes_are_a_table(card: ModelCard) -> None:
     assert "| picture | hair | hair colour |" in text
     assert "| real pictures | 99.0 % | 98.0 % |" in text
     assert "| f(grey) | 75.0 % | 25.0 % |" in text
+
+
+@pytest.mark.parametrize(
+    ("samples", "repeated", "options"),
+    [
+        (1000, {"n": 16, "f": {}, "f4": {}, "f100": {}}, " --samples 1000 --steps 100"),
+        (3000, {"n": 256, "f": {}, "f1000": {}}, ""),
+    ],
+)
+def test_the_page_says_how_the_model_was_measured(
+    card: ModelCard, samples: int, repeated: dict[str, Any], options: str
+) -> None:
+    text = written(with_quality(card, {"protocol": {"samples": samples}, "repeated": repeated}))
+    evaluate = commands(text)[2]
+    assert evaluate.partition(f"--data {card.data.name}")[2] == options
 
 
 def test_warnings_come_first(card: ModelCard) -> None:
