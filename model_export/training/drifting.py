@@ -43,16 +43,29 @@ def drift_field(
         (…, N, D), without gradient.
     """
     with torch.no_grad():
-        distances = torch.cat([torch.cdist(samples, pictures), torch.cdist(samples, others)], -1)  # (…, N, M + K)
-        count = pictures.shape[-2]
-        if exclude_self:
-            distances[..., count:].diagonal(dim1=-2, dim2=-1).fill_(float("inf"))
-        logits = -distances / temperature
-        affinity = (logits.softmax(-1) * logits.softmax(-2)).sqrt()
-        positive, negative = affinity[..., :count], affinity[..., count:]
-        attraction = positive * negative.sum(-1, keepdim=True)
-        repulsion = negative * positive.sum(-1, keepdim=True)
-        return attraction @ pictures - repulsion @ others
+        distances = _distances(samples, pictures, others, exclude_self=exclude_self)
+        return _field(distances, torch.cat([pictures, -others], -2), pictures.shape[-2], temperature)
+
+
+def _distances(samples: Tensor, pictures: Tensor, others: Tensor, *, exclude_self: bool) -> Tensor:
+    """Distances of samples to pictures and to others side by side: (…, N, M + K)."""
+    distances = torch.cat([torch.cdist(samples, pictures), torch.cdist(samples, others)], -1)
+    if exclude_self:
+        distances[..., pictures.shape[-2] :].diagonal(dim1=-2, dim2=-1).fill_(float("inf"))
+    return distances
+
+
+def _field(distances: Tensor, signed: Tensor, count: int, temperature: float) -> Tensor:
+    """V; signed: the pictures, `count` of them, and the others with the opposite sign, (…, M + K, D)."""
+    logits = distances / -temperature
+    # √(softmax · softmax) in place, with one exp of the matrix: these passes take most of the time of the loss.
+    halved = (logits.logsumexp(-1, keepdim=True) / 2, logits.logsumexp(-2, keepdim=True) / 2)
+    affinity = logits.sub_(halved[0]).sub_(halved[1]).exp_()
+    positive, negative = affinity[..., :count], affinity[..., count:]
+    attraction, repulsion = negative.sum(-1, keepdim=True), positive.sum(-1, keepdim=True)
+    positive *= attraction
+    negative *= repulsion
+    return affinity @ signed
 
 
 def normalised_field(samples: Tensor, pictures: Tensor, temperatures: Sequence[float] = _TEMPERATURES) -> Tensor:
@@ -68,8 +81,11 @@ def normalised_field(samples: Tensor, pictures: Tensor, temperatures: Sequence[f
     """
     unit = samples.shape[-1] ** 0.5
     total = torch.zeros_like(samples, requires_grad=False)
+    with torch.no_grad():
+        distances = _distances(samples, pictures, samples, exclude_self=True)
+        signed = torch.cat([pictures, -samples], -2)
     for temperature in temperatures:
-        field = drift_field(samples, pictures, samples, temperature * unit)
+        field = _field(distances, signed, pictures.shape[-2], temperature * unit)
         size = field.square().mean((-2, -1), keepdim=True).sqrt()
         total += torch.where(size > _MIN_FIELD, field / size.clamp_min(_MIN_FIELD), 0.0)
     return total
