@@ -160,7 +160,8 @@ class Settings(BaseSettings):
         default=16_000_000,
         ge=1,
         le=2**28,
-        description="pixels of the largest picture. They are checked before decoding; a side may have 16384",
+        description="pixels of the largest picture. They are checked before decoding; a side may have 16384. Enlarged "
+        "pictures of a response may have as many together",
     )
     max_request_pixels: int = Field(
         default=64_000_000,
@@ -173,8 +174,8 @@ class Settings(BaseSettings):
         ge=1024,
         le=2**40,
         description=(
-            "bytes of the bodies of all requests in flight. Beyond it, requests get 503; never less than "
-            "the largest body"
+            "bytes of the bodies and enlarged pictures of all requests in flight. Beyond it, requests get 503; never "
+            "less than the largest body"
         ),
     )
     max_inflight_requests: int = Field(

@@ -17,6 +17,16 @@ def options(**values: Any) -> Options:
     return {name: value for name, value in values.items() if value is not None}
 
 
+def size(scale: int, resample: str) -> Options:
+    """The options of enlarged pictures; none if they keep their size."""
+    return {} if scale == 1 else {"scale": scale, "resample": resample}
+
+
+def layout(scale: int, resample: str, columns: int | None, gap: int) -> Options:
+    """The options of a sheet that differ from the service's defaults."""
+    return {**size(scale, resample), **options(columns=columns, gap=gap or None)}
+
+
 def json_body(members: Mapping[str, Any]) -> bytes:
     """Encode members as JSON; numpy scalars become numbers.
 

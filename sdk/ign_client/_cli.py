@@ -108,6 +108,7 @@ def _generate(commands: Commands) -> None:
     command.add_argument("--offset", type=int, default=0, help="index of the first picture of the seed (0)")
     command.add_argument("--noise-scale", type=float, default=1.0, help="0 to 2 (1)")
     _common(command)
+    _sheet(command)
     _output(command, "folder for one file each, or a file (.png .jpg .webp .npy) for a sheet of all")
 
 
@@ -133,6 +134,7 @@ def _interpolate(commands: Commands) -> None:
     command.add_argument("--grid", metavar="ROWSxCOLS", help="grid between four points, instead of a path")
     command.add_argument("--fps", type=int, default=12, help="frames per second of an animation (12)")
     _common(command)
+    _sheet(command)
     _output(command, "file: .gif .apng .webp animate, .png .jpg are a strip, .npy an array; or a folder for the frames")
 
 
@@ -150,7 +152,16 @@ def _common(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", help="name, or name/version")
     command.add_argument("--steps", type=int, help="number of applications of f (recommendation of the model)")
     command.add_argument("--format", choices=_FORMATS, default="png", help="format of files in a folder (png)")
+    command.add_argument("--scale", type=int, default=1, help="enlarge the pictures, 1 to 32 times (1)")
+    command.add_argument(
+        "--resample", choices=("nearest", "smooth"), default="nearest", help="repeat or interpolate pixels (nearest)"
+    )
     command.add_argument("--jobs", type=_jobs, default=4, help="requests at a time (4)")
+
+
+def _sheet(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--columns", type=int, help="columns of a sheet in one file")
+    command.add_argument("--gap", type=int, default=0, help="pixels between the pictures of a sheet (0)")
 
 
 def _preparation(command: argparse.ArgumentParser) -> None:

@@ -14,16 +14,16 @@ from ign_client._errors import InputError
 from ign_client._inputs import PointLike, Seed
 from ign_client._picture import SUFFIXES
 from ign_client._results import Score
+from ign_client._split import FEW, most_enlarged
 from ign_client._terminal import Terminal
 
 _SUFFIX_OF: Final = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "npy": ".npy"}
-_IMAGES_PER_REQUEST: Final = 16  # pictures in one request to /generate; several requests run in parallel
 _MEASURES: Final = ("distance", "drift", "percentile", "in_distribution")
 
 
 def generate(client: Client, options: argparse.Namespace, terminal: Terminal) -> bool:
     """Generate pictures into a folder, or as one sheet."""
-    kwargs = {name: getattr(options, name) for name in ("model", "steps", "noise_scale")}
+    kwargs = {name: getattr(options, name) for name in ("model", "steps", "noise_scale", "scale", "resample")}
     target = Path(options.out)
     if file_format := SUFFIXES.get(target.suffix.lower()):
         check_free([target], options.force)
@@ -32,11 +32,14 @@ def generate(client: Client, options: argparse.Namespace, terminal: Terminal) ->
             n=options.n,
             seed=options.seed,
             offset=options.offset,
+            columns=options.columns,
+            gap=options.gap,
             **kwargs,
         )
         sheet.save(target)
         terminal.result(f"{target}: seed {sheet.seed}")
         return True
+    _check_no_sheet(options)
     seed = secrets.randbits(32) if options.seed is None else options.seed
     indices = range(options.offset, options.offset + options.n)
     digits = len(str(max(indices, default=0)))  # so that the names sort as the indices do
@@ -50,7 +53,8 @@ def generate(client: Client, options: argparse.Namespace, terminal: Terminal) ->
         for image in client.generate(n=len(part), seed=seed, offset=part[0], format=options.format, **kwargs):
             image.save(paths[image.index])
 
-    parts = [indices[i : i + _IMAGES_PER_REQUEST] for i in range(0, len(indices), _IMAGES_PER_REQUEST)]
+    size = min(FEW, most_enlarged(options.scale))
+    parts = [indices[i : i + size] for i in range(0, len(indices), size)]
     done = for_each_item(parts, save_part, options.jobs, terminal, weight=len)
     terminal.result(f"{target}: seed {seed}")
     return done
@@ -66,7 +70,7 @@ def project(client: Client, options: argparse.Namespace, terminal: Terminal) -> 
         targets = {source: target for source, target in targets.items() if not target.exists()}
     check_free(targets.values(), options.force)
     mask = None if options.mask is None else require_file(Path(options.mask)).read_bytes()
-    names = ("model", "steps", "format", "strength", "resize")
+    names = ("model", "steps", "format", "strength", "resize", "scale", "resample")
     kwargs = {name: getattr(options, name) for name in names} | {"invert": _invert(options)}
 
     def project_one(source: Path) -> None:
@@ -80,15 +84,24 @@ def project(client: Client, options: argparse.Namespace, terminal: Terminal) -> 
 def interpolate(client: Client, options: argparse.Namespace, terminal: Terminal) -> bool:
     """Interpolate along a path or over a grid, into a folder or as one file."""
     points = [_point(text) for text in options.points]
-    kwargs = {name: getattr(options, name) for name in ("model", "steps", "frames", "method", "loop")}
+    names = ("model", "steps", "frames", "method", "loop", "scale", "resample")
+    kwargs = {name: getattr(options, name) for name in names}
     kwargs["grid"] = _grid(options.grid)
     target = Path(options.out)
     if file_format := SUFFIXES.get(target.suffix.lower()):
         check_free([target], options.force)
-        picture = client.latent_interpolate_as(file_format, points, fps=options.fps, **kwargs)  # type: ignore[arg-type]
+        picture = client.latent_interpolate_as(
+            file_format,  # type: ignore[arg-type]
+            points,
+            fps=options.fps,
+            columns=options.columns,
+            gap=options.gap,
+            **kwargs,
+        )
         picture.save(target)
         terminal.result(str(target))
         return True
+    _check_no_sheet(options)
     if target.is_dir() and any(target.iterdir()) and not options.force:
         raise InputError(f"{target} is not empty; --force overwrites")
     frames = client.latent_interpolate(points, format=options.format, **kwargs)
@@ -128,6 +141,12 @@ def models(client: Client, _options: argparse.Namespace, terminal: Terminal) -> 
         is_default = served.default in (card.ref, card.name)
         terminal.result("\t".join((card.ref, shape, card.device, "yes" if is_default else "-")))
     return True
+
+
+def _check_no_sheet(options: argparse.Namespace) -> None:
+    for name in ("columns", "gap"):
+        if getattr(options, name):
+            raise InputError(f"--{name}: only a sheet has {name}; --out names a folder for one file each")
 
 
 def _check_distinct(targets: dict[Path, Path]) -> None:

@@ -17,8 +17,9 @@ CONCURRENT: Final = 4
 """Requests of one call that run at a time."""
 
 # Every service allows so much unless it is configured otherwise, so smaller calls do not ask for its limits.
-_FEW: Final = 16
+FEW: Final = 16
 _SMALL: Final = 4 << 20
+_ENLARGED: Final = 1 << 10  # pictures of one request × scale²; with 64×64 pixels a quarter of what a service allows
 _ROOM: Final = 1 << 16  # of a body, for the options
 _PER_PART: Final = 512  # bytes of a part's headers, or of JSON around a picture
 
@@ -52,12 +53,13 @@ class Upload:
         self._build = build
         self._arguments = inspect.signature(build).bind(*args, **kwargs).arguments
         self._contents = _inputs.pictures(self._arguments["images"])
+        self._most = most_enlarged(self._arguments.get("scale", 1))
 
     @property
     def is_small(self) -> bool:
         """Whether one request takes all of it, whatever the limits."""
         count = len(self._contents)
-        return count == 1 or (count <= _FEW and sum(map(len, self._contents)) <= _SMALL)
+        return count == 1 or (count <= min(FEW, self._most) and sum(map(len, self._contents)) <= _SMALL)
 
     def whole(self) -> Call[Any]:
         """The call as one request."""
@@ -78,7 +80,7 @@ class Upload:
         if single is not None:  # these bodies are JSON
             sizes = [(size + len(data)) * 4 // 3 + _PER_PART for size, data in zip(sizes, single, strict=True)]
         room = limits.body_bytes - _ROOM - len(shared.get("mask", b""))
-        return [self._part(chosen, shared, single) for chosen in _groups(sizes, limits.images, room)]
+        return [self._part(chosen, shared, single) for chosen in _groups(sizes, min(limits.images, self._most), room)]
 
     def _part(self, chosen: range, shared: Mapping[str, Any], masks: list[bytes] | None) -> Part:
         among = slice(chosen.start, chosen.stop)
@@ -86,6 +88,11 @@ class Upload:
         if masks is not None:
             own["masks"] = masks[among]
         return Part(chosen.start, lambda: self._build(**{**self._arguments, **own}))
+
+
+def most_enlarged(scale: Any) -> int:
+    """The most pictures for one request that enlarges them, so that they stay below the service's limit of pixels."""
+    return max(1, _ENLARGED // scale**2) if isinstance(scale, int) and scale > 0 else _ENLARGED
 
 
 def join(results: Sequence[Images[Any] | Scores], parts: Sequence[Part]) -> Images[Any] | Scores:

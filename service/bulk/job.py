@@ -6,6 +6,7 @@ from typing import Any, Final, Literal
 
 from pydantic import ValidationError
 
+from service.api.native.picture_options import PictureOptions
 from service.api.native.schemas import GenerateRequest, ProjectOptions, ScoreOptions
 from service.api.native.validation import step_params
 from service.domain.errors import StartupError
@@ -76,7 +77,8 @@ class Job:
             images: number of inputs.
             digest: digest of the source; empty for `generate`.
         """
-        options = self.options.model_dump(mode="json", exclude={"model", "record"})
+        unused = {"model", "record", *PictureOptions.model_fields} - {"format"}
+        options = self.options.model_dump(mode="json", exclude=unused)
         if self.task != "score":
             options["steps"] = self.step_params(model, settings).steps
         return {

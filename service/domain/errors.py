@@ -263,7 +263,7 @@ class TooManyConnections(UnavailableError):
 
 
 class TooManyBytes(UnavailableError):
-    """The bodies of the requests in flight hold too many bytes."""
+    """The requests in flight hold too many bytes."""
 
     code = "too_many_bytes"
 

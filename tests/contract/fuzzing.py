@@ -108,6 +108,10 @@ def _native(case: Case[Any]) -> None:
         forms = [form for form in forms if form in ("application/json", "text/event-stream")]
     if options.get("grid"):
         forms = [form for form in forms if form not in ("image/gif", "image/apng")]
+    if options.get("columns") or options.get("gap"):
+        forms = ["image/png", "image/jpeg"]
+    if options.get("scale", 1) != 1:
+        forms = [form for form in forms if form != "application/x-npy"]
     # Schemathesis accepts anything, which is JSON; each of the other forms has its turn, whatever the body is.
     case.headers["Accept"] = forms[_number(options, case.media_type) % len(forms)]
 
@@ -121,6 +125,10 @@ def _options(options: dict[str, Any]) -> None:
         numbers = record.split(",") if isinstance(record, str) else record
         ascending = sorted({min(int(number), steps) for number in numbers})
         options["record"] = ",".join(map(str, ascending)) if isinstance(record, str) else ascending
+        for name in ("columns", "gap"):
+            options.pop(name, None)
+    if options.get("scale", 1) != 1 and options.get("format") == "npy":
+        options["format"] = "png"
     if "offset" in options:
         options["offset"] = min(options["offset"], MAX_SEED + 1 - options.get("n", 1))
     if options.get("masks"):

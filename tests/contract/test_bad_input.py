@@ -45,6 +45,10 @@ def bad_side(member: str, *values: Any) -> Cases:
 ANY_REQUEST = [
     *bad("steps", 0, -1, 300_001, 10**9, 10**30, 1.5, 2.0, "2", True, [1], {}),
     *bad("format", "gif", "PNG", "", None, 1, ["png"]),
+    *bad("scale", 0, -1, 33, 10**30, 1.5, 2.0, "2", None, True, [2]),
+    *bad("resample", "lanczos", "Smooth", "", None, 1),
+    *bad("columns", 0, -1, 1.5, 2.0, "2", True, [2]),
+    *bad("gap", -1, 65, 10**30, 1.5, 2.0, "2", None, True, [2]),
     *bad("model", 1, True, ["grey"], {}),
     *bad("nonsense", 1),
     *bad("Steps", 1),

@@ -131,6 +131,10 @@ OPTIONS_AS_TEXT = [
     *[("resize", value) for value in ("cover", "")],
     *[("invert", value) for value in ("maybe", "", "2")],
     *[("format", value) for value in ("gif", "")],
+    *[("scale", value) for value in ("0", "33", "1.0", "", "x")],
+    *[("gap", value) for value in ("-1", "65", "")],
+    *[("columns", value) for value in ("0", "")],
+    ("resample", "cubic"),
     *[(name, "1") for name in ("seed", "n", "images", "masks", "nonsense", "Steps")],
 ]
 

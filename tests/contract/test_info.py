@@ -245,7 +245,7 @@ def test_every_declared_form_is_answered(service: Service, document: dict[str, A
 
 
 PREPARING = {"model", "resize", "invert"}
-APPLYING = {"steps", "format", "tolerance", "record", "score", "strength"}
+APPLYING = {"steps", "format", "tolerance", "record", "score", "strength", "scale", "resample", "columns", "gap"}
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ T = TypeVar("T")
 
 Format: TypeAlias = Literal["png", "jpeg", "webp", "npy"]
 PathForm: TypeAlias = Literal["png", "jpeg", "webp", "npy", "gif", "apng"]
+Resample: TypeAlias = Literal["nearest", "smooth"]
 Resize: TypeAlias = Literal["fit", "crop", "stretch"]
 Invert: TypeAlias = bool | Literal["auto"]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ign_client import _answers
 from ign_client import _bodies as bodies
-from ign_client._calls.common import Format, call
+from ign_client._calls.common import Format, Resample, call
 from ign_client._events import EVENTS, EventReader, events
 from ign_client._results import Image, Images, Raw
 from ign_client._wire import UNSET, Call, Timeout
@@ -24,6 +24,8 @@ def generate(
     noise_scale: float = 1.0,
     score: bool = False,
     format: Format = "png",
+    scale: int = 1,
+    resample: Resample = "nearest",
     timeout: Timeout = UNSET,
     request_id: str | None = None,
 ) -> Call[Images[Image]]:
@@ -40,6 +42,8 @@ def generate(
         noise_scale: factor of the noise, 0…2.
         score: also measure ``drift``, which costs one more step.
         format: of the pictures.
+        scale: factor that enlarges the pictures, 1…32.
+        resample: of enlarged pictures: ``nearest`` repeats pixels, ``smooth`` interpolates them.
         timeout: seconds for one attempt.
         request_id: repeated by the service in the response.
     """
@@ -54,6 +58,7 @@ def generate(
         noise_scale=noise_scale,
         score=score,
         format=format,
+        **bodies.size(scale, resample),
     )
     return call("/generate", _answers.images(_answers.image), bodies.json_body(options), timeout, request_id)
 
@@ -69,6 +74,10 @@ def generate_as(
     tolerance: float | None = None,
     noise_scale: float = 1.0,
     score: bool = False,
+    scale: int = 1,
+    resample: Resample = "nearest",
+    columns: int | None = None,
+    gap: int = 0,
     timeout: Timeout = UNSET,
     request_id: str | None = None,
 ) -> Call[Raw]:
@@ -76,7 +85,10 @@ def generate_as(
 
     Args:
         form: format of the file.
-        model, n, seed, offset, steps, tolerance, noise_scale, score, timeout, request_id: as for `generate`.
+        model, n, seed, offset, steps, tolerance, noise_scale, score, scale, resample, timeout, request_id: as for
+            `generate`.
+        columns: of a contact sheet; about the square root of the number of pictures by default.
+        gap: pixels between the pictures of a sheet, 0…64.
     """
     options = bodies.options(
         model=model,
@@ -87,6 +99,7 @@ def generate_as(
         tolerance=tolerance,
         noise_scale=noise_scale,
         score=score,
+        **bodies.layout(scale, resample, columns, gap),
     )
     return call("/generate", _answers.raw, bodies.json_body(options), timeout, request_id, form)
 
@@ -103,6 +116,8 @@ def stream_generate(
     noise_scale: float = 1.0,
     score: bool = False,
     format: Format = "png",
+    scale: int = 1,
+    resample: Resample = "nearest",
     timeout: Timeout = UNSET,
     request_id: str | None = None,
 ) -> Call[EventReader[Image]]:
@@ -112,7 +127,8 @@ def stream_generate(
     stream cancels the computation.
 
     Args:
-        model, n, seed, offset, steps, tolerance, record, noise_scale, score, format: as for `generate`.
+        model, n, seed, offset, steps, tolerance, record, noise_scale, score, format, scale, resample: as for
+            `generate`.
         timeout: seconds until the first event.
         request_id: repeated by the service in the response.
     """
@@ -127,5 +143,6 @@ def stream_generate(
         noise_scale=noise_scale,
         score=score,
         format=format,
+        **bodies.size(scale, resample),
     )
     return call("/generate", events(_answers.image, record), bodies.json_body(options), timeout, request_id, EVENTS)

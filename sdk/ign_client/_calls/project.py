@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ign_client import _answers
 from ign_client import _bodies as bodies
-from ign_client._calls.common import Format, Invert, Resize, call
+from ign_client._calls.common import Format, Invert, Resample, Resize, call
 from ign_client._events import EVENTS, EventReader, events
 from ign_client._inputs import PictureLike
 from ign_client._results import Images, ProjectedImage, Raw, Scores
@@ -22,6 +22,8 @@ def project(
     record: Sequence[int] | None = None,
     score: bool = False,
     format: Format = "png",
+    scale: int = 1,
+    resample: Resample = "nearest",
     strength: float = 1.0,
     resize: Resize = "fit",
     invert: Invert = "auto",
@@ -34,7 +36,7 @@ def project(
 
     Args:
         images: one picture or several: paths, bytes, open files, PIL images, uint8 arrays, or earlier results.
-        model, steps, tolerance, score, format: as for `generate`.
+        model, steps, tolerance, score, format, scale, resample: as for `generate`.
         record: ascending step numbers whose pictures are returned as ``trajectory``; 0 is the prepared picture.
         strength: s of (1 − s)·x + s·f^k(x), 0…1.
         resize: ``fit`` adds a letterbox, ``crop`` cuts the centre, ``stretch`` changes the aspect ratio.
@@ -54,6 +56,7 @@ def project(
         strength=strength,
         resize=resize,
         invert=invert,
+        **bodies.size(scale, resample),
     )
     body = bodies.upload(images, options, mask, masks)
     return call("/project", _answers.images(_answers.projected), body, timeout, request_id)
@@ -72,6 +75,10 @@ def project_as(
     invert: Invert = "auto",
     mask: PictureLike | None = None,
     masks: Sequence[PictureLike] | None = None,
+    scale: int = 1,
+    resample: Resample = "nearest",
+    columns: int | None = None,
+    gap: int = 0,
     timeout: Timeout = UNSET,
     request_id: str | None = None,
 ) -> Call[Raw]:
@@ -79,11 +86,19 @@ def project_as(
 
     Args:
         form: format of the file.
-        images, model, steps, tolerance, score, strength, resize, invert, mask, masks, timeout, request_id: as for
-            `project`.
+        images, model, steps, tolerance, score, strength, resize, invert, mask, masks, scale, resample, timeout,
+            request_id: as for `project`.
+        columns, gap: of a sheet, as for `generate_as`.
     """
     options = bodies.options(
-        model=model, steps=steps, tolerance=tolerance, score=score, strength=strength, resize=resize, invert=invert
+        model=model,
+        steps=steps,
+        tolerance=tolerance,
+        score=score,
+        strength=strength,
+        resize=resize,
+        invert=invert,
+        **bodies.layout(scale, resample, columns, gap),
     )
     return call("/project", _answers.raw, bodies.upload(images, options, mask, masks), timeout, request_id, form)
 
@@ -97,6 +112,8 @@ def stream_project(
     record: Sequence[int] | None = None,
     score: bool = False,
     format: Format = "png",
+    scale: int = 1,
+    resample: Resample = "nearest",
     strength: float = 1.0,
     resize: Resize = "fit",
     invert: Invert = "auto",
@@ -108,8 +125,8 @@ def stream_project(
     """Like `project`, but as a stream of events; see `stream_generate`.
 
     Args:
-        images, model, steps, tolerance, record, score, format, strength, resize, invert, mask, masks: as for
-            `project`.
+        images, model, steps, tolerance, record, score, format, scale, resample, strength, resize, invert, mask,
+            masks: as for `project`.
         timeout: seconds until the first event.
         request_id: repeated by the service in the response.
     """
@@ -123,6 +140,7 @@ def stream_project(
         strength=strength,
         resize=resize,
         invert=invert,
+        **bodies.size(scale, resample),
     )
     body = bodies.upload(images, options, mask, masks)
     return call("/project", events(_answers.projected, record), body, timeout, request_id, EVENTS)

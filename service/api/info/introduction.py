@@ -85,7 +85,8 @@ _SUMMARIES: Final[Mapping[str, str]] = {
 _DESCRIPTIONS: Final[Mapping[str, str]] = {
     "generate": "f^k(z): apply f `steps` times to latents `offset` … `offset + n − 1` of a seed. Picture i of a seed "
     "depends on nothing else. `record` returns steps on the way, `tolerance` stops a row that no longer changes, "
-    "`noise_scale` takes more or less noise.\n\nSeveral pictures in one file are a contact sheet.",
+    "`noise_scale` takes more or less noise.\n\nSeveral pictures in one file are a contact sheet, with "
+    "`columns` and a `gap`. `scale` enlarges pictures in every format.",
     "project": "f^k(x): apply f to pictures x, which makes drawings, noisy, damaged or half-hidden pictures look like "
     "those that the model learned.\n\nPictures are prepared for the model: turned by their EXIF orientation, resized "
     "(`resize`), light and dark exchanged if needed (`invert`). A `mask` limits the change to its white part; "

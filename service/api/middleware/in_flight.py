@@ -14,7 +14,7 @@ TOO_MANY: Final = "too many requests are in flight"
 
 
 class InFlightRequests:
-    """Counts the requests in flight and the bytes of their bodies, and holds the flag `draining`.
+    """Counts the requests in flight and the bytes that they hold, and holds the flag `draining`.
 
     Belongs to one event loop.
 
@@ -22,14 +22,14 @@ class InFlightRequests:
     it closes a model.
 
     Args:
-        max_bytes: most bytes of the bodies of all requests in flight; None for no limit.
+        max_bytes: most bytes of the bodies and enlarged pictures of all requests in flight; None for no limit.
     """
 
     def __init__(self, max_bytes: int | None = None) -> None:
         self.draining = False
         self.count = 0
         self.bytes = 0
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._idle = asyncio.Event()
         self._idle.set()
         self._epoch = _Epoch()
@@ -44,20 +44,20 @@ class InFlightRequests:
         return epoch
 
     def hold(self, state: MutableMapping[str, Any], size: int) -> None:
-        """Count bytes of a body, until its request ends.
+        """Count bytes of a body, or of enlarged pictures, until their request ends.
 
-        Bytes count as they arrive. If an announced length counted, a few slow clients could reserve everything without
-        sending a byte.
+        Bytes of a body count as they arrive. If an announced length counted, a few slow clients could reserve
+        everything without sending a byte.
 
         Args:
             state: of the request.
-            size: number of bytes that have arrived.
+            size: number of bytes.
 
         Raises:
             TooManyBytes: they would pass the limit.
         """
-        if self._max_bytes is not None and self.bytes + size > self._max_bytes:
-            raise TooManyBytes("the bodies of the requests in flight hold too many bytes")
+        if self.max_bytes is not None and self.bytes + size > self.max_bytes:
+            raise TooManyBytes("the requests in flight hold too many bytes")
         self.bytes += size
         state["body_bytes"] = state.get("body_bytes", 0) + size
 

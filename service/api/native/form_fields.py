@@ -46,6 +46,9 @@ def _integers(text: str) -> object:
 
 _CONVERTERS: Final[dict[str, Callable[[str], object]]] = {
     "steps": _integer,
+    "scale": _integer,
+    "columns": _integer,
+    "gap": _integer,
     "tolerance": _number,
     "strength": _number,
     "score": _boolean,

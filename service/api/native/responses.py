@@ -1,17 +1,18 @@
 """Build responses from results: JSON with base64 pictures, a raw picture, a contact sheet, an animation, or `.npy`."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Final, Literal
+from typing import Any, Final
 
+import numpy as np
 from starlette.responses import Response
 
 from service.api.http.negotiation import Media
 from service.api.http.request_context import ApiRequest
-from service.api.native.schemas import Format
+from service.api.native.picture_options import PictureOptions
 from service.artifact.card import ModelCard
 from service.domain.errors import InvalidContent
 from service.domain.latents import FloatRow
@@ -26,8 +27,8 @@ from service.images import (
     encode,
     encode_base64,
     encode_npy,
+    enlarge,
     sheet_size,
-    strip,
     to_uint8,
 )
 from service.models.registry import ServedModel
@@ -46,11 +47,10 @@ class ResponseSpec:
     Args:
         model: the model that ran.
         media: the negotiated media type.
-        format: of base64 pictures.
+        options: how the pictures look.
         labels: for each image, the members that are not in the result: `index`, `inverted`, `t`, `row`, `col`.
         members: members of the JSON body before `images`: `seed`, if the endpoint has one.
-        layout: how a raw response combines several pictures: a near-square sheet, or a strip of one row.
-        columns: of the sheet; None for ceil(√N).
+        columns: of a sheet, unless the options say otherwise; None for ceil(√N).
         fps: frames per second; if above 0, WebP, GIF and APNG are animations.
         closed: repeat the first picture at the end (a loop); the model does not run it again.
         strength: s of (1−s)·x + s·f^k(x), 0…1.
@@ -58,35 +58,68 @@ class ResponseSpec:
 
     model: ServedModel
     media: Media
-    format: Format
+    options: PictureOptions
     labels: Sequence[Mapping[str, Any]]
     members: Mapping[str, Any] = field(default_factory=dict)
-    layout: Literal["sheet", "strip"] = "sheet"
     columns: int | None = None
     fps: int = 0
     closed: bool = False
     strength: float = 1.0
 
 
-def check_format(spec: ResponseSpec, record: Sequence[int] = ()) -> None:
+def check_format(api: ApiRequest, spec: ResponseSpec, record: Sequence[int] = ()) -> None:
     """Check before the model runs that the format can hold the response.
 
     Raises:
-        InvalidContent: ``record`` with a raw response, or a sheet larger than its format allows.
+        InvalidContent: ``record`` with a raw response, an option that the format has no place for, or too many pixels.
+        TooManyBytes: the requests in flight leave no room for the enlarged pictures.
     """
+    options = spec.options
     if record and spec.media not in (Media.JSON, Media.EVENTS):
         raise InvalidContent.field("record", f"only JSON and event streams carry a trajectory, not {spec.media}")
-    if len(spec.labels) > 1 and spec.media in RASTER and not _is_animation(spec):
-        columns = len(spec.labels) if spec.layout == "strip" else spec.columns
-        check_sides(RASTER[spec.media], *sheet_size(len(spec.labels), spec.model.card, columns=columns))
+    if options.scale > 1 or options.gap or options.columns is not None:
+        _check_layout(api, spec, len(record))
+    elif len(spec.labels) > 1 and spec.media in RASTER and not _is_animation(spec):
+        check_sides(RASTER[spec.media], *sheet_size(len(spec.labels), spec.model.card, columns=spec.columns))
+
+
+def _check_layout(api: ApiRequest, spec: ResponseSpec, recorded: int) -> None:
+    """Check the size of a response that is not laid out by default, and hold its bytes until the request ends."""
+    options, media, count = spec.options, spec.media, len(spec.labels)
+    is_raw = media not in (Media.JSON, Media.EVENTS)
+    if options.scale > 1 and (media is Media.NPY or (not is_raw and options.format == "npy")):
+        raise InvalidContent.field("scale", "only pictures are enlarged, not arrays")
+    is_sheet = media in RASTER and not _is_animation(spec)
+    for name, is_given in (("columns", options.columns is not None), ("gap", options.gap > 0)):
+        if is_given and not is_sheet:
+            shown = "an animation" if _is_animation(spec) else media
+            raise InvalidContent.field(name, f"only a sheet as PNG, WebP or JPEG has {name}, not {shown}")
+    channels, height, width = spec.model.card.shape
+    width, height = width * options.scale, height * options.scale
+    if is_sheet:
+        columns = options.columns or spec.columns
+        width, height = sheet_size(count, spec.model.card, columns=columns, scale=options.scale, gap=options.gap)
+        count = 1
+    if is_raw:
+        check_sides(_ANIMATED[media] if _is_animation(spec) else RASTER[media], width, height)
+    pixels, limit = count * (1 + recorded) * width * height, api.services.settings.max_pixels
+    if pixels > limit:
+        field = "scale" if options.scale > 1 else "gap" if options.gap else "columns"
+        message = f"the response would have {pixels} pixels; the limit, IGN_MAX_PIXELS, is {limit}"
+        raise InvalidContent.field(field, message, code="image_too_large")
+    in_flight = api.services.in_flight
+    # A stream sends its pictures one by one.
+    size = channels * (width * height if media is Media.EVENTS else pixels)
+    in_flight.hold(api.state, size if in_flight.max_bytes is None else min(size, in_flight.max_bytes))
 
 
 async def respond(api: ApiRequest, spec: ResponseSpec, result: Result) -> Response:
     """The response to a finished request."""
     api.count_rows(spec.model, result)
+    size = result.rows.size * spec.options.scale**2
     if spec.media is Media.JSON:
-        large = result.rows.size > _INLINE or any(result.trajectory)
-        pictures = await api.run_codec("encode", lambda: _json(_images(spec, result)), large=large)
+        large = size > _INLINE or any(result.trajectory)
+        pictures = await api.run_codec("encode", lambda: _json(_images(api, spec, result)), large=large)
         # `timing` includes the time of encoding the images, so the rest of the body is written after them, and the
         # encoded images are inserted as text.
         before, marker, after = _json(envelope(api, spec.model, [], spec.members)).partition(b'"images":[')
@@ -94,7 +127,8 @@ async def respond(api: ApiRequest, spec: ResponseSpec, result: Result) -> Respon
         return Response(
             content, headers=api.response_headers(spec.model, spec.members.get("seed")), media_type=Media.JSON
         )
-    content = await api.run_codec("encode", partial(_raw, spec, result), large=result.rows.size > _INLINE)
+    large = size > _INLINE or spec.options.gap > 0
+    content = await api.run_codec("encode", partial(_raw, api, spec, result), large=large)
     headers = api.response_headers(spec.model, spec.members.get("seed")) | _row_headers(result)
     return Response(content, headers=headers, media_type=spec.media)
 
@@ -146,9 +180,9 @@ def image(spec: ResponseSpec, result: Result, index: int, data: str | None) -> d
     return {
         **spec.labels[index],
         "data": data,
-        "format": spec.format,
-        "width": width,
-        "height": height,
+        "format": spec.options.format,
+        "width": width * spec.options.scale,
+        "height": height * spec.options.scale,
         "steps": int(result.steps[index]),
         "converged": bool(result.converged[index]),
         "distance": round_metric(result.distance[index]),
@@ -157,11 +191,12 @@ def image(spec: ResponseSpec, result: Result, index: int, data: str | None) -> d
     }
 
 
-def picture(row: FloatRow, card: ModelCard, picture_format: Format) -> str:
+def picture(row: FloatRow, card: ModelCard, options: PictureOptions) -> str:
     """Encode one row (C, H, W) as a base64 picture."""
-    if picture_format == "npy":
+    if options.format == "npy":
         return encode_base64(encode_npy(row))
-    return encode_base64(encode(to_uint8(row, card), picture_format))
+    pixels = enlarge(to_uint8(row, card), options.scale, options.resample)
+    return encode_base64(encode(pixels, options.format))
 
 
 def round_metric(value: float) -> float:
@@ -169,42 +204,52 @@ def round_metric(value: float) -> float:
     return round(float(value), METRIC_DECIMALS)
 
 
-def _images(spec: ResponseSpec, result: Result) -> list[dict[str, Any]]:
-    card, picture_format = spec.model.card, spec.format
-    if picture_format == "npy":
-        data = [picture(row, card, picture_format) for row in result.rows]
+def _images(api: ApiRequest, spec: ResponseSpec, result: Result) -> list[dict[str, Any]]:
+    card, options = spec.model.card, spec.options
+    if options.format == "npy":
+        data = [picture(row, card, options) for row in result.rows]
     else:
-        data = [encode_base64(encode(pixels, picture_format)) for pixels in to_uint8(result.rows, card)]
+        frames = to_uint8(result.rows, card)
+        pictures = frames if options.scale == 1 else _enlarged(api, options, frames)
+        data = [encode_base64(encode(pixels, options.format)) for pixels in pictures]
     images = [image(spec, result, index, text) for index, text in enumerate(data)]
     for index, steps in enumerate(result.trajectory):
         if steps:
-            images[index]["trajectory"] = [_recorded_step(step, card, picture_format) for step in steps]
+            api.check_not_over()
+            images[index]["trajectory"] = [_recorded_step(step, card, options) for step in steps]
     return images
+
+
+def _enlarged(api: ApiRequest, options: PictureOptions, pictures: Pixels) -> Iterator[Pixels]:
+    """The pictures (N, H, W[, 3]), enlarged one by one while the request lasts."""
+    for pixels in pictures:
+        api.check_not_over()
+        yield enlarge(pixels, options.scale, options.resample)
 
 
 def _json(value: object) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode("ascii")
 
 
-def _recorded_step(step: StepOutput, card: ModelCard, picture_format: Format) -> dict[str, Any]:
+def _recorded_step(step: StepOutput, card: ModelCard, options: PictureOptions) -> dict[str, Any]:
     change = None if step.change is None else round_metric(step.change)
-    return {"step": step.step, "data": picture(step.row, card, picture_format), "change": change}
+    return {"step": step.step, "data": picture(step.row, card, options), "change": change}
 
 
-def _raw(spec: ResponseSpec, result: Result) -> bytes:
+def _raw(api: ApiRequest, spec: ResponseSpec, result: Result) -> bytes:
     if spec.media is Media.NPY:
         return encode_npy(result.rows)
-    pixels = to_uint8(result.rows, spec.model.card)
+    options, card = spec.options, spec.model.card
+    pixels = to_uint8(result.rows, card)
+    if options.scale > 1:
+        pixels = np.stack(list(_enlarged(api, options, pixels)))
     if spec.fps > 0 and spec.media in _ANIMATED:
         return animate(pixels, _ANIMATED[spec.media], fps=spec.fps)
-    picture = pixels[0] if len(pixels) == 1 else _sheet(spec, pixels)
-    return encode(picture, RASTER[spec.media])
-
-
-def _sheet(spec: ResponseSpec, pixels: Pixels) -> Pixels:
-    if spec.layout == "strip":
-        return strip(pixels, spec.model.card)
-    return contact_sheet(pixels, spec.model.card, columns=spec.columns)
+    if len(pixels) > 1:
+        sheet = contact_sheet(pixels, card, columns=options.columns or spec.columns, gap=options.gap)
+    else:
+        sheet = pixels[0]
+    return encode(sheet, RASTER[spec.media])
 
 
 def _row_headers(result: Result) -> dict[str, str]:

@@ -61,8 +61,8 @@ async def generate(request: Request) -> Response:
     params = step_params(options, recommended=model.card.steps.generate, rows=options.n, settings=settings)
     seed = secrets.randbits(_SEED_BITS) if options.seed is None else options.seed
     labels = [{"index": options.offset + i} for i in range(options.n)]
-    spec = ResponseSpec(model=model, media=media, format=options.format, labels=labels, members={"seed": seed})
-    check_format(spec, params.record)
+    spec = ResponseSpec(model=model, media=media, options=options, labels=labels, members={"seed": seed})
+    check_format(api, spec, params.record)
     channels, height, width = model.card.shape
     large = options.n * channels * height * width > _LARGE_NOISE
     make_rows = partial(_noise_rows, model, options, seed)
@@ -80,8 +80,8 @@ async def project(request: Request) -> Response:
     count = len(upload.images)
     params = step_params(options, recommended=model.card.steps.project, rows=count, settings=settings)
     labels: list[dict[str, Any]] = [{"index": i} for i in range(count)]
-    spec = ResponseSpec(model=model, media=media, format=options.format, labels=labels, strength=options.strength)
-    check_format(spec, params.record)
+    spec = ResponseSpec(model=model, media=media, options=options, labels=labels, strength=options.strength)
+    check_format(api, spec, params.record)
 
     def make_rows() -> InputRows:
         inputs = prepare_upload(upload, model, settings, api.check_not_over)
@@ -106,18 +106,16 @@ async def latent_interpolate(request: Request) -> Response:
         media = api.negotiate(_FORMATS)
     model = api.resolve(options.model)
     steps = check_steps(options.steps, recommended=model.card.steps.generate, settings=settings)
-    is_grid = isinstance(path, Grid)
     spec = ResponseSpec(
         model=model,
         media=media,
-        format=options.format,
+        options=options,
         labels=_frame_labels(path),
-        layout="sheet" if is_grid else "strip",
-        columns=path.cols if isinstance(path, Grid) else None,
-        fps=0 if is_grid else options.fps,
+        columns=path.cols if isinstance(path, Grid) else path.frames,
+        fps=0 if isinstance(path, Grid) else options.fps,
         closed=isinstance(path, LatentPath) and path.loop,
     )
-    check_format(spec)
+    check_format(api, spec)
     reader = PointReader(model, settings, api.check_not_over)
 
     def make_rows() -> InputRows:
@@ -138,7 +136,8 @@ async def latent_arithmetic(request: Request) -> Response:
     options, settings = await api.read_json(ArithmeticRequest), api.services.settings
     model = api.resolve(options.model)
     steps = check_steps(options.steps, recommended=model.card.steps.generate, settings=settings)
-    spec = ResponseSpec(model=model, media=media, format=options.format, labels=[{"index": 0}], members={"seed": None})
+    spec = ResponseSpec(model=model, media=media, options=options, labels=[{"index": 0}], members={"seed": None})
+    check_format(api, spec)
     reader = PointReader(model, settings, api.check_not_over)
 
     def make_rows() -> InputRows:

@@ -17,9 +17,9 @@ from pydantic import (
 )
 from pydantic.config import JsonDict
 
+from service.api.native.picture_options import Format, PictureOptions
 from service.domain.latents import MAX_SEED
 
-Format = Literal["png", "jpeg", "webp", "npy"]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Steps = Annotated[int, Field(ge=1)]
 Record = Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=64, json_schema_extra={"uniqueItems": True})]
@@ -44,11 +44,10 @@ class _Strict(BaseModel):
     model: Annotated[str | None, Field(description="`name` or `name/version`; default: the configured model.")] = None
 
 
-class _Request(_Strict):
+class _Request(PictureOptions, _Strict):
     """Base of the requests whose response holds pictures."""
 
     steps: Annotated[Steps | None, Field(description=_STEPS)] = None
-    format: Annotated[Format, Field(description="Format of the base64 pictures in a JSON response.")] = "png"
 
 
 class StepOptions(_Request):
@@ -224,6 +223,7 @@ class InterpolateRequest(_Request):
                                 "points": {"minItems": 4, "maxItems": 4},
                                 "frames": _NULL,
                                 "loop": {"const": False},
+                                "columns": _NULL,
                             }
                         },
                     ]
@@ -245,8 +245,8 @@ class InterpolateRequest(_Request):
     @classmethod
     def _check_grid(cls, grid: GridRequest | None, info: ValidationInfo) -> GridRequest | None:
         if grid is not None:
-            if info.data.get("frames") is not None or info.data.get("loop"):
-                raise ValueError("goes with neither frames nor loop")
+            if any(info.data.get(name) for name in ("frames", "loop", "columns")):
+                raise ValueError("goes with none of frames, loop and columns")
             if len(info.data.get("points", range(4))) != 4:
                 raise ValueError("needs exactly four points")
         return grid

@@ -58,10 +58,11 @@ class EventStream(Response):
         async with aclosing(self._spec.model.scheduler.stream(self._rows, self._params)) as events:
             # Send no headers before the first event, so that a failure until then keeps its own status.
             first = await anext(events)
+            self._api.deadline = self._api.arrival + self._api.services.settings.stream_timeout_s
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             try:
                 async with (
-                    asyncio.timeout(self._seconds_until_timeout()),
+                    asyncio.timeout(self._api.deadline - time.monotonic()),
                     aclosing(self._encoded_events(first, events)) as texts,
                 ):
                     async for text in texts:
@@ -80,10 +81,6 @@ class EventStream(Response):
             log_failure(exc, request_id)
         self._api.request.state.problem = problem.code
         return event("error", problem.body(request_id))
-
-    def _seconds_until_timeout(self) -> float:
-        end = self._api.arrival + self._api.services.settings.stream_timeout_s
-        return end - time.monotonic()
 
     async def _encoded_events(
         self, first: StepOutput | StreamProgress | Result, events: Events
@@ -107,14 +104,17 @@ class EventStream(Response):
     async def _step(self, step: StepOutput) -> dict[str, Any]:
         spec = self._spec
         step = blend_step(self._rows, step, spec.strength)
+        options = spec.options
         data = await self._api.run_codec(
-            "encode", lambda: picture(step.row, spec.model.card, spec.format), large=step.row.size > 1 << 13
+            "encode",
+            lambda: picture(step.row, spec.model.card, options),
+            large=step.row.size * options.scale**2 > 1 << 13,
         )
         return {
             "index": spec.labels[step.index]["index"],
             "step": step.step,
             "data": data,
-            "format": spec.format,
+            "format": options.format,
             "change": None if step.change is None else round_metric(step.change),
         }
 

@@ -183,6 +183,30 @@ def test_interpolate_frames_and_grids(shell: Shell, service: Service, tmp_path: 
     assert pixels((tmp_path / "grid.png").read_bytes()).shape == (16, 24)
 
 
+def test_pictures_at_a_size(shell: Shell, service: Service, scans: Path, tmp_path: Path) -> None:
+    size = ("--scale", 32, "--resample", "smooth")
+    out = tmp_path / "out"
+    assert shell("generate", "-n", 3, "--seed", 1, *size, "-o", out) == DONE
+    assert shell("project", scans / "a.png", *size, "-o", out) == DONE
+    assert shell("interpolate", 1, 2, "--frames", 2, *size, "-o", out, "--force") == DONE
+    assert names(out) == ["000.png", "001.png", "1-0.png", "1-1.png", "1-2.png", "a.png"]
+    assert {pixels(file.read_bytes()).shape for file in out.iterdir()} == {(256, 256)}
+    with Client(service.url) as client:
+        assert (out / "1-2.png").read_bytes() == client.generate(seed=1, offset=2, scale=32, resample="smooth")[0].bytes
+    sheet = ("--scale", 2, "--columns", 1, "--gap", 3)
+    for words in (("generate", "-n", 3), ("interpolate", 1, 2, "--frames", 3)):
+        assert shell(*words, *sheet, "-o", tmp_path / "sheet.png", "--force") == DONE
+        assert pixels((tmp_path / "sheet.png").read_bytes()).shape == (54, 16)
+
+
+@pytest.mark.parametrize("option", ["--columns", "--gap"])
+@pytest.mark.parametrize("words", [("generate",), ("interpolate", 1, 2)])
+def test_files_of_a_folder_are_no_sheet(shell: Shell, tmp_path: Path, words: Any, option: str) -> None:
+    assert shell(*words, option, 2, "-o", tmp_path / "out") == USAGE
+    assert option in shell.err
+    assert not (tmp_path / "out").exists()
+
+
 def test_score(shell: Shell, service: Service, scans: Path) -> None:
     assert shell("score", scans, "--invert", "true", "--resize", "crop") == DONE
     head, *lines = [line.split("\t") for line in shell.out.splitlines()]

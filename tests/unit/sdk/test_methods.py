@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ign_client import (
     Frame,
     Image,
     Images,
+    InvalidContent,
     Progress,
     ProjectedImage,
     Raw,
@@ -98,6 +100,45 @@ def test_generate_as(service: Service, ask: Ask, form: str) -> None:
     assert f"{raw.model.ref}@{raw.model.digest}" == response.headers["X-IGN-Model"]
     assert raw.timing.compute_ms >= 0
     assert raw.to_numpy().shape == {"npy": (3, *GREY), "webp": (16, 16, 3)}.get(form, (16, 16))
+
+
+SIZE = {"scale": 3, "resample": "smooth"}
+SHEET = SIZE | {"columns": 1, "gap": 2}
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "path", "body"),
+    [
+        ("generate", (), "/generate", {"n": 2, "seed": 1}),
+        ("project", (PICTURE,), "/project", {"images": [b64(PICTURE)]}),
+        ("latent_interpolate", ([1, 2],), "/latent-interpolate", {"points": [{"seed": 1}, {"seed": 2}], "frames": 3}),
+        ("latent_arithmetic", ([1, 2],), "/latent-arithmetic", {"terms": [{"seed": 1}, {"seed": 2}]}),
+    ],
+)
+def test_pictures_at_a_size(
+    service: Service, ask: Ask, method: str, given: tuple[Any, ...], path: str, body: dict[str, Any]
+) -> None:
+    options = {name: value for name, value in body.items() if name in ("n", "seed", "frames")}
+    images = ask(service.url, method, *given, **options, **SIZE)
+    same(images, raw_json(service, path, body | SIZE))
+    assert all(image.to_numpy().shape == (image.height, image.width) == (24, 24) for image in images)
+    sheet = SIZE if method == "latent_arithmetic" else SHEET
+    raw = ask(service.url, f"{method}_as", "png", *given, **options, **sheet)
+    assert raw.bytes == service.post(path, body | sheet, accept="image/png").content
+    if method in ("generate", "project"):
+        with (
+            closing(Client(service.url)) as client,
+            getattr(client, f"stream_{method}")(*given, **options, **SIZE) as events,
+        ):
+            done = next(event for event in events if isinstance(event, Done)).answer
+        assert [image.bytes for image in done] == [image.bytes for image in images]
+
+
+def test_an_animation_at_a_size(service: Service, ask: Ask) -> None:
+    raw = ask(service.url, "latent_interpolate_as", "webp", [1, 2], scale=4)
+    assert raw.to_pil().size == (32, 32)
+    with pytest.raises(InvalidContent, match="columns"):
+        ask(service.url, "latent_interpolate_as", "webp", [1, 2], columns=4)
 
 
 def test_project(service: Service, ask: Ask, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from ign_client import AsyncClient, Client, InputError, InvalidContent, Limits, TooLarge
+from ign_client._calls.project import project
 from ign_client._split import Upload
 from tests.contract.harness import Service
 from tests.helpers.pictures import noise, save
@@ -49,6 +50,22 @@ def test_few_small_pictures_are_sent_without_asking_for_limits(ask: Ask) -> None
     to = Canned(httpx.Response(200, json=answer))
     ask(to, "score", PICTURES[:16])
     assert [request.url.path for request in to.asked] == ["/score"]
+
+
+@pytest.mark.parametrize(("scale", "most"), [(1, 64), (4, 64), (8, 16), (16, 4), (32, 1), ("8", 64), (0, 64)])
+def test_enlarged_pictures_are_sent_in_smaller_requests(scale: Any, most: int) -> None:
+    upload = Upload(project, (PICTURES,), {"scale": scale})
+    assert not upload.is_small
+    limits = Limits(n=64, images=64, steps=1, frames=2, body_bytes=1 << 24, pixels=1)
+    assert [part.offset for part in upload.parts(limits)] == list(range(0, 100, most))
+    assert Upload(project, (PICTURES[:16],), {"scale": scale}).is_small == (most >= 16)
+
+
+def test_any_number_of_enlarged_pictures(service: Service, ask: Ask) -> None:
+    found = ask(service.url, "project", PICTURES[:20], scale=32)
+    assert [(image.index, image.width, image.to_numpy().shape) for image in found] == [
+        (i, 256, (256, 256)) for i in range(20)
+    ]
 
 
 class Small(httpx.MockTransport):

@@ -11,7 +11,16 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from service import images
 from service.domain.errors import InvalidContent
-from service.images import AnimationFormat, PictureFormat, animate, check_sides, contact_sheet, encode, strip
+from service.images import (
+    AnimationFormat,
+    PictureFormat,
+    Resample,
+    animate,
+    check_sides,
+    contact_sheet,
+    encode,
+    enlarge,
+)
 from tests.helpers import pictures as make
 
 GREY, COLOUR = make.card(), make.card((3, 8, 8), background=(-1.0, 0.0, 1.0))
@@ -137,13 +146,59 @@ def test_cells_need_not_be_square() -> None:
     assert sheet.shape == (2, 20, 3)
     assert images.sheet_size(4, card, columns=4) == (20, 2)
     assert np.array_equal(sheet, np.concatenate(list(pictures), axis=1))
-    assert np.array_equal(sheet, strip(pictures, card))
+    assert np.array_equal(sheet, contact_sheet(pictures, card, columns=100))
 
 
 def test_one_picture_is_its_own_sheet() -> None:
     picture = make.noise(1, 28, 28)
     assert np.array_equal(contact_sheet(picture, GREY), picture[0])
-    assert np.array_equal(strip(picture, GREY), picture[0])
+    assert np.array_equal(contact_sheet(picture, GREY, columns=3, gap=5), picture[0])
+
+
+def test_gaps_lie_between_pictures_only() -> None:
+    pictures = make.noise(5, 2, 4, 3)
+    card = make.card((3, 2, 4), background=(-1.0, 0.0, 1.0))
+    sheet = contact_sheet(pictures, card, columns=3, gap=2)
+    assert sheet.shape == (6, 16, 3)
+    assert images.sheet_size(5, card, columns=3, gap=2) == (16, 6)
+    expected = np.empty_like(sheet)
+    expected[...] = (0, 128, 255)
+    for i in range(5):
+        top, left = i // 3 * 4, i % 3 * 6
+        expected[top : top + 2, left : left + 4] = pictures[i]
+    assert np.array_equal(sheet, expected)
+
+
+# --- enlarged --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (5, 3, 3)])
+@pytest.mark.parametrize("scale", [2, 7, 32])
+def test_nearest_repeats_every_pixel_as_a_square(shape: tuple[int, ...], scale: int) -> None:
+    picture = make.noise(*shape)
+    large = enlarge(picture, scale, "nearest")
+    assert large.shape == (shape[0] * scale, shape[1] * scale, *shape[2:])
+    for dy, dx in ((0, 0), (scale - 1, scale - 1), (0, scale - 1)):
+        assert np.array_equal(large[dy::scale, dx::scale], picture)
+    assert np.array_equal(np.asarray(make.opened(encode(large, "png"))), large)
+
+
+@pytest.mark.parametrize("channels", [(), (3,)])
+def test_smooth_has_levels_between_those_of_the_picture(channels: tuple[int, ...]) -> None:
+    picture = np.zeros((8, 8, *channels), dtype=np.uint8)
+    picture[:, 4:] = 200
+    large = enlarge(picture, 8, "smooth").astype(int)
+    assert large.shape == (64, 64, *channels)
+    assert (large[:, :8] == 0).all()
+    assert (large[:, -8:] == 200).all()
+    assert len(np.unique(large)) > 8
+    assert np.abs(np.diff(large, axis=1)).max() < 60
+
+
+@pytest.mark.parametrize("resample", ["nearest", "smooth"])
+def test_scale_one_is_the_picture(resample: Resample) -> None:
+    picture = make.noise(4, 6)
+    assert np.array_equal(enlarge(picture, 1, resample), picture)
 
 
 # --- animations ------------------------------------------------------------------------------------------------------

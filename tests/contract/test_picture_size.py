@@ -1,0 +1,314 @@
+"""Enlarged pictures, and sheets with columns and gaps: the same in every answer with pictures, and bounded."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.api.native import responses
+from service.images import enlarge
+from tests.contract.harness import (
+    PATIENCE_S,
+    Pixels,
+    Service,
+    b64,
+    busy_codec,
+    frames,
+    gated,
+    pixels,
+    problem,
+    serving,
+    settings,
+    unb64,
+)
+from tests.contract.test_streaming import EVENTS, of, parsed, streamed
+from tests.helpers.onnx_models import write_model
+from tests.helpers.pictures import noise, save
+
+PICTURE = save(noise(8, 8, seed=1))
+FOUR = [{"seed": seed} for seed in range(4)]
+BODIES: dict[str, dict[str, Any]] = {
+    "/generate": {"seed": 1, "n": 3},
+    "/project": {"images": [b64(PICTURE)] * 3},
+    "/latent-interpolate": {"points": FOUR[:2], "frames": 3},
+    "/latent-arithmetic": {"terms": FOUR[:2]},
+}
+PATHS = pytest.mark.parametrize("path", BODIES)
+
+
+def large(picture: Pixels, scale: int) -> Pixels:
+    """The picture with every pixel as a square."""
+    return picture.repeat(scale, 0).repeat(scale, 1)
+
+
+def smooth(picture: Pixels, scale: int) -> Pixels:
+    size = (picture.shape[1] * scale, picture.shape[0] * scale)
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
+
+
+RESAMPLED = pytest.mark.parametrize(("resample", "expected"), [("nearest", large), ("smooth", smooth)])
+
+
+@PATHS
+@RESAMPLED
+@pytest.mark.parametrize("model", ["grey", "colour"])
+def test_every_picture_in_json_is_enlarged(
+    service: Service, path: str, resample: str, expected: Callable[[Pixels, int], Pixels], model: str
+) -> None:
+    body = BODIES[path] | {"model": model}
+    plain = service.post(path, body).json()["images"]
+    enlarged = service.post(path, body | {"scale": 5, "resample": resample}).json()["images"]
+    assert len(enlarged) == len(plain)
+    for before, after in zip(plain, enlarged, strict=True):
+        picture = pixels(unb64(after.pop("data")))
+        np.testing.assert_array_equal(picture, expected(pixels(unb64(before.pop("data"))), 5))
+        assert (after.pop("width"), after.pop("height")) == picture.shape[1::-1] == (40, 40)
+        assert {name: before[name] for name in after} == after
+
+
+@pytest.mark.parametrize("path", ["/generate", "/project"])
+@RESAMPLED
+def test_trajectories_and_streams_are_enlarged(
+    service: Service, path: str, resample: str, expected: Callable[[Pixels, int], Pixels]
+) -> None:
+    body = BODIES[path] | {"steps": 2, "record": [0, 1]}
+    options = {"scale": 4, "resample": resample}
+    plain, enlarged = (service.post(path, body | extra).json()["images"] for extra in ({}, options))
+    for before, after in zip(plain, enlarged, strict=True):
+        for step, step_after in zip(before["trajectory"], after["trajectory"], strict=True):
+            np.testing.assert_array_equal(pixels(unb64(step_after["data"])), expected(pixels(unb64(step["data"])), 4))
+    events = streamed(service, path, body | options)
+    sent = {(step["index"], step["step"]): step["data"] for step in of(events, "step")}
+    for image in enlarged:
+        assert sent[image["index"], 2] == image["data"]
+        assert all(sent[image["index"], step["step"]] == step["data"] for step in image["trajectory"])
+    assert [(image["width"], image["height"]) for image in events[-1][1]["images"]] == [(32, 32)] * 3
+
+
+@PATHS
+@pytest.mark.parametrize("accept", ["image/png", "image/webp", "image/jpeg"])
+def test_raw_pictures_are_enlarged(service: Service, path: str, accept: str) -> None:
+    plain = frames(service.post(path, BODIES[path], accept=accept).content)
+    enlarged = frames(service.post(path, BODIES[path] | {"scale": 3}, accept=accept).content)
+    assert len(plain) == len(enlarged)
+    for before, after in zip(plain, enlarged, strict=True):
+        if accept == "image/jpeg":
+            assert after.shape == large(before, 3).shape
+        else:
+            np.testing.assert_array_equal(after, large(before, 3))
+
+
+@pytest.mark.parametrize("accept", ["image/webp", "image/gif", "image/apng"])
+def test_animations_are_enlarged(service: Service, accept: str) -> None:
+    body = {"points": FOUR, "frames": 7, "loop": True}
+    plain, enlarged = (
+        frames(service.post("/latent-interpolate", body | extra, accept=accept).content) for extra in ({}, {"scale": 6})
+    )
+    np.testing.assert_array_equal(enlarged, [large(frame, 6) for frame in plain])
+
+
+def test_pictures_of_a_sheet_do_not_blend_into_each_other(service: Service) -> None:
+    body = {"seed": 1, "n": 2, "scale": 8, "resample": "smooth"}
+    single = [pixels(unb64(image["data"])) for image in service.post("/generate", body).json()["images"]]
+    sheet = pixels(service.post("/generate", body, accept="image/png").content)
+    np.testing.assert_array_equal(sheet, np.concatenate(single, axis=1))
+
+
+@pytest.mark.parametrize(
+    ("options", "cells"),
+    [
+        ({}, (2, 3)),
+        ({"columns": 1}, (5, 1)),
+        ({"columns": 2}, (3, 2)),
+        ({"columns": 5}, (1, 5)),
+        ({"columns": 1000}, (1, 5)),
+    ],
+)
+@pytest.mark.parametrize("gap", [0, 1, 64])
+@pytest.mark.parametrize("scale", [1, 2])
+@pytest.mark.parametrize("model", ["grey", "colour"])
+def test_columns_and_gaps(
+    service: Service, options: dict[str, int], cells: tuple[int, int], gap: int, scale: int, model: str
+) -> None:
+    body = {"seed": 1, "n": 5, "scale": scale, "model": model}
+    pictures = [pixels(unb64(image["data"])) for image in service.post("/generate", body).json()["images"]]
+    sheet = pixels(service.post("/generate", body | options | {"gap": gap}, accept="image/png").content)
+    side = 8 * scale
+    shape = tuple(count * (side + gap) - gap for count in cells)
+    expected = np.zeros((*shape, *pictures[0].shape[2:]), np.uint8)
+    expected[...] = 0 if model == "grey" else (0, 128, 255)
+    for i, picture in enumerate(pictures):
+        row, column = divmod(i, cells[1])
+        top, left = row * (side + gap), column * (side + gap)
+        expected[top : top + side, left : left + side] = picture
+    np.testing.assert_array_equal(sheet, expected)
+
+
+def test_a_path_in_columns_and_a_grid_with_gaps(service: Service) -> None:
+    path = {"points": FOUR, "frames": 6, "columns": 3}
+    assert pixels(service.post("/latent-interpolate", path, accept="image/png").content).shape == (16, 24)
+    grid = {"points": FOUR, "grid": {"rows": 2, "cols": 4}, "gap": 3}
+    for accept in ("image/png", "image/webp", "image/jpeg"):
+        assert pixels(service.post("/latent-interpolate", grid, accept=accept).content).shape[:2] == (19, 41)
+
+
+def test_one_picture_has_no_gap_and_no_empty_cells(service: Service) -> None:
+    plain = service.post("/generate", {"seed": 1}, accept="image/png").content
+    assert service.post("/generate", {"seed": 1, "columns": 7, "gap": 9}, accept="image/png").content == plain
+
+
+def test_defaults_change_nothing(service: Service) -> None:
+    explicit = {"scale": 1, "resample": "smooth", "gap": 0}
+    for path, body in BODIES.items():
+        for accept in ("application/json", "image/png", "image/webp", "image/jpeg", "application/x-npy"):
+            plain, same = (service.post(path, body | extra, accept=accept) for extra in ({}, explicit))
+            if accept == "application/json":
+                assert plain.json()["images"] == same.json()["images"]
+            else:
+                assert plain.content == same.content
+
+
+def test_forms_and_queries_take_the_options(service: Service) -> None:
+    options = {"scale": "3", "resample": "smooth"}
+    as_json = service.post("/project", {"images": [b64(PICTURE)], "scale": 3, "resample": "smooth"}, accept="image/png")
+    file = {"image": ("x.png", PICTURE, "image/png")}
+    headers = {"Accept": "image/png"}
+    form = service.client.post("/project", files=file, data=options | {"columns": "2", "gap": "1"}, headers=headers)
+    raw = service.client.post(
+        "/project", params=options, content=PICTURE, headers=headers | {"Content-Type": "image/png"}
+    )
+    assert form.content == raw.content == as_json.content
+    assert pixels(raw.content).shape == (24, 24)
+
+
+@PATHS
+@pytest.mark.parametrize(
+    ("accept", "body", "field"),
+    [
+        ("application/x-npy", {"scale": 2}, "scale"),
+        ("application/json", {"scale": 2, "format": "npy"}, "scale"),
+        ("application/json", {"columns": 2}, "columns"),
+        ("application/json", {"gap": 1}, "gap"),
+        ("application/x-npy", {"columns": 1}, "columns"),
+        ("application/x-npy", {"gap": 1}, "gap"),
+    ],
+)
+def test_options_without_effect_are_refused(
+    service: Service, path: str, accept: str, body: dict[str, Any], field: str
+) -> None:
+    problem(service.post(path, BODIES[path] | body, accept=accept), 422, "invalid_value", field)
+
+
+@pytest.mark.parametrize("body", [{"columns": 2}, {"gap": 1}])
+def test_streams_and_animations_have_no_sheet(service: Service, body: dict[str, int]) -> None:
+    (field,) = body
+    problem(service.post("/generate", body, accept=EVENTS), 422, "invalid_value", field)
+    for accept in ("image/webp", "image/gif", "image/apng"):
+        response = service.post("/latent-interpolate", BODIES["/latent-interpolate"] | body, accept=accept)
+        problem(response, 422, "invalid_value", field)
+
+
+def test_a_grid_has_columns_of_its_own(service: Service) -> None:
+    body = {"points": FOUR, "grid": {"rows": 2, "cols": 2}, "columns": 4}
+    problem(service.post("/latent-interpolate", body, accept="image/png"), 422, "invalid_value", "grid")
+
+
+MOST = 60_000  # pixels
+BEYOND: list[tuple[str, dict[str, Any], str, str]] = [
+    ("/generate", {"n": 15, "scale": 8}, "application/json", "scale"),
+    ("/generate", {"n": 14, "scale": 8, "steps": 1, "record": [1]}, "application/json", "scale"),
+    ("/generate", {"n": 14, "scale": 8, "steps": 1, "record": [1]}, EVENTS, "scale"),
+    ("/generate", {"n": 15, "scale": 8}, "image/png", "scale"),
+    ("/generate", {"n": 32, "gap": 64, "columns": 2}, "image/png", "gap"),
+    ("/project", {"images": [b64(PICTURE)], "scale": 31}, "image/webp", "scale"),
+    ("/latent-interpolate", {"points": FOUR, "frames": 15, "scale": 8}, "image/gif", "scale"),
+    ("/latent-arithmetic", {"terms": FOUR, "scale": 32}, "image/png", "scale"),
+]
+
+
+def test_pixels_of_an_answer_are_bounded_before_it_is_computed(models: Path) -> None:
+    with serving(settings(models, max_pixels=MOST)) as service:
+        for path, body, accept, field in BEYOND:
+            found = problem(service.post(path, body, accept=accept), 422, "image_too_large", field)
+            assert "IGN_MAX_PIXELS" in found.detail
+            assert str(MOST) in found.detail
+        assert service.metric("ign_batches_total") == 0
+        for accept in ("application/json", "image/png", EVENTS):
+            assert service.post("/generate", {"n": 12, "scale": 8}, accept=accept).status_code == 200
+
+
+def test_the_largest_request_of_all_is_refused_by_default(tmp_path: Path) -> None:
+    write_model(tmp_path, "large", "1", (3, 64, 64))
+    with serving(settings(tmp_path, default_model="large")) as service:
+        for accept in ("application/json", "image/png", EVENTS):
+            response = service.post("/generate", {"n": 64, "scale": 32}, accept=accept)
+            assert "268435456" in problem(response, 422, "image_too_large", "scale").detail
+
+
+def test_sides_beyond_the_format_are_refused_before_they_are_computed(tmp_path: Path) -> None:
+    write_model(tmp_path, "wide", "1", (1, 1, 600))
+    with serving(settings(tmp_path, default_model="wide")) as service:
+        for path, body in (
+            ("/generate", {"scale": 28}),
+            ("/generate", {"n": 4, "scale": 7, "columns": 4}),
+            ("/latent-interpolate", {"points": FOUR, "scale": 28}),
+        ):
+            assert "16383" in problem(service.post(path, body, accept="image/webp"), 422, "image_too_large").detail
+        assert service.metric("ign_batches_total") == 0
+        assert service.post("/generate", {"scale": 27}, accept="image/webp").status_code == 200
+
+
+def test_enlarged_answers_in_flight_are_bounded(models: Path) -> None:
+    limits = {"max_body_bytes": 60_000, "max_inflight_bytes": 100_000}
+    small, big = {"seed": 1}, {"seed": 1, "scale": 30}  # 57 600 bytes
+    with serving(settings(models, **limits)) as service:
+        held = service.services.in_flight
+        with busy_codec(service):
+            waiting = threading.Thread(target=lambda: service.post("/generate", big, accept="image/png"))
+            waiting.start()
+            service.until(lambda: service.get("/healthz").is_success and held.bytes > 57_000)
+            problem(service.post("/generate", big, accept="image/png"), 503, "too_many_bytes")
+            assert service.post("/generate", small, accept="image/png").status_code == 200
+        waiting.join(PATIENCE_S)
+        service.until(lambda: service.get("/healthz").is_success and held.bytes == 0)
+        for _ in range(3):  # one that alone passes the limit is answered while nothing else is in flight
+            assert service.post("/generate", big | {"n": 4}, accept="image/png").status_code == 200
+        service.until(lambda: service.get("/healthz").is_success and held.bytes == 0)
+
+
+@pytest.mark.parametrize("accept", ["application/json", "image/png", "image/gif"])
+def test_after_the_deadline_no_further_picture_is_enlarged(
+    models: Path, monkeypatch: pytest.MonkeyPatch, accept: str
+) -> None:
+    entered, free, calls = threading.Event(), threading.Event(), []
+
+    def slow(picture: Pixels, scale: int, resample: Any) -> Pixels:
+        calls.append(scale)
+        entered.set()
+        assert free.wait(PATIENCE_S)
+        return enlarge(picture, scale, resample)
+
+    monkeypatch.setattr(responses, "enlarge", slow)
+    with serving(settings(models)) as service:
+        body = BODIES["/latent-interpolate"] | {"scale": 16}
+        response = service.post("/latent-interpolate", body, accept=accept, headers={"X-Request-Timeout": "0.5"})
+        problem(response, 504, "deadline_exceeded")
+        assert entered.is_set()
+        free.set()
+        with busy_codec(service):
+            assert len(calls) == 1
+
+
+def test_a_stream_of_large_pictures_outlasts_the_wait_for_its_first_event(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with gated(monkeypatch, settings(models)) as (service, gate):
+        gate.pass_s = 0.05
+        body = {"seed": 3, "steps": 20, "record": [1], "scale": 16}
+        response = service.post("/generate", body, accept=EVENTS, headers={"X-Request-Timeout": "0.5"})
+        assert response.status_code == 200
+        assert parsed(response.text)[-1][0] == "done"
