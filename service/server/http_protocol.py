@@ -98,6 +98,18 @@ class HttpProtocol(HttpToolsProtocol):
         """Close the connection without a response."""
         self.transport.close()
 
+    def finish(self, quiet_since: float) -> None:
+        """Close the connection if it has waited since then, or else after the response to its last request.
+
+        Args:
+            quiet_since: event loop time.
+        """
+        since = self.waiting_since()
+        if since is None:
+            self.cycle.keep_alive = False
+        elif since <= quiet_since:
+            self.transport.close()
+
     def close_if_late(self, now: float) -> None:
         """Close a connection whose head takes too long, with 408, or that is idle for too long."""
         since = self.waiting_since()

@@ -1,7 +1,11 @@
 """The listening socket."""
 
+import contextlib
+import ctypes
 import logging
 import socket
+import struct
+from collections.abc import Iterator
 from typing import Final
 
 from service.domain.errors import StartupError
@@ -9,6 +13,14 @@ from service.settings import Settings
 
 _LOG = logging.getLogger("service")
 BACKLOG: Final = 2048
+_SO_ATTACH_FILTER: Final = 26  # of Linux
+_DROP_SYN: Final = struct.pack(
+    "HBBI" * 4,
+    *(0x30, 0, 0, 13),  # the flags of the TCP header
+    *(0x45, 0, 1, 0x02),  # SYN?
+    *(0x06, 0, 0, 0),  # drop the segment
+    *(0x06, 0, 0, 1 << 30),  # pass the whole segment
+)
 _WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - address that stands for all → one to open
 
 
@@ -48,6 +60,26 @@ def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
         bound.close()
         raise bind_error(host, port, exc) from exc
     return bound
+
+
+def stop_handshakes(listener: socket.socket) -> None:
+    """Let the kernel begin no further connection on this socket, where the system can do that (Linux).
+
+    A close resets connections that wait to be accepted, so nothing may arrive between the last accept and the close.
+    A client that connects later tries again after a second. Then another process listens, or the client is refused.
+    """
+    program = ctypes.create_string_buffer(_DROP_SYN)
+    with contextlib.suppress(OSError):
+        listener.setsockopt(
+            socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", len(_DROP_SYN) // 8, ctypes.addressof(program))
+        )
+
+
+def accept_waiting(listener: socket.socket) -> Iterator[socket.socket]:
+    """The connections that wait to be accepted."""
+    with contextlib.suppress(OSError):  # none is left, or the socket does not listen
+        while True:
+            yield listener.accept()[0]
 
 
 def write_startup_line(bound: socket.socket) -> None:

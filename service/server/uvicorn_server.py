@@ -15,7 +15,7 @@ from service.api.app_state import AppState
 from service.server.early_rejection import EarlyRejection
 from service.server.http_protocol import HttpProtocol
 from service.server.open_connections import OpenConnections
-from service.server.sockets import BACKLOG
+from service.server.sockets import BACKLOG, accept_waiting, stop_handshakes
 
 Config = uvicorn.Config
 ACCEPTS_PER_TICK: Final = 8
@@ -24,6 +24,9 @@ listens on as many duplicates of its socket."""
 KEEP_ALIVE_S: Final = 75
 """Seconds that an idle connection stays open: longer than in most load balancers (60 s). If the server closed first,
 a proxy could send a POST on a closed connection, and it does not send a POST twice."""
+_HANDSHAKE_S: Final = 0.1  # for connections that the kernel has begun when the server stops listening
+_QUIET_S: Final = 0.5  # a stopping server closes a connection on which nothing has arrived for this time
+_LAST_REQUESTS_S: Final = 1.0  # for all connections to become quiet
 
 _LOG = logging.getLogger("service")
 
@@ -75,10 +78,43 @@ class IgnServer(uvicorn.Server):
         await super().startup(sockets if self._listen_at_start else [])
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Close the connections and the app."""
+        """Stop listening, answer what has arrived, and close the connections and the app."""
+        await self._stop_listening(sockets or [])
+        await self._finish_connections()
         if self._services.in_flight.draining:
             self._on_stop(0.0)
         await super().shutdown(sockets)
+
+    async def _stop_listening(self, listeners: list[socket.socket]) -> None:
+        """Close the listening sockets, and accept all connections that were waiting."""
+        for one in listeners:
+            one.setblocking(False)
+            stop_handshakes(one)
+        last = [one.dup() for one in listeners]  # the event loop closes the others
+        await asyncio.sleep(_HANDSHAKE_S)
+        for server in self.servers:
+            server.close()
+        loop = asyncio.get_running_loop()
+        for one in last:
+            with one:
+                for connection in accept_waiting(one):
+                    await loop.connect_accepted_socket(self._protocol, connection)
+
+    async def _finish_connections(self) -> None:
+        """Answer the requests that still arrive, and close each connection when it is quiet."""
+        loop, connections = asyncio.get_running_loop(), self.server_state.connections
+        end = loop.time() + _LAST_REQUESTS_S
+        while connections and loop.time() < end:
+            now = loop.time()
+            for _ in range(2):  # the event loop reads what has arrived, also if this process was not running
+                await asyncio.sleep(0)
+            for connection in list(connections):
+                cast(HttpProtocol, connection).finish(now - _QUIET_S)
+            await asyncio.sleep(_QUIET_S / 10)
+
+    def _protocol(self) -> asyncio.Protocol:  # as in `uvicorn.Server.startup`
+        config, state = self.config, self.lifespan.state
+        return config.http_protocol_class(config=config, server_state=self.server_state, app_state=state)  # type: ignore[call-arg]
 
     async def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
         """Listen on these bound sockets too, unless the server drains.
@@ -86,14 +122,9 @@ class IgnServer(uvicorn.Server):
         Raises:
             OSError: a socket cannot listen.
         """
-        config, loop = self.config, asyncio.get_running_loop()
-
-        def protocol() -> asyncio.Protocol:  # as in `uvicorn.Server.startup`
-            state = self.lifespan.state
-            return config.http_protocol_class(config=config, server_state=self.server_state, app_state=state)  # type: ignore[call-arg]
-
+        loop = asyncio.get_running_loop()
         for one in () if self._services.in_flight.draining else sockets:
-            self.servers.append(await loop.create_server(protocol, sock=one, backlog=config.backlog))
+            self.servers.append(await loop.create_server(self._protocol, sock=one, backlog=self.config.backlog))
 
     def abort(self) -> None:
         """Drain because this process cannot serve any more, but a new one could."""

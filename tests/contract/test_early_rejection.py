@@ -1,7 +1,6 @@
 """Early rejection over real connections: the application does not see these requests."""
 
 import json
-import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -11,39 +10,13 @@ import pytest
 
 from tests.contract.harness import PATIENCE_S, Service, gated, problem, settings
 from tests.contract.test_pressure import later
+from tests.helpers.connection import Connection
 
 HEAD = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 2\r\n"
 ASKED = HEAD + b"\r\n{}"
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-
-
-class Connection:
-    """One connection with a minimal HTTP client."""
-
-    def __init__(self, service: Service) -> None:
-        self.socket = socket.create_connection(service.address, PATIENCE_S)
-        self.stream = self.socket.makefile("rb")
-
-    def send(self, data: bytes) -> "Connection":
-        self.socket.sendall(data)
-        return self
-
-    def answer(self) -> tuple[int, dict[str, str], bytes]:
-        status = int(self.stream.readline().split()[1])
-        headers = {}
-        while (line := self.stream.readline().strip()) != b"":
-            name, _, value = line.decode().partition(": ")
-            headers[name] = value
-        return status, headers, self.stream.read(int(headers["content-length"]))
-
-    def is_over(self) -> bool:
-        return self.stream.read() == b""
-
-    def close(self) -> None:
-        self.stream.close()
-        self.socket.close()
 
 
 @contextmanager
@@ -53,7 +26,7 @@ def full(models: Path, monkeypatch: pytest.MonkeyPatch, **options: object) -> It
     with gated(monkeypatch, pressed) as (service, gate), ThreadPoolExecutor(1) as pool, gate:
         running = later(service, pool, {})
         assert gate.entered.wait(PATIENCE_S)
-        connection = Connection(service)
+        connection = Connection(service.address)
         yield service, connection
         connection.close()
         gate.opened.set()
@@ -123,7 +96,7 @@ def test_once_there_is_room_it_is_answered(models: Path, monkeypatch: pytest.Mon
         gated(monkeypatch, settings(models, max_inflight_requests=1)) as (service, gate),
         ThreadPoolExecutor(1) as pool,
     ):
-        connection = Connection(service)
+        connection = Connection(service.address)
         with gate:
             running = later(service, pool, {})
             assert gate.entered.wait(PATIENCE_S)

@@ -12,7 +12,7 @@ import pytest
 
 from service.server.http_protocol import MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED
 from tests.contract.harness import PATIENCE_S, Service, gated, problem, serving, settings
-from tests.contract.test_early_rejection import Connection
+from tests.helpers.connection import Connection
 
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 HEAD_TIMEOUT_S = 0.5
@@ -29,7 +29,7 @@ def quick(models: Path) -> Iterator[Service]:
 
 @pytest.fixture
 def connection(service: Service) -> Iterator[Connection]:
-    made = Connection(service)
+    made = Connection(service.address)
     yield made
     made.close()
 
@@ -116,14 +116,14 @@ def test_trailers_are_no_headers(connection: Connection) -> None:
 
 
 def test_a_head_that_does_not_end_is_408(quick: Service) -> None:
-    connection = Connection(quick)
+    connection = Connection(quick.address)
     refused(connection.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\n").answer(), 408, "head_too_slow")
     assert connection.is_over()
     connection.close()
 
 
 def test_bytes_that_trickle_do_not_prolong_a_head(quick: Service) -> None:
-    connection = Connection(quick)
+    connection = Connection(quick.address)
     connection.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-A: ")
     with suppress(ConnectionError):
         for _ in range(40):
@@ -138,14 +138,14 @@ def test_bytes_that_trickle_do_not_prolong_a_head(quick: Service) -> None:
 
 @pytest.mark.parametrize("sent", [b"", b"\r\n"])
 def test_a_silent_connection_is_closed(quick: Service, sent: bytes) -> None:
-    connection = Connection(quick)
+    connection = Connection(quick.address)
     connection.send(sent)
     assert connection.is_over()
     connection.close()
 
 
 def test_on_a_used_connection_the_time_begins_with_the_head(quick: Service) -> None:
-    connection = Connection(quick)
+    connection = Connection(quick.address)
     assert connection.send(HEALTH).answer()[0] == 200
     time.sleep(HEAD_TIMEOUT_S + 2.1)  # two sweeps: an idle connection stays
     assert connection.send(HEALTH).answer()[0] == 200
@@ -175,7 +175,7 @@ def test_nothing_is_read_while_requests_wait(models: Path, monkeypatch: pytest.M
     """Bodies of waiting requests would need memory without limit."""
     large = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 16000000\r\n\r\n"
     with gated(monkeypatch, settings(models)) as (service, gate), gate:
-        connection = Connection(service)
+        connection = Connection(service.address)
         connection.send(ASKED)
         assert gate.entered.wait(PATIENCE_S)
         time.sleep(0.5)  # by now the request watches whether its client leaves, for which uvicorn reads
@@ -193,10 +193,10 @@ def test_nothing_is_read_while_requests_wait(models: Path, monkeypatch: pytest.M
 def test_beyond_the_limit_the_oldest_idle_connection_makes_room(models: Path, limit: int) -> None:
     with serving(settings(models, max_open_connections=limit)) as service:
         assert service.metric("ign_open_connections_limit") == limit
-        connections = [Connection(service) for _ in range(limit)]
+        connections = [Connection(service.address) for _ in range(limit)]
         for connection in connections[1:]:
             assert connection.send(HEALTH).answer()[0] == 200
-        newest = Connection(service)
+        newest = Connection(service.address)
         assert newest.send(HEALTH).answer()[0] == 200
         assert connections[0].is_over()
         assert connections[-1].send(HEALTH).answer()[0] == 200
@@ -209,10 +209,10 @@ def test_connections_that_await_an_answer_stay(models: Path, monkeypatch: pytest
     with gated(monkeypatch, settings(models, max_open_connections=3)) as (service, gate):
         service.client.close()  # which holds a connection
         with gate:
-            busy = [Connection(service).send(ASKED) for _ in range(3)]
+            busy = [Connection(service.address).send(ASKED) for _ in range(3)]
             assert gate.entered.wait(PATIENCE_S)
             time.sleep(0.2)
-            one_more = Connection(service)
+            one_more = Connection(service.address)
             assert one_more.is_over()
             one_more.close()
         assert [connection.answer()[0] for connection in busy] == [200] * 3

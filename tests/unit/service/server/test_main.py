@@ -10,11 +10,13 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 
 from service import environment
 from service.cli import serve
@@ -26,6 +28,7 @@ from service.runtime.onnx_model import OnnxModel
 from service.server import sockets, worker_process
 from service.settings import Settings
 from tests.contract.harness import PATIENCE_S, Gate, problem
+from tests.helpers.connection import Connection
 from tests.helpers.live import free_port
 from tests.helpers.onnx_models import write_model
 
@@ -176,6 +179,47 @@ def test_a_stop_waits_for_what_is_in_flight(configured: Callable[..., None], sai
             problem(httpx.get(f"{url}/readyz"), 503, "draining")
             gate.opened.set()
             assert running.result().status_code == 200
+
+    assert main_beside(script) == 0
+
+
+HEALTH = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+POST = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+
+
+def test_what_arrives_before_the_end_is_answered(
+    configured: Callable[..., None], said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The event loop is held up when it is about to close, as on a machine without free CPU time."""
+    configured()
+    at_end, go_on, on_tick = threading.Event(), threading.Event(), uvicorn.Server.on_tick
+
+    async def held_up(server: uvicorn.Server, counter: int) -> bool:
+        is_over = await on_tick(server, counter)
+        if is_over:
+            at_end.set()
+            go_on.wait(PATIENCE_S)
+        return is_over
+
+    monkeypatch.setattr(uvicorn.Server, "on_tick", held_up)
+
+    def script() -> None:
+        url = httpx.URL(said.until("listening on "))
+        ready(str(url))
+        address = (url.host, url.port or 0)
+        with ExitStack() as stack:
+            kept = [stack.enter_context(Connection(address)) for _ in range(4)]
+            assert [one.send(HEALTH).answer()[0] for one in kept] == [200] * 4
+            silent = [stack.enter_context(Connection(address)) for _ in range(4)]
+            assert httpx.get(f"{url}/healthz").status_code == 200  # so the others are accepted too
+            stop()
+            assert at_end.wait(PATIENCE_S)
+            new = [stack.enter_context(Connection(address)) for _ in range(64)]
+            every = [one.send(POST) for one in (*kept, *silent, *new)]
+            go_on.set()
+            for status, headers, _ in [one.answer() for one in every]:
+                assert status == 503
+                assert headers["connection"] == "close"
 
     assert main_beside(script) == 0
 
