@@ -40,7 +40,7 @@ endif
 .NOTPARALLEL:
 .SUFFIXES:
 .PHONY: help run test check format lint types coverage containers house lock digests audit sbom licences train export \
-  bench gpu openapi reference site
+  bench gpu openapi site
 
 help:  ## list the targets and variables
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -153,9 +153,6 @@ endif
 
 gpu: $(DEVELOP)  ## on a machine with a GPU, RUNTIME=gpu: what has to be seen there, in less than ten minutes
 	$(BIN)/python -m benchmarks.on_gpu $(ARGS)
-
-reference: $(DEVELOP)  ## write docs/reference anew, from settings, commands and metrics
-	$(BIN)/python -m tests.helpers.reference
 
 site: $(DEVELOP)  ## build the documentation site in build/site; it works from disk
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --site-dir build/site

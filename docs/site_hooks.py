@@ -3,7 +3,17 @@
 import re
 from typing import Any
 
+from mkdocs.structure.files import File
+from site_reference import pages
+
 _OUTSIDE = re.compile(r"\[([^\]]+)\]\((?:\.\./)+(?!models/|images/)([^)#\s]+)[^)]*\)")
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add the pages that are made from the program."""
+    for path, text in pages().items():
+        files.append(File.generated(config, path, content=text))
+    return files
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:

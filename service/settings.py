@@ -60,7 +60,7 @@ Endpoint = Literal["health", "metrics", "docs", "page"]
 
 
 class Settings(BaseSettings):
-    """The operator's settings. Their descriptions are in `--help` and in `docs/reference/settings.md`.
+    """The operator's settings. Their descriptions are in `--help` and on the documentation site.
 
     The constructor takes field values only; `load_settings` takes variables.
 

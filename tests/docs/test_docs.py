@@ -19,7 +19,6 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import click
@@ -31,7 +30,7 @@ from model_export import cli
 from service import cli as service_cli
 from service.bulk import __main__ as bulk
 from service.domain.errors import StartupError
-from service.settings import load_settings
+from service.settings import Settings, load_settings, variable_of
 from tests.helpers.live import ROOT, environment, live_service
 
 BASE_URL = "http://127.0.0.1:8000"
@@ -187,20 +186,13 @@ class Runner:
         return done.stdout
 
 
-@cache
-def documented_settings() -> set[str]:
-    """The settings that docs/reference/settings.md has a row for; another test holds those to the fields there are."""
-    page = (ROOT / "docs" / "reference" / "settings.md").read_text(encoding="utf-8")
-    return set(re.findall(r"^\| `(IGN_[A-Z_]+)`", page, flags=re.MULTILINE))
-
-
 def check_named(words: list[str], where: str) -> None:
     """Fail unless what a command names exists: a setting, target, module option, file or extra."""
     settings = {}
     while "=" in words[0]:
         name, _, value = words.pop(0).partition("=")
         settings[name] = value
-    assert settings.keys() <= documented_settings(), where
+    assert settings.keys() <= {variable_of(field) for field in Settings.model_fields}, where
     load_settings(settings)
     match words:
         case ["make", *rest]:

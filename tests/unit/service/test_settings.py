@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from docs.site_reference import settings_page
 from service.domain.errors import StartupError
 from service.domain.rate_limit import Rate
 from service.settings import RENAMED, Settings, from_environment, load_settings, name_warnings, summary_of
@@ -15,9 +16,8 @@ FIELDS = tuple(Settings.model_fields)
 
 
 def documented() -> dict[str, str]:
-    """Variable → default, of the table in docs/reference/settings.md."""
-    text = (ROOT / "docs/reference/settings.md").read_text()
-    return dict(re.findall(r"^\| `(IGN_\w+)` \| (.+?) \| .{10,} \|$", text, re.MULTILINE))
+    """Variable → default, of the site's table."""
+    return dict(re.findall(r"^\| `(IGN_\w+)` \| (.+?) \| .{10,} \|$", settings_page(), re.MULTILINE))
 
 
 def refusal(**environ: str) -> str:

@@ -1,7 +1,6 @@
-"""`docs/reference`: `make reference` writes pages of all settings, commands and metrics; tests compare them."""
+"""Pages of the site about all settings, commands and metrics, made from the program itself."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Final
 
 import click
@@ -11,7 +10,6 @@ from ign.__main__ import main
 from service.observability.metrics import Metrics
 from service.settings import Settings, variable_of
 
-FOLDER: Final = Path(__file__).parents[2] / "docs" / "reference"
 _WIDTH: Final = 110
 
 
@@ -20,8 +18,8 @@ def settings_page() -> str:
     lines = [
         "# Settings",
         "",
-        "Made by `make reference`. [Configuration](../configuration.md) explains instances, processes and keys. Each",
-        "setting is also an option of `ign serve`: `--port` for `IGN_PORT`.",
+        "[Configuration](../configuration.md) explains instances, processes and keys. Each setting is also an option",
+        "of `ign serve`: `--port` for `IGN_PORT`.",
         "",
         "| variable | default | meaning |",
         "|---|---|---|",
@@ -34,7 +32,7 @@ def settings_page() -> str:
 
 def commands_page() -> str:
     """The help of `ign` and of each of its commands."""
-    lines = ["# Commands", "", "Made by `make reference` from `--help`.", ""]
+    lines = ["# Commands", ""]
     for words, text in _helps():
         lines += [f"## {' '.join(words)}", "", "```text", text.rstrip(), "```", ""]
     return "\n".join(lines).rstrip() + "\n"
@@ -51,7 +49,7 @@ def metrics_page() -> str:
     lines = [
         "# Metrics",
         "",
-        "Made by `make reference`. [Operations](../operations.md#metrics) says what to do about them.",
+        "[Operations](../operations.md#metrics) says what to do about them.",
         "",
         "| metric | type | labels | meaning |",
         "|---|---|---|---|",
@@ -65,8 +63,12 @@ def metrics_page() -> str:
 
 
 def pages() -> dict[str, str]:
-    """Name of a page → what it must hold."""
-    return {"settings.md": settings_page(), "commands.md": commands_page(), "metrics.md": metrics_page()}
+    """Path of a page in the documentation → its text."""
+    return {
+        "reference/settings.md": settings_page(),
+        "reference/commands.md": commands_page(),
+        "reference/metrics.md": metrics_page(),
+    }
 
 
 def _helps() -> Iterator[tuple[list[str], str]]:
@@ -91,9 +93,3 @@ def _default(field: str) -> str:
         case int() | float() | str():
             return f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
     return "the shipped models"
-
-
-if __name__ == "__main__":
-    FOLDER.mkdir(exist_ok=True)
-    for name, text in pages().items():
-        (FOLDER / name).write_text(text, encoding="utf-8")
