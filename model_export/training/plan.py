@@ -14,6 +14,7 @@ from model_export.training.presets import NO_LICENCE, PRESETS, SMALL, Preset, ge
 _MIN_SIDE: Final = 8
 _MAX_SIDE: Final = 64  # larger pictures are reduced to it unless --size says otherwise
 _FEW: Final = 1000  # pictures; with fewer, a network of this kind learns them by heart
+_COLOUR_CORRUPTIONS: Final = ("grey", "sketch")
 _LUMA: Final = (0.299, 0.587, 0.114)  # ITU-R 601, as in `datasets`
 
 
@@ -36,7 +37,7 @@ def choose_preset(choices: Choices, source: Source, found: Inspection) -> Preset
     """The preset of the command line, or one that fits the pictures.
 
     Without `--preset`, the published sets get the preset of their name and all other pictures `small`, with their own
-    channels and a size of at most 64.
+    channels and a size of at most 64. In colour, `small` also learns to undo grey and sketch.
 
     Args:
         choices: options of the command line.
@@ -47,9 +48,11 @@ def choose_preset(choices: Choices, source: Source, found: Inspection) -> Preset
         UserError: an unknown preset, a value that it does not support, or a preset that does not fit the pictures.
     """
     preset = get_preset(choices.preset or (source.known if source.known in PRESETS else SMALL))
-    size, channels = choices.size, choices.channels
+    size, channels, corruptions = choices.size, choices.channels, choices.corruptions
     if preset.name == SMALL:
         size, channels = size or _size_for(source.name, found), channels or found.channels
+        if not corruptions and channels == found.channels == 3:
+            corruptions = (*preset.corruptions, *_COLOUR_CORRUPTIONS)
     elif channels is None and found.channels != preset.network.channels:
         wanted = f"{preset.network.size}×{preset.network.size} {_colour(preset.network.channels)}"
         raise UserError(
@@ -63,7 +66,7 @@ def choose_preset(choices: Choices, source: Source, found: Inspection) -> Preset
         channels=channels,
         steps=choices.steps,
         batch=choices.batch,
-        corruptions=choices.corruptions,
+        corruptions=corruptions,
         eight_bit=choices.eight_bit,
     )
 

@@ -1,6 +1,7 @@
 import dataclasses
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,6 +58,17 @@ def test_pictures_without_a_preset_get_one_that_fits(data: Dataset) -> None:
     as_grey = chosen(Choices(channels=1), COLOUR, data)
     assert as_grey.shape == (1, 32, 32)
     assert as_grey.background == pytest.approx((254 / 127.5 - 1,), abs=1e-2)
+
+
+@pytest.mark.parametrize("preset", [None, "small"])
+def test_small_learns_to_colour_pictures_in_colour(preset: str | None) -> None:
+    def corruptions(found: Inspection, **more: Any) -> tuple[str, ...]:
+        return choose_preset(Choices(preset=preset, **more), Pictures(), found).corruptions
+
+    own = PRESETS["small"].corruptions
+    assert corruptions(COLOUR) == (*own, "grey", "sketch")
+    assert corruptions(COLOUR, corruptions=["noise"]) == ("noise",)
+    assert corruptions(COLOUR, channels=1) == corruptions(GREY) == corruptions(GREY, channels=3) == own
 
 
 def test_a_published_set_gets_the_preset_of_its_name() -> None:
