@@ -29,7 +29,7 @@ METHOD = (
     "`clients` good clients ask without a pause, each request on a new connection. Reloads: the model is loaded again "
     "and again, and every second time its files are damaged, which must be 400. Stops: SIGTERM after `UNDER_LOAD_S` "
     "of load, which goes on until connections are refused; lost is a request on a connection that was not refused, "
-    "and that gets no response or wrong bytes. slowest stop: from the signal to the exit; it may take IGN_DRAIN_S + 2 s."
+    "and that gets no response or wrong bytes. slowest stop: from signal to exit, which may take IGN_DRAIN_S + 2 s."
 )
 FULL = {"reloads": 100, "stops": 50}
 QUICK = {"reloads": 4, "stops": 2}
