@@ -1,14 +1,14 @@
 // Panel "Walk": an animated interpolation between two latents.
 
-import { animatedWebp } from "./animation.js";
 import { callApi, callJson, curlCommand } from "./api.js";
 import { byId, hideImage, readInteger, showImage } from "./dom.js";
 import { Panel } from "./panel.js";
-import { dataUrl, decodeImage, toBase64, toCanvas } from "./pixels.js";
+import { dataUrl, toBase64, toCanvas } from "./pixels.js";
 import { saveBlob } from "./saving.js";
 
 const FPS = 12;
 const SAVED_SIDE = 448; // about the pixels of a saved animation
+const MOST_SCALE = 32; // of the API
 const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
 
 /** One end of the path: a seed and an index, or an image. */
@@ -125,10 +125,12 @@ export class InterpolatePanel {
   /** Save the walk at a size worth showing. */
   #save() {
     return this.#panel.run("Saving", async (signal) => {
-      const scale = Math.max(1, Math.round(SAVED_SIDE / Math.max(...this.card.shape.slice(1))));
-      const { images } = await callJson("latent-interpolate", { json: this.#request, signal });
-      const frames = await Promise.all(images.map((image) => decodeImage(image.data)));
-      saveBlob(await animatedWebp(frames, { scale, fps: FPS }), "walk.webp");
+      const [, height, width] = this.card.shape;
+      const allowed = Math.sqrt(this.models.limits.pixels / (this.#request.frames * height * width));
+      const wanted = Math.round(SAVED_SIDE / Math.max(height, width));
+      const scale = Math.max(1, Math.floor(Math.min(wanted, allowed, MOST_SCALE)));
+      const json = { ...this.#request, scale };
+      saveBlob(await (await callApi("latent-interpolate", { json, accept: "image/webp", signal })).blob(), "walk.webp");
       return undefined;
     });
   }

@@ -6,6 +6,7 @@ import shlex
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pytest
 
 from tests.contract.harness import Service, frames, pixels, unb64
 from tests.slow.browser.visit import Visit, visiting
@@ -71,21 +72,22 @@ def test_a_walk_is_an_animation_that_can_be_stopped(visit: Visit, service: Servi
         assert (moving.one("#walked").get_attribute("src") or "").startswith("blob:")
 
 
-def test_a_walk_is_saved_at_a_size_worth_showing(visit: Visit, service: Service) -> None:
+@pytest.mark.parametrize(("count", "scale"), [(8, 16), (96, 14)])  # 96 frames of 448 pixels are more than is allowed
+def test_a_walk_is_saved_at_a_size_worth_showing(visit: Visit, service: Service, count: int, scale: int) -> None:
     visit.one("#walk").scroll_into_view_if_needed()
-    visit.one("#frames").fill("8")
+    visit.one("#frames").fill(str(count))
     visit.one("#loop").uncheck()
     visit.button("Walk").click()
-    visit.says("walk", "8 frames")
+    visit.says("walk", f"{count} frames")
     with visit.page.expect_download() as saved:
         visit.button("Save the walk").click()
     assert saved.value.suggested_filename == "walk.webp"
     shown = frames(saved.value.path().read_bytes())
     points = [{"seed": 7, "index": 2}, {"seed": 7, "index": 9}]
-    walk = service.post("/latent-interpolate", {"points": points, "frames": 8}).json()["images"]
-    assert len(shown) == 8
+    walk = service.post("/latent-interpolate", {"points": points, "frames": count}).json()["images"]
+    assert len(shown) == count
     for large, small in zip(shown, walk, strict=True):
-        assert (large == np.kron(pixels(unb64(small["data"]), "L"), np.ones((16, 16), np.uint8))).all()
+        assert (large == np.kron(pixels(unb64(small["data"]), "L"), np.ones((scale, scale), np.uint8))).all()
 
 
 def test_a_walk_from_what_is_drawn(visit: Visit, service: Service) -> None:
