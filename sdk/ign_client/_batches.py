@@ -18,6 +18,7 @@ def list_images(inputs: Sequence[str]) -> dict[Path, Path]:
     """List the input pictures, each with the relative path of its output.
 
     The output of a file has the name of the file. The output of a file in a folder has its path below the folder.
+    Hidden files and folders below a folder are left out.
 
     Raises:
         InputError: an input does not exist, or there is no picture.
@@ -26,15 +27,18 @@ def list_images(inputs: Sequence[str]) -> dict[Path, Path]:
     for text in inputs:
         path = Path(text)
         if path.is_dir():
-            files = [
-                file for file in sorted(path.rglob("*")) if file.suffix.lower() in _PICTURE_SUFFIXES and file.is_file()
-            ]
-            pictures.update((file, file.relative_to(path)) for file in files)
+            below = {file: file.relative_to(path) for file in sorted(path.rglob("*"))}
+            pictures |= {file: name for file, name in below.items() if _is_picture(file, name)}
         else:
             pictures[require_file(path)] = Path(path.name)
     if not pictures:
         raise InputError(f"no {' '.join(_PICTURE_SUFFIXES)} in {', '.join(inputs)}")
     return pictures
+
+
+def _is_picture(file: Path, below: Path) -> bool:
+    is_hidden = any(part.startswith(".") for part in below.parts)
+    return not is_hidden and file.suffix.lower() in _PICTURE_SUFFIXES and file.is_file()
 
 
 def require_file(path: Path) -> Path:
@@ -48,8 +52,8 @@ def require_file(path: Path) -> Path:
     return path
 
 
-def check_free(targets: Iterable[Path], force: bool) -> None:
-    """Check before any request that no output exists.
+def check_free(targets: Iterable[Path], force: bool, ways: str = "--force overwrites") -> None:
+    """Check before any request that no output exists; ``ways`` says what the user may do else.
 
     Raises:
         InputError: an output exists, and ``force`` is False.
@@ -57,7 +61,7 @@ def check_free(targets: Iterable[Path], force: bool) -> None:
     taken = [] if force else [target for target in targets if target.exists()]
     if taken:
         more = f" (and {len(taken) - 1} more)" if len(taken) > 1 else ""
-        raise InputError(f"{taken[0]} is there already{more}; --force overwrites")
+        raise InputError(f"{taken[0]} is there already{more}; {ways}")
 
 
 def for_each_item(
@@ -66,7 +70,7 @@ def for_each_item(
     jobs: int,
     terminal: Terminal,
     weight: Callable[[T], int] = lambda _: 1,
-) -> bool:
+) -> int:
     """Run ``work`` for every item in threads. A rejected item does not stop the others.
 
     Args:
@@ -77,7 +81,7 @@ def for_each_item(
         weight: number of pictures of an item, for the progress.
 
     Returns:
-        Whether no item was rejected.
+        The number of rejected pictures.
 
     Raises:
         IgnError, OSError: an error that would stop the other items, too.
@@ -96,7 +100,7 @@ def for_each_item(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return not failed
+    return failed
 
 
 def _report_failure(future: "Future[None]", item: object, terminal: Terminal) -> bool:

@@ -55,9 +55,9 @@ def generate(client: Client, options: argparse.Namespace, terminal: Terminal) ->
 
     size = min(FEW, most_enlarged(options.scale))
     parts = [indices[i : i + size] for i in range(0, len(indices), size)]
-    done = for_each_item(parts, save_part, options.jobs, terminal, weight=len)
+    failed = for_each_item(parts, save_part, options.jobs, terminal, weight=len)
     terminal.result(f"{target}: seed {seed}")
-    return done
+    return not failed
 
 
 def project(client: Client, options: argparse.Namespace, terminal: Terminal) -> bool:
@@ -68,7 +68,7 @@ def project(client: Client, options: argparse.Namespace, terminal: Terminal) -> 
     _check_distinct(targets)
     if options.skip_existing:
         targets = {source: target for source, target in targets.items() if not target.exists()}
-    check_free(targets.values(), options.force)
+    check_free(targets.values(), options.force, "--skip-existing leaves them, --force overwrites")
     mask = None if options.mask is None else require_file(Path(options.mask)).read_bytes()
     names = ("model", "steps", "format", "strength", "resize", "scale", "resample")
     kwargs = {name: getattr(options, name) for name in names} | {"invert": _invert(options)}
@@ -77,8 +77,17 @@ def project(client: Client, options: argparse.Namespace, terminal: Terminal) -> 
         (image,) = client.project(source, mask=mask, **kwargs)
         targets[source].parent.mkdir(parents=True, exist_ok=True)
         image.save(targets[source])
+        saved.append(source)
 
-    return for_each_item(list(targets), project_one, options.jobs, terminal)
+    saved: list[Path] = []
+    try:
+        failed = for_each_item(list(targets), project_one, options.jobs, terminal)
+    except BaseException:
+        if saved:
+            terminal.result(f"{folder}: {len(saved)} of {_count(len(targets))}; --skip-existing goes on")
+        raise
+    terminal.result(f"{folder}: {_count(len(saved))}" + (f", {failed} failed" if failed else ""))
+    return not failed
 
 
 def interpolate(client: Client, options: argparse.Namespace, terminal: Terminal) -> bool:
@@ -123,7 +132,7 @@ def score(client: Client, options: argparse.Namespace, terminal: Terminal) -> bo
         (scores[source],) = client.score(source, **kwargs)
 
     try:
-        return for_each_item(sources, score_one, options.jobs, terminal)
+        return not for_each_item(sources, score_one, options.jobs, terminal)
     finally:  # also after an error, so that no score is lost
         if not options.json:
             terminal.result("\t".join(("file", *_MEASURES)))
@@ -181,6 +190,10 @@ def _grid(text: str | None) -> tuple[int, int] | None:
 
 def _invert(options: argparse.Namespace) -> Any:
     return {"true": True, "false": False}.get(options.invert, "auto")
+
+
+def _count(pictures: int) -> str:
+    return f"{pictures} picture{'' if pictures == 1 else 's'}"
 
 
 def _cell(value: object) -> str:

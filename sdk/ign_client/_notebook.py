@@ -1,4 +1,4 @@
-"""HTML that notebooks show for results: for a `Picture`, several, or `Score`s, which are defined on top of this."""
+"""HTML that notebooks show for results: for pictures, scores and models, which are defined on top of this."""
 
 import base64
 from collections.abc import Sequence
@@ -36,13 +36,26 @@ def contact_sheet(pictures: Sequence[Any]) -> str:
 def score_table(scores: Sequence[Any]) -> str:
     """A table with a row for each score, at most 100."""
     names = ("index", "distance", "drift", "percentile", "in_distribution")
+    return _table(names, [[getattr(score, name) for name in names] for score in scores])
+
+
+def model_table(models: Any) -> str:
+    """A table with a row for each model in service."""
+    rows = [
+        (card.ref, "×".join(map(str, card.shape)), card.device, models.default in (card.ref, card.name))
+        for card in models
+    ]
+    return _table(("model", "shape", "device", "default"), rows)
+
+
+def _table(names: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table of at most 100 rows, and how many more there are."""
     head = "".join(f"<th>{name}</th>" for name in names)
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{escape(_cell(getattr(score, name)))}</td>" for name in names) + "</tr>"
-        for score in scores[:_MAX_SHOWN]
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(_cell(value))}</td>" for value in row) + "</tr>" for row in rows[:_MAX_SHOWN]
     )
-    more = len(scores) - _MAX_SHOWN
-    return f"<table><tr>{head}</tr>{rows}</table>" + (f"<p>… and {more} more</p>" if more > 0 else "")
+    more = len(rows) - _MAX_SHOWN
+    return f"<table><tr>{head}</tr>{body}</table>" + (f"<p>… and {more} more</p>" if more > 0 else "")
 
 
 def _caption(picture: Any) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar, overload
 
-from ign_client._notebook import contact_sheet, score_table
+from ign_client._notebook import contact_sheet, model_table, score_table
 from ign_client._picture import Picture, result_repr
 
 ImageT = TypeVar("ImageT", bound="Image", covariant=True)
@@ -287,6 +287,10 @@ class Models:
         if not matching:
             raise KeyError(f"no model {key!r}; there are {', '.join(card.ref for card in self.models)}")
         return max(matching, key=_version_order)
+
+    def _repr_html_(self) -> str:
+        """The table that a notebook shows."""
+        return model_table(self)
 
 
 def _version_order(card: Card) -> tuple[int, str]:

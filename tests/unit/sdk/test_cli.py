@@ -18,7 +18,7 @@ from ign_client._terminal import Terminal
 from tests.contract.harness import Service, frames, pixels
 from tests.helpers.live import environment
 from tests.helpers.pictures import noise, save
-from tests.unit.sdk.asking import Answer, Canned, generated, refusal
+from tests.unit.sdk.asking import IMAGE, Answer, Canned, generated, refusal
 
 PICTURE = save(noise(8, 8, seed=1))
 DONE, REFUSED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
@@ -98,7 +98,7 @@ def test_project_a_folder(shell: Shell, service: Service, scans: Path, tmp_path:
     with Client(service.url) as client:
         (image,) = client.project(scans / "b.png", steps=2, format="jpeg", invert=False)
     assert (out / "b.jpg").read_bytes() == image.bytes
-    assert (shell.out, shell.err) == ("", "")
+    assert (shell.out, shell.err) == (f"{out}: 3 pictures\n", "")
 
 
 def test_project_with_a_mask(shell: Shell, scans: Path, tmp_path: Path) -> None:
@@ -115,6 +115,17 @@ def test_one_bad_picture_does_not_stop_the_others(shell: Shell, scans: Path, tmp
     assert names(out) == ["a.png", "b.png", "more/a.png"]
     assert shell.err.startswith(f"{scans / 'bad.png'}: 422 undecodable_image: ")
     assert shell.err.count("\n") == 1
+    assert shell.out == f"{out}: 3 pictures, 1 failed\n"
+
+
+def test_hidden_files_of_a_folder_are_left_out(shell: Shell, scans: Path, tmp_path: Path) -> None:
+    for name in ("._a.png", ".trash/b.png"):
+        (scans / name).parent.mkdir(exist_ok=True)
+        (scans / name).write_bytes(b"not a picture")
+    hidden = scans.rename(tmp_path / ".scans")  # the folder itself is asked for
+    assert shell("project", hidden, "-o", tmp_path / "out") == DONE
+    assert names(tmp_path / "out") == ["a.png", "b.png", "more/a.png"]
+    assert shell("project", hidden / "._a.png", "-o", tmp_path / "out") == REFUSED
 
 
 def test_a_terminal_sees_how_far_it_is(shell: Shell, scans: Path, tmp_path: Path) -> None:
@@ -135,6 +146,7 @@ def test_outputs_are_not_overwritten(shell: Shell, scans: Path, tmp_path: Path) 
     assert shell("project", scans, "-o", out) == USAGE
     assert str(out / "a.png") in shell.err
     assert "--force" in shell.err
+    assert "--skip-existing" in shell.err
     assert names(out) == ["a.png", "b.png"]
     assert shell("project", scans, "-o", out, "--skip-existing") == DONE
     assert ((out / "a.png").read_bytes(), names(out)) == (b"mine", ["a.png", "b.png", "more/a.png"])
@@ -271,6 +283,15 @@ def test_what_would_happen_to_all_ends_it_at_once(
     assert shell.err == "interrupted\n" if status == INTERRUPTED else shell.err.startswith("ign_client: ")
     assert shell.err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_what_was_saved_before_is_counted(canned: Callable[..., Shell], scans: Path, tmp_path: Path) -> None:
+    made = httpx.Response(200, json=generated(images=[IMAGE | {"inverted": False}]))
+    shell = canned(made, *[httpx.ConnectError("gone")] * 2)
+    out = tmp_path / "out"
+    assert shell("--retries", 0, "project", scans, "-o", out, "--jobs", 1) == UNREACHABLE
+    assert shell.out.startswith(f"{out}: 1 of 3 pictures; --skip-existing ")
+    assert names(out) == ["a.png"]
 
 
 def test_what_was_scored_before_is_shown(canned: Callable[..., Shell], scans: Path) -> None:

@@ -104,6 +104,9 @@ def test_models_are_iterated_and_indexed() -> None:
         models["c"]
     with pytest.raises(IndexError):
         models[4]
+    assert models._repr_html_().count("<tr>") == 5
+    assert "<td>a/10</td><td>1×2×2</td><td>cpu</td><td>True</td>" in models._repr_html_()
+    assert models._repr_html_().count("True") == 1
 
 
 def score(index: int, percentile: float | None = 12.5) -> Score:
