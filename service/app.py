@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -28,10 +29,11 @@ from service.api.native import routes as native
 from service.api.oip import repository as oip_repository
 from service.api.oip import routes as oip
 from service.domain.errors import StartupError
-from service.environment import available_cpus, onnxruntime_version
+from service.engine.client import RemoteRegistry
+from service.environment import available_cpus, metrics_folder, onnxruntime_version
 from service.images.pool import CodecPool, InlineRunner
 from service.models.instances import InstanceFactory
-from service.models.registry import ModelRegistry, ServedModel
+from service.models.registry import ModelRegistry, Registry, ServedModel
 from service.models.repository import LoadedModel, Repository
 from service.observability.metrics import Metrics
 from service.observability.statistics import ModelStatistics
@@ -42,7 +44,7 @@ from service.scheduling.wake_rule import wake_rule
 from service.server.early_rejection import EarlyRejection
 from service.server.open_connections import OpenConnections
 from service.server.open_files import connection_limit
-from service.settings import Settings, metrics_folder, trace_exporters
+from service.settings import Settings, trace_exporters
 
 if TYPE_CHECKING:
     from service.observability.tracing import Tracing
@@ -54,27 +56,27 @@ _ROUTERS = (native.router, info.router, oip.router, oip_repository.router)
 
 OnStartupError = Callable[[StartupError], None]
 Callback = Callable[[], None]
+WaitForRequests = Callable[[], Awaitable[None]]
 
 
 def _noop() -> None:
     pass
 
 
-def build_services(settings: Settings, *, on_device_lost: Callback = _noop) -> AppState:
+def build_services(
+    settings: Settings, *, on_device_lost: Callback = _noop, wait_for_requests: WaitForRequests | None = None
+) -> AppState:
     """The parts of the service without HTTP; `load_models` makes them serve. Call it on the event loop that uses them.
 
     Args:
         settings: the operator's.
         on_device_lost: called on the event loop when a model has no device left; only a new process can use the
             devices again.
+        wait_for_requests: returns when every request in flight at the time of the call has ended; None: those that
+            this process's app counts.
     """
-    metrics, in_flight = (
-        Metrics(metrics_folder()),
-        InFlightRequests(max(settings.max_inflight_bytes, settings.max_body_bytes)),
-    )
+    metrics, in_flight, tracing = _metrics(), _in_flight(settings), _start_tracing()
     metrics.queue_limit.set(settings.queue_rows)
-    tracing = _start_tracing()
-    metrics.describe_build(onnxruntime_version())
     auto = settings.device == "auto"
     repository = Repository(
         settings.model_dir,
@@ -83,15 +85,55 @@ def build_services(settings: Settings, *, on_device_lost: Callback = _noop) -> A
         precision=settings.precision,
         open_on_cpu=InstanceFactory(OnnxModel, settings.model_copy(update={"device": "cpu"})) if auto else None,
     )
+    registry = ModelRegistry(
+        repository,
+        serve=partial(_serve, settings, metrics, tracing, on_device_lost),
+        on_activated=partial(_on_activated, metrics),
+        on_deactivated=metrics.unloaded,
+        wait_for_requests=wait_for_requests or in_flight.wait_for_current,
+    )
+    return _services(settings, registry, metrics, in_flight, tracing)
+
+
+def build_front_end(settings: Settings, control: socket.socket) -> AppState:
+    """As `build_services`, for a process that uses the models of an engine's process.
+
+    Args:
+        settings: the operator's.
+        control: receives the links to that process, see `service.engine.links`.
+    """
+    metrics, in_flight = _metrics(), _in_flight(settings)
+
+    def on_serving(serves: bool) -> None:
+        services.phase = "serving" if serves else "loading"
+
+    registry = RemoteRegistry(
+        settings.default_model, control, on_serving=on_serving, wait_for_requests=in_flight.wait_for_current
+    )
+    services = _services(settings, registry, metrics, in_flight, None)
+    return services
+
+
+def _metrics() -> Metrics:
+    metrics = Metrics(metrics_folder())
+    metrics.describe_build(onnxruntime_version())
+    return metrics
+
+
+def _in_flight(settings: Settings) -> InFlightRequests:
+    return InFlightRequests(max(settings.max_inflight_bytes, settings.max_body_bytes))
+
+
+def _services(
+    settings: Settings,
+    registry: Registry,
+    metrics: Metrics,
+    in_flight: InFlightRequests,
+    tracing: "Tracing | None",
+) -> AppState:
     return AppState(
         settings=settings,
-        registry=ModelRegistry(
-            repository,
-            serve=partial(_serve, settings, metrics, tracing, on_device_lost),
-            on_activated=partial(_on_activated, metrics),
-            on_deactivated=metrics.unloaded,
-            wait_for_requests=in_flight.wait_for_current,
-        ),
+        registry=registry,
         codec=CodecPool(min(available_cpus(), _MAX_CODEC_THREADS), metrics.codec),
         inline=InlineRunner(),
         metrics=metrics,
@@ -249,7 +291,7 @@ async def _lifespan(
     services: AppState, on_startup_error: OnStartupError | None, on_ready: Callback
 ) -> AsyncIterator[None]:
     loading = asyncio.create_task(_load(services, on_startup_error, on_ready))
-    publishing = asyncio.create_task(_publish_gauges(services))
+    publishing = asyncio.create_task(publish_gauges(services))
     try:
         yield
     finally:
@@ -259,7 +301,7 @@ async def _lifespan(
         await close_services(services)
 
 
-async def _publish_gauges(services: AppState) -> None:
+async def publish_gauges(services: AppState) -> None:
     """Refresh this process's gauges every second if other processes answer scrapes too, from files that all share."""
     while services.metrics.shared is not None:
         services.update_gauges()

@@ -12,7 +12,7 @@ import click
 from service.domain.errors import StartupError
 from service.environment import prepare_process
 from service.observability.log_queue import flush_log
-from service.server import open_files, sockets, worker_process
+from service.server import engine_process, open_files, sockets, worker_process
 from service.server.supervisor import supervise
 from service.settings import Settings, from_environment, log_name_warnings, variable_of
 
@@ -49,14 +49,17 @@ def serve(options: Mapping[str, str], *, check: bool = False) -> int:
 def _serve(settings: Settings) -> int:
     open_files.raise_limit()
     with sockets.listen(settings) as listener:
-        if settings.workers == 1:
+        if settings.workers == 1 and not settings.engine_process:
             return worker_process.run_server(settings, listener)
+        if settings.engine_process:
+            engine_process.check_supported()
         port = listener.getsockname()[1]
     # No other program listens on this port. This socket is bound but does not listen: it reserves the port.
     with sockets.bind(settings.host, port, shared=True) as reserved:
         return supervise(
             settings.replace(port=port),
             worker_process.worker_main,
+            engine=engine_process.engine_main if settings.engine_process else None,
             on_listening=partial(sockets.write_startup_line, reserved),
         )
 

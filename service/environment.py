@@ -103,3 +103,14 @@ def check_installed(names: Collection[str]) -> None:
             "onnxruntime and onnxruntime-gpu overwrite each other: run `pip uninstall -y onnxruntime "
             "onnxruntime-gpu`, then `pip install 'ign-service[cpu]'`, or [gpu] for CUDA"
         )
+
+
+def share_metrics(folder: Path) -> None:
+    """Make this process and its children keep their metrics in files in this folder, which `/metrics` adds up."""
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
+
+
+def metrics_folder() -> Path | None:
+    """The folder of `share_metrics`, if this process or its parent has set it."""
+    found = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    return Path(found) if found else None

@@ -129,6 +129,12 @@ class Settings(BaseSettings):
     workers: int = Field(
         default=1, ge=1, le=256, description="serving processes on one port. More than one needs device cpu"
     )
+    engine_process: bool = Field(
+        default=False,
+        description=(
+            "experimental: one process runs the models for all serving processes. It needs Linux and makes no traces"
+        ),
+    )
     max_batch_rows: int = Field(
         default=64,
         ge=1,
@@ -273,7 +279,7 @@ class Settings(BaseSettings):
                 f"IGN_PRIVATE_ENDPOINTS={','.join(self.private_endpoints)} needs IGN_API_KEYS_FILE",
             ),
             (
-                self.workers > 1 and self.device != "cpu",
+                self.workers > 1 and self.device != "cpu" and not self.engine_process,
                 f"IGN_WORKERS={self.workers} needs IGN_DEVICE=cpu: on a GPU, processes would split the batches",
             ),
             (self.gpu_count > 1 and not cuda, f"IGN_GPU_COUNT={self.gpu_count} needs IGN_DEVICE=cuda"),
@@ -286,6 +292,11 @@ class Settings(BaseSettings):
             if conflict:
                 raise StartupError(message)
         return self
+
+    @property
+    def separate_models(self) -> bool:
+        """Whether each of several serving processes has models of its own."""
+        return self.workers > 1 and not self.engine_process
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed, validated again."""
@@ -368,11 +379,6 @@ def log_name_warnings() -> None:
         _LOG.warning("%s", warning)
 
 
-def share_metrics(folder: Path) -> None:
-    """Make this process and its children keep their metrics in files in this folder, which `/metrics` adds up."""
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
-
-
 def trace_exporters(environ: Mapping[str, str] | None = None) -> tuple[str, ...]:
     """The exporters of OpenTelemetry that the standard variables ask for; none unless they name one or an endpoint.
 
@@ -392,9 +398,3 @@ def trace_exporters(environ: Mapping[str, str] | None = None) -> tuple[str, ...]
     otlp = "otlp_proto_grpc" if protocol.strip() == "grpc" else "otlp_proto_http"
     found = (name.strip() for name in names.split(","))
     return tuple(otlp if name == "otlp" else name for name in found if name not in ("", "none"))
-
-
-def metrics_folder() -> Path | None:
-    """The folder of `share_metrics`, if this process or its parent has set it."""
-    found = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-    return Path(found) if found else None

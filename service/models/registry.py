@@ -48,7 +48,7 @@ class ServedModel:
         statistics: counts of this model since it was loaded.
     """
 
-    __slots__ = ("card", "digest", "loaded", "noise", "ref", "scheduler", "statistics", "tag")
+    __slots__ = ("__weakref__", "card", "digest", "loaded", "noise", "ref", "scheduler", "statistics", "tag")
 
     def __init__(self, loaded: LoadedModel, scheduler: RowScheduler[Any], statistics: StatisticsSource) -> None:
         self.loaded, self.scheduler, self.statistics = loaded, scheduler, statistics

@@ -80,6 +80,10 @@ ModelFactory = Callable[[bytes], Sequence[InferenceModel]]
 """Opens the bytes of a model file as one or more instances."""
 
 
+def close_nothing() -> None:
+    """The `close` of a model that runs elsewhere; a function with a name, so that it can be pickled."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LoadedModel:
     """A verified model.
@@ -105,7 +109,7 @@ class LoadedModel:
     provider: str
     fallback_reason: str | None = None
     files: "Files" = ()
-    close: Callable[[], None] = lambda: None
+    close: Callable[[], None] = close_nothing
 
     @property
     def ref(self) -> str:

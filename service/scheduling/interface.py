@@ -5,6 +5,8 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable
 from typing import Generic, TypeVar
 
+import numpy as np
+
 from service.domain.errors import IgnError
 from service.domain.latents import FloatRows
 from service.domain.tasks import Result, SchedulingParams, StepOutput, StreamProgress
@@ -125,3 +127,15 @@ class RowScheduler(ABC, Generic[Handle]):
                     return
         finally:
             self.cancel(handle)
+
+
+def check_rows(rows: FloatRows, params: SchedulingParams, shape: tuple[int, int, int]) -> None:
+    """Raise `ValueError` unless rows and mask fit a model with rows of this shape."""
+    n, (channels, height, width) = len(rows), shape
+    if n < 1 or rows.shape[1:] != shape or rows.dtype != np.float32:
+        raise ValueError(f"rows must be float32 (N ≥ 1, {channels}, {height}, {width})")
+    mask = params.keep_mask
+    if mask is None:
+        return
+    if mask.shape not in [(n, c, height, width) for c in (1, channels)] or mask.dtype != np.bool_:
+        raise ValueError(f"keep_mask must be bool ({n}, 1 or {channels}, {height}, {width})")

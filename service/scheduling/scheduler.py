@@ -17,14 +17,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-
 from service.domain.errors import DeadlineExceeded, Draining, IgnError, NotReady
 from service.domain.latents import FloatRows
 from service.domain.model import Model, largest_batch
 from service.domain.tasks import Result, SchedulingParams
 from service.scheduling.admission import Admission
-from service.scheduling.interface import Deliver, Event, RowScheduler
+from service.scheduling.interface import Deliver, Event, RowScheduler, check_rows
 from service.scheduling.observer import NullObserver, SchedulerObserver
 from service.scheduling.request import ScheduledRequest
 from service.scheduling.wake_rule import WakeRule
@@ -154,7 +152,7 @@ class Scheduler(RowScheduler[ScheduledRequest]):
 
     def begin(self, rows: FloatRows, params: SchedulingParams, deliver: Deliver, *, streamed: bool) -> ScheduledRequest:
         """Admit a request, and call ``deliver`` later: once, or for every event if it is ``streamed``."""
-        self._validate(rows, params)
+        check_rows(rows, params, self._shape)
         now = self._clock()
         request = ScheduledRequest(rows, params, streamed=streamed, arrived=now)
         try:
@@ -188,16 +186,6 @@ class Scheduler(RowScheduler[ScheduledRequest]):
             raise Draining("the service is shutting down")
         if not self.healthy:
             raise NotReady("the model is not ready")
-
-    def _validate(self, rows: FloatRows, params: SchedulingParams) -> None:
-        n, (channels, height, width) = len(rows), self._shape
-        if n < 1 or rows.shape[1:] != self._shape or rows.dtype != np.float32:
-            raise ValueError(f"rows must be float32 (N ≥ 1, {channels}, {height}, {width})")
-        mask = params.keep_mask
-        if mask is None:
-            return
-        if mask.shape not in [(n, c, height, width) for c in (1, channels)] or mask.dtype != np.bool_:
-            raise ValueError(f"keep_mask must be bool ({n}, 1 or {channels}, {height}, {width})")
 
     def _send_to_loop(self, events: list[tuple[ScheduledRequest, Event]]) -> None:
         """Called by workers: deliver the events of a step on the event loop."""

@@ -1,8 +1,8 @@
 """Several worker processes on one port (`IGN_WORKERS`): start them, restart those that die, stop them all.
 
-Each worker has its own models, queue and batches. The kernel distributes connections among the sockets that listen
-(SO_REUSEPORT), so a worker listens only when its models are ready. This is for CPUs: on a GPU, a second process would
-split the batches.
+The kernel distributes connections among the sockets that listen (SO_REUSEPORT), so a worker listens only when models
+are ready. Each worker has its own models, queue and batches, which is for CPUs: on a GPU, a second process would split
+the batches. Or there is a further process, the engine, which runs the models for all workers.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import logging
 import math
 import multiprocessing
 import signal
+import socket
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,12 +21,14 @@ from pathlib import Path
 from typing import Final
 
 from service.domain.errors import StartupError
-from service.environment import available_cpus
-from service.settings import Settings, share_metrics
+from service.engine import links
+from service.environment import available_cpus, share_metrics
+from service.settings import Settings
 
-WorkerMain = Callable[[Settings, Connection], None]
-"""Runs in a worker process, and is importable by name. Through the connection it sends "" when it listens, or the
-reason why it does not start. It stops upon SIGTERM and when the parent process ends."""
+ChildMain = Callable[[Settings, Connection, socket.socket | None], None]
+"""Runs in a child process, and is importable by name. Through the connection it sends "" when it listens, or the
+reason why it does not start. It stops upon SIGTERM and when the parent process ends. The socket is there if there is an
+engine: it receives the links between workers and engine, see `service.engine.links`."""
 
 _LOG = logging.getLogger("service")
 _RESTART_INTERVAL_S: Final = 1.0  # between the start of a worker and that of its replacement, at least
@@ -46,7 +49,9 @@ def per_worker_settings(settings: Settings) -> Settings:
     )
 
 
-def supervise(settings: Settings, main: WorkerMain, *, on_listening: Callable[[], None]) -> int:
+def supervise(
+    settings: Settings, main: ChildMain, *, engine: ChildMain | None = None, on_listening: Callable[[], None]
+) -> int:
     """Run `settings.workers` worker processes until SIGTERM or SIGINT. Call it in the main thread.
 
     The first signal drains the workers, a second one ends their requests.
@@ -54,6 +59,7 @@ def supervise(settings: Settings, main: WorkerMain, *, on_listening: Callable[[]
     Args:
         settings: of the whole service; the workers divide its limits.
         main: the workers' main function.
+        engine: the main function of the engine's process, if there is one. It stops after all workers.
         on_listening: called when the first worker listens.
 
     Returns:
@@ -64,19 +70,30 @@ def supervise(settings: Settings, main: WorkerMain, *, on_listening: Callable[[]
     """
     with tempfile.TemporaryDirectory(prefix="ign-metrics-", ignore_cleanup_errors=True) as folder:
         share_metrics(Path(folder))
-        return _Supervisor(per_worker_settings(settings), main, on_listening, Path(folder)).run()
+        return _Supervisor(settings, main, engine, on_listening, Path(folder)).run()
 
 
 @dataclass(eq=False)
 class _Worker:
     process: SpawnProcess
     messages: Connection
+    control: socket.socket | None
+    is_engine: bool
     started: float
 
 
 class _Supervisor:
-    def __init__(self, settings: Settings, main: WorkerMain, on_listening: Callable[[], None], metrics: Path) -> None:
-        self._settings, self._main, self._on_listening, self._metrics = settings, main, on_listening, metrics
+    def __init__(
+        self,
+        settings: Settings,
+        main: ChildMain,
+        engine: ChildMain | None,
+        on_listening: Callable[[], None],
+        metrics: Path,
+    ) -> None:
+        self._settings, self._main, self._engine = settings, main, engine
+        self._on_listening, self._metrics = on_listening, metrics
+        self._worker_settings = per_worker_settings(settings)
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
         self._listening = self._stopping = False
@@ -86,6 +103,8 @@ class _Supervisor:
     def run(self) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stop())
+        if self._engine is not None:
+            self._start(is_engine=True)
         for _ in range(self._settings.workers):
             self._start()
         while self._workers:
@@ -99,13 +118,22 @@ class _Supervisor:
             raise StartupError(self._refusal)
         return self._status
 
-    def _start(self) -> None:
+    def _start(self, *, is_engine: bool = False) -> None:
+        main = self._engine if is_engine else self._main
+        name, settings = ("ign-engine", self._settings) if is_engine else ("ign-worker", self._worker_settings)
         messages, theirs = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=self._main, args=(self._settings, theirs), name="ign-worker")
+        control, their_control = links.control_pair() if self._engine is not None else (None, None)
+        process = self._context.Process(target=main, args=(settings, theirs, their_control), name=name)
         process.start()
         theirs.close()
-        self._workers.append(_Worker(process, messages, time.monotonic()))
-        if self._stopping:  # a signal arrived before the worker was in the list
+        if their_control is not None:
+            their_control.close()
+        worker = _Worker(process, messages, control, is_engine, time.monotonic())
+        for other in self._workers:
+            if other.is_engine != is_engine and control is not None and other.control is not None:
+                links.link(*((other.control, control) if is_engine else (control, other.control)))
+        self._workers.append(worker)
+        if self._stopping and not (is_engine and len(self._workers) > 1):  # a signal arrived before it was in the list
             process.terminate()
 
     def _receive(self, worker: _Worker) -> None:
@@ -124,17 +152,28 @@ class _Supervisor:
 
         worker.process.join()
         worker.messages.close()
+        if worker.control is not None:
+            worker.control.close()
         self._workers.remove(worker)
         forget_process(worker.process.pid or 0, self._metrics)
         status = worker.process.exitcode or 0
         if not self._stopping:
-            _LOG.error("worker %s ended with status %s and is restarted", worker.process.pid, status)
+            what = "engine" if worker.is_engine else "worker"
+            _LOG.error("%s %s ended with status %s and is restarted", what, worker.process.pid, status)
             time.sleep(max(0.0, worker.started + _RESTART_INTERVAL_S - time.monotonic()))
-            self._start()
-        elif status != -signal.SIGTERM:  # a worker that has just started dies of the signal
+            self._start(is_engine=worker.is_engine)
+            return
+        if all(other.is_engine for other in self._workers):
+            self._terminate()
+        if status != -signal.SIGTERM:  # a worker that has just started dies of the signal
             self._status = self._status or abs(status)
 
     def _stop(self) -> None:
         self._stopping = True
-        for worker in self._workers:
+        self._terminate()
+
+    def _terminate(self) -> None:
+        """End the workers; when they have ended, the engine."""
+        workers = [worker for worker in self._workers if not worker.is_engine]
+        for worker in workers or self._workers:
             worker.process.terminate()

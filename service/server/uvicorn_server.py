@@ -158,6 +158,11 @@ class IgnServer(uvicorn.Server):
         self.should_exit = True
 
 
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Makes the event loop that uvicorn would take; None for the default."""
+    return Config("", log_config=None).get_loop_factory()
+
+
 def config(
     app: Callable[..., Any],
     early_rejection: EarlyRejection | None = None,

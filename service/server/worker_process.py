@@ -26,28 +26,30 @@ _EXIT_GRACE_S: Final = 3.0  # after the time of draining, to close connections a
 _GC_THRESHOLD: Final = 10_000  # new objects between two collections; Python's default is 700
 
 
-def worker_main(settings: Settings, messages: Connection) -> None:
+def worker_main(settings: Settings, messages: Connection, control: socket.socket | None) -> None:
     """The main function of one of several workers; see `service.server.supervisor.WorkerMain`."""
     os.setpgrp()  # Ctrl-C in a terminal then reaches the parent only, which passes it on as SIGTERM
-    threading.Thread(target=_stop_with_parent, name="ign-parent", daemon=True).start()
+    threading.Thread(target=stop_with_parent, name="ign-parent", daemon=True).start()
     configure_logging(settings)
     try:
         with sockets.bind(settings.host, settings.port, shared=True) as bound:
-            status = run_server(settings, bound, messages)
+            status = run_server(settings, bound, messages, control)
     except StartupError as exc:
-        _send(messages, exc.detail)
+        report(messages, exc.detail)
         status = 0
     leave(status)
 
 
-def _stop_with_parent() -> None:
+def stop_with_parent() -> None:
+    """Send this process SIGTERM when its parent has ended; the main function of a thread."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _send(messages: Connection, text: str) -> None:
+def report(messages: Connection, text: str) -> None:
+    """Send the parent a message of a worker; see `service.server.supervisor.WorkerMain`."""
     with contextlib.suppress(OSError):  # the parent is gone
         messages.send(text)
 
@@ -64,19 +66,21 @@ def leave(status: int) -> NoReturn:
     os._exit(status)
 
 
-class _ExitTimer:
+class ExitTimer:
     """Ends this process when a stopping server does not end it in time, whatever its threads do."""
 
     def __init__(self) -> None:
         self._timers: list[threading.Timer] = []
 
     def start(self, seconds: float, status: int) -> None:
+        """End the process after so many seconds and a grace, with this status."""
         timer = threading.Timer(seconds + _EXIT_GRACE_S, self._exit, [status])
         timer.daemon = True
         timer.start()
         self._timers.append(timer)
 
     def cancel(self) -> None:
+        """Let the process end by itself."""
         for timer in self._timers:
             timer.cancel()
 
@@ -87,7 +91,12 @@ class _ExitTimer:
         os._exit(status)
 
 
-def run_server(settings: Settings, listener: socket.socket, messages: Connection | None = None) -> int:
+def run_server(
+    settings: Settings,
+    listener: socket.socket,
+    messages: Connection | None = None,
+    control: socket.socket | None = None,
+) -> int:
     """Serve on a socket until a signal, or until no device is left.
 
     Args:
@@ -95,6 +104,7 @@ def run_server(settings: Settings, listener: socket.socket, messages: Connection
         listener: the socket. It listens already, or with ``messages`` it is only bound and listens when the models are
             ready.
         messages: for one of several workers, the connection to its parent.
+        control: receives the links to the engine's process; None if the models run in this one.
 
     Returns:
         The exit status: 0, or 1 if no device is left. A new process may have the device again.
@@ -102,7 +112,7 @@ def run_server(settings: Settings, listener: socket.socket, messages: Connection
     Raises:
         StartupError: a setting or a model is unusable.
     """
-    from service.app import build_services, create_app, make_connections, make_early_rejection
+    from service.app import build_front_end, build_services, create_app, make_connections, make_early_rejection
 
     refusals: list[StartupError] = []
     tasks: list[asyncio.Task[None]] = []
@@ -121,14 +131,17 @@ def run_server(settings: Settings, listener: socket.socket, messages: Connection
     async def start_listening(messages: Connection) -> None:
         try:
             await server.add_sockets(listeners)
-            _send(messages, "")
+            report(messages, "")
         except OSError as exc:  # another program listens on the port
             refuse(sockets.bind_error(settings.host, settings.port, exc))
 
-    services = build_services(settings, on_device_lost=lambda: server.abort())
+    if control is None:
+        services = build_services(settings, on_device_lost=lambda: server.abort())
+    else:
+        services = build_front_end(settings, control)
     app = create_app(services, on_startup_error=refuse, on_ready=on_ready)
     config = uvicorn_server.config(app, make_early_rejection(services), make_connections(services))
-    exit_timer = _ExitTimer()
+    exit_timer = ExitTimer()
     server = uvicorn_server.IgnServer(
         config,
         services,

@@ -303,7 +303,7 @@ TWO = {"IGN_WORKERS": "2"}
 
 
 def workers_of(process: Process) -> list[int]:
-    """Its serving processes; another child keeps the books of what spawned processes share."""
+    """Its serving processes, the engine first; another child keeps the books of what spawned processes share."""
     children = Path(f"/proc/{process.popen.pid}/task/{process.popen.pid}/children").read_text().split()
     return [int(pid) for pid in children if b"spawn_main" in command_line(pid)]
 

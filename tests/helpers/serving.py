@@ -4,11 +4,13 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
 
 import numpy as np
 
 from service.domain.latents import FloatRows
 from service.domain.tasks import Result, SchedulingParams, StepOutput, StepParams, StreamProgress
+from service.scheduling.interface import RowScheduler
 from service.scheduling.scheduler import Scheduler, SchedulerObserver
 from service.scheduling.wake_rule import WakeRule
 from tests.helpers.fakes import FakeModel
@@ -156,5 +158,5 @@ async def until_queued(scheduler: Scheduler, *calls: asyncio.Task[Result]) -> No
     assert scheduler.rows_queued >= len(calls)
 
 
-def submitted(scheduler: Scheduler, rows: FloatRows, params_: SchedulingParams) -> asyncio.Task[Result]:
+def submitted(scheduler: RowScheduler[Any], rows: FloatRows, params_: SchedulingParams) -> asyncio.Task[Result]:
     return asyncio.create_task(scheduler.submit(rows, params_))

@@ -17,7 +17,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 
-MAX_ENTRIES = {"service": 16, "model_export": 10}  # modules and packages at the top, besides __init__
+MAX_ENTRIES = {"service": 17, "model_export": 10}  # modules and packages at the top, besides __init__
 MAX_FILE_LINES = 400
 GENERATED = ("models",)  # folders of docs whose pages commands write
 MAX_WORDS = 20_000  # of README.md and docs, without the generated pages

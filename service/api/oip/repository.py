@@ -66,7 +66,7 @@ async def unload(request: Request, name: str) -> Response:
 def _app_state(request: Request) -> AppState:
     services = app_state(request)
     _refuse_other_sites(request, services)
-    if services.settings.workers > 1:
+    if services.settings.separate_models:
         raise NotSupported("the model repository is that of one process, and this service has several (IGN_WORKERS)")
     services.require_serving()
     return services

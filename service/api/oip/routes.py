@@ -50,7 +50,7 @@ def _register_model_routes(method: str, suffix: str, **described: Any) -> Callab
 async def server(request: Request) -> Response:
     """Name, version and protocol extensions of the server."""
     extensions = ["binary_tensor_data", "model_configuration", "statistics"]
-    if app_state(request).settings.workers == 1:
+    if not app_state(request).settings.separate_models:
         extensions.append("model_repository")
     return JSONResponse({"name": "ign-service", "version": __version__, "extensions": extensions})
 

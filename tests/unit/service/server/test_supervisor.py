@@ -10,7 +10,7 @@ import pytest
 
 from service.domain.errors import StartupError
 from service.server import supervisor
-from service.server.supervisor import WorkerMain, per_worker_settings, supervise
+from service.server.supervisor import ChildMain, per_worker_settings, supervise
 from service.settings import Settings
 from tests.contract.harness import PATIENCE_S
 from tests.helpers import worker_fakes
@@ -40,14 +40,15 @@ def until(condition: Callable[[], bool]) -> None:
 
 def pids(settings: Settings) -> set[int]:
     """The workers that have started, dead ones included."""
-    return {int(file.name) for file in settings.model_dir.iterdir() if file.stat().st_size}
+    files = [file for file in settings.model_dir.iterdir() if file.name.isdigit()]
+    return {int(file.name) for file in files if file.stat().st_size}
 
 
 def started(settings: Settings, count: int) -> Callable[[], None]:
     return lambda: until(lambda: len(pids(settings)) >= count)
 
 
-def supervised(settings: Settings, main: WorkerMain, script: Callable[[], None], number: int = signal.SIGTERM) -> int:
+def supervised(settings: Settings, main: ChildMain, script: Callable[[], None], number: int = signal.SIGTERM) -> int:
     """Supervise in this thread, where signals arrive, with the script in another; then send the signal."""
 
     def run() -> None:
@@ -128,3 +129,51 @@ def test_a_refusal_of_a_restarted_worker_stops_all(settings: Settings) -> None:
 
 def test_a_worker_that_stops_badly_is_seen_in_the_status(settings: Settings) -> None:
     assert supervised(settings, worker_fakes.stops_badly, started(settings, 3)) == 7
+
+
+def links_of(settings: Settings) -> dict[str, list[int]]:
+    """How often the processes of each kind were linked."""
+    found: dict[str, list[int]] = {"ign-engine": [], "ign-worker": []}
+    for pid in pids(settings):
+        lines = (settings.model_dir / str(pid)).read_text().splitlines()
+        assert len(set(lines)) == 1
+        role, descriptors = lines[0].split()
+        assert descriptors == "4"
+        found[role].append(len(lines))
+    return found
+
+
+def supervised_with_engine(settings: Settings, script: Callable[[], None]) -> list[str]:
+    """Run a script with an engine; returns who was stopped, in order."""
+
+    def run() -> None:
+        try:
+            script()
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(run)
+        main = worker_fakes.linked
+        assert supervise(settings, main, engine=main, on_listening=lambda: None) == 0
+        done.result(PATIENCE_S)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids(settings))
+    return (settings.model_dir / "order").read_text().splitlines()
+
+
+def test_every_worker_is_linked_to_the_engine_which_stops_last(settings: Settings) -> None:
+    everyone = {"ign-engine": [3], "ign-worker": [1, 1, 1]}
+    order = supervised_with_engine(settings, lambda: until(lambda: links_of(settings) == everyone))
+    assert order == ["ign-worker"] * 3 + ["ign-engine"]
+
+
+@pytest.mark.parametrize("dies", ["ign-engine", "ign-worker"])
+def test_one_that_is_replaced_is_linked_anew(settings: Settings, dies: str) -> None:
+    def script() -> None:
+        until(lambda: sum(links_of(settings)["ign-engine"]) == 3 and sum(links_of(settings)["ign-worker"]) == 3)
+        files = {pid: (settings.model_dir / str(pid)).read_text() for pid in pids(settings)}
+        os.kill(next(pid for pid, text in files.items() if text.startswith(dies)), signal.SIGKILL)
+        links = 6 if dies == "ign-engine" else 4
+        until(lambda: [sum(links_of(settings)[role]) for role in ("ign-engine", "ign-worker")] == [links, links])
+
+    assert supervised_with_engine(settings, script) == ["ign-worker"] * 3 + ["ign-engine"]

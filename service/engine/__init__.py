@@ -1,0 +1,1 @@
+"""The engine as a process of its own: rows in shared memory, everything rare over a socket."""

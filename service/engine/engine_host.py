@@ -1,0 +1,346 @@
+"""The engine's end of its links to front ends: rows and messages go to the schedulers, events go back.
+
+Belongs to the event loop of the engine's process. A front end that dies closes its socket. Then its requests are
+cancelled, and its memory is unmapped with the last of them.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import math
+import pickle
+import socket
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import replace
+from functools import lru_cache, partial
+from typing import Any, Final
+from weakref import WeakValueDictionary
+
+from service.domain.errors import IgnError, NotReady
+from service.domain.tasks import Result, SchedulingParams, StepParams
+from service.engine.messages import (
+    Answer,
+    Begin,
+    Call,
+    Cancel,
+    Done,
+    Finish,
+    Happened,
+    Message,
+    MessageStream,
+    Models,
+    ModelState,
+    State,
+    TensorTimes,
+    failure_of,
+)
+from service.engine.slots import CANCEL, DATA_BYTES, Head, Segment, SlotFiles, entry, use_of
+from service.models.registry import Registry, ServedModel
+from service.models.repository import close_nothing
+from service.scheduling.interface import Event, RowScheduler
+
+_LOG = logging.getLogger("service")
+STATE_S: Final = 0.5
+"""Seconds between two messages `State`."""
+_GONE: Final = "the model is not ready"
+_ERROR: Final = Head._fields.index("error_bytes")
+
+Scheduler = RowScheduler[Any]
+
+
+class EngineHost:
+    """The models of this process, and the front ends that use them."""
+
+    def __init__(self) -> None:
+        self._registry: Registry | None = None
+        self._fronts: set[_Front] = set()
+        self._numbers = itertools.count(1)
+        self._number_of: dict[ServedModel, int] = {}
+        self._models: WeakValueDictionary[int, ServedModel] = WeakValueDictionary()
+        self._waiting: dict[int, tuple[_Front, asyncio.Future[None]]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    @property
+    def fronts(self) -> int:
+        """How many front ends are connected."""
+        return len(self._fronts)
+
+    def open(self, registry: Registry) -> None:
+        """Serve these models from now on; they are loaded."""
+        self._registry = registry
+        self.run(self.publish())
+        self.run(self._keep_telling())
+
+    async def add(self, link: socket.socket, files: SlotFiles) -> None:
+        """Serve one more front end. The descriptors belong to the host from now on."""
+        loop = asyncio.get_running_loop()
+        front = _Front(self, files)
+        loop.add_reader(files.submitted, front.on_submitted)
+        self._fronts.add(front)
+        self._empty.clear()
+        await loop.create_connection(lambda: front.stream, sock=link)
+        if self._registry is not None:
+            await self._tell_models([front])
+
+    def remove(self, front: "_Front") -> None:
+        """A front end has gone."""
+        self._fronts.discard(front)
+        for asked, answered in list(self._waiting.values()):
+            if asked is front and not answered.done():
+                answered.set_result(None)
+        if not self._fronts:
+            self._empty.set()
+
+    async def wait_until_alone(self) -> None:
+        """Wait until no front end is connected."""
+        await self._empty.wait()
+
+    async def wait_for_requests(self) -> None:
+        """Wait until every request in flight in a front end at the time of the call has ended."""
+        await self.publish()
+        await self._ask(list(self._fronts), Finish)
+
+    async def publish(self) -> None:
+        """Tell every front end which models serve, and wait until all know."""
+        await self._tell_models(list(self._fronts))
+
+    def model(self, number: int) -> ServedModel:
+        """The model with a number that a front end got.
+
+        Raises:
+            NotReady: it is closed.
+        """
+        model = self._models.get(number)
+        if model is None:
+            raise NotReady(_GONE)
+        return model
+
+    async def call(self, call: Call) -> Any:
+        """Run an operation for a front end.
+
+        Raises:
+            IgnError: as the method that is called.
+        """
+        registry = self._registry
+        if registry is None:
+            raise NotReady("models are being loaded")
+        match call.operation:
+            case "check_capacity":
+                await self.model(call.model).scheduler.check_capacity(call.argument)
+            case "statistics":
+                return await self.model(call.model).statistics.read()
+            case "index":
+                return await registry.index()
+            case "load" | "unload":
+                try:
+                    await (registry.load if call.operation == "load" else registry.unload)(call.argument)
+                finally:
+                    await self.publish()
+        return None
+
+    def on_done(self, number: int) -> None:
+        """A front end has done what it was asked for."""
+        front_and_future = self._waiting.get(number)
+        if front_and_future is not None and not front_and_future[1].done():
+            front_and_future[1].set_result(None)
+
+    def run(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run work in a task of its own."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """Disconnect every front end."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for front in list(self._fronts):
+            front.stream.close()
+
+    async def _ask(self, fronts: "list[_Front]", message: Callable[[int], Message]) -> None:
+        """Send a message to front ends, and wait until each has answered `Done` or has gone."""
+        loop = asyncio.get_running_loop()
+        numbers = []
+        for front in self._fronts.intersection(fronts):  # one may have gone since
+            number = next(self._numbers)
+            numbers.append(number)
+            self._waiting[number] = front, loop.create_future()
+            front.stream.send(message(number))
+        try:
+            await asyncio.gather(*(self._waiting[number][1] for number in numbers))
+        finally:
+            for number in numbers:
+                del self._waiting[number]
+
+    def _catalogue(self) -> Callable[[int], Message]:
+        registry = self._registry
+        if registry is None:
+            return partial(Models, served={}, failures={})
+        numbers = {}
+        for model in registry.models.values():
+            number = self._number_of.get(model) or next(self._numbers)
+            self._models[number], numbers[model] = model, number
+        self._number_of = numbers
+        served = {number: replace(model.loaded, instances=(), close=close_nothing) for model, number in numbers.items()}
+        return partial(Models, served=served, failures=dict(registry.failures))
+
+    async def _tell_models(self, fronts: "list[_Front]") -> None:
+        catalogue = self._catalogue()
+        self._tell_state(fronts)  # first, so that a model that is known is known to be healthy
+        await self._ask(fronts, catalogue)
+
+    def _tell_state(self, fronts: "Iterable[_Front]") -> None:
+        states = {
+            number: ModelState(
+                healthy=model.scheduler.healthy,
+                all_devices_lost=model.scheduler.all_devices_lost,
+                device_error=model.scheduler.device_error,
+            )
+            for model, number in self._number_of.items()
+        }
+        for front in fronts:
+            front.stream.send(State(states))
+
+    async def _keep_telling(self) -> None:
+        while True:
+            await asyncio.sleep(STATE_S)
+            self._tell_state(self._fronts)
+
+
+class _Front:
+    """One front end, until its socket closes."""
+
+    def __init__(self, host: EngineHost, files: SlotFiles) -> None:
+        self._host, self._files = host, files
+        self._segment = Segment(files)
+        self.stream = MessageStream(self._on_message, self._on_lost)
+        self._slots: dict[int, tuple[int, Scheduler, Any]] = {}  # slot → generation, scheduler, what cancels
+        self._requests: dict[int, tuple[Scheduler, Any]] = {}  # of `Begin`
+        self._completed: list[int] = []
+        self._is_lost = False
+
+    def on_submitted(self) -> None:
+        """Begin and cancel what the ring says."""
+        entries = self._segment.submitted.take()
+        if not entries:
+            return
+        slots = [use_of(one)[0] for one in entries]
+        heads, deadlines = self._segment.heads[slots].tolist(), self._segment.times[slots, 0].tolist()
+        for one, slot, head, deadline in zip(entries, slots, heads, deadlines, strict=True):
+            if one & CANCEL:
+                self._cancel_slot(*use_of(one))
+            else:
+                self._begin_slot(slot, Head(*head), deadline)
+
+    def _begin_slot(self, slot: int, head: Head, deadline: float) -> None:
+        text = self._segment.read_text(slot, head.key_bytes + head.id_bytes)
+        params = SchedulingParams(
+            step_params=_step_params(head.steps, bool(head.score)),
+            deadline=None if math.isinf(deadline) else deadline,
+            key=text[: head.key_bytes].decode(),
+            request_id=text[head.key_bytes :].decode(),
+        )
+        try:
+            model = self._host.model(head.model)
+            rows = self._segment.rows(slot, head.rows, model.card.shape)
+            scheduler = model.scheduler
+            deliver = partial(self._end_slot, slot, head.generation)
+            self._slots[slot] = head.generation, scheduler, scheduler.begin(rows, params, deliver, streamed=False)
+        except (IgnError, ValueError) as exc:
+            self._end_slot(slot, head.generation, exc)
+
+    def _end_slot(self, slot: int, generation: int, event: Event | ValueError) -> None:
+        self._slots.pop(slot, None)
+        segment = self._segment
+        if isinstance(event, Result):
+            count = len(event.rows)
+            segment.rows(slot, count, event.rows.shape[1:])[...] = event.rows
+            segment.measures[slot, 0, :count] = event.distance
+            if event.drift is not None:
+                segment.measures[slot, 1, :count] = event.drift
+            segment.times[slot, 1:] = event.queue_s, event.compute_s
+            segment.heads[slot, _ERROR] = 0
+        else:
+            pickled = pickle.dumps(event)
+            if len(pickled) > DATA_BYTES:
+                pickled = pickle.dumps(IgnError("internal error"))
+            segment.write_error(slot, pickled)
+            segment.heads[slot, _ERROR] = len(pickled)
+        self._complete(entry(slot, generation))
+
+    def _cancel_slot(self, slot: int, generation: int) -> None:
+        found = self._slots.get(slot)
+        if found is None or found[0] != generation:  # it has ended, and its entry is on the way
+            return
+        del self._slots[slot]
+        found[1].cancel(found[2])
+        self._complete(entry(slot, generation))
+
+    def _complete(self, completed: int) -> None:
+        if not self._completed:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._completed.append(completed)
+
+    def _flush(self) -> None:
+        completed, self._completed = self._completed, []
+        if not self._is_lost:
+            self._segment.completed.put(completed)
+
+    def _on_message(self, message: Message) -> None:
+        match message:
+            case Begin():
+                self._begin(message)
+            case Cancel():
+                if found := self._requests.pop(message.request, None):
+                    found[0].cancel(found[1])
+            case Call():
+                self._host.run(self._answer(message))
+            case TensorTimes():
+                with contextlib.suppress(NotReady):
+                    self._host.model(message.model).statistics.tensors(message.read_s, message.written_s)
+            case Done():
+                self._host.on_done(message.number)
+
+    def _begin(self, message: Begin) -> None:
+        number = message.request
+
+        def deliver(event: Event) -> None:
+            if isinstance(event, Result | IgnError):
+                self._requests.pop(number, None)
+            self.stream.send(Happened(number, event))
+
+        try:
+            scheduler = self._host.model(message.model).scheduler
+            handle = scheduler.begin(message.rows, message.params, deliver, streamed=message.streamed)
+        except IgnError as exc:
+            self.stream.send(Happened(number, exc))
+        else:
+            self._requests[number] = scheduler, handle
+
+    async def _answer(self, call: Call) -> None:
+        try:
+            value = await self._host.call(call)
+        except Exception as exc:
+            if not isinstance(exc, IgnError):
+                _LOG.exception("a call of a front end failed")
+            value = failure_of(exc)
+        self.stream.send(Answer(call.number, value))
+
+    def _on_lost(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._files.submitted)
+        for scheduler, handle in (*(found[1:] for found in self._slots.values()), *self._requests.values()):
+            scheduler.cancel(handle)
+        self._slots.clear()
+        self._requests.clear()
+        self._is_lost = True
+        self._files.close()
+        self._host.remove(self)
+
+
+@lru_cache(maxsize=256)
+def _step_params(steps: int, score: bool) -> StepParams:
+    return StepParams(steps=steps, score=score)

@@ -1,0 +1,197 @@
+"""Rows in shared memory: the slots that one front end shares with the engine, and two rings of slot numbers.
+
+The front end writes rows into a free slot and puts the slot's number into the ring `submitted`. The engine answers in
+the same slot and puts the number into the ring `completed`. From then on the slot is free again. So a slot always has
+one owner, and nobody locks.
+
+Each use of a slot has a generation, which its ring entries carry. A cancellation that arrives after the slot is used
+again names an old generation, and the engine ignores it.
+
+The writer of a ring raises an eventfd after it has moved the ring's counter, and the reader looks at the counter after
+it has read the eventfd. These system calls order the memory accesses of the two processes.
+"""
+
+import contextlib
+import mmap
+import os
+from collections.abc import Iterable
+from typing import Final, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.domain.latents import FloatRows
+
+SLOTS: Final = 512
+DATA_BYTES: Final = 1 << 16  # of a slot: rows, or a pickled error
+TEXT_BYTES: Final = 256  # of a slot: fairness key and request id
+MAX_ROWS: Final = 64  # of a slot
+CANCEL: Final = 1 << 62
+"""Bit of an entry of `submitted`: cancel this use of the slot."""
+
+_SLOT_BITS: Final = 16
+_SUBMITTED: Final = 4 * SLOTS  # a slot has at most three unread entries: an old cancellation, a use, its cancellation
+_COUNTERS: Final = 16  # int64: each counter in a cache line of its own
+_PAGE: Final = 4096
+
+Row = NDArray[np.int64]
+
+
+class Head(NamedTuple):
+    """The numbers of a slot."""
+
+    generation: int
+    model: int
+    rows: int
+    steps: int
+    score: int
+    key_bytes: int
+    id_bytes: int
+    error_bytes: int  # set by the engine; 0: the slot holds a result
+
+
+class Times(NamedTuple):
+    """The times of a slot in seconds: the deadline on `time.monotonic`; the engine sets the others."""
+
+    deadline: float
+    queue_s: float
+    compute_s: float
+
+
+_LAYOUT: Final[dict[str, tuple[tuple[int, ...], type[np.generic]]]] = {
+    "counters": ((_COUNTERS,), np.int64),
+    "submitted": ((_SUBMITTED,), np.int64),
+    "completed": ((SLOTS,), np.int64),
+    "heads": ((SLOTS, len(Head._fields)), np.int64),
+    "times": ((SLOTS, len(Times._fields)), np.float64),
+    "measures": ((SLOTS, 2, MAX_ROWS), np.float64),
+    "text": ((SLOTS, TEXT_BYTES), np.uint8),
+    "data": ((SLOTS, DATA_BYTES), np.uint8),
+}
+
+
+def _size(name: str) -> int:
+    shape, kind = _LAYOUT[name]
+    size = int(np.prod(shape)) * np.dtype(kind).itemsize
+    return -(-size // _PAGE) * _PAGE
+
+
+SEGMENT_BYTES: Final = sum(map(_size, _LAYOUT))
+
+
+class SlotFiles(NamedTuple):
+    """The file descriptors of a segment: its memory, and the eventfds of `submitted` and `completed`."""
+
+    memory: int
+    submitted: int
+    completed: int
+
+    @classmethod
+    def create(cls) -> Self:
+        """A new segment, of which every slot is free."""
+        memory = os.memfd_create("ign-slots", os.MFD_CLOEXEC)
+        os.ftruncate(memory, SEGMENT_BYTES)
+        flags = os.EFD_NONBLOCK | os.EFD_CLOEXEC
+        return cls(memory, os.eventfd(0, flags), os.eventfd(0, flags))
+
+    def close(self) -> None:
+        """Close the descriptors; a mapping stays valid."""
+        for descriptor in self:
+            os.close(descriptor)
+
+
+class Ring:
+    """One direction of a segment: a ring of entries and how many have been written since the start.
+
+    One process writes, the other reads. Each keeps its own position.
+
+    Args:
+        entries: the ring.
+        counter: one number: entries written so far.
+        bell: the eventfd that the writer raises.
+    """
+
+    def __init__(self, entries: NDArray[np.int64], counter: NDArray[np.int64], bell: int) -> None:
+        self._entries, self._counter, self.bell = entries, counter, bell
+        self._position = int(counter[0])
+
+    def put(self, new: Iterable[int]) -> None:
+        """Write entries and raise the eventfd once."""
+        entries, position = self._entries, self._position
+        size = len(entries)
+        for entry in new:
+            entries[position % size] = entry
+            position += 1
+        self._position = position
+        self._counter[0] = position
+        with contextlib.suppress(BlockingIOError):  # raised 2^64 times and never read
+            os.eventfd_write(self.bell, 1)
+
+    def take(self) -> list[int]:
+        """Every entry that has been written since the last call."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self.bell)
+        start, end = self._position, int(self._counter[0])
+        if start == end:
+            return []
+        self._position = end
+        size = len(self._entries)
+        first, last = start % size, end % size
+        if first < last:
+            return list(self._entries[first:last].tolist())
+        return [*self._entries[first:].tolist(), *self._entries[:last].tolist()]
+
+
+class Segment:
+    """The shared memory of one front end and the engine; both map the same.
+
+    Args:
+        files: of `SlotFiles.create`; they stay the caller's to close.
+    """
+
+    def __init__(self, files: SlotFiles) -> None:
+        # Views of the arrays keep the mapping alive, so that it is unmapped when the last request is gone.
+        memory = mmap.mmap(files.memory, SEGMENT_BYTES)
+        start = 0
+        arrays: dict[str, NDArray[np.generic]] = {}
+        for name, (shape, kind) in _LAYOUT.items():
+            arrays[name] = np.frombuffer(memory, kind, int(np.prod(shape)), start).reshape(shape)
+            start += _size(name)
+        self.heads, self.times, self.measures = arrays["heads"], arrays["times"], arrays["measures"]
+        self._text, self._data = arrays["text"], arrays["data"]
+        counters = arrays["counters"]
+        self.submitted = Ring(arrays["submitted"], counters[0:1], files.submitted)  # type: ignore[arg-type]
+        self.completed = Ring(arrays["completed"], counters[8:9], files.completed)  # type: ignore[arg-type]
+
+    def rows(self, slot: int, count: int, shape: tuple[int, ...]) -> FloatRows:
+        """(count, *shape) float32: a view of the slot."""
+        size = 4 * count * shape[0] * shape[1] * shape[2]
+        view: FloatRows = self._data[slot, :size].view(np.float32).reshape(count, *shape)
+        return view
+
+    def write_text(self, slot: int, text: bytes) -> None:
+        """Put the fairness key and the request id into the slot."""
+        self._text[slot, : len(text)] = np.frombuffer(text, np.uint8)
+
+    def read_text(self, slot: int, size: int) -> bytes:
+        """The first bytes of the slot's text."""
+        return self._text[slot, :size].tobytes()
+
+    def write_error(self, slot: int, pickled: bytes) -> None:
+        """Put a pickled error into the slot."""
+        self._data[slot, : len(pickled)] = np.frombuffer(pickled, np.uint8)
+
+    def read_error(self, slot: int, size: int) -> bytes:
+        """The pickled error in the slot."""
+        return self._data[slot, :size].tobytes()
+
+
+def entry(slot: int, generation: int) -> int:
+    """The entry of a ring for one use of a slot."""
+    return generation << _SLOT_BITS | slot
+
+
+def use_of(ring_entry: int) -> tuple[int, int]:
+    """Slot and generation of an entry, without the bit `CANCEL`."""
+    ring_entry &= ~CANCEL
+    return ring_entry & ((1 << _SLOT_BITS) - 1), ring_entry >> _SLOT_BITS
