@@ -87,12 +87,15 @@ def repository_call() -> Callable[[Service], object]:
     )
 
 
+ENLARGED = {"n": 64, "scale": 24, "resample": "smooth"}
 REQUESTS: dict[str, Callable[[Service], object]] = {
     "64 pictures": lambda service: service.post("/generate", {"n": 64}),
     "64 colour pictures": lambda service: service.post("/generate", {"n": 64, "model": "colour"}),
     "64 colour pictures as an array": lambda service: service.post(
         "/generate", {"n": 64, "model": "colour"}, accept="application/x-npy"
     ),
+    "64 enlarged pictures": lambda service: service.post("/generate", ENLARGED),
+    "a sheet of enlarged pictures": lambda service: service.post("/generate", ENLARGED, accept="image/png"),
     "1024 recorded pictures": lambda service: service.post(
         "/generate", {"n": 64, "steps": 16, "record": list(range(1, 17))}
     ),

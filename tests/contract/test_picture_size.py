@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from tests.contract.harness import (
 )
 from tests.contract.test_streaming import EVENTS, of, parsed, streamed
 from tests.helpers.onnx_models import write_model
-from tests.helpers.pictures import noise, save
+from tests.helpers.pictures import noise, opened, save
 
 PICTURE = save(noise(8, 8, seed=1))
 FOUR = [{"seed": seed} for seed in range(4)]
@@ -109,6 +110,24 @@ def test_animations_are_enlarged(service: Service, accept: str) -> None:
         frames(service.post("/latent-interpolate", body | extra, accept=accept).content) for extra in ({}, {"scale": 6})
     )
     np.testing.assert_array_equal(enlarged, [large(frame, 6) for frame in plain])
+
+
+def test_colours_of_an_enlarged_gif(service: Service) -> None:
+    body = {"points": FOUR, "frames": 3, "model": "colour"}
+    plain, nearest, interpolated = (
+        service.post("/latent-interpolate", body | extra, accept="image/gif").content
+        for extra in ({}, {"scale": 4}, {"scale": 4, "resample": "smooth"})
+    )
+    exact = [pixels(unb64(image["data"])) for image in service.post("/latent-interpolate", body).json()["images"]]
+    for i, frame in enumerate(exact):
+        np.testing.assert_array_equal(colours(nearest, i), large(colours(plain, i), 4))
+        assert np.abs(colours(interpolated, i).astype(int) - smooth(frame, 4)).mean() < 8
+
+
+def colours(animation: bytes, frame: int) -> Pixels:
+    image = opened(animation)
+    image.seek(frame)
+    return np.asarray(image.convert("RGB"))
 
 
 def test_pictures_of_a_sheet_do_not_blend_into_each_other(service: Service) -> None:
@@ -292,7 +311,8 @@ def test_after_the_deadline_no_further_picture_is_enlarged(
         assert free.wait(PATIENCE_S)
         return enlarge(picture, scale, resample)
 
-    monkeypatch.setattr(responses, "enlarge", slow)
+    for module in (responses, import_module("service.images.animate")):
+        monkeypatch.setattr(module, "enlarge", slow)
     with serving(settings(models)) as service:
         body = BODIES["/latent-interpolate"] | {"scale": 16}
         response = service.post("/latent-interpolate", body, accept=accept, headers={"X-Request-Timeout": "0.5"})

@@ -241,10 +241,17 @@ def _raw(api: ApiRequest, spec: ResponseSpec, result: Result) -> bytes:
         return encode_npy(result.rows)
     options, card = spec.options, spec.model.card
     pixels = to_uint8(result.rows, card)
+    if spec.fps > 0 and spec.media in _ANIMATED:
+        return animate(
+            pixels,
+            _ANIMATED[spec.media],
+            fps=spec.fps,
+            scale=options.scale,
+            resample=options.resample,
+            check=api.check_not_over,
+        )
     if options.scale > 1:
         pixels = np.stack(list(_enlarged(api, options, pixels)))
-    if spec.fps > 0 and spec.media in _ANIMATED:
-        return animate(pixels, _ANIMATED[spec.media], fps=spec.fps)
     if len(pixels) > 1:
         sheet = contact_sheet(pixels, card, columns=options.columns or spec.columns, gap=options.gap)
     else:
