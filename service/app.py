@@ -29,6 +29,7 @@ from service.api.native import routes as native
 from service.api.oip import repository as oip_repository
 from service.api.oip import routes as oip
 from service.domain.errors import StartupError
+from service.domain.rate_limit import RateLimiter
 from service.engine.client import RemoteRegistry
 from service.environment import available_cpus, metrics_folder, onnxruntime_version
 from service.images.pool import CodecPool, InlineRunner
@@ -274,9 +275,23 @@ def _middleware(services: AppState, endpoints: EndpointNames) -> list[Middleware
             if keys is None
             else [Middleware(AuthMiddleware, keys=keys, open_paths=open_paths(settings.private_endpoints))]
         ),
-        *([Middleware(RateLimitMiddleware, rate=settings.rate_limit, parts=settings.workers)] if limited else []),
+        *(
+            [Middleware(RateLimitMiddleware, rate=settings.rate_limit, limiter=_rate_limiter(settings))]
+            if limited
+            else []
+        ),
         Middleware(FastRouter, routes=_fast_routes()),
     ]
+
+
+def _rate_limiter(settings: Settings) -> RateLimiter | None:
+    """Counts for all processes of the service if there are several, which then share a new folder."""
+    folder = metrics_folder()
+    if settings.workers == 1 or folder is None:
+        return None
+    from service.api.middleware.shared_quotas import SharedGCRA  # its locks need Unix
+
+    return SharedGCRA(folder / "quotas")
 
 
 def _fast_routes() -> list[APIRoute]:

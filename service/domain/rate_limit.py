@@ -3,7 +3,7 @@
 import re
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 EXPECTED: Final = "requests per second or minute such as 20/s or 600/m"
 _SECONDS: Final = {"s": 1.0, "m": 60.0}
@@ -33,13 +33,23 @@ class Rate:
         """Seconds from one request to the next in the long run."""
         return self.seconds / self.count
 
-    def share(self, parts: int) -> "Rate":
-        """One of so many equal parts. Each still admits a single request at once."""
-        count = self.count / parts
-        return Rate(count, self.seconds) if count >= 1 else Rate(1, self.seconds / count)
-
     def __str__(self) -> str:
         return f"{self.count:g} requests in {self.seconds:g} s"
+
+
+def next_due(due: float, rate: Rate, now: float) -> tuple[float, float]:
+    """What `GCRA` stores after a request at ``now``, and how long that has to wait: 0 if it is within the rate."""
+    following = max(due, now) + rate.interval
+    ahead = following - now - rate.seconds
+    return following, ahead if ahead > 1e-9 else 0.0  # sums of intervals have rounding errors
+
+
+class RateLimiter(Protocol):
+    """Limits every caller to a rate: `GCRA`, in one process or over several."""
+
+    def wait(self, caller: str, rate: Rate, now: float) -> float:
+        """Count a request of this caller at ``now``, unless it has to wait; returns how long."""
+        ...
 
 
 class GCRA:
@@ -62,11 +72,10 @@ class GCRA:
         Returns:
             0 if it is within the rate; else the seconds after which it would be. Then it does not count.
         """
-        due = max(self._due.get(caller, now), now) + rate.interval
-        ahead = due - now - rate.seconds
-        if ahead > 1e-9:  # sums of intervals have rounding errors
+        due, wait = next_due(self._due.get(caller, now), rate, now)
+        if wait:
             self._due.move_to_end(caller)
-            return ahead
+            return wait
         self._due[caller] = due
         self._due.move_to_end(caller)
         if len(self._due) > self._callers:

@@ -60,9 +60,12 @@ def test_a_key_has_its_own_quota_or_the_general_rate(models: Path, tmp_path: Pat
         assert [passed(service, name) for name in ("alice", "bob")] == [3, 5]
 
 
-def test_processes_divide_the_rate(models: Path) -> None:
-    with serving(settings(models, rate_limit=Rate(4, 60.0), workers=2)) as service:
-        assert [service.get("/models").status_code for _ in range(3)] == [200, 200, 429]
+def test_processes_count_together(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.app.metrics_folder", lambda: tmp_path)
+    one_of_two = settings(models, rate_limit=Rate(3, 60.0), workers=2)
+    with serving(one_of_two) as first, serving(one_of_two) as second:
+        statuses = [service.get("/models").status_code for _ in range(3) for service in (first, second)]
+    assert statuses == [200, 200, 200, 429, 429, 429]
 
 
 @pytest.mark.parametrize("trusted", [False, True])

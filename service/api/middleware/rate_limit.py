@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.api.http.problems import send_problem
 from service.api.middleware.auth import OPEN_PATHS, PathSet
 from service.domain.errors import RateLimited
-from service.domain.rate_limit import GCRA, Rate
+from service.domain.rate_limit import GCRA, Rate, RateLimiter
 
 QUOTA: Final = "quota"
 """The name in the request's state under which `AuthMiddleware` puts the rate of the caller's API key."""
@@ -24,7 +24,7 @@ class RateLimitMiddleware:
     Args:
         app: the application behind it.
         rate: of callers whose API key has no quota; None for no limit.
-        parts: number of worker processes. They do not share their counts, so each enforces one part of the rate.
+        limiter: counts the requests; None for a count in this process alone.
         open_paths: paths that do not count; `…/*` covers every path below.
         clock: returns seconds; monotonic.
     """
@@ -34,16 +34,15 @@ class RateLimitMiddleware:
         app: ASGIApp,
         *,
         rate: Rate | None,
-        parts: int = 1,
+        limiter: RateLimiter | None = None,
         open_paths: Collection[str] = OPEN_PATHS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._app = app
         self._rate = rate
-        self._parts = parts
         self._open = PathSet(open_paths)
         self._clock = clock
-        self._gcra = GCRA()
+        self._limiter = limiter or GCRA()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer 429."""
@@ -51,7 +50,7 @@ class RateLimitMiddleware:
             state = scope["state"]
             rate: Rate | None = state.get(QUOTA) or self._rate
             if rate is not None:
-                wait = self._gcra.wait(state["caller"], rate.share(self._parts), self._clock())
+                wait = self._limiter.wait(state["caller"], rate, self._clock())
                 if wait:
                     await send_problem(scope, send, RateLimited(f"more than {rate}", retry_after=wait))
                     return

@@ -24,13 +24,6 @@ def test_a_rate_has_a_text_form() -> None:
     assert str(Rate.parse("600/m")) == "600 requests in 60 s"
 
 
-@pytest.mark.parametrize(("parts", "count", "seconds"), [(1, 20, 1.0), (4, 5, 1.0), (40, 1, 2.0)])
-def test_shares_add_up_and_let_a_single_request_through(parts: int, count: float, seconds: float) -> None:
-    share = Rate(20, 1.0).share(parts)
-    assert (share.count, share.seconds) == (count, seconds)
-    assert share.interval == pytest.approx(Rate(20, 1.0).interval * parts)
-
-
 def test_a_burst_and_then_one_request_per_interval() -> None:
     meter, rate = GCRA(), Rate(4, 1.0)
     assert [meter.wait("a", rate, 10.0) for _ in range(4)] == [0.0] * 4
