@@ -115,7 +115,7 @@ class HttpProtocol(HttpToolsProtocol):
         since = self.waiting_since()
         if since is None:
             return
-        waited = now - since
+        waited = now - max(since, self._connections.resumed_at)
         if self._refused:
             if waited > _LINGER_S:
                 self.transport.abort()

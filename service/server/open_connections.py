@@ -22,7 +22,7 @@ DEFAULT_LIMIT: Final = 4096
 DEFAULT_HEAD_TIMEOUT_S: Final = 10.0
 SWEEP_S: Final = 1.0
 """Seconds between two sweeps: a connection may outlive its limit by this time."""
-_MAX_DELAY_S: Final = 1.5 * SWEEP_S  # a sweep that comes later closes nothing
+_MAX_DELAY_S: Final = 1.5 * SWEEP_S  # a sweep that comes later follows a pause of the process
 _RESCAN_S: Final = 0.1  # after a search that found no waiting connection, new ones are closed without a search
 
 Reason = Literal["limit", "head_timeout", "head_too_large", "malformed", "pipelining"]
@@ -84,6 +84,9 @@ class OpenConnections:
         observe: Observe | None = None,
     ) -> None:
         self.head_timeout_s = head_timeout_s
+        self.resumed_at = 0.0
+        """Event loop time of the end of the last pause of this process. What clients sent during it is unread then, and
+        they may have been paused too, so connections are late only from here."""
         self.on_closed = on_closed
         self._limit = limit
         self._on_change = on_change
@@ -129,10 +132,10 @@ class OpenConnections:
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         self._check_files()
         now = loop.time()
-        # After a pause of this process, what clients sent meanwhile is read only after the timers have run.
-        if now - self._swept_at < _MAX_DELAY_S:
-            for connection in list(self._open):
-                connection.close_if_late(now)
+        if now - self._swept_at > _MAX_DELAY_S:
+            self.resumed_at = now
+        for connection in list(self._open):
+            connection.close_if_late(now)
         self._swept_at = now
         self._timer = loop.call_later(SWEEP_S, self._sweep, loop) if self._open else None
 
