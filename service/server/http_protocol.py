@@ -57,6 +57,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._running: RequestResponseCycle | None = None  # uvicorn's `cycle` is the last one that arrived
         self.headers = []  # uvicorn sets it when a head begins
         self._unplaced = 0  # bytes received since the parser last completed a head or found a part of a body
+        self._ended_scope: object = None  # of the last complete message; if `scope` is another one, a message has begun
         self._complete_scope: object = None  # of the last complete head; if `scope` is another one, a head has begun
         self._head_since: float | None = None  # event loop time at which the wait for the end of a head began
         self._idle_since = 0.0  # event loop time of the end of the last response
@@ -151,6 +152,8 @@ class HttpProtocol(HttpToolsProtocol):
             for start in range(0, len(data), MAX_HEAD_BYTES):
                 self.data_received(data[start : start + MAX_HEAD_BYTES])
             return
+        if self._reject_unparsed(data):
+            return
         self._unplaced += len(data)
         super().data_received(data)
         if self._unplaced > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
@@ -182,14 +185,17 @@ class HttpProtocol(HttpToolsProtocol):
         if rejecting is not None and rejecting.is_full() and self._previous_is_answered():
             rejection = rejecting.rejection(self.parser.get_method(), headers, target=self.url, peer=self._peer)
             if rejection is not None:
-                self._reject(rejection)
-                if not self.transport.is_closing():
-                    rejecting.pace(self.flow.pause_reading, self._read_on, self.loop.call_soon)
+                self._reject(rejection, self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive())
                 return
         if len(self.pipeline) >= MAX_PIPELINED:
             self._close("pipelining")
             return
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """Note that the parser is between two messages."""
+        self._ended_scope = self.scope
+        super().on_message_complete()
 
     def on_body(self, body: bytes) -> None:
         """Note that the parser makes progress."""
@@ -287,16 +293,31 @@ class HttpProtocol(HttpToolsProtocol):
             self.cycle = _REJECTED  # uvicorn discards the body of a request whose response is complete
         self._connections.on_closed(reason)
 
-    def _reject(self, rejection: bytes) -> None:
+    def _reject_unparsed(self, data: bytes) -> bool:
+        """Reject the data without the parser if it is one plain request."""
+        rejecting = self._early_rejection
+        if rejecting is None or not rejecting.is_full():
+            return False
+        if self.scope is not self._ended_scope or not self._previous_is_answered():
+            return False
+        rejection = rejecting.plain_rejection(data, self._peer)
+        if rejection is None:
+            return False
+        self._head_since = None
+        self._reject(rejection, keep_alive=True)
+        return True
+
+    def _reject(self, rejection: bytes, keep_alive: bool) -> None:
         if self._cycle is None:
             self.cycle = _REJECTED  # uvicorn discards the body of a request whose response is complete
-        keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
         head = [b"%s: %s\r\n" % header for header in self.server_state.default_headers]
         connection = b"" if keep_alive else b"connection: close\r\n"
         self.transport.write(b"".join((_UNAVAILABLE, *head, connection, rejection)))
         if not keep_alive:
             self.transport.close()
         self.on_response_complete()
+        if self._early_rejection is not None and not self.transport.is_closing():
+            self._early_rejection.pace(self.flow.pause_reading, self._read_on, self.loop.call_soon)
 
     def _read_on(self) -> None:
         if not self.transport.is_closing():

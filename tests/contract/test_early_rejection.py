@@ -68,6 +68,22 @@ def test_a_body_that_comes_late_is_passed_over(models: Path, monkeypatch: pytest
         assert connection.send(b"{}" + HEALTH).answer()[0] == 200
 
 
+def test_a_late_body_that_looks_like_a_request_is_passed_over(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with full(models, monkeypatch) as (service, connection):
+        refused(connection.send(HEAD.replace(b": 2", b": %d" % len(ASKED)) + b"\r\n").answer())
+        connection.send(ASKED)
+        assert service.get("/healthz").status_code == 200  # so the body is read on its own
+        assert connection.send(HEALTH).answer()[0] == 200
+
+
+def test_a_request_in_two_parts(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with full(models, monkeypatch) as (service, connection):
+        connection.send(ASKED[:20])
+        assert service.get("/healthz").status_code == 200
+        refused(connection.send(ASKED[20:]).answer())
+        refused(connection.send(ASKED).answer())
+
+
 def test_many_at_once_on_one_connection(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with full(models, monkeypatch) as (_, connection):
         connection.send(HEALTH + ASKED * 60 + HEALTH)

@@ -10,7 +10,13 @@ from service.api.http.problems import problem_response
 from service.api.middleware.in_flight import TOO_MANY, InFlightRequests
 from service.domain.errors import TooManyConnections
 from service.observability.logs import Observe
-from service.server.early_rejection import MAX_REJECTIONS_PER_TICK, MAX_STARTS_PER_TICK, EarlyRejection
+from service.server.early_rejection import (
+    MAX_PLAIN_HEADERS,
+    MAX_REJECTIONS_PER_TICK,
+    MAX_STARTS_PER_TICK,
+    EarlyRejection,
+    plain_target,
+)
 
 LIMIT = 4
 
@@ -87,6 +93,60 @@ def test_a_bad_id_is_replaced(given: bytes) -> None:
 @pytest.mark.parametrize(("method", "headers"), [(b"GET", []), (b"HEAD", []), (b"POST", [(b"origin", b"null")])])
 def test_what_it_leaves_to_the_application(method: bytes, headers: list[tuple[bytes, bytes]]) -> None:
     assert make(0).rejection(method, headers) is None
+
+
+PLAIN = b"POST /project?steps=1 HTTP/1.1\r\nHost: x\r\nAccept: a/b\r\nContent-Length: 4\r\n\r\nbody"
+
+
+def test_a_plain_request_gets_the_same_refusal_unparsed() -> None:
+    seen: list[str] = []
+    early = make(0, lambda route, *_: seen.append(route))
+    unparsed, body = parsed(early.plain_rejection(PLAIN, "192.0.2.1"))
+    headers, _ = parsed(early.rejection(b"POST", [], target=b"/project?steps=1"))
+    assert unparsed == headers | {"x-request-id": body["request_id"]}
+    assert seen == ["unmatched", "unmatched"]
+    assert plain_target(PLAIN) == b"/project?steps=1"
+    assert plain_target(PLAIN.replace(b"4", b"0").removesuffix(b"body")) == b"/project?steps=1"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"POST", b"GET"),
+        (b"POST", b"post"),
+        (b"/project", b"project"),
+        (b"HTTP/1.1", b"HTTP/1.0"),
+        (b"Host: x\r\n", b""),
+        (b"Host: x", b"Host: x\r\nHost: x"),
+        (b": 4", b": 3"),
+        (b": 4", b": 5"),
+        (b": 4", b": +4"),
+        (b": 4", b": 4, 4"),
+        (b": 4", b": 4\r\nContent-Length: 4"),
+        (b"Content-Length: 4\r\n", b""),
+        (b"Content-Length: 4", b"Content-Length : 4"),
+        (b"Content-Length: 4", b"X: y\nContent-Length: 4"),
+        (b"Content-Length: 4", b"X: y\rContent-Length: 4"),
+        (b"Accept: a/b", b"Accept: a\r\n /b"),
+        (b"Accept: a/b", b"Accept: a\n/b"),
+        (b"Accept: a/b", b"Accept: a\r/b"),
+        (b"Accept: a/b", b": a/b"),
+        (b"Accept: a/b", b"Accept"),
+        (b"Accept: a/b", b"Transfer-Encoding: chunked"),
+        (b"Accept: a/b", b"connection: close"),
+        (b"Accept: a/b", b"Expect: 100-continue"),
+        (b"Accept: a/b", b"Upgrade: h2c"),
+        (b"Accept: a/b", b"X-Request-ID: mine"),
+        (b"Accept: a/b", b"traceparent: x"),
+        (b"Accept: a/b", b"Origin: null"),
+        (b"Accept: a/b\r\n", b"".join(b"a%d: b\r\n" % i for i in range(MAX_PLAIN_HEADERS))),
+        (b"body", b"bod"),
+        (b"body", b"body" + PLAIN),
+    ],
+)
+def test_what_is_not_plain_is_left_to_the_parser(old: bytes, new: bytes) -> None:
+    assert old in PLAIN
+    assert plain_target(PLAIN.replace(old, new, 1)) is None
 
 
 def test_a_refusal_is_counted_and_logged(caplog: pytest.LogCaptureFixture) -> None:
