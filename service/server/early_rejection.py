@@ -48,18 +48,15 @@ class Pacer:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._waiting: deque[Callable[[], None]] = deque()
+        self.waiting: deque[Callable[[], None]] = deque()
+        """Actions that wait for their turn."""
         self.done = 0
         """Actions that have run in this iteration."""
-
-    def __len__(self) -> int:
-        """How many actions wait."""
-        return len(self._waiting)
 
     def run(self, action: Callable[[], None], call_soon: CallSoon) -> None:
         """Run an action now, or in a later iteration if ``limit`` have run in this one."""
         if not self.may_run(call_soon):
-            self._waiting.append(action)
+            self.waiting.append(action)
             return
         action()
 
@@ -74,8 +71,8 @@ class Pacer:
 
     def _next_tick(self, call_soon: CallSoon) -> None:
         self.done = 0
-        for _ in range(min(self._limit, len(self._waiting))):
-            self.run(self._waiting.popleft(), call_soon)
+        for _ in range(min(self._limit, len(self.waiting))):
+            self.run(self.waiting.popleft(), call_soon)
 
 
 class EarlyRejection:
@@ -113,7 +110,7 @@ class EarlyRejection:
     def is_full(self) -> bool:
         """Whether the limit is reached."""
         starts = self._starts  # from the next iteration on, `ConcurrencyLimitMiddleware` counts those that have run
-        return self._in_flight.count + starts.done + len(starts) >= self._limit
+        return self._in_flight.count + starts.done + len(starts.waiting) >= self._limit
 
     def rejection(
         self, method: bytes, headers: Iterable[tuple[bytes, bytes]], *, target: bytes = b"", peer: str | None = None
