@@ -117,21 +117,25 @@ function cardFacts(card) {
   const { training, data, quality, reproducible } = card;
   const f = quality?.generation?.f;
   const floor = quality?.generation?.training;
-  const noise = quality?.restoration?.["noise_0.8_8bit"];
   return [
     ["Pictures", `${size(card.shape)}${card.polarity === "none" ? "" : `, ${card.polarity.replaceAll("-", " ")}`}`],
     f && ["Fréchet distance", `${round(f.frechet)} for f of noise; real training pictures: ${round(floor?.frechet)}`],
-    noise && [
-      "Heavy noise",
-      `recognised ${share(noise.input.accuracy)} of the time before f, ${share(noise.f.accuracy)} after`,
-    ],
+    ["Heavy noise", restored(quality?.restoration?.["noise_0.8_8bit"])],
     quality?.drift?.f !== undefined && ["Drift", `a second f moves its pictures by ${quality.drift.f.toFixed(3)}`],
-    ["Trained on", list(data?.pictures && `${count(data.pictures)} pictures of ${data.name}`, data?.licence)],
+    ["Trained on", list(data?.pictures && `${count(data.pictures)} pictures of ${data.name}`, data?.licence && `licence ${data.licence}`)],
     training?.parameters && ["Parameters", count(training.parameters)],
-    card.licence && ["Licence", card.licence],
+    card.licence && ["Licence of the weights", card.licence],
     ["Runs on", list(card.device ?? card.provider, reproducible?.kind === "exact" && "the same bits every time")],
     ["Digest", createElement("code", {}, card.digest.slice(0, 19))],
   ].filter((fact) => fact && fact[1]);
+}
+
+/** What f restores: recognised pictures where there are classes, else the signal-to-noise ratio. */
+function restored(noise) {
+  if (!noise) return undefined;
+  const { input, f } = noise;
+  if (f.accuracy !== undefined) return `recognised ${share(input.accuracy)} of the time before f, ${share(f.accuracy)} after`;
+  return `${round(input.psnr)} dB before f, ${round(f.psnr)} dB after (PSNR)`;
 }
 
 const list = (...parts) => parts.filter(Boolean).join(", ");

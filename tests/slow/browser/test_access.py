@@ -76,6 +76,19 @@ def test_what_fails_is_said_over_the_page(visit: Visit) -> None:
     assert toast.count() == 0
 
 
+def test_a_message_fits_on_a_phone(browser: "Browser", service: Service) -> None:
+    with visiting(browser, service.url, viewport={"width": 390, "height": 800}) as visit:
+        visit.expected.append(FAILED)
+        visit.says("generate", "16 pictures")
+        visit.one("#generate").scroll_into_view_if_needed()
+        visit.says("walk", "32 frames")
+        visit.page.route("**/generate", refusing(500, {}))
+        visit.button("Generate").click()
+        box = visit.toast("too many rows wait").get_by_role("button", name="Close").bounding_box()
+        assert box is not None
+        assert box["x"] + box["width"] <= 390
+
+
 @pytest.mark.parametrize("name", ["no.png", "no.txt"])
 def test_what_is_no_picture_is_not_sent(visit: Visit, name: str) -> None:
     visit.one("#file").set_input_files({"name": name, "mimeType": "image/png", "buffer": b"no picture"})
@@ -148,6 +161,17 @@ def test_models_are_chosen_and_described(browser: "Browser", tiny: Path) -> None
         with visit.page.expect_response("**/project") as answered:
             visit.one("#served button").filter(has_text="grey/10").click()
         assert answered.value.json()["model"]["name"] == "grey"
+
+
+def test_the_facts_of_every_shipped_model_have_values(visit: Visit) -> None:
+    choices = visit.one("#served button")
+    for i in range(choices.count()):
+        choices.nth(i).click()
+        facts = visit.one("#about-facts")
+        name = choices.nth(i).locator(".hint").first.inner_text().partition("/")[0]
+        visit.one("#about-name").filter(has_text=f"{name}, version").wait_for()
+        assert visit.one("#about-facts dt").count() >= 8
+        assert not re.search("NaN|undefined|null", facts.inner_text())
 
 
 def test_colour_models_draw_in_colour(browser: "Browser", tiny: Path) -> None:
