@@ -38,6 +38,7 @@ from service.models.registry import ModelRegistry, Registry, ServedModel
 from service.models.repository import LoadedModel, Repository
 from service.observability.metrics import Metrics
 from service.observability.statistics import ModelStatistics
+from service.observability.tracing_setup import tracing_from_environment
 from service.runtime.onnx_model import OnnxModel
 from service.runtime.session import cuda_is_built_in
 from service.scheduling.scheduler import Scheduler
@@ -45,7 +46,7 @@ from service.scheduling.wake_rule import wake_rule
 from service.server.early_rejection import EarlyRejection
 from service.server.open_connections import OpenConnections
 from service.server.open_files import connection_limit
-from service.settings import Settings, trace_exporters
+from service.settings import Settings
 
 if TYPE_CHECKING:
     from service.observability.tracing import Tracing
@@ -76,7 +77,7 @@ def build_services(
         wait_for_requests: returns when every request in flight at the time of the call has ended; None: those that
             this process's app counts.
     """
-    metrics, in_flight, tracing = _metrics(), _in_flight(settings), _start_tracing()
+    metrics, in_flight, tracing = _metrics(), _in_flight(settings), tracing_from_environment()
     metrics.queue_limit.set(settings.queue_rows)
     auto = settings.device == "auto"
     repository = Repository(
@@ -358,18 +359,6 @@ def _on_activated(metrics: Metrics, loaded: LoadedModel) -> None:
     count = len(loaded.instances)
     instances = f" in {count} instances" if count > 1 else ""
     _LOG.info("serving %s on %s%s%s", loaded.ref, loaded.device, instances, reason)
-
-
-def _start_tracing() -> "Tracing | None":
-    exporters = trace_exporters()
-    if not exporters:
-        return None
-    try:
-        from service.observability.tracing import start_tracing
-    except ImportError:  # something else in this environment may have set the variables
-        _LOG.warning("no traces, although OTEL_… variables ask for them: the extra `otel` is not installed")
-        return None
-    return start_tracing(exporters)
 
 
 def _serve(
