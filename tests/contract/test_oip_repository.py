@@ -38,6 +38,7 @@ from tests.helpers.onnx_models import write_model
 
 INDEX = "/v2/repository/index"
 X = latents(1)
+RELOADS = 100  # under load; every second one is of damaged files
 
 
 @pytest.fixture
@@ -427,7 +428,8 @@ def test_reloading_under_load_drops_and_mixes_nothing(service: Service, models: 
         callers = [pool.submit(caller, number) for number in range(6)]
         try:
             service.until(partial(answered_by, *scales))
-            for scale in (0.5, 1.5, 0.8, 1.2):
+            for number in range(RELOADS // 2):
+                scale = 0.505 + number / RELOADS
                 # Known to the callers before it can answer them; the old files serve meanwhile.
                 digest = replace(models, "grey/10", scale=scale)[:12]
                 scales[digest] = scale
