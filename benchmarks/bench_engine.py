@@ -46,7 +46,8 @@ from service.scheduling.scheduler import Scheduler
 METHOD = (
     "Two processes: a front end without HTTP keeps so many rows in flight in requests of so many rows, and an engine "
     "with the service's scheduler and metrics runs them on a model that copies its input. CPU seconds of each process "
-    "over its rows; rows per core is rows over the engine's CPU seconds. Medians over rounds"
+    "over its rows; rows per core is rows over the engine's CPU seconds. one_process: the same load and scheduler in "
+    "one process, in turn with the other. Medians over rounds"
 )
 FULL = {"rounds": 5, "seconds": 2.0}
 QUICK = {"rounds": 1, "seconds": 0.2}
@@ -112,31 +113,34 @@ def engine_main(card: ModelCard, control: socket.socket, pipe: Connection) -> No
         runner.run(_engine(card, control, pipe))
 
 
-async def _engine(card: ModelCard, control: socket.socket, pipe: Connection) -> None:
-    def serve(loaded: LoadedModel) -> ServedModel:
-        observer = ModelStatistics(Metrics(), loaded.ref)
-        scheduler = Scheduler(*loaded.instances, max_batch_rows=64, queue_rows=10_000, observer=observer)
-        return ServedModel(loaded, scheduler, observer)
+def _serve(loaded: LoadedModel) -> ServedModel:
+    observer = ModelStatistics(Metrics(), loaded.ref)
+    scheduler = Scheduler(*loaded.instances, max_batch_rows=64, queue_rows=10_000, observer=observer)
+    return ServedModel(loaded, scheduler, observer)
 
+
+def _loaded(card: ModelCard) -> LoadedModel:
+    return LoadedModel(
+        card=card,
+        digest="0" * 64,
+        instances=(NoopModel(card.shape),),
+        noise=NoiseSource(card.shape),
+        golden=GoldenReport(difference=0.0, spread=0.0, tolerance=1.0, batches=(1,)),
+        device="cpu",
+        provider="none",
+    )
+
+
+async def _engine(card: ModelCard, control: socket.socket, pipe: Connection) -> None:
     host = EngineHost()
     registry = ModelRegistry(
         Repository(Path(), lambda _: [], default=card.name),
-        serve=serve,
+        serve=_serve,
         on_activated=lambda _: None,
         on_deactivated=lambda _: None,
         wait_for_requests=host.wait_for_requests,
     )
-    registry.activate(
-        LoadedModel(
-            card=card,
-            digest="0" * 64,
-            instances=(NoopModel(card.shape),),
-            noise=NoiseSource(card.shape),
-            golden=GoldenReport(difference=0.0, spread=0.0, tolerance=1.0, batches=(1,)),
-            device="cpu",
-            provider="none",
-        )
-    )
+    registry.activate(_loaded(card))
     host.open(registry)
     links, asked = LinkReceiver(control, host.add), asyncio.Queue[object]()
     asyncio.get_running_loop().add_reader(pipe.fileno(), lambda: asked.put_nowait(pipe.recv()))
@@ -153,18 +157,26 @@ async def _front(control: socket.socket, pipe: Connection, card: ModelCard, opti
     registry = RemoteRegistry(card.name, far, on_serving=lambda _: None, wait_for_requests=_nothing)
     link(near, control)
     await registry.open()
-    model, found = registry.resolve(), []
+    model, here, found = registry.resolve(), _serve(_loaded(card)), []
+    here.scheduler.start()
     for rows in ROWS:
-        rounds = [await _load(model, pipe, rows, options.seconds) for _ in range(options.rounds)]
-        requests, engine, front = (statistics.median(column) for column in zip(*rounds, strict=True))
+        costs = []
+        for _ in range(options.rounds):
+            ended, engine, front = await _load(model, pipe, rows, options.seconds)
+            ended_here, _, alone = await _load(here, pipe, rows, options.seconds)
+            costs.append((engine / ended / rows, front / ended / rows, alone / ended_here / rows))
+        engine, front, alone = (statistics.median(column) for column in zip(*costs, strict=True))
         found.append(
             {
                 "rows_per_request": rows,
-                "rows_per_engine_core": rounded(requests * rows / engine),
-                "engine_us_per_row": rounded(engine / requests / rows * 1e6),
-                "front_us_per_row": rounded(front / requests / rows * 1e6),
+                "rows_per_engine_core": rounded(1 / engine),
+                "engine_us_per_row": rounded(engine * 1e6),
+                "front_us_per_row": rounded(front * 1e6),
+                "one_process_us_per_row": rounded(alone * 1e6),
+                "both_over_one_process": rounded((engine + front) / alone),
             }
         )
+    here.scheduler.close()
     await registry.close()
     return found
 
