@@ -7,7 +7,7 @@ from ign_client import Client
 
 def main(seed: int, target: str) -> None:
     with Client() as client:
-        sheet = client.generate_as("png", n=36, seed=seed, score=True)
+        sheet = client.generate_as("png", n=36, seed=seed, score=True, scale=4, gap=8)
     sheet.save(target)
     print(f"{sheet.model.ref}, seed {sheet.seed}: largest drift {max(sheet.drift):.3f}")
 

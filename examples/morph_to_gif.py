@@ -8,7 +8,8 @@ from ign_client import Client
 def main(target: str, inputs: list[str]) -> None:
     points = [int(text) if text.isdigit() else text for text in inputs]
     with Client() as client:
-        client.latent_interpolate_as("gif", points, frames=12 * len(points), loop=True, fps=12).save(target)
+        morph = client.latent_interpolate_as("gif", points, frames=12 * len(points), loop=True, fps=12, scale=4)
+    morph.save(target)
 
 
 if __name__ == "__main__":

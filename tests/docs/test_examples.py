@@ -80,13 +80,13 @@ def test_generate_a_sheet(url: str, tmp_path: Path) -> None:
     (said,) = run("generate_sheet", 7, tmp_path / "sheet.png", url=url)
     assert said.startswith("mnist/1, seed 7: largest drift 0.")
     with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.size == (6 * 28, 6 * 28)
+        assert sheet.size == (6 * 4 * 28 + 5 * 8,) * 2
 
 
 def test_morph_to_a_gif(url: str, scans: Path, tmp_path: Path) -> None:
     assert run("morph_to_gif", tmp_path / "morph.gif", scans / "drawn.png", 7, url=url) == []
     with Image.open(tmp_path / "morph.gif") as morph:
-        assert (morph.format, morph.size) == ("GIF", (28, 28))
+        assert (morph.format, morph.size) == ("GIF", (4 * 28, 4 * 28))
         assert 12 < getattr(morph, "n_frames", 1) <= 24
 
 

@@ -31,6 +31,7 @@ _MASK: Final = (
 GENERATE: Final[Examples] = {
     "one": {"summary": "One picture of a chosen seed", "value": {"seed": 7}},
     "sheet": {"summary": "Sixteen pictures, with two steps", "value": {"n": 16, "seed": 7, "steps": 2}},
+    "large": {"summary": "One picture, 16 times as large", "value": {"seed": 7, "scale": 16, "resample": "smooth"}},
 }
 PROJECT: Final[Examples] = {
     "one": {"summary": "A drawing made real", "value": {"images": [_PICTURE]}},
