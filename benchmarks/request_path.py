@@ -5,7 +5,8 @@
 The service runs in the main thread as `python -m service` starts it, with its own HTTP protocol, the shipped models and
 one model thread, so the counts are the same on every machine. A client in a second thread warms the service up and
 sends the request. A profile hook in every thread records each call of a function in `service/` from the first byte read
-to the last byte written, but not a coroutine that continues after an `await`, and no comprehension.
+to the last byte written, but not a coroutine that continues after an `await`, and no comprehension. Then it counts the
+calls of several requests that arrive together, divided by their number.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -33,11 +35,13 @@ from benchmarks.harness.request_set import Request, disc, encoded, form, get, po
 from benchmarks.harness.tables import table
 from benchmarks.load_generator.spec import request as encode_request
 from service.cli import serve
+from service.server.write_coalescer import WriteCoalescer
 
 REQUESTS: Final = (
     post("POST /generate -> PNG", "/generate", {"model": "mnist", "seed": 7}, "image/png"),
     form("POST /project, multipart -> PNG", "/project", [("image", encoded(disc(size=28)))], {}, "image/png"),
 )
+TOGETHER: Final = 16
 _OWN: Final = str(ROOT / "service") + os.sep
 
 
@@ -59,16 +63,23 @@ class Recorder:
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
         """Trace this thread and all that start in the block."""
-        send = RequestResponseCycle.send
+        send, write_now = RequestResponseCycle.send, WriteCoalescer.write_now
 
         async def counted_send(cycle: RequestResponseCycle, message: Any) -> None:
             await send(cycle, message)
             self.end = len(self.calls)
 
+        def counted_write(transport: WriteCoalescer, data: bytes) -> None:
+            write_now(transport, data)
+            self.end = len(self.calls)
+
         threading.setprofile(self.profile)
         sys.setprofile(self.profile)
         try:
-            with patch.object(RequestResponseCycle, "send", counted_send):
+            with (
+                patch.object(RequestResponseCycle, "send", counted_send),
+                patch.object(WriteCoalescer, "write_now", counted_write),
+            ):
                 yield
         finally:
             sys.setprofile(None)
@@ -117,9 +128,29 @@ def _client(port: int, recorder: Recorder, reports: list[Json]) -> None:
         recorder.on = False
         sys.setswitchinterval(interval)
         if answered:
-            reports.append(recorder.report(request.name))
+            report = recorder.report(request.name)
+            reports.append(report | {"calls_together": _calls_together(port, recorder, request)})
     connection.close()
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _calls_together(port: int, recorder: Recorder, request: Request) -> int:
+    """Calls of each of `TOGETHER` requests."""
+    data = encode_request(request.path, request.body or b"", request.headers, method=request.method)
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_connection((HOST, port), 30)) for _ in range(TOGETHER)]
+        for is_measured in (False, True):
+            interval = sys.getswitchinterval()
+            sys.setswitchinterval(10.0)
+            recorder.calls, recorder.on = [], is_measured
+            for each in sockets:
+                each.sendall(data)
+            for each in sockets:
+                each.recv(1 << 16)
+            recorder.on = False
+            sys.setswitchinterval(interval)
+            time.sleep(0.1)
+    return round(len(recorder.calls) / TOGETHER)
 
 
 def _answers(connection: http.client.HTTPConnection, request: Request) -> bool:
@@ -149,6 +180,7 @@ def main() -> int:
         return 0
     for report in reports:
         totals = "{file_count} files, {call_count} calls, {thread_switches} thread switches".format(**report)
+        totals += f"; {report['calls_together']} calls each, if {TOGETHER} arrive together"
         print(f"{report['request']}: {totals}\n\n{table(report['files'])}\n")
     return 0
 

@@ -3,28 +3,29 @@
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
-from fastapi.routing import APIRoute
 from starlette.middleware import Middleware
 
 from service import __version__
 from service.api.app_state import AppState
+from service.api.fast_endpoints import fast_endpoints, fast_routes
+from service.api.fast_path import FastPath
 from service.api.http import problems
 from service.api.info import openapi_document, page, swagger
 from service.api.info import routes as info
 from service.api.middleware.access_log import AccessLogMiddleware
-from service.api.middleware.auth import HEALTH_PATHS, AuthMiddleware, load_keys, open_paths
+from service.api.middleware.auth import HEALTH_PATHS, ApiKey, AuthMiddleware, load_keys, open_paths
 from service.api.middleware.cors import CorsMiddleware
 from service.api.middleware.endpoint_names import EndpointNames
 from service.api.middleware.errors import ErrorMiddleware
 from service.api.middleware.fast_routes import FastRouter
 from service.api.middleware.in_flight import ConcurrencyLimitMiddleware, InFlightRequests
-from service.api.middleware.rate_limit import RateLimitMiddleware
+from service.api.middleware.rate_limit import CallerRates, RateLimitMiddleware
 from service.api.native import routes as native
 from service.api.oip import repository as oip_repository
 from service.api.oip import routes as oip
@@ -187,6 +188,8 @@ def create_app(
 ) -> FastAPI:
     """The service as an ASGI application. Its lifespan loads the models; until they are loaded it answers 503.
 
+    `app.state.fast_path` is its `FastPath`, for the server.
+
     Args:
         services: from `build_services`; the lifespan closes them.
         on_startup_error: called when a model does not load, so that the server can end; without it, the error is
@@ -197,6 +200,10 @@ def create_app(
         StartupError: the API keys file is unusable.
     """
     settings, endpoints = services.settings, EndpointNames()
+    keys = None if settings.api_keys_file is None else load_keys(settings.api_keys_file)
+    services.metrics.add_callers([key.name for key in keys or ()])
+    limited = settings.rate_limit is not None or any(key.quota for key in keys or ())
+    rates = CallerRates(settings.rate_limit, _rate_limiter(settings)) if limited else None
     app = FastAPI(
         title="ign-service",
         summary="Idempotent Generative Networks over HTTP: generate, make real, walk between latents.",
@@ -207,10 +214,11 @@ def create_app(
         generate_unique_id_function=openapi_document.operation_id,
         # The service has its own metrics; FastAPI's would look for a telemetry provider at every request.
         telemetry={"tracing": False, "metrics": False, "logs": False},
-        middleware=_middleware(services, endpoints),
+        middleware=_middleware(services, endpoints, keys, rates),
         lifespan=lambda _: _lifespan(services, on_startup_error, on_ready),
     )
     app.state.services = services
+    app.state.fast_path = FastPath(services, fast_endpoints(), keys=keys, rates=rates)
     for router in _ROUTERS:
         app.include_router(router)
         endpoints.add(router.routes)
@@ -225,7 +233,7 @@ def create_app(
 def make_early_rejection(services: AppState) -> EarlyRejection:
     """Rejects requests in the server's protocol, before the app."""
     endpoints = EndpointNames()
-    endpoints.add(_fast_routes())
+    endpoints.add(fast_routes())
     return EarlyRejection(
         in_flight=services.in_flight,
         limit=services.settings.max_inflight_requests,
@@ -249,11 +257,10 @@ def make_connections(services: AppState) -> OpenConnections:
     )
 
 
-def _middleware(services: AppState, endpoints: EndpointNames) -> list[Middleware]:
+def _middleware(
+    services: AppState, endpoints: EndpointNames, keys: Sequence[ApiKey] | None, rates: CallerRates | None
+) -> list[Middleware]:
     settings = services.settings
-    keys = None if settings.api_keys_file is None else load_keys(settings.api_keys_file)
-    limited = settings.rate_limit is not None or any(key.quota for key in keys or ())
-    services.metrics.add_callers([key.name for key in keys or ()])
     layers = [
         Middleware(
             AccessLogMiddleware,
@@ -276,12 +283,8 @@ def _middleware(services: AppState, endpoints: EndpointNames) -> list[Middleware
             if keys is None
             else [Middleware(AuthMiddleware, keys=keys, open_paths=open_paths(settings.private_endpoints))]
         ),
-        *(
-            [Middleware(RateLimitMiddleware, rate=settings.rate_limit, limiter=_rate_limiter(settings))]
-            if limited
-            else []
-        ),
-        Middleware(FastRouter, routes=_fast_routes()),
+        *([] if rates is None else [Middleware(RateLimitMiddleware, rates=rates)]),
+        Middleware(FastRouter, routes=fast_routes()),
     ]
 
 
@@ -293,13 +296,6 @@ def _rate_limiter(settings: Settings) -> RateLimiter | None:
     from service.api.middleware.shared_quotas import SharedGCRA  # its locks need Unix
 
     return SharedGCRA(folder / "quotas")
-
-
-def _fast_routes() -> list[APIRoute]:
-    """The POST endpoints that run a model. They take the request alone, as `FastRouter` calls them."""
-    routes = [route for route in (*native.router.routes, *oip.router.routes) if isinstance(route, APIRoute)]
-    routes = [route for route in routes if route.methods == {"POST"}]
-    return [route for route in routes if route in native.router.routes or route.endpoint is oip.infer]
 
 
 @asynccontextmanager

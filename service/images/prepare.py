@@ -1,14 +1,17 @@
 """Prepare a picture as a row: composite on the background, convert to grey or RGB, invert, and resize."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageChops
 
 from service.artifact.card import ModelCard
 from service.artifact.pixels import MID_GREY, ring_mean
-from service.domain.latents import FloatRow
+from service.domain.latents import FloatRow, FloatRows
 from service.images.decode import Picture
 from service.images.geometry import Resize, fit_geometry, place_on_canvas
 from service.images.pixels import Pixels, as_pixels, background_levels, to_rows
@@ -43,17 +46,56 @@ def prepare(picture: Picture, card: ModelCard, *, resize: Resize = "fit", invert
         resize: `fit` letterboxes on the background, `crop` cuts centrally, `stretch` ignores proportions.
         invert: exchange light and dark: False, True or `auto`.
     """
-    mode = "L" if card.shape[0] == 1 else "RGB"
-    flat, pixels, inverted = _flatten(picture.image, card, mode, invert)
-    target = (card.shape[2], card.shape[1])
-    if flat.size == target:
-        pixels = as_pixels(flat) if pixels is None else pixels
-        return Prepared(to_rows(~pixels if inverted else pixels, card), inverted)
-    if inverted:
-        flat = ImageChops.invert(flat)
-    geometry = fit_geometry(flat.size, target, resize)
-    placed = place_on_canvas(flat, geometry, target, background_levels(card), Image.Resampling.LANCZOS)
-    return Prepared(to_rows(as_pixels(placed), card), inverted)
+    rows, inverted = prepare_many([(picture, resize, invert)], card)
+    return Prepared(rows[0], inverted[0])
+
+
+def prepare_many(pictures: Iterable[tuple[Picture, Resize, Invert]], card: ModelCard) -> tuple[FloatRows, list[bool]]:
+    """As `prepare`, for several pictures with their `resize` and `invert`; the arithmetic is on all at once.
+
+    Returns:
+        The rows (N, C, H, W), and which of them are inverted.
+    """
+    mode, target = "L" if card.shape[0] == 1 else "RGB", (card.shape[2], card.shape[1])
+    background, white = background_levels(card), (255,) * card.shape[0]
+    fitted: list[Pixels] = []  # of the model's size
+    late: list[bool] = []  # to be inverted at the end
+    inverted: list[bool] = []
+    undecided: list[int] = []  # their ring decides
+    for picture, resize, invert in pictures:
+        auto = invert == "auto" and card.polarity == "light-on-dark"
+        dark_ink = auto and _is_dark_ink(picture.image, mode)
+        flat = composite(picture.image, mode, white if dark_ink else background)
+        inverts = dark_ink or invert is True
+        if flat.size == target:
+            if auto and not dark_ink:
+                undecided.append(len(fitted))
+            fitted.append(as_pixels(flat))
+            late.append(inverts)
+        else:
+            if auto and not dark_ink:
+                inverts = ring_mean(as_pixels(flat)) > MID_GREY
+            geometry = fit_geometry(flat.size, target, resize)
+            source = ImageChops.invert(flat) if inverts else flat
+            fitted.append(as_pixels(place_on_canvas(source, geometry, target, background, Image.Resampling.LANCZOS)))
+            late.append(False)
+        inverted.append(inverts)
+    pixels = np.stack(fitted)
+    if undecided:
+        light = pixels[undecided][:, _ring(card.shape[1:])].reshape(len(undecided), -1).mean(axis=1) > MID_GREY
+        for index, inverts in zip(undecided, light.tolist(), strict=True):
+            late[index] = inverted[index] = inverts
+    if any(late):
+        pixels[late] = ~pixels[late]
+    return to_rows(pixels, card), inverted
+
+
+@lru_cache(maxsize=16)
+def _ring(size: tuple[int, int]) -> NDArray[np.bool_]:
+    """(H, W): True for the outermost ring of pixels."""
+    ring = np.ones(size, np.bool_)
+    ring[1:-1, 1:-1] = False
+    return ring
 
 
 def composite(image: Image.Image, mode: str, background: tuple[int, ...]) -> Image.Image:
@@ -65,18 +107,6 @@ def composite(image: Image.Image, mode: str, background: tuple[int, ...]) -> Ima
     canvas = Image.new(working_mode, image.size, fill)
     opaque = Image.composite(image.convert(working_mode), canvas, image.getchannel("A"))
     return opaque if working_mode == mode else opaque.convert(mode)
-
-
-def _flatten(image: Image.Image, card: ModelCard, mode: str, invert: Invert) -> tuple[Image.Image, Pixels | None, bool]:
-    """The picture without alpha, its pixels if they were needed, and whether to invert it."""
-    auto = invert == "auto" and card.polarity == "light-on-dark"
-    if auto and _is_dark_ink(image, mode):
-        return composite(image, mode, (255,) * card.shape[0]), None, True
-    flat = composite(image, mode, background_levels(card))
-    if not auto:
-        return flat, None, invert is True
-    pixels = as_pixels(flat)
-    return flat, pixels, ring_mean(pixels) > MID_GREY
 
 
 def _is_dark_ink(image: Image.Image, mode: str) -> bool:

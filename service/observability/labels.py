@@ -1,6 +1,7 @@
 """Values of metric labels, limited in number."""
 
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Final, TypeVar
 
@@ -40,3 +41,18 @@ def cached_children(metric: Metric, *limiters: Callable[[str], str]) -> Callable
         return metric.labels(*limited)
 
     return lru_cache(maxsize=_CHILDREN)(child)
+
+
+def observe_all(histogram: Histogram, values: Sequence[float]) -> None:
+    """As `histogram.observe` of each value, but every bucket and the sum change at most once.
+
+    prometheus_client has no such method, so this one reads its private fields.
+    """
+    counts: dict[int, int] = {}
+    for value in values:
+        bucket = bisect_left(histogram._upper_bounds, value)
+        counts[bucket] = counts.get(bucket, 0) + 1
+    if counts:
+        histogram._sum.inc(sum(values))
+    for bucket, count in counts.items():
+        histogram._buckets[bucket].inc(count)

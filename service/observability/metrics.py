@@ -6,7 +6,7 @@ an unlimited number of series. Times are in seconds, batch and queue sizes in ro
 
 import platform
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -21,9 +21,9 @@ from prometheus_client import (
 
 from service import __version__
 from service.observability import exposition
-from service.observability.labels import LabelLimiter, cached_children
+from service.observability.labels import LabelLimiter, cached_children, observe_all
 from service.observability.trace_context import TraceContext
-from service.scheduling.observer import SchedulerObserver
+from service.scheduling.observer import Finished, SchedulerObserver
 
 MAX_CALLERS: Final = 1000
 MultiprocessMode = Literal["livemin", "livemax", "livesum", "max"]
@@ -184,15 +184,24 @@ class Metrics:
                 the code of an error response; ``api_key``, the name of the caller's key; ``trace``, its position in a
                 trace, which becomes an exemplar if the trace is recorded.
         """
-        model, status_class = state.get("model"), f"{status // 100}xx"
-        trace: TraceContext | None = state.get("trace")
-        exemplar = {"trace_id": trace.trace_id} if trace is not None and trace.sampled else None
-        self._requests_of(endpoint, status_class, model).inc()
-        self._latency_of(endpoint, model).observe(seconds, exemplar)
-        if "api_key" in state:
-            self._caller_requests_of(state["api_key"], status_class).inc()
-        if "problem" in state:
-            self._errors.labels(self._code(state["problem"])).inc()
+        self.requests(endpoint, status, [(seconds, state)])
+
+    def requests(self, endpoint: str, status: int, ended: Sequence[tuple[float, Mapping[str, Any]]]) -> None:
+        """Count several responses; ``ended`` has the seconds and the state of each, and one model."""
+        model, status_class = ended[0][1].get("model"), f"{status // 100}xx"
+        self._requests_of(endpoint, status_class, model).inc(len(ended))
+        latency, plain = self._latency_of(endpoint, model), list[float]()
+        for seconds, state in ended:
+            trace: TraceContext | None = state.get("trace")
+            if trace is not None and trace.sampled:
+                latency.observe(seconds, {"trace_id": trace.trace_id})
+            else:
+                plain.append(seconds)
+            if "api_key" in state:
+                self._caller_requests_of(state["api_key"], status_class).inc()
+            if "problem" in state:
+                self._errors.labels(self._code(state["problem"])).inc()
+        observe_all(latency, plain)
 
     def codec(self, operation: str, seconds: float) -> None:
         """Record the duration of one call that decodes or encodes images."""
@@ -207,12 +216,12 @@ class Metrics:
         model: str,
         endpoint: str,
         steps: Sequence[int],
-        distances: Iterable[float],
-        drifts: Iterable[float] = (),
+        distances: Sequence[float],
+        drifts: Sequence[float] = (),
         *,
         api_key: str | None = None,
     ) -> None:
-        """Record the finished rows of a request.
+        """Record the finished rows of requests.
 
         Args:
             model: `name/version` of a loaded model.
@@ -226,8 +235,7 @@ class Metrics:
             self._caller_row_steps_of(api_key).inc(sum(steps))
         children = self._row_steps_of(model), self._distance_of(model, endpoint), self._drift_of(model, endpoint)
         for child, values in zip(children, (steps, distances, drifts), strict=True):
-            for value in values:
-                child.observe(value)
+            observe_all(child, values)
 
     def loaded(
         self,
@@ -342,11 +350,17 @@ class SchedulerMetrics(SchedulerObserver):
         self._batches(self._model, reason).inc()
 
     def finished(self, rows: int, outcome: str, queue_s: float, compute_s: float) -> None:
-        """Count a finished request: `ok` or an error code, seconds in the queue and seconds in batches."""
-        self._scheduled_requests(self._model, outcome).inc()
-        self._queue_seconds.observe(queue_s)
-        if outcome == "ok":
-            self._compute_seconds.observe(compute_s)
+        """Count a finished request."""
+        self.finished_many([Finished(rows, outcome, queue_s, compute_s)])
+
+    def finished_many(self, requests: Sequence[Finished]) -> None:
+        """Count finished requests."""
+        done = [request for request in requests if request.outcome == "ok"]
+        for outcome in {request.outcome for request in requests}:
+            number = sum(request.outcome == outcome for request in requests)
+            self._scheduled_requests(self._model, outcome).inc(number)
+        observe_all(self._queue_seconds, [request.queue_s for request in requests])
+        observe_all(self._compute_seconds, [request.compute_s for request in done])
 
     def rejected(self, reason: str) -> None:
         """Count a request rejected at admission, by error code."""

@@ -6,10 +6,11 @@ Operators use the Prometheus metrics of `service.observability.metrics` instead.
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from service.observability.metrics import Metrics, SchedulerMetrics
+from service.scheduling.observer import Finished
 
 
 @dataclass(slots=True)
@@ -98,12 +99,16 @@ class ModelStatistics(SchedulerMetrics):
             duration.count += 1
             duration.seconds += seconds
 
-    def finished(self, rows: int, outcome: str, queue_s: float, compute_s: float) -> None:
-        """Count a finished request."""
-        super().finished(rows, outcome, queue_s, compute_s)
+    def finished_many(self, requests: Sequence[Finished]) -> None:
+        """Count finished requests."""
+        super().finished_many(requests)
         with self._lock:
             counts = self._counts
-            if outcome == "ok":
+            for rows, outcome, queue_s, compute_s in requests:
+                if outcome != "ok":
+                    counts.fail.count += 1
+                    counts.fail.seconds += queue_s + compute_s
+                    continue
                 counts.rows += rows
                 counts.last_ms = round(self._clock() * 1e3)
                 counts.success.seconds += queue_s + compute_s
@@ -112,9 +117,6 @@ class ModelStatistics(SchedulerMetrics):
                 # perf_analyzer gives up if the parts of a request have different counts.
                 for duration in (counts.success, counts.queue, counts.infer, counts.input, counts.output):
                     duration.count += 1
-            else:
-                counts.fail.count += 1
-                counts.fail.seconds += queue_s + compute_s
 
     def rejected(self, reason: str) -> None:
         """Count a request rejected at admission."""

@@ -5,6 +5,7 @@ The counters change in several threads: the event loop admits and closes request
 it forms a batch and copies rows, and the event loop must not wait so long to admit or close a request.
 """
 
+import math
 import threading
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -12,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from service.domain.errors import DeadlineUnreachable, QueueFull, WouldMissDeadline
+from service.domain.errors import DeadlineUnreachable, IgnError, QueueFull, WouldMissDeadline
 from service.scheduling.request import Counters, Row, ScheduledRequest
 
 _WINDOW: Final = 64  # model calls that the line is fitted to
@@ -111,23 +112,66 @@ class Admission:
             WouldMissDeadline: the work ahead of it takes longer than its deadline allows.
         """
         with self._lock:
-            if request.deadline <= now:
-                raise DeadlineUnreachable("the deadline has already passed")
-            rows = len(request.rows)
-            self._check_capacity(rows)
-            caller = self._callers.get(request.params.key, Counters())
-            if request.params.deadline is not None:
-                self._check_deadline(request, caller, now)
-            self._callers[request.params.key] = request.counters = caller
-            steps = rows * request.rows[0].steps_left
-            for counters in (self.total, caller):
-                counters.rows += rows
-                counters.steps += steps
+            self._admit(request, now)
+
+    def admit_many(self, requests: Sequence[ScheduledRequest], now: float) -> dict[ScheduledRequest, IgnError]:
+        """Admit several requests in order; returns the errors of those that are refused."""
+        refused: dict[ScheduledRequest, IgnError] = {}
+        with self._lock:
+            if self._has_room_for_all(requests, now):
+                for request in requests:
+                    self._open(request, self._callers.get(request.params.key) or Counters())
+                return refused
+            for request in requests:
+                try:
+                    self._admit(request, now)
+                except IgnError as exc:
+                    refused[request] = exc
+        return refused
+
+    def _admit(self, request: ScheduledRequest, now: float) -> None:
+        if request.deadline <= now:
+            raise DeadlineUnreachable("the deadline has already passed")
+        self._check_capacity(len(request.rows))
+        caller = self._callers.get(request.params.key) or Counters()
+        if request.params.deadline is not None:
+            self._check_deadline(request, caller, now)
+        self._open(request, caller)
+
+    def _open(self, request: ScheduledRequest, caller: Counters) -> None:
+        self._callers[request.params.key] = request.counters = caller
+        rows = len(request.rows)
+        steps = rows * request.rows[0].steps_left
+        for counters in (self.total, caller):
+            counters.rows += rows
+            counters.steps += steps
+
+    def _has_room_for_all(self, requests: Sequence[ScheduledRequest], now: float) -> bool:
+        """Whether none of the requests would be refused, even if each ran after everything that is open or in the list.
+
+        The prediction grows with the work ahead and with the steps, so this one is above that of every request.
+        """
+        rows, steps, work, deadline = 0, 1, self.total.steps, math.inf
+        for request in requests:
+            min_steps = request.min_steps_to_answer()
+            rows += len(request.rows)
+            steps = max(steps, min_steps)
+            work += len(request.rows) * request.rows[0].steps_left
+            deadline = min(deadline, request.deadline)
+        if deadline <= now or self.waiting + rows > self._queue_rows:
+            return False
+        seconds = self._seconds_for(work, steps, now)
+        return seconds is None or now + seconds + self._seconds_left_in_call(now) <= deadline
 
     def check_capacity(self, rows: int) -> None:
         """Raise `QueueFull` if a request with this number of rows would be refused for that number."""
         with self._lock:
             self._check_capacity(rows)
+
+    def close_all(self, requests: Iterable[ScheduledRequest]) -> list[ScheduledRequest]:
+        """Close requests; returns those that were not closed already."""
+        with self._lock:
+            return [request for request in requests if self._close(request) is not None]
 
     def close(self, request: ScheduledRequest) -> int | None:
         """Close a request. Whichever thread closes it reports its end, so that there is exactly one report.
@@ -136,20 +180,23 @@ class Admission:
             How many of its rows were open, or None if it was closed already.
         """
         with self._lock:
-            if request.closed:
-                return None
-            open_rows = request.open_rows
-            if open_rows:
-                steps = sum(row.steps_left for row in request.rows)
-                for counters in (self.total, request.counters):
-                    counters.rows -= open_rows
-                    counters.steps -= steps
-                    counters.in_batch -= request.in_batch
-            request.closed = True  # after the sum: once a worker sees it, it clears `request.rows`
-            key = request.params.key
-            if request.counters.rows == 0 and self._callers.get(key) is request.counters:
-                del self._callers[key]
-            return open_rows
+            return self._close(request)
+
+    def _close(self, request: ScheduledRequest) -> int | None:
+        if request.closed:
+            return None
+        open_rows = request.open_rows
+        if open_rows:
+            steps = sum(row.steps_left for row in request.rows)
+            for counters in (self.total, request.counters):
+                counters.rows -= open_rows
+                counters.steps -= steps
+                counters.in_batch -= request.in_batch
+        request.closed = True  # after the sum: once a worker sees it, it clears `request.rows`
+        key = request.params.key
+        if request.counters.rows == 0 and self._callers.get(key) is request.counters:
+            del self._callers[key]
+        return open_rows
 
     def on_rows_moved(self, left: Iterable[Row], joined: Iterable[Row], now: float) -> None:
         """Count the rows that ``left`` a batch for the queue, and those that ``joined`` one."""

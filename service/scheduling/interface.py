@@ -2,7 +2,7 @@
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -74,6 +74,34 @@ class RowScheduler(ABC, Generic[Handle]):
         Raises:
             IgnError, ValueError: as :meth:`submit`. Then ``deliver`` is never called.
         """
+
+    def begin_many(
+        self,
+        calls: Sequence[tuple[FloatRows, SchedulingParams]],
+        deliver: Callable[[list[tuple[Handle, Event]]], None],
+    ) -> list[Handle | IgnError]:
+        """Admit several requests of one turn of the event loop.
+
+        Args:
+            calls: rows and parameters of each.
+            deliver: called on the event loop with requests that ended together, and the result or error of each.
+
+        Returns:
+            For each request its handle, or the error with which it was refused.
+        """
+        begun: list[Handle | IgnError] = []
+        for rows, params in calls:
+            mine: list[Handle] = []
+
+            def deliver_one(event: Event, mine: list[Handle] = mine) -> None:
+                deliver([(mine[0], event)])
+
+            try:
+                mine.append(self.begin(rows, params, deliver_one, streamed=False))
+                begun.append(mine[0])
+            except IgnError as exc:
+                begun.append(exc)
+        return begun
 
     @abstractmethod
     def cancel(self, handle: Handle) -> None:

@@ -1,6 +1,23 @@
 """What a scheduler reports to metrics and statistics."""
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+
+class Finished(NamedTuple):
+    """A request that ended.
+
+    Args:
+        rows: of the request.
+        outcome: `ok` or an error code.
+        queue_s: seconds from submission until its first row entered a batch.
+        compute_s: seconds from then until its end.
+    """
+
+    rows: int
+    outcome: str
+    queue_s: float
+    compute_s: float
 
 
 class SchedulerObserver(Protocol):
@@ -22,8 +39,13 @@ class SchedulerObserver(Protocol):
         return
 
     def finished(self, rows: int, outcome: str, queue_s: float, compute_s: float) -> None:
-        """A request of so many rows ended with outcome `ok` or an error code, after so many seconds."""
+        """A request ended; see `Finished`."""
         return
+
+    def finished_many(self, requests: Sequence[Finished]) -> None:
+        """These requests ended together."""
+        for request in requests:
+            self.finished(*request)
 
     def rejected(self, reason: str) -> None:
         """A request was refused; ``reason`` is the code of the error."""

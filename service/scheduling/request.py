@@ -14,7 +14,7 @@ import numpy as np
 from service.domain.errors import IgnError, InvalidContent, ModelFailure
 from service.domain.latents import LARGE, FloatRow, FloatRows
 from service.domain.tasks import Result, SchedulingParams, StepOutput, StreamProgress
-from service.scheduling.observer import SchedulerObserver
+from service.scheduling.observer import Finished
 
 
 @dataclass(slots=True)
@@ -123,17 +123,17 @@ class ScheduledRequest:
         self.inputs, self.params, self.streamed, self.arrived = inputs, params, streamed, arrived
         self.deadline = math.inf if params.deadline is None else params.deadline
         self.expires = self.deadline  # set to infinity at the first event of a stream
+        self.timeout_at = math.inf  # `deadline` as a time of the event loop; for the event loop alone
         self.started: float | None = None  # when the first row entered a batch
         steps = params.step_params.steps + params.step_params.score
         self.rows = [Row(self, i, steps) for i in range(n)]
         self.rows_left = n  # rows that are not done
         # Guarded by the lock of `Admission`.
         self.closed, self.open_rows, self.in_batch, self.counters = False, n, 0, Counters()
-        self.outputs = np.empty_like(inputs, order="C")
-        self.steps = np.zeros(n, np.int64)
-        self.converged = np.zeros(n, np.bool_)
-        self.distance = np.zeros(n, np.float64)
-        self.drift = np.zeros(n, np.float64)
+        self.outputs = np.empty(inputs.shape, np.float32)
+        self.steps, self.converged = np.zeros(n, np.int64), np.zeros(n, np.bool_)
+        self.distance = np.zeros(n)
+        self.drift = np.zeros(n) if params.step_params.score else self.distance
         self.trajectory: list[list[StepOutput]] = [[] for _ in range(n)]
 
     def min_steps_to_answer(self) -> int:
@@ -170,10 +170,10 @@ class ScheduledRequest:
             compute_s=now - started,
         )
 
-    def report(self, observer: SchedulerObserver, outcome: Result | IgnError, now: float) -> None:
-        """Report the end of this request to the observers."""
+    def finished(self, outcome: Result | IgnError, now: float) -> Finished:
+        """What observers count of this request, which ended at time ``now``; reports the end to its own observer."""
         started = now if self.started is None else self.started
         code = outcome.error_code if isinstance(outcome, IgnError) else "ok"
-        observer.finished(len(self.inputs), code, started - self.arrived, now - started)
         if self.params.observer is not None:
             self.params.observer.scheduled(self.arrived, self.started, now, code)
+        return Finished(len(self.inputs), code, started - self.arrived, now - started)

@@ -13,9 +13,9 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Final
 
 from service.domain.errors import DeadlineExceeded, Draining, IgnError, NotReady
 from service.domain.latents import FloatRows
@@ -32,12 +32,8 @@ from service.scheduling.worker_pool import Clock, OnBatch, WorkerPool
 __all__ = ["Scheduler", "SchedulerObserver"]
 
 
-@dataclass(slots=True, eq=False)
-class _Waiter:
-    """A caller on the event loop that waits for the events of a request."""
-
-    deliver: Deliver
-    timer: asyncio.TimerHandle | None = None  # of the deadline, until the first event
+DeliverMany = Callable[[list[tuple[ScheduledRequest, Event]]], None]
+_TIMER_S: Final = 0.002  # a timer of the event loop may be early by so much
 
 
 class Scheduler(RowScheduler[ScheduledRequest]):
@@ -80,8 +76,12 @@ class Scheduler(RowScheduler[ScheduledRequest]):
             on_batch=on_batch,
         )
         self._workers = [Worker(model, self._pool, index) for index, model in enumerate(models)]
-        self._waiters: dict[ScheduledRequest, _Waiter] = {}
+        self._waiters: dict[ScheduledRequest, Deliver] = {}  # for each open request, or in the next
+        self._group_waiters: dict[ScheduledRequest, DeliverMany] = {}
         self._arrivals: list[ScheduledRequest] = []  # of this turn of the event loop
+        # One timer for all deadlines: one for each request would cost more than the scan when it fires.
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = math.inf  # event loop time
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
 
@@ -153,7 +153,7 @@ class Scheduler(RowScheduler[ScheduledRequest]):
     def begin(self, rows: FloatRows, params: SchedulingParams, deliver: Deliver, *, streamed: bool) -> ScheduledRequest:
         """Admit a request, and call ``deliver`` later: once, or for every event if it is ``streamed``."""
         check_rows(rows, params, self._shape)
-        now = self._clock()
+        loop, now = self._running_loop(), self._clock()
         request = ScheduledRequest(rows, params, streamed=streamed, arrived=now)
         try:
             self._check_serving()
@@ -161,14 +161,45 @@ class Scheduler(RowScheduler[ScheduledRequest]):
         except IgnError as exc:
             self._observer.rejected(exc.error_code)
             raise
-        self._loop = asyncio.get_running_loop()
-        waiter = self._waiters[request] = _Waiter(deliver)
-        if params.deadline is not None:
-            waiter.timer = self._loop.call_later(params.deadline - now, self._on_timeout, request)
-        if not self._arrivals:
-            self._loop.call_soon(self._flush_arrivals)
-        self._arrivals.append(request)
+        self._waiters[request] = deliver
+        self._on_admitted(request, now, loop)
         return request
+
+    def begin_many(
+        self, calls: Sequence[tuple[FloatRows, SchedulingParams]], deliver: DeliverMany
+    ) -> list[ScheduledRequest | IgnError]:
+        """Admit several requests, and call ``deliver`` with those that end together."""
+        loop, now = self._running_loop(), self._clock()
+        for rows, params in calls:
+            check_rows(rows, params, self._shape)
+        requests = [ScheduledRequest(rows, params, streamed=False, arrived=now) for rows, params in calls]
+        try:
+            self._check_serving()
+            refused = self._admission.admit_many(requests, now)
+        except IgnError as exc:
+            refused = dict.fromkeys(requests, exc)
+        for request in requests:
+            if request in refused:
+                self._observer.rejected(refused[request].error_code)
+            else:
+                self._group_waiters[request] = deliver
+                self._on_admitted(request, now, loop)
+        return [refused.get(request, request) for request in requests]
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:  # a timer of a loop that was closed never fires
+            self._loop, self._timer, self._timer_at = loop, None, math.inf
+        return loop
+
+    def _on_admitted(self, request: ScheduledRequest, now: float, loop: asyncio.AbstractEventLoop) -> None:
+        if request.deadline < math.inf:
+            request.timeout_at = loop.time() + request.deadline - now
+            if request.timeout_at < self._timer_at:
+                self._set_timer(request.timeout_at)
+        if not self._arrivals:
+            loop.call_soon(self._flush_arrivals)
+        self._arrivals.append(request)
 
     def _flush_arrivals(self) -> None:
         """Give the workers all requests that arrived in this turn of the event loop.
@@ -203,23 +234,36 @@ class Scheduler(RowScheduler[ScheduledRequest]):
                 self._loop.call_soon_threadsafe(callback)
 
     def _dispatch(self, events: list[tuple[ScheduledRequest, Event]]) -> None:
+        together: dict[DeliverMany, list[tuple[ScheduledRequest, Event]]] = {}
         for request, event in events:
-            waiter = self._waiters.get(request)
-            if waiter is None:  # its caller has gone
-                continue
-            if waiter.timer is not None:
-                waiter.timer.cancel()
-                waiter.timer = None
-            if isinstance(event, Result | IgnError):
-                del self._waiters[request]
-            waiter.deliver(event)
+            is_last = isinstance(event, Result | IgnError)
+            if deliver_many := self._group_waiters.pop(request, None):
+                together.setdefault(deliver_many, []).append((request, event))
+            elif deliver := self._waiters.pop(request, None) if is_last else self._waiters.get(request):
+                deliver(event)  # without one the caller has gone
+        for deliver_many, ended in together.items():
+            deliver_many(ended)
 
-    def _on_timeout(self, request: ScheduledRequest) -> None:
-        if request.expires < math.inf:  # else its first event is on the way
+    def _set_timer(self, at: float) -> None:
+        """Look at the deadlines at this time of the event loop; infinity: at no time."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = at
+        self._timer = None if self._loop is None or at == math.inf else self._loop.call_at(at, self._on_timer)
+
+    def _on_timer(self) -> None:
+        """Fail the requests whose deadline has passed; for one that is streamed, the first event ends its deadline."""
+        now = 0.0 if self._loop is None else self._loop.time() + _TIMER_S
+        for request in [r for r in self._open() if r.timeout_at <= now and r.expires < math.inf]:
             self._fail(request, DeadlineExceeded("the deadline passed"))
+        self._set_timer(min((r.timeout_at for r in self._open() if r.expires < math.inf), default=math.inf))
+
+    def _open(self) -> list[ScheduledRequest]:
+        return [*self._waiters, *self._group_waiters]
 
     def _fail_all(self) -> None:
-        for request in list(self._waiters):
+        self._set_timer(math.inf)
+        for request in self._open():
             self._fail(request, Draining("the service is shutting down"))
 
     def _fail(self, request: ScheduledRequest, error: IgnError) -> None:
@@ -227,25 +271,17 @@ class Scheduler(RowScheduler[ScheduledRequest]):
         if self._admission.close(request) is None:
             return
         self._pool.submit(request)
-        request.report(self._observer, error, self._clock())
-        deliver = self._waiters[request].deliver
-        self._remove(request)
-        deliver(error)
+        self._observer.finished(*request.finished(error, self._clock()))
+        self._dispatch([(request, error)])
 
     def cancel(self, handle: ScheduledRequest) -> None:
         """End a request whose caller has gone; does nothing after its last event."""
-        if handle not in self._waiters:
-            return
         request = handle
+        if self._waiters.pop(request, None) is None and self._group_waiters.pop(request, None) is None:
+            return
         open_rows = self._admission.close(request)
         if open_rows is not None:
             self._pool.submit(request)
             self._observer.cancelled(open_rows)
             if request.params.observer is not None:
                 request.params.observer.scheduled(request.arrived, request.started, self._clock(), "cancelled")
-        self._remove(request)
-
-    def _remove(self, request: ScheduledRequest) -> None:
-        waiter = self._waiters.pop(request)
-        if waiter.timer is not None:
-            waiter.timer.cancel()

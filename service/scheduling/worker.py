@@ -10,7 +10,7 @@ from typing import Final
 
 from service.domain.errors import DeadlineExceeded, IgnError, ModelFailure
 from service.domain.model import Model
-from service.domain.tasks import StepOutput
+from service.domain.tasks import Result, StepOutput
 from service.scheduling.batch import RunningBatch
 from service.scheduling.request import Row, ScheduledRequest
 from service.scheduling.worker_pool import WorkerPool
@@ -89,7 +89,7 @@ class Worker:
             try:
                 pool.observer.worker_replaced()
                 for request, failure in failed:
-                    request.report(pool.observer, failure, pool.clock())
+                    pool.observer.finished(*request.finished(failure, pool.clock()))
             finally:
                 pool.publish_events()
 
@@ -162,8 +162,7 @@ class Worker:
             for request, output in outputs:
                 pool.emit(request, output)
             pool.admission.on_steps_done(batch.rows, steps, finished, self._began, now)
-            for row in finished:
-                self._finish_row(row.request, now)
+            self._finish_rows(finished, now)
             # A batch without rows makes the next cycle wait. Without this it would form an empty batch first. This
             # comes last, because `_fail_rows` must find the rows in the batch if anything above fails.
             batch.remove_finished()
@@ -225,10 +224,15 @@ class Worker:
             failure.__cause__ = cause
             pool.finish(row.request, failure)
 
-    def _finish_row(self, request: ScheduledRequest, now: float) -> None:
-        request.rows_left -= 1
-        if request.rows_left == 0:
-            self._pool.finish(request, request.result(now))
+    def _finish_rows(self, rows: Iterable[Row], now: float) -> None:
+        done: dict[ScheduledRequest, Result | IgnError] = {}
+        for row in rows:
+            request = row.request
+            request.rows_left -= 1
+            if request.rows_left == 0:
+                done[request] = request.result(now)
+        if done:
+            self._pool.finish_all(done)
 
     def _on_model_call(self, rows: int, padded: int, seconds: float, reason: str) -> None:
         pool = self._pool

@@ -8,7 +8,7 @@ import os
 import threading
 from bisect import insort
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -196,14 +196,23 @@ class WorkerPool:
 
     def finish(self, request: ScheduledRequest, outcome: Result | IgnError) -> None:
         """Close a request with its outcome, unless the event loop has closed it already."""
-        if self.admission.close(request) is not None:
-            self._events.append((request, outcome))
-            request.report(self.observer, outcome, self.clock())
-            if isinstance(outcome, Result) and request.params.step_params.tolerance is not None:
-                early = int(np.count_nonzero(outcome.steps < request.params.step_params.steps))
+        self.finish_all({request: outcome})
+
+    def finish_all(self, outcomes: Mapping[ScheduledRequest, Result | IgnError]) -> None:
+        """As :meth:`finish`, for several requests."""
+        closed = self.admission.close_all(outcomes)
+        if closed:
+            now = self.clock()
+            self._events += [(request, outcomes[request]) for request in closed]
+            self.observer.finished_many([request.finished(outcomes[request], now) for request in closed])
+        for request in closed:
+            outcome, step_params = outcomes[request], request.params.step_params
+            if step_params.tolerance is not None and isinstance(outcome, Result):
+                early = int(np.count_nonzero(outcome.steps < step_params.steps))
                 if early:
                     self.observer.early_exit(early)
-        self.remove(request)
+        for request in outcomes:
+            self.remove(request)
 
     def remove(self, request: ScheduledRequest) -> None:
         """Remove a closed request from the queue and the sets, and have batches with rows of it rebuilt."""

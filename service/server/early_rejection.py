@@ -110,7 +110,8 @@ class EarlyRejection:
     def is_full(self) -> bool:
         """Whether the limit is reached."""
         starts = self._starts  # from the next iteration on, `ConcurrencyLimitMiddleware` counts those that have run
-        return self._in_flight.count + starts.done + len(starts.waiting) >= self._limit
+        in_flight = self._in_flight
+        return in_flight.count + in_flight.arriving + starts.done + len(starts.waiting) >= self._limit
 
     def rejection(
         self, method: bytes, headers: Iterable[tuple[bytes, bytes]], *, target: bytes = b"", peer: str | None = None

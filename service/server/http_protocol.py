@@ -2,18 +2,20 @@
 
 import asyncio
 import time
-from collections.abc import Sized
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, Final, cast
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
+from service.api.fast_path import FastPath
 from service.api.http.problems import status_of
 from service.api.middleware.auth import HEALTH_PATHS
 from service.domain.errors import HeadTooLarge, HeadTooSlow, IgnError, MalformedRequest, NotSupported, UnsupportedMedia
 from service.server.early_rejection import EarlyRejection
+from service.server.fast_request import Connection, FastRequest
 from service.server.open_connections import OpenConnections, Reason
+from service.server.write_coalescer import WriteCoalescer
 
 MAX_HEAD_BYTES: Final = 1 << 16
 """Request line and headers; also trailers, and the extensions of one chunk."""
@@ -28,10 +30,9 @@ _MAX_IGNORED: Final = 1 << 20  # bytes after a refusal
 
 _UNAVAILABLE: Final = STATUS_LINE[503]
 _REJECTED = cast(RequestResponseCycle, SimpleNamespace(response_complete=True, message_event=asyncio.Event()))
-_MAX_JOINED: Final = 1 << 16  # bytes: copying a longer body costs more than a second write
 
 
-class HttpProtocol(HttpToolsProtocol):
+class HttpProtocol(Connection):
     """Limits what a client can make the service hold and do before a request reaches the application.
 
     It writes the head of a response together with its body, and asks `EarlyRejection` about each request. uvicorn
@@ -42,6 +43,7 @@ class HttpProtocol(HttpToolsProtocol):
     Args:
         early_rejection: None to accept and start every request at once.
         connections: the open connections of this event loop.
+        fast_path: answers plain requests; None to pass all of them on.
     """
 
     def __init__(
@@ -49,12 +51,15 @@ class HttpProtocol(HttpToolsProtocol):
         *args: Any,
         early_rejection: EarlyRejection | None = None,
         connections: OpenConnections,
+        fast_path: FastPath | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self._early_rejection = early_rejection
         self._connections = connections
-        self._running: RequestResponseCycle | None = None  # uvicorn's `cycle` is the last one that arrived
+        self._fast_path = fast_path
+        self._running: RequestResponseCycle | FastRequest | None = None  # uvicorn's `cycle` is the last that arrived
+        self._plain: FastRequest | None = None  # the plain request that has no response yet
         self.headers = []  # uvicorn sets it when a head begins
         self._unplaced = 0  # bytes received since the parser last completed a head or found a part of a body
         self._ended_scope: object = None  # of the last complete message; if `scope` is another one, a message has begun
@@ -149,8 +154,7 @@ class HttpProtocol(HttpToolsProtocol):
                 self.transport.abort()
             return
         if len(data) > MAX_HEAD_BYTES:  # in pieces, so that the count is checked between them
-            for start in range(0, len(data), MAX_HEAD_BYTES):
-                self.data_received(data[start : start + MAX_HEAD_BYTES])
+            self._receive_in_pieces(data)
             return
         if self._reject_unparsed(data):
             return
@@ -160,24 +164,20 @@ class HttpProtocol(HttpToolsProtocol):
             self._refuse_large_head()
         elif self._head_since is None and self.scope is not self._complete_scope:  # a head has begun
             self._head_since = self.loop.time()
+        if self._plain is not None and self._plain.more_body:
+            self._plain.wait_for_body()
+
+    def _receive_in_pieces(self, data: bytes) -> None:
+        for start in range(0, len(data), MAX_HEAD_BYTES):
+            self.data_received(data[start : start + MAX_HEAD_BYTES])
 
     def on_headers_complete(self) -> None:
         """Refuse a head that is wrong, and reject a request before anything is created for it if there are too many."""
         if self._refused:
             return
         self._complete_scope, self._head_since = self.scope, None
-        names = [name for name, _ in self.headers]
-        if (
-            self._unplaced > MAX_HEAD_BYTES
-            or len(names) > MAX_HEADERS
-            or names.count(b"host") != 1
-            or b"transfer-encoding" in names
-            or names.count(b"content-encoding") > 1
-        ):
-            error = self._head_error(names)
-            if error is not None:
-                self._refuse(error, "head_too_large" if isinstance(error, HeadTooLarge) else "malformed")
-                return
+        if self._refuse_wrong_head():
+            return
         self._unplaced = 0
         headers, self.headers = self.headers, []  # trailers go to the new list: they are no headers of the request
         rejecting = self._early_rejection
@@ -190,12 +190,41 @@ class HttpProtocol(HttpToolsProtocol):
         if len(self.pipeline) >= MAX_PIPELINED:
             self._close("pipelining")
             return
-        super().on_headers_complete()
+        if not self._begin_plain(headers):
+            super().on_headers_complete()
+
+    def _refuse_wrong_head(self) -> bool:
+        names = [name for name, _ in self.headers]
+        if (
+            self._unplaced > MAX_HEAD_BYTES
+            or len(names) > MAX_HEADERS
+            or names.count(b"host") != 1
+            or b"transfer-encoding" in names
+            or names.count(b"content-encoding") > 1
+        ):
+            error = self._head_error(names)
+            if error is not None:
+                self._refuse(error, "head_too_large" if isinstance(error, HeadTooLarge) else "malformed")
+                return True
+        return False
+
+    def _begin_plain(self, headers: list[tuple[bytes, bytes]]) -> bool:
+        """Begin a request for the fast path, if it is one, in place of what uvicorn does for a request."""
+        if self._fast_path is None or not self._previous_is_answered() or self.flow.write_paused:
+            return False
+        head = self._fast_path.recognise(self.parser.get_method(), self.url, headers)
+        if head is None or self.parser.get_http_version() != "1.1":
+            return False
+        self._running = self._plain = request = FastRequest(self, self._fast_path, head, self.scope)
+        self.cycle = cast(RequestResponseCycle, request)  # it has what uvicorn uses of a cycle
+        return True
 
     def on_message_complete(self) -> None:
-        """Note that the parser is between two messages."""
+        """Note that the parser is between two messages, and hand a plain request over, unless it was replayed."""
         self._ended_scope = self.scope
         super().on_message_complete()
+        if self._plain is not None and self._cycle is self._plain:
+            self._plain.start()
 
     def on_body(self, body: bytes) -> None:
         """Note that the parser makes progress."""
@@ -252,7 +281,7 @@ class HttpProtocol(HttpToolsProtocol):
         return self.client[0] if self.client else None
 
     @property
-    def _cycle(self) -> RequestResponseCycle | None:
+    def _cycle(self) -> RequestResponseCycle | FastRequest | None:
         return self.cycle  # None before the first request, which uvicorn's annotation omits
 
     def _previous_is_answered(self) -> bool:
@@ -319,6 +348,25 @@ class HttpProtocol(HttpToolsProtocol):
         if self._early_rejection is not None and not self.transport.is_closing():
             self._early_rejection.pace(self.flow.pause_reading, self._read_on, self.loop.call_soon)
 
+    def replay(self, request: FastRequest, cycle: RequestResponseCycle) -> None:
+        """Pass a plain request on to the application as ``cycle``."""
+        self._plain = None
+        if self._cycle is request:  # else a pipelined one has arrived
+            self.cycle = cycle
+        self._start_asgi_task(cycle, self.app)
+
+    def answer(self, request: FastRequest, status: int, lines: bytes, body: bytes, *, close: bool) -> None:
+        """Write the response to a plain request; ``close``: its lines say that the connection closes."""
+        head = [b"%s: %s\r\n" % header for header in self.server_state.default_headers]
+        connection = b"" if request.keep_alive or close else b"connection: close\r\n"
+        transport = cast(WriteCoalescer, self.transport)
+        if not request.disconnected:
+            transport.write_now(b"".join((STATUS_LINE[status], *head, lines, connection, b"\r\n", body)))
+        self._plain = None
+        if close or not request.keep_alive:
+            self.transport.close()
+        self.on_response_complete()
+
     def _read_on(self) -> None:
         if not self.transport.is_closing():
             self.flow.resume_reading()
@@ -330,65 +378,9 @@ class HttpProtocol(HttpToolsProtocol):
             start()
         else:
             # The deadline of a request counts from here, also while it waits for its start.
-            cast(dict[str, Any], cycle.scope)["state"]["arrival"] = time.monotonic()
+            cast(dict[str, Any], cycle.scope)["state"].setdefault("arrival", time.monotonic())
             self._early_rejection.admit(start, self.loop.call_soon)
 
 
 def _head_too_large() -> HeadTooLarge:
     return HeadTooLarge(f"the head of the request is larger than {MAX_HEAD_BYTES} bytes or {MAX_HEADERS} headers")
-
-
-class WriteCoalescer:
-    """A transport that joins the first two writes of an event loop iteration.
-
-    It holds the first write until the second one or the end of the iteration.
-
-    Args:
-        transport: the transport behind it.
-        pipeline: the requests that wait for the response before theirs; while there are any, reading stays paused.
-    """
-
-    def __init__(self, transport: asyncio.Transport, pipeline: Sized = ()) -> None:
-        self._transport = transport
-        self._pipeline = pipeline
-        self._loop = asyncio.get_running_loop()
-        self._held = b""
-        self.is_closing = transport.is_closing
-
-    def write(self, data: bytes) -> None:
-        """Write the bytes, at the end of this iteration at the latest."""
-        held = self._held
-        if not held:
-            self._held = data
-            self._loop.call_soon(self._flush)
-        elif len(data) > _MAX_JOINED:
-            self._flush()
-            self._transport.write(data)
-        else:
-            self._held = b""
-            if not self.is_closing():
-                self._transport.write(held + data)
-
-    def write_eof(self) -> None:
-        """Write what is held, and end this half of the connection."""
-        self._flush()
-        if not self.is_closing():
-            self._transport.write_eof()
-
-    def close(self) -> None:
-        """Write what is held, and close."""
-        self._flush()
-        self._transport.close()
-
-    def resume_reading(self) -> None:
-        """Read on, unless requests wait: uvicorn calls this when a request reads its body."""
-        if not self._pipeline:
-            self._transport.resume_reading()
-
-    def _flush(self) -> None:
-        held, self._held = self._held, b""
-        if held and not self._transport.is_closing():
-            self._transport.write(held)
-
-    def __getattr__(self, name: str) -> Any:  # everything else is the transport's own
-        return getattr(self._transport, name)

@@ -12,6 +12,7 @@ from typing import Any, Final, cast
 import uvicorn
 
 from service.api.app_state import AppState
+from service.api.fast_path import FastPath
 from service.server.early_rejection import EarlyRejection
 from service.server.http_protocol import HttpProtocol
 from service.server.open_connections import OpenConnections
@@ -167,6 +168,7 @@ def config(
     app: Callable[..., Any],
     early_rejection: EarlyRejection | None = None,
     connections: OpenConnections | None = None,
+    fast_path: FastPath | None = None,
 ) -> Config:
     """Configure uvicorn: without its access log, its `Server` header and its handling of proxy headers.
 
@@ -174,8 +176,14 @@ def config(
         app: an ASGI application.
         early_rejection: None to accept and start every request at once.
         connections: of the event loop that serves; None for the default limits.
+        fast_path: of ``app``; None to pass all requests on to it.
     """
-    protocol = partial(HttpProtocol, early_rejection=early_rejection, connections=connections or OpenConnections())
+    protocol = partial(
+        HttpProtocol,
+        early_rejection=early_rejection,
+        connections=connections or OpenConnections(),
+        fast_path=fast_path,
+    )
     return Config(
         app,
         http=cast(type[asyncio.Protocol], protocol),

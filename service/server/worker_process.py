@@ -140,7 +140,7 @@ def run_server(
     else:
         services = build_front_end(settings, control)
     app = create_app(services, on_startup_error=refuse, on_ready=on_ready)
-    config = uvicorn_server.config(app, make_early_rejection(services), make_connections(services))
+    config = uvicorn_server.config(app, make_early_rejection(services), make_connections(services), app.state.fast_path)
     exit_timer = ExitTimer()
     server = uvicorn_server.IgnServer(
         config,

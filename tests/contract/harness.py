@@ -122,15 +122,24 @@ class Service:
 
 @contextmanager
 def serving(
-    settings: Settings, *, ready: bool = True, may_refuse: bool = True, loop: Literal["auto", "asyncio"] = "auto"
+    settings: Settings,
+    *,
+    ready: bool = True,
+    may_refuse: bool = True,
+    loop: Literal["auto", "asyncio"] = "auto",
+    fast_path: bool = True,
 ) -> Iterator[Service]:
-    """Run the service in a thread of its own; nothing may be logged as an error that the test did not expect."""
+    """Run the service in a thread of its own; nothing may be logged as an error that the test did not expect.
+
+    ``fast_path``: False for a service that handles every request through ASGI.
+    """
     refusals: list[StartupError] = []
     services = build_services(settings)
     app = create_app(services, on_startup_error=refusals.append if may_refuse else None)
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    how = config(app, make_early_rejection(services), make_connections(services))
+    fast = app.state.fast_path if fast_path else None
+    how = config(app, make_early_rejection(services), make_connections(services), fast)
     how.loop, how.timeout_graceful_shutdown = loop, 5
     server = uvicorn.Server(how)  # whose signals are the tests' own
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name=f"loop of {url}")

@@ -10,11 +10,10 @@ import asyncio
 import time
 from collections.abc import Callable
 from math import isfinite
-from typing import Any, Final
+from typing import Any, Final, Protocol, overload
 
 from pydantic_core import from_json
 from python_multipart.multipart import parse_options_header
-from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
@@ -27,14 +26,26 @@ MAX_VALUES: Final = 200_000
 16 MiB of empty objects would take many seconds and a gigabyte. The largest request has one picture for each of at most
 65 536 images. Bodies of the Open Inference Protocol hold more numbers; `service.api.oip.tensors` adds them."""
 
-_MIN_HELD: Final = 1 << 12  # bytes; fewer are not worth counting: 1024 requests hold 4 MiB of them
+MIN_HELD: Final = 1 << 12  # bytes; fewer are not worth counting: 1024 requests hold 4 MiB of them
 _MAX_NAME: Final = 200  # characters of a field name from the request that an error repeats
 # The usual values of Content-Type. They have no parameters, so they need no parser.
 _PARAMETERLESS: Final = frozenset(("application/json", "image/png", "image/jpeg", "image/webp"))
 
 
+class HeaderFields(Protocol):
+    """What endpoints read headers with: Starlette's `Headers`, or those of `service.api.fast_path`."""
+
+    @overload
+    def get(self, key: str, /) -> str | None: ...
+    @overload
+    def get(self, key: str, default: str, /) -> str: ...
+    def getlist(self, key: str, /) -> list[str]:
+        """Every value of a header."""
+        ...
+
+
 async def read_body(
-    headers: Headers,
+    headers: HeaderFields,
     receive: Receive,
     *,
     max_bytes: int,
@@ -78,7 +89,7 @@ async def read_body(
                 if len(body) + len(piece) > max_bytes:
                     raise _too_large(max_bytes)
                 body += piece
-                if hold is not None and len(body) - counted > _MIN_HELD:
+                if hold is not None and len(body) - counted > MIN_HELD:
                     hold(len(body) - counted)
                     counted = len(body)
                 more = message.get("more_body", False)

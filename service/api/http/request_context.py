@@ -3,16 +3,17 @@
 import asyncio
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from pydantic import BaseModel, ValidationError
-from starlette.datastructures import Headers
+from starlette.datastructures import QueryParams
 from starlette.requests import Request
+from starlette.types import Message, Receive
 
-from service.api.app_state import AppState
-from service.api.http.body import MAX_VALUES, parse_content_type, parse_json, printable_name, read_body
+from service.api.app_state import AppState, app_state
+from service.api.http.body import MAX_VALUES, HeaderFields, parse_content_type, parse_json, printable_name, read_body
 from service.api.http.negotiation import Media, negotiate
 from service.api.http.problems import describe
 from service.domain.errors import BodyTooSlow, DeadlineExceeded, InvalidContent, MalformedRequest, UnsupportedMedia
@@ -29,33 +30,56 @@ LARGE_BODY: Final = 1 << 15  # bytes; a larger body is parsed in the codec pool
 _SECONDS: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 
+async def no_body() -> Message:
+    """The ASGI channel of a request whose body has been read."""
+    raise RuntimeError("the body has been read")
+
+
 class ApiRequest:
     """A request to an endpoint that runs a model: its deadline, body, codec jobs and timing.
 
     Args:
-        request: as `AccessLogMiddleware` passes it on, with arrival time, id and caller in its state.
+        services: the running parts of the service.
+        endpoint: template of the route.
+        query: the query string.
+        headers: of the request.
+        state: arrival time, request id and caller, as `AccessLogMiddleware` sets them.
+        receive: the ASGI channel; a request whose body is there needs none.
 
     Raises:
         NotReady, Draining: the service accepts no requests now.
         MalformedRequest: X-Request-Timeout is not a number of seconds above 0.
     """
 
-    def __init__(self, request: Request) -> None:
-        self.services: AppState = request.app.state.services
-        if self.services.phase != "serving":  # `ConcurrencyLimitMiddleware` rejects requests while draining
-            self.services.require_serving()
-        self.request = request
-        self.headers: Headers = request.headers
-        self.state: dict[str, Any] = request.scope["state"]
-        self.arrival: float = self.state["arrival"]
-        self.request_id: str = self.state["request_id"]
-        self.caller: str = self.state["caller"]
-        self.spans: RequestSpans | None = self.state.get("spans")
-        timeout = self.headers.get("x-request-timeout")
-        max_timeout = self.services.settings.request_timeout_s
+    def __init__(
+        self,
+        services: AppState,
+        endpoint: str,
+        query: bytes,
+        headers: HeaderFields,
+        state: dict[str, Any],
+        receive: Receive = no_body,
+    ) -> None:
+        self.services, self.endpoint, self.query, self.headers = services, endpoint, query, headers
+        if services.phase != "serving":  # `ConcurrencyLimitMiddleware` rejects requests while draining
+            services.require_serving()
+        self.state, self.receive = state, receive
+        self.arrival: float = state["arrival"]
+        self.request_id: str = state["request_id"]
+        self.caller: str = state["caller"]
+        self.spans: RequestSpans | None = state.get("spans")
+        timeout = headers.get("x-request-timeout")
+        max_timeout = services.settings.request_timeout_s
         self.deadline: float = self.arrival + (max_timeout if timeout is None else min(_seconds(timeout), max_timeout))
         self.seconds = {"decode": 0.0, "queue": 0.0, "compute": 0.0, "encode": 0.0}
         self._is_over = False
+
+    @classmethod
+    def of(cls, request: Request) -> Self:
+        """The request of an endpoint."""
+        scope = request.scope
+        endpoint, query = scope["route"].path, scope["query_string"]
+        return cls(app_state(request), endpoint, query, request.headers, scope["state"], request.receive)
 
     def negotiate(self, offers: tuple[Media, ...]) -> Media:
         """The media type of the answer.
@@ -80,7 +104,7 @@ class ApiRequest:
         try:
             body = await read_body(
                 self.headers,
-                self.request.receive,
+                self.receive,
                 max_bytes=settings.max_body_bytes,
                 deadline=min(body_deadline, self.deadline),
                 hold=partial(self.services.in_flight.hold, self.state),
@@ -100,8 +124,7 @@ class ApiRequest:
             UnsupportedMedia: another content type.
             InvalidContent, MalformedRequest: the body does not fit the schema, or is not JSON.
         """
-        if self.request.scope["query_string"]:
-            self.reject_query()
+        self.reject_query()
         media_type = self.headers.get("content-type")
         if media_type != "application/json":
             media_type = self.content_type()
@@ -124,7 +147,7 @@ class ApiRequest:
 
     def reject_query(self) -> None:
         """Raise `InvalidContent` if the request has query parameters; its options belong in the body."""
-        for name in self.request.query_params:
+        for name in QueryParams(self.query) if self.query else ():
             raise InvalidContent.field(printable_name(name), "unknown query parameter; options belong in the body")
 
     def resolve(self, name: str | None) -> ServedModel:
@@ -192,18 +215,7 @@ class ApiRequest:
 
     def count_rows(self, model: ServedModel, result: Result) -> None:
         """Add a finished request to the timing, to the metrics and to the log line."""
-        self.state["queue_s"], self.state["compute_s"] = result.queue_s, result.compute_s
-        self.seconds["queue"] += result.queue_s
-        self.seconds["compute"] += result.compute_s
-        drifts = () if result.drift is None else result.drift.tolist()
-        self.services.metrics.rows(
-            model.ref,
-            self.request.scope["route"].path,
-            result.steps.tolist(),
-            result.distance.tolist(),
-            drifts,
-            api_key=self.state.get("api_key"),
-        )
+        count_rows([(self, model, result)])
 
     def response_headers(self, model: ServedModel, seed: int | None = None) -> dict[str, str]:
         """Headers of every successful answer."""
@@ -219,6 +231,25 @@ class ApiRequest:
     def timing(self) -> dict[str, float]:
         """The member `timing` of a JSON answer, in milliseconds."""
         return {f"{part}_ms": round(seconds * 1e3, 3) for part, seconds in self.seconds.items()}
+
+
+def count_rows(ended: Sequence[tuple[ApiRequest, ServedModel, Result]]) -> None:
+    """As `ApiRequest.count_rows`, for several requests."""
+    together: dict[tuple[str, str, str | None], list[Result]] = {}
+    for api, model, result in ended:
+        api.state["queue_s"], api.state["compute_s"] = result.queue_s, result.compute_s
+        api.seconds["queue"] += result.queue_s
+        api.seconds["compute"] += result.compute_s
+        together.setdefault((model.ref, api.endpoint, api.state.get("api_key")), []).append(result)
+    for (ref, endpoint, api_key), results in together.items():
+        ended[0][0].services.metrics.rows(
+            ref,
+            endpoint,
+            [steps for result in results for steps in result.steps.tolist()],
+            [distance for result in results for distance in result.distance.tolist()],
+            [drift for result in results if result.drift is not None for drift in result.drift.tolist()],
+            api_key=api_key,
+        )
 
 
 def _seconds(header: str) -> float:

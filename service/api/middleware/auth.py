@@ -15,16 +15,17 @@ With keys configured, a path needs a key unless it is listed as open. A listed p
 
 import hashlib
 import hmac
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from service.api.http.body import HeaderFields
 from service.api.http.problems import send_problem
 from service.domain.errors import ForbiddenError, StartupError, UnauthorizedError
 from service.domain.rate_limit import EXPECTED, Rate
@@ -159,32 +160,50 @@ class AuthMiddleware:
             await self._app(scope, receive, send)
             return
         try:
-            key = self._authenticate(Headers(scope=scope), self._keys)
-            scope.setdefault("state", {}).update(caller=key.name, api_key=key.name, quota=key.quota)
             needed: ScopeName = "admin" if scope["path"] in self._admin else "infer"
-            if needed not in key.scopes:
-                raise ForbiddenError(f"this key does not have the scope {needed}")
+            identify(Headers(scope=scope), self._keys, scope.setdefault("state", {}), needed)
         except (UnauthorizedError, ForbiddenError) as exc:
             await send_problem(scope, send, exc)
             return
         await self._app(scope, receive, send)
 
-    @staticmethod
-    def _authenticate(headers: Headers, keys: Sequence[ApiKey]) -> ApiKey:
-        values = headers.getlist("authorization")
-        # Several headers are rejected, because proxies disagree on which of them counts.
-        scheme, _, token = values[0].partition(" ") if len(values) == 1 else ("", "", "")
-        token = token.strip()
-        if scheme.lower() != "bearer" or not token:
-            raise UnauthorizedError("send one header Authorization: Bearer KEY")
-        digest = hashlib.sha256(token.encode("latin-1")).digest()
-        matched = None
-        for key in keys:  # no early exit, so that the duration does not reveal which key matched
-            if hmac.compare_digest(key.digest, digest):
-                matched = key
-        if matched is None:
-            raise UnauthorizedError("this key is not known")
-        return matched
+
+def identify(
+    headers: HeaderFields, keys: Sequence[ApiKey], state: MutableMapping[str, Any], needed: ScopeName = "infer"
+) -> None:
+    """Set the name of the caller's API key and its quota in the state of the request.
+
+    Args:
+        headers: of the request.
+        keys: the valid keys.
+        state: of the request.
+        needed: the scope that the request needs.
+
+    Raises:
+        UnauthorizedError: no valid key.
+        ForbiddenError: the key does not have the scope.
+    """
+    key = _find_key(headers, keys)
+    state.update(caller=key.name, api_key=key.name, quota=key.quota)
+    if needed not in key.scopes:
+        raise ForbiddenError(f"this key does not have the scope {needed}")
+
+
+def _find_key(headers: HeaderFields, keys: Sequence[ApiKey]) -> ApiKey:
+    values = headers.getlist("authorization")
+    # Several headers are rejected, because proxies disagree on which of them counts.
+    scheme, _, token = values[0].partition(" ") if len(values) == 1 else ("", "", "")
+    token = token.strip()
+    if scheme.lower() != "bearer" or not token:
+        raise UnauthorizedError("send one header Authorization: Bearer KEY")
+    digest = hashlib.sha256(token.encode("latin-1")).digest()
+    matched = None
+    for key in keys:  # no early exit, so that the duration does not reveal which key matched
+        if hmac.compare_digest(key.digest, digest):
+            matched = key
+    if matched is None:
+        raise UnauthorizedError("this key is not known")
+    return matched
 
 
 class PathSet:

@@ -28,14 +28,16 @@ class InFlightRequests:
     def __init__(self, max_bytes: int | None = None) -> None:
         self.draining = False
         self.count = 0
+        self.arriving = 0
+        """Small requests of this turn of the event loop that `FastPath` is about to count or to pass on."""
         self.bytes = 0
         self.max_bytes = max_bytes
         self._idle = asyncio.Event()
         self._idle.set()
-        self._epoch = _Epoch()
-        self._past_epochs: list[_Epoch] = []
+        self._epoch = Epoch()
+        self._past_epochs: list[Epoch] = []
 
-    def enter(self) -> "_Epoch":
+    def enter(self) -> "Epoch":
         """Count a request that begins; pass the return value to `leave`."""
         epoch = self._epoch
         epoch.requests += 1
@@ -61,7 +63,11 @@ class InFlightRequests:
         self.bytes += size
         state["body_bytes"] = state.get("body_bytes", 0) + size
 
-    def leave(self, epoch: "_Epoch", body_bytes: int = 0) -> None:
+    def release(self, state: MutableMapping[str, Any]) -> None:
+        """Take back the bytes that `hold` counted for a request that `leave` will not end."""
+        self.bytes -= state.pop("body_bytes", 0)
+
+    def leave(self, epoch: "Epoch", body_bytes: int = 0) -> None:
         """Count a request that has ended, and the bytes of its body that `hold` counted."""
         self.count -= 1
         self.bytes -= body_bytes
@@ -81,12 +87,12 @@ class InFlightRequests:
         After it returns, no running request uses a model that lost its name before the call.
         """
         self._past_epochs = [epoch for epoch in (*self._past_epochs, self._epoch) if epoch.requests]
-        self._epoch = _Epoch()
+        self._epoch = Epoch()
         for epoch in list(self._past_epochs):
             await epoch.over.wait()
 
 
-class _Epoch:
+class Epoch:
     """The requests that began between two calls of `InFlightRequests.wait_for_current`."""
 
     def __init__(self) -> None:

@@ -23,3 +23,8 @@ class PictureOptions(BaseModel):
     gap: Annotated[
         int, Field(ge=0, le=64, description="Pixels between the pictures of a sheet, in the background colour.")
     ] = 0
+
+    @property
+    def has_layout(self) -> bool:
+        """Whether an option changes the size of the response's pictures or sheet."""
+        return self.scale > 1 or self.gap > 0 or self.columns is not None

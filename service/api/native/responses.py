@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -26,6 +27,7 @@ from service.images import (
     contact_sheet,
     encode,
     encode_base64,
+    encode_many,
     encode_npy,
     enlarge,
     sheet_size,
@@ -37,7 +39,7 @@ RASTER: Final[Mapping[Media, PictureFormat]] = {Media.PNG: "png", Media.WEBP: "w
 _ANIMATED: Final[Mapping[Media, AnimationFormat]] = {Media.WEBP: "webp", Media.GIF: "gif", Media.APNG: "apng"}
 METRIC_DECIMALS: Final = 6  # of distance, drift and change in answers
 _IN_DISTRIBUTION: Final = 99.0  # highest percentile, among the distances of real pictures, that counts as real
-_INLINE: Final = 1 << 13  # values; encoding so few takes less time than waking a thread of the codec pool
+INLINE_VALUES: Final = 1 << 13  # values; encoding so few takes less time than waking a thread of the codec pool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +79,7 @@ def check_format(api: ApiRequest, spec: ResponseSpec, record: Sequence[int] = ()
     options = spec.options
     if record and spec.media not in (Media.JSON, Media.EVENTS):
         raise InvalidContent.field("record", f"only JSON and event streams carry a trajectory, not {spec.media}")
-    if options.scale > 1 or options.gap or options.columns is not None:
+    if options.has_layout:
         _check_layout(api, spec, len(record))
     elif len(spec.labels) > 1 and spec.media in RASTER and not _is_animation(spec):
         check_sides(RASTER[spec.media], *sheet_size(len(spec.labels), spec.model.card, columns=spec.columns))
@@ -116,21 +118,47 @@ def _check_layout(api: ApiRequest, spec: ResponseSpec, recorded: int) -> None:
 async def respond(api: ApiRequest, spec: ResponseSpec, result: Result) -> Response:
     """The response to a finished request."""
     api.count_rows(spec.model, result)
-    size = result.rows.size * spec.options.scale**2
-    if spec.media is Media.JSON:
-        large = size > _INLINE or any(result.trajectory)
-        pictures = await api.run_codec("encode", lambda: _json(_images(api, spec, result)), large=large)
-        # `timing` includes the time of encoding the images, so the rest of the body is written after them, and the
-        # encoded images are inserted as text.
-        before, marker, after = _json(envelope(api, spec.model, [], spec.members)).partition(b'"images":[')
-        content = before + marker[:-1] + pictures + after[1:]
-        return Response(
-            content, headers=api.response_headers(spec.model, spec.members.get("seed")), media_type=Media.JSON
-        )
-    large = size > _INLINE or spec.options.gap > 0
-    content = await api.run_codec("encode", partial(_raw, api, spec, result), large=large)
-    headers = api.response_headers(spec.model, spec.members.get("seed")) | _row_headers(result)
-    return Response(content, headers=headers, media_type=spec.media)
+    large = result.rows.size * spec.options.scale**2 > INLINE_VALUES
+    large |= any(result.trajectory) if spec.media is Media.JSON else spec.options.gap > 0
+    (content,) = await api.run_codec("encode", partial(encode_contents, [(api, spec, result)]), large=large)
+    headers, body, media_type = response_parts(api, spec, result, content)
+    return Response(body, headers=headers, media_type=media_type)
+
+
+def encode_contents(ended: Sequence[tuple[ApiRequest, ResponseSpec, Result]]) -> list[bytes]:
+    """The body of each response or, if it is JSON, its list of images. PNGs of one model are encoded together."""
+    together: dict[ServedModel, list[int]] = {}
+    for index, (_, spec, result) in enumerate(ended):
+        is_json = spec.media is Media.JSON
+        is_png = spec.options.format == "png" if is_json else spec.media is Media.PNG and len(result.rows) == 1
+        if is_png and spec.options.scale == 1:
+            together.setdefault(spec.model, []).append(index)
+    files: dict[int, list[bytes]] = {}
+    for model, indices in together.items():
+        rows = [ended[index][2].rows for index in indices]
+        pngs = iter(encode_many(to_uint8(rows[0] if len(rows) == 1 else np.concatenate(rows), model.card), "png"))
+        files |= {index: list(islice(pngs, len(each))) for index, each in zip(indices, rows, strict=True)}
+    return [
+        _json(_images(api, spec, result, files.get(index)))
+        if spec.media is Media.JSON
+        else files[index][0]
+        if index in files
+        else _raw(api, spec, result)
+        for index, (api, spec, result) in enumerate(ended)
+    ]
+
+
+def response_parts(
+    api: ApiRequest, spec: ResponseSpec, result: Result, content: bytes
+) -> tuple[dict[str, str], bytes, str]:
+    """Headers, body and media type of a response whose ``content`` comes from `encode_contents`."""
+    headers = api.response_headers(spec.model, spec.members.get("seed"))
+    if spec.media is not Media.JSON:
+        return headers | _row_headers(result), content, spec.media
+    # `timing` includes the time of encoding the images, so the rest of the body is written after them, and the
+    # encoded images are inserted as text.
+    before, marker, after = _json(envelope(api, spec.model, [], spec.members)).partition(b'"images":[')
+    return headers, before + marker[:-1] + content + after[1:], spec.media
 
 
 def respond_scores(api: ApiRequest, model: ServedModel, result: Result) -> Response:
@@ -204,9 +232,11 @@ def round_metric(value: float) -> float:
     return round(float(value), METRIC_DECIMALS)
 
 
-def _images(api: ApiRequest, spec: ResponseSpec, result: Result) -> list[dict[str, Any]]:
+def _images(api: ApiRequest, spec: ResponseSpec, result: Result, pngs: Sequence[bytes] | None) -> list[dict[str, Any]]:
     card, options = spec.model.card, spec.options
-    if options.format == "npy":
+    if pngs is not None:
+        data = [encode_base64(file) for file in pngs]
+    elif options.format == "npy":
         data = [picture(row, card, options) for row in result.rows]
     else:
         frames = to_uint8(result.rows, card)

@@ -79,7 +79,7 @@ class EventStream(Response):
         problem = describe(exc)
         if problem.status == HTTPStatus.INTERNAL_SERVER_ERROR:
             log_failure(exc, request_id)
-        self._api.request.state.problem = problem.code
+        self._api.state["problem"] = problem.code
         return event("error", problem.body(request_id))
 
     async def _encoded_events(

@@ -1,6 +1,6 @@
 """Read uploads (pictures, masks and latents, as multipart, JSON or a raw body) and decode them to rows."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -15,12 +15,15 @@ from service.api.http.request_context import ApiRequest, parse_as
 from service.api.native import form_fields
 from service.api.native.schemas import PointRequest, ProjectOptions, ProjectRequest, ScoreOptions, ScoreRequest
 from service.api.native.validation import check_count
-from service.domain.errors import InvalidContent, TooLarge, UnsupportedMedia
+from service.domain.errors import IgnError, InvalidContent, TooLarge, UnsupportedMedia
 from service.domain.latents import FloatRow, FloatRows
 from service.domain.tasks import KeepMask
 from service.images import (
     DecodeLimits,
+    Invert,
     Mask,
+    Picture,
+    Resize,
     decode_base64,
     decode_mask,
     decode_npy,
@@ -29,6 +32,7 @@ from service.images import (
     keep_mask,
     picture_pixels,
     prepare,
+    prepare_many,
 )
 from service.models.registry import ServedModel
 from service.settings import Settings
@@ -36,6 +40,7 @@ from service.settings import Settings
 Options = TypeVar("Options", bound=ScoreOptions)
 
 PICTURE_TYPES: Final = ("image/png", "image/jpeg", "image/webp")
+UPLOAD_TYPES: Final = ("multipart/form-data", "application/json", *PICTURE_TYPES)
 _CACHED_QUERY: Final = 256  # bytes; a longer query is not cached
 _MAX_FIELDS: Final = 32  # of a form; there are about twelve options
 _MAX_INLINE: Final = 4  # small pictures; decoding them takes less time than waking a thread of the codec pool
@@ -88,21 +93,26 @@ async def read_upload(api: ApiRequest, schema: type[Options], body: type[Options
         TooLarge, BodyTooSlow: the body passes a limit.
     """
     content_type = api.content_type()
+    if content_type in PICTURE_TYPES:
+        _from_query(schema, api.query)  # rejects bad options before the body is read
+        return parse_upload(api, schema, body, await api.read_body())
+    if content_type not in UPLOAD_TYPES:
+        raise UnsupportedMedia(f"Content-Type: expected one of {', '.join(UPLOAD_TYPES)}")
+    api.reject_query()
+    content = await api.read_body()
+    return await api.parse(content, partial(parse_upload, api, schema, body, content))
+
+
+def parse_upload(api: ApiRequest, schema: type[Options], body: type[Options], content: bytes) -> Upload[Options]:
+    """The part of `read_upload` that comes after the body was read; its content type is one of `UPLOAD_TYPES`."""
+    content_type, settings = api.content_type(), api.services.settings
     if content_type == "multipart/form-data":
-        api.reject_query()
-        upload = await _from_form(api, schema)
+        upload = _from_form(api.headers.get("content-type", ""), content, schema, settings)
     elif content_type == "application/json":
-        api.reject_query()
-        content = await api.read_body()
-        upload = _from_json(await api.parse(content, partial(parse_as, body, content)))
-    elif content_type in PICTURE_TYPES:
-        query = api.request.scope["query_string"]
-        options = (_from_query_cached if len(query) <= _CACHED_QUERY else _from_query)(schema, query)
-        upload = Upload(options=options, images=[await api.read_body()], image_field="body")
+        upload = _from_json(parse_as(body, content))
     else:
-        expected = ", ".join(("multipart/form-data", "application/json", *PICTURE_TYPES))
-        raise UnsupportedMedia(f"Content-Type: expected one of {expected}")
-    check_count(upload.image_field, len(upload.images), api.services.settings.max_images)
+        upload = Upload(options=_from_query(schema, api.query), images=[content], image_field="body")
+    check_count(upload.image_field, len(upload.images), settings.max_images)
     return upload
 
 
@@ -141,20 +151,58 @@ def prepare_upload(
         return decode_mask(_to_bytes(upload.masks[i], name, max_chars), limits, field=name), name
 
     shared_mask = mask(0) if len(upload.masks) == 1 else None
-    rows = np.empty((len(upload.images), *card.shape), dtype=np.float32)
-    inverted, keep = [], []
+    keep: list[KeepMask] = []
+
+    def pictures() -> Iterator[tuple[Picture, Resize, Invert]]:  # one at a time: a decoded one can be large
+        for i, picture in enumerate(_decode_upload(upload, settings, check_not_over)):
+            if upload.masks:
+                # Masks too are decoded one at a time, because each can have as many pixels as the largest picture.
+                decoded_mask, name = shared_mask or mask(i)
+                keep.append(keep_mask(decoded_mask, picture, card, resize=options.resize, field=name))
+            yield picture, options.resize, options.invert
+
+    rows, inverted = prepare_many(pictures(), card)
+    return InputRows(rows=rows, keep=np.stack(keep) if keep else None, inverted=inverted)
+
+
+def prepare_uploads(
+    uploads: Sequence[Upload[Options]], model: ServedModel, settings: Settings
+) -> list[InputRows | IgnError]:
+    """As `prepare_upload` for several small uploads without masks; returns an error in place of raising it."""
+    prepared: list[IgnError | slice] = []
+    pictures: list[tuple[Picture, Resize, Invert]] = []
+    for upload in uploads:
+        options, first = upload.options, len(pictures)
+        named = [(_field_name(upload.image_field, i, upload.images), item) for i, item in enumerate(upload.images)]
+        try:
+            _check_pixels(named, settings, _go_on)
+            decoded = list(_decode_upload(upload, settings, _go_on))
+        except IgnError as exc:
+            prepared.append(exc)
+            continue
+        pictures += [(picture, options.resize, options.invert) for picture in decoded]
+        prepared.append(slice(first, len(pictures)))
+    if not pictures:
+        return [each for each in prepared if isinstance(each, IgnError)]
+    rows, inverted = prepare_many(pictures, model.card)
+    return [
+        InputRows(rows=rows[each], inverted=inverted[each]) if isinstance(each, slice) else each for each in prepared
+    ]
+
+
+def _decode_upload(
+    upload: Upload[Options], settings: Settings, check_not_over: Callable[[], None]
+) -> Iterator[Picture]:
+    """Decode the pictures of an upload, one at a time."""
+    limits = DecodeLimits(max_pixels=settings.max_pixels)
     for i, data in enumerate(upload.images):
         check_not_over()
         field = _field_name(upload.image_field, i, upload.images)
-        picture = decode_picture(_to_bytes(data, field, max_chars), limits, field=field)
-        prepared = prepare(picture, card, resize=options.resize, invert=options.invert)
-        rows[i] = prepared.row
-        inverted.append(prepared.inverted)
-        if upload.masks:
-            # Masks are decoded one at a time, because a decoded mask can have as many pixels as the largest picture.
-            decoded_mask, name = shared_mask or mask(i)
-            keep.append(keep_mask(decoded_mask, picture, card, resize=options.resize, field=name))
-    return InputRows(rows=rows, keep=np.stack(keep) if keep else None, inverted=inverted)
+        yield decode_picture(_to_bytes(data, field, settings.max_body_bytes), limits, field=field)
+
+
+def _go_on() -> None:
+    """Small pictures need no check between them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,19 +244,14 @@ class PointReader:
         return decode_npy(decode_base64(point.latent or "", field=field, max_chars=max_chars), card.shape, field=field)
 
 
-async def _from_form(api: ApiRequest, schema: type[Options]) -> Upload[Options]:
-    body = await api.read_body()
+def _from_form(content_type: str, body: bytes, schema: type[Options], settings: Settings) -> Upload[Options]:
     accepts_mask = issubclass(schema, ProjectOptions)
-    fields, files = await api.parse(
+    fields, files = parse_multipart(
+        content_type,
         body,
-        partial(
-            parse_multipart,
-            api.headers.get("content-type", ""),
-            body,
-            max_files=api.services.settings.max_images + 1,
-            max_fields=_MAX_FIELDS,
-            file_names=("image", "mask") if accepts_mask else ("image",),
-        ),
+        max_files=settings.max_images + 1,
+        max_fields=_MAX_FIELDS,
+        file_names=("image", "mask") if accepts_mask else ("image",),
     )
     images = files.pop("image", [])
     masks = list(files.pop("mask", [])) if accepts_mask else []
@@ -239,6 +282,10 @@ def _from_json(request: Options) -> Upload[Options]:
 
 
 def _from_query(schema: type[Options], query: bytes) -> Options:
+    return (_parse_query_cached if len(query) <= _CACHED_QUERY else _parse_query)(schema, query)
+
+
+def _parse_query(schema: type[Options], query: bytes) -> Options:
     fields: dict[str, list[str]] = {}
     for name, value in QueryParams(query).multi_items():
         fields.setdefault(name, []).append(value)
@@ -246,7 +293,7 @@ def _from_query(schema: type[Options], query: bytes) -> Options:
 
 
 # A client sends the same query with every picture, and the parsed options are immutable.
-_from_query_cached: Callable[[type[Options], bytes], Options] = lru_cache(maxsize=256)(_from_query)
+_parse_query_cached: Callable[[type[Options], bytes], Options] = lru_cache(maxsize=256)(_parse_query)
 
 
 def _check_pixels(

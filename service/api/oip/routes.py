@@ -5,6 +5,7 @@ clients send none.
 """
 
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Any, Final
 
 from fastapi import APIRouter
@@ -15,22 +16,19 @@ from service import __version__
 from service.api.app_state import AppState, app_state
 from service.api.http.disconnect import until_disconnect
 from service.api.http.request_context import LARGE_BODY, ApiRequest
-from service.api.oip import openapi
-from service.api.oip.compression import accepted_encoding, content_encoding, deflate, inflate
+from service.api.oip import openapi, stages
+from service.api.oip.compression import content_encoding
 from service.api.oip.schemas import ModelConfig, ModelMetadata, ServerMetadata, StatisticsAnswer
-from service.api.oip.tensors import DATATYPE, HEADER_LENGTH, Inference, header_length, read_request, write_answer
+from service.api.oip.tensors import DATATYPE, HEADER_LENGTH, header_length
 from service.artifact.card import INPUT, OUTPUT
-from service.domain.errors import InvalidContent, InvalidInference, NotReady
-from service.domain.tasks import Result, SchedulingParams, StepParams
+from service.domain.errors import InvalidContent, NotReady
 from service.models.registry import ServedModel
 from service.observability.statistics import Counts, Duration
 
 router = APIRouter(tags=["Open Inference Protocol"])
 
 PLATFORM: Final = "onnxruntime_onnx"
-_JSON_BYTES: Final = 16  # estimated length of one number in JSON
 _ZERO_DURATION: Final = {"count": 0, "ns": 0}
-_MAX_TIMEOUT_US: Final = 10**15
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -134,69 +132,32 @@ async def statistics(request: Request) -> Response:
 @_register_model_routes("POST", "/infer", **openapi.INFER)
 async def infer(request: Request) -> Response:
     """Apply f to rows, `steps` times."""
-    api = ApiRequest(request)
+    api = ApiRequest.of(request)
     length = header_length(api.headers.getlist(HEADER_LENGTH))
     encoding = content_encoding(", ".join(api.headers.getlist("content-encoding")))
     body = await api.read_body(encoded=True)
-    model, settings = api.resolve(_model_ref(request)), api.services.settings
+    model = api.resolve(stages.model_ref(request.path_params))
 
-    def read() -> Inference:
-        content = body if encoding is None else inflate(body, encoding, settings.max_body_bytes)
-        return read_request(content, length, model.card, max_rows=settings.max_images, max_steps=settings.max_steps)
-
-    async def work() -> Response:
-        inference = await api.run_codec("decode", read, large=encoding is not None or len(body) > LARGE_BODY)
-        api.state["rows"], api.state["steps"] = len(inference.rows), inference.steps
-        params = SchedulingParams(
-            step_params=StepParams(steps=inference.steps),
-            key=api.caller,
-            deadline=_deadline(api, inference.timeout_us),
-            request_id=api.request_id,
-            observer=api.spans,
-        )
+    async def serve() -> Response:
+        large = encoding is not None or len(body) > LARGE_BODY
+        work = await api.run_codec("decode", partial(stages.read, api, model, body, length, encoding), large=large)
+        api.state["rows"], api.state["steps"] = work.count, work.steps
         try:
-            result = await model.scheduler.submit(inference.rows, params)
+            result = await model.scheduler.submit(work.inference.rows, work.scheduling(work.inference))
         except InvalidContent as exc:
-            raise InvalidInference(exc.detail) from exc
-        return await _respond(api, model, inference, result)
+            raise work.error(exc) from exc
+        api.count_rows(model, result)
+        written = await api.run_codec("encode", partial(stages.write, work, result), large=work.is_large)
+        headers, content, media_type = stages.response_parts(work, *written)
+        return Response(content, headers=headers, media_type=media_type)
 
-    return await until_disconnect(request.receive, work())
-
-
-async def _respond(api: ApiRequest, model: ServedModel, inference: Inference, result: Result) -> Response:
-    api.count_rows(model, result)
-    encoding = accepted_encoding(", ".join(api.headers.getlist("accept-encoding")))
-
-    def write() -> tuple[bytes, int | None]:
-        content, length = write_answer(inference, model.card, result.rows)
-        return content if encoding is None else deflate(content, encoding), length
-
-    size = result.rows.nbytes if inference.binary else result.rows.size * _JSON_BYTES
-    content, length = await api.run_codec("encode", write, large=size > LARGE_BODY)
-    model.statistics.tensors(api.seconds["decode"], api.seconds["encode"])
-    headers = api.response_headers(model) | {"Vary": "Accept-Encoding"}
-    if encoding is not None:
-        headers["Content-Encoding"] = encoding
-    if length is None:
-        return Response(content, headers=headers, media_type="application/json")
-    return Response(content, headers=headers | {HEADER_LENGTH: str(length)}, media_type="application/octet-stream")
-
-
-def _deadline(api: ApiRequest, timeout_us: int) -> float:
-    """The earlier of the deadline of the request and the timeout in its body; 0 means no timeout."""
-    if timeout_us == 0:
-        return api.deadline
-    return min(api.deadline, api.arrival + min(timeout_us, _MAX_TIMEOUT_US) / 1e6)
-
-
-def _model_ref(request: Request) -> str:
-    return "/".join(request.path_params[part] for part in ("name", "version") if part in request.path_params)
+    return await until_disconnect(api.receive, serve())
 
 
 def _resolve(request: Request) -> tuple[AppState, ServedModel]:
     services = app_state(request)
     services.require_serving()
-    return services, services.registry.resolve(_model_ref(request))
+    return services, services.registry.resolve(stages.model_ref(request.path_params))
 
 
 def _versions(services: AppState, model: ServedModel) -> list[ServedModel]:

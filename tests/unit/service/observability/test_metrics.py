@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client import REGISTRY
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import REGISTRY, CollectorRegistry, Histogram
 from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
 
 from service import __version__
-from service.observability.labels import MAX_VALUES, OTHER, LabelLimiter
+from service.observability.labels import MAX_VALUES, OTHER, LabelLimiter, observe_all
 from service.observability.metrics import MAX_CALLERS, Metrics, SchedulerMetrics
 from service.observability.trace_context import TraceContext
 from service.scheduling.scheduler import SchedulerObserver
@@ -313,3 +315,16 @@ def test_processes_add_up(tmp_path: Path, accept: str) -> None:
     finally:
         for process in processes:
             process.communicate()
+
+
+@given(st.lists(st.floats(-1.0, 2.0), max_size=20))
+def test_values_are_observed_together_as_one_by_one(values: list[float]) -> None:
+    registries = CollectorRegistry(), CollectorRegistry()
+    together, single = (Histogram("x", "x", buckets=(0.0, 0.5, 1.0), registry=registry) for registry in registries)
+    observe_all(together, values)
+    for value in values:
+        single.observe(value)
+    for bound in ("0.0", "0.5", "1.0", "+Inf"):
+        got, want = (registry.get_sample_value("x_bucket", {"le": bound}) for registry in registries)
+        assert got == want
+    assert registries[0].get_sample_value("x_sum") == pytest.approx(registries[1].get_sample_value("x_sum"))

@@ -1,9 +1,12 @@
+import contextlib
 import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from service.domain.errors import DeadlineUnreachable, QueueFull, WouldMissDeadline
+from service.domain.errors import DeadlineUnreachable, IgnError, QueueFull, WouldMissDeadline
 from service.domain.tasks import SchedulingParams, StepParams
 from service.scheduling.admission import Admission, CostModel
 from service.scheduling.request import Counters, ScheduledRequest
@@ -214,3 +217,37 @@ def test_retry_after_is_clamped() -> None:
         admission.admit(request(1000), 0.0)
     assert 48.0 <= refused.value.retry_after <= 60.0
     assert math.isfinite(refused.value.retry_after)
+
+
+asked = st.builds(
+    request,
+    st.integers(1, 4),
+    steps=st.integers(1, 9),
+    deadline=st.none() | st.floats(-0.1, 0.5),
+    key=st.sampled_from("ab"),
+    tolerance=st.none() | st.just(0.1),
+    score=st.booleans(),
+)
+
+
+@given(st.lists(asked, max_size=6), st.lists(asked, min_size=1, max_size=8), st.integers(1, 30))
+def test_requests_are_admitted_together_as_one_by_one(
+    earlier: list[ScheduledRequest], requests: list[ScheduledRequest], queue_rows: int
+) -> None:
+    def admitted(together: bool) -> tuple[list[str | None], Counters]:
+        admission, codes = with_measured_calls(queue_rows=queue_rows), list[str | None]()
+        for one in earlier:
+            with contextlib.suppress(IgnError):
+                admission.admit(one, 0.0)
+        if together:
+            refused = admission.admit_many(requests, 0.0)
+            return [refused[one].error_code if one in refused else None for one in requests], admission.total
+        for one in requests:
+            try:
+                admission.admit(one, 0.0)
+                codes.append(None)
+            except IgnError as exc:
+                codes.append(exc.error_code)
+        return codes, admission.total
+
+    assert admitted(together=True) == admitted(together=False)

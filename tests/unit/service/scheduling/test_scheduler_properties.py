@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from service.domain.latents import FloatRow, FloatRows
 from service.domain.tasks import Result, SchedulingParams, StepOutput, StepParams, StreamProgress
 from service.scheduling.scheduler import Scheduler
 from tests.helpers.fakes import FakeModel
-from tests.helpers.serving import Clock
+from tests.helpers.serving import Clock, TogetherScheduler
 
 SHAPE = (2, 2, 2)
 POISON = 77.0
@@ -139,6 +140,7 @@ async def answer(scheduler: Scheduler, ask: Ask) -> None:
     check(ask, results[0], events)
 
 
+WAYS = pytest.mark.parametrize("scheduler_class", [Scheduler, TogetherScheduler])
 MODELS = st.fixed_dictionaries(
     {
         "buckets": st.sampled_from([None, (1, 2, 4, 8), (3, 8), (8,)]),
@@ -147,9 +149,14 @@ MODELS = st.fixed_dictionaries(
 )
 
 
+@WAYS
 @given(st.lists(asks(), min_size=1, max_size=8), st.integers(1, 8), MODELS, st.integers(1, 3))
 def test_no_row_is_lost_or_mixed_up(
-    requests: list[Ask], max_batch_rows: int, options: dict[str, tuple[int, ...] | int | None], devices: int
+    scheduler_class: type[Scheduler],
+    requests: list[Ask],
+    max_batch_rows: int,
+    options: dict[str, tuple[int, ...] | int | None],
+    devices: int,
 ) -> None:
     buckets, memory = options["buckets"], options["memory_rows"]
     assert not isinstance(buckets, int)
@@ -159,7 +166,7 @@ def test_no_row_is_lost_or_mixed_up(
     models = [FakeModel(SHAPE, f, buckets, poison=is_poison, memory_rows=memory) for _ in range(devices)]
 
     async def main() -> None:
-        scheduler = Scheduler(*models, max_batch_rows=max_batch_rows, queue_rows=1000)
+        scheduler = scheduler_class(*models, max_batch_rows=max_batch_rows, queue_rows=1000)
         scheduler.start()
         try:
             await asyncio.gather(*(answer(scheduler, ask) for ask in requests))
@@ -177,14 +184,17 @@ def test_no_row_is_lost_or_mixed_up(
     asyncio.run(main())
 
 
+@WAYS
 @given(st.lists(asks(), min_size=2, max_size=8), st.integers(0, 2**32 - 1), st.integers(1, 2))
-def test_cancelled_requests_change_no_other_result(requests: list[Ask], seed: int, devices: int) -> None:
+def test_cancelled_requests_change_no_other_result(
+    scheduler_class: type[Scheduler], requests: list[Ask], seed: int, devices: int
+) -> None:
     chance = random.Random(seed)
     leaving = {i for i in range(len(requests)) if chance.random() < 0.5}
     models = [FakeModel(SHAPE, f, poison=is_poison) for _ in range(devices)]
 
     async def main() -> None:
-        scheduler = Scheduler(*models, max_batch_rows=3, queue_rows=1000)
+        scheduler = scheduler_class(*models, max_batch_rows=3, queue_rows=1000)
         scheduler.start()
         try:
             tasks = [asyncio.create_task(answer(scheduler, ask)) for ask in requests]
@@ -203,8 +213,11 @@ def test_cancelled_requests_change_no_other_result(requests: list[Ask], seed: in
     asyncio.run(main())
 
 
+@WAYS
 @given(st.lists(st.booleans(), min_size=1, max_size=12), st.integers(1, 4), st.integers(1, 2))
-def test_a_worker_that_keeps_dying_answers_everybody(deaths: list[bool], max_batch_rows: int, devices: int) -> None:
+def test_a_worker_that_keeps_dying_answers_everybody(
+    scheduler_class: type[Scheduler], deaths: list[bool], max_batch_rows: int, devices: int
+) -> None:
     def deadly(rows: FloatRows) -> FloatRows:
         if (rows[:, 0, 0, 0] == POISON).any():
             raise SystemExit
@@ -214,7 +227,7 @@ def test_a_worker_that_keeps_dying_answers_everybody(deaths: list[bool], max_bat
     models = [FakeModel(SHAPE, deadly, gate=gate) for _ in range(devices)]
 
     async def main() -> None:
-        scheduler = Scheduler(*models, max_batch_rows=max_batch_rows, queue_rows=1000)
+        scheduler = scheduler_class(*models, max_batch_rows=max_batch_rows, queue_rows=1000)
         scheduler.start()
         try:
             tasks = []
@@ -239,12 +252,13 @@ def test_a_worker_that_keeps_dying_answers_everybody(deaths: list[bool], max_bat
     asyncio.run(main())
 
 
+@WAYS
 @given(
     st.lists(st.tuples(st.integers(1, 3), st.integers(1, 5), st.none() | st.integers(1, 40)), min_size=1, max_size=12),
     st.integers(1, 4),
 )
 def test_no_step_begins_with_a_row_whose_deadline_has_passed(
-    plans: list[tuple[int, int, int | None]], max_batch_rows: int
+    scheduler_class: type[Scheduler], plans: list[tuple[int, int, int | None]], max_batch_rows: int
 ) -> None:
     """Every step advances the clock by one second, so that no timer of the event loop interferes."""
     clock, seen = Clock(), list[tuple[float, int]]()
@@ -258,7 +272,7 @@ def test_no_step_begins_with_a_row_whose_deadline_has_passed(
     model = FakeModel(SHAPE, tick, gate=gate)
 
     async def main() -> None:
-        scheduler = Scheduler(model, max_batch_rows=max_batch_rows, queue_rows=1000, clock=clock)
+        scheduler = scheduler_class(model, max_batch_rows=max_batch_rows, queue_rows=1000, clock=clock)
         scheduler.start()
         try:
             tasks, ends = [], [100.0 + (10**6 if seconds is None else seconds) for _, _, seconds in plans]

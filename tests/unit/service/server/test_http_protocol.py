@@ -9,8 +9,8 @@ from starlette.types import Receive, Scope, Send
 
 from service.api.middleware.in_flight import InFlightRequests
 from service.server.early_rejection import EarlyRejection
-from service.server.http_protocol import _MAX_JOINED, WriteCoalescer
 from service.server.uvicorn_server import config
+from service.server.write_coalescer import MAX_JOINED, WriteCoalescer
 
 HEAD, BODY = b"HTTP/1.1 200 OK\r\n\r\n", b"body"
 
@@ -71,7 +71,7 @@ def test_answers_of_one_turn_stay_in_order() -> None:
     assert joined(written(use)) == b"01234"
 
 
-@pytest.mark.parametrize(("size", "writes"), [(_MAX_JOINED, 1), (_MAX_JOINED + 1, 2)])
+@pytest.mark.parametrize(("size", "writes"), [(MAX_JOINED, 1), (MAX_JOINED + 1, 2)])
 def test_a_long_body_is_not_copied(size: int, writes: int) -> None:
     def use(transport: WriteCoalescer, _: Wire) -> None:
         transport.write(HEAD)
