@@ -45,6 +45,7 @@ from service.engine.slots import (
 )
 from service.scheduling.interface import Deliver, Event
 
+DeliverMany = Callable[[list[tuple["RemoteRequest", Event]]], None]
 GONE: Final = "the engine is being restarted"
 STUCK: Final = "the engine does not respond"
 _SWEEP_S: Final = 0.5
@@ -58,19 +59,27 @@ _NO_STATE: Final = ModelState(healthy=False, all_devices_lost=False, device_erro
 class RemoteRequest:
     """A request whose caller waits."""
 
-    __slots__ = ("deliver", "expires", "number", "params", "shape", "slot", "submitted")
+    __slots__ = ("deliver", "deliver_many", "expires", "number", "params", "shape", "slot", "submitted")
 
     def __init__(
         self, number: int, slot: int, shape: tuple[int, ...], params: SchedulingParams, deliver: Deliver
     ) -> None:
         self.number, self.slot, self.shape = number, slot, shape  # slot −1: it went by the socket
         self.params, self.deliver = params, deliver
+        self.deliver_many: DeliverMany | None = None  # in place of `deliver`
         self.submitted = time.monotonic()
         self.expires = math.inf if params.deadline is None else params.deadline + _GRACE_S
 
     def end(self, event: Event) -> None:
         """Deliver the last event, and tell the request's observer."""
-        self.deliver(event)
+        if self.deliver_many is not None:
+            self.deliver_many([(self, event)])
+        else:
+            self.deliver(event)
+        self.observe(event)
+
+    def observe(self, event: Event) -> None:
+        """Tell the request's observer of the last event."""
         if self.params.observer is not None:
             now = time.monotonic()
             started = now - event.compute_s if isinstance(event, Result) else None
@@ -243,8 +252,8 @@ class EngineConnection:
         return True
 
     def _on_completed(self) -> None:
-        segment = self._segment
-        for one in segment.completed.take():
+        together: dict[DeliverMany, list[tuple[RemoteRequest, Event]]] = {}
+        for one in self._segment.completed.take():
             slot, generation = use_of(one)
             request, self._in_slot[slot] = self._in_slot[slot], None
             if request is None or request.number != generation:  # its caller has gone
@@ -252,7 +261,13 @@ class EngineConnection:
                 continue
             event = self._event(slot, request)
             self._free.append(slot)
-            request.end(event)
+            if request.deliver_many is None:
+                request.end(event)
+            else:
+                together.setdefault(request.deliver_many, []).append((request, event))
+                request.observe(event)
+        for deliver_many, ended in together.items():
+            deliver_many(ended)
 
     def _event(self, slot: int, request: RemoteRequest) -> Event:
         segment, (count, *shape) = self._segment, request.shape

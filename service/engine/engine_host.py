@@ -14,10 +14,11 @@ import socket
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import replace
 from functools import lru_cache, partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from weakref import WeakValueDictionary
 
 from service.domain.errors import IgnError, NotReady
+from service.domain.latents import FloatRows
 from service.domain.tasks import Result, SchedulingParams, StepParams
 from service.engine.messages import (
     Answer,
@@ -211,6 +212,14 @@ class EngineHost:
             self._tell_state(self._fronts)
 
 
+class _Use(NamedTuple):
+    """One use of a slot."""
+
+    slot: int
+    head: Head
+    deadline: float
+
+
 class _Front:
     """One front end, until its socket closes."""
 
@@ -219,6 +228,7 @@ class _Front:
         self._segment = Segment(files)
         self.stream = MessageStream(self._on_message, self._on_lost)
         self._slots: dict[int, tuple[int, Scheduler, Any]] = {}  # slot → generation, scheduler, what cancels
+        self._slot_of: dict[Any, int] = {}  # by what cancels
         self._requests: dict[int, tuple[Scheduler, Any]] = {}  # of `Begin`
         self._completed: list[int] = []
         self._is_lost = False
@@ -230,31 +240,53 @@ class _Front:
             return
         slots = [use_of(one)[0] for one in entries]
         heads, deadlines = self._segment.heads[slots].tolist(), self._segment.times[slots, 0].tolist()
+        uses: dict[int, list[_Use]] = {}  # by model
         for one, slot, head, deadline in zip(entries, slots, heads, deadlines, strict=True):
-            if one & CANCEL:
+            if one & CANCEL:  # of a use that may be among those before it
+                self._begin_uses(uses)
+                uses = {}
                 self._cancel_slot(*use_of(one))
             else:
-                self._begin_slot(slot, Head(*head), deadline)
+                use = _Use(slot, Head(*head), deadline)
+                uses.setdefault(use.head.model, []).append(use)
+        self._begin_uses(uses)
 
-    def _begin_slot(self, slot: int, head: Head, deadline: float) -> None:
-        text = self._segment.read_text(slot, head.key_bytes + head.id_bytes)
-        params = SchedulingParams(
+    def _begin_uses(self, uses: dict[int, list["_Use"]]) -> None:
+        for number, group in uses.items():
+            try:
+                model = self._host.model(number)
+                calls = [(self._rows(use, model), self._params(use)) for use in group]
+                begun = model.scheduler.begin_many(calls, self._end_uses)
+            except (IgnError, ValueError) as exc:
+                for use in group:
+                    self._end_slot(use.slot, use.head.generation, exc)
+                continue
+            for use, handle in zip(group, begun, strict=True):
+                if isinstance(handle, IgnError):
+                    self._end_slot(use.slot, use.head.generation, handle)
+                else:
+                    self._slots[use.slot] = use.head.generation, model.scheduler, handle
+                    self._slot_of[handle] = use.slot
+
+    def _rows(self, use: "_Use", model: ServedModel) -> FloatRows:
+        return self._segment.rows(use.slot, use.head.rows, model.card.shape)
+
+    def _params(self, use: "_Use") -> SchedulingParams:
+        head = use.head
+        text = self._segment.read_text(use.slot, head.key_bytes + head.id_bytes)
+        return SchedulingParams(
             step_params=_step_params(head.steps, bool(head.score)),
-            deadline=None if math.isinf(deadline) else deadline,
+            deadline=None if math.isinf(use.deadline) else use.deadline,
             key=text[: head.key_bytes].decode(),
             request_id=text[head.key_bytes :].decode(),
         )
-        try:
-            model = self._host.model(head.model)
-            rows = self._segment.rows(slot, head.rows, model.card.shape)
-            scheduler = model.scheduler
-            deliver = partial(self._end_slot, slot, head.generation)
-            self._slots[slot] = head.generation, scheduler, scheduler.begin(rows, params, deliver, streamed=False)
-        except (IgnError, ValueError) as exc:
-            self._end_slot(slot, head.generation, exc)
+
+    def _end_uses(self, ended: list[tuple[Any, Event]]) -> None:
+        for handle, event in ended:
+            slot = self._slot_of.pop(handle)
+            self._end_slot(slot, self._slots.pop(slot)[0], event)
 
     def _end_slot(self, slot: int, generation: int, event: Event | ValueError) -> None:
-        self._slots.pop(slot, None)
         segment = self._segment
         if isinstance(event, Result):
             count = len(event.rows)
@@ -276,7 +308,7 @@ class _Front:
         found = self._slots.get(slot)
         if found is None or found[0] != generation:  # it has ended, and its entry is on the way
             return
-        del self._slots[slot]
+        del self._slots[slot], self._slot_of[found[2]]
         found[1].cancel(found[2])
         self._complete(entry(slot, generation))
 
@@ -335,6 +367,7 @@ class _Front:
         for scheduler, handle in (*(found[1:] for found in self._slots.values()), *self._requests.values()):
             scheduler.cancel(handle)
         self._slots.clear()
+        self._slot_of.clear()
         self._requests.clear()
         self._is_lost = True
         self._files.close()

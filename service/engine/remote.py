@@ -1,10 +1,13 @@
 """Stand for the scheduler and the statistics of a model in the engine's process."""
 
+from collections.abc import Sequence
+
+from service.domain.errors import IgnError
 from service.domain.latents import FloatRows
 from service.domain.tasks import SchedulingParams
-from service.engine.connection import EngineConnection, RemoteRequest
+from service.engine.connection import DeliverMany, EngineConnection, RemoteRequest
 from service.observability.statistics import Counts
-from service.scheduling.interface import Deliver, RowScheduler, check_rows
+from service.scheduling.interface import Deliver, Event, RowScheduler, check_rows
 
 
 class RemoteScheduler(RowScheduler[RemoteRequest]):
@@ -54,6 +57,21 @@ class RemoteScheduler(RowScheduler[RemoteRequest]):
         check_rows(rows, params, self._shape)
         return self._connection.begin(self._model, rows, params, deliver, streamed=streamed)
 
+    def begin_many(
+        self, calls: Sequence[tuple[FloatRows, SchedulingParams]], deliver: DeliverMany
+    ) -> list[RemoteRequest | IgnError]:
+        """Send several requests, and call ``deliver`` with those that end together."""
+        begun: list[RemoteRequest | IgnError] = []
+        for rows, params in calls:
+            try:
+                request = self.begin(rows, params, _never, streamed=False)
+            except IgnError as exc:
+                begun.append(exc)
+            else:
+                request.deliver_many = deliver
+                begun.append(request)
+        return begun
+
     def cancel(self, handle: RemoteRequest) -> None:
         """Cancel a request in the engine."""
         self._connection.cancel(handle)
@@ -78,3 +96,8 @@ class RemoteStatistics:
     def tensors(self, read_s: float, written_s: float) -> None:
         """Add the times of a successful request."""
         self._connection.tensors(self._model, read_s, written_s)
+
+
+def _never(event: Event) -> None:
+    """Stands where events are delivered together."""
+    raise AssertionError(event)

@@ -21,6 +21,7 @@ from service.domain.latents import FloatRows
 from service.domain.tasks import KeepMask, Result, SchedulingParams, StepOutput, StepParams
 from service.engine.slots import SLOTS
 from service.models.registry import ServedModel
+from service.scheduling.interface import Event
 from service.scheduling.scheduler import Scheduler
 from tests.helpers.fakes import FakeModel
 from tests.helpers.serving import collect, marked, params, release, serving, submitted, until_running
@@ -84,6 +85,27 @@ def test_more_requests_than_slots(tmp_path: Path) -> None:
             assert [float(result.rows[0, 0, 0, 0]) for result in results] == [i / 2 for i in range(SLOTS + 100)]
 
     play(tmp_path, script, FakeModel(SHAPE), queue_rows=10_000)
+
+
+def test_requests_that_begin_together(tmp_path: Path) -> None:
+    async def script(engine: Engine, front: Front, model: ServedModel) -> None:
+        ended: list[tuple[object, Event]] = []
+        calls = [(marked(i), params(key=f"key {i % 3}")) for i in range(SLOTS + 100)]
+        begun = model.scheduler.begin_many([*calls, (marked(*range(30_000)), params())], ended.extend)
+        model.scheduler.cancel(begun[7])
+        await until(lambda: len(ended) == len(begun) - 1)
+        events = dict(ended)
+        assert begun[7] not in events
+        for number in (*range(7), *range(8, len(calls))):
+            event = events[begun[number]]
+            if number == 13:
+                assert isinstance(event, ModelFailure)
+            else:
+                assert isinstance(event, Result)
+                assert event.rows.max() == number / 2
+        assert isinstance(events[begun[-1]], QueueFull)
+
+    play(tmp_path, script, FakeModel(SHAPE, failures={13.0: "not this one"}), queue_rows=10_000)
 
 
 def test_errors_are_those_of_one_process(tmp_path: Path) -> None:
