@@ -72,7 +72,9 @@ class HttpProtocol(Connection):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wrap the transport, and count the connection."""
-        super().connection_made(cast(asyncio.Transport, WriteCoalescer(transport, self.pipeline)))
+        super().connection_made(
+            cast(asyncio.Transport, WriteCoalescer(transport, self.pipeline, self._connections.reads))
+        )
         self._head_since = self._idle_since = self.loop.time()
         self._connections.add(self)
 
@@ -368,8 +370,8 @@ class HttpProtocol(Connection):
         self.on_response_complete()
 
     def _read_on(self) -> None:
-        if not self.transport.is_closing():
-            self.flow.resume_reading()
+        self.flow.read_paused = False
+        cast(WriteCoalescer, self.transport).resume_reading_now()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle

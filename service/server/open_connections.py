@@ -16,10 +16,14 @@ from service.api.middleware.endpoint_names import UNMATCHED
 from service.domain.errors import IgnError
 from service.observability.logs import Observe, choose_request_id, log_request
 from service.server import open_files
+from service.server.early_rejection import Pacer
 
 _LOG = logging.getLogger("service")
 DEFAULT_LIMIT: Final = 4096
 DEFAULT_HEAD_TIMEOUT_S: Final = 10.0
+MAX_READS_PER_TICK: Final = 8
+"""Connections that may read on in one iteration of the event loop, up to 256 KiB each, so that many large bodies do not
+hold up the others."""
 SWEEP_S: Final = 1.0
 """Seconds between two sweeps: a connection may outlive its limit by this time."""
 _MAX_DELAY_S: Final = 1.5 * SWEEP_S  # a sweep that comes later follows a pause of the process
@@ -84,6 +88,8 @@ class OpenConnections:
         observe: Observe | None = None,
     ) -> None:
         self.head_timeout_s = head_timeout_s
+        self.reads = Pacer(MAX_READS_PER_TICK)
+        """Gives connections with large bodies their turn to read on."""
         self.resumed_at = 0.0
         """Event loop time of the end of the last pause of this process. What clients sent during it is unread then, and
         they may have been paused too, so connections are late only from here."""

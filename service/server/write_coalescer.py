@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Sized
 from typing import Any, Final
 
+from service.server.early_rejection import Pacer
+
 MAX_JOINED: Final = 1 << 16
 """Bytes of a body; copying a longer one costs more than a second write."""
 
@@ -16,11 +18,11 @@ class WriteCoalescer:
     Args:
         transport: the transport behind it.
         pipeline: the requests that wait for the response before theirs; while there are any, reading stays paused.
+        reads: paces reading on after a pause, which large bodies make.
     """
 
-    def __init__(self, transport: asyncio.Transport, pipeline: Sized = ()) -> None:
-        self._transport = transport
-        self._pipeline = pipeline
+    def __init__(self, transport: asyncio.Transport, pipeline: Sized, reads: Pacer) -> None:
+        self._transport, self._pipeline, self._reads = transport, pipeline, reads
         self._loop = asyncio.get_running_loop()
         self._held = b""
         self.is_closing = transport.is_closing
@@ -57,8 +59,12 @@ class WriteCoalescer:
         self._transport.close()
 
     def resume_reading(self) -> None:
-        """Read on, unless requests wait: uvicorn calls this when a request reads its body."""
-        if not self._pipeline:
+        """Read on in turn, unless requests wait: uvicorn calls this when a request reads its body."""
+        self._reads.run(self.resume_reading_now, self._loop.call_soon)
+
+    def resume_reading_now(self) -> None:
+        """Read on, unless requests wait or the connection closes."""
+        if not self._pipeline and not self.is_closing():
             self._transport.resume_reading()
 
     def _flush(self) -> None:

@@ -8,7 +8,7 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from service.api.middleware.in_flight import InFlightRequests
-from service.server.early_rejection import EarlyRejection
+from service.server.early_rejection import EarlyRejection, Pacer
 from service.server.uvicorn_server import config
 from service.server.write_coalescer import MAX_JOINED, WriteCoalescer
 
@@ -32,6 +32,9 @@ class Wire(asyncio.Transport):
     def is_closing(self) -> bool:
         return self.closing
 
+    def resume_reading(self) -> None:
+        self.done.append("reads on")
+
 
 def joined(parts: list[bytes | str]) -> bytes:
     return b"".join(part for part in parts if isinstance(part, bytes))
@@ -42,11 +45,39 @@ def written(use: Callable[[WriteCoalescer, Wire], None]) -> list[bytes | str]:
 
     async def main() -> list[bytes | str]:
         wire = Wire()
-        use(WriteCoalescer(wire), wire)
+        use(WriteCoalescer(wire, (), Pacer(1)), wire)
         await asyncio.sleep(0)
         return wire.done
 
     return asyncio.run(main())
+
+
+def test_connections_read_on_in_turn() -> None:
+    async def main() -> None:
+        reads, wires = Pacer(2), [Wire() for _ in range(5)]
+        wires[3].closing = True
+        for wire in wires:
+            WriteCoalescer(wire, (), reads).resume_reading()
+        begun = []
+        for _ in range(3):
+            begun.append([wire.done == ["reads on"] for wire in wires])
+            await asyncio.sleep(0)
+        assert begun == [
+            [True, True, False, False, False],
+            [True, True, True, False, False],
+            [True, True, True, False, True],
+        ]
+
+    asyncio.run(main())
+
+
+def test_a_connection_with_waiting_requests_does_not_read_on() -> None:
+    async def main() -> None:
+        wire = Wire()
+        WriteCoalescer(wire, ["a request"], Pacer(1)).resume_reading()
+        assert wire.done == []
+
+    asyncio.run(main())
 
 
 def test_head_and_body_leave_together() -> None:
