@@ -21,7 +21,7 @@ MAX_ENTRIES = {"service": 17, "model_export": 10}  # modules and packages at the
 MAX_FILE_LINES = 400
 GENERATED = ("models",)  # folders of docs whose pages commands write
 MAX_WORDS = 20_000  # of README.md and docs, without the generated pages
-MAX_REQUEST = {"file_count": 32, "call_count": 185, "calls_together": 100, "thread_switches": 2}
+MAX_REQUEST = {"file_count": 33, "call_count": 190, "calls_together": 100, "thread_switches": 2}
 """Of a warm `/generate`. The goal for files is 15. It would take files of more than `MAX_FILE_LINES` lines, or fewer
 checks on the way. A request alone takes more calls than in a task of its own, requests that arrive together fewer."""
 
