@@ -37,7 +37,7 @@ from model_export.training.train import Run
 from service.domain.latents import FloatRows, NoiseSource
 
 _CHUNK: Final = 256
-_BASE: Final = get_preset("mnist")
+_BASE: Final = get_preset("fashion_mnist")  # whose network and corruptions suit MNIST: no quantiser
 _IMLE, _BALANCE, _DISTILL = naign_stages(960, 480, 480)
 
 

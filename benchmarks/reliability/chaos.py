@@ -187,7 +187,7 @@ def half(options: argparse.Namespace, workers: int) -> Json:
         shutil.copytree(ROOT / "models" / "mnist", models / "mnist")
         settings = {"IGN_MODEL_DIR": str(models), "IGN_DEVICE": "cpu", "IGN_WORKERS": str(workers)}
         with started(settings, commands) as server:
-            chaos = Chaos(server, commands, models / "mnist" / "1" / "model.onnx")
+            chaos = Chaos(server, commands, models / "mnist" / "2" / "model.onnx")
             known = uvloop.run(run(chaos, options, faults))
             ready, replaced = server.get("/readyz")[0], end_state(server)["workers replaced"]
     if ready != 200:

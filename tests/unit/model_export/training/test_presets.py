@@ -110,9 +110,9 @@ def test_which_presets_use_terms_of_the_whole_batch() -> None:
     assert len(whole.pop("avatars64")) > 0
     assert {name: stages for name, stages in whole.items() if stages} == {
         "celeba64": ["distill"],
-        "mnist_quantised": ["quantise"],
+        "mnist": ["quantise"],
     }
-    assert [name for name, preset in PRESETS.items() if preset.network.quantizer] == ["mnist_quantised"]
+    assert [name for name, preset in PRESETS.items() if preset.network.quantizer] == ["mnist"]
 
 
 def test_faces_have_the_recommended_objective_and_that_of_the_paper() -> None:
