@@ -191,7 +191,8 @@ def network_for(size: int, channels: int) -> NetworkConfig:
 _DIGITS = NetworkConfig(size=28, channels=1, widths=(32, 64, 128), bottleneck=256)
 _DIGITS_MATCHING = Matching(pool_refresh=32)
 _DIGITS_CORRUPTIONS: tuple[CorruptionName, ...] = ("noise", "noise", "noise", "blur", "low_resolution", "hole")
-# An autoencoder, whose encoder gives the features for drifting; then f learns in one step what four steps do.
+# An autoencoder, whose encoder gives the features for drifting; then f learns in one step what four steps do; last,
+# outlines, since small parts such as mouths hardly count by their area.
 _AVATAR_STAGES = (
     Stage(name="autoencoder", steps=4000, lr=1e-3, weights=Weights(rec=0.5, project=1.0)),
     Stage(
@@ -210,6 +211,17 @@ _AVATAR_STAGES = (
         warmup=30,
         weights=Weights(rec=1.0, project=1.0, settle=1.0, distill=1.0, drifting=0.02, features=0.3),
         teacher_steps=4,
+        drift_pictures=96,
+        drift_cells=4,
+    ),
+    Stage(
+        name="edges",
+        steps=2400,
+        lr=6e-4,
+        warmup=50,
+        distance="mse_l1_edges",
+        weights=Weights(rec=1.0, project=1.0, settle=1.5, distill=0.5, drifting=0.02, features=0.3),
+        teacher_steps=3,
         drift_pictures=96,
         drift_cells=4,
     ),

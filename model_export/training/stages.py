@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from model_export.training.replay import ReplayConfig
 
-Distance = Literal["mse", "l1", "mse_l1"]
+Distance = Literal["mse", "l1", "mse_l1", "mse_l1_edges"]
 """D of the loss terms; see `model_export.training.losses.distance`."""
 
 

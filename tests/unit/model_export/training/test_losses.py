@@ -45,6 +45,18 @@ def test_distance_is_a_mean_over_pixels_for_each_row() -> None:
     assert losses.distance(a, b, "mse_l1").tolist() == pytest.approx([1.2, 9.6])
 
 
+def test_an_outline_counts_more_than_an_even_error() -> None:
+    even, outline = torch.full((1, 1, 4, 4), 0.5), torch.zeros(1, 1, 4, 4)
+    outline[0, 0, 1, 1] = 2.0  # the same squared error, in one pixel
+    picture = torch.zeros(1, 1, 4, 4)
+    by_pixels, by_edges = (
+        [float(losses.distance(other, picture, kind)) for other in (even, outline)] for kind in ("mse", "mse_l1_edges")
+    )
+    assert by_pixels[0] == by_pixels[1]
+    assert by_edges[0] == pytest.approx(0.25 + 0.2 * 0.5)
+    assert by_edges[1] == pytest.approx(0.25 + 0.2 * 0.125 + 0.4 * (4 * 2.0) / 16)
+
+
 def test_the_feature_distance_is_relative_to_the_features_of_the_picture() -> None:
     target = [torch.full((2, 3, 4, 4), 2.0), torch.full((2, 5, 1, 1), 10.0)]
     off = [target[0] + 1.0, target[1] * 2.0]
@@ -138,7 +150,7 @@ def curved(weight: Tensor) -> losses.Function:
     return lambda x: torch.tanh(weight[0] * x + weight[1] * x.square())
 
 
-each_distance = pytest.mark.parametrize("kind", ["mse", "l1", "mse_l1"])
+each_distance = pytest.mark.parametrize("kind", ["mse", "l1", "mse_l1", "mse_l1_edges"])
 
 
 @each_distance
@@ -176,8 +188,8 @@ def test_one_pass_yields_both_gradients(kind: Distance, weight: Tensor) -> None:
 def test_values_by_hand(kind: Distance) -> None:
     x, y = torch.tensor([[[[1.0, -2.0]]]]), torch.tensor([[[[0.0, 1.0]]]])
 
-    def expect(mse: float, l1: float) -> Any:
-        return pytest.approx({"mse": mse, "l1": l1, "mse_l1": mse + 0.2 * l1}[kind])
+    def expect(mse: float, l1: float) -> Any:  # in these pictures the gradients differ as much as the pixels
+        return pytest.approx({"mse": mse, "l1": l1, "mse_l1": mse + 0.2 * l1, "mse_l1_edges": mse + 0.6 * l1}[kind])
 
     to_half = expect(0.625, 0.75)  # of x/2 from x: 0.5 and 1
     to_other = expect(2.125, 1.25)  # of x/2 from y: 0.5 and 2
