@@ -128,7 +128,7 @@ class Evaluation:
             "nearest": neighbours,
             **_diversity(neighbours["other_sample"]),
             **self._real_pictures(chain),
-            "repeated": self._repeated(chain[1]),
+            "repeated": self._repeated(chain[0]),
             "repeated_application": self._repeated_application(chain[0]),
             "restoration": self._restoration().run(),
             **self._precision(chain),
@@ -266,21 +266,19 @@ class Evaluation:
             "distance_quantiles": np.quantile(distance, np.linspace(0.0, 1.0, QUANTILES)).tolist(),
         }
 
-    def _repeated(self, first: FloatRows) -> Table:
-        """Drift, displacement and coverage after many applications of f."""
-        first = first[: self._n_repeated]
-        measured_steps = [k for k in _REPEATED_STEPS if k <= self._steps]
-        table: Table = {"n": len(first)}
-        rows = first
-        for k in range(1, measured_steps[-1] + 1):
-            after = self._f(rows)
-            if k in measured_steps:
-                table["f" if k == 1 else f"f{k}"] = {
-                    "drift": mean_distance(after, rows).mean(),
-                    "moved": mean_distance(rows, first).mean(),
-                    **self._evaluator.coverage(self._evaluator.predict(to_levels(rows))),
-                }
-            rows = after
+    def _repeated(self, latents: FloatRows) -> Table:
+        """Drift, displacement from f(z) and coverage after many applications of f."""
+        latents = latents[: self._n_repeated]
+        counts = [k for k in _REPEATED_STEPS if k <= self._steps]
+        table: Table = {"n": len(latents)}
+        first = None
+        for k, (y, after) in zip(counts, long_run.apply_repeatedly(self._f, latents, counts), strict=True):
+            first = y if first is None else first
+            table["f" if k == 1 else f"f{k}"] = {
+                "drift": mean_distance(after, y).mean(),
+                "moved": mean_distance(y, first).mean(),
+                **self._evaluator.coverage(self._evaluator.predict(to_levels(y))),
+            }
         return table
 
     def _repeated_application(self, latents: FloatRows) -> Table:

@@ -18,6 +18,7 @@ from model_export.data import corruptions
 from model_export.data.corruptions import Corruption
 from model_export.data.datasets import Dataset, load_data_of
 from model_export.errors import UserError
+from model_export.evaluation.long_run import apply_repeatedly
 from model_export.export.artifact import Artifact
 from model_export.files import atomic_write
 from model_export.report.image_grid import ImageGrid
@@ -28,7 +29,7 @@ from service.domain import interpolation, latents
 from service.domain.latents import FloatRows
 
 STEPS: Final = 300_000
-_RECORDED: Final = (0, 1, 10, 20, 100, 1000, 10_000, 100_000, 300_000)
+_RECORDED: Final = (1, 10, 20, 100, 1000, 10_000, 100_000, 300_000)
 _COLUMNS: Final = 12
 _REPEATED_COLUMNS: Final = 8  # fewer, because the time of this figure is steps × columns
 _FRAMES: Final = 11
@@ -218,13 +219,17 @@ class FigureContext:
 
     def repeated(self, steps: int) -> ImageGrid:
         """f^k(z) for the recorded k up to ``steps``, and for ``steps``. A progress bar shows the remaining time."""
-        x = self._latents(0, _REPEATED_COLUMNS)
-        recorded = {0: x}
-        for k in tqdm(range(1, steps + 1), desc="f^k(z)", unit="step", mininterval=1.0):
-            x = self.artifact.function.run_batch(x)
-            if k in _RECORDED or k == steps:
-                recorded[k] = x
-        lines = [(f"k = {k:,}".replace(",", " "), rows) for k, rows in recorded.items()]
+        z = self._latents(0, _REPEATED_COLUMNS)
+        counts = sorted({k for k in _RECORDED if k < steps} | {steps})
+        lines = [("k = 0", z)]
+        with tqdm(total=steps, desc="f^k(z)", unit="step", mininterval=1.0) as bar:
+
+            def f(x: FloatRows) -> FloatRows:
+                bar.update()
+                return self.artifact.function.run_batch(x)
+
+            for k, (y, _) in zip(counts, apply_repeatedly(f, z, counts), strict=True):
+                lines.append((f"k = {k:,}".replace(",", " "), y))
         return self._grid(f"f applied k times to z, seed {self.seed}", lines)
 
     def _chain(self, label: str, x: FloatRows, steps: int) -> list[tuple[str, FloatRows]]:

@@ -1,9 +1,11 @@
 """The stages of a training run: weights of the terms, optimiser and schedule, as frozen dataclasses."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from model_export.training.replay import ReplayConfig
+
+_REMOVED: Final = {"quantizer_levels"}  # fields of `Stage` in older checkpoints and cards
 
 Distance = Literal["mse", "l1", "mse_l1", "mse_l1_edges"]
 """D of the loss terms; see `model_export.training.losses.distance`."""
@@ -137,6 +139,7 @@ class Stage:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Stage":
         """The inverse of ``dataclasses.asdict``; lists become tuples. Missing fields get their defaults."""
+        values = {name: value for name, value in values.items() if name not in _REMOVED}
         matching, replay = values.get("matching"), values.get("replay_buffer")
         return cls(
             **{

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from model_export.export.weights import read_weights
 from service.models.repository import LoadedModel, Repository
 from service.runtime.onnx_model import OnnxModel
 from tests.helpers.live import live_service
@@ -45,6 +46,11 @@ def test_every_shipped_model_verifies_and_says_where_it_comes_from(shipped: dict
         assert len(card.data.sha256) == 64
         assert card.distance_quantiles is not None
         assert card.quality["generation"]["f"]["frechet"] > 0
+
+
+def test_a_training_can_start_from_every_shipped_model(shipped: dict[str, LoadedModel]) -> None:
+    for ref, model in shipped.items():
+        assert read_weights(MODELS / ref).preset.shape == model.card.shape
 
 
 def test_generated_avatars_are_in_colour_and_kept(shipped: dict[str, LoadedModel]) -> None:
