@@ -216,14 +216,12 @@ _AVATAR_STAGES = (
     ),
     Stage(
         name="edges",
-        steps=2400,
+        steps=2000,
         lr=6e-4,
         warmup=50,
         distance="mse_l1_edges",
-        weights=Weights(rec=1.0, project=1.0, settle=1.5, distill=0.5, drifting=0.02, features=0.3),
+        weights=Weights(rec=1.0, project=1.0, settle=1.5, distill=0.7, features=0.3),
         teacher_steps=3,
-        drift_pictures=96,
-        drift_cells=4,
     ),
 )
 _PAPER_64 = NetworkConfig(
