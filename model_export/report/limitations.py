@@ -8,6 +8,7 @@ from model_export.report.markdown import Table, is_power
 from service.artifact.card import ModelCard
 
 _MIN_GAIN: Final = 1.0  # dB of PSNR; a smaller gain does not count as restored
+_AT_REST: Final = 0.99  # share of samples that one more step leaves as they are, in every bit
 _BETTER: Final = 0.9  # a further step is mentioned if it reaches this share of the Fréchet distance
 
 
@@ -20,7 +21,7 @@ def limitations(card: ModelCard) -> list[str]:
     return [
         domain,
         *_generation(quality.get("generation", {})),
-        *_idempotence(quality.get("drift", {})),
+        *_idempotence(quality.get("drift", {}), quality.get("repeated_application", {})),
         *_repetition(quality.get("repeated", {})),
         *_variety(quality.get("nearest", {})),
         *_real_pictures(quality.get("clean", {})),
@@ -43,12 +44,21 @@ def _generation(generation: Table) -> Iterator[str]:
         yield f"Classes are not equally frequent: KL divergence from uniform {samples['kl']:.3f} nats."
 
 
-def _idempotence(drift: Table) -> Iterator[str]:
+def _idempotence(drift: Table, repeated: Table) -> Iterator[str]:
     if "f" in drift:
         yield (
             f"It is only approximately idempotent: a second step changes a pixel of f(z) by {drift['f']:.4f} on "
-            "average. Small changes add up over many steps."
+            f"average. {_many_steps(repeated)}"
         )
+
+
+def _many_steps(repeated: Table) -> str:
+    samples, pictures = repeated.get("samples", {}), repeated.get("pictures", {})
+    last = max((name for name in samples if is_power(name)), key=lambda name: int(name[1:] or 1), default="")
+    if not samples.get(last, {}).get("at_rest", 0.0) >= _AT_REST or "same_class" not in samples[last]:
+        return "Small changes add up over many steps."
+    kept = [f"{100 * rows[last]['same_class']:.0f} %" for rows in (samples, pictures)]
+    return f"After {last[1:]} steps it is exact; {kept[0]} of samples and {kept[1]} of real pictures keep their class."
 
 
 def _repetition(repeated: Table) -> Iterator[str]:

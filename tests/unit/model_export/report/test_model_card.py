@@ -153,6 +153,20 @@ def test_limitations_come_from_the_numbers(card: ModelCard) -> None:
     assert all(f"- {limit}" in written(with_quality(card)) for limit in limitations(with_quality(card)))
 
 
+@pytest.mark.parametrize(
+    ("at_rest", "says"), [(1.0, "90 % of samples and 80 % of real pictures keep"), (0.5, "add up over")]
+)
+def test_many_steps_are_judged_by_what_is_at_rest(card: ModelCard, at_rest: float, says: str) -> None:
+    start = {"f": {"at_rest": 0.0, "same_class": 1.0}}
+    repeated = {
+        "n": 100,
+        "samples": start | {"f100": {"at_rest": at_rest, "same_class": 0.9}},
+        "pictures": start | {"f100": {"at_rest": at_rest, "same_class": 0.8}},
+    }
+    measured = with_quality(card, {"drift": {"f": 0.02}, "repeated_application": repeated})
+    assert says in " ".join(limitations(measured))
+
+
 def test_a_better_model_has_fewer_limitations(card: ModelCard) -> None:
     better = {
         **QUALITY,
