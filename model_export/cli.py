@@ -27,7 +27,7 @@ _SKIP_BAD = "leave out files that are no readable pictures"
 _INTERRUPTED = 128 + signal.SIGINT
 _PROG = "python -m model_export"
 # Options that replace fields of the card.
-_CARD_OPTIONS = ("description", "title", "prompt", "licence", "polarity", "background")
+_CARD_OPTIONS = ("description", "title", "prompt", "licence", "polarity", "background", "generate_steps")
 # What the extra `train` installs and the commands import.
 _EXTRA = ("matplotlib", "onnx", "onnxruntime", "onnxscript", "scipy", "skimage", "torch", "torchvision")
 
@@ -339,6 +339,7 @@ def parser(prog: str = _PROG) -> argparse.ArgumentParser:
     export.add_argument("--title", help="short name for people, such as Digits")
     export.add_argument("--prompt", help='what the page asks people to draw, such as "Draw a digit, 0-9"')
     export.add_argument("--licence", help="of the weights, in place of the run's")
+    export.add_argument("--generate-steps", type=int, help="how often f is applied to generate (default: the preset's)")
     export.add_argument("--polarity", choices=("light-on-dark", "dark-on-light", "none"), help="of the pictures")
     export.add_argument("--background", type=float, nargs="+", help="letterbox colour, -1 to 1, one for each channel")
 

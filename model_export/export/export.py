@@ -57,7 +57,8 @@ def export(
         unfinished: export a run that has not done all its steps.
         force: replace an existing version.
         fp16: write `model.fp16.onnx` in addition.
-        card_fields: fields of the card that replace those of the preset, such as description or polarity.
+        card_fields: fields of the card that replace those of the preset, such as description or polarity, and
+            `generate_steps`.
         threads: CPU threads of the check; 0 lets onnxruntime choose.
 
     Returns:
@@ -129,6 +130,8 @@ def card_of(model: TrainedModel, version: str, fields: Mapping[str, object]) -> 
         UserError: a name or value that the card does not allow.
     """
     preset, checkpoint = model.preset, model.checkpoint
+    fields = dict(fields)
+    steps = {"generate": fields.pop("generate_steps", preset.generate_steps), "project": preset.project_steps}
     try:
         return ModelCard.model_validate(
             {
@@ -141,7 +144,7 @@ def card_of(model: TrainedModel, version: str, fields: Mapping[str, object]) -> 
                 "background": preset.background * (preset.network.channels // len(preset.background)),
                 "polarity": preset.polarity,
                 "noise": {"kind": preset.noise, "norm": model.noise.mean_norm()},
-                "steps": {"generate": preset.generate_steps, "project": preset.project_steps},
+                "steps": steps,
                 "opset": OPSET,
                 "data": checkpoint.data,
                 "training": {

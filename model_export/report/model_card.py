@@ -130,10 +130,12 @@ def _commands(card: ModelCard) -> str:
     """The commands that make the model."""
     training, data = card.training, shlex.quote(card.data.name)
     run = shlex.quote(_option(training.command, "--out") or f"runs/{card.name}")
-    half = " --fp16" if "fp16" in card.quality.get("precision", {}) else ""
+    chosen = " --fp16" if "fp16" in card.quality.get("precision", {}) else ""
+    if card.steps.generate != training.config.get("generate_steps", card.steps.generate):
+        chosen += f" --generate-steps {card.steps.generate}"
     return code_block(
         training.command,
-        f"python -m model_export export --run {run} --models models --version {card.version}{half}",
+        f"python -m model_export export --run {run} --models models --version {card.version}{chosen}",
         f"python -m model_export evaluate --model models/{card.ref} --data {data}{_evaluate_options(card.quality)}",
     )
 

@@ -37,6 +37,8 @@ def test_train_export_verify_evaluate(
         "light-on-dark",
         "--background",
         "-0.5",
+        "--generate-steps",
+        "3",
     ]
     assert main(["export", "--run", str(tiny_run), "--models", str(models), "--fp16", *card, *threads]) == 0
     folder = models / "tiny" / "1"
@@ -44,6 +46,7 @@ def test_train_export_verify_evaluate(
     assert (exported.description, exported.licence) == ("Bars.", "MIT")
     assert (exported.title, exported.prompt) == ("Bars", "Draw a bar")
     assert (exported.polarity, exported.background) == ("light-on-dark", (-0.5,))
+    assert (exported.steps.generate, exported.steps.project) == (3, 1)
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(":")[0] for line in lines[:2]] == list(MODEL_FILES.values())
     assert main(["verify", "--run", str(tiny_run), "--model", str(folder), *threads]) == 0
