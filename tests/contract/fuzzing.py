@@ -135,6 +135,11 @@ def _options(options: dict[str, Any]) -> None:
         options["masks"] = list(islice(cycle(options["masks"]), len(options["images"])))
     if grid := options.get("grid"):
         grid["cols"] = min(grid["cols"], 256 // grid["rows"])
+    # At most IGN_MAX_PIXELS, and no side of a sheet of 256 pictures beyond what WebP and JPEG hold.
+    is_sheet = any(options.get(name) for name in ("grid", "columns", "gap"))
+    for name, most in (("scale", 4 if is_sheet else 24), ("gap", 16)):
+        if isinstance(value := options.get(name), int):
+            options[name] = min(value, most)
     if terms := options.get("terms"):
         first, *others = terms
         if sum(term.get("weight", 1) for term in others) == -first.get("weight", 1):

@@ -27,6 +27,8 @@ def test_search_finds_pages_from_disk(browser: "Browser", site: Path, page: str)
         tab.on("pageerror", lambda error: complaints.append(str(error)))
         tab.on("request", lambda asked: requests.append(asked.url))
         tab.goto((site / page).as_uri())
+        # What is typed before the index has been read is not searched for.
+        tab.get_by_text("Type to start searching").first.wait_for(state="attached")
         tab.get_by_role("textbox", name="Search").fill("runbooks")
         found = tab.locator(".md-search-result__item a")
         found.first.wait_for()
