@@ -56,7 +56,14 @@ def _distances(samples: Tensor, pictures: Tensor, others: Tensor, *, exclude_sel
 
 
 def _field(distances: Tensor, signed: Tensor, count: int, temperature: float) -> Tensor:
-    """V; signed: the pictures, `count` of them, and the others with the opposite sign, (…, M + K, D)."""
+    """V, (…, N, D).
+
+    Args:
+        distances: of samples to pictures and others, (…, N, M + K).
+        signed: the pictures and, with the opposite sign, the others: (…, M + K, D).
+        count: M.
+        temperature: τ > 0.
+    """
     logits = distances / -temperature
     # √(softmax · softmax) in place, with one exp of the matrix: these passes take most of the time of the loss.
     halved = (logits.logsumexp(-1, keepdim=True) / 2, logits.logsumexp(-2, keepdim=True) / 2)

@@ -235,8 +235,10 @@ class FastPath:
         try:
             responses = stages.respond([(call.work, call.inputs.rows, result) for call, result in done])
         except Exception as exc:
-            for call, _ in done:
-                self._fail(call, exc)
+            if len(done) == 1:
+                self._fail(done[0][0], exc)
+            for pair in done if len(done) > 1 else ():  # such as a deadline: that of one request must not end others
+                self._respond(stages, [pair])
             return
         for (call, _), (headers, body, media_type) in zip(done, responses, strict=True):
             if self._vary:

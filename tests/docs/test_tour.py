@@ -1,17 +1,15 @@
-"""The notebook runs from start to end, with a service and without, and shows what its stored outputs show."""
+"""The notebook runs from start to end, with a service and without."""
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from ign_client import Client, ConnectionFailed
 from tests.helpers import notebook
 from tests.helpers.live import free_port, live_service
-
-MAX_BYTES = 300_000
-Outputs = list[list[tuple[str, list[str]]]]
 
 
 @pytest.fixture(autouse=True)
@@ -25,19 +23,18 @@ def url() -> Iterator[str]:
         yield base_url
 
 
-def kinds(tour: dict[str, Any]) -> Outputs:
-    """Type and media types of the outputs of every code cell."""
-    code = (cell for cell in tour["cells"] if cell["cell_type"] == "code")
-    return [[(output["output_type"], sorted(output.get("data", ()))) for output in cell["outputs"]] for cell in code]
+def run() -> list[Any]:
+    """The values that the cells show."""
+    return notebook.execute(notebook.read(), notebook.TOUR.parent)
 
 
 def test_it_runs_with_a_service_that_serves(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IGN_BASE_URL", url)
-    tour = notebook.read()
-    stored = kinds(tour)
-    notebook.execute(tour, notebook.TOUR.parent)
-    assert kinds(tour) == stored
-    assert any(media == ["image/png", "text/html", "text/plain"] for cell in stored for _, media in cell)
+    shown = run()
+    sheets = [value for value in shown if isinstance(value, Image.Image)]
+    assert len(sheets) > 3
+    assert all(np.ptp(np.asarray(sheet)) > 100 for sheet in sheets)  # none is blank
+    assert any(hasattr(value, "_repr_html_") for value in shown)
     with Client(url) as client:
         assert client.ready()
 
@@ -46,15 +43,12 @@ def test_it_starts_a_service_and_stops_it(monkeypatch: pytest.MonkeyPatch) -> No
     port = free_port()
     monkeypatch.setenv("IGN_PORT", str(port))
     monkeypatch.setenv("IGN_BASE_URL", f"http://127.0.0.1:{port}")
-    tour = notebook.read()
-    stored = kinds(tour)
-    notebook.execute(tour, notebook.TOUR.parent)
-    assert kinds(tour) == stored
+    assert run()
     with pytest.raises(ConnectionFailed), Client(max_retries=0) as client:
         client.ready()
 
 
-def test_it_is_small_and_written_as_the_helper_writes_it() -> None:
-    text = notebook.TOUR.read_text(encoding="utf-8")
-    assert len(text.encode()) <= MAX_BYTES
-    assert text == json.dumps(notebook.read(), indent=1, ensure_ascii=False) + "\n"
+def test_no_outputs_are_stored() -> None:
+    # They are large, differ in request ids and times, and nothing would tell that a model has changed since.
+    code = [cell for cell in notebook.read()["cells"] if cell["cell_type"] == "code"]
+    assert not any(cell["outputs"] or cell["execution_count"] for cell in code)

@@ -181,10 +181,11 @@ def decode(works: Sequence[Work]) -> list[InputRows | IgnError]:
 def respond(ended: Sequence[tuple[Work, FloatRows, Result]]) -> list[tuple[dict[str, str], bytes, str]]:
     """Headers, body and media type of the responses of small requests; pictures are encoded together."""
     works, results = [work for work, _, _ in ended], [work.shown(rows, result) for work, rows, result in ended]
-    count_rows([(work.api, work.model, result) for work, result in zip(works, results, strict=True)])
     start = time.perf_counter()
     contents = encode_contents([(work.api, work.spec, result) for work, result in zip(works, results, strict=True)])
     _count_codec("encode", works, time.perf_counter() - start)
+    # Last: if one response fails, each of the others is made again.
+    count_rows([(work.api, work.model, result) for work, result in zip(works, results, strict=True)])
     return [
         response_parts(work.api, work.spec, result, content)
         for work, result, content in zip(works, results, contents, strict=True)

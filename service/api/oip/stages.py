@@ -132,7 +132,6 @@ def decode(works: Sequence[InferWork]) -> list[Inference]:
 def respond(ended: Sequence[tuple[InferWork, FloatRows, Result]]) -> list[tuple[dict[str, str], bytes, str]]:
     """Headers, body and media type of the responses of small requests."""
     metrics, responses = ended[0][0].api.services.metrics, list[tuple[dict[str, str], bytes, str]]()
-    count_rows([(work.api, work.model, result) for work, _, result in ended])
     spent = 0.0
     for work, _, result in ended:
         start = time.perf_counter()
@@ -141,6 +140,8 @@ def respond(ended: Sequence[tuple[InferWork, FloatRows, Result]]) -> list[tuple[
         spent += work.api.seconds["encode"]
         responses.append(response_parts(work, *content))
     metrics.codec("encode", spent)
+    # Last: if one response fails, each of the others is made again.
+    count_rows([(work.api, work.model, result) for work, _, result in ended])
     return responses
 
 
