@@ -2,7 +2,8 @@
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -23,6 +24,8 @@ class RowScheduler(ABC, Generic[Handle]):
 
     An implementation has :meth:`begin` and :meth:`cancel`; callers use :meth:`submit` and :meth:`stream`.
     """
+
+    _reserved = 0  # rows that are being made in the blocks of `room_for`
 
     @property
     @abstractmethod
@@ -56,13 +59,36 @@ class RowScheduler(ABC, Generic[Handle]):
     async def check_capacity(self, rows: int) -> None:
         """Refuse now what :meth:`submit` would refuse for its number of rows.
 
-        For callers whose rows are expensive to make, such as those that decode pictures first.
-
         Raises:
             QueueFull: too many rows would wait.
             NotReady: not started, a worker is being replaced, or no device is left.
             Draining: closed.
         """
+
+    def refusal(self, rows: int) -> IgnError | None:
+        """Why :meth:`room_for` would refuse now, as far as this process knows; changes and counts nothing."""
+        return None
+
+    def count_refusal(self, error: IgnError) -> None:
+        """Count a request that a caller has refused because of :meth:`refusal`."""
+        return
+
+    @asynccontextmanager
+    async def room_for(self, rows: int) -> AsyncIterator[None]:
+        """Reserve room for rows while the block makes them; submit them directly after it.
+
+        For rows that are expensive to make, such as those of large pictures. Without the reservation, every request
+        that arrives meanwhile would find the same room, and most of them would be refused after their rows were made.
+
+        Raises:
+            QueueFull, NotReady, Draining: as :meth:`check_capacity`.
+        """
+        self._reserved += rows
+        try:
+            await self.check_capacity(self._reserved)
+            yield
+        finally:
+            self._reserved -= rows
 
     @abstractmethod
     def begin(self, rows: FloatRows, params: SchedulingParams, deliver: Deliver, *, streamed: bool) -> Handle:

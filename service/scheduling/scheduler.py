@@ -143,12 +143,26 @@ class Scheduler(RowScheduler[ScheduledRequest]):
 
     async def check_capacity(self, rows: int) -> None:
         """Refuse now what :meth:`submit` would refuse for its number of rows."""
+        error = self._capacity_error(rows)
+        if error is not None:
+            self.count_refusal(error)
+            raise error
+
+    def refusal(self, rows: int) -> IgnError | None:
+        """Why :meth:`room_for` would refuse now; None if it would not."""
+        return self._capacity_error(self._reserved + rows)
+
+    def count_refusal(self, error: IgnError) -> None:
+        """Count a request that a caller has refused because of :meth:`refusal`."""
+        self._observer.rejected(error.error_code)
+
+    def _capacity_error(self, rows: int) -> IgnError | None:
         try:
             self._check_serving()
             self._admission.check_capacity(rows)
         except IgnError as exc:
-            self._observer.rejected(exc.error_code)
-            raise
+            return exc
+        return None
 
     def begin(self, rows: FloatRows, params: SchedulingParams, deliver: Deliver, *, streamed: bool) -> ScheduledRequest:
         """Admit a request, and call ``deliver`` later: once, or for every event if it is ``streamed``."""

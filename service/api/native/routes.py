@@ -1,5 +1,6 @@
 """The native endpoints. Each validates its options and prepares rows; `_serve` runs the model and responds."""
 
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, Final
 
@@ -126,12 +127,11 @@ async def score(request: Request) -> Response:
     model = api.resolve(upload.options.model)
     large = is_large(upload)
     api.state["rows"], api.state["steps"] = len(upload.images), 1
-    if large:
-        await model.scheduler.check_capacity(len(upload.images))
 
     async def work() -> Response:
         job = partial(prepare_upload, upload, model, api.services.settings, api.check_not_over)
-        inputs = await api.run_codec("decode", job, large=large)
+        async with model.scheduler.room_for(len(upload.images)) if large else nullcontext():
+            inputs = await api.run_codec("decode", job, large=large)
         step_params = StepParams(steps=1, score=True)
         params = SchedulingParams(
             step_params=step_params,
@@ -148,17 +148,17 @@ async def score(request: Request) -> Response:
 async def _serve(work: Work) -> Response:
     """Make the rows, apply f and respond; a disconnect of the client cancels all of it.
 
-    If the codec pool makes the rows, a check before that says whether the queue has room for them. Without it the
-    service would decode large pictures and then reject them.
+    The codec pool makes rows only for requests that have room in the queue.
     """
     api, spec, scheduler = work.api, work.spec, work.model.scheduler
     api.state["rows"], api.state["steps"] = work.count, work.steps
-    if work.large:
-        await scheduler.check_capacity(work.count)
 
     async def serve() -> Response:
-        if work.large or work.upload is not None:
-            inputs = await api.run_codec("decode", work.make_rows, large=work.large)
+        if work.large:
+            async with scheduler.room_for(work.count):
+                inputs = await api.run_codec("decode", work.make_rows, large=True)
+        elif work.upload is not None:
+            inputs = await api.run_codec("decode", work.make_rows, large=False)
         else:
             inputs = work.make_rows()
         if spec.media is Media.EVENTS:
