@@ -21,9 +21,6 @@ from service.observability.trace_context import parse_traceparent
 MAX_STARTS_PER_TICK: Final = 8
 """Requests started in one iteration of the event loop, about 4 ms of work. With more, rejections and finished rows
 would wait too long for their turn."""
-MAX_REJECTIONS_PER_TICK: Final = 32
-"""Connections that may send their next request at once after a rejection, in one iteration of the event loop: less than
-1 ms of work. It is four times `MAX_STARTS_PER_TICK`, so at three times the capacity no rejection waits."""
 MAX_PLAIN_HEADERS: Final = 64
 
 _REQUEST_LINE: Final = re.compile(rb"POST (/[!-~]*) HTTP/1\.1\r\n")
@@ -55,19 +52,13 @@ class Pacer:
 
     def run(self, action: Callable[[], None], call_soon: CallSoon) -> None:
         """Run an action now, or in a later iteration if ``limit`` have run in this one."""
-        if not self.may_run(call_soon):
+        if self.done >= self._limit:
             self.waiting.append(action)
             return
-        action()
-
-    def may_run(self, call_soon: CallSoon) -> bool:
-        """Count an action if there is room for it in this iteration; returns whether there is."""
-        if self.done >= self._limit:
-            return False
         if not self.done:
             call_soon(partial(self._next_tick, call_soon))
         self.done += 1
-        return True
+        action()
 
     def _next_tick(self, call_soon: CallSoon) -> None:
         self.done = 0
@@ -78,8 +69,7 @@ class Pacer:
 class EarlyRejection:
     """Rejects a POST while too many requests are in flight, and starts the accepted ones in small groups.
 
-    Clients that ignore `Retry-After` would take the time from accepted requests: the next request on a rejected
-    connection is therefore read in its turn. Belongs to one event loop.
+    Belongs to one event loop.
 
     Args:
         in_flight: the requests in flight.
@@ -100,7 +90,7 @@ class EarlyRejection:
         self._limit = limit
         self._observe = observe
         self._endpoints = endpoints or EndpointNames()
-        self._starts, self._reads = Pacer(MAX_STARTS_PER_TICK), Pacer(MAX_REJECTIONS_PER_TICK)
+        self._starts = Pacer(MAX_STARTS_PER_TICK)
         answer = problem_response(TooManyConnections(TOO_MANY), _ID)
         self._status = answer.status_code
         self._before, self._after = bytes(answer.body).split(_ID.encode())
@@ -190,18 +180,6 @@ class EarlyRejection:
             call_soon: of the event loop.
         """
         self._starts.run(start, call_soon)
-
-    def pace(self, pause: Callable[[], None], resume: Callable[[], None], call_soon: CallSoon) -> None:
-        """Stop reading from a connection after a rejection until it is its turn.
-
-        Args:
-            pause: stops reading; not called if the connection may go on at once.
-            resume: reads on.
-            call_soon: of the event loop.
-        """
-        if not self._reads.may_run(call_soon):
-            pause()
-            self._reads.run(resume, call_soon)
 
 
 def plain_target(data: bytes) -> bytes | None:

@@ -67,6 +67,7 @@ class HttpProtocol(Connection):
         self._head_since: float | None = None  # event loop time at which the wait for the end of a head began
         self._idle_since = 0.0  # event loop time of the end of the last response
         self._refused = False  # whatever still arrives is ignored
+        self._is_held = False  # reading is paused because the last request was rejected
 
     # Connection
 
@@ -113,7 +114,9 @@ class HttpProtocol(Connection):
             quiet_since: event loop time.
         """
         since = self.waiting_since()
-        if since is None:
+        if self._is_held:
+            self._read_on()
+        elif since is None:
             self.cycle.keep_alive = False
         elif since <= quiet_since:
             self.transport.close()
@@ -256,12 +259,18 @@ class HttpProtocol(Connection):
     # Responses
 
     def on_response_complete(self) -> None:
-        """Start the next pipelined request, or read on.
+        """End a response of the application, whose status `AccessLogMiddleware` knows."""
+        response = cast(RequestResponseCycle, self._running).scope["state"].get("response")
+        self._end_response(200 if response is None else response.status)
+
+    def _end_response(self, status: int) -> None:
+        """Start the next pipelined request, or read on; after a rejection, in turn.
 
         uvicorn also reads on while pipelined requests wait, so that they grow without limit.
         """
         self.server_state.total_requests += 1
         self._idle_since = now = self.loop.time()
+        must_wait = self._connections.rejected.on_response(status, now)
         if self.transport.is_closing():
             return
         if self.pipeline:
@@ -272,6 +281,10 @@ class HttpProtocol(Connection):
         if self._head_since is not None:
             self._head_since = now  # the client could not send the rest while reading was paused
         self.flow.resume_reading()
+        if must_wait and not self._is_held:
+            self._is_held = True
+            self.flow.pause_reading()
+            self._connections.rejected.wait(self._read_on, self.loop)
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP, as a problem document."""
@@ -343,12 +356,10 @@ class HttpProtocol(Connection):
             self.cycle = _REJECTED  # uvicorn discards the body of a request whose response is complete
         head = [b"%s: %s\r\n" % header for header in self.server_state.default_headers]
         connection = b"" if keep_alive else b"connection: close\r\n"
-        self.transport.write(b"".join((_UNAVAILABLE, *head, connection, rejection)))
+        cast(WriteCoalescer, self.transport).write_now(b"".join((_UNAVAILABLE, *head, connection, rejection)))
         if not keep_alive:
             self.transport.close()
-        self.on_response_complete()
-        if self._early_rejection is not None and not self.transport.is_closing():
-            self._early_rejection.pace(self.flow.pause_reading, self._read_on, self.loop.call_soon)
+        self._end_response(503)
 
     def replay(self, request: FastRequest, cycle: RequestResponseCycle) -> None:
         """Pass a plain request on to the application as ``cycle``."""
@@ -367,11 +378,12 @@ class HttpProtocol(Connection):
         self._plain = None
         if close or not request.keep_alive:
             self.transport.close()
-        self.on_response_complete()
+        self._end_response(status)
 
     def _read_on(self) -> None:
-        self.flow.read_paused = False
-        cast(WriteCoalescer, self.transport).resume_reading_now()
+        if self._is_held:
+            self._is_held = self.flow.read_paused = False
+            cast(WriteCoalescer, self.transport).resume_reading_now()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle

@@ -17,6 +17,7 @@ from service.domain.errors import IgnError
 from service.observability.logs import Observe, choose_request_id, log_request
 from service.server import open_files
 from service.server.early_rejection import Pacer
+from service.server.rejected_connections import RejectedConnections
 
 _LOG = logging.getLogger("service")
 DEFAULT_LIMIT: Final = 4096
@@ -90,6 +91,7 @@ class OpenConnections:
         self.head_timeout_s = head_timeout_s
         self.reads = Pacer(MAX_READS_PER_TICK)
         """Gives connections with large bodies their turn to read on."""
+        self.rejected = RejectedConnections()
         self.resumed_at = 0.0
         """Event loop time of the end of the last pause of this process. What clients sent during it is unread then, and
         they may have been paused too, so connections are late only from here."""

@@ -12,7 +12,6 @@ from service.domain.errors import TooManyConnections
 from service.observability.logs import Observe
 from service.server.early_rejection import (
     MAX_PLAIN_HEADERS,
-    MAX_REJECTIONS_PER_TICK,
     MAX_STARTS_PER_TICK,
     EarlyRejection,
     plain_target,
@@ -182,20 +181,3 @@ def test_so_many_a_turn_in_the_order_of_arrival() -> None:
     assert sizes[:3] == [MAX_STARTS_PER_TICK, 2 * MAX_STARTS_PER_TICK, 2 * MAX_STARTS_PER_TICK + 2]
     assert begun == list(range(2 * MAX_STARTS_PER_TICK + 2))
     assert len(sizes) == 4  # the last turn begins nothing, and asks for no other
-
-
-def test_so_many_rejected_connections_are_read_on_a_turn() -> None:
-    early, loop = make(), Loop()
-    paused: list[int] = []
-    resumed: list[int] = []
-    for i in range(2 * MAX_REJECTIONS_PER_TICK + 1):
-        early.pace(lambda i=i: paused.append(i), lambda i=i: resumed.append(i), loop.call_soon)  # type: ignore[misc]
-    assert paused == list(range(MAX_REJECTIONS_PER_TICK, 2 * MAX_REJECTIONS_PER_TICK + 1))
-    assert resumed == []
-    loop.turn()
-    assert resumed == paused[:-1]
-    loop.turn()
-    assert resumed == paused
-    loop.turn()
-    early.pace(lambda: paused.append(-1), lambda: resumed.append(-1), loop.call_soon)
-    assert -1 not in paused
