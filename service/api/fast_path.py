@@ -5,8 +5,9 @@ a row finds its code and data in the CPU's cache, so a request costs half of wha
 
 Only plain requests come here. `FastPath.recognise` looks at the head, and the first stage at the options. It changes
 nothing that outlasts the request, so a request that it cannot parse, or that is not small, is replayed as an ASGI
-request with the body that is there. So is one that the limits or the keys refuse. From `_count` on a request stays
-here, and its errors become the same problem documents as those of ASGI requests.
+request with the body that is there. So is one that the limits or the keys refuse. A request for whose rows the queue
+has no room is not replayed: a rejection here costs a fraction. From `_count` on a request stays here, and its errors
+become the same problem documents as those of ASGI requests.
 
 Both ways call the same functions: those of `service.api.middleware` and the stages of the endpoints.
 """
@@ -52,6 +53,7 @@ class Call:
     request: PlainRequest
     state: dict[str, Any]
     work: Work
+    refusal: IgnError | None = None  # of the scheduler
     epoch: Epoch | None = None
     inputs: Any = None
     handle: Any = None  # of the scheduler
@@ -122,8 +124,9 @@ class FastPath:
     def _run(self) -> None:
         """The stages up to the scheduler, for the requests of this turn."""
         requests = self._take()
-        calls = [call for request in requests if (call := self._parse(request)) is not None]
-        calls = [call for call in calls if self._count(call)]
+        passed_on: dict[ServedModel, int] = {}
+        calls = [call for request in requests if (call := self._parse(request, passed_on)) is not None]
+        calls = [call for call in calls if self._count(call) and not self._refuse(call)]
         for stages, group in _grouped(calls, lambda call: call.request.head.endpoint.stages):
             self._decode(stages, group)
         ready = [call for call in calls if call.inputs is not None]
@@ -142,7 +145,13 @@ class FastPath:
             asyncio.get_running_loop().call_soon(self._run)
         return arrived[:count]
 
-    def _parse(self, request: PlainRequest) -> Call | None:
+    def _parse(self, request: PlainRequest, passed_on: dict[ServedModel, int]) -> Call | None:
+        """The call of a request; None if it is replayed.
+
+        Args:
+            request: to parse.
+            passed_on: rows of the requests of this turn that are replayed and will find the room that there is.
+        """
         head = request.head
         proxies = self._settings.trusted_proxies
         state: dict[str, Any] = {
@@ -154,15 +163,20 @@ class FastPath:
             else address_key(request.peer),
             "request_bytes": len(request.body),
         }
-        work = None
+        work = refusal = None
         if not request.disconnected:
             with contextlib.suppress(Exception):  # the ASGI request has the same error, and answers it
                 api = ApiRequest(self._services, head.endpoint.template, head.query, head, state)
                 work = head.endpoint.parse(api, request.body, head.parameters)
-        if work is None:
+        if work is not None and not work.is_small:
+            rows = passed_on.get(work.model, 0) + work.count
+            refusal = work.model.scheduler.refusal(rows)
+            if refusal is None:
+                passed_on[work.model] = rows
+        if work is None or not (work.is_small or refusal):
             request.replay()
             return None
-        call = request.call = Call(request, state, work)
+        call = request.call = Call(request, state, work, refusal)
         return call
 
     def _count(self, call: Call) -> bool:
@@ -186,6 +200,14 @@ class FastPath:
             return False
         call.epoch = in_flight.enter()
         call.state["rows"], call.state["steps"] = call.work.count, call.work.steps
+        return True
+
+    def _refuse(self, call: Call) -> bool:
+        """Answer a request for whose rows there is no room; returns whether it is one."""
+        if call.refusal is None:
+            return False
+        call.work.model.scheduler.count_refusal(call.refusal)
+        self._fail(call, call.work.error(call.refusal))
         return True
 
     def _decode(self, stages: Stages, calls: list[Call]) -> None:

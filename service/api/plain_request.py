@@ -35,6 +35,11 @@ class Work(Protocol):
     steps: int
     """Steps of each row."""
 
+    @property
+    def is_small(self) -> bool:
+        """Whether no part of the work needs a thread of the codec pool or a stream."""
+        ...
+
     def scheduling(self, inputs: Any) -> SchedulingParams:
         """The request as the scheduler sees it, with inputs from `Stages.decode`."""
         ...
@@ -63,7 +68,8 @@ class FastEndpoint(NamedTuple):
         template: of its path.
         match: matches a path.
         parse: the work of a request with this body and these path parameters; it changes only the state of the request.
-            Returns None, or raises anything, for a request that is to be replayed.
+            Returns None, or raises anything, for a request that is to be replayed. So is one whose work is not small,
+            unless there is no room for its rows.
         stages: the other stages.
     """
 

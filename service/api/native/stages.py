@@ -71,6 +71,13 @@ class Work:
         self.model, self.steps = self.spec.model, self.params.steps
         self.count = len(self.spec.labels) - self.spec.closed
 
+    @property
+    def is_small(self) -> bool:
+        """Whether no part of the work needs a thread of the codec pool or a stream."""
+        channels, height, width = self.model.card.shape
+        small = self.count * channels * height * width <= INLINE_VALUES and not self.params.record
+        return small and not self.large and self.spec.media is not Media.EVENTS
+
     def scheduling(self, inputs: InputRows) -> SchedulingParams:
         """The request as the scheduler sees it."""
         api = self.api
@@ -133,19 +140,18 @@ def project(api: ApiRequest, media: Media, upload: Upload[ProjectOptions]) -> Wo
 
 
 def parse_generate(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> Work | None:
-    """The work of a small request to `/generate` with this body; None if it is not small."""
+    """The work of a request to `/generate` with this body; None if the request is unusual."""
     media = api.negotiate(FORMATS)
     if api.query or api.headers.get("content-type") != "application/json":
         return None
     options = parse_as(GenerateRequest, body)
     if options.has_layout:
         return None
-    work = generate(api, media, options)
-    return work if _is_small(work) else None
+    return generate(api, media, options)
 
 
 def parse_project(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> Work | None:
-    """The work of a small request to `/project` with this body; None if it is not small."""
+    """The work of a request to `/project` with this body; None if the request is unusual."""
     media = api.negotiate(FORMATS)
     content_type = api.content_type()
     if content_type not in UPLOAD_TYPES or (api.query and content_type not in PICTURE_TYPES):
@@ -153,8 +159,7 @@ def parse_project(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> Work | 
     upload = parse_upload(api, ProjectOptions, ProjectRequest, body)
     if upload.options.has_layout:
         return None
-    work = project(api, media, upload)
-    return work if _is_small(work) else None
+    return project(api, media, upload)
 
 
 def decode(works: Sequence[Work]) -> list[InputRows | IgnError]:
@@ -186,11 +191,10 @@ def respond(ended: Sequence[tuple[Work, FloatRows, Result]]) -> list[tuple[dict[
     _count_codec("encode", works, time.perf_counter() - start)
     # Last: if one response fails, each of the others is made again.
     count_rows([(work.api, work.model, result) for work, result in zip(works, results, strict=True)])
-    responses = []
-    for work, result, content in zip(works, results, contents, strict=True):
-        headers, pieces, media_type = response_parts(work.api, work.spec, result, content)
-        responses.append((headers, b"".join(pieces), media_type))
-    return responses
+    return [
+        response_parts(work.api, work.spec, result, content)
+        for work, result, content in zip(works, results, contents, strict=True)
+    ]
 
 
 STAGES: Final = Stages(decode, respond)
@@ -207,13 +211,6 @@ def _label(labels: Sequence[dict[str, Any]], inputs: InputRows) -> None:
     """Note which pictures are inverted."""
     for label, inverted in zip(labels, inputs.inverted, strict=True):
         label["inverted"] = inverted
-
-
-def _is_small(work: Work) -> bool:
-    """Whether no part of the work needs a thread of the codec pool or a stream."""
-    channels, height, width = work.model.card.shape
-    small = work.count * channels * height * width <= INLINE_VALUES and not work.params.record
-    return small and not work.large and work.spec.media is not Media.EVENTS
 
 
 def _noise_rows(model: ServedModel, options: GenerateRequest, seed: int) -> InputRows:

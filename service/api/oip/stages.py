@@ -50,6 +50,11 @@ class InferWork:
         rows = self.inference.rows
         return (rows.nbytes if self.inference.binary else rows.size * _JSON_BYTES) > LARGE_BODY
 
+    @property
+    def is_small(self) -> bool:
+        """Whether the event loop is to write the response."""
+        return not self.is_large
+
     def scheduling(self, inputs: Inference) -> SchedulingParams:
         """The request as the scheduler sees it."""
         api, deadline = self.api, self.api.deadline
@@ -112,7 +117,7 @@ def response_parts(work: InferWork, content: bytes, length: int | None) -> tuple
 
 
 def parse(api: ApiRequest, body: bytes, parameters: Mapping[str, str]) -> InferWork | None:
-    """The work of a small request with this body; None if it is not small."""
+    """The work of a request with this body; None if the request is unusual."""
     length = header_length(api.headers.getlist(HEADER_LENGTH))
     encoding = content_encoding(", ".join(api.headers.getlist("content-encoding")))
     if encoding is not None:
@@ -120,7 +125,7 @@ def parse(api: ApiRequest, body: bytes, parameters: Mapping[str, str]) -> InferW
     start = time.perf_counter()
     work = read(api, api.resolve(model_ref(parameters)), body, length, None)
     api.seconds["decode"] = time.perf_counter() - start
-    return None if work.is_large else work
+    return work
 
 
 def decode(works: Sequence[InferWork]) -> list[Inference]:
