@@ -60,15 +60,10 @@ def _blocking_stream(
 def _blocking_upload(build: Callable[P, Call[T]]) -> Callable[Concatenate["Client", P], T]:
     def method(self: "Client", /, *args: P.args, **kwargs: P.kwargs) -> T:
         upload = Upload(build, args, kwargs)
-        if upload.is_small:
-            return cast(T, self._run(upload.whole(), self._transport.send))
-        parts = upload.parts(self._known_limits(**_connection(kwargs)))
-        with ThreadPoolExecutor(CONCURRENT) as pool:
-            running = [pool.submit(self._run_part, part) for part in parts]
-            try:
-                return cast(T, join([future.result() for future in running], parts))
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+        try:
+            return cast(T, self._run_upload(upload, **_connection(kwargs)))
+        except StatusError as exc:
+            raise upload.named(exc) from None
 
     return _with_signature(method, build, lambda answer: answer)
 
@@ -79,18 +74,10 @@ def _awaited_upload(
     async def method(self: "AsyncClient", /, *args: P.args, **kwargs: P.kwargs) -> T:
         # In threads, because they read and encode pictures.
         upload = await asyncio.to_thread(Upload, build, args, kwargs)
-        if upload.is_small:
-            return cast(T, await self._run(await asyncio.to_thread(upload.whole), self._transport.send))
-        limits = await self._known_limits(**_connection(kwargs))
-        parts = await asyncio.to_thread(upload.parts, limits)
-        turn = asyncio.Semaphore(CONCURRENT)
-        running = [asyncio.ensure_future(self._run_part(part, turn)) for part in parts]
         try:
-            return cast(T, join([await task for task in running], parts))
-        finally:
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+            return cast(T, await self._run_upload(upload, **_connection(kwargs)))
+        except StatusError as exc:
+            raise upload.named(exc) from None
 
     return _with_signature(method, build, lambda answer: answer)
 
@@ -209,6 +196,17 @@ class Client(_Common):
             self._limits = self.models(**connection).limits
         return self._limits
 
+    def _run_upload(self, upload: Upload, **connection: Any) -> Any:
+        if upload.is_small:
+            return self._run(upload.whole(), self._transport.send)
+        parts = upload.parts(self._known_limits(**connection))
+        with ThreadPoolExecutor(CONCURRENT) as pool:
+            running = [pool.submit(self._run_part, part) for part in parts]
+            try:
+                return join([future.result() for future in running], parts)
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
     def _run_part(self, part: Part) -> Any:
         try:
             return self._run(part.build(), self._transport.send)
@@ -300,6 +298,20 @@ class AsyncClient(_Common):
         if self._limits is None:
             self._limits = (await self.models(**connection)).limits
         return self._limits
+
+    async def _run_upload(self, upload: Upload, **connection: Any) -> Any:
+        if upload.is_small:
+            return await self._run(await asyncio.to_thread(upload.whole), self._transport.send)
+        limits = await self._known_limits(**connection)
+        parts = await asyncio.to_thread(upload.parts, limits)
+        turn = asyncio.Semaphore(CONCURRENT)
+        running = [asyncio.ensure_future(self._run_part(part, turn)) for part in parts]
+        try:
+            return join([await task for task in running], parts)
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
 
     async def _run_part(self, part: Part, turn: asyncio.Semaphore) -> Any:
         async with turn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -54,6 +55,17 @@ class Upload:
         self._arguments = inspect.signature(build).bind(*args, **kwargs).arguments
         self._contents = _inputs.pictures(self._arguments["images"])
         self._most = most_enlarged(self._arguments.get("scale", 1))
+
+    def named(self, error: StatusError) -> StatusError:
+        """The error, whose text names the file of the picture, if it is one of several."""
+        field, _, reason = error.detail.partition(":")
+        match = re.fullmatch(r"images?\.([0-9]+)", field)
+        if match is None or len(self._contents) == 1:
+            return error
+        source = self._arguments["images"][int(match[1])]
+        if not isinstance(source, str | os.PathLike):
+            return error
+        return type(error)(replace(error.problem, detail=f"{field} ({os.fspath(source)}):{reason}"))
 
     @property
     def is_small(self) -> bool:

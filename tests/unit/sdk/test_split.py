@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -43,6 +44,17 @@ def test_an_error_names_the_picture_of_the_whole_call(service: Service, ask: Ask
         assert refused.value.code == "undecodable_image"
         assert refused.value.detail.startswith(f"images.{bad}: ")
         assert [error.field for error in refused.value.errors] in ([f"images.{bad}"], [])
+
+
+def test_an_error_names_the_file(service: Service, ask: Ask, tmp_path: Path) -> None:
+    files = [tmp_path / f"{i}.png" for i in range(70)]
+    for path, data in zip(files, PICTURES, strict=False):
+        path.write_bytes(data)
+    files[68].write_bytes(b"no picture")
+    for some in (files, files[60:]):  # in several requests, and in one
+        with pytest.raises(InvalidContent) as refused:
+            ask(service.url, "project", some)
+        assert f".{some.index(files[68])} ({files[68]}): " in refused.value.detail
 
 
 def test_few_small_pictures_are_sent_without_asking_for_limits(ask: Ask) -> None:
