@@ -13,4 +13,6 @@ def main(seed: int, target: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
     main(int(sys.argv[1]), sys.argv[2])
