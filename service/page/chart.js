@@ -3,6 +3,7 @@
 import { formatShare } from "./verdict.js";
 
 const HEIGHT = 220;
+const DIGIT = 7; // about the width of one
 const MARGIN = { left: 46, right: 12, top: 12, bottom: 26 };
 
 /** Create an SVG element. */
@@ -34,9 +35,14 @@ export function drawChart(svg, points, { steps, other }) {
     const label = share ? formatShare(share) : "0";
     parts.push(element("text", { x: MARGIN.left - 6, y: y(share) + 4, "text-anchor": "end" }, label));
   }
-  for (const step of [0, 1, 3, 10, 30, 100, 300, 1000].filter((tick) => tick <= steps)) {
-    const anchor = x(step) > right - 16 ? "end" : "middle";
-    parts.push(element("text", { x: x(step), y: HEIGHT - 8, "text-anchor": anchor }, step.toLocaleString("en")));
+  let free = width + DIGIT; // where the label to the right begins
+  for (const step of [1000, 300, 100, 30, 10, 3, 1, 0].filter((tick) => tick <= steps)) {
+    const label = step.toLocaleString("en");
+    const size = DIGIT * label.length;
+    const centre = Math.min(x(step), width - size / 2);
+    if (centre + size / 2 + DIGIT > free) continue;
+    free = centre - size / 2;
+    parts.push(element("text", { x: centre, y: HEIGHT - 8, "text-anchor": "middle" }, label));
   }
   if (other) parts.push(element("path", { class: "other", d: `M${MARGIN.left} ${y(other)}H${right}` }));
   const line = (name) => points.filter((point) => point[name] !== null).map((point) => `${x(point.step)} ${y(point[name])}`);

@@ -56,10 +56,16 @@ class Crop {
       event.preventDefault();
       setZoom(zoom.valueAsNumber - event.deltaY / 1500);
     });
-    listen(canvas, "pointerdown", (event) => canvas.setPointerCapture(event.pointerId));
+    let held = null; // where the pointer was; the movementX of events is not in CSS pixels everywhere
+    listen(canvas, "pointerdown", (event) => {
+      canvas.setPointerCapture(event.pointerId);
+      held = [event.clientX, event.clientY];
+    });
     listen(canvas, "pointermove", (event) => {
+      if (!event.buttons || !held) return;
       const box = canvas.getBoundingClientRect();
-      if (event.buttons) this.#move(event.movementX / box.width, event.movementY / box.height, canvas);
+      this.#move((event.clientX - held[0]) / box.width, (event.clientY - held[1]) / box.height, canvas);
+      held = [event.clientX, event.clientY];
     });
     listen(canvas, "keydown", (event) => {
       const arrow = ARROWS[event.key];

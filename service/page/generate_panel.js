@@ -12,6 +12,7 @@ const COUNT = 16;
 export class GeneratePanel extends EventTarget {
   #panel = new Panel(byId("generate"));
   #chosen = null; // {seed, index, data}
+  #shown = ""; // the seed and the steps of the tiles
 
   /**
    * @param {object} parts
@@ -26,6 +27,7 @@ export class GeneratePanel extends EventTarget {
       event.preventDefault();
       this.generate();
     });
+    byId("generate-form").addEventListener("input", () => this.#compare());
     byId("dice").addEventListener("click", () => {
       byId("seed").value = crypto.getRandomValues(new Uint32Array(1))[0] % 1_000_000; // short enough to remember
       this.generate();
@@ -64,6 +66,8 @@ export class GeneratePanel extends EventTarget {
       const answer = await callJson("generate", { json, signal });
       signal.throwIfAborted();
       const tiles = answer.images.map((image) => this.#tile({ seed, index: image.index, data: image.data }));
+      this.#shown = [seed, steps].join();
+      this.#compare();
       byId("tiles").classList.remove("empty");
       byId("tiles").replaceChildren(...tiles);
       byId("tile-tools").hidden = true;
@@ -92,7 +96,15 @@ export class GeneratePanel extends EventTarget {
     this.#panel.say(`Picture ${image.index} of seed ${image.seed}:`);
   }
 
+  /** Dim tiles that are not those of the form. */
+  #compare() {
+    const wanted = [byId("seed").valueAsNumber, byId("generate-steps").valueAsNumber].join();
+    byId("generate").toggleAttribute("data-stale", this.#shown !== "" && wanted !== this.#shown);
+  }
+
   #clear() {
+    this.#shown = "";
+    this.#compare();
     byId("tiles").classList.add("empty");
     byId("tiles").replaceChildren(...Array.from({ length: COUNT }, () => createElement("span", { className: "tile" })));
     byId("tile-tools").hidden = true;

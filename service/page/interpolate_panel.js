@@ -15,14 +15,16 @@ const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
 class Endpoint {
   #image = null;
 
-  constructor(root, canvas) {
+  constructor(root, canvas, onChange) {
     this.name = root.id;
+    this.onChange = onChange;
     this.thumb = root.querySelector("img");
     [this.seed, this.index] = ["seed", "index"].map((name) => root.querySelector(`[name=${name}]`));
     for (const field of [this.seed, this.index]) field.addEventListener("input", () => this.#clearImage());
     root.querySelector("button").addEventListener("click", () => {
       this.#image = toBase64(canvas.modelInput().image);
       showImage(this.thumb, dataUrl(this.#image), "What is on the canvas");
+      onChange();
     });
   }
 
@@ -31,6 +33,7 @@ class Endpoint {
     this.#image = null;
     [this.seed.value, this.index.value] = [seed, index];
     showImage(this.thumb, dataUrl(data), `Picture ${index} of seed ${seed}`);
+    this.onChange();
   }
 
   /** The point of the API request, or null if a field is invalid. */
@@ -67,7 +70,9 @@ export class InterpolatePanel {
 
   constructor({ models, canvas }) {
     this.models = models;
-    this.endpoints = { from: new Endpoint(byId("from"), canvas), to: new Endpoint(byId("to"), canvas) };
+    const end = (name) => new Endpoint(byId(name), canvas, () => this.#compare());
+    this.endpoints = { from: end("from"), to: end("to") };
+    byId("walk-form").addEventListener("input", () => this.#compare());
     byId("walk-form").addEventListener("submit", (event) => {
       event.preventDefault();
       this.interpolate();
@@ -83,18 +88,32 @@ export class InterpolatePanel {
     this.card = card;
     byId("frames").max = Math.min(96, this.models.limits.frames);
     this.#panel.reset();
+    this.#request = null;
+    this.#compare();
     for (const endpoint of Object.values(this.endpoints)) endpoint.reset();
     hideImage(byId("walked"));
     byId("walk-tools").hidden = true;
   }
 
+  /** The request for the walk that the form describes, or null if a field is invalid. */
+  get #wanted() {
+    const points = Object.values(this.endpoints).map((endpoint) => endpoint.point);
+    if (points.includes(null)) return null;
+    const frames = byId("frames").valueAsNumber;
+    return { model: this.models.reference, points, frames, loop: byId("loop").checked, fps: FPS };
+  }
+
+  /** Dim a walk that is not the one of the form. */
+  #compare() {
+    const stale = this.#request !== null && JSON.stringify(this.#wanted) !== JSON.stringify(this.#request);
+    byId("walk").toggleAttribute("data-stale", stale);
+  }
+
   async interpolate() {
     const { from, to } = this.endpoints;
-    const points = [from.point, to.point];
-    if (!this.card || points.includes(null)) return;
-    const model = this.models.reference;
-    const frames = byId("frames").valueAsNumber;
-    const json = { model, points, frames, loop: byId("loop").checked, fps: FPS };
+    const json = this.card && this.#wanted;
+    if (!json) return;
+    const { model, frames } = json;
     await this.#panel.run("Walking", async (signal) => {
       const [response] = await Promise.all([
         callApi("latent-interpolate", { json, accept: "image/webp", signal }),
@@ -103,6 +122,7 @@ export class InterpolatePanel {
       ]);
       await this.#load(await response.blob());
       this.#request = json;
+      this.#compare();
       this.#showCommand(json);
       return `${frames} frames, each of them f of a point between the two.`;
     });

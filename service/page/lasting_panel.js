@@ -92,6 +92,7 @@ export class LastingPanel {
       return this.#story();
     });
     const busy = byId("lasting").hasAttribute("aria-busy"); // with a newer run
+    if (!busy && document.activeElement === byId("lasting-stop")) byId("lasting-form").querySelector(".primary").focus();
     byId("lasting-stop").hidden = !busy;
     if (this.#points.length > 1 && !busy) this.#panel.say(this.#story());
   }

@@ -36,7 +36,9 @@ export class ModelsPanel {
     const failed = (reference) => failures.find((failure) => referenceOf(failure) === reference);
     const served = this.models.list.map((model) => this.#entry(model, failed(referenceOf(model))?.reason));
     const absent = failures.filter((failure) => !this.models.list.some((model) => referenceOf(model) === referenceOf(failure)));
+    const focused = document.activeElement.closest("#served li")?.dataset.model;
     byId("served").replaceChildren(...served, ...absent.map((failure) => this.#entry(failure, failure.reason, false)));
+    if (focused) byId("served").querySelector(`[data-model="${CSS.escape(focused)}"] button`)?.focus({ preventScroll: true });
   }
 
   #entry(model, reason = "", serves = true) {

@@ -28,6 +28,7 @@ export class Panel {
     const abort = (this.#abort = new AbortController());
     this.root.setAttribute("aria-busy", "true");
     const waiting = `${label} …`;
+    const before = this.status.textContent;
     const timer = setTimeout(() => this.say(waiting), 250);
     try {
       const result = await this.#persist(task, abort.signal);
@@ -40,7 +41,7 @@ export class Panel {
       return false;
     } finally {
       clearTimeout(timer);
-      if (this.status.textContent === waiting) this.say("");
+      if (this.status.textContent === waiting) this.say(before);
       if (this.#abort === abort) {
         this.#abort = null;
         this.root.removeAttribute("aria-busy");

@@ -11,12 +11,14 @@ import { onUpload, prepareUpload } from "./uploads.js";
 import { formatTimes, isNearlyEmpty, powerOfF, showVerdict, verdict } from "./verdict.js";
 
 const BLANK = 0.002; // least ink of a drawing, as a share of the range
+const MASK_STEPS = 8; // with fewer, a large hole stays grey
 
 export class ProjectPanel extends EventTarget {
   #panel = new Panel(byId("real"));
   #uploads = new Panel(byId("real")); // so that an upload and a projection do not end each other
   #wanted = false; // whether the drawing has changed since the last request
   #busy = false;
+  #stepsChosen = false; // by the user, for this model
   samples = null;
 
   constructor(canvas, models) {
@@ -26,6 +28,7 @@ export class ProjectPanel extends EventTarget {
     byId("go").addEventListener("click", () => this.project());
     for (const name of ["steps", "strength"]) {
       byId(name).addEventListener("input", () => {
+        this.#stepsChosen ||= name === "steps";
         this.#showSettings();
         this.#changed();
       });
@@ -47,9 +50,9 @@ export class ProjectPanel extends EventTarget {
   setModel(card) {
     this.card = card;
     this.samples = null;
-    Object.assign(byId("steps"), { max: Math.min(16, this.models.limits.steps), value: card.steps.project });
+    byId("steps").max = Math.min(16, this.models.limits.steps);
+    this.#stepsChosen = false;
     for (const id of ["grey", "sketch"]) byId(id).hidden = card.shape[0] === 1;
-    this.#showSettings();
     this.#panel.reset();
     this.result.setModel(card);
     this.#changed();
@@ -68,6 +71,11 @@ export class ProjectPanel extends EventTarget {
 
   #changed() {
     if (!this.card) return;
+    if (!this.#stepsChosen) {
+      const { project } = this.card.steps;
+      byId("steps").value = this.canvas.isMasked ? Math.max(MASK_STEPS, project) : project;
+      this.#showSettings();
+    }
     this.result.expect(this.#mark);
     if (byId("live").checked) this.project();
   }

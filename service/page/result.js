@@ -82,7 +82,7 @@ export class Result {
 
   #split() {
     const compare = byId("compare");
-    this.stage.style.setProperty("--split", `${compare.value}%`);
+    this.stage.style.setProperty("--at", compare.valueAsNumber / 100);
     compare.setAttribute("aria-valuetext", `${compare.value} % of it is the drawing`);
   }
 }

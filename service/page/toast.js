@@ -10,6 +10,7 @@ import { byId, createElement } from "./dom.js";
  */
 export function showToast({ owner, text, facts = "", quiet = false, action }) {
   removeToast(owner);
+  const before = document.activeElement;
   const line = createElement("p", {}, text);
   const toast = createElement("div", { className: "toast", role: quiet ? "status" : "alert" }, line);
   toast.dataset.owner = owner;
@@ -23,7 +24,10 @@ export function showToast({ owner, text, facts = "", quiet = false, action }) {
     toast.append(button);
   }
   const close = createElement("button", { type: "button", className: "close", "aria-label": "Close" }, "×");
-  close.addEventListener("click", () => toast.remove());
+  close.addEventListener("click", () => {
+    toast.remove();
+    before.focus({ preventScroll: true });
+  });
   toast.append(close);
   byId("toasts").append(toast);
   return { say: (words) => (line.textContent = words), remove: () => toast.remove() };

@@ -132,6 +132,8 @@ async def _with_keepalive(events: Events) -> AsyncGenerator[StepOutput | StreamP
             if not pending.done():
                 pending.cancel()
                 await asyncio.gather(pending, return_exceptions=True)
+            elif not pending.cancelled():
+                pending.exception()  # else asyncio logs it as an error if this task was cancelled in the same turn
         if item is None:
             return
         yield item

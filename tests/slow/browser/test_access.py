@@ -311,11 +311,21 @@ def test_it_fits_without_scrolling_sideways(browser: "Browser", service: Service
         assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+SMALL = """() => [...document.querySelectorAll("main :is(button, .button, summary, label, input), .top a")]
+  .filter((element) => element.checkVisibility() && !element.matches(".visually-hidden"))
+  .filter((element) => !element.matches("[type=radio], [type=checkbox]"))  // their labels are what is touched
+  .filter((element) => !element.control || element.control.matches("[type=radio], [type=checkbox]"))
+  .filter((element) => element.getBoundingClientRect().height < 40)
+  .map((element) => element.outerHTML.slice(0, 120))"""
+
+
 def test_fingers_draw_and_do_not_scroll(browser: "Browser", service: Service) -> None:
-    with visiting(browser, service.url, viewport={"width": 390, "height": 800}, has_touch=True) as visit:
+    size = {"width": 390, "height": 800}
+    with visiting(browser, service.url, viewport=size, has_touch=True, is_mobile=True) as visit:
         visit.ready()
         visit.settled()
         empty = visit.canvas()
         visit.one("#paint").tap()
         assert (visit.canvas() != empty).any()
         assert visit.one("#paint").evaluate("canvas => getComputedStyle(canvas).touchAction") == "none"
+        assert visit.page.evaluate(SMALL) == []

@@ -92,10 +92,14 @@ def test_a_walk_is_saved_at_a_size_worth_showing(visit: Visit, service: Service,
 
 def test_a_walk_from_what_is_drawn(visit: Visit, service: Service) -> None:
     visit.draw()
+    visit.one("#walk").scroll_into_view_if_needed()
+    visit.says("walk", "32 frames")
     visit.one("#from").get_by_role("button", name="Use the canvas").click()
+    assert visit.one("#walk[data-stale]").count() == 1  # the walk that is shown begins elsewhere
     visit.one("#frames").fill("4")
     visit.button("Walk").click()
     visit.says("walk", "4 frames")
+    assert visit.one("#walk[data-stale]").count() == 0
     visit.one("#walk summary").click()
     words = shlex.split(re.sub(r"\$\(.*?\)", "PICTURE", visit.one("#walk code").inner_text()))
     assert words[1] == f"{service.url}/latent-interpolate"

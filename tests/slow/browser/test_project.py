@@ -168,6 +168,20 @@ def test_outside_the_mask_nothing_changes(visit: Visit) -> None:
     assert 0 < (made != seen).sum() <= (seen == 128).sum()
 
 
+def test_a_hole_takes_more_steps_unless_the_user_chooses(visit: Visit) -> None:
+    usual = visit.one("#steps").input_value()
+    visit.choose("Mask")
+    visit.draw()
+    visit.settled()
+    assert int(visit.one("#steps").input_value()) > int(usual)
+    visit.button("Clear").click()
+    assert visit.one("#steps").input_value() == usual
+    visit.one("#steps").fill("3")
+    visit.draw()
+    visit.settled()
+    assert visit.one("#steps").input_value() == "3"
+
+
 @pytest.mark.parametrize("form", ["png", "jpeg", "webp"])
 def test_a_picture_is_opened_in_the_models_polarity_and_without_the_old_mask(
     visit: Visit, tmp_path: Path, form: str
