@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 
+# pytest explains a failed assertion of a helper only if it rewrites the module.
+pytest.register_assert_rewrite("tests.contract.harness", "tests.slow.browser.visit")
+
 # Set before NumPy is imported: on a busy machine the threads of OpenBLAS mostly wait for one another.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 

@@ -78,8 +78,8 @@ class RemoteRegistry(Registry):
         previous = self._connection
         connection = self._connection = EngineConnection(
             files,
-            on_models=lambda models: self._on_models(connection, models),
-            on_lost=lambda: self._on_lost(connection),
+            on_models=self._on_models,
+            on_lost=self._on_lost,
             finish=self._wait_for_requests,
         )
         self._numbers = {}  # each engine has numbers of its own

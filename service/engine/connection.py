@@ -52,7 +52,7 @@ _SWEEP_S: Final = 0.5
 _GRACE_S: Final = 2.0
 """Seconds after a deadline in which the engine, which keeps deadlines, must have answered."""
 _SILENCE_S: Final = 10.0
-"""Seconds without a message `State` after which the engine counts as stuck."""
+"""Seconds without a message `State` after which the engine counts as stuck, and every request fails."""
 _NO_STATE: Final = ModelState(healthy=False, all_devices_lost=False, device_error="")
 
 
@@ -92,8 +92,8 @@ class EngineConnection:
 
     Args:
         files: of the shared memory; they belong to the connection from now on.
-        on_models: called when the served models have changed.
-        on_lost: called when the engine has gone, after every request has failed.
+        on_models: called with this connection when the served models have changed.
+        on_lost: called with this connection when the engine has gone.
         finish: returns when every request in flight at the time of the call has ended.
     """
 
@@ -101,8 +101,8 @@ class EngineConnection:
         self,
         files: SlotFiles,
         *,
-        on_models: Callable[[Models], None],
-        on_lost: Callable[[], None],
+        on_models: Callable[["EngineConnection", Models], None],
+        on_lost: Callable[["EngineConnection"], None],
         finish: Callable[[], Any],
     ) -> None:
         self._files, self._segment = files, Segment(files)
@@ -116,7 +116,7 @@ class EngineConnection:
         self._numbers = itertools.count(1)
         self._submitted: list[int] = []
         self._states: dict[int, ModelState] = {}
-        self._last_state = time.monotonic()
+        self._silence_s = 0.0  # counted by `_sweep`, so that it does not grow while this process itself is stopped
         self._tasks: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.TimerHandle | None = None
         self.lost = False
@@ -140,7 +140,7 @@ class EngineConnection:
     @property
     def silent(self) -> bool:
         """Whether the engine has gone, or has said nothing for so long that it must be stuck."""
-        return self.lost or time.monotonic() - self._last_state > _SILENCE_S
+        return self.lost or self._silence_s >= _SILENCE_S
 
     def begin(
         self, model: int, rows: FloatRows, params: SchedulingParams, deliver: Deliver, *, streamed: bool
@@ -196,9 +196,7 @@ class EngineConnection:
 
     def fail_all(self, make_error: Callable[[], IgnError]) -> None:
         """End every request with an error, here and in the engine."""
-        for request in self._open():
-            self._forget(request)
-            request.end(make_error())
+        self._fail(self._open(), make_error)
 
     async def call(self, operation: Operation, model: int = 0, argument: Any = None) -> Any:
         """Run an operation in the engine.
@@ -238,6 +236,12 @@ class EngineConnection:
     def _open(self) -> list[RemoteRequest]:
         return [*(request for request in self._in_slot if request is not None), *self._by_socket.values()]
 
+    def _fail(self, requests: list[RemoteRequest], make_error: Callable[[], IgnError]) -> None:
+        for request in requests:
+            self._forget(request)
+        for request in requests:
+            request.end(make_error())
+
     def _forget(self, request: RemoteRequest) -> bool:
         """Deliver no more events of a request, and cancel it in the engine; False if it has ended."""
         if request.slot < 0:
@@ -273,8 +277,8 @@ class EngineConnection:
         segment, (count, *shape) = self._segment, request.shape
         head = Head(*segment.heads[slot].tolist())
         if head.error_bytes:
-            error = pickle.loads(segment.read_error(slot, head.error_bytes))  # noqa: S301 - from our own process
-            return error if isinstance(error, IgnError) else IgnError("internal error")
+            error: IgnError = pickle.loads(segment.read_error(slot, head.error_bytes))  # noqa: S301 - from our own process
+            return error
         _, queue_s, compute_s = segment.times[slot].tolist()
         distance, drift = segment.measures[slot, :, :count].copy()
         return Result(
@@ -296,9 +300,9 @@ class EngineConnection:
                 if (answer := self._calls.get(number)) and not answer.done():
                     answer.set_result(value)
             case State(states):
-                self._states, self._last_state = dict(states), time.monotonic()
+                self._states, self._silence_s = dict(states), 0.0
             case Models(number):
-                self._on_models(message)
+                self._on_models(self, message)
                 self._stream.send(Done(number))
             case Finish(number):
                 task = self._loop.create_task(self._finish_current(number))
@@ -323,12 +327,12 @@ class EngineConnection:
     def _sweep(self) -> None:
         """Fail the requests that a stuck engine has left waiting."""
         now = time.monotonic()
-        for request in self._open():
-            if request.expires < now:
-                self._forget(request)
-                request.end(DeadlineExceeded("the deadline passed"))
+        overdue = [request for request in self._open() if request.expires < now]
+        self._fail(overdue, lambda: DeadlineExceeded("the deadline passed"))
         if self.silent:
+            self.fail_all(lambda: NotReady(STUCK))
             self._fail_calls(STUCK)
+        self._silence_s += _SWEEP_S
         self._sweeper = self._loop.call_later(_SWEEP_S, self._sweep)
 
     def _on_lost(self) -> None:
@@ -336,13 +340,10 @@ class EngineConnection:
         if self._sweeper is not None:
             self._sweeper.cancel()
         self._loop.remove_reader(self._files.completed)
-        for request in self._open():
-            request.end(NotReady(GONE))
-        self._in_slot = [None] * SLOTS
-        self._by_socket.clear()
-        self._fail_calls(GONE)
         self._files.close()
-        self._notify_lost()
+        self._notify_lost(self)
+        self._fail_calls(GONE)
+        self.fail_all(lambda: NotReady(GONE))
 
     def _fail_calls(self, reason: str) -> None:
         for answer in self._calls.values():

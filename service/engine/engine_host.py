@@ -34,7 +34,6 @@ from service.engine.messages import (
     ModelState,
     State,
     TensorTimes,
-    failure_of,
 )
 from service.engine.slots import CANCEL, DATA_BYTES, Head, Segment, SlotFiles, entry, use_of
 from service.models.registry import Registry, ServedModel
@@ -44,6 +43,8 @@ from service.scheduling.interface import Event, RowScheduler
 _LOG = logging.getLogger("service")
 STATE_S: Final = 0.5
 """Seconds between two messages `State`."""
+_STUCK_S: Final = 10.0
+"""How long a front end that does not answer, such as a stopped process, delays an operation of another one."""
 _GONE: Final = "the model is not ready"
 _ERROR: Final = Head._fields.index("error_bytes")
 
@@ -80,9 +81,11 @@ class EngineHost:
         loop = asyncio.get_running_loop()
         front = _Front(self, files)
         loop.add_reader(files.submitted, front.on_submitted)
-        self._fronts.add(front)
-        self._empty.clear()
         await loop.create_connection(lambda: front.stream, sock=link)
+        if front.is_lost:
+            return
+        self._fronts.add(front)  # not before it is connected: it would never answer what is sent earlier
+        self._empty.clear()
         if self._registry is not None:
             await self._tell_models([front])
 
@@ -102,10 +105,10 @@ class EngineHost:
     async def wait_for_requests(self) -> None:
         """Wait until every request in flight in a front end at the time of the call has ended."""
         await self.publish()
-        await self._ask(list(self._fronts), Finish)
+        await self._ask(list(self._fronts), Finish, seconds=None)
 
     async def publish(self) -> None:
-        """Tell every front end which models serve, and wait until all know."""
+        """Tell every front end which models serve, and wait until all know that do not hang."""
         await self._tell_models(list(self._fronts))
 
     def model(self, number: int) -> ServedModel:
@@ -162,8 +165,8 @@ class EngineHost:
         for front in list(self._fronts):
             front.stream.close()
 
-    async def _ask(self, fronts: "list[_Front]", message: Callable[[int], Message]) -> None:
-        """Send a message to front ends, and wait until each has answered `Done` or has gone."""
+    async def _ask(self, fronts: "list[_Front]", message: Callable[[int], Message], *, seconds: float | None) -> None:
+        """Send a message to front ends, and wait until each has answered `Done` or has gone, but at most so long."""
         loop = asyncio.get_running_loop()
         numbers = []
         for front in self._fronts.intersection(fronts):  # one may have gone since
@@ -172,7 +175,8 @@ class EngineHost:
             self._waiting[number] = front, loop.create_future()
             front.stream.send(message(number))
         try:
-            await asyncio.gather(*(self._waiting[number][1] for number in numbers))
+            if numbers:
+                await asyncio.wait([self._waiting[number][1] for number in numbers], timeout=seconds)
         finally:
             for number in numbers:
                 del self._waiting[number]
@@ -192,16 +196,17 @@ class EngineHost:
     async def _tell_models(self, fronts: "list[_Front]") -> None:
         catalogue = self._catalogue()
         self._tell_state(fronts)  # first, so that a model that is known is known to be healthy
-        await self._ask(fronts, catalogue)
+        await self._ask(fronts, catalogue, seconds=_STUCK_S)
 
     def _tell_state(self, fronts: "Iterable[_Front]") -> None:
+        """Of all models, those that no longer serve included: a front end may not know that yet."""
         states = {
             number: ModelState(
                 healthy=model.scheduler.healthy,
                 all_devices_lost=model.scheduler.all_devices_lost,
                 device_error=model.scheduler.device_error,
             )
-            for model, number in self._number_of.items()
+            for number, model in self._models.items()
         }
         for front in fronts:
             front.stream.send(State(states))
@@ -231,7 +236,7 @@ class _Front:
         self._slot_of: dict[Any, int] = {}  # by what cancels
         self._requests: dict[int, tuple[Scheduler, Any]] = {}  # of `Begin`
         self._completed: list[int] = []
-        self._is_lost = False
+        self.is_lost = False
 
     def on_submitted(self) -> None:
         """Begin and cancel what the ring says."""
@@ -257,9 +262,9 @@ class _Front:
                 model = self._host.model(number)
                 calls = [(self._rows(use, model), self._params(use)) for use in group]
                 begun = model.scheduler.begin_many(calls, self._end_uses)
-            except (IgnError, ValueError) as exc:
+            except Exception as exc:
                 for use in group:
-                    self._end_slot(use.slot, use.head.generation, exc)
+                    self._end_slot(use.slot, use.head.generation, _failure(exc))
                 continue
             for use, handle in zip(group, begun, strict=True):
                 if isinstance(handle, IgnError):
@@ -286,7 +291,7 @@ class _Front:
             slot = self._slot_of.pop(handle)
             self._end_slot(slot, self._slots.pop(slot)[0], event)
 
-    def _end_slot(self, slot: int, generation: int, event: Event | ValueError) -> None:
+    def _end_slot(self, slot: int, generation: int, event: Event) -> None:
         segment = self._segment
         if isinstance(event, Result):
             count = len(event.rows)
@@ -319,7 +324,7 @@ class _Front:
 
     def _flush(self) -> None:
         completed, self._completed = self._completed, []
-        if not self._is_lost:
+        if not self.is_lost:
             self._segment.completed.put(completed)
 
     def _on_message(self, message: Message) -> None:
@@ -348,8 +353,8 @@ class _Front:
         try:
             scheduler = self._host.model(message.model).scheduler
             handle = scheduler.begin(message.rows, message.params, deliver, streamed=message.streamed)
-        except IgnError as exc:
-            self.stream.send(Happened(number, exc))
+        except Exception as exc:
+            self.stream.send(Happened(number, _failure(exc)))
         else:
             self._requests[number] = scheduler, handle
 
@@ -357,9 +362,7 @@ class _Front:
         try:
             value = await self._host.call(call)
         except Exception as exc:
-            if not isinstance(exc, IgnError):
-                _LOG.exception("a call of a front end failed")
-            value = failure_of(exc)
+            value = _failure(exc)
         self.stream.send(Answer(call.number, value))
 
     def _on_lost(self) -> None:
@@ -369,9 +372,17 @@ class _Front:
         self._slots.clear()
         self._slot_of.clear()
         self._requests.clear()
-        self._is_lost = True
+        self.is_lost = True
         self._files.close()
         self._host.remove(self)
+
+
+def _failure(exc: Exception) -> IgnError:
+    """What a front end gets; one that no scheduler raises on purpose is logged."""
+    if isinstance(exc, IgnError):
+        return exc
+    _LOG.error("a request of a front end failed", exc_info=exc)
+    return IgnError("internal error")
 
 
 @lru_cache(maxsize=256)

@@ -2,10 +2,16 @@
 
 import asyncio
 import contextlib
+import logging
+import os
 import socket
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 from service.engine.slots import SlotFiles
+
+_LOG = logging.getLogger("service")
+_DESCRIPTORS: Final = 1 + len(SlotFiles._fields)
 
 OnLink = Callable[[socket.socket, SlotFiles], Awaitable[None]]
 
@@ -50,11 +56,16 @@ class LinkReceiver:
 
     def _receive(self) -> None:
         try:
-            _, descriptors, *_ = socket.recv_fds(self._control, 16, 4)
+            data, descriptors, *_ = socket.recv_fds(self._control, 16, _DESCRIPTORS)
         except BlockingIOError:
             return
-        if not descriptors:  # the supervisor has ended
+        if not data:  # the supervisor has ended
             self.close()
+            return
+        if len(descriptors) < _DESCRIPTORS:  # this process has too many files open; the other one sees the link close
+            _LOG.error("a link between processes is lost: too many files are open")
+            for descriptor in descriptors:
+                os.close(descriptor)
             return
         end = socket.socket(fileno=descriptors[0])
         end.setblocking(False)

@@ -5,13 +5,13 @@ no slot, calls of the model repository and statistics go this way.
 """
 
 import asyncio
+import logging
 import pickle
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, cast
 
-from service.domain.errors import IgnError
 from service.domain.latents import FloatRows
 from service.domain.tasks import SchedulingParams
 from service.models.repository import LoadedModel
@@ -19,6 +19,7 @@ from service.scheduling.interface import Event
 
 Operation = Literal["check_capacity", "load", "unload", "index", "statistics"]
 _LENGTH: Final = struct.Struct("<Q")
+_LOG = logging.getLogger("service")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +135,7 @@ class MessageStream(asyncio.Protocol):
         self._transport = cast(asyncio.WriteTransport, transport)
 
     def data_received(self, data: bytes) -> None:
-        """Pass on the messages that are complete."""
+        """Pass on the messages that are complete. One that cannot be handled is logged, and the connection stays."""
         received = self._received
         received += data
         start = 0
@@ -143,16 +144,20 @@ class MessageStream(asyncio.Protocol):
             end = start + _LENGTH.size + size
             if len(received) < end:
                 break
-            with memoryview(received) as view:
-                message = pickle.loads(view[start + _LENGTH.size : end])  # noqa: S301 - from our own process
+            body = bytes(received[start + _LENGTH.size : end])
             start = end
-            self._on_message(message)
+            try:
+                self._on_message(pickle.loads(body))  # noqa: S301 - from our own process
+            except Exception:
+                _LOG.exception("a message of another process failed")
         del received[:start]
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""
+        # The handlers refer to their owner, which holds this: without the cycle, its memory is unmapped at once.
+        on_lost, self._on_lost, self._on_message = self._on_lost, _no_loss, _no_message
         self._transport = None
-        self._on_lost()
+        on_lost()
 
     def send(self, message: Message) -> None:
         """Send a message; after the end of the connection, nothing happens."""
@@ -167,6 +172,9 @@ class MessageStream(asyncio.Protocol):
             self._transport.close()
 
 
-def failure_of(exc: Exception) -> IgnError | ValueError:
-    """An exception as the other process may raise it."""
-    return exc if isinstance(exc, IgnError | ValueError) else IgnError("internal error")
+def _no_message(message: Message) -> None:
+    pass
+
+
+def _no_loss() -> None:
+    pass

@@ -7,14 +7,13 @@ one owner, and nobody locks.
 Each use of a slot has a generation, which its ring entries carry. A cancellation that arrives after the slot is used
 again names an old generation, and the engine ignores it.
 
-The writer of a ring raises an eventfd after it has moved the ring's counter, and the reader looks at the counter after
-it has read the eventfd. These system calls order the memory accesses of the two processes.
+The number of new entries passes through an eventfd. Its system calls also order the memory accesses of the two
+processes.
 """
 
-import contextlib
 import mmap
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Final, NamedTuple, Self
 
 import numpy as np
@@ -31,7 +30,6 @@ CANCEL: Final = 1 << 62
 
 _SLOT_BITS: Final = 16
 _SUBMITTED: Final = 4 * SLOTS  # a slot has at most three unread entries: an old cancellation, a use, its cancellation
-_COUNTERS: Final = 16  # int64: each counter in a cache line of its own
 _PAGE: Final = 4096
 
 Row = NDArray[np.int64]
@@ -59,7 +57,6 @@ class Times(NamedTuple):
 
 
 _LAYOUT: Final[dict[str, tuple[tuple[int, ...], type[np.generic]]]] = {
-    "counters": ((_COUNTERS,), np.int64),
     "submitted": ((_SUBMITTED,), np.int64),
     "completed": ((SLOTS,), np.int64),
     "heads": ((SLOTS, len(Head._fields)), np.int64),
@@ -101,45 +98,38 @@ class SlotFiles(NamedTuple):
 
 
 class Ring:
-    """One direction of a segment: a ring of entries and how many have been written since the start.
+    """One direction of a segment: a ring of entries that one process writes and the other reads.
 
-    One process writes, the other reads. Each keeps its own position.
+    The writer never has more unread entries in the ring than it has room for.
 
     Args:
         entries: the ring.
-        counter: one number: entries written so far.
-        bell: the eventfd that the writer raises.
+        bell: the eventfd; it counts the unread entries.
     """
 
-    def __init__(self, entries: NDArray[np.int64], counter: NDArray[np.int64], bell: int) -> None:
-        self._entries, self._counter, self.bell = entries, counter, bell
-        self._position = int(counter[0])
+    def __init__(self, entries: NDArray[np.int64], bell: int) -> None:
+        self._entries, self._bell, self._position = entries, bell, 0
 
-    def put(self, new: Iterable[int]) -> None:
-        """Write entries and raise the eventfd once."""
-        entries, position = self._entries, self._position
-        size = len(entries)
-        for entry in new:
-            entries[position % size] = entry
-            position += 1
-        self._position = position
-        self._counter[0] = position
-        with contextlib.suppress(BlockingIOError):  # raised 2^64 times and never read
-            os.eventfd_write(self.bell, 1)
+    def put(self, new: Sequence[int]) -> None:
+        """Write entries, and wake the reader once."""
+        if not new:
+            return
+        start, room = self._position, len(self._entries) - self._position
+        self._entries[start : start + len(new)] = new[:room]
+        self._entries[: max(0, len(new) - room)] = new[room:]
+        self._position = (start + len(new)) % len(self._entries)
+        os.eventfd_write(self._bell, len(new))
 
     def take(self) -> list[int]:
         """Every entry that has been written since the last call."""
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self.bell)
-        start, end = self._position, int(self._counter[0])
-        if start == end:
+        try:
+            count = os.eventfd_read(self._bell)
+        except BlockingIOError:
             return []
-        self._position = end
-        size = len(self._entries)
-        first, last = start % size, end % size
-        if first < last:
-            return list(self._entries[first:last].tolist())
-        return [*self._entries[first:].tolist(), *self._entries[:last].tolist()]
+        start, room = self._position, len(self._entries) - self._position
+        self._position = (start + count) % len(self._entries)
+        taken: list[int] = self._entries[start : start + count].tolist()
+        return taken if count <= room else taken + self._entries[: count - room].tolist()
 
 
 class Segment:
@@ -159,9 +149,8 @@ class Segment:
             start += _size(name)
         self.heads, self.times, self.measures = arrays["heads"], arrays["times"], arrays["measures"]
         self._text, self._data = arrays["text"], arrays["data"]
-        counters = arrays["counters"]
-        self.submitted = Ring(arrays["submitted"], counters[0:1], files.submitted)  # type: ignore[arg-type]
-        self.completed = Ring(arrays["completed"], counters[8:9], files.completed)  # type: ignore[arg-type]
+        self.submitted = Ring(arrays["submitted"], files.submitted)  # type: ignore[arg-type]
+        self.completed = Ring(arrays["completed"], files.completed)  # type: ignore[arg-type]
 
     def rows(self, slot: int, count: int, shape: tuple[int, ...]) -> FloatRows:
         """(count, *shape) float32: a view of the slot."""

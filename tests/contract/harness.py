@@ -159,7 +159,7 @@ def serving(
         for name in ("asyncio", "uvicorn.error", "service"):
             logging.getLogger(name).removeHandler(heard)
     assert not thread.is_alive()
-    assert [record.getMessage() for record in heard.records] == []
+    assert [logging.Formatter().format(record) for record in heard.records] == []
 
 
 class _Errors(logging.Handler):

@@ -361,7 +361,7 @@ def test_a_request_ends_at_its_deadline(models: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_response_that_cannot_be_made_fails_alone(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def encode(ended: list[tuple[ApiRequest, ResponseSpec, Result]]) -> list[bytes]:
+    def encode(ended: list[tuple[ApiRequest, ResponseSpec, Result]]) -> list[list[bytes]]:
         if any(spec.members.get("seed") == 2 for _, spec, _ in ended):
             raise DeadlineExceeded("too late")
         return encode_contents(ended)

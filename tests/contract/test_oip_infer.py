@@ -113,6 +113,15 @@ def test_the_largest_request(service: Service) -> None:
     np.testing.assert_allclose(rows_of(infer(service, *as_binary(rows))), step_params(rows, 1), atol=1e-6)
 
 
+@pytest.mark.parametrize("count", [63, 64, 65])  # 4032, 4096 and 4160 numbers
+def test_long_json_answers_hold_the_same_numbers(models: Path, count: int) -> None:
+    rows = latents(1, n=count)
+    with serving(settings(models, max_images=65)) as service:
+        whole, binary = infer(service, encoded(as_json(rows))), infer(service, *as_binary(rows))
+    assert len(whole.content) > 4000
+    np.testing.assert_array_equal(rows_of(whole), rows_of(binary))
+
+
 @pytest.mark.parametrize(
     ("asked", "coding"),
     [("gzip", "gzip"), ("deflate", "deflate"), ("gzip, deflate, br", None), ("*", None), ("identity", None)],

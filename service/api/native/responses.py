@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from service.api.http.negotiation import Media
 from service.api.http.request_context import ApiRequest
@@ -40,6 +41,8 @@ _ANIMATED: Final[Mapping[Media, AnimationFormat]] = {Media.WEBP: "webp", Media.G
 METRIC_DECIMALS: Final = 6  # of distance, drift and change in answers
 _IN_DISTRIBUTION: Final = 99.0  # highest percentile, among the distances of real pictures, that counts as real
 INLINE_VALUES: Final = 1 << 13  # values; encoding so few takes less time than waking a thread of the codec pool
+_PIECE: Final = 1 << 18  # bytes of JSON that are made in one call, or sent at a time
+_ENCODER: Final = json.JSONEncoder(separators=(",", ":"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,12 +124,37 @@ async def respond(api: ApiRequest, spec: ResponseSpec, result: Result) -> Respon
     large = result.rows.size * spec.options.scale**2 > INLINE_VALUES
     large |= any(result.trajectory) if spec.media is Media.JSON else spec.options.gap > 0
     (content,) = await api.run_codec("encode", partial(encode_contents, [(api, spec, result)]), large=large)
-    headers, body, media_type = response_parts(api, spec, result, content)
-    return Response(body, headers=headers, media_type=media_type)
+    headers, pieces, media_type = response_parts(api, spec, result, content)
+    return PiecewiseResponse(pieces, headers=headers, media_type=media_type)
 
 
-def encode_contents(ended: Sequence[tuple[ApiRequest, ResponseSpec, Result]]) -> list[bytes]:
-    """The body of each response or, if it is JSON, its list of images. PNGs of one model are encoded together."""
+class PiecewiseResponse(Response):
+    """A response whose body is in pieces, which are never joined: copying 60 MB takes long enough to be felt.
+
+    Args:
+        pieces: of the body.
+        headers: of the response.
+        media_type: of the body.
+    """
+
+    def __init__(self, pieces: Sequence[bytes], *, headers: Mapping[str, str], media_type: str) -> None:
+        super().__init__(headers=headers, media_type=media_type)
+        self._pieces = pieces
+        self.headers["content-length"] = str(sum(map(len, pieces)))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send piece after piece, as fast as the client reads."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        for piece in self._pieces[:-1]:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": self._pieces[-1]})
+
+
+def encode_contents(ended: Sequence[tuple[ApiRequest, ResponseSpec, Result]]) -> list[list[bytes]]:
+    """The body of each response in pieces or, if it is JSON, its list of images.
+
+    PNGs of one model are encoded together.
+    """
     together: dict[ServedModel, list[int]] = {}
     for index, (_, spec, result) in enumerate(ended):
         is_json = spec.media is Media.JSON
@@ -139,26 +167,24 @@ def encode_contents(ended: Sequence[tuple[ApiRequest, ResponseSpec, Result]]) ->
         pngs = iter(encode_many(to_uint8(rows[0] if len(rows) == 1 else np.concatenate(rows), model.card), "png"))
         files |= {index: list(islice(pngs, len(each))) for index, each in zip(indices, rows, strict=True)}
     return [
-        _json(_images(api, spec, result, files.get(index)))
+        _json_pieces(_images(api, spec, result, files.get(index)))
         if spec.media is Media.JSON
-        else files[index][0]
-        if index in files
-        else _raw(api, spec, result)
+        else [files[index][0] if index in files else _raw(api, spec, result)]
         for index, (api, spec, result) in enumerate(ended)
     ]
 
 
 def response_parts(
-    api: ApiRequest, spec: ResponseSpec, result: Result, content: bytes
-) -> tuple[dict[str, str], bytes, str]:
-    """Headers, body and media type of a response whose ``content`` comes from `encode_contents`."""
+    api: ApiRequest, spec: ResponseSpec, result: Result, content: list[bytes]
+) -> tuple[dict[str, str], list[bytes], str]:
+    """Headers, pieces of the body and media type of a response whose ``content`` comes from `encode_contents`."""
     headers = api.response_headers(spec.model, spec.members.get("seed"))
     if spec.media is not Media.JSON:
         return headers | _row_headers(result), content, spec.media
     # `timing` includes the time of encoding the images, so the rest of the body is written after them, and the
     # encoded images are inserted as text.
     before, marker, after = _json(envelope(api, spec.model, [], spec.members)).partition(b'"images":[')
-    return headers, before + marker[:-1] + content + after[1:], spec.media
+    return headers, [before + marker[:-1], *content, after[1:]], spec.media
 
 
 def respond_scores(api: ApiRequest, model: ServedModel, result: Result) -> Response:
@@ -259,6 +285,25 @@ def _enlarged(api: ApiRequest, options: PictureOptions, pictures: Pixels) -> Ite
 
 def _json(value: object) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode("ascii")
+
+
+def _json_pieces(images: list[dict[str, Any]]) -> list[bytes]:
+    """The JSON of the images in one piece, or in several if it is long.
+
+    One call of `json` holds the interpreter lock until it ends: for 60 MB, the event loop would wait half a second.
+    """
+    if sum(len(each["data"]) for image in images for each in (image, *(image["trajectory"] or ()))) <= _PIECE:
+        return [_json(images)]
+    pieces: list[bytes] = []
+    texts: list[str] = []
+    size = 0
+    for text in _ENCODER.iterencode(images):
+        texts.append(text)
+        size += len(text)
+        if size >= _PIECE:
+            pieces.append("".join(texts).encode("ascii"))
+            texts, size = [], 0
+    return [*pieces, "".join(texts).encode("ascii")]
 
 
 def _recorded_step(step: StepOutput, card: ModelCard, options: PictureOptions) -> dict[str, Any]:

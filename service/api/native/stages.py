@@ -191,10 +191,11 @@ def respond(ended: Sequence[tuple[Work, FloatRows, Result]]) -> list[tuple[dict[
     _count_codec("encode", works, time.perf_counter() - start)
     # Last: if one response fails, each of the others is made again.
     count_rows([(work.api, work.model, result) for work, result in zip(works, results, strict=True)])
-    return [
-        response_parts(work.api, work.spec, result, content)
-        for work, result, content in zip(works, results, contents, strict=True)
-    ]
+    responses = []
+    for work, result, content in zip(works, results, contents, strict=True):
+        headers, pieces, media_type = response_parts(work.api, work.spec, result, content)
+        responses.append((headers, b"".join(pieces), media_type))
+    return responses
 
 
 STAGES: Final = Stages(decode, respond)

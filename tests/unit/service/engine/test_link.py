@@ -217,21 +217,21 @@ def test_when_the_engine_dies_nothing_hangs_and_the_next_one_serves(tmp_path: Pa
     play(tmp_path, script, function)
 
 
-def test_a_stuck_engine_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.engine.engine_host.STATE_S", 3600.0)
-    monkeypatch.setattr("service.engine.connection._GRACE_S", 0.0)
+def test_a_stuck_engine_is_noticed_and_nothing_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     function = gated()
 
     async def script(engine: Engine, front: Front, model: ServedModel) -> None:
-        await until(lambda: model.scheduler.healthy)
-        asked = submitted(model.scheduler, marked(1), params())
+        one = submitted(model.scheduler, marked(1), params())
+        stream = asyncio.create_task(collect(model.scheduler.stream(marked(1), params(record=(0, 1)))))
+        await until_running(function)
         monkeypatch.setattr("service.engine.connection._SILENCE_S", 0.0)
         assert not model.scheduler.healthy
-        with pytest.raises(NotReady):
-            await model.scheduler.submit(marked(1), params())
+        for waiting in (one, stream, submitted(model.scheduler, marked(1), params())):
+            with pytest.raises(NotReady):
+                await waiting
         monkeypatch.setattr("service.engine.connection._SILENCE_S", 3600.0)
         release(function)
-        await asked
+        assert (await model.scheduler.submit(marked(4), params())).rows[0, 0, 0, 0] == 2
 
     play(tmp_path, script, function)
 

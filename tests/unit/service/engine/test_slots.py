@@ -25,21 +25,19 @@ def both(files: SlotFiles) -> tuple[Segment, Segment]:
 
 @given(st.lists(st.tuples(st.integers(0, 8), st.booleans()), max_size=60))
 def test_a_ring_keeps_order_and_loses_nothing(turns: list[tuple[int, bool]]) -> None:
-    entries, counter, bell = np.zeros(8, np.int64), np.zeros(1, np.int64), os.eventfd(0, os.EFD_NONBLOCK)
-    writer, reader = Ring(entries, counter, bell), Ring(entries, counter, bell)
+    entries, bell = np.zeros(8, np.int64), os.eventfd(0, os.EFD_NONBLOCK)
+    writer, reader = Ring(entries, bell), Ring(entries, bell)
     written: list[int] = []
     read: list[int] = []
-    sent = 1
     try:
         for count, takes in turns:
-            if takes or sent - 1 + count - len(read) > len(
-                entries
-            ):  # its users never write more than there is room for
+            # Its users never write more than there is room for.
+            if takes or len(written) + count - len(read) > len(entries):
                 read += reader.take()
-            new = list(range(sent, sent + count))
+                assert read == written
+            new = list(range(len(written) + 1, len(written) + count + 1))
             writer.put(new)
             written += new
-            sent += count
         read += reader.take()
         assert read == written
         assert reader.take() == []
