@@ -51,16 +51,17 @@ from benchmarks.soak import end_state
 
 METHOD = (
     "`clients` clients: five eighths good, the others slow, vanishing, oversized or malformed, an equal part each. One "
-    "process for half of the time, two for the other half; each fault of `ONE_PROCESS` and `TWO_PROCESSES` happens "
-    "once, at equal distances. An outage is declared for kills and stops, from the fault until `SETTLE_S` after it. "
-    "good: answered with the right bytes, of all good requests that touch no outage; a 429 or 503 is not good. Wrong "
-    "bytes always count."
+    "process for half of the time, two for the other half, or with --engine-process two and an engine all the time. "
+    "Each fault of `ONE_PROCESS` and `TWO_PROCESSES`, or of `ENGINE_PROCESS`, happens once, at equal distances. An "
+    "outage is declared for kills and stops, from the fault until `SETTLE_S` after it. good: answered with the right "
+    "bytes, of all good requests that touch no outage; a 429 or 503 is not good. Wrong bytes always count."
 )
 FULL = {"seconds": 600.0}
 QUICK = {"seconds": 20.0}
 SETTLE_S: Final = 3.0
 STOPPED_S: Final = 2.0
 PAUSE_S: Final = 0.5
+READY_ANSWERS: Final = 16
 DAY_S: Final = 86_400
 
 
@@ -72,22 +73,24 @@ class Chaos:
         server: the service.
         commands: the file that `faulty_service` follows.
         model: the ONNX file that is served.
-        outages: start and end of each declared outage, in `time.monotonic`.
+        has_engine: whether a further process runs the models.
+        outages: start and end of each declared outage, in `time.monotonic`, and whether 503 is all that may happen.
         unexpected: faults that the service did not answer as expected.
     """
 
     server: ServerProcess
     commands: Path
     model: Path
-    outages: list[tuple[float, float]] = field(default_factory=list)
+    has_engine: bool
+    outages: list[tuple[float, float, bool]] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
 
     @contextlib.contextmanager
-    def outage(self) -> Iterator[None]:
-        """Declare an outage from here until `SETTLE_S` after the block."""
+    def outage(self, *, clean: bool = False) -> Iterator[None]:
+        """Declare an outage from here until `SETTLE_S` after the block; ``clean``: requests may get 503, no worse."""
         start = time.monotonic()
         yield
-        self.outages.append((start, time.monotonic() + SETTLE_S))
+        self.outages.append((start, time.monotonic() + SETTLE_S, clean))
 
     def command(self, line: str) -> None:
         with self.commands.open("a", encoding="utf-8") as file:
@@ -95,17 +98,31 @@ class Chaos:
 
     def await_workers(self, dead: int) -> None:
         """Wait until another process has taken the place of a dead one."""
-        while dead in (pids := self.workers()) or len(pids) < 2:
+        while dead in (pids := self._children()) or len(pids) < 2 + self.has_engine:
             time.sleep(0.1)
 
+    def await_ready(self) -> None:
+        """Wait until every process is ready: each of several connections gets one by chance."""
+        ready = 0
+        while ready < READY_ANSWERS:
+            ready = ready + 1 if self.server.get("/readyz")[0] == 200 else 0
+
     def workers(self) -> list[int]:
-        """The serving processes, without those that only keep resources."""
-        return [pid for pid in process_tree(self.server.pid)[1:] if b"spawn_main" in _command_line(pid)]
+        """The serving processes."""
+        return [pid for pid in self._children() if not (self.has_engine and pid == self.engine())]
+
+    def engine(self) -> int:
+        """The process that runs the models: it shares memory with each of the others."""
+        return max(self._children(), key=lambda pid: _read(pid, "maps").count(b"ign-slots"))
+
+    def _children(self) -> list[int]:
+        """Without those that only keep resources."""
+        return [pid for pid in process_tree(self.server.pid)[1:] if b"spawn_main" in _read(pid, "cmdline")]
 
 
-def _command_line(pid: int) -> bytes:
+def _read(pid: int, name: str) -> bytes:
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
+        return Path(f"/proc/{pid}/{name}").read_bytes()
     return b""
 
 
@@ -155,14 +172,38 @@ async def kill_process(chaos: Chaos) -> None:
         await asyncio.to_thread(chaos.await_workers, dead)
 
 
+async def stop_engine(chaos: Chaos) -> None:
+    with chaos.outage(clean=True):
+        pid = chaos.engine()
+        os.kill(pid, signal.SIGSTOP)
+        await asyncio.sleep(STOPPED_S)
+        os.kill(pid, signal.SIGCONT)
+
+
+async def kill_engine(chaos: Chaos) -> None:
+    with chaos.outage(clean=True):
+        dead = chaos.engine()
+        os.kill(dead, signal.SIGKILL)
+        await asyncio.to_thread(chaos.await_workers, dead)
+        await asyncio.to_thread(chaos.await_ready)
+
+
 ONE_PROCESS: Final[tuple[Fault, ...]] = (kill_thread, clock_jump, disk_full, broken_model, stop_process)
 TWO_PROCESSES: Final[tuple[Fault, ...]] = (kill_process, stop_process, kill_process)
+ENGINE_PROCESS: Final[tuple[Fault, ...]] = (
+    broken_model,
+    kill_engine,
+    stop_engine,
+    kill_process,
+    stop_process,
+    kill_engine,
+)
 
 
 def main() -> int:
     options = apply_defaults(parser().parse_args(), full=FULL, quick=QUICK)
     try:
-        halves = [half(options, workers) for workers in (1, 2)]
+        halves = [half(options, 2)] if options.engine_process else [half(options, workers) for workers in (1, 2)]
     except (ServerFailed, OSError) as exc:
         print(f"error: {exc}", file=sys.stderr)
         return 2
@@ -179,22 +220,29 @@ def main() -> int:
 
 
 def half(options: argparse.Namespace, workers: int) -> Json:
-    """Half of the run, with a service of one or two processes."""
-    faults = ONE_PROCESS if workers == 1 else TWO_PROCESSES
+    """Half of the run, with a service of one or two processes; or all of it, with two and an engine."""
+    faults = ENGINE_PROCESS if options.engine_process else ONE_PROCESS if workers == 1 else TWO_PROCESSES
     with tempfile.TemporaryDirectory() as folder:
         commands, models = Path(folder) / "commands", Path(folder) / "models"
         commands.touch()
         shutil.copytree(ROOT / "models" / "mnist", models / "mnist")
         settings = {"IGN_MODEL_DIR": str(models), "IGN_DEVICE": "cpu", "IGN_WORKERS": str(workers)}
+        settings["IGN_ENGINE_PROCESS"] = str(options.engine_process).lower()
         with started(settings, commands) as server:
-            chaos = Chaos(server, commands, models / "mnist" / "2" / "model.onnx")
-            known = uvloop.run(run(chaos, options, faults))
+            chaos = Chaos(server, commands, models / "mnist" / "2" / "model.onnx", options.engine_process)
+            seconds = options.seconds if options.engine_process else options.seconds / 2
+            known = uvloop.run(run(chaos, options, faults, seconds))
             ready, replaced = server.get("/readyz")[0], end_state(server)["workers replaced"]
     if ready != 200:
         chaos.unexpected.append(f"at the end /readyz is {ready}")
     if replaced != (kill_thread in faults):
         chaos.unexpected.append(f"{replaced:.0f} threads were replaced")
-    outside = [outcome for outcome, *times in known.failures if not in_outage(chaos, *times)]
+    outside = [outcome for outcome, *times in known.failures if not outages_of(chaos, *times)]
+    chaos.unexpected += [
+        f"{outcome} in an outage that allows 503"
+        for outcome, *times in known.failures
+        if outcome != "refused" and (touched := outages_of(chaos, *times)) and all(clean for *_, clean in touched)
+    ]
     total = known.outcomes["ok"] + len(outside)
     return {
         "processes": workers,
@@ -205,7 +253,7 @@ def half(options: argparse.Namespace, workers: int) -> Json:
         "good_share": rounded(known.outcomes["ok"] / max(1, total)),
         "wrong": known.outcomes["wrong"],
         "unexpected": len(chaos.unexpected),
-        "reasons": "; ".join([*sorted(set(outside)), *chaos.unexpected]),
+        "reasons": "; ".join([*sorted(set(outside)), *sorted(set(chaos.unexpected))]),
     }
 
 
@@ -219,14 +267,13 @@ def started(settings: dict[str, str], commands: Path) -> AbstractContextManager[
     return serving(command, port=port, ready="/readyz", environ=environ)
 
 
-def in_outage(chaos: Chaos, sent: float, ended: float) -> bool:
-    """Whether a request overlaps a declared outage."""
-    return any(sent <= end and ended >= start for start, end in chaos.outages)
+def outages_of(chaos: Chaos, sent: float, ended: float) -> list[tuple[float, float, bool]]:
+    """The declared outages that a request overlaps."""
+    return [outage for outage in chaos.outages if sent <= outage[1] and ended >= outage[0]]
 
 
-async def run(chaos: Chaos, options: argparse.Namespace, faults: tuple[Fault, ...]) -> KnownAnswers:
+async def run(chaos: Chaos, options: argparse.Namespace, faults: tuple[Fault, ...], seconds: float) -> KnownAnswers:
     known = KnownAnswers(await right_answer(chaos.server.port))
-    seconds = options.seconds / 2
     end = time.monotonic() + seconds
     good = options.clients * 5 // 8
     tasks = [asyncio.create_task(known.work(chaos.server.port, end, PAUSE_S)) for _ in range(good)]
@@ -245,6 +292,7 @@ def parser() -> argparse.ArgumentParser:
     cli = arguments("Break parts of the service under load.")
     cli.add_argument("--seconds", type=duration, help="how long, both halves together (default 600; quick 20)")
     cli.add_argument("--clients", type=positive, default=256, help="clients (default 256)")
+    cli.add_argument("--engine-process", action="store_true", help="with an engine process, see IGN_ENGINE_PROCESS")
     cli.add_argument("--seed", type=int, default=0, help="seed of the bad clients (default 0)")
     return cli
 

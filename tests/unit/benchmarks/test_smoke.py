@@ -32,6 +32,7 @@ def measured(module: str, results: Path, *options: str) -> "subprocess.Completed
         ("reliability.attacks", [], 24),
         ("reliability.restarts", [], 8),
         ("reliability.chaos", ["--clients", "32"], 6),
+        ("reliability.chaos", ["--clients", "32", "--engine-process"], 3),
         ("reliability.storm", ["--seconds", "0.5", "--few", "5", "--many", "20"], 4),
     ],
 )
