@@ -42,6 +42,7 @@ from service.observability.metrics import Metrics
 from service.observability.statistics import ModelStatistics
 from service.runtime.onnx_model import OnnxModel
 from service.scheduling.scheduler import Scheduler
+from service.server.worker_process import tune_gc
 
 METHOD = (
     "Two processes: a front end without HTTP keeps so many rows in flight in requests of so many rows, and an engine "
@@ -142,6 +143,7 @@ async def _engine(card: ModelCard, control: socket.socket, pipe: Connection) -> 
     )
     registry.activate(_loaded(card))
     host.open(registry)
+    tune_gc()  # as the service does
     links, asked = LinkReceiver(control, host.add), asyncio.Queue[object]()
     asyncio.get_running_loop().add_reader(pipe.fileno(), lambda: asked.put_nowait(pipe.recv()))
     while await asked.get() is not None:
@@ -159,6 +161,7 @@ async def _front(control: socket.socket, pipe: Connection, card: ModelCard, opti
     await registry.open()
     model, here, found = registry.resolve(), _serve(_loaded(card)), []
     here.scheduler.start()
+    tune_gc()
     for rows in ROWS:
         costs = []
         for _ in range(options.rounds):

@@ -18,7 +18,6 @@ from typing import Any, Final, NamedTuple
 from weakref import WeakValueDictionary
 
 from service.domain.errors import IgnError, NotReady
-from service.domain.latents import FloatRows
 from service.domain.tasks import Result, SchedulingParams, StepParams
 from service.engine.messages import (
     Answer,
@@ -46,7 +45,6 @@ STATE_S: Final = 0.5
 _STUCK_S: Final = 10.0
 """How long a front end that does not answer, such as a stopped process, delays an operation of another one."""
 _GONE: Final = "the model is not ready"
-_ERROR: Final = Head._fields.index("error_bytes")
 
 Scheduler = RowScheduler[Any]
 
@@ -218,11 +216,11 @@ class EngineHost:
 
 
 class _Use(NamedTuple):
-    """One use of a slot."""
+    """One use of a slot, whose rows a scheduler has."""
 
-    slot: int
-    head: Head
-    deadline: float
+    generation: int
+    scheduler: Scheduler
+    handle: Any
 
 
 class _Front:
@@ -232,89 +230,81 @@ class _Front:
         self._host, self._files = host, files
         self._segment = Segment(files)
         self.stream = MessageStream(self._on_message, self._on_lost)
-        self._slots: dict[int, tuple[int, Scheduler, Any]] = {}  # slot → generation, scheduler, what cancels
-        self._slot_of: dict[Any, int] = {}  # by what cancels
+        self._uses: dict[int, _Use] = {}  # by slot
+        self._slot_of: dict[Any, int] = {}  # by handle
         self._requests: dict[int, tuple[Scheduler, Any]] = {}  # of `Begin`
         self._completed: list[int] = []
         self.is_lost = False
 
     def on_submitted(self) -> None:
         """Begin and cancel what the ring says."""
-        entries = self._segment.submitted.take()
-        if not entries:
-            return
-        slots = [use_of(one)[0] for one in entries]
-        heads, deadlines = self._segment.heads[slots].tolist(), self._segment.times[slots, 0].tolist()
-        uses: dict[int, list[_Use]] = {}  # by model
-        for one, slot, head, deadline in zip(entries, slots, heads, deadlines, strict=True):
+        slots: list[int] = []
+        for one in self._segment.submitted.take():
+            slot, generation = use_of(one)
             if one & CANCEL:  # of a use that may be among those before it
-                self._begin_uses(uses)
-                uses = {}
-                self._cancel_slot(*use_of(one))
+                self._begin_slots(slots)
+                slots = []
+                self._cancel_slot(slot, generation)
             else:
-                use = _Use(slot, Head(*head), deadline)
-                uses.setdefault(use.head.model, []).append(use)
-        self._begin_uses(uses)
+                slots.append(slot)
+        self._begin_slots(slots)
 
-    def _begin_uses(self, uses: dict[int, list["_Use"]]) -> None:
-        for number, group in uses.items():
+    def _begin_slots(self, slots: list[int]) -> None:
+        if not slots:
+            return
+        segment = self._segment
+        deadlines, texts = segment.times[slots, 0].tolist(), segment.read_texts(slots)
+        groups: dict[tuple[int, int], list[tuple[int, Head, SchedulingParams]]] = {}  # by model and number of rows
+        for slot, numbers, deadline, text in zip(slots, segment.heads[slots].tolist(), deadlines, texts, strict=True):
+            head = Head(*numbers)
+            params = SchedulingParams(
+                step_params=_step_params(head.steps, bool(head.score)),
+                deadline=None if deadline == math.inf else deadline,
+                key=_decoded(text[: head.key_bytes]),
+                request_id=text[head.key_bytes : head.key_bytes + head.id_bytes].decode(),
+            )
+            groups.setdefault((head.model, head.rows), []).append((slot, head, params))
+        for (number, count), group in groups.items():
             try:
                 model = self._host.model(number)
-                calls = [(self._rows(use, model), self._params(use)) for use in group]
+                rows = segment.read_rows([slot for slot, *_ in group], count, model.card.shape)
+                calls = [(mine, params) for mine, (_, _, params) in zip(rows, group, strict=True)]
                 begun = model.scheduler.begin_many(calls, self._end_uses)
             except Exception as exc:
-                for use in group:
-                    self._end_slot(use.slot, use.head.generation, _failure(exc))
-                continue
-            for use, handle in zip(group, begun, strict=True):
+                begun = [_failure(exc)] * len(group)
+            for (slot, head, _), handle in zip(group, begun, strict=True):
                 if isinstance(handle, IgnError):
-                    self._end_slot(use.slot, use.head.generation, handle)
+                    self._fail_slot(slot, head.generation, handle)
                 else:
-                    self._slots[use.slot] = use.head.generation, model.scheduler, handle
-                    self._slot_of[handle] = use.slot
-
-    def _rows(self, use: "_Use", model: ServedModel) -> FloatRows:
-        return self._segment.rows(use.slot, use.head.rows, model.card.shape)
-
-    def _params(self, use: "_Use") -> SchedulingParams:
-        head = use.head
-        text = self._segment.read_text(use.slot, head.key_bytes + head.id_bytes)
-        return SchedulingParams(
-            step_params=_step_params(head.steps, bool(head.score)),
-            deadline=None if math.isinf(use.deadline) else use.deadline,
-            key=text[: head.key_bytes].decode(),
-            request_id=text[head.key_bytes :].decode(),
-        )
+                    self._uses[slot] = _Use(head.generation, model.scheduler, handle)
+                    self._slot_of[handle] = slot
 
     def _end_uses(self, ended: list[tuple[Any, Event]]) -> None:
+        results: dict[tuple[int, ...], list[tuple[int, Result]]] = {}  # by shape
         for handle, event in ended:
             slot = self._slot_of.pop(handle)
-            self._end_slot(slot, self._slots.pop(slot)[0], event)
+            generation = self._uses.pop(slot).generation
+            if isinstance(event, Result):
+                results.setdefault(event.rows.shape, []).append((slot, event))
+                self._complete(entry(slot, generation))
+            elif isinstance(event, IgnError):
+                self._fail_slot(slot, generation, event)
+        for group in results.values():
+            self._segment.write_results([slot for slot, _ in group], [result for _, result in group])
 
-    def _end_slot(self, slot: int, generation: int, event: Event) -> None:
-        segment = self._segment
-        if isinstance(event, Result):
-            count = len(event.rows)
-            segment.rows(slot, count, event.rows.shape[1:])[...] = event.rows
-            segment.measures[slot, 0, :count] = event.distance
-            if event.drift is not None:
-                segment.measures[slot, 1, :count] = event.drift
-            segment.times[slot, 1:] = event.queue_s, event.compute_s
-            segment.heads[slot, _ERROR] = 0
-        else:
-            pickled = pickle.dumps(event)
-            if len(pickled) > DATA_BYTES:
-                pickled = pickle.dumps(IgnError("internal error"))
-            segment.write_error(slot, pickled)
-            segment.heads[slot, _ERROR] = len(pickled)
+    def _fail_slot(self, slot: int, generation: int, error: IgnError) -> None:
+        pickled = pickle.dumps(error)
+        if len(pickled) > DATA_BYTES:
+            pickled = pickle.dumps(IgnError("internal error"))
+        self._segment.write_error(slot, pickled)
         self._complete(entry(slot, generation))
 
     def _cancel_slot(self, slot: int, generation: int) -> None:
-        found = self._slots.get(slot)
-        if found is None or found[0] != generation:  # it has ended, and its entry is on the way
+        use = self._uses.get(slot)
+        if use is None or use.generation != generation:  # it has ended, and its entry is on the way
             return
-        del self._slots[slot], self._slot_of[found[2]]
-        found[1].cancel(found[2])
+        del self._uses[slot], self._slot_of[use.handle]
+        use.scheduler.cancel(use.handle)
         self._complete(entry(slot, generation))
 
     def _complete(self, completed: int) -> None:
@@ -367,9 +357,9 @@ class _Front:
 
     def _on_lost(self) -> None:
         asyncio.get_running_loop().remove_reader(self._files.submitted)
-        for scheduler, handle in (*(found[1:] for found in self._slots.values()), *self._requests.values()):
+        for scheduler, handle in (*(use[1:] for use in self._uses.values()), *self._requests.values()):
             scheduler.cancel(handle)
-        self._slots.clear()
+        self._uses.clear()
         self._slot_of.clear()
         self._requests.clear()
         self.is_lost = True
@@ -383,6 +373,9 @@ def _failure(exc: Exception) -> IgnError:
         return exc
     _LOG.error("a request of a front end failed", exc_info=exc)
     return IgnError("internal error")
+
+
+_decoded = lru_cache(maxsize=256)(bytes.decode)  # of fairness keys
 
 
 @lru_cache(maxsize=256)

@@ -11,15 +11,17 @@ The number of new entries passes through an eventfd. Its system calls also order
 processes.
 """
 
+import math
 import mmap
 import os
 from collections.abc import Sequence
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.domain.latents import FloatRows
+from service.domain.tasks import Result
 
 SLOTS: Final = 512
 DATA_BYTES: Final = 1 << 16  # of a slot: rows, or a pickled error
@@ -28,6 +30,7 @@ MAX_ROWS: Final = 64  # of a slot
 CANCEL: Final = 1 << 62
 """Bit of an entry of `submitted`: cancel this use of the slot."""
 
+_SMALL: Final = 1024  # numbers; rows of up to so many are copied together, which costs a further copy but fewer calls
 _SLOT_BITS: Final = 16
 _SUBMITTED: Final = 4 * SLOTS  # a slot has at most three unread entries: an old cancellation, a use, its cancellation
 _PAGE: Final = 4096
@@ -48,6 +51,9 @@ class Head(NamedTuple):
     error_bytes: int  # set by the engine; 0: the slot holds a result
 
 
+_ERROR_BYTES: Final = Head._fields.index("error_bytes")
+
+
 class Times(NamedTuple):
     """The times of a slot in seconds: the deadline on `time.monotonic`; the engine sets the others."""
 
@@ -63,7 +69,7 @@ _LAYOUT: Final[dict[str, tuple[tuple[int, ...], type[np.generic]]]] = {
     "times": ((SLOTS, len(Times._fields)), np.float64),
     "measures": ((SLOTS, 2, MAX_ROWS), np.float64),
     "text": ((SLOTS, TEXT_BYTES), np.uint8),
-    "data": ((SLOTS, DATA_BYTES), np.uint8),
+    "data": ((SLOTS, DATA_BYTES // 4), np.float32),
 }
 
 
@@ -148,31 +154,57 @@ class Segment:
             arrays[name] = np.frombuffer(memory, kind, int(np.prod(shape)), start).reshape(shape)
             start += _size(name)
         self.heads, self.times, self.measures = arrays["heads"], arrays["times"], arrays["measures"]
-        self._text, self._data = arrays["text"], arrays["data"]
+        self._text, self._data = cast(NDArray[np.uint8], arrays["text"]), cast(NDArray[np.float32], arrays["data"])
         self.submitted = Ring(arrays["submitted"], files.submitted)  # type: ignore[arg-type]
         self.completed = Ring(arrays["completed"], files.completed)  # type: ignore[arg-type]
 
     def rows(self, slot: int, count: int, shape: tuple[int, ...]) -> FloatRows:
         """(count, *shape) float32: a view of the slot."""
-        size = 4 * count * shape[0] * shape[1] * shape[2]
-        view: FloatRows = self._data[slot, :size].view(np.float32).reshape(count, *shape)
+        view: FloatRows = self._data[slot, : count * math.prod(shape)].reshape(count, *shape)
         return view
 
     def write_text(self, slot: int, text: bytes) -> None:
         """Put the fairness key and the request id into the slot."""
         self._text[slot, : len(text)] = np.frombuffer(text, np.uint8)
 
-    def read_text(self, slot: int, size: int) -> bytes:
-        """The first bytes of the slot's text."""
-        return self._text[slot, :size].tobytes()
+    def read_texts(self, slots: Sequence[int]) -> list[bytes]:
+        """All bytes of the texts of slots; `Head` says how many are in use."""
+        texts = self._text[slots].tobytes()
+        return [texts[start : start + TEXT_BYTES] for start in range(0, len(texts), TEXT_BYTES)]
+
+    def read_rows(self, slots: Sequence[int], count: int, shape: tuple[int, ...]) -> Sequence[FloatRows]:
+        """For each slot (count, *shape) float32: copies if they are small, else views."""
+        size = count * math.prod(shape)
+        if size <= _SMALL:
+            return list(self._data[slots, :size].reshape(len(slots), count, *shape))
+        return [self.rows(slot, count, shape) for slot in slots]
+
+    def write_results(self, slots: Sequence[int], results: Sequence[Result]) -> None:
+        """Put results with rows of the same shape into slots."""
+        number, count = len(slots), len(results[0].rows)
+        if results[0].rows.size <= _SMALL:
+            rows = np.concatenate([result.rows for result in results]).reshape(number, -1)
+            self._data[slots, : rows.shape[1]] = rows
+        else:
+            for slot, result in zip(slots, results, strict=True):
+                self.rows(slot, count, result.rows.shape[1:])[...] = result.rows
+        distances = np.concatenate([result.distance for result in results])
+        self.measures[slots, 0, :count] = distances.reshape(number, count)
+        if any(result.drift is not None for result in results):
+            drifts = [result.distance if result.drift is None else result.drift for result in results]
+            self.measures[slots, 1, :count] = np.concatenate(drifts).reshape(number, count)
+        self.times[slots, 1:] = [(result.queue_s, result.compute_s) for result in results]
+        self.heads[slots, _ERROR_BYTES] = 0
 
     def write_error(self, slot: int, pickled: bytes) -> None:
         """Put a pickled error into the slot."""
-        self._data[slot, : len(pickled)] = np.frombuffer(pickled, np.uint8)
+        self._data[slot].view(np.uint8)[: len(pickled)] = np.frombuffer(pickled, np.uint8)
+        self.heads[slot, _ERROR_BYTES] = len(pickled)
 
     def read_error(self, slot: int, size: int) -> bytes:
         """The pickled error in the slot."""
-        return self._data[slot, :size].tobytes()
+        pickled: bytes = self._data[slot].view(np.uint8)[:size].tobytes()
+        return pickled
 
 
 def entry(slot: int, generation: int) -> int:

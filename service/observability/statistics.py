@@ -103,20 +103,22 @@ class ModelStatistics(SchedulerMetrics):
         """Count finished requests."""
         super().finished_many(requests)
         with self._lock:
-            counts = self._counts
+            counts, succeeded = self._counts, 0
             for rows, outcome, queue_s, compute_s in requests:
                 if outcome != "ok":
                     counts.fail.count += 1
                     counts.fail.seconds += queue_s + compute_s
                     continue
+                succeeded += 1
                 counts.rows += rows
-                counts.last_ms = round(self._clock() * 1e3)
                 counts.success.seconds += queue_s + compute_s
                 counts.queue.seconds += queue_s
                 counts.infer.seconds += compute_s
-                # perf_analyzer gives up if the parts of a request have different counts.
-                for duration in (counts.success, counts.queue, counts.infer, counts.input, counts.output):
-                    duration.count += 1
+            if succeeded:
+                counts.last_ms = round(self._clock() * 1e3)
+            # perf_analyzer gives up if the parts of a request have different counts.
+            for duration in (counts.success, counts.queue, counts.infer, counts.input, counts.output):
+                duration.count += succeeded
 
     def rejected(self, reason: str) -> None:
         """Count a request rejected at admission."""

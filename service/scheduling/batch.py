@@ -19,12 +19,12 @@ from service.domain.errors import IgnError, ModelFailure
 from service.domain.latents import FloatRows
 from service.domain.model import DeviceBatch, DeviceLost, DeviceOutOfMemory, Model, largest_batch
 from service.domain.tasks import StepOutput
-from service.scheduling.request import Row, ScheduledRequest
+from service.scheduling.request import Row, ScheduledRequest, commit_single_steps, copy_into_batch
 
 logger = logging.getLogger(__name__)
 
 _MAX_REASON: Final = 400  # characters
-_SCRATCH: Final = 4096  # numbers of the scratch array of differences: 32 KiB, so that it stays in the core's cache
+_SCRATCH: Final = 16_384  # numbers of the scratch array of differences: 128 KiB, so that it stays in the core's cache
 
 
 class _Buffer(NamedTuple):
@@ -87,9 +87,7 @@ class RunningBatch:
             left, joined = self._replace(chosen)
         else:
             left, joined = [], list(chosen)
-            for index, row in enumerate(chosen):
-                full[index] = row.state
-                row.batch_index = index
+            copy_into_batch(chosen, full)
             self.rows = list(chosen)
         padded = self._padded(n) if n else 0
         full[n:padded] = full[:1]  # padding repeats a real row: any other values could be out of the model's range
@@ -107,7 +105,7 @@ class RunningBatch:
         left = [row for row in self.rows if row not in chosen_set]
         joined = [row for row in chosen if row.batch_index < 0]
         for row in left:
-            if row.queue_seq:
+            if row.queue_seq and row.steps:
                 row.request.outputs[row.index] = full[row.batch_index]
             row.batch_index = -1
         gaps = sorted(set(range(n)).difference(row.batch_index for row in chosen))
@@ -203,10 +201,10 @@ class RunningBatch:
         failed: list[tuple[Row, IgnError]] = []
         self._run_bisecting(0, len(self.rows), failed)
         if not self._all_finite():
-            # The buffer of failed and lost rows holds old values, which may be finite or not.
-            without_output = {*(row for row, _ in failed), *self.rows_on_lost_device}
+            # The buffer of failed and lost rows holds old values. Nobody waits for rows of closed requests.
+            others = {*(row for row, _ in failed), *self.rows_on_lost_device}
             for row in self.rows:
-                if row not in without_output and not np.isfinite(self._next.rows[row.batch_index]).all():
+                if not (row.request.closed or row in others or np.isfinite(self._next.rows[row.batch_index]).all()):
                     failed.append((row, row.not_finite_error()))
         return failed
 
@@ -243,7 +241,7 @@ class RunningBatch:
 
         Returns: the rows that are done, and the steps that are recorded or that a stream gets.
         """
-        finished, outputs = list[Row](), list[tuple[ScheduledRequest, StepOutput]]()
+        outputs = list[tuple[ScheduledRequest, StepOutput]]()
         # The change by the first step is a result, and so is that by the extra step of a score.
         measured = [row.batch_index for row in self.rows if (row.steps == 0 or row.scoring) and not row.request.closed]
         if len(measured) == len(self._next.rows):
@@ -251,7 +249,8 @@ class RunningBatch:
         else:
             for index in measured:
                 self._measure(index, index + 1)
-        for row in self.rows:
+        finished, others = commit_single_steps(self.rows, self._next.rows, self._changes)
+        for row in others:
             request = row.request
             if request.closed:
                 continue
@@ -264,7 +263,7 @@ class RunningBatch:
                     outputs.append((request, output))
             if row.done:
                 finished.append(row)
-                self.needs_rebuild = True
+        self.needs_rebuild = self.needs_rebuild or bool(finished)
         self._current, self._next = self._next, self._current
         return finished, outputs
 

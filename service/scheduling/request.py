@@ -7,9 +7,12 @@ worker's own batch.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.domain.errors import IgnError, InvalidContent, ModelFailure
 from service.domain.latents import LARGE, FloatRow, FloatRows
@@ -108,6 +111,15 @@ class Row:
         self.done = not self.scoring
 
 
+_NO_RESULTS: Final[tuple[FloatRows, NDArray[np.int64], NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64]]] = (
+    np.empty((0, 0, 0, 0), np.float32),
+    np.empty(0, np.int64),
+    np.empty(0, np.bool_),
+    np.empty(0),
+    np.empty(0),
+)
+
+
 class ScheduledRequest:
     """The rows of one request, which are answered together, and their results so far.
 
@@ -118,23 +130,62 @@ class ScheduledRequest:
         arrived: time of submission on the scheduler's clock, in seconds.
     """
 
+    __slots__ = (
+        "__weakref__",
+        "arrived",
+        "closed",
+        "converged",
+        "counters",
+        "deadline",
+        "distance",
+        "drift",
+        "expires",
+        "in_batch",
+        "inputs",
+        "is_single_step",
+        "open_rows",
+        "outputs",
+        "params",
+        "rows",
+        "rows_left",
+        "started",
+        "steps",
+        "streamed",
+        "timeout_at",
+        "trajectory",
+    )
+
     def __init__(self, inputs: FloatRows, params: SchedulingParams, *, streamed: bool, arrived: float) -> None:
-        n = len(inputs)
+        n, step_params = len(inputs), params.step_params
         self.inputs, self.params, self.streamed, self.arrived = inputs, params, streamed, arrived
         self.deadline = math.inf if params.deadline is None else params.deadline
         self.expires = self.deadline  # set to infinity at the first event of a stream
         self.timeout_at = math.inf  # `deadline` as a time of the event loop; for the event loop alone
         self.started: float | None = None  # when the first row entered a batch
-        steps = params.step_params.steps + params.step_params.score
+        steps = step_params.steps + step_params.score
+        self.is_single_step = (  # and nothing else is to be done after it
+            steps == 1
+            and step_params.tolerance is None
+            and params.keep_mask is None
+            and not (step_params.record or step_params.score or streamed)
+        )
         self.rows = [Row(self, i, steps) for i in range(n)]
         self.rows_left = n  # rows that are not done
         # Guarded by the lock of `Admission`.
         self.closed, self.open_rows, self.in_batch, self.counters = False, n, 0, Counters()
-        self.outputs = np.empty(inputs.shape, np.float32)
+        # Those of a single step come from its batch, if all its rows are in one.
+        self.outputs, self.steps, self.converged, self.distance, self.drift = _NO_RESULTS
+        if not self.is_single_step:
+            self.allocate()
+        self.trajectory: list[list[StepOutput]] = [[] for _ in range(n)]
+
+    def allocate(self) -> None:
+        """Make the arrays of the results."""
+        n = len(self.inputs)
+        self.outputs = np.empty(self.inputs.shape, np.float32)
         self.steps, self.converged = np.zeros(n, np.int64), np.zeros(n, np.bool_)
         self.distance = np.zeros(n)
-        self.drift = np.zeros(n) if params.step_params.score else self.distance
-        self.trajectory: list[list[StepOutput]] = [[] for _ in range(n)]
+        self.drift = np.zeros(n) if self.params.step_params.score else self.distance
 
     def min_steps_to_answer(self) -> int:
         """Fewest model steps after which the caller can get what its deadline bounds.
@@ -177,3 +228,75 @@ class ScheduledRequest:
         if self.params.observer is not None:
             self.params.observer.scheduled(self.arrived, self.started, now, code)
         return Finished(len(self.inputs), code, started - self.arrived, now - started)
+
+
+def copy_into_batch(rows: Sequence[Row], buffer: FloatRows) -> None:
+    """Copy the states of rows to the start of a batch buffer, in order; they are in no batch yet."""
+    for start, end in _runs(rows):
+        row = rows[start]
+        source = row.request.outputs if row.steps else row.request.inputs
+        buffer[start:end] = source[row.index : row.index + end - start]
+    for index, row in enumerate(rows):
+        row.batch_index = index
+
+
+def commit_single_steps(
+    rows: list[Row], buffer: FloatRows, changes: NDArray[np.float64]
+) -> tuple[list[Row], list[Row]]:
+    """Record the results of rows whose only step the batch has just run.
+
+    Args:
+        rows: of the batch, in order.
+        buffer: (n, C, H, W): the rows after the step.
+        changes: (n) mean |f(x) − x|, valid for rows whose first step this was.
+
+    Returns: the rows that are done now, and those that have more to record. Rows of closed requests are in neither.
+    """
+    done, others = list[Row](), list[Row]()
+    share = all(row.request.is_single_step for row in rows)
+    # Requests keep views of these copies. If other rows are in the batch too, they would be mostly in vain.
+    outputs, distance = (buffer.copy(), changes[: len(buffer)].copy()) if share else (buffer, changes)
+    steps, converged = np.ones(len(buffer), np.int64), np.zeros(len(buffer), np.bool_)
+    for start, end in _runs(rows):
+        row, run, size = rows[start], rows[start:end], end - start
+        request, mine, source = (
+            row.request,
+            slice(row.index, row.index + size),
+            slice(row.batch_index, row.batch_index + size),
+        )
+        if request.closed:
+            continue
+        if not request.is_single_step:
+            others += run
+            continue
+        if share and size == len(request.rows):
+            request.outputs, request.distance = outputs[source], distance[source]
+            request.steps, request.converged = steps[source], converged[source]
+        else:
+            if not len(request.outputs):
+                request.allocate()
+            request.outputs[mine], request.distance[mine] = outputs[source], distance[source]
+            request.steps[mine] = 1
+        for row in run:
+            row.steps, row.done = 1, True
+        done += run
+    return done, others
+
+
+def _runs(rows: Sequence[Row]) -> list[tuple[int, int]]:
+    """Start and end of the longest runs of rows that are neighbours in their request and, if they are in one, a batch.
+
+    The rows of a run have all been stepped, or none has.
+    """
+    if not rows:
+        return []
+    starts = [0]
+    for at in range(1, len(rows)):
+        row, last = rows[at], rows[at - 1]
+        if row.request is not last.request or not (
+            row.index == last.index + 1
+            and row.batch_index in (last.batch_index + 1, -1)
+            and (row.steps > 0) == (last.steps > 0)
+        ):
+            starts.append(at)
+    return list(zip(starts, [*starts[1:], len(rows)], strict=True))

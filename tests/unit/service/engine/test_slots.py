@@ -58,7 +58,8 @@ def test_what_one_side_writes_the_other_reads(both: tuple[Segment, Segment]) -> 
     front.submitted.put([entry(7, 1)])
     assert engine.submitted.take() == [entry(7, 1)]
     np.testing.assert_array_equal(engine.rows(7, 2, (3, 4, 5)), rows)
-    assert engine.read_text(7, 4).decode() == "clé"
+    np.testing.assert_array_equal(engine.read_rows([7, 7], 2, (3, 4, 5)), [rows, rows])
+    assert engine.read_texts([7])[0][:4].decode() == "clé"
     engine.completed.put([entry(7, 1)])
     assert front.completed.take() == [entry(7, 1)]
     assert front.submitted.take() == []

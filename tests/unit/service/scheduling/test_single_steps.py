@@ -1,0 +1,65 @@
+"""Rows whose only step is that of one batch, alone and among others."""
+
+import asyncio
+import logging
+import threading
+
+import numpy as np
+import pytest
+
+from service.domain.latents import FloatRows
+from tests.helpers.fakes import FakeModel
+from tests.helpers.serving import marked, params, release, serving, submitted, until_queued, until_running
+
+
+@pytest.mark.parametrize("sizes", [[1] * 8, [3, 5], [20], [1, 20, 1, 7], [9, 1, 9]])
+@pytest.mark.parametrize("others", [0, 1, 3])
+def test_every_request_gets_its_own_rows(sizes: list[int], others: int) -> None:
+    """Requests that fill a batch, share one, or are divided among several; beside them rows of more steps."""
+    model = FakeModel(gate=threading.Event())
+
+    async def main() -> None:
+        with serving(model) as scheduler:
+            plug = submitted(scheduler, marked(0), params())
+            await until_running(model)
+            values = np.arange(1, sum(sizes) + 1)
+            rows = [marked(*part) for part in np.split(values, np.cumsum(sizes)[:-1])]
+            longer = [submitted(scheduler, marked(-i), params(steps=3, score=True)) for i in range(1, others + 1)]
+            calls = [submitted(scheduler, mine, params()) for mine in rows]
+            await until_queued(scheduler, *longer, *calls)
+            release(model)
+            for mine, result in zip(rows, await asyncio.gather(*calls), strict=True):
+                np.testing.assert_array_equal(result.rows, mine / 2)
+                np.testing.assert_array_equal(result.distance, np.abs(mine / 2).mean((1, 2, 3), np.float64))
+                assert result.steps.tolist() == [1] * len(mine)
+                assert not result.converged.any()
+                assert result.drift is None
+            for i, result in enumerate(await asyncio.gather(*longer), 1):
+                np.testing.assert_array_equal(result.rows, marked(-i / 8))
+                assert result.drift is not None
+                assert result.drift.tolist() == [i / 16]
+            await plug
+
+    asyncio.run(main())
+
+
+def test_a_request_whose_caller_has_gone_is_no_failure_of_the_model(caplog: pytest.LogCaptureFixture) -> None:
+    """Its rows may lie in memory that is in use for another request by now."""
+
+    def not_finite_at_13(rows: FloatRows) -> FloatRows:
+        return np.where(rows == 13, np.float32(np.nan), rows)
+
+    model = FakeModel(function=not_finite_at_13, gate=threading.Event())
+
+    async def main() -> None:
+        with serving(model) as scheduler:
+            gone = submitted(scheduler, marked(13), params())
+            await until_running(model)
+            gone.cancel()
+            await asyncio.sleep(0)
+            release(model)
+            assert (await scheduler.submit(marked(4), params())).rows.max() == 4
+
+    with caplog.at_level(logging.INFO):
+        asyncio.run(main())
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
