@@ -44,10 +44,10 @@ METHOD: Final = (
     "Closed loop. In every round the entries take turns, in reverse order every second round: the server starts "
     "alone, its answers to all bodies, sent 16 at a time, are compared with the answers of this service (PNG: the "
     "same pixels; raw: within 1e-5), then every load runs for `seconds` after a warm-up. `×n` has n copies of the "
-    "model with one thread each; `as it comes` is this service with its default settings. Requests/s counts answers "
-    "with 200. Figures are medians over the rounds, ratios are medians of the ratios of each round. CPU time "
-    "includes all processes of the server. Raw onnxruntime runs at 64 rows in as many single-threaded processes as "
-    "the entry has copies of the model."
+    "model with one thread each; `as it comes` is this service with its default settings. No server writes an access "
+    "log. Requests/s counts answers with 200. Figures are medians over the rounds, ratios are medians of the ratios of "
+    "each round. CPU time includes all processes of the server. Raw onnxruntime runs at 64 rows in as many "
+    "single-threaded processes as the entry has copies of the model."
 )
 FULL: Final = {
     "processes": [1, 2],

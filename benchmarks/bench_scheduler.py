@@ -13,7 +13,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ from benchmarks.harness.instrumented_model import (
     timed_model,
 )
 from benchmarks.harness.processes import ROOT
+from service.api.fast_path import MAX_PER_TURN
 from service.domain.errors import StartupError
 from service.domain.latents import FloatRows
 from service.domain.tasks import SchedulingParams, StepParams
@@ -53,7 +54,8 @@ METHOD = (
     "take turns call by call, with nothing else running. mixed: row-steps/s while long and short requests run at "
     "once, over the rows/s of raw onnxruntime at the resulting mean batch size. queue: single-row requests wait "
     "until the queue holds the stated number, then run on a model that costs nothing; wall time per row of "
-    "admission and of the rest, and CPU time of both. neighbours: latency of one caller with steps=1, alone and "
+    "admission and of the rest, and CPU time of both. submit: a task for each request; begin_many: 32 requests at a "
+    "time, without tasks, as small HTTP requests come. neighbours: latency of one caller with steps=1, alone and "
     "beside eight requests with steps=5000 of the same caller key. long_run: wall time minus time within "
     "onnxruntime's run, per step, for one row"
 )
@@ -103,7 +105,8 @@ def measure(options: argparse.Namespace) -> Json:
 
 
 def targets(single: list[Json], neighbours: list[Json], long_run: Json, queue: list[Json]) -> list[Json]:
-    costs = {line["queued_rows"]: line["cpu_us_per_row"] for line in queue if line["queued_rows"] >= BATCH_ROWS}
+    submitted = [line for line in queue if line["by"] == "submit" and line["queued_rows"] >= BATCH_ROWS]
+    costs = {line["queued_rows"]: line["cpu_us_per_row"] for line in submitted}
     alone, beside = (line["p99_ms"] for line in neighbours)
     deepest = max(costs)
     flat = [
@@ -259,23 +262,49 @@ class NoopModel:
 def queued(options: argparse.Namespace) -> list[Json]:
     """Cost per row by queue depth; small depths are measured more often."""
     depths = [depth for depth in DEPTHS if depth <= options.depth]
-    costs: dict[int, list[tuple[float, ...]]] = {depth: [] for depth in depths}
-    for _, depth in itertools.product(range(options.rounds), depths):
+    cases = list(itertools.product(WAYS, depths))
+    costs: dict[tuple[str, int], list[tuple[float, ...]]] = {case: [] for case in cases}
+    for _, (way, depth) in itertools.product(range(options.rounds), cases):
         for _ in range(max(1, 1000 // depth)):
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                costs[depth].append(runner.run(fill_and_drain(depth)))
+                costs[way, depth].append(runner.run(fill_and_drain(depth, WAYS[way])))
     names = ("admit_us_per_row", "run_us_per_row", "cpu_us_per_row")
     return [
-        {"queued_rows": depth}
+        {"by": way, "queued_rows": depth}
         | {
             name: rounded(statistics.median(values) / depth * 1e6)
-            for name, values in zip(names, zip(*costs[depth], strict=True), strict=True)
+            for name, values in zip(names, zip(*costs[way, depth], strict=True), strict=True)
         }
-        for depth in depths
+        for way, depth in cases
     ]
 
 
-async def fill_and_drain(depth: int) -> tuple[float, float, float]:
+def submit_each(scheduler: Scheduler, depth: int, x: FloatRows, params: SchedulingParams) -> Awaitable[object]:
+    """Submit ``depth`` requests; returns what to wait for."""
+    return asyncio.gather(*(scheduler.submit(x, params) for _ in range(depth)))
+
+
+def begin_together(scheduler: Scheduler, depth: int, x: FloatRows, params: SchedulingParams) -> Awaitable[object]:
+    """As `submit_each`, but as `service.api.fast_path` does it."""
+    left, over = depth, asyncio.get_running_loop().create_future()
+
+    def deliver(ended: Sequence[object]) -> None:
+        nonlocal left
+        left -= len(ended)
+        if not left:
+            over.set_result(None)
+
+    for begun in range(0, depth, MAX_PER_TURN):
+        scheduler.begin_many([(x, params)] * min(MAX_PER_TURN, depth - begun), deliver)
+    return over
+
+
+WAYS = {"submit": submit_each, "begin_many": begin_together}
+
+
+async def fill_and_drain(
+    depth: int, way: Callable[[Scheduler, int, FloatRows, SchedulingParams], Awaitable[object]]
+) -> tuple[float, float, float]:
     """Seconds to admit ``depth`` single-row requests, seconds until all are answered, and CPU seconds of both."""
     model = NoopModel()
     scheduler = Scheduler(model, max_batch_rows=BATCH_ROWS, queue_rows=2 * depth + 1)
@@ -285,11 +314,11 @@ async def fill_and_drain(depth: int) -> tuple[float, float, float]:
         plug = asyncio.create_task(scheduler.submit(x, params))
         await asyncio.to_thread(model.entered.wait)
         start, cpu = time.perf_counter(), time.process_time()
-        calls = [asyncio.create_task(scheduler.submit(x, params)) for _ in range(depth)]
+        calls = way(scheduler, depth, x, params)
         await asyncio.sleep(0)  # all tasks before this one have been admitted when it resumes
         middle = time.perf_counter()
         model.gate.set()
-        await asyncio.gather(plug, *calls)
+        await asyncio.gather(plug, calls)
         return middle - start, time.perf_counter() - middle, time.process_time() - cpu
     finally:
         model.gate.set()

@@ -69,12 +69,12 @@ def percentile(ordered: Sequence[float], percent: float) -> float:
 
 
 def latency(seconds: Sequence[float]) -> Json:
-    """Count, and in milliseconds: mean, p50, p99, p99.9 and maximum."""
+    """Count, and in milliseconds: mean, p50, p95, p99, p99.9 and maximum."""
     if not seconds:
         return {"count": 0}
     ordered = sorted(seconds)
     result: Json = {"count": len(ordered), "mean_ms": statistics.fmean(ordered) * 1e3}
-    for name, percent in (("p50_ms", 50.0), ("p99_ms", 99.0), ("p999_ms", 99.9), ("max_ms", 100.0)):
+    for name, percent in (("p50_ms", 50.0), ("p95_ms", 95.0), ("p99_ms", 99.0), ("p999_ms", 99.9), ("max_ms", 100.0)):
         result[name] = percentile(ordered, percent) * 1e3
     return {name: rounded(value) for name, value in result.items()}
 

@@ -163,7 +163,7 @@ class Entry:
 
     Args:
         name: the name of the server.
-        processes: the number of copies; 0 for this service with its default settings.
+        processes: the number of copies; 0 for this service with its default settings, but without access log.
     """
 
     name: str
@@ -207,9 +207,10 @@ def environment(entry: Entry, batching: Batching, port: int, models: Path, model
     server_spec, processes = entry.server_spec, entry.processes
     if server_spec.module is None:
         variables = {"IGN_PORT": str(port), "IGN_MODEL_DIR": str(models), "IGN_DEFAULT_MODEL": model}
+        variables["IGN_ACCESS_LOG"] = "0"  # no peer writes one
         if processes:
             threads = str(processes)  # one each: they are divided among the processes
-            variables |= {"IGN_DEVICE": "cpu", "IGN_ACCESS_LOG": "0", "IGN_WORKERS": threads, "IGN_THREADS": threads}
+            variables |= {"IGN_DEVICE": "cpu", "IGN_WORKERS": threads, "IGN_THREADS": threads}
         return variables
     return {
         "PEER_PORT": str(port),

@@ -23,7 +23,8 @@ def test_a_percentile_agrees_with_numpy() -> None:
 
 def test_latencies_are_summed_up_in_milliseconds() -> None:
     found = common.latency([0.004, 0.001, 0.003, 0.002])
-    assert found == {"count": 4, "mean_ms": 2.5, "p50_ms": 2.0, "p99_ms": 4.0, "p999_ms": 4.0, "max_ms": 4.0}
+    tail = {"p95_ms": 4.0, "p99_ms": 4.0, "p999_ms": 4.0, "max_ms": 4.0}
+    assert found == {"count": 4, "mean_ms": 2.5, "p50_ms": 2.0} | tail
     assert common.latency([]) == {"count": 0}
 
 

@@ -151,6 +151,7 @@ def test_this_service_has_one_thread_per_process(processes: int, workers: int, t
     environ = servers.environment(entry, Batching(rows=64, wait_ms=0), 8000, ROOT / "models", "mnist/2")
     settings = load_settings(environ)
     assert (settings.workers, settings.threads, settings.port) == (workers, threads, 8000)
+    assert not settings.access_log  # no peer writes one
 
 
 def in_base64(found: Mapping[str, Sequence[bytes]]) -> dict[str, list[str]]:

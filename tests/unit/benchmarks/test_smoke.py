@@ -33,7 +33,7 @@ def measured(module: str, results: Path, *options: str) -> "subprocess.Completed
         ("reliability.restarts", [], 8),
         ("reliability.chaos", ["--clients", "32"], 6),
         ("reliability.chaos", ["--clients", "32", "--engine-process"], 3),
-        ("reliability.storm", ["--seconds", "0.5", "--few", "5", "--many", "20"], 4),
+        ("reliability.storm", ["--seconds", "0.5", "--few", "8", "--many", "24"], 8),
     ],
 )
 def test_a_benchmark_runs(module: str, options: list[str], targets: int, tmp_path: Path) -> None:
