@@ -28,7 +28,8 @@ turns noise into a picture, repairs a damaged or drawn picture, and leaves a rea
 A first picture, and a drawing made real:
 
 ```sh
-curl http://127.0.0.1:8000/generate -H 'Accept: image/png' --json '{{"seed": 7}}' -o digit.png
+curl http://127.0.0.1:8000/generate -H 'Accept: image/png' -H 'Content-Type: application/json' -d '{{"seed": 7}}' \\
+  -o digit.png
 curl http://127.0.0.1:8000/project -H 'Accept: image/png' -F image=@drawing.png -o real.png
 ```
 

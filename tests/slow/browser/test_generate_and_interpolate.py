@@ -103,7 +103,7 @@ def test_a_walk_from_what_is_drawn(visit: Visit, service: Service) -> None:
     visit.one("#walk summary").click()
     words = shlex.split(re.sub(r"\$\(.*?\)", "PICTURE", visit.one("#walk code").inner_text()))
     assert words[1] == f"{service.url}/latent-interpolate"
-    request = json.loads(words[words.index("--json") + 1])
+    request = json.loads(words[words.index("-d") + 1])
     assert request["points"] == [{"image": "PICTURE"}, {"seed": 7, "index": 9}]
 
 
