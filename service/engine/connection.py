@@ -256,41 +256,52 @@ class EngineConnection:
         return True
 
     def _on_completed(self) -> None:
-        together: dict[DeliverMany, list[tuple[RemoteRequest, Event]]] = {}
+        groups: dict[tuple[int, ...], list[RemoteRequest]] = {}  # by shape
         for one in self._segment.completed.take():
             slot, generation = use_of(one)
             request, self._in_slot[slot] = self._in_slot[slot], None
             if request is None or request.number != generation:  # its caller has gone
                 self._free.append(slot)
-                continue
-            event = self._event(slot, request)
-            self._free.append(slot)
-            if request.deliver_many is None:
-                request.end(event)
             else:
-                together.setdefault(request.deliver_many, []).append((request, event))
-                request.observe(event)
+                groups.setdefault(request.shape, []).append(request)
+        together: dict[DeliverMany, list[tuple[RemoteRequest, Event]]] = {}
+        for shape, requests in groups.items():
+            events = self._events(shape, [request.slot for request in requests])
+            self._free += [request.slot for request in requests]
+            for request, event in zip(requests, events, strict=True):
+                if request.deliver_many is None:
+                    request.end(event)
+                else:
+                    together.setdefault(request.deliver_many, []).append((request, event))
+                    request.observe(event)
         for deliver_many, ended in together.items():
             deliver_many(ended)
 
-    def _event(self, slot: int, request: RemoteRequest) -> Event:
-        segment, (count, *shape) = self._segment, request.shape
-        head = Head(*segment.heads[slot].tolist())
-        if head.error_bytes:
-            error: IgnError = pickle.loads(segment.read_error(slot, head.error_bytes))  # noqa: S301 - from our own process
-            return error
-        _, queue_s, compute_s = segment.times[slot].tolist()
-        distance, drift = segment.measures[slot, :, :count].copy()
-        return Result(
-            rows=segment.rows(slot, count, tuple(shape)).copy(),
-            steps=np.full(count, head.steps, np.int64),
-            converged=np.zeros(count, np.bool_),
-            distance=distance,
-            drift=drift if head.score else None,
-            trajectory=[[] for _ in range(count)],
-            queue_s=queue_s,
-            compute_s=compute_s,
-        )
+    def _events(self, shape: tuple[int, ...], slots: list[int]) -> list[Event]:
+        """What the engine has written into slots with rows of the same shape."""
+        segment, (count, *shape_of_row) = self._segment, shape
+        heads, times, measures = segment.heads[slots].tolist(), segment.times[slots].tolist(), segment.measures[slots]
+        rows = segment.read_rows(slots, count, tuple(shape_of_row), copy=True)
+        events = list[Event]()
+        for slot, (*_, steps, score, _, _, error_bytes), (_, queue_s, compute_s), measured, mine in zip(
+            slots, heads, times, measures, rows, strict=True
+        ):
+            if error_bytes:
+                events.append(pickle.loads(segment.read_error(slot, error_bytes)))  # noqa: S301 - from our own process
+                continue
+            events.append(
+                Result(
+                    rows=mine,
+                    steps=np.full(count, steps, np.int64),
+                    converged=np.zeros(count, np.bool_),
+                    distance=measured[0, :count],
+                    drift=measured[1, :count] if score else None,
+                    trajectory=[[] for _ in range(count)],
+                    queue_s=queue_s,
+                    compute_s=compute_s,
+                )
+            )
+        return events
 
     def _on_message(self, message: Message) -> None:
         match message:

@@ -34,7 +34,7 @@ from service.engine.messages import (
     State,
     TensorTimes,
 )
-from service.engine.slots import CANCEL, DATA_BYTES, Head, Segment, SlotFiles, entry, use_of
+from service.engine.slots import CANCEL, DATA_BYTES, Segment, SlotFiles, entry, use_of
 from service.models.registry import Registry, ServedModel
 from service.models.repository import close_nothing
 from service.scheduling.interface import Event, RowScheduler
@@ -254,16 +254,16 @@ class _Front:
             return
         segment = self._segment
         deadlines, texts = segment.times[slots, 0].tolist(), segment.read_texts(slots)
-        groups: dict[tuple[int, int], list[tuple[int, Head, SchedulingParams]]] = {}  # by model and number of rows
-        for slot, numbers, deadline, text in zip(slots, segment.heads[slots].tolist(), deadlines, texts, strict=True):
-            head = Head(*numbers)
+        groups: dict[tuple[int, int], list[tuple[int, int, SchedulingParams]]] = {}  # by model and number of rows
+        for slot, head, deadline, text in zip(slots, segment.heads[slots].tolist(), deadlines, texts, strict=True):
+            generation, model_number, count, steps, score, key_bytes, id_bytes, _ = head
             params = SchedulingParams(
-                step_params=_step_params(head.steps, bool(head.score)),
+                step_params=_step_params(steps, bool(score)),
                 deadline=None if deadline == math.inf else deadline,
-                key=_decoded(text[: head.key_bytes]),
-                request_id=text[head.key_bytes : head.key_bytes + head.id_bytes].decode(),
+                key=_decoded(text[:key_bytes]),
+                request_id=text[key_bytes : key_bytes + id_bytes].decode(),
             )
-            groups.setdefault((head.model, head.rows), []).append((slot, head, params))
+            groups.setdefault((model_number, count), []).append((slot, generation, params))
         for (number, count), group in groups.items():
             try:
                 model = self._host.model(number)
@@ -272,11 +272,11 @@ class _Front:
                 begun = model.scheduler.begin_many(calls, self._end_uses)
             except Exception as exc:
                 begun = [_failure(exc)] * len(group)
-            for (slot, head, _), handle in zip(group, begun, strict=True):
+            for (slot, generation, _), handle in zip(group, begun, strict=True):
                 if isinstance(handle, IgnError):
-                    self._fail_slot(slot, head.generation, handle)
+                    self._fail_slot(slot, generation, handle)
                 else:
-                    self._uses[slot] = _Use(head.generation, model.scheduler, handle)
+                    self._uses[slot] = _Use(generation, model.scheduler, handle)
                     self._slot_of[handle] = slot
 
     def _end_uses(self, ended: list[tuple[Any, Event]]) -> None:

@@ -172,12 +172,15 @@ class Segment:
         texts = self._text[slots].tobytes()
         return [texts[start : start + TEXT_BYTES] for start in range(0, len(texts), TEXT_BYTES)]
 
-    def read_rows(self, slots: Sequence[int], count: int, shape: tuple[int, ...]) -> Sequence[FloatRows]:
-        """For each slot (count, *shape) float32: copies if they are small, else views."""
+    def read_rows(
+        self, slots: Sequence[int], count: int, shape: tuple[int, ...], *, copy: bool = False
+    ) -> Sequence[FloatRows]:
+        """For each slot (count, *shape) float32: copies if they are small or that is asked for, else views."""
         size = count * math.prod(shape)
         if size <= _SMALL:
             return list(self._data[slots, :size].reshape(len(slots), count, *shape))
-        return [self.rows(slot, count, shape) for slot in slots]
+        views = [self.rows(slot, count, shape) for slot in slots]
+        return [view.copy() for view in views] if copy else views
 
     def write_results(self, slots: Sequence[int], results: Sequence[Result]) -> None:
         """Put results with rows of the same shape into slots."""
