@@ -156,6 +156,7 @@ class Metrics:
         )
         self._requests_of = cached_children(self._requests, self._endpoint, str, self._model)
         self._latency_of = cached_children(self._latency, self._endpoint, self._model)
+        self._errors_of = cached_children(self._errors, self._code)
         self._row_steps_of = cached_children(self._row_steps, self._model)
         self._distance_of = cached_children(self._distance, self._model, self._endpoint)
         self._drift_of = cached_children(self._drift, self._model, self._endpoint)
@@ -200,7 +201,7 @@ class Metrics:
             if "api_key" in state:
                 self._caller_requests_of(state["api_key"], status_class).inc()
             if "problem" in state:
-                self._errors.labels(self._code(state["problem"])).inc()
+                self._errors_of(state["problem"]).inc()
         observe_all(latency, plain)
 
     def codec(self, operation: str, seconds: float) -> None:

@@ -13,6 +13,7 @@ from service.domain.errors import (
 )
 from service.domain.latents import FloatRows
 from service.domain.tasks import Result, StepOutput
+from service.scheduling.scheduler import Scheduler
 from tests.helpers.fakes import FakeModel
 from tests.helpers.serving import (
     Clock,
@@ -174,6 +175,37 @@ def test_refusals_name_their_reason() -> None:
     asyncio.run(main())
     reasons = ["deadline_unreachable"] * 2 + ["queue_full", "would_miss_deadline", *["queue_full"] * 2]
     assert [reason for (reason,) in observer.of("rejected")] == reasons
+
+
+def test_room_is_promised_once() -> None:
+    """Rows that are being made count, whether their requests came together or one after the other."""
+    observer = RecordingObserver()
+
+    async def refused(scheduler: Scheduler, rows: int) -> bool:
+        expected = scheduler.refusal(rows)
+        try:
+            async with scheduler.room_for(rows):
+                return False
+        except QueueFull:
+            assert isinstance(expected, QueueFull)
+            return True
+
+    async def main() -> None:
+        with serving(FakeModel(), queue_rows=10, observer=observer) as scheduler:
+            async with scheduler.room_for(6):
+                assert await refused(scheduler, 5)
+                assert not await refused(scheduler, 4)
+                async with scheduler.room_for(4):
+                    assert await refused(scheduler, 1)
+                with pytest.raises(ZeroDivisionError):
+                    async with scheduler.room_for(4):
+                        raise ZeroDivisionError
+                assert not await refused(scheduler, 4)
+            assert scheduler.refusal(10) is None
+            await scheduler.submit(marked(*range(10)), params())
+
+    asyncio.run(main())
+    assert observer.of("rejected") == [("queue_full",)] * 2
 
 
 def test_cancelled_rows_never_reach_the_model() -> None:

@@ -1,7 +1,10 @@
 import asyncio
+import math
+import re
 import socket
 import time
 from collections.abc import Callable
+from typing import cast
 
 import pytest
 import uvicorn
@@ -9,6 +12,8 @@ from starlette.types import Receive, Scope, Send
 
 from service.api.middleware.in_flight import InFlightRequests
 from service.server.early_rejection import EarlyRejection, Pacer
+from service.server.http_protocol import HttpProtocol
+from service.server.rejected_connections import RejectedConnections
 from service.server.uvicorn_server import config
 from service.server.write_coalescer import MAX_JOINED, WriteCoalescer
 
@@ -168,3 +173,37 @@ def test_uvicorn_calls_the_hook_that_starts_requests() -> None:
         assert asyncio.run(main(listener)).startswith(b"HTTP/1.1 200 ")
     assert len(arrivals) == 1
     assert before <= arrivals[0] <= time.monotonic()
+
+
+def test_a_stopping_server_reads_what_rejected_connections_have_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To close a connection with an unread request would reset it."""
+    held: list[Callable[[], None]] = []
+    monkeypatch.setattr(RejectedConnections, "on_response", lambda *_: True)
+    monkeypatch.setattr(RejectedConnections, "wait", lambda _, read_on, loop: held.append(read_on))
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        raise AssertionError("every request is rejected before")
+
+    async def main(listener: socket.socket) -> None:
+        how = config(app, EarlyRejection(in_flight=InFlightRequests(), limit=0))
+        how.lifespan = "off"
+        server = uvicorn.Server(how)
+        serving = asyncio.create_task(server.serve([listener]))
+        reader, writer = await asyncio.open_connection(*listener.getsockname())
+        for number in range(2):
+            writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+            if number == 1:
+                (connection,) = server.server_state.connections
+                cast(HttpProtocol, connection).finish(math.inf)
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 503 ")
+            length = re.search(rb"content-length: (\d+)", head)
+            assert length is not None
+            await reader.readexactly(int(length[1]))
+            assert len(held) == number + 1
+        writer.close()
+        server.should_exit = True
+        await serving
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        asyncio.run(asyncio.wait_for(main(listener), 30))
