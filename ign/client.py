@@ -32,7 +32,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(arguments: Sequence[str]) -> int:
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options = client.parse(parser, arguments)
     if options.local:
         if options.base_url:
             parser.error("--local starts a service of its own; leave --base-url out")

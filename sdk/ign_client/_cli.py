@@ -44,7 +44,15 @@ def main(arguments: Sequence[str] | None = None, terminal: Terminal | None = Non
     Returns:
         The exit status.
     """
-    return run(parser().parse_args(arguments), terminal or Terminal(sys.stdout, sys.stderr))
+    return run(parse(parser(), arguments), terminal or Terminal(sys.stdout, sys.stderr))
+
+
+def parse(top: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the arguments; an unknown option ends the program with the usage of its command, not of the program."""
+    options, unknown = top.parse_known_args(arguments)
+    if unknown:
+        options.command.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return options
 
 
 def run(options: argparse.Namespace, terminal: Terminal) -> int:
@@ -85,6 +93,7 @@ def parser(prog: str = "ign-client") -> argparse.ArgumentParser:
     _score(commands)
     commands.add_parser("models", help="list the models, their shapes and devices").set_defaults(run=models)
     for command in commands.choices.values():
+        command.set_defaults(command=command)
         _connection(command)
     return top
 

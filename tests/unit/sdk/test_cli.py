@@ -372,6 +372,15 @@ def test_usage(shell: Shell, words: Any, capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().err.startswith("usage: ign-client")
 
 
+def test_an_unknown_option_shows_the_options_of_its_command(shell: Shell, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        shell("project", "x.png", "-o", "x", "--url", "nowhere")
+    assert caught.value.code == USAGE
+    said = capsys.readouterr().err
+    assert said.startswith("usage: ign-client project")
+    assert "--url nowhere" in said
+
+
 def test_a_complaint_takes_the_place_of_the_progress() -> None:
     err = Screen(terminal=True)
     terminal = Terminal(io.StringIO(), err, clock=lambda: 0.0)
