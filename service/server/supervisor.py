@@ -9,6 +9,7 @@ import contextlib
 import logging
 import math
 import multiprocessing
+import os
 import signal
 import socket
 import tempfile
@@ -27,7 +28,8 @@ from service.settings import Settings
 
 ChildMain = Callable[[Settings, Connection, socket.socket | None], None]
 """Runs in a child process, and is importable by name. Through the connection it sends "" when it listens, or the
-reason why it does not start. It stops upon SIGTERM and when the parent process ends. The socket is there if there is an
+reason why it does not start. It drains upon SIGTERM, which systemd sends to every process beside the parent's, and when
+the parent process ends; while it drains, SIGINT ends its requests. The socket is there if there is an
 engine: it receives the links between workers and engine, see `service.engine.links`."""
 
 _LOG = logging.getLogger("service")
@@ -169,11 +171,13 @@ class _Supervisor:
             self._status = self._status or abs(status)
 
     def _stop(self) -> None:
+        number = signal.SIGINT if self._stopping else signal.SIGTERM
         self._stopping = True
-        self._terminate()
+        self._terminate(number)
 
-    def _terminate(self) -> None:
+    def _terminate(self, number: int = signal.SIGTERM) -> None:
         """End the workers; when they have ended, the engine."""
         workers = [worker for worker in self._workers if not worker.is_engine]
         for worker in workers or self._workers:
-            worker.process.terminate()
+            if worker.process.is_alive() and worker.process.pid is not None:
+                os.kill(worker.process.pid, number)

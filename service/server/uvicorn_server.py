@@ -40,7 +40,8 @@ class IgnServer(uvicorn.Server):
     Args:
         config: uvicorn's.
         services: the app's state.
-        listen_at_start: False to start the app without its sockets; `add_sockets` then takes them.
+        is_worker: start the app without its sockets, `add_sockets` then takes them; a second SIGTERM changes nothing,
+            see `service.server.supervisor.ChildMain`.
         on_stop: called when draining begins, and when it ends, with the seconds that it may still take.
     """
 
@@ -49,13 +50,13 @@ class IgnServer(uvicorn.Server):
         config: Config,
         services: AppState,
         *,
-        listen_at_start: bool = True,
+        is_worker: bool = False,
         on_stop: Callable[[float], None] = lambda _: None,
     ) -> None:
         super().__init__(config)
         self._on_stop = on_stop
         self._services = services
-        self._listen_at_start = listen_at_start
+        self._is_worker = is_worker
         self._drain_task: asyncio.Task[None] | None = None  # a task without a reference may be collected
         self.aborted = False
         """Whether the server stopped because it could not serve any more."""
@@ -65,7 +66,7 @@ class IgnServer(uvicorn.Server):
         """Handle signals: the first one drains, the second one ends the requests in flight."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop)
+            loop.add_signal_handler(number, self._stop, number)
         try:
             yield
         finally:
@@ -76,7 +77,7 @@ class IgnServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start the app, and listen if that is wanted now."""
-        await super().startup(sockets if self._listen_at_start else [])
+        await super().startup([] if self._is_worker else sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening, answer what has arrived, and close the connections and the app."""
@@ -133,9 +134,10 @@ class IgnServer(uvicorn.Server):
         if not self._services.in_flight.draining:
             self._stop()
 
-    def _stop(self) -> None:
+    def _stop(self, number: int = 0) -> None:
         if self._services.in_flight.draining:
-            self._close_connections()
+            if not (self._is_worker and number == signal.SIGTERM):
+                self._close_connections()
         else:
             self._on_stop(self._services.settings.drain_s)
             self._services.in_flight.draining = True

@@ -145,7 +145,7 @@ def run_server(
     server = uvicorn_server.IgnServer(
         config,
         services,
-        listen_at_start=messages is None,
+        is_worker=messages is not None,
         on_stop=lambda seconds: exit_timer.start(seconds, int(server.aborted)),
     )
     listeners = [listener, *(listener.dup() for _ in range(uvicorn_server.ACCEPTS_PER_TICK - 1))]

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests.contract.harness import problem
-from tests.e2e.test_process import EVENTS, LONG, Process, listeners, refused, running, served_until, workers_of
+from tests.e2e.test_process import ENDLESS, EVENTS, LONG, Process, listeners, refused, running, served_until, workers_of
 from tests.helpers.onnx_models import write_model
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "eventfd"), reason="needs Linux")
@@ -114,17 +114,44 @@ def test_a_model_loads_and_unloads_in_every_process(process: Process, environ: d
         assert client.post("/v2/repository/models/other/load").status_code == 404
 
 
+def interrupt_the_group(process: Process) -> None:
+    """As Ctrl-C in a terminal."""
+    os.killpg(process.popen.pid, signal.SIGINT)
+
+
+def terminate_all(process: Process) -> None:
+    """As systemd does; the parent, which passes the signal on, may be the last."""
+    for pid in workers_of(process):
+        os.kill(pid, signal.SIGTERM)
+    process.until(503)
+    process.terminate()
+
+
 @pytest.mark.slow
-def test_a_stop_finishes_what_was_accepted(environ: dict[str, str]) -> None:
+@pytest.mark.parametrize("stop", [interrupt_the_group, terminate_all])
+def test_a_stop_finishes_what_was_accepted(environ: dict[str, str], stop: Callable[[Process], None]) -> None:
     with running(environ | {"IGN_DRAIN_S": "120"}) as process, httpx.Client(timeout=120) as client:
         with client.stream("POST", process.url + "/generate", json=LONG, headers=EVENTS) as response:
             lines = response.iter_lines()
             assert next(lines) == "event: step"
-            os.killpg(process.popen.pid, signal.SIGINT)
+            stop(process)
             assert "event: done" in list(lines)
         status, said = process.ended()
         assert status == 0
         assert "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_what_runs(environ: dict[str, str]) -> None:
+    with running(environ | {"IGN_DRAIN_S": "120"}) as process, httpx.Client(timeout=120) as client:
+        with client.stream("POST", process.url + "/generate", json=ENDLESS, headers=EVENTS) as response:
+            lines = response.iter_lines()
+            assert next(lines) == "event: step"
+            process.terminate()
+            process.until(503)
+            process.terminate()
+            assert "event: error" in list(lines)
+        assert process.ended()[0] == 0
 
 
 @pytest.mark.slow
