@@ -1,7 +1,7 @@
 """Work on many pictures: list the inputs, check the outputs, run several requests at a time."""
 
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -65,54 +65,57 @@ def check_free(targets: Iterable[Path], force: bool, ways: str = "--force overwr
 
 
 def for_each_item(
-    items: Sequence[T],
-    work: Callable[[T], None],
-    jobs: int,
-    terminal: Terminal,
-    weight: Callable[[T], int] = lambda _: 1,
+    items: Sequence[T], work: Callable[[Sequence[T]], None], jobs: int, terminal: Terminal, *, group: int
 ) -> int:
-    """Run ``work`` for every item in threads. A rejected item does not stop the others.
+    """Run ``work`` for all items in threads, in groups. A rejected item does not stop the others.
 
     Args:
-        items: the items.
-        work: processes one item; called from several threads.
+        items: one for each picture.
+        work: processes the items of a group; called from several threads. If it fails because of a picture, it is
+            called again for each item alone.
         jobs: number of threads.
         terminal: shows the progress and the rejected items.
-        weight: number of pictures of an item, for the progress.
+        group: most items of a group.
 
     Returns:
-        The number of rejected pictures.
+        The number of rejected items.
 
     Raises:
         IgnError, OSError: an error that would stop the other items, too.
     """
-    total, done, failed = sum(map(weight, items)), 0, 0
-    if total:
-        terminal.progress(0, total)
+    done = failed = 0
+    if items:
+        terminal.progress(0, len(items))
     with ThreadPoolExecutor(jobs) as pool:
-        running: dict[Future[None], T] = {pool.submit(work, item): item for item in items}
+        groups = [items[start : start + group] for start in range(0, len(items), group)]
+        running = {pool.submit(work, each): each for each in groups}
         try:
-            for future in as_completed(running):
-                item = running[future]
-                done += weight(item)
-                failed += weight(item) * _report_failure(future, item, terminal)
-                terminal.progress(done, total, failed)
+            while running:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    ended = running.pop(future)
+                    error = _picture_error(future)
+                    if error is not None and len(ended) > 1:
+                        running |= {pool.submit(work, [item]): [item] for item in ended}
+                        continue
+                    if error is not None:
+                        terminal.error(f"{ended[0]}: {error}")
+                        failed += 1
+                    done += len(ended)
+                    terminal.progress(done, len(items), failed)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return failed
 
 
-def _report_failure(future: "Future[None]", item: object, terminal: Terminal) -> bool:
-    """Show the failure of an item, and return whether it failed; an error that concerns all items is raised."""
+def _picture_error(future: "Future[None]") -> StatusError | InputError | None:
+    """The error that rejects a picture; None if there is none. An error that concerns all items is raised."""
     try:
         future.result()
     except StatusError as exc:
         if exc.code not in _PICTURE_ERRORS:
             raise
-        terminal.error(f"{item}: {exc}")
+        return exc
     except InputError as exc:  # the file cannot be read or sent
-        terminal.error(f"{item}: {exc}")
-    else:
-        return False
-    return True
+        return exc
+    return None

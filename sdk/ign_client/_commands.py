@@ -4,6 +4,7 @@ import argparse
 import json
 import re
 import secrets
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -49,13 +50,12 @@ def generate(client: Client, options: argparse.Namespace, terminal: Terminal) ->
     check_free(paths.values(), options.force)
     target.mkdir(parents=True, exist_ok=True)
 
-    def save_part(part: range) -> None:
+    def save_part(part: Sequence[int]) -> None:
         for image in client.generate(n=len(part), seed=seed, offset=part[0], format=options.format, **kwargs):
             image.save(paths[image.index])
 
     size = min(FEW, most_enlarged(options.scale))
-    parts = [indices[i : i + size] for i in range(0, len(indices), size)]
-    failed = for_each_item(parts, save_part, options.jobs, terminal, weight=len)
+    failed = for_each_item(indices, save_part, options.jobs, terminal, group=size)
     terminal.result(f"{target}: seed {seed}")
     return not failed
 
@@ -73,15 +73,16 @@ def project(client: Client, options: argparse.Namespace, terminal: Terminal) -> 
     names = ("model", "steps", "format", "strength", "resize", "scale", "resample")
     kwargs = {name: getattr(options, name) for name in names} | {"invert": _invert(options)}
 
-    def project_one(source: Path) -> None:
-        (image,) = client.project(source, mask=mask, **kwargs)
-        targets[source].parent.mkdir(parents=True, exist_ok=True)
-        image.save(targets[source])
-        saved.append(source)
+    def project_some(sources: Sequence[Path]) -> None:
+        for source, image in zip(sources, client.project(_one_or_more(sources), mask=mask, **kwargs), strict=True):
+            targets[source].parent.mkdir(parents=True, exist_ok=True)
+            image.save(targets[source])
+            saved.append(source)
 
     saved: list[Path] = []
     try:
-        failed = for_each_item(list(targets), project_one, options.jobs, terminal)
+        size = min(_images_of_request(client, targets), most_enlarged(options.scale))
+        failed = for_each_item(list(targets), project_some, options.jobs, terminal, group=size)
     except BaseException:
         if saved:
             terminal.result(f"{folder}: {len(saved)} of {_count(len(targets))}; --skip-existing goes on")
@@ -128,11 +129,12 @@ def score(client: Client, options: argparse.Namespace, terminal: Terminal) -> bo
     kwargs = {"model": options.model, "resize": options.resize, "invert": _invert(options)}
     scores: dict[Path, Score] = {}
 
-    def score_one(source: Path) -> None:
-        (scores[source],) = client.score(source, **kwargs)
+    def score_some(some: Sequence[Path]) -> None:
+        scores.update(zip(some, client.score(_one_or_more(some), **kwargs), strict=True))
 
     try:
-        return not for_each_item(sources, score_one, options.jobs, terminal)
+        size = _images_of_request(client, sources)
+        return not for_each_item(sources, score_some, options.jobs, terminal, group=size)
     finally:  # also after an error, so that no score is lost
         if not options.json:
             terminal.result("\t".join(("file", *_MEASURES)))
@@ -150,6 +152,16 @@ def models(client: Client, _options: argparse.Namespace, terminal: Terminal) -> 
         is_default = served.default in (card.ref, card.name)
         terminal.result("\t".join((card.ref, shape, card.device, "yes" if is_default else "-")))
     return True
+
+
+def _images_of_request(client: Client, sources: Collection[Path]) -> int:
+    """How many pictures to send in one request: a fraction of what is allowed, so that several requests run."""
+    return min(FEW, client.models().limits.images) if len(sources) > 1 else 1
+
+
+def _one_or_more(sources: Sequence[Path]) -> Path | Sequence[Path]:
+    """A single picture without a list around it, so that errors do not number it."""
+    return sources[0] if len(sources) == 1 else sources
 
 
 def _check_no_sheet(options: argparse.Namespace) -> None:

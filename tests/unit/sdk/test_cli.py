@@ -242,6 +242,12 @@ def test_scores_of_models_that_were_and_were_not_measured(canned: Callable[..., 
         assert shell.out.splitlines()[1] == f"{tmp_path / 'x.png'}\t0.5\t0.25\t{shown}"
 
 
+def limited_to(images: int) -> httpx.Response:
+    """The models of a service that takes so many pictures in a request."""
+    limits = {"n": 1, "images": images, "steps": 1, "frames": 2, "body_bytes": 1 << 20, "pixels": 1}
+    return httpx.Response(200, json={"models": [], "default": "toy/1", "limits": limits})
+
+
 @pytest.fixture
 def canned(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Shell]:
     """A shell before a service of canned answers."""
@@ -287,16 +293,37 @@ def test_what_would_happen_to_all_ends_it_at_once(
 
 def test_what_was_saved_before_is_counted(canned: Callable[..., Shell], scans: Path, tmp_path: Path) -> None:
     made = httpx.Response(200, json=generated(images=[IMAGE | {"inverted": False}]))
-    shell = canned(made, *[httpx.ConnectError("gone")] * 2)
+    shell = canned(limited_to(1), made, *[httpx.ConnectError("gone")] * 2)
     out = tmp_path / "out"
     assert shell("--retries", 0, "project", scans, "-o", out, "--jobs", 1) == UNREACHABLE
     assert shell.out.startswith(f"{out}: 1 of 3 pictures; --skip-existing ")
     assert names(out) == ["a.png"]
 
 
+def test_a_request_has_several_pictures(canned: Callable[..., Shell], scans: Path, tmp_path: Path) -> None:
+    images = [IMAGE | {"inverted": False, "index": index} for index in range(2)]
+    pair, single = (httpx.Response(200, json=generated(images=images[:count])) for count in (2, 1))
+    shell = canned(limited_to(2), pair, single)
+    assert shell("--retries", 0, "project", scans, "-o", tmp_path / "out", "--jobs", 1) == DONE
+    assert names(tmp_path / "out") == ["a.png", "b.png", "more/a.png"]
+
+
+def test_pictures_of_a_rejected_request_are_sent_alone(
+    canned: Callable[..., Shell], scans: Path, tmp_path: Path
+) -> None:
+    made = httpx.Response(200, json=generated(images=[IMAGE | {"inverted": False}]))
+    bad = refusal(422, "undecodable_image")
+    shell = canned(limited_to(16), bad, made, bad, made)
+    assert shell("--retries", 0, "project", scans, "-o", tmp_path / "out", "--jobs", 1) == REFUSED
+    assert names(tmp_path / "out") == ["a.png", "more/a.png"]
+    assert f"{scans / 'b.png'}: 422 undecodable_image" in shell.err
+
+
 def test_what_was_scored_before_is_shown(canned: Callable[..., Shell], scans: Path) -> None:
     score = {"index": 0, "distance": 0.5, "drift": 0.25, "percentile": None, "in_distribution": None}
-    shell = canned(httpx.Response(200, json=generated(images=[score])), *[httpx.ConnectError("gone")] * 2)
+    shell = canned(
+        limited_to(1), httpx.Response(200, json=generated(images=[score])), *[httpx.ConnectError("gone")] * 2
+    )
     assert shell("--retries", 0, "score", scans, "--jobs", 1) == UNREACHABLE
     assert [line.partition("\t")[0] for line in shell.out.splitlines()] == ["file", str(scans / "a.png")]
 
