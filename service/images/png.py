@@ -25,9 +25,10 @@ _MODES: Final = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by number of bands
 # The chunk tRNS holds the transparent colour as a raw sample; Pillow scales 2-bit and 4-bit pixels to 8 bit.
 _KEY_SCALE: Final = {"1": 1, "L;2": 85, "L;4": 17}
 
-MAX_PARTS: Final = 50_000
+MAX_PARTS: Final = 10_000
 """Most chunks of a PNG or WebP, and most segments before the first scan of a JPEG. Reading one takes about 1 µs of
-Python, so 16 MiB of empty ones would take seconds. Encoders write chunks of 8 KiB, which is 2000 in 16 MiB."""
+Python, in which no other thread runs, so 16 MiB of empty ones would take seconds. Encoders write chunks of 8 KiB, which
+is 2000 in 16 MiB."""
 
 Samples = NDArray[np.uint16]  # (H, W), one band
 
