@@ -22,7 +22,7 @@ from service.server.rejected_connections import RejectedConnections
 _LOG = logging.getLogger("service")
 DEFAULT_LIMIT: Final = 4096
 DEFAULT_HEAD_TIMEOUT_S: Final = 10.0
-MAX_READS_PER_TICK: Final = 8
+MAX_READS_PER_TICK: Final = 2
 """Connections that may read on in one iteration of the event loop, up to 256 KiB each, so that many large bodies do not
 hold up the others."""
 SWEEP_S: Final = 1.0
