@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, cast, get_args
 from model_export.data.corruptions import CorruptionName
 from model_export.errors import UserError
 from model_export.training.network import NetworkConfig
-from model_export.training.stages import Distance, Matching, Stage, Weights, quantised_stage
+from model_export.training.stages import Distance, Matching, Stage, Weights, drifting_stage, quantised_stage
 
 NO_LICENCE: Final = "not stated"
 SMALL: Final = "small"  # the preset for data without one of its own
@@ -248,10 +248,10 @@ PRESETS = {
         Preset(
             name="fashion_mnist",
             objective="naign",
-            network=_DIGITS,
-            stages=naign_stages(4000, 3000, 2880),
+            network=dataclasses.replace(_DIGITS, quantizer=192),
+            stages=(*naign_stages(4000, 3000, 2880), drifting_stage(2000), quantised_stage(2400, drifting=0.25)),
             matching=_DIGITS_MATCHING,
-            corruptions=_DIGITS_CORRUPTIONS,
+            corruptions=(*_DIGITS_CORRUPTIONS, "hole", "hole"),
             eight_bit=0.5,
             checkpoint_every=480,
             polarity="light-on-dark",

@@ -152,7 +152,23 @@ class Stage:
         )
 
 
-def quantised_stage(steps: int) -> Stage:
+def drifting_stage(steps: int) -> Stage:
+    """A stage that gives samples the texture of pictures: f learns eight steps of the network before, and `drifting`.
+
+    For pictures whose samples improve with every step of f; those of MNIST do not.
+    """
+    return Stage(
+        name="drifting",
+        steps=steps,
+        lr=4e-4,
+        distance="mse_l1",
+        weights=Weights(rec=1.5, distill=0.5, project=0.5, settle=0.7, drifting=0.3, features=0.2),
+        teacher_steps=8,
+        drift_pictures=256,
+    )
+
+
+def quantised_stage(steps: int, *, drifting: float = 0.06) -> Stage:
     """A last stage that quantises the code, so that f keeps pictures and samples under many applications.
 
     `distill` keeps the samples of the network before, which has no quantiser. `drifting` and L1 sharpen
@@ -163,7 +179,7 @@ def quantised_stage(steps: int) -> Stage:
         steps=steps,
         lr=3e-4,
         distance="mse_l1",
-        weights=Weights(rec=1.5, distill=0.5, project=0.5, settle=0.5, code_consistency=0.5, drifting=0.06),
+        weights=Weights(rec=1.5, distill=0.5, project=0.5, settle=0.5, code_consistency=0.5, drifting=drifting),
         teacher_steps=2,
         code_noise=0.01,
         drift_pictures=256,
