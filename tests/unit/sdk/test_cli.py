@@ -281,10 +281,11 @@ def canned(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Shell]:
         (KeyboardInterrupt(), INTERRUPTED),
     ],
 )
+@pytest.mark.parametrize("before", [(), (limited_to(1),)], ids=["when asked for limits", "afterwards"])
 def test_what_would_happen_to_all_ends_it_at_once(
-    canned: Callable[..., Shell], scans: Path, tmp_path: Path, answer: Any, status: int
+    canned: Callable[..., Shell], scans: Path, tmp_path: Path, before: tuple[Any, ...], answer: Any, status: int
 ) -> None:
-    shell = canned(*[answer] * 3)
+    shell = canned(*before, *[answer] * 3)
     assert shell("--retries", 0, "project", scans, "-o", tmp_path / "out", "--jobs", 1) == status
     assert shell.err == "interrupted\n" if status == INTERRUPTED else shell.err.startswith("ign_client: ")
     assert shell.err.count("\n") == 1
