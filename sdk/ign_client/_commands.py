@@ -155,7 +155,7 @@ def models(client: Client, _options: argparse.Namespace, terminal: Terminal) -> 
 
 
 def _images_of_request(client: Client, sources: Collection[Path]) -> int:
-    """How many pictures to send in one request: a fraction of what is allowed, so that several requests run."""
+    """Most pictures of one request: 16, so that several requests run at a time, or fewer if the service takes fewer."""
     return min(FEW, client.models().limits.images) if len(sources) > 1 else 1
 
 

@@ -15,7 +15,7 @@ import math
 import mmap
 import os
 from collections.abc import Sequence
-from typing import Final, NamedTuple, Self, cast
+from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -149,14 +149,14 @@ class Segment:
         # Views of the arrays keep the mapping alive, so that it is unmapped when the last request is gone.
         memory = mmap.mmap(files.memory, SEGMENT_BYTES)
         start = 0
-        arrays: dict[str, NDArray[np.generic]] = {}
+        arrays: dict[str, NDArray[Any]] = {}
         for name, (shape, kind) in _LAYOUT.items():
             arrays[name] = np.frombuffer(memory, kind, int(np.prod(shape)), start).reshape(shape)
             start += _size(name)
         self.heads, self.times, self.measures = arrays["heads"], arrays["times"], arrays["measures"]
-        self._text, self._data = cast(NDArray[np.uint8], arrays["text"]), cast(NDArray[np.float32], arrays["data"])
-        self.submitted = Ring(arrays["submitted"], files.submitted)  # type: ignore[arg-type]
-        self.completed = Ring(arrays["completed"], files.completed)  # type: ignore[arg-type]
+        self._text, self._data = arrays["text"], arrays["data"]
+        self.submitted = Ring(arrays["submitted"], files.submitted)
+        self.completed = Ring(arrays["completed"], files.completed)
 
     def rows(self, slot: int, count: int, shape: tuple[int, ...]) -> FloatRows:
         """(count, *shape) float32: a view of the slot."""

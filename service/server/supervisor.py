@@ -28,9 +28,10 @@ from service.settings import Settings
 
 ChildMain = Callable[[Settings, Connection, socket.socket | None], None]
 """Runs in a child process, and is importable by name. Through the connection it sends "" when it listens, or the
-reason why it does not start. It drains upon SIGTERM, which systemd sends to every process beside the parent's, and when
-the parent process ends; while it drains, SIGINT ends its requests. The socket is there if there is an
-engine: it receives the links between workers and engine, see `service.engine.links`."""
+reason why it does not start. It drains upon SIGTERM and when the parent process ends. systemd sends SIGTERM to every
+process, and the parent passes its own on, so a second SIGTERM changes nothing; SIGINT ends the requests of a child that
+drains. The socket is there if there is an engine: it receives the links between workers and engine, see
+`service.engine.links`."""
 
 _LOG = logging.getLogger("service")
 _RESTART_INTERVAL_S: Final = 1.0  # between the start of a worker and that of its replacement, at least

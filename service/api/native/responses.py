@@ -129,7 +129,7 @@ async def respond(api: ApiRequest, spec: ResponseSpec, result: Result) -> Respon
 
 
 class PiecewiseResponse(Response):
-    """A response whose body is in pieces, which are never joined: copying 60 MB takes long enough to be felt.
+    """A response whose body is in pieces, which are never joined: copying 60 MB would hold up the event loop.
 
     Args:
         pieces: of the body.
