@@ -32,13 +32,16 @@ from model_export.training import checkpoint as checkpoints
 from model_export.training import provenance
 from model_export.training.checkpoint import load_run
 from model_export.training.presets import Preset, get_preset, ign_stages, naign_stages
-from model_export.training.stages import Stage, Weights
+from model_export.training.replay import ReplayConfig
+from model_export.training.stages import Stage, Weights, quantised_stage
 from model_export.training.train import Run
 from service.domain.latents import FloatRows, NoiseSource
 
 _CHUNK: Final = 256
-_BASE: Final = get_preset("fashion_mnist")  # whose network and corruptions suit MNIST: no quantiser
+_BASE: Final = dataclasses.replace(get_preset("mnist"), corruptions=get_preset("small").corruptions)
 _IMLE, _BALANCE, _DISTILL = naign_stages(960, 480, 480)
+_DRIFTING: Final = naign_stages(960, 480, 480, sharpened_by="drifting")[-1]
+_QUANTISE: Final = quantised_stage(480)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +66,21 @@ def _last(**weights: float) -> tuple[Stage, ...]:
     return (dataclasses.replace(_DISTILL, weights=Weights(project=0.5, **weights)),)
 
 
+def _instead_of_quantiser(name: str, **weights: float) -> tuple[Stage, ...]:
+    """The stage `quantise` with other weights in place of the quantiser's."""
+    weights = {"code_consistency": 0.0, **weights}
+    return (
+        dataclasses.replace(
+            _QUANTISE,
+            name=name,
+            weights=dataclasses.replace(_QUANTISE.weights, **weights),
+            code_noise=0.0,
+            quantizer_deviation=0.0,
+            replay_buffer=ReplayConfig() if "replay" in weights else None,
+        ),
+    )
+
+
 VARIANTS: Final[Mapping[str, Variant]] = {
     "paper": Variant(
         title="the paper's objective (MSE, 1 : 1 : 0.1, no clamp) with group norm",
@@ -85,14 +103,28 @@ VARIANTS: Final[Mapping[str, Variant]] = {
         ),
         after="balance",
     ),
-    "recommended": Variant(title="balance, then the recommended last stage", stages=(_DISTILL,), after="balance"),
-    "no-settle": Variant(title="the same without settle", stages=_last(distill=0.4, critic=0.01), after="balance"),
+    "critic": Variant(title="balance, then distillation with a discriminator", stages=(_DISTILL,), after="balance"),
+    "drifting": Variant(title="balance, then distillation with drifting", stages=(_DRIFTING,), after="balance"),
+    "no-settle": Variant(title="critic without settle", stages=_last(distill=0.4, critic=0.01), after="balance"),
     "no-distill": Variant(
-        title="the same without distillation", stages=_last(settle=0.5, critic=0.01), after="balance"
+        title="critic without distillation", stages=_last(settle=0.5, critic=0.01), after="balance"
     ),
-    "no-balance": Variant(title="the same straight after imle", stages=(_DISTILL,), after="imle"),
+    "no-balance": Variant(title="critic straight after imle", stages=(_DISTILL,), after="imle"),
+    "longer": Variant(
+        title="critic, then the stage of the quantiser without it", stages=_instead_of_quantiser("longer"), after="critic"
+    ),
+    "replay": Variant(
+        title="critic, then that stage with a replay buffer",
+        stages=_instead_of_quantiser("replay", replay=1.0),
+        after="critic",
+    ),
+    "quantise": Variant(title="critic, then the quantiser: the preset `mnist`", stages=(_QUANTISE,), after="critic"),
 }
-_COLUMNS: Final = ("steps", "f", "f²", "f³", "f⁴", "KL", "confidence", "drift", "σ = 0.8 read", "clean SSIM")
+_KEPT: Final = ("class kept, samples", "class kept, pictures")
+_COLUMNS: Final = (
+    *("steps", "f", "f²", "f³", "f⁴", "f¹⁰⁰⁰/f", *_KEPT),
+    *("KL", "confidence", "drift", "σ = 0.8 read", "clean SSIM"),
+)
 
 
 def main() -> int:
@@ -186,14 +218,14 @@ def measured(folder: Path, data: Dataset) -> dict[str, Any]:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Iterable[str]:
-    """Markdown: the mean over seeds, ± half the range where there are several."""
+    """Markdown: the mean over seeds, ± half the range where there are several; – where it was not measured."""
     yield "| variant | " + " | ".join(_COLUMNS) + " |"
     yield "|---" * (len(_COLUMNS) + 1) + "|"
     for name, variant in VARIANTS.items():
         values = [_values(row) for row in rows if row["variant"] == name]
         if values:
             seeds = f", {len(values)} seeds" if len(values) > 1 else ""
-            cells = [_cell(column, [each[column] for each in values]) for column in _COLUMNS]
+            cells = [_cell(column, [each[column] for each in values if column in each]) for column in _COLUMNS]
             yield f"| `{name}`: {variant.title}{seeds} | " + " | ".join(cells) + " |"
 
 
@@ -208,11 +240,24 @@ def _values(row: Mapping[str, Any]) -> dict[str, float]:
         "drift": row["drift"]["f"],
         "σ = 0.8 read": noisy["accuracy"],
         "clean SSIM": row["clean"]["ssim"],
+        **(_lasting(row["repeated_application"]) if "repeated_application" in row else {}),
+    }
+
+
+def _lasting(repeated: Mapping[str, Any]) -> dict[str, float]:
+    samples, pictures = repeated["samples"], repeated["pictures"]
+    kept = (start["f1000"]["same_class"] for start in (samples, pictures))
+    return {
+        "f¹⁰⁰⁰/f": samples["f1000"]["frechet"] / samples["f"]["frechet"],
+        **dict(zip(_KEPT, kept, strict=True)),
     }
 
 
 def _cell(column: str, values: list[float]) -> str:
-    digits = {"steps": 0, "KL": 4, "confidence": 3, "drift": 4, "σ = 0.8 read": 3, "clean SSIM": 3}.get(column, 1)
+    if not values:
+        return "–"
+    digits = {"f¹⁰⁰⁰/f": 2, "KL": 4, "confidence": 3, "drift": 4, "σ = 0.8 read": 3, "clean SSIM": 3}.get(column, 1)
+    digits = 0 if column == "steps" else 2 if column in _KEPT else digits
     middle = f"{statistics.mean(values):.{digits}f}"
     half = (max(values) - min(values)) / 2
     return f"{middle} ± {half:.{digits}f}" if len(values) > 1 and column != "steps" else middle

@@ -137,7 +137,7 @@ class Evaluation:
         return rounded
 
     def brief(self) -> Table:
-        """The measures that compare runs, in a tenth of the time: generation to f⁴, drift, clean and noisy pictures.
+        """The measures that compare runs: generation to f⁴, drift, f^k, clean and noisy pictures.
 
         Raises:
             UserError: f gives values that are not finite.
@@ -147,6 +147,7 @@ class Evaluation:
         table = {
             "generation": self._generation(samples),
             "drift": _drift(chain),
+            "repeated_application": self._repeated_application(chain[0]),
             "clean": self._real_pictures(chain)["clean"],
             "restoration": self._restoration().run_without_baselines(_BRIEF_CORRUPTIONS),
         }

@@ -110,6 +110,7 @@ def test_a_brief_measurement_is_part_of_the_full_one(folder: Path, data: Dataset
     assert brief["generation"] == full["generation"]
     assert brief["drift"] == full["drift"]
     assert brief["clean"] == full["clean"]
+    assert brief["repeated_application"] == full["repeated_application"]
     noisy = full["restoration"]["noise_0.8"]
     assert brief["restoration"] == {"noise_0.8": {way: noisy[way] for way in ("input", "f", "f2")}}
 
