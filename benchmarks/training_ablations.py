@@ -106,12 +106,12 @@ VARIANTS: Final[Mapping[str, Variant]] = {
     "critic": Variant(title="balance, then distillation with a discriminator", stages=(_DISTILL,), after="balance"),
     "drifting": Variant(title="balance, then distillation with drifting", stages=(_DRIFTING,), after="balance"),
     "no-settle": Variant(title="critic without settle", stages=_last(distill=0.4, critic=0.01), after="balance"),
-    "no-distill": Variant(
-        title="critic without distillation", stages=_last(settle=0.5, critic=0.01), after="balance"
-    ),
+    "no-distill": Variant(title="critic without distillation", stages=_last(settle=0.5, critic=0.01), after="balance"),
     "no-balance": Variant(title="critic straight after imle", stages=(_DISTILL,), after="imle"),
     "longer": Variant(
-        title="critic, then the stage of the quantiser without it", stages=_instead_of_quantiser("longer"), after="critic"
+        title="critic, then the stage of the quantiser without it",
+        stages=_instead_of_quantiser("longer"),
+        after="critic",
     ),
     "replay": Variant(
         title="critic, then that stage with a replay buffer",

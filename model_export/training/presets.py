@@ -164,6 +164,29 @@ def naign_stages(
     )
 
 
+def drifting_stages(autoencoder: int, drifting: int, distill: int, *, cells: int = 0) -> tuple[Stage, ...]:
+    """Drifting from the start, for pictures that are too rich to match latents with them.
+
+    1. An autoencoder that restores corrupted pictures. Its encoder gives the features for drifting.
+    2. Drifting draws samples, and keeps restoring.
+    3. One step of f learns four.
+
+    Args:
+        autoencoder: steps of the first stage.
+        drifting: steps of the second stage.
+        distill: steps of the third stage.
+        cells: `Stage.drift_cells`.
+    """
+    weights = Weights(rec=1.0, project=1.0, settle=0.7, drifting=0.03, features=0.3)
+    last = dataclasses.replace(weights, settle=1.0, distill=1.0, drifting=0.02)
+    drift: dict[str, Any] = {"drift_pictures": 96, "drift_cells": cells}
+    return (
+        Stage(name="autoencoder", steps=autoencoder, lr=1e-3, weights=Weights(rec=0.5, project=1.0)),
+        Stage(name="drifting", steps=drifting, lr=8e-4, warmup=50, weights=weights, **drift),
+        Stage(name="distill", steps=distill, lr=6e-4, warmup=30, weights=last, teacher_steps=4, **drift),
+    )
+
+
 def ign_stages(steps: int, weights: Weights, *, lr: float, clamp: float | None, warmup: int = 0) -> tuple[Stage, ...]:
     """The adversarial objective of the IGN paper in one stage (Shocher et al., 2024, section 2 and appendix)."""
     return (
@@ -191,38 +214,16 @@ def network_for(size: int, channels: int) -> NetworkConfig:
 _DIGITS = NetworkConfig(size=28, channels=1, widths=(32, 64, 128), bottleneck=256)
 _DIGITS_MATCHING = Matching(pool_refresh=32)
 _DIGITS_CORRUPTIONS: tuple[CorruptionName, ...] = ("noise", "noise", "noise", "blur", "low_resolution", "hole")
-# An autoencoder, whose encoder gives the features for drifting; then f learns in one step what four steps do; last,
-# outlines, since small parts such as mouths hardly count by their area.
-_AVATAR_STAGES = (
-    Stage(name="autoencoder", steps=4000, lr=1e-3, weights=Weights(rec=0.5, project=1.0)),
-    Stage(
-        name="drifting",
-        steps=600,
-        lr=8e-4,
-        warmup=50,
-        weights=Weights(rec=1.0, project=1.0, settle=0.7, drifting=0.03, features=0.3),
-        drift_pictures=96,
-        drift_cells=4,
-    ),
-    Stage(
-        name="distill",
-        steps=480,
-        lr=6e-4,
-        warmup=30,
-        weights=Weights(rec=1.0, project=1.0, settle=1.0, distill=1.0, drifting=0.02, features=0.3),
-        teacher_steps=4,
-        drift_pictures=96,
-        drift_cells=4,
-    ),
-    Stage(
-        name="edges",
-        steps=2000,
-        lr=6e-4,
-        warmup=50,
-        distance="mse_l1_edges",
-        weights=Weights(rec=1.0, project=1.0, settle=1.5, distill=0.7, features=0.3),
-        teacher_steps=3,
-    ),
+_FACES = NetworkConfig(size=64, channels=3, widths=(32, 64, 128, 256), bottleneck=64, places=4)
+# Small parts such as mouths hardly count by their area, but by their outlines.
+_EDGES = Stage(
+    name="edges",
+    steps=2000,
+    lr=6e-4,
+    warmup=50,
+    distance="mse_l1_edges",
+    weights=Weights(rec=1.0, project=1.0, settle=1.5, distill=0.7, features=0.3),
+    teacher_steps=3,
 )
 _PAPER_64 = NetworkConfig(
     size=64, channels=3, widths=(64, 128, 256, 512), bottleneck=512, groups=32, activation="dcgan"
@@ -262,9 +263,10 @@ PRESETS = {
         Preset(
             name="celeba64",
             objective="naign",
-            network=network_for(64, 3),
-            stages=naign_stages(4000, 3000, 4000, sharpened_by="drifting"),
-            matching=Matching(pool=2048, downsample=2),
+            network=_FACES,
+            stages=drifting_stages(4000, 4000, 1600),
+            distance="mse_l1",
+            batch=32,
             corruptions=(*_DIGITS_CORRUPTIONS, "grey", "sketch"),
             eight_bit=0.5,
             data="celeba64",
@@ -295,8 +297,8 @@ PRESETS = {
         Preset(
             name="avatars64",
             objective="naign",
-            network=NetworkConfig(size=64, channels=3, widths=(32, 64, 128, 256), bottleneck=64, places=4),
-            stages=_AVATAR_STAGES,
+            network=_FACES,
+            stages=(*drifting_stages(4000, 600, 480, cells=4), _EDGES),
             distance="mse_l1",
             batch=32,
             corruptions=("noise", "noise", "blur", "low_resolution", "hole", "hole", "grey", "sketch"),

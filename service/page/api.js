@@ -111,7 +111,7 @@ export function curlCommand(path, { json, fields = [], accept, file }) {
   parts.push(`-H 'Accept: ${accept}'`);
   for (const [name, value] of fields) parts.push(`-F ${shellQuote(`${name}=${value}`)}`);
   // @name.png stands for the base64 of a file: replace it by a shell substitution.
-  if (json) parts.push("-H 'Content-Type: application/json'", `-d ${shellQuote(JSON.stringify(json)).replace(/@([\w-]+\.png)/g, `'"$(base64 -w0 $1)"'`)}`);
+  if (json) parts.push("-H 'Content-Type: application/json'", `-d ${shellQuote(JSON.stringify(json)).replace(/@([\w-]+\.png)/g, `'"$(base64 < $1 | tr -d "\\n")"'`)}`);
   if (file) parts.push("-o", file);
   return parts.join(" ");
 }

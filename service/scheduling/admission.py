@@ -132,7 +132,7 @@ class Admission:
     def _admit(self, request: ScheduledRequest, now: float) -> None:
         if request.deadline <= now:
             raise DeadlineUnreachable("the deadline has already passed")
-        self._check_capacity(len(request.rows))
+        self._check_capacity(request.open_rows)
         caller = self._callers.get(request.params.key) or Counters()
         if request.params.deadline is not None:
             self._check_deadline(request, caller, now)
@@ -140,8 +140,7 @@ class Admission:
 
     def _open(self, request: ScheduledRequest, caller: Counters) -> None:
         self._callers[request.params.key] = request.counters = caller
-        rows = len(request.rows)
-        steps = rows * request.rows[0].steps_left
+        rows, steps = request.open_rows, request.open_rows * request.row_steps
         for counters in (self.total, caller):
             counters.rows += rows
             counters.steps += steps
@@ -153,10 +152,9 @@ class Admission:
         """
         rows, steps, work, deadline = 0, 1, self.total.steps, math.inf
         for request in requests:
-            min_steps = request.min_steps_to_answer()
-            rows += len(request.rows)
-            steps = max(steps, min_steps)
-            work += len(request.rows) * request.rows[0].steps_left
+            rows += request.open_rows
+            steps = max(steps, request.row_steps)
+            work += request.open_rows * request.row_steps
             deadline = min(deadline, request.deadline)
         if deadline <= now or self.waiting + rows > self._queue_rows:
             return False
@@ -187,12 +185,12 @@ class Admission:
             return None
         open_rows = request.open_rows
         if open_rows:
-            steps = sum(row.steps_left for row in request.rows)
+            steps = request.steps_left()
             for counters in (self.total, request.counters):
                 counters.rows -= open_rows
                 counters.steps -= steps
                 counters.in_batch -= request.in_batch
-        request.closed = True  # after the sum: once a worker sees it, it clears `request.rows`
+        request.closed = True  # after the sum: once a worker sees it, it drops the rows
         key = request.params.key
         if request.counters.rows == 0 and self._callers.get(key) is request.counters:
             del self._callers[key]
@@ -210,17 +208,40 @@ class Admission:
                         request.counters.in_batch += change
                         self.total.in_batch += change
 
+    def is_short_apart(self, rows: int, others: int, now: float) -> bool:
+        """Whether a call of the model with these rows alone takes at most half as long as one with others beside them.
+
+        So it is on CPUs; a GPU computes a few rows in the time of one.
+        """
+        with self._lock:
+            alone, together = self._cost.seconds(rows, now), self._cost.seconds(rows + others, now)
+        return alone is not None and together is not None and 2 * alone <= together
+
+    def on_requests_moved(self, requests: Iterable[ScheduledRequest], *, joined: bool, now: float) -> None:
+        """Count all rows of requests, which ``joined`` a batch or left it."""
+        with self._lock:
+            self._call_began = now
+            for request in requests:
+                if not request.closed:
+                    change = request.open_rows if joined else -request.open_rows
+                    request.in_batch += change
+                    request.counters.in_batch += change
+                    self.total.in_batch += change
+
     def on_model_call(self, rows: int, seconds: float, now: float) -> None:
         """Learn the duration of a model call that ended at ``now``."""
         with self._lock:
             self._cost.add(rows, seconds, now)
 
+    def on_requests_done(self, rows: int, began: float, now: float) -> None:
+        """Learn from a batch of whole requests that ran from ``began`` to ``now``; `close_all` counts the requests."""
+        with self._lock:
+            self._learn_rate(rows, began, now)
+
     def on_steps_done(self, rows: Sequence[Row], steps: int, finished: Iterable[Row], began: float, now: float) -> None:
         """Count ``steps`` steps for each of ``rows``, run from ``began`` to ``now``; ``finished`` rows are done."""
         with self._lock:
-            self._call_began = now
-            self._steps_per_call += _SMOOTHING * (steps * len(rows) - self._steps_per_call)
-            self._seconds_per_call += _SMOOTHING * (now - began - self._seconds_per_call)
+            self._learn_rate(steps * len(rows), began, now)
             total = self.total
             for row in rows:
                 if not row.request.closed:
@@ -241,6 +262,11 @@ class Admission:
                     counters.rows -= 1
                     total.rows -= 1
 
+    def _learn_rate(self, row_steps: int, began: float, now: float) -> None:
+        self._call_began = now
+        self._steps_per_call += _SMOOTHING * (row_steps - self._steps_per_call)
+        self._seconds_per_call += _SMOOTHING * (now - began - self._seconds_per_call)
+
     def _check_capacity(self, rows: int) -> None:
         excess = self.total.rows - self.total.in_batch + rows - self._queue_rows
         if excess > 0:
@@ -249,7 +275,7 @@ class Admission:
     def _check_deadline(self, request: ScheduledRequest, caller: Counters, now: float) -> None:
         """Refuse a request whose predicted answer, alone or behind the work ahead of it, comes after its deadline."""
         steps, seconds_left = request.min_steps_to_answer(), request.deadline - now
-        own_work = len(request.rows) * steps
+        own_work = request.open_rows * steps
         ahead = self._work_ahead(caller, own_work, steps) if self.total.rows else 0
         queued = self._seconds_for(own_work + ahead, steps, now)
         if queued is None:  # too few model calls to predict anything

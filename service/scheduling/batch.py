@@ -11,31 +11,21 @@ import sys
 from bisect import bisect_left
 from collections.abc import Callable, Sequence, Sized
 from operator import attrgetter
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.domain.errors import IgnError, ModelFailure
 from service.domain.latents import FloatRows
 from service.domain.model import DeviceBatch, DeviceLost, DeviceOutOfMemory, Model, largest_batch
 from service.domain.tasks import StepOutput
+from service.scheduling.buffers import BatchBuffers
 from service.scheduling.request import Row, ScheduledRequest, commit_single_steps, copy_into_batch
 
 logger = logging.getLogger(__name__)
 
 _MAX_REASON: Final = 400  # characters
-_SCRATCH: Final = 16_384  # numbers of the scratch array of differences: 128 KiB, so that it stays in the core's cache
-
-
-class _Buffer(NamedTuple):
-    """Three views of one of the two batch buffers: all of it, the part the model sees, and the rows in use."""
-
-    full: FloatRows  # (limit rounded up to a bucket, C, H, W)
-    padded: FloatRows  # (n rounded up to a bucket, C, H, W)
-    rows: FloatRows  # (n, C, H, W)
-
-    def cut(self, n: int, padded: int) -> "_Buffer":
-        return _Buffer(self.full, self.full[:padded], self.full[:n])
 
 
 OnModelCall = Callable[[int, int, float, str], None]
@@ -59,14 +49,10 @@ class RunningBatch:
         self._model, self._clock, self._on_model_call = model, clock, on_model_call
         self.limit = largest_batch(model, max_rows)
         shape = (self._padded(self.limit), *model.shape)
-        a, b = np.empty(shape, np.float32), np.empty(shape, np.float32)
-        self._current, self._next = _Buffer(a, a[:0], a[:0]), _Buffer(b, b[:0], b[:0])
-        # Scratch arrays, so that a step allocates nothing.
-        size = math.prod(model.shape)
-        self._differences = np.empty((max(1, _SCRATCH // size), size), np.float64)
-        self._changes = np.empty(shape[0], np.float64)
-        self._finite_flags = np.empty(shape, np.bool_)
+        self._buffers, self._request_buffers = BatchBuffers(shape), BatchBuffers(shape)
         self.rows: list[Row] = []
+        self.requests: list[ScheduledRequest] = []
+        """Requests of a single step that run next, before the rows; together no more than `limit` rows."""
         self.needs_rebuild = False
         """A row is done or its request closed, or the batch is larger than `limit`."""
         self.expires = math.inf
@@ -74,24 +60,38 @@ class RunningBatch:
         self.device_lost: DeviceLost | None = None
         """The error with which the device was lost."""
         self.rows_on_lost_device: list[Row] = []
-        """Rows that were in a model call when the device was lost; `_current` has them as the step before left them."""
+        """Rows that were in a model call when the device was lost; the buffer has them as the step before left them."""
         self._retry_stepwise = False  # an unobserved step of these rows failed: run them with `step` from now on
+
+    def run_requests(self) -> tuple[FloatRows, NDArray[np.float64]] | None:
+        """Run the step of `requests`.
+
+        Returns:
+            All rows after the step and mean |f(x) − x| of each, as new arrays. None if the call failed or gave values
+            that are not finite; `step` then finds out which rows that is about.
+        """
+        inputs = [request.inputs for request in self.requests]
+        buffers, n = self._request_buffers, sum(map(len, inputs))
+        np.concatenate(inputs, out=buffers.current.full[:n])
+        buffers.use(n, self._padded(n))
+        if not self._run_whole(buffers):
+            return None
+        buffers.measure(0, n)
+        return buffers.next.rows.copy(), buffers.changes[:n].copy()
 
     def rebuild(self, chosen: Sequence[Row]) -> tuple[list[Row], list[Row]]:
         """Make ``chosen`` the rows of the batch; returns the rows that left and those that joined.
 
         The state of a row that left and is queued again is saved in its request.
         """
-        n, full = len(chosen), self._current.full
+        n, full = len(chosen), self._buffers.current.full
         if self.rows:
             left, joined = self._replace(chosen)
         else:
             left, joined = [], list(chosen)
             copy_into_batch(chosen, full)
             self.rows = list(chosen)
-        padded = self._padded(n) if n else 0
-        full[n:padded] = full[:1]  # padding repeats a real row: any other values could be out of the model's range
-        self._current, self._next = self._current.cut(n, padded), self._next.cut(n, padded)
+        self._buffers.use(n, self._padded(n) if n else 0)
         self.needs_rebuild = self._retry_stepwise = False
         self.expires = min((row.request.expires for row in chosen), default=math.inf)
         return left, joined
@@ -101,7 +101,7 @@ class RunningBatch:
 
         Rows that are there already stay where they are; new rows, and old ones from n on, are copied into the gaps.
         """
-        n, chosen_set, full = len(chosen), set(chosen), self._current.full
+        n, chosen_set, full = len(chosen), set(chosen), self._buffers.current.full
         left = [row for row in self.rows if row not in chosen_set]
         joined = [row for row in chosen if row.batch_index < 0]
         for row in left:
@@ -145,48 +145,42 @@ class RunningBatch:
         """Run steps with the rows in device memory.
 
         A failure of one step keeps the steps before it. If the rows cannot be copied back or are not finite then, all
-        these steps are dropped, and `_current` still has the rows from before. Both set `_retry_stepwise`.
+        these steps are dropped, and the buffer still has the rows from before. Both set `_retry_stepwise`.
         """
         if interrupt:
             return 0
-        rows, padded, reason = len(self.rows), len(self._current.padded), self._reason()
+        rows, padded = len(self.rows), len(self._buffers.current.padded)
         steps, began = 0, self._clock()
 
         def keep_going() -> bool:  # called after every step
             nonlocal steps, began
             now = self._clock()
-            self._on_model_call(rows, padded, now - began, reason)
+            self._on_model_call(rows, padded, now - began, self._reason(rows))
             steps, began = steps + 1, now
             return steps < max_steps and not interrupt and now < until
 
         try:
-            device_batch.upload(self._current.padded)
+            device_batch.upload(self._buffers.current.padded)
             device_batch.run_steps(keep_going)
         except Exception as exc:  # `step` finds out which rows it is about
             self._retry_stepwise = True
             logger.warning("steps on the device failed, and are repeated one by one: %s", _reason_of(exc))
         try:
             if steps:
-                device_batch.download(self._next.padded)
+                device_batch.download(self._buffers.next.padded)
         except Exception:
             self._retry_stepwise, steps = True, 0
-        if steps and not self._all_finite():
+        if steps and not self._buffers.is_finite():
             self._retry_stepwise, steps = True, 0
         if steps:
-            self._current, self._next = self._next, self._current
+            self._buffers.swap()
         return steps
 
     def _run_on_host(self, max_steps: int, until: float, interrupt: Sized) -> int:
         """Run steps with the rows copied back after each; ends before a step that fails or is not finite."""
         steps = 0
-        while steps < max_steps and not interrupt:
-            try:
-                self._call_model(self._current.padded, self._next.padded, len(self.rows), self._reason())
-            except Exception:  # `step` repeats the call and finds out which rows it is about
-                break
-            if not self._all_finite():
-                break
-            self._current, self._next = self._next, self._current
+        while steps < max_steps and not interrupt and self._run_whole(self._buffers):
+            self._buffers.swap()
             steps += 1
             if self._clock() >= until:
                 break
@@ -200,11 +194,12 @@ class RunningBatch:
         """
         failed: list[tuple[Row, IgnError]] = []
         self._run_bisecting(0, len(self.rows), failed)
-        if not self._all_finite():
+        if not self._buffers.is_finite():
             # The buffer of failed and lost rows holds old values. Nobody waits for rows of closed requests.
             others = {*(row for row, _ in failed), *self.rows_on_lost_device}
+            rows = self._buffers.next.rows
             for row in self.rows:
-                if not (row.request.closed or row in others or np.isfinite(self._next.rows[row.batch_index]).all()):
+                if not (row.request.closed or row in others or np.isfinite(rows[row.batch_index]).all()):
                     failed.append((row, row.not_finite_error()))
         return failed
 
@@ -216,7 +211,7 @@ class RunningBatch:
         unfinished = [row for row in rows if not row.done]
         for row in unfinished:
             if row.steps:
-                row.request.outputs[row.index] = self._current.full[row.batch_index]
+                row.request.outputs[row.index] = self._buffers.current.full[row.batch_index]
         for row in rows:
             row.batch_index = -1
         self.rows = [row for row in self.rows if row.batch_index >= 0]
@@ -244,18 +239,18 @@ class RunningBatch:
         outputs = list[tuple[ScheduledRequest, StepOutput]]()
         # The change by the first step is a result, and so is that by the extra step of a score.
         measured = [row.batch_index for row in self.rows if (row.steps == 0 or row.scoring) and not row.request.closed]
-        if len(measured) == len(self._next.rows):
-            self._measure(0, len(measured))
+        if len(measured) == len(self._buffers.next.rows):
+            self._buffers.measure(0, len(measured))
         else:
             for index in measured:
-                self._measure(index, index + 1)
-        finished, others = commit_single_steps(self.rows, self._next.rows, self._changes)
+                self._buffers.measure(index, index + 1)
+        finished, others = commit_single_steps(self.rows, self._buffers.next.rows, self._buffers.changes)
         for row in others:
             request = row.request
             if request.closed:
                 continue
             if row.scoring:  # this step was the extra one that measures the drift
-                request.drift[row.index] = self._changes[row.batch_index]
+                request.drift[row.index] = self._buffers.changes[row.batch_index]
                 row.done = True
             else:
                 output = self._commit_row(row)
@@ -264,16 +259,16 @@ class RunningBatch:
             if row.done:
                 finished.append(row)
         self.needs_rebuild = self.needs_rebuild or bool(finished)
-        self._current, self._next = self._next, self._current
+        self._buffers.swap()
         return finished, outputs
 
     def _commit_row(self, row: Row) -> StepOutput | None:
         request, i = row.request, row.index
         params, step_params = request.params, request.params.step_params
-        y = self._next.rows[row.batch_index]
+        y = self._buffers.next.rows[row.batch_index]
         first = row.steps == 0
         if first:
-            request.distance[i] = self._changes[row.batch_index]  # of f(x) itself, before the mask
+            request.distance[i] = self._buffers.changes[row.batch_index]  # of f(x) itself, before the mask
         if params.keep_mask is not None:
             first = False  # the mask alters the change
             np.copyto(y, request.inputs[i], where=params.keep_mask[i])
@@ -283,26 +278,14 @@ class RunningBatch:
         change = None
         if is_output or step_params.tolerance is not None:
             if not first:
-                self._measure(row.batch_index, row.batch_index + 1)
-            change = float(self._changes[row.batch_index])
+                self._buffers.measure(row.batch_index, row.batch_index + 1)
+            change = float(self._buffers.changes[row.batch_index])
         converged = step_params.tolerance is not None and change is not None and change < step_params.tolerance
         if is_last or converged:
             row.finish_steps(y, converged=converged)
         if is_output or (converged and request.streamed):
             return row.record_step(y, change)
         return None
-
-    def _measure(self, start: int, end: int) -> None:
-        """Set `_changes` of these rows to the mean |y − x| in float64, summed row by row, independent of the batch."""
-        differences, size = self._differences, self._differences.shape[1]
-        x, y = (buffer.full.reshape(-1, size) for buffer in (self._current, self._next))
-        for first in range(start, end, len(differences)):
-            part = slice(first, min(end, first + len(differences)))
-            difference = differences[: part.stop - first]
-            np.subtract(y[part], x[part], out=difference, dtype=np.float64)
-            np.abs(difference, out=difference)
-            np.add.reduce(difference, axis=1, out=self._changes[part])
-        self._changes[start:end] /= size
 
     def _steps_until_observed(self) -> int:
         """How many steps from now on are unobserved."""
@@ -313,12 +296,8 @@ class RunningBatch:
                 break
         return steps
 
-    def _all_finite(self) -> bool:
-        rows = self._next.rows
-        return bool(np.isfinite(rows, out=self._finite_flags[: len(rows)]).all())
-
-    def _reason(self) -> str:
-        return "full" if len(self.rows) >= self.limit else "drained"
+    def _reason(self, rows: int) -> str:
+        return "full" if rows >= self.limit else "drained"
 
     def _padded(self, n: int) -> int:
         """The smallest bucket for ``n`` rows; ``n`` itself without buckets, or above the largest one."""
@@ -327,6 +306,15 @@ class RunningBatch:
             return n
         index = bisect_left(buckets, n)
         return buckets[index] if index < len(buckets) else n
+
+    def _run_whole(self, buffers: BatchBuffers) -> bool:
+        """Call the model once for all rows in use; returns whether that gave finite values."""
+        rows = len(buffers.current.rows)
+        try:
+            self._call_model(buffers.current.padded, buffers.next.padded, rows, self._reason(rows))
+        except Exception:  # `step` repeats the call and finds out which rows it is about
+            return False
+        return buffers.is_finite()
 
     def _call_model(self, x: FloatRows, out: FloatRows, rows: int, reason: str) -> None:
         began = self._clock()
@@ -370,15 +358,15 @@ class RunningBatch:
     def _call_part(self, start: int, end: int) -> None:
         n = end - start
         if n == len(self.rows):
-            self._call_model(self._current.padded, self._next.padded, n, self._reason())
+            self._call_model(self._buffers.current.padded, self._buffers.next.padded, n, self._reason(n))
             return
         # A part is not at the start of the buffer and has its own padding, so it is copied.
         x = np.empty((self._padded(n), *self._model.shape), np.float32)
-        x[:n] = self._current.rows[start:end]
+        x[:n] = self._buffers.current.rows[start:end]
         x[n:] = x[:1]
         out = np.empty_like(x)
         self._call_model(x, out, n, "retry")
-        self._next.rows[start:end] = out[:n]
+        self._buffers.next.rows[start:end] = out[:n]
 
     def _reduce_limit(self, rows: int) -> bool:
         """After ``rows`` rows did not fit the device, continue with smaller batches; False if the model cannot."""

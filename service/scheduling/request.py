@@ -7,8 +7,9 @@ worker's own batch.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -132,7 +133,9 @@ class ScheduledRequest:
 
     __slots__ = (
         "__weakref__",
+        "_rows",
         "arrived",
+        "by_rows",
         "closed",
         "converged",
         "counters",
@@ -146,7 +149,7 @@ class ScheduledRequest:
         "open_rows",
         "outputs",
         "params",
-        "rows",
+        "row_steps",
         "rows_left",
         "started",
         "steps",
@@ -162,22 +165,40 @@ class ScheduledRequest:
         self.expires = self.deadline  # set to infinity at the first event of a stream
         self.timeout_at = math.inf  # `deadline` as a time of the event loop; for the event loop alone
         self.started: float | None = None  # when the first row entered a batch
-        steps = step_params.steps + step_params.score
+        self.row_steps = step_params.steps + step_params.score  # model steps of each row, at most
         self.is_single_step = (  # and nothing else is to be done after it
-            steps == 1
+            self.row_steps == 1
             and step_params.tolerance is None
             and params.keep_mask is None
             and not (step_params.record or step_params.score or streamed)
         )
-        self.rows = [Row(self, i, steps) for i in range(n)]
+        self._rows: list[Row] | None = None
+        self.by_rows = False  # a batch of whole requests failed with it, so its rows run as rows
         self.rows_left = n  # rows that are not done
         # Guarded by the lock of `Admission`.
         self.closed, self.open_rows, self.in_batch, self.counters = False, n, 0, Counters()
-        # Those of a single step come from its batch, if all its rows are in one.
+        # Those of a single step come from its batch, if that is one of whole requests.
         self.outputs, self.steps, self.converged, self.distance, self.drift = _NO_RESULTS
         if not self.is_single_step:
             self.allocate()
-        self.trajectory: list[list[StepOutput]] = [[] for _ in range(n)]
+        # Without recorded steps nothing is appended, so the rows share one list.
+        self.trajectory: list[list[StepOutput]] = [[] for _ in range(n)] if step_params.record else [[]] * n
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows; workers alone use them. They are made when they are first needed: most single steps need none."""
+        if self._rows is None:
+            self._rows = [Row(self, i, self.row_steps) for i in range(len(self.inputs))]
+        return self._rows
+
+    def drop_rows(self) -> None:
+        """Break the reference cycle of a closed request, so that no garbage collection is needed."""
+        self._rows = []
+
+    def steps_left(self) -> int:
+        """Model steps that the open rows still need, at most. The caller holds the lock of `Admission`."""
+        rows = self._rows
+        return self.open_rows * self.row_steps if rows is None else sum(row.steps_left for row in rows)
 
     def allocate(self) -> None:
         """Make the arrays of the results."""
@@ -230,12 +251,52 @@ class ScheduledRequest:
         return Finished(len(self.inputs), code, started - self.arrived, now - started)
 
 
+@lru_cache(maxsize=256)
+def _after_one_step(rows: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Steps and convergence of rows after their only step; read-only, because requests share them."""
+    steps, converged = np.ones(rows, np.int64), np.zeros(rows, np.bool_)
+    steps.flags.writeable = converged.flags.writeable = False
+    return steps, converged
+
+
+def whole_requests(rows: Sequence[Row]) -> list[ScheduledRequest]:
+    """The requests of these rows if they may run as whole requests and all their rows are there, else none."""
+    requests = list(dict.fromkeys([row.request for row in rows]))
+    if any(request.by_rows or not request.is_single_step for request in requests):
+        return []
+    return requests if sum(len(request.inputs) for request in requests) == len(rows) else []
+
+
+def finish_single_steps(
+    requests: Iterable[ScheduledRequest], rows: FloatRows, distance: NDArray[np.float64], now: float
+) -> dict[ScheduledRequest, Result]:
+    """The results of requests whose rows have had their only step.
+
+    Args:
+        requests: in the order of the rows.
+        rows: (n, C, H, W): all rows after the step.
+        distance: (n) mean |f(x) − x|.
+        now: the time.
+    """
+    results, end = dict[ScheduledRequest, Result](), 0
+    for request in requests:
+        start, end = end, end + len(request.inputs)
+        request.outputs, request.distance = rows[start:end], distance[start:end]
+        request.steps, request.converged = _after_one_step(end - start)
+        request.rows_left = 0
+        results[request] = request.result(now)
+    return results
+
+
 def copy_into_batch(rows: Sequence[Row], buffer: FloatRows) -> None:
     """Copy the states of rows to the start of a batch buffer, in order; they are in no batch yet."""
+    parts = list[FloatRows]()
     for start, end in _runs(rows):
         row = rows[start]
         source = row.request.outputs if row.steps else row.request.inputs
-        buffer[start:end] = source[row.index : row.index + end - start]
+        parts.append(source[row.index : row.index + end - start])
+    if parts:
+        np.concatenate(parts, out=buffer[: len(rows)])
     for index, row in enumerate(rows):
         row.batch_index = index
 
@@ -253,30 +314,19 @@ def commit_single_steps(
     Returns: the rows that are done now, and those that have more to record. Rows of closed requests are in neither.
     """
     done, others = list[Row](), list[Row]()
-    share = all(row.request.is_single_step for row in rows)
-    # Requests keep views of these copies. If other rows are in the batch too, they would be mostly in vain.
-    outputs, distance = (buffer.copy(), changes[: len(buffer)].copy()) if share else (buffer, changes)
-    steps, converged = np.ones(len(buffer), np.int64), np.zeros(len(buffer), np.bool_)
     for start, end in _runs(rows):
-        row, run, size = rows[start], rows[start:end], end - start
-        request, mine, source = (
-            row.request,
-            slice(row.index, row.index + size),
-            slice(row.batch_index, row.batch_index + size),
-        )
+        row, run, request = rows[start], rows[start:end], rows[start].request
         if request.closed:
             continue
         if not request.is_single_step:
             others += run
             continue
-        if share and size == len(request.rows):
-            request.outputs, request.distance = outputs[source], distance[source]
-            request.steps, request.converged = steps[source], converged[source]
-        else:
-            if not len(request.outputs):
-                request.allocate()
-            request.outputs[mine], request.distance[mine] = outputs[source], distance[source]
-            request.steps[mine] = 1
+        if not len(request.outputs):
+            request.allocate()
+        mine = slice(row.index, row.index + len(run))
+        source = slice(row.batch_index, row.batch_index + len(run))
+        request.outputs[mine], request.distance[mine] = buffer[source], changes[source]
+        request.steps[mine] = 1
         for row in run:
             row.steps, row.done = 1, True
         done += run

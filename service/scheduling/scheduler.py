@@ -250,10 +250,11 @@ class Scheduler(RowScheduler[ScheduledRequest]):
     def _dispatch(self, events: list[tuple[ScheduledRequest, Event]]) -> None:
         together: dict[DeliverMany, list[tuple[ScheduledRequest, Event]]] = {}
         for request, event in events:
-            is_last = isinstance(event, Result | IgnError)
             if deliver_many := self._group_waiters.pop(request, None):
                 together.setdefault(deliver_many, []).append((request, event))
-            elif deliver := self._waiters.pop(request, None) if is_last else self._waiters.get(request):
+                continue
+            is_last = isinstance(event, Result | IgnError)
+            if deliver := self._waiters.pop(request, None) if is_last else self._waiters.get(request):
                 deliver(event)  # without one the caller has gone
         for deliver_many, ended in together.items():
             deliver_many(ended)

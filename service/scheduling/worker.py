@@ -12,7 +12,7 @@ from service.domain.errors import DeadlineExceeded, IgnError, ModelFailure
 from service.domain.model import Model
 from service.domain.tasks import Result, StepOutput
 from service.scheduling.batch import RunningBatch
-from service.scheduling.request import Row, ScheduledRequest
+from service.scheduling.request import Row, ScheduledRequest, finish_single_steps, whole_requests
 from service.scheduling.worker_pool import WorkerPool
 
 logger = logging.getLogger(__name__)
@@ -47,6 +47,7 @@ class Worker:
             self._model, pool.admission.limit(self._index), pool.clock, self._on_model_call
         )
         self._began = 0.0  # when the current cycle began
+        self._was_apart = False  # whether the last step was one of requests that ran before the rows of the batch
         self._in_step = False  # whether an error that ends the thread is about the rows of the batch
 
     def start(self) -> None:
@@ -71,10 +72,8 @@ class Worker:
                 if pool.stopped:
                     break
                 with pool.lock:
-                    pool.drain_inbox()
                     self._form_batch(woken=woken)
-                if self._batch.rows:
-                    self._step()
+                self._run_batch()
                 pool.publish_events()
                 if self.device_lost and pool.alive_devices:  # the other workers have its rows
                     break
@@ -102,34 +101,66 @@ class Worker:
             return failure
 
         with self._pool.lock:
-            requests = {row.request for row in self._batch.rows} if self._in_step else None
+            batch = self._batch
+            requests = {*batch.requests, *(row.request for row in batch.rows)} if self._in_step else None
             self._reset()
             return self._pool.fail(requests, make_error)
 
     def _form_batch(self, *, woken: bool) -> None:
-        """Choose the rows of the next step. The caller holds the pool's lock.
+        """Choose what runs next. The caller holds the pool's lock.
 
         All rows of the batch go back to the queue and compete with those that wait, so that a long request does not
         hold up a short one. This is skipped if nobody waits, nothing has changed in the batch, no deadline has passed
         and no idle worker could take a part of it: then the batch stays as it is.
+
+        It is also skipped if nothing but new requests of a single step waits, and there is room for all of them. They
+        run alone if the batch is empty or, every second time, if that makes their step much shorter.
         """
         batch, pool = self._batch, self._pool
-        queue = pool.queue
+        arrived, places = pool.take_arrivals(), None
         self._began = now = pool.clock()
-        if (
-            not (queue.row_count or batch.needs_rebuild)
-            and now < batch.expires
-            and not pool.should_split(len(batch.rows))
-        ):
-            return
+        if arrived and not pool.queue.row_count and all(r.is_single_step and r.expires > now for r in arrived):
+            rows, others = sum(request.open_rows for request in arrived), len(batch.rows)
+            if not others:
+                places = pool.rows_for_worker(batch.limit, rows, woken=woken)
+                is_taken = rows <= places
+            else:
+                is_taken = (
+                    rows <= batch.limit and not self._was_apart and pool.admission.is_short_apart(rows, others, now)
+                )
+            if is_taken:
+                self._was_apart = others > 0
+                self._take_requests(arrived, now)
+                return
+        self._was_apart = False
+        pool.enqueue(arrived)
+        if pool.queue.row_count or batch.needs_rebuild or now >= batch.expires or pool.should_split(len(batch.rows)):
+            self._choose_rows(places, now, woken=woken)
+
+    def _take_requests(self, requests: list[ScheduledRequest], now: float) -> None:
+        """Make requests of a single step the batch as they are: that takes a part of the time of their rows."""
+        self._batch.requests = requests
+        self._pool.admission.on_requests_moved(requests, joined=True, now=now)
+        for request in requests:
+            request.started = now
+
+    def _choose_rows(self, places: int | None, now: float, *, woken: bool) -> None:
+        """Make rows of the queue and of the batch the new batch: as many as there are ``places``, if that is known."""
+        batch, pool = self._batch, self._pool
         for row in batch.rows:
             if not (row.done or row.request.closed):
-                queue.push(row)
-        chosen, expired = queue.take(pool.rows_for_worker(batch.limit, woken=woken), now)
-        left, joined = batch.rebuild(chosen)
-        pool.admission.on_rows_moved(left, joined, now)
-        for row in joined:
-            self._on_join(row, now)
+                pool.queue.push(row)
+        if places is None:
+            places = pool.rows_for_worker(batch.limit, pool.queue.row_count, woken=woken)
+        chosen, expired = pool.queue.take(places, now)
+        requests = [] if batch.rows else whole_requests(chosen)
+        if requests:
+            self._take_requests(requests, now)
+        else:
+            left, joined = batch.rebuild(chosen)
+            pool.admission.on_rows_moved(left, joined, now)
+            for row in joined:
+                self._on_join(row, now)
         for request in expired:
             pool.finish(request, DeadlineExceeded("the deadline passed while waiting"))
         pool.wake_others()
@@ -140,6 +171,37 @@ class Worker:
             request.started = now
         if request.params.step_params.record and row.is_recorded():  # step 0; later steps are recorded in `commit`
             self._pool.emit(request, row.record_step(request.inputs[row.index], None))
+
+    def _run_batch(self) -> None:
+        if self._batch.requests:
+            self._run_requests()
+        elif self._batch.rows:
+            self._step()
+
+    def _run_requests(self) -> None:
+        """Run the step of a batch of whole requests. If it fails, they are queued and the next batch has their rows."""
+        batch, pool, requests = self._batch, self._pool, self._batch.requests
+        self._in_step = True
+        rule = pool.wake_rule
+        cpu_began = rule.cpu_clock() if rule else 0.0
+        found = batch.run_requests()
+        now, rows = pool.clock(), sum(len(request.inputs) for request in requests)
+        with pool.lock:
+            if found is None:
+                pool.admission.on_requests_moved(requests, joined=False, now=now)
+                for request in requests:
+                    request.by_rows = True
+                pool.enqueue(requests)
+            else:
+                if rule:
+                    rule.on_steps(rows, rule.cpu_clock() - cpu_began)
+                pool.admission.on_requests_done(rows, self._began, now)
+                pool.finish_all(finish_single_steps(requests, *found, now))
+            batch.requests, self._in_step = [], False
+            pool.publish_progress(now)
+        if found is not None and pool.on_batch is not None:
+            observers = [request.params.observer for request in requests for _ in request.inputs]
+            pool.on_batch(observers, self._began, now, 1)
 
     def _step(self) -> None:
         """Run unobserved steps, or one observed step, and record what came of them."""

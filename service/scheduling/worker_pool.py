@@ -127,8 +127,8 @@ class WorkerPool:
                         self._waking_workers = max(0, self._waking_workers - 1)
         return woken
 
-    def rows_for_worker(self, limit: int, *, woken: bool) -> int:
-        """How many waiting rows a worker takes: an equal share if others are idle, else up to its ``limit``.
+    def rows_for_worker(self, limit: int, rows: int, *, woken: bool) -> int:
+        """How many of the waiting ``rows`` a worker takes: an equal share if others are idle, else up to its ``limit``.
 
         Workers that were notified and have not formed a batch yet count as idle, because waking a thread can take
         longer than a model call. A share is reserved for each of them once: if the worker is still not running at the
@@ -138,7 +138,7 @@ class WorkerPool:
             return limit
         with self._wake:
             others, self._waking_workers = len(self._sleepers) + max(0, self._waking_workers - woken), 0
-        share = -(-self.queue.row_count // (others + 1))  # rounded up
+        share = -(-rows // (others + 1))  # rounded up
         return min(limit, max(self._min_rows(), share))
 
     def should_split(self, rows: int) -> bool:
@@ -159,17 +159,23 @@ class WorkerPool:
         if self.alive_devices - len(self._sleepers) > 1 and _CAN_YIELD:
             os.sched_yield()
 
-    def drain_inbox(self) -> None:
-        """Queue the rows of new requests, and remove closed requests."""
-        while True:
-            try:
-                request = self.inbox.popleft()
-            except IndexError:
-                return
+    def take_arrivals(self) -> list[ScheduledRequest]:
+        """Empty the inbox; returns the new requests. Closed ones are removed."""
+        arrived = list[ScheduledRequest]()
+        while self.inbox:
+            request = self.inbox.popleft()
             if request.closed:
                 self.remove(request)
+            else:
+                self._open.add(request)
+                arrived.append(request)
+        return arrived
+
+    def enqueue(self, requests: Iterable[ScheduledRequest]) -> None:
+        """Queue the rows of requests, unless they have been closed meanwhile."""
+        for request in requests:
+            if request.closed:
                 continue
-            self._open.add(request)
             if request.streamed and request.params.progress:
                 self._progress_subscribers.add(request)
             for row in request.rows:
@@ -223,7 +229,7 @@ class WorkerPool:
             if any(row.batch_index >= 0 and not row.done for row in request.rows):
                 for batch in self.batches.values():
                     batch.needs_rebuild = True
-        request.rows.clear()  # breaks the reference cycle, so that no garbage collection is needed
+        request.drop_rows()
 
     def publish_progress(self, now: float) -> None:
         """Emit the progress of every stream that asked for it, every `_PROGRESS_S` seconds."""
@@ -253,8 +259,9 @@ class WorkerPool:
         self._progress_subscribers -= requests
         # The worker may have died in the middle of a change to the queue, so nothing of the old queue is reused.
         in_a_batch = {row for batch in self.batches.values() for row in batch.rows}
+        whole = {request for batch in self.batches.values() for request in batch.requests}
         self.queue = FairQueue()
-        for request in self._open:
+        for request in self._open - whole:
             for row in request.rows:
                 if not row.done and row not in in_a_batch:
                     self.queue.push(row)

@@ -4,6 +4,7 @@ A body is JSON, or JSON followed by the binary tensors (the extension "binary te
 """
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ _MAX_CACHED_BYTES: Final = 512  # of JSON; a longer one holds data and is not ca
 _LENGTH: Final = re.compile(r"[0-9]{1,12}")
 _SLICE: Final = 4096  # numbers that become JSON in one call
 _NUMBERS: Final = frozenset((int, float))
+_to_json: Final = json.JSONEncoder(separators=(",", ":")).encode  # `json.dumps` would make an encoder for each call
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
@@ -115,14 +117,14 @@ def write_answer(request: Inference, card: ModelCard, rows: FloatRows) -> tuple[
     answer: dict[str, Any] = {"model_name": card.name, "model_version": card.version}
     if request.id is not None:
         answer["id"] = request.id
-    head = json.dumps(answer | {"outputs": [output]}, separators=(",", ":")).encode("ascii")
+    head = _to_json(answer | {"outputs": [output]}).encode("ascii")
     if request.binary:
         return head + data.tobytes(), len(head)
     before, after = head[:-4], head[-4:]
     values = data.ravel()
     # In slices, because one call of `json` holds the interpreter lock until it ends: for 64 colour rows, half a second.
     slices = (values[start : start + _SLICE].tolist() for start in range(0, len(values), _SLICE))
-    texts = [json.dumps(each, separators=(",", ":"))[1:-1] for each in slices]
+    texts = [_to_json(each)[1:-1] for each in slices]
     return before + ",".join(texts).encode("ascii") + after, None
 
 
@@ -196,7 +198,7 @@ def _rows(x: Input, shape: tuple[int, ...], body: bytes, start: int, *, mixed: b
 
 
 def _from_bytes(body: bytes, start: int, size: int, shape: tuple[int, ...]) -> FloatRows:
-    expected = int(np.prod(shape)) * _WIRE.itemsize
+    expected = math.prod(shape) * _WIRE.itemsize
     if size != expected:
         raise InvalidInference(f"inputs.0.parameters.binary_data_size: must be {expected} for this shape, not {size}")
     if len(body) - start != size:

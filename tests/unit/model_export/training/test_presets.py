@@ -109,7 +109,7 @@ def test_which_presets_use_terms_of_the_whole_batch() -> None:
     }
     assert len(whole.pop("avatars64")) > 0
     assert {name: stages for name, stages in whole.items() if stages} == {
-        "celeba64": ["distill"],
+        "celeba64": ["drifting", "distill"],
         "fashion_mnist": ["drifting", "quantise"],
         "mnist": ["quantise"],
     }
