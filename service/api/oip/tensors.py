@@ -30,6 +30,8 @@ _MAX_CACHED_BYTES: Final = 512  # of JSON; a longer one holds data and is not ca
 _LENGTH: Final = re.compile(r"[0-9]{1,12}")
 _SLICE: Final = 4096  # numbers that become JSON in one call
 _NUMBERS: Final = frozenset((int, float))
+_OUTPUTS: Final = b'"outputs":'
+_ALL_OUTPUTS: Final = (RequestedOutput(name=OUTPUT),)
 _to_json: Final = json.JSONEncoder(separators=(",", ":")).encode  # `json.dumps` would make an encoder for each call
 
 Schema = TypeVar("Schema", bound=BaseModel)
@@ -95,7 +97,7 @@ def read_request(body: bytes, json_length: int | None, card: ModelCard, *, max_r
         raise InvalidInference(f"parameters.steps: must be at most {max_steps}")
     (x,) = _check_names(request.inputs, INPUT, "inputs")
     binary = request.parameters.binary_data_output
-    for output in _check_names(request.outputs or [RequestedOutput(name=OUTPUT)], OUTPUT, "outputs"):
+    for output in _check_names(request.outputs or _ALL_OUTPUTS, OUTPUT, "outputs"):
         binary = binary if output.parameters.binary_data is None else output.parameters.binary_data
     shape = _shape(x, card, max_rows)
     rows = _rows(x, shape, body, length, mixed=json_length is not None)
@@ -108,24 +110,29 @@ def read_request(body: bytes, json_length: int | None, card: ModelCard, *, max_r
 
 def write_answer(request: Inference, card: ModelCard, rows: FloatRows) -> tuple[bytes, int | None]:
     """The body of the response, and how many of its bytes are JSON; None for all of them."""
-    output: dict[str, Any] = {"name": OUTPUT, "datatype": DATATYPE, "shape": list(rows.shape)}
     data = np.ascontiguousarray(rows, _WIRE)
-    if request.binary:
-        output["parameters"] = {"binary_data_size": data.nbytes}
-    else:
-        output["data"] = []  # the last of the JSON
-    answer: dict[str, Any] = {"model_name": card.name, "model_version": card.version}
+    head = _answer_head(card.name, card.version, rows.shape, data.nbytes if request.binary else None)
     if request.id is not None:
-        answer["id"] = request.id
-    head = _to_json(answer | {"outputs": [output]}).encode("ascii")
+        head = head.replace(_OUTPUTS, b'"id":%s,%s' % (_to_json(request.id).encode("ascii"), _OUTPUTS), 1)
     if request.binary:
         return head + data.tobytes(), len(head)
-    before, after = head[:-4], head[-4:]
+    before, after = head[:-4], head[-4:]  # the array of the data is empty, and the last of the JSON
     values = data.ravel()
     # In slices, because one call of `json` holds the interpreter lock until it ends: for 64 colour rows, half a second.
     slices = (values[start : start + _SLICE].tolist() for start in range(0, len(values), _SLICE))
     texts = [_to_json(each)[1:-1] for each in slices]
     return before + ",".join(texts).encode("ascii") + after, None
+
+
+@lru_cache(maxsize=256)
+def _answer_head(name: str, version: str, shape: tuple[int, ...], size: int | None) -> bytes:
+    """The JSON of a response without id: with the size of its binary data, or with an empty array of data."""
+    output: dict[str, Any] = {"name": OUTPUT, "datatype": DATATYPE, "shape": shape}
+    if size is None:
+        output["data"] = []
+    else:
+        output["parameters"] = {"binary_data_size": size}
+    return _to_json({"model_name": name, "model_version": version, "outputs": [output]}).encode("ascii")
 
 
 def _nested_values(card: ModelCard) -> int:
@@ -212,7 +219,7 @@ def _from_json(data: list[Any] | None, shape: tuple[int, ...]) -> FloatRows:
     numbers = _flatten(data, shape)
     if not set(map(type, numbers)) <= _NUMBERS:
         raise InvalidInference("inputs.0.data: holds something that is no number, or is not nested like the shape")
-    expected = int(np.prod(shape))
+    expected = math.prod(shape)
     if len(numbers) != expected:
         raise InvalidInference(f"inputs.0.data: must hold {expected} numbers for this shape, not {len(numbers)}")
     try:
