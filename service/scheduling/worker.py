@@ -181,6 +181,7 @@ class Worker:
     def _run_requests(self) -> None:
         """Run the step of a batch of whole requests. If it fails, they are queued and the next batch has their rows."""
         batch, pool, requests = self._batch, self._pool, self._batch.requests
+        pool.publish_events()  # expired requests need not wait for the device
         self._in_step = True
         rule = pool.wake_rule
         cpu_began = rule.cpu_clock() if rule else 0.0

@@ -1,5 +1,6 @@
 import contextlib
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -251,3 +252,13 @@ def test_requests_are_admitted_together_as_one_by_one(
         return codes, admission.total
 
     assert admitted(together=True) == admitted(together=False)
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(lambda rows: 0.01 * rows, True), (lambda rows: 0.01, False)])
+def test_rows_run_apart_where_that_is_much_shorter(seconds: Callable[[int], float], expected: bool) -> None:
+    admission = Admission(100, 8)
+    assert not admission.is_short_apart(1, 7, 0.0)  # nothing is known yet
+    for rows in (1, 8) * 10:
+        admission.on_model_call(rows, seconds(rows), 0.0)
+    assert admission.is_short_apart(1, 7, 0.0) == expected
+    assert not admission.is_short_apart(5, 3, 0.0)
