@@ -138,5 +138,5 @@ def test_short_requests_go_before_long_ones_where_that_is_faster() -> None:
             long.cancel()
 
     asyncio.run(main())
-    assert model.sizes.count(1) > 50
+    assert model.sizes.count(1) > 20  # one that arrives right after such a step shares the next one
     assert not any(size == next_size == 1 for size, next_size in pairwise(model.sizes))
