@@ -21,6 +21,8 @@ Function = Callable[[Tensor], Tensor]
 
 _CODE_MARGIN: Final = 0.15  # levels
 _L1_SHARE: Final = 0.2  # of the absolute difference in `mse_l1`: it sharpens small errors, which hardly count squared
+_FOCUS: Final = 5  # pixels: side of the neighbourhood in `mse_l1_focal`
+_FOCAL_LIMITS: Final = (0.2, 10.0)
 _EDGE_SHARE: Final = 0.4  # of the edges in `mse_l1_edges`: a mouth of few pixels counts by its outline
 
 
@@ -28,7 +30,8 @@ def distance(a: Tensor, b: Tensor, kind: Distance) -> Tensor:
     """D(a, b) over C·H·W: mean squared or mean absolute difference, or the first plus a fifth of the second (`mse_l1`).
 
     `mse_l1_edges` adds the absolute differences of the image gradients in both directions, per pixel (after the
-    gradient difference loss of Mathieu et al., 2016, arXiv 1511.05440).
+    gradient difference loss of Mathieu et al., 2016, arXiv 1511.05440). `mse_l1_focal` is `mse_l1` with the weights of
+    `_focal_weights`.
 
     Returns (B,).
     """
@@ -36,6 +39,8 @@ def distance(a: Tensor, b: Tensor, kind: Distance) -> Tensor:
     difference = error.flatten(1)
     if kind == "l1":
         return difference.abs().mean(1)
+    if kind == "mse_l1_focal":
+        return (_focal_weights(error) * (error.square() + _L1_SHARE * error.abs())).mean((1, 2, 3))
     squared = difference.square().mean(1)
     if kind == "mse":
         return squared
@@ -44,6 +49,19 @@ def distance(a: Tensor, b: Tensor, kind: Distance) -> Tensor:
         edges = torch.cat([error.diff(dim=axis).flatten(1) for axis in (2, 3)], 1).abs().sum(1)
         total = total + _EDGE_SHARE * edges / difference.shape[1]
     return total
+
+
+def _focal_weights(error: Tensor) -> Tensor:
+    """Weights of the pixels of an error (B, C, H, W): (B, 1, H, W), constants.
+
+    A weight is the squared error in a neighbourhood of the pixel, over that of the whole picture, within limits. So
+    small parts that f gets wrong count more than large parts that are nearly right (as frequencies do in the focal
+    frequency loss of Jiang et al., 2021, arXiv 2012.12821).
+    """
+    squared = error.detach().square().mean(1, keepdim=True)
+    near = functional.avg_pool2d(squared, _FOCUS, 1, _FOCUS // 2, count_include_pad=False)
+    mean = squared.mean((1, 2, 3), keepdim=True).clamp_min(1e-12)
+    return (near / mean).clamp(*_FOCAL_LIMITS)
 
 
 def reconstruction(f: Function, x: Tensor, kind: Distance) -> Tensor:

@@ -9,7 +9,16 @@ from typing import Any, Final, Literal, cast, get_args
 from model_export.data.corruptions import CorruptionName
 from model_export.errors import UserError
 from model_export.training.network import NetworkConfig
-from model_export.training.stages import Distance, Matching, Stage, Weights, drifting_stage, quantised_stage
+from model_export.training.stages import (
+    Distance,
+    Matching,
+    Stage,
+    Weights,
+    details_stage,
+    drifting_stage,
+    edges_stage,
+    quantised_stage,
+)
 
 NO_LICENCE: Final = "not stated"
 SMALL: Final = "small"  # the preset for data without one of its own
@@ -215,16 +224,6 @@ _DIGITS = NetworkConfig(size=28, channels=1, widths=(32, 64, 128), bottleneck=25
 _DIGITS_MATCHING = Matching(pool_refresh=32)
 _DIGITS_CORRUPTIONS: tuple[CorruptionName, ...] = ("noise", "noise", "noise", "blur", "low_resolution", "hole")
 _FACES = NetworkConfig(size=64, channels=3, widths=(32, 64, 128, 256), bottleneck=64, places=4)
-# Small parts such as mouths hardly count by their area, but by their outlines.
-_EDGES = Stage(
-    name="edges",
-    steps=2000,
-    lr=6e-4,
-    warmup=50,
-    distance="mse_l1_edges",
-    weights=Weights(rec=1.0, project=1.0, settle=1.5, distill=0.7, features=0.3),
-    teacher_steps=3,
-)
 _PAPER_64 = NetworkConfig(
     size=64, channels=3, widths=(64, 128, 256, 512), bottleneck=512, groups=32, activation="dcgan"
 )
@@ -298,7 +297,7 @@ PRESETS = {
             name="avatars64",
             objective="naign",
             network=_FACES,
-            stages=(*drifting_stages(4000, 600, 480, cells=4), _EDGES),
+            stages=(*drifting_stages(4000, 600, 480, cells=4), edges_stage(2000), details_stage(2000)),
             distance="mse_l1",
             batch=32,
             corruptions=("noise", "noise", "blur", "low_resolution", "hole", "hole", "grey", "sketch"),

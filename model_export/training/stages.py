@@ -7,7 +7,7 @@ from model_export.training.replay import ReplayConfig
 
 _REMOVED: Final = {"quantizer_levels"}  # fields of `Stage` in older checkpoints and cards
 
-Distance = Literal["mse", "l1", "mse_l1", "mse_l1_edges"]
+Distance = Literal["mse", "l1", "mse_l1", "mse_l1_edges", "mse_l1_focal"]
 """D of the loss terms; see `model_export.training.losses.distance`."""
 
 
@@ -184,4 +184,32 @@ def quantised_stage(steps: int, *, drifting: float = 0.06) -> Stage:
         code_noise=0.01,
         drift_pictures=256,
         quantizer_deviation=1.5,
+    )
+
+
+def edges_stage(steps: int) -> Stage:
+    """A stage for outlines, by which small parts such as mouths count more than by their area."""
+    return Stage(
+        name="edges",
+        steps=steps,
+        lr=6e-4,
+        warmup=50,
+        distance="mse_l1_edges",
+        weights=Weights(rec=1.0, project=1.0, settle=1.5, distill=0.7, features=0.3),
+        teacher_steps=3,
+    )
+
+
+def details_stage(steps: int) -> Stage:
+    """A stage for small parts that f still gets wrong, of pictures and of samples."""
+    return Stage(
+        name="details",
+        steps=steps,
+        lr=6e-4,
+        warmup=50,
+        distance="mse_l1_focal",
+        weights=Weights(rec=1.0, project=1.0, settle=1.0, distill=0.4, features=0.3, drifting=0.02),
+        teacher_steps=8,
+        drift_pictures=96,
+        drift_cells=4,
     )
