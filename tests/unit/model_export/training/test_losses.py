@@ -57,6 +57,24 @@ def test_an_outline_counts_more_than_an_even_error() -> None:
     assert by_edges[1] == pytest.approx(0.25 + 0.2 * 0.125 + 0.4 * (4 * 2.0) / 16)
 
 
+def test_a_small_part_that_is_wrong_counts_more_than_a_large_one_that_is_nearly_right() -> None:
+    picture, other = torch.zeros(1, 3, 16, 16), torch.full((1, 3, 16, 16), 0.1)
+    other[..., 4:7, 4:7] = 1.0  # by its area, 0.76 of the squared error
+    other.requires_grad_()
+    plain, focal = (
+        torch.autograd.grad(losses.distance(other, picture, kind).sum(), other)[0]
+        for kind in ("mse_l1", "mse_l1_focal")
+    )
+    far, near = (..., 12, 12), (..., 5, 5)
+    assert (focal[far] < plain[far] / 2).all()
+    assert (focal[near] > plain[near] * 5).all()
+
+
+def test_the_focal_distance_of_an_even_error_is_the_plain_one() -> None:
+    a, b = torch.zeros(2, 3, 8, 8), torch.tensor([0.5, 0.0])[:, None, None, None].expand(2, 3, 8, 8)
+    torch.testing.assert_close(losses.distance(a, b, "mse_l1_focal"), losses.distance(a, b, "mse_l1"))
+
+
 def test_the_feature_distance_is_relative_to_the_features_of_the_picture() -> None:
     target = [torch.full((2, 3, 4, 4), 2.0), torch.full((2, 5, 1, 1), 10.0)]
     off = [target[0] + 1.0, target[1] * 2.0]
