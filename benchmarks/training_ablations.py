@@ -32,7 +32,6 @@ from model_export.training import checkpoint as checkpoints
 from model_export.training import provenance
 from model_export.training.checkpoint import load_run
 from model_export.training.presets import Preset, get_preset, ign_stages, naign_stages
-from model_export.training.replay import ReplayConfig
 from model_export.training.stages import Stage, Weights, quantised_stage
 from model_export.training.train import Run
 from service.domain.latents import FloatRows, NoiseSource
@@ -66,19 +65,10 @@ def _last(**weights: float) -> tuple[Stage, ...]:
     return (dataclasses.replace(_DISTILL, weights=Weights(project=0.5, **weights)),)
 
 
-def _instead_of_quantiser(name: str, **weights: float) -> tuple[Stage, ...]:
-    """The stage `quantise` with other weights in place of the quantiser's."""
-    weights = {"code_consistency": 0.0, **weights}
-    return (
-        dataclasses.replace(
-            _QUANTISE,
-            name=name,
-            weights=dataclasses.replace(_QUANTISE.weights, **weights),
-            code_noise=0.0,
-            quantizer_deviation=0.0,
-            replay_buffer=ReplayConfig() if "replay" in weights else None,
-        ),
-    )
+def _without_quantiser() -> Stage:
+    """The stage `quantise` without its quantiser."""
+    weights = dataclasses.replace(_QUANTISE.weights, code_consistency=0.0)
+    return dataclasses.replace(_QUANTISE, name="longer", weights=weights, code_noise=0.0, quantizer_deviation=0.0)
 
 
 VARIANTS: Final[Mapping[str, Variant]] = {
@@ -110,12 +100,7 @@ VARIANTS: Final[Mapping[str, Variant]] = {
     "no-balance": Variant(title="critic straight after imle", stages=(_DISTILL,), after="imle"),
     "longer": Variant(
         title="critic, then the stage of the quantiser without it",
-        stages=_instead_of_quantiser("longer"),
-        after="critic",
-    ),
-    "replay": Variant(
-        title="critic, then that stage with a replay buffer",
-        stages=_instead_of_quantiser("replay", replay=1.0),
+        stages=(_without_quantiser(),),
         after="critic",
     ),
     "quantise": Variant(title="critic, then the quantiser: the preset `mnist`", stages=(_QUANTISE,), after="critic"),

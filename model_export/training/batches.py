@@ -18,7 +18,6 @@ from model_export.training.distributed import World
 from model_export.training.losses import Function
 from model_export.training.matching import BalancedPairs, CandidatePool
 from model_export.training.presets import Preset
-from model_export.training.replay import ReplayBuffer, ReplayVisit
 from model_export.training.stages import Matching, Stage
 from model_export.training.throughput import ThroughputMeter
 
@@ -37,8 +36,6 @@ class RngStream(IntEnum):
     DISCRIMINATOR = 8
     CODE_NOISE = 9
     DRIFT_PICTURES = 10
-    REPLAY_VISIT = 11
-    REPLAY_RESTART = 12
     QUANTIZER = 13
 
 
@@ -60,7 +57,6 @@ class TrainingBatch:
         corrupted: corrupted copies of x.
         code_noise: standard normal, for every row of x, z and corrupted.
         drift_pictures: pictures that attract the samples.
-        replay: states of the replay buffer with their anchors.
     """
 
     x: Tensor
@@ -71,7 +67,6 @@ class TrainingBatch:
     corrupted: Tensor | None = None
     code_noise: Tensor | None = None
     drift_pictures: Tensor | None = None
-    replay: ReplayVisit | None = None
 
     def split(self, parts: int) -> list["TrainingBatch"]:
         """Split into micro-batches of equal size.
@@ -109,9 +104,7 @@ class BatchBuilder:
         self._epoch, self._permutation = -1, torch.empty(0)
         self.size = min(preset.batch, len(pictures))
 
-    def build(
-        self, step: int, stage_step: int, stage: Stage, f: Function, replay: ReplayBuffer | None = None
-    ) -> TrainingBatch:
+    def build(self, step: int, stage_step: int, stage: Stage, f: Function) -> TrainingBatch:
         """Build this rank's rows.
 
         Args:
@@ -119,7 +112,6 @@ class BatchBuilder:
             stage_step: step of the stage; pool and pairs are refreshed at multiples of their intervals.
             stage: decides which terms are active.
             f: the present network without gradients, for the candidates.
-            replay: the replay buffer of the stage.
         """
         weights, shard = stage.weights, self._world.shard
         matching = self._preset.matching_of(stage)
@@ -160,7 +152,6 @@ class BatchBuilder:
             corrupted=corrupted,
             code_noise=code_noise,
             drift_pictures=drift_pictures,
-            replay=None if replay is None else replay.visit(self.generator(RngStream.REPLAY_VISIT, step)),
         )
 
     def picture_indices(self, step: int) -> Tensor:
@@ -182,14 +173,6 @@ class BatchBuilder:
         count = min(count, len(self._pictures))
         chosen = torch.from_numpy(generator.choice(len(self._pictures), count, replace=False))
         return to_model_range(self._pictures[chosen.to(self._pictures.device)])
-
-    def advance_replay(self, replay: ReplayBuffer, visit: ReplayVisit, average: Function, step: int) -> None:
-        """Advance the states of a step's visit by the averaged network; see `ReplayBuffer.advance`."""
-        count, generator = len(visit.index), self.generator(RngStream.REPLAY_RESTART, step)
-        pictures = self.random_pictures(count, RngStream.REPLAY_RESTART, step)
-        with torch.no_grad():
-            samples = average(self._noise.sample(count, generator))
-        replay.advance(average, visit, pictures, samples, generator)
 
     def _sample_count(self, stage: Stage) -> int:
         """Number of fresh latents."""

@@ -40,7 +40,6 @@ class Checkpoint:
         data: name, sha256, licence and number of training pictures.
         provenance: command, commit, digest of the sources, precision, threads, torch version.
         critic: state of the discriminator and its optimiser; None in stages without one.
-        replay: state of the replay buffer; None in stages without one.
     """
 
     preset: dict[str, Any]
@@ -56,7 +55,6 @@ class Checkpoint:
     data: dict[str, Any]
     provenance: dict[str, Any]
     critic: dict[str, Any] | None = None
-    replay: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -100,6 +98,7 @@ def load(path: Path) -> Checkpoint:
         content = torch.load(path, map_location="cpu", weights_only=True)
         if content.pop("format") != FORMAT:
             raise UserError(f"{path}: written by another version of this program")
+        content.pop("replay", None)  # of older versions
         return Checkpoint(**content)
     except UserError:
         raise

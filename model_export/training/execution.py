@@ -61,9 +61,7 @@ class Execution:
         if parts > 1 and preset.network.norm == "batch":
             raise UserError("batch norm needs the whole batch in one pass: one rank, --accumulate 1")
         if parts > 1 and any(stage.weights.whole_batch for stage in preset.stages):
-            raise UserError(
-                "code_consistency, drifting and replay need the whole batch in one pass: one rank, --accumulate 1"
-            )
+            raise UserError("code_consistency and drifting need the whole batch in one pass: one rank, --accumulate 1")
 
     def wrap_ddp(self, module: nn.Module) -> nn.Module:
         """Wrap the network so that the backward pass averages the gradients over the ranks."""

@@ -19,7 +19,6 @@ TERMS: Final[Mapping[str, str]] = {
     "code_consistency": "how much the code of a picture changes after f",
     "drifting": "drifting: distance of samples to where the pictures draw them",
     "features": "restoration: the same distances in features of the earlier stage's encoder",
-    "replay": "distance of repeatedly processed pictures to where they started",
     "health": "idem / rec; above 1 the samples collapse",
 }
 """Every name that `log.jsonl` and the progress bar show."""

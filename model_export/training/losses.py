@@ -204,8 +204,3 @@ def code_consistency(network: Autoencoder, source: Tensor, y: Tensor) -> Tensor:
         target = round_with_ramps(network.components(source))
     error = (network.components(y) - target).abs()
     return functional.relu(error - _CODE_MARGIN).square().mean()
-
-
-def replay(f: Function, states: Tensor, anchors: Tensor, kind: Distance) -> Tensor:
-    """D(f(state), anchor): f returns an iterate of a replay buffer to the picture where it started."""
-    return distance(f(states), anchors, kind).mean()

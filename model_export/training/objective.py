@@ -85,9 +85,7 @@ class Objective:
         self, f: Function, network: nn.Module, batch: TrainingBatch, y: Tensor, outputs: list[Tensor]
     ) -> dict[str, Tensor]:
         """The active terms that make pictures and samples attractors of f; y = f(x), outputs: f(z), f(corrupted x)."""
-        terms = {}
-        if batch.replay is not None:
-            terms["replay"] = losses.replay(f, batch.replay.states, batch.replay.anchors, self.kind)
+        terms: dict[str, Tensor] = {}
         if self.feature_groups is not None:
             terms |= self._feature_terms(self.feature_groups, batch, y, outputs)
         if self.stage.weights.code_consistency > 0 and isinstance(network, Autoencoder):

@@ -27,7 +27,6 @@ _TRAINING_MODULES = (
     "training/network",
     "training/objective",
     "training/presets",
-    "training/replay",
     "training/resume",
     "training/stage_setup",
     "training/start",

@@ -1,17 +1,15 @@
-"""What a stage creates from pictures when it starts: discriminator, fitted quantiser, replay buffer."""
+"""What a stage creates from pictures when it starts: discriminator and fitted quantiser."""
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from model_export.data.datasets import to_model_range
 from model_export.data.noise import NoiseSampler
-from model_export.errors import UserError
 from model_export.training.batches import RngStream, derive_seed
 from model_export.training.discriminator import SCALING_PICTURES, Discriminator, DiscriminatorTrainer
 from model_export.training.distributed import World
 from model_export.training.network import Autoencoder
-from model_export.training.replay import ReplayBuffer
 from model_export.training.stages import Stage
 
 _QUANTIZER_PICTURES = 4096  # pictures, and latents, whose codes give the principal components
@@ -46,27 +44,6 @@ class StageSetup:
             latents = self._noise.sample(_QUANTIZER_PICTURES, generator)
             pictures = self._example_pictures(_QUANTIZER_PICTURES)
             network.fit_quantizer(pictures, latents, stage.quantizer_deviation, generator)
-
-    @torch.no_grad()
-    def replay_buffer(self, stage: Stage, average: nn.Module, step: int) -> ReplayBuffer | None:
-        """A new replay buffer, or None if the stage has none.
-
-        Args:
-            stage: the stage.
-            average: the averaged network, which makes the samples.
-            step: of the run.
-
-        Raises:
-            UserError: a step visits more states than there are pictures.
-        """
-        config = stage.replay_buffer
-        if config is None or stage.weights.replay <= 0:
-            return None
-        if config.visits > len(self._pictures):
-            raise UserError(f"replay: {config.visits} visits per step, but only {len(self._pictures)} pictures")
-        generator = torch.Generator(self._device).manual_seed(derive_seed(self._seed, RngStream.REPLAY_RESTART, step))
-        samples = average(self._noise.sample(config.size, generator))
-        return ReplayBuffer(config, self._example_pictures(config.size), samples)
 
     def _example_pictures(self, count: int) -> Tensor:
         """Random pictures, the same for every stage: (count, C, H, W) in [−1, 1]. Few pictures are repeated."""

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from model_export.training.replay import ReplayConfig
-
-_REMOVED: Final = {"quantizer_levels"}  # fields of `Stage` in older checkpoints and cards
+# In older checkpoints and cards: fields of `Stage`, and terms, which may be left out where they were off.
+_REMOVED: Final = {"quantizer_levels", "replay_buffer"}
+_REMOVED_TERMS: Final = {"replay"}
 
 Distance = Literal["mse", "l1", "mse_l1", "mse_l1_edges", "mse_l1_focal"]
 """D of the loss terms; see `model_export.training.losses.distance`."""
@@ -31,7 +31,6 @@ class Weights:
             quantiser.
         drifting: drifting loss of f(z) and f(corrupted x), towards the distribution of pictures.
         features: distance of f(x) and f(corrupted x) from x in features of the frozen encoder of an earlier stage.
-        replay: D(f(y), anchor) for iterates y of a replay buffer, where anchor is the picture y started from.
     """
 
     rec: float = 1.0
@@ -45,7 +44,6 @@ class Weights:
     critic: float = 0.0
     code_consistency: float = 0.0
     drifting: float = 0.0
-    replay: float = 0.0
     features: float = 0.0
 
     @property
@@ -61,7 +59,7 @@ class Weights:
     @property
     def whole_batch(self) -> bool:
         """Whether any active term does not split into shards or micro-batches."""
-        return max(self.code_consistency, self.drifting, self.replay) > 0
+        return max(self.code_consistency, self.drifting) > 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +107,6 @@ class Stage:
         drift_cells: see `FeatureGroups.cells`.
         quantizer_deviation: standard deviation of pictures, in levels, to which the quantiser is fitted when the stage
             starts; 0 keeps the quantiser as it is. The teacher is copied before.
-        replay_buffer: of the term `replay`.
     """
 
     name: str
@@ -128,26 +125,23 @@ class Stage:
     drift_pictures: int = 0
     drift_cells: int = 0
     quantizer_deviation: float = 0.0
-    replay_buffer: ReplayConfig | None = None
 
     def __post_init__(self) -> None:
         if self.weights.distill > 0 and self.teacher_steps < 1:
             raise ValueError(f"stage {self.name}: distillation needs teacher_steps ≥ 1")
-        if self.weights.replay > 0 and self.replay_buffer is None:
-            raise ValueError(f"stage {self.name}: the weight replay needs a replay_buffer")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Stage":
         """The inverse of ``dataclasses.asdict``; lists become tuples. Missing fields get their defaults."""
         values = {name: value for name, value in values.items() if name not in _REMOVED}
-        matching, replay = values.get("matching"), values.get("replay_buffer")
+        weights = {name: weight for name, weight in values["weights"].items() if weight or name not in _REMOVED_TERMS}
+        matching = values.get("matching")
         return cls(
             **{
                 **values,
-                "weights": Weights(**values["weights"]),
+                "weights": Weights(**weights),
                 "betas": tuple(values["betas"]),
                 "matching": None if matching is None else Matching(**matching),
-                "replay_buffer": None if replay is None else ReplayConfig(**replay),
             }
         )
 

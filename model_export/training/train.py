@@ -34,7 +34,6 @@ from model_export.training.log import Log
 from model_export.training.network import Autoencoder, averaged_model
 from model_export.training.objective import Objective, health
 from model_export.training.presets import Preset
-from model_export.training.replay import ReplayBuffer
 from model_export.training.resume import adds_stages, continued_preset
 from model_export.training.stage_setup import StageSetup
 from model_export.training.stages import Stage
@@ -103,7 +102,6 @@ class Run:
         self.stage, self.stage_step, self.step = 0, 0, 0
         self.teacher: Autoencoder | None = None
         self.discriminator: DiscriminatorTrainer | None = None
-        self.replay: ReplayBuffer | None = None
         self.throughput: list[tuple[str, Throughput]] = []  # of this process, by stage
         self.meter, self._warned = ThroughputMeter(device), False
         statistics = frequency_statistics(data.train) if preset.noise == "frequency" else None
@@ -166,7 +164,6 @@ class Run:
                 optimiser=self.optimiser.state_dict(),
                 teacher=None if self.teacher is None else self.teacher.state_dict(),
                 critic=None if self.discriminator is None else self.discriminator.state_dict(),
-                replay=None if self.replay is None else self.replay.state_dict(),
                 statistics=self.noise.statistics,
                 data=self.data,
                 provenance=self.provenance,
@@ -209,7 +206,7 @@ class Run:
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(stage, self.stage_step)
         self.network.train()
-        batch = self.batches.build(self.step, self.stage_step, stage, self._forward, self.replay)
+        batch = self.batches.build(self.step, self.stage_step, stage, self._forward)
         with self.meter.phase(COMPUTE):
             if self.discriminator is not None and batch.z is not None:
                 lr = stage.critic_lr * learning_rate(stage, self.stage_step) / stage.lr
@@ -217,9 +214,6 @@ class Run:
             terms = self._backward(batch)
             self.optimiser.step()
             self.average.update_parameters(self.network)
-        if self.replay is not None and batch.replay is not None:
-            with self.meter.phase("replay"):
-                self.batches.advance_replay(self.replay, batch.replay, self.average, self.step)
         self.meter.step(self.batches.size)
         self.step += 1
         self.stage_step += 1
@@ -312,7 +306,6 @@ class Run:
             scores=None if self.discriminator is None else self.discriminator.scores,
             feature_groups=None if self.teacher is None else FeatureGroups(self.teacher.features, stage.drift_cells),
         )
-        self.replay = self._setup.replay_buffer(stage, self.average, self.step)
 
     def _end_stage(self) -> None:
         if self.step == self.preset.steps:
@@ -332,8 +325,6 @@ class Run:
             self.teacher.load_state_dict(saved.teacher)
         if saved.critic is not None and self.discriminator is not None:
             self.discriminator.load_state_dict(saved.critic)
-        if saved.replay is not None and self.replay is not None:
-            self.replay.load_state_dict(saved.replay)
         self.provenance = _continued(saved.provenance, self.provenance, saved.step)
         if adds_stages(self.preset, saved):
             self._end_stage()

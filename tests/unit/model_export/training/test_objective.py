@@ -11,10 +11,9 @@ from model_export.training.batches import TrainingBatch
 from model_export.training.drifting import FeatureGroups
 from model_export.training.network import Autoencoder, NetworkConfig
 from model_export.training.objective import Objective, health
-from model_export.training.replay import ReplayConfig, ReplayVisit
 from model_export.training.stages import Distance, Stage, Weights
 
-ATTRACTOR_TERMS = ["code_consistency", "drifting", "replay", "features"]
+ATTRACTOR_TERMS = ["code_consistency", "drifting", "features"]
 TERMS = [field.name for field in dataclasses.fields(Weights) if field.name not in ATTRACTOR_TERMS]
 
 
@@ -196,7 +195,6 @@ def quantised() -> Autoencoder:
 @pytest.fixture
 def single(batch: TrainingBatch) -> TrainingBatch:
     """Rows for the terms that make attractors, in float32."""
-    states = ReplayVisit(torch.arange(3), rows(7).float().tanh(), rows(8).float().tanh())
     x, z, corrupted = rows(1).float().tanh(), rows(5).float(), rows(6).float()
     return TrainingBatch(
         x=x,
@@ -204,15 +202,13 @@ def single(batch: TrainingBatch) -> TrainingBatch:
         corrupted=corrupted,
         code_noise=torch.cat([rows(i).float() for i in (9, 10, 11)]),
         drift_pictures=rows(4).float().tanh(),
-        replay=states,
     )
 
 
 def attractor_objective(network: Autoencoder, weights: Weights) -> Objective:
-    config = ReplayConfig(size=4, visits=3)
     teacher = copy.deepcopy(network).requires_grad_(False)
     return Objective(
-        stage=Stage(name="s", steps=1, lr=1.0, weights=weights, code_noise=0.1, replay_buffer=config),
+        stage=Stage(name="s", steps=1, lr=1.0, weights=weights, code_noise=0.1),
         kind="mse",
         feature_groups=FeatureGroups(teacher.features),
     )

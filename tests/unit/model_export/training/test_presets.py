@@ -8,7 +8,6 @@ import pytest
 from model_export.errors import UserError
 from model_export.training.network import Autoencoder
 from model_export.training.presets import PRESETS, Preset, get_preset, with_overrides
-from model_export.training.replay import ReplayConfig
 from model_export.training.stages import Matching, Stage, Weights
 from service.artifact.files import NAME_PATTERN
 
@@ -28,9 +27,9 @@ def test_a_preset_can_be_built(preset: Preset) -> None:
 def test_what_the_terms_of_a_stage_need() -> None:
     assert not Weights(imle=1.0, match=1.0, project=1.0).latents
     assert all(Weights(**{term: 0.1}).latents for term in ("distill", "idem", "tight", "settle", "critic", "drifting"))
-    terms = ("distill", "settle", "critic", "code_consistency", "drifting", "replay", "features")
+    terms = ("distill", "settle", "critic", "code_consistency", "drifting", "features")
     assert [term for term in terms if Weights(**{term: 0.1}).teacher] == ["distill", "critic", "drifting", "features"]
-    assert [term for term in terms if Weights(**{term: 0.1}).whole_batch] == ["code_consistency", "drifting", "replay"]
+    assert [term for term in terms if Weights(**{term: 0.1}).whole_batch] == ["code_consistency", "drifting"]
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -124,13 +123,6 @@ def test_faces_have_the_recommended_objective_and_that_of_the_paper() -> None:
     assert (last.critic, last.drifting > 0) == (0.0, True)
 
 
-def test_replay_needs_a_buffer_that_holds_the_states_of_a_step() -> None:
-    with pytest.raises(ValueError, match="replay_buffer"):
-        Stage(name="s", steps=1, lr=1e-3, weights=Weights(replay=1.0))
-    with pytest.raises(ValueError, match="visits 9"):
-        ReplayConfig(size=8, visits=9)
-
-
 @pytest.mark.parametrize("change", [{"weights": Weights(code_consistency=0.1)}, {"quantizer_deviation": 1.0}])
 def test_quantiser_terms_need_a_quantiser(change: dict[str, Any]) -> None:
     preset = PRESETS["tiny"]
@@ -138,7 +130,6 @@ def test_quantiser_terms_need_a_quantiser(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="quantizer"):
         dataclasses.replace(preset, stages=stages)
     network = dataclasses.replace(preset.network, quantizer=4)
-    stages = (dataclasses.replace(stages[0], replay_buffer=ReplayConfig(size=8, visits=8)),)
     quantised = dataclasses.replace(preset, stages=stages, network=network)
     assert Preset.from_dict(json.loads(json.dumps(quantised.to_dict()))) == quantised
 
@@ -155,11 +146,16 @@ def test_presets_of_older_versions_are_read() -> None:
     older["degradations"] = older.pop("corruptions")
     del older["eight_bit"]
     for stage in older["stages"]:
-        for added in ("copy_free", "code_noise", "drift_pictures", "quantizer_deviation", "replay_buffer"):
+        for added in ("copy_free", "code_noise", "drift_pictures", "quantizer_deviation"):
             del stage[added]
-        for added in ("code_consistency", "drifting", "replay"):
+        stage |= {"quantizer_levels": 15, "replay_buffer": None}
+        stage["weights"]["replay"] = 0.0
+        for added in ("code_consistency", "drifting"):
             del stage["weights"][added]
     del older["network"]["quantizer"]
     assert Preset.from_dict(older) == PRESETS["tiny"]
     del older["degradations"]
     assert Preset.from_dict(older) == PRESETS["tiny"]
+    older["stages"][0]["weights"]["replay"] = 0.5  # a term that is not known any more
+    with pytest.raises(TypeError):
+        Preset.from_dict(older)

@@ -22,7 +22,6 @@ from model_export.training import losses
 from model_export.training.distributed import World
 from model_export.training.execution import Execution
 from model_export.training.presets import PRESETS, Preset, ign_stages, with_overrides
-from model_export.training.replay import ReplayConfig
 from model_export.training.stages import Matching, Stage, Weights
 from model_export.training.train import Interrupted, Run, learning_rate
 from tests.helpers.ranks import assert_gradients_agree
@@ -40,12 +39,11 @@ ATTRACTOR = Stage(
     name="attractor",
     steps=16,
     lr=1e-3,
-    weights=Weights(project=0.5, settle=0.5, code_consistency=0.1, drifting=0.02, replay=0.5),
+    weights=Weights(project=0.5, settle=0.5, code_consistency=0.1, drifting=0.02),
     warmup=2,
     code_noise=0.03,
     drift_pictures=24,
     quantizer_deviation=1.0,
-    replay_buffer=ReplayConfig(size=16, visits=4, max_applications=2, max_distance=4.0),
 )
 QUANTISED = dataclasses.replace(
     NAIGN,
@@ -104,7 +102,6 @@ def state(out: Path) -> dict[str, Any]:
         "average": saved.average,
         "optimiser": saved.optimiser["state"],
         "critic": saved.critic and (saved.critic["critic"], saved.critic["optimiser"]["state"]),
-        "replay": saved.replay,
         "position": (saved.stage, saved.stage_step, saved.step),
     }
 
@@ -184,7 +181,7 @@ def test_a_stopped_run_continues_bit_for_bit(
     assert not [name for name in contents(tmp_path) if "/." in name]  # no temporary file is left
 
 
-def test_a_run_with_quantiser_drifting_and_replay_continues_bit_for_bit(
+def test_a_run_with_quantiser_and_drifting_continues_bit_for_bit(
     data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run(QUANTISED, data, tmp_path / "whole")
@@ -194,28 +191,19 @@ def test_a_run_with_quantiser_drifting_and_replay_continues_bit_for_bit(
         disturb(patch, 14, lambda: signal.raise_signal(signal.SIGINT))
         with pytest.raises(Interrupted):
             run(QUANTISED, data, tmp_path / "parts").train()
-    assert state(tmp_path / "parts")["replay"]["ages"].max() > 0
     run(QUANTISED, data, tmp_path / "parts").train()
     assert_identical(state(tmp_path / "parts"), state(tmp_path / "whole"))
     assert losses_of(tmp_path / "parts") == losses_of(tmp_path / "whole")
     assert whole.network.quantizer.fitted == 1
     assert whole.teacher is not None
     assert whole.teacher.quantizer.fitted == 0
-    assert {"rec", "project", "settle", "code_consistency", "drifting", "replay"} <= losses_of(tmp_path / "whole")[
-        -1
-    ].keys()
+    assert {"rec", "project", "settle", "code_consistency", "drifting"} <= losses_of(tmp_path / "whole")[-1].keys()
 
 
 @pytest.mark.parametrize("execution", [Execution(accumulate=2), Execution(world=World(0, 2))], ids=["parts", "ranks"])
 def test_terms_of_the_whole_batch_are_not_split(execution: Execution, data: Dataset, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="need the whole batch"):
         run(QUANTISED, data, tmp_path, execution=execution)
-
-
-def test_more_visits_than_pictures_are_refused(data: Dataset, tmp_path: Path) -> None:
-    large = dataclasses.replace(ATTRACTOR, replay_buffer=ReplayConfig(size=500, visits=241))
-    with pytest.raises(UserError, match="241 visits per step, but only 240 pictures"):
-        run(dataclasses.replace(QUANTISED, stages=(large,)), data, tmp_path)
 
 
 @both
@@ -493,10 +481,10 @@ def test_a_checkpoint_of_an_older_version_continues(
     older = checkpoints.load(path)
     older.preset["degradations"] = older.preset.pop("corruptions")
     del older.preset["eight_bit"], older.preset["stages"][0]["copy_free"], older.preset["network"]["quantizer"]
-    del older.preset["stages"][0]["weights"]["replay"], older.preset["stages"][0]["replay_buffer"]
+    older.preset["stages"][0]["weights"]["replay"], older.preset["stages"][0]["replay_buffer"] = 0.0, None
     checkpoints.save(older, path)
     content = torch.load(path, weights_only=True)
-    del content["replay"]
+    content["replay"] = None
     torch.save(content, path)
     run(NAIGN, data, first_stage).train()
     assert_identical(state(first_stage), state(finished(NAIGN)))
