@@ -368,6 +368,6 @@ def _serve(
         observer=statistics,
         on_batch=None if tracing is None else partial(tracing.batch_ran, loaded.ref),
         on_all_devices_lost=on_device_lost,
-        wake_rule=wake_rule(loaded.device, len(loaded.instances)),
+        wake_rule=wake_rule(loaded.device, len(loaded.instances), available_cpus()),
     )
     return ServedModel(loaded, scheduler, statistics)

@@ -1,8 +1,8 @@
 """When a further worker of a model is woken on a CPU: only where the model and not HTTP is the limit.
 
-Workers and the event loop share the cores. If the event loop needs more CPU time for a request than a worker needs for
-the request's rows, a second worker cannot answer more requests per second. It only makes batches smaller and takes time
-from the event loop.
+If the event loop needs more CPU time for a request than a worker needs for the request's rows, a second worker cannot
+answer more requests per second. It only makes batches smaller. Where there is no core for it besides the event loop's,
+it also takes time from the event loop, so a worker must need clearly more.
 """
 
 import time
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 _MIN_ROWS: Final = 16  # with fewer rows, two batches cost more CPU time than one saves
+_SHARED_CORE: Final = 1.5  # two cores, single pictures, 32 connections: 0.81 of the best setting's rate; 0.71 with 1
 _SMOOTHING: Final = 0.05  # weight of the newest measurement
 _MAX_GAP_S: Final = 0.1  # longest time between arrivals that is measured: an idle event loop does other work, too
 _NEVER: Final = 1 << 30
@@ -20,6 +21,7 @@ class WakeRule:
 
     Args:
         min_rows: fewest waiting rows of few steps for which a further worker is woken.
+        margin: how many times the event loop's CPU time that of a worker must be.
         cpu_clock: CPU seconds of the calling thread.
         clock: monotonic seconds.
     """
@@ -28,11 +30,12 @@ class WakeRule:
         self,
         min_rows: int = _MIN_ROWS,
         *,
+        margin: float = 1.0,
         cpu_clock: Callable[[], float] = time.thread_time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.cpu_clock = cpu_clock
-        self._min_rows, self._clock = min_rows, clock
+        self._min_rows, self._margin, self._clock = min_rows, margin, clock
         self._seconds_per_request = 0.0  # of the event loop; 0: not measured yet
         self._seconds_per_row = 0.0  # of a worker, for one step of a row
         self._loop_cpu, self._last_arrivals = 0.0, -1.0
@@ -51,13 +54,15 @@ class WakeRule:
 
     def min_rows(self, requests: int, rows: int) -> int:
         """Fewest waiting rows that are worth a further worker, while so many requests with so many rows are open."""
-        http_is_the_limit = self._seconds_per_row * rows < self._seconds_per_request * requests
+        http_is_the_limit = self._seconds_per_row * rows < self._margin * self._seconds_per_request * requests
         return _NEVER if http_is_the_limit else self._min_rows
 
 
-def wake_rule(device: str, instances: int) -> WakeRule | None:
+def wake_rule(device: str, instances: int, cores: int) -> WakeRule | None:
     """The rule for a model on ``device``: None on a GPU, whose workers wait most of the time, and for one instance."""
-    return WakeRule() if device == "cpu" and instances > 1 else None
+    if device != "cpu" or instances < 2:
+        return None
+    return WakeRule(margin=1.0 if instances < cores else _SHARED_CORE)
 
 
 def _smoothed(average: float, value: float) -> float:

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,13 +21,13 @@ class Clocks:
     def __init__(self) -> None:
         self.cpu = self.now = 0.0
 
-    def rule(self, rows: int = 16) -> WakeRule:
-        return WakeRule(rows, cpu_clock=lambda: self.cpu, clock=lambda: self.now)
+    def rule(self, rows: int = 16, margin: float = 1.0) -> WakeRule:
+        return WakeRule(rows, margin=margin, cpu_clock=lambda: self.cpu, clock=lambda: self.now)
 
 
-def measured(per_request: float, per_row: float, gap: float = 0.001) -> WakeRule:
+def measured(per_request: float, per_row: float, gap: float = 0.001, margin: float = 1.0) -> WakeRule:
     clocks = Clocks()
-    rule = clocks.rule()
+    rule = clocks.rule(margin=margin)
     for _ in range(200):
         clocks.cpu, clocks.now = clocks.cpu + 4 * per_request, clocks.now + gap
         rule.on_arrivals(4)
@@ -46,6 +47,12 @@ def test_single_pictures_of_a_slow_model_wake_others() -> None:
     assert measured(per_request=2e-4, per_row=5e-3).min_rows(32, 32) == 16
 
 
+@pytest.mark.parametrize(("per_row", "margin", "woken"), [(3e-4, 1.0, True), (3e-4, 2.0, False), (5e-4, 2.0, True)])
+def test_a_margin_is_needed_for_a_core_that_the_event_loop_uses(per_row: float, margin: float, woken: bool) -> None:
+    rule = measured(per_request=2e-4, per_row=per_row, margin=margin)
+    assert (rule.min_rows(32, 32) == 16) is woken
+
+
 def test_nothing_measured_decides_by_rows() -> None:
     assert WakeRule(16).min_rows(32, 32) == 16
 
@@ -63,9 +70,9 @@ def test_the_rule_follows_the_load(seconds: list[float]) -> None:
 
 
 def test_a_rule_needs_a_cpu_with_several_instances() -> None:
-    assert wake_rule("cuda", 4) is None
-    assert wake_rule("cpu", 1) is None
-    assert wake_rule("cpu", 2) is not None
+    assert wake_rule("cuda", 4, 8) is None
+    assert wake_rule("cpu", 1, 8) is None
+    assert wake_rule("cpu", 2, 8) is not None
 
 
 def test_the_first_worker_runs_what_one_can_run() -> None:
