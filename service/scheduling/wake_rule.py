@@ -2,7 +2,7 @@
 
 If the event loop needs more CPU time for a request than a worker needs for the request's rows, a second worker cannot
 answer more requests per second. It only makes batches smaller. Where there is no core for it besides the event loop's,
-it also takes time from the event loop, so a worker must need clearly more.
+it also takes time from the event loop. Unless workers need clearly more, only large batches are worth that.
 """
 
 import time
@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import Final
 
 _MIN_ROWS: Final = 16  # with fewer rows, two batches cost more CPU time than one saves
-_SHARED_CORE: Final = 1.5  # two cores, single pictures, 32 connections: 0.81 of the best setting's rate; 0.71 with 1
+_SHARED_CORE_MIN_ROWS: Final = 64  # where the event loop uses the last core and needs nearly as much CPU time
+_CLEARLY: Final = 4.0  # times the event loop's CPU time: then a worker is worth its core
 _SMOOTHING: Final = 0.05  # weight of the newest measurement
 _MAX_GAP_S: Final = 0.1  # longest time between arrivals that is measured: an idle event loop does other work, too
 _NEVER: Final = 1 << 30
@@ -21,7 +22,7 @@ class WakeRule:
 
     Args:
         min_rows: fewest waiting rows of few steps for which a further worker is woken.
-        margin: how many times the event loop's CPU time that of a worker must be.
+        shared_min_rows: the same unless workers need `_CLEARLY` more CPU time than the event loop; None: `min_rows`.
         cpu_clock: CPU seconds of the calling thread.
         clock: monotonic seconds.
     """
@@ -30,12 +31,12 @@ class WakeRule:
         self,
         min_rows: int = _MIN_ROWS,
         *,
-        margin: float = 1.0,
+        shared_min_rows: int | None = None,
         cpu_clock: Callable[[], float] = time.thread_time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.cpu_clock = cpu_clock
-        self._min_rows, self._margin, self._clock = min_rows, margin, clock
+        self._min_rows, self._shared_min_rows, self._clock = min_rows, shared_min_rows or min_rows, clock
         self._seconds_per_request = 0.0  # of the event loop; 0: not measured yet
         self._seconds_per_row = 0.0  # of a worker, for one step of a row
         self._loop_cpu, self._last_arrivals = 0.0, -1.0
@@ -54,15 +55,17 @@ class WakeRule:
 
     def min_rows(self, requests: int, rows: int) -> int:
         """Fewest waiting rows that are worth a further worker, while so many requests with so many rows are open."""
-        http_is_the_limit = self._seconds_per_row * rows < self._margin * self._seconds_per_request * requests
-        return _NEVER if http_is_the_limit else self._min_rows
+        http, model = self._seconds_per_request * requests, self._seconds_per_row * rows
+        if model < http:
+            return _NEVER
+        return self._min_rows if model >= _CLEARLY * http else self._shared_min_rows
 
 
 def wake_rule(device: str, instances: int, cores: int) -> WakeRule | None:
     """The rule for a model on ``device``: None on a GPU, whose workers wait most of the time, and for one instance."""
     if device != "cpu" or instances < 2:
         return None
-    return WakeRule(margin=1.0 if instances < cores else _SHARED_CORE)
+    return WakeRule(shared_min_rows=None if instances < cores else _SHARED_CORE_MIN_ROWS)
 
 
 def _smoothed(average: float, value: float) -> float:

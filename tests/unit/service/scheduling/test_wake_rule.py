@@ -21,13 +21,13 @@ class Clocks:
     def __init__(self) -> None:
         self.cpu = self.now = 0.0
 
-    def rule(self, rows: int = 16, margin: float = 1.0) -> WakeRule:
-        return WakeRule(rows, margin=margin, cpu_clock=lambda: self.cpu, clock=lambda: self.now)
+    def rule(self, rows: int = 16, shared: int | None = None) -> WakeRule:
+        return WakeRule(rows, shared_min_rows=shared, cpu_clock=lambda: self.cpu, clock=lambda: self.now)
 
 
-def measured(per_request: float, per_row: float, gap: float = 0.001, margin: float = 1.0) -> WakeRule:
+def measured(per_request: float, per_row: float, gap: float = 0.001, shared: int | None = None) -> WakeRule:
     clocks = Clocks()
-    rule = clocks.rule(margin=margin)
+    rule = clocks.rule(shared=shared)
     for _ in range(200):
         clocks.cpu, clocks.now = clocks.cpu + 4 * per_request, clocks.now + gap
         rule.on_arrivals(4)
@@ -47,10 +47,9 @@ def test_single_pictures_of_a_slow_model_wake_others() -> None:
     assert measured(per_request=2e-4, per_row=5e-3).min_rows(32, 32) == 16
 
 
-@pytest.mark.parametrize(("per_row", "margin", "woken"), [(3e-4, 1.0, True), (3e-4, 2.0, False), (5e-4, 2.0, True)])
-def test_a_margin_is_needed_for_a_core_that_the_event_loop_uses(per_row: float, margin: float, woken: bool) -> None:
-    rule = measured(per_request=2e-4, per_row=per_row, margin=margin)
-    assert (rule.min_rows(32, 32) == 16) is woken
+@pytest.mark.parametrize(("per_row", "shared", "rows"), [(3e-4, None, 16), (3e-4, 64, 64), (9e-4, 64, 16)])
+def test_a_core_that_the_event_loop_uses_takes_more_rows(per_row: float, shared: int | None, rows: int) -> None:
+    assert measured(per_request=2e-4, per_row=per_row, shared=shared).min_rows(32, 32) == rows
 
 
 def test_nothing_measured_decides_by_rows() -> None:
