@@ -77,7 +77,7 @@ def instrumented_model(models: Path, model: str, *, threads: int = 0) -> Iterato
         max_batch_rows=BATCH_ROWS,
         queue_rows=4096,
         observer=observer,
-        wake_rule=wake_rule(loaded.device, len(loaded.instances)),
+        wake_rule=wake_rule(loaded.device, len(loaded.instances), available_cpus()),
     )
     instance = loaded.instances[0]
     assert isinstance(instance, OnnxModel)
