@@ -2,7 +2,7 @@
 
 If the event loop needs more CPU time for a request than a worker needs for the request's rows, a second worker cannot
 answer more requests per second. It only makes batches smaller. Where there is no core for it besides the event loop's,
-it also takes time from the event loop. Unless workers need clearly more, only large batches are worth that.
+it also takes time from the event loop. Unless the load is model-bound, only large batches are worth that.
 """
 
 import time
@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Final
 
 _MIN_ROWS: Final = 16  # with fewer rows, two batches cost more CPU time than one saves
-_SHARED_CORE_MIN_ROWS: Final = 64  # where the event loop uses the last core and needs nearly as much CPU time
-_CLEARLY: Final = 4.0  # times the event loop's CPU time: then a worker is worth its core
+_SHARED_CORE_MIN_ROWS: Final = 64  # the same where a further worker takes CPU time from the event loop
+_MODEL_BOUND: Final = 4.0  # ratio of the CPU times of workers and event loop from which sharing its core pays
 _SMOOTHING: Final = 0.05  # weight of the newest measurement
 _MAX_GAP_S: Final = 0.1  # longest time between arrivals that is measured: an idle event loop does other work, too
 _NEVER: Final = 1 << 30
@@ -22,7 +22,8 @@ class WakeRule:
 
     Args:
         min_rows: fewest waiting rows of few steps for which a further worker is woken.
-        shared_min_rows: the same unless workers need `_CLEARLY` more CPU time than the event loop; None: `min_rows`.
+        shared_min_rows: used instead of ``min_rows`` while workers need less than `_MODEL_BOUND` times the CPU time of
+            the event loop; None: ``min_rows`` always.
         cpu_clock: CPU seconds of the calling thread.
         clock: monotonic seconds.
     """
@@ -58,11 +59,17 @@ class WakeRule:
         http, model = self._seconds_per_request * requests, self._seconds_per_row * rows
         if model < http:
             return _NEVER
-        return self._min_rows if model >= _CLEARLY * http else self._shared_min_rows
+        return self._min_rows if model >= _MODEL_BOUND * http else self._shared_min_rows
 
 
 def wake_rule(device: str, instances: int, cores: int) -> WakeRule | None:
-    """The rule for a model on ``device``: None on a GPU, whose workers wait most of the time, and for one instance."""
+    """The rule for a model on ``device``: None on a GPU, whose workers wait most of the time, and for one instance.
+
+    Args:
+        device: `cpu` or `cuda`.
+        instances: of the model, each with a worker thread.
+        cores: that the process may use. With fewer instances than cores, one is left to the event loop.
+    """
     if device != "cpu" or instances < 2:
         return None
     return WakeRule(shared_min_rows=None if instances < cores else _SHARED_CORE_MIN_ROWS)

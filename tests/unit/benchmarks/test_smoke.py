@@ -43,6 +43,7 @@ def test_a_benchmark_runs(module: str, options: list[str], targets: int, tmp_pat
     found = json.loads(file.read_text(encoding="utf-8"))
     if done.returncode:  # rates need a quiet machine
         missed = [line["what"] for line in found["targets"] if not line["met"]]
+        assert missed, done.stderr[-3000:]
         assert all(what.startswith("goodput") for what in missed), missed
     assert found == json.loads(done.stdout)
     assert found["method"]
