@@ -288,11 +288,9 @@ def test_the_command_line_gives_the_same_picture(visit: Visit, service: Service,
 def test_a_result_can_be_drawn_on(visit: Visit) -> None:
     visit.draw()
     visit.settled()
-    made = visit.picture("#made")
-    visit.button("Draw on the result").click()
-    visit.page.wait_for_function(
-        "made => document.querySelector('#seen').src === made", arg=visit.one("#made").get_attribute("src")
-    )
+    made, source = visit.picture("#made"), visit.one("#made").get_attribute("src")
+    visit.button("Draw on the result").click()  # the next result replaces `source`
+    visit.page.wait_for_function("source => document.querySelector('#seen').src === source", arg=source)
     assert (visit.picture("#seen") == made).all()
 
 
