@@ -66,6 +66,7 @@ def test_a_key_is_asked_for_and_kept_in_this_tab_only(browser: "Browser", guarde
 
 def test_what_fails_is_said_over_the_page(visit: Visit) -> None:
     visit.expected.append(FAILED)
+    visit.says("generate", "16 pictures")
     visit.page.route("**/generate", refusing(500, {}))
     visit.button("Generate").click()
     toast = visit.toast("too many rows wait")
@@ -98,11 +99,11 @@ def test_what_is_no_picture_is_not_sent(visit: Visit, name: str) -> None:
 
 
 def refusing(status: int, headers: dict[str, str], times: int = 1) -> Any:
-    """Answers the first requests with a problem, and passes the others on."""
+    """Answers the first requests for 16 pictures with a problem; passes on others, such as those for thumbnails."""
     left = [times]
 
     def handle(route: "Route") -> None:
-        if left[0] == 0:
+        if left[0] == 0 or (route.request.post_data_json or {}).get("n") != 16:
             route.continue_()
             return
         left[0] -= 1
@@ -114,6 +115,7 @@ def refusing(status: int, headers: dict[str, str], times: int = 1) -> Any:
 
 def test_a_busy_service_is_asked_again_by_itself(visit: Visit) -> None:
     visit.expected.append(FAILED)
+    visit.says("generate", "16 pictures")
     visit.page.route("**/generate", refusing(429, {"Retry-After": "1"}, times=2))
     visit.one("#seed").fill("11")
     visit.button("Generate").click()
