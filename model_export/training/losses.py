@@ -22,7 +22,7 @@ Function = Callable[[Tensor], Tensor]
 _CODE_MARGIN: Final = 0.15  # levels
 _L1_SHARE: Final = 0.2  # of the absolute difference in `mse_l1`: it sharpens small errors, which hardly count squared
 _FOCUS: Final = 5  # pixels: side of the neighbourhood in `mse_l1_focal`
-_FOCAL_LIMITS: Final = (0.2, 10.0)
+_FOCAL_LIMITS: Final = (1.0, 10.0)  # even areas keep their weight, or they get a texture
 _EDGE_SHARE: Final = 0.4  # of the edges in `mse_l1_edges`: a mouth of few pixels counts by its outline
 
 
