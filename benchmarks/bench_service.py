@@ -292,7 +292,7 @@ def overload(
     others = {
         status: each["count"] for status, each in result["statuses"].items() if status not in ("200", "429", "503")
     }
-    lost = sum(result["errors"].values()) + result["unanswered"] + sum(others.values())
+    lost = sum(result["errors"].values()) + result["unanswered"] - result["unsent"] + sum(others.values())
     ok = result["ok"]
     in_time_ms = DEADLINE_S * 1e3 + result["lateness"].get(
         "max_ms", 0.0
@@ -310,6 +310,7 @@ def overload(
         "refused_p95_ms": refused.get("p95_ms"),
         "refused_p99_ms": refused.get("p99_ms"),
         "late": lost + (ok.get("max_ms", 0.0) > in_time_ms),
+        "unsent": result["unsent"],
         "ok_p50_ms": ok.get("p50_ms"),
         "ok_p99_ms": ok.get("p99_ms"),
         "ok_max_ms": ok.get("max_ms"),
