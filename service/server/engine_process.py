@@ -14,7 +14,15 @@ from service.engine.engine_host import EngineHost
 from service.engine.links import LinkReceiver
 from service.observability.log_queue import count_drops
 from service.server import uvicorn_server
-from service.server.worker_process import ExitTimer, configure_logging, leave, report, stop_with_parent, tune_gc
+from service.server.worker_process import (
+    ExitTimer,
+    configure_logging,
+    leave,
+    leave_process_group,
+    report,
+    stop_with_parent,
+    tune_gc,
+)
 from service.settings import Settings, trace_exporters
 
 _CLOSE_S: Final = 1.0  # to send front ends what waits for them
@@ -35,7 +43,7 @@ def check_supported() -> None:
 def engine_main(settings: Settings, messages: Connection, control: socket.socket | None) -> None:
     """The main function of the engine's process; see `service.server.supervisor.ChildMain`."""
     assert control is not None  # noqa: S101 - the supervisor of an engine makes one for every child
-    os.setpgrp()  # Ctrl-C in a terminal then reaches the parent only, which passes it on as SIGTERM
+    leave_process_group()
     threading.Thread(target=stop_with_parent, name="ign-parent", daemon=True).start()
     configure_logging(settings)
     exit_timer = ExitTimer()

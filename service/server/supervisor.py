@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -106,6 +107,7 @@ class _Supervisor:
     def run(self) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stop())
+        resource_tracker.ensure_running()  # the start of the first process would start it, and unblock SIGINT
         if self._engine is not None:
             self._start(is_engine=True)
         for _ in range(self._settings.workers):
@@ -127,7 +129,11 @@ class _Supervisor:
         messages, theirs = self._context.Pipe(duplex=False)
         control, their_control = links.control_pair() if self._engine is not None else (None, None)
         process = self._context.Process(target=main, args=(settings, theirs, their_control), name=name)
-        process.start()
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # in the child until `leave_process_group`
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         theirs.close()
         if their_control is not None:
             their_control.close()

@@ -28,7 +28,7 @@ _GC_THRESHOLD: Final = 10_000  # new objects between two collections; Python's d
 
 def worker_main(settings: Settings, messages: Connection, control: socket.socket | None) -> None:
     """The main function of one of several workers; see `service.server.supervisor.WorkerMain`."""
-    os.setpgrp()  # Ctrl-C in a terminal then reaches the parent only, which passes it on as SIGTERM
+    leave_process_group()
     threading.Thread(target=stop_with_parent, name="ign-parent", daemon=True).start()
     configure_logging(settings)
     try:
@@ -38,6 +38,13 @@ def worker_main(settings: Settings, messages: Connection, control: socket.socket
         report(messages, exc.detail)
         status = 0
     leave(status)
+
+
+def leave_process_group() -> None:
+    """Leave the parent's process group: Ctrl-C in a terminal reaches the parent only, which passes it on as SIGTERM."""
+    os.setpgrp()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # drops what has arrived while the parent's mask blocked it
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def stop_with_parent() -> None:

@@ -401,6 +401,19 @@ class TestSeveralProcesses:
             assert status == 0
             assert "Traceback" not in said
 
+    def test_an_interrupt_of_the_process_group_stops_workers_that_start(self, environ: dict[str, str]) -> None:
+        popen = start(environ | TWO)
+        try:
+            while len(workers_of(Process(popen, ""))) < 2:
+                pass
+            os.killpg(popen.pid, signal.SIGINT)
+            _, said = popen.communicate(timeout=PATIENCE_S)
+            assert popen.returncode == 0
+            assert "Traceback" not in said
+        finally:
+            popen.kill()
+            popen.communicate()
+
     def test_they_leave_with_their_parent(self, environ: dict[str, str]) -> None:
         with running(environ | TWO) as process:
             workers = workers_of(process)
