@@ -273,7 +273,7 @@ class Load:
             "statuses": {str(status): latency(stats.latencies[status]) for status in sorted(stats.latencies)},
             "errors": dict(stats.errors),
             "unanswered": len(self._waiting) + sum(connection.busy for connection in self._open),
-            "unsent": len(self._waiting),  # of them: no connection became free
+            "unsent": len(self._waiting),  # those of the unanswered for which no connection became free
             "sent": stats.sent,
             "resent": stats.resent,
             "reconnects": self._reconnects,

@@ -107,7 +107,7 @@ class _Supervisor:
     def run(self) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stop())
-        resource_tracker.ensure_running()  # the start of the first process would start it, and unblock SIGINT
+        resource_tracker.ensure_running()  # else `Process.start` starts it, and that unblocks SIGINT
         if self._engine is not None:
             self._start(is_engine=True)
         for _ in range(self._settings.workers):
@@ -129,7 +129,7 @@ class _Supervisor:
         messages, theirs = self._context.Pipe(duplex=False)
         control, their_control = links.control_pair() if self._engine is not None else (None, None)
         process = self._context.Process(target=main, args=(settings, theirs, their_control), name=name)
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # in the child until `leave_process_group`
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the child inherits this, and unblocks it later
         try:
             process.start()
         finally:

@@ -41,9 +41,12 @@ def worker_main(settings: Settings, messages: Connection, control: socket.socket
 
 
 def leave_process_group() -> None:
-    """Leave the parent's process group: Ctrl-C in a terminal reaches the parent only, which passes it on as SIGTERM."""
+    """Leave the parent's process group, and unblock SIGINT, which the parent blocks before it starts this process.
+
+    Ctrl-C in a terminal then reaches the parent only, which passes it on as SIGTERM.
+    """
     os.setpgrp()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # drops what has arrived while the parent's mask blocked it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # discards a SIGINT that arrived while it was blocked
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 

@@ -31,7 +31,6 @@ def test_a_request_takes_the_same_path_every_time() -> None:
     assert same_path(generate, again[0])
     for report in first:
         assert 0 < report["calls_together"] < report["call_count"]
-    for report in first:
         assert report["file_count"] == len(report["files"])
         assert report["call_count"] == sum(each["calls"] for each in report["files"])
         assert report["thread_switches"] >= 2  # to the thread of the model, and back
