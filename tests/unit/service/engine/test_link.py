@@ -188,7 +188,13 @@ def test_the_rows_of_a_front_end_that_dies_are_dropped(tmp_path: Path) -> None:
 def test_when_the_engine_dies_nothing_hangs_and_the_next_one_serves(tmp_path: Path) -> None:
     function = gated()
 
+    def versions(_: str) -> list[str]:
+        assert function.gate is not None
+        function.gate.wait()  # so that the engine dies before it answers
+        return []
+
     async def script(engine: Engine, front: Front, model: ServedModel) -> None:
+        engine.repository.versions = lambda name: versions(name)  # type: ignore[method-assign]
         asked = [submitted(model.scheduler, marked(1), params(record=record)) for record in [(), (1,)]]
         call = asyncio.create_task(front.registry.load("toy"))
         await until_running(function)
