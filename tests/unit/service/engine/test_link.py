@@ -185,7 +185,9 @@ def test_the_rows_of_a_front_end_that_dies_are_dropped(tmp_path: Path) -> None:
     play(tmp_path, script, function)
 
 
-def test_when_the_engine_dies_nothing_hangs_and_the_next_one_serves(tmp_path: Path) -> None:
+def test_when_the_engine_dies_nothing_hangs_and_the_next_one_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     function = gated()
 
     def versions(_: str) -> list[str]:
@@ -194,7 +196,7 @@ def test_when_the_engine_dies_nothing_hangs_and_the_next_one_serves(tmp_path: Pa
         return []
 
     async def script(engine: Engine, front: Front, model: ServedModel) -> None:
-        engine.repository.versions = lambda name: versions(name)  # type: ignore[method-assign]
+        monkeypatch.setattr(engine.repository, "versions", versions)
         asked = [submitted(model.scheduler, marked(1), params(record=record)) for record in [(), (1,)]]
         call = asyncio.create_task(front.registry.load("toy"))
         await until_running(function)
