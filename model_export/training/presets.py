@@ -16,8 +16,10 @@ from model_export.training.stages import (
     Weights,
     details_stage,
     drifting_stage,
+    drifting_stages,
     edges_stage,
     quantised_stage,
+    samples_stage,
 )
 
 NO_LICENCE: Final = "not stated"
@@ -173,29 +175,6 @@ def naign_stages(
     )
 
 
-def drifting_stages(autoencoder: int, drifting: int, distill: int, *, cells: int = 0) -> tuple[Stage, ...]:
-    """Drifting from the start, for pictures that are too rich to match latents with them.
-
-    1. An autoencoder that restores corrupted pictures. Its encoder gives the features for drifting.
-    2. Drifting draws samples, and keeps restoring.
-    3. One step of f learns four.
-
-    Args:
-        autoencoder: steps of the first stage.
-        drifting: steps of the second stage.
-        distill: steps of the third stage.
-        cells: `Stage.drift_cells`.
-    """
-    weights = Weights(rec=1.0, project=1.0, settle=0.7, drifting=0.03, features=0.3)
-    last = dataclasses.replace(weights, settle=1.0, distill=1.0, drifting=0.02)
-    drift: dict[str, Any] = {"drift_pictures": 96, "drift_cells": cells}
-    return (
-        Stage(name="autoencoder", steps=autoencoder, lr=1e-3, weights=Weights(rec=0.5, project=1.0)),
-        Stage(name="drifting", steps=drifting, lr=8e-4, warmup=50, weights=weights, **drift),
-        Stage(name="distill", steps=distill, lr=6e-4, warmup=30, weights=last, teacher_steps=4, **drift),
-    )
-
-
 def ign_stages(steps: int, weights: Weights, *, lr: float, clamp: float | None, warmup: int = 0) -> tuple[Stage, ...]:
     """The adversarial objective of the IGN paper in one stage (Shocher et al., 2024, section 2 and appendix)."""
     return (
@@ -297,7 +276,12 @@ PRESETS = {
             name="avatars64",
             objective="naign",
             network=_FACES,
-            stages=(*drifting_stages(4000, 600, 480, cells=4), edges_stage(2000), details_stage(2000)),
+            stages=(
+                *drifting_stages(4000, 600, 480, cells=4),
+                edges_stage(2000),
+                details_stage(2000),
+                samples_stage(800),
+            ),
             distance="mse_l1",
             batch=32,
             corruptions=("noise", "noise", "blur", "low_resolution", "hole", "hole", "grey", "sketch"),

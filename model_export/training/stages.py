@@ -1,6 +1,6 @@
 """The stages of a training run: weights of the terms, optimiser and schedule, as frozen dataclasses."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 # In older checkpoints and cards: fields of `Stage`, and terms, which may be left out where they were off.
@@ -181,6 +181,29 @@ def quantised_stage(steps: int, *, drifting: float = 0.06) -> Stage:
     )
 
 
+def drifting_stages(autoencoder: int, drifting: int, distill: int, *, cells: int = 0) -> tuple[Stage, ...]:
+    """Drifting from the start, for pictures that are too rich to match latents with them.
+
+    1. An autoencoder that restores corrupted pictures. Its encoder gives the features for drifting.
+    2. Drifting draws samples, and keeps restoring.
+    3. One step of f learns four.
+
+    Args:
+        autoencoder: steps of the first stage.
+        drifting: steps of the second stage.
+        distill: steps of the third stage.
+        cells: `Stage.drift_cells`.
+    """
+    weights = Weights(rec=1.0, project=1.0, settle=0.7, drifting=0.03, features=0.3)
+    last = replace(weights, settle=1.0, distill=1.0, drifting=0.02)
+    drift: dict[str, Any] = {"drift_pictures": 96, "drift_cells": cells}
+    return (
+        Stage(name="autoencoder", steps=autoencoder, lr=1e-3, weights=Weights(rec=0.5, project=1.0)),
+        Stage(name="drifting", steps=drifting, lr=8e-4, warmup=50, weights=weights, **drift),
+        Stage(name="distill", steps=distill, lr=6e-4, warmup=30, weights=last, teacher_steps=4, **drift),
+    )
+
+
 def edges_stage(steps: int) -> Stage:
     """A stage for outlines, by which small parts such as mouths count more than by their area."""
     return Stage(
@@ -206,4 +229,17 @@ def details_stage(steps: int) -> Stage:
         teacher_steps=8,
         drift_pictures=96,
         drift_cells=4,
+    )
+
+
+def samples_stage(steps: int) -> Stage:
+    """A stage for samples: `details_stage` with ten times the weight of `drifting`, of twice as many pictures."""
+    details = details_stage(steps)
+    return replace(
+        details,
+        name="samples",
+        lr=4e-4,
+        warmup=30,
+        weights=replace(details.weights, settle=1.5, drifting=0.2),
+        drift_pictures=192,
     )
