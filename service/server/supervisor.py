@@ -99,6 +99,8 @@ class _Supervisor:
         self._on_listening, self._metrics = on_listening, metrics
         self._worker_settings = per_worker_settings(settings)
         self._context = multiprocessing.get_context("spawn")
+        # A handler of signals only writes into this pipe: `is_alive` forgets a status if a handler runs within it.
+        self._signals, self._signalled = self._context.Pipe(duplex=False)
         self._workers: list[_Worker] = []
         self._listening = self._stopping = False
         self._status = 0
@@ -106,15 +108,16 @@ class _Supervisor:
 
     def run(self) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self._stop())
+            signal.signal(number, lambda *_: self._signalled.send(None))
         resource_tracker.ensure_running()  # else `Process.start` starts it, and that unblocks SIGINT
         if self._engine is not None:
             self._start(is_engine=True)
         for _ in range(self._settings.workers):
             self._start()
         while self._workers:
-            # A signal interrupts this too: it ends the workers.
-            wait([handle for worker in self._workers for handle in (worker.messages, worker.process.sentinel)])
+            handles = [handle for worker in self._workers for handle in (worker.messages, worker.process.sentinel)]
+            wait([self._signals, *handles])
+            self._receive_signals()
             for worker in list(self._workers):
                 self._receive(worker)
                 if not worker.process.is_alive():
@@ -142,8 +145,11 @@ class _Supervisor:
             if other.is_engine != is_engine and control is not None and other.control is not None:
                 links.link(*((other.control, control) if is_engine else (control, other.control)))
         self._workers.append(worker)
-        if self._stopping and not (is_engine and len(self._workers) > 1):  # a signal arrived before it was in the list
-            process.terminate()
+
+    def _receive_signals(self) -> None:
+        while self._signals.poll():
+            self._signals.recv()
+            self._stop()
 
     def _receive(self, worker: _Worker) -> None:
         with contextlib.suppress(EOFError, OSError):  # the worker is gone
@@ -169,8 +175,10 @@ class _Supervisor:
         if not self._stopping:
             what = "engine" if worker.is_engine else "worker"
             _LOG.error("%s %s ended with status %s and is restarted", what, worker.process.pid, status)
-            time.sleep(max(0.0, worker.started + _RESTART_INTERVAL_S - time.monotonic()))
-            self._start(is_engine=worker.is_engine)
+            wait([self._signals], max(0.0, worker.started + _RESTART_INTERVAL_S - time.monotonic()))
+            self._receive_signals()
+            if not self._stopping:
+                self._start(is_engine=worker.is_engine)
             return
         if all(other.is_engine for other in self._workers):
             self._terminate()

@@ -109,6 +109,19 @@ def test_a_worker_that_dies_again_and_again_is_restarted_after_a_pause(
     assert time.monotonic() - begun >= 1.0
 
 
+def test_a_signal_at_the_moment_a_worker_is_found_dead(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    waitpid = os.waitpid
+
+    def signalled(pid: int, options: int) -> tuple[int, int]:
+        found = waitpid(pid, options)
+        if found[0]:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return found
+
+    monkeypatch.setattr(os, "waitpid", signalled)
+    assert supervise(settings.replace(workers=1), worker_fakes.dies, on_listening=lambda: None) in (0, 5)
+
+
 def test_a_refusal_to_start_stops_all(settings: Settings) -> None:
     with pytest.raises(StartupError, match="no model in /nowhere"):
         supervise(settings, worker_fakes.refuses, on_listening=lambda: None)
