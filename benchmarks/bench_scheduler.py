@@ -48,6 +48,7 @@ from service.domain.errors import StartupError
 from service.domain.latents import FloatRows
 from service.domain.tasks import SchedulingParams, StepParams
 from service.scheduling.scheduler import Scheduler
+from service.server.worker_process import tune_gc
 
 METHOD = (
     "Prepared rows go to service.scheduling in one process with uvloop. single_calls: scheduler and raw onnxruntime "
@@ -55,9 +56,10 @@ METHOD = (
     "once, over the rows/s of raw onnxruntime at the resulting mean batch size. queue: single-row requests wait "
     "until the queue holds the stated number, then run on a model that costs nothing; wall time per row of "
     "admission and of the rest, and CPU time of both. submit: a task for each request; begin_many: 32 requests at a "
-    "time, without tasks, as small HTTP requests come. neighbours: latency of one caller with steps=1, alone and "
-    "beside eight requests with steps=5000 of the same caller key. long_run: wall time minus time within "
-    "onnxruntime's run, per step, for one row"
+    "time, without tasks, as small HTTP requests come. The garbage collector is set as in the service. "
+    "neighbours: latency of one caller with steps=1, alone and beside eight requests with steps=5000 of the same "
+    "caller key. The last line is the least possible: a call of onnxruntime with 8 rows, which has just begun when "
+    "the request arrives, and one with 9. long_run: wall time minus time within onnxruntime's run, per step of one row"
 )
 FULL = {"rounds": 5, "seconds": 4.0, "steps": 40_000, "depth": 100_000}
 QUICK = {"rounds": 1, "seconds": 0.3, "steps": 2000, "depth": 1000}
@@ -88,6 +90,7 @@ def measure(options: argparse.Namespace) -> Json:
         neighbours = runner.run(beside_long_ones(model, options))
     with timed_model(models, options.model) as timed, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         long_run = runner.run(long_runs(timed, options))
+    tune_gc()
     queue = queued(options)
     judged = targets(single, neighbours, long_run, queue)
     return report(
@@ -107,7 +110,7 @@ def measure(options: argparse.Namespace) -> Json:
 def targets(single: list[Json], neighbours: list[Json], long_run: Json, queue: list[Json]) -> list[Json]:
     submitted = [line for line in queue if line["by"] == "submit" and line["queued_rows"] >= BATCH_ROWS]
     costs = {line["queued_rows"]: line["cpu_us_per_row"] for line in submitted}
-    alone, beside = (line["p99_ms"] for line in neighbours)
+    alone, beside, _ = (line["p99_ms"] for line in neighbours)
     deepest = max(costs)
     flat = [
         target(f"CPU time by row, {deepest} rows queued over {depth}", costs[deepest] / costs[depth], at_most=FLAT)
@@ -176,13 +179,28 @@ async def mixed(model: InstrumentedModel, options: argparse.Namespace) -> Json:
 
 async def beside_long_ones(model: InstrumentedModel, options: argparse.Namespace) -> list[Json]:
     ways: dict[str, list[float]] = {"alone": [], f"beside {LONG} × steps={LONG_STEPS}": []}
-    x = model.rows(1)
+    two_calls: list[float] = []
+    x, calls = model.rows(1), (model.rows(LONG), model.rows(LONG + 1))
     for _ in range(options.rounds):
         for number, latencies in enumerate(ways.values()):
             work = [repeat(model, x, 1, latencies)]
             work += [repeat(model, x, LONG_STEPS) for _ in range(LONG * number)]
             await for_seconds(work, options.seconds, partial(len, latencies))
+        two_calls += raw_calls(model, calls, options.seconds)
+    ways[f"onnxruntime: {LONG} rows, then {LONG + 1}"] = two_calls
     return [{"steps=1": name} | latency(latencies) for name, latencies in ways.items()]
+
+
+def raw_calls(model: InstrumentedModel, calls: Sequence[FloatRows], seconds: float) -> list[float]:
+    """How long these calls of onnxruntime take together, measured again and again for ``seconds``."""
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while not times or time.perf_counter() < end:
+        start = time.perf_counter()
+        for rows in calls:
+            model.raw(rows)
+        times.append(time.perf_counter() - start)
+    return times
 
 
 async def repeat(model: InstrumentedModel, x: FloatRows, steps: int, latencies: list[float] | None = None) -> None:
