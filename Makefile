@@ -14,6 +14,8 @@ ARGS ?=
 
 # The official builds of onnxruntime report to their maker unless told not to.
 export ORT_DISABLE_TELEMETRY ?= 1
+# The tests start many processes. Each would compile all modules if Python did not keep the result.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Files that are valid alone. tests/slow/containers checks docker/compose.cpu.yml merged into them.
 COMPOSE := docker-compose.yml docker/compose.gpu-metrics.yml
