@@ -138,7 +138,7 @@ train: $(TRAIN)  ## train PRESET on DATA into OUT; again to continue
 export: $(TRAIN)  ## export the run in OUT as the next version of its model in MODELS
 	$(BIN)/python -m model_export export --run '$(OUT)' --models '$(MODELS)' $(ARGS)
 
-bench: $(SERVE)  ## measure, as JSON; BENCH is runtime (MODEL by batch size), gpu, scheduler, engine, instances, service, bulk, peers or soak
+bench: $(SERVE)  ## measure, as JSON; BENCH is runtime (MODEL by batch size), gpu, scheduler, engine, instances, workers, service, bulk, peers or soak
 	@$(BIN)/python -m benchmarks.$(BENCH_$(BENCH)) $(ARGS)
 
 BENCH_runtime := bench_runtime --model '$(MODEL)'
@@ -146,12 +146,13 @@ BENCH_gpu := bench_gpu
 BENCH_scheduler := bench_scheduler
 BENCH_engine := bench_engine
 BENCH_instances := bench_instances
+BENCH_workers := bench_workers
 BENCH_service := bench_service
 BENCH_bulk := bench_bulk
 BENCH_peers := bench_peers
 BENCH_soak := soak
 ifndef BENCH_$(BENCH)
-$(error BENCH=$(BENCH): expected runtime, gpu, scheduler, engine, instances, service, bulk, peers or soak)
+$(error BENCH=$(BENCH): expected runtime, gpu, scheduler, engine, instances, workers, service, bulk, peers or soak)
 endif
 
 gpu: $(DEVELOP)  ## on a machine with a GPU, RUNTIME=gpu: what has to be seen there, in less than ten minutes

@@ -26,6 +26,7 @@ def measured(module: str, results: Path, *options: str) -> "subprocess.Completed
         ("bench_service", ["--seconds", "0.2", "--overload-s", "0.3", "--connections", "2"], 15),
         ("bench_engine", [], 3),
         ("bench_instances", ["--seconds", "0.2"], 1),
+        ("bench_workers", [], 0),
         ("bench_bulk", ["--pictures", "100"], 0),
         ("soak", ["--seconds", "2", "--workers", "2"], 3),
         ("reliability.campaign", ["--n", "10000"], 6),
