@@ -22,7 +22,7 @@ COMPOSE := docker-compose.yml docker/compose.gpu-metrics.yml
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-# One worker for each CPU. The tests of a file share fixtures, so they stay on one worker.
+# tests/conftest.py says how many workers. The tests of a file share fixtures, so they stay on one worker.
 PARALLEL := -n auto --dist loadfile
 
 # One stamp for each set of extras, written once pip has finished: an interrupted install is taken up again.

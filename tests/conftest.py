@@ -37,10 +37,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """`-n auto` counts the CPUs of the host; a container with a quota has fewer."""
+    """One worker more than there are CPUs, of which a container may have fewer than its host: tests also wait."""
     from service.environment import available_cpus
 
-    return available_cpus()
+    return available_cpus() + 1
 
 
 @pytest.hookimpl(tryfirst=True)
