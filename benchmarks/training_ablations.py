@@ -39,7 +39,11 @@ from service.domain.latents import FloatRows, NoiseSource
 _CHUNK: Final = 256
 _BASE: Final = dataclasses.replace(get_preset("mnist"), corruptions=get_preset("small").corruptions)
 _IMLE, _BALANCE, _DISTILL = naign_stages(960, 480, 480)
-_DRIFTING: Final = naign_stages(960, 480, 480, sharpened_by="drifting")[-1]
+_DRIFTING: Final = dataclasses.replace(
+    _DISTILL,
+    weights=dataclasses.replace(_DISTILL.weights, critic=0.0, drifting=0.015),
+    drift_pictures=128,
+)
 _QUANTISE: Final = quantised_stage(480)
 
 

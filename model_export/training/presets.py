@@ -134,32 +134,23 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def naign_stages(
-    imle: int,
-    balance: int,
-    distill: int,
-    *,
-    teacher_steps: int = 4,
-    sharpened_by: Literal["critic", "drifting"] = "critic",
-) -> tuple[Stage, ...]:
+def naign_stages(imle: int, balance: int, distill: int, *, teacher_steps: int = 4) -> tuple[Stage, ...]:
     """The recommended objective: NAIGN (non-adversarial IGN, Al-Jaff et al., 2025, arXiv 2511.02614) with extensions.
 
     docs/training.md has the measurements behind the extensions. The stages:
 
     1. Reconstruction and IMLE: every picture attracts its nearest sample, so no mode is dropped.
     2. Balanced matching in addition: every latent gets a target and no picture is preferred.
-    3. Distillation from the frozen second stage T: one step of f learns T^k. A discriminator or a drifting loss, on
-       features of T's encoder, restores the detail that averages over neighbours lack. Projection teaches f to restore
-       corrupted pictures.
+    3. Distillation from the frozen second stage T: one step of f learns T^k. A discriminator, on features of T's
+       encoder, restores the detail that averages over neighbours lack. Projection teaches f to restore corrupted
+       pictures.
 
     Args:
         imle: steps of the first stage.
         balance: steps of the second stage.
         distill: steps of the third stage.
         teacher_steps: k.
-        sharpened_by: `drifting` needs no adversary, but one process.
     """
-    detail = {"critic": 0.01} if sharpened_by == "critic" else {"drifting": 0.015}
     return (
         Stage(name="imle", steps=imle, lr=6e-4, weights=Weights(imle=1.0)),
         Stage(name="balance", steps=balance, lr=4e-4, weights=Weights(imle=1.0, match=0.3)),
@@ -167,8 +158,7 @@ def naign_stages(
             name="distill",
             steps=distill,
             lr=5e-4,
-            weights=Weights(distill=0.4, project=0.5, settle=0.5, **detail),
-            drift_pictures=128 if sharpened_by == "drifting" else 0,
+            weights=Weights(distill=0.4, project=0.5, settle=0.5, critic=0.01),
             teacher_steps=teacher_steps,
             betas=(0.5, 0.99),
         ),
