@@ -111,8 +111,8 @@ class Evaluation:
             UserError: f gives values that are not finite.
         """
         chain = self._apply_repeatedly(_FULL_POWERS)
-        samples = [self._evaluator.predict(to_levels(rows)) for rows in chain[1:]]
-        neighbours = self._nearest(samples[0])
+        samples = self._predict(chain) | self._served(chain)
+        neighbours = self._nearest(samples["f"])
         table: Table = {
             "data": {
                 "name": self._data.name,
@@ -143,9 +143,8 @@ class Evaluation:
             UserError: f gives values that are not finite.
         """
         chain = self._apply_repeatedly(len(_POWERS))
-        samples = [self._evaluator.predict(to_levels(rows)) for rows in chain[1:]]
         table = {
-            "generation": self._generation(samples),
+            "generation": self._generation(self._predict(chain)),
             "drift": _drift(chain),
             "repeated_application": self._repeated_application(chain[0]),
             "clean": self._real_pictures(chain)["clean"],
@@ -162,6 +161,20 @@ class Evaluation:
         if not all(np.isfinite(rows).all() for rows in chain):
             raise UserError(f"{self._card.ref}: f(z) has values that are no numbers")
         return chain
+
+    def _predict(self, chain: list[FloatRows]) -> dict[str, Predictions]:
+        """f(z), f²(z), … by their names in the table."""
+        predictions = (self._evaluator.predict(to_levels(rows)) for rows in chain[1:])
+        return dict(zip(_POWERS, predictions, strict=False))
+
+    def _served(self, chain: list[FloatRows]) -> dict[str, Predictions]:
+        """What the service generates by default, if it applies f more often than the chain."""
+        rows, steps = chain[-1], self._card.steps.generate
+        if steps < len(chain):
+            return {}
+        for _ in range(steps - len(chain) + 1):
+            rows = self._f(rows)
+        return {f"f{steps}": self._evaluator.predict(to_levels(rows))}
 
     def _restoration(self) -> restoration.Restoration:
         return restoration.Restoration(
@@ -216,11 +229,11 @@ class Evaluation:
     def _n_repeated(self) -> int:
         return min(self._n, sample_budget(_REPEATED_SAMPLES, self._card.shape))
 
-    def _generation(self, samples: list[Predictions]) -> Table:
+    def _generation(self, samples: Mapping[str, Predictions]) -> Table:
         """Fréchet distance and coverage of f(z), f²(z), … and of training pictures."""
         floor = frechet(self._floor.features, self._held_out.features)
         table: Table = {}
-        for name, predictions in self._named(samples):
+        for name, predictions in {**samples, "training": self._floor}.items():
             distance = frechet(predictions.features, self._held_out.features)
             table[name] = {"frechet": distance, **_ratio("multiple", distance, floor)}
             table[name] |= self._evaluator.coverage(predictions)
@@ -228,16 +241,16 @@ class Evaluation:
             table["held_out"] = self._evaluator.coverage(self._held_out)
         return table
 
-    def _fid(self, samples: list[Predictions]) -> Table:
+    def _fid(self, samples: Mapping[str, Predictions]) -> Table:
         if self._inception is None:
             return {}
         reference = self._inception.features(self._held_out.levels)
-        features = {name: self._inception.features(each.levels) for name, each in self._named(samples)}
-        return {"inception": {name: frechet(feature, reference) for name, feature in features.items()}}
-
-    def _named(self, samples: list[Predictions]) -> list[tuple[str, Predictions]]:
-        """f(z), f²(z), …, and the training pictures, with their names in the table."""
-        return [*zip(_POWERS, samples, strict=False), ("training", self._floor)]
+        return {
+            "inception": {
+                name: frechet(self._inception.features(each.levels), reference)
+                for name, each in {**samples, "training": self._floor}.items()
+            }
+        }
 
     def _nearest(self, samples: Predictions) -> Table:
         """Whether samples are copies of one another or of training pictures more often than real pictures are."""

@@ -90,6 +90,21 @@ def test_a_model_that_returns_its_input_is_seen_through(folder: Path, data: Data
         assert row["f"] == row["input"] == row["f2"]
 
 
+@pytest.mark.parametrize(("steps", "powers"), [(3, {"f", "f2", "f3"}), (6, {"f", "f2", "f3", "f6"})])
+def test_what_the_service_generates_is_measured(
+    folder: Path, data: Dataset, cache: Path, steps: int, powers: set[str]
+) -> None:
+    def halved(x: FloatRows) -> FloatRows:
+        return x / 2
+
+    artifact = Artifact.read(folder)
+    card = artifact.card.model_copy(update={"steps": Steps(generate=steps)})
+    table = measured(halved, dataclasses.replace(artifact, card=card), data, cache)
+    assert set(table["generation"]) - {"training"} == powers
+    frechet = [row["frechet"] for name, row in table["generation"].items() if name in powers]
+    assert frechet == sorted(frechet, reverse=True)  # less noise is nearer to pictures
+
+
 def sound(pictures: FloatRows) -> Any:
     """What f should be: latents become these pictures, one each; what is a picture already stays."""
 
