@@ -53,7 +53,7 @@ def test_a_training_can_start_from_every_shipped_model(shipped: dict[str, Loaded
 
 
 def test_generated_avatars_are_in_colour_and_kept(shipped: dict[str, LoadedModel]) -> None:
-    model = shipped["avatars64/3"]
+    model = shipped["avatars64/4"]
     y = model.instances[0].run(model.noise.rows(0, 0, 32))
     assert np.ptp(y, axis=1).mean() > 0.1  # the channels differ
     assert y.std(axis=0).mean() > 0.2  # and so do the samples
