@@ -137,7 +137,7 @@ def _plain(value: Any) -> Any:
 def naign_stages(imle: int, balance: int, distill: int, *, teacher_steps: int = 4) -> tuple[Stage, ...]:
     """The recommended objective: NAIGN (non-adversarial IGN, Al-Jaff et al., 2025, arXiv 2511.02614) with extensions.
 
-    docs/training.md has the measurements behind the extensions. The stages:
+    docs/training-results.md has the measurements behind the extensions. The stages:
 
     1. Reconstruction and IMLE: every picture attracts its nearest sample, so no mode is dropped.
     2. Balanced matching in addition: every latent gets a target and no picture is preferred.
