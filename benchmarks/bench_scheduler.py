@@ -58,8 +58,8 @@ METHOD = (
     "admission and of the rest, and CPU time of both. submit: a task for each request; begin_many: 32 requests at a "
     "time, without tasks, as small HTTP requests come. The garbage collector is set as in the service. "
     "neighbours: latency of one caller with steps=1, alone and beside eight requests with steps=5000 of the same "
-    "caller key. The last line is onnxruntime alone: a call with 8 rows, which has just begun when the request arrives, "
-    "then one with 1. long_run: wall time minus time within onnxruntime's run, per step, for one row"
+    "caller key. The last line is onnxruntime alone: a call with 8 rows, which has just begun when the request "
+    "arrives, then one with 1. long_run: wall time minus time within onnxruntime's run, per step, for one row"
 )
 FULL = {"rounds": 5, "seconds": 4.0, "steps": 40_000, "depth": 100_000}
 QUICK = {"rounds": 1, "seconds": 0.3, "steps": 2000, "depth": 1000}

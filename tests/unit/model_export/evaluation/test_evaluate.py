@@ -14,7 +14,7 @@ from model_export.evaluation.evaluate import evaluate, summary
 from model_export.evaluation.measures import Evaluation, random_subset
 from model_export.evaluation.metrics import mean_distance
 from model_export.export.artifact import Artifact, publish
-from service.artifact.card import ModelCard
+from service.artifact.card import ModelCard, Steps
 from service.artifact.files import GOLDEN_FILE, METRICS_FILE, MODEL_FILE, MODEL_FILES
 from service.artifact.golden import digest_of
 from service.artifact.pixels import to_rows
