@@ -277,6 +277,7 @@ PRESETS = {
             corruptions=("noise", "noise", "blur", "low_resolution", "hole", "hole", "grey", "sketch"),
             eight_bit=0.5,
             background=(0.639, 0.663, 0.953),
+            generate_steps=16,
             data="avatars64",
             licence="CC BY 4.0",
             description="Drawn faces, 64×64 RGB. Remix of “Adventurer” by Lisa Wischofsky (CC BY 4.0), drawn with "
