@@ -54,7 +54,7 @@ def measure_all(options: argparse.Namespace) -> Json:
             for connections in options.connections
             for _ in range(options.rounds)
         ]
-    return report("workers", METHOD, options, summary=summary(rounds), rounds=rounds)
+    return report("workers", METHOD, options, targets=[], summary=summary(rounds), rounds=rounds)
 
 
 def measure_round(server: ServerProcess, requests: list[bytes], connections: int, seconds: float) -> Json:
