@@ -99,7 +99,7 @@ class _Supervisor:
         self._on_listening, self._metrics = on_listening, metrics
         self._worker_settings = per_worker_settings(settings)
         self._context = multiprocessing.get_context("spawn")
-        # A handler of signals only writes into this pipe: `is_alive` forgets a status if a handler runs within it.
+        # Signal handlers only write into this pipe: an OSError of a handler within `is_alive` would lose the status.
         self._signals, self._signalled = self._context.Pipe(duplex=False)
         self._workers: list[_Worker] = []
         self._listening = self._stopping = False
