@@ -86,7 +86,7 @@ export class Models extends EventTarget {
     const reference = referenceOf(model);
     const input = createElement("input", { type: "radio", name: "model", value: reference });
     input.checked = reference === this.#chosen;
-    const image = createElement("img", { className: "pixels", alt: "", hidden: true });
+    const image = createElement("img", { className: "pixels", alt: "" });
     const same = this.list.filter((other) => titleOf(other) === titleOf(model)).length > 1;
     const name = same ? `${titleOf(model)} ${model.version}` : titleOf(model);
     return createElement("label", { title: reference }, input, createElement("span", {}, image, createElement("b", {}, name)));
@@ -95,6 +95,6 @@ export class Models extends EventTarget {
   #showThumbnail(reference) {
     const input = [...this.root.querySelectorAll("input")].find((each) => each.value === reference);
     const image = input?.parentElement.querySelector("img");
-    if (image) Object.assign(image, { src: this.thumbnail(reference), hidden: false });
+    if (image) image.src = this.thumbnail(reference);
   }
 }

@@ -150,7 +150,7 @@ def test_models_are_chosen_and_described(browser: "Browser", tiny: Path) -> None
         assert visit.page.get_by_role("radio", name="Grey 10").is_checked()
         assert visit.one("#palette").is_hidden()
         visit.draw()
-        visit.page.get_by_role("radio", name="Colour", exact=True).check(force=True)
+        visit.choose("Colour")
         visit.one("#about-name").filter(has_text="colour, version 1").wait_for()
         visit.one("#palette .swatch").first.wait_for()
         assert visit.one("#invitation").is_hidden()  # the drawing is still there

@@ -20,7 +20,7 @@ def call(visit: Visit, file: str, name: str, *values: Any) -> Any:
 def test_a_run_is_shown_step_by_step(visit: Visit) -> None:
     visit.draw()
     visit.settled()
-    visit.page.get_by_role("radio", name="100", exact=True).check(force=True)
+    visit.choose("100")
     with visit.page.expect_request("**/project") as asked:
         visit.button("Run").click()
     visit.one("#lasting .status").filter(has_text=re.compile("after 100|After 100")).wait_for()

@@ -51,7 +51,7 @@ def test_own_pictures_in_colour_come_into_the_page(browser: "Browser", service: 
         train_and_export(tmp_path, tmp_path / "models")
         assert service.post("/v2/repository/models/stamps/load").status_code == 200
         visit.page.reload()
-        visit.page.get_by_role("radio", name="Stamps", exact=True).check(force=True)
+        visit.choose("Stamps")
         visit.page.get_by_role("group", name="Colour").get_by_role("button").first.click()
         visit.one("#clear:enabled").click()
         visit.draw([(0.3, 0.3), (0.7, 0.3), (0.7, 0.7), (0.3, 0.7), (0.3, 0.3)])

@@ -57,9 +57,11 @@ class Visit:
         found.wait_for(timeout=PATIENCE_MS)
         return found
 
-    def choose(self, tool: str) -> None:
-        """Take a tool."""
-        self.page.get_by_role("radio", name=tool, exact=True).locator("xpath=..").click()
+    def choose(self, name: str) -> None:
+        """Choose a tool, a model or a length by its label, for the radio buttons themselves take no clicks."""
+        button = self.page.get_by_role("radio", name=name, exact=True)
+        button.locator("xpath=..").click()
+        assert button.is_checked()
 
     def draw(self, stroke: Sequence[tuple[float, float]] = SEVEN) -> None:
         """One stroke with the mouse, in shares of the canvas."""
