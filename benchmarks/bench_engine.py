@@ -25,8 +25,8 @@ from benchmarks.harness.common import (
     positive,
     report,
     rounded,
+    run_benchmark,
     target,
-    write,
 )
 from benchmarks.harness.processes import ROOT
 from service.artifact.card import ModelCard
@@ -83,8 +83,7 @@ def main() -> int:
     cli.add_argument("--rounds", type=positive)
     cli.add_argument("--seconds", type=duration, help="of each measurement")
     options = apply_defaults(cli.parse_args(), full=FULL, quick=QUICK)
-    write(measure(options), options.results)
-    return 0
+    return run_benchmark(measure, options)
 
 
 def measure(options: argparse.Namespace) -> Json:

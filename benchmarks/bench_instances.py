@@ -24,11 +24,10 @@ from benchmarks.harness.common import (
     positive,
     report,
     rounded,
+    run_benchmark,
     target,
-    write,
 )
-from benchmarks.harness.processes import ROOT, ServerFailed, service
-from service.domain.errors import StartupError
+from benchmarks.harness.processes import ROOT, service
 from service.runtime.onnx_model import OnnxModel
 
 METHOD = (
@@ -50,12 +49,7 @@ def main() -> int:
     cli.add_argument("--seconds", type=duration, help="of each measurement")
     cli.add_argument("--connections", type=positive, nargs="+")
     options = apply_defaults(cli.parse_args(), full=FULL, quick=QUICK)
-    try:
-        write(measure_all(options), options.results)
-    except (StartupError, ServerFailed, OSError) as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        return 2
-    return 0
+    return run_benchmark(measure_all, options)
 
 
 def measure_all(options: argparse.Namespace) -> Json:

@@ -32,8 +32,8 @@ from benchmarks.harness.common import (
     positive,
     report,
     rounded,
+    run_benchmark,
     target,
-    write,
 )
 from benchmarks.harness.instrumented_model import (
     BATCH_ROWS,
@@ -44,7 +44,6 @@ from benchmarks.harness.instrumented_model import (
 )
 from benchmarks.harness.processes import ROOT
 from service.api.fast_path import MAX_PER_TURN
-from service.domain.errors import StartupError
 from service.domain.latents import FloatRows
 from service.domain.tasks import SchedulingParams, StepParams
 from service.scheduling.scheduler import Scheduler
@@ -70,12 +69,7 @@ DEPTHS = (1, 8, 64, 1000, 10_000, 100_000)
 
 def main() -> int:
     options = apply_defaults(parser().parse_args(), full=FULL, quick=QUICK)
-    try:
-        write(measure(options), options.results)
-    except StartupError as exc:
-        print(f"error: {exc.detail}", file=sys.stderr)
-        return 2
-    return 0
+    return run_benchmark(measure, options)
 
 
 def measure(options: argparse.Namespace) -> Json:

@@ -33,13 +33,12 @@ from benchmarks.harness.common import (
     positive,
     report,
     rounded,
+    run_benchmark,
     setting,
     target,
-    write,
 )
 from benchmarks.harness.processes import ROOT, MemoryWatch, ServerFailed, ServerProcess, free_port, service, serving
 from benchmarks.load_generator.load import Spec, measure, request
-from service.domain.errors import StartupError
 from service.domain.latents import FloatRows
 from service.environment import available_cpus
 from service.runtime.onnx_model import OnnxModel
@@ -72,12 +71,7 @@ def main() -> int:
     options = apply_defaults(parser().parse_args(), full=FULL, quick=QUICK)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # overload needs thousands of connections
-    try:
-        write(measure_all(options), options.results)
-    except (StartupError, ServerFailed, OSError) as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        return 2
-    return 0
+    return run_benchmark(measure_all, options)
 
 
 def measure_all(options: argparse.Namespace) -> Json:

@@ -15,9 +15,17 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.bench_service import SETTINGS, png, project, run_load
-from benchmarks.harness.common import Json, apply_defaults, arguments, duration, positive, report, rounded, write
-from benchmarks.harness.processes import ROOT, ServerFailed, ServerProcess, process_tree, service
-from service.domain.errors import StartupError
+from benchmarks.harness.common import (
+    Json,
+    apply_defaults,
+    arguments,
+    duration,
+    positive,
+    report,
+    rounded,
+    run_benchmark,
+)
+from benchmarks.harness.processes import ROOT, ServerProcess, process_tree, service
 from service.runtime.onnx_model import OnnxModel
 
 METHOD = (
@@ -37,12 +45,7 @@ def main() -> int:
     cli.add_argument("--seconds", type=duration, help="of each round")
     cli.add_argument("--connections", type=positive, nargs="+")
     options = apply_defaults(cli.parse_args(), full=FULL, quick=QUICK)
-    try:
-        write(measure_all(options), options.results)
-    except (StartupError, ServerFailed, OSError) as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        return 2
-    return 0
+    return run_benchmark(measure_all, options)
 
 
 def measure_all(options: argparse.Namespace) -> Json:

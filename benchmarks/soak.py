@@ -26,11 +26,11 @@ from benchmarks.harness.common import (
     positive,
     report,
     rounded,
+    run_benchmark,
     setting,
     target,
-    write,
 )
-from benchmarks.harness.processes import MemoryWatch, ServerFailed, ServerProcess, service
+from benchmarks.harness.processes import MemoryWatch, ServerProcess, service
 from benchmarks.load_generator.fetch import Answer, ConnectionClosed, fetch
 from benchmarks.load_generator.traffic import SETTINGS, Case, Rng, pick
 
@@ -70,13 +70,7 @@ def main() -> int:
     options.flat_after = options.seconds / 3 if options.flat_after is None else options.flat_after
     if options.flat_after > options.seconds / 2:
         cli.error("--flat-after: must be at most half of --seconds")
-    try:
-        result = soak(options)
-    except ServerFailed as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        return 1
-    write(result, options.results)
-    return 0 if all(line["met"] for line in result["targets"]) else 1
+    return run_benchmark(soak, options, judge=True)
 
 
 def soak(options: argparse.Namespace) -> Json:

@@ -6,11 +6,14 @@ import math
 import os
 import platform
 import statistics
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
+from benchmarks.harness.processes import ServerFailed
+from service.domain.errors import StartupError
 from service.environment import available_cpus
 
 T = TypeVar("T")
@@ -173,6 +176,28 @@ def save(result: Json, results: str) -> None:
     path = Path(results)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def run_benchmark(
+    measure: Callable[[argparse.Namespace], Json], options: argparse.Namespace, *, judge: bool = False
+) -> int:
+    """Measure, print the result and save it.
+
+    Args:
+        measure: options → result.
+        options: of the command line.
+        judge: a missed target is a failure.
+
+    Returns:
+        The exit status: 1 for a missed target that is judged, 2 if nothing could be measured.
+    """
+    try:
+        result = measure(options)
+    except (ServerFailed, StartupError, OSError) as exc:
+        print(f"error: {exc}", file=sys.stderr)
+        return 2
+    write(result, options.results)
+    return int(judge and not all(line["met"] for line in result["targets"]))
 
 
 def arguments(description: str) -> argparse.ArgumentParser:

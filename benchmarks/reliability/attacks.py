@@ -24,10 +24,10 @@ from benchmarks.harness.common import (
     percentile,
     report,
     rounded,
+    run_benchmark,
     target,
-    write,
 )
-from benchmarks.harness.processes import ROOT, MemoryWatch, ServerFailed, ServerProcess, rss_mib, service
+from benchmarks.harness.processes import ROOT, MemoryWatch, ServerProcess, rss_mib, service
 from benchmarks.load_generator.fetch import fetch
 from benchmarks.load_generator.load import request
 from benchmarks.reliability.attackers import ATTACKS
@@ -49,14 +49,12 @@ IN_A_ROW: Final = 10
 
 
 def main() -> int:
-    options = apply_defaults(parser().parse_args(), full=FULL, quick=QUICK)
-    try:
-        lines = [one_attack(name, options.seconds) for name in options.attacks]
-    except (ServerFailed, OSError) as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        return 2
-    write(report("attacks", METHOD, options, targets=targets(lines, options), attacks=lines), options.results)
-    return 0 if all(line["met"] for line in targets(lines, options)) else 1
+    return run_benchmark(measure_all, apply_defaults(parser().parse_args(), full=FULL, quick=QUICK), judge=True)
+
+
+def measure_all(options: argparse.Namespace) -> Json:
+    lines = [one_attack(name, options.seconds) for name in options.attacks]
+    return report("attacks", METHOD, options, targets=targets(lines, options), attacks=lines)
 
 
 def targets(lines: list[Json], options: argparse.Namespace) -> list[Json]:

@@ -31,12 +31,11 @@ from benchmarks.harness.common import (
     positive,
     report,
     rounded,
+    run_benchmark,
     target,
-    write,
 )
 from benchmarks.harness.processes import (
     ROOT,
-    ServerFailed,
     ServerProcess,
     free_port,
     process_tree,
@@ -201,12 +200,11 @@ ENGINE_PROCESS: Final[tuple[Fault, ...]] = (
 
 
 def main() -> int:
-    options = apply_defaults(parser().parse_args(), full=FULL, quick=QUICK)
-    try:
-        halves = [half(options, 2)] if options.engine_process else [half(options, workers) for workers in (1, 2)]
-    except (ServerFailed, OSError) as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        return 2
+    return run_benchmark(measure, apply_defaults(parser().parse_args(), full=FULL, quick=QUICK), judge=True)
+
+
+def measure(options: argparse.Namespace) -> Json:
+    halves = [half(options, 2)] if options.engine_process else [half(options, workers) for workers in (1, 2)]
     targets = []
     for line in halves:
         name = f"{line['processes']} processes"
@@ -215,8 +213,7 @@ def main() -> int:
             target(f"{name}: wrong bytes", line["wrong"], at_most=0),
             target(f"{name}: faults with another result than expected", line["unexpected"], at_most=0),
         ]
-    write(report("chaos", METHOD, options, targets=targets, halves=halves), options.results)
-    return 0 if all(line["met"] for line in targets) else 1
+    return report("chaos", METHOD, options, targets=targets, halves=halves)
 
 
 def half(options: argparse.Namespace, workers: int) -> Json:

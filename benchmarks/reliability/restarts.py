@@ -19,7 +19,7 @@ from typing import Final
 
 import uvloop
 
-from benchmarks.harness.common import Json, apply_defaults, arguments, positive, report, rounded, target, write
+from benchmarks.harness.common import Json, apply_defaults, arguments, positive, report, rounded, run_benchmark, target
 from benchmarks.harness.processes import ROOT, STOP_S, ServerFailed, ServerProcess, service
 from benchmarks.load_generator.fetch import fetch
 from benchmarks.load_generator.traffic import post
@@ -41,13 +41,12 @@ LOAD: Final = post("/v2/repository/models/mnist/load", {})
 
 
 def main() -> int:
-    options = apply_defaults(parser().parse_args(), full=FULL, quick=QUICK)
-    try:
-        reloads = reload_often(options)
-        stops = [stop_often(options, workers) for workers in (1, 2)]
-    except (ServerFailed, OSError) as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        return 2
+    return run_benchmark(measure, apply_defaults(parser().parse_args(), full=FULL, quick=QUICK), judge=True)
+
+
+def measure(options: argparse.Namespace) -> Json:
+    reloads = reload_often(options)
+    stops = [stop_often(options, workers) for workers in (1, 2)]
     targets = [
         target("reloads: failed or wrong requests", reloads["failed"], at_most=0),
         target("reloads: loads with another outcome than expected", reloads["unexpected_loads"], at_most=0),
@@ -59,8 +58,7 @@ def main() -> int:
             target(f"{name}: exit status other than 0", line["bad_exits"], at_most=0),
             target(f"{name}: slowest stop", line["slowest_stop_s"], at_most=DRAIN_S + 2, unit="s"),
         ]
-    write(report("restarts", METHOD, options, targets=targets, reloads=[reloads], stops=stops), options.results)
-    return 0 if all(line["met"] for line in targets) else 1
+    return report("restarts", METHOD, options, targets=targets, reloads=[reloads], stops=stops)
 
 
 def reload_often(options: argparse.Namespace) -> Json:

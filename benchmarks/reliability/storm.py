@@ -30,11 +30,11 @@ from benchmarks.harness.common import (
     positive,
     report,
     rounded,
+    run_benchmark,
     setting,
     target,
-    write,
 )
-from benchmarks.harness.processes import ServerFailed, ServerProcess, service
+from benchmarks.harness.processes import ServerProcess, service
 from benchmarks.load_generator.load import Spec, measure, request
 
 METHOD = (
@@ -73,17 +73,16 @@ def main() -> int:
     options = apply_defaults(parser().parse_args(), full=FULL, quick=QUICK)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    try:
-        with service(dict(options.setting)) as server:
-            lines = [measured(server, storm, options) for storm in STORMS]
-    except (ServerFailed, OSError) as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        return 2
+    return run_benchmark(measure_all, options, judge=True)
+
+
+def measure_all(options: argparse.Namespace) -> Json:
+    with service(dict(options.setting)) as server:
+        lines = [measured(server, storm, options) for storm in STORMS]
     judged = list(zip(STORMS, lines, strict=True))
     targets = [target(f"goodput, {storm}, share", line["share"], at_least=storm.least_share) for storm, line in judged]
     targets += [target(f"{storm}, errors", line["errors"], at_most=0) for storm, line in judged]
-    write(report("storm", METHOD, options, targets=targets, storms=lines), options.results)
-    return 0 if all(line["met"] for line in targets) else 1
+    return report("storm", METHOD, options, targets=targets, storms=lines)
 
 
 def measured(server: ServerProcess, storm: Storm, options: argparse.Namespace) -> Json:

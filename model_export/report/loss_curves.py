@@ -17,6 +17,7 @@ from model_export.training.stages import Weights
 from model_export.training.train import LOG
 
 _TERMS: Final = tuple(field.name for field in dataclasses.fields(Weights))
+_COLOURS: Final = (*(f"C{i}" for i in range(10)), "black", "gold")  # matplotlib's ten, and one more for every term
 _MAX_POINTS: Final = 150  # of a curve in a stage; more are averaged
 _MIN_VALUE: Final = 1e-8  # the logarithmic scale needs values above 0
 
@@ -51,19 +52,19 @@ def plot_losses(run: Path) -> bytes:
     # Text stays text instead of outlines, and ids are the same in every run: equal logs give equal files.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "model_export", "font.size": 9}):
         figure = Figure(figsize=(9, 3.7), layout="constrained")
-        axes = figure.add_subplot(yscale="log", xlabel="step", xlim=(0, entries[-1].step))
+        axes = figure.add_subplot(yscale="log", xlabel="step", xmargin=0)
         axes.grid(axis="y", color="#ddd")
-        start = 0
+        start = entries[0].step  # of a run with `--start` not 0
         for stage, group in groupby(entries, key=lambda entry: entry.stage):
             lines = list(group)
             axes.axvline(start, color="#999", linestyle=":")
             # The name stands above the axes: x in data units, y in units of the axes.
             axes.text(start, 1.02, stage, transform=axes.get_xaxis_transform(), color="#555")
-            for i, term in enumerate(_TERMS):
+            for term, colour in zip(_TERMS, _COLOURS, strict=True):
                 points = _average([(line.step, line.terms[term]) for line in lines if term in line.terms])
                 if points:
                     marker = "." if len(points) == 1 else ""  # a line needs two points
-                    axes.plot(*zip(*points, strict=True), color=f"C{i}", linewidth=1.2, marker=marker, label=term)
+                    axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.2, marker=marker, label=term)
             start = lines[-1].step
         # A term that occurs in several stages has several curves: one legend entry each.
         handles, labels = axes.get_legend_handles_labels()

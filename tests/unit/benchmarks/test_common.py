@@ -1,3 +1,4 @@
+import argparse
 import json
 from pathlib import Path
 
@@ -5,6 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.harness import common
+from benchmarks.harness.processes import ServerFailed
 
 
 @pytest.mark.parametrize(
@@ -98,8 +100,25 @@ def test_a_result_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     file = tmp_path / "new" / "nothing.json"
     options = parser.parse_args(["--quick", "--models", "somewhere", "--results", str(file)])
     options = common.apply_defaults(options, full={"rounds": 5}, quick={"rounds": 1})
-    common.write(common.report("nothing", "none", options, lines=[1]), options.results)
+    status = common.run_benchmark(lambda asked: common.report("nothing", "none", asked, lines=[1]), options)
+    assert status == 0
     found = json.loads(file.read_text())
     assert found == json.loads(capsys.readouterr().out)
     assert found["options"] == {"quick": True, "rounds": 1}  # no paths
     assert found["lines"] == [1]
+
+
+@pytest.mark.parametrize(("measured", "judge", "status"), [(1.0, True, 0), (2.0, True, 1), (2.0, False, 0)])
+def test_a_missed_target_fails_where_it_is_judged(measured: float, judge: bool, status: int) -> None:
+    options = common.apply_defaults(common.arguments("Measure nothing.").parse_args([]), full={}, quick={})
+    result = {"targets": [common.target("least", measured, at_most=1.0)]}
+    assert common.run_benchmark(lambda _: result, options, judge=judge) == status
+
+
+def test_what_cannot_be_measured_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(options: argparse.Namespace) -> common.Json:
+        raise ServerFailed("it did not start")
+
+    options = common.apply_defaults(common.arguments("Measure nothing.").parse_args([]), full={}, quick={})
+    assert common.run_benchmark(fail, options) == 2
+    assert capsys.readouterr().err == "error: it did not start\n"

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import re
@@ -17,6 +18,7 @@ from model_export.export.artifact import Artifact, OnnxFunction
 from model_export.report.figures import FIGURES, FigureContext, file_name, first_of_classes, restoration_figures
 from model_export.report.image_grid import ImageGrid
 from model_export.report.loss_curves import plot_losses
+from model_export.training.stages import Weights
 from service.artifact.pixels import to_levels, to_rows
 from service.domain.latents import FloatRows, slerp
 from tests.helpers.tiny_training import contents, patterns
@@ -287,6 +289,13 @@ def test_the_plot_names_terms_and_stages(tmp_path: Path) -> None:
     assert {"first", "second <2>", "rec", "tight", "200", "step"} <= texts(svg)
     assert "lr" not in texts(svg)
     assert plot_losses(run) == svg
+
+
+def test_every_term_has_a_colour_of_its_own(tmp_path: Path) -> None:
+    terms = {field.name: 1.0 for field in dataclasses.fields(Weights)}
+    run = log(tmp_path, {"step": 9000, "stage": "s", **terms}, {"step": 9001, "stage": "s", **terms})
+    legend = plot_losses(run).decode().partition('id="legend_1"')[2]
+    assert len(set(re.findall(r"stroke: (#\w+)", legend))) == len(terms)
 
 
 def test_long_logs_make_small_files(tmp_path: Path) -> None:
