@@ -193,7 +193,7 @@ class Evaluation:
             "seed": _SEED,
             "pictures": "as served: clipped and rounded to 8 bits; latents, drift, health and repeated are not",
             "frechet": "samples against all held-out pictures; training: as many training pictures against the same, "
-            "the floor; multiple: of that floor",
+            "the floor; multiple: of that floor; training_after_f: f of the latter, which shows what f blurs",
             "features": f"{FEATURES} penultimate features of a convolutional classifier of " + _TASKS[classifier.task],
             "classifier": {
                 "accuracy": classifier.accuracy,
@@ -230,10 +230,11 @@ class Evaluation:
         return min(self._n, sample_budget(_REPEATED_SAMPLES, self._card.shape))
 
     def _generation(self, samples: Mapping[str, Predictions]) -> Table:
-        """Fréchet distance and coverage of f(z), f²(z), … and of training pictures."""
+        """Fréchet distance and coverage of f(z), f²(z), … and of training pictures before and after f."""
         floor = frechet(self._floor.features, self._held_out.features)
         table: Table = {}
-        for name, predictions in {**samples, "training": self._floor}.items():
+        after_f = self._evaluator.predict(to_levels(self._f(to_rows(self._floor.levels))))
+        for name, predictions in {**samples, "training": self._floor, "training_after_f": after_f}.items():
             distance = frechet(predictions.features, self._held_out.features)
             table[name] = {"frechet": distance, **_ratio("multiple", distance, floor)}
             table[name] |= self._evaluator.coverage(predictions)

@@ -4,10 +4,11 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from model_export.report.limitations import best_baseline
-from model_export.report.markdown import Table, formula, is_power, one_line, table
+from model_export.report.markdown import Table, formula, one_line, table
 from service.artifact.card import ModelCard
 
 _QUANTILES: Final = (50, 95, 99)
+_PICTURES: Final = {"training": "training pictures", "training_after_f": "f(training pictures)"}
 
 
 def summary(card: ModelCard) -> str:
@@ -100,7 +101,7 @@ def _generation_table(generation: Table) -> str:
     for name, row in generation.items():
         if "frechet" not in row:
             continue
-        samples = f"{formula(name)}(z)" if is_power(name) else f"{formula(name)} pictures"
+        samples = _PICTURES.get(name, f"{formula(name)}(z)")
         cells = (_number(row.get(key), form) for key, form in (("frechet", ".2f"), ("kl", ".4f")))
         rows.append((samples, *cells))
     return table(["pictures", "Fréchet distance", "KL"], rows)

@@ -100,7 +100,7 @@ def test_what_the_service_generates_is_measured(
     artifact = Artifact.read(folder)
     card = artifact.card.model_copy(update={"steps": Steps(generate=steps)})
     table = measured(halved, dataclasses.replace(artifact, card=card), data, cache)
-    assert set(table["generation"]) - {"training", "held_out"} == powers
+    assert set(table["generation"]) - {"training", "training_after_f", "held_out"} == powers
     frechet = [row["frechet"] for name, row in table["generation"].items() if name in powers]
     assert frechet == sorted(frechet, reverse=True)  # less noise is nearer to pictures
 
@@ -137,6 +137,7 @@ def test_real_pictures_against_real_ones_are_the_floor(folder: Path, data: Datas
     f = table["generation"]["f"]
     assert f["frechet"] == pytest.approx(table["generation"]["training"]["frechet"], rel=0.5)
     assert f["multiple"] == pytest.approx(1.0, abs=0.5)
+    assert table["generation"]["training_after_f"] == table["generation"]["training"]  # f changes no picture
     assert 0.7 < table["diversity"] < 1.5
     assert table["drift"]["f"] == 0.0
     assert table["clean"]["ssim"] == 1.0
@@ -262,7 +263,7 @@ def test_light_pictures_are_inverted_as_the_service_does(folder: Path, data: Dat
 def test_without_classes_there_are_features_only(folder: Path, data: Dataset, cache: Path) -> None:
     unlabelled = dataclasses.replace(data, train_labels=None, held_out_labels=None, sha256="unlabelled")
     table = measured(identity, Artifact.read(folder), unlabelled, cache)
-    assert set(table["generation"]) == {"f", "f2", "f3", "training"}
+    assert set(table["generation"]) == {"f", "f2", "f3", "training", "training_after_f"}
     assert set(table["generation"]["f"]) == {"frechet", "multiple"}
     assert set(table["clean"]) == {"psnr", "ssim"}
     assert "rotations" in table["protocol"]["features"]
