@@ -100,14 +100,17 @@ class Autoencoder(nn.Module):
         self.decoder = nn.Sequential(*layers)
         self.apply(_initialise)
 
-    def features(self, x: Tensor) -> list[Tensor]:
-        """Activations of the encoder at every scale except the first: (B, c, h, w) each, the bottleneck last."""
+    def features(self, x: Tensor, first: int = 1) -> list[Tensor]:
+        """Activations of the encoder at every scale from ``first`` on: (B, c, h, w) each, the bottleneck last.
+
+        Scale 0 has half the side of the picture.
+        """
         features = []
         for layer in self.encoder:
             x = layer(x)
             if isinstance(layer, nn.SiLU | nn.LeakyReLU):
                 features.append(x)
-        return features[1:]
+        return features[first:]
 
     @property
     def quantizer(self) -> "ScalarQuantizer":

@@ -20,6 +20,7 @@ from model_export.training.stages import (
     edges_stage,
     quantised_stage,
     samples_stage,
+    texture_stage,
 )
 
 NO_LICENCE: Final = "not stated"
@@ -218,7 +219,12 @@ PRESETS = {
             name="fashion_mnist",
             objective="naign",
             network=dataclasses.replace(_DIGITS, quantizer=192),
-            stages=(*naign_stages(4000, 3000, 2880), drifting_stage(2000), quantised_stage(2400, drifting=0.25)),
+            stages=(
+                *naign_stages(4000, 3000, 2880),
+                drifting_stage(2000),
+                quantised_stage(2400, drifting=0.25),
+                texture_stage(1600),
+            ),
             matching=_DIGITS_MATCHING,
             corruptions=(*_DIGITS_CORRUPTIONS, "hole", "hole"),
             eight_bit=0.5,

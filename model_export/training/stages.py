@@ -105,6 +105,8 @@ class Stage:
         drift_pictures: number of latents and of pictures per step of `drifting`, which estimates its field from them;
             0 takes the batch size. `settle` then takes as many of the samples as there are pictures in the batch.
         drift_cells: see `FeatureGroups.cells`.
+        first_scale: of the encoder's features for `drifting` and `features`; see `Autoencoder.features`. Scale 0
+            holds fine texture.
         quantizer_deviation: standard deviation of pictures, in levels, to which the quantiser is fitted when the stage
             starts; 0 keeps the quantiser as it is. The teacher is copied before.
     """
@@ -124,6 +126,7 @@ class Stage:
     code_noise: float = 0.0
     drift_pictures: int = 0
     drift_cells: int = 0
+    first_scale: int = 1
     quantizer_deviation: float = 0.0
 
     def __post_init__(self) -> None:
@@ -178,6 +181,24 @@ def quantised_stage(steps: int, *, drifting: float = 0.06) -> Stage:
         code_noise=0.01,
         drift_pictures=256,
         quantizer_deviation=1.5,
+    )
+
+
+def texture_stage(steps: int) -> Stage:
+    """A stage after `quantised_stage` for fine texture, which an average of pictures lacks.
+
+    `drifting` and `features` compare all scales of the encoder, and count more than pixels.
+    """
+    return Stage(
+        name="texture",
+        steps=steps,
+        lr=6e-4,
+        warmup=30,
+        distance="mse_l1",
+        weights=Weights(rec=0.75, project=0.5, settle=1.5, code_consistency=0.5, drifting=2.0, features=0.5),
+        code_noise=0.01,
+        drift_pictures=256,
+        first_scale=0,
     )
 
 

@@ -11,6 +11,7 @@ import gc
 import math
 import sys
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -304,7 +305,9 @@ class Run:
             kind=stage.distance or self.preset.distance,
             teacher=None if self.teacher is None else self.execution.compiled(self.teacher),
             scores=None if self.discriminator is None else self.discriminator.scores,
-            feature_groups=None if self.teacher is None else FeatureGroups(self.teacher.features, stage.drift_cells),
+            feature_groups=None
+            if self.teacher is None
+            else FeatureGroups(partial(self.teacher.features, first=stage.first_scale), stage.drift_cells),
         )
 
     def _end_stage(self) -> None:
