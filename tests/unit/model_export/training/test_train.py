@@ -200,6 +200,18 @@ def test_a_run_with_quantiser_and_drifting_continues_bit_for_bit(
     assert {"rec", "project", "settle", "code_consistency", "drifting"} <= losses_of(tmp_path / "whole")[-1].keys()
 
 
+def test_texture_is_compared_at_the_finest_scale_if_a_stage_says_so(data: Dataset, tmp_path: Path) -> None:
+    losses = []
+    for first_scale in (0, 1):
+        last = dataclasses.replace(ATTRACTOR, steps=1, warmup=0, first_scale=first_scale)
+        preset = dataclasses.replace(QUANTISED, stages=(QUANTISED.stages[0], last))
+        run(preset, data, tmp_path / str(first_scale)).train()
+        losses.append(losses_of(tmp_path / str(first_scale))[-1])
+    fine, coarse = losses
+    assert fine["drifting"] != coarse["drifting"]
+    assert all(fine[term] == coarse[term] for term in ("rec", "project", "settle", "code_consistency"))
+
+
 @pytest.mark.parametrize("execution", [Execution(accumulate=2), Execution(world=World(0, 2))], ids=["parts", "ranks"])
 def test_terms_of_the_whole_batch_are_not_split(execution: Execution, data: Dataset, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="need the whole batch"):
