@@ -37,10 +37,8 @@ def _run(arguments: Sequence[str]) -> int:
         if options.base_url:
             parser.error("--local starts a service of its own; leave --base-url out")
         return _run_local(options)
-    status = client.run(options, Terminal(sys.stdout, sys.stderr))
-    if status == client.UNREACHABLE:
-        click.echo("`ign serve` starts a service; with --local, this command needs none", err=True)
-    return status
+    hint = "`ign serve` starts a service; with --local, this command needs none"
+    return client.run(options, Terminal(sys.stdout, sys.stderr), hint)
 
 
 def _run_local(options: argparse.Namespace) -> int:

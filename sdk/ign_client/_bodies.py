@@ -28,15 +28,28 @@ def layout(scale: int, resample: str, columns: int | None, gap: int) -> Options:
 
 
 def json_body(members: Mapping[str, Any]) -> bytes:
-    """Encode members as JSON; numpy scalars become numbers.
+    """Encode members as JSON; numpy scalars and arrays become numbers and lists.
 
     Raises:
         InputError: a value cannot be encoded.
     """
     try:
-        return json.dumps(members, separators=(",", ":"), allow_nan=False, default=_to_python).encode("ascii")
+        return _json(members).encode("ascii")
+    except (TypeError, ValueError):
+        for name, value in members.items():
+            _check(name, value)
+        raise
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False, default=_to_python)
+
+
+def _check(name: str, value: Any) -> None:
+    try:
+        _json(value)
     except (TypeError, ValueError) as exc:
-        raise InputError(f"options: {exc}") from exc
+        raise InputError(f"{name}: {exc}") from exc
 
 
 def upload(
@@ -71,10 +84,13 @@ def path(points: Sequence[PointLike], grid: tuple[int, int] | None, options: Opt
     """
     members = {
         **options,
-        "points": [_inputs.point(value, f"points.{i}") for i, value in enumerate(_as_sequence(points))],
+        "points": [_inputs.point(value, f"points.{i}") for i, value in enumerate(_as_sequence(points, "points"))],
     }
     if grid is not None:
-        rows, cols = grid
+        try:
+            rows, cols = grid
+        except (TypeError, ValueError) as exc:
+            raise InputError(f"grid: expected (rows, columns), not {grid!r}") from exc
         members["grid"] = {"rows": rows, "cols": cols}
     return json_body(members)
 
@@ -86,23 +102,25 @@ def weighted_sum(terms: Sequence[Term | PointLike], options: Options) -> bytes:
         InputError: a term cannot be sent.
     """
     members = []
-    for i, value in enumerate(_as_sequence(terms)):
+    for i, value in enumerate(_as_sequence(terms, "terms")):
         term = value if isinstance(value, Term) else Term(value)
         members.append({**_inputs.point(term.point, f"terms.{i}"), "weight": term.weight})
     return json_body({**options, "terms": members})
 
 
-def _as_sequence(values: object) -> Sequence[Any]:
+def _as_sequence(values: object, field: str) -> Sequence[Any]:
     if not isinstance(values, Sequence) or isinstance(values, str | bytes):
-        raise InputError(f"expected a list of latents, not {type(values).__name__}")
+        raise InputError(f"{field}: expected a list of latents, not {type(values).__name__}")
     return values
 
 
 def _to_python(value: Any) -> Any:
-    item = getattr(value, "item", None)
-    if not callable(item):
+    if isinstance(value, range):
+        return list(value)
+    to_list = getattr(value, "tolist", None)
+    if not callable(to_list):
         raise TypeError(f"{type(value).__name__} is no number, text or list of them")
-    return item()
+    return to_list()
 
 
 def _text(value: Any) -> str:

@@ -10,13 +10,17 @@ Exit status:
 """
 
 import argparse
+import math
+import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final, TypeAlias
 
 from ign_client._client import Client
 from ign_client._commands import generate, interpolate, models, project, score
 from ign_client._errors import (
+    ConnectionFailed,
     DeadlineExceeded,
     IgnError,
     InputError,
@@ -26,7 +30,7 @@ from ign_client._errors import (
     UnexpectedAnswer,
 )
 from ign_client._settings import DEFAULT_TIMEOUT_S
-from ign_client._terminal import Terminal
+from ign_client._terminal import ResultsClosed, Terminal
 from ign_client._version import __version__
 
 DONE, REFUSED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
@@ -55,16 +59,20 @@ def parse(top: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argp
     return options
 
 
-def run(options: argparse.Namespace, terminal: Terminal) -> int:
-    """Run the command of parsed arguments; returns the exit status."""
+def run(options: argparse.Namespace, terminal: Terminal, hint: str = "") -> int:
+    """Run the command of parsed arguments; returns the exit status. ``hint``: what helps if no service is reached."""
     try:
         with Client(options.base_url, timeout=options.timeout, max_retries=options.retries) as client:
             done: bool = options.run(client, options, terminal)
     except KeyboardInterrupt:
         terminal.error("interrupted")
         return INTERRUPTED
+    except ResultsClosed:
+        return REFUSED
     except (IgnError, OSError) as exc:
-        terminal.error(f"ign_client: {exc}")
+        terminal.error(f"{options.command.prog.split()[0]}: {exc}")
+        if hint and isinstance(exc, ConnectionFailed):
+            terminal.error(hint)
         return _status(exc)
     terminal.end()
     return DONE if done else REFUSED
@@ -115,21 +123,24 @@ def _generate(commands: Commands) -> None:
     command.add_argument("-n", type=int, default=1, help="number of pictures (1); without limit for a folder")
     command.add_argument("--seed", type=int, help="the same seed gives the same pictures")
     command.add_argument("--offset", type=int, default=0, help="index of the first picture of the seed (0)")
-    command.add_argument("--noise-scale", type=float, default=1.0, help="0 to 2 (1)")
+    command.add_argument("--noise-scale", type=_finite, default=1.0, help="0 to 2 (1)")
     _common(command)
     _sheet(command)
     _output(command, "folder for one file each, or a file (.png .jpg .webp .npy) for a sheet of all")
+    command.add_argument("--skip-existing", action="store_true", help="skip pictures whose file exists")
 
 
 def _project(commands: Commands) -> None:
     command = commands.add_parser("project", help="project pictures")
     command.set_defaults(run=project)
     command.add_argument("inputs", nargs="+", metavar="INPUT", help="pictures, or folders of pictures")
-    command.add_argument("--strength", type=float, default=1.0, help="0 returns the input, 1 (default) the output of f")
+    command.add_argument(
+        "--strength", type=_finite, default=1.0, help="0 returns the input, 1 (default) the output of f"
+    )
     command.add_argument("--mask", help="picture: white = regenerate, black = keep")
     _preparation(command)
     _common(command)
-    _output(command, "folder; the files keep their names")
+    _output(command, "folder, in which files keep their names; or for one picture a file (.png .jpg .webp .npy)")
     command.add_argument("--skip-existing", action="store_true", help="skip inputs whose output exists")
 
 
@@ -179,12 +190,24 @@ def _preparation(command: argparse.ArgumentParser) -> None:
 
 
 def _output(command: argparse.ArgumentParser, what: str) -> None:
-    command.add_argument("-o", "--out", required=True, help=what)
+    command.add_argument("-o", "--out", type=_path, required=True, help=what)
     command.add_argument("--force", action="store_true", help="overwrite existing outputs")
 
 
 def _jobs(text: str) -> int:
-    jobs = int(text)
-    if not 1 <= jobs <= 64:
+    if not (text.isdecimal() and 1 <= int(text) <= 64):
         raise argparse.ArgumentTypeError("expected 1 to 64")
-    return jobs
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    number = float(text) if re.fullmatch(r"[-+.0-9eE]+", text) else math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"expected a number, not {text!r}")
+    return number
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("expected the path of a file or folder")
+    return Path(text)

@@ -4,8 +4,9 @@ import argparse
 import json
 import re
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,7 +14,7 @@ from ign_client._batches import check_free, for_each_item, list_images, require_
 from ign_client._client import Client
 from ign_client._errors import InputError
 from ign_client._inputs import PointLike, Seed
-from ign_client._picture import SUFFIXES
+from ign_client._picture import SUFFIXES, Picture
 from ign_client._results import Score
 from ign_client._split import FEW, most_enlarged
 from ign_client._terminal import Terminal
@@ -25,7 +26,7 @@ _MEASURES: Final = ("distance", "drift", "percentile", "in_distribution")
 def generate(client: Client, options: argparse.Namespace, terminal: Terminal) -> bool:
     """Generate pictures into a folder, or as one sheet."""
     kwargs = {name: getattr(options, name) for name in ("model", "steps", "noise_scale", "scale", "resample")}
-    target = Path(options.out)
+    target: Path = options.out
     if file_format := SUFFIXES.get(target.suffix.lower()):
         check_free([target], options.force)
         sheet = client.generate_as(
@@ -37,46 +38,71 @@ def generate(client: Client, options: argparse.Namespace, terminal: Terminal) ->
             gap=options.gap,
             **kwargs,
         )
-        sheet.save(target)
+        _save(sheet, target)
         terminal.result(f"{target}: seed {sheet.seed}")
         return True
     _check_no_sheet(options)
+    return _generate_files(client, options, kwargs, terminal)
+
+
+def _generate_files(client: Client, options: argparse.Namespace, kwargs: dict[str, Any], terminal: Terminal) -> bool:
+    target: Path = options.out
     seed = secrets.randbits(32) if options.seed is None else options.seed
     indices = range(options.offset, options.offset + options.n)
     digits = len(str(max(indices, default=0)))  # so that the names sort as the indices do
     paths = {i: target / f"{seed}-{i:0{digits}}{_SUFFIX_OF[options.format]}" for i in indices}
     if not paths:
         raise InputError(f"-n: expected 1 or more, not {options.n}")
+    if options.skip_existing:
+        paths = {i: path for i, path in paths.items() if not path.exists()}
     check_free(paths.values(), options.force)
-    target.mkdir(parents=True, exist_ok=True)
+    saved: list[int] = []
 
-    def save_part(part: Sequence[int]) -> None:
-        for image in client.generate(n=len(part), seed=seed, offset=part[0], format=options.format, **kwargs):
-            image.save(paths[image.index])
+    def save_some(wanted: Sequence[int]) -> None:
+        for run in _runs(wanted):
+            for image in client.generate(n=len(run), seed=seed, offset=run[0], format=options.format, **kwargs):
+                _save(image, paths[image.index])
+                saved.append(image.index)
 
-    size = min(FEW, most_enlarged(options.scale))
-    failed = for_each_item(indices, save_part, options.jobs, terminal, group=size)
+    try:
+        size = min(FEW, most_enlarged(options.scale))
+        failed = for_each_item(list(paths), save_some, options.jobs, terminal, group=size)
+    except BaseException:
+        if saved:
+            done = f"{target}: {len(saved)} of {_count(len(paths))}"
+            terminal.result(f"{done}; --seed {seed} --skip-existing goes on")
+        raise
     terminal.result(f"{target}: seed {seed}")
     return not failed
 
 
+def _runs(indices: Sequence[int]) -> Iterator[list[int]]:
+    """Split ascending indices where some are missing in between."""
+    for _, run in groupby(enumerate(indices), key=lambda pair: pair[1] - pair[0]):
+        yield [index for _, index in run]
+
+
 def project(client: Client, options: argparse.Namespace, terminal: Terminal) -> bool:
     """Project pictures, one output file for each."""
-    ending = _SUFFIX_OF[options.format]
-    folder = Path(options.out)
-    targets = {source: (folder / name).with_suffix(ending) for source, name in list_images(options.inputs).items()}
+    names = ("model", "steps", "format", "strength", "resize", "scale", "resample")
+    kwargs = {name: getattr(options, name) for name in names} | {"invert": _invert(options)}
+    out: Path = options.out
+    sources = list_images(options.inputs)
+    if file_format := SUFFIXES.get(out.suffix.lower()):
+        if len(sources) > 1:
+            raise InputError(f"--out: {out} is one file, but there are {len(sources)} pictures; name a folder")
+        targets, kwargs["format"] = dict.fromkeys(sources, out), file_format
+    else:
+        targets = {source: (out / name).with_suffix(_SUFFIX_OF[options.format]) for source, name in sources.items()}
     _check_distinct(targets)
     if options.skip_existing:
         targets = {source: target for source, target in targets.items() if not target.exists()}
     check_free(targets.values(), options.force, "--skip-existing leaves them, --force overwrites")
     mask = None if options.mask is None else require_file(Path(options.mask)).read_bytes()
-    names = ("model", "steps", "format", "strength", "resize", "scale", "resample")
-    kwargs = {name: getattr(options, name) for name in names} | {"invert": _invert(options)}
 
     def project_some(sources: Sequence[Path]) -> None:
         for source, image in zip(sources, client.project(_one_or_more(sources), mask=mask, **kwargs), strict=True):
-            targets[source].parent.mkdir(parents=True, exist_ok=True)
-            image.save(targets[source])
+            _save(image, targets[source])
             saved.append(source)
 
     saved: list[Path] = []
@@ -85,9 +111,9 @@ def project(client: Client, options: argparse.Namespace, terminal: Terminal) -> 
         failed = for_each_item(list(targets), project_some, options.jobs, terminal, group=size)
     except BaseException:
         if saved:
-            terminal.result(f"{folder}: {len(saved)} of {_count(len(targets))}; --skip-existing goes on")
+            terminal.result(f"{out}: {len(saved)} of {_count(len(targets))}; --skip-existing goes on")
         raise
-    terminal.result(f"{folder}: {_count(len(saved))}" + (f", {failed} failed" if failed else ""))
+    terminal.result(f"{out}: {_count(len(saved))}" + (f", {failed} failed" if failed else ""))
     return not failed
 
 
@@ -97,7 +123,7 @@ def interpolate(client: Client, options: argparse.Namespace, terminal: Terminal)
     names = ("model", "steps", "frames", "method", "loop", "scale", "resample")
     kwargs = {name: getattr(options, name) for name in names}
     kwargs["grid"] = _grid(options.grid)
-    target = Path(options.out)
+    target: Path = options.out
     if file_format := SUFFIXES.get(target.suffix.lower()):
         check_free([target], options.force)
         picture = client.latent_interpolate_as(
@@ -108,17 +134,16 @@ def interpolate(client: Client, options: argparse.Namespace, terminal: Terminal)
             gap=options.gap,
             **kwargs,
         )
-        picture.save(target)
+        _save(picture, target)
         terminal.result(str(target))
         return True
     _check_no_sheet(options)
     if target.is_dir() and any(target.iterdir()) and not options.force:
         raise InputError(f"{target} is not empty; --force overwrites")
     frames = client.latent_interpolate(points, format=options.format, **kwargs)
-    target.mkdir(parents=True, exist_ok=True)
     digits = max(3, len(str(len(frames) - 1)))
     for frame in frames:
-        frame.save(target / f"{frame.index:0{digits}}{_SUFFIX_OF[options.format]}")
+        _save(frame, target / f"{frame.index:0{digits}}{_SUFFIX_OF[options.format]}")
     terminal.result(f"{target}: {len(frames)} frames")
     return True
 
@@ -152,6 +177,11 @@ def models(client: Client, _options: argparse.Namespace, terminal: Terminal) -> 
         is_default = served.default in (card.ref, card.name)
         terminal.result("\t".join((card.ref, shape, card.device, "yes" if is_default else "-")))
     return True
+
+
+def _save(picture: Picture, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(target)
 
 
 def _images_of_request(client: Client, sources: Collection[Path]) -> int:

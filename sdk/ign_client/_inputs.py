@@ -5,7 +5,7 @@ import io
 import operator
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol, SupportsIndex, TypeAlias
@@ -144,7 +144,14 @@ def content(source: PictureLike, field: str) -> bytes:
     read = getattr(source, "read", None)
     if not callable(read):
         raise InputError(f"{field}: {type(source).__name__} is neither path, bytes, file, PIL image nor numpy array")
-    data = read()
+    return _read_file(read, field)
+
+
+def _read_file(read: Callable[[], object], field: str) -> bytes:
+    try:
+        data = read()
+    except (OSError, ValueError) as exc:  # such as a closed file
+        raise InputError(f"{field}: the file cannot be read: {exc}") from exc
     if not isinstance(data, bytes):
         raise InputError(f"{field}: the file is open for text; open it for bytes ('rb')")
     return data
@@ -172,7 +179,7 @@ def _array(array: Any, field: str) -> bytes:
         return buffer.getvalue()
     grey = len(shape) == 2 or (len(shape) == 3 and shape[2] == 1)
     if dtype != "uint8" or not (grey or (len(shape) == 3 and shape[2] in (2, 3, 4))) or 0 in shape:
-        expected = "expected uint8 (H, W) or (H, W, 1…4), or as a latent float32 (C, H, W)"
+        expected = "expected uint8 (H, W) or (H, W, 1…4); a latent is float32 (C, H, W)"
         raise InputError(f"{field}: an array of {dtype} {shape}; {expected}")
     image: Any = _extras.pillow().fromarray(array.reshape(shape[:2]) if grey else array)
     return _image(image, field)
@@ -188,11 +195,12 @@ _CONVERTIBLE: Final = {
 
 def _image(image: Any, field: str) -> bytes:
     mode = image.mode
-    if mode not in _PNG_MODES:
-        target_mode = _CONVERTIBLE.get(mode)
-        if target_mode is None:
-            raise InputError(f"{field}: PIL mode {mode} has no fixed scale; convert it to L, RGB or RGBA first")
-        image = image.convert(target_mode)
+    if mode not in _PNG_MODES and mode not in _CONVERTIBLE:
+        raise InputError(f"{field}: PIL mode {mode} has no fixed scale; convert it to L, RGB or RGBA first")
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=1)
+    try:
+        converted = image if mode in _PNG_MODES else image.convert(_CONVERTIBLE[mode])
+        converted.save(buffer, "PNG", compress_level=1)
+    except (OSError, ValueError) as exc:  # Pillow reads files late: closed or damaged; or an image without pixels
+        raise InputError(f"{field}: the PIL image cannot be encoded: {exc}") from exc
     return buffer.getvalue()

@@ -51,8 +51,12 @@ class Retry:
     clock: Callable[[], float] = time.time
 
     def __post_init__(self) -> None:
-        if self.max_retries < 0:
-            raise InputError(f"max_retries: expected 0 or more, not {self.max_retries}")
+        try:
+            valid = self.max_retries >= 0
+        except TypeError:  # of a caller without type checks
+            valid = False
+        if not valid:
+            raise InputError(f"max_retries: expected 0 or more, not {self.max_retries!r}")
 
     def delay_after_failure(self, retries: int) -> float | None:
         """Seconds to wait after an attempt without response; None to give up. ``retries``: number of retries so far."""

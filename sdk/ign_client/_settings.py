@@ -11,6 +11,7 @@ from ign_client._errors import InputError
 
 DEFAULT_BASE_URL: Final = "http://127.0.0.1:8000"
 DEFAULT_TIMEOUT_S: Final = 30.0
+_MAX_TIMEOUT_S: Final = 1e8
 _VISIBLE: Final = re.compile(r"[\x21-\x7e]+")
 
 
@@ -54,8 +55,12 @@ def check_timeout(timeout: float | None) -> None:
     Raises:
         InputError: it is not.
     """
-    if timeout is not None and not 0 < timeout <= 1e8:
-        raise InputError(f"timeout: expected seconds above 0, or None, not {timeout!r}")
+    try:
+        valid = timeout is None or 0 < timeout <= _MAX_TIMEOUT_S
+    except TypeError:  # of a caller without type checks
+        valid = False
+    if not valid:
+        raise InputError(f"timeout: expected seconds above 0 and up to {_MAX_TIMEOUT_S:.0e}, or None, not {timeout!r}")
 
 
 def _check_url(url: str) -> None:

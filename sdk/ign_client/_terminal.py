@@ -1,5 +1,6 @@
 """Output of the commands: results on stdout, progress and errors on stderr."""
 
+import os
 import time
 from collections.abc import Callable
 from typing import Final, TextIO
@@ -7,26 +8,41 @@ from typing import Final, TextIO
 _CELLS: Final = 24
 
 
+class ResultsClosed(Exception):
+    """The pipe to which the results go is closed, as after `| head -1`."""
+
+
 class Terminal:
     """Writes results, errors and a progress line, which is shown only if ``err`` is a terminal.
 
     Args:
-        out: for results, usually stdout.
+        out: for results, usually stdout; None where it is closed.
         err: for progress and errors, usually stderr.
         clock: returns seconds; monotonic.
     """
 
-    def __init__(self, out: TextIO, err: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, out: TextIO | None, err: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self._out, self._err = out, err
         self._clock = clock
         self._begun = clock()
         self._drawn = 0
 
     def result(self, text: str) -> None:
-        """Write a line of output."""
+        """Write a line of output.
+
+        Raises:
+            ResultsClosed: whoever read the output has left.
+        """
         self.end()
-        self._out.write(text + "\n")
-        self._out.flush()
+        if self._out is None:
+            return
+        try:
+            self._out.write(text + "\n")
+            self._out.flush()
+        except BrokenPipeError as exc:
+            # Python flushes stdout again when it exits; without a device to write to, it would complain.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._out.fileno())
+            raise ResultsClosed from exc
 
     def progress(self, done: int, total: int, failed: int = 0) -> None:
         """Draw a progress bar with numbers, and after the first picture their rate and the time left.

@@ -287,7 +287,7 @@ def test_what_would_happen_to_all_ends_it_at_once(
 ) -> None:
     shell = canned(*before, *[answer] * 3)
     assert shell("--retries", 0, "project", scans, "-o", tmp_path / "out", "--jobs", 1) == status
-    assert shell.err == "interrupted\n" if status == INTERRUPTED else shell.err.startswith("ign_client: ")
+    assert shell.err == "interrupted\n" if status == INTERRUPTED else shell.err.startswith("ign-client: ")
     assert shell.err.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
@@ -299,6 +299,32 @@ def test_what_was_saved_before_is_counted(canned: Callable[..., Shell], scans: P
     assert shell("--retries", 0, "project", scans, "-o", out, "--jobs", 1) == UNREACHABLE
     assert shell.out.startswith(f"{out}: 1 of 3 pictures; --skip-existing ")
     assert names(out) == ["a.png"]
+
+
+def test_one_picture_becomes_one_file(shell: Shell, scans: Path, tmp_path: Path) -> None:
+    one = next(scans.rglob("*.png"))
+    assert shell("project", one, "-o", tmp_path / "new" / "one.jpg") == DONE
+    assert (tmp_path / "new" / "one.jpg").read_bytes().startswith(b"\xff\xd8")
+    assert shell("project", scans, "-o", tmp_path / "several.png") == USAGE
+    assert not (tmp_path / "several.png").exists()
+
+
+def test_generating_goes_on_where_it_ended(shell: Shell, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    asked = ("generate", "-n", 12, "--seed", 3, "-o", out)
+    assert shell(*asked) == DONE
+    whole = {path.name: path.read_bytes() for path in out.iterdir()}
+    for name in ("3-01.png", "3-02.png", "3-07.png"):
+        (out / name).unlink()
+    assert shell(*asked) == USAGE
+    assert shell(*asked, "--skip-existing") == DONE
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == whole
+
+
+def test_what_was_generated_before_is_counted(canned: Callable[..., Shell], tmp_path: Path) -> None:
+    shell = canned(httpx.Response(200, json=generated(images=[IMAGE | {"index": 0}])), *[KeyboardInterrupt()] * 40)
+    assert shell("generate", "-n", 40, "--scale", 32, "--seed", 5, "-o", tmp_path, "--jobs", 1) == INTERRUPTED
+    assert shell.out.startswith(f"{tmp_path}: 1 of 40 pictures; --seed 5 --skip-existing ")
 
 
 def test_a_request_has_several_pictures(canned: Callable[..., Shell], scans: Path, tmp_path: Path) -> None:
@@ -386,12 +412,22 @@ def test_commands_that_cannot_be_meant(
     (tmp_path / "x.png").write_bytes(PICTURE)
     (tmp_path / "x.jpg").write_bytes(PICTURE)
     assert shell(*words) == USAGE
-    assert shell.err.startswith(f"ign_client: {said}")
+    assert shell.err.startswith(f"ign-client: {said}")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    "words", [(), ("dance",), ("generate",), ("generate", "-o", "x", "--jobs", "0"), ("project", "-o", "x")]
+    "words",
+    [
+        (),
+        ("dance",),
+        ("generate",),
+        ("generate", "-o", ""),
+        ("generate", "-o", "x", "--jobs", "0"),
+        ("generate", "-o", "x", "--jobs", "many"),
+        ("generate", "-o", "x", "--noise-scale", "nan"),
+        ("project", "-o", "x"),
+    ],
 )
 def test_usage(shell: Shell, words: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -465,6 +501,23 @@ def test_as_a_process(service: Service, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "seven.png: seed 7\n", "")
     gone = run("--retries", "0", "generate", "-o", "eight.png", url="http://127.0.0.1:1")
     assert gone.returncode == UNREACHABLE
-    assert gone.stderr.startswith("ign_client: POST /generate: ")
+    assert gone.stderr.startswith("ign-client: POST /generate: ")
     assert gone.stderr.count("\n") == 1
     assert names(tmp_path) == ["seven.png"]
+
+
+@pytest.mark.parametrize("way", ["closed", "left"])
+def test_results_that_nobody_reads(service: Service, tmp_path: Path, way: str) -> None:
+    """`>&-` and `| true`: the files are there, and nothing complains."""
+    command = f"{sys.executable} -m ign_client generate -o nine.png " + (">&-" if way == "closed" else "| true")
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=tmp_path,
+        env=environment(IGN_BASE_URL=service.url, NO_PROXY="*"),
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert names(tmp_path) == ["nine.png"]

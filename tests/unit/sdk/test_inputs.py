@@ -124,6 +124,31 @@ def test_files_are_read_from_where_they_are() -> None:
         content(io.StringIO("x"), "images")  # type: ignore[arg-type]
 
 
+with io.BytesIO() as _buffer:
+    Image.fromarray(noise(40, 40)).save(_buffer, "PNG")
+    PNG = _buffer.getvalue()
+
+
+def _closed(source: Any) -> Any:
+    source.close()
+    return source
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        _closed(io.BytesIO(b"0123")),
+        _closed(Image.fromarray(GREY8)),
+        Image.new("L", (0, 0)),
+        Image.open(io.BytesIO(PNG[:60])),  # cut; Pillow reads the pixels when they are needed
+    ],
+    ids=["closed file", "closed image", "no pixels", "cut file"],
+)
+def test_pictures_that_cannot_be_read(source: Any) -> None:
+    with pytest.raises(InputError, match=r"images\.2: "):
+        content(source, "images.2")
+
+
 @pytest.mark.parametrize("name", ["missing.png", ".", "nul\0.png", "x" * 5000])
 def test_paths_that_cannot_be_read(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match=r"images\.0: ") as caught:
@@ -139,11 +164,14 @@ def test_paths_that_cannot_be_read(tmp_path: Path, name: str) -> None:
         ("project", (b"x",), {"mask": b"x", "masks": [b"x"]}, "masks"),
         ("project", (b"x",), {"mask": 3}, "mask: "),
         ("project", ([b"x", 3],), {}, r"images\.1: "),
-        ("latent_interpolate", (3,), {}, "int"),
-        ("latent_interpolate", ("ab",), {}, "str"),
+        ("latent_interpolate", (3,), {}, "points: .*int"),
+        ("latent_interpolate", ("ab",), {}, "points: .*str"),
+        ("latent_interpolate", ([1, 2],), {"grid": 5}, "grid: "),
+        ("latent_interpolate", ([1, 2],), {"grid": (2,)}, "grid: "),
+        ("generate", (), {"timeout": "soon"}, "timeout: "),
         ("latent_arithmetic", ([Term("missing.png")],), {}, r"terms\.0: "),
-        ("generate", (), {"noise_scale": float("nan")}, "options: "),
-        ("generate", (), {"n": object()}, "options: "),
+        ("generate", (), {"noise_scale": float("nan")}, "noise_scale: "),
+        ("generate", (), {"n": object()}, "n: "),
         ("generate", (), {"request_id": "a b"}, "request_id: "),
         ("generate_as", ("tiff",), {}, "form: .*png"),
         ("model", ("",), {}, "name: "),

@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import os
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,20 @@ def test_names_that_promise_something_else(tmp_path: Path, name: str, promised: 
     with pytest.raises(InputError, match=promised):
         IMAGE.save(tmp_path / name)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_stays_a_link_and_a_pipe_a_pipe(tmp_path: Path) -> None:
+    link, target, pipe = tmp_path / "link.png", tmp_path / "target.png", tmp_path / "pipe.png"
+    link.symlink_to(target)
+    IMAGE.save(link)
+    assert link.is_symlink()
+    assert target.read_bytes() == IMAGE.bytes
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as pool:
+        received = pool.submit(pipe.read_bytes)
+        IMAGE.save(pipe)
+        assert received.result(timeout=30) == IMAGE.bytes
+    assert pipe.is_fifo()
 
 
 def test_files_appear_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
