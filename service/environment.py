@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import signal
 from collections.abc import Collection
 from importlib import metadata
 from pathlib import Path
@@ -28,6 +29,12 @@ def prepare_process() -> None:
     check_installed(installed_onnxruntimes())
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
+
+
+def stop_signals() -> list[signal.Signals]:
+    """The signals that end the service: SIGHUP is one of them, unless the parent ignores it, as under nohup."""
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [signal.SIGTERM, signal.SIGINT, *([] if ignored else [signal.SIGHUP])]
 
 
 def available_cpus(*, root: Path = Path("/")) -> int:

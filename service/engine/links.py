@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -38,6 +39,9 @@ def link(front: socket.socket, engine: socket.socket) -> None:
 class LinkReceiver:
     """Receives links in a child. Belongs to the running event loop.
 
+    A child that cannot take a link, because it has too many files open, ends, and the supervisor replaces it: nobody
+    would make that link again.
+
     Args:
         control: the child's end.
         on_link: called with every link, whose descriptors are its own.
@@ -62,13 +66,23 @@ class LinkReceiver:
         if not data:  # the supervisor has ended
             self.close()
             return
-        if len(descriptors) < _DESCRIPTORS:  # this process has too many files open; the other one sees the link close
-            _LOG.error("a link between processes is lost: too many files are open")
+        if len(descriptors) < _DESCRIPTORS:
             for descriptor in descriptors:
                 os.close(descriptor)
+            self._give_up()
             return
         end = socket.socket(fileno=descriptors[0])
         end.setblocking(False)
         task = asyncio.ensure_future(self._on_link(end, SlotFiles(*descriptors[1:])))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._on_linked)
+
+    def _on_linked(self, task: "asyncio.Future[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._give_up(error)
+
+    @staticmethod
+    def _give_up(error: BaseException | None = None) -> None:
+        _LOG.error("a link between processes is lost, and this one ends: %s", error or "too many files are open")
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -128,11 +128,14 @@ class MessageStream(asyncio.Protocol):
     def __init__(self, on_message: Callable[[Message], None], on_lost: Callable[[], None]) -> None:
         self._on_message, self._on_lost = on_message, on_lost
         self._transport: asyncio.WriteTransport | None = None
+        self._unsent: list[bytes] | None = []  # until the connection is made; None afterwards
         self._received = bytearray()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
         self._transport = cast(asyncio.WriteTransport, transport)
+        unsent, self._unsent = self._unsent, None
+        self._transport.writelines(unsent or [])
 
     def data_received(self, data: bytes) -> None:
         """Pass on the messages that are complete. One that cannot be handled is logged, and the connection stays."""
@@ -160,11 +163,15 @@ class MessageStream(asyncio.Protocol):
         on_lost()
 
     def send(self, message: Message) -> None:
-        """Send a message; after the end of the connection, nothing happens."""
-        if self._transport is not None:
-            data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
-            self._transport.write(_LENGTH.pack(len(data)))
-            self._transport.write(data)
+        """Send a message, or keep it until the connection is made; after its end, nothing happens."""
+        if self._transport is None and self._unsent is None:
+            return
+        data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+        for part in (_LENGTH.pack(len(data)), data):
+            if self._transport is not None:
+                self._transport.write(part)
+            elif self._unsent is not None:
+                self._unsent.append(part)
 
     def close(self) -> None:
         """Send what waits, and end the connection."""

@@ -35,6 +35,9 @@ def render(registry: CollectorRegistry, shared: Path | None, accept: str = "") -
 def forget_process(pid: int, shared: Path) -> None:
     """Drop the gauges of a process that has ended; its counters stay in the totals."""
     mark_process_dead(pid, str(shared))  # type: ignore[no-untyped-call]
+    for file in shared.glob(f"*_{pid}.db"):
+        if not file.stat().st_size:  # the process ended while it created the file, which then cannot be read
+            file.unlink()
 
 
 def _sum_of_processes(folder: Path) -> CollectorRegistry:

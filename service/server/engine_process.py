@@ -96,6 +96,8 @@ async def _run(settings: Settings, control: socket.socket, exit_timer: ExitTimer
                 async with asyncio.timeout(settings.drain_s):
                     await host.wait_until_alone()
     finally:
+        if device_lost.is_set():  # its driver may block below
+            exit_timer.start(_CLOSE_S, 1)
         links.close()
         for task in (gauges, loading, *ends):
             task.cancel()

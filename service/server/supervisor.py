@@ -24,7 +24,7 @@ from typing import Final
 
 from service.domain.errors import StartupError
 from service.engine import links
-from service.environment import available_cpus, share_metrics
+from service.environment import available_cpus, share_metrics, stop_signals
 from service.settings import Settings
 
 ChildMain = Callable[[Settings, Connection, socket.socket | None], None]
@@ -56,7 +56,7 @@ def per_worker_settings(settings: Settings) -> Settings:
 def supervise(
     settings: Settings, main: ChildMain, *, engine: ChildMain | None = None, on_listening: Callable[[], None]
 ) -> int:
-    """Run `settings.workers` worker processes until SIGTERM or SIGINT. Call it in the main thread.
+    """Run `settings.workers` worker processes until a signal of `stop_signals`. Call it in the main thread.
 
     The first signal drains the workers, a second one ends their requests.
 
@@ -70,7 +70,7 @@ def supervise(
         The exit status: 0 if every worker stopped cleanly, else the status of the first that did not.
 
     Raises:
-        StartupError: a worker refused to start. The others are stopped.
+        StartupError: a worker refused to start, or the system starts no process. The others are stopped.
     """
     with tempfile.TemporaryDirectory(prefix="ign-metrics-", ignore_cleanup_errors=True) as folder:
         share_metrics(Path(folder))
@@ -107,13 +107,30 @@ class _Supervisor:
         self._refusal = ""
 
     def run(self) -> int:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        numbers = stop_signals()
+        for number in numbers:
             signal.signal(number, lambda *_: self._signalled.send(None))
         resource_tracker.ensure_running()  # else `Process.start` starts it, and that unblocks SIGINT
-        if self._engine is not None:
-            self._start(is_engine=True)
-        for _ in range(self._settings.workers):
-            self._start()
+        self._start_all()
+        self._watch()
+        for number in numbers:  # nothing is left to stop, and the status is known
+            signal.signal(number, signal.SIG_IGN)
+        if self._refusal:
+            raise StartupError(self._refusal)
+        return self._status
+
+    def _start_all(self) -> None:
+        try:
+            if self._engine is not None:
+                self._start(is_engine=True)
+            for _ in range(self._settings.workers):
+                self._start()
+        except OSError as exc:
+            self._refusal = f"IGN_WORKERS={self._settings.workers}: a process cannot be started: {exc}"
+            self._stop()
+
+    def _watch(self) -> None:
+        """Replace workers that end, until all have stopped."""
         while self._workers:
             handles = [handle for worker in self._workers for handle in (worker.messages, worker.process.sentinel)]
             wait([self._signals, *handles])
@@ -122,29 +139,47 @@ class _Supervisor:
                 self._receive(worker)
                 if not worker.process.is_alive():
                     self._reap(worker)
-        if self._refusal:
-            raise StartupError(self._refusal)
-        return self._status
 
     def _start(self, *, is_engine: bool = False) -> None:
+        """Start a worker or the engine.
+
+        Raises:
+            OSError: the system has no files, processes or memory for it.
+        """
         main = self._engine if is_engine else self._main
         name, settings = ("ign-engine", self._settings) if is_engine else ("ign-worker", self._worker_settings)
-        messages, theirs = self._context.Pipe(duplex=False)
-        control, their_control = links.control_pair() if self._engine is not None else (None, None)
-        process = self._context.Process(target=main, args=(settings, theirs, their_control), name=name)
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the child inherits this, and unblocks it later
-        try:
-            process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        theirs.close()
-        if their_control is not None:
-            their_control.close()
+        self._metrics.mkdir(mode=0o700, exist_ok=True)  # a program that cleans folders may have removed it
+        with contextlib.ExitStack() as ours, contextlib.ExitStack() as its:
+            messages, its_messages = self._context.Pipe(duplex=False)
+            ours.push(messages)
+            its.push(its_messages)
+            control = its_control = None
+            if self._engine is not None:
+                control, its_control = links.control_pair()
+                ours.push(control)
+                its.push(its_control)
+            process = self._context.Process(target=main, args=(settings, its_messages, its_control), name=name)
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the child inherits this, and unblocks it later
+            try:
+                process.start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            ours.pop_all()
         worker = _Worker(process, messages, control, is_engine, time.monotonic())
-        for other in self._workers:
-            if other.is_engine != is_engine and control is not None and other.control is not None:
-                links.link(*((other.control, control) if is_engine else (control, other.control)))
         self._workers.append(worker)
+        try:
+            self._link(worker)
+        except OSError as exc:
+            process.kill()  # it would wait for its link for ever; `_watch` replaces it
+            _LOG.error("a link between processes cannot be made: %s", exc)
+
+    def _link(self, worker: _Worker) -> None:
+        for other in self._workers:
+            if other.is_engine != worker.is_engine and worker.control is not None and other.control is not None:
+                front, engine = (other, worker) if worker.is_engine else (worker, other)
+                assert front.control is not None  # noqa: S101
+                assert engine.control is not None  # noqa: S101
+                links.link(front.control, engine.control)
 
     def _receive_signals(self) -> None:
         while self._signals.poll():
@@ -157,7 +192,8 @@ class _Supervisor:
                 refusal = worker.messages.recv()
                 if refusal:
                     self._refusal = self._refusal or refusal
-                    self._stop()
+                    if not self._stopping:  # a second stop would cut requests off
+                        self._stop()
                 elif not self._listening:
                     self._listening = True
                     self._on_listening()
@@ -175,15 +211,28 @@ class _Supervisor:
         if not self._stopping:
             what = "engine" if worker.is_engine else "worker"
             _LOG.error("%s %s ended with status %s and is restarted", what, worker.process.pid, status)
-            wait([self._signals], max(0.0, worker.started + _RESTART_INTERVAL_S - time.monotonic()))
-            self._receive_signals()
-            if not self._stopping:
-                self._start(is_engine=worker.is_engine)
+            self._replace(worker)
             return
         if all(other.is_engine for other in self._workers):
             self._terminate()
         if status != -signal.SIGTERM:  # a worker that has just started dies of the signal
             self._status = self._status or abs(status)
+
+    def _replace(self, worker: _Worker) -> None:
+        """Start a process like this one, which has ended. While the system starts none, try again until a signal."""
+        started = worker.started
+        while True:
+            wait([self._signals], max(0.0, started + _RESTART_INTERVAL_S - time.monotonic()))
+            self._receive_signals()
+            if self._stopping:
+                return
+            started = time.monotonic()
+            try:
+                self._start(is_engine=worker.is_engine)
+            except OSError as exc:
+                _LOG.error("a process cannot be started: %s", exc)
+            else:
+                return
 
     def _stop(self) -> None:
         number = signal.SIGINT if self._stopping else signal.SIGTERM

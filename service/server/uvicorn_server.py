@@ -13,6 +13,7 @@ import uvicorn
 
 from service.api.app_state import AppState
 from service.api.fast_path import FastPath
+from service.environment import stop_signals
 from service.server.early_rejection import EarlyRejection
 from service.server.http_protocol import HttpProtocol
 from service.server.open_connections import OpenConnections
@@ -65,12 +66,13 @@ class IgnServer(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Handle signals: the first one drains, the second one ends the requests in flight."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        numbers = stop_signals()
+        for number in numbers:
             loop.add_signal_handler(number, self._stop, number)
         try:
             yield
         finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in numbers:
                 loop.remove_signal_handler(number)
                 if self._services.in_flight.draining:  # the process is about to end, with a status of its own
                     signal.signal(number, signal.SIG_IGN)

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import threading
 import time
 from multiprocessing.connection import Connection
 
@@ -60,6 +61,34 @@ def refuses_later(settings: Settings, messages: Connection, control: socket.sock
         refuses(settings, messages)
     else:
         serves(settings, messages)
+
+
+def drains_or_refuses(settings: Settings, messages: Connection, control: socket.socket | None = None) -> None:
+    """Like `refuses_later`, but two refuse at the same time, and those that serve end a second after SIGTERM.
+
+    They write the signals that they get until then.
+    """
+
+    def stop(number: int, _: object) -> None:
+        with (settings.model_dir / "drained").open("a") as file:
+            file.write(f"{signal.Signals(number).name}\n")
+        if number == signal.SIGTERM:
+            threading.Timer(1.0, os._exit, [0]).start()
+
+    if len([file for file in settings.model_dir.iterdir() if file.name.isdigit()]) >= 3:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # each refuses, although the other one did
+        (settings.model_dir / f"refuses-{os.getpid()}").touch()
+        while len(list(settings.model_dir.glob("refuses-*"))) < 2:
+            time.sleep(0.01)
+        messages.send("no model in /nowhere")
+        return
+    signal.signal(signal.SIGINT, stop)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    (settings.model_dir / str(os.getpid())).write_text("started")
+    messages.send("")
+    signal.signal(signal.SIGTERM, stop)
+    while True:
+        time.sleep(60)
 
 
 def dies(settings: Settings, messages: Connection, control: socket.socket | None = None) -> None:

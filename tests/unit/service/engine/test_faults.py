@@ -3,7 +3,9 @@
 import asyncio
 import gc
 import os
+import signal
 import socket
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -156,7 +158,57 @@ def test_a_message_that_fails_costs_itself_only(caplog: pytest.LogCaptureFixture
     assert "nobody foresaw this" in caplog.text
 
 
-def test_a_link_that_lost_descriptors_is_dropped_and_the_next_one_is_received() -> None:
+def test_what_is_sent_before_the_connection_is_made_arrives_first() -> None:
+    handled: list[Message] = []
+
+    async def main() -> None:
+        ours, theirs = socket.socketpair()
+        sender, receiver = MessageStream(handled.append, lambda: None), MessageStream(handled.append, lambda: None)
+        sender.send(Done(1))
+        sender.send(Done(2))
+        loop = asyncio.get_running_loop()
+        for end, stream in ((ours, sender), (theirs, receiver)):
+            end.setblocking(False)
+            await loop.create_connection(partial(_this, stream), sock=end)
+        sender.send(Done(3))
+        await until(lambda: len(handled) == 3)
+        sender.close()
+
+    asyncio.run(main())
+    assert handled == [Done(1), Done(2), Done(3)]
+
+
+@pytest.fixture
+def terminations() -> Iterator[list[int]]:
+    """The SIGTERMs that this process sends itself."""
+    received: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    yield received
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_a_process_that_cannot_take_a_link_ends(terminations: list[int]) -> None:
+    async def main() -> None:
+        ours, theirs = control_pair()
+
+        async def on_link(end: socket.socket, files: SlotFiles) -> None:
+            end.close()
+            files.close()
+            raise OSError(24, "Too many open files")
+
+        receiver = LinkReceiver(theirs, on_link)
+        end, other = socket.socketpair()
+        files = SlotFiles.create()
+        with ours, theirs, end, other:
+            socket.send_fds(ours, [b"link"], [end.fileno(), *files])
+            await until(lambda: len(terminations) == 1)
+            receiver.close()
+        files.close()
+
+    asyncio.run(main())
+
+
+def test_a_link_that_lost_descriptors_is_dropped(terminations: list[int]) -> None:
     async def main() -> None:
         ours, theirs = control_pair()
         received: list[SlotFiles] = []
@@ -175,6 +227,7 @@ def test_a_link_that_lost_descriptors_is_dropped_and_the_next_one_is_received() 
             await until(lambda: len(received) == 1)
             end.close()
             assert other.recv(1) == b""  # nobody holds the other end any more
+            assert len(terminations) == 2
             receiver.close()
         files.close()
 

@@ -1,9 +1,12 @@
+import errno
 import math
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import pytest
@@ -20,7 +23,8 @@ from tests.helpers import worker_fakes
 def _own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """`supervise` changes the environment and the signal handlers of its process, which here is pytest's."""
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "")
-    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -77,7 +81,7 @@ def test_limits_are_divided_and_a_full_request_still_fits(settings: Settings) ->
     assert per_worker_settings(settings.replace(threads=1)).threads == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_workers_run_until_a_signal(settings: Settings, number: int) -> None:
     assert supervised(settings, worker_fakes.serves, started(settings, 3), number) == 0
     (said,) = {file.read_text() for file in settings.model_dir.iterdir()}
@@ -91,11 +95,12 @@ def test_a_worker_that_dies_is_restarted_and_its_gauges_are_dropped(settings: Se
         started(settings, 3)()
         first = min(pids(settings))
         folder = Path((settings.model_dir / str(first)).read_text().split()[2])
+        (folder / f"counter_{first}.db").touch()  # it died while it created the file, which nobody could read
+        (folder / f"histogram_{first}.db").write_bytes(b"counts")
         os.kill(first, signal.SIGKILL)
         started(settings, 4)()
-        assert {file.name for file in folder.iterdir()} == {
-            f"gauge_livesum_{pid}.db" for pid in pids(settings) - {first}
-        }
+        gauges = {f"gauge_livesum_{pid}.db" for pid in pids(settings) - {first}}
+        assert {file.name for file in folder.iterdir()} == gauges | {f"histogram_{first}.db"}
 
     assert supervised(settings, worker_fakes.serves, script) == 0
 
@@ -107,6 +112,56 @@ def test_a_worker_that_dies_again_and_again_is_restarted_after_a_pause(
     begun = time.monotonic()
     assert supervised(settings.replace(workers=1), worker_fakes.dies, started(settings, 3)) in (0, 5)
     assert time.monotonic() - begun >= 1.0
+
+
+def failing_starts(monkeypatch: pytest.MonkeyPatch, fails: Callable[[int], bool]) -> list[bool]:
+    """Let some starts of processes fail, by their number; returns of each start whether it failed."""
+    start, failed = SpawnProcess.start, list[bool]()
+
+    def started_or_not(self: SpawnProcess) -> None:
+        failed.append(fails(len(failed)))
+        if failed[-1]:
+            raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+        start(self)
+
+    monkeypatch.setattr(SpawnProcess, "start", started_or_not)
+    return failed
+
+
+def test_without_processes_it_does_not_start(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing_starts(monkeypatch, lambda number: number == 2)
+    with pytest.raises(StartupError, match="Resource temporarily unavailable"):
+        supervise(settings, worker_fakes.serves, on_listening=lambda: None)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids(settings))
+
+
+@pytest.mark.parametrize("recovers", [True, False])
+def test_a_replacement_that_cannot_be_started_is_tried_again(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, recovers: bool
+) -> None:
+    monkeypatch.setattr(supervisor, "_RESTART_INTERVAL_S", 0.05)
+    failed = failing_starts(monkeypatch, lambda number: number in (3, 4) or (number > 4 and not recovers))
+
+    def script() -> None:
+        started(settings, 3)()
+        os.kill(min(pids(settings)), signal.SIGKILL)
+        if recovers:
+            started(settings, 4)()
+        else:  # a signal is obeyed meanwhile
+            until(lambda: len(failed) > 6)
+
+    assert supervised(settings, worker_fakes.serves, script) == 0
+
+
+def test_a_worker_is_replaced_although_its_folder_was_removed(settings: Settings) -> None:
+    def script() -> None:
+        started(settings, 3)()
+        first = min(pids(settings))
+        shutil.rmtree((settings.model_dir / str(first)).read_text().split()[2])
+        os.kill(first, signal.SIGKILL)
+        started(settings, 4)()
+
+    assert supervised(settings, worker_fakes.serves, script) == 0
 
 
 def test_a_signal_at_the_moment_a_worker_is_found_dead(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,6 +193,25 @@ def test_a_refusal_of_a_restarted_worker_stops_all(settings: Settings) -> None:
             supervise(settings, worker_fakes.refuses_later, on_listening=lambda: None)
         done.result(PATIENCE_S)
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids(settings))
+
+
+def test_several_refusals_cut_nothing_off(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that drains for long gets SIGTERM, and never the SIGINT that ends its requests."""
+    monkeypatch.setattr(supervisor, "_RESTART_INTERVAL_S", 0.05)
+
+    def script() -> None:
+        started(settings, 3)()
+        drains, *others = sorted(pids(settings))
+        for pid in others:
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: not Path(f"/proc/{drains}").exists())
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(script)
+        with pytest.raises(StartupError, match="no model in /nowhere"):
+            supervise(settings, worker_fakes.drains_or_refuses, on_listening=lambda: None)
+        done.result(PATIENCE_S)
+    assert (settings.model_dir / "drained").read_text() == "SIGTERM\n"
 
 
 def test_a_worker_that_stops_badly_is_seen_in_the_status(settings: Settings) -> None:
