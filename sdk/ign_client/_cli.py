@@ -11,7 +11,6 @@ Exit status:
 
 import argparse
 import math
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -201,7 +200,10 @@ def _jobs(text: str) -> int:
 
 
 def _finite(text: str) -> float:
-    number = float(text) if re.fullmatch(r"[-+.0-9eE]+", text) else math.nan
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
     if not math.isfinite(number):
         raise argparse.ArgumentTypeError(f"expected a number, not {text!r}")
     return number
