@@ -175,10 +175,8 @@ class _Supervisor:
 
     def _link(self, worker: _Worker) -> None:
         for other in self._workers:
-            if other.is_engine != worker.is_engine and worker.control is not None and other.control is not None:
-                front, engine = (other, worker) if worker.is_engine else (worker, other)
-                assert front.control is not None  # noqa: S101
-                assert engine.control is not None  # noqa: S101
+            front, engine = (other, worker) if worker.is_engine else (worker, other)
+            if engine.is_engine and not front.is_engine and front.control is not None and engine.control is not None:
                 links.link(front.control, engine.control)
 
     def _receive_signals(self) -> None:
