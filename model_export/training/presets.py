@@ -223,7 +223,7 @@ PRESETS = {
                 *naign_stages(4000, 3000, 2880),
                 drifting_stage(2000),
                 quantised_stage(2400, drifting=0.25),
-                texture_stage(1600),
+                texture_stage(320),
             ),
             matching=_DIGITS_MATCHING,
             corruptions=(*_DIGITS_CORRUPTIONS, "hole", "hole"),

@@ -46,8 +46,8 @@ def test_an_unknown_name_lists_the_known() -> None:
 def test_steps_are_shared_out_in_proportion() -> None:
     whole = get_preset("fashion_mnist")
     preset = with_overrides(whole, steps=whole.steps // 40)
-    assert [stage.steps for stage in whole.stages] == [4000, 3000, 2880, 2000, 2400, 1600]
-    assert [stage.steps for stage in preset.stages] == [100, 75, 72, 50, 60, 40]
+    assert [stage.steps for stage in whole.stages] == [4000, 3000, 2880, 2000, 2400, 320]
+    assert [stage.steps for stage in preset.stages] == [100, 75, 72, 50, 60, 8]
     assert preset.steps == whole.steps // 40
     assert [stage.steps for stage in with_overrides(get_preset("tiny"), steps=3).stages] == [1, 1, 1]
     assert all(with_overrides(whole, steps=steps).steps == steps for steps in (7, 299, 300, 301, 20_000))
