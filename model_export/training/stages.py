@@ -196,7 +196,7 @@ def texture_stage(steps: int) -> Stage:
         lr=4e-4,
         warmup=30,
         distance="mse_l1",
-        weights=Weights(rec=0.75, project=0.5, settle=1.0, code_consistency=0.5, drifting=2.0, features=0.5),
+        weights=Weights(rec=0.75, project=0.5, settle=1.5, code_consistency=2.0, drifting=2.0, features=0.5),
         code_noise=0.01,
         drift_pictures=256,
         first_scale=0,
