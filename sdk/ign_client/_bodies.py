@@ -33,23 +33,15 @@ def json_body(members: Mapping[str, Any]) -> bytes:
     Raises:
         InputError: a value cannot be encoded.
     """
+    return ("{" + ",".join(_member(name, value) for name, value in members.items()) + "}").encode("ascii")
+
+
+def _member(name: str, value: Any) -> str:
     try:
-        return _json(members).encode("ascii")
-    except (TypeError, ValueError):
-        for name, value in members.items():
-            _check(name, value)
-        raise
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"), allow_nan=False, default=_to_python)
-
-
-def _check(name: str, value: Any) -> None:
-    try:
-        _json(value)
+        text = json.dumps(value, separators=(",", ":"), allow_nan=False, default=_to_python)
     except (TypeError, ValueError) as exc:
         raise InputError(f"{name}: {exc}") from exc
+    return f'"{name}":{text}'
 
 
 def upload(

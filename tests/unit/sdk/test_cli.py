@@ -426,6 +426,7 @@ def test_commands_that_cannot_be_meant(
         ("generate", "-o", "x", "--jobs", "0"),
         ("generate", "-o", "x", "--jobs", "many"),
         ("generate", "-o", "x", "--noise-scale", "nan"),
+        ("generate", "-o", "x", "--noise-scale", "much"),
         ("project", "-o", "x"),
     ],
 )

@@ -106,10 +106,11 @@ def test_jitter_spreads_the_waits() -> None:
     assert waits == [0.375, 10.5]
 
 
-def test_fewer_than_none_is_refused() -> None:
+@pytest.mark.parametrize("most", [-1, "two"])
+def test_other_numbers_of_retries_are_refused(most: Any) -> None:
     for kind in (Client, AsyncClient):
         with pytest.raises(InputError, match="max_retries"):
-            kind(max_retries=-1)
+            kind(max_retries=most)
 
 
 # Time-outs
