@@ -17,7 +17,7 @@ from model_export.training.stages import Weights
 from model_export.training.train import LOG
 
 _TERMS: Final = tuple(field.name for field in dataclasses.fields(Weights))
-_COLOURS: Final = (*(f"C{i}" for i in range(10)), "black", "gold")  # matplotlib's ten, and one more for every term
+_COLOURS: Final = (*(f"C{i}" for i in range(10)), "black", "gold")  # one for each term; matplotlib has ten
 _MAX_POINTS: Final = 150  # of a curve in a stage; more are averaged
 _MIN_VALUE: Final = 1e-8  # the logarithmic scale needs values above 0
 
@@ -54,7 +54,7 @@ def plot_losses(run: Path) -> bytes:
         figure = Figure(figsize=(9, 3.7), layout="constrained")
         axes = figure.add_subplot(yscale="log", xlabel="step", xmargin=0)
         axes.grid(axis="y", color="#ddd")
-        start = entries[0].step  # of a run with `--start` not 0
+        start = entries[0].step  # not 0 in a run with `--start`
         for stage, group in groupby(entries, key=lambda entry: entry.stage):
             lines = list(group)
             axes.axvline(start, color="#999", linestyle=":")

@@ -82,7 +82,7 @@ class EngineHost:
         await loop.create_connection(lambda: front.stream, sock=link)
         if front.is_lost:
             return
-        self._fronts.add(front)  # not before it is connected: it would never answer what is sent earlier
+        self._fronts.add(front)  # not before it is connected: the others would wait for its answer
         self._empty.clear()
         if self._registry is not None:
             await self._tell_models([front])
