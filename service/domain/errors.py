@@ -199,7 +199,7 @@ class QueueFull(OverloadedError):
 
 
 class WouldMissDeadline(OverloadedError):
-    """The queue takes longer than the deadline allows."""
+    """The queue, or other load of the machine, takes longer than the deadline allows."""
 
     code = "would_miss_deadline"
 

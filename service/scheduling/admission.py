@@ -30,12 +30,15 @@ class CostModel:
         # Σ1, Σn, Σt, Σn², Σnt over the window, in rows and nanoseconds. Integers, so that adding and removing calls
         # leaves no rounding error behind.
         self._sums = [0, 0, 0, 0, 0]
+        self._fastest: dict[int, float] = {}  # seconds of the fastest call of 2^(k−1) < rows ≤ 2^k, by k, of all time
 
     def add(self, rows: int, seconds: float, now: float) -> None:
         """Add a call that ended at ``now``."""
         nanoseconds = round(seconds * 1e9)
         self._calls.append((now, rows, nanoseconds))
         self._count(1, rows, nanoseconds)
+        size = (rows - 1).bit_length()
+        self._fastest[size] = min(seconds, self._fastest.get(size, math.inf))
         if len(self._calls) > _WINDOW:
             self._count(-1, *self._calls.popleft()[1:])
 
@@ -57,6 +60,13 @@ class CostModel:
         slope = (count * nt - n * t) / spread * 1e-9
         slope = min(max(slope, 0.0), mean_t / mean_n)  # so that neither a nor b is negative
         return mean_t + slope * (rows - mean_n)
+
+    def least_seconds(self, rows: float) -> float:
+        """Lower bound of a call with ``rows`` rows: the fastest calls of every size, of which a part costs its share.
+
+        The line of `seconds` is above it where other work slows the calls down.
+        """
+        return max((seconds * min(1.0, rows / 2**size) for size, seconds in self._fastest.items()), default=0.0)
 
     def _count(self, sign: int, n: int, t: int) -> None:
         sums = self._sums
@@ -283,10 +293,11 @@ class Admission:
         queued += self._seconds_left_in_call(now)
         if queued <= seconds_left:
             return
-        if (self._seconds_for(own_work, steps, now) or 0.0) > seconds_left:
+        calls, rows = self._calls_for(own_work, steps)
+        if calls * self._cost.least_seconds(rows) > seconds_left:
             raise DeadlineUnreachable("the deadline cannot be met even on an idle service")
         raise WouldMissDeadline(
-            "the queue in the way is longer than the deadline",
+            "the service is too busy to answer before the deadline",
             retry_after=self._retry_after(queued - seconds_left),
         )
 
@@ -305,14 +316,19 @@ class Admission:
         return same_caller + min(other_callers, other_count * (own_work + same_caller))
 
     def _seconds_for(self, work: int, steps: int, now: float) -> float | None:
-        """Predicted seconds for ``work`` row-steps on all devices in parallel; None if too little was measured.
+        """Predicted seconds for ``work`` row-steps on all devices in parallel; None if too little was measured."""
+        calls, rows = self._calls_for(work, steps)
+        seconds = self._cost.seconds(rows, now)
+        return None if seconds is None else calls * seconds
 
-        ``steps`` of them must follow one another. The work fills as many calls as the largest batches need, but at
-        least ``steps``, and every call then has the same number of rows.
+    def _calls_for(self, work: int, steps: int) -> tuple[float, float]:
+        """Calls of each device for ``work`` row-steps, of which ``steps`` must follow one another, and rows of a call.
+
+        The work fills as many calls as the largest batches need, but at least ``steps``, and every call then has the
+        same number of rows.
         """
         calls = max(float(steps), work / self._places)
-        seconds = self._cost.seconds(work / calls / self._devices, now)
-        return None if seconds is None else calls * seconds
+        return calls, work / calls / self._devices
 
     def _seconds_left_in_call(self, now: float) -> float:
         """Predicted seconds until the running model calls end."""

@@ -159,6 +159,18 @@ def test_unreachable_even_on_an_idle_service(one: ScheduledRequest, seconds: flo
                 admission.admit(again, 0.0)
 
 
+def test_what_only_slow_calls_forbid_may_be_tried_again() -> None:
+    admission = with_measured_calls()
+    for n in (1, 8) * 40:
+        admission.on_model_call(n, 0.050 + 0.005 * n, 1.0)  # other work on the machine: five times as slow
+    for one in (request(1, steps=10, deadline=1.111), request(8, steps=10, deadline=1.181)):
+        with pytest.raises(WouldMissDeadline):
+            admission.admit(one, 1.0)
+    for one in (request(1, steps=10, deadline=1.109), request(8, steps=10, deadline=1.179)):
+        with pytest.raises(DeadlineUnreachable):
+            admission.admit(one, 1.0)
+
+
 def test_queue_in_the_way_refuses_with_retry_after() -> None:
     admission = with_measured_calls()
     admission.admit(request(8 * 1000), 0.0)  # 1000 model calls of 18 ms
