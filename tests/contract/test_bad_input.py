@@ -47,7 +47,7 @@ ANY_REQUEST = [
     *bad("format", "gif", "PNG", "", None, 1, ["png"]),
     *bad("scale", 0, -1, 33, 10**30, 1.5, 2.0, "2", None, True, [2]),
     *bad("resample", "lanczos", "Smooth", "", None, 1),
-    *bad("columns", 0, -1, 1.5, 2.0, "2", True, [2]),
+    *bad("columns", 0, -1, 65_536, 1.5, 2.0, "2", True, [2]),
     *bad("gap", -1, 65, 10**30, 1.5, 2.0, "2", None, True, [2]),
     *bad("model", 1, True, ["grey"], {}),
     *bad("nonsense", 1),

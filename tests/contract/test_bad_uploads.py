@@ -133,7 +133,7 @@ OPTIONS_AS_TEXT = [
     *[("format", value) for value in ("gif", "")],
     *[("scale", value) for value in ("0", "33", "1.0", "", "x")],
     *[("gap", value) for value in ("-1", "65", "")],
-    *[("columns", value) for value in ("0", "")],
+    *[("columns", value) for value in ("0", "", "65536")],
     ("resample", "cubic"),
     *[(name, "1") for name in ("seed", "n", "images", "masks", "nonsense", "Steps")],
 ]

@@ -18,7 +18,8 @@ class PictureOptions(BaseModel):
         Resample, Field(description="`nearest` repeats the pixels of enlarged pictures; `smooth` interpolates them.")
     ] = "nearest"
     columns: Annotated[
-        int | None, Field(ge=1, description="Columns of a sheet; default: a near-square sheet, or the strip of a path.")
+        int | None,
+        Field(ge=1, le=65_535, description="Columns of a sheet; default: a near-square sheet, or the strip of a path."),
     ] = None
     gap: Annotated[
         int, Field(ge=0, le=64, description="Pixels between the pictures of a sheet, in the background colour.")
