@@ -40,6 +40,9 @@ def resolve(
             not above 0.
     """
     environ = os.environ if environ is None else environ
+    for name, value in (("base_url", base_url), ("api_key", api_key)):
+        if not isinstance(value, str | None):
+            raise InputError(f"{name}: expected text, not {type(value).__name__}")
     url = (base_url or environ.get("IGN_BASE_URL") or DEFAULT_BASE_URL).rstrip("/")
     key = api_key or environ.get("IGN_API_KEY") or None
     _check_url(url)

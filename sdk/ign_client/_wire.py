@@ -116,8 +116,9 @@ class Call(Generic[T_co]):
     def __post_init__(self) -> None:
         if not isinstance(self.timeout, Unset):
             check_timeout(self.timeout)
-        if self.request_id is not None and not _REQUEST_ID.fullmatch(self.request_id):
-            raise InputError(f"request_id: expected 1 to 128 of A-Z a-z 0-9 . _ -, not {self.request_id!r}")
+        text: object = self.request_id  # of a caller without type checks, it may be anything
+        if text is not None and not (isinstance(text, str) and _REQUEST_ID.fullmatch(text)):
+            raise InputError(f"request_id: expected 1 to 128 of A-Z a-z 0-9 . _ -, not {text!r}")
 
     def request(self, default_timeout: float | None) -> Request:
         """The request, which is the same for every attempt."""

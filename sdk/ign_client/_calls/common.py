@@ -16,7 +16,8 @@ Resample: TypeAlias = Literal["nearest", "smooth"]
 Resize: TypeAlias = Literal["fit", "crop", "stretch"]
 Invert: TypeAlias = bool | Literal["auto"]
 
-_MEDIA: Final = {form: media for media, form in _answers.FORMATS.items()} | {EVENTS: EVENTS}
+_JSON: Final = "application/json"
+_MEDIA: Final = {form: media for media, form in _answers.FORMATS.items()} | {EVENTS: EVENTS, _JSON: _JSON}
 
 
 def call(
@@ -25,27 +26,26 @@ def call(
     body: Body | None,
     timeout: Timeout,
     request_id: str | None,
-    form: str | None = None,
+    form: str = _JSON,
     statuses: tuple[int, ...] = (200,),
 ) -> Call[T]:
     """Build a call.
 
     Args:
         path, parse, body, timeout, request_id: as for `Call`.
-        form: format of the response; None for JSON.
+        form: format of the response, or the media type of events or JSON.
         statuses: HTTP statuses that are not errors.
 
     Raises:
         InputError: an unknown format, an invalid timeout or an invalid request id.
     """
-    if form is not None and form not in _MEDIA:
+    if form not in list(_MEDIA):  # of a caller without type checks, it may be unhashable
         raise InputError(f"form: expected one of {', '.join(_answers.FORMATS.values())}, not {form!r}")
-    accept = "application/json" if form is None else _MEDIA[form]
     return Call(
         path=path,
         parse=parse,
         body=body,
-        accept=accept,
+        accept=_MEDIA[form],
         timeout=timeout,
         request_id=request_id,
         statuses=frozenset(statuses),

@@ -151,6 +151,12 @@ def test_keys_that_no_header_holds(key: str) -> None:
     assert key not in str(caught.value)
 
 
+@pytest.mark.parametrize("given", [{"base_url": 8000}, {"base_url": b"http://x"}, {"api_key": b"key"}])
+def test_settings_of_other_types(given: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=f"{next(iter(given))}: expected text"):
+        Client(**given)
+
+
 def test_the_environment_is_read_when_a_client_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IGN_BASE_URL", "http://ign.example:1")
     monkeypatch.setenv("IGN_API_KEY", "secret")
