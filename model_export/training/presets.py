@@ -205,7 +205,7 @@ PRESETS = {
             name="mnist",
             objective="naign",
             network=dataclasses.replace(_DIGITS, quantizer=192),
-            stages=(*naign_stages(4000, 3000, 2880), quantised_stage(4800)),
+            stages=(*naign_stages(4000, 3000, 2880), quantised_stage(4800), texture_stage(960, distill=0.5)),
             matching=_DIGITS_MATCHING,
             corruptions=(*_DIGITS_CORRUPTIONS, "hole", "hole"),
             eight_bit=0.5,
