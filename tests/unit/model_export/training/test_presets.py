@@ -110,7 +110,7 @@ def test_which_presets_use_terms_of_the_whole_batch() -> None:
     assert {name: stages for name, stages in whole.items() if stages} == {
         "celeba64": ["drifting", "distill"],
         "fashion_mnist": ["drifting", "quantise", "texture"],
-        "mnist": ["quantise"],
+        "mnist": ["quantise", "texture"],
     }
     assert [name for name, preset in PRESETS.items() if preset.network.quantizer] == ["mnist", "fashion_mnist"]
 
