@@ -39,7 +39,7 @@ _REFERENCE: Final = (50, 90, 99)  # percentiles of the card that are exported fo
 _OUTCOMES: Final = ("ok", "deadline_exceeded", "model_failure")
 _REASONS: Final = ("queue_full", "would_miss_deadline")
 _BUILD: Final = ("version", "python", "onnxruntime")
-_CLOSED: Final = ("limit", "head_timeout", "head_too_large", "malformed", "pipelining")
+_CLOSED: Final = ("limit", "head_timeout", "head_too_large", "malformed", "pipelining", "send_timeout")
 
 
 class Metrics:

@@ -19,7 +19,7 @@ from service.scheduling.request import Counters, Row, ScheduledRequest
 _WINDOW: Final = 64  # model calls that the line is fitted to
 _MAX_AGE_S: Final = 30.0  # older calls are dropped: a service that refuses everybody must start to measure again
 _MIN_CALLS: Final = 8  # model calls before a request is refused because of a prediction
-_SMOOTHING: Final = 0.05  # weight of the newest model call in the drain rate
+_SMOOTHING: Final = 0.05  # weight of the newest model call in the drain rate, and in the mean of calls of one size
 
 
 class CostModel:
@@ -30,7 +30,9 @@ class CostModel:
         # Σ1, Σn, Σt, Σn², Σnt over the window, in rows and nanoseconds. Integers, so that adding and removing calls
         # leaves no rounding error behind.
         self._sums = [0, 0, 0, 0, 0]
-        self._fastest: dict[int, float] = {}  # seconds of the fastest call of 2^(k−1) < rows ≤ 2^k, by k, of all time
+        # Seconds of a call with 2^(k−1) < rows ≤ 2^k by k: smoothed, and the least that they have been.
+        self._smoothed: dict[int, float] = {}
+        self._least: dict[int, float] = {}
 
     def add(self, rows: int, seconds: float, now: float) -> None:
         """Add a call that ended at ``now``."""
@@ -38,7 +40,9 @@ class CostModel:
         self._calls.append((now, rows, nanoseconds))
         self._count(1, rows, nanoseconds)
         size = (rows - 1).bit_length()
-        self._fastest[size] = min(seconds, self._fastest.get(size, math.inf))
+        before = self._smoothed.get(size, seconds)
+        self._smoothed[size] = smoothed = before + _SMOOTHING * (seconds - before)
+        self._least[size] = min(smoothed, self._least.get(size, math.inf))
         if len(self._calls) > _WINDOW:
             self._count(-1, *self._calls.popleft()[1:])
 
@@ -62,11 +66,11 @@ class CostModel:
         return mean_t + slope * (rows - mean_n)
 
     def least_seconds(self, rows: float) -> float:
-        """Lower bound of a call with ``rows`` rows: the fastest calls of every size, of which a part costs its share.
+        """Seconds of a call with ``rows`` rows, at least: from the fastest calls of every size, or a share of them.
 
-        The line of `seconds` is above it where other work slows the calls down.
+        The line of `seconds` is above it while other work slows the calls down.
         """
-        return max((seconds * min(1.0, rows / 2**size) for size, seconds in self._fastest.items()), default=0.0)
+        return max((seconds * min(1.0, rows / 2**size) for size, seconds in self._least.items()), default=0.0)
 
     def _count(self, sign: int, n: int, t: int) -> None:
         sums = self._sums
@@ -328,7 +332,7 @@ class Admission:
         same number of rows.
         """
         calls = max(float(steps), work / self._places)
-        return calls, work / calls / self._devices
+        return calls, max(1.0, work / calls / self._devices)
 
     def _seconds_left_in_call(self, now: float) -> float:
         """Predicted seconds until the running model calls end."""

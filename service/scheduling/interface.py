@@ -1,6 +1,7 @@
 """What endpoints use of a scheduler, whether it runs in this process or in the engine's."""
 
 import asyncio
+import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -8,7 +9,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from service.domain.errors import IgnError
+from service.domain.errors import DeadlineExceeded, IgnError
 from service.domain.latents import FloatRows
 from service.domain.tasks import Result, SchedulingParams, StepOutput, StreamProgress
 
@@ -74,18 +75,27 @@ class RowScheduler(ABC, Generic[Handle]):
         return
 
     @asynccontextmanager
-    async def room_for(self, rows: int) -> AsyncIterator[None]:
+    async def room_for(self, rows: int, deadline: float) -> AsyncIterator[None]:
         """Reserve room for rows while the block makes them; submit them directly after it.
 
         For rows that are expensive to make, such as those of large pictures. Without the reservation, every request
         that arrives meanwhile would find the same room, and most of them would be refused after their rows were made.
 
+        Args:
+            rows: their number.
+            deadline: monotonic time until which the answer may come.
+
         Raises:
             QueueFull, NotReady, Draining: as :meth:`check_capacity`.
+            DeadlineExceeded: no answer until the deadline.
         """
         self._reserved += rows
         try:
-            await self.check_capacity(self._reserved)
+            try:
+                async with asyncio.timeout(deadline - time.monotonic()):
+                    await self.check_capacity(self._reserved)
+            except TimeoutError as exc:
+                raise DeadlineExceeded("the deadline passed before the queue had room") from exc
             yield
         finally:
             self._reserved -= rows

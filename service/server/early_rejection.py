@@ -22,6 +22,7 @@ MAX_STARTS_PER_TICK: Final = 8
 """Requests started in one iteration of the event loop, about 4 ms of work. With more, rejections and finished rows
 would wait too long for their turn."""
 MAX_PLAIN_HEADERS: Final = 64
+_MAX_DIGITS: Final = 12  # of a `Content-Length`
 
 _REQUEST_LINE: Final = re.compile(rb"POST (/[!-~]*) HTTP/1\.1\r\n")
 _HEADER_NAMES: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
@@ -209,6 +210,7 @@ def plain_target(data: bytes) -> bytes | None:
         or b"host" not in fields
         or not _NEED_PARSER.isdisjoint(fields)
         or not length.isdigit()
+        or len(length) > _MAX_DIGITS
         or int(length) != len(body)
         or not head.count(b"\r") == head.count(b"\n") == len(lines) - 1
         or not _HEADER_NAMES.fullmatch(b"".join(fields))

@@ -6,6 +6,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any, Final, cast
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from service.api.fast_path import FastPath
@@ -15,6 +16,7 @@ from service.domain.errors import HeadTooLarge, HeadTooSlow, IgnError, Malformed
 from service.server.early_rejection import EarlyRejection
 from service.server.fast_request import Connection, FastRequest
 from service.server.open_connections import OpenConnections, Reason
+from service.server.sockets import has_hung_up
 from service.server.write_coalescer import WriteCoalescer
 
 MAX_HEAD_BYTES: Final = 1 << 16
@@ -25,9 +27,16 @@ MAX_PIPELINED: Final = 64
 HALF_CLOSED_S: Final = 1.0
 """Seconds in which a client that has closed its sending half still gets a response. A client that has left looks the
 same until something is written to it, and its rows should not be computed."""
-_LINGER_S: Final = 1.0  # after a refusal; a close with unread bytes would reset the connection, and lose the response
-_MAX_IGNORED: Final = 1 << 20  # bytes after a refusal
+SEND_TIMEOUT_S: Final = 60.0
+"""Seconds in which a client must take some of what is sent to it. A request whose response waits for that is in
+flight."""
+# After the last response, a client may send so much, with pauses up to `_LINGER_S`: the rest of its request, or
+# anything after a refusal.
+_LINGER_S: Final = 1.0
+_MAX_LINGER_S, _MAX_IGNORED = 30.0, 1 << 26
+_MAX_LINGER_REFUSED_S, _MAX_IGNORED_REFUSED = 1.0, 1 << 20
 
+_VERSIONS: Final = ("1.1", "1.0")
 _UNAVAILABLE: Final = STATUS_LINE[503]
 _REJECTED = cast(RequestResponseCycle, SimpleNamespace(response_complete=True, message_event=asyncio.Event()))
 
@@ -66,15 +75,17 @@ class HttpProtocol(Connection):
         self._complete_scope: object = None  # of the last complete head; if `scope` is another one, a head has begun
         self._head_since: float | None = None  # event loop time at which the wait for the end of a head began
         self._idle_since = 0.0  # event loop time of the end of the last response
-        self._refused = False  # whatever still arrives is ignored
-        self._is_held = False  # reading is paused because the last request was rejected
+        self._ignores_rest, self._may_ignore = False, _MAX_IGNORED_REFUSED  # of what arrives; bytes
+        self._lingers_since: float | None = None  # event loop time at which this half of the connection closed
+        self._linger_s = _MAX_LINGER_REFUSED_S
+        self._unsent, self._taken_at = 0, 0.0  # bytes that wait to be sent, and event loop time when they became fewer
 
     # Connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wrap the transport, and count the connection."""
         super().connection_made(
-            cast(asyncio.Transport, WriteCoalescer(transport, self.pipeline, self._connections.reads))
+            cast(asyncio.Transport, WriteCoalescer(transport, self.pipeline, self._connections.reads, self._linger))
         )
         self._head_since = self._idle_since = self.loop.time()
         self._connections.add(self)
@@ -93,19 +104,24 @@ class HttpProtocol(Connection):
         cycle = self._cycle
         if cycle is None or cycle.response_complete or cycle.more_body or cycle.response_started:
             return False
-        cycle.keep_alive = False
-        self.loop.call_later(HALF_CLOSED_S, self.transport.close)
+        self._close_soon()
         return True
+
+    def _close_soon(self) -> None:
+        self.cycle.keep_alive = False
+        self.loop.call_later(HALF_CLOSED_S, self.transport.close)
 
     def waiting_since(self) -> float | None:
         """See `service.server.open_connections.Connection`."""
-        if not self._refused and not self._previous_is_answered():
+        if self._lingers_since is not None:
+            return self._lingers_since
+        if not self._previous_is_answered():
             return None
         return self._idle_since if self._head_since is None else self._head_since
 
     def drop(self) -> None:
         """Close the connection without a response."""
-        self.transport.close()
+        self._coalescer.close_now()
 
     def finish(self, quiet_since: float) -> None:
         """Close the connection if it has waited since then, or else after the response to its last request.
@@ -114,29 +130,40 @@ class HttpProtocol(Connection):
             quiet_since: event loop time.
         """
         since = self.waiting_since()
-        if self._is_held:
+        if self._coalescer.reading_is_held:
             self._read_on()
         elif since is None:
             self.cycle.keep_alive = False
-        elif since <= quiet_since:
+        elif since <= quiet_since and self._lingers_since is None:
             self.transport.close()
 
     def close_if_late(self, now: float) -> None:
-        """Close a connection whose head takes too long, with 408, or that is idle for too long."""
-        since = self.waiting_since()
-        if since is None:
-            return
-        waited = now - max(since, self._connections.resumed_at)
-        if self._refused:
-            if waited > _LINGER_S:
+        """Close a connection that is idle or lingers for too long, or that does not read; a late head gets 408."""
+        since, resumed_at = self.waiting_since(), self._connections.resumed_at
+        if now - max(self._reads_since(now), resumed_at) > SEND_TIMEOUT_S:
+            self._connections.on_closed("send_timeout")
+            self.transport.abort()
+        elif since is not None:
+            self._close_after(now - max(since, resumed_at), now - max(self._idle_since, resumed_at))
+        elif self.pipeline and has_hung_up(self.transport.get_extra_info("socket")):
+            self._close_soon()  # reading is paused, so the event loop does not tell
+
+    def _close_after(self, waited_s: float, silent_s: float) -> None:
+        if self._lingers_since is not None:
+            if silent_s > _LINGER_S or waited_s > self._linger_s:
                 self.transport.abort()
         elif self._head_since is not None:
-            if waited > self._connections.head_timeout_s:
+            if waited_s > self._connections.head_timeout_s:
                 self._close_late_head()
-        elif waited > 2 * self.timeout_keep_alive:  # the client does not read the response
-            self.transport.abort()
-        elif waited > self.timeout_keep_alive:
+        elif waited_s > self.timeout_keep_alive:
             self.transport.close()
+
+    def _reads_since(self, now: float) -> float:
+        """When the client was last seen to take some of what is sent to it."""
+        before, self._unsent = self._unsent, self.transport.get_write_buffer_size()
+        if not before or self._unsent < before:
+            self._taken_at = now
+        return self._taken_at
 
     def _close_late_head(self) -> None:
         if self._has_head_begun():
@@ -153,9 +180,10 @@ class HttpProtocol(Connection):
         The bytes since the last progress of the parser are counted, not those of each header: the parser hands out a
         header when it is complete, and joins its parts by copying until then.
         """
-        if self._refused:
-            self._unplaced += len(data)
-            if self._unplaced > _MAX_IGNORED:
+        if self._ignores_rest:
+            self._idle_since = self.loop.time()
+            self._may_ignore -= len(data)
+            if self._may_ignore < 0:
                 self.transport.abort()
             return
         if len(data) > MAX_HEAD_BYTES:  # in pieces, so that the count is checked between them
@@ -164,7 +192,7 @@ class HttpProtocol(Connection):
         if self._reject_unparsed(data):
             return
         self._unplaced += len(data)
-        super().data_received(data)
+        self._parse(data)
         if self._unplaced > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
             self._refuse_large_head()
         elif self._head_since is None and self.scope is not self._complete_scope:  # a head has begun
@@ -172,31 +200,55 @@ class HttpProtocol(Connection):
         if self._plain is not None and self._plain.more_body:
             self._plain.wait_for_body()
 
+    def _parse(self, data: bytes) -> None:
+        """Feed the parser.
+
+        It takes what follows a head with `Upgrade` for another protocol. There is none, so it gets such a head again
+        without this header, and then the body (RFC 9110, section 7.8).
+        """
+        while data:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserError:
+                self.send_400_response("")
+                return
+            except httptools.HttpParserUpgrade as exc:
+                if self.parser.get_method() == b"CONNECT":
+                    self.send_400_response("")
+                    return
+                data = self._head_without_upgrade() + data[exc.args[0] :]
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+
+    def _head_without_upgrade(self) -> bytes:
+        line = b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+        fields = [b"%s: %s" % field for field in self.headers if field[0] != b"upgrade"]
+        return b"\r\n".join((line, *fields, b"", b""))
+
     def _receive_in_pieces(self, data: bytes) -> None:
         for start in range(0, len(data), MAX_HEAD_BYTES):
             self.data_received(data[start : start + MAX_HEAD_BYTES])
 
     def on_headers_complete(self) -> None:
         """Refuse a head that is wrong, and reject a request before anything is created for it if there are too many."""
-        if self._refused:
+        if self._ignores_rest or self.parser.should_upgrade():  # `_parse` passes the head again
             return
         self._complete_scope, self._head_since = self.scope, None
         if self._refuse_wrong_head():
             return
         self._unplaced = 0
         headers, self.headers = self.headers, []  # trailers go to the new list: they are no headers of the request
-        rejecting = self._early_rejection
-        # A pipelined request waits for the response before it, so it cannot be answered here.
-        if rejecting is not None and rejecting.is_full() and self._previous_is_answered():
-            rejection = rejecting.rejection(self.parser.get_method(), headers, target=self.url, peer=self._peer)
-            if rejection is not None:
-                self._reject(rejection, self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive())
-                return
+        if self._reject_parsed(headers):
+            return
         if len(self.pipeline) >= MAX_PIPELINED:
             self._close("pipelining")
-            return
-        if not self._begin_plain(headers):
+        elif not self._begin_plain(headers):
             super().on_headers_complete()
+            if self.pipeline:  # the deadline counts from here
+                cast(dict[str, Any], self.cycle.scope)["state"]["arrival"] = time.monotonic()
+            if self.cycle.scope["http_version"] == "1.0":
+                self.cycle.waiting_for_100_continue = False  # RFC 9110, section 10.1.1
 
     def _refuse_wrong_head(self) -> bool:
         names = [name for name, _ in self.headers]
@@ -206,6 +258,7 @@ class HttpProtocol(Connection):
             or names.count(b"host") != 1
             or b"transfer-encoding" in names
             or names.count(b"content-encoding") > 1
+            or self.parser.get_http_version() not in _VERSIONS
         ):
             error = self._head_error(names)
             if error is not None:
@@ -213,9 +266,19 @@ class HttpProtocol(Connection):
                 return True
         return False
 
+    def _reject_parsed(self, headers: list[tuple[bytes, bytes]]) -> bool:
+        rejecting = self._early_rejection
+        if rejecting is None or not rejecting.is_full() or not self._may_respond():
+            return False
+        rejection = rejecting.rejection(self.parser.get_method(), headers, target=self.url, peer=self._peer)
+        if rejection is None:
+            return False
+        self._reject(rejection, self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive())
+        return True
+
     def _begin_plain(self, headers: list[tuple[bytes, bytes]]) -> bool:
         """Begin a request for the fast path, if it is one, in place of what uvicorn does for a request."""
-        if self._fast_path is None or not self._previous_is_answered() or self.flow.write_paused:
+        if self._fast_path is None or not self._may_respond():
             return False
         head = self._fast_path.recognise(self.parser.get_method(), self.url, headers)
         if head is None or self.parser.get_http_version() != "1.1":
@@ -226,6 +289,8 @@ class HttpProtocol(Connection):
 
     def on_message_complete(self) -> None:
         """Note that the parser is between two messages, and hand a plain request over, unless it was replayed."""
+        if self._ignores_rest or self.parser.should_upgrade():
+            return
         self._ended_scope = self.scope
         super().on_message_complete()
         if self._plain is not None and self._cycle is self._plain:
@@ -234,7 +299,8 @@ class HttpProtocol(Connection):
     def on_body(self, body: bytes) -> None:
         """Note that the parser makes progress."""
         self._unplaced = 0
-        super().on_body(body)
+        if not self._ignores_rest:
+            super().on_body(body)
 
     def _has_head_begun(self) -> bool:
         return self.scope is not self._complete_scope
@@ -245,6 +311,8 @@ class HttpProtocol(Connection):
         if len(self.url) + lengths > MAX_HEAD_BYTES or len(names) > MAX_HEADERS:
             return _head_too_large()
         version = self.parser.get_http_version()
+        if version not in _VERSIONS:
+            return MalformedRequest("the request is not HTTP/1.1")
         if names.count(b"host") > 1 or (version == "1.1" and b"host" not in names):
             return MalformedRequest("Host: send this header once")
         if version == "1.0" and b"transfer-encoding" in names:
@@ -264,31 +332,35 @@ class HttpProtocol(Connection):
         self._end_response(200 if response is None else response.status)
 
     def _end_response(self, status: int) -> None:
-        """Start the next pipelined request, or read on; after a rejection, in turn.
-
-        uvicorn also reads on while pipelined requests wait, so that they grow without limit.
-        """
+        """Go on with the next request; after a rejection, in turn."""
         self.server_state.total_requests += 1
         self._idle_since = now = self.loop.time()
         must_wait = self._connections.rejected.on_response(status, now)
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._lingers_since is not None:
             return
+        if must_wait:
+            self._coalescer.hold_reading()
+            self._connections.rejected.wait(self._read_on, self.loop)
+        else:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Start the next pipelined request, or read on.
+
+        uvicorn also reads on while pipelined requests wait, so that they grow without limit.
+        """
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
             if not self.pipeline:
                 self.transport.resume_reading()  # what `WriteCoalescer` did not do before
             return
         if self._head_since is not None:
-            self._head_since = now  # the client could not send the rest while reading was paused
+            self._head_since = self.loop.time()  # the client could not send the rest while reading was paused
         self.flow.resume_reading()
-        if must_wait and not self._is_held:
-            self._is_held = True
-            self.flow.pause_reading()
-            self._connections.rejected.wait(self._read_on, self.loop)
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP, as a problem document."""
-        if not self._refused:
+        if not self._ignores_rest:
             self._refuse(MalformedRequest("the request is not HTTP/1.1"), "malformed")
 
     @property
@@ -299,11 +371,19 @@ class HttpProtocol(Connection):
     def _cycle(self) -> RequestResponseCycle | FastRequest | None:
         return self.cycle  # None before the first request, which uvicorn's annotation omits
 
+    @property
+    def _coalescer(self) -> WriteCoalescer:
+        return cast(WriteCoalescer, self.transport)
+
     def _previous_is_answered(self) -> bool:
         return self._cycle is None or self._cycle.response_complete
 
+    def _may_respond(self) -> bool:
+        """Whether a response may be written now: not in place of an earlier one, out of turn, or before others left."""
+        return self._previous_is_answered() and not (self._coalescer.reading_is_held or self.flow.write_paused)
+
     def _refuse_large_head(self) -> None:
-        if not self._refused:
+        if not self._ignores_rest:
             self._refuse(_head_too_large(), "head_too_large")
 
     def _refuse(self, error: IgnError, reason: Reason) -> None:
@@ -318,7 +398,7 @@ class HttpProtocol(Connection):
         date = [b"%s: %s\r\n" % header for header in self.server_state.default_headers]
         refusal = self._connections.refusal(error, self._peer)
         self.transport.write(b"".join((STATUS_LINE[status_of(type(error))], *date, refusal)))
-        self.transport.write_eof()
+        self.transport.close()
 
     def _may_answer(self) -> bool:
         """Whether a response now would be taken for that of the request which is wrong, not of an earlier one."""
@@ -328,21 +408,36 @@ class HttpProtocol(Connection):
         return not (self._has_head_begun() or self.pipeline or self.cycle.response_started)
 
     def _close(self, reason: Reason) -> None:
+        """End the connection: after the responses to the requests before, if they have arrived as a whole."""
         self._ignore_rest(reason)
-        self.transport.close()
+        if self._previous_is_answered() or self.cycle.more_body:
+            self.transport.close()
+        else:
+            self.cycle.keep_alive = False
 
     def _ignore_rest(self, reason: Reason) -> None:
-        self._refused, self._head_since = True, self.loop.time()
+        self._ignores_rest, self._head_since = True, None
         if self._cycle is None:
             self.cycle = _REJECTED  # uvicorn discards the body of a request whose response is complete
         self._connections.on_closed(reason)
+
+    def _linger(self) -> bool:
+        """Begin to ignore what the client still sends, before the connection closes; False if there is no more."""
+        is_running = not (self._previous_is_answered() or self.cycle.disconnected)
+        may_follow = self._ignores_rest or self.scope is not self._ended_scope
+        if is_running or not may_follow or self._lingers_since is not None:
+            return False
+        if not self._ignores_rest:
+            self._ignores_rest, self._may_ignore, self._linger_s = True, _MAX_IGNORED, _MAX_LINGER_S
+        self._lingers_since = self._idle_since = self.loop.time()
+        return True
 
     def _reject_unparsed(self, data: bytes) -> bool:
         """Reject the data without the parser if it is one plain request."""
         rejecting = self._early_rejection
         if rejecting is None or not rejecting.is_full():
             return False
-        if self.scope is not self._ended_scope or not self._previous_is_answered():
+        if self.scope is not self._ended_scope or not self._may_respond():
             return False
         rejection = rejecting.plain_rejection(data, self._peer)
         if rejection is None:
@@ -356,7 +451,7 @@ class HttpProtocol(Connection):
             self.cycle = _REJECTED  # uvicorn discards the body of a request whose response is complete
         head = [b"%s: %s\r\n" % header for header in self.server_state.default_headers]
         connection = b"" if keep_alive else b"connection: close\r\n"
-        cast(WriteCoalescer, self.transport).write_now(b"".join((_UNAVAILABLE, *head, connection, rejection)))
+        self._coalescer.write_now(b"".join((_UNAVAILABLE, *head, connection, rejection)))
         if not keep_alive:
             self.transport.close()
         self._end_response(503)
@@ -372,20 +467,24 @@ class HttpProtocol(Connection):
         """Write the response to a plain request; ``close``: its lines say that the connection closes."""
         head = [b"%s: %s\r\n" % header for header in self.server_state.default_headers]
         connection = b"" if request.keep_alive or close else b"connection: close\r\n"
-        transport = cast(WriteCoalescer, self.transport)
         if not request.disconnected:
-            transport.write_now(b"".join((STATUS_LINE[status], *head, lines, connection, b"\r\n", body)))
+            self._coalescer.write_now(b"".join((STATUS_LINE[status], *head, lines, connection, b"\r\n", body)))
         self._plain = None
         if close or not request.keep_alive:
             self.transport.close()
         self._end_response(status)
 
     def _read_on(self) -> None:
-        if self._is_held:
-            self._is_held = self.flow.read_paused = False
-            cast(WriteCoalescer, self.transport).resume_reading_now()
+        if self._coalescer.reading_is_held and not self.transport.is_closing():
+            self.flow.read_paused = False
+            self._coalescer.read_on()
+            if self.pipeline:
+                self._go_on()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        if self._coalescer.reading_is_held:  # after a rejection it is not this connection's turn
+            self.pipeline.appendleft((cycle, app))
+            return
         self._running = cycle
         start = partial(super()._start_asgi_task, cycle, app)
         if self._early_rejection is None or cycle.scope["path"] in HEALTH_PATHS:  # a probe does not wait for its turn

@@ -30,7 +30,7 @@ SWEEP_S: Final = 1.0
 _MAX_DELAY_S: Final = 1.5 * SWEEP_S  # a sweep that comes later follows a pause of the process
 _RESCAN_S: Final = 0.1  # after a search that found no waiting connection, new ones are closed without a search
 
-Reason = Literal["limit", "head_timeout", "head_too_large", "malformed", "pipelining"]
+Reason = Literal["limit", "head_timeout", "head_too_large", "malformed", "pipelining", "send_timeout"]
 """Why the service closed a connection."""
 
 

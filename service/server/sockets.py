@@ -1,8 +1,9 @@
-"""The listening socket."""
+"""The listening socket, and what the event loop does not tell of others."""
 
 import contextlib
 import ctypes
 import logging
+import select
 import socket
 import struct
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ _DROP_SYN: Final = struct.pack(
     *(0x06, 0, 0, 0),  # drop the segment
     *(0x06, 0, 0, 1 << 30),  # pass the whole segment
 )
+_HANG_UP: Final = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)  # Linux alone has the last one
 _WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - address that stands for all → one to open
 
 
@@ -96,3 +98,10 @@ def write_startup_line(bound: socket.socket) -> None:
 def bind_error(host: str, port: int, exc: OSError) -> StartupError:
     """The refusal to start when this address is not available."""
     return StartupError(f"cannot listen on {host}:{port}: {exc.strerror or exc}")
+
+
+def has_hung_up(connection: socket.socket) -> bool:
+    """Whether the other side of a connection has closed it, or its sending half."""
+    poll = select.poll()
+    poll.register(connection.fileno(), _HANG_UP)
+    return bool(poll.poll(0))

@@ -1,7 +1,7 @@
 """A transport that writes the head of a response together with its body."""
 
 import asyncio
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from typing import Any, Final
 
 from service.server.early_rejection import Pacer
@@ -19,13 +19,22 @@ class WriteCoalescer:
         transport: the transport behind it.
         pipeline: the requests that wait for the response before theirs; while there are any, reading stays paused.
         reads: paces reading on after a pause, which large bodies make.
+        lingers: called before the connection closes; returns whether the client may still send, see `close`.
     """
 
-    def __init__(self, transport: asyncio.Transport, pipeline: Sized, reads: Pacer) -> None:
-        self._transport, self._pipeline, self._reads = transport, pipeline, reads
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        pipeline: Sized,
+        reads: Pacer,
+        lingers: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._transport, self._pipeline, self._reads, self._lingers = transport, pipeline, reads, lingers
         self._loop = asyncio.get_running_loop()
         self._held = b""
         self.is_closing = transport.is_closing
+        self.reading_is_held = False
+        """Whether reading stays paused until `read_on`."""
 
     def write(self, data: bytes) -> None:
         """Write the bytes, at the end of this iteration at the latest."""
@@ -54,6 +63,18 @@ class WriteCoalescer:
             self._transport.write_eof()
 
     def close(self) -> None:
+        """Write what is held, and close; or only this half, if the client still sends.
+
+        A close with unread bytes would reset the connection, and the client would lose the response.
+        """
+        self._flush()
+        if self.is_closing() or not self._lingers():
+            self._transport.close()
+        else:
+            self._transport.write_eof()
+            self._transport.resume_reading()
+
+    def close_now(self) -> None:
         """Write what is held, and close."""
         self._flush()
         self._transport.close()
@@ -63,9 +84,19 @@ class WriteCoalescer:
         self._reads.run(self.resume_reading_now, self._loop.call_soon)
 
     def resume_reading_now(self) -> None:
-        """Read on, unless requests wait or the connection closes."""
-        if not self._pipeline and not self.is_closing():
+        """Read on, unless requests wait, reading is held, or the connection closes."""
+        if not (self._pipeline or self.reading_is_held or self.is_closing()):
             self._transport.resume_reading()
+
+    def hold_reading(self) -> None:
+        """Pause reading until `read_on`."""
+        self.reading_is_held = True
+        self._transport.pause_reading()
+
+    def read_on(self) -> None:
+        """End the pause of `hold_reading`."""
+        self.reading_is_held = False
+        self.resume_reading_now()
 
     def _flush(self) -> None:
         held, self._held = self._held, b""

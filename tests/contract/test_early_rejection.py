@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from service.server.http_protocol import MAX_PIPELINED
+from service.server.rejected_connections import MAX_CREDIT
 from tests.contract.harness import PATIENCE_S, Service, gated, problem, settings
 from tests.contract.test_pressure import later
 from tests.helpers.connection import Connection
@@ -91,6 +93,18 @@ def test_many_at_once_on_one_connection(models: Path, monkeypatch: pytest.Monkey
         for _ in range(60):
             refused(connection.answer())
         assert connection.answer()[0] == 200
+
+
+def test_a_long_pipeline_of_them_is_closed(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with full(models, monkeypatch) as (_, connection):
+        connection.send(ASKED * 5000)
+        assert connection.stream.read().count(b"HTTP/1.1 503") <= MAX_CREDIT + 2 * MAX_PIPELINED
+
+
+def test_a_length_of_thousands_of_digits_is_malformed(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with full(models, monkeypatch) as (_, connection):
+        status, _, body = connection.send(HEAD.replace(b"2\r\n", b"9" * 4400 + b"\r\n") + b"\r\n{}").answer()
+        assert (status, json.loads(body)["code"]) == (400, "malformed")
 
 
 @pytest.mark.parametrize("head", [HEAD + b"Connection: close\r\n", HEAD.replace(b"1.1", b"1.0")])

@@ -17,6 +17,10 @@ from tests.helpers.connection import Connection
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 HEAD_TIMEOUT_S = 0.5
 ASKED = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+UPGRADE = (
+    b"POST /generate HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+    b'HTTP2-Settings: AAMAAABk\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n{"seed":7}'
+)
 CHUNKED = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n"
 
 
@@ -250,6 +254,8 @@ def test_half_a_request_gets_no_answer(connection: Connection, sent: bytes) -> N
         (b"GET /healthz HTTP/1.1\r\nHost: a\r\nhost: b\r\n\r\n", 400, "malformed"),
         (b"GET /healthz HTTP/1.0\r\nHost: a\r\nHost: b\r\n\r\n", 400, "malformed"),
         (CHUNKED.replace(b"HTTP/1.1", b"HTTP/1.0") + b"\r\n2\r\n{}\r\n0\r\n\r\n", 400, "malformed"),
+        (CHUNKED.replace(b"HTTP/1.1", b"HTTP/0.9") + b"\r\n2\r\n{}\r\n0\r\n\r\n", 400, "malformed"),
+        (b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n", 400, "malformed"),
         (b"\x16\x03\x01 TLS\r\n\r\n", 400, "malformed"),
         (CHUNKED + b"\r\nnonsense\r\n", 400, "malformed"),
         (CHUNKED + b"\r\n2\r\n{}\r\n0\r\n" + b"a:\r\n" * 3 * MAX_HEADERS, 431, "head_too_large"),
@@ -268,9 +274,94 @@ def test_heads_that_are_wrong(service: Service, connection: Connection, head: by
     assert service.metric("ign_http_errors_total", code=code) >= 1
 
 
-@pytest.mark.parametrize("head", [b"GET /healthz HTTP/1.0\r\n\r\n", CHUNKED + b"\r\n2\r\n{}\r\n0\r\n\r\n"])
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /healthz HTTP/1.0\r\n\r\n",
+        CHUNKED + b"\r\n2\r\n{}\r\n0\r\n\r\n",
+        ASKED.replace(b"HTTP/1.1\r\n", b"HTTP/1.0\r\nExpect: 100-continue\r\n"),  # of no effect in HTTP/1.0
+    ],
+)
 def test_heads_that_are_right(connection: Connection, head: bytes) -> None:
     assert connection.send(head).answer()[0] == 200
+
+
+@pytest.mark.parametrize("cut", [0, 40, UPGRADE.index(b"{"), len(UPGRADE) - 1])
+def test_an_upgrade_is_ignored_and_the_body_is_read(connection: Connection, cut: int) -> None:
+    for part in filter(None, (UPGRADE[:cut], UPGRADE[cut:] + UPGRADE * 200 + HEALTH)):
+        connection.send(part)
+        time.sleep(0.1)
+    for _ in range(min(201, MAX_PIPELINED)):
+        status, headers, _ = connection.answer()
+        assert (status, headers["x-ign-seed"]) == (200, "7")
+
+
+def test_a_body_behind_an_upgrade_is_no_request(service: Service, connection: Connection) -> None:
+    hidden = b"GET /models HTTP/1.1\r\nHost: x\r\n\r\n"
+    connection.send(UPGRADE[: UPGRADE.index(b"{")].replace(b": 10", b": %d" % len(hidden)))
+    time.sleep(0.3)
+    assert connection.send(hidden + HEALTH).answer()[0] == 400  # the body is no JSON
+    status, _, body = connection.answer()
+    assert (status, body) == (200, service.get("/healthz").content)
+
+
+@pytest.mark.parametrize("wrong", [b"BAD\r\n\r\n", b"POST / HTTP/1.1\r\n\r\n" + bytes(5000)])
+def test_what_comes_before_a_wrong_head_is_answered(connection: Connection, wrong: bytes) -> None:
+    connection.send(ASKED * 3 + wrong)
+    assert [connection.answer()[0] for _ in range(3)] == [200] * 3
+    assert connection.is_over()
+
+
+@pytest.mark.parametrize(("path", "status"), [("/nothing", 404), ("/project", 413)])
+def test_who_still_sends_when_the_connection_closes_gets_the_answer(
+    connection: Connection, path: str, status: int
+) -> None:
+    length = 24 << 20
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: image/png\r\n"
+    connection.send(f"{head}Content-Length: {length}\r\n\r\n".encode())
+    for _ in range(length >> 16):
+        connection.send(bytes(1 << 16))
+    assert connection.answer()[0] == status
+    assert connection.is_over()
+
+
+def test_who_does_not_read_holds_no_place(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.server.http_protocol.SEND_TIMEOUT_S", 1.0)
+    with serving(settings(models, max_inflight_requests=2)) as service:
+        connections = []
+        for _ in range(2):
+            one = socket.socket()
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            one.connect(service.address)
+            one.sendall(b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n" * 20)
+            connections.append(one)
+        service.until(lambda: service.metric("ign_closed_connections_total", reason="send_timeout") == 2)
+        service.until(lambda: service.post("/generate", {}).status_code == 200)
+        for one in connections:
+            one.close()
+
+
+def test_the_rows_of_a_client_that_leaves_are_dropped_while_a_pipelined_request_waits(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with gated(monkeypatch, settings(models)) as (service, gate), gate:
+        many = b'{"n": 64, "steps": 100}'
+        with Connection(service.address) as connection:
+            connection.send(ASKED.replace(b": 2", b": %d" % len(many))[:-2] + many + ASKED)
+            assert gate.entered.wait(PATIENCE_S)
+        service.until(lambda: service.metric("ign_requests_in_flight") == 0)
+        gate.opened.set()
+
+
+def test_the_deadline_of_a_pipelined_request_counts_from_its_head(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with gated(monkeypatch, settings(models)) as (service, gate), gate, Connection(service.address) as connection:
+        connection.send(ASKED + ASKED.replace(b"Host: x", b"Host: x\r\nX-Request-Timeout: 0.5"))
+        assert gate.entered.wait(PATIENCE_S)
+        time.sleep(1.0)
+        gate.opened.set()
+        assert [connection.answer()[0] for _ in range(2)] == [200, 504]
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"])

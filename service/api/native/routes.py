@@ -130,7 +130,7 @@ async def score(request: Request) -> Response:
 
     async def work() -> Response:
         job = partial(prepare_upload, upload, model, api.services.settings, api.check_not_over)
-        async with model.scheduler.room_for(len(upload.images)) if large else nullcontext():
+        async with model.scheduler.room_for(len(upload.images), api.deadline) if large else nullcontext():
             inputs = await api.run_codec("decode", job, large=large)
         step_params = StepParams(steps=1, score=True)
         params = SchedulingParams(
@@ -155,7 +155,7 @@ async def _serve(work: Work) -> Response:
 
     async def serve() -> Response:
         if work.large:
-            async with scheduler.room_for(work.count):
+            async with scheduler.room_for(work.count, api.deadline):
                 inputs = await api.run_codec("decode", work.make_rows, large=True)
         elif work.upload is not None:
             inputs = await api.run_codec("decode", work.make_rows, large=False)

@@ -257,6 +257,16 @@ def test_a_deadline_that_a_stuck_engine_lets_pass(tmp_path: Path, monkeypatch: p
     play(tmp_path, script, function)
 
 
+def test_a_deadline_while_a_stuck_engine_is_asked_for_room(tmp_path: Path) -> None:
+    async def script(engine: Engine, front: Front, model: ServedModel) -> None:
+        deadline = asyncio.get_running_loop().time()
+        with pytest.raises(DeadlineExceeded):
+            async with model.scheduler.room_for(1, deadline):
+                raise AssertionError("there is no room yet")
+
+    play(tmp_path, script, FakeModel(SHAPE))
+
+
 def test_loading_and_unloading_are_known_to_every_front_end_before_the_answer(tmp_path: Path) -> None:
     async def script(engine: Engine, front: Front, model: ServedModel) -> None:
         other = Front()

@@ -171,6 +171,25 @@ def test_what_only_slow_calls_forbid_may_be_tried_again() -> None:
             admission.admit(one, 1.0)
 
 
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_a_row_takes_as_long_on_several_devices(devices: int) -> None:
+    admission = Admission(100, *[8] * devices)
+    for _ in range(100):
+        admission.on_model_call(1, 0.010, 0.0)
+    for deadline in (0.3, 0.55, 0.99):
+        with pytest.raises(DeadlineUnreachable):
+            admission.admit(request(1, steps=100, deadline=deadline), 0.0)
+    admission.admit(request(1, steps=100, deadline=1.01), 0.0)
+
+
+def test_a_single_fast_call_makes_no_deadline_reachable() -> None:
+    admission = Admission(100, 8)
+    for i in range(1000):
+        admission.on_model_call(1, 0.005 if i == 500 else 0.010, 0.0)
+    with pytest.raises(DeadlineUnreachable):
+        admission.admit(request(1, steps=100, deadline=0.9), 0.0)
+
+
 def test_queue_in_the_way_refuses_with_retry_after() -> None:
     admission = with_measured_calls()
     admission.admit(request(8 * 1000), 0.0)  # 1000 model calls of 18 ms

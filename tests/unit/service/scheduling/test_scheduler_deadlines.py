@@ -1,6 +1,7 @@
 """Refusals, deadlines and cancellation."""
 
 import asyncio
+import math
 import threading
 
 import pytest
@@ -184,7 +185,7 @@ def test_room_is_promised_once() -> None:
     async def refused(scheduler: Scheduler, rows: int) -> bool:
         expected = scheduler.refusal(rows)
         try:
-            async with scheduler.room_for(rows):
+            async with scheduler.room_for(rows, math.inf):
                 return False
         except QueueFull:
             assert isinstance(expected, QueueFull)
@@ -192,13 +193,13 @@ def test_room_is_promised_once() -> None:
 
     async def main() -> None:
         with serving(FakeModel(), queue_rows=10, observer=observer) as scheduler:
-            async with scheduler.room_for(6):
+            async with scheduler.room_for(6, math.inf):
                 assert await refused(scheduler, 5)
                 assert not await refused(scheduler, 4)
-                async with scheduler.room_for(4):
+                async with scheduler.room_for(4, math.inf):
                     assert await refused(scheduler, 1)
                 with pytest.raises(ZeroDivisionError):
-                    async with scheduler.room_for(4):
+                    async with scheduler.room_for(4, math.inf):
                         raise ZeroDivisionError
                 assert not await refused(scheduler, 4)
             assert scheduler.refusal(10) is None
