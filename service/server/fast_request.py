@@ -2,27 +2,49 @@
 
 import asyncio
 import time
-from typing import Any, Final
+from typing import Any, Final, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.api.fast_path import Call, FastPath
 from service.api.plain_request import Head
+from service.server.write_coalescer import WriteCoalescer
 
 BODY_WAIT_S: Final = 0.05
 """Seconds in which the body may follow its head; many clients send the two apart. Then the request is replayed."""
 
 
 class Connection(HttpToolsProtocol):
-    """The protocol of a connection, as plain requests use it."""
+    """The protocol of a connection, as plain requests use it. Its transport is a `WriteCoalescer`."""
+
+    _plain: "FastRequest | None" = None
+    """The plain request that has no response yet."""
+
+    @property
+    def _coalescer(self) -> WriteCoalescer:
+        return cast(WriteCoalescer, self.transport)
+
+    def end_response(self, status: int) -> None:
+        """Go on after a response."""
+        raise NotImplementedError
 
     def replay(self, request: "FastRequest", cycle: RequestResponseCycle) -> None:
         """Pass a plain request on to the application as ``cycle``."""
-        raise NotImplementedError
+        self._plain = None
+        if cast(object, self.cycle) is request:  # else a pipelined one has arrived
+            self.cycle = cycle
+        self._start_asgi_task(cycle, self.app)
 
     def answer(self, request: "FastRequest", status: int, lines: bytes, body: bytes, *, close: bool) -> None:
         """Write the response to a plain request; ``close``: its lines say that the connection closes."""
-        raise NotImplementedError
+        head = [b"%s: %s\r\n" % header for header in self.server_state.default_headers]
+        connection = b"" if request.keep_alive or close else b"connection: close\r\n"
+        if not request.disconnected:
+            self._coalescer.write_now(b"".join((STATUS_LINE[status], *head, lines, connection, b"\r\n", body)))
+        self._plain = None
+        if close or not request.keep_alive:
+            self.transport.close()
+        self.end_response(status)
 
 
 class FastRequest:

@@ -6,22 +6,20 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any, Final, cast
 
-import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from service.api.fast_path import FastPath
 from service.api.http.problems import status_of
 from service.api.middleware.auth import HEALTH_PATHS
-from service.domain.errors import HeadTooLarge, HeadTooSlow, IgnError, MalformedRequest, NotSupported, UnsupportedMedia
+from service.domain.errors import HeadTooLarge, HeadTooSlow, IgnError, MalformedRequest
 from service.server.early_rejection import EarlyRejection
 from service.server.fast_request import Connection, FastRequest
+from service.server.lingering import Lingering
 from service.server.open_connections import OpenConnections, Reason
+from service.server.request_heads import MAX_HEAD_BYTES, MAX_HEADERS, head_error, head_too_large, parse
 from service.server.sockets import has_hung_up
 from service.server.write_coalescer import WriteCoalescer
 
-MAX_HEAD_BYTES: Final = 1 << 16
-"""Request line and headers; also trailers, and the extensions of one chunk."""
-MAX_HEADERS: Final = 256
 MAX_PIPELINED: Final = 64
 """Requests that may wait on one connection for the response before theirs."""
 HALF_CLOSED_S: Final = 1.0
@@ -30,13 +28,6 @@ same until something is written to it, and its rows should not be computed."""
 SEND_TIMEOUT_S: Final = 60.0
 """Seconds in which a client must take some of what is sent to it. A request whose response waits for that is in
 flight."""
-# After the last response, a client may send so much, with pauses up to `_LINGER_S`: the rest of its request, or
-# anything after a refusal.
-_LINGER_S: Final = 1.0
-_MAX_LINGER_S, _MAX_IGNORED = 30.0, 1 << 26
-_MAX_LINGER_REFUSED_S, _MAX_IGNORED_REFUSED = 1.0, 1 << 20
-
-_VERSIONS: Final = ("1.1", "1.0")
 _UNAVAILABLE: Final = STATUS_LINE[503]
 _REJECTED = cast(RequestResponseCycle, SimpleNamespace(response_complete=True, message_event=asyncio.Event()))
 
@@ -68,17 +59,13 @@ class HttpProtocol(Connection):
         self._connections = connections
         self._fast_path = fast_path
         self._running: RequestResponseCycle | FastRequest | None = None  # uvicorn's `cycle` is the last that arrived
-        self._plain: FastRequest | None = None  # the plain request that has no response yet
         self.headers = []  # uvicorn sets it when a head begins
         self._unplaced = 0  # bytes received since the parser last completed a head or found a part of a body
         self._ended_scope: object = None  # of the last complete message; if `scope` is another one, a message has begun
         self._complete_scope: object = None  # of the last complete head; if `scope` is another one, a head has begun
         self._head_since: float | None = None  # event loop time at which the wait for the end of a head began
         self._idle_since = 0.0  # event loop time of the end of the last response
-        self._ignores_rest, self._may_ignore = False, _MAX_IGNORED_REFUSED  # of what arrives; bytes
-        self._lingers_since: float | None = None  # event loop time at which this half of the connection closed
-        self._linger_s = _MAX_LINGER_REFUSED_S
-        self._unsent, self._taken_at = 0, 0.0  # bytes that wait to be sent, and event loop time when they became fewer
+        self._lingering = Lingering()
 
     # Connection
 
@@ -113,8 +100,8 @@ class HttpProtocol(Connection):
 
     def waiting_since(self) -> float | None:
         """See `service.server.open_connections.Connection`."""
-        if self._lingers_since is not None:
-            return self._lingers_since
+        if self._lingering.since is not None:
+            return self._lingering.since
         if not self._previous_is_answered():
             return None
         return self._idle_since if self._head_since is None else self._head_since
@@ -134,36 +121,29 @@ class HttpProtocol(Connection):
             self._read_on()
         elif since is None:
             self.cycle.keep_alive = False
-        elif since <= quiet_since and self._lingers_since is None:
+        elif since <= quiet_since and self._lingering.since is None:
             self.transport.close()
 
     def close_if_late(self, now: float) -> None:
         """Close a connection that is idle or lingers for too long, or that does not read; a late head gets 408."""
         since, resumed_at = self.waiting_since(), self._connections.resumed_at
-        if now - max(self._reads_since(now), resumed_at) > SEND_TIMEOUT_S:
+        if now - max(self._coalescer.taken_at(now), resumed_at) > SEND_TIMEOUT_S:
             self._connections.on_closed("send_timeout")
             self.transport.abort()
+        elif self._lingering.since is not None:
+            if self._lingering.is_late(self._lingering.since, now, resumed_at):
+                self.transport.abort()
         elif since is not None:
-            self._close_after(now - max(since, resumed_at), now - max(self._idle_since, resumed_at))
+            self._close_after(now - max(since, resumed_at))
         elif self.pipeline and has_hung_up(self.transport.get_extra_info("socket")):
             self._close_soon()  # reading is paused, so the event loop does not tell
 
-    def _close_after(self, waited_s: float, silent_s: float) -> None:
-        if self._lingers_since is not None:
-            if silent_s > _LINGER_S or waited_s > self._linger_s:
-                self.transport.abort()
-        elif self._head_since is not None:
+    def _close_after(self, waited_s: float) -> None:
+        if self._head_since is not None:
             if waited_s > self._connections.head_timeout_s:
                 self._close_late_head()
         elif waited_s > self.timeout_keep_alive:
             self.transport.close()
-
-    def _reads_since(self, now: float) -> float:
-        """When the client was last seen to take some of what is sent to it."""
-        before, self._unsent = self._unsent, self.transport.get_write_buffer_size()
-        if not before or self._unsent < before:
-            self._taken_at = now
-        return self._taken_at
 
     def _close_late_head(self) -> None:
         if self._has_head_begun():
@@ -180,51 +160,24 @@ class HttpProtocol(Connection):
         The bytes since the last progress of the parser are counted, not those of each header: the parser hands out a
         header when it is complete, and joins its parts by copying until then.
         """
-        if self._ignores_rest:
-            self._idle_since = self.loop.time()
-            self._may_ignore -= len(data)
-            if self._may_ignore < 0:
+        if self._lingering.ignores:
+            if self._lingering.ignore(len(data), self.loop.time()):
                 self.transport.abort()
-            return
-        if len(data) > MAX_HEAD_BYTES:  # in pieces, so that the count is checked between them
+        elif len(data) > MAX_HEAD_BYTES:  # in pieces, so that the count is checked between them
             self._receive_in_pieces(data)
-            return
-        if self._reject_unparsed(data):
-            return
+        elif not self._reject_unparsed(data):
+            self._parse(data)
+
+    def _parse(self, data: bytes) -> None:
         self._unplaced += len(data)
-        self._parse(data)
-        if self._unplaced > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
+        if not parse(self, data):
+            self.send_400_response("")
+        elif self._unplaced > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
             self._refuse_large_head()
         elif self._head_since is None and self.scope is not self._complete_scope:  # a head has begun
             self._head_since = self.loop.time()
         if self._plain is not None and self._plain.more_body:
             self._plain.wait_for_body()
-
-    def _parse(self, data: bytes) -> None:
-        """Feed the parser.
-
-        It takes what follows a head with `Upgrade` for another protocol. There is none, so it gets such a head again
-        without this header, and then the body (RFC 9110, section 7.8).
-        """
-        while data:
-            try:
-                self.parser.feed_data(data)
-                return
-            except httptools.HttpParserError:
-                self.send_400_response("")
-                return
-            except httptools.HttpParserUpgrade as exc:
-                if self.parser.get_method() == b"CONNECT":
-                    self.send_400_response("")
-                    return
-                data = self._head_without_upgrade() + data[exc.args[0] :]
-                self.parser = httptools.HttpRequestParser(self)
-                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
-
-    def _head_without_upgrade(self) -> bytes:
-        line = b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
-        fields = [b"%s: %s" % field for field in self.headers if field[0] != b"upgrade"]
-        return b"\r\n".join((line, *fields, b"", b""))
 
     def _receive_in_pieces(self, data: bytes) -> None:
         for start in range(0, len(data), MAX_HEAD_BYTES):
@@ -232,7 +185,7 @@ class HttpProtocol(Connection):
 
     def on_headers_complete(self) -> None:
         """Refuse a head that is wrong, and reject a request before anything is created for it if there are too many."""
-        if self._ignores_rest or self.parser.should_upgrade():  # `_parse` passes the head again
+        if self._lingering.ignores or self.parser.should_upgrade():  # `parse` passes the head again
             return
         self._complete_scope, self._head_since = self.scope, None
         if self._refuse_wrong_head():
@@ -251,20 +204,10 @@ class HttpProtocol(Connection):
                 self.cycle.waiting_for_100_continue = False  # RFC 9110, section 10.1.1
 
     def _refuse_wrong_head(self) -> bool:
-        names = [name for name, _ in self.headers]
-        if (
-            self._unplaced > MAX_HEAD_BYTES
-            or len(names) > MAX_HEADERS
-            or names.count(b"host") != 1
-            or b"transfer-encoding" in names
-            or names.count(b"content-encoding") > 1
-            or self.parser.get_http_version() not in _VERSIONS
-        ):
-            error = self._head_error(names)
-            if error is not None:
-                self._refuse(error, "head_too_large" if isinstance(error, HeadTooLarge) else "malformed")
-                return True
-        return False
+        error = head_error(self.url, self.headers, self.parser.get_http_version(), self._unplaced)
+        if error is not None:
+            self._refuse(error, "head_too_large" if isinstance(error, HeadTooLarge) else "malformed")
+        return error is not None
 
     def _reject_parsed(self, headers: list[tuple[bytes, bytes]]) -> bool:
         rejecting = self._early_rejection
@@ -289,7 +232,7 @@ class HttpProtocol(Connection):
 
     def on_message_complete(self) -> None:
         """Note that the parser is between two messages, and hand a plain request over, unless it was replayed."""
-        if self._ignores_rest or self.parser.should_upgrade():
+        if self._lingering.ignores or self.parser.should_upgrade():
             return
         self._ended_scope = self.scope
         super().on_message_complete()
@@ -299,44 +242,25 @@ class HttpProtocol(Connection):
     def on_body(self, body: bytes) -> None:
         """Note that the parser makes progress."""
         self._unplaced = 0
-        if not self._ignores_rest:
+        if not self._lingering.ignores:
             super().on_body(body)
 
     def _has_head_begun(self) -> bool:
         return self.scope is not self._complete_scope
-
-    def _head_error(self, names: list[bytes]) -> IgnError | None:
-        """What is wrong with a complete head, if anything (RFC 9112, sections 3.2 and 6.1)."""
-        lengths = sum(len(name) + len(value) + len(b": \r\n") for name, value in self.headers)
-        if len(self.url) + lengths > MAX_HEAD_BYTES or len(names) > MAX_HEADERS:
-            return _head_too_large()
-        version = self.parser.get_http_version()
-        if version not in _VERSIONS:
-            return MalformedRequest("the request is not HTTP/1.1")
-        if names.count(b"host") > 1 or (version == "1.1" and b"host" not in names):
-            return MalformedRequest("Host: send this header once")
-        if version == "1.0" and b"transfer-encoding" in names:
-            return MalformedRequest("Transfer-Encoding: not defined in HTTP/1.0")
-        codings = [value.strip().lower() for name, value in self.headers if name == b"transfer-encoding"]
-        if codings and codings != [b"chunked"]:
-            return NotSupported("Transfer-Encoding: only chunked is supported")
-        if names.count(b"content-encoding") > 1:
-            return UnsupportedMedia("Content-Encoding: send this header once")
-        return None
 
     # Responses
 
     def on_response_complete(self) -> None:
         """End a response of the application, whose status `AccessLogMiddleware` knows."""
         response = cast(RequestResponseCycle, self._running).scope["state"].get("response")
-        self._end_response(200 if response is None else response.status)
+        self.end_response(200 if response is None else response.status)
 
-    def _end_response(self, status: int) -> None:
+    def end_response(self, status: int) -> None:
         """Go on with the next request; after a rejection, in turn."""
         self.server_state.total_requests += 1
         self._idle_since = now = self.loop.time()
         must_wait = self._connections.rejected.on_response(status, now)
-        if self.transport.is_closing() or self._lingers_since is not None:
+        if self.transport.is_closing() or self._lingering.since is not None:
             return
         if must_wait:
             self._coalescer.hold_reading()
@@ -360,7 +284,7 @@ class HttpProtocol(Connection):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP, as a problem document."""
-        if not self._ignores_rest:
+        if not self._lingering.ignores:
             self._refuse(MalformedRequest("the request is not HTTP/1.1"), "malformed")
 
     @property
@@ -371,10 +295,6 @@ class HttpProtocol(Connection):
     def _cycle(self) -> RequestResponseCycle | FastRequest | None:
         return self.cycle  # None before the first request, which uvicorn's annotation omits
 
-    @property
-    def _coalescer(self) -> WriteCoalescer:
-        return cast(WriteCoalescer, self.transport)
-
     def _previous_is_answered(self) -> bool:
         return self._cycle is None or self._cycle.response_complete
 
@@ -383,8 +303,8 @@ class HttpProtocol(Connection):
         return self._previous_is_answered() and not (self._coalescer.reading_is_held or self.flow.write_paused)
 
     def _refuse_large_head(self) -> None:
-        if not self._ignores_rest:
-            self._refuse(_head_too_large(), "head_too_large")
+        if not self._lingering.ignores:
+            self._refuse(head_too_large(), "head_too_large")
 
     def _refuse(self, error: IgnError, reason: Reason) -> None:
         """Answer with a problem document, and end the connection; what still arrives is ignored."""
@@ -416,7 +336,8 @@ class HttpProtocol(Connection):
             self.cycle.keep_alive = False
 
     def _ignore_rest(self, reason: Reason) -> None:
-        self._ignores_rest, self._head_since = True, None
+        self._lingering.refuse()
+        self._head_since = None
         if self._cycle is None:
             self.cycle = _REJECTED  # uvicorn discards the body of a request whose response is complete
         self._connections.on_closed(reason)
@@ -424,12 +345,10 @@ class HttpProtocol(Connection):
     def _linger(self) -> bool:
         """Begin to ignore what the client still sends, before the connection closes; False if there is no more."""
         is_running = not (self._previous_is_answered() or self.cycle.disconnected)
-        may_follow = self._ignores_rest or self.scope is not self._ended_scope
-        if is_running or not may_follow or self._lingers_since is not None:
+        may_follow = self._lingering.ignores or self.scope is not self._ended_scope
+        if is_running or not may_follow or self._lingering.since is not None:
             return False
-        if not self._ignores_rest:
-            self._ignores_rest, self._may_ignore, self._linger_s = True, _MAX_IGNORED, _MAX_LINGER_S
-        self._lingers_since = self._idle_since = self.loop.time()
+        self._lingering.begin(self.loop.time())
         return True
 
     def _reject_unparsed(self, data: bytes) -> bool:
@@ -454,25 +373,7 @@ class HttpProtocol(Connection):
         self._coalescer.write_now(b"".join((_UNAVAILABLE, *head, connection, rejection)))
         if not keep_alive:
             self.transport.close()
-        self._end_response(503)
-
-    def replay(self, request: FastRequest, cycle: RequestResponseCycle) -> None:
-        """Pass a plain request on to the application as ``cycle``."""
-        self._plain = None
-        if self._cycle is request:  # else a pipelined one has arrived
-            self.cycle = cycle
-        self._start_asgi_task(cycle, self.app)
-
-    def answer(self, request: FastRequest, status: int, lines: bytes, body: bytes, *, close: bool) -> None:
-        """Write the response to a plain request; ``close``: its lines say that the connection closes."""
-        head = [b"%s: %s\r\n" % header for header in self.server_state.default_headers]
-        connection = b"" if request.keep_alive or close else b"connection: close\r\n"
-        if not request.disconnected:
-            self._coalescer.write_now(b"".join((STATUS_LINE[status], *head, lines, connection, b"\r\n", body)))
-        self._plain = None
-        if close or not request.keep_alive:
-            self.transport.close()
-        self._end_response(status)
+        self.end_response(503)
 
     def _read_on(self) -> None:
         if self._coalescer.reading_is_held and not self.transport.is_closing():
@@ -493,7 +394,3 @@ class HttpProtocol(Connection):
             # The deadline of a request counts from here, also while it waits for its start.
             cast(dict[str, Any], cycle.scope)["state"].setdefault("arrival", time.monotonic())
             self._early_rejection.admit(start, self.loop.call_soon)
-
-
-def _head_too_large() -> HeadTooLarge:
-    return HeadTooLarge(f"the head of the request is larger than {MAX_HEAD_BYTES} bytes or {MAX_HEADERS} headers")

@@ -35,6 +35,7 @@ class WriteCoalescer:
         self.is_closing = transport.is_closing
         self.reading_is_held = False
         """Whether reading stays paused until `read_on`."""
+        self._unsent, self._taken_at = 0, 0.0
 
     def write(self, data: bytes) -> None:
         """Write the bytes, at the end of this iteration at the latest."""
@@ -97,6 +98,17 @@ class WriteCoalescer:
         """End the pause of `hold_reading`."""
         self.reading_is_held = False
         self.resume_reading_now()
+
+    def taken_at(self, now: float) -> float:
+        """When the client was last seen to take some of what is sent to it, or had nothing to take.
+
+        Args:
+            now: event loop time.
+        """
+        before, self._unsent = self._unsent, self._transport.get_write_buffer_size()
+        if not before or self._unsent < before:
+            self._taken_at = now
+        return self._taken_at
 
     def _flush(self) -> None:
         held, self._held = self._held, b""

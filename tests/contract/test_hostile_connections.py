@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from service.server.http_protocol import MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED
+from service.server.http_protocol import MAX_PIPELINED
+from service.server.request_heads import MAX_HEAD_BYTES, MAX_HEADERS
 from tests.contract.harness import PATIENCE_S, Service, gated, problem, serving, settings
 from tests.helpers.connection import Connection
 
