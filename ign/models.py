@@ -31,10 +31,10 @@ def models(*, folder: str | None, as_json: bool) -> None:
         rows = [_describe(settings.model_dir, ref) for ref in repository.find_all()]
     except StartupError as exc:
         raise click.ClickException(exc.detail) from exc
-    default = [row["model"] for row in rows if settings.default_model in (row["model"], row["name"])][-1]
+    found = [row["model"] for row in rows if settings.default_model in (row["model"], row["name"])]
     width = max(len(row["model"]) for row in rows)
     for row in rows:
-        row["default"] = row["model"] == default
+        row["default"] = row["model"] in found[-1:]
         click.echo(json.dumps(row) if as_json else _line(row, width))
 
 

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BeforeValidator, Field, StringConstraints, ValidationError, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from service.artifact.files import only_model
 from service.domain.errors import StartupError
 from service.domain.rate_limit import Rate
 
@@ -52,6 +53,7 @@ def _shipped_models() -> Path:
 
 
 Seconds = Annotated[float, Field(ge=0.001, le=86_400)]
+DrainSeconds = Annotated[float, Field(ge=0, le=86_400)]
 CommaSeparated: Final = BeforeValidator(_split)
 Origin = Annotated[str, StringConstraints(pattern=r"^(\*|https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?)$")]
 Host = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.:_-]{1,253}$")]
@@ -84,7 +86,8 @@ class Settings(BaseSettings):
     )
     default_model: ModelName = Field(
         default="mnist",
-        description="default model, such as mnist or mnist/1. A name alone stands for its highest version",
+        description="default model, such as mnist or mnist/1. A name alone stands for its highest version. Unset, the "
+        "only model of a directory takes the place of mnist",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto",
@@ -206,18 +209,12 @@ class Settings(BaseSettings):
         default=15.0,
         description="seconds a request body may take. They count from the headers to the last byte; then it gets 408",
     )
-    drain_delay_s: float = Field(
+    drain_delay_s: DrainSeconds = Field(
         default=0.0,
-        ge=0,
-        le=86_400,
-        description=(
-            "seconds a stopping service stays up at least. So load balancers notice; at most the seconds of drain"
-        ),
+        description="seconds a stopping service stays up at least, for load balancers. At most the seconds of drain",
     )
-    drain_s: float = Field(
+    drain_s: DrainSeconds = Field(
         default=15.0,
-        ge=0,
-        le=86_400,
         description="seconds after which a stopping service leaves. It leaves even with requests in flight",
     )
     api_keys_file: Path | None = Field(
@@ -352,7 +349,7 @@ def name_warnings(environ: Mapping[str, str]) -> list[str]:
 
 
 def from_environment(overrides: Mapping[str, str] = MappingProxyType({})) -> Settings:
-    """The settings of this process.
+    """The settings of this process. If no default model is set, the only one of the directory is it.
 
     Args:
         overrides: variable name → text, in place of the environment's; an empty text stands for the default.
@@ -360,7 +357,9 @@ def from_environment(overrides: Mapping[str, str] = MappingProxyType({})) -> Set
     Raises:
         StartupError: see `load_settings`.
     """
-    return load_settings({**os.environ, **overrides})
+    settings = load_settings({**os.environ, **overrides})
+    only = None if "default_model" in settings.model_fields_set else only_model(settings.model_dir)
+    return settings if only is None else settings.replace(default_model=only)
 
 
 def variable_of(field: str) -> str:

@@ -152,27 +152,28 @@ class Repository:
         return self._default
 
     def find_all(self) -> list[str]:
-        """`name/version` of every version folder, as `find`, at least that of the default.
+        """`name/version` of every version folder, as `find`, at least one.
 
         Raises:
-            StartupError: the directory or the default is missing.
+            StartupError: the directory is missing or empty.
         """
         if not self._directory.is_dir():
             raise StartupError(f"IGN_MODEL_DIR={self._directory}: no such directory; {_HINT}")
         refs = self.find()
         if not refs:
             raise StartupError(f"IGN_MODEL_DIR={self._directory}: holds no model such as mnist/1/model.onnx; {_HINT}")
-        if not any(self._default in (ref, ref.partition("/")[0]) for ref in refs):
-            raise StartupError(f"IGN_DEFAULT_MODEL={self._default}: not there; there is {', '.join(refs)}")
         return refs
 
     def load_all(self) -> Mapping[str, LoadedModel]:
         """Load every version in the directory; this blocks until all are verified.
 
         Raises:
-            StartupError: as `find_all`, or a version cannot be verified.
+            StartupError: as `find_all`; the default is missing, or a version cannot be verified.
         """
-        refs = self.find_all()  # before the loading, which can take minutes
+        refs = self.find_all()
+        if not any(self._default in (ref, ref.partition("/")[0]) for ref in refs):  # the loading can take minutes
+            there = f"there is {', '.join(refs)}; choose with --default-model"
+            raise StartupError(f"IGN_DEFAULT_MODEL={self._default}: not there; {there}")
         _LOG.info("loading %d models of %s", len(refs), self._directory)
         loaded: dict[str, LoadedModel] = {}
         try:

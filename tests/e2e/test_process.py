@@ -281,6 +281,17 @@ def test_refusals_to_start(broken: Callable[[Path], dict[str, str]], said: str, 
     assert said in refused(broken(tmp_path))
 
 
+def test_the_only_model_needs_no_default(environ: dict[str, str]) -> None:
+    with running(environ | {"IGN_DEFAULT_MODEL": ""}) as process:
+        assert process.post({"n": 1}).status_code == 200
+
+
+def test_several_models_without_a_default_name_the_option(tmp_path: Path) -> None:
+    for name in ("faces", "stamps"):
+        write_model(tmp_path, name)
+    assert "--default-model" in refused({"IGN_MODEL_DIR": str(tmp_path), "IGN_DEFAULT_MODEL": ""})
+
+
 def test_a_busy_port(environ: dict[str, str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -201,6 +201,14 @@ def test_models_are_listed_from_their_cards(toy: dict[str, str]) -> None:
     assert '"model": "toy/1"' in done.output
 
 
+def test_models_are_listed_without_the_default(toy: dict[str, str]) -> None:
+    models = {"IGN_MODEL_DIR": toy["IGN_MODEL_DIR"]}
+    assert ign("models", **models).output.startswith("* toy/1")  # the only one is the default
+    done = ign("models", **models, IGN_DEFAULT_MODEL="mnist")
+    assert done.exit_code == 0
+    assert done.output.startswith("  toy/1")
+
+
 @pytest.mark.parametrize("content", [None, b"", b"nonsense", b"\x72\x02\x0a\xff"])
 def test_an_unreadable_model_is_one_line(toy: dict[str, str], content: bytes | None) -> None:
     file = Path(toy["IGN_MODEL_DIR"], "toy", "1", "model.onnx")

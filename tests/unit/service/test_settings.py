@@ -194,3 +194,28 @@ def test_the_process_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.delenv(f"IGN_{name.upper()}", raising=False)
     monkeypatch.setenv("IGN_PORT", "81")
     assert from_environment() == Settings(port=81)
+
+
+@pytest.mark.parametrize(
+    ("models", "given", "default"),
+    [
+        (("faces/1", "faces/12"), {}, "faces"),
+        (("faces/1", ".hidden/1", "No Name/1"), {}, "faces"),
+        (("faces/1", "stamps/1"), {}, "mnist"),
+        (("faces/1", "mnist/1"), {}, "mnist"),
+        (("faces/1",), {"IGN_DEFAULT_MODEL": "mnist"}, "mnist"),
+        (("faces/1",), {"IGN_DEFAULT_MODEL": ""}, "faces"),
+        ((), {}, "mnist"),
+    ],
+)
+def test_without_a_default_model_the_only_one_is_it(
+    models: tuple[str, ...], given: dict[str, str], default: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("IGN_DEFAULT_MODEL", raising=False)
+    for ref in models:
+        (tmp_path / ref).mkdir(parents=True)
+        (tmp_path / ref / "model.onnx").touch()
+    settings = from_environment({"IGN_MODEL_DIR": str(tmp_path), **given})
+    assert settings.default_model == default
+    assert settings.replace(port=1).default_model == default
+    assert from_environment({"IGN_MODEL_DIR": str(tmp_path / "nowhere")}).default_model == "mnist"
