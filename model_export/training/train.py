@@ -103,6 +103,7 @@ class Run:
         self.stage, self.stage_step, self.step = 0, 0, 0
         self.teacher: Autoencoder | None = None
         self.discriminator: DiscriminatorTrainer | None = None
+        self._changed = saved is not None and Preset.from_dict(saved.preset) != preset
         self.throughput: list[tuple[str, Throughput]] = []  # of this process, by stage
         self.meter, self._warned = ThroughputMeter(device), False
         statistics = frequency_statistics(data.train) if preset.noise == "frequency" else None
@@ -125,7 +126,7 @@ class Run:
         )
 
     def train(self) -> None:
-        """Train to the end of the last stage.
+        """Train to the end of the last stage. A finished run stores what the command changes of its card.
 
         Raises:
             Interrupted: SIGINT or SIGTERM arrived; a checkpoint was written first.
@@ -133,6 +134,8 @@ class Run:
         """
         with file_lock(self.out) if self.world.is_main else nullcontext():
             self._check_same_checkpoint()
+            if self._changed and self.step == self.preset.steps:
+                self.save()
             self._f = self.execution.wrap_ddp(self._compiled)
             try:
                 self._train()
@@ -328,7 +331,12 @@ class Run:
             self.teacher.load_state_dict(saved.teacher)
         if saved.critic is not None and self.discriminator is not None:
             self.discriminator.load_state_dict(saved.critic)
-        self.provenance = _continued(saved.provenance, self.provenance, saved.step)
+        command = (self.provenance if self._changed else saved.provenance).get("command")
+        if saved.step < self.preset.steps:
+            self.provenance = _continued(saved.provenance, self.provenance, saved.step)
+        else:
+            self.provenance = saved.provenance
+        self.provenance = {**self.provenance, "command": command}  # the one that names all options of the preset
         if adds_stages(self.preset, saved):
             self._end_stage()
 

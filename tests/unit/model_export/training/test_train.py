@@ -80,7 +80,14 @@ def first_stage(finished: Callable[[Preset], Path], tmp_path: Path) -> Path:
 
 
 def run(
-    preset: Preset, data: Dataset, out: Path, *, seed: int = 0, bf16: bool = False, execution: Execution | None = None
+    preset: Preset,
+    data: Dataset,
+    out: Path,
+    *,
+    seed: int = 0,
+    bf16: bool = False,
+    execution: Execution | None = None,
+    command: str = "test",
 ) -> Run:
     return Run(
         preset,
@@ -89,7 +96,7 @@ def run(
         seed=seed,
         device=torch.device("cpu"),
         bf16=bf16,
-        provenance={"command": "test"},
+        provenance={"command": command},
         execution=execution,
     )
 
@@ -282,7 +289,27 @@ def test_a_finished_stage_of_matching_may_grow(data: Dataset, tmp_path: Path) ->
 
 def test_what_only_the_card_uses_may_change(data: Dataset, first_stage: Path) -> None:
     other = dataclasses.replace(FIRST_STAGE, name="other", licence="MIT", polarity="none", background=(1.0,))
-    assert run(other, data, first_stage).preset == other
+    changed = run(other, data, first_stage)
+    assert changed.preset == other
+    before = state(first_stage)
+    changed.train()
+    saved = checkpoints.load(first_stage / checkpoints.FILE)
+    assert (Preset.from_dict(saved.preset), saved.provenance.get("continued")) == (other, None)
+    assert_identical(state(first_stage), before)
+
+
+def test_the_command_that_is_stored_is_that_of_the_preset(data: Dataset, first_stage: Path) -> None:
+    def command_after(preset: Preset, command: str) -> str:
+        again = run(preset, data, first_stage, command=command)
+        again.train()
+        return str(checkpoints.load(first_stage / checkpoints.FILE).provenance["command"])
+
+    longer = with_overrides(FIRST_STAGE, steps=26)
+    assert command_after(FIRST_STAGE, "train again") == "test"
+    assert command_after(longer, "train --steps 26") == "train --steps 26"
+    assert command_after(longer, "train again") == "train --steps 26"
+    renamed = dataclasses.replace(longer, name="other")
+    assert command_after(renamed, "train --name other") == "train --name other"
 
 
 def test_a_checkpoint_that_states_the_digest_of_the_file_continues(data: Dataset, first_stage: Path) -> None:
