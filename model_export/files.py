@@ -13,20 +13,44 @@ from model_export.errors import UserError
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file beside ``path``; it replaces ``path`` when the block succeeds and is deleted otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Open a temporary file beside ``path``; it replaces ``path`` when the block succeeds and is deleted otherwise.
+
+    A symbolic link stays one: the file that it leads to is replaced. Devices and pipes are written to, not replaced.
+
+    Raises:
+        OSError: the file cannot be written; it names ``path``.
+    """
+    target = Path(os.path.realpath(path))
+    with errors_name(path, target):
+        if path.exists() and not path.is_file():
+            with path.open("wb") as file:
+                yield file
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                yield file
+                file.flush()
+                # The data must be on disk before the rename, or a power failure could leave an empty file.
+                os.fsync(file.fileno())
+            # mkstemp creates the file readable by its owner only.
+            os.chmod(name, 0o644)
+            os.replace(name, target)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def errors_name(path: Path, target: Path) -> Iterator[None]:
+    """Let errors name ``path`` that name no file, ``target``, or a temporary file or folder made for it."""
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            # The data must be on disk before the rename, or a power failure could leave an empty file.
-            os.fsync(file.fileno())
-        # mkstemp creates the file readable by its owner only.
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
+        yield
+    except OSError as exc:
+        named = os.fspath(exc.filename or target)
+        if exc.errno is not None and (named == os.fspath(target) or f"/.{target.name}." in named):
+            exc.filename, exc.filename2 = os.fspath(path), None
         raise
 
 

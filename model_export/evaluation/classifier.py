@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from model_export.data.datasets import Dataset, to_model_range
 from model_export.evaluation.metrics import kl_to_uniform, psnr, ssim
-from model_export.files import atomic_write
+from model_export.training.checkpoint import write_tensors
 from service.artifact.pixels import Levels, to_levels, to_rows
 from service.domain.latents import FloatRows
 
@@ -215,8 +215,7 @@ def classifier_for(data: Dataset, cache: Path) -> Classifier:
         network = ConvNet(shape[0], shape[1], sum(heads))
         if not _load_weights(network, path):
             _fit(network, data.train, None if targets is None else targets[0], heads)
-            with atomic_write(path) as file:
-                torch.save(network.state_dict(), file)
+            write_tensors(network.state_dict(), path)
     network.eval()
     accuracies = _accuracies(network, data.held_out, None if targets is None else targets[1], heads)
     names = data.attributes.names if data.attributes is not None and task == "attributes" else ()

@@ -17,6 +17,7 @@ import onnx
 import onnxruntime as ort
 
 from model_export.errors import UserError
+from model_export.files import errors_name
 from service.artifact.card import INPUT, OUTPUT, CardError, ModelCard, from_metadata, to_metadata
 from service.artifact.files import GOLDEN_FILE, MODEL_FILE, MODEL_FILES, Precision
 from service.artifact.golden import Golden, digest_of, read_golden
@@ -151,9 +152,12 @@ def publish(folder: Path, files: Mapping[str, bytes], *, keep: bool = False) -> 
         folder: the version folder; its parents are created.
         files: name → content.
         keep: keep the other files of the folder.
+
+    Raises:
+        OSError: a file cannot be written; it names ``folder``.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _temporary_folder(folder) as temporary:
+    with errors_name(folder, folder), _temporary_folder(folder) as temporary:
         fresh, old = temporary / "new", temporary / "old"
         if keep and folder.is_dir():
             shutil.copytree(folder, fresh)

@@ -4,8 +4,10 @@ A checkpoint holds no random state. Every random number comes from a generator s
 and step are enough to continue, on any device.
 """
 
+import io
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,10 +82,25 @@ class TrainedModel:
 
 
 def save(checkpoint: Checkpoint, path: Path) -> None:
-    """Write ``path`` atomically."""
+    """Write ``path`` atomically.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     content = {name: getattr(checkpoint, name) for name in Checkpoint.__slots__}
+    write_tensors({"format": FORMAT, **content}, path)
+
+
+def write_tensors(content: Mapping[str, Any], path: Path) -> None:
+    """Write what `torch.load` reads, atomically. torch writes to memory: it turns the error of a file into its own.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    memory = io.BytesIO()
+    torch.save(content, memory)
     with atomic_write(path) as file:
-        torch.save({"format": FORMAT, **content}, file)
+        file.write(memory.getbuffer())
 
 
 def load(path: Path) -> Checkpoint:

@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import os
 from pathlib import Path
 
@@ -273,3 +274,13 @@ def test_a_failed_publication_leaves_what_was_there(tmp_path: Path, monkeypatch:
         publish(folder, {"x": b"2"})
     assert contents(tmp_path) == {"1/x": b"1"}
     assert [path.name for path in tmp_path.iterdir()] == ["1"]
+
+
+def test_a_publication_that_fails_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space") as caught:
+        publish(tmp_path / "1", {"x": b"1"})
+    assert caught.value.filename == str(tmp_path / "1")

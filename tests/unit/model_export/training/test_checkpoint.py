@@ -1,4 +1,7 @@
+import os
 import pickle
+import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -47,6 +50,55 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         checkpoints.save(broken, path)
     assert checkpoints.load(path).step == 3
     assert set(contents(tmp_path)) == {"checkpoint.pt"}
+
+
+def test_a_full_disk_is_an_error_of_the_file(tmp_path: Path) -> None:
+    path, limits = tmp_path / "checkpoint.pt", resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that the write fails instead
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large") as caught:
+            checkpoints.save(example(), path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert caught.value.filename == str(path)
+    assert contents(tmp_path) == {}
+
+
+def test_a_link_stays_one(tmp_path: Path) -> None:
+    file, link = tmp_path / "file", tmp_path / "link"
+    file.write_bytes(b"old")
+    link.symlink_to("file")
+    with atomic_write(link) as opened:
+        opened.write(b"new")
+    assert link.is_symlink()
+    assert contents(tmp_path) == {"file": b"new", "link": b"new"}
+
+
+def test_a_pipe_is_written_to(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        with atomic_write(pipe) as opened:
+            opened.write(b"new")
+        assert os.read(reader, 100) == b"new"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+
+
+@pytest.mark.parametrize("where", ["folder", "file/below"])
+def test_an_error_names_no_temporary_file(where: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises((IsADirectoryError, NotADirectoryError, FileExistsError)) as caught,
+        atomic_write(tmp_path / where),
+    ):
+        pass
+    assert caught.value.filename in (str(tmp_path / where), str(tmp_path / "file"))
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path) -> None:
