@@ -40,7 +40,7 @@ def evaluate(
         source: the data it was trained on, as for `open_source`.
         cache: folder that keeps the classifier.
         skip_bad: leave out files that are no readable pictures.
-        out: file for the figures; `metrics.json` in the version folder when not given.
+        out: file for the figures in place of `metrics.json`; one of an earlier evaluation is replaced as well.
         samples: pictures to generate.
         steps: largest number of repeated applications of f, ≥ 1.
         inception: measures FID in addition.
@@ -52,6 +52,7 @@ def evaluate(
     Raises:
         UserError: no model; golden rows that are missing or that the model does not reproduce; other data than the
             model was trained on; too few pictures or steps.
+        OSError: a file cannot be written. The version is unchanged then.
     """
     artifacts = read_all(folder, threads=threads)
     exported = artifacts[0]
@@ -83,10 +84,12 @@ def evaluate(
     text = (json.dumps(table, indent=1, allow_nan=False) + "\n").encode()
     files = {MODEL_FILES[precision]: content for precision, content in stamped.items()}
     files[GOLDEN_FILE] = dataclasses.replace(golden, digest=digest_of(stamped["fp32"])).to_bytes()
-    publish(folder, files if out else {**files, METRICS_FILE: text}, keep=True)
-    if out:
+    if out:  # first, because it may fail
         with atomic_write(out) as file:
             file.write(text)
+    if not out or (folder / METRICS_FILE).exists():  # of an earlier evaluation
+        files[METRICS_FILE] = text
+    publish(folder, files, keep=True)
     return table
 
 
@@ -126,7 +129,9 @@ def _identity(card: ModelCard, stamped: Mapping[Precision, bytes]) -> Table:
 
 
 def _check_usable(data: Dataset, samples: int, steps: int) -> None:
-    if min(len(data.train), len(data.held_out), samples) < _MIN_PICTURES:
+    if samples < _MIN_PICTURES:
+        raise UserError(f"--samples {samples}: at least {_MIN_PICTURES}")
+    if min(len(data.train), len(data.held_out)) < _MIN_PICTURES:
         raise UserError(
             f"--data {data.name}: needs at least {_MIN_PICTURES} training and {_MIN_PICTURES} held-out pictures"
         )

@@ -65,6 +65,26 @@ def test_evaluation_is_reproducible_and_can_write_elsewhere(tiny: TinyModel, tmp
     assert contents(folder) == contents(tiny.evaluated)
 
 
+@pytest.mark.parametrize("where", ["elsewhere", "nowhere"])
+def test_no_figures_contradict_the_card(where: str, tiny: TinyModel, tmp_path: Path) -> None:
+    folder, out = tmp_path / "1", tmp_path / where / "tiny.json"
+    publish(folder, contents(tiny.evaluated))
+    (tmp_path / "nowhere").touch()
+
+    def measure() -> None:
+        evaluate(folder, str(tiny.data_file), cache=tiny.cache, out=out, samples=20, steps=1, threads=1)
+
+    if where == "nowhere":
+        with pytest.raises(FileExistsError):
+            measure()
+        assert contents(folder) == contents(tiny.evaluated)
+    else:
+        measure()
+        assert (
+            json.loads((folder / METRICS_FILE).read_text())["model"]["digest"] == Artifact.read(folder).golden().digest
+        )
+
+
 def test_distances_are_those_of_held_out_pictures_in_8_bit(tiny: TinyModel, data: Dataset) -> None:
     x = to_rows(data.held_out.numpy())
     distance = np.sort(mean_distance(Artifact.read(tiny.evaluated).function(x), x))
@@ -280,7 +300,7 @@ def test_other_data_are_refused(folder: Path, tmp_path: Path, cache: Path) -> No
 
 
 def test_too_few_samples_or_steps_are_refused(folder: Path, data_file: Path, cache: Path) -> None:
-    with pytest.raises(UserError, match="at least"):
+    with pytest.raises(UserError, match="--samples 1"):
         evaluate(folder, str(data_file), cache=cache, samples=1)
     with pytest.raises(UserError, match="--steps"):
         evaluate(folder, str(data_file), cache=cache, steps=0)
