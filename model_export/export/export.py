@@ -160,7 +160,9 @@ def card_of(model: TrainedModel, version: str, fields: Mapping[str, object]) -> 
         )
     except ValidationError as exc:
         first = exc.errors(include_url=False)[0]
-        raise UserError(f"{'.'.join(map(str, first['loc']))} {first['input']!r}: {first['msg']}") from exc
+        # A check of several fields has the whole card as its input. Its message begins with the field of an option.
+        where = f"{'.'.join(map(str, first['loc']))} {first['input']!r}: " if first["loc"] else "--"
+        raise UserError(where + first["msg"].removeprefix("Value error, ")) from exc
 
 
 def _next_version(folder: Path) -> int:

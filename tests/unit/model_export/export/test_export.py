@@ -149,8 +149,9 @@ def test_a_version_that_no_card_can_hold_is_refused(tiny_run: Path, tmp_path: Pa
 def test_fields_of_the_card_can_be_replaced(tiny_run: Path) -> None:
     model = load_run(tiny_run)
     assert card_of(model, "1", {"licence": "MIT", "polarity": "light-on-dark"}).polarity == "light-on-dark"
-    with pytest.raises(UserError, match="background needs one value per channel"):
-        card_of(model, "1", {"background": [0.0, 0.0]})
+    for background, says in (((0.0, 0.0), "needs one value per channel"), ((2.0,), "must lie in the range")):
+        with pytest.raises(UserError, match=f"^--background {says}$"):
+            card_of(model, "1", {"background": background})
 
 
 @pytest.mark.parametrize(
