@@ -16,7 +16,7 @@ class StartWeights:
     Args:
         preset: that trained the version.
         state: state dict of its network.
-        digest: SHA-256 of its `model.onnx`.
+        digest: SHA-256 of the weights in its `model.onnx`.
     """
 
     preset: Preset
