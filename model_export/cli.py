@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from model_export.arguments import count, refuse_empty_paths
 from model_export.data import command as data_command
 from model_export.errors import UserError
 
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str], *, prog: str = _PROG) -> int:
     # Libraries log warnings that the user cannot act on.
     logging.basicConfig(level=logging.ERROR)
     try:
+        refuse_empty_paths(options)
         code: int = options.run(options, arguments)
     except UserError as exc:
         return _fail(str(exc))
@@ -84,19 +86,23 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         )
         precise = bf16(options.precision, device)
         lines = plan.summary(preset, base.name, data, found)
-        if options.dry_run:
-            return _announce(lines, preset, data, device, precise)
+        out = Path(options.out or os.devnull)  # a dry run needs none, and makes the same checks
         run = Run(
             preset,
             data,
-            Path(options.out),
+            out,
             seed=options.seed,
             device=device,
             bf16=precise,
             provenance=provenance.record(arguments),
             execution=execution,
-            start=start_weights(options.start, Path(options.out)),
+            start=start_weights(options.start, out),
         )
+        if options.start or run.step:
+            stage = run.preset.stages[run.stage].name
+            lines.append(f"begins at stage `{stage}`, step {run.step} of {run.preset.steps}")
+        if options.dry_run:
+            return _announce(lines, run.preset, data, device, precise)
         if world.is_main and run.step < run.preset.steps:
             run.out.mkdir(parents=True, exist_ok=True)  # fails here rather than after the estimate
             estimated = options.preset is None and run.step == 0 and world.size == 1
@@ -152,7 +158,9 @@ def _announce(
 
 def _export(options: argparse.Namespace, _: Sequence[str]) -> int:
     from model_export.export.export import export
+    from service.artifact.files import MODEL_FILES
 
+    halves = list(Path(options.models).glob(f"*/{options.version}/{MODEL_FILES['fp16']}"))
     _set_threads(options.threads)
     folder, verifications = export(
         Path(options.run_folder),
@@ -165,6 +173,9 @@ def _export(options: argparse.Namespace, _: Sequence[str]) -> int:
         threads=options.threads,
     )
     _print_verifications(verifications)
+    for file in halves:
+        if not file.exists():
+            _print(f"removed {file}; --fp16 writes it")
     _print(f"exported {folder}; next: {options.prog} evaluate --model {folder} --data DATA")
     return 0
 
@@ -286,7 +297,7 @@ def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     train.add_argument("--name", help="name of the model (default: the preset's, for other data that of the data)")
     train.add_argument("--size", type=int, help="height and width of the pictures")
-    train.add_argument("--channels", type=int, help="1 or 3")
+    train.add_argument("--channels", type=int, choices=(1, 3))
     train.add_argument("--steps", type=int, help="optimiser steps in total, split over the stages; may grow later")
     train.add_argument("--start", help="version folder, such as models/mnist/1, with whose weights a new run starts")
     train.add_argument("--licence", help="of the weights (default: none stated, but for the presets' own data)")
@@ -382,5 +393,5 @@ def parser(prog: str = _PROG) -> argparse.ArgumentParser:
     card.add_argument("--out", required=True, help="page to write, such as docs/models/mnist.md")
 
     for command in (train, export, verify, evaluate, figures):
-        command.add_argument("--threads", type=int, default=0, help="CPU threads (default: chosen by the libraries)")
+        command.add_argument("--threads", type=count, default=0, help="CPU threads (default: chosen by the libraries)")
     return top

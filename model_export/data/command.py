@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from model_export.arguments import count
+
 AVATARS = "avatars"
 
 
@@ -15,7 +17,7 @@ def add_options(data: argparse.ArgumentParser) -> None:
     group.add_argument("--size", type=int, default=64, help="height and width (default 64)")
     group.add_argument("--seed", type=int, default=0, help="of the pictures (default 0)")
     group.add_argument("--backgrounds", nargs="+", default=(), metavar="RRGGBB", help="default: five pastel colours")
-    group.add_argument("--processes", type=int, default=0, help="processes that draw (default: one for each core)")
+    group.add_argument("--processes", type=count, default=0, help="processes that draw (default: one for each core)")
 
 
 def run(options: argparse.Namespace, _: Sequence[str]) -> int:

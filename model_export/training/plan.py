@@ -12,6 +12,7 @@ from model_export.errors import UserError
 from model_export.training.presets import NO_LICENCE, PRESETS, SMALL, Preset, get_preset, with_overrides
 
 _MIN_SIDE: Final = 8
+_LARGEST: Final = 1024  # that `--size` allows
 _MAX_SIDE: Final = 64  # larger pictures are reduced to it unless --size says otherwise
 _FEW: Final = 1000  # pictures; with fewer, a network of this kind learns them by heart
 _COLOUR_CORRUPTIONS: Final = ("grey", "sketch")
@@ -47,6 +48,8 @@ def choose_preset(choices: Choices, source: Source, found: Inspection) -> Preset
     Raises:
         UserError: an unknown preset, a value that it does not support, or a preset that does not fit the pictures.
     """
+    if choices.size is not None and not _MIN_SIDE <= choices.size <= _LARGEST:
+        raise UserError(f"--size {choices.size}: {_MIN_SIDE} to {_LARGEST}")
     preset = get_preset(choices.preset or (source.known if source.known in PRESETS else SMALL))
     size, channels, corruptions = choices.size, choices.channels, choices.corruptions
     if preset.name == SMALL:

@@ -83,7 +83,18 @@ def test_training_writes_samples_and_a_log(tiny_run: Path) -> None:
         (["train", "--preset", "tiny", "--data", "{data}", "--out", "{data}/run"], "patterns.npz"),
         (["train", "--preset", "tiny", "--data", "{data}", "--out", "{tmp}", "--corruptions", "fog"], "noise, blur"),
         (["train", "--preset", "tiny", "--data", "{data}", "--out", "{tmp}", "--accumulate", "5"], "--batch"),
+        (["train", "--preset", "tiny", "--data", "{data}", "--dry-run", "--accumulate", "0"], "--accumulate"),
+        (["train", "--preset", "tiny", "--data", "{data}", "--dry-run", "--keep", "0"], "--keep"),
+        (["train", "--preset", "tiny", "--data", "{data}", "--dry-run", "--start", "{tmp}/none"], "no model at"),
+        (["train", "--preset", "tiny", "--data", "{data}", "--dry-run", "--out", "{run}", "--seed", "9"], "--seed"),
+        (["train", "--preset", "tiny", "--data", "{data}", "--out", "{run}", "--start", "{tmp}"], "did not start with"),
+        (["train", "--preset", "tiny", "--data", "{data}", "--out", ""], "--out: the path is empty"),
+        (["train", "--preset", "tiny", "--data", "{data}", "--out", "{tmp}", "--size", "0"], "--size 0: 8 to 1024"),
+        (["train", "--preset", "tiny", "--data", "{data}", "--out", "{tmp}", "--size", "4"], "--size 4"),
+        (["train", "--data", "{data}", "--out", "{tmp}", "--size", "100000"], "--size 100000"),
+        (["data", ""], "--data: the path is empty"),
         (["export", "--run", "{tmp}", "--models", "{tmp}"], "no checkpoint at"),
+        (["export", "--run", "{run}", "--models", "{tmp}", "--background", "2"], "--background must lie in the range"),
         (["export", "--run", "{run}", "--models", "{data}"], "patterns.npz"),
         (["export", "--run", "{run}", "--models", "{tmp}", "--version", "0"], "version '0'"),
         (["verify", "--run", "{run}", "--model", "{tmp}"], "no model at"),
@@ -110,7 +121,18 @@ def test_what_the_user_can_put_right_is_one_line_and_exit_code_2(
     assert contents(tmp_path) == {}
 
 
-@pytest.mark.parametrize("arguments", [[], ["fly"], ["train"], ["export", "--run"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["fly"],
+        ["train"],
+        ["export", "--run"],
+        ["export", "--run", "x", "--threads", "-1"],
+        ["data", "avatars", "--out", "x.npz", "--processes", "-1"],
+        ["train", "--data", "x", "--out", "x", "--channels", "0"],
+    ],
+)
 def test_a_wrong_command_line_shows_the_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
@@ -126,6 +148,17 @@ def test_an_interrupted_command_leaves_quietly(
 
     monkeypatch.setattr(Evaluation, "run", interrupt)
     assert main(["evaluate", "--model", str(folder), "--data", str(data_file), "--cache", str(cache)]) == 130
+
+
+def test_an_export_says_that_it_removes_the_half(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "tiny" / "1" / MODEL_FILES["fp16"]
+    command = ["export", "--run", str(tiny_run), "--models", str(tmp_path), "--version", "1", "--force"]
+    assert main([*command, "--fp16"]) == main([*command, "--fp16"]) == 0
+    assert "removed" not in capsys.readouterr().out
+    assert main(command) == 0
+    assert f"removed {file}" in capsys.readouterr().out
 
 
 def test_a_stopped_training_says_how_to_go_on(

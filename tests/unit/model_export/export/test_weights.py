@@ -12,7 +12,7 @@ from model_export.data.datasets import Dataset
 from model_export.errors import UserError
 from model_export.export.artifact import Artifact, publish
 from model_export.export.export import export
-from model_export.export.weights import read_weights
+from model_export.export.weights import read_weights, start_weights
 from model_export.training import checkpoint
 from model_export.training.presets import PRESETS, Preset
 from model_export.training.provenance import record
@@ -20,7 +20,8 @@ from model_export.training.stages import quantised_stage
 from model_export.training.start import StartWeights
 from model_export.training.train import Run
 from service.artifact.files import GOLDEN_FILE, MODEL_FILE
-from tests.helpers.tiny_training import contents
+from service.artifact.golden import digest_of
+from tests.helpers.tiny_training import TinyModel, contents
 
 TINY = PRESETS["tiny"]
 LAST = dataclasses.replace(quantised_stage(2), drift_pictures=16)
@@ -91,6 +92,23 @@ def test_another_network_is_refused(weights: StartWeights, data: Dataset, tmp_pa
         run(wider, data, tmp_path, weights)
 
 
+def test_a_run_keeps_the_version_that_it_started_from(
+    tiny: TinyModel, models: Path, tiny_run: Path, tmp_path: Path
+) -> None:
+    version, out = tiny.evaluated, tmp_path / "run"
+    begun = {"start": read_weights(models / "tiny" / "1").digest}
+    other = {"start": "0" * 64}
+    older = {"start": digest_of((version / MODEL_FILE).read_bytes())}
+    for provenance, accepted in ((begun, True), (other, False), (older, True), ({"start": None}, False)):
+        saved = checkpoint.load(tiny_run / checkpoint.FILE)
+        checkpoint.save(dataclasses.replace(saved, provenance=provenance), out / checkpoint.FILE)
+        if accepted:  # `evaluate` changed the file, but not the weights
+            assert start_weights(str(version), out) is None
+        else:
+            with pytest.raises(UserError, match="did not start with"):
+                start_weights(str(version), out)
+
+
 def test_the_command_starts_from_a_version(
     models: Path, data_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,6 +117,6 @@ def test_the_command_starts_from_a_version(
     assert main([*arguments, "--start", str(version)]) == 0
     assert main([*arguments, "--start", str(tmp_path / "removed")]) == 0  # a run that exists has its weights
     assert checkpoint.load(out / checkpoint.FILE).provenance["start"] == read_weights(version).digest
-    capsys.readouterr()
+    assert "begins at stage `imle`, step 0 of 3" in capsys.readouterr().out
     assert main([*arguments[:-3], str(tmp_path / "other"), "--start", str(tmp_path / "none")]) == 2
     assert "no model at" in capsys.readouterr().err
