@@ -85,7 +85,7 @@ def _variety(nearest: Table) -> Iterator[str]:
 
 def _real_pictures(clean: Table) -> Iterator[str]:
     if clean.get("ssim", 1.0) < SSIM.limitation:
-        yield f"It changes real pictures a little: SSIM {clean['ssim']:.3f} after one step."
+        yield f"It changes real pictures: SSIM {clean['ssim']:.3f} after one step."
 
 
 def _restoration(restoration: Table) -> Iterator[str]:
@@ -95,7 +95,7 @@ def _restoration(restoration: Table) -> Iterator[str]:
             continue
         if after < before + _MIN_GAIN:
             change = f"PSNR {before:.1f} dB before, {after:.1f} dB after one step{_masked(row)}"
-            yield f"It does not restore `{name}`: {change}."
+            yield f"It {'hardly restores' if after > before else 'does not restore'} `{name}`: {change}."
             continue
         rival, best = best_baseline(row)
         group = row.get("baselines", {})

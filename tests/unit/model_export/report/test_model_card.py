@@ -149,8 +149,15 @@ def test_limitations_come_from_the_numbers(card: ModelCard) -> None:
         assert number in text, number
     assert "does not restore `hole_0.4`" in text
     assert "does not restore `noise_0.8`" not in text
+    assert "a little" not in text
     assert "non local means" in text
     assert all(f"- {limit}" in written(with_quality(card)) for limit in limitations(with_quality(card)))
+
+
+@pytest.mark.parametrize(("after", "says"), [(14.9, "hardly restores `blur`"), (14.3, "does not restore `blur`")])
+def test_a_small_gain_is_no_failure(card: ModelCard, after: float, says: str) -> None:
+    quality = {"restoration": {"blur": {"input": {"psnr": 14.3}, "f": {"psnr": after}}}}
+    assert says in " ".join(limitations(ModelCard.model_validate({**card.model_dump(), "quality": quality})))
 
 
 @pytest.mark.parametrize(
