@@ -10,7 +10,8 @@ import torch
 from model_export.errors import UserError
 from model_export.export.artifact import OnnxFunction, read_all
 from model_export.files import atomic_write
-from model_export.training.checkpoint import TrainedModel, load_run
+from model_export.training.checkpoint import Checkpoint, TrainedModel, load_run
+from model_export.training.resume import CARD_FIELDS
 from service.artifact.card import ModelCard
 from service.artifact.files import GOLDEN_FILE, MODEL_FILE, Precision
 from service.artifact.golden import Golden, digest_of, max_abs_diff
@@ -53,8 +54,7 @@ def verify(run: Path, folder: Path, *, threads: int = 0) -> dict[str, Verificati
             Nothing is written then.
     """
     model, (exported, *others) = load_run(run), read_all(folder, threads=threads)
-    if exported.card.training.config != model.checkpoint.preset:
-        raise UserError(f"{folder / MODEL_FILE}: exported from another run than {run}")
+    check_run(exported.card, run, model.checkpoint)
     digest = digest_of(exported.data)
     golden, result = compare(model, exported.card, exported.noise, exported.function, digest)
     results = {exported.file: result}
@@ -65,6 +65,28 @@ def verify(run: Path, folder: Path, *, threads: int = 0) -> dict[str, Verificati
     with atomic_write(folder / GOLDEN_FILE) as file:
         file.write(golden.to_bytes())
     return results
+
+
+def check_run(card: ModelCard, run: Path, checkpoint: Checkpoint) -> None:
+    """Check that a model was exported from a run, as that is now. Fields that only the card uses may differ.
+
+    Raises:
+        UserError: another run, or one that has gone on since.
+    """
+    trained, now = card.training, checkpoint.preset
+    changed = {name for name in {*trained.config, *now} if trained.config.get(name) != now.get(name)}
+    others = sorted(changed - {"stages", *CARD_FIELDS})
+    if card.data.sha256 != checkpoint.data["sha256"]:
+        others.append("data")
+    if not others and checkpoint.step > trained.steps:
+        raise UserError(f"{card.ref}: exported at step {trained.steps}, {run} is at {checkpoint.step}; export it again")
+    if "stages" in changed or checkpoint.step < trained.steps:
+        others.append("stages or steps")
+    if not changed and checkpoint.provenance.get("command") != trained.command:  # with another seed, for example
+        others.append("command")
+    if others:
+        differs = f"by its {', '.join(others)}; its command: {trained.command}"
+        raise UserError(f"{card.ref}: exported from another run than {run}, {differs}")
 
 
 def compare(

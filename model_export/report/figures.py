@@ -20,9 +20,11 @@ from model_export.data.datasets import Dataset, load_data_of
 from model_export.errors import UserError
 from model_export.evaluation.long_run import apply_repeatedly
 from model_export.export.artifact import Artifact
+from model_export.export.verify import check_run
 from model_export.files import atomic_write
 from model_export.report.image_grid import ImageGrid
 from model_export.report.loss_curves import plot_losses
+from model_export.training.checkpoint import FILE, load
 from service.artifact.card import ModelCard
 from service.artifact.pixels import to_rows
 from service.domain import interpolation, latents
@@ -127,7 +129,8 @@ def draw_figures(
         The files written.
 
     Raises:
-        UserError: no model, other data than it was trained on, no log in the run, or a number out of range.
+        UserError: no model, other data than it was trained on, no log in the run, another run, or a number out of
+            range.
     """
     if steps < 1:
         raise UserError(f"--steps {steps}: at least 1")
@@ -137,6 +140,8 @@ def draw_figures(
     card = artifact.card
     data = load_data_of(card, source, skip_bad=skip_bad)
     losses = None if run is None else plot_losses(run)
+    if run is not None:
+        check_run(card, run, load(run / FILE))
     context = FigureContext(artifact, data, seed=seed)
     channels = card.shape[0]
     encode = ImageGrid.png if channels == 1 else ImageGrid.webp

@@ -12,7 +12,7 @@ from model_export.training.presets import Preset, split_steps
 from model_export.training.stages import Stage
 
 # Fields that only the card uses. They may change at any time.
-_CARD_FIELDS: Final = (
+CARD_FIELDS: Final = (
     "name",
     "data",
     "licence",
@@ -107,7 +107,7 @@ def _stages(preset: Preset, recorded: Preset, saved: Checkpoint) -> tuple[Stage,
 
 
 def _compared(preset: Preset) -> dict[str, Any]:
-    return {name: value for name, value in preset.to_dict().items() if name not in _CARD_FIELDS}
+    return {name: value for name, value in preset.to_dict().items() if name not in CARD_FIELDS}
 
 
 def _differences(before: Any, now: Any, name: str = "") -> Iterator[Difference]:

@@ -2,6 +2,7 @@ import dataclasses
 import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -174,10 +175,35 @@ def test_a_file_that_computes_something_else_fails(folder: Path, tiny_run: Path)
     assert contents(folder) == before
 
 
-def test_a_model_of_another_run_is_told_apart(models: Path, tiny_run: Path, tmp_path: Path) -> None:
-    preset = {**checkpoints.load(tiny_run / checkpoints.FILE).preset, "ema": 0.5}
-    with pytest.raises(UserError, match="exported from another run"):
-        verify(altered_run(tiny_run, tmp_path, preset=preset), models / "tiny" / "1")
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"preset": {"ema": 0.5}}, "another run .* by its ema;"),
+        ({"preset": {"stages": []}}, "another run .* by its stages or steps;"),
+        ({"data": {"sha256": "0" * 64}}, "another run .* by its data;"),
+        ({"provenance": {"command": "train --seed 1"}}, "another run .* by its command; .*train"),
+        ({"step": 40}, "another run .* by its stages or steps;"),
+        ({"step": 60}, "exported at step 56, .* at 60; export it again"),
+        ({"step": 60, "preset": {"stages": []}}, "exported at step 56"),
+    ],
+)
+def test_a_model_of_another_run_is_told_apart(
+    change: dict[str, Any], says: str, models: Path, tiny_run: Path, tmp_path: Path
+) -> None:
+    saved = checkpoints.load(tiny_run / checkpoints.FILE)
+    changes = {
+        name: {**getattr(saved, name), **value} if isinstance(value, dict) else value for name, value in change.items()
+    }
+    if "stages" in change.get("preset", {}):
+        changes["preset"]["stages"] = saved.preset["stages"][:1]
+    with pytest.raises(UserError, match=says):
+        verify(altered_run(tiny_run, tmp_path, **changes), models / "tiny" / "1")
+
+
+def test_a_run_may_change_what_only_the_card_uses(folder: Path, tiny_run: Path, tmp_path: Path) -> None:
+    saved = checkpoints.load(tiny_run / checkpoints.FILE)
+    preset, provenance = {**saved.preset, "licence": "MIT"}, {**saved.provenance, "command": "train --licence MIT"}
+    assert verify(altered_run(tiny_run, tmp_path / "run", preset=preset, provenance=provenance), folder)
 
 
 def test_verify_mends_golden_rows(models: Path, folder: Path, tiny_run: Path) -> None:

@@ -2,6 +2,7 @@ import dataclasses
 import io
 import json
 import re
+import shutil
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from model_export.export.artifact import Artifact, OnnxFunction
 from model_export.report.figures import FIGURES, FigureContext, file_name, first_of_classes, restoration_figures
 from model_export.report.image_grid import ImageGrid
 from model_export.report.loss_curves import plot_losses
+from model_export.training import checkpoint as checkpoints
 from model_export.training.stages import Weights
 from service.artifact.pixels import to_levels, to_rows
 from service.domain.latents import FloatRows, slerp
@@ -94,6 +96,7 @@ def test_the_same_seed_gives_the_same_bytes_and_no_run_no_losses(
         (["--data", "{tmp}/none.npz"], "no such file or folder"),
         (["--data", "{other}"], "other.npz"),
         (["--run", "{tmp}"], "no log at"),
+        (["--run", "{run}"], "another run"),
         (["--out", "{other}/figures"], "other.npz"),
     ],
 )
@@ -102,6 +105,7 @@ def test_what_the_user_can_put_right_is_one_line(
     says: str,
     models: Path,
     data_file: Path,
+    tiny_run: Path,
     tmp_path: Path,
     tmp_path_factory: pytest.TempPathFactory,
     capsys: pytest.CaptureFixture[str],
@@ -109,7 +113,10 @@ def test_what_the_user_can_put_right_is_one_line(
     other = tmp_path_factory.mktemp("other") / "other.npz"
     x = patterns(30, 9)[0]
     np.savez(other, x_train=x, x_test=x)
-    places = {"tmp": tmp_path, "other": other}
+    run = shutil.copytree(tiny_run, other.parent / "run")
+    saved = dataclasses.replace(checkpoints.load(run / checkpoints.FILE), provenance={"command": "train --seed 1"})
+    checkpoints.save(saved, run / checkpoints.FILE)
+    places = {"tmp": tmp_path, "other": other, "run": run}
     assert main([*command(models, data_file, tmp_path), *(word.format(**places) for word in more)]) == 2
     out, error = capsys.readouterr()
     assert out == ""
