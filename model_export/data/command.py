@@ -43,8 +43,10 @@ def _look(options: argparse.Namespace) -> list[str]:
     found = source.inspect()
     preset = plan.choose_preset(plan.Choices(), source, found)
     network = preset.network
+    source.load(size=network.size, channels=network.channels)  # refuses what `train` would refuse
+    skip = " --skip-bad" if options.skip_bad else ""
     return [
         f"{source.name}: {found}",
         f"preset that fits: {preset.name}, --size {network.size} --channels {network.channels}",
-        f"next: {options.prog} train --data {options.data} --out runs/NAME",
+        f"next: {options.prog} train --data {options.data}{skip} --out runs/NAME",
     ]

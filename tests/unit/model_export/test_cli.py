@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from torch import Tensor
@@ -218,6 +219,19 @@ def test_a_folder_of_pictures_needs_no_preset(tmp_path: Path, capsys: pytest.Cap
     assert (card.shape, card.background, card.polarity) == ((3, 12, 12), (1.0, 1.0, 1.0), "none")
     assert card.licence == NO_LICENCE
     assert card.training.steps == 60
+
+
+def test_data_refuses_what_train_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad, few, oblong = folder_of_shapes(tmp_path / "bad", 12), folder_of_shapes(tmp_path / "few", 3), tmp_path / "x.npz"
+    (bad / "bad.png").write_bytes(b"no picture")
+    np.savez(oblong, x_train=np.zeros((40, 8, 12), np.uint8), x_test=np.zeros((10, 8, 12), np.uint8))
+    for data in (bad, few, oblong):
+        assert main(["data", str(data)]) == 2
+        refused = capsys.readouterr().err
+        assert main(["train", "--data", str(data), "--dry-run"]) == 2
+        assert capsys.readouterr().err == refused
+    assert main(["data", str(bad), "--skip-bad"]) == 0
+    assert f"train --data {bad} --skip-bad" in capsys.readouterr().out
 
 
 def test_data_says_what_train_would_make_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
