@@ -13,12 +13,11 @@ def write(path: Path, data: bytes) -> None:
     Raises:
         OSError: the file cannot be written; it names ``path``, and the temporary file is removed.
     """
-    target = Path(os.path.realpath(path))
     try:
-        if target.exists() and not target.is_file():
-            target.write_bytes(data)
+        if path.exists() and not path.is_file():
+            path.write_bytes(data)
         else:
-            _replace(target, data)
+            _replace(Path(os.path.realpath(path)), data)
     except OSError as exc:
         exc.filename, exc.filename2 = os.fspath(path), None
         raise

@@ -203,6 +203,15 @@ def test_a_link_stays_a_link_and_a_pipe_a_pipe(tmp_path: Path) -> None:
     assert pipe.is_fifo()
 
 
+def test_a_link_to_the_pipe_of_a_shell(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    with open(reading, "rb") as received:
+        with open(writing, "wb"):
+            (tmp_path / "out.png").symlink_to(f"/proc/self/fd/{writing}")
+            IMAGE.save(tmp_path / "out.png")
+        assert received.read() == IMAGE.bytes
+
+
 def test_files_appear_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "x.png"
     target.write_bytes(b"before")
