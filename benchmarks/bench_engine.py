@@ -79,7 +79,7 @@ class NoopModel:
 
 def main() -> int:
     cli = arguments((__doc__ or "").splitlines()[0])
-    cli.add_argument("--model", default=str(ROOT / "models/mnist/2/model.onnx"), help="whose card the model takes")
+    cli.add_argument("--model", default=str(ROOT / "models/mnist/3/model.onnx"), help="whose card the model takes")
     cli.add_argument("--rounds", type=positive)
     cli.add_argument("--seconds", type=duration, help="of each measurement")
     options = apply_defaults(cli.parse_args(), full=FULL, quick=QUICK)

@@ -369,7 +369,7 @@ def parser() -> argparse.ArgumentParser:
         "--model",
         nargs="+",
         default=[str(ROOT / "models" / "mnist" / "2" / name) for name in ("model.onnx", "model.fp16.onnx")],
-        help="exported files, golden.npz beside them, such as one of 28×28 and one of 64×64 (default: mnist/2, both)",
+        help="exported files, golden.npz beside them, such as one of 28×28 and one of 64×64 (default: mnist/3, both)",
     )
     cli.add_argument("--rounds", type=positive, help="rounds (default 3; quick 1)")
     cli.add_argument("--seconds", type=duration, help="seconds per measurement and round (default 0.4; quick 0.1)")

@@ -53,7 +53,7 @@ def main() -> int:
 
 
 def measure_all(options: argparse.Namespace) -> Json:
-    picture = png(OnnxModel((Path(options.models) / "mnist/2/model.onnx").read_bytes(), threads=1))
+    picture = png(OnnxModel((Path(options.models) / "mnist/3/model.onnx").read_bytes(), threads=1))
     common = SETTINGS | {"IGN_MODEL_DIR": options.models, "IGN_DEFAULT_MODEL": "mnist"}
     lines = []
     with contextlib.ExitStack() as stack:

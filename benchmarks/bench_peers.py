@@ -320,7 +320,7 @@ def parser() -> argparse.ArgumentParser:
     cli.add_argument("--start-s", type=duration, default=180.0, help="patience with a server's start (180)")
     cli.add_argument("--minutes", type=duration, default=150.0, help="no further round that would end later (150)")
     cli.add_argument("--models", default="models", help="directory of models")
-    cli.add_argument("--model", default="mnist/2", help="name/version: 1×28×28, range [−1, 1]")
+    cli.add_argument("--model", default="mnist/3", help="name/version: 1×28×28, range [−1, 1]")
     return cli
 
 

@@ -1,6 +1,6 @@
 """The speed of a model by batch size: raw onnxruntime, and the runtime of this service on top of it.
 
-    python -m benchmarks.bench_runtime --model models/mnist/2/model.onnx --out benchmarks/results/runtime.json
+    python -m benchmarks.bench_runtime --model models/mnist/3/model.onnx --out benchmarks/results/runtime.json
 
 Prints JSON. Every size is measured in several rounds in which both take turns, so a slower machine slows both. Compare
 the ratios of one run, not the figures of two runs. Without HTTP and images, this is the most the service can reach.
@@ -139,7 +139,7 @@ def refuse(line: str) -> int:
 
 def parser() -> argparse.ArgumentParser:
     cli = argparse.ArgumentParser(description="Measure an exported model by batch size.")
-    cli.add_argument("--model", default="models/mnist/2/model.onnx", help="an exported model.onnx")
+    cli.add_argument("--model", default="models/mnist/3/model.onnx", help="an exported model.onnx")
     cli.add_argument("--sizes", type=positive, nargs="+", default=SIZES, help="batch sizes")
     cli.add_argument("--seconds", type=float, default=0.5, help="length of a round (default 0.5)")
     cli.add_argument("--rounds", type=positive, default=3, help="rounds per size and way (default 3)")

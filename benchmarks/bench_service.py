@@ -345,7 +345,7 @@ def failures(result: Json) -> int:
 def parser() -> argparse.ArgumentParser:
     cli = arguments("Measure the whole service over loopback.")
     cli.add_argument("--models", default=str(ROOT / "models"), help="model directory (default: the shipped one)")
-    cli.add_argument("--model", default="mnist/2", help="name/version (default mnist/2)")
+    cli.add_argument("--model", default="mnist/3", help="name/version (default mnist/3)")
     cli.add_argument(
         "--setting", type=setting, action="append", default=[], metavar="IGN_NAME=VALUE", help="a service setting"
     )

@@ -49,7 +49,7 @@ def main() -> int:
 
 
 def measure_all(options: argparse.Namespace) -> Json:
-    requests = project(png(OnnxModel((Path(options.models) / "mnist/2/model.onnx").read_bytes(), threads=1)))
+    requests = project(png(OnnxModel((Path(options.models) / "mnist/3/model.onnx").read_bytes(), threads=1)))
     ours = {"IGN_MODEL_DIR": options.models, "IGN_DEFAULT_MODEL": "mnist", "IGN_DEVICE": "cpu", "IGN_WORKERS": "2"}
     with service(SETTINGS | ours) as server:
         rounds = [

@@ -155,7 +155,7 @@ def stream(rng: Rng) -> Case:
 
 
 def ask(rng: Rng) -> Case:
-    paths = ("/models", "/models/mnist", "/models/mnist/2", "/healthz", "/readyz", "/metrics", "/openapi.json", "/docs")
+    paths = ("/models", "/models/mnist", "/models/mnist/3", "/healthz", "/readyz", "/metrics", "/openapi.json", "/docs")
     path = paths[rng.integers(len(paths))]
     return Case(f"GET {path}", request(path, method="GET"))
 

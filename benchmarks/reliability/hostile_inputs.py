@@ -331,7 +331,7 @@ def headers(rng: Rng) -> Input:
     chosen = {choose(rng, _HEADERS): choose(rng, _HEADER_VALUES) for _ in range(int(rng.integers(1, 5)))}
     method = choose(rng, ("POST", "POST", "GET", "PUT", "DELETE", "PATCH", "TRACE", "OPTIONS", "PROPFIND"))
     path = choose(
-        rng, (*PATHS, INFER, "/models", "/models/mnist/2", "/v2/repository/models/none/load", "/docs", "/nothing")
+        rng, (*PATHS, INFER, "/models", "/models/mnist/3", "/v2/repository/models/none/load", "/docs", "/nothing")
     )
     data = b"" if method != "POST" else b"{}"
     return Input("headers", request(path, data, JSON_TYPE | chosen, method), may_close=True)

@@ -35,7 +35,7 @@ def client() -> Iterator[httpx.Client]:
 
 
 def test_every_shipped_model_verifies_and_says_where_it_comes_from(shipped: dict[str, LoadedModel]) -> None:
-    assert "mnist/2" in shipped
+    assert "mnist/3" in shipped
     for ref, model in shipped.items():
         card = model.card
         assert (MODELS / ref / "model.onnx").stat().st_size <= LARGEST
@@ -65,7 +65,7 @@ def test_generated_avatars_are_in_colour_and_kept(shipped: dict[str, LoadedModel
 
 
 def test_generated_digits_are_digits(shipped: dict[str, LoadedModel]) -> None:
-    model = shipped["mnist/2"]
+    model = shipped["mnist/3"]
     y = model.instances[0].run(model.noise.rows(0, 0, 256))
     background = (y < -0.9).mean(axis=(1, 2, 3))
     assert 0.4 < background.mean() < 0.95

@@ -148,7 +148,7 @@ def test_json_protocols_carry_a_body_both_ways(protocol: payloads.Protocol, answ
 @pytest.mark.parametrize(("processes", "workers", "threads"), [(0, 1, 0), (1, 1, 1), (2, 2, 2)])
 def test_this_service_has_one_thread_per_process(processes: int, workers: int, threads: int) -> None:
     entry = Entry(name=OURS, processes=processes)
-    environ = servers.environment(entry, Batching(rows=64, wait_ms=0), 8000, ROOT / "models", "mnist/2")
+    environ = servers.environment(entry, Batching(rows=64, wait_ms=0), 8000, ROOT / "models", "mnist/3")
     settings = load_settings(environ)
     assert (settings.workers, settings.threads, settings.port) == (workers, threads, 8000)
     assert not settings.access_log  # no peer writes one
@@ -169,7 +169,7 @@ def order() -> Order:
         wait_ms=0,
         python=sys.executable,
         models=str(ROOT / "models"),
-        model="mnist/2",
+        model="mnist/3",
         bodies=in_base64({PNG: [png(level) for level in (0, 100)], RAW: [row.tobytes() for row in noise]}),
         expected={},
         connections=[4],
