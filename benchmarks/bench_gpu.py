@@ -368,7 +368,7 @@ def parser() -> argparse.ArgumentParser:
     cli.add_argument(
         "--model",
         nargs="+",
-        default=[str(ROOT / "models" / "mnist" / "2" / name) for name in ("model.onnx", "model.fp16.onnx")],
+        default=[str(ROOT / "models" / "mnist" / "3" / name) for name in ("model.onnx", "model.fp16.onnx")],
         help="exported files, golden.npz beside them, such as one of 28×28 and one of 64×64 (default: mnist/3, both)",
     )
     cli.add_argument("--rounds", type=positive, help="rounds (default 3; quick 1)")

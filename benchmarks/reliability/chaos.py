@@ -226,7 +226,7 @@ def half(options: argparse.Namespace, workers: int) -> Json:
         settings = {"IGN_MODEL_DIR": str(models), "IGN_DEVICE": "cpu", "IGN_WORKERS": str(workers)}
         settings["IGN_ENGINE_PROCESS"] = str(options.engine_process).lower()
         with started(settings, commands) as server:
-            chaos = Chaos(server, commands, models / "mnist" / "2" / "model.onnx", options.engine_process)
+            chaos = Chaos(server, commands, models / "mnist" / "3" / "model.onnx", options.engine_process)
             seconds = options.seconds if options.engine_process else options.seconds / 2
             known = uvloop.run(run(chaos, options, faults, seconds))
             ready, replaced = server.get("/readyz")[0], end_state(server)["workers replaced"]

@@ -67,7 +67,7 @@ def reload_often(options: argparse.Namespace) -> Json:
         models = Path(folder)
         shutil.copytree(ROOT / "models" / "mnist", models / "mnist")
         with service(settings() | {"IGN_MODEL_DIR": folder}) as server:
-            file = models / "mnist" / "2" / "model.onnx"
+            file = models / "mnist" / "3" / "model.onnx"
             return uvloop.run(_reloads(server, file, file.read_bytes(), options))
 
 

@@ -31,7 +31,7 @@ class CostModel:
         # leaves no rounding error behind.
         self._sums = [0, 0, 0, 0, 0]
         # Seconds of a call with 2^(k−1) < rows ≤ 2^k by k: smoothed, and the least that they have been.
-        self._smoothed: dict[int, float] = {}
+        self._smoothed: dict[int, tuple[int, float]] = {}  # with the number of calls
         self._least: dict[int, float] = {}
 
     def add(self, rows: int, seconds: float, now: float) -> None:
@@ -40,9 +40,11 @@ class CostModel:
         self._calls.append((now, rows, nanoseconds))
         self._count(1, rows, nanoseconds)
         size = (rows - 1).bit_length()
-        before = self._smoothed.get(size, seconds)
-        self._smoothed[size] = smoothed = before + _SMOOTHING * (seconds - before)
-        self._least[size] = min(smoothed, self._least.get(size, math.inf))
+        count, smoothed = self._smoothed.get(size, (0, 0.0))
+        smoothed += max(_SMOOTHING, 1 / (count + 1)) * (seconds - smoothed)
+        self._smoothed[size] = count + 1, smoothed
+        if count + 1 >= _MIN_CALLS:
+            self._least[size] = min(smoothed, self._least.get(size, math.inf))
         if len(self._calls) > _WINDOW:
             self._count(-1, *self._calls.popleft()[1:])
 

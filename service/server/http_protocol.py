@@ -107,8 +107,10 @@ class HttpProtocol(Connection):
         return self._idle_since if self._head_since is None else self._head_since
 
     def drop(self) -> None:
-        """Close the connection without a response."""
+        """Close the connection without a response, at once: no sweep would see that the client does not read."""
         self._coalescer.close_now()
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
 
     def finish(self, quiet_since: float) -> None:
         """Close the connection if it has waited since then, or else after the response to its last request.
@@ -131,14 +133,18 @@ class HttpProtocol(Connection):
             self._connections.on_closed("send_timeout")
             self.transport.abort()
         elif self._lingering.since is not None:
-            if self._lingering.is_late(self._lingering.since, now, resumed_at):
+            if self._coalescer.unsent():
+                self._lingering.begin(now)  # its time counts from the end of the response
+            elif self._lingering.is_late(self._lingering.since, now, resumed_at):
                 self.transport.abort()
         elif since is not None:
             self._close_after(now - max(since, resumed_at))
-        elif self.pipeline and has_hung_up(self.transport.get_extra_info("socket")):
+        elif (self.pipeline or self._lingering.ignores) and has_hung_up(self.transport.get_extra_info("socket")):
             self._close_soon()  # reading is paused, so the event loop does not tell
 
     def _close_after(self, waited_s: float) -> None:
+        if self._coalescer.reading_is_held:
+            return
         if self._head_since is not None:
             if waited_s > self._connections.head_timeout_s:
                 self._close_late_head()
@@ -161,7 +167,9 @@ class HttpProtocol(Connection):
         header when it is complete, and joins its parts by copying until then.
         """
         if self._lingering.ignores:
-            if self._lingering.ignore(len(data), self.loop.time()):
+            if self._lingering.since is None:  # requests before the wrong one still run
+                self.transport.pause_reading()
+            elif self._lingering.ignore(len(data), self.loop.time()):
                 self.transport.abort()
         elif len(data) > MAX_HEAD_BYTES:  # in pieces, so that the count is checked between them
             self._receive_in_pieces(data)
@@ -172,8 +180,8 @@ class HttpProtocol(Connection):
         self._unplaced += len(data)
         if not parse(self, data):
             self.send_400_response("")
-        elif self._unplaced > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
-            self._refuse_large_head()
+        elif max(self._unplaced - MAX_HEAD_BYTES, len(self.headers) - MAX_HEADERS) > 0 and not self._lingering.ignores:
+            self._refuse(head_too_large(), "head_too_large")
         elif self._head_since is None and self.scope is not self._complete_scope:  # a head has begun
             self._head_since = self.loop.time()
         if self._plain is not None and self._plain.more_body:
@@ -275,8 +283,9 @@ class HttpProtocol(Connection):
         """
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
-            if not self.pipeline:
-                self.transport.resume_reading()  # what `WriteCoalescer` did not do before
+            if not self.pipeline:  # `WriteCoalescer` did not read on before
+                self.flow.read_paused = False
+                self.transport.resume_reading()
             return
         if self._head_since is not None:
             self._head_since = self.loop.time()  # the client could not send the rest while reading was paused
@@ -302,10 +311,6 @@ class HttpProtocol(Connection):
         """Whether a response may be written now: not in place of an earlier one, out of turn, or before others left."""
         return self._previous_is_answered() and not (self._coalescer.reading_is_held or self.flow.write_paused)
 
-    def _refuse_large_head(self) -> None:
-        if not self._lingering.ignores:
-            self._refuse(head_too_large(), "head_too_large")
-
     def _refuse(self, error: IgnError, reason: Reason) -> None:
         """Answer with a problem document, and end the connection; what still arrives is ignored."""
         if not self._may_answer():
@@ -325,7 +330,7 @@ class HttpProtocol(Connection):
         if self._previous_is_answered():
             return True
         # A request that runs may have a wrong end: a bad chunk, or trailers beyond their limit.
-        return not (self._has_head_begun() or self.pipeline or self.cycle.response_started)
+        return self.cycle.more_body and not (self.pipeline or self.cycle.response_started)
 
     def _close(self, reason: Reason) -> None:
         """End the connection: after the responses to the requests before, if they have arrived as a whole."""
@@ -379,8 +384,7 @@ class HttpProtocol(Connection):
         if self._coalescer.reading_is_held and not self.transport.is_closing():
             self.flow.read_paused = False
             self._coalescer.read_on()
-            if self.pipeline:
-                self._go_on()
+            self._go_on()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         if self._coalescer.reading_is_held:  # after a rejection it is not this connection's turn

@@ -29,6 +29,7 @@ class RejectedConnections:
 
     def __init__(self) -> None:
         self._waiting: deque[Callable[[], None]] = deque()
+        self._ticks = False
         self._credit, self._counted_at = MAX_CREDIT, 0.0
 
     def on_response(self, status: int, now: float) -> bool:
@@ -50,13 +51,15 @@ class RejectedConnections:
 
     def wait(self, read_on: Callable[[], None], loop: asyncio.AbstractEventLoop) -> None:
         """Call ``read_on`` when it is the connection's turn."""
-        if not self._waiting:
+        if not self._ticks:
+            self._ticks = True
             loop.call_later(_TICK_S, self._tick, loop)
         self._waiting.append(read_on)
 
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
         self._earn_for_time(loop.time())
-        if self._waiting:
+        self._ticks = bool(self._waiting)
+        if self._ticks:
             loop.call_later(_TICK_S, self._tick, loop)
 
     def _earn_for_time(self, now: float) -> None:

@@ -2,10 +2,13 @@
 
 import contextlib
 import ctypes
+import fcntl
 import logging
 import select
 import socket
 import struct
+import sys
+import termios
 from collections.abc import Iterator
 from typing import Final
 
@@ -105,3 +108,11 @@ def has_hung_up(connection: socket.socket) -> bool:
     poll = select.poll()
     poll.register(connection.fileno(), _HANG_UP)
     return bool(poll.poll(0))
+
+
+def bytes_in_system(connection: socket.socket) -> int:
+    """Bytes that were sent, and that the other side has not acknowledged; 0 where the system does not tell."""
+    try:
+        return int.from_bytes(fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    except OSError:
+        return 0

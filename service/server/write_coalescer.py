@@ -5,6 +5,7 @@ from collections.abc import Callable, Sized
 from typing import Any, Final
 
 from service.server.early_rejection import Pacer
+from service.server.sockets import bytes_in_system
 
 MAX_JOINED: Final = 1 << 16
 """Bytes of a body; copying a longer one costs more than a second write."""
@@ -35,11 +36,14 @@ class WriteCoalescer:
         self.is_closing = transport.is_closing
         self.reading_is_held = False
         """Whether reading stays paused until `read_on`."""
+        self._has_ended = False  # this half of the connection
         self._unsent, self._taken_at = 0, 0.0
 
     def write(self, data: bytes) -> None:
         """Write the bytes, at the end of this iteration at the latest."""
         held = self._held
+        if self._has_ended:  # the application may not know yet
+            return
         if not held:
             self._held = data
             self._loop.call_soon(self._flush)
@@ -54,14 +58,8 @@ class WriteCoalescer:
     def write_now(self, data: bytes) -> None:
         """Write a whole response at once."""
         self._flush()
-        if not self.is_closing():
+        if not (self._has_ended or self.is_closing()):
             self._transport.write(data)
-
-    def write_eof(self) -> None:
-        """Write what is held, and end this half of the connection."""
-        self._flush()
-        if not self.is_closing():
-            self._transport.write_eof()
 
     def close(self) -> None:
         """Write what is held, and close; or only this half, if the client still sends.
@@ -72,6 +70,7 @@ class WriteCoalescer:
         if self.is_closing() or not self._lingers():
             self._transport.close()
         else:
+            self._has_ended = True
             self._transport.write_eof()
             self._transport.resume_reading()
 
@@ -105,10 +104,19 @@ class WriteCoalescer:
         Args:
             now: event loop time.
         """
-        before, self._unsent = self._unsent, self._transport.get_write_buffer_size()
+        before, self._unsent = self._unsent, self.unsent()
         if not before or self._unsent < before:
             self._taken_at = now
         return self._taken_at
+
+    def unsent(self) -> int:
+        """Bytes that the client has not taken; those that the system holds count only beside others, or at the end.
+
+        The system asks for more only when a large part of its buffer is free, so the number of the others alone would
+        not tell that a client reads slowly.
+        """
+        size = self._transport.get_write_buffer_size()
+        return size + bytes_in_system(self._transport.get_extra_info("socket")) if size or self._has_ended else 0
 
     def _flush(self) -> None:
         held, self._held = self._held, b""

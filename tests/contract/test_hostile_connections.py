@@ -18,6 +18,7 @@ from tests.helpers.connection import Connection
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 HEAD_TIMEOUT_S = 0.5
 ASKED = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+BUNDLE = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n"
 UPGRADE = (
     b"POST /generate HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
     b'HTTP2-Settings: AAMAAABk\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n{"seed":7}'
@@ -306,11 +307,42 @@ def test_a_body_behind_an_upgrade_is_no_request(service: Service, connection: Co
     assert (status, body) == (200, service.get("/healthz").content)
 
 
-@pytest.mark.parametrize("wrong", [b"BAD\r\n\r\n", b"POST / HTTP/1.1\r\n\r\n" + bytes(5000)])
-def test_what_comes_before_a_wrong_head_is_answered(connection: Connection, wrong: bytes) -> None:
-    connection.send(ASKED * 3 + wrong)
-    assert [connection.answer()[0] for _ in range(3)] == [200] * 3
+@pytest.mark.parametrize("before", [1, 3])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        b"BAD\r\n\r\n",
+        b"POST / HTTP/1.1\r\n\r\n" + bytes(5000),
+        b"GET http://h HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"\r\n" * MAX_HEAD_BYTES,
+    ],
+)
+def test_what_comes_before_a_wrong_head_is_answered(connection: Connection, before: int, wrong: bytes) -> None:
+    connection.send(ASKED * before + wrong)
+    assert [connection.answer()[0] for _ in range(before)] == [200] * before
     assert connection.is_over()
+
+
+def test_it_is_answered_whatever_follows(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        gated(monkeypatch, settings(models)) as (service, gate),
+        gate,
+        ThreadPoolExecutor(1) as pool,
+        Connection(service.address) as connection,
+    ):
+        sending = pool.submit(connection.send, ASKED + b"BAD\r\n\r\n" + bytes(2 << 20))
+        assert gate.entered.wait(PATIENCE_S)
+        time.sleep(0.5)
+        gate.opened.set()
+        assert connection.answer()[0] == 200
+        with suppress(ConnectionError):
+            sending.result()
+
+
+def test_nothing_is_written_after_a_refusal(connection: Connection) -> None:
+    head = CHUNKED + b"Expect: 100-continue\r\n\r\nnonsense\r\n"
+    refused(connection.send(head).answer(), 400, "malformed")
+    assert connection.is_over()  # an error in the log fails the service's fixture
 
 
 @pytest.mark.parametrize(("path", "status"), [("/nothing", 404), ("/project", 413)])
@@ -328,18 +360,46 @@ def test_who_still_sends_when_the_connection_closes_gets_the_answer(
 
 def test_who_does_not_read_holds_no_place(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.server.http_protocol.SEND_TIMEOUT_S", 1.0)
-    with serving(settings(models, max_inflight_requests=2)) as service:
-        connections = []
-        for _ in range(2):
-            one = socket.socket()
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            one.connect(service.address)
-            one.sendall(b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n" * 20)
-            connections.append(one)
-        service.until(lambda: service.metric("ign_closed_connections_total", reason="send_timeout") == 2)
-        service.until(lambda: service.post("/generate", {}).status_code == 200)
+    with serving(settings(models)) as service, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(service.address)
+        client.sendall(BUNDLE * 20)
+        service.until(lambda: service.metric("ign_requests_in_flight") == 1)
+        service.until(lambda: service.metric("ign_closed_connections_total", reason="send_timeout") == 1)
+        service.until(lambda: service.metric("ign_requests_in_flight") == 0)
+
+
+def test_who_reads_slowly_is_served(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.server.http_protocol.SEND_TIMEOUT_S", 2.5)
+    with serving(settings(models)) as service, Connection(service.address) as connection:
+        connection.send(BUNDLE * 20)
+        end = time.monotonic() + 6
+        while time.monotonic() < end:
+            assert connection.stream.read(1 << 15)
+            time.sleep(0.1)
+        assert service.metric("ign_closed_connections_total", reason="send_timeout") == 0
+
+
+def test_who_does_not_read_makes_room(models: Path) -> None:
+    with serving(settings(models, max_open_connections=4)) as service:
+        connections = [Connection(service.address) for _ in range(12)]
+        ended = 0
         for one in connections:
+            with suppress(ConnectionError):
+                one.send(BUNDLE)
+        time.sleep(0.5)
+        for one in connections:
+            one.socket.settimeout(1.0)
+            try:
+                while one.socket.recv(1 << 20):
+                    pass
+                ended += 1
+            except ConnectionError:
+                ended += 1
+            except TimeoutError:
+                pass
             one.close()
+        assert ended >= 8
 
 
 def test_the_rows_of_a_client_that_leaves_are_dropped_while_a_pipelined_request_waits(

@@ -190,6 +190,16 @@ def test_a_single_fast_call_makes_no_deadline_reachable() -> None:
         admission.admit(request(1, steps=100, deadline=0.9), 0.0)
 
 
+def test_a_single_slow_call_makes_no_deadline_unreachable() -> None:
+    admission = Admission(10_000, 64)
+    admission.on_model_call(64, 2.0, 0.0)
+    for _ in range(100):
+        admission.on_model_call(32, 0.05, 0.0)
+    admission.admit(request(64 * 100), 0.0)
+    with pytest.raises(WouldMissDeadline):
+        admission.admit(request(32, deadline=0.5), 0.0)
+
+
 def test_queue_in_the_way_refuses_with_retry_after() -> None:
     admission = with_measured_calls()
     admission.admit(request(8 * 1000), 0.0)  # 1000 model calls of 18 ms
