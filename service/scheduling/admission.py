@@ -43,8 +43,7 @@ class CostModel:
         count, smoothed = self._smoothed.get(size, (0, 0.0))
         smoothed += max(_SMOOTHING, 1 / (count + 1)) * (seconds - smoothed)
         self._smoothed[size] = count + 1, smoothed
-        if count + 1 >= _MIN_CALLS:
-            self._least[size] = min(smoothed, self._least.get(size, math.inf))
+        self._least[size] = min(smoothed, self._least.get(size, math.inf))
         if len(self._calls) > _WINDOW:
             self._count(-1, *self._calls.popleft()[1:])
 
@@ -72,7 +71,9 @@ class CostModel:
 
         The line of `seconds` is above it while other work slows the calls down.
         """
-        return max((seconds * min(1.0, rows / 2**size) for size, seconds in self._least.items()), default=0.0)
+        shares = {size: seconds * min(1.0, rows / 2**size) for size, seconds in self._least.items()}
+        known = [share for size, share in shares.items() if self._smoothed[size][0] >= _MIN_CALLS]
+        return max(known) if known else min(shares.values(), default=0.0)
 
     def _count(self, sign: int, n: int, t: int) -> None:
         sums = self._sums

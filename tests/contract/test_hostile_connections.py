@@ -370,10 +370,10 @@ def test_who_does_not_read_holds_no_place(models: Path, monkeypatch: pytest.Monk
 
 
 def test_who_reads_slowly_is_served(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.server.http_protocol.SEND_TIMEOUT_S", 2.5)
+    monkeypatch.setattr("service.server.http_protocol.SEND_TIMEOUT_S", 4.0)
     with serving(settings(models)) as service, Connection(service.address) as connection:
         connection.send(BUNDLE * 20)
-        end = time.monotonic() + 6
+        end = time.monotonic() + 8
         while time.monotonic() < end:
             assert connection.stream.read(1 << 15)
             time.sleep(0.1)

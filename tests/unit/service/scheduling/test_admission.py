@@ -200,6 +200,14 @@ def test_a_single_slow_call_makes_no_deadline_unreachable() -> None:
         admission.admit(request(32, deadline=0.5), 0.0)
 
 
+def test_few_calls_of_every_size_tell_what_is_out_of_reach() -> None:
+    admission = Admission(100, 8)
+    for n in (1, 2, 3, 8) * 2:
+        admission.on_model_call(n, 0.010, 0.0)
+    with pytest.raises(DeadlineUnreachable):
+        admission.admit(request(1, steps=300_000, deadline=0.001), 0.0)
+
+
 def test_queue_in_the_way_refuses_with_retry_after() -> None:
     admission = with_measured_calls()
     admission.admit(request(8 * 1000), 0.0)  # 1000 model calls of 18 ms
