@@ -369,6 +369,7 @@ def test_who_does_not_read_holds_no_place(models: Path, monkeypatch: pytest.Monk
         service.until(lambda: service.metric("ign_requests_in_flight") == 0)
 
 
+@pytest.mark.slow
 def test_who_reads_slowly_is_served(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.server.http_protocol.SEND_TIMEOUT_S", 4.0)
     with serving(settings(models)) as service, Connection(service.address) as connection:
@@ -380,6 +381,7 @@ def test_who_reads_slowly_is_served(models: Path, monkeypatch: pytest.MonkeyPatc
         assert service.metric("ign_closed_connections_total", reason="send_timeout") == 0
 
 
+@pytest.mark.slow
 def test_who_does_not_read_makes_room(models: Path) -> None:
     with serving(settings(models, max_open_connections=4)) as service:
         connections = [Connection(service.address) for _ in range(12)]
