@@ -170,8 +170,8 @@ class Repository:
         Raises:
             StartupError: as `find_all`; the default is missing, or a version cannot be verified.
         """
-        refs = self.find_all()
-        if not any(self._default in (ref, ref.partition("/")[0]) for ref in refs):  # the loading can take minutes
+        refs = self.find_all()  # and the default before the loading, which can take minutes
+        if not any(self._default in (ref, ref.partition("/")[0]) for ref in refs):
             there = f"there is {', '.join(refs)}; choose with --default-model"
             raise StartupError(f"IGN_DEFAULT_MODEL={self._default}: not there; {there}")
         _LOG.info("loading %d models of %s", len(refs), self._directory)

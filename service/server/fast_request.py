@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 from typing import Any, Final, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -14,7 +15,7 @@ BODY_WAIT_S: Final = 0.05
 """Seconds in which the body may follow its head; many clients send the two apart. Then the request is replayed."""
 
 
-class Connection(HttpToolsProtocol):
+class Connection(HttpToolsProtocol, ABC):
     """The protocol of a connection, as plain requests use it. Its transport is a `WriteCoalescer`."""
 
     _plain: "FastRequest | None" = None
@@ -24,9 +25,9 @@ class Connection(HttpToolsProtocol):
     def _coalescer(self) -> WriteCoalescer:
         return cast(WriteCoalescer, self.transport)
 
+    @abstractmethod
     def end_response(self, status: int) -> None:
-        """Go on after a response."""
-        raise NotImplementedError
+        """Go on after a response with this status."""
 
     def replay(self, request: "FastRequest", cycle: RequestResponseCycle) -> None:
         """Pass a plain request on to the application as ``cycle``."""

@@ -107,10 +107,8 @@ class HttpProtocol(Connection):
         return self._idle_since if self._head_since is None else self._head_since
 
     def drop(self) -> None:
-        """Close the connection without a response, at once: no sweep would see that the client does not read."""
+        """Close the connection without a response."""
         self._coalescer.close_now()
-        if self.transport.get_write_buffer_size():
-            self.transport.abort()
 
     def finish(self, quiet_since: float) -> None:
         """Close the connection if it has waited since then, or else after the response to its last request.
@@ -135,7 +133,7 @@ class HttpProtocol(Connection):
         elif self._lingering.since is not None:
             if self._coalescer.unsent():
                 self._lingering.begin(now)  # its time counts from the end of the response
-            elif self._lingering.is_late(self._lingering.since, now, resumed_at):
+            elif self._lingering.is_late(now, resumed_at):
                 self.transport.abort()
         elif since is not None:
             self._close_after(now - max(since, resumed_at))

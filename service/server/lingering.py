@@ -31,12 +31,17 @@ class Lingering:
         self.ignores, self.since, self._heard_at = True, now, now
 
     def ignore(self, size: int, now: float) -> bool:
-        """Count bytes that are ignored; returns whether there were too many."""
+        """Count ``size`` bytes that are ignored; returns whether there were too many."""
         self._heard_at = now
         self._bytes -= size
         return self._bytes < 0
 
-    def is_late(self, since: float, now: float, resumed_at: float) -> bool:
-        """Whether the client has been silent for too long, or has sent for too long, since ``since``."""
-        silent = now - max(self._heard_at, resumed_at)
-        return silent > _SILENT_S or now - max(since, resumed_at) > self._seconds
+    def is_late(self, now: float, resumed_at: float) -> bool:
+        """Whether the client has been silent, or has gone on to send, for too long.
+
+        Args:
+            now: the time.
+            resumed_at: end of the last pause of this process; times count from there at the earliest.
+        """
+        silent, sent = (now - max(start, resumed_at) for start in (self._heard_at, self.since or now))
+        return silent > _SILENT_S or sent > self._seconds

@@ -75,9 +75,11 @@ class WriteCoalescer:
             self._transport.resume_reading()
 
     def close_now(self) -> None:
-        """Write what is held, and close."""
+        """Write what is held, and close, without waiting for a client that does not read."""
         self._flush()
         self._transport.close()
+        if self._transport.get_write_buffer_size():
+            self._transport.abort()
 
     def resume_reading(self) -> None:
         """Read on in turn, unless requests wait: uvicorn calls this when a request reads its body."""

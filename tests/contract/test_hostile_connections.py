@@ -381,29 +381,6 @@ def test_who_reads_slowly_is_served(models: Path, monkeypatch: pytest.MonkeyPatc
         assert service.metric("ign_closed_connections_total", reason="send_timeout") == 0
 
 
-@pytest.mark.slow
-def test_who_does_not_read_makes_room(models: Path) -> None:
-    with serving(settings(models, max_open_connections=4)) as service:
-        connections = [Connection(service.address) for _ in range(12)]
-        ended = 0
-        for one in connections:
-            with suppress(ConnectionError):
-                one.send(BUNDLE)
-        time.sleep(0.5)
-        for one in connections:
-            one.socket.settimeout(1.0)
-            try:
-                while one.socket.recv(1 << 20):
-                    pass
-                ended += 1
-            except ConnectionError:
-                ended += 1
-            except TimeoutError:
-                pass
-            one.close()
-        assert ended >= 8
-
-
 def test_the_rows_of_a_client_that_leaves_are_dropped_while_a_pipelined_request_waits(
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

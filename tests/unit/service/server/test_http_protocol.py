@@ -26,13 +26,19 @@ class Wire(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__({"peername": "somebody"})
         self.done: list[bytes | str] = []
-        self.closing = False
+        self.closing, self.unread = False, 0
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         self.done.append(bytes(data))
 
     def close(self) -> None:
         self.done.append("closed")
+
+    def abort(self) -> None:
+        self.done.append("aborted")
+
+    def get_write_buffer_size(self) -> int:
+        return self.unread
 
     def is_closing(self) -> bool:
         return self.closing
@@ -124,6 +130,15 @@ def test_closing_sends_what_is_held_first() -> None:
         transport.close()
 
     assert written(use) == [HEAD, "closed"]
+
+
+@pytest.mark.parametrize(("unread", "end"), [(0, ["closed"]), (1, ["closed", "aborted"])])
+def test_closing_now_does_not_wait_for_who_does_not_read(unread: int, end: list[str]) -> None:
+    def use(transport: WriteCoalescer, wire: Wire) -> None:
+        wire.unread = unread
+        transport.close_now()
+
+    assert written(use) == end
 
 
 def test_nothing_is_written_to_a_connection_that_is_gone() -> None:
