@@ -384,7 +384,7 @@ def test_who_reads_slowly_is_served(models: Path, monkeypatch: pytest.MonkeyPatc
 def test_the_rows_of_a_client_that_leaves_are_dropped_while_a_pipelined_request_waits(
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with gated(monkeypatch, settings(models)) as (service, gate), gate:
+    with gated(monkeypatch, settings(models, request_timeout_s=3600.0)) as (service, gate), gate:
         many = b'{"n": 64, "steps": 100}'
         with Connection(service.address) as connection:
             connection.send(ASKED.replace(b": 2", b": %d" % len(many))[:-2] + many + ASKED)
