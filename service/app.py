@@ -2,40 +2,33 @@
 
 import asyncio
 import logging
-import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
-from starlette.middleware import Middleware
 
 from service import __version__
+from service.api import problems
+from service.api.access import load_keys
 from service.api.app_state import AppState
-from service.api.fast_endpoints import fast_endpoints, fast_routes
-from service.api.fast_path import FastPath
-from service.api.http import problems
+from service.api.application import Application
 from service.api.info import openapi_document, page, swagger
 from service.api.info import routes as info
-from service.api.middleware.access_log import AccessLogMiddleware
-from service.api.middleware.auth import HEALTH_PATHS, ApiKey, AuthMiddleware, load_keys, open_paths
-from service.api.middleware.cors import CorsMiddleware
-from service.api.middleware.endpoint_names import EndpointNames
-from service.api.middleware.errors import ErrorMiddleware
-from service.api.middleware.fast_routes import FastRouter
-from service.api.middleware.in_flight import ConcurrencyLimitMiddleware, InFlightRequests
-from service.api.middleware.rate_limit import CallerRates, RateLimitMiddleware
+from service.api.limits import CallerRates, InFlightRequests, SharedGCRA
+from service.api.native import endpoints as native_endpoints
 from service.api.native import routes as native
 from service.api.oip import repository as oip_repository
 from service.api.oip import routes as oip
+from service.api.oip import stages as oip_stages
+from service.api.routes import RouteTable
 from service.domain.errors import StartupError
 from service.domain.rate_limit import RateLimiter
-from service.engine.client import RemoteRegistry
 from service.environment import available_cpus, metrics_folder, onnxruntime_version
-from service.images.pool import CodecPool, InlineRunner
+from service.images.pool import CodecPool
 from service.models.instances import InstanceFactory
-from service.models.registry import ModelRegistry, Registry, ServedModel
+from service.models.registry import ModelRegistry, ServedModel
 from service.models.repository import LoadedModel, Repository
 from service.observability.metrics import Metrics
 from service.observability.statistics import ModelStatistics
@@ -44,7 +37,6 @@ from service.runtime.onnx_model import OnnxModel
 from service.runtime.session import cuda_is_built_in
 from service.scheduling.scheduler import Scheduler
 from service.scheduling.wake_rule import wake_rule
-from service.server.early_rejection import EarlyRejection
 from service.server.open_connections import OpenConnections
 from service.server.open_files import connection_limit
 from service.settings import Settings
@@ -59,27 +51,24 @@ _ROUTERS = (native.router, info.router, oip.router, oip_repository.router)
 
 OnStartupError = Callable[[StartupError], None]
 Callback = Callable[[], None]
-WaitForRequests = Callable[[], Awaitable[None]]
 
 
 def _noop() -> None:
     pass
 
 
-def build_services(
-    settings: Settings, *, on_device_lost: Callback = _noop, wait_for_requests: WaitForRequests | None = None
-) -> AppState:
+def build_services(settings: Settings, *, on_device_lost: Callback = _noop) -> AppState:
     """The parts of the service without HTTP; `load_models` makes them serve. Call it on the event loop that uses them.
 
     Args:
         settings: the operator's.
         on_device_lost: called on the event loop when a model has no device left; only a new process can use the
             devices again.
-        wait_for_requests: returns when every request in flight at the time of the call has ended; None: those that
-            this process's app counts.
     """
-    metrics, in_flight, tracing = _metrics(), _in_flight(settings), tracing_from_environment()
+    metrics, tracing = Metrics(metrics_folder()), tracing_from_environment()
+    metrics.describe_build(onnxruntime_version())
     metrics.queue_limit.set(settings.queue_rows)
+    in_flight = InFlightRequests(max(settings.max_inflight_bytes, settings.max_body_bytes))
     auto = settings.device == "auto"
     repository = Repository(
         settings.model_dir,
@@ -93,55 +82,11 @@ def build_services(
         serve=partial(_serve, settings, metrics, tracing, on_device_lost),
         on_activated=partial(_on_activated, metrics),
         on_deactivated=metrics.unloaded,
-        wait_for_requests=wait_for_requests or in_flight.wait_for_current,
+        wait_for_requests=in_flight.wait_for_current,
     )
-    return _services(settings, registry, metrics, in_flight, tracing)
-
-
-def build_front_end(settings: Settings, control: socket.socket) -> AppState:
-    """As `build_services`, for a process that uses the models of an engine's process.
-
-    Args:
-        settings: the operator's.
-        control: receives the links to that process, see `service.engine.links`.
-    """
-    metrics, in_flight = _metrics(), _in_flight(settings)
-
-    def on_serving(serves: bool) -> None:
-        services.phase = "serving" if serves else "loading"
-
-    registry = RemoteRegistry(
-        settings.default_model, control, on_serving=on_serving, wait_for_requests=in_flight.wait_for_current
-    )
-    services = _services(settings, registry, metrics, in_flight, None)
-    return services
-
-
-def _metrics() -> Metrics:
-    metrics = Metrics(metrics_folder())
-    metrics.describe_build(onnxruntime_version())
-    return metrics
-
-
-def _in_flight(settings: Settings) -> InFlightRequests:
-    return InFlightRequests(max(settings.max_inflight_bytes, settings.max_body_bytes))
-
-
-def _services(
-    settings: Settings,
-    registry: Registry,
-    metrics: Metrics,
-    in_flight: InFlightRequests,
-    tracing: "Tracing | None",
-) -> AppState:
+    codec = CodecPool(min(available_cpus(), _MAX_CODEC_THREADS), metrics.codec)
     return AppState(
-        settings=settings,
-        registry=registry,
-        codec=CodecPool(min(available_cpus(), _MAX_CODEC_THREADS), metrics.codec),
-        inline=InlineRunner(),
-        metrics=metrics,
-        in_flight=in_flight,
-        tracing=tracing,
+        settings=settings, registry=registry, codec=codec, metrics=metrics, in_flight=in_flight, tracing=tracing
     )
 
 
@@ -185,10 +130,8 @@ async def running_services(settings: Settings) -> AsyncIterator[AppState]:
 
 def create_app(
     services: AppState, *, on_startup_error: OnStartupError | None = None, on_ready: Callback = _noop
-) -> FastAPI:
+) -> Application:
     """The service as an ASGI application. Its lifespan loads the models; until they are loaded it answers 503.
-
-    `app.state.fast_path` is its `FastPath`, for the server.
 
     Args:
         services: from `build_services`; the lifespan closes them.
@@ -199,7 +142,7 @@ def create_app(
     Raises:
         StartupError: the API keys file is unusable.
     """
-    settings, endpoints = services.settings, EndpointNames()
+    settings = services.settings
     keys = None if settings.api_keys_file is None else load_keys(settings.api_keys_file)
     services.metrics.add_callers([key.name for key in keys or ()])
     limited = settings.rate_limit is not None or any(key.quota for key in keys or ())
@@ -214,32 +157,18 @@ def create_app(
         generate_unique_id_function=openapi_document.operation_id,
         # The service has its own metrics; FastAPI's would look for a telemetry provider at every request.
         telemetry={"tracing": False, "metrics": False, "logs": False},
-        middleware=_middleware(services, endpoints, keys, rates),
         lifespan=lambda _: _lifespan(services, on_startup_error, on_ready),
     )
     app.state.services = services
-    app.state.fast_path = FastPath(services, fast_endpoints(), keys=keys, rates=rates)
     for router in _ROUTERS:
         app.include_router(router)
-        endpoints.add(router.routes)
     openapi_document.install(app, settings)
     swagger.install(app)
     page.install(app)
     problems.install(app)
-    endpoints.add(app.routes)
-    return app
-
-
-def make_early_rejection(services: AppState) -> EarlyRejection:
-    """Rejects requests in the server's protocol, before the app."""
-    endpoints = EndpointNames()
-    endpoints.add(fast_routes())
-    return EarlyRejection(
-        in_flight=services.in_flight,
-        limit=services.settings.max_inflight_requests,
-        observe=services.metrics.request,
-        endpoints=endpoints,
-    )
+    routes = [route for router in _ROUTERS for route in router.routes]
+    table = RouteTable([*routes, *app.routes], [*native_endpoints.ENDPOINTS, *oip_stages.ENDPOINTS])
+    return Application(services, app, table, keys=keys, rates=rates)
 
 
 def make_connections(services: AppState) -> OpenConnections:
@@ -253,39 +182,7 @@ def make_connections(services: AppState) -> OpenConnections:
         on_change=metrics.open_connections.set,
         on_closed=metrics.connection_closed,
         on_files_exhausted=metrics.files_exhausted.inc,
-        observe=metrics.request,
     )
-
-
-def _middleware(
-    services: AppState, endpoints: EndpointNames, keys: Sequence[ApiKey] | None, rates: CallerRates | None
-) -> list[Middleware]:
-    settings = services.settings
-    layers = [
-        Middleware(
-            AccessLogMiddleware,
-            trusted_proxies=settings.trusted_proxies,
-            observe=services.metrics.request,
-            endpoints=endpoints,
-            probes=HEALTH_PATHS,
-            log_probes=settings.access_log_probes,
-            tracing=services.tracing,
-        )
-    ]
-    if settings.cors_origins:
-        layers.append(Middleware(CorsMiddleware, origins=settings.cors_origins))
-    return [
-        *layers,
-        Middleware(ErrorMiddleware),
-        Middleware(ConcurrencyLimitMiddleware, in_flight=services.in_flight, limit=settings.max_inflight_requests),
-        *(
-            []
-            if keys is None
-            else [Middleware(AuthMiddleware, keys=keys, open_paths=open_paths(settings.private_endpoints))]
-        ),
-        *([] if rates is None else [Middleware(RateLimitMiddleware, rates=rates)]),
-        Middleware(FastRouter, routes=fast_routes()),
-    ]
 
 
 def _rate_limiter(settings: Settings) -> RateLimiter | None:
@@ -293,8 +190,6 @@ def _rate_limiter(settings: Settings) -> RateLimiter | None:
     folder = metrics_folder()
     if settings.workers == 1 or folder is None:
         return None
-    from service.api.middleware.shared_quotas import SharedGCRA  # its locks need Unix
-
     return SharedGCRA(folder / "quotas")
 
 

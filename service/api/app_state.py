@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Literal
 
 from starlette.requests import Request
 
-from service.api.middleware.in_flight import InFlightRequests
+from service.api.limits import InFlightRequests
 from service.domain.errors import Draining, NotReady, UnavailableError
-from service.images.pool import CodecPool, InlineRunner
-from service.models.registry import Registry
+from service.images.pool import CodecPool
+from service.models.registry import ModelRegistry
 from service.observability.metrics import Metrics
 from service.settings import Settings
 
@@ -26,7 +26,6 @@ class AppState:
         settings: of the operator.
         registry: the models that serve; empty until all of them are verified.
         codec: threads that decode and encode large pictures.
-        inline: runs small codec jobs on the event loop.
         metrics: every Prometheus metric.
         in_flight: the requests in flight, and whether the service drains.
         tracing: makes the spans of requests and batches; None if no traces are wanted.
@@ -34,9 +33,8 @@ class AppState:
     """
 
     settings: Settings
-    registry: Registry
+    registry: ModelRegistry
     codec: CodecPool
-    inline: InlineRunner
     metrics: Metrics
     in_flight: InFlightRequests
     tracing: "Tracing | None" = None

@@ -3,18 +3,16 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import islice
 from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
-from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
-from service.api.http.negotiation import Media
-from service.api.http.request_context import ApiRequest
-from service.api.native.picture_options import PictureOptions
+from service.api.native.schemas import PictureOptions
+from service.api.negotiation import Media
+from service.api.pipeline import ResponseParts
+from service.api.request import ApiRequest
 from service.artifact.card import ModelCard
 from service.domain.errors import InvalidContent
 from service.domain.latents import FloatRow
@@ -118,38 +116,6 @@ def _check_layout(api: ApiRequest, spec: ResponseSpec, recorded: int) -> None:
     in_flight.hold(api.state, size if in_flight.max_bytes is None else min(size, in_flight.max_bytes))
 
 
-async def respond(api: ApiRequest, spec: ResponseSpec, result: Result) -> Response:
-    """The response to a finished request."""
-    api.count_rows(spec.model, result)
-    large = result.rows.size * spec.options.scale**2 > INLINE_VALUES
-    large |= any(result.trajectory) if spec.media is Media.JSON else spec.options.gap > 0
-    (content,) = await api.run_codec("encode", partial(encode_contents, [(api, spec, result)]), large=large)
-    headers, pieces, media_type = response_parts(api, spec, result, content)
-    return PiecewiseResponse(pieces, headers=headers, media_type=media_type)
-
-
-class PiecewiseResponse(Response):
-    """A response whose body is in pieces, which are never joined: copying 60 MB would hold up the event loop.
-
-    Args:
-        pieces: of the body.
-        headers: of the response.
-        media_type: of the body.
-    """
-
-    def __init__(self, pieces: Sequence[bytes], *, headers: Mapping[str, str], media_type: str) -> None:
-        super().__init__(headers=headers, media_type=media_type)
-        self._pieces = pieces
-        self.headers["content-length"] = str(sum(map(len, pieces)))
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send piece after piece, as fast as the client reads."""
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        for piece in self._pieces[:-1]:
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
-        await send({"type": "http.response.body", "body": self._pieces[-1]})
-
-
 def encode_contents(ended: Sequence[tuple[ApiRequest, ResponseSpec, Result]]) -> list[list[bytes]]:
     """The body of each response in pieces or, if it is JSON, its list of images.
 
@@ -174,9 +140,7 @@ def encode_contents(ended: Sequence[tuple[ApiRequest, ResponseSpec, Result]]) ->
     ]
 
 
-def response_parts(
-    api: ApiRequest, spec: ResponseSpec, result: Result, content: list[bytes]
-) -> tuple[dict[str, str], list[bytes], str]:
+def response_parts(api: ApiRequest, spec: ResponseSpec, result: Result, content: list[bytes]) -> ResponseParts:
     """Headers, pieces of the body and media type of a response whose ``content`` comes from `encode_contents`."""
     headers = api.response_headers(spec.model, spec.members.get("seed"))
     if spec.media is not Media.JSON:
@@ -187,16 +151,14 @@ def response_parts(
     return headers, [before + marker[:-1], *content, after[1:]], spec.media
 
 
-def respond_scores(api: ApiRequest, model: ServedModel, result: Result) -> Response:
+def score_response(api: ApiRequest, model: ServedModel, result: Result) -> ResponseParts:
     """The response of `/score`, which has numbers and no pictures."""
-    api.count_rows(model, result)
     drifts = [] if result.drift is None else result.drift.tolist()
     images: list[dict[str, Any]] = []
     for index, (distance, drift) in enumerate(zip(result.distance.tolist(), drifts, strict=True)):
         measured = {"index": index, "distance": round_metric(distance), "drift": round_metric(drift)}
         images.append(measured | in_distribution_fields(model.card, distance))
-    content = _json(envelope(api, model, images))
-    return Response(content, headers=api.response_headers(model), media_type=Media.JSON)
+    return api.response_headers(model), [_json(envelope(api, model, images))], Media.JSON
 
 
 def in_distribution_fields(card: ModelCard, distance: float) -> dict[str, Any]:

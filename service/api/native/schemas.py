@@ -1,6 +1,6 @@
 """Pydantic models of the native requests and responses; they validate bodies and appear in `/openapi.json`.
 
-`service.api.native.validation` checks the limits that an operator can change. The docstrings and descriptions here are
+`service.api.native.endpoints` checks the limits that an operator can change. The docstrings and descriptions here are
 part of the OpenAPI document.
 """
 
@@ -17,8 +17,10 @@ from pydantic import (
 )
 from pydantic.config import JsonDict
 
-from service.api.native.picture_options import Format, PictureOptions
 from service.domain.latents import MAX_SEED
+from service.images import Resample
+
+Format = Literal["png", "jpeg", "webp", "npy"]
 
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Steps = Annotated[int, Field(ge=1)]
@@ -34,6 +36,28 @@ _RECORD = "Ascending step numbers whose pictures are returned as `trajectory`; s
 def _exclusive(field: str, schema: JsonDict, *excluded: str) -> JsonDict:
     """Schema in which ``field`` is required and ``excluded`` fields are absent or null."""
     return {"required": [field], "properties": {field: schema, **dict.fromkeys(excluded, _NULL)}}
+
+
+class PictureOptions(BaseModel):
+    """How the pictures of a response look."""
+
+    format: Annotated[Format, Field(description="Format of the base64 pictures in a JSON response.")] = "png"
+    scale: Annotated[int, Field(ge=1, le=32, description="Factor that enlarges every picture.")] = 1
+    resample: Annotated[
+        Resample, Field(description="`nearest` repeats the pixels of enlarged pictures; `smooth` interpolates them.")
+    ] = "nearest"
+    columns: Annotated[
+        int | None,
+        Field(ge=1, le=65_535, description="Columns of a sheet; default: a near-square sheet, or the strip of a path."),
+    ] = None
+    gap: Annotated[
+        int, Field(ge=0, le=64, description="Pixels between the pictures of a sheet, in the background colour.")
+    ] = 0
+
+    @property
+    def has_layout(self) -> bool:
+        """Whether an option changes the size of the response's pictures or sheet."""
+        return self.scale > 1 or self.gap > 0 or self.columns is not None
 
 
 class _Strict(BaseModel):

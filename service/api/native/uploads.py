@@ -3,18 +3,16 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Final, Generic, TypeVar
 
 import numpy as np
 from starlette.datastructures import QueryParams
 
-from service.api.http.body import printable_name
-from service.api.http.multipart import MUST_BE_A_FILE, parse_multipart
-from service.api.http.request_context import ApiRequest, parse_as
-from service.api.native import form_fields
+from service.api.body import printable_name
+from service.api.multipart import MUST_BE_A_FILE, parse_fields, parse_multipart
 from service.api.native.schemas import PointRequest, ProjectOptions, ProjectRequest, ScoreOptions, ScoreRequest
-from service.api.native.validation import check_count
+from service.api.request import ApiRequest, parse_as
 from service.domain.errors import IgnError, InvalidContent, TooLarge, UnsupportedMedia
 from service.domain.latents import FloatRow, FloatRows
 from service.domain.tasks import KeepMask
@@ -44,6 +42,12 @@ UPLOAD_TYPES: Final = ("multipart/form-data", "application/json", *PICTURE_TYPES
 _CACHED_QUERY: Final = 256  # bytes; a longer query is not cached
 _MAX_FIELDS: Final = 32  # of a form; there are about twelve options
 _MAX_INLINE: Final = 4  # small pictures; decoding them takes less time than waking a thread of the codec pool
+
+
+def check_count(field: str, count: int, limit: int) -> None:
+    """Raise `InvalidContent` for ``field`` if ``count`` is above ``limit``."""
+    if count > limit:
+        raise InvalidContent.field(field, f"must be at most {limit}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -79,32 +83,34 @@ class InputRows:
     inverted: Sequence[bool] = ()
 
 
-async def read_upload(api: ApiRequest, schema: type[Options], body: type[Options]) -> Upload[Options]:
-    """Read the pictures and options of a request, from multipart, JSON or a raw body.
-
-    Args:
-        api: the request.
-        schema: of the options in forms and queries; masks are accepted with `ProjectOptions` only.
-        body: schema of the JSON body: the same options and `images`.
+def check_upload(api: ApiRequest, schema: type[ScoreOptions]) -> None:
+    """Check what the head of a request says of its upload, before the body is read.
 
     Raises:
-        UnsupportedMedia: another content type.
-        MalformedRequest, InvalidContent, ValidationError: the body or an option is invalid.
-        TooLarge, BodyTooSlow: the body passes a limit.
+        UnsupportedMedia: the body is neither a form, nor JSON, nor a picture.
+        InvalidContent, ValidationError: an option in the query is invalid, or stands there though the body has options.
     """
     content_type = api.content_type()
     if content_type in PICTURE_TYPES:
-        _from_query(schema, api.query)  # rejects bad options before the body is read
-        return parse_upload(api, schema, body, await api.read_body())
+        _from_query(schema, api.query)
+        return
     if content_type not in UPLOAD_TYPES:
         raise UnsupportedMedia(f"Content-Type: expected one of {', '.join(UPLOAD_TYPES)}")
     api.reject_query()
-    content = await api.read_body()
-    return await api.parse(content, partial(parse_upload, api, schema, body, content))
 
 
 def parse_upload(api: ApiRequest, schema: type[Options], body: type[Options], content: bytes) -> Upload[Options]:
-    """The part of `read_upload` that comes after the body was read; its content type is one of `UPLOAD_TYPES`."""
+    """The pictures and options of a request, from multipart, JSON or a raw body.
+
+    Args:
+        api: a request that `check_upload` accepts.
+        schema: of the options in forms and queries; masks are accepted with `ProjectOptions` only.
+        body: schema of the JSON body: the same options and `images`.
+        content: the whole body.
+
+    Raises:
+        MalformedRequest, InvalidContent, ValidationError: the body or an option is invalid.
+    """
     content_type, settings = api.content_type(), api.services.settings
     if content_type == "multipart/form-data":
         upload = _from_form(api.headers.get("content-type", ""), content, schema, settings)
@@ -265,7 +271,7 @@ def _from_form(content_type: str, body: bytes, schema: type[Options], settings: 
         raise InvalidContent.field("mask", "given more than once")
     if not images:
         raise InvalidContent.field("image", "at least one file is required")
-    options = schema.model_validate(form_fields.parse_fields(fields))
+    options = schema.model_validate(parse_fields(fields))
     return Upload(options=options, images=images, masks=[*masks, *mask_texts])
 
 
@@ -289,7 +295,7 @@ def _parse_query(schema: type[Options], query: bytes) -> Options:
     fields: dict[str, list[str]] = {}
     for name, value in QueryParams(query).multi_items():
         fields.setdefault(name, []).append(value)
-    return schema.model_validate(form_fields.parse_fields(fields))
+    return schema.model_validate(parse_fields(fields))
 
 
 # A client sends the same query with every picture, and the parsed options are immutable.

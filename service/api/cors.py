@@ -1,13 +1,12 @@
 """Cross-origin requests (CORS): Starlette's middleware with this service's headers and error documents."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.api.http.problems import send_problem
 from service.domain.errors import MalformedRequest
 
 EXPOSED_HEADERS: Final = (
@@ -37,9 +36,13 @@ class CorsMiddleware(CORSMiddleware):
     Args:
         app: the application behind it.
         origins: origins allowed to call, or `*`.
+        reject: sends the problem document of an error.
     """
 
-    def __init__(self, app: ASGIApp, *, origins: Sequence[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, *, origins: Sequence[str], reject: Callable[[Scope, Send, Exception], Awaitable[None]]
+    ) -> None:
+        self._reject = reject
         super().__init__(
             app,
             allow_origins=origins,
@@ -55,6 +58,6 @@ class CorsMiddleware(CORSMiddleware):
             if "origin" in headers and "access-control-request-method" in headers:
                 response = self.preflight_response(headers)
                 if response.status_code >= 400:
-                    await send_problem(scope, send, MalformedRequest(bytes(response.body).decode()))
+                    await self._reject(scope, send, MalformedRequest(bytes(response.body).decode()))
                     return
         await super().__call__(scope, receive, send)

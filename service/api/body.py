@@ -2,7 +2,7 @@
 
 A body with a syntax error raises `MalformedRequest` (400). A well-formed body with an invalid value raises
 `InvalidContent` (422), which names the field. If the client disconnects, Starlette's `ClientDisconnect` is raised;
-`service.api.middleware.access_log` logs it with status 499. The parsers are synchronous: call them in a thread for
+`service.api.application` logs it with status 499. The parsers are synchronous: call them in a thread for
 large bodies.
 """
 
@@ -51,7 +51,6 @@ async def read_body(
     max_bytes: int,
     deadline: float,
     hold: Callable[[int], None] | None = None,
-    encoded: bool = False,
 ) -> bytes:
     """Read the whole body.
 
@@ -62,7 +61,6 @@ async def read_body(
         deadline: `time.monotonic()` seconds by which the last byte must have arrived.
         hold: called with the number of bytes whenever more than 4 KiB have arrived; it raises if they are too many
             for the service.
-        encoded: return a body with a Content-Encoding as it is, instead of rejecting it.
 
     Raises:
         UnsupportedMedia: the body has a Content-Encoding.
@@ -72,7 +70,7 @@ async def read_body(
         ClientDisconnect: the client disconnected first.
     """
     encoding = headers.get("content-encoding", "identity").strip().lower()
-    if not encoded and encoding not in ("", "identity"):
+    if encoding not in ("", "identity"):
         raise UnsupportedMedia("Content-Encoding: bodies must be sent without one")
     length = headers.get("content-length", "")
     # `int` takes quadratic time in the number of digits, so a very long number is not converted.

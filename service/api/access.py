@@ -1,4 +1,4 @@
-"""API keys: authentication, scopes and quotas.
+"""Who calls: API keys with their scopes and quotas, and the address that a request without key counts under.
 
 The keys file is a JSON list. It holds the SHA-256 of each key, never the key itself:
 
@@ -15,21 +15,21 @@ With keys configured, a path needs a key unless it is listed as open. A listed p
 
 import hashlib
 import hmac
+import ipaddress
 from collections.abc import Collection, MutableMapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
-from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.api.http.body import HeaderFields
-from service.api.http.problems import send_problem
+from service.api.body import HeaderFields
 from service.domain.errors import ForbiddenError, StartupError, UnauthorizedError
 from service.domain.rate_limit import EXPECTED, Rate
 
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 ScopeName = Literal["infer", "admin"]
 
 OPEN: Final = MappingProxyType(
@@ -128,46 +128,6 @@ def parse_keys(data: bytes) -> tuple[ApiKey, ...]:
     return keys
 
 
-class AuthMiddleware:
-    """Answers 401 without a valid key and 403 without the scope.
-
-    It sets the name of the API key in the request's state, also as the caller's fairness key, and the quota for
-    `RateLimitMiddleware`.
-
-    Args:
-        app: the application behind it.
-        keys: the valid keys.
-        open_paths: paths that need no key.
-        admin_paths: paths that need the `admin` scope.
-    """
-
-    def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        keys: Sequence[ApiKey],
-        open_paths: Collection[str] = OPEN_PATHS,
-        admin_paths: Collection[str] = ADMIN_PATHS,
-    ) -> None:
-        self._app = app
-        self._keys = keys
-        self._open = PathSet(open_paths)
-        self._admin = PathSet(admin_paths)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or answer it."""
-        if scope["type"] == "lifespan" or scope["path"] in self._open:
-            await self._app(scope, receive, send)
-            return
-        try:
-            needed: ScopeName = "admin" if scope["path"] in self._admin else "infer"
-            identify(Headers(scope=scope), self._keys, scope.setdefault("state", {}), needed)
-        except (UnauthorizedError, ForbiddenError) as exc:
-            await send_problem(scope, send, exc)
-            return
-        await self._app(scope, receive, send)
-
-
 def identify(
     headers: HeaderFields, keys: Sequence[ApiKey], state: MutableMapping[str, Any], needed: ScopeName = "infer"
 ) -> None:
@@ -219,3 +179,54 @@ class PathSet:
 
     def __contains__(self, path: str) -> bool:
         return path in self._exact or path.startswith(self._below)
+
+
+def peer_key(peer: str | None, forwarded: Sequence[str], trusted: Sequence[Network]) -> str:
+    """The fairness key of a request behind proxies: the address of its peer, or the one that trusted proxies report.
+
+    Args:
+        peer: address of the connection, or None where it has none (a Unix socket).
+        forwarded: the values of all X-Forwarded-For headers, in order.
+        trusted: proxies whose X-Forwarded-For is believed.
+
+    Returns:
+        The right-most hop that is not a trusted proxy: an IPv4 address, or the /64 of an IPv6 address, within which
+        a caller can pick addresses at will.
+    """
+    address = _address(peer or "")
+    if address is None:
+        return peer or "local"
+    hops = [hop for value in forwarded for hop in value.split(",")]
+    while hops and any(address in network for network in trusted):
+        before = _address(hops.pop())
+        if before is None:  # the proxy forwarded nonsense, so the proxy is the last known hop
+            break
+        address = before
+    return _network_of(address)
+
+
+@lru_cache(maxsize=1024)  # for peers with many requests
+def address_key(peer: str | None) -> str:
+    """The fairness key of a request without proxies: the address of its peer; IPv6 addresses count by their /64."""
+    address = _address(peer or "")
+    return _network_of(address) if address else peer or "local"
+
+
+def _network_of(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    return str(ipaddress.ip_network((int(address), 64), strict=False))
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    text = text.strip()
+    if text.startswith("["):  # [2001:db8::1]:443
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:  # 192.0.2.1:443
+        text = text.partition(":")[0]
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return mapped or address

@@ -20,7 +20,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from service.domain.errors import (
     BodyTooSlow,
@@ -173,32 +173,24 @@ def log_failure(exc: Exception, request_id: str) -> None:
     _logger.error("request %s failed", request_id, exc_info=exc, extra={"request_id": request_id})
 
 
-def request_id_of(scope: Scope) -> str:
-    """The request id that `AccessLogMiddleware` set; empty without that middleware."""
-    request_id = scope.get("state", {}).get("request_id", "")
-    return request_id if isinstance(request_id, str) else ""
-
-
-async def send_problem(scope: Scope, send: Send, exc: Exception) -> None:
-    """Send a problem response from a middleware, which the framework's exception handlers do not cover."""
-    response = _respond(scope, exc)
-    await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
-    await send({"type": "http.response.body", "body": bytes(response.body)})
-
-
 def install(app: Starlette) -> None:
-    """Register the handler that turns exceptions of endpoints and of the framework into problem responses."""
-    for exception in (IgnError, HTTPException, RequestValidationError, ValidationError, Exception):
-        app.add_exception_handler(exception, _handle)
+    """Let the exceptions of endpoints and of the framework pass to `service.api.application`, which answers them."""
+    for exception in (HTTPException, RequestValidationError):
+        app.add_exception_handler(exception, _reraise)
+    app.add_exception_handler(Exception, _no_response)
 
 
-async def _handle(request: Request, exc: Exception) -> Response:
-    return _respond(request.scope, exc)
+async def _reraise(_: Request, exc: Exception) -> Response:
+    raise exc
 
 
-def _respond(scope: Scope, exc: Exception) -> Response:
-    scope.setdefault("state", {})["problem"] = describe(exc).code
-    return problem_response(exc, request_id_of(scope))
+async def _no_response(_: Request, exc: Exception) -> Any:
+    """Called by Starlette's outermost middleware, which raises the exception after this "response"."""
+
+    async def send_nothing(scope: Scope, receive: Receive, send: Send) -> None:
+        return
+
+    return send_nothing
 
 
 def _title(status: int) -> str:

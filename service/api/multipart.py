@@ -1,23 +1,27 @@
-"""Parse `multipart/form-data` bodies.
+"""Parse `multipart/form-data` bodies, and options that arrive as text in their fields or in a query.
 
 Starlette's `request.form()` uses the same parser library, but cannot keep the contract: it treats a picture without a
 file name as text, decodes text that is not UTF-8 as latin-1, accepts a body without its last boundary, and answers too
 many files or fields with 400 and without a field name instead of 422.
 """
 
+import re
 from collections import defaultdict
-from collections.abc import Collection
-from typing import Final
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Final
 
 import python_multipart
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 
-from service.api.http.body import parse_content_type, printable_name
+from service.api.body import parse_content_type, printable_name
 from service.domain.errors import InvalidContent, MalformedRequest
 
 MUST_BE_A_FILE: Final = "must be a file, with a file name or the Content-Type of a picture"
 _CHUNK_BYTES: Final = 1 << 16
+_INTEGER: Final = re.compile(r"-?[0-9]{1,20}")
+_NUMBER: Final = re.compile(r"-?[0-9]{1,30}(\.[0-9]{1,30})?([eE][+-]?[0-9]{1,3})?")
+_BOOLEANS: Final = {"true": True, "1": True, "false": False, "0": False}
 
 
 def parse_multipart(
@@ -134,3 +138,48 @@ def _utf8(data: bytes | bytearray, name: str) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as exc:
         raise MalformedRequest(f"{name}: not UTF-8") from exc
+
+
+def parse_fields(fields: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Convert one text for each field by the type of the option; other fields stay text.
+
+    Text that cannot be converted stays text, too, and validation rejects it later with the name of the field.
+
+    Raises:
+        InvalidContent: a field is given more than once.
+    """
+    converted = {}
+    for name, texts in fields.items():
+        if len(texts) != 1:
+            raise InvalidContent.field(printable_name(name), "given more than once")
+        converted[name] = _CONVERTERS.get(name, str)(texts[0])
+    return converted
+
+
+def _integer(text: str) -> object:
+    return int(text) if _INTEGER.fullmatch(text) else text
+
+
+def _number(text: str) -> object:
+    return float(text) if _NUMBER.fullmatch(text) else text
+
+
+def _boolean(text: str) -> object:
+    return _BOOLEANS.get(text.lower(), text)
+
+
+def _integers(text: str) -> object:
+    return [_integer(part.strip()) for part in text.split(",", 64)]
+
+
+_CONVERTERS: Final[dict[str, Callable[[str], object]]] = {
+    "steps": _integer,
+    "scale": _integer,
+    "columns": _integer,
+    "gap": _integer,
+    "tolerance": _number,
+    "strength": _number,
+    "score": _boolean,
+    "record": _integers,
+    "invert": _boolean,
+}

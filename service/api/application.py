@@ -1,0 +1,292 @@
+"""The service as one ASGI callable. Every request, of every size and kind, passes the same functions:
+
+    server ─▶ Application.__call__     request id, arrival, caller, trace
+                 │
+                 ├─ CorsMiddleware     only if origins are configured; preflights end here
+                 │
+                 ├─ _admit             head, draining, requests in flight, API key, rate
+                 │
+                 ├─ Pipeline.run       POST to an endpoint that runs a model
+                 │  or FastAPI         all others: information, documents, model repository
+                 │
+                 └─ _record            problem document of an error; log line, metrics, trace
+
+Endpoints find in ``scope["state"]`` what `service.observability.logs.State` lists, and ``arrival``, the
+`time.monotonic()` seconds when the head was complete. ``caller`` is the fairness key.
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final
+
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.api.access import (
+    ADMIN_PATHS,
+    HEALTH_PATHS,
+    OPEN_PATHS,
+    ApiKey,
+    PathSet,
+    address_key,
+    identify,
+    open_paths,
+    peer_key,
+)
+from service.api.app_state import AppState
+from service.api.cors import CorsMiddleware
+from service.api.heads import check_head
+from service.api.limits import CallerRates, Epoch
+from service.api.pipeline import Pipeline
+from service.api.problems import describe, log_failure, problem_response
+from service.api.request import ApiRequest
+from service.api.routes import Match, RouteTable
+from service.domain.errors import Draining, TooManyConnections
+from service.observability.logs import choose_request_id, log_request
+from service.observability.tracing import parse_traceparent
+
+if TYPE_CHECKING:
+    from service.observability.tracing import Tracing
+
+CLIENT_GONE: Final = 499
+_LINGER_BYTES: Final = 1 << 26
+_LINGER_S: Final = 30.0
+
+
+class RequestHeaders:
+    """The header fields of a request, found by name in constant time; of repeated ones, `get` returns the first."""
+
+    def __init__(self, fields: Sequence[tuple[bytes, bytes]]) -> None:
+        self.fields = fields
+        self._first = dict(reversed(fields))
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of the field, or ``default``."""
+        value = self._first.get(key.lower().encode("latin-1"))
+        return default if value is None else value.decode("latin-1")
+
+    def getlist(self, key: str) -> list[str]:
+        """Every value of a field, in order."""
+        name = key.lower().encode("latin-1")
+        if name not in self._first:
+            return []
+        return [value.decode("latin-1") for each, value in self.fields if each == name]
+
+
+class Exchange:
+    """One request and how far its response is. It adds headers to the response, at first the request id alone."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scope, self.receive, self._send = scope, receive, send
+        self.method: str = scope["method"]
+        self.path: str = scope["path"].removeprefix(scope.get("root_path", ""))
+        self.headers = RequestHeaders(scope["headers"])
+        self.state: dict[str, Any] = scope.setdefault("state", {})
+        self.epoch: Epoch | None = None
+        self.status = 500
+        self.started = self.complete = False
+        self.body_bytes = 0
+        self.added: list[tuple[bytes, bytes]] = []
+        self._closes = False
+
+    async def send(self, message: Message) -> None:
+        """Pass a message of the response on to the server."""
+        if message["type"] == "http.response.start":
+            self.started = True
+            self.status = message["status"]
+            message["headers"] = [*message.get("headers", ()), *self.added]
+            self._closes = self._is_body_unread() and self._is_last(message["headers"])
+        elif message["type"] == "http.response.body":
+            self.body_bytes += len(message.get("body", b""))
+            self.complete = not message.get("more_body", False)
+            if self.complete and self._closes:
+                await self._send({**message, "more_body": True})
+                await self._discard_body()
+                message = {"type": "http.response.body"}
+        await self._send(message)
+
+    def _is_body_unread(self) -> bool:
+        has_body = self.headers.get("content-length", "0") != "0" or self.headers.get("transfer-encoding") is not None
+        return has_body and "request_bytes" not in self.state
+
+    def _is_last(self, headers: Sequence[tuple[bytes, bytes]]) -> bool:
+        """Whether the server closes the connection after the response."""
+        closes = "close" in self.headers.get("connection", "").lower() or (b"connection", b"close") in headers
+        return closes or self.scope.get("http_version") == "1.0"
+
+    async def _discard_body(self) -> None:
+        """Read the rest of a body that nobody wants, within limits.
+
+        The server closes the connection next. If the client were still sending, the system would then reset the
+        connection, and the client could lose the response.
+        """
+        size = 0
+        try:
+            async with asyncio.timeout(_LINGER_S):
+                while size < _LINGER_BYTES:
+                    message = await self.receive()
+                    size += len(message.get("body", b""))
+                    if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                        return
+        except TimeoutError:
+            return
+
+
+class Application:
+    """See the module; this is what the server calls.
+
+    Args:
+        services: the running parts of the service.
+        fastapi: answers what runs no model, and the lifespan.
+        routes: all endpoints.
+        keys: API keys; None where none are needed.
+        rates: counts the requests of each caller; None for no limit.
+    """
+
+    def __init__(
+        self,
+        services: AppState,
+        fastapi: ASGIApp,
+        routes: RouteTable,
+        *,
+        keys: Sequence[ApiKey] | None = None,
+        rates: CallerRates | None = None,
+    ) -> None:
+        self.services = services
+        self._fastapi, self._routes, self._pipeline = fastapi, routes, Pipeline()
+        self._keys, self._rates = keys, rates
+        settings = services.settings
+        self._settings, self._in_flight, self._tracing = settings, services.in_flight, services.tracing
+        self._keyless = PathSet(open_paths(settings.private_endpoints))
+        self._unlimited, self._admin, self._probes = PathSet(OPEN_PATHS), PathSet(ADMIN_PATHS), frozenset(HEALTH_PATHS)
+        self._inner: ASGIApp = self._serve
+        if settings.cors_origins:
+            self._inner = CorsMiddleware(self._serve, origins=settings.cors_origins, reject=self._send_problem)
+        self._recorded: dict[tuple[str, int, str | None], list[tuple[float, Mapping[str, Any]]]] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._fastapi(scope, receive, send)
+            return
+        exchange = self._begin(scope, receive, send)
+        try:
+            await self._inner(scope, receive, exchange.send)
+        except ClientDisconnect:
+            exchange.status = CLIENT_GONE
+        else:
+            if not exchange.complete:  # the server cuts the connection, so the status that was sent does not hold
+                exchange.status = 500
+        finally:
+            del exchange.state["exchange"]  # the cycle would wait for the garbage collector
+            self._record(exchange)
+
+    def _begin(self, scope: Scope, receive: Receive, send: Send) -> Exchange:
+        exchange = Exchange(scope, receive, send)
+        state, headers = exchange.state, exchange.headers
+        peer = scope["client"][0] if scope.get("client") else None
+        request_id = choose_request_id(headers.get("x-request-id"))
+        proxies = self._settings.trusted_proxies
+        state["caller"] = peer_key(peer, headers.getlist("x-forwarded-for"), proxies) if proxies else address_key(peer)
+        state.update(request_id=request_id, peer=peer, exchange=exchange)
+        state.setdefault("arrival", time.monotonic())  # the server sets it for requests that wait on their connection
+        exchange.added.append((b"x-request-id", request_id.encode("ascii")))
+        traces = headers.getlist("traceparent")
+        if traces or self._tracing is not None:
+            self._start_trace(exchange, traces)
+        return exchange
+
+    def _start_trace(self, exchange: Exchange, traceparents: list[str]) -> None:
+        """Continue the caller's trace, or begin one; probes and scrapes begin none."""
+        state, trace = exchange.state, parse_traceparent(traceparents)
+        if self._tracing is not None and (trace is not None or exchange.path not in self._probes):
+            spans = self._tracing.start_request(state["arrival"], trace, exchange.headers.getlist("tracestate"))
+            trace = spans.position
+            if spans.recorded:
+                state["spans"] = spans
+        if trace is not None:
+            state["trace"] = trace
+            exchange.added.append((b"traceparent", trace.traceparent.encode("ascii")))
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Admit the request and run it; an exception becomes a problem document."""
+        exchange: Exchange = scope["state"]["exchange"]
+        try:
+            match = self._routes.find(exchange.path)
+            self._admit(exchange)
+            if match.endpoint is not None and exchange.method == "POST":
+                await self._run(exchange, match, send)
+            else:
+                await self._fastapi(scope, receive, send)
+        except ClientDisconnect:
+            raise
+        except Exception as exc:
+            if exchange.started:
+                log_failure(exc, exchange.state["request_id"])
+            else:
+                await self._send_problem(scope, send, exc)
+            exc.__traceback__ = None  # its frames hold it: break the cycle
+
+    def _admit(self, exchange: Exchange) -> None:
+        """Let the request in, and count it.
+
+        Raises:
+            IgnError: the server rejected its head, the head is wrong, the service drains, too many requests are in
+                flight, the key is missing, unknown or without the scope, or the caller is beyond its rate.
+        """
+        state, path, in_flight = exchange.state, exchange.path, self._in_flight
+        if "rejected" in state:
+            raise state["rejected"]
+        error = check_head(exchange.scope["http_version"], exchange.headers.fields)
+        if error is not None:
+            raise error
+        if path not in self._probes:
+            if in_flight.draining:
+                raise Draining("the service is shutting down")
+            if in_flight.count >= self._settings.max_inflight_requests:
+                raise TooManyConnections("too many requests are in flight")
+            exchange.epoch = in_flight.enter()
+        if self._keys is not None and path not in self._keyless:
+            identify(exchange.headers, self._keys, state, "admin" if path in self._admin else "infer")
+        if self._rates is not None and path not in self._unlimited:
+            self._rates.count(state)
+
+    async def _run(self, exchange: Exchange, match: Match, send: Send) -> None:
+        assert match.endpoint is not None  # noqa: S101 - `_serve` has checked it
+        query = exchange.scope["query_string"]
+        api = ApiRequest(
+            self.services, match.template, query, exchange.headers, exchange.state, exchange.receive
+        )
+        await self._pipeline.run(match.endpoint, api, match.parameters, send)
+
+    async def _send_problem(self, scope: Scope, send: Send, exc: Exception) -> None:
+        state = scope["state"]
+        state["problem"] = describe(exc).code
+        response = problem_response(exc, state["request_id"])
+        await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
+        await send({"type": "http.response.body", "body": bytes(response.body)})
+
+    def _record(self, exchange: Exchange) -> None:
+        """Count and log a request that has ended."""
+        state, status = exchange.state, exchange.status
+        if exchange.epoch is not None:
+            self._in_flight.leave(exchange.epoch, state.get("body_bytes", 0))
+        state["response_bytes"] = exchange.body_bytes
+        endpoint = self._routes.find(exchange.path).template
+        seconds = time.monotonic() - state["arrival"]
+        if "spans" in state:
+            state["spans"].end(exchange.method, endpoint, status, state)
+        is_probe = exchange.path in self._probes and not self._settings.access_log_probes
+        if not is_probe or status >= HTTPStatus.BAD_REQUEST:
+            log_request(exchange.method, endpoint, status, seconds, state)
+        if not self._recorded:
+            asyncio.get_running_loop().call_soon(self._observe)
+        self._recorded.setdefault((endpoint, status, state.get("model")), []).append((seconds, state))
+
+    def _observe(self) -> None:
+        """Count the requests that ended in this turn of the event loop, those of one kind together."""
+        recorded, self._recorded = self._recorded, {}
+        for (endpoint, status, _), ended in recorded.items():
+            self.services.metrics.requests(endpoint, status, ended)

@@ -1,1 +1,0 @@
-"""HTTP for all endpoints: request bodies, content negotiation, problem documents, disconnects."""

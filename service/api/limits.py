@@ -1,0 +1,174 @@
+"""What the service counts to limit its callers: requests in flight, the bytes that they hold, and requests a second."""
+
+import asyncio
+import fcntl
+import mmap
+import os
+import struct
+import time
+from collections.abc import Callable, Mapping, MutableMapping
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Final
+
+from service.domain.errors import RateLimited, TooManyBytes
+from service.domain.rate_limit import GCRA, Rate, RateLimiter, next_due
+
+_ENTRY: Final = struct.Struct("<Qd")  # hash of the caller, 0 for an empty entry; its `due`
+_WAYS: Final = 8  # entries of a bucket, one of which a caller takes
+_BUCKET_BYTES: Final = _WAYS * _ENTRY.size
+
+
+class InFlightRequests:
+    """Counts the requests in flight and the bytes that they hold, and holds the flag `draining`.
+
+    Belongs to one event loop.
+
+    `service.server` sets `draining` once, and waits with `idle`. `ModelRegistry` waits with `wait_for_current` before
+    it closes a model.
+
+    Args:
+        max_bytes: most bytes of the bodies and enlarged pictures of all requests in flight; None for no limit.
+    """
+
+    def __init__(self, max_bytes: int | None = None) -> None:
+        self.draining = False
+        self.count = 0
+        self.bytes = 0
+        self.max_bytes = max_bytes
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._epoch = Epoch()
+        self._past_epochs: list[Epoch] = []
+
+    def enter(self) -> "Epoch":
+        """Count a request that begins; pass the return value to `leave`."""
+        epoch = self._epoch
+        epoch.requests += 1
+        self.count += 1
+        self._idle.clear()
+        return epoch
+
+    def hold(self, state: MutableMapping[str, Any], size: int) -> None:
+        """Count bytes of a body, or of enlarged pictures, until their request ends.
+
+        Bytes of a body count as they arrive. If an announced length counted, a few slow clients could reserve
+        everything without sending a byte.
+
+        Args:
+            state: of the request.
+            size: number of bytes.
+
+        Raises:
+            TooManyBytes: they would pass the limit.
+        """
+        if self.max_bytes is not None and self.bytes + size > self.max_bytes:
+            raise TooManyBytes("the requests in flight hold too many bytes")
+        self.bytes += size
+        state["body_bytes"] = state.get("body_bytes", 0) + size
+
+    def leave(self, epoch: "Epoch", body_bytes: int = 0) -> None:
+        """Count a request that has ended, and the bytes of its body that `hold` counted."""
+        self.count -= 1
+        self.bytes -= body_bytes
+        if self.count == 0:
+            self._idle.set()
+        epoch.requests -= 1
+        if epoch.requests == 0 and epoch is not self._epoch:
+            epoch.over.set()
+
+    async def idle(self) -> None:
+        """Wait until no request is in flight."""
+        await self._idle.wait()
+
+    async def wait_for_current(self) -> None:
+        """Wait until every request in flight at the time of the call has ended; later requests do not count.
+
+        After it returns, no running request uses a model that lost its name before the call.
+        """
+        self._past_epochs = [epoch for epoch in (*self._past_epochs, self._epoch) if epoch.requests]
+        self._epoch = Epoch()
+        for epoch in list(self._past_epochs):
+            await epoch.over.wait()
+
+
+class Epoch:
+    """The requests that began between two calls of `InFlightRequests.wait_for_current`."""
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.over = asyncio.Event()  # set when no request is left and none can be added
+
+
+class CallerRates:
+    """Counts the requests of each caller.
+
+    Args:
+        rate: of callers whose API key has no quota; None for no limit.
+        limiter: counts the requests; None for a count in this process alone.
+        clock: returns seconds; monotonic.
+    """
+
+    def __init__(
+        self, rate: Rate | None, limiter: RateLimiter | None = None, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._rate, self._limiter, self._clock = rate, limiter or GCRA(), clock
+
+    def count(self, state: Mapping[str, Any]) -> None:
+        """Count a request with this state.
+
+        Raises:
+            RateLimited: it is beyond the rate of its caller; then it does not count.
+        """
+        rate: Rate | None = state.get("quota") or self._rate
+        if rate is not None:
+            wait = self._limiter.wait(state["caller"], rate, self._clock())
+            if wait:
+                raise RateLimited(f"more than {rate}", retry_after=wait)
+
+
+class SharedGCRA:
+    """As `service.domain.rate_limit.GCRA`, over all processes that open the same file.
+
+    The hash of a caller chooses a bucket. A process locks the bytes of that bucket for some microseconds; the kernel
+    drops the lock of a process that dies.
+
+    Args:
+        path: the file; the first process creates it.
+        callers: how many are stored. Beyond that, or if a bucket is full, the caller that has been quiet longest is
+            dropped and starts anew.
+    """
+
+    def __init__(self, path: Path, callers: int = 65_536) -> None:
+        self._buckets = max(1, callers // _WAYS)
+        size = self._buckets * _BUCKET_BYTES
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        os.ftruncate(self._file, size)
+        self._memory = mmap.mmap(self._file, size)
+
+    def wait(self, caller: str, rate: Rate, now: float) -> float:
+        """Count a request of this caller at ``now``, in seconds of `time.monotonic`, which all processes share.
+
+        Returns:
+            0 if it is within the rate; else the seconds after which it would be. Then it does not count.
+        """
+        digest = int.from_bytes(blake2b(caller.encode(), digest_size=8).digest(), "little")
+        start, key = digest % self._buckets * _BUCKET_BYTES, digest or 1
+        fcntl.lockf(self._file, fcntl.LOCK_EX, _BUCKET_BYTES, start)
+        try:
+            entries = list(_ENTRY.iter_unpack(self._memory[start : start + _BUCKET_BYTES]))
+            known = {found: way for way, (found, _) in enumerate(entries)}
+            way = known.get(key, -1)
+            due, wait = next_due(entries[way][1] if way >= 0 else now, rate, now)
+            if not wait:
+                if way < 0:
+                    way = min(range(_WAYS), key=lambda each: entries[each][1] if entries[each][0] else 0.0)
+                _ENTRY.pack_into(self._memory, start + way * _ENTRY.size, key, due)
+            return wait
+        finally:
+            fcntl.lockf(self._file, fcntl.LOCK_UN, _BUCKET_BYTES, start)
+
+    def close(self) -> None:
+        """Unmap and close the file."""
+        self._memory.close()
+        os.close(self._file)

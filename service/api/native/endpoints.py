@@ -1,0 +1,359 @@
+"""The endpoints that return pictures or scores. Each has the stages that `service.api.pipeline` runs.
+
+`parse` checks the options against the operator's limits and the card, and resolves the model, once.
+"""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
+from typing import Any, Final, TypeVar
+
+from pydantic import BaseModel
+from starlette.types import Send
+
+from service.api.native.responses import (
+    INLINE_VALUES,
+    RASTER,
+    ResponseSpec,
+    check_format,
+    encode_contents,
+    response_parts,
+    score_response,
+)
+from service.api.native.schemas import (
+    ArithmeticRequest,
+    GenerateRequest,
+    InterpolateRequest,
+    PictureOptions,
+    ProjectOptions,
+    ProjectRequest,
+    ScoreOptions,
+    ScoreRequest,
+    StepOptions,
+)
+from service.api.native.stream import send_events
+from service.api.native.uploads import (
+    InputRows,
+    PointReader,
+    Upload,
+    check_count,
+    check_upload,
+    is_large,
+    parse_upload,
+    prepare_upload,
+    prepare_uploads,
+)
+from service.api.negotiation import Media
+from service.api.pipeline import Endpoint, ResponseParts
+from service.api.request import ApiRequest, count_codec, count_rows, parse_as
+from service.domain.blending import blend_result, close_loop
+from service.domain.errors import IgnError, InvalidContent, UnsupportedMedia
+from service.domain.interpolation import Grid, LatentPath
+from service.domain.latents import MAX_MAGNITUDE, FloatRows, is_bounded, weighted_sum
+from service.domain.tasks import Result, SchedulingParams, StepParams
+from service.models.registry import ServedModel
+from service.settings import Settings
+
+Schema = TypeVar("Schema", bound=BaseModel)
+
+FORMATS: Final = (Media.JSON, Media.PNG, Media.WEBP, Media.JPEG, Media.NPY)
+ROW_FORMATS: Final = (*FORMATS, Media.EVENTS)
+PATH_FORMATS: Final = (*FORMATS, Media.GIF, Media.APNG)  # for paths only; a grid has no animation
+_MAX_FRAMES: Final = 256
+_MAX_PICTURES: Final = 1024  # in one response, including recorded steps
+_DEFAULT_FRAMES: Final = 9
+_LARGE_NOISE: Final = 1 << 14  # values; a request with more of them draws its noise in the codec pool
+_SEED_BITS: Final = 32
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class RowWork:
+    """What a request asks of a model, after its options have been checked. See `service.api.pipeline.Work`.
+
+    Args:
+        params: how f is applied.
+        make_rows: makes the input rows.
+        is_large: run ``make_rows`` in the codec pool.
+        upload: what ``make_rows`` decodes, if it decodes pictures.
+    """
+
+    api: ApiRequest
+    spec: ResponseSpec
+    params: StepParams
+    make_rows: Callable[[], InputRows]
+    is_large: bool
+    upload: Upload[Any] | None = None
+
+    model: ServedModel = field(init=False)
+    count: int = field(init=False)
+    steps: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.model, self.steps = self.spec.model, self.params.steps
+        self.count = len(self.spec.labels) - self.spec.closed  # the repeated picture of a loop is not run again
+
+    @property
+    def has_large_response(self) -> bool:
+        """Whether the codec pool encodes the response."""
+        spec, (channels, height, width) = self.spec, self.model.card.shape
+        values = len(spec.labels) * channels * height * width * spec.options.scale**2
+        return values > INLINE_VALUES or bool(self.params.record) or (spec.options.gap > 0 and spec.media in RASTER)
+
+    def scheduling(self, inputs: InputRows) -> SchedulingParams:
+        """The request as the scheduler sees it."""
+        api = self.api
+        return SchedulingParams(
+            step_params=self.params,
+            keep_mask=inputs.keep,
+            deadline=api.deadline,
+            key=api.caller,
+            streamed=self.spec.media is Media.EVENTS,
+            request_id=api.request_id,
+            observer=api.spans,
+        )
+
+    def error(self, exc: IgnError) -> IgnError:
+        """The error of the response for an error of the scheduler."""
+        return exc
+
+    async def send_events(self, inputs: InputRows, events: asyncio.Queue[Any], send: Send) -> bytes:
+        """Send the events of a stream; returns its last piece."""
+        return await send_events(self.api, self.spec, inputs.rows, events, send)
+
+    def shown(self, rows: FloatRows, result: Result) -> Result:
+        """The result as the caller is shown it."""
+        if self.spec.strength != 1.0:
+            result = blend_result(rows, result, self.spec.strength)
+        return close_loop(result) if self.spec.closed else result
+
+
+def _check_json(formats: tuple[Media, ...]) -> Callable[[ApiRequest], None]:
+    """The check of an endpoint whose body is JSON; an empty body counts as `{}` and needs no Content-Type."""
+
+    def check(api: ApiRequest) -> None:
+        api.media = api.negotiate(formats)
+        api.reject_query()
+        content_type = api.content_type()
+        if content_type not in ("", "application/json"):
+            raise UnsupportedMedia(f"Content-Type: expected application/json, not {content_type}")
+
+    return check
+
+
+def _parse_json(api: ApiRequest, schema: type[Schema], body: bytes) -> Schema:
+    if body and not api.content_type():
+        raise UnsupportedMedia("Content-Type: expected application/json, not none")
+    return parse_as(schema, body)
+
+
+def _check_upload(formats: tuple[Media, ...], schema: type[ScoreOptions]) -> Callable[[ApiRequest], None]:
+    """The check of an endpoint that takes pictures in one of three kinds of body."""
+
+    def check(api: ApiRequest) -> None:
+        api.media = api.negotiate(formats)
+        check_upload(api, schema)
+
+    return check
+
+
+def _parse_generate(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> RowWork:
+    options, settings = _parse_json(api, GenerateRequest, body), api.services.settings
+    check_count("n", options.n, settings.max_images)
+    model = api.resolve(options.model)
+    params = _step_params(options, recommended=model.card.steps.generate, rows=options.n, settings=settings)
+    seed = secrets.randbits(_SEED_BITS) if options.seed is None else options.seed
+    labels = [{"index": options.offset + i} for i in range(options.n)]
+    spec = ResponseSpec(model=model, media=api.media, options=options, labels=labels, members={"seed": seed})
+    check_format(api, spec, params.record)
+    channels, height, width = model.card.shape
+
+    def make_rows() -> InputRows:
+        return InputRows(rows=model.noise.rows(seed, options.offset, options.n, options.noise_scale))
+
+    large = options.n * channels * height * width > _LARGE_NOISE
+    return RowWork(api=api, spec=spec, params=params, make_rows=make_rows, is_large=large)
+
+
+def _parse_project(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> RowWork:
+    upload = parse_upload(api, ProjectOptions, ProjectRequest, body)
+    options, settings, count = upload.options, api.services.settings, len(upload.images)
+    model = api.resolve(options.model)
+    params = _step_params(options, recommended=model.card.steps.project, rows=count, settings=settings)
+    return _upload_work(api, model, upload, params, options, strength=options.strength)
+
+
+def _parse_score(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> RowWork:
+    upload = parse_upload(api, ScoreOptions, ScoreRequest, body)
+    model = api.resolve(upload.options.model)
+    return _upload_work(api, model, upload, StepParams(steps=1, score=True), PictureOptions())
+
+
+def _upload_work(
+    api: ApiRequest,
+    model: ServedModel,
+    upload: Upload[Any],
+    params: StepParams,
+    options: PictureOptions,
+    strength: float = 1.0,
+) -> RowWork:
+    labels: list[dict[str, Any]] = [{"index": i} for i in range(len(upload.images))]
+    spec = ResponseSpec(model=model, media=api.media, options=options, labels=labels, strength=strength)
+    check_format(api, spec, params.record)
+    make_rows = partial(prepare_upload, upload, model, api.services.settings, api.check_not_over)
+    return RowWork(
+        api=api, spec=spec, params=params, make_rows=make_rows, is_large=is_large(upload), upload=upload
+    )
+
+
+def _parse_interpolate(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> RowWork:
+    options = _parse_json(api, InterpolateRequest, body)
+    path, settings = _latent_path(options), api.services.settings
+    if isinstance(path, Grid):
+        api.media = api.negotiate(FORMATS)
+    model = api.resolve(options.model)
+    steps = _check_steps(options.steps, recommended=model.card.steps.generate, settings=settings)
+    spec = ResponseSpec(
+        model=model,
+        media=api.media,
+        options=options,
+        labels=_frame_labels(path),
+        columns=path.cols if isinstance(path, Grid) else path.frames,
+        fps=0 if isinstance(path, Grid) else options.fps,
+        closed=isinstance(path, LatentPath) and path.loop,
+    )
+    check_format(api, spec)
+    reader = PointReader(model, settings, api.check_not_over)
+
+    def make_rows() -> InputRows:
+        points = reader.rows("points", options.points)
+        rows = path.latents(points) if isinstance(path, Grid) else path.rows(points)
+        return InputRows(rows=_check_mixture("points", rows))
+
+    return RowWork(api=api, spec=spec, params=StepParams(steps=steps), make_rows=make_rows, is_large=True)
+
+
+def _parse_arithmetic(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> RowWork:
+    options, settings = _parse_json(api, ArithmeticRequest, body), api.services.settings
+    model = api.resolve(options.model)
+    steps = _check_steps(options.steps, recommended=model.card.steps.generate, settings=settings)
+    spec = ResponseSpec(
+        model=model, media=api.media, options=options, labels=[{"index": 0}], members={"seed": None}
+    )
+    check_format(api, spec)
+    reader = PointReader(model, settings, api.check_not_over)
+
+    def make_rows() -> InputRows:
+        rows = reader.rows("terms", options.terms)
+        norm = model.card.noise.norm if options.normalize else None
+        try:
+            mixture = weighted_sum(rows, [term.weight for term in options.terms], norm)[None]
+        except ValueError as exc:
+            raise InvalidContent.field("terms", "their sum is zero, which is no latent") from exc
+        return InputRows(rows=_check_mixture("terms", mixture))
+
+    return RowWork(api=api, spec=spec, params=StepParams(steps=steps), make_rows=make_rows, is_large=True)
+
+
+def _decode(works: Sequence[RowWork]) -> list[InputRows | IgnError]:
+    """The input rows of requests, or why one has none; small uploads to the same model are prepared together."""
+    together: dict[ServedModel, list[Upload[Any]]] = {}
+    for work in works:
+        if work.upload is not None and not work.is_large:
+            together.setdefault(work.model, []).append(work.upload)
+    prepared: dict[Upload[Any], InputRows | IgnError] = {}
+    start = time.perf_counter()
+    for model, uploads in together.items():
+        prepared |= zip(uploads, prepare_uploads(uploads, model, works[0].api.services.settings), strict=True)
+    if prepared:
+        count_codec("decode", [work.api for work in works if work.upload in prepared], time.perf_counter() - start)
+    made: list[InputRows | IgnError] = []
+    for work in works:
+        inputs = prepared[work.upload] if work.upload in prepared else work.make_rows()
+        if isinstance(inputs, InputRows) and inputs.inverted:
+            for label, inverted in zip(work.spec.labels, inputs.inverted, strict=True):
+                label["inverted"] = inverted
+        made.append(inputs)
+    return made
+
+
+Encoded = tuple[Result, list[bytes]]
+
+
+def _encode(ended: Sequence[tuple[RowWork, FloatRows, Result]]) -> list[Encoded]:
+    """Results as they are shown, and their pictures; those of the same model are encoded together."""
+    works, results = [work for work, _, _ in ended], [work.shown(rows, result) for work, rows, result in ended]
+    start = time.perf_counter()
+    contents = encode_contents([(work.api, work.spec, result) for work, result in zip(works, results, strict=True)])
+    if not works[0].has_large_response:  # the codec pool counts by itself
+        count_codec("encode", [work.api for work in works], time.perf_counter() - start)
+    return list(zip(results, contents, strict=True))
+
+
+def _respond(ended: Sequence[tuple[RowWork, Encoded]]) -> list[ResponseParts]:
+    count_rows([(work.api, work.model, result) for work, (result, _) in ended])
+    return [response_parts(work.api, work.spec, result, content) for work, (result, content) in ended]
+
+
+def _results(ended: Sequence[tuple[RowWork, FloatRows, Result]]) -> list[Result]:
+    return [result for _, _, result in ended]  # scores have no pictures to encode
+
+
+def _respond_scores(ended: Sequence[tuple[RowWork, Result]]) -> list[ResponseParts]:
+    count_rows([(work.api, work.model, result) for work, result in ended])
+    return [score_response(work.api, work.model, result) for work, result in ended]
+
+
+def _frame_labels(path: LatentPath | Grid) -> list[dict[str, Any]]:
+    if isinstance(path, Grid):
+        return [{"index": i, "row": row, "col": col} for i, (row, col) in enumerate(path.coordinates())]
+    return [{"index": i, "t": t} for i, t in enumerate(path.times())]
+
+
+def _check_mixture(field: str, rows: FloatRows) -> FloatRows:
+    """Latents within the bound can give a mixture beyond it: by their weights, or between almost opposite ones."""
+    if not is_bounded(rows):
+        raise InvalidContent.field(field, f"their mixture holds values beyond ±{MAX_MAGNITUDE:.0f}")
+    return rows
+
+
+def _step_params(options: StepOptions, *, recommended: int, rows: int, settings: Settings) -> StepParams:
+    steps = _check_steps(options.steps, recommended=recommended, settings=settings)
+    record = tuple(options.record or ())
+    if any(b <= a for a, b in pairwise(record)):
+        raise InvalidContent.field("record", "must be ascending, each step once")
+    if record and record[-1] > steps:
+        raise InvalidContent.field("record", f"must lie in 0…{steps}, the steps asked for")
+    if rows * len(record) > _MAX_PICTURES:
+        raise InvalidContent.field("record", f"rows × recorded steps must be at most {_MAX_PICTURES}")
+    return StepParams(steps=steps, tolerance=options.tolerance, record=record, score=options.score)
+
+
+def _check_steps(steps: int | None, *, recommended: int, settings: Settings) -> int:
+    """The number of steps: the requested one, or else the recommended one, reduced to the operator's limit."""
+    if steps is None:
+        return min(recommended, settings.max_steps)
+    check_count("steps", steps, settings.max_steps)
+    return steps
+
+
+def _latent_path(request: InterpolateRequest) -> LatentPath | Grid:
+    if request.grid is not None:
+        check_count("grid", request.grid.rows * request.grid.cols, _MAX_FRAMES)
+        return Grid(rows=request.grid.rows, cols=request.grid.cols, method=request.method)
+    frames = request.frames or _DEFAULT_FRAMES
+    check_count("frames", frames, _MAX_FRAMES)
+    return LatentPath(frames=frames, method=request.method, loop=request.loop)
+
+
+_ROWS: Final = (_decode, _encode, _respond)
+ENDPOINTS: Final = (
+    Endpoint("/generate", _check_json(ROW_FORMATS), _parse_generate, *_ROWS),
+    Endpoint("/project", _check_upload(ROW_FORMATS, ProjectOptions), _parse_project, *_ROWS),
+    Endpoint("/latent-interpolate", _check_json(PATH_FORMATS), _parse_interpolate, *_ROWS),
+    Endpoint("/latent-arithmetic", _check_json(FORMATS), _parse_arithmetic, *_ROWS),
+    Endpoint("/score", _check_upload((Media.JSON,), ScoreOptions), _parse_score, _decode, _results, _respond_scores),
+)

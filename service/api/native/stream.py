@@ -1,0 +1,132 @@
+"""Server-sent events: each recorded step as soon as it is computed, the progress, and the final response."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from http import HTTPStatus
+from typing import Any, Final
+
+from starlette.types import Send
+
+from service.api.native.responses import INLINE_VALUES, ResponseSpec, envelope, image, picture, round_metric
+from service.api.negotiation import Media
+from service.api.problems import describe, log_failure
+from service.api.request import ApiRequest, count_codec, count_rows
+from service.domain.blending import blend_step
+from service.domain.errors import DeadlineExceeded, IgnError
+from service.domain.latents import FloatRows
+from service.domain.tasks import Result, StepOutput, StreamProgress
+
+_KEEPALIVE_S: Final = 10.0
+"""Seconds without an event after which a comment line is sent, so that proxies keep the connection open."""
+
+Event = StepOutput | StreamProgress | Result | IgnError
+Events = asyncio.Queue[Event]
+
+
+async def send_events(api: ApiRequest, spec: ResponseSpec, rows: FloatRows, events: Events, send: Send) -> bytes:
+    """Send the events of a request until its result.
+
+    A failure before the first event becomes an ordinary problem document with its own status. A later failure becomes
+    the event `error`, because status 200 is sent already.
+
+    Args:
+        api: the request.
+        spec: of the response.
+        rows: (N, C, H, W) float32, the inputs of f.
+        events: from the scheduler; the last one is a `Result` or an error.
+        send: the ASGI channel.
+
+    Returns:
+        The last piece of the body, which the caller sends once the rows run no more.
+    """
+    first = await events.get()
+    if isinstance(first, IgnError):
+        raise first
+    api.deadline = api.arrival + api.services.settings.stream_timeout_s
+    headers = api.response_headers(spec.model, spec.members.get("seed"))
+    del headers["Server-Timing"]  # unknown before the end
+    headers |= {"Content-Type": Media.EVENTS, "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    raw = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": 200, "headers": raw})
+    try:
+        async with (
+            asyncio.timeout(api.deadline - time.monotonic()),
+            aclosing(_texts(api, spec, rows, first, events)) as texts,
+        ):
+            async for text in texts:
+                await send({"type": "http.response.body", "body": text, "more_body": True})
+    except TimeoutError:
+        return _error_event(api, DeadlineExceeded("the stream took longer than IGN_STREAM_TIMEOUT_S allows"))
+    except Exception as exc:
+        return _error_event(api, exc)
+    return b""
+
+
+async def _texts(
+    api: ApiRequest, spec: ResponseSpec, rows: FloatRows, first: Event, events: Events
+) -> AsyncGenerator[bytes, None]:
+    item: Event | None = first
+    while True:
+        if item is None:
+            yield b": still here\n\n"
+        elif isinstance(item, IgnError):
+            raise item
+        else:
+            yield await _encode(api, spec, rows, item)
+        if isinstance(item, Result):
+            return
+        try:
+            async with asyncio.timeout(_KEEPALIVE_S):
+                item = await events.get()
+        except TimeoutError:
+            item = None
+
+
+async def _encode(
+    api: ApiRequest, spec: ResponseSpec, rows: FloatRows, item: StepOutput | StreamProgress | Result
+) -> bytes:
+    if isinstance(item, StreamProgress):
+        members = {"steps_done": item.steps_done, "steps": item.steps, "rows_done": item.rows_done, "rows": item.rows}
+        return event("progress", members)
+    if isinstance(item, StepOutput):
+        return event("step", await _step(api, spec, rows, item))
+    count_rows([(api, spec.model, item)])
+    images = [image(spec, item, index, None) for index in range(len(item.rows))]
+    return event("done", envelope(api, spec.model, images, spec.members))
+
+
+async def _step(api: ApiRequest, spec: ResponseSpec, rows: FloatRows, step: StepOutput) -> dict[str, Any]:
+    step, options = blend_step(rows, step, spec.strength), spec.options
+
+    def encode() -> str:
+        return picture(step.row, spec.model.card, options)
+
+    if step.row.size * options.scale**2 > INLINE_VALUES:
+        data = await api.run_codec("encode", encode)
+    else:
+        start = time.perf_counter()
+        data = encode()
+        count_codec("encode", [api], time.perf_counter() - start)
+    return {
+        "index": spec.labels[step.index]["index"],
+        "step": step.step,
+        "data": data,
+        "format": options.format,
+        "change": None if step.change is None else round_metric(step.change),
+    }
+
+
+def _error_event(api: ApiRequest, exc: Exception) -> bytes:
+    problem = describe(exc)
+    if problem.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        log_failure(exc, api.request_id)
+    api.state["problem"] = problem.code
+    return event("error", problem.body(api.request_id))
+
+
+def event(name: str, members: dict[str, Any]) -> bytes:
+    """Encode one server-sent event with JSON data."""
+    return f"event: {name}\ndata: {json.dumps(members, separators=(',', ':'))}\n\n".encode("ascii")
