@@ -350,11 +350,7 @@ class SchedulerMetrics(SchedulerObserver):
         self._padding_rows.inc(padded - rows)
         self._batches(self._model, reason).inc()
 
-    def finished(self, rows: int, outcome: str, queue_s: float, compute_s: float) -> None:
-        """Count a finished request."""
-        self.finished_many([Finished(rows, outcome, queue_s, compute_s)])
-
-    def finished_many(self, requests: Sequence[Finished]) -> None:
+    def finished(self, requests: Sequence[Finished]) -> None:
         """Count finished requests."""
         done = [request for request in requests if request.outcome == "ok"]
         for outcome in {request.outcome for request in requests}:

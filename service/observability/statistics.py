@@ -99,9 +99,9 @@ class ModelStatistics(SchedulerMetrics):
             duration.count += 1
             duration.seconds += seconds
 
-    def finished_many(self, requests: Sequence[Finished]) -> None:
+    def finished(self, requests: Sequence[Finished]) -> None:
         """Count finished requests."""
-        super().finished_many(requests)
+        super().finished(requests)
         with self._lock:
             counts, succeeded = self._counts, 0
             for rows, outcome, queue_s, compute_s in requests:
