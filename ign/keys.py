@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import click
 
-from service.api.middleware.auth import parse_keys
+from service.api.access import parse_keys
 from service.domain.errors import StartupError
 from service.settings import from_environment
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, get_args, get_origin
 
 import click
+from pydantic.fields import FieldInfo
 
 from service.domain.errors import StartupError
 from service.environment import prepare_process
@@ -106,8 +107,12 @@ def _options() -> Iterator[click.Option]:
             type=_type(info.annotation),
             metavar=_METAVARS.get(info.annotation),
             default=None,
-            help=f"{info.description}  [{variable_of(field)}; {_default(field)}]",
+            help=f"{_sentences(info)}  [{variable_of(field)}; {_default(field)}]",
         )
+
+
+def _sentences(info: FieldInfo) -> str:
+    return f"{info.title}. {info.description}" if info.description else info.title or ""
 
 
 def _type(annotation: Any) -> "click.ParamType[Any]":

@@ -12,7 +12,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.app_state import AppState
-from service.api.http.problems import send_problem
+from service.api.problems import send_problem
 from service.domain.errors import NotReady, StartupError
 from service.environment import prepare_process
 from service.settings import Settings, from_environment, log_name_warnings

@@ -22,13 +22,6 @@ from service.domain.rate_limit import Rate
 
 _LOG = logging.getLogger("service")
 PREFIX: Final = "IGN_"
-RENAMED: Final = {
-    "IGN_SESSIONS": "IGN_CPU_INSTANCES",
-    "IGN_GPUS": "IGN_GPU_COUNT",
-    "IGN_CLOSED": "IGN_PRIVATE_ENDPOINTS",
-    "IGN_MAX_CONNECTIONS": "IGN_MAX_INFLIGHT_REQUESTS",
-}
-"""Old variable → new variable. The old ones are accepted for one release."""
 _CLIENT: Final = frozenset({"IGN_BASE_URL", "IGN_API_KEY"})  # of the client package, in the same environment
 _MAX_SHOWN: Final = 80  # characters of a bad value in the message
 
@@ -75,176 +68,179 @@ class Settings(BaseSettings):
         frozen=True, extra="forbid", allow_inf_nan=False, env_prefix=PREFIX, enable_decoding=False
     )
 
-    host: Host = Field(default="127.0.0.1", description="address to listen on. 0.0.0.0 or :: stands for all interfaces")
-    port: int = Field(default=8000, ge=0, le=65_535, description="port to listen on; 0 takes a free one")
+    host: Host = Field(
+        default="127.0.0.1", title="address to listen on", description="0.0.0.0 or :: stands for all interfaces."
+    )
+    port: int = Field(default=8000, ge=0, le=65_535, title="port to listen on; 0 takes a free one")
     model_dir: Path = Field(
         default_factory=_shipped_models,
-        description=(
-            "directory of the models. It holds NAME/VERSION/{model.onnx, golden.npz}; later changes are "
-            "loaded on request"
-        ),
+        title="directory of the models",
+        description="It holds NAME/VERSION/{model.onnx, golden.npz}; later changes are loaded on request.",
     )
     default_model: ModelName = Field(
         default="mnist",
-        description="default model, such as mnist or mnist/1. A name alone stands for its highest version. Unset, the "
+        title="default model, such as mnist or mnist/1",
+        description="A name alone stands for its highest version. Unset, the ."
         "only model of a directory takes the place of mnist",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto",
-        description=(
-            "where models run. auto takes CUDA where the model passes its checks, else the CPU, and gives"
-            " the reason in the log and in /readyz; cuda does not start where CUDA does not work"
-        ),
+        title="where models run",
+        description="auto takes CUDA where the model passes its checks, else the CPU, and gives the reason in the log and in /readyz; cuda does not start where CUDA does not work.",
     )
     precision: Literal["fp32", "fp16"] = Field(
-        default="fp32", description="fp16 runs model.fp16.onnx. It does not start where a model has none"
+        default="fp32", title="fp16 runs model.fp16.onnx", description="It does not start where a model has none."
     )
     deterministic: bool = Field(
         default=False,
-        description="one batch size, and no search for algorithms on CUDA. On a CPU, rows are bit-identical anyway",
+        title="one batch size, and no search for algorithms on CUDA",
+        description="On a CPU, rows are bit-identical anyway.",
     )
     cuda_graphs: bool = Field(
-        default=False, description="capture and replay a CUDA graph for each batch size. Not yet measured on a GPU"
+        default=False,
+        title="capture and replay a CUDA graph for each batch size",
+        description="Not yet measured on a GPU.",
     )
     cuda_memory_mib: int = Field(
         default=0,
         ge=0,
         le=10_000_000,
-        description="device memory of a session in MiB; 0 for no limit. cuDNN's own memory is not included",
+        title="device memory of a session in MiB; 0 for no limit",
+        description="cuDNN's own memory is not included.",
     )
     gpu_count: int = Field(
         default=1,
         ge=1,
         le=64,
-        description="GPUs to serve on. They are the first visible ones; more than one needs device cuda",
+        title="GPUs to serve on",
+        description="They are the first visible ones; more than one needs device cuda.",
     )
     threads: int = Field(
         default=0,
         ge=0,
         le=1024,
-        description=(
-            "CPU threads of a model; 0 takes all. All is the smaller of the control group's quota and the affinity mask"
-        ),
+        title="CPU threads of a model; 0 takes all",
+        description="All is the smaller of the control group's quota and the affinity mask.",
     )
     cpu_instances: int = Field(
-        default=0, ge=0, le=64, description="model instances on a CPU; 0 chooses. They share the threads"
+        default=0, ge=0, le=64, title="model instances on a CPU; 0 chooses", description="They share the threads."
     )
     workers: int = Field(
-        default=1, ge=1, le=256, description="serving processes on one port. More than one needs device cpu"
-    )
-    engine_process: bool = Field(
-        default=False,
-        description=(
-            "experimental: one process runs the models for all serving processes. It needs Linux and makes no traces"
-        ),
+        default=1, ge=1, le=256, title="serving processes on one port", description="More than one needs device cpu."
     )
     max_batch_rows: int = Field(
         default=64,
         ge=1,
         le=65_536,
-        description="rows in the largest batch. On CUDA it is the largest batch size of the model card that is used",
+        title="rows in the largest batch",
+        description="On CUDA it is the largest batch size of the model card that is used.",
     )
     queue_rows: int = Field(
         default=4096,
         ge=1,
         le=10_000_000,
-        description="rows that may wait. Beyond it, requests get 429; at least the images of one request",
+        title="rows that may wait",
+        description="Beyond it, requests get 429; at least the images of one request.",
     )
     max_images: int = Field(
         default=64,
         ge=1,
         le=65_536,
-        description="images of one request. They are n, uploaded pictures, or rows of /v2/…/infer",
+        title="images of one request",
+        description="They are n, uploaded pictures, or rows of /v2/…/infer.",
     )
-    max_steps: int = Field(default=300_000, ge=1, le=1_000_000_000, description="applications of f in one request")
+    max_steps: int = Field(default=300_000, ge=1, le=1_000_000_000, title="applications of f in one request")
     max_body_bytes: int = Field(
         default=16 * 2**20,
         ge=1024,
         lt=2**31,
-        description=(
-            "bytes of the largest request body. They are counted as it arrives and again when it is decompressed"
-        ),
+        title="bytes of the largest request body",
+        description="They are counted as it arrives and again when it is decompressed.",
     )
     max_pixels: int = Field(
         default=16_000_000,
         ge=1,
         le=2**28,
-        description="pixels of the largest picture. They are checked before decoding; a side may have 16384. Enlarged "
+        title="pixels of the largest picture",
+        description="They are checked before decoding; a side may have 16384. Enlarged ."
         "pictures of a response may have as many together",
     )
     max_request_pixels: int = Field(
         default=64_000_000,
         ge=1,
         le=2**34,
-        description="pixels of all pictures and masks of one request. Never less than those of the largest picture",
+        title="pixels of all pictures and masks of one request",
+        description="Never less than those of the largest picture.",
     )
     max_inflight_bytes: int = Field(
         default=128 * 2**20,
         ge=1024,
         le=2**40,
-        description=(
-            "bytes of the bodies and enlarged pictures of all requests in flight. Beyond it, requests get 503; never "
-            "less than the largest body"
-        ),
+        title="bytes of the bodies and enlarged pictures of all requests in flight",
+        description="Beyond it, requests get 503; never less than the largest body.",
     )
     max_inflight_requests: int = Field(
-        default=1024, ge=1, le=1_000_000, description="requests in flight. Beyond it, requests get 503"
+        default=1024, ge=1, le=1_000_000, title="requests in flight", description="Beyond it, requests get 503."
     )
     max_open_connections: int = Field(
         default=4096,
         ge=1,
         le=1_000_000,
-        description="open connections, at most `ulimit -n` − 256. A new one replaces the oldest",
+        title="open connections, at most `ulimit -n` − 256",
+        description="A new one replaces the oldest.",
     )
     head_timeout_s: Seconds = Field(
         default=10.0,
-        description="seconds a request head may take. Then it gets 408, or the connection closes",
+        title="seconds a request head may take",
+        description="Then it gets 408, or the connection closes.",
     )
     request_timeout_s: Seconds = Field(
         default=30.0,
-        description="seconds a request may take. They are the default and the maximum of X-Request-Timeout",
+        title="seconds a request may take",
+        description="They are the default and the maximum of X-Request-Timeout.",
     )
-    stream_timeout_s: float = Field(default=900.0, ge=0.001, le=604_800, description="seconds an event stream may take")
+    stream_timeout_s: float = Field(default=900.0, ge=0.001, le=604_800, title="seconds an event stream may take")
     body_timeout_s: Seconds = Field(
         default=15.0,
-        description="seconds a request body may take. They count from the headers to the last byte; then it gets 408",
+        title="seconds a request body may take",
+        description="They count from the headers to the last byte; then it gets 408.",
     )
     drain_delay_s: DrainSeconds = Field(
         default=0.0,
-        description="seconds a stopping service stays up at least, for load balancers. At most the seconds of drain",
+        title="seconds a stopping service stays up at least, for load balancers",
+        description="At most the seconds of drain.",
     )
     drain_s: DrainSeconds = Field(
         default=15.0,
-        description="seconds after which a stopping service leaves. It leaves even with requests in flight",
+        title="seconds after which a stopping service leaves",
+        description="It leaves even with requests in flight.",
     )
     api_keys_file: Path | None = Field(
-        default=None, description="file of API keys. Without it the service needs no keys"
+        default=None, title="file of API keys", description="Without it the service needs no keys."
     )
     private_endpoints: Annotated[tuple[Endpoint, ...], CommaSeparated] = Field(
         default=(),
-        description=(
-            "what needs a key too, separated by commas. health, metrics, docs, page; with health, probes "
-            "of /readyz must send a key"
-        ),
+        title="what needs a key too, separated by commas",
+        description="health, metrics, docs, page; with health, probes of /readyz must send a key.",
     )
     rate_limit: Annotated[Rate | None, BeforeValidator(_parse_rate)] = Field(
-        default=None, description="requests per caller such as 20/s or 600/m, or off. Beyond it, requests get 429"
+        default=None,
+        title="requests per caller such as 20/s or 600/m, or off",
+        description="Beyond it, requests get 429.",
     )
     trusted_proxies: Annotated[tuple[Network, ...], CommaSeparated] = Field(
         default=(),
-        description=(
-            "addresses or networks such as 10.0.0.0/8, separated by commas. Their X-Forwarded-For header is believed"
-        ),
+        title="addresses or networks such as 10.0.0.0/8, separated by commas",
+        description="Their X-Forwarded-For header is believed.",
     )
     cors_origins: Annotated[tuple[Origin, ...], CommaSeparated] = Field(
         default=(),
-        description=(
-            "origins such as https://example.org (no path), separated by commas, or *. Browsers may call from them"
-        ),
+        title="origins such as https://example.org (no path), separated by commas, or *",
+        description="Browsers may call from them.",
     )
-    log_format: Literal["text", "json"] = Field(default="text", description="format of the log")
-    access_log: bool = Field(default=True, description="whether requests are logged. Each gets one line")
-    access_log_probes: bool = Field(default=False, description="whether successful probes and scrapes are logged")
+    log_format: Literal["text", "json"] = Field(default="text", title="format of the log")
+    access_log: bool = Field(default=True, title="whether requests are logged", description="Each gets one line.")
+    access_log_probes: bool = Field(default=False, title="whether successful probes and scrapes are logged")
 
     @classmethod
     def settings_customise_sources(
@@ -276,7 +272,7 @@ class Settings(BaseSettings):
                 f"IGN_PRIVATE_ENDPOINTS={','.join(self.private_endpoints)} needs IGN_API_KEYS_FILE",
             ),
             (
-                self.workers > 1 and self.device != "cpu" and not self.engine_process,
+                self.workers > 1 and self.device != "cpu",
                 f"IGN_WORKERS={self.workers} needs IGN_DEVICE=cpu: on a GPU, processes would split the batches",
             ),
             (self.gpu_count > 1 and not cuda, f"IGN_GPU_COUNT={self.gpu_count} needs IGN_DEVICE=cuda"),
@@ -289,11 +285,6 @@ class Settings(BaseSettings):
             if conflict:
                 raise StartupError(message)
         return self
-
-    @property
-    def separate_models(self) -> bool:
-        """Whether each of several serving processes has models of its own."""
-        return self.workers > 1 and not self.engine_process
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed, validated again."""
@@ -311,10 +302,9 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
             variable, its value and what is expected.
     """
     given = {name: text.strip() for name, text in environ.items() if text.strip()}
-    renamed = {RENAMED[name]: text for name, text in given.items() if name in RENAMED}
     source = EnvSettingsSource(Settings)
-    # pydantic-settings looks variables up in lower case; a new name wins over the old one.
-    source.env_vars = {name.lower(): text for name, text in (renamed | given).items() if name.startswith(PREFIX)}
+    # pydantic-settings looks variables up in lower case.
+    source.env_vars = {name.lower(): text for name, text in given.items() if name.startswith(PREFIX)}
     try:
         return Settings(**source())
     except ValidationError as exc:
@@ -332,16 +322,14 @@ def _first_error(exc: ValidationError, environ: Mapping[str, str | None]) -> str
 
 
 def name_warnings(environ: Mapping[str, str]) -> list[str]:
-    """Warnings for variables with the prefix that are renamed or unknown, one line each.
+    """Warnings for variables with the prefix that are unknown, one line each.
 
     An unknown variable does not stop the service: after a rollback, the environment may hold newer ones.
     """
     known = [variable_of(field) for field in Settings.model_fields]
     warnings = []
     for name in sorted(environ):
-        if name in RENAMED:
-            warnings.append(f"{name} is now called {RENAMED[name]}; the next release ignores the old name")
-        elif name.startswith(PREFIX) and name not in known and name not in _CLIENT:
+        if name.startswith(PREFIX) and name not in known and name not in _CLIENT:
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
             hint = f"; did you mean {nearest[0]}?" if nearest else ""
             warnings.append(f"unknown setting {name} is ignored{hint}")
@@ -368,8 +356,8 @@ def variable_of(field: str) -> str:
 
 
 def summary_of(field: str) -> str:
-    """What a setting is, in one line: its description up to the first full stop."""
-    return (Settings.model_fields[field].description or "").partition(". ")[0]
+    """What a setting is, in one line without a full stop."""
+    return Settings.model_fields[field].title or ""
 
 
 def log_name_warnings() -> None:

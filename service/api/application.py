@@ -45,14 +45,14 @@ from service.api.request import ApiRequest
 from service.api.routes import Match, RouteTable
 from service.domain.errors import Draining, TooManyConnections
 from service.observability.logs import choose_request_id, log_request
-from service.observability.tracing import parse_traceparent
+from service.observability.trace_context import parse_traceparent
 
 if TYPE_CHECKING:
     from service.observability.tracing import Tracing
 
 CLIENT_GONE: Final = 499
 _LINGER_BYTES: Final = 1 << 26
-_LINGER_S: Final = 30.0
+_LINGER_S, _QUIET_S = 30.0, 0.5  # for the whole of an unwanted body, and for the next part of it
 
 
 class RequestHeaders:
@@ -126,7 +126,8 @@ class Exchange:
         try:
             async with asyncio.timeout(_LINGER_S):
                 while size < _LINGER_BYTES:
-                    message = await self.receive()
+                    async with asyncio.timeout(_QUIET_S):
+                        message = await self.receive()
                     size += len(message.get("body", b""))
                     if message["type"] == "http.disconnect" or not message.get("more_body", False):
                         return

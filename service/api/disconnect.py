@@ -68,12 +68,13 @@ class _Watcher:
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         self._watch.remove(self)
         task, self._task = self._task, None
+        watching, self._watching = self._watching, None  # breaks the cycle of this object and its task
         if task is not None and self._has_cancelled:
             # `uncancel` takes back this watcher's request, as `asyncio.timeout` does. Others' must reach them.
             if task.uncancel() <= self._cancel_requests and isinstance(exc, asyncio.CancelledError):
                 raise self._failure or ClientDisconnect() from None
-        elif self._watching is not None:
-            self._watching.cancel()
+        elif watching is not None:
+            watching.cancel()
 
     def start(self) -> None:
         """Begin to watch."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Protocol
 
-from service.api.native.picture_options import Format
+from service.api.native.schemas import Format
 from service.api.native.schemas import GenerateRequest, ProjectOptions, ScoreOptions
 from service.bulk.job import Job
 from service.bulk.output import COLUMNS, Record

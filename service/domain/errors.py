@@ -32,7 +32,7 @@ IgnError
 ├── ModelFailure               the model raised an error or returned values that are not finite
 └── StartupError               the service does not start; the text is one line for the operator
 
-`service.api.http.problems` maps each class to its HTTP status in one table.
+`service.api.problems` maps each class to its HTTP status in one table.
 """
 
 from collections.abc import Callable, Sequence

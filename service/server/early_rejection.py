@@ -1,6 +1,6 @@
 """Rejects requests in the HTTP parser, and paces the start of the others.
 
-`service.api.middleware.in_flight.ConcurrencyLimitMiddleware` also rejects requests beyond the limit. But there, a
+`service.api.limits.ConcurrencyLimitMiddleware` also rejects requests beyond the limit. But there, a
 rejection costs a large part of a response, and under overload accepted requests lack this time. In the parser, a
 rejection costs little more than reading the request.
 """
@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Final
 
-from service.api.http.problems import problem_response
-from service.api.middleware.endpoint_names import EndpointNames
-from service.api.middleware.in_flight import TOO_MANY, InFlightRequests
+from service.api.problems import problem_response
+from service.api.routes import EndpointNames
+from service.api.limits import TOO_MANY, InFlightRequests
 from service.domain.errors import TooManyConnections
 from service.observability.logs import Observe, State, choose_request_id, log_request
 from service.observability.trace_context import parse_traceparent

@@ -9,8 +9,8 @@ from typing import Any, Final, cast
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from service.api.fast_path import FastPath
-from service.api.http.problems import status_of
-from service.api.middleware.auth import HEALTH_PATHS
+from service.api.problems import status_of
+from service.api.access import HEALTH_PATHS
 from service.domain.errors import HeadTooLarge, HeadTooSlow, IgnError, MalformedRequest
 from service.server.early_rejection import EarlyRejection
 from service.server.fast_request import Connection, FastRequest

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from operator import itemgetter
 from typing import Final, Literal, Protocol
 
-from service.api.http.problems import describe, problem_response
-from service.api.middleware.endpoint_names import UNMATCHED
+from service.api.problems import describe, problem_response
+from service.api.routes import UNMATCHED
 from service.domain.errors import IgnError
 from service.observability.logs import Observe, choose_request_id, log_request
 from service.server import open_files

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.api.http.request_context import ApiRequest
+from service.api.request import ApiRequest
 from service.api.native import stages
 from service.api.native.responses import ResponseSpec, encode_contents
 from service.domain.errors import DeadlineExceeded

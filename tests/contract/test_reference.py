@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from service.api.middleware.cors import EXPOSED_HEADERS
+from service.api.cors import EXPOSED_HEADERS
 from service.api.native.schemas import GenerateRequest, GridRequest, InterpolateRequest, PointRequest, ProjectRequest
 from service.api.oip.schemas import InferParameters
 from service.domain import errors

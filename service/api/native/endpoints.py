@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
 from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel
@@ -33,39 +32,34 @@ from service.api.native.schemas import (
     ProjectRequest,
     ScoreOptions,
     ScoreRequest,
-    StepOptions,
 )
 from service.api.native.stream import send_events
 from service.api.native.uploads import (
     InputRows,
     PointReader,
     Upload,
-    check_count,
     check_upload,
     is_large,
     parse_upload,
     prepare_upload,
     prepare_uploads,
 )
+from service.api.native.validation import check_count, check_mixture, check_steps, latent_path, step_params
 from service.api.negotiation import Media
 from service.api.pipeline import Endpoint, ResponseParts
 from service.api.request import ApiRequest, count_codec, count_rows, parse_as
 from service.domain.blending import blend_result, close_loop
 from service.domain.errors import IgnError, InvalidContent, UnsupportedMedia
 from service.domain.interpolation import Grid, LatentPath
-from service.domain.latents import MAX_MAGNITUDE, FloatRows, is_bounded, weighted_sum
+from service.domain.latents import FloatRows, weighted_sum
 from service.domain.tasks import Result, SchedulingParams, StepParams
 from service.models.registry import ServedModel
-from service.settings import Settings
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
 FORMATS: Final = (Media.JSON, Media.PNG, Media.WEBP, Media.JPEG, Media.NPY)
 ROW_FORMATS: Final = (*FORMATS, Media.EVENTS)
 PATH_FORMATS: Final = (*FORMATS, Media.GIF, Media.APNG)  # for paths only; a grid has no animation
-_MAX_FRAMES: Final = 256
-_MAX_PICTURES: Final = 1024  # in one response, including recorded steps
-_DEFAULT_FRAMES: Final = 9
 _LARGE_NOISE: Final = 1 << 14  # values; a request with more of them draws its noise in the codec pool
 _SEED_BITS: Final = 32
 
@@ -164,7 +158,7 @@ def _parse_generate(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> RowWo
     options, settings = _parse_json(api, GenerateRequest, body), api.services.settings
     check_count("n", options.n, settings.max_images)
     model = api.resolve(options.model)
-    params = _step_params(options, recommended=model.card.steps.generate, rows=options.n, settings=settings)
+    params = step_params(options, recommended=model.card.steps.generate, rows=options.n, settings=settings)
     seed = secrets.randbits(_SEED_BITS) if options.seed is None else options.seed
     labels = [{"index": options.offset + i} for i in range(options.n)]
     spec = ResponseSpec(model=model, media=api.media, options=options, labels=labels, members={"seed": seed})
@@ -182,7 +176,7 @@ def _parse_project(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> RowWor
     upload = parse_upload(api, ProjectOptions, ProjectRequest, body)
     options, settings, count = upload.options, api.services.settings, len(upload.images)
     model = api.resolve(options.model)
-    params = _step_params(options, recommended=model.card.steps.project, rows=count, settings=settings)
+    params = step_params(options, recommended=model.card.steps.project, rows=count, settings=settings)
     return _upload_work(api, model, upload, params, options, strength=options.strength)
 
 
@@ -211,11 +205,11 @@ def _upload_work(
 
 def _parse_interpolate(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> RowWork:
     options = _parse_json(api, InterpolateRequest, body)
-    path, settings = _latent_path(options), api.services.settings
+    path, settings = latent_path(options), api.services.settings
     if isinstance(path, Grid):
         api.media = api.negotiate(FORMATS)
     model = api.resolve(options.model)
-    steps = _check_steps(options.steps, recommended=model.card.steps.generate, settings=settings)
+    steps = check_steps(options.steps, recommended=model.card.steps.generate, settings=settings)
     spec = ResponseSpec(
         model=model,
         media=api.media,
@@ -231,7 +225,7 @@ def _parse_interpolate(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> Ro
     def make_rows() -> InputRows:
         points = reader.rows("points", options.points)
         rows = path.latents(points) if isinstance(path, Grid) else path.rows(points)
-        return InputRows(rows=_check_mixture("points", rows))
+        return InputRows(rows=check_mixture("points", rows))
 
     return RowWork(api=api, spec=spec, params=StepParams(steps=steps), make_rows=make_rows, is_large=True)
 
@@ -239,7 +233,7 @@ def _parse_interpolate(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> Ro
 def _parse_arithmetic(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> RowWork:
     options, settings = _parse_json(api, ArithmeticRequest, body), api.services.settings
     model = api.resolve(options.model)
-    steps = _check_steps(options.steps, recommended=model.card.steps.generate, settings=settings)
+    steps = check_steps(options.steps, recommended=model.card.steps.generate, settings=settings)
     spec = ResponseSpec(
         model=model, media=api.media, options=options, labels=[{"index": 0}], members={"seed": None}
     )
@@ -253,7 +247,7 @@ def _parse_arithmetic(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> Row
             mixture = weighted_sum(rows, [term.weight for term in options.terms], norm)[None]
         except ValueError as exc:
             raise InvalidContent.field("terms", "their sum is zero, which is no latent") from exc
-        return InputRows(rows=_check_mixture("terms", mixture))
+        return InputRows(rows=check_mixture("terms", mixture))
 
     return RowWork(api=api, spec=spec, params=StepParams(steps=steps), make_rows=make_rows, is_large=True)
 
@@ -311,42 +305,6 @@ def _frame_labels(path: LatentPath | Grid) -> list[dict[str, Any]]:
     if isinstance(path, Grid):
         return [{"index": i, "row": row, "col": col} for i, (row, col) in enumerate(path.coordinates())]
     return [{"index": i, "t": t} for i, t in enumerate(path.times())]
-
-
-def _check_mixture(field: str, rows: FloatRows) -> FloatRows:
-    """Latents within the bound can give a mixture beyond it: by their weights, or between almost opposite ones."""
-    if not is_bounded(rows):
-        raise InvalidContent.field(field, f"their mixture holds values beyond ±{MAX_MAGNITUDE:.0f}")
-    return rows
-
-
-def _step_params(options: StepOptions, *, recommended: int, rows: int, settings: Settings) -> StepParams:
-    steps = _check_steps(options.steps, recommended=recommended, settings=settings)
-    record = tuple(options.record or ())
-    if any(b <= a for a, b in pairwise(record)):
-        raise InvalidContent.field("record", "must be ascending, each step once")
-    if record and record[-1] > steps:
-        raise InvalidContent.field("record", f"must lie in 0…{steps}, the steps asked for")
-    if rows * len(record) > _MAX_PICTURES:
-        raise InvalidContent.field("record", f"rows × recorded steps must be at most {_MAX_PICTURES}")
-    return StepParams(steps=steps, tolerance=options.tolerance, record=record, score=options.score)
-
-
-def _check_steps(steps: int | None, *, recommended: int, settings: Settings) -> int:
-    """The number of steps: the requested one, or else the recommended one, reduced to the operator's limit."""
-    if steps is None:
-        return min(recommended, settings.max_steps)
-    check_count("steps", steps, settings.max_steps)
-    return steps
-
-
-def _latent_path(request: InterpolateRequest) -> LatentPath | Grid:
-    if request.grid is not None:
-        check_count("grid", request.grid.rows * request.grid.cols, _MAX_FRAMES)
-        return Grid(rows=request.grid.rows, cols=request.grid.cols, method=request.method)
-    frames = request.frames or _DEFAULT_FRAMES
-    check_count("frames", frames, _MAX_FRAMES)
-    return LatentPath(frames=frames, method=request.method, loop=request.loop)
 
 
 _ROWS: Final = (_decode, _encode, _respond)

@@ -62,7 +62,7 @@ class ResponseSpec:
     model: ServedModel
     media: Media
     options: PictureOptions
-    labels: Sequence[Mapping[str, Any]]
+    labels: Sequence[dict[str, Any]]
     members: Mapping[str, Any] = field(default_factory=dict)
     columns: int | None = None
     fps: int = 0

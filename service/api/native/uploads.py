@@ -12,6 +12,7 @@ from starlette.datastructures import QueryParams
 from service.api.body import printable_name
 from service.api.multipart import MUST_BE_A_FILE, parse_fields, parse_multipart
 from service.api.native.schemas import PointRequest, ProjectOptions, ProjectRequest, ScoreOptions, ScoreRequest
+from service.api.native.validation import check_count
 from service.api.request import ApiRequest, parse_as
 from service.domain.errors import IgnError, InvalidContent, TooLarge, UnsupportedMedia
 from service.domain.latents import FloatRow, FloatRows
@@ -42,12 +43,6 @@ UPLOAD_TYPES: Final = ("multipart/form-data", "application/json", *PICTURE_TYPES
 _CACHED_QUERY: Final = 256  # bytes; a longer query is not cached
 _MAX_FIELDS: Final = 32  # of a form; there are about twelve options
 _MAX_INLINE: Final = 4  # small pictures; decoding them takes less time than waking a thread of the codec pool
-
-
-def check_count(field: str, count: int, limit: int) -> None:
-    """Raise `InvalidContent` for ``field`` if ``count`` is above ``limit``."""
-    if count > limit:
-        raise InvalidContent.field(field, f"must be at most {limit}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

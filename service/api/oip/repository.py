@@ -1,6 +1,6 @@
 """The model repository extension of the Open Inference Protocol: list, load and unload models at run time.
 
-If API keys are configured, loading and unloading need the scope `admin`, which `service.api.middleware.auth` checks.
+If API keys are configured, loading and unloading need the scope `admin`, which `service.api.application` checks.
 """
 
 import asyncio
@@ -13,9 +13,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from service.api.app_state import AppState, app_state
-from service.api.http.body import read_body
+from service.api.body import read_body
 from service.api.oip import openapi
-from service.api.oip.compression import content_encoding, inflate
 from service.api.oip.schemas import IndexEntry, IndexRequest, LoadRequest, UnloadRequest
 from service.api.oip.tensors import parse
 from service.domain.errors import DeadlineExceeded, ForbiddenError, NotSupported
@@ -66,7 +65,7 @@ async def unload(request: Request, name: str) -> Response:
 def _app_state(request: Request) -> AppState:
     services = app_state(request)
     _refuse_other_sites(request, services)
-    if services.settings.separate_models:
+    if services.settings.workers > 1:
         raise NotSupported("the model repository is that of one process, and this service has several (IGN_WORKERS)")
     services.require_serving()
     return services
@@ -95,20 +94,18 @@ async def _read_body(request: Request, services: AppState, schema: type[Body]) -
         DeadlineExceeded: no thread of the codec pool had time for a large body.
     """
     settings = services.settings
-    encoding = content_encoding(", ".join(request.headers.getlist("content-encoding")))
     arrival: float = request.state.arrival
     body = await read_body(
         request.headers,
         request.receive,
         max_bytes=_MAX_BYTES,
         deadline=arrival + settings.body_timeout_s,
-        encoded=True,
     )
 
     def read() -> Body:
-        return parse(body if encoding is None else inflate(body, encoding, _MAX_BYTES), schema)
+        return parse(body, schema)
 
-    if encoding is None and len(body) <= _MAX_INLINE:
+    if len(body) <= _MAX_INLINE:
         return read()
     try:
         async with asyncio.timeout(arrival + settings.request_timeout_s - time.monotonic()):

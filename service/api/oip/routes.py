@@ -5,7 +5,6 @@ clients send none.
 """
 
 from collections.abc import Awaitable, Callable, Iterable
-from functools import partial
 from typing import Any, Final
 
 from fastapi import APIRouter
@@ -14,14 +13,11 @@ from starlette.responses import JSONResponse, Response
 
 from service import __version__
 from service.api.app_state import AppState, app_state
-from service.api.http.disconnect import until_disconnect
-from service.api.http.request_context import LARGE_BODY, ApiRequest
 from service.api.oip import openapi, stages
-from service.api.oip.compression import content_encoding
 from service.api.oip.schemas import ModelConfig, ModelMetadata, ServerMetadata, StatisticsAnswer
-from service.api.oip.tensors import DATATYPE, HEADER_LENGTH, header_length
+from service.api.oip.tensors import DATATYPE
 from service.artifact.card import INPUT, OUTPUT
-from service.domain.errors import InvalidContent, NotReady
+from service.domain.errors import NotReady
 from service.models.registry import ServedModel
 from service.observability.statistics import Counts, Duration
 
@@ -30,7 +26,7 @@ router = APIRouter(tags=["Open Inference Protocol"])
 PLATFORM: Final = "onnxruntime_onnx"
 _ZERO_DURATION: Final = {"count": 0, "ns": 0}
 
-Endpoint = Callable[[Request], Awaitable[Response]]
+Endpoint = Callable[..., Awaitable[Response] | None]
 
 
 def _register_model_routes(method: str, suffix: str, **described: Any) -> Callable[[Endpoint], Endpoint]:
@@ -48,7 +44,7 @@ def _register_model_routes(method: str, suffix: str, **described: Any) -> Callab
 async def server(request: Request) -> Response:
     """Name, version and protocol extensions of the server."""
     extensions = ["binary_tensor_data", "model_configuration", "statistics"]
-    if not app_state(request).settings.separate_models:
+    if app_state(request).settings.workers == 1:
         extensions.append("model_repository")
     return JSONResponse({"name": "ign-service", "version": __version__, "extensions": extensions})
 
@@ -130,28 +126,8 @@ async def statistics(request: Request) -> Response:
 
 
 @_register_model_routes("POST", "/infer", **openapi.INFER)
-async def infer(request: Request) -> Response:
+def infer() -> None:
     """Apply f to rows, `steps` times."""
-    api = ApiRequest.of(request)
-    length = header_length(api.headers.getlist(HEADER_LENGTH))
-    encoding = content_encoding(", ".join(api.headers.getlist("content-encoding")))
-    body = await api.read_body(encoded=True)
-    model = api.resolve(stages.model_ref(request.path_params))
-
-    async def serve() -> Response:
-        large = encoding is not None or len(body) > LARGE_BODY
-        work = await api.run_codec("decode", partial(stages.read, api, model, body, length, encoding), large=large)
-        api.state["rows"], api.state["steps"] = work.count, work.steps
-        try:
-            result = await model.scheduler.run(work.inference.rows, work.scheduling(work.inference))
-        except InvalidContent as exc:
-            raise work.error(exc) from exc
-        api.count_rows(model, result)
-        written = await api.run_codec("encode", partial(stages.write, work, result), large=work.is_large)
-        headers, content, media_type = stages.response_parts(work, *written)
-        return Response(content, headers=headers, media_type=media_type)
-
-    return await until_disconnect(api.receive, serve())
 
 
 def _resolve(request: Request) -> tuple[AppState, ServedModel]:

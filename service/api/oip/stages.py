@@ -1,7 +1,6 @@
 """The stages of an inference request: read the tensors, schedule, write the tensors.
 
-The endpoint in `routes.py` runs them for one request, `service.api.fast_path` for small requests of one turn of the
-event loop.
+`service.api.pipeline` runs them.
 """
 
 import time
@@ -9,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from service.api.http.request_context import LARGE_BODY, ApiRequest, count_rows
-from service.api.oip.compression import Coding, accepted_encoding, content_encoding, deflate, inflate
+from service.api.pipeline import LARGE_BODY, Endpoint, ResponseParts
+from service.api.request import ApiRequest, count_codec, count_rows
 from service.api.oip.tensors import HEADER_LENGTH, Inference, header_length, read_request, write_answer
-from service.api.plain_request import Stages
 from service.domain.errors import IgnError, InvalidContent, InvalidInference
 from service.domain.latents import FloatRows
 from service.domain.tasks import Result, SchedulingParams, StepParams
@@ -30,13 +28,13 @@ class InferWork:
         api: the request.
         model: the model that runs the rows.
         inference: the tensors and parameters.
-        encoding: content coding of the response; None for none.
     """
 
     api: ApiRequest
     model: ServedModel
     inference: Inference
-    encoding: Coding | None = None
+
+    is_large: Final = False  # reading the tensors is all there is to decode
 
     count: int = field(init=False)
     steps: int = field(init=False)
@@ -45,15 +43,10 @@ class InferWork:
         self.count, self.steps = len(self.inference.rows), self.inference.steps
 
     @property
-    def is_large(self) -> bool:
+    def has_large_response(self) -> bool:
         """Whether the codec pool is to write the response."""
         rows = self.inference.rows
         return (rows.nbytes if self.inference.binary else rows.size * _JSON_BYTES) > LARGE_BODY
-
-    @property
-    def is_small(self) -> bool:
-        """Whether the event loop is to write the response."""
-        return not self.is_large
 
     def scheduling(self, inputs: Inference) -> SchedulingParams:
         """The request as the scheduler sees it."""
@@ -78,76 +71,55 @@ def model_ref(parameters: Mapping[str, str]) -> str:
     return "/".join(parameters[part] for part in ("name", "version") if part in parameters)
 
 
-def read(api: ApiRequest, model: ServedModel, body: bytes, length: int | None, encoding: Coding | None) -> InferWork:
-    """Read the tensors of a request.
-
-    Args:
-        api: the request.
-        model: that the path names.
-        body: as it came.
-        length: number of bytes of the JSON; None for the whole body.
-        encoding: content coding of the body.
-
-    Raises:
-        IgnError: the body is no valid request.
-    """
-    settings = api.services.settings
-    content = body if encoding is None else inflate(body, encoding, settings.max_body_bytes)
-    inference = read_request(content, length, model.card, max_rows=settings.max_images, max_steps=settings.max_steps)
-    accepted = accepted_encoding(", ".join(api.headers.getlist("accept-encoding")))
-    return InferWork(api=api, model=model, inference=inference, encoding=accepted)
+def check(api: ApiRequest) -> None:
+    """The Content-Type of a body is ignored, because some clients send none."""
+    header_length(api.headers.getlist(HEADER_LENGTH))
 
 
-def write(work: InferWork, result: Result) -> tuple[bytes, int | None]:
-    """The body of the response, and the number of its bytes that are JSON; None for all of them."""
-    content, length = write_answer(work.inference, work.model.card, result.rows)
-    return content if work.encoding is None else deflate(content, work.encoding), length
-
-
-def response_parts(work: InferWork, content: bytes, length: int | None) -> tuple[dict[str, str], bytes, str]:
-    """Headers, body and media type of the response whose body comes from `write`."""
-    api, model = work.api, work.model
-    model.statistics.tensors(api.seconds["decode"], api.seconds["encode"])
-    headers = api.response_headers(model) | {"Vary": "Accept-Encoding"}
-    if work.encoding is not None:
-        headers["Content-Encoding"] = work.encoding
-    if length is None:
-        return headers, content, "application/json"
-    return headers | {HEADER_LENGTH: str(length)}, content, "application/octet-stream"
-
-
-def parse(api: ApiRequest, body: bytes, parameters: Mapping[str, str]) -> InferWork | None:
-    """The work of a request with this body; None if the request is unusual."""
+def parse(api: ApiRequest, body: bytes, parameters: Mapping[str, str]) -> InferWork:
+    """Read the tensors of a request."""
+    settings, model = api.services.settings, api.resolve(model_ref(parameters))
     length = header_length(api.headers.getlist(HEADER_LENGTH))
-    encoding = content_encoding(", ".join(api.headers.getlist("content-encoding")))
-    if encoding is not None:
-        return None
-    start = time.perf_counter()
-    work = read(api, api.resolve(model_ref(parameters)), body, length, None)
-    api.seconds["decode"] = time.perf_counter() - start
-    return work
+    inference = read_request(body, length, model.card, max_rows=settings.max_images, max_steps=settings.max_steps)
+    return InferWork(api=api, model=model, inference=inference)
 
 
 def decode(works: Sequence[InferWork]) -> list[Inference]:
-    """The inputs of small requests, which `parse` has read."""
+    """The inputs of requests, which `parse` has read."""
     works[0].api.services.metrics.codec("decode", sum(work.api.seconds["decode"] for work in works))
     return [work.inference for work in works]
 
 
-def respond(ended: Sequence[tuple[InferWork, FloatRows, Result]]) -> list[tuple[dict[str, str], bytes, str]]:
-    """Headers, body and media type of the responses of small requests."""
-    metrics, responses = ended[0][0].api.services.metrics, list[tuple[dict[str, str], bytes, str]]()
-    spent = 0.0
+Encoded = tuple[Result, bytes, int | None]
+
+
+def encode(ended: Sequence[tuple[InferWork, FloatRows, Result]]) -> list[Encoded]:
+    """For each request its result, the body of its response, and how many bytes of that are JSON; None for all."""
+    encoded, start = list[Encoded](), time.perf_counter()
     for work, _, result in ended:
-        start = time.perf_counter()
-        content = write(work, result)
-        work.api.seconds["encode"] = time.perf_counter() - start
-        spent += work.api.seconds["encode"]
-        responses.append(response_parts(work, *content))
-    metrics.codec("encode", spent)
-    # Last: if one response fails, each of the others is made again.
-    count_rows([(work.api, work.model, result) for work, _, result in ended])
-    return responses
+        encoded.append((result, *write_answer(work.inference, work.model.card, result.rows)))
+    if not ended[0][0].has_large_response:  # the codec pool counts by itself
+        count_codec("encode", [work.api for work, _, _ in ended], time.perf_counter() - start)
+    return encoded
 
 
-STAGES: Final = Stages(decode, respond)
+def respond(ended: Sequence[tuple[InferWork, Encoded]]) -> list[ResponseParts]:
+    """Headers, body and media type of the responses."""
+    count_rows([(work.api, work.model, result) for work, (result, _, _) in ended])
+    return [_response(work, content, length) for work, (_, content, length) in ended]
+
+
+def _response(work: InferWork, content: bytes, length: int | None) -> ResponseParts:
+    api, model = work.api, work.model
+    model.statistics.tensors(api.seconds["decode"], api.seconds["encode"])
+    headers = api.response_headers(model)
+    del headers["Vary"]
+    if length is None:
+        return headers, [content], "application/json"
+    return headers | {HEADER_LENGTH: str(length)}, [content], "application/octet-stream"
+
+
+ENDPOINTS: Final = tuple(
+    Endpoint(f"/v2/models/{{name}}{version}/infer", check, parse, decode, encode, respond)
+    for version in ("", "/versions/{version}")
+)

@@ -15,8 +15,8 @@ from typing import Any, Final, TypeVar
 import numpy as np
 from pydantic import BaseModel
 
-from service.api.http.body import MAX_VALUES
-from service.api.http.request_context import parse_as
+from service.api.body import MAX_VALUES
+from service.api.request import parse_as
 from service.api.oip.schemas import InferRequest, Input, RequestedOutput
 from service.artifact.card import INPUT, OUTPUT, ModelCard
 from service.domain.errors import InvalidContent, InvalidInference

@@ -18,7 +18,7 @@ import pytest
 
 from ign_client import Client, Done, Step, TooManyRequests
 from ign_client import TooLarge as TooLargeAnswer
-from service.api.http.problems import describe
+from service.api.problems import describe
 from service.domain.errors import RateLimited, TooLarge
 from tests.helpers.live import ROOT, live_service
 

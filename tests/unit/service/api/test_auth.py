@@ -14,8 +14,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from service.api.middleware.auth import ApiKey, AuthMiddleware, load_keys
-from service.api.middleware.client_address import address_key, peer_key
+from service.api.access import ApiKey, AuthMiddleware, load_keys
+from service.api.access import address_key, peer_key
 from service.domain.errors import StartupError
 from service.domain.rate_limit import Rate
 
@@ -136,7 +136,7 @@ def test_every_key_is_compared(keys: tuple[ApiKey, ...], monkeypatch: pytest.Mon
         compared.append(a)
         return a == b
 
-    monkeypatch.setattr("service.api.middleware.auth.hmac.compare_digest", compare)
+    monkeypatch.setattr("service.api.access.hmac.compare_digest", compare)
     assert call(keys, "/generate", "Bearer alice-key").status_code == 200
     assert compared == [key.digest for key in keys]
 

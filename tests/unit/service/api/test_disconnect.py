@@ -1,14 +1,23 @@
 import asyncio
 import gc
 import weakref
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 import pytest
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.types import Message
+from starlette.types import Message, Receive
 
-from service.api.http.disconnect import until_disconnect
+from service.api.disconnect import DisconnectWatch
 from service.domain.errors import UnknownModel
+
+T = TypeVar("T")
+
+
+async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    with DisconnectWatch().watch(receive):
+        return await work
 
 
 async def gone() -> Message:
@@ -106,7 +115,7 @@ def test_a_watcher_leaves_nothing_to_the_garbage_collector() -> None:
     async def main() -> None:
         channel = Channel()
         seen = weakref.ref(channel)
-        await until_disconnect(channel.receive, channel.asked.wait(), grace_s=0)
+        await until_disconnect(channel.receive, channel.asked.wait())
         await asyncio.sleep(0)  # the watcher ends
         del channel
         assert seen() is None

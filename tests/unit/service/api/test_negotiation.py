@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.api.http.negotiation import MAX_LENGTH, Media, negotiate
+from service.api.negotiation import MAX_LENGTH, Media, negotiate
 from service.domain.errors import MalformedRequest, NotAcceptable
 
 ALL = tuple(Media)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from service.api.middleware.auth import HEALTH_PATHS
+from service.api.access import HEALTH_PATHS
 from service.app import build_services, create_app
 from service.settings import Settings
 

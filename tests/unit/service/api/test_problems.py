@@ -10,7 +10,7 @@ from fastapi import FastAPI, Header, HTTPException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from starlette.types import Message
 
-from service.api.http.problems import describe, install, send_problem, status_of
+from service.api.problems import describe, install, send_problem, status_of
 from service.domain import errors
 from service.domain.errors import (
     BodyTooSlow,
@@ -264,7 +264,7 @@ def test_answers_stay_small_and_encodable() -> None:
 
 
 def test_unforeseen_errors_say_nothing_but_are_logged(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.ERROR, "service.api.http.problems"):
+    with caplog.at_level(logging.ERROR, "service.api.problems"):
         response = call("GET", "/crash")
     check(response, 500, "internal")
     assert "secret" not in response.text

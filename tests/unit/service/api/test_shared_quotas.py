@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.api.middleware.shared_quotas import SharedGCRA
+from service.api.limits import SharedGCRA
 from service.domain.rate_limit import GCRA, Rate
 
 RATES = st.builds(Rate, st.integers(1, 50), st.sampled_from([1.0, 60.0]))

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from service.api.http.problems import problem_response
-from service.api.middleware.in_flight import TOO_MANY, InFlightRequests
+from service.api.problems import problem_response
+from service.api.limits import TOO_MANY, InFlightRequests
 from service.domain.errors import TooManyConnections
 from service.observability.logs import Observe
 from service.server.early_rejection import (

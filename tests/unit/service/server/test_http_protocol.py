@@ -10,7 +10,7 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from service.api.middleware.in_flight import InFlightRequests
+from service.api.limits import InFlightRequests
 from service.server.early_rejection import EarlyRejection, Pacer
 from service.server.http_protocol import HttpProtocol
 from service.server.rejected_connections import RejectedConnections

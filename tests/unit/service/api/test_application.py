@@ -10,33 +10,33 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from ipaddress import ip_network
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx
 import pytest
 import uvicorn
 from fastapi import FastAPI
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from service.api.http import problems
-from service.api.http.body import read_body
-from service.api.http.disconnect import until_disconnect
-from service.api.middleware.access_log import AccessLogMiddleware
-from service.api.middleware.auth import ApiKey, AuthMiddleware
-from service.api.middleware.client_address import Network
-from service.api.middleware.cors import EXPOSED_HEADERS, CorsMiddleware
-from service.api.middleware.errors import ErrorMiddleware
-from service.api.middleware.in_flight import ConcurrencyLimitMiddleware, InFlightRequests
-from service.domain.errors import ModelFailure, UnknownModel
+from service.api import problems
+from service.api.access import ApiKey, Network
+from service.api.application import Application
+from service.api.body import read_body
+from service.api.cors import EXPOSED_HEADERS
+from service.api.disconnect import DisconnectWatch
+from service.api.limits import InFlightRequests
+from service.api.routes import RouteTable
+from service.domain.errors import HeadTooLarge, ModelFailure, UnknownModel
 from service.observability.logs import JsonFormatter, TextFormatter
+from service.settings import Settings
 
 ORIGIN = {"Origin": "https://app.example"}
 
 
 class Service:
-    """A small application in the whole stack, and what the test wants to know of it."""
+    """A small application in place of the models and FastAPI's routes, and what the test wants to know of it."""
 
     def __init__(
         self,
@@ -51,23 +51,9 @@ class Service:
         self.started = threading.Event()
         self.cancelled = threading.Event()
         self._body_seconds = body_seconds
-        self.app = FastAPI(
-            docs_url=None,
-            redoc_url=None,
-            redirect_slashes=False,
-            middleware=[
-                Middleware(
-                    AccessLogMiddleware,
-                    trusted_proxies=trusted_proxies,
-                    observe=lambda *seen: self.observed.put(seen),
-                ),
-                Middleware(CorsMiddleware, origins=["https://app.example"]),
-                Middleware(ErrorMiddleware),
-                Middleware(ConcurrencyLimitMiddleware, in_flight=self.in_flight, limit=limit),
-                *([Middleware(AuthMiddleware, keys=keys)] if keys is not None else []),
-            ],
-        )
-        problems.install(self.app)
+        self._watch = DisconnectWatch()
+        api = FastAPI(docs_url=None, redoc_url=None, redirect_slashes=False)
+        problems.install(api)
         for path, endpoint in {
             "/state/{name}": self.state,
             "/missing": self.missing,
@@ -78,7 +64,17 @@ class Service:
             "/work": self.work,
             "/healthz": self.health,
         }.items():
-            self.app.add_api_route(path, endpoint, methods=["GET", "POST"])
+            api.add_api_route(path, endpoint, methods=["GET", "POST"])
+        settings = Settings(
+            max_inflight_requests=limit, trusted_proxies=trusted_proxies, cors_origins=("https://app.example",)
+        )
+        metrics = SimpleNamespace(requests=self._observe)
+        services = SimpleNamespace(settings=settings, in_flight=self.in_flight, tracing=None, metrics=metrics)
+        self.app = Application(cast(Any, services), api, RouteTable(api.routes, ()), keys=keys)
+
+    def _observe(self, endpoint: str, status: int, ended: list[tuple[float, Any]]) -> None:
+        for seconds, _ in ended:
+            self.observed.put((endpoint, status, seconds))
 
     async def state(self, request: Request) -> Response:
         state = request.state
@@ -116,7 +112,8 @@ class Service:
                 self.cancelled.set()
 
         await read_body(request.headers, request.receive, max_bytes=1000, deadline=time.monotonic() + 5)
-        await until_disconnect(request.receive, never())
+        with self._watch.watch(request.receive):
+            await never()
         return Response()
 
     async def health(self, _: Request) -> Response:
@@ -315,6 +312,30 @@ def test_requests_beyond_the_limit_are_refused_and_the_gate_reopens() -> None:
             assert service.in_flight.count == 0
 
     asyncio.run(main())
+
+
+def test_a_head_that_the_server_rejects_is_answered_logged_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    service, sent = Service(), list[Any]()
+
+    async def main() -> None:
+        state = {"rejected": HeadTooLarge("too large")}
+        scope = {"type": "http", "method": "-", "path": "", "http_version": "1.1", "headers": [], "state": state}
+
+        async def receive() -> Any:
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await service.app({**scope, "query_string": b""}, receive, send)
+        await asyncio.sleep(0)
+
+    with caplog.at_level(logging.INFO, "service.access"):
+        asyncio.run(main())
+    assert sent[0]["status"] == 431
+    assert json.loads(sent[1]["body"])["code"] == "head_too_large"
+    assert service.observed.get_nowait()[:2] == ("unmatched", 431)
+    assert " - unmatched 431 " in caplog.text
 
 
 # Real sockets

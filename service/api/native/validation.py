@@ -1,0 +1,82 @@
+"""Check the options of a request against the operator's limits and the model's card."""
+
+from itertools import pairwise
+
+from service.api.native.schemas import InterpolateRequest, StepOptions
+from service.domain.errors import InvalidContent
+from service.domain.interpolation import Grid, LatentPath
+from service.domain.latents import MAX_MAGNITUDE, FloatRows, is_bounded
+from service.domain.tasks import StepParams
+from service.settings import Settings
+
+MAX_FRAMES = 256
+MAX_PICTURES = 1024  # in one response, including recorded steps
+DEFAULT_FRAMES = 9
+
+
+def check_count(field: str, count: int, limit: int) -> None:
+    """Raise `InvalidContent` for ``field`` if ``count`` is above ``limit``."""
+    if count > limit:
+        raise InvalidContent.field(field, f"must be at most {limit}")
+
+
+def check_mixture(field: str, rows: FloatRows) -> FloatRows:
+    """Return ``rows``, a mixture of the latents in ``field``.
+
+    Latents within the bound can give a mixture beyond it: by their weights, or on the arc between almost opposite ones.
+
+    Raises:
+        InvalidContent: a value is not finite or beyond ±`MAX_MAGNITUDE`.
+    """
+    if not is_bounded(rows):
+        raise InvalidContent.field(field, f"their mixture holds values beyond ±{MAX_MAGNITUDE:.0f}")
+    return rows
+
+
+def step_params(options: StepOptions, *, recommended: int, rows: int, settings: Settings) -> StepParams:
+    """Validate the options that say how f is applied.
+
+    Args:
+        options: as parsed.
+        recommended: number of steps that the card recommends for this endpoint.
+        rows: number of rows of the request.
+        settings: the operator's limits.
+
+    Raises:
+        InvalidContent: the steps, the recorded steps or the number of pictures are out of range.
+    """
+    steps = check_steps(options.steps, recommended=recommended, settings=settings)
+    record = tuple(options.record or ())
+    if any(b <= a for a, b in pairwise(record)):
+        raise InvalidContent.field("record", "must be ascending, each step once")
+    if record and record[-1] > steps:
+        raise InvalidContent.field("record", f"must lie in 0…{steps}, the steps asked for")
+    if rows * len(record) > MAX_PICTURES:
+        raise InvalidContent.field("record", f"rows × recorded steps must be at most {MAX_PICTURES}")
+    return StepParams(steps=steps, tolerance=options.tolerance, record=record, score=options.score)
+
+
+def check_steps(steps: int | None, *, recommended: int, settings: Settings) -> int:
+    """The number of steps: the requested one, or else the recommended one, reduced to the operator's limit.
+
+    Raises:
+        InvalidContent: more steps are requested than the operator allows.
+    """
+    if steps is None:
+        return min(recommended, settings.max_steps)
+    check_count("steps", steps, settings.max_steps)
+    return steps
+
+
+def latent_path(request: InterpolateRequest) -> LatentPath | Grid:
+    """The requested path or grid.
+
+    Raises:
+        InvalidContent: more than 256 frames.
+    """
+    if request.grid is not None:
+        check_count("grid", request.grid.rows * request.grid.cols, MAX_FRAMES)
+        return Grid(rows=request.grid.rows, cols=request.grid.cols, method=request.method)
+    frames = request.frames or DEFAULT_FRAMES
+    check_count("frames", frames, MAX_FRAMES)
+    return LatentPath(frames=frames, method=request.method, loop=request.loop)
