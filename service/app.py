@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -31,7 +30,6 @@ from service.api.oip import repository as oip_repository
 from service.api.oip import routes as oip
 from service.domain.errors import StartupError
 from service.domain.rate_limit import RateLimiter
-from service.engine.client import RemoteRegistry
 from service.environment import available_cpus, metrics_folder, onnxruntime_version
 from service.images.pool import CodecPool, InlineRunner
 from service.models.instances import InstanceFactory
@@ -44,9 +42,7 @@ from service.runtime.onnx_model import OnnxModel
 from service.runtime.session import cuda_is_built_in
 from service.scheduling.scheduler import Scheduler
 from service.scheduling.wake_rule import wake_rule
-from service.server.early_rejection import EarlyRejection
-from service.server.open_connections import OpenConnections
-from service.server.open_files import connection_limit
+from service.server.open_connections import OpenConnections, connection_limit
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -96,25 +92,6 @@ def build_services(
         wait_for_requests=wait_for_requests or in_flight.wait_for_current,
     )
     return _services(settings, registry, metrics, in_flight, tracing)
-
-
-def build_front_end(settings: Settings, control: socket.socket) -> AppState:
-    """As `build_services`, for a process that uses the models of an engine's process.
-
-    Args:
-        settings: the operator's.
-        control: receives the links to that process, see `service.engine.links`.
-    """
-    metrics, in_flight = _metrics(), _in_flight(settings)
-
-    def on_serving(serves: bool) -> None:
-        services.phase = "serving" if serves else "loading"
-
-    registry = RemoteRegistry(
-        settings.default_model, control, on_serving=on_serving, wait_for_requests=in_flight.wait_for_current
-    )
-    services = _services(settings, registry, metrics, in_flight, None)
-    return services
 
 
 def _metrics() -> Metrics:
@@ -230,18 +207,6 @@ def create_app(
     return app
 
 
-def make_early_rejection(services: AppState) -> EarlyRejection:
-    """Rejects requests in the server's protocol, before the app."""
-    endpoints = EndpointNames()
-    endpoints.add(fast_routes())
-    return EarlyRejection(
-        in_flight=services.in_flight,
-        limit=services.settings.max_inflight_requests,
-        observe=services.metrics.request,
-        endpoints=endpoints,
-    )
-
-
 def make_connections(services: AppState) -> OpenConnections:
     """Limits the open connections of the server that serves the app."""
     metrics, settings = services.metrics, services.settings
@@ -253,7 +218,6 @@ def make_connections(services: AppState) -> OpenConnections:
         on_change=metrics.open_connections.set,
         on_closed=metrics.connection_closed,
         on_files_exhausted=metrics.files_exhausted.inc,
-        observe=metrics.request,
     )
 
 

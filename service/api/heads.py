@@ -1,0 +1,47 @@
+"""What the head of a request may be: its size, and the headers that frame it (RFC 9112, sections 3.2 and 6)."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from service.domain.errors import HeadTooLarge, IgnError, MalformedRequest, NotSupported, UnsupportedMedia
+
+MAX_HEAD_BYTES: Final = 1 << 16
+"""Request line and headers; also trailers, and the extensions of one chunk."""
+MAX_HEADERS: Final = 256
+_VERSIONS: Final = ("1.1", "1.0")
+
+
+def check_head_size(size: int, count: int) -> None:
+    """Raise `HeadTooLarge` for a head of more than 64 KiB or 256 headers.
+
+    Args:
+        size: bytes.
+        count: number of headers.
+    """
+    if size > MAX_HEAD_BYTES or count > MAX_HEADERS:
+        raise HeadTooLarge(f"the head of the request is larger than {MAX_HEAD_BYTES} bytes or {MAX_HEADERS} headers")
+
+
+def check_head(http_version: str, headers: Sequence[tuple[bytes, bytes]]) -> IgnError | None:
+    """What is wrong with a parsed head, if anything. The parser has checked `Content-Length`.
+
+    Args:
+        http_version: such as ``1.1``.
+        headers: in their order, with names in lower case.
+    """
+    names = [name for name, _ in headers]
+    if http_version not in _VERSIONS:
+        return MalformedRequest("the request is not HTTP/1.1")
+    if names.count(b"host") > 1 or (http_version == "1.1" and b"host" not in names):
+        return MalformedRequest("Host: send this header once")
+    if names.count(b"content-encoding") > 1:
+        return UnsupportedMedia("Content-Encoding: send this header once")
+    return _check_transfer_encoding(http_version, headers) if b"transfer-encoding" in names else None
+
+
+def _check_transfer_encoding(http_version: str, headers: Sequence[tuple[bytes, bytes]]) -> IgnError | None:
+    if http_version == "1.0":
+        return MalformedRequest("Transfer-Encoding: not defined in HTTP/1.0")
+    if [value.strip().lower() for name, value in headers if name == b"transfer-encoding"] != [b"chunked"]:
+        return NotSupported("Transfer-Encoding: only chunked is supported")
+    return None
