@@ -42,7 +42,7 @@ from service.observability.metrics import Metrics
 from service.observability.statistics import ModelStatistics
 from service.runtime.onnx_model import OnnxModel
 from service.scheduling.scheduler import Scheduler
-from service.server.worker_process import tune_gc
+from service.server.process import tune_gc
 
 METHOD = (
     "Two processes: a front end without HTTP keeps so many rows in flight in requests of so many rows, and an engine "

@@ -47,7 +47,7 @@ from service.api.fast_path import MAX_PER_TURN
 from service.domain.latents import FloatRows
 from service.domain.tasks import SchedulingParams, StepParams
 from service.scheduling.scheduler import Scheduler
-from service.server.worker_process import tune_gc
+from service.server.process import tune_gc
 
 METHOD = (
     "Prepared rows go to service.scheduling in one process with uvloop. single_calls: scheduler and raw onnxruntime "

@@ -37,8 +37,7 @@ from service.runtime.onnx_model import OnnxModel
 from service.runtime.session import cuda_is_built_in
 from service.scheduling.scheduler import Scheduler
 from service.scheduling.wake_rule import wake_rule
-from service.server.open_connections import OpenConnections
-from service.server.open_files import connection_limit
+from service.server.open_connections import OpenConnections, connection_limit
 from service.settings import Settings
 
 if TYPE_CHECKING:

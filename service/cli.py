@@ -13,7 +13,8 @@ from pydantic.fields import FieldInfo
 from service.domain.errors import StartupError
 from service.environment import prepare_process
 from service.observability.log_queue import flush_log
-from service.server import engine_process, open_files, sockets, worker_process
+from service.server import process, sockets
+from service.server.open_connections import raise_file_limit
 from service.server.supervisor import supervise
 from service.settings import Settings, from_environment, log_name_warnings, variable_of
 
@@ -36,7 +37,7 @@ def serve(options: Mapping[str, str], *, check: bool = False) -> int:
     try:
         prepare_process()
         settings = from_environment({variable_of(field): text for field, text in options.items()})
-        worker_process.configure_logging(settings)
+        process.configure_logging(settings)
         log_name_warnings()
         return _check(settings) if check else _serve(settings)
     except StartupError as exc:
@@ -48,19 +49,16 @@ def serve(options: Mapping[str, str], *, check: bool = False) -> int:
 
 
 def _serve(settings: Settings) -> int:
-    open_files.raise_limit()
+    raise_file_limit()
     with sockets.listen(settings) as listener:
-        if settings.workers == 1 and not settings.engine_process:
-            return worker_process.run_server(settings, listener)
-        if settings.engine_process:
-            engine_process.check_supported()
+        if settings.workers == 1:
+            return process.run_server(settings, listener)
         port = listener.getsockname()[1]
     # No other program listens on this port. This socket is bound but does not listen: it reserves the port.
     with sockets.bind(settings.host, port, shared=True) as reserved:
         return supervise(
             settings.replace(port=port),
-            worker_process.worker_main,
-            engine=engine_process.engine_main if settings.engine_process else None,
+            process.child_main,
             on_listening=partial(sockets.write_startup_line, reserved),
         )
 
@@ -141,7 +139,7 @@ def _default(field: str) -> str:
 def _run(*, check: bool, **values: Any) -> None:
     texts = {name: value for name, value in values.items() if value is not None}
     options = {name: str(int(value)) if isinstance(value, bool) else value for name, value in texts.items()}
-    worker_process.leave(serve(options, check=check))
+    process.leave(serve(options, check=check))
 
 
 command: Final = click.Command(

@@ -15,7 +15,7 @@ from typing import Final
 from service.cli import serve
 from service.domain.latents import FloatRows
 from service.runtime.onnx_model import OnnxModel
-from service.server.worker_process import leave
+from service.server.process import leave
 
 _POLL_S: Final = 0.05
 

@@ -1,173 +1,249 @@
-"""The open connections of one event loop: a limit of their number, and a sweep that closes those that wait too long.
-
-A connection waits while no request on it awaits its response. One timer serves all connections, because a timer for
-each request would cost more than the sweep.
-"""
+"""The open connections of one event loop: a limit of their number, and a sweep that closes those that are late."""
 
 import asyncio
-import heapq
+import fcntl
 import logging
-from collections.abc import Callable
-from operator import itemgetter
-from typing import Final, Literal, Protocol
+import os
+import resource
+import sys
+import termios
+import time
+from collections.abc import Callable, Sized
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
 
-from service.api.problems import describe, problem_response
-from service.api.routes import UNMATCHED
-from service.domain.errors import IgnError
-from service.observability.logs import Observe, choose_request_id, log_request
-from service.server import open_files
-from service.server.early_rejection import Pacer
-from service.server.rejected_connections import RejectedConnections
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from service.domain.errors import HeadTooSlow, IgnError, StartupError
 
 _LOG = logging.getLogger("service")
-DEFAULT_LIMIT: Final = 4096
-DEFAULT_HEAD_TIMEOUT_S: Final = 10.0
-MAX_READS_PER_TICK: Final = 2
-"""Connections that may read on in one iteration of the event loop, up to 256 KiB each, so that many large bodies do not
-hold up the others."""
-SWEEP_S: Final = 1.0
-"""Seconds between two sweeps: a connection may outlive its limit by this time."""
-_MAX_DELAY_S: Final = 1.5 * SWEEP_S  # a sweep that comes later follows a pause of the process
-_RESCAN_S: Final = 0.1  # after a search that found no waiting connection, new ones are closed without a search
-
-Reason = Literal["limit", "head_timeout", "head_too_large", "malformed", "pipelining", "send_timeout"]
-"""Why the service closed a connection."""
+SWEEP_S: Final = 1.0  # a connection may outlive its limit by this time
+SEND_TIMEOUT_S: Final = 60.0  # in which a client must take some of what is sent to it
+LINGER_S: Final = 1.0  # for a client to read its last response, or to get one after it closed its sending half
+_RESERVED_FILES, _MIN_FILES = 256, 64  # for models, listeners, the log and threads; to start at all
 
 
-class Connection(Protocol):
-    """What `OpenConnections` needs of a connection."""
+@dataclass(slots=True)
+class _State:
+    """When a connection last changed, in `time.monotonic()` seconds.
 
-    def waiting_since(self) -> float | None:
-        """Event loop time since which the connection waits; None while a request awaits its response."""
-        ...
+    |              | made | head           | busy | idle |
+    |--------------|------|----------------|------|------|
+    | `head_since` | now  | now unless set | None | None |
+    | `has_begun`  | no   | yes            | no   | no   |
+    | `idle_since` | now  |                |      | now  |
 
-    def close_if_late(self, now: float) -> None:
-        """Close the connection if it has waited longer than it may.
+    The next head may begin while the connection is busy. Its time counts when the connection is idle again.
+    """
 
-        Args:
-            now: event loop time.
-        """
-        ...
-
-    def drop(self) -> None:
-        """Close the connection without a response."""
-        ...
-
-
-def _ignore(_: object) -> None:
-    pass
-
-
-def _nothing() -> None:
-    pass
+    reject: Callable[[IgnError], None]
+    idle_since: float
+    head_since: float | None
+    has_begun: bool = False
+    unsent: int = 0
+    taken_at: float = 0.0  # when the client last took some of the unsent bytes, or there were none
 
 
 class OpenConnections:
-    """The open connections of one event loop.
+    """The open connections of one event loop. Beyond the limit, a new one replaces the one that is idle for longest.
 
-    Beyond the limit, a new connection replaces those that have waited longest. It is closed itself only if all others
-    await a response.
+    If all others are busy, the new one is closed.
 
     Args:
-        limit: most connections, ≥ 1.
-        head_timeout_s: seconds that the head of a request may take; the connections apply it.
-        on_change: called with the number of open connections whenever it changes.
-        on_closed: called when the service closes a connection because of a limit.
-        on_files_exhausted: called in each sweep in which this process cannot open another file. uvloop then closes new
-            connections and reports nothing.
-        observe: called for each response of `refusal`, as `AccessLogMiddleware` calls it for other responses.
+        on_change: called with the number of open connections.
+        on_closed: called with the reason when the service closes a connection because of a limit.
+        on_files_exhausted: called in each sweep in which no file can be opened. uvloop then closes new connections, and
+            reports nothing.
     """
 
     def __init__(
         self,
         *,
-        limit: int = DEFAULT_LIMIT,
-        head_timeout_s: float = DEFAULT_HEAD_TIMEOUT_S,
-        on_change: Callable[[int], None] = _ignore,
-        on_closed: Callable[[Reason], None] = _ignore,
-        on_files_exhausted: Callable[[], None] = _nothing,
-        observe: Observe | None = None,
+        limit: int = 4096,
+        head_timeout_s: float = 10.0,
+        on_change: Callable[[int], None] = lambda _: None,
+        on_closed: Callable[[str], None] = lambda _: None,
+        on_files_exhausted: Callable[[], None] = lambda: None,
     ) -> None:
-        self.head_timeout_s = head_timeout_s
-        self.reads = Pacer(MAX_READS_PER_TICK)
-        """Gives connections with large bodies their turn to read on."""
-        self.rejected = RejectedConnections()
-        self.resumed_at = 0.0
-        """Event loop time of the end of the last pause of this process. What clients sent during it is unread then, and
-        they may have been paused too, so connections are late only from here."""
         self.on_closed = on_closed
-        self._limit = limit
-        self._on_change = on_change
-        self._on_files_exhausted = on_files_exhausted
-        self._had_files = True
-        self._observe = observe
-        self._open: dict[Connection, None] = {}  # in the order of their arrival
+        self._limit, self._head_timeout_s = limit, head_timeout_s
+        self._on_change, self._on_files_exhausted = on_change, on_files_exhausted
+        self._open: dict[HttpToolsProtocol, _State] = {}
+        self._idle: dict[HttpToolsProtocol, None] = {}  # the one that is idle for longest first
         self._timer: asyncio.TimerHandle | None = None
-        self._search_at = self._swept_at = 0.0
+        self._swept_at = 0.0
+        self._resumed_at = 0.0  # end of the last pause of this process, during which it could not read
+        self._had_files = True
 
-    def add(self, connection: Connection) -> None:
-        """Count a new connection, and make room for it. Call it on the event loop."""
-        self._open[connection] = None
-        loop = asyncio.get_running_loop()
+    def add(self, connection: HttpToolsProtocol, reject: Callable[[IgnError], None]) -> None:
+        """Count a new connection, and make room for it; ``reject`` answers an error on it and closes it."""
+        now = time.monotonic()
         if self._timer is None:
-            self._timer, self._swept_at = loop.call_later(SWEEP_S, self._sweep, loop), loop.time()
-        if len(self._open) > self._limit:
-            self._make_room(connection, loop.time())
+            self._timer, self._swept_at = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep), now
+        self._idle[connection] = None
+        if len(self._open) >= self._limit:
+            oldest = next(iter(self._idle))  # the new one itself if all others are busy
+            del self._idle[oldest]
+            self.on_closed("limit")
+            oldest.transport.close()
+            if oldest.transport.get_write_buffer_size():  # its client does not read
+                oldest.transport.abort()
+        self._open[connection] = _State(reject, idle_since=now, head_since=now)
         self._on_change(len(self._open))
 
-    def remove(self, connection: Connection) -> None:
+    def remove(self, connection: HttpToolsProtocol) -> None:
         """Forget a connection that is closed."""
-        if connection in self._open:
-            del self._open[connection]
-            self._on_change(len(self._open))
+        del self._open[connection]
+        self._idle.pop(connection, None)
+        self._on_change(len(self._open))
 
-    def refusal(self, error: IgnError, peer: str | None = None) -> bytes:
-        """The response to a head that is refused, from its first own header on; it is logged and counted.
+    def on_head(self, connection: HttpToolsProtocol) -> None:
+        """Note the first byte of a head."""
+        state = self._open[connection]
+        state.has_begun = True
+        if state.head_since is None:
+            state.head_since = time.monotonic()
 
-        Args:
-            error: why. The connection closes after the response.
-            peer: address of the client.
-        """
-        request_id = choose_request_id(None)
-        response = problem_response(error, request_id)
-        state = {"request_id": request_id, "peer": peer, "problem": describe(error).code}
-        log_request("-", UNMATCHED, response.status_code, 0.0, state)
-        if self._observe is not None:
-            self._observe(UNMATCHED, response.status_code, 0.0, state)
-        head = b"".join(b"%s: %s\r\n" % header for header in response.raw_headers if header[0] != b"connection")
-        return b"%sx-request-id: %s\r\nconnection: close\r\n\r\n%s" % (head, request_id.encode(), bytes(response.body))
+    def on_busy(self, connection: HttpToolsProtocol) -> None:
+        """Note a complete head."""
+        state = self._open[connection]
+        state.has_begun, state.head_since = False, None
+        self._idle.pop(connection, None)
 
-    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._check_files()
-        now = loop.time()
-        if now - self._swept_at > _MAX_DELAY_S:
-            self.resumed_at = now
-        for connection in list(self._open):
-            connection.close_if_late(now)
+    def on_idle(self, connection: HttpToolsProtocol) -> None:
+        """Note the end of the last response."""
+        state = self._open[connection]
+        state.idle_since = time.monotonic()
+        if state.has_begun:  # the client could not send the rest while reading was paused
+            state.head_since = state.idle_since
+        self._idle[connection] = None
+
+    def finish(self, quiet_since: float) -> None:
+        """Close the connections that are idle since then (`time.monotonic()`), and others after their last response."""
+        for connection, state in list(self._open.items()):
+            if connection not in self._idle or state.idle_since <= quiet_since:
+                connection.shutdown()
+
+    def _sweep(self) -> None:
+        # Armed first: whatever is raised below ends no sweep but this one.
+        self._timer = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep) if self._open else None
+        now = time.monotonic()
+        if now - self._swept_at > 1.5 * SWEEP_S:
+            self._resumed_at = now
         self._swept_at = now
-        self._timer = loop.call_later(SWEEP_S, self._sweep, loop) if self._open else None
-
-    def _check_files(self) -> None:
-        has_files = open_files.is_one_free()
+        for connection, state in list(self._open.items()):
+            try:
+                self._check(connection, state, now)
+            except Exception:
+                _LOG.exception("a connection cannot be checked")
+        has_files = _can_open_file()
         if not has_files:
             self._on_files_exhausted()
             if self._had_files:
                 _LOG.error("no more files can be opened (ulimit -n): new connections are closed without a response")
         self._had_files = has_files
 
-    def _make_room(self, newest: Connection, now: float) -> None:
-        if now >= self._search_at:
-            waiting = [(one, since) for one in self._open if one is not newest and (since := one.waiting_since())]
-            # Several at a time, so that a search through all connections pays for many new ones.
-            oldest = heapq.nsmallest(1 + self._limit // 64, waiting, key=itemgetter(1))
-            for one, _ in oldest:
-                self._drop(one)
-            if oldest:
-                return
-            self._search_at = now + _RESCAN_S
-        self._drop(newest)
+    def _check(self, connection: HttpToolsProtocol, state: _State, now: float) -> None:
+        """Close the connection if its client does not read, or if a head is late.
 
-    def _drop(self, connection: Connection) -> None:
-        self._open.pop(connection, None)  # now, because `connection_lost` comes later in the event loop
-        connection.drop()
-        self.on_closed("limit")
+        Times count from the end of the last pause at the earliest: what clients sent meanwhile is still unread.
+        """
+        before, state.unsent = state.unsent, _unsent(connection.transport)
+        if not before or state.unsent < before:
+            state.taken_at = now
+        if now - max(state.taken_at, self._resumed_at) > SEND_TIMEOUT_S:
+            self.on_closed("send_timeout")
+            connection.transport.abort()
+        elif connection in self._idle and now - max(state.head_since or now, self._resumed_at) > self._head_timeout_s:
+            self.on_closed("head_timeout")
+            if state.has_begun:
+                state.reject(HeadTooSlow("the head of the request did not arrive in time"))
+            else:
+                connection.transport.close()
+
+
+class Flow(FlowControl):
+    """Does not read on while pipelined requests wait: their bodies would need memory."""
+
+    def __init__(self, transport: asyncio.Transport, pipeline: Sized) -> None:
+        super().__init__(transport)
+        self._pipeline = pipeline
+
+    def resume_reading(self) -> None:
+        """Read on, unless requests wait."""
+        if not self._pipeline:
+            super().resume_reading()
+
+
+class LingeringTransport:
+    """The transport of the last response of a connection, whose input is not read any more.
+
+    A close with unread input resets the connection, and the client may lose the response. So it comes later.
+    """
+
+    def __init__(self, transport: asyncio.Transport, flow: FlowControl) -> None:
+        self.write, self.is_closing, self._transport = transport.write, transport.is_closing, transport
+        transport.pause_reading()
+        flow.read_paused = False  # so that nothing ends this pause
+
+    def close(self) -> None:
+        """Close the sending half now, and the connection soon."""
+        if not self.is_closing():
+            self._transport.write_eof()
+            asyncio.get_running_loop().call_later(LINGER_S, self._transport.close)
+
+
+def raise_file_limit() -> None:
+    """Raise the soft limit of open files to the hard limit; containers and systemd units often start with 1024.
+
+    Raises:
+        StartupError: the limit is too low for the service to start.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # the system may allow less than the hard limit
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    files = _file_limit()
+    if files < _MIN_FILES:
+        raise StartupError(f"only {files} files may be open (ulimit -n); the service needs {_MIN_FILES}")
+
+
+def connection_limit(wanted: int) -> int:
+    """How many connections may be open: ``wanted``, or fewer if the limit of open files is low. Logs a warning then."""
+    files = _file_limit()
+    possible = max(files - _RESERVED_FILES, files // 2)
+    if possible < wanted:
+        text = (
+            "at most %d connections may be open, not IGN_MAX_OPEN_CONNECTIONS=%d: only %d files may be open (ulimit -n)"
+        )
+        _LOG.warning(text, possible, wanted, files)
+    return min(possible, wanted)
+
+
+def _file_limit() -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 2**31 if soft == resource.RLIM_INFINITY else soft
+
+
+def _can_open_file() -> bool:
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY))
+    except OSError:
+        return False
+    return True
+
+
+def _unsent(transport: asyncio.Transport) -> int:
+    """Bytes that the client has not taken, those in the kernel's buffer (TIOCOUTQ) included.
+
+    The kernel empties ours in large steps, so ours alone looks stuck while a slow client reads.
+    """
+    size = transport.get_write_buffer_size()
+    if not size:
+        return 0
+    fileno = transport.get_extra_info("socket").fileno()
+    try:
+        return size + int.from_bytes(fcntl.ioctl(fileno, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    except OSError:
+        return size

@@ -1,14 +1,10 @@
-"""The listening socket, and what the event loop does not tell of others."""
+"""The listening socket, from its address to its end."""
 
 import contextlib
 import ctypes
-import fcntl
 import logging
-import select
 import socket
 import struct
-import sys
-import termios
 from collections.abc import Iterator
 from typing import Final
 
@@ -25,32 +21,16 @@ _DROP_SYN: Final = struct.pack(
     *(0x06, 0, 0, 0),  # drop the segment
     *(0x06, 0, 0, 1 << 30),  # pass the whole segment
 )
-_HANG_UP: Final = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)  # Linux alone has the last one
 _WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - address that stands for all → one to open
 
 
 def listen(settings: Settings) -> socket.socket:
-    """A listening socket on the address in the settings.
-
-    Raises:
-        StartupError: the address is not available.
-    """
-    listener = bind(settings.host, settings.port)
-    try:
-        listener.listen(BACKLOG)
-    except OSError as exc:
-        listener.close()
-        raise bind_error(settings.host, settings.port, exc) from exc
-    return listener
+    """A listening socket on the address in the settings, see `bind`."""
+    return bind(settings.host, settings.port, listens=True)
 
 
-def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
-    """A bound socket that does not listen yet.
-
-    Args:
-        host: a host name or an address.
-        port: 0 takes a free one.
-        shared: let other shared sockets listen on the same port (SO_REUSEPORT).
+def bind(host: str, port: int, *, shared: bool = False, listens: bool = False) -> socket.socket:
+    """A socket bound to this address; port 0 takes a free one, and ``shared`` lets others have it too (SO_REUSEPORT).
 
     Raises:
         StartupError: the address is not available.
@@ -61,6 +41,8 @@ def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
         if shared:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         bound.bind((host, port))
+        if listens:
+            bound.listen(BACKLOG)
     except OSError as exc:
         bound.close()
         raise bind_error(host, port, exc) from exc
@@ -99,20 +81,5 @@ def write_startup_line(bound: socket.socket) -> None:
 
 
 def bind_error(host: str, port: int, exc: OSError) -> StartupError:
-    """The refusal to start when this address is not available."""
+    """The error of a service whose address is not available."""
     return StartupError(f"cannot listen on {host}:{port}: {exc.strerror or exc}")
-
-
-def has_hung_up(connection: socket.socket) -> bool:
-    """Whether the other side of a connection has closed it, or its sending half."""
-    poll = select.poll()
-    poll.register(connection.fileno(), _HANG_UP)
-    return bool(poll.poll(0))
-
-
-def bytes_in_system(connection: socket.socket) -> int:
-    """Bytes that were sent, and that the other side has not acknowledged; 0 where the system does not tell."""
-    try:
-        return int.from_bytes(fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
-    except OSError:
-        return 0

@@ -2,8 +2,11 @@
 
 import asyncio
 import logging
+import os
 import signal
 import socket
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -12,20 +15,17 @@ from typing import Any, Final, cast
 import uvicorn
 
 from service.api.app_state import AppState
-from service.api.fast_path import FastPath
 from service.environment import stop_signals
-from service.server.early_rejection import EarlyRejection
-from service.server.http_protocol import HttpProtocol
+from service.observability.log_queue import flush_log
 from service.server.open_connections import OpenConnections
+from service.server.protocol import HttpProtocol
 from service.server.sockets import BACKLOG, accept_waiting, stop_handshakes
 
 Config = uvicorn.Config
-ACCEPTS_PER_TICK: Final = 8
-"""Connections accepted in one iteration of the event loop. uvloop accepts one per listening socket, so the server
-listens on as many duplicates of its socket."""
 KEEP_ALIVE_S: Final = 75
 """Seconds that an idle connection stays open: longer than in most load balancers (60 s). If the server closed first,
 a proxy could send a POST on a closed connection, and it does not send a POST twice."""
+_EXIT_GRACE_S: Final = 3.0  # after the time of draining, to close connections and models
 _HANDSHAKE_S: Final = 0.1  # for connections that the kernel has begun when the server stops listening
 _QUIET_S: Final = 0.5  # a stopping server closes a connection on which nothing has arrived for this time
 _LAST_REQUESTS_S: Final = 1.0  # for all connections to become quiet
@@ -36,39 +36,39 @@ _LOG = logging.getLogger("service")
 class IgnServer(uvicorn.Server):
     """uvicorn with the shutdown of docs/http-api.md: keep listening, answer 503, exit when no request is in flight.
 
-    It owns `AppState.in_flight.draining`: only this class sets it. All methods run in the event loop.
+    Only this class sets `AppState.in_flight.draining`. All methods run in the event loop.
 
     Args:
-        config: uvicorn's.
+        config: from `config`, with the same ``connections``.
         services: the app's state.
-        is_worker: start the app without its sockets, `add_sockets` then takes them; a second SIGTERM changes nothing,
-            see `service.server.supervisor.ChildMain`.
-        on_stop: called when draining begins, and when it ends, with the seconds that it may still take.
+        connections: the open connections.
+        is_child: whether this is one of several server processes. Then the app starts without its sockets, which
+            `add_sockets` takes, and a second SIGTERM changes nothing, see `service.server.supervisor.ChildMain`.
     """
 
     def __init__(
-        self,
-        config: Config,
-        services: AppState,
-        *,
-        is_worker: bool = False,
-        on_stop: Callable[[float], None] = lambda _: None,
+        self, config: Config, services: AppState, connections: OpenConnections, *, is_child: bool = False
     ) -> None:
         super().__init__(config)
-        self._on_stop = on_stop
-        self._services = services
-        self._is_worker = is_worker
+        self._services, self._connections, self._is_child = services, connections, is_child
         self._drain_task: asyncio.Task[None] | None = None  # a task without a reference may be collected
+        self._has_ended = threading.Event()
         self.aborted = False
         """Whether the server stopped because it could not serve any more."""
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until a signal. A drain ends this process in time, whatever its threads do."""
+        try:
+            super().run(sockets)
+        finally:
+            self._has_ended.set()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Handle signals: the first one drains, the second one ends the requests in flight."""
-        loop = asyncio.get_running_loop()
-        numbers = stop_signals()
+        loop, numbers = asyncio.get_running_loop(), stop_signals()
         for number in numbers:
-            loop.add_signal_handler(number, self._stop, number)
+            loop.add_signal_handler(number, self._on_signal, number)
         try:
             yield
         finally:
@@ -78,15 +78,20 @@ class IgnServer(uvicorn.Server):
                     signal.signal(number, signal.SIG_IGN)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start the app, and listen if that is wanted now."""
-        await super().startup([] if self._is_worker else sockets)
+        """Start the app, and listen unless this is a child."""
+        await super().startup([] if self._is_child else sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening, answer what has arrived, and close the connections and the app."""
         await self._stop_listening(sockets or [])
-        await self._finish_connections()
+        end = time.monotonic() + _LAST_REQUESTS_S
+        while self.server_state.connections and (now := time.monotonic()) < end:
+            for _ in range(2):  # the event loop reads what has arrived, also if this process was not running
+                await asyncio.sleep(0)
+            self._connections.finish(now - _QUIET_S)
+            await asyncio.sleep(_QUIET_S / 10)
         if self._services.in_flight.draining:
-            self._on_stop(0.0)
+            self._exit_within(0.0)
         await super().shutdown(sockets)
 
     async def _stop_listening(self, listeners: list[socket.socket]) -> None:
@@ -103,18 +108,6 @@ class IgnServer(uvicorn.Server):
             with one:
                 for connection in accept_waiting(one):
                     await loop.connect_accepted_socket(self._protocol, connection)
-
-    async def _finish_connections(self) -> None:
-        """Answer the requests that still arrive, and close each connection when it is quiet."""
-        loop, connections = asyncio.get_running_loop(), self.server_state.connections
-        end = loop.time() + _LAST_REQUESTS_S
-        while connections and loop.time() < end:
-            now = loop.time()
-            for _ in range(2):  # the event loop reads what has arrived, also if this process was not running
-                await asyncio.sleep(0)
-            for connection in list(connections):
-                cast(HttpProtocol, connection).finish(now - _QUIET_S)
-            await asyncio.sleep(_QUIET_S / 10)
 
     def _protocol(self) -> asyncio.Protocol:  # as in `uvicorn.Server.startup`
         config, state = self.config, self.lifespan.state
@@ -133,15 +126,17 @@ class IgnServer(uvicorn.Server):
     def abort(self) -> None:
         """Drain because this process cannot serve any more, but a new one could."""
         self.aborted = True
-        if not self._services.in_flight.draining:
-            self._stop()
+        self._begin_drain()
 
-    def _stop(self, number: int = 0) -> None:
-        if self._services.in_flight.draining:
-            if not (self._is_worker and number == signal.SIGTERM):
-                self._close_connections()
-        else:
-            self._on_stop(self._services.settings.drain_s)
+    def _on_signal(self, number: int) -> None:
+        if not self._services.in_flight.draining:
+            self._begin_drain()
+        elif not (self._is_child and number == signal.SIGTERM):
+            self._cut_off()
+
+    def _begin_drain(self) -> None:
+        if not self._services.in_flight.draining:
+            self._exit_within(self._services.settings.drain_s)
             self._services.in_flight.draining = True
             self._drain_task = asyncio.get_running_loop().create_task(self._drain())
 
@@ -153,41 +148,35 @@ class IgnServer(uvicorn.Server):
                 await asyncio.sleep(settings.drain_delay_s)
                 await in_flight.idle()
         except TimeoutError:
-            self._close_connections()
+            self._cut_off()
         self.should_exit = True
 
-    def _close_connections(self) -> None:
+    def _cut_off(self) -> None:
         """End the requests in flight; each gets 503 or an `error` event."""
         _LOG.warning("cutting off %d requests", self._services.in_flight.count)
         self._services.registry.abort_all()
         self.should_exit = True
 
+    def _exit_within(self, seconds: float) -> None:
+        """End the process after so many seconds and a grace, unless the server has ended by then."""
 
-def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Makes the event loop that uvicorn would take; None for the default."""
-    return Config("", log_config=None).get_loop_factory()
+        def wait() -> None:
+            if not self._has_ended.wait(seconds + _EXIT_GRACE_S):
+                _LOG.warning("a thread does not end: the process ends without it")
+                flush_log()
+                os._exit(int(self.aborted))
+
+        threading.Thread(target=wait, name="ign-exit", daemon=True).start()
 
 
-def config(
-    app: Callable[..., Any],
-    early_rejection: EarlyRejection | None = None,
-    connections: OpenConnections | None = None,
-    fast_path: FastPath | None = None,
-) -> Config:
+def config(app: Callable[..., Any], connections: OpenConnections | None = None) -> Config:
     """Configure uvicorn: without its access log, its `Server` header and its handling of proxy headers.
 
     Args:
         app: an ASGI application.
-        early_rejection: None to accept and start every request at once.
         connections: of the event loop that serves; None for the default limits.
-        fast_path: of ``app``; None to pass all requests on to it.
     """
-    protocol = partial(
-        HttpProtocol,
-        early_rejection=early_rejection,
-        connections=connections or OpenConnections(),
-        fast_path=fast_path,
-    )
+    protocol = partial(HttpProtocol, connections=connections or OpenConnections())
     return Config(
         app,
         http=cast(type[asyncio.Protocol], protocol),

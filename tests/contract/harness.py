@@ -24,7 +24,7 @@ from pydantic import BaseModel
 
 from service.api.app_state import AppState
 from service.api.native.schemas import ProblemDocument
-from service.app import build_services, create_app, make_connections, make_early_rejection
+from service.app import build_services, create_app, make_connections
 from service.domain.errors import StartupError
 from service.domain.latents import FloatRows, NoiseSource
 from service.runtime.onnx_model import OnnxModel
@@ -138,8 +138,7 @@ def serving(
     app = create_app(services, on_startup_error=refusals.append if may_refuse else None)
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    fast = app.state.fast_path if fast_path else None
-    how = config(app, make_early_rejection(services), make_connections(services), fast)
+    how = config(app, make_connections(services))
     how.loop, how.timeout_graceful_shutdown = loop, 5
     server = uvicorn.Server(how)  # whose signals are the tests' own
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name=f"loop of {url}")

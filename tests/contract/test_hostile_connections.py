@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from service.server.http_protocol import MAX_PIPELINED
-from service.server.request_heads import MAX_HEAD_BYTES, MAX_HEADERS
+from service.api.heads import MAX_HEAD_BYTES, MAX_HEADERS
+from service.server.protocol import MAX_PIPELINED
 from tests.contract.harness import PATIENCE_S, Service, gated, problem, serving, settings
 from tests.helpers.connection import Connection
 
@@ -359,7 +359,7 @@ def test_who_still_sends_when_the_connection_closes_gets_the_answer(
 
 
 def test_who_does_not_read_holds_no_place(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.server.http_protocol.SEND_TIMEOUT_S", 1.0)
+    monkeypatch.setattr("service.server.open_connections.SEND_TIMEOUT_S", 1.0)
     with serving(settings(models)) as service, socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(service.address)
@@ -371,7 +371,7 @@ def test_who_does_not_read_holds_no_place(models: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.slow
 def test_who_reads_slowly_is_served(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.server.http_protocol.SEND_TIMEOUT_S", 4.0)
+    monkeypatch.setattr("service.server.open_connections.SEND_TIMEOUT_S", 4.0)
     with serving(settings(models)) as service, Connection(service.address) as connection:
         connection.send(BUNDLE * 20)
         end = time.monotonic() + 8

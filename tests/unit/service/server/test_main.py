@@ -25,7 +25,7 @@ from service.domain.latents import FloatRows
 from service.domain.model import DeviceLost
 from service.observability.log_queue import flush_log
 from service.runtime.onnx_model import OnnxModel
-from service.server import sockets, worker_process
+from service.server import sockets, process
 from service.settings import Settings
 from tests.contract.harness import PATIENCE_S, Gate, problem
 from tests.helpers.connection import Connection
@@ -346,11 +346,11 @@ def test_ipv6(said: Said) -> None:
 
 
 def test_logs_are_text_or_json(capsys: Any) -> None:
-    worker_process.configure_logging(Settings(log_format="json"))
+    process.configure_logging(Settings(log_format="json"))
     logging.getLogger("service").info("hello")
     assert flush_log()
     assert json.loads(capsys.readouterr().err)["message"] == "hello"
-    worker_process.configure_logging(Settings())
+    process.configure_logging(Settings())
     logging.getLogger("service").info("hello")
     assert flush_log()
     assert capsys.readouterr().err.endswith(" INFO hello\n")

@@ -13,7 +13,7 @@ import pytest
 
 from service.domain.errors import StartupError
 from service.server import supervisor
-from service.server.supervisor import ChildMain, per_worker_settings, supervise
+from service.server.supervisor import ChildMain, per_process_settings, supervise
 from service.settings import Settings
 from tests.contract.harness import PATIENCE_S
 from tests.helpers import worker_fakes
@@ -73,12 +73,12 @@ def supervised(settings: Settings, main: ChildMain, script: Callable[[], None], 
 
 
 def test_limits_are_divided_and_a_full_request_still_fits(settings: Settings) -> None:
-    share = per_worker_settings(settings)
+    share = per_process_settings(settings)
     assert (share.threads, share.max_inflight_requests, share.queue_rows) == (2, 4, 64)
     assert share.max_images == settings.max_images
     assert share.max_inflight_bytes == math.ceil(settings.max_inflight_bytes / 3)
-    assert per_worker_settings(settings.replace(max_inflight_bytes=2**24)).max_inflight_bytes == 2**24
-    assert per_worker_settings(settings.replace(threads=1)).threads == 1
+    assert per_process_settings(settings.replace(max_inflight_bytes=2**24)).max_inflight_bytes == 2**24
+    assert per_process_settings(settings.replace(threads=1)).threads == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

@@ -20,7 +20,7 @@ STUCK = """
 import threading, time
 from service.cli import serve
 from service.models.repository import Repository
-from service.server.worker_process import leave
+from service.server.process import leave
 {line}
 leave(serve({{}}))
 """

@@ -1,0 +1,150 @@
+"""uvicorn's HTTP protocol with limits on what one connection may send and hold.
+
+    made ──first byte──▶ head ──complete──▶ busy ──last response──▶ idle ──first byte──▶ head …
+      │ head_timeout_s     │ head_timeout_s   │ limits of the         │ uvicorn's timeout_keep_alive
+      ▼ close              ▼ 408              ▼ application           ▼ close
+
+A head that is wrong, too large or late becomes a request with ``scope["state"]["rejected"]`` in place of a head: the
+application answers it after the requests before it, and the connection ends.
+"""
+
+import asyncio
+import time
+from typing import Any, Final, cast
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from service.api.heads import MAX_HEAD_BYTES, check_head_size
+from service.domain.errors import HeadTooLarge, IgnError, MalformedRequest, TooManyConnections
+from service.server.open_connections import LINGER_S, Flow, LingeringTransport, OpenConnections
+
+MAX_PIPELINED: Final = 64  # requests that wait on one connection for the response before theirs
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """One connection. A test lists the names that it uses of uvicorn, whose version pyproject.toml limits."""
+
+    def __init__(self, *args: Any, connections: OpenConnections, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._connections = connections
+        self._running: RequestResponseCycle | None = None  # `cycle` is the one that arrived last
+        self._unplaced = 0  # bytes received since the parser last completed a head or found a part of a body
+        self._is_rejected = False  # what arrives is ignored
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Count the connection."""
+        super().connection_made(transport)
+        self.flow = Flow(transport, self.pipeline)
+        self._connections.add(self, self.reject)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the request that runs; uvicorn tells only the one that arrived last."""
+        self._connections.remove(self)
+        if self._running is not None:
+            self._running.disconnected = True
+            self._running.message_event.set()
+        super().connection_lost(exc)
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Keep the connection shortly for the response to a whole request; a client that has left looks the same."""
+        if self._is_idle() or self.cycle.more_body or self.cycle.response_started:
+            return False
+        self.loop.call_later(LINGER_S, self.transport.close)
+        return True
+
+    def data_received(self, data: bytes) -> None:
+        """Parse the data in pieces, between which the size of the head is checked."""
+        for start in range(0, len(data), MAX_HEAD_BYTES):
+            if not self._is_rejected:
+                self._parse(data[start : start + MAX_HEAD_BYTES])
+
+    def _parse(self, data: bytes) -> None:
+        self._unplaced += len(data)
+        try:
+            while data:
+                data = self._feed(data)
+            check_head_size(self._unplaced, len(self.headers or ()))
+        except (httptools.HttpParserError, HeadTooLarge) as exc:
+            cause = exc if isinstance(exc, HeadTooLarge) else exc.__context__  # what a callback has raised
+            error = cause if isinstance(cause, IgnError) else MalformedRequest("the request is not HTTP/1.1")
+            self._connections.on_closed("pipelining" if isinstance(error, TooManyConnections) else error.code)
+            self.reject(error)
+
+    def _feed(self, data: bytes) -> bytes:
+        """Parse the data; returns what is left to parse."""
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as exc:
+            # httptools takes what follows `Upgrade` for another protocol. There is none (RFC 9110, section 7.8): a new
+            # parser gets the head again without it. The callbacks skip the first pass, where `should_upgrade` is true.
+            line = b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+            fields = [b"%s: %s" % field for field in self.headers if field[0] != b"upgrade"]
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+            return b"\r\n".join((line, *fields, b"", data[exc.args[0] :]))
+        return b""
+
+    def on_message_begin(self) -> None:
+        """Begin the time of a head."""
+        super().on_message_begin()
+        self._unset_keepalive_if_required()
+        self._connections.on_head(self)
+
+    def on_headers_complete(self) -> None:
+        """Begin a request, unless an `IgnError` rejects it."""
+        if self.parser.get_method() == b"CONNECT":
+            raise MalformedRequest("the method CONNECT is not supported")
+        if self.parser.should_upgrade():
+            return
+        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        check_head_size(size, len(self.headers))
+        if len(self.pipeline) >= MAX_PIPELINED and not self._is_rejected:
+            raise TooManyConnections(f"more than {MAX_PIPELINED} requests wait on this connection")
+        self._unplaced = 0
+        self._connections.on_busy(self)
+        self.scope["state"]["arrival"] = time.monotonic()  # deadlines count from here, also of a request that waits
+        self.expect_100_continue &= self.parser.get_http_version() != "1.0"  # RFC 9110, section 10.1.1
+        super().on_headers_complete()
+        self.headers = []  # trailers go to this list: they are no headers of the request
+
+    def on_body(self, body: bytes) -> None:
+        """Note that the parser makes progress."""
+        self._unplaced = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Skip the first pass of a head with `Upgrade`."""
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Begin the next request, or the time of an idle connection."""
+        super().on_response_complete()
+        if self._is_idle():
+            self._connections.on_idle(self)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _is_idle(self) -> bool:
+        return bool(getattr(self.cycle, "response_complete", True))  # there is none before the first request
+
+    def reject(self, error: IgnError) -> None:
+        """Let the application answer the error after the requests before, and end the connection."""
+        self._is_rejected = True
+        if not self._is_idle() and self.cycle.more_body:  # the body is wrong: the error takes the place of its request
+            if self.pipeline:
+                self.pipeline.popleft()
+            elif self.cycle.response_started:
+                self.transport.close()
+            else:
+                self.cycle.disconnected = self.cycle.response_complete = True
+                self.cycle.waiting_for_100_continue = False
+                self.cycle.message_event.set()
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.feed_data(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")
+        cast(dict[str, Any], self.cycle.scope).update(method="-", path="", raw_path=b"", headers=[])
+        self.cycle.scope["state"]["rejected"] = error
+        self.cycle.transport = cast(asyncio.Transport, LingeringTransport(self.transport, self.flow))
