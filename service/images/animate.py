@@ -8,8 +8,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from service.images.encode import check_sides
-from service.images.enlarge import Resample, enlarge
-from service.images.pixels import Pixels
+from service.images.pixels import Pixels, Resample, enlarge
 
 AnimationFormat = Literal["webp", "gif", "apng"]
 
@@ -24,23 +23,13 @@ def animate(
     resample: Resample = "nearest",
     check: Callable[[], None] = lambda: None,
 ) -> bytes:
-    """Encode frames as one animation.
+    """Encode frames as one animation, by default without end.
 
     WebP and APNG are lossless. GIF keeps grey and reduces RGB to 256 colours per frame. Pillow stores equal
-    neighbouring frames once and adds their durations. Durations are multiples of 1 ms, in GIF of 10 ms; the rounding
-    errors do not accumulate.
+    neighbouring frames once and adds their durations.
 
-    Args:
-        frames: N ≥ 1 frames, uint8 (N, H, W) grey or (N, H, W, 3) RGB.
-        animation_format: `webp`, `gif` or `apng`.
-        fps: frames per second, 1…50.
-        loop: repeat without end; else stop at the last frame.
-        scale: factor that enlarges the frames.
-        resample: how they are enlarged.
-        check: called before each frame is prepared; what it raises ends the work.
-
-    Raises:
-        InvalidContent: a side is longer than the format allows (code `image_too_large`).
+    ``frames`` are N ≥ 1 images, uint8 (N, H, W) grey or (N, H, W, 3) RGB. ``check`` is called before each is prepared;
+    what it raises ends the work. Raises as `check_sides`.
     """
     check_sides(animation_format, frames.shape[2] * scale, frames.shape[1] * scale)
     images = []
@@ -79,6 +68,9 @@ def _image(frame: Pixels, animation_format: AnimationFormat, scale: int, resampl
 
 
 def _durations(n: int, fps: float, tick: int) -> list[int]:
-    """Duration of each frame in ms: multiples of `tick`, so that frame k ends as near as possible to k / fps."""
+    """Duration of each frame in ms: multiples of `tick`, so that frame k ends as near as possible to k / fps.
+
+    30 fps in ticks of 10 ms is 30, 40, 30, 30, 40, 30…: rounding errors do not accumulate.
+    """
     ends = [round(k * 1000 / fps / tick) * tick for k in range(n + 1)]
     return [end - start for start, end in pairwise(ends)]
