@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from service.artifact.npy import read_npy
+from service.artifact.files import read_npy
 from service.domain.errors import StartupError
 from service.domain.latents import FloatRows
 from service.domain.model import Model
@@ -24,16 +24,11 @@ _MEMBERS: Final = ("x", "y", "digest")
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Golden:
-    """The content of `golden.npz`: rows x, y = f(x) by the training framework, both float32 (N, C, H, W).
-
-    Args:
-        x, y: the rows.
-        digest: SHA-256, in hexadecimal, of the `model.onnx` they belong to.
-    """
+    """The content of `golden.npz`: rows x, y = f(x) by the training framework, both float32 (N, C, H, W)."""
 
     x: FloatRows
     y: FloatRows
-    digest: str
+    digest: str  # of the `model.onnx` they belong to
 
     def to_bytes(self) -> bytes:
         """`golden.npz`; the same rows give the same bytes."""
@@ -44,19 +39,12 @@ class Golden:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GoldenReport:
-    """How a provider reproduces the golden rows.
+    """How a provider reproduces the golden rows."""
 
-    Args:
-        difference: largest |f(x) − y| over all batches; infinite if an output was not finite.
-        spread: largest difference of one row between batches, positions in a batch, and devices.
-        tolerance: upper bound for `difference`.
-        batches: batch sizes that were run.
-    """
-
-    difference: float
-    spread: float
-    tolerance: float
-    batches: tuple[int, ...]
+    difference: float  # largest |f(x) − y| over all batches; infinite if an output was not finite
+    spread: float  # largest difference of one row between batches, positions in a batch, and devices
+    tolerance: float  # upper bound for `difference`
+    batches: tuple[int, ...]  # sizes that were run
 
     @property
     def passed(self) -> bool:
@@ -75,11 +63,7 @@ def digest_of(data: bytes) -> str:
 
 
 def read_golden(path: Path, shape: tuple[int, int, int]) -> Golden:
-    """Read an untrusted `golden.npz`: no pickles, and sizes are checked before memory is allocated.
-
-    Args:
-        path: the file.
-        shape: (C, H, W) of the model's rows.
+    """Read an untrusted `golden.npz` of rows (C, H, W): no pickles; sizes are checked before memory is allocated.
 
     Raises:
         StartupError: not such an archive, too large, or arrays of another type or shape; the text names no path.
@@ -107,14 +91,9 @@ def _member(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
 def check_golden(model: Model, golden: Golden, tolerance: float, copies: Sequence[Model] = ()) -> GoldenReport:
     """Run the golden rows one by one and in batches, and compare with the outputs of the training framework.
 
-    If the device has buckets, every row runs in every bucket at every position. Otherwise the rows run one by one, in
-    one batch, and in the same batch rotated by one.
-
-    Args:
-        model: runs the rows.
-        golden: N rows.
-        tolerance: largest absolute difference allowed.
-        copies: the same model on further devices; they must reproduce the same rows.
+    If the device has buckets, every row runs in every bucket at every position: three rows in a bucket of 4 run as
+    0120, 1201, 2012. Otherwise the rows run one by one, in one batch, and in the same batch rotated by one. ``copies``,
+    the same model on further devices, must reproduce the same rows.
     """
     x, y = golden.x, golden.y
     first = _one_by_one(model, x)

@@ -25,7 +25,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from service.artifact.npy import read_npy_header
+from service.artifact.files import read_npy_header
 from service.domain.errors import IgnError, InvalidContent, TooLarge
 from service.domain.latents import MAX_MAGNITUDE, FloatRow, is_bounded
 from service.images.untrusted import (

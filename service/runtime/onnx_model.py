@@ -15,18 +15,22 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from service.artifact.card import INPUT, OUTPUT, CardError, ModelCard, from_metadata
+from service.artifact.card import INPUT, OUTPUT, CardError, from_metadata
 from service.artifact.onnx_file import check_self_contained
 from service.domain.errors import ModelFailure, StartupError
-from service.domain.latents import FloatRows, NoiseSource
+from service.domain.latents import FloatRows
 from service.domain.model import DeviceBatch, DeviceLost, DeviceOutOfMemory, never_continue
-from service.runtime.compute_capability import missing_code
-from service.runtime.cuda_graphs import GRAPH_LOCK
-from service.runtime.device_errors import kind_of, lacks_code
-from service.runtime.runners import DeviceRunner, DirectRunner, PaddedRunner, Runner, SingleThreadRunner
+from service.runtime.devices import kind_of, lacks_code, missing_code
+from service.runtime.runners import (
+    GRAPH_LOCK,
+    DeviceRunner,
+    DirectRunner,
+    ImageShape,
+    PaddedRunner,
+    Runner,
+    SingleThreadRunner,
+)
 from service.runtime.session import CudaOptions, CudaUnavailable, cpu_session, cuda_session, short_message
-
-ImageShape = tuple[int, int, int]
 
 _LOG = logging.getLogger(__name__)
 
@@ -73,7 +77,10 @@ class OnnxModel:
             self.device, self.fallback_reason = "cpu", exc.detail
             session = self._make_session()
         self.provider: str = session.get_providers()[0]
-        self.card, self.noise = _read_card(session.get_modelmeta().custom_metadata_map)
+        try:
+            self.card, self.noise = from_metadata(session.get_modelmeta().custom_metadata_map)
+        except CardError as exc:
+            raise StartupError(str(exc)) from exc
         self.shape: ImageShape = self.card.shape
         self.buckets: tuple[int, ...] | None = None
         self._missing_code = ""
@@ -124,25 +131,18 @@ class OnnxModel:
         self._on_device(lambda runner: runner.upload(rows), f"{len(rows)} rows do not fit")
 
     def run_steps(self, keep_going: Callable[[], bool] = never_continue) -> None:
-        """Apply f to the rows on the device, and again while ``keep_going``, called after every step, is true.
-
-        A step that raises leaves the rows as they were before it; raises as :meth:`run`.
-        """
+        """See `DeviceBatch.run_steps`; raises as :meth:`run`."""
         self._on_device(lambda runner: runner.run_steps(keep_going), "a step does not fit")
 
     def download(self, out: FloatRows) -> None:
-        """Copy the first ``len(out)`` rows from the device; raises as :meth:`run`."""
+        """See `DeviceBatch.download`; raises as :meth:`run`."""
         self._check_rows(out)
         self._on_device(lambda runner: runner.download(out), f"{len(out)} rows do not fit")
 
     def warm_up(self) -> None:
         """Run every bucket in every way, so that no caller waits for algorithm search, allocations or captures.
 
-        Buckets that do not fit the device's memory are given up.
-
-        Raises:
-            DeviceOutOfMemory: not even the smallest batch fits.
-            ModelFailure: the model does not run.
+        Buckets that do not fit are given up. Raises as :meth:`run`; DeviceOutOfMemory if not even the smallest fits.
         """
         while True:
             try:
@@ -159,10 +159,7 @@ class OnnxModel:
         """After `DeviceOutOfMemory`: give up the largest bucket, or halve the only one, and start a new session.
 
         The session is replaced because onnxruntime's arena may fail every later run after one failed allocation.
-
-        Raises:
-            DeviceOutOfMemory: not even the smallest batch fits.
-            StartupError: no session starts any more.
+        Raises as :meth:`warm_up`; StartupError if no session starts any more.
         """
         self._reset_session()
         self.warm_up()
@@ -233,9 +230,7 @@ class OnnxModel:
     def _describe_shortage(self, exc: Exception, device_fails: Callable[[], bool]) -> str:
         """A line about memory that ran out; any other error of onnxruntime is raised as :meth:`run` documents.
 
-        Args:
-            exc: what onnxruntime raised.
-            device_fails: whether the device fails on other rows too; called if the error leaves that open.
+        If the error leaves open whether the device fails on other rows too, ``device_fails`` is asked.
         """
         kind, message = kind_of(exc), short_message(exc)
         if self._missing_code and lacks_code(exc):
@@ -262,18 +257,8 @@ def bounded_buckets(buckets: Sequence[int], limit: int, *, single: bool) -> tupl
     return kept[-1:] if single else kept
 
 
-def _read_card(metadata: dict[str, str]) -> tuple[ModelCard, NoiseSource]:
-    try:
-        return from_metadata(metadata)
-    except CardError as exc:
-        raise StartupError(str(exc)) from exc
-
-
 def _check_signature(session: Any, shape: ImageShape) -> None:
-    for kind, name, values in (
-        ("input", INPUT, session.get_inputs()),
-        ("output", OUTPUT, session.get_outputs()),
-    ):
+    for kind, name, values in (("input", INPUT, session.get_inputs()), ("output", OUTPUT, session.get_outputs())):
         if [value.name for value in values] != [name]:
             raise StartupError(f"the model needs exactly one {kind}, named {name}")
         batch, *rest = values[0].shape or (None,)

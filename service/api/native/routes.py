@@ -32,8 +32,7 @@ from service.api.native.stages import Work
 from service.api.native.uploads import InputRows, PointReader, is_large, prepare_upload, read_upload
 from service.api.native.validation import check_mixture, check_steps, latent_path
 from service.domain.errors import InvalidContent
-from service.domain.interpolation import Grid, LatentPath
-from service.domain.latents import weighted_sum
+from service.domain.latents import Grid, LatentPath, weighted_sum
 from service.domain.tasks import SchedulingParams, StepParams
 
 router = APIRouter(tags=["Pictures"])

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from service.runtime.compute_capability import Capability, can_run, compute_capability, missing_code
+from service.runtime.devices import Capability, can_run, compute_capability, missing_code
 
 
 class Driver:

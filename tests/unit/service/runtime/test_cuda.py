@@ -248,7 +248,7 @@ NO_CODE = "CUDA error cudaErrorNoKernelImageForDevice:no kernel image is availab
 def test_a_gpu_without_code_in_onnxruntime_is_named(
     bucketed: Callable[..., OnnxModel], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("service.runtime.compute_capability.compute_capability", lambda device_id: (10, 0))
+    monkeypatch.setattr("service.runtime.devices.compute_capability", lambda device_id: (10, 0))
     model = bucketed(model_bytes())
     (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert line.startswith("GPU 0 has compute capability 10.0, and onnxruntime-gpu")

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from service.runtime.cuda_graphs import CudaGraphLock
+from service.runtime.runners import CudaGraphLock
 
 
 def test_users_share_access() -> None:

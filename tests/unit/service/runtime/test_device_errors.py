@@ -1,6 +1,6 @@
 import pytest
 
-from service.runtime.device_errors import STICKY, Kind, kind_of, lacks_code
+from service.runtime.devices import STICKY, Kind, kind_of, lacks_code
 
 
 @pytest.mark.parametrize(("number", "name"), STICKY.items())

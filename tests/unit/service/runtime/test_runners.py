@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.runtime import io_binding
-from service.runtime.cuda_graphs import GRAPH_LOCK, CudaGraphLock
-from service.runtime.runners import PaddedRunner, SingleThreadRunner
+from service.runtime import runners
+from service.runtime.runners import GRAPH_LOCK, CudaGraphLock, PaddedRunner, SingleThreadRunner
 from tests.helpers.onnx_models import sample_rows
 
 SHAPE = (1, 8, 8)
@@ -132,7 +131,7 @@ class RecordingLock(CudaGraphLock):
 
 def test_only_a_capture_has_exclusive_access(monkeypatch: pytest.MonkeyPatch) -> None:
     lock, exclusive = RecordingLock(), list[bool]()
-    monkeypatch.setattr(io_binding, "GRAPH_LOCK", lock)
+    monkeypatch.setattr(runners, "GRAPH_LOCK", lock)
     session = Session(on_run=lambda: exclusive.append(lock.captures))
     runner = PaddedRunner(session, SHAPE, (1, 4), "cpu", graphs=True)
     for rows in (1, 4, 1):
