@@ -5,7 +5,6 @@ Every function is synchronous and thread-safe, so that the codec pool can call i
 `enlarge` and `contact_sheet` come between.
 """
 
-from service.images.animate import AnimationFormat, animate
 from service.images.decode import (
     DecodeLimits,
     EncodedImage,
@@ -15,7 +14,16 @@ from service.images.decode import (
     open_image,
     picture_pixels,
 )
-from service.images.encode import PictureFormat, check_sides, encode, encode_base64, encode_many, encode_npy
+from service.images.encode import (
+    AnimationFormat,
+    PictureFormat,
+    animate,
+    check_sides,
+    encode,
+    encode_base64,
+    encode_many,
+    encode_npy,
+)
 from service.images.pixels import Pixels, Resample, contact_sheet, enlarge, sheet_size, to_uint8
 from service.images.prepare import (
     Invert,

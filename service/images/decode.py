@@ -28,16 +28,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from service.artifact.files import read_npy_header
 from service.domain.errors import IgnError, InvalidContent, TooLarge
 from service.domain.latents import MAX_MAGNITUDE, FloatRow, is_bounded
-from service.images.untrusted import (
-    PNG_END,
-    PNG_SIGNATURE,
-    check_webp_chunks,
-    decode_base64,
-    exif_transpose,
-    jpeg_without_metadata,
-    png_chunks,
-    png_header,
-)
+from service.images import untrusted
 
 # An empty progressive scan has 30 bytes, and decoding it visits all blocks (9 ms at 16 megapixels). Without a limit, a
 # file of 16 MiB could occupy a core for an hour. Encoders write about ten scans. The limit for sequential files is
@@ -86,7 +77,7 @@ class EncodedImage:
     def decode(self) -> Picture:
         """As `decode_picture`."""
         image = self.decode_as_stored()
-        transpose = exif_transpose(self._exif)
+        transpose = untrusted.exif_transpose(self._exif)
         return Picture(image if transpose is None else image.transpose(transpose), image.size, transpose)
 
     def decode_as_stored(self) -> Image.Image:
@@ -104,7 +95,9 @@ def open_image(data: bytes | str, limits: DecodeLimits, *, field: str) -> Encode
         TooLarge: beyond a limit. All other errors are left to `EncodedImage.decode`.
     """
     try:
-        content = data if isinstance(data, bytes) else decode_base64(data, field=field, max_chars=limits.max_chars)
+        content = (
+            data if isinstance(data, bytes) else untrusted.decode_base64(data, field=field, max_chars=limits.max_chars)
+        )
         with _map_decoder_errors(field):
             size, exif, load = _open(content, field)
     except InvalidContent as exc:
@@ -122,8 +115,7 @@ def decode_picture(data: bytes | str, limits: DecodeLimits, *, field: str) -> Pi
     16-bit samples v become rint(v / 257). ICC profiles are ignored. CMYK becomes RGB, a palette RGB or RGBA.
 
     Raises:
-        InvalidContent: not base64 (code `invalid_base64`); not PNG, JPEG or WebP, truncated or damaged (code
-            `undecodable_image`).
+        InvalidContent: not base64 (code `invalid_base64`), or not a whole PNG, JPEG or WebP (`undecodable_image`).
         TooLarge: as `open_image`.
     """
     return open_image(data, limits, field=field).decode()
@@ -142,12 +134,12 @@ _Opened = tuple[tuple[int, int], bytes, Callable[[], Image.Image]]  # size in th
 
 
 def _open(data: bytes, field: str) -> _Opened:
-    if data.startswith(PNG_SIGNATURE):
+    if data.startswith(untrusted.PNG_SIGNATURE):
         return _open_png(data)
     if data.startswith(b"\xff\xd8\xff"):
         return _open_jpeg(data)
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        check_webp_chunks(data)
+        untrusted.check_webp_chunks(data)
         image = WebPImageFile(io.BytesIO(data))
         return image.size, image.info.get("exif", b""), partial(_load, image)
     _reject(field, "is not a PNG, JPEG or WebP picture")
@@ -160,7 +152,7 @@ class _Jpeg(JpegImageFile):
 
 
 def _open_jpeg(data: bytes) -> _Opened:
-    needed, exif = jpeg_without_metadata(data)
+    needed, exif = untrusted.jpeg_without_metadata(data)
     image = _Jpeg(io.BytesIO(needed))
     limit = _MAX_PROGRESSIVE_SCANS if "progressive" in image.info else _MAX_SEQUENTIAL_SCANS
     if needed.count(b"\xff\xda") > limit:
@@ -174,7 +166,7 @@ def _load(image: ImageFile) -> Image.Image:
 
 
 def _open_png(data: bytes) -> _Opened:
-    parts, exif = png_chunks(data)
+    parts, exif = untrusted.png_chunks(data)
     if simple := simple_png_format(parts):
         return simple[1], exif, partial(_load_simple_png, parts, *simple)
     chunks = b"".join(parts)
@@ -188,11 +180,11 @@ def simple_png_format(parts: list[bytes]) -> tuple[str, tuple[int, int]] | None:
     None for every other PNG, and for one with malformed chunks. ``parts`` are signature and chunks.
     """
     head, data, end = parts[1] if len(parts) > 1 else b"", parts[2:-1], parts[-1]
-    if len(head) != 25 or not data or end[4:] != PNG_END[4:] or any(part[4:8] != b"IDAT" for part in data):
+    if len(head) != 25 or not data or end[4:] != untrusted.PNG_END[4:] or any(part[4:8] != b"IDAT" for part in data):
         return None
     width, height, _, colour = struct.unpack_from(">IIBB", head, 8)
     mode = _SIMPLE_MODES.get(colour)
-    if mode is None or not (width and height) or head != png_header(width, height, colour):
+    if mode is None or not (width and height) or head != untrusted.png_header(width, height, colour):
         return None
     return mode, (width, height)
 

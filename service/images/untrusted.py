@@ -210,18 +210,14 @@ def exif_transpose(exif: bytes) -> Transpose | None:
     if order is None:
         return None
     try:
-        return _TRANSPOSES.get(_orientation(tiff, order))
+        # A directory is a count and entries of 12 bytes: tag 2, type 2, count 4, value 4.
+        (start,) = struct.unpack_from(order + "I", tiff, 4)
+        (entries,) = struct.unpack_from(order + "H", tiff, start)
+        for entry in range(start + 2, start + 2 + 12 * entries, 12):
+            tag, value_type = struct.unpack_from(order + "HH", tiff, entry)
+            if tag == _ORIENTATION:
+                number = _NUMBER.get(value_type)
+                return _TRANSPOSES.get(struct.unpack_from(order + number, tiff, entry + 8)[0]) if number else None
     except struct.error:  # the block ends before an offset or count in it
-        return None
-
-
-def _orientation(tiff: bytes, order: str) -> int:
-    # A directory is a count and entries of 12 bytes: tag 2, type 2, count 4, value 4.
-    (start,) = struct.unpack_from(order + "I", tiff, 4)
-    (entries,) = struct.unpack_from(order + "H", tiff, start)
-    for entry in range(start + 2, start + 2 + 12 * entries, 12):
-        tag, value_type = struct.unpack_from(order + "HH", tiff, entry)
-        if tag == _ORIENTATION:
-            number = _NUMBER.get(value_type)
-            return struct.unpack_from(order + number, tiff, entry + 8)[0] if number else 1
-    return 1
+        pass
+    return None
