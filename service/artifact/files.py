@@ -29,8 +29,8 @@ _MAX_HEADER_BYTES: Final = 1024  # NumPy parses the header with `ast.literal_eva
 
 def only_model(directory: Path) -> str | None:
     """The name of the model in a directory; None if that holds several, none, or cannot be read."""
-    names = {file.parts[-3] for file in directory.glob(f"*/[1-9]*/{MODEL_FILE}")}
-    names = {name for name in names if re.match(NAME_PATTERN, name)}
+    files = directory.glob(f"*/[1-9]*/{MODEL_FILE}")
+    names = {file.parts[-3] for file in files if re.match(NAME_PATTERN, file.parts[-3])}
     return names.pop() if len(names) == 1 else None
 
 

@@ -6,8 +6,9 @@ import math
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,6 @@ from service.domain.model import Model
 
 MAX_BYTES: Final = 256 * 1024 * 1024
 MAX_ROWS: Final = 1024
-_MEMBERS: Final = ("x", "y", "digest")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -70,7 +70,11 @@ def read_golden(path: Path, shape: tuple[int, int, int]) -> Golden:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            x, y, digest = (_member(archive, f"{name}.npy") for name in _MEMBERS)
+            members = [f"{name}.npy" for name in ("x", "y", "digest")]
+            # A small archive can inflate to gigabytes: check the declared sizes first.
+            if any(archive.getinfo(name).file_size > MAX_BYTES for name in members):
+                raise ValueError("too large")
+            x, y, digest = (read_npy(archive.read(name)) for name in members)
     # zipfile, zlib and the `.npy` reader raise errors of a dozen types on damaged files.
     except Exception as exc:
         raise StartupError("damaged, or not an archive of x, y and digest") from exc
@@ -79,13 +83,6 @@ def read_golden(path: Path, shape: tuple[int, int, int]) -> Golden:
     if any(rows.dtype != np.float32 or not np.isfinite(rows).all() for rows in (x, y)):
         raise StartupError("x and y must be finite float32")
     return Golden(x=x, y=y, digest=str(digest))
-
-
-def _member(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
-    # A small archive can inflate to gigabytes: check the declared size first.
-    if archive.getinfo(name).file_size > MAX_BYTES:
-        raise ValueError("too large")
-    return read_npy(archive.read(name))
 
 
 def check_golden(model: Model, golden: Golden, tolerance: float, copies: Sequence[Model] = ()) -> GoldenReport:
@@ -97,17 +94,14 @@ def check_golden(model: Model, golden: Golden, tolerance: float, copies: Sequenc
     """
     x, y = golden.x, golden.y
     first = _one_by_one(model, x)
-    difference, spread = max_abs_diff(first, y), 0.0
-    batches: set[int] = set()
+    difference, spread, batches = 0.0, 0.0, set[int]()
     for instance in (model, *copies):
-        for index in _batch_layouts(instance.buckets, len(x)):
-            result = instance.run(x[index])
+        alone = first if instance is model else _one_by_one(instance, x)
+        results = ((index, instance.run(x[index])) for index in _batch_layouts(instance.buckets, len(x)))
+        for index, result in chain([(np.arange(len(x)), alone)], results):
             difference = max(difference, max_abs_diff(result, y[index]))
             spread = max(spread, max_abs_diff(result, first[index]))
         batches.update(instance.buckets or (1, len(x)))
-    for instance in copies:
-        single = _one_by_one(instance, x)
-        difference, spread = max(difference, max_abs_diff(single, y)), max(spread, max_abs_diff(single, first))
     return GoldenReport(difference=difference, spread=spread, tolerance=tolerance, batches=tuple(sorted(batches)))
 
 

@@ -35,8 +35,9 @@ IgnError
 `service.api.http.problems` maps each class to its HTTP status in one table.
 """
 
-from collections.abc import Callable, Sequence
-from typing import ClassVar
+import copyreg
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 
 class IgnError(Exception):
@@ -56,15 +57,9 @@ class IgnError(Exception):
         self.detail = detail
         self.error_code = code or type(self).code
 
-    def __reduce__(self) -> tuple[Callable[..., "IgnError"], tuple[object, ...]]:
-        # `Exception` does not pickle keyword arguments, which some constructors require.
-        return _restore, (type(self), self.args, self.__dict__)
-
-
-def _restore(kind: type[IgnError], args: tuple[object, ...], attributes: dict[str, object]) -> IgnError:
-    error = kind.__new__(kind, *args)
-    error.__dict__.update(attributes)
-    return error
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Without the constructor, whose keyword arguments `Exception` does not pickle.
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__
 
 
 class RequestError(IgnError, code="bad_request"):

@@ -10,7 +10,6 @@ import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from functools import partial
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -111,33 +110,22 @@ class OnnxModel:
         target = np.empty(rows.shape, dtype=np.float32) if out is None else out
         if target.shape != rows.shape or target.dtype != np.float32:
             raise ValueError(f"out must be float32 {rows.shape}, not {target.dtype} {target.shape}")
-        runner = self._runner
-        if runner is None:
-            raise ModelFailure("the model is closed")
-        try:
-            runner(rows, target)
-        except Exception as exc:
-            shortage = self._describe_shortage(exc, partial(self._fails_on_zeros, runner))
-        else:
-            return target
-        # Outside of the handler and without the runner: a traceback that holds the old session would keep its buffers
-        # alive while `reduce_max_batch` starts a new session.
-        del runner
-        raise DeviceOutOfMemory(f"{len(rows)} rows do not fit: {shortage}")
+        self._call(lambda runner: runner(rows, target), f"{len(rows)} rows do not fit", resident=False)
+        return target
 
     def upload(self, rows: FloatRows) -> None:
         """Copy rows to the device, at most the largest bucket; needs a `device_batch`. Raises as :meth:`run`."""
         self._check_rows(rows)
-        self._on_device(lambda runner: runner.upload(rows), f"{len(rows)} rows do not fit")
+        self._call(lambda runner: runner.upload(rows), f"{len(rows)} rows do not fit")
 
     def run_steps(self, keep_going: Callable[[], bool] = never_continue) -> None:
         """See `DeviceBatch.run_steps`; raises as :meth:`run`."""
-        self._on_device(lambda runner: runner.run_steps(keep_going), "a step does not fit")
+        self._call(lambda runner: runner.run_steps(keep_going), "a step does not fit")
 
     def download(self, out: FloatRows) -> None:
         """See `DeviceBatch.download`; raises as :meth:`run`."""
         self._check_rows(out)
-        self._on_device(lambda runner: runner.download(out), f"{len(out)} rows do not fit")
+        self._call(lambda runner: runner.download(out), f"{len(out)} rows do not fit")
 
     def warm_up(self) -> None:
         """Run every bucket in every way, so that no caller waits for algorithm search, allocations or captures.
@@ -212,32 +200,33 @@ class OnnxModel:
         if rows.ndim != 4 or rows.shape[1:] != self.shape or rows.dtype != np.float32 or not len(rows):
             raise ValueError(f"rows must be float32 (N, *{self.shape}), not {rows.dtype} {rows.shape}")
 
-    def _on_device(self, call: Callable[[DeviceRunner], None], message: str) -> None:
-        """Call the runner that keeps rows on the device, and raise its errors as :meth:`run` does."""
-        if self._runner is None:
+    def _call(self, call: Callable[[DeviceRunner], None], message: str, *, resident: bool = True) -> None:
+        """Call the runner, and raise its errors as :meth:`run` documents; ``resident`` rows are on the device."""
+        runner = self._runner
+        if runner is None:
             raise ModelFailure("the model is closed")
-        if self.buckets is None:
+        if resident and self.buckets is None:
             raise ValueError("rows do not stay on this device")
         try:
-            call(cast(DeviceRunner, self._runner))
+            call(cast(DeviceRunner, runner))
         except Exception as exc:
-            # Without a probe, which would overwrite the rows on the device: those of the step before must survive.
-            shortage = self._describe_shortage(exc, lambda: False)
+            # Resident rows need no probe, which would overwrite them: those of the step before must survive.
+            shortage = self._describe_shortage(exc, None if resident else runner)
         else:
             return
-        raise DeviceOutOfMemory(f"{message}: {shortage}")  # as in `run`
+        # Outside of the handler and without the runner: a traceback that holds the old session would keep its buffers
+        # alive while `reduce_max_batch` starts a new session.
+        del runner
+        raise DeviceOutOfMemory(f"{message}: {shortage}")
 
-    def _describe_shortage(self, exc: Exception, device_fails: Callable[[], bool]) -> str:
-        """A line about memory that ran out; any other error of onnxruntime is raised as :meth:`run` documents.
-
-        If the error leaves open whether the device fails on other rows too, ``device_fails`` is asked.
-        """
+    def _describe_shortage(self, exc: Exception, probe: Runner | None) -> str:
+        """A line about memory that ran out; any other error of onnxruntime is raised as :meth:`run` documents."""
         kind, message = kind_of(exc), short_message(exc)
         if self._missing_code and lacks_code(exc):
             message = f"{message}; {self._missing_code}"
         if kind == "out of memory":
             return message
-        if kind == "lost" or (kind == "device" and device_fails()):
+        if kind == "lost" or (kind == "device" and probe is not None and self._fails_on_zeros(probe)):
             raise DeviceLost(message) from exc
         raise ModelFailure("the model failed on these rows", reason=message) from exc
 

@@ -30,14 +30,15 @@ class Runner(Protocol):
         """Write f(rows) to ``out``, which has the same shape and may be ``rows``."""
 
     def close(self) -> None:
-        """Release the session."""
+        """Release the session: by default together with this object."""
+        return
 
 
 class DeviceRunner(Runner, DeviceBatch, Protocol):
     """A runner that can also keep rows in device memory between steps."""
 
 
-class DirectRunner:
+class DirectRunner(Runner):
     """Runs a batch at its exact size, with `session.run` and a copy. Binding the output would cost 3 µs more."""
 
     def __init__(self, session: Any) -> None:
@@ -49,9 +50,6 @@ class DirectRunner:
         if result.shape != out.shape:  # numpy would broadcast it, and give one row's result to another row
             raise ValueError(f"the model gave {result.shape} for {rows.shape}")
         out[...] = result
-
-    def close(self) -> None:
-        """The session is released with this object."""
 
 
 class CudaGraphLock:
@@ -176,7 +174,7 @@ class Binding:
         return GRAPH_LOCK.shared() if self.captured else GRAPH_LOCK.exclusive()
 
 
-class PaddedRunner:
+class PaddedRunner(DeviceRunner):
     """Runs a batch padded with zeros to the smallest bucket that holds it, in device buffers that never move.
 
     Batches larger than the largest bucket run in several calls. The buffers of a bucket are made at its first use.
@@ -244,9 +242,6 @@ class PaddedRunner:
         with self._graph_access():
             buffers.download(out)
 
-    def close(self) -> None:
-        """Session and buffers are released with this object."""
-
     def _graph_access(self) -> AbstractContextManager[None]:
         return nullcontext() if self._graph_ids is None else GRAPH_LOCK.shared()
 
@@ -256,7 +251,7 @@ class PaddedRunner:
         return self._uploaded
 
 
-class SingleThreadRunner:
+class SingleThreadRunner(DeviceRunner):
     """Makes every call of a runner in one thread of its own.
 
     onnxruntime keeps captured CUDA graphs for each thread, and does not allow several threads to run such a session.
