@@ -35,7 +35,6 @@ IgnError
 `service.api.http.problems` maps each class to its HTTP status in one table.
 """
 
-import copyreg
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -59,7 +58,11 @@ class IgnError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Without the constructor, whose keyword arguments `Exception` does not pickle.
-        return copyreg.__newobj__, (type(self), *self.args), self.__dict__
+        return _new, (type(self), *self.args), self.__dict__
+
+
+def _new(kind: type[IgnError], *args: object) -> IgnError:
+    return kind.__new__(kind, *args)
 
 
 class RequestError(IgnError, code="bad_request"):

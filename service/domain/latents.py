@@ -71,10 +71,7 @@ class NoiseSource:
 
 
 class _Key(ISeedSequence):
-    """Passes a key to Philox unchanged.
-
-    With `Philox(key=…)` NumPy first gathers entropy and discards it, which takes longer than drawing a small picture.
-    """
+    """Passes a key to Philox unchanged: `Philox(key=…)` gathers entropy first, longer than it draws a small image."""
 
     def __init__(self, seed: int, index: int) -> None:
         self._words = np.array([seed, index], dtype=np.uint64)
