@@ -13,8 +13,7 @@ from typing import Annotated, Any, Final, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from service.artifact.files import NAME_PATTERN, VERSION_PATTERN
-from service.artifact.npy import read_npy
+from service.artifact.files import NAME_PATTERN, VERSION_PATTERN, read_npy
 from service.domain.latents import STREAM, FrequencyStatistics, NoiseSource
 
 CARD_KEY: Final = "ign.card"
@@ -96,48 +95,30 @@ class Training(_Section):
 
 
 class ModelCard(_Section):
-    """All a service needs to know of one exported model.
-
-    Args:
-        name: `[a-z0-9][a-z0-9_.-]*`; the folder under the model directory.
-        version: decimal number ≥ 1 as text.
-        objective: training objective, `naign` or `ign`.
-        shape: (C, H, W) of one row; C is 1 (grey) or 3 (RGB).
-        range: (lo, hi) of pixel values.
-        background: one value per channel, in the model's range: letterbox and alpha colour.
-        polarity: `light-on-dark` models invert dark-on-light input under `invert: auto`.
-        noise, steps, tolerance, data, training: see their classes.
-        buckets: batch sizes that were verified at export, ascending.
-        opset: ONNX opset of the default domain.
-        quality: measured figures, name → number or table; empty until evaluated.
-        distance_quantiles: 101 quantiles (0…100 %) of mean |f(x) − x| over held-out real pictures, or None.
-        licence: licence of the weights.
-        description: one or two sentences for people.
-        title: a short name for people, such as `Digits`; empty if there is none.
-        prompt: what the page asks people to draw, such as `Draw a digit, 0–9`; empty if there is none.
-    """
+    """All a service needs to know of one exported model."""
 
     schema_version: Literal[1] = 1
-    name: Annotated[str, Field(pattern=NAME_PATTERN)]
-    version: Annotated[str, Field(pattern=VERSION_PATTERN)]
-    description: str = ""
-    title: Annotated[str, Field(max_length=40)] = ""
-    prompt: Annotated[str, Field(max_length=120)] = ""
+    name: Annotated[str, Field(pattern=NAME_PATTERN)]  # the folder under the model directory
+    version: Annotated[str, Field(pattern=VERSION_PATTERN)]  # decimal number ≥ 1
+    description: str = ""  # one or two sentences for people
+    title: Annotated[str, Field(max_length=40)] = ""  # a short name for people, such as `Digits`
+    prompt: Annotated[str, Field(max_length=120)] = ""  # what the page asks people to draw: `Draw a digit, 0–9`
     objective: Literal["naign", "ign"]
-    shape: tuple[Literal[1, 3], Annotated[int, Field(ge=1, le=4096)], Annotated[int, Field(ge=1, le=4096)]]
-    range: tuple[Finite, Finite] = (-1.0, 1.0)
-    background: tuple[Finite, ...]
-    polarity: Literal["light-on-dark", "dark-on-light", "none"] = "none"
+    shape: tuple[Literal[1, 3], Annotated[int, Field(ge=1, le=4096)], Annotated[int, Field(ge=1, le=4096)]]  # C, H, W
+    range: tuple[Finite, Finite] = (-1.0, 1.0)  # (lo, hi) of pixel values
+    background: tuple[Finite, ...]  # one value per channel, in the range: letterbox and alpha colour
+    polarity: Literal["light-on-dark", "dark-on-light", "none"] = "none"  # the first inverts under `invert: auto`
     noise: Noise
     steps: Steps = Steps()
     tolerance: Tolerance = Tolerance()
-    buckets: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
-    opset: int
+    buckets: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)  # batch sizes that were verified at export, ascending
+    opset: int  # ONNX opset of the default domain
     data: Data
     training: Training
-    quality: dict[str, Any] = Field(default_factory=dict)
+    quality: dict[str, Any] = Field(default_factory=dict)  # measured figures, name → number or table
+    # 101 quantiles (0…100 %) of mean |f(x) − x| over held-out real images
     distance_quantiles: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] | None = None
-    licence: str
+    licence: str  # of the weights
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -174,12 +155,7 @@ def to_metadata(card: ModelCard, statistics: FrequencyStatistics | None = None) 
     """The ONNX metadata entries of a card, and of frequency statistics if the noise has them."""
     entries = {CARD_KEY: card.model_dump_json()}
     if statistics is not None:
-        parts = (
-            statistics.real_mean,
-            statistics.real_std,
-            statistics.imag_mean,
-            statistics.imag_std,
-        )
+        parts = (statistics.real_mean, statistics.real_std, statistics.imag_mean, statistics.imag_std)
         buffer = io.BytesIO()
         np.save(buffer, np.stack(parts).astype("<f4"), allow_pickle=False)
         entries[NOISE_KEY] = base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -6,34 +6,29 @@ import math
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.artifact.npy import read_npy
+from service.artifact.files import read_npy
 from service.domain.errors import StartupError
 from service.domain.latents import FloatRows
 from service.domain.model import Model
 
 MAX_BYTES: Final = 256 * 1024 * 1024
 MAX_ROWS: Final = 1024
-_MEMBERS: Final = ("x", "y", "digest")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Golden:
-    """The content of `golden.npz`: rows x, y = f(x) by the training framework, both float32 (N, C, H, W).
-
-    Args:
-        x, y: the rows.
-        digest: SHA-256, in hexadecimal, of the `model.onnx` they belong to.
-    """
+    """The content of `golden.npz`: rows x, y = f(x) by the training framework, both float32 (N, C, H, W)."""
 
     x: FloatRows
     y: FloatRows
-    digest: str
+    digest: str  # of the `model.onnx` they belong to
 
     def to_bytes(self) -> bytes:
         """`golden.npz`; the same rows give the same bytes."""
@@ -44,19 +39,12 @@ class Golden:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GoldenReport:
-    """How a provider reproduces the golden rows.
+    """How a provider reproduces the golden rows."""
 
-    Args:
-        difference: largest |f(x) − y| over all batches; infinite if an output was not finite.
-        spread: largest difference of one row between batches, positions in a batch, and devices.
-        tolerance: upper bound for `difference`.
-        batches: batch sizes that were run.
-    """
-
-    difference: float
-    spread: float
-    tolerance: float
-    batches: tuple[int, ...]
+    difference: float  # largest |f(x) − y| over all batches; infinite if an output was not finite
+    spread: float  # largest difference of one row between batches, positions in a batch, and devices
+    tolerance: float  # upper bound for `difference`
+    batches: tuple[int, ...]  # sizes that were run
 
     @property
     def passed(self) -> bool:
@@ -75,18 +63,18 @@ def digest_of(data: bytes) -> str:
 
 
 def read_golden(path: Path, shape: tuple[int, int, int]) -> Golden:
-    """Read an untrusted `golden.npz`: no pickles, and sizes are checked before memory is allocated.
-
-    Args:
-        path: the file.
-        shape: (C, H, W) of the model's rows.
+    """Read an untrusted `golden.npz` of rows (C, H, W): no pickles; sizes are checked before memory is allocated.
 
     Raises:
         StartupError: not such an archive, too large, or arrays of another type or shape; the text names no path.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            x, y, digest = (_member(archive, f"{name}.npy") for name in _MEMBERS)
+            members = [f"{name}.npy" for name in ("x", "y", "digest")]
+            # A small archive can inflate to gigabytes: check the declared sizes first.
+            if any(archive.getinfo(name).file_size > MAX_BYTES for name in members):
+                raise ValueError("too large")
+            x, y, digest = (read_npy(archive.read(name)) for name in members)
     # zipfile, zlib and the `.npy` reader raise errors of a dozen types on damaged files.
     except Exception as exc:
         raise StartupError("damaged, or not an archive of x, y and digest") from exc
@@ -97,38 +85,23 @@ def read_golden(path: Path, shape: tuple[int, int, int]) -> Golden:
     return Golden(x=x, y=y, digest=str(digest))
 
 
-def _member(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
-    # A small archive can inflate to gigabytes: check the declared size first.
-    if archive.getinfo(name).file_size > MAX_BYTES:
-        raise ValueError("too large")
-    return read_npy(archive.read(name))
-
-
 def check_golden(model: Model, golden: Golden, tolerance: float, copies: Sequence[Model] = ()) -> GoldenReport:
     """Run the golden rows one by one and in batches, and compare with the outputs of the training framework.
 
-    If the device has buckets, every row runs in every bucket at every position. Otherwise the rows run one by one, in
-    one batch, and in the same batch rotated by one.
-
-    Args:
-        model: runs the rows.
-        golden: N rows.
-        tolerance: largest absolute difference allowed.
-        copies: the same model on further devices; they must reproduce the same rows.
+    If the device has buckets, every row runs in every bucket at every position: three rows in a bucket of 4 run as
+    0120, 1201, 2012. Otherwise the rows run one by one, in one batch, and in the same batch rotated by one. ``copies``,
+    the same model on further devices, must reproduce the same rows.
     """
     x, y = golden.x, golden.y
     first = _one_by_one(model, x)
-    difference, spread = max_abs_diff(first, y), 0.0
-    batches: set[int] = set()
+    difference, spread, batches = 0.0, 0.0, set[int]()
     for instance in (model, *copies):
-        for index in _batch_layouts(instance.buckets, len(x)):
-            result = instance.run(x[index])
+        alone = first if instance is model else _one_by_one(instance, x)
+        results = ((index, instance.run(x[index])) for index in _batch_layouts(instance.buckets, len(x)))
+        for index, result in chain([(np.arange(len(x)), alone)], results):
             difference = max(difference, max_abs_diff(result, y[index]))
             spread = max(spread, max_abs_diff(result, first[index]))
         batches.update(instance.buckets or (1, len(x)))
-    for instance in copies:
-        single = _one_by_one(instance, x)
-        difference, spread = max(difference, max_abs_diff(single, y)), max(spread, max_abs_diff(single, first))
     return GoldenReport(difference=difference, spread=spread, tolerance=tolerance, batches=tuple(sorted(batches)))
 
 

@@ -46,9 +46,6 @@ _VARINT, _BYTES = 0, 2
 def check_self_contained(data: bytes) -> None:
     """Refuse a model whose weights are not all in the file, or that has operators outside of the ONNX standard.
 
-    Args:
-        data: the ONNX file.
-
     Raises:
         StartupError: such a model, or the fields cannot be read; one line without paths.
     """
@@ -59,18 +56,10 @@ def check_self_contained(data: bytes) -> None:
 
 
 def read_metadata(data: bytes) -> dict[str, str]:
-    """The metadata of an ONNX file.
-
-    Args:
-        data: the file.
-
-    Raises:
-        StartupError: it cannot be read; one line without paths.
-    """
+    """The metadata of an ONNX file; raises StartupError, one line without paths, if it cannot be read."""
     try:
-        entries = [
-            dict(_fields(memoryview(value))) for number, value in _fields(memoryview(data)) if number == _METADATA
-        ]
+        fields = _fields(memoryview(data))
+        entries = [dict(_fields(memoryview(value))) for number, value in fields if number == _METADATA]
         return {str(entry[_KEY], "utf-8"): str(entry[_VALUE], "utf-8") for entry in entries}
     except (ValueError, IndexError, KeyError) as exc:
         raise StartupError("not a model onnxruntime can load: its protobuf is damaged") from exc

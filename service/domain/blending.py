@@ -1,4 +1,4 @@
-"""What a caller is shown of a result: blended with the inputs, or closed to a loop. f itself never sees these rows."""
+"""Post-processing of results: mix with the inputs (`strength`), repeat the first frame (`loop`)."""
 
 import dataclasses
 

@@ -35,58 +35,46 @@ IgnError
 `service.api.problems` maps each class to its HTTP status in one table.
 """
 
-from collections.abc import Callable, Sequence
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 
 class IgnError(Exception):
     """Base of all errors that this service raises on purpose.
 
-    Args:
-        detail: one sentence for the caller, without paths of files and without a traceback.
-        code: stable, machine-readable; the code of the class by default.
+    ``detail`` is one sentence for the caller, without paths of files and without a traceback. The code is stable and
+    machine-readable. Each class names its own, and an instance may have a more special one.
     """
 
     code: ClassVar[str] = "internal"
+
+    def __init_subclass__(cls, *, code: str = "") -> None:
+        cls.code = code or cls.code
 
     def __init__(self, detail: str, *, code: str | None = None) -> None:
         super().__init__(detail)
         self.detail = detail
         self.error_code = code or type(self).code
 
-    def __reduce__(self) -> tuple[Callable[..., "IgnError"], tuple[object, ...]]:
-        """Pickle the attributes: constructors have required keyword arguments, which `Exception` does not keep."""
-        return _restore, (type(self), self.args, self.__dict__)
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Without the constructor, whose keyword arguments `Exception` does not pickle.
+        return _new, (type(self), *self.args), self.__dict__
 
 
-def _restore(kind: type[IgnError], args: tuple[object, ...], attributes: dict[str, object]) -> IgnError:
-    error = kind.__new__(kind, *args)
-    error.__dict__.update(attributes)
-    return error
+def _new(kind: type[IgnError], *args: object) -> IgnError:
+    return kind.__new__(kind, *args)
 
 
-class RequestError(IgnError):
+class RequestError(IgnError, code="bad_request"):
     """The request is wrong; the same request fails again."""
 
-    code = "bad_request"
 
-
-class MalformedRequest(RequestError):
+class MalformedRequest(RequestError, code="malformed"):
     """Not JSON, invalid multipart, or an invalid header value."""
 
-    code = "malformed"
 
-
-class InvalidContent(RequestError):
-    """Valid syntax, but an invalid value, picture or mask.
-
-    Args:
-        detail: one sentence.
-        fields: pairs of field path (``images.0``, ``steps``) and message.
-        code: ``invalid_value`` by default.
-    """
-
-    code = "invalid_value"
+class InvalidContent(RequestError, code="invalid_value"):
+    """Valid syntax, but an invalid value, picture or mask; ``fields`` are pairs of path (``images.0``) and message."""
 
     def __init__(self, detail: str, *, fields: Sequence[tuple[str, str]] = (), code: str | None = None) -> None:
         super().__init__(detail, code=code)
@@ -98,192 +86,124 @@ class InvalidContent(RequestError):
         return cls(f"{name}: {message}", fields=[(name, message)], code=code)
 
 
-class UnauthorizedError(RequestError):
+class UnauthorizedError(RequestError, code="unauthorized"):
     """API key missing or unknown."""
 
-    code = "unauthorized"
 
-
-class ForbiddenError(RequestError):
+class ForbiddenError(RequestError, code="forbidden"):
     """API key without the scope."""
 
-    code = "forbidden"
 
-
-class UnknownModel(RequestError):
+class UnknownModel(RequestError, code="unknown_model"):
     """No such model or version."""
 
-    code = "unknown_model"
 
-
-class InvalidInference(RequestError):
+class InvalidInference(RequestError, code="invalid_inference"):
     """An Open Inference Protocol request with an invalid name, datatype, shape, size, value or parameter."""
 
-    code = "invalid_inference"
 
-
-class LoadFailed(RequestError):
+class LoadFailed(RequestError, code="load_failed"):
     """The files of a model cannot be loaded or verified; the models in service stay in service."""
 
-    code = "load_failed"
 
-
-class UnloadRefused(RequestError):
+class UnloadRefused(RequestError, code="unload_refused"):
     """The model must not be unloaded, because it is the default."""
 
-    code = "unload_refused"
 
-
-class NotSupported(RequestError):
+class NotSupported(RequestError, code="not_supported"):
     """Not available in this configuration, or not implemented by the service."""
 
-    code = "not_supported"
 
-
-class NotAcceptable(RequestError):
+class NotAcceptable(RequestError, code="not_acceptable"):
     """No response format that the caller accepts."""
 
-    code = "not_acceptable"
 
-
-class UnsupportedMedia(RequestError):
+class UnsupportedMedia(RequestError, code="unsupported_media_type"):
     """Content type or content encoding of the request."""
 
-    code = "unsupported_media_type"
 
-
-class TooLarge(RequestError):
+class TooLarge(RequestError, code="too_large"):
     """Body or picture above a limit."""
 
-    code = "too_large"
 
-
-class BodyTooSlow(RequestError):
+class BodyTooSlow(RequestError, code="body_too_slow"):
     """The body did not arrive in time."""
 
-    code = "body_too_slow"
 
-
-class HeadTooSlow(RequestError):
+class HeadTooSlow(RequestError, code="head_too_slow"):
     """Request line and headers did not arrive in time."""
 
-    code = "head_too_slow"
 
-
-class HeadTooLarge(RequestError):
+class HeadTooLarge(RequestError, code="head_too_large"):
     """Request line and headers above their limit."""
 
-    code = "head_too_large"
 
-
-class OverloadedError(IgnError):
-    """Too many requests; a later attempt works.
-
-    Args:
-        detail: one sentence.
-        retry_after: seconds until the next attempt, estimated from the measured throughput.
-        code: the code of the class by default.
-    """
-
-    code = "overloaded"
+class OverloadedError(IgnError, code="overloaded"):
+    """Too many requests; a later attempt works after ``retry_after`` seconds, by the measured throughput."""
 
     def __init__(self, detail: str, *, retry_after: float, code: str | None = None) -> None:
         super().__init__(detail, code=code)
         self.retry_after = retry_after
 
 
-class QueueFull(OverloadedError):
+class QueueFull(OverloadedError, code="queue_full"):
     """The queue would exceed its limit on rows."""
 
-    code = "queue_full"
 
-
-class WouldMissDeadline(OverloadedError):
+class WouldMissDeadline(OverloadedError, code="would_miss_deadline"):
     """The queue, or other load of the machine, takes longer than the deadline allows."""
 
-    code = "would_miss_deadline"
 
-
-class RateLimited(OverloadedError):
+class RateLimited(OverloadedError, code="rate_limited"):
     """The caller exceeded its rate limit."""
 
-    code = "rate_limited"
 
-
-class DeadlineError(IgnError):
+class DeadlineError(IgnError, code="deadline"):
     """The deadline of the request cannot be met."""
 
-    code = "deadline"
 
-
-class DeadlineExceeded(DeadlineError):
+class DeadlineExceeded(DeadlineError, code="deadline_exceeded"):
     """The deadline passed while the request waited; its rows were not computed."""
 
-    code = "deadline_exceeded"
 
-
-class DeadlineUnreachable(DeadlineError):
+class DeadlineUnreachable(DeadlineError, code="deadline_unreachable"):
     """The deadline is too short even for an idle service; a retry cannot help."""
 
-    code = "deadline_unreachable"
 
-
-class UnavailableError(IgnError):
-    """Temporarily unavailable.
-
-    Args:
-        detail: one sentence.
-        retry_after: seconds until the next attempt.
-        code: the code of the class by default.
-    """
-
-    code = "unavailable"
+class UnavailableError(IgnError, code="unavailable"):
+    """Temporarily unavailable; ``retry_after`` are seconds until the next attempt."""
 
     def __init__(self, detail: str, *, retry_after: float = 1.0, code: str | None = None) -> None:
         super().__init__(detail, code=code)
         self.retry_after = retry_after
 
 
-class NotReady(UnavailableError):
+class NotReady(UnavailableError, code="not_ready"):
     """Models are loading, or a worker is being replaced."""
 
-    code = "not_ready"
 
-
-class Draining(UnavailableError):
+class Draining(UnavailableError, code="draining"):
     """The service is shutting down."""
 
-    code = "draining"
 
-
-class TooManyConnections(UnavailableError):
+class TooManyConnections(UnavailableError, code="too_many_connections"):
     """Too many requests are in flight."""
 
-    code = "too_many_connections"
 
-
-class TooManyBytes(UnavailableError):
+class TooManyBytes(UnavailableError, code="too_many_bytes"):
     """The requests in flight hold too many bytes."""
 
-    code = "too_many_bytes"
 
-
-class ModelFailure(IgnError):
+class ModelFailure(IgnError, code="model_failure"):
     """The model raised an error, or returned values that are not finite, for the rows of this request.
 
-    Args:
-        detail: one sentence for the caller.
-        reason: what the runtime said, as one line for the operator; it is logged and never in a response.
+    ``reason`` is what the runtime said, as one line for the operator; it is logged and never in a response.
     """
-
-    code = "model_failure"
 
     def __init__(self, detail: str, *, reason: str = "") -> None:
         super().__init__(detail)
         self.reason = reason or detail
 
 
-class StartupError(IgnError):
+class StartupError(IgnError, code="startup"):
     """The service does not start; ``detail`` is one line for the operator and may name files."""
-
-    code = "startup"

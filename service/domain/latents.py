@@ -1,13 +1,13 @@
-"""Seeded latents, and mixtures of latents.
+"""Seeded latents, mixtures of latents, and paths and grids of them.
 
 Row i of seed s is a pure function of (s, i) and the card's noise statistics. So it does not depend on the number of
 rows requested, their order, or the other requests.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 from numpy.random.bit_generator import ISeedSequence
@@ -20,12 +20,10 @@ STREAM: Final = "philox4x64-10(key=(seed, index)) / numpy standard_normal(float3
 """Name of the noise stream, stored in the card; a golden test pins its values."""
 
 MAX_SEED: Final = 2**32 - 1
+# Latents and images are of order 1. Far larger values overflow float32 inside f, which then gives values that are not
+# finite: an error that looks like the model's. This bound leaves a factor of 1e32 before that.
 MAX_MAGNITUDE: Final = 1e6
-"""Largest |x| of a row that a caller gives.
-
-Latents and pictures are of order 1. Far larger values overflow float32 inside f, which then gives values that are not
-finite: an error that looks like the model's. This bound leaves a factor of 1e32 before that.
-"""
+"""Largest |x| of a row that a caller gives."""
 LARGE: Final = 100.0
 """No seed and no picture gives a larger |x|; a larger one comes from the caller."""
 _PARALLEL: Final = 1e-4  # radians: closer than this to 0 or π, slerp divides by almost 0
@@ -36,8 +34,8 @@ _TINY: Final = 1e-100  # the squares of smaller numbers underflow
 class FrequencyStatistics:
     """Mean and standard deviation of the real and the imaginary part of FFT2 over a data set.
 
-    Each array is (C, H, W) float32. Noise drawn from them has the data's second-order spatial statistics
-    (Shocher et al., 2024, arXiv 2311.01462, appendix on implementation).
+    Each array is (C, H, W). Noise drawn from them has the data's second-order spatial statistics (Shocher et al.,
+    2024, arXiv 2311.01462, appendix on implementation).
     """
 
     real_mean: FloatRow
@@ -48,12 +46,7 @@ class FrequencyStatistics:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NoiseSource:
-    """The distribution of a model's latents: standard normal, or with given frequency statistics.
-
-    Args:
-        shape: (C, H, W) of one row.
-        statistics: frequency statistics, or None for standard normal noise.
-    """
+    """The distribution of a model's latents (C, H, W): standard normal, or with given frequency statistics."""
 
     shape: tuple[int, int, int]
     statistics: FrequencyStatistics | None = None
@@ -78,10 +71,7 @@ class NoiseSource:
 
 
 class _Key(ISeedSequence):
-    """Passes a key to Philox unchanged.
-
-    With `Philox(key=…)` NumPy first gathers entropy and discards it, which takes longer than drawing a small picture.
-    """
+    """Passes a key to Philox unchanged: `Philox(key=…)` gathers entropy first, longer than it draws a small image."""
 
     def __init__(self, seed: int, index: int) -> None:
         self._words = np.array([seed, index], dtype=np.uint64)
@@ -91,10 +81,7 @@ class _Key(ISeedSequence):
 
 
 def from_frequencies(normal: FloatRows, statistics: FrequencyStatistics) -> FloatRow:
-    """Turn standard normal draws (2, C, H, W) into an image (C, H, W) with the given frequency statistics.
-
-    The real and the imaginary part of every frequency are drawn independently; the image is the real part of IFFT2.
-    """
+    """The real part of IFFT2 of independent real and imaginary parts: draws (2, C, H, W) → an image (C, H, W)."""
     real = statistics.real_mean + statistics.real_std * normal[0]
     imag = statistics.imag_mean + statistics.imag_std * normal[1]
     return np.fft.ifft2(real + 1j * imag, axes=(-2, -1)).real.astype(np.float32)
@@ -154,3 +141,61 @@ def slerp(a: FloatRow, b: FloatRow, t: float) -> FloatRow:
         return lerp(a, b, t)
     wa, wb = math.sin((1.0 - t) * omega) / math.sin(omega), math.sin(t * omega) / math.sin(omega)
     return (wa * x + wb * y).astype(np.float32)
+
+
+Method = Literal["slerp", "lerp"]
+_MIX: dict[Method, Callable[[FloatRow, FloatRow, float], FloatRow]] = {"slerp": slerp, "lerp": lerp}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatentPath:
+    """``frames`` ≥ 2 rows from the first point to the last, both included; all segments have the same length in t.
+
+    Three points and 5 frames give t = 0, ¼, ½, ¾, 1: frames 0, 2 and 4 are the points. A ``loop`` returns to the first
+    point, so its last frame repeats the first.
+    """
+
+    frames: int
+    method: Method = "slerp"
+    loop: bool = False
+
+    def rows(self, points: Sequence[FloatRow]) -> FloatRows:
+        """The frames to compute between ≥ 2 points (C, H, W): (n, C, H, W), all but the last one of a loop."""
+        stops = [*points, points[0]] if self.loop else list(points)
+        frames = []
+        for i in range(self.frames - self.loop):
+            # Integer arithmetic, so that a frame that falls on a point is that point exactly.
+            segment, remainder = divmod(i * (len(stops) - 1), self.frames - 1)
+            if remainder == 0:
+                frames.append(stops[segment])
+            else:
+                t = remainder / (self.frames - 1)
+                frames.append(_MIX[self.method](stops[segment], stops[segment + 1], t))
+        return np.stack(frames)
+
+    def times(self) -> list[float]:
+        """The parameter t of every frame, 0…1."""
+        return [i / (self.frames - 1) for i in range(self.frames)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """rows × cols rows between four corners, row-major, ≥ 2 each; `lerp` is bilinear."""
+
+    rows: int
+    cols: int
+    method: Method = "slerp"
+
+    def latents(self, corners: Sequence[FloatRow]) -> FloatRows:
+        """(rows·cols, C, H, W), between top left, top right, bottom left and bottom right, each (C, H, W)."""
+        mix = _MIX[self.method]
+        top_left, top_right, bottom_left, bottom_right = corners
+        columns = [
+            (mix(top_left, top_right, c / (self.cols - 1)), mix(bottom_left, bottom_right, c / (self.cols - 1)))
+            for c in range(self.cols)
+        ]
+        return np.stack([mix(top, bottom, r / (self.rows - 1)) for r in range(self.rows) for top, bottom in columns])
+
+    def coordinates(self) -> list[tuple[int, int]]:
+        """(row, col) of every frame."""
+        return [(r, c) for r in range(self.rows) for c in range(self.cols)]

@@ -12,12 +12,10 @@ class Model(Protocol):
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one row."""
-        ...
 
     @property
     def buckets(self) -> Sequence[int] | None:
         """Batch sizes that the device runs, ascending; None if it runs every size equally well."""
-        ...
 
     def run(self, rows: FloatRows, out: FloatRows | None = None) -> FloatRows:
         """One step of f for rows (N, C, H, W): an array of the same shape and order, written to ``out`` if given.
@@ -26,11 +24,9 @@ class Model(Protocol):
             DeviceOutOfMemory: the device could not hold a batch of this size.
             DeviceLost: the device fails every call of this process from now on.
         """
-        ...
 
     def reduce_max_batch(self) -> None:
         """After `DeviceOutOfMemory`: give up the largest bucket and start a new session."""
-        ...
 
 
 def never_continue() -> bool:
@@ -39,15 +35,13 @@ def never_continue() -> bool:
 
 
 class DeviceBatch(Protocol):
-    """Rows that stay in device memory between steps.
+    """Rows that stay in device memory between steps; errors are those of `Model.run`.
 
-    A model may offer one as its attribute `device_batch`. The attribute may be None, and may change after
-    `reduce_max_batch`. Errors are those of `Model.run`.
+    A model may offer one as its attribute `device_batch`, which may be None and may change after `reduce_max_batch`.
     """
 
     def upload(self, rows: FloatRows) -> None:
         """Copy rows (N, C, H, W) to the device, N at most the largest bucket; they replace earlier ones."""
-        ...
 
     def run_steps(self, keep_going: Callable[[], bool] = never_continue) -> None:
         """Apply f to the rows on the device, and again while ``keep_going``, called after every step, is true.
@@ -55,11 +49,9 @@ class DeviceBatch(Protocol):
         A step that raises leaves the rows as they were before it. ``keep_going`` may be called in another thread while
         the caller waits.
         """
-        ...
 
     def download(self, out: FloatRows) -> None:
         """Copy the first ``len(out)`` rows from the device to ``out``."""
-        ...
 
 
 class DeviceOutOfMemory(Exception):

@@ -18,11 +18,7 @@ class Rate:
 
     @classmethod
     def parse(cls, text: str) -> "Rate":
-        """Read `20/s` or `600/m`.
-
-        Raises:
-            ValueError: ``text`` is anything else; the message says what was expected.
-        """
+        """Read `20/s` or `600/m`; anything else raises ValueError with `EXPECTED`."""
         match = re.fullmatch(r"([1-9][0-9]{0,8})/([sm])", text)
         if match is None:
             raise ValueError(EXPECTED)
@@ -48,18 +44,16 @@ class RateLimiter(Protocol):
     """Limits every caller to a rate: `GCRA`, in one process or over several."""
 
     def wait(self, caller: str, rate: Rate, now: float) -> float:
-        """Count a request of this caller at ``now``, unless it has to wait; returns how long."""
-        ...
+        """Count a request of this caller at ``now`` and return 0, or return the seconds that it has to wait."""
 
 
 class GCRA:
     """Limits every caller to a rate, in constant time and memory (generic cell rate algorithm, ITU-T I.371).
 
-    It stores one time for each caller: the end of the requests admitted so far if they had come one ``interval``
-    apart. That time may be up to ``seconds`` in the future, which is ``count`` requests at once. Belongs to one thread.
-
-    Args:
-        callers: how many are stored; beyond that, the caller that has been quiet longest is dropped and starts anew.
+    It stores one time for each caller, ``due``: the end of the requests admitted so far if they had come one
+    ``interval`` apart. That time may be up to ``seconds`` in the future, which is ``count`` requests at once. With 4/s,
+    four requests at 10.0 s move ``due`` to 11.0 s, and a fifth has to wait until 10.25 s. Beyond ``callers``, the one
+    that has been quiet longest is dropped and starts anew. Belongs to one thread.
     """
 
     def __init__(self, callers: int = 65_536) -> None:
@@ -67,11 +61,7 @@ class GCRA:
         self._due: OrderedDict[str, float] = OrderedDict()
 
     def wait(self, caller: str, rate: Rate, now: float) -> float:
-        """Count a request of this caller at ``now``, in seconds on any monotonic clock.
-
-        Returns:
-            0 if it is within the rate; else the seconds after which it would be. Then it does not count.
-        """
+        """As `RateLimiter.wait`; ``now`` is in seconds on any monotonic clock."""
         due, wait = next_due(self._due.get(caller, now), rate, now)
         if wait:
             self._due.move_to_end(caller)

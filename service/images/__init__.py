@@ -1,39 +1,55 @@
-"""Convert picture files to rows and rows to picture files; the only package that imports Pillow.
+"""Convert image files to rows and rows to image files; the only package that imports Pillow.
 
-Every function is synchronous and thread-safe, so that the codec pool can call it. Input: bytes → `decode_picture` →
-`prepare`, and `decode_mask` → `keep_mask`. Output: rows → `to_uint8` → `encode` or `animate`; `enlarge` and
-`contact_sheet` come between.
+Every function is synchronous and thread-safe, so that the codec pool can call it. Input: bytes → `open_image` →
+`EncodedImage.decode` → `prepare`, and `to_mask` → `keep_mask`. Output: rows → `to_uint8` → `encode` or `animate`;
+`enlarge` and `contact_sheet` come between.
 """
 
-from service.images.animate import AnimationFormat, animate
-from service.images.base64_codec import decode_base64, encode_base64
-from service.images.decode import DecodeLimits, Picture, decode_picture, picture_pixels
-from service.images.encode import PictureFormat, check_sides, encode, encode_many
-from service.images.enlarge import Resample, enlarge
-from service.images.geometry import Resize
-from service.images.image_grid import contact_sheet, sheet_size
-from service.images.mask import Mask, decode_mask, keep_mask
-from service.images.npy import decode_npy, encode_npy
-from service.images.pixels import Pixels, to_rows, to_uint8
-from service.images.prepare import Invert, Prepared, prepare, prepare_many
-from service.images.size import is_small
+from service.images.decode import (
+    DecodeLimits,
+    EncodedImage,
+    Picture,
+    decode_npy,
+    decode_picture,
+    open_image,
+)
+from service.images.encode import (
+    AnimationFormat,
+    PictureFormat,
+    animate,
+    check_sides,
+    encode,
+    encode_base64,
+    encode_many,
+    encode_npy,
+)
+from service.images.pixels import Pixels, Resample, contact_sheet, enlarge, sheet_size, to_uint8
+from service.images.prepare import (
+    Invert,
+    Mask,
+    Resize,
+    keep_mask,
+    prepare,
+    prepare_many,
+    to_mask,
+)
+from service.images.untrusted import decode_base64, is_small
 
 __all__ = [
     "AnimationFormat",
     "DecodeLimits",
+    "EncodedImage",
     "Invert",
     "Mask",
     "Picture",
     "PictureFormat",
     "Pixels",
-    "Prepared",
     "Resample",
     "Resize",
     "animate",
     "check_sides",
     "contact_sheet",
     "decode_base64",
-    "decode_mask",
     "decode_npy",
     "decode_picture",
     "encode",
@@ -43,10 +59,10 @@ __all__ = [
     "enlarge",
     "is_small",
     "keep_mask",
-    "picture_pixels",
+    "open_image",
     "prepare",
     "prepare_many",
     "sheet_size",
-    "to_rows",
+    "to_mask",
     "to_uint8",
 ]

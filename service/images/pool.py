@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -20,14 +21,13 @@ Observe = Callable[[str, float], None]
 
 
 class CodecPool:
-    """Runs jobs in at most ``threads`` threads.
+    """Runs jobs in at most ``threads`` ≥ 1 threads.
 
-    The number of threads also limits the memory, because each thread decodes one picture at a time. The threads are
-    daemons: `concurrent.futures` joins its threads when the interpreter exits, so one damaged picture could keep a
+    The number of threads also limits the memory, because each thread decodes one image at a time. The threads are
+    daemons: `concurrent.futures` joins its threads when the interpreter exits, so one damaged image could keep a
     stopped process alive for as long as its decoder runs.
 
     Args:
-        threads: number of threads, ≥ 1.
         observe: called after every job, in its thread.
     """
 
@@ -43,14 +43,10 @@ class CodecPool:
         return self._queue.qsize()
 
     async def run(self, operation: str, job: Callable[[], T]) -> T:
-        """Run ``job`` and return its result.
+        """Run ``job`` and return its result; ``operation`` (`decode` or `encode`) is for ``observe``.
 
         If the call is cancelled before the job starts, the job is dropped. If it is cancelled later, the job runs on
         and its result is dropped; a long job has to ask by itself whether somebody still waits for it.
-
-        Args:
-            operation: `decode` or `encode`, for ``observe``.
-            job: a plain function.
 
         Raises:
             RuntimeError: the pool is closed.
@@ -58,8 +54,11 @@ class CodecPool:
         if self._closed:
             raise RuntimeError("the codec pool is closed")
         if not self._started:
-            self._start()
-        waiting = _PoolJob(partial(self._timed, operation, job), asyncio.get_running_loop())
+            self._started = True
+            for number in range(self.threads):
+                threading.Thread(target=self._work, name=f"codec_{number}", daemon=True).start()
+        loop = asyncio.get_running_loop()
+        waiting = _PoolJob(partial(self._timed, operation, job), loop, loop.create_future())
         del job  # a cancelled future in the queue holds its exception, and that this frame
         self._queue.put(waiting)
         try:
@@ -78,15 +77,10 @@ class CodecPool:
         for _ in range(self.threads):
             self._queue.put(None)
 
-    def _start(self) -> None:
-        self._started = True
-        for number in range(self.threads):
-            threading.Thread(target=self._work, name=f"codec_{number}", daemon=True).start()
-
     def _work(self) -> None:
         while waiting := self._queue.get():
             waiting.run()
-            del waiting  # `get` blocks, and meanwhile the last job would hold its picture
+            del waiting  # `get` blocks, and meanwhile the last job would hold its image
 
     def _timed(self, operation: str, job: Callable[[], T]) -> T:
         start = time.perf_counter()
@@ -96,20 +90,15 @@ class CodecPool:
             self._observe(operation, time.perf_counter() - start)
 
 
+@dataclass(slots=True, eq=False)
 class _PoolJob:
-    """A job and the future that waits for it on an event loop."""
-
-    __slots__ = ("_loop", "done", "job")
-
-    def __init__(self, job: Callable[[], Any], loop: asyncio.AbstractEventLoop) -> None:
-        self.job: Callable[[], Any] | None = job
-        self.done: asyncio.Future[Any] = loop.create_future()
-        self._loop = loop
+    job: Callable[[], Any] | None  # None: its caller has gone
+    loop: asyncio.AbstractEventLoop
+    done: asyncio.Future[Any]
 
     def run(self) -> None:
         """Run the job in this thread, unless its caller has gone."""
-        job = self.job
-        if job is None:
+        if (job := self.job) is None:
             return
         result, failure = None, None
         try:
@@ -117,7 +106,7 @@ class _PoolJob:
         except BaseException as exc:  # the thread must survive every job
             failure = exc
         with contextlib.suppress(RuntimeError):  # the event loop is closed
-            self._loop.call_soon_threadsafe(self._finish, result, failure)
+            self.loop.call_soon_threadsafe(self._finish, result, failure)
         del self, failure  # the exception holds this frame: break the cycle
 
     def _finish(self, result: Any, failure: BaseException | None) -> None:

@@ -1,9 +1,12 @@
-"""Prepare a picture as a row: composite on the background, convert to grey or RGB, invert, and resize."""
+"""Prepare an image as a row: composite on the background, convert to grey or RGB, invert, resize; and fit its mask.
+
+All sizes are (width, height) in pixels.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,51 +14,42 @@ from PIL import Image, ImageChops
 
 from service.artifact.card import ModelCard
 from service.artifact.pixels import MID_GREY, ring_mean
+from service.domain.errors import InvalidContent
 from service.domain.latents import FloatRow, FloatRows
-from service.images.decode import Picture
-from service.images.geometry import Resize, fit_geometry, place_on_canvas
+from service.images.decode import EncodedImage, Picture
 from service.images.pixels import Pixels, as_pixels, background_levels, to_rows
 
+Resize = Literal["fit", "crop", "stretch"]
 Invert = bool | Literal["auto"]
+Mask = Image.Image  # mode L, with the size in the file; white pixels are regenerated, black and transparent ones kept
+
+_REGENERATE: Final = 128  # lowest grey level of a mask that is regenerated
+_KEEP: Final = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prepared:
-    """A row prepared from a picture.
-
-    Args:
-        row: (C, H, W) float32 in the model's range, C-contiguous.
-        inverted: whether light and dark were exchanged.
-    """
+    """A row (C, H, W) float32 in the model's range, C-contiguous, and whether light and dark were exchanged."""
 
     row: FloatRow
     inverted: bool
 
 
 def prepare(picture: Picture, card: ModelCard, *, resize: Resize = "fit", invert: Invert = "auto") -> Prepared:
-    """Prepare a picture as a row of the model.
+    """Prepare an image as a row of the model.
 
     Alpha is composited on the background of the card. Grey models use ITU-R 601 luma, colour models repeat grey.
-    `auto` acts only for cards with polarity light-on-dark. It inverts a picture if the outermost ring of pixels has a
-    mean above 127.5. It also inverts a transparent picture if the visible pixels (alpha > 0) have a mean below 127.5;
-    that picture is composited on white. Then the picture is resized with Lanczos in 8 bit if its size differs.
-
-    Args:
-        picture: from `decode_picture`.
-        card: of the model; its shape, range, background and polarity are used.
-        resize: `fit` letterboxes on the background, `crop` cuts centrally, `stretch` ignores proportions.
-        invert: exchange light and dark: False, True or `auto`.
+    `auto` acts only for cards with polarity light-on-dark. It inverts an image if the outermost ring of pixels has a
+    mean above 127.5. It also inverts a transparent image if the visible pixels (alpha > 0) have a mean below 127.5;
+    that image is composited on white. Then the image is resized with Lanczos in 8 bit if its size differs.
+    `fit` letterboxes on the background, `crop` cuts centrally, `stretch` ignores proportions.
     """
     rows, inverted = prepare_many([(picture, resize, invert)], card)
     return Prepared(rows[0], inverted[0])
 
 
 def prepare_many(pictures: Iterable[tuple[Picture, Resize, Invert]], card: ModelCard) -> tuple[FloatRows, list[bool]]:
-    """As `prepare`, for several pictures with their `resize` and `invert`; the arithmetic is on all at once.
-
-    Returns:
-        The rows (N, C, H, W), and which of them are inverted.
-    """
+    """As `prepare`, for several images at once: the rows (N, C, H, W), and which of them are inverted."""
     mode, target = "L" if card.shape[0] == 1 else "RGB", (card.shape[2], card.shape[1])
     background, white = background_levels(card), (255,) * card.shape[0]
     fitted: list[Pixels] = []  # of the model's size
@@ -73,11 +67,11 @@ def prepare_many(pictures: Iterable[tuple[Picture, Resize, Invert]], card: Model
             fitted.append(as_pixels(flat))
             late.append(inverts)
         else:
+            # The ring is that of the image before resizing, and the letterbox is background also when inverted.
             if auto and not dark_ink:
                 inverts = ring_mean(as_pixels(flat)) > MID_GREY
-            geometry = fit_geometry(flat.size, target, resize)
             source = ImageChops.invert(flat) if inverts else flat
-            fitted.append(as_pixels(place_on_canvas(source, geometry, target, background, Image.Resampling.LANCZOS)))
+            fitted.append(as_pixels(fit_to_canvas(source, target, resize, background, Image.Resampling.LANCZOS)))
             late.append(False)
         inverted.append(inverts)
     pixels = np.stack(fitted)
@@ -99,7 +93,7 @@ def _ring(size: tuple[int, int]) -> NDArray[np.bool_]:
 
 
 def composite(image: Image.Image, mode: str, background: tuple[int, ...]) -> Image.Image:
-    """Convert a picture to `mode` (L or RGB); alpha is composited on the background before colours become grey."""
+    """Convert an image to `mode` (L or RGB); alpha is composited on the background before colours become grey."""
     if "A" not in image.getbands():
         return image if image.mode == mode else image.convert(mode)
     working_mode = "L" if image.mode == "LA" and mode == "L" else "RGB"
@@ -110,7 +104,7 @@ def composite(image: Image.Image, mode: str, background: tuple[int, ...]) -> Ima
 
 
 def _is_dark_ink(image: Image.Image, mode: str) -> bool:
-    """Whether a picture is partly transparent and its visible pixels are dark on average."""
+    """Whether an image is partly transparent and its visible pixels are dark on average."""
     if "A" not in image.getbands():
         return False
     alpha = image.getchannel("A")
@@ -119,3 +113,70 @@ def _is_dark_ink(image: Image.Image, mode: str) -> bool:
     counts = np.array(image.convert(mode).histogram(alpha)).reshape(-1, 256).sum(axis=0)
     visible = int(counts.sum())
     return visible > 0 and float(counts @ np.arange(256)) / visible < MID_GREY
+
+
+def fit_to_canvas(
+    image: Image.Image, target: tuple[int, int], resize: Resize, fill: tuple[int, ...], resample: Image.Resampling
+) -> Image.Image:
+    """Crop or resize an upright image as ``resize`` says, and centre it on a canvas of size ``target``."""
+    if resize == "crop":
+        # Crop first. The `box` argument of Pillow's `resize` would let the filter read pixels outside the box.
+        width, height = _inscribed(target, image.size)
+        left, top = _centred((width, height), image.size)
+        image = image.crop((left, top, left + width, top + height))
+    size = _inscribed(image.size, target) if resize == "fit" else target
+    if image.size != size:
+        image = image.resize(size, resample)
+    if size == target:
+        return image
+    canvas = Image.new(image.mode, target, fill)
+    canvas.paste(image, _centred(size, target))
+    return canvas
+
+
+def _inscribed(size: tuple[int, int], frame: tuple[int, int]) -> tuple[int, int]:
+    """The largest size with the aspect ratio of `size` inside `frame`; each side is at least 1.
+
+    An image of 56×25 in a frame of 28×28 becomes 28×round(25·28/56) = 28×12: ties go to even.
+    """
+    (width, height), (frame_width, frame_height) = size, frame
+    # Compare products of integers, because quotients of floats could decide wrongly for equal ratios.
+    if frame_width * height <= frame_height * width:
+        return frame_width, max(1, round(height * frame_width / width))
+    return max(1, round(width * frame_height / height)), frame_height
+
+
+def _centred(inner: tuple[int, int], outer: tuple[int, int]) -> tuple[int, int]:
+    """The left and top margin; an odd pixel is on the right and below."""
+    return (outer[0] - inner[0]) // 2, (outer[1] - inner[1]) // 2
+
+
+def to_mask(encoded: EncodedImage) -> Mask:
+    """Decode a mask; one mask can serve any number of images. Its own EXIF orientation is ignored."""
+    return composite(encoded.decode_as_stored(), "L", (_KEEP,))
+
+
+def keep_mask(
+    mask: Mask, picture: Picture, card: ModelCard, *, resize: Resize = "fit", field: str
+) -> NDArray[np.bool_]:
+    """Fit a mask to the row of its image.
+
+    A mask with the stored size of the image gets the image's transpose and `resize`, with nearest neighbour; the
+    letterbox is kept. A mask with the size of the model is used without changes.
+
+    Returns:
+        (1, H, W) bool; True for pixels that every step restores, which are those with a grey level below 128.
+
+    Raises:
+        InvalidContent: the mask has another size (code `mask_size`).
+    """
+    target = (card.shape[2], card.shape[1])
+    grey = mask
+    if grey.size == picture.stored_size:
+        upright = grey if picture.transpose is None else grey.transpose(picture.transpose)
+        grey = fit_to_canvas(upright, target, resize, (_KEEP,), Image.Resampling.NEAREST)
+    elif grey.size != target:
+        sizes = (f"{width}×{height}" for width, height in (grey.size, picture.stored_size, target))
+        message = "is {} pixels, neither as large as the picture ({}) nor as the model ({})".format(*sizes)
+        raise InvalidContent.field(field, message, code="mask_size")
+    return (np.asarray(grey) < _REGENERATE)[None]

@@ -10,23 +10,26 @@ import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from functools import partial
 from typing import Any, Literal, cast
 
 import numpy as np
 
-from service.artifact.card import INPUT, OUTPUT, CardError, ModelCard, from_metadata
+from service.artifact.card import INPUT, OUTPUT, CardError, from_metadata
 from service.artifact.onnx_file import check_self_contained
 from service.domain.errors import ModelFailure, StartupError
-from service.domain.latents import FloatRows, NoiseSource
+from service.domain.latents import FloatRows
 from service.domain.model import DeviceBatch, DeviceLost, DeviceOutOfMemory, never_continue
-from service.runtime.compute_capability import missing_code
-from service.runtime.cuda_graphs import GRAPH_LOCK
-from service.runtime.device_errors import kind_of, lacks_code
-from service.runtime.runners import DeviceRunner, DirectRunner, PaddedRunner, Runner, SingleThreadRunner
+from service.runtime.devices import kind_of, lacks_code, missing_code
+from service.runtime.runners import (
+    GRAPH_LOCK,
+    DeviceRunner,
+    DirectRunner,
+    ImageShape,
+    PaddedRunner,
+    Runner,
+    SingleThreadRunner,
+)
 from service.runtime.session import CudaOptions, CudaUnavailable, cpu_session, cuda_session, short_message
-
-ImageShape = tuple[int, int, int]
 
 _LOG = logging.getLogger(__name__)
 
@@ -73,7 +76,10 @@ class OnnxModel:
             self.device, self.fallback_reason = "cpu", exc.detail
             session = self._make_session()
         self.provider: str = session.get_providers()[0]
-        self.card, self.noise = _read_card(session.get_modelmeta().custom_metadata_map)
+        try:
+            self.card, self.noise = from_metadata(session.get_modelmeta().custom_metadata_map)
+        except CardError as exc:
+            raise StartupError(str(exc)) from exc
         self.shape: ImageShape = self.card.shape
         self.buckets: tuple[int, ...] | None = None
         self._missing_code = ""
@@ -104,45 +110,27 @@ class OnnxModel:
         target = np.empty(rows.shape, dtype=np.float32) if out is None else out
         if target.shape != rows.shape or target.dtype != np.float32:
             raise ValueError(f"out must be float32 {rows.shape}, not {target.dtype} {target.shape}")
-        runner = self._runner
-        if runner is None:
-            raise ModelFailure("the model is closed")
-        try:
-            runner(rows, target)
-        except Exception as exc:
-            shortage = self._describe_shortage(exc, partial(self._fails_on_zeros, runner))
-        else:
-            return target
-        # Outside of the handler and without the runner: a traceback that holds the old session would keep its buffers
-        # alive while `reduce_max_batch` starts a new session.
-        del runner
-        raise DeviceOutOfMemory(f"{len(rows)} rows do not fit: {shortage}")
+        self._call(lambda runner: runner(rows, target), f"{len(rows)} rows do not fit", resident=False)
+        return target
 
     def upload(self, rows: FloatRows) -> None:
         """Copy rows to the device, at most the largest bucket; needs a `device_batch`. Raises as :meth:`run`."""
         self._check_rows(rows)
-        self._on_device(lambda runner: runner.upload(rows), f"{len(rows)} rows do not fit")
+        self._call(lambda runner: runner.upload(rows), f"{len(rows)} rows do not fit")
 
     def run_steps(self, keep_going: Callable[[], bool] = never_continue) -> None:
-        """Apply f to the rows on the device, and again while ``keep_going``, called after every step, is true.
-
-        A step that raises leaves the rows as they were before it; raises as :meth:`run`.
-        """
-        self._on_device(lambda runner: runner.run_steps(keep_going), "a step does not fit")
+        """See `DeviceBatch.run_steps`; raises as :meth:`run`."""
+        self._call(lambda runner: runner.run_steps(keep_going), "a step does not fit")
 
     def download(self, out: FloatRows) -> None:
-        """Copy the first ``len(out)`` rows from the device; raises as :meth:`run`."""
+        """See `DeviceBatch.download`; raises as :meth:`run`."""
         self._check_rows(out)
-        self._on_device(lambda runner: runner.download(out), f"{len(out)} rows do not fit")
+        self._call(lambda runner: runner.download(out), f"{len(out)} rows do not fit")
 
     def warm_up(self) -> None:
         """Run every bucket in every way, so that no caller waits for algorithm search, allocations or captures.
 
-        Buckets that do not fit the device's memory are given up.
-
-        Raises:
-            DeviceOutOfMemory: not even the smallest batch fits.
-            ModelFailure: the model does not run.
+        Buckets that do not fit are given up. Raises as :meth:`run`; DeviceOutOfMemory if not even the smallest fits.
         """
         while True:
             try:
@@ -159,10 +147,7 @@ class OnnxModel:
         """After `DeviceOutOfMemory`: give up the largest bucket, or halve the only one, and start a new session.
 
         The session is replaced because onnxruntime's arena may fail every later run after one failed allocation.
-
-        Raises:
-            DeviceOutOfMemory: not even the smallest batch fits.
-            StartupError: no session starts any more.
+        Raises as :meth:`warm_up`; StartupError if no session starts any more.
         """
         self._reset_session()
         self.warm_up()
@@ -215,34 +200,33 @@ class OnnxModel:
         if rows.ndim != 4 or rows.shape[1:] != self.shape or rows.dtype != np.float32 or not len(rows):
             raise ValueError(f"rows must be float32 (N, *{self.shape}), not {rows.dtype} {rows.shape}")
 
-    def _on_device(self, call: Callable[[DeviceRunner], None], message: str) -> None:
-        """Call the runner that keeps rows on the device, and raise its errors as :meth:`run` does."""
-        if self._runner is None:
+    def _call(self, call: Callable[[DeviceRunner], None], message: str, *, resident: bool = True) -> None:
+        """Call the runner, and raise its errors as :meth:`run` documents; ``resident`` rows are on the device."""
+        runner = self._runner
+        if runner is None:
             raise ModelFailure("the model is closed")
-        if self.buckets is None:
+        if resident and self.buckets is None:
             raise ValueError("rows do not stay on this device")
         try:
-            call(cast(DeviceRunner, self._runner))
+            call(cast(DeviceRunner, runner))
         except Exception as exc:
-            # Without a probe, which would overwrite the rows on the device: those of the step before must survive.
-            shortage = self._describe_shortage(exc, lambda: False)
+            # Resident rows need no probe, which would overwrite them: those of the step before must survive.
+            shortage = self._describe_shortage(exc, None if resident else runner)
         else:
             return
-        raise DeviceOutOfMemory(f"{message}: {shortage}")  # as in `run`
+        # Outside of the handler and without the runner: a traceback that holds the old session would keep its buffers
+        # alive while `reduce_max_batch` starts a new session.
+        del runner
+        raise DeviceOutOfMemory(f"{message}: {shortage}")
 
-    def _describe_shortage(self, exc: Exception, device_fails: Callable[[], bool]) -> str:
-        """A line about memory that ran out; any other error of onnxruntime is raised as :meth:`run` documents.
-
-        Args:
-            exc: what onnxruntime raised.
-            device_fails: whether the device fails on other rows too; called if the error leaves that open.
-        """
+    def _describe_shortage(self, exc: Exception, probe: Runner | None) -> str:
+        """A line about memory that ran out; any other error of onnxruntime is raised as :meth:`run` documents."""
         kind, message = kind_of(exc), short_message(exc)
         if self._missing_code and lacks_code(exc):
             message = f"{message}; {self._missing_code}"
         if kind == "out of memory":
             return message
-        if kind == "lost" or (kind == "device" and device_fails()):
+        if kind == "lost" or (kind == "device" and probe is not None and self._fails_on_zeros(probe)):
             raise DeviceLost(message) from exc
         raise ModelFailure("the model failed on these rows", reason=message) from exc
 
@@ -262,18 +246,8 @@ def bounded_buckets(buckets: Sequence[int], limit: int, *, single: bool) -> tupl
     return kept[-1:] if single else kept
 
 
-def _read_card(metadata: dict[str, str]) -> tuple[ModelCard, NoiseSource]:
-    try:
-        return from_metadata(metadata)
-    except CardError as exc:
-        raise StartupError(str(exc)) from exc
-
-
 def _check_signature(session: Any, shape: ImageShape) -> None:
-    for kind, name, values in (
-        ("input", INPUT, session.get_inputs()),
-        ("output", OUTPUT, session.get_outputs()),
-    ):
+    for kind, name, values in (("input", INPUT, session.get_inputs()), ("output", OUTPUT, session.get_outputs())):
         if [value.name for value in values] != [name]:
             raise StartupError(f"the model needs exactly one {kind}, named {name}")
         batch, *rest = values[0].shape or (None,)

@@ -40,21 +40,13 @@ class CudaUnavailable(StartupError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CudaOptions:
-    """The operator's options for CUDA. They have no effect on the CPU.
+    """The operator's options for CUDA. They have no effect on the CPU."""
 
-    Args:
-        device_id: index of the GPU among the visible ones, from 0.
-        deterministic: use one batch size only, and cuDNN's simpler heuristic.
-        graphs: capture one CUDA graph for each batch size and replay it.
-        memory_mib: limit of a session's memory arena in MiB; 0 for no limit. cuDNN's own memory is not counted.
-        half: the model computes in float16, so tensor cores must be allowed.
-    """
-
-    device_id: int = 0
-    deterministic: bool = False
-    graphs: bool = False
-    memory_mib: int = 0
-    half: bool = False
+    device_id: int = 0  # among the visible GPUs
+    deterministic: bool = False  # use one batch size only, and cuDNN's simpler heuristic
+    graphs: bool = False  # capture one CUDA graph for each batch size and replay it
+    memory_mib: int = 0  # limit of a session's memory arena; 0 for no limit. cuDNN's own memory is not counted
+    half: bool = False  # the model computes in float16, so tensor cores must be allowed
 
 
 def cuda_is_built_in() -> bool:
@@ -63,11 +55,7 @@ def cuda_is_built_in() -> bool:
 
 
 def cpu_session(data: bytes, threads: int) -> Any:
-    """A session on the CPU.
-
-    Args:
-        data: the model file.
-        threads: CPU threads within one operator, ≥ 1.
+    """A session on the CPU, with ``threads`` ≥ 1 within one operator.
 
     Raises:
         StartupError: ``data`` is not a model, or it needs a newer onnxruntime.
@@ -84,10 +72,6 @@ def cpu_session(data: bytes, threads: int) -> Any:
 
 def cuda_session(data: bytes, cuda: CudaOptions) -> Any:
     """A session on a CUDA device that runs every node of the model.
-
-    Args:
-        data: the model file.
-        cuda: the operator's options.
 
     Raises:
         CudaUnavailable: CUDA is not built in, its libraries do not load, or it does not run every node.

@@ -18,10 +18,8 @@ import httpx
 import numpy as np
 import pytest
 
-from service.api.native import uploads
 from service.domain.latents import FloatRows
-from service.images import DecodeLimits, decode_picture
-from service.images.decode import Picture
+from service.images import EncodedImage, Picture, decode_base64
 from service.runtime.onnx_model import OnnxModel
 from tests.contract.harness import (
     GREY,
@@ -54,18 +52,21 @@ MANY_PICTURES: list[tuple[str, Body]] = [
 ]
 
 
+DECODE = EncodedImage.decode
+
+
 class Decoder:
-    """Stands in for `decode_picture`; the first call waits until it is let go."""
+    """Stands in for `EncodedImage.decode`; the first call waits until it is let go."""
 
     def __init__(self) -> None:
         self.entered, self.free = threading.Event(), threading.Event()
         self.calls = 0
 
-    def __call__(self, data: bytes, limits: DecodeLimits, *, field: str) -> Picture:
+    def __call__(self, image: EncodedImage) -> Picture:
         self.calls += 1
         self.entered.set()
         assert self.free.wait(PATIENCE_S)
-        return decode_picture(data, limits, field=field)
+        return DECODE(image)
 
 
 def idle(service: Service) -> bool:
@@ -79,7 +80,7 @@ def test_after_the_deadline_no_further_picture_is_decoded(
     path: str, body: Body, models: Path, monkeypatch: Patch
 ) -> None:
     decoder = Decoder()
-    monkeypatch.setattr(uploads, "decode_picture", decoder)
+    monkeypatch.setattr(EncodedImage, "decode", lambda image: decoder(image))
     with serving(settings(models)) as service:
         response = service.client.post(path, **body, headers={"X-Request-Timeout": "0.3"})
         problem(response, 504, "deadline_exceeded")
@@ -91,7 +92,7 @@ def test_after_the_deadline_no_further_picture_is_decoded(
 
 def test_after_a_disconnect_no_further_picture_is_decoded(models: Path, monkeypatch: Patch) -> None:
     decoder = Decoder()
-    monkeypatch.setattr(uploads, "decode_picture", decoder)
+    monkeypatch.setattr(EncodedImage, "decode", lambda image: decoder(image))
     content = json.dumps({"images": [b64(JPEG)] * 8}).encode()
     head = b"POST /project HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
     with serving(settings(models)) as service:
@@ -104,14 +105,28 @@ def test_after_a_disconnect_no_further_picture_is_decoded(models: Path, monkeypa
         assert decoder.calls == 1
 
 
+def test_an_image_whose_pixels_are_counted_is_read_once(models: Path, monkeypatch: Patch) -> None:
+    read: list[str] = []
+
+    def counting(text: str, *, field: str, max_chars: int) -> bytes:
+        read.append(field)
+        return decode_base64(text, field=field, max_chars=max_chars)
+
+    monkeypatch.setattr("service.images.untrusted.decode_base64", counting)
+    with serving(settings(models, max_pixels=1000, max_request_pixels=1000)) as service:
+        body = {"images": [b64(PICTURE)] * 4, "masks": [b64(PICTURE)] * 4}
+        assert service.post("/project", body).status_code == 200
+    assert sorted(read) == [f"{field}.{i}" for field in ("images", "masks") for i in range(4)]
+
+
 def test_pixels_are_bounded_for_each_request(models: Path, monkeypatch: Patch) -> None:
     decoded: list[str] = []
 
-    def decode(data: bytes, limits: DecodeLimits, *, field: str) -> Picture:
-        decoded.append(field)
-        return decode_picture(data, limits, field=field)
+    def decode(image: EncodedImage) -> Picture:
+        decoded.append(image.field)
+        return DECODE(image)
 
-    monkeypatch.setattr(uploads, "decode_picture", decode)
+    monkeypatch.setattr(EncodedImage, "decode", decode)
     one = b64(PICTURE)  # 100 pixels
     with serving(settings(models, max_pixels=100, max_request_pixels=350)) as service:
         files = [("image", ("x.png", PICTURE, "image/png"))]
@@ -244,8 +259,8 @@ def test_a_picture_that_is_no_file_is_told(service: Service, field: str, content
 
 BUSY = """
 import sys, time
-from service.api.native import uploads
-uploads.decode_picture = lambda *_, **__: time.sleep(60)
+from service.images import EncodedImage
+EncodedImage.decode = lambda _: time.sleep(60)
 from service.cli import serve
 sys.exit(serve({}))
 """

@@ -311,7 +311,7 @@ def test_after_the_deadline_no_further_picture_is_enlarged(
         assert free.wait(PATIENCE_S)
         return enlarge(picture, scale, resample)
 
-    for module in (responses, import_module("service.images.animate")):
+    for module in (responses, import_module("service.images.encode")):
         monkeypatch.setattr(module, "enlarge", slow)
     with serving(settings(models)) as service:
         body = BODIES["/latent-interpolate"] | {"scale": 16}

@@ -11,9 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.api.native import uploads
-from service.images import DecodeLimits, decode_picture
-from service.images.decode import Picture
+from service.images import EncodedImage, Picture
 from tests.contract.harness import PATIENCE_S, Service, b64, busy_codec, gated, latents, problem, serving, settings
 from tests.contract.oip import INFER, as_json
 from tests.helpers.pictures import noise, save
@@ -83,12 +81,13 @@ POOLED_CALLS = [
 
 def test_what_a_full_queue_refuses_is_not_even_decoded(models: Path, monkeypatch: Patch) -> None:
     decoded: list[str] = []
+    decode_image = EncodedImage.decode
 
-    def decode(data: bytes, limits: DecodeLimits, *, field: str) -> Picture:
-        decoded.append(field)
-        return decode_picture(data, limits, field=field)
+    def decode(image: EncodedImage) -> Picture:
+        decoded.append(image.field)
+        return decode_image(image)
 
-    monkeypatch.setattr(uploads, "decode_picture", decode)
+    monkeypatch.setattr(EncodedImage, "decode", decode)
     small = settings(models, queue_rows=4, max_images=4, max_batch_rows=1)
     with gated(monkeypatch, small) as (service, gate), ThreadPoolExecutor(2) as pool:
         with gate:

@@ -16,7 +16,7 @@ from service.domain.model import DeviceOutOfMemory
 from service.domain.tasks import SchedulingParams, StepParams
 from service.models.instances import InstanceFactory
 from service.models.repository import LoadedModel, Repository
-from service.runtime.compute_capability import can_run, compute_capability
+from service.runtime.devices import can_run, compute_capability
 from service.runtime.onnx_model import OnnxModel
 from service.runtime.session import CudaOptions, CudaUnavailable
 from service.scheduling.scheduler import Scheduler

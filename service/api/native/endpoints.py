@@ -50,8 +50,7 @@ from service.api.pipeline import Endpoint, ResponseParts
 from service.api.request import ApiRequest, count_codec, count_rows, parse_as
 from service.domain.blending import blend_result, close_loop
 from service.domain.errors import IgnError, InvalidContent, UnsupportedMedia
-from service.domain.interpolation import Grid, LatentPath
-from service.domain.latents import FloatRows, weighted_sum
+from service.domain.latents import FloatRows, Grid, LatentPath, weighted_sum
 from service.domain.tasks import Result, SchedulingParams, StepParams
 from service.models.registry import ServedModel
 

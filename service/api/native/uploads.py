@@ -1,7 +1,6 @@
 """Read uploads (pictures, masks and latents, as multipart, JSON or a raw body) and decode them to rows."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, Generic, TypeVar
@@ -19,19 +18,19 @@ from service.domain.latents import FloatRow, FloatRows
 from service.domain.tasks import KeepMask
 from service.images import (
     DecodeLimits,
+    EncodedImage,
     Invert,
     Mask,
     Picture,
     Resize,
     decode_base64,
-    decode_mask,
     decode_npy,
-    decode_picture,
     is_small,
     keep_mask,
-    picture_pixels,
+    open_image,
     prepare,
     prepare_many,
+    to_mask,
 )
 from service.models.registry import ServedModel
 from service.settings import Settings
@@ -139,23 +138,22 @@ def prepare_upload(
         InvalidContent, TooLarge: a picture or mask is invalid, or all together are too large; the text names it.
     """
     card, options = model.card, upload.options
-    limits, max_chars = DecodeLimits(max_pixels=settings.max_pixels), settings.max_body_bytes
     named = [
         (_field_name(field, i, items), item)
         for field, items in ((upload.image_field, upload.images), (upload.mask_field, upload.masks))
         for i, item in enumerate(items)
     ]
-    _check_pixels(named, settings, check_not_over)
+    opened = _check_pixels(named, settings, check_not_over)
 
     def mask(i: int) -> tuple[Mask, str]:
         name = _field_name(upload.mask_field, i, upload.masks)
-        return decode_mask(_to_bytes(upload.masks[i], name, max_chars), limits, field=name), name
+        return to_mask(_take(opened, name, upload.masks[i], settings)), name
 
     shared_mask = mask(0) if len(upload.masks) == 1 else None
     keep: list[KeepMask] = []
 
     def pictures() -> Iterator[tuple[Picture, Resize, Invert]]:  # one at a time: a decoded one can be large
-        for i, picture in enumerate(_decode_upload(upload, settings, check_not_over)):
+        for i, picture in enumerate(_decode_upload(upload, opened, settings, check_not_over)):
             if upload.masks:
                 # Masks too are decoded one at a time, because each can have as many pixels as the largest picture.
                 decoded_mask, name = shared_mask or mask(i)
@@ -176,8 +174,8 @@ def prepare_uploads(
         options, first = upload.options, len(pictures)
         named = [(_field_name(upload.image_field, i, upload.images), item) for i, item in enumerate(upload.images)]
         try:
-            _check_pixels(named, settings, _go_on)
-            decoded = list(_decode_upload(upload, settings, _go_on))
+            opened = _check_pixels(named, settings, _go_on)
+            decoded = list(_decode_upload(upload, opened, settings, _go_on))
         except IgnError as exc:
             prepared.append(exc)
             continue
@@ -192,14 +190,16 @@ def prepare_uploads(
 
 
 def _decode_upload(
-    upload: Upload[Options], settings: Settings, check_not_over: Callable[[], None]
+    upload: Upload[Options],
+    opened: dict[str, EncodedImage],
+    settings: Settings,
+    check_not_over: Callable[[], None],
 ) -> Iterator[Picture]:
-    """Decode the pictures of an upload, one at a time."""
-    limits = DecodeLimits(max_pixels=settings.max_pixels)
+    """Decode the images of an upload, one at a time; those in ``opened`` are taken out of it."""
     for i, data in enumerate(upload.images):
         check_not_over()
         field = _field_name(upload.image_field, i, upload.images)
-        yield decode_picture(_to_bytes(data, field, settings.max_body_bytes), limits, field=field)
+        yield _take(opened, field, data, settings).decode()
 
 
 def _go_on() -> None:
@@ -228,19 +228,17 @@ class PointReader:
                 point.
         """
         pictures = [(f"{field}.{i}.image", point.image) for i, point in enumerate(points) if point.image is not None]
-        _check_pixels(pictures, self.settings, self.check_not_over)
-        return [self._row(f"{field}.{i}", point) for i, point in enumerate(points)]
+        opened = _check_pixels(pictures, self.settings, self.check_not_over)
+        return [self._row(f"{field}.{i}", point, opened) for i, point in enumerate(points)]
 
-    def _row(self, field: str, point: PointRequest) -> FloatRow:
+    def _row(self, field: str, point: PointRequest, opened: dict[str, EncodedImage]) -> FloatRow:
         card, max_chars = self.model.card, self.settings.max_body_bytes
         if point.seed is not None:
             return self.model.noise.row(point.seed, point.index or 0)
         if point.image is not None:
             self.check_not_over()
             field = f"{field}.image"
-            limits = DecodeLimits(max_pixels=self.settings.max_pixels)
-            picture = decode_picture(decode_base64(point.image, field=field, max_chars=max_chars), limits, field=field)
-            return prepare(picture, card).row
+            return prepare(_take(opened, field, point.image, self.settings).decode(), card).row
         field = f"{field}.latent"
         return decode_npy(decode_base64(point.latent or "", field=field, max_chars=max_chars), card.shape, field=field)
 
@@ -298,36 +296,40 @@ _parse_query_cached: Callable[[type[Options], bytes], Options] = lru_cache(maxsi
 
 
 def _check_pixels(
-    pictures: Sequence[tuple[str, bytes | str]], settings: Settings, check_not_over: Callable[[], None]
-) -> None:
-    """Add up the pixels of pictures by their headers. Errors other than their size are left to the decoder.
+    images: Sequence[tuple[str, bytes | str]], settings: Settings, check_not_over: Callable[[], None]
+) -> dict[str, EncodedImage]:
+    """Add up the pixels of images by their headers. Errors other than their size are left to the decoder.
 
-    Args:
-        pictures: field and content of each.
-        settings: limits of size.
-        check_not_over: raises if the request is over.
+    Returns:
+        The opened images by field, so that no file is read twice; empty if the limit of each image is enough.
 
     Raises:
-        TooLarge: one picture, or all together, have too many pixels.
+        TooLarge: one image, or all together, have too many pixels.
     """
-    limit = max(settings.max_request_pixels, settings.max_pixels)  # a single picture within its own limit always passes
-    if len(pictures) * settings.max_pixels <= limit:
-        return  # the usual case: the limit of each picture is enough
-    limits, total = DecodeLimits(max_pixels=settings.max_pixels), 0
-    for field, data in pictures:
+    limit = max(settings.max_request_pixels, settings.max_pixels)  # a single image within its own limit always passes
+    if len(images) * settings.max_pixels <= limit:
+        return {}  # the usual case
+    limits, total, opened = _limits(settings), 0, dict[str, EncodedImage]()
+    for field, data in images:
         check_not_over()
-        with suppress(InvalidContent):
-            content = _to_bytes(data, field, settings.max_body_bytes)
-            total += picture_pixels(content, limits, field=field)
+        opened[field] = open_image(data, limits, field=field)
+        total += opened[field].pixels
         if total > limit:
             raise TooLarge(
                 f"{field}: with it the request has {total} pixels; the limit is {limit}",
                 code="image_too_large",
             )
+    return opened
 
 
-def _to_bytes(data: bytes | str, field: str, max_chars: int) -> bytes:
-    return data if isinstance(data, bytes) else decode_base64(data, field=field, max_chars=max_chars)
+def _take(opened: dict[str, EncodedImage], field: str, data: bytes | str, settings: Settings) -> EncodedImage:
+    """Remove an image from ``opened``, so that its memory is free once it is decoded; open it if it is not there."""
+    image = opened.pop(field, None)
+    return open_image(data, _limits(settings), field=field) if image is None else image
+
+
+def _limits(settings: Settings) -> DecodeLimits:
+    return DecodeLimits(max_pixels=settings.max_pixels, max_chars=settings.max_body_bytes)
 
 
 def _field_name(field: str, i: int, items: Sequence[object]) -> str:

@@ -4,8 +4,7 @@ from itertools import pairwise
 
 from service.api.native.schemas import InterpolateRequest, StepOptions
 from service.domain.errors import InvalidContent
-from service.domain.interpolation import Grid, LatentPath
-from service.domain.latents import MAX_MAGNITUDE, FloatRows, is_bounded
+from service.domain.latents import MAX_MAGNITUDE, FloatRows, Grid, LatentPath, is_bounded
 from service.domain.tasks import StepParams
 from service.settings import Settings
 

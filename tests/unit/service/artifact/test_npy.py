@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.artifact.npy import read_npy, read_npy_header
+from service.artifact.files import read_npy, read_npy_header
 
 
 def npy(array: Any) -> bytes:

@@ -3,8 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.domain.interpolation import Grid, LatentPath, Method
-from service.domain.latents import FloatRow, NoiseSource, lerp, slerp
+from service.domain.latents import FloatRow, Grid, LatentPath, Method, NoiseSource, lerp, slerp
 
 NOISE = NoiseSource((1, 2, 3))
 

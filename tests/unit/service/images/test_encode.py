@@ -1,12 +1,12 @@
 import zlib
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image, ImageSequence
+from PIL import ImageSequence
 from PIL.JpegImagePlugin import JpegImageFile
 
 from service import images
@@ -38,7 +38,7 @@ def test_the_public_surface_is_sorted_and_complete() -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("form", ["png", "webp"])
 def test_png_and_webp_are_lossless(form: PictureFormat, shape: tuple[int, ...]) -> None:
-    pixels = make.noise(*shape)
+    pixels = make.noise(2 * shape[0], *shape[1:])[::2, ::-1]  # need not be contiguous
     image = make.opened(encode(pixels, form))
     assert image.format == form.upper()
     assert image.mode == ("L" if form == "png" and len(shape) == 2 else "RGB")
@@ -65,12 +65,6 @@ def test_png_is_well_formed() -> None:
         at += 12 + size
     assert kinds == [b"IHDR", b"IDAT", b"IEND"]
     make.opened(data).verify()
-
-
-def test_pixels_need_not_be_contiguous() -> None:
-    pixels = make.noise(20, 20, 3)[::2, ::-1]
-    for form in ("png", "webp"):
-        assert np.array_equal(np.asarray(make.opened(encode(pixels, form))), pixels)
 
 
 def test_runs_and_slopes_are_compressed() -> None:
@@ -101,19 +95,17 @@ def test_pictures_carry_no_metadata_and_are_reproducible(form: PictureFormat) ->
 @pytest.mark.parametrize(
     ("form", "most"), [("png", 2**31 - 1), ("apng", 2**31 - 1), ("webp", 16_383), ("jpeg", 65_500), ("gif", 65_535)]
 )
-def test_sides_beyond_the_format_are_refused(form: str, most: int) -> None:
+def test_sides_beyond_the_format_are_refused(form: Any, most: int) -> None:
     check_sides(form, most, most)
     for sides in ((most + 1, 1), (1, most + 1)):
         with pytest.raises(InvalidContent, match=f"{form}.*{most}") as caught:
             check_sides(form, *sides)
         assert caught.value.error_code == "image_too_large"
-
-
-@pytest.mark.parametrize(("form", "most"), [("webp", 16_383), ("jpeg", 65_500)])
-def test_the_longest_side_can_be_written(form: PictureFormat, most: int) -> None:
-    assert make.opened(encode(np.zeros((1, most), dtype=np.uint8), form)).size == (most, 1)
-    with pytest.raises(InvalidContent):
-        encode(np.zeros((1, most + 1), dtype=np.uint8), form)
+    if form in ("webp", "jpeg"):
+        longest, longer = (np.zeros((1, side), dtype=np.uint8) for side in (most, most + 1))
+        assert make.opened(encode(longest, form)).size == (most, 1)
+        with pytest.raises(InvalidContent):
+            encode(longer, form)
 
 
 # --- sheets ----------------------------------------------------------------------------------------------------------
@@ -123,49 +115,32 @@ def test_the_longest_side_can_be_written(form: PictureFormat, most: int) -> None
     ("n", "columns", "rows"), [(1, 1, 1), (2, 2, 1), (3, 2, 2), (4, 2, 2), (5, 3, 2), (9, 3, 3), (10, 4, 3), (64, 8, 8)]
 )
 def test_a_contact_sheet_is_nearly_square(n: int, columns: int, rows: int) -> None:
-    pictures = make.noise(n, 28, 28)
-    sheet = contact_sheet(pictures, GREY)
-    assert sheet.shape == (rows * 28, columns * 28)
-    assert images.sheet_size(n, GREY) == (columns * 28, rows * 28)
+    assert contact_sheet(make.noise(n, 28, 28), GREY).shape == (rows * 28, columns * 28)
+
+
+@given(
+    st.integers(1, 12),
+    st.integers(1, 5),
+    st.integers(1, 5),
+    st.none() | st.integers(1, 15),
+    st.integers(0, 3),
+    st.booleans(),
+)
+def test_empty_cells_show_the_background(
+    n: int, height: int, width: int, columns: int | None, gap: int, colour: bool
+) -> None:
+    """… and so do the gaps, which lie between images only."""
+    card = make.card((3 if colour else 1, height, width), background=(-1.0, 0.0, 1.0) if colour else (0.0,))
+    pictures = make.noise(n, height, width, *[3] * colour)
+    sheet = contact_sheet(pictures, card, columns=columns, gap=gap)
+    across = min(columns or int(np.ceil(np.sqrt(n))), n)
+    down = -(-n // across)
+    assert images.sheet_size(n, card, columns=columns, gap=gap) == sheet.shape[1::-1]
+    expected = np.empty((down * (height + gap) - gap, across * (width + gap) - gap, *[3] * colour), np.uint8)
+    expected[...] = (0, 128, 255) if colour else 128
     for i in range(n):
-        top, left = i // columns * 28, i % columns * 28
-        assert np.array_equal(sheet[top : top + 28, left : left + 28], pictures[i])
-
-
-def test_empty_cells_show_the_background() -> None:
-    sheet = contact_sheet(make.noise(3, 8, 8, 3), COLOUR)
-    assert (sheet[8:, 8:] == [0, 128, 255]).all()
-    grey = make.card((1, 4, 6), background=(0.0,))
-    assert (contact_sheet(make.noise(5, 4, 6), grey)[4:, 12:] == 128).all()
-
-
-def test_cells_need_not_be_square() -> None:
-    card = make.card((3, 2, 5))
-    pictures = make.noise(4, 2, 5, 3)
-    sheet = contact_sheet(pictures, card, columns=4)
-    assert sheet.shape == (2, 20, 3)
-    assert images.sheet_size(4, card, columns=4) == (20, 2)
-    assert np.array_equal(sheet, np.concatenate(list(pictures), axis=1))
-    assert np.array_equal(sheet, contact_sheet(pictures, card, columns=100))
-
-
-def test_one_picture_is_its_own_sheet() -> None:
-    picture = make.noise(1, 28, 28)
-    assert np.array_equal(contact_sheet(picture, GREY), picture[0])
-    assert np.array_equal(contact_sheet(picture, GREY, columns=3, gap=5), picture[0])
-
-
-def test_gaps_lie_between_pictures_only() -> None:
-    pictures = make.noise(5, 2, 4, 3)
-    card = make.card((3, 2, 4), background=(-1.0, 0.0, 1.0))
-    sheet = contact_sheet(pictures, card, columns=3, gap=2)
-    assert sheet.shape == (6, 16, 3)
-    assert images.sheet_size(5, card, columns=3, gap=2) == (16, 6)
-    expected = np.empty_like(sheet)
-    expected[...] = (0, 128, 255)
-    for i in range(5):
-        top, left = i // 3 * 4, i % 3 * 6
-        expected[top : top + 2, left : left + 4] = pictures[i]
+        top, left = i // across * (height + gap), i % across * (width + gap)
+        expected[top : top + height, left : left + width] = pictures[i]
     assert np.array_equal(sheet, expected)
 
 
@@ -237,14 +212,8 @@ def test_equal_neighbours_add_their_times(form: AnimationFormat) -> None:
     shown = played(animate(np.stack((a, b, b, a)), form, fps=10))
     assert sum(time for _, time in shown) == 400
     assert [int(pixels[0, 0, 0]) for pixels, _ in shown] == [int(x) for x in (a[0, 0], b[0, 0], a[0, 0])]
-
-
-@pytest.mark.parametrize("form", get_args(AnimationFormat))
-def test_a_still_animation_is_one_picture(form: AnimationFormat) -> None:
-    frame = make.noise(8, 8)
-    shown = played(animate(np.stack((frame, frame)), form, fps=5))
-    assert len(shown) == 1
-    assert np.array_equal(shown[0][0][..., 0], frame)
+    ((still, _),) = played(animate(np.stack((a, a)), form, fps=5))
+    assert np.array_equal(still[..., 0], a)
 
 
 @pytest.mark.parametrize("form", get_args(AnimationFormat))
@@ -267,7 +236,3 @@ def test_gif_reduces_colours_and_webp_does_not() -> None:
 def test_an_animation_too_wide_for_its_format_is_refused() -> None:
     with pytest.raises(InvalidContent):
         animate(np.zeros((2, 1, 16_384), dtype=np.uint8), "webp", fps=5)
-
-
-def test_encoding_leaves_pillow_as_it_is() -> None:
-    assert Image.MAX_IMAGE_PIXELS == 89_478_485

@@ -1,16 +1,21 @@
 """Files that make a parser work for nothing: refused, or decoded in about the time of an ordinary picture."""
 
+import gc
+import io
 import struct
+import sys
 import time
+from base64 import b64encode
 from collections.abc import Callable
 from contextlib import suppress
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from service.domain.errors import IgnError, InvalidContent
-from service.images import DecodeLimits, decode_picture, is_small, picture_pixels
-from service.images.png import MAX_PARTS
+from service.images import DecodeLimits, decode, decode_picture, is_small, open_image
+from service.images.untrusted import MAX_PARTS
 from tests.helpers.pictures import LIMITS, chunk, exif, noise, save, smooth
 
 LARGE = DecodeLimits(max_pixels=16_000_000)
@@ -88,7 +93,7 @@ def test_a_hostile_file_costs_about_as_much_as_a_picture(name: str, ordinary: fl
     ("build", "part"), [(jpeg, segment(0xE5)), (jpeg, b"\xff"), (png, chunk(b"tEXt")), (webp, b"abcd\0\0\0\0")]
 )
 def test_parts_are_bounded(build: Callable[[bytes], bytes], part: bytes) -> None:
-    assert decode_picture(build(part * 2000), LIMITS, field="image").size == (16, 16)
+    assert decode_picture(build(part * 2000), LIMITS, field="image").image.size == (16, 16)
     with pytest.raises(InvalidContent) as refused:
         decode_picture(build(part * MAX_PARTS), LIMITS, field="image")
     assert refused.value.error_code == "undecodable_image"
@@ -103,7 +108,7 @@ def test_a_second_header_is_refused() -> None:
         assert is_small(data)
         with pytest.raises(InvalidContent):
             decode_picture(data, LARGE, field="image")
-        assert picture_pixels(data, LARGE, field="image") == 0
+        assert open_image(data, LARGE, field="image").pixels == 0
     with pytest.raises(InvalidContent):
         decode_picture(pixels[:8] + first + pixels[8:], LARGE, field="image")
 
@@ -119,15 +124,82 @@ def test_metadata_of_a_jpeg_changes_no_pixel() -> None:
             found = decode_picture(data, LIMITS, field="image")
             assert np.array_equal(np.asarray(found.image), np.asarray(expected.image))
             turned = plain[:place] + segment(0xE1, b"Exif\0\0" + exif(6)) + b"".join(extras) + plain[place:]
-            assert decode_picture(turned, LIMITS, field="image").size == expected.size[::-1]
+            assert decode_picture(turned, LIMITS, field="image").image.size == expected.image.size[::-1]
 
 
-@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
-def test_pixels_are_read_from_the_header(form: str) -> None:
-    data = save(noise(20, 30, 3), form)
-    assert picture_pixels(data, LIMITS, field="image") == 600
-    assert picture_pixels(data[:3], LIMITS, field="image") == 0
-    assert picture_pixels(b"text", LIMITS, field="image") == 0
+@pytest.mark.parametrize("file", [PNG, JPEG, WEBP], ids=["png", "jpeg", "webp"])
+def test_an_opened_image_knows_its_pixels_and_is_not_read_again(file: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = open_image(b64encode(file).decode(), LIMITS, field="image")
+    assert (opened.field, opened.pixels) == ("image", 256)
     with pytest.raises(IgnError) as refused:
-        picture_pixels(data, DecodeLimits(max_pixels=599), field="image")
+        open_image(file, DecodeLimits(max_pixels=255), field="image")
+    monkeypatch.setattr(decode, "untrusted", None)  # what reads chunks and base64
+    assert np.array_equal(np.asarray(opened.decode_as_stored()), np.asarray(Image.open(io.BytesIO(file))))
     assert refused.value.error_code == "image_too_large"
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (PNG[:3], "undecodable_image"),
+        (b"text", "undecodable_image"),
+        ("-", "invalid_base64"),
+        ("dGV4dA==", "undecodable_image"),
+    ],
+)
+def test_a_damaged_header_has_no_pixels_and_is_reported_by_the_decoder(data: bytes | str, code: str) -> None:
+    opened = open_image(data, LIMITS, field="images.7")
+    assert opened.pixels == 0
+    for _ in range(2):
+        with pytest.raises(InvalidContent, match=r"^images\.7: ") as refused:
+            opened.decode()
+        assert refused.value.error_code == code
+
+
+def test_text_beyond_its_limit_is_too_large() -> None:
+    with pytest.raises(IgnError, match="5 characters of base64; the limit is 4") as too_long:
+        open_image("AAAAA", DecodeLimits(max_pixels=1, max_chars=4), field="image")
+    assert too_long.value.error_code == "too_large"
+
+
+@pytest.mark.parametrize("file", [bytes(5000), PNG[:400]], ids=["no header", "no end"])
+def test_a_rejected_file_is_free_at_once(file: bytes) -> None:
+    gc.disable()
+    try:
+        before = sys.getrefcount(file)
+        with suppress(InvalidContent):
+            decode_picture(file, LIMITS, field="image")
+        assert sys.getrefcount(file) == before
+    finally:
+        gc.enable()
+
+
+def sized(width: int, height: int) -> bytes:
+    """A small image with another size in its header: what that says counts, not what follows."""
+    return TINY[:16] + struct.pack(">II", width, height) + TINY[24:]
+
+
+TINY = save(noise(28, 28))
+
+
+@pytest.mark.parametrize(
+    ("data", "small"),
+    [
+        *((sized(*size), True) for size in ((28, 28), (128, 128), (1, 16384))),
+        *((sized(*size), False) for size in ((129, 128), (16384, 16384), (2**31 - 1, 2**31 - 1))),
+        (b"", False),
+        (TINY[:23], False),
+        (b"x" * 100, False),
+        (save(noise(28, 28), "JPEG"), False),
+    ],
+)
+def test_a_png_of_few_pixels_is_small(data: bytes, small: bool) -> None:
+    text = b64encode(data).decode()
+    assert [is_small(form) for form in (data, text, f"data:image/png;base64,{text}")] == [small] * 3
+    assert not is_small(f" {text}")  # a rare form is left to the codec pool
+
+
+def test_many_bytes_and_other_text_are_not_small() -> None:
+    assert is_small(TINY + bytes((1 << 14) - len(TINY)))
+    assert not is_small(TINY + bytes((1 << 14) - len(TINY) + 1))
+    assert not any(map(is_small, ("no base64!", "data:")))

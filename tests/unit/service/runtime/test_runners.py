@@ -2,15 +2,15 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
 
-from service.runtime import io_binding
-from service.runtime.cuda_graphs import GRAPH_LOCK, CudaGraphLock
-from service.runtime.runners import PaddedRunner, SingleThreadRunner
+from service.runtime import runners
+from service.runtime.runners import GRAPH_LOCK, CudaGraphLock, PaddedRunner, SingleThreadRunner
 from tests.helpers.onnx_models import sample_rows
 
 SHAPE = (1, 8, 8)
@@ -132,7 +132,7 @@ class RecordingLock(CudaGraphLock):
 
 def test_only_a_capture_has_exclusive_access(monkeypatch: pytest.MonkeyPatch) -> None:
     lock, exclusive = RecordingLock(), list[bool]()
-    monkeypatch.setattr(io_binding, "GRAPH_LOCK", lock)
+    monkeypatch.setattr(runners, "GRAPH_LOCK", lock)
     session = Session(on_run=lambda: exclusive.append(lock.captures))
     runner = PaddedRunner(session, SHAPE, (1, 4), "cpu", graphs=True)
     for rows in (1, 4, 1):
@@ -207,3 +207,71 @@ def test_rows_that_do_not_fit_are_refused_and_no_rows_are_uploaded() -> None:
         runner.run_steps()
     with pytest.raises(ValueError, match="does not fit"):
         runner.upload(np.zeros((1, 1, 8, 1), np.float32))  # would be broadcast
+
+
+# The lock
+
+
+def test_a_capture_waits_for_users_and_later_users_for_it() -> None:
+    lock, order = CudaGraphLock(), list[str]()
+    here, go = threading.Event(), threading.Event()
+
+    def use() -> None:
+        with lock.shared():
+            here.set()
+            assert go.wait(30)
+            order.append("user")
+
+    def capture() -> None:
+        with lock.exclusive():
+            order.append("capture")
+
+    def come_late() -> None:
+        with lock.shared():
+            order.append("late")
+
+    threads = [threading.Thread(target=use)]
+    threads[0].start()
+    assert here.wait(30)
+    threads.append(threading.Thread(target=capture))
+    threads[1].start()
+    for _ in range(1000):  # until a user has to wait, which is once the capture waits
+        threads.append(threading.Thread(target=come_late))
+        threads[-1].start()
+        threads[-1].join(0.05)
+        if threads[-1].is_alive():
+            break
+    go.set()
+    for thread in threads:
+        thread.join(30)
+    assert [event for event in order if event != "late"] == ["user", "capture"]
+    assert order[-2:] == ["capture", "late"]
+
+
+def test_users_share_access_and_one_thread_captures_at_a_time() -> None:
+    lock, together = CudaGraphLock(), threading.Barrier(4, timeout=30)
+    inside = most = 0
+
+    def capture() -> None:
+        nonlocal inside, most
+        with lock.shared():
+            together.wait()
+        for _ in range(200):
+            with lock.exclusive():
+                inside += 1
+                most = max(most, inside)
+                inside -= 1
+            with lock.shared():
+                assert not inside
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(capture) for _ in range(4)]:
+            done.result(60)
+    assert most == 1
+
+
+def test_an_error_releases_the_lock() -> None:
+    lock = CudaGraphLock()
+    for turn in (lock.exclusive, lock.shared, lock.exclusive):
+        with pytest.raises(ValueError, match="no"), turn():
+            raise ValueError("no")

@@ -1,6 +1,72 @@
+import ctypes
+from typing import Any
+
 import pytest
 
-from service.runtime.device_errors import STICKY, Kind, kind_of, lacks_code
+from service.runtime.devices import (
+    STICKY,
+    Capability,
+    Kind,
+    can_run,
+    compute_capability,
+    kind_of,
+    lacks_code,
+    missing_code,
+)
+
+
+class Driver:
+    """NVIDIA's driver on a machine with GPUs of these compute capabilities."""
+
+    def __init__(self, *capabilities: Capability, failing: str = "") -> None:
+        self.capabilities, self.failing = capabilities, failing
+
+    def cuInit(self, flags: int) -> int:
+        return 3 if self.failing == "cuInit" else 0
+
+    def cuDeviceGet(self, device: Any, ordinal: int) -> int:
+        if ordinal >= len(self.capabilities):
+            return 101
+        device._obj.value = 7 + ordinal  # a handle is no ordinal
+        return 0
+
+    def cuDeviceGetAttribute(self, value: Any, attribute: int, device: ctypes.c_int) -> int:
+        value._obj.value = self.capabilities[device.value - 7][attribute - 75]
+        return 1 if self.failing == "cuDeviceGetAttribute" else 0
+
+
+def installed(monkeypatch: pytest.MonkeyPatch, driver: Driver | None) -> None:
+    def load(name: str) -> Driver:
+        if driver is None:
+            raise OSError(f"{name}: cannot open shared object file")
+        return driver
+
+    monkeypatch.setattr(ctypes, "CDLL", load)
+
+
+def test_the_driver_tells_the_capability_of_a_visible_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, Driver((9, 0), (10, 3)))
+    assert [compute_capability(i) for i in range(3)] == [(9, 0), (10, 3), None]
+    assert missing_code(0) == ""
+    assert missing_code(1) == (
+        "GPU 1 has compute capability 10.3, and onnxruntime-gpu from PyPI holds code for "
+        "7.5, 8.0, 8.6, 8.9, 9.0, 12.0 only"
+    )
+
+
+@pytest.mark.parametrize(
+    "driver", [None, Driver(), Driver((10, 0), failing="cuInit"), Driver((10, 0), failing="cuDeviceGetAttribute")]
+)
+def test_a_driver_that_does_not_tell_is_no_reason(monkeypatch: pytest.MonkeyPatch, driver: Driver | None) -> None:
+    installed(monkeypatch, driver)
+    assert compute_capability(0) is None
+    assert missing_code(0) == ""
+
+
+@pytest.mark.parametrize("capability", [(7, 5), (8, 0), (8, 7), (9, 0), (12, 1)])
+def test_code_runs_on_the_same_major_version_and_later_minor_ones(capability: Capability) -> None:
+    assert can_run(capability)
+    assert not any(map(can_run, [(6, 1), (7, 0), (10, 0), (11, 0)]))  # P100, V100, B200, …
 
 
 @pytest.mark.parametrize(("number", "name"), STICKY.items())
@@ -36,10 +102,7 @@ def test_every_error_that_stays_is_recognised_by_number_and_by_name(number: int,
 )
 def test_other_errors(text: str, kind: Kind) -> None:
     assert kind_of(RuntimeError(text)) == kind
-
-
-def test_pythons_own_error_of_memory() -> None:
-    assert kind_of(MemoryError()) == "out of memory"
+    assert kind_of(MemoryError(text)) == ("lost" if kind == "lost" else "out of memory")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,223 @@
+"""Read the structure of untrusted image files in bounded time, before Pillow sees them.
+
+Pillow reads chunks and headers in Python: metadata of every kind, JPEG padding byte by byte, EXIF blocks by appending
+each to the ones before. A hostile file of 16 MiB can so take seconds or minutes. Here every chunk or segment is visited
+once, and only what decoding needs is passed on. The size and the errors of text, profiles and animation have no effect.
+
+    PNG   signature · (length 4, type 4, content, CRC 4)…       ISO/IEC 15948
+    JPEG  SOI · (0xFF, code, length 2, content)… · SOS, scan…   ITU-T T.81, table B.1
+    WebP  RIFF, length 4, WEBP · (type 4, length 4, content)…   RFC 9649
+"""
+
+import base64
+import binascii
+import re
+import struct
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Final
+
+from PIL.Image import Transpose
+from zlib_ng import zlib_ng as zlib
+
+from service.domain.errors import InvalidContent, TooLarge
+
+PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
+MAX_PARTS: Final = 10_000
+"""Most chunks of a PNG or WebP, and most segments before the first scan of a JPEG. Reading one takes about 1 µs of
+Python, in which no other thread runs, so 16 MiB of empty ones would take seconds. Encoders write chunks of 8 KiB, which
+is 2000 in 16 MiB."""
+
+_PNG_KEPT: Final = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"))
+
+_EXIF: Final = b"Exif\0\0"
+_PADDING, _SOS, _APP1, _COMMENT = 0xFF, 0xDA, 0xE1, 0xFE
+_ALONE: Final = frozenset((0x00, *range(0xD0, 0xD8)))  # without content: a stray 0x00, and RST0…RST7
+_INVALID: Final = frozenset((*range(0x01, 0xC0), 0xC8, 0xD8, 0xD9, *range(0xF0, 0xFE)))  # libjpeg rejects them, too
+_COLOURS: Final = frozenset((0xE0, 0xEE))  # APP0 (JFIF) and APP14 (Adobe) say which colours are stored
+_METADATA: Final = frozenset((*range(0xE0, 0xF0), _COMMENT)) - _COLOURS
+_MAX_KEPT: Final = 64  # segments; encoders write about ten, and Pillow reads the tables in them in loops, too
+
+_ORIENTATION: Final = 0x0112
+_NUMBER: Final = {3: "H", 4: "I"}  # TIFF type SHORT or LONG → struct format
+_TRANSPOSES: Final = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
+
+_SMALL_BYTES: Final = 1 << 14
+_SMALL_PIXELS: Final = 1 << 14
+_HEAD_BYTES: Final = 24  # signature, length and type of IHDR, width, height
+_HEAD: Final = PNG_SIGNATURE + struct.pack(">I4s", 13, b"IHDR")
+
+_WHITE_SPACE: Final = b" \t\n\r\f\v"
+_DATA_URL: Final = re.compile(rb"data:image/[^,;]{1,64}(?:;[^,;]{1,64})*;base64,", re.IGNORECASE)
+
+
+def decode_base64(text: str, *, field: str, max_chars: int) -> bytes:
+    """Decode standard, padded base64 (RFC 4648, section 4).
+
+    A prefix `data:image/…;base64,` is removed, and ASCII white space is ignored. Both count for ``max_chars``.
+
+    Raises:
+        TooLarge: the text is longer than ``max_chars``.
+        InvalidContent: not standard base64, for example URL-safe or without padding (code `invalid_base64`).
+    """
+    if len(text) > max_chars:
+        raise TooLarge(f"{field}: {len(text)} characters of base64; the limit is {max_chars}")
+    try:
+        raw = text.encode("ascii").strip(_WHITE_SPACE)
+        if prefix := _DATA_URL.match(raw):
+            raw = raw[prefix.end() :]
+        return binascii.a2b_base64(raw.translate(None, _WHITE_SPACE), strict_mode=True)
+    except ValueError as exc:  # the base of UnicodeEncodeError and binascii.Error
+        raise InvalidContent.field(field, "is not padded standard base64", code="invalid_base64") from exc
+
+
+def is_small(data: bytes | str) -> bool:
+    """Whether bytes, or base64 text, are a PNG of at most 16 KiB and 128×128 pixels: decoding it takes microseconds.
+
+    False for everything else, including invalid images. The result decides where to decode, not whether.
+    """
+    if len(data) > _SMALL_BYTES:
+        return False
+    if isinstance(data, str):
+        text = data.partition(",")[2] if data.startswith("data:") else data
+        try:
+            data = base64.b64decode(text[: _HEAD_BYTES // 3 * 4], validate=True)
+        except ValueError:  # white space, or not base64
+            return False
+    if len(data) < _HEAD_BYTES or not data.startswith(_HEAD):
+        return False
+    width, height = struct.unpack_from(">II", data, len(_HEAD))
+    return bool(width * height <= _SMALL_PIXELS)
+
+
+def png_chunk(chunk_type: bytes, content: bytes) -> bytes:
+    """Length of the content, type, content, CRC-32 of type and content."""
+    checksum = zlib.crc32(content, zlib.crc32(chunk_type))
+    return b"".join((len(content).to_bytes(4, "big"), chunk_type, content, checksum.to_bytes(4, "big")))
+
+
+PNG_END: Final = png_chunk(b"IEND", b"")
+
+
+@lru_cache(maxsize=64)
+def png_header(width: int, height: int, colour: int) -> bytes:
+    """The chunk IHDR of an image with 8 bits and this colour type, not interlaced."""
+    return png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0))
+
+
+def png_chunks(data: bytes) -> tuple[list[bytes], bytes]:
+    """Split a PNG file.
+
+    Returns:
+        The signature and the chunks of the first image, in order; and the content of the chunk eXIf, or b"".
+
+    Raises:
+        ValueError: more than `MAX_PARTS` chunks, or an IHDR that is not the first of the chunks of the image.
+    """
+    # Malformed lengths need no check here: slices end at the end of the data, and Pillow reports the damage.
+    parts = [data[:8]]
+    exif = b""
+    start, size, chunks = 8, len(data), 0
+    while start + 8 <= size:
+        chunks += 1
+        if chunks > MAX_PARTS:
+            raise ValueError("too many chunks")
+        chunk_type = data[start + 4 : start + 8]
+        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+        if chunk_type in _PNG_KEPT:
+            # Pillow uses the last IHDR; `is_small` and the size limit use the first. Two different ones would bypass
+            # the limit.
+            if chunk_type == b"IHDR" and len(parts) > 1:
+                raise ValueError("more than one IHDR")
+            parts.append(data[start:end])
+        elif chunk_type == b"eXIf":
+            exif = data[start + 8 : end - 4]
+        if chunk_type == b"IEND":
+            break
+        start = end
+    return parts, exif
+
+
+def jpeg_without_metadata(data: bytes) -> tuple[bytes, bytes]:
+    """Remove metadata and padding before the first scan of a file that starts with the marker SOI.
+
+    Returns:
+        The file without them, and the content of the first EXIF segment, or b"".
+
+    Raises:
+        ValueError: more than `MAX_PARTS` segments and bytes of padding, more than 64 segments that decoding needs, or
+            a marker that cannot stand before the first scan.
+    """
+    kept, exif = [data[:2]], b""
+    for code, segment in _jpeg_segments(data):
+        if code not in _METADATA:
+            kept.append(segment)
+        elif code == _APP1 and not exif and segment.startswith(_EXIF, 4):
+            exif = segment[4:]
+        if len(kept) > _MAX_KEPT:
+            raise ValueError("too many segments that decoding needs")
+    return b"".join(kept), exif
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """The segments with content before the first scan, and then everything from that scan on: marker and bytes."""
+    position = data.find(b"\xff", 2)
+    for _ in range(MAX_PARTS):
+        if not 0 < position < len(data) - 1:
+            return  # no scan: Pillow reports it
+        code, end = data[position + 1], position + 2
+        if code == _SOS:
+            yield code, data[position:]
+            return
+        if code in _INVALID:
+            raise ValueError("unexpected marker")
+        if code == _PADDING:
+            end -= 1  # it may be the first byte of a marker
+        elif code not in _ALONE:
+            end += max(2, int.from_bytes(data[end : end + 2], "big"))  # the length counts its own two bytes
+            yield code, data[position:end]
+        position = data.find(b"\xff", end)
+    raise ValueError("too many segments")
+
+
+def check_webp_chunks(data: bytes) -> None:
+    """Raise ValueError if a WebP file has more than `MAX_PARTS` chunks; libwebp visits them all."""
+    position, chunks = 12, 0
+    while position + 8 <= len(data):
+        chunks += 1
+        if chunks > MAX_PARTS:
+            raise ValueError("too many chunks")
+        length = int.from_bytes(data[position + 4 : position + 8], "little")
+        position += 8 + length + length % 2  # a byte of padding follows an odd length
+
+
+def exif_transpose(exif: bytes) -> Transpose | None:
+    """The transpose that makes an image with this EXIF block upright; None if it is upright, absent or damaged.
+
+    Pillow's EXIF reader is not used, because it reports damaged blocks through `warnings`, which cannot be silenced for
+    one thread. Layout: TIFF 6.0, section 2. Tag: CIPA DC-008 (Exif 2.3), section 4.6.4.
+    """
+    tiff = exif.removeprefix(_EXIF)
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
+    if order is None:
+        return None
+    try:
+        # A directory is a count and entries of 12 bytes: tag 2, type 2, count 4, value 4.
+        (start,) = struct.unpack_from(order + "I", tiff, 4)
+        (entries,) = struct.unpack_from(order + "H", tiff, start)
+        for entry in range(start + 2, start + 2 + 12 * entries, 12):
+            tag, value_type = struct.unpack_from(order + "HH", tiff, entry)
+            if tag == _ORIENTATION:
+                number = _NUMBER.get(value_type)
+                return _TRANSPOSES.get(struct.unpack_from(order + number, tiff, entry + 8)[0]) if number else None
+    except struct.error:  # the block ends before an offset or count in it
+        pass
+    return None
