@@ -11,7 +11,7 @@ import click
 
 from service.domain.errors import StartupError
 from service.environment import prepare_process
-from service.observability.log_queue import flush_log
+from service.observability.logs import flush_log
 from service.server import engine_process, open_files, sockets, worker_process
 from service.server.supervisor import supervise
 from service.settings import Settings, from_environment, log_name_warnings, variable_of

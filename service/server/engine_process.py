@@ -12,7 +12,7 @@ from typing import Final
 from service.domain.errors import StartupError
 from service.engine.engine_host import EngineHost
 from service.engine.links import LinkReceiver
-from service.observability.log_queue import count_drops
+from service.observability.logs import count_drops
 from service.server import uvicorn_server
 from service.server.worker_process import (
     ExitTimer,

@@ -23,7 +23,7 @@ from service.cli import serve
 from service.domain.errors import StartupError
 from service.domain.latents import FloatRows
 from service.domain.model import DeviceLost
-from service.observability.log_queue import flush_log
+from service.observability.logs import flush_log
 from service.runtime.onnx_model import OnnxModel
 from service.server import sockets, worker_process
 from service.settings import Settings
