@@ -293,7 +293,7 @@ def queued(options: argparse.Namespace) -> list[Json]:
 
 def submit_each(scheduler: Scheduler, depth: int, x: FloatRows, params: SchedulingParams) -> Awaitable[object]:
     """Submit ``depth`` requests; returns what to wait for."""
-    return asyncio.gather(*(scheduler.submit(x, params) for _ in range(depth)))
+    return asyncio.gather(*(scheduler.run(x, params) for _ in range(depth)))
 
 
 def begin_together(scheduler: Scheduler, depth: int, x: FloatRows, params: SchedulingParams) -> Awaitable[object]:
@@ -323,7 +323,7 @@ async def fill_and_drain(
     x, params = np.zeros((1, *model.shape), np.float32), SchedulingParams(step_params=StepParams(steps=1))
     scheduler.start()
     try:
-        plug = asyncio.create_task(scheduler.submit(x, params))
+        plug = asyncio.create_task(scheduler.run(x, params))
         await asyncio.to_thread(model.entered.wait)
         start, cpu = time.perf_counter(), time.process_time()
         calls = way(scheduler, depth, x, params)

@@ -58,7 +58,7 @@ class InstrumentedModel:
         """Submit the rows to the scheduler, as an endpoint does between decoding and encoding."""
         deadline = None if deadline_s is None else time.monotonic() + deadline_s
         params = SchedulingParams(step_params=StepParams(steps=steps), key="somebody", deadline=deadline)
-        return await self.scheduler.submit(rows, params)
+        return await self.scheduler.run(rows, params)
 
 
 @contextmanager

@@ -114,7 +114,7 @@ class Pipeline:
 
     async def _run(self, items: Sequence[Item]) -> Result:
         rows = np.stack([item.row for item in items if item.row is not None])
-        result = await self.model.scheduler.submit(rows, SchedulingParams(step_params=self._step_params))
+        result = await self.model.scheduler.run(rows, SchedulingParams(step_params=self._step_params))
         return blend_result(rows, result, self._strength)
 
     def _measures(self, result: Result, index: int) -> Record:

@@ -66,7 +66,8 @@ class SchedulingParams:
         keep_mask: pixels that are put back after every step, one mask for each row, or None.
         deadline: absolute time on the scheduler's clock after which the rows must not be run, or None.
         key: the caller's fairness key; batches are divided equally between keys.
-        progress: whether `Scheduler.stream` also yields `StreamProgress` events.
+        streamed: the caller gets recorded steps, last steps and progress as events while the rows run. The deadline
+            then bounds the wait for the first event only.
         request_id: names the request in the log if the model fails on it.
         observer: hears how the request fared, or None.
     """
@@ -75,7 +76,7 @@ class SchedulingParams:
     keep_mask: KeepMask | None = None
     deadline: float | None = None
     key: str = ""
-    progress: bool = False
+    streamed: bool = False
     request_id: str = ""
     observer: RequestObserver | None = None
 

@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, Protocol
 from service.domain.errors import LoadFailed, StartupError, UnknownModel, UnloadRefused
 from service.models.repository import LoadedModel, Repository, version_key
 from service.observability.statistics import Counts
-from service.scheduling.interface import RowScheduler
+from service.scheduling.scheduler import Scheduler
 
 State = Literal["READY", "UNAVAILABLE", "LOADING", "UNLOADING"]
 
@@ -50,7 +50,7 @@ class ServedModel:
 
     __slots__ = ("__weakref__", "card", "digest", "loaded", "noise", "ref", "scheduler", "statistics", "tag")
 
-    def __init__(self, loaded: LoadedModel, scheduler: RowScheduler[Any], statistics: StatisticsSource) -> None:
+    def __init__(self, loaded: LoadedModel, scheduler: Scheduler, statistics: StatisticsSource) -> None:
         self.loaded, self.scheduler, self.statistics = loaded, scheduler, statistics
         # Copied, because every request reads them.
         self.card, self.digest, self.noise, self.ref = loaded.card, loaded.digest, loaded.noise, loaded.ref

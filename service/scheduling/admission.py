@@ -120,19 +120,13 @@ class Admission:
             self._limits[device] = rows
             self._places, self._devices = sum(self._limits), sum(limit > 0 for limit in self._limits)
 
-    def admit(self, request: ScheduledRequest, now: float) -> None:
-        """Count a request as open, or refuse it.
+    def admit(self, requests: Sequence[ScheduledRequest], now: float) -> dict[ScheduledRequest, IgnError]:
+        """Count requests as open, in order; returns the errors of those that are rejected.
 
-        Raises:
-            QueueFull: too many rows would wait.
-            DeadlineUnreachable: its deadline has passed, or cannot be met even on an idle service.
-            WouldMissDeadline: the work ahead of it takes longer than its deadline allows.
+        - `QueueFull`: too many rows would wait.
+        - `DeadlineUnreachable`: the deadline has passed, or cannot be met even on an idle service.
+        - `WouldMissDeadline`: the work ahead of the request takes longer than its deadline allows.
         """
-        with self._lock:
-            self._admit(request, now)
-
-    def admit_many(self, requests: Sequence[ScheduledRequest], now: float) -> dict[ScheduledRequest, IgnError]:
-        """Admit several requests in order; returns the errors of those that are refused."""
         refused: dict[ScheduledRequest, IgnError] = {}
         with self._lock:
             if self._has_room_for_all(requests, now):
@@ -183,19 +177,13 @@ class Admission:
         with self._lock:
             self._check_capacity(rows)
 
-    def close_all(self, requests: Iterable[ScheduledRequest]) -> list[ScheduledRequest]:
-        """Close requests; returns those that were not closed already."""
-        with self._lock:
-            return [request for request in requests if self._close(request) is not None]
+    def close(self, requests: Iterable[ScheduledRequest]) -> dict[ScheduledRequest, int]:
+        """Close requests; returns those that were not closed already, with the number of their open rows.
 
-    def close(self, request: ScheduledRequest) -> int | None:
-        """Close a request. Whichever thread closes it reports its end, so that there is exactly one report.
-
-        Returns:
-            How many of its rows were open, or None if it was closed already.
+        Whichever thread closes a request reports its end, so that there is exactly one report.
         """
         with self._lock:
-            return self._close(request)
+            return {request: rows for request in requests if (rows := self._close(request)) is not None}
 
     def _close(self, request: ScheduledRequest) -> int | None:
         if request.closed:

@@ -274,7 +274,7 @@ class RunningBatch:
             np.copyto(y, request.inputs[i], where=params.keep_mask[i])
         row.steps += 1
         is_last = row.steps == step_params.steps
-        is_output = row.is_recorded() or (is_last and request.streamed)
+        is_output = row.is_recorded() or (is_last and request.params.streamed)
         change = None
         if is_output or step_params.tolerance is not None:
             if not first:
@@ -283,7 +283,7 @@ class RunningBatch:
         converged = step_params.tolerance is not None and change is not None and change < step_params.tolerance
         if is_last or converged:
             row.finish_steps(y, converged=converged)
-        if is_output or (converged and request.streamed):
+        if is_output or (converged and request.params.streamed):
             return row.record_step(y, change)
         return None
 

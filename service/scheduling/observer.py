@@ -8,7 +8,7 @@ class Finished(NamedTuple):
     """A request that ended.
 
     Args:
-        rows: of the request.
+        rows: number of its rows.
         outcome: `ok` or an error code.
         queue_s: seconds from submission until its first row entered a batch.
         compute_s: seconds from then until its end.
@@ -38,17 +38,12 @@ class SchedulerObserver(Protocol):
         """
         return
 
-    def finished(self, rows: int, outcome: str, queue_s: float, compute_s: float) -> None:
-        """A request ended; see `Finished`."""
+    def finished(self, requests: Sequence[Finished]) -> None:
+        """These requests ended together."""
         return
 
-    def finished_many(self, requests: Sequence[Finished]) -> None:
-        """These requests ended together."""
-        for request in requests:
-            self.finished(*request)
-
     def rejected(self, reason: str) -> None:
-        """A request was refused; ``reason`` is the code of the error."""
+        """A request was rejected; ``reason`` is the code of the error."""
         return
 
     def cancelled(self, rows: int) -> None:

@@ -20,6 +20,9 @@ from service.domain.latents import LARGE, FloatRow, FloatRows
 from service.domain.tasks import Result, SchedulingParams, StepOutput, StreamProgress
 from service.scheduling.observer import Finished
 
+Event = StepOutput | StreamProgress | Result | IgnError
+"""What a caller receives of a request. The last event is a `Result` or an error."""
+
 
 @dataclass(slots=True)
 class Counters:
@@ -127,7 +130,6 @@ class ScheduledRequest:
     Args:
         inputs: (N, C, H, W) float32; must not change until the request is closed.
         params: how f is applied to them, until when, and for whom.
-        streamed: the caller gets recorded and last steps as events, and the deadline ends with the first event.
         arrived: time of submission on the scheduler's clock, in seconds.
     """
 
@@ -153,14 +155,13 @@ class ScheduledRequest:
         "rows_left",
         "started",
         "steps",
-        "streamed",
         "timeout_at",
         "trajectory",
     )
 
-    def __init__(self, inputs: FloatRows, params: SchedulingParams, *, streamed: bool, arrived: float) -> None:
+    def __init__(self, inputs: FloatRows, params: SchedulingParams, *, arrived: float) -> None:
         n, step_params = len(inputs), params.step_params
-        self.inputs, self.params, self.streamed, self.arrived = inputs, params, streamed, arrived
+        self.inputs, self.params, self.arrived = inputs, params, arrived
         self.deadline = math.inf if params.deadline is None else params.deadline
         self.expires = self.deadline  # set to infinity at the first event of a stream
         self.timeout_at = math.inf  # `deadline` as a time of the event loop; for the event loop alone
@@ -170,7 +171,7 @@ class ScheduledRequest:
             self.row_steps == 1
             and step_params.tolerance is None
             and params.keep_mask is None
-            and not (step_params.record or step_params.score or streamed)
+            and not (step_params.record or step_params.score or params.streamed)
         )
         self._rows: list[Row] | None = None
         self.by_rows = False  # a batch of whole requests failed with it, so its rows run as rows
@@ -211,14 +212,13 @@ class ScheduledRequest:
     def min_steps_to_answer(self) -> int:
         """Fewest model steps after which the caller can get what its deadline bounds.
 
-        That is the result or, of a stream, the first event. A row with a tolerance may stop after one step.
+        That is the result or, of a stream, the first event, such as its progress. A row with a tolerance may stop after
+        one step.
         """
-        step_params, params = self.params.step_params, self.params
-        if not self.streamed:
-            return (step_params.steps if step_params.tolerance is None else 1) + step_params.score
-        if params.progress or step_params.tolerance is not None:
+        step_params = self.params.step_params
+        if self.params.streamed:
             return 1
-        return max(1, step_params.record[0]) if step_params.record else step_params.steps
+        return (step_params.steps if step_params.tolerance is None else 1) + step_params.score
 
     def progress(self) -> StreamProgress:
         """Steps of the slowest row, and the number of finished rows."""

@@ -4,39 +4,47 @@ After every step finished and converged rows leave the batch, waiting rows join,
 of 1 000 steps never holds up one of 1 step.
 
 This module is the side of the event loop: it admits requests, and delivers events to their callers. The other side is
-`service.scheduling.worker`, one thread for each model instance. Between them are the inbox of
-`service.scheduling.worker_pool`, filled once in a turn of the event loop; the counters of
-`service.scheduling.admission`; and one call into the event loop for the events of a step.
+`service.scheduling.worker`, one thread for each model instance:
+
+```
+  event loop                                            workers
+  submit ── requests of one turn ──▶ WorkerPool.inbox ──▶ queue ──▶ batch ──▶ model
+  on_events ◀── events of one turn ── Scheduler._outbox ◀───────── results
+```
+
+Both sides count in `service.scheduling.admission`.
 """
 
 import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Final
+
+import numpy as np
 
 from service.domain.errors import DeadlineExceeded, Draining, IgnError, NotReady
 from service.domain.latents import FloatRows
 from service.domain.model import Model, largest_batch
 from service.domain.tasks import Result, SchedulingParams
 from service.scheduling.admission import Admission
-from service.scheduling.interface import Deliver, Event, RowScheduler, check_rows
 from service.scheduling.observer import NullObserver, SchedulerObserver
-from service.scheduling.request import ScheduledRequest
+from service.scheduling.request import Event, ScheduledRequest
 from service.scheduling.wake_rule import WakeRule
 from service.scheduling.worker import Worker
 from service.scheduling.worker_pool import Clock, OnBatch, WorkerPool
 
-__all__ = ["Scheduler", "SchedulerObserver"]
+__all__ = ["Event", "OnEvents", "ScheduledRequest", "Scheduler", "SchedulerObserver"]
 
-
-DeliverMany = Callable[[list[tuple[ScheduledRequest, Event]]], None]
+OnEvents = Callable[[list[tuple[ScheduledRequest, Event]]], None]
+"""Receives on the event loop, once in a turn, the events of requests in their order."""
 _TIMER_S: Final = 0.002  # a timer of the event loop may be early by so much
 
 
-class Scheduler(RowScheduler[ScheduledRequest]):
+class Scheduler:
     """Applies one model to the rows of many requests at a time. Belongs to one event loop, unless a method says more.
 
     Args:
@@ -61,24 +69,24 @@ class Scheduler(RowScheduler[ScheduledRequest]):
         wake_rule: WakeRule | None = None,
         on_batch: OnBatch | None = None,
     ) -> None:
-        self._shape = models[0].shape
-        self._clock = clock
+        self._shape, self._clock = models[0].shape, clock
         self._observer = observer or NullObserver()
         self._admission = Admission(queue_rows, *(largest_batch(model, max_batch_rows) for model in models))
         self._pool = WorkerPool(
             self._admission,
             clock,
             self._observer,
-            self._send_to_loop,
+            self._publish,
             on_device_lost=partial(self._on_device_lost, on_all_devices_lost),
             devices=len(models),
             wake_rule=wake_rule,
             on_batch=on_batch,
         )
         self._workers = [Worker(model, self._pool, index) for index, model in enumerate(models)]
-        self._waiters: dict[ScheduledRequest, Deliver] = {}  # for each open request, or in the next
-        self._group_waiters: dict[ScheduledRequest, DeliverMany] = {}
+        self._reserved = 0  # rows that are being made in the blocks of `room_for`
+        self._open: dict[ScheduledRequest, OnEvents] = {}
         self._arrivals: list[ScheduledRequest] = []  # of this turn of the event loop
+        self._outbox: deque[tuple[ScheduledRequest, Event]] = deque()  # workers append, the event loop pops
         # One timer for all deadlines: one for each request would cost more than the scan when it fires.
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf  # event loop time
@@ -103,19 +111,9 @@ class Scheduler(RowScheduler[ScheduledRequest]):
         return self._pool.device_error
 
     @property
-    def rows_open(self) -> int:
-        """Rows admitted and unfinished. May be read from any thread."""
-        return self._admission.total.rows
-
-    @property
     def rows_queued(self) -> int:
         """Rows admitted, unfinished and in no batch. May be read from any thread."""
         return self._admission.waiting
-
-    @property
-    def idle_workers(self) -> int:
-        """Workers that wait for work. May be read from any thread."""
-        return self._pool.idle_workers
 
     def start(self) -> None:
         """Start the threads. May be called once."""
@@ -141,79 +139,131 @@ class Scheduler(RowScheduler[ScheduledRequest]):
         for worker in self._workers:
             worker.join(max(0.0, until - time.monotonic()))
 
-    async def check_capacity(self, rows: int) -> None:
-        """Refuse now what :meth:`submit` would refuse for its number of rows."""
-        error = self._capacity_error(rows)
-        if error is not None:
-            self.count_refusal(error)
-            raise error
+    def check_room(self, rows: int) -> None:
+        """Reject now what :meth:`submit` would reject for its number of rows, and count the rejection.
 
-    def refusal(self, rows: int) -> IgnError | None:
-        """Why :meth:`room_for` would refuse now; None if it would not."""
-        return self._capacity_error(self._reserved + rows)
-
-    def count_refusal(self, error: IgnError) -> None:
-        """Count a request that a caller has refused because of :meth:`refusal`."""
-        self._observer.rejected(error.error_code)
-
-    def _capacity_error(self, rows: int) -> IgnError | None:
+        Raises:
+            QueueFull: too many rows would wait.
+            NotReady: not started, a worker is being replaced, or no device is left.
+            Draining: closed.
+        """
         try:
             self._check_serving()
-            self._admission.check_capacity(rows)
-        except IgnError as exc:
-            return exc
-        return None
-
-    def begin(self, rows: FloatRows, params: SchedulingParams, deliver: Deliver, *, streamed: bool) -> ScheduledRequest:
-        """Admit a request, and call ``deliver`` later: once, or for every event if it is ``streamed``."""
-        check_rows(rows, params, self._shape)
-        loop, now = self._running_loop(), self._clock()
-        request = ScheduledRequest(rows, params, streamed=streamed, arrived=now)
-        try:
-            self._check_serving()
-            self._admission.admit(request, now)
+            self._admission.check_capacity(self._reserved + rows)
         except IgnError as exc:
             self._observer.rejected(exc.error_code)
             raise
-        self._waiters[request] = deliver
-        self._on_admitted(request, now, loop)
-        return request
 
-    def begin_many(
-        self, calls: Sequence[tuple[FloatRows, SchedulingParams]], deliver: DeliverMany
-    ) -> list[ScheduledRequest | IgnError]:
-        """Admit several requests, and call ``deliver`` with those that end together."""
-        loop, now = self._running_loop(), self._clock()
-        for rows, params in calls:
-            check_rows(rows, params, self._shape)
-        requests = [ScheduledRequest(rows, params, streamed=False, arrived=now) for rows, params in calls]
+    @contextlib.contextmanager
+    def room_for(self, rows: int) -> Iterator[None]:
+        """Reserve places for rows while the block makes them; submit them directly after it.
+
+        For rows that are expensive to make, such as those of large images. Without the reservation, every request that
+        arrives meanwhile would find the same room, and most of them would be rejected after their rows were made.
+        :meth:`submit` ignores reservations, so requests whose rows are cheap pass those whose rows are being made.
+
+        Raises:
+            QueueFull, NotReady, Draining: as :meth:`check_room`.
+        """
+        self.check_room(rows)
+        self._reserved += rows
         try:
-            self._check_serving()
-            refused = self._admission.admit_many(requests, now)
-        except IgnError as exc:
-            refused = dict.fromkeys(requests, exc)
-        for request in requests:
-            if request in refused:
-                self._observer.rejected(refused[request].error_code)
-            else:
-                self._group_waiters[request] = deliver
-                self._on_admitted(request, now, loop)
-        return [refused.get(request, request) for request in requests]
+            yield
+        finally:
+            self._reserved -= rows
 
-    def _running_loop(self) -> asyncio.AbstractEventLoop:
-        loop = asyncio.get_running_loop()
+    def submit(
+        self, requests: Sequence[tuple[FloatRows, SchedulingParams]], on_events: OnEvents
+    ) -> list[ScheduledRequest | IgnError]:
+        """Admit the requests of one turn of the event loop together.
+
+        Args:
+            requests: rows (N, C, H, W) float32, which must not change until the last event, and their parameters.
+            on_events: called on the event loop with all events that these requests, and others submitted with the same
+                function, have in that turn. With `SchedulingParams.streamed` a request has recorded steps, the last
+                step of every row, and progress; then, as without it, one `Result` or error, which is its last event.
+                These errors are:
+
+                - `DeadlineExceeded`: the deadline passed; rows still in the queue were not run.
+                - `ModelFailure`: the model raised, or gave values that are not finite, on one of the rows.
+                - `Draining`: closed meanwhile.
+
+        Returns:
+            For each request its handle, or the error with which it is rejected: one of :meth:`check_room` or of
+            `Admission.admit`. A rejected request has no events.
+
+        Raises:
+            ValueError: rows or mask do not fit the model; no request is admitted.
+        """
+        for rows, params in requests:
+            check_rows(rows, params, self._shape)
+        loop, now = asyncio.get_running_loop(), self._clock()
         if loop is not self._loop:  # a timer of a loop that was closed never fires
             self._loop, self._timer, self._timer_at = loop, None, math.inf
-        return loop
+        handles = [ScheduledRequest(rows, params, arrived=now) for rows, params in requests]
+        try:
+            self._check_serving()
+            rejected = self._admission.admit(handles, now)
+        except IgnError as exc:
+            rejected = dict.fromkeys(handles, exc)
+        for error in rejected.values():
+            self._observer.rejected(error.error_code)
+        admitted = [handle for handle in handles if handle not in rejected] if rejected else handles
+        self._add(admitted, on_events, loop.time() - now, loop)
+        return [rejected.get(handle, handle) for handle in handles] if rejected else [*handles]
 
-    def _on_admitted(self, request: ScheduledRequest, now: float, loop: asyncio.AbstractEventLoop) -> None:
-        if request.deadline < math.inf:
-            request.timeout_at = loop.time() + request.deadline - now
-            if request.timeout_at < self._timer_at:
-                self._set_timer(request.timeout_at)
-        if not self._arrivals:
+    async def run(self, rows: FloatRows, params: SchedulingParams) -> Result:
+        """Submit one request and wait for its result; cancelling the call cancels the request.
+
+        Raises:
+            IgnError, ValueError: as :meth:`submit` returns, delivers or raises them.
+        """
+        end: asyncio.Future[Event] = asyncio.get_running_loop().create_future()
+
+        def on_events(events: list[tuple[ScheduledRequest, Event]]) -> None:
+            if not end.done():  # done: the caller is being cancelled
+                end.set_result(events[-1][1])
+
+        (handle,) = self.submit([(rows, params)], on_events)
+        if isinstance(handle, IgnError):
+            raise handle
+        try:
+            event = await end
+        finally:
+            self.cancel(handle)
+        if isinstance(event, IgnError):
+            raise event
+        assert isinstance(event, Result)  # noqa: S101 - without `streamed` there is no other event
+        return event
+
+    def cancel(self, request: ScheduledRequest) -> None:
+        """End a request whose caller has gone; it has no further event. Does nothing after its last event.
+
+        Waiting rows leave the queue; rows in a batch leave it after the current step.
+        """
+        if self._open.pop(request, None) is None:
+            return
+        for closed, open_rows in self._admission.close([request]).items():
+            self._pool.submit([closed])
+            self._observer.cancelled(open_rows)
+            if closed.params.observer is not None:
+                closed.params.observer.scheduled(closed.arrived, closed.started, self._clock(), "cancelled")
+
+    def _add(
+        self, requests: list[ScheduledRequest], on_events: OnEvents, offset: float, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        """Note admitted requests; ``offset`` turns times of the scheduler's clock into those of the event loop."""
+        first_deadline = math.inf
+        for request in requests:
+            self._open[request] = on_events
+            if request.deadline < math.inf:
+                request.timeout_at = request.deadline + offset
+                first_deadline = min(first_deadline, request.timeout_at)
+        if first_deadline < self._timer_at:
+            self._set_timer(first_deadline)
+        if requests and not self._arrivals:
             loop.call_soon(self._flush_arrivals)
-        self._arrivals.append(request)
+        self._arrivals += requests
 
     def _flush_arrivals(self) -> None:
         """Give the workers all requests that arrived in this turn of the event loop.
@@ -224,7 +274,7 @@ class Scheduler(RowScheduler[ScheduledRequest]):
         arrivals, self._arrivals = self._arrivals, []
         if self._pool.wake_rule:
             self._pool.wake_rule.on_arrivals(len(arrivals))
-        self._pool.submit(*arrivals)
+        self._pool.submit(arrivals)
 
     def _check_serving(self) -> None:
         if self._closed:
@@ -232,9 +282,10 @@ class Scheduler(RowScheduler[ScheduledRequest]):
         if not self.healthy:
             raise NotReady("the model is not ready")
 
-    def _send_to_loop(self, events: list[tuple[ScheduledRequest, Event]]) -> None:
+    def _publish(self, events: list[tuple[ScheduledRequest, Event]]) -> None:
         """Called by workers: deliver the events of a step on the event loop."""
-        self._call_on_loop(partial(self._dispatch, events))
+        self._outbox.extend(events)
+        self._call_on_loop(self._dispatch)
 
     def _on_device_lost(self, on_all_devices_lost: Callable[[], None], remaining: int) -> None:
         """Called by the worker whose device is lost."""
@@ -247,17 +298,16 @@ class Scheduler(RowScheduler[ScheduledRequest]):
             with contextlib.suppress(RuntimeError):  # the loop is closed, so no caller waits
                 self._loop.call_soon_threadsafe(callback)
 
-    def _dispatch(self, events: list[tuple[ScheduledRequest, Event]]) -> None:
-        together: dict[DeliverMany, list[tuple[ScheduledRequest, Event]]] = {}
-        for request, event in events:
-            if deliver_many := self._group_waiters.pop(request, None):
-                together.setdefault(deliver_many, []).append((request, event))
-                continue
+    def _dispatch(self) -> None:
+        """Deliver what the outbox holds: several workers may have published in this turn."""
+        events, together = self._outbox, dict[OnEvents, list[tuple[ScheduledRequest, Event]]]()
+        while events:
+            request, event = pair = events.popleft()
             is_last = isinstance(event, Result | IgnError)
-            if deliver := self._waiters.pop(request, None) if is_last else self._waiters.get(request):
-                deliver(event)  # without one the caller has gone
-        for deliver_many, ended in together.items():
-            deliver_many(ended)
+            if on_events := self._open.pop(request, None) if is_last else self._open.get(request):
+                together.setdefault(on_events, []).append(pair)  # without one the caller has gone
+        for on_events, pairs in together.items():
+            on_events(pairs)
 
     def _set_timer(self, at: float) -> None:
         """Look at the deadlines at this time of the event loop; infinity: at no time."""
@@ -269,34 +319,32 @@ class Scheduler(RowScheduler[ScheduledRequest]):
     def _on_timer(self) -> None:
         """Fail the requests whose deadline has passed; for one that is streamed, the first event ends its deadline."""
         now = 0.0 if self._loop is None else self._loop.time() + _TIMER_S
-        for request in [r for r in self._open() if r.timeout_at <= now and r.expires < math.inf]:
-            self._fail(request, DeadlineExceeded("the deadline passed"))
-        self._set_timer(min((r.timeout_at for r in self._open() if r.expires < math.inf), default=math.inf))
-
-    def _open(self) -> list[ScheduledRequest]:
-        return [*self._waiters, *self._group_waiters]
+        late = [request for request in self._open if request.timeout_at <= now and request.expires < math.inf]
+        self._fail(late, "the deadline passed", DeadlineExceeded)
+        self._set_timer(min((r.timeout_at for r in self._open if r.expires < math.inf), default=math.inf))
 
     def _fail_all(self) -> None:
         self._set_timer(math.inf)
-        for request in self._open():
-            self._fail(request, Draining("the service is shutting down"))
+        self._fail([*self._open], "the service is shutting down", Draining)
 
-    def _fail(self, request: ScheduledRequest, error: IgnError) -> None:
-        """Close a request with an error, unless a worker has closed it: then its outcome is on the way."""
-        if self._admission.close(request) is None:
-            return
-        self._pool.submit(request)
-        self._observer.finished(*request.finished(error, self._clock()))
-        self._dispatch([(request, error)])
+    def _fail(self, requests: list[ScheduledRequest], text: str, kind: type[IgnError]) -> None:
+        """Close requests with an error, except those that a worker has closed: their outcome is on the way."""
+        closed = {request: kind(text) for request in self._admission.close(requests)}
+        if closed:
+            now = self._clock()
+            self._pool.submit(closed)
+            self._observer.finished([request.finished(error, now) for request, error in closed.items()])
+            self._outbox.extend(closed.items())
+            self._dispatch()
 
-    def cancel(self, handle: ScheduledRequest) -> None:
-        """End a request whose caller has gone; does nothing after its last event."""
-        request = handle
-        if self._waiters.pop(request, None) is None and self._group_waiters.pop(request, None) is None:
-            return
-        open_rows = self._admission.close(request)
-        if open_rows is not None:
-            self._pool.submit(request)
-            self._observer.cancelled(open_rows)
-            if request.params.observer is not None:
-                request.params.observer.scheduled(request.arrived, request.started, self._clock(), "cancelled")
+
+def check_rows(rows: FloatRows, params: SchedulingParams, shape: tuple[int, int, int]) -> None:
+    """Raise `ValueError` unless rows and mask fit a model with rows of this shape."""
+    n, (channels, height, width) = len(rows), shape
+    if n < 1 or rows.shape[1:] != shape or rows.dtype != np.float32:
+        raise ValueError(f"rows must be float32 (N ≥ 1, {channels}, {height}, {width})")
+    mask = params.keep_mask
+    if mask is None:
+        return
+    if mask.shape not in [(n, c, height, width) for c in (1, channels)] or mask.dtype != np.bool_:
+        raise ValueError(f"keep_mask must be bool ({n}, 1 or {channels}, {height}, {width})")

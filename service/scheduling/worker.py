@@ -87,8 +87,7 @@ class Worker:
                 self.start()
             try:
                 pool.observer.worker_replaced()
-                for request, failure in failed:
-                    pool.observer.finished(*request.finished(failure, pool.clock()))
+                pool.observer.finished([request.finished(failure, pool.clock()) for request, failure in failed])
             finally:
                 pool.publish_events()
 
@@ -161,8 +160,7 @@ class Worker:
             pool.admission.on_rows_moved(left, joined, now)
             for row in joined:
                 self._on_join(row, now)
-        for request in expired:
-            pool.finish(request, DeadlineExceeded("the deadline passed while waiting"))
+        pool.finish({request: DeadlineExceeded("the deadline passed while waiting") for request in expired})
         pool.wake_others()
 
     def _on_join(self, row: Row, now: float) -> None:
@@ -197,7 +195,7 @@ class Worker:
                 if rule:
                     rule.on_steps(rows, rule.cpu_clock() - cpu_began)
                 pool.admission.on_requests_done(rows, self._began, now)
-                pool.finish_all(finish_single_steps(requests, *found, now))
+                pool.finish(finish_single_steps(requests, *found, now))
             batch.requests, self._in_step = [], False
             pool.publish_progress(now)
         if found is not None and pool.on_batch is not None:
@@ -245,8 +243,7 @@ class Worker:
             self._log_failures(failed)
         if failed or batch.rows_on_lost_device:
             with pool.lock:
-                for row, failure in failed:
-                    pool.finish(row.request, failure)
+                pool.finish({row.request: failure for row, failure in reversed(failed)})
                 if batch.device_lost is not None:
                     self._on_device_lost(batch.device_lost)
         ended = batch.commit()
@@ -285,7 +282,7 @@ class Worker:
         for row in rows:
             failure = ModelFailure("the model failed on this row", reason=str(cause))
             failure.__cause__ = cause
-            pool.finish(row.request, failure)
+            pool.finish({row.request: failure})
 
     def _finish_rows(self, rows: Iterable[Row], now: float) -> None:
         done: dict[ScheduledRequest, Result | IgnError] = {}
@@ -295,7 +292,7 @@ class Worker:
             if request.rows_left == 0:
                 done[request] = request.result(now)
         if done:
-            self._pool.finish_all(done)
+            self._pool.finish(done)
 
     def _on_model_call(self, rows: int, padded: int, seconds: float, reason: str) -> None:
         pool = self._pool

@@ -17,10 +17,9 @@ from service.domain.errors import IgnError
 from service.domain.tasks import RequestObserver, Result, StepOutput, StreamProgress
 from service.scheduling.admission import Admission
 from service.scheduling.batch import RunningBatch
-from service.scheduling.interface import Event
 from service.scheduling.observer import SchedulerObserver
 from service.scheduling.queue import FairQueue
-from service.scheduling.request import Row, ScheduledRequest
+from service.scheduling.request import Event, Row, ScheduledRequest
 from service.scheduling.wake_rule import WakeRule
 
 _PROGRESS_S: Final = 0.5  # between two progress events of a stream
@@ -95,7 +94,7 @@ class WorkerPool:
         """Number of workers that wait and have not been notified. May be read without a lock."""
         return len(self._sleepers)
 
-    def submit(self, *requests: ScheduledRequest) -> None:
+    def submit(self, requests: Iterable[ScheduledRequest]) -> None:
         """Hand over requests: open ones are run, closed ones are removed.
 
         Wakes as many idle workers as the waiting rows are worth, less those that are on their way; at least one if all
@@ -176,7 +175,7 @@ class WorkerPool:
         for request in requests:
             if request.closed:
                 continue
-            if request.streamed and request.params.progress:
+            if request.params.streamed:
                 self._progress_subscribers.add(request)
             for row in request.rows:
                 self.queue.push(row)
@@ -196,21 +195,17 @@ class WorkerPool:
 
     def emit(self, request: ScheduledRequest, event: StepOutput | StreamProgress) -> None:
         """Publish a step or the progress of a streamed request with the next events."""
-        if request.streamed:
+        if request.params.streamed:
             request.expires = float("inf")  # a stream's deadline bounds the wait for its first event only
             self._events.append((request, event))
 
-    def finish(self, request: ScheduledRequest, outcome: Result | IgnError) -> None:
-        """Close a request with its outcome, unless the event loop has closed it already."""
-        self.finish_all({request: outcome})
-
-    def finish_all(self, outcomes: Mapping[ScheduledRequest, Result | IgnError]) -> None:
-        """As :meth:`finish`, for several requests."""
-        closed = self.admission.close_all(outcomes)
+    def finish(self, outcomes: Mapping[ScheduledRequest, Result | IgnError]) -> None:
+        """Close requests with their outcomes, unless the event loop has closed them already."""
+        closed = self.admission.close(outcomes)
         if closed:
             now = self.clock()
             self._events += [(request, outcomes[request]) for request in closed]
-            self.observer.finished_many([request.finished(outcomes[request], now) for request in closed])
+            self.observer.finished([request.finished(outcomes[request], now) for request in closed])
         for request in closed:
             outcome, step_params = outcomes[request], request.params.step_params
             if step_params.tolerance is not None and isinstance(outcome, Result):
@@ -253,7 +248,7 @@ class WorkerPool:
             The requests that this call has closed, with their errors.
         """
         requests = set(self._open) if requests is None else requests
-        failed = [(request, make_error()) for request in requests if self.admission.close(request) is not None]
+        failed = [(request, make_error()) for request in self.admission.close(requests)]
         self._events.extend(failed)
         self._open -= requests
         self._progress_subscribers -= requests

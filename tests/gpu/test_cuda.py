@@ -206,7 +206,7 @@ def test_through_the_scheduler() -> None:
     scheduler.start()
     x = loaded.noise.rows(0, 0, 3)
     try:
-        result = asyncio.run(scheduler.submit(x, SchedulingParams(step_params=StepParams(steps=200))))
+        result = asyncio.run(scheduler.run(x, SchedulingParams(step_params=StepParams(steps=200))))
     finally:
         scheduler.close()
     for _ in range(200):
@@ -290,7 +290,7 @@ def test_two_gpus_answer_as_one() -> None:
 
     async def main() -> None:
         params = SchedulingParams(step_params=StepParams(steps=20))
-        results = await asyncio.gather(*(scheduler.submit(x, params) for _ in range(8)))
+        results = await asyncio.gather(*(scheduler.run(x, params) for _ in range(8)))
         for result in results:
             np.testing.assert_allclose(result.rows, expected, atol=1e-4)
 

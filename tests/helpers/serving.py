@@ -3,20 +3,20 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from service.domain.errors import IgnError
 from service.domain.latents import FloatRows
-from service.domain.tasks import Result, SchedulingParams, StepOutput, StepParams, StreamProgress
-from service.scheduling.interface import RowScheduler
-from service.scheduling.scheduler import Scheduler, SchedulerObserver
+from service.domain.tasks import Result, SchedulingParams, StepParams
+from service.scheduling.observer import Finished, SchedulerObserver
+from service.scheduling.request import Event, ScheduledRequest
+from service.scheduling.scheduler import Scheduler
 from service.scheduling.wake_rule import WakeRule
 from tests.helpers.fakes import FakeModel
-
-Event = StepOutput | StreamProgress | Result
 
 
 class Clock:
@@ -39,8 +39,8 @@ class RecordingObserver(SchedulerObserver):
     def batch(self, rows: int, padded: int, seconds: float, reason: str) -> None:
         self.events.append(("batch", (rows, padded, reason)))
 
-    def finished(self, rows: int, outcome: str, queue_s: float, compute_s: float) -> None:
-        self.events.append(("finished", (rows, outcome)))
+    def finished(self, requests: Sequence[Finished]) -> None:
+        self.events += [("finished", (request.rows, request.outcome)) for request in requests]
 
     def rejected(self, reason: str) -> None:
         self.events.append(("rejected", (reason,)))
@@ -73,44 +73,67 @@ class RecordingFunction:
 
 
 class TogetherScheduler(Scheduler):
-    """Begins all requests of a turn of the event loop with one call, as the fast path does."""
+    """Submits all requests of a turn of the event loop with one call, as the endpoints do."""
 
     def __init__(self, *models: FakeModel, **options: Any) -> None:
         super().__init__(*models, **options)
         self._calls: list[tuple[FloatRows, SchedulingParams, asyncio.Future[Any]]] = []
-        self._handles: dict[Any, asyncio.Future[Any]] = {}
+        self._ends: dict[ScheduledRequest, asyncio.Future[Any]] = {}
 
-    async def submit(self, rows: FloatRows, params: SchedulingParams) -> Result:
+    async def run(self, rows: FloatRows, params: SchedulingParams) -> Result:
         loop = asyncio.get_running_loop()
         end: asyncio.Future[Any] = loop.create_future()
         if not self._calls:
-            loop.call_soon(self._begin)
+            loop.call_soon(self._submit_all)
         self._calls.append((rows, params, end))
         try:
             event = await end
         finally:
-            for handle in [handle for handle, future in self._handles.items() if future is end]:
-                del self._handles[handle]
+            for handle in [handle for handle, future in self._ends.items() if future is end]:
+                del self._ends[handle]
                 self.cancel(handle)
         if isinstance(event, IgnError):
             raise event
         assert isinstance(event, Result)
         return event
 
-    def _begin(self) -> None:
+    def _submit_all(self) -> None:
         calls, self._calls = [call for call in self._calls if not call[2].done()], []
-        begun = self.begin_many([(rows, params) for rows, params, _ in calls], self._end)
-        for handle, (_, _, end) in zip(begun, calls, strict=True):
+        handles = self.submit([(rows, params) for rows, params, _ in calls], self._on_events)
+        for handle, (_, _, end) in zip(handles, calls, strict=True):
             if isinstance(handle, IgnError):
                 end.set_result(handle)
             else:
-                self._handles[handle] = end
+                self._ends[handle] = end
 
-    def _end(self, ended: list[tuple[Any, Any]]) -> None:
-        for handle, event in ended:
-            end = self._handles.pop(handle)
+    def _on_events(self, events: list[tuple[ScheduledRequest, Event]]) -> None:
+        for handle, event in events:
+            end = self._ends.pop(handle)
             if not end.done():
                 end.set_result(event)
+
+
+async def streamed(scheduler: Scheduler, rows: FloatRows, params: SchedulingParams) -> AsyncGenerator[Event, None]:
+    """The events of a streamed request; closing the generator cancels it."""
+    events = asyncio.Queue[Event]()
+
+    def on_events(pairs: list[tuple[ScheduledRequest, Event]]) -> None:
+        for _, event in pairs:
+            events.put_nowait(event)
+
+    (handle,) = scheduler.submit([(rows, replace(params, streamed=True))], on_events)
+    if isinstance(handle, IgnError):
+        raise handle
+    try:
+        event = await events.get()
+        while not isinstance(event, Result | IgnError):
+            yield event
+            event = await events.get()
+        if isinstance(event, IgnError):
+            raise event
+        yield event
+    finally:
+        scheduler.cancel(handle)
 
 
 @contextlib.contextmanager
@@ -141,7 +164,7 @@ def serving(
                 model.gate.set()
         scheduler.close()
         assert not scheduler.healthy
-        assert scheduler.rows_open == 0
+        assert rows_open(scheduler) == 0
 
 
 def rows_worth_waking(rows: int) -> WakeRule:
@@ -158,26 +181,28 @@ def params(
     *,
     key: str = "",
     deadline: float | None = None,
-    progress: bool = False,
     tolerance: float | None = None,
     record: tuple[int, ...] = (),
     score: bool = False,
     request_id: str = "",
 ) -> SchedulingParams:
     step_params = StepParams(steps=steps, tolerance=tolerance, record=record, score=score)
-    return SchedulingParams(
-        step_params=step_params, key=key, deadline=deadline, progress=progress, request_id=request_id
-    )
+    return SchedulingParams(step_params=step_params, key=key, deadline=deadline, request_id=request_id)
 
 
 async def collect(events: AsyncIterator[Event]) -> list[Event]:
     return [event async for event in events]
 
 
+def rows_open(scheduler: Scheduler) -> int:
+    """Rows admitted and unfinished, as the scheduler counts them; no caller needs that number."""
+    return scheduler._admission.total.rows
+
+
 async def idle(scheduler: Scheduler, workers: int) -> None:
     """Wait until so many workers are idle."""
     async with asyncio.timeout(10):
-        while scheduler.idle_workers != workers:  # noqa: ASYNC110 - it is counted in other threads
+        while scheduler._pool.idle_workers != workers:  # noqa: ASYNC110 - it is counted in other threads
             await asyncio.sleep(0)
 
 
@@ -200,5 +225,5 @@ async def until_queued(scheduler: Scheduler, *calls: asyncio.Task[Result]) -> No
     assert scheduler.rows_queued >= len(calls)
 
 
-def submitted(scheduler: RowScheduler[Any], rows: FloatRows, params_: SchedulingParams) -> asyncio.Task[Result]:
-    return asyncio.create_task(scheduler.submit(rows, params_))
+def submitted(scheduler: Scheduler, rows: FloatRows, params_: SchedulingParams) -> asyncio.Task[Result]:
+    return asyncio.create_task(scheduler.run(rows, params_))

@@ -140,7 +140,7 @@ async def score(request: Request) -> Response:
             request_id=api.request_id,
             observer=api.spans,
         )
-        return respond_scores(api, model, await model.scheduler.submit(inputs.rows, params))
+        return respond_scores(api, model, await model.scheduler.run(inputs.rows, params))
 
     return await until_disconnect(api.receive, work())
 
@@ -163,7 +163,7 @@ async def _serve(work: Work) -> Response:
             inputs = work.make_rows()
         if spec.media is Media.EVENTS:
             return EventStream(api, spec, inputs.rows, work.scheduling(inputs))
-        result = await scheduler.submit(inputs.rows, work.scheduling(inputs))
+        result = await scheduler.run(inputs.rows, work.scheduling(inputs))
         return await respond(api, spec, work.shown(inputs.rows, result))
 
     return await until_disconnect(api.receive, serve())

@@ -143,7 +143,7 @@ async def infer(request: Request) -> Response:
         work = await api.run_codec("decode", partial(stages.read, api, model, body, length, encoding), large=large)
         api.state["rows"], api.state["steps"] = work.count, work.steps
         try:
-            result = await model.scheduler.submit(work.inference.rows, work.scheduling(work.inference))
+            result = await model.scheduler.run(work.inference.rows, work.scheduling(work.inference))
         except InvalidContent as exc:
             raise work.error(exc) from exc
         api.count_rows(model, result)

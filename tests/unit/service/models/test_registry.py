@@ -72,7 +72,7 @@ class Stage:
 
     def run(self, model: ServedModel) -> "asyncio.Task[Result]":
         return asyncio.create_task(
-            model.scheduler.submit(marked(1.0), SchedulingParams(step_params=StepParams(steps=1)))
+            model.scheduler.run(marked(1.0), SchedulingParams(step_params=StepParams(steps=1)))
         )
 
 

@@ -60,7 +60,7 @@ class DeviceModel(FakeModel):
 def answered(model: FakeModel, rows: FloatRows, wanted: SchedulingParams) -> Result:
     async def main() -> Result:
         with serving(model) as scheduler:
-            return await scheduler.submit(rows, wanted)
+            return await scheduler.run(rows, wanted)
 
     return asyncio.run(main())
 
@@ -132,7 +132,7 @@ def nan_below(limit: float) -> Callable[[FloatRows], FloatRows]:
 def test_a_row_that_becomes_nan_fails_alone() -> None:
     async def main() -> list[Result | BaseException]:
         with serving(DeviceModel(function=nan_below(3))) as scheduler:
-            runs = [scheduler.submit(marked(value), params(6)) for value in (1024, 64)]  # 16, and below 3 at step 5
+            runs = [scheduler.run(marked(value), params(6)) for value in (1024, 64)]  # 16, and below 3 at step 5
             return await asyncio.gather(*runs, return_exceptions=True)
 
     good, bad = asyncio.run(main())
@@ -148,7 +148,7 @@ def test_poison_fails_alone() -> None:
 
     async def main() -> list[Result | BaseException]:
         with serving(DeviceModel(poison=poisonous)) as scheduler:
-            runs = [scheduler.submit(marked(value), params(6)) for value in (1024, 32)]
+            runs = [scheduler.run(marked(value), params(6)) for value in (1024, 32)]
             return await asyncio.gather(*runs, return_exceptions=True)
 
     good, bad = asyncio.run(main())

@@ -26,7 +26,7 @@ def request(
     streamed: bool = False,
 ) -> ScheduledRequest:
     step_params = StepParams(steps=steps, tolerance=tolerance, record=record, score=score)
-    params = SchedulingParams(step_params=step_params, deadline=deadline, key=key, progress=progress)
+    params = SchedulingParams(step_params=step_params, deadline=deadline, key=key)
     return ScheduledRequest(np.zeros((n, 1, 1, 1), np.float32), params, streamed=streamed, arrived=0.0)
 
 
@@ -138,7 +138,7 @@ def test_a_deadline_already_passed_is_refused_without_a_prediction() -> None:
         (request(16, steps=10), 0.360),
         (request(1, steps=1000, tolerance=0.1), 0.011),  # may stop after one
         (request(1, steps=1000, streamed=True, record=(3, 1000)), 0.033),
-        (request(1, steps=1000, streamed=True, progress=True), 0.011),
+        (request(1, steps=1000, streamed=True), 0.011),
     ],
 )
 def test_unreachable_even_on_an_idle_service(one: ScheduledRequest, seconds: float) -> None:

@@ -22,7 +22,7 @@ def distances(rows: FloatRows, steps: int) -> list[tuple[float, float]]:
 
     async def main() -> list[tuple[float, float]]:
         with serving(FakeModel(rows.shape[1:], f), max_batch_rows=32) as scheduler:
-            found = await scheduler.submit(rows, params(steps, score=True))
+            found = await scheduler.run(rows, params(steps, score=True))
             assert found.drift is not None
             return list(zip(found.distance.tolist(), found.drift.tolist(), strict=True))
 

@@ -29,7 +29,7 @@ from tests.helpers.serving import (
 def test_steps_distance_and_drift() -> None:
     async def main() -> None:
         with serving(FakeModel()) as scheduler:
-            result = await scheduler.submit(marked(16, -8), params(3, score=True))
+            result = await scheduler.run(marked(16, -8), params(3, score=True))
         np.testing.assert_array_equal(result.rows, marked(2, -1))
         assert result.steps.tolist() == [3, 3]
         assert result.converged.tolist() == [False, False]
@@ -48,9 +48,9 @@ def test_drift_is_measured_only_on_request_and_costs_one_step() -> None:
 
     async def main() -> None:
         with serving(model) as scheduler:
-            assert (await scheduler.submit(marked(1), params(2))).drift is None
+            assert (await scheduler.run(marked(1), params(2))).drift is None
             assert len(model.sizes) == 2
-            result = await scheduler.submit(marked(1), params(2, score=True, record=(2,)))
+            result = await scheduler.run(marked(1), params(2, score=True, record=(2,)))
             assert len(model.sizes) == 5
             assert result.steps.tolist() == [2]
             assert [step.step for step in result.trajectory[0]] == [2]
@@ -63,7 +63,7 @@ def test_tolerance_returns_the_row_that_met_it() -> None:
 
     async def main() -> None:
         with serving(FakeModel(), observer=observer) as scheduler:
-            result = await scheduler.submit(marked(16, 1, 1024), params(6, tolerance=1.5, score=True))
+            result = await scheduler.run(marked(16, 1, 1024), params(6, tolerance=1.5, score=True))
         # changes of the first: 8, 4, 2, 1; of the second: 0.5; the third is not done after six
         assert result.steps.tolist() == [4, 1, 6]
         assert result.converged.tolist() == [True, True, False]
@@ -78,7 +78,7 @@ def test_tolerance_returns_the_row_that_met_it() -> None:
 def test_trajectory_holds_recorded_steps_and_no_step_after_an_early_stop() -> None:
     async def main() -> None:
         with serving(FakeModel()) as scheduler:
-            result = await scheduler.submit(marked(16, 2), params(4, tolerance=0.75, record=(0, 1, 3, 4)))
+            result = await scheduler.run(marked(16, 2), params(4, tolerance=0.75, record=(0, 1, 3, 4)))
         first, second = result.trajectory
         assert [(s.index, s.step, s.change, float(s.row.flat[0])) for s in first] == [
             (0, 0, None, 16.0), (0, 1, 8.0, 8.0), (0, 3, 2.0, 2.0), (0, 4, 1.0, 1.0),
@@ -96,7 +96,7 @@ def test_kept_pixels_are_put_back_after_every_step() -> None:
     async def main() -> None:
         with serving(FakeModel()) as scheduler:
             step_params = StepParams(steps=3, record=(1, 3), score=True)
-            result = await scheduler.submit(marked(16, 16), SchedulingParams(step_params=step_params, keep_mask=keep))
+            result = await scheduler.run(marked(16, 16), SchedulingParams(step_params=step_params, keep_mask=keep))
         expected = marked(2, 2)
         expected[0, :, :2] = 16
         np.testing.assert_array_equal(result.rows, expected)
@@ -116,7 +116,7 @@ def test_many_unobserved_steps() -> None:
 
     async def main() -> None:
         with serving(model) as scheduler:
-            result = await scheduler.submit(marked(0), params(20_000, record=(10_000,)))
+            result = await scheduler.run(marked(0), params(20_000, record=(10_000,)))
         assert result.rows.flat[0] == 20_000 % 1009
         assert result.trajectory[0][0].row.flat[0] == 10_000 % 1009
         assert result.steps.tolist() == [20_000]
@@ -130,7 +130,7 @@ def test_the_callers_rows_are_left_alone() -> None:
 
     async def main() -> None:
         with serving(FakeModel()) as scheduler:
-            await scheduler.submit(rows, params(3))
+            await scheduler.run(rows, params(3))
         np.testing.assert_array_equal(rows, marked(16))
 
     asyncio.run(main())
@@ -141,9 +141,9 @@ def test_finished_rows_are_freed_without_the_garbage_collector() -> None:
         with serving(FakeModel()) as scheduler:
             rows = marked(1, 2)
             gone = weakref.ref(rows)
-            await scheduler.submit(rows, params(3, record=(0, 2), score=True))
+            await scheduler.run(rows, params(3, record=(0, 2), score=True))
             del rows
-            await scheduler.submit(marked(3), params())  # the batch has been formed anew
+            await scheduler.run(marked(3), params())  # the batch has been formed anew
             assert gone() is None
 
     gc.disable()
@@ -161,10 +161,10 @@ def test_rows_that_do_not_fit_the_model(rows: FloatRows) -> None:
     async def main() -> None:
         with serving(FakeModel()) as scheduler:
             with pytest.raises(ValueError, match="float32"):
-                await scheduler.submit(rows, params())
+                await scheduler.run(rows, params())
             misfit = SchedulingParams(step_params=StepParams(steps=1), keep_mask=np.zeros((2, 1, 4, 4), np.bool_))
             with pytest.raises(ValueError, match="keep"):
-                await scheduler.submit(marked(1), misfit)
+                await scheduler.run(marked(1), misfit)
 
     asyncio.run(main())
 
@@ -176,7 +176,7 @@ def test_padding_goes_to_the_smallest_bucket_that_fits() -> None:
         with serving(model, max_batch_rows=64, observer=observer) as scheduler:
             for n in (1, 2, 3, 4, 5, 8, 9):
                 values = [float(2**i) for i in range(n)]
-                result = await scheduler.submit(marked(*values), params())
+                result = await scheduler.run(marked(*values), params())
                 np.testing.assert_array_equal(result.rows, marked(*values) / 2)
 
     asyncio.run(main())
@@ -194,7 +194,7 @@ def test_padding_repeats_a_row_of_the_batch() -> None:
 
     async def main() -> None:
         with serving(FakeModel(function=climb, buckets=(4,))) as scheduler:
-            await scheduler.submit(marked(10, 20, 30), params(2))
+            await scheduler.run(marked(10, 20, 30), params(2))
 
     asyncio.run(main())
     assert seen == [[10, 20, 30, 10], [11, 21, 31, 11]]
@@ -205,7 +205,7 @@ def test_without_buckets_the_batch_has_the_exact_number_of_rows() -> None:
 
     async def main() -> None:
         with serving(model, max_batch_rows=4) as scheduler:
-            await scheduler.submit(marked(1, 2, 3, 4, 5, 6, 7), params())
+            await scheduler.run(marked(1, 2, 3, 4, 5, 6, 7), params())
 
     asyncio.run(main())
     assert model.sizes == [4, 3]
@@ -266,7 +266,7 @@ def test_a_new_request_interrupts_unobserved_steps() -> None:
             return recorded(rows)
 
         with serving(FakeModel(function=watched), clock=clock) as scheduler:
-            await scheduler.submit(marked(1), params(1000))
+            await scheduler.run(marked(1), params(1000))
             await asyncio.gather(*short)
 
     asyncio.run(main())
@@ -330,7 +330,7 @@ def test_a_row_is_skipped_a_bounded_number_of_times() -> None:
             loop.call_soon(loop.call_soon, admitted.set)  # in the next turn: after it was handed over
 
         with serving(FakeModel(function=feed), max_batch_rows=1) as scheduler:
-            await scheduler.submit(marked(1), params(3))
+            await scheduler.run(marked(1), params(3))
             await asyncio.gather(*young)
 
     asyncio.run(main())

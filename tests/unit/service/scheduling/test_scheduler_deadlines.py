@@ -25,6 +25,7 @@ from tests.helpers.serving import (
     params,
     release,
     serving,
+    streamed,
     submitted,
     until_queued,
     until_running,
@@ -70,7 +71,7 @@ def test_a_deadline_is_kept_while_the_device_is_busy() -> None:
                     await asyncio.wait_for(call, 10)
             assert scheduler.rows_queued == 0
             release(model)
-            await scheduler.submit(marked(3), params())
+            await scheduler.run(marked(3), params())
 
     asyncio.run(main())
     assert recorded.batches == [[1], [3]]
@@ -87,7 +88,7 @@ def test_steps_left_at_the_deadline_are_not_run() -> None:
 
     async def main() -> None:
         with serving(model, clock=clock) as scheduler, pytest.raises(DeadlineExceeded):
-            await scheduler.submit(marked(1), params(1000, deadline=clock.now + 25))
+            await scheduler.run(marked(1), params(1000, deadline=clock.now + 25))
 
     asyncio.run(main())
     assert len(model.sizes) == 3
@@ -102,10 +103,10 @@ def test_the_deadline_of_a_stream_ends_with_its_first_event() -> None:
 
     async def main() -> None:
         with serving(FakeModel(function=tick), clock=clock) as scheduler:
-            events = await collect(scheduler.stream(marked(1), params(9, record=(1,), deadline=clock.now + 30)))
+            events = await collect(streamed(scheduler, marked(1), params(9, record=(1,), deadline=clock.now + 30)))
             assert isinstance(events[-1], Result)
             with pytest.raises(DeadlineExceeded):
-                await collect(scheduler.stream(marked(1), params(9, record=(4,), deadline=clock.now + 30)))
+                await collect(streamed(scheduler, marked(1), params(9, record=(4,), deadline=clock.now + 30)))
 
     asyncio.run(main())
 
@@ -121,10 +122,10 @@ def test_a_stream_that_has_not_begun_has_no_progress_and_keeps_its_deadline() ->
 
     async def main() -> None:
         with serving(model, max_batch_rows=1, clock=clock) as scheduler:
-            first = params(progress=True, deadline=clock.now + 4)
-            running = asyncio.create_task(collect(scheduler.stream(marked(*range(10)), first)))
+            first = params(deadline=clock.now + 4)
+            running = asyncio.create_task(collect(streamed(scheduler, marked(*range(10)), first)))
             await until_running(model)
-            stream = scheduler.stream(marked(1), params(progress=True, deadline=clock.now + 5))
+            stream = streamed(scheduler, marked(1), params(deadline=clock.now + 5))
             waiting = asyncio.create_task(anext(stream))
             await asyncio.sleep(0)
             release(model)
@@ -149,22 +150,22 @@ def test_refusals_name_their_reason() -> None:
 
     async def main() -> None:
         with serving(model, max_batch_rows=1, queue_rows=40, clock=clock, observer=observer) as scheduler:
-            await scheduler.submit(marked(1), params(20))  # one second a step
+            await scheduler.run(marked(1), params(20))  # one second a step
             with pytest.raises(DeadlineUnreachable):
-                await scheduler.submit(marked(1), params(deadline=clock.now))
+                await scheduler.run(marked(1), params(deadline=clock.now))
             with pytest.raises(DeadlineUnreachable):
-                await scheduler.submit(marked(1), params(10, deadline=clock.now + 9))
+                await scheduler.run(marked(1), params(10, deadline=clock.now + 9))
             with pytest.raises(QueueFull):
-                await scheduler.submit(marked(*range(41)), params())
+                await scheduler.run(marked(*range(41)), params())
             gate.clear()
             model.entered.clear()
             queue = submitted(scheduler, marked(*range(31)), params())
             await until_running(model)
             with pytest.raises(WouldMissDeadline) as refused:
-                await scheduler.submit(marked(1), params(deadline=clock.now + 20))
+                await scheduler.run(marked(1), params(deadline=clock.now + 20))
             assert 10 <= refused.value.retry_after <= 16
             with pytest.raises(QueueFull):
-                await scheduler.submit(marked(*range(11)), params())
+                await scheduler.run(marked(*range(11)), params())
             with pytest.raises(QueueFull):
                 await scheduler.check_capacity(11)
             await scheduler.check_capacity(10)
@@ -203,7 +204,7 @@ def test_room_is_promised_once() -> None:
                         raise ZeroDivisionError
                 assert not await refused(scheduler, 4)
             assert scheduler.refusal(10) is None
-            await scheduler.submit(marked(*range(10)), params())
+            await scheduler.run(marked(*range(10)), params())
 
     asyncio.run(main())
     assert observer.of("rejected") == [("queue_full",)] * 2
@@ -268,12 +269,12 @@ def test_closing_a_stream_drops_its_rows() -> None:
 
     async def main() -> None:
         with serving(FakeModel(function=recorded), max_batch_rows=1, observer=observer) as scheduler:
-            stream = scheduler.stream(marked(1, 2), params(10**9, record=(1,)))
+            stream = streamed(scheduler, marked(1, 2), params(10**9, record=(1,)))
             first = await anext(stream)
             assert isinstance(first, StepOutput)
             await stream.aclose()
             assert scheduler.rows_queued == 0
-            await scheduler.submit(marked(3), params())
+            await scheduler.run(marked(3), params())
 
     asyncio.run(main())
     assert observer.of("cancelled") == [(2,)]

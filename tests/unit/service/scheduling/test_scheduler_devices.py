@@ -24,6 +24,7 @@ from tests.helpers.serving import (
     marked,
     params,
     release,
+    rows_open,
     rows_worth_waking,
     serving,
     submitted,
@@ -72,7 +73,7 @@ def test_idle_devices_share_a_request() -> None:
     async def main() -> None:
         with serving(*models) as scheduler:
             await idle(scheduler, 2)
-            await scheduler.submit(marked(*range(8)), params())
+            await scheduler.run(marked(*range(8)), params())
 
     asyncio.run(main())
     assert [size for model in models for size in model.sizes] == [4, 4]  # the second by whoever is faster
@@ -106,7 +107,7 @@ def test_each_device_has_its_own_largest_batch() -> None:
             async with asyncio.timeout(30):
                 while not (small.sizes and large.sizes):  # on a busy machine, one of them may get all rows
                     await idle(scheduler, 2)
-                    await scheduler.submit(marked(*range(16)), params())
+                    await scheduler.run(marked(*range(16)), params())
 
     asyncio.run(main())
     assert observer.of("reduce_max_batch") == [(2,)]
@@ -128,14 +129,14 @@ def test_another_device_finishes_the_rows_of_a_lost_one(
         ) as scheduler:
             while not observer.of("device_lost"):
                 await idle(scheduler, 2)
-                result = await scheduler.submit(marked(*values), params(steps, score=True, record=(steps,)))
+                result = await scheduler.run(marked(*values), params(steps, score=True, record=(steps,)))
                 np.testing.assert_array_equal(result.rows, marked(*values) / np.float32(2**steps))
                 assert result.distance.tolist() == [value / 2 for value in values]
                 assert result.drift is not None
                 assert result.drift.tolist() == [value / 2 ** (steps + 1) for value in values]
                 assert [len(path) for path in result.trajectory] == [1] * len(values)
             assert (scheduler.healthy, scheduler.all_devices_lost) == (True, False)
-            assert scheduler.rows_open == 0
+            assert rows_open(scheduler) == 0
 
     asyncio.run(main())
     assert observer.of("device_lost") == [()]
@@ -152,7 +153,7 @@ def test_few_rows_of_a_lost_device_wake_another(rows: int) -> None:
     async def main() -> None:
         with serving(*models, wake_rule=rows_worth_waking(16)) as scheduler:
             for _ in range(3):
-                result = await asyncio.wait_for(scheduler.submit(marked(*[8.0] * rows), params(2)), 10)
+                result = await asyncio.wait_for(scheduler.run(marked(*[8.0] * rows), params(2)), 10)
                 np.testing.assert_array_equal(result.rows, marked(*[2.0] * rows))
 
     asyncio.run(main())
@@ -166,7 +167,7 @@ def test_few_rows_stay_together() -> None:
             for rows, sizes in ((8, [8]), (16, [16]), (31, [16, 15]), (64, [32, 32])):
                 await idle(scheduler, 2)
                 before = [len(model.sizes) for model in models]
-                await scheduler.submit(marked(*range(rows)), params())
+                await scheduler.run(marked(*range(rows)), params())
                 ran = [size for model, n in zip(models, before, strict=True) for size in model.sizes[n:]]
                 assert sorted(ran) == sorted(sizes)
 
@@ -183,7 +184,7 @@ def test_rows_with_many_steps_are_divided() -> None:
     async def main() -> None:
         with serving(*models, max_batch_rows=64, wake_rule=rows_worth_waking(16)) as scheduler:
             await idle(scheduler, 2)
-            await scheduler.submit(marked(1, 2, 3, 4), params(1000))
+            await scheduler.run(marked(1, 2, 3, 4), params(1000))
 
     asyncio.run(main())
     assert all(len(model.sizes) > 100 for model in models)
@@ -196,17 +197,17 @@ def test_losing_the_last_device_fails_all_requests() -> None:
         told = asyncio.Event()
         with serving(*models, observer=observer, on_all_devices_lost=told.set) as scheduler:
             await idle(scheduler, 2)
-            assert (await scheduler.submit(marked(2, 4), params())).rows.tolist() == marked(1, 2).tolist()
+            assert (await scheduler.run(marked(2, 4), params())).rows.tolist() == marked(1, 2).tolist()
             await idle(
                 scheduler, 2 - len(observer.of("device_lost"))
             )  # one may have been faster than the other, and had both rows
             with pytest.raises(ModelFailure) as caught:
-                await scheduler.submit(marked(1, 2), params(2))
+                await scheduler.run(marked(1, 2), params(2))
             assert isinstance(caught.value.__cause__, DeviceLost)
             await asyncio.wait_for(told.wait(), 10)
             assert (scheduler.healthy, scheduler.all_devices_lost) == (False, True)
             with pytest.raises(NotReady):
-                await scheduler.submit(marked(1), params())
+                await scheduler.run(marked(1), params())
 
     asyncio.run(main())
     assert observer.of("device_lost") == [(), ()]
@@ -230,7 +231,7 @@ def test_lost_devices_change_no_result(requests: list[Ask], rows: int, losses: S
             assert scheduler.healthy
         finally:
             scheduler.close()
-        assert scheduler.rows_open == 0
+        assert rows_open(scheduler) == 0
 
     asyncio.run(main())
 

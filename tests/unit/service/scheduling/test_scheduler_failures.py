@@ -26,6 +26,7 @@ from tests.helpers.serving import (
     params,
     release,
     serving,
+    streamed,
     submitted,
     until_queued,
     until_running,
@@ -70,7 +71,7 @@ def test_a_request_fails_as_a_whole() -> None:
 
     async def main() -> None:
         with serving(model, max_batch_rows=2) as scheduler, pytest.raises(ModelFailure):
-            await scheduler.submit(marked(1, 13, 3, 4), params(100))
+            await scheduler.run(marked(1, 13, 3, 4), params(100))
 
     asyncio.run(main())
     assert recorded.batches == [[1]]
@@ -83,8 +84,8 @@ def test_a_failure_amid_unobserved_steps() -> None:
     async def main() -> None:
         with serving(FakeModel(function=climb, poison=is_poison)) as scheduler:
             bad, good = await asyncio.gather(
-                scheduler.submit(marked(0), params(50)),
-                scheduler.submit(marked(100), params(50)),
+                scheduler.run(marked(0), params(50)),
+                scheduler.run(marked(100), params(50)),
                 return_exceptions=True,
             )
         assert isinstance(bad, ModelFailure)
@@ -105,12 +106,12 @@ def test_losing_the_only_device_fails_open_requests_and_refuses_new_ones(caplog:
         with serving(FakeModel(function=gone)) as scheduler:
             assert (scheduler.healthy, scheduler.all_devices_lost) == (True, False)
             with pytest.raises(ModelFailure) as caught:
-                await scheduler.submit(marked(1, 2, 3, 4), params(5, request_id="a-lost-request"))
+                await scheduler.run(marked(1, 2, 3, 4), params(5, request_id="a-lost-request"))
             assert isinstance(caught.value.__cause__, DeviceLost)
             assert (scheduler.healthy, scheduler.all_devices_lost) == (False, True)
             assert "CUDA failure 700" in scheduler.device_error
             with pytest.raises(NotReady):
-                await scheduler.submit(marked(1), params())
+                await scheduler.run(marked(1), params())
 
     asyncio.run(main())
     assert sizes == [4]  # halves of it would fail as well
@@ -186,7 +187,7 @@ def test_a_model_that_loses_rows_is_a_failure() -> None:
 
     async def main() -> None:
         with serving(Short()) as scheduler, pytest.raises(ModelFailure):
-            await scheduler.submit(marked(1, 2, 3), params(record=(1,)))
+            await scheduler.run(marked(1, 2, 3), params(record=(1,)))
 
     asyncio.run(main())
 
@@ -199,10 +200,10 @@ def test_out_of_memory_lowers_the_largest_batch(buckets: tuple[int, ...] | None)
         with serving(model, observer=observer) as scheduler:
             values = [float(2**i) for i in range(8)]
             for _ in range(2):
-                result = await scheduler.submit(marked(*values), params(2))
+                result = await scheduler.run(marked(*values), params(2))
                 np.testing.assert_array_equal(result.rows, marked(*values) / 4)
             tried = len(model.sizes)
-            await scheduler.submit(marked(*values), params())
+            await scheduler.run(marked(*values), params())
             assert model.sizes[tried:] == [2, 2, 2, 2]
 
     asyncio.run(main())
@@ -216,9 +217,9 @@ def test_a_row_that_does_not_fit_the_device_alone_fails() -> None:
     async def main() -> None:
         with serving(model) as scheduler:
             with pytest.raises(ModelFailure):
-                await scheduler.submit(marked(1, 2), params())
+                await scheduler.run(marked(1, 2), params())
             model.memory_rows = None
-            await scheduler.submit(marked(1, 2), params())
+            await scheduler.run(marked(1, 2), params())
 
     asyncio.run(main())
 
@@ -233,8 +234,8 @@ def test_a_model_that_cannot_reduce_its_batch_fails_those_rows_only() -> None:
     async def main() -> None:
         with serving(model) as scheduler:
             with pytest.raises(ModelFailure):
-                await scheduler.submit(marked(1, 2, 3), params())
-            await scheduler.submit(marked(1, 2), params())
+                await scheduler.run(marked(1, 2, 3), params())
+            await scheduler.run(marked(1, 2), params())
             assert scheduler.healthy
 
     asyncio.run(main())
@@ -319,7 +320,7 @@ def test_a_worker_that_dies_between_steps_leaves_nobody_waiting(health_log: Heal
             for call in (running, waiting):
                 with pytest.raises(ModelFailure):
                     await call
-            await scheduler.submit(marked(3), params())
+            await scheduler.run(marked(3), params())
 
     asyncio.run(main())
     assert health_log.healthy == [False]
@@ -330,7 +331,7 @@ def test_before_start_it_is_not_ready() -> None:
         scheduler = Scheduler(FakeModel(), max_batch_rows=1, queue_rows=1)
         assert not scheduler.healthy
         with pytest.raises(NotReady):
-            await scheduler.submit(marked(1), params())
+            await scheduler.run(marked(1), params())
         with pytest.raises(NotReady):
             await scheduler.check_capacity(1)
         scheduler.close()
@@ -346,14 +347,14 @@ def test_close_fails_what_is_left() -> None:
     async def main() -> None:
         with serving(model, max_batch_rows=1, observer=observer) as scheduler:
             call = submitted(scheduler, marked(1, 2), params(5))
-            stream = asyncio.create_task(collect(scheduler.stream(marked(1), params(5))))
+            stream = asyncio.create_task(collect(streamed(scheduler, marked(1), params(5))))
             await until_running(model)
             scheduler.close(0)
             for waiting in (call, stream):
                 with pytest.raises(Draining):
                     await waiting
             with pytest.raises(Draining):
-                await scheduler.submit(marked(1), params())
+                await scheduler.run(marked(1), params())
             release(model)
 
     asyncio.run(main())
@@ -388,7 +389,7 @@ def test_a_closed_event_loop_does_not_stop_the_worker() -> None:
         task.cancel()
 
     async def again(scheduler: Scheduler) -> Result:
-        return await scheduler.submit(marked(4), params())
+        return await scheduler.run(marked(4), params())
 
     with serving(model) as scheduler:
         asyncio.run(abandon(scheduler))

@@ -17,7 +17,7 @@ from service.domain.latents import FloatRow, FloatRows
 from service.domain.tasks import Result, SchedulingParams, StepOutput, StepParams, StreamProgress
 from service.scheduling.scheduler import Scheduler
 from tests.helpers.fakes import FakeModel
-from tests.helpers.serving import Clock, TogetherScheduler
+from tests.helpers.serving import Clock, TogetherScheduler, rows_open, streamed
 
 SHAPE = (2, 2, 2)
 POISON = 77.0
@@ -35,7 +35,6 @@ def is_poison(row: FloatRow) -> bool:
 class Ask:
     rows: FloatRows
     params: SchedulingParams
-    streamed: bool
 
     @property
     def poisoned(self) -> bool:
@@ -89,10 +88,10 @@ def asks(draw: st.DrawFn) -> Ask:
         score=draw(st.booleans()),
     )
     keep = None if channels is None else generator.uniform(size=(n, channels, *SHAPE[1:])) < 0.3
-    key, progress = draw(st.sampled_from("abc")), draw(st.booleans())
-    return Ask(
-        rows, SchedulingParams(step_params=step_params, keep_mask=keep, key=key, progress=progress), draw(st.booleans())
+    params = SchedulingParams(
+        step_params=step_params, keep_mask=keep, key=draw(st.sampled_from("abc")), streamed=draw(st.booleans())
     )
+    return Ask(rows, params)
 
 
 def check(ask: Ask, result: Result, events: Sequence[StepOutput]) -> None:
@@ -113,7 +112,7 @@ def check(ask: Ask, result: Result, events: Sequence[StepOutput]) -> None:
             np.testing.assert_array_equal(step.row, want.states[step.step])
             assert step.change == (want.changes[step.step] if step.step else None)
             assert step.index == i
-        if ask.streamed:
+        if ask.params.streamed:
             assert shown[i] == sorted({*recorded, want.steps})
 
 
@@ -122,8 +121,8 @@ async def answer(scheduler: Scheduler, ask: Ask) -> None:
     events: list[StepOutput] = []
     results: list[Result] = []
     try:
-        if ask.streamed:
-            async for event in scheduler.stream(ask.rows, ask.params):
+        if ask.params.streamed:
+            async for event in streamed(scheduler, ask.rows, ask.params):
                 assert not results, "something came after the result"
                 if isinstance(event, StepOutput):
                     events.append(event)
@@ -132,7 +131,7 @@ async def answer(scheduler: Scheduler, ask: Ask) -> None:
                 else:
                     assert isinstance(event, StreamProgress)
         else:
-            results.append(await scheduler.submit(ask.rows, ask.params))
+            results.append(await scheduler.run(ask.rows, ask.params))
     except ModelFailure:
         assert ask.poisoned
         return
@@ -171,7 +170,7 @@ def test_no_row_is_lost_or_mixed_up(
         try:
             await asyncio.gather(*(answer(scheduler, ask) for ask in requests))
             assert scheduler.rows_queued == 0
-            assert scheduler.rows_open == 0
+            assert rows_open(scheduler) == 0
             assert scheduler.healthy
         finally:
             scheduler.close()
@@ -208,7 +207,7 @@ def test_cancelled_requests_change_no_other_result(
             assert scheduler.rows_queued == 0
         finally:
             scheduler.close()
-        assert scheduler.rows_open == 0
+        assert rows_open(scheduler) == 0
 
     asyncio.run(main())
 
@@ -234,7 +233,7 @@ def test_a_worker_that_keeps_dying_answers_everybody(
             for i, dies in enumerate(deaths):
                 x = np.full((1, *SHAPE), POISON if dies else i / 20, np.float32)
                 params = SchedulingParams(step_params=StepParams(steps=3), key=str(i))
-                tasks.append(asyncio.create_task(scheduler.submit(x, params)))
+                tasks.append(asyncio.create_task(scheduler.run(x, params)))
             await asyncio.sleep(0)
             gate.set()
             outcomes = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 30)
@@ -281,7 +280,7 @@ def test_no_step_begins_with_a_row_whose_deadline_has_passed(
                     step_params=StepParams(steps=steps), deadline=None if seconds is None else ends[i]
                 )
                 rows = np.full((n, *SHAPE), i, np.float32)
-                tasks.append(asyncio.create_task(scheduler.submit(rows, params)))
+                tasks.append(asyncio.create_task(scheduler.run(rows, params)))
             await asyncio.sleep(0)
             gate.set()
             outcomes = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 30)

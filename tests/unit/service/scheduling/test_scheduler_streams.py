@@ -17,6 +17,7 @@ from tests.helpers.serving import (
     params,
     release,
     serving,
+    streamed,
 )
 
 
@@ -24,7 +25,7 @@ def test_a_stream_gives_every_recorded_step_and_every_last_step_in_order() -> No
     async def main() -> None:
         with serving(FakeModel()) as scheduler:
             events = await collect(
-                scheduler.stream(marked(16, 1), params(4, tolerance=0.75, record=(0, 2), score=True))
+                streamed(scheduler, marked(16, 1), params(4, tolerance=0.75, record=(0, 2), score=True))
             )
         steps = [event for event in events if isinstance(event, StepOutput)]
         assert [s.step for s in steps if s.index == 0] == [0, 2, 4]
@@ -44,7 +45,7 @@ def test_the_prepared_input_is_emitted_before_the_first_step_ends() -> None:
 
     async def main() -> None:
         with serving(model) as scheduler:
-            stream = scheduler.stream(marked(16), params(2, record=(0,)))
+            stream = streamed(scheduler, marked(16), params(2, record=(0,)))
             first = await asyncio.wait_for(anext(stream), 10)
             assert isinstance(first, StepOutput)
             assert (first.step, float(first.row.flat[0])) == (0, 16.0)
@@ -63,8 +64,8 @@ def test_progress_comes_at_least_once_a_second() -> None:
 
     async def main() -> None:
         with serving(FakeModel(function=tick), clock=clock) as scheduler:
-            events = await collect(scheduler.stream(marked(1, 2), params(40, progress=True)))
-            silent = await collect(scheduler.stream(marked(1, 2), params(40)))
+            events = await collect(streamed(scheduler, marked(1, 2), params(40)))
+            silent = await collect(streamed(scheduler, marked(1, 2), params(40)))
         progress = [event for event in events if isinstance(event, StreamProgress)]
         done = [event.steps_done for event in progress]
         assert done == sorted(done)
@@ -86,7 +87,7 @@ def test_progress_is_that_of_the_slowest_row() -> None:
 
     async def main() -> list[Event]:
         with serving(FakeModel(function=tick), clock=clock, max_batch_rows=1) as scheduler:
-            return await collect(scheduler.stream(marked(16, 1), params(9, progress=True, tolerance=0.75)))
+            return await collect(streamed(scheduler, marked(16, 1), params(9, tolerance=0.75)))
 
     progress = [event for event in asyncio.run(main()) if isinstance(event, StreamProgress)]
     # One row a step: the first is a step ahead until the second is done, after one.

@@ -18,6 +18,7 @@ from tests.helpers.serving import (
     marked,
     params,
     release,
+    rows_open,
     serving,
     submitted,
     until_queued,
@@ -71,7 +72,7 @@ def test_a_request_whose_caller_has_gone_is_no_failure_of_the_model(caplog: pyte
             gone.cancel()
             await asyncio.sleep(0)
             release(model)
-            assert (await scheduler.submit(marked(4), params())).rows.max() == 4
+            assert (await scheduler.run(marked(4), params())).rows.max() == 4
 
     with caplog.at_level(logging.INFO):
         asyncio.run(main())
@@ -93,7 +94,7 @@ def test_requests_that_end_while_their_batch_runs_do_not_disturb_the_others() ->
             release(model)
             for call, value in zip(calls, (1, 2), strict=True):
                 np.testing.assert_array_equal((await call).rows, marked(value / 2))
-            assert scheduler.rows_open == 0
+            assert rows_open(scheduler) == 0
 
     asyncio.run(main())
     assert model.sizes == [4]
@@ -113,7 +114,7 @@ def test_a_failure_is_about_its_own_request_only() -> None:
             for result, value in ((first, 1), (last, 2)):
                 assert isinstance(result, Result)
                 np.testing.assert_array_equal(result.rows, marked(value / 2, value / 2))
-            np.testing.assert_array_equal((await scheduler.submit(marked(4), params())).rows, marked(2))
+            np.testing.assert_array_equal((await scheduler.run(marked(4), params())).rows, marked(2))
 
     asyncio.run(main())
 
@@ -133,7 +134,7 @@ def test_short_requests_go_before_long_ones_where_that_is_faster() -> None:
             long = submitted(scheduler, marked(*range(1, 7)), params(steps=10**6))
             await until_running(model)
             for value in range(100):
-                result = await scheduler.submit(marked(value), params())
+                result = await scheduler.run(marked(value), params())
                 np.testing.assert_array_equal(result.rows, marked(value))
             long.cancel()
 

@@ -82,7 +82,7 @@ def test_the_first_worker_runs_what_one_can_run() -> None:
         with serving(*models) as scheduler:
             for _ in range(20):
                 await idle(scheduler, 3)
-                await scheduler.submit(marked(1), params())
+                await scheduler.run(marked(1), params())
 
     asyncio.run(main())
     assert [len(model.sizes) for model in models] == [20, 0, 0]
@@ -104,9 +104,9 @@ def test_where_http_is_the_limit_one_worker_runs_all() -> None:
         with serving(*models, max_batch_rows=2, queue_rows=1000, wake_rule=rule) as scheduler:
             await idle(scheduler, 2)
             for _ in range(3):
-                await scheduler.submit(marked(1), params())
+                await scheduler.run(marked(1), params())
             before = len(models[1].sizes)
-            await asyncio.gather(*(scheduler.submit(marked(1), params()) for _ in range(50)))
+            await asyncio.gather(*(scheduler.run(marked(1), params()) for _ in range(50)))
             assert len(models[1].sizes) == before
 
     asyncio.run(main())
