@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -31,11 +30,10 @@ from service.api.oip import repository as oip_repository
 from service.api.oip import routes as oip
 from service.domain.errors import StartupError
 from service.domain.rate_limit import RateLimiter
-from service.engine.client import RemoteRegistry
 from service.environment import available_cpus, metrics_folder, onnxruntime_version
 from service.images.pool import CodecPool, InlineRunner
 from service.models.instances import InstanceFactory
-from service.models.registry import ModelRegistry, Registry, ServedModel
+from service.models.registry import ModelRegistry, ServedModel
 from service.models.repository import LoadedModel, Repository
 from service.observability.metrics import Metrics
 from service.observability.statistics import ModelStatistics
@@ -98,25 +96,6 @@ def build_services(
     return _services(settings, registry, metrics, in_flight, tracing)
 
 
-def build_front_end(settings: Settings, control: socket.socket) -> AppState:
-    """As `build_services`, for a process that uses the models of an engine's process.
-
-    Args:
-        settings: the operator's.
-        control: receives the links to that process, see `service.engine.links`.
-    """
-    metrics, in_flight = _metrics(), _in_flight(settings)
-
-    def on_serving(serves: bool) -> None:
-        services.phase = "serving" if serves else "loading"
-
-    registry = RemoteRegistry(
-        settings.default_model, control, on_serving=on_serving, wait_for_requests=in_flight.wait_for_current
-    )
-    services = _services(settings, registry, metrics, in_flight, None)
-    return services
-
-
 def _metrics() -> Metrics:
     metrics = Metrics(metrics_folder())
     metrics.describe_build(onnxruntime_version())
@@ -129,7 +108,7 @@ def _in_flight(settings: Settings) -> InFlightRequests:
 
 def _services(
     settings: Settings,
-    registry: Registry,
+    registry: ModelRegistry,
     metrics: Metrics,
     in_flight: InFlightRequests,
     tracing: "Tracing | None",

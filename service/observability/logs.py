@@ -163,3 +163,7 @@ def count_drops(on_drop: Callable[[], object]) -> None:
 
 def _handlers() -> list[QueuedHandler]:
     return [handler for handler in logging.getLogger().handlers if isinstance(handler, QueuedHandler)]
+
+
+# For the middleware and the HTTP protocol that the one pipeline replaces
+Observe = Callable[[str, int, float, State], None]

@@ -198,6 +198,10 @@ class Metrics:
             if "problem" in state:
                 self._errors(state["problem"]).inc()
 
+    def request(self, endpoint: str, status: int, seconds: float, state: Mapping[str, Any]) -> None:
+        """Count a response; for the middleware and the HTTP protocol that the one pipeline replaces."""
+        self.requests(endpoint, status, [(seconds, state)])
+
     def codec(self, operation: str, seconds: float) -> None:
         """Record the duration of one call that decodes or encodes images."""
         self._codec(operation).observe(seconds)
