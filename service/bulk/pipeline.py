@@ -173,8 +173,10 @@ class Pipeline:
             if item.error is not None:
                 record |= {"error": item.error.error_code, "detail": _detail(record["source"], item.error)}
             elif self._format is not None and row is not None:
-                npy = self._format == "npy"
-                content = encode_npy(row) if npy else encode(to_uint8(row, self.model.card), self._format)
+                if self._format == "npy":
+                    content = encode_npy(row)
+                else:
+                    content = encode(to_uint8(row, self.model.card), self._format)
                 record["picture"] = _file_name(record, self._format)
                 (folder / record["picture"]).write_bytes(content)
             item.row = None

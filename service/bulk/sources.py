@@ -298,7 +298,7 @@ def _sizes(fs: Any, root: str) -> dict[str, int]:
     # fsspec's `find` silently skips subfolders that it may not list. A run must not miss them.
     if os.path.isfile(root):
         return {root: os.path.getsize(root)}
-    sizes = {}
+    sizes: dict[str, int] = {}
     for folder, subfolders, names in os.walk(root, onerror=_raise):
         subfolders[:] = [name for name in subfolders if not _is_hidden(name)]
         sizes |= {path: os.path.getsize(path) for name in names if os.path.isfile(path := os.path.join(folder, name))}

@@ -27,7 +27,7 @@ from service.observability.trace_context import TraceContext
 MAX_VALUES: Final = 64
 MAX_CALLERS: Final = 1000
 OTHER: Final = "other"
-Labels = Mapping[str, Callable[[str], str]]
+Labels = dict[str, Callable[[str], str]]
 """The labels of a metric, and for each a function that limits its values."""
 Metric = TypeVar("Metric", Counter, Histogram)
 MultiprocessMode = Literal["livemin", "livemax", "livesum", "max"]
@@ -77,8 +77,9 @@ class Metrics:
         if shared is None:
             ProcessCollector(registry=registry)
         self.model_label = LabelLimiter()
-        model = {"model": self.model_label}
-        endpoint, caller = {"endpoint": LabelLimiter()}, {"caller": LabelLimiter(MAX_CALLERS)}
+        model: Labels = {"model": self.model_label}
+        endpoint: Labels = {"endpoint": LabelLimiter()}
+        caller: Labels = {"caller": LabelLimiter(MAX_CALLERS)}
         self._described: dict[str, list[tuple[Gauge, tuple[str, ...]]]] = {}  # series that describe a loaded model
         self._queued: dict[str, str] = {}
 
