@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 from service.domain.errors import StartupError
 from service.environment import prepare_process
-from service.observability.log_queue import flush_log
+from service.observability.logs import flush_log
 from service.server import process, sockets
 from service.server.open_connections import raise_file_limit
 from service.server.supervisor import supervise

@@ -18,22 +18,10 @@ from service.environment import prepare_process
 from service.settings import Settings, from_environment, log_name_warnings
 
 _REQUEST_ID: Final = b"x-request-id"
-_HEALTH_CHECK_S: Final = 5.0  # Ray replaces a replica after three failed checks
 
 
 class DeploymentOptions(BaseModel):
-    """Options of `serve run service.cluster:app`, as `name=value`, or under `args` in a configuration file.
-
-    Args:
-        min_replicas: lower limit of the autoscaling.
-        max_replicas: upper limit of the autoscaling.
-        target_ongoing_requests: mean number of requests in flight per replica that the autoscaling aims at.
-        max_ongoing_requests: requests in flight per replica; beyond it, requests wait in the proxies.
-        gpus: GPUs of each replica. With any, a replica uses CUDA on all of them, or does not start.
-        cpus: CPUs of each replica. Without a GPU, a model has as many threads.
-        upscale_delay_s: seconds that the load must be high before a replica is added.
-        downscale_delay_s: seconds that the load must be low before a replica is removed.
-    """
+    """Options of `serve run service.cluster:app`, or `args` in a configuration file; docs/ray.md describes them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -48,26 +36,17 @@ class DeploymentOptions(BaseModel):
 
 
 def app(options: DeploymentOptions) -> Any:
-    """Build the application that Ray Serve deploys.
-
-    Raises:
-        StartupError: a setting is unusable, or contradicts the options.
-    """
+    """Build the application that Ray Serve deploys; raises as `replica_settings`."""
     from ray import serve
 
     settings = replica_settings(options)
+    scaling = options.model_dump(exclude={"max_ongoing_requests", "gpus", "cpus"})
     deployment = serve.deployment(
         name="ign",
         max_ongoing_requests=options.max_ongoing_requests,
         ray_actor_options={"num_cpus": options.cpus, "num_gpus": options.gpus},
-        autoscaling_config={
-            "min_replicas": options.min_replicas,
-            "max_replicas": max(options.max_replicas, options.min_replicas),
-            "target_ongoing_requests": options.target_ongoing_requests,
-            "upscale_delay_s": options.upscale_delay_s,
-            "downscale_delay_s": options.downscale_delay_s,
-        },
-        health_check_period_s=_HEALTH_CHECK_S,
+        autoscaling_config=scaling | {"max_replicas": max(options.max_replicas, options.min_replicas)},
+        health_check_period_s=5.0,  # Ray replaces a replica after three failed checks
         graceful_shutdown_wait_loop_s=0.5,
         graceful_shutdown_timeout_s=settings.drain_s,
     )
@@ -77,8 +56,7 @@ def app(options: DeploymentOptions) -> Any:
 def replica_settings(options: DeploymentOptions) -> Settings:
     """The settings of each replica: those of this process, with the devices of the options.
 
-    Raises:
-        StartupError: a setting is unusable, or contradicts the options.
+    Raises StartupError if a setting is unusable, or contradicts the options.
     """
     settings = from_environment()
     log_name_warnings()
@@ -93,92 +71,61 @@ def replica_settings(options: DeploymentOptions) -> Settings:
 
 
 class Replica:
-    """One service in a process of Ray.
-
-    Args:
-        settings: from `replica_settings`.
-
-    Raises:
-        StartupError: no onnxruntime is installed, or two are.
-    """
+    """One service in a process of Ray."""
 
     def __init__(self, settings: Settings) -> None:
         prepare_process()
         self._settings = settings
-        self._loaded = asyncio.Event()  # also set when loading has failed
-        self._startup_error: StartupError | None = None
-        self._services: AppState | None = None
+        self._ended = asyncio.Event()  # loading, by success or failure
+        self._error: StartupError | None = None
+        self.services: AppState | None = None
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Build the app; Ray calls this, and runs the app's lifespan."""
         from service.app import build_services, create_app  # here: it imports onnxruntime
 
-        self._services = build_services(self._settings)
-        return create_app(self._services, on_startup_error=self._fail, on_ready=self._loaded.set)
+        self.services = build_services(self._settings)
+        return create_app(self.services, on_startup_error=self._fail, on_ready=self._ended.set)
 
     async def check_health(self) -> None:
-        """Pass if the replica can serve. Ray calls this before it sends requests, and every few seconds after that.
-
-        Raises:
-            StartupError: a model does not load.
-            NotReady: a worker is being replaced, or the device is lost.
-        """
-        await self._loaded.wait()
-        if self._startup_error is not None:
-            raise self._startup_error
-        if self._services is not None:
-            self._services.require_ready()
+        """Raise unless the replica can serve. Ray calls this before it sends requests, and every few seconds then."""
+        await self._ended.wait()
+        if self._error is not None:
+            raise self._error
+        if self.services is not None:
+            self.services.require_ready()
 
     def _fail(self, exc: StartupError) -> None:
-        self._startup_error = exc
-        self._loaded.set()
+        self._error = exc
+        self._ended.set()
 
 
 def proxy() -> list[Middleware]:
-    """The middleware of Ray's proxies.
+    """The middleware of the proxies: `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=service.cluster.proxy`, on each node.
 
-    Set `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=service.cluster.proxy` on every node.
+    When a replica dies during a request, Ray answers 500, which clients do not repeat; this answers 503. Ray also adds
+    `X-Request-ID` to a response that already has it.
     """
-    return [Middleware(RayProxyMiddleware)]
+    return [Middleware(_corrected)]
 
 
-class RayProxyMiddleware:
-    """Corrects two responses of Ray's proxies.
-
-    - When a replica dies during a request, Ray answers 500, which clients do not repeat. This answers 503.
-    - Ray adds `X-Request-ID` to a response that already has it.
-
-    Args:
-        app: Ray's proxy.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one request."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+def _corrected(proxied: ASGIApp) -> ASGIApp:
+    async def handle(scope: Scope, receive: Receive, send: Send) -> None:
         started = False
 
         async def send_corrected(message: Message) -> None:
             nonlocal started
             started = True
             if message["type"] == "http.response.start":
-                message = {**message, "headers": drop_duplicate_request_id(message.get("headers", ()))}
+                headers = list(message.get("headers", ()))
+                ids = [header for header in headers if header[0].lower() == _REQUEST_ID]
+                message = {**message, "headers": [header for header in headers if header not in ids] + ids[:1]}
             await send(message)
 
-        await self._app(scope, receive, send_corrected)
-        if not started:
-            ids = [value for name, value in scope["headers"] if name == _REQUEST_ID]
-            scope.setdefault("state", {})["request_id"] = ids[-1].decode("latin-1") if ids else ""
-            problem = NotReady("the replica that had this request is gone; send it again")
-            await send_problem(scope, send_corrected, problem)
+        await proxied(scope, receive, send_corrected)
+        if scope["type"] == "http" and not started:
+            ids = [value.decode("latin-1") for name, value in scope["headers"] if name == _REQUEST_ID]
+            scope.setdefault("state", {})["request_id"] = ids[-1] if ids else ""
+            await send_problem(scope, send, NotReady("the replica that had this request is gone; send it again"))
 
-
-def drop_duplicate_request_id(headers: Any) -> list[tuple[bytes, bytes]]:
-    """The headers (name, value) with the first `X-Request-ID` only."""
-    pairs = [(bytes(name), bytes(value)) for name, value in headers]
-    first = next((pair for pair in pairs if pair[0].lower() == _REQUEST_ID), None)
-    return [pair for pair in pairs if pair[0].lower() != _REQUEST_ID or pair is first]
+    return handle

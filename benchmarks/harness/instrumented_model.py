@@ -16,7 +16,8 @@ from service.domain.tasks import Result, SchedulingParams, StepParams
 from service.environment import available_cpus
 from service.models.instances import InstanceFactory
 from service.models.repository import LoadedModel, Repository
-from service.observability.metrics import Metrics, SchedulerMetrics
+from service.observability.metrics import Metrics
+from service.observability.statistics import ModelStatistics
 from service.runtime.onnx_model import OnnxModel
 from service.scheduling.scheduler import Scheduler
 from service.scheduling.wake_rule import wake_rule
@@ -26,7 +27,7 @@ DEADLINE_S = 30.0  # what a request of the service has
 BATCH_ROWS = 64
 
 
-class CountingObserver(SchedulerMetrics):
+class CountingObserver(ModelStatistics):
     """The metrics of the service, which also count batches and rows."""
 
     def __init__(self, metrics: Metrics, model: str) -> None:

@@ -13,26 +13,20 @@ import argparse
 import logging
 import secrets
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from tqdm import tqdm
 
-from service.bulk.files import check_output
 from service.bulk.job import SCHEMAS, Job, parse_options
-from service.bulk.output import Output, check_manifest_format
-from service.bulk.readers import open_source
+from service.bulk.output import Output
+from service.bulk.sources import check_output, open_source
 from service.domain.errors import IgnError, StartupError
 from service.environment import prepare_process
 from service.settings import from_environment, log_name_warnings
-
-if TYPE_CHECKING:
-    from service.bulk.local import ShardPlan
-
-    Runner = Callable[..., ShardPlan]
 
 DONE, SOME_FAILED, USAGE, STOPPED, INTERRUPTED = 0, 1, 2, 3, 130
 _PROG: Final = "python -m service.bulk"
@@ -79,34 +73,25 @@ def _log_to_stderr() -> Iterator[None]:
 
 def _run(options: argparse.Namespace) -> int:
     prepare_process()  # before the first import of onnxruntime, whose error is less clear
+    from service.bulk.run import run_local, run_on_ray
+
     settings = from_environment()
     log_name_warnings()
     check_output(options.output, options.input)
-    check_manifest_format(options.manifest)
     output = Output(Path(options.output))
-    output.check()
+    output.check(options.manifest)
     job = _job(options, output)
+    run = partial(run_on_ray, actors=options.actors) if options.ray else run_local
     with ExitStack() as stack:
         source = None
         if job.source:
-            source = stack.enter_context(
-                closing(open_source(job.source, column=job.column, limit=settings.max_body_bytes))
-            )
+            source = open_source(job.source, column=job.column, limit=settings.max_body_bytes)
+            stack.callback(source.close)
         stack.enter_context(output.lock())
-        plan = _runner(options)(job, source, output, settings)
+        plan = run(job, source, output, settings)
         manifest, failed = output.merge(plan.shards, options.manifest)
     print(f"{manifest}: {plan.images} images{f', {failed} failed' if failed else ''}")  # noqa: T201
     return SOME_FAILED if failed else DONE
-
-
-def _runner(options: argparse.Namespace) -> "Runner":
-    from service.bulk import local
-
-    if not options.ray:
-        return local.run_local
-    from service.bulk.ray_data import run_on_ray
-
-    return partial(run_on_ray, actors=options.actors)
 
 
 def _job(options: argparse.Namespace, output: Output) -> Job:

@@ -23,60 +23,37 @@ SCHEMAS: Final[Mapping[Task, type[Options]]] = {
     "project": ProjectOptions,
     "score": ScoreOptions,
 }
-
-_LAYOUT: Final = 1
-"""Version of the layout of the output folder. A run does not continue a folder of another version."""
+_LAYOUT: Final = 1  # of the output folder; a run does not continue a folder of another layout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One job.
-
-    Args:
-        options: options of the endpoint of the same name, validated by its schema.
-        source: path or URL of the images; empty for `generate`.
-        column: column of a Parquet table that holds the images.
-        shard: images per shard; ≥ 1.
-    """
+    """One job; its options are those of the endpoint of the same name."""
 
     options: Options
-    source: str = ""
-    column: str = "image"
-    shard: int = 1024
+    source: str = ""  # path or URL of the images; empty for `generate`
+    column: str = "image"  # of a Parquet table, with the images
+    shard: int = 1024  # images in each, ≥ 1
 
     @property
     def task(self) -> Task:
         """Name of the endpoint that does the same."""
-        if isinstance(self.options, GenerateRequest):
-            return "generate"
-        return "project" if isinstance(self.options, ProjectOptions) else "score"
+        return next(task for task, schema in SCHEMAS.items() if type(self.options) is schema)
 
     def step_params(self, model: ServedModel, settings: Settings) -> StepParams:
-        """How f is applied to each image.
-
-        Args:
-            model: the model, whose card has the default number of steps.
-            settings: the limit on steps.
+        """How f is applied to each image; the model's card has the default number of steps.
 
         Raises:
             InvalidContent: more steps than the settings allow.
         """
-        options, steps = self.options, model.card.steps
-        if isinstance(options, GenerateRequest):
-            return step_params(options, recommended=steps.generate, rows=1, settings=settings)
-        if isinstance(options, ProjectOptions):
-            return step_params(options, recommended=steps.project, rows=1, settings=settings)
-        return StepParams(steps=1, score=True)
+        if not isinstance(self.options, GenerateRequest | ProjectOptions):
+            return StepParams(steps=1, score=True)
+        steps = model.card.steps
+        recommended = steps.generate if isinstance(self.options, GenerateRequest) else steps.project
+        return step_params(self.options, recommended=recommended, rows=1, settings=settings)
 
     def fingerprint(self, model: ServedModel, settings: Settings, images: int, digest: str) -> Fingerprint:
-        """Everything that determines the bytes of the output, as JSON values.
-
-        Args:
-            model: the model.
-            settings: settings of this process.
-            images: number of inputs.
-            digest: digest of the source; empty for `generate`.
-        """
+        """Everything that determines the bytes of the output, as JSON values; ``digest`` is that of the source."""
         unused = {"model", "record", *PictureOptions.model_fields} - {"format"}
         options = self.options.model_dump(mode="json", exclude=unused)
         if self.task != "score":

@@ -1,18 +1,18 @@
 """The output folder of a run, which consists of complete shards only.
 
-    OUTPUT/run.json            fingerprint of the job; a run with another job is refused
-    OUTPUT/000000/…            the images of one shard, and its manifest.jsonl
+    OUTPUT/run.json            fingerprint of the job; a run with another job is rejected
+    OUTPUT/.000001.partial/    a shard that is being written
+    OUTPUT/000000/…            the images of a complete shard, and its manifest.jsonl
     OUTPUT/manifest.jsonl      one line for each image of all shards; or manifest.parquet
 
-Each shard is written to a hidden folder and renamed when it is complete. However a run ends, each shard folder is
-complete, and the next run makes only the missing ones.
+Renaming its folder completes a shard. However a run ends, the next one makes only the missing shards.
 """
 
 import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,7 +24,6 @@ from service.domain.errors import StartupError
 Record = dict[str, Any]
 ManifestFormat = Literal["jsonl", "parquet"]
 
-MANIFEST: Final = "manifest.jsonl"
 COLUMNS: Final = {
     "index": "int64",
     "source": "string",
@@ -43,31 +42,30 @@ COLUMNS: Final = {
 }
 """Fields of each line of a manifest, and their types in Parquet."""
 
+_MANIFEST: Final = "manifest.jsonl"
 _JOB: Final = "run.json"
 _LOCK: Final = ".lock"
 _TEMP_SUFFIX: Final = ".partial"
 
 
 class Output:
-    """The output folder of one run.
-
-    Args:
-        root: the folder; `lock` creates it.
-    """
+    """The output folder of one run; `lock` creates it."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def check(self) -> None:
-        """Check, before models are loaded, that the folder is new, empty or the output of an earlier run.
+    def check(self, manifest_format: ManifestFormat) -> None:
+        """Check, before models are loaded, that the folder and the manifest can be written.
 
         Raises:
-            StartupError: it is a file, or has other content.
+            StartupError: the folder is a file, or has other content than an earlier run; or pyarrow is missing.
         """
         if self.root.exists() and not self.root.is_dir():
             raise StartupError(f"{self.root}: not a folder")
         if not (self.root / _JOB).is_file() and self.root.is_dir() and set(os.listdir(self.root)) - {_LOCK}:
             raise StartupError(f"{self.root}: holds files of something else; use another folder")
+        if manifest_format == "parquet" and find_spec("pyarrow") is None:
+            raise StartupError("--manifest parquet: pyarrow is not installed; pip install 'ign-service[bulk]'")
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -89,13 +87,9 @@ class Output:
             try:
                 yield
             finally:
-                self._remove_if_empty()
-
-    def _remove_if_empty(self) -> None:
-        """Remove the folder if no run has started in it."""
-        if set(os.listdir(self.root)) == {_LOCK}:
-            (self.root / _LOCK).unlink()
-            self.root.rmdir()
+                if os.listdir(self.root) == [_LOCK]:  # no run has started in it
+                    (self.root / _LOCK).unlink()
+                    self.root.rmdir()
 
     def previous_job(self) -> Fingerprint | None:
         """Fingerprint of the job in this folder; None if there is none.
@@ -107,8 +101,8 @@ class Output:
             fingerprint = json.loads((self.root / _JOB).read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except ValueError as exc:
-            raise StartupError(f"{self.root / _JOB}: damaged") from exc
+        except ValueError:
+            fingerprint = None
         if not isinstance(fingerprint, dict):
             raise StartupError(f"{self.root / _JOB}: damaged")
         return fingerprint
@@ -121,7 +115,9 @@ class Output:
         """
         previous = self.previous_job()
         if previous is None:
-            _write(self.root / _JOB, json.dumps(fingerprint, indent=2) + "\n")
+            temp = self.root / f".{_JOB}{_TEMP_SUFFIX}"
+            temp.write_text(json.dumps(fingerprint, indent=2) + "\n", encoding="utf-8")
+            temp.replace(self.root / _JOB)
         else:
             check_same(previous, fingerprint)
         for leftover in self.root.glob(f".*{_TEMP_SUFFIX}"):
@@ -145,12 +141,12 @@ class Output:
 
     def finish(self, shard: int, temp_dir: Path, records: Sequence[Record]) -> None:
         """Write the manifest of a shard and rename its folder, which makes it complete."""
-        (temp_dir / MANIFEST).write_text(_lines(records), encoding="utf-8")
+        (temp_dir / _MANIFEST).write_text(_lines(records), encoding="utf-8")
         temp_dir.rename(self.shard_dir(shard))
 
     def records(self, shard: int) -> list[Record]:
         """The manifest of a complete shard."""
-        with (self.shard_dir(shard) / MANIFEST).open(encoding="utf-8") as lines:
+        with (self.shard_dir(shard) / _MANIFEST).open(encoding="utf-8") as lines:
             return [json.loads(line) for line in lines]
 
     def merge(self, shards: int, manifest_format: ManifestFormat) -> tuple[Path, int]:
@@ -161,37 +157,24 @@ class Output:
 
         def parts() -> Iterator[list[Record]]:
             nonlocal failed
-            for shard in range(shards):
-                records = self.records(shard)
+            for records in map(self.records, range(shards)):
                 failed += sum(record["error"] is not None for record in records)
                 yield records
 
-        (_write_parquet if manifest_format == "parquet" else _write_lines)(temp, parts())
+        if manifest_format == "parquet":
+            _write_parquet(temp, parts())
+        else:
+            with temp.open("w", encoding="utf-8") as lines:
+                lines.writelines(map(_lines, parts()))
         temp.replace(target)
         return target, failed
-
-
-def check_manifest_format(manifest_format: ManifestFormat) -> None:
-    """Check, before the run starts, that the manifest can be written.
-
-    Raises:
-        StartupError: pyarrow is needed and not installed.
-    """
-    if manifest_format == "parquet" and find_spec("pyarrow") is None:
-        raise StartupError("--manifest parquet: pyarrow is not installed; pip install 'ign-service[bulk]'")
-
-
-def _write_lines(file: Path, parts: Iterator[list[Record]]) -> None:
-    with file.open("w", encoding="utf-8") as lines:
-        for records in parts:
-            lines.write(_lines(records))
 
 
 def _lines(records: Sequence[Record]) -> str:
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
-def _write_parquet(file: Path, parts: Iterator[list[Record]]) -> None:
+def _write_parquet(file: Path, parts: Iterable[list[Record]]) -> None:
     import pyarrow
     from pyarrow import parquet
 
@@ -199,9 +182,3 @@ def _write_parquet(file: Path, parts: Iterator[list[Record]]) -> None:
     with parquet.ParquetWriter(file, schema) as writer:
         for records in parts:
             writer.write_table(pyarrow.Table.from_pylist(records, schema=schema))
-
-
-def _write(target: Path, text: str) -> None:
-    temp = target.with_name(f".{target.name}{_TEMP_SUFFIX}")
-    temp.write_text(text, encoding="utf-8")
-    temp.replace(target)

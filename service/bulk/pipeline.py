@@ -1,71 +1,86 @@
-"""Processing of one shard: read and decode, run the model, encode and write, as the endpoints do."""
+"""One shard: read and decode its inputs, run the model, encode and write its outputs, as the endpoints do.
+
+    range of inputs ─ decode (codec threads) ─ run (scheduler) ─ encode, write (codec threads) ─ records
+
+Several ranges of `max_batch_rows` are at different places at once, so that the device always has a batch.
+"""
 
 import asyncio
+import re
 from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, Final, TypeVar
+from pathlib import Path, PurePosixPath
+from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 
 from service.api.app_state import AppState
+from service.api.native.schemas import Format
 from service.api.native.responses import in_distribution_fields, round_metric
-from service.api.native.schemas import GenerateRequest, ProjectOptions
-from service.bulk.items import Inputs, Item, open_inputs, write_images
+from service.api.native.schemas import GenerateRequest, ProjectOptions, ScoreOptions
 from service.bulk.job import Job
-from service.bulk.output import Output, Record
-from service.bulk.source import Source
+from service.bulk.output import COLUMNS, Output, Record
+from service.bulk.sources import Source, SourceItem, open_source
 from service.domain.blending import blend_result
-from service.domain.errors import ModelFailure
-from service.domain.tasks import Result, SchedulingParams, StepParams
-from service.models.registry import ServedModel
+from service.domain.errors import IgnError, InvalidContent, ModelFailure, RequestError, StartupError, UnknownModel
+from service.domain.latents import FloatRow
+from service.domain.tasks import Result, SchedulingParams
+from service.images import DecodeLimits, decode_picture, encode, encode_npy, prepare, to_uint8
 
 T = TypeVar("T")
 
+_SUFFIXES: Final = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "npy": ".npy"}
+_MAX_STEM: Final = 80
 _BATCHES_IN_FLIGHT: Final = 4
 """Per model instance: one batch on the device, one waiting for it, one being decoded, one being encoded."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShardResult:
-    """A complete shard.
+@dataclass(slots=True, eq=False)
+class _Item:
+    """One image in processing."""
 
-    Args:
-        images: number of its images, including failed ones.
-        failures: one message for each failed image.
-    """
+    record: Record  # its line of the manifest, filled in step by step
+    row: FloatRow | None = None  # (C, H, W) in the model's units: the input, then the output; None if there is none
+    error: IgnError | None = None
+
+
+class ShardResult(NamedTuple):
+    """A complete shard: the number of its images, and one message for each that failed."""
 
     images: int
     failures: tuple[str, ...]
 
 
 class Pipeline:
-    """Processes shards of one job.
-
-    Args:
-        job: the job.
-        services: the running service of this process.
-        output: the output folder.
-        source: the source of the images, if it is open already.
+    """Processes shards of one job. ``source`` is that of the job, if it is open already.
 
     Raises:
-        UnknownModel, InvalidContent: the job names a model that is not loaded, or too many steps.
-        StartupError: the source cannot be opened.
+        StartupError: the source cannot be opened, or the job asks for something that the service rejects.
     """
 
     def __init__(self, job: Job, services: AppState, output: Output, source: Source | None = None) -> None:
         settings = services.settings
-        self._job, self._services, self._output = job, services, output
-        self.model: ServedModel = services.registry.resolve(job.options.model)
-        self.inputs: Inputs = open_inputs(job, self.model, settings, source)
-        self._step_params: StepParams = job.step_params(self.model, settings)
-        self._strength = job.options.strength if isinstance(job.options, ProjectOptions) else 1.0
+        self._job, self._services, self._output, self._source = job, services, output, source
+        try:
+            self.model = services.registry.resolve(job.options.model)
+            self._step_params = job.step_params(self.model, settings)
+        except (UnknownModel, InvalidContent) as exc:  # errors that an endpoint returns to its caller
+            raise StartupError(exc.detail) from exc
+        if job.source and source is None:
+            self._source = open_source(job.source, column=job.column, limit=settings.max_body_bytes)
+        self.images = job.options.n if isinstance(job.options, GenerateRequest) else len(self._source or ())
+        self._limits = DecodeLimits(max_pixels=settings.max_pixels)
         self._format = job.options.format if isinstance(job.options, GenerateRequest | ProjectOptions) else None
         self._batch_rows = min(settings.max_batch_rows, settings.queue_rows, job.shard)
         in_flight = _BATCHES_IN_FLIGHT * len(self.model.loaded.instances)
         # The queue must have room for all batches in flight, or the scheduler would reject some.
         self._batches = asyncio.Semaphore(max(1, min(in_flight, settings.queue_rows // self._batch_rows)))
+
+    @property
+    def digest(self) -> str:
+        """Digest of the source; empty for noise."""
+        return self._source.digest if self._source else ""
 
     async def shard(self, number: int) -> ShardResult:
         """Process and write one shard.
@@ -75,7 +90,7 @@ class Pipeline:
             OSError: the source cannot be read or the output cannot be written.
         """
         start = number * self._job.shard
-        stop = min(start + self._job.shard, len(self.inputs))
+        stop = min(start + self._job.shard, self.images)
         folder = self._output.temp_dir(number)
         ranges = [(first, min(first + self._batch_rows, stop)) for first in range(start, stop, self._batch_rows)]
         batches = await gather_all(self._process(folder, *bounds) for bounds in ranges)
@@ -86,16 +101,39 @@ class Pipeline:
         await self._services.codec.run("encode", partial(self._output.finish, number, folder, records))
         return shard_result(records)
 
-    async def _process(self, folder: Path, start: int, stop: int) -> list[Item]:
+    async def _process(self, folder: Path, start: int, stop: int) -> list[_Item]:
         """Decode, run and write the inputs ``start`` … ``stop − 1`` as one batch."""
         codec = self._services.codec
         async with self._batches:
-            items = await codec.run("decode", partial(self.inputs.items, start, stop))
+            items = await codec.run("decode", partial(self._read, start, stop))
             await self._run_isolating([item for item in items if item.row is not None])
-            await codec.run("encode", partial(write_images, folder, items, self.model, self._format))
+            await codec.run("encode", partial(self._write, folder, items))
             return items
 
-    async def _run_isolating(self, items: Sequence[Item]) -> None:
+    def _read(self, start: int, stop: int) -> list[_Item]:
+        """Seeded noise, or images decoded and fitted to the model's input as `/project` does."""
+        options = self._job.options
+        if not isinstance(options, GenerateRequest):
+            images = self._source.read(start, stop) if self._source else []
+            return [self._decoded(start + i, image, options) for i, image in enumerate(images)]
+        seed, first = options.seed or 0, options.offset + start
+        rows = self.model.noise.rows(seed, first, stop - start, options.noise_scale)
+        return [_Item(_record(index=start + i, seed=seed, latent=first + i), row) for i, row in enumerate(rows)]
+
+    def _decoded(self, index: int, image: SourceItem, options: ProjectOptions | ScoreOptions) -> _Item:
+        item = _Item(_record(index=index, source=_printable(image.name)))
+        try:
+            if isinstance(image.content, RequestError):
+                raise image.content
+            picture = decode_picture(image.content, self._limits, field=image.name)
+        except RequestError as exc:
+            item.error = exc
+        else:
+            prepared = prepare(picture, self.model.card, resize=options.resize, invert=options.invert)
+            item.row, item.record["inverted"] = prepared.row, prepared.inverted
+        return item
+
+    async def _run_isolating(self, items: Sequence[_Item]) -> None:
         """Run all rows as one request. If the model fails, run each alone, so that only the bad row gets the error."""
         if not items:
             return
@@ -104,18 +142,19 @@ class Pipeline:
         except ModelFailure as exc:
             if len(items) == 1:
                 items[0].row, items[0].error = None, exc
-                return
-            for item in items:
-                await self._run_isolating([item])
+            else:
+                for item in items:
+                    await self._run_isolating([item])
             return
         for index, item in enumerate(items):
             item.row = result.rows[index] if self._format else None
             item.record |= self._measures(result, index)
 
-    async def _run(self, items: Sequence[Item]) -> Result:
+    async def _run(self, items: Sequence[_Item]) -> Result:
         rows = np.stack([item.row for item in items if item.row is not None])
         result = await self.model.scheduler.run(rows, SchedulingParams(step_params=self._step_params))
-        return blend_result(rows, result, self._strength)
+        options = self._job.options
+        return blend_result(rows, result, options.strength if isinstance(options, ProjectOptions) else 1.0)
 
     def _measures(self, result: Result, index: int) -> Record:
         distance = float(result.distance[index])
@@ -127,10 +166,25 @@ class Pipeline:
             **in_distribution_fields(self.model.card, distance),
         }
 
+    def _write(self, folder: Path, items: Sequence[_Item]) -> None:
+        """Write the images, drop their rows, and complete their records with the file name or the error."""
+        for item in items:
+            record, row = item.record, item.row
+            if item.error is not None:
+                record |= {"error": item.error.error_code, "detail": _detail(record["source"], item.error)}
+            elif self._format is not None and row is not None:
+                if self._format == "npy":
+                    content = encode_npy(row)
+                else:
+                    content = encode(to_uint8(row, self.model.card), self._format)
+                record["picture"] = _file_name(record, self._format)
+                (folder / record["picture"]).write_bytes(content)
+            item.row = None
+
 
 def shard_result(records: Sequence[Record]) -> ShardResult:
     """The result of a complete shard with this manifest."""
-    return ShardResult(images=len(records), failures=tuple(record["detail"] for record in records if record["error"]))
+    return ShardResult(len(records), tuple(record["detail"] for record in records if record["error"]))
 
 
 async def gather_all(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
@@ -141,3 +195,23 @@ async def gather_all(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     except ExceptionGroup as failed:
         raise failed.exceptions[0] from None
     return [task.result() for task in tasks]
+
+
+def _record(**known: Any) -> Record:
+    return dict.fromkeys(COLUMNS) | known
+
+
+def _detail(name: str | None, error: IgnError) -> str:
+    detail = _printable(error.detail)
+    return detail if name is None or detail.startswith(name) else f"{name}: {detail}"
+
+
+def _printable(text: str) -> str:
+    """Escape what UTF-8 cannot encode: file names of Linux may be any bytes."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _file_name(record: Record, image_format: Format) -> str:
+    """Index and shortened source name of an output, in characters that every file system allows."""
+    stem = PurePosixPath(record["source"] or f"{record['seed']}-{record['latent']}").stem
+    return f"{record['index']:08}-{re.sub(r'[^A-Za-z0-9_-]+', '_', stem)[:_MAX_STEM]}{_SUFFIXES[image_format]}"

@@ -1,12 +1,15 @@
-"""Log formats and the access log line."""
+"""The log: request ids, the access log line, the formats, and the thread that writes them."""
 
 import json
 import logging
 import random
 import re
+import threading
 import time
 from collections.abc import Callable, Mapping
 from functools import lru_cache
+from logging.handlers import QueueHandler, QueueListener
+from queue import SimpleQueue
 from typing import Any, Final
 
 from service import __version__
@@ -16,25 +19,31 @@ State = Mapping[str, Any]
 (the name of the caller's key), ``trace`` (`TraceContext`), ``spans`` (`RequestSpans`, if the trace is recorded),
 ``model`` (`name/version`), ``rows`` and ``steps`` (int, as requested), ``queue_s`` and ``compute_s`` (float),
 ``request_bytes`` and ``response_bytes`` (int), and ``problem``, the stable code of an error response."""
-Observe = Callable[[str, int, float, State], None]
-"""Called with every finished request: route template or `unmatched`, status (499: the client disconnected), seconds,
-and the request's state."""
 REQUEST_ID_PATTERN: Final = "[A-Za-z0-9._-]{1,128}"
 """A valid value of the header X-Request-ID, as a regular expression."""
 _REQUEST_ID: Final = re.compile(REQUEST_ID_PATTERN)
-_STATE_FIELDS: Final = {
-    "caller": "caller",
-    "peer": "peer",
-    "model": "model",
-    "rows": "rows",
-    "steps": "steps",
-    "problem": "code",
-    "request_bytes": "request_bytes",
-    "response_bytes": "response_bytes",
-}
+_FIELDS: Final = ("caller", "peer", "model", "rows", "steps", "request_bytes", "response_bytes")
 _SECONDS: Final = {"queue_s": "queue_ms", "compute_s": "compute_ms"}
+MAX_WAITING: Final = 10_000
+"""Lines that may wait to be written, some megabytes; further ones are dropped."""
+_FLUSH_S: Final = 1.0
 _LINE: Final = "%s %s %s %d %.1f ms"
 _access = logging.getLogger("service.access")
+
+
+def choose_request_id(given: str | None) -> str:
+    """The caller's request id if it is a valid one, else a random one."""
+    return given if given and _REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
+
+
+def log_request(method: str, route: str, status: int, seconds: float, state: State) -> None:
+    """Write the access log line of a finished request; ``state`` must not change any more."""
+    if _access.isEnabledFor(logging.INFO):
+        values = (state["request_id"], method, route, status, round(seconds * 1000, 1))
+        # Not `info`, which searches the stack for the line that called it. The thread that writes picks the fields.
+        record = _access.makeRecord(_access.name, logging.INFO, __file__, 0, _LINE, values, None)
+        record.request = state
+        _access.handle(record)
 
 
 @lru_cache(maxsize=1)  # many lines share a second
@@ -42,20 +51,11 @@ def _utc(seconds: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
-@lru_cache(maxsize=1)
-def _local(seconds: int) -> str:
-    return time.strftime(logging.Formatter.default_time_format, time.localtime(seconds))
-
-
 class TextFormatter(logging.Formatter):
     """One line: local time, level, message."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(message)s")
-
-    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
-        """As in `logging.Formatter`, but formatted once a second."""
-        return f"{_local(int(record.created))},{int(record.msecs):03d}"
 
 
 class JsonFormatter(logging.Formatter):
@@ -80,16 +80,13 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line)
 
 
-def choose_request_id(given: str | None) -> str:
-    """The caller's request id if it is a valid one, else a random one."""
-    return given if given and _REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
-
-
 def _fields(record: logging.LogRecord, request: State) -> dict[str, Any]:
     """The fields of an access log line."""
     request_id, method, route, status, milliseconds = record.args or ()
     fields = {"request_id": request_id, "method": method, "route": route, "status": status, "ms": milliseconds}
-    fields |= {name: request[key] for key, name in _STATE_FIELDS.items() if request.get(key) is not None}
+    fields |= {key: request[key] for key in _FIELDS if request.get(key) is not None}
+    if request.get("problem") is not None:
+        fields["code"] = request["problem"]
     fields |= {name: round(request[key] * 1e3, 3) for key, name in _SECONDS.items() if key in request}
     trace = request.get("trace")
     if trace is not None:
@@ -97,11 +94,72 @@ def _fields(record: logging.LogRecord, request: State) -> dict[str, Any]:
     return fields
 
 
-def log_request(method: str, route: str, status: int, seconds: float, state: State) -> None:
-    """Write the access log line of a finished request; ``state`` must not change any more."""
-    if _access.isEnabledFor(logging.INFO):
-        values = (state["request_id"], method, route, status, round(seconds * 1000, 1))
-        # Not `info`, which searches the stack for the line that called it. The thread that writes picks the fields.
-        record = _access.makeRecord(_access.name, logging.INFO, __file__, 0, _LINE, values, None)
-        record.request = state
-        _access.handle(record)
+class QueuedHandler(QueueHandler):
+    """Passes records to ``target`` in a thread of its own, so that a pipe that nobody reads does not stop the service.
+
+    Beyond `MAX_WAITING` waiting records it drops further ones.
+    """
+
+    def __init__(self, target: logging.Handler) -> None:
+        self._waiting: SimpleQueue[Any] = SimpleQueue()
+        super().__init__(self._waiting)
+        self.on_drop: Callable[[], object] = lambda: None
+        self._dropped = 0
+        self._writer = _Writer(self._waiting, target)
+        self._writer.start()
+
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        """Leave the formatting to the thread; `QueueHandler` formats here, for queues between processes."""
+        return record
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        """Queue the record, or count it; when there is room again, a line says how many are missing."""
+        waiting = self._waiting.qsize()
+        if waiting >= MAX_WAITING:
+            self._dropped += 1
+            self.on_drop()
+            return
+        if self._dropped and waiting < MAX_WAITING // 2:
+            text = f"{self._dropped} lines of the log were dropped because they could not be written in time"
+            self._dropped = 0
+            self._waiting.put(logging.LogRecord("service", logging.WARNING, __file__, 0, text, None, None))
+        self._waiting.put(record)
+
+    def flush(self) -> None:
+        """Wait until everything is written, but at most a second."""
+        self.flushed()
+
+    def flushed(self) -> bool:
+        """Whether everything was written within a second."""
+        written = threading.Event()
+        self._waiting.put(written)
+        return written.wait(_FLUSH_S)
+
+    def close(self) -> None:
+        """Write what waits, and end the thread if it can write."""
+        if self.flushed():
+            self._writer.stop()
+        super().close()
+
+
+class _Writer(QueueListener):
+    def handle(self, record: Any) -> None:
+        if isinstance(record, threading.Event):
+            record.set()
+        else:
+            super().handle(record)
+
+
+def flush_log() -> bool:
+    """Whether every line of the log could be written; waits at most a second for each handler."""
+    return all(handler.flushed() for handler in _handlers())
+
+
+def count_drops(on_drop: Callable[[], object]) -> None:
+    """Call ``on_drop`` for each line of the log that is dropped from now on."""
+    for handler in _handlers():
+        handler.on_drop = on_drop
+
+
+def _handlers() -> list[QueuedHandler]:
+    return [handler for handler in logging.getLogger().handlers if isinstance(handler, QueuedHandler)]

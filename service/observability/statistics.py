@@ -1,16 +1,19 @@
-"""Statistics of one model for the Open Inference Protocol, counted since the model was loaded.
+"""What the scheduler of one model reports: counted in the metrics, and for the Open Inference Protocol."""
 
-Operators use the Prometheus metrics of `service.observability.metrics` instead.
-"""
-
+import copy
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
-from service.observability.metrics import Metrics, SchedulerMetrics
-from service.scheduling.observer import Finished
+from service.observability.metrics import Metrics
+from service.scheduling.observer import Finished, SchedulerObserver
+
+# These series exist from the start with value 0. `increase` misses the first event of a series that starts at 1.
+_OUTCOMES: Final = ("ok", "deadline_exceeded", "model_failure")
+_REASONS: Final = ("queue_full", "would_miss_deadline")
 
 
 @dataclass(slots=True)
@@ -25,14 +28,17 @@ class Duration:
         """Total duration in nanoseconds."""
         return round(self.seconds * 1e9)
 
-    def copy(self) -> "Duration":
-        """A copy that later events do not change."""
-        return Duration(self.count, self.seconds)
+    def add(self, seconds: float, count: int = 1) -> None:
+        """Count events that took so long together."""
+        self.count += count
+        self.seconds += seconds
 
 
 @dataclass(slots=True, kw_only=True)
 class Counts:
-    """The statistics of one model.
+    """The statistics of one model since it was loaded.
+
+    The metrics do not have them: those count since the process started, and rejected requests have no duration there.
 
     Args:
         rows: rows of successful requests.
@@ -40,7 +46,7 @@ class Counts:
         success, fail: requests, from submission to end. Rejected and cancelled requests count with 0 s.
         queue, infer: parts of `success`, before and after the first row enters a batch.
         input, output: parts of `success`: parsing and serialising tensors; 0 s for image endpoints.
-        batches: model calls by number of rows.
+        batches: model calls by number of rows, in ascending order.
     """
 
     rows: int = 0
@@ -54,10 +60,8 @@ class Counts:
     batches: defaultdict[int, Duration] = field(default_factory=lambda: defaultdict(Duration))
 
 
-class ModelStatistics(SchedulerMetrics):
-    """The `SchedulerObserver` of one model: counts in the metrics, and since the model was loaded.
-
-    The event loop and the workers call it.
+class ModelStatistics(SchedulerObserver):
+    """The `SchedulerObserver` of one model. The event loop and the workers call it.
 
     Args:
         metrics: the metric objects.
@@ -66,68 +70,86 @@ class ModelStatistics(SchedulerMetrics):
     """
 
     def __init__(self, metrics: Metrics, model: str, clock: Callable[[], float] = time.time) -> None:
-        super().__init__(metrics, model)
-        self._clock = clock
+        self._metrics, self._model, self._clock = metrics, model, clock
         self._lock = threading.Lock()
         self._counts = Counts()
+        for outcome in _OUTCOMES:
+            metrics.scheduled_requests(model, outcome)
+        for reason in _REASONS:
+            metrics.rejected_requests(model, reason)
+        for counter in (metrics.early_exits, metrics.cancellations, metrics.devices_lost, metrics.replacements):
+            counter(model)
 
     def counts(self) -> Counts:
         """A consistent copy of all counts."""
         with self._lock:
-            now = self._counts
-            names = ("success", "fail", "queue", "input", "infer", "output")
-            durations = {name: getattr(now, name).copy() for name in names}
-            batches = defaultdict(Duration, {rows: spent.copy() for rows, spent in sorted(now.batches.items())})
-            return Counts(rows=now.rows, last_ms=now.last_ms, batches=batches, **durations)
-
-    async def read(self) -> Counts:
-        """As `counts`; statistics of a model in another process have this method only."""
-        return self.counts()
+            counts = copy.deepcopy(self._counts)
+        counts.batches = defaultdict(Duration, sorted(counts.batches.items()))
+        return counts
 
     def tensors(self, read_s: float, written_s: float) -> None:
         """Add the times of parsing and serialising the tensors of a request that `finished` has counted."""
         with self._lock:
-            self._counts.input.seconds += read_s
-            self._counts.output.seconds += written_s
-            self._counts.success.seconds += read_s + written_s
+            self._counts.input.add(read_s, 0)
+            self._counts.output.add(written_s, 0)
+            self._counts.success.add(read_s + written_s, 0)
 
     def batch(self, rows: int, padded: int, seconds: float, reason: str) -> None:
-        """Count a model call."""
-        super().batch(rows, padded, seconds, reason)
+        """Count a model call: rows without and with padding, its duration, and why the batch was closed."""
+        metrics, model = self._metrics, self._model
+        metrics.batch_rows(model).observe(rows)
+        metrics.batch_seconds(model).observe(seconds)
+        metrics.padding_rows(model).inc(padded - rows)
+        metrics.batches(model, reason).inc()
         with self._lock:
-            duration = self._counts.batches[rows]
-            duration.count += 1
-            duration.seconds += seconds
+            self._counts.batches[rows].add(seconds)
 
     def finished(self, requests: Sequence[Finished]) -> None:
         """Count finished requests."""
-        super().finished(requests)
+        for outcome, number in Counter(request.outcome for request in requests).items():
+            self._metrics.scheduled_requests(self._model, outcome).inc(number)
+        queue, compute = self._metrics.queue_seconds(self._model), self._metrics.compute_seconds(self._model)
         with self._lock:
-            counts, succeeded = self._counts, 0
+            counts = self._counts
             for rows, outcome, queue_s, compute_s in requests:
+                queue.observe(queue_s)
                 if outcome != "ok":
-                    counts.fail.count += 1
-                    counts.fail.seconds += queue_s + compute_s
+                    counts.fail.add(queue_s + compute_s)
                     continue
-                succeeded += 1
+                compute.observe(compute_s)
                 counts.rows += rows
-                counts.success.seconds += queue_s + compute_s
-                counts.queue.seconds += queue_s
-                counts.infer.seconds += compute_s
-            if succeeded:
                 counts.last_ms = round(self._clock() * 1e3)
-            # perf_analyzer gives up if the parts of a request have different counts.
-            for duration in (counts.success, counts.queue, counts.infer, counts.input, counts.output):
-                duration.count += succeeded
+                # perf_analyzer gives up if the parts of a request have different counts.
+                for part, seconds in ((counts.queue, queue_s), (counts.infer, compute_s)):
+                    part.add(seconds)
+                    counts.success.seconds += seconds
+                for part in (counts.success, counts.input, counts.output):
+                    part.count += 1
 
     def rejected(self, reason: str) -> None:
-        """Count a request rejected at admission."""
-        super().rejected(reason)
+        """Count a request rejected at admission, by error code."""
+        self._metrics.rejected_requests(self._model, reason).inc()
         with self._lock:
             self._counts.fail.count += 1
 
     def cancelled(self, rows: int) -> None:
-        """Count a request whose client disconnected."""
-        super().cancelled(rows)
+        """Count a request whose client disconnected, and its unfinished rows."""
+        self._metrics.cancellations(self._model).inc(rows)
         with self._lock:
             self._counts.fail.count += 1
+
+    def early_exit(self, rows: int) -> None:
+        """Count rows that met their tolerance before their last step."""
+        self._metrics.early_exits(self._model).inc(rows)
+
+    def reduce_max_batch(self, batch_rows: int) -> None:
+        """Count that the device ran out of memory; ``batch_rows`` is the new largest batch."""
+        self._metrics.batch_size_reductions(self._model, str(batch_rows)).inc()
+
+    def device_lost(self) -> None:
+        """Count a device that fails every call from now on."""
+        self._metrics.devices_lost(self._model).inc()
+
+    def worker_replaced(self) -> None:
+        """Count a worker thread that died and was replaced."""
+        self._metrics.replacements(self._model).inc()

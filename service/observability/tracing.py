@@ -1,9 +1,10 @@
 """Traces of requests and batches, by the OpenTelemetry SDK and its own exporters (extra `otel`).
 
-A request has a span of kind server with the children `decode`, `queue`, `compute` and `encode`. A model's `batch` has a
-span of its own, a child of the first recorded request in it and linked to all of them. Spans are made after the fact,
-from times that the service measures anyway. Nothing here runs, and this module is not imported, unless the standard
-variables `OTEL_…` ask for traces: see `service.settings.trace_exporters`.
+    POST /project  (server) ├─ decode ─┤├─ queue ─┤├─ compute ─┤├─ encode ─┤
+    batch                                          ├───────────┤   linked to all recorded requests in it
+
+Spans are made after the fact, from times (`time.monotonic()`) that the service measures anyway. Nothing here runs, and
+this module is not imported, unless the standard variables `OTEL_…` ask for traces: see `service.settings`.
 """
 
 import logging
@@ -18,15 +19,8 @@ from typing import Any, Final
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.trace import (
-    Link,
-    NonRecordingSpan,
-    SpanContext,
-    SpanKind,
-    TraceFlags,
-    TraceState,
-    set_span_in_context,
-)
+from opentelemetry.trace import Link, SpanKind, set_span_in_context
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.trace.status import StatusCode
 
 from service import __version__
@@ -44,42 +38,30 @@ _ATTRIBUTES: Final = {
     "rows": "ign.rows",
     "steps": "ign.steps",
     "peer": "client.address",
+    "problem": "error.type",
 }
 
 
 def start_tracing(exporters: Sequence[str]) -> "Tracing | None":
-    """Export traces as the variables `OTEL_…` say.
+    """Export traces to these entry points of `opentelemetry_traces_exporter`, as the variables `OTEL_…` say.
 
-    Args:
-        exporters: names among the entry points `opentelemetry_traces_exporter`.
-
-    Returns:
-        None, after a warning in the log, if an exporter is not installed.
+    Returns None, after a warning in the log, if an exporter is not installed.
     """
-    found = {point.name: point for point in entry_points(group="opentelemetry_traces_exporter")}
-    missing = [name for name in exporters if name not in found]
+    installed = {point.name: point for point in entry_points(group="opentelemetry_traces_exporter")}
+    missing = [name for name in exporters if name not in installed]
     if missing:
         _LOG.warning("no traces: the OpenTelemetry exporter %s is not installed", ", ".join(missing))
         return None
-    named = {
-        "service.name": "ign-service",
-        "service.version": __version__,
-        "service.instance.id": str(uuid.uuid4()),
-    }
-    provider = TracerProvider(
-        resource=Resource.create(named).merge(OTELResourceDetector().detect()), shutdown_on_exit=False
-    )
+    own = {"service.name": "ign-service", "service.version": __version__, "service.instance.id": str(uuid.uuid4())}
+    resource = Resource.create(own).merge(OTELResourceDetector().detect())
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     for name in exporters:
-        provider.add_span_processor(BatchSpanProcessor(found[name].load()()))
+        provider.add_span_processor(BatchSpanProcessor(installed[name].load()()))
     return Tracing(provider)
 
 
 class Tracing:
-    """Makes the spans of one process. Thread-safe.
-
-    Args:
-        provider: of the SDK; `close` shuts it down.
-    """
+    """Makes the spans of one process. Thread-safe."""
 
     def __init__(self, provider: TracerProvider) -> None:
         self._provider = provider
@@ -89,20 +71,13 @@ class Tracing:
         """Begin the span of a request.
 
         Args:
-            arrived: when its headers were complete, `time.monotonic()` seconds.
-            parent: the caller's position in a trace, if it sent one.
+            arrived: when its headers were complete.
             tracestate: the values of its headers `tracestate`, which samplers may read.
         """
         context = None
         if parent is not None:
-            above = SpanContext(
-                int(parent.trace_id, 16),
-                int(parent.span_id, 16),
-                is_remote=True,
-                trace_flags=TraceFlags(parent.flags),
-                trace_state=TraceState.from_header(list(tracestate)),
-            )
-            context = set_span_in_context(NonRecordingSpan(above))
+            headers = {"traceparent": parent.traceparent, "tracestate": ",".join(tracestate)}
+            context = TraceContextTextMapPropagator().extract(headers)
         span = self._tracer.start_span("request", context, SpanKind.SERVER, start_time=_epoch_ns(arrived))
         return RequestSpans(self._tracer, span)
 
@@ -112,9 +87,8 @@ class Tracing:
         """Record a batch, if the trace of one of its requests is recorded.
 
         Args:
-            model: `name/version`.
             observers: for each row the `RequestSpans` of its request, if that is recorded.
-            began: when the batch was formed, `time.monotonic()` seconds.
+            began: when the batch was formed.
             ended: when its results were there.
             steps: applied to every row.
         """
@@ -136,18 +110,12 @@ class Tracing:
 
 
 class RequestSpans:
-    """The spans of one request. `scheduled` may be called from any thread.
-
-    Args:
-        tracer: makes the children.
-        span: of the request.
-    """
+    """The spans of one request. `scheduled` may be called from any thread."""
 
     def __init__(self, tracer: Any, span: Any) -> None:
         self._tracer, self.span = tracer, span
         self.context = set_span_in_context(span)
         self.recorded: bool = span.is_recording()
-        """Whether the sampler has chosen this trace."""
         self._parts = 0
 
     @property
@@ -164,14 +132,7 @@ class RequestSpans:
             self._child(name, now - seconds, now)
 
     def scheduled(self, submitted: float, started: float | None, ended: float, outcome: str) -> None:
-        """Record how long the rows waited and ran.
-
-        Args:
-            submitted: `time.monotonic()` seconds.
-            started: when the first row entered a batch; None if none did.
-            ended: when the last row was done or the request failed.
-            outcome: `ok`, `cancelled` or an error code.
-        """
+        """Record how long the rows waited and ran; arguments as in `RequestObserver`."""
         self._child("queue", submitted, ended if started is None else started, {"ign.outcome": outcome})
         if started is not None:
             self._child("compute", started, ended, {"ign.outcome": outcome})
@@ -182,8 +143,6 @@ class RequestSpans:
         http = {"http.request.method": method, "http.route": route, "http.response.status_code": status}
         known = {name: state[key] for key, name in _ATTRIBUTES.items() if state.get(key) is not None}
         self.span.set_attributes(http | known)
-        if "problem" in state:
-            self.span.set_attribute("error.type", state["problem"])
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             self.span.set_status(StatusCode.ERROR)
         self.span.end()

@@ -15,8 +15,7 @@ from multiprocessing.connection import Connection
 from typing import Final, NoReturn
 
 from service.domain.errors import StartupError
-from service.observability.log_queue import QueuedHandler, count_drops, flush_log
-from service.observability.logs import JsonFormatter, TextFormatter
+from service.observability.logs import JsonFormatter, QueuedHandler, TextFormatter, count_drops, flush_log
 from service.server import sockets, uvicorn_server
 from service.settings import Settings
 

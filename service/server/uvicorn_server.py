@@ -16,7 +16,7 @@ import uvicorn
 
 from service.api.app_state import AppState
 from service.environment import stop_signals
-from service.observability.log_queue import flush_log
+from service.observability.logs import flush_log
 from service.server.open_connections import OpenConnections
 from service.server.protocol import HttpProtocol
 from service.server.sockets import BACKLOG, accept_waiting, stop_handshakes

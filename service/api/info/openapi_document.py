@@ -13,8 +13,8 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from pydantic.json_schema import models_json_schema
 
-from service.api.info import introduction
 from service.api.access import HEALTH_PATHS, PathSet, open_paths
+from service.api.info import introduction
 from service.api.native.openapi import PROBLEMS, REFERENCE, problem
 from service.api.native.schemas import (
     ArithmeticRequest,

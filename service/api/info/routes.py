@@ -127,7 +127,7 @@ async def metrics(request: Request) -> Response:
     """Return the metrics in the Prometheus text format, or as OpenMetrics if `Accept` names it."""
     services = app_state(request)
     services.update_gauges()
-    content, content_type = services.metrics.render(",".join(request.headers.getlist("accept")))
+    content, content_type = await services.metrics.scrape(",".join(request.headers.getlist("accept")))
     return Response(content, headers={"Content-Type": content_type})
 
 

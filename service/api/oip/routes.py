@@ -141,7 +141,7 @@ def _versions(services: AppState, model: ServedModel) -> list[ServedModel]:
 
 
 async def _statistics(models: Iterable[ServedModel]) -> Response:
-    return JSONResponse({"model_stats": [_model_stats(model, await model.statistics.read()) for model in models]})
+    return JSONResponse({"model_stats": [_model_stats(model, model.statistics.counts()) for model in models]})
 
 
 def _model_stats(model: ServedModel, counts: Counts) -> dict[str, Any]:

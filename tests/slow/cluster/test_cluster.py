@@ -5,6 +5,8 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +14,10 @@ import pytest
 import yaml
 from pydantic import ValidationError
 from starlette.types import Message, Receive, Scope, Send
+from uvicorn import Config
+from uvicorn.lifespan.on import LifespanOn
 
-from service import cluster
-from service.cluster import (
-    DeploymentOptions,
-    RayProxyMiddleware,
-    Replica,
-    app,
-    drop_duplicate_request_id,
-    proxy,
-    replica_settings,
-)
+from service.cluster import DeploymentOptions, Replica, proxy, replica_settings
 from service.domain.errors import Draining, StartupError
 from service.settings import load_settings
 from tests.contract.harness import settings, write_models
@@ -118,9 +113,6 @@ def test_kuberay_deploys_the_ray_that_is_meant() -> None:
     recipe = KUBERAY.with_name("Dockerfile").read_text(encoding="utf-8")
     assert re.search(rf"^ARG BASE=rayproject/ray:{re.escape(version)}-py311(@|$)", recipe, re.MULTILINE)
     assert "service.cluster.proxy" in recipe
-    assert (cluster.app, cluster.proxy) == (app, proxy)  # the old names
-    (layer,) = proxy()
-    assert isinstance(layer.cls(app=None), RayProxyMiddleware)  # type: ignore[arg-type, call-arg]
 
 
 def test_ray_takes_the_configuration_of_kuberay() -> None:
@@ -155,35 +147,45 @@ def test_a_replica_serves_on_all_the_gpus_it_is_given(given: float, used: int, m
     assert (found.device, found.gpu_count) == ("cuda", used)
 
 
+@asynccontextmanager
+async def running(replica: Replica) -> AsyncIterator[None]:
+    """The replica's app with its lifespan, which Ray drives in the same way."""
+    lifespan = LifespanOn(Config(replica.__serve_build_asgi_app__(), lifespan="on", log_config=None))
+    await lifespan.startup()
+    try:
+        yield
+    finally:
+        await lifespan.shutdown()
+
+
 def test_a_replica_is_healthy_once_its_models_are(tmp_path: Path) -> None:
-    async def life() -> None:
+    async def main() -> None:
         replica = Replica(settings(write_models(tmp_path)))
-        built: Any = replica.__serve_build_asgi_app__()
-        async with built.router.lifespan_context(built):
+        async with running(replica):
             await replica.check_health()
-            built.state.services.in_flight.draining = True
+            assert replica.services is not None
+            replica.services.in_flight.draining = True
             with pytest.raises(Draining, match="shutting down"):
                 await replica.check_health()
 
-    asyncio.run(life())
+    asyncio.run(main())
 
 
 def test_a_replica_whose_model_does_not_load_says_why(tmp_path: Path) -> None:
-    async def life() -> None:
+    async def main() -> None:
         replica = Replica(settings(tmp_path / "nothing"))
-        built: Any = replica.__serve_build_asgi_app__()
-        async with built.router.lifespan_context(built):
+        async with running(replica):
             with pytest.raises(StartupError, match="no such directory"):
                 await replica.check_health()
 
-    asyncio.run(life())
+    asyncio.run(main())
 
 
-def answered(messages: list[Message]) -> list[Message]:
-    """What a client hears when Ray's proxy sends this."""
-    heard: list[Message] = []
+def through_the_proxy(messages: list[Message]) -> list[Message]:
+    """What a client receives when Ray's proxy sends these messages."""
+    received: list[Message] = []
 
-    async def inner(scope: Scope, receive: Receive, send: Send) -> None:
+    async def ray_proxy(scope: Scope, receive: Receive, send: Send) -> None:
         for message in messages:
             await send(message)
 
@@ -191,24 +193,24 @@ def answered(messages: list[Message]) -> list[Message]:
         raise AssertionError("nobody asked for the body")
 
     async def send(message: Message) -> None:
-        heard.append(message)
+        received.append(message)
 
-    scope = {"type": "http", "headers": [(b"x-request-id", b"mine")]}
-    asyncio.run(RayProxyMiddleware(inner)(scope, receive, send))
-    return heard
+    (layer,) = proxy()
+    corrected: Any = layer.cls(ray_proxy, *layer.args, **layer.kwargs)
+    asyncio.run(corrected({"type": "http", "headers": [(b"x-request-id", b"mine")]}, receive, send))
+    return received
 
 
 def test_silence_of_a_replica_is_a_503() -> None:
-    start, body = answered([])
+    start, body = through_the_proxy([])
     assert start["status"] == 503
     assert b"retry-after" in dict(start["headers"])
-    found = json.loads(body["body"])
-    assert (found["code"], found["request_id"]) == ("not_ready", "mine")
+    problem = json.loads(body["body"])
+    assert (problem["code"], problem["request_id"]) == ("not_ready", "mine")
 
 
-def test_an_answer_passes_with_one_request_id() -> None:
+def test_a_response_passes_with_one_request_id() -> None:
     twice = [(b"x-request-id", b"mine"), (b"content-type", b"image/png"), (b"X-Request-ID", b"mine")]
     start = {"type": "http.response.start", "status": 200, "headers": twice}
-    body = {"type": "http.response.body", "body": b"picture"}
-    assert answered([start, body]) == [{**start, "headers": twice[:2]}, body]
-    assert drop_duplicate_request_id([]) == []
+    body = {"type": "http.response.body", "body": b"image"}
+    assert through_the_proxy([start, body]) == [{**start, "headers": [twice[1], twice[0]]}, body]

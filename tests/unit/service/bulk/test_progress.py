@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from service.bulk.local import Progress, ShardPlan
+from service.bulk.run import Progress, ShardPlan
 from service.bulk.pipeline import ShardResult
 
 PLAN = ShardPlan(images=1000, shards=10, missing=tuple(range(2, 10)), completed=200)
@@ -22,8 +22,8 @@ def test_a_line_for_each_shard_without_a_terminal(
 ) -> None:
     with caplog.at_level(logging.INFO, "service.bulk"):
         progress = Progress(PLAN)
-        progress.update(ShardResult(images=100, failures=()))
-        progress.update(ShardResult(images=100, failures=("a.png: not an image",)))
+        progress.update(ShardResult(100, ()))
+        progress.update(ShardResult(100, ("a.png: not an image",)))
         progress.close()
     assert [line for line in caplog.messages if "/1000" in line] == [
         "300/1000 images, 0 failed",
@@ -37,7 +37,7 @@ def test_failed_images_do_not_flood_the_log(caplog: pytest.LogCaptureFixture) ->
     with caplog.at_level(logging.WARNING, "service.bulk"):
         progress = Progress(PLAN)
         for _ in range(2):
-            progress.update(ShardResult(images=100, failures=tuple(f"{n}.png: bad" for n in range(50))))
+            progress.update(ShardResult(100, tuple(f"{n}.png: bad" for n in range(50))))
     assert len(caplog.messages) == 21
     assert "manifest" in caplog.messages[-1]
 
@@ -46,6 +46,6 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     progress = Progress(PLAN)
-    progress.update(ShardResult(images=800, failures=()))
+    progress.update(ShardResult(800, ()))
     progress.close()
     assert "1000/1000" in terminal.getvalue()

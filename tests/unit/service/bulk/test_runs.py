@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from service.bulk.__main__ import main
-from service.bulk.local import ShardPlan, start
+from service.bulk.run import ShardPlan, start
 from service.bulk.output import Output
 from tests.helpers.live import environment
 from tests.unit.service.bulk.conftest import (
@@ -102,7 +102,7 @@ def test_an_interrupted_run_returns_130(bulk: Run, tmp_path: Path, monkeypatch: 
         signal.raise_signal(signal.SIGINT)
         return plan
 
-    monkeypatch.setattr("service.bulk.local.start", interrupted)
+    monkeypatch.setattr("service.bulk.run.start", interrupted)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background is not given
     try:
         ran = bulk("generate", tmp_path / "out")

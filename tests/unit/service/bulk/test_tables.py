@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from service.bulk.readers import open_source
+from service.bulk.sources import open_source
 from tests.unit.service.bulk.conftest import SHARD, Run, manifest, output_images, picture, write
 
 

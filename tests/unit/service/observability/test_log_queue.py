@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from service.observability import log_queue
-from service.observability.log_queue import QueuedHandler
+from service.observability import logs
+from service.observability.logs import QueuedHandler
 
 
 class Pipe(logging.Handler):

@@ -15,8 +15,15 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 
 from service import __version__
-from service.observability.labels import MAX_VALUES, OTHER, LabelLimiter, observe_all
-from service.observability.metrics import MAX_CALLERS, Metrics, SchedulerMetrics
+from service.observability.metrics import (
+    MAX_CALLERS,
+    MAX_VALUES,
+    OTHER,
+    LabelLimiter,
+    Metrics,
+    ModelStatistics,
+    observe_all,
+)
 from service.observability.trace_context import TraceContext
 from service.scheduling.scheduler import SchedulerObserver
 from tests.helpers.live import environment
@@ -79,7 +86,7 @@ OPENMETRICS = "application/openmetrics-text;version=1.0.0;q=0.6,text/plain;versi
 
 def test_openmetrics_has_the_recorded_traces_as_exemplars() -> None:
     metrics = Metrics()
-    SchedulerMetrics(metrics, "toy/1")
+    ModelStatistics(metrics, "toy/1")
     recorded, dropped = (TraceContext(digit * 32, digit * 16, flags) for digit, flags in (("a", 1), ("b", 0)))
     for trace in (recorded, dropped):
         metrics.request("/generate", 200, 0.02, {"model": "toy/1", "trace": trace})
@@ -113,7 +120,7 @@ def test_errors_codecs_and_rows() -> None:
 
 def test_the_scheduler_reports() -> None:
     metrics = Metrics()
-    observer: SchedulerObserver = SchedulerMetrics(metrics, "toy/1")
+    observer: SchedulerObserver = ModelStatistics(metrics, "toy/1")
     observer.batch(3, 4, 0.002, "full")
     observer.batch(4, 4, 0.002, "drained")
     observer.finished(3, "ok", 0.004, 0.01)
@@ -184,7 +191,7 @@ def test_the_percentiles_of_the_card_are_exported() -> None:
 
 def test_counters_start_at_zero() -> None:
     metrics = Metrics()
-    SchedulerMetrics(metrics, "toy/1")
+    ModelStatistics(metrics, "toy/1")
     for outcome in ("ok", "deadline_exceeded", "model_failure"):
         assert value(metrics, "ign_scheduled_requests_total", model="toy/1", outcome=outcome) == 0
     for reason in ("queue_full", "would_miss_deadline"):
@@ -202,7 +209,7 @@ def test_a_process_exports_its_start_and_is_not_ready() -> None:
 
 def test_the_number_of_label_values_is_limited() -> None:
     metrics = Metrics()
-    observer = SchedulerMetrics(metrics, "toy/1")
+    observer = ModelStatistics(metrics, "toy/1")
     for i in range(3 * MAX_VALUES):
         metrics.request(f"/{i}", 200, 0.1, {"model": f"m{i}/1", "problem": f"e{i}", "api_key": f"k{i}"})
         metrics.codec(f"c{i}", 0.1)
@@ -243,7 +250,7 @@ def test_every_metric_is_named_and_described_as_prometheus_wants() -> None:
 
 def test_threads_may_report_at_once() -> None:
     metrics = Metrics()
-    observer = SchedulerMetrics(metrics, "toy/1")
+    observer = ModelStatistics(metrics, "toy/1")
 
     def report() -> None:
         for _ in range(500):

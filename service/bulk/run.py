@@ -1,0 +1,210 @@
+"""A run of all missing shards: in this process, or on Ray Data with one actor per GPU, or per node."""
+
+import asyncio
+import dataclasses
+import json
+import logging
+import threading
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeVar
+
+from tqdm import tqdm
+
+from service.app import running_services
+from service.bulk.job import Job
+from service.bulk.output import Output
+from service.bulk.pipeline import Pipeline, ShardResult, gather_all, shard_result
+from service.bulk.sources import Source, is_url
+from service.domain.errors import IgnError, StartupError
+from service.environment import prepare_process
+from service.settings import Settings
+
+T = TypeVar("T")
+
+_LOG = logging.getLogger(__name__)
+_SHARDS_AT_ONCE: Final = 2  # while the last batches of one shard finish, the next one keeps the device busy
+_MAX_REPORTED: Final = 20  # failed images in the log; the manifest lists all
+_MAX_BLOCKS: Final = 1000  # Ray schedules and tracks each block, so that many small ones are expensive
+
+
+class ShardPlan(NamedTuple):
+    """The number of images and shards of a run, and what of it is done."""
+
+    images: int
+    shards: int
+    missing: tuple[int, ...]  # numbers of the shards that are not complete
+    completed: int  # images in complete shards
+
+
+class Progress:
+    """Reports a run: a bar on a terminal, else one log line per shard."""
+
+    def __init__(self, plan: ShardPlan) -> None:
+        # disable=None: no bar unless stderr is a terminal
+        self._bar = tqdm(total=plan.images, initial=plan.completed, unit=" images", dynamic_ncols=True, disable=None)
+        self._total, self._done, self._failed = plan.images, plan.completed, 0
+        if plan.completed:
+            _LOG.info("continuing: %d of %d images are complete", plan.completed, plan.images)
+
+    def update(self, shard: ShardResult) -> None:
+        """Report a finished shard and its first failed images."""
+        for detail in shard.failures:
+            self._failed += 1
+            if self._failed <= _MAX_REPORTED:
+                _LOG.warning("%s", detail)
+            elif self._failed == _MAX_REPORTED + 1:
+                _LOG.warning("more images failed; the manifest lists all of them")
+        self._done += shard.images
+        self._bar.update(shard.images)
+        if self._bar.disable:
+            _LOG.info("%d/%d images, %d failed", self._done, self._total, self._failed)
+
+    def close(self) -> None:
+        """Finish the bar."""
+        self._bar.close()
+
+
+def start(job: Job, output: Output, settings: Settings, pipeline: Pipeline) -> ShardPlan:
+    """Record the job in the output folder, or check that it continues the recorded one; returns what is missing.
+
+    Raises:
+        StartupError: the folder holds the output of another job.
+    """
+    images = pipeline.images
+    output.start(job.fingerprint(pipeline.model, settings, images, pipeline.digest))
+    shards = -(-images // job.shard)
+    missing = tuple(number for number in range(shards) if not output.is_complete(number))
+    left = sum(min(job.shard, images - number * job.shard) for number in missing)
+    return ShardPlan(images, shards, missing, images - left)
+
+
+def run_local(job: Job, source: Source | None, output: Output, settings: Settings) -> ShardPlan:
+    """Process the missing shards of a job in this process; returns the plan at the start.
+
+    Args:
+        source: that of the job, open; None for `generate`.
+        output: the locked output folder.
+
+    Raises:
+        StartupError: the run cannot start; nothing was written.
+        IgnError, OSError: the run cannot continue; complete shards stay.
+    """
+
+    async def run() -> ShardPlan:
+        async with running_services(settings) as services:
+            pipeline = Pipeline(job, services, output, source)
+            plan = start(job, output, settings, pipeline)
+            missing, progress = iter(plan.missing), Progress(plan)
+
+            async def take_turns() -> None:
+                for number in missing:  # all tasks take shards from the same iterator
+                    progress.update(await pipeline.shard(number))
+
+            try:
+                await gather_all(take_turns() for _ in range(_SHARDS_AT_ONCE))
+            finally:
+                progress.close()
+        return plan
+
+    return asyncio.run(run())
+
+
+def run_on_ray(
+    job: Job, source: Source | None, output: Output, settings: Settings, *, actors: int | None = None
+) -> ShardPlan:
+    """As `run_local`, on a Ray cluster. Input, output and models must have the same paths on all nodes.
+
+    Args:
+        actors: by default one per GPU, or one per node of a cluster without GPUs.
+
+    Raises:
+        StartupError: the run cannot start, or Ray is not installed.
+        OSError: the run cannot continue; complete shards stay.
+    """
+    try:
+        import ray
+        import ray.data
+    except ImportError as exc:
+        raise StartupError(f"--ray: Ray is not installed ({exc}); pip install 'ign-service[ray]'") from None
+
+    async def plan_run() -> ShardPlan:
+        # The driver only resolves the model, for which it needs no GPU. Ray gives GPUs to the actors only.
+        async with running_services(settings.replace(device="cpu", cuda_graphs=False)) as services:
+            return start(job, output, settings, Pipeline(job, services, output, source))
+
+    plan = asyncio.run(plan_run())
+    progress = Progress(plan)
+    try:
+        if plan.missing:
+            ray.init(ignore_reinit_error=True, log_to_driver=False)
+            _run_actors(ray, job, output, settings, plan, progress, actors)
+    except ray.exceptions.RayError as exc:
+        raise OSError(f"Ray failed: {str(exc).strip().splitlines()[-1]}") from exc
+    finally:
+        progress.close()
+    return plan
+
+
+def _run_actors(
+    ray: Any, job: Job, output: Output, settings: Settings, plan: ShardPlan, progress: Progress, actors: int | None
+) -> None:
+    if job.source and not is_url(job.source):  # actors have another working directory
+        job = dataclasses.replace(job, source=str(Path(job.source).resolve()))
+    settings = settings.replace(model_dir=settings.model_dir.resolve())
+    gpus = 0 if settings.device == "cpu" else int(ray.cluster_resources().get("GPU", 0))
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    ray.data.DataContext.get_current().enable_progress_bars = False  # `progress` shows one already
+    shards = ray.data.from_items(list(plan.missing), override_num_blocks=min(len(plan.missing), _MAX_BLOCKS))
+    results = shards.map_batches(
+        Actor,
+        batch_size=1,
+        fn_constructor_args=(job, Output(output.root.resolve()), settings),
+        compute=ray.data.ActorPoolStrategy(size=min(actors or gpus or nodes, len(plan.missing))),
+        num_cpus=0 if gpus else 1,
+        num_gpus=1 if gpus else 0,
+    )
+    for row in results.iter_rows():
+        if row["error"]:
+            raise OSError(row["error"])
+        progress.update(ShardResult(int(row["images"]), tuple(json.loads(row["failures"]))))
+
+
+class Actor:
+    """A process of Ray with a loaded model; its arguments are the driver's, with absolute paths.
+
+    Raises:
+        StartupError: the model or the source cannot be opened on this node.
+    """
+
+    def __init__(self, job: Job, output: Output, settings: Settings) -> None:
+        prepare_process()
+        # The pipeline needs one event loop for its lifetime, and Ray may call the actor from different threads.
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name="bulk", daemon=True).start()
+        self._running = running_services(settings)
+        services = self._await(self._running.__aenter__())
+        self._pipeline = Pipeline(job, services, output)
+        self._output = output
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        """Process the shard whose number is in column `item`; returns its result, or the error as text.
+
+        Ray would wrap an exception and lose its type.
+        """
+        shard, error = ShardResult(0, ()), ""
+        try:
+            shard = self._process(int(batch["item"][0]))
+        except IgnError as exc:
+            error = exc.detail
+        except OSError as exc:
+            error = str(exc)
+        return {"images": [shard.images], "failures": [json.dumps(shard.failures)], "error": [error]}
+
+    def _process(self, number: int) -> ShardResult:
+        if self._output.is_complete(number):  # by an actor that died before it returned its result
+            return shard_result(self._output.records(number))
+        return self._await(self._pipeline.shard(number))
+
+    def _await(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
