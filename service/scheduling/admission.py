@@ -198,23 +198,22 @@ class Admission:
         row_steps = 0
         with self._lock:
             for piece in slices:
-                row_steps += steps * piece.count
-                if piece.request.rows_left:
-                    self._count(piece.request, 0, -steps * piece.count, 0)
+                request, done = piece.request, steps * piece.count
+                row_steps += done
+                if request.rows_left and not request.closed:
+                    for counters in (self.total, request.caller, request.open):
+                        counters.steps -= done
             for piece in finished:
-                if piece.request.rows_left:
-                    unused = piece.request.row_steps - piece.steps - piece.scoring  # > 0 if it converged earlier
-                    self._count(piece.request, -piece.count, -unused * piece.count, -piece.count)
+                request = piece.request
+                if request.rows_left and not request.closed:
+                    unused = request.row_steps - piece.steps - piece.scoring  # > 0 if it converged earlier
+                    for counters in (self.total, request.caller, request.open):
+                        counters.rows -= piece.count
+                        counters.steps -= unused * piece.count
+                        counters.in_batch -= piece.count
             self._call_began = now
             self._steps_per_call += _SMOOTHING * (row_steps - self._steps_per_call)
             self._seconds_per_call += _SMOOTHING * (now - began - self._seconds_per_call)
-
-    def _count(self, request: ScheduledRequest, rows: int, steps: int, in_batch: int) -> None:
-        if not request.closed:
-            for counters in (self.total, request.caller, request.open):
-                counters.rows += rows
-                counters.steps += steps
-                counters.in_batch += in_batch
 
     def _has_room_for_all(self, requests: Sequence[ScheduledRequest], now: float) -> bool:
         """Whether none of the requests would be rejected, even if each ran after all that is open or in the list.

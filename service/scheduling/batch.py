@@ -12,7 +12,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence, Sized
 from itertools import groupby
 from operator import attrgetter
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 
@@ -32,18 +32,6 @@ OnModelCall = Callable[[int, int, float, str], None]
 """Called after every model call: rows, rows with padding, seconds, why the batch had that size."""
 
 
-class Buffer(NamedTuple):
-    """Three views of a buffer: all of it, the part the model sees, and the rows in use."""
-
-    full: FloatRows  # (limit rounded up to a bucket, C, H, W)
-    padded: FloatRows  # (n rounded up to a bucket, C, H, W)
-    rows: FloatRows  # (n, C, H, W)
-
-    def cut(self, n: int, padded: int) -> "Buffer":
-        """The same buffer with n rows in use."""
-        return Buffer(self.full, self.full[:padded], self.full[:n])
-
-
 class BatchBuffers:
     """The two buffers of a batch, and what is computed from both. A step allocates nothing.
 
@@ -59,8 +47,9 @@ class BatchBuffers:
     """
 
     def __init__(self, shape: tuple[int, ...]) -> None:
-        a, b = np.empty(shape, np.float32), np.empty(shape, np.float32)
-        self.current, self.next = Buffer(a, a[:0], a[:0]), Buffer(b, b[:0], b[:0])
+        self.current, self.next = np.empty(shape, np.float32), np.empty(shape, np.float32)
+        self.n = self.padded = 0
+        """Rows in use, without and with padding."""
         size = math.prod(shape[1:])
         self._differences = np.empty((max(1, _SCRATCH // size), size), np.float64)
         self.changes = np.empty(shape[0], np.float64)
@@ -69,9 +58,8 @@ class BatchBuffers:
 
     def use(self, n: int, padded: int) -> None:
         """Use the first n rows. Padding repeats a real row: any other values could be out of the model's range."""
-        full = self.current.full
-        full[n:padded] = full[:1]
-        self.current, self.next = self.current.cut(n, padded), self.next.cut(n, padded)
+        self.n, self.padded = n, padded
+        self.current[n:padded] = self.current[:1]
 
     def swap(self) -> None:
         """Make the result of a step the rows of the next one."""
@@ -80,7 +68,7 @@ class BatchBuffers:
     def measure(self, start: int, end: int) -> None:
         """Set `changes` of these rows to the mean |y − x| in float64, summed row by row, independent of the batch."""
         differences, size = self._differences, self._differences.shape[1]
-        x, y = (buffer.full.reshape(-1, size) for buffer in (self.current, self.next))
+        x, y = self.current.reshape(-1, size), self.next.reshape(-1, size)
         for first in range(start, end, len(differences)):
             part = slice(first, min(end, first + len(differences)))
             difference = differences[: part.stop - first]
@@ -91,8 +79,7 @@ class BatchBuffers:
 
     def is_finite(self) -> bool:
         """Whether every value of the rows in `next` is finite."""
-        rows = self.next.rows
-        return bool(np.isfinite(rows, out=self._finite_flags[: len(rows)]).all())
+        return bool(np.isfinite(self.next[: self.n], out=self._finite_flags[: self.n]).all())
 
 
 class RunningBatch:
@@ -130,46 +117,47 @@ class RunningBatch:
 
         The rows of a slice that left and is queued again are saved in its request.
         """
-        chosen_set = set(chosen)
-        left = [piece for piece in self.slices if piece not in chosen_set]
-        self._save(piece for piece in left if piece.seq)
-        for piece in left:
-            piece.at = -1
+        left, stay = list[Slice](), list[Slice]()
+        if self.slices:
+            chosen_set = set(chosen)
+            left = [piece for piece in self.slices if piece not in chosen_set]
+            stay = sorted([piece for piece in chosen if piece.at >= 0], key=_place)
+            self._save([piece for piece in left if piece.seq])
+            for piece in left:
+                piece.at = -1
         joined = [piece for piece in chosen if piece.at < 0]
-        stay = sorted([piece for piece in chosen if piece.at >= 0], key=_place)
-        self._place_rows(stay, joined)
-        n = self.row_count
+        n = self._place_rows(stay, joined)
         self._buffers.use(n, self._padded(n) if n else 0)
         self.needs_rebuild = self._retry_stepwise = False
         self.expires = min([piece.request.expires for piece in chosen], default=math.inf)
         return left, joined
 
-    def _place_rows(self, stay: list[Slice], joined: list[Slice]) -> None:
-        """Make these the slices, side by side: copy those that join, and those that stay if there is a gap."""
-        buffers, full = self._buffers, self._buffers.current.full
-        end, has_gap = 0, False
+    def _place_rows(self, stay: list[Slice], joined: list[Slice]) -> int:
+        """Make these the slices, side by side: copy those that join, and, if there is a gap, those that stay."""
+        buffers, end, has_gap = self._buffers, 0, False
         for piece in stay:
             has_gap = has_gap or piece.at != end
             end += piece.count
-        parts = [full[piece.at : piece.at + piece.count] for piece in stay] if has_gap else []
+        parts = [buffers.current[piece.at : piece.at + piece.count] for piece in stay] if has_gap else []
         for piece in joined:  # in no batch: before the first step the inputs have the rows, then the outputs
             source = piece.request.outputs if piece.steps else piece.request.inputs
-            parts.append(source[piece.start : piece.start + piece.count])
-        if parts:
-            start, target = (0, buffers.next.full) if has_gap else (end, full)
-            np.concatenate(parts, out=target[start : start + sum(map(len, parts))])
-        if has_gap:
-            buffers.swap()
+            parts.append(source if piece.count == len(source) else source[piece.start : piece.start + piece.count])
+        start, target = (0, buffers.next) if has_gap else (end, buffers.current)
         self.slices, at = stay + joined, 0
         for piece in self.slices:
             piece.at = at
             at += piece.count
+        if parts:
+            np.concatenate(parts, out=target[start:at])
+        if has_gap:
+            buffers.swap()
+        return at
 
     def _save(self, slices: Iterable[Slice]) -> None:
         """Keep the current rows of slices in their requests; before the first step the inputs have them."""
         for piece in slices:
             if piece.steps:
-                rows = self._buffers.current.full[piece.at : piece.at + piece.count]
+                rows = self._buffers.current[piece.at : piece.at + piece.count]
                 piece.request.outputs[piece.start : piece.start + piece.count] = rows
 
     def run_unobserved(self, until: float, interrupt: Sized) -> int:
@@ -187,6 +175,8 @@ class RunningBatch:
             Then the caller runs `step`, which also finds the rows that a failure is about.
         """
         max_steps = self._steps_until_observed()
+        if max_steps == 0:
+            return 0
         device_batch: DeviceBatch | None = getattr(self._model, "device_batch", None)
         if device_batch is not None and max_steps > 1 and not self._retry_stepwise:
             steps = self._run_on_device(device_batch, max_steps, until, interrupt)
@@ -205,8 +195,8 @@ class RunningBatch:
         """
         if interrupt:
             return 0
-        rows, padded = len(self._buffers.current.rows), len(self._buffers.current.padded)
-        steps, began = 0, self._clock()
+        buffers = self._buffers
+        rows, padded, steps, began = buffers.n, buffers.padded, 0, self._clock()
 
         def keep_going() -> bool:  # called after every step
             nonlocal steps, began
@@ -216,20 +206,20 @@ class RunningBatch:
             return steps < max_steps and not interrupt and now < until
 
         try:
-            device_batch.upload(self._buffers.current.padded)
+            device_batch.upload(buffers.current[:padded])
             device_batch.run_steps(keep_going)
         except Exception as exc:  # `step` finds out which rows it is about
             self._retry_stepwise = True
             logger.warning("steps on the device failed, and are repeated one by one: %s", _reason_of(exc))
         try:
             if steps:
-                device_batch.download(self._buffers.next.padded)
+                device_batch.download(buffers.next[:padded])
         except Exception:
             self._retry_stepwise, steps = True, 0
-        if steps and not self._buffers.is_finite():
+        if steps and not buffers.is_finite():
             self._retry_stepwise, steps = True, 0
         if steps:
-            self._buffers.swap()
+            buffers.swap()
         return steps
 
     def _run_on_host(self, max_steps: int, until: float, interrupt: Sized) -> int:
@@ -247,12 +237,12 @@ class RunningBatch:
 
         The caller must then close those requests, :meth:`remove_lost` and call :meth:`commit`.
         """
-        failed, n = dict[int, IgnError](), len(self._buffers.current.rows)
+        failed, n = dict[int, IgnError](), self._buffers.n
         self._run_bisecting(0, n, failed)
         if not self._buffers.is_finite():
             # The buffer of failed and lost rows holds old values. Nobody waits for rows of closed requests.
             ignored = {*failed, *(index for lost in self._lost for index in range(*lost))}
-            finite = np.isfinite(self._buffers.next.rows).reshape(n, -1).all(axis=1)
+            finite = np.isfinite(self._buffers.next[:n]).reshape(n, -1).all(axis=1)
             for index in np.flatnonzero(~finite).tolist():
                 if index not in ignored and not self._slice_at(index).request.closed:
                     failed[index] = self._not_finite_error(index)
@@ -264,7 +254,7 @@ class RunningBatch:
 
     def _not_finite_error(self, index: int) -> IgnError:
         """Why the next step is not finite: the caller's values, if the first step overflows from large ones."""
-        if self._slice_at(index).steps == 0 and np.abs(self._buffers.current.rows[index]).max() > LARGE:
+        if self._slice_at(index).steps == 0 and np.abs(self._buffers.current[index]).max() > LARGE:
             return InvalidContent(f"f of these rows is not finite: they hold values beyond ±{LARGE:.0f}")
         return ModelFailure("the model gave values that are not finite")
 
@@ -319,7 +309,7 @@ class RunningBatch:
         # The change by the first step is a result, and so is that by the extra step of a score.
         measured = [piece for piece in self.slices if piece.steps == 0 or piece.scoring]
         if len(measured) == len(self.slices):
-            buffers.measure(0, len(buffers.next.rows))
+            buffers.measure(0, buffers.n)
         else:
             for piece in measured:
                 buffers.measure(piece.at, piece.at + piece.count)
@@ -335,13 +325,17 @@ class RunningBatch:
     def _commit_slice(self, piece: Slice, outputs: list[tuple[ScheduledRequest, StepOutput]]) -> Sequence[Slice]:
         """Record a step of a slice; returns the slices that it is now."""
         request, changes = piece.request, self._buffers.changes[piece.at : piece.at + piece.count]
+        rows = self._buffers.next[piece.at : piece.at + piece.count]
+        if request.is_plain and piece.count == len(request.inputs):
+            request.finish(rows, changes)
+            piece.steps, piece.done = 1, True
+            return (piece,)
         step_params, mask = request.params.step_params, request.params.keep_mask
         mine = slice(piece.start, piece.start + piece.count)
         if piece.scoring:  # this step was the extra one that measures the drift
             request.drift[mine] = changes
             piece.done = True
             return (piece,)
-        rows = self._buffers.next.full[piece.at : piece.at + piece.count]
         if piece.steps == 0:
             request.distance[mine] = changes  # of f(x) itself, before the mask
         if mask is not None:
@@ -369,7 +363,7 @@ class RunningBatch:
         for converged, run in groupby(near):
             count = len(list(run))
             part = piece if count == piece.count else piece.cut(count)
-            rows = self._buffers.next.full[part.at : part.at + count]
+            rows = self._buffers.next[part.at : part.at + count]
             if is_last or converged:
                 part.finish(rows, converged=converged)
             if part.is_recorded() or (streamed and (is_last or converged)):
@@ -400,12 +394,11 @@ class RunningBatch:
 
     def _run_whole(self) -> bool:
         """Call the model once for all rows; returns whether that gave finite values."""
-        buffers, rows = self._buffers, len(self._buffers.current.rows)
         try:
-            self._call_model(buffers.current.padded, buffers.next.padded, rows, self._reason(rows))
+            self._call_part(0, self._buffers.n)
         except Exception:  # `step` repeats the call and finds out which rows it is about
             return False
-        return buffers.is_finite()
+        return self._buffers.is_finite()
 
     def _call_model(self, x: FloatRows, out: FloatRows, rows: int, reason: str) -> None:
         began = self._clock()
@@ -446,16 +439,16 @@ class RunningBatch:
 
     def _call_part(self, start: int, end: int) -> None:
         n, buffers = end - start, self._buffers
-        if n == len(buffers.current.rows):
-            self._call_model(buffers.current.padded, buffers.next.padded, n, self._reason(n))
+        if n == buffers.n:
+            self._call_model(buffers.current[: buffers.padded], buffers.next[: buffers.padded], n, self._reason(n))
             return
         # A part is not at the start of the buffer and has its own padding, so it is copied.
         x = np.empty((self._padded(n), *self._model.shape), np.float32)
-        x[:n] = buffers.current.rows[start:end]
+        x[:n] = buffers.current[start:end]
         x[n:] = x[:1]
         out = np.empty_like(x)
         self._call_model(x, out, n, "retry")
-        buffers.next.rows[start:end] = out[:n]
+        buffers.next[start:end] = out[:n]
 
     def _reduce_limit(self, rows: int) -> bool:
         """After ``rows`` rows did not fit the device, continue with smaller batches; False if the model cannot."""

@@ -5,6 +5,7 @@ Who may change what, and under which lock, stands in `service.scheduling.worker.
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +65,8 @@ class Slice:
 
     def cut(self, count: int) -> "Slice":
         """Split off the first ``count`` rows; returns them as a slice in the same batch, but not in the queue."""
+        if self.count == len(self.request.inputs) and self.request.is_plain:
+            self.request.allocate()
         head = Slice(self.request, self.start, count)
         head.steps, head.recorded, head.scoring, head.at = self.steps, self.recorded, self.scoring, self.at
         self.start += count
@@ -120,10 +123,6 @@ class Slice:
         self.done = not self.scoring
 
 
-_NO_ROWS = np.empty((0, 0, 0, 0), np.float32)
-_NO_NUMBERS, _NO_STEPS, _NO_FLAGS = np.empty(0), np.empty(0, np.int64), np.empty(0, np.bool_)
-
-
 class ScheduledRequest:
     """The rows of one request, whose results are delivered together.
 
@@ -133,28 +132,12 @@ class ScheduledRequest:
         arrived: time of submission on the scheduler's clock, in seconds.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "arrived",
-        "caller",
-        "closed",
-        "converged",
-        "deadline",
-        "distance",
-        "drift",
-        "expires",
-        "inputs",
-        "open",
-        "outputs",
-        "params",
-        "row_steps",
-        "rows_left",
-        "slices",
-        "started",
-        "steps",
-        "timeout_at",
-        "trajectory",
-    )
+    # Of the results. Most requests have one step and stay in one slice, and then `finish` sets these at once.
+    outputs: FloatRows
+    steps: NDArray[np.int64]
+    converged: NDArray[np.bool_]
+    distance: NDArray[np.float64]
+    drift: NDArray[np.float64]
 
     def __init__(self, inputs: FloatRows, params: SchedulingParams, *, arrived: float) -> None:
         n, step_params = len(inputs), params.step_params
@@ -164,27 +147,39 @@ class ScheduledRequest:
         self.timeout_at = math.inf  # `deadline` as a time of the event loop
         self.started: float | None = None  # when the first row entered a batch
         self.row_steps = step_params.steps + step_params.score  # model steps of each row, at most
+        self.is_plain = (  # one step, of which only the result is wanted
+            self.row_steps == 1
+            and step_params.tolerance is None
+            and params.keep_mask is None
+            and not (step_params.record or params.streamed)
+        )
         self.rows_left = n  # rows that are not done
         self.closed = False
         self.open = Counters(n, n * self.row_steps)
         self.caller = self.open  # the counters of the caller, once the request is admitted
         self.slices: list[Slice] = []
-        self.outputs, self.trajectory = _NO_ROWS, list[list[StepOutput]]()
-        self.steps, self.converged, self.distance, self.drift = _NO_STEPS, _NO_FLAGS, _NO_NUMBERS, _NO_NUMBERS
+        # Without recorded steps nothing is appended, so the rows share one list.
+        self.trajectory: list[list[StepOutput]] = [[] for _ in range(n)] if step_params.record else [[]] * n
 
     def begin(self) -> Slice:
-        """Make the arrays of the results; returns the slice of all rows. A rejected request needs neither."""
-        n, step_params = len(self.inputs), self.params.step_params
+        """The slice of all rows, at first."""
+        whole = Slice(self, 0, len(self.inputs))
+        self.slices.append(whole)
+        if not self.is_plain:
+            self.allocate()
+        return whole
+
+    def allocate(self) -> None:
+        """Make the arrays of the results, for rows that end at different times."""
+        n = len(self.inputs)
         self.outputs = np.empty(self.inputs.shape, np.float32)
         self.steps, self.converged = np.zeros(n, np.int64), np.zeros(n, np.bool_)
-        self.distance = np.zeros(n)
-        if step_params.score:
-            self.drift = np.zeros(n)
-        # Without recorded steps nothing is appended, so the rows share one list.
-        self.trajectory = [[] for _ in range(n)] if step_params.record else [[]] * n
-        whole = Slice(self, 0, n)
-        self.slices.append(whole)
-        return whole
+        self.distance, self.drift = np.zeros(n), np.zeros(n if self.params.step_params.score else 0)
+
+    def finish(self, rows: FloatRows, distance: NDArray[np.float64]) -> None:
+        """Store the results of the only step of a plain request, which all rows have had in one batch."""
+        self.outputs, self.distance = rows.copy(), distance.copy()
+        self.steps, self.converged = _after_one_step(len(rows))
 
     def min_steps_to_answer(self) -> int:
         """Fewest model steps after which the caller can get what its deadline bounds.
@@ -224,3 +219,11 @@ class ScheduledRequest:
         if self.params.observer is not None:
             self.params.observer.scheduled(self.arrived, self.started, now, code)
         return Finished(len(self.inputs), code, started - self.arrived, now - started)
+
+
+@lru_cache(maxsize=256)
+def _after_one_step(rows: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Steps and convergence of rows after their only step; read-only, because requests share them."""
+    steps, converged = np.ones(rows, np.int64), np.zeros(rows, np.bool_)
+    steps.flags.writeable = converged.flags.writeable = False
+    return steps, converged

@@ -430,7 +430,8 @@ class Worker:
     def _choose_rows(self, now: float, *, woken: bool) -> None:
         """Make rows of the queue and of the batch the new batch."""
         batch, pool = self._batch, self._pool
-        pool.queue.push([piece for piece in batch.slices if not (piece.done or piece.request.closed)])
+        if batch.slices:
+            pool.queue.push([piece for piece in batch.slices if not (piece.done or piece.request.closed)])
         places = pool.rows_for_worker(batch.limit, pool.queue.row_count, woken=woken)
         chosen, expired = pool.queue.take(places, now)
         self._rebuild(batch, chosen, now)
@@ -463,7 +464,8 @@ class Worker:
         with pool.lock:
             if rule:
                 rule.on_steps(steps * batch.row_count, rule.cpu_clock() - cpu_began)
-            pool.emit(outputs)
+            if outputs:
+                pool.emit(outputs)
             results = self._results_of(finished, now)
             pool.admission.on_steps_done(slices, steps, finished, self._began, now)
             pool.finish(results)
