@@ -8,7 +8,7 @@ from starlette.requests import Request
 from service.api.middleware.in_flight import InFlightRequests
 from service.domain.errors import Draining, NotReady, UnavailableError
 from service.images.pool import CodecPool, InlineRunner
-from service.models.registry import Registry
+from service.models.registry import ModelRegistry
 from service.observability.metrics import Metrics
 from service.settings import Settings
 
@@ -34,7 +34,7 @@ class AppState:
     """
 
     settings: Settings
-    registry: Registry
+    registry: ModelRegistry
     codec: CodecPool
     inline: InlineRunner
     metrics: Metrics
