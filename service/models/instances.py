@@ -4,7 +4,8 @@ An instance is one onnxruntime session of the model file, with a worker thread o
 """
 
 import time
-from typing import Final, Literal, Protocol
+from collections.abc import Callable
+from typing import Final, Literal
 
 from service.domain.errors import ModelFailure
 from service.domain.model import DeviceOutOfMemory
@@ -21,14 +22,8 @@ _MAX_INSTANCES: Final = 8  # on a CPU: one Python thread at a time prepares thei
 Device = Literal["auto", "cpu", "cuda"]
 
 
-class MakeModel(Protocol):
-    """Makes one instance: `service.runtime.onnx_model.OnnxModel`."""
-
-    def __call__(
-        self, data: bytes, *, device: Device, cuda: CudaOptions, threads: int, max_batch_rows: int
-    ) -> InferenceModel:
-        """An instance of the model file ``data`` on one device."""
-        ...
+MakeModel = Callable[..., InferenceModel]
+"""Makes one instance; has the parameters of `service.runtime.onnx_model.OnnxModel`."""
 
 
 class InstanceFactory:

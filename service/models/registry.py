@@ -9,32 +9,18 @@ The event loop owns everything here, except the work that `Repository` does in t
 
 import asyncio
 import logging
-from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final, Literal, Protocol
+from typing import Final, Literal, NamedTuple
 
 from service.domain.errors import LoadFailed, StartupError, UnknownModel, UnloadRefused
 from service.models.repository import LoadedModel, Repository, version_key
-from service.observability.statistics import Counts
+from service.observability.statistics import ModelStatistics
 from service.scheduling.scheduler import Scheduler
 
 State = Literal["READY", "UNAVAILABLE", "LOADING", "UNLOADING"]
 
 _LOG = logging.getLogger(__name__)
 _INTERNAL_ERROR: Final = "loading it failed in a way nobody foresaw; the log says how"
-
-
-class StatisticsSource(Protocol):
-    """The statistics of one model: `service.observability.statistics.ModelStatistics`, here or in another process."""
-
-    async def read(self) -> Counts:
-        """All counts, up to now."""
-        ...
-
-    def tensors(self, read_s: float, written_s: float) -> None:
-        """Add the times of parsing and serialising the tensors of a successful request."""
-        ...
 
 
 class ServedModel:
@@ -50,7 +36,7 @@ class ServedModel:
 
     __slots__ = ("__weakref__", "card", "digest", "loaded", "noise", "ref", "scheduler", "statistics", "tag")
 
-    def __init__(self, loaded: LoadedModel, scheduler: Scheduler, statistics: StatisticsSource) -> None:
+    def __init__(self, loaded: LoadedModel, scheduler: Scheduler, statistics: ModelStatistics) -> None:
         self.loaded, self.scheduler, self.statistics = loaded, scheduler, statistics
         # Copied, because every request reads them.
         self.card, self.digest, self.noise, self.ref = loaded.card, loaded.digest, loaded.noise, loaded.ref
@@ -58,8 +44,7 @@ class ServedModel:
         """`name/version@digest`, the digest cut to 12 characters."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IndexEntry:
+class IndexEntry(NamedTuple):
     """One version in the index.
 
     Args:
@@ -73,91 +58,8 @@ class IndexEntry:
     reason: str
 
 
-class Registry(ABC):
-    """The served models by name and version, as endpoints use them.
-
-    Args:
-        default: `name` or `name/version` for requests that name no model.
-    """
-
-    def __init__(self, default: str) -> None:
-        self._default = default
-        self._models: Mapping[str, ServedModel] = {}
-        self._by_name: dict[str, ServedModel] = {}  # the highest version
-        self.failures: dict[str, str] = {}
-        """Why a version in the directory does not serve, by `name/version`: one line, no path outside the directory."""
-
-    @property
-    def models(self) -> Mapping[str, ServedModel]:
-        """The served models by `name/version`, in order of name and number; a snapshot that never changes."""
-        return self._models
-
-    def resolve(self, name: str | None = None) -> ServedModel:
-        """The model that a caller means.
-
-        Args:
-            name: `name/version`, `name` for its highest version, or None for the default.
-
-        Raises:
-            UnknownModel: no such model or version serves; the text names those that do.
-        """
-        wanted = self._default if name is None else name
-        model = self._models.get(wanted) or self._by_name.get(wanted)
-        if model is None:
-            served = ", ".join(self._models) or "none"
-            raise UnknownModel(f"no model {wanted[:80]!r}; there is {served}")
-        return model
-
-    def _set_models(self, models: Mapping[str, ServedModel]) -> None:
-        self._models = {ref: models[ref] for ref in sorted(models, key=version_key)}
-        self._by_name = {model.card.name: model for model in self._models.values()}  # later, so higher, versions win
-
-    @abstractmethod
-    async def open(self) -> None:
-        """Return when every model of the directory serves.
-
-        Raises:
-            StartupError: one cannot be verified.
-        """
-
-    @abstractmethod
-    def rows_queued(self) -> dict[str, int]:
-        """Rows that wait in this process for a batch, by `name/version`."""
-
-    @abstractmethod
-    async def load(self, name: str) -> None:
-        """Serve what the directory holds of this model: new versions, changed versions again, removed ones no longer.
-
-        Raises:
-            UnknownModel: the directory holds no version of it.
-            LoadFailed: a version does not load. The others now serve; a version that served before under the same
-                name and number goes on serving.
-        """
-
-    @abstractmethod
-    async def unload(self, name: str) -> None:
-        """Stop serving every version of a model.
-
-        Raises:
-            UnknownModel: no version of it serves.
-            UnloadRefused: it is the default model.
-        """
-
-    @abstractmethod
-    async def index(self) -> list[IndexEntry]:
-        """Every version that serves or lies in the directory, in order."""
-
-    @abstractmethod
-    def abort_all(self) -> None:
-        """Fail every request in flight with `Draining`, without waiting for the model calls that run."""
-
-    @abstractmethod
-    async def close(self) -> None:
-        """Stop and close every model."""
-
-
-class ModelRegistry(Registry):
-    """The registry of the process that runs the models.
+class ModelRegistry:
+    """The served models by name and version.
 
     Args:
         repository: the model directory.
@@ -176,16 +78,44 @@ class ModelRegistry(Registry):
         on_deactivated: Callable[[str], None],
         wait_for_requests: Callable[[], Awaitable[None]],
     ) -> None:
-        super().__init__(repository.default)
         self._repository, self._serve = repository, serve
         self._on_activated, self._on_deactivated = on_activated, on_deactivated
         self._wait_for_requests = wait_for_requests
+        self._models: Mapping[str, ServedModel] = {}
+        self._by_name: dict[str, ServedModel] = {}  # the highest version
+        self.failures: dict[str, str] = {}
+        """Why a version in the directory does not serve, by `name/version`: one line, no path outside the directory."""
         self._lock = asyncio.Lock()  # one load or unload at a time
         self._loading: set[str] = set()
         self._retiring: dict[ServedModel, asyncio.Task[None]] = {}
 
+    @property
+    def models(self) -> Mapping[str, ServedModel]:
+        """The served models by `name/version`, in order of name and number; a snapshot that never changes."""
+        return self._models
+
+    def resolve(self, name: str | None = None) -> ServedModel:
+        """The model that a caller means.
+
+        Args:
+            name: `name/version`, `name` for its highest version, or None for the default.
+
+        Raises:
+            UnknownModel: no such model or version serves; the text names those that do.
+        """
+        wanted = self._repository.default if name is None else name
+        model = self._models.get(wanted) or self._by_name.get(wanted)
+        if model is None:
+            served = ", ".join(self._models) or "none"
+            raise UnknownModel(f"no model {wanted[:80]!r}; there is {served}")
+        return model
+
     async def open(self) -> None:
-        """Load, verify and activate every model of the directory."""
+        """Load, verify and activate every model of the directory.
+
+        Raises:
+            StartupError: one cannot be verified.
+        """
         for loaded in (await asyncio.to_thread(self._repository.load_all)).values():
             self.activate(loaded)
 
@@ -208,24 +138,42 @@ class ModelRegistry(Registry):
             self._retire(displaced)
 
     async def load(self, name: str) -> None:
-        """Serve what the directory holds of this model; see `Registry.load`."""
+        """Serve what the directory holds of this model: new versions, changed versions again, removed ones no longer.
+
+        Raises:
+            UnknownModel: the directory holds no version of it.
+            LoadFailed: a version does not load. The others now serve; a version that served before under the same
+                name and number goes on serving.
+        """
         async with self._lock:
-            refs = await self._versions_on_disk(name)
+            try:
+                refs = await asyncio.to_thread(self._repository.find, name)
+            except (StartupError, OSError) as exc:
+                raise LoadFailed(_describe_failure(name, exc)) from exc
             if not refs:
                 raise UnknownModel(f"no model {name[:80]!r} in the model directory")
             failed = [ref for ref in refs if not await self._load(ref)]
-            self._remove([ref for ref in self._refs(name) if ref not in refs], last=len(failed) == len(refs))
+            for ref in [ref for ref in self._refs(name) if ref not in refs]:
+                if len(failed) == len(refs) or ref == self._repository.default:  # nothing can replace it
+                    self.failures[ref] = f"{ref}: its files are gone; it still serves, because callers rely on it"
+                else:
+                    self._deactivate(ref)
             self._forget_failures(name, [*refs, *self._refs(name)])
         if failed:
             raise LoadFailed("; ".join(self.failures[ref] for ref in failed))
 
     async def unload(self, name: str) -> None:
-        """Stop serving every version of a model; see `Registry.unload`."""
+        """Stop serving every version of a model.
+
+        Raises:
+            UnknownModel: no version of it serves.
+            UnloadRefused: it is the default model.
+        """
         async with self._lock:
             refs = self._refs(name)
             if not refs:
                 raise UnknownModel(f"no model {name[:80]!r} in service")
-            if name == self._default.partition("/")[0]:
+            if name == self._repository.default.partition("/")[0]:
                 raise UnloadRefused(f"{name} is the default model, and callers who name none rely on it")
             for ref in refs:
                 self._deactivate(ref)
@@ -240,7 +188,7 @@ class ModelRegistry(Registry):
             on_disk = []
         unloading = {model.ref for model in self._retiring}
         refs = {*on_disk, *self._models, *self.failures, *self._loading, *unloading}
-        return [self._entry(ref, unloading) for ref in sorted(refs, key=version_key)]
+        return [IndexEntry(ref, *self._state(ref, unloading)) for ref in sorted(refs, key=version_key)]
 
     def abort_all(self) -> None:
         """Fail every request in flight with `Draining`, without waiting for the model calls that run."""
@@ -249,14 +197,18 @@ class ModelRegistry(Registry):
 
     async def close(self) -> None:
         """Stop and close every model."""
-        retiring = list(self._retiring.items())
-        for _, task in retiring:
+        for task in self._retiring.values():
             task.cancel()
-        await asyncio.gather(*(task for _, task in retiring), return_exceptions=True)
-        models = [*(model for model, _ in retiring), *self._models.values()]
+        await asyncio.gather(*self._retiring.values(), return_exceptions=True)
+        models = [*self._retiring, *self._models.values()]
+        self._retiring.clear()
         self._set_models({})
         for model in models:
             await self._close(model)
+
+    def _set_models(self, models: Mapping[str, ServedModel]) -> None:
+        self._models = {ref: models[ref] for ref in sorted(models, key=version_key)}
+        self._by_name = {model.card.name: model for model in self._models.values()}  # later, so higher, versions win
 
     async def _load(self, ref: str) -> bool:
         """Serve the version that the directory holds; False if it does not load."""
@@ -276,22 +228,8 @@ class ModelRegistry(Registry):
         self.activate(loaded)
         return True
 
-    async def _versions_on_disk(self, name: str) -> list[str]:
-        try:
-            return await asyncio.to_thread(self._repository.versions, name)
-        except (StartupError, OSError) as exc:
-            raise LoadFailed(_describe_failure(name, exc)) from exc
-
     def _refs(self, name: str) -> list[str]:
         return [ref for ref, model in self._models.items() if model.card.name == name]
-
-    def _remove(self, refs: list[str], *, last: bool) -> None:
-        """Deactivate versions that the directory no longer holds; ``last``: no other version can replace them."""
-        for ref in refs:
-            if last or ref == self._default:
-                self.failures[ref] = f"{ref}: its files are gone; it still serves, because callers rely on it"
-            else:
-                self._deactivate(ref)
 
     def _forget_failures(self, name: str, keep: list[str]) -> None:
         for ref in [ref for ref in self.failures if ref.partition("/")[0] == name and ref not in keep]:
@@ -317,15 +255,13 @@ class ModelRegistry(Registry):
         await asyncio.to_thread(model.scheduler.close)
         model.loaded.close()
 
-    def _entry(self, ref: str, unloading: set[str]) -> IndexEntry:
+    def _state(self, ref: str, unloading: set[str]) -> tuple[State, str]:
         reason = self.failures.get(ref, "")
         if ref in self._models:
-            return IndexEntry(ref=ref, state="READY", reason=reason)
+            return "READY", reason
         if ref in self._loading:
-            return IndexEntry(ref=ref, state="LOADING", reason="")
-        if ref in unloading:
-            return IndexEntry(ref=ref, state="UNLOADING", reason="finishes what it has")
-        return IndexEntry(ref=ref, state="UNAVAILABLE", reason=reason or "not loaded")
+            return "LOADING", ""
+        return ("UNLOADING", "finishes what it has") if ref in unloading else ("UNAVAILABLE", reason or "not loaded")
 
 
 def _describe_failure(ref: str, exc: Exception) -> str:

@@ -9,7 +9,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Final, Literal, Protocol
@@ -33,35 +32,17 @@ Files = tuple[tuple[int, int, int, int], ...]
 class InferenceModel(Model, Protocol):
     """An opened model; the implementation is `service.runtime.onnx_model.OnnxModel`."""
 
-    @property
-    def card(self) -> ModelCard:
-        """The model card in the metadata of the file."""
-        ...
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the file, in hexadecimal."""
-        ...
-
-    @property
-    def noise(self) -> NoiseSource:
-        """Source of its seeded latents."""
-        ...
-
-    @property
-    def device(self) -> Literal["cpu", "cuda"]:
-        """The device it runs on."""
-        ...
-
-    @property
-    def provider(self) -> str:
-        """Name of the onnxruntime execution provider."""
-        ...
-
-    @property
-    def fallback_reason(self) -> str | None:
-        """Why the device `auto` did not select CUDA, or None."""
-        ...
+    card: ModelCard
+    """The model card in the metadata of the file."""
+    digest: str
+    """SHA-256 of the file, in hexadecimal."""
+    noise: NoiseSource
+    """Source of its seeded latents."""
+    device: Literal["cpu", "cuda"]
+    provider: str
+    """Name of the onnxruntime execution provider."""
+    fallback_reason: str | None
+    """Why the device `auto` did not select CUDA, or None."""
 
     def warm_up(self) -> None:
         """Run every batch size once."""
@@ -80,41 +61,35 @@ ModelFactory = Callable[[bytes], Sequence[InferenceModel]]
 """Opens the bytes of a model file as one or more instances."""
 
 
-def close_nothing() -> None:
-    """The `close` of a model that runs elsewhere; a function with a name, so that it can be pickled."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LoadedModel:
     """A verified model.
 
     Args:
-        card: the model card.
         digest: SHA-256 of the file that runs, in hexadecimal.
-        instances: one for each GPU or CPU instance; at least one.
-        noise: source of its seeded latents.
         golden: how exactly its provider reproduces the golden rows.
-        device, provider: where it runs.
-        fallback_reason: why `auto` did not select CUDA, or None.
+        fallback_reason: why `auto` did not select CUDA.
         files: identities of the files it was loaded from, as `Repository.files` returns them.
-        close: releases every instance; none may run afterwards.
     """
 
     card: ModelCard
     digest: str
-    instances: tuple[Model, ...]
+    instances: tuple[InferenceModel, ...]
     noise: NoiseSource
     golden: GoldenReport
     device: Literal["cpu", "cuda"]
     provider: str
     fallback_reason: str | None = None
-    files: "Files" = ()
-    close: Callable[[], None] = close_nothing
+    files: Files = ()
 
     @property
     def ref(self) -> str:
         """`name/version`."""
         return self.card.ref
+
+    def close(self) -> None:
+        """Release every instance; none may run afterwards."""
+        _close(self.instances)
 
 
 class Repository:
@@ -141,15 +116,10 @@ class Repository:
     ) -> None:
         self._directory = directory
         self._open_models, self._open_on_cpu = open_models, open_on_cpu
-        self._default = default
+        self.default = default
         self._precision: Literal["fp32", "fp16"] = precision
         self._cuda_lost = ""  # why CUDA fails every call of this process, once a model has found that out
         self._ignored_names: set[str] = set()  # folders that a warning was logged for
-
-    @property
-    def default(self) -> str:
-        """`name` or `name/version` for requests that name no model."""
-        return self._default
 
     def find_all(self) -> list[str]:
         """`name/version` of every version folder, as `find`, at least one.
@@ -171,43 +141,38 @@ class Repository:
             StartupError: as `find_all`; the default is missing, or a version cannot be verified.
         """
         refs = self.find_all()  # and the default before the loading, which can take minutes
-        if not any(self._default in (ref, ref.partition("/")[0]) for ref in refs):
+        if not any(self.default in (ref, ref.partition("/")[0]) for ref in refs):
             there = f"there is {', '.join(refs)}; choose with --default-model"
-            raise StartupError(f"IGN_DEFAULT_MODEL={self._default}: not there; {there}")
+            raise StartupError(f"IGN_DEFAULT_MODEL={self.default}: not there; {there}")
         _LOG.info("loading %d models of %s", len(refs), self._directory)
         loaded: dict[str, LoadedModel] = {}
         try:
             for ref in refs:
                 loaded[ref] = self.load(ref)
-            if self._cuda_lost:
-                self._move_to_cpu(loaded)
+            # The device of models that were verified earlier is lost: load them again, on the CPU.
+            for ref in [ref for ref, model in loaded.items() if self._cuda_lost and model.device == "cuda"]:
+                loaded[ref].close()
+                loaded[ref] = self.load(ref)
         except BaseException:
             _close(loaded.values())
             raise
         return loaded
 
-    def find(self) -> list[str]:
-        """`name/version` of every version folder, sorted; folders with invalid names are ignored.
+    def find(self, name: str | None = None) -> list[str]:
+        """`name/version` of every version folder, or of those of one model, sorted; invalid names are passed over.
 
         Raises:
             StartupError: a folder is a link that leads out of the directory.
         """
-        refs = []
-        for name in self._subfolders(self._directory, re.compile(NAME_PATTERN)):
-            refs += [f"{name.name}/{version.name}" for version in self._subfolders(name, _VERSION)]
+        folders = self._subfolders(self._directory, re.compile(NAME_PATTERN))
+        if name is not None:
+            folder = self._directory / name
+            if not re.fullmatch(NAME_PATTERN, name) or not folder.is_dir():
+                return []
+            self._check_inside(folder)
+            folders = iter([folder])
+        refs = [f"{folder.name}/{version.name}" for folder in folders for version in self._subfolders(folder, _VERSION)]
         return sorted(refs, key=version_key)
-
-    def versions(self, name: str) -> list[str]:
-        """`name/version` of every version folder of one model, sorted; empty without such a model.
-
-        Raises:
-            StartupError: a folder is a link that leads out of the directory.
-        """
-        folder = self._directory / name
-        if not re.fullmatch(NAME_PATTERN, name) or not folder.is_dir():
-            return []
-        self._check_inside(folder)
-        return sorted((f"{name}/{version.name}" for version in self._subfolders(folder, _VERSION)), key=version_key)
 
     def files(self, ref: str) -> Files:
         """Identities of the current files of a version; missing files are left out."""
@@ -235,26 +200,19 @@ class Repository:
         file = f"{ref}/{MODEL_FILES[self._precision]}"
         if self._precision == "fp16" and not (self._directory / file).is_file():
             raise StartupError(f"IGN_PRECISION=fp16: {file} is not there; use fp32, or export it")
-        data = self._read(file)
-        if self._open_on_cpu is None:
-            return self._open_verified(self._open_models, data, ref, file, files)
-        reason = self._cuda_lost
-        if not reason:
+        data, reason = self._read(file), self._cuda_lost
+        if not reason or self._open_on_cpu is None:
             try:
                 return self._open_verified(self._open_models, data, ref, file, files)
             except _FailsOnCuda as exc:
+                if self._open_on_cpu is None:
+                    raise
                 reason = exc.detail
                 if isinstance(exc.__cause__, DeviceLost):
                     self._cuda_lost = reason
         # Outside of the handler, whose traceback would keep the sessions on CUDA alive.
         _LOG.warning("%s runs on the CPU: %s", ref, reason)
         return replace(self._open_verified(self._open_on_cpu, data, ref, file, files), fallback_reason=reason)
-
-    def _move_to_cpu(self, loaded: dict[str, LoadedModel]) -> None:
-        """Load models on CUDA again, on the CPU: their device was lost after they had been verified."""
-        for ref in [ref for ref, model in loaded.items() if model.device == "cuda"]:
-            loaded[ref].close()
-            loaded[ref] = self.load(ref)
 
     def _open_verified(self, open_models: ModelFactory, data: bytes, ref: str, file: str, files: Files) -> LoadedModel:
         with wrap_errors(file):
@@ -290,7 +248,6 @@ class Repository:
             provider=model.provider,
             fallback_reason=model.fallback_reason,
             files=files,
-            close=partial(_close, models),
         )
 
     def _check_golden(self, file: str, golden: Golden, models: Sequence[InferenceModel]) -> GoldenReport:

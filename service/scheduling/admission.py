@@ -1,8 +1,7 @@
-"""Admission: accept or refuse a request by the queue's length and by the predicted time of its answer.
+"""Admission: accept or reject a request by the queue's length and by the predicted time of its result.
 
 The counters change in several threads: the event loop admits and closes requests, workers report what has run. So
-`Admission` has a lock. It is not the lock of `service.scheduling.worker_pool.WorkerPool`: a worker holds that one while
-it forms a batch and copies rows, and the event loop must not wait so long to admit or close a request.
+`Admission` has a lock of its own; how it stands to the other locks, `service.scheduling.worker.WorkerPool` says.
 """
 
 import math
@@ -14,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from service.domain.errors import DeadlineUnreachable, IgnError, QueueFull, WouldMissDeadline
-from service.scheduling.request import Counters, Row, ScheduledRequest
+from service.scheduling.request import Counters, ScheduledRequest, Slice
 
 _WINDOW: Final = 64  # model calls that the line is fitted to
 _MAX_AGE_S: Final = 30.0  # older calls are dropped: a service that refuses everybody must start to measure again
@@ -127,53 +126,27 @@ class Admission:
         - `DeadlineUnreachable`: the deadline has passed, or cannot be met even on an idle service.
         - `WouldMissDeadline`: the work ahead of the request takes longer than its deadline allows.
         """
-        refused: dict[ScheduledRequest, IgnError] = {}
+        rejected = dict[ScheduledRequest, IgnError]()
         with self._lock:
-            if self._has_room_for_all(requests, now):
-                for request in requests:
-                    self._open(request, self._callers.get(request.params.key) or Counters())
-                return refused
+            has_room = self._has_room_for_all(requests, now)
             for request in requests:
-                try:
-                    self._admit(request, now)
-                except IgnError as exc:
-                    refused[request] = exc
-        return refused
-
-    def _admit(self, request: ScheduledRequest, now: float) -> None:
-        if request.deadline <= now:
-            raise DeadlineUnreachable("the deadline has already passed")
-        self._check_capacity(request.open_rows)
-        caller = self._callers.get(request.params.key) or Counters()
-        if request.params.deadline is not None:
-            self._check_deadline(request, caller, now)
-        self._open(request, caller)
-
-    def _open(self, request: ScheduledRequest, caller: Counters) -> None:
-        self._callers[request.params.key] = request.counters = caller
-        rows, steps = request.open_rows, request.open_rows * request.row_steps
-        for counters in (self.total, caller):
-            counters.rows += rows
-            counters.steps += steps
-
-    def _has_room_for_all(self, requests: Sequence[ScheduledRequest], now: float) -> bool:
-        """Whether none of the requests would be refused, even if each ran after everything that is open or in the list.
-
-        The prediction grows with the work ahead and with the steps, so this one is above that of every request.
-        """
-        rows, steps, work, deadline = 0, 1, self.total.steps, math.inf
-        for request in requests:
-            rows += request.open_rows
-            steps = max(steps, request.row_steps)
-            work += request.open_rows * request.row_steps
-            deadline = min(deadline, request.deadline)
-        if deadline <= now or self.waiting + rows > self._queue_rows:
-            return False
-        seconds = self._seconds_for(work, steps, now)
-        return seconds is None or now + seconds + self._seconds_left_in_call(now) <= deadline
+                key = request.params.key
+                caller = self._callers.get(key) or Counters()
+                if not has_room:
+                    try:
+                        self._check(request, caller, now)
+                    except IgnError as exc:
+                        rejected[request] = exc
+                        continue
+                self._callers[key] = request.caller = caller
+                rows, steps = request.open.rows, request.open.steps
+                for counters in (self.total, caller):
+                    counters.rows += rows
+                    counters.steps += steps
+        return rejected
 
     def check_capacity(self, rows: int) -> None:
-        """Raise `QueueFull` if a request with this number of rows would be refused for that number."""
+        """Raise `QueueFull` if a request with this number of rows would be rejected for that number."""
         with self._lock:
             self._check_capacity(rows)
 
@@ -182,36 +155,81 @@ class Admission:
 
         Whichever thread closes a request reports its end, so that there is exactly one report.
         """
+        closed = dict[ScheduledRequest, int]()
         with self._lock:
-            return {request: rows for request in requests if (rows := self._close(request)) is not None}
+            for request in requests:
+                if request.closed:
+                    continue
+                request.closed = True
+                own, caller = request.open, request.caller
+                closed[request] = own.rows
+                for counters in (self.total, caller):
+                    counters.rows -= own.rows
+                    counters.steps -= own.steps
+                    counters.in_batch -= own.in_batch
+                if caller.rows == 0 and self._callers.get(request.params.key) is caller:
+                    del self._callers[request.params.key]
+        return closed
 
-    def _close(self, request: ScheduledRequest) -> int | None:
-        if request.closed:
-            return None
-        open_rows = request.open_rows
-        if open_rows:
-            steps = request.steps_left()
-            for counters in (self.total, request.counters):
-                counters.rows -= open_rows
-                counters.steps -= steps
-                counters.in_batch -= request.in_batch
-        request.closed = True  # after the sum: once a worker sees it, it drops the rows
-        key = request.params.key
-        if request.counters.rows == 0 and self._callers.get(key) is request.counters:
-            del self._callers[key]
-        return open_rows
-
-    def on_rows_moved(self, left: Iterable[Row], joined: Iterable[Row], now: float) -> None:
+    def on_rows_moved(self, left: Iterable[Slice], joined: Iterable[Slice], now: float) -> None:
         """Count the rows that ``left`` a batch for the queue, and those that ``joined`` one."""
         with self._lock:
             self._call_began = now
-            for rows, change in ((left, -1), (joined, 1)):
-                for row in rows:
-                    request = row.request
-                    if not (row.done or request.closed):
-                        request.in_batch += change
-                        request.counters.in_batch += change
+            for slices, sign in ((left, -1), (joined, 1)):
+                for piece in slices:
+                    request, change = piece.request, sign * piece.count
+                    if not (piece.done or request.closed):
+                        request.open.in_batch += change
+                        request.caller.in_batch += change
                         self.total.in_batch += change
+
+    def on_model_call(self, rows: int, seconds: float, now: float) -> None:
+        """Learn the duration of a model call that ended at ``now``."""
+        with self._lock:
+            self._cost.add(rows, seconds, now)
+
+    def on_steps_done(
+        self, slices: Iterable[Slice], steps: int, finished: Iterable[Slice], began: float, now: float
+    ) -> None:
+        """Count ``steps`` steps for each row of ``slices``, run from ``began`` to ``now``; ``finished`` ones are done.
+
+        A request without rows left keeps its counts: `close` is next, and takes all of them at once.
+        """
+        row_steps = 0
+        with self._lock:
+            for piece in slices:
+                request, done = piece.request, steps * piece.count
+                row_steps += done
+                if request.rows_left and not request.closed:
+                    for counters in (self.total, request.caller, request.open):
+                        counters.steps -= done
+            for piece in finished:
+                request = piece.request
+                if request.rows_left and not request.closed:
+                    unused = request.row_steps - piece.steps - piece.scoring  # > 0 if it converged earlier
+                    for counters in (self.total, request.caller, request.open):
+                        counters.rows -= piece.count
+                        counters.steps -= unused * piece.count
+                        counters.in_batch -= piece.count
+            self._call_began = now
+            self._steps_per_call += _SMOOTHING * (row_steps - self._steps_per_call)
+            self._seconds_per_call += _SMOOTHING * (now - began - self._seconds_per_call)
+
+    def _has_room_for_all(self, requests: Sequence[ScheduledRequest], now: float) -> bool:
+        """Whether none of the requests would be rejected, even if each ran after all that is open or in the list.
+
+        The prediction grows with the work ahead and with the steps, so this one is above that of every request.
+        """
+        rows, steps, work, deadline = 0, 1, self.total.steps, math.inf
+        for request in requests:
+            rows += request.open.rows
+            steps = max(steps, request.row_steps)
+            work += request.open.steps
+            deadline = min(deadline, request.deadline)
+        if deadline <= now or self.waiting + rows > self._queue_rows:
+            return False
+        seconds = self._seconds_for(work, steps, now)
+        return seconds is None or now + seconds + self._seconds_left_in_call(now) <= deadline
 
     def is_short_apart(self, rows: int, others: int, now: float) -> bool:
         """Whether a call of the model with these rows alone takes at most half as long as one with others beside them.
@@ -222,55 +240,12 @@ class Admission:
             alone, together = self._cost.seconds(rows, now), self._cost.seconds(rows + others, now)
         return alone is not None and together is not None and 2 * alone <= together
 
-    def on_requests_moved(self, requests: Iterable[ScheduledRequest], *, joined: bool, now: float) -> None:
-        """Count all rows of requests, which ``joined`` a batch or left it."""
-        with self._lock:
-            self._call_began = now
-            for request in requests:
-                if not request.closed:
-                    change = request.open_rows if joined else -request.open_rows
-                    request.in_batch += change
-                    request.counters.in_batch += change
-                    self.total.in_batch += change
-
-    def on_model_call(self, rows: int, seconds: float, now: float) -> None:
-        """Learn the duration of a model call that ended at ``now``."""
-        with self._lock:
-            self._cost.add(rows, seconds, now)
-
-    def on_requests_done(self, rows: int, began: float, now: float) -> None:
-        """Learn from a batch of whole requests that ran from ``began`` to ``now``; `close_all` counts the requests."""
-        with self._lock:
-            self._learn_rate(rows, began, now)
-
-    def on_steps_done(self, rows: Sequence[Row], steps: int, finished: Iterable[Row], began: float, now: float) -> None:
-        """Count ``steps`` steps for each of ``rows``, run from ``began`` to ``now``; ``finished`` rows are done."""
-        with self._lock:
-            self._learn_rate(steps * len(rows), began, now)
-            total = self.total
-            for row in rows:
-                if not row.request.closed:
-                    row.steps_left -= steps
-                    row.request.counters.steps -= steps
-                    total.steps -= steps
-            for row in finished:
-                request = row.request
-                if not request.closed:
-                    counters = request.counters
-                    counters.steps -= row.steps_left  # not 0 if it converged before its last step
-                    total.steps -= row.steps_left
-                    row.steps_left = 0
-                    request.in_batch -= 1
-                    counters.in_batch -= 1
-                    total.in_batch -= 1
-                    request.open_rows -= 1
-                    counters.rows -= 1
-                    total.rows -= 1
-
-    def _learn_rate(self, row_steps: int, began: float, now: float) -> None:
-        self._call_began = now
-        self._steps_per_call += _SMOOTHING * (row_steps - self._steps_per_call)
-        self._seconds_per_call += _SMOOTHING * (now - began - self._seconds_per_call)
+    def _check(self, request: ScheduledRequest, caller: Counters, now: float) -> None:
+        if request.deadline <= now:
+            raise DeadlineUnreachable("the deadline has already passed")
+        self._check_capacity(request.open.rows)
+        if request.params.deadline is not None:
+            self._check_deadline(request, caller, now)
 
     def _check_capacity(self, rows: int) -> None:
         excess = self.total.rows - self.total.in_batch + rows - self._queue_rows
@@ -278,9 +253,9 @@ class Admission:
             raise QueueFull("the queue is full", retry_after=self._retry_after(self._seconds_to_drain(excess)))
 
     def _check_deadline(self, request: ScheduledRequest, caller: Counters, now: float) -> None:
-        """Refuse a request whose predicted answer, alone or behind the work ahead of it, comes after its deadline."""
+        """Reject a request whose predicted result, alone or behind the work ahead of it, comes after its deadline."""
         steps, seconds_left = request.min_steps_to_answer(), request.deadline - now
-        own_work = request.open_rows * steps
+        own_work = request.open.rows * steps
         ahead = self._work_ahead(caller, own_work, steps) if self.total.rows else 0
         queued = self._seconds_for(own_work + ahead, steps, now)
         if queued is None:  # too few model calls to predict anything
@@ -299,11 +274,20 @@ class Admission:
     def _work_ahead(self, caller: Counters, own_work: int, steps: int) -> int:
         """Row-steps that run before a new request is through, the model calls in progress excluded.
 
-        Every open row has one step in the running model call, so `in_batch` is subtracted from the steps.
+        Every row in a batch has one step in the running model call, so `in_batch` is subtracted from the steps.
 
         - Rows of the same caller go first only while they have fewer steps applied, so for at most ``steps`` steps.
         - Other callers get as many places as this one, so each adds at most ``own_work`` and the work of the same
           caller.
+
+        For example, caller A asks for 2 rows of 3 steps (``own_work`` 6). Open are:
+
+            caller  rows  steps  in_batch
+            A          4     40         4    min(40 − 4, 4 · 3) = 12: each row goes first for 3 of its steps
+            B          1    100         1    100 − 1 = 99 ┐ 104, but they get a place each for every place of A, so
+            C          1      5         0      5 − 0 =  5 ┘ at most 2 · (6 + 12) = 36
+
+        So 12 + 36 = 48 row-steps are ahead, although 140 are open.
         """
         same_caller = min(caller.steps - caller.in_batch, caller.rows * steps)
         other_callers = self.total.steps - self.total.in_batch - (caller.steps - caller.in_batch)

@@ -1,42 +1,89 @@
 """The running batch: the rows on one device, and what one step does to them.
 
 A *step* applies f once to every row of the batch; it is one model call unless a part of the batch fails. A batch
-belongs to the thread of its worker. Others only read `rows` and set `needs_rebuild`, under the lock of
-`service.scheduling.worker_pool.WorkerPool`.
+belongs to the thread of its worker. Others only read `slices` and set `needs_rebuild`, see
+`service.scheduling.worker.WorkerPool`.
 """
 
 import logging
 import math
 import sys
-from bisect import bisect_left
-from collections.abc import Callable, Sequence, Sized
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Sequence, Sized
+from itertools import groupby
 from operator import attrgetter
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from service.domain.errors import IgnError, ModelFailure
-from service.domain.latents import FloatRows
+from service.domain.errors import IgnError, InvalidContent, ModelFailure
+from service.domain.latents import LARGE, FloatRows
 from service.domain.model import DeviceBatch, DeviceLost, DeviceOutOfMemory, Model, largest_batch
 from service.domain.tasks import StepOutput
-from service.scheduling.buffers import BatchBuffers
-from service.scheduling.request import Row, ScheduledRequest, commit_single_steps, copy_into_batch
+from service.scheduling.request import ScheduledRequest, Slice
 
 logger = logging.getLogger(__name__)
 
 _MAX_REASON: Final = 400  # characters
-
+_SCRATCH: Final = 16_384  # numbers of the scratch array of differences: 128 KiB, so that it stays in the core's cache
+_place = attrgetter("at")
 
 OnModelCall = Callable[[int, int, float, str], None]
 """Called after every model call: rows, rows with padding, seconds, why the batch had that size."""
 
 
-class RunningBatch:
-    """The rows that one device computes.
+class BatchBuffers:
+    """The two buffers of a batch, and what is computed from both. A step allocates nothing.
 
-    The rows lie side by side in one of two buffers. A step reads one buffer and writes the other, so a row that stays
-    in the batch is not copied between steps.
+        step     the model reads `current` and writes `next`, then they swap their names
+        rebuild  rows leave or join between two steps: the rows that stay move only if there is a gap before them
+
+                               A A B C C . . .        current: B is done, D joins
+                               │ │   └┐└┐
+                               A A   C  C  D . .      next, which becomes `current`
+
+    Args:
+        shape: (N, C, H, W), where N is the largest batch with its padding.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.current, self.next = np.empty(shape, np.float32), np.empty(shape, np.float32)
+        self.n = self.padded = 0
+        """Rows in use, without and with padding."""
+        size = math.prod(shape[1:])
+        self._differences = np.empty((max(1, _SCRATCH // size), size), np.float64)
+        self.changes = np.empty(shape[0], np.float64)
+        """(N): of rows for which `measure` was called, mean |y − x| of the step from `current` to `next`."""
+        self._finite_flags = np.empty(shape, np.bool_)
+
+    def use(self, n: int, padded: int) -> None:
+        """Use the first n rows. Padding repeats a real row: any other values could be out of the model's range."""
+        self.n, self.padded = n, padded
+        self.current[n:padded] = self.current[:1]
+
+    def swap(self) -> None:
+        """Make the result of a step the rows of the next one."""
+        self.current, self.next = self.next, self.current
+
+    def measure(self, start: int, end: int) -> None:
+        """Set `changes` of these rows to the mean |y − x| in float64, summed row by row, independent of the batch."""
+        differences, size = self._differences, self._differences.shape[1]
+        x, y = self.current.reshape(-1, size), self.next.reshape(-1, size)
+        for first in range(start, end, len(differences)):
+            part = slice(first, min(end, first + len(differences)))
+            difference = differences[: part.stop - first]
+            np.subtract(y[part], x[part], out=difference, dtype=np.float64)
+            np.abs(difference, out=difference)
+            np.add.reduce(difference, axis=1, out=self.changes[part])
+        self.changes[start:end] /= size
+
+    def is_finite(self) -> bool:
+        """Whether every value of the rows in `next` is finite."""
+        return bool(np.isfinite(self.next[: self.n], out=self._finite_flags[: self.n]).all())
+
+
+class RunningBatch:
+    """The rows that one device computes, as slices of requests.
 
     Args:
         model: the network.
@@ -48,73 +95,70 @@ class RunningBatch:
     def __init__(self, model: Model, max_rows: int, clock: Callable[[], float], on_model_call: OnModelCall) -> None:
         self._model, self._clock, self._on_model_call = model, clock, on_model_call
         self.limit = largest_batch(model, max_rows)
-        shape = (self._padded(self.limit), *model.shape)
-        self._buffers, self._request_buffers = BatchBuffers(shape), BatchBuffers(shape)
-        self.rows: list[Row] = []
-        self.requests: list[ScheduledRequest] = []
-        """Requests of a single step that run next, before the rows; together no more than `limit` rows."""
+        self._buffers = BatchBuffers((self._padded(self.limit), *model.shape))
+        self.slices: list[Slice] = []
+        """In the order of their rows in the buffers; there are gaps where rows have left since the last rebuild."""
         self.needs_rebuild = False
         """A row is done or its request closed, or the batch is larger than `limit`."""
         self.expires = math.inf
         """When the first request of the batch expires, on the scheduler's clock."""
         self.device_lost: DeviceLost | None = None
         """The error with which the device was lost."""
-        self.rows_on_lost_device: list[Row] = []
-        """Rows that were in a model call when the device was lost; the buffer has them as the step before left them."""
+        self._lost: list[tuple[int, int]] = []  # first row and end of each call that the device was lost in
         self._retry_stepwise = False  # an unobserved step of these rows failed: run them with `step` from now on
 
-    def run_requests(self) -> tuple[FloatRows, NDArray[np.float64]] | None:
-        """Run the step of `requests`.
+    @property
+    def row_count(self) -> int:
+        """Number of rows."""
+        return sum([piece.count for piece in self.slices])
 
-        Returns:
-            All rows after the step and mean |f(x) − x| of each, as new arrays. None if the call failed or gave values
-            that are not finite; `step` then finds out which rows that is about.
+    def rebuild(self, chosen: Sequence[Slice]) -> tuple[list[Slice], list[Slice]]:
+        """Make ``chosen`` the rows of the batch; returns the slices that left and those that joined.
+
+        The rows of a slice that left and is queued again are saved in its request.
         """
-        inputs = [request.inputs for request in self.requests]
-        buffers, n = self._request_buffers, sum(map(len, inputs))
-        np.concatenate(inputs, out=buffers.current.full[:n])
-        buffers.use(n, self._padded(n))
-        if not self._run_whole(buffers):
-            return None
-        buffers.measure(0, n)
-        return buffers.next.rows.copy(), buffers.changes[:n].copy()
-
-    def rebuild(self, chosen: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-        """Make ``chosen`` the rows of the batch; returns the rows that left and those that joined.
-
-        The state of a row that left and is queued again is saved in its request.
-        """
-        n, full = len(chosen), self._buffers.current.full
-        if self.rows:
-            left, joined = self._replace(chosen)
-        else:
-            left, joined = [], list(chosen)
-            copy_into_batch(chosen, full)
-            self.rows = list(chosen)
+        left, stay = list[Slice](), list[Slice]()
+        if self.slices:
+            chosen_set = set(chosen)
+            left = [piece for piece in self.slices if piece not in chosen_set]
+            stay = sorted([piece for piece in chosen if piece.at >= 0], key=_place)
+            self._save([piece for piece in left if piece.seq])
+            for piece in left:
+                piece.at = -1
+        joined = [piece for piece in chosen if piece.at < 0]
+        n = self._place_rows(stay, joined)
         self._buffers.use(n, self._padded(n) if n else 0)
         self.needs_rebuild = self._retry_stepwise = False
-        self.expires = min((row.request.expires for row in chosen), default=math.inf)
+        self.expires = min([piece.request.expires for piece in chosen], default=math.inf)
         return left, joined
 
-    def _replace(self, chosen: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-        """Make the chosen rows fill 0…n−1; returns who left and who joined.
+    def _place_rows(self, stay: list[Slice], joined: list[Slice]) -> int:
+        """Make these the slices, side by side: copy those that join, and, if there is a gap, those that stay."""
+        buffers, end, has_gap = self._buffers, 0, False
+        for piece in stay:
+            has_gap = has_gap or piece.at != end
+            end += piece.count
+        parts = [buffers.current[piece.at : piece.at + piece.count] for piece in stay] if has_gap else []
+        for piece in joined:  # in no batch: before the first step the inputs have the rows, then the outputs
+            source = piece.request.outputs if piece.steps else piece.request.inputs
+            parts.append(source if piece.count == len(source) else source[piece.start : piece.start + piece.count])
+        start, target = (0, buffers.next) if has_gap else (end, buffers.current)
+        self.slices, at = stay + joined, 0
+        for piece in self.slices:
+            piece.at = at
+            at += piece.count
+        if parts:
+            np.concatenate(parts, out=target[start:at])
+        if has_gap:
+            buffers.swap()
+        return at
 
-        Rows that are there already stay where they are; new rows, and old ones from n on, are copied into the gaps.
-        """
-        n, chosen_set, full = len(chosen), set(chosen), self._buffers.current.full
-        left = [row for row in self.rows if row not in chosen_set]
-        joined = [row for row in chosen if row.batch_index < 0]
-        for row in left:
-            if row.queue_seq and row.steps:
-                row.request.outputs[row.index] = full[row.batch_index]
-            row.batch_index = -1
-        gaps = sorted(set(range(n)).difference(row.batch_index for row in chosen))
-        to_copy = [row for row in chosen if not 0 <= row.batch_index < n]
-        for gap, row in zip(gaps, to_copy, strict=True):
-            full[gap] = full[row.batch_index] if row.batch_index >= 0 else row.state
-            row.batch_index = gap
-        self.rows = sorted(chosen, key=attrgetter("batch_index"))
-        return left, joined
+    def _save(self, slices: Iterable[Slice]) -> None:
+        """Keep the current rows of slices in their requests; before the first step the inputs have them."""
+        for piece in slices:
+            if piece.steps:
+                rows = self._buffers.current[piece.at : piece.at + piece.count]
+                piece.request.outputs[piece.start : piece.start + piece.count] = rows
 
     def run_unobserved(self, until: float, interrupt: Sized) -> int:
         """Run steps after which no row has to be looked at on the host; returns how many.
@@ -131,14 +175,16 @@ class RunningBatch:
             Then the caller runs `step`, which also finds the rows that a failure is about.
         """
         max_steps = self._steps_until_observed()
+        if max_steps == 0:
+            return 0
         device_batch: DeviceBatch | None = getattr(self._model, "device_batch", None)
         if device_batch is not None and max_steps > 1 and not self._retry_stepwise:
             steps = self._run_on_device(device_batch, max_steps, until, interrupt)
         else:
             steps = self._run_on_host(max_steps, until, interrupt)
         if steps:
-            for row in self.rows:
-                row.steps += steps
+            for piece in self.slices:
+                piece.steps += steps
         return steps
 
     def _run_on_device(self, device_batch: DeviceBatch, max_steps: int, until: float, interrupt: Sized) -> int:
@@ -149,8 +195,8 @@ class RunningBatch:
         """
         if interrupt:
             return 0
-        rows, padded = len(self.rows), len(self._buffers.current.padded)
-        steps, began = 0, self._clock()
+        buffers = self._buffers
+        rows, padded, steps, began = buffers.n, buffers.padded, 0, self._clock()
 
         def keep_going() -> bool:  # called after every step
             nonlocal steps, began
@@ -160,62 +206,85 @@ class RunningBatch:
             return steps < max_steps and not interrupt and now < until
 
         try:
-            device_batch.upload(self._buffers.current.padded)
+            device_batch.upload(buffers.current[:padded])
             device_batch.run_steps(keep_going)
         except Exception as exc:  # `step` finds out which rows it is about
             self._retry_stepwise = True
             logger.warning("steps on the device failed, and are repeated one by one: %s", _reason_of(exc))
         try:
             if steps:
-                device_batch.download(self._buffers.next.padded)
+                device_batch.download(buffers.next[:padded])
         except Exception:
             self._retry_stepwise, steps = True, 0
-        if steps and not self._buffers.is_finite():
+        if steps and not buffers.is_finite():
             self._retry_stepwise, steps = True, 0
         if steps:
-            self._buffers.swap()
+            buffers.swap()
         return steps
 
     def _run_on_host(self, max_steps: int, until: float, interrupt: Sized) -> int:
         """Run steps with the rows copied back after each; ends before a step that fails or is not finite."""
         steps = 0
-        while steps < max_steps and not interrupt and self._run_whole(self._buffers):
+        while steps < max_steps and not interrupt and self._run_whole():
             self._buffers.swap()
             steps += 1
             if self._clock() >= until:
                 break
         return steps
 
-    def step(self) -> list[tuple[Row, IgnError]]:
-        """Run one step; returns the rows on which the model failed.
+    def step(self) -> list[tuple[ScheduledRequest, IgnError]]:
+        """Run one step; returns for every row on which the model failed its request and the error.
 
-        The caller must then close the requests of those rows, :meth:`remove` the `rows_on_lost_device` if there are
-        any, and call :meth:`commit`.
+        The caller must then close those requests, :meth:`remove_lost` and call :meth:`commit`.
         """
-        failed: list[tuple[Row, IgnError]] = []
-        self._run_bisecting(0, len(self.rows), failed)
+        failed, n = dict[int, IgnError](), self._buffers.n
+        self._run_bisecting(0, n, failed)
         if not self._buffers.is_finite():
             # The buffer of failed and lost rows holds old values. Nobody waits for rows of closed requests.
-            others = {*(row for row, _ in failed), *self.rows_on_lost_device}
-            rows = self._buffers.next.rows
-            for row in self.rows:
-                if not (row.request.closed or row in others or np.isfinite(rows[row.batch_index]).all()):
-                    failed.append((row, row.not_finite_error()))
-        return failed
+            ignored = {*failed, *(index for lost in self._lost for index in range(*lost))}
+            finite = np.isfinite(self._buffers.next[:n]).reshape(n, -1).all(axis=1)
+            for index in np.flatnonzero(~finite).tolist():
+                if index not in ignored and not self._slice_at(index).request.closed:
+                    failed[index] = self._not_finite_error(index)
+        return [(self._slice_at(index).request, error) for index, error in sorted(failed.items())]
 
-    def remove(self, rows: Sequence[Row]) -> list[Row]:
-        """Remove rows that another device is to continue; returns those that are not done.
+    def _slice_at(self, index: int) -> Slice:
+        """The slice of a row of the buffers."""
+        return self.slices[bisect_right(self.slices, index, key=_place) - 1]
 
-        Must be called before :meth:`commit`, or between steps: the state of a row is that before its unfinished step.
+    def _not_finite_error(self, index: int) -> IgnError:
+        """Why the next step is not finite: the caller's values, if the first step overflows from large ones."""
+        if self._slice_at(index).steps == 0 and np.abs(self._buffers.current[index]).max() > LARGE:
+            return InvalidContent(f"f of these rows is not finite: they hold values beyond ±{LARGE:.0f}")
+        return ModelFailure("the model gave values that are not finite")
+
+    def remove_lost(self) -> list[Slice]:
+        """Remove the rows of calls that the device was lost in; returns them, as they were before the step."""
+        lost = list[Slice]()
+        for start, end in self._lost:
+            for index in (start, end):
+                self._cut_at(index)
+            lost += [piece for piece in self.slices if start <= piece.at < end]
+        self._lost = []
+        return self.remove(lost)
+
+    def _cut_at(self, index: int) -> None:
+        """Cut the slice that has rows on both sides of ``index``, if there is one."""
+        for number, piece in enumerate(self.slices):
+            if piece.at < index < piece.at + piece.count:
+                self.slices.insert(number, piece.cut(index - piece.at))
+                return
+
+    def remove(self, slices: Sequence[Slice]) -> list[Slice]:
+        """Remove slices that another device is to continue; returns those that are not done.
+
+        Must be called before :meth:`commit`, or between steps.
         """
-        unfinished = [row for row in rows if not row.done]
-        for row in unfinished:
-            if row.steps:
-                row.request.outputs[row.index] = self._buffers.current.full[row.batch_index]
-        for row in rows:
-            row.batch_index = -1
-        self.rows = [row for row in self.rows if row.batch_index >= 0]
-        self.rows_on_lost_device = [row for row in self.rows_on_lost_device if row.batch_index >= 0]
+        unfinished = [piece for piece in slices if not piece.done]
+        self._save(unfinished)
+        for piece in slices:
+            piece.at = -1
+        self.slices = [piece for piece in self.slices if piece.at >= 0]
         self.needs_rebuild = True
         return unfinished
 
@@ -223,75 +292,91 @@ class RunningBatch:
         """Remove rows that need no further step: done rows, and rows of closed requests."""
         if not self.needs_rebuild:
             return
-        for row in self.rows:
-            if row.done or row.request.closed:
-                row.batch_index = -1
-        # The indices of the others may have gaps now, hence `needs_rebuild` stays set.
-        self.rows = [row for row in self.rows if row.batch_index >= 0]
-        if not self.rows:
+        for piece in self.slices:
+            if piece.done or piece.request.closed:
+                piece.at = -1
+        # There may be gaps between the others now, hence `needs_rebuild` stays set.
+        self.slices = [piece for piece in self.slices if piece.at >= 0]
+        if not self.slices:
             self.needs_rebuild, self.expires = False, math.inf
 
-    def commit(self) -> tuple[list[Row], list[tuple[ScheduledRequest, StepOutput]]]:
+    def commit(self) -> tuple[list[Slice], list[tuple[ScheduledRequest, StepOutput]]]:
         """Record the results of the latest :meth:`step`, and make its output the current rows.
 
-        Returns: the rows that are done, and the steps that are recorded or that a stream gets.
+        Returns: the slices that are done, and the steps that are recorded or that a stream gets.
         """
-        outputs = list[tuple[ScheduledRequest, StepOutput]]()
+        buffers, outputs = self._buffers, list[tuple[ScheduledRequest, StepOutput]]()
         # The change by the first step is a result, and so is that by the extra step of a score.
-        measured = [row.batch_index for row in self.rows if (row.steps == 0 or row.scoring) and not row.request.closed]
-        if len(measured) == len(self._buffers.next.rows):
-            self._buffers.measure(0, len(measured))
+        measured = [piece for piece in self.slices if piece.steps == 0 or piece.scoring]
+        if len(measured) == len(self.slices):
+            buffers.measure(0, buffers.n)
         else:
-            for index in measured:
-                self._buffers.measure(index, index + 1)
-        finished, others = commit_single_steps(self.rows, self._buffers.next.rows, self._buffers.changes)
-        for row in others:
-            request = row.request
-            if request.closed:
-                continue
-            if row.scoring:  # this step was the extra one that measures the drift
-                request.drift[row.index] = self._buffers.changes[row.batch_index]
-                row.done = True
-            else:
-                output = self._commit_row(row)
-                if output is not None:
-                    outputs.append((request, output))
-            if row.done:
-                finished.append(row)
+            for piece in measured:
+                buffers.measure(piece.at, piece.at + piece.count)
+        slices = list[Slice]()
+        for piece in self.slices:
+            slices += (piece,) if piece.request.closed else self._commit_slice(piece, outputs)
+        self.slices = slices
+        finished = [piece for piece in slices if piece.done]
         self.needs_rebuild = self.needs_rebuild or bool(finished)
-        self._buffers.swap()
+        buffers.swap()
         return finished, outputs
 
-    def _commit_row(self, row: Row) -> StepOutput | None:
-        request, i = row.request, row.index
-        params, step_params = request.params, request.params.step_params
-        y = self._buffers.next.rows[row.batch_index]
-        first = row.steps == 0
-        if first:
-            request.distance[i] = self._buffers.changes[row.batch_index]  # of f(x) itself, before the mask
-        if params.keep_mask is not None:
-            first = False  # the mask alters the change
-            np.copyto(y, request.inputs[i], where=params.keep_mask[i])
-        row.steps += 1
-        is_last = row.steps == step_params.steps
-        is_output = row.is_recorded() or (is_last and request.params.streamed)
-        change = None
-        if is_output or step_params.tolerance is not None:
-            if not first:
-                self._buffers.measure(row.batch_index, row.batch_index + 1)
-            change = float(self._buffers.changes[row.batch_index])
-        converged = step_params.tolerance is not None and change is not None and change < step_params.tolerance
-        if is_last or converged:
-            row.finish_steps(y, converged=converged)
-        if is_output or (converged and request.params.streamed):
-            return row.record_step(y, change)
-        return None
+    def _commit_slice(self, piece: Slice, outputs: list[tuple[ScheduledRequest, StepOutput]]) -> Sequence[Slice]:
+        """Record a step of a slice; returns the slices that it is now."""
+        request, changes = piece.request, self._buffers.changes[piece.at : piece.at + piece.count]
+        rows = self._buffers.next[piece.at : piece.at + piece.count]
+        if request.is_plain and piece.count == len(request.inputs):
+            request.finish(rows, changes)
+            piece.steps, piece.done = 1, True
+            return (piece,)
+        step_params, mask = request.params.step_params, request.params.keep_mask
+        mine = slice(piece.start, piece.start + piece.count)
+        if piece.scoring:  # this step was the extra one that measures the drift
+            request.drift[mine] = changes
+            piece.done = True
+            return (piece,)
+        if piece.steps == 0:
+            request.distance[mine] = changes  # of f(x) itself, before the mask
+        if mask is not None:
+            np.copyto(rows, request.inputs[mine], where=mask[mine])
+        piece.steps += 1
+        is_last = piece.steps == step_params.steps
+        if step_params.tolerance is not None or step_params.record or (is_last and request.params.streamed):
+            return self._observe(piece, outputs, is_last=is_last)
+        if is_last:
+            piece.finish(rows, converged=False)
+        return (piece,)
+
+    def _observe(
+        self, piece: Slice, outputs: list[tuple[ScheduledRequest, StepOutput]], *, is_last: bool
+    ) -> list[Slice]:
+        """Compare the changes of a slice with its tolerance, cut it where some rows end, and record the step."""
+        request, changes = piece.request, self._buffers.changes
+        streamed, tolerance = request.params.streamed, request.params.step_params.tolerance
+        if piece.steps > 1 or request.params.keep_mask is not None:  # `commit` has measured a first step, but no mask
+            self._buffers.measure(piece.at, piece.at + piece.count)
+        parts = list[Slice]()
+        near = [False] * piece.count
+        if tolerance is not None:
+            near = (changes[piece.at : piece.at + piece.count] < tolerance).tolist()
+        for converged, run in groupby(near):
+            count = len(list(run))
+            part = piece if count == piece.count else piece.cut(count)
+            rows = self._buffers.next[part.at : part.at + count]
+            if is_last or converged:
+                part.finish(rows, converged=converged)
+            if part.is_recorded() or (streamed and (is_last or converged)):
+                steps = part.record(rows, changes[part.at : part.at + count])
+                outputs += [(request, output) for output in steps]
+            parts.append(part)
+        return parts
 
     def _steps_until_observed(self) -> int:
         """How many steps from now on are unobserved."""
         steps = sys.maxsize
-        for row in self.rows:
-            steps = min(steps, row.steps_to_next_check() - 1)
+        for piece in self.slices:
+            steps = min(steps, piece.steps_to_next_check() - 1)
             if steps == 0:
                 break
         return steps
@@ -307,25 +392,24 @@ class RunningBatch:
         index = bisect_left(buckets, n)
         return buckets[index] if index < len(buckets) else n
 
-    def _run_whole(self, buffers: BatchBuffers) -> bool:
-        """Call the model once for all rows in use; returns whether that gave finite values."""
-        rows = len(buffers.current.rows)
+    def _run_whole(self) -> bool:
+        """Call the model once for all rows; returns whether that gave finite values."""
         try:
-            self._call_model(buffers.current.padded, buffers.next.padded, rows, self._reason(rows))
+            self._call_part(0, self._buffers.n)
         except Exception:  # `step` repeats the call and finds out which rows it is about
             return False
-        return buffers.is_finite()
+        return self._buffers.is_finite()
 
     def _call_model(self, x: FloatRows, out: FloatRows, rows: int, reason: str) -> None:
         began = self._clock()
         y = self._model.run(x, out)
         if y.shape != out.shape:
-            raise ValueError(f"the model answered {y.shape} to {x.shape}")
+            raise ValueError(f"the model gave {y.shape} for {x.shape}")
         if y is not out:
             np.copyto(out, y)
         self._on_model_call(rows, len(x), self._clock() - began, reason)
 
-    def _run_bisecting(self, start: int, end: int, failed: list[tuple[Row, IgnError]]) -> None:
+    def _run_bisecting(self, start: int, end: int, failed: dict[int, IgnError]) -> None:
         """Run one step for the rows start…end−1. If the call fails, run each half, down to single rows.
 
         So one bad row costs about 2·log₂(n) further calls, and only its own request fails. A part larger than `limit`,
@@ -338,7 +422,7 @@ class RunningBatch:
                 return
         except DeviceLost as exc:  # every further call would fail too
             self.device_lost = exc
-            self.rows_on_lost_device += self.rows[start:end]
+            self._lost.append((start, end))
             return
         except DeviceOutOfMemory as exc:
             cause: Exception = exc
@@ -350,23 +434,21 @@ class RunningBatch:
             self._run_bisecting(start, middle, failed)
             self._run_bisecting(middle, end, failed)
             return
-        for row in self.rows[start:end]:
-            failure = ModelFailure("the model failed on this row", reason=_reason_of(cause))
-            failure.__cause__ = cause
-            failed.append((row, failure))
+        for index in range(start, end):
+            failed[index] = row_failure(cause)
 
     def _call_part(self, start: int, end: int) -> None:
-        n = end - start
-        if n == len(self.rows):
-            self._call_model(self._buffers.current.padded, self._buffers.next.padded, n, self._reason(n))
+        n, buffers = end - start, self._buffers
+        if n == buffers.n:
+            self._call_model(buffers.current[: buffers.padded], buffers.next[: buffers.padded], n, self._reason(n))
             return
         # A part is not at the start of the buffer and has its own padding, so it is copied.
         x = np.empty((self._padded(n), *self._model.shape), np.float32)
-        x[:n] = self._buffers.current.rows[start:end]
+        x[:n] = buffers.current[start:end]
         x[n:] = x[:1]
         out = np.empty_like(x)
         self._call_model(x, out, n, "retry")
-        self._buffers.next.rows[start:end] = out[:n]
+        buffers.next[start:end] = out[:n]
 
     def _reduce_limit(self, rows: int) -> bool:
         """After ``rows`` rows did not fit the device, continue with smaller batches; False if the model cannot."""
@@ -379,6 +461,13 @@ class RunningBatch:
         self.limit = max(1, min(largest_batch(self._model, self.limit), half))
         self.needs_rebuild = True
         return True
+
+
+def row_failure(cause: Exception) -> ModelFailure:
+    """The failure of a request because of what the model raised on one of its rows."""
+    failure = ModelFailure("the model failed on this row", reason=_reason_of(cause))
+    failure.__cause__ = cause
+    return failure
 
 
 def _reason_of(exc: Exception) -> str:

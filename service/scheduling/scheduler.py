@@ -34,8 +34,7 @@ from service.scheduling.admission import Admission
 from service.scheduling.observer import NullObserver, SchedulerObserver
 from service.scheduling.request import Event, ScheduledRequest
 from service.scheduling.wake_rule import WakeRule
-from service.scheduling.worker import Worker
-from service.scheduling.worker_pool import Clock, OnBatch, WorkerPool
+from service.scheduling.worker import Clock, OnBatch, Worker, WorkerPool
 
 __all__ = ["Event", "OnEvents", "ScheduledRequest", "Scheduler", "SchedulerObserver"]
 
@@ -195,8 +194,7 @@ class Scheduler:
         Raises:
             ValueError: rows or mask do not fit the model; no request is admitted.
         """
-        for rows, params in requests:
-            check_rows(rows, params, self._shape)
+        check_rows(requests, self._shape)
         loop, now = asyncio.get_running_loop(), self._clock()
         if loop is not self._loop:  # a timer of a loop that was closed never fires
             self._loop, self._timer, self._timer_at = loop, None, math.inf
@@ -338,13 +336,14 @@ class Scheduler:
             self._dispatch()
 
 
-def check_rows(rows: FloatRows, params: SchedulingParams, shape: tuple[int, int, int]) -> None:
-    """Raise `ValueError` unless rows and mask fit a model with rows of this shape."""
-    n, (channels, height, width) = len(rows), shape
-    if n < 1 or rows.shape[1:] != shape or rows.dtype != np.float32:
-        raise ValueError(f"rows must be float32 (N ≥ 1, {channels}, {height}, {width})")
-    mask = params.keep_mask
-    if mask is None:
-        return
-    if mask.shape not in [(n, c, height, width) for c in (1, channels)] or mask.dtype != np.bool_:
-        raise ValueError(f"keep_mask must be bool ({n}, 1 or {channels}, {height}, {width})")
+def check_rows(requests: Sequence[tuple[FloatRows, SchedulingParams]], shape: tuple[int, int, int]) -> None:
+    """Raise `ValueError` unless rows and masks fit a model with rows of this shape."""
+    channels, height, width = shape
+    for rows, params in requests:
+        n, mask = len(rows), params.keep_mask
+        if n < 1 or rows.shape[1:] != shape or rows.dtype != np.float32:
+            raise ValueError(f"rows must be float32 (N ≥ 1, {channels}, {height}, {width})")
+        if mask is None:
+            continue
+        if mask.shape not in [(n, c, height, width) for c in (1, channels)] or mask.dtype != np.bool_:
+            raise ValueError(f"keep_mask must be bool ({n}, 1 or {channels}, {height}, {width})")

@@ -1,24 +1,312 @@
-"""A worker: the thread of one model instance, which forms a batch before every step and runs it.
+"""Workers: one thread for each model instance, which forms a batch before every step and runs it; and what they share.
 
 A worker waits only while there is nothing to do. It never waits for more rows: a batch is what is there.
 """
 
 import logging
+import os
 import threading
-from collections.abc import Iterable
+from bisect import insort
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
+
+import numpy as np
 
 from service.domain.errors import DeadlineExceeded, IgnError, ModelFailure
 from service.domain.model import Model
-from service.domain.tasks import Result, StepOutput
-from service.scheduling.batch import RunningBatch
-from service.scheduling.request import Row, ScheduledRequest, finish_single_steps, whole_requests
-from service.scheduling.worker_pool import WorkerPool
+from service.domain.tasks import RequestObserver, Result, StepOutput, StreamProgress
+from service.scheduling.admission import Admission
+from service.scheduling.batch import RunningBatch, row_failure
+from service.scheduling.observer import SchedulerObserver
+from service.scheduling.queue import FairQueue
+from service.scheduling.request import Event, ScheduledRequest, Slice
+from service.scheduling.wake_rule import WakeRule
 
 logger = logging.getLogger(__name__)
 
+_PROGRESS_S: Final = 0.5  # between two progress events of a stream
 _MAX_UNOBSERVED_S: Final = 0.25  # longest run of unobserved steps; progress events are promised every second
+_CAN_YIELD: Final = hasattr(os, "sched_yield")
+_MANY_STEPS: Final = 4  # mean number of steps per open row above which even one row is worth waking a worker
 _MAX_LOGGED_IDS: Final = 16  # of requests, in one line of the log
+
+Clock = Callable[[], float]
+OnBatch = Callable[[Sequence[RequestObserver | None], float, float, int], None]
+"""Called by a worker after it ran a batch, with the observers of its rows, the times at which the batch was formed and
+ended, and the number of steps that every row took."""
+Publish = Callable[[list[tuple[ScheduledRequest, Event]]], None]
+
+
+class WorkerPool:
+    """What the workers of one model share: the inbox, the queue, the batches, and the events to publish.
+
+    They take turns under `lock` while they form batches and record results. No worker holds it during a model call, so
+    the devices compute at the same time.
+
+    Threads and locks of the whole package:
+
+        lock               taken by                guards
+        ─────────────────  ──────────────────────  ──────────────────────────────────────────────────────────────
+        WorkerPool.lock    workers                 queue, _open, _progress_subscribers, _events; which slices a batch
+         │                                         has; `seq` of slices, `started`, `expires`, `rows_left` of requests
+         ├▶ WorkerPool._wake     both              sleepers and _waking_workers
+         └▶ Admission._lock      both              all `Counters`, the cost model, `closed` of requests
+
+    - An arrow is the order: a thread that holds the lower lock never takes the upper one. The event loop never takes
+      `lock`, because a worker holds it while it copies rows; so it can always admit and close requests.
+    - The event loop calls `submit` and `stop`. Workers call `wait_for_work`, `publish_events` and `yield_core` without
+      `lock`, and may read `inbox`, `stopped`, `alive_devices` and `queue.row_count` without it. Everything else needs
+      it.
+    - The event loop sets everything of a request before it hands the request over through `inbox`, and later only
+      closes it. `closed` never becomes false again. So a worker may read it at any time, and whoever closes a request
+      (`Admission.close` tells one thread) reports its end.
+    - The rows of slices in a batch, and the batch's buffers, belong to the thread of its worker, which steps them and
+      cuts them without a lock. Others then see at most a further slice in `request.slices`, which is not in the queue.
+
+    Args:
+        admission: the counters of the same model.
+        clock: monotonic seconds.
+        observer: receives what metrics count.
+        publish: called with events in their order, by a worker that holds `lock`.
+        on_device_lost: called with the number of remaining devices when one fails, by a worker that holds `lock`.
+        devices: number of model instances, each with one worker. On a CPU, an instance stands for a device.
+        wake_rule: how many waiting rows are worth a further worker; None: any row is. If the open rows have more than
+            `_MANY_STEPS` steps left on average, any row is in either case.
+        on_batch: called after each batch; None where nobody wants to know.
+    """
+
+    def __init__(
+        self,
+        admission: Admission,
+        clock: Clock,
+        observer: SchedulerObserver,
+        publish: Publish,
+        *,
+        on_device_lost: Callable[[int], None] = lambda remaining: None,
+        devices: int = 1,
+        wake_rule: WakeRule | None = None,
+        on_batch: OnBatch | None = None,
+    ) -> None:
+        self.admission, self.clock, self.observer, self.on_batch = admission, clock, observer, on_batch
+        self.lock = threading.Lock()
+        self.inbox: deque[ScheduledRequest] = deque()
+        """New requests, and closed ones that are to be removed. Appending and popping are atomic."""
+        self.queue = FairQueue()
+        self.batches: dict[int, list[RunningBatch]] = {}
+        """The batches of each worker, by the worker's index."""
+        self.alive_devices = devices
+        """Devices that are not lost."""
+        self.device_error = ""
+        """Why the latest device was lost."""
+        self.stopped = False
+        """Whether every worker is to end."""
+        self._publish, self._on_device_lost = publish, on_device_lost
+        self.wake_rule = wake_rule
+        self._events: list[tuple[ScheduledRequest, Event]] = []
+        self._open: set[ScheduledRequest] = set()
+        self._progress_subscribers: set[ScheduledRequest] = set()
+        self._next_progress = 0.0
+        # This lock guards the sleepers and the counter below. It is taken inside `lock`, never the other way round.
+        self._wake = threading.Lock()
+        self._conditions = [threading.Condition(self._wake) for _ in range(devices)]
+        self._sleepers: list[int] = []  # workers that wait and have not been notified, in ascending order
+        self._waking_workers = 0  # workers notified of new requests that have not formed a batch since
+
+    @property
+    def idle_workers(self) -> int:
+        """Number of workers that wait and have not been notified. May be read without a lock."""
+        return len(self._sleepers)
+
+    def submit(self, requests: Iterable[ScheduledRequest]) -> None:
+        """Hand over requests: open ones are run, closed ones are removed.
+
+        Wakes as many idle workers as the waiting rows are worth, less those that are on their way; at least one if all
+        are idle.
+        """
+        self.inbox.extend(requests)
+        with self._wake:
+            if self._sleepers:
+                wanted = self.admission.waiting // self._min_rows() - self._waking_workers
+                all_idle = len(self._sleepers) == self.alive_devices
+                self._waking_workers += self._wake_workers(max(wanted, int(all_idle)))
+
+    def stop(self) -> None:
+        """Make every worker end after its current step."""
+        self.stopped = True
+        with self._wake:
+            self._wake_workers(len(self._sleepers))
+
+    def wait_for_work(self, index: int) -> bool:
+        """Wait until there is something to do for the worker with this index; returns whether it slept."""
+        woken = False
+        if not self._has_work():  # without the lock: whoever adds work notifies idle workers afterwards
+            with self._wake:
+                while not self._has_work():
+                    woken = True
+                    insort(self._sleepers, index)
+                    self._conditions[index].wait()  # `_wake_workers` has taken this worker out of the sleepers
+                    if not self._has_work():  # another worker took the rows
+                        self._waking_workers = max(0, self._waking_workers - 1)
+        return woken
+
+    def rows_for_worker(self, limit: int, rows: int, *, woken: bool) -> int:
+        """How many of the waiting ``rows`` a worker takes: an equal share if others are idle, else up to its ``limit``.
+
+        Workers that were notified and have not formed a batch yet count as idle, because waking a thread can take
+        longer than a model call. A share is reserved for each of them once: if the worker is still not running at the
+        next call, other workers get its rows. ``woken``: the caller is one of the notified workers.
+        """
+        if self.alive_devices == 1:
+            return limit
+        with self._wake:
+            others, self._waking_workers = len(self._sleepers) + max(0, self._waking_workers - woken), 0
+        share = -(-rows // (others + 1))  # rounded up
+        return min(limit, max(self._min_rows(), share))
+
+    def should_split(self, rows: int) -> bool:
+        """Whether a batch of so many unfinished rows is to be divided with an idle worker."""
+        return bool(self._sleepers) and rows >= 2 * self._min_rows()
+
+    def wake_others(self, *, at_least_one: bool = False) -> None:
+        """Wake idle workers for the rows left in the queue. ``at_least_one``: whatever their number, if there are any.
+
+        Needed by a worker that cannot take these rows itself: its batch is full, or its device is lost.
+        """
+        if len(self.batches) > 1 and self.queue.row_count:
+            with self._wake:
+                self._wake_workers(max(self.queue.row_count // self._min_rows(), int(at_least_one)))
+
+    def yield_core(self) -> None:
+        """While several workers are awake, give up the core once: they could keep the event loop from running."""
+        if self.alive_devices - len(self._sleepers) > 1 and _CAN_YIELD:
+            os.sched_yield()
+
+    def take_arrivals(self) -> list[Slice]:
+        """Empty the inbox; returns the rows of the new requests. Closed ones are removed."""
+        arrived = list[Slice]()
+        while self.inbox:
+            request = self.inbox.popleft()
+            if request.closed:
+                self.remove(request)
+                continue
+            self._open.add(request)
+            if request.params.streamed:
+                self._progress_subscribers.add(request)
+            arrived.append(request.begin())
+        return arrived
+
+    def mark_device_lost(self, reason: str) -> None:
+        """Count one device less; ``reason`` is what its runtime said, in one line."""
+        self.alive_devices -= 1
+        self.device_error = reason
+        self._on_device_lost(self.alive_devices)
+
+    def requeue(self, slices: Iterable[Slice]) -> None:
+        """Queue unfinished rows again that were removed from a batch."""
+        waiting = [piece for piece in slices if not piece.request.closed]
+        self.admission.on_rows_moved(waiting, (), self.clock())
+        self.queue.push(waiting)
+
+    def emit(self, events: Sequence[tuple[ScheduledRequest, StepOutput | StreamProgress]]) -> None:
+        """Publish steps or the progress of requests with the next events, to those that are streamed."""
+        for request, event in events:
+            if request.params.streamed:
+                request.expires = float("inf")  # a stream's deadline bounds the wait for its first event only
+                self._events.append((request, event))
+
+    def finish(self, outcomes: Mapping[ScheduledRequest, Result | IgnError]) -> None:
+        """Close requests with their outcomes, unless the event loop has closed them already."""
+        closed = self.admission.close(outcomes)
+        if closed:
+            now = self.clock()
+            self._events += [(request, outcomes[request]) for request in closed]
+            self.observer.finished([request.finished(outcomes[request], now) for request in closed])
+        for request in closed:
+            outcome, step_params = outcomes[request], request.params.step_params
+            if step_params.tolerance is not None and isinstance(outcome, Result):
+                early = int(np.count_nonzero(outcome.steps < step_params.steps))
+                if early:
+                    self.observer.early_exit(early)
+        for request in outcomes:
+            self.remove(request)
+
+    def remove(self, request: ScheduledRequest) -> None:
+        """Remove a closed request from the queue and the sets, and have batches with rows of it rebuilt."""
+        self._open.discard(request)
+        self._progress_subscribers.discard(request)
+        if request.rows_left:  # done rows are in no queue, and leave their batch by themselves
+            self.queue.remove(request)
+            if any(piece.at >= 0 and not piece.done for piece in request.slices):
+                for batch in self._all_batches():
+                    batch.needs_rebuild = True
+        request.slices = []  # breaks the reference cycle, so that no garbage collection is needed
+
+    def publish_progress(self, now: float) -> None:
+        """Emit the progress of every stream that asked for it, every `_PROGRESS_S` seconds."""
+        if not self._progress_subscribers or now < self._next_progress:
+            return
+        self._next_progress = now + _PROGRESS_S
+        self.emit(
+            [(request, request.progress()) for request in self._progress_subscribers if request.started is not None]
+        )
+
+    def fail(
+        self, requests: set[ScheduledRequest] | None, make_error: Callable[[], IgnError]
+    ) -> list[tuple[ScheduledRequest, IgnError]]:
+        """Close requests after a worker died, and rebuild the queue from the others. Reports nothing to the observer.
+
+        Args:
+            requests: those to close; None for all.
+            make_error: makes the error for each.
+
+        Returns:
+            The requests that this call has closed, with their errors.
+        """
+        requests = set(self._open) if requests is None else requests
+        failed = [(request, make_error()) for request in self.admission.close(requests)]
+        self._events.extend(failed)
+        self._open -= requests
+        self._progress_subscribers -= requests
+        # The worker may have died in the middle of a change to the queue, so nothing of the old queue is reused.
+        in_a_batch = {piece for batch in self._all_batches() for piece in batch.slices}
+        self.queue = FairQueue()
+        for request in self._open:
+            self.queue.push([piece for piece in request.slices if not piece.done and piece not in in_a_batch])
+        for batch in self._all_batches():
+            batch.needs_rebuild = True
+        return failed
+
+    def publish_events(self) -> None:
+        """Publish the collected events, of whichever worker; the lock keeps them in order."""
+        if self._events:
+            with self.lock:
+                events, self._events = self._events, []
+                if events:
+                    self._publish(events)
+
+    def _all_batches(self) -> list[RunningBatch]:
+        return [batch for batches in self.batches.values() for batch in batches]
+
+    def _min_rows(self) -> int:
+        """Fewest rows that are worth waking another worker; 1 if the open rows have many steps left."""
+        total = self.admission.total
+        if self.wake_rule is None or total.steps > _MANY_STEPS * total.rows:
+            return 1
+        return self.wake_rule.min_rows(len(self._open) + len(self.inbox), total.rows)
+
+    def _wake_workers(self, count: int) -> int:
+        """Notify so many idle workers, or all if there are fewer; returns how many. The caller holds `_wake`.
+
+        The lowest index comes first: the worker that ran last has its code and weights in the core's cache.
+        """
+        woken, self._sleepers = self._sleepers[:count], self._sleepers[count:]
+        for index in woken:
+            self._conditions[index].notify()
+        return len(woken)
+
+    def _has_work(self) -> bool:
+        return self.stopped or bool(self.inbox) or self.queue.row_count > 0
 
 
 class Worker:
@@ -41,14 +329,15 @@ class Worker:
         self._reset()
 
     def _reset(self) -> None:
-        """Start with an empty batch."""
+        """Start with empty batches: that of the worker, and one for short requests that go before it."""
         pool = self._pool
-        self._batch = pool.batches[self._index] = RunningBatch(
-            self._model, pool.admission.limit(self._index), pool.clock, self._on_model_call
-        )
+        limit = pool.admission.limit(self._index)
+        self._batch, self._apart = pool.batches[self._index] = [
+            RunningBatch(self._model, limit, pool.clock, self._on_model_call) for _ in range(2)
+        ]
         self._began = 0.0  # when the current cycle began
-        self._was_apart = False  # whether the last step was one of requests that ran before the rows of the batch
-        self._in_step = False  # whether an error that ends the thread is about the rows of the batch
+        self._was_apart = False  # whether the last step was that of `_apart`
+        self._in_step = False  # whether an error that ends the thread is about the rows of the batches
 
     def start(self) -> None:
         """Start the thread."""
@@ -68,12 +357,13 @@ class Worker:
         pool = self._pool
         try:
             while True:
-                woken = not self._batch.rows and pool.wait_for_work(self._index)
+                woken = not self._batch.slices and pool.wait_for_work(self._index)
                 if pool.stopped:
                     break
                 with pool.lock:
-                    self._form_batch(woken=woken)
-                self._run_batch()
+                    batch = self._form_batch(woken=woken)
+                if batch.slices:
+                    self._step(batch)
                 pool.publish_events()
                 if self.device_lost and pool.alive_devices:  # the other workers have its rows
                     break
@@ -92,7 +382,7 @@ class Worker:
                 pool.publish_events()
 
     def _fail_rows(self, cause: BaseException) -> list[tuple[ScheduledRequest, IgnError]]:
-        """Fail the requests in the batch if the thread died in a step, else all requests: the queue may be broken."""
+        """Fail the requests in the batches if the thread died in a step, else all requests: the queue may be broken."""
 
         def make_error() -> ModelFailure:
             failure = ModelFailure("the model failed")
@@ -100,169 +390,137 @@ class Worker:
             return failure
 
         with self._pool.lock:
-            batch = self._batch
-            requests = {*batch.requests, *(row.request for row in batch.rows)} if self._in_step else None
+            slices = self._batch.slices + self._apart.slices
+            requests = {piece.request for piece in slices} if self._in_step else None
             self._reset()
             return self._pool.fail(requests, make_error)
 
-    def _form_batch(self, *, woken: bool) -> None:
-        """Choose what runs next. The caller holds the pool's lock.
+    def _form_batch(self, *, woken: bool) -> RunningBatch:
+        """Choose what runs next; returns its batch. The caller holds the pool's lock.
 
         All rows of the batch go back to the queue and compete with those that wait, so that a long request does not
         hold up a short one. This is skipped if nobody waits, nothing has changed in the batch, no deadline has passed
         and no idle worker could take a part of it: then the batch stays as it is.
-
-        It is also skipped if nothing but new requests of a single step waits, and there is room for all of them. They
-        run alone if the batch is empty or, every second time, if that makes their step much shorter.
         """
         batch, pool = self._batch, self._pool
-        arrived, places = pool.take_arrivals(), None
+        arrived = pool.take_arrivals()
         self._began = now = pool.clock()
-        if arrived and not pool.queue.row_count and all(r.is_single_step and r.expires > now for r in arrived):
-            rows, others = sum(request.open_rows for request in arrived), len(batch.rows)
-            if not others:
-                places = pool.rows_for_worker(batch.limit, rows, woken=woken)
-                is_taken = rows <= places
-            else:
-                is_taken = (
-                    rows <= batch.limit and not self._was_apart and pool.admission.is_short_apart(rows, others, now)
-                )
-            if is_taken:
-                self._was_apart = others > 0
-                self._take_requests(arrived, now)
-                return
-        self._was_apart = False
-        pool.enqueue(arrived)
-        if pool.queue.row_count or batch.needs_rebuild or now >= batch.expires or pool.should_split(len(batch.rows)):
-            self._choose_rows(places, now, woken=woken)
+        self._was_apart = self._goes_apart(arrived, now)
+        if self._was_apart:
+            self._rebuild(self._apart, arrived, now)
+            return self._apart
+        pool.queue.push(arrived)
+        if pool.queue.row_count or batch.needs_rebuild or now >= batch.expires or pool.should_split(batch.row_count):
+            self._choose_rows(now, woken=woken)
+        return batch
 
-    def _take_requests(self, requests: list[ScheduledRequest], now: float) -> None:
-        """Make requests of a single step the batch as they are: that takes a part of the time of their rows."""
-        self._batch.requests = requests
-        self._pool.admission.on_requests_moved(requests, joined=True, now=now)
-        for request in requests:
-            request.started = now
+    def _goes_apart(self, arrived: list[Slice], now: float) -> bool:
+        """Whether new requests run a batch of their own, before the next step of the rows that are in the batch.
 
-    def _choose_rows(self, places: int | None, now: float, *, woken: bool) -> None:
-        """Make rows of the queue and of the batch the new batch: as many as there are ``places``, if that is known."""
+        They must be all that waits, need one step, and fit one batch; and their step must be much shorter without the
+        other rows. Every second step at most is one of these, so that the other rows go on.
+        """
+        if not (arrived and self._batch.slices) or self._was_apart or self._pool.queue.row_count:
+            return False
+        if any(piece.request.row_steps > 1 or piece.request.expires <= now for piece in arrived):
+            return False
+        rows = sum(piece.count for piece in arrived)
+        return rows <= self._batch.limit and self._pool.admission.is_short_apart(rows, self._batch.row_count, now)
+
+    def _choose_rows(self, now: float, *, woken: bool) -> None:
+        """Make rows of the queue and of the batch the new batch."""
         batch, pool = self._batch, self._pool
-        for row in batch.rows:
-            if not (row.done or row.request.closed):
-                pool.queue.push(row)
-        if places is None:
-            places = pool.rows_for_worker(batch.limit, pool.queue.row_count, woken=woken)
+        if batch.slices:
+            pool.queue.push([piece for piece in batch.slices if not (piece.done or piece.request.closed)])
+        places = pool.rows_for_worker(batch.limit, pool.queue.row_count, woken=woken)
         chosen, expired = pool.queue.take(places, now)
-        requests = [] if batch.rows else whole_requests(chosen)
-        if requests:
-            self._take_requests(requests, now)
-        else:
-            left, joined = batch.rebuild(chosen)
-            pool.admission.on_rows_moved(left, joined, now)
-            for row in joined:
-                self._on_join(row, now)
-        pool.finish({request: DeadlineExceeded("the deadline passed while waiting") for request in expired})
+        self._rebuild(batch, chosen, now)
+        if expired:
+            pool.finish({request: DeadlineExceeded("the deadline passed while waiting") for request in expired})
         pool.wake_others()
 
-    def _on_join(self, row: Row, now: float) -> None:
-        request = row.request
-        if request.started is None:
-            request.started = now
-        if request.params.step_params.record and row.is_recorded():  # step 0; later steps are recorded in `commit`
-            self._pool.emit(request, row.record_step(request.inputs[row.index], None))
+    def _rebuild(self, batch: RunningBatch, chosen: list[Slice], now: float) -> None:
+        left, joined = batch.rebuild(chosen)
+        self._pool.admission.on_rows_moved(left, joined, now)
+        for piece in joined:
+            request = piece.request
+            if request.started is None:
+                request.started = now
+            # This is step 0; later steps are recorded by `RunningBatch.commit`.
+            if request.params.step_params.record and piece.is_recorded():
+                rows = request.inputs[piece.start : piece.start + piece.count]
+                self._pool.emit([(request, output) for output in piece.record(rows, None)])
 
-    def _run_batch(self) -> None:
-        if self._batch.requests:
-            self._run_requests()
-        elif self._batch.rows:
-            self._step()
-
-    def _run_requests(self) -> None:
-        """Run the step of a batch of whole requests. If it fails, they are queued and the next batch has their rows."""
-        batch, pool, requests = self._batch, self._pool, self._batch.requests
-        pool.publish_events()  # expired requests need not wait for the device
-        self._in_step = True
-        rule = pool.wake_rule
-        cpu_began = rule.cpu_clock() if rule else 0.0
-        found = batch.run_requests()
-        now, rows = pool.clock(), sum(len(request.inputs) for request in requests)
-        with pool.lock:
-            if found is None:
-                pool.admission.on_requests_moved(requests, joined=False, now=now)
-                for request in requests:
-                    request.by_rows = True
-                pool.enqueue(requests)
-            else:
-                if rule:
-                    rule.on_steps(rows, rule.cpu_clock() - cpu_began)
-                pool.admission.on_requests_done(rows, self._began, now)
-                pool.finish(finish_single_steps(requests, *found, now))
-            batch.requests, self._in_step = [], False
-            pool.publish_progress(now)
-        if found is not None and pool.on_batch is not None:
-            observers = [request.params.observer for request in requests for _ in request.inputs]
-            pool.on_batch(observers, self._began, now, 1)
-
-    def _step(self) -> None:
+    def _step(self, batch: RunningBatch) -> None:
         """Run unobserved steps, or one observed step, and record what came of them."""
-        batch, pool = self._batch, self._pool
+        pool, rule = self._pool, self._pool.wake_rule
         pool.publish_events()  # recorded inputs and expired requests need not wait for the device
         self._in_step = True
-        rule = pool.wake_rule
         cpu_began = rule.cpu_clock() if rule else 0.0
         # Rows that wait compete for the batch after every step, so unobserved steps run only while nobody waits.
         steps = 0 if pool.queue.row_count else batch.run_unobserved(self._began + _MAX_UNOBSERVED_S, pool.inbox)
-        finished: list[Row] = []
-        outputs: list[tuple[ScheduledRequest, StepOutput]] = []
-        if steps == 0:
-            steps = 1
-            finished, outputs = self._observed_step()
-        now, rows = pool.clock(), batch.rows
+        finished, outputs = ([], []) if steps else self._observed_step(batch)
+        steps, now, slices = steps or 1, pool.clock(), batch.slices
         with pool.lock:
             if rule:
-                rule.on_steps(steps * len(batch.rows), rule.cpu_clock() - cpu_began)
-            for request, output in outputs:
-                pool.emit(request, output)
-            pool.admission.on_steps_done(batch.rows, steps, finished, self._began, now)
-            self._finish_rows(finished, now)
+                rule.on_steps(steps * batch.row_count, rule.cpu_clock() - cpu_began)
+            if outputs:
+                pool.emit(outputs)
+            results = self._results_of(finished, now)
+            pool.admission.on_steps_done(slices, steps, finished, self._began, now)
+            pool.finish(results)
             # A batch without rows makes the next cycle wait. Without this it would form an empty batch first. This
             # comes last, because `_fail_rows` must find the rows in the batch if anything above fails.
             batch.remove_finished()
             self._in_step = False
             if self.device_lost and pool.alive_devices:
-                pool.requeue(batch.remove(batch.rows))
+                pool.requeue(self._batch.remove(self._batch.slices))
                 pool.wake_others(at_least_one=True)
             pool.publish_progress(now)
         if pool.on_batch is not None:
-            pool.on_batch([row.request.params.observer for row in rows], self._began, now, steps)
+            observers = [piece.request.params.observer for piece in slices for _ in range(piece.count)]
+            pool.on_batch(observers, self._began, now, steps)
 
-    def _observed_step(self) -> tuple[list[Row], list[tuple[ScheduledRequest, StepOutput]]]:
-        """Run one step; returns the rows that are done and the steps to emit."""
-        batch, pool = self._batch, self._pool
+    def _observed_step(self, batch: RunningBatch) -> tuple[list[Slice], list[tuple[ScheduledRequest, StepOutput]]]:
+        """Run one step; returns the slices that are done and the steps to emit."""
+        pool = self._pool
         failed = batch.step()
         if failed:
-            self._log_failures(failed)
-        if failed or batch.rows_on_lost_device:
+            self._log_failures(failed, batch.row_count)
+        if failed or batch.device_lost is not None:
             with pool.lock:
-                pool.finish({row.request: failure for row, failure in reversed(failed)})
+                pool.finish(dict(reversed(failed)))  # of a request with several failed rows the first is told
                 if batch.device_lost is not None:
-                    self._on_device_lost(batch.device_lost)
+                    self._on_device_lost(batch, batch.device_lost)
         ended = batch.commit()
         if batch.limit != pool.admission.limit(self._index) and not self.device_lost:
             pool.admission.set_limit(self._index, batch.limit)
             pool.observer.reduce_max_batch(batch.limit)
+            for each in (self._batch, self._apart):
+                each.limit, each.needs_rebuild = batch.limit, bool(each.slices)
         return ended
 
-    def _log_failures(self, failed: list[tuple[Row, IgnError]]) -> None:
-        """Log why the model failed on rows of the batch: one line for each cause."""
-        causes = [(row, failure.reason) for row, failure in failed if isinstance(failure, ModelFailure)]
-        for reason in dict.fromkeys(reason for _, reason in causes):
-            rows = [row for row, cause in causes if cause == reason]
-            count, size = len(rows), len(self._batch.rows)
-            logger.error("the model failed on %d of %d rows: %s%s", count, size, reason, _request_ids(rows))
+    def _results_of(self, finished: Iterable[Slice], now: float) -> dict[ScheduledRequest, Result | IgnError]:
+        """Count rows as done; returns the results of requests without further rows."""
+        results = dict[ScheduledRequest, Result | IgnError]()
+        for piece in finished:
+            request = piece.request
+            request.rows_left -= piece.count
+            if request.rows_left == 0:
+                results[request] = request.result(now)
+        return results
 
-    def _on_device_lost(self, cause: Exception) -> None:
+    def _log_failures(self, failed: list[tuple[ScheduledRequest, IgnError]], size: int) -> None:
+        """Log why the model failed on rows of a batch of this size: one line for each cause."""
+        causes = [(request, failure.reason) for request, failure in failed if isinstance(failure, ModelFailure)]
+        for reason in dict.fromkeys(reason for _, reason in causes):
+            requests = [request for request, cause in causes if cause == reason]
+            ids = _request_ids(requests)
+            logger.error("the model failed on %d of %d rows: %s%s", len(requests), size, reason, ids)
+
+    def _on_device_lost(self, batch: RunningBatch, cause: Exception) -> None:
         """Requeue the rows of the failed call for other devices; without any, their requests fail."""
-        batch, pool = self._batch, self._pool
+        pool, lost = self._pool, batch.remove_lost()
         if not self.device_lost:
             self.device_lost = True
             pool.mark_device_lost(str(cause))
@@ -271,28 +529,14 @@ class Worker:
                 "a device is lost: %s. It fails every call until this process is started anew%s%s",
                 cause,
                 others,
-                _request_ids(batch.rows_on_lost_device),
+                _request_ids(piece.request for piece in lost),
             )
             if pool.alive_devices:
                 pool.admission.set_limit(self._index, 0)
-        rows = batch.remove(batch.rows_on_lost_device)
         if pool.alive_devices:
-            pool.requeue(rows)
-            return
-        for row in rows:
-            failure = ModelFailure("the model failed on this row", reason=str(cause))
-            failure.__cause__ = cause
-            pool.finish({row.request: failure})
-
-    def _finish_rows(self, rows: Iterable[Row], now: float) -> None:
-        done: dict[ScheduledRequest, Result | IgnError] = {}
-        for row in rows:
-            request = row.request
-            request.rows_left -= 1
-            if request.rows_left == 0:
-                done[request] = request.result(now)
-        if done:
-            self._pool.finish(done)
+            pool.requeue(lost)
+        else:
+            pool.finish({piece.request: row_failure(cause) for piece in lost})
 
     def _on_model_call(self, rows: int, padded: int, seconds: float, reason: str) -> None:
         pool = self._pool
@@ -301,8 +545,8 @@ class Worker:
         pool.observer.batch(rows, padded, seconds, reason)
 
 
-def _request_ids(rows: Iterable[Row]) -> str:
-    """The end of a log line: the ids of the requests that these rows belong to."""
-    ids = [name for name in dict.fromkeys(row.request.params.request_id for row in rows) if name]
+def _request_ids(requests: Iterable[ScheduledRequest]) -> str:
+    """The end of a log line: the ids of these requests."""
+    ids = [name for name in dict.fromkeys(request.params.request_id for request in requests) if name]
     more = f" and {len(ids) - _MAX_LOGGED_IDS} more" if len(ids) > _MAX_LOGGED_IDS else ""
     return f"; requests {', '.join(ids[:_MAX_LOGGED_IDS])}{more}" if ids else ""

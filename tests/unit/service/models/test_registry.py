@@ -1,8 +1,8 @@
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from pathlib import Path
+from typing import Literal, cast
 
 import pytest
 
@@ -17,9 +17,23 @@ from service.observability.statistics import ModelStatistics
 from service.scheduling.scheduler import Scheduler
 from tests.helpers.fakes import FakeModel
 from tests.helpers.onnx_models import make_card
-from tests.helpers.serving import marked, release, until_running
+from tests.helpers.serving import marked, until_running
 
 SHAPE = (1, 4, 4)
+
+
+class Instance(FakeModel):
+    """An instance of version ``version`` of the model `toy`; ``on_close`` is called in a thread."""
+
+    def __init__(self, version: str, on_close: Callable[[], None], *, gate: threading.Event | None = None) -> None:
+        super().__init__(SHAPE, gate=gate)
+        self.card = make_card(version=version, shape=SHAPE)
+        self.digest, self.noise = version * 64, NoiseSource(SHAPE)
+        self.device: Literal["cpu", "cuda"] = "cpu"
+        self.provider, self.fallback_reason = "fake", cast(str | None, None)
+        self.close = on_close
+
+    def warm_up(self) -> None: ...
 
 
 class Stage:
@@ -31,7 +45,7 @@ class Stage:
 
         self.repository = Repository(directory, unopened, default="toy")
         self.told: list[str] = []
-        self.closed: list[LoadedModel] = []
+        self.closed = 0
         self._loop = asyncio.get_running_loop()
         self.gone, self.first_closed = asyncio.Event(), asyncio.Event()
         self.registry = ModelRegistry(
@@ -50,30 +64,27 @@ class Stage:
         scheduler = Scheduler(*loaded.instances, max_batch_rows=8, queue_rows=100, observer=statistics)
         return ServedModel(loaded, scheduler, statistics)
 
-    def model(self, version: str = "1", model: FakeModel | None = None) -> LoadedModel:
-        loaded = LoadedModel(
-            card=make_card(version=version, shape=SHAPE),
-            digest=version * 64,
-            instances=(model or FakeModel(SHAPE),),
-            noise=NoiseSource(SHAPE),
+    def model(self, version: str = "1", *, gate: threading.Event | None = None) -> LoadedModel:
+        instance = Instance(version, self._close, gate=gate)
+        return LoadedModel(
+            card=instance.card,
+            digest=instance.digest,
+            instances=(instance,),
+            noise=instance.noise,
             golden=GoldenReport(difference=0.0, spread=0.0, tolerance=1.0, batches=(1,)),
             device="cpu",
             provider="fake",
         )
 
-        def close() -> None:  # in a thread
-            self.closed.append(loaded)
-            self._loop.call_soon_threadsafe(self.first_closed.set)
-
-        return replace(loaded, close=close)
+    def _close(self) -> None:
+        self.closed += 1
+        self._loop.call_soon_threadsafe(self.first_closed.set)
 
     def served(self) -> ServedModel:
         return self.registry.resolve("toy")
 
     def run(self, model: ServedModel) -> "asyncio.Task[Result]":
-        return asyncio.create_task(
-            model.scheduler.run(marked(1.0), SchedulingParams(step_params=StepParams(steps=1)))
-        )
+        return asyncio.create_task(model.scheduler.run(marked(1.0), SchedulingParams(step_params=StepParams(steps=1))))
 
 
 def on_stage(tmp_path: Path, play: Callable[[Stage], Awaitable[None]]) -> Stage:
@@ -101,59 +112,45 @@ def test_the_displaced_one_answers_until_nobody_can_hold_it(tmp_path: Path) -> N
         # Resolved before the switch, asked only now.
         for model in (old, new):
             assert (await stage.run(model)).rows[0, 0, 0, 0] == 0.5
-        assert (await old.statistics.read()).rows == (await new.statistics.read()).rows == 1
-        assert stage.closed == []
+        assert old.statistics.counts().rows == new.statistics.counts().rows == 1
+        assert stage.closed == 0
         stage.gone.set()
         await asyncio.wait_for(stage.first_closed.wait(), 10)
         assert stage.registry.models == {"toy/1": new}
 
     stage = on_stage(tmp_path, play)
     assert stage.told == ["toy/1 activated", "toy/1 activated"]
-    assert len(stage.closed) == 2
+    assert stage.closed == 2
 
 
-def test_taking_everything_down_ends_what_was_leaving_too(tmp_path: Path) -> None:
-    async def main() -> None:
-        stage = Stage(tmp_path)
-        model = FakeModel(SHAPE, gate=threading.Event())
-        stage.registry.activate(stage.model(model=model))
-        held = stage.run(stage.served())
-        await until_running(model)
-        stage.registry.activate(stage.model())
-        closing = asyncio.create_task(stage.registry.close())
-        with pytest.raises(Draining):
-            await held
-        release(model)
-        await closing
-        assert len(stage.closed) == 2
-        assert stage.registry.models == {}
-
-    asyncio.run(main())
-
-
-def test_cutting_off_reaches_what_is_leaving(tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", ["close", "abort_all"])
+def test_ending_everything_ends_what_was_leaving_too(tmp_path: Path, end: str) -> None:
     async def play(stage: Stage) -> None:
-        model = FakeModel(SHAPE, gate=threading.Event())
-        stage.registry.activate(stage.model(model=model))
+        gate = threading.Event()
+        stage.registry.activate(held_back := stage.model(gate=gate))
         held = stage.run(stage.served())
-        await until_running(model)
+        await until_running(cast(FakeModel, held_back.instances[0]))
         stage.registry.activate(stage.model())
-        stage.registry.abort_all()
+        if end == "close":
+            closing = asyncio.create_task(stage.registry.close())
+        else:
+            stage.registry.abort_all()
         with pytest.raises(Draining):
             await held
-        release(model)
+        gate.set()
+        if end == "close":
+            await closing
 
-    on_stage(tmp_path, play)
+    assert on_stage(tmp_path, play).closed == 2
 
 
 def test_a_directory_that_cannot_be_read_is_a_failed_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreadable(_: object) -> list[str]:
+    def unreadable(*_: object) -> list[str]:
         raise PermissionError(13, "Permission denied", str(tmp_path))
 
     async def play(stage: Stage) -> None:
         stage.registry.activate(stage.model())
-        monkeypatch.setattr(stage.repository, "versions", unreadable)
-        monkeypatch.setattr(stage.repository, "find", lambda: unreadable(None))
+        monkeypatch.setattr(stage.repository, "find", unreadable)
         with pytest.raises(LoadFailed) as caught:
             await stage.registry.load("toy")
         assert caught.value.detail == "toy: Permission denied"

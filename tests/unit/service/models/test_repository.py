@@ -82,9 +82,9 @@ def test_versions_of_one_model(tmp_path: Path) -> None:
         write_model(tmp_path, "toy", version)
     write_model(tmp_path, "toyota")
     models = repository(tmp_path)
-    assert models.versions("toy") == ["toy/9", "toy/10"]
+    assert models.find("toy") == ["toy/9", "toy/10"]
     for name in ("to", "TOY", "", ".", "..", "../toy", "toy/9", "toy\0"):
-        assert models.versions(name) == []
+        assert models.find(name) == []
 
 
 def test_versions_outside_of_the_directory_are_refused(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_other_entries_are_passed_over(tmp_path: Path, caplog: pytest.LogCapture
     (tmp_path / "toy" / "01").mkdir()
     with caplog.at_level(logging.WARNING, logger=module.__name__):
         models = repository(tmp_path)
-        assert list(models.load_all()) == models.find() == models.versions("toy") == ["toy/1"]
+        assert list(models.load_all()) == models.find() == models.find("toy") == ["toy/1"]
     assert len(caplog.records) == 3  # each said once
     assert {record.args for record in caplog.records} == {("lost+found",), ("latest",), ("01",)}
 
