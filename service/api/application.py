@@ -1,4 +1,6 @@
-"""The service as one ASGI callable. Every request, of every size and kind, passes the same functions:
+"""The service as one ASGI callable.
+
+Every request, of every size and kind, passes the same functions:
 
     server ─▶ Application.__call__     request id, arrival, caller, trace
                  │
@@ -48,7 +50,7 @@ from service.observability.logs import choose_request_id, log_request
 from service.observability.trace_context import parse_traceparent
 
 if TYPE_CHECKING:
-    from service.observability.tracing import Tracing
+    pass
 
 CLIENT_GONE: Final = 499
 _LINGER_BYTES: Final = 1 << 26
@@ -242,6 +244,7 @@ class Application:
             raise state["rejected"]
         error = check_head(exchange.scope["http_version"], exchange.headers.fields)
         if error is not None:
+            exchange.added.append((b"connection", b"close"))  # where its body ends is in doubt
             raise error
         if path not in self._probes:
             if in_flight.draining:
@@ -257,9 +260,7 @@ class Application:
     async def _run(self, exchange: Exchange, match: Match, send: Send) -> None:
         assert match.endpoint is not None  # noqa: S101 - `_serve` has checked it
         query = exchange.scope["query_string"]
-        api = ApiRequest(
-            self.services, match.template, query, exchange.headers, exchange.state, exchange.receive
-        )
+        api = ApiRequest(self.services, match.template, query, exchange.headers, exchange.state, exchange.receive)
         await self._pipeline.run(match.endpoint, api, match.parameters, send)
 
     async def _send_problem(self, scope: Scope, send: Send, exc: Exception) -> None:

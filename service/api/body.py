@@ -33,7 +33,7 @@ _PARAMETERLESS: Final = frozenset(("application/json", "image/png", "image/jpeg"
 
 
 class HeaderFields(Protocol):
-    """What endpoints read headers with: Starlette's `Headers`, or those of `service.api.fast_path`."""
+    """What endpoints read headers with: Starlette's `Headers`, or those of `service.api.application`."""
 
     @overload
     def get(self, key: str, /) -> str | None: ...

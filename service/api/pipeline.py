@@ -234,7 +234,7 @@ class Pipeline:
     def _submit(self, model: ServedModel, calls: list[Call]) -> None:
         requests = [(call.inputs.rows, call.work.scheduling(call.inputs)) for call in calls]
         try:
-            handles = model.scheduler.run(requests, self._on_events)
+            handles = model.scheduler.submit(requests, self._on_events)
         except Exception as exc:
             for call in calls:
                 call.fail(exc)

@@ -15,7 +15,7 @@ from service.api.app_state import AppState
 from service.api.body import MAX_VALUES, HeaderFields, parse_content_type, parse_json, printable_name, read_body
 from service.api.negotiation import Media, negotiate
 from service.api.problems import describe
-from service.domain.errors import BodyTooSlow, DeadlineExceeded, InvalidContent, MalformedRequest, UnsupportedMedia
+from service.domain.errors import BodyTooSlow, DeadlineExceeded, InvalidContent, MalformedRequest
 from service.domain.tasks import Result
 from service.models.registry import ServedModel
 

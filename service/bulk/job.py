@@ -6,8 +6,7 @@ from typing import Any, Final, Literal
 
 from pydantic import ValidationError
 
-from service.api.native.schemas import PictureOptions
-from service.api.native.schemas import GenerateRequest, ProjectOptions, ScoreOptions
+from service.api.native.schemas import GenerateRequest, PictureOptions, ProjectOptions, ScoreOptions
 from service.api.native.validation import step_params
 from service.domain.errors import StartupError
 from service.domain.tasks import StepParams

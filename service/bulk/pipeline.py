@@ -16,9 +16,8 @@ from typing import Any, Final, NamedTuple, TypeVar
 import numpy as np
 
 from service.api.app_state import AppState
-from service.api.native.schemas import Format
 from service.api.native.responses import in_distribution_fields, round_metric
-from service.api.native.schemas import GenerateRequest, ProjectOptions, ScoreOptions
+from service.api.native.schemas import Format, GenerateRequest, ProjectOptions, ScoreOptions
 from service.bulk.job import Job
 from service.bulk.output import COLUMNS, Output, Record
 from service.bulk.sources import Source, SourceItem, open_source

@@ -105,8 +105,9 @@ class Service:
         return self.client.post(path, headers=headers, **options)
 
     def metric(self, name: str, **labels: str) -> float:
-        """The sum of a metric's samples that carry these labels."""
-        families = text_string_to_metric_families(self.get("/metrics").text)
+        """The sum of a metric's samples that carry these labels; now, as `/metrics` may be a second old."""
+        self.services.update_gauges()
+        families = text_string_to_metric_families(self.services.metrics.render()[0].decode())
         samples = [sample for family in families for sample in family.samples if sample.name == name]
         return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
 
@@ -127,12 +128,8 @@ def serving(
     ready: bool = True,
     may_refuse: bool = True,
     loop: Literal["auto", "asyncio"] = "auto",
-    fast_path: bool = True,
 ) -> Iterator[Service]:
-    """Run the service in a thread of its own; nothing may be logged as an error that the test did not expect.
-
-    ``fast_path``: False for a service that handles every request through ASGI.
-    """
+    """Run the service in a thread of its own; nothing may be logged as an error that the test did not expect."""
     refusals: list[StartupError] = []
     services = build_services(settings)
     app = create_app(services, on_startup_error=refusals.append if may_refuse else None)

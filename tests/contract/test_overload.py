@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from service.api.fast_path import FastPath
 from service.api.middleware.fast_routes import FastRouter
 from service.server.fast_request import FastRequest
 from service.server.rejected_connections import RejectedConnections
+
 from tests.contract.harness import PATIENCE_S, Gate, Service, gated, serving, settings
 from tests.contract.test_pressure import later
 from tests.helpers.connection import Connection

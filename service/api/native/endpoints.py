@@ -197,9 +197,7 @@ def _upload_work(
     spec = ResponseSpec(model=model, media=api.media, options=options, labels=labels, strength=strength)
     check_format(api, spec, params.record)
     make_rows = partial(prepare_upload, upload, model, api.services.settings, api.check_not_over)
-    return RowWork(
-        api=api, spec=spec, params=params, make_rows=make_rows, is_large=is_large(upload), upload=upload
-    )
+    return RowWork(api=api, spec=spec, params=params, make_rows=make_rows, is_large=is_large(upload), upload=upload)
 
 
 def _parse_interpolate(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> RowWork:
@@ -233,9 +231,7 @@ def _parse_arithmetic(api: ApiRequest, body: bytes, _: Mapping[str, str]) -> Row
     options, settings = _parse_json(api, ArithmeticRequest, body), api.services.settings
     model = api.resolve(options.model)
     steps = check_steps(options.steps, recommended=model.card.steps.generate, settings=settings)
-    spec = ResponseSpec(
-        model=model, media=api.media, options=options, labels=[{"index": 0}], members={"seed": None}
-    )
+    spec = ResponseSpec(model=model, media=api.media, options=options, labels=[{"index": 0}], members={"seed": None})
     check_format(api, spec)
     reader = PointReader(model, settings, api.check_not_over)
 

@@ -5,9 +5,9 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
+from service.api.native.schemas import ProblemDocument, ProgressEvent, StepEvent
 from service.api.negotiation import Media
 from service.api.problems import MEDIA_TYPE
-from service.api.native.schemas import ProblemDocument, ProgressEvent, StepEvent
 
 Examples = Mapping[str, Mapping[str, Any]]
 

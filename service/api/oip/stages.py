@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from service.api.oip.tensors import HEADER_LENGTH, Inference, header_length, read_request, write_answer
 from service.api.pipeline import LARGE_BODY, Endpoint, ResponseParts
 from service.api.request import ApiRequest, count_codec, count_rows
-from service.api.oip.tensors import HEADER_LENGTH, Inference, header_length, read_request, write_answer
 from service.domain.errors import IgnError, InvalidContent, InvalidInference
 from service.domain.latents import FloatRows
 from service.domain.tasks import Result, SchedulingParams, StepParams

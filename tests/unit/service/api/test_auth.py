@@ -14,8 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from service.api.access import ApiKey, AuthMiddleware, load_keys
-from service.api.access import address_key, peer_key
+from service.api.access import ApiKey, AuthMiddleware, address_key, load_keys, peer_key
 from service.domain.errors import StartupError
 from service.domain.rate_limit import Rate
 

@@ -5,7 +5,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from service.api.http import problems
+from service.api import problems
 from service.api.info import swagger
 
 

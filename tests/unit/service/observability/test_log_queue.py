@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from service.observability import logs
 from service.observability.logs import QueuedHandler
 
 
