@@ -3,6 +3,7 @@
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from service.api.heads import check_head
 from service.api.http.problems import log_failure, request_id_of, send_problem
 
 
@@ -25,6 +26,10 @@ class ErrorMiddleware:
             await self._app(scope, receive, send)
             return
         try:
+            error = scope["state"].get("rejected") or check_head(scope["http_version"], scope["headers"])
+            if error is not None:
+                await send_problem(scope, _closing(send), error)
+                return
             await self._app(scope, receive, send)
         except ClientDisconnect:
             raise
@@ -33,3 +38,11 @@ class ErrorMiddleware:
                 log_failure(exc, request_id_of(scope))
             else:
                 await send_problem(scope, send, exc)
+
+
+def _closing(send: Send) -> Send:
+    async def closing(message):  # type: ignore
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], (b"connection", b"close")]
+        await send(message)
+    return closing
