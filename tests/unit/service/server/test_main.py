@@ -25,7 +25,7 @@ from service.domain.latents import FloatRows
 from service.domain.model import DeviceLost
 from service.observability.log_queue import flush_log
 from service.runtime.onnx_model import OnnxModel
-from service.server import sockets, process
+from service.server import process, sockets
 from service.settings import Settings
 from tests.contract.harness import PATIENCE_S, Gate, problem
 from tests.helpers.connection import Connection
