@@ -15,7 +15,7 @@ from service.environment import prepare_process
 from service.observability.logs import flush_log
 from service.server import process, sockets
 from service.server.open_connections import raise_file_limit
-from service.server.supervisor import supervise
+from service.server.process import supervise
 from service.settings import Settings, from_environment, log_name_warnings, variable_of
 
 REFUSED: Final = 2

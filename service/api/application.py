@@ -230,7 +230,7 @@ class Application:
                 log_failure(exc, exchange.state["request_id"])
             else:
                 await self._send_problem(scope, send, exc)
-            exc.__traceback__ = None  # its frames hold it: break the cycle
+            exc.__traceback__ = None  # its frames may hold it: break the cycle
 
     def _admit(self, exchange: Exchange) -> None:
         """Let the request in, and count it.

@@ -107,7 +107,7 @@ class Call:
     api: ApiRequest
     parameters: Mapping[str, str]
     body: bytes
-    progress: "asyncio.Future[None]"
+    progress: "asyncio.Future[None] | None" = None
     work: Any = None
     inputs: Any = None
     handle: Any = None  # of the scheduler, until the last event
@@ -119,14 +119,19 @@ class Call:
         """What `Endpoint.encode` gets."""
         return self.work, self.inputs.rows, self.result
 
+    @property
+    def is_over(self) -> bool:
+        """Whether an error or a disconnect of the client has ended the request."""
+        return self.progress is None or self.progress.done()
+
     def advance(self) -> None:
         """Let the task of the request continue."""
-        if not self.progress.done():  # done: the client has disconnected
+        if self.progress is not None and not self.progress.done():
             self.progress.set_result(None)
 
     def fail(self, exc: Exception) -> None:
         """End the request with an error."""
-        if not self.progress.done():
+        if self.progress is not None and not self.progress.done():
             self.progress.set_exception(exc)
 
 
@@ -147,7 +152,7 @@ class Pipeline:
         """
         endpoint.check(api)
         body = await api.read_body()
-        call = Call(endpoint, api, parameters, body, asyncio.get_running_loop().create_future())
+        call = Call(endpoint, api, parameters, body)
         try:
             with self._disconnects.watch(api.receive):
                 last = await self._run(call, send)
@@ -168,11 +173,9 @@ class Pipeline:
         api = call.api
         if len(call.body) > LARGE_BODY:
             await api.run_codec("decode", partial(_parse, call))
-        self._add(call)
-        await call.progress
+        await self._add(call)
         if call.inputs is None:  # decoding is large
             await self._decode_large(call)
-            await call.progress
         if call.events is not None:
             last: bytes = await call.work.send_events(call.inputs, call.events, send)
             return last
@@ -185,32 +188,37 @@ class Pipeline:
     async def _decode_large(self, call: Call) -> None:
         """Decode in the codec pool, but only for rows that have room in the queue."""
         work, loop = call.work, asyncio.get_running_loop()
-        call.progress = loop.create_future()
+        call.progress = progress = loop.create_future()
         with work.model.scheduler.room_for(work.count):
             (inputs,) = await call.api.run_codec("decode", partial(call.endpoint.decode, [work]))
             if isinstance(inputs, Exception):
                 raise inputs
             call.inputs = inputs
         self._submit(work.model, [call])  # directly: nobody else takes the room
+        await progress
 
     def _forget(self, call: Call) -> None:
-        """Cancel what still runs."""
-        call.progress.cancel()
+        """Cancel what still runs. An error in ``progress`` holds the frames that hold the call: break the cycle."""
+        call.progress = None
         if call.handle is not None:
             del self._running[call.handle]
             call.work.model.scheduler.cancel(call.handle)
 
-    def _add(self, call: Call) -> None:
+    def _add(self, call: Call) -> "asyncio.Future[None]":
+        """Run the stages for a request in this turn or a later one."""
+        loop = asyncio.get_running_loop()
         if not self._arrived:
-            asyncio.get_running_loop().call_soon(self._turn)
+            loop.call_soon(self._turn)
         self._arrived.append(call)
+        call.progress = loop.create_future()
+        return call.progress
 
     def _turn(self) -> None:
         """The stages up to the scheduler, for the requests that arrived in this turn."""
-        calls = [call for call in self._take() if not call.progress.done()]
+        calls = [call for call in self._take() if not call.is_over]
         for call in calls:
             _parse_small(call)
-        calls = [call for call in calls if call.work is not None and not call.progress.done()]
+        calls = [call for call in calls if call.work is not None and not call.is_over]
         small = [call for call in calls if not call.work.is_large]
         for call in calls:
             call.api.state["rows"], call.api.state["steps"] = call.work.count, call.work.steps
@@ -271,7 +279,7 @@ class Pipeline:
     def _respond(self, ended: list[Call]) -> None:
         if len(ended) > MAX_PER_TURN:
             asyncio.get_running_loop().call_soon(self._respond, ended[MAX_PER_TURN:])
-        calls = [call for call in ended[:MAX_PER_TURN] if not call.progress.done()]
+        calls = [call for call in ended[:MAX_PER_TURN] if not call.is_over]
         small = [call for call in calls if not call.work.has_large_response]
         for endpoint, group in _grouped(small, lambda call: call.endpoint):
             _respond_to(endpoint, group)

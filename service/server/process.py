@@ -27,7 +27,7 @@ _GC_THRESHOLD: Final = 10_000  # new objects between two collections; Python's d
 
 
 def child_main(settings: Settings, messages: Connection) -> None:
-    """The main function of one of several server processes; see `service.server.supervisor.ChildMain`."""
+    """The main function of one of several server processes; see `service.server.process.child_main`."""
     # Ctrl-C in a terminal reaches the parent only, which passes it on as SIGTERM.
     os.setpgrp()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # discards a SIGINT that arrived while the parent blocked it

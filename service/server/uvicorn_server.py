@@ -43,7 +43,7 @@ class IgnServer(uvicorn.Server):
         services: the app's state.
         connections: the open connections.
         is_child: whether this is one of several server processes. Then the app starts without its sockets, which
-            `add_sockets` takes, and a second SIGTERM changes nothing, see `service.server.supervisor.ChildMain`.
+            `add_sockets` takes, and a second SIGTERM changes nothing, see `service.server.process.child_main`.
     """
 
     def __init__(

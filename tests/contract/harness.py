@@ -106,6 +106,7 @@ class Service:
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples that carry these labels; now, as `/metrics` may be a second old."""
+        self.get("/healthz")  # the event loop has counted the requests before this one
         self.services.update_gauges()
         families = text_string_to_metric_families(self.services.metrics.render()[0].decode())
         samples = [sample for family in families for sample in family.samples if sample.name == name]

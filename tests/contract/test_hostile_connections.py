@@ -1,6 +1,7 @@
 """Raw connections of clients that send what no client should, and what others notice of them."""
 
 import json
+import select
 import socket
 import time
 from collections.abc import Iterator
@@ -34,14 +35,19 @@ def quick(models: Path) -> Iterator[Service]:
 
 
 @pytest.fixture
+def quick_connection(quick: Service) -> Iterator[Connection]:
+    with Connection(quick.address) as made:
+        yield made
+
+
+@pytest.fixture
 def connection(service: Service) -> Iterator[Connection]:
-    made = Connection(service.address)
-    yield made
-    made.close()
+    with Connection(service.address) as made:
+        yield made
 
 
-def refused(answer: tuple[int, dict[str, str], bytes], status: int, code: str) -> None:
-    """The answer is a problem document, and the connection ends with it."""
+def rejected(answer: tuple[int, dict[str, str], bytes], status: int, code: str) -> None:
+    """The response is a problem document, and the connection ends with it."""
     got, headers, body = answer
     document = json.loads(body)
     assert (got, document["status"], document["code"]) == (status, status, code)
@@ -99,7 +105,7 @@ def test_an_endless_head_is_not_read(service: Service, connection: Connection, s
 )
 def test_a_large_head_is_431(service: Service, connection: Connection, head: bytes) -> None:
     before = service.metric("ign_closed_connections_total", reason="head_too_large")
-    refused(connection.send(head).answer(), 431, "head_too_large")
+    rejected(connection.send(head).answer(), 431, "head_too_large")
     assert connection.is_over()
     assert service.metric("ign_closed_connections_total", reason="head_too_large") == before + 1
 
@@ -121,42 +127,31 @@ def test_trailers_are_no_headers(connection: Connection) -> None:
     assert headers["x-request-id"] != "trailer"
 
 
-def test_a_head_that_does_not_end_is_408(quick: Service) -> None:
-    connection = Connection(quick.address)
-    refused(connection.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\n").answer(), 408, "head_too_slow")
-    assert connection.is_over()
-    connection.close()
+def test_a_head_that_does_not_end_is_408(quick_connection: Connection) -> None:
+    rejected(quick_connection.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\n").answer(), 408, "head_too_slow")
+    assert quick_connection.is_over()
 
 
-def test_bytes_that_trickle_do_not_prolong_a_head(quick: Service) -> None:
-    connection = Connection(quick.address)
-    connection.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-A: ")
-    with suppress(ConnectionError):
-        for _ in range(40):
-            connection.send(b"b")
-            time.sleep(0.1)
-    with suppress(ConnectionError):
-        refused(connection.answer(), 408, "head_too_slow")
-        assert connection.is_over()
-    assert quick.metric("ign_open_connections") == 1  # that of the client which asks
-    connection.close()
+def test_bytes_that_trickle_do_not_prolong_a_head(quick: Service, quick_connection: Connection) -> None:
+    quick_connection.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-A: ")
+    while not select.select([quick_connection.socket], [], [], 0.1)[0]:
+        quick_connection.send(b"b")
+    rejected(quick_connection.answer(), 408, "head_too_slow")
+    assert quick_connection.is_over()
+    quick.until(lambda: quick.metric("ign_open_connections") <= 2)  # this one lingers, and one asks
 
 
 @pytest.mark.parametrize("sent", [b"", b"\r\n"])
-def test_a_silent_connection_is_closed(quick: Service, sent: bytes) -> None:
-    connection = Connection(quick.address)
-    connection.send(sent)
-    assert connection.is_over()
-    connection.close()
+def test_a_silent_connection_is_closed(quick_connection: Connection, sent: bytes) -> None:
+    assert quick_connection.send(sent).is_over()
 
 
-def test_on_a_used_connection_the_time_begins_with_the_head(quick: Service) -> None:
-    connection = Connection(quick.address)
-    assert connection.send(HEALTH).answer()[0] == 200
-    time.sleep(HEAD_TIMEOUT_S + 2.1)  # two sweeps: an idle connection stays
-    assert connection.send(HEALTH).answer()[0] == 200
-    refused(connection.send(HEALTH[:-2]).answer(), 408, "head_too_slow")
-    connection.close()
+def test_on_a_used_connection_the_time_begins_with_the_head(quick: Service, quick_connection: Connection) -> None:
+    assert quick_connection.send(HEALTH).answer()[0] == 200
+    with Connection(quick.address) as silent:
+        assert silent.is_over()  # by now an idle connection would be closed too
+    assert quick_connection.send(HEALTH).answer()[0] == 200
+    rejected(quick_connection.send(HEALTH[:-2]).answer(), 408, "head_too_slow")
 
 
 def test_pipelined_requests_are_answered_in_order(connection: Connection) -> None:
@@ -180,19 +175,20 @@ def test_a_long_pipeline_is_closed(service: Service, connection: Connection) -> 
 def test_nothing_is_read_while_requests_wait(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bodies of waiting requests would need memory without limit."""
     large = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 16000000\r\n\r\n"
-    with gated(monkeypatch, settings(models)) as (service, gate), gate:
-        connection = Connection(service.address)
+    with (
+        gated(monkeypatch, settings(models)) as (service, gate),
+        gate,
+        Connection(service.address) as connection,
+    ):
         connection.send(ASKED)
         assert gate.entered.wait(PATIENCE_S)
-        time.sleep(0.5)  # by now the request watches whether its client leaves, for which uvicorn reads
         connection.send(ASKED + large)
-        connection.socket.settimeout(1.0)
+        connection.socket.settimeout(1.0)  # meanwhile the first request begins to watch whether its client leaves
         with pytest.raises(TimeoutError):
             connection.socket.sendall(bytes(16 << 20))
         gate.opened.set()
         connection.socket.settimeout(PATIENCE_S)
         assert connection.answer()[0] == 200
-        connection.close()
 
 
 @pytest.mark.parametrize("limit", [4, 100])
@@ -216,11 +212,9 @@ def test_connections_that_await_an_answer_stay(models: Path, monkeypatch: pytest
         service.client.close()  # which holds a connection
         with gate:
             busy = [Connection(service.address).send(ASKED) for _ in range(3)]
-            assert gate.entered.wait(PATIENCE_S)
-            time.sleep(0.2)
-            one_more = Connection(service.address)
-            assert one_more.is_over()
-            one_more.close()
+            service.until(lambda: service.services.in_flight.count == 3)
+            with Connection(service.address) as one_more:
+                assert one_more.is_over()
         assert [connection.answer()[0] for connection in busy] == [200] * 3
         for connection in busy:
             connection.close()
@@ -271,7 +265,7 @@ def test_half_a_request_gets_no_answer(connection: Connection, sent: bytes) -> N
     ],
 )
 def test_heads_that_are_wrong(service: Service, connection: Connection, head: bytes, status: int, code: str) -> None:
-    refused(connection.send(head).answer(), status, code)
+    rejected(connection.send(head).answer(), status, code)
     assert connection.is_over()
     assert service.metric("ign_http_errors_total", code=code) >= 1
 
@@ -289,11 +283,11 @@ def test_heads_that_are_right(connection: Connection, head: bytes) -> None:
 
 
 @pytest.mark.parametrize("cut", [0, 40, UPGRADE.index(b"{"), len(UPGRADE) - 1])
-def test_an_upgrade_is_ignored_and_the_body_is_read(connection: Connection, cut: int) -> None:
-    for part in filter(None, (UPGRADE[:cut], UPGRADE[cut:] + UPGRADE * 200 + HEALTH)):
-        connection.send(part)
-        time.sleep(0.1)
-    for _ in range(min(201, MAX_PIPELINED)):
+def test_an_upgrade_is_ignored_and_the_body_is_read(service: Service, connection: Connection, cut: int) -> None:
+    connection.send(UPGRADE[:cut])
+    assert service.get("/healthz").status_code == 200  # so the parts are read one by one
+    connection.send(UPGRADE[cut:] + UPGRADE * 200 + HEALTH)
+    for _ in range(MAX_PIPELINED):
         status, headers, _ = connection.answer()
         assert (status, headers["x-ign-seed"]) == (200, "7")
 
@@ -301,7 +295,7 @@ def test_an_upgrade_is_ignored_and_the_body_is_read(connection: Connection, cut:
 def test_a_body_behind_an_upgrade_is_no_request(service: Service, connection: Connection) -> None:
     hidden = b"GET /models HTTP/1.1\r\nHost: x\r\n\r\n"
     connection.send(UPGRADE[: UPGRADE.index(b"{")].replace(b": 10", b": %d" % len(hidden)))
-    time.sleep(0.3)
+    assert service.get("/healthz").status_code == 200
     assert connection.send(hidden + HEALTH).answer()[0] == 400  # the body is no JSON
     status, _, body = connection.answer()
     assert (status, body) == (200, service.get("/healthz").content)
@@ -320,6 +314,9 @@ def test_a_body_behind_an_upgrade_is_no_request(service: Service, connection: Co
 def test_what_comes_before_a_wrong_head_is_answered(connection: Connection, before: int, wrong: bytes) -> None:
     connection.send(ASKED * before + wrong)
     assert [connection.answer()[0] for _ in range(before)] == [200] * before
+    status, headers, _ = connection.answer()
+    assert status == (431 if wrong.startswith(b"\r\n") else 400)
+    assert headers["connection"] == "close"
     assert connection.is_over()
 
 
@@ -332,16 +329,23 @@ def test_it_is_answered_whatever_follows(models: Path, monkeypatch: pytest.Monke
     ):
         sending = pool.submit(connection.send, ASKED + b"BAD\r\n\r\n" + bytes(2 << 20))
         assert gate.entered.wait(PATIENCE_S)
-        time.sleep(0.5)
+        assert service.get("/healthz").status_code == 200
         gate.opened.set()
-        assert connection.answer()[0] == 200
+        assert [connection.answer()[0] for _ in range(2)] == [200, 400]
         with suppress(ConnectionError):
             sending.result()
 
 
+def test_a_wrong_body_behind_another_request_is_answered_in_its_turn(connection: Connection) -> None:
+    connection.send(ASKED + CHUNKED + b"\r\nnonsense\r\n")
+    assert connection.answer()[0] == 200
+    rejected(connection.answer(), 400, "malformed")
+    assert connection.is_over()
+
+
 def test_nothing_is_written_after_a_refusal(connection: Connection) -> None:
     head = CHUNKED + b"Expect: 100-continue\r\n\r\nnonsense\r\n"
-    refused(connection.send(head).answer(), 400, "malformed")
+    rejected(connection.send(head).answer(), 400, "malformed")
     assert connection.is_over()  # an error in the log fails the service's fixture
 
 
@@ -369,37 +373,14 @@ def test_who_does_not_read_holds_no_place(models: Path, monkeypatch: pytest.Monk
         service.until(lambda: service.metric("ign_requests_in_flight") == 0)
 
 
-@pytest.mark.slow
-def test_who_reads_slowly_is_served(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.server.open_connections.SEND_TIMEOUT_S", 4.0)
-    with serving(settings(models)) as service, Connection(service.address) as connection:
-        connection.send(BUNDLE * 20)
-        end = time.monotonic() + 8
-        while time.monotonic() < end:
-            assert connection.stream.read(1 << 15)
-            time.sleep(0.1)
-        assert service.metric("ign_closed_connections_total", reason="send_timeout") == 0
-
-
-def test_the_rows_of_a_client_that_leaves_are_dropped_while_a_pipelined_request_waits(
-    models: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with gated(monkeypatch, settings(models, request_timeout_s=3600.0)) as (service, gate), gate:
-        many = b'{"n": 64, "steps": 100}'
-        with Connection(service.address) as connection:
-            connection.send(ASKED.replace(b": 2", b": %d" % len(many))[:-2] + many + ASKED)
-            assert gate.entered.wait(PATIENCE_S)
-        service.until(lambda: service.metric("ign_requests_in_flight") == 0)
-        gate.opened.set()
-
-
 def test_the_deadline_of_a_pipelined_request_counts_from_its_head(
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with gated(monkeypatch, settings(models)) as (service, gate), gate, Connection(service.address) as connection:
         connection.send(ASKED + ASKED.replace(b"Host: x", b"Host: x\r\nX-Request-Timeout: 0.5"))
         assert gate.entered.wait(PATIENCE_S)
-        time.sleep(1.0)
+        end = time.monotonic() + 0.6
+        service.until(lambda: service.get("/healthz").status_code == 200 and time.monotonic() > end)
         gate.opened.set()
         assert [connection.answer()[0] for _ in range(2)] == [200, 504]
 

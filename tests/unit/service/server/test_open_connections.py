@@ -3,38 +3,41 @@ import logging
 import multiprocessing
 import resource
 import socket
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from service.server import open_connections, open_files
-from service.server.open_connections import OpenConnections, Reason
+from service.server import open_connections
+from service.server.open_connections import OpenConnections
 from service.server.uvicorn_server import config
+from tests.contract.harness import PATIENCE_S
+
+REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 
 
 class Open:
-    """A connection that waits since a time."""
+    """A connection and its transport."""
 
-    def __init__(self, connections: OpenConnections, since: float | None) -> None:
-        self.since = since
-        self.is_dropped = False
-        connections.add(self)
+    def __init__(self, connections: OpenConnections, *, is_busy: bool = False) -> None:
+        self.transport = self
+        self.is_closed = False
+        self.unsent: Callable[[], int] = lambda: 0
+        connections.add(cast(Any, self), lambda _: None)
+        if is_busy:
+            connections.on_busy(cast(Any, self))
 
-    def waiting_since(self) -> float | None:
-        return self.since
+    def close(self) -> None:
+        self.is_closed = True
 
-    def close_if_late(self, now: float) -> None:
-        pass
-
-    def drop(self) -> None:
-        self.is_dropped = True
-
-
-REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    def get_write_buffer_size(self) -> int:
+        return self.unsent()
 
 
 async def healthy(scope: Scope, receive: Receive, send: Send) -> None:
@@ -44,15 +47,24 @@ async def healthy(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @asynccontextmanager
-async def serving(listener: socket.socket, keep_alive_s: int = 75) -> AsyncIterator[None]:
-    """A server with `healthy` in this event loop."""
-    how = config(healthy)
-    how.lifespan, how.timeout_keep_alive = "off", keep_alive_s
-    server = uvicorn.Server(how)
-    task = asyncio.create_task(server.serve([listener]))
-    yield
-    server.should_exit = True
-    await task
+async def connected(keep_alive_s: int = 75) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A connection to a server with `healthy` in this event loop."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        how = config(healthy)
+        how.lifespan, how.timeout_keep_alive = "off", keep_alive_s
+        server = uvicorn.Server(how)
+        task = asyncio.create_task(server.serve([listener]))
+        reader, writer = await asyncio.open_connection(*listener.getsockname())
+        try:
+            yield reader, writer
+        finally:
+            writer.close()
+            server.should_exit = True
+            await task
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(main, PATIENCE_S))
 
 
 @contextmanager
@@ -66,54 +78,90 @@ def few_files() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_the_oldest_waiting_connections_make_room() -> None:
+def test_beyond_the_limit_the_longest_idle_connection_is_closed() -> None:
     async def main() -> None:
         counts: list[int] = []
-        reasons: list[Reason] = []
+        reasons: list[str] = []
         connections = OpenConnections(limit=3, on_change=counts.append, on_closed=reasons.append)
-        busy, old, young = (Open(connections, since) for since in (None, 1.0, 2.0))
-        Open(connections, 3.0)
-        assert [one.is_dropped for one in (busy, old, young)] == [False, True, False]
-        assert counts == [1, 2, 3, 3]
+        busy, old, young = Open(connections, is_busy=True), Open(connections), Open(connections)
+        connections.on_busy(cast(Any, old))
+        connections.on_idle(cast(Any, old))
+        newest = Open(connections)
+        assert [one.is_closed for one in (busy, old, young, newest)] == [False, False, True, False]
+        connections.remove(cast(Any, young))
+        assert counts == [1, 2, 3, 4, 3]
         assert reasons == ["limit"]
-        connections.remove(old)  # as `connection_lost` does, later
-        assert counts == [1, 2, 3, 3]
 
-    asyncio.run(main())
+    run(main())
+
+
+def test_if_none_is_idle_the_new_one_is_closed() -> None:
+    async def main() -> None:
+        connections = OpenConnections(limit=2)
+        busy = [Open(connections, is_busy=True) for _ in range(2)]
+        assert [Open(connections).is_closed for _ in range(3)] == [True] * 3
+        assert not any(one.is_closed for one in busy)
+
+    run(main())
+
+
+def test_an_exception_in_one_connection_does_not_end_the_sweeps(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(open_connections, "SWEEP_S", 0.01)
+
+    async def main() -> None:
+        connections, swept, calls = OpenConnections(), asyncio.Event(), list[None]()
+
+        def fail() -> int:
+            calls.append(None)
+            raise RuntimeError("a defect")
+
+        def succeed() -> int:
+            if len(calls) >= 3:
+                swept.set()
+            return 0
+
+        first, second = Open(connections), Open(connections)
+        first.unsent, second.unsent = fail, succeed
+        await swept.wait()
+
+    run(main())
+    assert "a defect" in caplog.text
 
 
 @pytest.mark.parametrize("start", [b"", REQUEST[:20]], ids=["silent", "half a head"])
 def test_after_a_pause_of_the_process_the_time_begins_again(monkeypatch: pytest.MonkeyPatch, start: bytes) -> None:
     """Several sweeps come before what the client sends: it may have been paused too."""
-    monkeypatch.setattr(open_connections, "SWEEP_S", 0.05)
+    monkeypatch.setattr(open_connections, "SWEEP_S", 0.02)
+    sweep, sweeps = OpenConnections._sweep, asyncio.Queue[None]()
 
-    async def main(listener: socket.socket) -> bytes:
-        loop = asyncio.get_running_loop()
-        clock = loop.time
-        async with serving(listener):
-            reader, writer = await asyncio.open_connection(*listener.getsockname())
-            writer.write(start)
-            await asyncio.sleep(0.2)
-            monkeypatch.setattr(loop, "time", lambda: clock() + 60)
-            await asyncio.sleep(0.5)
-            writer.write(REQUEST.removeprefix(start))
-            received = await asyncio.wait_for(reader.read(), 30)
-            writer.close()
-            return received
+    def counted(connections: OpenConnections) -> None:
+        sweep(connections)
+        sweeps.put_nowait(None)
 
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        assert asyncio.run(main(listener)).startswith(b"HTTP/1.1 200 ")
+    monkeypatch.setattr(OpenConnections, "_sweep", counted)
 
-
-def test_if_none_waits_the_new_one_is_closed() -> None:
     async def main() -> None:
-        connections = OpenConnections(limit=2)
-        busy = [Open(connections, None) for _ in range(2)]
-        for _ in range(3):
-            assert Open(connections, 1.0).is_dropped
-        assert not any(one.is_dropped for one in busy)
+        async with connected() as (reader, writer):
+            writer.write(start)
+            await sweeps.get()
+            monkeypatch.setattr(open_connections, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + 60))
+            for _ in range(5):
+                await sweeps.get()
+            writer.write(REQUEST.removeprefix(start))
+            assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
 
-    asyncio.run(main())
+    run(main())
+
+
+def test_an_idle_connection_is_closed() -> None:
+    async def main() -> None:
+        async with connected(keep_alive_s=1) as (reader, writer):
+            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert (await reader.read()).startswith(b"HTTP/1.1 200 ")  # until the end
+
+    run(main())
 
 
 def sweep_without_files() -> tuple[int, list[str]]:
@@ -135,7 +183,7 @@ def sweep_without_files() -> tuple[int, list[str]]:
             if len(counted) == 3:
                 enough.set()
 
-        Open(OpenConnections(on_files_exhausted=count), 1.0)
+        Open(OpenConnections(on_files_exhausted=count))
         with few_files():
             await enough.wait()
 
@@ -156,25 +204,7 @@ def test_a_lack_of_files_is_logged_once_and_counted() -> None:
 def test_the_limit_of_files_limits_connections(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert open_files.is_one_free()
-    with few_files():
-        assert not open_files.is_one_free()
     for files, possible in ((5000, 4096), (1024, 768), (300, 150)):
         monkeypatch.setattr(resource, "getrlimit", lambda _, files=files: (files, files))
-        assert open_files.connection_limit(4096) == possible
+        assert open_connections.connection_limit(4096) == possible
     assert len(caplog.records) == 2
-
-
-def test_an_idle_connection_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(open_connections, "SWEEP_S", 0.05)
-
-    async def main(listener: socket.socket) -> bytes:
-        async with serving(listener, keep_alive_s=1):
-            reader, writer = await asyncio.open_connection(*listener.getsockname())
-            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-            received = await asyncio.wait_for(reader.read(), 30)  # until the end
-            writer.close()
-            return received
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        assert asyncio.run(main(listener)).startswith(b"HTTP/1.1 200 ")

@@ -16,7 +16,7 @@ from service.server import supervisor
 from service.server.supervisor import ChildMain, per_process_settings, supervise
 from service.settings import Settings
 from tests.contract.harness import PATIENCE_S
-from tests.helpers import worker_fakes
+from tests.helpers import server_process_fakes
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +68,7 @@ def supervised(settings: Settings, main: ChildMain, script: Callable[[], None], 
             return supervise(settings, main, on_listening=lambda: listening.append(True))
         finally:
             done.result(PATIENCE_S)
-            assert len(listening) == (main in (worker_fakes.serves, worker_fakes.stops_badly))
+            assert len(listening) == (main in (server_process_fakes.serves, server_process_fakes.stops_badly))
             assert not any(Path(f"/proc/{pid}").exists() for pid in pids(settings))
 
 
@@ -83,7 +83,7 @@ def test_limits_are_divided_and_a_full_request_still_fits(settings: Settings) ->
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_workers_run_until_a_signal(settings: Settings, number: int) -> None:
-    assert supervised(settings, worker_fakes.serves, started(settings, 3), number) == 0
+    assert supervised(settings, server_process_fakes.serves, started(settings, 3), number) == 0
     (said,) = {file.read_text() for file in settings.model_dir.iterdir()}
     threads, queue_rows, folder = said.split()
     assert (threads, queue_rows) == ("2", "64")
@@ -102,7 +102,7 @@ def test_a_worker_that_dies_is_restarted_and_its_gauges_are_dropped(settings: Se
         gauges = {f"gauge_livesum_{pid}.db" for pid in pids(settings) - {first}}
         assert {file.name for file in folder.iterdir()} == gauges | {f"histogram_{first}.db"}
 
-    assert supervised(settings, worker_fakes.serves, script) == 0
+    assert supervised(settings, server_process_fakes.serves, script) == 0
 
 
 def test_a_worker_that_dies_again_and_again_is_restarted_after_a_pause(
@@ -110,7 +110,7 @@ def test_a_worker_that_dies_again_and_again_is_restarted_after_a_pause(
 ) -> None:
     monkeypatch.setattr(supervisor, "_RESTART_INTERVAL_S", 0.5)
     begun = time.monotonic()
-    assert supervised(settings.replace(workers=1), worker_fakes.dies, started(settings, 3)) in (0, 5)
+    assert supervised(settings.replace(workers=1), server_process_fakes.dies, started(settings, 3)) in (0, 5)
     assert time.monotonic() - begun >= 1.0
 
 
@@ -131,7 +131,7 @@ def failing_starts(monkeypatch: pytest.MonkeyPatch, fails: Callable[[int], bool]
 def test_without_processes_it_does_not_start(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     failing_starts(monkeypatch, lambda number: number == 2)
     with pytest.raises(StartupError, match="Resource temporarily unavailable"):
-        supervise(settings, worker_fakes.serves, on_listening=lambda: None)
+        supervise(settings, server_process_fakes.serves, on_listening=lambda: None)
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids(settings))
 
 
@@ -150,7 +150,7 @@ def test_a_replacement_that_cannot_be_started_is_tried_again(
         else:  # a signal is obeyed meanwhile
             until(lambda: len(failed) > 6)
 
-    assert supervised(settings, worker_fakes.serves, script) == 0
+    assert supervised(settings, server_process_fakes.serves, script) == 0
 
 
 def test_a_worker_is_replaced_although_its_folder_was_removed(settings: Settings) -> None:
@@ -161,7 +161,7 @@ def test_a_worker_is_replaced_although_its_folder_was_removed(settings: Settings
         os.kill(first, signal.SIGKILL)
         started(settings, 4)()
 
-    assert supervised(settings, worker_fakes.serves, script) == 0
+    assert supervised(settings, server_process_fakes.serves, script) == 0
 
 
 def test_a_signal_at_the_moment_a_worker_is_found_dead(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,12 +174,12 @@ def test_a_signal_at_the_moment_a_worker_is_found_dead(settings: Settings, monke
         return found
 
     monkeypatch.setattr(os, "waitpid", signalled)
-    assert supervise(settings.replace(workers=1), worker_fakes.dies, on_listening=lambda: None) in (0, 5)
+    assert supervise(settings.replace(workers=1), server_process_fakes.dies, on_listening=lambda: None) in (0, 5)
 
 
 def test_a_refusal_to_start_stops_all(settings: Settings) -> None:
     with pytest.raises(StartupError, match="no model in /nowhere"):
-        supervise(settings, worker_fakes.refuses, on_listening=lambda: None)
+        supervise(settings, server_process_fakes.refuses, on_listening=lambda: None)
 
 
 def test_a_refusal_of_a_restarted_worker_stops_all(settings: Settings) -> None:
@@ -190,7 +190,7 @@ def test_a_refusal_of_a_restarted_worker_stops_all(settings: Settings) -> None:
     with ThreadPoolExecutor(1) as pool:
         done = pool.submit(script)
         with pytest.raises(StartupError, match="no model in /nowhere"):
-            supervise(settings, worker_fakes.refuses_later, on_listening=lambda: None)
+            supervise(settings, server_process_fakes.refuses_later, on_listening=lambda: None)
         done.result(PATIENCE_S)
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids(settings))
 
@@ -209,58 +209,10 @@ def test_several_refusals_cut_nothing_off(settings: Settings, monkeypatch: pytes
     with ThreadPoolExecutor(1) as pool:
         done = pool.submit(script)
         with pytest.raises(StartupError, match="no model in /nowhere"):
-            supervise(settings, worker_fakes.drains_or_refuses, on_listening=lambda: None)
+            supervise(settings, server_process_fakes.drains_or_refuses, on_listening=lambda: None)
         done.result(PATIENCE_S)
     assert (settings.model_dir / "drained").read_text() == "SIGTERM\n"
 
 
 def test_a_worker_that_stops_badly_is_seen_in_the_status(settings: Settings) -> None:
-    assert supervised(settings, worker_fakes.stops_badly, started(settings, 3)) == 7
-
-
-def links_of(settings: Settings) -> dict[str, list[int]]:
-    """How often the processes of each kind were linked."""
-    found: dict[str, list[int]] = {"ign-engine": [], "ign-worker": []}
-    for pid in pids(settings):
-        lines = (settings.model_dir / str(pid)).read_text().splitlines()
-        assert len(set(lines)) == 1
-        role, descriptors = lines[0].split()
-        assert descriptors == "4"
-        found[role].append(len(lines))
-    return found
-
-
-def supervised_with_engine(settings: Settings, script: Callable[[], None]) -> list[str]:
-    """Run a script with an engine; returns who was stopped, in order."""
-
-    def run() -> None:
-        try:
-            script()
-        finally:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with ThreadPoolExecutor(1) as pool:
-        done = pool.submit(run)
-        main = worker_fakes.linked
-        assert supervise(settings, main, engine=main, on_listening=lambda: None) == 0
-        done.result(PATIENCE_S)
-    assert not any(Path(f"/proc/{pid}").exists() for pid in pids(settings))
-    return (settings.model_dir / "order").read_text().splitlines()
-
-
-def test_every_worker_is_linked_to_the_engine_which_stops_last(settings: Settings) -> None:
-    everyone = {"ign-engine": [3], "ign-worker": [1, 1, 1]}
-    order = supervised_with_engine(settings, lambda: until(lambda: links_of(settings) == everyone))
-    assert order == ["ign-worker"] * 3 + ["ign-engine"]
-
-
-@pytest.mark.parametrize("dies", ["ign-engine", "ign-worker"])
-def test_one_that_is_replaced_is_linked_anew(settings: Settings, dies: str) -> None:
-    def script() -> None:
-        until(lambda: sum(links_of(settings)["ign-engine"]) == 3 and sum(links_of(settings)["ign-worker"]) == 3)
-        files = {pid: (settings.model_dir / str(pid)).read_text() for pid in pids(settings)}
-        os.kill(next(pid for pid, text in files.items() if text.startswith(dies)), signal.SIGKILL)
-        links = 6 if dies == "ign-engine" else 4
-        until(lambda: [sum(links_of(settings)[role]) for role in ("ign-engine", "ign-worker")] == [links, links])
-
-    assert supervised_with_engine(settings, script) == ["ign-worker"] * 3 + ["ign-engine"]
+    assert supervised(settings, server_process_fakes.stops_badly, started(settings, 3)) == 7

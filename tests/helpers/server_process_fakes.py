@@ -1,9 +1,7 @@
-"""Main functions of workers for `test_supervisor`. The processes import them, so they stand in a module."""
+"""Main functions of server processes for `test_supervisor`. The processes import them, so they stand in a module."""
 
-import multiprocessing
 import os
 import signal
-import socket
 import threading
 import time
 from multiprocessing.connection import Connection
@@ -12,7 +10,7 @@ from service.environment import metrics_folder
 from service.settings import Settings
 
 
-def serves(settings: Settings, messages: Connection, control: socket.socket | None = None, *, status: int = 0) -> None:
+def serves(settings: Settings, messages: Connection, *, status: int = 0) -> None:
     """Write a file named after the process, and wait for SIGTERM."""
     signal.signal(signal.SIGTERM, lambda *_: os._exit(status))
     folder = metrics_folder()
@@ -24,38 +22,17 @@ def serves(settings: Settings, messages: Connection, control: socket.socket | No
         time.sleep(60)
 
 
-def linked(settings: Settings, messages: Connection, control: socket.socket | None = None) -> None:
-    """Write a file named after the process for each link, and another line into `order` upon SIGTERM."""
-    assert control is not None
-    role = multiprocessing.current_process().name
-
-    def stop(*_: object) -> None:
-        with (settings.model_dir / "order").open("a") as order:
-            order.write(f"{role}\n")
-        os._exit(0)
-
-    signal.signal(signal.SIGTERM, stop)
-    if role == "ign-worker":
-        messages.send("")
-    while True:
-        _, descriptors, *_ = socket.recv_fds(control, 16, 4)
-        if not descriptors:
-            os._exit(0)
-        with (settings.model_dir / str(os.getpid())).open("a") as file:
-            file.write(f"{role} {len(descriptors)}\n")
-
-
-def stops_badly(settings: Settings, messages: Connection, control: socket.socket | None = None) -> None:
+def stops_badly(settings: Settings, messages: Connection) -> None:
     """End with status 7 upon SIGTERM."""
     serves(settings, messages, status=7)
 
 
-def refuses(settings: Settings, messages: Connection, control: socket.socket | None = None) -> None:
+def refuses(settings: Settings, messages: Connection) -> None:
     """Refuse to start."""
     messages.send("no model in /nowhere")
 
 
-def refuses_later(settings: Settings, messages: Connection, control: socket.socket | None = None) -> None:
+def refuses_later(settings: Settings, messages: Connection) -> None:
     """Serve, if it is one of the first three; else refuse to start."""
     if len(list(settings.model_dir.iterdir())) >= 3:
         refuses(settings, messages)
@@ -63,7 +40,7 @@ def refuses_later(settings: Settings, messages: Connection, control: socket.sock
         serves(settings, messages)
 
 
-def drains_or_refuses(settings: Settings, messages: Connection, control: socket.socket | None = None) -> None:
+def drains_or_refuses(settings: Settings, messages: Connection) -> None:
     """Like `refuses_later`, but two refuse at the same time, and those that serve end a second after SIGTERM.
 
     They write the signals that they get until then.
@@ -91,7 +68,7 @@ def drains_or_refuses(settings: Settings, messages: Connection, control: socket.
         time.sleep(60)
 
 
-def dies(settings: Settings, messages: Connection, control: socket.socket | None = None) -> None:
+def dies(settings: Settings, messages: Connection) -> None:
     """Write the file, and end at once."""
     (settings.model_dir / str(os.getpid())).write_text("started")
     os._exit(5)
