@@ -14,7 +14,6 @@ from service.environment import prepare_process
 from service.observability.log_queue import flush_log
 from service.server import process, sockets
 from service.server.open_connections import raise_file_limit
-from service.server.supervisor import supervise
 from service.settings import Settings, from_environment, log_name_warnings, variable_of
 
 REFUSED: Final = 2
@@ -55,7 +54,7 @@ def _serve(settings: Settings) -> int:
         port = listener.getsockname()[1]
     # No other program listens on this port. This socket is bound but does not listen: it reserves the port.
     with sockets.bind(settings.host, port, shared=True) as reserved:
-        return supervise(
+        return process.supervise(
             settings.replace(port=port),
             process.child_main,
             on_listening=partial(sockets.write_startup_line, reserved),
