@@ -138,12 +138,7 @@ class OpenConnections:
                 self._check(connection, state, now)
             except Exception:
                 _LOG.exception("a connection cannot be checked")
-        has_files = _can_open_file()
-        if not has_files:
-            self._on_files_exhausted()
-            if self._had_files:
-                _LOG.error("no more files can be opened (ulimit -n): new connections are closed without a response")
-        self._had_files = has_files
+        self._check_files()
 
     def _check(self, connection: HttpToolsProtocol, state: _State, now: float) -> None:
         """Close the connection if its client does not read, or if a head is late.
@@ -162,6 +157,16 @@ class OpenConnections:
                 state.reject(HeadTooSlow("the head of the request did not arrive in time"))
             else:
                 connection.transport.close()
+
+    def _check_files(self) -> None:
+        try:
+            os.close(os.open(os.devnull, os.O_RDONLY))
+            self._had_files = True
+        except OSError:
+            self._on_files_exhausted()
+            if self._had_files:
+                _LOG.error("no more files can be opened (ulimit -n): new connections are closed without a response")
+            self._had_files = False
 
 
 class Flow(FlowControl):
@@ -224,14 +229,6 @@ def connection_limit(wanted: int) -> int:
 def _file_limit() -> int:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return 2**31 if soft == resource.RLIM_INFINITY else soft
-
-
-def _can_open_file() -> bool:
-    try:
-        os.close(os.open(os.devnull, os.O_RDONLY))
-    except OSError:
-        return False
-    return True
 
 
 def _unsent(transport: asyncio.Transport) -> int:

@@ -1,34 +1,55 @@
-"""A server process: its logging, its end, and the server that it runs. It is the only one, or one of several."""
+"""Server processes: what one of them does, and the supervisor of several on one port (`IGN_WORKERS`).
+
+Each of several has a socket of its own, and the kernel distributes connections among those that listen (SO_REUSEPORT).
+So a process gets none until its models are ready; an inherited socket that listens would give it some. Each has its own
+models, queue and batches, which is for CPUs: on a GPU, a second process would split the batches.
+"""
 
 import asyncio
 import contextlib
 import gc
 import logging
+import math
 import multiprocessing
 import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
-from multiprocessing.connection import Connection
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
 from typing import Final, NoReturn
 
 from service.domain.errors import StartupError
+from service.environment import available_cpus, share_metrics, stop_signals
 from service.observability.logs import JsonFormatter, QueuedHandler, TextFormatter, count_drops, flush_log
 from service.server import sockets, uvicorn_server
 from service.settings import Settings
 
-ACCEPTS_PER_TICK: Final = 8
-"""Connections accepted in one iteration of the event loop. uvloop accepts one per listening socket, so the server
-listens on as many duplicates of its socket."""
+ChildMain = Callable[[Settings, Connection], None]
+"""See `child_main`. It is importable by name, because processes are spawned."""
+
+_LOG = logging.getLogger("service")
+_ACCEPTS_PER_TICK: Final = 8  # uvloop accepts one per listening socket, so there are as many duplicates of the socket
+_RESTART_INTERVAL_S: Final = 1.0  # between the start of a process and that of its replacement, at least
 _JOIN_S: Final = 0.5  # for threads that are about to end
 _GC_THRESHOLD: Final = 10_000  # new objects between two collections; Python's default is 700
 
 
 def child_main(settings: Settings, messages: Connection) -> None:
-    """The main function of one of several server processes; see `service.server.process.child_main`."""
-    # Ctrl-C in a terminal reaches the parent only, which passes it on as SIGTERM.
+    """The main function of one of several server processes.
+
+    It sends "" when it listens, or the reason why it does not start. It drains upon SIGTERM and when its parent ends.
+    systemd sends SIGTERM to every process, and the parent passes its own on, so a second SIGTERM changes nothing;
+    SIGINT ends the requests of a process that drains.
+    """
+    # Ctrl-C in a terminal then reaches the parent only, which passes it on as SIGTERM.
     os.setpgrp()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # discards a SIGINT that arrived while the parent blocked it
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -58,10 +79,7 @@ def _report(messages: Connection, text: str) -> None:
 def run_server(settings: Settings, listener: socket.socket, messages: Connection | None = None) -> int:
     """Serve on a socket until a signal, or until no device is left.
 
-    Args:
-        settings: the share of this process.
-        listener: listens already, or with ``messages`` it is only bound, and listens when the models are ready.
-        messages: for one of several server processes, the connection to its parent.
+    With ``messages``, the connection to its parent, the socket is only bound, and listens when the models are ready.
 
     Returns:
         The exit status: 0, or 1 if no device is left. A new process may have the device again.
@@ -97,7 +115,7 @@ def run_server(settings: Settings, listener: socket.socket, messages: Connection
     connections = make_connections(services)
     config = uvicorn_server.config(app, connections)
     server = uvicorn_server.IgnServer(config, services, connections, is_child=messages is not None)
-    listeners = [listener, *(listener.dup() for _ in range(ACCEPTS_PER_TICK - 1))]
+    listeners = [listener, *(listener.dup() for _ in range(_ACCEPTS_PER_TICK - 1))]
     count_drops(services.metrics.dropped_log_lines.inc)
     server.run(sockets=listeners)
     if errors:
@@ -139,3 +157,149 @@ def configure_logging(settings: Settings) -> None:
     logging.getLogger("service.access").setLevel(logging.INFO if settings.access_log else logging.WARNING)
     # The formatters do not use thread and process names, and finding them costs time for each request.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+
+
+def per_process_settings(settings: Settings) -> Settings:
+    """The settings of one process: an equal share of the limits, but always room for one full request."""
+
+    def share(limit: int, minimum: int = 1) -> int:
+        return max(minimum, math.ceil(limit / settings.workers))
+
+    return settings.replace(
+        threads=max(1, (settings.threads or available_cpus()) // settings.workers),
+        queue_rows=share(settings.queue_rows, settings.max_images),
+        max_inflight_requests=share(settings.max_inflight_requests),
+        max_inflight_bytes=share(settings.max_inflight_bytes, settings.max_body_bytes),
+        max_open_connections=share(settings.max_open_connections),
+    )
+
+
+def supervise(settings: Settings, main: ChildMain, *, on_listening: Callable[[], None]) -> int:
+    """Run `settings.workers` server processes until a signal of `stop_signals`. Call it in the main thread.
+
+    The first signal drains them, a second one ends their requests. ``on_listening`` is called when the first listens.
+
+    Returns:
+        The exit status: 0 if every process stopped cleanly, else the status of the first that did not.
+
+    Raises:
+        StartupError: a process did not start. The others are stopped.
+    """
+    with tempfile.TemporaryDirectory(prefix="ign-metrics-", ignore_cleanup_errors=True) as folder:
+        share_metrics(Path(folder))
+        return _Supervisor(settings, main, on_listening, Path(folder)).run()
+
+
+@dataclass(eq=False)
+class _Child:
+    process: SpawnProcess
+    messages: Connection
+    started: float
+
+
+class _Supervisor:
+    def __init__(self, settings: Settings, main: ChildMain, on_listening: Callable[[], None], metrics: Path) -> None:
+        self._settings, self._main, self._on_listening, self._metrics = settings, main, on_listening, metrics
+        self._child_settings = per_process_settings(settings)
+        self._context = multiprocessing.get_context("spawn")
+        # Signal handlers only write into this pipe: an OSError of a handler within `is_alive` would lose the status.
+        self._signals, self._signalled = self._context.Pipe(duplex=False)
+        self._children: list[_Child] = []
+        self._listening = self._stopping = False
+        self._status, self._error = 0, ""
+
+    def run(self) -> int:
+        numbers = stop_signals()
+        for number in numbers:
+            signal.signal(number, lambda *_: self._signalled.send(None))
+        resource_tracker.ensure_running()  # else `Process.start` starts it, and that unblocks SIGINT
+        try:
+            for _ in range(self._settings.workers):
+                self._start()
+        except OSError as exc:
+            self._fail(f"IGN_WORKERS={self._settings.workers}: a process cannot be started: {exc}")
+        while self._children:
+            self._watch()
+        for number in numbers:  # nothing is left to stop, and the status is known
+            signal.signal(number, signal.SIG_IGN)
+        if self._error:
+            raise StartupError(self._error)
+        return self._status
+
+    def _start(self) -> None:
+        """Start a process; raises `OSError` if the system has no files, processes or memory for it."""
+        self._metrics.mkdir(mode=0o700, exist_ok=True)  # a program that cleans folders may have removed it
+        messages, its_messages = self._context.Pipe(duplex=False)
+        with its_messages:
+            process = self._context.Process(target=self._main, args=(self._child_settings, its_messages))
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited; the child unblocks it later
+            try:
+                process.start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        self._children.append(_Child(process, messages, time.monotonic()))
+
+    def _watch(self) -> None:
+        """Wait for a signal, a message or the end of a process, and handle it."""
+        handles = [handle for child in self._children for handle in (child.messages, child.process.sentinel)]
+        wait([self._signals, *handles])
+        self._receive_signals()
+        for child in list(self._children):
+            self._receive(child)
+            if not child.process.is_alive():
+                self._reap(child)
+
+    def _receive_signals(self) -> None:
+        while self._signals.poll():
+            self._signals.recv()
+            self._stop(signal.SIGINT if self._stopping else signal.SIGTERM)
+
+    def _receive(self, child: _Child) -> None:
+        with contextlib.suppress(EOFError, OSError):  # the process is gone
+            while child.messages.poll():
+                error = child.messages.recv()
+                if error:
+                    self._fail(error)
+                elif not self._listening:
+                    self._listening = True
+                    self._on_listening()
+
+    def _reap(self, child: _Child) -> None:
+        from service.observability.metrics import forget_process  # its import reads the variable of `share_metrics`
+
+        child.process.join()
+        child.messages.close()
+        self._children.remove(child)
+        forget_process(child.process.pid or 0, self._metrics)
+        status = child.process.exitcode or 0
+        if not self._stopping:
+            _LOG.error("server process %s ended with status %s and is restarted", child.process.pid, status)
+            self._replace(child.started)
+        elif status != -signal.SIGTERM:  # a process that has just started dies of the signal
+            self._status = self._status or abs(status)
+
+    def _replace(self, started: float) -> None:
+        """Start a process again. While the system starts none, try again until a signal."""
+        while True:
+            wait([self._signals], max(0.0, started + _RESTART_INTERVAL_S - time.monotonic()))
+            self._receive_signals()
+            if self._stopping:
+                return
+            started = time.monotonic()
+            try:
+                self._start()
+            except OSError as exc:
+                _LOG.error("a process cannot be started: %s", exc)
+            else:
+                return
+
+    def _fail(self, error: str) -> None:
+        self._error = self._error or error
+        if not self._stopping:  # a second stop would cut requests off
+            self._stop(signal.SIGTERM)
+
+    def _stop(self, number: signal.Signals) -> None:
+        self._stopping = True
+        for child in self._children:
+            if child.process.is_alive() and child.process.pid is not None:
+                os.kill(child.process.pid, number)

@@ -40,8 +40,6 @@ class IgnServer(uvicorn.Server):
 
     Args:
         config: from `config`, with the same ``connections``.
-        services: the app's state.
-        connections: the open connections.
         is_child: whether this is one of several server processes. Then the app starts without its sockets, which
             `add_sockets` takes, and a second SIGTERM changes nothing, see `service.server.process.child_main`.
     """
@@ -114,11 +112,7 @@ class IgnServer(uvicorn.Server):
         return config.http_protocol_class(config=config, server_state=self.server_state, app_state=state)  # type: ignore[call-arg]
 
     async def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
-        """Listen on these bound sockets too, unless the server drains.
-
-        Raises:
-            OSError: a socket cannot listen.
-        """
+        """Listen on these bound sockets too, unless the server drains; raises `OSError` if that is not possible."""
         loop = asyncio.get_running_loop()
         for one in () if self._services.in_flight.draining else sockets:
             self.servers.append(await loop.create_server(self._protocol, sock=one, backlog=self.config.backlog))
@@ -170,12 +164,7 @@ class IgnServer(uvicorn.Server):
 
 
 def config(app: Callable[..., Any], connections: OpenConnections | None = None) -> Config:
-    """Configure uvicorn: without its access log, its `Server` header and its handling of proxy headers.
-
-    Args:
-        app: an ASGI application.
-        connections: of the event loop that serves; None for the default limits.
-    """
+    """Configure uvicorn: without its access log, its `Server` header and its handling of proxy headers."""
     protocol = partial(HttpProtocol, connections=connections or OpenConnections())
     return Config(
         app,

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from service.domain.errors import StartupError
-from service.server import supervisor
-from service.server.supervisor import ChildMain, per_process_settings, supervise
+from service.server import process
+from service.server.process import ChildMain, per_process_settings, supervise
 from service.settings import Settings
 from tests.contract.harness import PATIENCE_S
 from tests.helpers import server_process_fakes
@@ -108,7 +108,7 @@ def test_a_worker_that_dies_is_restarted_and_its_gauges_are_dropped(settings: Se
 def test_a_worker_that_dies_again_and_again_is_restarted_after_a_pause(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "_RESTART_INTERVAL_S", 0.5)
+    monkeypatch.setattr(process, "_RESTART_INTERVAL_S", 0.5)
     begun = time.monotonic()
     assert supervised(settings.replace(workers=1), server_process_fakes.dies, started(settings, 3)) in (0, 5)
     assert time.monotonic() - begun >= 1.0
@@ -139,7 +139,7 @@ def test_without_processes_it_does_not_start(settings: Settings, monkeypatch: py
 def test_a_replacement_that_cannot_be_started_is_tried_again(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, recovers: bool
 ) -> None:
-    monkeypatch.setattr(supervisor, "_RESTART_INTERVAL_S", 0.05)
+    monkeypatch.setattr(process, "_RESTART_INTERVAL_S", 0.05)
     failed = failing_starts(monkeypatch, lambda number: number in (3, 4) or (number > 4 and not recovers))
 
     def script() -> None:
@@ -197,7 +197,7 @@ def test_a_refusal_of_a_restarted_worker_stops_all(settings: Settings) -> None:
 
 def test_several_refusals_cut_nothing_off(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that drains for long gets SIGTERM, and never the SIGINT that ends its requests."""
-    monkeypatch.setattr(supervisor, "_RESTART_INTERVAL_S", 0.05)
+    monkeypatch.setattr(process, "_RESTART_INTERVAL_S", 0.05)
 
     def script() -> None:
         started(settings, 3)()
