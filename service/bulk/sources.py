@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import lru_cache
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Final, NamedTuple, NoReturn
 
 from fsspec.core import url_to_fs
@@ -48,14 +47,11 @@ class Source(ABC):
 
     @abstractmethod
     def read(self, start: int, stop: int) -> list[SourceItem]:
-        """Images ``start`` … ``stop − 1``.
+        """Images ``start`` … ``stop − 1``; raises OSError if the whole source cannot be read."""
 
-        Raises:
-            OSError: the whole source cannot be read, for example because the network is down.
-        """
-
+    @abstractmethod
     def close(self) -> None:
-        """Close the files that stay open: none."""
+        """Close what is open."""
 
 
 def open_source(source: str, *, column: str, limit: int) -> Source:
@@ -119,18 +115,6 @@ def is_url(source: str) -> bool:
     return "://" in source
 
 
-def check_output(output: str, source: str) -> None:
-    """Check that the output is a local folder outside of the input.
-
-    Raises:
-        StartupError: the output is a URL, or lies inside the input, where the next run would read it as input.
-    """
-    if is_url(output):
-        raise StartupError(f"{output}: only the input may be a URL; the output must be a local folder")
-    if source and not is_url(source) and Path(output).resolve().is_relative_to(Path(source).resolve()):
-        raise StartupError(f"{output}: lies within {source}; the next run would read it as input")
-
-
 class Files(Source):
     """Image files of a folder, or one image file.
 
@@ -146,7 +130,11 @@ class Files(Source):
         return len(self._names)
 
     def read(self, start: int, stop: int) -> list[SourceItem]:
+        """See `Source`."""
         return [SourceItem(name, self._content(name)) for name in self._names[start:stop]]
+
+    def close(self) -> None:
+        """Nothing stays open."""
 
     def _content(self, name: str) -> bytes | RequestError:
         try:
@@ -176,6 +164,7 @@ class Archive(Files):
             raise StartupError(f"{source}: holds no {' '.join(IMAGES)}")
 
     def close(self) -> None:
+        """Close the archive."""
         self._zip.close()
         self._file.close()
 
@@ -230,6 +219,7 @@ class Table(Source):
         return self._rows
 
     def read(self, start: int, stop: int) -> list[SourceItem]:
+        """See `Source`."""
         items: list[SourceItem] = []
         for group in self._groups:
             low, high = max(start, group.first), min(stop, group.first + group.rows)
@@ -243,6 +233,9 @@ class Table(Source):
                     values = column.slice(low - group.first, high - low).to_pylist()
                     items += [self._item(name, value) for name, value in zip(names, values, strict=True)]
         return items
+
+    def close(self) -> None:
+        """Nothing stays open."""
 
     def _item(self, name: str, value: Any) -> SourceItem:
         if isinstance(value, dict):
