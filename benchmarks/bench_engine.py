@@ -16,6 +16,9 @@ from typing import Final
 
 import numpy as np
 import uvloop
+from service.engine.client import RemoteRegistry
+from service.engine.engine_host import EngineHost
+from service.engine.links import LinkReceiver, control_pair, link
 
 from benchmarks.harness.common import (
     Json,
@@ -33,9 +36,6 @@ from service.artifact.card import ModelCard
 from service.artifact.golden import GoldenReport
 from service.domain.latents import FloatRows, NoiseSource
 from service.domain.tasks import SchedulingParams, StepParams
-from service.engine.client import RemoteRegistry
-from service.engine.engine_host import EngineHost
-from service.engine.links import LinkReceiver, control_pair, link
 from service.models.registry import ModelRegistry, ServedModel
 from service.models.repository import LoadedModel, Repository
 from service.observability.metrics import Metrics

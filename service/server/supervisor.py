@@ -197,7 +197,7 @@ class _Supervisor:
                     self._on_listening()
 
     def _reap(self, worker: _Worker) -> None:
-        from service.observability.exposition import forget_process  # its import reads the variable of `share_metrics`
+        from service.observability.metrics import forget_process  # its import reads the variable of `share_metrics`
 
         worker.process.join()
         worker.messages.close()
