@@ -1,13 +1,4 @@
-"""The command line: `python -m service.bulk project|score|generate`.
-
-Exit status:
-
-0    all images are done
-1    all images are done, but some failed; the manifest has the reasons
-2    the command is invalid; nothing was written
-3    the run stopped; complete shards stay, and the same command continues
-130  interrupted; the same command continues
-"""
+"""The command line: `python -m service.bulk project|score|generate`; `--help` explains the exit status."""
 
 import argparse
 import logging
@@ -89,7 +80,8 @@ def parser(prog: str = _PROG) -> argparse.ArgumentParser:
         prog=prog,
         description="Run many images through a model without a server. Models, device and limits are the settings of "
         "the service (environment variables IGN_…). A stopped run is continued by the same command.",
-        epilog="exit status: 0 done, 1 some images failed, 2 invalid command, 3 stopped, 130 interrupted",
+        epilog="exit status: 0 all images are done; 1 done, but some images failed; 2 invalid command, nothing was written; "
+        "3 stopped, 130 interrupted: complete shards stay, and the same command continues",
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND", dest="task")
     project = commands.add_parser("project", help="project images: f^k(x)")

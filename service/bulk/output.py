@@ -50,12 +50,7 @@ _TEMP_SUFFIX: Final = ".partial"
 
 
 def check_output(output: str, source: str, manifest_format: ManifestFormat) -> None:
-    """Check, before models are loaded, that a run with this OUTPUT and INPUT can be written.
-
-    Raises:
-        StartupError: the output is no local folder, lies inside the input, where the next run would read it as input,
-            or has other content than an earlier run; or pyarrow is missing.
-    """
+    """Raise StartupError, before models are loaded, if a run cannot be written to this OUTPUT."""
     root = Path(output)
     if is_url(output):
         raise StartupError(f"{output}: only the input may be a URL; the output must be a local folder")
@@ -77,11 +72,7 @@ class Output:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Lock the folder against other runs until the block, or the process, ends.
-
-        Raises:
-            StartupError: another run holds the lock, or the folder cannot be written.
-        """
+        """Lock the folder against other runs until the block, or the process, ends; else raise StartupError."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             file = (self.root / _LOCK).open("w")
@@ -100,11 +91,7 @@ class Output:
                     self.root.rmdir()
 
     def previous_job(self) -> Fingerprint | None:
-        """Fingerprint of the job in this folder; None if there is none.
-
-        Raises:
-            StartupError: run.json is damaged.
-        """
+        """Fingerprint of the job in this folder, if there is one; raises StartupError if it is damaged."""
         try:
             fingerprint = json.loads((self.root / _JOB).read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
@@ -116,11 +103,7 @@ class Output:
         return fingerprint
 
     def start(self, fingerprint: Fingerprint) -> None:
-        """Start or continue a job; removes the temporary files of an earlier run.
-
-        Raises:
-            StartupError: the folder holds the output of another job.
-        """
+        """Start or continue a job, or raise StartupError if the folder holds another; removes temporary files."""
         previous = self.previous_job()
         if previous is None:
             temp = self.root / f".{_JOB}{_TEMP_SUFFIX}"

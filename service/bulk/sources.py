@@ -49,21 +49,18 @@ class Source(ABC):
     def read(self, start: int, stop: int) -> list[SourceItem]:
         """Images ``start`` … ``stop − 1``; raises OSError if the whole source cannot be read."""
 
-    @abstractmethod
     def close(self) -> None:
         """Close what is open."""
+        return
 
 
 def open_source(source: str, *, column: str, limit: int) -> Source:
-    """Open an image, folder, `.zip` or `.parquet`.
+    """Open an image, folder, `.zip` or `.parquet`; raises StartupError if there is none that can be read.
 
     Args:
         source: local path, or a URL that fsspec supports.
         column: column of a Parquet file that holds the images: binary, or a struct with `bytes`.
         limit: maximum size of one image in bytes; a larger image becomes an error in its place.
-
-    Raises:
-        StartupError: the source does not exist, cannot be read, or holds no images.
     """
     files = SourceFiles(source)
     names = list(files.sizes)
@@ -77,14 +74,9 @@ def open_source(source: str, *, column: str, limit: int) -> Source:
 
 
 class SourceFiles:
-    """The files of a source: one file, or a folder with all subfolders except hidden ones.
+    """The files of a source: one file (``single``), or a folder with all subfolders except hidden ones.
 
-    Attributes:
-        sizes: size of each file in bytes by its name relative to the source, sorted by name.
-        single: the source is one file.
-
-    Raises:
-        StartupError: the source does not exist or cannot be listed, or the package for this kind of URL is missing.
+    ``sizes`` has the size of each file in bytes by its name relative to the source, sorted by name.
     """
 
     def __init__(self, source: str) -> None:
@@ -110,17 +102,8 @@ class SourceFiles:
             return _OsErrors(self._fs.open(self._paths[name], "rb"))
 
 
-def is_url(source: str) -> bool:
-    """Whether a source is a URL and not a local path."""
-    return "://" in source
-
-
 class Files(Source):
-    """Image files of a folder, or one image file.
-
-    Args:
-        parts: tuples that begin with the name of an image and change with its content.
-    """
+    """Image files; ``parts`` has for each a tuple that begins with its name and changes with its content."""
 
     def __init__(self, parts: Sequence[tuple[str | int, ...]], open_file: Callable[[str], Any], limit: int) -> None:
         self._names, self._open, self._limit = [str(part[0]) for part in parts], open_file, limit
@@ -132,9 +115,6 @@ class Files(Source):
     def read(self, start: int, stop: int) -> list[SourceItem]:
         """See `Source`."""
         return [SourceItem(name, self._content(name)) for name in self._names[start:stop]]
-
-    def close(self) -> None:
-        """Nothing stays open."""
 
     def _content(self, name: str) -> bytes | RequestError:
         try:
@@ -190,9 +170,6 @@ class Table(Source):
     """A column of encoded images: binary, or a struct with `bytes` and `path` as in Hugging Face data sets.
 
     No file stays open, because there may be more than a process may open.
-
-    Raises:
-        StartupError: pyarrow is not installed, or a file cannot be read, is not Parquet, or lacks the column.
     """
 
     def __init__(self, source: str, files: SourceFiles, names: Sequence[str], column: str, limit: int) -> None:
@@ -233,9 +210,6 @@ class Table(Source):
                     values = column.slice(low - group.first, high - low).to_pylist()
                     items += [self._item(name, value) for name, value in zip(names, values, strict=True)]
         return items
-
-    def close(self) -> None:
-        """Nothing stays open."""
 
     def _item(self, name: str, value: Any) -> SourceItem:
         if isinstance(value, dict):
@@ -296,6 +270,11 @@ def _sizes(fs: Any, root: str) -> dict[str, int]:
         subfolders[:] = [name for name in subfolders if not _is_hidden(name)]
         sizes |= {path: os.path.getsize(path) for name in names if os.path.isfile(path := os.path.join(folder, name))}
     return sizes
+
+
+def is_url(source: str) -> bool:
+    """Whether a source is a URL and not a local path."""
+    return "://" in source
 
 
 def _raise(exc: OSError) -> NoReturn:
