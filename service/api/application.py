@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
+from fastapi import FastAPI
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -150,14 +151,14 @@ class Application:
     def __init__(
         self,
         services: AppState,
-        fastapi: ASGIApp,
+        fastapi: FastAPI,
         routes: RouteTable,
         *,
         keys: Sequence[ApiKey] | None = None,
         rates: CallerRates | None = None,
     ) -> None:
-        self.services = services
-        self._fastapi, self._routes, self._pipeline = fastapi, routes, Pipeline()
+        self.services, self.fastapi = services, fastapi
+        self._routes, self._pipeline = routes, Pipeline()
         self._keys, self._rates = keys, rates
         settings = services.settings
         self._settings, self._in_flight, self._tracing = settings, services.in_flight, services.tracing
@@ -171,7 +172,7 @@ class Application:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
-            await self._fastapi(scope, receive, send)
+            await self.fastapi(scope, receive, send)
             return
         exchange = self._begin(scope, receive, send)
         try:
@@ -221,7 +222,7 @@ class Application:
             if match.endpoint is not None and exchange.method == "POST":
                 await self._run(exchange, match, send)
             else:
-                await self._fastapi(scope, receive, send)
+                await self.fastapi(scope, receive, send)
         except ClientDisconnect:
             raise
         except Exception as exc:

@@ -1,33 +1,25 @@
-"""The command line: `python -m service.bulk project|score|generate`.
-
-Exit status:
-
-0    all images are done
-1    all images are done, but some failed; the manifest has the reasons
-2    the command is invalid; nothing was written
-3    the run stopped; complete shards stay, and the same command continues
-130  interrupted; the same command continues
-"""
+"""The command line: `python -m service.bulk project|score|generate`; `--help` explains the exit status."""
 
 import argparse
 import logging
 import secrets
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Final
 
-from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from service.bulk.job import SCHEMAS, Job, parse_options
-from service.bulk.output import Output
-from service.bulk.sources import check_output, open_source
+from service.bulk.output import Output, check_output
+from service.bulk.sources import open_source
 from service.domain.errors import IgnError, StartupError
 from service.environment import prepare_process
 from service.settings import from_environment, log_name_warnings
 
+_LOG = logging.getLogger("service.bulk")
 DONE, SOME_FAILED, USAGE, STOPPED, INTERRUPTED = 0, 1, 2, 3, 130
 _PROG: Final = "python -m service.bulk"
 _SEED_BITS: Final = 32
@@ -36,8 +28,9 @@ _SEED_BITS: Final = 32
 def main(arguments: Sequence[str] | None = None, *, prog: str = _PROG) -> int:
     """Run one command, and name the program ``prog`` in messages; returns the exit status."""
     options = parser(prog).parse_args(arguments)
+    _LOG.setLevel(logging.INFO)
     try:
-        with _log_to_stderr():
+        with logging_redirect_tqdm([_LOG]):  # lines appear above the progress bar
             return _run(options)
     except StartupError as exc:
         return _report(exc.detail, USAGE)
@@ -53,41 +46,18 @@ def _report(line: str, status: int) -> int:
     return status
 
 
-class _TqdmHandler(logging.Handler):
-    """Writes log lines to stderr above the progress bar."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
-
-
-@contextmanager
-def _log_to_stderr() -> Iterator[None]:
-    logger, handler = logging.getLogger("service.bulk"), _TqdmHandler()
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-
-
 def _run(options: argparse.Namespace) -> int:
     prepare_process()  # before the first import of onnxruntime, whose error is less clear
     from service.bulk.run import run_local, run_on_ray
 
     settings = from_environment()
     log_name_warnings()
-    check_output(options.output, options.input)
+    check_output(options.output, options.input, options.manifest)
     output = Output(Path(options.output))
-    output.check(options.manifest)
     job = _job(options, output)
     run = partial(run_on_ray, actors=options.actors) if options.ray else run_local
-    with ExitStack() as stack:
-        source = None
-        if job.source:
-            source = open_source(job.source, column=job.column, limit=settings.max_body_bytes)
-            stack.callback(source.close)
-        stack.enter_context(output.lock())
+    source = open_source(job.source, column=job.column, limit=settings.max_body_bytes) if job.source else None
+    with closing(source) if source else nullcontext(), output.lock():
         plan = run(job, source, output, settings)
         manifest, failed = output.merge(plan.shards, options.manifest)
     print(f"{manifest}: {plan.images} images{f', {failed} failed' if failed else ''}")  # noqa: T201
@@ -110,7 +80,8 @@ def parser(prog: str = _PROG) -> argparse.ArgumentParser:
         prog=prog,
         description="Run many images through a model without a server. Models, device and limits are the settings of "
         "the service (environment variables IGN_…). A stopped run is continued by the same command.",
-        epilog="exit status: 0 done, 1 some images failed, 2 invalid command, 3 stopped, 130 interrupted",
+        epilog="exit status: 0 all images are done; 1 done, but some images failed; 2 invalid command, nothing was written; "
+        "3 stopped, 130 interrupted: complete shards stay, and the same command continues",
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND", dest="task")
     project = commands.add_parser("project", help="project images: f^k(x)")

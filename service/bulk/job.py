@@ -40,11 +40,7 @@ class Job:
         return next(task for task, schema in SCHEMAS.items() if type(self.options) is schema)
 
     def step_params(self, model: ServedModel, settings: Settings) -> StepParams:
-        """How f is applied to each image; the model's card has the default number of steps.
-
-        Raises:
-            InvalidContent: more steps than the settings allow.
-        """
+        """How f is applied to each image; raises InvalidContent for more steps than the settings allow."""
         if not isinstance(self.options, GenerateRequest | ProjectOptions):
             return StepParams(steps=1, score=True)
         steps = model.card.steps
@@ -70,11 +66,7 @@ class Job:
 
 
 def parse_options(task: Task, values: Mapping[str, Any]) -> Options:
-    """Validate the options of a task by the schema of its endpoint.
-
-    Raises:
-        StartupError: the endpoint would reject a value; the text names the option.
-    """
+    """Validate the options of a task by the schema of its endpoint; a StartupError names the invalid option."""
     try:
         return SCHEMAS[task].model_validate(values)
     except ValidationError as exc:
@@ -84,20 +76,9 @@ def parse_options(task: Task, values: Mapping[str, Any]) -> Options:
 
 
 def check_same(previous: Fingerprint, current: Fingerprint) -> None:
-    """Check that a run continues the same job.
-
-    Raises:
-        StartupError: the jobs differ; the text names the first difference.
-    """
-    before, now = _flatten(previous), _flatten(current)
+    """Check that a run continues the same job; a StartupError names the first difference."""
+    before, now = ({**one, **one.get("options", {}), "options": None} for one in (previous, current))
     for name in dict.fromkeys((*before, *now)):
         if before.get(name) != now.get(name):
-            raise StartupError(
-                f"the output holds another run: {name} was {before.get(name)}, and is {now.get(name)} now; "
-                "use another folder"
-            )
-
-
-def _flatten(fingerprint: Fingerprint) -> Fingerprint:
-    options = fingerprint.get("options")
-    return {**fingerprint, **(options if isinstance(options, dict) else {}), "options": None}
+            change = f"{name} was {before.get(name)}, and is {now.get(name)} now"
+            raise StartupError(f"the output holds another run: {change}; use another folder")

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from service.bulk.job import Fingerprint, check_same
+from service.bulk.sources import is_url
 from service.domain.errors import StartupError
 
 Record = dict[str, Any]
@@ -48,32 +49,30 @@ _LOCK: Final = ".lock"
 _TEMP_SUFFIX: Final = ".partial"
 
 
+def check_output(output: str, source: str, manifest_format: ManifestFormat) -> None:
+    """Raise StartupError, before models are loaded, if a run cannot be written to this OUTPUT."""
+    root = Path(output)
+    if is_url(output):
+        raise StartupError(f"{output}: only the input may be a URL; the output must be a local folder")
+    if source and not is_url(source) and root.resolve().is_relative_to(Path(source).resolve()):
+        raise StartupError(f"{output}: lies within {source}; the next run would read it as input")
+    if root.exists() and not root.is_dir():
+        raise StartupError(f"{output}: not a folder")
+    if not (root / _JOB).is_file() and root.is_dir() and set(os.listdir(root)) - {_LOCK}:
+        raise StartupError(f"{output}: holds files of something else; use another folder")
+    if manifest_format == "parquet" and find_spec("pyarrow") is None:
+        raise StartupError("--manifest parquet: pyarrow is not installed; pip install 'ign-service[bulk]'")
+
+
 class Output:
     """The output folder of one run; `lock` creates it."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def check(self, manifest_format: ManifestFormat) -> None:
-        """Check, before models are loaded, that the folder and the manifest can be written.
-
-        Raises:
-            StartupError: the folder is a file, or has other content than an earlier run; or pyarrow is missing.
-        """
-        if self.root.exists() and not self.root.is_dir():
-            raise StartupError(f"{self.root}: not a folder")
-        if not (self.root / _JOB).is_file() and self.root.is_dir() and set(os.listdir(self.root)) - {_LOCK}:
-            raise StartupError(f"{self.root}: holds files of something else; use another folder")
-        if manifest_format == "parquet" and find_spec("pyarrow") is None:
-            raise StartupError("--manifest parquet: pyarrow is not installed; pip install 'ign-service[bulk]'")
-
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Lock the folder against other runs until the block, or the process, ends.
-
-        Raises:
-            StartupError: another run holds the lock, or the folder cannot be written.
-        """
+        """Lock the folder against other runs until the block, or the process, ends; else raise StartupError."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             file = (self.root / _LOCK).open("w")
@@ -92,11 +91,7 @@ class Output:
                     self.root.rmdir()
 
     def previous_job(self) -> Fingerprint | None:
-        """Fingerprint of the job in this folder; None if there is none.
-
-        Raises:
-            StartupError: run.json is damaged.
-        """
+        """Fingerprint of the job in this folder, if there is one; raises StartupError if it is damaged."""
         try:
             fingerprint = json.loads((self.root / _JOB).read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
@@ -108,11 +103,7 @@ class Output:
         return fingerprint
 
     def start(self, fingerprint: Fingerprint) -> None:
-        """Start or continue a job; removes the temporary files of an earlier run.
-
-        Raises:
-            StartupError: the folder holds the output of another job.
-        """
+        """Start or continue a job, or raise StartupError if the folder holds another; removes temporary files."""
         previous = self.previous_job()
         if previous is None:
             temp = self.root / f".{_JOB}{_TEMP_SUFFIX}"

@@ -52,10 +52,9 @@ class ShardResult(NamedTuple):
 
 
 class Pipeline:
-    """Processes shards of one job. ``source`` is that of the job, if it is open already.
+    """Processes shards of one job, whose ``source`` may be open already.
 
-    Raises:
-        StartupError: the source cannot be opened, or the job asks for something that the service rejects.
+    Raises StartupError if it cannot be opened, or the job asks for something that the service rejects.
     """
 
     def __init__(self, job: Job, services: AppState, output: Output, source: Source | None = None) -> None:
@@ -82,12 +81,7 @@ class Pipeline:
         return self._source.digest if self._source else ""
 
     async def shard(self, number: int) -> ShardResult:
-        """Process and write one shard.
-
-        Raises:
-            IgnError: the device or its worker failed, independent of the image.
-            OSError: the source cannot be read or the output cannot be written.
-        """
+        """Process and write one shard; raises IgnError or OSError if something else than an image fails."""
         start = number * self._job.shard
         stop = min(start + self._job.shard, self.images)
         folder = self._output.temp_dir(number)

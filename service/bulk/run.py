@@ -42,7 +42,7 @@ class Progress:
 
     def __init__(self, plan: ShardPlan) -> None:
         # disable=None: no bar unless stderr is a terminal
-        self._bar = tqdm(total=plan.images, initial=plan.completed, unit=" images", dynamic_ncols=True, disable=None)
+        self.bar = tqdm(total=plan.images, initial=plan.completed, unit=" images", dynamic_ncols=True, disable=None)
         self._total, self._done, self._failed = plan.images, plan.completed, 0
         if plan.completed:
             _LOG.info("continuing: %d of %d images are complete", plan.completed, plan.images)
@@ -56,21 +56,13 @@ class Progress:
             elif self._failed == _MAX_REPORTED + 1:
                 _LOG.warning("more images failed; the manifest lists all of them")
         self._done += shard.images
-        self._bar.update(shard.images)
-        if self._bar.disable:
+        self.bar.update(shard.images)
+        if self.bar.disable:
             _LOG.info("%d/%d images, %d failed", self._done, self._total, self._failed)
-
-    def close(self) -> None:
-        """Finish the bar."""
-        self._bar.close()
 
 
 def start(job: Job, output: Output, settings: Settings, pipeline: Pipeline) -> ShardPlan:
-    """Record the job in the output folder, or check that it continues the recorded one; returns what is missing.
-
-    Raises:
-        StartupError: the folder holds the output of another job.
-    """
+    """Record the job in the output folder, or check that it continues the recorded one; returns what is missing."""
     images = pipeline.images
     output.start(job.fingerprint(pipeline.model, settings, images, pipeline.digest))
     shards = -(-images // job.shard)
@@ -80,11 +72,7 @@ def start(job: Job, output: Output, settings: Settings, pipeline: Pipeline) -> S
 
 
 def run_local(job: Job, source: Source | None, output: Output, settings: Settings) -> ShardPlan:
-    """Process the missing shards of a job in this process; returns the plan at the start.
-
-    Args:
-        source: that of the job, open; None for `generate`.
-        output: the locked output folder.
+    """Process the missing shards of a job in this process, to a locked output; returns the plan at the start.
 
     Raises:
         StartupError: the run cannot start; nothing was written.
@@ -101,10 +89,8 @@ def run_local(job: Job, source: Source | None, output: Output, settings: Setting
                 for number in missing:  # all tasks take shards from the same iterator
                     progress.update(await pipeline.shard(number))
 
-            try:
+            with progress.bar:
                 await gather_all(take_turns() for _ in range(_SHARDS_AT_ONCE))
-            finally:
-                progress.close()
         return plan
 
     return asyncio.run(run())
@@ -115,12 +101,7 @@ def run_on_ray(
 ) -> ShardPlan:
     """As `run_local`, on a Ray cluster. Input, output and models must have the same paths on all nodes.
 
-    Args:
-        actors: by default one per GPU, or one per node of a cluster without GPUs.
-
-    Raises:
-        StartupError: the run cannot start, or Ray is not installed.
-        OSError: the run cannot continue; complete shards stay.
+    By default there is one of the ``actors`` per GPU, or one per node of a cluster without GPUs.
     """
     try:
         import ray
@@ -136,13 +117,12 @@ def run_on_ray(
     plan = asyncio.run(plan_run())
     progress = Progress(plan)
     try:
-        if plan.missing:
-            ray.init(ignore_reinit_error=True, log_to_driver=False)
-            _run_actors(ray, job, output, settings, plan, progress, actors)
+        with progress.bar:
+            if plan.missing:
+                ray.init(ignore_reinit_error=True, log_to_driver=False)
+                _run_actors(ray, job, output, settings, plan, progress, actors)
     except ray.exceptions.RayError as exc:
         raise OSError(f"Ray failed: {str(exc).strip().splitlines()[-1]}") from exc
-    finally:
-        progress.close()
     return plan
 
 
@@ -171,11 +151,7 @@ def _run_actors(
 
 
 class Actor:
-    """A process of Ray with a loaded model; its arguments are the driver's, with absolute paths.
-
-    Raises:
-        StartupError: the model or the source cannot be opened on this node.
-    """
+    """A process of Ray with a loaded model; its arguments are the driver's, with absolute paths."""
 
     def __init__(self, job: Job, output: Output, settings: Settings) -> None:
         prepare_process()

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import lru_cache
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Final, NamedTuple, NoReturn
 
 from fsspec.core import url_to_fs
@@ -48,26 +47,20 @@ class Source(ABC):
 
     @abstractmethod
     def read(self, start: int, stop: int) -> list[SourceItem]:
-        """Images ``start`` … ``stop − 1``.
-
-        Raises:
-            OSError: the whole source cannot be read, for example because the network is down.
-        """
+        """Images ``start`` … ``stop − 1``; raises OSError if the whole source cannot be read."""
 
     def close(self) -> None:
-        """Close the files that stay open: none."""
+        """Close what is open."""
+        return
 
 
 def open_source(source: str, *, column: str, limit: int) -> Source:
-    """Open an image, folder, `.zip` or `.parquet`.
+    """Open an image, folder, `.zip` or `.parquet`; raises StartupError if there is none that can be read.
 
     Args:
         source: local path, or a URL that fsspec supports.
         column: column of a Parquet file that holds the images: binary, or a struct with `bytes`.
         limit: maximum size of one image in bytes; a larger image becomes an error in its place.
-
-    Raises:
-        StartupError: the source does not exist, cannot be read, or holds no images.
     """
     files = SourceFiles(source)
     names = list(files.sizes)
@@ -81,14 +74,9 @@ def open_source(source: str, *, column: str, limit: int) -> Source:
 
 
 class SourceFiles:
-    """The files of a source: one file, or a folder with all subfolders except hidden ones.
+    """The files of a source: one file (``single``), or a folder with all subfolders except hidden ones.
 
-    Attributes:
-        sizes: size of each file in bytes by its name relative to the source, sorted by name.
-        single: the source is one file.
-
-    Raises:
-        StartupError: the source does not exist or cannot be listed, or the package for this kind of URL is missing.
+    ``sizes`` has the size of each file in bytes by its name relative to the source, sorted by name.
     """
 
     def __init__(self, source: str) -> None:
@@ -114,29 +102,8 @@ class SourceFiles:
             return _OsErrors(self._fs.open(self._paths[name], "rb"))
 
 
-def is_url(source: str) -> bool:
-    """Whether a source is a URL and not a local path."""
-    return "://" in source
-
-
-def check_output(output: str, source: str) -> None:
-    """Check that the output is a local folder outside of the input.
-
-    Raises:
-        StartupError: the output is a URL, or lies inside the input, where the next run would read it as input.
-    """
-    if is_url(output):
-        raise StartupError(f"{output}: only the input may be a URL; the output must be a local folder")
-    if source and not is_url(source) and Path(output).resolve().is_relative_to(Path(source).resolve()):
-        raise StartupError(f"{output}: lies within {source}; the next run would read it as input")
-
-
 class Files(Source):
-    """Image files of a folder, or one image file.
-
-    Args:
-        parts: tuples that begin with the name of an image and change with its content.
-    """
+    """Image files; ``parts`` has for each a tuple that begins with its name and changes with its content."""
 
     def __init__(self, parts: Sequence[tuple[str | int, ...]], open_file: Callable[[str], Any], limit: int) -> None:
         self._names, self._open, self._limit = [str(part[0]) for part in parts], open_file, limit
@@ -146,6 +113,7 @@ class Files(Source):
         return len(self._names)
 
     def read(self, start: int, stop: int) -> list[SourceItem]:
+        """See `Source`."""
         return [SourceItem(name, self._content(name)) for name in self._names[start:stop]]
 
     def _content(self, name: str) -> bytes | RequestError:
@@ -176,6 +144,7 @@ class Archive(Files):
             raise StartupError(f"{source}: holds no {' '.join(IMAGES)}")
 
     def close(self) -> None:
+        """Close the archive."""
         self._zip.close()
         self._file.close()
 
@@ -201,9 +170,6 @@ class Table(Source):
     """A column of encoded images: binary, or a struct with `bytes` and `path` as in Hugging Face data sets.
 
     No file stays open, because there may be more than a process may open.
-
-    Raises:
-        StartupError: pyarrow is not installed, or a file cannot be read, is not Parquet, or lacks the column.
     """
 
     def __init__(self, source: str, files: SourceFiles, names: Sequence[str], column: str, limit: int) -> None:
@@ -230,6 +196,7 @@ class Table(Source):
         return self._rows
 
     def read(self, start: int, stop: int) -> list[SourceItem]:
+        """See `Source`."""
         items: list[SourceItem] = []
         for group in self._groups:
             low, high = max(start, group.first), min(stop, group.first + group.rows)
@@ -303,6 +270,11 @@ def _sizes(fs: Any, root: str) -> dict[str, int]:
         subfolders[:] = [name for name in subfolders if not _is_hidden(name)]
         sizes |= {path: os.path.getsize(path) for name in names if os.path.isfile(path := os.path.join(folder, name))}
     return sizes
+
+
+def is_url(source: str) -> bool:
+    """Whether a source is a URL and not a local path."""
+    return "://" in source
 
 
 def _raise(exc: OSError) -> NoReturn:

@@ -36,38 +36,22 @@ class Duration:
 
 @dataclass(slots=True, kw_only=True)
 class Counts:
-    """The statistics of one model since it was loaded.
+    """The statistics of one model since it was loaded. The metrics count since the process started instead."""
 
-    The metrics do not have them: those count since the process started, and rejected requests have no duration there.
-
-    Args:
-        rows: rows of successful requests.
-        last_ms: end of the last successful request, in milliseconds since the Unix epoch; 0 if there was none.
-        success, fail: requests, from submission to end. Rejected and cancelled requests count with 0 s.
-        queue, infer: parts of `success`, before and after the first row enters a batch.
-        input, output: parts of `success`: parsing and serialising tensors; 0 s for image endpoints.
-        batches: model calls by number of rows, in ascending order.
-    """
-
-    rows: int = 0
-    last_ms: int = 0
-    success: Duration = field(default_factory=Duration)
-    fail: Duration = field(default_factory=Duration)
+    rows: int = 0  # of successful requests
+    last_ms: int = 0  # end of the last successful request, in milliseconds since the Unix epoch; 0 if there was none
+    success: Duration = field(default_factory=Duration)  # from submission to end
+    fail: Duration = field(default_factory=Duration)  # rejected and cancelled requests count with 0 s
+    # Parts of `success`: before and after the first row enters a batch, parsing and serialising tensors
     queue: Duration = field(default_factory=Duration)
-    input: Duration = field(default_factory=Duration)
     infer: Duration = field(default_factory=Duration)
+    input: Duration = field(default_factory=Duration)
     output: Duration = field(default_factory=Duration)
-    batches: defaultdict[int, Duration] = field(default_factory=lambda: defaultdict(Duration))
+    batches: defaultdict[int, Duration] = field(default_factory=lambda: defaultdict(Duration))  # by number of rows
 
 
 class ModelStatistics(SchedulerObserver):
-    """The `SchedulerObserver` of one model. The event loop and the workers call it.
-
-    Args:
-        metrics: the metric objects.
-        model: `name/version`.
-        clock: returns seconds since the Unix epoch.
-    """
+    """Counts what the scheduler of one model, `name/version`, reports. The event loop and the workers call it."""
 
     def __init__(self, metrics: Metrics, model: str, clock: Callable[[], float] = time.time) -> None:
         self._metrics, self._model, self._clock = metrics, model, clock

@@ -13,7 +13,7 @@ _EXPANDED_LEVELS = 3  # document → paths, components → path, schemas → one
 
 def document() -> dict[str, Any]:
     """The answer of `/openapi.json`."""
-    return create_app(build_services(Settings())).openapi()
+    return create_app(build_services(Settings())).fastapi.openapi()
 
 
 def dumps(value: object, levels: int = _EXPANDED_LEVELS) -> str:

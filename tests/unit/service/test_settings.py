@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from docs.site_reference import settings_page
 from service.domain.errors import StartupError
 from service.domain.rate_limit import Rate
-from service.settings import RENAMED, Settings, from_environment, load_settings, name_warnings, summary_of
+from service.settings import Settings, from_environment, load_settings, name_warnings, summary_of
 
 ROOT = Path(__file__).resolve().parents[3]
 FIELDS = tuple(Settings.model_fields)
@@ -127,18 +127,6 @@ def test_unknown_name_is_ignored_with_a_warning_that_names_the_nearest() -> None
     assert {"IGN_MAX_BATCH_ROW", "IGN_MAX_BATCH_ROWS?"} <= set(nearest.split())
     assert "secret" not in nearest
     assert "IGN_ZZZ" in other
-
-
-@pytest.mark.parametrize(("old", "new"), RENAMED.items())
-def test_old_name_is_accepted_with_a_warning(old: str, new: str) -> None:
-    others = {"IGN_API_KEYS_FILE": "/keys", "IGN_DEVICE": "cuda" if old == "IGN_GPUS" else "cpu"}
-    text, other = ("docs", "page") if old == "IGN_CLOSED" else ("2", "3")
-    assert load_settings({old: text, **others}) == load_settings({new: text, **others}) != load_settings(others)
-    assert load_settings({old: other, new: text, **others}) == load_settings({new: text, **others})
-    assert load_settings({old: text, new: "", **others}) == load_settings({new: text, **others})
-    (warning,) = name_warnings({old: text})
-    assert old in warning
-    assert new in warning
 
 
 def test_names_of_the_client_and_of_others_are_ignored() -> None:

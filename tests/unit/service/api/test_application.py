@@ -10,8 +10,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from ipaddress import ip_network
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import httpx
 import pytest
@@ -20,17 +19,14 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from service.api import problems
 from service.api.access import ApiKey, Network
-from service.api.application import Application
 from service.api.body import read_body
 from service.api.cors import EXPOSED_HEADERS
 from service.api.disconnect import DisconnectWatch
 from service.api.limits import InFlightRequests
-from service.api.routes import RouteTable
 from service.domain.errors import HeadTooLarge, ModelFailure, UnknownModel
 from service.observability.logs import JsonFormatter, TextFormatter
-from service.settings import Settings
+from tests.helpers.application import application
 
 ORIGIN = {"Origin": "https://app.example"}
 
@@ -53,7 +49,6 @@ class Service:
         self._body_seconds = body_seconds
         self._watch = DisconnectWatch()
         api = FastAPI(docs_url=None, redoc_url=None, redirect_slashes=False)
-        problems.install(api)
         for path, endpoint in {
             "/state/{name}": self.state,
             "/missing": self.missing,
@@ -65,12 +60,15 @@ class Service:
             "/healthz": self.health,
         }.items():
             api.add_api_route(path, endpoint, methods=["GET", "POST"])
-        settings = Settings(
-            max_inflight_requests=limit, trusted_proxies=trusted_proxies, cors_origins=("https://app.example",)
+        self.app = application(
+            api,
+            keys=keys,
+            in_flight=self.in_flight,
+            observe=self._observe,
+            max_inflight_requests=limit,
+            trusted_proxies=trusted_proxies,
+            cors_origins=("https://app.example",),
         )
-        metrics = SimpleNamespace(requests=self._observe)
-        services = SimpleNamespace(settings=settings, in_flight=self.in_flight, tracing=None, metrics=metrics)
-        self.app = Application(cast(Any, services), api, RouteTable(api.routes, ()), keys=keys)
 
     def _observe(self, endpoint: str, status: int, ended: list[tuple[float, Any]]) -> None:
         for seconds, _ in ended:

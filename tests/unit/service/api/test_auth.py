@@ -8,15 +8,14 @@ from typing import Any
 
 import httpx
 import pytest
-from starlette.applications import Starlette
-from starlette.middleware import Middleware
+from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
-from service.api.access import ApiKey, AuthMiddleware, address_key, load_keys, peer_key
+from service.api.access import ApiKey, address_key, load_keys, peer_key
 from service.domain.errors import StartupError
 from service.domain.rate_limit import Rate
+from tests.helpers.application import application
 
 
 def digest(key: str) -> str:
@@ -43,10 +42,9 @@ async def _echo(request: Request) -> Response:
 
 
 def call(keys: Sequence[ApiKey], path: str, *authorization: str, method: str = "GET", **options: Any) -> httpx.Response:
-    app = Starlette(
-        routes=[Route("/{path:path}", _echo, methods=["GET", "POST"])],
-        middleware=[Middleware(AuthMiddleware, keys=keys, **options)],
-    )
+    api = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    api.add_api_route("/{path:path}", _echo, methods=["GET", "POST"])
+    app = application(api, keys=keys, api_keys_file=Path("keys.json"), **options)
 
     async def main() -> httpx.Response:
         transport = httpx.ASGITransport(app)
@@ -153,8 +151,8 @@ def test_open_paths_need_no_key_and_heed_none(keys: tuple[ApiKey, ...], path: st
 
 
 def test_open_paths_can_be_closed(keys: tuple[ApiKey, ...]) -> None:
-    assert call(keys, "/metrics", open_paths=["/healthz"]).status_code == 401
-    assert call(keys, "/healthz", open_paths=["/healthz"]).status_code == 200
+    assert call(keys, "/metrics", private_endpoints=("metrics",)).status_code == 401
+    assert call(keys, "/healthz", private_endpoints=("metrics",)).status_code == 200
 
 
 def test_administration_needs_its_scope(keys: tuple[ApiKey, ...]) -> None:

@@ -43,11 +43,11 @@ def channel(messages: Iterable[Message]) -> Receive:
 
 
 def read(
-    messages: Iterable[Message], *, seconds: float = 5.0, max_bytes: int = 8, encoded: bool = False, **headers: str
+    messages: Iterable[Message], *, seconds: float = 5.0, max_bytes: int = 8, **headers: str
 ) -> bytes:
     given = Headers({name.replace("_", "-"): value for name, value in headers.items()})
     deadline = time.monotonic() + seconds
-    return asyncio.run(read_body(given, channel(messages), max_bytes=max_bytes, deadline=deadline, encoded=encoded))
+    return asyncio.run(read_body(given, channel(messages), max_bytes=max_bytes, deadline=deadline))
 
 
 @pytest.mark.parametrize("parts", [[b""], [b"12345678"], [b"1234", b"", b"5678"], [b"12345678", b""]])
@@ -89,7 +89,6 @@ def test_client_leaves_while_sending() -> None:
 def test_content_encoding_is_refused_unless_wanted() -> None:
     with pytest.raises(UnsupportedMedia, match="Content-Encoding"):
         read(pieces(b"12"), content_encoding="gzip")
-    assert read(pieces(b"12"), content_encoding="gzip", encoded=True) == b"12"
     assert read(pieces(b"12"), content_encoding="Identity") == b"12"
 
 

@@ -11,7 +11,7 @@ from service.settings import Settings
 
 
 def document(**changes: Any) -> dict[str, Any]:
-    return create_app(build_services(Settings(**changes))).openapi()
+    return create_app(build_services(Settings(**changes))).fastapi.openapi()
 
 
 @pytest.fixture(scope="module")

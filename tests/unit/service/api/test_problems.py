@@ -8,9 +8,9 @@ import httpx
 import pytest
 from fastapi import FastAPI, Header, HTTPException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from starlette.types import Message
 
-from service.api.problems import describe, install, send_problem, status_of
+from service.api.application import Application
+from service.api.problems import describe, problem_response, status_of
 from service.domain import errors
 from service.domain.errors import (
     BodyTooSlow,
@@ -77,9 +77,8 @@ class Options(BaseModel):
         return value
 
 
-def build() -> FastAPI:
+def build() -> Application:
     app = FastAPI(docs_url=None, redoc_url=None, redirect_slashes=False)
-    install(app)
 
     @app.post("/options")
     async def options(options: Options) -> dict[str, int]:
@@ -101,7 +100,7 @@ def build() -> FastAPI:
     async def crash() -> None:
         raise RuntimeError("/etc/secret could not be read")
 
-    return app
+    return application(app)
 
 
 def call(method: str, path: str, **kwargs: Any) -> httpx.Response:
@@ -254,13 +253,8 @@ def test_answers_stay_small_and_encodable() -> None:
         Options.model_validate({"points": [names | {"a": "no"}] * 100})
     body = describe(caught.value).body("r")
     assert len(body["errors"]) == 32
-    sent: list[Message] = []
-
-    async def send(message: Message) -> None:
-        sent.append(message)
-
-    asyncio.run(send_problem({"type": "http"}, send, InvalidContent.field("\ud800", "unknown field")))
-    assert json.loads(sent[1]["body"])["errors"][0]["field"] == "\ud800"
+    response = problem_response(InvalidContent.field("\ud800", "unknown field"), "r")
+    assert json.loads(bytes(response.body))["errors"][0]["field"] == "\ud800"
 
 
 def test_unforeseen_errors_say_nothing_but_are_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -24,7 +24,7 @@ def test_a_line_for_each_shard_without_a_terminal(
         progress = Progress(PLAN)
         progress.update(ShardResult(100, ()))
         progress.update(ShardResult(100, ("a.png: not an image",)))
-        progress.close()
+        progress.bar.close()
     assert [line for line in caplog.messages if "/1000" in line] == [
         "300/1000 images, 0 failed",
         "400/1000 images, 1 failed",
@@ -47,5 +47,5 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", terminal)
     progress = Progress(PLAN)
     progress.update(ShardResult(800, ()))
-    progress.close()
+    progress.bar.close()
     assert "1000/1000" in terminal.getvalue()

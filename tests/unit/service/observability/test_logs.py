@@ -38,8 +38,8 @@ def test_lines_are_written_in_order(pipe: Pipe) -> None:
 
 
 def test_what_cannot_be_written_is_dropped_and_counted(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log_queue, "MAX_WAITING", 10)
-    monkeypatch.setattr(log_queue, "_FLUSH_S", 0.01)
+    monkeypatch.setattr(logs, "MAX_WAITING", 10)
+    monkeypatch.setattr(logs, "_FLUSH_S", 0.01)
     dropped: list[None] = []
     handler = QueuedHandler(pipe)
     handler.on_drop = lambda: dropped.append(None)
@@ -48,7 +48,7 @@ def test_what_cannot_be_written_is_dropped_and_counted(pipe: Pipe, monkeypatch: 
     assert 100 - 11 <= len(dropped) <= 100 - 10  # one may be with the target
     assert not handler.flushed()
     pipe.read.set()
-    monkeypatch.setattr(log_queue, "_FLUSH_S", 10)
+    monkeypatch.setattr(logs, "_FLUSH_S", 10)
     assert handler.flushed()
     handler.handle(logging.makeLogRecord({"msg": "last"}))
     handler.close()
