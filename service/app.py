@@ -16,7 +16,7 @@ from service.api.app_state import AppState
 from service.api.fast_endpoints import fast_endpoints, fast_routes
 from service.api.fast_path import FastPath
 from service.api.http import problems
-from service.api.info import openapi_document, page, swagger
+from service.api.info import openapi, page
 from service.api.info import routes as info
 from service.api.middleware.access_log import AccessLogMiddleware
 from service.api.middleware.auth import HEALTH_PATHS, ApiKey, AuthMiddleware, load_keys, open_paths
@@ -27,8 +27,8 @@ from service.api.middleware.fast_routes import FastRouter
 from service.api.middleware.in_flight import ConcurrencyLimitMiddleware, InFlightRequests
 from service.api.middleware.rate_limit import CallerRates, RateLimitMiddleware
 from service.api.native import routes as native
+from service.api.oip import endpoints as oip
 from service.api.oip import repository as oip_repository
-from service.api.oip import routes as oip
 from service.domain.errors import StartupError
 from service.domain.rate_limit import RateLimiter
 from service.engine.client import RemoteRegistry
@@ -211,7 +211,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        generate_unique_id_function=openapi_document.operation_id,
+        generate_unique_id_function=openapi.operation_id,
         # The service has its own metrics; FastAPI's would look for a telemetry provider at every request.
         telemetry={"tracing": False, "metrics": False, "logs": False},
         middleware=_middleware(services, endpoints, keys, rates),
@@ -222,8 +222,7 @@ def create_app(
     for router in _ROUTERS:
         app.include_router(router)
         endpoints.add(router.routes)
-    openapi_document.install(app, settings)
-    swagger.install(app)
+    openapi.install(app, settings)
     page.install(app)
     problems.install(app)
     endpoints.add(app.routes)

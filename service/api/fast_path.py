@@ -30,7 +30,7 @@ from service.api.middleware.auth import ApiKey, identify
 from service.api.middleware.client_address import address_key, peer_key
 from service.api.middleware.in_flight import Epoch
 from service.api.middleware.rate_limit import CallerRates
-from service.api.plain_request import PLAIN_NAMES, FastEndpoint, Head, PlainRequest, Stages, Work, plain_head
+from service.api.plain_request import PLAIN_NAMES, FastEndpoint, Head, PlainRequest, Stages, Work, is_small, plain_head
 from service.domain.errors import Draining, IgnError
 from service.domain.tasks import Result
 from service.models.registry import ServedModel
@@ -168,12 +168,12 @@ class FastPath:
             with contextlib.suppress(Exception):  # the ASGI request has the same error, and answers it
                 api = ApiRequest(self._services, head.endpoint.template, head.query, head, state)
                 work = head.endpoint.parse(api, request.body, head.parameters)
-        if work is not None and not work.is_small:
+        if work is not None and not is_small(work):
             rows = passed_on.get(work.model, 0) + work.count
             refusal = work.model.scheduler.refusal(rows)
             if refusal is None:
                 passed_on[work.model] = rows
-        if work is None or not (work.is_small or refusal):
+        if work is None or not (is_small(work) or refusal):
             request.replay()
             return None
         call = request.call = Call(request, state, work, refusal)

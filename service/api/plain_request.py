@@ -35,11 +35,6 @@ class Work(Protocol):
     steps: int
     """Steps of each row."""
 
-    @property
-    def is_small(self) -> bool:
-        """Whether no part of the work needs a thread of the codec pool or a stream."""
-        ...
-
     def scheduling(self, inputs: Any) -> SchedulingParams:
         """The request as the scheduler sees it, with inputs from `Stages.decode`."""
         ...
@@ -47,6 +42,12 @@ class Work(Protocol):
     def error(self, exc: IgnError) -> IgnError:
         """The error of the response for an error of the scheduler."""
         ...
+
+
+def is_small(work: Any) -> bool:
+    """Whether no part of the work needs a thread of the codec pool or a stream."""
+    small = getattr(work, "is_small", None)
+    return not (work.is_large or work.is_large_decode) if small is None else bool(small)
 
 
 class Stages(NamedTuple):

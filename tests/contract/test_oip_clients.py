@@ -20,7 +20,6 @@ from tests.contract.harness import Service, gated, latents, serving, settings, s
 from tests.contract.oip import LENGTH, rows_of
 
 X = latents(5, n=2)
-CODINGS = [None, "gzip", "deflate"]
 EITHER = [True, False, None]  # None: the output is not listed
 
 
@@ -42,10 +41,6 @@ def inputs(binary: bool = True) -> list[triton.InferInput]:
 
 def outputs(binary: bool | None) -> list[triton.InferRequestedOutput] | None:
     return None if binary is None else [triton.InferRequestedOutput("y", binary_data=binary)]
-
-
-def codings(coding: str | None) -> dict[str, Any]:
-    return {"request_compression_algorithm": coding, "response_compression_algorithm": coding}
 
 
 def failing(call: Callable[[], object]) -> tuple[str, str]:
@@ -72,16 +67,11 @@ def test_it_finds_its_way(client: triton.InferenceServerClient) -> None:
     assert len(client.get_inference_statistics("grey", "10")["model_stats"]) == 1
 
 
-@pytest.mark.parametrize("coding", CODINGS)
 @pytest.mark.parametrize("binary_out", EITHER)
 @pytest.mark.parametrize("binary_in", [True, False])
-def test_it_infers(
-    client: triton.InferenceServerClient, binary_in: bool, binary_out: bool | None, coding: str | None
-) -> None:
-    parameters = {"steps": 3}
-    answer = client.infer(
-        "grey", inputs(binary_in), outputs=outputs(binary_out), request_id="7", parameters=parameters, **codings(coding)
-    )
+def test_it_infers(client: triton.InferenceServerClient, binary_in: bool, binary_out: bool | None) -> None:
+    options: dict[str, Any] = {"request_id": "7", "parameters": {"steps": 3}, "response_compression_algorithm": "gzip"}
+    answer = client.infer("grey", inputs(binary_in), outputs=outputs(binary_out), **options)
     np.testing.assert_allclose(answer.as_numpy("y"), step_params(X, 3), atol=1e-6)
     found = answer.get_response()
     assert (found["model_name"], found["model_version"], found["id"]) == ("grey", "10", "7")
@@ -158,14 +148,11 @@ def test_aio_finds_its_way(service: Service) -> None:
     run(service, work)
 
 
-@pytest.mark.parametrize("coding", CODINGS)
 @pytest.mark.parametrize("binary_out", EITHER)
 @pytest.mark.parametrize("binary_in", [True, False])
-def test_aio_infers(service: Service, binary_in: bool, binary_out: bool | None, coding: str | None) -> None:
+def test_aio_infers(service: Service, binary_in: bool, binary_out: bool | None) -> None:
     async def work(client: triton_aio.InferenceServerClient) -> None:
-        calls = [
-            client.infer("grey", inputs(binary_in), outputs=outputs(binary_out), **codings(coding)) for _ in range(4)
-        ]
+        calls = [client.infer("grey", inputs(binary_in), outputs=outputs(binary_out)) for _ in range(4)]
         for answer in await asyncio.gather(*calls):
             np.testing.assert_allclose(answer.as_numpy("y"), step_params(X, 1), atol=1e-6)
 

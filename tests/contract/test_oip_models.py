@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from service import __version__
-from service.api.oip.schemas import ModelConfig, ModelMetadata, ServerMetadata, StatisticsAnswer
+from service.api.oip.tensors import ModelConfig, ModelMetadata, ServerMetadata, StatisticsAnswer
 from tests.contract.harness import Service, checked, gated, latents, problem, serving, settings
 from tests.contract.oip import INFER, as_json, infer
 
