@@ -42,28 +42,72 @@ _FORMATS: Final = (Media.JSON, Media.PNG, Media.WEBP, Media.JPEG, Media.NPY)
 _PATH_FORMATS: Final = (*_FORMATS, Media.GIF, Media.APNG)  # for paths only; a grid has no animation
 
 
-@router.post("/generate", **openapi.operation(GenerateRequest, GenerateAnswer, openapi.GENERATE, stages.FORMATS))
-async def generate(request: Request) -> Response:
-    """Generate pictures: f^k(z) of seeded latents z."""
+@router.post("/generate", **openapi.operation(GenerateAnswer, stages.FORMATS))
+async def generate(body: GenerateRequest) -> Any:
+    """Generate pictures from noise.
+
+    f^k(z): apply f `steps` times to latents `offset` … `offset + n − 1` of a seed. Picture i of a seed depends on
+    nothing else. `record` returns steps on the way, `tolerance` stops a row that no longer changes, `noise_scale` takes
+    more or less noise.
+
+    Several pictures in one file are a contact sheet, with `columns` and a `gap`. `scale` enlarges pictures in every
+    format.
+    """
+
+
+@router.post("/project", **openapi.operation(ProjectAnswer, stages.FORMATS, ProjectRequest))
+async def project(body: ProjectRequest) -> Any:
+    """Make pictures real.
+
+    f^k(x): apply f to pictures x, which makes drawings, noisy, damaged or half-hidden pictures look like those that the
+    model learned.
+
+    Pictures are prepared for the model: turned by their EXIF orientation, resized (`resize`), light and dark exchanged
+    if needed (`invert`). A `mask` limits the change to its white part; `strength` below 1 blends with the input.
+
+    The body is a form, JSON or one picture; the options in the query belong to the latter.
+    """
+
+
+@router.post("/latent-interpolate", **openapi.operation(InterpolateAnswer, _PATH_FORMATS))
+async def latent_interpolate(body: InterpolateRequest) -> Any:
+    """Walk between pictures.
+
+    f^k along a path through 2 to 16 points, or over a grid between four. A point is a seed, a picture or a latent. A
+    path as GIF, APNG or WebP is an animation, as PNG or JPEG a strip.
+    """
+
+
+@router.post("/latent-arithmetic", **openapi.operation(ArithmeticAnswer, _FORMATS))
+async def latent_arithmetic(body: ArithmeticRequest) -> Any:
+    """Add and subtract pictures.
+
+    f^k of a weighted sum of up to 16 seeds, pictures or latents: one picture.
+    """
+
+
+@router.post("/score", **openapi.operation(ScoreAnswer, (Media.JSON,), ScoreRequest))
+async def score(body: ScoreRequest) -> Any:
+    """Measure how real pictures look to the model.
+
+    How far f moves each picture (`distance`), and how that compares with held-out real pictures (`percentile`,
+    `in_distribution`). A large distance marks outliers, changed data or a wrong polarity. No picture is returned.
+    """
+
+
+async def _serve_generate(request: Request) -> Response:
     api = ApiRequest.of(request)
     media = api.negotiate(stages.FORMATS)
     return await _serve(stages.generate(api, media, await api.read_json(GenerateRequest)))
 
 
-@router.post("/project", **openapi.operation(ProjectRequest, ProjectAnswer, openapi.PROJECT, stages.FORMATS))
-async def project(request: Request) -> Response:
-    """Project pictures: f^k(x) of uploads x, as multipart, JSON or a raw body."""
+async def _serve_project(request: Request) -> Response:
     api = ApiRequest.of(request)
     media = api.negotiate(stages.FORMATS)
     return await _serve(stages.project(api, media, await read_upload(api, ProjectOptions, ProjectRequest)))
 
 
-@router.post(
-    "/latent-interpolate",
-    **openapi.operation(InterpolateRequest, InterpolateAnswer, openapi.INTERPOLATE, _PATH_FORMATS),
-)
-async def latent_interpolate(request: Request) -> Response:
-    """Interpolate between latents: f^k along a path, which can be an animation, or over a grid."""
+async def _serve_latent_interpolate(request: Request) -> Response:
     api = ApiRequest.of(request)
     media = api.negotiate(_PATH_FORMATS)
     options = await api.read_json(InterpolateRequest)
@@ -92,11 +136,7 @@ async def latent_interpolate(request: Request) -> Response:
     return await _serve(Work(api=api, spec=spec, params=StepParams(steps=steps), make_rows=make_rows, large=True))
 
 
-@router.post(
-    "/latent-arithmetic", **openapi.operation(ArithmeticRequest, ArithmeticAnswer, openapi.ARITHMETIC, _FORMATS)
-)
-async def latent_arithmetic(request: Request) -> Response:
-    """Combine latents: f^k of a weighted sum."""
+async def _serve_latent_arithmetic(request: Request) -> Response:
     api = ApiRequest.of(request)
     media = api.negotiate(_FORMATS)
     options, settings = await api.read_json(ArithmeticRequest), api.services.settings
@@ -118,9 +158,7 @@ async def latent_arithmetic(request: Request) -> Response:
     return await _serve(Work(api=api, spec=spec, params=StepParams(steps=steps), make_rows=make_rows, large=True))
 
 
-@router.post("/score", **openapi.operation(ScoreRequest, ScoreAnswer, openapi.SCORE, (Media.JSON,)))
-async def score(request: Request) -> Response:
-    """Score pictures: how far f moves them, compared with held-out real pictures."""
+async def _serve_score(request: Request) -> Response:
     api = ApiRequest.of(request)
     api.negotiate((Media.JSON,))
     upload = await read_upload(api, ScoreOptions, ScoreRequest)
@@ -173,3 +211,13 @@ def _frame_labels(path: LatentPath | Grid) -> list[dict[str, Any]]:
     if isinstance(path, Grid):
         return [{"index": i, "row": row, "col": col} for i, (row, col) in enumerate(path.coordinates())]
     return [{"index": i, "t": t} for i, t in enumerate(path.times())]
+
+
+HANDLERS: Final[dict[Any, Any]] = {
+    generate: _serve_generate,
+    project: _serve_project,
+    latent_interpolate: _serve_latent_interpolate,
+    latent_arithmetic: _serve_latent_arithmetic,
+    score: _serve_score,
+}
+"""What answers the declared endpoints."""
