@@ -11,16 +11,12 @@ import numpy as np
 import pytest
 
 from tests.contract.harness import GREY, Service, gated, latents, problem, serving, settings, step_params
-from tests.contract.oip import INFER, LENGTH, as_binary, as_json, infer, rows_of, tensor
+from tests.contract.oip import INFER, LENGTH, as_binary, as_json, encoded, infer, rows_of, tensor
 
 X = latents(3, n=3)
 Y = step_params(X, 1)
 BINARY_OUT: dict[str, Any] = {"outputs": [{"name": "y", "parameters": {"binary_data": True}}]}
 JSON_OUT: dict[str, Any] = {"outputs": [{"name": "y", "parameters": {"binary_data": False}}]}
-
-
-def encoded(value: Any) -> bytes:
-    return json.dumps(value).encode()
 
 
 # What works
@@ -29,7 +25,7 @@ def encoded(value: Any) -> bytes:
 @pytest.mark.parametrize("wanted", [BINARY_OUT, JSON_OUT, {}, {"parameters": {"binary_data_output": True}}])
 @pytest.mark.parametrize("binary_in", [True, False])
 def test_json_and_binary_in_and_out(service: Service, binary_in: bool, wanted: dict[str, Any]) -> None:
-    content, length = as_binary(X, **wanted) if binary_in else (encoded(as_json(X, **wanted)), None)
+    content, length = as_binary(X, **wanted) if binary_in else (encoded(X, **wanted), None)
     response = infer(service, content, length, headers={"Accept-Encoding": "gzip"})
     assert "Content-Encoding" not in response.headers  # float32 noise hardly compresses
     assert (LENGTH in response.headers) == (wanted not in ({}, JSON_OUT))
@@ -39,8 +35,8 @@ def test_json_and_binary_in_and_out(service: Service, binary_in: bool, wanted: d
 def test_all_ways_give_the_same_bits(service: Service) -> None:
     content, length = as_binary(X, **BINARY_OUT)
     exact = rows_of(infer(service, content, length)).tobytes()
-    assert rows_of(infer(service, encoded(as_json(X)))).tobytes() == exact
-    assert rows_of(infer(service, encoded(as_json(X, nested=True)))).tobytes() == exact
+    assert rows_of(infer(service, encoded(X))).tobytes() == exact
+    assert rows_of(infer(service, encoded(X, nested=True))).tobytes() == exact
 
 
 def test_it_is_the_f_of_everything_else(service: Service) -> None:
@@ -54,7 +50,7 @@ def test_rows_share_batches_with_other_endpoints(models: Path, monkeypatch: pyte
         first = pool.submit(service.post, "/generate", {"seed": 1})
         assert gate.entered.wait(30)
         others = [
-            pool.submit(infer, service, encoded(as_json(X))),
+            pool.submit(infer, service, encoded(X)),
             pool.submit(service.post, "/generate", {"seed": 2, "n": 2, "steps": 1}),
         ]
         service.until_metric("ign_queue_rows", 5, model="grey/10")
@@ -65,30 +61,30 @@ def test_rows_share_batches_with_other_endpoints(models: Path, monkeypatch: pyte
 
 def test_the_answer_names_model_version_and_request(service: Service) -> None:
     for path, version in ((INFER, "10"), ("/v2/models/grey/versions/2/infer", "2")):
-        response = infer(service, encoded(as_json(X, id="α-1")), path=path, headers={"X-Request-ID": "mine"})
+        response = infer(service, encoded(X, id="α-1"), path=path, headers={"X-Request-ID": "mine"})
         answer = response.json()
         assert (answer["model_name"], answer["model_version"], answer["id"]) == ("grey", version, "α-1")
         digest = service.get(f"/models/grey/{version}").json()["digest"].removeprefix("sha256:")
         assert response.headers["X-IGN-Model"] == f"grey/{version}@{digest[:12]}"
         assert response.headers["X-Request-ID"] == "mine"
         assert response.headers["Server-Timing"].startswith("decode;dur=")
-    assert "id" not in infer(service, encoded(as_json(X))).json()
+    assert "id" not in infer(service, encoded(X)).json()
 
 
 def test_versions_are_different_functions(service: Service) -> None:
-    second = rows_of(infer(service, encoded(as_json(X)), path="/v2/models/grey/versions/2/infer"))
+    second = rows_of(infer(service, encoded(X), path="/v2/models/grey/versions/2/infer"))
     np.testing.assert_allclose(second, step_params(X, 1, scale=1.5), atol=1e-6)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 9])
 def test_steps(service: Service, steps: int) -> None:
-    answer = infer(service, encoded(as_json(X, parameters={"steps": steps})))
+    answer = infer(service, encoded(X, parameters={"steps": steps}))
     np.testing.assert_allclose(rows_of(answer), step_params(X, steps), atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", [None, "application/octet-stream", "text/plain", "nonsense"])
 def test_neither_content_type_nor_a_length_of_the_whole_body_matters(service: Service, kind: str | None) -> None:
-    content, headers = encoded(as_json(X)), {} if kind is None else {"Content-Type": kind}
+    content, headers = encoded(X), {} if kind is None else {"Content-Type": kind}
     for length in (None, len(content)):
         np.testing.assert_allclose(rows_of(infer(service, content, length, headers=headers)), Y, atol=1e-6)
 
@@ -97,7 +93,7 @@ def test_neither_content_type_nor_a_length_of_the_whole_body_matters(service: Se
 def test_large_requests_hold_the_same_numbers(models: Path, count: int) -> None:
     rows = latents(1, n=count)
     with serving(settings(models, max_images=65)) as service:
-        whole, binary = infer(service, encoded(as_json(rows))), infer(service, *as_binary(rows))
+        whole, binary = infer(service, encoded(rows)), infer(service, *as_binary(rows))
     np.testing.assert_array_equal(rows_of(whole), rows_of(binary))
     np.testing.assert_allclose(rows_of(binary), step_params(rows, 1), atol=1e-6)
 
@@ -176,7 +172,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
 @pytest.mark.parametrize(("body", "says"), REFUSED.values(), ids=REFUSED)
 @pytest.mark.usefixtures("unharmed")
 def test_what_cannot_be_run_is_400(service: Service, body: Any, says: str) -> None:
-    content = body if isinstance(body, bytes) else encoded(body)
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
     assert says in problem(infer(service, content), 400, "invalid_inference").detail
 
 
@@ -206,7 +202,7 @@ LIES: dict[str, tuple[Lie, str, str]] = {
     "a byte less": (lambda c, n: (c[:-1], n), "invalid_inference", "767"),
     "no data": (lambda c, n: (c[:n], n), "invalid_inference", "0 bytes"),
     "of nobody": (
-        lambda c, n: (encoded(as_json(X)) + b"tail", len(encoded(as_json(X)))),
+        lambda c, n: (encoded(X) + b"tail", len(encoded(X))),
         "invalid_inference",
         "4 bytes",
     ),
@@ -230,14 +226,14 @@ def test_a_length_that_is_no_number_or_given_twice_is_400(service: Service, valu
 @pytest.mark.parametrize("size", [0, 767, 769, 2**62])
 def test_a_size_that_is_not_the_shapes_is_400(service: Service, size: int) -> None:
     data = X.tobytes()
-    head = encoded({"inputs": [tensor(X, parameters={"binary_data_size": size})]})
+    head = json.dumps({"inputs": [tensor(X, parameters={"binary_data_size": size})]}).encode()
     detail = problem(infer(service, head + data, len(head)), 400, "invalid_inference").detail
     assert "binary_data_size" in detail
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "gzip, gzip", "nonsense"])
 def test_encoded_bodies_are_415(service: Service, coding: str) -> None:
-    content = gzip.compress(encoded(as_json(X)))
+    content = gzip.compress(encoded(X))
     problem(infer(service, content, headers={"Content-Encoding": coding}), 415, "unsupported_media_type")
 
 
@@ -245,14 +241,14 @@ def test_encoded_bodies_are_415(service: Service, coding: str) -> None:
 
 
 def test_a_timeout_that_is_over_is_504(service: Service) -> None:
-    response = infer(service, encoded(as_json(X, parameters={"timeout": 1})))
+    response = infer(service, encoded(X, parameters={"timeout": 1}))
     problem(response, 504, "deadline_unreachable")
     assert response.headers["X-Should-Retry"] == "false"
 
 
 @pytest.mark.parametrize("timeout", [0, 30_000_000, 10**40])
 def test_long_timeouts_and_none(service: Service, timeout: int) -> None:
-    assert infer(service, encoded(as_json(X, parameters={"timeout": timeout}))).status_code == 200
+    assert infer(service, encoded(X, parameters={"timeout": timeout})).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -264,7 +260,7 @@ def test_the_smaller_of_header_and_parameter_holds(
     # Without either, the client would give up first.
     with gated(monkeypatch, settings(models, request_timeout_s=600.0)) as (service, gate), gate:
         headers = {} if header is None else {"X-Request-Timeout": header}
-        response = infer(service, encoded(as_json(X, parameters={"timeout": timeout_us})), headers=headers)
+        response = infer(service, encoded(X, parameters={"timeout": timeout_us}), headers=headers)
         # Which of the two depends on how much of it was over before the rows could be submitted.
         found = response.json()["code"]
         assert found in ("deadline_exceeded", "deadline_unreachable")
@@ -275,7 +271,7 @@ def test_the_smaller_of_header_and_parameter_holds(
 def test_a_full_queue_is_429(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changes = {"queue_rows": 4, "max_images": 4, "max_batch_rows": 1}
     with gated(monkeypatch, settings(models, **changes)) as (service, gate):
-        one = encoded(as_json(latents(1, n=4), parameters={"timeout": 3_000_000}))
+        one = encoded(latents(1, n=4), parameters={"timeout": 3_000_000})
         with ThreadPoolExecutor(2) as pool, gate:
             calls = [pool.submit(infer, service, one)]
             assert gate.entered.wait(30)
