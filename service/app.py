@@ -14,14 +14,13 @@ from service.api import problems
 from service.api.access import load_keys
 from service.api.app_state import AppState
 from service.api.application import Application
-from service.api.info import openapi_document, page, swagger
+from service.api.info import openapi, page
 from service.api.info import routes as info
 from service.api.limits import CallerRates, InFlightRequests, SharedGCRA
 from service.api.native import endpoints as native_endpoints
 from service.api.native import routes as native
+from service.api.oip import endpoints as oip
 from service.api.oip import repository as oip_repository
-from service.api.oip import routes as oip
-from service.api.oip import stages as oip_stages
 from service.api.routes import RouteTable
 from service.domain.errors import StartupError
 from service.domain.rate_limit import RateLimiter
@@ -32,7 +31,7 @@ from service.models.registry import ModelRegistry, ServedModel
 from service.models.repository import LoadedModel, Repository
 from service.observability.metrics import Metrics
 from service.observability.statistics import ModelStatistics
-from service.observability.tracing_setup import tracing_from_environment
+from service.observability.trace_context import tracing_from_environment
 from service.runtime.onnx_model import OnnxModel
 from service.runtime.session import cuda_is_built_in
 from service.scheduling.scheduler import Scheduler
@@ -153,7 +152,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        generate_unique_id_function=openapi_document.operation_id,
+        generate_unique_id_function=openapi.operation_id,
         # The service has its own metrics; FastAPI's would look for a telemetry provider at every request.
         telemetry={"tracing": False, "metrics": False, "logs": False},
         lifespan=lambda _: _lifespan(services, on_startup_error, on_ready),
@@ -161,12 +160,11 @@ def create_app(
     app.state.services = services
     for router in _ROUTERS:
         app.include_router(router)
-    openapi_document.install(app, settings)
-    swagger.install(app)
+    openapi.install(app, settings)
     page.install(app)
     problems.install(app)
     routes = [route for router in _ROUTERS for route in router.routes]
-    table = RouteTable([*routes, *app.routes], [*native_endpoints.ENDPOINTS, *oip_stages.ENDPOINTS])
+    table = RouteTable([*routes, *app.routes], [*native_endpoints.ENDPOINTS, *oip.ENDPOINTS])
     return Application(services, app, table, keys=keys, rates=rates)
 
 

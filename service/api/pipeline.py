@@ -38,7 +38,7 @@ _MAX_BYTES_PER_TURN: Final = 1 << 16  # of their bodies; a body of 16 KiB takes 
 Item = TypeVar("Item")
 Key = TypeVar("Key")
 
-ResponseParts = tuple[dict[str, str], Sequence[bytes], str]
+ResponseParts = tuple[dict[str, str], Sequence[bytes | memoryview], str]
 """Headers, pieces of the body and media type of a response with status 200."""
 
 
@@ -86,6 +86,8 @@ class Work(Protocol):
 class Endpoint(NamedTuple):
     """The stages of one endpoint. `check` sees the head only, before the body is read.
 
+    `has_large_body` says whether `parse` needs a thread of the codec pool.
+
     `decode` returns, for each of several requests, its inputs or the error of one that has none. `encode` gets
     (work, rows, result) of each; if it raises, it runs again for each request alone. `respond` gets what `encode` made.
     All but a large `parse`, `decode` and `encode` run on the event loop.
@@ -93,6 +95,7 @@ class Endpoint(NamedTuple):
 
     template: str
     check: Callable[[ApiRequest], None]
+    has_large_body: Callable[[ApiRequest, bytes], bool]
     parse: Callable[[ApiRequest, bytes, Mapping[str, str]], Any]
     decode: Callable[[Sequence[Any]], Sequence[Any]]
     encode: Callable[[Sequence[tuple[Any, FloatRows, Result]]], Sequence[Any]]
@@ -171,7 +174,7 @@ class Pipeline:
             The last piece of a stream.
         """
         api = call.api
-        if len(call.body) > LARGE_BODY:
+        if call.endpoint.has_large_body(api, call.body):
             await api.run_codec("decode", partial(_parse, call))
         await self._add(call)
         if call.inputs is None:  # decoding is large

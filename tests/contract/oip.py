@@ -25,6 +25,11 @@ def as_json(rows: FloatRows, *, nested: bool = False, **members: Any) -> dict[st
     return {"inputs": [tensor(rows, data=data)]} | members
 
 
+def encoded(rows: FloatRows, **members: Any) -> bytes:
+    """The body of a request whose tensor is JSON."""
+    return json.dumps(as_json(rows, **members)).encode()
+
+
 def as_binary(rows: FloatRows, **members: Any) -> tuple[bytes, int]:
     """The body, and how much of it is JSON."""
     data = rows.astype("<f4").tobytes()

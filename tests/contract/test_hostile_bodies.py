@@ -1,6 +1,5 @@
 """What one hostile body may cost: the work of a request ends with it, and its size is bounded before it is decoded."""
 
-import gzip
 import json
 import os
 import signal
@@ -195,13 +194,8 @@ REPOSITORY = ["/v2/repository/index", "/v2/repository/models/grey/load", "/v2/re
 def test_repository_calls_have_small_bodies(service: Service, path: str) -> None:
     long = b'{"points":[' + b",".join([b"{}"] * 30_000) + b"]}"
     problem(send(service, path, long), 413, "too_large")
-    bomb = gzip.compress(b'{"points":[' + b",".join([b"{}"] * 1_000_000) + b"]}")
-    assert len(bomb) < 1 << 16
-    problem(send(service, path, bomb, headers={"Content-Encoding": "gzip"}), 413, "too_large")
     problem(send(service, path, long[:60_000]), 400, "malformed")
-    problem(
-        send(service, path, gzip.compress(b'{"a": 1}'), headers={"Content-Encoding": "gzip"}), 400, "invalid_inference"
-    )
+    problem(send(service, path, b'{"a": 1}'), 400, "invalid_inference")
 
 
 def test_repository_calls_with_a_large_body_wait_for_the_codec_pool(models: Path) -> None:

@@ -1,37 +1,19 @@
 import hashlib
 import logging
-import re
 from pathlib import Path
-from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from service import __version__
 from service.api.info.routes import ModelList, ServedCard
-from service.api.native.schemas import (
-    Answer,
-    ArithmeticAnswer,
-    GenerateAnswer,
-    InterpolateAnswer,
-    ProjectAnswer,
-    ScoreAnswer,
-)
 from service.domain.latents import STREAM, FloatRows
 from service.runtime.onnx_model import OnnxModel
 from service.runtime.session import cuda_is_built_in
 from tests.contract.harness import Service, checked, serving, settings
 
 MODEL_PATHS = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
-ANSWERS: dict[str, type[Answer]] = {
-    "/generate": GenerateAnswer,
-    "/project": ProjectAnswer,
-    "/latent-interpolate": InterpolateAnswer,
-    "/latent-arithmetic": ArithmeticAnswer,
-    "/score": ScoreAnswer,
-}
 
 
 def test_models_lists_cards_without_their_arrays(service: Service) -> None:
@@ -58,39 +40,19 @@ def test_models_lists_cards_without_their_arrays(service: Service) -> None:
 )
 def test_one_card(service: Service, path: str, ref: str) -> None:
     card = checked(service.get(path), ServedCard)
-    assert card.ref == ref
-    assert card.shape == (1, 8, 8)
-    assert card.range == (-1.0, 1.0)
-    assert card.background == (-1.0,)
-    assert card.polarity == "light-on-dark"
-    assert (card.steps.generate, card.steps.project) == (2, 1)
-    assert card.noise.kind == "gaussian"
-    assert card.licence == "CC0-1.0"
-    assert card.training.parameters == 9
+    assert (card.ref, card.shape, card.range, card.background) == (ref, (1, 8, 8), (-1.0, 1.0), (-1.0,))
+    assert (card.polarity, card.noise.kind, card.licence) == ("light-on-dark", "gaussian", "CC0-1.0")
+    assert (card.steps.generate, card.steps.project, card.training.parameters) == (2, 1, 9)
     assert len(card.distance_quantiles or ()) == 101
     assert card.provider == "CPUExecutionProvider"
     assert card.reproducible.model_dump() == {"kind": "exact", "difference": 0.0}
-    digest = service.post("/generate", {"model": ref}).json()["model"]["digest"]
-    assert card.digest == digest
+    assert card.digest == service.post("/generate", {"model": ref}).json()["model"]["digest"]
 
 
 def test_a_card_tells_all_that_is_known_of_a_model(service: Service, models: Path) -> None:
     card = service.get("/models/colour").json()
-    members = {
-        "title",
-        "prompt",
-        "shape",
-        "range",
-        "background",
-        "noise",
-        "steps",
-        "training",
-        "quality",
-        "licence",
-        "digest",
-        "provider",
-    }
-    assert set(card) >= members
+    members = {"title", "prompt", "shape", "range", "background", "noise", "steps", "training", "quality", "licence"}
+    assert set(card) >= members | {"digest", "provider"}
     assert card["noise"]["stream"] == STREAM
     assert card["digest"] == f"sha256:{hashlib.sha256((models / 'colour/1/model.onnx').read_bytes()).hexdigest()}"
     listed = next(one for one in service.get("/models").json()["models"] if one["name"] == "colour")
@@ -123,11 +85,9 @@ def test_health(service: Service) -> None:
     ready = service.get("/readyz").json()
     assert ready["status"] == "ready"
     assert list(ready["models"]) == ["colour/1", "grey/2", "grey/10"]
-    assert ready["models"]["grey/10"] == {
-        "device": "cpu",
-        "provider": "CPUExecutionProvider",
-        "fallback_reason": None,
-    }
+    assert ready["models"]["grey/10"] == {"device": "cpu", "provider": "CPUExecutionProvider", "fallback_reason": None}
+    accept = {"Accept": "image/png"}  # a probe asks for whatever its tool sends
+    assert service.get("/healthz", headers=accept).status_code == 200
 
 
 def test_metrics_are_prometheus_text(service: Service) -> None:
@@ -138,48 +98,25 @@ def test_metrics_are_prometheus_text(service: Service) -> None:
 
 
 def test_requests_are_counted_by_route_status_and_model(service: Service) -> None:
-    def count(**labels: str) -> float:
-        return service.metric("ign_requests_total", **labels)
+    def counts() -> list[float]:
+        return [
+            service.metric("ign_requests_total", endpoint="/generate", status="2xx", model="grey/2"),
+            service.metric("ign_requests_total", endpoint="/generate", status="4xx"),
+            service.metric("ign_requests_total", endpoint="/models/{name}", status="4xx"),
+            service.metric("ign_http_errors_total", code="unknown_model"),
+            service.metric("ign_distance_count", model="grey/2", endpoint="/generate"),
+            service.metric("ign_drift_count", model="grey/2", endpoint="/generate"),
+        ]
 
-    before = [
-        count(endpoint="/generate", status="2xx", model="grey/2"),
-        count(endpoint="/generate", status="4xx"),
-        count(endpoint="/models/{name}", status="4xx"),
-        service.metric("ign_http_errors_total", code="unknown_model"),
-        service.metric("ign_distance_count", model="grey/2", endpoint="/generate"),
-        service.metric("ign_drift_count", model="grey/2", endpoint="/generate"),
-    ]
+    before = counts()
     service.post("/generate", {"model": "grey/2", "n": 3, "score": True})
     service.post("/generate", {"n": 0})
     service.get("/models/nope")
-    after = [
-        count(endpoint="/generate", status="2xx", model="grey/2"),
-        count(endpoint="/generate", status="4xx"),
-        count(endpoint="/models/{name}", status="4xx"),
-        service.metric("ign_http_errors_total", code="unknown_model"),
-        service.metric("ign_distance_count", model="grey/2", endpoint="/generate"),
-        service.metric("ign_drift_count", model="grey/2", endpoint="/generate"),
-    ]
-    assert [b - a for a, b in zip(before, after, strict=True)] == [1, 1, 1, 1, 3, 3]
+    assert [b - a for a, b in zip(before, counts(), strict=True)] == [1, 1, 1, 1, 3, 3]
 
 
-def test_docs_work_offline(service: Service) -> None:
-    page = service.get("/docs")
-    assert page.headers["Content-Type"].startswith("text/html")
-    assert "http://" not in page.text
-    assert "https://" not in page.text
-    for asset in ("swagger-ui.css", "swagger-ui-bundle.js", "start.js"):
-        assert f"docs/{asset}" in page.text
-        assert service.get(f"/docs/{asset}").status_code == 200
-
-
-@pytest.fixture(scope="module")
-def document(service: Service) -> dict[str, Any]:
-    found: dict[str, Any] = service.get("/openapi.json").json()
-    return found
-
-
-def test_openapi_describes_every_path(document: dict[str, Any]) -> None:
+def test_openapi_describes_every_path(service: Service) -> None:
+    document = service.get("/openapi.json").json()
     assert document["info"]["version"] == __version__
     assert set(document["paths"]) == {
         "/generate",
@@ -202,66 +139,3 @@ def test_openapi_describes_every_path(document: dict[str, Any]) -> None:
         "/v2/repository/models/{name}/load",
         "/v2/repository/models/{name}/unload",
     }
-
-
-def test_openapi_names_every_part_of_a_path(document: dict[str, Any]) -> None:
-    for path, operations in document["paths"].items():
-        for operation in operations.values():
-            named = [entry["name"] for entry in operation.get("parameters", []) if entry["in"] == "path"]
-            assert named == re.findall(r"{(\w+)}", path), path
-
-
-def test_openapi_offers_no_query_where_there_is_none(document: dict[str, Any]) -> None:
-    for path, operations in document["paths"].items():
-        for operation in operations.values():
-            queries = [entry for entry in operation.get("parameters", []) if entry["in"] == "query"]
-            assert not queries or path in ("/project", "/score")
-
-
-@pytest.mark.parametrize("path", ANSWERS)
-def test_every_example_can_be_sent(service: Service, document: dict[str, Any], path: str) -> None:
-    operation = document["paths"][path]["post"]
-    examples = operation["requestBody"]["content"]["application/json"]["examples"]
-    assert examples
-    for example in examples.values():
-        checked(service.post(path, example["value"]), ANSWERS[path])
-
-
-@pytest.mark.parametrize("path", ANSWERS)
-def test_every_declared_form_is_answered(service: Service, document: dict[str, Any], path: str) -> None:
-    operation = document["paths"][path]["post"]
-    content = operation["requestBody"]["content"]["application/json"]
-    body = next(iter(content["examples"].values()))["value"]
-    forms = operation["responses"]["200"]["content"]
-    pictures = {"image/png", "image/webp", "image/jpeg", "application/x-npy"}
-    assert set(forms) >= {"application/json"} | (pictures if path != "/score" else set())
-    for form in forms:
-        response = service.post(path, body, accept=form)
-        assert response.headers["Content-Type"].partition(";")[0] == form
-    assert set(operation["responses"]) >= {"400", "401", "404", "406", "408", "413", "415", "422", "429", "503", "504"}
-    schema = document["components"]["schemas"][content["schema"]["$ref"].rpartition("/")[2]]
-    assert set(schema["properties"]) >= ({"model", "steps", "format"} if path != "/score" else {"model", "images"})
-    assert schema["additionalProperties"] is False
-
-
-PREPARING = {"model", "resize", "invert"}
-APPLYING = {"steps", "format", "tolerance", "record", "score", "strength", "scale", "resample", "columns", "gap"}
-
-
-@pytest.mark.parametrize(
-    ("path", "options", "files"),
-    [("/project", PREPARING | APPLYING, {"image", "mask"}), ("/score", PREPARING, {"image"})],
-)
-def test_uploads_are_described_in_all_three_forms(
-    path: str, options: set[str], files: set[str], document: dict[str, Any]
-) -> None:
-    operation = document["paths"][path]["post"]
-    content = operation["requestBody"]["content"]
-    assert set(content) == {"application/json", "multipart/form-data", "image/png", "image/jpeg", "image/webp"}
-    assert set(content["multipart/form-data"]["schema"]["properties"]) == options | files
-    assert {entry["name"] for entry in operation["parameters"] if entry["in"] == "query"} == options
-
-
-def test_healthz_answers_without_looking_at_anything(service: Service) -> None:
-    with httpx.Client() as client:
-        assert client.get(f"{service.url}/healthz", headers={"Accept": "image/png"}).status_code == 200

@@ -5,7 +5,7 @@ import importlib.util
 import json
 import shutil
 import subprocess
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,28 @@ from tests.contract.harness import Service, gated, latents, serving, settings, s
 from tests.contract.oip import LENGTH, rows_of
 
 X = latents(5, n=2)
-CODINGS = [None, "gzip", "deflate"]
 EITHER = [True, False, None]  # None: the output is not listed
 
 
-@pytest.fixture
-def client(service: Service) -> Iterator[triton.InferenceServerClient]:
+class Awaited:
+    """The client of `tritonclient.http.aio`, each of whose calls is awaited in a loop of its own."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        async def call(*arguments: Any, **options: Any) -> Any:
+            async with triton_aio.InferenceServerClient(self._url) as client:
+                return await getattr(client, name)(*arguments, **options)
+
+        return lambda *arguments, **options: asyncio.run(call(*arguments, **options))
+
+
+@pytest.fixture(params=["http", "aio"])
+def client(service: Service, request: pytest.FixtureRequest) -> Iterator[Any]:
+    if request.param == "aio":
+        yield Awaited(address(service))
+        return
     with triton.InferenceServerClient(address(service)) as found:
         yield found
 
@@ -44,10 +60,6 @@ def outputs(binary: bool | None) -> list[triton.InferRequestedOutput] | None:
     return None if binary is None else [triton.InferRequestedOutput("y", binary_data=binary)]
 
 
-def codings(coding: str | None) -> dict[str, Any]:
-    return {"request_compression_algorithm": coding, "response_compression_algorithm": coding}
-
-
 def failing(call: Callable[[], object]) -> tuple[str, str]:
     """Status and text of a call that must fail."""
     with pytest.raises(InferenceServerException) as caught:
@@ -55,10 +67,7 @@ def failing(call: Callable[[], object]) -> tuple[str, str]:
     return caught.value.status(), caught.value.message()
 
 
-# The client that waits
-
-
-def test_it_finds_its_way(client: triton.InferenceServerClient) -> None:
+def test_it_finds_its_way(client: Any) -> None:
     assert client.is_server_live()
     assert client.is_server_ready()
     assert client.is_model_ready("grey")
@@ -72,16 +81,11 @@ def test_it_finds_its_way(client: triton.InferenceServerClient) -> None:
     assert len(client.get_inference_statistics("grey", "10")["model_stats"]) == 1
 
 
-@pytest.mark.parametrize("coding", CODINGS)
 @pytest.mark.parametrize("binary_out", EITHER)
 @pytest.mark.parametrize("binary_in", [True, False])
-def test_it_infers(
-    client: triton.InferenceServerClient, binary_in: bool, binary_out: bool | None, coding: str | None
-) -> None:
-    parameters = {"steps": 3}
-    answer = client.infer(
-        "grey", inputs(binary_in), outputs=outputs(binary_out), request_id="7", parameters=parameters, **codings(coding)
-    )
+def test_it_infers(client: Any, binary_in: bool, binary_out: bool | None) -> None:
+    options: dict[str, Any] = {"request_id": "7", "parameters": {"steps": 3}, "response_compression_algorithm": "gzip"}
+    answer = client.infer("grey", inputs(binary_in), outputs=outputs(binary_out), **options)
     np.testing.assert_allclose(answer.as_numpy("y"), step_params(X, 3), atol=1e-6)
     found = answer.get_response()
     assert (found["model_name"], found["model_version"], found["id"]) == ("grey", "10", "7")
@@ -95,7 +99,7 @@ def test_it_infers_in_the_background(service: Service) -> None:
             np.testing.assert_allclose(call.get_result().as_numpy("y"), step_params(X, 1, scale=1.5), atol=1e-6)
 
 
-def test_it_is_told_what_was_wrong(client: triton.InferenceServerClient) -> None:
+def test_it_is_told_what_was_wrong(client: Any) -> None:
     assert failing(lambda: client.infer("nope", inputs()))[0] == "404"
     assert failing(lambda: client.infer("grey", inputs(), parameters={"steps": 0}))[0] == "400"
     assert failing(lambda: client.infer("grey", inputs(), timeout=1))[0] == "504"
@@ -133,61 +137,13 @@ def test_it_loads_and_unloads(models: Path) -> None:
         client.load_model("grey")
 
 
-# The client that does not wait
-
-
-def run(service: Service, work: Callable[[triton_aio.InferenceServerClient], Awaitable[None]]) -> None:
+def test_aio_infers_at_the_same_time(service: Service) -> None:
     async def main() -> None:
         async with triton_aio.InferenceServerClient(address(service)) as client:
-            await work(client)
+            for answer in await asyncio.gather(*[client.infer("grey", inputs()) for _ in range(4)]):
+                np.testing.assert_allclose(answer.as_numpy("y"), step_params(X, 1), atol=1e-6)
 
     asyncio.run(main())
-
-
-def test_aio_finds_its_way(service: Service) -> None:
-    async def work(client: triton_aio.InferenceServerClient) -> None:
-        assert await client.is_server_live()
-        assert await client.is_server_ready()
-        assert await client.is_model_ready("grey", "2")
-        assert (await client.get_server_metadata())["name"] == "ign-service"
-        assert (await client.get_model_metadata("grey"))["versions"] == ["2", "10"]
-        assert (await client.get_model_config("colour"))["input"][0]["dims"] == [3, 8, 8]
-        assert len(await client.get_model_repository_index()) == 3
-        assert (await client.get_inference_statistics("colour"))["model_stats"][0]["version"] == "1"
-
-    run(service, work)
-
-
-@pytest.mark.parametrize("coding", CODINGS)
-@pytest.mark.parametrize("binary_out", EITHER)
-@pytest.mark.parametrize("binary_in", [True, False])
-def test_aio_infers(service: Service, binary_in: bool, binary_out: bool | None, coding: str | None) -> None:
-    async def work(client: triton_aio.InferenceServerClient) -> None:
-        calls = [
-            client.infer("grey", inputs(binary_in), outputs=outputs(binary_out), **codings(coding)) for _ in range(4)
-        ]
-        for answer in await asyncio.gather(*calls):
-            np.testing.assert_allclose(answer.as_numpy("y"), step_params(X, 1), atol=1e-6)
-
-    run(service, work)
-
-
-def test_aio_is_told_what_was_wrong(service: Service) -> None:
-    async def work(client: triton_aio.InferenceServerClient) -> None:
-        for status, call in (
-            ("404", client.get_model_metadata("nope")),
-            ("404", client.get_trace_settings()),
-            ("400", client.infer("grey", inputs(), parameters={"steps": 0})),
-            ("504", client.infer("grey", inputs(), timeout=1)),
-            ("404", client.load_model("nope")),
-            ("404", client.unload_model("nope")),
-        ):
-            with pytest.raises(InferenceServerException) as caught:
-                await call
-            assert caught.value.status() == status
-            assert "decoding" not in caught.value.message()
-
-    run(service, work)
 
 
 # perf_analyzer

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.contract.harness import GREY, Service, gated, latents, problem, serving, settings, step_params
-from tests.contract.oip import INFER, LENGTH, as_binary, as_json, infer, rows_of, tensor
+from tests.contract.oip import INFER, LENGTH, as_binary, as_json, encoded, infer, rows_of, tensor
 
 X = latents(3, n=3)
 Y = step_params(X, 1)
@@ -20,29 +19,15 @@ BINARY_OUT: dict[str, Any] = {"outputs": [{"name": "y", "parameters": {"binary_d
 JSON_OUT: dict[str, Any] = {"outputs": [{"name": "y", "parameters": {"binary_data": False}}]}
 
 
-def encoded(value: Any) -> bytes:
-    return json.dumps(value).encode()
-
-
-def compressed(content: bytes, coding: str) -> bytes:
-    return gzip.compress(content) if coding == "gzip" else zlib.compress(content)
-
-
 # What works
 
 
 @pytest.mark.parametrize("wanted", [BINARY_OUT, JSON_OUT, {}, {"parameters": {"binary_data_output": True}}])
 @pytest.mark.parametrize("binary_in", [True, False])
-@pytest.mark.parametrize("coding", [None, "gzip", "deflate"])
-def test_json_and_binary_in_and_out(
-    service: Service, binary_in: bool, wanted: dict[str, Any], coding: str | None
-) -> None:
-    content, length = as_binary(X, **wanted) if binary_in else (encoded(as_json(X, **wanted)), None)
-    headers = {}
-    if coding is not None:
-        content = compressed(content, coding)
-        headers["Content-Encoding"] = coding
-    response = infer(service, content, length, headers=headers)
+def test_json_and_binary_in_and_out(service: Service, binary_in: bool, wanted: dict[str, Any]) -> None:
+    content, length = as_binary(X, **wanted) if binary_in else (encoded(X, **wanted), None)
+    response = infer(service, content, length, headers={"Accept-Encoding": "gzip"})
+    assert "Content-Encoding" not in response.headers  # float32 noise hardly compresses
     assert (LENGTH in response.headers) == (wanted not in ({}, JSON_OUT))
     np.testing.assert_allclose(rows_of(response), Y, atol=1e-6)
 
@@ -50,8 +35,8 @@ def test_json_and_binary_in_and_out(
 def test_all_ways_give_the_same_bits(service: Service) -> None:
     content, length = as_binary(X, **BINARY_OUT)
     exact = rows_of(infer(service, content, length)).tobytes()
-    assert rows_of(infer(service, encoded(as_json(X)))).tobytes() == exact
-    assert rows_of(infer(service, encoded(as_json(X, nested=True)))).tobytes() == exact
+    assert rows_of(infer(service, encoded(X))).tobytes() == exact
+    assert rows_of(infer(service, encoded(X, nested=True))).tobytes() == exact
 
 
 def test_it_is_the_f_of_everything_else(service: Service) -> None:
@@ -65,7 +50,7 @@ def test_rows_share_batches_with_other_endpoints(models: Path, monkeypatch: pyte
         first = pool.submit(service.post, "/generate", {"seed": 1})
         assert gate.entered.wait(30)
         others = [
-            pool.submit(infer, service, encoded(as_json(X))),
+            pool.submit(infer, service, encoded(X)),
             pool.submit(service.post, "/generate", {"seed": 2, "n": 2, "steps": 1}),
         ]
         service.until_metric("ign_queue_rows", 5, model="grey/10")
@@ -76,70 +61,41 @@ def test_rows_share_batches_with_other_endpoints(models: Path, monkeypatch: pyte
 
 def test_the_answer_names_model_version_and_request(service: Service) -> None:
     for path, version in ((INFER, "10"), ("/v2/models/grey/versions/2/infer", "2")):
-        response = infer(service, encoded(as_json(X, id="α-1")), path=path, headers={"X-Request-ID": "mine"})
+        response = infer(service, encoded(X, id="α-1"), path=path, headers={"X-Request-ID": "mine"})
         answer = response.json()
         assert (answer["model_name"], answer["model_version"], answer["id"]) == ("grey", version, "α-1")
         digest = service.get(f"/models/grey/{version}").json()["digest"].removeprefix("sha256:")
         assert response.headers["X-IGN-Model"] == f"grey/{version}@{digest[:12]}"
         assert response.headers["X-Request-ID"] == "mine"
         assert response.headers["Server-Timing"].startswith("decode;dur=")
-    assert "id" not in infer(service, encoded(as_json(X))).json()
+    assert "id" not in infer(service, encoded(X)).json()
 
 
 def test_versions_are_different_functions(service: Service) -> None:
-    second = rows_of(infer(service, encoded(as_json(X)), path="/v2/models/grey/versions/2/infer"))
+    second = rows_of(infer(service, encoded(X), path="/v2/models/grey/versions/2/infer"))
     np.testing.assert_allclose(second, step_params(X, 1, scale=1.5), atol=1e-6)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 9])
 def test_steps(service: Service, steps: int) -> None:
-    answer = infer(service, encoded(as_json(X, parameters={"steps": steps})))
+    answer = infer(service, encoded(X, parameters={"steps": steps}))
     np.testing.assert_allclose(rows_of(answer), step_params(X, steps), atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", [None, "application/octet-stream", "text/plain", "nonsense"])
-def test_the_content_type_does_not_matter(service: Service, kind: str | None) -> None:
-    headers = {} if kind is None else {"Content-Type": kind}
-    assert infer(service, encoded(as_json(X)), headers=headers).status_code == 200
-
-
-def test_a_whole_header_may_announce_plain_json(service: Service) -> None:
-    content = encoded(as_json(X))
-    np.testing.assert_allclose(rows_of(infer(service, content, len(content))), Y, atol=1e-6)
-
-
-def test_the_largest_request(service: Service) -> None:
-    rows = latents(1, n=64)
-    np.testing.assert_allclose(rows_of(infer(service, *as_binary(rows))), step_params(rows, 1), atol=1e-6)
+def test_neither_content_type_nor_a_length_of_the_whole_body_matters(service: Service, kind: str | None) -> None:
+    content, headers = encoded(X), {} if kind is None else {"Content-Type": kind}
+    for length in (None, len(content)):
+        np.testing.assert_allclose(rows_of(infer(service, content, length, headers=headers)), Y, atol=1e-6)
 
 
 @pytest.mark.parametrize("count", [63, 64, 65])  # 4032, 4096 and 4160 numbers
-def test_long_json_answers_hold_the_same_numbers(models: Path, count: int) -> None:
+def test_large_requests_hold_the_same_numbers(models: Path, count: int) -> None:
     rows = latents(1, n=count)
     with serving(settings(models, max_images=65)) as service:
-        whole, binary = infer(service, encoded(as_json(rows))), infer(service, *as_binary(rows))
-    assert len(whole.content) > 4000
+        whole, binary = infer(service, encoded(rows)), infer(service, *as_binary(rows))
     np.testing.assert_array_equal(rows_of(whole), rows_of(binary))
-
-
-@pytest.mark.parametrize(
-    ("asked", "coding"),
-    [("gzip", "gzip"), ("deflate", "deflate"), ("gzip, deflate, br", None), ("*", None), ("identity", None)],
-)
-@pytest.mark.parametrize("wanted", [BINARY_OUT, JSON_OUT])
-def test_answers_are_compressed_only_where_one_coding_is_asked_for(
-    service: Service, asked: str, coding: str | None, wanted: dict[str, Any]
-) -> None:
-    response = infer(service, encoded(as_json(X, **wanted)), headers={"Accept-Encoding": asked})
-    assert response.headers.get("Content-Encoding") == coding
-    assert response.headers["Vary"].startswith("Accept-Encoding")
-    np.testing.assert_allclose(rows_of(response), Y, atol=1e-6)
-
-
-def test_failures_are_never_compressed(service: Service) -> None:
-    response = infer(service, b"{", headers={"Accept-Encoding": "gzip"})
-    problem(response, 400, "malformed")
-    assert "Content-Encoding" not in response.headers
+    np.testing.assert_allclose(rows_of(binary), step_params(rows, 1), atol=1e-6)
 
 
 # What is refused
@@ -154,6 +110,7 @@ def changed(**changes: Any) -> dict[str, Any]:
 
 REFUSED: dict[str, tuple[Any, str]] = {
     "no inputs": ({}, "inputs"),
+    "an empty body": (b"", "inputs"),
     "an empty list": ({"inputs": []}, "inputs:"),
     "null": ({"inputs": None}, "inputs:"),
     "a list": ([], "body"),
@@ -215,28 +172,16 @@ REFUSED: dict[str, tuple[Any, str]] = {
 @pytest.mark.parametrize(("body", "says"), REFUSED.values(), ids=REFUSED)
 @pytest.mark.usefixtures("unharmed")
 def test_what_cannot_be_run_is_400(service: Service, body: Any, says: str) -> None:
-    content = body if isinstance(body, bytes) else encoded(body)
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
     assert says in problem(infer(service, content), 400, "invalid_inference").detail
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"{",
-        b"\xff",
-        b"nonsense",
-        b'{"inputs": [{"data": [NaN]}]}',
-        b'{"inputs": [{"data": [-Infinity]}]}',
-        b'{"inputs": [{"data": [' + b"9" * 5000 + b"]}]}",
-        b"[" * 99,
-    ],
-)
+NO_JSON = (b"{", b"\xff", b'{"a": NaN}', b'{"a": [-Infinity]}', b'{"a": ' + b"9" * 5000 + b"}", b"[" * 99)
+
+
+@pytest.mark.parametrize("content", NO_JSON)
 def test_what_is_no_json_is_400(service: Service, content: bytes) -> None:
     problem(infer(service, content), 400, "malformed")
-
-
-def test_an_empty_body_lacks_its_inputs(service: Service) -> None:
-    problem(infer(service, b""), 400, "invalid_inference")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3.4e38, -1.1e6])
@@ -247,19 +192,20 @@ def test_binary_that_is_not_finite_or_too_large_is_400(service: Service, value: 
     assert "finite" in problem(infer(service, *as_binary(rows)), 400, "invalid_inference").detail
 
 
-def lengthened(content: bytes, length: int) -> tuple[bytes, int]:
-    return content + b"\0", length
-
-
 Lie = Callable[[bytes, int], tuple[bytes, int]]
 LIES: dict[str, tuple[Lie, str, str]] = {
     "beyond the body": (lambda c, n: (c, len(c) + 1), "invalid_inference", "body"),
     "far beyond": (lambda c, n: (c, 10**11), "invalid_inference", "body"),
     "into the data": (lambda c, n: (c, n + 4), "malformed", "body"),
     "short of it": (lambda c, n: (c, n - 1), "malformed", "JSON"),
-    "a byte more": (lengthened, "invalid_inference", "769"),
+    "a byte more": (lambda c, n: (c + b"\0", n), "invalid_inference", "769"),
     "a byte less": (lambda c, n: (c[:-1], n), "invalid_inference", "767"),
     "no data": (lambda c, n: (c[:n], n), "invalid_inference", "0 bytes"),
+    "of nobody": (
+        lambda c, n: (encoded(X) + b"tail", len(encoded(X))),
+        "invalid_inference",
+        "4 bytes",
+    ),
 }
 
 
@@ -268,81 +214,41 @@ def test_lengths_that_lie_are_400(service: Service, lie: Lie, code: str, says: s
     assert says in problem(infer(service, *lie(*as_binary(X))), 400, code).detail
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "+5", "", "1e3", "0x10", "12a", "9" * 13])
-def test_a_length_that_is_no_number_is_400(service: Service, value: str) -> None:
+@pytest.mark.parametrize(
+    "values", [[value] for value in ("0", "-1", "+5", "", "1e3", "0x10", "9" * 13)] + [["127"] * 2]
+)
+def test_a_length_that_is_no_number_or_given_twice_is_400(service: Service, values: list[str]) -> None:
     content, _ = as_binary(X)
-    response = service.client.post(INFER, content=content, headers={LENGTH: value})
+    response = service.client.post(INFER, content=content, headers=[(LENGTH, value) for value in values])
     assert LENGTH in problem(response, 400, "invalid_inference").detail
-
-
-def test_a_length_given_twice_is_400(service: Service) -> None:
-    content, length = as_binary(X)
-    response = service.client.post(INFER, content=content, headers=[(LENGTH, str(length))] * 2)
-    problem(response, 400, "invalid_inference")
 
 
 @pytest.mark.parametrize("size", [0, 767, 769, 2**62])
 def test_a_size_that_is_not_the_shapes_is_400(service: Service, size: int) -> None:
     data = X.tobytes()
-    head = encoded({"inputs": [tensor(X, parameters={"binary_data_size": size})]})
+    head = json.dumps({"inputs": [tensor(X, parameters={"binary_data_size": size})]}).encode()
     detail = problem(infer(service, head + data, len(head)), 400, "invalid_inference").detail
     assert "binary_data_size" in detail
 
 
-def test_bytes_that_belong_to_nobody_are_400(service: Service) -> None:
-    head = encoded(as_json(X))
-    assert "4 bytes" in problem(infer(service, head + b"tail", len(head)), 400, "invalid_inference").detail
-
-
-# Compressed bodies
-
-
-@pytest.mark.parametrize("coding", ["gzip", "deflate"])
-@pytest.mark.parametrize(
-    "damage", [lambda c: b"", lambda c: c[:-1], lambda c: c[:9], lambda c: c + b"x", lambda c: b"x" + c]
-)
-def test_damaged_compression_is_400(service: Service, coding: str, damage: Callable[[bytes], bytes]) -> None:
-    whole = compressed(encoded(as_json(X)), coding)
-    problem(infer(service, damage(whole), headers={"Content-Encoding": coding}), 400, "malformed")
-
-
-def test_the_other_compression_is_400(service: Service) -> None:
-    problem(infer(service, zlib.compress(encoded(as_json(X))), headers={"Content-Encoding": "gzip"}), 400, "malformed")
-
-
-@pytest.mark.parametrize("coding", ["br", "zstd", "gzip, gzip", "nonsense"])
-def test_other_codings_are_415(service: Service, coding: str) -> None:
-    problem(infer(service, b"x", headers={"Content-Encoding": coding}), 415, "unsupported_media_type")
-
-
-@pytest.mark.parametrize("coding", ["gzip", "deflate"])
-@pytest.mark.usefixtures("unharmed")
-def test_a_bomb_is_413(service: Service, coding: str) -> None:
-    bomb = compressed(b"\0" * (64 * 1024 * 1024), coding)
-    assert len(bomb) < 100_000
-    problem(infer(service, bomb, headers={"Content-Encoding": coding}), 413, "too_large")
-
-
-def test_the_bound_on_inflated_bodies_is_that_on_bodies(models: Path) -> None:
-    content = encoded(as_json(X))
-    for spare, status in ((0, 200), (-1, 413)):
-        with serving(settings(models, max_body_bytes=len(content) + spare)) as service:
-            assert infer(service, content).status_code == status
-            assert infer(service, gzip.compress(content), headers={"Content-Encoding": "gzip"}).status_code == status
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "gzip, gzip", "nonsense"])
+def test_encoded_bodies_are_415(service: Service, coding: str) -> None:
+    content = gzip.compress(encoded(X))
+    problem(infer(service, content, headers={"Content-Encoding": coding}), 415, "unsupported_media_type")
 
 
 # Deadlines
 
 
 def test_a_timeout_that_is_over_is_504(service: Service) -> None:
-    response = infer(service, encoded(as_json(X, parameters={"timeout": 1})))
+    response = infer(service, encoded(X, parameters={"timeout": 1}))
     problem(response, 504, "deadline_unreachable")
     assert response.headers["X-Should-Retry"] == "false"
 
 
 @pytest.mark.parametrize("timeout", [0, 30_000_000, 10**40])
 def test_long_timeouts_and_none(service: Service, timeout: int) -> None:
-    assert infer(service, encoded(as_json(X, parameters={"timeout": timeout}))).status_code == 200
+    assert infer(service, encoded(X, parameters={"timeout": timeout})).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -354,7 +260,7 @@ def test_the_smaller_of_header_and_parameter_holds(
     # Without either, the client would give up first.
     with gated(monkeypatch, settings(models, request_timeout_s=600.0)) as (service, gate), gate:
         headers = {} if header is None else {"X-Request-Timeout": header}
-        response = infer(service, encoded(as_json(X, parameters={"timeout": timeout_us})), headers=headers)
+        response = infer(service, encoded(X, parameters={"timeout": timeout_us}), headers=headers)
         # Which of the two depends on how much of it was over before the rows could be submitted.
         found = response.json()["code"]
         assert found in ("deadline_exceeded", "deadline_unreachable")
@@ -365,7 +271,7 @@ def test_the_smaller_of_header_and_parameter_holds(
 def test_a_full_queue_is_429(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changes = {"queue_rows": 4, "max_images": 4, "max_batch_rows": 1}
     with gated(monkeypatch, settings(models, **changes)) as (service, gate):
-        one = encoded(as_json(latents(1, n=4), parameters={"timeout": 3_000_000}))
+        one = encoded(latents(1, n=4), parameters={"timeout": 3_000_000})
         with ThreadPoolExecutor(2) as pool, gate:
             calls = [pool.submit(infer, service, one)]
             assert gate.entered.wait(30)

@@ -1,6 +1,7 @@
 """The contract for programs: the file is what the service says, and what it says can be done."""
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -59,6 +60,13 @@ def test_every_operation_with_a_body_has_examples() -> None:
     assert posts == set(OPERATIONS)
 
 
+def test_every_part_of_a_path_is_a_parameter() -> None:
+    for path, operations in DOCUMENT["paths"].items():
+        for operation in operations.values():
+            named = [entry["name"] for entry in operation.get("parameters", []) if entry["in"] == "path"]
+            assert named == re.findall(r"{(\w+)}", path), path
+
+
 @pytest.mark.parametrize(("path", "value"), EXAMPLES)
 def test_every_example_is_answered_as_documented(mnist: Service, path: str, value: Any) -> None:
     try:
@@ -88,3 +96,20 @@ def test_every_other_kind_of_body_is_taken_as_documented(mnist: Service, path: s
     expected = kind if kind == "application/octet-stream" else "application/json"
     assert response.headers["Content-Type"] == expected
     assert expected in OPERATIONS[path]["responses"]["200"]["content"]
+
+
+FORMS = [
+    (path, form)
+    for path, operation in OPERATIONS.items()
+    if not path.startswith("/v2")
+    for form in operation["responses"]["200"]["content"]
+]
+
+
+@pytest.mark.parametrize(("path", "form"), FORMS)
+def test_every_declared_form_is_answered(mnist: Service, path: str, form: str) -> None:
+    examples = OPERATIONS[path]["requestBody"]["content"]["application/json"]["examples"]
+    (body,) = (examples[name]["value"] for name in ("one", "path", "sum") if name in examples)
+    response = mnist.post(path, body, accept=form)
+    assert response.status_code == 200, response.text
+    assert response.headers["Content-Type"].partition(";")[0] == form

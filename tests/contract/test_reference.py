@@ -5,7 +5,7 @@ from pathlib import Path
 
 from service.api.cors import EXPOSED_HEADERS
 from service.api.native.schemas import GenerateRequest, GridRequest, InterpolateRequest, PointRequest, ProjectRequest
-from service.api.oip.schemas import InferParameters
+from service.api.oip.tensors import InferParameters
 from service.domain import errors
 from service.domain.errors import IgnError
 from tests.contract.harness import Service

@@ -1,16 +1,16 @@
-"""`/`: the page “Make it real”, files of `service/page` with a strict content security policy.
+"""`/`, the page “Make it real”, and `/docs`, Swagger UI: static files with a strict content security policy.
 
-The files are small, so they are kept in memory. Their ETag is a hash of the content, which is the same in all processes
-and changes with an upgrade. The document names the picture of link previews, whose URL has to be absolute, for the host
-of the request.
+The files are those of `service/page` and of the installed package `fastapi_swagger`. Their ETag is a hash of the
+content, the same in all processes. URLs are relative, so that a proxy can add a path prefix; only the image of link
+previews needs an absolute one, which is made for the host of the request.
 """
 
 import hashlib
 import html
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import lru_cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 _FOLDER: Final = Path(__file__).parents[2] / "page"
+_SWAGGER: Final = Path(str(files("fastapi_swagger.resources")))
 _TYPES: Final = {
     ".css": "text/css",
     ".html": "text/html",
@@ -27,61 +28,65 @@ _TYPES: Final = {
     ".png": "image/png",
     ".svg": "image/svg+xml",
 }
-_INDEX: Final = "index.html"
-_PREVIEW: Final = "page/preview.png"
 _HOST: Final = re.compile(r"(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
-# Images are data: and blob: URLs. Trusted Types make the browser refuse to parse text as markup.
-_HEADERS: Final = {
-    "Cache-Control": "no-cache",
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
-    ),
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
+_POLICY: Final = (  # images are data: and blob: URLs
+    "default-src 'none'; script-src 'self'; img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'; style-src 'self'"
+)
+_PAGE_POLICY: Final = f"{_POLICY}; require-trusted-types-for 'script'"  # browsers refuse to parse text as markup
+_DOCS_POLICY: Final = f"{_POLICY} 'unsafe-inline'"  # Swagger UI sets style attributes
 
 
-@dataclass(frozen=True, slots=True)
 class _File:
-    content: bytes
-    media_type: str
+    def __init__(self, content: bytes, suffix: str, policy: str) -> None:
+        self.content, self.media_type = content, _TYPES[suffix]
+        self.tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+        self.headers = {
+            "Cache-Control": "no-cache",
+            "Content-Security-Policy": policy,
+            "ETag": self.tag,
+            "Referrer-Policy": "no-referrer",
+            "X-Content-Type-Options": "nosniff",
+        }
 
-    @property
-    def tag(self) -> str:
-        """The ETag."""
-        return f'"{hashlib.sha256(self.content).hexdigest()[:32]}"'
+    def respond(self, request: Request) -> Response:
+        cached = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
+        if cached & {self.tag, "*"}:
+            return Response(status_code=304, headers=self.headers)
+        return Response(self.content, media_type=self.media_type, headers=self.headers)
 
 
 def install(app: FastAPI) -> None:
-    """Serve `/` and `/page/…`, to GET and HEAD."""
-    files = _read(_FOLDER)
-    index = files.pop(_INDEX)
+    """Serve `/`, `/page/…`, `/docs` and `/docs/…`, to GET and HEAD."""
+    index, page = _read(_PAGE_POLICY, _FOLDER)
+    docs_index, docs = _read(_DOCS_POLICY, _FOLDER / "docs", _SWAGGER)
 
     @lru_cache(maxsize=64)  # a request can name any host
     def document(base: str) -> _File:
         if not base:
             return index
-        tag = f'<meta property="og:image" content="{html.escape(base)}/{_PREVIEW}">\n<title>'
-        return _File(index.content.replace(b"<title>", tag.encode(), 1), index.media_type)
+        tag = f'<meta property="og:image" content="{html.escape(base)}/page/preview.png">\n<title>'
+        return _File(index.content.replace(b"<title>", tag.encode(), 1), ".html", _PAGE_POLICY)
 
-    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
-    async def page(request: Request) -> Response:
-        return _respond(document(_base_url(request)), request.headers)
+    def serve(path: str, find: Callable[[Request], _File | None]) -> None:
+        @app.api_route(path, methods=["GET", "HEAD"], include_in_schema=False)
+        async def respond(request: Request) -> Response:
+            file = find(request)
+            if file is None:
+                raise HTTPException(404)
+            return file.respond(request)
 
-    @app.api_route("/page/{name}", methods=["GET", "HEAD"], include_in_schema=False)
-    async def asset(request: Request, name: str) -> Response:
-        if name not in files:
-            raise HTTPException(404)
-        return _respond(files[name], request.headers)
+    serve("/", lambda request: document(_base_url(request)))
+    serve("/page/{name}", lambda request: page.get(request.path_params["name"]))
+    serve("/docs", lambda _: docs_index)
+    serve("/docs/{name}", lambda request: docs.get(request.path_params["name"]))
 
 
-def _read(folder: Path) -> dict[str, _File]:
-    files = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix in _TYPES:
-            files[path.name] = _File(path.read_bytes(), _TYPES[path.suffix])
-    return files
+def _read(policy: str, *folders: Path) -> tuple[_File, dict[str, _File]]:
+    """The document `index.html` of folders, and the other files by name."""
+    paths = [path for folder in folders for path in folder.iterdir() if path.suffix in _TYPES]
+    found = {path.name: _File(path.read_bytes(), path.suffix, policy) for path in paths}
+    return found.pop("index.html"), found
 
 
 def _base_url(request: Request) -> str:
@@ -92,11 +97,3 @@ def _base_url(request: Request) -> str:
     forwarded = request.headers.get("x-forwarded-proto", "")  # of a proxy that ends TLS
     scheme = forwarded if forwarded in ("http", "https") else request.url.scheme
     return f"{scheme}://{host}{request.scope.get('root_path', '')}"
-
-
-def _respond(file: _File, headers: Mapping[str, str]) -> Response:
-    cached = {tag.strip().removeprefix("W/") for tag in headers.get("if-none-match", "").split(",")}
-    response_headers = _HEADERS | {"ETag": file.tag}
-    if cached & {file.tag, "*"}:
-        return Response(status_code=304, headers=response_headers)
-    return Response(file.content, media_type=file.media_type, headers=response_headers)

@@ -1,21 +1,18 @@
 """`/models`, `/healthz`, `/readyz` and `/metrics`."""
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from service.api.app_state import AppState, app_state
+from service.api.app_state import app_state
 from service.api.native.validation import MAX_FRAMES
-from service.api.oip.openapi import problems
 from service.artifact.card import ModelCard
 from service.models.registry import ServedModel
 
 router = APIRouter(tags=["Service"])
-
-_ARRAYS: Final = frozenset({"distance_quantiles"})
 
 
 class Reproducible(BaseModel):
@@ -65,43 +62,38 @@ class ModelList(BaseModel):
     limits: Limits
 
 
-@router.get("/models", response_model=ModelList)
-async def models(request: Request) -> Response:
-    """List the loaded models, the default model, and the limits of a request."""
+@router.get("/models")
+async def models(request: Request) -> ModelList:
+    """List the models and the limits."""
     services = app_state(request)
     services.require_serving()
-    settings = services.settings
-    return JSONResponse(
-        {
-            "models": [_card(model, without=_ARRAYS) for model in services.registry.models.values()],
-            "failures": [
-                {"name": name, "version": version, "reason": reason}
-                for ref, reason in sorted(services.registry.failures.items())
-                for name, _, version in [ref.partition("/")]
-            ],
-            "default": services.registry.resolve().ref,
-            "limits": {
-                "n": settings.max_images,
-                "images": settings.max_images,
-                "steps": settings.max_steps,
-                "frames": MAX_FRAMES,
-                "body_bytes": settings.max_body_bytes,
-                "pixels": settings.max_pixels,
-            },
-        }
+    registry, settings = services.registry, services.settings
+    return ModelList(
+        models=[_card(model, "distance_quantiles") for model in registry.models.values()],
+        failures=[
+            LoadFailure(name=name, version=version, reason=reason)
+            for ref, reason in sorted(registry.failures.items())
+            for name, _, version in [ref.partition("/")]
+        ],
+        default=registry.resolve().ref,
+        limits=Limits(
+            n=settings.max_images,
+            images=settings.max_images,
+            steps=settings.max_steps,
+            frames=MAX_FRAMES,
+            body_bytes=settings.max_body_bytes,
+            pixels=settings.max_pixels,
+        ),
     )
 
 
-@router.get("/models/{name}", response_model=ServedCard, responses=problems(404))
-async def model(request: Request, name: str) -> Response:
-    """Return the card of the highest version of a model, and the device that runs it."""
-    return _one(app_state(request), name)
-
-
-@router.get("/models/{name}/{version}", response_model=ServedCard, responses=problems(404))
-async def model_version(request: Request, name: str, version: str) -> Response:
-    """Return the card of one version, and the device that runs it."""
-    return _one(app_state(request), f"{name}/{version}")
+@router.get("/models/{name}", response_model=ServedCard)
+@router.get("/models/{name}/{version}", response_model=ServedCard)
+async def model(request: Request) -> Response:
+    """Show the card of a model, and the device that runs it."""
+    services = app_state(request)
+    services.require_serving()
+    return JSONResponse(_card(services.registry.resolve("/".join(request.path_params.values()))))
 
 
 # Load balancers probe with HEAD too. Each probe has two routes: the lower one, registered first, answers; the upper one
@@ -109,14 +101,17 @@ async def model_version(request: Request, name: str, version: str) -> Response:
 @router.get("/healthz")
 @router.api_route("/healthz", methods=["GET", "HEAD"], include_in_schema=False)
 async def healthz() -> dict[str, str]:
-    """Return 200 while the process responds."""
+    """Is the process alive?"""
     return {"status": "alive"}
 
 
-@router.get("/readyz", responses=problems(503))
+@router.get("/readyz")
 @router.api_route("/readyz", methods=["GET", "HEAD"], include_in_schema=False)
 async def readyz(request: Request) -> dict[str, Any]:
-    """Return 200 once all models are loaded, warm and verified by their golden rows; else 503 with the reason."""
+    """Can it serve?
+
+    200 once all models are loaded, warm and verified by their golden rows; else 503 with the reason.
+    """
     services = app_state(request)
     services.require_ready()
     return {"status": "ready", "models": {ref: _device(model) for ref, model in services.registry.models.items()}}
@@ -124,19 +119,14 @@ async def readyz(request: Request) -> dict[str, Any]:
 
 @router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
-    """Return the metrics in the Prometheus text format, or as OpenMetrics if `Accept` names it."""
+    """Metrics for Prometheus, or as OpenMetrics if `Accept` names it."""
     services = app_state(request)
     services.update_gauges()
     content, content_type = await services.metrics.scrape(",".join(request.headers.getlist("accept")))
     return Response(content, headers={"Content-Type": content_type})
 
 
-def _one(services: AppState, ref: str) -> Response:
-    services.require_serving()
-    return JSONResponse(_card(services.registry.resolve(ref), without=frozenset()))
-
-
-def _card(model: ServedModel, *, without: frozenset[str]) -> dict[str, Any]:
+def _card(model: ServedModel, *without: str) -> dict[str, Any]:
     golden = model.loaded.golden
     return model.card.model_dump(mode="json", exclude=set(without)) | {
         "digest": f"sha256:{model.digest}",

@@ -46,7 +46,7 @@ from service.api.native.uploads import (
 )
 from service.api.native.validation import check_count, check_mixture, check_steps, latent_path, step_params
 from service.api.negotiation import Media
-from service.api.pipeline import Endpoint, ResponseParts
+from service.api.pipeline import LARGE_BODY, Endpoint, ResponseParts
 from service.api.request import ApiRequest, count_codec, count_rows, parse_as
 from service.domain.blending import blend_result, close_loop
 from service.domain.errors import IgnError, InvalidContent, UnsupportedMedia
@@ -302,11 +302,23 @@ def _frame_labels(path: LatentPath | Grid) -> list[dict[str, Any]]:
     return [{"index": i, "t": t} for i, t in enumerate(path.times())]
 
 
+def _is_large_body(_: ApiRequest, body: bytes) -> bool:
+    return len(body) > LARGE_BODY
+
+
 _ROWS: Final = (_decode, _encode, _respond)
 ENDPOINTS: Final = (
-    Endpoint("/generate", _check_json(ROW_FORMATS), _parse_generate, *_ROWS),
-    Endpoint("/project", _check_upload(ROW_FORMATS, ProjectOptions), _parse_project, *_ROWS),
-    Endpoint("/latent-interpolate", _check_json(PATH_FORMATS), _parse_interpolate, *_ROWS),
-    Endpoint("/latent-arithmetic", _check_json(FORMATS), _parse_arithmetic, *_ROWS),
-    Endpoint("/score", _check_upload((Media.JSON,), ScoreOptions), _parse_score, _decode, _results, _respond_scores),
+    Endpoint("/generate", _check_json(ROW_FORMATS), _is_large_body, _parse_generate, *_ROWS),
+    Endpoint("/project", _check_upload(ROW_FORMATS, ProjectOptions), _is_large_body, _parse_project, *_ROWS),
+    Endpoint("/latent-interpolate", _check_json(PATH_FORMATS), _is_large_body, _parse_interpolate, *_ROWS),
+    Endpoint("/latent-arithmetic", _check_json(FORMATS), _is_large_body, _parse_arithmetic, *_ROWS),
+    Endpoint(
+        "/score",
+        _check_upload((Media.JSON,), ScoreOptions),
+        _is_large_body,
+        _parse_score,
+        _decode,
+        _results,
+        _respond_scores,
+    ),
 )

@@ -21,31 +21,54 @@ from service.api.negotiation import Media
 router = APIRouter(tags=["Pictures"])
 
 
-@router.post("/generate", **openapi.operation(GenerateRequest, GenerateAnswer, openapi.GENERATE, ROW_FORMATS))
-def generate() -> None:
-    """Generate pictures: f^k(z) of seeded latents z."""
+@router.post("/generate", **openapi.operation(GenerateAnswer, ROW_FORMATS))
+def generate(body: GenerateRequest) -> None:
+    """Generate pictures from noise.
+
+    f^k(z): apply f `steps` times to latents `offset` … `offset + n − 1` of a seed. Picture i of a seed depends on
+    nothing else. `record` returns steps on the way, `tolerance` stops a row that no longer changes, `noise_scale` takes
+    more or less noise.
+
+    Several pictures in one file are a contact sheet, with `columns` and a `gap`. `scale` enlarges pictures in every
+    format.
+    """
 
 
-@router.post("/project", **openapi.operation(ProjectRequest, ProjectAnswer, openapi.PROJECT, ROW_FORMATS))
-def project() -> None:
-    """Project pictures: f^k(x) of uploads x, as multipart, JSON or a raw body."""
+@router.post("/project", **openapi.operation(ProjectAnswer, ROW_FORMATS, ProjectRequest))
+def project(body: ProjectRequest) -> None:
+    """Make pictures real.
+
+    f^k(x): apply f to pictures x, which makes drawings, noisy, damaged or half-hidden pictures look like those that the
+    model learned.
+
+    Pictures are prepared for the model: turned by their EXIF orientation, resized (`resize`), light and dark exchanged
+    if needed (`invert`). A `mask` limits the change to its white part; `strength` below 1 blends with the input.
+
+    The body is a form, JSON or one picture; the options in the query belong to the latter.
+    """
 
 
-@router.post(
-    "/latent-interpolate",
-    **openapi.operation(InterpolateRequest, InterpolateAnswer, openapi.INTERPOLATE, PATH_FORMATS),
-)
-def latent_interpolate() -> None:
-    """Interpolate between latents: f^k along a path, which can be an animation, or over a grid."""
+@router.post("/latent-interpolate", **openapi.operation(InterpolateAnswer, PATH_FORMATS))
+def latent_interpolate(body: InterpolateRequest) -> None:
+    """Walk between pictures.
+
+    f^k along a path through 2 to 16 points, or over a grid between four. A point is a seed, a picture or a latent. A
+    path as GIF, APNG or WebP is an animation, as PNG or JPEG a strip.
+    """
 
 
-@router.post(
-    "/latent-arithmetic", **openapi.operation(ArithmeticRequest, ArithmeticAnswer, openapi.ARITHMETIC, FORMATS)
-)
-def latent_arithmetic() -> None:
-    """Combine latents: f^k of a weighted sum."""
+@router.post("/latent-arithmetic", **openapi.operation(ArithmeticAnswer, FORMATS))
+def latent_arithmetic(body: ArithmeticRequest) -> None:
+    """Add and subtract pictures.
+
+    f^k of a weighted sum of up to 16 seeds, pictures or latents: one picture.
+    """
 
 
-@router.post("/score", **openapi.operation(ScoreRequest, ScoreAnswer, openapi.SCORE, (Media.JSON,)))
-def score() -> None:
-    """Score pictures: how far f moves them, compared with held-out real pictures."""
+@router.post("/score", **openapi.operation(ScoreAnswer, (Media.JSON,), ScoreRequest))
+def score(body: ScoreRequest) -> None:
+    """Measure how real pictures look to the model.
+
+    How far f moves each picture (`distance`), and how that compares with held-out real pictures (`percentile`,
+    `in_distribution`). A large distance marks outliers, changed data or a wrong polarity. No picture is returned.
+    """

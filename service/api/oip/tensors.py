@@ -1,22 +1,22 @@
-"""Convert Open Inference Protocol requests to rows and rows to responses.
+"""The bodies of the Open Inference Protocol: schemas, requests to rows, and rows to responses.
 
-A body is JSON, or JSON followed by the binary tensors (the extension "binary tensor data").
+A body is JSON, or JSON followed by the bytes of the tensors (the extension "binary tensor data"). The docstrings and
+descriptions of the schemas are part of the OpenAPI document.
 """
 
 import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar
 
 import numpy as np
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.config import JsonDict
 
 from service.api.body import MAX_VALUES
-from service.api.oip.schemas import InferRequest, Input, RequestedOutput
 from service.api.request import parse_as
 from service.artifact.card import INPUT, OUTPUT, ModelCard
 from service.domain.errors import InvalidContent, InvalidInference
@@ -25,198 +25,354 @@ from service.domain.latents import MAX_MAGNITUDE, FloatRows, is_bounded
 HEADER_LENGTH: Final = "Inference-Header-Content-Length"
 DATATYPE: Final = "FP32"
 
+_MAX_ITEMS: Final = 16  # checked before the items, because a body can hold a million invalid ones
+# Only the document states these limits. `read_head` checks them, with errors in the protocol's terms.
+_SHAPE: Final[JsonDict] = {"minItems": 4, "maxItems": 4, "items": {"type": "integer", "minimum": 1}}
+_ONE: Final[JsonDict] = {"maxItems": 1}
+
+
+class _StrictModel(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class InputParameters(_StrictModel):
+    """Parameters of an input."""
+
+    binary_data_size: Annotated[
+        int | None, Field(ge=0, description="Number of bytes after the JSON, little-endian, instead of `data`.")
+    ] = None
+
+
+class Input(_StrictModel):
+    """The rows: N×C×H×W."""
+
+    name: Annotated[str, Field(description="`x`", json_schema_extra={"const": INPUT})]
+    shape: Annotated[list[int], Field(max_length=_MAX_ITEMS, description="N, C, H, W.", json_schema_extra=_SHAPE)]
+    datatype: Annotated[str, Field(description="`FP32`", json_schema_extra={"const": "FP32"})]
+    parameters: InputParameters = InputParameters()
+    data: Annotated[
+        list[Any] | None,
+        Field(description="Numbers in row-major order, flat or nested like the shape; absent for binary data."),
+    ] = None
+
+
+class OutputParameters(_StrictModel):
+    """Parameters of an output."""
+
+    binary_data: bool | None = None
+
+
+class RequestedOutput(_StrictModel):
+    """A requested output."""
+
+    name: Annotated[str, Field(description="`y`", json_schema_extra={"const": OUTPUT})]
+    parameters: OutputParameters = OutputParameters()
+
+
+class InferParameters(_StrictModel):
+    """Parameters of the inference."""
+
+    steps: Annotated[int, Field(ge=1, description="Number of applications of f.")] = 1
+    timeout: Annotated[int, Field(ge=0, description="Timeout in microseconds; 0 for none.")] = 0
+    priority: Annotated[int, Field(ge=0, description="Accepted, but without effect.")] = 0
+    binary_data_output: Annotated[bool, Field(description="Whether outputs without `binary_data` are binary.")] = False
+
+
+class InferRequest(_StrictModel):
+    """Apply f to rows, `steps` times."""
+
+    id: Annotated[str | None, Field(description="Repeated in the response.")] = None
+    parameters: InferParameters = InferParameters()
+    inputs: Annotated[list[Input], Field(min_length=1, max_length=_MAX_ITEMS, json_schema_extra=_ONE)]
+    outputs: Annotated[list[RequestedOutput], Field(max_length=_MAX_ITEMS, json_schema_extra=_ONE)] | None = None
+
+
+class Output(BaseModel):
+    """The output rows: N×C×H×W."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    parameters: dict[str, int] | None = None
+    data: list[float] | None = None
+
+
+class InferAnswer(BaseModel):
+    """The result of an inference."""
+
+    model_name: str
+    model_version: str
+    id: str | None = None
+    outputs: list[Output]
+
+
+class ServerMetadata(BaseModel):
+    """Name, version and protocol extensions of the server."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class TensorMetadata(BaseModel):
+    """A tensor; −1 means any number of rows."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class ModelMetadata(BaseModel):
+    """Inputs and outputs of a model."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+
+
+class TensorConfig(BaseModel):
+    """A tensor of one row."""
+
+    name: str
+    data_type: str
+    format: str
+    dims: list[int]
+
+
+class ModelConfig(BaseModel):
+    """Configuration of a model for clients of Triton."""
+
+    name: str
+    platform: str
+    backend: str
+    version_policy: dict[str, Any]
+    max_batch_size: int
+    input: list[TensorConfig]
+    output: list[TensorConfig]
+    dynamic_batching: dict[str, Any]
+    model_transaction_policy: dict[str, bool]
+
+
+class Spent(BaseModel):
+    """Number and total duration, in ns."""
+
+    count: int
+    ns: int
+
+
+class InferenceStatistics(BaseModel):
+    """Durations of the requests of one model, by part."""
+
+    success: Spent
+    fail: Spent
+    queue: Spent
+    compute_input: Spent
+    compute_infer: Spent
+    compute_output: Spent
+    cache_hit: Spent
+    cache_miss: Spent
+
+
+class BatchStatistics(BaseModel):
+    """Model calls with one batch size."""
+
+    batch_size: int
+    compute_input: Spent
+    compute_infer: Spent
+    compute_output: Spent
+
+
+class ModelStatistics(BaseModel):
+    """Statistics of one version since it was loaded."""
+
+    name: str
+    version: str
+    last_inference: int
+    inference_count: int
+    execution_count: int
+    inference_stats: InferenceStatistics
+    batch_stats: list[BatchStatistics]
+
+
+class StatisticsAnswer(BaseModel):
+    """Statistics of models."""
+
+    model_stats: list[ModelStatistics]
+
+
+class IndexRequest(_StrictModel):
+    """Filter of the index."""
+
+    ready: Annotated[bool, Field(description="Only versions that serve.")] = False
+
+
+class IndexEntry(BaseModel):
+    """One version that serves or is in the model directory."""
+
+    name: str
+    version: str
+    state: Literal["READY", "UNAVAILABLE", "LOADING", "UNLOADING"]
+    reason: str
+
+
+class LoadParameters(_StrictModel):
+    """No parameters: the files of a model define it."""
+
+
+class LoadRequest(_StrictModel):
+    """Body of a load request."""
+
+    parameters: LoadParameters = LoadParameters()
+
+
+class UnloadParameters(_StrictModel):
+    """Parameters of an unload request; no model depends on another, so they have no effect."""
+
+    unload_dependents: bool = False
+
+
+class UnloadRequest(_StrictModel):
+    """Body of an unload request."""
+
+    parameters: UnloadParameters = UnloadParameters()
+
+
+# Requests to rows
+#
+#   | JSON: names, shape, parameters | float32 of `x`, little-endian |
+#   0                                ^ Inference-Header-Content-Length
+
 _WIRE: Final = np.dtype("<f4")
-_MAX_CACHED_BYTES: Final = 512  # of JSON; a longer one holds data and is not cached
 _LENGTH: Final = re.compile(r"[0-9]{1,12}")
-_SLICE: Final = 4096  # numbers that become JSON in one call
 _NUMBERS: Final = frozenset((int, float))
-_OUTPUTS: Final = b'"outputs":'
-_ALL_OUTPUTS: Final = (RequestedOutput(name=OUTPUT),)
-_to_json: Final = json.JSONEncoder(separators=(",", ":")).encode  # `json.dumps` would make an encoder for each call
+_MAX_CACHED_BYTES: Final = 512  # of JSON; a longer one holds data and is not cached
 
 Schema = TypeVar("Schema", bound=BaseModel)
+NamedTensor = TypeVar("NamedTensor", Input, RequestedOutput)
+Shape = tuple[int, ...]  # (N, C, H, W)
+Piece = bytes | memoryview
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Inference:
-    """A validated inference request.
-
-    Args:
-        id: of the request, which the response repeats; or None.
-        rows: (N, C, H, W) finite float32.
-        steps: applications of f, ≥ 1.
-        timeout_us: microseconds; 0 for none.
-        binary: the rows of the response follow its JSON as bytes.
-    """
+class Inference(NamedTuple):
+    """A validated request, but for the values of its rows, which are ``data`` or begin at ``start`` of the body."""
 
     id: str | None
-    rows: FloatRows
+    shape: Shape
     steps: int
-    timeout_us: int
-    binary: bool
+    timeout_us: int  # 0 for none
+    binary: bool  # the rows of the response follow its JSON as bytes
+    data: list[Any] | None
+    start: int
 
 
-def header_length(values: Sequence[str]) -> int | None:
-    """The number of bytes of the body that are JSON; None for all of them.
+def read_head(body: bytes, lengths: Sequence[str], row_shape: Shape, *, max_rows: int, max_steps: int) -> Inference:
+    """Parse and validate the JSON of a request for rows of a shape (C, H, W); ``lengths``: headers `HEADER_LENGTH`.
 
-    Args:
-        values: of the headers `Inference-Header-Content-Length`.
-
-    Raises:
-        InvalidInference: several headers, or not a number above 0.
+    Raises `MalformedRequest` or `InvalidInference`; the text of the latter names what is invalid.
     """
-    if not values:
-        return None
-    if len(values) > 1 or not _LENGTH.fullmatch(values[0]) or int(values[0]) == 0:
-        raise InvalidInference(f"{HEADER_LENGTH}: must be given once, as the JSON's bytes in decimal digits, above 0")
-    return int(values[0])
-
-
-def read_request(body: bytes, json_length: int | None, card: ModelCard, *, max_rows: int, max_steps: int) -> Inference:
-    """Parse and validate one inference request.
-
-    Args:
-        body: the whole body, decompressed.
-        json_length: number of its bytes that are JSON, or None for all.
-        card: of the model.
-        max_rows: largest number of rows of one request.
-        max_steps: largest number of applications of f.
-
-    Raises:
-        MalformedRequest: not JSON.
-        InvalidInference: an invalid name, datatype, shape, size, value or parameter; the text names it.
-    """
-    length = len(body) if json_length is None else json_length
-    if length > len(body):
+    length = _json_length(lengths) if lengths else len(body)
+    rest = len(body) - length
+    if rest < 0:
         raise InvalidInference(f"{HEADER_LENGTH}: {length} bytes of JSON, but the body has only {len(body)}")
-    head = body[:length]
-    # The largest legal body nests every number of `max_rows` rows like the shape.
-    max_values = MAX_VALUES + max_rows * _nested_values(card)
-    request = _parse_cached(head) if length <= _MAX_CACHED_BYTES else parse(head, InferRequest, max_values=max_values)
-    if request.parameters.steps > max_steps:
-        raise InvalidInference(f"parameters.steps: must be at most {max_steps}")
-    (x,) = _check_names(request.inputs, INPUT, "inputs")
-    binary = request.parameters.binary_data_output
-    for output in _check_names(request.outputs or _ALL_OUTPUTS, OUTPUT, "outputs"):
-        binary = binary if output.parameters.binary_data is None else output.parameters.binary_data
-    shape = _shape(x, card, max_rows)
-    rows = _rows(x, shape, body, length, mixed=json_length is not None)
+    read = _read_cached if length <= _MAX_CACHED_BYTES else _read_json
+    inference = read(body[:length], row_shape, max_rows, max_steps)
+    if inference.data is not None:
+        if rest:
+            raise InvalidInference(f"{rest} bytes follow the JSON that belong to no input")
+    elif not lengths:
+        raise InvalidInference(f"inputs.0.parameters.binary_data_size: needs the header {HEADER_LENGTH}")
+    elif rest != (size := _bytes_of(inference.shape)):
+        raise InvalidInference(f"{rest} bytes follow the JSON, but inputs.0 says {size}")
+    return inference
+
+
+def read_rows(inference: Inference, body: bytes) -> FloatRows:
+    """The rows of a request, (N, C, H, W); a view of the body if the bytes of the tensor are aligned in it.
+
+    Raises `InvalidInference`: no numbers, too many or too few of them, not finite or too large.
+    """
+    if inference.data is not None:
+        rows = _from_json(inference.data, inference.shape)
+    else:
+        rows = np.frombuffer(body, _WIRE, offset=inference.start).reshape(inference.shape)
+        if not rows.flags.aligned:  # numpy computes with unaligned values several times as slowly as it copies them
+            rows = rows.copy()
     if not is_bounded(rows):
         raise InvalidInference(f"inputs.0: holds values that are not finite or beyond ±{MAX_MAGNITUDE:.0f}")
-    return Inference(
-        id=request.id, rows=rows, steps=request.parameters.steps, timeout_us=request.parameters.timeout, binary=binary
-    )
-
-
-def write_answer(request: Inference, card: ModelCard, rows: FloatRows) -> tuple[bytes, int | None]:
-    """The body of the response, and how many of its bytes are JSON; None for all of them."""
-    data = np.ascontiguousarray(rows, _WIRE)
-    head = _answer_head(card.name, card.version, rows.shape, data.nbytes if request.binary else None)
-    if request.id is not None:
-        head = head.replace(_OUTPUTS, b'"id":%s,%s' % (_to_json(request.id).encode("ascii"), _OUTPUTS), 1)
-    if request.binary:
-        return head + data.tobytes(), len(head)
-    before, after = head[:-4], head[-4:]  # the array of the data is empty, and the last of the JSON
-    values = data.ravel()
-    # In slices, because one call of `json` holds the interpreter lock until it ends: for 64 colour rows, half a second.
-    slices = (values[start : start + _SLICE].tolist() for start in range(0, len(values), _SLICE))
-    texts = [_to_json(each)[1:-1] for each in slices]
-    return before + ",".join(texts).encode("ascii") + after, None
-
-
-@lru_cache(maxsize=256)
-def _answer_head(name: str, version: str, shape: tuple[int, ...], size: int | None) -> bytes:
-    """The JSON of a response without id: with the size of its binary data, or with an empty array of data."""
-    output: dict[str, Any] = {"name": OUTPUT, "datatype": DATATYPE, "shape": shape}
-    if size is None:
-        output["data"] = []
-    else:
-        output["parameters"] = {"binary_data_size": size}
-    return _to_json({"model_name": name, "model_version": version, "outputs": [output]}).encode("ascii")
-
-
-def _nested_values(card: ModelCard) -> int:
-    """Number of JSON values of one row: its numbers, and the arrays for the row, its channels and their lines."""
-    channels, height, width = card.shape
-    return 1 + channels * (1 + height * (1 + width))
+    return rows
 
 
 def parse(body: bytes, schema: type[Schema], *, max_values: int = MAX_VALUES) -> Schema:
-    """Parse a JSON body as ``schema``, with at most ``max_values`` values; an empty body counts as `{}`.
-
-    Raises:
-        MalformedRequest: not JSON.
-        InvalidInference: the body does not fit the schema.
-    """
+    """Parse a JSON body; an empty one counts as `{}`. Raises `MalformedRequest` or `InvalidInference`."""
     try:
         return parse_as(schema, body, max_values=max_values)
     except InvalidContent as exc:
         raise InvalidInference(exc.detail) from exc
 
 
-# With binary tensors a client sends the same JSON with every request, and the parsed request is immutable.
-@lru_cache(maxsize=256)
-def _parse_cached(body: bytes) -> InferRequest:
-    return parse(body, InferRequest)
+def _json_length(values: Sequence[str]) -> int:
+    if len(values) > 1 or not _LENGTH.fullmatch(values[0]) or int(values[0]) == 0:
+        raise InvalidInference(f"{HEADER_LENGTH}: must be given once, as the JSON's bytes in decimal digits, above 0")
+    return int(values[0])
 
 
-NamedTensor = TypeVar("NamedTensor", Input, RequestedOutput)
+def _read_json(head: bytes, row_shape: Shape, max_rows: int, max_steps: int) -> Inference:
+    # The largest legal body nests every number of `max_rows` rows like the shape: arrays of rows, channels and lines.
+    channels, height, width = row_shape
+    values_of_row = 1 + channels * (1 + height * (1 + width))
+    request = parse(head, InferRequest, max_values=MAX_VALUES + max_rows * values_of_row)
+    parameters = request.parameters
+    if parameters.steps > max_steps:
+        raise InvalidInference(f"parameters.steps: must be at most {max_steps}")
+    x = _only(request.inputs, INPUT, "inputs")
+    wanted = _only(request.outputs or [RequestedOutput(name=OUTPUT)], OUTPUT, "outputs").parameters.binary_data
+    binary = parameters.binary_data_output if wanted is None else wanted
+    _check_input(x, row_shape, max_rows)
+    return Inference(request.id, tuple(x.shape), parameters.steps, parameters.timeout, binary, x.data, start=len(head))
 
 
-def _check_names(tensors: Sequence[NamedTensor], name: str, where: str) -> Sequence[NamedTensor]:
-    """Return the tensors if there is one, with this name.
+# With binary tensors a client sends the same JSON with every request, and what is read of it never changes.
+_read_cached: Final = lru_cache(maxsize=256)(_read_json)
 
-    Raises:
-        InvalidInference: another name, or the name twice.
-    """
+
+def _bytes_of(shape: Shape) -> int:
+    return math.prod(shape) * _WIRE.itemsize
+
+
+def _only(tensors: Sequence[NamedTensor], name: str, where: str) -> NamedTensor:
+    """The tensor of a list with one; its name must be ``name``."""
     for index, tensor in enumerate(tensors):
         if tensor.name != name:
             raise InvalidInference(f"{where}.{index}.name: no {tensor.name[:80]!r}; there is {name}")
         if index:
             raise InvalidInference(f"{where}.{index}.name: {name} is given twice")
-    return tensors
+    return tensors[0]
 
 
-def _shape(x: Input, card: ModelCard, max_rows: int) -> tuple[int, ...]:
+def _check_input(x: Input, row_shape: Shape, max_rows: int) -> None:
     if x.datatype != DATATYPE:
         raise InvalidInference(f"inputs.0.datatype: must be {DATATYPE}, not {x.datatype[:80]!r}")
-    if len(x.shape) != 4 or tuple(x.shape[1:]) != card.shape or x.shape[0] < 1:
-        raise InvalidInference(f"inputs.0.shape: must be [N, {', '.join(map(str, card.shape))}] with N of at least 1")
+    if len(x.shape) != 4 or tuple(x.shape[1:]) != row_shape or x.shape[0] < 1:
+        raise InvalidInference(f"inputs.0.shape: must be [N, {', '.join(map(str, row_shape))}] with N of at least 1")
     if x.shape[0] > max_rows:
         raise InvalidInference(f"inputs.0.shape: at most {max_rows} rows")
-    return tuple(x.shape)
-
-
-def _rows(x: Input, shape: tuple[int, ...], body: bytes, start: int, *, mixed: bool) -> FloatRows:
-    """The rows of an input; its bytes, if it has any, begin at ``start`` of the body.
-
-    ``mixed``: the header with the length of the JSON was sent, so bytes may follow it.
-    """
-    size = x.parameters.binary_data_size
-    if size is None:
-        if start < len(body):
-            raise InvalidInference(f"{len(body) - start} bytes follow the JSON that belong to no input")
-        return _from_json(x.data, shape)
-    if x.data is not None:
-        raise InvalidInference("inputs.0: has both data and parameters.binary_data_size")
-    if not mixed:
-        raise InvalidInference(f"inputs.0.parameters.binary_data_size: needs the header {HEADER_LENGTH}")
-    return _from_bytes(body, start, size, shape)
-
-
-def _from_bytes(body: bytes, start: int, size: int, shape: tuple[int, ...]) -> FloatRows:
-    expected = math.prod(shape) * _WIRE.itemsize
-    if size != expected:
+    size, expected = x.parameters.binary_data_size, _bytes_of(tuple(x.shape))
+    if (x.data is None) == (size is None):
+        raise InvalidInference("inputs.0: needs either data or parameters.binary_data_size")
+    if size not in (None, expected):
         raise InvalidInference(f"inputs.0.parameters.binary_data_size: must be {expected} for this shape, not {size}")
-    if len(body) - start != size:
-        raise InvalidInference(f"{len(body) - start} bytes follow the JSON, but inputs.0 says {size}")
-    return np.frombuffer(body, _WIRE, offset=start).reshape(shape).astype(np.float32)
 
 
-def _from_json(data: list[Any] | None, shape: tuple[int, ...]) -> FloatRows:
-    if data is None:
-        raise InvalidInference("inputs.0: needs data, or parameters.binary_data_size")
-    numbers = _flatten(data, shape)
+def _from_json(data: list[Any], shape: Shape) -> FloatRows:
+    numbers = data
+    if any(type(item) is list for item in data):  # nested like the shape
+        numbers = [data]
+        for size in shape:
+            if any(type(part) is not list or len(part) != size for part in numbers):
+                raise InvalidInference("inputs.0.data: is neither flat nor nested like the shape")
+            numbers = list(chain.from_iterable(numbers))
     if not set(map(type, numbers)) <= _NUMBERS:
         raise InvalidInference("inputs.0.data: holds something that is no number, or is not nested like the shape")
     expected = math.prod(shape)
@@ -229,13 +385,32 @@ def _from_json(data: list[Any] | None, shape: tuple[int, ...]) -> FloatRows:
         raise InvalidInference("inputs.0.data: holds a number beyond the range of numbers") from exc
 
 
-def _flatten(data: list[Any], shape: tuple[int, ...]) -> list[Any]:
-    """Flatten numbers that are nested like the shape; a flat list is returned as it is."""
-    if not any(type(item) is list for item in data):
-        return data
-    level: list[Any] = [data]
-    for size in shape:
-        if any(type(part) is not list or len(part) != size for part in level):
-            raise InvalidInference("inputs.0.data: is neither flat nor nested like the shape")
-        level = list(chain.from_iterable(level))
-    return level
+# Rows to responses
+
+_SLICE: Final = 4096  # numbers that become JSON in one call
+_to_json: Final = json.JSONEncoder(separators=(",", ":")).encode  # `json.dumps` would make an encoder for each call
+
+
+def write_response(inference: Inference, card: ModelCard, rows: FloatRows) -> tuple[list[Piece], int | None]:
+    """The pieces of the body, and how many of its bytes are JSON, None for all; a binary one ends in a view of rows."""
+    before, after = _response_json(card.name, card.version, rows.shape, inference.binary)
+    if inference.id is not None:
+        before += b'"id":%s,' % _to_json(inference.id).encode("ascii")
+    values = np.ascontiguousarray(rows, _WIRE)
+    if inference.binary:
+        return [before + after, values.data.cast("B")], len(before) + len(after)
+    flat = values.ravel()
+    # In slices, because one call of `json` holds the interpreter lock until it ends: for 64 colour rows, half a second.
+    slices = (flat[start : start + _SLICE].tolist() for start in range(0, len(flat), _SLICE))
+    texts = [_to_json(each)[1:-1] for each in slices]
+    return [before + after, ",".join(texts).encode("ascii"), b"]}]}"], None
+
+
+@lru_cache(maxsize=256)
+def _response_json(name: str, version: str, shape: Shape, binary: bool) -> tuple[bytes, bytes]:
+    """The JSON of a response: before the id, and after it; the latter ends where the numbers begin, unless binary."""
+    before = _to_json({"model_name": name, "model_version": version})[:-1] + ","
+    tensor: dict[str, Any] = {"parameters": {"binary_data_size": _bytes_of(shape)}} if binary else {"data": []}
+    output = {"name": OUTPUT, "datatype": DATATYPE, "shape": shape} | tensor
+    after = '"outputs":' + _to_json([output]) + "}"
+    return before.encode("ascii"), (after if binary else after.removesuffix("]}]}")).encode("ascii")

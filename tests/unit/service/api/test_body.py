@@ -42,9 +42,7 @@ def channel(messages: Iterable[Message]) -> Receive:
     return receive
 
 
-def read(
-    messages: Iterable[Message], *, seconds: float = 5.0, max_bytes: int = 8, **headers: str
-) -> bytes:
+def read(messages: Iterable[Message], *, seconds: float = 5.0, max_bytes: int = 8, **headers: str) -> bytes:
     given = Headers({name.replace("_", "-"): value for name, value in headers.items()})
     deadline = time.monotonic() + seconds
     return asyncio.run(read_body(given, channel(messages), max_bytes=max_bytes, deadline=deadline))

@@ -1,0 +1,299 @@
+"""The endpoints of the Open Inference Protocol v2 for clients of KServe and Triton: one input `x`, one output `y`.
+
+`infer` is here as stages, which the pipeline runs for every request of one turn of the event loop. Its rows use the
+same queue as those of the native endpoints. The Content-Type of its body is ignored, because some clients send none.
+"""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Annotated, Final, NamedTuple
+
+from fastapi import APIRouter, Depends
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service import __version__
+from service.api.app_state import AppState, app_state
+from service.api.oip import tensors
+from service.api.pipeline import LARGE_BODY, Endpoint, ResponseParts
+from service.api.request import ApiRequest, count_codec, count_rows
+from service.artifact.card import INPUT, OUTPUT
+from service.domain.errors import IgnError, InvalidContent, InvalidInference, NotReady
+from service.domain.latents import FloatRows
+from service.domain.tasks import Result, SchedulingParams, StepParams
+from service.models.registry import ServedModel
+from service.observability.statistics import Counts, Duration
+
+router = APIRouter(tags=["Open Inference Protocol"])
+
+_MODEL, _VERSION = "/v2/models/{name}", "/v2/models/{name}/versions/{version}"  # the highest version, a given one
+
+
+async def _serving(request: Request) -> AppState:
+    services = app_state(request)
+    services.require_serving()
+    return services
+
+
+Services = Annotated[AppState, Depends(_serving)]
+
+
+async def _resolve(request: Request, services: Services) -> ServedModel:
+    return services.registry.resolve(_ref(request.path_params))
+
+
+Model = Annotated[ServedModel, Depends(_resolve)]
+
+
+def _ref(path_parameters: Mapping[str, str]) -> str:
+    """`name` or `name/version`."""
+    return "/".join(path_parameters[part] for part in ("name", "version") if part in path_parameters)
+
+
+def _versions(services: AppState, model: ServedModel) -> list[ServedModel]:
+    return [other for other in services.registry.models.values() if other.card.name == model.card.name]
+
+
+@router.get("/v2")
+async def server(request: Request) -> tensors.ServerMetadata:
+    """Name, version and extensions of the server."""
+    extensions = ["binary_tensor_data", "model_configuration", "statistics"]
+    if app_state(request).settings.workers == 1:
+        extensions.append("model_repository")
+    return tensors.ServerMetadata(name="ign-service", version=__version__, extensions=extensions)
+
+
+@router.get("/v2/health/live", response_class=Response)
+@router.api_route("/v2/health/live", methods=["GET", "HEAD"], include_in_schema=False)
+async def live() -> Response:
+    """Is the process alive?"""
+    return Response()
+
+
+@router.get("/v2/health/ready", response_class=Response)
+@router.api_route("/v2/health/ready", methods=["GET", "HEAD"], include_in_schema=False)
+async def ready(request: Request) -> Response:
+    """Do all models serve?"""
+    app_state(request).require_ready()
+    return Response()
+
+
+# Registered before the routes of one model, so that, as with Triton, a model named `stats` is not reachable.
+@router.get("/v2/models/stats")
+async def all_statistics(services: Services) -> tensors.StatisticsAnswer:
+    """Statistics of all models."""
+    return _statistics(services.registry.models.values())
+
+
+@router.get(_MODEL)
+@router.get(_VERSION)
+async def metadata(services: Services, model: Model) -> tensors.ModelMetadata:
+    """Inputs and outputs of a model."""
+    shape = [-1, *model.card.shape]
+    x, y = (tensors.TensorMetadata(name=name, datatype=tensors.DATATYPE, shape=shape) for name in (INPUT, OUTPUT))
+    return tensors.ModelMetadata(
+        name=model.card.name,
+        versions=[other.card.version for other in _versions(services, model)],
+        platform="onnxruntime_onnx",
+        inputs=[x],
+        outputs=[y],
+    )
+
+
+@router.get(_MODEL + "/ready", response_class=Response)
+@router.get(_VERSION + "/ready", response_class=Response)
+async def model_ready(model: Model) -> Response:
+    """Does a model serve?"""
+    if not model.scheduler.healthy:
+        raise NotReady(f"a worker of {model.ref} is being replaced")
+    return Response()
+
+
+@router.get(_MODEL + "/config")
+@router.get(_VERSION + "/config")
+async def config(services: Services, model: Model) -> tensors.ModelConfig:
+    """Triton's configuration of a model."""
+    form = {"data_type": f"TYPE_{tensors.DATATYPE}", "format": "FORMAT_NONE"}
+    x, y = (tensors.TensorConfig(name=name, dims=[*model.card.shape], **form) for name in (INPUT, OUTPUT))
+    return tensors.ModelConfig(
+        name=model.card.name,
+        platform="onnxruntime_onnx",
+        backend="onnxruntime",
+        version_policy={"all": {}},
+        max_batch_size=services.settings.max_images,
+        input=[x],
+        output=[y],
+        dynamic_batching={"max_queue_delay_microseconds": 0, "preserve_ordering": False},
+        model_transaction_policy={"decoupled": False},
+    )
+
+
+@router.get(_MODEL + "/stats")
+@router.get(_VERSION + "/stats")
+async def statistics(request: Request, services: Services, model: Model) -> tensors.StatisticsAnswer:
+    """Statistics of one version, or of every version of a model, since it was loaded."""
+    return _statistics([model] if "version" in request.path_params else _versions(services, model))
+
+
+def _statistics(models: Iterable[ServedModel]) -> tensors.StatisticsAnswer:
+    return tensors.StatisticsAnswer(model_stats=[_of_one(model, model.statistics.counts()) for model in models])
+
+
+def _of_one(model: ServedModel, counts: Counts) -> tensors.ModelStatistics:
+    nothing = tensors.Spent(count=0, ns=0)
+    calls = {rows: _spent(spent) for rows, spent in counts.batches.items()}
+    return tensors.ModelStatistics(
+        name=model.card.name,
+        version=model.card.version,
+        last_inference=counts.last_ms,
+        inference_count=counts.rows,
+        execution_count=sum(spent.count for spent in calls.values()),
+        inference_stats=tensors.InferenceStatistics(
+            success=_spent(counts.success),
+            fail=_spent(counts.fail),
+            queue=_spent(counts.queue),
+            compute_input=_spent(counts.input),
+            compute_infer=_spent(counts.infer),
+            compute_output=_spent(counts.output),
+            cache_hit=nothing,
+            cache_miss=nothing,
+        ),
+        batch_stats=[
+            tensors.BatchStatistics(batch_size=rows, compute_input=nothing, compute_infer=spent, compute_output=nothing)
+            for rows, spent in calls.items()
+        ],
+    )
+
+
+def _spent(duration: Duration) -> tensors.Spent:
+    return tensors.Spent(count=duration.count, ns=duration.ns)
+
+
+# The stages of an inference
+
+_JSON_BYTES: Final = 16  # estimated length of one number in JSON
+_LARGE_BINARY: Final = 1 << 20  # bytes; reading or writing fewer of them takes less time than waking a thread
+_MAX_TIMEOUT_US: Final = 10**15
+
+
+@router.post(_MODEL + "/infer")
+@router.post(_VERSION + "/infer")
+def infer(body: tensors.InferRequest) -> tensors.InferAnswer:
+    """Apply f to the rows of the input `x`, `steps` times.
+
+    Tensors are JSON numbers or little-endian bytes after the JSON.
+    """
+    raise NotImplementedError  # declared for the OpenAPI document; the pipeline answers with the stages below
+
+
+class Inputs(NamedTuple):
+    """The rows that the scheduler gets: (N, C, H, W), finite float32."""
+
+    rows: FloatRows
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class InferWork:
+    """An inference request whose JSON has been read."""
+
+    api: ApiRequest
+    model: ServedModel
+    inference: tensors.Inference
+    body: bytes
+    count: int
+    steps: int
+    is_large: bool  # a codec thread is to read the rows
+    has_large_response: bool  # a codec thread is to write the response
+
+    def scheduling(self, _: Inputs) -> SchedulingParams:
+        """The request as the scheduler sees it."""
+        api, deadline, timeout_us = self.api, self.api.deadline, self.inference.timeout_us
+        if timeout_us:  # 0 means no timeout
+            deadline = min(deadline, api.arrival + min(timeout_us, _MAX_TIMEOUT_US) / 1e6)
+        return SchedulingParams(
+            step_params=StepParams(steps=self.steps),
+            key=api.caller,
+            deadline=deadline,
+            request_id=api.request_id,
+            observer=api.spans,
+        )
+
+    def error(self, exc: IgnError) -> IgnError:
+        """The error of the response for an error of the scheduler."""
+        return InvalidInference(exc.detail) if isinstance(exc, InvalidContent) else exc
+
+
+def _has_large_head(api: ApiRequest, body: bytes) -> bool:
+    """Whether parsing needs a thread of the codec pool. The JSON before binary tensors is short."""
+    return len(body) > (_LARGE_BINARY if api.headers.get(tensors.HEADER_LENGTH) else LARGE_BODY)
+
+
+def _parse(api: ApiRequest, body: bytes, path_parameters: Mapping[str, str]) -> InferWork:
+    """Read the JSON of the body, but not the values of the rows."""
+    model, settings = api.resolve(_ref(path_parameters)), api.services.settings
+    limits = {"max_rows": settings.max_images, "max_steps": settings.max_steps}
+    inference = tensors.read_head(body, api.headers.getlist(tensors.HEADER_LENGTH), model.card.shape, **limits)
+    values = prod(inference.shape)
+    return InferWork(
+        api=api,
+        model=model,
+        inference=inference,
+        body=body,
+        count=inference.shape[0],
+        steps=inference.steps,
+        is_large=_has_large_head(api, body),
+        has_large_response=4 * values > _LARGE_BINARY if inference.binary else values * _JSON_BYTES > LARGE_BODY,
+    )
+
+
+def _decode(works: Sequence[InferWork]) -> list[Inputs | IgnError]:
+    """The rows of each request, or why it has none."""
+    start = time.perf_counter()
+    decoded = [_read_rows(work) for work in works]
+    if not works[0].is_large:  # the codec pool counts by itself
+        count_codec("decode", [work.api for work in works], time.perf_counter() - start)
+    return decoded
+
+
+Encoded = tuple[Result, list[tensors.Piece], int | None]
+
+
+def _encode(ended: Sequence[tuple[InferWork, FloatRows, Result]]) -> list[Encoded]:
+    """For each request its result, the pieces of its response, and how many bytes are JSON; None: all of them."""
+    start, encoded = time.perf_counter(), list[Encoded]()
+    for work, _, result in ended:
+        encoded.append((result, *tensors.write_response(work.inference, work.model.card, result.rows)))
+    if not ended[0][0].has_large_response:
+        count_codec("encode", [work.api for work, _, _ in ended], time.perf_counter() - start)
+    return encoded
+
+
+def _respond(ended: Sequence[tuple[InferWork, Encoded]]) -> list[ResponseParts]:
+    count_rows([(work.api, work.model, result) for work, (result, _, _) in ended])
+    responses: list[ResponseParts] = []
+    for work, (_, pieces, length) in ended:
+        work.model.statistics.tensors(work.api.seconds["decode"], work.api.seconds["encode"])
+        headers, media_type = work.api.response_headers(work.model), "application/json"
+        if length is not None:
+            headers[tensors.HEADER_LENGTH], media_type = str(length), "application/octet-stream"
+        responses.append((headers, pieces if len(pieces) == 1 else [b"".join(pieces)], media_type))
+    return responses
+
+
+def _read_rows(work: InferWork) -> Inputs | IgnError:
+    try:
+        return Inputs(tensors.read_rows(work.inference, work.body))
+    except IgnError as exc:
+        return exc
+
+
+def _accept(_: ApiRequest) -> None:
+    """The head needs no further check: the Content-Type is ignored."""
+
+
+ENDPOINTS: Final = tuple(
+    Endpoint(f"{path}/infer", _accept, _has_large_head, _parse, _decode, _encode, _respond)
+    for path in (_MODEL, _VERSION)
+)
