@@ -1,8 +1,9 @@
 """Convert image files to rows and rows to image files; the only package that imports Pillow.
 
-Every function is synchronous and thread-safe, so that the codec pool can call it. Input: bytes → `open_image` →
-`EncodedImage.decode` → `prepare`, and `to_mask` → `keep_mask`. Output: rows → `to_uint8` → `encode` or `animate`;
-`enlarge` and `contact_sheet` come between.
+    file ── open_image ── decode ── prepare ──▶ row        row ── to_uint8 ── enlarge, contact_sheet ── encode ──▶ file
+                       └─ to_mask ── keep_mask                                                       └─ animate
+
+Every function is synchronous and thread-safe, so that the codec pool can call it.
 """
 
 from service.images.decode import (

@@ -27,8 +27,7 @@ class CodecPool:
     daemons: `concurrent.futures` joins its threads when the interpreter exits, so one damaged image could keep a
     stopped process alive for as long as its decoder runs.
 
-    Args:
-        observe: called after every job, in its thread.
+    ``observe`` is called after every job, in its thread.
     """
 
     def __init__(self, threads: int, observe: Observe) -> None:
@@ -47,9 +46,6 @@ class CodecPool:
 
         If the call is cancelled before the job starts, the job is dropped. If it is cancelled later, the job runs on
         and its result is dropped; a long job has to ask by itself whether somebody still waits for it.
-
-        Raises:
-            RuntimeError: the pool is closed.
         """
         if self._closed:
             raise RuntimeError("the codec pool is closed")

@@ -314,7 +314,8 @@ def test_buckets_are_bounded(limit: int, single: bool, buckets: tuple[int, ...])
 @pytest.mark.skipif(HAS_CUDA, reason="needs an onnxruntime without CUDA")
 @pytest.mark.filterwarnings("ignore:Specified provider 'CUDAExecutionProvider'")
 @pytest.mark.parametrize(
-    ("listed", "reason"), [(["CPUExecutionProvider"], "built without it"), (["CUDAExecutionProvider"], "cannot be used")]
+    ("listed", "reason"),
+    [(["CPUExecutionProvider"], "built without it"), (["CUDAExecutionProvider"], "cannot be used")],
 )
 def test_cuda_that_does_not_load_is_refused_and_auto_says_why(
     listed: list[str], reason: str, monkeypatch: pytest.MonkeyPatch
