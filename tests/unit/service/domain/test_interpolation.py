@@ -20,7 +20,8 @@ def test_frames_on_points_are_the_points(n: int, frames: int, loop: bool, method
     assert len(times) == frames
     assert (times[0], times[-1]) == (0.0, 1.0)
     assert times == sorted(times)
-    assert (rows.shape, rows.dtype) == ((frames - loop, 1, 2, 3), np.float32)
+    assert rows.shape == (frames - loop, 1, 2, 3)
+    assert rows.dtype == np.float32
     assert rows.flags.c_contiguous
     stops = [*stops, stops[0]] if loop else stops
     segments = len(stops) - 1
