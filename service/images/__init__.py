@@ -26,16 +26,7 @@ from service.images.encode import (
     encode_npy,
 )
 from service.images.pixels import Pixels, Resample, contact_sheet, enlarge, sheet_size, to_uint8
-from service.images.prepare import (
-    Invert,
-    Mask,
-    Resize,
-    decode_mask,
-    keep_mask,
-    prepare,
-    prepare_many,
-    to_mask,
-)
+from service.images.prepare import Invert, Mask, Resize, decode_mask, keep_mask, prepare, prepare_many, to_mask
 from service.images.untrusted import decode_base64, is_small
 
 __all__ = [

@@ -50,8 +50,7 @@ _TRANSPOSES: Final = {
     8: Transpose.ROTATE_90,
 }
 
-_SMALL_BYTES: Final = 1 << 14
-_SMALL_PIXELS: Final = 1 << 14
+_SMALL: Final = 1 << 14  # bytes, and pixels
 _HEAD_BYTES: Final = 24  # signature, length and type of IHDR, width, height
 _HEAD: Final = PNG_SIGNATURE + struct.pack(">I4s", 13, b"IHDR")
 
@@ -84,7 +83,7 @@ def is_small(data: bytes | str) -> bool:
 
     False for everything else, including invalid images. The result decides where to decode, not whether.
     """
-    if len(data) > _SMALL_BYTES:
+    if len(data) > _SMALL:
         return False
     if isinstance(data, str):
         text = data.partition(",")[2] if data.startswith("data:") else data
@@ -95,7 +94,7 @@ def is_small(data: bytes | str) -> bool:
     if len(data) < _HEAD_BYTES or not data.startswith(_HEAD):
         return False
     width, height = struct.unpack_from(">II", data, len(_HEAD))
-    return bool(width * height <= _SMALL_PIXELS)
+    return bool(width * height <= _SMALL)
 
 
 def png_chunk(chunk_type: bytes, content: bytes) -> bytes:
