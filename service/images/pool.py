@@ -1,21 +1,16 @@
-"""Run codec jobs: large pictures in a bounded thread pool, small ones on the event loop.
-
-A large job would block the event loop. A small job takes less time than waking a thread.
-"""
+"""Run codec jobs in a bounded thread pool, because a large one would block the event loop."""
 
 import asyncio
 import contextlib
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
-_MAX_BLOCKING_S: Final = 0.001  # after this time small jobs yield to the event loop, at the end of a job
 Observe = Callable[[str, float], None]
 """Called after every job with its operation and its duration in seconds."""
 
@@ -112,45 +107,3 @@ class _PoolJob:
             self.done.set_result(result)
         else:
             self.done.set_exception(failure)
-
-
-class InlineRunner:
-    """Runs small jobs on the event loop, and runs jobs of one iteration of the loop back to back.
-
-    Back to back the codec stays in the CPU cache: a picture takes 45 µs instead of 120 µs between other work. Use it
-    from one event loop only.
-    """
-
-    def __init__(self) -> None:
-        self._jobs: deque[tuple[asyncio.Future[Any], Callable[[], Any]]] = deque()
-
-    async def run(self, job: Callable[[], T]) -> T:
-        """Run ``job`` and return its result; if the call is cancelled before the job starts, the job is dropped."""
-        loop = asyncio.get_running_loop()
-        if not self._jobs:
-            loop.call_soon(self._run_jobs)
-        done: asyncio.Future[T] = loop.create_future()
-        self._jobs.append((done, job))
-        try:
-            return await done
-        finally:
-            del done  # its exception holds this frame: break the cycle
-
-    def _run_jobs(self) -> None:
-        until = time.perf_counter() + _MAX_BLOCKING_S
-        while self._jobs:
-            _set_result(*self._jobs.popleft())
-            if self._jobs and time.perf_counter() >= until:
-                asyncio.get_running_loop().call_soon(self._run_jobs)
-                break
-
-
-def _set_result(done: asyncio.Future[T], job: Callable[[], T]) -> None:
-    if done.done():  # the caller cancelled it
-        return
-    try:
-        done.set_result(job())
-    except Exception as exc:
-        done.set_exception(exc)
-    finally:
-        del done  # break the same cycle
