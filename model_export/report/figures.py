@@ -27,7 +27,7 @@ from model_export.report.loss_curves import plot_losses
 from model_export.training.checkpoint import FILE, load
 from service.artifact.card import ModelCard
 from service.artifact.pixels import to_rows
-from service.domain import interpolation, latents
+from service.domain import latents
 from service.domain.latents import FloatRows
 
 STEPS: Final = 300_000
@@ -204,7 +204,7 @@ class FigureContext:
 
     def interpolation(self) -> ImageGrid:
         """Eight great arcs, each from latent 2i to latent 2i + 1, under f."""
-        path = interpolation.LatentPath(frames=_FRAMES)
+        path = latents.LatentPath(frames=_FRAMES)
         z = self._latents(0, 2 * _LINES)
         lines = [(f"z {i}-{i + 1}", self._f(path.rows([z[i], z[i + 1]]))) for i in range(0, len(z), 2)]
         return self._grid(

@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from service.artifact.files import NAME_PATTERN, VERSION_PATTERN, read_npy
+from service.domain.errors import StartupError
 from service.domain.latents import STREAM, FrequencyStatistics, NoiseSource
 
 CARD_KEY: Final = "ign.card"
@@ -25,7 +26,7 @@ QUANTILES: Final = 101
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class CardError(ValueError):
+class CardError(StartupError):
     """The metadata of a file has no valid card; the text names the invalid part."""
 
 

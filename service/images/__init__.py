@@ -1,18 +1,12 @@
 """Convert image files to rows and rows to image files; the only package that imports Pillow.
 
-Every function is synchronous and thread-safe, so that the codec pool can call it. Input: bytes → `open_image` →
-`EncodedImage.decode` → `prepare`, and `to_mask` → `keep_mask`. Output: rows → `to_uint8` → `encode` or `animate`;
-`enlarge` and `contact_sheet` come between.
+    file ── open_image ── decode ── prepare ──▶ row        row ── to_uint8 ── enlarge, contact_sheet ── encode ──▶ file
+                       └─ to_mask ── keep_mask                                                       └─ animate
+
+Every function is synchronous and thread-safe, so that the codec pool can call it.
 """
 
-from service.images.decode import (
-    DecodeLimits,
-    EncodedImage,
-    Picture,
-    decode_npy,
-    decode_picture,
-    open_image,
-)
+from service.images.decode import DecodeLimits, EncodedImage, Picture, decode_npy, decode_picture, open_image
 from service.images.encode import (
     AnimationFormat,
     PictureFormat,
@@ -24,15 +18,7 @@ from service.images.encode import (
     encode_npy,
 )
 from service.images.pixels import Pixels, Resample, contact_sheet, enlarge, sheet_size, to_uint8
-from service.images.prepare import (
-    Invert,
-    Mask,
-    Resize,
-    keep_mask,
-    prepare,
-    prepare_many,
-    to_mask,
-)
+from service.images.prepare import Invert, Mask, Resize, keep_mask, prepare, prepare_many, to_mask
 from service.images.untrusted import decode_base64, is_small
 
 __all__ = [

@@ -114,15 +114,18 @@ def decode_picture(data: bytes | str, limits: DecodeLimits, *, field: str) -> Pi
 
     16-bit samples v become rint(v / 257). ICC profiles are ignored. CMYK becomes RGB, a palette RGB or RGBA.
 
-    Raises:
-        InvalidContent: not base64 (code `invalid_base64`), or not a whole PNG, JPEG or WebP (`undecodable_image`).
-        TooLarge: as `open_image`.
+    Raises TooLarge as `open_image`, and InvalidContent for anything else than base64 (code `invalid_base64`) of a PNG,
+    JPEG or WebP (`undecodable_image`).
     """
     return open_image(data, limits, field=field).decode()
 
 
-def _reject(field: str, message: str, code: str = "undecodable_image") -> Never:
-    raise InvalidContent.field(field, message, code=code)
+def _invalid(field: str, message: str, code: str = "undecodable_image") -> InvalidContent:
+    return InvalidContent.field(field, message, code=code)
+
+
+def _reject(field: str, message: str, code: str) -> Never:
+    raise _invalid(field, message, code)
 
 
 _Opened = tuple[tuple[int, int], bytes, Callable[[], Image.Image]]  # size in the header, EXIF block, decoder
@@ -137,7 +140,7 @@ def _open(data: bytes, field: str) -> _Opened:
         untrusted.check_webp_chunks(data)
         image = WebPImageFile(io.BytesIO(data))
         return image.size, image.info.get("exif", b""), partial(_load, image)
-    _reject(field, "is not a PNG, JPEG or WebP picture")
+    raise _invalid(field, "is not a PNG, JPEG or WebP picture")
 
 
 class _Jpeg(JpegImageFile):
@@ -260,8 +263,7 @@ def _map_decoder_errors(field: str) -> Iterator[None]:
     except Image.DecompressionBombError as exc:
         raise TooLarge(f"{field}: too many pixels", code="image_too_large") from exc
     except Exception as exc:  # for hostile bytes Pillow's parsers raise nearly every built-in exception
-        message = "is truncated or damaged, and cannot be decoded"
-        raise InvalidContent.field(field, message, code="undecodable_image") from exc
+        raise _invalid(field, "is truncated or damaged, and cannot be decoded") from exc
 
 
 def decode_npy(data: bytes, shape: tuple[int, int, int], *, field: str) -> FloatRow:
@@ -271,19 +273,19 @@ def decode_npy(data: bytes, shape: tuple[int, int, int], *, field: str) -> Float
         InvalidContent: another type or shape, missing or excess data, or a value that is NaN or beyond
             ±`MAX_MAGNITUDE` (code `invalid_npy`).
     """
-    code = "invalid_npy"
+    invalid = partial(_invalid, field, code="invalid_npy")
     try:
         header = read_npy_header(data)
     except ValueError as exc:
-        raise InvalidContent.field(field, "is not a .npy file", code=code) from exc
+        raise invalid("is not a .npy file") from exc
     if header.dtype.kind != "f" or header.dtype.itemsize != 4:
-        _reject(field, "must be float32", code)
+        raise invalid("must be float32")
     if header.shape != shape:
-        _reject(field, f"must have shape {shape}", code)
+        raise invalid(f"must have shape {shape}")
     if len(data) - header.offset != 4 * math.prod(shape):
-        _reject(field, "holds more or less data than its shape needs", code)
+        raise invalid("holds more or less data than its shape needs")
     values = np.frombuffer(data, dtype=header.dtype, offset=header.offset)
     row = values.reshape(shape, order="F" if header.fortran_order else "C")
     if not is_bounded(row):
-        _reject(field, f"must hold finite values within ±{MAX_MAGNITUDE:.0f}", code)
+        raise invalid(f"must hold finite values within ±{MAX_MAGNITUDE:.0f}")
     return np.array(row, dtype=np.float32, order="C")

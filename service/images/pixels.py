@@ -66,11 +66,8 @@ def sheet_size(n: int, card: ModelCard, *, columns: int | None = None, scale: in
 def contact_sheet(images: Pixels, card: ModelCard, *, columns: int | None = None, gap: int = 0) -> Pixels:
     """Combine N ≥ 1 images row-major: (N, H, W[, 3]) → (rows·(H + gap) − gap, columns·(W + gap) − gap[, 3]).
 
-    Args:
-        images: uint8.
-        card: its background fills empty cells and gaps.
-        columns: at most N are used; None for ceil(√N).
-        gap: pixels between two images.
+    The background of the card fills empty cells and the gaps between images. At most N ``columns`` are used, by default
+    ceil(√N).
     """
     n, height, width, *channels = images.shape
     rows, columns = _rows_and_columns(n, columns)

@@ -1,7 +1,4 @@
-"""Run codec jobs: large pictures in a bounded thread pool, small ones on the event loop.
-
-A large job would block the event loop. A small job takes less time than waking a thread.
-"""
+"""Run codec jobs in a bounded thread pool, because a large one would block the event loop."""
 
 import asyncio
 import contextlib
@@ -11,10 +8,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
-_MAX_BLOCKING_S: Final = 0.001  # after this time small jobs yield to the event loop, at the end of a job
 Observe = Callable[[str, float], None]
 """Called after every job with its operation and its duration in seconds."""
 
@@ -26,8 +22,7 @@ class CodecPool:
     daemons: `concurrent.futures` joins its threads when the interpreter exits, so one damaged image could keep a
     stopped process alive for as long as its decoder runs.
 
-    Args:
-        observe: called after every job, in its thread.
+    ``observe`` is called after every job, in its thread.
     """
 
     def __init__(self, threads: int, observe: Observe) -> None:
@@ -46,9 +41,6 @@ class CodecPool:
 
         If the call is cancelled before the job starts, the job is dropped. If it is cancelled later, the job runs on
         and its result is dropped; a long job has to ask by itself whether somebody still waits for it.
-
-        Raises:
-            RuntimeError: the pool is closed.
         """
         if self._closed:
             raise RuntimeError("the codec pool is closed")

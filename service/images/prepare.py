@@ -4,9 +4,8 @@ All sizes are (width, height) in pixels.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +26,7 @@ _REGENERATE: Final = 128  # lowest grey level of a mask that is regenerated
 _KEEP: Final = 0
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Prepared:
+class Prepared(NamedTuple):
     """A row (C, H, W) float32 in the model's range, C-contiguous, and whether light and dark were exchanged."""
 
     row: FloatRow
@@ -168,7 +166,7 @@ def keep_mask(
         (1, H, W) bool; True for pixels that every step restores, which are those with a grey level below 128.
 
     Raises:
-        InvalidContent: the mask has another size (code `mask_size`).
+        InvalidContent: another size (code `mask_size`).
     """
     target = (card.shape[2], card.shape[1])
     grey = mask

@@ -50,8 +50,7 @@ _TRANSPOSES: Final = {
     8: Transpose.ROTATE_90,
 }
 
-_SMALL_BYTES: Final = 1 << 14
-_SMALL_PIXELS: Final = 1 << 14
+_SMALL: Final = 1 << 14  # bytes, and pixels
 _HEAD_BYTES: Final = 24  # signature, length and type of IHDR, width, height
 _HEAD: Final = PNG_SIGNATURE + struct.pack(">I4s", 13, b"IHDR")
 
@@ -84,7 +83,7 @@ def is_small(data: bytes | str) -> bool:
 
     False for everything else, including invalid images. The result decides where to decode, not whether.
     """
-    if len(data) > _SMALL_BYTES:
+    if len(data) > _SMALL:
         return False
     if isinstance(data, str):
         text = data.partition(",")[2] if data.startswith("data:") else data
@@ -95,7 +94,7 @@ def is_small(data: bytes | str) -> bool:
     if len(data) < _HEAD_BYTES or not data.startswith(_HEAD):
         return False
     width, height = struct.unpack_from(">II", data, len(_HEAD))
-    return bool(width * height <= _SMALL_PIXELS)
+    return bool(width * height <= _SMALL)
 
 
 def png_chunk(chunk_type: bytes, content: bytes) -> bytes:
@@ -114,13 +113,9 @@ def png_header(width: int, height: int, colour: int) -> bytes:
 
 
 def png_chunks(data: bytes) -> tuple[list[bytes], bytes]:
-    """Split a PNG file.
+    """Split a PNG file: the signature and the chunks of the first image; and the content of the chunk eXIf, or b"".
 
-    Returns:
-        The signature and the chunks of the first image, in order; and the content of the chunk eXIf, or b"".
-
-    Raises:
-        ValueError: more than `MAX_PARTS` chunks, or an IHDR that is not the first of the chunks of the image.
+    Raises ValueError for more than `MAX_PARTS` chunks, or an IHDR that is not the first of the chunks of the image.
     """
     # Malformed lengths need no check here: slices end at the end of the data, and Pillow reports the damage.
     parts = [data[:8]]
@@ -147,14 +142,10 @@ def png_chunks(data: bytes) -> tuple[list[bytes], bytes]:
 
 
 def jpeg_without_metadata(data: bytes) -> tuple[bytes, bytes]:
-    """Remove metadata and padding before the first scan of a file that starts with the marker SOI.
+    """A file that starts with SOI without metadata and padding before its first scan; and its EXIF block, or b"".
 
-    Returns:
-        The file without them, and the content of the first EXIF segment, or b"".
-
-    Raises:
-        ValueError: more than `MAX_PARTS` segments and bytes of padding, more than 64 segments that decoding needs, or
-            a marker that cannot stand before the first scan.
+    Raises ValueError for more than `MAX_PARTS` segments and bytes of padding, more than 64 segments that decoding
+    needs, or a marker that cannot stand before the first scan.
     """
     kept, exif = [data[:2]], b""
     for code, segment in _jpeg_segments(data):

@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from service.artifact.card import INPUT, OUTPUT, CardError, from_metadata
+from service.artifact.card import INPUT, OUTPUT, from_metadata
 from service.artifact.onnx_file import check_self_contained
 from service.domain.errors import ModelFailure, StartupError
 from service.domain.latents import FloatRows
@@ -76,10 +76,7 @@ class OnnxModel:
             self.device, self.fallback_reason = "cpu", exc.detail
             session = self._make_session()
         self.provider: str = session.get_providers()[0]
-        try:
-            self.card, self.noise = from_metadata(session.get_modelmeta().custom_metadata_map)
-        except CardError as exc:
-            raise StartupError(str(exc)) from exc
+        self.card, self.noise = from_metadata(session.get_modelmeta().custom_metadata_map)
         self.shape: ImageShape = self.card.shape
         self.buckets: tuple[int, ...] | None = None
         self._missing_code = ""

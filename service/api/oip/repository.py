@@ -27,7 +27,7 @@ async def _check_allowed(request: Request) -> None:
     cross_site = headers.get("sec-fetch-site") == "cross-site" and headers.get("origin") not in settings.cors_origins
     if cross_site and settings.api_keys_file is None:
         raise ForbiddenError("pages of other sites may not use the model repository")
-    if settings.separate_models:
+    if settings.workers > 1:
         raise NotSupported("the model repository is that of one process, and this service has several (IGN_WORKERS)")
 
 

@@ -23,6 +23,9 @@ PARTS = {"TensorProto", "NodeProto", "OperatorSetIdProto"}  # what is looked for
 def test_ordinary_models_pass() -> None:
     check_self_contained(model_bytes())
     check_self_contained(model_bytes(make_card(shape=(3, 8, 8))))
+    model = onnx.load_from_string(model_bytes())
+    model.opset_import[0].domain = "ai.onnx"  # the other name of the standard domain
+    check_self_contained(model.SerializeToString())
 
 
 def outside(tensor: TensorProto) -> TensorProto:
@@ -43,14 +46,6 @@ def in_an_initializer() -> onnx.ModelProto:
     return model
 
 
-def in_an_attribute() -> onnx.ModelProto:
-    nodes = [
-        helper.make_node("Constant", [], ["w"], value=outside(weight())),
-        helper.make_node("Mul", ["x", "w"], ["y"]),
-    ]
-    return onnx.load_from_string(serialise(graph(nodes, {}, SHAPE, SHAPE), make_card()))
-
-
 def in_a_branch() -> onnx.ModelProto:
     branch = helper.make_graph(
         [helper.make_node("Identity", ["w"], ["b"])],
@@ -66,15 +61,9 @@ def in_a_branch() -> onnx.ModelProto:
     return onnx.load_from_string(serialise(graph(nodes, {"yes": np.array(True)}, SHAPE, SHAPE), make_card()))
 
 
-def in_a_sparse_tensor() -> onnx.ModelProto:
-    model = onnx.load_from_string(model_bytes())
-    sparse = model.graph.sparse_initializer.add()
-    sparse.values.CopyFrom(outside(weight()))
-    return model
-
-
-@pytest.mark.parametrize("make", [in_an_initializer, in_an_attribute, in_a_branch, in_a_sparse_tensor])
+@pytest.mark.parametrize("make", [in_an_initializer, in_a_branch])
 def test_weights_outside_of_the_file_are_refused(make: Callable[[], onnx.ModelProto]) -> None:
+    """Every other place of a tensor is compared with the definition of ONNX below."""
     with pytest.raises(StartupError, match=r"^has weights outside of the file") as caught:
         check_self_contained(make().SerializeToString())
     assert "passwd" not in caught.value.detail
@@ -106,20 +95,10 @@ def with_a_function(domain: str) -> bytes:
     ],
 )
 def test_operators_of_other_domains_are_refused(data: bytes) -> None:
+    """onnxruntime would run its own ones: so the rejection is ours, not the file's fault."""
+    onnxruntime.InferenceSession(with_a_node("com.microsoft", imported=True), providers=["CPUExecutionProvider"])
     with pytest.raises(StartupError, match=r"^holds operators of the domain 'com.microsoft'"):
         check_self_contained(data)
-
-
-def test_onnxruntime_would_run_an_operator_of_its_own() -> None:
-    """So the refusal is ours, not the file's fault."""
-    data = with_a_node("com.microsoft", imported=True)
-    onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-
-
-def test_both_names_of_the_standard_domain_pass() -> None:
-    model = onnx.load_from_string(model_bytes())
-    model.opset_import[0].domain = "ai.onnx"
-    check_self_contained(model.SerializeToString())
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,8 @@ def test_colour_rows_keep_their_channels() -> None:
 def test_a_picture_of_the_models_size_is_untouched(card: ModelCard, shape: Any, resize: Resize) -> None:
     pixels = make.noise(*shape)
     prepared = prepare(picture(pixels), card, resize=resize, invert=False)
-    assert (prepared.row.shape, prepared.row.dtype, prepared.inverted) == (card.shape, np.float32, False)
+    assert (prepared.row.shape, prepared.inverted) == (card.shape, False)
+    assert prepared.row.dtype == np.float32
     assert prepared.row.flags.c_contiguous
     assert np.array_equal(levels(prepared, card), pixels)
 
@@ -294,7 +295,8 @@ def test_white_regenerates_and_black_keeps() -> None:
     mask = np.zeros((28, 28), dtype=np.uint8)
     mask[0, :4] = 127, 128, 255, 1
     keep = kept(mask, picture(make.noise(28, 28)))
-    assert (keep.shape, keep.dtype) == ((1, 28, 28), np.bool_)
+    assert keep.shape == (1, 28, 28)
+    assert keep.dtype == np.bool_
     assert keep[0, 0, :4].tolist() == [True, False, False, True]
     assert keep[0, 1:].all()
     transparent = np.dstack((np.full((28, 28), 255, dtype=np.uint8), mask))

@@ -50,21 +50,21 @@ def test_cuda_has_no_cpu_fallback(gpu: type[Session]) -> None:
 
 
 def test_float16_keeps_tensor_cores_and_float32_excludes_tf32() -> None:
-    assert cuda_options(CudaOptions(half=True))["use_tf32"] == "1"
-    assert cuda_options(CudaOptions())["use_tf32"] == "0"
+    assert [cuda_options(CudaOptions(half=half))["use_tf32"] for half in (True, False)] == ["1", "0"]
 
 
-def test_a_provider_that_is_not_built_in(gpu: type[Session], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CPU])
-    with pytest.raises(CudaUnavailable, match="built without it"):
+@pytest.mark.parametrize(
+    ("available", "loads", "says"), [([CPU], None, "built without it"), ([CUDA, CPU], [], "did not load")]
+)
+def test_a_provider_that_is_not_there(
+    available: list[str], loads: list[str] | None, says: str, gpu: type[Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not built in, or onnxruntime omits it without an error."""
+    gpu.loads = loads
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
+    with pytest.raises(CudaUnavailable, match=says):
         cuda_session(b"", CudaOptions())
-    assert not gpu.made
-
-
-def test_a_provider_that_onnxruntime_omits_without_an_error(gpu: type[Session]) -> None:
-    gpu.loads = []
-    with pytest.raises(CudaUnavailable, match="did not load"):
-        cuda_session(b"", CudaOptions())
+    assert len(gpu.made) == (CUDA in available)
 
 
 ON_CPU = (
