@@ -3,9 +3,9 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from service.scheduling.request import Event, ScheduledRequest
 from service.scheduling.scheduler import Scheduler
 from service.scheduling.wake_rule import WakeRule
 from tests.helpers.fakes import FakeModel
+
+T = TypeVar("T")
 
 
 class Clock:
@@ -167,6 +169,16 @@ def serving(
         assert rows_open(scheduler) == 0
 
 
+def play(main: Callable[[Scheduler], Awaitable[T]], *models: FakeModel, **options: Any) -> T:
+    """Run a coroutine function with a scheduler over these models."""
+
+    async def served() -> T:
+        with serving(*models, **options) as scheduler:
+            return await main(scheduler)
+
+    return asyncio.run(served())
+
+
 def rows_worth_waking(rows: int) -> WakeRule:
     """A rule by the number of rows alone: nothing takes CPU time."""
     return WakeRule(rows, cpu_clock=lambda: 0.0)
@@ -215,6 +227,17 @@ def release(model: FakeModel) -> None:
     """Let model calls end from now on."""
     assert model.gate is not None
     model.gate.set()
+
+
+async def behind(scheduler: Scheduler, model: FakeModel, *calls: tuple[FloatRows, SchedulingParams]) -> list[Any]:
+    """The results or errors of calls that come together while the model is at a row of 0; its gate is closed."""
+    plug = submitted(scheduler, marked(0), params())
+    await until_running(model)
+    tasks = [submitted(scheduler, *call) for call in calls]
+    await until_queued(scheduler, *tasks)
+    release(model)
+    await plug
+    return await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def until_queued(scheduler: Scheduler, *calls: asyncio.Task[Result]) -> None:
