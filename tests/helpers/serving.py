@@ -74,47 +74,6 @@ class RecordingFunction:
         return rows
 
 
-class TogetherScheduler(Scheduler):
-    """Submits all requests of a turn of the event loop with one call, as the endpoints do."""
-
-    def __init__(self, *models: FakeModel, **options: Any) -> None:
-        super().__init__(*models, **options)
-        self._calls: list[tuple[FloatRows, SchedulingParams, asyncio.Future[Any]]] = []
-        self._ends: dict[ScheduledRequest, asyncio.Future[Any]] = {}
-
-    async def run(self, rows: FloatRows, params: SchedulingParams) -> Result:
-        loop = asyncio.get_running_loop()
-        end: asyncio.Future[Any] = loop.create_future()
-        if not self._calls:
-            loop.call_soon(self._submit_all)
-        self._calls.append((rows, params, end))
-        try:
-            event = await end
-        finally:
-            for handle in [handle for handle, future in self._ends.items() if future is end]:
-                del self._ends[handle]
-                self.cancel(handle)
-        if isinstance(event, IgnError):
-            raise event
-        assert isinstance(event, Result)
-        return event
-
-    def _submit_all(self) -> None:
-        calls, self._calls = [call for call in self._calls if not call[2].done()], []
-        handles = self.submit([(rows, params) for rows, params, _ in calls], self._on_events)
-        for handle, (_, _, end) in zip(handles, calls, strict=True):
-            if isinstance(handle, IgnError):
-                end.set_result(handle)
-            else:
-                self._ends[handle] = end
-
-    def _on_events(self, events: list[tuple[ScheduledRequest, Event]]) -> None:
-        for handle, event in events:
-            end = self._ends.pop(handle)
-            if not end.done():
-                end.set_result(event)
-
-
 async def streamed(scheduler: Scheduler, rows: FloatRows, params: SchedulingParams) -> AsyncGenerator[Event, None]:
     """The events of a streamed request; closing the generator cancels it."""
     events = asyncio.Queue[Event]()

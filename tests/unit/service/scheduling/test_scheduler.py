@@ -30,16 +30,15 @@ from tests.helpers.serving import (
 def test_drift_is_measured_only_on_request_and_costs_one_step() -> None:
     model = FakeModel()
 
-    async def main() -> None:
-        with serving(model) as scheduler:
-            assert (await scheduler.run(marked(1), params(2))).drift is None
-            assert len(model.sizes) == 2
-            result = await scheduler.run(marked(1), params(2, score=True, record=(2,)))
-            assert len(model.sizes) == 5
-            assert result.steps.tolist() == [2]
-            assert [step.step for step in result.trajectory[0]] == [2]
+    async def main(scheduler: Scheduler) -> None:
+        assert (await scheduler.run(marked(1), params(2))).drift is None
+        assert len(model.sizes) == 2
+        result = await scheduler.run(marked(1), params(2, score=True, record=(2,)))
+        assert len(model.sizes) == 5
+        assert result.steps.tolist() == [2]
+        assert [step.step for step in result.trajectory[0]] == [2]
 
-    asyncio.run(main())
+    play(main, model)
 
 
 def test_tolerance_returns_the_row_that_met_it() -> None:
@@ -114,15 +113,14 @@ def test_finished_rows_are_freed_without_the_garbage_collector() -> None:
     [np.zeros((0, 1, 4, 4), np.float32), np.zeros((1, 1, 4, 5), np.float32), np.zeros((1, 1, 4, 4))],
 )
 def test_rows_that_do_not_fit_the_model(rows: FloatRows) -> None:
-    async def main() -> None:
-        with serving(FakeModel()) as scheduler:
-            with pytest.raises(ValueError, match="float32"):
-                await scheduler.run(rows, params())
-            misfit = SchedulingParams(step_params=StepParams(steps=1), keep_mask=np.zeros((2, 1, 4, 4), np.bool_))
-            with pytest.raises(ValueError, match="keep"):
-                await scheduler.run(marked(1), misfit)
+    async def main(scheduler: Scheduler) -> None:
+        with pytest.raises(ValueError, match="float32"):
+            await scheduler.run(rows, params())
+        misfit = SchedulingParams(step_params=StepParams(steps=1), keep_mask=np.zeros((2, 1, 4, 4), np.bool_))
+        with pytest.raises(ValueError, match="keep"):
+            await scheduler.run(marked(1), misfit)
 
-    asyncio.run(main())
+    play(main, FakeModel())
 
 
 def test_a_new_request_interrupts_unobserved_steps() -> None:
@@ -220,15 +218,14 @@ def test_short_requests_go_before_long_ones_where_that_is_faster() -> None:
 
     model = FakeModel(function=timed)
 
-    async def main() -> None:
-        with serving(model, clock=clock) as scheduler:
-            long = submitted(scheduler, marked(*range(1, 7)), params(steps=10**6))
-            await until_running(model)
-            for value in range(100):
-                result = await scheduler.run(marked(value), params())
-                np.testing.assert_array_equal(result.rows, marked(value))
-            long.cancel()
+    async def main(scheduler: Scheduler) -> None:
+        long = submitted(scheduler, marked(*range(1, 7)), params(steps=10**6))
+        await until_running(model)
+        for value in range(100):
+            result = await scheduler.run(marked(value), params())
+            np.testing.assert_array_equal(result.rows, marked(value))
+        long.cancel()
 
-    asyncio.run(main())
+    play(main, model, clock=clock)
     assert model.sizes.count(1) > 20  # one that arrives right after such a step shares the next one
     assert not any(size == next_size == 1 for size, next_size in itertools.pairwise(model.sizes))
