@@ -435,7 +435,7 @@ class RunningBatch:
             self._run_bisecting(middle, end, failed)
             return
         for index in range(start, end):
-            failed[index] = row_failure(cause)
+            failed[index] = model_failure("the model failed on this row", cause)
 
     def _call_part(self, start: int, end: int) -> None:
         n, buffers = end - start, self._buffers
@@ -463,14 +463,14 @@ class RunningBatch:
         return True
 
 
-def row_failure(cause: Exception) -> ModelFailure:
-    """The failure of a request because of what the model raised on one of its rows."""
-    failure = ModelFailure("the model failed on this row", reason=_reason_of(cause))
+def model_failure(text: str, cause: BaseException) -> ModelFailure:
+    """A failure whose reason, for the operator, is what the model raised."""
+    failure = ModelFailure(text, reason=_reason_of(cause))
     failure.__cause__ = cause
     return failure
 
 
-def _reason_of(exc: Exception) -> str:
+def _reason_of(exc: BaseException) -> str:
     """What the model said, as one line for the operator."""
     reason = exc.reason if isinstance(exc, ModelFailure) else str(exc)
     return "".join(reason.splitlines()[:1])[:_MAX_REASON] or type(exc).__name__

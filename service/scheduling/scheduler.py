@@ -76,10 +76,10 @@ class Scheduler:
             clock,
             self._observer,
             self._publish,
-            on_device_lost=partial(self._on_device_lost, on_all_devices_lost),
             devices=len(models),
             wake_rule=wake_rule,
             on_batch=on_batch,
+            on_all_devices_lost=partial(self._call_on_loop, on_all_devices_lost),
         )
         self._workers = [Worker(model, self._pool, index) for index, model in enumerate(models)]
         self._reserved = 0  # rows that are being made in the blocks of `room_for`
@@ -284,12 +284,6 @@ class Scheduler:
         """Called by workers: deliver the events of a step on the event loop."""
         self._outbox.extend(events)
         self._call_on_loop(self._dispatch)
-
-    def _on_device_lost(self, on_all_devices_lost: Callable[[], None], remaining: int) -> None:
-        """Called by the worker whose device is lost."""
-        self._observer.device_lost()
-        if remaining == 0:
-            self._call_on_loop(on_all_devices_lost)
 
     def _call_on_loop(self, callback: Callable[[], None]) -> None:
         if self._loop is not None:

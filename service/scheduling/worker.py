@@ -17,7 +17,7 @@ from service.domain.errors import DeadlineExceeded, IgnError, ModelFailure
 from service.domain.model import Model
 from service.domain.tasks import RequestObserver, Result, StepOutput, StreamProgress
 from service.scheduling.admission import Admission
-from service.scheduling.batch import RunningBatch, row_failure
+from service.scheduling.batch import RunningBatch, model_failure
 from service.scheduling.observer import SchedulerObserver
 from service.scheduling.queue import FairQueue
 from service.scheduling.request import Event, ScheduledRequest, Slice
@@ -69,11 +69,10 @@ class WorkerPool:
         clock: monotonic seconds.
         observer: receives what metrics count.
         publish: called with events in their order, by a worker that holds `lock`.
-        on_device_lost: called with the number of remaining devices when one fails, by a worker that holds `lock`.
         devices: number of model instances, each with one worker. On a CPU, an instance stands for a device.
         wake_rule: how many waiting rows are worth a further worker; None: any row is. If the open rows have more than
             `_MANY_STEPS` steps left on average, any row is in either case.
-        on_batch: called after each batch; None where nobody wants to know.
+        on_all_devices_lost: called when the last device is lost, by a worker that holds `lock`.
     """
 
     def __init__(
@@ -83,26 +82,26 @@ class WorkerPool:
         observer: SchedulerObserver,
         publish: Publish,
         *,
-        on_device_lost: Callable[[int], None] = lambda remaining: None,
-        devices: int = 1,
-        wake_rule: WakeRule | None = None,
-        on_batch: OnBatch | None = None,
+        devices: int,
+        wake_rule: WakeRule | None,
+        on_batch: OnBatch | None,
+        on_all_devices_lost: Callable[[], None],
     ) -> None:
         self.admission, self.clock, self.observer, self.on_batch = admission, clock, observer, on_batch
+        self.on_all_devices_lost = on_all_devices_lost
         self.lock = threading.Lock()
         self.inbox: deque[ScheduledRequest] = deque()
         """New requests, and closed ones that are to be removed. Appending and popping are atomic."""
         self.queue = FairQueue()
-        self.batches: dict[int, list[RunningBatch]] = {}
-        """The batches of each worker, by the worker's index."""
+        self.batches: list[RunningBatch] = []
+        """Two of each worker, in the order of the workers."""
         self.alive_devices = devices
         """Devices that are not lost."""
         self.device_error = ""
         """Why the latest device was lost."""
         self.stopped = False
         """Whether every worker is to end."""
-        self._publish, self._on_device_lost = publish, on_device_lost
-        self.wake_rule = wake_rule
+        self.wake_rule, self._publish = wake_rule, publish
         self._events: list[tuple[ScheduledRequest, Event]] = []
         self._open: set[ScheduledRequest] = set()
         self._progress_subscribers: set[ScheduledRequest] = set()
@@ -173,7 +172,7 @@ class WorkerPool:
 
         Needed by a worker that cannot take these rows itself: its batch is full, or its device is lost.
         """
-        if len(self.batches) > 1 and self.queue.row_count:
+        if self._sleepers and self.queue.row_count:
             with self._wake:
                 self._wake_workers(max(self.queue.row_count // self._min_rows(), int(at_least_one)))
 
@@ -195,12 +194,6 @@ class WorkerPool:
                 self._progress_subscribers.add(request)
             arrived.append(request.begin())
         return arrived
-
-    def mark_device_lost(self, reason: str) -> None:
-        """Count one device less; ``reason`` is what its runtime said, in one line."""
-        self.alive_devices -= 1
-        self.device_error = reason
-        self._on_device_lost(self.alive_devices)
 
     def requeue(self, slices: Iterable[Slice]) -> None:
         """Queue unfinished rows again that were removed from a batch."""
@@ -238,7 +231,7 @@ class WorkerPool:
         if request.rows_left:  # done rows are in no queue, and leave their batch by themselves
             self.queue.remove(request)
             if any(piece.at >= 0 and not piece.done for piece in request.slices):
-                for batch in self._all_batches():
+                for batch in self.batches:
                     batch.needs_rebuild = True
         request.slices = []  # breaks the reference cycle, so that no garbage collection is needed
 
@@ -251,29 +244,24 @@ class WorkerPool:
             [(request, request.progress()) for request in self._progress_subscribers if request.started is not None]
         )
 
-    def fail(
-        self, requests: set[ScheduledRequest] | None, make_error: Callable[[], IgnError]
-    ) -> list[tuple[ScheduledRequest, IgnError]]:
-        """Close requests after a worker died, and rebuild the queue from the others. Reports nothing to the observer.
+    def fail(self, requests: set[ScheduledRequest] | None, cause: BaseException) -> dict[ScheduledRequest, IgnError]:
+        """Close requests, None for all, after a worker died, and rebuild the queue from the others.
 
-        Args:
-            requests: those to close; None for all.
-            make_error: makes the error for each.
-
-        Returns:
-            The requests that this call has closed, with their errors.
+        Returns those that this call has closed, with their errors; the observer does not know of them yet.
         """
         requests = set(self._open) if requests is None else requests
-        failed = [(request, make_error()) for request in self.admission.close(requests)]
-        self._events.extend(failed)
+        failed = dict[ScheduledRequest, IgnError]()
+        for request in self.admission.close(requests):
+            failed[request] = model_failure("the model failed", cause)
+        self._events.extend(failed.items())
         self._open -= requests
         self._progress_subscribers -= requests
         # The worker may have died in the middle of a change to the queue, so nothing of the old queue is reused.
-        in_a_batch = {piece for batch in self._all_batches() for piece in batch.slices}
+        in_a_batch = {piece for batch in self.batches for piece in batch.slices}
         self.queue = FairQueue()
         for request in self._open:
             self.queue.push([piece for piece in request.slices if not piece.done and piece not in in_a_batch])
-        for batch in self._all_batches():
+        for batch in self.batches:
             batch.needs_rebuild = True
         return failed
 
@@ -284,9 +272,6 @@ class WorkerPool:
                 events, self._events = self._events, []
                 if events:
                     self._publish(events)
-
-    def _all_batches(self) -> list[RunningBatch]:
-        return [batch for batches in self.batches.values() for batch in batches]
 
     def _min_rows(self) -> int:
         """Fewest rows that are worth waking another worker; 1 if the open rows have many steps left."""
@@ -332,7 +317,7 @@ class Worker:
         """Start with empty batches: that of the worker, and one for short requests that go before it."""
         pool = self._pool
         limit = pool.admission.limit(self._index)
-        self._batch, self._apart = pool.batches[self._index] = [
+        self._batch, self._apart = pool.batches[2 * self._index : 2 * self._index + 2] = [
             RunningBatch(self._model, limit, pool.clock, self._on_model_call) for _ in range(2)
         ]
         self._began = 0.0  # when the current cycle began
@@ -377,23 +362,17 @@ class Worker:
                 self.start()
             try:
                 pool.observer.worker_replaced()
-                pool.observer.finished([request.finished(failure, pool.clock()) for request, failure in failed])
+                pool.observer.finished([request.finished(failure, pool.clock()) for request, failure in failed.items()])
             finally:
                 pool.publish_events()
 
-    def _fail_rows(self, cause: BaseException) -> list[tuple[ScheduledRequest, IgnError]]:
+    def _fail_rows(self, cause: BaseException) -> dict[ScheduledRequest, IgnError]:
         """Fail the requests in the batches if the thread died in a step, else all requests: the queue may be broken."""
-
-        def make_error() -> ModelFailure:
-            failure = ModelFailure("the model failed")
-            failure.__cause__ = cause
-            return failure
-
         with self._pool.lock:
             slices = self._batch.slices + self._apart.slices
             requests = {piece.request for piece in slices} if self._in_step else None
             self._reset()
-            return self._pool.fail(requests, make_error)
+            return self._pool.fail(requests, cause)
 
     def _form_batch(self, *, woken: bool) -> RunningBatch:
         """Choose what runs next; returns its batch. The caller holds the pool's lock.
@@ -523,7 +502,9 @@ class Worker:
         pool, lost = self._pool, batch.remove_lost()
         if not self.device_lost:
             self.device_lost = True
-            pool.mark_device_lost(str(cause))
+            pool.alive_devices -= 1
+            pool.device_error = str(cause)
+            pool.observer.device_lost()
             others = f"; others go on, {pool.alive_devices} of them" if pool.alive_devices else ""
             logger.critical(
                 "a device is lost: %s. It fails every call until this process is started anew%s%s",
@@ -533,10 +514,12 @@ class Worker:
             )
             if pool.alive_devices:
                 pool.admission.set_limit(self._index, 0)
+            else:
+                pool.on_all_devices_lost()
         if pool.alive_devices:
             pool.requeue(lost)
         else:
-            pool.finish({piece.request: row_failure(cause) for piece in lost})
+            pool.finish({piece.request: model_failure("the model failed on this row", cause) for piece in lost})
 
     def _on_model_call(self, rows: int, padded: int, seconds: float, reason: str) -> None:
         pool = self._pool
