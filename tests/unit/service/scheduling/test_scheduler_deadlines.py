@@ -9,6 +9,7 @@ import pytest
 from service.domain.errors import DeadlineExceeded, DeadlineUnreachable, QueueFull, WouldMissDeadline
 from service.domain.latents import FloatRows
 from service.domain.tasks import Result
+from service.scheduling.request import Event, ScheduledRequest
 from service.scheduling.scheduler import Scheduler
 from tests.helpers.fakes import FakeModel
 from tests.helpers.serving import (
@@ -169,10 +170,10 @@ def test_room_is_promised_once() -> None:
 
 def test_one_rejected_request_rejects_no_other_of_its_turn() -> None:
     async def main(scheduler: Scheduler) -> None:
-        loop, ended = asyncio.get_running_loop(), list[object]()
+        loop, ended = asyncio.get_running_loop(), list[ScheduledRequest]()
         end = loop.create_future()
 
-        def on_events(events: list[tuple[object, object]]) -> None:
+        def on_events(events: list[tuple[ScheduledRequest, Event]]) -> None:
             ended.extend(request for request, _ in events)
             if len(ended) == 2:
                 end.set_result(None)

@@ -1,9 +1,8 @@
 """Failures of the model, the device or a worker's thread, and closing the scheduler."""
 
 import asyncio
-import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from service.domain.errors import Draining, ModelFailure, NotReady
 from service.domain.latents import FloatRow, FloatRows
 from service.domain.model import DeviceLost, DeviceOutOfMemory
 from service.domain.tasks import Result
+from service.scheduling import worker
 from service.scheduling.scheduler import Scheduler
 from tests.helpers.fakes import FakeModel
 from tests.helpers.serving import (
@@ -157,32 +157,23 @@ def test_rows_that_fit_no_batch_fail_alone(memory: int, stuck: bool, sizes: list
     assert model.sizes[: len(sizes) - 1] == sizes[:-1]
 
 
-class HealthLog(logging.Handler):
-    """Records the scheduler's health when a worker's death is logged."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scheduler: Scheduler | None = None
-        self.healthy: list[bool] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if self.scheduler is not None:
-            self.healthy.append(self.scheduler.healthy)
-
-
 @pytest.fixture
-def health_log() -> Iterator[HealthLog]:
-    handler, logger = HealthLog(), logging.getLogger("service.scheduling.worker")
-    logger.addHandler(handler)
-    yield handler
-    logger.removeHandler(handler)
+def health(monkeypatch: pytest.MonkeyPatch) -> Callable[[Scheduler], list[bool]]:
+    """Records the health of a scheduler whenever a worker's death is logged."""
+
+    def record(scheduler: Scheduler) -> list[bool]:
+        seen = list[bool]()
+        monkeypatch.setattr(worker.logger, "critical", lambda *_, **__: seen.append(scheduler.healthy))
+        return seen
+
+    return record
 
 
-def test_a_worker_that_dies_in_a_step_is_replaced(health_log: HealthLog) -> None:
+def test_a_worker_that_dies_in_a_step_is_replaced(health: Callable[[Scheduler], list[bool]]) -> None:
     observer, model = RecordingObserver(), FakeModel(function=deadly, gate=threading.Event())
 
     async def main(scheduler: Scheduler) -> None:
-        health_log.scheduler = scheduler
+        seen = health(scheduler)
         assert scheduler.healthy
         bystander = submitted(scheduler, marked(8), params(3))
         await until_running(model)
@@ -193,14 +184,14 @@ def test_a_worker_that_dies_in_a_step_is_replaced(health_log: HealthLog) -> None
             await dead
         np.testing.assert_array_equal((await bystander).rows, marked(1))
         assert scheduler.healthy
+        assert seen == [False]
 
     play(main, model, max_batch_rows=1, observer=observer)
-    assert health_log.healthy == [False]
     assert observer.of("worker_replaced") == [()]
     assert sorted(observer.of("finished")) == [(1, "ok"), (2, "model_failure")]
 
 
-def test_a_worker_that_dies_between_steps_leaves_nobody_waiting(health_log: HealthLog) -> None:
+def test_a_worker_that_dies_between_steps_leaves_nobody_waiting(health: Callable[[Scheduler], list[bool]]) -> None:
     class BrokenKey(str):
         """Its hash fails once in a worker, which computes it when it queues the rows."""
 
@@ -217,7 +208,7 @@ def test_a_worker_that_dies_between_steps_leaves_nobody_waiting(health_log: Heal
     model = FakeModel(gate=threading.Event())
 
     async def main(scheduler: Scheduler) -> None:
-        health_log.scheduler = scheduler
+        seen = health(scheduler)
         running = submitted(scheduler, marked(1), params(2))
         await until_running(model)
         waiting = submitted(scheduler, marked(2), params(key=BrokenKey("broken")))
@@ -227,9 +218,9 @@ def test_a_worker_that_dies_between_steps_leaves_nobody_waiting(health_log: Heal
             with pytest.raises(ModelFailure):
                 await call
         await scheduler.run(marked(3), params())
+        assert seen == [False]
 
     play(main, model, max_batch_rows=1)
-    assert health_log.healthy == [False]
 
 
 def test_before_start_it_is_not_ready() -> None:
