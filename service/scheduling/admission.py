@@ -75,20 +75,14 @@ class CostModel:
         return max(known) if known else min(shares.values(), default=0.0)
 
     def _count(self, sign: int, n: int, t: int) -> None:
-        sums = self._sums
-        sums[0] += sign
-        sums[1] += sign * n
-        sums[2] += sign * t
-        sums[3] += sign * n * n
-        sums[4] += sign * n * t
+        self._sums = [total + sign * term for total, term in zip(self._sums, (1, n, t, n * n, n * t), strict=True)]
 
 
 class Admission:
     """Counts the open rows and decides whether a new request is admitted. Every method may be called from any thread.
 
-    Args:
-        queue_rows: most rows that may wait; rows in a batch do not count.
-        batch_rows: largest batch of each device.
+    ``queue_rows`` is how many rows may wait, those in a batch not counted; ``batch_rows`` the largest batch of each
+    device.
     """
 
     def __init__(self, queue_rows: int, *batch_rows: int) -> None:
@@ -276,11 +270,9 @@ class Admission:
 
         Every row in a batch has one step in the running model call, so `in_batch` is subtracted from the steps.
 
-        - Rows of the same caller go first only while they have fewer steps applied, so for at most ``steps`` steps.
-        - Other callers get as many places as this one, so each adds at most ``own_work`` and the work of the same
-          caller.
-
-        For example, caller A asks for 2 rows of 3 steps (``own_work`` 6). Open are:
+        Rows of the same caller go first only while they have fewer steps applied, so for at most ``steps`` steps. Other
+        callers get as many places as this one, so each adds at most ``own_work`` and the work of the same caller. For
+        example, caller A asks for 2 rows of 3 steps (``own_work`` 6), and open are:
 
             caller  rows  steps  in_batch
             A          4     40         4    min(40 − 4, 4 · 3) = 12: each row goes first for 3 of its steps

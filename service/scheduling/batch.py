@@ -5,6 +5,7 @@ belongs to the thread of its worker. Others only read `slices` and set `needs_re
 `service.scheduling.worker.WorkerPool`.
 """
 
+import contextlib
 import logging
 import math
 import sys
@@ -85,11 +86,7 @@ class BatchBuffers:
 class RunningBatch:
     """The rows that one device computes, as slices of requests.
 
-    Args:
-        model: the network.
-        max_rows: largest batch wanted. The model's largest bucket may lower it, and so does a device out of memory.
-        clock: monotonic seconds.
-        on_model_call: called after every model call.
+    `limit` is the largest batch: ``max_rows``, unless the model's largest bucket or a device out of memory lowers it.
     """
 
     def __init__(self, model: Model, max_rows: int, clock: Callable[[], float], on_model_call: OnModelCall) -> None:
@@ -174,9 +171,11 @@ class RunningBatch:
             The number of steps; 0 if the next step must be observed, its model call failed, or new requests arrived.
             Then the caller runs `step`, which also finds the rows that a failure is about.
         """
-        max_steps = self._steps_until_observed()
-        if max_steps == 0:
-            return 0
+        max_steps = sys.maxsize
+        for piece in self.slices:
+            max_steps = min(max_steps, piece.steps_to_next_check() - 1)
+            if max_steps == 0:
+                return 0
         device_batch: DeviceBatch | None = getattr(self._model, "device_batch", None)
         if device_batch is not None and max_steps > 1 and not self._retry_stepwise:
             steps = self._run_on_device(device_batch, max_steps, until, interrupt)
@@ -211,16 +210,15 @@ class RunningBatch:
         except Exception as exc:  # `step` finds out which rows it is about
             self._retry_stepwise = True
             logger.warning("steps on the device failed, and are repeated one by one: %s", _reason_of(exc))
-        try:
-            if steps:
-                device_batch.download(buffers.next[:padded])
-        except Exception:
-            self._retry_stepwise, steps = True, 0
-        if steps and not buffers.is_finite():
-            self._retry_stepwise, steps = True, 0
-        if steps:
-            buffers.swap()
-        return steps
+        if steps == 0:
+            return 0
+        with contextlib.suppress(Exception):
+            device_batch.download(buffers.next[:padded])
+            if buffers.is_finite():
+                buffers.swap()
+                return steps
+        self._retry_stepwise = True
+        return 0
 
     def _run_on_host(self, max_steps: int, until: float, interrupt: Sized) -> int:
         """Run steps with the rows copied back after each; ends before a step that fails or is not finite."""
@@ -260,20 +258,13 @@ class RunningBatch:
 
     def remove_lost(self) -> list[Slice]:
         """Remove the rows of calls that the device was lost in; returns them, as they were before the step."""
-        lost = list[Slice]()
-        for start, end in self._lost:
-            for index in (start, end):
-                self._cut_at(index)
-            lost += [piece for piece in self.slices if start <= piece.at < end]
+        for index in {index for call in self._lost for index in call}:  # cut slices that such a call had a part of
+            piece = self._slice_at(index)
+            if piece.at < index < piece.at + piece.count:
+                self.slices.insert(self.slices.index(piece), piece.cut(index - piece.at))
+        lost = [piece for piece in self.slices if any(start <= piece.at < end for start, end in self._lost)]
         self._lost = []
         return self.remove(lost)
-
-    def _cut_at(self, index: int) -> None:
-        """Cut the slice that has rows on both sides of ``index``, if there is one."""
-        for number, piece in enumerate(self.slices):
-            if piece.at < index < piece.at + piece.count:
-                self.slices.insert(number, piece.cut(index - piece.at))
-                return
 
     def remove(self, slices: Sequence[Slice]) -> list[Slice]:
         """Remove slices that another device is to continue; returns those that are not done.
@@ -372,15 +363,6 @@ class RunningBatch:
             parts.append(part)
         return parts
 
-    def _steps_until_observed(self) -> int:
-        """How many steps from now on are unobserved."""
-        steps = sys.maxsize
-        for piece in self.slices:
-            steps = min(steps, piece.steps_to_next_check() - 1)
-            if steps == 0:
-                break
-        return steps
-
     def _reason(self, rows: int) -> str:
         return "full" if rows >= self.limit else "drained"
 
@@ -435,7 +417,7 @@ class RunningBatch:
             self._run_bisecting(middle, end, failed)
             return
         for index in range(start, end):
-            failed[index] = row_failure(cause)
+            failed[index] = model_failure("the model failed on this row", cause)
 
     def _call_part(self, start: int, end: int) -> None:
         n, buffers = end - start, self._buffers
@@ -463,14 +445,14 @@ class RunningBatch:
         return True
 
 
-def row_failure(cause: Exception) -> ModelFailure:
-    """The failure of a request because of what the model raised on one of its rows."""
-    failure = ModelFailure("the model failed on this row", reason=_reason_of(cause))
+def model_failure(text: str, cause: BaseException) -> ModelFailure:
+    """A failure whose reason, for the operator, is what the model raised."""
+    failure = ModelFailure(text, reason=_reason_of(cause))
     failure.__cause__ = cause
     return failure
 
 
-def _reason_of(exc: Exception) -> str:
+def _reason_of(exc: BaseException) -> str:
     """What the model said, as one line for the operator."""
     reason = exc.reason if isinstance(exc, ModelFailure) else str(exc)
     return "".join(reason.splitlines()[:1])[:_MAX_REASON] or type(exc).__name__

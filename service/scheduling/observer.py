@@ -1,7 +1,7 @@
 """What a scheduler reports to metrics and statistics."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 
 class Finished(NamedTuple):
@@ -20,52 +20,35 @@ class Finished(NamedTuple):
     compute_s: float
 
 
-class SchedulerObserver(Protocol):
-    """Receives what metrics count.
+class SchedulerObserver:
+    """Receives what metrics count; a subclass overrides the methods that it needs.
 
-    Its methods are called from workers' threads and from the event loop, so they must be quick and thread-safe. Each
-    method does nothing by default; a subclass overrides those it needs.
+    They are called from workers' threads and from the event loop, so they must be quick and thread-safe.
     """
 
     def batch(self, rows: int, padded: int, seconds: float, reason: str) -> None:
-        """One model call ran.
+        """One model call ran, with so many rows without and with padding.
 
-        Args:
-            rows: rows in it, without padding.
-            padded: rows with padding.
-            seconds: its duration.
-            reason: `full`, `drained` (all rows that were waiting) or `retry` (part of a failed batch).
+        ``reason`` is `full`, `drained` (all rows that were waiting) or `retry` (part of a failed batch).
         """
-        return
 
     def finished(self, requests: Sequence[Finished]) -> None:
         """These requests ended together."""
-        return
 
     def rejected(self, reason: str) -> None:
         """A request was rejected; ``reason`` is the code of the error."""
-        return
 
     def cancelled(self, rows: int) -> None:
         """A caller left before so many of its rows were finished."""
-        return
 
     def early_exit(self, rows: int) -> None:
         """So many rows met their tolerance before their last step."""
-        return
 
     def reduce_max_batch(self, batch_rows: int) -> None:
         """A device ran out of memory; ``batch_rows`` is its largest batch now."""
-        return
 
     def device_lost(self) -> None:
         """A device fails every call from now on."""
-        return
 
     def worker_replaced(self) -> None:
         """A worker's thread died and another one replaced it."""
-        return
-
-
-class NullObserver(SchedulerObserver):
-    """An observer that ignores everything."""

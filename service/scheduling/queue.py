@@ -22,9 +22,8 @@ _ByArrival = tuple[int, int, Slice]  # number of the latest batch at arrival, se
 class CallerQueue:
     """The waiting slices of one caller.
 
-    Every slice is in a heap ordered by progress and in a deque ordered by arrival. Removing a slice from the middle of
-    either would cost O(slices), so removed entries stay and become stale: an entry counts only while its number is the
-    slice's `seq`.
+    Every slice is in a heap by progress and in a deque by arrival. Removing one from the middle would cost O(slices):
+    entries of removed slices stay and become stale. An entry counts only while its number is the slice's `seq`.
     """
 
     def __init__(self, key: str) -> None:
@@ -35,7 +34,7 @@ class CallerQueue:
         self._last_was_starved = False
 
     def push(self, piece: Slice, batch_number: int) -> None:
-        """Add a slice whose `seq` is new; ``batch_number`` is that of the latest batch."""
+        """Add a slice whose `seq` is new."""
         heappush(self._by_progress, (piece.steps, piece.request.deadline, piece.seq, piece))
         self._by_arrival.append((batch_number, piece.seq, piece))
         self.row_count += piece.count
@@ -84,11 +83,9 @@ class CallerQueue:
 class FairQueue:
     """Rows that wait for a place in a batch.
 
-    The places of a batch go round robin to the callers' fairness keys. Within a key the rows with the fewest steps
-    applied go first, ties by earliest deadline, then by arrival; at most every second place goes to a row that missed
-    `MAX_SKIPS` batches.
-    Pushing a slice or taking a row costs O(log slices). While all rows fit the batch there is nothing to order, and a
-    slice costs O(1).
+    The places of a batch go round robin to the callers' fairness keys. Within a key the rows with the fewest steps go
+    first, ties by earliest deadline, then by arrival; at most every second place goes to a row that missed `MAX_SKIPS`
+    batches. Pushing a slice or taking a row costs O(log slices), or O(1) while all rows fit the batch.
     """
 
     def __init__(self) -> None:
@@ -110,11 +107,7 @@ class FairQueue:
             self._new.append(piece)
 
     def take(self, places: int, now: float) -> tuple[list[Slice], list[ScheduledRequest]]:
-        """Take the rows of one batch out of the queue.
-
-        Args:
-            places: most rows to take.
-            now: time on the scheduler's clock. Rows of requests that expired are dropped, as are those of closed ones.
+        """Take at most ``places`` rows for a batch; drop those of closed requests and of requests that have expired.
 
         Returns:
             The rows in slices, which are cut if only a part of their rows is taken, and the requests found expired.

@@ -5,7 +5,6 @@ Who may change what, and under which lock, stands in `service.scheduling.worker.
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,17 +20,11 @@ Event = StepOutput | StreamProgress | Result | IgnError
 
 @dataclass(slots=True)
 class Counters:
-    """What is open: in all, of one caller, or of one request.
+    """What is open: in all, of one caller, or of one request."""
 
-    Args:
-        rows: rows admitted and not finished.
-        steps: model steps that these rows still need, at most.
-        in_batch: how many of these rows are in a batch.
-    """
-
-    rows: int = 0
-    steps: int = 0
-    in_batch: int = 0
+    rows: int = 0  # admitted and not finished
+    steps: int = 0  # model steps that these rows still need, at most
+    in_batch: int = 0  # how many of these rows are in a batch
 
 
 class Slice:
@@ -97,20 +90,13 @@ class Slice:
 
     def record(self, rows: FloatRows, changes: NDArray[np.float64] | None) -> list[StepOutput]:
         """Copy the current step (count, C, H, W), and keep it in the trajectory if it is a recorded one."""
-        copies = rows.copy()
-        outputs = [
-            StepOutput(
-                index=self.start + i,
-                step=self.steps,
-                row=copies[i],
-                change=None if changes is None else float(changes[i]),
-            )
-            for i in range(self.count)
-        ]
-        if self.is_recorded():
-            self.recorded += 1
-            for output in outputs:
-                self.request.trajectory[output.index].append(output)
+        outputs, numbers = list[StepOutput](), [None] * self.count if changes is None else changes.tolist()
+        is_recorded = self.is_recorded()
+        for index, (row, change) in enumerate(zip(rows.copy(), numbers, strict=True), self.start):
+            outputs.append(StepOutput(index=index, step=self.steps, row=row, change=change))
+            if is_recorded:
+                self.request.trajectory[index].append(outputs[-1])
+        self.recorded += is_recorded
         return outputs
 
     def finish(self, rows: FloatRows, *, converged: bool) -> None:
@@ -126,10 +112,7 @@ class Slice:
 class ScheduledRequest:
     """The rows of one request, whose results are delivered together.
 
-    Args:
-        inputs: (N, C, H, W) float32; must not change until the request is closed.
-        params: how f is applied to them, until when, and for whom.
-        arrived: time of submission on the scheduler's clock, in seconds.
+    Its ``inputs`` (N, C, H, W) float32 must not change until it is closed. Times are those of the scheduler's clock.
     """
 
     # Of the results. Most requests have one step and stay in one slice, and then `finish` sets these at once.
@@ -179,7 +162,7 @@ class ScheduledRequest:
     def finish(self, rows: FloatRows, distance: NDArray[np.float64]) -> None:
         """Store the results of the only step of a plain request, which all rows have had in one batch."""
         self.outputs, self.distance = rows.copy(), distance.copy()
-        self.steps, self.converged = _after_one_step(len(rows))
+        self.steps, self.converged = np.ones(len(rows), np.int64), np.zeros(len(rows), np.bool_)
 
     def min_steps_to_answer(self) -> int:
         """Fewest model steps after which the caller can get what its deadline bounds.
@@ -219,11 +202,3 @@ class ScheduledRequest:
         if self.params.observer is not None:
             self.params.observer.scheduled(self.arrived, self.started, now, code)
         return Finished(len(self.inputs), code, started - self.arrived, now - started)
-
-
-@lru_cache(maxsize=256)
-def _after_one_step(rows: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Steps and convergence of rows after their only step; read-only, because requests share them."""
-    steps, converged = np.ones(rows, np.int64), np.zeros(rows, np.bool_)
-    steps.flags.writeable = converged.flags.writeable = False
-    return steps, converged

@@ -31,7 +31,7 @@ from service.domain.latents import FloatRows
 from service.domain.model import Model, largest_batch
 from service.domain.tasks import Result, SchedulingParams
 from service.scheduling.admission import Admission
-from service.scheduling.observer import NullObserver, SchedulerObserver
+from service.scheduling.observer import SchedulerObserver
 from service.scheduling.request import Event, ScheduledRequest
 from service.scheduling.wake_rule import WakeRule
 from service.scheduling.worker import Clock, OnBatch, Worker, WorkerPool
@@ -69,17 +69,17 @@ class Scheduler:
         on_batch: OnBatch | None = None,
     ) -> None:
         self._shape, self._clock = models[0].shape, clock
-        self._observer = observer or NullObserver()
+        self._observer = observer or SchedulerObserver()
         self._admission = Admission(queue_rows, *(largest_batch(model, max_batch_rows) for model in models))
         self._pool = WorkerPool(
             self._admission,
             clock,
             self._observer,
             self._publish,
-            on_device_lost=partial(self._on_device_lost, on_all_devices_lost),
             devices=len(models),
             wake_rule=wake_rule,
             on_batch=on_batch,
+            on_all_devices_lost=partial(self._call_on_loop, on_all_devices_lost),
         )
         self._workers = [Worker(model, self._pool, index) for index, model in enumerate(models)]
         self._reserved = 0  # rows that are being made in the blocks of `room_for`
@@ -101,7 +101,7 @@ class Scheduler:
 
     @property
     def all_devices_lost(self) -> bool:
-        """Whether the last device is lost. Only a new process can use the model again."""
+        """Whether only a new process can use the model again."""
         return self._pool.alive_devices == 0
 
     @property
@@ -179,9 +179,8 @@ class Scheduler:
         Args:
             requests: rows (N, C, H, W) float32, which must not change until the last event, and their parameters.
             on_events: called on the event loop with all events that these requests, and others submitted with the same
-                function, have in that turn. With `SchedulingParams.streamed` a request has recorded steps, the last
-                step of every row, and progress; then, as without it, one `Result` or error, which is its last event.
-                These errors are:
+                function, have in that turn. With `SchedulingParams.streamed` these are recorded steps, the last step of
+                every row, and progress. The last event of every request is its `Result` or one of these errors:
 
                 - `DeadlineExceeded`: the deadline passed; rows still in the queue were not run.
                 - `ModelFailure`: the model raised, or gave values that are not finite, on one of the rows.
@@ -207,7 +206,7 @@ class Scheduler:
         for error in rejected.values():
             self._observer.rejected(error.error_code)
         admitted = [handle for handle in handles if handle not in rejected] if rejected else handles
-        self._add(admitted, on_events, loop.time() - now, loop)
+        self._add(admitted, on_events, now)
         return [rejected.get(handle, handle) for handle in handles] if rejected else [*handles]
 
     async def run(self, rows: FloatRows, params: SchedulingParams) -> Result:
@@ -247,20 +246,18 @@ class Scheduler:
             if closed.params.observer is not None:
                 closed.params.observer.scheduled(closed.arrived, closed.started, self._clock(), "cancelled")
 
-    def _add(
-        self, requests: list[ScheduledRequest], on_events: OnEvents, offset: float, loop: asyncio.AbstractEventLoop
-    ) -> None:
-        """Note admitted requests; ``offset`` turns times of the scheduler's clock into those of the event loop."""
-        first_deadline = math.inf
+    def _add(self, requests: list[ScheduledRequest], on_events: OnEvents, now: float) -> None:
+        """Note admitted requests, and have them handed over at the end of this turn."""
+        assert self._loop is not None  # noqa: S101 - set by `submit`
+        offset, first_deadline = self._loop.time() - now, math.inf
         for request in requests:
             self._open[request] = on_events
-            if request.deadline < math.inf:
-                request.timeout_at = request.deadline + offset
-                first_deadline = min(first_deadline, request.timeout_at)
+            request.timeout_at = request.deadline + offset
+            first_deadline = min(first_deadline, request.timeout_at)
         if first_deadline < self._timer_at:
             self._set_timer(first_deadline)
         if requests and not self._arrivals:
-            loop.call_soon(self._flush_arrivals)
+            self._loop.call_soon(self._flush_arrivals)
         self._arrivals += requests
 
     def _flush_arrivals(self) -> None:
@@ -284,12 +281,6 @@ class Scheduler:
         """Called by workers: deliver the events of a step on the event loop."""
         self._outbox.extend(events)
         self._call_on_loop(self._dispatch)
-
-    def _on_device_lost(self, on_all_devices_lost: Callable[[], None], remaining: int) -> None:
-        """Called by the worker whose device is lost."""
-        self._observer.device_lost()
-        if remaining == 0:
-            self._call_on_loop(on_all_devices_lost)
 
     def _call_on_loop(self, callback: Callable[[], None]) -> None:
         if self._loop is not None:

@@ -1,8 +1,7 @@
 """When a further worker of a model is woken on a CPU: only where the model and not HTTP is the limit.
 
-If the event loop needs more CPU time for a request than a worker needs for the request's rows, a second worker cannot
-answer more requests per second. It only makes batches smaller. Where there is no core for it besides the event loop's,
-it also takes time from the event loop. Unless the load is model-bound, only large batches are worth that.
+If the event loop needs more CPU time for a request than a worker needs for its rows, a second worker cannot answer more
+requests per second. It only makes batches smaller and, where it shares the event loop's core, takes time from the loop.
 """
 
 import time
@@ -22,10 +21,8 @@ class WakeRule:
 
     Args:
         min_rows: fewest waiting rows of few steps for which a further worker is woken.
-        shared_min_rows: used instead of ``min_rows`` while workers need less than `_MODEL_BOUND` times the CPU time of
-            the event loop; None: ``min_rows`` always.
+        shared_min_rows: used instead while workers need less than `_MODEL_BOUND` times the CPU time of the event loop.
         cpu_clock: CPU seconds of the calling thread.
-        clock: monotonic seconds.
     """
 
     def __init__(
@@ -65,10 +62,7 @@ class WakeRule:
 def wake_rule(device: str, instances: int, cores: int) -> WakeRule | None:
     """The rule for a model on ``device``: None on a GPU, whose workers wait most of the time, and for one instance.
 
-    Args:
-        device: `cpu` or `cuda`.
-        instances: of the model, each with a worker thread.
-        cores: that the process may use. With fewer instances than cores, one is left to the event loop.
+    With fewer instances than ``cores``, which the process may use, one core is left to the event loop.
     """
     if device != "cpu" or instances < 2:
         return None

@@ -11,13 +11,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
-import numpy as np
-
 from service.domain.errors import DeadlineExceeded, IgnError, ModelFailure
 from service.domain.model import Model
 from service.domain.tasks import RequestObserver, Result, StepOutput, StreamProgress
 from service.scheduling.admission import Admission
-from service.scheduling.batch import RunningBatch, row_failure
+from service.scheduling.batch import RunningBatch, model_failure
 from service.scheduling.observer import SchedulerObserver
 from service.scheduling.queue import FairQueue
 from service.scheduling.request import Event, ScheduledRequest, Slice
@@ -41,20 +39,18 @@ Publish = Callable[[list[tuple[ScheduledRequest, Event]]], None]
 class WorkerPool:
     """What the workers of one model share: the inbox, the queue, the batches, and the events to publish.
 
-    They take turns under `lock` while they form batches and record results. No worker holds it during a model call, so
-    the devices compute at the same time.
-
     Threads and locks of the whole package:
 
         lock               taken by                guards
         ─────────────────  ──────────────────────  ──────────────────────────────────────────────────────────────
-        WorkerPool.lock    workers                 queue, _open, _progress_subscribers, _events; which slices a batch
+        WorkerPool.lock    workers                 queue, _open, _streamed, _events; which slices a batch
          │                                         has; `seq` of slices, `started`, `expires`, `rows_left` of requests
          ├▶ WorkerPool._wake     both              sleepers and _waking_workers
          └▶ Admission._lock      both              all `Counters`, the cost model, `closed` of requests
 
-    - An arrow is the order: a thread that holds the lower lock never takes the upper one. The event loop never takes
-      `lock`, because a worker holds it while it copies rows; so it can always admit and close requests.
+    - An arrow is the order: a thread that holds the lower lock never takes the upper one. Workers hold `lock` while
+      they form batches and record results, never during a model call. The event loop never takes it, because rows are
+      copied under it.
     - The event loop calls `submit` and `stop`. Workers call `wait_for_work`, `publish_events` and `yield_core` without
       `lock`, and may read `inbox`, `stopped`, `alive_devices` and `queue.row_count` without it. Everything else needs
       it.
@@ -65,15 +61,11 @@ class WorkerPool:
       cuts them without a lock. Others then see at most a further slice in `request.slices`, which is not in the queue.
 
     Args:
-        admission: the counters of the same model.
-        clock: monotonic seconds.
-        observer: receives what metrics count.
         publish: called with events in their order, by a worker that holds `lock`.
-        on_device_lost: called with the number of remaining devices when one fails, by a worker that holds `lock`.
         devices: number of model instances, each with one worker. On a CPU, an instance stands for a device.
         wake_rule: how many waiting rows are worth a further worker; None: any row is. If the open rows have more than
             `_MANY_STEPS` steps left on average, any row is in either case.
-        on_batch: called after each batch; None where nobody wants to know.
+        on_all_devices_lost: called when the last device is lost, by a worker that holds `lock`.
     """
 
     def __init__(
@@ -83,29 +75,29 @@ class WorkerPool:
         observer: SchedulerObserver,
         publish: Publish,
         *,
-        on_device_lost: Callable[[int], None] = lambda remaining: None,
-        devices: int = 1,
-        wake_rule: WakeRule | None = None,
-        on_batch: OnBatch | None = None,
+        devices: int,
+        wake_rule: WakeRule | None,
+        on_batch: OnBatch | None,
+        on_all_devices_lost: Callable[[], None],
     ) -> None:
         self.admission, self.clock, self.observer, self.on_batch = admission, clock, observer, on_batch
+        self.on_all_devices_lost = on_all_devices_lost
         self.lock = threading.Lock()
         self.inbox: deque[ScheduledRequest] = deque()
         """New requests, and closed ones that are to be removed. Appending and popping are atomic."""
         self.queue = FairQueue()
-        self.batches: dict[int, list[RunningBatch]] = {}
-        """The batches of each worker, by the worker's index."""
+        self.batches: list[RunningBatch] = []
+        """Two of each worker, in the order of the workers."""
         self.alive_devices = devices
         """Devices that are not lost."""
         self.device_error = ""
         """Why the latest device was lost."""
         self.stopped = False
         """Whether every worker is to end."""
-        self._publish, self._on_device_lost = publish, on_device_lost
-        self.wake_rule = wake_rule
+        self.wake_rule, self._publish = wake_rule, publish
         self._events: list[tuple[ScheduledRequest, Event]] = []
         self._open: set[ScheduledRequest] = set()
-        self._progress_subscribers: set[ScheduledRequest] = set()
+        self._streamed: set[ScheduledRequest] = set()
         self._next_progress = 0.0
         # This lock guards the sleepers and the counter below. It is taken inside `lock`, never the other way round.
         self._wake = threading.Lock()
@@ -140,22 +132,20 @@ class WorkerPool:
     def wait_for_work(self, index: int) -> bool:
         """Wait until there is something to do for the worker with this index; returns whether it slept."""
         woken = False
-        if not self._has_work():  # without the lock: whoever adds work notifies idle workers afterwards
-            with self._wake:
-                while not self._has_work():
-                    woken = True
-                    insort(self._sleepers, index)
-                    self._conditions[index].wait()  # `_wake_workers` has taken this worker out of the sleepers
-                    if not self._has_work():  # another worker took the rows
-                        self._waking_workers = max(0, self._waking_workers - 1)
+        with self._wake:
+            while not self._has_work():
+                woken = True
+                insort(self._sleepers, index)
+                self._conditions[index].wait()  # `_wake_workers` has taken this worker out of the sleepers
+                if not self._has_work():  # another worker took the rows
+                    self._waking_workers = max(0, self._waking_workers - 1)
         return woken
 
     def rows_for_worker(self, limit: int, rows: int, *, woken: bool) -> int:
         """How many of the waiting ``rows`` a worker takes: an equal share if others are idle, else up to its ``limit``.
 
-        Workers that were notified and have not formed a batch yet count as idle, because waking a thread can take
-        longer than a model call. A share is reserved for each of them once: if the worker is still not running at the
-        next call, other workers get its rows. ``woken``: the caller is one of the notified workers.
+        Workers that were notified and have not formed a batch yet count as idle, but once: waking a thread can take
+        longer than a model call, and then others get its share. ``woken``: the caller is one of them.
         """
         if self.alive_devices == 1:
             return limit
@@ -169,11 +159,8 @@ class WorkerPool:
         return bool(self._sleepers) and rows >= 2 * self._min_rows()
 
     def wake_others(self, *, at_least_one: bool = False) -> None:
-        """Wake idle workers for the rows left in the queue. ``at_least_one``: whatever their number, if there are any.
-
-        Needed by a worker that cannot take these rows itself: its batch is full, or its device is lost.
-        """
-        if len(self.batches) > 1 and self.queue.row_count:
+        """Wake idle workers for rows that the caller leaves in the queue; ``at_least_one``: even if they are few."""
+        if self._sleepers and self.queue.row_count:
             with self._wake:
                 self._wake_workers(max(self.queue.row_count // self._min_rows(), int(at_least_one)))
 
@@ -192,15 +179,9 @@ class WorkerPool:
                 continue
             self._open.add(request)
             if request.params.streamed:
-                self._progress_subscribers.add(request)
+                self._streamed.add(request)
             arrived.append(request.begin())
         return arrived
-
-    def mark_device_lost(self, reason: str) -> None:
-        """Count one device less; ``reason`` is what its runtime said, in one line."""
-        self.alive_devices -= 1
-        self.device_error = reason
-        self._on_device_lost(self.alive_devices)
 
     def requeue(self, slices: Iterable[Slice]) -> None:
         """Queue unfinished rows again that were removed from a batch."""
@@ -222,58 +203,44 @@ class WorkerPool:
             now = self.clock()
             self._events += [(request, outcomes[request]) for request in closed]
             self.observer.finished([request.finished(outcomes[request], now) for request in closed])
-        for request in closed:
-            outcome, step_params = outcomes[request], request.params.step_params
-            if step_params.tolerance is not None and isinstance(outcome, Result):
-                early = int(np.count_nonzero(outcome.steps < step_params.steps))
-                if early:
-                    self.observer.early_exit(early)
-        for request in outcomes:
+        for request, outcome in outcomes.items():
+            if request in closed and request.params.step_params.tolerance is not None and isinstance(outcome, Result):
+                early = outcome.steps < request.params.step_params.steps
+                if early.any():
+                    self.observer.early_exit(int(early.sum()))
             self.remove(request)
 
     def remove(self, request: ScheduledRequest) -> None:
         """Remove a closed request from the queue and the sets, and have batches with rows of it rebuilt."""
         self._open.discard(request)
-        self._progress_subscribers.discard(request)
+        self._streamed.discard(request)
         if request.rows_left:  # done rows are in no queue, and leave their batch by themselves
             self.queue.remove(request)
             if any(piece.at >= 0 and not piece.done for piece in request.slices):
-                for batch in self._all_batches():
+                for batch in self.batches:
                     batch.needs_rebuild = True
         request.slices = []  # breaks the reference cycle, so that no garbage collection is needed
 
     def publish_progress(self, now: float) -> None:
         """Emit the progress of every stream that asked for it, every `_PROGRESS_S` seconds."""
-        if not self._progress_subscribers or now < self._next_progress:
-            return
-        self._next_progress = now + _PROGRESS_S
-        self.emit(
-            [(request, request.progress()) for request in self._progress_subscribers if request.started is not None]
-        )
+        if self._streamed and now >= self._next_progress:
+            self._next_progress = now + _PROGRESS_S
+            self.emit([(request, request.progress()) for request in self._streamed if request.started is not None])
 
-    def fail(
-        self, requests: set[ScheduledRequest] | None, make_error: Callable[[], IgnError]
-    ) -> list[tuple[ScheduledRequest, IgnError]]:
-        """Close requests after a worker died, and rebuild the queue from the others. Reports nothing to the observer.
-
-        Args:
-            requests: those to close; None for all.
-            make_error: makes the error for each.
-
-        Returns:
-            The requests that this call has closed, with their errors.
-        """
+    def fail(self, requests: set[ScheduledRequest] | None, cause: BaseException) -> dict[ScheduledRequest, IgnError]:
+        """Close requests, None for all, after a worker died; returns those that were open, which nobody counts yet."""
         requests = set(self._open) if requests is None else requests
-        failed = [(request, make_error()) for request in self.admission.close(requests)]
-        self._events.extend(failed)
+        failed = dict[ScheduledRequest, IgnError]()
+        for request in self.admission.close(requests):
+            failed[request] = model_failure("the model failed", cause)
+        self._events.extend(failed.items())
         self._open -= requests
-        self._progress_subscribers -= requests
+        self._streamed -= requests
         # The worker may have died in the middle of a change to the queue, so nothing of the old queue is reused.
-        in_a_batch = {piece for batch in self._all_batches() for piece in batch.slices}
         self.queue = FairQueue()
         for request in self._open:
-            self.queue.push([piece for piece in request.slices if not piece.done and piece not in in_a_batch])
-        for batch in self._all_batches():
+            self.queue.push([piece for piece in request.slices if piece.at < 0 and not piece.done])
+        for batch in self.batches:
             batch.needs_rebuild = True
         return failed
 
@@ -282,11 +249,7 @@ class WorkerPool:
         if self._events:
             with self.lock:
                 events, self._events = self._events, []
-                if events:
-                    self._publish(events)
-
-    def _all_batches(self) -> list[RunningBatch]:
-        return [batch for batches in self.batches.values() for batch in batches]
+                self._publish(events)
 
     def _min_rows(self) -> int:
         """Fewest rows that are worth waking another worker; 1 if the open rows have many steps left."""
@@ -312,13 +275,10 @@ class WorkerPool:
 class Worker:
     """Forms batches for one model instance, and runs them in a thread of its own.
 
-    Args:
-        model: the instance. Only this worker's thread calls it.
-        pool: shared with the workers of the model's other instances.
-        index: the worker's number among them, from 0.
+    Only this thread calls ``model``. ``index`` is the worker's number in the pool, from 0.
     """
 
-    def __init__(self, model: Model, pool: WorkerPool, index: int = 0) -> None:
+    def __init__(self, model: Model, pool: WorkerPool, index: int) -> None:
         self._model, self._pool, self._index = model, pool, index
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
@@ -332,7 +292,7 @@ class Worker:
         """Start with empty batches: that of the worker, and one for short requests that go before it."""
         pool = self._pool
         limit = pool.admission.limit(self._index)
-        self._batch, self._apart = pool.batches[self._index] = [
+        self._batch, self._apart = pool.batches[2 * self._index : 2 * self._index + 2] = [
             RunningBatch(self._model, limit, pool.clock, self._on_model_call) for _ in range(2)
         ]
         self._began = 0.0  # when the current cycle began
@@ -340,7 +300,7 @@ class Worker:
         self._in_step = False  # whether an error that ends the thread is about the rows of the batches
 
     def start(self) -> None:
-        """Start the thread."""
+        """Start the thread, or another one in its place."""
         self.running = True
         with self._starting:  # a thread can only be joined after it has started
             self._thread = threading.Thread(target=self._main, name=f"ign-worker-{self._index}", daemon=True)
@@ -377,30 +337,24 @@ class Worker:
                 self.start()
             try:
                 pool.observer.worker_replaced()
-                pool.observer.finished([request.finished(failure, pool.clock()) for request, failure in failed])
+                pool.observer.finished([request.finished(failure, pool.clock()) for request, failure in failed.items()])
             finally:
                 pool.publish_events()
 
-    def _fail_rows(self, cause: BaseException) -> list[tuple[ScheduledRequest, IgnError]]:
+    def _fail_rows(self, cause: BaseException) -> dict[ScheduledRequest, IgnError]:
         """Fail the requests in the batches if the thread died in a step, else all requests: the queue may be broken."""
-
-        def make_error() -> ModelFailure:
-            failure = ModelFailure("the model failed")
-            failure.__cause__ = cause
-            return failure
-
         with self._pool.lock:
             slices = self._batch.slices + self._apart.slices
             requests = {piece.request for piece in slices} if self._in_step else None
             self._reset()
-            return self._pool.fail(requests, make_error)
+            return self._pool.fail(requests, cause)
 
     def _form_batch(self, *, woken: bool) -> RunningBatch:
         """Choose what runs next; returns its batch. The caller holds the pool's lock.
 
         All rows of the batch go back to the queue and compete with those that wait, so that a long request does not
-        hold up a short one. This is skipped if nobody waits, nothing has changed in the batch, no deadline has passed
-        and no idle worker could take a part of it: then the batch stays as it is.
+        hold up a short one. Unless somebody waits, a row has ended or expired, or an idle worker could take a part, the
+        batch stays as it is.
         """
         batch, pool = self._batch, self._pool
         arrived = pool.take_arrivals()
@@ -415,10 +369,10 @@ class Worker:
         return batch
 
     def _goes_apart(self, arrived: list[Slice], now: float) -> bool:
-        """Whether new requests run a batch of their own, before the next step of the rows that are in the batch.
+        """Whether new requests run in a batch of their own, before the next step of the rows that are in the batch.
 
-        They must be all that waits, need one step, and fit one batch; and their step must be much shorter without the
-        other rows. Every second step at most is one of these, so that the other rows go on.
+        That is if they are all that waits, need one step and fit one batch, and their step is much shorter without the
+        other rows. Every second step at most is one of these, so that the others go on.
         """
         if not (arrived and self._batch.slices) or self._was_apart or self._pool.queue.row_count:
             return False
@@ -469,8 +423,8 @@ class Worker:
             results = self._results_of(finished, now)
             pool.admission.on_steps_done(slices, steps, finished, self._began, now)
             pool.finish(results)
-            # A batch without rows makes the next cycle wait. Without this it would form an empty batch first. This
-            # comes last, because `_fail_rows` must find the rows in the batch if anything above fails.
+            # Last, because `_fail_rows` must find the rows in the batch if anything above fails. A batch without rows
+            # lets the next cycle wait instead of forming an empty one.
             batch.remove_finished()
             self._in_step = False
             if self.device_lost and pool.alive_devices:
@@ -483,10 +437,8 @@ class Worker:
 
     def _observed_step(self, batch: RunningBatch) -> tuple[list[Slice], list[tuple[ScheduledRequest, StepOutput]]]:
         """Run one step; returns the slices that are done and the steps to emit."""
-        pool = self._pool
-        failed = batch.step()
-        if failed:
-            self._log_failures(failed, batch.row_count)
+        pool, failed = self._pool, batch.step()
+        self._log_failures(failed, batch.row_count)
         if failed or batch.device_lost is not None:
             with pool.lock:
                 pool.finish(dict(reversed(failed)))  # of a request with several failed rows the first is told
@@ -514,16 +466,17 @@ class Worker:
         """Log why the model failed on rows of a batch of this size: one line for each cause."""
         causes = [(request, failure.reason) for request, failure in failed if isinstance(failure, ModelFailure)]
         for reason in dict.fromkeys(reason for _, reason in causes):
-            requests = [request for request, cause in causes if cause == reason]
-            ids = _request_ids(requests)
-            logger.error("the model failed on %d of %d rows: %s%s", len(requests), size, reason, ids)
+            rows = [request for request, cause in causes if cause == reason]
+            logger.error("the model failed on %d of %d rows: %s%s", len(rows), size, reason, _request_ids(rows))
 
     def _on_device_lost(self, batch: RunningBatch, cause: Exception) -> None:
         """Requeue the rows of the failed call for other devices; without any, their requests fail."""
         pool, lost = self._pool, batch.remove_lost()
         if not self.device_lost:
             self.device_lost = True
-            pool.mark_device_lost(str(cause))
+            pool.alive_devices -= 1
+            pool.device_error = str(cause)
+            pool.observer.device_lost()
             others = f"; others go on, {pool.alive_devices} of them" if pool.alive_devices else ""
             logger.critical(
                 "a device is lost: %s. It fails every call until this process is started anew%s%s",
@@ -533,10 +486,12 @@ class Worker:
             )
             if pool.alive_devices:
                 pool.admission.set_limit(self._index, 0)
+            else:
+                pool.on_all_devices_lost()
         if pool.alive_devices:
             pool.requeue(lost)
         else:
-            pool.finish({piece.request: row_failure(cause) for piece in lost})
+            pool.finish({piece.request: model_failure("the model failed on this row", cause) for piece in lost})
 
     def _on_model_call(self, rows: int, padded: int, seconds: float, reason: str) -> None:
         pool = self._pool

@@ -3,9 +3,9 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from service.scheduling.request import Event, ScheduledRequest
 from service.scheduling.scheduler import Scheduler
 from service.scheduling.wake_rule import WakeRule
 from tests.helpers.fakes import FakeModel
+
+T = TypeVar("T")
 
 
 class Clock:
@@ -70,47 +72,6 @@ class RecordingFunction:
     def __call__(self, rows: FloatRows) -> FloatRows:
         self.batches.append([int(row.flat[0]) for row in rows])
         return rows
-
-
-class TogetherScheduler(Scheduler):
-    """Submits all requests of a turn of the event loop with one call, as the endpoints do."""
-
-    def __init__(self, *models: FakeModel, **options: Any) -> None:
-        super().__init__(*models, **options)
-        self._calls: list[tuple[FloatRows, SchedulingParams, asyncio.Future[Any]]] = []
-        self._ends: dict[ScheduledRequest, asyncio.Future[Any]] = {}
-
-    async def run(self, rows: FloatRows, params: SchedulingParams) -> Result:
-        loop = asyncio.get_running_loop()
-        end: asyncio.Future[Any] = loop.create_future()
-        if not self._calls:
-            loop.call_soon(self._submit_all)
-        self._calls.append((rows, params, end))
-        try:
-            event = await end
-        finally:
-            for handle in [handle for handle, future in self._ends.items() if future is end]:
-                del self._ends[handle]
-                self.cancel(handle)
-        if isinstance(event, IgnError):
-            raise event
-        assert isinstance(event, Result)
-        return event
-
-    def _submit_all(self) -> None:
-        calls, self._calls = [call for call in self._calls if not call[2].done()], []
-        handles = self.submit([(rows, params) for rows, params, _ in calls], self._on_events)
-        for handle, (_, _, end) in zip(handles, calls, strict=True):
-            if isinstance(handle, IgnError):
-                end.set_result(handle)
-            else:
-                self._ends[handle] = end
-
-    def _on_events(self, events: list[tuple[ScheduledRequest, Event]]) -> None:
-        for handle, event in events:
-            end = self._ends.pop(handle)
-            if not end.done():
-                end.set_result(event)
 
 
 async def streamed(scheduler: Scheduler, rows: FloatRows, params: SchedulingParams) -> AsyncGenerator[Event, None]:
@@ -167,6 +128,16 @@ def serving(
         assert rows_open(scheduler) == 0
 
 
+def play(main: Callable[[Scheduler], Awaitable[T]], *models: FakeModel, **options: Any) -> T:
+    """Run a coroutine function with a scheduler over these models."""
+
+    async def served() -> T:
+        with serving(*models, **options) as scheduler:
+            return await main(scheduler)
+
+    return asyncio.run(served())
+
+
 def rows_worth_waking(rows: int) -> WakeRule:
     """A rule by the number of rows alone: nothing takes CPU time."""
     return WakeRule(rows, cpu_clock=lambda: 0.0)
@@ -215,6 +186,17 @@ def release(model: FakeModel) -> None:
     """Let model calls end from now on."""
     assert model.gate is not None
     model.gate.set()
+
+
+async def behind(scheduler: Scheduler, model: FakeModel, *calls: tuple[FloatRows, SchedulingParams]) -> list[Any]:
+    """The results or errors of calls that come together while the model is at a row of 0; its gate is closed."""
+    plug = submitted(scheduler, marked(0), params())
+    await until_running(model)
+    tasks = [submitted(scheduler, *call) for call in calls]
+    await until_queued(scheduler, *tasks)
+    release(model)
+    await plug
+    return await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def until_queued(scheduler: Scheduler, *calls: asyncio.Task[Result]) -> None:

@@ -92,7 +92,7 @@ def test_versions_outside_of_the_directory_are_refused(tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "toy").symlink_to(tmp_path / "outside" / "toy")
     with pytest.raises(StartupError, match="toy: leads out of the model directory"):
-        repository(tmp_path / "models").versions("toy")
+        repository(tmp_path / "models").find("toy")
 
 
 def test_replaced_and_rewritten_files_are_others(tmp_path: Path) -> None:

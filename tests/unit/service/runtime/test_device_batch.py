@@ -173,8 +173,8 @@ def test_out_of_memory_on_the_device_reduces_the_batch() -> None:
 
 def batch_of(model: FakeModel, rows: FloatRows, steps: int) -> RunningBatch:
     batch = RunningBatch(model, 8, lambda: 0.0, lambda *_: None)
-    request = ScheduledRequest(rows, SchedulingParams(step_params=StepParams(steps=steps)), streamed=False, arrived=0.0)
-    batch.rebuild(request.rows)
+    request = ScheduledRequest(rows, SchedulingParams(step_params=StepParams(steps=steps)), arrived=0.0)
+    batch.rebuild([request.begin()])
     batch.step()
     batch.commit()
     return batch
@@ -194,7 +194,7 @@ def test_a_new_request_interrupts_after_the_current_step() -> None:
     model.step = counted  # type: ignore[method-assign]
     assert batch.run_unobserved(math.inf, inbox) == 3
     assert batch.run_unobserved(math.inf, inbox) == 0
-    assert batch.rows[0].steps == 4
+    assert batch.slices[0].steps == 4
 
 
 def test_the_time_limit_ends_unobserved_steps() -> None:
@@ -210,6 +210,6 @@ def test_a_rebuilt_batch_may_run_on_the_device_again() -> None:
     assert batch.run_unobserved(0.0, []) == 0
     model.loses = False
     assert batch.run_unobserved(0.0, []) == 1
-    batch.rebuild(batch.rows)
+    batch.rebuild(batch.slices)
     assert batch.run_unobserved(0.0, []) == 1
     assert model.calls == [1, "upload", "step", "download", 1, "upload", "step", "download"]

@@ -1,16 +1,15 @@
-import contextlib
-import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.domain.errors import DeadlineUnreachable, IgnError, QueueFull, WouldMissDeadline
+from service.domain.errors import QueueFull, WouldMissDeadline
 from service.domain.tasks import SchedulingParams, StepParams
 from service.scheduling.admission import Admission, CostModel
-from service.scheduling.request import Counters, ScheduledRequest
+from service.scheduling.request import Counters, ScheduledRequest, Slice
 
 
 def request(
@@ -20,14 +19,31 @@ def request(
     deadline: float | None = None,
     key: str = "",
     tolerance: float | None = None,
-    record: tuple[int, ...] = (),
     score: bool = False,
-    progress: bool = False,
     streamed: bool = False,
 ) -> ScheduledRequest:
-    step_params = StepParams(steps=steps, tolerance=tolerance, record=record, score=score)
-    params = SchedulingParams(step_params=step_params, deadline=deadline, key=key)
-    return ScheduledRequest(np.zeros((n, 1, 1, 1), np.float32), params, streamed=streamed, arrived=0.0)
+    step_params = StepParams(steps=steps, tolerance=tolerance, score=score)
+    params = SchedulingParams(step_params=step_params, deadline=deadline, key=key, streamed=streamed)
+    return ScheduledRequest(np.zeros((n, 1, 1, 1), np.float32), params, arrived=0.0)
+
+
+def admit(admission: Admission, one: ScheduledRequest, now: float = 0.0) -> str:
+    """Admit a request; the code of the error with which it is rejected, or an empty string."""
+    return "".join(error.error_code for error in admission.admit([one], now).values())
+
+
+def retry_after(admission: Admission, one: ScheduledRequest, kind: type[QueueFull | WouldMissDeadline]) -> float:
+    (error,) = admission.admit([one], 0.0).values()
+    assert isinstance(error, kind)
+    return error.retry_after
+
+
+def run(admission: Admission, one: ScheduledRequest) -> list[Slice]:
+    """Admit a request and move its rows into a batch."""
+    assert admit(admission, one) == ""
+    slices = [one.begin()]
+    admission.on_rows_moved([], slices, 0.0)
+    return slices
 
 
 def with_measured_calls(*, queue_rows: int = 10_000, batch_rows: int = 8) -> Admission:
@@ -40,11 +56,13 @@ def with_measured_calls(*, queue_rows: int = 10_000, batch_rows: int = 8) -> Adm
 
 def serve(admission: Admission, one: ScheduledRequest, steps: int, seconds: float) -> None:
     """Run all rows of a request to their end."""
-    admission.on_rows_moved([], one.rows, 0.0)
-    for row in one.rows:
-        row.done = True
-    admission.on_steps_done(one.rows, steps, one.rows, 0.0, seconds)
-    assert admission.close(one) == 0
+    slices = run(admission, one)
+    for piece in slices:
+        piece.steps, piece.done = steps, True
+    one.rows_left = 0
+    admission.on_steps_done(slices, steps, slices, 0.0, seconds)
+    admission.close([one])
+    assert admission.total == Counters()
 
 
 def test_cost_is_a_line_through_the_latest_calls() -> None:
@@ -88,106 +106,93 @@ def test_cost_never_falls_with_size_nor_goes_below_zero() -> None:
 
 def test_queue_limit_counts_waiting_rows_only() -> None:
     admission = Admission(4, 8)
-    running = request(8)
-    with pytest.raises(QueueFull):
-        admission.admit(running, 0.0)
+    assert admit(admission, request(8)) == "queue_full"
     running = request(3)
-    admission.admit(running, 0.0)
-    admission.on_rows_moved([], running.rows, 0.0)
-    admission.admit(request(4), 0.0)
+    run(admission, running)
+    assert admit(admission, request(4)) == ""
     assert admission.waiting == 4
-    with pytest.raises(QueueFull) as refused:
-        admission.admit(request(1), 0.0)
-    assert 1.0 <= refused.value.retry_after <= 60.0
-    admission.close(running)
+    assert 1.0 <= retry_after(admission, request(1), QueueFull) <= 60.0
+    admission.close([running])
     assert admission.waiting == 4
 
 
 def test_closing_happens_once_and_clears_the_counters() -> None:
     admission = Admission(100, 8)
     one, other = request(3, steps=5, score=True), request(2, key="b")
-    admission.admit(one, 0.0)
-    admission.admit(other, 0.0)
-    admission.on_rows_moved([], one.rows, 0.0)
-    admission.on_steps_done(one.rows, 2, [], 0.0, 1.0)
+    slices = run(admission, one)
+    admit(admission, other)
+    admission.on_steps_done(slices, 2, [], 0.0, 1.0)
     assert admission.total == Counters(rows=5, steps=3 * 4 + 2, in_batch=3)
-    assert admission.close(one) == 3
-    assert admission.close(one) is None
-    admission.on_steps_done(one.rows, 1, one.rows, 1.0, 2.0)  # the step it was in ends later
-    admission.on_rows_moved(one.rows, [], 2.0)
-    assert admission.total == Counters(rows=2, steps=2, in_batch=0)
-    assert admission.close(other) == 2
+    assert admission.close([one, other]) == {one: 3, other: 2}
+    assert admission.close([one]) == {}
+    admission.on_steps_done(slices, 1, slices, 1.0, 2.0)  # the step it was in ends later
+    admission.on_rows_moved(slices, [], 2.0)
+    assert admission.total == Counters()
+
+
+def test_rows_that_end_earlier_than_others_of_their_request() -> None:
+    admission, one = Admission(100, 8), request(3, steps=5, tolerance=0.1)
+    (rest,) = run(admission, one)
+    ended = rest.cut(1)
+    ended.steps = rest.steps = 1
+    ended.done, one.rows_left = True, 2
+    admission.on_steps_done([ended, rest], 1, [ended], 0.0, 1.0)
+    assert admission.total == Counters(rows=2, steps=2 * 4, in_batch=2)
+    assert admission.close([one]) == {one: 2}
     assert admission.total == Counters()
 
 
 def test_deadlines_are_not_predicted_from_too_few_calls() -> None:
-    Admission(100, 8).admit(request(steps=10**6, deadline=0.001), 0.0)
-
-
-def test_a_deadline_already_passed_is_refused_without_a_prediction() -> None:
-    with pytest.raises(DeadlineUnreachable):
-        Admission(100, 8).admit(request(deadline=5.0), 5.0)
+    assert admit(Admission(100, 8), request(steps=10**6, deadline=0.001)) == ""
+    assert admit(Admission(100, 8), request(deadline=5.0), 5.0) == "deadline_unreachable"
 
 
 @pytest.mark.parametrize(
-    ("one", "seconds"),
+    ("options", "seconds"),
     [
-        (request(1, steps=10), 0.110),
-        (request(1, steps=9, score=True), 0.110),
-        (request(8, steps=10), 0.180),
-        (request(16, steps=10), 0.360),
-        (request(1, steps=1000, tolerance=0.1), 0.011),  # may stop after one
-        (request(1, steps=1000, streamed=True, record=(3, 1000)), 0.033),
-        (request(1, steps=1000, streamed=True), 0.011),
+        ({"n": 1, "steps": 10}, 0.110),
+        ({"n": 1, "steps": 9, "score": True}, 0.110),
+        ({"n": 8, "steps": 10}, 0.180),
+        ({"n": 16, "steps": 10}, 0.360),
+        ({"n": 1, "steps": 1000, "tolerance": 0.1}, 0.011),  # may stop after one
+        ({"n": 1, "steps": 1000, "streamed": True}, 0.011),
     ],
 )
-def test_unreachable_even_on_an_idle_service(one: ScheduledRequest, seconds: float) -> None:
-    admission = with_measured_calls()
-    params = one.params
-    for deadline, reachable in ((seconds * 1.01, True), (seconds * 0.99, False)):
-        again = ScheduledRequest(
-            one.inputs,
-            SchedulingParams(step_params=params.step_params, deadline=deadline, progress=params.progress),
-            streamed=one.streamed,
-            arrived=0.0,
-        )
-        if reachable:
-            admission.admit(again, 0.0)
-            admission.close(again)
-        else:
-            with pytest.raises(DeadlineUnreachable):
-                admission.admit(again, 0.0)
+def test_unreachable_even_on_an_idle_service(options: dict[str, Any], seconds: float) -> None:
+    assert admit(with_measured_calls(), request(**options, deadline=seconds * 1.01)) == ""
+    assert admit(with_measured_calls(), request(**options, deadline=seconds * 0.99)) == "deadline_unreachable"
 
 
 def test_what_only_slow_calls_forbid_may_be_tried_again() -> None:
     admission = with_measured_calls()
     for n in (1, 8) * 40:
         admission.on_model_call(n, 0.050 + 0.005 * n, 1.0)  # other work on the machine: five times as slow
-    for one in (request(1, steps=10, deadline=1.111), request(8, steps=10, deadline=1.181)):
-        with pytest.raises(WouldMissDeadline):
-            admission.admit(one, 1.0)
-    for one in (request(1, steps=10, deadline=1.109), request(8, steps=10, deadline=1.179)):
-        with pytest.raises(DeadlineUnreachable):
-            admission.admit(one, 1.0)
+    for n, deadline, code in (
+        (1, 1.111, "would_miss_deadline"),
+        (8, 1.181, "would_miss_deadline"),
+        (1, 1.109, "deadline_unreachable"),
+        (8, 1.179, "deadline_unreachable"),
+    ):
+        assert admit(admission, request(n, steps=10, deadline=deadline), 1.0) == code
 
 
 @pytest.mark.parametrize("devices", [1, 2, 4])
-def test_a_row_takes_as_long_on_several_devices(devices: int) -> None:
-    admission = Admission(100, *[8] * devices)
+def test_a_row_takes_as_long_on_several_devices_and_many_rows_their_share(devices: int) -> None:
+    admission = Admission(1000, *[8] * devices)
     for _ in range(100):
-        admission.on_model_call(1, 0.010, 0.0)
-    for deadline in (0.3, 0.55, 0.99):
-        with pytest.raises(DeadlineUnreachable):
-            admission.admit(request(1, steps=100, deadline=deadline), 0.0)
-    admission.admit(request(1, steps=100, deadline=1.01), 0.0)
+        admission.on_model_call(8, 0.010, 0.0)
+    for n, seconds in ((1, 0.125), (8 * devices, 1.0), (64, 8.0 / devices)):  # of 100 steps, at least
+        assert admit(admission, request(n, steps=100, deadline=seconds * 0.99)) == "deadline_unreachable"
+        one = request(n, steps=100, deadline=seconds * 1.01)
+        assert admit(admission, one) == ""
+        admission.close([one])
 
 
 def test_a_single_fast_call_makes_no_deadline_reachable() -> None:
     admission = Admission(100, 8)
     for i in range(1000):
         admission.on_model_call(1, 0.005 if i == 500 else 0.010, 0.0)
-    with pytest.raises(DeadlineUnreachable):
-        admission.admit(request(1, steps=100, deadline=0.9), 0.0)
+    assert admit(admission, request(1, steps=100, deadline=0.9)) == "deadline_unreachable"
 
 
 def test_a_single_slow_call_makes_no_deadline_unreachable() -> None:
@@ -195,78 +200,57 @@ def test_a_single_slow_call_makes_no_deadline_unreachable() -> None:
     admission.on_model_call(64, 2.0, 0.0)
     for _ in range(100):
         admission.on_model_call(32, 0.05, 0.0)
-    admission.admit(request(64 * 100), 0.0)
-    with pytest.raises(WouldMissDeadline):
-        admission.admit(request(32, deadline=0.5), 0.0)
+    admit(admission, request(64 * 100))
+    assert admit(admission, request(32, deadline=0.5)) == "would_miss_deadline"
 
 
 def test_few_calls_of_every_size_tell_what_is_out_of_reach() -> None:
     admission = Admission(100, 8)
     for n in (1, 2, 3, 8) * 2:
         admission.on_model_call(n, 0.010, 0.0)
-    with pytest.raises(DeadlineUnreachable):
-        admission.admit(request(1, steps=300_000, deadline=0.001), 0.0)
+    assert admit(admission, request(1, steps=300_000, deadline=0.001)) == "deadline_unreachable"
 
 
-def test_queue_in_the_way_refuses_with_retry_after() -> None:
+def test_the_queue_in_the_way_rejects_with_retry_after() -> None:
     admission = with_measured_calls()
-    admission.admit(request(8 * 1000), 0.0)  # 1000 model calls of 18 ms
-    with pytest.raises(WouldMissDeadline) as refused:
-        admission.admit(request(deadline=10.0), 0.0)
-    assert 8.0 <= refused.value.retry_after <= 10.1
-    admission.admit(request(deadline=18.1), 0.0)
+    admit(admission, request(8 * 1000))  # 1000 model calls of 18 ms
+    assert 8.0 <= retry_after(admission, request(deadline=10.0), WouldMissDeadline) <= 10.1
+    assert admit(admission, request(deadline=18.1)) == ""
 
 
 def test_the_running_model_call_counts_as_work_ahead() -> None:
     admission = with_measured_calls()
-    running = request(8)
-    admission.admit(running, 0.0)
-    admission.on_rows_moved([], running.rows, 0.0)
-    with pytest.raises(WouldMissDeadline):
-        admission.admit(request(key="b", deadline=0.028), 0.0)
-    admission.admit(request(key="b", deadline=0.030), 0.0)
-    admission.admit(request(key="c", deadline=0.028 + 0.010), 0.010)
+    run(admission, request(8))
+    assert admit(admission, request(key="b", deadline=0.028)) == "would_miss_deadline"
+    assert admit(admission, request(key="b", deadline=0.030)) == ""
+    assert admit(admission, request(key="c", deadline=0.028 + 0.010), 0.010) == ""
 
 
-def test_another_callers_queue_is_in_the_way_only_for_its_share() -> None:
+def test_others_are_in_the_way_only_for_their_share() -> None:
     admission = with_measured_calls()
-    admission.admit(request(8 * 1000, key="a"), 0.0)
-    admission.admit(request(key="b", deadline=0.1), 0.0)
-
-
-def test_long_requests_are_not_in_the_way_of_short_ones() -> None:
+    admit(admission, request(8 * 1000, key="a"))
+    assert admit(admission, request(key="b", deadline=0.1)) == ""
     admission = with_measured_calls()
-    admission.admit(request(8, steps=100_000), 0.0)
-    admission.admit(request(deadline=0.1), 0.0)
-    with pytest.raises(WouldMissDeadline):
-        admission.admit(request(steps=50, deadline=0.8), 0.0)  # alone 0.55 s, beside the others 0.95 s
+    admit(admission, request(8, steps=100_000))
+    assert admit(admission, request(deadline=0.1)) == ""
+    # alone 0.55 s, beside the others 0.95 s
+    assert admit(admission, request(steps=50, deadline=0.8)) == "would_miss_deadline"
 
 
 def test_retry_after_follows_the_measured_drain_rate() -> None:
     admission = Admission(1000, 8)
-    served = request(8, steps=10)
-    admission.admit(served, 0.0)
-    serve(admission, served, steps=10, seconds=8.0)  # 10 row-steps a second
-    admission.admit(request(1000, steps=2), 0.0)
-    waits = []
-    for _ in range(50):
-        with pytest.raises(QueueFull) as refused:
-            admission.admit(request(50), 0.0)
-        waits.append(refused.value.retry_after)
+    serve(admission, request(8, steps=10), steps=10, seconds=8.0)  # 10 row-steps a second
+    admit(admission, request(1000, steps=2))
+    waits = [retry_after(admission, request(50), QueueFull) for _ in range(50)]
     assert all(10.0 <= wait <= 12.5 for wait in waits)
     assert len(set(waits)) > 25
 
 
 def test_retry_after_is_clamped() -> None:
     admission = Admission(1000, 8)
-    served = request(1)
-    admission.admit(served, 0.0)
-    serve(admission, served, steps=1, seconds=60.0)
-    admission.admit(request(1000, steps=1000), 0.0)
-    with pytest.raises(QueueFull) as refused:
-        admission.admit(request(1000), 0.0)
-    assert 48.0 <= refused.value.retry_after <= 60.0
-    assert math.isfinite(refused.value.retry_after)
+    serve(admission, request(1), steps=1, seconds=60.0)
+    admit(admission, request(1000, steps=1000))
+    assert 48.0 <= retry_after(admission, request(1000), QueueFull) <= 60.0
 
 
 asked = st.builds(
@@ -284,21 +268,14 @@ asked = st.builds(
 def test_requests_are_admitted_together_as_one_by_one(
     earlier: list[ScheduledRequest], requests: list[ScheduledRequest], queue_rows: int
 ) -> None:
-    def admitted(together: bool) -> tuple[list[str | None], Counters]:
-        admission, codes = with_measured_calls(queue_rows=queue_rows), list[str | None]()
+    def admitted(together: bool) -> tuple[list[str], Counters]:
+        admission = with_measured_calls(queue_rows=queue_rows)
         for one in earlier:
-            with contextlib.suppress(IgnError):
-                admission.admit(one, 0.0)
-        if together:
-            refused = admission.admit_many(requests, 0.0)
-            return [refused[one].error_code if one in refused else None for one in requests], admission.total
-        for one in requests:
-            try:
-                admission.admit(one, 0.0)
-                codes.append(None)
-            except IgnError as exc:
-                codes.append(exc.error_code)
-        return codes, admission.total
+            admit(admission, one)
+        if not together:
+            return [admit(admission, one) for one in requests], admission.total
+        rejected = admission.admit(requests, 0.0)
+        return [rejected[one].error_code if one in rejected else "" for one in requests], admission.total
 
     assert admitted(together=True) == admitted(together=False)
 

@@ -1,108 +1,89 @@
+"""Which rows run next: the order of the fair queue, its properties and its cost."""
+
 import gc
+import math
 import time
 import weakref
 from collections import Counter
 
 import numpy as np
-import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from service.domain.tasks import SchedulingParams, StepParams
 from service.scheduling.queue import MAX_SKIPS, FairQueue
-from service.scheduling.request import Row, ScheduledRequest
+from service.scheduling.request import ScheduledRequest, Slice
+
+RowId = tuple[ScheduledRequest, int]
 
 
-def request(n: int = 1, *, key: str = "", steps: int = 1000, deadline: float | None = None) -> ScheduledRequest:
-    params = SchedulingParams(step_params=StepParams(steps=steps), key=key, deadline=deadline)
-    return ScheduledRequest(np.zeros((n, 1, 1, 1), np.float32), params, streamed=False, arrived=0.0)
+def request(n: int = 1, *, key: str = "", steps: int = 0, deadline: float | None = None) -> ScheduledRequest:
+    """A request whose rows have had so many steps."""
+    params = SchedulingParams(step_params=StepParams(steps=10**6), key=key, deadline=deadline)
+    found = ScheduledRequest(np.zeros((n, 1, 1, 1), np.float32), params, arrived=0.0)
+    found.begin().steps = steps
+    return found
 
 
 def push(queue: FairQueue, *requests: ScheduledRequest) -> None:
     for one in requests:
-        for row in one.rows:
-            queue.push(row)
+        queue.push(one.slices)
 
 
-def take(queue: FairQueue, places: int, now: float = 0.0) -> list[Row]:
-    return queue.take(places, now)[0]
+def rows(slices: list[Slice]) -> list[RowId]:
+    return [(piece.request, i) for piece in slices for i in range(piece.start, piece.start + piece.count)]
 
 
-def run(queue: FairQueue, row: Row) -> None:
-    """One step over a row that stays."""
-    row.steps += 1
-    queue.push(row)
+def take(queue: FairQueue, places: int) -> list[ScheduledRequest]:
+    """The request of every row taken."""
+    return [one for one, _ in rows(queue.take(places, 0.0)[0])]
+
+
+def run(queue: FairQueue, slices: list[Slice]) -> None:
+    """One step over rows that stay."""
+    for piece in slices:
+        piece.steps += 1
+    queue.push(slices)
 
 
 def test_places_are_dealt_round_robin_to_keys() -> None:
     queue = FairQueue()
     push(queue, request(100, key="a"), request(3, key="b"), request(3, key="c"))
-    assert Counter(row.request.params.key for row in take(queue, 6)) == {"a": 2, "b": 2, "c": 2}
-    assert Counter(row.request.params.key for row in take(queue, 6)) == {"a": 4, "b": 1, "c": 1}
-
-
-def test_more_keys_than_places_take_turns() -> None:
+    assert Counter(one.params.key for one in take(queue, 6)) == {"a": 2, "b": 2, "c": 2}
+    assert Counter(one.params.key for one in take(queue, 6)) == {"a": 4, "b": 1, "c": 1}
     queue = FairQueue()
     push(queue, *(request(2, key=key) for key in "abcde"))
-    assert [row.request.params.key for _ in range(5) for row in take(queue, 2)] == list("abcdeabcde")
+    assert [one.params.key for _ in range(5) for one in take(queue, 2)] == list("abcdeabcde")
 
 
 def test_fewest_steps_first_then_deadline_then_arrival() -> None:
     queue = FairQueue()
     late, early, first, second = request(deadline=9.0), request(deadline=5.0), request(), request()
-    worn = request(deadline=1.0)
-    worn.rows[0].steps = 1
+    worn = request(deadline=1.0, steps=1)
     push(queue, worn, late, first, second, early)
-    assert [row.request for _ in range(5) for row in take(queue, 1)] == [early, late, first, second, worn]
-
-
-def test_a_starved_row_goes_first() -> None:
-    queue = FairQueue()
-    old = request()
-    old.rows[0].steps = 500
-    push(queue, old)
-    for _ in range(MAX_SKIPS):
-        push(queue, request())
-        assert take(queue, 1)[0].request is not old
-    push(queue, request())
-    assert take(queue, 1)[0].request is old
+    assert [one for _ in range(5) for one in take(queue, 1)] == [early, late, first, second, worn]
 
 
 def test_skips_are_counted_anew_after_every_place() -> None:
-    queue = FairQueue()
-    old = request()
-    old.rows[0].steps = 500
+    queue, old = FairQueue(), request(steps=500)
     push(queue, old)
     served = []
     for turn in range(4 * (MAX_SKIPS + 1)):
         push(queue, request())
-        row = take(queue, 1)[0]
-        if row.request is old:
+        taken, _ = queue.take(1, 0.0)
+        if taken[0].request is old:
             served.append(turn)
-            run(queue, row)
+            run(queue, taken)
     assert served == [64, 129, 194, 259]
 
 
 def test_behind_a_very_long_queue_new_rows_get_every_second_place() -> None:
-    queue = FairQueue()
-    long = request(10 * MAX_SKIPS)
-    for row in long.rows:
-        row.steps = 5
-    push(queue, long)
+    queue, fresh = FairQueue(), request(2)
+    push(queue, request(10 * MAX_SKIPS, steps=5))
     for _ in range(MAX_SKIPS + 1):
-        for row in take(queue, 2):
-            run(queue, row)
-    fresh = request(2)
+        run(queue, queue.take(2, 0.0)[0])
     push(queue, fresh)
-    assert [row.request is fresh for row in take(queue, 4)].count(True) == 2
-
-
-def test_expired_rows_take_no_place_and_leave_with_their_request() -> None:
-    queue = FairQueue()
-    gone, stays = request(3, deadline=1.0), request(2)
-    push(queue, gone, stays)
-    taken, expired = queue.take(2, now=1.0)
-    assert [row.request for row in taken] == [stays, stays]
-    assert expired == [gone]
-    assert queue.row_count == 0
+    assert take(queue, 4).count(fresh) == 2
 
 
 def test_removed_and_closed_rows_are_never_taken() -> None:
@@ -113,25 +94,23 @@ def test_removed_and_closed_rows_are_never_taken() -> None:
     queue.remove(forgotten)
     assert queue.row_count == 6
     closed.closed = True
-    assert [row.request for row in take(queue, 10)] == [stays]
+    assert take(queue, 10) == [stays]
     assert queue.row_count == 0
     push(queue, forgotten)
-    assert len(take(queue, 10)) == 5
+    assert take(queue, 10) == [forgotten] * 5
+    assert [queue.take(places, 0.0) for places in (0, 1)] == [([], [])] * 2
 
 
 def test_removed_rows_do_not_pile_up() -> None:
-    queue = FairQueue()
-    stays = request()
-    stays.rows[0].steps = 10**6
-    push(queue, stays)
-    removed = []
+    queue, removed = FairQueue(), []
+    push(queue, request(steps=10**6))
     for _ in range(2000):
         dropped = request(3)
         push(queue, dropped)
         queue.remove(dropped)
         removed.append(weakref.ref(dropped))
     del dropped
-    gc.collect()  # a request and its rows refer to each other
+    gc.collect()  # a request and its slices refer to each other
     assert sum(ref() is not None for ref in removed) < 150
 
 
@@ -140,12 +119,10 @@ def seconds_per_row(waiting: int) -> float:
     queue, places, batches = FairQueue(), 64, 40
     for i in range(waiting // 50):
         push(queue, request(50, key=str(i % 5)))
-    for row in take(queue, places):  # the first batch puts the new rows in order
-        run(queue, row)
+    run(queue, queue.take(places, 0.0)[0])  # the first batch puts the new rows in order
     began = time.thread_time()
     for _ in range(batches):
-        for row in take(queue, places):
-            run(queue, row)
+        run(queue, queue.take(places, 0.0)[0])
     return (time.thread_time() - began) / (places * batches)
 
 
@@ -155,16 +132,100 @@ def test_forming_a_batch_costs_the_same_however_many_rows_wait() -> None:
     assert large < 10 * small  # a scan or a sort per batch would cost a hundred times as much
 
 
-def test_every_row_is_taken_once() -> None:
-    queue = FairQueue()
-    requests = [request(1 + i % 7, key=str(i % 3), deadline=float(100 + i % 5)) for i in range(50)]
-    push(queue, *requests)
-    taken: list[Row] = []
-    while queue.row_count:
-        taken += take(queue, 5)
-    assert sorted(map(id, taken)) == sorted(id(row) for one in requests for row in one.rows)
+@given(
+    places=st.integers(1, 9),
+    large=st.integers(0, 200),
+    guests=st.lists(st.lists(st.tuples(st.sampled_from("cde"), st.integers(1, 4)), max_size=3), max_size=30),
+)
+def test_two_callers_with_work_get_the_same_number_of_places(
+    places: int, large: int, guests: list[list[tuple[str, int]]]
+) -> None:
+    queue, served = FairQueue(), Counter[str]()
+    push(queue, request(places + 1 + large, key="a", steps=5), request(places + 1, key="b"))
+    for coming in guests:
+        push(queue, *(request(n, key=key) for key, n in coming))
+        taken, _ = queue.take(places, 0.0)
+        served.update(one.params.key for one, _ in rows(taken))
+        run(queue, [piece for piece in taken if piece.request.params.key in "ab"])
+        assert abs(served["a"] - served["b"]) <= 1
 
 
-@pytest.mark.parametrize("places", [0, 1])
-def test_an_empty_queue_gives_nothing(places: int) -> None:
-    assert FairQueue().take(places, 0.0) == ([], [])
+@given(
+    places=st.integers(1, 6),
+    arrivals=st.lists(
+        st.lists(st.tuples(st.integers(1, 3), st.integers(0, 5), st.sampled_from([None, 5.0, 7.0])), max_size=3),
+        min_size=1,
+        max_size=40,
+    ),
+)
+def test_fewest_steps_first_unless_a_row_has_waited_too_long(
+    places: int, arrivals: list[list[tuple[int, int, float | None]]]
+) -> None:
+    queue, since, urgency = FairQueue(), dict[RowId, int](), dict[RowId, tuple[int, float]]()
+    for now, coming in enumerate(arrivals):
+        for n, steps, deadline in coming:
+            one = request(n, steps=steps, deadline=deadline)
+            push(queue, one)
+            since |= dict.fromkeys(rows(one.slices), now)
+            urgency |= dict.fromkeys(rows(one.slices), (steps, one.deadline))
+        slices, expired = queue.take(places, 0.0)
+        taken, waiting = rows(slices), len(urgency)
+        mine = [urgency.pop(row) for row in taken]
+        assert not expired
+        assert len(taken) == min(places, waiting)
+        most_urgent = min(urgency.values(), default=(99, math.inf))
+        assert all(now - since[row] > MAX_SKIPS or own <= most_urgent for row, own in zip(taken, mine, strict=True))
+
+
+@given(places=st.integers(1, 5), before=st.integers(1, 40), extra=st.integers(0, 3))
+def test_a_row_waits_for_its_turn_and_no_longer(places: int, before: int, extra: int) -> None:
+    """It misses `MAX_SKIPS` batches at most; then new rows get at most every second place."""
+    queue, old = FairQueue(), request(1, steps=1000)
+    push(queue, request(before, steps=900), old)
+    bound = MAX_SKIPS + 1 + math.ceil(2 * (before + 1) / places)
+    for _ in range(bound):
+        push(queue, request(places + extra))
+        if old in take(queue, places):
+            return
+    raise AssertionError(f"passed over {bound} times")
+
+
+@given(
+    places=st.integers(1, 6),
+    plans=st.lists(
+        st.tuples(
+            st.integers(1, 4),
+            st.sampled_from("ab"),
+            st.none() | st.floats(0, 20),
+            st.integers(0, 19),
+            st.integers(1, 4),
+        ),
+        min_size=1,
+        max_size=30,
+    ),
+)
+def test_expired_rows_take_no_place_and_no_other_row_is_lost_or_taken_twice(
+    places: int, plans: list[tuple[int, str, float | None, int, int]]
+) -> None:
+    queue, left, dropped = FairQueue(), dict[RowId, int](), set[ScheduledRequest]()
+    for now in range(200):
+        for n, key, deadline, arrival, steps_run in plans:
+            if arrival == now:
+                one = request(n, key=key, deadline=deadline)
+                push(queue, one)
+                left |= dict.fromkeys(rows(one.slices), steps_run)
+        taken, expired = queue.take(places, float(now))
+        assert not dropped & set(expired), "told twice"
+        dropped |= set(expired)
+        assert all(one.deadline <= now for one in expired)
+        again = []
+        for piece in taken:
+            assert piece.request.deadline > now
+            assert piece.request not in dropped
+            for row in rows([piece]):
+                left[row] -= 1
+            if left[rows([piece])[0]]:  # all rows of a slice have had the same steps
+                again.append(piece)
+        run(queue, again)
+    assert queue.row_count == 0
+    assert all(steps_run == 0 or one in dropped for (one, _), steps_run in left.items())

@@ -1,19 +1,15 @@
-"""Refusals, deadlines and cancellation."""
+"""Rejections, deadlines and cancellation."""
 
 import asyncio
-import math
 import threading
 
+import numpy as np
 import pytest
 
-from service.domain.errors import (
-    DeadlineExceeded,
-    DeadlineUnreachable,
-    QueueFull,
-    WouldMissDeadline,
-)
+from service.domain.errors import DeadlineExceeded, DeadlineUnreachable, QueueFull, WouldMissDeadline
 from service.domain.latents import FloatRows
-from service.domain.tasks import Result, StepOutput
+from service.domain.tasks import Result
+from service.scheduling.request import Event, ScheduledRequest
 from service.scheduling.scheduler import Scheduler
 from tests.helpers.fakes import FakeModel
 from tests.helpers.serving import (
@@ -23,8 +19,9 @@ from tests.helpers.serving import (
     collect,
     marked,
     params,
+    play,
     release,
-    serving,
+    rows_open,
     streamed,
     submitted,
     until_queued,
@@ -32,24 +29,33 @@ from tests.helpers.serving import (
 )
 
 
+def ticking(clock: Clock, seconds: float, gate: threading.Event | None = None) -> FakeModel:
+    """A model whose calls take so long."""
+
+    def tick(rows: FloatRows) -> FloatRows:
+        clock.now += seconds
+        return rows
+
+    return FakeModel(function=tick, gate=gate)
+
+
 def test_expired_rows_are_never_run() -> None:
     clock, recorded, observer = Clock(), RecordingFunction(), RecordingObserver()
     model = FakeModel(function=recorded, gate=threading.Event())
 
-    async def main() -> None:
-        with serving(model, max_batch_rows=1, clock=clock, observer=observer) as scheduler:
-            plug = submitted(scheduler, marked(1), params())
-            await until_running(model)
-            late = submitted(scheduler, marked(2, 3), params(deadline=clock.now + 50))
-            after = submitted(scheduler, marked(4), params())
-            await until_queued(scheduler, late, after)
-            clock.now += 50
-            release(model)
-            await asyncio.gather(plug, after)
-            with pytest.raises(DeadlineExceeded):
-                await late
+    async def main(scheduler: Scheduler) -> None:
+        plug = submitted(scheduler, marked(1), params())
+        await until_running(model)
+        late = submitted(scheduler, marked(2, 3), params(deadline=clock.now + 50))
+        after = submitted(scheduler, marked(4), params())
+        await until_queued(scheduler, late, after)
+        clock.now += 50
+        release(model)
+        await asyncio.gather(plug, after)
+        with pytest.raises(DeadlineExceeded):
+            await late
 
-    asyncio.run(main())
+    play(main, model, max_batch_rows=1, clock=clock, observer=observer)
     assert recorded.batches == [[1], [4]]
     assert sorted(observer.of("finished")) == [(1, "ok"), (1, "ok"), (2, "deadline_exceeded")]
     assert observer.of("cancelled") == []
@@ -59,122 +65,85 @@ def test_a_deadline_is_kept_while_the_device_is_busy() -> None:
     recorded = RecordingFunction()
     model = FakeModel(function=recorded, gate=threading.Event())
 
-    async def main() -> None:
-        with serving(model) as scheduler:
-            loop = asyncio.get_running_loop()
-            running = submitted(scheduler, marked(1), params(5, deadline=loop.time() + 0.05))
-            await until_running(model)
-            waiting = submitted(scheduler, marked(2), params(deadline=loop.time() + 0.02))
-            await until_queued(scheduler, waiting)
-            for call in (waiting, running):
-                with pytest.raises(DeadlineExceeded):
-                    await asyncio.wait_for(call, 10)
-            assert scheduler.rows_queued == 0
-            release(model)
-            await scheduler.run(marked(3), params())
+    async def main(scheduler: Scheduler) -> None:
+        loop = asyncio.get_running_loop()
+        running = submitted(scheduler, marked(1), params(5, deadline=loop.time() + 0.05))
+        await until_running(model)
+        waiting = submitted(scheduler, marked(2), params(deadline=loop.time() + 0.02))
+        await until_queued(scheduler, waiting)
+        for call in (waiting, running):
+            with pytest.raises(DeadlineExceeded):
+                await asyncio.wait_for(call, 10)
+        assert scheduler.rows_queued == 0
+        release(model)
+        await scheduler.run(marked(3), params())
 
-    asyncio.run(main())
+    play(main, model)
     assert recorded.batches == [[1], [3]]
 
 
 def test_steps_left_at_the_deadline_are_not_run() -> None:
     clock = Clock()
+    model = ticking(clock, 10)
 
-    def tick(rows: FloatRows) -> FloatRows:
-        clock.now += 10
-        return rows
-
-    model = FakeModel(function=tick)
-
-    async def main() -> None:
-        with serving(model, clock=clock) as scheduler, pytest.raises(DeadlineExceeded):
+    async def main(scheduler: Scheduler) -> None:
+        with pytest.raises(DeadlineExceeded):
             await scheduler.run(marked(1), params(1000, deadline=clock.now + 25))
 
-    asyncio.run(main())
+    play(main, model, clock=clock)
     assert len(model.sizes) == 3
 
 
 def test_the_deadline_of_a_stream_ends_with_its_first_event() -> None:
+    """One that has not begun has no progress, so it keeps its deadline."""
     clock = Clock()
+    model = ticking(clock, 1, threading.Event())
 
-    def tick(rows: FloatRows) -> FloatRows:
-        clock.now += 20
-        return rows
+    async def main(scheduler: Scheduler) -> None:
+        stream = streamed(scheduler, marked(*range(10)), params(deadline=clock.now + 4))
+        running = asyncio.create_task(collect(stream))
+        await until_running(model)
+        waiting = asyncio.create_task(anext(streamed(scheduler, marked(1), params(deadline=clock.now + 5))))
+        await asyncio.sleep(0)
+        release(model)
+        with pytest.raises(DeadlineExceeded):
+            await waiting
+        assert isinstance((await running)[-1], Result)
 
-    async def main() -> None:
-        with serving(FakeModel(function=tick), clock=clock) as scheduler:
-            events = await collect(streamed(scheduler, marked(1), params(9, record=(1,), deadline=clock.now + 30)))
-            assert isinstance(events[-1], Result)
-            with pytest.raises(DeadlineExceeded):
-                await collect(streamed(scheduler, marked(1), params(9, record=(4,), deadline=clock.now + 30)))
-
-    asyncio.run(main())
-
-
-def test_a_stream_that_has_not_begun_has_no_progress_and_keeps_its_deadline() -> None:
-    clock = Clock()
-
-    def tick(rows: FloatRows) -> FloatRows:
-        clock.now += 1
-        return rows
-
-    model = FakeModel(function=tick, gate=threading.Event())
-
-    async def main() -> None:
-        with serving(model, max_batch_rows=1, clock=clock) as scheduler:
-            first = params(deadline=clock.now + 4)
-            running = asyncio.create_task(collect(streamed(scheduler, marked(*range(10)), first)))
-            await until_running(model)
-            stream = streamed(scheduler, marked(1), params(deadline=clock.now + 5))
-            waiting = asyncio.create_task(anext(stream))
-            await asyncio.sleep(0)
-            release(model)
-            with pytest.raises(DeadlineExceeded):
-                await waiting
-            assert isinstance((await running)[-1], Result)
-
-    asyncio.run(main())
+    play(main, model, max_batch_rows=1, clock=clock)
     assert len(model.sizes) == 10
 
 
-def test_refusals_name_their_reason() -> None:
-    clock, observer = Clock(), RecordingObserver()
+def test_rejections_name_their_reason() -> None:
+    clock, observer, gate = Clock(), RecordingObserver(), threading.Event()
+    model = ticking(clock, 1.0, gate)  # one second a step
 
-    def tick(rows: FloatRows) -> FloatRows:
-        clock.now += 1.0
-        return rows
+    async def main(scheduler: Scheduler) -> None:
+        async def rejected(kind: type[Exception], rows: int, steps: int = 1, seconds: float | None = None) -> None:
+            deadline = None if seconds is None else clock.now + seconds
+            with pytest.raises(kind):
+                await scheduler.run(marked(*range(rows)), params(steps, deadline=deadline))
 
-    gate = threading.Event()
-    gate.set()
-    model = FakeModel(function=tick, gate=gate)
+        gate.set()
+        await scheduler.run(marked(1), params(20))
+        await rejected(DeadlineUnreachable, 1, seconds=0)
+        await rejected(DeadlineUnreachable, 1, 10, seconds=9)
+        await rejected(QueueFull, 41)
+        gate.clear()
+        model.entered.clear()
+        queue = submitted(scheduler, marked(*range(31)), params())
+        await until_running(model)
+        await rejected(WouldMissDeadline, 1, seconds=20)
+        await rejected(QueueFull, 11)
+        with pytest.raises(QueueFull):
+            scheduler.check_room(11)
+        scheduler.check_room(10)
+        more = submitted(scheduler, marked(*range(10)), params(deadline=clock.now + 1000))
+        await until_queued(scheduler, more)
+        release(model)
+        await asyncio.gather(queue, more)
 
-    async def main() -> None:
-        with serving(model, max_batch_rows=1, queue_rows=40, clock=clock, observer=observer) as scheduler:
-            await scheduler.run(marked(1), params(20))  # one second a step
-            with pytest.raises(DeadlineUnreachable):
-                await scheduler.run(marked(1), params(deadline=clock.now))
-            with pytest.raises(DeadlineUnreachable):
-                await scheduler.run(marked(1), params(10, deadline=clock.now + 9))
-            with pytest.raises(QueueFull):
-                await scheduler.run(marked(*range(41)), params())
-            gate.clear()
-            model.entered.clear()
-            queue = submitted(scheduler, marked(*range(31)), params())
-            await until_running(model)
-            with pytest.raises(WouldMissDeadline) as refused:
-                await scheduler.run(marked(1), params(deadline=clock.now + 20))
-            assert 10 <= refused.value.retry_after <= 16
-            with pytest.raises(QueueFull):
-                await scheduler.run(marked(*range(11)), params())
-            with pytest.raises(QueueFull):
-                await scheduler.check_capacity(11)
-            await scheduler.check_capacity(10)
-            more = submitted(scheduler, marked(*range(10)), params(deadline=clock.now + 1000))
-            await until_queued(scheduler, more)
-            release(model)
-            await asyncio.gather(queue, more)
-
-    asyncio.run(main())
+    play(main, model, max_batch_rows=1, queue_rows=40, clock=clock, observer=observer)
     reasons = ["deadline_unreachable"] * 2 + ["queue_full", "would_miss_deadline", *["queue_full"] * 2]
     assert [reason for (reason,) in observer.of("rejected")] == reasons
 
@@ -183,53 +152,60 @@ def test_room_is_promised_once() -> None:
     """Rows that are being made count, whether their requests came together or one after the other."""
     observer = RecordingObserver()
 
-    async def refused(scheduler: Scheduler, rows: int) -> bool:
-        expected = scheduler.refusal(rows)
-        try:
-            async with scheduler.room_for(rows, math.inf):
-                return False
-        except QueueFull:
-            assert isinstance(expected, QueueFull)
-            return True
+    async def main(scheduler: Scheduler) -> None:
+        with scheduler.room_for(6):
+            with pytest.raises(QueueFull), scheduler.room_for(5):
+                raise AssertionError
+            with scheduler.room_for(4), pytest.raises(QueueFull):
+                scheduler.check_room(1)
+            with pytest.raises(ZeroDivisionError), scheduler.room_for(4):
+                raise ZeroDivisionError
+            scheduler.check_room(4)
+        scheduler.check_room(10)
+        await scheduler.run(marked(*range(10)), params())
 
-    async def main() -> None:
-        with serving(FakeModel(), queue_rows=10, observer=observer) as scheduler:
-            async with scheduler.room_for(6, math.inf):
-                assert await refused(scheduler, 5)
-                assert not await refused(scheduler, 4)
-                async with scheduler.room_for(4, math.inf):
-                    assert await refused(scheduler, 1)
-                with pytest.raises(ZeroDivisionError):
-                    async with scheduler.room_for(4, math.inf):
-                        raise ZeroDivisionError
-                assert not await refused(scheduler, 4)
-            assert scheduler.refusal(10) is None
-            await scheduler.run(marked(*range(10)), params())
-
-    asyncio.run(main())
+    play(main, FakeModel(), queue_rows=10, observer=observer)
     assert observer.of("rejected") == [("queue_full",)] * 2
+
+
+def test_one_rejected_request_rejects_no_other_of_its_turn() -> None:
+    async def main(scheduler: Scheduler) -> None:
+        loop, ended = asyncio.get_running_loop(), list[ScheduledRequest]()
+        end = loop.create_future()
+
+        def on_events(events: list[tuple[ScheduledRequest, Event]]) -> None:
+            ended.extend(request for request, _ in events)
+            if len(ended) == 2:
+                end.set_result(None)
+
+        sizes = (2, 5, 1)
+        first, rejected, last = scheduler.submit([(marked(*range(n)), params()) for n in sizes], on_events)
+        assert isinstance(rejected, QueueFull)
+        await end
+        assert set(ended) == {first, last}
+
+    play(main, FakeModel(), queue_rows=4)
 
 
 def test_cancelled_rows_never_reach_the_model() -> None:
     recorded, observer = RecordingFunction(), RecordingObserver()
     model = FakeModel(function=recorded, gate=threading.Event())
 
-    async def main() -> None:
-        with serving(model, max_batch_rows=1, observer=observer) as scheduler:
-            running = submitted(scheduler, marked(1, 2), params(50))
-            await until_running(model)
-            waiting = submitted(scheduler, marked(3, 4, 5), params())
-            stays = submitted(scheduler, marked(6), params())
-            await until_queued(scheduler, waiting, stays)
-            for call in (waiting, running):
-                call.cancel()
-                with pytest.raises(asyncio.CancelledError):
-                    await call
-            assert scheduler.rows_queued == 1
-            release(model)
-            await stays
+    async def main(scheduler: Scheduler) -> None:
+        running = submitted(scheduler, marked(1, 2), params(50))
+        await until_running(model)
+        waiting = submitted(scheduler, marked(3, 4, 5), params())
+        stays = submitted(scheduler, marked(6), params())
+        await until_queued(scheduler, waiting, stays)
+        for call in (waiting, running):
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+        assert scheduler.rows_queued == 1
+        release(model)
+        await stays
 
-    asyncio.run(main())
+    play(main, model, max_batch_rows=1, observer=observer)
     assert recorded.batches == [[1], [6]]
     assert observer.of("cancelled") == [(3,), (2,)]
 
@@ -237,7 +213,7 @@ def test_cancelled_rows_never_reach_the_model() -> None:
 def test_a_row_cancelled_in_the_batch_leaves_it_after_the_step() -> None:
     recorded = RecordingFunction()
 
-    async def main() -> None:
+    async def main(scheduler: Scheduler) -> None:
         loop = asyncio.get_running_loop()
 
         def leave(left: threading.Event) -> None:
@@ -251,46 +227,45 @@ def test_a_row_cancelled_in_the_batch_leaves_it_after_the_step() -> None:
                 left.wait(10)
             return recorded(rows)
 
-        model = FakeModel(function=watched, gate=threading.Event())
-        with serving(model) as scheduler:
-            stays = submitted(scheduler, marked(1), params(9))
-            await until_running(model)
-            goes = submitted(scheduler, marked(2), params(10**9))
-            await until_queued(scheduler, goes)
-            release(model)
-            await stays
+        model.function = watched
+        stays = submitted(scheduler, marked(1), params(9))
+        await until_running(model)
+        goes = submitted(scheduler, marked(2), params(10**9))
+        await until_queued(scheduler, goes)
+        release(model)
+        await stays
 
-    asyncio.run(main())
+    model = FakeModel(gate=threading.Event())
+    play(main, model)
     assert [len(rows) for rows in recorded.batches] == [1, 2, 2, 2, 1, 1, 1, 1, 1]
 
 
-def test_closing_a_stream_drops_its_rows() -> None:
-    recorded, observer = RecordingFunction(), RecordingObserver()
+def test_requests_that_end_while_their_batch_runs_do_not_disturb_the_others(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The rows of one that is gone may lie in memory that is in use for another request: no failure of the model."""
 
-    async def main() -> None:
-        with serving(FakeModel(function=recorded), max_batch_rows=1, observer=observer) as scheduler:
-            stream = streamed(scheduler, marked(1, 2), params(10**9, record=(1,)))
-            first = await anext(stream)
-            assert isinstance(first, StepOutput)
-            await stream.aclose()
-            assert scheduler.rows_queued == 0
-            await scheduler.run(marked(3), params())
+    def half(rows: FloatRows) -> FloatRows:
+        return np.where(rows == 3, np.float32(np.nan), rows / 2)
 
-    asyncio.run(main())
-    assert observer.of("cancelled") == [(2,)]
-    assert recorded.batches[-1] == [3]
+    clock, observer = Clock(), RecordingObserver()
+    model = FakeModel(function=half, gate=threading.Event())
 
+    async def main(scheduler: Scheduler) -> None:
+        calls = [submitted(scheduler, marked(value), params()) for value in (1, 2)]
+        gone = submitted(scheduler, marked(3), params())
+        late = submitted(scheduler, marked(4), params(deadline=clock.now + 0.05))
+        await until_running(model)
+        gone.cancel()
+        with pytest.raises(DeadlineExceeded):
+            await late
+        release(model)
+        for call, value in zip(calls, (1, 2), strict=True):
+            np.testing.assert_array_equal((await call).rows, marked(value / 2))
+        assert rows_open(scheduler) == 0
 
-def test_a_request_cancelled_before_it_began_leaves_no_trace() -> None:
-    model = FakeModel()
-
-    async def main() -> None:
-        with serving(model) as scheduler:
-            call = submitted(scheduler, marked(1), params())
-            call.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await call
-            assert scheduler.rows_queued == 0
-
-    asyncio.run(main())
-    assert model.sizes == []
+    play(main, model, clock=clock, observer=observer)
+    assert model.sizes == [4]
+    assert observer.of("cancelled") == [(1,)]
+    assert sorted(observer.of("finished")) == [(1, "deadline_exceeded"), (1, "ok"), (1, "ok")]
+    assert not caplog.records

@@ -1,9 +1,10 @@
 """Properties of the scheduler: every row has the result that it has alone, whatever runs beside it."""
 
 import asyncio
+import math
 import random
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,23 +13,43 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from service.domain.errors import DeadlineExceeded, ModelFailure
+from service.domain.errors import DeadlineExceeded, InvalidContent, ModelFailure
 from service.domain.latents import FloatRow, FloatRows
+from service.domain.model import DeviceLost
 from service.domain.tasks import Result, SchedulingParams, StepOutput, StepParams, StreamProgress
+from service.scheduling.request import Event, ScheduledRequest
 from service.scheduling.scheduler import Scheduler
 from tests.helpers.fakes import FakeModel
-from tests.helpers.serving import Clock, TogetherScheduler, rows_open, streamed
+from tests.helpers.serving import Clock, params, play, rows_open, rows_worth_waking
 
 SHAPE = (2, 2, 2)
-POISON = 77.0
+RAISES, NOT_FINITE = 200.0, 300.0  # what f does with a row whose last value has counted up to this
 
 
 def f(rows: FloatRows) -> FloatRows:
-    return np.sin(rows) * np.float32(1.25)
+    y = np.sin(rows) * np.float32(1.25)
+    counts = rows.reshape(len(rows), -1)[:, -1]
+    y.reshape(len(rows), -1)[:, -1] = np.where(counts >= 100, counts + 1, y.reshape(len(rows), -1)[:, -1])
+    y[counts == NOT_FINITE] = np.nan
+    return y
 
 
-def is_poison(row: FloatRow) -> bool:
-    return bool(row.flat[-1] == POISON)
+def raises(row: FloatRow) -> bool:
+    return bool(row.flat[-1] == RAISES)
+
+
+class Device(FakeModel):
+    """A device that is lost in its n-th call, counted from 1, and in all that follow; never if n is 0."""
+
+    def __init__(self, *args: object, lost_in: int = 0, **options: object) -> None:
+        super().__init__(*args, **options)  # type: ignore[arg-type]
+        self.calls, self.lost_in = 0, lost_in
+
+    def run(self, rows: FloatRows, out: FloatRows | None = None) -> FloatRows:
+        self.calls += 1
+        if self.lost_in and self.calls >= self.lost_in:
+            raise DeviceLost("CUDA failure 700: an illegal memory access was encountered")
+        return super().run(rows, out)
 
 
 @dataclass(frozen=True)
@@ -36,17 +57,11 @@ class Ask:
     rows: FloatRows
     params: SchedulingParams
 
-    @property
-    def poisoned(self) -> bool:
-        return any(is_poison(row) for row in self.rows)
-
 
 @dataclass(frozen=True)
 class Alone:
     """The results of one row that runs alone, step by step."""
 
-    y: FloatRow
-    steps: int
     converged: bool
     distance: float
     drift: float
@@ -58,19 +73,27 @@ def gap(a: FloatRow, b: FloatRow) -> float:
     return float(np.mean(np.abs(a.astype(np.float64) - b.astype(np.float64))))
 
 
-def alone(x: FloatRow, step_params: StepParams, keep: NDArray[np.bool_] | None) -> Alone:
-    states, changes, converged, distance = [x], [0.0], False, 0.0
-    while len(states) <= step_params.steps and not converged:
+def alone(x: FloatRow, step_params: StepParams, keep: NDArray[np.bool_] | None) -> Alone | None:
+    """None if the model fails on the row."""
+    states, changes, converged, distance, drift = [x], [0.0], False, 0.0, 0.0
+    last = step_params.steps + step_params.score
+    for step in range(1, last + 1):
+        if raises(states[-1]) or states[-1].flat[-1] == NOT_FINITE:
+            return None
         y = f(states[-1][None])[0]
-        if len(states) == 1:
+        if converged or step > step_params.steps:
+            drift = gap(y, states[-1])
+            break
+        if step == 1:
             distance = gap(y, x)
         if keep is not None:
             y = np.where(keep, x, y)
         changes.append(gap(y, states[-1]))
         states.append(y)
         converged = step_params.tolerance is not None and changes[-1] < step_params.tolerance
-    last = states[-1]
-    return Alone(last, len(states) - 1, converged, distance, gap(f(last[None])[0], last), changes, states)
+        if converged and not step_params.score:
+            break
+    return Alone(converged, distance, drift, changes, states)
 
 
 @st.composite
@@ -79,185 +102,175 @@ def asks(draw: st.DrawFn) -> Ask:
     generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     rows = generator.uniform(-1, 1, (n, *SHAPE)).astype(np.float32)
     if draw(st.integers(0, 9)) == 0:
-        rows[draw(st.integers(0, n - 1))].flat[-1] = POISON
-    channels = draw(st.sampled_from([None, None, 1, SHAPE[0]]))
+        fault = draw(st.sampled_from([RAISES, NOT_FINITE])) - draw(st.integers(0, 9))
+        rows[draw(st.integers(0, n - 1))].flat[-1] = fault
+    channels = draw(st.sampled_from([None, None, None, 1, SHAPE[0]]))
     step_params = StepParams(
         steps=steps,
-        tolerance=draw(st.sampled_from([None, None, 0.5, 0.1, 0.02])),
-        record=tuple(sorted(draw(st.sets(st.integers(0, steps), max_size=4)))),
+        tolerance=draw(st.sampled_from([None, None, None, 0.5, 0.1, 0.02])),
+        record=tuple(sorted(draw(st.just(set()) | st.sets(st.integers(0, steps), max_size=4)))),
         score=draw(st.booleans()),
     )
-    keep = None if channels is None else generator.uniform(size=(n, channels, *SHAPE[1:])) < 0.3
-    params = SchedulingParams(
-        step_params=step_params, keep_mask=keep, key=draw(st.sampled_from("abc")), streamed=draw(st.booleans())
+    scheduling = SchedulingParams(
+        step_params=step_params,
+        keep_mask=None if channels is None else generator.uniform(size=(n, channels, *SHAPE[1:])) < 0.3,
+        key=draw(st.sampled_from("abc")),
+        streamed=draw(st.booleans()),
     )
-    return Ask(rows, params)
+    return Ask(rows, scheduling)
 
 
-def check(ask: Ask, result: Result, events: Sequence[StepOutput]) -> None:
-    step_params, keep = ask.params.step_params, ask.params.keep_mask
+def plain(n: int, value: float, steps: int = 1) -> Ask:
+    return Ask(np.full((n, *SHAPE), value, np.float32), params(steps))
+
+
+mixes = st.lists(asks() | st.builds(plain, st.integers(1, 5), st.floats(-1, 1, width=32)), min_size=1, max_size=10)
+
+
+def check(ask: Ask, events: Sequence[Event]) -> None:
+    """Compare what a request was told with what its rows give alone."""
+    step_params, keep, streamed = ask.params.step_params, ask.params.keep_mask, ask.params.streamed
+    wanted = [alone(x, step_params, None if keep is None else keep[i]) for i, x in enumerate(ask.rows)]
+    *before, result = events
+    assert streamed or not before
     shown: dict[int, list[int]] = {i: [] for i in range(len(ask.rows))}
-    for event in events:
-        shown[event.index].append(event.step)
-    for i, x in enumerate(ask.rows):
-        want = alone(x, step_params, None if keep is None else keep[i])
-        np.testing.assert_array_equal(result.rows[i], want.y)
-        assert (result.steps[i], result.converged[i]) == (want.steps, want.converged)
+    for event in before:
+        assert isinstance(event, StepOutput | StreamProgress)
+        if isinstance(event, StepOutput):
+            shown[event.index].append(event.step)
+    if not isinstance(result, Result):
+        assert isinstance(result, ModelFailure | InvalidContent)
+        assert None in wanted
+        return
+    for i, want in enumerate(wanted):
+        assert want is not None
+        last = len(want.states) - 1
+        np.testing.assert_array_equal(result.rows[i], want.states[-1])
+        assert (result.steps[i], result.converged[i]) == (last, want.converged)
         assert result.distance[i] == want.distance
         assert (result.drift is None) == (not step_params.score)
         assert result.drift is None or result.drift[i] == want.drift
-        recorded = [step for step in step_params.record if step <= want.steps]
-        assert [step.step for step in result.trajectory[i]] == recorded
+        recorded = [step for step in step_params.record if step <= last]
+        assert [(step.index, step.step) for step in result.trajectory[i]] == [(i, step) for step in recorded]
         for step in result.trajectory[i]:
             np.testing.assert_array_equal(step.row, want.states[step.step])
             assert step.change == (want.changes[step.step] if step.step else None)
-            assert step.index == i
-        if ask.params.streamed:
-            assert shown[i] == sorted({*recorded, want.steps})
+        assert not streamed or shown[i] == sorted({*recorded, last})
 
 
-async def answer(scheduler: Scheduler, ask: Ask) -> None:
-    """Submit and compare. A poisoned request must fail, and no other may."""
-    events: list[StepOutput] = []
-    results: list[Result] = []
-    try:
-        if ask.params.streamed:
-            async for event in streamed(scheduler, ask.rows, ask.params):
-                assert not results, "something came after the result"
-                if isinstance(event, StepOutput):
-                    events.append(event)
-                elif isinstance(event, Result):
-                    results.append(event)
-                else:
-                    assert isinstance(event, StreamProgress)
-        else:
-            results.append(await scheduler.run(ask.rows, ask.params))
-    except ModelFailure:
-        assert ask.poisoned
-        return
-    assert not ask.poisoned
-    check(ask, results[0], events)
+async def told(scheduler: Scheduler, mix: Sequence[Ask], leaving: dict[int, int]) -> list[list[Event]]:
+    """Submit all in one turn, and cancel some so many turns later; returns the events of each up to the end of all."""
+    events, end = dict[ScheduledRequest, list[Event]](), asyncio.Event()
+    inputs = [ask.rows.copy() for ask in mix]
+
+    def is_over(handle: ScheduledRequest) -> bool:
+        return bool(events[handle]) and not isinstance(events[handle][-1], StepOutput | StreamProgress)
+
+    def on_events(pairs: list[tuple[ScheduledRequest, Event]]) -> None:
+        for handle, event in pairs:
+            assert handle not in gone, "an event of a cancelled request"
+            assert not is_over(handle), "an event after the last one"
+            events[handle].append(event)
+        if all(map(is_over, events.keys() - gone)):
+            end.set()
+
+    handles = scheduler.submit([(ask.rows, ask.params) for ask in mix], on_events)
+    gone = set[ScheduledRequest]()
+    for handle in handles:
+        assert isinstance(handle, ScheduledRequest)
+        events[handle] = []
+    for turn in range(6):
+        for i in [i for i, when in leaving.items() if when == turn]:
+            handle = handles[i]
+            assert isinstance(handle, ScheduledRequest)
+            if not is_over(handle):
+                scheduler.cancel(handle)
+                gone.add(handle)
+        await asyncio.sleep(0)
+    on_events([])
+    await asyncio.wait_for(end.wait(), 30)
+    for ask, before in zip(mix, inputs, strict=True):
+        np.testing.assert_array_equal(ask.rows, before)
+    return [[] if handle in gone else seen for handle, seen in events.items()]
 
 
-WAYS = pytest.mark.parametrize("scheduler_class", [Scheduler, TogetherScheduler])
-MODELS = st.fixed_dictionaries(
-    {
-        "buckets": st.sampled_from([None, (1, 2, 4, 8), (3, 8), (8,)]),
-        "memory_rows": st.sampled_from([None, None, None, 3]),
-    }
+@given(
+    mixes,
+    st.integers(1, 8),
+    st.sampled_from([None, (1, 2, 4, 8), (3, 8), (8,)]),
+    st.sampled_from([None, None, None, 3]),
+    st.lists(st.integers(0, 6), max_size=2),
+    st.sampled_from([None, 1, 4, 16]),
 )
-
-
-@WAYS
-@given(st.lists(asks(), min_size=1, max_size=8), st.integers(1, 8), MODELS, st.integers(1, 3))
-def test_no_row_is_lost_or_mixed_up(
-    scheduler_class: type[Scheduler],
-    requests: list[Ask],
+def test_every_row_is_what_f_gives_row_by_row(
+    mix: list[Ask],
     max_batch_rows: int,
-    options: dict[str, tuple[int, ...] | int | None],
-    devices: int,
+    buckets: tuple[int, ...] | None,
+    memory: int | None,
+    losses: Collection[int],
+    least: int | None,
 ) -> None:
-    buckets, memory = options["buckets"], options["memory_rows"]
-    assert not isinstance(buckets, int)
-    assert not isinstance(memory, tuple)
-    if buckets is not None and memory is not None and buckets[0] > memory:
-        memory = buckets[0]  # a device on which nothing at all fits is another test
-    models = [FakeModel(SHAPE, f, buckets, poison=is_poison, memory_rows=memory) for _ in range(devices)]
+    """Streamed, recorded, masked, with a tolerance, one step and many; devices fail on rows, lack memory, are lost."""
+    if buckets is not None and memory is not None:
+        memory = max(memory, buckets[0])  # a device on which nothing at all fits is another test
+    devices = [
+        Device(SHAPE, f, buckets, poison=raises, memory_rows=memory, lost_in=lost_in) for lost_in in (0, *losses)
+    ]
 
-    async def main() -> None:
-        scheduler = scheduler_class(*models, max_batch_rows=max_batch_rows, queue_rows=1000)
-        scheduler.start()
-        try:
-            await asyncio.gather(*(answer(scheduler, ask) for ask in requests))
-            assert scheduler.rows_queued == 0
-            assert rows_open(scheduler) == 0
-            assert scheduler.healthy
-        finally:
-            scheduler.close()
-        largest = max_batch_rows if buckets is None else buckets[-1]
-        sizes = {size for model in models for size in model.sizes}
-        assert max(sizes) <= max(largest, *(buckets or (1,)))
-        if buckets is not None:
-            assert sizes <= set(buckets)
+    async def main(scheduler: Scheduler) -> None:
+        for ask, events in zip(mix, await told(scheduler, mix, {}), strict=True):
+            check(ask, events)
+        assert scheduler.rows_queued == rows_open(scheduler) == 0
+        assert scheduler.healthy
 
-    asyncio.run(main())
+    rule = None if least is None else rows_worth_waking(least)
+    play(main, *devices, max_batch_rows=max_batch_rows, queue_rows=1000, wake_rule=rule)
+    sizes = {size for device in devices for size in device.sizes}
+    assert max(sizes) <= (max_batch_rows if buckets is None else buckets[-1])
+    assert buckets is None or sizes <= set(buckets)
 
 
-@WAYS
-@given(st.lists(asks(), min_size=2, max_size=8), st.integers(0, 2**32 - 1), st.integers(1, 2))
-def test_cancelled_requests_change_no_other_result(
-    scheduler_class: type[Scheduler], requests: list[Ask], seed: int, devices: int
-) -> None:
+@given(mixes, st.integers(0, 2**32 - 1), st.integers(1, 2))
+def test_cancelled_requests_change_no_other_result(mix: list[Ask], seed: int, devices: int) -> None:
     chance = random.Random(seed)
-    leaving = {i for i in range(len(requests)) if chance.random() < 0.5}
-    models = [FakeModel(SHAPE, f, poison=is_poison) for _ in range(devices)]
+    leaving = {i: chance.randrange(6) for i in range(len(mix)) if chance.random() < 0.5}
 
-    async def main() -> None:
-        scheduler = scheduler_class(*models, max_batch_rows=3, queue_rows=1000)
-        scheduler.start()
-        try:
-            tasks = [asyncio.create_task(answer(scheduler, ask)) for ask in requests]
-            for i in leaving:
-                for _ in range(chance.randrange(6)):
-                    await asyncio.sleep(0)
-                tasks[i].cancel()
-            outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-            for i, outcome in enumerate(outcomes):
-                assert outcome is None or (i in leaving and isinstance(outcome, asyncio.CancelledError))
-            assert scheduler.rows_queued == 0
-        finally:
-            scheduler.close()
-        assert rows_open(scheduler) == 0
+    async def main(scheduler: Scheduler) -> None:
+        for ask, events in zip(mix, await told(scheduler, mix, leaving), strict=True):
+            if events:
+                check(ask, events)
+        assert scheduler.rows_queued == rows_open(scheduler) == 0
 
-    asyncio.run(main())
+    play(main, *[FakeModel(SHAPE, f, poison=raises) for _ in range(devices)], max_batch_rows=3, queue_rows=1000)
 
 
-@WAYS
-@given(st.lists(st.booleans(), min_size=1, max_size=12), st.integers(1, 4), st.integers(1, 2))
+@given(st.lists(st.booleans(), min_size=1, max_size=12), st.integers(1, 3), st.integers(1, 4), st.integers(1, 2))
 def test_a_worker_that_keeps_dying_answers_everybody(
-    scheduler_class: type[Scheduler], deaths: list[bool], max_batch_rows: int, devices: int
+    deaths: list[bool], steps: int, max_batch_rows: int, devices: int
 ) -> None:
     def deadly(rows: FloatRows) -> FloatRows:
-        if (rows[:, 0, 0, 0] == POISON).any():
+        if any(raises(row) for row in rows):
             raise SystemExit
         return f(rows)
 
-    gate = threading.Event()
-    models = [FakeModel(SHAPE, deadly, gate=gate) for _ in range(devices)]
+    mix = [plain(1, RAISES if dies else i / 20, steps) for i, dies in enumerate(deaths)]
 
-    async def main() -> None:
-        scheduler = scheduler_class(*models, max_batch_rows=max_batch_rows, queue_rows=1000)
-        scheduler.start()
-        try:
-            tasks = []
-            for i, dies in enumerate(deaths):
-                x = np.full((1, *SHAPE), POISON if dies else i / 20, np.float32)
-                params = SchedulingParams(step_params=StepParams(steps=3), key=str(i))
-                tasks.append(asyncio.create_task(scheduler.run(x, params)))
-            await asyncio.sleep(0)
-            gate.set()
-            outcomes = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 30)
-            for i, (dies, outcome) in enumerate(zip(deaths, outcomes, strict=True)):
-                if dies or isinstance(outcome, ModelFailure):
-                    assert isinstance(outcome, ModelFailure)
-                    assert any(deaths)
-                else:
-                    assert isinstance(outcome, Result)
-                    want = alone(np.full(SHAPE, i / 20, np.float32), StepParams(steps=3), None)
-                    np.testing.assert_array_equal(outcome.rows[0], want.y)
-        finally:
-            scheduler.close()
+    async def main(scheduler: Scheduler) -> None:
+        for ask, dies, events in zip(mix, deaths, await told(scheduler, mix, {}), strict=True):
+            if dies or (any(deaths) and isinstance(events[-1], ModelFailure)):  # in a batch with one
+                assert isinstance(events[-1], ModelFailure)
+            else:
+                check(ask, events)
 
-    asyncio.run(main())
+    play(main, *[FakeModel(SHAPE, deadly) for _ in range(devices)], max_batch_rows=max_batch_rows)
 
 
-@WAYS
 @given(
     st.lists(st.tuples(st.integers(1, 3), st.integers(1, 5), st.none() | st.integers(1, 40)), min_size=1, max_size=12),
     st.integers(1, 4),
 )
 def test_no_step_begins_with_a_row_whose_deadline_has_passed(
-    scheduler_class: type[Scheduler], plans: list[tuple[int, int, int | None]], max_batch_rows: int
+    plans: list[tuple[int, int, int | None]], max_batch_rows: int
 ) -> None:
     """Every step advances the clock by one second, so that no timer of the event loop interferes."""
     clock, seen = Clock(), list[tuple[float, int]]()
@@ -267,29 +280,36 @@ def test_no_step_begins_with_a_row_whose_deadline_has_passed(
         clock.now += 1
         return rows
 
+    ends = [math.inf if seconds is None else 100.0 + seconds for _, _, seconds in plans]
     gate = threading.Event()
+
+    async def main(scheduler: Scheduler) -> list[list[Event]]:
+        mix = [
+            Ask(np.full((n, *SHAPE), i, np.float32), params(steps, deadline=None if seconds is None else ends[i]))
+            for i, (n, steps, seconds) in enumerate(plans)
+        ]
+        asyncio.get_running_loop().call_soon(gate.set)
+        return await told(scheduler, mix, {})
+
     model = FakeModel(SHAPE, tick, gate=gate)
+    outcomes = play(main, model, max_batch_rows=max_batch_rows, queue_rows=1000, clock=clock)
+    steps_run = [[now for now, which in seen if which == i] for i in range(len(plans))]
+    for (n, steps, _), (outcome,), end, ran in zip(plans, outcomes, ends, steps_run, strict=True):
+        assert all(now < end for now in ran)
+        assert isinstance(outcome, Result | DeadlineExceeded)
+        assert len(ran) == n * steps or (isinstance(outcome, DeadlineExceeded) and len(ran) < n * steps)
 
-    async def main() -> None:
-        scheduler = scheduler_class(model, max_batch_rows=max_batch_rows, queue_rows=1000, clock=clock)
-        scheduler.start()
-        try:
-            tasks, ends = [], [100.0 + (10**6 if seconds is None else seconds) for _, _, seconds in plans]
-            for i, (n, steps, seconds) in enumerate(plans):
-                params = SchedulingParams(
-                    step_params=StepParams(steps=steps), deadline=None if seconds is None else ends[i]
-                )
-                rows = np.full((n, *SHAPE), i, np.float32)
-                tasks.append(asyncio.create_task(scheduler.run(rows, params)))
-            await asyncio.sleep(0)
-            gate.set()
-            outcomes = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 30)
-        finally:
-            scheduler.close()
-        steps_run = [[now for now, which in seen if which == i] for i in range(len(plans))]
-        for (n, steps, _), outcome, end, ran in zip(plans, outcomes, ends, steps_run, strict=True):
-            assert all(now < end for now in ran)
-            assert len(ran) == n * steps or (isinstance(outcome, DeadlineExceeded) and len(ran) < n * steps)
-            assert isinstance(outcome, Result | DeadlineExceeded)
 
-    asyncio.run(main())
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 64, 64), (1, 5, 7)])
+@given(n=st.integers(2, 24), steps=st.integers(1, 3), seed=st.integers(0, 1000))
+def test_a_change_does_not_depend_on_the_batch(shape: tuple[int, int, int], n: int, steps: int, seed: int) -> None:
+    def distances(rows: FloatRows) -> list[tuple[float, float]]:
+        model = FakeModel(shape, lambda x: np.tanh(x * np.float32(1.1)))
+        found = play(lambda scheduler: scheduler.run(rows, params(steps, score=True)), model, max_batch_rows=32)
+        assert found.drift is not None
+        return list(zip(found.distance.tolist(), found.drift.tolist(), strict=True))
+
+    rows = np.random.default_rng(seed).standard_normal((n, *shape), np.float32)
+    together = distances(rows)
+    assert together[:2] == [distances(rows[i : i + 1])[0] for i in range(2)]
+    assert together[0][0] == pytest.approx(gap(np.tanh(rows[0] * np.float32(1.1)), rows[0]), rel=1e-12)
