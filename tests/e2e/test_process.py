@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -59,11 +60,11 @@ class Process:
                 return response
 
 
-def start(environ: Mapping[str, str]) -> "subprocess.Popen[str]":
+def start(environ: Mapping[str, str], *command: str) -> "subprocess.Popen[str]":
     ours = {"IGN_PORT": "0", "IGN_DEFAULT_MODEL": "toy", "IGN_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
     theirs = {name: value for name, value in os.environ.items() if not name.startswith("IGN_")}
     return subprocess.Popen(
-        [sys.executable, "-m", "service"],
+        command or (sys.executable, "-m", "service"),
         env=theirs | ours | dict(environ),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -83,8 +84,8 @@ def address_of(popen: "subprocess.Popen[str]") -> str:
 
 
 @contextmanager
-def running(environ: Mapping[str, str]) -> Iterator[Process]:
-    popen = start(environ)
+def running(environ: Mapping[str, str], *command: str) -> Iterator[Process]:
+    popen = start(environ, *command)
     try:
         process = Process(popen, address_of(popen))
         process.until(200)
@@ -246,9 +247,9 @@ def setting(name: str, value: str) -> Callable[[Path], dict[str, str]]:
     return environ
 
 
-def refused(environ: Mapping[str, str]) -> str:
+def refused(environ: Mapping[str, str], *command: str) -> str:
     """The one line with which it does not start."""
-    popen = start(environ)
+    popen = start(environ, *command)
     try:
         out, said = popen.communicate(timeout=PATIENCE_S)
     finally:
@@ -310,11 +311,69 @@ def test_a_later_version_of_a_good_model_does_not_hide_a_bad_one(tmp_path: Path)
     assert "toy/2/model.onnx: its card says toy/1" in refused({"IGN_MODEL_DIR": str(tmp_path)})
 
 
+STUCK = """
+import threading, time
+from service.cli import serve
+from service.models.repository import Repository
+from service.server.process import leave
+{line}
+leave(serve({{}}))
+"""
+BUSY_THREAD = "threading.Thread(target=time.sleep, args=(600,)).start()"
+BUSY_EXECUTOR = "Repository.load_all = lambda _: time.sleep(600)"
+
+
+@pytest.mark.parametrize("line", [BUSY_THREAD, BUSY_EXECUTOR])
+@pytest.mark.parametrize("signals", [1, 2, 100])
+def test_it_ends_although_a_thread_does_not(environ: dict[str, str], line: str, signals: int) -> None:
+    drain_s = "600" if signals == 2 else "1"  # the second signal ends the drain
+    process = Process(start(environ | {"IGN_DRAIN_S": drain_s}, sys.executable, "-c", STUCK.format(line=line)), "")
+    try:
+        while not (ports := listening(process)):  # the startup line comes when the models are loaded
+            pass
+        process.url = f"http://127.0.0.1:{ports[0]}"
+        assert process.get("/healthz").status_code == 200
+        end = time.monotonic() + PATIENCE_S
+        while process.popen.poll() is None and time.monotonic() < end:
+            if signals:
+                signals -= 1
+                process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.popen.wait(0.1)
+        assert process.popen.returncode == 0
+    finally:
+        process.popen.kill()
+        process.popen.communicate()
+
+
+def test_a_log_that_nobody_reads_stops_nothing(environ: dict[str, str]) -> None:
+    with running(environ) as process, httpx.Client(base_url=process.url, timeout=PATIENCE_S) as client:
+        for _ in range(1500):  # 90 bytes each; a pipe holds 64 KiB, and nobody reads it
+            assert client.get("/healthz").status_code == 200
+        assert "ign_dropped_log_lines_total 0.0" in client.get("/metrics").text
+        process.terminate()
+        assert process.popen.wait(PATIENCE_S) == 0
+
+
+@pytest.mark.parametrize("files", [20, 40])
+def test_too_few_open_files_are_one_line(environ: dict[str, str], files: int) -> None:
+    said = refused(environ, "sh", "-c", f"ulimit -n {files}; exec {sys.executable} -m service")
+    assert said.endswith(f"only {files} files may be open (ulimit -n); the service needs 64")
+
+
+def test_the_soft_limit_of_open_files_is_raised(environ: dict[str, str]) -> None:
+    command = f"ulimit -Sn 128; ulimit -Hn 512; exec {sys.executable} -m service"
+    with running(environ | {"IGN_MAX_OPEN_CONNECTIONS": "1000"}, "sh", "-c", command) as process:
+        metrics = process.get("/metrics").text
+        assert "process_max_fds 512.0" in metrics
+        assert "ign_open_connections_limit 256.0" in metrics
+
+
 TWO = {"IGN_WORKERS": "2"}
 
 
-def workers_of(process: Process) -> list[int]:
-    """Its serving processes, the engine first; another child keeps the books of what spawned processes share."""
+def children_of(process: Process) -> list[int]:
+    """Its server processes; another child keeps the books of what spawned processes share."""
     children = Path(f"/proc/{process.popen.pid}/task/{process.popen.pid}/children").read_text().split()
     return [int(pid) for pid in children if b"spawn_main" in command_line(pid)]
 
@@ -324,6 +383,16 @@ def command_line(pid: str) -> bytes:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:  # it has just ended
         return b""
+
+
+def listening(process: Process) -> list[int]:
+    """The ports on which one process listens."""
+    folder = Path(f"/proc/{process.popen.pid}/fd")
+    with suppress(OSError):  # it has just closed one
+        inodes = {os.readlink(file).removeprefix("socket:[").removesuffix("]") for file in folder.iterdir()}
+        sockets = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        return [int(one[1].rpartition(":")[2], 16) for one in sockets if one[3] == "0A" and one[9] in inodes]
+    return []
 
 
 def listeners(process: Process) -> int:
@@ -363,15 +432,15 @@ class TestSeveralProcesses:
     def test_one_that_is_killed_is_replaced_and_nobody_refused(self, environ: dict[str, str]) -> None:
         with running(environ | TWO) as process:
             served_until(process, lambda: listeners(process) == 2)
-            dead, alive = workers_of(process)
+            dead, alive = children_of(process)
             os.kill(dead, signal.SIGKILL)
             # Until all its threads have ended, its socket is open and gets connections. Then the parent reaps it.
             while Path(f"/proc/{dead}").exists():
                 pass
-            served_until(process, lambda: dead not in workers_of(process) and listeners(process) == 2)
-            assert alive in workers_of(process)
+            served_until(process, lambda: dead not in children_of(process) and listeners(process) == 2)
+            assert alive in children_of(process)
 
-    def test_a_worker_that_loads_accepts_no_connection(self, environ: dict[str, str]) -> None:
+    def test_a_process_that_loads_accepts_no_connection(self, environ: dict[str, str]) -> None:
         port = free_port()
         popen = start(environ | TWO | {"IGN_PORT": str(port)})
         try:
@@ -386,12 +455,12 @@ class TestSeveralProcesses:
             popen.kill()
             popen.communicate()
 
-    def test_a_worker_that_dies_while_it_loads_is_restarted(self, environ: dict[str, str]) -> None:
+    def test_a_process_that_dies_while_it_loads_is_restarted(self, environ: dict[str, str]) -> None:
         popen = start(environ | TWO)
         try:
-            while not (workers := workers_of(Process(popen, ""))):
+            while not (children := children_of(Process(popen, ""))):
                 pass
-            os.kill(workers[0], signal.SIGKILL)
+            os.kill(children[0], signal.SIGKILL)
             process = Process(popen, address_of(popen))
             served_until(process, lambda: listeners(process) == 2)
             process.terminate()
@@ -401,7 +470,7 @@ class TestSeveralProcesses:
             popen.communicate()
 
     def test_an_interrupt_of_the_process_group_drains(self, environ: dict[str, str]) -> None:
-        """Ctrl-C in a terminal: the workers must not take it for a second signal."""
+        """Ctrl-C in a terminal: the processes must not take it for a second signal."""
         with running(environ | TWO | {"IGN_DRAIN_S": "120"}) as process, httpx.Client(timeout=PATIENCE_S) as client:
             with client.stream("POST", process.url + "/generate", json=LONG, headers=EVENTS) as response:
                 lines = response.iter_lines()
@@ -412,10 +481,10 @@ class TestSeveralProcesses:
             assert status == 0
             assert "Traceback" not in said
 
-    def test_an_interrupt_of_the_process_group_stops_workers_that_start(self, environ: dict[str, str]) -> None:
+    def test_an_interrupt_of_the_process_group_stops_processes_that_start(self, environ: dict[str, str]) -> None:
         popen = start(environ | TWO)
         try:
-            while len(workers_of(Process(popen, ""))) < 2:
+            while len(children_of(Process(popen, ""))) < 2:
                 pass
             os.killpg(popen.pid, signal.SIGINT)
             _, said = popen.communicate(timeout=PATIENCE_S)
@@ -427,10 +496,10 @@ class TestSeveralProcesses:
 
     def test_they_leave_with_their_parent(self, environ: dict[str, str]) -> None:
         with running(environ | TWO) as process:
-            workers = workers_of(process)
+            children = children_of(process)
             process.popen.kill()
             process.popen.wait()
-            while any(Path(f"/proc/{pid}").exists() for pid in workers):
+            while any(Path(f"/proc/{pid}").exists() for pid in children):
                 pass
 
     def test_a_refusal_to_start_is_one_line(self, tmp_path: Path) -> None:

@@ -146,24 +146,6 @@ def ready(url: str) -> None:
         pass
 
 
-def test_it_serves_until_it_is_stopped(configured: Callable[..., None], said: Said, capsys: Any) -> None:
-    configured()
-
-    def script() -> None:
-        url = said.until("listening on ")
-        ready(url)
-        response = httpx.post(f"{url}/generate", json={"seed": 1})
-        assert response.status_code == 200
-        assert "Server" not in response.headers
-        stop()
-
-    assert main_beside(script) == 0
-    assert gc.get_freeze_count() > 0
-    err = capsys.readouterr().err
-    assert "INFO serving toy/1 on cpu" in err
-    assert "does not start" not in err
-
-
 def test_a_stop_waits_for_what_is_in_flight(configured: Callable[..., None], said: Said, gate: Gate) -> None:
     configured()
 
@@ -274,23 +256,6 @@ def test_the_delay_keeps_it_up(configured: Callable[..., None], said: Said) -> N
     assert main_beside(script) == 0
 
 
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        ({"MODEL_DIR": "/nowhere"}, "IGN_MODEL_DIR=/nowhere: no such directory"),
-        ({"DEFAULT_MODEL": "nope"}, "IGN_DEFAULT_MODEL=nope: not there; there is toy/1"),
-        ({"PORT": "x"}, "IGN_PORT='x' is not allowed: "),
-        ({"API_KEYS_FILE": "/nowhere"}, "API keys file /nowhere: No such file or directory"),
-        ({"HOST": "192.0.2.1"}, "cannot listen on 192.0.2.1:0: Cannot assign requested address"),
-    ],
-)
-def test_refusals(configured: Callable[..., None], settings: dict[str, str], said: str, capsys: Any) -> None:
-    configured(**settings)
-    assert serve({}) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"ign-service does not start: {said}")
-
-
 def test_two_runtimes_at_once(configured: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     configured()
     monkeypatch.setattr(environment, "installed_onnxruntimes", lambda: {"onnxruntime", "onnxruntime-gpu"})
@@ -323,13 +288,6 @@ def test_failures_nobody_foresaw(
     err = capsys.readouterr().err
     assert said in err.splitlines()[-1]
     assert ("Traceback" in err) is logged
-
-
-def test_two_sockets_cannot_share_a_port() -> None:
-    with sockets.listen(Settings(port=0)) as listener:
-        port = listener.getsockname()[1]
-        with pytest.raises(StartupError, match=f"cannot listen on 127.0.0.1:{port}: Address already in use"):
-            sockets.listen(Settings(port=port))
 
 
 def test_ipv6(said: Said) -> None:

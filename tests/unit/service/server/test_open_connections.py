@@ -27,17 +27,27 @@ class Open:
 
     def __init__(self, connections: OpenConnections, *, is_busy: bool = False) -> None:
         self.transport = self
-        self.is_closed = False
+        self.socket: socket.socket | None = None
+        self.closed = asyncio.Event()
         self.unsent: Callable[[], int] = lambda: 0
         connections.add(cast(Any, self), lambda _: None)
         if is_busy:
             connections.on_busy(cast(Any, self))
 
+    @property
+    def is_closed(self) -> bool:
+        return self.closed.is_set()
+
     def close(self) -> None:
-        self.is_closed = True
+        self.closed.set()
+
+    abort = close
 
     def get_write_buffer_size(self) -> int:
         return self.unsent()
+
+    def get_extra_info(self, _: str) -> socket.socket | None:
+        return self.socket
 
 
 async def healthy(scope: Scope, receive: Receive, send: Send) -> None:
@@ -128,6 +138,35 @@ def test_an_exception_in_one_connection_does_not_end_the_sweeps(
 
     run(main())
     assert "a defect" in caplog.text
+
+
+def test_a_client_that_takes_nothing_is_closed_and_a_slow_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(open_connections, "SWEEP_S", 0.05)
+    monkeypatch.setattr(open_connections, "SEND_TIMEOUT_S", 0.3)
+    sizes = iter(range(10**6, 0, -1))
+
+    async def main() -> None:
+        reasons: list[str] = []
+        connections = OpenConnections(on_closed=reasons.append)
+        stuck, slow, slower = (Open(connections, is_busy=True) for _ in range(3))
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            for _ in range(100):
+                ours.send(bytes(100))
+
+            def take_from_the_kernel() -> int:
+                theirs.recv(100, socket.MSG_DONTWAIT)
+                return 10  # the service's own buffer stays as it is for long
+
+            slow.socket = slower.socket = ours
+            stuck.unsent, slow.unsent, slower.unsent = lambda: 10**6, lambda: next(sizes), take_from_the_kernel
+            stuck.socket = theirs  # whose kernel buffer stays empty
+            await stuck.closed.wait()
+        assert not slow.is_closed
+        assert not slower.is_closed
+        assert set(reasons) == {"send_timeout"}
+
+    run(main())
 
 
 @pytest.mark.parametrize("start", [b"", REQUEST[:20]], ids=["silent", "half a head"])

@@ -16,7 +16,7 @@ from service.server import process
 from service.server.process import ChildMain, per_process_settings, supervise
 from service.settings import Settings
 from tests.contract.harness import PATIENCE_S
-from tests.helpers import server_process_fakes
+from tests.helpers import server_process_fakes as fakes
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def pids(settings: Settings) -> set[int]:
-    """The workers that have started, dead ones included."""
+    """The processes that have started, dead ones included."""
     files = [file for file in settings.model_dir.iterdir() if file.name.isdigit()]
     return {int(file.name) for file in files if file.stat().st_size}
 
@@ -68,7 +68,7 @@ def supervised(settings: Settings, main: ChildMain, script: Callable[[], None], 
             return supervise(settings, main, on_listening=lambda: listening.append(True))
         finally:
             done.result(PATIENCE_S)
-            assert len(listening) == (main in (server_process_fakes.serves, server_process_fakes.stops_badly))
+            assert len(listening) == (main in (fakes.serves, fakes.stops_badly))
             assert not any(Path(f"/proc/{pid}").exists() for pid in pids(settings))
 
 
@@ -82,19 +82,27 @@ def test_limits_are_divided_and_a_full_request_still_fits(settings: Settings) ->
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_workers_run_until_a_signal(settings: Settings, number: int) -> None:
-    assert supervised(settings, server_process_fakes.serves, started(settings, 3), number) == 0
+def test_they_run_until_a_signal(settings: Settings, number: int) -> None:
+    assert supervised(settings, fakes.serves, started(settings, 3), number) == 0
     (said,) = {file.read_text() for file in settings.model_dir.iterdir()}
     threads, queue_rows, folder = said.split()
     assert (threads, queue_rows) == ("2", "64")
     assert not Path(folder).exists()
 
 
-def test_a_worker_that_dies_is_restarted_and_its_gauges_are_dropped(settings: Settings) -> None:
+@pytest.mark.parametrize("is_removed", [False, True])
+def test_a_process_that_dies_is_restarted_and_its_gauges_are_dropped(settings: Settings, is_removed: bool) -> None:
+    """A program that cleans folders may have removed that of the metrics."""
+
     def script() -> None:
         started(settings, 3)()
         first = min(pids(settings))
         folder = Path((settings.model_dir / str(first)).read_text().split()[2])
+        if is_removed:
+            shutil.rmtree(folder)
+            os.kill(first, signal.SIGKILL)
+            started(settings, 4)()
+            return
         (folder / f"counter_{first}.db").touch()  # it died while it created the file, which nobody could read
         (folder / f"histogram_{first}.db").write_bytes(b"counts")
         os.kill(first, signal.SIGKILL)
@@ -102,15 +110,15 @@ def test_a_worker_that_dies_is_restarted_and_its_gauges_are_dropped(settings: Se
         gauges = {f"gauge_livesum_{pid}.db" for pid in pids(settings) - {first}}
         assert {file.name for file in folder.iterdir()} == gauges | {f"histogram_{first}.db"}
 
-    assert supervised(settings, server_process_fakes.serves, script) == 0
+    assert supervised(settings, fakes.serves, script) == 0
 
 
-def test_a_worker_that_dies_again_and_again_is_restarted_after_a_pause(
+def test_a_process_that_dies_again_and_again_is_restarted_after_a_pause(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(process, "_RESTART_INTERVAL_S", 0.5)
     begun = time.monotonic()
-    assert supervised(settings.replace(workers=1), server_process_fakes.dies, started(settings, 3)) in (0, 5)
+    assert supervised(settings.replace(workers=1), fakes.dies, started(settings, 3)) in (0, 5)
     assert time.monotonic() - begun >= 1.0
 
 
@@ -131,7 +139,7 @@ def failing_starts(monkeypatch: pytest.MonkeyPatch, fails: Callable[[int], bool]
 def test_without_processes_it_does_not_start(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     failing_starts(monkeypatch, lambda number: number == 2)
     with pytest.raises(StartupError, match="Resource temporarily unavailable"):
-        supervise(settings, server_process_fakes.serves, on_listening=lambda: None)
+        supervise(settings, fakes.serves, on_listening=lambda: None)
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids(settings))
 
 
@@ -150,21 +158,10 @@ def test_a_replacement_that_cannot_be_started_is_tried_again(
         else:  # a signal is obeyed meanwhile
             until(lambda: len(failed) > 6)
 
-    assert supervised(settings, server_process_fakes.serves, script) == 0
+    assert supervised(settings, fakes.serves, script) == 0
 
 
-def test_a_worker_is_replaced_although_its_folder_was_removed(settings: Settings) -> None:
-    def script() -> None:
-        started(settings, 3)()
-        first = min(pids(settings))
-        shutil.rmtree((settings.model_dir / str(first)).read_text().split()[2])
-        os.kill(first, signal.SIGKILL)
-        started(settings, 4)()
-
-    assert supervised(settings, server_process_fakes.serves, script) == 0
-
-
-def test_a_signal_at_the_moment_a_worker_is_found_dead(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_at_the_moment_a_process_is_found_dead(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     waitpid = os.waitpid
 
     def signalled(pid: int, options: int) -> tuple[int, int]:
@@ -174,29 +171,33 @@ def test_a_signal_at_the_moment_a_worker_is_found_dead(settings: Settings, monke
         return found
 
     monkeypatch.setattr(os, "waitpid", signalled)
-    assert supervise(settings.replace(workers=1), server_process_fakes.dies, on_listening=lambda: None) in (0, 5)
+    assert supervise(settings.replace(workers=1), fakes.dies, on_listening=lambda: None) in (0, 5)
 
 
-def test_a_refusal_to_start_stops_all(settings: Settings) -> None:
-    with pytest.raises(StartupError, match="no model in /nowhere"):
-        supervise(settings, server_process_fakes.refuses, on_listening=lambda: None)
-
-
-def test_a_refusal_of_a_restarted_worker_stops_all(settings: Settings) -> None:
-    def script() -> None:
-        started(settings, 3)()
-        os.kill(min(pids(settings)), signal.SIGKILL)
-
+def rejected(settings: Settings, main: ChildMain, script: Callable[[], None]) -> None:
+    """Run a script beside processes that do not start; none of them is left."""
     with ThreadPoolExecutor(1) as pool:
         done = pool.submit(script)
         with pytest.raises(StartupError, match="no model in /nowhere"):
-            supervise(settings, server_process_fakes.refuses_later, on_listening=lambda: None)
+            supervise(settings, main, on_listening=lambda: None)
         done.result(PATIENCE_S)
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids(settings))
 
 
-def test_several_refusals_cut_nothing_off(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker that drains for long gets SIGTERM, and never the SIGINT that ends its requests."""
+def test_a_process_that_does_not_start_stops_all(settings: Settings) -> None:
+    rejected(settings, fakes.refuses, lambda: None)
+
+
+def test_a_restarted_process_that_does_not_start_stops_all(settings: Settings) -> None:
+    def script() -> None:
+        started(settings, 3)()
+        os.kill(min(pids(settings)), signal.SIGKILL)
+
+    rejected(settings, fakes.refuses_later, script)
+
+
+def test_several_that_do_not_start_cut_nothing_off(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that drains for long gets SIGTERM, and never the SIGINT that ends its requests."""
     monkeypatch.setattr(process, "_RESTART_INTERVAL_S", 0.05)
 
     def script() -> None:
@@ -206,13 +207,9 @@ def test_several_refusals_cut_nothing_off(settings: Settings, monkeypatch: pytes
             os.kill(pid, signal.SIGKILL)
         until(lambda: not Path(f"/proc/{drains}").exists())
 
-    with ThreadPoolExecutor(1) as pool:
-        done = pool.submit(script)
-        with pytest.raises(StartupError, match="no model in /nowhere"):
-            supervise(settings, server_process_fakes.drains_or_refuses, on_listening=lambda: None)
-        done.result(PATIENCE_S)
+    rejected(settings, fakes.drains_or_refuses, script)
     assert (settings.model_dir / "drained").read_text() == "SIGTERM\n"
 
 
-def test_a_worker_that_stops_badly_is_seen_in_the_status(settings: Settings) -> None:
-    assert supervised(settings, server_process_fakes.stops_badly, started(settings, 3)) == 7
+def test_a_process_that_stops_badly_is_seen_in_the_status(settings: Settings) -> None:
+    assert supervised(settings, fakes.stops_badly, started(settings, 3)) == 7
