@@ -25,8 +25,7 @@ from opentelemetry.trace.status import StatusCode
 
 from service import __version__
 from service.domain.tasks import RequestObserver
-from service.observability.logs import State
-from service.observability.trace_context import TraceContext
+from service.observability.logs import State, TraceContext
 
 _LOG = logging.getLogger("service")
 _MAX_PARTS: Final = 64  # spans of decoding and encoding of one request; a stream encodes every recorded step

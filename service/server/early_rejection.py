@@ -15,8 +15,7 @@ from service.api.http.problems import problem_response
 from service.api.middleware.endpoint_names import EndpointNames
 from service.api.middleware.in_flight import TOO_MANY, InFlightRequests
 from service.domain.errors import TooManyConnections
-from service.observability.logs import Observe, State, choose_request_id, log_request
-from service.observability.trace_context import parse_traceparent
+from service.observability.logs import Observe, State, choose_request_id, log_request, parse_traceparent
 
 MAX_STARTS_PER_TICK: Final = 8
 """Requests started in one iteration of the event loop, about 4 ms of work. With more, rejections and finished rows

@@ -25,8 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.middleware.client_address import Network, address_key, peer_key
 from service.api.middleware.endpoint_names import EndpointNames
-from service.observability.logs import Observe, choose_request_id, log_request
-from service.observability.trace_context import parse_traceparent
+from service.observability.logs import Observe, choose_request_id, log_request, parse_traceparent
 
 if TYPE_CHECKING:
     from service.observability.tracing import Tracing

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from service.bulk.run import Progress, ShardPlan
 from service.bulk.pipeline import ShardResult
+from service.bulk.run import Progress, ShardPlan
 
 PLAN = ShardPlan(images=1000, shards=10, missing=tuple(range(2, 10)), completed=200)
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from service.bulk.__main__ import main
-from service.bulk.run import ShardPlan, start
 from service.bulk.output import Output
+from service.bulk.run import ShardPlan, start
 from tests.helpers.live import environment
 from tests.unit.service.bulk.conftest import (
     SHARD,

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from service.bulk.sources import SourceFiles
-from service.bulk.sources import open_source
+from service.bulk.sources import SourceFiles, open_source
 from service.domain.errors import RequestError, StartupError
 from service.domain.latents import FloatRows
 from service.runtime.onnx_model import OnnxModel

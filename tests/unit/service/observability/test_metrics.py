@@ -14,9 +14,9 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 
 from service import __version__
+from service.observability.logs import TraceContext
 from service.observability.metrics import MAX_CALLERS, MAX_VALUES, OTHER, LabelLimiter, Metrics
 from service.observability.statistics import Duration, ModelStatistics
-from service.observability.trace_context import TraceContext
 from service.scheduling.observer import Finished
 from tests.helpers.live import environment
 
@@ -277,7 +277,7 @@ PROCESS = """
 import sys
 from pathlib import Path
 from service.observability.metrics import Metrics
-from service.observability.trace_context import TraceContext
+from service.observability.logs import TraceContext
 
 metrics = Metrics(Path(sys.argv[1]))
 metrics.describe_build("1.2.3")

@@ -1,6 +1,6 @@
 import pytest
 
-from service.observability.trace_context import TraceContext, parse_traceparent
+from service.observability.logs import TraceContext, parse_traceparent
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 GIVEN = f"00-{TRACE}-{SPAN}-01"

@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
 from service.domain.tasks import SchedulingParams, StepParams
-from service.observability.trace_context import TraceContext
+from service.observability.logs import TraceContext
 from service.observability.tracing import Tracing, start_tracing
 from service.scheduling.scheduler import Scheduler
 from service.settings import trace_exporters
