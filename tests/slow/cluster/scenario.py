@@ -113,7 +113,8 @@ def main() -> int:
     # One proxy alone: two on one machine would share the port, and the one of the node that is killed its connections.
     serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": 8000})
     serve.run(app(OPTIONS), route_prefix="/")
-    counts, found = [replicas()], {"responses": responses()}
+    counts: list[int] = [replicas()]
+    found: dict[str, Any] = {"responses": responses()}
     load = Load()
     counts.append(until_replicas(2, "a second replica under load"))
     cluster.remove_node(node, allow_graceful=False)
