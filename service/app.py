@@ -31,7 +31,7 @@ from service.models.registry import ModelRegistry, ServedModel
 from service.models.repository import LoadedModel, Repository
 from service.observability.metrics import Metrics
 from service.observability.statistics import ModelStatistics
-from service.observability.trace_context import tracing_from_environment
+from service.observability.tracing_setup import tracing_from_environment
 from service.runtime.onnx_model import OnnxModel
 from service.runtime.session import cuda_is_built_in
 from service.scheduling.scheduler import Scheduler

@@ -80,8 +80,8 @@ def parser(prog: str = _PROG) -> argparse.ArgumentParser:
         prog=prog,
         description="Run many images through a model without a server. Models, device and limits are the settings of "
         "the service (environment variables IGN_…). A stopped run is continued by the same command.",
-        epilog="exit status: 0 all images are done; 1 done, but some images failed; 2 invalid command, nothing was written; "
-        "3 stopped, 130 interrupted: complete shards stay, and the same command continues",
+        epilog="exit status: 0 all images are done; 1 done, but some images failed; 2 invalid command, nothing was "
+        "written; 3 stopped, 130 interrupted: complete shards stay, and the same command continues",
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND", dest="task")
     project = commands.add_parser("project", help="project images: f^k(x)")

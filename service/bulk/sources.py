@@ -10,7 +10,6 @@ import os
 import threading
 import zipfile
 import zlib
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import lru_cache
@@ -36,25 +35,7 @@ class SourceItem(NamedTuple):
     content: bytes | RequestError
 
 
-class Source(ABC):
-    """Images in a fixed order. Thread-safe."""
-
-    digest: str
-    """SHA-256 that changes when images are added, removed, renamed or resized."""
-
-    @abstractmethod
-    def __len__(self) -> int: ...
-
-    @abstractmethod
-    def read(self, start: int, stop: int) -> list[SourceItem]:
-        """Images ``start`` … ``stop − 1``; raises OSError if the whole source cannot be read."""
-
-    def close(self) -> None:
-        """Close what is open."""
-        return
-
-
-def open_source(source: str, *, column: str, limit: int) -> Source:
+def open_source(source: str, *, column: str, limit: int) -> "Source":
     """Open an image, folder, `.zip` or `.parquet`; raises StartupError if there is none that can be read.
 
     Args:
@@ -102,8 +83,12 @@ class SourceFiles:
             return _OsErrors(self._fs.open(self._paths[name], "rb"))
 
 
-class Files(Source):
-    """Image files; ``parts`` has for each a tuple that begins with its name and changes with its content."""
+class Files:
+    """Image files; ``parts`` has for each a tuple that begins with its name and changes with its content.
+
+    As all sources it is thread-safe, has a fixed order, and a digest that changes when images are added, removed,
+    renamed or resized. A failing read of the whole source, for example because the network is down, raises OSError.
+    """
 
     def __init__(self, parts: Sequence[tuple[str | int, ...]], open_file: Callable[[str], Any], limit: int) -> None:
         self._names, self._open, self._limit = [str(part[0]) for part in parts], open_file, limit
@@ -112,8 +97,11 @@ class Files(Source):
     def __len__(self) -> int:
         return len(self._names)
 
+    def close(self) -> None:
+        """Do nothing: no file stays open."""
+
     def read(self, start: int, stop: int) -> list[SourceItem]:
-        """See `Source`."""
+        """Images ``start`` … ``stop − 1``."""
         return [SourceItem(name, self._content(name)) for name in self._names[start:stop]]
 
     def _content(self, name: str) -> bytes | RequestError:
@@ -166,7 +154,7 @@ class _Group(NamedTuple):
     size: int
 
 
-class Table(Source):
+class Table:
     """A column of encoded images: binary, or a struct with `bytes` and `path` as in Hugging Face data sets.
 
     No file stays open, because there may be more than a process may open.
@@ -195,8 +183,11 @@ class Table(Source):
     def __len__(self) -> int:
         return self._rows
 
+    def close(self) -> None:
+        """Do nothing: no file stays open."""
+
     def read(self, start: int, stop: int) -> list[SourceItem]:
-        """See `Source`."""
+        """Images ``start`` … ``stop − 1``."""
         items: list[SourceItem] = []
         for group in self._groups:
             low, high = max(start, group.first), min(stop, group.first + group.rows)
@@ -244,6 +235,9 @@ class Table(Source):
                 if type(exc) is OSError and exc.errno is None:
                     return None
                 raise
+
+
+Source = Files | Table
 
 
 def _check_column(where: str, schema: Any, column: str) -> None:
@@ -327,8 +321,4 @@ def _unreadable(name: str, why: str) -> RequestError:
 
 
 def _digest(parts: Iterable[tuple[str | int, ...]]) -> str:
-    """SHA-256 in hexadecimal of tuples that identify the images of a source."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(repr(part).encode())
-    return digest.hexdigest()
+    return hashlib.sha256("".join(map(repr, parts)).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The log: request ids, the access log line, the formats, and the thread that writes them."""
+"""The log: what identifies a request, the access log line, the formats, and the thread that writes them."""
 
 import json
 import logging
@@ -6,7 +6,8 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from logging.handlers import QueueHandler, QueueListener
 from queue import SimpleQueue
@@ -19,6 +20,10 @@ State = Mapping[str, Any]
 (the name of the caller's key), ``trace`` (`TraceContext`), ``spans`` (`RequestSpans`, if the trace is recorded),
 ``model`` (`name/version`), ``rows`` and ``steps`` (int, as requested), ``queue_s`` and ``compute_s`` (float),
 ``request_bytes`` and ``response_bytes`` (int), and ``problem``, the stable code of an error response."""
+# A later version may append fields after a dash; version ff is invalid.
+_TRACEPARENT: Final = re.compile(r"(?!ff)([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+_SAMPLED: Final = 1
+_KNOWN_FLAGS: Final = 3  # sampled, and the random flag of level 2; the others are zero when they are passed on
 REQUEST_ID_PATTERN: Final = "[A-Za-z0-9._-]{1,128}"
 """A valid value of the header X-Request-ID, as a regular expression."""
 _REQUEST_ID: Final = re.compile(REQUEST_ID_PATTERN)
@@ -29,6 +34,39 @@ MAX_WAITING: Final = 10_000
 _FLUSH_S: Final = 1.0
 _LINE: Final = "%s %s %s %d %.1f ms"
 _access = logging.getLogger("service.access")
+
+
+@dataclass(frozen=True, slots=True)
+class TraceContext:
+    """A position in a trace: the W3C Trace Context, https://www.w3.org/TR/trace-context/."""
+
+    trace_id: str  # 32 hex digits
+    span_id: str  # 16 hex digits
+    flags: int  # 1 if the trace is recorded, 2 if its id is random
+
+    @property
+    def sampled(self) -> bool:
+        """Whether the trace is recorded."""
+        return bool(self.flags & _SAMPLED)
+
+    @property
+    def traceparent(self) -> str:
+        """The value of the header `traceparent`."""
+        return f"00-{self.trace_id}-{self.span_id}-{self.flags:02x}"
+
+
+def parse_traceparent(values: Sequence[str]) -> TraceContext | None:
+    """The trace context of a request with these headers `traceparent`.
+
+    None if there is none or an invalid one, which the standard wants ignored.
+    """
+    found = _TRACEPARENT.fullmatch(values[0].strip(" \t")) if len(values) == 1 else None
+    if found is None:
+        return None
+    version, trace_id, span_id, flags, rest = found.groups()
+    if (version == "00" and rest) or not int(trace_id, 16) or not int(span_id, 16):
+        return None
+    return TraceContext(trace_id, span_id, int(flags, 16) & _KNOWN_FLAGS)
 
 
 def choose_request_id(given: str | None) -> str:

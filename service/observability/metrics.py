@@ -23,7 +23,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from service import __version__
-from service.observability.trace_context import TraceContext
+from service.observability.logs import TraceContext
 
 CACHE_S: Final = 1.0
 _OPENMETRICS: Final = "application/openmetrics-text"

@@ -25,8 +25,7 @@ from opentelemetry.trace.status import StatusCode
 
 from service import __version__
 from service.domain.tasks import RequestObserver
-from service.observability.logs import State
-from service.observability.trace_context import TraceContext
+from service.observability.logs import State, TraceContext
 
 _LOG = logging.getLogger("service")
 _MAX_PARTS: Final = 64  # spans of decoding and encoding of one request; a stream encodes every recorded step
@@ -68,12 +67,7 @@ class Tracing:
         self._tracer = provider.get_tracer("ign-service", __version__)
 
     def start_request(self, arrived: float, parent: TraceContext | None, tracestate: Sequence[str]) -> "RequestSpans":
-        """Begin the span of a request.
-
-        Args:
-            arrived: when its headers were complete.
-            tracestate: the values of its headers `tracestate`, which samplers may read.
-        """
+        """Begin the span of a request whose headers were complete when it ``arrived``; samplers read ``tracestate``."""
         context = None
         if parent is not None:
             headers = {"traceparent": parent.traceparent, "tracestate": ",".join(tracestate)}
@@ -84,14 +78,7 @@ class Tracing:
     def batch_ran(
         self, model: str, observers: Sequence[RequestObserver | None], began: float, ended: float, steps: int
     ) -> None:
-        """Record a batch, if the trace of one of its requests is recorded.
-
-        Args:
-            observers: for each row the `RequestSpans` of its request, if that is recorded.
-            began: when the batch was formed.
-            ended: when its results were there.
-            steps: applied to every row.
-        """
+        """Record a batch of rows with these ``observers``, if one is the `RequestSpans` of a recorded trace."""
         linked = [one for one in dict.fromkeys(observers) if isinstance(one, RequestSpans)]
         if linked:
             self._tracer.start_span(

@@ -51,8 +51,8 @@ class Load:
         self.stop = threading.Event()
         self.client: Counter[str] = Counter()
         self.bare: Counter[str] = Counter()
-        works: list[Callable[[], None]] = [self._client, self._bare]
-        self.threads = [threading.Thread(target=works[n % 2]) for n in range(CALLERS)]
+        works = [(self._client, self.client), (self._bare, self.bare)]
+        self.threads = [threading.Thread(target=self._repeat, args=works[n % 2]) for n in range(CALLERS)]
         for thread in self.threads:
             thread.start()
 
@@ -61,23 +61,22 @@ class Load:
         for thread in self.threads:
             thread.join()
 
-    def _client(self) -> None:
-        with Client(URL, timeout=60, max_retries=4) as client:
-            while not self.stop.is_set():
-                try:
-                    client.generate(n=4, seed=7, steps=300)
-                    self.client["done"] += 1
-                except Exception as exc:
-                    self.client[f"{type(exc).__name__}: {exc}"[:200]] += 1
+    def _repeat(self, work: Callable[[], str], outcomes: Counter[str]) -> None:
+        while not self.stop.is_set():
+            try:
+                outcomes[work()] += 1
+            except Exception as exc:
+                outcomes[f"{type(exc).__name__}: {exc}"[:200]] += 1
 
-    def _bare(self) -> None:
-        with httpx.Client(base_url=URL, timeout=60) as client:
-            while not self.stop.is_set():
-                try:
-                    response = client.post("/generate", json=BODY)
-                    self.bare[_seen(response)] += 1
-                except httpx.HTTPError as exc:
-                    self.bare[type(exc).__name__] += 1
+    @staticmethod
+    def _client() -> str:
+        with Client(URL, timeout=60, max_retries=4) as client:
+            client.generate(n=4, seed=7, steps=300)
+        return "done"
+
+    @staticmethod
+    def _bare() -> str:
+        return _seen(httpx.post(f"{URL}/generate", json=BODY, timeout=60))
 
 
 def _seen(response: httpx.Response) -> str:
@@ -94,49 +93,48 @@ def replicas() -> int:
     return int(deployments["ign"].replica_states.get("RUNNING", 0)) if "ign" in deployments else 0
 
 
-def until(condition: Callable[[], bool], what: str) -> float:
-    """Wait for it; returns how many seconds that took."""
-    began = time.monotonic()
+def until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_S
     while not condition():
-        if time.monotonic() - began > PATIENCE_S:
+        if time.monotonic() > deadline:
             raise TimeoutError(f"{what}: not within {PATIENCE_S:g} s; {serve.status()}")
         _pause.wait(0.2)
-    return round(time.monotonic() - began, 1)
+
+
+def until_replicas(count: int, what: str) -> int:
+    until(lambda: replicas() == count, what)
+    return count
 
 
 def main() -> int:
-    found: dict[str, Any] = {}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     node = cluster.add_node(num_cpus=1)
     ray.init(address=cluster.address, log_to_driver=False)
     # One proxy alone: two on one machine would share the port, and the one of the node that is killed its connections.
     serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": 8000})
-    began = time.monotonic()
     serve.run(app(OPTIONS), route_prefix="/")
-    found["started_s"] = round(time.monotonic() - began, 1)
-    found["replicas_idle"] = replicas()
-    found["answers"] = answers()
+    counts: list[int] = [replicas()]
+    found: dict[str, Any] = {"responses": responses()}
     load = Load()
-    found["to_two_s"] = until(lambda: replicas() == 2, "a second replica under load")
-    before = dict(load.bare)
+    counts.append(until_replicas(2, "a second replica under load"))
     cluster.remove_node(node, allow_graceful=False)
-    found["to_one_after_kill_s"] = until(lambda: replicas() == 1, "the loss of a replica is noticed")
+    counts.append(until_replicas(1, "the loss of a replica is noticed"))
     lost = sum(load.bare.values()) + CALLERS * 4
     until(lambda: sum(load.bare.values()) > lost, "the other replica goes on")
-    found["bare_before_kill"] = before
     cluster.add_node(num_cpus=1)
-    found["to_two_again_s"] = until(lambda: replicas() == 2, "a new node takes a replica")
-    # A node's processes may finish what they have in hand before they notice. This one cannot.
+    counts.append(until_replicas(2, "a new node takes a replica"))
+    # A node's processes may finish their requests before they notice. This one cannot.
     killed = min(processes())
     os.kill(killed, signal.SIGKILL)
-    answered = load.bare["200"] + CALLERS * 4
-    until(lambda: load.bare["200"] > answered, "the other replica goes on")
+    served = load.bare["200"] + CALLERS * 4
+    until(lambda: load.bare["200"] > served, "the other replica goes on")
     # Else there could be one for want of the other, and not for want of work.
-    until(lambda: len(processes() - {killed}) == replicas() == 2, "another process takes its place")
+    until(lambda: len(processes() - {killed}) == 2, "another process takes its place")
+    counts.append(until_replicas(2, "it serves"))
     load.end()
-    found["client"], found["bare"] = dict(load.client), dict(load.bare)
-    found["to_one_s"] = until(lambda: replicas() == 1, "back to one when idle")
-    found["after"] = answers()["generate"] == found["answers"]["generate"]
+    counts.append(until_replicas(1, "back to one when idle"))
+    found |= {"client": load.client, "bare": load.bare, "replicas": counts}
+    found["after"] = responses()["generate"] == found["responses"]["generate"]
     found["drained"] = drained()
     serve.shutdown()
     ray.shutdown()
@@ -172,7 +170,7 @@ def processes() -> set[int]:
     return found
 
 
-def answers() -> dict[str, Any]:
+def responses() -> dict[str, Any]:
     with httpx.Client(base_url=URL, timeout=60) as client:
         made = client.post("/generate", json={"n": 2, "seed": 7})
         named = client.post("/generate", json={"seed": 7}, headers={"X-Request-ID": "mine"})

@@ -4,7 +4,6 @@ import errno
 import io
 import os
 import sys
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -196,24 +195,16 @@ def test_a_missing_package_is_named(
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
-    [(b"no zip", "not a zip archive"), (None, "holds no .png")],
+    ("files", "source", "message"),
+    [
+        ({}, "nothing", "nothing: "),
+        ({}, "", "empty"),
+        ({"notes.txt": b""}, "", r"holds no \.png"),
+        ({"in.zip": b"no zip"}, "in.zip", "not a zip archive"),
+        ({"in.zip": b"PK\x05\x06" + bytes(18)}, "in.zip", r"holds no \.png"),
+    ],
 )
-def test_archives_without_images(content: bytes | None, message: str, tmp_path: Path) -> None:
-    file = tmp_path / "in.zip"
-    if content is None:
-        zipped(file, {"notes.txt": zlib.compress(b"nothing")})
-    else:
-        file.write_bytes(content)
+def test_a_source_without_images(files: dict[str, bytes], source: str, message: str, tmp_path: Path) -> None:
+    write(tmp_path, files)
     with pytest.raises(StartupError, match=message):
-        open_source(str(file), column="", limit=1)
-
-
-def test_a_missing_or_empty_source(tmp_path: Path) -> None:
-    with pytest.raises(StartupError, match=r"nothing: "):
-        SourceFiles(str(tmp_path / "nothing"))
-    with pytest.raises(StartupError, match="empty"):
-        open_source(str(tmp_path), column="", limit=1)
-    write(tmp_path, {"notes.txt": b""})
-    with pytest.raises(StartupError, match=r"holds no \.png"):
-        open_source(str(tmp_path), column="", limit=1)
+        open_source(str(tmp_path / source), column="", limit=1)
