@@ -9,7 +9,7 @@ import click
 
 from ign.parsers import ParserCommand, subparsers
 from ign_client import _cli as client
-from ign_client._terminal import Terminal
+from ign_client._batches import Terminal
 
 _PROGRAM: Final = "ign"
 

@@ -6,8 +6,9 @@ import re
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
-from ign_client._problems import problem_of
+from ign_client._picture import MEDIA
 from ign_client._results import (
+    MEASURES,
     Card,
     Frame,
     Image,
@@ -30,14 +31,7 @@ Document = dict[str, Any]
 Build = Callable[[Document], ImageT]
 """Builds the value object of one member of `images`."""
 
-FORMATS: Final = {
-    "image/png": "png",
-    "image/jpeg": "jpeg",
-    "image/webp": "webp",
-    "image/gif": "gif",
-    "image/apng": "apng",
-    "application/x-npy": "npy",
-}
+FORMATS: Final = {media: form for form, media in MEDIA.items()}
 _DURATION: Final = re.compile(r"(\w+);dur=([0-9.]+)")
 _TIMES: Final = ("decode", "queue", "compute", "encode")
 
@@ -99,8 +93,7 @@ def step(event: Document) -> Step:
 def scores(response: Response) -> Scores:
     """The answer of `/score`."""
     answer = document(response)
-    names = ("index", "distance", "drift", "percentile", "in_distribution")
-    measured = tuple(Score(**{name: member[name] for name in names}) for member in answer["images"])
+    measured = tuple(Score(**{name: member[name] for name in MEASURES}) for member in answer["images"])
     return Scores(images=measured, **_head(answer))
 
 
@@ -149,7 +142,7 @@ def readiness(response: Response) -> Readiness:
     if response.status == 200:
         status = document(response)["status"]
         return Readiness(ready=status == "ready", detail=status)
-    return Readiness(ready=False, detail=problem_of(response, now=0.0).detail)
+    return Readiness(ready=False, detail=response.problem(now=0.0).detail)
 
 
 def _common(member: Document) -> Document:

@@ -26,7 +26,14 @@ IgnError
 408, 429, 502, 503, 504 and TransportError are raised only after the last retry.
 """
 
+import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from typing import Any
 
 
 class IgnError(Exception):
@@ -50,12 +57,7 @@ class TimedOut(TransportError):
 
 
 class UnexpectedAnswer(IgnError):
-    """The response does not come from ign-service (another server, the page of a proxy), or a stream ended early.
-
-    Args:
-        detail: what is wrong with the response.
-        request_id: of the response, or None.
-    """
+    """The response does not come from ign-service (another server, the page of a proxy), or a stream ended early."""
 
     def __init__(self, detail: str, request_id: str | None = None) -> None:
         super().__init__(detail, request_id)
@@ -205,6 +207,56 @@ def status_error(problem: Problem) -> StatusError:
     """The error for a problem, by its status."""
     error = BY_STATUS.get(problem.status) or (ServiceFailed if problem.status > 500 else StatusError)
     return error(problem)
+
+
+def problem_of(status: int, headers: Mapping[str, str], content: bytes, now: float) -> Problem:
+    """The problem in an error response of the service, or of a proxy in front of it, whatever its content.
+
+    Args:
+        headers: names in lower case.
+        now: seconds since the epoch, for a Retry-After that is a date.
+    """
+    try:
+        document = json.loads(content)
+    except ValueError:
+        document = None
+    problem = document if isinstance(document, dict) else {}
+    return problem_from(problem, status, headers.get("x-request-id"), retry_after(headers, now))
+
+
+def problem_from(
+    document: dict[str, Any], status: int, request_id: str | None, retry_after: float | None = None
+) -> Problem:
+    """The problem in an error document; missing and invalid members get a default."""
+    texts = {name: value for name, value in document.items() if isinstance(value, str) and value}
+    phrase = HTTPStatus(status).phrase if status in set(HTTPStatus) else "an error without a description"
+    errors = document.get("errors")
+    return Problem(
+        status=status,
+        code=texts.get("code", "unknown"),
+        detail=texts.get("detail", phrase),
+        request_id=request_id or texts.get("request_id"),
+        retry_after=retry_after,
+        errors=tuple(
+            FieldError(str(error.get("field", "")), str(error.get("message", "")))
+            for error in (errors if isinstance(errors, list) else [])
+            if isinstance(error, dict)
+        ),
+    )
+
+
+def retry_after(headers: Mapping[str, str], now: float) -> float | None:
+    """Seconds of a Retry-After header, which holds a number or an HTTP date; None if it is missing or invalid."""
+    text = headers.get("retry-after", "").strip()
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            date = parsedate_to_datetime(text)  # HTTP dates are in UTC, also without a zone
+            seconds = date.replace(tzinfo=date.tzinfo or UTC).timestamp() - now
+        except (ValueError, OverflowError, OSError):
+            return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
 def _with_id(text: str, request_id: str | None) -> str:

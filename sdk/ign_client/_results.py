@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar, overload
 
-from ign_client._notebook import contact_sheet, model_table, score_table
-from ign_client._picture import Picture, result_repr
+from ign_client._picture import Picture, contact_sheet, result_repr, table
 
 ImageT = TypeVar("ImageT", bound="Image", covariant=True)
+MemberT = TypeVar("MemberT", covariant=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -102,32 +102,33 @@ class Frame(Image):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Images(Sequence[ImageT], Generic[ImageT]):
-    """A result with pictures: a sequence of them, with the metadata of the response.
-
-    Args:
-        images: the pictures.
-        model: the model that ran.
-        request_id: identifies the request in the log of the service.
-        timing: time that the service spent.
-        seed: of `generate`, chosen by the caller or the service; else None.
-    """
-
-    images: tuple[ImageT, ...]
+class _Members(Sequence[MemberT], Generic[MemberT]):
+    images: tuple[MemberT, ...]
     model: ModelRef
     request_id: str
     timing: Timing
-    seed: int | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     @overload
-    def __getitem__(self, index: int) -> ImageT: ...
+    def __getitem__(self, index: int) -> MemberT: ...
     @overload
-    def __getitem__(self, index: slice) -> tuple[ImageT, ...]: ...
-    def __getitem__(self, index: int | slice) -> ImageT | tuple[ImageT, ...]:
+    def __getitem__(self, index: slice) -> tuple[MemberT, ...]: ...
+    def __getitem__(self, index: int | slice) -> MemberT | tuple[MemberT, ...]:
         return self.images[index]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Images(_Members[ImageT], Generic[ImageT]):
+    """A result with images: a sequence of them, with the metadata of the response.
+
+    Args:
+        request_id: identifies the request in the log of the service.
+        seed: of `generate`, chosen by the caller or the service; else None.
+    """
+
+    seed: int | None = None
 
     def __repr__(self) -> str:
         return result_repr(self)
@@ -176,27 +177,12 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Scores(Sequence[Score]):
+class Scores(_Members[Score]):
     """A result with scores: a sequence of them, with the metadata of the response."""
-
-    images: tuple[Score, ...]
-    model: ModelRef
-    request_id: str
-    timing: Timing
 
     def _repr_html_(self) -> str:
         """The table that a notebook shows."""
-        return score_table(self.images)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @overload
-    def __getitem__(self, index: int) -> Score: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Score, ...]: ...
-    def __getitem__(self, index: int | slice) -> Score | tuple[Score, ...]:
-        return self.images[index]
+        return table(MEASURES, [[getattr(score, name) for name in MEASURES] for score in self.images])
 
     def __repr__(self) -> str:
         shown = [_score_text(score) for score in self.images[:_SHOWN_SCORES]]
@@ -204,6 +190,7 @@ class Scores(Sequence[Score]):
         return f"Scores([{', '.join(shown + more)}], model={self.model!r})"
 
 
+MEASURES: Final = ("index", "distance", "drift", "percentile", "in_distribution")
 _SHOWN_SCORES: Final = 4
 
 
@@ -290,7 +277,18 @@ class Models:
 
     def _repr_html_(self) -> str:
         """The table that a notebook shows."""
-        return model_table(self)
+        return table(MODEL_COLUMNS, model_rows(self))
+
+
+MODEL_COLUMNS: Final = ("model", "shape", "device", "default")
+
+
+def model_rows(models: Models) -> list[tuple[str, str, str, bool]]:
+    """The models as rows of a table."""
+    return [
+        (card.ref, "×".join(map(str, card.shape)), card.device, models.default in (card.ref, card.name))
+        for card in models
+    ]
 
 
 def _version_order(card: Card) -> tuple[int, str]:

@@ -14,7 +14,7 @@ import pytest
 
 from ign_client import Client
 from ign_client._cli import main
-from ign_client._terminal import Terminal
+from ign_client._batches import Terminal
 from tests.contract.harness import Service, frames, pixels
 from tests.helpers.live import environment
 from tests.helpers.pictures import noise, save

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ign_client import Done, Progress, ServiceFailed, Step, Stream, Unavailable, UnexpectedAnswer
-from ign_client._sse import Decoder, ServerSentEvent
+from ign_client._stream import Decoder, ServerSentEvent
 from tests.contract.harness import Service
 from tests.unit.sdk.asking import IMAGE, Ask, Awaiting, Blocking, Canned, event, generated, streamed
 
