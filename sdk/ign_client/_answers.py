@@ -4,11 +4,11 @@ import base64
 import json
 import re
 from collections.abc import Callable
+from dataclasses import MISSING, fields
 from typing import Any, Final, TypeVar
 
 from ign_client._picture import MEDIA
 from ign_client._results import (
-    MEASURES,
     Card,
     Frame,
     Image,
@@ -26,6 +26,7 @@ from ign_client._results import (
 )
 from ign_client._wire import Response
 
+T = TypeVar("T")
 ImageT = TypeVar("ImageT", bound=Image)
 Document = dict[str, Any]
 Build = Callable[[Document], ImageT]
@@ -33,7 +34,6 @@ Build = Callable[[Document], ImageT]
 
 FORMATS: Final = {media: form for form, media in MEDIA.items()}
 _DURATION: Final = re.compile(r"(\w+);dur=([0-9.]+)")
-_TIMES: Final = ("decode", "queue", "compute", "encode")
 
 
 def document(response: Response) -> Document:
@@ -49,19 +49,39 @@ def document(response: Response) -> Document:
     return body
 
 
+def value(kind: type[T], member: Document, **others: Any) -> T:
+    """A dataclass from the members with the names of its fields; those of fields with a default may be missing.
+
+    Raises:
+        LookupError: another one is missing.
+    """
+    found = {
+        item.name: member[item.name]
+        for item in fields(kind)  # type: ignore[arg-type]
+        if item.name not in others and (item.name in member or item.default is MISSING)
+    }
+    return kind(**found, **others)
+
+
 def image(member: Document) -> Image:
-    """One picture of `/generate` and `/latent-arithmetic`."""
-    return Image(**_common(member))
+    """One image of `/generate` and `/latent-arithmetic`."""
+    return _image(Image, member)
 
 
 def projected(member: Document) -> ProjectedImage:
-    """One picture of `/project`."""
-    return ProjectedImage(**_common(member), inverted=member["inverted"])
+    """One image of `/project`."""
+    return _image(ProjectedImage, member)
 
 
 def frame(member: Document) -> Frame:
-    """One picture of `/latent-interpolate`."""
-    return Frame(**_common(member), t=member.get("t"), row=member.get("row"), col=member.get("col"))
+    """One image of `/latent-interpolate`."""
+    return _image(Frame, member)
+
+
+def _image(kind: type[ImageT], member: Document) -> ImageT:
+    shared = {"index": member["index"], "format": member["format"]}
+    trajectory = tuple(step(shared | recorded) for recorded in member["trajectory"] or [])
+    return value(kind, member, bytes=_data(member["data"]), trajectory=trajectory)
 
 
 def images(build: Build[ImageT]) -> Callable[[Response], Images[ImageT]]:
@@ -75,26 +95,18 @@ def images(build: Build[ImageT]) -> Callable[[Response], Images[ImageT]]:
 
 def images_of(answer: Document, build: Build[ImageT]) -> Images[ImageT]:
     """The result in the JSON object of a response."""
-    pictures = tuple(build(member) for member in answer["images"])
-    return Images(images=pictures, seed=answer.get("seed"), **_head(answer))
+    return Images(images=tuple(map(build, answer["images"])), seed=answer.get("seed"), **_head(answer))
 
 
 def step(event: Document) -> Step:
     """One recorded step, from an event of a stream or from `trajectory`."""
-    return Step(
-        bytes=_data(event["data"]),
-        format=event["format"],
-        index=event["index"],
-        step=event["step"],
-        change=event["change"],
-    )
+    return value(Step, event, bytes=_data(event["data"]))
 
 
 def scores(response: Response) -> Scores:
     """The answer of `/score`."""
     answer = document(response)
-    measured = tuple(Score(**{name: member[name] for name in MEASURES}) for member in answer["images"])
-    return Scores(images=measured, **_head(answer))
+    return Scores(images=tuple(value(Score, member) for member in answer["images"]), **_head(answer))
 
 
 def raw(response: Response) -> Raw:
@@ -105,15 +117,13 @@ def raw(response: Response) -> Raw:
     """
     headers = response.headers
     name, version, digest = re.split("[/@]", headers["x-ign-model"])
-    times = {
-        f"{part}_ms": float(value) for part, value in _DURATION.findall(headers["server-timing"]) if part in _TIMES
-    }
+    times = {f"{part}_ms": float(duration) for part, duration in _DURATION.findall(headers["server-timing"])}
     return Raw(
         bytes=response.content,
         format=FORMATS[response.media_type],
         model=ModelRef(name=name, version=version, digest=digest),
         request_id=headers["x-request-id"],
-        timing=Timing(**times),
+        timing=value(Timing, times),
         seed=int(headers["x-ign-seed"]) if "x-ign-seed" in headers else None,
         steps=tuple(int(text) for text in headers["x-ign-steps"].split(",")),
         distance=_numbers(headers["x-ign-distance"]),
@@ -124,12 +134,8 @@ def raw(response: Response) -> Raw:
 def models(response: Response) -> Models:
     """The answer of `/models`."""
     answer = document(response)
-    names = ("n", "images", "steps", "frames", "body_bytes", "pixels")
-    return Models(
-        models=tuple(_card(member) for member in answer["models"]),
-        default=answer["default"],
-        limits=Limits(**{name: answer["limits"][name] for name in names}),
-    )
+    cards = tuple(map(_card, answer["models"]))
+    return Models(models=cards, default=answer["default"], limits=value(Limits, answer["limits"]))
 
 
 def card(response: Response) -> Card:
@@ -145,32 +151,18 @@ def readiness(response: Response) -> Readiness:
     return Readiness(ready=False, detail=response.problem(now=0.0).detail)
 
 
-def _common(member: Document) -> Document:
-    names = ("index", "format", "width", "height", "steps", "converged", "distance", "drift")
-    recorded = member["trajectory"] or []
-    shared = {"index": member["index"], "format": member["format"]}
-    return {
-        **{name: member[name] for name in names},
-        "bytes": _data(member["data"]),
-        "trajectory": tuple(step(shared | recorded_step) for recorded_step in recorded),
-    }
-
-
 def _head(answer: Document) -> Document:
-    model_ref, timing = answer["model"], answer["timing"]
     return {
-        "model": ModelRef(**{name: model_ref[name] for name in ("name", "version", "digest")}),
+        "model": value(ModelRef, answer["model"]),
         "request_id": answer["request_id"],
-        "timing": Timing(**{f"{part}_ms": timing[f"{part}_ms"] for part in _TIMES}),
+        "timing": value(Timing, answer["timing"]),
     }
 
 
 def _card(member: Document) -> Card:
-    names = ("name", "version", "digest", "device", "provider")
     channels, height, width = member["shape"]
     low, high = member["range"]
-    texts = {name: member[name] for name in names}
-    return Card(**texts, shape=(channels, height, width), range=(low, high), document=member)
+    return value(Card, member, shape=(channels, height, width), range=(low, high), document=member)
 
 
 def _data(text: str) -> bytes:

@@ -56,8 +56,8 @@ from ign_client._results import (
     Scores,
     Timing,
 )
-from ign_client._stream import EVENTS, EventReader, events
-from ign_client._wire import Body, Call, MultipartBody, Response
+from ign_client._stream import EventReader, events
+from ign_client._wire import EVENTS, Body, Call, MultipartBody, Response
 
 T = TypeVar("T")
 ResultT = TypeVar("ResultT", Images[Image], Images[ProjectedImage], Scores)
@@ -96,7 +96,7 @@ def generate(**options: Unpack[GenerateOptions]) -> Calls[Images[Image]]:
     if n <= images_of_request(scale):
         return _generate(options)
     # All parts need the same seed, so the client chooses it.
-    whole = {"seed": secrets.randbits(32), "offset": 0, **options}
+    whole: dict[str, Any] = {"seed": secrets.randbits(32), "offset": 0, **options}
 
     def parts(limits: Limits) -> list[Callable[[], Call[Images[Image]]]]:
         size = images_of_request(scale, limits.n)

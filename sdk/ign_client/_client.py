@@ -28,7 +28,7 @@ from ign_client._transport import (
     HttpTransport,
     Transport,
 )
-from ign_client._wire import Call, Request, Response, Retry, attempts
+from ign_client._wire import Call, attempts
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -39,7 +39,7 @@ M = TypeVar("M", bound=Callable[..., Any])
 def _blocking(build: Callable[P, Calls[T]]) -> Callable[Concatenate["Client", P], T]:
     def method(self: "Client", /, *args: P.args, **kwargs: P.kwargs) -> T:
         call = build(*args, **kwargs)
-        return self._run_split(call) if isinstance(call, Split) else self._run(call, self._transport.send)
+        return self._run_split(call) if isinstance(call, Split) else self._run(call)
 
     return _like(build, method)
 
@@ -49,7 +49,7 @@ def _blocking_stream(
 ) -> Callable[Concatenate["Client", P], Stream[ImageT]]:
     def method(self: "Client", /, *args: P.args, **kwargs: P.kwargs) -> Stream[ImageT]:
         call = build(*args, **kwargs)
-        return Stream(lambda: self._run(call, self._transport.open))
+        return Stream(lambda: self._run(call, stream=True))
 
     return _like(build, method, Stream)
 
@@ -58,7 +58,7 @@ def _awaited(build: Callable[P, Calls[T]]) -> Callable[Concatenate["AsyncClient"
     async def method(self: "AsyncClient", /, *args: P.args, **kwargs: P.kwargs) -> T:
         # In a thread, because it reads and encodes images.
         call = await asyncio.to_thread(build, *args, **kwargs)
-        return await (self._run_split(call) if isinstance(call, Split) else self._run(call, self._transport.send))
+        return await (self._run_split(call) if isinstance(call, Split) else self._run(call))
 
     return _like(build, method)
 
@@ -69,7 +69,7 @@ def _awaited_stream(
     def method(self: "AsyncClient", /, *args: P.args, **kwargs: P.kwargs) -> AsyncStream[ImageT]:
         async def start() -> EventReader[ImageT]:
             call = await asyncio.to_thread(build, *args, **kwargs)
-            return await self._run(call, self._transport.open)
+            return await self._run(call, stream=True)
 
         return AsyncStream(start)
 
@@ -94,13 +94,10 @@ def _like(build: Callable[..., Any], method: M, stream: type | None = None) -> M
 class _Common:
     """Arguments and properties that both clients share."""
 
-    def __init__(
-        self, base_url: str | None, api_key: str | None, timeout: float | None, retry: Retry, networks: tuple[Any, Any]
-    ) -> None:
+    def __init__(self, networks: tuple[Any, Any], **settings: Any) -> None:
         if None not in networks:
             raise InputError("transport: give transport or http_client, not both")
-        self._settings = resolve(base_url, api_key, timeout)
-        self._retry = retry
+        self._settings = resolve(**settings)
         self._limits: Limits | None = None  # asked for when a call may exceed them
 
     @property
@@ -110,7 +107,7 @@ class _Common:
 
     def __repr__(self) -> str:
         name, settings = type(self).__name__, self._settings
-        return f"{name}({settings.base_url!r}, timeout={settings.timeout!r}, max_retries={self._retry.max_retries})"
+        return f"{name}({settings.base_url!r}, timeout={settings.timeout!r}, max_retries={settings.max_retries})"
 
 
 class Client(_Common):
@@ -144,8 +141,15 @@ class Client(_Common):
         clock: Callable[[], float] = time.time,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        retry = Retry(max_retries=max_retries, clock=clock, jitter=jitter)
-        super().__init__(base_url, api_key, timeout, retry, (transport, http_client))
+        super().__init__(
+            (transport, http_client),
+            base_url=base_url,
+            api_key=api_key,
+            timeout=timeout,
+            max_retries=max_retries,
+            clock=clock,
+            jitter=jitter,
+        )
         self._sleep = sleep
         self._transport = Transport(self._settings, transport, http_client)
 
@@ -176,28 +180,28 @@ class Client(_Common):
     ) -> None:
         self.close()
 
-    def _run(self, call: Call[T], send: Callable[[Request], Response]) -> T:
-        steps = attempts(call, self._settings.timeout, self._retry)
+    def _run(self, call: Call[T], *, stream: bool = False) -> T:
+        steps = attempts(call, self._settings)
         try:
-            attempt = next(steps)
+            request, delay_s = next(steps)
             while True:
-                if attempt.delay_s:
-                    self._sleep(attempt.delay_s)
+                if delay_s:
+                    self._sleep(delay_s)
                 try:
-                    response = send(attempt.request)
+                    response = self._transport.send(request, stream=stream)
                 except TransportError as exc:
-                    attempt = steps.throw(exc)
+                    request, delay_s = steps.throw(exc)
                 else:
-                    attempt = steps.send(response)
+                    request, delay_s = steps.send(response)
         except StopIteration as done:
             return cast(T, done.value)
 
     def _run_split(self, split: Split[T]) -> T:
         if self._limits is None:
-            self._limits = self._run(split.models, self._transport.send).limits
+            self._limits = self._run(split.models).limits
         parts = split.parts(self._limits)
         with ThreadPoolExecutor(CONCURRENT) as pool:
-            running = [pool.submit(lambda part=part: self._run(part(), self._transport.send)) for part in parts]
+            running = [pool.submit(lambda part: self._run(part()), part) for part in parts]
             try:
                 return cast(T, join([future.result() for future in running]))
             finally:
@@ -224,8 +228,15 @@ class AsyncClient(_Common):
         clock: Callable[[], float] = time.time,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        retry = Retry(max_retries=max_retries, clock=clock, jitter=jitter)
-        super().__init__(base_url, api_key, timeout, retry, (transport, http_client))
+        super().__init__(
+            (transport, http_client),
+            base_url=base_url,
+            api_key=api_key,
+            timeout=timeout,
+            max_retries=max_retries,
+            clock=clock,
+            jitter=jitter,
+        )
         self._sleep = sleep
         self._transport = AsyncTransport(self._settings, transport, http_client)
 
@@ -256,31 +267,31 @@ class AsyncClient(_Common):
     ) -> None:
         await self.aclose()
 
-    async def _run(self, call: Call[T], send: Callable[[Request], Awaitable[Response]]) -> T:
-        steps = attempts(call, self._settings.timeout, self._retry)
+    async def _run(self, call: Call[T], *, stream: bool = False) -> T:
+        steps = attempts(call, self._settings)
         try:
-            attempt = next(steps)
+            request, delay_s = next(steps)
             while True:
-                if attempt.delay_s:
-                    await self._sleep(attempt.delay_s)
+                if delay_s:
+                    await self._sleep(delay_s)
                 try:
-                    response = await send(attempt.request)
+                    response = await self._transport.send(request, stream=stream)
                 except TransportError as exc:
-                    attempt = steps.throw(exc)
+                    request, delay_s = steps.throw(exc)
                 else:
-                    attempt = steps.send(response)
+                    request, delay_s = steps.send(response)
         except StopIteration as done:
             return cast(T, done.value)
 
     async def _run_split(self, split: Split[T]) -> T:
         if self._limits is None:
-            self._limits = (await self._run(split.models, self._transport.send)).limits
+            self._limits = (await self._run(split.models)).limits
         parts = await asyncio.to_thread(split.parts, self._limits)
         turn = asyncio.Semaphore(CONCURRENT)
 
         async def run(part: Callable[[], Call[T]]) -> T:
             async with turn:
-                return await self._run(await asyncio.to_thread(part), self._transport.send)
+                return await self._run(await asyncio.to_thread(part))
 
         running = [asyncio.ensure_future(run(part)) for part in parts]
         try:

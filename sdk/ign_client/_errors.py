@@ -102,12 +102,20 @@ class Problem:
     errors: tuple[FieldError, ...] = ()
 
 
+BY_STATUS: dict[int, type["StatusError"]] = {}
+"""The class of every status in the contract."""
+
+
 class StatusError(IgnError):
     """An error response. A status without its own class is raised as this class.
 
     Args:
         problem: the error document; its members are attributes of the error, too.
     """
+
+    def __init_subclass__(cls, status: int | None = None) -> None:
+        if status is not None:
+            BY_STATUS[status] = cls
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
@@ -123,84 +131,64 @@ class StatusError(IgnError):
         return _with_id(f"{self.status} {self.code}: {self.detail}", self.request_id)
 
 
-class BadRequest(StatusError):
+class BadRequest(StatusError, status=400):
     """400: not JSON, invalid multipart, or an invalid header value."""
 
 
-class Unauthorized(StatusError):
+class Unauthorized(StatusError, status=401):
     """401: API key missing or unknown."""
 
 
-class Forbidden(StatusError):
+class Forbidden(StatusError, status=403):
     """403: API key without the scope."""
 
 
-class NotFound(StatusError):
+class NotFound(StatusError, status=404):
     """404: no such model, version or path; ``code`` says which."""
 
 
-class MethodNotAllowed(StatusError):
+class MethodNotAllowed(StatusError, status=405):
     """405: the path has no such method."""
 
 
-class NotAcceptable(StatusError):
+class NotAcceptable(StatusError, status=406):
     """406: the endpoint does not offer this response format."""
 
 
-class BodyTooSlow(StatusError):
+class BodyTooSlow(StatusError, status=408):
     """408: the body of the request did not arrive in time."""
 
 
-class TooLarge(StatusError):
+class TooLarge(StatusError, status=413):
     """413: body or picture above a limit."""
 
 
-class UnsupportedMedia(StatusError):
+class UnsupportedMedia(StatusError, status=415):
     """415: content type or content encoding of the request."""
 
 
-class InvalidContent(StatusError):
+class InvalidContent(StatusError, status=422):
     """422: a value, picture, array or mask is invalid; ``errors`` names the fields."""
 
 
-class TooManyRequests(StatusError):
+class TooManyRequests(StatusError, status=429):
     """429: queue full, deadline too short for the queue, or rate limit exceeded."""
 
 
-class ServiceFailed(StatusError):
+class ServiceFailed(StatusError, status=500):
     """500, and any 5xx without its own class."""
 
 
-class BadGateway(StatusError):
+class BadGateway(StatusError, status=502):
     """502: a proxy could not reach the service."""
 
 
-class Unavailable(StatusError):
+class Unavailable(StatusError, status=503):
     """503: loading, draining, or too many requests in flight."""
 
 
-class DeadlineExceeded(StatusError):
+class DeadlineExceeded(StatusError, status=504):
     """504: the deadline passed, or was too short; ``code`` says which."""
-
-
-BY_STATUS: dict[int, type[StatusError]] = {
-    400: BadRequest,
-    401: Unauthorized,
-    403: Forbidden,
-    404: NotFound,
-    405: MethodNotAllowed,
-    406: NotAcceptable,
-    408: BodyTooSlow,
-    413: TooLarge,
-    415: UnsupportedMedia,
-    422: InvalidContent,
-    429: TooManyRequests,
-    500: ServiceFailed,
-    502: BadGateway,
-    503: Unavailable,
-    504: DeadlineExceeded,
-}
-"""The class of every status in the contract."""
 
 
 def status_error(problem: Problem) -> StatusError:

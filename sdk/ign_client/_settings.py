@@ -1,8 +1,10 @@
-"""URL, API key and timeout, from arguments or from the environment. No other module reads the environment."""
+"""Settings of a client, from arguments or from the environment. No other module reads the environment."""
 
 import os
+import random
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import urlsplit
@@ -17,27 +19,31 @@ _VISIBLE: Final = re.compile(r"[\x21-\x7e]+")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Settings of a client.
-
-    Args:
-        base_url: URL of the service, without a slash at the end.
-        api_key: None for a service without keys; not part of the repr.
-        timeout: seconds for one attempt, or None for the limit of the service.
-    """
+    """Settings of a client; `Client` says what they mean. The API key is not part of the repr."""
 
     base_url: str
     api_key: str | None = field(repr=False)
     timeout: float | None
+    max_retries: int
+    clock: Callable[[], float]
+    jitter: Callable[[], float]
 
 
 def resolve(
-    base_url: str | None, api_key: str | None, timeout: float | None, environ: Mapping[str, str] | None = None
+    *,
+    base_url: str | None = None,
+    api_key: str | None = None,
+    timeout: float | None = DEFAULT_TIMEOUT_S,
+    max_retries: int = 2,
+    clock: Callable[[], float] = time.time,
+    jitter: Callable[[], float] = random.random,
+    environ: Mapping[str, str] | None = None,
 ) -> Settings:
     """Combine arguments with `IGN_BASE_URL` and `IGN_API_KEY`; arguments take precedence, empty variables are ignored.
 
     Raises:
-        InputError: not a plain http or https URL, a key with characters that a header cannot hold, or a timeout that is
-            not above 0.
+        InputError: not a plain http or https URL, a key with characters that a header cannot hold, or a number below its
+            range.
     """
     environ = os.environ if environ is None else environ
     for name, value in (("base_url", base_url), ("api_key", api_key)):
@@ -49,7 +55,9 @@ def resolve(
     if key is not None and not _VISIBLE.fullmatch(key):
         raise InputError("api_key: must be visible ASCII characters without spaces")
     check_timeout(timeout)
-    return Settings(base_url=url, api_key=key, timeout=timeout)
+    if not isinstance(max_retries, int) or max_retries < 0:
+        raise InputError(f"max_retries: expected 0 or more, not {max_retries!r}")
+    return Settings(base_url=url, api_key=key, timeout=timeout, max_retries=max_retries, clock=clock, jitter=jitter)
 
 
 def check_timeout(timeout: float | None) -> None:

@@ -7,17 +7,16 @@ chunks ──Decoder──▶ ServerSentEvent ──EventReader──▶ Step | 
 
 import codecs
 import json
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
+from contextlib import aclosing, closing
 from types import TracebackType
-from typing import Any, Final, Generic, NamedTuple, Self, TypeAlias, TypeVar
+from typing import Any, Generic, NamedTuple, Self, TypeAlias, TypeVar
 
 from ign_client import _answers
-from ign_client._errors import IgnError, UnexpectedAnswer, problem_from, status_error
+from ign_client._errors import UnexpectedAnswer, problem_from, status_error
 from ign_client._results import Done, Image, Progress, Step
-from ign_client._wire import Response
+from ign_client._wire import EVENTS, Response
 
-EVENTS: Final = "text/event-stream"
 ImageT = TypeVar("ImageT", bound=Image)
 Event: TypeAlias = Step | Progress | Done[ImageT]
 
@@ -90,50 +89,33 @@ class EventReader(Generic[ImageT]):
     """
 
     def __init__(self, response: Response, build: _answers.Build[ImageT], record: frozenset[int]) -> None:
-        self.rest: Any = response.rest
+        self.first, self.rest = response.content, response.rest
         self.finished = False
         self._request_id = response.request_id
         self._build = build
         self._record = record
         self._decoder = Decoder()
-        self._events: deque[Event[ImageT] | IgnError] = deque()
         self._steps: dict[int, list[dict[str, Any]]] = {}
-        self.feed(response.content)
 
-    def feed(self, chunk: bytes | None) -> None:
-        """Add the next chunk; None means the end of the stream."""
-        if chunk is None:
-            self._fail(UnexpectedAnswer("the stream ended before its answer", self._request_id))
-            return
-        for event in self._decoder.feed(chunk):
-            if not self.finished:
-                self._take(event)
-
-    def next(self) -> Event[ImageT] | None:
-        """The next event; None if it needs another chunk, or if `finished` is True and there is no other event.
+    def feed(self, chunk: bytes | None) -> Iterator[Event[ImageT]]:
+        """The events that end in the next chunk; None means the end of the stream.
 
         Raises:
             StatusError: the service failed after the start of the stream.
             UnexpectedAnswer: the stream does not come from ign-service, or it ended early.
         """
-        if not self._events:
-            return None
-        event = self._events.popleft()
-        if isinstance(event, IgnError):
-            raise event
-        return event
-
-    def _take(self, event: ServerSentEvent) -> None:
-        try:
-            parsed = self._read(event.event, event.data)
-        except (LookupError, TypeError, ValueError, AttributeError) as exc:
-            failure = UnexpectedAnswer(f"an event {event.event!r} that cannot be read: {exc!r}", self._request_id)
-            failure.__cause__ = exc
-            self._fail(failure)
-            return
-        if parsed is not None:
-            self._events.append(parsed)
-            self.finished = self.finished or isinstance(parsed, Done)
+        if chunk is None:
+            raise UnexpectedAnswer("the stream ended before its answer", self._request_id)
+        for name, data in self._decoder.feed(chunk):
+            try:
+                event = self._read(name, data)
+            except (LookupError, TypeError, ValueError, AttributeError) as exc:
+                raise UnexpectedAnswer(f"an event {name!r} that cannot be read: {exc!r}", self._request_id) from exc
+            if event is not None:
+                yield event
+            if isinstance(event, Done):
+                self.finished = True
+                return
 
     def _read(self, name: str, data: str) -> Event[ImageT] | None:
         if name not in ("step", "progress", "done", "error"):
@@ -143,22 +125,17 @@ class EventReader(Generic[ImageT]):
             self._steps.setdefault(document["index"], []).append(document)
             return _answers.step(document)
         if name == "progress":
-            return Progress(**{key: document[key] for key in ("steps_done", "steps", "rows_done", "rows")})
+            return _answers.value(Progress, document)
         if name == "done":
             members = [self._with_images(member) for member in document["images"]]
             return Done(answer=_answers.images_of({**document, "images": members}, self._build))
-        self._fail(status_error(problem_from(document, document["status"], self._request_id)))
-        return None
+        raise status_error(problem_from(document, document["status"], self._request_id))
 
     def _with_images(self, member: dict[str, Any]) -> dict[str, Any]:
         """A member of the event `done`, which has no images, with the images of the earlier events."""
         steps = self._steps[member["index"]]
         recorded = [step for step in steps if step["step"] in self._record]
         return {**member, "data": steps[-1]["data"], "trajectory": recorded}
-
-    def _fail(self, failure: IgnError) -> None:
-        self._events.append(failure)
-        self.finished = True
 
 
 class Stream(Iterator[Event[ImageT]], Generic[ImageT]):
@@ -172,9 +149,7 @@ class Stream(Iterator[Event[ImageT]], Generic[ImageT]):
     """
 
     def __init__(self, start: Callable[[], EventReader[ImageT]]) -> None:
-        self._start = start
-        self._reader: EventReader[ImageT] | None = None
-        self._closed = False
+        self._events = self._read(start)
 
     def __enter__(self) -> Self:
         return self
@@ -184,41 +159,30 @@ class Stream(Iterator[Event[ImageT]], Generic[ImageT]):
     ) -> None:
         self.close()
 
-    def __iter__(self) -> Self:
-        return self
-
     def __next__(self) -> Event[ImageT]:
-        try:
-            return self._next()
-        except BaseException:
-            self.close()
-            raise
+        return next(self._events)
 
     def close(self) -> None:
         """Close the connection; a second call has no effect."""
-        self._closed = True
-        if self._reader is not None:
-            self._reader.rest.close()
+        self._events.close()
 
-    def _next(self) -> Event[ImageT]:
-        if self._closed:
-            raise StopIteration
-        if self._reader is None:
-            self._reader = self._start()
-        while (event := self._reader.next()) is None:
-            if self._reader.finished:
-                raise StopIteration
-            self._reader.feed(self._reader.rest.next())
-        return event
+    @staticmethod
+    def _read(start: Callable[[], EventReader[ImageT]]) -> Generator[Event[ImageT], None, None]:
+        reader = start()
+        chunk: bytes | None = reader.first
+        with closing(reader.rest):
+            while True:
+                yield from reader.feed(chunk)
+                if reader.finished:
+                    return
+                chunk = next(reader.rest, None)
 
 
 class AsyncStream(AsyncIterator[Event[ImageT]], Generic[ImageT]):
     """Like `Stream`, for `async with` and `async for`; close it with `aclose`."""
 
     def __init__(self, start: Callable[[], Awaitable[EventReader[ImageT]]]) -> None:
-        self._start = start
-        self._reader: EventReader[ImageT] | None = None
-        self._closed = False
+        self._events = self._read(start)
 
     async def __aenter__(self) -> Self:
         return self
@@ -228,29 +192,21 @@ class AsyncStream(AsyncIterator[Event[ImageT]], Generic[ImageT]):
     ) -> None:
         await self.aclose()
 
-    def __aiter__(self) -> Self:
-        return self
-
     async def __anext__(self) -> Event[ImageT]:
-        try:
-            return await self._next()
-        except BaseException:
-            await self.aclose()
-            raise
+        return await anext(self._events)
 
     async def aclose(self) -> None:
         """Close the connection; a second call has no effect."""
-        self._closed = True
-        if self._reader is not None:
-            await self._reader.rest.close()
+        await self._events.aclose()
 
-    async def _next(self) -> Event[ImageT]:
-        if self._closed:
-            raise StopAsyncIteration
-        if self._reader is None:
-            self._reader = await self._start()
-        while (event := self._reader.next()) is None:
-            if self._reader.finished:
-                raise StopAsyncIteration
-            self._reader.feed(await self._reader.rest.next())
-        return event
+    @staticmethod
+    async def _read(start: Callable[[], Awaitable[EventReader[ImageT]]]) -> AsyncGenerator[Event[ImageT], None]:
+        reader = await start()
+        chunk: bytes | None = reader.first
+        async with aclosing(reader.rest):
+            while True:
+                for event in reader.feed(chunk):
+                    yield event
+                if reader.finished:
+                    return
+                chunk = await anext(reader.rest, None)

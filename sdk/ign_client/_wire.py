@@ -1,13 +1,11 @@
 """Requests, responses and retries, without I/O and independent of the HTTP library.
 
-The generator `attempts` yields the next `Attempt`. The client that drives it waits, sends the request, and passes in
+The generator `attempts` yields the next request. The client that drives it waits, sends the request, and passes in
 the response with `send` or the `TransportError` with `throw`. Both clients drive the same generator, so that the rules
 exist once.
 """
 
-import random
 import re
-import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeAlias, TypeVar
@@ -23,11 +21,12 @@ from ign_client._errors import (
     status_error,
 )
 from ign_client._options import UNSET, Unset
-from ign_client._settings import check_timeout
+from ign_client._settings import Settings, check_timeout
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
+EVENTS: Final = "text/event-stream"
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 RETRIED: Final = frozenset({408, 429, 502, 503, 504})
 _FIRST_DELAY_S: Final = 0.5
@@ -141,77 +140,49 @@ class Call(Generic[T_co]):
         return Request(method=method, path=self.path, headers=headers, body=self.body, timeout=timeout)
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """A request to send after ``delay_s`` seconds."""
+def attempts(call: Call[T], settings: Settings) -> Generator[tuple[Request, float], Response, T]:
+    """Yield requests, each with the seconds to wait before it, until one succeeds; return the parsed response.
 
-    request: Request
-    delay_s: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Retry:
-    """Decides whether and when to retry. Every call may be repeated, because the service keeps no state for callers.
-
-    Args:
-        max_retries: attempts after the first one, ≥ 0.
-        jitter: returns uniform random numbers in [0, 1), so that clients that failed together do not retry together.
-        clock: returns seconds since the epoch.
-    """
-
-    max_retries: int = 2
-    jitter: Callable[[], float] = random.random
-    clock: Callable[[], float] = time.time
-
-    def __post_init__(self) -> None:
-        try:
-            valid = self.max_retries >= 0
-        except TypeError:  # of a caller without type checks
-            valid = False
-        if not valid:
-            raise InputError(f"max_retries: expected 0 or more, not {self.max_retries!r}")
-
-    def delay(self, response: Response | None, retries: int) -> float | None:
-        """Seconds to wait before the next attempt; None to give up.
-
-        Args:
-            response: None if there was none.
-            retries: number of retries so far.
-        """
-        if retries >= self.max_retries:
-            return None
-        seconds = None
-        if response is not None:
-            if response.status not in RETRIED or response.headers.get("x-should-retry", "").strip().lower() == "false":
-                return None
-            seconds = retry_after(response.headers, self.clock())
-        if seconds is None:
-            return min(_FIRST_DELAY_S * 2.0**retries, _MAX_DELAY_S) * (0.5 + 0.5 * self.jitter())
-        # Up to 10 % later than Retry-After says, never earlier.
-        return seconds * (1 + 0.1 * self.jitter()) if seconds <= _MAX_RETRY_AFTER_S else None
-
-
-def attempts(call: Call[T], timeout: float | None, retry: Retry) -> Generator[Attempt, Response, T]:
-    """Yield attempts until one succeeds; the return value is the parsed response.
+    Every call may be repeated, because the service keeps no state for callers.
 
     Raises:
         TransportError, StatusError: the error of the last attempt.
         UnexpectedAnswer: the response cannot be parsed.
     """
-    request = call.request(timeout)
+    request = call.request(settings.timeout)
     delay, retries = 0.0, 0
     while True:
         try:
-            response = yield Attempt(request, delay)
+            response = yield request, delay
         except TransportError:
-            if (next_delay := retry.delay(None, retries)) is None:
+            if (next_delay := _delay(settings, None, retries)) is None:
                 raise
         else:
             if response.status in call.statuses:
                 return _parse(call, response)
-            if (next_delay := retry.delay(response, retries)) is None:
-                raise call.error(status_error(response.problem(retry.clock())))
+            if (next_delay := _delay(settings, response, retries)) is None:
+                raise call.error(status_error(response.problem(settings.clock())))
         delay, retries = next_delay, retries + 1
+
+
+def _delay(settings: Settings, response: Response | None, retries: int) -> float | None:
+    """Seconds to wait before the next attempt; None to give up.
+
+    Args:
+        response: None if there was none.
+        retries: number of retries so far.
+    """
+    if retries >= settings.max_retries:
+        return None
+    seconds = None
+    if response is not None:
+        if response.status not in RETRIED or response.headers.get("x-should-retry", "").strip().lower() == "false":
+            return None
+        seconds = retry_after(response.headers, settings.clock())
+    if seconds is None:
+        return min(_FIRST_DELAY_S * 2.0**retries, _MAX_DELAY_S) * (0.5 + 0.5 * settings.jitter())
+    # Up to 10 % later than Retry-After says, never earlier.
+    return seconds * (1 + 0.1 * settings.jitter()) if seconds <= _MAX_RETRY_AFTER_S else None
 
 
 def _parse(call: Call[T], response: Response) -> T:
