@@ -1,4 +1,7 @@
-"""Parse responses into results. Members that this version of the client does not know are ignored."""
+"""Parse responses into results. Members that this version of the client does not know are ignored.
+
+`_wire` turns every LookupError, TypeError and ValueError of a parser into `UnexpectedAnswer`.
+"""
 
 import base64
 import json
@@ -37,12 +40,7 @@ _DURATION: Final = re.compile(r"(\w+);dur=([0-9.]+)")
 
 
 def document(response: Response) -> Document:
-    """The JSON object in the body.
-
-    Raises:
-        ValueError: the body is not JSON.
-        TypeError: the body is not an object.
-    """
+    """The JSON object in the body."""
     body = json.loads(response.content)
     if not isinstance(body, dict):
         raise TypeError("expected a JSON object")
@@ -50,11 +48,7 @@ def document(response: Response) -> Document:
 
 
 def value(kind: type[T], member: Document, **others: Any) -> T:
-    """A dataclass from the members with the names of its fields; those of fields with a default may be missing.
-
-    Raises:
-        LookupError: another one is missing.
-    """
+    """A dataclass from the members with the names of its fields; those of fields with a default may be missing."""
     found = {
         item.name: member[item.name]
         for item in fields(kind)  # type: ignore[arg-type]
@@ -110,11 +104,7 @@ def scores(response: Response) -> Scores:
 
 
 def raw(response: Response) -> Raw:
-    """A response that is one file; the metadata is in its headers.
-
-    Raises:
-        LookupError, ValueError: a header is missing or invalid.
-    """
+    """A response that is one file; the metadata is in its headers."""
     headers = response.headers
     name, version, digest = re.split("[/@]", headers["x-ign-model"])
     times = {f"{part}_ms": float(duration) for part, duration in _DURATION.findall(headers["server-timing"])}

@@ -21,13 +21,7 @@ class ResultsClosed(Exception):
 
 
 class Terminal:
-    """Writes results to ``out``, errors to ``err``, and a progress line if ``err`` is a terminal.
-
-    Args:
-        out: usually stdout; None where it is closed.
-        err: usually stderr.
-        clock: returns seconds; monotonic.
-    """
+    """Writes results to ``out`` (None where stdout is closed), errors to ``err``, and to a terminal the progress."""
 
     def __init__(self, out: TextIO | None, err: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self._out, self._err = out, err
@@ -36,11 +30,7 @@ class Terminal:
         self._drawn = 0
 
     def result(self, text: str) -> None:
-        """Write a line of output.
-
-        Raises:
-            ResultsClosed: whoever read the output has left.
-        """
+        """Write a line of output; raise `ResultsClosed` if nobody reads it any more."""
         self.end()
         if self._out is None:
             return
@@ -90,13 +80,9 @@ def _duration(seconds: float) -> str:
 
 
 def list_images(inputs: Sequence[str]) -> dict[Path, Path]:
-    """List the input images, each with the relative path of its output.
+    """List the input images, each with the relative path of its output: its name, or its path below an input folder.
 
-    The output of a file has the name of the file. The output of a file in a folder has its path below the folder.
-    Hidden files and folders below a folder are left out.
-
-    Raises:
-        InputError: an input does not exist, or there is no image.
+    Hidden files and folders below a folder are left out. A missing input, or no image at all, is an `InputError`.
     """
     images: dict[Path, Path] = {}
     for text in inputs:
@@ -117,22 +103,14 @@ def _is_image(file: Path, below: Path) -> bool:
 
 
 def require_file(path: Path) -> Path:
-    """Return the path of an existing file.
-
-    Raises:
-        InputError: there is no such file.
-    """
+    """Return the path of an existing file, or raise `InputError`."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     return path
 
 
 def check_free(targets: Iterable[Path], force: bool, ways: str = "--force overwrites") -> None:
-    """Check before any request that no output exists; ``ways`` says what the user may do else.
-
-    Raises:
-        InputError: an output exists, and ``force`` is False.
-    """
+    """Raise `InputError` if an output exists, before any request; ``ways`` says what the user may do else."""
     taken = [] if force else [target for target in targets if target.exists()]
     if taken:
         more = f" (and {len(taken) - 1} more)" if len(taken) > 1 else ""
@@ -144,19 +122,11 @@ def for_each_item(
 ) -> int:
     """Run ``work`` for all items in threads, in groups. A rejected item does not stop the others.
 
-    Args:
-        items: one for each image.
-        work: processes a group; called from several threads. If it fails because of an image, it is called again for
-            each item alone.
-        jobs: number of threads.
-        terminal: shows the progress and the rejected items.
-        group: most items of a group.
+    If ``work`` fails because of an image, it is called again for each item of the group alone. An error that would stop
+    the other items, too, is raised.
 
     Returns:
         The number of rejected items.
-
-    Raises:
-        IgnError, OSError: an error that would stop the other items, too.
     """
     done = failed = 0
     if items:

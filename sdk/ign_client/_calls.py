@@ -36,9 +36,7 @@ from ign_client._options import (
     ScoreOptions,
     SumFileOptions,
     SumOptions,
-    body_options,
     checked,
-    connection_options,
     described,
 )
 from ign_client._picture import MEDIA
@@ -67,6 +65,7 @@ CONCURRENT: Final = 4
 """Requests of one call that run at a time."""
 FEW: Final = 16
 """Every service takes so many images in a request unless it is configured otherwise."""
+_CONNECTION: Final = Connection.__annotations__
 _SMALL: Final = 4 << 20  # bytes that every service takes
 _ENLARGED: Final = 1 << 10  # images of one request × scale²; with 64×64 pixels a quarter of what a service allows
 _ROOM: Final = 1 << 16  # of a body, for the options
@@ -255,7 +254,13 @@ def ready(**options: Unpack[Connection]) -> Call[Readiness]:
 def _call(
     path: str, parse: Callable[[Response], T], options: Options, body: Body | None, accept: str = "application/json"
 ) -> Call[T]:
-    return Call(path=path, parse=parse, body=body, accept=accept, **connection_options(options))
+    return Call(
+        path=path,
+        parse=parse,
+        body=body,
+        accept=accept,
+        **{name: options[name] for name in _CONNECTION if name in options},
+    )
 
 
 def _file(path: str, form: str, options: Options, body: Body) -> Call[Raw]:
@@ -280,13 +285,18 @@ def _score(images: Sequence[bytes], options: Options) -> Call[Scores]:
     return _call("/score", _answers.scores, options, _upload(images, options))
 
 
+def _sent(options: Options) -> dict[str, Any]:
+    """The options in the body."""
+    return {name: value for name, value in options.items() if name not in _CONNECTION}
+
+
 def _json(options: Options, **members: Any) -> bytes:
-    return json.dumps({**body_options(options), **members}, separators=(",", ":"), allow_nan=False).encode("ascii")
+    return json.dumps({**_sent(options), **members}, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
 def _upload(images: PictureLike | Sequence[PictureLike], options: Options) -> Body:
     """A multipart form, which needs no base64; or JSON if each image has its own mask."""
-    sent = body_options(options)
+    sent = _sent(options)
     mask, masks = sent.pop("mask", None), sent.pop("masks", None)
     contents = _inputs.pictures(images)
     if masks is not None:

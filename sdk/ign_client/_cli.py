@@ -197,12 +197,10 @@ def _add(command: argparse.ArgumentParser, kind: Any, *names: str) -> None:
     """Add options of a method under their names, with the same default and meaning."""
     options = options_of(kind)
     for name in names:
-        hint, option = options[name]
-        text = option.text.replace("``", "")
-        if option.default not in (None, False):
-            text += f" ({option.default})"
+        hint, default, text = options[name]
+        text = text.replace("``", "") + ("" if default in (None, False) else f" ({default})")
         flag = f"-{name}" if len(name) == 1 else f"--{name.replace('_', '-')}"
-        command.add_argument(flag, default=option.default, help=text, **_argument(hint))
+        command.add_argument(flag, default=default, help=text, **_argument(hint))
 
 
 def _argument(hint: Any) -> dict[str, Any]:

@@ -11,14 +11,14 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from functools import update_wrapper
-from types import GenericAlias, TracebackType
+from types import GenericAlias
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from ign_client import _calls
 from ign_client._calls import CONCURRENT, Calls, Split, join
 from ign_client._errors import InputError, TransportError
 from ign_client._results import Image, Limits
-from ign_client._settings import DEFAULT_TIMEOUT_S, resolve
+from ign_client._settings import DEFAULT_TIMEOUT_S, Settings, resolve
 from ign_client._stream import AsyncStream, EventReader, Stream
 from ign_client._transport import (
     AsyncHttpClient,
@@ -94,10 +94,10 @@ def _like(build: Callable[..., Any], method: M, stream: type | None = None) -> M
 class _Common:
     """Arguments and properties that both clients share."""
 
-    def __init__(self, networks: tuple[Any, Any], **settings: Any) -> None:
-        if None not in networks:
+    def __init__(self, settings: Settings, transport: object, http_client: object) -> None:
+        if transport is not None and http_client is not None:
             raise InputError("transport: give transport or http_client, not both")
-        self._settings = resolve(**settings)
+        self._settings = settings
         self._limits: Limits | None = None  # asked for when a call may exceed them
 
     @property
@@ -141,15 +141,7 @@ class Client(_Common):
         clock: Callable[[], float] = time.time,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        super().__init__(
-            (transport, http_client),
-            base_url=base_url,
-            api_key=api_key,
-            timeout=timeout,
-            max_retries=max_retries,
-            clock=clock,
-            jitter=jitter,
-        )
+        super().__init__(resolve(base_url, api_key, timeout, max_retries, clock, jitter), transport, http_client)
         self._sleep = sleep
         self._transport = Transport(self._settings, transport, http_client)
 
@@ -175,9 +167,7 @@ class Client(_Common):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _run(self, call: Call[T], *, stream: bool = False) -> T:
@@ -228,15 +218,7 @@ class AsyncClient(_Common):
         clock: Callable[[], float] = time.time,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        super().__init__(
-            (transport, http_client),
-            base_url=base_url,
-            api_key=api_key,
-            timeout=timeout,
-            max_retries=max_retries,
-            clock=clock,
-            jitter=jitter,
-        )
+        super().__init__(resolve(base_url, api_key, timeout, max_retries, clock, jitter), transport, http_client)
         self._sleep = sleep
         self._transport = AsyncTransport(self._settings, transport, http_client)
 
@@ -262,9 +244,7 @@ class AsyncClient(_Common):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     async def _run(self, call: Call[T], *, stream: bool = False) -> T:

@@ -70,12 +70,7 @@ class UnexpectedAnswer(IgnError):
 
 @dataclass(frozen=True, slots=True)
 class FieldError:
-    """One field of a request and what is wrong with it.
-
-    Args:
-        field: dotted path, such as ``images.0`` or ``points.1.seed``.
-        message: what is wrong.
-    """
+    """One field of a request, as a dotted path such as ``points.1.seed``, and what is wrong with it."""
 
     field: str
     message: str
@@ -86,12 +81,9 @@ class Problem:
     """An error document of the service (RFC 9457).
 
     Args:
-        status: HTTP status.
         code: stable name for programs to compare; ``unknown`` if the response is no problem document.
-        detail: one sentence.
         request_id: identifies the request in the log of the service.
         retry_after: seconds until the next attempt, or None.
-        errors: the invalid fields.
     """
 
     status: int
@@ -107,11 +99,7 @@ BY_STATUS: dict[int, type["StatusError"]] = {}
 
 
 class StatusError(IgnError):
-    """An error response. A status without its own class is raised as this class.
-
-    Args:
-        problem: the error document; its members are attributes of the error, too.
-    """
+    """An error response; members of `problem` are attributes, too. A status without its own class is raised as this."""
 
     def __init_subclass__(cls, status: int | None = None) -> None:
         if status is not None:
@@ -198,12 +186,7 @@ def status_error(problem: Problem) -> StatusError:
 
 
 def problem_of(status: int, headers: Mapping[str, str], content: bytes, now: float) -> Problem:
-    """The problem in an error response of the service, or of a proxy in front of it, whatever its content.
-
-    Args:
-        headers: names in lower case.
-        now: seconds since the epoch, for a Retry-After that is a date.
-    """
+    """The problem in an error response of the service, or of a proxy in front of it, whatever its content."""
     try:
         document = json.loads(content)
     except ValueError:

@@ -6,8 +6,7 @@ the signature and the docstring that `help()` shows, and `_cli` makes the option
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from enum import Enum
 from functools import wraps
 from types import UnionType
@@ -50,165 +49,121 @@ class Unset(Enum):
 UNSET = Unset.UNSET
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
-    """Default and meaning of an option. The client does not send the default: the service has it."""
-
-    default: Any
-    text: str
+# Each option: its type, the default of the service, its meaning. The client does not send defaults.
 
 
 class Connection(TypedDict, total=False):
     """Options of every method; they are not part of the body."""
 
     timeout: Annotated[
-        float | None,
-        Option(
-            UNSET,
-            "seconds for one attempt, or until the first event; None: the limit of the service; by default the client's",
-        ),
+        float | None, UNSET, "seconds for one attempt or until the first event; None: the service's limit"
     ]
-    request_id: Annotated[str | None, Option(None, "1 to 128 of A-Z a-z 0-9 . _ -, repeated in the response")]
+    request_id: Annotated[str | None, None, "1 to 128 of A-Z a-z 0-9 . _ -, repeated in the response"]
 
 
-class Model(TypedDict, total=False):
-    """Which model runs."""
-
-    model: Annotated[str | None, Option(None, "``name`` or ``name/version``")]
+class _Model(TypedDict, total=False):
+    model: Annotated[str | None, None, "``name`` or ``name/version``"]
 
 
-class Run(Model, total=False):
-    """Options of every method that returns images."""
-
-    steps: Annotated[int | None, Option(None, "k, the number of applications of f; the model recommends a default")]
-    scale: Annotated[int, Option(1, "factor that enlarges the images, 1…32")]
-    resample: Annotated[Resample, Option("nearest", "``nearest`` repeats pixels, ``smooth`` interpolates them")]
+class _Run(_Model, total=False):
+    steps: Annotated[int | None, None, "k, the number of applications of f; the model recommends a default"]
+    scale: Annotated[int, 1, "factor that enlarges the images, 1…32"]
+    resample: Annotated[Resample, "nearest", "``nearest`` repeats pixels, ``smooth`` interpolates them"]
 
 
-class Rows(Run, total=False):
-    """Options of methods whose rows may differ in steps."""
-
-    tolerance: Annotated[
-        float | None, Option(None, "stop a row when mean |f(y) − y| of its last step is below this value")
-    ]
-    score: Annotated[bool, Option(False, "also measure ``drift``, which costs one more step")]
+class _Rows(_Run, total=False):
+    tolerance: Annotated[float | None, None, "stop a row when mean |f(y) − y| of its last step is below this value"]
+    score: Annotated[bool, False, "also measure ``drift``, which costs one more step"]
 
 
-class Encoding(TypedDict, total=False):
-    """Options of images that are returned one by one."""
-
-    format: Annotated[Format, Option("png", "format of the images")]
+class _Encoding(TypedDict, total=False):
+    format: Annotated[Format, "png", "format of the images"]
 
 
-class Recording(Encoding, total=False):
-    """Options of images with a trajectory."""
-
+class _Recording(_Encoding, total=False):
     record: Annotated[
-        Sequence[int] | None,
-        Option(None, "ascending numbers of the steps to return as ``trajectory``; step 0 is the input of f"),
+        Sequence[int] | None, None, "ascending numbers of the steps for ``trajectory``; 0: the input of f"
     ]
 
 
-class Sheet(TypedDict, total=False):
-    """Options of several images in one file."""
-
-    columns: Annotated[int | None, Option(None, "columns of a sheet; by default about as many as rows")]
-    gap: Annotated[int, Option(0, "pixels between the images of a sheet, 0…64")]
+class _Sheet(TypedDict, total=False):
+    columns: Annotated[int | None, None, "columns of a sheet; by default about as many as rows"]
+    gap: Annotated[int, 0, "pixels between the images of a sheet, 0…64"]
 
 
-class Noise(TypedDict, total=False):
-    """Options of seeded noise."""
-
-    n: Annotated[int, Option(1, "number of images; the client splits what one request cannot hold")]
-    seed: Annotated[int | None, Option(None, "0…2³² − 1; the same seed gives the same images; random by default")]
-    offset: Annotated[int, Option(0, "index of the first image of the seed")]
-    noise_scale: Annotated[float, Option(1.0, "factor of the noise, 0…2")]
+class _Noise(TypedDict, total=False):
+    n: Annotated[int, 1, "number of images; what one request cannot hold becomes several"]
+    seed: Annotated[int | None, None, "0…2³² − 1; the same seed gives the same images; random by default"]
+    offset: Annotated[int, 0, "index of the first image of the seed"]
+    noise_scale: Annotated[float, 1.0, "factor of the noise, 0…2"]
 
 
-class Preparation(TypedDict, total=False):
-    """How the service prepares uploaded images."""
-
+class _Preparation(TypedDict, total=False):
     resize: Annotated[
-        Resize,
-        Option("fit", "``fit`` adds a letterbox, ``crop`` cuts the centre, ``stretch`` changes the aspect ratio"),
+        Resize, "fit", "``fit`` adds a letterbox, ``crop`` cuts the centre, ``stretch`` changes the shape"
     ]
-    invert: Annotated[
-        Invert,
-        Option("auto", "exchange light and dark; ``auto``: if the model is light on dark and the border is light"),
-    ]
+    invert: Annotated[Invert, "auto", "exchange light and dark; ``auto``: if the border is light and the model's dark"]
 
 
-class Upload(Preparation, total=False):
-    """Options of projected images."""
-
-    strength: Annotated[float, Option(1.0, "s of (1 − s)·x + s·f^k(x), 0…1")]
-    mask: Annotated[
-        "PictureLike | None", Option(None, "for all images: white or True = regenerate, black or False = keep")
-    ]
-    masks: Annotated["Sequence[PictureLike] | None", Option(None, "one mask for each image, instead of ``mask``")]
+class _Upload(_Preparation, total=False):
+    strength: Annotated[float, 1.0, "s of (1 − s)·x + s·f^k(x), 0…1"]
+    mask: Annotated["PictureLike | None", None, "for all images: white or True = regenerate, black or False = keep"]
+    masks: Annotated["Sequence[PictureLike] | None", None, "one mask for each image, instead of ``mask``"]
 
 
-class Path(TypedDict, total=False):
-    """Options of an interpolation."""
-
-    frames: Annotated[
-        int | None, Option(None, "number of frames of the whole path, with both ends, 2…256; 9 by default")
-    ]
-    method: Annotated[Literal["slerp", "lerp"], Option("slerp", "spherical or linear interpolation")]
-    loop: Annotated[bool, Option(False, "return to the first point")]
-    grid: Annotated[tuple[int, int] | None, Option(None, "(rows, columns), instead of ``frames`` and ``loop``")]
+class _Path(TypedDict, total=False):
+    frames: Annotated[int | None, None, "frames of the whole path, with both ends, 2…256; 9 by default"]
+    method: Annotated[Literal["slerp", "lerp"], "slerp", "spherical or linear interpolation"]
+    loop: Annotated[bool, False, "return to the first point"]
+    grid: Annotated[tuple[int, int] | None, None, "(rows, columns), instead of ``frames`` and ``loop``"]
 
 
-class Animation(TypedDict, total=False):
-    """Options of an animation."""
-
-    fps: Annotated[int, Option(12, "frames per second of an animation, 1…50")]
+class _Animation(TypedDict, total=False):
+    fps: Annotated[int, 12, "frames per second of an animation, 1…50"]
 
 
-class Sum(Run, total=False):
-    """Options of a weighted sum."""
-
-    normalize: Annotated[bool, Option(True, "rescale the sum to the length of the model's noise")]
+class _Sum(_Run, total=False):
+    normalize: Annotated[bool, True, "rescale the sum to the length of the model's noise"]
 
 
-class GenerateOptions(Rows, Noise, Recording, Connection, total=False):
+class GenerateOptions(_Rows, _Noise, _Recording, Connection, total=False):
     """Of `generate` and `stream_generate`."""
 
 
-class GenerateFileOptions(Rows, Noise, Sheet, Connection, total=False):
+class GenerateFileOptions(_Rows, _Noise, _Sheet, Connection, total=False):
     """Of `generate_as`."""
 
 
-class ProjectOptions(Rows, Upload, Recording, Connection, total=False):
+class ProjectOptions(_Rows, _Upload, _Recording, Connection, total=False):
     """Of `project` and `stream_project`."""
 
 
-class ProjectFileOptions(Rows, Upload, Sheet, Connection, total=False):
+class ProjectFileOptions(_Rows, _Upload, _Sheet, Connection, total=False):
     """Of `project_as`."""
 
 
-class PathOptions(Run, Path, Encoding, Connection, total=False):
+class PathOptions(_Run, _Path, _Encoding, Connection, total=False):
     """Of `latent_interpolate`."""
 
 
-class PathFileOptions(Run, Path, Animation, Sheet, Connection, total=False):
+class PathFileOptions(_Run, _Path, _Animation, _Sheet, Connection, total=False):
     """Of `latent_interpolate_as`."""
 
 
-class SumOptions(Sum, Encoding, Connection, total=False):
+class SumOptions(_Sum, _Encoding, Connection, total=False):
     """Of `latent_arithmetic`."""
 
 
-class SumFileOptions(Sum, Connection, total=False):
+class SumFileOptions(_Sum, Connection, total=False):
     """Of `latent_arithmetic_as`."""
 
 
-class ScoreOptions(Model, Preparation, Connection, total=False):
+class ScoreOptions(_Model, _Preparation, Connection, total=False):
     """Of `score`."""
 
 
-def options_of(kind: Any) -> dict[str, tuple[Any, Option]]:
-    """Type and description of each option in a list."""
+def options_of(kind: Any) -> dict[str, tuple[Any, Any, str]]:
+    """Type, default and meaning of each option in a list."""
     return {name: get_args(hint) for name, hint in kind.__annotations__.items()}
 
 
@@ -219,30 +174,28 @@ def described(build: Callable[P, T]) -> Callable[P, T]:
     """
     (kind,) = get_args(get_type_hints(build)["options"])
     options = options_of(kind)
-    signature = inspect.signature(build)
-    positional = [item for item in signature.parameters.values() if item.kind is not item.VAR_KEYWORD]
     keywords = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=_shown(hint))
-        for name, (hint, option) in options.items()
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=_shown(hint))
+        for name, (hint, default, _) in options.items()
     ]
+    signature = inspect.signature(build)
+    *positional, _ = signature.parameters.values()
     signature = signature.replace(parameters=[*positional, *keywords])
 
     @wraps(build)
     def checking(*args: P.args, **kwargs: P.kwargs) -> T:
         arguments = signature.bind(*args, **kwargs).arguments
-        for name in arguments.keys() & options.keys():
-            hint, option = options[name]
-            if arguments[name] is None and option.default is not UNSET:
-                del arguments[name]
-            else:
+        for name, (hint, default, _) in options.items():
+            if arguments.get(name) is not None:
                 arguments[name] = checked(name, arguments[name], hint)
+            elif default is not UNSET:
+                arguments.pop(name, None)
         call: Any = build
         return call(**arguments)  # type: ignore[no-any-return]
 
     vars(checking)["__signature__"] = signature
-    text = inspect.cleandoc(build.__doc__ or "")
-    lines = [f"    {name}: {option.text}." for name, (_, option) in options.items()]
-    checking.__doc__ = "\n".join([text, *([] if positional else ["", "Args:"]), *lines])
+    lines = [f"    {name}: {text}." for name, (_, _, text) in options.items()]
+    checking.__doc__ = "\n".join([inspect.getdoc(build) or "", *([] if positional else ["", "Args:"]), *lines])
     return checking
 
 
@@ -252,10 +205,10 @@ def checked(name: str, value: Any, hint: Any) -> Any:
     Raises:
         InputError: it has another type. The service decides which values of the type it takes.
     """
-    to_list = getattr(value, "tolist", None)
-    plain = list(value) if isinstance(value, range) else to_list() if callable(to_list) else value
     if isinstance(_shown(hint), str):  # images, which `_inputs` checks when it reads them
         return value
+    to_list = getattr(value, "tolist", None)
+    plain = list(value) if isinstance(value, range) else to_list() if callable(to_list) else value
     if not _fits(plain, hint):
         expected = inspect.formatannotation(hint).replace("collections.abc.", "")
         raise InputError(f"{name}: expected {expected}, not {value!r:.80}")
@@ -266,32 +219,17 @@ def _fits(value: Any, hint: Any) -> bool:
     kind, members = get_origin(hint) or hint, get_args(hint)
     if kind in (Union, UnionType):
         return any(_fits(value, member) for member in members)
-    if kind is Literal:
-        return isinstance(value, str)
-    if kind is tuple:
-        return isinstance(value, list | tuple) and len(value) == len(members) and all(map(_fits, value, members))
     if kind is Sequence:
         return isinstance(value, list | tuple) and all(_fits(item, members[0]) for item in value)
+    if kind is tuple:
+        return isinstance(value, list | tuple) and len(value) == len(members) and all(map(_fits, value, members))
     if isinstance(value, bool):
         return kind is bool
-    return (
-        isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
-        if kind is float
-        else (isinstance(value, kind))
-    )
+    if kind is float:
+        return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, str if kind is Literal else kind)
 
 
 def _shown(hint: Any) -> Any:
     """The type as a signature shows it; that of images by its name, because it is long."""
     return getattr(hint, "__forward_arg__", hint)
-
-
-def body_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options without those of the connection."""
-    return {name: value for name, value in options.items() if name not in Connection.__annotations__}
-
-
-def connection_options(options: Mapping[str, Any]) -> Connection:
-    """The options of the connection."""
-    both: Any = {name: options[name] for name in Connection.__annotations__ if name in options}
-    return both  # type: ignore[no-any-return]

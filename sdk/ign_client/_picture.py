@@ -46,23 +46,13 @@ _Bytes = bytes  # the class below has a field named `bytes`
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Picture:
-    """A picture, or an array in format ``npy``, as the service sent it.
-
-    Args:
-        bytes: content of the file.
-        format: ``png``, ``jpeg``, ``webp``, ``gif``, ``apng`` or ``npy``.
-    """
+    """An image, or an array in format ``npy``: the content of a file, as the service sent it."""
 
     bytes: _Bytes
     format: str
 
     def to_pil(self) -> "PIL.Image.Image":
-        """Decode the picture; an animation supports `seek`.
-
-        Raises:
-            InputError: the format is ``npy``, which holds values in the range of the model.
-            ImportError: Pillow is not installed.
-        """
+        """Decode the image; an animation supports `seek`. ``npy`` is an `InputError`: it holds the model's own values."""
         if self.format == "npy":
             raise InputError("format npy holds the model's own numbers: use to_numpy(), or ask for another format")
         image: PIL.Image.Image = _extras.pillow().open(io.BytesIO(self.bytes))
@@ -70,11 +60,7 @@ class Picture:
         return image
 
     def to_numpy(self) -> "NDArray[np.uint8] | NDArray[np.float32]":
-        """Decode a picture to uint8 (H, W) or (H, W, C), and ``npy`` to float32 in the range of the model.
-
-        Raises:
-            ImportError: numpy is not installed; or for a picture, Pillow.
-        """
+        """Decode an image to uint8 (H, W) or (H, W, C), and ``npy`` to float32 in the range of the model."""
         numpy = _extras.numpy()
         if self.format == "npy":
             rows: NDArray[np.float32] = numpy.load(io.BytesIO(self.bytes), allow_pickle=False)
@@ -83,10 +69,7 @@ class Picture:
         return pixels
 
     def save(self, path: "str | os.PathLike[str]") -> Path:
-        """Write the bytes to a file atomically; an existing file is replaced.
-
-        Returns:
-            The path.
+        """Write the bytes to a file atomically and return its path; an existing file is replaced.
 
         Raises:
             InputError: the suffix of the name belongs to another format.

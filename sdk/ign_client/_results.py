@@ -12,12 +12,7 @@ MemberT = TypeVar("MemberT", covariant=True)
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ModelRef:
-    """The model that ran.
-
-    Args:
-        name, version: as in ``name/version``.
-        digest: ``sha256:`` and the 64 hex digits of the model file; in `Raw` only the first twelve digits.
-    """
+    """The model that ran; ``digest`` is ``sha256:`` and the hex digits of its file, in `Raw` the first twelve."""
 
     name: str
     version: str
@@ -83,11 +78,7 @@ class Image(Picture):
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ProjectedImage(Image):
-    """One projected picture.
-
-    Args:
-        inverted: whether light and dark were exchanged before f.
-    """
+    """One projected image; ``inverted``: whether light and dark were exchanged before f."""
 
     inverted: bool
 
@@ -140,12 +131,9 @@ class Images(_Members[ImageT], Generic[ImageT]):
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Raw(Picture):
-    """All rows in one file: a picture, a contact sheet, a strip, an animation, or ``npy`` float32 (N, C, H, W).
+    """All rows in one file: an image, a contact sheet, a strip, an animation, or ``npy`` float32 (N, C, H, W).
 
-    Args:
-        model, request_id, timing, seed: as in `Images`.
-        steps, distance: one value for each row.
-        drift: one value for each row; empty without ``score``.
+    ``steps``, ``distance`` and ``drift`` have a value for each row; without ``score``, ``drift`` is empty.
     """
 
     model: ModelRef
@@ -159,10 +147,9 @@ class Raw(Picture):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """The score of one picture.
+    """The score of one image.
 
     Args:
-        index: index in the request.
         distance: mean |f(x) − x|.
         drift: mean |f(y) − y| of y = f(x).
         percentile: of the distance among those of held-out real pictures, 0…100; None if the card has no distances.
@@ -204,10 +191,9 @@ class Card:
     """The card of a model, and how the service runs it.
 
     Args:
-        name, version, digest: identify the model file.
         shape: (C, H, W) of a row.
         range: lowest and highest value of a row.
-        device, provider: device and onnxruntime execution provider.
+        provider: onnxruntime execution provider.
         document: the complete card, as the service sent it.
     """
 
@@ -242,10 +228,7 @@ class Limits:
 class Models:
     """The models in service: iterable, and indexed by position, ``name`` or ``name/version``.
 
-    Args:
-        models: their cards, without arrays.
-        default: ``name/version`` of the model for requests that name none.
-        limits: of one request.
+    ``default`` is the ``name/version`` of the model for requests that name none.
     """
 
     models: tuple[Card, ...]
@@ -263,11 +246,7 @@ class Models:
         return any(name in (card, card.name, card.ref) for card in self.models)
 
     def __getitem__(self, key: int | str) -> Card:
-        """A card by position, by ``name/version``, or by ``name``, which is its highest version.
-
-        Raises:
-            LookupError: there is none.
-        """
+        """A card by position, by ``name/version``, or by ``name``, which is its highest version."""
         if isinstance(key, int):
             return self.models[key]
         matching = [card for card in self.models if key in (card.name, card.ref)]
@@ -298,12 +277,7 @@ def _version_order(card: Card) -> tuple[int, str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Readiness:
-    """Whether the service accepts requests; the object itself is true or false, too.
-
-    Args:
-        ready: whether the service is ready.
-        detail: the reason if it is not.
-    """
+    """Whether the service accepts requests; ``detail`` is the reason if not. The object itself is true or false."""
 
     ready: bool
     detail: str
@@ -329,10 +303,6 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done(Generic[ImageT]):
-    """The last event of a stream.
-
-    Args:
-        answer: the result that the method without a stream returns, assembled from the events.
-    """
+    """The last event of a stream, with the result that the method without a stream returns."""
 
     answer: Images[ImageT]

@@ -7,8 +7,8 @@ exist once.
 
 import re
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, Generic, TypeAlias, TypeVar
+from dataclasses import dataclass
+from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar
 
 from ign_client._errors import (
     InputError,
@@ -34,14 +34,8 @@ _MAX_DELAY_S: Final = 8.0
 _MAX_RETRY_AFTER_S: Final = 60.0  # a longer Retry-After raises the error instead of blocking the caller
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MultipartBody:
-    """A multipart body.
-
-    Args:
-        fields: text of each option.
-        files: (name, content) of each file, in order; names may repeat.
-    """
+class MultipartBody(NamedTuple):
+    """A form: the text of each option, and (name, content) of each file, in order; names may repeat."""
 
     fields: Mapping[str, str]
     files: Sequence[tuple[str, bytes]]
@@ -53,11 +47,7 @@ Body: TypeAlias = bytes | MultipartBody
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One HTTP request, without what the transport adds: the URL of the service, User-Agent and Authorization.
-
-    Args:
-        timeout: seconds, or None for no timeout.
-    """
+    """One HTTP request, without what the transport adds: the URL of the service, User-Agent and Authorization."""
 
     method: str
     path: str
@@ -68,17 +58,14 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
-    """One HTTP response.
+    """One HTTP response, with the names of its headers in lower case.
 
-    Args:
-        headers: names in lower case.
-        content: the whole body; for an event stream, its first chunk.
-        rest: the other chunks of an event stream; else None.
+    For an event stream, ``content`` is its first chunk and ``rest`` the generator of the others.
     """
 
     status: int
     headers: Mapping[str, str]
-    content: bytes = field(repr=False)
+    content: bytes
     rest: Any = None
 
     @property
@@ -101,8 +88,6 @@ class Call(Generic[T_co]):
 
     Args:
         body: None for a GET request.
-        accept: media type of the response.
-        timeout: seconds for one attempt; None for the limit of the service; the timeout of the client by default.
         statuses: HTTP statuses that are not errors.
         error: makes the raised error from that of the response.
 
@@ -166,12 +151,7 @@ def attempts(call: Call[T], settings: Settings) -> Generator[tuple[Request, floa
 
 
 def _delay(settings: Settings, response: Response | None, retries: int) -> float | None:
-    """Seconds to wait before the next attempt; None to give up.
-
-    Args:
-        response: None if there was none.
-        retries: number of retries so far.
-    """
+    """Seconds to wait before the next attempt, after so many retries; None to give up."""
     if retries >= settings.max_retries:
         return None
     seconds = None
