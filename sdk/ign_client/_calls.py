@@ -17,7 +17,7 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any, Final, Generic, TypeAlias, TypeVar, Unpack
+from typing import Any, Final, Generic, TypeAlias, TypeVar, Unpack, cast
 from urllib.parse import quote
 
 from ign_client import _answers, _inputs
@@ -137,7 +137,7 @@ def project(
     Args:
         images: one image or several: paths, bytes, open files, PIL images, uint8 arrays, or earlier results.
     """
-    return _uploads(_project, images, options)
+    return _uploads("/project", _answers.images(_answers.projected), images, options)
 
 
 @described
@@ -173,7 +173,7 @@ def score(images: PictureLike | Sequence[PictureLike], **options: Unpack[ScoreOp
     Args:
         images: as for `project`.
     """
-    return _uploads(_score, images, options)
+    return _uploads("/score", _answers.scores, images, options)
 
 
 @described
@@ -277,14 +277,6 @@ def _generate(options: Options) -> Call[Images[Image]]:
     return _call("/generate", _answers.images(_answers.image), options, _json(options))
 
 
-def _project(images: Sequence[bytes], options: Options) -> Call[Images[ProjectedImage]]:
-    return _call("/project", _answers.images(_answers.projected), options, _upload(images, options))
-
-
-def _score(images: Sequence[bytes], options: Options) -> Call[Scores]:
-    return _call("/score", _answers.scores, options, _upload(images, options))
-
-
 def _sent(options: Options) -> dict[str, Any]:
     """The options in the body."""
     return {name: value for name, value in options.items() if name not in _CONNECTION}
@@ -312,13 +304,9 @@ def _upload(images: PictureLike | Sequence[PictureLike], options: Options) -> Bo
 
 def _text(value: Any) -> str:
     """The text of an option in a form."""
-    return (
-        ",".join(map(str, value))
-        if isinstance(value, list | tuple)
-        else str(value).lower()
-        if isinstance(value, bool)
-        else str(value)
-    )
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _path(points: Sequence[PointLike], options: Options) -> bytes:
@@ -352,61 +340,38 @@ def images_of_request(scale: int, limit: int = FEW) -> int:
 
 
 def _uploads(
-    build: Callable[[Sequence[bytes], Options], Call[ResultT]],
-    images: PictureLike | Sequence[PictureLike],
-    options: Options,
-) -> Call[ResultT] | Split[ResultT]:
-    contents = _inputs.pictures(images)
-    if len(contents) == 1:
-        return build(contents, options)
-    sources: Any = images
-    if len(contents) <= images_of_request(options.get("scale", 1)) and sum(map(len, contents)) <= _SMALL:
-        return _placed(build(contents, options), 0, sources)
+    path: str, parse: Callable[[Response], ResultT], images: PictureLike | Sequence[PictureLike], options: Options
+) -> Calls[ResultT]:
+    contents, sent = _inputs.pictures(images), _encoded_masks(options)
+    sizes, scale = [len(data) + _PER_PART for data in contents], options.get("scale", 1)
+    if "masks" in sent:
+        if len(sent["masks"]) != len(contents):
+            raise InputError(f"masks: {len(sent['masks'])} for {len(contents)} images")
+        # These bodies are JSON: base64 makes 4 bytes of 3.
+        sizes = [(size + len(mask)) * 4 // 3 for size, mask in zip(sizes, sent["masks"], strict=True)]
+
+    def call(chosen: slice) -> Call[ResultT]:
+        own = {**sent, "masks": sent["masks"][chosen]} if "masks" in sent else sent
+        part = _call(path, parse, own, _upload(contents[chosen], own))
+        return part if len(contents) == 1 else _placed(part, chosen.start, cast(Sequence[object], images))
 
     def parts(limits: Limits) -> list[Callable[[], Call[ResultT]]]:
-        own = _encoded_masks(options, len(contents))
-        return [
-            partial(_part, build, contents, own, sources, chosen)
-            for chosen in _groups(
-                _sizes(contents, own),
-                images_of_request(options.get("scale", 1), limits.images),
-                limits.body_bytes - _ROOM - len(own.get("mask", b"")),
-            )
-        ]
+        room = limits.body_bytes - _ROOM - len(sent.get("mask", b""))
+        return [partial(call, chosen) for chosen in _groups(sizes, images_of_request(scale, limits.images), room)]
 
+    if len(contents) == 1 or (len(contents) <= images_of_request(scale) and sum(sizes) <= _SMALL):
+        return call(slice(0, None))
     return Split(_models(options), parts)
 
 
-def _part(
-    build: Callable[[Sequence[bytes], Options], Call[ResultT]],
-    contents: Sequence[bytes],
-    options: Options,
-    sources: Sequence[object],
-    chosen: slice,
-) -> Call[ResultT]:
-    own = {**options, "masks": options["masks"][chosen]} if "masks" in options else options
-    return _placed(build(contents[chosen], own), chosen.start, sources)
-
-
-def _encoded_masks(options: Options, count: int) -> dict[str, Any]:
+def _encoded_masks(options: Options) -> dict[str, Any]:
     """The options with masks as bytes, so that no part encodes them again."""
     encoded = dict(options)
     if "mask" in options:
         encoded["mask"] = _inputs.mask(options["mask"], "mask")
     if "masks" in options:
         encoded["masks"] = [_inputs.mask(item, f"masks.{i}") for i, item in enumerate(options["masks"])]
-        if len(encoded["masks"]) != count:
-            raise InputError(f"masks: {len(encoded['masks'])} for {count} images")
     return encoded
-
-
-def _sizes(contents: Sequence[bytes], options: Options) -> list[int]:
-    """Bytes of a body for each image."""
-    sizes = [len(data) + _PER_PART for data in contents]
-    if "masks" not in options:
-        return sizes
-    # These bodies are JSON: base64 makes 4 bytes of 3.
-    return [(size + len(mask)) * 4 // 3 + _PER_PART for size, mask in zip(sizes, options["masks"], strict=True)]
 
 
 def _groups(sizes: Sequence[int], most: int, room: int) -> Iterator[slice]:

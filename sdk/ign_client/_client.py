@@ -12,13 +12,25 @@ from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from functools import update_wrapper
 from types import GenericAlias
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import (
+    Any,
+    ClassVar,
+    Concatenate,
+    Generic,
+    ParamSpec,
+    Self,
+    TypeVar,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from ign_client import _calls
 from ign_client._calls import CONCURRENT, Calls, Split, join
 from ign_client._errors import InputError, TransportError
 from ign_client._results import Image, Limits
-from ign_client._settings import DEFAULT_TIMEOUT_S, Settings, resolve
+from ign_client._settings import DEFAULT_TIMEOUT_S, resolve
 from ign_client._stream import AsyncStream, EventReader, Stream
 from ign_client._transport import (
     AsyncHttpClient,
@@ -33,6 +45,9 @@ from ign_client._wire import Call, attempts
 P = ParamSpec("P")
 T = TypeVar("T")
 ImageT = TypeVar("ImageT", bound=Image)
+TransportT = TypeVar("TransportT")
+HttpClientT = TypeVar("HttpClientT")
+WaitT = TypeVar("WaitT")
 M = TypeVar("M", bound=Callable[..., Any])
 
 
@@ -91,13 +106,30 @@ def _like(build: Callable[..., Any], method: M, stream: type | None = None) -> M
     return method
 
 
-class _Common:
+class _Common(Generic[TransportT, HttpClientT, WaitT]):
     """Arguments and properties that both clients share."""
 
-    def __init__(self, settings: Settings, transport: object, http_client: object) -> None:
+    _network: ClassVar[Callable[..., Any]]
+    _default_sleep: ClassVar[Callable[[float], Any]]
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        *,
+        api_key: str | None = None,
+        timeout: float | None = DEFAULT_TIMEOUT_S,
+        max_retries: int = 2,
+        transport: TransportT | None = None,
+        http_client: HttpClientT | None = None,
+        sleep: Callable[[float], WaitT] | None = None,
+        clock: Callable[[], float] = time.time,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
         if transport is not None and http_client is not None:
             raise InputError("transport: give transport or http_client, not both")
-        self._settings = settings
+        self._settings = resolve(base_url, api_key, timeout, max_retries, clock, jitter)
+        self._sleep: Callable[[float], WaitT] = sleep or type(self)._default_sleep
+        self._transport = type(self)._network(self._settings, transport, http_client)
         self._limits: Limits | None = None  # asked for when a call may exceed them
 
     @property
@@ -110,7 +142,7 @@ class _Common:
         return f"{name}({settings.base_url!r}, timeout={settings.timeout!r}, max_retries={settings.max_retries})"
 
 
-class Client(_Common):
+class Client(_Common[HttpTransport, HttpClient, object]):
     """Blocking client of ign-service. Threads may share it. Close it, or use it in a `with` statement.
 
     Args:
@@ -120,30 +152,16 @@ class Client(_Common):
         max_retries: attempts after the first one, for status 408, 429, 502, 503 and 504 and for transport errors.
         transport: an httpx transport instead of the network.
         http_client: an `httpx.Client` with its own settings (proxies, certificates); the caller closes it.
-        sleep: waits for a number of seconds.
+        sleep: waits for a number of seconds; `time.sleep` by default.
         clock: returns seconds since the epoch.
-        jitter: returns uniform random numbers in [0, 1).
+        jitter: returns uniform random numbers in [0, 1), so that clients that failed together do not retry together.
 
     Raises:
         InputError: an argument or an environment variable is invalid.
     """
 
-    def __init__(
-        self,
-        base_url: str | None = None,
-        *,
-        api_key: str | None = None,
-        timeout: float | None = DEFAULT_TIMEOUT_S,
-        max_retries: int = 2,
-        transport: HttpTransport | None = None,
-        http_client: HttpClient | None = None,
-        sleep: Callable[[float], object] = time.sleep,
-        clock: Callable[[], float] = time.time,
-        jitter: Callable[[], float] = random.random,
-    ) -> None:
-        super().__init__(resolve(base_url, api_key, timeout, max_retries, clock, jitter), transport, http_client)
-        self._sleep = sleep
-        self._transport = Transport(self._settings, transport, http_client)
+    _network, _default_sleep = Transport, time.sleep
+    _transport: Transport
 
     generate = _blocking(_calls.generate)
     generate_as = _blocking(_calls.generate_as)
@@ -198,29 +216,15 @@ class Client(_Common):
                 pool.shutdown(wait=False, cancel_futures=True)
 
 
-class AsyncClient(_Common):
+class AsyncClient(_Common[AsyncHttpTransport, AsyncHttpClient, Awaitable[object]]):
     """Asyncio client of ign-service. Close it with `aclose`, or use it in an `async with` statement.
 
     The arguments are those of `Client`, with an `httpx.AsyncClient`, an asynchronous transport (`httpx.ASGITransport`
     calls an app in the same process) and an asynchronous ``sleep``.
     """
 
-    def __init__(
-        self,
-        base_url: str | None = None,
-        *,
-        api_key: str | None = None,
-        timeout: float | None = DEFAULT_TIMEOUT_S,
-        max_retries: int = 2,
-        transport: AsyncHttpTransport | None = None,
-        http_client: AsyncHttpClient | None = None,
-        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
-        clock: Callable[[], float] = time.time,
-        jitter: Callable[[], float] = random.random,
-    ) -> None:
-        super().__init__(resolve(base_url, api_key, timeout, max_retries, clock, jitter), transport, http_client)
-        self._sleep = sleep
-        self._transport = AsyncTransport(self._settings, transport, http_client)
+    _network, _default_sleep = AsyncTransport, asyncio.sleep
+    _transport: AsyncTransport
 
     generate = _awaited(_calls.generate)
     generate_as = _awaited(_calls.generate_as)

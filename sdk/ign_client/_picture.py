@@ -52,7 +52,7 @@ class Picture:
     format: str
 
     def to_pil(self) -> "PIL.Image.Image":
-        """Decode the image; an animation supports `seek`. ``npy`` is an `InputError`: it holds the model's own values."""
+        """Decode the image; an animation supports `seek`. ``npy``, an array, is an `InputError`."""
         if self.format == "npy":
             raise InputError("format npy holds the model's own numbers: use to_numpy(), or ask for another format")
         image: PIL.Image.Image = _extras.pillow().open(io.BytesIO(self.bytes))
