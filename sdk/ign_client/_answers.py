@@ -10,27 +10,12 @@ from collections.abc import Callable
 from dataclasses import MISSING, fields
 from typing import Any, Final, TypeVar
 
+from ign_client import _results as results
 from ign_client._picture import MEDIA
-from ign_client._results import (
-    Card,
-    Frame,
-    Image,
-    Images,
-    Limits,
-    ModelRef,
-    Models,
-    ProjectedImage,
-    Raw,
-    Readiness,
-    Score,
-    Scores,
-    Step,
-    Timing,
-)
 from ign_client._wire import Response
 
 T = TypeVar("T")
-ImageT = TypeVar("ImageT", bound=Image)
+ImageT = TypeVar("ImageT", bound=results.Image)
 Document = dict[str, Any]
 Build = Callable[[Document], ImageT]
 """Builds the value object of one member of `images`."""
@@ -57,19 +42,19 @@ def value(kind: type[T], member: Document, **others: Any) -> T:
     return kind(**found, **others)
 
 
-def image(member: Document) -> Image:
+def image(member: Document) -> results.Image:
     """One image of `/generate` and `/latent-arithmetic`."""
-    return _image(Image, member)
+    return _image(results.Image, member)
 
 
-def projected(member: Document) -> ProjectedImage:
+def projected(member: Document) -> results.ProjectedImage:
     """One image of `/project`."""
-    return _image(ProjectedImage, member)
+    return _image(results.ProjectedImage, member)
 
 
-def frame(member: Document) -> Frame:
+def frame(member: Document) -> results.Frame:
     """One image of `/latent-interpolate`."""
-    return _image(Frame, member)
+    return _image(results.Frame, member)
 
 
 def _image(kind: type[ImageT], member: Document) -> ImageT:
@@ -78,42 +63,42 @@ def _image(kind: type[ImageT], member: Document) -> ImageT:
     return value(kind, member, bytes=_data(member["data"]), trajectory=trajectory)
 
 
-def images(build: Build[ImageT]) -> Callable[[Response], Images[ImageT]]:
+def images(build: Build[ImageT]) -> Callable[[Response], results.Images[ImageT]]:
     """A parser of responses whose pictures ``build`` creates."""
 
-    def parse(response: Response) -> Images[ImageT]:
+    def parse(response: Response) -> results.Images[ImageT]:
         return images_of(document(response), build)
 
     return parse
 
 
-def images_of(answer: Document, build: Build[ImageT]) -> Images[ImageT]:
+def images_of(answer: Document, build: Build[ImageT]) -> results.Images[ImageT]:
     """The result in the JSON object of a response."""
-    return Images(images=tuple(map(build, answer["images"])), seed=answer.get("seed"), **_head(answer))
+    return results.Images(images=tuple(map(build, answer["images"])), seed=answer.get("seed"), **_head(answer))
 
 
-def step(event: Document) -> Step:
+def step(event: Document) -> results.Step:
     """One recorded step, from an event of a stream or from `trajectory`."""
-    return value(Step, event, bytes=_data(event["data"]))
+    return value(results.Step, event, bytes=_data(event["data"]))
 
 
-def scores(response: Response) -> Scores:
+def scores(response: Response) -> results.Scores:
     """The answer of `/score`."""
     answer = document(response)
-    return Scores(images=tuple(value(Score, member) for member in answer["images"]), **_head(answer))
+    return results.Scores(images=tuple(value(results.Score, member) for member in answer["images"]), **_head(answer))
 
 
-def raw(response: Response) -> Raw:
+def raw(response: Response) -> results.Raw:
     """A response that is one file; the metadata is in its headers."""
     headers = response.headers
     name, version, digest = re.split("[/@]", headers["x-ign-model"])
     times = {f"{part}_ms": float(duration) for part, duration in _DURATION.findall(headers["server-timing"])}
-    return Raw(
+    return results.Raw(
         bytes=response.content,
         format=FORMATS[response.media_type],
-        model=ModelRef(name=name, version=version, digest=digest),
+        model=results.ModelRef(name=name, version=version, digest=digest),
         request_id=headers["x-request-id"],
-        timing=value(Timing, times),
+        timing=value(results.Timing, times),
         seed=int(headers["x-ign-seed"]) if "x-ign-seed" in headers else None,
         steps=tuple(int(text) for text in headers["x-ign-steps"].split(",")),
         distance=_numbers(headers["x-ign-distance"]),
@@ -121,38 +106,38 @@ def raw(response: Response) -> Raw:
     )
 
 
-def models(response: Response) -> Models:
+def models(response: Response) -> results.Models:
     """The answer of `/models`."""
     answer = document(response)
     cards = tuple(map(_card, answer["models"]))
-    return Models(models=cards, default=answer["default"], limits=value(Limits, answer["limits"]))
+    return results.Models(models=cards, default=answer["default"], limits=value(results.Limits, answer["limits"]))
 
 
-def card(response: Response) -> Card:
+def card(response: Response) -> results.Card:
     """The answer of `/models/…`."""
     return _card(document(response))
 
 
-def readiness(response: Response) -> Readiness:
+def readiness(response: Response) -> results.Readiness:
     """The response of `/readyz` with status 200 or 503."""
     if response.status == 200:
         status = document(response)["status"]
-        return Readiness(ready=status == "ready", detail=status)
-    return Readiness(ready=False, detail=response.problem(now=0.0).detail)
+        return results.Readiness(ready=status == "ready", detail=status)
+    return results.Readiness(ready=False, detail=response.problem(now=0.0).detail)
 
 
 def _head(answer: Document) -> Document:
     return {
-        "model": value(ModelRef, answer["model"]),
+        "model": value(results.ModelRef, answer["model"]),
         "request_id": answer["request_id"],
-        "timing": value(Timing, answer["timing"]),
+        "timing": value(results.Timing, answer["timing"]),
     }
 
 
-def _card(member: Document) -> Card:
+def _card(member: Document) -> results.Card:
     channels, height, width = member["shape"]
     low, high = member["range"]
-    return value(Card, member, shape=(channels, height, width), range=(low, high), document=member)
+    return value(results.Card, member, shape=(channels, height, width), range=(low, high), document=member)
 
 
 def _data(text: str) -> bytes:

@@ -21,44 +21,17 @@ from typing import Any, Final, Generic, TypeAlias, TypeVar, Unpack, cast
 from urllib.parse import quote
 
 from ign_client import _answers, _inputs
+from ign_client import _options as lists
+from ign_client import _results as results
 from ign_client._errors import FieldError, InputError, StatusError
 from ign_client._inputs import PictureLike, PointLike, Term
-from ign_client._options import (
-    Connection,
-    Format,
-    GenerateFileOptions,
-    GenerateOptions,
-    PathFileOptions,
-    PathForm,
-    PathOptions,
-    ProjectFileOptions,
-    ProjectOptions,
-    ScoreOptions,
-    SumFileOptions,
-    SumOptions,
-    checked,
-    described,
-)
+from ign_client._options import Connection, Format, PathForm, checked, described
 from ign_client._picture import MEDIA
-from ign_client._results import (
-    Card,
-    Frame,
-    Image,
-    Images,
-    Limits,
-    Models,
-    ProjectedImage,
-    Raw,
-    Readiness,
-    Score,
-    Scores,
-    Timing,
-)
 from ign_client._stream import EventReader, events
 from ign_client._wire import EVENTS, Body, Call, MultipartBody, Response
 
 T = TypeVar("T")
-ResultT = TypeVar("ResultT", Images[Image], Images[ProjectedImage], Scores)
+ResultT = TypeVar("ResultT", results.Images[results.Image], results.Images[results.ProjectedImage], results.Scores)
 Options: TypeAlias = Mapping[str, Any]
 
 CONCURRENT: Final = 4
@@ -81,15 +54,15 @@ class Split(Generic[T]):
         parts: builders of the requests, in order; each encodes its images only when it is called.
     """
 
-    models: Call[Models]
-    parts: Callable[[Limits], Sequence[Callable[[], Call[T]]]]
+    models: Call[results.Models]
+    parts: Callable[[results.Limits], Sequence[Callable[[], Call[T]]]]
 
 
 Calls: TypeAlias = Call[T] | Split[T]
 
 
 @described
-def generate(**options: Unpack[GenerateOptions]) -> Calls[Images[Image]]:
+def generate(**options: Unpack[lists.GenerateOptions]) -> Calls[results.Images[results.Image]]:
     """Generate images: f^k(z) of seeded noise z."""
     n, scale = options.get("n", 1), options.get("scale", 1)
     if n <= images_of_request(scale):
@@ -97,7 +70,7 @@ def generate(**options: Unpack[GenerateOptions]) -> Calls[Images[Image]]:
     # All parts need the same seed, so the client chooses it.
     whole: dict[str, Any] = {"seed": secrets.randbits(32), "offset": 0, **options}
 
-    def parts(limits: Limits) -> list[Callable[[], Call[Images[Image]]]]:
+    def parts(limits: results.Limits) -> list[Callable[[], Call[results.Images[results.Image]]]]:
         size = images_of_request(scale, limits.n)
         return [
             partial(_generate, {**whole, "n": min(size, n - start), "offset": whole["offset"] + start})
@@ -108,7 +81,7 @@ def generate(**options: Unpack[GenerateOptions]) -> Calls[Images[Image]]:
 
 
 @described
-def generate_as(form: Format, **options: Unpack[GenerateFileOptions]) -> Call[Raw]:
+def generate_as(form: Format, **options: Unpack[lists.GenerateFileOptions]) -> Call[results.Raw]:
     """Like `generate`, but as one file: an image, a near-square contact sheet, or ``npy`` float32 (N, C, H, W).
 
     Args:
@@ -118,7 +91,7 @@ def generate_as(form: Format, **options: Unpack[GenerateFileOptions]) -> Call[Ra
 
 
 @described
-def stream_generate(**options: Unpack[GenerateOptions]) -> Call[EventReader[Image]]:
+def stream_generate(**options: Unpack[lists.GenerateOptions]) -> Call[EventReader[results.Image]]:
     """Like `generate`, but as a stream of events: `Step` for each recorded and each last step, `Progress`, and `Done`.
 
     ``timeout`` limits the wait for the first event. The client retries only before the first event. Closing the
@@ -130,8 +103,8 @@ def stream_generate(**options: Unpack[GenerateOptions]) -> Call[EventReader[Imag
 
 @described
 def project(
-    images: PictureLike | Sequence[PictureLike], **options: Unpack[ProjectOptions]
-) -> Calls[Images[ProjectedImage]]:
+    images: PictureLike | Sequence[PictureLike], **options: Unpack[lists.ProjectOptions]
+) -> Calls[results.Images[results.ProjectedImage]]:
     """Project images onto the model's distribution: f^k(x).
 
     Args:
@@ -142,8 +115,8 @@ def project(
 
 @described
 def project_as(
-    form: Format, images: PictureLike | Sequence[PictureLike], **options: Unpack[ProjectFileOptions]
-) -> Call[Raw]:
+    form: Format, images: PictureLike | Sequence[PictureLike], **options: Unpack[lists.ProjectFileOptions]
+) -> Call[results.Raw]:
     """Like `project`, but as one file: an image, a near-square contact sheet, or ``npy`` float32 (N, C, H, W).
 
     Args:
@@ -155,8 +128,8 @@ def project_as(
 
 @described
 def stream_project(
-    images: PictureLike | Sequence[PictureLike], **options: Unpack[ProjectOptions]
-) -> Call[EventReader[ProjectedImage]]:
+    images: PictureLike | Sequence[PictureLike], **options: Unpack[lists.ProjectOptions]
+) -> Call[EventReader[results.ProjectedImage]]:
     """Like `project`, but as a stream of events; see `stream_generate`.
 
     Args:
@@ -167,7 +140,7 @@ def stream_project(
 
 
 @described
-def score(images: PictureLike | Sequence[PictureLike], **options: Unpack[ScoreOptions]) -> Calls[Scores]:
+def score(images: PictureLike | Sequence[PictureLike], **options: Unpack[lists.ScoreOptions]) -> Calls[results.Scores]:
     """Score images: the distance that f moves them, compared with held-out real images.
 
     Args:
@@ -177,7 +150,9 @@ def score(images: PictureLike | Sequence[PictureLike], **options: Unpack[ScoreOp
 
 
 @described
-def latent_interpolate(points: Sequence[PointLike], **options: Unpack[PathOptions]) -> Call[Images[Frame]]:
+def latent_interpolate(
+    points: Sequence[PointLike], **options: Unpack[lists.PathOptions]
+) -> Call[results.Images[results.Frame]]:
     """Apply f^k along a path of latents, or over a grid between four latents.
 
     Args:
@@ -188,7 +163,9 @@ def latent_interpolate(points: Sequence[PointLike], **options: Unpack[PathOption
 
 
 @described
-def latent_interpolate_as(form: PathForm, points: Sequence[PointLike], **options: Unpack[PathFileOptions]) -> Call[Raw]:
+def latent_interpolate_as(
+    form: PathForm, points: Sequence[PointLike], **options: Unpack[lists.PathFileOptions]
+) -> Call[results.Raw]:
     """Like `latent_interpolate`, but as one file.
 
     ``gif``, ``apng`` and ``webp`` are an animation, ``png`` and ``jpeg`` a strip, and ``npy`` is float32 (N, C, H, W).
@@ -201,7 +178,9 @@ def latent_interpolate_as(form: PathForm, points: Sequence[PointLike], **options
 
 
 @described
-def latent_arithmetic(terms: Sequence[Term | PointLike], **options: Unpack[SumOptions]) -> Call[Images[Image]]:
+def latent_arithmetic(
+    terms: Sequence[Term | PointLike], **options: Unpack[lists.SumOptions]
+) -> Call[results.Images[results.Image]]:
     """Apply f^k to a weighted sum of latents; the result is one image.
 
     Args:
@@ -212,8 +191,8 @@ def latent_arithmetic(terms: Sequence[Term | PointLike], **options: Unpack[SumOp
 
 @described
 def latent_arithmetic_as(
-    form: Format, terms: Sequence[Term | PointLike], **options: Unpack[SumFileOptions]
-) -> Call[Raw]:
+    form: Format, terms: Sequence[Term | PointLike], **options: Unpack[lists.SumFileOptions]
+) -> Call[results.Raw]:
     """Like `latent_arithmetic`, but as one file.
 
     Args:
@@ -224,13 +203,13 @@ def latent_arithmetic_as(
 
 
 @described
-def models(**options: Unpack[Connection]) -> Call[Models]:
+def models(**options: Unpack[Connection]) -> Call[results.Models]:
     """The models in service, the default model, and the limits of a request."""
     return _models(options)
 
 
 @described
-def model(name: str, **options: Unpack[Connection]) -> Call[Card]:
+def model(name: str, **options: Unpack[Connection]) -> Call[results.Card]:
     """The complete card of one model.
 
     Args:
@@ -243,7 +222,7 @@ def model(name: str, **options: Unpack[Connection]) -> Call[Card]:
 
 
 @described
-def ready(**options: Unpack[Connection]) -> Call[Readiness]:
+def ready(**options: Unpack[Connection]) -> Call[results.Readiness]:
     """Whether the service accepts requests. Status 503 is a result here: it is neither raised nor retried."""
     return replace(_call("/readyz", _answers.readiness, options, None), statuses=frozenset({200, 503}))
 
@@ -263,17 +242,17 @@ def _call(
     )
 
 
-def _file(path: str, form: str, options: Options, body: Body) -> Call[Raw]:
+def _file(path: str, form: str, options: Options, body: Body) -> Call[results.Raw]:
     if form not in list(MEDIA):  # of a caller without type checks, it may be unhashable
         raise InputError(f"form: expected one of {', '.join(MEDIA)}, not {form!r}")
     return _call(path, _answers.raw, options, body, MEDIA[form])
 
 
-def _models(options: Options) -> Call[Models]:
+def _models(options: Options) -> Call[results.Models]:
     return _call("/models", _answers.models, options, None)
 
 
-def _generate(options: Options) -> Call[Images[Image]]:
+def _generate(options: Options) -> Call[results.Images[results.Image]]:
     return _call("/generate", _answers.images(_answers.image), options, _json(options))
 
 
@@ -355,7 +334,7 @@ def _uploads(
         part = _call(path, parse, own, _upload(contents[chosen], own))
         return part if len(contents) == 1 else _placed(part, chosen.start, cast(Sequence[object], images))
 
-    def parts(limits: Limits) -> list[Callable[[], Call[ResultT]]]:
+    def parts(limits: results.Limits) -> list[Callable[[], Call[ResultT]]]:
         room = limits.body_bytes - _ROOM - len(sent.get("mask", b""))
         return [partial(call, chosen) for chosen in _groups(sizes, images_of_request(scale, limits.images), room)]
 
@@ -385,11 +364,11 @@ def _groups(sizes: Sequence[int], most: int, room: int) -> Iterator[slice]:
     yield slice(start, len(sizes))
 
 
-def join(results: Sequence[Any]) -> Any:
+def join(parts: Sequence[Any]) -> Any:
     """One result of all parts: model and request id of the first, times added."""
-    members = tuple(member for result in results for member in result.images)
-    times = {item.name: sum(getattr(result.timing, item.name) for result in results) for item in fields(Timing)}
-    return replace(results[0], images=members, timing=Timing(**times))
+    members = tuple(member for result in parts for member in result.images)
+    times = {item.name: sum(getattr(result.timing, item.name) for result in parts) for item in fields(results.Timing)}
+    return replace(parts[0], images=members, timing=results.Timing(**times))
 
 
 def _placed(call: Call[ResultT], start: int, sources: Sequence[object]) -> Call[ResultT]:
@@ -404,7 +383,7 @@ def _placed(call: Call[ResultT], start: int, sources: Sequence[object]) -> Call[
 
 def _moved(member: Any, start: int) -> Any:
     index = member.index + start
-    if isinstance(member, Score):
+    if isinstance(member, results.Score):
         return replace(member, index=index)
     return replace(member, index=index, trajectory=tuple(replace(step, index=index) for step in member.trajectory))
 

@@ -11,7 +11,6 @@ Exit status:
 
 import argparse
 import json
-import math
 import re
 import secrets
 import sys
@@ -20,31 +19,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, TypeVar, get_args, get_origin
 
+from ign_client import _errors as errors
+from ign_client import _options as lists
 from ign_client._batches import ResultsClosed, Terminal, check_free, for_each_item, list_images, require_file
 from ign_client._calls import FEW, images_of_request
 from ign_client._client import Client
-from ign_client._errors import (
-    ConnectionFailed,
-    DeadlineExceeded,
-    IgnError,
-    InputError,
-    TooManyRequests,
-    TransportError,
-    Unavailable,
-    UnexpectedAnswer,
-)
 from ign_client._inputs import PointLike, Seed
-from ign_client._options import (
-    Format,
-    GenerateFileOptions,
-    GenerateOptions,
-    Invert,
-    PathFileOptions,
-    PathOptions,
-    ProjectOptions,
-    ScoreOptions,
-    options_of,
-)
 from ign_client._picture import SUFFIXES, Picture
 from ign_client._results import MEASURES, MODEL_COLUMNS, Score, model_rows
 from ign_client._settings import DEFAULT_TIMEOUT_S
@@ -53,21 +33,18 @@ from ign_client._version import __version__
 K = TypeVar("K")
 
 DONE, REFUSED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
-_UNREACHABLE_ERRORS: Final = (TransportError, UnexpectedAnswer, TooManyRequests, Unavailable, DeadlineExceeded)
-_SUFFIX_OF: Final = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "npy": ".npy"}
+_UNREACHABLE_ERRORS: Final = (
+    errors.TransportError,
+    errors.UnexpectedAnswer,
+    errors.TooManyRequests,
+    errors.Unavailable,
+    errors.DeadlineExceeded,
+)
 _SHOWN_MEASURES: Final = MEASURES[1:]  # the file stands for the index
 
 
 def main(arguments: Sequence[str] | None = None, terminal: Terminal | None = None) -> int:
-    """Run one command.
-
-    Args:
-        arguments: without the name of the program; those of the process by default.
-        terminal: stdout and stderr by default.
-
-    Returns:
-        The exit status.
-    """
+    """Run one command; return the exit status. The arguments are those of the process by default, without its name."""
     return run(parse(parser(), arguments), terminal or Terminal(sys.stdout, sys.stderr))
 
 
@@ -89,9 +66,9 @@ def run(options: argparse.Namespace, terminal: Terminal, hint: str = "") -> int:
         return INTERRUPTED
     except ResultsClosed:
         return REFUSED
-    except (IgnError, OSError) as exc:
+    except (errors.IgnError, OSError) as exc:
         terminal.error(f"{options.command.prog.split()[0]}: {exc}")
-        if hint and isinstance(exc, ConnectionFailed):
+        if hint and isinstance(exc, errors.ConnectionFailed):
             terminal.error(hint)
         return _status(exc)
     terminal.end()
@@ -99,7 +76,7 @@ def run(options: argparse.Namespace, terminal: Terminal, hint: str = "") -> int:
 
 
 def _status(exc: Exception) -> int:
-    if isinstance(exc, InputError):
+    if isinstance(exc, errors.InputError):
         return USAGE
     return UNREACHABLE if isinstance(exc, _UNREACHABLE_ERRORS) else REFUSED
 
@@ -143,9 +120,9 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 def _generate(commands: Commands) -> None:
     command = commands.add_parser("generate", help="generate pictures from noise")
     command.set_defaults(run=generate)
-    _add(command, GenerateOptions, "n", "seed", "offset", "noise_scale")
+    _add(command, lists.GenerateOptions, "n", "seed", "offset", "noise_scale")
     _common(command)
-    _add(command, GenerateFileOptions, "columns", "gap")
+    _add(command, lists.GenerateFileOptions, "columns", "gap")
     _output(command, "folder for one file each, or a file (.png .jpg .webp .npy) for a sheet of all")
     command.add_argument("--skip-existing", action="store_true", help="skip pictures whose file exists")
 
@@ -154,7 +131,7 @@ def _project(commands: Commands) -> None:
     command = commands.add_parser("project", help="project pictures")
     command.set_defaults(run=project)
     command.add_argument("inputs", nargs="+", metavar="INPUT", help="pictures, or folders of pictures")
-    _add(command, ProjectOptions, "strength", "resize", "invert")
+    _add(command, lists.ProjectOptions, "strength", "resize", "invert")
     command.add_argument("--mask", type=Path, help="picture: white = regenerate, black = keep")
     _common(command)
     _output(command, "folder, in which files keep their names; or for one picture a file (.png .jpg .webp .npy)")
@@ -165,11 +142,11 @@ def _interpolate(commands: Commands) -> None:
     command = commands.add_parser("interpolate", help="interpolate between seeds, pictures or .npy latents")
     command.set_defaults(run=interpolate)
     command.add_argument("points", nargs="+", metavar="POINT", help="SEED, SEED:INDEX, or a picture or .npy file")
-    _add(command, PathFileOptions, "frames", "method", "loop")
+    _add(command, lists.PathFileOptions, "frames", "method", "loop")
     command.add_argument("--grid", metavar="ROWSxCOLS", help="grid between four points, instead of a path")
-    _add(command, PathFileOptions, "fps")
+    _add(command, lists.PathFileOptions, "fps")
     _common(command)
-    _add(command, PathFileOptions, "columns", "gap")
+    _add(command, lists.PathFileOptions, "columns", "gap")
     _output(command, "file: .gif .apng .webp animate, .png .jpg are a strip, .npy an array; or a folder for the frames")
 
 
@@ -179,12 +156,12 @@ def _score(commands: Commands) -> None:
     command.add_argument("inputs", nargs="+", metavar="INPUT", help="pictures, or folders of pictures")
     command.add_argument("--json", action="store_true", help="write a line of JSON for each picture instead")
     command.add_argument("--jobs", type=_jobs, default=4, help="requests at a time (4)")
-    _add(command, ScoreOptions, "model", "resize", "invert")
+    _add(command, lists.ScoreOptions, "model", "resize", "invert")
 
 
 def _common(command: argparse.ArgumentParser) -> None:
-    _add(command, GenerateOptions, "model", "steps", "scale", "resample")
-    command.add_argument("--format", choices=get_args(Format), help="format of the files in a folder (png)")
+    _add(command, lists.GenerateOptions, "model", "steps", "scale", "resample")
+    command.add_argument("--format", choices=get_args(lists.Format), help="format of the files in a folder (png)")
     command.add_argument("--jobs", type=_jobs, default=4, help="requests at a time (4)")
 
 
@@ -195,7 +172,7 @@ def _output(command: argparse.ArgumentParser, what: str) -> None:
 
 def _add(command: argparse.ArgumentParser, kind: Any, *names: str) -> None:
     """Add options of a method under their names, with the same default and meaning."""
-    options = options_of(kind)
+    options = lists.options_of(kind)
     for name in names:
         hint, default, text = options[name]
         text = text.replace("``", "") + ("" if default in (None, False) else f" ({default})")
@@ -207,11 +184,11 @@ def _argument(hint: Any) -> dict[str, Any]:
     """What argparse needs to know of an option of this type."""
     if hint is bool:
         return {"action": "store_true"}
-    if hint == Invert:
+    if hint == lists.Invert:
         return {"choices": ("auto", "true", "false")}
     if get_origin(hint) is Literal:
         return {"choices": get_args(hint)}
-    types: dict[Any, Callable[[str], object]] = {int: int, float: _finite, str: str}
+    types: dict[Any, Callable[[str], object]] = {int: int, float: float, str: str}
     return {"type": next(types[member] for member in (hint, *get_args(hint)) if member in types)}
 
 
@@ -219,16 +196,6 @@ def _jobs(text: str) -> int:
     if not (text.isdecimal() and 1 <= int(text) <= 64):
         raise argparse.ArgumentTypeError("expected 1 to 64")
     return int(text)
-
-
-def _finite(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise argparse.ArgumentTypeError(f"expected a number, not {text!r}")
-    return number
 
 
 def _output_path(text: str) -> Path:
@@ -239,7 +206,7 @@ def _output_path(text: str) -> Path:
 
 def _given(options: argparse.Namespace, kind: Any) -> dict[str, Any]:
     """The options of a method that the command has, too."""
-    given = {name: getattr(options, name) for name in options_of(kind) if hasattr(options, name)}
+    given = {name: getattr(options, name) for name in lists.options_of(kind) if hasattr(options, name)}
     if "invert" in given:
         given["invert"] = {"true": True, "false": False}.get(given["invert"], "auto")
     return given
@@ -252,17 +219,17 @@ def generate(client: Client, options: argparse.Namespace, terminal: Terminal) ->
     """Generate images into a folder, or as one sheet."""
     if form := _file_format(options):
         check_free([options.out], options.force)
-        sheet = client.generate_as(form, **_given(options, GenerateFileOptions))
+        sheet = client.generate_as(form, **_given(options, lists.GenerateFileOptions))
         _save(sheet, options.out)
         terminal.result(f"{options.out}: seed {sheet.seed}")
         return True
     if options.n < 1:
-        raise InputError(f"-n: expected 1 or more, not {options.n}")
+        raise errors.InputError(f"-n: expected 1 or more, not {options.n}")
     seed = secrets.randbits(32) if options.seed is None else options.seed
     indices = range(options.offset, options.offset + options.n)
     digits = len(str(indices[-1]))  # so that the names sort as the indices do
-    targets = {i: options.out / f"{seed}-{i:0{digits}}{_SUFFIX_OF[options.format]}" for i in indices}
-    targets, given = _wanted(targets, options), _given(options, GenerateOptions)
+    targets = {i: options.out / f"{seed}-{i:0{digits}}{_suffix(options)}" for i in indices}
+    targets, given = _wanted(targets, options), _given(options, lists.GenerateOptions)
 
     def generate_some(wanted: Sequence[int]) -> Iterator[tuple[int, Picture]]:
         for run in _runs(wanted):
@@ -287,15 +254,14 @@ def project(client: Client, options: argparse.Namespace, terminal: Terminal) -> 
     is_file = _file_format(options)
     sources = list_images(options.inputs)
     if is_file and len(sources) > 1:
-        raise InputError(f"--out: {out} is one file, but there are {len(sources)} pictures; name a folder")
+        raise errors.InputError(f"--out: {out} is one file, but there are {len(sources)} pictures; name a folder")
     targets = {
-        source: out if is_file else (out / name).with_suffix(_SUFFIX_OF[options.format])
-        for source, name in sources.items()
+        source: out if is_file else (out / name).with_suffix(_suffix(options)) for source, name in sources.items()
     }
     _check_distinct(targets)
     if options.mask is not None:
         options.mask = require_file(options.mask).read_bytes()
-    targets, given = _wanted(targets, options), _given(options, ProjectOptions)
+    targets, given = _wanted(targets, options), _given(options, lists.ProjectOptions)
 
     def project_some(some: Sequence[Path]) -> Iterable[tuple[Path, Picture]]:
         return zip(some, client.project(_one_or_more(some), **given), strict=True)
@@ -313,15 +279,15 @@ def interpolate(client: Client, options: argparse.Namespace, terminal: Terminal)
     target: Path = options.out
     if form := _file_format(options):
         check_free([target], options.force)
-        _save(client.latent_interpolate_as(form, points, **_given(options, PathFileOptions)), target)
+        _save(client.latent_interpolate_as(form, points, **_given(options, lists.PathFileOptions)), target)
         terminal.result(str(target))
         return True
     if target.is_dir() and any(target.iterdir()) and not options.force:
-        raise InputError(f"{target} is not empty; --force overwrites")
-    frames = client.latent_interpolate(points, **_given(options, PathOptions))
+        raise errors.InputError(f"{target} is not empty; --force overwrites")
+    frames = client.latent_interpolate(points, **_given(options, lists.PathOptions))
     digits = max(3, len(str(len(frames) - 1)))
     for frame in frames:
-        _save(frame, target / f"{frame.index:0{digits}}{_SUFFIX_OF[options.format]}")
+        _save(frame, target / f"{frame.index:0{digits}}{_suffix(options)}")
     terminal.result(f"{target}: {len(frames)} frames")
     return True
 
@@ -329,7 +295,7 @@ def interpolate(client: Client, options: argparse.Namespace, terminal: Terminal)
 def score(client: Client, options: argparse.Namespace, terminal: Terminal) -> bool:
     """Write a line with the scores of each image, in the order of the inputs."""
     sources = list(list_images(options.inputs))
-    given = _given(options, ScoreOptions)
+    given = _given(options, lists.ScoreOptions)
     scores: dict[Path, Score] = {}
 
     def score_some(some: Sequence[Path]) -> None:
@@ -361,11 +327,15 @@ def _file_format(options: argparse.Namespace) -> Any:
     if form is None:
         for name in ("columns", "gap"):
             if getattr(options, name, None):
-                raise InputError(f"--{name}: only a sheet has {name}; --out names a folder for one file each")
+                raise errors.InputError(f"--{name}: only a sheet has {name}; --out names a folder for one file each")
     elif options.format not in (None, form):
-        raise InputError(f"--format {options.format}: --out {options.out} is {form}; leave one of them out")
+        raise errors.InputError(f"--format {options.format}: --out {options.out} is {form}; leave one of them out")
     options.format = form or options.format or "png"
     return form
+
+
+def _suffix(options: argparse.Namespace) -> str:
+    return ".jpg" if options.format == "jpeg" else f".{options.format}"
 
 
 def _wanted(targets: dict[K, Path], options: argparse.Namespace) -> dict[K, Path]:
@@ -386,11 +356,7 @@ def _save_all(
 ) -> tuple[int, int]:
     """Save the images that ``make`` yields for groups of keys; returns how many were saved and how many rejected.
 
-    Args:
-        targets: file of each key.
-        make: called from several threads.
-        group: most keys of a group.
-        again: options with which the command goes on after an error.
+    ``make`` is called from several threads. With the options ``again`` the command goes on after an error.
     """
     saved: list[K] = []
 
@@ -427,7 +393,7 @@ def _check_distinct(targets: Mapping[Path, Path]) -> None:
     sources: dict[Path, Path] = {}
     for source, target in targets.items():
         if target in sources:
-            raise InputError(f"{sources[target]} and {source} would both become {target}")
+            raise errors.InputError(f"{sources[target]} and {source} would both become {target}")
         sources[target] = source
 
 
@@ -455,7 +421,7 @@ def _grid(text: str | None) -> tuple[int, int] | None:
         return None
     match = re.fullmatch(r"([0-9]{1,4})x([0-9]{1,4})", text)
     if match is None:
-        raise InputError(f"--grid: expected ROWSxCOLS, such as 5x5, not {text!r}")
+        raise errors.InputError(f"--grid: expected ROWSxCOLS, such as 5x5, not {text!r}")
     return int(match[1]), int(match[2])
 
 

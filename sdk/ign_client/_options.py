@@ -172,7 +172,8 @@ def described(build: Callable[P, T]) -> Callable[P, T]:
 
     The function receives the options that are not None, as JSON holds them.
     """
-    (kind,) = get_args(get_type_hints(build)["options"])
+    hints = get_type_hints(build)
+    (kind,) = get_args(hints["options"])
     options = options_of(kind)
     keywords = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=_shown(hint))

@@ -18,27 +18,10 @@ if TYPE_CHECKING:
     import PIL.Image
     from numpy.typing import NDArray
 
-SUFFIXES: Final = {
-    ".png": "png",
-    ".jpg": "jpeg",
-    ".jpeg": "jpeg",
-    ".webp": "webp",
-    ".gif": "gif",
-    ".apng": "apng",
-    ".npy": "npy",
-}
-"""File name suffix → format."""
-
-MEDIA: Final = {
-    "png": "image/png",
-    "jpeg": "image/jpeg",
-    "webp": "image/webp",
-    "gif": "image/gif",
-    "apng": "image/apng",
-    "npy": "application/x-npy",
-}
+MEDIA: Final = {form: f"image/{form}" for form in ("png", "jpeg", "webp", "gif", "apng")} | {"npy": "application/x-npy"}
 """Format → media type."""
-
+SUFFIXES: Final = {f".{form}": form for form in MEDIA} | {".jpg": "jpeg"}
+"""File name suffix → format."""
 _COMPATIBLE: Final = {("png", "apng"), ("apng", "png")}  # an APNG is a PNG with more frames
 _SHOWN_AS_COUNT: Final = {"images": "images", "trajectory": "steps"}
 _Bytes = bytes  # the class below has a field named `bytes`
@@ -99,24 +82,15 @@ class Picture:
 def result_repr(value: Any) -> str:
     """The repr of a result, without members that are None or empty; bytes and long lists are shown by their size."""
     parts = []
-    for field in fields(value):
-        member = getattr(value, field.name)
+    for name in (field.name for field in fields(value)):
+        member = getattr(value, name)
         if isinstance(member, bytes):
-            member = _Count(f"<{len(member)} bytes>")
-        elif field.name in _SHOWN_AS_COUNT:
-            member = member and _Count(f"<{len(member)} {_SHOWN_AS_COUNT[field.name]}>")
-        if member is not None and member != ():
-            parts.append(f"{field.name}={member!r}")
+            parts.append(f"{name}=<{len(member)} bytes>")
+        elif member and name in _SHOWN_AS_COUNT:
+            parts.append(f"{name}=<{len(member)} {_SHOWN_AS_COUNT[name]}>")
+        elif member is not None and member != ():
+            parts.append(f"{name}={member!r}")
     return f"{type(value).__name__}({', '.join(parts)})"
-
-
-class _Count(str):
-    """A text without quotes in its repr."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return str(self)
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -187,7 +187,7 @@ def _score_text(score: Score) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Card:
+class Card(ModelRef):
     """The card of a model, and how the service runs it.
 
     Args:
@@ -197,19 +197,11 @@ class Card:
         document: the complete card, as the service sent it.
     """
 
-    name: str
-    version: str
-    digest: str
     shape: tuple[int, int, int]
     range: tuple[float, float]
     device: str
     provider: str
     document: Mapping[str, Any] = field(repr=False)
-
-    @property
-    def ref(self) -> str:
-        """``name/version``, for the argument ``model``."""
-        return f"{self.name}/{self.version}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

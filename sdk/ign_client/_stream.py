@@ -1,7 +1,7 @@
 """Event streams, in three layers: bytes become server-sent events, those become `Event`s, and iterators do the I/O.
 
 ```text
-chunks ──Decoder──▶ ServerSentEvent ──EventReader──▶ Step | Progress | Done ──Stream, AsyncStream──▶ caller
+chunks ──Decoder──▶ (type, data) ──EventReader──▶ Step | Progress | Done ──Stream, AsyncStream──▶ caller
 ```
 """
 
@@ -9,7 +9,7 @@ import codecs
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
 from contextlib import aclosing, closing
-from typing import Any, Generic, NamedTuple, Self, TypeAlias, TypeVar
+from typing import Any, Generic, Self, TypeAlias, TypeVar
 
 from ign_client import _answers
 from ign_client._errors import UnexpectedAnswer, problem_from, status_error
@@ -18,13 +18,6 @@ from ign_client._wire import EVENTS, Response
 
 ImageT = TypeVar("ImageT", bound=Image)
 Event: TypeAlias = Step | Progress | Done[ImageT]
-
-
-class ServerSentEvent(NamedTuple):
-    """An event: its type, ``message`` by default, and its data lines, joined by line feeds."""
-
-    event: str
-    data: str
 
 
 class Decoder:
@@ -42,8 +35,8 @@ class Decoder:
         self._event = ""
         self._data: list[str] = []
 
-    def feed(self, chunk: bytes) -> list[ServerSentEvent]:
-        """The events that end in this chunk."""
+    def feed(self, chunk: bytes) -> list[tuple[str, str]]:
+        """Type and data of the events that end in this chunk; the type is ``message`` by default."""
         text = self._text.decode(chunk)
         if not text:
             return []
@@ -53,11 +46,11 @@ class Decoder:
         *lines, self._line = (self._line + rest).replace("\r\n", "\n").replace("\r", "\n").split("\n")
         return [event for line in lines if (event := self._take(line)) is not None]
 
-    def _take(self, line: str) -> ServerSentEvent | None:
+    def _take(self, line: str) -> tuple[str, str] | None:
         if not line:
             event, data = self._event, self._data
             self._event, self._data = "", []
-            return ServerSentEvent(event or "message", "\n".join(data)) if data else None
+            return (event or "message", "\n".join(data)) if data else None
         name, _, value = line.partition(":")
         value = value.removeprefix(" ")
         if name == "data":
@@ -81,10 +74,7 @@ def events(build: _answers.Build[ImageT], record: Sequence[int] | None) -> Calla
 class EventReader(Generic[ImageT]):
     """Turns chunks of bytes into events, and assembles the complete answer from them, without I/O.
 
-    Args:
-        response: its content is the first chunk; `rest` gives the caller the others.
-        build: builds the value object of one member of `images`.
-        record: steps that belong to trajectories; the service sends the last step of a row in any case.
+    ``record`` are the steps of trajectories; the service sends the last step of a row in any case.
     """
 
     def __init__(self, response: Response, build: _answers.Build[ImageT], record: frozenset[int]) -> None:

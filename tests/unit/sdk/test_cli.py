@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from ign_client import Client
-from ign_client._cli import main
 from ign_client._batches import Terminal
+from ign_client._cli import main
 from tests.contract.harness import Service, frames, pixels
 from tests.helpers.live import environment
 from tests.helpers.pictures import noise, save

@@ -7,10 +7,10 @@ from typing import Any
 
 import httpx
 import pytest
-
-from ign_client import AsyncClient, Client, InputError, InvalidContent, Limits, TooLarge
 from ign_client._calls.project import project
 from ign_client._split import Upload
+
+from ign_client import AsyncClient, Client, InputError, InvalidContent, Limits, TooLarge
 from tests.contract.harness import Service
 from tests.helpers.pictures import noise, save
 from tests.unit.sdk.asking import IMAGE, MODEL, TIMING, Ask, Canned

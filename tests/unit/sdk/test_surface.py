@@ -10,7 +10,6 @@ import pytest
 
 import ign_client
 from ign_client import AsyncClient, AsyncStream, Client, InputError, Stream
-from ign_client._settings import resolve
 from tests.unit.sdk.asking import Canned, generated, ready
 
 METHODS = [
@@ -117,8 +116,12 @@ def test_streams_have_the_same_faces() -> None:
         ("http://[::1]:9000/ign/", {"IGN_BASE_URL": "https://ign.example"}, "http://[::1]:9000/ign"),
     ],
 )
-def test_where_the_service_is(base_url: str | None, environ: dict[str, str], expected: str) -> None:
-    assert XX.base_url == expected
+def test_where_the_service_is(
+    base_url: str | None, environ: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    assert Client(base_url, transport=Canned()).base_url == expected
 
 
 @pytest.mark.parametrize(
