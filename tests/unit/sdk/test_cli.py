@@ -18,7 +18,7 @@ from ign_client._cli import main
 from tests.contract.harness import Service, frames, pixels
 from tests.helpers.live import environment
 from tests.helpers.pictures import noise, save
-from tests.unit.sdk.asking import IMAGE, Answer, Canned, generated, refusal
+from tests.unit.sdk.clients import IMAGE, Answer, Canned, generated, refusal
 
 PICTURE = save(noise(8, 8, seed=1))
 DONE, REFUSED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130

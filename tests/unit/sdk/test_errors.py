@@ -37,7 +37,7 @@ from ign_client import (
 from ign_client._errors import BY_STATUS, status_error
 from tests.contract.harness import PATIENCE_S, Service, gated, serving, settings
 from tests.helpers.pictures import noise, save
-from tests.unit.sdk.asking import Ask, Canned, generated, ready, refusal
+from tests.unit.sdk.clients import Ask, Canned, generated, ready, refusal
 
 PICTURE = save(noise(8, 8, seed=1))
 Patch = pytest.MonkeyPatch

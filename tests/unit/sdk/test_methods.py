@@ -32,7 +32,7 @@ from ign_client import (
 from service.app import build_services, create_app
 from tests.contract.harness import GREY, Service, b64, latents, npy, pixels, quantised, settings, step_params
 from tests.helpers.pictures import noise, save
-from tests.unit.sdk.asking import Ask
+from tests.unit.sdk.clients import Ask
 
 PICTURE = save(noise(8, 8, seed=1))
 OTHER = save(noise(12, 10, 3, seed=2), "JPEG")
