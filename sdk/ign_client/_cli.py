@@ -11,6 +11,7 @@ Exit status:
 
 import argparse
 import json
+import math
 import re
 import secrets
 import sys
@@ -188,8 +189,15 @@ def _argument(hint: Any) -> dict[str, Any]:
         return {"choices": ("auto", "true", "false")}
     if get_origin(hint) is Literal:
         return {"choices": get_args(hint)}
-    types: dict[Any, Callable[[str], object]] = {int: int, float: float, str: str}
+    types: dict[Any, Callable[[str], object]] = {int: int, float: number, str: str}
     return {"type": next(types[member] for member in (hint, *get_args(hint)) if member in types)}
+
+
+def number(text: str) -> float:
+    """A finite number; argparse names this function in its errors."""
+    if not math.isfinite(value := float(text)):
+        raise ValueError(text)
+    return value
 
 
 def _jobs(text: str) -> int:

@@ -37,97 +37,75 @@ OTHER = save(noise(12, 10, 3, seed=2), "JPEG")
 LATENT = latents(9)[0]
 SIZE = {"scale": 3, "resample": "smooth"}
 UPLOADS = {"images": [b64(PICTURE), b64(OTHER)]}
-POINTS = [{"seed": 1}, {"seed": 2, "index": 3}, {"image": b64(PICTURE)}, {"latent": b64(npy(LATENT))}]
-TERMS = [{"seed": 1}, {"seed": 2, "index": 1, "weight": -0.5}, {"image": b64(PICTURE)}]
-# Method, arguments, path, members of the body for the arguments, options, the class of a member.
-CALLS: list[tuple[str, tuple[Any, ...], str, dict[str, Any], dict[str, Any], type]] = [
-    *(
-        ("generate", (), "/generate", {}, {"seed": 3, "n": 2, **options}, Image)
-        for options in (
-            SIZE,
-            {"offset": 5, "steps": 3, "record": [0, 2], "score": True, "noise_scale": 1.5, "tolerance": 1e-9},
-            {"format": "webp", "model": "grey/10"},
-        )
-    ),
-    ("project", ([PICTURE, OTHER],), "/project", UPLOADS, SIZE | {"score": True, "strength": 0.5}, ProjectedImage),
-    (
-        *("project", ([PICTURE, OTHER],), "/project", UPLOADS | {"mask": b64(PICTURE)}),
-        *({"steps": 2, "record": [0, 1, 2], "resize": "crop", "invert": True, "tolerance": 1e-7}, ProjectedImage),
-    ),
-    *(
-        ("latent_interpolate", ([1, Seed(2, 3), PICTURE, LATENT],), "/latent-interpolate", {"points": POINTS}, o, Frame)
-        for o in ({"frames": 7, "loop": True, "steps": 2}, {"frames": 3, "method": "lerp", **SIZE})
-    ),
-    *(
-        ("latent_arithmetic", (terms,), "/latent-arithmetic", {"terms": TERMS}, options, Image)
-        for terms in ([1, Term(Seed(2, 1), -0.5), Term(PICTURE)],)
-        for options in ({"normalize": False, "steps": 2}, SIZE)
-    ),
+MASKED = UPLOADS | {"mask": b64(PICTURE)}
+POINTS = {
+    "points": [{"seed": 1}, {"seed": 2, "index": 3}, {"image": b64(PICTURE)}, {"latent": b64(npy(LATENT))}],
+}
+TERMS = {"terms": [{"seed": 1}, {"seed": 2, "index": 1, "weight": -0.5}, {"image": b64(PICTURE)}]}
+OF_NOISE = {"n": 2, "seed": 3, "offset": 5, "steps": 3, "record": [0, 2], "score": True, "noise_scale": 1.5}
+OF_UPLOADS = {"steps": 2, "record": [0, 1, 2], "resize": "crop", "invert": True, "tolerance": 1e-7}
+# A method, its positional argument, the members of the body that hold it, the options, the class of an image.
+CALLS: list[tuple[str, Any, dict[str, Any], dict[str, Any], type]] = [
+    ("generate", None, {}, OF_NOISE | {"tolerance": 1e-9}, Image),
+    ("generate", None, {}, SIZE | {"seed": 3, "n": 2, "model": "grey/10", "format": "webp"}, Image),
+    ("project", [PICTURE, OTHER], UPLOADS, SIZE | {"score": True, "strength": 0.5}, ProjectedImage),
+    ("project", [PICTURE, OTHER], MASKED, OF_UPLOADS, ProjectedImage),
+    ("latent_interpolate", [1, Seed(2, 3), PICTURE, LATENT], POINTS, {"frames": 7, "loop": True, "steps": 2}, Frame),
+    ("latent_interpolate", [1, Seed(2, 3), PICTURE, LATENT], POINTS, {"frames": 3, "method": "lerp", **SIZE}, Frame),
+    ("latent_arithmetic", [1, Term(Seed(2, 1), -0.5), Term(PICTURE)], TERMS, {"normalize": False, "steps": 2}, Image),
+    ("latent_arithmetic", [1, Term(Seed(2, 1), -0.5), Term(PICTURE)], TERMS, SIZE, Image),
 ]
 
 
 def members(result: Any) -> list[dict[str, Any]]:
-    """The images of a result as the members of a JSON response."""
-    names = ("index", "format", "width", "height", "steps", "converged", "distance", "drift")
-    return [
-        {name: getattr(image, name) for name in names}
-        | {
-            name: getattr(image, name)
-            for name in ("inverted", "t", "row", "col")
-            if getattr(image, name, None) is not None
-        }
-        | {"data": b64(image.bytes)}
-        | {"trajectory": [{"step": s.step, "data": b64(s.bytes), "change": s.change} for s in image.trajectory] or None}
-        for image in result
-    ]
+    """The images of a result as the members of a JSON response, without those that are null."""
+    names = ("index", "format", "width", "height", "steps", "converged", "distance", "drift", "inverted", "t")
+    found = []
+    for image in result:
+        steps = [{"step": s.step, "data": b64(s.bytes), "change": s.change} for s in image.trajectory]
+        values = {name: getattr(image, name, None) for name in names} | {"trajectory": steps or None}
+        found.append({name: value for name, value in values.items() if value is not None} | {"data": b64(image.bytes)})
+    return found
 
 
-@pytest.mark.parametrize(("method", "arguments", "path", "body", "options", "kind"), CALLS)
+@pytest.mark.parametrize(("method", "argument", "body", "options", "kind"), CALLS)
 def test_results_hold_what_the_service_answers(
-    service: Service, ask: Ask, method: str, arguments: Any, path: str, body: Any, options: Any, kind: type
+    service: Service, ask: Ask, method: str, argument: Any, body: Any, options: Any, kind: type
 ) -> None:
-    mask = {"mask": PICTURE} if "mask" in body else {}
+    arguments, mask = () if argument is None else (argument,), {"mask": PICTURE} if "mask" in body else {}
     result = ask(service.url, method, *arguments, **options, **mask, request_id="mine")
+    path = f"/{method.replace('_', '-')}"
     response = json.loads(service.post(path, body | options).raise_for_status().content)
-    assert members(result) == [
-        {k: v for k, v in m.items() if v is not None or k in ("drift", "trajectory")} for m in response["images"]
-    ]
+    expected = [{name: value for name, value in each.items() if value is not None} for each in response["images"]]
+    assert members(result) == expected
     model = {"name": result.model.name, "version": result.model.version, "digest": result.model.digest}
     assert (model, result.seed, result.request_id) == (response["model"], response.get("seed"), "mine")
     assert result.timing.compute_ms > 0
     assert {type(image) for image in result} == {kind}
 
+    # The same as one file.
+    options = {name: value for name, value in options.items() if name not in ("record", "format")}
+    for form, media in (("png", "image/png"), ("npy", "application/x-npy")):
+        own = {**options, "columns": 1, "gap": 2} if form == "png" and method in ("generate", "project") else options
+        own = {name: value for name, value in own.items() if name not in SIZE or form == "png"}
+        raw = ask(service.url, f"{method}_as", form, *arguments, **own, **mask)
+        file = service.post(path, body | own, accept=media)
+        assert (type(raw), raw.bytes, raw.format) == (Raw, file.content, form)
+        assert ",".join(map(str, raw.distance)) == file.headers["X-IGN-Distance"]
+        assert ",".join(map(str, raw.drift)) == file.headers.get("X-IGN-Drift", "")
+        assert f"{raw.model.ref}@{raw.model.digest}" == file.headers["X-IGN-Model"]
+        assert raw.seed == result.seed
 
-@pytest.mark.parametrize(("method", "arguments", "path", "body", "options", "kind"), CALLS)
-def test_files_are_what_the_service_answers(
-    service: Service, ask: Ask, method: str, arguments: Any, path: str, body: Any, options: Any, kind: type
-) -> None:
-    mask = {"mask": PICTURE} if "mask" in body else {}
-    options = {k: v for k, v in options.items() if k not in ("record", "format")}
-    sheet = {"columns": 1, "gap": 2} if method in ("generate", "project") else {}
-    for form in ("png", "npy") if "scale" not in options else ("png",):
-        raw = ask(service.url, f"{method}_as", form, *arguments, **options, **mask, **(sheet if form == "png" else {}))
-        media = {"npy": "application/x-npy"}.get(form, f"image/{form}")
-        response = service.post(path, body | options | (sheet if form == "png" else {}), accept=media)
-        assert (type(raw), raw.bytes, raw.format) == (Raw, response.content, form)
-        headers = response.headers
-        assert ",".join(map(str, raw.distance)) == headers["X-IGN-Distance"]
-        assert ",".join(map(str, raw.drift)) == headers.get("X-IGN-Drift", "")
-        assert f"{raw.model.ref}@{raw.model.digest}" == headers["X-IGN-Model"]
-        assert (str(raw.seed) if raw.seed is not None else None) == headers.get("X-IGN-Seed")
-
-
-@pytest.mark.parametrize(("method", "arguments", "path", "body", "options", "kind"), CALLS[:5])
-def test_a_stream_ends_with_the_result_of_the_plain_call(
-    service: Service, ask: Ask, method: str, arguments: Any, path: str, body: Any, options: Any, kind: type
-) -> None:
-    plain = ask(service.url, method, *arguments, **options)
-    *events, done = ask.stream(service.url, f"stream_{method}", *arguments, **options)
-    assert isinstance(done, Done)
-    assert done.answer.images == plain.images
-    assert (done.answer.seed, done.answer.model) == (plain.seed, plain.model)
-    found = {(event.index, event.step) for event in events if isinstance(event, Step)}
-    assert found == {(image.index, k) for image in plain for k in (*options.get("record", ()), image.steps)}
+    if method in ("generate", "project"):
+        *events, done = ask.stream(service.url, f"stream_{method}", *arguments, **options, **mask, record=[0])
+        assert isinstance(done, Done)
+        assert [image.trajectory[0].step for image in done.answer] == [0] * len(result)
+        assert (done.answer.seed, done.answer.model) == (result.seed, result.model)
+        assert [(image.index, image.distance, image.steps) for image in done.answer] == [
+            (image.index, image.distance, image.steps) for image in result
+        ]
+        found = {(event.index, event.step) for event in events if isinstance(event, Step)}
+        assert found == {(image.index, k) for image in result for k in (0, image.steps)}
 
 
 def test_images_are_f_of_the_seed(service: Service, ask: Ask) -> None:
