@@ -1,4 +1,4 @@
-"""Convert pictures, masks and latents of any accepted type to bytes."""
+"""Convert images, masks and latents of any accepted type to bytes; what cannot be sent is an `InputError`."""
 
 import base64
 import io
@@ -73,11 +73,7 @@ class Term:
 
 
 def pictures(images: PictureLike | Sequence[PictureLike]) -> list[bytes]:
-    """One or several pictures as the content of files.
-
-    Raises:
-        InputError: the sequence is empty, or an item is not a picture.
-    """
+    """One or several pictures as the content of files."""
     if isinstance(images, Sequence) and not isinstance(images, str | bytes | bytearray | memoryview):
         if not images:
             raise InputError("images: at least one is required")
@@ -86,11 +82,7 @@ def pictures(images: PictureLike | Sequence[PictureLike]) -> list[bytes]:
 
 
 def picture(image: PictureLike, field: str) -> bytes:
-    """One picture as the content of a file.
-
-    Raises:
-        InputError: ``image`` is not a picture, or it is a float32 array, which is a latent.
-    """
+    """One picture as the content of a file."""
     data = content(image, field)
     if data.startswith(NPY):
         raise InputError(f"{field}: a float32 array or .npy file is a latent, not a picture; pictures are uint8")
@@ -106,11 +98,7 @@ def mask(image: PictureLike, field: str) -> bytes:
 
 
 def point(value: PointLike, field: str) -> dict[str, Any]:
-    """A latent as a member of the JSON body.
-
-    Raises:
-        InputError: ``value`` is not a latent.
-    """
+    """A latent as a member of the JSON body."""
     if isinstance(value, Seed):
         return {"seed": value.seed, "index": value.index}
     if isinstance(value, SupportsIndex) and not isinstance(value, bool) and not _is_array(value):
@@ -125,11 +113,7 @@ def base64_text(data: bytes) -> str:
 
 
 def content(source: PictureLike, field: str) -> bytes:
-    """The content of the file, or the content that a file with this picture would have; float32 arrays as ``.npy``.
-
-    Raises:
-        InputError: ``source`` cannot be read or encoded.
-    """
+    """The content of the file, or the content that a file with this picture would have; float32 arrays as ``.npy``."""
     if isinstance(source, Picture):
         return source.bytes
     if isinstance(source, bytes | bytearray | memoryview):

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract.harness import Service, serving, settings, write_models
-from tests.unit.sdk.asking import Ask, Awaiting, Blocking
+from tests.unit.sdk.clients import Ask, Awaiting, Blocking
 
 
 @pytest.fixture(scope="session")
