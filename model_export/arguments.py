@@ -21,11 +21,7 @@ def count(text: str) -> int:
 
 
 def refuse_empty_paths(options: argparse.Namespace) -> None:
-    """Refuse paths without a character: they would stand for the current folder.
-
-    Raises:
-        UserError: an empty path.
-    """
+    """Refuse paths without a character: they would stand for the current folder."""
     for name in _PATHS:
         if getattr(options, "run_folder" if name == "run" else name.replace("-", "_"), None) == "":
             raise UserError(f"--{name}: the path is empty")

@@ -14,17 +14,11 @@ KEYS = ("attributes", "attributes_train", "attributes_test")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Attributes:
-    """The attributes of a data set.
-
-    Args:
-        names: of the attributes, K of them.
-        counts: number of values of each attribute.
-        train, held_out: index of the value, (N, K) int64.
-    """
+    """The attributes of a data set."""
 
     names: tuple[str, ...]
-    counts: tuple[int, ...]
-    train: NDArray[np.int64]
+    counts: tuple[int, ...]  # number of values of each attribute
+    train: NDArray[np.int64]  # index of the value, (N, K) int64
     held_out: NDArray[np.int64]
 
 
@@ -34,12 +28,6 @@ def read_attributes(arrays: Mapping[str, NDArray[Any]], name: str, train: int, h
     Args:
         arrays: `attributes` (K,) text, `attributes_train` and `attributes_test` (N, K) unsigned integers; others are
             ignored.
-        name: of the data, for error messages.
-        train: number of training pictures.
-        held_out: number of held-out pictures.
-
-    Raises:
-        UserError: an array is missing or has another shape.
     """
     if not any(key in arrays for key in KEYS):
         return None

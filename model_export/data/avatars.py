@@ -50,21 +50,12 @@ _SMALLEST, _LARGEST = 8, 512
 
 @dataclass(frozen=True, slots=True)
 class AvatarOptions:
-    """What to draw.
+    """What to draw."""
 
-    Args:
-        count: number of pictures, ≥ 20; the last tenth is held out.
-        size: height and width, 8 … 512.
-        seed: picture i is a function of seed, i, size and backgrounds only.
-        backgrounds: colours as six hexadecimal digits, equally likely; `BACKGROUNDS` if there are none.
-
-    Raises:
-        UserError: a value outside these bounds.
-    """
-
-    count: int
-    size: int = 64
-    seed: int = 0
+    count: int  # number of pictures, ≥ 20; the last tenth is held out
+    size: int = 64  # height and width, 8 … 512
+    seed: int = 0  # picture i is a function of seed, i, size and backgrounds only
+    # Colours as six hexadecimal digits, equally likely; `BACKGROUNDS` if there are none.
     backgrounds: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -85,12 +76,8 @@ def write_avatars(options: AvatarOptions, out: Path, *, processes: int = 0) -> N
     `attribution`.
 
     Args:
-        options: what to draw.
         out: the file; it is replaced when the set is complete.
         processes: that draw; 0: one for each core. The result does not depend on it.
-
-    Raises:
-        UserError: packages are missing, or ``out`` is not an `.npz`.
     """
     if out.suffix != ".npz":
         raise UserError(f"--out {out}: the file name must end in .npz")
@@ -162,11 +149,7 @@ def _value_of(name: str, chosen: dict[str, Any]) -> str:
 
 @cache
 def _definition() -> dict[str, Any]:
-    """The definition of the style.
-
-    Raises:
-        UserError: the package is missing.
-    """
+    """The definition of the style."""
     _require("dicebear", "dicebear_styles", "resvg_py")
     definition: dict[str, Any] = json.loads(files("dicebear_styles").joinpath("adventurer.json").read_text("utf-8"))
     return definition

@@ -56,7 +56,6 @@ def gaussian_blur(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
     Args:
         x: (N, C, H, W).
         sigma: (N,) in pixels.
-        radius: the kernel has 2·radius + 1 taps.
     """
     n, channels, height, width = x.shape
     offsets = torch.arange(-radius, radius + 1, device=x.device)
@@ -104,19 +103,12 @@ def round_to_8_bits(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Draws:
-    """The random numbers for one batch.
+    """The random numbers for one batch."""
 
-    Args:
-        uniform: (B, 3) in [0, 1): the strength, and two for a position.
-        normal: (B, C, H, W), standard normal.
-        kind: (B,) index of the corruption in `RandomCorruptions.names`.
-        eight_bit: (B,) whether the row is rounded to 8 bits.
-    """
-
-    uniform: Tensor
-    normal: Tensor
-    kind: Tensor
-    eight_bit: Tensor
+    uniform: Tensor  # (B, 3) in [0, 1): the strength, and two for a position
+    normal: Tensor  # (B, C, H, W), standard normal
+    kind: Tensor  # (B,) index of the corruption in `RandomCorruptions.names`
+    eight_bit: Tensor  # (B,) whether the row is rounded to 8 bits
 
     def map(self, select: Callable[[Tensor], Tensor]) -> "Draws":
         """Apply a selection of rows to every part."""
@@ -125,17 +117,11 @@ class Draws:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RandomCorruptions:
-    """Corrupts every row in one of several ways, with random strength.
+    """Corrupts every row in one of several ways, with random strength."""
 
-    Args:
-        names: the corruptions, equally likely; a name that is listed twice is twice as likely.
-        noise_range: σ of the noise is uniform in this range, in the units of [−1, 1].
-        eight_bit: share of the rows that are rounded to 8 bits, 0 to 1.
-    """
-
-    names: tuple[CorruptionName, ...]
-    noise_range: tuple[float, float]
-    eight_bit: float
+    names: tuple[CorruptionName, ...]  # the corruptions, equally likely; a name that is listed twice is twice as likely
+    noise_range: tuple[float, float]  # σ of the noise is uniform in this range, in the units of [−1, 1]
+    eight_bit: float  # share of the rows that are rounded to 8 bits, 0 to 1
 
     def draw(self, batch: int, shape: tuple[int, int, int], generator: torch.Generator) -> Draws:
         """Draw the random numbers of a whole batch of rows (C, H, W).

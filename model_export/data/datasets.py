@@ -36,31 +36,19 @@ _ARRAYS = ("x_train", "x_test", "y_train", "y_test", "licence", *attributes.KEYS
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dataset:
-    """Pictures in memory.
+    """Pictures in memory."""
 
-    Args:
-        name: file or data set name, never a path.
-        sha256: of pictures and labels; for a folder or zip, of the names and contents of its pictures.
-        licence: `unknown` if it is not known.
-        train, held_out: (N, C, H, W) uint8.
-        train_labels, held_out_labels: (N,) int64, or None if the data has no classes.
-        file_sha256: of the `.npz`, which older cards and checkpoints state; empty if there is none.
-        known: name of the published set with this content; empty if it is none.
-        skipped: files that are no readable pictures.
-        attributes: of the pictures, or None if the data has none.
-    """
-
-    name: str
-    sha256: str
-    licence: str
-    train: Tensor
+    name: str  # file or data set name, never a path
+    sha256: str  # of pictures and labels; for a folder or zip, of the names and contents of its pictures
+    licence: str  # `unknown` if it is not known
+    train: Tensor  # (N, C, H, W) uint8
     held_out: Tensor
-    train_labels: Tensor | None = None
+    train_labels: Tensor | None = None  # (N,) int64, or None if the data has no classes
     held_out_labels: Tensor | None = None
-    file_sha256: str = ""
-    known: str = ""
-    skipped: tuple[str, ...] = ()
-    attributes: Attributes | None = None
+    file_sha256: str = ""  # of the `.npz`, which older cards and checkpoints state; empty if there is none
+    known: str = ""  # name of the published set with this content; empty if it is none
+    skipped: tuple[str, ...] = ()  # files that are no readable pictures
+    attributes: Attributes | None = None  # of the pictures, or None if the data has none
 
     def matches(self, sha256: object) -> bool:
         """Whether a card or checkpoint that states this SHA-256 was trained on this data."""
@@ -92,29 +80,14 @@ def load_dataset(source: str, *, size: int, channels: int, skip_bad: bool = Fals
     """Load pictures and convert them to (channels, size, size).
 
     Args:
-        source: as for `open_source`.
         size: height and width. Pictures in arrays must have this size; those in files are cropped to the centre square
             and resized (Lanczos).
-        channels: 1 or 3.
-        skip_bad: leave out files that are no readable pictures.
-
-    Raises:
-        UserError: the source is missing or unusable; the text names the source and the reason.
     """
     return open_source(source, skip_bad=skip_bad).load(size=size, channels=channels)
 
 
 def load_data_of(card: ModelCard, source: str, *, skip_bad: bool = False) -> Dataset:
-    """Load the data that a model was trained on, in the model's shape.
-
-    Args:
-        card: of the model.
-        source: as for `open_source`.
-        skip_bad: leave out files that are no readable pictures.
-
-    Raises:
-        UserError: the source is missing, unusable or other data.
-    """
+    """Load the data that a model was trained on, in the model's shape."""
     data = load_dataset(source, size=card.shape[1], channels=card.shape[0], skip_bad=skip_bad)
     if not data.matches(card.data.sha256):
         raise UserError(f"--data {data.name}: not what {card.ref} was trained on, {card.data.name} of another SHA-256")
@@ -128,10 +101,6 @@ def open_source(source: str, *, skip_bad: bool = False) -> Source:
         source: path of an `.npz` (`x_train`, `x_test`, optional `y_train`, `y_test`), of a folder or zip of pictures
             (sub-folders `train` and `test` or `val` are the split; without them every tenth picture is held out), or
             the name of a published set, downloaded to `~/.cache/ign-service`.
-        skip_bad: leave out files that are no readable pictures.
-
-    Raises:
-        UserError: the source is missing or unusable; the text names the source and the reason.
     """
     path = Path(source).expanduser()
     if path.is_dir() or (path.is_file() and path.suffix == ".zip"):
@@ -148,13 +117,7 @@ def open_source(source: str, *, skip_bad: bool = False) -> Source:
 
 
 class FileSource:
-    """Pictures in the files of a folder or zip.
-
-    Args:
-        name: of the folder or zip.
-        files: its pictures.
-        skip_bad: leave out files that are no readable pictures.
-    """
+    """Pictures in the files of a folder or zip."""
 
     def __init__(self, name: str, files: Sequence[PictureFile], *, skip_bad: bool) -> None:
         self.name, self.known, self._files, self._skip_bad = name, "", files, skip_bad
@@ -187,13 +150,7 @@ class ArraySource:
     """Pictures in arrays of one size.
 
     Args:
-        name: of the file or data set.
         arrays: pictures (N, H, W), (N, H, W, C) or (N, C, H, W), labels and attributes.
-        file_sha256: of the file.
-        downloaded: check that the content is that of the published set `name`.
-
-    Raises:
-        UserError: arrays of a wrong type or shape.
     """
 
     def __init__(self, name: str, arrays: Arrays, *, file_sha256: str, downloaded: bool = False) -> None:

@@ -23,22 +23,14 @@ _AGREE: Final = 0.95  # share of pictures with a dark (light) border from which 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
-    """What the pictures of a data set are like. All but the number is found in a sample.
+    """What the pictures of a data set are like. All but the number is found in a sample."""
 
-    Args:
-        count: number of pictures.
-        smallest, largest: (width, height) of the pictures with the shortest and with the longest side.
-        channels: 1 if the pictures are grey, else 3.
-        background: median level of the outermost pixels, for every channel.
-        ground: `dark`, `light` or `plain` (neither, or both) if most pictures have a border of one colour; else
-            `mixed`.
-    """
-
-    count: int
-    smallest: tuple[int, int]
+    count: int  # number of pictures
+    smallest: tuple[int, int]  # (width, height) of the pictures with the shortest and with the longest side
     largest: tuple[int, int]
-    channels: Literal[1, 3]
-    background: tuple[int, ...]
+    channels: Literal[1, 3]  # 1 if the pictures are grey, else 3
+    background: tuple[int, ...]  # median level of the outermost pixels, for every channel
+    # `dark`, `light` or `plain` (neither, or both) if most pictures have a border of one colour; else `mixed`.
     ground: Literal["dark", "light", "plain", "mixed"]
 
     @property
@@ -60,13 +52,8 @@ def inspect_pictures(
     """Look at a sample of pictures.
 
     Args:
-        name: of the data, for error messages.
-        count: number of pictures.
         picture: index → (H, W) or (H, W, C) uint8, or None if the picture is not readable.
         available: number of indices; ``count`` when not given.
-
-    Raises:
-        UserError: no picture of the sample is readable.
     """
     available = count if available is None else available
     indices = np.unique(np.linspace(0, available - 1, min(_SAMPLE, available)).astype(int))

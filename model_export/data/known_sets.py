@@ -19,18 +19,12 @@ _CACHE: Final = "~/.cache/ign-service"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownSet:
-    """A published data set.
+    """A published data set."""
 
-    Args:
-        licence: of the pictures; `unknown` if it is not known.
-        torchvision: name of the class that downloads it; empty if nothing does.
-        sha256: `content_digest` of the set, or for pictures in files the digest of their names and contents. Empty: the
-            set is not checked.
-        file_sha256: of the file `NAME.npz` that cards named before they named the content.
-    """
-
-    licence: str
-    torchvision: str = ""
+    licence: str  # of the pictures; `unknown` if it is not known
+    torchvision: str = ""  # name of the class that downloads it; empty if nothing does
+    # `content_digest` of the set, or for pictures in files the digest of their names and contents. Empty: the set is
+    # not checked.
     sha256: str = ""
     file_sha256: str = ""
 
@@ -91,11 +85,7 @@ def content_digest(arrays: Mapping[str, NDArray[Any]]) -> str:
 
 
 def download(name: str) -> Arrays:
-    """Pictures and labels of a set, through torchvision. It keeps its files in `~/.cache/ign-service`.
-
-    Raises:
-        UserError: the download failed.
-    """
+    """Pictures and labels of a set, through torchvision. It keeps its files in `~/.cache/ign-service`."""
     from torchvision import datasets
 
     root, class_name = str(Path(_CACHE).expanduser()), KNOWN_SETS[name].torchvision

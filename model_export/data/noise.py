@@ -17,15 +17,11 @@ _CHUNK = 1024
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NoiseSampler:
-    """Draws latents (N, C, H, W) float32.
+    """Draws latents (N, C, H, W) float32."""
 
-    Args:
-        shape: (C, H, W).
-        statistics: (4, C, H, W): mean and standard deviation of the real part, then of the imaginary part, for each
-            frequency. None stands for standard normal noise.
-    """
-
-    shape: tuple[int, int, int]
+    shape: tuple[int, int, int]  # (C, H, W)
+    # (4, C, H, W): mean and standard deviation of the real part, then of the imaginary part, for each frequency. None
+    # stands for standard normal noise.
     statistics: Tensor | None = None
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:

@@ -41,27 +41,16 @@ _NAMED: Final = 100  # bad files that an error names
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedFiles:
-    """The readable pictures of a folder or zip.
-
-    Args:
-        sha256: of their names and contents.
-        pictures: (N, C, H, W) uint8.
-        held_out: (N,) bool.
-        skipped: files that are no readable pictures.
-    """
+    """The readable pictures of a folder or zip."""
 
     sha256: str
-    pictures: Tensor
-    held_out: Tensor
-    skipped: tuple[str, ...]
+    pictures: Tensor  # (N, C, H, W) uint8
+    held_out: Tensor  # (N,) bool
+    skipped: tuple[str, ...]  # files that are no readable pictures
 
 
 def find_files(path: Path) -> list[PictureFile]:
-    """The pictures of a folder or zip, sorted by their path.
-
-    Raises:
-        UserError: not a readable zip, or no picture in it.
-    """
+    """The pictures of a folder or zip, sorted by their path."""
     files = list(_folder(path)) if path.is_dir() else _zip(path)
     if not files:
         raise UserError(f"--data {path.name}: no pictures in it ({', '.join(SUFFIXES)})")
@@ -69,18 +58,7 @@ def find_files(path: Path) -> list[PictureFile]:
 
 
 def load_files(name: str, files: Sequence[PictureFile], size: int, channels: int, *, skip_bad: bool) -> LoadedFiles:
-    """Read, crop and resize every picture.
-
-    Args:
-        name: of the folder or zip, for error messages.
-        files: from `find_files`.
-        size: height and width.
-        channels: 1 or 3.
-        skip_bad: leave out files that are no readable pictures.
-
-    Raises:
-        UserError: files that are no readable pictures, all of them named; or no pictures to train on or to hold out.
-    """
+    """Read, crop and resize every picture."""
     digest = hashlib.sha256()
     pictures = torch.empty((len(files), channels, size, size), dtype=torch.uint8)
     names: list[str] = []

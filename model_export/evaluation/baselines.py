@@ -29,15 +29,10 @@ _PATCH: Final = {"patch_size": 5, "patch_distance": 6}  # as in scikit-image's e
 
 @dataclass(frozen=True, slots=True)
 class GridPoint:
-    """A restoration method with fixed parameters.
+    """A restoration method with fixed parameters."""
 
-    Args:
-        text: the parameters, for people; empty if there are none.
-        restore: corrupted rows (N, C, H, W) → restored rows.
-    """
-
-    text: str
-    restore: Corruption
+    text: str  # the parameters, for people; empty if there are none
+    restore: Corruption  # corrupted rows (N, C, H, W) → restored rows
 
 
 Methods = Mapping[str, Sequence[GridPoint]]

@@ -48,11 +48,6 @@ class ConvNet(nn.Module):
 
     Pictures of 64 pixels and more first pass a convolution of stride 2: at full size, the first block would take as
     long as all others.
-
-    Args:
-        channels: of the pictures.
-        size: height and width of the pictures.
-        classes: number of classes.
     """
 
     def __init__(self, channels: int, size: int, classes: int) -> None:
@@ -77,19 +72,12 @@ class ConvNet(nn.Module):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Predictions:
-    """What the classifier computes for N pictures.
+    """What the classifier computes for N pictures."""
 
-    Args:
-        levels: the pictures, (N, C, H, W) uint8.
-        features: (N, 128).
-        probabilities: (N, classes); for attributes those of all their values side by side.
-        heads: number of classes, or of the values of each attribute.
-    """
-
-    levels: Levels
-    features: NDArray[np.float64]
-    probabilities: NDArray[np.float64]
-    heads: tuple[int, ...]
+    levels: Levels  # the pictures, (N, C, H, W) uint8
+    features: NDArray[np.float64]  # (N, 128)
+    probabilities: NDArray[np.float64]  # (N, classes); for attributes those of all their values side by side
+    heads: tuple[int, ...]  # number of classes, or of the values of each attribute
 
     @property
     def classes(self) -> NDArray[np.int64]:
@@ -115,23 +103,14 @@ class Predictions:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Classifier:
-    """A trained classifier.
+    """A trained classifier."""
 
-    Args:
-        network: in evaluation mode.
-        task: `classes` of the data; without them its `attributes`, or else `rotation`.
-        heads: number of classes, or of the values of each attribute.
-        accuracy: on the held-out pictures; for attributes the mean over them.
-        attributes: accuracy of each attribute on the held-out pictures.
-        source: SHA-256 of this module, which decides how the classifier is trained.
-    """
-
-    network: ConvNet
-    task: Task
-    heads: tuple[int, ...]
-    accuracy: float
-    source: str
-    attributes: Mapping[str, float] = field(default_factory=dict)
+    network: ConvNet  # in evaluation mode
+    task: Task  # `classes` of the data; without them its `attributes`, or else `rotation`
+    heads: tuple[int, ...]  # number of classes, or of the values of each attribute
+    accuracy: float  # on the held-out pictures; for attributes the mean over them
+    source: str  # SHA-256 of this module, which decides how the classifier is trained
+    attributes: Mapping[str, float] = field(default_factory=dict)  # accuracy of each attribute on the held-out pictures
 
     @torch.inference_mode()
     def predict(self, levels: Levels) -> Predictions:
@@ -151,12 +130,7 @@ class Classifier:
 
 
 class ClassifierEvaluator:
-    """Measures that need a classifier.
-
-    Args:
-        classifier: classifies the pictures.
-        classes: whether the classifier knows the classes of the data.
-    """
+    """Measures that need a classifier."""
 
     def __init__(self, classifier: Classifier, *, classes: bool) -> None:
         self._classifier, self._classes = classifier, classes
@@ -177,7 +151,6 @@ class ClassifierEvaluator:
 
         Args:
             rows: (N, C, H, W).
-            x: likewise.
             labels: classes (N,), attributes (N, K), or None.
         """
         predictions = self.predict(to_levels(rows))
@@ -197,12 +170,7 @@ def sample_budget(pictures: int, shape: tuple[int, ...]) -> int:
 
 
 def classifier_for(data: Dataset, cache: Path) -> Classifier:
-    """Load the classifier of a data set from the cache, or train and store it.
-
-    Args:
-        data: pictures, with labels or without.
-        cache: folder.
-    """
+    """Load the classifier of a data set from the cache, or train and store it."""
     source = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
     shape = tuple(data.train.shape[1:])
     task, targets = _targets(data)

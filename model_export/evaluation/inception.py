@@ -28,9 +28,6 @@ class Inception:
 
     Args:
         weights: their file; None takes the place where torch-fidelity stores it.
-
-    Raises:
-        UserError: the package or the weights are missing, or the file holds other weights.
     """
 
     def __init__(self, weights: Path | None = None) -> None:

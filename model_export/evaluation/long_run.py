@@ -44,15 +44,8 @@ def repeated_application(
     Args:
         f: the measured function; it computes every row independently of the others.
         starts: inputs of f by name, (n, C, H, W) each, n ≥ 2.
-        evaluator: classifies the results.
         reference: features of real pictures, (M, D).
-        classes: whether the classifier knows the classes of the data. Without them the share of kept attributes takes
-            the place of `same_class`, if there are attributes.
         steps: largest k, ≥ 1.
-
-    Returns:
-        For each start and k: `drift`, `at_rest`, `frechet` and `same_class` or `same_attributes`, as the protocol
-        defines them.
     """
     counts = [k for k in COUNTS if k <= steps]
     table: Table = {"n": min(map(len, starts.values()))}

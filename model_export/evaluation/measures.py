@@ -63,15 +63,8 @@ class Evaluation:
     """Measures one function against one data set.
 
     Args:
-        f: the measured function.
-        card: of the model.
-        noise: its latents.
-        data: the data it was trained on, with held-out pictures.
-        classifier: gives features and classes.
         samples: number of samples; at most the number of training pictures.
-        steps: largest number of repeated applications of f.
         variants: the same network in other precisions, by name.
-        inception: measures FID in addition.
     """
 
     def __init__(
@@ -105,11 +98,7 @@ class Evaluation:
         self._floor = self._evaluator.predict(random_subset(self._train, self._n))
 
     def run(self) -> Table:
-        """All measures, by chapter.
-
-        Raises:
-            UserError: f gives values that are not finite.
-        """
+        """All measures, by chapter."""
         chain = self._apply_repeatedly(_FULL_POWERS)
         samples = self._predict(chain) | self._served(chain)
         neighbours = self._nearest(samples["f"])
@@ -137,11 +126,7 @@ class Evaluation:
         return rounded
 
     def brief(self) -> Table:
-        """The measures that compare runs: generation to f⁴, drift, f^k, clean and noisy pictures.
-
-        Raises:
-            UserError: f gives values that are not finite.
-        """
+        """The measures that compare runs: generation to f⁴, drift, f^k, clean and noisy pictures."""
         chain = self._apply_repeatedly(len(_POWERS))
         table = {
             "generation": self._generation(self._predict(chain)),

@@ -31,11 +31,8 @@ class Restoration:
     """Measures f and the baselines on every corruption.
 
     Args:
-        f: the measured function.
-        evaluator: classifies the restored pictures.
         held_out: clean pictures (N, C, H, W).
         labels: their classes (N,) or attributes (N, K), or None.
-        train: training pictures, on which the baselines are tuned.
     """
 
     def __init__(

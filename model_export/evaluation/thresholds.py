@@ -6,15 +6,10 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class Threshold:
-    """The two values of one measure.
+    """The two values of one measure."""
 
-    Args:
-        limitation: the page of the model states the measure as a limitation from here on.
-        warning: the model does not work as it should from here on.
-    """
-
-    limitation: float
-    warning: float
+    limitation: float  # the page of the model states the measure as a limitation from here on
+    warning: float  # the model does not work as it should from here on
 
 
 COPIES: Final = Threshold(limitation=0.02, warning=0.1)

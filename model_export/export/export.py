@@ -51,22 +51,9 @@ def export(
     """Export the averaged weights of a run to `<models>/<name>/<version>`.
 
     Args:
-        run: folder of the run.
-        models: model directory.
         version: number ≥ 1; None takes the next free one.
         unfinished: export a run that has not done all its steps.
-        force: replace an existing version.
-        fp16: write `model.fp16.onnx` in addition.
-        card_fields: fields of the card that replace those of the preset, such as description or polarity, and
-            `generate_steps`.
         threads: CPU threads of the check; 0 lets onnxruntime choose.
-
-    Returns:
-        The version folder, and the comparison of each model file, by its name, with the trained network.
-
-    Raises:
-        UserError: no run, an unfinished one, an existing version, or onnxruntime computes other values. Nothing is
-            written then.
     """
     model = load_run(run)
     if not (model.finished or unfinished):
@@ -124,11 +111,7 @@ def to_onnx(network: nn.Module, shape: tuple[int, int, int]) -> bytes:
 
 
 def card_of(model: TrainedModel, version: str, fields: Mapping[str, object]) -> ModelCard:
-    """The card of a trained model. ``fields`` replace those of the preset; `evaluate` adds the quality.
-
-    Raises:
-        UserError: a name or value that the card does not allow.
-    """
+    """The card of a trained model. ``fields`` replace those of the preset; `evaluate` adds the quality."""
     preset, checkpoint = model.preset, model.checkpoint
     fields = dict(fields)
     steps = {"generate": fields.pop("generate_steps", preset.generate_steps), "project": preset.project_steps}

@@ -29,9 +29,6 @@ def read_weights(folder: Path) -> StartWeights:
 
     ONNX keeps the names of some parameters only. A network of the same architecture with random weights is exported as
     well: where a parameter lands in that file, it is in this one. The golden rows of the version confirm the result.
-
-    Raises:
-        UserError: no version, one of another program, or weights that do not reproduce its golden rows.
     """
     artifact = Artifact.read(folder)
     golden = artifact.golden()
@@ -58,11 +55,7 @@ def read_weights(folder: Path) -> StartWeights:
 
 
 def start_weights(folder: str | None, out: Path) -> StartWeights | None:
-    """The weights with which a run starts; None if no version is named, or ``out`` holds a run, which has its own.
-
-    Raises:
-        UserError: as `read_weights`, or the run in ``out`` started otherwise.
-    """
+    """The weights with which a run starts; None if no version is named, or ``out`` holds a run, which has its own."""
     if folder is None:
         return None
     version = Path(folder)

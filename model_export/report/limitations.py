@@ -110,11 +110,7 @@ def _masked(row: Table) -> str:
 
 
 def best_baseline(row: Table) -> tuple[str, float]:
-    """Name and PSNR of the best classical method for a corruption; ("", −∞) if none was measured.
-
-    Args:
-        row: the measures of one corruption.
-    """
+    """Name and PSNR of the best classical method for a corruption; ("", −∞) if none was measured."""
     methods = (
         (name.replace("_", " "), figures["psnr"])
         for name, figures in row.get("baselines", {}).items()

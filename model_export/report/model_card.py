@@ -21,14 +21,7 @@ def write_page(folder: Path, out: Path) -> Path:
     """Write the page of a version folder. It shows the figures in the folder beside it that has its name.
 
     Args:
-        folder: the version folder.
         out: the page; `docs/models/mnist.md` shows `docs/models/mnist/*.png`.
-
-    Returns:
-        ``out``.
-
-    Raises:
-        UserError: no model, or one that this program did not export.
     """
     artifact = Artifact.read(folder, threads=1)
     files = {figure: f"{out.stem}/{file_name(figure, artifact.card.shape[0])}" for figure in FIGURES}
@@ -43,10 +36,7 @@ def page(card: ModelCard, *, digest: str, size: int, shown: Mapping[str, str]) -
     """The page in Markdown. Its first screen states what the model is, how good, its limitations and its licence.
 
     Args:
-        card: of the model.
         digest: SHA-256 of `model.onnx`.
-        size: of `model.onnx` in bytes.
-        shown: figure → file relative to the page, in the order of the page.
     """
     parts = [
         f"# {card.ref}",

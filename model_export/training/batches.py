@@ -46,27 +46,16 @@ def derive_seed(seed: int, stream: int, step: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TrainingBatch:
-    """The rows of one step, (B, C, H, W) each; None if no active term needs them.
+    """The rows of one step, (B, C, H, W) each; None if no active term needs them."""
 
-    Args:
-        x: pictures.
-        nearest: for each picture, the candidate latent whose output is nearest.
-        matched: latents of balanced pairs.
-        partner: the pictures they are paired with.
-        z: fresh latents.
-        corrupted: corrupted copies of x.
-        code_noise: standard normal, for every row of x, z and corrupted.
-        drift_pictures: pictures that attract the samples.
-    """
-
-    x: Tensor
+    x: Tensor  # pictures
     nearest: Tensor | None = None
-    matched: Tensor | None = None
-    partner: Tensor | None = None
-    z: Tensor | None = None
-    corrupted: Tensor | None = None
-    code_noise: Tensor | None = None
-    drift_pictures: Tensor | None = None
+    matched: Tensor | None = None  # latents of balanced pairs
+    partner: Tensor | None = None  # the pictures they are paired with
+    z: Tensor | None = None  # fresh latents
+    corrupted: Tensor | None = None  # corrupted copies of x
+    code_noise: Tensor | None = None  # standard normal, for every row of x, z and corrupted
+    drift_pictures: Tensor | None = None  # pictures that attract the samples
 
     def split(self, parts: int) -> list["TrainingBatch"]:
         """Split into micro-batches of equal size.
@@ -84,12 +73,7 @@ class BatchBuilder:
     """Builds this rank's rows for any step. It refreshes the pool and the pairs at the steps where they are due.
 
     Args:
-        preset: batch size, matching and corruptions.
         pictures: (N, C, H, W) uint8, on the device to compute on.
-        noise: distribution of the latents.
-        seed: of all random numbers.
-        meter: measures the phases `data`, `pool` and `pairs`.
-        world: the processes that share a batch.
     """
 
     def __init__(
@@ -110,8 +94,6 @@ class BatchBuilder:
         Args:
             step: step of the run; it seeds the random numbers.
             stage_step: step of the stage; pool and pairs are refreshed at multiples of their intervals.
-            stage: decides which terms are active.
-            f: the present network without gradients, for the candidates.
         """
         weights, shard = stage.weights, self._world.shard
         matching = self._preset.matching_of(stage)

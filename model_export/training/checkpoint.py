@@ -28,52 +28,31 @@ _NUMBERED = re.compile(r"checkpoint-(\d+)\.pt")
 
 @dataclass(slots=True, kw_only=True)
 class Checkpoint:
-    """The state of a run between two steps. The field names are the keys of the file.
+    """The state of a run between two steps. The field names are the keys of the file."""
 
-    Args:
-        preset: `Preset.to_dict()`.
-        seed: of all random numbers.
-        stage: index of the present stage.
-        stage_step: steps done in the stage.
-        step: steps done in the run.
-        network, average, optimiser: state dicts.
-        teacher: state dict of the frozen teacher; None in stages without one.
-        statistics: (4, C, H, W) noise statistics, or None.
-        data: name, sha256, licence and number of training pictures.
-        provenance: command, commit, digest of the sources, precision, threads, torch version.
-        critic: state of the discriminator and its optimiser; None in stages without one.
-    """
-
-    preset: dict[str, Any]
+    preset: dict[str, Any]  # `Preset.to_dict()`
     seed: int
-    stage: int
-    stage_step: int
-    step: int
-    network: dict[str, Tensor]
+    stage: int  # index of the present stage
+    stage_step: int  # steps done in the stage
+    step: int  # steps done in the run
+    network: dict[str, Tensor]  # state dicts
     average: dict[str, Tensor]
     optimiser: dict[str, Any]
-    teacher: dict[str, Tensor] | None
-    statistics: Tensor | None
-    data: dict[str, Any]
-    provenance: dict[str, Any]
-    critic: dict[str, Any] | None = None
+    teacher: dict[str, Tensor] | None  # state dict of the frozen teacher; None in stages without one
+    statistics: Tensor | None  # (4, C, H, W) noise statistics, or None
+    data: dict[str, Any]  # name, sha256, licence and number of training pictures
+    provenance: dict[str, Any]  # command, commit, digest of the sources, precision, threads, torch version
+    critic: dict[str, Any] | None = None  # state of the discriminator and its optimiser; None in stages without one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TrainedModel:
-    """The network that a run has trained.
+    """The network that a run has trained."""
 
-    Args:
-        checkpoint: the state of the run.
-        preset: that was trained.
-        network: f with the averaged weights, on the CPU, in evaluation mode.
-        noise: distribution of its latents.
-    """
-
-    checkpoint: Checkpoint
-    preset: Preset
-    network: nn.Module
-    noise: NoiseSampler
+    checkpoint: Checkpoint  # the state of the run
+    preset: Preset  # that was trained
+    network: nn.Module  # f with the averaged weights, on the CPU, in evaluation mode
+    noise: NoiseSampler  # distribution of its latents
 
     @property
     def finished(self) -> bool:
@@ -104,11 +83,7 @@ def write_tensors(content: Mapping[str, Any], path: Path) -> None:
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a checkpoint without unpickling code: tensors and plain values only.
-
-    Raises:
-        UserError: missing, damaged, or of another format.
-    """
+    """Read a checkpoint without unpickling code: tensors and plain values only."""
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}")
     try:
@@ -125,11 +100,7 @@ def load(path: Path) -> Checkpoint:
 
 
 def load_run(folder: Path) -> TrainedModel:
-    """Load the trained network of a run's folder.
-
-    Raises:
-        UserError: no checkpoint, a damaged one, or one that another version of the code wrote.
-    """
+    """Load the trained network of a run's folder."""
     checkpoint = load(folder / FILE)
     try:
         preset = Preset.from_dict(checkpoint.preset)

@@ -52,13 +52,7 @@ class Discriminator(nn.Module):
 
 
 class DiscriminatorTrainer:
-    """The discriminator with its optimiser. It takes one step before every step of f.
-
-    Args:
-        discriminator: its heads are trained.
-        lr: learning rate of its Adam.
-        world: averages the gradients over the ranks.
-    """
+    """The discriminator with its optimiser. It takes one step before every step of f."""
 
     def __init__(self, discriminator: Discriminator, lr: float, world: World) -> None:
         self._discriminator, self._world = discriminator, world

@@ -17,15 +17,10 @@ from model_export.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """This process in its group. The methods are collective operations; with one process they do nothing.
+    """This process in its group. The methods are collective operations; with one process they do nothing."""
 
-    Args:
-        rank: 0 … size − 1; rank 0 writes the files.
-        size: number of processes.
-    """
-
-    rank: int = 0
-    size: int = 1
+    rank: int = 0  # 0 … size − 1; rank 0 writes the files
+    size: int = 1  # number of processes
 
     @property
     def is_main(self) -> bool:
@@ -76,17 +71,7 @@ class World:
 
 @contextmanager
 def join_world(device: torch.device) -> Iterator[tuple[World, torch.device]]:
-    """Join the process group if `torchrun` started this process.
-
-    Args:
-        device: the type of device to compute on.
-
-    Yields:
-        The world, and the device of this process.
-
-    Raises:
-        UserError: `torchrun` started more processes on this machine than it has CUDA devices.
-    """
+    """Join the process group if `torchrun` started this process."""
     if not (dist.is_available() and dist.is_torchelastic_launched()):
         yield World(), device
         return

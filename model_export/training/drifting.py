@@ -37,7 +37,6 @@ def drift_field(
         pictures: (…, M, D); they attract.
         others: (…, K, D); they repel.
         temperature: τ > 0.
-        exclude_self: others are the samples, and no sample repels itself.
 
     Returns:
         (…, N, D), without gradient.
@@ -61,7 +60,6 @@ def _field(distances: Tensor, signed: Tensor, count: int, temperature: float) ->
     Args:
         distances: of samples to pictures and others, (…, N, M + K).
         signed: the pictures and, with the opposite sign, the others: (…, M + K, D).
-        count: M.
         temperature: τ > 0.
     """
     logits = distances / -temperature
@@ -81,7 +79,6 @@ def normalised_field(samples: Tensor, pictures: Tensor, temperatures: Sequence[f
     Args:
         samples: (…, N, D), scaled by `distance_scale`.
         pictures: (…, M, D), likewise.
-        temperatures: τ in units of √D.
 
     Returns:
         (…, N, D), without gradient.
@@ -137,15 +134,12 @@ class FeatureGroups:
 
     Each feature map gives itself as a group, averaged over squares until it has at most 1024 numbers, and the mean and
     standard deviation of every channel, over the whole map and over each quarter.
-
-    Args:
-        features: of a frozen encoder: (B, C, H, W) → (B, c, h, w) for every scale.
-        cells: each map whose side is a multiple of this number gives the moments of cells × cells squares as further
-            groups. Where parts of a picture vary independently, few samples have a near picture as a whole, but every
-            part has one. 0 for none.
     """
 
-    features: Callable[[Tensor], list[Tensor]]
+    features: Callable[[Tensor], list[Tensor]]  # of a frozen encoder: (B, C, H, W) → (B, c, h, w) for every scale
+    # Each map whose side is a multiple of this number gives the moments of cells × cells squares as further groups.
+    # Where parts of a picture vary independently, few samples have a near picture as a whole, but every part has one. 0
+    # for none.
     cells: int = 0
 
     def __call__(self, images: Tensor) -> list[Tensor]:

@@ -20,36 +20,18 @@ _Network = TypeVar("_Network", bound=nn.Module)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
-    """Options that change speed, memory and files, but change results by rounding only. A run can continue with others.
+    """Options of speed, memory and files. They change results by rounding only, so a run can continue with others."""
 
-    Args:
-        world: the processes that share every batch.
-        accumulate: number of micro-batches whose gradients are summed before an optimiser step.
-        compile: run f and the teacher through `torch.compile`.
-        channels_last: keep weights and activations in NHWC order.
-        keep: number of checkpoints to keep; above 1, the last ones stay beside `checkpoint.pt` as
-            `checkpoint-STEP.pt`.
-        tensorboard: write the log for TensorBoard as well.
-    """
-
-    world: World = field(default_factory=World)
-    accumulate: int = 1
-    compile: bool = False
-    channels_last: bool = False
+    world: World = field(default_factory=World)  # the processes that share every batch
+    accumulate: int = 1  # number of micro-batches whose gradients are summed before an optimiser step
+    compile: bool = False  # run f and the teacher through `torch.compile`
+    channels_last: bool = False  # keep weights and activations in NHWC order
+    # Number of checkpoints to keep; above 1, the last ones stay beside `checkpoint.pt` as `checkpoint-STEP.pt`.
     keep: int = 1
-    tensorboard: bool = False
+    tensorboard: bool = False  # write the log for TensorBoard as well
 
     def check(self, preset: Preset, pictures: int) -> None:
-        """Reject options that do not fit the run.
-
-        Args:
-            preset: of the run.
-            pictures: number of training pictures.
-
-        Raises:
-            UserError: a number below 1, a batch that does not split evenly, or batch norm or a term of the loss that
-                needs the whole batch.
-        """
+        """Reject options that do not fit the run."""
         if self.accumulate < 1 or self.keep < 1:
             raise UserError("--accumulate and --keep must be at least 1")
         parts, batch = self.world.size * self.accumulate, min(preset.batch, pictures)
@@ -101,11 +83,7 @@ def no_sync_until(f: nn.Module, *, last: bool) -> AbstractContextManager[None]:
 
 @contextmanager
 def stop_signal() -> Iterator[Callable[[], bool]]:
-    """Catch SIGINT and SIGTERM inside the block.
-
-    Yields:
-        A function that tells whether a signal has arrived. A second signal ends the process.
-    """
+    """Catch SIGINT and SIGTERM inside the block."""
     received = False
 
     def handle(number: int, _: FrameType | None) -> None:

@@ -21,12 +21,7 @@ class Log:
     there.
 
     Args:
-        path: the file of JSON lines.
-        step: step from which the run continues.
         board: folder for TensorBoard, or None.
-
-    Raises:
-        UserError: the package `tensorboard` is missing.
     """
 
     def __init__(self, path: Path, step: int, *, board: Path | None = None) -> None:

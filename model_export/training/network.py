@@ -24,34 +24,23 @@ _MIN_UNIT = 1e-4  # of codes without variance
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkConfig:
-    """Architecture of f.
+    """Architecture of f."""
 
-    Args:
-        size: height and width of the image, ≥ 8.
-        channels: 1 or 3.
-        widths: channels after each stride-2 convolution.
-        bottleneck: channels of the bottleneck.
-        places: height and width of the bottleneck. 1, as in the paper, suits small pictures. Above 1 it must be the
-            side after the last stride-2 convolution: every place then holds the detail of its part of the picture,
-            and a dense layer over all places makes the parts agree.
-        norm: `group` computes every row independently; with `batch`, the paper's choice, rows depend on the batch.
-        groups: number of groups of the group norm.
-        activation: `silu`, or the paper's `dcgan`.
-        upsampling: `transposed` convolutions as in the paper, or nearest `resize` + convolution (no checkerboards).
-        quantizer: number of components of a `ScalarQuantizer` behind the bottleneck; 0: no quantiser.
-        quantizer_levels: levels of each component; the bound distorts codes near the outermost.
-    """
-
-    size: int
-    channels: int
-    widths: tuple[int, ...]
-    bottleneck: int
+    size: int  # height and width of the image, ≥ 8
+    channels: int  # 1 or 3
+    widths: tuple[int, ...]  # channels after each stride-2 convolution
+    bottleneck: int  # channels of the bottleneck
+    # `group` computes every row independently; with `batch`, the paper's choice, rows depend on the batch.
     norm: Norm = "group"
-    groups: int = 8
-    activation: Activation = "silu"
+    groups: int = 8  # number of groups of the group norm
+    activation: Activation = "silu"  # `silu`, or the paper's `dcgan`
+    # `transposed` convolutions as in the paper, or nearest `resize` + convolution (no checkerboards).
     upsampling: Upsampling = "transposed"
-    quantizer: int = 0
-    quantizer_levels: int = 15
+    quantizer: int = 0  # number of components of a `ScalarQuantizer` behind the bottleneck; 0: no quantiser
+    quantizer_levels: int = 15  # levels of each component; the bound distorts codes near the outermost
+    # Height and width of the bottleneck. 1, as in the paper, suits small pictures. Above 1 it must be the side after
+    # the last stride-2 convolution: every place then holds the detail of its part of the picture, and a dense layer
+    # over all places makes the parts agree.
     places: int = 1
 
     def sizes(self) -> list[int]:
@@ -140,7 +129,6 @@ class Autoencoder(nn.Module):
             pictures: (N, C, H, W).
             latents: (M, C, H, W).
             deviation: of the components of pictures, in levels.
-            generator: of the rotation.
         """
         encode = self.encoder[:-1]
         others = torch.cat([encode(latents), encode(self(latents))])
@@ -167,7 +155,6 @@ class ScalarQuantizer(nn.Module):
     1308.3432). Until `fit` is called, the quantiser returns its input.
 
     Args:
-        channels: of the code.
         components: number of quantised components, 1 … channels.
         levels: of each component, odd and at least 3; integers around 0.
 

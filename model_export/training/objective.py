@@ -17,20 +17,14 @@ from model_export.training.stages import Distance, Stage
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Objective:
-    """The weighted terms of one stage.
+    """The weighted terms of one stage."""
 
-    Args:
-        stage: weights, clamp and number of teacher steps.
-        kind: of the distance.
-        teacher: the frozen network of an earlier stage, if the stage distills.
-        scores: the discriminator, if the stage has one: images (B, C, H, W) → scores (B,) for every scale.
-        feature_groups: features of the teacher's encoder, if the stage has terms that need them.
-    """
-
-    stage: Stage
+    stage: Stage  # weights, clamp and number of teacher steps
     kind: Distance
-    teacher: Function | None = None
+    teacher: Function | None = None  # the frozen network of an earlier stage, if the stage distills
+    # The discriminator, if the stage has one: images (B, C, H, W) → scores (B,) for every scale.
     scores: Callable[[Tensor], list[Tensor]] | None = None
+    # Features of the teacher's encoder, if the stage has terms that need them.
     feature_groups: FeatureGroups | None = None
 
     def terms(self, f: Function, network: nn.Module, batch: TrainingBatch) -> dict[str, Tensor]:
@@ -38,11 +32,6 @@ class Objective:
 
         Args:
             f: the network as it is called, with gradients; possibly compiled or wrapped.
-            network: the plain module, from which the frozen copy is made.
-            batch: rows for every active term.
-
-        Returns:
-            Scalars by the name of their weight.
         """
         x, kind = batch.x, self.kind
         y = f(x)

@@ -39,14 +39,6 @@ def choose_preset(choices: Choices, source: Source, found: Inspection) -> Preset
 
     Without `--preset`, the published sets get the preset of their name and all other pictures `small`, with their own
     channels and a size of at most 64. In colour, `small` also learns to undo grey and sketch.
-
-    Args:
-        choices: options of the command line.
-        source: the pictures.
-        found: what they are like.
-
-    Raises:
-        UserError: an unknown preset, a value that it does not support, or a preset that does not fit the pictures.
     """
     if choices.size is not None and not _MIN_SIDE <= choices.size <= _LARGEST:
         raise UserError(f"--size {choices.size}: {_MIN_SIDE} to {_LARGEST}")
@@ -94,14 +86,7 @@ def describe_model(preset: Preset, choices: Choices, data: Dataset, found: Inspe
 
 
 def summary(preset: Preset, base: str, data: Dataset, found: Inspection) -> list[str]:
-    """What was found and chosen, one line each.
-
-    Args:
-        preset: from `describe_model`.
-        base: name of the preset that it comes from.
-        data: the loaded pictures.
-        found: what they are like.
-    """
+    """What was found and chosen, one line each."""
     network = preset.network
     levels = ", ".join(str(round((value + 1.0) * 127.5)) for value in preset.background)
     reduced = {*found.smallest, *found.largest} != {network.size}

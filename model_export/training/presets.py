@@ -30,52 +30,34 @@ _RENAMED = {"degradations": "corruptions"}  # fields of `Preset` in older checkp
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
-    """The training of one model.
-
-    Args:
-        name: of the preset and of the exported model.
-        objective: `naign` or `ign`; the card states it.
-        network: architecture of f.
-        stages: in order.
-        noise: distribution of the latents: standard normal, or with the frequency statistics of the data.
-        distance: D of every term, in the stages that set none.
-        batch: pictures per step.
-        ema: decay of the averaged weights, which are exported.
-        matching: pool and pairs of the stages that set none.
-        noise_range: σ of the `noise` corruption is uniform in this range, in the units of [−1, 1].
-        corruptions: of the projection term. Each row gets one of them, equally likely; a name that is listed twice is
-            twice as likely.
-        eight_bit: share of corrupted rows that are rounded to 8 bits, like uploaded pictures.
-        checkpoint_every: steps between checkpoints. It is a multiple of all refresh intervals, so that a resumed run
-            rebuilds pool and pairs from the same weights that built them.
-        generate_steps, project_steps: recommended steps in the card.
-        background: one value for each channel, in [−1, 1]; a single one is that of every channel.
-        polarity: as in the card.
-        data: the published set (`model_export.data.known_sets`) that name, description and licence belong to.
-        licence: of the weights.
-        description: one or two sentences for the card.
-    """
+    """The training of one model."""
 
     name: str
-    objective: Literal["naign", "ign"]
-    network: NetworkConfig
-    stages: tuple[Stage, ...]
+    objective: Literal["naign", "ign"]  # `naign` or `ign`; the card states it
+    network: NetworkConfig  # architecture of f
+    stages: tuple[Stage, ...]  # in order
+    # Distribution of the latents: standard normal, or with the frequency statistics of the data.
     noise: Literal["gaussian", "frequency"] = "gaussian"
-    distance: Distance = "mse"
-    batch: int = 128
-    ema: float = 0.999
-    matching: Matching = field(default_factory=Matching)
+    distance: Distance = "mse"  # D of every term, in the stages that set none
+    batch: int = 128  # pictures per step
+    ema: float = 0.999  # decay of the averaged weights, which are exported
+    matching: Matching = field(default_factory=Matching)  # pool and pairs of the stages that set none
+    # Σ of the `noise` corruption is uniform in this range, in the units of [−1, 1].
     noise_range: tuple[float, float] = (0.0, 1.2)
+    # Of the projection term. Each row gets one of them, equally likely; a name that is listed twice is twice as likely.
     corruptions: tuple[CorruptionName, ...] = ("noise",)
-    eight_bit: float = 0.0
+    eight_bit: float = 0.0  # share of corrupted rows that are rounded to 8 bits, like uploaded pictures
+    # Steps between checkpoints. It is a multiple of all refresh intervals, so that a resumed run rebuilds pool and
+    # pairs from the same weights that built them.
     checkpoint_every: int = 400
-    generate_steps: int = 1
+    generate_steps: int = 1  # recommended steps in the card
     project_steps: int = 1
+    # One value for each channel, in [−1, 1]; a single one is that of every channel.
     background: tuple[float, ...] = (-1.0,)
     polarity: Literal["light-on-dark", "dark-on-light", "none"] = "none"
-    data: str = ""
+    data: str = ""  # the published set (`model_export.data.known_sets`) that name, description and licence belong to
     licence: str = NO_LICENCE
-    description: str = ""
+    description: str = ""  # one or two sentences for the card
 
     def __post_init__(self) -> None:
         for matching in map(self.matching_of, self.stages):
@@ -150,7 +132,6 @@ def naign_stages(imle: int, balance: int, distill: int, *, teacher_steps: int = 
         imle: steps of the first stage.
         balance: steps of the second stage.
         distill: steps of the third stage.
-        teacher_steps: k.
     """
     return (
         Stage(name="imle", steps=imle, lr=6e-4, weights=Weights(imle=1.0)),
@@ -304,11 +285,7 @@ PRESETS = {
 
 
 def get_preset(name: str) -> Preset:
-    """The preset of this name.
-
-    Raises:
-        UserError: unknown name; the text lists the known ones.
-    """
+    """The preset of this name."""
     try:
         return PRESETS[name]
     except KeyError:
@@ -316,11 +293,7 @@ def get_preset(name: str) -> Preset:
 
 
 def split_steps(total: int, proportions: Sequence[int]) -> list[int]:
-    """Split a number of steps in these proportions, exactly and with at least one step for each.
-
-    Raises:
-        UserError: fewer steps than parts.
-    """
+    """Split a number of steps in these proportions, exactly and with at least one step for each."""
     if total < len(proportions):
         raise UserError(f"--steps {total}: the preset has {len(proportions)} stages, so at least {len(proportions)}")
     spare = total - len(proportions)
@@ -346,9 +319,6 @@ def with_overrides(
 
     ``steps`` is the total. It is split over the stages in the preset's proportions; the warm-up of a shorter stage is
     shorter in proportion. The preset `small` gets a network that fits the size.
-
-    Raises:
-        UserError: a value that the network or the schedule does not support.
     """
     size, channels = size or preset.network.size, channels or preset.network.channels
     if (batch is not None and batch < 1) or channels not in (1, 3):

@@ -41,17 +41,6 @@ def continued_preset(preset: Preset, saved: Checkpoint, *, out: Path, data: Data
     Only the card's fields and the number of steps may differ. With more steps, stages that are done keep their length
     and the others share what is left; a run that is finished trains its last stage further. A finished run may also get
     further stages.
-
-    Args:
-        preset: of the command.
-        saved: the run.
-        out: its folder.
-        data: the pictures.
-        seed: of the command.
-        bf16: whether the command computes in bfloat16.
-
-    Raises:
-        UserError: everything else that differs, by name and with both values.
     """
     differences: list[Difference] = [
         (name, before, now)

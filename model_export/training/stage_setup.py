@@ -20,10 +20,6 @@ class StageSetup:
 
     Args:
         pictures: all training pictures, (N, C, H, W) uint8.
-        noise: distribution of the latents.
-        seed: of all random numbers.
-        device: of the results.
-        world: averages the discriminator's gradients.
     """
 
     def __init__(self, pictures: Tensor, noise: NoiseSampler, *, seed: int, device: torch.device, world: World) -> None:

@@ -11,24 +11,14 @@ from model_export.training.presets import Preset
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StartWeights:
-    """The weights of an exported version.
+    """The weights of an exported version."""
 
-    Args:
-        preset: that trained the version.
-        state: state dict of its network.
-        digest: SHA-256 of the weights in its `model.onnx`.
-    """
-
-    preset: Preset
-    state: dict[str, Tensor]
-    digest: str
+    preset: Preset  # that trained the version
+    state: dict[str, Tensor]  # state dict of its network
+    digest: str  # SHA-256 of the weights in its `model.onnx`
 
     def load_into(self, network: Autoencoder, config: NetworkConfig) -> None:
-        """Copy the weights into a network of this architecture. A quantiser that the version lacks keeps its own.
-
-        Raises:
-            UserError: the version has another architecture.
-        """
+        """Copy the weights into a network of this architecture. A quantiser that the version lacks keeps its own."""
         recorded = self.preset.network
         plain = replace(config, quantizer=recorded.quantizer, quantizer_levels=recorded.quantizer_levels)
         if recorded != plain or (recorded.quantizer and recorded != config):

@@ -15,18 +15,12 @@ _MAX_SPANS: Final = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Throughput:
-    """The throughput of an interval of training.
+    """The throughput of an interval of training."""
 
-    Args:
-        steps: optimiser steps.
-        pictures: training pictures used, over all ranks.
-        seconds: wall-clock time.
-        phases: seconds by phase; `compute` is forward, backward and optimiser. Their sum may be less than `seconds`.
-    """
-
-    steps: int
-    pictures: int
-    seconds: float
+    steps: int  # optimiser steps
+    pictures: int  # training pictures used, over all ranks
+    seconds: float  # wall-clock time
+    # Seconds by phase; `compute` is forward, backward and optimiser. Their sum may be less than `seconds`.
     phases: Mapping[str, float]
 
     @property

@@ -56,19 +56,7 @@ class Run:
     """One training run.
 
     Args:
-        preset: what to train.
-        data: pictures.
-        out: folder for checkpoint, log and sample grids. If it holds a checkpoint, that run is continued.
-        seed: of all random numbers.
-        device: torch device.
-        bf16: compute in bfloat16 autocast.
-        provenance: stored in the checkpoint.
-        execution: how to compute the run, and on which ranks.
         start: weights with which a new run starts; see `StartWeights`.
-
-    Raises:
-        UserError: the folder holds a run with other options, see `continued_preset`, the batch does not split, or the
-            weights are of another network.
     """
 
     def __init__(
@@ -130,7 +118,6 @@ class Run:
 
         Raises:
             Interrupted: SIGINT or SIGTERM arrived; a checkpoint was written first.
-            UserError: the loss is not finite, or another process trains in the same folder.
         """
         with file_lock(self.out) if self.world.is_main else nullcontext():
             self._check_same_checkpoint()
