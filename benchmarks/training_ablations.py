@@ -29,7 +29,7 @@ from model_export.evaluation.measures import Evaluation
 from model_export.export.export import card_of
 from model_export.files import atomic_write
 from model_export.training import checkpoint as checkpoints
-from model_export.training import provenance
+from model_export.training import checkpoint
 from model_export.training.checkpoint import load_run
 from model_export.training.presets import Preset, get_preset, ign_stages, naign_stages
 from model_export.training.stages import Stage, Weights, quantised_stage

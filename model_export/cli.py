@@ -8,10 +8,8 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from model_export.arguments import count, refuse_empty_paths
-from model_export.data import command as data_command
 from model_export.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,15 +20,17 @@ if TYPE_CHECKING:
     from model_export.training.presets import Preset
     from model_export.training.train import Run
 
-
-_DATA = ".npz, folder or zip of pictures, or mnist, fashion_mnist, kmnist, cifar10 or svhn, which are downloaded"
-_SKIP_BAD = "leave out files that are no readable pictures"
-_INTERRUPTED = 128 + signal.SIGINT
-_PROG = "python -m model_export"
+_AVATARS: Final = "avatars"
+_DATA: Final = ".npz, folder or zip of pictures, or mnist, fashion_mnist, kmnist, cifar10 or svhn, which are downloaded"
+_SKIP_BAD: Final = "leave out files that are no readable pictures"
+_INTERRUPTED: Final = 128 + signal.SIGINT
+_PROG: Final = "python -m model_export"
 # Options that replace fields of the card.
-_CARD_OPTIONS = ("description", "title", "prompt", "licence", "polarity", "background", "generate_steps")
+_CARD_OPTIONS: Final = ("description", "title", "prompt", "licence", "polarity", "background", "generate_steps")
 # What the extra `train` installs and the commands import.
-_EXTRA = ("matplotlib", "onnx", "onnxruntime", "onnxscript", "scipy", "skimage", "torch", "torchvision")
+_EXTRA: Final = ("matplotlib", "onnx", "onnxruntime", "onnxscript", "scipy", "skimage", "torch", "torchvision")
+_MOST_THREADS: Final = 1024
+_PATHS: Final = ("data", "out", "start", "run", "models", "model", "cache", "fid-weights")
 
 
 def main(arguments: Sequence[str], *, prog: str = _PROG) -> int:
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str], *, prog: str = _PROG) -> int:
     # Libraries log warnings that the user cannot act on.
     logging.basicConfig(level=logging.ERROR)
     try:
-        refuse_empty_paths(options)
+        _refuse_empty_paths(options)
         code: int = options.run(options, arguments)
     except UserError as exc:
         return _fail(str(exc))
@@ -59,23 +59,68 @@ def main(arguments: Sequence[str], *, prog: str = _PROG) -> int:
     return code
 
 
+def _refuse_empty_paths(options: argparse.Namespace) -> None:
+    """Paths without a character would stand for the current folder."""
+    for name in _PATHS:
+        if getattr(options, "run_folder" if name == "run" else name.replace("-", "_"), None) == "":
+            raise UserError(f"--{name}: the path is empty")
+
+
+def _count(text: str) -> int:
+    """A number of threads or processes; the `type` of an option."""
+    if not text.isdecimal() or not 1 <= int(text) <= _MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 to {_MOST_THREADS}")
+    return int(text)
+
+
+def _data(options: argparse.Namespace, _: Sequence[str]) -> int:
+    for line in _draw_avatars(options) if options.data == _AVATARS and options.out else _look(options):
+        _print(line)
+    return 0
+
+
+def _draw_avatars(options: argparse.Namespace) -> list[str]:
+    from model_export.data.avatars import AvatarOptions, write_avatars
+
+    chosen = AvatarOptions(options.n, options.size, options.seed, tuple(options.backgrounds))
+    write_avatars(chosen, Path(options.out), processes=options.processes)
+    return [f"wrote {options.out}", f"next: {options.prog} train --data {options.out} --out runs/NAME"]
+
+
+def _look(options: argparse.Namespace) -> list[str]:
+    from model_export.data.datasets import open_source
+    from model_export.training.presets import Choices, choose_preset
+
+    source = open_source(options.data, skip_bad=options.skip_bad)
+    found = source.inspect()
+    preset = choose_preset(Choices(), source, found)
+    network = preset.network
+    source.load(size=network.size, channels=network.channels)  # refuses what `train` would refuse
+    skip = " --skip-bad" if options.skip_bad else ""
+    return [
+        f"{source.name}: {found}",
+        f"preset that fits: {preset.name}, --size {network.size} --channels {network.channels}",
+        f"next: {options.prog} train --data {options.data}{skip} --out runs/NAME",
+    ]
+
+
 def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     from model_export.data.datasets import open_source
     from model_export.export.weights import start_weights
-    from model_export.training import plan, provenance
-    from model_export.training.distributed import join_world
-    from model_export.training.execution import Execution
+    from model_export.training.checkpoint import record
+    from model_export.training.execution import Execution, join_world
+    from model_export.training.presets import Choices, choose_preset, describe_model, summary
     from model_export.training.train import Run
 
     _check_train_options(options)
     _set_threads(options.threads)
-    choices = plan.Choices(**{field: getattr(options, field) for field in plan.Choices.__slots__})
+    choices = Choices(**{field: getattr(options, field) for field in Choices.__slots__})
     with join_world(_device(options.device)) as (world, device):
         source = open_source(options.data, skip_bad=options.skip_bad)
         found = source.inspect()
-        base = plan.choose_preset(choices, source, found)
+        base = choose_preset(choices, source, found)
         data = source.load(size=base.network.size, channels=base.network.channels)
-        preset = plan.describe_model(base, choices, data, found)
+        preset = describe_model(base, choices, data, found)
         execution = Execution(
             world=world,
             accumulate=options.accumulate,
@@ -85,7 +130,7 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
             tensorboard=options.tensorboard,
         )
         precise = bf16(options.precision, device)
-        lines = plan.summary(preset, base.name, data, found)
+        lines = summary(preset, base.name, data, found)
         out = Path(options.out or os.devnull)  # a dry run needs none, and makes the same checks
         run = Run(
             preset,
@@ -94,7 +139,7 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
             seed=options.seed,
             device=device,
             bf16=precise,
-            provenance=provenance.record(arguments),
+            provenance=record(arguments),
             execution=execution,
             start=start_weights(options.start, out),
         )
@@ -141,8 +186,8 @@ def _announce(
     lines: Sequence[str], preset: "Preset", data: "Dataset", timed_on: "torch.device | None", bf16: bool
 ) -> int:
     """Print what is trained, how long that takes if a device is given, and what the losses mean."""
-    from model_export.training import estimate
-    from model_export.training.legend import legend
+    from model_export import estimate
+    from model_export.training.log import legend
 
     for line in lines:
         _print(line)
@@ -308,7 +353,6 @@ def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     train.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     train.add_argument(
         "--corruptions",
-        "--degradations",
         nargs="+",
         metavar="NAME",
         help="corruptions that f learns to undo: noise, blur, low_resolution, hole, grey, sketch",
@@ -329,10 +373,16 @@ def parser(prog: str = _PROG) -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     data = commands.add_parser("data", help="look at pictures, and say what train would make of them")
-    data.set_defaults(run=data_command.run)
+    data.set_defaults(run=_data)
     data.add_argument("data", metavar="DATA", help=f"{_DATA}; or, with --out, avatars")
     data.add_argument("--skip-bad", action="store_true", help=_SKIP_BAD)
-    data_command.add_options(data)
+    drawn = data.add_argument_group("avatars", "draw faces in colour with their attributes; needs the extra avatars")
+    drawn.add_argument("--out", help="file to write, such as avatars64.npz")
+    drawn.add_argument("--n", type=int, default=40_000, help="pictures; a tenth is held out (default 40000)")
+    drawn.add_argument("--size", type=int, default=64, help="height and width (default 64)")
+    drawn.add_argument("--seed", type=int, default=0, help="of the pictures (default 0)")
+    drawn.add_argument("--backgrounds", nargs="+", default=(), metavar="RRGGBB", help="default: five pastel colours")
+    drawn.add_argument("--processes", type=_count, default=0, help="processes that draw (default: one for each core)")
 
     train = _add_train(commands)
 
@@ -393,5 +443,5 @@ def parser(prog: str = _PROG) -> argparse.ArgumentParser:
     card.add_argument("--out", required=True, help="page to write, such as docs/models/mnist.md")
 
     for command in (train, export, verify, evaluate, figures):
-        command.add_argument("--threads", type=count, default=0, help="CPU threads (default: chosen by the libraries)")
+        command.add_argument("--threads", type=_count, default=0, help="CPU threads (default: chosen by the libraries)")
     return top

@@ -28,6 +28,7 @@ Corruption = Callable[[FloatRows], FloatRows]
 """Pictures (N, C, H, W) float32 in [−1, 1] → corrupted copies. Only noise leaves the range."""
 
 # Ranges of the random parameters in training.
+_NOISE_SIGMA: Final = (0.0, 1.2)  # in the units of [−1, 1]
 _BLUR_SIGMA: Final = (0.3, 2.0)  # pixels of a 28-pixel side
 _FACTORS: Final = (2, 3, 4)  # of down-sampling
 _HOLE_SHARE: Final = (0.2, 0.5)  # of the side
@@ -120,7 +121,6 @@ class RandomCorruptions:
     """Corrupts every row in one of several ways, with random strength."""
 
     names: tuple[CorruptionName, ...]  # the corruptions, equally likely; a name that is listed twice is twice as likely
-    noise_range: tuple[float, float]  # σ of the noise is uniform in this range, in the units of [−1, 1]
     eight_bit: float  # share of the rows that are rounded to 8 bits, 0 to 1
 
     def draw(self, batch: int, shape: tuple[int, int, int], generator: torch.Generator) -> Draws:
@@ -145,7 +145,7 @@ class RandomCorruptions:
             if not len(rows):
                 continue
             if name == "noise":
-                sigma = _scale(draws.uniform[rows, 0], self.noise_range)[:, None, None, None]
+                sigma = _scale(draws.uniform[rows, 0], _NOISE_SIGMA)[:, None, None, None]
                 out[rows] = add_noise(x[rows], sigma, draws.normal[rows])
             else:
                 out[rows] = RANDOM[name](x[rows], draws.uniform[rows])

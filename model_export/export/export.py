@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -32,8 +33,6 @@ _TITLES: Final[Mapping[str, Mapping[str, str]]] = {
     "mnist": {"title": "Digits", "prompt": "Draw a digit, 0–9"},
     "fashion_mnist": {"title": "Clothes", "prompt": "Draw a shirt, a shoe or a bag"},
     "avatars64": {"title": "Avatars", "prompt": "Draw a face, or paste a picture"},
-    "celeba64": {"title": "Faces", "prompt": "Draw a face"},
-    "celeba64_paper": {"title": "Faces", "prompt": "Draw a face"},
 }
 
 
@@ -65,7 +64,7 @@ def export(
     if folder.exists() and not force:
         raise UserError(f"{folder} exists; choose another --version, or say --force")
     card = card_of(model, str(number), card_fields or {})
-    noise = NoiseSource(model.preset.shape, model.noise.for_card())
+    noise = NoiseSource(model.preset.shape, None)
     files: dict[Precision, bytes] = {"fp32": stamp(to_onnx(model.network, model.preset.shape), card, noise)}
     if fp16:
         files["fp16"] = to_fp16(files["fp32"])
@@ -114,7 +113,7 @@ def card_of(model: TrainedModel, version: str, fields: Mapping[str, object]) -> 
     """The card of a trained model. ``fields`` replace those of the preset; `evaluate` adds the quality."""
     preset, checkpoint = model.preset, model.checkpoint
     fields = dict(fields)
-    steps = {"generate": fields.pop("generate_steps", preset.generate_steps), "project": preset.project_steps}
+    steps = {"generate": fields.pop("generate_steps", preset.generate_steps), "project": 1}
     try:
         return ModelCard.model_validate(
             {
@@ -126,7 +125,7 @@ def card_of(model: TrainedModel, version: str, fields: Mapping[str, object]) -> 
                 "shape": preset.shape,
                 "background": preset.background * (preset.network.channels // len(preset.background)),
                 "polarity": preset.polarity,
-                "noise": {"kind": preset.noise, "norm": model.noise.mean_norm()},
+                "noise": {"kind": "gaussian", "norm": math.sqrt(math.prod(preset.shape))},
                 "steps": steps,
                 "opset": OPSET,
                 "data": checkpoint.data,

@@ -10,8 +10,7 @@ import torch
 from model_export.errors import UserError
 from model_export.export.artifact import OnnxFunction, read_all
 from model_export.files import atomic_write
-from model_export.training.checkpoint import Checkpoint, TrainedModel, load_run
-from model_export.training.resume import CARD_FIELDS
+from model_export.training.checkpoint import CARD_FIELDS, Checkpoint, TrainedModel, load_run
 from service.artifact.card import ModelCard
 from service.artifact.files import GOLDEN_FILE, MODEL_FILE, Precision
 from service.artifact.golden import Golden, digest_of, max_abs_diff

@@ -18,7 +18,7 @@ from model_export.data import corruptions
 from model_export.data.corruptions import Corruption
 from model_export.data.datasets import Dataset, load_data_of
 from model_export.errors import UserError
-from model_export.evaluation.long_run import apply_repeatedly
+from model_export.evaluation.measures import apply_repeatedly
 from model_export.export.artifact import Artifact
 from model_export.export.verify import check_run
 from model_export.files import atomic_write

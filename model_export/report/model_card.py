@@ -8,9 +8,16 @@ from model_export.evaluation.measures import SAMPLES, STEPS
 from model_export.export.artifact import Artifact
 from model_export.files import atomic_write
 from model_export.report.figures import FIGURES, LOSSES, file_name
-from model_export.report.limitations import limitations
-from model_export.report.markdown import Table, code_block, one_line, superscript, table
-from model_export.report.quality import measurements, summary
+from model_export.report.quality import (
+    Table,
+    code_block,
+    limitations,
+    measurements,
+    one_line,
+    summary,
+    superscript,
+    table,
+)
 from service.artifact.card import ModelCard
 from service.artifact.golden import digest_of
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from model_export.data import corruptions
 from model_export.data.corruptions import CORRUPTIONS, Corruption, CorruptionName, RandomCorruptions
 from model_export.evaluation.metrics import psnr
-from model_export.training.distributed import World
+from model_export.training.execution import World
 from service.artifact.pixels import to_levels, to_rows
 from service.domain.latents import FloatRows
 from tests.helpers.tiny_training import patterns

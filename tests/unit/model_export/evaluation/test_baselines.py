@@ -3,7 +3,7 @@ import pytest
 from scipy.ndimage import zoom
 
 from model_export.data.corruptions import CORRUPTIONS, hole, hole_mask, low_resolution, noise
-from model_export.evaluation.baselines import BASELINES, GridPoint, bicubic, biharmonic, non_local_means, tune
+from model_export.evaluation.restoration import BASELINES, GridPoint, bicubic, biharmonic, non_local_means, tune
 from model_export.evaluation.classifier import sample_budget
 from model_export.evaluation.metrics import psnr
 from service.domain.latents import FloatRows

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from model_export.data.attributes import Attributes
+from model_export.data.datasets import Attributes
 from model_export.data.datasets import Dataset
 from model_export.evaluation.classifier import FEATURES, Classifier, ClassifierEvaluator, ConvNet, classifier_for
 from service.artifact.pixels import to_rows

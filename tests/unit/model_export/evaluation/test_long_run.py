@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from model_export.evaluation.classifier import ClassifierEvaluator, Predictions
-from model_export.evaluation.long_run import apply_repeatedly, budget, repeated_application
+from model_export.evaluation.measures import apply_repeatedly, budget, repeated_application
 from model_export.evaluation.warnings import warnings
 from service.artifact.pixels import Levels, to_rows
 from service.domain.latents import FloatRows

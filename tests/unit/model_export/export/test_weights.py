@@ -15,9 +15,9 @@ from model_export.export.export import export
 from model_export.export.weights import read_weights, start_weights
 from model_export.training import checkpoint
 from model_export.training.presets import PRESETS, Preset
-from model_export.training.provenance import record
+from model_export.training.checkpoint import record
 from model_export.training.stages import quantised_stage
-from model_export.training.start import StartWeights
+from model_export.training.checkpoint import StartWeights
 from model_export.training.train import Run
 from service.artifact.files import GOLDEN_FILE, MODEL_FILE
 from service.artifact.golden import digest_of

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model_export.training.discriminator import Discriminator, DiscriminatorTrainer
-from model_export.training.distributed import World
+from model_export.training.objective import Discriminator, DiscriminatorTrainer
+from model_export.training.execution import World
 from model_export.training.network import Autoencoder, NetworkConfig
 
 FULL = torch.autocast("cpu", torch.bfloat16, enabled=False)

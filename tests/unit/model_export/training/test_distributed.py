@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from model_export.training import checkpoint as checkpoints
-from model_export.training.distributed import World, join_world
+from model_export.training.execution import World, join_world
 from model_export.training.presets import PRESETS, Preset, ign_stages
 from model_export.training.stages import Weights
 from tests.helpers.live import ROOT, environment

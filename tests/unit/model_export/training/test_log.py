@@ -8,7 +8,7 @@ import pytest
 
 from model_export.errors import UserError
 from model_export.training.log import Log
-from model_export.training.throughput import Throughput
+from model_export.training.log import Throughput
 
 MEASURED = Throughput(steps=4, pictures=64, seconds=2.0, phases={"compute": 1.5})
 

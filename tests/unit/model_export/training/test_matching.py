@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from model_export.data.noise import NoiseSampler
-from model_export.training.matching import BalancedPairs, CandidatePool, features
+from model_export.training.batches import BalancedPairs, CandidatePool, features
 from model_export.training.stages import Matching
 
 NOISE = NoiseSampler((1, 4, 4))

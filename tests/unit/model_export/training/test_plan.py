@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from model_export.data.datasets import Dataset, open_source
-from model_export.data.inspection import Inspection
+from model_export.data.picture_files import Inspection
 from model_export.errors import UserError
-from model_export.training import legend
-from model_export.training.estimate import estimate_seconds, in_words
+from model_export.training import log
+from model_export.training.train import estimate_seconds, in_words
 from model_export.training.network import Autoencoder
-from model_export.training.plan import Choices, choose_preset, describe_model, summary
+from model_export.training.presets import Choices, choose_preset, describe_model, summary
 from model_export.training.presets import NO_LICENCE, PRESETS, Preset, network_for
 from model_export.training.stages import Weights
 

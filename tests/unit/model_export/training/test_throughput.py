@@ -3,8 +3,8 @@ import time
 import pytest
 import torch
 
-from model_export.training import throughput
-from model_export.training.throughput import Throughput, ThroughputMeter
+from model_export.training import log
+from model_export.training.log import Throughput, ThroughputMeter
 
 
 @pytest.fixture

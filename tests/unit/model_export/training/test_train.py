@@ -19,7 +19,7 @@ from model_export.data.datasets import Dataset
 from model_export.errors import UserError
 from model_export.training import checkpoint as checkpoints
 from model_export.training import losses
-from model_export.training.distributed import World
+from model_export.training.execution import World
 from model_export.training.execution import Execution
 from model_export.training.presets import PRESETS, Preset, ign_stages, with_overrides
 from model_export.training.stages import Matching, Stage, Weights
