@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -52,12 +52,7 @@ def add_noise(x: Tensor, sigma: Tensor | float, normal: Tensor) -> Tensor:
 
 
 def gaussian_blur(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
-    """Separable Gaussian blur that repeats the pixels at the edges.
-
-    Args:
-        x: (N, C, H, W).
-        sigma: (N,) in pixels.
-    """
+    """Separable Gaussian blur that repeats the pixels at the edges; sigma (N,) in pixels, 2·radius + 1 taps."""
     n, channels, height, width = x.shape
     offsets = torch.arange(-radius, radius + 1, device=x.device)
     kernel = torch.exp(-0.5 * (offsets / sigma[:, None]).square())
@@ -102,8 +97,7 @@ def round_to_8_bits(x: Tensor) -> Tensor:
 # Random parameters, for training.
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Draws:
+class Draws(NamedTuple):
     """The random numbers for one batch."""
 
     uniform: Tensor  # (B, 3) in [0, 1): the strength, and two for a position
@@ -113,7 +107,7 @@ class Draws:
 
     def map(self, select: Callable[[Tensor], Tensor]) -> "Draws":
         """Apply a selection of rows to every part."""
-        return Draws(*(select(part) for part in (self.uniform, self.normal, self.kind, self.eight_bit)))
+        return Draws(*map(select, self))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,10 +146,6 @@ class RandomCorruptions:
         return torch.where(draws.eight_bit[:, None, None, None], round_to_8_bits(out), out) if self.eight_bit else out
 
 
-def _random_blur(x: Tensor, uniform: Tensor) -> Tensor:
-    return gaussian_blur(x, *_random_kernel(x, uniform, _BLUR_SIGMA, _BLUR_SIDE))
-
-
 def _random_resolution(x: Tensor, uniform: Tensor) -> Tensor:
     chosen = (uniform[:, 0] * len(_FACTORS)).long()
     out = x.clone()
@@ -179,17 +169,13 @@ def _random_hole(x: Tensor, uniform: Tensor) -> Tensor:
     return cut_hole(x, mask)
 
 
-def _random_sketch(x: Tensor, uniform: Tensor) -> Tensor:
-    return to_sketch(x, *_random_kernel(x, uniform, _SKETCH_SIGMA, _SKETCH_SIDE))
-
-
 RANDOM: Final[Mapping[CorruptionName, Callable[[Tensor, Tensor], Tensor]]] = MappingProxyType(
     {
-        "blur": _random_blur,
+        "blur": lambda x, u: gaussian_blur(x, *_random_kernel(x, u, _BLUR_SIGMA, _BLUR_SIDE)),
         "low_resolution": _random_resolution,
         "hole": _random_hole,
         "grey": lambda x, _: to_grey(x),
-        "sketch": _random_sketch,
+        "sketch": lambda x, u: to_sketch(x, *_random_kernel(x, u, _SKETCH_SIGMA, _SKETCH_SIDE)),
     }
 )
 """The corruptions without noise, as functions of pictures (N, C, H, W) and of uniform numbers (N, 3)."""
