@@ -267,7 +267,8 @@ def _out_of_bottleneck(config: NetworkConfig, channels: int, side: int) -> nn.Mo
 
 
 def _norm(channels: int) -> nn.Module:
-    return nn.GroupNorm(min(_GROUPS, channels), channels)
+    # Two channels a group at least: one alone would lose the bias before it, whose gradient is rounding error.
+    return nn.GroupNorm(min(_GROUPS, channels // 2), channels)
 
 
 def _initialise(module: nn.Module) -> None:

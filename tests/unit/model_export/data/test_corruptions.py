@@ -24,7 +24,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def random_corruptions(*names: CorruptionName, eight_bit: float = 0.0) -> RandomCorruptions:
-    return RandomCorruptions(names=names or get_args(CorruptionName), noise_range=(0.0, 1.2), eight_bit=eight_bit)
+    return RandomCorruptions(names=names or get_args(CorruptionName), eight_bit=eight_bit)
 
 
 @pytest.fixture
