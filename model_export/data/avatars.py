@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -87,11 +88,9 @@ def write_avatars(options: AvatarOptions, out: Path, *, processes: int = 0) -> N
     attributes = np.empty((options.count, len(values)), np.uint8)
     workers = min(processes or len(os.sched_getaffinity(0)), len(starts))
     # `spawn`, because a fork would copy the threads' locks of libraries that are already loaded.
-    with (
-        ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
-        tqdm(total=options.count, unit="picture", mininterval=1.0) as bar,
-    ):
-        chunks = pool.map(_draw_chunk, [options] * len(starts), starts)
+    several = ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if workers > 1 else nullcontext()
+    with several as pool, tqdm(total=options.count, unit="picture", mininterval=1.0) as bar:
+        chunks = (pool.map if pool else map)(_draw_chunk, [options] * len(starts), starts)
         for start, (drawn, chosen) in zip(starts, chunks, strict=True):
             end = start + len(drawn)
             pictures[start:end], attributes[start:end] = drawn, chosen

@@ -67,7 +67,7 @@ def lit() -> Dataset:
         part += 100
         picture[:, :, : 2 * dark] //= 4
     values = torch.stack([below, columns], 1).numpy()
-    attributes = Attributes(("light", "columns"), (2, 3), values[:120], values[120:])
+    attributes = Attributes(("light", "columns"), values[:120], values[120:])
     return Dataset("lit2", "lit2", "unknown", train=pictures[:120], held_out=pictures[120:], attributes=attributes)
 
 
