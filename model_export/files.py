@@ -56,11 +56,7 @@ def errors_name(path: Path, target: Path) -> Iterator[None]:
 
 @contextmanager
 def file_lock(folder: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a folder. The operating system releases it when the process ends for any reason.
-
-    Raises:
-        UserError: another process holds the lock.
-    """
+    """Hold an exclusive lock on a folder. The operating system releases it when the process ends for any reason."""
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -50,21 +51,12 @@ _SMALLEST, _LARGEST = 8, 512
 
 @dataclass(frozen=True, slots=True)
 class AvatarOptions:
-    """What to draw.
+    """What to draw."""
 
-    Args:
-        count: number of pictures, ≥ 20; the last tenth is held out.
-        size: height and width, 8 … 512.
-        seed: picture i is a function of seed, i, size and backgrounds only.
-        backgrounds: colours as six hexadecimal digits, equally likely; `BACKGROUNDS` if there are none.
-
-    Raises:
-        UserError: a value outside these bounds.
-    """
-
-    count: int
-    size: int = 64
-    seed: int = 0
+    count: int  # number of pictures, ≥ 20; the last tenth is held out
+    size: int = 64  # height and width, 8 … 512
+    seed: int = 0  # picture i is a function of seed, i, size and backgrounds only
+    # Colours as six hexadecimal digits, equally likely; `BACKGROUNDS` if there are none.
     backgrounds: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -85,12 +77,8 @@ def write_avatars(options: AvatarOptions, out: Path, *, processes: int = 0) -> N
     `attribution`.
 
     Args:
-        options: what to draw.
         out: the file; it is replaced when the set is complete.
         processes: that draw; 0: one for each core. The result does not depend on it.
-
-    Raises:
-        UserError: packages are missing, or ``out`` is not an `.npz`.
     """
     if out.suffix != ".npz":
         raise UserError(f"--out {out}: the file name must end in .npz")
@@ -100,11 +88,9 @@ def write_avatars(options: AvatarOptions, out: Path, *, processes: int = 0) -> N
     attributes = np.empty((options.count, len(values)), np.uint8)
     workers = min(processes or len(os.sched_getaffinity(0)), len(starts))
     # `spawn`, because a fork would copy the threads' locks of libraries that are already loaded.
-    with (
-        ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
-        tqdm(total=options.count, unit="picture", mininterval=1.0) as bar,
-    ):
-        chunks = pool.map(_draw_chunk, [options] * len(starts), starts)
+    several = ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if workers > 1 else nullcontext()
+    with several as pool, tqdm(total=options.count, unit="picture", mininterval=1.0) as bar:
+        chunks = (pool.map if pool else map)(_draw_chunk, [options] * len(starts), starts)
         for start, (drawn, chosen) in zip(starts, chunks, strict=True):
             end = start + len(drawn)
             pictures[start:end], attributes[start:end] = drawn, chosen
@@ -162,11 +148,7 @@ def _value_of(name: str, chosen: dict[str, Any]) -> str:
 
 @cache
 def _definition() -> dict[str, Any]:
-    """The definition of the style.
-
-    Raises:
-        UserError: the package is missing.
-    """
+    """The definition of the style."""
     _require("dicebear", "dicebear_styles", "resvg_py")
     definition: dict[str, Any] = json.loads(files("dicebear_styles").joinpath("adventurer.json").read_text("utf-8"))
     return definition

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ Corruption = Callable[[FloatRows], FloatRows]
 """Pictures (N, C, H, W) float32 in [−1, 1] → corrupted copies. Only noise leaves the range."""
 
 # Ranges of the random parameters in training.
+_NOISE_SIGMA: Final = (0.0, 1.2)  # in the units of [−1, 1]
 _BLUR_SIGMA: Final = (0.3, 2.0)  # pixels of a 28-pixel side
 _FACTORS: Final = (2, 3, 4)  # of down-sampling
 _HOLE_SHARE: Final = (0.2, 0.5)  # of the side
@@ -51,13 +52,7 @@ def add_noise(x: Tensor, sigma: Tensor | float, normal: Tensor) -> Tensor:
 
 
 def gaussian_blur(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
-    """Separable Gaussian blur that repeats the pixels at the edges.
-
-    Args:
-        x: (N, C, H, W).
-        sigma: (N,) in pixels.
-        radius: the kernel has 2·radius + 1 taps.
-    """
+    """Separable Gaussian blur that repeats the pixels at the edges; sigma (N,) in pixels, 2·radius + 1 taps."""
     n, channels, height, width = x.shape
     offsets = torch.arange(-radius, radius + 1, device=x.device)
     kernel = torch.exp(-0.5 * (offsets / sigma[:, None]).square())
@@ -102,40 +97,25 @@ def round_to_8_bits(x: Tensor) -> Tensor:
 # Random parameters, for training.
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Draws:
-    """The random numbers for one batch.
+class Draws(NamedTuple):
+    """The random numbers for one batch."""
 
-    Args:
-        uniform: (B, 3) in [0, 1): the strength, and two for a position.
-        normal: (B, C, H, W), standard normal.
-        kind: (B,) index of the corruption in `RandomCorruptions.names`.
-        eight_bit: (B,) whether the row is rounded to 8 bits.
-    """
-
-    uniform: Tensor
-    normal: Tensor
-    kind: Tensor
-    eight_bit: Tensor
+    uniform: Tensor  # (B, 3) in [0, 1): the strength, and two for a position
+    normal: Tensor  # (B, C, H, W), standard normal
+    kind: Tensor  # (B,) index of the corruption in `RandomCorruptions.names`
+    eight_bit: Tensor  # (B,) whether the row is rounded to 8 bits
 
     def map(self, select: Callable[[Tensor], Tensor]) -> "Draws":
         """Apply a selection of rows to every part."""
-        return Draws(*(select(part) for part in (self.uniform, self.normal, self.kind, self.eight_bit)))
+        return Draws(*map(select, self))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RandomCorruptions:
-    """Corrupts every row in one of several ways, with random strength.
+    """Corrupts every row in one of several ways, with random strength."""
 
-    Args:
-        names: the corruptions, equally likely; a name that is listed twice is twice as likely.
-        noise_range: σ of the noise is uniform in this range, in the units of [−1, 1].
-        eight_bit: share of the rows that are rounded to 8 bits, 0 to 1.
-    """
-
-    names: tuple[CorruptionName, ...]
-    noise_range: tuple[float, float]
-    eight_bit: float
+    names: tuple[CorruptionName, ...]  # the corruptions, equally likely; a name that is listed twice is twice as likely
+    eight_bit: float  # share of the rows that are rounded to 8 bits, 0 to 1
 
     def draw(self, batch: int, shape: tuple[int, int, int], generator: torch.Generator) -> Draws:
         """Draw the random numbers of a whole batch of rows (C, H, W).
@@ -159,15 +139,11 @@ class RandomCorruptions:
             if not len(rows):
                 continue
             if name == "noise":
-                sigma = _scale(draws.uniform[rows, 0], self.noise_range)[:, None, None, None]
+                sigma = _scale(draws.uniform[rows, 0], _NOISE_SIGMA)[:, None, None, None]
                 out[rows] = add_noise(x[rows], sigma, draws.normal[rows])
             else:
                 out[rows] = RANDOM[name](x[rows], draws.uniform[rows])
         return torch.where(draws.eight_bit[:, None, None, None], round_to_8_bits(out), out) if self.eight_bit else out
-
-
-def _random_blur(x: Tensor, uniform: Tensor) -> Tensor:
-    return gaussian_blur(x, *_random_kernel(x, uniform, _BLUR_SIGMA, _BLUR_SIDE))
 
 
 def _random_resolution(x: Tensor, uniform: Tensor) -> Tensor:
@@ -193,17 +169,13 @@ def _random_hole(x: Tensor, uniform: Tensor) -> Tensor:
     return cut_hole(x, mask)
 
 
-def _random_sketch(x: Tensor, uniform: Tensor) -> Tensor:
-    return to_sketch(x, *_random_kernel(x, uniform, _SKETCH_SIGMA, _SKETCH_SIDE))
-
-
 RANDOM: Final[Mapping[CorruptionName, Callable[[Tensor, Tensor], Tensor]]] = MappingProxyType(
     {
-        "blur": _random_blur,
+        "blur": lambda x, u: gaussian_blur(x, *_random_kernel(x, u, _BLUR_SIGMA, _BLUR_SIDE)),
         "low_resolution": _random_resolution,
         "hole": _random_hole,
         "grey": lambda x, _: to_grey(x),
-        "sketch": _random_sketch,
+        "sketch": lambda x, u: to_sketch(x, *_random_kernel(x, u, _SKETCH_SIGMA, _SKETCH_SIDE)),
     }
 )
 """The corruptions without noise, as functions of pictures (N, C, H, W) and of uniform numbers (N, 3)."""

@@ -3,7 +3,6 @@
 A loaded data set is held in memory as uint8 tensors (N, C, H, W), split into training and held-out pictures.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model_export.data import attributes
-from model_export.data.attributes import Attributes, read_attributes
-from model_export.data.inspection import Inspection, inspect_pictures
 from model_export.data.known_sets import (
     KNOWN_SETS,
     Arrays,
@@ -26,45 +22,45 @@ from model_export.data.known_sets import (
     find_downloadable,
     recognise,
 )
-from model_export.data.picture_files import UNREADABLE, PictureFile, find_files, load_files, readable
+from model_export.data.picture_files import (
+    UNREADABLE,
+    Inspection,
+    PictureFile,
+    find_files,
+    inspect_pictures,
+    load_files,
+    readable,
+)
 from model_export.errors import UserError
 from service.artifact.card import ModelCard
 
-_READ_BYTES = 1 << 20
-_ARRAYS = ("x_train", "x_test", "y_train", "y_test", "licence", *attributes.KEYS)  # of an `.npz`
+_ATTRIBUTES = ("attributes", "attributes_train", "attributes_test")
+_ARRAYS = ("x_train", "x_test", "y_train", "y_test", "licence", *_ATTRIBUTES)  # of an `.npz`
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Attributes:
+    """What each picture shows, as one value of each of several kinds, such as hair or glasses."""
+
+    names: tuple[str, ...]
+    train: NDArray[np.int64]  # (N, K), the index of the value
+    held_out: NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dataset:
-    """Pictures in memory.
+    """Pictures in memory."""
 
-    Args:
-        name: file or data set name, never a path.
-        sha256: of pictures and labels; for a folder or zip, of the names and contents of its pictures.
-        licence: `unknown` if it is not known.
-        train, held_out: (N, C, H, W) uint8.
-        train_labels, held_out_labels: (N,) int64, or None if the data has no classes.
-        file_sha256: of the `.npz`, which older cards and checkpoints state; empty if there is none.
-        known: name of the published set with this content; empty if it is none.
-        skipped: files that are no readable pictures.
-        attributes: of the pictures, or None if the data has none.
-    """
-
-    name: str
-    sha256: str
-    licence: str
-    train: Tensor
+    name: str  # file or data set name, never a path
+    sha256: str  # of pictures and labels; for a folder or zip, of the names and contents of its pictures
+    licence: str  # `unknown` if it is not known
+    train: Tensor  # (N, C, H, W) uint8
     held_out: Tensor
-    train_labels: Tensor | None = None
+    train_labels: Tensor | None = None  # (N,) int64, or None if the data has no classes
     held_out_labels: Tensor | None = None
-    file_sha256: str = ""
-    known: str = ""
-    skipped: tuple[str, ...] = ()
-    attributes: Attributes | None = None
-
-    def matches(self, sha256: object) -> bool:
-        """Whether a card or checkpoint that states this SHA-256 was trained on this data."""
-        return sha256 in {self.sha256, self.file_sha256 or self.sha256}
+    known: str = ""  # name of the published set with this content; empty if it is none
+    skipped: tuple[str, ...] = ()  # files that are no readable pictures
+    attributes: Attributes | None = None  # of the pictures, or None if the data has none
 
 
 class Source(Protocol):
@@ -89,34 +85,17 @@ def to_model_range(images: Tensor) -> Tensor:
 
 
 def load_dataset(source: str, *, size: int, channels: int, skip_bad: bool = False) -> Dataset:
-    """Load pictures and convert them to (channels, size, size).
+    """Load pictures as (channels, size, size).
 
-    Args:
-        source: as for `open_source`.
-        size: height and width. Pictures in arrays must have this size; those in files are cropped to the centre square
-            and resized (Lanczos).
-        channels: 1 or 3.
-        skip_bad: leave out files that are no readable pictures.
-
-    Raises:
-        UserError: the source is missing or unusable; the text names the source and the reason.
+    Those in arrays must have this size; those in files are cropped to the centre square and resized (Lanczos).
     """
     return open_source(source, skip_bad=skip_bad).load(size=size, channels=channels)
 
 
 def load_data_of(card: ModelCard, source: str, *, skip_bad: bool = False) -> Dataset:
-    """Load the data that a model was trained on, in the model's shape.
-
-    Args:
-        card: of the model.
-        source: as for `open_source`.
-        skip_bad: leave out files that are no readable pictures.
-
-    Raises:
-        UserError: the source is missing, unusable or other data.
-    """
+    """Load the data that a model was trained on, in the model's shape."""
     data = load_dataset(source, size=card.shape[1], channels=card.shape[0], skip_bad=skip_bad)
-    if not data.matches(card.data.sha256):
+    if data.sha256 != card.data.sha256:
         raise UserError(f"--data {data.name}: not what {card.ref} was trained on, {card.data.name} of another SHA-256")
     return data
 
@@ -128,10 +107,6 @@ def open_source(source: str, *, skip_bad: bool = False) -> Source:
         source: path of an `.npz` (`x_train`, `x_test`, optional `y_train`, `y_test`), of a folder or zip of pictures
             (sub-folders `train` and `test` or `val` are the split; without them every tenth picture is held out), or
             the name of a published set, downloaded to `~/.cache/ign-service`.
-        skip_bad: leave out files that are no readable pictures.
-
-    Raises:
-        UserError: the source is missing or unusable; the text names the source and the reason.
     """
     path = Path(source).expanduser()
     if path.is_dir() or (path.is_file() and path.suffix == ".zip"):
@@ -139,22 +114,16 @@ def open_source(source: str, *, skip_bad: bool = False) -> Source:
     if path.is_file():
         if path.suffix != ".npz":
             raise UserError(f"--data {source}: expected an .npz, a .zip or a folder of pictures")
-        return ArraySource(path.name, _read_npz(path), file_sha256=file_digest(path))
+        return ArraySource(path.name, _read_npz(path))
     name = find_downloadable(source)
     if name is None:
         known = ", ".join(sorted(name for name, known in KNOWN_SETS.items() if known.torchvision))
         raise UserError(f"--data {source}: no such file or folder, and not one of the sets to download: {known}")
-    return ArraySource(name, download(name), file_sha256=KNOWN_SETS[name].file_sha256, downloaded=True)
+    return ArraySource(name, download(name), downloaded=True)
 
 
 class FileSource:
-    """Pictures in the files of a folder or zip.
-
-    Args:
-        name: of the folder or zip.
-        files: its pictures.
-        skip_bad: leave out files that are no readable pictures.
-    """
+    """Pictures in the files of a folder or zip."""
 
     def __init__(self, name: str, files: Sequence[PictureFile], *, skip_bad: bool) -> None:
         self.name, self.known, self._files, self._skip_bad = name, "", files, skip_bad
@@ -187,16 +156,10 @@ class ArraySource:
     """Pictures in arrays of one size.
 
     Args:
-        name: of the file or data set.
         arrays: pictures (N, H, W), (N, H, W, C) or (N, C, H, W), labels and attributes.
-        file_sha256: of the file.
-        downloaded: check that the content is that of the published set `name`.
-
-    Raises:
-        UserError: arrays of a wrong type or shape.
     """
 
-    def __init__(self, name: str, arrays: Arrays, *, file_sha256: str, downloaded: bool = False) -> None:
+    def __init__(self, name: str, arrays: Arrays, *, downloaded: bool = False) -> None:
         self.name = name
         self._pictures = {key: _channels_first(arrays[key], f"--data {name}: {key}") for key in ("x_train", "x_test")}
         self._labels: dict[str, NDArray[np.int64]] = {}
@@ -206,9 +169,9 @@ class ArraySource:
                 raise UserError(f"--data {name}: {key} must be one integer for each picture of {pictures}")
             if value is not None:
                 self._labels[key] = value.astype(np.int64)
-        self._attributes = read_attributes(arrays, name, *(len(pictures) for pictures in self._pictures.values()))
+        self._attributes = _read_attributes(arrays, name, *(len(pictures) for pictures in self._pictures.values()))
         self._licence = str(arrays["licence"]) if "licence" in arrays else "unknown"
-        self._sha256, self._file_sha256 = content_digest({**self._pictures, **self._labels}), file_sha256
+        self._sha256 = content_digest({**self._pictures, **self._labels})
         self.known = recognise(self._sha256)
         if downloaded:
             check_content(name, self._sha256)
@@ -235,7 +198,6 @@ class ArraySource:
             held_out=torch.from_numpy(self._pictures["x_test"]),
             train_labels=labels.get("y_train"),
             held_out_labels=labels.get("y_test"),
-            file_sha256=self._file_sha256,
             known=self.known,
             attributes=self._attributes,
         )
@@ -265,10 +227,20 @@ def _channels_first(array: NDArray[Any], what: str) -> NDArray[np.uint8]:
     return np.ascontiguousarray(array)
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_READ_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+def _read_attributes(arrays: Arrays, name: str, train: int, held_out: int) -> Attributes | None:
+    """The attributes in an `.npz`, or None if it has none.
+
+    `attributes` (K,) has their names, `attributes_train` and `attributes_test` (N, K) unsigned integers.
+    """
+    if not any(key in arrays for key in _ATTRIBUTES):
+        return None
+    missing = [key for key in _ATTRIBUTES if key not in arrays]
+    if missing:
+        raise UserError(f"--data {name}: array {missing[0]} is missing")
+    names, *parts = (arrays[key] for key in _ATTRIBUTES)
+    shapes = [(count, len(names)) if names.ndim == 1 else () for count in (train, held_out)]
+    if names.dtype.kind != "U" or any(
+        part.shape != shape or part.dtype.kind != "u" for part, shape in zip(parts, shapes, strict=True)
+    ):
+        raise UserError(f"--data {name}: attributes must be names (K,) and unsigned integers (N, K) for each picture")
+    return Attributes(tuple(map(str, names)), *(part.astype(np.int64) for part in parts))

@@ -19,20 +19,13 @@ _CACHE: Final = "~/.cache/ign-service"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownSet:
-    """A published data set.
+    """A published data set."""
 
-    Args:
-        licence: of the pictures; `unknown` if it is not known.
-        torchvision: name of the class that downloads it; empty if nothing does.
-        sha256: `content_digest` of the set, or for pictures in files the digest of their names and contents. Empty: the
-            set is not checked.
-        file_sha256: of the file `NAME.npz` that cards named before they named the content.
-    """
-
-    licence: str
-    torchvision: str = ""
+    licence: str  # of the pictures; `unknown` if it is not known
+    torchvision: str = ""  # name of the class that downloads it; empty if nothing does
+    # `content_digest` of the set, or for pictures in files the digest of their names and contents. Empty: the set is
+    # not checked.
     sha256: str = ""
-    file_sha256: str = ""
 
 
 KNOWN_SETS: Final[Mapping[str, KnownSet]] = {
@@ -40,13 +33,11 @@ KNOWN_SETS: Final[Mapping[str, KnownSet]] = {
         licence="CC BY-SA 3.0",
         torchvision="MNIST",
         sha256="ac969aa42fb53e74925b2bdb3b90b0a45891b6ac344ab2c92d66b61a87b59898",
-        file_sha256="06af5dfe73b70e3bc1c36439982b18a8d76803db9b544f6fdf838a37fbb01b64",
     ),
     "fashion_mnist": KnownSet(
         licence="MIT",
         torchvision="FashionMNIST",
         sha256="b7ec5add42a42a2b36a522e440fd4a1fea95b83181060595822e387f2f2ac9de",
-        file_sha256="5b6d2c4c694a91887af8ab7d039c04f80af3c29378d731c93a538d2e831aa469",
     ),
     "kmnist": KnownSet(licence="CC BY-SA 4.0", torchvision="KMNIST"),
     "cifar10": KnownSet(licence="unknown", torchvision="CIFAR10"),
@@ -91,11 +82,7 @@ def content_digest(arrays: Mapping[str, NDArray[Any]]) -> str:
 
 
 def download(name: str) -> Arrays:
-    """Pictures and labels of a set, through torchvision. It keeps its files in `~/.cache/ign-service`.
-
-    Raises:
-        UserError: the download failed.
-    """
+    """Pictures and labels of a set, through torchvision. It keeps its files in `~/.cache/ign-service`."""
     from torchvision import datasets
 
     root, class_name = str(Path(_CACHE).expanduser()), KNOWN_SETS[name].torchvision

@@ -36,22 +36,11 @@ def evaluate(
     """Measure the model in a version folder, write `metrics.json`, and put the figures into the card of every file.
 
     Args:
-        folder: the version folder.
-        source: the data it was trained on, as for `open_source`.
-        cache: folder that keeps the classifier.
-        skip_bad: leave out files that are no readable pictures.
         out: file for the figures in place of `metrics.json`; one of an earlier evaluation is replaced as well.
-        samples: pictures to generate.
         steps: largest number of repeated applications of f, ≥ 1.
-        inception: measures FID in addition.
         threads: CPU threads of onnxruntime; 0 lets it choose.
 
-    Returns:
-        The content of `metrics.json`.
-
     Raises:
-        UserError: no model; golden rows that are missing or that the model does not reproduce; other data than the
-            model was trained on; too few pictures or steps.
         OSError: a file cannot be written. The version is unchanged then.
     """
     artifacts = read_all(folder, threads=threads)

@@ -28,18 +28,15 @@ class Inception:
 
     Args:
         weights: their file; None takes the place where torch-fidelity stores it.
-
-    Raises:
-        UserError: the package or the weights are missing, or the file holds other weights.
     """
 
-    def __init__(self, weights: Path | None = None) -> None:
+    def __init__(self, weights: str | None = None) -> None:
         try:
             self.version = version(_PACKAGE)
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         except (PackageNotFoundError, ImportError) as exc:
             raise UserError(f"--fid inception: needs {_PACKAGE}; the extra `fid` has it") from exc
-        path = weights or Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS
+        path = Path(weights).expanduser() if weights else Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS
         if not path.is_file():
             raise UserError(
                 f"--fid inception: no weights at {path}; {WEIGHTS} is among {_PACKAGE}'s releases on GitHub; nothing "

@@ -32,11 +32,7 @@ class OnnxFunction:
     """f as the service runs it: onnxruntime on the CPU.
 
     Args:
-        data: content of the ONNX file.
         threads: CPU threads; 0 lets onnxruntime choose.
-
-    Raises:
-        UserError: not an ONNX model.
     """
 
     def __init__(self, data: bytes, *, threads: int = 0) -> None:
@@ -67,30 +63,18 @@ class OnnxFunction:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Artifact:
-    """One model file of a version folder.
+    """One model file of a version folder."""
 
-    Args:
-        folder: the version folder.
-        data: content of the file.
-        card, noise: from its metadata.
-        function: f.
-        precision: of the file.
-    """
-
-    folder: Path
-    data: bytes
-    card: ModelCard
+    folder: Path  # the version folder
+    data: bytes  # content of the file
+    card: ModelCard  # from its metadata
     noise: NoiseSource
     function: OnnxFunction
     precision: Precision = "fp32"
 
     @classmethod
     def read(cls, folder: Path, *, precision: Precision = "fp32", threads: int = 0) -> "Artifact":
-        """Read one model file of a version folder.
-
-        Raises:
-            UserError: no model file, or one that this program did not export.
-        """
+        """Read one model file of a version folder."""
         path = folder / MODEL_FILES[precision]
         if not path.is_file():
             raise UserError(f"no model at {path}")
@@ -108,11 +92,7 @@ class Artifact:
         return MODEL_FILES[self.precision]
 
     def golden(self) -> Golden:
-        """The golden rows beside `model.onnx`.
-
-        Raises:
-            UserError: missing, damaged, or of another `model.onnx`; `verify` writes them again.
-        """
+        """The golden rows beside `model.onnx`."""
         path = self.folder / GOLDEN_FILE
         try:
             golden = read_golden(path, self.card.shape)
@@ -124,11 +104,7 @@ class Artifact:
 
 
 def read_all(folder: Path, *, threads: int = 0) -> list[Artifact]:
-    """Read all model files of a version, `model.onnx` first.
-
-    Raises:
-        UserError: no `model.onnx`, or a file that this program did not export.
-    """
+    """Read all model files of a version, `model.onnx` first."""
     present = [precision for precision, file in MODEL_FILES.items() if precision == "fp32" or (folder / file).is_file()]
     return [Artifact.read(folder, precision=precision, threads=threads) for precision in present]
 
@@ -150,8 +126,6 @@ def publish(folder: Path, files: Mapping[str, bytes], *, keep: bool = False) -> 
 
     Args:
         folder: the version folder; its parents are created.
-        files: name → content.
-        keep: keep the other files of the folder.
 
     Raises:
         OSError: a file cannot be written; it names ``folder``.

@@ -10,8 +10,7 @@ import torch
 from model_export.errors import UserError
 from model_export.export.artifact import OnnxFunction, read_all
 from model_export.files import atomic_write
-from model_export.training.checkpoint import Checkpoint, TrainedModel, load_run
-from model_export.training.resume import CARD_FIELDS
+from model_export.training.checkpoint import CARD_FIELDS, Checkpoint, TrainedModel, load_run
 from service.artifact.card import ModelCard
 from service.artifact.files import GOLDEN_FILE, MODEL_FILE, Precision
 from service.artifact.golden import Golden, digest_of, max_abs_diff
@@ -24,17 +23,11 @@ _SEED: Final = 0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """How the exported file compares with the trained network.
+    """How the exported file compares with the trained network."""
 
-    Args:
-        difference: largest |onnxruntime − torch| over all rows and batch sizes.
-        spread: largest difference of one row between batch sizes in onnxruntime; 0 means identical bits.
-        batches: batch sizes that were run.
-    """
-
-    difference: float
-    spread: float
-    batches: tuple[int, ...]
+    difference: float  # largest |onnxruntime − torch| over all rows and batch sizes
+    spread: float  # largest difference of one row between batch sizes in onnxruntime; 0 means identical bits
+    batches: tuple[int, ...]  # batch sizes that were run
 
     def __str__(self) -> str:
         """One line of text."""
@@ -44,15 +37,7 @@ class Verification:
 
 
 def verify(run: Path, folder: Path, *, threads: int = 0) -> dict[str, Verification]:
-    """Compare every model file of a version with its run, and write the golden rows again.
-
-    Returns:
-        The comparisons, by file name.
-
-    Raises:
-        UserError: a model of another run, a difference above the card's tolerance, or files with different cards.
-            Nothing is written then.
-    """
+    """Compare every model file of a version with its run, and write the golden rows again."""
     model, (exported, *others) = load_run(run), read_all(folder, threads=threads)
     check_run(exported.card, run, model.checkpoint)
     digest = digest_of(exported.data)
@@ -68,11 +53,7 @@ def verify(run: Path, folder: Path, *, threads: int = 0) -> dict[str, Verificati
 
 
 def check_run(card: ModelCard, run: Path, checkpoint: Checkpoint) -> None:
-    """Check that a model was exported from a run, as that is now. Fields that only the card uses may differ.
-
-    Raises:
-        UserError: another run, or one that has gone on since.
-    """
+    """Check that a model was exported from a run, as that is now. Fields that only the card uses may differ."""
     trained, now = card.training, checkpoint.preset
     changed = {name for name in {*trained.config, *now} if trained.config.get(name) != now.get(name)}
     others = sorted(changed - {"stages", *CARD_FIELDS})
@@ -100,18 +81,7 @@ def compare(
     """Run the same rows through torch and onnxruntime, in batches of every bucket and of one more size.
 
     Args:
-        model: the trained network.
-        card: of the exported file.
-        noise: of the exported file.
-        function: the exported file.
         digest: SHA-256 of `model.onnx`, to which the golden rows belong.
-        precision: of the exported file.
-
-    Returns:
-        Golden rows with torch's outputs, and the comparison.
-
-    Raises:
-        UserError: the results differ by more than the card's tolerance for this precision.
     """
     batches = tuple(sorted({*card.buckets, _ODD_BATCH}))
     golden_rows = _golden_inputs(card, noise)

@@ -18,7 +18,7 @@ from model_export.data import corruptions
 from model_export.data.corruptions import Corruption
 from model_export.data.datasets import Dataset, load_data_of
 from model_export.errors import UserError
-from model_export.evaluation.long_run import apply_repeatedly
+from model_export.evaluation.measures import apply_repeatedly
 from model_export.export.artifact import Artifact
 from model_export.export.verify import check_run
 from model_export.files import atomic_write
@@ -67,19 +67,12 @@ def file_name(figure: str, channels: int) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RestorationFigure:
-    """A figure of a corruption and its restoration.
+    """A figure of a corruption and its restoration."""
 
-    Args:
-        figure: key of `FIGURES`.
-        name: of the corruption, for the caption.
-        term: the corrupted picture as a formula.
-        corrupt: the corruption.
-    """
-
-    figure: str
+    figure: str  # key of `FIGURES`
     name: str
-    term: str
-    corrupt: Corruption
+    term: str  # the corrupted picture as a formula
+    corrupt: Corruption  # the corruption
 
 
 def restoration_figures(card: ModelCard) -> list[RestorationFigure]:
@@ -116,21 +109,11 @@ def draw_figures(
     """Draw every figure of the model. Each file is written as soon as it is drawn; `repeated` comes last.
 
     Args:
-        folder: the version folder.
-        source: the data it was trained on, as for `open_source`.
         out: folder for the figures; existing files are replaced.
-        skip_bad: leave out files that are no readable pictures.
         steps: largest number of applications of f in `repeated`, ≥ 1.
         seed: of the latents, uint32.
         run: folder of the training run, to plot its losses; None draws no losses.
         threads: CPU threads of onnxruntime; 0 lets it choose.
-
-    Returns:
-        The files written.
-
-    Raises:
-        UserError: no model, other data than it was trained on, no log in the run, another run, or a number out of
-            range.
     """
     if steps < 1:
         raise UserError(f"--steps {steps}: at least 1")
@@ -161,16 +144,10 @@ def draw_figures(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FigureContext:
-    """The model and the data from which the figures are drawn, with one method for each figure.
+    """The model and the data from which the figures are drawn, with one method for each figure."""
 
-    Args:
-        artifact: the model.
-        data: what it was trained on.
-        seed: of the latents.
-    """
-
-    artifact: Artifact
-    data: Dataset
+    artifact: Artifact  # the model
+    data: Dataset  # what it was trained on
     seed: int = 0
 
     def figures(self) -> Iterator[tuple[str, Callable[[], ImageGrid]]]:

@@ -28,17 +28,12 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ImageGrid:
-    """A grid of pictures with labels. Labels are ASCII: Pillow's built-in font has few other characters.
+    """A grid of pictures with labels. Labels are ASCII: Pillow's built-in font has few other characters."""
 
-    Args:
-        caption: line above the grid.
-        rows: label and pictures (N, C, H, W) in [−1, 1] of every row; N is the same in all rows.
-        columns: labels above the columns, or none.
-    """
-
-    caption: str
+    caption: str  # line above the grid
+    # Label and pictures (N, C, H, W) in [−1, 1] of every row; N is the same in all rows.
     rows: Sequence[tuple[str, FloatRows]]
-    columns: Sequence[str] = ()
+    columns: Sequence[str] = ()  # labels above the columns, or none
 
     @property
     def scale(self) -> int:

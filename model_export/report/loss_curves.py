@@ -32,17 +32,7 @@ class _Entry:
 
 
 def plot_losses(run: Path) -> bytes:
-    """Plot every term of the loss, unweighted, against the step; vertical lines mark the stages.
-
-    Args:
-        run: folder of the run.
-
-    Returns:
-        An SVG.
-
-    Raises:
-        UserError: no log, or a log without losses.
-    """
+    """Plot every term of the loss, unweighted, against the step; vertical lines mark the stages."""
     path = run / LOG
     if not path.is_file():
         raise UserError(f"no log at {path}")

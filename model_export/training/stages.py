@@ -1,11 +1,7 @@
 """The stages of a training run: weights of the terms, optimiser and schedule, as frozen dataclasses."""
 
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
-
-# In older checkpoints and cards: fields of `Stage`, and terms, which may be left out where they were off.
-_REMOVED: Final = {"quantizer_levels", "replay_buffer"}
-_REMOVED_TERMS: Final = {"replay"}
+from typing import Any, Literal
 
 Distance = Literal["mse", "l1", "mse_l1", "mse_l1_edges", "mse_l1_focal"]
 """D of the loss terms; see `model_export.training.losses.distance`."""
@@ -16,34 +12,21 @@ class Weights:
     """Weight of each term of the loss; 0 switches the term off. `model_export.training.losses` defines the terms.
 
     The names are those of the log and of the checkpoint.
-
-    Args:
-        rec: reconstruction D(f(x), x).
-        imle: D(f(z*), x) with z* the candidate whose output is nearest to x.
-        match: D(f(z_i), x_σ(i)) with σ an optimal one-to-one assignment.
-        distill: D(f(z), T^k(z)) towards a frozen earlier stage T.
-        project: D(f(corrupted x), x).
-        idem: D(f_copy(f(z)), f(z)).
-        tight: −D(f(sg f(z)), sg f(z)), clamped.
-        settle: D(f(sg f(z)), sg f(z)), idempotence on outputs.
-        critic: minus the scores of f(z) by a discriminator, which is trained alternately with f.
-        code_consistency: f(x) has the quantised code it was decoded from, and with `settle` also f(f(z)); needs a
-            quantiser.
-        drifting: drifting loss of f(z) and f(corrupted x), towards the distribution of pictures.
-        features: distance of f(x) and f(corrupted x) from x in features of the frozen encoder of an earlier stage.
     """
 
-    rec: float = 1.0
-    imle: float = 0.0
-    match: float = 0.0
-    distill: float = 0.0
-    project: float = 0.0
-    idem: float = 0.0
-    tight: float = 0.0
-    settle: float = 0.0
-    critic: float = 0.0
+    rec: float = 1.0  # reconstruction D(f(x), x)
+    imle: float = 0.0  # D(f(z*), x) with z* the candidate whose output is nearest to x
+    match: float = 0.0  # D(f(z_i), x_σ(i)) with σ an optimal one-to-one assignment
+    distill: float = 0.0  # D(f(z), T^k(z)) towards a frozen earlier stage T
+    project: float = 0.0  # D(f(corrupted x), x)
+    idem: float = 0.0  # D(f_copy(f(z)), f(z))
+    tight: float = 0.0  # −D(f(sg f(z)), sg f(z)), clamped
+    settle: float = 0.0  # D(f(sg f(z)), sg f(z)), idempotence on outputs
+    critic: float = 0.0  # minus the scores of f(z) by a discriminator, which is trained alternately with f
+    # f(x) has the quantised code it was decoded from, and with `settle` also f(f(z)); needs a quantiser.
     code_consistency: float = 0.0
-    drifting: float = 0.0
+    drifting: float = 0.0  # drifting loss of f(z) and f(corrupted x), towards the distribution of pictures
+    # Distance of f(x) and f(corrupted x) from x in features of the frozen encoder of an earlier stage.
     features: float = 0.0
 
     @property
@@ -64,89 +47,74 @@ class Weights:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Matching:
-    """How latents are paired with pictures.
+    """How latents are paired with pictures."""
 
-    Args:
-        pool: number of candidate latents for IMLE.
-        pool_refresh: steps between refreshes of the candidates.
-        pairs: number of pairs of one optimal assignment.
-        pairs_refresh: steps between assignments; pairs ≥ pairs_refresh · batch uses every pair at most once.
-        epsilon: candidates with a smaller RMS distance to a picture of the batch are rejected (RS-IMLE); 0: none.
-        downsample: compare means over squares of this side instead of pixels.
-    """
-
-    pool: int = 8192
-    pool_refresh: int = 16
-    pairs: int = 1024
-    pairs_refresh: int = 8
-    epsilon: float = 0.0
-    downsample: int = 1
+    pool: int = 8192  # number of candidate latents for IMLE
+    pool_refresh: int = 16  # steps between refreshes of the candidates
+    pairs: int = 1024  # number of pairs of one optimal assignment
+    pairs_refresh: int = 8  # steps between assignments; pairs ≥ pairs_refresh · batch uses every pair at most once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """A part of the training with its own weights, optimiser and cosine schedule.
+    """A part of the training with its own weights, optimiser and cosine schedule."""
 
-    Args:
-        name: shown in the log.
-        steps: optimiser steps.
-        lr: peak learning rate of Adam, reached after ``warmup`` steps, cosine to 0.
-        weights: of the terms.
-        teacher_steps: k of T^k, where T is the averaged network at the start of this stage.
-        warmup: steps of linear warm-up.
-        betas: of Adam.
-        tight_clamp: a in the paper's a·L_rec·tanh(L_tight/(a·L_rec)), row by row; None for no clamp.
-        copy_free: compute idempotence and tightness in one forward pass if there is no clamp. The gradients equal
-            those of the paper's frozen copy; a step needs three forward passes instead of four.
-        distance: D of every term of this stage; None takes the preset's.
-        matching: pool and pairs of this stage; None takes the preset's.
-        critic_lr: peak learning rate of the discriminator, with the same schedule as ``lr``.
-        code_noise: σ of noise on f(x) and f(f(z)) before `code_consistency` encodes them, in the units of [−1, 1].
-        drift_pictures: number of latents and of pictures per step of `drifting`, which estimates its field from them;
-            0 takes the batch size. `settle` then takes as many of the samples as there are pictures in the batch.
-        drift_cells: see `FeatureGroups.cells`.
-        first_scale: of the encoder's features for `drifting` and `features`; see `Autoencoder.features`. Scale 0
-            holds fine texture.
-        quantizer_deviation: standard deviation of pictures, in levels, to which the quantiser is fitted when the stage
-            starts; 0 keeps the quantiser as it is. The teacher is copied before.
-    """
-
-    name: str
-    steps: int
-    lr: float
+    name: str  # shown in the log
+    steps: int  # optimiser steps
+    lr: float  # peak learning rate of Adam, reached after ``warmup`` steps, cosine to 0
     weights: Weights
-    teacher_steps: int = 0
-    warmup: int = 200
+    teacher_steps: int = 0  # k of T^k, where T is the averaged network at the start of this stage
+    warmup: int = 200  # steps of linear warm-up
     betas: tuple[float, float] = (0.9, 0.99)
-    tight_clamp: float | None = None
-    copy_free: bool = True
-    distance: Distance | None = None
-    matching: Matching | None = None
-    critic_lr: float = 4e-4
+    tight_clamp: float | None = None  # a in the paper's a·L_rec·tanh(L_tight/(a·L_rec)), row by row; None for no clamp
+    distance: Distance | None = None  # D of every term of this stage; None takes the preset's
+    # σ of noise on f(x) and f(f(z)) before `code_consistency` encodes them, in the units of [−1, 1].
     code_noise: float = 0.0
+    # Number of latents and of pictures per step of `drifting`, which estimates its field from them; 0 takes the batch
+    # size. `settle` then takes as many of the samples as there are pictures in the batch.
     drift_pictures: int = 0
-    drift_cells: int = 0
+    drift_cells: int = 0  # see `FeatureGroups.cells`
+    # Of the encoder's features for `drifting` and `features`; see `Autoencoder.features`. Scale 0 holds fine texture.
     first_scale: int = 1
+    # Standard deviation of pictures, in levels, to which the quantiser is fitted when the stage starts; 0 keeps the
+    # quantiser as it is. The teacher is copied before.
     quantizer_deviation: float = 0.0
 
     def __post_init__(self) -> None:
         if self.weights.distill > 0 and self.teacher_steps < 1:
             raise ValueError(f"stage {self.name}: distillation needs teacher_steps ≥ 1")
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Stage":
-        """The inverse of ``dataclasses.asdict``; lists become tuples. Missing fields get their defaults."""
-        values = {name: value for name, value in values.items() if name not in _REMOVED}
-        weights = {name: weight for name, weight in values["weights"].items() if weight or name not in _REMOVED_TERMS}
-        matching = values.get("matching")
-        return cls(
-            **{
-                **values,
-                "weights": Weights(**weights),
-                "betas": tuple(values["betas"]),
-                "matching": None if matching is None else Matching(**matching),
-            }
-        )
+
+def naign_stages(imle: int, balance: int, distill: int, *, teacher_steps: int = 4) -> tuple[Stage, ...]:
+    """The recommended objective: NAIGN (non-adversarial IGN, Al-Jaff et al., 2025, arXiv 2511.02614) with extensions.
+
+    docs/training-results.md has the measurements behind the extensions. The stages:
+
+    1. Reconstruction and IMLE: every picture attracts its nearest sample, so no mode is dropped.
+    2. Balanced matching in addition: every latent gets a target and no picture is preferred.
+    3. Distillation from the frozen second stage T: one step of f learns T^k. A discriminator, on features of T's
+       encoder, restores the detail that averages over neighbours lack. Projection teaches f to restore corrupted
+       pictures.
+
+    ``imle``, ``balance`` and ``distill`` are their steps, ``teacher_steps`` is k.
+    """
+    return (
+        Stage(name="imle", steps=imle, lr=6e-4, weights=Weights(imle=1.0)),
+        Stage(name="balance", steps=balance, lr=4e-4, weights=Weights(imle=1.0, match=0.3)),
+        Stage(
+            name="distill",
+            steps=distill,
+            lr=5e-4,
+            weights=Weights(distill=0.4, project=0.5, settle=0.5, critic=0.01),
+            teacher_steps=teacher_steps,
+            betas=(0.5, 0.99),
+        ),
+    )
+
+
+def ign_stages(steps: int, weights: Weights, *, lr: float, clamp: float | None) -> tuple[Stage, ...]:
+    """The adversarial objective of the IGN paper in one stage (Shocher et al., 2024, section 2 and appendix)."""
+    return (Stage(name="ign", steps=steps, lr=lr, weights=weights, warmup=0, betas=(0.5, 0.999), tight_clamp=clamp),)
 
 
 def drifting_stage(steps: int) -> Stage:
@@ -214,11 +182,7 @@ def drifting_stages(autoencoder: int, drifting: int, distill: int, *, cells: int
     2. Drifting draws samples, and keeps restoring.
     3. One step of f learns four.
 
-    Args:
-        autoencoder: steps of the first stage.
-        drifting: steps of the second stage.
-        distill: steps of the third stage.
-        cells: `Stage.drift_cells`.
+    The three numbers are their steps, ``cells`` is `Stage.drift_cells`.
     """
     weights = Weights(rec=1.0, project=1.0, settle=0.7, drifting=0.03, features=0.3)
     last = replace(weights, settle=1.0, distill=1.0, drifting=0.02)

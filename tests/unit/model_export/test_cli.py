@@ -14,7 +14,7 @@ from model_export.cli import main
 from model_export.evaluation.measures import Evaluation
 from model_export.export.artifact import Artifact
 from model_export.training import checkpoint as checkpoints
-from model_export.training import losses, provenance
+from model_export.training import losses
 from model_export.training.presets import NO_LICENCE
 from model_export.training.stages import Distance
 from service.artifact.files import METRICS_FILE, MODEL_FILES
@@ -180,7 +180,7 @@ def test_a_stopped_training_says_how_to_go_on(
 
 
 def test_a_training_tells_its_throughput(data_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    more = ["--steps", "12", "--keep", "3", "--degradations", "noise", "hole", "--eight-bit", "0.5"]
+    more = ["--steps", "12", "--keep", "3", "--corruptions", "noise", "hole", "--eight-bit", "0.5"]
     assert main(train_arguments(data_file, tmp_path, *more)) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(":")[0] for line in lines[-5:-1]] == ["imle", "balance", "distill", "in all"]
@@ -271,10 +271,10 @@ def test_the_module_runs() -> None:
 
 def test_a_recorded_command_names_no_folder_of_the_machine() -> None:
     arguments = ["train", "--preset", "mnist", "--data", "/home/me/mnist.npz", "--out", "runs/mnist"]
-    shown = provenance.command(arguments)
+    shown = checkpoints.command(arguments)
     assert shown == "python -m model_export train --preset mnist --data mnist.npz --out runs/mnist"
 
 
 def test_the_source_digest_is_stable() -> None:
-    assert provenance.source_digest() == provenance.source_digest()
-    assert re.fullmatch("[0-9a-f]{64}", provenance.source_digest())
+    assert checkpoints.source_digest() == checkpoints.source_digest()
+    assert re.fullmatch("[0-9a-f]{64}", checkpoints.source_digest())

@@ -9,7 +9,7 @@ from torch import Tensor
 from model_export.data import corruptions
 from model_export.data.corruptions import CORRUPTIONS, Corruption, CorruptionName, RandomCorruptions
 from model_export.evaluation.metrics import psnr
-from model_export.training.distributed import World
+from model_export.training.execution import World
 from service.artifact.pixels import to_levels, to_rows
 from service.domain.latents import FloatRows
 from tests.helpers.tiny_training import patterns
@@ -24,7 +24,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def random_corruptions(*names: CorruptionName, eight_bit: float = 0.0) -> RandomCorruptions:
-    return RandomCorruptions(names=names or get_args(CorruptionName), noise_range=(0.0, 1.2), eight_bit=eight_bit)
+    return RandomCorruptions(names=names or get_args(CorruptionName), eight_bit=eight_bit)
 
 
 @pytest.fixture

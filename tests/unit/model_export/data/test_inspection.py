@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model_export.data.datasets import open_source
-from model_export.data.inspection import Inspection, inspect_pictures
+from model_export.data.picture_files import Inspection, inspect_pictures
 
 Picture = NDArray[np.uint8]
 

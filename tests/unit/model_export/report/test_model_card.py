@@ -8,8 +8,8 @@ import pytest
 from model_export.cli import main
 from model_export.export.artifact import Artifact
 from model_export.report.figures import FIGURES, file_name
-from model_export.report.limitations import limitations
 from model_export.report.model_card import page, write_page
+from model_export.report.quality import limitations
 from service.artifact.card import ModelCard
 from service.artifact.golden import digest_of
 from tests.helpers.tiny_training import TinyModel, contents

@@ -25,9 +25,9 @@ def example(step: int = 3) -> Checkpoint:
         average={"w": torch.ones(3)},
         optimiser={"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": []},
         teacher=None,
-        statistics=torch.zeros(4, 1, 2, 2),
         data={"name": "x.npz"},
         provenance={"command": "train"},
+        critic=None,
     )
 
 
@@ -119,11 +119,13 @@ class Foreign:
         return print, ("unpickled",)
 
 
-@pytest.mark.parametrize("kind", ["cut", "text", "pickle", "fields", "format"])
+@pytest.mark.parametrize("kind", ["missing", "cut", "text", "pickle", "fields", "format"])
 def test_damaged_and_foreign_files_are_refused(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "checkpoint.pt"
     checkpoints.save(example(), path)
-    if kind == "cut":
+    if kind == "missing":
+        path.unlink()
+    elif kind == "cut":
         path.write_bytes(path.read_bytes()[:-200])
     elif kind == "text":
         path.write_text("no checkpoint")
@@ -133,53 +135,32 @@ def test_damaged_and_foreign_files_are_refused(kind: str, tmp_path: Path, capsys
         torch.save({"format": 1, "preset": {}}, path)
     else:
         torch.save({"format": 2}, path)
-    with pytest.raises(UserError, match="written by another version" if kind == "format" else "damaged checkpoint"):
+    says = {"missing": r"no checkpoint at .*checkpoint\.pt", "format": "written by another version"}
+    with pytest.raises(UserError, match=says.get(kind, "damaged checkpoint")):
         checkpoints.load(path)
     assert capsys.readouterr().out == ""
-
-
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no checkpoint at .*checkpoint\.pt"):
-        checkpoints.load(tmp_path / "checkpoint.pt")
 
 
 def kept(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_the_last_ones_are_kept_as_links(tmp_path: Path) -> None:
-    for step in (8, 16, 24):
-        checkpoints.save(example(step), tmp_path / checkpoints.FILE)
-        checkpoints.rotate(tmp_path, step, 2)
-    assert kept(tmp_path) == ["checkpoint-0000016.pt", "checkpoint-0000024.pt", "checkpoint.pt"]
-    assert (tmp_path / "checkpoint.pt").samefile(tmp_path / "checkpoint-0000024.pt")
-    assert checkpoints.load(tmp_path / "checkpoint-0000016.pt").step == 16
-
-
-def test_the_same_step_again_replaces_its_copy(tmp_path: Path) -> None:
-    for _ in range(2):
-        checkpoints.save(example(8), tmp_path / checkpoints.FILE)
-        checkpoints.rotate(tmp_path, 8, 3)
-    assert kept(tmp_path) == ["checkpoint-0000008.pt", "checkpoint.pt"]
-    assert (tmp_path / "checkpoint.pt").samefile(tmp_path / "checkpoint-0000008.pt")
-
-
-def test_where_there_are_no_links_there_are_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("links", [True, False])
+def test_the_last_ones_are_kept_as_links_or_copies(
+    links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(self: Path, target: Path) -> None:
         raise OSError("no links here")
 
-    monkeypatch.setattr(Path, "hardlink_to", refuse)
-    checkpoints.save(example(8), tmp_path / checkpoints.FILE)
-    checkpoints.rotate(tmp_path, 8, 2)
-    assert kept(tmp_path) == ["checkpoint-0000008.pt", "checkpoint.pt"]
-    assert checkpoints.load(tmp_path / "checkpoint-0000008.pt").step == 8
-
-
-def test_one_is_one_and_touches_no_others(tmp_path: Path) -> None:
-    checkpoints.save(example(8), tmp_path / checkpoints.FILE)
-    checkpoints.rotate(tmp_path, 8, 2)
+    if not links:
+        monkeypatch.setattr(Path, "hardlink_to", refuse)
     (tmp_path / "checkpoint-mine.pt").touch()
-    checkpoints.rotate(tmp_path, 16, 1)
-    assert kept(tmp_path) == ["checkpoint-0000008.pt", "checkpoint-mine.pt", "checkpoint.pt"]
-    checkpoints.rotate(tmp_path, 16, 2)
-    assert kept(tmp_path) == ["checkpoint-0000008.pt", "checkpoint-0000016.pt", "checkpoint-mine.pt", "checkpoint.pt"]
+    for step in (8, 16, 24, 24):  # the same step again replaces its copy
+        checkpoints.save(example(step), tmp_path / checkpoints.FILE)
+        checkpoints.rotate(tmp_path, step, 2)
+    expected = ["checkpoint-0000016.pt", "checkpoint-0000024.pt", "checkpoint-mine.pt", "checkpoint.pt"]
+    assert kept(tmp_path) == expected
+    assert (tmp_path / "checkpoint.pt").samefile(tmp_path / "checkpoint-0000024.pt") == links
+    assert checkpoints.load(tmp_path / "checkpoint-0000016.pt").step == 16
+    checkpoints.rotate(tmp_path, 32, 1)  # one is one, and touches no others
+    assert kept(tmp_path) == expected

@@ -15,7 +15,7 @@ from model_export.training.stages import Distance
 @pytest.fixture
 def f() -> Autoencoder:
     torch.manual_seed(0)
-    return Autoencoder(NetworkConfig(size=8, channels=1, widths=(8, 16), bottleneck=8, groups=4))
+    return Autoencoder(NetworkConfig(size=8, channels=1, widths=(8, 16), bottleneck=8))
 
 
 @pytest.fixture
