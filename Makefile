@@ -41,7 +41,7 @@ endif
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .SUFFIXES:
-.PHONY: help run test check format lint types coverage containers house lock digests audit sbom licences train export \
+.PHONY: help run test check format lint types coverage containers budgets lock digests audit sbom licences train export \
   bench gpu openapi site
 
 help:  ## list the targets and variables
@@ -83,8 +83,8 @@ coverage: $(DEVELOP)  ## run every test but those of containers, with coverage: 
 containers: $(DEVELOP)  ## build the images and try them, where podman is
 	$(BIN)/python -m pytest --slow tests/slow/containers $(ARGS)
 
-house: $(DEVELOP)  ## print the size of packages, of a request's path and of the documents, against their budgets
-	@$(BIN)/python -m tests.structure.house
+budgets: $(DEVELOP)  ## print sizes of packages and documents, and files and calls of a request, against their budgets
+	@$(BIN)/python -m tests.structure.budgets
 
 lock: $(DEVELOP)  ## lock anew what the images and CI hold; ARGS=--upgrade for newer releases
 	$(call lock,cpu,$(IN_IMAGES) --extra cpu --extra otel)
@@ -138,25 +138,24 @@ train: $(TRAIN)  ## train PRESET on DATA into OUT; again to continue
 export: $(TRAIN)  ## export the run in OUT as the next version of its model in MODELS
 	$(BIN)/python -m model_export export --run '$(OUT)' --models '$(MODELS)' $(ARGS)
 
-bench: $(SERVE)  ## measure, as JSON; BENCH is runtime (MODEL by batch size), gpu, scheduler, engine, instances, workers, service, bulk, peers or soak
+bench: $(SERVE)  ## measure, as JSON; BENCH is runtime (MODEL by batch size), scheduler, processes, service, peers or soak
 	@$(BIN)/python -m benchmarks.$(BENCH_$(BENCH)) $(ARGS)
 
 BENCH_runtime := bench_runtime --model '$(MODEL)'
-BENCH_gpu := bench_gpu
 BENCH_scheduler := bench_scheduler
-BENCH_engine := bench_engine
-BENCH_instances := bench_instances
-BENCH_workers := bench_workers
+BENCH_processes := bench_processes
 BENCH_service := bench_service
-BENCH_bulk := bench_bulk
 BENCH_peers := bench_peers
-BENCH_soak := soak
+BENCH_soak := reliability.soak
 ifndef BENCH_$(BENCH)
-$(error BENCH=$(BENCH): expected runtime, gpu, scheduler, engine, instances, workers, service, bulk, peers or soak)
+$(error BENCH=$(BENCH): expected runtime, scheduler, processes, service, peers or soak)
 endif
 
-gpu: $(DEVELOP)  ## on a machine with a GPU, RUNTIME=gpu: what has to be seen there, in less than ten minutes
-	$(BIN)/python -m benchmarks.on_gpu $(ARGS)
+# Both parts run, each within its time limit; the status is that of the first that failed.
+gpu: $(DEVELOP)  ## on a machine with a GPU, RUNTIME=gpu: test and measure in less than ten minutes
+	@timeout 200 $(BIN)/python -m pytest -m gpu --durations=10 tests/gpu; tests=$$?; \
+	  timeout 360 $(BIN)/python -m benchmarks.bench_runtime --device cuda --results runs/gpu/gpu.json $(ARGS) \
+	  && $(BIN)/python -m benchmarks.harness.tables runs/gpu/gpu.json && exit $$tests
 
 site: $(DEVELOP)  ## build the documentation site in build/site; it works from disk
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --site-dir build/site

@@ -1,328 +1,280 @@
-"""This service beside other serving systems, with the same model file, machine and request bodies.
+"""This service beside plain FastAPI with a batcher and beside mosec, with the same model file, machine and images.
 
     python -m benchmarks.bench_peers --results benchmarks/results/peers.json
-    python -m benchmarks.bench_peers --quick --only mosec fastapi
+    python -m benchmarks.bench_peers --quick --only fastapi
 
-Every system has its own environment (--environments) and the settings that its documentation recommends
-(benchmarks/peers/*_server.py name and explain them). Its batching is the one of the settings in
-benchmarks/peers/servers.py with the highest measured rate over all loads. All systems run the same onnxruntime release
-with one thread per copy of the model, and must return the same images as this service, or they are not measured.
-Compare the ratios of one run, not the figures of two runs. Progress and tables go to stderr, JSON to stdout.
+FastAPI runs in this environment, mosec in one of its own (--environments), with the same onnxruntime release and the
+settings that its documentation recommends (benchmarks/peers/*_server.py name and explain them), of those the fastest
+batching that was measured. A server must return the same images as this service, or it is not measured. Compare the
+ratios of one run, not the figures of two runs.
+
+benchmarks/results/peers.json holds a run with five further servers, which were slower: LitServe, BentoML, Ray Serve,
+MLServer and PyTriton.
 """
 
 import argparse
-import base64
-import math
-import os
-import re
+import asyncio
+import io
+import json
+import subprocess
 import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+from PIL import Image
 
 from benchmarks.harness.common import (
+    MODELS,
     Json,
-    apply_defaults,
-    arguments,
-    duration,
-    positive,
-    report,
-    rounded,
-    spread,
-    write,
+    each_round,
+    in_turn,
+    median_of,
+    median_ratio,
+    run_benchmark,
+    target,
 )
-from benchmarks.harness.tables import table, verdict
-from benchmarks.peers import common, compare, environments, raw
-from benchmarks.peers.one_run import Order, namespace_prefix, run_in_subprocess
-from benchmarks.peers.payloads import PAYLOADS, PNG, RAW
-from benchmarks.peers.servers import ALL, OURS, PEERS, SERVICE, Batching, Entry, entries
+from benchmarks.harness.processes import ROOT, ServerFailed, ServerProcess, free_port, serving, without_settings
+from benchmarks.load_generator.fetch import Answer, fetch
+from benchmarks.load_generator.header_sets import sent_by
+from benchmarks.load_generator.load import failures, run_load
+from benchmarks.load_generator.messages import HEADER_LENGTH, disc, encoded, request, upload
 
 METHOD: Final = (
     "Closed loop. In every round the entries take turns, in reverse order every second round: the server starts "
-    "alone, its answers to all bodies, sent 16 at a time, are compared with the answers of this service (PNG: the "
-    "same pixels; raw: within 1e-5), then every load runs for `seconds` after a warm-up. `×n` has n copies of the "
-    "model with one thread each; `as it comes` is this service with its default settings. No server writes an access "
-    "log. Requests/s counts answers with 200. Figures are medians over the rounds, ratios are medians of the ratios of "
-    "each round. CPU time includes all processes of the server. Raw onnxruntime runs at 64 rows in as many "
-    "single-threaded processes as the entry has copies of the model."
+    "alone, its responses to all bodies, sent at once, are compared with those of this service (PNG: the "
+    "same pixels; raw: within 1e-5), then every load runs for `seconds`. `×n` has n copies of the model with one "
+    "thread each; `as it comes` is this service with its default settings. No server writes an access log. Requests/s "
+    "counts 2xx. Figures are medians over the rounds, ratios are medians of the ratios of each round. CPU time "
+    "includes all processes of the server"
 )
-FULL: Final = {
-    "processes": [1, 2],
-    "connections": [32, 256],
-    "seconds": 6.0,
-    "warmup_s": 1.0,
-    "rounds": 3,
-    "tune_s": 2.0,
-    "bodies": 32,
+OURS: Final = "ign"
+PNG, RAW = "png", "raw"
+BODIES: Final[Mapping[str, list[bytes]]] = {
+    PNG: [encoded(disc(number, size=28)) for number in range(32)],
+    RAW: [row.tobytes() for row in np.random.default_rng(0).standard_normal((32, 784), np.float32)],
 }
-QUICK: Final = {
-    "processes": [1],
-    "connections": [32],
-    "seconds": 1.0,
-    "warmup_s": 0.3,
-    "rounds": 1,
-    "tune_s": 0.0,
-    "bodies": 8,
-}
-_RAW_ROWS: Final = 64
-_DIRECTORIES: Final = re.compile(r"(?<![\w/])/(?:data|home|mnt|opt|root|srv|tmp|Users|usr|var|work)/(?:[^\s/'\":]+/)*")
+CLOSE: Final = 1e-5  # tolerance of floats: the last bits may differ between batch sizes
+READY: Final = {OURS: "/readyz", "fastapi": "/openapi.json", "mosec": "/"}
+# (rows of the largest batch, milliseconds that it waits for more), by the number of copies: the fastest of those tried
+BATCHING: Final = {"fastapi": {1: (16, 0)}, "mosec": {1: (32, 2), 2: (8, 1)}}
+
+Rounds = Mapping[str, Sequence[Json]]  # one report per round, by entry
 
 
-def main() -> int:
-    options = apply_defaults(parser().parse_args(), full=FULL, quick=QUICK)
-    folder = Path(options.environments)
-    model = Path(options.models) / options.model / "model.onnx"
-    if environments.inside_repository(folder):
-        return refuse(f"--environments {folder}: must be outside the repository")
-    if not model.is_file():
-        return refuse(f"--model {options.model}: there is no {model}")
-    try:
-        result = Benchmark(options, model).run(folder)
-    except RuntimeError as exc:
-        return refuse(str(exc))
-    write(result, options.results)
-    return 0
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A server with a number of copies of the model, one thread each; 0: this service with its default settings."""
+
+    name: str
+    copies: int
+
+    def __str__(self) -> str:
+        return f"{self.name} as it comes" if self.copies == 0 else f"{self.name} ×{self.copies}"
+
+    def environment(self, port: int, options: argparse.Namespace) -> dict[str, str]:
+        """The environment variables of its server."""
+        if self.name == OURS:
+            ours = {"IGN_PORT": port, "IGN_MODEL_DIR": options.models, "IGN_DEFAULT_MODEL": options.model}
+            ours |= {"IGN_ACCESS_LOG": 0}
+            if self.copies:  # one thread each: they are divided among the processes
+                ours |= {"IGN_DEVICE": "cpu", "IGN_WORKERS": self.copies, "IGN_THREADS": self.copies}
+            return {name: str(value) for name, value in ours.items()}
+        known = BATCHING[self.name]
+        rows, wait_ms = known.get(self.copies, known[max(known)])
+        model = Path(options.models).resolve() / options.model / "model.onnx"
+        peer = {"PORT": port, "PROCESSES": self.copies, "MAX_BATCH": rows, "WAIT_MS": wait_ms, "MODEL": model}
+        return {"PYTHONPATH": str(ROOT)} | {f"PEER_{name}": str(value) for name, value in peer.items()}
+
+    def requests(self, payload: str) -> list[bytes]:
+        """The requests for all bodies of a kind."""
+        send: Callable[[bytes], bytes]
+        if self.name != OURS:
+            send = partial(request, "/predict", headers={"Content-Type": "application/octet-stream"})
+        else:
+            send = partial(upload, "/project?steps=1") if payload == PNG else binary_tensor
+        return [send(body) for body in BODIES[payload]]
+
+
+def binary_tensor(body: bytes) -> bytes:
+    """A row as an Open Inference Protocol request with binary data, both ways."""
+    tensor = {"name": "x", "shape": [1, 1, 28, 28], "datatype": "FP32", "parameters": {"binary_data_size": len(body)}}
+    head = json.dumps({"parameters": {"binary_data_output": True, "steps": 1}, "inputs": [tensor]}).encode()
+    headers = {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(head))}
+    return request("/v2/models/mnist/infer", head + body, headers)
+
+
+def values(payload: str, response: Answer) -> "np.ndarray[Any, np.dtype[np.float64]]":
+    """The pixels or floats of a response.
+
+    Raises:
+        OSError, ValueError: there are none.
+    """
+    if response.status != 200:
+        raise ValueError(f"{response.status} {response.body[:200]!r}")
+    if payload == PNG:
+        return np.asarray(Image.open(io.BytesIO(response.body), formats=("PNG",)), np.float64)
+    data = response.body[int(response.headers.get(HEADER_LENGTH.lower(), 0)) :]
+    return np.frombuffer(data, "<f4").astype(np.float64)
+
+
+def check(payload: str, responses: Sequence[Answer], expected: Sequence[Answer]) -> None:
+    """Compare responses with the expected ones.
+
+    Raises:
+        ServerFailed: one is not what this service returns.
+    """
+    tolerance = 0 if payload == PNG else CLOSE
+    for number, (response, right) in enumerate(zip(responses, expected, strict=True)):
+        try:
+            measured, wanted = values(payload, response), values(payload, right)
+        except (OSError, ValueError) as exc:
+            raise ServerFailed(f"{payload} {number}: {exc}") from exc
+        if measured.shape != wanted.shape or not np.allclose(measured, wanted, rtol=0, atol=tolerance):
+            raise ServerFailed(f"{payload} {number}: the response differs from that of this service")
 
 
 class Benchmark:
-    """One run.
+    """One run: the interpreters, the expected responses, and why entries were skipped."""
 
-    Args:
-        options: as parsed.
-        model: the file that all systems serve.
-    """
-
-    def __init__(self, options: argparse.Namespace, model: Path) -> None:
-        self.options, self.model = options, model
-        self.server_cpus, self.client_cpus = cpus(options.client_cpus)
-        self.bodies = bodies(model, options.bodies)
-        self.expected: dict[str, list[str]] = {}
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.pythons = dict.fromkeys((OURS, *options.only), sys.executable)
+        self.expected: dict[str, list[Answer]] = {}
         self.skipped: dict[str, str] = {}
-        self.environments: dict[str, environments.Environment] = {}
-        self.batching: dict[Entry, Batching] = {}
-        self.tuned: dict[str, dict[str, float]] = {}
-        self.wires: dict[str, dict[str, str]] = {}
 
-    def run(self, folder: Path) -> Json:
-        """Install, tune, measure; returns the report.
+    def run(self) -> Json:
+        options = self.options
+        self.turn(Entry(OURS, 1), [])  # takes the expected responses
+        for name in options.only:
+            self.install(name)
+        names = [OURS, *(name for name in options.only if name not in self.skipped)]
+        entries = [Entry(OURS, 0), *(Entry(name, copies) for copies in options.copies for name in names)]
+        rounds = in_turn({str(entry): partial(self.measured, entry) for entry in entries}, options.rounds)
+        whole = {name: results for name, results in rounds.items() if name not in self.skipped}
+        loads = [(payload, n) for payload in BODIES for n in options.connections]
+        compared = [line for payload, n in loads for line in ratios(whole, payload, n)]
+        return {
+            "targets": targets(compared),
+            "skipped": self.skipped,
+            **{f"{payload}_at_{n}_connections": lines(whole, payload, n) for payload, n in loads},
+            "ratios": compared,
+        }
 
-        Raises:
-            RuntimeError: this service or raw onnxruntime failed, so there is nothing to compare with.
-        """
-        options, start = self.options, time.monotonic()
-        names = [OURS, *(peer.name for peer in PEERS if not options.only or peer.name in options.only)]
-        self.install(names, folder)
-        taking_part = [entry for entry in entries(names, options.processes) if entry.name not in self.skipped]
-        self.take_reference()
-        for entry in taking_part:
-            self.tune(entry)
-        reports: dict[Entry, list[Json]] = {entry: [] for entry in taking_part}
-        raws: dict[int, list[float]] = {number: [] for number in {1, *options.processes}}
-        for number in range(options.rounds):
-            began = time.monotonic()
-            self.round(number, reports, raws)
-            if began - start + 2 * (time.monotonic() - began) > options.minutes * 60 and number + 1 < options.rounds:
-                say(f"{options.minutes} minutes are not enough for more than {number + 1} rounds")
-                break
-        whole = {entry: result for entry, result in reports.items() if str(entry) not in self.skipped}
-        return self.report(whole, raws)
+    def install(self, name: str) -> None:
+        """Make the environment of a peer that this one does not have."""
+        try:
+            version(name)
+        except ImportError:
+            place = Path(self.options.environments).expanduser() / name
+            self.pythons[name] = python = str(place / "bin" / "python")
+            same = [f"{package}=={version(package)}" for package in ("onnxruntime", "pillow", "numpy")]
+            for command in ([sys.executable, "-m", "venv", str(place)], [python, "-m", "pip", "install", name, *same]):
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
+                if done.returncode:
+                    return self.skip(name, f"cannot be installed: {done.stderr.strip().splitlines()[-1:]}")
 
-    def install(self, names: Sequence[str], folder: Path) -> None:
-        """Create the missing environments, one after another."""
-        for name in names:
-            say(f"environment of {name}")
+    def measured(self, entry: Entry) -> Json:
+        """All loads of one entry; nothing if it fails, which excludes it."""
+        if str(entry) not in self.skipped:
             try:
-                self.environments[name] = environments.environment(ALL[name], folder)
-            except environments.NotInstalled as exc:
-                self.skip(name, f"cannot be installed: {exc}")
+                return self.turn(entry, self.options.connections)
+            except (ServerFailed, OSError) as exc:
+                self.skip(str(entry), str(exc).replace(str(Path.home()), "~")[-600:])
+        return {}
 
-    def take_reference(self) -> None:
-        """Record the answers of this service, which all other answers are compared with."""
-        entry = Entry(name=OURS, processes=1)
-        result = self.turn(entry, SERVICE.batching[0], connections=[], seconds=1.0)
-        if "failed" in result:
-            raise RuntimeError(f"this service does not serve: {result['failed']}")
-        self.expected = result["answers"]
-
-    def tune(self, entry: Entry) -> None:
-        """Choose the batching of an entry by its measured rate."""
-        choices = entry.server_spec.batching
-        self.batching[entry] = choices[0]
-        if len(choices) == 1 or not self.options.tune_s:
-            return
-        rates: dict[Batching, float] = {}
-        for choice in choices:
-            result = self.turn(entry, choice, connections=self.options.connections, seconds=self.options.tune_s)
-            loads = [load for by in result.get("loads", {}).values() for load in by.values()]
-            if loads and all(load["ok_per_s"] for load in loads):
-                rates[choice] = math.prod(load["ok_per_s"] for load in loads) ** (1 / len(loads))
-            say(f"{entry}, {choice}: {result.get('failed') or f'{rates.get(choice, 0):.0f} requests/s'}")
-        if rates:
-            self.batching[entry] = max(rates, key=lambda choice: rates[choice])
-        self.tuned[str(entry)] = {str(choice): rounded(rate) for choice, rate in rates.items()}
-
-    def round(self, number: int, reports: dict[Entry, list[Json]], raws: dict[int, list[float]]) -> None:
-        """Measure raw onnxruntime and every entry once."""
-        options = self.options
-        for processes, result in raws.items():
-            seconds = max(0.5, options.seconds / 3)
-            result.append(
-                raw.rows_per_s(self.model, rows=_RAW_ROWS, seconds=seconds, processes=processes, cpus=self.server_cpus)
-            )
-            say(f"round {number + 1}: raw onnxruntime ×{processes}: {result[-1]:.0f} rows/s")
-        order = list(reports) if number % 2 == 0 else list(reversed(reports))
-        for entry in order:
-            if str(entry) in self.skipped:
-                continue
-            turn = self.turn(entry, self.batching[entry], connections=options.connections, seconds=options.seconds)
-            self.wires.setdefault(entry.name, turn.get("wires", {}))
-            if "failed" in turn:
-                self.skip(str(entry), turn["failed"])
-                continue
-            reports[entry].append(turn)
-            say(f"round {number + 1}: {entry}: {rates(turn)}")
-            if any(not load["ok_per_s"] for by in turn["loads"].values() for load in by.values()):
-                self.skip(str(entry), "no request of a load was answered with 200")
-
-    def turn(self, entry: Entry, batching: Batching, *, connections: Sequence[int], seconds: float) -> Json:
-        """Run one entry; a failed run is repeated once."""
-        options = self.options
-        order = Order(
-            name=entry.name,
-            processes=entry.processes,
-            rows=batching.rows,
-            wait_ms=batching.wait_ms,
-            python=self.environments[entry.name].python,
-            models=str(Path(options.models).resolve()),
-            model=options.model,
-            bodies=self.bodies,
-            expected=self.expected,
-            connections=connections,
-            seconds=seconds,
-            warmup_s=min(options.warmup_s, seconds / 2),
-            server_cpus=self.server_cpus,
-            client_cpus=self.client_cpus,
-            start_s=options.start_s,
-        )
-        result = run_in_subprocess(order)
-        return run_in_subprocess(order) if "failed" in result else result
+    def turn(self, entry: Entry, connections: Sequence[int]) -> Json:
+        """Start a server, compare its responses, and run the loads."""
+        options, port = self.options, free_port()
+        module = "service" if entry.name == OURS else f"benchmarks.peers.{entry.name}_server"
+        environ = without_settings() | entry.environment(port, options)
+        command = [self.pythons[entry.name], "-m", module]
+        with serving(command, port=port, ready=READY[entry.name], environ=environ, stop_s=10.0) as server:
+            for payload in BODIES:
+                responses = asyncio.run(all_responses(server, entry.requests(payload)))
+                check(payload, responses, self.expected.setdefault(payload, responses))
+            result: Json = {payload: {} for payload in BODIES}
+            for payload in BODIES:
+                sent = sent_by(options.headers, entry.requests(payload))
+                for n in connections:
+                    result[payload][str(n)] = load = run_load(server, sent, n, options.seconds)
+                    print(f"{entry}: {payload} at {n}: {load['ok_per_s']}/s", file=sys.stderr, flush=True)
+            return result
 
     def skip(self, name: str, reason: str) -> None:
-        """Exclude an entry, with the reason."""
-        say(f"skipped: {name}: {reason}")
-        self.skipped[name] = without_paths(reason)
-
-    def report(self, reports: compare.Reports, raws: Mapping[int, Sequence[float]]) -> Json:
-        """The result."""
-        options = self.options
-        tables: dict[str, list[Json]] = {}
-        statuses: dict[str, Json] = {}
-        ratios: list[Json] = []
-        for payload in PAYLOADS:
-            for connections in options.connections:
-                name = f"{payload}_at_{connections}_connections"
-                lines = compare.lines(reports, raws, payload, connections)
-                fastest = sorted(lines.items(), key=lambda pair: pair[1]["requests_per_s"], reverse=True)
-                tables[name] = [{"entry": str(entry)} | line for entry, line in fastest]
-                statuses[name] = {
-                    str(entry): compare.statuses(compare.loads(result, payload, connections))
-                    for entry, result in reports.items()
-                }
-                ratios += compare.ratios(reports, raws, payload, connections)
-        targets = list(compare.targets(ratios))
-        shown = tables | {"ratios": ratios, "targets": [verdict(each) for each in targets]}
-        for title, records in shown.items():
-            if records:
-                say(f"\n{title.replace('_', ' ')}\n\n{table(records)}")
-        asked = {key: value for key, value in vars(options).items() if key != "environments"}
-        return report(
-            "peers",
-            METHOD,
-            argparse.Namespace(**asked),
-            model_file=f"{options.model}/model.onnx",
-            cpus={"server": list(self.server_cpus), "load_generator": list(self.client_cpus)},
-            network_of_its_own=bool(namespace_prefix()),
-            versions={name: each.versions for name, each in self.environments.items()},
-            wires=self.wires,
-            batching={str(entry): str(choice) for entry, choice in self.batching.items()},
-            tuned_requests_per_s=self.tuned,
-            skipped=self.skipped,
-            raw_rows_per_s={f"×{number}": spread(result) for number, result in raws.items()},
-            targets=targets,
-            **tables,
-            ratios=ratios,
-            statuses=statuses,
-        )
+        self.skipped[name] = reason
+        print(f"skipped: {name}: {reason}", file=sys.stderr, flush=True)
 
 
-def bodies(model: Path, number: int) -> dict[str, list[str]]:
-    """Request bodies by payload, in base64: images of the model as PNG, and noise as float32."""
-    function = common.Function(str(model))
-    noise = np.random.default_rng(0).standard_normal((number, *function.shape), dtype=np.float32)
-    pngs = [common.encoded(row) for row in function.rows(noise)]
-    result = {PNG: pngs, RAW: [row.astype("<f4").tobytes() for row in noise]}
-    return {payload: [base64.b64encode(body).decode() for body in each] for payload, each in result.items()}
+async def all_responses(server: ServerProcess, requests: Sequence[bytes]) -> list[Answer]:
+    """The responses to requests that are sent at once, so that the server forms batches."""
+    return await asyncio.gather(*(fetch(server.port, data) for data in requests))
 
 
-def cpus(for_client: int | None) -> tuple[list[int], list[int]]:
-    """The CPUs of the server and of the load generator; with fewer than four, both use all."""
-    granted = sorted(os.sched_getaffinity(0))
-    number = for_client if for_client is not None else (len(granted) // 4)
-    if not 0 < number < len(granted):
-        return granted, granted
-    return granted[:-number], granted[-number:]
+def load_of(results: Sequence[Json], payload: str, connections: int) -> list[Json]:
+    return [result[payload][str(connections)] for result in results]
 
 
-def rates(turn: Json) -> str:
-    """The rates of a run in one line."""
-    return ", ".join(
-        f"{payload} at {connections} {load['ok_per_s']:.0f}/s"
-        for payload, by in turn["loads"].items()
-        for connections, load in by.items()
-    )
+def lines(rounds: Rounds, payload: str, connections: int) -> list[Json]:
+    """One load of each entry, the fastest first."""
+    result = []
+    for entry, results in rounds.items():
+        loads = load_of(results, payload, connections)
+        rates = each_round(loads, "ok_per_s")
+        line: Json = {"entry": entry, "requests_per_s": median_of(loads, "ok_per_s")}
+        line |= {"requests_per_s_least": min(rates), "requests_per_s_most": max(rates)}
+        line |= {name: median_of(loads, f"ok.{name}") for name in ("p50_ms", "p99_ms", "p999_ms")}
+        line |= {name: median_of(loads, name) for name in ("server_core_ms_per_request", "client_core_ms_per_request")}
+        result.append(line | {"not_200": sum(map(failures, loads))})
+    return sorted(result, key=lambda line: float(line["requests_per_s"]), reverse=True)
 
 
-def without_paths(text: str) -> str:
-    """The text on one line, shortened in the middle, without directories of this machine."""
-    line = _DIRECTORIES.sub("", " ".join(text.split()))
-    return line if len(line) <= 600 else f"{line[:150]} … {line[-450:]}"
+def ratios(rounds: Rounds, payload: str, connections: int) -> list[Json]:
+    """Each entry of this service over the best peer with as many copies, and the best of all over the best peer."""
+    order = [str(line["entry"]) for line in lines(rounds, payload, connections)]
+    ours, peers = ([entry for entry in order if entry.startswith(OURS) is own] for own in (True, False))
+    pairs = [("as many copies", own, peer) for own in ours for peer in peers if peer[-2:] == own[-2:]]
+    first = {own: (of, own, peer) for of, own, peer in reversed(pairs)}  # of each, the fastest peer
+    chosen = [
+        *reversed(first.values()),
+        *(("the best of all", own, peer) for own, peer in zip(ours[:1], peers, strict=False)),
+    ]
+    result = []
+    for of, own, peer in chosen:
+        over, under = (load_of(rounds[entry], payload, connections) for entry in (own, peer))
+        line = {"payload": payload, "connections": connections, "ours": own, "best_peer": peer, "of": of}
+        for name, figure in (("requests_per_s_ratio", "ok_per_s"), ("p99_ratio", "ok.p99_ms")):
+            line[name] = median_ratio(each_round(over, figure), each_round(under, figure))
+        result.append(line)
+    return result
 
 
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+def targets(compared: Sequence[Json]) -> list[Json]:
+    """For single images: more requests per second, and a p99 that is not higher."""
+    result = []
+    for each in compared:
+        if each["payload"] == PNG and each["of"] == "the best of all":
+            where = f"png, {each['connections']} connections: {each['ours']} over {each['best_peer']}"
+            result.append(target(f"{where}, requests/s", each["requests_per_s_ratio"], at_least=1.5))
+            result.append(target(f"{where}, p99", each["p99_ratio"], at_most=1.0))
+    return result
 
 
-def refuse(line: str) -> int:
-    print(f"error: {line}", file=sys.stderr)
-    return 2
-
-
-def parser() -> argparse.ArgumentParser:
-    cli = arguments("Measure this service beside other serving systems.")
-    cli.add_argument(
-        "--environments",
-        default=str(environments.default_folder()),
-        help="directory of the peers' environments, made if missing (default: %(default)s)",
-    )
-    names = [peer.name for peer in PEERS]
-    cli.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=f"these peers: {', '.join(names)}")
-    cli.add_argument("--processes", type=positive, nargs="+", help="copies of the model (1 2; quick: 1)")
-    cli.add_argument("--connections", type=positive, nargs="+", help="loads (32 256; quick: 32)")
-    cli.add_argument("--seconds", type=duration, help="of each load (6; quick: 1)")
-    cli.add_argument("--warmup-s", type=duration, help="before each load (1; quick: 0.3)")
-    cli.add_argument("--rounds", type=positive, help="(3; quick: 1)")
-    cli.add_argument("--tune-s", type=float, help="of each load while batching is chosen; 0: no (2; quick: 0)")
-    cli.add_argument("--bodies", type=positive, help="different bodies of each kind (32; quick: 8)")
-    cli.add_argument("--client-cpus", type=int, help="CPUs for the load generator alone (a quarter; of 4 or more)")
-    cli.add_argument("--start-s", type=duration, default=180.0, help="patience with a server's start (180)")
-    cli.add_argument("--minutes", type=duration, default=150.0, help="no further round that would end later (150)")
-    cli.add_argument("--models", default="models", help="directory of models")
-    cli.add_argument("--model", default="mnist/3", help="name/version: 1×28×28, range [−1, 1]")
-    return cli
-
+OPTIONS: Final = {
+    "models": MODELS,
+    "model": ("mnist/3",),
+    "environments": ("~/.cache/ign-service/peers",),
+    "only": (["fastapi", "mosec"],),
+    "headers": ("plain",),
+    "copies": ([1, 2], [1]),
+    "connections": ([32, 256], [32]),
+    "seconds": (6.0, 1.0),
+    "rounds": (3, 1),
+}
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_benchmark("peers", METHOD, lambda options: Benchmark(options).run(), OPTIONS))

@@ -1,76 +1,82 @@
 """The speed of a model by batch size: raw onnxruntime, and the runtime of this service on top of it.
 
-    python -m benchmarks.bench_runtime --model models/mnist/3/model.onnx --out benchmarks/results/runtime.json
+    python -m benchmarks.bench_runtime --model models/mnist/3/model.onnx --results benchmarks/results/runtime.json
+    python -m benchmarks.bench_runtime --device cuda --results benchmarks/results/gpu.json
 
-Prints JSON. Every size is measured in several rounds in which both take turns, so a slower machine slows both. Compare
+On CUDA also with rows that stay on the device, with CUDA graphs, and with memory and golden rows (`make gpu`). Compare
 the ratios of one run, not the figures of two runs. Without HTTP and images, this is the most the service can reach.
 """
 
 import argparse
-import json
+import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import onnxruntime as ort
 
-from benchmarks.harness.common import machine, positive
+from benchmarks.harness.common import Json, in_turn, memory, rounded, run_benchmark, target
+from benchmarks.harness.device import Device
+from benchmarks.harness.processes import rss_mib
 from service.artifact.card import INPUT, OUTPUT
-from service.domain.errors import StartupError
+from service.artifact.golden import check_golden, read_golden
 from service.domain.latents import FloatRows
-from service.environment import available_cpus
+from service.environment import available_cpus, prepare_process
 from service.runtime.onnx_model import OnnxModel
+from service.runtime.session import CudaOptions
 
-SIZES = (1, 2, 4, 8, 16, 32, 64)
-WAYS = ("onnxruntime", "service.runtime")
-METHOD = (
-    "rows/s of repeated calls on seeded latents over `seconds` per round; median, least and most of `rounds` "
-    "rounds; cpu_ms_per_row is the CPU time of the whole process; ratio is service.runtime / onnxruntime by medians"
+METHOD: Final = (
+    "rows/s of repeated calls on seeded latents over `seconds` per round, the ways in turn; median, least and most of "
+    "`rounds` rounds; cpu_ms_per_row is the CPU time of the whole process; ratio is service.runtime / onnxruntime by "
+    "medians. On CUDA: resident leaves the rows on the device, graphs replays CUDA graphs; golden: difference over "
+    "tolerance in every bucket; memory: of host and device, while all sizes are measured"
 )
+Way = Callable[[FloatRows], Callable[[], object]]
 
 
-def main() -> int:
-    options = parser().parse_args()
-    try:
-        data = Path(options.model).read_bytes()
-        report = measure(data, options)
-    except OSError as exc:
-        return refuse(f"--model {options.model}: {exc.strerror}")
-    except StartupError as exc:
-        return refuse(f"--model {options.model}: {exc.detail}")
-    text = json.dumps(report, indent=2)
-    print(text)
-    if options.out:
-        out = Path(options.out)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text + "\n", encoding="utf-8")
-    return 0
-
-
-def measure(data: bytes, options: argparse.Namespace) -> dict[str, Any]:
-    before, threads = machine(), options.threads or available_cpus()
-    model = OnnxModel(data, device=options.device, threads=threads, max_batch_rows=max(options.sizes))
+def measure(options: argparse.Namespace) -> Json:
+    prepare_process()
+    path, threads = Path(options.model), options.threads or available_cpus()
+    data, largest = path.read_bytes(), max(options.sizes)
+    half = path.name == "model.fp16.onnx"
+    open_model = partial(OnnxModel, data, device=options.device, threads=threads, max_batch_rows=largest)
+    model = open_model(cuda=CudaOptions(half=half))
     model.warm_up()
     raw = raw_session(data, model, threads)
-    results = [measure_size(size, raw, model, options) for size in options.sizes]
-    first = results[0]["onnxruntime"]["rows_per_s"]
-    for result in results:
-        result["gain_over_first_size"] = round(result["onnxruntime"]["rows_per_s"] / first, 3)
-    return {
-        "benchmark": "runtime",
-        "method": METHOD,
-        "seconds": options.seconds,
-        "rounds": options.rounds,
+    ways: dict[str, Way] = {"onnxruntime": lambda rows: partial(raw, rows), "service.runtime": partial(copied, model)}
+    result: Json = {}
+    targets: list[Json] = []
+    if model.device_batch is not None:
+        graphs = open_model(cuda=CudaOptions(half=half, graphs=True))
+        graphs.warm_up()
+        ways |= {"resident": partial(resident, model), "graphs": partial(copied, graphs)}
+        tolerance = model.card.tolerance.fp16 if half else model.card.tolerance.fp32
+        golden = check_golden(model, read_golden(path.parent / "golden.npz", model.shape), tolerance)
+        targets.append(target("golden rows: difference over tolerance", golden.difference / tolerance, at_most=1.0))
+        result["device"] = Device().about()
+    start, host, device = time.monotonic(), list[tuple[float, float]](), list[tuple[float, float]]()
+    sizes = []
+    for size in options.sizes:
+        sizes.append(measure_size(size, ways, model, options))
+        host.append((time.monotonic() - start, rss_mib(os.getpid())))
+        if (used := Device().used_mib()) is not None:
+            device.append((host[-1][0], used))
+    first = sizes[0]["onnxruntime"]["rows_per_s"]
+    for line in sizes:
+        line["gain_over_first_size"] = rounded(line["onnxruntime"]["rows_per_s"] / first)
+    return result | {
         "model": {"ref": model.card.ref, "digest": model.digest[:12], "shape": model.shape},
         "provider": model.provider,
         "fallback_reason": model.fallback_reason,
         "threads": threads,
-        "machine": before,
-        "sizes": results,
+        "targets": [*targets, target("largest size, ratio", sizes[-1]["ratio"], at_least=0.9)],
+        "sizes": sizes,
+        "memory": [{"of": name} | memory(each) for name, each in (("host", host), ("device", device)) if each],
     }
 
 
@@ -89,23 +95,31 @@ def raw_session(data: bytes, model: OnnxModel, threads: int) -> Callable[[FloatR
     return run
 
 
-def measure_size(
-    size: int, raw: Callable[[FloatRows], FloatRows], model: OnnxModel, options: argparse.Namespace
-) -> dict[str, Any]:
+def copied(model: OnnxModel, rows: FloatRows) -> Callable[[], object]:
+    """A call with rows copied in and out."""
+    return partial(model.run, rows, np.empty_like(rows))
+
+
+def resident(model: OnnxModel, rows: FloatRows) -> Callable[[], object]:
+    """A call with rows that stay on the device."""
+    batch: Any = model.device_batch
+
+    def step() -> None:
+        batch.upload(rows)
+        batch.run_steps()
+
+    return step
+
+
+def measure_size(size: int, ways: dict[str, Way], model: OnnxModel, options: argparse.Namespace) -> Json:
     rows = model.noise.rows(seed=0, offset=0, n=size)
-    out = np.empty_like(rows)
-    ways: dict[str, Callable[[], object]] = dict(
-        zip(WAYS, (lambda: raw(rows), lambda: model.run(rows, out)), strict=True)
-    )
-    rounds: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
-    for call in ways.values():
+    calls = {name: way(rows) for name, way in ways.items()}
+    for call in calls.values():
         call()
-    for _ in range(options.rounds):
-        for way, call in ways.items():
-            rounds[way].append(timed(call, size, options.seconds))
-    result: dict[str, Any] = {"rows": size} | {way: summary(size, samples) for way, samples in rounds.items()}
-    result["ratio"] = round(result[WAYS[1]]["rows_per_s"] / result[WAYS[0]]["rows_per_s"], 3)
-    return result
+    timers = {name: partial(timed, call, size, options.seconds) for name, call in calls.items()}
+    lines = {name: summary(size, samples) for name, samples in in_turn(timers, options.rounds).items()}
+    ratio = lines["service.runtime"]["rows_per_s"] / lines["onnxruntime"]["rows_per_s"]
+    return {"rows": size, **lines, "ratio": rounded(ratio)}
 
 
 def timed(call: Callable[[], object], size: int, seconds: float) -> tuple[float, float]:
@@ -120,34 +134,22 @@ def timed(call: Callable[[], object], size: int, seconds: float) -> tuple[float,
     return calls * size / (now - start), (time.process_time() - cpu) / (calls * size)
 
 
-def summary(size: int, rounds: list[tuple[float, float]]) -> dict[str, float]:
-    rates = [rate for rate, _ in rounds]
-    median = statistics.median(rates)
-    return {
-        "rows_per_s": round(median, 1),
-        "rows_per_s_least": round(min(rates), 1),
-        "rows_per_s_most": round(max(rates), 1),
-        "ms_per_call": round(size / median * 1e3, 4),
-        "cpu_ms_per_row": round(statistics.median(cpu for _, cpu in rounds) * 1e3, 4),
-    }
+def summary(size: int, rounds: list[tuple[float, float]]) -> Json:
+    rates, cpu = zip(*rounds, strict=True)
+    middle = statistics.median(rates)
+    result = {"rows_per_s": middle, "rows_per_s_least": min(rates), "rows_per_s_most": max(rates)}
+    result |= {"ms_per_call": size / middle * 1e3, "cpu_ms_per_row": statistics.median(cpu) * 1e3}
+    return {name: rounded(value) for name, value in result.items()}
 
 
-def refuse(line: str) -> int:
-    print(f"error: {line}", file=sys.stderr)
-    return 2
-
-
-def parser() -> argparse.ArgumentParser:
-    cli = argparse.ArgumentParser(description="Measure an exported model by batch size.")
-    cli.add_argument("--model", default="models/mnist/3/model.onnx", help="an exported model.onnx")
-    cli.add_argument("--sizes", type=positive, nargs="+", default=SIZES, help="batch sizes")
-    cli.add_argument("--seconds", type=float, default=0.5, help="length of a round (default 0.5)")
-    cli.add_argument("--rounds", type=positive, default=3, help="rounds per size and way (default 3)")
-    cli.add_argument("--threads", type=int, default=0, help="CPU threads (default: what the process is granted)")
-    cli.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    cli.add_argument("--out", help="also write the JSON into this file")
-    return cli
-
+OPTIONS: Final = {
+    "model": ("models/mnist/3/model.onnx",),
+    "sizes": ([1, 2, 4, 8, 16, 32, 64],),
+    "seconds": (0.5, 0.05),
+    "rounds": (3, 1),
+    "threads": (0,),
+    "device": ("auto",),
+}
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_benchmark("runtime", METHOD, measure, OPTIONS))

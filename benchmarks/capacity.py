@@ -1,23 +1,30 @@
-"""Compute how many pods serve a number of images per second, from the measured results of this directory.
+"""Compute how many pods serve a number of images per second, and write measured tables into the documentation.
 
     python -m benchmarks.capacity
     python -m benchmarks.capacity --images-per-s 5000 --steps 10 --p99-ms 50 --max-busy 0.5
+    python -m benchmarks.capacity --write          # also docs/performance.md and docs/capacity.md
 
-A pod is one process on as many cores as the measured machine had. `results/service.json` says what such a pod did,
-and `results/runtime.json` what one more step costs.
+A pod is one process on as many cores as the measured machine had. `results/service.json` says what such a pod did, and
+a raw call of the model there what one more step costs. Both documents thus show the figures of one run. In a document,
+a table stands between `<!-- results: NAME -->` and `<!-- end -->`, with a NAME of `TABLES`.
 """
 
 import argparse
 import math
+import re
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from benchmarks.harness.common import Json, duration, positive, rounded
-from benchmarks.harness.tables import RESULTS, about, read, table
+from benchmarks.harness.processes import ROOT
+from benchmarks.harness.tables import RESULTS, about, read, table, verdict
 
-DEMANDS: Final = (10, 1_000, 100_000)
+DEMANDS: Final = (1_000, 100_000)
+DOCUMENTS: Final = (ROOT / "docs" / "performance.md", ROOT / "docs" / "capacity.md")
+_MARKED: Final = re.compile(r"(<!-- results: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +32,6 @@ class Capacity:
     """What one pod does with one kind of request.
 
     Args:
-        request: the kind.
         per_s: the most images per second that were measured within the wanted p99.
         p99_ms: latency of a request at that rate; None where it was not measured.
         core_ms: CPU time of an image, model included.
@@ -41,7 +47,7 @@ class Capacity:
         if steps == 1:
             return self
         core_ms = self.core_ms + (steps - 1) * model_core_ms
-        return Capacity(request=self.request, per_s=self.per_s * self.core_ms / core_ms, p99_ms=None, core_ms=core_ms)
+        return replace(self, per_s=self.per_s * self.core_ms / core_ms, p99_ms=None, core_ms=core_ms)
 
     def pods(self, images_per_s: float, max_busy: float) -> int:
         """The fewest pods that stay below ``max_busy`` (0…1), and carry the whole load when one of them is gone."""
@@ -54,57 +60,70 @@ def capacities(service: Json, p99_ms: float) -> list[Capacity]:
     Raises:
         ValueError: no measurement meets ``p99_ms``.
     """
-    kinds: dict[str, list[Json]] = {}
-    for line in service["single_pictures"]:
-        kinds.setdefault("1 image: PNG to PNG", []).append({"rate": line["requests_per_s"]} | line)
-    for line in service["many_rows"]:
-        kinds.setdefault(f"64 images: {line['form']}", []).append({"rate": line["pictures_per_s"]} | line)
-    result = [best for request, lines in kinds.items() if (best := _fastest(request, lines, p99_ms)) is not None]
-    if not result:
+    single = [("1 image: PNG to PNG", line["requests_per_s"], line) for line in service["single_images"]]
+    many = [(f"64 images: {line['form']}", line["images_per_s"], line) for line in service["many_rows"]]
+    best: dict[str, Capacity] = {}
+    for request, rate, line in sorted([*single, *many], key=lambda each: float(each[1])):
+        if line["p99_ms"] <= p99_ms:
+            best[request] = Capacity(request=request, per_s=rate, p99_ms=line["p99_ms"], core_ms=line["server_core_ms"])
+    if not best:
         raise ValueError(f"nothing was measured with a p99 of at most {p99_ms:g} ms")
-    return result
+    return list(best.values())
 
 
-def _fastest(request: str, lines: list[Json], p99_ms: float) -> Capacity | None:
-    best = max((line for line in lines if line["p99_ms"] <= p99_ms), key=lambda line: float(line["rate"]), default=None)
-    if best is None:
-        return None
-    return Capacity(request=request, per_s=best["rate"], p99_ms=best["p99_ms"], core_ms=best["server_core_ms"])
-
-
-def model_core_ms(runtime: Json) -> float:
-    """CPU time of one row in the largest measured batch, in ms."""
-    largest = max(runtime["sizes"], key=lambda line: int(line["rows"]))
-    return float(largest["onnxruntime"]["cpu_ms_per_row"])
-
-
-def plan(service: Json, runtime: Json, options: argparse.Namespace) -> list[Json]:
+def plan(service: Json, options: argparse.Namespace) -> list[Json]:
     """One record for every demand and kind of request."""
-    cores, step_ms = service["machine"]["cpus_granted"], model_core_ms(runtime)
+    cores = service["machine"]["cpus_granted"]
+    step_ms = cores * 1e3 / service["many_rows"][0]["raw_images_per_s"]  # CPU time of a row of onnxruntime alone
     lines = []
     for images_per_s in options.images_per_s:
         for measured in capacities(service, options.p99_ms):
             capacity = measured.with_steps(options.steps, step_ms)
             pods = capacity.pods(images_per_s, options.max_busy)
-            lines.append(
-                {
-                    "images per s": images_per_s,
-                    "request": capacity.request,
-                    "one pod does": rounded(capacity.per_s),
-                    "p99 ms then": capacity.p99_ms,
-                    "pods": pods,
-                    "cores": pods * cores,
-                    "busy": f"{images_per_s / (pods * capacity.per_s):.0%}",
-                }
-            )
+            line = {"images per s": images_per_s, "request": capacity.request, "one pod does": rounded(capacity.per_s)}
+            line |= {"p99 ms then": capacity.p99_ms, "pods": pods, "cores": pods * cores}
+            lines.append(line | {"busy": f"{images_per_s / (pods * capacity.per_s):.0%}"})
     return lines
+
+
+def chosen(lines: Sequence[Json], *names: str) -> str:
+    return table([{name.replace("_", " "): line[name] for name in names} for line in lines])
+
+
+TABLES: Final[Mapping[str, Callable[[Path, argparse.Namespace], str]]] = {
+    "machine": lambda folder, _: about(read(folder / "service.json")),
+    "capacity": lambda folder, options: table(plan(read(folder / "service.json"), options)),
+    "single": lambda folder, _: chosen(
+        read(folder / "service.json")["single_images"],
+        *("connections", "requests_per_s", "p50_ms", "p99_ms", "server_core_ms"),
+    ),
+    "many": lambda folder, _: chosen(
+        read(folder / "service.json")["many_rows"],
+        *("form", "images_per_s", "share_of_raw", "p99_ms", "server_core_ms"),
+    ),
+    "targets": lambda folder, _: table([verdict(line) for line in read(folder / "service.json")["targets"]]),
+    "peers": lambda folder, _: chosen(
+        read(folder / "peers.json")["png_at_32_connections"],
+        *("entry", "requests_per_s", "p99_ms", "server_core_ms_per_request"),
+    ),
+}
+
+
+def filled(text: str, options: argparse.Namespace) -> str:
+    """A document with its tables made anew.
+
+    Raises:
+        KeyError: it names a table that does not exist, or a result lacks a figure.
+    """
+    return _MARKED.sub(lambda found: f"{found[1]}\n{TABLES[found[2]](options.results, options)}\n\n{found[3]}", text)
 
 
 def main() -> int:
     options = parser().parse_args()
     try:
-        service, runtime = read(options.results / "service.json"), read(options.results / "runtime.json")
-        print(f"{about(service)}\n\n{table(plan(service, runtime, options))}")
+        print(f"{TABLES['machine'](options.results, options)}\n\n{TABLES['capacity'](options.results, options)}")
+        for document in DOCUMENTS if options.write else ():
+            document.write_text(filled(document.read_text(encoding="utf-8"), options), encoding="utf-8")
     except KeyError as exc:
         print(f"error: a result lacks {exc}", file=sys.stderr)
         return 2
@@ -114,21 +133,16 @@ def main() -> int:
     return 0
 
 
-def share(text: str) -> float:
-    """Parse an option: a number above 0 and at most 1."""
-    number = float(text)
-    if not 0 < number <= 1:
-        raise argparse.ArgumentTypeError("must be above 0 and at most 1")
-    return number
-
-
 def parser() -> argparse.ArgumentParser:
     cli = argparse.ArgumentParser(description="Compute how many pods serve a number of images per second.")
     cli.add_argument("--images-per-s", type=positive, nargs="+", default=DEMANDS, help="the load (%(default)s)")
     cli.add_argument("--steps", type=positive, default=1, help="steps per image (%(default)s)")
     cli.add_argument("--p99-ms", type=duration, default=200.0, help="the highest p99 to accept (%(default)s)")
-    cli.add_argument("--max-busy", type=share, default=0.7, help="share of its capacity that a pod gets (%(default)s)")
+    cli.add_argument(
+        "--max-busy", type=duration, default=0.7, help="share of its capacity that a pod gets (%(default)s)"
+    )
     cli.add_argument("--results", type=Path, default=RESULTS, help="folder of the measured results")
+    cli.add_argument("--write", action="store_true", help="write the tables into the documentation")
     return cli
 
 

@@ -7,33 +7,22 @@ default model. Equal results give equal files.
 """
 
 import io
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.harness.processes import ROOT
-from benchmarks.peers.servers import OURS
-from service.artifact.files import METRICS_FILE
-from service.models.repository import version_key
-from service.settings import Settings
+from benchmarks.harness.tables import RESULTS, read
 
 IMAGES: Final = ROOT / "docs" / "images"
-PEERS: Final = ROOT / "benchmarks" / "results" / "peers.json"
-_OURS_COLOUR, _OTHER_COLOUR = "#2563eb", "#9ca3af"
-_NAMES: Final = {
-    "fastapi": "FastAPI + batcher",
-    "mosec": "mosec",
-    "litserve": "LitServe",
-    "bentoml": "BentoML",
-    "ray": "Ray Serve",
-    "mlserver": "MLServer",
-    "pytriton": "PyTriton",
-    OURS: "ign-service",
-}
+BLUE, GREY = "#2563eb", "#9ca3af"
+OURS: Final = "ign-service"
+NAMES: Final = {"ign": OURS, "fastapi": "FastAPI + batcher", "litserve": "LitServe", "bentoml": "BentoML"}
+NAMES.update({"ray": "Ray Serve", "mlserver": "MLServer", "pytriton": "PyTriton"})
 
 
 def speed(peers: Mapping[str, Any]) -> bytes:
@@ -45,16 +34,14 @@ def speed(peers: Mapping[str, Any]) -> bytes:
     best: dict[str, float] = {}
     for row in peers["png_at_32_connections"]:
         name = row["entry"].split(" ")[0]
+        name = NAMES.get(name, name)
         best[name] = max(best.get(name, 0.0), row["requests_per_s"])
     names = sorted(best, key=best.__getitem__)
-    figure = Figure(figsize=(7, 2.6), layout="constrained", facecolor="white")
-    axes = figure.add_subplot(xlabel="requests/s, PNG to PNG, 32 connections, two CPU cores shared with the clients")
-    colours = [_OURS_COLOUR if name == OURS else _OTHER_COLOUR for name in names]
-    bars = axes.barh([_NAMES[name] for name in names], [best[name] for name in names], color=colours)
+    axes = _axes(2.6, "requests/s, PNG to PNG, 32 connections, two CPU cores shared with the clients")
+    bars = axes.barh(names, [best[name] for name in names], color=[BLUE if name == OURS else GREY for name in names])
     axes.bar_label(bars, fmt="{:,.0f}", padding=3)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.1)
-    return _svg(figure)
+    return _svg(axes)
 
 
 def quality(metrics: Mapping[str, Any]) -> bytes:
@@ -64,52 +51,43 @@ def quality(metrics: Mapping[str, Any]) -> bytes:
         metrics: `metrics.json` of a model, from `model_export evaluate`.
     """
     restoration: Mapping[str, Any] = metrics["restoration"]
-    kinds = [kind for kind, found in restoration.items() if "accuracy" in found.get("f", {})]
-    figure = Figure(figsize=(7, 3), layout="constrained", facecolor="white")
-    axes = figure.add_subplot(xlabel="test pictures that a classifier recognises, %", xlim=(0, 112))
-    places: Sequence[float] = range(len(kinds))
-    for offset, stage, label, colour in (
-        (-0.2, "f", "after f", _OURS_COLOUR),
-        (0.2, "input", "damaged", _OTHER_COLOUR),
-    ):
+    kinds = [kind for kind, measured in restoration.items() if "accuracy" in measured.get("f", {})]
+    axes = _axes(3, "test pictures that a classifier recognises, %")
+    axes.set_xlim(0, 112)
+    for offset, stage, label, colour in ((-0.2, "f", "after f", BLUE), (0.2, "input", "damaged", GREY)):
         shares = [100 * restoration[kind][stage]["accuracy"] for kind in kinds]
-        bars = axes.barh([place + offset for place in places], shares, 0.38, color=colour, label=label)
+        bars = axes.barh([place + offset for place in range(len(kinds))], shares, 0.38, color=colour, label=label)
         axes.bar_label(bars, fmt="{:.1f}", padding=3)
-    axes.set_yticks(list(places), [kind.replace("_", " ").replace("8bit", "in 8 bits") for kind in kinds])
+    axes.set_yticks(range(len(kinds)), [kind.replace("_", " ").replace("8bit", "in 8 bits") for kind in kinds])
     axes.invert_yaxis()
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.18), ncols=2)
-    return _svg(figure)
+    return _svg(axes)
 
 
-def _svg(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
+def _axes(height: float, label: str) -> Axes:
+    axes = Figure(figsize=(7, height), layout="constrained", facecolor="white").add_subplot(xlabel=label)
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def _svg(axes: Axes) -> bytes:
+    buffer, figure = io.BytesIO(), axes.figure
     # Text stays text instead of outlines, and ids are the same in every run.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "benchmarks"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        figure.savefig(buffer, format="svg", metadata={"Date": None})  # type: ignore[union-attr]
     return buffer.getvalue()
 
 
-def default_metrics() -> Path:
-    """The metrics of the highest version of the default model."""
-    settings = Settings()
-    files = (settings.model_dir / settings.default_model).glob(f"*/{METRICS_FILE}")
-    return max(files, key=lambda file: version_key(f"{file.parts[-3]}/{file.parts[-2]}"))
-
-
 def charts() -> dict[Path, bytes]:
-    """Every file with its content."""
+    """Every file with its content; the metrics are those of the highest version of the default model."""
+    metrics = max((ROOT / "models" / "mnist").glob("*/metrics.json"), key=lambda file: int(file.parent.name))
     return {
-        IMAGES / "speed.svg": speed(json.loads(PEERS.read_text(encoding="utf-8"))),
-        IMAGES / "quality.svg": quality(json.loads(default_metrics().read_text(encoding="utf-8"))),
+        IMAGES / "speed.svg": speed(read(RESULTS / "peers.json")),
+        IMAGES / "quality.svg": quality(read(metrics)),
     }
 
 
-def main() -> None:
+if __name__ == "__main__":
     for file, content in charts().items():
         file.write_bytes(content)
         print(file.relative_to(ROOT))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,188 +1,185 @@
-"""Count the Python calls of this service that one warm request causes, by file, and the thread switches.
+"""Count the files and calls of this service that one warm request enters, and what a gateway's headers add.
 
     python -m benchmarks.request_path [--json]
 
-The service runs in the main thread as `python -m service` starts it, with its own HTTP protocol, the shipped models and
-one model thread, so the counts are the same on every machine. A client in a second thread warms the service up and
-sends the request. A profile hook in every thread records each call of a function in `service/` from the first byte read
-to the last byte written, but not a coroutine that continues after an `await`, and no comprehension. Then it counts the
-calls of several requests that arrive together, divided by their number.
+The service runs in the main thread as `python -m service` starts it, with the shipped models and one model thread. A
+client in a second thread warms it up and sends each request several times on one connection. A profile hook in every
+thread records each call of a function in `service/` until all threads wait again, but not a coroutine that continues
+after an `await`, and no comprehension.
+
+The counts are the same on a busy machine. A timer calls functions now and then, so only the calls that (nearly) every
+repetition made count: of each function the second-lowest number, because one repetition may also be cut short.
+
+    repetition     1  2  3  4  5
+    respond        1  1  1  1  1   → 1
+    close_idle     0  0  1  0  0   → 0: a timer
+    write_log      1  1  1  0  1   → 1: the fourth repetition was cut short
 """
 
 import argparse
 import contextlib
 import http.client
-import io
-import itertools
 import json
 import os
+import runpy
 import signal
 import socket
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from types import FrameType
+from collections.abc import Iterator, Mapping
+from types import CodeType, FrameType
 from typing import Any, Final
 from unittest.mock import patch
 
-from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
-
 from benchmarks.harness.common import Json
-from benchmarks.harness.processes import HOST, ROOT, free_port
-from benchmarks.harness.request_set import Request, disc, encoded, form, get, post
+from benchmarks.harness.processes import HOST, ROOT, free_port, without_settings
 from benchmarks.harness.tables import table
-from benchmarks.load_generator.spec import request as encode_request
-from service.cli import serve
-from service.server.write_coalescer import WriteCoalescer
+from benchmarks.load_generator.header_sets import HEADER_SETS, with_headers
+from benchmarks.load_generator.messages import disc, encoded, get, post, post_form
 
-REQUESTS: Final = (
-    post("POST /generate -> PNG", "/generate", {"model": "mnist", "seed": 7}, "image/png"),
-    form("POST /project, multipart -> PNG", "/project", [("image", encoded(disc(size=28)))], {}, "image/png"),
-)
-TOGETHER: Final = 16
+REQUESTS: Final = {
+    "POST /generate -> PNG": post("/generate", {"model": "mnist", "seed": 7}, "image/png"),
+    "POST /project, multipart -> PNG": post_form("/project", [("image", encoded(disc(size=28)))], "image/png"),
+}
+SENDERS: Final[Mapping[str, Mapping[str, str]]] = {"plain": {}, **HEADER_SETS}
+_REPETITIONS: Final = 5
+_QUIET_S: Final = 0.03  # without a call: all threads wait
 _OWN: Final = str(ROOT / "service") + os.sep
 
 
 class Recorder:
-    """The calls of one request as (thread, file); ``end`` of them came before the last byte was written."""
+    """The calls of one request, by the code of the function."""
 
     def __init__(self) -> None:
-        self.calls, self.end, self.on = list[tuple[int, str]](), 0, False
+        self.calls = Counter[CodeType]()
 
     def profile(self, frame: FrameType, event: str, _: Any) -> None:
         """The hook for `sys.setprofile`."""
         code = frame.f_code
-        if not self.on or event != "call" or not code.co_filename.startswith(_OWN) or code.co_name.endswith("comp>"):
+        if event != "call" or not code.co_filename.startswith(_OWN) or code.co_name.endswith("comp>"):
             return
         # The argument of the instruction RESUME is 0 where a function starts, and another where it continues.
         if not code.co_code[frame.f_lasti + 1] & 3:
-            self.calls.append((threading.get_ident(), code.co_filename.removeprefix(_OWN)))
+            self.calls[code] += 1
 
-    @contextlib.contextmanager
-    def installed(self) -> Iterator[None]:
-        """Trace this thread and all that start in the block."""
-        send, write_now = RequestResponseCycle.send, WriteCoalescer.write_now
-
-        async def counted_send(cycle: RequestResponseCycle, message: Any) -> None:
-            await send(cycle, message)
-            self.end = len(self.calls)
-
-        def counted_write(transport: WriteCoalescer, data: bytes) -> None:
-            write_now(transport, data)
-            self.end = len(self.calls)
-
-        threading.setprofile(self.profile)
-        sys.setprofile(self.profile)
-        try:
-            with (
-                patch.object(RequestResponseCycle, "send", counted_send),
-                patch.object(WriteCoalescer, "write_now", counted_write),
-            ):
-                yield
-        finally:
-            sys.setprofile(None)
-            threading.setprofile(None)
-
-    def report(self, request: str) -> Json:
-        """Files in the order of their first call, calls by file, totals and thread switches."""
-        calls = self.calls[: self.end]
-        files = Counter(file for _, file in calls)
-        return {
-            "request": request,
-            "files": [{"file": file, "calls": number} for file, number in files.items()],
-            "file_count": len(files),
-            "call_count": len(calls),
-            "thread_switches": sum(a != b for (a, _), (b, _) in itertools.pairwise(calls)),
-        }
+    def until_quiet(self) -> "Counter[CodeType]":
+        """The calls so far, as soon as there are no further ones."""
+        count = -1
+        while count != (count := self.calls.total()):
+            time.sleep(_QUIET_S)
+        return self.calls
 
 
-def trace() -> list[Json]:
-    """One report for each of `REQUESTS`; RuntimeError if the service does not start, or not answer with 200."""
-    recorder, reports, port, log = Recorder(), list[Json](), free_port(), io.StringIO()
-    settings = {"IGN_PORT": str(port), "IGN_THREADS": "1", "IGN_MODEL_DIR": str(ROOT / "models")}
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("IGN_")} | settings
-    client = threading.Thread(target=_client, args=(port, recorder, reports))
-    with patch.dict(os.environ, environ, clear=True), contextlib.redirect_stderr(log), recorder.installed():
-        client.start()
-        status = serve({})
-    client.join()
-    if status or len(reports) < len(REQUESTS):
-        raise RuntimeError(f"the service did not answer:\n{log.getvalue()[-2000:]}")
-    return reports
-
-
-def _client(port: int, recorder: Recorder, reports: list[Json]) -> None:
-    connection = http.client.HTTPConnection(HOST, port, timeout=30)
-    deadline = time.monotonic() + 120.0
-    while not _answers(connection, get("/readyz")) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    for request in REQUESTS:
-        for _ in range(10):  # warm up
-            _answers(connection, request)
-        interval = sys.getswitchinterval()
-        sys.setswitchinterval(10.0)  # a thread runs until it waits, so threads switch in the same places every time
-        recorder.calls, recorder.on = [], True
-        answered = _answers(connection, request)
-        recorder.on = False
-        sys.setswitchinterval(interval)
-        if answered:
-            report = recorder.report(request.name)
-            reports.append(report | {"calls_together": _calls_together(port, recorder, request)})
-    connection.close()
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _calls_together(port: int, recorder: Recorder, request: Request) -> int:
-    """Calls of each of `TOGETHER` requests."""
-    data = encode_request(request.path, request.body or b"", request.headers, method=request.method)
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_connection((HOST, port), 30)) for _ in range(TOGETHER)]
-        for is_measured in (False, True):
-            interval = sys.getswitchinterval()
-            sys.setswitchinterval(10.0)
-            recorder.calls, recorder.on = [], is_measured
-            for each in sockets:
-                each.sendall(data)
-            for each in sockets:
-                each.recv(1 << 16)
-            recorder.on = False
-            sys.setswitchinterval(interval)
-            time.sleep(0.1)
-    return round(len(recorder.calls) / TOGETHER)
-
-
-def _answers(connection: http.client.HTTPConnection, request: Request) -> bool:
+@contextlib.contextmanager
+def _hooked(recorder: Recorder) -> Iterator[None]:
+    """Record this thread and all that start in the block."""
+    threading.setprofile(recorder.profile)
+    sys.setprofile(recorder.profile)
     try:
-        if connection.sock is None:
-            connection.connect()
-        # One segment: `HTTPConnection.request` sends head and body apart, and the service then reads once or twice.
-        connection.sock.sendall(
-            encode_request(request.path, request.body or b"", request.headers, method=request.method)
-        )
-        response = http.client.HTTPResponse(connection.sock, method=request.method)
-        response.begin()
-        response.read()
-        time.sleep(0.05)  # until every thread waits again
-        return response.status == 200
-    except (OSError, http.client.HTTPException):
-        connection.close()
-        return False
+        yield
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    as_json, reports = parser.parse_args().json, trace()
-    if as_json:
-        print(json.dumps(reports, indent=1))
-        return 0
-    for report in reports:
-        totals = "{file_count} files, {call_count} calls, {thread_switches} thread switches".format(**report)
-        totals += f"; {report['calls_together']} calls each, if {TOGETHER} arrive together"
-        print(f"{report['request']}: {totals}\n\n{table(report['files'])}\n")
-    return 0
+    as_json, port, recorder = parser.parse_args().json, free_port(), Recorder()
+    environ = without_settings() | {"IGN_PORT": str(port), "IGN_THREADS": "1", "IGN_MODEL_DIR": str(ROOT / "models")}
+    client = threading.Thread(target=_client, args=(port, recorder, as_json))
+    client.start()  # before the hook, which is for the service alone
+    with patch.dict(os.environ, environ, clear=True), patch.object(sys, "argv", ["service"]), _hooked(recorder):
+        runpy.run_module("service", run_name="__main__")  # ends this process
+    return 1
+
+
+def _client(port: int, recorder: Recorder, as_json: bool) -> None:
+    try:
+        with _connect(port) as connection:
+            sys.setswitchinterval(10.0)  # a thread runs until it waits, so threads switch in the same places every time
+            reports = [
+                _trace(connection, recorder, name, with_headers(data, headers), sender)
+                for name, data in REQUESTS.items()
+                for sender, headers in SENDERS.items()
+            ]
+        print(json.dumps(reports, indent=1) if as_json else _shown(reports), flush=True)
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _connect(port: int) -> socket.socket:
+    """A connection to the service, once it is ready."""
+    deadline = time.monotonic() + 120.0
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            connection = socket.create_connection((HOST, port), 30)
+            if _status(connection, get("/readyz")) == 200:
+                return connection
+            connection.close()
+        time.sleep(0.1)
+    raise TimeoutError("the service does not become ready")
+
+
+def _trace(connection: socket.socket, recorder: Recorder, name: str, data: bytes, sender: str) -> Json:
+    """Files in the order of their first call, calls by file, and totals.
+
+    Raises:
+        RuntimeError: the service does not answer with 200.
+    """
+    repetitions: list[Counter[CodeType]] = []
+    for _ in range(2 + _REPETITIONS):  # two warm it up
+        recorder.until_quiet()
+        recorder.calls = Counter()
+        if _status(connection, data) != 200:
+            raise RuntimeError(f"{name} with the headers of {sender} was not answered with 200")
+        repetitions.append(recorder.until_quiet())
+    calls = steady_calls(repetitions[2:])
+    files = Counter[str]()
+    for code, number in calls.items():
+        files[code.co_filename.removeprefix(_OWN)] += number
+    return {
+        "request": name,
+        "headers": sender,
+        "file_count": len(files),
+        "call_count": files.total(),
+        "files": [{"file": file, "calls": number} for file, number in files.items()],
+    }
+
+
+def steady_calls(repetitions: "list[Counter[CodeType]]") -> "Counter[CodeType]":
+    """The calls that all repetitions but one made: without those of timers."""
+    functions = dict.fromkeys(code for calls in repetitions for code in calls)
+    return +Counter({code: sorted(calls[code] for calls in repetitions)[1] for code in functions})
+
+
+def _status(connection: socket.socket, data: bytes) -> int:
+    connection.sendall(data)  # head and body in one segment: the service reads once
+    with http.client.HTTPResponse(connection) as response:
+        response.begin()
+        response.read()
+        return response.status
+
+
+def _shown(reports: list[Json]) -> str:
+    """The files of each plain request, and the totals with other headers beside them."""
+    parts = []
+    for name in REQUESTS:
+        plain, *_ = same = [report for report in reports if report["request"] == name]
+        totals = [
+            {
+                "headers": report["headers"],
+                "files": report["file_count"],
+                "calls": report["call_count"],
+                "files beside plain": f"{report['file_count'] - plain['file_count']:+d}",
+                "calls beside plain": f"{report['call_count'] - plain['call_count']:+d}",
+            }
+            for report in same
+        ]
+        parts.append(f"{name}\n\n{table(totals)}\n\n{table(plain['files'])}\n")
+    return "\n".join(parts)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A FastAPI hello-world with the server settings of this service: the cost of HTTP alone.
+"""A FastAPI hello-world on uvicorn with uvloop and httptools: the cost of HTTP alone.
 
 python -m benchmarks.harness.hello PORT
 """
@@ -8,21 +8,13 @@ import sys
 import uvicorn
 from fastapi import FastAPI
 
-from benchmarks.harness.processes import HOST
-from service.server import uvicorn_server
+app = FastAPI()
 
 
-def main(port: int) -> None:
-    app = FastAPI()
-
-    @app.get("/")
-    async def hello() -> dict[str, str]:
-        return {"hello": "world"}
-
-    config = uvicorn_server.config(app)
-    config.host, config.port, config.lifespan = HOST, port, "off"
-    uvicorn.Server(config).run()
+@app.get("/")
+async def hello() -> dict[str, str]:
+    return {"hello": "world"}
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    uvicorn.run(app, port=int(sys.argv[1]), loop="uvloop", http="httptools", access_log=False, log_level="warning")

@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -14,7 +15,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 ROOT = Path(__file__).resolve().parents[2]
 HOST = "127.0.0.1"
@@ -35,33 +35,24 @@ class ServerProcess:
     pid: int
     port: int
     log: Path
-    host: str = HOST
     status: int | None = None
 
     def log_text(self) -> str:
         """Its stdout and stderr so far."""
         return self.log.read_text(encoding="utf-8", errors="replace")
 
-    def send_signal(self, number: int) -> None:
-        """Send a signal to the server."""
-        os.kill(self.pid, number)
-
-    def await_exit(self, seconds: float) -> None:
-        """Wait until the server has exited, but at most so long. Its parent, who waits for it, does the rest."""
-        end = time.monotonic() + seconds
-        with contextlib.suppress(OSError):
-            while _stat(self.pid)[0] != "Z" and time.monotonic() < end:
-                time.sleep(_POLL_S)
-
-    def get(self, path: str, timeout_s: float = 30.0) -> tuple[int, bytes]:
+    def get(self, path: str) -> tuple[int, bytes]:
         """Status and body of a GET."""
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=timeout_s)
-        try:
+        with contextlib.closing(http.client.HTTPConnection(HOST, self.port, timeout=30.0)) as connection:
             connection.request("GET", path)
-            answer = connection.getresponse()
-            return answer.status, answer.read()
-        finally:
-            connection.close()
+            response = connection.getresponse()
+            return response.status, response.read()
+
+
+def raise_file_limit() -> None:
+    """Let this process open as many files as the system allows: a load may need thousands of connections."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def free_port() -> int:
@@ -77,7 +68,7 @@ def without_settings() -> dict[str, str]:
 
 
 @contextmanager
-def service(settings: Mapping[str, str], *, start_s: float = START_S) -> Iterator[ServerProcess]:
+def service(settings: Mapping[str, str]) -> Iterator[ServerProcess]:
     """Run `python -m service` of this checkout on a free port, with these `IGN_…` settings only.
 
     Raises:
@@ -85,8 +76,7 @@ def service(settings: Mapping[str, str], *, start_s: float = START_S) -> Iterato
     """
     port = free_port()
     environ = without_settings() | {"IGN_PORT": str(port)} | dict(settings)
-    command = [sys.executable, "-m", "service"]
-    with serving(command, port=port, ready="/readyz", environ=environ, start_s=start_s) as server:
+    with serving([sys.executable, "-m", "service"], port=port, ready="/readyz", environ=environ) as server:
         yield server
     if server.status != 0:
         raise ServerFailed(f"the service exited with status {server.status}")
@@ -101,40 +91,28 @@ def serving(
     environ: Mapping[str, str] | None = None,
     start_s: float = START_S,
     stop_s: float = STOP_S,
-    cwd: Path = ROOT,
 ) -> Iterator[ServerProcess]:
     """Run a server until the block ends, then stop it: SIGTERM, after ``stop_s`` SIGKILL to its process group.
 
     Args:
-        command: the command; the server must listen on ``port`` of the loopback interface.
-        port: the port it listens on.
-        ready: a path that answers 200 when the server is ready.
-        environ: its environment; by default this process's.
-        start_s, stop_s: seconds to wait for the start and for the stop.
-        cwd: working directory; by default the root of the repository.
+        command: starts a server that listens on ``port`` of the loopback interface.
+        ready: a path that gets 200 when the server is ready.
+        environ: by default that of this process.
 
     Raises:
         ServerFailed: it exited, or was not ready in time.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "log"
-        with log.open("wb") as output:
-            process = _start(command, environ, output, cwd)
-        server = ServerProcess(process.pid, port, log)
+    with tempfile.NamedTemporaryFile() as output:
+        env = None if environ is None else dict(environ)
+        process = subprocess.Popen(
+            command, env=env, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
+        server = ServerProcess(process.pid, port, Path(output.name))
         try:
             _await_ready(server, process, ready, start_s)
             yield server
         finally:
             server.status = _stop(process, stop_s)
-
-
-def _start(
-    command: Sequence[str], environ: Mapping[str, str] | None, output: IO[bytes], cwd: Path
-) -> "subprocess.Popen[bytes]":
-    env = None if environ is None else dict(environ)
-    return subprocess.Popen(
-        command, env=env, cwd=cwd, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
-    )
 
 
 def _await_ready(server: ServerProcess, process: "subprocess.Popen[bytes]", path: str, start_s: float) -> None:
@@ -161,13 +139,17 @@ def _stop(process: "subprocess.Popen[bytes]", stop_s: float) -> int:
         process.wait()
 
 
+def stat(pid: int) -> list[str]:
+    """The fields of `/proc/PID/stat` after the process name (which may contain spaces): state, parent, …"""
+    return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+
+
 def process_tree(pid: int) -> list[int]:
     """The pids of a process and its living descendants."""
     parents: dict[int, list[int]] = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            with contextlib.suppress(OSError):
-                parents.setdefault(int(_stat(int(entry))[1]), []).append(int(entry))
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            parents.setdefault(int(stat(int(entry))[1]), []).append(int(entry))
     result = [pid]
     for each in result:
         result += parents.get(each, [])
@@ -179,8 +161,7 @@ def cpu_seconds(pid: int) -> float:
     total = 0
     for each in process_tree(pid):
         with contextlib.suppress(OSError):
-            utime, stime = _stat(each)[11:13]
-            total += int(utime) + int(stime)
+            total += sum(map(int, stat(each)[11:13]))
     return total * _TICK_S
 
 
@@ -193,24 +174,17 @@ def rss_mib(pid: int) -> float:
     return total
 
 
-def _stat(pid: int) -> list[str]:
-    """The fields of `/proc/PID/stat` after the process name (which may contain spaces): state, parent, …"""
-    return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-
-
 @dataclass
 class MemoryWatch:
     """Samples a server's resident memory during a block: ``samples`` are (seconds since the start, MiB)."""
 
     pid: int
-    every_s: float = 1.0
+    every_s: float = 0.25
     samples: list[tuple[float, float]] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
+    def __enter__(self) -> "MemoryWatch":
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
-
-    def __enter__(self) -> "MemoryWatch":
         self._thread.start()
         return self
 

@@ -2,7 +2,6 @@
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import cast
 
 import httptools
 
@@ -18,12 +17,16 @@ class Answer:
     body: bytes = b""
 
 
-async def fetch(port: int, data: bytes, *, leave_after_s: float | None = None, timeout_s: float = 60.0) -> Answer:
-    """Send ``data`` and wait for the answer.
+class ConnectionClosed(Exception):
+    """The client closed the connection before the answer was complete."""
+
+
+async def fetch(
+    port: int, data: bytes, *, leave_after_s: float | None = None, timeout_s: float = 60.0, host: str = HOST
+) -> Answer:
+    """Send ``data`` on a new connection and wait for the answer.
 
     Args:
-        port: of a server on the loopback interface.
-        data: the bytes to send.
         leave_after_s: close the connection after so many seconds, answered or not.
         timeout_s: the longest wait for the whole answer.
 
@@ -32,8 +35,7 @@ async def fetch(port: int, data: bytes, *, leave_after_s: float | None = None, t
         ConnectionError: the server closed the connection before its answer was complete, or it was not HTTP.
         TimeoutError: no complete answer within ``timeout_s``.
     """
-    loop = asyncio.get_running_loop()
-    transport, client = await loop.create_connection(lambda: _Client(loop.create_future()), HOST, port)
+    transport, client = await asyncio.get_running_loop().create_connection(_Client, host, port)
     try:
         transport.write(data)
         async with asyncio.timeout(timeout_s if leave_after_s is None else leave_after_s):
@@ -46,37 +48,30 @@ async def fetch(port: int, data: bytes, *, leave_after_s: float | None = None, t
         transport.abort() if leave_after_s is not None else transport.close()
 
 
-class ConnectionClosed(Exception):
-    """The client closed the connection before the answer was complete."""
-
-
 class _Client(asyncio.Protocol):
-    def __init__(self, done: "asyncio.Future[Answer]") -> None:
-        self.done = done
+    def __init__(self) -> None:
+        self.done: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._answer = Answer()
-        self._body: list[bytes] = []
         self._parser = httptools.HttpResponseParser(self)
-        self._transport: asyncio.Transport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserError as exc:
-            self._fail(ConnectionError(f"not HTTP: {exc}"))
+        if not self.done.done():  # what follows belongs to a further answer
+            try:
+                self._parser.feed_data(data)
+            except httptools.HttpParserError as exc:
+                self._fail(ConnectionError(f"not HTTP: {exc}"))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self.done.done():  # else it belongs to a further answer
+        if not self.done.done():
             self._answer.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_body(self, body: bytes) -> None:
-        self._body.append(body)
+        if not self.done.done():
+            self._answer.body += body
 
     def on_message_complete(self) -> None:
         if not self.done.done():
-            self._answer.status, self._answer.body = self._parser.get_status_code(), b"".join(self._body)
+            self._answer.status = self._parser.get_status_code()
             self.done.set_result(self._answer)
 
     def connection_lost(self, exc: Exception | None) -> None:

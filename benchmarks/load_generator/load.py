@@ -1,34 +1,70 @@
 """A load generator with low and reported CPU cost: keep-alive connections, prepared bytes, the httptools parser.
 
-    python -m benchmarks.load_generator.load SPEC.json        # or - for stdin; prints a report
+`measure` runs it in a process of its own (`python -m benchmarks.load_generator.load`), so that it does not compete with
+the caller for the GIL.
 
-The file holds the fields of `Spec`; requests are whole HTTP/1.1 requests, in base64. `measure` runs the generator in a
-process of its own, so that it does not compete with the caller for the GIL.
-
-- Closed loop: every connection sends its next request after the answer. Latency counts from sending.
-- Open loop (`rate`): requests are due at random times (Poisson), independent of the answers. Latency counts from the
+- Closed loop: every connection sends its next request after the response. Latency counts from sending.
+- Open loop (`rate`): requests are due at random times (Poisson), independent of the responses. Latency counts from the
   time a request was **due**, so a stall delays every request that was due meanwhile. A request without a free
   connection waits, and its wait counts. Timers have a resolution of a millisecond; `lateness` is the delay between due
   and sent, and is part of the latencies.
+
+    start            begin = start + warmup_s                  end = begin + seconds        at most grace_s
+    |-- not counted --|-- completed: responses in here ----------|-- waits for the rest ------|
+                      |-- latencies: closed loop: responses in here; open loop: requests due in here
 """
 
 import asyncio
+import contextlib
 import gc
+import itertools
 import json
+import math
+import pickle
+import random
 import subprocess
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import cast
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
 
+import httptools
+import numpy as np
 import uvloop
 
-from benchmarks.harness.common import Json
-from benchmarks.harness.processes import ROOT
-from benchmarks.load_generator.connections import Load
-from benchmarks.load_generator.spec import Spec, request
+from benchmarks.harness.common import Json, latency, rounded
+from benchmarks.harness.processes import HOST, ROOT, ServerFailed, ServerProcess, cpu_seconds
 
-__all__ = ["Spec", "measure", "request", "run"]
+_TIMER_S = 0.001  # uvloop's resolution; anything shorter would be a busy loop
+_RETRY_S = 0.05  # pause before a connection that was not accepted is opened again
+_SAMPLE = 300  # characters of the body that is kept for each status that is not 2xx
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spec:
+    """A load.
+
+    Args:
+        requests: whole HTTP/1.1 requests, sent round robin.
+        connections: keep-alive connections; in an open loop also the most requests in flight.
+        seconds: time of measuring after ``warmup_s``; a closed loop continues until one response was counted.
+        rate: requests per second of an open loop; None for a closed one.
+        grace_s: time to wait for responses at the end.
+        pause_s: a client of a closed loop waits a random time of up to so long between a response and its next request.
+        server_pid: a local process whose CPU time, with its descendants, is reported too.
+    """
+
+    port: int
+    requests: Sequence[bytes]
+    connections: int
+    seconds: float
+    warmup_s: float = 0.5
+    rate: float | None = None
+    grace_s: float = 40.0
+    pause_s: float = 0.0
+    server_pid: int | None = None
 
 
 def measure(spec: Spec) -> Json:
@@ -37,17 +73,33 @@ def measure(spec: Spec) -> Json:
     Raises:
         RuntimeError: the generator failed; the text ends with its output.
     """
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.load_generator.load", "-"],
-        input=spec.to_json(),
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-    )
+    command = [sys.executable, "-m", "benchmarks.load_generator.load"]
+    done = subprocess.run(command, input=pickle.dumps(spec), capture_output=True, cwd=ROOT, check=False)
     if done.returncode != 0:
-        raise RuntimeError(f"the load generator failed:\n{done.stderr[-2000:]}")
+        raise RuntimeError(f"the load generator failed:\n{done.stderr.decode()[-2000:]}")
     return cast(Json, json.loads(done.stdout))
+
+
+def run_load(
+    server: ServerProcess, requests: Sequence[bytes], connections: int, seconds: float, **changes: Any
+) -> Json:
+    """Measure a load of a server, with its CPU time.
+
+    Raises:
+        ServerFailed: no request of a closed loop was answered with 2xx.
+    """
+    given = {"warmup_s": min(0.5, seconds / 2), "server_pid": server.pid} | changes
+    spec = Spec(port=server.port, requests=requests, connections=connections, seconds=seconds, **given)
+    result = measure(spec)
+    if spec.rate is None and not result["ok"]["count"]:
+        raise ServerFailed(f"no request was answered with 2xx: {result['samples']} {result['errors']}")
+    return result
+
+
+def failures(result: Json, allowed: Sequence[str] = ("200",)) -> int:
+    """The requests of a report that got no response, or one of another status."""
+    other = sum(each["count"] for status, each in result["statuses"].items() if status not in allowed)
+    return int(other + result["unanswered"] + sum(result["errors"].values()))
 
 
 def run(spec: Spec) -> Json:
@@ -56,20 +108,243 @@ def run(spec: Spec) -> Json:
         return runner.run(Load(spec).run())
 
 
-def main(argv: Sequence[str]) -> int:
-    if len(argv) != 1:
-        print("usage: python -m benchmarks.load_generator.load SPEC.json (or -)", file=sys.stderr)
-        return 2
-    try:
-        text = sys.stdin.read() if argv[0] == "-" else Path(argv[0]).read_text(encoding="utf-8")
-        spec = Spec.from_json(text)
-    except (OSError, ValueError, TypeError, KeyError) as exc:
-        print(f"error: {argv[0]}: {exc}", file=sys.stderr)
-        return 2
-    gc.disable()  # its pauses would count as latency
-    print(json.dumps(run(spec), indent=2))
-    return 0
+class _Connection(asyncio.Protocol):
+    """One keep-alive connection with at most one request in flight; ``due`` is the time to send it."""
+
+    __slots__ = ("_load", "_parser", "_transport", "body", "busy", "due", "heard", "index")
+
+    def __init__(self, load: "Load") -> None:
+        self._load = load
+        self._parser = httptools.HttpResponseParser(self)
+        self.busy = self.heard = False
+        self.due, self.index, self.body = 0.0, 0, b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._load.ready(self)
+
+    def send(self, data: bytes, due: float, index: int) -> None:
+        self.busy, self.heard, self.due, self.index, self.body = True, False, due, index, b""
+        self._transport.write(data)
+
+    def data_received(self, data: bytes) -> None:
+        self.heard = True
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:
+            self._load.error("not_http")
+            self.close()
+
+    def on_body(self, body: bytes) -> None:
+        if len(self.body) < _SAMPLE:
+            self.body += body[:_SAMPLE]
+
+    def on_message_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if status < 200:  # 100 Continue and the like: the response follows
+            return
+        self.busy = False
+        keep = self._parser.should_keep_alive()
+        self._load.answered(self, status, keep)
+        if not keep:
+            self.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._load.lost(self)
+
+    def close(self) -> None:
+        self._transport.close()
+
+
+class Load:
+    """One run of the generator, on the running event loop."""
+
+    def __init__(self, spec: Spec) -> None:
+        self.spec = spec
+        self.latencies: dict[int, list[float]] = {}
+        self.lateness: list[float] = []
+        self.completed, self.errors = Counter[int](), Counter[str]()
+        self.samples: dict[str, str] = {}
+        self.sent = self.resent = self.reconnects = 0
+        self._random = random.Random(0)
+        self._next_request = itertools.cycle(range(len(spec.requests)))
+        self._open: set[_Connection] = set()
+        self._free: list[_Connection] = []  # last in, first out: the server may close the ones at the bottom
+        self._waiting: deque[tuple[float, int]] = deque()  # due, request
+        self._due: deque[float] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._over, self._happened = asyncio.Event(), asyncio.Event()
+        self._started = self._ended = False
+        self._begin = self._end = math.inf
+        self._cpu = self._server_cpu = 0.0
+
+    async def run(self) -> Json:
+        """Send the load of the spec; returns the report."""
+        spec = self.spec
+        await asyncio.gather(*(self._connect() for _ in range(spec.connections)))
+        start = time.perf_counter()
+        self._begin = start + spec.warmup_s
+        planned = self._begin + spec.seconds
+        self._started = True
+        if spec.rate is None:
+            while self._free:
+                self._use(self._free.pop())
+        else:
+            self._end = planned
+            self._due.extend(arrivals(start, planned, spec.rate))
+            self._tick()
+        await asyncio.sleep(self._begin - time.perf_counter())
+        self._clock(-1)
+        await asyncio.sleep(planned - time.perf_counter())
+        if spec.rate is None:  # a closed loop without any response is no measurement
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._happened.wait(), spec.grace_s)
+            self._end = time.perf_counter()
+        self._clock(+1)
+        self._ended = True
+        self._settle()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._over.wait(), spec.grace_s)
+        for task in self._tasks:
+            task.cancel()
+        report = self._report()
+        for connection in list(self._open):
+            connection.close()
+        await asyncio.sleep(0)
+        return report
+
+    def error(self, kind: str) -> None:
+        self.errors[kind] += 1
+        self._happened.set()
+
+    def _clock(self, sign: int) -> None:
+        self._cpu += sign * time.process_time()
+        if self.spec.server_pid is not None:
+            self._server_cpu += sign * cpu_seconds(self.spec.server_pid)
+
+    async def _connect(self) -> None:
+        loop = asyncio.get_running_loop()
+        while not self._ended or self._waiting:
+            try:
+                await loop.create_connection(lambda: _Connection(self), HOST, self.spec.port)
+            except OSError:
+                self.error("connect")
+                if not self._started:  # there is no server
+                    raise
+                await asyncio.sleep(_RETRY_S)
+            else:
+                return
+
+    def ready(self, connection: _Connection) -> None:
+        """Use a new connection."""
+        self._open.add(connection)
+        self._use(connection)
+
+    def answered(self, connection: _Connection, status: int, keep: bool) -> None:
+        now = time.perf_counter()
+        if self._begin <= now < self._end:
+            self.completed[status] += 1
+            self._happened.set()
+        if self._begin <= (now if self.spec.rate is None else connection.due) < self._end:
+            self.latencies.setdefault(status, []).append(now - connection.due)
+            if status >= 300:
+                self.samples.setdefault(str(status), connection.body[:_SAMPLE].decode("utf-8", "replace"))
+        if keep:
+            self._use(connection)
+        self._settle()
+
+    def lost(self, connection: _Connection) -> None:
+        self._open.discard(connection)
+        if connection in self._free:
+            self._free.remove(connection)
+        if connection.busy:
+            connection.busy = False
+            if connection.heard:
+                self.error("cut_off")
+            else:  # the server closed an idle connection before it read the request: clients send it again
+                self.resent += 1
+                self._waiting.appendleft((connection.due, connection.index))
+        if not self._ended or self._waiting:
+            self.reconnects += 1
+            task = asyncio.get_running_loop().create_task(self._connect())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        self._settle()
+
+    def _use(self, connection: _Connection) -> None:
+        """Send the next waiting request on a free connection."""
+        now = time.perf_counter()
+        if self._waiting:
+            self._send(connection, *self._waiting.popleft())
+        elif not (self._started and self.spec.rate is None and now < self._end):
+            self._free.append(connection)
+        elif self.spec.pause_s:
+            pause = self._random.uniform(0, self.spec.pause_s)
+            asyncio.get_running_loop().call_later(pause, self._send_after_pause, connection)
+        else:
+            self._send(connection, now, next(self._next_request))
+
+    def _send_after_pause(self, connection: _Connection) -> None:
+        if connection in self._open and not self._ended:
+            self._send(connection, time.perf_counter(), next(self._next_request))
+
+    def _send(self, connection: _Connection, due: float, index: int) -> None:
+        self.sent += 1
+        if self.spec.rate is not None and self._begin <= due < self._end:
+            self.lateness.append(time.perf_counter() - due)
+        connection.send(self.spec.requests[index], due, index)
+
+    def _tick(self) -> None:
+        """Send the requests that are due, and schedule the next tick."""
+        now, due = time.perf_counter(), self._due
+        while due and due[0] <= now:
+            item = due.popleft(), next(self._next_request)
+            if self._free:
+                self._send(self._free.pop(), *item)
+            else:
+                self._waiting.append(item)
+        if due:
+            asyncio.get_running_loop().call_later(max(_TIMER_S, due[0] - now), self._tick)
+
+    def _settle(self) -> None:
+        if self._ended and not self._waiting and not any(connection.busy for connection in self._open):
+            self._over.set()
+
+    def _report(self) -> Json:
+        completed, seconds = self.completed.total(), self._end - self._begin
+
+        def of(statuses: Iterable[int]) -> Json:
+            return latency([value for status in statuses for value in self.latencies.get(status, ())])
+
+        return {
+            "loop": "closed" if self.spec.rate is None else "open",
+            "seconds": rounded(seconds),
+            "requests_per_s": rounded(completed / seconds),
+            "ok_per_s": rounded(sum(n for status, n in self.completed.items() if status < 300) / seconds),
+            "ok": of(status for status in self.latencies if status < 300),
+            "rejected": of((429, 503)),
+            "statuses": {str(status): of([status]) for status in sorted(self.latencies)},
+            "errors": dict(self.errors),
+            "unanswered": len(self._waiting) + sum(connection.busy for connection in self._open),
+            "unsent": len(self._waiting),  # those of the unanswered for which no connection became free
+            "sent": self.sent,
+            "resent": self.resent,
+            "reconnects": self.reconnects,
+            "samples": self.samples,
+            "lateness": latency(self.lateness),
+            "client_core_ms_per_request": rounded(self._cpu * 1e3 / max(1, completed)),
+            "server_core_ms_per_request": rounded(self._server_cpu * 1e3 / max(1, completed)),
+        }
+
+
+def arrivals(start: float, end: float, rate: float) -> list[float]:
+    """The times of a Poisson process with ``rate`` events per second, always the same."""
+    expected = (end - start) * rate
+    gaps = np.random.default_rng(0).exponential(1 / rate, round(expected + 10 * expected**0.5 + 10))
+    times = start + np.cumsum(gaps)
+    return [float(time) for time in times[times < end]]
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    gc.disable()  # its pauses would count as latency
+    print(json.dumps(run(pickle.load(sys.stdin.buffer))))

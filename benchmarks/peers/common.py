@@ -1,11 +1,10 @@
-"""The model code that every peer shares: onnxruntime with one thread on the same model file, and Pillow.
+"""The model code that the peers share: onnxruntime with one thread on the same model file, and Pillow.
 
-A peer passes the bodies of a batch and gets the bodies of the answers. A body is a PNG, or one row as little-endian
-float32; the answer has the same format. It imports only numpy, onnxruntime and Pillow, as it runs in the environments
+A peer passes the bodies of a batch and gets the bodies of the responses. A body is a PNG, or one row as little-endian
+float32; the response has the same format. It imports only numpy, onnxruntime and Pillow, as it runs in the environments
 of the peers.
 """
 
-import base64
 import io
 import os
 from collections.abc import Sequence
@@ -19,67 +18,35 @@ PNG: Final = b"\x89PNG"
 _LEVELS: Final = (-1.0 + np.arange(256) * 2.0 / 255).astype(np.float32)  # the shipped models' range is [−1, 1]
 
 
-def port() -> int:
-    """The port to listen on, on 127.0.0.1."""
-    return int(os.environ["PEER_PORT"])
-
-
-def processes() -> int:
-    """The number of copies of the model, one thread each."""
-    return int(os.environ["PEER_PROCESSES"])
-
-
-def max_batch() -> int:
-    """The largest batch, in rows."""
-    return int(os.environ["PEER_MAX_BATCH"])
-
-
-def wait_s() -> float:
-    """The longest time that a batch waits for more rows, in seconds."""
-    return float(os.environ["PEER_WAIT_MS"]) / 1000
+def setting(name: str) -> int:
+    """One of `PORT` (of 127.0.0.1), `PROCESSES` (copies of the model), `MAX_BATCH` (rows) and `WAIT_MS`."""
+    return int(os.environ[f"PEER_{name}"])
 
 
 class Function:
-    """The model as a function from bodies to bodies; its file is ``model``, or `PEER_MODEL`."""
+    """The model of the file `PEER_MODEL` as a function from bodies to bodies."""
 
-    def __init__(self, model: str | None = None) -> None:
+    def __init__(self) -> None:
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = onnxruntime.InferenceSession(
-            model or os.environ["PEER_MODEL"], options, providers=["CPUExecutionProvider"]
-        )
+        model, providers = os.environ["PEER_MODEL"], ["CPUExecutionProvider"]
+        self._session = onnxruntime.InferenceSession(model, options, providers=providers)
         self._input = self._session.get_inputs()[0].name
-        self.shape = tuple(self._session.get_inputs()[0].shape[1:])
-        self.rows(np.zeros((1, *self.shape), np.float32))  # warm
+        self._shape = tuple(self._session.get_inputs()[0].shape[1:])
+        self._session.run(None, {self._input: np.zeros((1, *self._shape), np.float32)})  # warm
 
     def __call__(self, bodies: Sequence[bytes]) -> list[bytes]:
         """One call of the model with all bodies, in order."""
-        rows = np.stack([self._row(body) for body in bodies])
-        return [
-            encoded(row) if body.startswith(PNG) else row.tobytes()
-            for body, row in zip(bodies, self.rows(rows), strict=True)
-        ]
-
-    def base64(self, texts: Sequence[str | bytes]) -> list[str]:
-        """The same for bodies in base64."""
-        answers = self([base64.b64decode(text) for text in texts])
-        return [base64.b64encode(answer).decode("ascii") for answer in answers]
-
-    def rows(self, rows: Any) -> Any:
-        """(N, C, H, W) float32 → the same."""
-        return self._session.run(None, {self._input: rows})[0]
+        rows = self._session.run(None, {self._input: np.stack([self._row(body) for body in bodies])})[0]
+        pairs = zip(bodies, rows, strict=True)
+        return [encoded(row) if body.startswith(PNG) else row.tobytes() for body, row in pairs]
 
     def _row(self, body: bytes) -> Any:
         if body.startswith(PNG):
-            return decoded(body).reshape(self.shape)
-        return np.frombuffer(body, "<f4").reshape(self.shape)
-
-
-def decoded(body: bytes) -> Any:
-    """A grey PNG → H×W float32."""
-    return _LEVELS.take(np.asarray(Image.open(io.BytesIO(body), formats=("PNG",))))
+            image = Image.open(io.BytesIO(body), formats=("PNG",))
+            return _LEVELS.take(np.asarray(image)).reshape(self._shape)
+        return np.frombuffer(body, "<f4").reshape(self._shape)
 
 
 def encoded(row: Any) -> bytes:

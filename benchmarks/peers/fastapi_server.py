@@ -22,7 +22,7 @@ Waiting = tuple[bytes, asyncio.Future[bytes]]
 async def batches(queue: asyncio.Queue[Waiting], function: common.Function, executor: Executor) -> None:
     while True:
         batch = [await queue.get()]
-        while not queue.empty() and len(batch) < common.max_batch():
+        while not queue.empty() and len(batch) < common.setting("MAX_BATCH"):
             batch.append(queue.get_nowait())
         futures = [future for _, future in batch]
         try:
@@ -66,8 +66,8 @@ async def predict(request: Request) -> Response:
 if __name__ == "__main__":
     uvicorn.run(
         "benchmarks.peers.fastapi_server:app",
-        port=common.port(),
-        workers=common.processes(),
+        port=common.setting("PORT"),
+        workers=common.setting("PROCESSES"),
         loop="uvloop",
         http="httptools",
         access_log=False,

@@ -34,7 +34,7 @@ class Function(Worker):
 if __name__ == "__main__":
     os.environ |= {
         "MOSEC_ADDRESS": "127.0.0.1",
-        "MOSEC_PORT": str(common.port()),
+        "MOSEC_PORT": str(common.setting("PORT")),
         "MOSEC_CAPACITY": "4096",
         "MOSEC_TIMEOUT": "30000",
         "MOSEC_LOG_LEVEL": "warning",
@@ -42,9 +42,9 @@ if __name__ == "__main__":
     server = Server()
     server.append_worker(
         Function,
-        num=common.processes(),
-        max_batch_size=common.max_batch(),
-        max_wait_time=round(common.wait_s() * 1000),
+        num=common.setting("PROCESSES"),
+        max_batch_size=common.setting("MAX_BATCH"),
+        max_wait_time=common.setting("WAIT_MS"),
         route="/predict",
     )
     server.run()

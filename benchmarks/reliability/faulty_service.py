@@ -6,16 +6,15 @@ Whoever writes a line to the file COMMANDS makes a fault: `kill` ends the thread
 SECONDS` moves the wall clock.
 """
 
+import runpy
 import sys
 import threading
 import time
 from pathlib import Path
 from typing import Final
 
-from service.cli import serve
 from service.domain.latents import FloatRows
 from service.runtime.onnx_model import OnnxModel
-from service.server.process import leave
 
 _POLL_S: Final = 0.05
 
@@ -50,4 +49,5 @@ def install(commands: Path) -> None:
 
 if __name__ == "__main__":
     install(Path(sys.argv[1]))
-    leave(serve({}))
+    sys.argv = ["service"]
+    runpy.run_module("service", run_name="__main__")

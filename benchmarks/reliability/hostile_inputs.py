@@ -1,19 +1,15 @@
-"""Hostile requests, each a pure function of a random generator: pictures, JSON, forms, tensors, HTTP and headers."""
+"""Hostile requests, each a pure function of a random generator: damaged bodies, images, JSON, HTTP and headers."""
 
 import gzip
-import io
 import json
 import struct
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
 
-import numpy as np
-
-from benchmarks.load_generator.load import request
-from benchmarks.load_generator.traffic import Rng, form, picture, post, text
+from benchmarks.load_generator.fetch import Answer
+from benchmarks.load_generator.messages import EVENTS, HEADER_LENGTH, JSON, NPY, post, post_form, request, text, upload
+from benchmarks.load_generator.traffic import Case, Rng, choose, good, image, infer
 
 SETTINGS: Final = {
     "IGN_MAX_BODY_BYTES": str(1 << 20),
@@ -27,10 +23,11 @@ SETTINGS: Final = {
 }
 """Settings of the service with limits that some of the inputs exceed, and that keep each of them short."""
 
-JSON_TYPE: Final = {"Content-Type": "application/json"}
-PATHS: Final = ("/generate", "/project", "/latent-interpolate", "/latent-arithmetic", "/score")
+ALLOWED_5XX: Final = frozenset({501, 503, 504})
+LEAKS: Final = (b"Traceback", b'File \\"', b"site-packages", b"/service/")
+JSON_TYPE: Final = {"Content-Type": JSON}
 INFER: Final = "/v2/models/mnist/infer"
-LENGTH: Final = "Inference-Header-Content-Length"
+PATHS: Final = ("/generate", "/project", "/latent-interpolate", "/latent-arithmetic", "/score", INFER)
 _VALUES: Final[tuple[Any, ...]] = (
     *(None, True, False, 0, 1, -1, 0.5, -0.0, 1e-320, 1e300, 2**31, 2**32, 2**53 + 1, 2**64, 10**400),
     *(
@@ -47,59 +44,29 @@ _VALUES: Final[tuple[Any, ...]] = (
     ),
     *([], {}, [[]], [None], [0] * 300, ["a"] * 9, {"a": 1}, {"seed": 1}, [{"seed": 1}], [{"image": ""}] * 3, [[[[1]]]]),
 )
-_BODIES: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
-    ("/generate", {"n": 2, "seed": 1, "steps": 2, "noise_scale": 1.0, "offset": 0, "format": "png", "record": [0, 1]}),
-    ("/generate", {"tolerance": 0.1, "score": True, "model": "mnist"}),
-    ("/project", {"images": ["AAAA"], "mask": "AAAA", "strength": 0.5, "invert": True, "resize": "fit", "steps": 1}),
-    (
-        "/latent-interpolate",
-        {"points": [{"seed": 1}, {"seed": 2, "index": 3}], "frames": 3, "method": "slerp", "loop": True},
-    ),
-    (
-        "/latent-interpolate",
-        {"points": [{"seed": 1}, {"seed": 2}, {"seed": 3}, {"seed": 4}], "grid": {"rows": 2, "cols": 2}},
-    ),
-    ("/latent-arithmetic", {"terms": [{"seed": 1, "weight": 1.0}, {"seed": 2, "weight": -1.0}], "normalize": True}),
-    ("/score", {"images": ["AAAA"], "model": "mnist"}),
-)
-_ACCEPTS: Final = (
-    "application/json",
-    "image/png",
-    "image/webp",
-    "image/gif",
-    "application/x-npy",
-    "text/event-stream",
-    "*/*",
-)
+_ACCEPTS: Final = ("image/png", "image/webp", "image/gif", JSON, NPY, EVENTS, "*/*")
 _HEADERS: Final = (
     *("Accept", "Accept-Encoding", "Authorization", "Connection", "Content-Encoding", "Content-Length", "Content-Type"),
-    *("Cookie", "Expect", "Forwarded", "Host", "Inference-Header-Content-Length", "Origin", "Range", "Sec-Fetch-Site"),
+    *(
+        "Cookie",
+        "Expect",
+        "Forwarded",
+        "Host",
+        HEADER_LENGTH,
+        "Origin",
+        "Range",
+        "Sec-Fetch-Site",
+        "X Y",
+        "traceparent",
+    ),
     *("TE", "Trailer", "Transfer-Encoding", "Upgrade", "X-Forwarded-For", "X-HTTP-Method-Override", "X-Request-ID"),
-    *("X-Request-Timeout", "traceparent", ":path", "a" * 300, "\xff", "X Y"),
+    *("X-Request-Timeout", ":path", "a" * 300, "\xff"),
 )
 _HEADER_VALUES: Final = (
     *("", " ", "0", "-1", "1", "9" * 40, "1e9", "nan", "*", "*/*;q=0", "a/b;q=1.0000", "chunked", "gzip", "identity"),
-    *(
-        "gzip, chunked",
-        "close",
-        "keep-alive, upgrade",
-        "100-continue",
-        "h2c",
-        "bytes=0-1",
-        "null",
-        "http://a",
-        "cross-site",
-    ),
+    *("gzip, chunked", "close", "keep-alive, upgrade", "100-continue", "h2c", "bytes=0-1", "null", "http://a", "a\tb"),
     *("multipart/form-data", "multipart/form-data; boundary=", "image/png; a=b", "text/plain", "Bearer x", "Basic !!"),
-    *(
-        "00-" + "0" * 32 + "-" + "1" * 16 + "-01",
-        "\x01",
-        "\xff\xfe",
-        "a" * 9000,
-        "127.0.0.1, ::1, unknown",
-        "a\tb",
-        "\0",
-    ),
+    *("\0", "\x01", "\xff\xfe", "a" * 9000, "127.0.0.1, ::1, unknown", f"00-{'0' * 32}-{'1' * 16}-01", "cross-site"),
 )
 _HEADS: Final = (
     b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n",
@@ -119,29 +86,26 @@ _HEADS: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Input:
-    """What a hostile client sends on one connection.
-
-    Args:
-        kind: its group.
-        data: the bytes.
-        may_close: whether a close without a response is right too, because the bytes need not be a whole request.
-    """
-
-    kind: str
-    data: bytes
-    may_close: bool = False
-
-
-def hostile(rng: Rng) -> Input:
+def hostile(rng: Rng) -> Case:
     """A random hostile request."""
-    makers: tuple[Callable[[Rng], Input], ...] = (pictures, arrays, bodies, forms, tensors, raw_http, headers)
-    return makers[rng.integers(len(makers))](rng)
+    case: Case = choose(rng, (damaged_request, wrong_options, bad_image, deep, coded, raw_http, headers))(rng)
+    return case
 
 
-def choose(rng: Rng, values: Any) -> Any:
-    return values[int(rng.integers(len(values)))]
+def problem(answer: Answer) -> str:
+    """What is wrong with an answer to a hostile request; empty if nothing is."""
+    if answer.status < 400:
+        return ""
+    if answer.status >= 500 and answer.status not in ALLOWED_5XX:
+        return f"{answer.status} {answer.body[:300]!r}"
+    if any(leak in answer.body for leak in LEAKS):
+        return f"{answer.status} leaks {answer.body[:300]!r}"
+    try:
+        document = json.loads(answer.body)
+        described = document["code"] if "code" in document else document["error"]
+    except (ValueError, KeyError, TypeError):
+        return f"{answer.status} without a problem document: {answer.body[:100]!r}"
+    return "" if described else f"{answer.status} without a code"
 
 
 def damaged(rng: Rng, data: bytes) -> bytes:
@@ -212,107 +176,68 @@ def repaired(rng: Rng, data: bytes) -> bytes:
     return b"".join(parts)
 
 
-def bad_picture(rng: Rng) -> bytes:
-    luck = rng.random()
-    if luck < 0.15:
-        return bytes(choose(rng, bombs()))
-    data = picture(rng)
-    if luck < 0.4 and data.startswith(b"\x89PNG"):
-        return repaired(rng, data)
-    return damaged(rng, data) if luck < 0.9 else data + picture(rng)
+def parts(case: Case) -> tuple[str, dict[str, str], bytes]:
+    """Path, headers without the length, and body of a whole request."""
+    head, _, body = case.data.partition(b"\r\n\r\n")
+    first, *lines = head.decode("latin-1").split("\r\n")
+    fields = dict(line.split(": ", 1) for line in lines)
+    fields.pop("Content-Length", None)
+    return first.split()[1], fields, body
 
 
-def pictures(rng: Rng) -> Input:
-    data, how = bad_picture(rng), rng.integers(4)
+def damaged_request(rng: Rng) -> Case:
+    """A good request with a damaged body: JSON, images, forms, latents and tensors."""
+    path, fields, body = parts(good(rng))
+    return Case("body", request(path, damaged(rng, body), fields))
+
+
+def wrong_options(rng: Rng) -> Case:
+    """A good JSON body with wrong or unknown options, for any endpoint and format."""
+    path, fields, body = parts(good(rng))
+    try:
+        options = json.loads(body)
+    except ValueError:
+        options = {}
+    for _ in range(int(rng.integers(1, 4))):
+        options[choose(rng, (*options, "extra", ""))] = choose(rng, _VALUES)
+    if rng.random() < 0.3:
+        path, fields = choose(rng, PATHS), fields | {"Accept": choose(rng, _ACCEPTS)}
+    return Case("JSON", request(path, json.dumps(options).encode(), fields | JSON_TYPE))
+
+
+def deep(rng: Rng) -> Case:
+    """JSON with very many or very deep values."""
+    times, part = int(rng.integers(10, 100_000)), choose(rng, (b"[", b'{"a":', b"{}", b'"', b"0,", b"\\u0000", b"1"))
+    start = b'{"' + choose(rng, (b"images", b"points", b"n", b"inputs")) + b'":'
+    return Case("deep JSON", request(choose(rng, PATHS), start + part * times + b"]" * times, JSON_TYPE))
+
+
+def coded(rng: Rng) -> Case:
+    """A compressed body, or one that only says so."""
+    _, fields, body = parts(infer(rng))
+    packed = choose(rng, (gzip.compress(body, 1), zlib.compress(body, 1), gzip_bomb(), body, damaged(rng, body)))
+    fields |= {"Content-Encoding": choose(rng, ("gzip", "deflate", "br", "gzip, gzip"))}
+    return Case("coding", request(choose(rng, (INFER, INFER, "/v2/repository/index")), packed, fields))
+
+
+def bad_image(rng: Rng) -> Case:
+    """A bomb, or a damaged image, wherever an endpoint takes one."""
+    data = image(rng)
+    if rng.random() < 0.4:
+        data = bytes(choose(rng, bombs()))
+    elif data.startswith(b"\x89PNG"):
+        data = repaired(rng, data)
+    how = rng.integers(4)
     if how == 0:
-        kind = choose(rng, ("image/png", "image/jpeg", "image/webp", "image/gif", "image/svg+xml"))
+        media = choose(rng, ("image/png", "image/jpeg", "image/webp", "image/gif", "image/svg+xml"))
         query = choose(rng, ("", "?steps=1", "?resize=crop&invert=true", "?mask=a", "?steps=&steps=2"))
-        return Input("picture", request(choose(rng, ("/project", "/score")) + query, data, {"Content-Type": kind}))
+        return Case("image", upload(choose(rng, ("/project", "/score")) + query, data, media=media))
     if how == 1:
-        return Input(
-            "picture", post("/project", {"images": [text(picture(rng)), text(data)], "masks": [text(data)] * 2})
-        )
+        return Case("image", post("/project", {"images": [text(image(rng)), text(data)], "masks": [text(data)] * 2}))
     if how == 2:
         points = [{"seed": 1}, {"image": text(data)}]
-        return Input("picture", post("/latent-interpolate", {"points": points, "frames": 2}))
-    body, kind = form([("image", data), ("mask", data), ("steps", b"1")])
-    return Input("picture", request("/project", body, {"Content-Type": kind}))
-
-
-def arrays(rng: Rng) -> Input:
-    stored = io.BytesIO()
-    shape = (1, 28, 28) if rng.random() < 0.7 else choose(rng, ((28, 28), (1, 1, 28, 28), (0,), (1, 28, 29)))
-    values = rng.standard_normal(shape) * choose(rng, (1, 1e3, 1e5, 1e30))
-    kind = ("<f4", ">f4")[rng.integers(2)] if rng.random() < 0.7 else choose(rng, ("f8", "i4", "f2", "c8"))
-    with np.errstate(all="ignore"):
-        np.save(stored, values.astype(kind))
-    data = stored.getvalue()
-    if rng.random() < 0.5:
-        data = damaged(rng, data)
-    if rng.random() < 0.5:
-        return Input(
-            "latent", post("/latent-interpolate", {"points": [{"latent": text(data)}, {"seed": 1}], "frames": 2})
-        )
-    terms = [{"latent": text(data), "weight": choose(rng, (1, 10, -1e-300))}, {"seed": 1}]
-    return Input("latent", post("/latent-arithmetic", {"terms": terms, "normalize": bool(rng.integers(2))}))
-
-
-def bodies(rng: Rng) -> Input:
-    path, options = choose(rng, _BODIES)
-    options = dict(options)
-    for _ in range(int(rng.integers(3))):
-        options[choose(rng, (*options, "extra", ""))] = choose(rng, _VALUES)
-    data = json.dumps(options).encode()
-    luck = rng.random()
-    if luck < 0.3:
-        data = damaged(rng, data)
-    elif luck < 0.4:
-        deep = int(rng.integers(10, 100_000))
-        part = choose(rng, (b"[", b'{"a":', b"{}", b'"', b"0,", b"\\u0000", b"1"))
-        data = (
-            b'{"'
-            + choose(rng, (b"images", b"points", b"n", b"x"))
-            + b'":'
-            + part * deep
-            + choose(rng, (b"", b"]" * deep))
-        )
-    return Input(
-        "JSON", request(path, data, JSON_TYPE | ({"Accept": choose(rng, _ACCEPTS)} if rng.random() < 0.5 else {}))
-    )
-
-
-def forms(rng: Rng) -> Input:
-    parts = [("image", picture(rng, (28, 28), "L")) for _ in range(int(rng.integers(1, 12)))]
-    parts += [
-        (choose(rng, ("steps", "n", "", "a" * 500, "resize", "mask", "strength")), rng.bytes(5)) for _ in range(2)
-    ]
-    body, kind = form(parts)
-    if rng.random() < 0.8:
-        body = damaged(rng, body)
-    if rng.random() < 0.2:
-        kind = choose(rng, (kind + "x", "multipart/form-data", "multipart/mixed; boundary=a", kind + "; charset=x"))
-    return Input("form", request(choose(rng, ("/project", "/score", "/generate")), body, {"Content-Type": kind}))
-
-
-def tensors(rng: Rng) -> Input:
-    rows = rng.standard_normal((int(rng.integers(1, 3)), 1, 28, 28), np.float32)
-    tensor: dict[str, Any] = {"name": "x", "shape": list(rows.shape), "datatype": "FP32"}
-    if rng.random() < 0.5:
-        tensor[choose(rng, (*tensor, "parameters", "data"))] = choose(rng, _VALUES)
-    if rng.random() < 0.4:
-        data = json.dumps({"inputs": [tensor | {"data": rows.ravel().tolist()}]}).encode()
-        heads: dict[str, str] = {}
-    else:
-        values = rows.tobytes() if rng.random() < 0.7 else rng.bytes(rows.nbytes)
-        head = json.dumps({"inputs": [{"parameters": {"binary_data_size": len(values)}} | tensor]}).encode()
-        data, heads = head + values, {LENGTH: str(len(head) + int(rng.integers(-2, 3)) * int(rng.integers(2)))}
-    if rng.random() < 0.5:
-        data = damaged(rng, data)
-    if rng.random() < 0.2:
-        coding = choose(rng, ("gzip", "deflate", "br", "gzip, gzip"))
-        data = choose(rng, (gzip.compress(data, 1), zlib.compress(data, 1), gzip_bomb(), data))
-        heads |= {"Content-Encoding": coding}
-    return Input("tensor", request(choose(rng, (INFER, INFER, "/v2/repository/index")), data, heads))
+        return Case("image", post("/latent-interpolate", {"points": points, "frames": 2}))
+    return Case("image", post_form("/project", [("image", data), ("mask", data), ("steps", b"1")]))
 
 
 @cache
@@ -320,18 +245,16 @@ def gzip_bomb() -> bytes:
     return gzip.compress(b'{"inputs":[' + b"{}," * 5_000_000 + b"{}]}", 9)
 
 
-def raw_http(rng: Rng) -> Input:
+def raw_http(rng: Rng) -> Case:
     head = bytes(choose(rng, _HEADS))
     if rng.random() < 0.7:
         head = damaged(rng, head)
-    return Input("HTTP", head * int(rng.integers(1, 4)), may_close=True)
+    return Case("HTTP", head * int(rng.integers(1, 4)), may_close=True)
 
 
-def headers(rng: Rng) -> Input:
+def headers(rng: Rng) -> Case:
     chosen = {choose(rng, _HEADERS): choose(rng, _HEADER_VALUES) for _ in range(int(rng.integers(1, 5)))}
     method = choose(rng, ("POST", "POST", "GET", "PUT", "DELETE", "PATCH", "TRACE", "OPTIONS", "PROPFIND"))
-    path = choose(
-        rng, (*PATHS, INFER, "/models", "/models/mnist/3", "/v2/repository/models/none/load", "/docs", "/nothing")
-    )
+    path = choose(rng, (*PATHS, "/models", "/models/mnist/3", "/v2/repository/models/none/load", "/docs", "/nothing"))
     data = b"" if method != "POST" else b"{}"
-    return Input("headers", request(path, data, JSON_TYPE | chosen, method), may_close=True)
+    return Case("headers", request(path, data, JSON_TYPE | chosen, method), may_close=True)

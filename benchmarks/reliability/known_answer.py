@@ -5,12 +5,11 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
-from benchmarks.harness.common import Json, latency
 from benchmarks.load_generator.fetch import fetch
-from benchmarks.load_generator.traffic import post
+from benchmarks.load_generator.messages import post
+from benchmarks.load_generator.traffic import REJECTIONS
 
 KNOWN = post("/generate", {"seed": 1, "steps": 1}, "image/png")
-REFUSED = frozenset({429, 503})
 
 
 async def right_answer(port: int) -> bytes:
@@ -27,31 +26,27 @@ async def right_answer(port: int) -> bytes:
 
 @dataclass(slots=True)
 class KnownAnswers:
-    """What good clients got.
-
-    Args:
-        right: the body of each 200.
-    """
+    """What good clients got; ``right`` is the body that each 200 must have."""
 
     right: bytes
     seconds: list[float] = field(default_factory=list)
-    outcomes: Counter[str] = field(default_factory=Counter)  # ok, wrong, refused, a status, or the error
+    outcomes: Counter[str] = field(default_factory=Counter)  # ok, wrong, rejected, a status, or the error
     failures: list[tuple[str, float, float]] = field(default_factory=list)
     """All other outcomes than ok, with the times of sending and of the outcome in `time.monotonic`."""
 
-    async def ask(self, port: int, timeout_s: float = 60.0) -> str:
+    async def ask(self, port: int) -> str:
         """Send the known request once on a new connection; returns the outcome."""
         start = time.monotonic()
         try:
-            answer = await fetch(port, KNOWN, timeout_s=timeout_s)
-        except (OSError, TimeoutError) as exc:
+            answer = await fetch(port, KNOWN)
+        except OSError as exc:
             outcome = type(exc).__name__
         else:
             outcome = str(answer.status)
             if answer.status == 200:
                 outcome = "ok" if answer.body == self.right else "wrong"
-            elif answer.status in REFUSED and "retry-after" in answer.headers:
-                outcome = "refused"
+            elif answer.status in REJECTIONS and "retry-after" in answer.headers:
+                outcome = "rejected"
         if outcome == "ok":
             self.seconds.append(time.monotonic() - start)
         else:
@@ -65,7 +60,3 @@ class KnownAnswers:
             if await self.ask(port) != "ok":
                 await asyncio.sleep(0.1)
             await asyncio.sleep(pause_s)
-
-    def summary(self) -> Json:
-        """Latency and outcomes."""
-        return latency(self.seconds) | {"outcomes": dict(self.outcomes)}

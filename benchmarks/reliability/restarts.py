@@ -7,6 +7,7 @@ Exits with status 0 if no request failed, no answer was wrong and every stop was
 
 import argparse
 import asyncio
+import os
 import shutil
 import signal
 import sys
@@ -19,34 +20,28 @@ from typing import Final
 
 import uvloop
 
-from benchmarks.harness.common import Json, apply_defaults, arguments, positive, report, rounded, run_benchmark, target
-from benchmarks.harness.processes import ROOT, STOP_S, ServerFailed, ServerProcess, service
+from benchmarks.harness.common import Json, rounded, run_benchmark, target
+from benchmarks.harness.processes import ROOT, STOP_S, ServerFailed, ServerProcess, service, stat
 from benchmarks.load_generator.fetch import fetch
-from benchmarks.load_generator.traffic import post
+from benchmarks.load_generator.messages import post
 from benchmarks.reliability.known_answer import KnownAnswers, right_answer
 
 METHOD = (
     "`clients` good clients ask without a pause, each request on a new connection. Reloads: the model is loaded again "
     "and again, and every second time its files are damaged, which must be 400. Stops: SIGTERM after `UNDER_LOAD_S` "
     "of load, which goes on until connections are refused; lost is a request on a connection that was not refused, "
-    "and that gets no response or wrong bytes. slowest stop: from signal to exit, which may take IGN_DRAIN_S + 2 s."
+    "and that gets no response or wrong bytes. slowest stop: from signal to exit, which may take IGN_DRAIN_S + 2 s"
 )
-FULL = {"reloads": 100, "stops": 50}
-QUICK = {"reloads": 4, "stops": 2}
 DRAIN_S: Final = 5.0
 UNDER_LOAD_S: Final = 1.0
 CONNECTION_REFUSED: Final = ConnectionRefusedError.__name__
-NOT_LOST: Final = ("ok", "refused", CONNECTION_REFUSED)
+NOT_LOST: Final = ("ok", "rejected", CONNECTION_REFUSED)
 LOAD: Final = post("/v2/repository/models/mnist/load", {})
-
-
-def main() -> int:
-    return run_benchmark(measure, apply_defaults(parser().parse_args(), full=FULL, quick=QUICK), judge=True)
 
 
 def measure(options: argparse.Namespace) -> Json:
     reloads = reload_often(options)
-    stops = [stop_often(options, workers) for workers in (1, 2)]
+    stops = [stop_often(options, processes) for processes in (1, 2)]
     targets = [
         target("reloads: failed or wrong requests", reloads["failed"], at_most=0),
         target("reloads: loads with another outcome than expected", reloads["unexpected_loads"], at_most=0),
@@ -58,7 +53,7 @@ def measure(options: argparse.Namespace) -> Json:
             target(f"{name}: exit status other than 0", line["bad_exits"], at_most=0),
             target(f"{name}: slowest stop", line["slowest_stop_s"], at_most=DRAIN_S + 2, unit="s"),
         ]
-    return report("restarts", METHOD, options, targets=targets, reloads=[reloads], stops=stops)
+    return {"targets": targets, "reloads": [reloads], "stops": stops}
 
 
 def reload_often(options: argparse.Namespace) -> Json:
@@ -71,20 +66,18 @@ def reload_often(options: argparse.Namespace) -> Json:
             return uvloop.run(_reloads(server, file, file.read_bytes(), options))
 
 
-def write_model(file: Path, data: bytes) -> None:
-    file.write_bytes(data)
-
-
 async def _reloads(server: ServerProcess, file: Path, whole: bytes, options: argparse.Namespace) -> Json:
     known = KnownAnswers(await right_answer(server.port))
     clients = [asyncio.create_task(known.work(server.port, float("inf"))) for _ in range(options.clients)]
     loads: Counter[str] = Counter()
     for number in range(options.reloads):
         damaged = bool(number % 2)
-        write_model(file, whole[: len(whole) // 2] if damaged else whole)
+        await asyncio.to_thread(file.write_bytes, whole[: len(whole) // 2] if damaged else whole)
         answer = await fetch(server.port, LOAD)
         loads["expected" if answer.status == (400 if damaged else 200) else str(answer.status)] += 1
-    await _end(clients)
+    for client in clients:
+        client.cancel()
+    await asyncio.gather(*clients, return_exceptions=True)
     return {
         "reloads": options.reloads,
         "requests": known.outcomes.total(),
@@ -93,23 +86,23 @@ async def _reloads(server: ServerProcess, file: Path, whole: bytes, options: arg
     }
 
 
-def stop_often(options: argparse.Namespace, workers: int) -> Json:
+def stop_often(options: argparse.Namespace, processes: int) -> Json:
     """Start the service and stop it under load, again and again."""
     outcomes: Counter[str] = Counter()
     bad_exits = 0
     stops = []
     for _ in range(options.stops):
-        with suppress(ServerFailed), service(settings() | {"IGN_WORKERS": str(workers)}) as server:
+        with suppress(ServerFailed), service(settings() | {"IGN_WORKERS": str(processes)}) as server:
             known, stop_s = uvloop.run(_stop(server, options))
             stops.append(stop_s)
             outcomes += known.outcomes
         bad_exits += server.status != 0
     return {
-        "processes": workers,
+        "processes": processes,
         "stops": options.stops,
         "requests": outcomes.total(),
         "answered": outcomes["ok"],
-        "refused": outcomes["refused"],
+        "rejected": outcomes["rejected"],
         "lost": outcomes.total() - sum(outcomes[of] for of in NOT_LOST),
         "bad_exits": bad_exits,
         "slowest_stop_s": rounded(max(stops)),
@@ -127,30 +120,26 @@ async def _stop(server: ServerProcess, options: argparse.Namespace) -> tuple[Kno
     clients = [asyncio.create_task(work()) for _ in range(options.clients)]
     await asyncio.sleep(UNDER_LOAD_S)
     begin = time.monotonic()
-    server.send_signal(signal.SIGTERM)
-    await asyncio.to_thread(server.await_exit, STOP_S)
+    os.kill(server.pid, signal.SIGTERM)
+    await asyncio.to_thread(await_exit, server.pid)
     seconds = time.monotonic() - begin
     await asyncio.gather(*clients)
     return known, seconds
 
 
-async def _end(clients: list["asyncio.Task[None]"]) -> None:
-    for client in clients:
-        client.cancel()
-    await asyncio.gather(*clients, return_exceptions=True)
+def await_exit(pid: int) -> None:
+    """Wait until a process has exited, but at most `STOP_S`; its parent reads its status later."""
+    end = time.monotonic() + STOP_S
+    with suppress(OSError):
+        while stat(pid)[0] != "Z" and time.monotonic() < end:
+            time.sleep(0.02)
 
 
 def settings() -> dict[str, str]:
     return {"IGN_ACCESS_LOG": "0", "IGN_DRAIN_S": f"{DRAIN_S:g}", "IGN_DEVICE": "cpu"}
 
 
-def parser() -> argparse.ArgumentParser:
-    cli = arguments("Reload models and stop the service under load.")
-    cli.add_argument("--reloads", type=positive, help="loads of the model (default 100; quick 4)")
-    cli.add_argument("--stops", type=positive, help="stops, for one process and for two (default 50; quick 2)")
-    cli.add_argument("--clients", type=positive, default=16, help="clients (default 16)")
-    return cli
-
+OPTIONS: Final = {"reloads": (100, 4), "stops": (50, 2), "clients": (16,)}
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_benchmark("restarts", METHOD, measure, OPTIONS, judge=True))

@@ -47,8 +47,7 @@ from service.api.problems import describe, log_failure, problem_response
 from service.api.request import ApiRequest
 from service.api.routes import Match, RouteTable
 from service.domain.errors import Draining, TooManyConnections
-from service.observability.logs import choose_request_id, log_request
-from service.observability.trace_context import parse_traceparent
+from service.observability.logs import choose_request_id, log_request, parse_traceparent
 
 if TYPE_CHECKING:
     pass

@@ -1,6 +1,4 @@
 import asyncio
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,8 +6,9 @@ import pytest
 
 from benchmarks.harness.processes import free_port
 from benchmarks.load_generator import load
-from benchmarks.load_generator.connections import arrivals
-from benchmarks.load_generator.load import Spec, request, run
+from benchmarks.load_generator.header_sets import HEADER_SETS, sent_by
+from benchmarks.load_generator.load import Spec, arrivals, failures, run
+from benchmarks.load_generator.messages import request
 from tests.unit.benchmarks.fake_server import OK, Seen, fake_server
 
 BUSY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 4\r\n\r\nbusy"
@@ -49,7 +48,6 @@ def test_a_closed_loop_has_one_request_by_connection() -> None:
         found["requests_per_s"] == found["ok_per_s"] == pytest.approx(found["ok"]["count"] / found["seconds"], rel=2e-3)
     )
     assert found["seconds"] > 0.19  # timers have a resolution of a millisecond
-    assert found["body_bytes"] == 2 * found["ok"]["count"]
     assert found["errors"] == {}
     assert found["unanswered"] == found["reconnects"] == found["resent"] == 0
     assert found["client_core_ms_per_request"] > 0
@@ -80,11 +78,13 @@ def test_statuses_are_told_apart() -> None:
     with fake_server(reply) as seen:
         found = run(spec(seen, connections=1))
     assert set(found["statuses"]) == {"200", "503"}
-    assert found["refused"] == found["statuses"]["503"]
+    assert found["rejected"] == found["statuses"]["503"]
     assert found["ok"] == found["statuses"]["200"]
-    assert abs(found["ok"]["count"] - found["refused"]["count"]) <= 1
+    assert abs(found["ok"]["count"] - found["rejected"]["count"]) <= 1
     assert found["samples"] == {"503": "busy"}
     assert found["ok_per_s"] < found["requests_per_s"]
+    assert failures(found) == found["rejected"]["count"]
+    assert failures(found, ("200", "503")) == 0
 
 
 def test_an_open_loop_counts_from_when_a_request_was_due() -> None:
@@ -98,8 +98,8 @@ def test_an_open_loop_counts_from_when_a_request_was_due() -> None:
 
     with fake_server(reply) as seen:
         found = run(spec(seen, connections=1, rate=rate, seconds=0.5, warmup_s=0.0))
-    due = len(arrivals(0.0, 0.5, rate, seed=0))
-    early = len(arrivals(0.0, stall_s / 3, rate, seed=0))
+    due = len(arrivals(0.0, 0.5, rate))
+    early = len(arrivals(0.0, stall_s / 3, rate))
     assert found["ok"]["count"] == found["sent"] == len(seen.requests) == due
     assert early > 5
     # Whoever was due in the first third of the stall waited for the other two at least.
@@ -115,18 +115,18 @@ def test_an_open_loop_sends_at_its_rate_whatever_the_server_does() -> None:
 
     with fake_server(never) as seen:
         found = run(spec(seen, connections=100, rate=100.0, seconds=0.3, warmup_s=0.0, grace_s=0.1))
-    due = len(arrivals(0.0, 0.3, 100.0, seed=0))
+    due = len(arrivals(0.0, 0.3, 100.0))
     assert found["sent"] == found["unanswered"] == due
     assert found["ok"] == {"count": 0}
 
 
 def test_arrivals_are_those_of_a_poisson_process() -> None:
-    times = arrivals(10.0, 20.0, 1000.0, seed=1)
+    times = arrivals(10.0, 20.0, 1000.0)
     gaps = np.diff(times)
     assert 10.0 < times[0] <= times[-1] < 20.0
     assert len(times) == pytest.approx(10_000, rel=0.05)
     assert gaps.std() == pytest.approx(gaps.mean(), rel=0.05)
-    assert arrivals(10.0, 20.0, 1000.0, seed=1) == times
+    assert arrivals(10.0, 20.0, 1000.0) == times
 
 
 def test_a_connection_that_the_server_closes_is_opened_again() -> None:
@@ -192,20 +192,11 @@ def test_a_process_of_its_own_gives_the_same_report() -> None:
     assert there["ok"]["count"] > 0
 
 
-def test_the_command_takes_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "spec.json"
-    wanted = Spec(port=1, requests=[b"\x00\xff"], connections=1, seconds=1.0, rate=5.0)
-    assert Spec.from_json(wanted.to_json()) == wanted
-    file.write_text(json.dumps({"port": 1}))
-    assert load.main([]) == 2
-    assert load.main([str(tmp_path / "none.json")]) == 2
-    assert load.main([str(file)]) == 2
-    assert "requests" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "changes", [{"requests": []}, {"connections": 0}, {"seconds": 0}, {"warmup_s": -1}, {"rate": 0.0}]
-)
-def test_a_spec_is_valid_or_refused(changes: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"needs|rate"):
-        spec(Seen(port=1), **changes)
+@pytest.mark.parametrize("senders", ["plain", "gateway"])
+def test_requests_have_the_headers_of_their_senders(senders: str) -> None:
+    requests = [request("/a", b"body"), request("/b", method="GET")]
+    sent = sent_by(senders, requests)
+    assert len(sent) == len(requests) * (len(HEADER_SETS) if senders == "gateway" else 1)
+    assert all(data.startswith((b"POST /a HTTP/1.1\r\n", b"GET /b HTTP/1.1\r\n")) for data in sent)
+    assert sum(data.endswith(b"\r\n\r\nbody") for data in sent) == len(sent) // 2
+    assert any(b"\r\nCF-Ray: " in data for data in sent) is (senders == "gateway")

@@ -1,0 +1,165 @@
+"""Random mixed load on every endpoint, with bad input and clients that disconnect, for a long time.
+
+    python -m benchmarks.reliability.soak --seconds 600 --results benchmarks/results/soak.json
+
+Exits with status 0 if every answer was allowed for its request, memory was flat, no row is queued at the end and the
+log has no error; else with 1.
+"""
+
+import argparse
+import asyncio
+import sys
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+
+import numpy as np
+import uvloop
+from prometheus_client.parser import text_string_to_metric_families
+
+from benchmarks.harness.common import Json, memory, rounded, run_benchmark, target
+from benchmarks.harness.processes import MemoryWatch, ServerProcess, service
+from benchmarks.load_generator.fetch import Answer, ConnectionClosed, fetch
+from benchmarks.load_generator.traffic import SETTINGS, Case, Rng, pick, problem
+
+METHOD = (
+    "`clients` clients send random requests, one connection per request. Every status must be allowed for its request "
+    "(429 and 503 always are), and every 200 must contain what the request asked for. Memory: a least-squares line "
+    "through the resident memory of the service from `flat_after` seconds on, by default the last two thirds of the "
+    "run; flat means a growth of at most 5 % or 8 MiB. Runs shorter than two minutes have no memory target"
+)
+MIN_SECONDS_FOR_MEMORY: Final = 120.0
+SETTLE_S: Final = 10.0
+SHOWN: Final = 20  # unexpected answers and log lines in the report
+
+
+@dataclass(slots=True)
+class Log:
+    """The answers of a run, counted by kind of request and outcome, and descriptions of the first unexpected ones."""
+
+    kinds: Counter[tuple[str, str]] = field(default_factory=Counter)
+    unexplained: list[str] = field(default_factory=list)
+    wrong: int = 0
+
+    def note(self, case: Case, outcome: str, problem: str = "") -> None:
+        self.kinds[case.kind, outcome] += 1
+        if problem:
+            self.wrong += 1
+            if len(self.unexplained) < SHOWN:
+                self.unexplained.append(f"{case.kind}: {problem}"[:500])
+
+
+async def send(
+    server: ServerProcess, log: Log, case: Case, judge: Callable[[Case, Answer], str] = problem, label: str = ""
+) -> None:
+    """Send one request and note what came of it."""
+    try:
+        answer = await fetch(server.port, case.data, leave_after_s=case.leave_after_s)
+    except ConnectionClosed:
+        log.note(case, "left")
+    except OSError as exc:  # a TimeoutError is one, too
+        is_right = case.may_close and not isinstance(exc, TimeoutError)
+        log.note(case, type(exc).__name__, "" if is_right else f"{label}{exc!r}")
+    else:
+        wrong = judge(case, answer)
+        log.note(case, str(answer.status), wrong and label + wrong)
+
+
+def run_and_judge(
+    settings: Mapping[str, str],
+    load: Callable[[ServerProcess, Log], Awaitable[object]],
+    *,
+    judges_memory: bool,
+    warmup: float = 1 / 3,
+) -> Json:
+    """Run a service under a load; the result of a benchmark.
+
+    Args:
+        judges_memory: whether the growth of memory has a target.
+        warmup: the share of the run after which memory must be flat.
+    """
+    log, start = Log(), time.monotonic()
+    with service(settings) as server:
+        with MemoryWatch(server.pid, every_s=0.2) as watch:
+
+            async def run() -> None:
+                await load(server, log)
+
+            uvloop.run(run())
+            seconds = time.monotonic() - start
+        state, errors = wait_until_idle(server), log_errors(server)
+    kept = memory(watch.samples, warmup=warmup)
+    targets = [
+        target("unexplained answers", log.wrong, at_most=0),
+        target("errors in the log", len(errors), at_most=0),
+        target("rows still queued, workers replaced, internal errors", sum(state.values()), at_most=0),
+    ]
+    if judges_memory:
+        name = f"growth of memory in the last {kept['seconds_judged'] / 60:.3g} minutes"
+        targets.append(target(name, kept["growth_mib"], at_most=kept["allowed_growth_mib"], unit="MiB"))
+    return {
+        "settings": dict(settings),
+        "targets": targets,
+        "requests": log.kinds.total(),
+        "requests_per_s": rounded(log.kinds.total() / seconds),
+        "memory": [kept],
+        "answers": [{"kind": kind, "answer": how, "count": n} for (kind, how), n in sorted(log.kinds.items())],
+        "unexplained": log.unexplained,
+        "log_errors": errors[:SHOWN],
+        "end_state": state,
+    }
+
+
+def measure(options: argparse.Namespace) -> Json:
+    async def load(server: ServerProcess, log: Log) -> None:
+        rngs = np.random.default_rng(options.seed).spawn(options.clients)
+        end = time.monotonic() + options.seconds
+        await asyncio.gather(*(partial(work, server, log)(rng, end) for rng in rngs))
+
+    return run_and_judge(
+        SETTINGS | dict(options.setting),
+        load,
+        judges_memory=options.seconds >= MIN_SECONDS_FOR_MEMORY,
+        warmup=min(0.5, options.flat_after / options.seconds) if options.flat_after else 1 / 3,
+    )
+
+
+async def work(server: ServerProcess, log: Log, rng: Rng, end: float) -> None:
+    while time.monotonic() < end:
+        await send(server, log, pick(rng))
+
+
+def wait_until_idle(server: ServerProcess) -> dict[str, float]:
+    """The end state, after the service had up to `SETTLE_S` to notice that the last clients disconnected."""
+    end = time.monotonic() + SETTLE_S
+    while (state := end_state(server))["rows queued"] and time.monotonic() < end:
+        time.sleep(0.1)
+    return state
+
+
+def end_state(server: ServerProcess) -> dict[str, float]:
+    """Queued rows, replaced workers and internal errors, from `/metrics`; each should be 0."""
+    wanted = {"ign_queue_rows": "rows queued", "ign_worker_replacements_total": "workers replaced"}
+    result = dict.fromkeys([*wanted.values(), "internal errors"], 0.0)
+    for family in text_string_to_metric_families(server.get("/metrics")[1].decode()):
+        for sample in family.samples:
+            if sample.name in wanted:
+                result[wanted[sample.name]] += sample.value
+            elif sample.name == "ign_http_errors_total" and sample.labels["code"] in ("internal", "model_failure"):
+                result["internal errors"] += sample.value
+    return result
+
+
+def log_errors(server: ServerProcess) -> list[str]:
+    """Log lines with an error or a traceback."""
+    signs = (" ERROR ", " CRITICAL ", "Traceback")
+    return [line for line in server.log_text().splitlines() if any(sign in line for sign in signs)]
+
+
+OPTIONS: Final = {"seconds": (600.0, 4.0), "flat_after": (0.0,), "clients": (16,), "setting": ([],), "seed": (0,)}
+
+if __name__ == "__main__":
+    sys.exit(run_benchmark("soak", METHOD, measure, OPTIONS, judge=True))

@@ -1,0 +1,155 @@
+"""Print the sizes of the project against their budgets, and exit with 1 if one is broken: `make budgets`.
+
+It counts lines, modules and words, the files and calls of a request, and the places that follow a rule of the service.
+No number depends on the machine or its load.
+"""
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Lines of Python, with blanks and docstrings, of folders together; "." is the whole repository.
+LINES = {
+    ("service",): 14_000,
+    ("model_export",): 6_500,
+    ("sdk", "ign"): 3_500,
+    ("benchmarks",): 4_000,
+    ("tests",): 27_000,
+    (".",): 56_000,
+}
+FILE_LINES = 600
+SERVICE_MODULES = 75  # without `__init__`
+SERVICE_ENTRIES = 16  # modules and packages at its top, without `__init__`
+WORDS = 20_000  # of README.md and docs, without the pages that commands write
+GENERATED = ROOT / "docs" / "models"
+REQUEST = "POST /generate -> PNG"
+REQUEST_FILES, REQUEST_CALLS = 16, 120
+# Rule → the function that follows it. Exactly one place may call it, besides tests and the function itself. A dotted
+# name is the end of the called expression, without leading underscores: `self._rates.count` is `rates.count`.
+RULES = {
+    "choose the request id": "choose_request_id",
+    "write the access line": "log_request",
+    "check a key": "identify",
+    "count a rate": "rates.count",
+    "write a problem document": "problem_response",
+}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A number, and the range in which it must be."""
+
+    what: str
+    value: int
+    most: int
+    least: int = 0
+
+    @property
+    def holds(self) -> bool:
+        return self.least <= self.value <= self.most
+
+    def __str__(self) -> str:
+        allowed = f"{self.most}" if self.least < self.most else f"exactly {self.most}"
+        return f"{self.value:>8}  {self.what} (budget {allowed})" + ("" if self.holds else "  BROKEN")
+
+
+@cache
+def python_files() -> dict[Path, str]:
+    """Every Python file of the repository, relative to its root, with its text."""
+    tops = [top for top in sorted(ROOT.iterdir()) if not top.name.startswith(".") and top.name not in ("runs", "build")]
+    files = [file for top in tops for file in ([top] if top.suffix == ".py" else sorted(top.rglob("*.py")))]
+    return {file.relative_to(ROOT): file.read_text(encoding="utf-8") for file in files}
+
+
+def lines_of(*folders: str) -> int:
+    """Lines of Python in these folders."""
+    chosen = [Path(folder) for folder in folders]
+    return sum(
+        text.count("\n") for file, text in python_files().items() if any(each in file.parents for each in chosen)
+    )
+
+
+def modules(folder: str) -> list[Path]:
+    """The modules below a folder, without `__init__`."""
+    return [file for file in python_files() if Path(folder) in file.parents and file.name != "__init__.py"]
+
+
+def entries(folder: str) -> set[str]:
+    """Modules and packages at the top of a folder, without `__init__`."""
+    return {file.relative_to(folder).parts[0] for file in modules(folder)}
+
+
+def words() -> int:
+    """Words of README.md and of the pages in docs that people write, as `wc -w` counts them."""
+    pages = [ROOT / "README.md", *(page for page in (ROOT / "docs").rglob("*.md") if GENERATED not in page.parents)]
+    return sum(len(page.read_text(encoding="utf-8").split()) for page in pages)
+
+
+def calls(tree: ast.AST, name: str) -> Iterator[int]:
+    """The lines that call a function, without those in its own definition."""
+    for node in ast.iter_child_nodes(tree):
+        is_own = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == name.rpartition(".")[2]
+        if not is_own:
+            if isinstance(node, ast.Call) and is_named(ast.unparse(node.func), name):
+                yield node.lineno
+            yield from calls(node, name)
+
+
+def is_named(called: str, name: str) -> bool:
+    public = ".".join(part.lstrip("_") for part in called.split("."))
+    return f".{public}".endswith(f".{name}")
+
+
+def call_sites(name: str) -> list[str]:
+    """`file:line` of every call outside tests."""
+    last = name.rpartition(".")[2]
+    return [
+        f"{file}:{line}"
+        for file, text in python_files().items()
+        if file.parts[0] != "tests" and last in text
+        for line in calls(ast.parse(text), name)
+    ]
+
+
+def static_budgets() -> Iterator[Budget]:
+    """The budgets that reading the files decides."""
+    for folders, most in LINES.items():
+        where = " and ".join(f"{folder}/" for folder in folders) if folders != (".",) else "the repository"
+        yield Budget(f"lines of Python in {where}", lines_of(*folders), most)
+    longest = max(python_files(), key=lambda file: python_files()[file].count("\n"))
+    yield Budget(f"lines of the longest file, {longest}", python_files()[longest].count("\n"), FILE_LINES)
+    yield Budget("modules in service/", len(modules("service")), SERVICE_MODULES)
+    yield Budget("entries at the top of service/", len(entries("service")), SERVICE_ENTRIES)
+    yield Budget("words in README.md and docs", words(), WORDS)
+    for rule, function in RULES.items():
+        sites = call_sites(function)
+        yield Budget(f"places that {rule}: {', '.join(sites)}", len(sites), 1, least=1)
+
+
+def request_budgets() -> Iterator[Budget]:
+    """Files and calls of a warm request, plain and with the headers of gateways; this starts the service."""
+    command = [sys.executable, "-m", "benchmarks.request_path", "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    if not done.stdout:
+        raise RuntimeError(f"the service was not measured:\n{done.stderr[-2000:]}")
+    for report in json.loads(done.stdout):
+        if report["request"] == REQUEST:
+            yield Budget(f"files of {REQUEST}, {report['headers']}", report["file_count"], REQUEST_FILES)
+            yield Budget(f"calls of {REQUEST}, {report['headers']}", report["call_count"], REQUEST_CALLS)
+
+
+def main() -> int:
+    budgets = [*static_budgets(), *request_budgets()]
+    print(*budgets, sep="\n")
+    return int(not all(budget.holds for budget in budgets))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

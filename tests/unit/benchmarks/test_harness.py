@@ -1,0 +1,247 @@
+"""Statistics, targets, options, result files, tables and the documents and charts made of them."""
+
+import argparse
+import os
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import capacity
+from benchmarks.charts import charts, quality, speed
+from benchmarks.harness import common, tables
+from benchmarks.harness.common import Json
+from benchmarks.harness.device import Device
+from benchmarks.harness.processes import MemoryWatch, ServerFailed
+
+
+def test_a_percentile_is_the_nearest_rank() -> None:
+    values = sorted(np.random.default_rng(0).exponential(size=777).tolist())
+    for percent in (0.1, 1.0, 33.3, 50.0, 99.0, 99.9, 100.0):
+        assert common.percentile(values, percent) == np.percentile(values, percent, method="inverted_cdf")
+
+
+def test_latencies_are_summed_up_in_milliseconds() -> None:
+    summary = common.latency([0.004, 0.001, 0.003, 0.002])
+    tail = {"p95_ms": 4.0, "p99_ms": 4.0, "p999_ms": 4.0, "max_ms": 4.0}
+    assert summary == {"count": 4, "mean_ms": 2.5, "p50_ms": 2.0} | tail
+    assert common.latency([]) == {"count": 0}
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(0.0123456, 0.01235), (1234.6, 1235.0), (0.0, 0.0), (7, 7), ("7.12345", "7.12345"), (None, None), (1e-9, 1e-9)],
+)
+def test_floats_are_rounded_to_four_digits(value: object, expected: object) -> None:
+    assert common.rounded(value) == expected
+
+
+def test_ways_take_turns_and_what_a_round_has_in_common_cancels_out() -> None:
+    order: list[str] = []
+    ways = {name: lambda name=name: order.append(name) or len(order) for name in "abc"}  # type: ignore[misc]
+    assert common.in_turn(ways, rounds=3) == {"a": [1, 6, 7], "b": [2, 5, 8], "c": [3, 4, 9]}
+    assert "".join(order) == "abccbaabc"
+    slowdown = [1.0, 10.0, 3.0]
+    assert common.median_ratio([0.9 * each for each in slowdown], slowdown) == pytest.approx(0.9)
+    assert common.median_of([{"ok": {"p50_ms": each}} for each in (3.0, 1.0)] + [{"ok": {}}], "ok.p50_ms") == 1.0
+
+
+@pytest.mark.parametrize(("leak_per_s", "growth"), [(0.0, 0.0), (0.25, 16.5)])
+def test_memory_that_leaks_grows_and_growth_at_first_does_not_count(leak_per_s: float, growth: float) -> None:
+    summary = common.memory([(float(s), 100.0 + min(s, 30) + leak_per_s * s) for s in range(100)])
+    assert summary["growth_mib"] == pytest.approx(growth, abs=1e-9)
+    assert summary["slope_mib_per_minute"] == pytest.approx(60 * leak_per_s, abs=1e-9)
+    assert summary["allowed_growth_mib"] == 8.0
+
+
+def test_memory_is_sampled() -> None:
+    with MemoryWatch(os.getpid(), every_s=0.001) as watch:
+        while len(watch.samples) < 3:
+            pass
+    assert watch.samples == sorted(watch.samples, key=lambda sample: sample[0])
+    assert all(mib > 1 for _, mib in watch.samples)
+
+
+def test_a_target_is_met_or_missed() -> None:
+    assert common.target("a", 0.9, at_least=0.9)["met"]
+    assert not common.target("a", 0.89, at_least=0.9)["met"]
+    assert not common.target("a", 20.1, at_most=20)["met"]
+    assert not common.target("a", None, at_most=20)["met"]
+    for bounds in ({}, {"at_least": 1.0, "at_most": 1.0}):
+        with pytest.raises(ValueError, match="at_least or at_most"):
+            common.target("a", 1.0, **bounds)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *options: str, measured: float = 1.0, judge: bool = False) -> int:
+    def measure(asked: argparse.Namespace) -> Json:
+        if measured < 0:
+            raise ServerFailed("it did not start")
+        return {"targets": [common.target("least", measured, at_most=1.0)], "lines": [{"rounds": asked.rounds}]}
+
+    monkeypatch.setattr(sys, "argv", ["nothing", *options])
+    return common.run_benchmark("nothing", "none", measure, {"rounds": (5, 1), "models": common.MODELS}, judge=judge)
+
+
+def test_a_result_is_printed_and_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "new" / "nothing.json"
+    assert run(monkeypatch, "--quick", "--models", "somewhere", "--results", str(file)) == 0
+    result = tables.read(file)
+    assert file.read_text() == capsys.readouterr().out
+    assert result["options"] == {"quick": True, "rounds": 1}  # no paths
+    assert result["lines"] == [{"rounds": 1}]
+    assert result["machine"]["cpus_granted"] >= 1
+    assert not any("/home" in str(value) or str(tmp_path) in str(value) for value in result["machine"].values())
+
+
+@pytest.mark.parametrize(
+    ("measured", "judge", "status"), [(1.0, True, 0), (2.0, True, 1), (2.0, False, 0), (-1.0, False, 2)]
+)
+def test_the_exit_status(
+    measured: float, judge: bool, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, measured=measured, judge=judge) == status
+    assert capsys.readouterr().err == ("error: it did not start\n" if status == 2 else "")
+
+
+RESULT = {
+    "benchmark": "service",
+    "machine": {"processor": "A CPU", "cpus_granted": 2, "python": "3.11.7", "onnxruntime": "1.32.0", "load_1m": 0.04},
+    "options": {"quick": True},
+    "targets": [
+        common.target("share of raw", 0.912345, at_least=0.9),
+        common.target("added", 0.31, at_most=0.3, unit="ms"),
+        common.target("rejected", None, at_most=20, unit="ms"),
+    ],
+    "many_rows": [{"form": "a|b", "p50_ms": 1234.5, "ok": True}, {"form": "c", "p50_ms": 0.012345, "extra": {"x": 1}}],
+    "note": ["not", "a", "table"],
+}
+RENDERED = """\
+A CPU, 2 cores, Python 3.11.7, onnxruntime 1.32.0; load average 0.04. **A quick run: it only shows that the benchmark works.**
+
+| target | bound | measured |  |
+| --- | --- | --- | --- |
+| share of raw | ≥ 0.9 | 0.9123 | met |
+| added | ≤ 0.3 ms | 0.31 ms | **missed** |
+| rejected | ≤ 20 ms | nothing | **missed** |
+
+**many rows**
+
+| form | p50 ms | ok | extra.x |
+| --- | ---: | ---: | ---: |
+| a\\|b | 1234 | yes |  |
+| c | 0.01235 |  | 1 |
+
+"""  # noqa: E501
+
+
+def test_a_result_becomes_tables() -> None:
+    assert tables.render(RESULT) == RENDERED
+
+
+def test_what_is_no_result_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "text.json").write_text("{")
+    for name in ("list.json", "text.json", "none.json"):
+        monkeypatch.setattr(sys, "argv", ["tables", str(tmp_path / name)])
+        assert tables.main() == 2
+    assert capsys.readouterr().err.count("error: ") == 3
+
+
+# Capacity
+
+
+SERVICE: Json = {
+    "machine": {"processor": "A CPU", "cpus_granted": 2, "python": "3.11.7"},
+    "single_images": [
+        {"connections": 1, "requests_per_s": 80.0, "p99_ms": 5.0, "server_core_ms": 2.0},
+        {"connections": 8, "requests_per_s": 100.0, "p99_ms": 50.0, "server_core_ms": 1.0},
+    ],
+    "many_rows": [
+        {"form": "npy", "images_per_s": 400.0, "raw_images_per_s": 8000.0, "p99_ms": 30.0, "server_core_ms": 0.5}
+    ],
+}
+
+
+@pytest.mark.parametrize(("demand", "pods"), [(1, 2), (70, 2), (100, 2), (141, 3), (700, 10), (701, 11)])
+def test_pods_are_enough_also_when_one_is_gone(demand: int, pods: int) -> None:
+    assert capacity.Capacity(request="x", per_s=100.0, p99_ms=1.0, core_ms=1.0).pods(demand, max_busy=0.7) == pods
+
+
+def test_the_wanted_p99_decides_which_measurement_counts() -> None:
+    rates = {p99: [each.per_s for each in capacity.capacities(SERVICE, p99)] for p99 in (60.0, 40.0, 10.0)}
+    assert rates == {60.0: [100.0, 400.0], 40.0: [80.0, 400.0], 10.0: [80.0]}
+    with pytest.raises(ValueError, match="4 ms"):
+        capacity.capacities(SERVICE, p99_ms=4.0)
+
+
+def test_a_further_step_costs_a_row_of_the_model() -> None:
+    single = capacity.capacities(SERVICE, p99_ms=60.0)[0].with_steps(5, 0.25)
+    assert (single.core_ms, single.per_s) == (pytest.approx(2.0), pytest.approx(50.0))
+
+
+def test_documents_get_the_tables_of_the_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = tmp_path / "page.md"
+    document.write_text("# A\n\n<!-- results: capacity -->\nold\n<!-- end -->\n\nleft\n")
+    monkeypatch.setattr(capacity, "DOCUMENTS", (document,))
+    argv = ["capacity", "--results", str(tmp_path), "--images-per-s", "50", "700", "--write"]
+    monkeypatch.setattr(sys, "argv", argv)
+    assert capacity.main() == 2  # there are no results
+    (tmp_path / "service.json").write_text(common.json.dumps(SERVICE))
+    assert capacity.main() == capacity.main() == 0
+    line = "| 700 | 1 image: PNG to PNG | 100 | 50 | 10 | 20 | 70% |\n"
+    assert document.read_text().count(line) == 1
+    assert "old" not in document.read_text()
+    assert document.read_text().endswith("<!-- end -->\n\nleft\n")
+    assert capsys.readouterr().out.count(line) == 2
+
+
+def test_every_marked_table_exists_and_can_be_made() -> None:
+    options = argparse.Namespace(results=tables.RESULTS, images_per_s=[1], p99_ms=200.0, steps=2, max_busy=0.7)
+    assert all(make(tables.RESULTS, options) for make in capacity.TABLES.values())
+    for document in capacity.DOCUMENTS:
+        capacity.filled(document.read_text(encoding="utf-8"), options)
+
+
+# Charts
+
+
+def texts(svg: bytes) -> list[str]:
+    return re.findall(r"<text[^>]*>([^<]*)</text>", svg.decode())
+
+
+def test_charts_show_the_best_of_each_system_and_each_damage_with_an_accuracy() -> None:
+    entries = [("mosec ×1", 10.0), ("mosec ×2", 30.0), ("ign as it comes", 20.0)]
+    peers = {"png_at_32_connections": [{"entry": entry, "requests_per_s": rate} for entry, rate in entries]}
+    assert {"mosec", "ign-service", "30", "20"} <= set(texts(speed(peers)))
+    assert speed(peers) == speed(peers)
+    blur = {"input": {"accuracy": 0.5}, "f": {"accuracy": 0.75}}
+    drawn = texts(quality({"restoration": {"blur_1.5": blur, "unmeasured": {"f": {"psnr": 4.0}}}}))
+    assert {"blur 1.5", "50.0", "75.0"} <= set(drawn)
+    assert "unmeasured" not in drawn
+
+
+def test_the_stored_charts_are_those_of_the_stored_results() -> None:
+    stale = [file.name for file, content in charts().items() if texts(file.read_bytes()) != texts(content)]
+    assert not stale, "run `python -m benchmarks.charts`"
+
+
+def test_the_visible_gpu_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text('#!/bin/sh\nfor last; do :; done\necho "${last#--id=} MiB"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    for visible, index in (("", 0), ("3", 3), ("2,1", 2)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert Device().used_mib() == index
+    program.write_text("#!/bin/sh\nexit 9\n")
+    assert (Device().about(), Device().used_mib()) == ({}, None)
+    program.unlink()
+    assert (Device().about(), Device().used_mib()) == ({}, None)
