@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from ign.__main__ import main
 from service.observability.metrics import Metrics
-from service.settings import Settings, variable_of
+from service.settings import Settings, meaning_of, variable_of
 
 _WIDTH: Final = 110
 
@@ -24,8 +24,8 @@ def settings_page() -> str:
         "| variable | default | meaning |",
         "|---|---|---|",
     ]
-    for field, info in Settings.model_fields.items():
-        meaning = (info.description or "").replace("|", "\\|")
+    for field in Settings.model_fields:
+        meaning = meaning_of(field).replace("|", "\\|")
         lines.append(f"| `{variable_of(field)}` | {_default(field)} | {meaning} |")
     return "\n".join(lines) + "\n"
 

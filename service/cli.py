@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Final, Literal, get_args, get_origin
 
 import click
-from pydantic.fields import FieldInfo
 
 from service.domain.errors import StartupError
 from service.environment import prepare_process
@@ -16,7 +15,7 @@ from service.observability.logs import flush_log
 from service.server import process, sockets
 from service.server.open_connections import raise_file_limit
 from service.server.process import supervise
-from service.settings import Settings, from_environment, log_name_warnings, variable_of
+from service.settings import Settings, from_environment, log_name_warnings, meaning_of, variable_of
 
 REFUSED: Final = 2
 _METAVARS: Final[Mapping[object, str]] = {int: "NUMBER", float: "SECONDS"}
@@ -105,12 +104,8 @@ def _options() -> Iterator[click.Option]:
             type=_type(info.annotation),
             metavar=_METAVARS.get(info.annotation),
             default=None,
-            help=f"{_sentences(info)}  [{variable_of(field)}; {_default(field)}]",
+            help=f"{meaning_of(field)}  [{variable_of(field)}; {_default(field)}]",
         )
-
-
-def _sentences(info: FieldInfo) -> str:
-    return f"{info.title}. {info.description}" if info.description else info.title or ""
 
 
 def _type(annotation: Any) -> "click.ParamType[Any]":

@@ -360,6 +360,12 @@ def summary_of(field: str) -> str:
     return Settings.model_fields[field].title or ""
 
 
+def meaning_of(field: str) -> str:
+    """What a setting is and does, in sentences."""
+    description = Settings.model_fields[field].description
+    return f"{summary_of(field)}. {description}" if description else summary_of(field)
+
+
 def log_name_warnings() -> None:
     """Log the warnings for this process's variables. Call it when logging is set up."""
     for warning in name_warnings(os.environ):

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from ign.__main__ import main
 from service import cli
-from service.settings import Settings, load_settings, variable_of
+from service.settings import Settings, load_settings, meaning_of, variable_of
 from tests.helpers.live import environment
 from tests.helpers.onnx_models import write_model
 
@@ -133,8 +133,8 @@ def test_an_option_equals_its_variable(field: str, served: list[tuple[dict[str, 
 
 def test_serve_help_names_every_setting_variable_and_default() -> None:
     text = " ".join(ign("serve", "--help").output.split())
-    for field, info in Settings.model_fields.items():
-        for part in (f"--{field.replace('_', '-')}", f"[{variable_of(field)}; ", str(info.description)):
+    for field in Settings.model_fields:
+        for part in (f"--{field.replace('_', '-')}", f"[{variable_of(field)}; ", meaning_of(field)):
             assert part in text
     assert "[IGN_PORT; 8000]" in text
     assert "[IGN_RATE_LIMIT; off]" in text

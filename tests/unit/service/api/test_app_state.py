@@ -10,7 +10,7 @@ from service.domain.errors import Draining, NotReady
 
 
 def state(*, draining: bool = False, **scheduler: object) -> AppState:
-    rest = dict.fromkeys(("settings", "codec", "inline", "metrics"), cast(Any, None))
+    rest = dict.fromkeys(("settings", "codec", "metrics"), cast(Any, None))
     registry = SimpleNamespace(models={"digits/1": SimpleNamespace(scheduler=SimpleNamespace(**scheduler))})
     in_flight = SimpleNamespace(draining=draining)
     return AppState(registry=cast(Any, registry), in_flight=cast(Any, in_flight), phase="serving", **rest)

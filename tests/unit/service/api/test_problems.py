@@ -26,6 +26,7 @@ from service.domain.errors import (
     UnavailableError,
     UnknownModel,
 )
+from tests.helpers.application import application
 
 EXPECTED = {
     "IgnError": 500,

@@ -7,17 +7,18 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from service.api import problems
 from service.api.info import page
+from tests.helpers.application import application
 
 
 def get(path: str) -> httpx.Response:
     app = FastAPI(docs_url=None, redoc_url=None)
-    problems.install(app)
     page.install(app)
 
     async def main() -> httpx.Response:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service") as client:
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(application(app)), base_url="http://service"
+        ) as client:
             return await client.get(path)
 
     return asyncio.run(main())

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from service.observability import logs
 from service.observability.logs import QueuedHandler
 
 
