@@ -1,16 +1,13 @@
-import asyncio
 import json
 import socket
-import threading
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from service.api.native import sse
+from service.api.native import stream
 from service.api.native.schemas import GenerateAnswer, ProblemDocument, ProjectAnswer
-from service.domain.tasks import Result, StepOutput, StreamProgress
 from tests.contract.harness import Service, b64, checked, gated, problem, settings
 from tests.helpers.pictures import noise, save
 
@@ -179,7 +176,7 @@ def test_an_unforeseen_failure_is_logged_and_says_nothing(models: Path, monkeypa
             def broken(*_: object) -> str:
                 raise RuntimeError("secret")
 
-            monkeypatch.setattr(sse, "picture", broken)
+            monkeypatch.setattr(stream, "picture", broken)
             gate.opened.set()
             events = parsed("\n".join(["event: step", *found]))
         assert (events[-1][0], events[-1][1]["code"], events[-1][1]["status"]) == ("error", "internal", 500)
@@ -211,53 +208,21 @@ def test_closing_the_stream_cancels_its_rows(models: Path, monkeypatch: pytest.M
         assert passes < 300_000
 
 
-def test_silence_is_broken_by_comments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sse, "_KEEPALIVE_S", 0.01)
-
-    async def heard() -> list[Any]:
-        speak = asyncio.Event()
-
-        async def quiet() -> AsyncGenerator[StepOutput | StreamProgress | Result, None]:
-            await speak.wait()
-            yield StreamProgress(steps_done=1, steps=1, rows_done=1, rows=1)
-
-        found = []
-        async for item in sse._with_keepalive(quiet()):
-            found.append(item)
-            if len(found) == 3:
-                speak.set()
-        return found
-
-    *silent, last = asyncio.run(heard())
-    assert len(silent) >= 3
-    assert set(silent) == {None}
-    assert isinstance(last, StreamProgress)
-
-
-def test_left_in_silence_the_events_can_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sse, "_KEEPALIVE_S", 0.01)
-    closed = threading.Event()
-
-    async def quiet() -> AsyncGenerator[StepOutput | StreamProgress | Result, None]:
-        try:
-            await asyncio.Event().wait()
-            yield StreamProgress(steps_done=1, steps=1, rows_done=1, rows=1)
-        finally:
-            closed.set()
-
-    async def leave() -> None:
-        events = quiet()
-        items = sse._with_keepalive(events)
-        assert await anext(items) is None
-        await items.aclose()
-        await events.aclose()
-
-    asyncio.run(leave())
-    assert closed.is_set()
+def test_silence_is_broken_by_comments(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "_KEEPALIVE_S", 0.01)
+    body, headers = {"seed": 1, "record": [0]}, {"Accept": EVENTS}
+    with gated(monkeypatch, settings(models)) as (service, gate), gate:
+        with service.client.stream("POST", "/generate", json=body, headers=headers) as response:
+            found = lines(response)
+            assert next(found) == "event: step"
+            silent = [next(line for line in found if line.startswith(":")) for _ in range(3)]
+            gate.opened.set()
+            assert "event: done" in list(found)
+    assert silent == [": still here"] * 3
 
 
 def test_a_silence_is_ten_seconds() -> None:
-    assert sse._KEEPALIVE_S == 10.0
+    assert stream._KEEPALIVE_S == 10.0
 
 
 def test_a_stream_cannot_be_resumed(service: Service) -> None:
