@@ -96,20 +96,3 @@ def test_every_other_kind_of_body_is_taken_as_documented(mnist: Service, path: s
     expected = kind if kind == "application/octet-stream" else "application/json"
     assert response.headers["Content-Type"] == expected
     assert expected in OPERATIONS[path]["responses"]["200"]["content"]
-
-
-FORMS = [
-    (path, form)
-    for path, operation in OPERATIONS.items()
-    if not path.startswith("/v2")
-    for form in operation["responses"]["200"]["content"]
-]
-
-
-@pytest.mark.parametrize(("path", "form"), FORMS)
-def test_every_declared_form_is_answered(mnist: Service, path: str, form: str) -> None:
-    examples = OPERATIONS[path]["requestBody"]["content"]["application/json"]["examples"]
-    (body,) = (examples[name]["value"] for name in ("one", "path", "sum") if name in examples)
-    response = mnist.post(path, body, accept=form)
-    assert response.status_code == 200, response.text
-    assert response.headers["Content-Type"].partition(";")[0] == form

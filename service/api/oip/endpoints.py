@@ -37,10 +37,10 @@ async def _serving(request: Request) -> AppState:
     return services
 
 
-Services = Annotated[AppState, Depends(_serving)]
+ServingState = Annotated[AppState, Depends(_serving)]
 
 
-async def _resolve(request: Request, services: Services) -> ServedModel:
+async def _resolve(request: Request, services: ServingState) -> ServedModel:
     return services.registry.resolve(_ref(request.path_params))
 
 
@@ -82,14 +82,14 @@ async def ready(request: Request) -> Response:
 
 # Registered before the routes of one model, so that, as with Triton, a model named `stats` is not reachable.
 @router.get("/v2/models/stats")
-async def all_statistics(services: Services) -> tensors.StatisticsAnswer:
+async def all_statistics(services: ServingState) -> tensors.StatisticsAnswer:
     """Statistics of all models."""
     return _statistics(services.registry.models.values())
 
 
 @router.get(_MODEL)
 @router.get(_VERSION)
-async def metadata(services: Services, model: Model) -> tensors.ModelMetadata:
+async def metadata(services: ServingState, model: Model) -> tensors.ModelMetadata:
     """Inputs and outputs of a model."""
     shape = [-1, *model.card.shape]
     x, y = (tensors.TensorMetadata(name=name, datatype=tensors.DATATYPE, shape=shape) for name in (INPUT, OUTPUT))
@@ -113,7 +113,7 @@ async def model_ready(model: Model) -> Response:
 
 @router.get(_MODEL + "/config")
 @router.get(_VERSION + "/config")
-async def config(services: Services, model: Model) -> tensors.ModelConfig:
+async def config(services: ServingState, model: Model) -> tensors.ModelConfig:
     """Triton's configuration of a model."""
     form = {"data_type": f"TYPE_{tensors.DATATYPE}", "format": "FORMAT_NONE"}
     x, y = (tensors.TensorConfig(name=name, dims=[*model.card.shape], **form) for name in (INPUT, OUTPUT))
@@ -132,7 +132,7 @@ async def config(services: Services, model: Model) -> tensors.ModelConfig:
 
 @router.get(_MODEL + "/stats")
 @router.get(_VERSION + "/stats")
-async def statistics(request: Request, services: Services, model: Model) -> tensors.StatisticsAnswer:
+async def statistics(request: Request, services: ServingState, model: Model) -> tensors.StatisticsAnswer:
     """Statistics of one version, or of every version of a model, since it was loaded."""
     return _statistics([model] if "version" in request.path_params else _versions(services, model))
 

@@ -13,7 +13,7 @@ from starlette.requests import Request
 
 from service.api.app_state import AppState, app_state
 from service.api.body import read_body
-from service.api.oip.endpoints import Services
+from service.api.oip.endpoints import ServingState
 from service.api.oip.tensors import IndexEntry, IndexRequest, LoadRequest, Schema, UnloadRequest, parse
 from service.domain.errors import DeadlineExceeded, ForbiddenError, NotSupported
 
@@ -35,7 +35,7 @@ router = APIRouter(tags=["Open Inference Protocol"], dependencies=[Depends(_chec
 
 
 @router.post("/v2/repository/index")
-async def index(request: Request, services: Services) -> list[IndexEntry]:
+async def index(request: Request, services: ServingState) -> list[IndexEntry]:
     """List every version that serves or is in the model directory."""
     options = await _read(request, services, IndexRequest)
     return [
@@ -47,7 +47,7 @@ async def index(request: Request, services: Services) -> list[IndexEntry]:
 
 
 @router.post("/v2/repository/models/{name}/load")
-async def load(request: Request, services: Services, name: str) -> Any:
+async def load(request: Request, services: ServingState, name: str) -> Any:
     """Load a model, or its new and changed versions, from the model directory.
 
     The response is sent when all of them serve. Until then, and if one cannot be verified, the previous ones serve.
@@ -58,7 +58,7 @@ async def load(request: Request, services: Services, name: str) -> Any:
 
 
 @router.post("/v2/repository/models/{name}/unload")
-async def unload(request: Request, services: Services, name: str) -> Any:
+async def unload(request: Request, services: ServingState, name: str) -> Any:
     """Unload every version of a model after its requests in flight; the default model cannot be unloaded."""
     await _read(request, services, UnloadRequest)
     await services.registry.unload(name)

@@ -251,7 +251,7 @@ _MAX_CACHED_BYTES: Final = 512  # of JSON; a longer one holds data and is not ca
 
 Schema = TypeVar("Schema", bound=BaseModel)
 NamedTensor = TypeVar("NamedTensor", Input, RequestedOutput)
-Shape = tuple[int, ...]  # (N, C, H, W)
+Dims = tuple[int, ...]  # (N, C, H, W)
 Piece = bytes | memoryview
 
 
@@ -259,7 +259,7 @@ class Inference(NamedTuple):
     """A validated request, but for the values of its rows, which are ``data`` or begin at ``start`` of the body."""
 
     id: str | None
-    shape: Shape
+    shape: Dims
     steps: int
     timeout_us: int  # 0 for none
     binary: bool  # the rows of the response follow its JSON as bytes
@@ -267,7 +267,7 @@ class Inference(NamedTuple):
     start: int
 
 
-def read_head(body: bytes, lengths: Sequence[str], row_shape: Shape, *, max_rows: int, max_steps: int) -> Inference:
+def read_head(body: bytes, lengths: Sequence[str], row_shape: Dims, *, max_rows: int, max_steps: int) -> Inference:
     """Parse and validate the JSON of a request for rows of a shape (C, H, W); ``lengths``: headers `HEADER_LENGTH`.
 
     Raises `MalformedRequest` or `InvalidInference`; the text of the latter names what is invalid.
@@ -318,7 +318,7 @@ def _json_length(values: Sequence[str]) -> int:
     return int(values[0])
 
 
-def _read_json(head: bytes, row_shape: Shape, max_rows: int, max_steps: int) -> Inference:
+def _read_json(head: bytes, row_shape: Dims, max_rows: int, max_steps: int) -> Inference:
     # The largest legal body nests every number of `max_rows` rows like the shape: arrays of rows, channels and lines.
     channels, height, width = row_shape
     values_of_row = 1 + channels * (1 + height * (1 + width))
@@ -337,7 +337,7 @@ def _read_json(head: bytes, row_shape: Shape, max_rows: int, max_steps: int) -> 
 _read_cached: Final = lru_cache(maxsize=256)(_read_json)
 
 
-def _bytes_of(shape: Shape) -> int:
+def _bytes_of(shape: Dims) -> int:
     return math.prod(shape) * _WIRE.itemsize
 
 
@@ -351,7 +351,7 @@ def _only(tensors: Sequence[NamedTensor], name: str, where: str) -> NamedTensor:
     return tensors[0]
 
 
-def _check_input(x: Input, row_shape: Shape, max_rows: int) -> None:
+def _check_input(x: Input, row_shape: Dims, max_rows: int) -> None:
     if x.datatype != DATATYPE:
         raise InvalidInference(f"inputs.0.datatype: must be {DATATYPE}, not {x.datatype[:80]!r}")
     if len(x.shape) != 4 or tuple(x.shape[1:]) != row_shape or x.shape[0] < 1:
@@ -365,7 +365,7 @@ def _check_input(x: Input, row_shape: Shape, max_rows: int) -> None:
         raise InvalidInference(f"inputs.0.parameters.binary_data_size: must be {expected} for this shape, not {size}")
 
 
-def _from_json(data: list[Any], shape: Shape) -> FloatRows:
+def _from_json(data: list[Any], shape: Dims) -> FloatRows:
     numbers = data
     if any(type(item) is list for item in data):  # nested like the shape
         numbers = [data]
@@ -407,7 +407,7 @@ def write_response(inference: Inference, card: ModelCard, rows: FloatRows) -> tu
 
 
 @lru_cache(maxsize=256)
-def _response_json(name: str, version: str, shape: Shape, binary: bool) -> tuple[bytes, bytes]:
+def _response_json(name: str, version: str, shape: Dims, binary: bool) -> tuple[bytes, bytes]:
     """The JSON of a response: before the id, and after it; the latter ends where the numbers begin, unless binary."""
     before = _to_json({"model_name": name, "model_version": version})[:-1] + ","
     tensor: dict[str, Any] = {"parameters": {"binary_data_size": _bytes_of(shape)}} if binary else {"data": []}

@@ -44,12 +44,6 @@ def test_every_reference_leads_somewhere_and_no_schema_is_unused(plain: dict[str
     assert references == {f"#/components/schemas/{name}" for name in plain["components"]["schemas"]}
 
 
-def test_calls_have_names_of_their_own(plain: dict[str, Any]) -> None:
-    names = [operation["operationId"] for _, operation in operations(plain)]
-    assert len(set(names)) == len(names)
-    assert {"generate", "model", "model_version", "infer", "infer_version"} <= set(names)
-
-
 def test_failures_and_headers_of_the_middleware_are_told(plain: dict[str, Any]) -> None:
     for path, operation in operations(plain):
         responses = operation["responses"]
