@@ -1,10 +1,10 @@
 """The app as a Ray Serve deployment: `serve run service.cluster:app`, or `deploy/kuberay` on Kubernetes.
 
-Ray Serve starts and stops replicas, and its proxies distribute the requests. A replica is the whole service without its
-own HTTP server. All replicas have the settings of the process that deploys.
+A replica is the whole service without its HTTP server; Ray's proxies distribute the requests. See docs/ray.md.
 """
 
 import asyncio
+from functools import partial
 from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -71,33 +71,28 @@ def replica_settings(options: DeploymentOptions) -> Settings:
 
 
 class Replica:
-    """One service in a process of Ray."""
+    """One service in a process of Ray, made on the event loop that serves."""
 
     def __init__(self, settings: Settings) -> None:
         prepare_process()
         self._settings = settings
-        self._ended = asyncio.Event()  # loading, by success or failure
-        self._error: StartupError | None = None
+        self._loading: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.services: AppState | None = None
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Build the app; Ray calls this, and runs the app's lifespan."""
         from service.app import build_services, create_app  # here: it imports onnxruntime
 
-        self.services = build_services(self._settings)
-        return create_app(self.services, on_startup_error=self._fail, on_ready=self._ended.set)
+        loading, self.services = self._loading, build_services(self._settings)
+        return create_app(
+            self.services, on_startup_error=loading.set_exception, on_ready=partial(loading.set_result, None)
+        )
 
     async def check_health(self) -> None:
         """Raise unless the replica can serve. Ray calls this before it sends requests, and every few seconds then."""
-        await self._ended.wait()
-        if self._error is not None:
-            raise self._error
+        await asyncio.shield(self._loading)
         if self.services is not None:
             self.services.require_ready()
-
-    def _fail(self, exc: StartupError) -> None:
-        self._error = exc
-        self._ended.set()
 
 
 def proxy() -> list[Middleware]:

@@ -1,5 +1,5 @@
 """Batch processing without HTTP: `python -m service.bulk project|score|generate`.
 
-`readers` reads the inputs, `pipeline` runs the model, `output` writes complete shards, `local` and `ray_data`
-distribute the shards. `docs/bulk.md` is the user's guide.
+`sources` reads the inputs, `pipeline` runs the model on one shard, `output` keeps complete shards, `run` distributes
+the missing ones in this process or on Ray Data. `docs/bulk.md` is the user's guide.
 """

@@ -90,6 +90,9 @@ class Files:
     renamed or resized. A failing read of the whole source, for example because the network is down, raises OSError.
     """
 
+    _errors: tuple[type[Exception], ...] = (FileNotFoundError, PermissionError)  # that concern one image
+    _reason = "it does not exist"
+
     def __init__(self, parts: Sequence[tuple[str | int, ...]], open_file: Callable[[str], Any], limit: int) -> None:
         self._names, self._open, self._limit = [str(part[0]) for part in parts], open_file, limit
         self.digest = _digest(parts)
@@ -108,12 +111,14 @@ class Files:
         try:
             with closing(self._open(name)) as file:
                 return _read_at_most(file, name, self._limit)
-        except (FileNotFoundError, PermissionError) as exc:
-            return _unreadable(name, exc.strerror or "it does not exist")
+        except self._errors as exc:
+            return _unreadable(name, getattr(exc, "strerror", None) or self._reason)
 
 
 class Archive(Files):
     """Images of a zip archive, an open file that this object closes."""
+
+    _errors, _reason = _DAMAGED, "this member of the archive is damaged or encrypted"
 
     def __init__(self, source: str, file: Any, limit: int) -> None:
         self._file = file
@@ -135,12 +140,6 @@ class Archive(Files):
         """Close the archive."""
         self._zip.close()
         self._file.close()
-
-    def _content(self, name: str) -> bytes | RequestError:
-        try:
-            return super()._content(name)
-        except _DAMAGED:
-            return _unreadable(name, "this member of the archive is damaged or encrypted")
 
 
 class _Group(NamedTuple):

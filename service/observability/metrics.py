@@ -79,8 +79,8 @@ class Metrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.shared = shared
         self.registry = registry = CollectorRegistry()
-        exposition = Exposition(registry, shared)
-        self.render, self.scrape = exposition.render, exposition.scrape
+        self._rendering = threading.Lock()
+        self._latest: dict[str, tuple[float, asyncio.Task[tuple[bytes, str]]]] = {}
         if shared is None:
             ProcessCollector(registry=registry)
         self.model_label = LabelLimiter()
@@ -275,24 +275,6 @@ class Metrics:
             label = self._queued[model] = self.model_label(model)
             self._queue_rows.labels(label).set(rows)
 
-
-def _children(metric: Metric, labels: Labels) -> Callable[..., Metric]:
-    @lru_cache(maxsize=1024)  # `labels()` costs more than `inc()`
-    def child(*values: str | None) -> Metric:
-        limits = zip(labels.values(), values, strict=True)
-        return metric.labels(*("none" if value is None else limit(value) for limit, value in limits))
-
-    return child
-
-
-class Exposition:
-    """The text of all metrics in ``registry``, or in the files of all processes in the folder ``shared``."""
-
-    def __init__(self, registry: CollectorRegistry, shared: Path | None) -> None:
-        self._registry, self._shared = registry, shared
-        self._lock = threading.Lock()
-        self._latest: dict[str, tuple[float, asyncio.Task[tuple[bytes, str]]]] = {}
-
     async def scrape(self, accept: str = "") -> tuple[bytes, str]:
         """As `render`, in a thread; the text may be a second old. All calls come from one event loop."""
         kind, now = _OPENMETRICS if _OPENMETRICS in accept else "", time.monotonic()
@@ -305,14 +287,28 @@ class Exposition:
     def render(self, accept: str = "") -> tuple[bytes, str]:
         """All metrics, and their content type: OpenMetrics, which has exemplars, if ``accept`` names it."""
         encode, content_type = choose_encoder(_OPENMETRICS if _OPENMETRICS in accept else "")
-        with self._lock, _short_switch_interval():
-            if self._shared is None:
-                return encode(self._registry), content_type
-            for _ in range(_READ_ATTEMPTS - 1):
+        with self._rendering, _short_switch_interval():
+            for _ in range(_READ_ATTEMPTS if self.shared else 0):
                 with contextlib.suppress(struct.error, ValueError):
-                    return encode(_sum_of_processes(self._shared)), content_type
+                    return encode(self._all_processes()), content_type
                 time.sleep(_READ_PAUSE_S)  # another process is just creating one of its files, which takes microseconds
-            return encode(_sum_of_processes(self._shared)), content_type
+            return encode(self._all_processes()), content_type
+
+    def _all_processes(self) -> CollectorRegistry:
+        if self.shared is None:
+            return self.registry
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, str(self.shared))  # type: ignore[no-untyped-call]
+        return registry
+
+
+def _children(metric: Metric, labels: Labels) -> Callable[..., Metric]:
+    @lru_cache(maxsize=1024)  # `labels()` costs more than `inc()`
+    def child(*values: str | None) -> Metric:
+        limits = zip(labels.values(), values, strict=True)
+        return metric.labels(*("none" if value is None else limit(value) for limit, value in limits))
+
+    return child
 
 
 @contextlib.contextmanager
@@ -324,12 +320,6 @@ def _short_switch_interval() -> Iterator[None]:
         yield
     finally:
         sys.setswitchinterval(usual)
-
-
-def _sum_of_processes(folder: Path) -> CollectorRegistry:
-    registry = CollectorRegistry()
-    MultiProcessCollector(registry, str(folder))  # type: ignore[no-untyped-call]
-    return registry
 
 
 def forget_process(pid: int, shared: Path) -> None:

@@ -5,7 +5,9 @@ from typing import Any
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
+from service.bulk.sources import open_source
 from tests.unit.service.bulk.conftest import Run, manifest, output_files, output_images, picture, zipped
 
 
@@ -47,7 +49,6 @@ class BackendError(Exception):
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes a method of the in-memory file system fail."""
-    from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
     def fails(method: str) -> None:
         def failed(*_: Any, **__: Any) -> Any:
@@ -81,6 +82,22 @@ def test_errors_of_fsspec_backends_are_one_line(
     assert ran.status == status
     assert message in ran.err
     assert "Traceback" not in ran.err
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "expired"), ValueError("expired")])
+def test_an_archive_out_of_reach_stops_the_run(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> bytes:
+        raise error
+
+    files = MemoryFileSystem()
+    files.pipe_file("/far.zip", zipped(tmp_path / "in.zip", {"a.png": picture(1)}).read_bytes())
+    source = open_source("memory://far.zip", column="", limit=4096)
+    monkeypatch.setattr(MemoryFile, "read", fail)
+    with pytest.raises(OSError, match="expired"):
+        source.read(0, 1)
+    files.rm("/far.zip")
 
 
 def test_an_unknown_kind_of_url(bulk: Run, tmp_path: Path) -> None:
