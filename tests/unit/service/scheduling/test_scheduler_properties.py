@@ -31,7 +31,7 @@ def f(rows: FloatRows) -> FloatRows:
     counts = rows.reshape(len(rows), -1)[:, -1]
     y.reshape(len(rows), -1)[:, -1] = np.where(counts >= 100, counts + 1, y.reshape(len(rows), -1)[:, -1])
     is_bad = counts == NOT_FINITE
-    y[is_bad] = np.where(rows[is_bad] > 0, np.inf, np.nan)  # infinite in some values, or in none
+    y[is_bad] = np.where(rows[is_bad] > 0, np.inf, np.nan)  # infinite where x is positive
     return y
 
 
