@@ -27,12 +27,7 @@ MakeModel = Callable[..., InferenceModel]
 
 
 class InstanceFactory:
-    """Makes all instances of a model file.
-
-    Args:
-        make_model: makes one instance.
-        settings: device, number of GPUs, threads and instances.
-    """
+    """Makes all instances of a model file, as the settings have it."""
 
     def __init__(self, make_model: MakeModel, settings: Settings) -> None:
         self._make_model, self._settings = make_model, settings

@@ -9,6 +9,7 @@ The event loop owns everything here, except the work that `Repository` does in t
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, Literal, NamedTuple
 
@@ -28,10 +29,7 @@ class ServedModel:
 
     A request resolves its model once and passes this object on, so that it ends on the version on which it began.
 
-    Args:
-        loaded: the verified model.
-        scheduler: of this model alone; `ModelRegistry.activate` starts it.
-        statistics: counts of this model since it was loaded.
+    Scheduler and statistics are of this model alone; `ModelRegistry.activate` starts the scheduler.
     """
 
     __slots__ = ("__weakref__", "card", "digest", "loaded", "noise", "ref", "scheduler", "statistics", "tag")
@@ -45,17 +43,11 @@ class ServedModel:
 
 
 class IndexEntry(NamedTuple):
-    """One version in the index.
-
-    Args:
-        ref: `name/version`.
-        state: READY serves; LOADING is being verified; UNLOADING finishes its requests; UNAVAILABLE does not serve.
-        reason: why it does not serve, or why the version that serves is not the one in the directory; else empty.
-    """
+    """One version in the index."""
 
     ref: str
-    state: State
-    reason: str
+    state: State  # READY serves; LOADING is being verified; UNLOADING finishes its requests
+    reason: str  # why it does not serve, or why the version that serves is not the one in the directory; else empty
 
 
 class ModelRegistry:
@@ -121,9 +113,9 @@ class ModelRegistry:
 
     def rows_queued(self) -> dict[str, int]:
         """Rows that wait for a batch now, by `name/version`, those of a version that is being replaced included."""
-        waiting: dict[str, int] = {}
+        waiting = Counter[str]()
         for served in (*self._models.values(), *self._retiring):
-            waiting[served.ref] = waiting.get(served.ref, 0) + served.scheduler.rows_queued
+            waiting[served.ref] += served.scheduler.rows_queued
         return waiting
 
     def activate(self, loaded: LoadedModel) -> None:

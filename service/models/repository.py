@@ -46,11 +46,9 @@ class InferenceModel(Model, Protocol):
 
     def warm_up(self) -> None:
         """Run every batch size once."""
-        ...
 
     def close(self) -> None:
         """Release the session and its memory."""
-        ...
 
 
 class _FailsOnCuda(StartupError):
@@ -187,14 +185,10 @@ class Repository:
         return tuple(identities)
 
     def load(self, ref: str) -> LoadedModel:
-        """Read, open, warm up and verify one version.
-
-        Args:
-            ref: `name/version`.
+        """Read, open, warm up and verify one version, `name/version`.
 
         Raises:
-            StartupError: the version cannot be loaded or verified; the text begins with the file, relative to the
-                model directory.
+            StartupError: it cannot be loaded or verified; the text begins with the file, relative to the directory.
         """
         files = self.files(ref)  # before the files are read, so that a change during the loading is noticed
         file = f"{ref}/{MODEL_FILES[self._precision]}"

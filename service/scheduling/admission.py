@@ -108,7 +108,7 @@ class Admission:
         return self._limits[device]
 
     def set_limit(self, device: int, rows: int) -> None:
-        """Lower the largest batch of a device that ran out of memory, or to 0 if it is lost."""
+        """Lower the largest batch of a device, to 0 if it is lost."""
         with self._lock:
             self._limits[device] = rows
             self._places, self._devices = sum(self._limits), sum(limit > 0 for limit in self._limits)
@@ -140,9 +140,10 @@ class Admission:
         return rejected
 
     def check_capacity(self, rows: int) -> None:
-        """Raise `QueueFull` if a request with this number of rows would be rejected for that number."""
-        with self._lock:
-            self._check_capacity(rows)
+        """Raise `QueueFull` if a request with this number of rows would be rejected for that number. Needs no lock."""
+        excess = self.waiting + rows - self._queue_rows
+        if excess > 0:
+            raise QueueFull("the queue is full", retry_after=self._retry_after(self._seconds_to_drain(excess)))
 
     def close(self, requests: Iterable[ScheduledRequest]) -> dict[ScheduledRequest, int]:
         """Close requests; returns those that were not closed already, with the number of their open rows.
@@ -237,14 +238,9 @@ class Admission:
     def _check(self, request: ScheduledRequest, caller: Counters, now: float) -> None:
         if request.deadline <= now:
             raise DeadlineUnreachable("the deadline has already passed")
-        self._check_capacity(request.open.rows)
+        self.check_capacity(request.open.rows)
         if request.params.deadline is not None:
             self._check_deadline(request, caller, now)
-
-    def _check_capacity(self, rows: int) -> None:
-        excess = self.total.rows - self.total.in_batch + rows - self._queue_rows
-        if excess > 0:
-            raise QueueFull("the queue is full", retry_after=self._retry_after(self._seconds_to_drain(excess)))
 
     def _check_deadline(self, request: ScheduledRequest, caller: Counters, now: float) -> None:
         """Reject a request whose predicted result, alone or behind the work ahead of it, comes after its deadline."""
@@ -293,11 +289,7 @@ class Admission:
         return None if seconds is None else calls * seconds
 
     def _calls_for(self, work: int, steps: int) -> tuple[float, float]:
-        """Calls of each device for ``work`` row-steps, of which ``steps`` must follow one another, and rows of a call.
-
-        The work fills as many calls as the largest batches need, but at least ``steps``, and every call then has the
-        same number of rows.
-        """
+        """Calls of each device for ``work`` row-steps, of which ``steps`` follow one another, and rows of a call."""
         calls = max(float(steps), work / self._places)
         return calls, max(1.0, work / calls / self._devices)
 

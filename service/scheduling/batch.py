@@ -93,14 +93,11 @@ class RunningBatch:
         self._model, self._clock, self._on_model_call = model, clock, on_model_call
         self.limit = largest_batch(model, max_rows)
         self._buffers = BatchBuffers((self._padded(self.limit), *model.shape))
+        # In the order of their rows in the buffers; there are gaps where rows have left since the last rebuild.
         self.slices: list[Slice] = []
-        """In the order of their rows in the buffers; there are gaps where rows have left since the last rebuild."""
-        self.needs_rebuild = False
-        """A row is done or its request closed, or the batch is larger than `limit`."""
-        self.expires = math.inf
-        """When the first request of the batch expires, on the scheduler's clock."""
+        self.needs_rebuild = False  # a row is done or its request closed, or the batch is larger than `limit`
+        self.expires = math.inf  # when the first request of the batch expires
         self.device_lost: DeviceLost | None = None
-        """The error with which the device was lost."""
         self._lost: list[tuple[int, int]] = []  # first row and end of each call that the device was lost in
         self._retry_stepwise = False  # an unobserved step of these rows failed: run them with `step` from now on
 
@@ -163,13 +160,9 @@ class RunningBatch:
         A step is unobserved if after it no row finishes, is recorded, masked or compared with its tolerance. If the
         model can keep the rows on its device, they are copied back only after the last of these steps.
 
-        Args:
-            until: time on the scheduler's clock after which no further step begins.
-            interrupt: no further step begins once this has items: new requests have arrived.
-
-        Returns:
-            The number of steps; 0 if the next step must be observed, its model call failed, or new requests arrived.
-            Then the caller runs `step`, which also finds the rows that a failure is about.
+        No further step begins after the time ``until``, or once ``interrupt`` has items: new requests have arrived. If
+        no step was run, the next one must be observed or has failed. Then the caller runs `step`, which also finds the
+        rows that a failure is about.
         """
         max_steps = sys.maxsize
         for piece in self.slices:
@@ -189,8 +182,8 @@ class RunningBatch:
     def _run_on_device(self, device_batch: DeviceBatch, max_steps: int, until: float, interrupt: Sized) -> int:
         """Run steps with the rows in device memory.
 
-        A failure of one step keeps the steps before it. If the rows cannot be copied back or are not finite then, all
-        these steps are dropped, and the buffer still has the rows from before. Both set `_retry_stepwise`.
+        A step that fails keeps those before it. If the rows cannot be copied back or are not finite, all these steps
+        are dropped, and the buffer still has the rows from before. Both set `_retry_stepwise`.
         """
         if interrupt:
             return 0
@@ -292,10 +285,7 @@ class RunningBatch:
             self.needs_rebuild, self.expires = False, math.inf
 
     def commit(self) -> tuple[list[Slice], list[tuple[ScheduledRequest, StepOutput]]]:
-        """Record the results of the latest :meth:`step`, and make its output the current rows.
-
-        Returns: the slices that are done, and the steps that are recorded or that a stream gets.
-        """
+        """Record the results of :meth:`step`; returns the slices that are done, and the steps recorded or streamed."""
         buffers, outputs = self._buffers, list[tuple[ScheduledRequest, StepOutput]]()
         # The change by the first step is a result, and so is that by the extra step of a score.
         measured = [piece for piece in self.slices if piece.steps == 0 or piece.scoring]

@@ -165,11 +165,7 @@ class ScheduledRequest:
         self.steps, self.converged = np.ones(len(rows), np.int64), np.zeros(len(rows), np.bool_)
 
     def min_steps_to_answer(self) -> int:
-        """Fewest model steps after which the caller can get what its deadline bounds.
-
-        That is the result or, of a stream, the first event, such as its progress. A row with a tolerance may stop after
-        one step.
-        """
+        """Fewest model steps until the result or, of a stream, the first event; a tolerance may be met after one."""
         step_params = self.params.step_params
         if self.params.streamed:
             return 1

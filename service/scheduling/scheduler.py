@@ -51,10 +51,8 @@ class Scheduler:
         max_batch_rows: largest batch of a device; the model's largest bucket may lower it.
         queue_rows: most rows that may wait; rows in a batch do not count.
         clock: monotonic seconds; deadlines are times on it.
-        observer: receives what metrics count.
-        on_all_devices_lost: called on the event loop when the last device is lost.
+        on_all_devices_lost: called on the event loop.
         wake_rule: how many rows of few steps are worth a batch of their own while another one runs; None: any.
-        on_batch: called after each batch, for traces.
     """
 
     def __init__(
@@ -106,7 +104,7 @@ class Scheduler:
 
     @property
     def device_error(self) -> str:
-        """Why the latest device was lost, in one line for the operator; empty if none was. Any thread may read it."""
+        """Why the latest device was lost, in one line for the operator; empty if none was."""
         return self._pool.device_error
 
     @property
@@ -159,10 +157,7 @@ class Scheduler:
 
         For rows that are expensive to make, such as those of large images. Without the reservation, every request that
         arrives meanwhile would find the same room, and most of them would be rejected after their rows were made.
-        :meth:`submit` ignores reservations, so requests whose rows are cheap pass those whose rows are being made.
-
-        Raises:
-            QueueFull, NotReady, Draining: as :meth:`check_room`.
+        :meth:`submit` ignores reservations. Raises what :meth:`check_room` raises.
         """
         self.check_room(rows)
         self._reserved += rows
@@ -205,16 +200,11 @@ class Scheduler:
             rejected = dict.fromkeys(handles, exc)
         for error in rejected.values():
             self._observer.rejected(error.error_code)
-        admitted = [handle for handle in handles if handle not in rejected] if rejected else handles
-        self._add(admitted, on_events, now)
-        return [rejected.get(handle, handle) for handle in handles] if rejected else [*handles]
+        self._add([handle for handle in handles if handle not in rejected], on_events, now)
+        return [rejected.get(handle, handle) for handle in handles]
 
     async def run(self, rows: FloatRows, params: SchedulingParams) -> Result:
-        """Submit one request and wait for its result; cancelling the call cancels the request.
-
-        Raises:
-            IgnError, ValueError: as :meth:`submit` returns, delivers or raises them.
-        """
+        """Submit one request and wait for its result or error; cancelling the call cancels the request."""
         end: asyncio.Future[Event] = asyncio.get_running_loop().create_future()
 
         def on_events(events: list[tuple[ScheduledRequest, Event]]) -> None:

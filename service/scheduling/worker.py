@@ -51,9 +51,8 @@ class WorkerPool:
     - An arrow is the order: a thread that holds the lower lock never takes the upper one. Workers hold `lock` while
       they form batches and record results, never during a model call. The event loop never takes it, because rows are
       copied under it.
-    - The event loop calls `submit` and `stop`. Workers call `wait_for_work`, `publish_events` and `yield_core` without
-      `lock`, and may read `inbox`, `stopped`, `alive_devices` and `queue.row_count` without it. Everything else needs
-      it.
+    - The event loop calls `submit` and `stop`. Workers call `wait_for_work` and `publish_events` without `lock`, and
+      may read `inbox`, `stopped`, `alive_devices` and `queue.row_count` without it. Everything else needs it.
     - The event loop sets everything of a request before it hands the request over through `inbox`, and later only
       closes it. `closed` never becomes false again. So a worker may read it at any time, and whoever closes a request
       (`Admission.close` tells one thread) reports its end.
@@ -88,18 +87,13 @@ class WorkerPool:
         self.queue = FairQueue()
         self.batches: list[RunningBatch] = []
         """Two of each worker, in the order of the workers."""
-        self.alive_devices = devices
-        """Devices that are not lost."""
-        self.device_error = ""
-        """Why the latest device was lost."""
-        self.stopped = False
-        """Whether every worker is to end."""
+        self.alive_devices, self.device_error = devices, ""  # those that are not lost, and why the latest was
+        self.stopped = False  # whether every worker is to end
         self.wake_rule, self._publish = wake_rule, publish
         self._events: list[tuple[ScheduledRequest, Event]] = []
         self._open: set[ScheduledRequest] = set()
         self._streamed: set[ScheduledRequest] = set()
         self._next_progress = 0.0
-        # This lock guards the sleepers and the counter below. It is taken inside `lock`, never the other way round.
         self._wake = threading.Lock()
         self._conditions = [threading.Condition(self._wake) for _ in range(devices)]
         self._sleepers: list[int] = []  # workers that wait and have not been notified, in ascending order
@@ -107,14 +101,13 @@ class WorkerPool:
 
     @property
     def idle_workers(self) -> int:
-        """Number of workers that wait and have not been notified. May be read without a lock."""
+        """Workers that wait and have not been notified. May be read without a lock."""
         return len(self._sleepers)
 
     def submit(self, requests: Iterable[ScheduledRequest]) -> None:
         """Hand over requests: open ones are run, closed ones are removed.
 
-        Wakes as many idle workers as the waiting rows are worth, less those that are on their way; at least one if all
-        are idle.
+        Wakes as many workers as the waiting rows are worth, less those on their way; at least one if all are idle.
         """
         self.inbox.extend(requests)
         with self._wake:
@@ -163,11 +156,6 @@ class WorkerPool:
         if self._sleepers and self.queue.row_count:
             with self._wake:
                 self._wake_workers(max(self.queue.row_count // self._min_rows(), int(at_least_one)))
-
-    def yield_core(self) -> None:
-        """While several workers are awake, give up the core once: they could keep the event loop from running."""
-        if self.alive_devices - len(self._sleepers) > 1 and _CAN_YIELD:
-            os.sched_yield()
 
     def take_arrivals(self) -> list[Slice]:
         """Empty the inbox; returns the rows of the new requests. Closed ones are removed."""
@@ -259,10 +247,8 @@ class WorkerPool:
         return self.wake_rule.min_rows(len(self._open) + len(self.inbox), total.rows)
 
     def _wake_workers(self, count: int) -> int:
-        """Notify so many idle workers, or all if there are fewer; returns how many. The caller holds `_wake`.
-
-        The lowest index comes first: the worker that ran last has its code and weights in the core's cache.
-        """
+        """Notify at most so many idle workers; returns how many. The caller holds `_wake`."""
+        # The lowest index comes first: the worker that ran last has its code and weights in the core's cache.
         woken, self._sleepers = self._sleepers[:count], self._sleepers[count:]
         for index in woken:
             self._conditions[index].notify()
@@ -282,10 +268,7 @@ class Worker:
         self._model, self._pool, self._index = model, pool, index
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
-        self.running = False
-        """Whether the thread runs."""
-        self.device_lost = False
-        """Whether the device fails every call from now on."""
+        self.running = self.device_lost = False
         self._reset()
 
     def _reset(self) -> None:
@@ -495,7 +478,8 @@ class Worker:
 
     def _on_model_call(self, rows: int, padded: int, seconds: float, reason: str) -> None:
         pool = self._pool
-        pool.yield_core()
+        if pool.alive_devices - pool.idle_workers > 1 and _CAN_YIELD:  # they could keep the event loop from running
+            os.sched_yield()
         pool.admission.on_model_call(rows, seconds, pool.clock())
         pool.observer.batch(rows, padded, seconds, reason)
 

@@ -82,18 +82,6 @@ def test_a_deadline_is_kept_while_the_device_is_busy() -> None:
     assert recorded.batches == [[1], [3]]
 
 
-def test_steps_left_at_the_deadline_are_not_run() -> None:
-    clock = Clock()
-    model = ticking(clock, 10)
-
-    async def main(scheduler: Scheduler) -> None:
-        with pytest.raises(DeadlineExceeded):
-            await scheduler.run(marked(1), params(1000, deadline=clock.now + 25))
-
-    play(main, model, clock=clock)
-    assert len(model.sizes) == 3
-
-
 def test_the_deadline_of_a_stream_ends_with_its_first_event() -> None:
     """One that has not begun has no progress, so it keeps its deadline."""
     clock = Clock()

@@ -58,20 +58,6 @@ def test_a_busy_device_takes_all_it_can() -> None:
     assert [model.sizes for model in models] == [[1, 8], [1]]
 
 
-def test_each_device_has_its_own_largest_batch() -> None:
-    small, large, observer = FakeModel(memory_rows=2), FakeModel(), RecordingObserver()
-
-    async def main(scheduler: Scheduler) -> None:
-        async with asyncio.timeout(30):
-            while not (small.sizes and large.sizes):  # on a busy machine, one of them may get all rows
-                await idle(scheduler, 2)
-                await scheduler.run(marked(*range(16)), params())
-
-    play(main, small, large, observer=observer)
-    assert observer.of("reduce_max_batch") == [(2,)]
-    assert max(large.sizes) > 2
-
-
 @pytest.mark.parametrize("lost_in", [1, 2, 3])
 def test_another_device_finishes_the_rows_of_a_lost_one(lost_in: int, caplog: pytest.LogCaptureFixture) -> None:
     models, observer, left = [Device(lost_in=lost_in), FakeModel()], RecordingObserver(), list[bool]()

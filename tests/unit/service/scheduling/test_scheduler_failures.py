@@ -93,22 +93,6 @@ def test_the_log_says_why_the_model_failed_and_for_which_requests(caplog: pytest
     assert second.endswith("r15 and 4 more")
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("steps", [1, 10])
-def test_output_that_is_not_finite_fails_its_row(bad: float, steps: int) -> None:
-    def sometimes(rows: FloatRows) -> FloatRows:
-        y = np.where(np.isfinite(rows), rows + 1, np.float32(0))  # it would recover in the next step
-        y[y[:, 0, 0, 0] == 50 + steps, :, 2, 2] = bad
-        return y
-
-    model = FakeModel(function=sometimes, gate=threading.Event())
-    calls = [(marked(value), params(steps + 20)) for value in (50, 100)]
-    failed, fine = play(lambda scheduler: behind(scheduler, model, *calls), model)
-    assert isinstance(failed, ModelFailure)
-    assert "finite" in failed.detail
-    assert isinstance(fine, Result)
-
-
 def test_a_model_that_loses_rows_is_a_failure() -> None:
     class Short(FakeModel):
         def run(self, rows: FloatRows, out: FloatRows | None = None) -> FloatRows:
