@@ -6,7 +6,6 @@
 import base64
 import json
 import re
-from collections.abc import Callable
 from dataclasses import MISSING, fields
 from typing import Any, Final, TypeVar
 
@@ -17,8 +16,6 @@ from ign_client._wire import Response
 T = TypeVar("T")
 ImageT = TypeVar("ImageT", bound=results.Image)
 Document = dict[str, Any]
-Build = Callable[[Document], ImageT]
-"""Builds the value object of one member of `images`."""
 
 FORMATS: Final = {media: form for form, media in MEDIA.items()}
 _DURATION: Final = re.compile(r"(\w+);dur=([0-9.]+)")
@@ -42,39 +39,21 @@ def value(kind: type[T], member: Document, **others: Any) -> T:
     return kind(**found, **others)
 
 
-def image(member: Document) -> results.Image:
-    """One image of `/generate` and `/latent-arithmetic`."""
-    return _image(results.Image, member)
-
-
-def projected(member: Document) -> results.ProjectedImage:
-    """One image of `/project`."""
-    return _image(results.ProjectedImage, member)
-
-
-def frame(member: Document) -> results.Frame:
-    """One image of `/latent-interpolate`."""
-    return _image(results.Frame, member)
-
-
 def _image(kind: type[ImageT], member: Document) -> ImageT:
     shared = {"index": member["index"], "format": member["format"]}
     trajectory = tuple(step(shared | recorded) for recorded in member["trajectory"] or [])
     return value(kind, member, bytes=_data(member["data"]), trajectory=trajectory)
 
 
-def images(build: Build[ImageT]) -> Callable[[Response], results.Images[ImageT]]:
-    """A parser of responses whose pictures ``build`` creates."""
-
-    def parse(response: Response) -> results.Images[ImageT]:
-        return images_of(document(response), build)
-
-    return parse
+def images(kind: type[ImageT], response: Response) -> results.Images[ImageT]:
+    """A response with images of this class."""
+    return images_of(kind, document(response))
 
 
-def images_of(answer: Document, build: Build[ImageT]) -> results.Images[ImageT]:
+def images_of(kind: type[ImageT], answer: Document) -> results.Images[ImageT]:
     """The result in the JSON object of a response."""
-    return results.Images(images=tuple(map(build, answer["images"])), seed=answer.get("seed"), **_head(answer))
+    members = tuple(_image(kind, member) for member in answer["images"])
+    return results.Images(images=members, seed=answer.get("seed"), **_head(answer))
 
 
 def step(event: Document) -> results.Step:

@@ -27,7 +27,7 @@ from ign_client._errors import FieldError, InputError, StatusError
 from ign_client._inputs import PictureLike, PointLike, Term
 from ign_client._options import Connection, Format, PathForm, checked, described
 from ign_client._picture import MEDIA
-from ign_client._stream import EventReader, events
+from ign_client._stream import EventReader
 from ign_client._wire import EVENTS, Body, Call, MultipartBody, Response
 
 T = TypeVar("T")
@@ -97,7 +97,7 @@ def stream_generate(**options: Unpack[lists.GenerateOptions]) -> Call[EventReade
     ``timeout`` limits the wait for the first event. The client retries only before the first event. Closing the
     stream cancels the computation.
     """
-    parse = events(_answers.image, options.get("record"))
+    parse = partial(EventReader, results.Image, options.get("record") or ())
     return _call("/generate", parse, options, _json(options), EVENTS)
 
 
@@ -110,7 +110,7 @@ def project(
     Args:
         images: one image or several: paths, bytes, open files, PIL images, uint8 arrays, or earlier results.
     """
-    return _uploads("/project", _answers.images(_answers.projected), images, options)
+    return _uploads("/project", partial(_answers.images, results.ProjectedImage), images, options)
 
 
 @described
@@ -135,7 +135,7 @@ def stream_project(
     Args:
         images: as for `project`.
     """
-    parse = events(_answers.projected, options.get("record"))
+    parse = partial(EventReader, results.ProjectedImage, options.get("record") or ())
     return _call("/project", parse, options, _upload(images, options), EVENTS)
 
 
@@ -159,7 +159,7 @@ def latent_interpolate(
         points: 2…16 latents: seeds, `Seed`, images, or float32 (C, H, W) arrays. A grid needs four: top left, top
             right, bottom left, bottom right.
     """
-    return _call("/latent-interpolate", _answers.images(_answers.frame), options, _path(points, options))
+    return _call("/latent-interpolate", partial(_answers.images, results.Frame), options, _path(points, options))
 
 
 @described
@@ -186,7 +186,7 @@ def latent_arithmetic(
     Args:
         terms: 1…16 terms, each a `Term`, or a latent as for `latent_interpolate` with weight 1.
     """
-    return _call("/latent-arithmetic", _answers.images(_answers.image), options, _sum(terms, options))
+    return _call("/latent-arithmetic", partial(_answers.images, results.Image), options, _sum(terms, options))
 
 
 @described
@@ -253,7 +253,7 @@ def _models(options: Options) -> Call[results.Models]:
 
 
 def _generate(options: Options) -> Call[results.Images[results.Image]]:
-    return _call("/generate", _answers.images(_answers.image), options, _json(options))
+    return _call("/generate", partial(_answers.images, results.Image), options, _json(options))
 
 
 def _sent(options: Options) -> dict[str, Any]:

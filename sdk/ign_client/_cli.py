@@ -176,7 +176,7 @@ def _add(command: argparse.ArgumentParser, kind: Any, *names: str) -> None:
     options = lists.options_of(kind)
     for name in names:
         hint, default, text = options[name]
-        text = text.replace("``", "") + ("" if default in (None, False) else f" ({default})")
+        text = text.replace("``", "") + ("" if default is None or default is False else f" ({default})")
         flag = f"-{name}" if len(name) == 1 else f"--{name.replace('_', '-')}"
         command.add_argument(flag, default=default, help=text, **_argument(hint))
 

@@ -12,34 +12,15 @@ from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from functools import update_wrapper
 from types import GenericAlias
-from typing import (
-    Any,
-    ClassVar,
-    Concatenate,
-    Generic,
-    ParamSpec,
-    Self,
-    TypeVar,
-    cast,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, Self, TypeVar, cast, get_args
 
 from ign_client import _calls
+from ign_client import _transport as network
 from ign_client._calls import CONCURRENT, Calls, Split, join
 from ign_client._errors import InputError, TransportError
 from ign_client._results import Image, Limits
 from ign_client._settings import DEFAULT_TIMEOUT_S, resolve
 from ign_client._stream import AsyncStream, EventReader, Stream
-from ign_client._transport import (
-    AsyncHttpClient,
-    AsyncHttpTransport,
-    AsyncTransport,
-    HttpClient,
-    HttpTransport,
-    Transport,
-)
 from ign_client._wire import Call, attempts
 
 P = ParamSpec("P")
@@ -95,14 +76,11 @@ def _like(build: Callable[..., Any], method: M, stream: type | None = None) -> M
     """Give a method the name, docstring and signature of the function that builds its call, with `self` before it."""
     update_wrapper(method, build)
     signature = inspect.signature(build)
-    self_parameter = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    answer = get_args(get_type_hints(build)["return"])[0]  # of Call[answer], or of Call[answer] | Split[answer]
-    if get_origin(answer) is Call:
-        (answer,) = get_args(answer)
-    vars(method)["__signature__"] = signature.replace(
-        parameters=[self_parameter, *signature.parameters.values()],
-        return_annotation=answer if stream is None else GenericAlias(stream, get_args(answer)),
-    )
+    parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD), *signature.parameters.values()]
+    result = signature.return_annotation
+    if stream is not None:  # of EventReader[image]
+        result = GenericAlias(stream, get_args(result))
+    vars(method)["__signature__"] = signature.replace(parameters=parameters, return_annotation=result)
     return method
 
 
@@ -142,7 +120,7 @@ class _Common(Generic[TransportT, HttpClientT, WaitT]):
         return f"{name}({settings.base_url!r}, timeout={settings.timeout!r}, max_retries={settings.max_retries})"
 
 
-class Client(_Common[HttpTransport, HttpClient, object]):
+class Client(_Common[network.HttpTransport, network.HttpClient, object]):
     """Blocking client of ign-service. Threads may share it. Close it, or use it in a `with` statement.
 
     Args:
@@ -160,8 +138,8 @@ class Client(_Common[HttpTransport, HttpClient, object]):
         InputError: an argument or an environment variable is invalid.
     """
 
-    _network, _default_sleep = Transport, time.sleep
-    _transport: Transport
+    _network, _default_sleep = network.Transport, time.sleep
+    _transport: network.Transport
 
     generate = _blocking(_calls.generate)
     generate_as = _blocking(_calls.generate_as)
@@ -216,15 +194,15 @@ class Client(_Common[HttpTransport, HttpClient, object]):
                 pool.shutdown(wait=False, cancel_futures=True)
 
 
-class AsyncClient(_Common[AsyncHttpTransport, AsyncHttpClient, Awaitable[object]]):
+class AsyncClient(_Common[network.AsyncHttpTransport, network.AsyncHttpClient, Awaitable[object]]):
     """Asyncio client of ign-service. Close it with `aclose`, or use it in an `async with` statement.
 
     The arguments are those of `Client`, with an `httpx.AsyncClient`, an asynchronous transport (`httpx.ASGITransport`
     calls an app in the same process) and an asynchronous ``sleep``.
     """
 
-    _network, _default_sleep = AsyncTransport, asyncio.sleep
-    _transport: AsyncTransport
+    _network, _default_sleep = network.AsyncTransport, asyncio.sleep
+    _transport: network.AsyncTransport
 
     generate = _awaited(_calls.generate)
     generate_as = _awaited(_calls.generate_as)

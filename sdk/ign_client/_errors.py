@@ -26,7 +26,6 @@ IgnError
 408, 429, 502, 503, 504 and TransportError are raised only after the last retry.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -183,16 +182,6 @@ def status_error(problem: Problem) -> StatusError:
     """The error for a problem, by its status."""
     error = BY_STATUS.get(problem.status) or (ServiceFailed if problem.status > 500 else StatusError)
     return error(problem)
-
-
-def problem_of(status: int, headers: Mapping[str, str], content: bytes, now: float) -> Problem:
-    """The problem in an error response of the service, or of a proxy in front of it, whatever its content."""
-    try:
-        document = json.loads(content)
-    except ValueError:
-        document = None
-    problem = document if isinstance(document, dict) else {}
-    return problem_from(problem, status, headers.get("x-request-id"), retry_after(headers, now))
 
 
 def problem_from(

@@ -5,7 +5,7 @@ import io
 import operator
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol, SupportsIndex, TypeAlias
@@ -118,35 +118,23 @@ def content(source: PictureLike, field: str) -> bytes:
         return source.bytes
     if isinstance(source, bytes | bytearray | memoryview):
         return bytes(source)
-    if isinstance(source, str | os.PathLike):
-        return _read_path(source, field)
     if _is_array(source):
         return _array(source, field)
     pillow = sys.modules.get("PIL.Image")
     if pillow is not None and isinstance(source, pillow.Image):
         return _image(source, field)
-    read = getattr(source, "read", None)
+    path = source if isinstance(source, str | os.PathLike) else None
+    read = getattr(source, "read", None) if path is None else Path(path).read_bytes
     if not callable(read):
         raise InputError(f"{field}: {type(source).__name__} is neither path, bytes, file, PIL image nor numpy array")
-    return _read_file(read, field)
-
-
-def _read_file(read: Callable[[], object], field: str) -> bytes:
     try:
-        data = read()
+        data: object = read()
     except (OSError, ValueError) as exc:  # such as a closed file
-        raise InputError(f"{field}: the file cannot be read: {exc}") from exc
+        name = "the file" if path is None else repr(os.fspath(path))
+        raise InputError(f"{field}: {name} cannot be read: {getattr(exc, 'strerror', None) or exc}") from exc
     if not isinstance(data, bytes):
         raise InputError(f"{field}: the file is open for text; open it for bytes ('rb')")
     return data
-
-
-def _read_path(path: "str | os.PathLike[str]", field: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except (OSError, ValueError) as exc:
-        reason = getattr(exc, "strerror", None) or exc
-        raise InputError(f"{field}: {os.fspath(path)!r} cannot be read: {reason}") from exc
 
 
 def _is_array(source: object) -> bool:

@@ -168,9 +168,10 @@ def options_of(kind: Any) -> dict[str, tuple[Any, Any, str]]:
 
 
 def described(build: Callable[P, T]) -> Callable[P, T]:
-    """Let a function check its options, and show them in its signature and docstring.
+    """Let a function that builds a call check its options, and show them in its signature and docstring.
 
-    The function receives the options that are not None, as JSON holds them.
+    The function receives the options that are not None, as JSON holds them. The signature is that of the method: it
+    returns what the call returns.
     """
     hints = get_type_hints(build)
     (kind,) = get_args(hints["options"])
@@ -181,7 +182,10 @@ def described(build: Callable[P, T]) -> Callable[P, T]:
     ]
     signature = inspect.signature(build)
     *positional, _ = signature.parameters.values()
-    signature = signature.replace(parameters=[*positional, *keywords])
+    answer = get_args(hints["return"])[0]  # of Call[answer], or of Call[answer] | Split[answer]
+    if get_origin(hints["return"]) is Union:
+        (answer,) = get_args(answer)
+    signature = signature.replace(parameters=[*positional, *keywords], return_annotation=answer)
 
     @wraps(build)
     def checking(*args: P.args, **kwargs: P.kwargs) -> T:

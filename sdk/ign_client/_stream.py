@@ -60,29 +60,19 @@ class Decoder:
         return None
 
 
-def events(build: _answers.Build[ImageT], record: Sequence[int] | None) -> Callable[[Response], "EventReader[ImageT]"]:
-    """A parser of event streams whose images ``build`` creates; ``record``: the steps that were requested."""
-
-    def parse(response: Response) -> EventReader[ImageT]:
-        if response.rest is None:
-            raise ValueError(f"expected {EVENTS}, not {response.media_type!r}")
-        return EventReader(response, build, frozenset(record or ()))
-
-    return parse
-
-
 class EventReader(Generic[ImageT]):
     """Turns chunks of bytes into events, and assembles the complete answer from them, without I/O.
 
     ``record`` are the steps of trajectories; the service sends the last step of a row in any case.
     """
 
-    def __init__(self, response: Response, build: _answers.Build[ImageT], record: frozenset[int]) -> None:
+    def __init__(self, kind: type[ImageT], record: Sequence[int], response: Response) -> None:
+        if response.rest is None:
+            raise ValueError(f"expected {EVENTS}, not {response.media_type!r}")
         self.first, self.rest = response.content, response.rest
         self.finished = False
         self._request_id = response.request_id
-        self._build = build
-        self._record = record
+        self._kind, self._record = kind, frozenset(record)
         self._decoder = Decoder()
         self._steps: dict[int, list[dict[str, Any]]] = {}
 
@@ -117,7 +107,7 @@ class EventReader(Generic[ImageT]):
             return _answers.value(Progress, document)
         if name == "done":
             members = [self._with_images(member) for member in document["images"]]
-            return Done(answer=_answers.images_of({**document, "images": members}, self._build))
+            return Done(answer=_answers.images_of(self._kind, {**document, "images": members}))
         raise status_error(problem_from(document, document["status"], self._request_id))
 
     def _with_images(self, member: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ the response with `send` or the `TransportError` with `throw`. Both clients driv
 exist once.
 """
 
+import json
 import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from ign_client._errors import (
     StatusError,
     TransportError,
     UnexpectedAnswer,
-    problem_of,
+    problem_from,
     retry_after,
     status_error,
 )
@@ -78,8 +79,13 @@ class Response:
         return self.headers.get("content-type", "").partition(";")[0].strip().lower()
 
     def problem(self, now: float) -> Problem:
-        """What an error response says; ``now``: seconds since the epoch."""
-        return problem_of(self.status, self.headers, self.content, now)
+        """What an error response says, of the service or of a proxy; ``now``: seconds since the epoch."""
+        try:
+            document = json.loads(self.content)
+        except ValueError:
+            document = None
+        known = document if isinstance(document, dict) else {}
+        return problem_from(known, self.status, self.request_id, retry_after(self.headers, now))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,20 +32,12 @@ class Canned(httpx.MockTransport):
         return answer
 
 
-class Ask:
+class Blocking:
     """Calls a method of a client made for it; ``waits`` are the seconds that the client would have slept."""
 
     def __init__(self) -> None:
         self.waits: list[float] = []
 
-    def __call__(self, to: str | httpx.MockTransport, method: str, /, *arguments: Any, **options: Any) -> Any:
-        raise NotImplementedError
-
-    def stream(self, to: str | httpx.MockTransport, method: str, /, *arguments: Any, **options: Any) -> list[Any]:
-        raise NotImplementedError
-
-
-class Blocking(Ask):
     def client(self, to: str | httpx.MockTransport) -> Client:
         transport = httpx.HTTPTransport(verify=TLS) if isinstance(to, str) else to
         return Client(to if isinstance(to, str) else None, transport=transport, sleep=self.waits.append, **CLOCK)
@@ -59,7 +51,12 @@ class Blocking(Ask):
             return list(getattr(client, method)(*arguments, **options))
 
 
-class Awaiting(Ask):
+class Awaiting:
+    """The same, with the asynchronous client."""
+
+    def __init__(self) -> None:
+        self.waits: list[float] = []
+
     def client(self, to: str | httpx.MockTransport) -> AsyncClient:
         async def sleep(seconds: float) -> None:
             self.waits.append(seconds)
@@ -80,6 +77,9 @@ class Awaiting(Ask):
                 return [event async for event in getattr(client, method)(*arguments, **options)]
 
         return asyncio.run(answer())
+
+
+Ask = Blocking | Awaiting
 
 
 def problem(status: int, code: str = "some_code", **headers: str) -> httpx.Response:

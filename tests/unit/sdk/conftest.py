@@ -27,5 +27,5 @@ def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(params=[Blocking, Awaiting], ids=["blocking", "awaiting"])
 def ask(request: pytest.FixtureRequest) -> Ask:
     """Either client: what holds for one holds for the other."""
-    kind: type[Ask] = request.param
-    return kind()
+    ask: Ask = request.param()
+    return ask

@@ -59,7 +59,7 @@ def canned(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Shell]:
     """Makes a shell before a service of canned responses."""
 
     def made(*answers: Answer) -> Shell:
-        network = {"transport": Canned(*answers), "sleep": lambda _: None}
+        network: dict[str, Any] = {"transport": Canned(*answers), "sleep": lambda _: None}
         monkeypatch.setattr("ign_client._cli.Client", lambda url, **options: Client(url, **options, **network))
         return Shell("http://x")
 
@@ -98,12 +98,9 @@ def test_generate_into_a_folder(shell: Shell, service: Service, tmp_path: Path) 
     assert shell(*command) == USAGE
     assert shell(*command, "--skip-existing") == DONE
     assert {path.name: path.read_bytes() for path in out.iterdir()} == whole
-
-
-def test_generate_tells_the_seed_it_chose(shell: Shell, tmp_path: Path) -> None:
-    assert shell("generate", "-o", tmp_path, "--format", "npy", "--noise-scale", 0.5, "--model", "colour") == DONE
-    seed = shell.out.rpartition(" ")[2].strip()
-    assert np.load(tmp_path / f"{seed}-0.npy").shape == (3, 8, 8)
+    assert shell("generate", "-o", out, "--format", "npy", "--noise-scale", 0.5, "--model", "colour") == DONE
+    seed = shell.out.rpartition(" ")[2].strip()  # that it chose
+    assert np.load(out / f"{seed}-0.npy").shape == (3, 8, 8)
 
 
 @pytest.mark.parametrize(
@@ -410,22 +407,16 @@ def test_usage(shell: Shell, command: str, options: str, capsys: pytest.CaptureF
 # The terminal
 
 
-def test_an_error_takes_the_place_of_the_progress() -> None:
-    err = Screen(terminal=True)
-    terminal = Terminal(io.StringIO(), err, clock=lambda: 0.0)
+def test_progress_tells_rate_and_time_left() -> None:
+    now, err = [0.0], Screen(terminal=True)
+    terminal = Terminal(io.StringIO(), err, clock=lambda: now[0])
     terminal.progress(0, 2)
-    terminal.error("x: no")
+    terminal.error("x: no")  # takes its place
     terminal.progress(2, 2)
     terminal.result("done")
-    assert err.getvalue() == (
-        "\r[........................] 0/2\r" + " " * 30 + "\rx: no\n\r[########################] 2/2\n"
-    )
-
-
-def test_progress_tells_rate_and_time_left() -> None:
-    err = Screen(terminal=True)
-    now = [0.0]
-    terminal = Terminal(io.StringIO(), err, clock=lambda: now[0])
+    empty, full = "." * 24, "#" * 24
+    assert err.getvalue() == f"\r[{empty}] 0/2\r{' ' * 30}\rx: no\n\r[{full}] 2/2\n"
+    err.truncate(err.seek(0))
     terminal.progress(0, 100)
     for now[0], done in ((2.0, 10), (10.0, 50), (20.0, 100)):
         terminal.progress(done, 100)

@@ -10,23 +10,7 @@ import httpx
 import pytest
 
 import ign_client
-from ign_client import (
-    Client,
-    ConnectionFailed,
-    FieldError,
-    IgnError,
-    InputError,
-    InvalidContent,
-    NotAcceptable,
-    NotFound,
-    Problem,
-    ServiceFailed,
-    StatusError,
-    TimedOut,
-    TooManyRequests,
-    TransportError,
-    UnexpectedAnswer,
-)
+from ign_client import InvalidContent, NotAcceptable, NotFound, ServiceFailed, StatusError
 from ign_client._errors import BY_STATUS
 from tests.contract.harness import PATIENCE_S, Service, gated, settings
 from tests.helpers.pictures import noise, save
@@ -74,13 +58,17 @@ def test_rejections(
 
 def test_429_and_the_wait_that_the_service_asks_for(models: Path, ask: Ask, monkeypatch: Patch) -> None:
     small = settings(models, queue_rows=4, max_images=4, max_batch_rows=1)
-    with gated(monkeypatch, small) as (service, gate), ThreadPoolExecutor(2) as pool, Client(service.url) as client:
+    with (
+        gated(monkeypatch, small) as (service, gate),
+        ThreadPoolExecutor(2) as pool,
+        ign_client.Client(service.url) as client,
+    ):
         with gate:
             running = pool.submit(client.generate, seed=1)
             assert gate.entered.wait(PATIENCE_S)
             waiting = pool.submit(client.generate, seed=1, n=4)
             service.until_metric("ign_queue_rows", 4.0, model="grey/10")
-            with pytest.raises(TooManyRequests) as caught:
+            with pytest.raises(ign_client.TooManyRequests) as caught:
                 ask(service.url, "generate")
         assert len(running.result()) + len(waiting.result()) == 5
     assert (caught.value.code, len(ask.waits)) == ("queue_full", 2)
@@ -108,7 +96,9 @@ def test_errors_say_what_the_problem_says(ask: Ask, status: int, kind: type[Stat
     with pytest.raises(kind) as caught:
         ask(Canned(httpx.Response(status, headers=response.headers, json=document)), "generate")
     named: dict[str, Any] = {"code": "some_code", "detail": "a reason", "request_id": "abc", "retry_after": 2.0}
-    expected = Problem(status=status, **named, errors=(FieldError("n", "too many"), FieldError("", "")))
+    expected = ign_client.Problem(
+        status=status, **named, errors=(ign_client.FieldError("n", "too many"), ign_client.FieldError("", ""))
+    )
     assert type(caught.value) is kind
     assert caught.value.problem == pickle.loads(pickle.dumps(caught.value)).problem == expected
 
@@ -127,6 +117,9 @@ def test_responses_that_are_no_problem_documents(
     assert caught.value.detail
 
 
+BAD: list[dict[str, Any]] = [{"images": None}, {"images": [{}]}, {"model": "toy"}]
+
+
 @pytest.mark.parametrize(
     ("method", "arguments"),
     [("generate", ()), ("models", ()), ("ready", ()), ("score", (b"x",)), ("generate_as", ("png",))],
@@ -135,12 +128,12 @@ def test_responses_that_are_no_problem_documents(
     "content",
     [
         *(b"", b"<html>", b"[]", b"{}", b'{"model": "\xff"}'),
-        *(json.dumps(generated(**bad)).encode() for bad in ({"images": None}, {"images": [{}]}, {"model": "toy"})),
+        *(json.dumps(generated(**bad)).encode() for bad in BAD),
         json.dumps(generated()).replace("aGVsbG8=", "?").encode(),
     ],
 )
 def test_responses_of_another_service(ask: Ask, method: str, arguments: Any, content: bytes) -> None:
-    with pytest.raises(UnexpectedAnswer, match="/") as caught:
+    with pytest.raises(ign_client.UnexpectedAnswer, match="/") as caught:
         ask(Canned(httpx.Response(200, content=content, headers={"X-Request-ID": "abc"})), method, *arguments)
     assert caught.value.request_id == "abc"
     assert caught.value.__cause__ is not None
@@ -151,14 +144,16 @@ def test_responses_of_another_service(ask: Ask, method: str, arguments: Any, con
     ("raised", "kind"),
     [
         *(
-            (kind("x"), ConnectionFailed)
+            (kind("x"), ign_client.ConnectionFailed)
             for kind in (httpx.ConnectError, httpx.RemoteProtocolError, httpx.DecodingError)
         ),
-        *((kind(""), TimedOut) for kind in (httpx.ConnectTimeout, httpx.ReadTimeout, httpx.PoolTimeout)),
+        *((kind(""), ign_client.TimedOut) for kind in (httpx.ConnectTimeout, httpx.ReadTimeout, httpx.PoolTimeout)),
     ],
 )
 @pytest.mark.parametrize("streamed", [False, True])
-def test_errors_of_httpx_are_mapped(ask: Ask, raised: Exception, kind: type[TransportError], streamed: bool) -> None:
+def test_errors_of_httpx_are_mapped(
+    ask: Ask, raised: Exception, kind: type[ign_client.TransportError], streamed: bool
+) -> None:
     to = Canned(raised, raised, raised)
     with pytest.raises(kind, match="/generate") as caught:
         ask.stream(to, "stream_generate") if streamed else ask(to, "generate")
@@ -181,10 +176,14 @@ def test_the_tree_is_the_one_that_is_drawn() -> None:
             assert kind.__mro__[1].__name__ == parents[depth - 1], name
             if words and words[0].isdigit():
                 assert BY_STATUS[int(words[0])] is kind
-    known = {name for name, kind in vars(ign_client).items() if isinstance(kind, type) and issubclass(kind, IgnError)}
+    known = {
+        name
+        for name, kind in vars(ign_client).items()
+        if isinstance(kind, type) and issubclass(kind, ign_client.IgnError)
+    }
     assert drawn == known - {"IgnError"}
     assert set(BY_STATUS) == {400, 401, 403, 404, 405, 406, 408, 413, 415, 422, 429, 500, 502, 503, 504}
-    assert issubclass(InputError, ValueError)
+    assert issubclass(ign_client.InputError, ValueError)
 
 
 def test_a_subclass_of_the_caller_has_no_status() -> None:

@@ -179,11 +179,19 @@ def test_options_of_another_type_are_rejected(ask: Ask, option: str, value: Any)
             call(Canned(), method, *arguments, **{option: value})
 
 
-def test_misspelt_options_are_type_errors(ask: Ask) -> None:
+def test_type_checkers_and_python_know_the_options() -> None:
+    """mypy would call a comment useless that ignores no error."""
+    client = Client(transport=Canned())
     with pytest.raises(TypeError, match="sed"):
-        ask(Canned(), "generate", sed=1)
+        client.generate(sed=1)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="positional"):
-        ask(Canned(), "generate", 1)
+        client.generate(1)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="images"):
+        client.project()  # type: ignore[call-arg]
+    with pytest.raises(InputError, match=r"^n: "):
+        client.generate(n="1")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"^form: "):
+        client.generate_as("tiff")  # type: ignore[arg-type]
 
 
 def test_forms_carry_what_json_carries(service: Service, ask: Ask) -> None:
