@@ -78,7 +78,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, str], bool]]
         return 0
 
     monkeypatch.setattr(cli, "serve", serve)
-    monkeypatch.setattr("service.server.worker_process.leave", sys.exit)
+    monkeypatch.setattr("service.server.process.leave", sys.exit)
     return calls
 
 
