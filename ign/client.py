@@ -1,17 +1,29 @@
-"""The client's commands, against a running service, or with `--local` against one in this process."""
+"""The client's commands, against a running service, or with `--local` against one in a thread of this process."""
 
 import argparse
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 import click
 
 from ign.parsers import ParserCommand, subparsers
 from ign_client import _cli as client
-from ign_client._terminal import Terminal
+from ign_client._batches import Terminal
+from service.domain.errors import StartupError
 
 _PROGRAM: Final = "ign"
+# Only this process knows the port, so nobody needs a key or a quota.
+_OVERRIDES: Final = {
+    "IGN_HOST": "127.0.0.1",
+    "IGN_PORT": "0",
+    "IGN_WORKERS": "1",
+    "IGN_API_KEYS_FILE": "",
+    "IGN_PRIVATE_ENDPOINTS": "",
+    "IGN_RATE_LIMIT": "",
+}
 
 
 def client_command(name: str) -> click.Command:
@@ -33,24 +45,65 @@ def _parser() -> argparse.ArgumentParser:
 def _run(arguments: Sequence[str]) -> int:
     parser = _parser()
     options = client.parse(parser, arguments)
-    if options.local:
-        if options.base_url:
-            parser.error("--local starts a service of its own; leave --base-url out")
-        return _run_local(options)
-    hint = "`ign serve` starts a service; with --local, this command needs none"
-    return client.run(options, Terminal(sys.stdout, sys.stderr), hint)
-
-
-def _run_local(options: argparse.Namespace) -> int:
-    from service.domain.errors import StartupError
-    from service.environment import prepare_process
-
+    terminal = Terminal(sys.stdout, sys.stderr)
+    if not options.local:
+        return client.run(options, terminal, "`ign serve` starts a service; with --local, this command needs none")
+    if options.base_url:
+        parser.error("--local starts a service of its own; leave --base-url out")
     try:
-        prepare_process()
-        from ign.local import local_service  # imports onnxruntime, which may not be installed
-
-        with local_service() as options.base_url:
-            return client.run(options, Terminal(sys.stdout, sys.stderr))
+        with _local_service() as options.base_url:
+            return client.run(options, terminal)
     except StartupError as exc:
         click.echo(f"ign: the service does not start: {exc.detail}", err=True)
         return client.USAGE
+
+
+@contextmanager
+def _local_service() -> Iterator[str]:
+    """Serve the models of this process's settings on a free port of the loopback interface until the block ends.
+
+    Yields:
+        The base URL, once every model is verified.
+
+    Raises:
+        StartupError: a setting or a model is unusable.
+    """
+    from service.environment import prepare_process
+
+    prepare_process()  # before the modules below, which import onnxruntime
+    import uvicorn
+
+    from service.app import build_services, create_app
+    from service.server import sockets, uvicorn_server
+    from service.settings import from_environment
+
+    settings = from_environment(_OVERRIDES)
+    decided, rejections = threading.Event(), list[StartupError]()
+
+    def reject(exc: StartupError) -> None:
+        rejections.append(exc)
+        decided.set()
+
+    with sockets.listen(settings) as listener:
+        services = build_services(settings)
+        app = create_app(services, on_startup_error=reject, on_ready=decided.set)
+        server = uvicorn.Server(uvicorn_server.config(app))
+
+        def run() -> None:
+            try:
+                server.run(sockets=[listener])
+            finally:
+                decided.set()
+
+        thread = threading.Thread(target=run, name="ign-local")
+        thread.start()
+        try:
+            decided.wait()
+            if rejections:
+                raise rejections[0]
+            if not services.ready:
+                raise StartupError("the service ended before it was ready")
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()

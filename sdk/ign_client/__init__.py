@@ -5,7 +5,6 @@
 ...     client.generate(n=1, seed=7)[0].save("seven.png")
 """
 
-from ign_client._calls.common import Format, Invert, PathForm, Resize
 from ign_client._client import AsyncClient, Client
 from ign_client._errors import (
     BadGateway,
@@ -33,8 +32,8 @@ from ign_client._errors import (
     UnexpectedAnswer,
     UnsupportedMedia,
 )
-from ign_client._events import Event
 from ign_client._inputs import PictureLike, PointLike, Seed, Term
+from ign_client._options import Format, Invert, PathForm, Resize
 from ign_client._picture import Picture
 from ign_client._results import (
     Card,
@@ -54,7 +53,7 @@ from ign_client._results import (
     Step,
     Timing,
 )
-from ign_client._streams import AsyncStream, Stream
+from ign_client._stream import AsyncStream, Event, Stream
 from ign_client._version import __version__
 
 for _name, _value in list(globals().items()):  # classes print, pickle and appear in tracebacks as `ign_client.…`

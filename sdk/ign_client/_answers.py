@@ -1,126 +1,83 @@
-"""Parse responses into results. Members that this version of the client does not know are ignored."""
+"""Parse responses into results. Members that this version of the client does not know are ignored.
+
+`_wire` turns every LookupError, TypeError and ValueError of a parser into `UnexpectedAnswer`.
+"""
 
 import base64
 import json
 import re
-from collections.abc import Callable
+from dataclasses import MISSING, fields
 from typing import Any, Final, TypeVar
 
-from ign_client._problems import problem_of
-from ign_client._results import (
-    Card,
-    Frame,
-    Image,
-    Images,
-    Limits,
-    ModelRef,
-    Models,
-    ProjectedImage,
-    Raw,
-    Readiness,
-    Score,
-    Scores,
-    Step,
-    Timing,
-)
+from ign_client import _results as results
+from ign_client._picture import MEDIA
 from ign_client._wire import Response
 
-ImageT = TypeVar("ImageT", bound=Image)
+T = TypeVar("T")
+ImageT = TypeVar("ImageT", bound=results.Image)
 Document = dict[str, Any]
-Build = Callable[[Document], ImageT]
-"""Builds the value object of one member of `images`."""
 
-FORMATS: Final = {
-    "image/png": "png",
-    "image/jpeg": "jpeg",
-    "image/webp": "webp",
-    "image/gif": "gif",
-    "image/apng": "apng",
-    "application/x-npy": "npy",
-}
+FORMATS: Final = {media: form for form, media in MEDIA.items()}
 _DURATION: Final = re.compile(r"(\w+);dur=([0-9.]+)")
-_TIMES: Final = ("decode", "queue", "compute", "encode")
 
 
 def document(response: Response) -> Document:
-    """The JSON object in the body.
-
-    Raises:
-        ValueError: the body is not JSON.
-        TypeError: the body is not an object.
-    """
+    """The JSON object in the body."""
     body = json.loads(response.content)
     if not isinstance(body, dict):
         raise TypeError("expected a JSON object")
     return body
 
 
-def image(member: Document) -> Image:
-    """One picture of `/generate` and `/latent-arithmetic`."""
-    return Image(**_common(member))
+def value(kind: type[T], member: Document, **others: Any) -> T:
+    """A dataclass from the members with the names of its fields; those of fields with a default may be missing."""
+    found = {
+        item.name: member[item.name]
+        for item in fields(kind)  # type: ignore[arg-type]
+        if item.name not in others and (item.name in member or item.default is MISSING)
+    }
+    return kind(**found, **others)
 
 
-def projected(member: Document) -> ProjectedImage:
-    """One picture of `/project`."""
-    return ProjectedImage(**_common(member), inverted=member["inverted"])
+def _image(kind: type[ImageT], member: Document) -> ImageT:
+    shared = {"index": member["index"], "format": member["format"]}
+    trajectory = tuple(step(shared | recorded) for recorded in member["trajectory"] or [])
+    return value(kind, member, bytes=_data(member["data"]), trajectory=trajectory)
 
 
-def frame(member: Document) -> Frame:
-    """One picture of `/latent-interpolate`."""
-    return Frame(**_common(member), t=member.get("t"), row=member.get("row"), col=member.get("col"))
+def images(kind: type[ImageT], response: Response) -> results.Images[ImageT]:
+    """A response with images of this class."""
+    return images_of(kind, document(response))
 
 
-def images(build: Build[ImageT]) -> Callable[[Response], Images[ImageT]]:
-    """A parser of responses whose pictures ``build`` creates."""
-
-    def parse(response: Response) -> Images[ImageT]:
-        return images_of(document(response), build)
-
-    return parse
-
-
-def images_of(answer: Document, build: Build[ImageT]) -> Images[ImageT]:
+def images_of(kind: type[ImageT], answer: Document) -> results.Images[ImageT]:
     """The result in the JSON object of a response."""
-    pictures = tuple(build(member) for member in answer["images"])
-    return Images(images=pictures, seed=answer.get("seed"), **_head(answer))
+    members = tuple(_image(kind, member) for member in answer["images"])
+    return results.Images(images=members, seed=answer.get("seed"), **_head(answer))
 
 
-def step(event: Document) -> Step:
+def step(event: Document) -> results.Step:
     """One recorded step, from an event of a stream or from `trajectory`."""
-    return Step(
-        bytes=_data(event["data"]),
-        format=event["format"],
-        index=event["index"],
-        step=event["step"],
-        change=event["change"],
-    )
+    return value(results.Step, event, bytes=_data(event["data"]))
 
 
-def scores(response: Response) -> Scores:
+def scores(response: Response) -> results.Scores:
     """The answer of `/score`."""
     answer = document(response)
-    names = ("index", "distance", "drift", "percentile", "in_distribution")
-    measured = tuple(Score(**{name: member[name] for name in names}) for member in answer["images"])
-    return Scores(images=measured, **_head(answer))
+    return results.Scores(images=tuple(value(results.Score, member) for member in answer["images"]), **_head(answer))
 
 
-def raw(response: Response) -> Raw:
-    """A response that is one file; the metadata is in its headers.
-
-    Raises:
-        LookupError, ValueError: a header is missing or invalid.
-    """
+def raw(response: Response) -> results.Raw:
+    """A response that is one file; the metadata is in its headers."""
     headers = response.headers
     name, version, digest = re.split("[/@]", headers["x-ign-model"])
-    times = {
-        f"{part}_ms": float(value) for part, value in _DURATION.findall(headers["server-timing"]) if part in _TIMES
-    }
-    return Raw(
+    times = {f"{part}_ms": float(duration) for part, duration in _DURATION.findall(headers["server-timing"])}
+    return results.Raw(
         bytes=response.content,
         format=FORMATS[response.media_type],
-        model=ModelRef(name=name, version=version, digest=digest),
+        model=results.ModelRef(name=name, version=version, digest=digest),
         request_id=headers["x-request-id"],
-        timing=Timing(**times),
+        timing=value(results.Timing, times),
         seed=int(headers["x-ign-seed"]) if "x-ign-seed" in headers else None,
         steps=tuple(int(text) for text in headers["x-ign-steps"].split(",")),
         distance=_numbers(headers["x-ign-distance"]),
@@ -128,56 +85,38 @@ def raw(response: Response) -> Raw:
     )
 
 
-def models(response: Response) -> Models:
+def models(response: Response) -> results.Models:
     """The answer of `/models`."""
     answer = document(response)
-    names = ("n", "images", "steps", "frames", "body_bytes", "pixels")
-    return Models(
-        models=tuple(_card(member) for member in answer["models"]),
-        default=answer["default"],
-        limits=Limits(**{name: answer["limits"][name] for name in names}),
-    )
+    cards = tuple(map(_card, answer["models"]))
+    return results.Models(models=cards, default=answer["default"], limits=value(results.Limits, answer["limits"]))
 
 
-def card(response: Response) -> Card:
+def card(response: Response) -> results.Card:
     """The answer of `/models/…`."""
     return _card(document(response))
 
 
-def readiness(response: Response) -> Readiness:
+def readiness(response: Response) -> results.Readiness:
     """The response of `/readyz` with status 200 or 503."""
     if response.status == 200:
         status = document(response)["status"]
-        return Readiness(ready=status == "ready", detail=status)
-    return Readiness(ready=False, detail=problem_of(response, now=0.0).detail)
-
-
-def _common(member: Document) -> Document:
-    names = ("index", "format", "width", "height", "steps", "converged", "distance", "drift")
-    recorded = member["trajectory"] or []
-    shared = {"index": member["index"], "format": member["format"]}
-    return {
-        **{name: member[name] for name in names},
-        "bytes": _data(member["data"]),
-        "trajectory": tuple(step(shared | recorded_step) for recorded_step in recorded),
-    }
+        return results.Readiness(ready=status == "ready", detail=status)
+    return results.Readiness(ready=False, detail=response.problem(now=0.0).detail)
 
 
 def _head(answer: Document) -> Document:
-    model_ref, timing = answer["model"], answer["timing"]
     return {
-        "model": ModelRef(**{name: model_ref[name] for name in ("name", "version", "digest")}),
+        "model": value(results.ModelRef, answer["model"]),
         "request_id": answer["request_id"],
-        "timing": Timing(**{f"{part}_ms": timing[f"{part}_ms"] for part in _TIMES}),
+        "timing": value(results.Timing, answer["timing"]),
     }
 
 
-def _card(member: Document) -> Card:
-    names = ("name", "version", "digest", "device", "provider")
+def _card(member: Document) -> results.Card:
     channels, height, width = member["shape"]
     low, high = member["range"]
-    texts = {name: member[name] for name in names}
-    return Card(**texts, shape=(channels, height, width), range=(low, high), document=member)
+    return value(results.Card, member, shape=(channels, height, width), range=(low, high), document=member)
 
 
 def _data(text: str) -> bytes:

@@ -1,63 +1,116 @@
-"""Work on many pictures: list the inputs, check the outputs, run several requests at a time."""
+"""Work on many images at a terminal: list the inputs, check the outputs, run several requests at a time, report."""
 
+import os
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, TextIO, TypeVar
 
 from ign_client._errors import InputError, StatusError
-from ign_client._terminal import Terminal
 
 T = TypeVar("T")
 
-_PICTURE_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp")
-_PICTURE_ERRORS: Final = {"undecodable_image", "image_too_large", "too_large", "mask_size", "model_failure"}
+_CELLS: Final = 24
+_IMAGE_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp")
+_IMAGE_ERRORS: Final = {"undecodable_image", "image_too_large", "too_large", "mask_size", "model_failure"}
+
+
+class ResultsClosed(Exception):
+    """The pipe to which the results go is closed, as after `| head -1`."""
+
+
+class Terminal:
+    """Writes results to ``out`` (None where stdout is closed), errors to ``err``, and to a terminal the progress."""
+
+    def __init__(self, out: TextIO | None, err: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+        self._out, self._err = out, err
+        self._clock = clock
+        self._begun = clock()
+        self._drawn = 0
+
+    def result(self, text: str) -> None:
+        """Write a line of output; raise `ResultsClosed` if nobody reads it any more."""
+        self.end()
+        if self._out is None:
+            return
+        try:
+            self._out.write(text + "\n")
+            self._out.flush()
+        except BrokenPipeError as exc:
+            # Python flushes stdout again when it exits; without a device to write to, it would complain.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._out.fileno())
+            raise ResultsClosed from exc
+
+    def progress(self, done: int, total: int, failed: int = 0) -> None:
+        """Draw a progress bar with numbers, and after the first image their rate and the time left.
+
+        Calls with ``done`` 0 start the clock.
+        """
+        if not done:
+            self._begun = self._clock()
+        if not self._err.isatty():
+            return
+        filled = _CELLS * done // total
+        text = f"[{'#' * filled:.<{_CELLS}}] {done}/{total}" + (f", {failed} failed" if failed else "")
+        seconds = self._clock() - self._begun
+        if done and seconds > 0:
+            text += f", {done / seconds:.3g}/s"
+            text += f", {_duration(seconds * (total - done) / done)} left" if done < total else ""
+        self._write_error("\r" + text.ljust(self._drawn), len(text))
+
+    def error(self, text: str) -> None:
+        """Write a line about an error in place of the progress line."""
+        self._write_error(("\r" + " " * self._drawn + "\r" if self._drawn else "") + text + "\n", 0)
+
+    def end(self) -> None:
+        """End the progress line."""
+        if self._drawn:
+            self._write_error("\n", 0)
+
+    def _write_error(self, text: str, drawn: int) -> None:
+        self._err.write(text)
+        self._err.flush()
+        self._drawn = drawn
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def list_images(inputs: Sequence[str]) -> dict[Path, Path]:
-    """List the input pictures, each with the relative path of its output.
+    """List the input images, each with the relative path of its output: its name, or its path below an input folder.
 
-    The output of a file has the name of the file. The output of a file in a folder has its path below the folder.
-    Hidden files and folders below a folder are left out.
-
-    Raises:
-        InputError: an input does not exist, or there is no picture.
+    Hidden files and folders below a folder are left out. A missing input, or no image at all, is an `InputError`.
     """
-    pictures: dict[Path, Path] = {}
+    images: dict[Path, Path] = {}
     for text in inputs:
         path = Path(text)
         if path.is_dir():
             below = {file: file.relative_to(path) for file in sorted(path.rglob("*"))}
-            pictures |= {file: name for file, name in below.items() if _is_picture(file, name)}
+            images |= {file: name for file, name in below.items() if _is_image(file, name)}
         else:
-            pictures[require_file(path)] = Path(path.name)
-    if not pictures:
-        raise InputError(f"no {' '.join(_PICTURE_SUFFIXES)} in {', '.join(inputs)}")
-    return pictures
+            images[require_file(path)] = Path(path.name)
+    if not images:
+        raise InputError(f"no {' '.join(_IMAGE_SUFFIXES)} in {', '.join(inputs)}")
+    return images
 
 
-def _is_picture(file: Path, below: Path) -> bool:
+def _is_image(file: Path, below: Path) -> bool:
     is_hidden = any(part.startswith(".") for part in below.parts)
-    return not is_hidden and file.suffix.lower() in _PICTURE_SUFFIXES and file.is_file()
+    return not is_hidden and file.suffix.lower() in _IMAGE_SUFFIXES and file.is_file()
 
 
 def require_file(path: Path) -> Path:
-    """Return the path of an existing file.
-
-    Raises:
-        InputError: there is no such file.
-    """
+    """Return the path of an existing file, or raise `InputError`."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     return path
 
 
 def check_free(targets: Iterable[Path], force: bool, ways: str = "--force overwrites") -> None:
-    """Check before any request that no output exists; ``ways`` says what the user may do else.
-
-    Raises:
-        InputError: an output exists, and ``force`` is False.
-    """
+    """Raise `InputError` if an output exists, before any request; ``ways`` says what the user may do else."""
     taken = [] if force else [target for target in targets if target.exists()]
     if taken:
         more = f" (and {len(taken) - 1} more)" if len(taken) > 1 else ""
@@ -69,19 +122,11 @@ def for_each_item(
 ) -> int:
     """Run ``work`` for all items in threads, in groups. A rejected item does not stop the others.
 
-    Args:
-        items: one for each picture.
-        work: processes the items of a group; called from several threads. If it fails because of a picture, it is
-            called again for each item alone.
-        jobs: number of threads.
-        terminal: shows the progress and the rejected items.
-        group: most items of a group.
+    If ``work`` fails because of an image, it is called again for each item of the group alone. An error that would stop
+    the other items, too, is raised.
 
     Returns:
         The number of rejected items.
-
-    Raises:
-        IgnError, OSError: an error that would stop the other items, too.
     """
     done = failed = 0
     if items:
@@ -93,7 +138,7 @@ def for_each_item(
             while running:
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     ended = running.pop(future)
-                    error = _picture_error(future)
+                    error = _image_error(future)
                     if error is not None and len(ended) > 1:
                         running |= {pool.submit(work, [item]): [item] for item in ended}
                         continue
@@ -108,12 +153,12 @@ def for_each_item(
     return failed
 
 
-def _picture_error(future: "Future[None]") -> StatusError | InputError | None:
-    """The error that rejects a picture; None if there is none. An error that concerns all items is raised."""
+def _image_error(future: "Future[None]") -> StatusError | InputError | None:
+    """The error that rejects an image; None if there is none. An error that concerns all items is raised."""
     try:
         future.result()
     except StatusError as exc:
-        if exc.code not in _PICTURE_ERRORS:
+        if exc.code not in _IMAGE_ERRORS:
             raise
         return exc
     except InputError as exc:  # the file cannot be read or sent

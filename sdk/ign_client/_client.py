@@ -1,50 +1,43 @@
 """The two clients.
 
-`ign_client._calls` builds a `Call` from the arguments of a method, and `ign_client._retry` decides about attempts. The
-clients here do the I/O: `Client` blocks, `AsyncClient` awaits.
+`_calls` turns the arguments of a method into calls, and `attempts` of `_wire` decides about retries. The clients do the
+I/O: `Client` blocks, `AsyncClient` awaits.
 """
 
 import asyncio
 import inspect
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from functools import update_wrapper
-from types import GenericAlias, TracebackType
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast, get_args, get_type_hints
+from types import GenericAlias
+from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, Self, TypeVar, cast, get_args
 
-from ign_client._calls import about as about_calls
-from ign_client._calls import generate as generate_calls
-from ign_client._calls import latents as latents_calls
-from ign_client._calls import project as project_calls
-from ign_client._errors import InputError, StatusError, TransportError
-from ign_client._events import EventReader
+from ign_client import _calls
+from ign_client import _transport as network
+from ign_client._calls import CONCURRENT, Calls, Split, join
+from ign_client._errors import InputError, TransportError
 from ign_client._results import Image, Limits
-from ign_client._retry import Attempt, Retry, attempts
 from ign_client._settings import DEFAULT_TIMEOUT_S, resolve
-from ign_client._split import CONCURRENT, Part, Upload, join, moved_error
-from ign_client._streams import AsyncStream, Stream
-from ign_client._transport import (
-    AsyncHttpClient,
-    AsyncHttpTransport,
-    AsyncTransport,
-    HttpClient,
-    HttpTransport,
-    Transport,
-)
-from ign_client._wire import Call, Request, Response
+from ign_client._stream import AsyncStream, EventReader, Stream
+from ign_client._wire import Call, attempts
 
 P = ParamSpec("P")
 T = TypeVar("T")
 ImageT = TypeVar("ImageT", bound=Image)
+TransportT = TypeVar("TransportT")
+HttpClientT = TypeVar("HttpClientT")
+WaitT = TypeVar("WaitT")
+M = TypeVar("M", bound=Callable[..., Any])
 
 
-def _blocking(build: Callable[P, Call[T]]) -> Callable[Concatenate["Client", P], T]:
+def _blocking(build: Callable[P, Calls[T]]) -> Callable[Concatenate["Client", P], T]:
     def method(self: "Client", /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return self._run(build(*args, **kwargs), self._transport.send)
+        call = build(*args, **kwargs)
+        return self._run_split(call) if isinstance(call, Split) else self._run(call)
 
-    return _with_signature(method, build, lambda answer: answer)
+    return _like(build, method)
 
 
 def _blocking_stream(
@@ -52,48 +45,18 @@ def _blocking_stream(
 ) -> Callable[Concatenate["Client", P], Stream[ImageT]]:
     def method(self: "Client", /, *args: P.args, **kwargs: P.kwargs) -> Stream[ImageT]:
         call = build(*args, **kwargs)
-        return Stream(lambda: self._run(call, self._transport.open))
+        return Stream(lambda: self._run(call, stream=True))
 
-    return _with_signature(method, build, lambda reader: GenericAlias(Stream, get_args(reader)))
-
-
-def _blocking_upload(build: Callable[P, Call[T]]) -> Callable[Concatenate["Client", P], T]:
-    def method(self: "Client", /, *args: P.args, **kwargs: P.kwargs) -> T:
-        upload = Upload(build, args, kwargs)
-        try:
-            return cast(T, self._run_upload(upload, **_connection(kwargs)))
-        except StatusError as exc:
-            raise upload.named(exc) from None
-
-    return _with_signature(method, build, lambda answer: answer)
+    return _like(build, method, Stream)
 
 
-def _awaited_upload(
-    build: Callable[P, Call[T]],
-) -> Callable[Concatenate["AsyncClient", P], Coroutine[Any, Any, T]]:
+def _awaited(build: Callable[P, Calls[T]]) -> Callable[Concatenate["AsyncClient", P], Coroutine[Any, Any, T]]:
     async def method(self: "AsyncClient", /, *args: P.args, **kwargs: P.kwargs) -> T:
-        # In threads, because they read and encode pictures.
-        upload = await asyncio.to_thread(Upload, build, args, kwargs)
-        try:
-            return cast(T, await self._run_upload(upload, **_connection(kwargs)))
-        except StatusError as exc:
-            raise upload.named(exc) from None
-
-    return _with_signature(method, build, lambda answer: answer)
-
-
-def _connection(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The options that a call shares with the request for the limits."""
-    return {name: kwargs[name] for name in ("timeout", "request_id") if name in kwargs}
-
-
-def _awaited(build: Callable[P, Call[T]]) -> Callable[Concatenate["AsyncClient", P], Coroutine[Any, Any, T]]:
-    async def method(self: "AsyncClient", /, *args: P.args, **kwargs: P.kwargs) -> T:
-        # In a thread, because it reads and encodes pictures.
+        # In a thread, because it reads and encodes images.
         call = await asyncio.to_thread(build, *args, **kwargs)
-        return await self._run(call, self._transport.send)
+        return await (self._run_split(call) if isinstance(call, Split) else self._run(call))
 
-    return _with_signature(method, build, lambda answer: answer)
+    return _like(build, method)
 
 
 def _awaited_stream(
@@ -102,43 +65,49 @@ def _awaited_stream(
     def method(self: "AsyncClient", /, *args: P.args, **kwargs: P.kwargs) -> AsyncStream[ImageT]:
         async def start() -> EventReader[ImageT]:
             call = await asyncio.to_thread(build, *args, **kwargs)
-            return await self._run(call, self._transport.open)
+            return await self._run(call, stream=True)
 
         return AsyncStream(start)
 
-    return _with_signature(method, build, lambda reader: GenericAlias(AsyncStream, get_args(reader)))
+    return _like(build, method, AsyncStream)
 
 
-M = TypeVar("M", bound=Callable[..., Any])
-
-
-def _with_signature(method: M, build: Callable[..., Any], result: Callable[[Any], Any]) -> M:
+def _like(build: Callable[..., Any], method: M, stream: type | None = None) -> M:
     """Give a method the name, docstring and signature of the function that builds its call, with `self` before it."""
     update_wrapper(method, build)
     signature = inspect.signature(build)
-    self_parameter = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    (answer,) = get_args(get_type_hints(build)["return"])
-    parameters = [self_parameter, *signature.parameters.values()]
-    vars(method)["__signature__"] = signature.replace(parameters=parameters, return_annotation=result(answer))
+    parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD), *signature.parameters.values()]
+    result = signature.return_annotation
+    if stream is not None:  # of EventReader[image]
+        result = GenericAlias(stream, get_args(result))
+    vars(method)["__signature__"] = signature.replace(parameters=parameters, return_annotation=result)
     return method
 
 
-class _Common:
+class _Common(Generic[TransportT, HttpClientT, WaitT]):
     """Arguments and properties that both clients share."""
+
+    _network: ClassVar[Callable[..., Any]]
+    _default_sleep: ClassVar[Callable[[float], Any]]
 
     def __init__(
         self,
-        base_url: str | None,
-        api_key: str | None,
-        timeout: float | None,
-        retry: Retry,
+        base_url: str | None = None,
         *,
-        given_twice: bool,
+        api_key: str | None = None,
+        timeout: float | None = DEFAULT_TIMEOUT_S,
+        max_retries: int = 2,
+        transport: TransportT | None = None,
+        http_client: HttpClientT | None = None,
+        sleep: Callable[[float], WaitT] | None = None,
+        clock: Callable[[], float] = time.time,
+        jitter: Callable[[], float] = random.random,
     ) -> None:
-        if given_twice:
+        if transport is not None and http_client is not None:
             raise InputError("transport: give transport or http_client, not both")
-        self._settings = resolve(base_url, api_key, timeout)
-        self._retry = retry
+        self._settings = resolve(base_url, api_key, timeout, max_retries, clock, jitter)
+        self._sleep: Callable[[float], WaitT] = sleep or type(self)._default_sleep
+        self._transport = type(self)._network(self._settings, transport, http_client)
         self._limits: Limits | None = None  # asked for when a call may exceed them
 
     @property
@@ -148,13 +117,10 @@ class _Common:
 
     def __repr__(self) -> str:
         name, settings = type(self).__name__, self._settings
-        return f"{name}({settings.base_url!r}, timeout={settings.timeout!r}, max_retries={self._retry.max_retries})"
-
-    def _attempts(self, call: Call[T]) -> Generator[Attempt, Response, T]:
-        return attempts(call, self._settings.timeout, self._retry)
+        return f"{name}({settings.base_url!r}, timeout={settings.timeout!r}, max_retries={settings.max_retries})"
 
 
-class Client(_Common):
+class Client(_Common[network.HttpTransport, network.HttpClient, object]):
     """Blocking client of ign-service. Threads may share it. Close it, or use it in a `with` statement.
 
     Args:
@@ -164,69 +130,31 @@ class Client(_Common):
         max_retries: attempts after the first one, for status 408, 429, 502, 503 and 504 and for transport errors.
         transport: an httpx transport instead of the network.
         http_client: an `httpx.Client` with its own settings (proxies, certificates); the caller closes it.
-        sleep: waits for a number of seconds.
+        sleep: waits for a number of seconds; `time.sleep` by default.
         clock: returns seconds since the epoch.
-        jitter: returns uniform random numbers in [0, 1).
+        jitter: returns uniform random numbers in [0, 1), so that clients that failed together do not retry together.
 
     Raises:
         InputError: an argument or an environment variable is invalid.
     """
 
-    def __init__(
-        self,
-        base_url: str | None = None,
-        *,
-        api_key: str | None = None,
-        timeout: float | None = DEFAULT_TIMEOUT_S,
-        max_retries: int = 2,
-        transport: HttpTransport | None = None,
-        http_client: HttpClient | None = None,
-        sleep: Callable[[float], object] = time.sleep,
-        clock: Callable[[], float] = time.time,
-        jitter: Callable[[], float] = random.random,
-    ) -> None:
-        retry = Retry(max_retries=max_retries, clock=clock, jitter=jitter)
-        twice = transport is not None and http_client is not None
-        super().__init__(base_url, api_key, timeout, retry, given_twice=twice)
-        self._sleep = sleep
-        self._transport = Transport(self._settings, transport, http_client)
+    _network, _default_sleep = network.Transport, time.sleep
+    _transport: network.Transport
 
-    def _known_limits(self, **connection: Any) -> Limits:
-        if self._limits is None:
-            self._limits = self.models(**connection).limits
-        return self._limits
-
-    def _run_upload(self, upload: Upload, **connection: Any) -> Any:
-        if upload.is_small:
-            return self._run(upload.whole(), self._transport.send)
-        parts = upload.parts(self._known_limits(**connection))
-        with ThreadPoolExecutor(CONCURRENT) as pool:
-            running = [pool.submit(self._run_part, part) for part in parts]
-            try:
-                return join([future.result() for future in running], parts)
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
-
-    def _run_part(self, part: Part) -> Any:
-        try:
-            return self._run(part.build(), self._transport.send)
-        except StatusError as exc:
-            raise moved_error(exc, part.offset) from None
-
-    generate = _blocking(generate_calls.generate)
-    generate_as = _blocking(generate_calls.generate_as)
-    stream_generate = _blocking_stream(generate_calls.stream_generate)
-    project = _blocking_upload(project_calls.project)
-    project_as = _blocking(project_calls.project_as)
-    stream_project = _blocking_stream(project_calls.stream_project)
-    latent_interpolate = _blocking(latents_calls.latent_interpolate)
-    latent_interpolate_as = _blocking(latents_calls.latent_interpolate_as)
-    latent_arithmetic = _blocking(latents_calls.latent_arithmetic)
-    latent_arithmetic_as = _blocking(latents_calls.latent_arithmetic_as)
-    score = _blocking_upload(project_calls.score)
-    models = _blocking(about_calls.models)
-    model = _blocking(about_calls.model)
-    ready = _blocking(about_calls.ready)
+    generate = _blocking(_calls.generate)
+    generate_as = _blocking(_calls.generate_as)
+    stream_generate = _blocking_stream(_calls.stream_generate)
+    project = _blocking(_calls.project)
+    project_as = _blocking(_calls.project_as)
+    stream_project = _blocking_stream(_calls.stream_project)
+    latent_interpolate = _blocking(_calls.latent_interpolate)
+    latent_interpolate_as = _blocking(_calls.latent_interpolate_as)
+    latent_arithmetic = _blocking(_calls.latent_arithmetic)
+    latent_arithmetic_as = _blocking(_calls.latent_arithmetic_as)
+    score = _blocking(_calls.score)
+    models = _blocking(_calls.models)
+    model = _blocking(_calls.model)
+    ready = _blocking(_calls.ready)
 
     def close(self) -> None:
         """Close the connections."""
@@ -235,105 +163,61 @@ class Client(_Common):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _run(self, call: Call[T], send: Callable[[Request], Response]) -> T:
-        steps = self._attempts(call)
+    def _run(self, call: Call[T], *, stream: bool = False) -> T:
+        steps = attempts(call, self._settings)
         try:
-            attempt = next(steps)
+            request, delay_s = next(steps)
             while True:
-                if attempt.delay_s:
-                    self._sleep(attempt.delay_s)
+                if delay_s:
+                    self._sleep(delay_s)
                 try:
-                    response = send(attempt.request)
+                    response = self._transport.send(request, stream=stream)
                 except TransportError as exc:
-                    attempt = steps.throw(exc)
+                    request, delay_s = steps.throw(exc)
                 else:
-                    attempt = steps.send(response)
+                    request, delay_s = steps.send(response)
         except StopIteration as done:
             return cast(T, done.value)
 
+    def _run_split(self, split: Split[T]) -> T:
+        if self._limits is None:
+            self._limits = self._run(split.models).limits
+        parts = split.parts(self._limits)
+        with ThreadPoolExecutor(CONCURRENT) as pool:
+            running = [pool.submit(lambda part: self._run(part()), part) for part in parts]
+            try:
+                return cast(T, join([future.result() for future in running]))
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
 
-class AsyncClient(_Common):
+
+class AsyncClient(_Common[network.AsyncHttpTransport, network.AsyncHttpClient, Awaitable[object]]):
     """Asyncio client of ign-service. Close it with `aclose`, or use it in an `async with` statement.
 
-    Args:
-        base_url: URL of the service; default ``IGN_BASE_URL``, or else ``http://127.0.0.1:8000``.
-        api_key: default ``IGN_API_KEY``, or else none.
-        timeout: seconds for one attempt, which the service is told, too; None for the limit of the service.
-        max_retries: attempts after the first one, for status 408, 429, 502, 503 and 504 and for transport errors.
-        transport: an httpx transport instead of the network; `httpx.ASGITransport` calls an app in the same process.
-        http_client: an `httpx.AsyncClient` with its own settings; the caller closes it.
-        sleep: waits for a number of seconds.
-        clock: returns seconds since the epoch.
-        jitter: returns uniform random numbers in [0, 1).
-
-    Raises:
-        InputError: an argument or an environment variable is invalid.
+    The arguments are those of `Client`, with an `httpx.AsyncClient`, an asynchronous transport (`httpx.ASGITransport`
+    calls an app in the same process) and an asynchronous ``sleep``.
     """
 
-    def __init__(
-        self,
-        base_url: str | None = None,
-        *,
-        api_key: str | None = None,
-        timeout: float | None = DEFAULT_TIMEOUT_S,
-        max_retries: int = 2,
-        transport: AsyncHttpTransport | None = None,
-        http_client: AsyncHttpClient | None = None,
-        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
-        clock: Callable[[], float] = time.time,
-        jitter: Callable[[], float] = random.random,
-    ) -> None:
-        retry = Retry(max_retries=max_retries, clock=clock, jitter=jitter)
-        twice = transport is not None and http_client is not None
-        super().__init__(base_url, api_key, timeout, retry, given_twice=twice)
-        self._sleep = sleep
-        self._transport = AsyncTransport(self._settings, transport, http_client)
+    _network, _default_sleep = network.AsyncTransport, asyncio.sleep
+    _transport: network.AsyncTransport
 
-    async def _known_limits(self, **connection: Any) -> Limits:
-        if self._limits is None:
-            self._limits = (await self.models(**connection)).limits
-        return self._limits
-
-    async def _run_upload(self, upload: Upload, **connection: Any) -> Any:
-        if upload.is_small:
-            return await self._run(await asyncio.to_thread(upload.whole), self._transport.send)
-        limits = await self._known_limits(**connection)
-        parts = await asyncio.to_thread(upload.parts, limits)
-        turn = asyncio.Semaphore(CONCURRENT)
-        running = [asyncio.ensure_future(self._run_part(part, turn)) for part in parts]
-        try:
-            return join([await task for task in running], parts)
-        finally:
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
-
-    async def _run_part(self, part: Part, turn: asyncio.Semaphore) -> Any:
-        async with turn:
-            try:
-                return await self._run(await asyncio.to_thread(part.build), self._transport.send)
-            except StatusError as exc:
-                raise moved_error(exc, part.offset) from None
-
-    generate = _awaited(generate_calls.generate)
-    generate_as = _awaited(generate_calls.generate_as)
-    stream_generate = _awaited_stream(generate_calls.stream_generate)
-    project = _awaited_upload(project_calls.project)
-    project_as = _awaited(project_calls.project_as)
-    stream_project = _awaited_stream(project_calls.stream_project)
-    latent_interpolate = _awaited(latents_calls.latent_interpolate)
-    latent_interpolate_as = _awaited(latents_calls.latent_interpolate_as)
-    latent_arithmetic = _awaited(latents_calls.latent_arithmetic)
-    latent_arithmetic_as = _awaited(latents_calls.latent_arithmetic_as)
-    score = _awaited_upload(project_calls.score)
-    models = _awaited(about_calls.models)
-    model = _awaited(about_calls.model)
-    ready = _awaited(about_calls.ready)
+    generate = _awaited(_calls.generate)
+    generate_as = _awaited(_calls.generate_as)
+    stream_generate = _awaited_stream(_calls.stream_generate)
+    project = _awaited(_calls.project)
+    project_as = _awaited(_calls.project_as)
+    stream_project = _awaited_stream(_calls.stream_project)
+    latent_interpolate = _awaited(_calls.latent_interpolate)
+    latent_interpolate_as = _awaited(_calls.latent_interpolate_as)
+    latent_arithmetic = _awaited(_calls.latent_arithmetic)
+    latent_arithmetic_as = _awaited(_calls.latent_arithmetic_as)
+    score = _awaited(_calls.score)
+    models = _awaited(_calls.models)
+    model = _awaited(_calls.model)
+    ready = _awaited(_calls.ready)
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -342,23 +226,39 @@ class AsyncClient(_Common):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    async def _run(self, call: Call[T], send: Callable[[Request], Awaitable[Response]]) -> T:
-        steps = self._attempts(call)
+    async def _run(self, call: Call[T], *, stream: bool = False) -> T:
+        steps = attempts(call, self._settings)
         try:
-            attempt = next(steps)
+            request, delay_s = next(steps)
             while True:
-                if attempt.delay_s:
-                    await self._sleep(attempt.delay_s)
+                if delay_s:
+                    await self._sleep(delay_s)
                 try:
-                    response = await send(attempt.request)
+                    response = await self._transport.send(request, stream=stream)
                 except TransportError as exc:
-                    attempt = steps.throw(exc)
+                    request, delay_s = steps.throw(exc)
                 else:
-                    attempt = steps.send(response)
+                    request, delay_s = steps.send(response)
         except StopIteration as done:
             return cast(T, done.value)
+
+    async def _run_split(self, split: Split[T]) -> T:
+        if self._limits is None:
+            self._limits = (await self._run(split.models)).limits
+        parts = await asyncio.to_thread(split.parts, self._limits)
+        turn = asyncio.Semaphore(CONCURRENT)
+
+        async def run(part: Callable[[], Call[T]]) -> T:
+            async with turn:
+                return await self._run(await asyncio.to_thread(part))
+
+        running = [asyncio.ensure_future(run(part)) for part in parts]
+        try:
+            return cast(T, join([await task for task in running]))
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)

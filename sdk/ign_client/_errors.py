@@ -26,7 +26,13 @@ IgnError
 408, 429, 502, 503, 504 and TransportError are raised only after the last retry.
 """
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from typing import Any
 
 
 class IgnError(Exception):
@@ -50,12 +56,7 @@ class TimedOut(TransportError):
 
 
 class UnexpectedAnswer(IgnError):
-    """The response does not come from ign-service (another server, the page of a proxy), or a stream ended early.
-
-    Args:
-        detail: what is wrong with the response.
-        request_id: of the response, or None.
-    """
+    """The response does not come from ign-service (another server, the page of a proxy), or a stream ended early."""
 
     def __init__(self, detail: str, request_id: str | None = None) -> None:
         super().__init__(detail, request_id)
@@ -68,12 +69,7 @@ class UnexpectedAnswer(IgnError):
 
 @dataclass(frozen=True, slots=True)
 class FieldError:
-    """One field of a request and what is wrong with it.
-
-    Args:
-        field: dotted path, such as ``images.0`` or ``points.1.seed``.
-        message: what is wrong.
-    """
+    """One field of a request, as a dotted path such as ``points.1.seed``, and what is wrong with it."""
 
     field: str
     message: str
@@ -84,12 +80,9 @@ class Problem:
     """An error document of the service (RFC 9457).
 
     Args:
-        status: HTTP status.
         code: stable name for programs to compare; ``unknown`` if the response is no problem document.
-        detail: one sentence.
         request_id: identifies the request in the log of the service.
         retry_after: seconds until the next attempt, or None.
-        errors: the invalid fields.
     """
 
     status: int
@@ -100,12 +93,16 @@ class Problem:
     errors: tuple[FieldError, ...] = ()
 
 
-class StatusError(IgnError):
-    """An error response. A status without its own class is raised as this class.
+BY_STATUS: dict[int, type["StatusError"]] = {}
+"""The class of every status in the contract."""
 
-    Args:
-        problem: the error document; its members are attributes of the error, too.
-    """
+
+class StatusError(IgnError):
+    """An error response; members of `problem` are attributes, too. A status without its own class is raised as this."""
+
+    def __init_subclass__(cls, status: int | None = None) -> None:
+        if status is not None:
+            BY_STATUS[status] = cls
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
@@ -121,90 +118,105 @@ class StatusError(IgnError):
         return _with_id(f"{self.status} {self.code}: {self.detail}", self.request_id)
 
 
-class BadRequest(StatusError):
+class BadRequest(StatusError, status=400):
     """400: not JSON, invalid multipart, or an invalid header value."""
 
 
-class Unauthorized(StatusError):
+class Unauthorized(StatusError, status=401):
     """401: API key missing or unknown."""
 
 
-class Forbidden(StatusError):
+class Forbidden(StatusError, status=403):
     """403: API key without the scope."""
 
 
-class NotFound(StatusError):
+class NotFound(StatusError, status=404):
     """404: no such model, version or path; ``code`` says which."""
 
 
-class MethodNotAllowed(StatusError):
+class MethodNotAllowed(StatusError, status=405):
     """405: the path has no such method."""
 
 
-class NotAcceptable(StatusError):
+class NotAcceptable(StatusError, status=406):
     """406: the endpoint does not offer this response format."""
 
 
-class BodyTooSlow(StatusError):
+class BodyTooSlow(StatusError, status=408):
     """408: the body of the request did not arrive in time."""
 
 
-class TooLarge(StatusError):
+class TooLarge(StatusError, status=413):
     """413: body or picture above a limit."""
 
 
-class UnsupportedMedia(StatusError):
+class UnsupportedMedia(StatusError, status=415):
     """415: content type or content encoding of the request."""
 
 
-class InvalidContent(StatusError):
+class InvalidContent(StatusError, status=422):
     """422: a value, picture, array or mask is invalid; ``errors`` names the fields."""
 
 
-class TooManyRequests(StatusError):
+class TooManyRequests(StatusError, status=429):
     """429: queue full, deadline too short for the queue, or rate limit exceeded."""
 
 
-class ServiceFailed(StatusError):
+class ServiceFailed(StatusError, status=500):
     """500, and any 5xx without its own class."""
 
 
-class BadGateway(StatusError):
+class BadGateway(StatusError, status=502):
     """502: a proxy could not reach the service."""
 
 
-class Unavailable(StatusError):
+class Unavailable(StatusError, status=503):
     """503: loading, draining, or too many requests in flight."""
 
 
-class DeadlineExceeded(StatusError):
+class DeadlineExceeded(StatusError, status=504):
     """504: the deadline passed, or was too short; ``code`` says which."""
-
-
-BY_STATUS: dict[int, type[StatusError]] = {
-    400: BadRequest,
-    401: Unauthorized,
-    403: Forbidden,
-    404: NotFound,
-    405: MethodNotAllowed,
-    406: NotAcceptable,
-    408: BodyTooSlow,
-    413: TooLarge,
-    415: UnsupportedMedia,
-    422: InvalidContent,
-    429: TooManyRequests,
-    500: ServiceFailed,
-    502: BadGateway,
-    503: Unavailable,
-    504: DeadlineExceeded,
-}
-"""The class of every status in the contract."""
 
 
 def status_error(problem: Problem) -> StatusError:
     """The error for a problem, by its status."""
     error = BY_STATUS.get(problem.status) or (ServiceFailed if problem.status > 500 else StatusError)
     return error(problem)
+
+
+def problem_from(
+    document: dict[str, Any], status: int, request_id: str | None, retry_after: float | None = None
+) -> Problem:
+    """The problem in an error document; missing and invalid members get a default."""
+    texts = {name: value for name, value in document.items() if isinstance(value, str) and value}
+    phrase = HTTPStatus(status).phrase if status in set(HTTPStatus) else "an error without a description"
+    errors = document.get("errors")
+    return Problem(
+        status=status,
+        code=texts.get("code", "unknown"),
+        detail=texts.get("detail", phrase),
+        request_id=request_id or texts.get("request_id"),
+        retry_after=retry_after,
+        errors=tuple(
+            FieldError(str(error.get("field", "")), str(error.get("message", "")))
+            for error in (errors if isinstance(errors, list) else [])
+            if isinstance(error, dict)
+        ),
+    )
+
+
+def retry_after(headers: Mapping[str, str], now: float) -> float | None:
+    """Seconds of a Retry-After header, which holds a number or an HTTP date; None if it is missing or invalid."""
+    text = headers.get("retry-after", "").strip()
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            date = parsedate_to_datetime(text)  # HTTP dates are in UTC, also without a zone
+            seconds = date.replace(tzinfo=date.tzinfo or UTC).timestamp() - now
+        except (ValueError, OverflowError, OSError):
+            return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
 def _with_id(text: str, request_id: str | None) -> str:

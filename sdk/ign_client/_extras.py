@@ -5,11 +5,7 @@ from typing import Any
 
 
 def pillow() -> Any:
-    """`PIL.Image`.
-
-    Raises:
-        ImportError: it is not installed; the text says how to install it.
-    """
+    """`PIL.Image`; the ImportError says how to install it."""
     try:
         import PIL.Image
     except ImportError as exc:
@@ -18,11 +14,7 @@ def pillow() -> Any:
 
 
 def numpy() -> Any:
-    """`numpy`.
-
-    Raises:
-        ImportError: it is not installed; the text says how to install it.
-    """
+    """`numpy`; the ImportError says how to install it."""
     try:
         import numpy
     except ImportError as exc:

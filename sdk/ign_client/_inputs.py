@@ -1,11 +1,11 @@
-"""Convert pictures, masks and latents of any accepted type to bytes."""
+"""Convert images, masks and latents of any accepted type to bytes; what cannot be sent is an `InputError`."""
 
 import base64
 import io
 import operator
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol, SupportsIndex, TypeAlias
@@ -73,11 +73,7 @@ class Term:
 
 
 def pictures(images: PictureLike | Sequence[PictureLike]) -> list[bytes]:
-    """One or several pictures as the content of files.
-
-    Raises:
-        InputError: the sequence is empty, or an item is not a picture.
-    """
+    """One or several pictures as the content of files."""
     if isinstance(images, Sequence) and not isinstance(images, str | bytes | bytearray | memoryview):
         if not images:
             raise InputError("images: at least one is required")
@@ -86,11 +82,7 @@ def pictures(images: PictureLike | Sequence[PictureLike]) -> list[bytes]:
 
 
 def picture(image: PictureLike, field: str) -> bytes:
-    """One picture as the content of a file.
-
-    Raises:
-        InputError: ``image`` is not a picture, or it is a float32 array, which is a latent.
-    """
+    """One picture as the content of a file."""
     data = content(image, field)
     if data.startswith(NPY):
         raise InputError(f"{field}: a float32 array or .npy file is a latent, not a picture; pictures are uint8")
@@ -106,11 +98,7 @@ def mask(image: PictureLike, field: str) -> bytes:
 
 
 def point(value: PointLike, field: str) -> dict[str, Any]:
-    """A latent as a member of the JSON body.
-
-    Raises:
-        InputError: ``value`` is not a latent.
-    """
+    """A latent as a member of the JSON body."""
     if isinstance(value, Seed):
         return {"seed": value.seed, "index": value.index}
     if isinstance(value, SupportsIndex) and not isinstance(value, bool) and not _is_array(value):
@@ -125,44 +113,28 @@ def base64_text(data: bytes) -> str:
 
 
 def content(source: PictureLike, field: str) -> bytes:
-    """The content of the file, or the content that a file with this picture would have; float32 arrays as ``.npy``.
-
-    Raises:
-        InputError: ``source`` cannot be read or encoded.
-    """
+    """The content of the file, or the content that a file with this picture would have; float32 arrays as ``.npy``."""
     if isinstance(source, Picture):
         return source.bytes
     if isinstance(source, bytes | bytearray | memoryview):
         return bytes(source)
-    if isinstance(source, str | os.PathLike):
-        return _read_path(source, field)
     if _is_array(source):
         return _array(source, field)
     pillow = sys.modules.get("PIL.Image")
     if pillow is not None and isinstance(source, pillow.Image):
         return _image(source, field)
-    read = getattr(source, "read", None)
+    path = source if isinstance(source, str | os.PathLike) else None
+    read = getattr(source, "read", None) if path is None else Path(path).read_bytes
     if not callable(read):
         raise InputError(f"{field}: {type(source).__name__} is neither path, bytes, file, PIL image nor numpy array")
-    return _read_file(read, field)
-
-
-def _read_file(read: Callable[[], object], field: str) -> bytes:
     try:
-        data = read()
+        data: object = read()
     except (OSError, ValueError) as exc:  # such as a closed file
-        raise InputError(f"{field}: the file cannot be read: {exc}") from exc
+        name = "the file" if path is None else repr(os.fspath(path))
+        raise InputError(f"{field}: {name} cannot be read: {getattr(exc, 'strerror', None) or exc}") from exc
     if not isinstance(data, bytes):
         raise InputError(f"{field}: the file is open for text; open it for bytes ('rb')")
     return data
-
-
-def _read_path(path: "str | os.PathLike[str]", field: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except (OSError, ValueError) as exc:
-        reason = getattr(exc, "strerror", None) or exc
-        raise InputError(f"{field}: {os.fspath(path)!r} cannot be read: {reason}") from exc
 
 
 def _is_array(source: object) -> bool:

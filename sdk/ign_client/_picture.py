@@ -1,31 +1,27 @@
-"""A picture of a result: its bytes, and methods to decode and save them."""
+"""An image of a result: its bytes, methods to decode and save them, and the HTML that notebooks show for results."""
 
+import base64
 import io
 import os
+import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ign_client import _extras, _files
+from ign_client import _extras
 from ign_client._errors import InputError
-from ign_client._notebook import figure
 
 if TYPE_CHECKING:
     import numpy as np
     import PIL.Image
     from numpy.typing import NDArray
 
-SUFFIXES: Final = {
-    ".png": "png",
-    ".jpg": "jpeg",
-    ".jpeg": "jpeg",
-    ".webp": "webp",
-    ".gif": "gif",
-    ".apng": "apng",
-    ".npy": "npy",
-}
+MEDIA: Final = {form: f"image/{form}" for form in ("png", "jpeg", "webp", "gif", "apng")} | {"npy": "application/x-npy"}
+"""Format → media type."""
+SUFFIXES: Final = {f".{form}": form for form in MEDIA} | {".jpg": "jpeg"}
 """File name suffix → format."""
-
 _COMPATIBLE: Final = {("png", "apng"), ("apng", "png")}  # an APNG is a PNG with more frames
 _SHOWN_AS_COUNT: Final = {"images": "images", "trajectory": "steps"}
 _Bytes = bytes  # the class below has a field named `bytes`
@@ -33,23 +29,13 @@ _Bytes = bytes  # the class below has a field named `bytes`
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Picture:
-    """A picture, or an array in format ``npy``, as the service sent it.
-
-    Args:
-        bytes: content of the file.
-        format: ``png``, ``jpeg``, ``webp``, ``gif``, ``apng`` or ``npy``.
-    """
+    """An image, or an array in format ``npy``: the content of a file, as the service sent it."""
 
     bytes: _Bytes
     format: str
 
     def to_pil(self) -> "PIL.Image.Image":
-        """Decode the picture; an animation supports `seek`.
-
-        Raises:
-            InputError: the format is ``npy``, which holds values in the range of the model.
-            ImportError: Pillow is not installed.
-        """
+        """Decode the image; an animation supports `seek`. ``npy``, an array, is an `InputError`."""
         if self.format == "npy":
             raise InputError("format npy holds the model's own numbers: use to_numpy(), or ask for another format")
         image: PIL.Image.Image = _extras.pillow().open(io.BytesIO(self.bytes))
@@ -57,11 +43,7 @@ class Picture:
         return image
 
     def to_numpy(self) -> "NDArray[np.uint8] | NDArray[np.float32]":
-        """Decode a picture to uint8 (H, W) or (H, W, C), and ``npy`` to float32 in the range of the model.
-
-        Raises:
-            ImportError: numpy is not installed; or for a picture, Pillow.
-        """
+        """Decode an image to uint8 (H, W) or (H, W, C), and ``npy`` to float32 in the range of the model."""
         numpy = _extras.numpy()
         if self.format == "npy":
             rows: NDArray[np.float32] = numpy.load(io.BytesIO(self.bytes), allow_pickle=False)
@@ -70,10 +52,7 @@ class Picture:
         return pixels
 
     def save(self, path: "str | os.PathLike[str]") -> Path:
-        """Write the bytes to a file atomically; an existing file is replaced.
-
-        Returns:
-            The path.
+        """Write the bytes to a file atomically and return its path; an existing file is replaced.
 
         Raises:
             InputError: the suffix of the name belongs to another format.
@@ -85,7 +64,7 @@ class Picture:
             raise InputError(
                 f"{path.name}: the name says {suffix_format}, but this is {self.format}; ask the service for it"
             )
-        _files.write(path, self.bytes)
+        _write(path, self.bytes)
         return path
 
     def __repr__(self) -> str:
@@ -103,20 +82,80 @@ class Picture:
 def result_repr(value: Any) -> str:
     """The repr of a result, without members that are None or empty; bytes and long lists are shown by their size."""
     parts = []
-    for field in fields(value):
-        member = getattr(value, field.name)
+    for name in (field.name for field in fields(value)):
+        member = getattr(value, name)
         if isinstance(member, bytes):
-            member = _Count(len(member), "bytes")
-        elif field.name in _SHOWN_AS_COUNT:
-            member = member and _Count(len(member), _SHOWN_AS_COUNT[field.name])
-        if member is not None and member != ():
-            parts.append(f"{field.name}={member!r}")
+            parts.append(f"{name}=<{len(member)} bytes>")
+        elif member and name in _SHOWN_AS_COUNT:
+            parts.append(f"{name}=<{len(member)} {_SHOWN_AS_COUNT[name]}>")
+        elif member is not None and member != ():
+            parts.append(f"{name}={member!r}")
     return f"{type(value).__name__}({', '.join(parts)})"
 
 
-class _Count:
-    def __init__(self, count: int, unit: str) -> None:
-        self._text = f"<{count} {unit}>"
+def _write(path: Path, data: bytes) -> None:
+    """Write a file completely under a temporary name, and rename it; an existing file is replaced.
 
-    def __repr__(self) -> str:
-        return self._text
+    A symbolic link stays one: the file that it leads to is written. Devices and pipes are written to, not replaced.
+
+    Raises:
+        OSError: the file cannot be written; it names ``path``, and the temporary file is removed.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            path.write_bytes(data)
+        else:
+            _replace(Path(os.path.realpath(path)), data)
+    except OSError as exc:
+        exc.filename, exc.filename2 = os.fspath(path), None
+        raise
+
+
+def _replace(target: Path, data: bytes) -> None:
+    part = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.part")
+    try:
+        with part.open("xb") as file:
+            file.write(data)
+        part.replace(target)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+# What notebooks show
+
+_MAX_SHOWN: Final = 100
+_STYLE: Final = "min-height:84px;image-rendering:pixelated;margin:2px"
+
+
+def figure(picture: Any) -> str:
+    """An <img> of one image; for format ``npy``, its repr."""
+    if picture.format == "npy":
+        return f"<pre>{escape(repr(picture))}</pre>"
+    data = base64.b64encode(picture.bytes).decode("ascii")
+    values = {name: getattr(picture, name, None) for name in ("index", "steps", "step", "distance", "drift")}
+    title = ", ".join(f"{name} {_cell(value)}" for name, value in values.items() if value is not None)
+    return f'<img style="{_STYLE}" title="{escape(title)}" src="data:{MEDIA[picture.format]};base64,{data}">'
+
+
+def contact_sheet(pictures: Sequence[Any]) -> str:
+    """The images side by side, at most 100, and how many more there are."""
+    return f"<div>{''.join(map(figure, pictures[:_MAX_SHOWN]))}</div>" + _more(pictures)
+
+
+def table(names: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table of at most 100 rows, and how many more there are."""
+    head = "".join(f"<th>{name}</th>" for name in names)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(_cell(value))}</td>" for value in row) + "</tr>" for row in rows[:_MAX_SHOWN]
+    )
+    return f"<table><tr>{head}</tr>{body}</table>" + _more(rows)
+
+
+def _more(items: Sequence[object]) -> str:
+    more = len(items) - _MAX_SHOWN
+    return f"<p>… and {more} more</p>" if more > 0 else ""
+
+
+def _cell(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else "-" if value is None else str(value)

@@ -4,20 +4,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar, overload
 
-from ign_client._notebook import contact_sheet, model_table, score_table
-from ign_client._picture import Picture, result_repr
+from ign_client._picture import Picture, contact_sheet, result_repr, table
 
 ImageT = TypeVar("ImageT", bound="Image", covariant=True)
+MemberT = TypeVar("MemberT", covariant=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ModelRef:
-    """The model that ran.
-
-    Args:
-        name, version: as in ``name/version``.
-        digest: ``sha256:`` and the 64 hex digits of the model file; in `Raw` only the first twelve digits.
-    """
+    """The model that ran; ``digest`` is ``sha256:`` and the hex digits of its file, in `Raw` the first twelve."""
 
     name: str
     version: str
@@ -83,11 +78,7 @@ class Image(Picture):
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ProjectedImage(Image):
-    """One projected picture.
-
-    Args:
-        inverted: whether light and dark were exchanged before f.
-    """
+    """One projected image; ``inverted``: whether light and dark were exchanged before f."""
 
     inverted: bool
 
@@ -102,32 +93,33 @@ class Frame(Image):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Images(Sequence[ImageT], Generic[ImageT]):
-    """A result with pictures: a sequence of them, with the metadata of the response.
-
-    Args:
-        images: the pictures.
-        model: the model that ran.
-        request_id: identifies the request in the log of the service.
-        timing: time that the service spent.
-        seed: of `generate`, chosen by the caller or the service; else None.
-    """
-
-    images: tuple[ImageT, ...]
+class _Members(Sequence[MemberT], Generic[MemberT]):
+    images: tuple[MemberT, ...]
     model: ModelRef
     request_id: str
     timing: Timing
-    seed: int | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     @overload
-    def __getitem__(self, index: int) -> ImageT: ...
+    def __getitem__(self, index: int) -> MemberT: ...
     @overload
-    def __getitem__(self, index: slice) -> tuple[ImageT, ...]: ...
-    def __getitem__(self, index: int | slice) -> ImageT | tuple[ImageT, ...]:
+    def __getitem__(self, index: slice) -> tuple[MemberT, ...]: ...
+    def __getitem__(self, index: int | slice) -> MemberT | tuple[MemberT, ...]:
         return self.images[index]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Images(_Members[ImageT], Generic[ImageT]):
+    """A result with images: a sequence of them, with the metadata of the response.
+
+    Args:
+        request_id: identifies the request in the log of the service.
+        seed: of `generate`, chosen by the caller or the service; else None.
+    """
+
+    seed: int | None = None
 
     def __repr__(self) -> str:
         return result_repr(self)
@@ -139,12 +131,9 @@ class Images(Sequence[ImageT], Generic[ImageT]):
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Raw(Picture):
-    """All rows in one file: a picture, a contact sheet, a strip, an animation, or ``npy`` float32 (N, C, H, W).
+    """All rows in one file: an image, a contact sheet, a strip, an animation, or ``npy`` float32 (N, C, H, W).
 
-    Args:
-        model, request_id, timing, seed: as in `Images`.
-        steps, distance: one value for each row.
-        drift: one value for each row; empty without ``score``.
+    ``steps``, ``distance`` and ``drift`` have a value for each row; without ``score``, ``drift`` is empty.
     """
 
     model: ModelRef
@@ -158,10 +147,9 @@ class Raw(Picture):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """The score of one picture.
+    """The score of one image.
 
     Args:
-        index: index in the request.
         distance: mean |f(x) − x|.
         drift: mean |f(y) − y| of y = f(x).
         percentile: of the distance among those of held-out real pictures, 0…100; None if the card has no distances.
@@ -176,27 +164,12 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Scores(Sequence[Score]):
+class Scores(_Members[Score]):
     """A result with scores: a sequence of them, with the metadata of the response."""
-
-    images: tuple[Score, ...]
-    model: ModelRef
-    request_id: str
-    timing: Timing
 
     def _repr_html_(self) -> str:
         """The table that a notebook shows."""
-        return score_table(self.images)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @overload
-    def __getitem__(self, index: int) -> Score: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Score, ...]: ...
-    def __getitem__(self, index: int | slice) -> Score | tuple[Score, ...]:
-        return self.images[index]
+        return table(MEASURES, [[getattr(score, name) for name in MEASURES] for score in self.images])
 
     def __repr__(self) -> str:
         shown = [_score_text(score) for score in self.images[:_SHOWN_SCORES]]
@@ -204,6 +177,7 @@ class Scores(Sequence[Score]):
         return f"Scores([{', '.join(shown + more)}], model={self.model!r})"
 
 
+MEASURES: Final = ("index", "distance", "drift", "percentile", "in_distribution")
 _SHOWN_SCORES: Final = 4
 
 
@@ -213,30 +187,21 @@ def _score_text(score: Score) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Card:
+class Card(ModelRef):
     """The card of a model, and how the service runs it.
 
     Args:
-        name, version, digest: identify the model file.
         shape: (C, H, W) of a row.
         range: lowest and highest value of a row.
-        device, provider: device and onnxruntime execution provider.
+        provider: onnxruntime execution provider.
         document: the complete card, as the service sent it.
     """
 
-    name: str
-    version: str
-    digest: str
     shape: tuple[int, int, int]
     range: tuple[float, float]
     device: str
     provider: str
     document: Mapping[str, Any] = field(repr=False)
-
-    @property
-    def ref(self) -> str:
-        """``name/version``, for the argument ``model``."""
-        return f"{self.name}/{self.version}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,10 +220,7 @@ class Limits:
 class Models:
     """The models in service: iterable, and indexed by position, ``name`` or ``name/version``.
 
-    Args:
-        models: their cards, without arrays.
-        default: ``name/version`` of the model for requests that name none.
-        limits: of one request.
+    ``default`` is the ``name/version`` of the model for requests that name none.
     """
 
     models: tuple[Card, ...]
@@ -276,11 +238,7 @@ class Models:
         return any(name in (card, card.name, card.ref) for card in self.models)
 
     def __getitem__(self, key: int | str) -> Card:
-        """A card by position, by ``name/version``, or by ``name``, which is its highest version.
-
-        Raises:
-            LookupError: there is none.
-        """
+        """A card by position, by ``name/version``, or by ``name``, which is its highest version."""
         if isinstance(key, int):
             return self.models[key]
         matching = [card for card in self.models if key in (card.name, card.ref)]
@@ -290,7 +248,18 @@ class Models:
 
     def _repr_html_(self) -> str:
         """The table that a notebook shows."""
-        return model_table(self)
+        return table(MODEL_COLUMNS, model_rows(self))
+
+
+MODEL_COLUMNS: Final = ("model", "shape", "device", "default")
+
+
+def model_rows(models: Models) -> list[tuple[str, str, str, bool]]:
+    """The models as rows of a table."""
+    return [
+        (card.ref, "×".join(map(str, card.shape)), card.device, models.default in (card.ref, card.name))
+        for card in models
+    ]
 
 
 def _version_order(card: Card) -> tuple[int, str]:
@@ -300,12 +269,7 @@ def _version_order(card: Card) -> tuple[int, str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Readiness:
-    """Whether the service accepts requests; the object itself is true or false, too.
-
-    Args:
-        ready: whether the service is ready.
-        detail: the reason if it is not.
-    """
+    """Whether the service accepts requests; ``detail`` is the reason if not. The object itself is true or false."""
 
     ready: bool
     detail: str
@@ -331,10 +295,6 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done(Generic[ImageT]):
-    """The last event of a stream.
-
-    Args:
-        answer: the result that the method without a stream returns, assembled from the events.
-    """
+    """The last event of a stream, with the result that the method without a stream returns."""
 
     answer: Images[ImageT]

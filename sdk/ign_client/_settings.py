@@ -1,8 +1,8 @@
-"""URL, API key and timeout, from arguments or from the environment. No other module reads the environment."""
+"""Settings of a client, from arguments or from the environment. No other module reads the environment."""
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import urlsplit
@@ -15,49 +15,48 @@ _MAX_TIMEOUT_S: Final = 1e8
 _VISIBLE: Final = re.compile(r"[\x21-\x7e]+")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Settings:
-    """Settings of a client.
-
-    Args:
-        base_url: URL of the service, without a slash at the end.
-        api_key: None for a service without keys; not part of the repr.
-        timeout: seconds for one attempt, or None for the limit of the service.
-    """
+    """Settings of a client; `Client` says what they mean. The API key is not part of the repr."""
 
     base_url: str
     api_key: str | None = field(repr=False)
     timeout: float | None
+    max_retries: int
+    clock: Callable[[], float]
+    jitter: Callable[[], float]
 
 
 def resolve(
-    base_url: str | None, api_key: str | None, timeout: float | None, environ: Mapping[str, str] | None = None
+    base_url: str | None,
+    api_key: str | None,
+    timeout: float | None,
+    max_retries: int,
+    clock: Callable[[], float],
+    jitter: Callable[[], float],
 ) -> Settings:
     """Combine arguments with `IGN_BASE_URL` and `IGN_API_KEY`; arguments take precedence, empty variables are ignored.
 
     Raises:
-        InputError: not a plain http or https URL, a key with characters that a header cannot hold, or a timeout that is
-            not above 0.
+        InputError: no plain http or https URL, a key that a header cannot hold, or a number below its range.
     """
-    environ = os.environ if environ is None else environ
     for name, value in (("base_url", base_url), ("api_key", api_key)):
         if not isinstance(value, str | None):
             raise InputError(f"{name}: expected text, not {type(value).__name__}")
-    url = (base_url or environ.get("IGN_BASE_URL") or DEFAULT_BASE_URL).rstrip("/")
-    key = api_key or environ.get("IGN_API_KEY") or None
+    url = (base_url or os.environ.get("IGN_BASE_URL") or DEFAULT_BASE_URL).rstrip("/")
+    key = api_key or os.environ.get("IGN_API_KEY") or None
     _check_url(url)
     if key is not None and not _VISIBLE.fullmatch(key):
         raise InputError("api_key: must be visible ASCII characters without spaces")
     check_timeout(timeout)
-    return Settings(base_url=url, api_key=key, timeout=timeout)
+    retries: object = max_retries  # of a caller without type checks, it may be anything
+    if not isinstance(retries, int) or retries < 0:
+        raise InputError(f"max_retries: expected 0 or more, not {max_retries!r}")
+    return Settings(url, key, timeout, max_retries, clock, jitter)
 
 
 def check_timeout(timeout: float | None) -> None:
-    """Check that a timeout is a number of seconds above 0, or None.
-
-    Raises:
-        InputError: it is not.
-    """
+    """Raise `InputError` unless a timeout is a number of seconds above 0, or None."""
     try:
         valid = timeout is None or 0 < timeout <= _MAX_TIMEOUT_S
     except TypeError:  # of a caller without type checks

@@ -1,7 +1,7 @@
 """Send requests with httpx, and map its exceptions. No other module imports httpx."""
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Generator, Iterator
+from contextlib import aclosing, closing, contextmanager
 from typing import Any, Final
 
 import httpx
@@ -10,7 +10,7 @@ from ign_client._errors import ConnectionFailed, TimedOut
 from ign_client._extras import trace_headers
 from ign_client._settings import Settings
 from ign_client._version import __version__
-from ign_client._wire import MultipartBody, Request, Response
+from ign_client._wire import EVENTS, MultipartBody, Request, Response
 
 HttpClient = httpx.Client
 AsyncHttpClient = httpx.AsyncClient
@@ -18,153 +18,98 @@ HttpTransport = httpx.BaseTransport
 AsyncHttpTransport = httpx.AsyncBaseTransport
 
 _DEADLINE_GRACE_S: Final = 1.0  # added to the timeout, so that the service's 504 at the deadline still arrives
-_MIN_STREAM_READ_S: Final = (
-    30.0  # the service sends a comment every 10 s, so a longer silence means a broken connection
-)
-
-
-class _Wire:
-    """Converts a `Request` to the arguments of httpx, for both transports."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._base_url = settings.base_url
-        self._headers = {"User-Agent": f"ign-client/{__version__}"}
-        if settings.api_key is not None:
-            self._headers["Authorization"] = f"Bearer {settings.api_key}"
-
-    def arguments(self, request: Request, *, stream: bool) -> dict[str, Any]:
-        arguments: dict[str, Any] = {
-            "method": request.method,
-            "url": self._base_url + request.path,
-            "headers": {**self._headers, **trace_headers(), **request.headers},
-            "timeout": _timeout(request.timeout, stream=stream),
-        }
-        if isinstance(request.body, MultipartBody):
-            arguments["data"] = dict(request.body.fields)
-            arguments["files"] = [(name, (name, data, "application/octet-stream")) for name, data in request.body.files]
-        elif request.body is not None:
-            arguments["content"] = request.body
-        return arguments
+_MIN_STREAM_READ_S: Final = 30.0  # the service sends a comment every 10 s: a longer silence is a broken connection
 
 
 class Transport:
-    """Blocking transport.
-
-    Args:
-        settings: URL and API key.
-        transport: an httpx transport instead of the network.
-        http_client: a complete httpx client, which the caller closes.
-    """
+    """Blocking transport; ``transport`` and ``http_client`` are those of `Client`."""
 
     def __init__(self, settings: Settings, transport: HttpTransport | None, http_client: HttpClient | None) -> None:
-        self._wire = _Wire(settings)
+        self._settings = settings
         self._owned = http_client is None
         self._client = http_client or httpx.Client(transport=transport)
 
-    def send(self, request: Request) -> Response:
-        """Send a request and read the whole response.
+    def send(self, request: Request, *, stream: bool = False) -> Response:
+        """Send a request and read the whole response, or of a stream the first chunk.
 
         Raises:
             TransportError: there is no response.
         """
+        built = self._client.build_request(**_arguments(self._settings, request, stream=stream))
         with _map_errors(request):
-            return _response(self._client.send(self._build(request, stream=False), follow_redirects=False))
-
-    def open(self, request: Request) -> Response:
-        """Send a request and read the first chunk of an event stream; `rest` gives the other chunks."""
-        with _map_errors(request):
-            response = self._client.send(self._build(request, stream=True), stream=True, follow_redirects=False)
-            try:
-                if not _is_event_stream(response):
-                    response.read()
-                    return _response(response)
-                chunks = response.iter_bytes()
-                first = next(chunks, b"")
-            except BaseException:
-                response.close()
-                raise
-        return _response(response, first, Chunks(request, response, chunks))
+            response = self._client.send(built, stream=True, follow_redirects=False)
+            if not stream or not _is_event_stream(response):
+                with closing(response):
+                    return _response(response, response.read())
+        chunks = _chunks(request, response)
+        return _response(response, next(chunks, b""), chunks)
 
     def close(self) -> None:
         if self._owned:
             self._client.close()
 
-    def _build(self, request: Request, *, stream: bool) -> httpx.Request:
-        return self._client.build_request(**self._wire.arguments(request, stream=stream))
 
-
-class Chunks:
-    """The chunks of a stream after the first one."""
-
-    def __init__(self, request: Request, response: httpx.Response, chunks: Iterator[bytes]) -> None:
-        self._request, self._response, self._chunks = request, response, chunks
-
-    def next(self) -> bytes | None:
-        """The next chunk, or None at the end."""
-        with _map_errors(self._request):
-            return next(self._chunks, None)
-
-    def close(self) -> None:
-        """Close the connection, which stops the computation."""
-        self._response.close()
+def _chunks(request: Request, response: httpx.Response) -> Generator[bytes, None, None]:
+    """The chunks of a stream. Closing the generator closes the connection, which stops the computation."""
+    with _map_errors(request), closing(response):
+        yield from response.iter_bytes()
 
 
 class AsyncTransport:
-    """Asynchronous transport; arguments as for `Transport`."""
+    """Like `Transport`, for `AsyncClient`."""
 
     def __init__(
         self, settings: Settings, transport: AsyncHttpTransport | None, http_client: AsyncHttpClient | None
     ) -> None:
-        self._wire = _Wire(settings)
+        self._settings = settings
         self._owned = http_client is None
         self._client = http_client or httpx.AsyncClient(transport=transport)
 
-    async def send(self, request: Request) -> Response:
-        """Send a request and read the whole response.
+    async def send(self, request: Request, *, stream: bool = False) -> Response:
+        """Send a request and read the whole response, or of a stream the first chunk.
 
         Raises:
             TransportError: there is no response.
         """
+        built = self._client.build_request(**_arguments(self._settings, request, stream=stream))
         with _map_errors(request):
-            return _response(await self._client.send(self._build(request, stream=False), follow_redirects=False))
-
-    async def open(self, request: Request) -> Response:
-        """Send a request and read the first chunk of an event stream; `rest` gives the other chunks."""
-        with _map_errors(request):
-            response = await self._client.send(self._build(request, stream=True), stream=True, follow_redirects=False)
-            try:
-                if not _is_event_stream(response):
-                    await response.aread()
-                    return _response(response)
-                chunks = response.aiter_bytes()
-                first = await anext(chunks, b"")
-            except BaseException:
-                await response.aclose()
-                raise
-        return _response(response, first, AsyncChunks(request, response, chunks))
+            response = await self._client.send(built, stream=True, follow_redirects=False)
+            if not stream or not _is_event_stream(response):
+                async with aclosing(response):
+                    return _response(response, await response.aread())
+        chunks = _async_chunks(request, response)
+        return _response(response, await anext(chunks, b""), chunks)
 
     async def close(self) -> None:
         if self._owned:
             await self._client.aclose()
 
-    def _build(self, request: Request, *, stream: bool) -> httpx.Request:
-        return self._client.build_request(**self._wire.arguments(request, stream=stream))
+
+async def _async_chunks(request: Request, response: httpx.Response) -> AsyncGenerator[bytes, None]:
+    """Asynchronous version of `_chunks`."""
+    with _map_errors(request):
+        async with aclosing(response):
+            async for chunk in response.aiter_bytes():
+                yield chunk
 
 
-class AsyncChunks:
-    """Asynchronous version of `Chunks`."""
-
-    def __init__(self, request: Request, response: httpx.Response, chunks: AsyncIterator[bytes]) -> None:
-        self._request, self._response, self._chunks = request, response, chunks
-
-    async def next(self) -> bytes | None:
-        """The next chunk, or None at the end."""
-        with _map_errors(self._request):
-            return await anext(self._chunks, None)
-
-    async def close(self) -> None:
-        """Close the connection, which stops the computation."""
-        await self._response.aclose()
+def _arguments(settings: Settings, request: Request, *, stream: bool) -> dict[str, Any]:
+    """The request as httpx takes it."""
+    headers = {"User-Agent": f"ign-client/{__version__}", **trace_headers(), **request.headers}
+    if settings.api_key is not None:
+        headers["Authorization"] = f"Bearer {settings.api_key}"
+    arguments: dict[str, Any] = {
+        "method": request.method,
+        "url": settings.base_url + request.path,
+        "headers": headers,
+        "timeout": _timeout(request.timeout, stream=stream),
+    }
+    if isinstance(request.body, MultipartBody):
+        arguments["data"] = dict(request.body.fields)
+        arguments["files"] = [(name, (name, data, "application/octet-stream")) for name, data in request.body.files]
+    elif request.body is not None:
+        arguments["content"] = request.body
+    return arguments
 
 
 @contextmanager
@@ -181,11 +126,10 @@ def _map_errors(request: Request) -> Iterator[None]:
 
 def _is_event_stream(response: httpx.Response) -> bool:
     """Whether the response is an event stream; any other response is read completely."""
-    return response.status_code == 200 and response.headers.get("content-type", "").startswith("text/event-stream")
+    return response.status_code == 200 and response.headers.get("content-type", "").startswith(EVENTS)
 
 
-def _response(response: httpx.Response, first: bytes | None = None, rest: object = None) -> Response:
-    content = response.content if first is None else first
+def _response(response: httpx.Response, content: bytes, rest: object = None) -> Response:
     headers = {name.lower(): value for name, value in response.headers.items()}
     return Response(status=response.status_code, headers=headers, content=content, rest=rest)
 

@@ -1,40 +1,42 @@
-"""Requests and responses as values, independent of the HTTP library."""
+"""Requests, responses and retries, without I/O and independent of the HTTP library.
 
+The generator `attempts` yields the next request. The client that drives it waits, sends the request, and passes in
+the response with `send` or the `TransportError` with `throw`. Both clients drive the same generator, so that the rules
+exist once.
+"""
+
+import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import Enum
-from typing import Any, Final, Generic, TypeAlias, TypeVar
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar
 
-from ign_client._errors import InputError
-from ign_client._settings import check_timeout
+from ign_client._errors import (
+    InputError,
+    Problem,
+    StatusError,
+    TransportError,
+    UnexpectedAnswer,
+    problem_from,
+    retry_after,
+    status_error,
+)
+from ign_client._options import UNSET, Unset
+from ign_client._settings import Settings, check_timeout
 
+T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
-
-class Unset(Enum):
-    """The type of a parameter that was not given, for parameters where None is a value."""
-
-    UNSET = "UNSET"
-
-    def __repr__(self) -> str:
-        return "UNSET"
-
-
-UNSET = Unset.UNSET
-Timeout: TypeAlias = float | Unset | None
-
+EVENTS: Final = "text/event-stream"
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
+RETRIED: Final = frozenset({408, 429, 502, 503, 504})
+_FIRST_DELAY_S: Final = 0.5
+_MAX_DELAY_S: Final = 8.0
+_MAX_RETRY_AFTER_S: Final = 60.0  # a longer Retry-After raises the error instead of blocking the caller
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MultipartBody:
-    """A multipart body.
-
-    Args:
-        fields: text of each option.
-        files: (name, content) of each file, in order; names may repeat.
-    """
+class MultipartBody(NamedTuple):
+    """A form: the text of each option, and (name, content) of each file, in order; names may repeat."""
 
     fields: Mapping[str, str]
     files: Sequence[tuple[str, bytes]]
@@ -46,14 +48,7 @@ Body: TypeAlias = bytes | MultipartBody
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One HTTP request.
-
-    Args:
-        method, path: without the URL of the service, which the transport adds.
-        headers: without User-Agent and Authorization, which the transport adds.
-        body: JSON text, a multipart form, or None.
-        timeout: seconds, or None for no timeout.
-    """
+    """One HTTP request, without what the transport adds: the URL of the service, User-Agent and Authorization."""
 
     method: str
     path: str
@@ -64,18 +59,14 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
-    """One HTTP response.
+    """One HTTP response, with the names of its headers in lower case.
 
-    Args:
-        status: HTTP status.
-        headers: names in lower case.
-        content: the whole body; for an event stream, its first chunk.
-        rest: the other chunks of an event stream; else None.
+    For an event stream, ``content`` is its first chunk and ``rest`` the generator of the others.
     """
 
     status: int
     headers: Mapping[str, str]
-    content: bytes = field(repr=False)
+    content: bytes
     rest: Any = None
 
     @property
@@ -87,19 +78,24 @@ class Response:
         """The media type in lower case, without parameters."""
         return self.headers.get("content-type", "").partition(";")[0].strip().lower()
 
+    def problem(self, now: float) -> Problem:
+        """What an error response says, of the service or of a proxy; ``now``: seconds since the epoch."""
+        try:
+            document = json.loads(self.content)
+        except ValueError:
+            document = None
+        known = document if isinstance(document, dict) else {}
+        return problem_from(known, self.status, self.request_id, retry_after(self.headers, now))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call(Generic[T_co]):
     """One call of a method: the request, and the parser of the response.
 
     Args:
-        path: of the endpoint.
-        parse: converts the response to the result.
-        body: JSON text, a multipart form, or None for a GET request.
-        accept: media type of the response.
-        timeout: seconds for one attempt; None for the limit of the service; the timeout of the client by default.
-        request_id: repeated by the service in the response.
+        body: None for a GET request.
         statuses: HTTP statuses that are not errors.
+        error: makes the raised error from that of the response.
 
     Raises:
         InputError: the timeout is not above 0, or the request id is invalid.
@@ -109,16 +105,16 @@ class Call(Generic[T_co]):
     parse: Callable[[Response], T_co]
     body: Body | None = None
     accept: str = "application/json"
-    timeout: Timeout = UNSET
+    timeout: float | Unset | None = UNSET
     request_id: str | None = None
     statuses: frozenset[int] = frozenset({200})
+    error: Callable[[StatusError], StatusError] = lambda error: error
 
     def __post_init__(self) -> None:
         if not isinstance(self.timeout, Unset):
             check_timeout(self.timeout)
-        text: object = self.request_id  # of a caller without type checks, it may be anything
-        if text is not None and not (isinstance(text, str) and _REQUEST_ID.fullmatch(text)):
-            raise InputError(f"request_id: expected 1 to 128 of A-Z a-z 0-9 . _ -, not {text!r}")
+        if self.request_id is not None and not _REQUEST_ID.fullmatch(self.request_id):
+            raise InputError(f"request_id: expected 1 to 128 of A-Z a-z 0-9 . _ -, not {self.request_id!r}")
 
     def request(self, default_timeout: float | None) -> Request:
         """The request, which is the same for every attempt."""
@@ -133,3 +129,51 @@ class Call(Generic[T_co]):
             headers["Content-Type"] = "application/json"
         method = "GET" if self.body is None else "POST"
         return Request(method=method, path=self.path, headers=headers, body=self.body, timeout=timeout)
+
+
+def attempts(call: Call[T], settings: Settings) -> Generator[tuple[Request, float], Response, T]:
+    """Yield requests, each with the seconds to wait before it, until one succeeds; return the parsed response.
+
+    Every call may be repeated, because the service keeps no state for callers.
+
+    Raises:
+        TransportError, StatusError: the error of the last attempt.
+        UnexpectedAnswer: the response cannot be parsed.
+    """
+    request = call.request(settings.timeout)
+    delay, retries = 0.0, 0
+    while True:
+        try:
+            response = yield request, delay
+        except TransportError:
+            if (next_delay := _delay(settings, None, retries)) is None:
+                raise
+        else:
+            if response.status in call.statuses:
+                return _parse(call, response)
+            if (next_delay := _delay(settings, response, retries)) is None:
+                raise call.error(status_error(response.problem(settings.clock())))
+        delay, retries = next_delay, retries + 1
+
+
+def _delay(settings: Settings, response: Response | None, retries: int) -> float | None:
+    """Seconds to wait before the next attempt, after so many retries; None to give up."""
+    if retries >= settings.max_retries:
+        return None
+    seconds = None
+    if response is not None:
+        if response.status not in RETRIED or response.headers.get("x-should-retry", "").strip().lower() == "false":
+            return None
+        seconds = retry_after(response.headers, settings.clock())
+    if seconds is None:
+        return min(_FIRST_DELAY_S * 2.0**retries, _MAX_DELAY_S) * (0.5 + 0.5 * settings.jitter())
+    # Up to 10 % later than Retry-After says, never earlier.
+    return seconds * (1 + 0.1 * settings.jitter()) if seconds <= _MAX_RETRY_AFTER_S else None
+
+
+def _parse(call: Call[T], response: Response) -> T:
+    try:
+        return call.parse(response)
+    except (LookupError, TypeError, ValueError, AttributeError) as exc:
+        detail = f"{call.path} answered with something that is not its answer ({type(exc).__name__}: {exc})"
+        raise UnexpectedAnswer(detail, response.request_id) from exc

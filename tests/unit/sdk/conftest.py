@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract.harness import Service, serving, settings, write_models
-from tests.unit.sdk.asking import Ask, Awaiting, Blocking
+from tests.unit.sdk.clients import Ask, Awaiting, Blocking
 
 
 @pytest.fixture(scope="session")
@@ -27,5 +27,5 @@ def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(params=[Blocking, Awaiting], ids=["blocking", "awaiting"])
 def ask(request: pytest.FixtureRequest) -> Ask:
     """Either client: what holds for one holds for the other."""
-    kind: type[Ask] = request.param
-    return kind()
+    ask: Ask = request.param()
+    return ask

@@ -1,9 +1,7 @@
-"""Every error: from the real app where a client can bring it about, else as the contract words it."""
+"""Every error: from the real app where a client can cause it, else with the words of the contract."""
 
-import hashlib
 import json
 import pickle
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,32 +10,11 @@ import httpx
 import pytest
 
 import ign_client
-from ign_client import (
-    Client,
-    ConnectionFailed,
-    DeadlineExceeded,
-    FieldError,
-    Forbidden,
-    IgnError,
-    InputError,
-    InvalidContent,
-    NotAcceptable,
-    NotFound,
-    Problem,
-    ServiceFailed,
-    StatusError,
-    TimedOut,
-    TooLarge,
-    TooManyRequests,
-    TransportError,
-    Unauthorized,
-    Unavailable,
-    UnexpectedAnswer,
-)
-from ign_client._errors import BY_STATUS, status_error
-from tests.contract.harness import PATIENCE_S, Service, gated, serving, settings
+from ign_client import InvalidContent, NotAcceptable, NotFound, ServiceFailed, StatusError
+from ign_client._errors import BY_STATUS
+from tests.contract.harness import PATIENCE_S, Service, gated, settings
 from tests.helpers.pictures import noise, save
-from tests.unit.sdk.asking import Ask, Canned, generated, ready, refusal
+from tests.unit.sdk.clients import Ask, Canned, generated, problem
 
 PICTURE = save(noise(8, 8, seed=1))
 Patch = pytest.MonkeyPatch
@@ -50,79 +27,52 @@ def test_422_names_the_fields(service: Service, ask: Ask) -> None:
     assert (error.status, error.code, error.request_id, error.retry_after) == (422, "invalid_value", "mine", None)
     assert {found.field for found in error.errors} == {"n", "steps"}
     assert str(error) == f"422 invalid_value: {error.detail} (request mine)"
+    with pytest.raises(InvalidContent, match="steps"):
+        ask.stream(service.url, "stream_generate", steps=0)
 
 
 @pytest.mark.parametrize(
     ("method", "arguments", "options", "kind", "code"),
     [
         ("generate", (), {"model": "nope"}, NotFound, "unknown_model"),
-        ("model", ("nope",), {}, NotFound, "unknown_model"),
-        ("model", ("grey/2 2",), {}, NotFound, "unknown_model"),
+        *(("model", (name,), {}, NotFound, "unknown_model") for name in ("nope", "grey/2 2")),
         ("generate_as", ("gif",), {}, NotAcceptable, "not_acceptable"),
         ("latent_interpolate_as", ("gif", [1, 2, 3, 4]), {"grid": (2, 2)}, NotAcceptable, "not_acceptable"),
-        ("project", (b"no picture",), {}, InvalidContent, "undecodable_image"),
-        ("project", ([PICTURE, b"no picture"],), {}, InvalidContent, "undecodable_image"),
+        *(("project", (bad,), {}, InvalidContent, "undecodable_image") for bad in (b"x", [PICTURE, b"x"])),
         ("project", (PICTURE,), {"mask": save(noise(3, 3))}, InvalidContent, "mask_size"),
         ("project", (PICTURE,), {"resize": "bend"}, InvalidContent, "invalid_value"),
         ("score", (PICTURE,), {"invert": "maybe"}, InvalidContent, "invalid_value"),
         ("latent_interpolate", ([1],), {}, InvalidContent, "invalid_value"),
         ("latent_interpolate", ([1, b"\x93NUMPY"],), {}, InvalidContent, "invalid_npy"),
-        ("latent_arithmetic", ([],), {}, InvalidContent, "invalid_value"),
-        ("latent_arithmetic", ([ign_client.Term(1, 11.0)],), {}, InvalidContent, "invalid_value"),
+        *(("latent_arithmetic", (t,), {}, InvalidContent, "invalid_value") for t in ([], [ign_client.Term(1, 11.0)])),
     ],
 )
-def test_refusals(
+def test_rejections(
     service: Service, ask: Ask, method: str, arguments: Any, options: Any, kind: type[StatusError], code: str
 ) -> None:
     with pytest.raises(kind) as caught:
         ask(service.url, method, *arguments, **options)
-    assert type(caught.value) is kind
-    assert caught.value.code == code
+    assert (type(caught.value), caught.value.code) == (kind, code)
     assert caught.value.request_id
 
 
-def test_a_refused_stream(service: Service, ask: Ask) -> None:
-    with pytest.raises(InvalidContent, match="steps"):
-        ask.stream(service.url, "stream_generate", steps=0)
-
-
-def test_keys(models: Path, tmp_path: Path) -> None:
-    entries = [
-        {"name": name, "sha256": hashlib.sha256(name.encode()).hexdigest(), "scopes": [scope]}
-        for name, scope in (("alice", "infer"), ("ops", "admin"))
-    ]
-    (tmp_path / "keys.json").write_text(json.dumps(entries))
-    with serving(settings(models, api_keys_file=tmp_path / "keys.json")) as service:
-        with Client(service.url, api_key="alice") as client:
-            assert len(client.generate()) == 1
-        with Client(service.url, api_key="ops") as client, pytest.raises(Forbidden):
-            client.generate()
-        with Client(service.url) as client:
-            with pytest.raises(Unauthorized):
-                client.generate()
-            assert client.ready()
-
-
-def test_413(models: Path, ask: Ask) -> None:
-    with serving(settings(models, max_body_bytes=4000)) as service, pytest.raises(TooLarge) as caught:
-        ask(service.url, "project", bytes(5000))
-    assert caught.value.code == "too_large"
-
-
-def test_429_and_what_the_service_asks_for(models: Path, ask: Ask, monkeypatch: Patch) -> None:
+def test_429_and_the_wait_that_the_service_asks_for(models: Path, ask: Ask, monkeypatch: Patch) -> None:
     small = settings(models, queue_rows=4, max_images=4, max_batch_rows=1)
-    with gated(monkeypatch, small) as (service, gate), ThreadPoolExecutor(2) as pool, Client(service.url) as client:
+    with (
+        gated(monkeypatch, small) as (service, gate),
+        ThreadPoolExecutor(2) as pool,
+        ign_client.Client(service.url) as client,
+    ):
         with gate:
             running = pool.submit(client.generate, seed=1)
             assert gate.entered.wait(PATIENCE_S)
             waiting = pool.submit(client.generate, seed=1, n=4)
             service.until_metric("ign_queue_rows", 4.0, model="grey/10")
-            with pytest.raises(TooManyRequests) as caught:
+            with pytest.raises(ign_client.TooManyRequests) as caught:
                 ask(service.url, "generate")
         assert len(running.result()) + len(waiting.result()) == 5
-    error = caught.value
-    assert (error.code, len(ask.waits)) == ("queue_full", 2)
-    assert error.retry_after is not None
+    assert (caught.value.code, len(ask.waits)) == ("queue_full", 2)
+    assert caught.value.retry_after is not None
     assert all(wait >= 1 for wait in ask.waits)
 
 
@@ -132,129 +82,78 @@ def test_503_while_loading_and_ready_says_why(models: Path, ask: Ask, monkeypatc
         assert not readiness
         assert readiness.detail
         assert ask.waits == []
-        with pytest.raises(Unavailable) as caught:
+        assert ask(Canned(httpx.Response(503, text="<html>")), "ready").detail == "Service Unavailable"
+        with pytest.raises(ign_client.Unavailable) as caught:
             ask(service.url, "models")
         assert (caught.value.code, caught.value.detail, len(ask.waits)) == ("not_ready", readiness.detail, 2)
         gate.opened.set()
 
 
-def test_504_at_the_callers_own_deadline(models: Path, ask: Ask, monkeypatch: Patch) -> None:
-    with gated(monkeypatch, settings(models)) as (service, gate), gate, pytest.raises(DeadlineExceeded) as caught:
-        ask(service.url, "generate", timeout=0.5)
-    assert caught.value.code in ("deadline_exceeded", "deadline_unreachable")
-
-
-class _Broken(threading.Event):
-    def wait(self, timeout: float | None = None) -> bool:
-        raise RuntimeError("secret")
-
-
-def test_500(models: Path, ask: Ask, monkeypatch: Patch) -> None:
-    with gated(monkeypatch, settings(models)) as (service, gate):
-        monkeypatch.setattr(gate, "opened", _Broken())
-        with pytest.raises(ServiceFailed) as caught:
-            ask(service.url, "generate")
-        assert (caught.value.code, ask.waits) == ("model_failure", [])
-        service.errors.clear()
-        monkeypatch.undo()
-
-
-def test_every_status_of_the_contract_has_its_class() -> None:
-    assert set(BY_STATUS) == {400, 401, 403, 404, 405, 406, 408, 413, 415, 422, 429, 500, 502, 503, 504}
-    assert len(set(BY_STATUS.values())) == len(BY_STATUS)
-
-
 @pytest.mark.parametrize(("status", "kind"), BY_STATUS.items())
 def test_errors_say_what_the_problem_says(ask: Ask, status: int, kind: type[StatusError]) -> None:
+    response = problem(status, Retry_After="2", X_Should_Retry="false")
+    document = json.loads(response.content) | {"errors": ["x", {"field": "n", "message": "too many"}, {}]}
     with pytest.raises(kind) as caught:
-        ask(Canned(*(refusal(status, Retry_After="2", X_Should_Retry="false") for _ in range(3))), "generate")
-    error = caught.value
-    assert error.problem == Problem(
-        status=status, code="some_code", detail="a reason", request_id="abc", retry_after=2.0, errors=()
+        ask(Canned(httpx.Response(status, headers=response.headers, json=document)), "generate")
+    named: dict[str, Any] = {"code": "some_code", "detail": "a reason", "request_id": "abc", "retry_after": 2.0}
+    expected = ign_client.Problem(
+        status=status, **named, errors=(ign_client.FieldError("n", "too many"), ign_client.FieldError("", ""))
     )
-    assert pickle.loads(pickle.dumps(error)).problem == error.problem
+    assert type(caught.value) is kind
+    assert caught.value.problem == pickle.loads(pickle.dumps(caught.value)).problem == expected
 
 
 @pytest.mark.parametrize(
     ("status", "kind"), [(501, ServiceFailed), (599, ServiceFailed), (307, StatusError), (418, StatusError)]
 )
-def test_other_statuses(ask: Ask, status: int, kind: type[StatusError]) -> None:
+@pytest.mark.parametrize("content", [b"", b"[1]", b"<html>", b"\xff", b'{"code": 7, "detail": null, "errors": {}}'])
+def test_responses_that_are_no_problem_documents(
+    ask: Ask, status: int, kind: type[StatusError], content: bytes
+) -> None:
     with pytest.raises(kind) as caught:
-        ask(Canned(httpx.Response(status, headers={"Location": "http://elsewhere/"}, text="<html>")), "models")
+        ask(Canned(httpx.Response(status, headers={"Location": "http://elsewhere/"}, content=content)), "models")
     assert type(caught.value) is kind
-    assert (caught.value.code, caught.value.request_id) == ("unknown", None)
+    assert (caught.value.status, caught.value.code, caught.value.request_id) == (status, "unknown", None)
     assert caught.value.detail
 
 
-@pytest.mark.parametrize("content", [b"", b"[1]", b"<html>", b"\xff", b'{"code": 7, "detail": null, "errors": {}}'])
-def test_errors_that_are_no_problem_documents(ask: Ask, content: bytes) -> None:
-    with pytest.raises(StatusError) as caught:
-        ask(Canned(httpx.Response(404, content=content)), "models")
-    assert (caught.value.status, caught.value.code) == (404, "unknown")
-
-
-def test_odd_fields_are_passed_over(ask: Ask) -> None:
-    answer = httpx.Response(422, json={"errors": ["x", {"field": "n", "message": "too many"}, {}]})
-    with pytest.raises(InvalidContent) as caught:
-        ask(Canned(answer), "generate")
-    assert caught.value.errors == (FieldError("n", "too many"), FieldError("", ""))
+BAD: list[dict[str, Any]] = [{"images": None}, {"images": [{}]}, {"model": "toy"}]
 
 
 @pytest.mark.parametrize(
+    ("method", "arguments"),
+    [("generate", ()), ("models", ()), ("ready", ()), ("score", (b"x",)), ("generate_as", ("png",))],
+)
+@pytest.mark.parametrize(
     "content",
     [
-        b"",
-        b"<html>",
-        b"[]",
-        b"{}",
-        json.dumps(generated(images=None)).encode(),
-        json.dumps(generated(images=[{}])).encode(),
-        json.dumps(generated(model="toy")).encode(),
+        *(b"", b"<html>", b"[]", b"{}", b'{"model": "\xff"}'),
+        *(json.dumps(generated(**bad)).encode() for bad in BAD),
         json.dumps(generated()).replace("aGVsbG8=", "?").encode(),
-        b'{"model": "\xff"}',
     ],
 )
-def test_answers_of_somebody_else(ask: Ask, content: bytes) -> None:
-    with pytest.raises(UnexpectedAnswer, match="/generate") as caught:
-        ask(Canned(httpx.Response(200, content=content, headers={"X-Request-ID": "abc"})), "generate")
+def test_responses_of_another_service(ask: Ask, method: str, arguments: Any, content: bytes) -> None:
+    with pytest.raises(ign_client.UnexpectedAnswer, match="/") as caught:
+        ask(Canned(httpx.Response(200, content=content, headers={"X-Request-ID": "abc"})), method, *arguments)
     assert caught.value.request_id == "abc"
     assert caught.value.__cause__ is not None
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
-@pytest.mark.parametrize("method", ["models", "ready", "score"])
-def test_other_answers_of_somebody_else(ask: Ask, method: str) -> None:
-    arguments = (PICTURE,) if method == "score" else ()
-    with pytest.raises(UnexpectedAnswer):
-        ask(Canned(httpx.Response(200, text="It works!")), method, *arguments)
-
-
-def test_a_raw_answer_without_its_headers(ask: Ask) -> None:
-    with pytest.raises(UnexpectedAnswer):
-        ask(Canned(httpx.Response(200, content=PICTURE, headers={"Content-Type": "image/png"})), "generate_as", "png")
-
-
-def test_not_ready_without_a_reason(ask: Ask) -> None:
-    readiness = ask(Canned(httpx.Response(503, text="<html>")), "ready")
-    assert not readiness
-    assert readiness.detail
-
-
 @pytest.mark.parametrize(
     ("raised", "kind"),
     [
-        (httpx.ConnectError("refused"), ConnectionFailed),
-        (httpx.ReadError(""), ConnectionFailed),
-        (httpx.RemoteProtocolError("gone"), ConnectionFailed),
-        (httpx.ProxyError("no"), ConnectionFailed),
-        (httpx.DecodingError("no gzip"), ConnectionFailed),
-        (httpx.ConnectTimeout("slow"), TimedOut),
-        (httpx.ReadTimeout("slow"), TimedOut),
-        (httpx.PoolTimeout("busy"), TimedOut),
+        *(
+            (kind("x"), ign_client.ConnectionFailed)
+            for kind in (httpx.ConnectError, httpx.RemoteProtocolError, httpx.DecodingError)
+        ),
+        *((kind(""), ign_client.TimedOut) for kind in (httpx.ConnectTimeout, httpx.ReadTimeout, httpx.PoolTimeout)),
     ],
 )
 @pytest.mark.parametrize("streamed", [False, True])
-def test_failures_of_httpx_are_ours(ask: Ask, raised: Exception, kind: type[TransportError], streamed: bool) -> None:
+def test_errors_of_httpx_are_mapped(
+    ask: Ask, raised: Exception, kind: type[ign_client.TransportError], streamed: bool
+) -> None:
     to = Canned(raised, raised, raised)
     with pytest.raises(kind, match="/generate") as caught:
         ask.stream(to, "stream_generate") if streamed else ask(to, "generate")
@@ -262,36 +161,35 @@ def test_failures_of_httpx_are_ours(ask: Ask, raised: Exception, kind: type[Tran
     assert len(to.asked) == 3
 
 
-def test_nobody_there(ask: Ask) -> None:
-    with pytest.raises(ConnectionFailed) as caught:
-        ask("http://127.0.0.1:1", "ready")
-    assert isinstance(caught.value.__cause__, httpx.ConnectError)
-
-
 def test_the_tree_is_the_one_that_is_drawn() -> None:
-    """Every class of the module's docstring, at its place."""
-    drawn: list[tuple[int, str]] = []
-    assert ign_client._errors.__doc__ is not None
-    for line in ign_client._errors.__doc__.splitlines():
+    """Every class of the module's docstring at its place, with its status."""
+    drawn = set()
+    parents = {0: "IgnError"}
+    text = ign_client._errors.__doc__ or ""
+    for line in text.splitlines():
         if "├── " in line or "└── " in line:
             before, _, rest = line.replace("└──", "├──").partition("├── ")
-            drawn.append((len(before) // 4 + 1, rest.split()[0]))
-    parents = {0: "IgnError"}
-    for depth, name in drawn:
-        parents[depth] = name
-        kind = getattr(ign_client, name)
-        assert kind.__mro__[1].__name__ == parents[depth - 1], name
-    known = {name for name, kind in vars(ign_client).items() if isinstance(kind, type) and issubclass(kind, IgnError)}
-    assert {name for _, name in drawn} == known - {"IgnError"}
-    assert issubclass(InputError, ValueError)
+            depth, (name, *words) = len(before) // 4 + 1, rest.split()
+            parents[depth] = name
+            drawn.add(name)
+            kind = getattr(ign_client, name)
+            assert kind.__mro__[1].__name__ == parents[depth - 1], name
+            if words and words[0].isdigit():
+                assert BY_STATUS[int(words[0])] is kind
+    known = {
+        name
+        for name, kind in vars(ign_client).items()
+        if isinstance(kind, type) and issubclass(kind, ign_client.IgnError)
+    }
+    assert drawn == known - {"IgnError"}
+    assert set(BY_STATUS) == {400, 401, 403, 404, 405, 406, 408, 413, 415, 422, 429, 500, 502, 503, 504}
+    assert issubclass(ign_client.InputError, ValueError)
 
 
-def test_the_numbers_drawn_are_the_numbers_raised() -> None:
-    assert ign_client._errors.__doc__ is not None
-    for status, kind in BY_STATUS.items():
-        assert f"{kind.__name__:<22} {status}" in ign_client._errors.__doc__
-        assert type(status_error(Problem(status=status, code="x", detail="y"))) is kind
+def test_a_subclass_of_the_caller_has_no_status() -> None:
+    before = dict(BY_STATUS)
 
+    class Own(StatusError):
+        pass
 
-def test_a_good_answer_is_no_error(ask: Ask) -> None:
-    assert ask(Canned(ready()), "ready")
+    assert before == BY_STATUS

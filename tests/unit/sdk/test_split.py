@@ -1,4 +1,4 @@
-"""Calls of `project` and `score` with more pictures than one request takes."""
+"""Calls with more images than one request takes."""
 
 import asyncio
 import json
@@ -8,139 +8,144 @@ from typing import Any
 import httpx
 import pytest
 
-from ign_client import AsyncClient, Client, InputError, InvalidContent, Limits, TooLarge
-from ign_client._calls.project import project
-from ign_client._split import Upload
+from ign_client import InputError, InvalidContent, TooLarge
 from tests.contract.harness import Service
 from tests.helpers.pictures import noise, save
-from tests.unit.sdk.asking import IMAGE, MODEL, TIMING, Ask, Canned
+from tests.unit.sdk.clients import IMAGE, Ask, Awaiting, Blocking, Canned, answer, limited
 
 PICTURES = [save(noise(8, 8, seed=i)) for i in range(100)]
 
 
 @pytest.mark.parametrize("options", [{}, {"mask": save(noise(8, 8, seed=7))}, {"masks": list(reversed(PICTURES))}])
-def test_many_pictures_give_what_each_gives_alone(service: Service, ask: Ask, options: dict[str, Any]) -> None:
+def test_many_images_give_what_each_gives_alone(service: Service, ask: Ask, options: dict[str, Any]) -> None:
     found = ask(service.url, "project", PICTURES, record=[0, 1], **options)
     assert [image.index for image in found] == list(range(100))
     for i in (0, 63, 64, 99):
-        own = {name: value[i] if name == "masks" else value for name, value in options.items()}
-        alone = ask(service.url, "project", PICTURES[i], record=[0, 1], **{name.rstrip("s"): own[name] for name in own})
+        own = {name: value[i : i + 1] if name == "masks" else value for name, value in options.items()}
+        alone = ask(service.url, "project", PICTURES[i], record=[0, 1], **own)
         assert found[i].bytes == alone[0].bytes
         assert [step.index for step in found[i].trajectory] == [i, i]
     assert found.timing.compute_ms > 0
+    scores = ask(service.url, "score", PICTURES)
+    assert [score.index for score in scores] == list(range(100))
+    assert scores[99].distance == pytest.approx(ask(service.url, "score", PICTURES[99])[0].distance)
 
 
-def test_many_scores_are_in_order(service: Service, ask: Ask) -> None:
-    found = ask(service.url, "score", PICTURES)
-    assert [score.index for score in found] == list(range(100))
-    assert found[99].distance == pytest.approx(ask(service.url, "score", PICTURES[99])[0].distance)
+@pytest.mark.parametrize("options", [{}, {"seed": 7, "offset": 5}, {"scale": 32, "n": 20}])
+def test_any_number_of_generated_images(service: Service, ask: Ask, options: dict[str, Any]) -> None:
+    n, start = options.get("n", 150), options.get("offset", 0)
+    found = ask(service.url, "generate", **{"n": n, "record": [0], **options})
+    assert [image.index for image in found] == list(range(start, start + n))
+    assert [step.index for image in found for step in image.trajectory] == list(range(start, start + n))
+    for i in (0, n - 1):
+        alone = ask(service.url, "generate", **options | {"n": 1, "seed": found.seed, "offset": start + i})
+        assert alone[0].bytes == found[i].bytes
 
 
 @pytest.mark.parametrize("method", ["project", "score"])
-def test_an_error_names_the_picture_of_the_whole_call(service: Service, ask: Ask, method: str) -> None:
-    for bad in (3, 70, 99):
-        with pytest.raises(InvalidContent) as refused:
-            ask(service.url, method, [*PICTURES[:bad], b"no picture", *PICTURES[bad + 1 :]])
-        assert refused.value.code == "undecodable_image"
-        assert refused.value.detail.startswith(f"images.{bad}: ")
-        assert [error.field for error in refused.value.errors] in ([f"images.{bad}"], [])
+def test_an_error_names_the_image_of_the_whole_call_and_its_file(
+    service: Service, ask: Ask, method: str, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    for bad, count in ((3, 10), (3, 100), (70, 100), (99, 100)):  # in one request, and in several
+        for source, text in ((b"no image", ""), (tmp_path / "bad.png", f" ({tmp_path / 'bad.png'})")):
+            with pytest.raises(InvalidContent) as rejected:
+                ask(service.url, method, [*PICTURES[:bad], source, *PICTURES[bad + 1 : count]])
+            assert rejected.value.code == "undecodable_image"
+            assert rejected.value.detail.startswith(f"images.{bad}{text}: ")
+            assert [error.field for error in rejected.value.errors] in ([f"images.{bad}"], [])
 
 
-def test_an_error_names_the_file(service: Service, ask: Ask, tmp_path: Path) -> None:
-    files = [tmp_path / f"{i}.png" for i in range(70)]
-    for path, data in zip(files, PICTURES, strict=False):
-        path.write_bytes(data)
-    files[68].write_bytes(b"no picture")
-    for some in (files, files[60:]):  # in several requests, and in one
-        with pytest.raises(InvalidContent) as refused:
-            ask(service.url, "project", some)
-        assert f".{some.index(files[68])} ({files[68]}): " in refused.value.detail
+@pytest.mark.parametrize("before", [0, 2])
+def test_errors_about_masks_keep_their_place(ask: Ask, before: int) -> None:
+    fields = [{"field": name, "message": "no"} for name in ("masks.1", "mask", "image", "steps")]
 
+    def reply(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/models":
+            return limited(images=2)
+        is_bad = b"bad" in request.read()
+        return httpx.Response(422, json={"detail": "masks.1: no", "errors": fields}) if is_bad else answer()
 
-def test_few_small_pictures_are_sent_without_asking_for_limits(ask: Ask) -> None:
-    answer = {"model": MODEL, "request_id": "abc", "images": [], "timing": TIMING}
-    to = Canned(httpx.Response(200, json=answer))
-    ask(to, "score", PICTURES[:16])
-    assert [request.url.path for request in to.asked] == ["/score"]
-
-
-@pytest.mark.parametrize(("scale", "most"), [(1, 64), (4, 64), (8, 16), (16, 4), (32, 1), ("8", 64), (0, 64)])
-def test_enlarged_pictures_are_sent_in_smaller_requests(scale: Any, most: int) -> None:
-    upload = Upload(project, (PICTURES,), {"scale": scale})
-    assert not upload.is_small
-    limits = Limits(n=64, images=64, steps=1, frames=2, body_bytes=1 << 24, pixels=1)
-    assert [part.offset for part in upload.parts(limits)] == list(range(0, 100, most))
-    assert Upload(project, (PICTURES[:16],), {"scale": scale}).is_small == (most >= 16)
-
-
-def test_any_number_of_enlarged_pictures(service: Service, ask: Ask) -> None:
-    found = ask(service.url, "project", PICTURES[:20], scale=32)
-    assert [(image.index, image.width, image.to_numpy().shape) for image in found] == [
-        (i, 256, (256, 256)) for i in range(20)
-    ]
+    large = bytes(3 << 20) if before else b""  # so that two are one request of several
+    with pytest.raises(InvalidContent) as rejected:
+        ask(httpx.MockTransport(reply), "project", [large] * before + [b"bad" + large] * 2)
+    moved = [error.field for error in rejected.value.errors]
+    assert moved == [f"masks.{before + 1}", "mask", f"images.{before}", "steps"]
+    assert rejected.value.detail == f"masks.{before + 1}: no"
 
 
 class Small(httpx.MockTransport):
-    """A service that takes little, and refuses every picture of more than a megabyte."""
+    """A service that takes little, and rejects every image of more than a megabyte."""
 
     def __init__(self) -> None:
-        self.sizes: list[int] = []
+        self.counts: list[int] = []
         self.asked_for_limits = 0
         super().__init__(self._answer)
 
     def _answer(self, request: httpx.Request) -> httpx.Response:
         if request.url.path == "/models":
             self.asked_for_limits += 1
-            limits = {"n": 1, "images": 3, "steps": 1, "frames": 2, "body_bytes": 2_000_000, "pixels": 1}
-            return httpx.Response(200, json={"models": [], "default": "toy/1", "limits": limits})
+            return limited(n=5, images=3, body_bytes=2_000_000)
         body = request.read()
-        self.sizes.append(len(body))
         if len(body) > 2_000_000:
-            problem = {"code": "too_large", "detail": "the body is too large"}
-            return httpx.Response(413, json=problem, headers={"Content-Type": "application/problem+json"})
-        count = body.count(b'filename="image"') or len(json.loads(body)["images"])
-        images = [{**IMAGE, "index": i, "inverted": False} for i in range(count)]
-        return httpx.Response(200, json={"model": MODEL, "request_id": "abc", "images": images, "timing": TIMING})
+            return httpx.Response(413, json={"code": "too_large", "detail": "the body is too large"})
+        options = {} if b'filename="image"' in body else json.loads(body)
+        count = options.get("n") or len(options.get("images", ())) or body.count(b'filename="image"')
+        self.counts.append(count)
+        return answer(images=[{**IMAGE, "index": i} for i in range(count)])
 
 
-@pytest.mark.parametrize(("size", "requests"), [(10, 7), (900_000, 10), (600_000, 7)])
-def test_requests_keep_to_number_and_bytes(ask: Ask, size: int, requests: int) -> None:
+@pytest.mark.parametrize(
+    ("size", "options", "requests"),
+    [
+        (10, {}, 7),
+        (900_000, {}, 10),
+        (600_000, {}, 7),
+        (500_000, {"masks": [bytes(500_000)] * 20}, 20),
+        (10, {"scale": 16}, 7),
+        (10, {"scale": 32}, 20),
+        (10, {"scale": 0}, 7),
+    ],
+)
+def test_requests_keep_to_number_and_bytes(ask: Ask, size: int, options: dict[str, Any], requests: int) -> None:
     to = Small()
-    found = ask(to, "project", [bytes(size)] * 20)
+    found = ask(to, "project", [bytes(size)] * 20, **options)
     assert [image.index for image in found] == list(range(20))
-    assert (len(to.sizes), max(to.sizes) <= 2_000_000) == (requests, True)
+    assert (sum(to.counts), len(to.counts)) == (20, requests)
+    to = Small()
+    ask(to, "project", [b"x"] * 16)
+    assert (to.counts, to.asked_for_limits) == ([16], 0)  # few small ones
+
+
+@pytest.mark.parametrize(("n", "scale", "requests"), [(16, 1, 1), (16, 8, 1), (17, 1, 4), (17, 16, 5), (2, 32, 2)])
+def test_noise_keeps_to_the_same_number(ask: Ask, n: int, scale: int, requests: int) -> None:
+    to = Small()
+    assert len(ask(to, "generate", n=n, scale=scale)) == n
+    assert (sum(to.counts), len(to.counts)) == (n, requests)
+    assert to.asked_for_limits == (requests > 1)
 
 
 def test_a_client_asks_for_the_limits_once() -> None:
     blocking, awaited = Small(), Small()
-    with Client(transport=blocking) as client:
+    with Blocking().client(blocking) as client:
         for _ in range(2):
             client.project([b"x"] * 20)
 
     async def calls() -> None:
-        async with AsyncClient(transport=awaited) as client:
+        async with Awaiting().client(awaited) as client:
             for _ in range(2):
-                await client.project([b"x"] * 20)
+                await client.generate(n=20)
 
     asyncio.run(calls())
     assert (blocking.asked_for_limits, awaited.asked_for_limits) == (1, 1)
 
 
-def test_masks_count_as_bytes_too(ask: Ask) -> None:
-    to = Small()
-    ask(to, "project", [bytes(500_000)] * 20, masks=[bytes(500_000)] * 20)
-    assert (len(to.sizes), max(to.sizes) <= 2_000_000) == (20, True)
-
-
-def test_a_picture_that_is_too_large_alone_is_refused(ask: Ask) -> None:
+def test_an_image_that_is_too_large_alone_is_rejected(ask: Ask) -> None:
     with pytest.raises(TooLarge):
         ask(Small(), "project", [bytes(3_000_000)] * 2)
 
 
-def test_masks_must_be_as_many_as_pictures() -> None:
-    def build(images: object, masks: object) -> Any:
-        raise AssertionError
-
-    limits = Limits(n=1, images=3, steps=1, frames=1, body_bytes=1 << 20, pixels=1)
+@pytest.mark.parametrize("count", [1, 3, 100])
+def test_masks_must_be_as_many_as_images(ask: Ask, count: int) -> None:
     with pytest.raises(InputError, match="masks"):
-        Upload(build, [PICTURES], {"masks": PICTURES[:2]}).parts(limits)
+        ask(Canned(), "project", PICTURES[:count], masks=PICTURES[:2])

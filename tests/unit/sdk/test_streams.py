@@ -1,26 +1,25 @@
-"""Events in pieces, cut anywhere, framed in every way the standard allows; and what becomes of them."""
+"""Event streams: chunks cut anywhere, framed in every way the standard allows; events, errors, and closing."""
 
 import asyncio
 from itertools import pairwise
 from typing import Any
 
-import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ign_client import Done, Progress, ServiceFailed, Step, Stream, Unavailable, UnexpectedAnswer
-from ign_client._sse import Decoder, ServerSentEvent
+from ign_client import Done, InvalidContent, Progress, ServiceFailed, Step, Unavailable, UnexpectedAnswer
+from ign_client._stream import Decoder
 from tests.contract.harness import Service
-from tests.unit.sdk.asking import IMAGE, Ask, Awaiting, Blocking, Canned, event, generated, streamed
+from tests.unit.sdk.clients import IMAGE, STEP, Ask, Awaiting, Blocking, Canned, answer, event, generated, streamed
+from tests.unit.sdk.clients import problem as rejected
 
-STEP = {"index": 0, "step": 1, "data": "aGVsbG8=", "format": "png", "change": 0.5}
 PROGRESS = {"steps_done": 1, "steps": 2, "rows_done": 0, "rows": 1}
 
 
 def decoded(*pieces: bytes) -> list[tuple[str, str]]:
     decoder = Decoder()
-    return [(found.event, found.data) for piece in pieces for found in decoder.feed(piece)]
+    return [found for piece in pieces for found in decoder.feed(piece)]
 
 
 @pytest.mark.parametrize(
@@ -42,7 +41,7 @@ def decoded(*pieces: bytes) -> list[tuple[str, str]]:
         (b"", []),
     ],
 )
-def test_the_standards_framing(text: bytes, events: list[tuple[str, str]]) -> None:
+def test_the_framing_of_the_standard(text: bytes, events: list[tuple[str, str]]) -> None:
     assert decoded(text) == events
     assert decoded(*(text[i : i + 1] for i in range(len(text)))) == events
 
@@ -60,23 +59,19 @@ def test_where_it_is_cut_does_not_matter(lines: list[str], end: str, cuts: list[
     assert decoded(*pieces) == decoded(text) == decoded(text.replace(end.encode(), b"\n"))
 
 
-def test_events_are_values() -> None:
-    assert Decoder().feed(b"data: a\n\n") == [ServerSentEvent("message", "a")]
-
-
-def heard(ask: Ask, *pieces: bytes | Exception) -> list[Any]:
-    answer, body = streamed(*pieces)
+def received(ask: Ask, *pieces: bytes | Exception) -> list[Any]:
+    response, body = streamed(*pieces)
     try:
-        return ask.stream(Canned(answer), "stream_generate", record=[1])
+        return ask.stream(Canned(response), "stream_generate", record=[1])
     finally:
         assert body.closed
 
 
-def test_events_become_what_they_say(ask: Ask) -> None:
+def test_events_are_read(ask: Ask) -> None:
     done = generated(images=[{**IMAGE, "data": None, "steps": 2}])
     last = {**STEP, "step": 2, "data": "bGFzdA=="}
     text = event("step", **STEP) + b": still here\n\n" + event("progress", **PROGRESS) + event("novelty", x=1)
-    found = heard(ask, text[:70], text[70:], event("step", **last) + event("done", **done) + event("step", **STEP))
+    found = received(ask, text[:70], text[70:], event("step", **last) + event("done", **done) + event("step", **STEP))
     assert [type(each) for each in found] == [Step, Progress, Step, Done]
     assert (found[0].bytes, found[0].change, found[1].rows) == (b"hello", 0.5, 1)
     (image,) = found[-1].answer
@@ -84,13 +79,15 @@ def test_events_become_what_they_say(ask: Ask) -> None:
     assert [(step.step, step.bytes) for step in image.trajectory] == [(1, b"hello")]
 
 
-def test_a_failure_on_the_way_is_the_error_it_would_have_been(ask: Ask) -> None:
+def test_a_failure_after_the_start_is_a_status_error(ask: Ask) -> None:
     problem = {"status": 503, "code": "draining", "detail": "shutting down", "request_id": "abc"}
     with pytest.raises(Unavailable) as caught:
-        heard(ask, event("step", **STEP), event("error", **problem), event("done", **generated()))
+        received(ask, event("step", **STEP), event("error", **problem), event("done", **generated()))
     assert (caught.value.code, caught.value.request_id) == ("draining", "abc")
     with pytest.raises(ServiceFailed):
-        heard(ask, event("error", status=500))
+        received(ask, event("error", status=500))
+    with pytest.raises(InvalidContent):
+        ask.stream(Canned(rejected(422)), "stream_generate")
 
 
 @pytest.mark.parametrize(
@@ -102,52 +99,50 @@ def test_a_failure_on_the_way_is_the_error_it_would_have_been(ask: Ask) -> None:
         (b"event: step\ndata: {\n\n",),
         (b"event: step\ndata: []\n\n",),
         (event("progress", steps=1),),
-        (event("done", **generated()),),  # without the picture that comes before it
+        (event("done", **generated()),),  # without the image that comes before it
         (event("error", code="x"),),
     ],
 )
-def test_streams_that_are_none(ask: Ask, pieces: tuple[bytes, ...]) -> None:
+def test_streams_of_another_service(ask: Ask, pieces: tuple[bytes, ...]) -> None:
     with pytest.raises(UnexpectedAnswer) as caught:
-        heard(ask, *pieces)
+        received(ask, *pieces)
     assert caught.value.request_id == "abc"
-
-
-def test_an_answer_that_is_no_stream(ask: Ask) -> None:
     with pytest.raises(UnexpectedAnswer, match="text/event-stream"):
-        ask.stream(Canned(httpx.Response(200, json=generated())), "stream_generate")
+        ask.stream(Canned(answer()), "stream_generate")
 
 
 def test_leaving_cancels(service: Service) -> None:
+    before = service.metric("ign_cancelled_rows_total")
     with Blocking().client(service.url) as client:
-        before = service.metric("ign_cancelled_rows_total")
         with client.stream_generate(n=3, record=[0], steps=300_000) as events:
-            assert next(events).index == 0  # type: ignore[union-attr]
+            assert isinstance(next(events), Step)
         service.until_metric("ign_cancelled_rows_total", before + 3)
         with pytest.raises(StopIteration):
             next(events)
 
-
-def test_nothing_is_asked_before_the_first_event_is_wanted() -> None:
-    to = Canned()
-    with Blocking().client(to) as client:
-        stream = client.stream_generate()
-        stream.close()
-        assert isinstance(stream, Stream)
-    assert to.asked == []
-    assert list(stream) == []
-
-
-def test_leaving_an_async_stream_cancels(service: Service) -> None:
     async def leave() -> None:
         async with Awaiting().client(service.url) as client:
             async with client.stream_generate(n=3, record=[0], steps=300_000) as events:
                 assert isinstance(await anext(events), Step)
             with pytest.raises(StopAsyncIteration):
                 await anext(events)
+
+    asyncio.run(leave())
+    service.until_metric("ign_cancelled_rows_total", before + 6)
+
+
+def test_nothing_is_sent_before_the_first_event_is_wanted() -> None:
+    to = Canned()
+    with Blocking().client(to) as client:
+        stream = client.stream_generate()
+        stream.close()
+        assert list(stream) == []
+
+    async def leave() -> None:
+        async with Awaiting().client(to) as client:
             unopened = client.stream_generate()
             await unopened.aclose()
             assert [event async for event in unopened] == []
 
-    before = service.metric("ign_cancelled_rows_total")
     asyncio.run(leave())
-    service.until_metric("ign_cancelled_rows_total", before + 3)
+    assert to.asked == []

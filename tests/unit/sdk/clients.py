@@ -1,4 +1,4 @@
-"""Both clients behind one face, and a service made of canned answers."""
+"""Both clients behind one interface, and services made of canned responses."""
 
 import asyncio
 import json
@@ -13,11 +13,11 @@ from ign_client import AsyncClient, Client
 Answer = httpx.Response | BaseException
 NOW = 1_000_000.0
 TLS = ssl.create_default_context()  # made once: reading the certificates takes longer than most calls
-TOLD: dict[str, Any] = {"clock": lambda: NOW, "jitter": lambda: 0.0}
+CLOCK: dict[str, Any] = {"clock": lambda: NOW, "jitter": lambda: 0.0}
 
 
 class Canned(httpx.MockTransport):
-    """Answers in turn, and remembers what it was asked; for either client."""
+    """Returns its responses in turn, and keeps the requests; for either client."""
 
     def __init__(self, *answers: Answer) -> None:
         self.asked: list[httpx.Request] = []
@@ -32,27 +32,15 @@ class Canned(httpx.MockTransport):
         return answer
 
 
-class Ask:
-    """Calls a method of a client made for it.
-
-    Args:
-        waits: how long the client would have slept.
-    """
+class Blocking:
+    """Calls a method of a client made for it; ``waits`` are the seconds that the client would have slept."""
 
     def __init__(self) -> None:
         self.waits: list[float] = []
 
-    def __call__(self, to: str | httpx.MockTransport, method: str, /, *arguments: Any, **options: Any) -> Any:
-        raise NotImplementedError
-
-    def stream(self, to: str | httpx.MockTransport, method: str, /, *arguments: Any, **options: Any) -> list[Any]:
-        raise NotImplementedError
-
-
-class Blocking(Ask):
     def client(self, to: str | httpx.MockTransport) -> Client:
         transport = httpx.HTTPTransport(verify=TLS) if isinstance(to, str) else to
-        return Client(to if isinstance(to, str) else None, transport=transport, sleep=self.waits.append, **TOLD)
+        return Client(to if isinstance(to, str) else None, transport=transport, sleep=self.waits.append, **CLOCK)
 
     def __call__(self, to: str | httpx.MockTransport, method: str, /, *arguments: Any, **options: Any) -> Any:
         with self.client(to) as client:
@@ -63,13 +51,18 @@ class Blocking(Ask):
             return list(getattr(client, method)(*arguments, **options))
 
 
-class Awaiting(Ask):
+class Awaiting:
+    """The same, with the asynchronous client."""
+
+    def __init__(self) -> None:
+        self.waits: list[float] = []
+
     def client(self, to: str | httpx.MockTransport) -> AsyncClient:
         async def sleep(seconds: float) -> None:
             self.waits.append(seconds)
 
         transport = httpx.AsyncHTTPTransport(verify=TLS) if isinstance(to, str) else to
-        return AsyncClient(to if isinstance(to, str) else None, transport=transport, sleep=sleep, **TOLD)
+        return AsyncClient(to if isinstance(to, str) else None, transport=transport, sleep=sleep, **CLOCK)
 
     def __call__(self, to: str | httpx.MockTransport, method: str, /, *arguments: Any, **options: Any) -> Any:
         async def answer() -> Any:
@@ -86,12 +79,13 @@ class Awaiting(Ask):
         return asyncio.run(answer())
 
 
-def refusal(status: int, code: str = "some_code", **headers: str) -> httpx.Response:
+Ask = Blocking | Awaiting
+
+
+def problem(status: int, code: str = "some_code", **headers: str) -> httpx.Response:
     document = {"type": "about:blank", "status": status, "detail": "a reason", "code": code, "request_id": "abc"}
     kind = {"Content-Type": "application/problem+json", "X-Request-ID": "abc"}
-    return httpx.Response(
-        status, json=document, headers={**kind, **{k.replace("_", "-"): v for k, v in headers.items()}}
-    )
+    return httpx.Response(status, json=document, headers=kind | {k.replace("_", "-"): v for k, v in headers.items()})
 
 
 def ready() -> httpx.Response:
@@ -99,24 +93,20 @@ def ready() -> httpx.Response:
 
 
 class Body(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """A body in pieces, which may break, and knows whether it was closed."""
+    """A body in pieces, which may break; `closed` says whether the client closed it."""
 
     def __init__(self, pieces: Iterable[bytes | Exception]) -> None:
         self.closed = False
         self._pieces = list(pieces)
 
-    def _next(self) -> bytes | None:
-        piece = self._pieces.pop(0) if self._pieces else None
-        if isinstance(piece, Exception):
-            raise piece
-        return piece
-
     def __iter__(self) -> Any:
-        while (piece := self._next()) is not None:
+        for piece in self._pieces:
+            if isinstance(piece, Exception):
+                raise piece
             yield piece
 
     async def __aiter__(self) -> Any:
-        while (piece := self._next()) is not None:
+        for piece in self:
             yield piece
 
     def close(self) -> None:
@@ -126,9 +116,10 @@ class Body(httpx.SyncByteStream, httpx.AsyncByteStream):
         self.closed = True
 
 
-def streamed(*pieces: bytes | Exception, kind: str = "text/event-stream; charset=utf-8") -> tuple[httpx.Response, Body]:
+def streamed(*pieces: bytes | Exception) -> tuple[httpx.Response, Body]:
     body = Body(pieces)
-    return httpx.Response(200, headers={"Content-Type": kind, "X-Request-ID": "abc"}, stream=body), body
+    headers = {"Content-Type": "text/event-stream; charset=utf-8", "X-Request-ID": "abc"}
+    return httpx.Response(200, headers=headers, stream=body), body
 
 
 def event(name: str, **members: Any) -> bytes:
@@ -148,8 +139,21 @@ IMAGE = {
     "distance": 0.5,
     "drift": None,
     "trajectory": None,
+    "inverted": False,
 }
+STEP = {"index": 0, "step": 1, "data": "aGVsbG8=", "format": "png", "change": 0.5}
+SCORE = {"index": 0, "distance": 0.5, "drift": 0.25, "percentile": None, "in_distribution": None}
 
 
 def generated(**changes: Any) -> dict[str, Any]:
     return {"model": MODEL, "request_id": "abc", "seed": 1, "images": [IMAGE], "timing": TIMING, **changes}
+
+
+def answer(**changes: Any) -> httpx.Response:
+    return httpx.Response(200, json=generated(**changes))
+
+
+def limited(**limits: int) -> httpx.Response:
+    """`/models` of a service with these limits."""
+    every = {"n": 64, "images": 64, "steps": 1, "frames": 2, "body_bytes": 1 << 24, "pixels": 1}
+    return httpx.Response(200, json={"models": [], "default": "toy/1", "limits": every | limits})

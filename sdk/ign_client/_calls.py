@@ -1,0 +1,409 @@
+"""The methods of both clients: each function turns its arguments into a `Call`, or into a `Split` of several.
+
+The only I/O here is reading image files. Every method raises
+
+- `InputError`: an argument cannot be sent;
+- `TransportError`: there was no response;
+- `StatusError`: the service answered with an error; there is one class for each status;
+- `UnexpectedAnswer`: the response does not come from ign-service.
+"""
+
+from __future__ import annotations  # so that signatures show the names of types, not what they stand for
+
+import json
+import os
+import re
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import Any, Final, Generic, TypeAlias, TypeVar, Unpack, cast
+from urllib.parse import quote
+
+from ign_client import _answers, _inputs
+from ign_client import _options as lists
+from ign_client import _results as results
+from ign_client._errors import FieldError, InputError, StatusError
+from ign_client._inputs import PictureLike, PointLike, Term
+from ign_client._options import Connection, Format, PathForm, checked, described
+from ign_client._picture import MEDIA
+from ign_client._stream import EventReader
+from ign_client._wire import EVENTS, Body, Call, MultipartBody, Response
+
+T = TypeVar("T")
+ResultT = TypeVar("ResultT", results.Images[results.Image], results.Images[results.ProjectedImage], results.Scores)
+Options: TypeAlias = Mapping[str, Any]
+
+CONCURRENT: Final = 4
+"""Requests of one call that run at a time."""
+FEW: Final = 16
+"""Every service takes so many images in a request unless it is configured otherwise."""
+_CONNECTION: Final = Connection.__annotations__
+_SMALL: Final = 4 << 20  # bytes that every service takes
+_ENLARGED: Final = 1 << 10  # images of one request × scale²; with 64×64 pixels a quarter of what a service allows
+_ROOM: Final = 1 << 16  # of a body, for the options
+_PER_PART: Final = 512  # bytes of a part's headers, or of JSON around an image
+
+
+@dataclass(frozen=True, slots=True)
+class Split(Generic[T]):
+    """A call with so many images that the limits of the service decide how many requests it takes.
+
+    Args:
+        models: the call whose result holds the limits.
+        parts: builders of the requests, in order; each encodes its images only when it is called.
+    """
+
+    models: Call[results.Models]
+    parts: Callable[[results.Limits], Sequence[Callable[[], Call[T]]]]
+
+
+Calls: TypeAlias = Call[T] | Split[T]
+
+
+@described
+def generate(**options: Unpack[lists.GenerateOptions]) -> Calls[results.Images[results.Image]]:
+    """Generate images: f^k(z) of seeded noise z."""
+    n, scale = options.get("n", 1), options.get("scale", 1)
+    if n <= images_of_request(scale):
+        return _generate(options)
+    # All parts need the same seed, so the client chooses it.
+    whole: dict[str, Any] = {"seed": secrets.randbits(32), "offset": 0, **options}
+
+    def parts(limits: results.Limits) -> list[Callable[[], Call[results.Images[results.Image]]]]:
+        size = images_of_request(scale, limits.n)
+        return [
+            partial(_generate, {**whole, "n": min(size, n - start), "offset": whole["offset"] + start})
+            for start in range(0, n, size)
+        ]
+
+    return Split(_models(options), parts)
+
+
+@described
+def generate_as(form: Format, **options: Unpack[lists.GenerateFileOptions]) -> Call[results.Raw]:
+    """Like `generate`, but as one file: an image, a near-square contact sheet, or ``npy`` float32 (N, C, H, W).
+
+    Args:
+        form: format of the file.
+    """
+    return _file("/generate", form, options, _json(options))
+
+
+@described
+def stream_generate(**options: Unpack[lists.GenerateOptions]) -> Call[EventReader[results.Image]]:
+    """Like `generate`, but as a stream of events: `Step` for each recorded and each last step, `Progress`, and `Done`.
+
+    ``timeout`` limits the wait for the first event. The client retries only before the first event. Closing the
+    stream cancels the computation.
+    """
+    parse = partial(EventReader, results.Image, options.get("record") or ())
+    return _call("/generate", parse, options, _json(options), EVENTS)
+
+
+@described
+def project(
+    images: PictureLike | Sequence[PictureLike], **options: Unpack[lists.ProjectOptions]
+) -> Calls[results.Images[results.ProjectedImage]]:
+    """Project images onto the model's distribution: f^k(x).
+
+    Args:
+        images: one image or several: paths, bytes, open files, PIL images, uint8 arrays, or earlier results.
+    """
+    return _uploads("/project", partial(_answers.images, results.ProjectedImage), images, options)
+
+
+@described
+def project_as(
+    form: Format, images: PictureLike | Sequence[PictureLike], **options: Unpack[lists.ProjectFileOptions]
+) -> Call[results.Raw]:
+    """Like `project`, but as one file: an image, a near-square contact sheet, or ``npy`` float32 (N, C, H, W).
+
+    Args:
+        form: format of the file.
+        images: as for `project`.
+    """
+    return _file("/project", form, options, _upload(images, options))
+
+
+@described
+def stream_project(
+    images: PictureLike | Sequence[PictureLike], **options: Unpack[lists.ProjectOptions]
+) -> Call[EventReader[results.ProjectedImage]]:
+    """Like `project`, but as a stream of events; see `stream_generate`.
+
+    Args:
+        images: as for `project`.
+    """
+    parse = partial(EventReader, results.ProjectedImage, options.get("record") or ())
+    return _call("/project", parse, options, _upload(images, options), EVENTS)
+
+
+@described
+def score(images: PictureLike | Sequence[PictureLike], **options: Unpack[lists.ScoreOptions]) -> Calls[results.Scores]:
+    """Score images: the distance that f moves them, compared with held-out real images.
+
+    Args:
+        images: as for `project`.
+    """
+    return _uploads("/score", _answers.scores, images, options)
+
+
+@described
+def latent_interpolate(
+    points: Sequence[PointLike], **options: Unpack[lists.PathOptions]
+) -> Call[results.Images[results.Frame]]:
+    """Apply f^k along a path of latents, or over a grid between four latents.
+
+    Args:
+        points: 2…16 latents: seeds, `Seed`, images, or float32 (C, H, W) arrays. A grid needs four: top left, top
+            right, bottom left, bottom right.
+    """
+    return _call("/latent-interpolate", partial(_answers.images, results.Frame), options, _path(points, options))
+
+
+@described
+def latent_interpolate_as(
+    form: PathForm, points: Sequence[PointLike], **options: Unpack[lists.PathFileOptions]
+) -> Call[results.Raw]:
+    """Like `latent_interpolate`, but as one file.
+
+    ``gif``, ``apng`` and ``webp`` are an animation, ``png`` and ``jpeg`` a strip, and ``npy`` is float32 (N, C, H, W).
+
+    Args:
+        form: format of the file. A grid is a sheet; it has no ``gif`` and no ``apng``.
+        points: as for `latent_interpolate`.
+    """
+    return _file("/latent-interpolate", form, options, _path(points, options))
+
+
+@described
+def latent_arithmetic(
+    terms: Sequence[Term | PointLike], **options: Unpack[lists.SumOptions]
+) -> Call[results.Images[results.Image]]:
+    """Apply f^k to a weighted sum of latents; the result is one image.
+
+    Args:
+        terms: 1…16 terms, each a `Term`, or a latent as for `latent_interpolate` with weight 1.
+    """
+    return _call("/latent-arithmetic", partial(_answers.images, results.Image), options, _sum(terms, options))
+
+
+@described
+def latent_arithmetic_as(
+    form: Format, terms: Sequence[Term | PointLike], **options: Unpack[lists.SumFileOptions]
+) -> Call[results.Raw]:
+    """Like `latent_arithmetic`, but as one file.
+
+    Args:
+        form: format of the file.
+        terms: as for `latent_arithmetic`.
+    """
+    return _file("/latent-arithmetic", form, options, _sum(terms, options))
+
+
+@described
+def models(**options: Unpack[Connection]) -> Call[results.Models]:
+    """The models in service, the default model, and the limits of a request."""
+    return _models(options)
+
+
+@described
+def model(name: str, **options: Unpack[Connection]) -> Call[results.Card]:
+    """The complete card of one model.
+
+    Args:
+        name: ``name`` for the highest version, or ``name/version``.
+    """
+    parts = checked("name", name, str).split("/")
+    if len(parts) > 2 or not all(parts):
+        raise InputError(f"name: expected name or name/version, not {name!r}")
+    return _call("/models/" + "/".join(quote(part, safe="") for part in parts), _answers.card, options, None)
+
+
+@described
+def ready(**options: Unpack[Connection]) -> Call[results.Readiness]:
+    """Whether the service accepts requests. Status 503 is a result here: it is neither raised nor retried."""
+    return replace(_call("/readyz", _answers.readiness, options, None), statuses=frozenset({200, 503}))
+
+
+# Calls and bodies
+
+
+def _call(
+    path: str, parse: Callable[[Response], T], options: Options, body: Body | None, accept: str = "application/json"
+) -> Call[T]:
+    return Call(
+        path=path,
+        parse=parse,
+        body=body,
+        accept=accept,
+        **{name: options[name] for name in _CONNECTION if name in options},
+    )
+
+
+def _file(path: str, form: str, options: Options, body: Body) -> Call[results.Raw]:
+    if form not in list(MEDIA):  # of a caller without type checks, it may be unhashable
+        raise InputError(f"form: expected one of {', '.join(MEDIA)}, not {form!r}")
+    return _call(path, _answers.raw, options, body, MEDIA[form])
+
+
+def _models(options: Options) -> Call[results.Models]:
+    return _call("/models", _answers.models, options, None)
+
+
+def _generate(options: Options) -> Call[results.Images[results.Image]]:
+    return _call("/generate", partial(_answers.images, results.Image), options, _json(options))
+
+
+def _sent(options: Options) -> dict[str, Any]:
+    """The options in the body."""
+    return {name: value for name, value in options.items() if name not in _CONNECTION}
+
+
+def _json(options: Options, **members: Any) -> bytes:
+    return json.dumps({**_sent(options), **members}, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+
+def _upload(images: PictureLike | Sequence[PictureLike], options: Options) -> Body:
+    """A multipart form, which needs no base64; or JSON if each image has its own mask."""
+    sent = _sent(options)
+    mask, masks = sent.pop("mask", None), sent.pop("masks", None)
+    contents = _inputs.pictures(images)
+    if masks is not None:
+        if mask is not None:
+            raise InputError("masks: give mask or masks, not both")
+        encoded = [_inputs.base64_text(_inputs.mask(item, f"masks.{i}")) for i, item in enumerate(masks)]
+        return _json(sent, images=[_inputs.base64_text(data) for data in contents], masks=encoded)
+    files = [("image", data) for data in contents]
+    if mask is not None:
+        files.append(("mask", _inputs.mask(mask, "mask")))
+    return MultipartBody(fields={name: _text(value) for name, value in sent.items()}, files=files)
+
+
+def _text(value: Any) -> str:
+    """The text of an option in a form."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _path(points: Sequence[PointLike], options: Options) -> bytes:
+    members = [_inputs.point(value, f"points.{i}") for i, value in enumerate(_latents(points, "points"))]
+    grid = options.get("grid")
+    shape = {} if grid is None else {"grid": {"rows": grid[0], "cols": grid[1]}}
+    return _json(options, points=members, **shape)
+
+
+def _sum(terms: Sequence[Term | PointLike], options: Options) -> bytes:
+    members = []
+    for i, value in enumerate(_latents(terms, "terms")):
+        term = value if isinstance(value, Term) else Term(value)
+        weight = checked(f"terms.{i}.weight", term.weight, float)
+        members.append({**_inputs.point(term.point, f"terms.{i}"), "weight": weight})
+    return _json(options, terms=members)
+
+
+def _latents(values: object, field: str) -> Sequence[Any]:
+    if not isinstance(values, Sequence) or isinstance(values, str | bytes):
+        raise InputError(f"{field}: expected a list of latents, not {type(values).__name__}")
+    return values
+
+
+# Calls with many images, which become several requests
+
+
+def images_of_request(scale: int, limit: int = FEW) -> int:
+    """How many images one request may have: enlarged ones are fewer, so that they keep below the limit of pixels."""
+    return min(limit, max(1, _ENLARGED // scale**2) if scale > 0 else limit)
+
+
+def _uploads(
+    path: str, parse: Callable[[Response], ResultT], images: PictureLike | Sequence[PictureLike], options: Options
+) -> Calls[ResultT]:
+    contents, sent = _inputs.pictures(images), _encoded_masks(options)
+    sizes, scale = [len(data) + _PER_PART for data in contents], options.get("scale", 1)
+    if "masks" in sent:
+        if len(sent["masks"]) != len(contents):
+            raise InputError(f"masks: {len(sent['masks'])} for {len(contents)} images")
+        # These bodies are JSON: base64 makes 4 bytes of 3.
+        sizes = [(size + len(mask)) * 4 // 3 for size, mask in zip(sizes, sent["masks"], strict=True)]
+
+    def call(chosen: slice) -> Call[ResultT]:
+        own = {**sent, "masks": sent["masks"][chosen]} if "masks" in sent else sent
+        part = _call(path, parse, own, _upload(contents[chosen], own))
+        return part if len(contents) == 1 else _placed(part, chosen.start, cast(Sequence[object], images))
+
+    def parts(limits: results.Limits) -> list[Callable[[], Call[ResultT]]]:
+        room = limits.body_bytes - _ROOM - len(sent.get("mask", b""))
+        return [partial(call, chosen) for chosen in _groups(sizes, images_of_request(scale, limits.images), room)]
+
+    if len(contents) == 1 or (len(contents) <= images_of_request(scale) and sum(sizes) <= _SMALL):
+        return call(slice(0, None))
+    return Split(_models(options), parts)
+
+
+def _encoded_masks(options: Options) -> dict[str, Any]:
+    """The options with masks as bytes, so that no part encodes them again."""
+    encoded = dict(options)
+    if "mask" in options:
+        encoded["mask"] = _inputs.mask(options["mask"], "mask")
+    if "masks" in options:
+        encoded["masks"] = [_inputs.mask(item, f"masks.{i}") for i, item in enumerate(options["masks"])]
+    return encoded
+
+
+def _groups(sizes: Sequence[int], most: int, room: int) -> Iterator[slice]:
+    """Neighbours that fit in one request; what is too large alone has a request of its own, which is rejected."""
+    start = total = 0
+    for i, size in enumerate(sizes):
+        if i > start and (i - start >= most or total + size > room):
+            yield slice(start, i)
+            start, total = i, 0
+        total += size
+    yield slice(start, len(sizes))
+
+
+def join(parts: Sequence[Any]) -> Any:
+    """One result of all parts: model and request id of the first, times added."""
+    members = tuple(member for result in parts for member in result.images)
+    times = {item.name: sum(getattr(result.timing, item.name) for result in parts) for item in fields(results.Timing)}
+    return replace(parts[0], images=members, timing=results.Timing(**times))
+
+
+def _placed(call: Call[ResultT], start: int, sources: Sequence[object]) -> Call[ResultT]:
+    """The call for images from ``start`` on, whose result and errors count all ``sources``."""
+
+    def parse(response: Response) -> ResultT:
+        result = call.parse(response)
+        return replace(result, images=tuple(_moved(member, start) for member in result.images))
+
+    return replace(call, parse=parse, error=partial(_placed_error, start=start, sources=sources))
+
+
+def _moved(member: Any, start: int) -> Any:
+    index = member.index + start
+    if isinstance(member, results.Score):
+        return replace(member, index=index)
+    return replace(member, index=index, trajectory=tuple(replace(step, index=index) for step in member.trajectory))
+
+
+def _placed_error(error: StatusError, start: int, sources: Sequence[object]) -> StatusError:
+    """The error with the indices of the whole call; its text names the file of the image, too."""
+    problem = error.problem
+    errors = tuple(FieldError(_moved_field(item.field, start), item.message) for item in problem.errors)
+    field, colon, reason = problem.detail.partition(":")
+    field = _moved_field(field, start)
+    match = re.fullmatch(r"images\.([0-9]+)", field)
+    source = sources[int(match[1])] if match else None
+    if isinstance(source, str | os.PathLike):
+        field = f"{field} ({os.fspath(source)})"
+    return type(error)(replace(problem, errors=errors, detail=field + colon + reason))
+
+
+def _moved_field(field: str, start: int) -> str:
+    """``image``, ``image.2`` and ``masks.2`` with the index in the whole call; ``mask`` is that of all images."""
+    match = re.fullmatch(r"(image|mask)(s?)(?:\.([0-9]+))?", field)
+    if match is None or (match[1] == "mask" and match[3] is None):
+        return field
+    return f"{match[1]}s.{int(match[3] or 0) + start}"

@@ -1,0 +1,240 @@
+"""The options of all methods: each stands here once, with its type, the default of the service, and its meaning.
+
+A method takes `**options: Unpack[…Options]`, so a type checker knows its keywords. `described` makes from these lists
+the signature and the docstring that `help()` shows, and `_cli` makes the options of the commands.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from enum import Enum
+from functools import wraps
+from types import UnionType
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    ParamSpec,
+    TypeAlias,
+    TypedDict,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+from ign_client._errors import InputError
+from ign_client._inputs import PictureLike
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+Format: TypeAlias = Literal["png", "jpeg", "webp", "npy"]
+PathForm: TypeAlias = Literal["png", "jpeg", "webp", "npy", "gif", "apng"]
+Resample: TypeAlias = Literal["nearest", "smooth"]
+Resize: TypeAlias = Literal["fit", "crop", "stretch"]
+Invert: TypeAlias = bool | Literal["auto"]
+
+
+class Unset(Enum):
+    """The type of an option that was not given, for options where None is a value."""
+
+    UNSET = "UNSET"
+
+    def __repr__(self) -> str:
+        return "UNSET"
+
+
+UNSET = Unset.UNSET
+
+
+# Each option: its type, the default of the service, its meaning. The client does not send defaults.
+
+
+class Connection(TypedDict, total=False):
+    """Options of every method; they are not part of the body."""
+
+    timeout: Annotated[
+        float | None, UNSET, "seconds for one attempt or until the first event; None: the service's limit"
+    ]
+    request_id: Annotated[str | None, None, "1 to 128 of A-Z a-z 0-9 . _ -, repeated in the response"]
+
+
+class _Model(TypedDict, total=False):
+    model: Annotated[str | None, None, "``name`` or ``name/version``"]
+
+
+class _Run(_Model, total=False):
+    steps: Annotated[int | None, None, "k, the number of applications of f; the model recommends a default"]
+    scale: Annotated[int, 1, "factor that enlarges the images, 1…32"]
+    resample: Annotated[Resample, "nearest", "``nearest`` repeats pixels, ``smooth`` interpolates them"]
+
+
+class _Rows(_Run, total=False):
+    tolerance: Annotated[float | None, None, "stop a row when mean |f(y) − y| of its last step is below this value"]
+    score: Annotated[bool, False, "also measure ``drift``, which costs one more step"]
+
+
+class _Encoding(TypedDict, total=False):
+    format: Annotated[Format, "png", "format of the images"]
+
+
+class _Recording(_Encoding, total=False):
+    record: Annotated[
+        Sequence[int] | None, None, "ascending numbers of the steps for ``trajectory``; 0: the input of f"
+    ]
+
+
+class _Sheet(TypedDict, total=False):
+    columns: Annotated[int | None, None, "columns of a sheet; by default about as many as rows"]
+    gap: Annotated[int, 0, "pixels between the images of a sheet, 0…64"]
+
+
+class _Noise(TypedDict, total=False):
+    n: Annotated[int, 1, "number of images; `generate` sends more than the service's limit as several requests"]
+    seed: Annotated[int | None, None, "0…2³² − 1; the same seed gives the same images; random by default"]
+    offset: Annotated[int, 0, "index of the first image of the seed"]
+    noise_scale: Annotated[float, 1.0, "factor of the noise, 0…2"]
+
+
+class _Preparation(TypedDict, total=False):
+    resize: Annotated[
+        Resize, "fit", "``fit`` adds a letterbox, ``crop`` cuts the centre, ``stretch`` changes the shape"
+    ]
+    invert: Annotated[Invert, "auto", "exchange light and dark; ``auto``: if the border is light and the model's dark"]
+
+
+class _Upload(_Preparation, total=False):
+    strength: Annotated[float, 1.0, "s of (1 − s)·x + s·f^k(x), 0…1"]
+    mask: Annotated["PictureLike | None", None, "for all images: white or True = regenerate, black or False = keep"]
+    masks: Annotated["Sequence[PictureLike] | None", None, "one mask for each image, instead of ``mask``"]
+
+
+class _Path(TypedDict, total=False):
+    frames: Annotated[int | None, None, "frames of the whole path, with both ends, 2…256; 9 by default"]
+    method: Annotated[Literal["slerp", "lerp"], "slerp", "spherical or linear interpolation"]
+    loop: Annotated[bool, False, "return to the first point"]
+    grid: Annotated[tuple[int, int] | None, None, "(rows, columns), instead of ``frames`` and ``loop``"]
+
+
+class _Animation(TypedDict, total=False):
+    fps: Annotated[int, 12, "frames per second of an animation, 1…50"]
+
+
+class _Sum(_Run, total=False):
+    normalize: Annotated[bool, True, "rescale the sum to the length of the model's noise"]
+
+
+class GenerateOptions(_Rows, _Noise, _Recording, Connection, total=False):
+    """Of `generate` and `stream_generate`."""
+
+
+class GenerateFileOptions(_Rows, _Noise, _Sheet, Connection, total=False):
+    """Of `generate_as`."""
+
+
+class ProjectOptions(_Rows, _Upload, _Recording, Connection, total=False):
+    """Of `project` and `stream_project`."""
+
+
+class ProjectFileOptions(_Rows, _Upload, _Sheet, Connection, total=False):
+    """Of `project_as`."""
+
+
+class PathOptions(_Run, _Path, _Encoding, Connection, total=False):
+    """Of `latent_interpolate`."""
+
+
+class PathFileOptions(_Run, _Path, _Animation, _Sheet, Connection, total=False):
+    """Of `latent_interpolate_as`."""
+
+
+class SumOptions(_Sum, _Encoding, Connection, total=False):
+    """Of `latent_arithmetic`."""
+
+
+class SumFileOptions(_Sum, Connection, total=False):
+    """Of `latent_arithmetic_as`."""
+
+
+class ScoreOptions(_Model, _Preparation, Connection, total=False):
+    """Of `score`."""
+
+
+def options_of(kind: Any) -> dict[str, tuple[Any, Any, str]]:
+    """Type, default and meaning of each option in a list."""
+    return {name: get_args(hint) for name, hint in kind.__annotations__.items()}
+
+
+def described(build: Callable[P, T]) -> Callable[P, T]:
+    """Let a function that builds a call check its options, and show them in its signature and docstring.
+
+    The function receives the options that are not None, as JSON holds them. The signature is that of the method: it
+    returns what the call returns.
+    """
+    hints = get_type_hints(build)
+    (kind,) = get_args(hints["options"])
+    options = options_of(kind)
+    keywords = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=_shown(hint))
+        for name, (hint, default, _) in options.items()
+    ]
+    signature = inspect.signature(build)
+    *positional, _ = signature.parameters.values()
+    answer = get_args(hints["return"])[0]  # of Call[answer], or of Call[answer] | Split[answer]
+    if get_origin(hints["return"]) is Union:
+        (answer,) = get_args(answer)
+    signature = signature.replace(parameters=[*positional, *keywords], return_annotation=answer)
+
+    @wraps(build)
+    def checking(*args: P.args, **kwargs: P.kwargs) -> T:
+        arguments = signature.bind(*args, **kwargs).arguments
+        for name, (hint, default, _) in options.items():
+            if arguments.get(name) is not None:
+                arguments[name] = checked(name, arguments[name], hint)
+            elif default is not UNSET:
+                arguments.pop(name, None)
+        call: Any = build
+        return call(**arguments)  # type: ignore[no-any-return]
+
+    vars(checking)["__signature__"] = signature
+    lines = [f"    {name}: {text}." for name, (_, _, text) in options.items()]
+    checking.__doc__ = "\n".join([inspect.getdoc(build) or "", *([] if positional else ["", "Args:"]), *lines])
+    return checking
+
+
+def checked(name: str, value: Any, hint: Any) -> Any:
+    """The value as JSON holds it: numpy scalars and arrays become numbers and lists.
+
+    Raises:
+        InputError: it has another type. The service decides which values of the type it takes.
+    """
+    if isinstance(_shown(hint), str):  # images, which `_inputs` checks when it reads them
+        return value
+    to_list = getattr(value, "tolist", None)
+    plain = list(value) if isinstance(value, range) else to_list() if callable(to_list) else value
+    if not _fits(plain, hint):
+        expected = inspect.formatannotation(hint).replace("collections.abc.", "")
+        raise InputError(f"{name}: expected {expected}, not {value!r:.80}")
+    return plain
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    kind, members = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, UnionType):
+        return any(_fits(value, member) for member in members)
+    if kind is Sequence:
+        return isinstance(value, list | tuple) and all(_fits(item, members[0]) for item in value)
+    if kind is tuple:
+        return isinstance(value, list | tuple) and len(value) == len(members) and all(map(_fits, value, members))
+    if isinstance(value, bool):
+        return kind is bool
+    if kind is float:
+        return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, str if kind is Literal else kind)
+
+
+def _shown(hint: Any) -> Any:
+    """The type as a signature shows it; that of images by its name, because it is long."""
+    return getattr(hint, "__forward_arg__", hint)

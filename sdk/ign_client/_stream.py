@@ -1,0 +1,187 @@
+"""Event streams, in three layers: bytes become server-sent events, those become `Event`s, and iterators do the I/O.
+
+```text
+chunks ──Decoder──▶ (type, data) ──EventReader──▶ Step | Progress | Done ──Stream, AsyncStream──▶ caller
+```
+"""
+
+import codecs
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
+from contextlib import aclosing, closing
+from typing import Any, Generic, Self, TypeAlias, TypeVar
+
+from ign_client import _answers
+from ign_client._errors import UnexpectedAnswer, problem_from, status_error
+from ign_client._results import Done, Image, Progress, Step
+from ign_client._wire import EVENTS, Response
+
+ImageT = TypeVar("ImageT", bound=Image)
+Event: TypeAlias = Step | Progress | Done[ImageT]
+
+
+class Decoder:
+    """Incremental decoder of server-sent events (HTML standard, section 9.2), for chunks that may end anywhere.
+
+    An incomplete event at the end of the stream is dropped. The fields `id` and `retry` concern reconnecting only, so
+    they are ignored like comments and unknown fields.
+    """
+
+    def __init__(self) -> None:
+        # A byte order mark at the start is dropped, and invalid UTF-8 is replaced, as the standard says.
+        self._text = codecs.getincrementaldecoder("utf-8-sig")("replace")
+        self._line = ""
+        self._after_cr = False
+        self._event = ""
+        self._data: list[str] = []
+
+    def feed(self, chunk: bytes) -> list[tuple[str, str]]:
+        """Type and data of the events that end in this chunk; the type is ``message`` by default."""
+        text = self._text.decode(chunk)
+        if not text:
+            return []
+        # A line ends with CR, LF or CRLF. If a chunk ended between CR and LF, the LF belongs to the same line end.
+        rest = text[1:] if self._after_cr and text.startswith("\n") else text
+        self._after_cr = text.endswith("\r")
+        *lines, self._line = (self._line + rest).replace("\r\n", "\n").replace("\r", "\n").split("\n")
+        return [event for line in lines if (event := self._take(line)) is not None]
+
+    def _take(self, line: str) -> tuple[str, str] | None:
+        if not line:
+            event, data = self._event, self._data
+            self._event, self._data = "", []
+            return (event or "message", "\n".join(data)) if data else None
+        name, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if name == "data":
+            self._data.append(value)
+        elif name == "event":
+            self._event = value
+        return None
+
+
+class EventReader(Generic[ImageT]):
+    """Turns chunks of bytes into events, and assembles the complete answer from them, without I/O.
+
+    ``record`` are the steps of trajectories; the service sends the last step of a row in any case.
+    """
+
+    def __init__(self, kind: type[ImageT], record: Sequence[int], response: Response) -> None:
+        if response.rest is None:
+            raise ValueError(f"expected {EVENTS}, not {response.media_type!r}")
+        self.first, self.rest = response.content, response.rest
+        self.finished = False
+        self._request_id = response.request_id
+        self._kind, self._record = kind, frozenset(record)
+        self._decoder = Decoder()
+        self._steps: dict[int, list[dict[str, Any]]] = {}
+
+    def feed(self, chunk: bytes | None) -> Iterator[Event[ImageT]]:
+        """The events that end in the next chunk; None means the end of the stream.
+
+        Raises:
+            StatusError: the service failed after the start of the stream.
+            UnexpectedAnswer: the stream does not come from ign-service, or it ended early.
+        """
+        if chunk is None:
+            raise UnexpectedAnswer("the stream ended before its answer", self._request_id)
+        for name, data in self._decoder.feed(chunk):
+            try:
+                event = self._read(name, data)
+            except (LookupError, TypeError, ValueError, AttributeError) as exc:
+                raise UnexpectedAnswer(f"an event {name!r} that cannot be read: {exc!r}", self._request_id) from exc
+            if event is not None:
+                yield event
+            if isinstance(event, Done):
+                self.finished = True
+                return
+
+    def _read(self, name: str, data: str) -> Event[ImageT] | None:
+        if name not in ("step", "progress", "done", "error"):
+            return None  # an event of a later version of the service
+        document = json.loads(data)
+        if name == "step":
+            self._steps.setdefault(document["index"], []).append(document)
+            return _answers.step(document)
+        if name == "progress":
+            return _answers.value(Progress, document)
+        if name == "done":
+            members = [self._with_images(member) for member in document["images"]]
+            return Done(answer=_answers.images_of(self._kind, {**document, "images": members}))
+        raise status_error(problem_from(document, document["status"], self._request_id))
+
+    def _with_images(self, member: dict[str, Any]) -> dict[str, Any]:
+        """A member of the event `done`, which has no images, with the images of the earlier events."""
+        steps = self._steps[member["index"]]
+        recorded = [step for step in steps if step["step"] in self._record]
+        return {**member, "data": steps[-1]["data"], "trajectory": recorded}
+
+
+class Stream(Iterator[Event[ImageT]], Generic[ImageT]):
+    """Iterator over `Step`, `Progress` and at the end `Done`. The request is sent when the first event is read.
+
+    Closing the stream, or leaving the `with` block, stops the computation. A stream cannot be resumed.
+
+    Raises:
+        IgnError: until the first event, as any method. Later `StatusError` if the service failed, `TransportError` if
+            the connection broke, `UnexpectedAnswer` if the stream ended early.
+    """
+
+    def __init__(self, start: Callable[[], EventReader[ImageT]]) -> None:
+        self._events = self._read(start)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __next__(self) -> Event[ImageT]:
+        return next(self._events)
+
+    def close(self) -> None:
+        """Close the connection; a second call has no effect."""
+        self._events.close()
+
+    @staticmethod
+    def _read(start: Callable[[], EventReader[ImageT]]) -> Generator[Event[ImageT], None, None]:
+        reader = start()
+        chunk: bytes | None = reader.first
+        with closing(reader.rest):
+            while True:
+                yield from reader.feed(chunk)
+                if reader.finished:
+                    return
+                chunk = next(reader.rest, None)
+
+
+class AsyncStream(AsyncIterator[Event[ImageT]], Generic[ImageT]):
+    """Like `Stream`, for `async with` and `async for`; close it with `aclose`."""
+
+    def __init__(self, start: Callable[[], Awaitable[EventReader[ImageT]]]) -> None:
+        self._events = self._read(start)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def __anext__(self) -> Event[ImageT]:
+        return await anext(self._events)
+
+    async def aclose(self) -> None:
+        """Close the connection; a second call has no effect."""
+        await self._events.aclose()
+
+    @staticmethod
+    async def _read(start: Callable[[], Awaitable[EventReader[ImageT]]]) -> AsyncGenerator[Event[ImageT], None]:
+        reader = await start()
+        chunk: bytes | None = reader.first
+        async with aclosing(reader.rest):
+            while True:
+                for event in reader.feed(chunk):
+                    yield event
+                if reader.finished:
+                    return
+                chunk = await anext(reader.rest, None)
