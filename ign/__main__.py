@@ -15,13 +15,7 @@ _COMPLETE: Final = "_IGN_COMPLETE"  # the variable through which a shell asks cl
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are imported when they are used.
-
-    Args:
-        name: of the group.
-        loaders: name of a command → its summary, and the function that imports it.
-        **kwargs: of `click.Group`.
-    """
+    """A group whose commands are imported when they are used: name → summary, and the function that imports it."""
 
     def __init__(self, name: str, loaders: Mapping[str, tuple[str, Loader]], **kwargs: Any) -> None:
         super().__init__(name, **kwargs)

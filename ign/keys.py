@@ -69,7 +69,7 @@ def add(name: str, file: Path | None, scopes: Sequence[str], quota: str | None) 
     if any(other["name"] == name for other in entries):
         raise click.ClickException(f"{file} holds a key of {name} already; `ign keys revoke {name}` removes it")
     entries.append(entry)
-    _check(entries, f"the key of {name}")
+    _check(json.dumps(entries).encode(), f"the key of {name}")
     _write(file, entries)
     click.echo(key)
     click.echo(f"{name} is in {file}, which does not hold the key: keep it. Restart the service.", err=True)
@@ -108,19 +108,15 @@ def _read(file: Path, *, must_exist: bool = False) -> list[Entry]:
         return []
     except OSError as exc:
         raise click.ClickException(f"{file}: {exc.strerror}") from exc
-    if data.strip() == b"[]":
-        return []
-    try:
-        parse_keys(data)
-    except StartupError as exc:
-        raise click.ClickException(f"{file}: {exc.detail}") from exc
+    if data.strip() != b"[]":
+        _check(data, str(file))
     entries: list[Entry] = json.loads(data)
     return entries
 
 
-def _check(entries: Sequence[Entry], what: str) -> None:
+def _check(data: bytes, what: str) -> None:
     try:
-        parse_keys(json.dumps(entries).encode())
+        parse_keys(data)
     except StartupError as exc:
         raise click.ClickException(f"{what}: {exc.detail}") from exc
 

@@ -7,6 +7,7 @@ options, for the completion in a shell.
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import click
@@ -16,17 +17,13 @@ Main = Callable[[Sequence[str]], int]
 
 
 class ParserCommand(click.Command):
-    """A command that hands its arguments to a function as they are.
+    """A command that hands its arguments, which ``parser`` describes, to ``main`` as they are."""
 
-    Args:
-        name: of the command.
-        parser: describes its arguments.
-        main: runs it.
-    """
-
-    def __init__(self, name: str, parser: argparse.ArgumentParser, main: Main) -> None:
+    def __init__(self, name: str, parser: argparse.ArgumentParser, main: Main, summary: str | None = None) -> None:
         parameters = [_parameter(action) for action in parser._actions if action.dest != "help"]
-        super().__init__(name, params=parameters, help=parser.description, callback=lambda **_: None)
+        super().__init__(
+            name, params=parameters, help=parser.description, short_help=summary, callback=lambda **_: None
+        )
         self._main = main
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -42,42 +39,31 @@ class ParserCommand(click.Command):
 
 
 def from_parser(name: str, parser: argparse.ArgumentParser, main: Main) -> click.Command:
-    """The command of a parser, or a group if the parser has commands of its own.
-
-    Args:
-        name: of the command.
-        parser: its parser.
-        main: runs it; the commands of a group are its first argument.
-    """
+    """The command of a parser, or a group if it has commands, whose names are then the first argument of ``main``."""
     commands = subparsers(parser)
     if not commands:
         return ParserCommand(name, parser, main)
-    group = click.Group(
-        name,
-        help=parser.description,
-        epilog=parser.epilog,
-        context_settings={"help_option_names": ["-h", "--help"]},
-    )
+
+    def run(inner: str, arguments: Sequence[str]) -> int:
+        return main([inner, *arguments])
+
+    settings = {"help_option_names": ["-h", "--help"]}
+    group = click.Group(name, help=parser.description, epilog=parser.epilog, context_settings=settings)
+    summaries = {
+        choice.dest: choice.help for action in _subparsers_actions(parser) for choice in action._choices_actions
+    }
     for inner, inner_parser in commands.items():
-        command = ParserCommand(inner, inner_parser, lambda args, inner=inner: main([inner, *args]))  # type: ignore[misc]
-        command.short_help = _summaries(parser).get(inner)
-        group.add_command(command)
+        group.add_command(ParserCommand(inner, inner_parser, partial(run, inner), summaries.get(inner)))
     return group
 
 
 def subparsers(parser: argparse.ArgumentParser) -> Mapping[str, argparse.ArgumentParser]:
     """Name → parser of the commands of a parser; empty if it has none."""
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            return action.choices
-    return {}
+    return {name: inner for action in _subparsers_actions(parser) for name, inner in action.choices.items()}
 
 
-def _summaries(parser: argparse.ArgumentParser) -> Mapping[str, str | None]:
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            return {choice.dest: choice.help for choice in action._choices_actions}
-    return {}
+def _subparsers_actions(parser: argparse.ArgumentParser) -> "list[argparse._SubParsersAction[argparse.ArgumentParser]]":
+    return [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
 
 
 def _parameter(action: argparse.Action) -> click.Parameter:

@@ -4,7 +4,6 @@ import hashlib
 import json
 import stat
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -70,22 +69,23 @@ def test_what_cannot_be_done_changes_nothing(file: Path, arguments: list[str], s
     assert file.read_bytes() == before
 
 
-@pytest.mark.parametrize("content", ["", "{}", '[{"name": "alice"}]', "[[]]"])
 @pytest.mark.parametrize("arguments", [["list"], ["add", "bob"], ["revoke", "bob"]])
-def test_a_file_that_holds_something_else_is_left_alone(file: Path, content: str, arguments: list[str]) -> None:
-    file.write_text(content)
-    done = keys(*arguments, "--file", str(file))
-    assert done.exit_code == 1
-    assert str(file) in done.output
-    assert file.read_text() == content
-
-
-def test_without_a_file_it_says_how_to_name_one(monkeypatch: Any) -> None:
+def test_a_file_of_another_kind_is_left_alone_and_without_one_it_says_how_to_name_one(
+    file: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for content in ("", "{}", '[{"name": "alice"}]', "[[]]"):
+        file.write_text(content)
+        done = keys(*arguments, "--file", str(file))
+        assert done.exit_code == 1
+        assert str(file) in done.output
+        assert file.read_text() == content
     monkeypatch.delenv("IGN_API_KEYS_FILE", raising=False)
-    for arguments in (["list"], ["add", "bob"], ["revoke", "bob"]):
-        done = keys(*arguments)
-        assert done.exit_code == 2
-        assert "IGN_API_KEYS_FILE" in done.output
+    done = keys(*arguments)
+    assert done.exit_code == 2
+    assert "IGN_API_KEYS_FILE" in done.output
+
+
+def test_a_file_that_cannot_be_read_or_written() -> None:
     done = keys("list", IGN_API_KEYS_FILE="/nowhere/keys.json")
     assert done.exit_code == 1
     assert "/nowhere/keys.json: no such file" in done.output
