@@ -208,7 +208,7 @@ def test_the_client_needs_neither_pillow_nor_numpy(tmp_path: Path) -> None:
 
 
 def test_the_command_line_is_nothing_that_the_client_needs() -> None:
-    command = ("ign_client._cli", "ign_client._commands", "ign_client._batches", "ign_client._terminal")
+    command = ("ign_client._cli", "ign_client._batches")
     outer = [i for i in imports("ign_client") if not within(i.importer, (*command, "ign_client.__main__"))]
     assert not (bad := [str(i) for i in outer if within(i.target, command)]), listed(bad)
 
