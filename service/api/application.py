@@ -14,12 +14,14 @@ Every request, of every size and kind, passes the same functions:
                  └─ _record            problem document of an error; log line, metrics, trace
 
 Endpoints find in ``scope["state"]`` what `service.observability.logs.State` lists, and ``arrival``, the
-`time.monotonic()` seconds when the head was complete. ``caller`` is the fairness key.
+`time.monotonic()` seconds when the head was complete. ``caller`` is the fairness key. `service.server` adds ``rejected``,
+the error of a head that it did not accept, and ``is_received`` if the whole body has arrived.
 """
 
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
@@ -66,15 +68,20 @@ class RequestHeaders:
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value of the field, or ``default``."""
-        value = self._first.get(key.lower().encode("latin-1"))
+        value = self._first.get(_field_name(key))
         return default if value is None else value.decode("latin-1")
 
     def getlist(self, key: str) -> list[str]:
         """Every value of a field, in order."""
-        name = key.lower().encode("latin-1")
+        name = _field_name(key)
         if name not in self._first:
             return []
         return [value.decode("latin-1") for each, value in self.fields if each == name]
+
+
+@lru_cache
+def _field_name(key: str) -> bytes:
+    return key.lower().encode("latin-1")
 
 
 class Exchange:
@@ -83,7 +90,9 @@ class Exchange:
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope, self.receive, self._send = scope, receive, send
         self.method: str = scope["method"]
-        self.path: str = scope["path"].removeprefix(scope.get("root_path", ""))
+        self.path: str = scope["path"]
+        if root := scope.get("root_path"):
+            self.path = self.path.removeprefix(root)
         self.headers = RequestHeaders(scope["headers"])
         self.state: dict[str, Any] = scope.setdefault("state", {})
         self.epoch: Epoch | None = None
@@ -99,7 +108,8 @@ class Exchange:
             self.started = True
             self.status = message["status"]
             message["headers"] = [*message.get("headers", ()), *self.added]
-            self._closes = self._is_body_unread() and self._is_last(message["headers"])
+            if "request_bytes" not in self.state:  # the body was not read
+                self._closes = self._has_body() and self._is_last(message["headers"])
         elif message["type"] == "http.response.body":
             self.body_bytes += len(message.get("body", b""))
             self.complete = not message.get("more_body", False)
@@ -109,9 +119,8 @@ class Exchange:
                 message = {"type": "http.response.body"}
         await self._send(message)
 
-    def _is_body_unread(self) -> bool:
-        has_body = self.headers.get("content-length", "0") != "0" or self.headers.get("transfer-encoding") is not None
-        return has_body and "request_bytes" not in self.state
+    def _has_body(self) -> bool:
+        return self.headers.get("content-length", "0") != "0" or self.headers.get("transfer-encoding") is not None
 
     def _is_last(self, headers: Sequence[tuple[bytes, bytes]]) -> bool:
         """Whether the server closes the connection after the response."""

@@ -9,6 +9,7 @@ large bodies.
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from math import isfinite
 from typing import Any, Final, Protocol, overload
 
@@ -26,6 +27,7 @@ MAX_VALUES: Final = 200_000
 16 MiB of empty objects would take many seconds and a gigabyte. The largest request has one picture for each of at most
 65 536 images. Bodies of the Open Inference Protocol hold more numbers; `service.api.oip.tensors` adds them."""
 
+_NO_LIMIT: Final = nullcontext()
 MIN_HELD: Final = 1 << 12  # bytes; fewer are not worth counting: 1024 requests hold 4 MiB of them
 _MAX_NAME: Final = 200  # characters of a field name from the request that an error repeats
 # The usual values of Content-Type. They have no parameters, so they need no parser.
@@ -51,6 +53,7 @@ async def read_body(
     max_bytes: int,
     deadline: float,
     hold: Callable[[int], None] | None = None,
+    is_received: bool = False,
 ) -> bytes:
     """Read the whole body.
 
@@ -61,6 +64,7 @@ async def read_body(
         deadline: `time.monotonic()` seconds by which the last byte must have arrived.
         hold: called with the number of bytes whenever more than 4 KiB have arrived; it raises if they are too many
             for the service.
+        is_received: the server has the whole body, so no time limit is needed.
 
     Raises:
         UnsupportedMedia: the body has a Content-Encoding.
@@ -78,7 +82,7 @@ async def read_body(
         raise _too_large(max_bytes)
     body, counted, more = bytearray(), 0, True
     try:
-        async with asyncio.timeout(deadline - time.monotonic()):
+        async with _NO_LIMIT if is_received else asyncio.timeout(deadline - time.monotonic()):
             while more:
                 message = await receive()
                 if message["type"] == "http.disconnect":

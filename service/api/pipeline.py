@@ -18,12 +18,12 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from starlette.types import Send
 
-from service.api.disconnect import DisconnectWatch
+from service.api.disconnect import DisconnectSweep, watch
 from service.api.request import ApiRequest
 from service.domain.errors import IgnError
 from service.domain.latents import FloatRows
@@ -144,7 +144,7 @@ class Pipeline:
     def __init__(self) -> None:
         self._arrived: list[Call] = []
         self._running: dict[Any, Call] = {}  # by the handle of the scheduler
-        self._disconnects = DisconnectWatch()
+        self._disconnects = DisconnectSweep()
 
     async def run(self, endpoint: Endpoint, api: ApiRequest, parameters: Mapping[str, str], send: Send) -> None:
         """Answer one request; if its client disconnects, its rows are dropped.
@@ -157,7 +157,7 @@ class Pipeline:
         body = await api.read_body()
         call = Call(endpoint, api, parameters, body)
         try:
-            with self._disconnects.watch(api.receive):
+            with watch(self._disconnects, api.receive):
                 last = await self._run(call, send)
         finally:
             api.is_over = True
@@ -335,13 +335,17 @@ def _respond_to(endpoint: Endpoint, calls: list[Call]) -> None:
 async def _send(response: ResponseParts, send: Send) -> None:
     """Send piece after piece, as fast as the client reads; joining pieces would copy up to 60 MB on the event loop."""
     headers, pieces, media_type = response
-    size = str(sum(map(len, pieces)))
-    fields = [*headers.items(), ("content-length", size), ("content-type", media_type)]
-    raw = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in fields]
+    raw = [(_field_name(name), value.encode("latin-1")) for name, value in headers.items()]
+    raw += ((b"content-length", b"%d" % sum(map(len, pieces))), (b"content-type", media_type.encode("ascii")))
     await send({"type": "http.response.start", "status": 200, "headers": raw})
     for piece in pieces[:-1]:
         await send({"type": "http.response.body", "body": piece, "more_body": True})
     await send({"type": "http.response.body", "body": pieces[-1]})
+
+
+@lru_cache
+def _field_name(name: str) -> bytes:
+    return name.lower().encode("latin-1")
 
 
 def _grouped(items: Sequence[Item], key: Callable[[Item], Key]) -> Iterable[tuple[Key, list[Item]]]:

@@ -65,6 +65,8 @@ class ApiRequest:
         max_timeout = services.settings.request_timeout_s
         self.deadline: float = self.arrival + (max_timeout if timeout is None else min(_seconds(timeout), max_timeout))
         self.seconds = {"decode": 0.0, "queue": 0.0, "compute": 0.0, "encode": 0.0}
+        self.content_type = parse_content_type(headers.get("content-type"))[0]
+        """Media type of the body in lower case, without parameters; empty where there is none."""
         self.media = Media.JSON
         """Media type of the response, once it is negotiated."""
         self.is_over = False
@@ -78,10 +80,6 @@ class ApiRequest:
         """
         return negotiate(", ".join(self.headers.getlist("accept")) or None, offers)
 
-    def content_type(self) -> str:
-        """The media type of the body in lower case, without parameters; empty where there is none."""
-        return parse_content_type(self.headers.get("content-type"))[0]
-
     async def read_body(self) -> bytes:
         """The whole body, within the limits of size and time."""
         settings = self.services.settings
@@ -93,6 +91,7 @@ class ApiRequest:
                 max_bytes=settings.max_body_bytes,
                 deadline=min(body_deadline, self.deadline),
                 hold=partial(self.services.in_flight.hold, self.state),
+                is_received="is_received" in self.state,
             )
         except BodyTooSlow as exc:
             if self.deadline < body_deadline:

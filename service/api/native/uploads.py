@@ -84,7 +84,7 @@ def check_upload(api: ApiRequest, schema: type[ScoreOptions]) -> None:
         UnsupportedMedia: the body is neither a form, nor JSON, nor a picture.
         InvalidContent, ValidationError: an option in the query is invalid, or stands there though the body has options.
     """
-    content_type = api.content_type()
+    content_type = api.content_type
     if content_type in PICTURE_TYPES:
         _from_query(schema, api.query)
         return
@@ -105,7 +105,7 @@ def parse_upload(api: ApiRequest, schema: type[Options], body: type[Options], co
     Raises:
         MalformedRequest, InvalidContent, ValidationError: the body or an option is invalid.
     """
-    content_type, settings = api.content_type(), api.services.settings
+    content_type, settings = api.content_type, api.services.settings
     if content_type == "multipart/form-data":
         upload = _from_form(api.headers.get("content-type", ""), content, schema, settings)
     elif content_type == "application/json":
