@@ -40,9 +40,8 @@ from benchmarks.harness.common import (
 )
 from benchmarks.harness.processes import ROOT, ServerFailed, ServerProcess, free_port, serving, without_settings
 from benchmarks.load_generator.fetch import Answer, fetch
-from benchmarks.load_generator.header_sets import sent_by
 from benchmarks.load_generator.load import failures, run_load
-from benchmarks.load_generator.messages import HEADER_LENGTH, disc, encoded, request, upload
+from benchmarks.load_generator.messages import HEADER_LENGTH, disc, encoded, request, sent_by, upload
 
 METHOD: Final = (
     "Closed loop. In every round the entries take turns, in reverse order every second round: the server starts "

@@ -29,9 +29,8 @@ from benchmarks.harness.common import (
     target,
 )
 from benchmarks.harness.processes import MemoryWatch, ServerProcess, free_port, raise_file_limit, service, serving
-from benchmarks.load_generator.header_sets import sent_by
 from benchmarks.load_generator.load import failures, run_load
-from benchmarks.load_generator.messages import JSON, NPY, disc, encoded, get, post, upload
+from benchmarks.load_generator.messages import JSON, NPY, disc, encoded, get, post, sent_by, upload
 from service.domain.latents import FloatRows
 from service.environment import available_cpus
 from service.runtime.onnx_model import OnnxModel

@@ -60,15 +60,20 @@ def capacities(service: Json, p99_ms: float) -> list[Capacity]:
     Raises:
         ValueError: no measurement meets ``p99_ms``.
     """
-    single = [("1 image: PNG to PNG", line["requests_per_s"], line) for line in service["single_images"]]
-    many = [(f"64 images: {line['form']}", line["images_per_s"], line) for line in service["many_rows"]]
+    lines = [
+        {"form": "1 image: PNG to PNG", "rate": line["requests_per_s"]} | line for line in service["single_images"]
+    ]
+    lines += [
+        line | {"form": f"64 images: {line['form']}", "rate": line["images_per_s"]} for line in service["many_rows"]
+    ]
     best: dict[str, Capacity] = {}
-    for request, rate, line in sorted([*single, *many], key=lambda each: float(each[1])):
+    for line in sorted(lines, key=lambda line: float(line["rate"])):
         if line["p99_ms"] <= p99_ms:
-            best[request] = Capacity(request=request, per_s=rate, p99_ms=line["p99_ms"], core_ms=line["server_core_ms"])
+            figures = {"per_s": line["rate"], "p99_ms": line["p99_ms"], "core_ms": line["server_core_ms"]}
+            best[line["form"]] = Capacity(request=line["form"], **figures)
     if not best:
         raise ValueError(f"nothing was measured with a p99 of at most {p99_ms:g} ms")
-    return list(best.values())
+    return [best[form] for form in dict.fromkeys(line["form"] for line in lines) if form in best]
 
 
 def plan(service: Json, options: argparse.Namespace) -> list[Json]:
@@ -86,25 +91,22 @@ def plan(service: Json, options: argparse.Namespace) -> list[Json]:
     return lines
 
 
-def chosen(lines: Sequence[Json], *names: str) -> str:
-    return table([{name.replace("_", " "): line[name] for name in names} for line in lines])
+def chosen(lines: Sequence[Json], names: str) -> str:
+    return table([{name.replace("_", " "): line[name] for name in names.split()} for line in lines])
 
 
 TABLES: Final[Mapping[str, Callable[[Path, argparse.Namespace], str]]] = {
     "machine": lambda folder, _: about(read(folder / "service.json")),
     "capacity": lambda folder, options: table(plan(read(folder / "service.json"), options)),
     "single": lambda folder, _: chosen(
-        read(folder / "service.json")["single_images"],
-        *("connections", "requests_per_s", "p50_ms", "p99_ms", "server_core_ms"),
+        read(folder / "service.json")["single_images"], "connections requests_per_s p50_ms p99_ms server_core_ms"
     ),
     "many": lambda folder, _: chosen(
-        read(folder / "service.json")["many_rows"],
-        *("form", "images_per_s", "share_of_raw", "p99_ms", "server_core_ms"),
+        read(folder / "service.json")["many_rows"], "form images_per_s share_of_raw p99_ms server_core_ms"
     ),
     "targets": lambda folder, _: table([verdict(line) for line in read(folder / "service.json")["targets"]]),
     "peers": lambda folder, _: chosen(
-        read(folder / "peers.json")["png_at_32_connections"],
-        *("entry", "requests_per_s", "p99_ms", "server_core_ms_per_request"),
+        read(folder / "peers.json")["png_at_32_connections"], "entry requests_per_s p99_ms server_core_ms_per_request"
     ),
 }
 

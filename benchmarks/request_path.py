@@ -36,8 +36,7 @@ from unittest.mock import patch
 from benchmarks.harness.common import Json
 from benchmarks.harness.processes import HOST, ROOT, free_port, without_settings
 from benchmarks.harness.tables import table
-from benchmarks.load_generator.header_sets import HEADER_SETS, with_headers
-from benchmarks.load_generator.messages import disc, encoded, get, post, post_form
+from benchmarks.load_generator.messages import HEADER_SETS, disc, encoded, get, post, post_form, with_headers
 
 REQUESTS: Final = {
     "POST /generate -> PNG": post("/generate", {"model": "mnist", "seed": 7}, "image/png"),

@@ -25,10 +25,9 @@ import uvloop
 from benchmarks.harness.common import Json, rounded, run_benchmark, target
 from benchmarks.harness.processes import ROOT, ServerProcess, free_port, process_tree, serving, without_settings
 from benchmarks.load_generator.fetch import fetch
-from benchmarks.reliability.attackers import BAD_CLIENTS
-from benchmarks.reliability.known_answer import KnownAnswers, right_answer
+from benchmarks.reliability.attacks import BAD_CLIENTS
 from benchmarks.reliability.restarts import LOAD
-from benchmarks.reliability.soak import end_state
+from benchmarks.reliability.soak import KnownAnswers, end_state, right_answer
 
 METHOD = (
     "`clients` clients: five eighths good, the others slow, vanishing, oversized or malformed. One process for half "
@@ -192,7 +191,7 @@ async def run(chaos: Chaos, options: argparse.Namespace, faults: tuple[Fault, ..
     end = time.monotonic() + seconds
     tasks = [asyncio.create_task(known.work(chaos.server.port, end, PAUSE_S)) for _ in range(good)]
     given = (BAD_CLIENTS, chaos.server.port, seconds, options.clients - good, options.seed)
-    command = [sys.executable, "-m", "benchmarks.reliability.attackers", *map(str, given)]
+    command = [sys.executable, "-m", "benchmarks.reliability.attacks", *map(str, given)]
     bad = await asyncio.create_subprocess_exec(*command, cwd=ROOT)
     for fault in faults:
         await asyncio.sleep(seconds / (len(faults) + 1))

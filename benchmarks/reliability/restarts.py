@@ -24,7 +24,7 @@ from benchmarks.harness.common import Json, rounded, run_benchmark, target
 from benchmarks.harness.processes import ROOT, STOP_S, ServerFailed, ServerProcess, service, stat
 from benchmarks.load_generator.fetch import fetch
 from benchmarks.load_generator.messages import post
-from benchmarks.reliability.known_answer import KnownAnswers, right_answer
+from benchmarks.reliability.soak import KnownAnswers, right_answer
 
 METHOD = (
     "`clients` good clients ask without a pause, each request on a new connection. Reloads: the model is loaded again "
@@ -33,6 +33,7 @@ METHOD = (
     "and that gets no response or wrong bytes. slowest stop: from signal to exit, which may take IGN_DRAIN_S + 2 s"
 )
 DRAIN_S: Final = 5.0
+SETTINGS: Final = {"IGN_ACCESS_LOG": "0", "IGN_DRAIN_S": f"{DRAIN_S:g}", "IGN_DEVICE": "cpu"}
 UNDER_LOAD_S: Final = 1.0
 CONNECTION_REFUSED: Final = ConnectionRefusedError.__name__
 NOT_LOST: Final = ("ok", "rejected", CONNECTION_REFUSED)
@@ -61,7 +62,7 @@ def reload_often(options: argparse.Namespace) -> Json:
     with tempfile.TemporaryDirectory() as folder:
         models = Path(folder)
         shutil.copytree(ROOT / "models" / "mnist", models / "mnist")
-        with service(settings() | {"IGN_MODEL_DIR": folder}) as server:
+        with service(SETTINGS | {"IGN_MODEL_DIR": folder}) as server:
             file = models / "mnist" / "3" / "model.onnx"
             return uvloop.run(_reloads(server, file, file.read_bytes(), options))
 
@@ -92,7 +93,7 @@ def stop_often(options: argparse.Namespace, processes: int) -> Json:
     bad_exits = 0
     stops = []
     for _ in range(options.stops):
-        with suppress(ServerFailed), service(settings() | {"IGN_WORKERS": str(processes)}) as server:
+        with suppress(ServerFailed), service(SETTINGS | {"IGN_WORKERS": str(processes)}) as server:
             known, stop_s = uvloop.run(_stop(server, options))
             stops.append(stop_s)
             outcomes += known.outcomes
@@ -133,10 +134,6 @@ def await_exit(pid: int) -> None:
     with suppress(OSError):
         while stat(pid)[0] != "Z" and time.monotonic() < end:
             time.sleep(0.02)
-
-
-def settings() -> dict[str, str]:
-    return {"IGN_ACCESS_LOG": "0", "IGN_DRAIN_S": f"{DRAIN_S:g}", "IGN_DEVICE": "cpu"}
 
 
 OPTIONS: Final = {"reloads": (100, 4), "stops": (50, 2), "clients": (16,)}

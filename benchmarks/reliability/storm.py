@@ -15,9 +15,8 @@ from typing import Final, NamedTuple
 from benchmarks.bench_service import generate, project
 from benchmarks.harness.common import Json, each_round, in_turn, latency, median_of, median_ratio, run_benchmark, target
 from benchmarks.harness.processes import ServerProcess, raise_file_limit, service
-from benchmarks.load_generator.header_sets import with_headers
 from benchmarks.load_generator.load import failures, run_load
-from benchmarks.load_generator.messages import NPY
+from benchmarks.load_generator.messages import NPY, with_headers
 
 METHOD: Final = (
     "Each client comes back at most `pause_s` seconds after any answer, also after a 429 or 503. kept: on its "
