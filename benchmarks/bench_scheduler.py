@@ -8,6 +8,7 @@ with raw onnxruntime on the same model and device, measured in the same run.
 
 import argparse
 import asyncio
+import itertools
 import statistics
 import sys
 import threading
@@ -135,17 +136,12 @@ async def repeat(run: Run, x: FloatRows, steps: int, latencies: list[float] | No
 
 async def for_seconds(work: Sequence[Coroutine[Any, Any, None]], seconds: float, enough: Callable[[], object]) -> None:
     """Run all coroutines for ``seconds``, and again for as long until ``enough`` is true."""
-    tasks = [asyncio.create_task(each) for each in work]
-    try:
-        while not (done := (await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION))[0]):
-            if enough():
-                break
-        for task in done:
-            task.result()  # raises its exception
-    finally:
+    async with asyncio.TaskGroup() as group:  # it raises the first exception
+        tasks = [group.create_task(each) for each in work]
+        for _ in itertools.takewhile(lambda turn: not turn or not enough(), itertools.count()):
+            await asyncio.sleep(seconds)
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class NoopModel:

@@ -29,18 +29,12 @@ _MARKED: Final = re.compile(r"(<!-- results: ([\w-]+) -->\n).*?(<!-- end -->)", 
 
 @dataclass(frozen=True, kw_only=True)
 class Capacity:
-    """What one pod does with one kind of request.
-
-    Args:
-        per_s: the most images per second that were measured within the wanted p99.
-        p99_ms: latency of a request at that rate; None where it was not measured.
-        core_ms: CPU time of an image, model included.
-    """
+    """What one pod does with one kind of request."""
 
     request: str
-    per_s: float
-    p99_ms: float | None
-    core_ms: float
+    per_s: float  # the most images that were measured within the wanted p99
+    p99_ms: float | None  # at that rate; None where it was not measured
+    core_ms: float  # CPU time of an image, model included
 
     def with_steps(self, steps: int, model_core_ms: float) -> "Capacity":
         """The same with more steps per image: every step after the first costs ``model_core_ms`` of CPU time."""
@@ -55,11 +49,7 @@ class Capacity:
 
 
 def capacities(service: Json, p99_ms: float) -> list[Capacity]:
-    """Every kind of request that was answered with a p99 of at most ``p99_ms``, at the highest rate that was.
-
-    Raises:
-        ValueError: no measurement meets ``p99_ms``.
-    """
+    """Every kind of request that was answered with a p99 of at most ``p99_ms``, at the highest rate that was."""
     lines = [
         {"form": "1 image: PNG to PNG", "rate": line["requests_per_s"]} | line for line in service["single_images"]
     ]
@@ -112,11 +102,7 @@ TABLES: Final[Mapping[str, Callable[[Path, argparse.Namespace], str]]] = {
 
 
 def filled(text: str, options: argparse.Namespace) -> str:
-    """A document with its tables made anew.
-
-    Raises:
-        KeyError: it names a table that does not exist, or a result lacks a figure.
-    """
+    """A document with its tables made anew."""
     return _MARKED.sub(lambda found: f"{found[1]}\n{TABLES[found[2]](options.results, options)}\n\n{found[3]}", text)
 
 

@@ -68,11 +68,7 @@ class Spec:
 
 
 def measure(spec: Spec) -> Json:
-    """Run the load in a process of its own; returns its report.
-
-    Raises:
-        RuntimeError: the generator failed; the text ends with its output.
-    """
+    """Run the load in a process of its own; returns its report, or raises RuntimeError with its output."""
     command = [sys.executable, "-m", "benchmarks.load_generator.load"]
     done = subprocess.run(command, input=pickle.dumps(spec), capture_output=True, cwd=ROOT, check=False)
     if done.returncode != 0:
@@ -83,11 +79,7 @@ def measure(spec: Spec) -> Json:
 def run_load(
     server: ServerProcess, requests: Sequence[bytes], connections: int, seconds: float, **changes: Any
 ) -> Json:
-    """Measure a load of a server, with its CPU time.
-
-    Raises:
-        ServerFailed: no request of a closed loop was answered with 2xx.
-    """
+    """Measure a load of a server, with its CPU time; `ServerFailed` if a closed loop gets no 2xx."""
     given = {"warmup_s": min(0.5, seconds / 2), "server_pid": server.pid} | changes
     spec = Spec(port=server.port, requests=requests, connections=connections, seconds=seconds, **given)
     result = measure(spec)

@@ -72,11 +72,7 @@ KNOWN: Final = post("/generate", {"seed": 1, "steps": 1}, "image/png")
 
 
 async def right_answer(port: int) -> bytes:
-    """The body that `KNOWN` gets.
-
-    Raises:
-        RuntimeError: the service does not answer with 200.
-    """
+    """The body that `KNOWN` gets."""
     answer = await fetch(port, KNOWN)
     if answer.status != 200:
         raise RuntimeError(f"the known request was answered with {answer.status}")

@@ -78,8 +78,7 @@ def is_outside(found: Import) -> bool:
 
 
 def expect_none(offences: Iterable[object]) -> None:
-    listed = [str(each) for each in offences]
-    assert not listed, "\n".join(["", *listed])
+    assert not (listed := [str(each) for each in offences]), "\n".join(listed)
 
 
 def section() -> str:

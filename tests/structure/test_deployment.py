@@ -34,9 +34,8 @@ def stages(file: str) -> dict[str, list[str]]:
 
 def lineage(stage: str) -> list[str]:
     """Instructions of a stage behind those of the stages it is built on."""
-    instructions = stages("Dockerfile")[stage]
-    parent = instructions[0].split()[1]
-    return (lineage(parent) if parent in stages("Dockerfile") else []) + instructions
+    instructions = stages("Dockerfile").get(stage, [])
+    return lineage(instructions[0].split()[1]) + instructions if instructions else []
 
 
 @pytest.mark.parametrize(("target", "device"), [("cpu", "cpu"), ("gpu", "cuda")])
