@@ -3,7 +3,7 @@
     python -m benchmarks.bench_runtime --model models/mnist/3/model.onnx --results benchmarks/results/runtime.json
     python -m benchmarks.bench_runtime --device cuda --results benchmarks/results/gpu.json
 
-On CUDA also with rows that stay on the device, with CUDA graphs, and with golden rows (`make gpu`). Compare the
+On CUDA also with rows that stay there, with CUDA graphs, and with golden rows (`make gpu`). Compare the
 ratios of one run, not the figures of two runs. Without HTTP and images, this is the most the service can reach.
 """
 
@@ -31,7 +31,7 @@ from service.runtime.session import CudaOptions
 METHOD: Final = (
     "rows/s of repeated calls on seeded latents over `seconds` per round, the ways in turn; median, least and most of "
     "`rounds` rounds; cpu_ms_per_row is the CPU time of the whole process; ratio is service.runtime / onnxruntime by "
-    "medians. On CUDA: resident leaves the rows on the device, graphs replays CUDA graphs; golden: difference over "
+    "medians. On CUDA: resident copies rows in and not out, graphs replays CUDA graphs; golden: difference over "
     "tolerance in every bucket"
 )
 Way = Callable[[FloatRows], Callable[[], object]]
@@ -92,7 +92,7 @@ def copied(model: OnnxModel, rows: FloatRows) -> Callable[[], object]:
 
 
 def resident(model: OnnxModel, rows: FloatRows) -> Callable[[], object]:
-    """A call with rows that stay on the device."""
+    """A call with rows that are copied in and stay on the device."""
     batch: Any = model.device_batch
 
     def step() -> None:
