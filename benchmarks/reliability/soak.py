@@ -130,9 +130,10 @@ def run_and_judge(
         judges_memory: whether the growth of memory has a target.
         warmup: the share of the run after which memory must be flat.
     """
-    log, start = Log(), time.monotonic()
+    log = Log()
     with service(settings) as server:
         with MemoryWatch(server.pid, every_s=0.2) as watch:
+            start = time.monotonic()
             uvloop.run(load(server, log))
             seconds = time.monotonic() - start
         state, errors = wait_until_idle(server), log_errors(server)

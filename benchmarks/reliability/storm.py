@@ -76,6 +76,7 @@ def measured(server: ServerProcess, storm: Storm, options: argparse.Namespace) -
     return line | {
         "share": median_ratio(each_round(many, "ok_per_s"), each_round(few, "ok_per_s")),
         "rejected_p50_ms": median_of(many, "rejected.p50_ms"),
+        "rejected_p95_ms": median_of(many, "rejected.p95_ms"),
         "ok_p99_ms": median_of(many, "ok.p99_ms"),
         "errors": sum(failures(each, ("200", "429", "503")) for each in (*few, *many)),
     }

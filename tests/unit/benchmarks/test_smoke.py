@@ -24,7 +24,7 @@ def measured(module: str, results: Path, *options: str) -> "subprocess.Completed
     [
         ("bench_runtime --sizes 1 2", 1),
         ("bench_scheduler --seconds 0.1 --depth 100", 3),
-        ("bench_service --seconds 0.2 --overload-s 0.3 --connections 2", 15),
+        ("bench_service --seconds 0.2 --connections 2", 7),
         ("bench_processes --seconds 0.2", 1),
         ("bench_peers --seconds 0.3 --connections 4 --only fastapi --headers gateway", 2),
         ("reliability.soak --seconds 2 --clients 2", 3),
@@ -79,7 +79,7 @@ def test_a_server_is_started_measured_and_stopped() -> None:
         assert processes.rss_mib(parent) > processes.rss_mib(descendant) > 1
         assert processes.cpu_seconds(parent) >= processes.cpu_seconds(descendant) > 0
     assert server.status == -15
-    with pytest.raises(OSError, match="refused"):
+    with pytest.raises(OSError, match=r"refused|reset|closed"):
         server.get("/")
 
 
