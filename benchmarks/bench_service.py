@@ -142,12 +142,13 @@ def many_rows(server: ServerProcess, raw: Raw, model: OnnxModel, options: argpar
         sent = sent_by(options.headers, generate(accept))
         ways[form] = partial(run_load, server, sent, FEW_CONNECTIONS, options.seconds)
     rounds = in_turn(ways, options.rounds)
-    limit = each_round(rounds.pop("raw"), "rows_per_s")
+    bare = rounds.pop("raw")
+    limit, raw_core_ms = each_round(bare, "rows_per_s"), median_of(bare, "cpu_s") * 1e3
     lines = []
     for form, results in rounds.items():
         rates = [rate * ROWS for rate in each_round(results, "ok_per_s")]
         line = {"form": form, "images_per_s": statistics.median(rates), "raw_images_per_s": statistics.median(limit)}
-        line |= {"share_of_raw": median_ratio(rates, limit), "connections": FEW_CONNECTIONS}
+        line |= {"share_of_raw": median_ratio(rates, limit), "raw_core_ms": raw_core_ms}
         for side in ("server", "client"):
             line[f"{side}_core_ms"] = median_of(results, f"{side}_core_ms_per_request") / ROWS
         line |= {name: median_of(results, f"ok.{name}") for name in ("p50_ms", "p99_ms")}

@@ -69,7 +69,7 @@ def capacities(service: Json, p99_ms: float) -> list[Capacity]:
 def plan(service: Json, options: argparse.Namespace) -> list[Json]:
     """One record for every demand and kind of request."""
     cores = service["machine"]["cpus_granted"]
-    step_ms = cores * 1e3 / service["many_rows"][0]["raw_images_per_s"]  # CPU time of a row of onnxruntime alone
+    step_ms = service["many_rows"][0]["raw_core_ms"]  # CPU time of a row in onnxruntime alone
     lines = []
     for images_per_s in options.images_per_s:
         for measured in capacities(service, options.p99_ms):
