@@ -29,10 +29,9 @@ from model_export.evaluation.measures import Evaluation
 from model_export.export.export import card_of
 from model_export.files import atomic_write
 from model_export.training import checkpoint as checkpoints
-from model_export.training import provenance
 from model_export.training.checkpoint import load_run
-from model_export.training.presets import Preset, get_preset, ign_stages, naign_stages
-from model_export.training.stages import Stage, Weights, quantised_stage
+from model_export.training.presets import Preset, get_preset
+from model_export.training.stages import Stage, Weights, ign_stages, naign_stages, quantised_stage
 from model_export.training.train import Run
 from service.domain.latents import FloatRows, NoiseSource
 
@@ -82,11 +81,6 @@ VARIANTS: Final[Mapping[str, Variant]] = {
         base={"objective": "ign"},
     ),
     "imle": Variant(title="reconstruction and IMLE", stages=(_IMLE,)),
-    "imle-reject": Variant(
-        title="the same, candidates within 0.2 of a picture passed over (RS-IMLE)",
-        stages=(_IMLE,),
-        base={"matching": dataclasses.replace(_BASE.matching, epsilon=0.2)},
-    ),
     "balance": Variant(title="imle, then balanced matching", stages=(_BALANCE,), after="imle"),
     "distill": Variant(
         title="balance, then distillation of T⁴ and projection",
@@ -169,8 +163,8 @@ def trained(name: str, seed: int, data: Dataset, out: Path) -> Path:
         bf16=bf16("auto", device),
         provenance={
             "command": f"python benchmarks/training_ablations.py --only {name} --seeds {seed}",
-            "commit": provenance.commit(),
-            "sources": provenance.source_digest(),
+            "commit": checkpoints.commit(),
+            "sources": checkpoints.source_digest(),
             "threads": torch.get_num_threads(),
             "torch": str(torch.__version__),
         },
@@ -199,7 +193,7 @@ def measured(folder: Path, data: Dataset) -> dict[str, Any]:
     evaluation = Evaluation(
         f,
         card=card_of(model, "1", {}),
-        noise=NoiseSource(model.preset.shape, model.noise.for_card()),
+        noise=NoiseSource(model.preset.shape),
         data=data,
         classifier=classifier_for(data, Path("~/.cache/ign-service").expanduser()),
     )

@@ -6,31 +6,28 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
-from model_export.arguments import count, refuse_empty_paths
-from model_export.data import command as data_command
 from model_export.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
     from model_export.data.datasets import Dataset
-    from model_export.export.verify import Verification
-    from model_export.training.presets import Preset
     from model_export.training.train import Run
 
-
-_DATA = ".npz, folder or zip of pictures, or mnist, fashion_mnist, kmnist, cifar10 or svhn, which are downloaded"
-_SKIP_BAD = "leave out files that are no readable pictures"
-_INTERRUPTED = 128 + signal.SIGINT
-_PROG = "python -m model_export"
+_AVATARS: Final = "avatars"
+_DATA: Final = ".npz, folder or zip of pictures, or mnist, fashion_mnist, kmnist, cifar10 or svhn, which are downloaded"
+_INTERRUPTED: Final = 128 + signal.SIGINT
+_PROG: Final = "python -m model_export"
 # Options that replace fields of the card.
-_CARD_OPTIONS = ("description", "title", "prompt", "licence", "polarity", "background", "generate_steps")
+_CARD_OPTIONS: Final = ("description", "title", "prompt", "licence", "polarity", "background", "generate_steps")
 # What the extra `train` installs and the commands import.
-_EXTRA = ("matplotlib", "onnx", "onnxruntime", "onnxscript", "scipy", "skimage", "torch", "torchvision")
+_EXTRA: Final = ("matplotlib", "onnx", "onnxruntime", "onnxscript", "scipy", "skimage", "torch", "torchvision")
+_MOST_THREADS: Final = 1024
+_PATHS: Final = ("data", "out", "start", "run", "models", "model", "cache", "fid-weights")
 
 
 def main(arguments: Sequence[str], *, prog: str = _PROG) -> int:
@@ -44,8 +41,13 @@ def main(arguments: Sequence[str], *, prog: str = _PROG) -> int:
     # Libraries log warnings that the user cannot act on.
     logging.basicConfig(level=logging.ERROR)
     try:
-        refuse_empty_paths(options)
-        code: int = options.run(options, arguments)
+        _refuse_empty_paths(options)
+        if getattr(options, "threads", 0):
+            import torch
+
+            torch.set_num_threads(options.threads)
+        for line in options.run(options, arguments):
+            print(line)  # noqa: T201
     except UserError as exc:
         return _fail(str(exc))
     except OSError as exc:  # a folder without write permission, a full disk
@@ -56,36 +58,71 @@ def main(arguments: Sequence[str], *, prog: str = _PROG) -> int:
         return _fail(f"this command needs {exc.name}: pip install 'ign-service[train,cpu]'")
     except KeyboardInterrupt:
         return _INTERRUPTED
-    return code
+    return 0
 
 
-def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+def _fail(line: str) -> int:
+    print(f"error: {line}", file=sys.stderr)  # noqa: T201
+    return 2
+
+
+def _refuse_empty_paths(options: argparse.Namespace) -> None:
+    """Paths without a character would stand for the current folder."""
+    for name in _PATHS:
+        if getattr(options, "run_folder" if name == "run" else name.replace("-", "_"), None) == "":
+            raise UserError(f"--{name}: the path is empty")
+
+
+def _count(text: str) -> int:
+    """A number of threads or processes; the `type` of an option."""
+    if not text.isdecimal() or not 1 <= int(text) <= _MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 to {_MOST_THREADS}")
+    return int(text)
+
+
+# The commands. Each yields the lines that it prints. What needs torch is imported when a command runs.
+
+
+def _data(options: argparse.Namespace, _: Sequence[str]) -> Iterator[str]:
+    if options.data == _AVATARS and options.out:
+        from model_export.data.avatars import AvatarOptions, write_avatars
+
+        chosen = AvatarOptions(options.n, options.size, options.seed, tuple(options.backgrounds))
+        write_avatars(chosen, Path(options.out), processes=options.processes)
+        yield f"wrote {options.out}"
+        yield f"next: {options.prog} train --data {options.out} --out runs/NAME"
+        return
+    from model_export.data.datasets import open_source
+    from model_export.training.presets import Choices, choose_preset
+
+    source = open_source(options.data, skip_bad=options.skip_bad)
+    found = source.inspect()
+    preset = choose_preset(Choices(), source, found)
+    network = preset.network
+    source.load(size=network.size, channels=network.channels)  # refuses what `train` would refuse
+    skip = " --skip-bad" if options.skip_bad else ""
+    yield f"{source.name}: {found}"
+    yield f"preset that fits: {preset.name}, --size {network.size} --channels {network.channels}"
+    yield f"next: {options.prog} train --data {options.data}{skip} --out runs/NAME"
+
+
+def _train(options: argparse.Namespace, arguments: Sequence[str]) -> Iterator[str]:
     from model_export.data.datasets import open_source
     from model_export.export.weights import start_weights
-    from model_export.training import plan, provenance
-    from model_export.training.distributed import join_world
-    from model_export.training.execution import Execution
+    from model_export.training.checkpoint import record
+    from model_export.training.execution import Execution, join_world
+    from model_export.training.presets import Choices, choose_preset, describe_model, summary
     from model_export.training.train import Run
 
     _check_train_options(options)
-    _set_threads(options.threads)
-    choices = plan.Choices(**{field: getattr(options, field) for field in plan.Choices.__slots__})
+    choices = Choices(**_given(options, Choices.__slots__))
     with join_world(_device(options.device)) as (world, device):
         source = open_source(options.data, skip_bad=options.skip_bad)
         found = source.inspect()
-        base = plan.choose_preset(choices, source, found)
+        base = choose_preset(choices, source, found)
         data = source.load(size=base.network.size, channels=base.network.channels)
-        preset = plan.describe_model(base, choices, data, found)
-        execution = Execution(
-            world=world,
-            accumulate=options.accumulate,
-            compile=options.compile,
-            channels_last=options.channels_last,
-            keep=options.keep,
-            tensorboard=options.tensorboard,
-        )
+        preset = describe_model(base, choices, data, found)
         precise = bf16(options.precision, device)
-        lines = plan.summary(preset, base.name, data, found)
         out = Path(options.out or os.devnull)  # a dry run needs none, and makes the same checks
         run = Run(
             preset,
@@ -94,38 +131,24 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
             seed=options.seed,
             device=device,
             bf16=precise,
-            provenance=provenance.record(arguments),
-            execution=execution,
+            provenance=record(arguments),
+            execution=Execution(
+                world=world, **_given(options, ("accumulate", "compile", "channels_last", "keep", "tensorboard"))
+            ),
             start=start_weights(options.start, out),
         )
+        lines = summary(preset, base.name, data, found)
         if options.start or run.step:
             stage = run.preset.stages[run.stage].name
             lines.append(f"begins at stage `{stage}`, step {run.step} of {run.preset.steps}")
-        if options.dry_run:
-            return _announce(lines, run.preset, data, device, precise)
-        if world.is_main and run.step < run.preset.steps:
-            run.out.mkdir(parents=True, exist_ok=True)  # fails here rather than after the estimate
-            estimated = options.preset is None and run.step == 0 and world.size == 1
-            _announce(lines, run.preset, data, device if estimated else None, precise)
-        return _train_run(run, options.prog)
-
-
-def _train_run(run: "Run", prog: str) -> int:
-    from model_export.training.train import Interrupted
-
-    try:
-        run.train()
-    except Interrupted:
-        code, line = _INTERRUPTED, f"stopped at step {run.step} of {run.preset.steps}; the same command continues"
-    else:
-        code, line = 0, f"trained {run.step} steps; next: {prog} export --run {run.out}"
-    if run.world.is_main:
-        for stage, throughput in run.throughput:
-            _print(f"{stage}: {throughput}")
-        if len(run.throughput) > 1:
-            _print(f"in all: {run.total}")
-        _print(line)
-    return code
+        starting = world.is_main and run.step < run.preset.steps
+        if starting and not options.dry_run:
+            out.mkdir(parents=True, exist_ok=True)  # fails here rather than after the estimate
+        if starting or options.dry_run:
+            estimated = options.dry_run or (options.preset is None and run.step == 0 and world.size == 1)
+            yield from (*lines, *_expectations(run, data, estimated=estimated))
+        if not options.dry_run:
+            yield from _train_run(run, options.prog)
 
 
 def _check_train_options(options: argparse.Namespace) -> None:
@@ -137,113 +160,98 @@ def _check_train_options(options: argparse.Namespace) -> None:
         raise UserError("--out: name the folder of the run, or say --dry-run")
 
 
-def _announce(
-    lines: Sequence[str], preset: "Preset", data: "Dataset", timed_on: "torch.device | None", bf16: bool
-) -> int:
-    """Print what is trained, how long that takes if a device is given, and what the losses mean."""
-    from model_export.training import estimate
-    from model_export.training.legend import legend
+def _expectations(run: "Run", data: "Dataset", *, estimated: bool) -> Iterator[str]:
+    """How long the training takes, if that is estimated, and what the losses mean."""
+    from model_export import estimate
+    from model_export.training.log import legend
 
-    for line in lines:
-        _print(line)
-    if timed_on is not None:
+    if estimated:
         busy = estimate.other_load()  # before the estimate adds its own
-        duration = estimate.in_words(estimate.estimate_seconds(preset, data, device=timed_on, bf16=bf16))
-        _print(f"about {duration} on this machine, from {estimate.STEPS} steps of each stage timed now{busy}")
-    _print("losses, lower is better:")
-    for line in legend(preset):
-        _print(line)
-    return 0
+        seconds = estimate.estimate_seconds(run.preset, data, device=run.device, bf16=run.bf16)
+        steps = f"{estimate.STEPS} steps of each stage timed now{busy}"
+        yield f"about {estimate.in_words(seconds)} on this machine, from {steps}"
+    yield "losses, lower is better:"
+    yield from legend(run.preset)
 
 
-def _export(options: argparse.Namespace, _: Sequence[str]) -> int:
+def _train_run(run: "Run", prog: str) -> Iterator[str]:
+    from model_export.training.train import Interrupted
+
+    line = f"trained {run.preset.steps} steps; next: {prog} export --run {run.out}"
+    stopped = False
+    try:
+        run.train()
+    except Interrupted:
+        line = f"stopped at step {run.step} of {run.preset.steps}; the same command continues"
+        stopped = True
+    if run.world.is_main:
+        yield from (f"{stage}: {throughput}" for stage, throughput in run.throughput)
+        if len(run.throughput) > 1:
+            yield f"in all: {run.total}"
+        yield line
+    if stopped:
+        raise KeyboardInterrupt
+
+
+def _export(options: argparse.Namespace, _: Sequence[str]) -> Iterator[str]:
     from model_export.export.export import export
     from service.artifact.files import MODEL_FILES
 
     halves = list(Path(options.models).glob(f"*/{options.version}/{MODEL_FILES['fp16']}"))
-    _set_threads(options.threads)
     folder, verifications = export(
         Path(options.run_folder),
         Path(options.models),
-        version=options.version,
-        unfinished=options.unfinished,
-        force=options.force,
-        fp16=options.fp16,
-        card_fields={name: value for name in _CARD_OPTIONS if (value := getattr(options, name)) is not None},
-        threads=options.threads,
+        card_fields={name: value for name, value in _given(options, _CARD_OPTIONS).items() if value is not None},
+        **_given(options, ("version", "unfinished", "force", "fp16", "threads")),
     )
-    _print_verifications(verifications)
-    for file in halves:
-        if not file.exists():
-            _print(f"removed {file}; --fp16 writes it")
-    _print(f"exported {folder}; next: {options.prog} evaluate --model {folder} --data DATA")
-    return 0
+    yield from (f"{file}: {verification}" for file, verification in verifications.items())
+    yield from (f"removed {file}; --fp16 writes it" for file in halves if not file.exists())
+    yield f"exported {folder}; next: {options.prog} evaluate --model {folder} --data DATA"
 
 
-def _verify(options: argparse.Namespace, _: Sequence[str]) -> int:
+def _verify(options: argparse.Namespace, _: Sequence[str]) -> Iterator[str]:
     from model_export.export.verify import verify
 
-    _set_threads(options.threads)
-    _print_verifications(verify(Path(options.run_folder), Path(options.model), threads=options.threads))
-    return 0
+    verifications = verify(Path(options.run_folder), Path(options.model), threads=options.threads)
+    yield from (f"{file}: {verification}" for file, verification in verifications.items())
 
 
-def _print_verifications(verifications: Mapping[str, "Verification"]) -> None:
-    for file, verification in verifications.items():
-        _print(f"{file}: {verification}")
-
-
-def _evaluate(options: argparse.Namespace, _: Sequence[str]) -> int:
+def _evaluate(options: argparse.Namespace, _: Sequence[str]) -> Iterator[str]:
     from model_export.evaluation.evaluate import evaluate, summary
     from model_export.evaluation.inception import Inception
 
-    _set_threads(options.threads)
-    weights = Path(options.fid_weights).expanduser() if options.fid_weights else None
     table = evaluate(
         Path(options.model),
         options.data,
-        skip_bad=options.skip_bad,
         cache=Path(options.cache).expanduser(),
         out=Path(options.out) if options.out else None,
-        samples=options.samples,
-        steps=options.steps,
-        inception=Inception(weights) if options.fid else None,
-        threads=options.threads,
+        inception=Inception(options.fid_weights) if options.fid else None,
+        **_given(options, ("skip_bad", "samples", "steps", "threads")),
     )
-    _print(summary(table))
-    return 0
+    yield summary(table)
 
 
-def _figures(options: argparse.Namespace, _: Sequence[str]) -> int:
+def _figures(options: argparse.Namespace, _: Sequence[str]) -> Iterator[str]:
     from model_export.report.figures import draw_figures
 
-    _set_threads(options.threads)
     written = draw_figures(
         Path(options.model),
         options.data,
         Path(options.out),
-        skip_bad=options.skip_bad,
-        steps=options.steps,
-        seed=options.seed,
         run=Path(options.run_folder) if options.run_folder else None,
-        threads=options.threads,
+        **_given(options, ("skip_bad", "steps", "seed", "threads")),
     )
-    _print(f"drew {len(written)} figures in {options.out}")
-    return 0
+    yield f"drew {len(written)} figures in {options.out}"
 
 
-def _card(options: argparse.Namespace, _: Sequence[str]) -> int:
+def _card(options: argparse.Namespace, _: Sequence[str]) -> Iterator[str]:
     from model_export.report.model_card import write_page
 
-    _print(f"wrote {write_page(Path(options.model), Path(options.out))}")
-    return 0
+    yield f"wrote {write_page(Path(options.model), Path(options.out))}"
 
 
-def _set_threads(threads: int) -> None:
-    import torch
-
-    if threads:
-        torch.set_num_threads(threads)
+def _given(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in names}
 
 
 def _device(name: str) -> "torch.device":
@@ -274,41 +282,25 @@ def _amx() -> bool:
         return False
 
 
-def _fail(line: str) -> int:
-    print(f"error: {line}", file=sys.stderr)  # noqa: T201
-    return 2
-
-
-def _print(line: str) -> None:
-    print(line)  # noqa: T201
-
-
 def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train a preset; the same command again continues")
     train.set_defaults(run=_train)
-    train.add_argument(
-        "--preset",
-        help="name in docs/training.md, such as mnist or avatars64 (default: what fits the data)",
-    )
+    train.add_argument("--preset", help="one of docs/training.md, such as mnist or small (default: what fits the data)")
     train.add_argument("--data", required=True, help=_DATA)
     train.add_argument("--out", help="folder of the run: checkpoint, log, sample grids")
-    train.add_argument(
-        "--dry-run", action="store_true", help="say what would be trained and how long it takes, and end"
-    )
+    train.add_argument("--dry-run", action="store_true", help="say what would be trained and how long, and end")
     train.add_argument("--name", help="name of the model (default: the preset's, for other data that of the data)")
     train.add_argument("--size", type=int, help="height and width of the pictures")
     train.add_argument("--channels", type=int, choices=(1, 3))
     train.add_argument("--steps", type=int, help="optimiser steps in total, split over the stages; may grow later")
     train.add_argument("--start", help="version folder, such as models/mnist/1, with whose weights a new run starts")
     train.add_argument("--licence", help="of the weights (default: none stated, but for the presets' own data)")
-    train.add_argument("--skip-bad", action="store_true", help=_SKIP_BAD)
     train.add_argument("--batch", type=int, help="pictures per step")
     train.add_argument("--seed", type=int, default=0, help="of all random numbers (default 0)")
     train.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     train.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     train.add_argument(
         "--corruptions",
-        "--degradations",
         nargs="+",
         metavar="NAME",
         help="corruptions that f learns to undo: noise, blur, low_resolution, hole, grey, sketch",
@@ -329,10 +321,15 @@ def parser(prog: str = _PROG) -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     data = commands.add_parser("data", help="look at pictures, and say what train would make of them")
-    data.set_defaults(run=data_command.run)
+    data.set_defaults(run=_data)
     data.add_argument("data", metavar="DATA", help=f"{_DATA}; or, with --out, avatars")
-    data.add_argument("--skip-bad", action="store_true", help=_SKIP_BAD)
-    data_command.add_options(data)
+    drawn = data.add_argument_group("avatars", "draw faces in colour with their attributes; needs the extra avatars")
+    drawn.add_argument("--out", help="file to write, such as avatars64.npz")
+    drawn.add_argument("--n", type=int, default=40_000, help="pictures; a tenth is held out (default 40000)")
+    drawn.add_argument("--size", type=int, default=64, help="height and width (default 64)")
+    drawn.add_argument("--seed", type=int, default=0, help="of the pictures (default 0)")
+    drawn.add_argument("--backgrounds", nargs="+", default=(), metavar="RRGGBB", help="default: five pastel colours")
+    drawn.add_argument("--processes", type=_count, default=0, help="processes that draw (default: one for each core)")
 
     train = _add_train(commands)
 
@@ -343,9 +340,7 @@ def parser(prog: str = _PROG) -> argparse.ArgumentParser:
     export.add_argument("--version", type=int, help="number of the version (default: the next free one)")
     export.add_argument("--unfinished", action="store_true", help="export a run that is not finished")
     export.add_argument("--force", action="store_true", help="replace an existing version")
-    export.add_argument(
-        "--fp16", action="store_true", help="write model.fp16.onnx in addition: half precision, for CUDA"
-    )
+    export.add_argument("--fp16", action="store_true", help="also write model.fp16.onnx: half precision, for CUDA")
     export.add_argument("--description", help="one or two sentences in place of the preset's")
     export.add_argument("--title", help="short name for people, such as Digits")
     export.add_argument("--prompt", help='what the page asks people to draw, such as "Draw a digit, 0-9"')
@@ -357,41 +352,33 @@ def parser(prog: str = _PROG) -> argparse.ArgumentParser:
     verify = commands.add_parser("verify", help="check an exported model against its run; write its golden rows")
     verify.set_defaults(run=_verify)
     verify.add_argument("--run", dest="run_folder", required=True, help="folder of the run")
-    verify.add_argument("--model", required=True, help="version folder, such as models/mnist/1")
 
     evaluate = commands.add_parser("evaluate", help="measure an exported model; write metrics.json and its card")
     evaluate.set_defaults(run=_evaluate)
-    evaluate.add_argument("--model", required=True, help="version folder, such as models/mnist/1")
     evaluate.add_argument("--data", required=True, help="the data the model was trained on, as for train")
-    evaluate.add_argument("--skip-bad", action="store_true", help=_SKIP_BAD)
     evaluate.add_argument("--out", help="file for the figures (default: metrics.json in the version folder)")
     evaluate.add_argument("--samples", type=int, default=3000, help="pictures to generate (default 3000)")
-    evaluate.add_argument(
-        "--steps", type=int, default=1000, help="largest number of repeated applications of f (default 1000)"
-    )
-    evaluate.add_argument(
-        "--fid", choices=("inception",), help="measure FID in addition; needs the extra fid and its weights"
-    )
+    evaluate.add_argument("--steps", type=int, default=1000, help="most applications of f (default 1000)")
+    evaluate.add_argument("--fid", choices=("inception",), help="measure FID too; needs the extra fid and its weights")
     evaluate.add_argument("--fid-weights", help="file of Inception's weights (default: in the folder of torch.hub)")
     evaluate.add_argument("--cache", default="~/.cache/ign-service", help="folder of the trained classifier")
 
     figures = commands.add_parser("figures", help="draw figures of an exported model")
     figures.set_defaults(run=_figures)
-    figures.add_argument("--model", required=True, help="version folder, such as models/mnist/1")
     figures.add_argument("--data", required=True, help="the data the model was trained on, as for train")
-    figures.add_argument("--skip-bad", action="store_true", help=_SKIP_BAD)
     figures.add_argument("--out", required=True, help="folder for the figures, such as docs/models/mnist")
-    figures.add_argument(
-        "--steps", type=int, default=300_000, help="largest number of steps in `repeated` (default 300000)"
-    )
+    figures.add_argument("--steps", type=int, default=300_000, help="most steps in `repeated` (default 300000)")
     figures.add_argument("--seed", type=int, default=0, help="of the latents (default 0)")
     figures.add_argument("--run", dest="run_folder", help="folder of the training run, to draw its losses as well")
 
     card = commands.add_parser("card", help="write a page about an exported model from its card")
     card.set_defaults(run=_card)
-    card.add_argument("--model", required=True, help="version folder, such as models/mnist/1")
     card.add_argument("--out", required=True, help="page to write, such as docs/models/mnist.md")
 
+    for command in (data, train, evaluate, figures):
+        command.add_argument("--skip-bad", action="store_true", help="leave out files that are no readable pictures")
+    for command in (verify, evaluate, figures, card):
+        command.add_argument("--model", required=True, help="version folder, such as models/mnist/1")
     for command in (train, export, verify, evaluate, figures):
-        command.add_argument("--threads", type=count, default=0, help="CPU threads (default: chosen by the libraries)")
+        command.add_argument("--threads", type=_count, default=0, help="CPU threads (default: chosen by the libraries)")
     return top

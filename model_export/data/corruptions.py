@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ Corruption = Callable[[FloatRows], FloatRows]
 """Pictures (N, C, H, W) float32 in [−1, 1] → corrupted copies. Only noise leaves the range."""
 
 # Ranges of the random parameters in training.
+_NOISE_SIGMA: Final = (0.0, 1.2)  # in the units of [−1, 1]
 _BLUR_SIGMA: Final = (0.3, 2.0)  # pixels of a 28-pixel side
 _FACTORS: Final = (2, 3, 4)  # of down-sampling
 _HOLE_SHARE: Final = (0.2, 0.5)  # of the side
@@ -45,18 +46,8 @@ _CHUNK: Final = 512  # pictures that are corrupted at once in evaluation: bounds
 # One function for each corruption.
 
 
-def add_noise(x: Tensor, sigma: Tensor | float, normal: Tensor) -> Tensor:
-    """Return x + σ·n; n has the shape of x, σ broadcasts against it."""
-    return x + sigma * normal
-
-
 def gaussian_blur(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
-    """Separable Gaussian blur that repeats the pixels at the edges.
-
-    Args:
-        x: (N, C, H, W).
-        sigma: (N,) in pixels.
-    """
+    """Separable Gaussian blur that repeats the pixels at the edges; sigma (N,) in pixels, 2·radius + 1 taps."""
     n, channels, height, width = x.shape
     offsets = torch.arange(-radius, radius + 1, device=x.device)
     kernel = torch.exp(-0.5 * (offsets / sigma[:, None]).square())
@@ -74,11 +65,6 @@ def reduce_resolution(x: Tensor, factor: int) -> Tensor:
     side = [max(1, length // factor) for length in x.shape[2:]]
     small = functional.interpolate(x, size=side, mode="area")
     return functional.interpolate(small, size=x.shape[2:], mode="nearest-exact")
-
-
-def cut_hole(x: Tensor, mask: Tensor) -> Tensor:
-    """Set the pixels where the mask is true to mid-range grey; the mask broadcasts against x."""
-    return x.masked_fill(mask, 0.0)
 
 
 def to_grey(x: Tensor) -> Tensor:
@@ -101,8 +87,7 @@ def round_to_8_bits(x: Tensor) -> Tensor:
 # Random parameters, for training.
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Draws:
+class Draws(NamedTuple):
     """The random numbers for one batch."""
 
     uniform: Tensor  # (B, 3) in [0, 1): the strength, and two for a position
@@ -112,7 +97,7 @@ class Draws:
 
     def map(self, select: Callable[[Tensor], Tensor]) -> "Draws":
         """Apply a selection of rows to every part."""
-        return Draws(*(select(part) for part in (self.uniform, self.normal, self.kind, self.eight_bit)))
+        return Draws(*map(select, self))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +105,6 @@ class RandomCorruptions:
     """Corrupts every row in one of several ways, with random strength."""
 
     names: tuple[CorruptionName, ...]  # the corruptions, equally likely; a name that is listed twice is twice as likely
-    noise_range: tuple[float, float]  # σ of the noise is uniform in this range, in the units of [−1, 1]
     eight_bit: float  # share of the rows that are rounded to 8 bits, 0 to 1
 
     def draw(self, batch: int, shape: tuple[int, int, int], generator: torch.Generator) -> Draws:
@@ -145,15 +129,11 @@ class RandomCorruptions:
             if not len(rows):
                 continue
             if name == "noise":
-                sigma = _scale(draws.uniform[rows, 0], self.noise_range)[:, None, None, None]
-                out[rows] = add_noise(x[rows], sigma, draws.normal[rows])
+                sigma = _scale(draws.uniform[rows, 0], _NOISE_SIGMA)[:, None, None, None]
+                out[rows] = x[rows] + sigma * draws.normal[rows]
             else:
                 out[rows] = RANDOM[name](x[rows], draws.uniform[rows])
         return torch.where(draws.eight_bit[:, None, None, None], round_to_8_bits(out), out) if self.eight_bit else out
-
-
-def _random_blur(x: Tensor, uniform: Tensor) -> Tensor:
-    return gaussian_blur(x, *_random_kernel(x, uniform, _BLUR_SIGMA, _BLUR_SIDE))
 
 
 def _random_resolution(x: Tensor, uniform: Tensor) -> Tensor:
@@ -176,20 +156,16 @@ def _random_hole(x: Tensor, uniform: Tensor) -> Tensor:
         index = torch.arange(length, device=x.device)[None]
         inside = (index >= first) & (index < first + side[:, None])  # (N, length)
         mask &= inside[:, None, :, None] if axis == 2 else inside[:, None, None, :]
-    return cut_hole(x, mask)
-
-
-def _random_sketch(x: Tensor, uniform: Tensor) -> Tensor:
-    return to_sketch(x, *_random_kernel(x, uniform, _SKETCH_SIGMA, _SKETCH_SIDE))
+    return x.masked_fill(mask, 0.0)  # mid-range grey
 
 
 RANDOM: Final[Mapping[CorruptionName, Callable[[Tensor, Tensor], Tensor]]] = MappingProxyType(
     {
-        "blur": _random_blur,
+        "blur": lambda x, u: gaussian_blur(x, *_random_kernel(x, u, _BLUR_SIGMA, _BLUR_SIDE)),
         "low_resolution": _random_resolution,
         "hole": _random_hole,
         "grey": lambda x, _: to_grey(x),
-        "sketch": _random_sketch,
+        "sketch": lambda x, u: to_sketch(x, *_random_kernel(x, u, _SKETCH_SIGMA, _SKETCH_SIDE)),
     }
 )
 """The corruptions without noise, as functions of pictures (N, C, H, W) and of uniform numbers (N, 3)."""
@@ -214,10 +190,9 @@ def noise(sigma: float) -> Corruption:
 
     def apply(x: FloatRows) -> FloatRows:
         generators = (np.random.Generator(np.random.Philox(key=i)) for i in range(len(x)))
-        rows = [torch.from_numpy(generator.standard_normal(x.shape[1:])) for generator in generators]
         return np.stack(
-            [add_noise(torch.from_numpy(a), sigma, n).float().numpy() for a, n in zip(x, rows, strict=True)]
-        )
+            [row + sigma * g.standard_normal(row.shape) for row, g in zip(x, generators, strict=True)]
+        ).astype(np.float32)
 
     return apply
 
@@ -246,7 +221,7 @@ def low_resolution(factor: int) -> Corruption:
 
 def hole(share: float) -> Corruption:
     """A centred square of this share of the side at mid-range grey."""
-    return _fixed(lambda x: cut_hole(x, torch.from_numpy(hole_mask(share, x.shape))))
+    return _fixed(lambda x: x.masked_fill(torch.from_numpy(hole_mask(share, x.shape)), 0.0))
 
 
 def hole_mask(share: float, shape: Sequence[int]) -> NDArray[np.bool_]:

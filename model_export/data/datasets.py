@@ -3,7 +3,6 @@
 A loaded data set is held in memory as uint8 tensors (N, C, H, W), split into training and held-out pictures.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model_export.data import attributes
-from model_export.data.attributes import Attributes, read_attributes
-from model_export.data.inspection import Inspection, inspect_pictures
 from model_export.data.known_sets import (
     KNOWN_SETS,
     Arrays,
@@ -26,12 +22,29 @@ from model_export.data.known_sets import (
     find_downloadable,
     recognise,
 )
-from model_export.data.picture_files import UNREADABLE, PictureFile, find_files, load_files, readable
+from model_export.data.picture_files import (
+    UNREADABLE,
+    Inspection,
+    PictureFile,
+    find_files,
+    inspect_pictures,
+    load_files,
+    readable,
+)
 from model_export.errors import UserError
 from service.artifact.card import ModelCard
 
-_READ_BYTES = 1 << 20
-_ARRAYS = ("x_train", "x_test", "y_train", "y_test", "licence", *attributes.KEYS)  # of an `.npz`
+_ATTRIBUTES = ("attributes", "attributes_train", "attributes_test")
+_ARRAYS = ("x_train", "x_test", "y_train", "y_test", "licence", *_ATTRIBUTES)  # of an `.npz`
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Attributes:
+    """What each picture shows, as one value of each of several kinds, such as hair or glasses."""
+
+    names: tuple[str, ...]
+    train: NDArray[np.int64]  # (N, K), the index of the value
+    held_out: NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,20 +52,15 @@ class Dataset:
     """Pictures in memory."""
 
     name: str  # file or data set name, never a path
-    sha256: str  # of pictures and labels; for a folder or zip, of the names and contents of its pictures
+    sha256: str  # digest of pictures and labels, or for a folder or zip of the names and contents of its pictures
     licence: str  # `unknown` if it is not known
     train: Tensor  # (N, C, H, W) uint8
     held_out: Tensor
     train_labels: Tensor | None = None  # (N,) int64, or None if the data has no classes
     held_out_labels: Tensor | None = None
-    file_sha256: str = ""  # of the `.npz`, which older cards and checkpoints state; empty if there is none
     known: str = ""  # name of the published set with this content; empty if it is none
     skipped: tuple[str, ...] = ()  # files that are no readable pictures
-    attributes: Attributes | None = None  # of the pictures, or None if the data has none
-
-    def matches(self, sha256: object) -> bool:
-        """Whether a card or checkpoint that states this SHA-256 was trained on this data."""
-        return sha256 in {self.sha256, self.file_sha256 or self.sha256}
+    attributes: Attributes | None = None
 
 
 class Source(Protocol):
@@ -77,11 +85,9 @@ def to_model_range(images: Tensor) -> Tensor:
 
 
 def load_dataset(source: str, *, size: int, channels: int, skip_bad: bool = False) -> Dataset:
-    """Load pictures and convert them to (channels, size, size).
+    """Load pictures as (channels, size, size).
 
-    Args:
-        size: height and width. Pictures in arrays must have this size; those in files are cropped to the centre square
-            and resized (Lanczos).
+    Those in arrays must have this size; those in files are cropped to the centre square and resized (Lanczos).
     """
     return open_source(source, skip_bad=skip_bad).load(size=size, channels=channels)
 
@@ -89,7 +95,7 @@ def load_dataset(source: str, *, size: int, channels: int, skip_bad: bool = Fals
 def load_data_of(card: ModelCard, source: str, *, skip_bad: bool = False) -> Dataset:
     """Load the data that a model was trained on, in the model's shape."""
     data = load_dataset(source, size=card.shape[1], channels=card.shape[0], skip_bad=skip_bad)
-    if not data.matches(card.data.sha256):
+    if data.sha256 != card.data.sha256:
         raise UserError(f"--data {data.name}: not what {card.ref} was trained on, {card.data.name} of another SHA-256")
     return data
 
@@ -108,12 +114,12 @@ def open_source(source: str, *, skip_bad: bool = False) -> Source:
     if path.is_file():
         if path.suffix != ".npz":
             raise UserError(f"--data {source}: expected an .npz, a .zip or a folder of pictures")
-        return ArraySource(path.name, _read_npz(path), file_sha256=file_digest(path))
+        return ArraySource(path.name, _read_npz(path))
     name = find_downloadable(source)
     if name is None:
         known = ", ".join(sorted(name for name, known in KNOWN_SETS.items() if known.torchvision))
         raise UserError(f"--data {source}: no such file or folder, and not one of the sets to download: {known}")
-    return ArraySource(name, download(name), file_sha256=KNOWN_SETS[name].file_sha256, downloaded=True)
+    return ArraySource(name, download(name), downloaded=True)
 
 
 class FileSource:
@@ -153,7 +159,7 @@ class ArraySource:
         arrays: pictures (N, H, W), (N, H, W, C) or (N, C, H, W), labels and attributes.
     """
 
-    def __init__(self, name: str, arrays: Arrays, *, file_sha256: str, downloaded: bool = False) -> None:
+    def __init__(self, name: str, arrays: Arrays, *, downloaded: bool = False) -> None:
         self.name = name
         self._pictures = {key: _channels_first(arrays[key], f"--data {name}: {key}") for key in ("x_train", "x_test")}
         self._labels: dict[str, NDArray[np.int64]] = {}
@@ -163,9 +169,9 @@ class ArraySource:
                 raise UserError(f"--data {name}: {key} must be one integer for each picture of {pictures}")
             if value is not None:
                 self._labels[key] = value.astype(np.int64)
-        self._attributes = read_attributes(arrays, name, *(len(pictures) for pictures in self._pictures.values()))
+        self._attributes = _read_attributes(arrays, name, *(len(pictures) for pictures in self._pictures.values()))
         self._licence = str(arrays["licence"]) if "licence" in arrays else "unknown"
-        self._sha256, self._file_sha256 = content_digest({**self._pictures, **self._labels}), file_sha256
+        self._sha256 = content_digest({**self._pictures, **self._labels})
         self.known = recognise(self._sha256)
         if downloaded:
             check_content(name, self._sha256)
@@ -192,7 +198,6 @@ class ArraySource:
             held_out=torch.from_numpy(self._pictures["x_test"]),
             train_labels=labels.get("y_train"),
             held_out_labels=labels.get("y_test"),
-            file_sha256=self._file_sha256,
             known=self.known,
             attributes=self._attributes,
         )
@@ -222,10 +227,20 @@ def _channels_first(array: NDArray[Any], what: str) -> NDArray[np.uint8]:
     return np.ascontiguousarray(array)
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_READ_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+def _read_attributes(arrays: Arrays, name: str, train: int, held_out: int) -> Attributes | None:
+    """The attributes in an `.npz`, or None if it has none.
+
+    `attributes` (K,) has their names, `attributes_train` and `attributes_test` (N, K) unsigned integers.
+    """
+    if not any(key in arrays for key in _ATTRIBUTES):
+        return None
+    missing = [key for key in _ATTRIBUTES if key not in arrays]
+    if missing:
+        raise UserError(f"--data {name}: array {missing[0]} is missing")
+    names, *parts = (arrays[key] for key in _ATTRIBUTES)
+    shapes = [(count, len(names)) if names.ndim == 1 else () for count in (train, held_out)]
+    if names.dtype.kind != "U" or any(
+        part.shape != shape or part.dtype.kind != "u" for part, shape in zip(parts, shapes, strict=True)
+    ):
+        raise UserError(f"--data {name}: attributes must be names (K,) and unsigned integers (N, K) for each picture")
+    return Attributes(tuple(map(str, names)), *(part.astype(np.int64) for part in parts))

@@ -21,12 +21,11 @@ _CACHE: Final = "~/.cache/ign-service"
 class KnownSet:
     """A published data set."""
 
-    licence: str  # of the pictures; `unknown` if it is not known
+    licence: str  # `unknown` if it is not known
     torchvision: str = ""  # name of the class that downloads it; empty if nothing does
     # `content_digest` of the set, or for pictures in files the digest of their names and contents. Empty: the set is
     # not checked.
     sha256: str = ""
-    file_sha256: str = ""
 
 
 KNOWN_SETS: Final[Mapping[str, KnownSet]] = {
@@ -34,13 +33,11 @@ KNOWN_SETS: Final[Mapping[str, KnownSet]] = {
         licence="CC BY-SA 3.0",
         torchvision="MNIST",
         sha256="ac969aa42fb53e74925b2bdb3b90b0a45891b6ac344ab2c92d66b61a87b59898",
-        file_sha256="06af5dfe73b70e3bc1c36439982b18a8d76803db9b544f6fdf838a37fbb01b64",
     ),
     "fashion_mnist": KnownSet(
         licence="MIT",
         torchvision="FashionMNIST",
         sha256="b7ec5add42a42a2b36a522e440fd4a1fea95b83181060595822e387f2f2ac9de",
-        file_sha256="5b6d2c4c694a91887af8ab7d039c04f80af3c29378d731c93a538d2e831aa469",
     ),
     "kmnist": KnownSet(licence="CC BY-SA 4.0", torchvision="KMNIST"),
     "cifar10": KnownSet(licence="unknown", torchvision="CIFAR10"),
@@ -59,10 +56,8 @@ KNOWN_SETS: Final[Mapping[str, KnownSet]] = {
 
 def find_downloadable(source: str) -> str | None:
     """The name of the set that `--data` names, as in this module or as torchvision writes it; None if there is none."""
-    for name, known in KNOWN_SETS.items():
-        if known.torchvision and source in (name, known.torchvision):
-            return name
-    return None
+    names = (name for name, known in KNOWN_SETS.items() if known.torchvision and source in (name, known.torchvision))
+    return next(names, None)
 
 
 def recognise(sha256: str) -> str:
@@ -89,23 +84,20 @@ def download(name: str) -> Arrays:
     from torchvision import datasets
 
     root, class_name = str(Path(_CACHE).expanduser()), KNOWN_SETS[name].torchvision
-    dataset_class = getattr(datasets, class_name)
+    dataset_class, svhn = getattr(datasets, class_name), class_name == "SVHN"
+    arrays: Arrays = {}
     try:
-        if class_name == "SVHN":
-            parts = {split: dataset_class(root, split=split, download=True) for split in ("train", "test")}
-        else:
-            parts = {split: dataset_class(root, train=split == "train", download=True) for split in ("train", "test")}
+        for split in ("train", "test"):
+            chosen = {"split": split} if svhn else {"train": split == "train"}
+            part = dataset_class(root, **chosen, download=True)
+            arrays[f"x_{split}"], arrays[f"y_{split}"] = part.data, part.labels if svhn else part.targets
     except (OSError, RuntimeError) as exc:
         raise UserError(f"--data {name}: the download failed: {str(exc).strip()}") from exc
-    arrays: Arrays = {}
-    for split, part in parts.items():
-        arrays[f"x_{split}"] = np.asarray(part.data)
-        arrays[f"y_{split}"] = np.asarray(part.labels if class_name == "SVHN" else part.targets)
-    return arrays
+    return {key: np.asarray(array) for key, array in arrays.items()}
 
 
 def check_content(name: str, sha256: str) -> None:
-    """Raise a `UserError` if a downloaded set does not have the content that this program knows."""
+    """Reject a downloaded set that does not have the content that this program knows."""
     expected = KNOWN_SETS[name].sha256
     if expected and sha256 != expected:
         raise UserError(

@@ -7,8 +7,9 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from model_export.errors import UserError
+from service.artifact.pixels import MID_GREY
 
 ReadBytes = Callable[[], bytes]
 PictureFile = tuple[str, ReadBytes]
@@ -37,6 +39,14 @@ UNREADABLE: Final = (
 _BAD_PICTURE: Final = (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 _HELD_OUT: Final = 10  # every tenth picture is held out where the folders define no split
 _NAMED: Final = 100  # bad files that an error names
+Picture = NDArray[np.uint8]
+Polarity = Literal["light-on-dark", "dark-on-light", "none"]
+_SAMPLE: Final = 256  # pictures that are looked at, evenly spread over the data
+_COLOUR: Final = 4.0  # levels between the largest and the smallest channel, mean over a picture
+_COLOURED: Final = 0.05  # share of pictures in colour from which the data counts as coloured
+_NEAR: Final = 24  # levels from the border's median within which a border pixel belongs to the background
+_PLAIN: Final = 0.8  # share of such pixels from which a background is plain
+_AGREE: Final = 0.95  # share of pictures with a dark (light) border from which the data has a dark (light) background
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -138,13 +148,9 @@ def _zip(path: Path) -> list[PictureFile]:
         with zipfile.ZipFile(path) as archive:
             names = sorted(name for name in archive.namelist() if _is_picture(name))
             # Read here in order, because the decoding threads must not share one open archive.
-            return [(name, _return_bytes(archive.read(name))) for name in names]
+            return [(name, partial(bytes, archive.read(name))) for name in names]
     except (*UNREADABLE, RuntimeError) as exc:  # RuntimeError: encrypted
         raise UserError(f"--data {path.name}: not a readable .zip file") from exc
-
-
-def _return_bytes(data: bytes) -> ReadBytes:
-    return lambda: data
 
 
 def _is_picture(name: str) -> bool:
@@ -159,3 +165,74 @@ def _held_out(paths: Sequence[str]) -> Tensor:
     if "train" in split and len(set(split)) > 1:
         return torch.tensor([part in ("test", "val") for part in split], dtype=torch.bool)
     return torch.tensor([i % _HELD_OUT == _HELD_OUT - 1 for i in range(len(paths))], dtype=torch.bool)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspection:
+    """What the pictures of a data set are like. All but the number is found in a sample."""
+
+    count: int  # number of pictures
+    smallest: tuple[int, int]  # (width, height) of the pictures with the shortest and with the longest side
+    largest: tuple[int, int]
+    channels: Literal[1, 3]  # 1 if the pictures are grey, else 3
+    background: tuple[int, ...]  # median level of the outermost pixels, for every channel
+    # `dark`, `light` or `plain` (neither, or both) if most pictures have a border of one colour; else `mixed`.
+    ground: Literal["dark", "light", "plain", "mixed"]
+
+    @property
+    def polarity(self) -> Polarity:
+        """Of the card. `none` unless the pictures are grey and have a dark or a light background."""
+        if self.channels == 3 or self.ground not in ("dark", "light"):
+            return "none"
+        return "light-on-dark" if self.ground == "dark" else "dark-on-light"
+
+    def __str__(self) -> str:
+        sizes = [f"{width}×{height}" for width, height in dict.fromkeys((self.smallest, self.largest))]
+        colour = "grey" if self.channels == 1 else "colour"
+        return f"{self.count} pictures, {' to '.join(sizes)}, {colour}, {self.ground} background"
+
+
+def inspect_pictures(
+    name: str, count: int, picture: Callable[[int], Picture | None], available: int | None = None
+) -> Inspection:
+    """Look at a sample of pictures.
+
+    Args:
+        picture: index → (H, W) or (H, W, C) uint8, or None if the picture is not readable.
+        available: number of indices; ``count`` when not given.
+    """
+    available = count if available is None else available
+    indices = np.unique(np.linspace(0, available - 1, min(_SAMPLE, available)).astype(int))
+    pictures = [np.atleast_3d(each) for index in indices if (each := picture(int(index))) is not None]
+    if not pictures:
+        raise UserError(f"--data {name}: none of the {len(indices)} files looked at is a readable picture")
+    sizes = [(each.shape[1], each.shape[0]) for each in pictures]
+    spreads = np.array([np.ptp(each.astype(np.int16), axis=2).mean() for each in pictures])
+    coloured = bool((spreads > _COLOUR).mean() >= _COLOURED)
+    borders = [_border(each, 3 if coloured else 1) for each in pictures]
+    return Inspection(
+        count=count,
+        smallest=min(sizes, key=lambda size: (min(size), size)),
+        largest=max(sizes, key=lambda size: (max(size), size)),
+        channels=3 if coloured else 1,
+        background=tuple(int(level) for level in np.median(np.concatenate(borders), axis=0)),
+        ground=_ground(borders),
+    )
+
+
+def _border(picture: Picture, channels: int) -> Picture:
+    """The outermost ring of pixels, (N, channels)."""
+    inside = np.zeros(picture.shape[:2], dtype=np.bool_)
+    inside[1:-1, 1:-1] = True
+    ring = picture[~inside]
+    return ring[:, :1] if channels == 1 else np.broadcast_to(ring, (len(ring), 3))
+
+
+def _ground(borders: list[Picture]) -> Literal["dark", "light", "plain", "mixed"]:
+    plain = [(np.abs(border - np.median(border, axis=0)).max(axis=1) <= _NEAR).mean() for border in borders]
+    if np.median(plain) < _PLAIN:
+        return "mixed"
+    light = float(np.mean([border.mean() > MID_GREY for border in borders]))
+    if light >= _AGREE:
+        return "light"
+    return "dark" if light <= 1.0 - _AGREE else "plain"

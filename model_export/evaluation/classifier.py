@@ -70,7 +70,7 @@ class ConvNet(nn.Module):
         return out
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class Predictions:
     """What the classifier computes for N pictures."""
 
@@ -80,35 +80,20 @@ class Predictions:
     heads: tuple[int, ...]  # number of classes, or of the values of each attribute
 
     @property
-    def classes(self) -> NDArray[np.int64]:
-        """The most likely class of each picture, (N,)."""
-        most_likely: NDArray[np.int64] = self.probabilities.argmax(1)
-        return most_likely
-
-    @property
-    def confidence(self) -> float:
-        """Mean probability of the most likely class."""
-        return float(self.probabilities.max(1).mean())
-
-    @property
     def values(self) -> NDArray[np.int64]:
-        """The most likely value of each attribute, (N, attributes)."""
+        """The most likely value of each head, (N, heads)."""
         parts = np.split(self.probabilities, np.cumsum(self.heads)[:-1], axis=1)
         return np.stack([part.argmax(1) for part in parts], 1)
-
-    def accuracy(self, labels: NDArray[np.int64]) -> float:
-        """Share of pictures whose most likely class is their label."""
-        return float((self.classes == labels).mean())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Classifier:
-    """A trained classifier."""
+    """A trained classifier, and the measures that need one."""
 
     network: ConvNet  # in evaluation mode
     task: Task  # `classes` of the data; without them its `attributes`, or else `rotation`
     heads: tuple[int, ...]  # number of classes, or of the values of each attribute
-    accuracy: float  # on the held-out pictures; for attributes the mean over them
+    accuracy: float  # share of the held-out pictures that it reads correctly; the mean over attributes
     source: str  # SHA-256 of this module, which decides how the classifier is trained
     attributes: Mapping[str, float] = field(default_factory=dict)  # accuracy of each attribute on the held-out pictures
 
@@ -121,46 +106,30 @@ class Classifier:
             features.append(feature.double())
             parts = self.network.head(feature).double().split(self.heads, 1)
             probabilities.append(torch.cat([part.softmax(1) for part in parts], 1))
-        return Predictions(
-            levels=levels,
-            features=torch.cat(features).numpy(),
-            probabilities=torch.cat(probabilities).numpy(),
-            heads=self.heads,
-        )
-
-
-class ClassifierEvaluator:
-    """Measures that need a classifier."""
-
-    def __init__(self, classifier: Classifier, *, classes: bool) -> None:
-        self._classifier, self._classes = classifier, classes
-
-    def predict(self, levels: Levels) -> Predictions:
-        """Classify pictures (N, C, H, W) uint8."""
-        return self._classifier.predict(levels)
+        return Predictions(levels, torch.cat(features).numpy(), torch.cat(probabilities).numpy(), self.heads)
 
     def coverage(self, predictions: Predictions) -> Table:
         """How evenly the classes occur and how sure the classifier is; empty without classes."""
-        if not self._classes:
+        if self.task != "classes":
             return {}
-        counts = np.bincount(predictions.classes, minlength=predictions.probabilities.shape[1])
-        return {"kl": kl_to_uniform(counts), "confidence": predictions.confidence, "classes": counts.tolist()}
+        counts = np.bincount(predictions.values[:, 0], minlength=self.heads[0])
+        confidence = float(predictions.probabilities.max(1).mean())
+        return {"kl": kl_to_uniform(counts), "confidence": confidence, "classes": counts.tolist()}
 
-    def restoration(self, rows: FloatRows, x: FloatRows, labels: NDArray[np.int64] | None) -> Table:
-        """Mean PSNR and SSIM of rows against the clean pictures x, and the share that is classified as labelled.
+    def compare(self, rows: FloatRows, x: FloatRows, truth: NDArray[np.int64] | None) -> Table:
+        """Mean PSNR and SSIM of rows against clean pictures x, (N, C, H, W) each, and the share classified as truth.
 
-        Args:
-            rows: (N, C, H, W).
-            labels: classes (N,), attributes (N, K), or None.
+        ``truth`` (N, heads) is None without classes and attributes.
         """
         predictions = self.predict(to_levels(rows))
         rounded = to_rows(predictions.levels)
         table: Table = {"psnr": psnr(rounded, x).mean(), "ssim": ssim(rounded, x).mean()}
-        if labels is not None and labels.ndim == 2:
-            shares = (predictions.values == labels).mean(0).tolist()
-            table["attributes"] = dict(zip(self._classifier.attributes, shares, strict=True))
-        elif labels is not None and self._classes:
-            table["accuracy"] = predictions.accuracy(labels)
+        if truth is not None:
+            shares = (predictions.values == truth).mean(0).tolist()
+            if self.task == "attributes":
+                table["attributes"] = dict(zip(self.attributes, shares, strict=True))
+            else:
+                table["accuracy"] = shares[0]
         return table
 
 
@@ -173,8 +142,10 @@ def classifier_for(data: Dataset, cache: Path) -> Classifier:
     """Load the classifier of a data set from the cache, or train and store it."""
     source = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
     shape = tuple(data.train.shape[1:])
-    task, targets = _targets(data)
-    heads = (_ROTATIONS,) if targets is None else tuple((torch.cat(targets).amax(0) + 1).tolist())
+    task, train, held_out = targets(data)
+    heads: tuple[int, ...] = (_ROTATIONS,)
+    if train is not None and held_out is not None:
+        heads = tuple((torch.cat([train, held_out]).amax(0) + 1).tolist())
     key = hashlib.sha256(f"{source} {data.sha256} {shape} {task} {heads}".encode()).hexdigest()[:16]
     path = cache / f"classifier-{key}.pt"
     # A fixed seed makes a retrained classifier equal to a cached one; fork_rng keeps the caller's random state.
@@ -182,10 +153,10 @@ def classifier_for(data: Dataset, cache: Path) -> Classifier:
         torch.manual_seed(0)
         network = ConvNet(shape[0], shape[1], sum(heads))
         if not _load_weights(network, path):
-            _fit(network, data.train, None if targets is None else targets[0], heads)
+            _fit(network, data.train, train, heads)
             write_tensors(network.state_dict(), path)
     network.eval()
-    accuracies = _accuracies(network, data.held_out, None if targets is None else targets[1], heads)
+    accuracies = _accuracies(network, data.held_out, held_out, heads)
     names = data.attributes.names if data.attributes is not None and task == "attributes" else ()
     return Classifier(
         network=network,
@@ -197,30 +168,22 @@ def classifier_for(data: Dataset, cache: Path) -> Classifier:
     )
 
 
-def _targets(data: Dataset) -> tuple[Task, tuple[Tensor, Tensor] | None]:
+def targets(data: Dataset) -> tuple[Task, Tensor | None, Tensor | None]:
     """What to learn, and its values (N, heads) for the training and the held-out pictures; None for rotations."""
-    labels = _class_labels(data)
-    if labels is not None:
-        return "classes", (labels[0][:, None], labels[1][:, None])
+    train, held_out = data.train_labels, data.held_out_labels
+    if train is not None and held_out is not None:
+        lowest, highest = torch.cat([train, held_out]).aminmax()
+        if lowest >= 0 and highest < _MAX_CLASSES:
+            return "classes", train[:, None], held_out[:, None]
     if data.attributes is not None:
-        return "attributes", (torch.from_numpy(data.attributes.train), torch.from_numpy(data.attributes.held_out))
-    return "rotation", None
-
-
-def _class_labels(data: Dataset) -> tuple[Tensor, Tensor] | None:
-    """Labels of the training and of the held-out pictures; None if one of them is missing or they are not classes."""
-    if data.train_labels is None or data.held_out_labels is None:
-        return None
-    lowest, highest = torch.cat([data.train_labels, data.held_out_labels]).aminmax()
-    return (data.train_labels, data.held_out_labels) if lowest >= 0 and highest < _MAX_CLASSES else None
+        return "attributes", torch.from_numpy(data.attributes.train), torch.from_numpy(data.attributes.held_out)
+    return "rotation", None, None
 
 
 def _load_weights(network: ConvNet, path: Path) -> bool:
     """Load cached weights; false if there are none or they are damaged."""
     try:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except FileNotFoundError:
-        return False
     # torch.load passes on errors of any type from a damaged file; the classifier is then trained again.
     except Exception:
         return False

@@ -24,19 +24,15 @@ _BATCH: Final = 50
 
 
 class Inception:
-    """Computes the features of FID.
+    """Computes the features of FID, with the weights in this file or where torch-fidelity stores them."""
 
-    Args:
-        weights: their file; None takes the place where torch-fidelity stores it.
-    """
-
-    def __init__(self, weights: Path | None = None) -> None:
+    def __init__(self, weights: str | None = None) -> None:
         try:
             self.version = version(_PACKAGE)
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         except (PackageNotFoundError, ImportError) as exc:
             raise UserError(f"--fid inception: needs {_PACKAGE}; the extra `fid` has it") from exc
-        path = weights or Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS
+        path = Path(weights).expanduser() if weights else Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS
         if not path.is_file():
             raise UserError(
                 f"--fid inception: no weights at {path}; {WEIGHTS} is among {_PACKAGE}'s releases on GitHub; nothing "

@@ -3,7 +3,7 @@
 The measured function is the exported file, run by onnxruntime. Pictures are rounded to 8 bits, as they are served.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from itertools import pairwise
 from types import MappingProxyType
@@ -15,16 +15,8 @@ from numpy.typing import NDArray
 from model_export.data.corruptions import CORRUPTIONS
 from model_export.data.datasets import Dataset
 from model_export.errors import UserError
-from model_export.evaluation import long_run, restoration
-from model_export.evaluation.classifier import (
-    FEATURES,
-    Classifier,
-    ClassifierEvaluator,
-    Predictions,
-    Table,
-    Task,
-    sample_budget,
-)
+from model_export.evaluation import restoration
+from model_export.evaluation.classifier import FEATURES, Classifier, Predictions, Table, Task, sample_budget, targets
 from model_export.evaluation.inception import Inception
 from model_export.evaluation.metrics import frechet, mean_distance, nearest
 from model_export.evaluation.restoration import Function
@@ -33,6 +25,17 @@ from service.artifact.card import QUANTILES, ModelCard
 from service.artifact.pixels import MID_GREY, Levels, ring_mean, to_levels, to_rows
 from service.domain.latents import FloatRows, NoiseSource
 
+_LONG_RUN: Final = (1, 10, 100, 1000)  # k
+_LONG_RUN_CORRUPTION: Final = "noise_0.8"  # of the restored pictures
+# Pictures of 28×28 for each of the three starts. One core computes about 7700 of their applications of f per second, so
+# 3 · 1000 · 100 applications take 40 seconds; fewer if pictures come to rest.
+_LONG_RUN_PICTURES: Final = 100
+_LONG_RUN_LEAST: Final = 32  # pictures of any size: a share of fewer says little
+_LONG_RUN_PROTOCOL: Final = (
+    f"y = f applied k times to n latents (samples), the first n of `real`, and the same with {_LONG_RUN_CORRUPTION} "
+    "(restored); drift: mean |f(y) - y|; at_rest: share with f(y) = y in every bit; frechet: of the n pictures against "
+    "all held-out ones, larger than for more pictures; same_class, same_attributes: share of those of k = 1"
+)
 SAMPLES: Final = 3000
 STEPS: Final = 1000
 _SEED: Final = 0
@@ -51,6 +54,10 @@ _PRECISION_PROTOCOL: Final = (
     "on the CPU: frechet of f(z); difference: |f(z) - f(z) in fp32| of all pixels; golden: largest difference from the "
     "golden rows of training, and what it may be"
 )
+_INCEPTION_PROTOCOL: Final = (
+    "FID: Fréchet distance as above on the 2048 features of Inception v3, torch-fidelity {0.version}, weights of "
+    "SHA-256 {0.source}"
+)
 _TASKS: Final[Mapping[Task, str]] = {
     "classes": "the data's classes",
     "attributes": "the data's attributes",
@@ -60,12 +67,7 @@ _NO_VARIANTS: Final[Mapping[str, Function]] = MappingProxyType({})
 
 
 class Evaluation:
-    """Measures one function against one data set.
-
-    Args:
-        samples: number of samples; at most the number of training pictures.
-        variants: the same network in other precisions, by name.
-    """
+    """Measures one function, and its ``variants`` in other precisions by name, against one data set."""
 
     def __init__(
         self,
@@ -83,19 +85,15 @@ class Evaluation:
         self._f, self._card, self._noise, self._data, self._classifier = f, card, noise, data, classifier
         self._steps, self._variants, self._inception = steps, variants, inception
         self._n = min(samples, len(data.train))
-        labels = data.held_out_labels
-        self._classes = labels is not None and classifier.task == "classes"
-        self._evaluator = ClassifierEvaluator(classifier, classes=self._classes)
         self._train = data.train.numpy()
-        self._held_out = self._evaluator.predict(data.held_out.numpy())
+        self._held_out = self._classifier.predict(data.held_out.numpy())
         measured = random_indices(len(data.held_out), sample_budget(_REAL_PICTURES, card.shape))
         self._real = self._held_out.levels[measured]
-        self._labels = labels.numpy()[measured] if labels is not None and self._classes else None
-        # What the classifier shall read from restored pictures.
-        attributes = data.attributes if classifier.task == "attributes" else None
-        self._truth = self._labels if attributes is None else attributes.held_out[measured]
+        truth = targets(data)[2]  # what the classifier shall read from restored pictures
+        self._truth = None if truth is None else truth.numpy()[measured]
+        self._restoration = restoration.Restoration(f, classifier, self._real, self._truth, self._train)
         # As many training pictures as samples: their Fréchet distance is the floor that a perfect model would reach.
-        self._floor = self._evaluator.predict(random_subset(self._train, self._n))
+        self._floor = self._classifier.predict(random_subset(self._train, self._n))
 
     def run(self) -> Table:
         """All measures, by chapter."""
@@ -115,28 +113,26 @@ class Evaluation:
             **self._fid(samples),
             "drift": _drift(chain),
             "nearest": neighbours,
-            **_diversity(neighbours["other_sample"]),
+            **_ratio("diversity", *(neighbours["other_sample"][part]["median"] for part in ("samples", "real"))),
             **self._real_pictures(chain),
             "repeated": self._repeated(chain[0]),
             "repeated_application": self._repeated_application(chain[0]),
-            "restoration": self._restoration().run(),
+            "restoration": self._restoration.run(),
             **self._precision(chain),
         }
-        rounded: Table = _round_floats({"warnings": warnings(table), **table})
-        return rounded
+        return _rounded({"warnings": warnings(table), **table})
 
     def brief(self) -> Table:
         """The measures that compare runs: generation to f⁴, drift, f^k, clean and noisy pictures."""
         chain = self._apply_repeatedly(len(_POWERS))
-        table = {
+        table: Table = {
             "generation": self._generation(self._predict(chain)),
             "drift": _drift(chain),
             "repeated_application": self._repeated_application(chain[0]),
             "clean": self._real_pictures(chain)["clean"],
-            "restoration": self._restoration().run_without_baselines(_BRIEF_CORRUPTIONS),
+            "restoration": self._restoration.run(_BRIEF_CORRUPTIONS, baselines=False),
         }
-        rounded: Table = _round_floats(table)
-        return rounded
+        return _rounded(table)
 
     def _apply_repeatedly(self, powers: int) -> list[FloatRows]:
         """The latents z, f(z), f(f(z)), …: powers + 1 arrays (N, C, H, W)."""
@@ -149,7 +145,7 @@ class Evaluation:
 
     def _predict(self, chain: list[FloatRows]) -> dict[str, Predictions]:
         """f(z), f²(z), … by their names in the table."""
-        predictions = (self._evaluator.predict(to_levels(rows)) for rows in chain[1:])
+        predictions = (self._classifier.predict(to_levels(rows)) for rows in chain[1:])
         return dict(zip(_POWERS, predictions, strict=False))
 
     def _served(self, chain: list[FloatRows]) -> dict[str, Predictions]:
@@ -159,16 +155,7 @@ class Evaluation:
             return {}
         for _ in range(steps - len(chain) + 1):
             rows = self._f(rows)
-        return {f"f{steps}": self._evaluator.predict(to_levels(rows))}
-
-    def _restoration(self) -> restoration.Restoration:
-        return restoration.Restoration(
-            self._f,
-            evaluator=self._evaluator,
-            held_out=self._real,
-            labels=self._truth,
-            train=self._train,
-        )
+        return {f"f{steps}": self._classifier.predict(to_levels(rows))}
 
     def _protocol(self) -> Table:
         """How the figures were measured, for the reader of `metrics.json`."""
@@ -196,19 +183,12 @@ class Evaluation:
             "health": "mean square of f(f(z)) - f(z) over that of f(x) - x, x held-out pictures",
             "repeated": f"the first {self._n_repeated} of the samples: y = f applied k times, drift: mean "
             "|f(y) - y|, moved: mean |y - f(z)|",
-            "repeated_application": long_run.PROTOCOL,
+            "repeated_application": _LONG_RUN_PROTOCOL,
             "restoration": restoration.PROTOCOL,
-            **({"inception": self._inception_protocol(self._inception)} if self._inception else {}),
+            **({"inception": _INCEPTION_PROTOCOL.format(self._inception)} if self._inception else {}),
             **({"precision": _PRECISION_PROTOCOL} if self._variants else {}),
             "provider": f"onnxruntime {version('onnxruntime')}, CPU",
         }
-
-    @staticmethod
-    def _inception_protocol(inception: Inception) -> str:
-        return (
-            f"FID: Fréchet distance as above on the 2048 features of Inception v3, torch-fidelity {inception.version}, "
-            f"weights of SHA-256 {inception.source}"
-        )
 
     @property
     def _n_repeated(self) -> int:
@@ -218,13 +198,13 @@ class Evaluation:
         """Fréchet distance and coverage of f(z), f²(z), … and of training pictures before and after f."""
         floor = frechet(self._floor.features, self._held_out.features)
         table: Table = {}
-        after_f = self._evaluator.predict(to_levels(self._f(to_rows(self._floor.levels))))
+        after_f = self._classifier.predict(to_levels(self._f(to_rows(self._floor.levels))))
         for name, predictions in {**samples, "training": self._floor, "training_after_f": after_f}.items():
             distance = frechet(predictions.features, self._held_out.features)
             table[name] = {"frechet": distance, **_ratio("multiple", distance, floor)}
-            table[name] |= self._evaluator.coverage(predictions)
-        if self._classes:
-            table["held_out"] = self._evaluator.coverage(self._held_out)
+            table[name] |= self._classifier.coverage(predictions)
+        if self._classifier.task == "classes":
+            table["held_out"] = self._classifier.coverage(self._held_out)
         return table
 
     def _fid(self, samples: Mapping[str, Predictions]) -> Table:
@@ -261,7 +241,7 @@ class Evaluation:
         distance = mean_distance(self._f(prepared) if inverted else once, prepared)
         return {
             **_ratio("health", idempotence, reconstruction),
-            "clean": self._evaluator.restoration(once, x, self._truth),
+            "clean": self._classifier.compare(once, x, self._truth),
             "distance": {"n": len(x), "mean": distance.mean(), "inverted": inverted},
             "distance_quantiles": np.quantile(distance, np.linspace(0.0, 1.0, QUANTILES)).tolist(),
         }
@@ -272,40 +252,71 @@ class Evaluation:
         counts = [k for k in _REPEATED_STEPS if k <= self._steps]
         table: Table = {"n": len(latents)}
         first = None
-        for k, (y, after) in zip(counts, long_run.apply_repeatedly(self._f, latents, counts), strict=True):
+        for k, (y, after) in zip(counts, apply_repeatedly(self._f, latents, counts), strict=True):
             first = y if first is None else first
             table["f" if k == 1 else f"f{k}"] = {
                 "drift": mean_distance(after, y).mean(),
                 "moved": mean_distance(y, first).mean(),
-                **self._evaluator.coverage(self._evaluator.predict(to_levels(y))),
+                **self._classifier.coverage(self._classifier.predict(to_levels(y))),
             }
         return table
 
     def _repeated_application(self, latents: FloatRows) -> Table:
         """Figures of f^k for latents, real pictures and corrupted pictures."""
-        n = min(long_run.budget(self._card.shape), len(latents), len(self._real))
+        n = max(_LONG_RUN_LEAST, sample_budget(_LONG_RUN_PICTURES, self._card.shape))
+        n = min(n, len(latents), len(self._real))
         x = to_rows(self._real[:n])
-        return long_run.repeated_application(
-            self._f,
-            {"samples": latents[:n], "pictures": x, "restored": CORRUPTIONS[long_run.CORRUPTION](x)},
-            evaluator=self._evaluator,
-            reference=self._held_out.features,
-            classes=self._classes,
-            steps=self._steps,
-        )
+        starts = {"samples": latents[:n], "pictures": x, "restored": CORRUPTIONS[_LONG_RUN_CORRUPTION](x)}
+        return {"n": n, **{name: self._long_run(rows) for name, rows in starts.items()}}
+
+    def _long_run(self, rows: FloatRows) -> Table:
+        counts = [k for k in _LONG_RUN if k <= self._steps]
+        kept = "same_class" if self._classifier.task == "classes" else "same_attributes"
+        table: Table = {}
+        first = None
+        for k, (y, after) in zip(counts, apply_repeatedly(self._f, rows, counts), strict=True):
+            predictions = self._classifier.predict(to_levels(y))
+            first = predictions.values if first is None else first
+            same = predictions.values == first
+            table["f" if k == 1 else f"f{k}"] = {
+                "frechet": frechet(predictions.features, self._held_out.features),
+                **({kept: same.mean()} if self._classifier.task == "classes" or same.shape[1] > 1 else {}),
+                "drift": mean_distance(after, y).mean(),
+                "at_rest": (after == y).all((1, 2, 3)).mean(),
+            }
+        return table
 
     def _precision(self, chain: list[FloatRows]) -> Table:
         """The other precisions in comparison with fp32."""
         table: Table = {}
         for name, f in self._variants.items():
             rows = f(chain[0])
-            features = self._evaluator.predict(to_levels(rows)).features
+            features = self._classifier.predict(to_levels(rows)).features
             difference = np.abs(rows.astype(np.float64) - chain[1])
             table[name] = {
                 "frechet": frechet(features, self._held_out.features),
                 "difference": {"mean": difference.mean(), "largest": difference.max()},
             }
         return {"precision": table} if table else {}
+
+
+def apply_repeatedly(f: Function, rows: FloatRows, counts: Sequence[int]) -> Iterator[tuple[FloatRows, FloatRows]]:
+    """Yield f^k(rows) and f^(k+1)(rows) for each k of ``counts``, in ascending order, k ≥ 1.
+
+    A row with f(y) = y in every bit stays equal for ever, so f is not applied to it again.
+    """
+    y = f(rows)
+    after = f(y)
+    moving = np.arange(len(y))
+    k = 1
+    for count in counts:
+        while k < count:
+            moving = moving[(after[moving] != y[moving]).any((1, 2, 3))]
+            y, after = after, after.copy()
+            if len(moving):
+                after[moving] = f(y[moving])
+            k = k + 1 if len(moving) else count
+        yield y, after
 
 
 def random_subset(levels: Levels, n: int) -> Levels:
@@ -351,19 +362,19 @@ def _drift(chain: list[FloatRows]) -> Table:
     return {name: mean_distance(after, before).mean() for name, (before, after) in steps}
 
 
-def _diversity(compared: Table) -> Table:
-    return _ratio("diversity", compared["samples"]["median"], compared["real"]["median"])
-
-
 def _ratio(name: str, value: float, unit: float) -> Table:
     """value/unit under this name; empty if the unit is 0."""
     return {name: value / unit} if unit > 0.0 else {}
 
 
-def _round_floats(value: Any) -> Any:
+def _rounded(table: Table) -> Table:
     """Plain JSON values with floats of six decimals."""
-    if isinstance(value, dict):
-        return {key: _round_floats(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_round_floats(item) for item in value]
-    return round(float(value), 6) if isinstance(value, float) else value
+
+    def rounded(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: rounded(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [rounded(item) for item in value]
+        return round(float(value), 6) if isinstance(value, float) else value
+
+    return {key: rounded(value) for key, value in table.items()}

@@ -1,11 +1,24 @@
 """Warnings about a model's measures: collapse and other failures, one line each."""
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 from model_export.evaluation.classifier import Table
-from model_export.evaluation.thresholds import COPIES, KL_INCREASE, SSIM
 
+
+class Threshold(NamedTuple):
+    """The value from which the page of a model states a limitation, and the one from which `evaluate` warns."""
+
+    limitation: float
+    warning: float
+
+
+COPIES: Final = Threshold(0.02, 0.1)  # share of f(z) nearer to another one, or to a training picture, than 1 % of real
+SSIM: Final = Threshold(0.99, 0.5)  # of real pictures after f; smaller values are worse
+KL: Final = 0.01  # of the classes of f(z) from uniform, in nats, that is a limitation
+# Nats by which the classes of f(z) are less even than those of training pictures (a warning) or become less even after
+# many steps (a limitation).
+KL_INCREASE: Final = 0.1
 _MIN_DIVERSITY: Final = 0.5  # of the distance between real pictures
 _MAX_FRECHET: Final = 25.0  # in units of the Fréchet distance of training pictures
 _MAX_DRIFT: Final = 0.05  # mean |f(f(z)) − f(z)|, range 2

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -32,8 +33,6 @@ _TITLES: Final[Mapping[str, Mapping[str, str]]] = {
     "mnist": {"title": "Digits", "prompt": "Draw a digit, 0–9"},
     "fashion_mnist": {"title": "Clothes", "prompt": "Draw a shirt, a shoe or a bag"},
     "avatars64": {"title": "Avatars", "prompt": "Draw a face, or paste a picture"},
-    "celeba64": {"title": "Faces", "prompt": "Draw a face"},
-    "celeba64_paper": {"title": "Faces", "prompt": "Draw a face"},
 }
 
 
@@ -48,12 +47,9 @@ def export(
     card_fields: Mapping[str, object] | None = None,
     threads: int = 0,
 ) -> tuple[Path, dict[str, Verification]]:
-    """Export the averaged weights of a run to `<models>/<name>/<version>`.
+    """Export the averaged weights of a run to `<models>/<name>/<version>`; without a version to the next free one.
 
-    Args:
-        version: number ≥ 1; None takes the next free one.
-        unfinished: export a run that has not done all its steps.
-        threads: CPU threads of the check; 0 lets onnxruntime choose.
+    Nothing is written if onnxruntime computes other values than torch.
     """
     model = load_run(run)
     if not (model.finished or unfinished):
@@ -65,7 +61,7 @@ def export(
     if folder.exists() and not force:
         raise UserError(f"{folder} exists; choose another --version, or say --force")
     card = card_of(model, str(number), card_fields or {})
-    noise = NoiseSource(model.preset.shape, model.noise.for_card())
+    noise = NoiseSource(model.preset.shape, None)
     files: dict[Precision, bytes] = {"fp32": stamp(to_onnx(model.network, model.preset.shape), card, noise)}
     if fp16:
         files["fp16"] = to_fp16(files["fp32"])
@@ -114,7 +110,7 @@ def card_of(model: TrainedModel, version: str, fields: Mapping[str, object]) -> 
     """The card of a trained model. ``fields`` replace those of the preset; `evaluate` adds the quality."""
     preset, checkpoint = model.preset, model.checkpoint
     fields = dict(fields)
-    steps = {"generate": fields.pop("generate_steps", preset.generate_steps), "project": preset.project_steps}
+    steps = {"generate": fields.pop("generate_steps", preset.generate_steps), "project": 1}
     try:
         return ModelCard.model_validate(
             {
@@ -126,7 +122,7 @@ def card_of(model: TrainedModel, version: str, fields: Mapping[str, object]) -> 
                 "shape": preset.shape,
                 "background": preset.background * (preset.network.channels // len(preset.background)),
                 "polarity": preset.polarity,
-                "noise": {"kind": preset.noise, "norm": model.noise.mean_norm()},
+                "noise": {"kind": "gaussian", "norm": math.sqrt(math.prod(preset.shape))},
                 "steps": steps,
                 "opset": OPSET,
                 "data": checkpoint.data,

@@ -14,12 +14,10 @@ from torch import Tensor
 from model_export.errors import UserError
 from model_export.export.artifact import Artifact
 from model_export.export.export import to_onnx
-from model_export.training.checkpoint import FILE, load
+from model_export.training.checkpoint import FILE, StartWeights, load
 from model_export.training.network import Autoencoder
 from model_export.training.presets import Preset
-from model_export.training.start import StartWeights
 from service.artifact.files import MODEL_FILE
-from service.artifact.golden import digest_of
 
 _TOLERANCE: Final = 1e-4  # of the golden rows
 
@@ -51,7 +49,7 @@ def read_weights(folder: Path) -> StartWeights:
         difference = np.abs(network(torch.tensor(golden.x)).numpy() - golden.y).max()
     if not difference <= _TOLERANCE:
         raise UserError(f"{folder}: its weights do not reproduce its golden rows (difference {difference:.1e})")
-    return StartWeights(preset=preset, state=network.state_dict(), digest=_digests(artifact.data)[0])
+    return StartWeights(preset=preset, state=network.state_dict(), digest=_digest(artifact.data))
 
 
 def start_weights(folder: str | None, out: Path) -> StartWeights | None:
@@ -62,14 +60,14 @@ def start_weights(folder: str | None, out: Path) -> StartWeights | None:
     if not (out / FILE).is_file():
         return read_weights(version)
     started = load(out / FILE).provenance.get("start")
-    if started is None or ((version / MODEL_FILE).is_file() and started not in _digests(Artifact.read(version).data)):
+    if started is None or ((version / MODEL_FILE).is_file() and started != _digest(Artifact.read(version).data)):
         raise UserError(f"{out} holds a run that did not start with {folder}; leave out --start, or change --out")
     return None
 
 
-def _digests(data: bytes) -> tuple[str, str]:
-    """SHA-256 of the weights in a model file; and of the file, which older runs state and which `evaluate` changes."""
-    return sha256(b"".join(values.tobytes() for values in _tensors(data))).hexdigest(), digest_of(data)
+def _digest(data: bytes) -> str:
+    """SHA-256 of the weights in a model file. That of the file would not do: `evaluate` changes the card in it."""
+    return sha256(b"".join(values.tobytes() for values in _tensors(data))).hexdigest()
 
 
 def _randomise(network: Autoencoder) -> None:

@@ -1,5 +1,6 @@
 """A page about an exported model, generated from the card in its file and from the figures beside the page."""
 
+import argparse
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -8,9 +9,7 @@ from model_export.evaluation.measures import SAMPLES, STEPS
 from model_export.export.artifact import Artifact
 from model_export.files import atomic_write
 from model_export.report.figures import FIGURES, LOSSES, file_name
-from model_export.report.limitations import limitations
-from model_export.report.markdown import Table, code_block, one_line, superscript, table
-from model_export.report.quality import measurements, summary
+from model_export.report.quality import Table, limitations, measurements, one_line, summary, superscript, table
 from service.artifact.card import ModelCard
 from service.artifact.golden import digest_of
 
@@ -18,11 +17,7 @@ _FIRST_FIGURE = "samples"
 
 
 def write_page(folder: Path, out: Path) -> Path:
-    """Write the page of a version folder. It shows the figures in the folder beside it that has its name.
-
-    Args:
-        out: the page; `docs/models/mnist.md` shows `docs/models/mnist/*.png`.
-    """
+    """Write the page of a version folder; `docs/models/mnist.md` shows the figures in `docs/models/mnist`."""
     artifact = Artifact.read(folder, threads=1)
     files = {figure: f"{out.stem}/{file_name(figure, artifact.card.shape[0])}" for figure in FIGURES}
     shown = {figure: file for figure, file in files.items() if (out.parent / file).is_file()}
@@ -33,11 +28,8 @@ def write_page(folder: Path, out: Path) -> Path:
 
 
 def page(card: ModelCard, *, digest: str, size: int, shown: Mapping[str, str]) -> str:
-    """The page in Markdown. Its first screen states what the model is, how good, its limitations and its licence.
-
-    Args:
-        digest: SHA-256 of `model.onnx`.
-    """
+    """The page in Markdown. Its first screen states what the model is, how good, its limitations and its licence."""
+    others = [figure for figure in shown if figure not in (LOSSES, _FIRST_FIGURE)]
     parts = [
         f"# {card.ref}",
         f"**{one_line(card.description)}**" if card.description else "",
@@ -57,7 +49,7 @@ def page(card: ModelCard, *, digest: str, size: int, shown: Mapping[str, str]) -
         "## Training",
         *_training(card),
         *([_figure(LOSSES, shown)] if LOSSES in shown else []),
-        *_figures(shown),
+        *(["## Figures", *(_figure(figure, shown) for figure in others)] if others else []),
     ]
     # Without measures their chapter would be empty.
     if not card.quality:
@@ -75,10 +67,9 @@ def _introduction(card: ModelCard) -> str:
 
 
 def _facts(card: ModelCard, digest: str, size: int) -> str:
-    channels, height, width = card.shape
     lo, hi = card.range
     rows = [
-        ("Input and output", f"float32 (N, {channels}, {height}, {width}), {lo:g} … {hi:g}"),
+        ("Input and output", f"float32 (N, {', '.join(map(str, card.shape))}), {lo:g} … {hi:g}"),
         ("Latents", card.noise.kind),
         ("Steps", f"{card.steps.generate} to generate, {card.steps.project} to project"),
         ("Polarity, background", f"{card.polarity}, {', '.join(f'{value:g}' for value in card.background)}"),
@@ -123,11 +114,12 @@ def _commands(card: ModelCard) -> str:
     chosen = " --fp16" if "fp16" in card.quality.get("precision", {}) else ""
     if card.steps.generate != training.config.get("generate_steps", card.steps.generate):
         chosen += f" --generate-steps {card.steps.generate}"
-    return code_block(
+    commands = (
         training.command,
         f"python -m model_export export --run {run} --models models --version {card.version}{chosen}",
         f"python -m model_export evaluate --model models/{card.ref} --data {data}{_evaluate_options(card.quality)}",
     )
+    return "\n".join(["```sh", *commands, "```"])
 
 
 def _evaluate_options(quality: Table) -> str:
@@ -138,23 +130,13 @@ def _evaluate_options(quality: Table) -> str:
     return "".join(f" --{name} {value}" for name, value in chosen.items() if value != defaults[name])
 
 
-def _figures(shown: Mapping[str, str]) -> Iterator[str]:
-    others = [figure for figure in shown if figure not in (LOSSES, _FIRST_FIGURE)]
-    if others:
-        yield "## Figures"
-        yield from (_figure(figure, shown) for figure in others)
-
-
 def _figure(figure: str, shown: Mapping[str, str]) -> str:
     return f"![{figure}]({shown[figure]})\n\n*{FIGURES[figure]}*"
 
 
 def _option(command: str, name: str) -> str | None:
     """The value of an option in a recorded command."""
-    words = shlex.split(command)
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        if word == name:
-            return following
-        if word.startswith(f"{name}="):
-            return word.partition("=")[2]
-    return None
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument(name, dest="value")
+    value: str | None = parser.parse_known_args(shlex.split(command))[0].value
+    return value

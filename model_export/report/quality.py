@@ -1,14 +1,140 @@
 """The measured quality of a model as parts of its page: a summary, and tables with their meaning."""
 
-from collections.abc import Iterator, Mapping
-from typing import Final
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
 
-from model_export.report.limitations import best_baseline
-from model_export.report.markdown import Table, formula, one_line, table
+from model_export.evaluation.warnings import COPIES, KL, KL_INCREASE, SSIM
 from service.artifact.card import ModelCard
 
+_SUPERSCRIPTS: Final = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+Table = Mapping[str, Any]
+_MIN_GAIN: Final = 1.0  # dB of PSNR; a smaller gain does not count as restored
+_BETTER: Final = 0.9  # a further step is mentioned if it reaches this share of the Fréchet distance
 _QUANTILES: Final = (50, 95, 99)
 _PICTURES: Final = {"training": "training pictures", "training_after_f": "f(training pictures)"}
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table; every row has as many cells as the head."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(one_line(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def one_line(text: str) -> str:
+    """Text without line breaks, for a list or a cell."""
+    return " ".join(text.split())
+
+
+def is_power(name: str) -> bool:
+    """Whether the name is f, f2, f3, …, as `evaluate` writes the powers of f."""
+    return name == "f" or (name[:1] == "f" and name[1:].isdigit())
+
+
+def formula(name: str) -> str:
+    """A power of f with a superscript, f2 → f²; any other name as words."""
+    return f"f{superscript(int(name[1:] or 1))}" if is_power(name) else name.replace("_", " ")
+
+
+def superscript(k: int) -> str:
+    """The exponent k; empty for 1."""
+    return "" if k == 1 else str(k).translate(_SUPERSCRIPTS)
+
+
+def limitations(card: ModelCard) -> list[str]:
+    """One or two sentences for each limitation; at least one entry. The warnings are not repeated here."""
+    quality = card.quality
+    domain = f"It is made for pictures like those of {card.data.name} only."
+    if not quality:
+        return [domain, "Its quality has not been measured."]
+    return [
+        domain,
+        *_generation(quality.get("generation", {})),
+        *_idempotence(quality),
+        *_variety(quality.get("nearest", {})),
+        *_restoration(quality),
+    ]
+
+
+def _generation(generation: Table) -> Iterator[str]:
+    samples = generation.get("f", {})
+    floor = generation.get("training", {}).get("frechet")
+    distance = samples.get("frechet")
+    if distance is not None and floor:
+        yield f"Samples differ from real pictures: Fréchet distance {distance / floor:.1f} times that of real ones."
+    if distance is not None:
+        powers = {name: row["frechet"] for name, row in generation.items() if is_power(name) and "frechet" in row}
+        best = min(powers, key=lambda name: powers[name])
+        if powers[best] < _BETTER * distance:
+            yield f"More steps give better samples: {best[1:]} steps reach a Fréchet distance of {powers[best]:.2f}."
+    if samples.get("kl", 0.0) > KL:
+        yield f"Classes are not equally frequent: KL divergence from uniform {samples['kl']:.3f} nats."
+
+
+def _idempotence(quality: Table) -> Iterator[str]:
+    if "f" in quality.get("drift", {}):
+        yield (
+            "It is only approximately idempotent: a second step changes a pixel of f(z) by "
+            f"{quality['drift']['f']:.4f} on average. {_many_steps(quality.get('repeated_application', {}))}"
+        )
+    repeated = quality.get("repeated", {})
+    first = repeated.get("f", {}).get("kl")
+    for name, row in repeated.items():
+        if first is not None and is_power(name) and row["kl"] > first + KL_INCREASE:
+            yield (
+                f"After {name[1:]} steps some classes dominate: KL divergence from uniform {row['kl']:.3f} nats, "
+                f"{first:.3f} after one step."
+            )
+            return
+
+
+def _many_steps(repeated: Table) -> str:
+    samples, pictures = repeated.get("samples", {}), repeated.get("pictures", {})
+    last = max((name for name in samples if is_power(name)), key=lambda name: int(name[1:] or 1), default="")
+    rows = [samples.get(last, {}), pictures.get(last, {})]
+    if any(row.get("at_rest") != 1.0 or "same_class" not in row for row in rows):
+        return "Small changes add up over many steps."
+    kept = [f"{100 * row['same_class']:.0f} %" for row in rows]
+    return f"After {last[1:]} steps it is exact; {kept[0]} of samples and {kept[1]} of real pictures keep their class."
+
+
+def _variety(nearest: Table) -> Iterator[str]:
+    texts = {
+        "other_sample": "closer to another sample than 99 % of real pictures are to one another",
+        "training_picture": "closer to a training picture than 99 % of held-out pictures are",
+    }
+    for name, text in texts.items():
+        rare = nearest.get(name, {}).get("rare", 0.0)
+        if rare > COPIES.limitation:
+            yield f"{100 * rare:.1f} % of samples are {text}."
+
+
+def _restoration(quality: Table) -> Iterator[str]:
+    if (similarity := quality.get("clean", {}).get("ssim", 1.0)) < SSIM.limitation:
+        yield f"It changes real pictures: SSIM {similarity:.3f} after one step."
+    for name, row in quality.get("restoration", {}).items():
+        before, after = row.get("input", {}).get("psnr"), row.get("f", {}).get("psnr")
+        if before is None or after is None:
+            continue
+        rival, best = best_baseline(row)
+        ours = row.get("baselines", {}).get("f", row["f"])["psnr"]  # on the pictures of the baselines
+        if after < before + _MIN_GAIN:
+            masked = [figures["psnr"] for figures in row.get("with_mask", {}).values()]
+            change = f"PSNR {before:.1f} dB before, {after:.1f} dB after one step"
+            change += f"; with a mask {max(masked):.1f} dB" if masked else ""
+            yield f"It {'hardly restores' if after > before else 'does not restore'} `{name}`: {change}."
+        elif best > ours:
+            yield f"For `{name}`, {rival} is better: PSNR {best:.1f} dB, f {ours:.1f} dB."
+
+
+def best_baseline(row: Table) -> tuple[str, float]:
+    """Name and PSNR of the best classical method for a corruption; ("", −∞) if none was measured."""
+    methods = (
+        (name.replace("_", " "), figures["psnr"])
+        for name, figures in row.get("baselines", {}).items()
+        if name != "input" and not is_power(name) and isinstance(figures, Mapping)
+    )
+    return max(methods, key=lambda pair: pair[1], default=("", float("-inf")))
 
 
 def summary(card: ModelCard) -> str:
@@ -17,7 +143,26 @@ def summary(card: ModelCard) -> str:
     if not quality:
         return "Not measured: run `python -m model_export evaluate`."
     warnings = "\n".join(f"- **Warning**: {one_line(warning)}" for warning in quality.get("warnings", ()))
-    rows = [*_generation_summary(quality), *_idempotence_summary(quality), *_restoration_summary(quality)]
+    samples, noisy = quality.get("generation", {}).get("f", {}), quality.get("restoration", {}).get("noise_0.8", {})
+    floor = quality.get("generation", {}).get("training", {}).get("frechet")
+    figures = [
+        (
+            "Fréchet distance of samples f(z)",
+            samples,
+            "frechet",
+            ".2f",
+            f"{floor:.2f}: training pictures" if floor else "0",
+        ),
+        ("Unevenness of the classes of f(z), KL in nats", samples, "kl", ".4f", "0"),
+        ("Diversity of samples, relative to real pictures", quality, "diversity", ".2f", "1"),
+        ("Change of f(z) by a second step, mean per pixel, range 2", quality.get("drift", {}), "f", ".4f", "0"),
+        ("SSIM of real pictures after one step", quality.get("clean", {}), "ssim", ".3f", "1"),
+    ]
+    rows = [(title, format(row[key], form), ideal) for title, row, key, form, ideal in figures if key in row]
+    if noisy:
+        rows.append(("Strong noise (σ = 0.8), PSNR in dB", _arrow(noisy, "psnr", ".1f"), "higher is better"))
+    if "accuracy" in noisy.get("f", {}):
+        rows.append(("The same, share classified correctly", _arrow(noisy, "accuracy", ".1%"), "100 %"))
     return "\n\n".join(part for part in (warnings, table(["measure", "value", "ideal"], rows)) if part)
 
 
@@ -46,7 +191,8 @@ def measurements(card: ModelCard) -> Iterator[str]:
     yield from _restoration_measurements(quality)
     if card.distance_quantiles:
         yield "### Distance of real pictures"
-        yield f"`/score` compares with mean |f(x) − x| of held-out pictures: {_distance(card)}."
+        quantiles = ", ".join(f"{q} % below {card.distance_quantiles[q]:.4f}" for q in _QUANTILES)
+        yield f"`/score` compares with mean |f(x) − x| of held-out pictures: {quantiles}."
     if precision := quality.get("precision"):
         yield "### Half precision"
         yield "\n".join(_precision(name, row) for name, row in precision.items())
@@ -69,51 +215,18 @@ def _restoration_measurements(quality: Table) -> Iterator[str]:
         yield "Share of held-out pictures whose attribute is read correctly by a classifier trained on real ones."
 
 
-def _generation_summary(quality: Table) -> Iterator[tuple[str, str, str]]:
-    samples = quality.get("generation", {}).get("f", {})
-    floor = quality.get("generation", {}).get("training", {}).get("frechet")
-    if "frechet" in samples:
-        ideal = f"{floor:.2f}: training pictures" if floor else "0"
-        yield "Fréchet distance of samples f(z)", f"{samples['frechet']:.2f}", ideal
-    if "kl" in samples:
-        yield "Unevenness of the classes of f(z), KL in nats", f"{samples['kl']:.4f}", "0"
-    if "diversity" in quality:
-        yield "Diversity of samples, relative to real pictures", f"{quality['diversity']:.2f}", "1"
-
-
-def _idempotence_summary(quality: Table) -> Iterator[tuple[str, str, str]]:
-    if "f" in quality.get("drift", {}):
-        yield "Change of f(z) by a second step, mean per pixel, range 2", f"{quality['drift']['f']:.4f}", "0"
-    if "ssim" in quality.get("clean", {}):
-        yield "SSIM of real pictures after one step", f"{quality['clean']['ssim']:.3f}", "1"
-
-
-def _restoration_summary(quality: Table) -> Iterator[tuple[str, str, str]]:
-    row = quality.get("restoration", {}).get("noise_0.8")
-    if row:
-        yield "Strong noise (σ = 0.8), PSNR in dB", _arrow(row, "psnr", ".1f"), "higher is better"
-        if "accuracy" in row["f"]:
-            yield "The same, share classified correctly", _arrow(row, "accuracy", ".1%"), "100 %"
-
-
 def _generation_table(generation: Table) -> str:
-    rows = []
-    for name, row in generation.items():
-        if "frechet" not in row:
-            continue
-        samples = _PICTURES.get(name, f"{formula(name)}(z)")
-        cells = (_number(row.get(key), form) for key, form in (("frechet", ".2f"), ("kl", ".4f")))
-        rows.append((samples, *cells))
+    rows = [
+        (_PICTURES.get(name, f"{formula(name)}(z)"), *_cells(row, {"frechet": ".2f", "kl": ".4f"}))
+        for name, row in generation.items()
+        if "frechet" in row
+    ]
     return table(["pictures", "Fréchet distance", "KL"], rows)
 
 
 def _repeated_table(repeated: Table) -> str:
     forms = {"drift": ".4f", "moved": ".4f", "kl": ".3f"}
-    rows = [
-        (name[1:] or "1", *(_number(row.get(key), form) for key, form in forms.items()))
-        for name, row in repeated.items()
-        if isinstance(row, Mapping)
-    ]
+    rows = [(name[1:] or "1", *_cells(row, forms)) for name, row in repeated.items() if isinstance(row, Mapping)]
     return table(["k", "drift", "moved", "KL"], rows)
 
 
@@ -122,7 +235,7 @@ def _long_run_table(long_run: Table) -> str:
     kept = "same_attributes" if any("same_attributes" in row for row in figures) else "same_class"
     forms = {"frechet": ".2f", kept: ".1%", "drift": ".4f", "at_rest": ".1%"}
     rows = [
-        (start, name[1:] or "1", *(_number(row.get(key), form) for key, form in forms.items()))
+        (start, name[1:] or "1", *_cells(row, forms))
         for start, figures in long_run.items()
         if isinstance(figures, Mapping)
         for name, row in figures.items()
@@ -146,27 +259,24 @@ def _attributes_table(quality: Table) -> str:
     for name, row in quality.get("restoration", {}).items():
         rows[f"f({name})"] = row.get("f", {}).get("attributes", {})
     names = list(rows["real pictures"])
-    cells = [(title, *(_number(shares.get(name), ".1%") for name in names)) for title, shares in rows.items()]
+    cells = [(title, *_cells(shares, dict.fromkeys(names, ".1%"))) for title, shares in rows.items()]
     return table(["picture", *(name.replace("_", " ") for name in names)], cells) if names else ""
 
 
-def _distance(card: ModelCard) -> str:
-    quantiles = card.distance_quantiles or ()
-    return ", ".join(f"{q} % below {quantiles[q]:.4f}" for q in _QUANTILES)
-
-
 def _precision(name: str, row: Table) -> str:
-    difference = row.get("difference", {})
-    return (
-        f"`{name}`: Fréchet distance {_number(row.get('frechet'), '.2f')}; pixels differ from fp32 by "
-        f"{_number(difference.get('mean'), '.5f')} on average, {_number(difference.get('largest'), '.4f')} at most."
-    )
+    frechet = _number(row.get("frechet"), ".2f")
+    mean, largest = _cells(row.get("difference", {}), {"mean": ".5f", "largest": ".4f"})
+    return f"`{name}`: Fréchet distance {frechet}; pixels differ from fp32 by {mean} on average, {largest} at most."
 
 
 def _arrow(row: Table, key: str, form: str) -> str:
     """The value before and after one step of f."""
     before, after = row.get("input", {}).get(key), row.get("f", {}).get(key)
     return "–" if before is None and after is None else f"{_number(before, form)} → {_number(after, form)}"
+
+
+def _cells(row: Table, forms: Mapping[str, str]) -> list[str]:
+    return [_number(row.get(key), form) for key, form in forms.items()]
 
 
 def _number(value: float | None, form: str) -> str:

@@ -1,25 +1,28 @@
-"""The rows of every training step.
+"""The rows of every training step: pictures, latents, their pairs, corrupted copies.
 
-Every random number is a function of (seed, stream, step), so a checkpoint needs no random state.
+Every random number is a function of (seed, stream, step), so a checkpoint needs no random state. It is drawn for the
+whole batch, of which each rank keeps its rows, so the result does not depend on the number of ranks.
 """
 
 from dataclasses import dataclass, fields
 from enum import IntEnum
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from model_export.data.corruptions import RandomCorruptions
 from model_export.data.datasets import to_model_range
-from model_export.data.noise import NoiseSampler
-from model_export.training.distributed import World
+from model_export.training.execution import World
+from model_export.training.log import ThroughputMeter
 from model_export.training.losses import Function
-from model_export.training.matching import BalancedPairs, CandidatePool
 from model_export.training.presets import Preset
-from model_export.training.stages import Matching, Stage
-from model_export.training.throughput import ThroughputMeter
+from model_export.training.stages import Stage
+
+_CHUNK: Final = 512  # latents in one forward pass: larger chunks are not faster on a CPU and need more memory
+_ALONE: Final = World()
 
 
 class RngStream(IntEnum):
@@ -44,12 +47,83 @@ def derive_seed(seed: int, stream: int, step: int) -> int:
     return int(np.random.SeedSequence([seed, stream, step]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
+def draw_latents(count: int, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
+    """Standard normal latents (count, C, H, W) on the generator's device."""
+    return torch.randn((count, *shape), generator=generator, device=generator.device)
+
+
+class CandidatePool:
+    """Latents with their outputs; every picture picks the latent whose output is nearest (IMLE).
+
+    One pool serves several steps. Outputs that are a few steps old choose nearly as well as fresh ones, and a pool of
+    thousands chooses much better than the few candidates that one step could afford.
+    """
+
+    latents: Tensor | None = None
+
+    def refresh(self, f: Function, latents: Tensor, world: World = _ALONE) -> None:
+        """Replace the candidates by these latents (N, C, H, W). Each rank computes the outputs of its shard."""
+        self.latents, self._outputs = latents, _outputs(f, latents, world)
+        self._norms = self._outputs.square().sum(1)
+
+    def nearest(self, x: Tensor) -> Tensor:
+        """For each picture (B, C, H, W), the latent whose output has the least squared distance; same shape.
+
+        Raises:
+            RuntimeError: the pool is empty; call `refresh` first.
+        """
+        if self.latents is None:
+            raise RuntimeError("refresh the pool before using it")
+        # In bfloat16 the rounding of the product would be as large as the distances between candidates.
+        with torch.autocast(x.device.type, enabled=False):
+            # ‖a − p‖² = ‖a‖² − 2a·p + ‖p‖². ‖p‖² is the same for all candidates a of a picture p.
+            squared = self._norms - 2.0 * x.float().flatten(1) @ self._outputs.T  # (B, pool)
+        return self.latents[squared.argmin(1)]
+
+
+class BalancedPairs:
+    """Latents and pictures, paired one to one by an optimal assignment and handed out in batches.
+
+    Every latent has a target and no picture is preferred, in contrast to `CandidatePool`.
+    """
+
+    latents: Tensor | None = None
+
+    def refresh(self, f: Function, latents: Tensor, pictures: Tensor, world: World = _ALONE) -> None:
+        """Pair M latents with M pictures, (M, C, H, W) each, so that the total squared distance is least."""
+        samples = _outputs(f, latents, world)
+        columns = torch.empty(len(pictures), dtype=torch.int64)
+        # Rank 0 decides for all: two ranks whose costs differ in the last bit could find different assignments.
+        if world.is_main:
+            cost = torch.cdist(samples, pictures.float().flatten(1)).square()
+            columns = torch.from_numpy(linear_sum_assignment(cost.cpu().numpy())[1])
+        self.latents, self._partners = latents, pictures[world.broadcast(columns.to(pictures.device))]
+
+    def batch(self, index: int, size: int) -> tuple[Tensor, Tensor]:
+        """Batch number ``index`` since the refresh: latents and pictures, (size, C, H, W) each. Wraps around.
+
+        Raises:
+            RuntimeError: there are no pairs; call `refresh` first.
+        """
+        if self.latents is None:
+            raise RuntimeError("refresh the pairs before using them")
+        rows = torch.arange(index * size, (index + 1) * size, device=self.latents.device) % len(self.latents)
+        return self.latents[rows], self._partners[rows]
+
+
+@torch.no_grad()
+def _outputs(f: Function, latents: Tensor, world: World) -> Tensor:
+    """f(z) of many latents, in chunks. The ranks share the work; every rank gets all (N, C·H·W) float32."""
+    shard = [f(chunk).float().flatten(1) for chunk in torch.split(world.shard(latents), _CHUNK)]
+    return world.all_gather(torch.cat(shard), len(latents))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TrainingBatch:
     """The rows of one step, (B, C, H, W) each; None if no active term needs them."""
 
     x: Tensor  # pictures
-    nearest: Tensor | None = None
+    nearest: Tensor | None = None  # the candidate latent whose output is nearest to each picture
     matched: Tensor | None = None  # latents of balanced pairs
     partner: Tensor | None = None  # the pictures they are paired with
     z: Tensor | None = None  # fresh latents
@@ -76,55 +150,39 @@ class BatchBuilder:
         pictures: (N, C, H, W) uint8, on the device to compute on.
     """
 
-    def __init__(
-        self, preset: Preset, pictures: Tensor, noise: NoiseSampler, *, seed: int, meter: ThroughputMeter, world: World
-    ) -> None:
-        self._preset, self._pictures, self._noise, self._seed = preset, pictures, noise, seed
+    def __init__(self, preset: Preset, pictures: Tensor, *, seed: int, meter: ThroughputMeter, world: World) -> None:
+        self._preset, self._pictures, self._seed = preset, pictures, seed
         self._meter, self._world = meter, world
-        self._corruptions = RandomCorruptions(
-            names=preset.corruptions, noise_range=preset.noise_range, eight_bit=preset.eight_bit
-        )
-        self._set_matching(preset.matching)
+        self._corruptions = RandomCorruptions(names=preset.corruptions, eight_bit=preset.eight_bit)
+        self._pool, self._pairs = CandidatePool(), BalancedPairs()
         self._epoch, self._permutation = -1, torch.empty(0)
         self.size = min(preset.batch, len(pictures))
 
     def build(self, step: int, stage_step: int, stage: Stage, f: Function) -> TrainingBatch:
-        """Build this rank's rows.
-
-        Args:
-            step: step of the run; it seeds the random numbers.
-            stage_step: step of the stage; pool and pairs are refreshed at multiples of their intervals.
-        """
+        """Build this rank's rows. The step of the run seeds random numbers, that of the stage times the refreshes."""
         weights, shard = stage.weights, self._world.shard
-        matching = self._preset.matching_of(stage)
-        if matching != self._matching:
-            self._set_matching(matching)
-        nearest = matched = partner = z = corrupted = None
+        nearest = matched = partner = z = corrupted = code_noise = drift_pictures = None
         with self._meter.phase("data"):
             x = to_model_range(self._pictures[shard(self.picture_indices(step)).to(self._pictures.device)])
         if weights.imle > 0:
             with self._meter.phase("pool"):
-                if stage_step % matching.pool_refresh == 0 or self._pool.empty:
-                    self._pool.refresh(f, self.generator(RngStream.POOL, step))
-                nearest = self._pool.nearest(x)
+                nearest = self._nearest(x, step, stage_step, f)
         if weights.match > 0:
             with self._meter.phase("pairs"):
-                index = stage_step % matching.pairs_refresh
-                if index == 0 or self._pairs.empty:
-                    pictures = self.random_pictures(matching.pairs, RngStream.PAIR_PICTURES, step)
-                    self._pairs.refresh(f, pictures, self.generator(RngStream.PAIRS, step))
-                matched, partner = map(shard, self._pairs.batch(index, self.size))
-        # The random numbers below are drawn for the whole batch, then sharded: the result does not depend on the
-        # number of ranks.
+                matched, partner = map(shard, self._matched(step, stage_step, f))
         with self._meter.phase("data"):
+            samples = stage.drift_pictures if weights.drifting > 0 and stage.drift_pictures else self.size
             if weights.latents:
-                z = shard(self._noise.sample(self._sample_count(stage), self.generator(RngStream.NOISE, step)))
+                z = shard(self.latents(samples, RngStream.NOISE, step))
             if weights.project > 0:
                 generator = self.generator(RngStream.CORRUPTION, step)
                 draws = self._corruptions.draw(self.size, self._preset.shape, generator)
                 corrupted = self._corruptions.apply(x, draws.map(shard))
-            rows = sum(len(part) for part in (x, z, corrupted) if part is not None)
-            code_noise, drift_pictures = self._code_noise(step, stage, rows), self._drift_pictures(step, stage)
+            if weights.code_consistency > 0 and stage.code_noise > 0:
+                rows = sum(len(part) for part in (x, z, corrupted) if part is not None)
+                code_noise = self.latents(rows, RngStream.CODE_NOISE, step)
+            if weights.drifting > 0:
+                drift_pictures = self._random_pictures(samples, RngStream.DRIFT_PICTURES, step)
         return TrainingBatch(
             x=x,
             nearest=nearest,
@@ -149,30 +207,34 @@ class BatchBuilder:
         """The generator of a stream at a step, on the device of the pictures; the same on every rank."""
         return torch.Generator(self._pictures.device).manual_seed(derive_seed(self._seed, stream, step))
 
-    def random_pictures(self, count: int, stream: RngStream, step: int) -> Tensor:
+    def latents(self, count: int, stream: RngStream, step: int) -> Tensor:
+        """The first latents (count, C, H, W) of a stream at a step."""
+        return draw_latents(count, self._preset.shape, self.generator(stream, step))
+
+    def example_pictures(self, count: int) -> Tensor:
+        """Random pictures, the same for every stage: (count, C, H, W) in [−1, 1]. Few pictures are repeated."""
+        order = np.random.default_rng(self._seed).permutation(len(self._pictures))
+        return self._chosen(np.resize(order, count))
+
+    def _nearest(self, x: Tensor, step: int, stage_step: int, f: Function) -> Tensor:
+        matching = self._preset.matching
+        if stage_step % matching.pool_refresh == 0 or self._pool.latents is None:
+            self._pool.refresh(f, self.latents(matching.pool, RngStream.POOL, step), self._world)
+        return self._pool.nearest(x)
+
+    def _matched(self, step: int, stage_step: int, f: Function) -> tuple[Tensor, Tensor]:
+        """The pairs of the whole batch."""
+        matching = self._preset.matching
+        index = stage_step % matching.pairs_refresh
+        if index == 0 or self._pairs.latents is None:
+            pictures = self._random_pictures(matching.pairs, RngStream.PAIR_PICTURES, step)
+            self._pairs.refresh(f, self.latents(len(pictures), RngStream.PAIRS, step), pictures, self._world)
+        return self._pairs.batch(index, self.size)
+
+    def _random_pictures(self, count: int, stream: RngStream, step: int) -> Tensor:
         """Random pictures without repetition, at most as many as there are: (count, C, H, W) in [−1, 1]."""
         generator = np.random.default_rng(derive_seed(self._seed, stream, step))
-        count = min(count, len(self._pictures))
-        chosen = torch.from_numpy(generator.choice(len(self._pictures), count, replace=False))
-        return to_model_range(self._pictures[chosen.to(self._pictures.device)])
+        return self._chosen(generator.choice(len(self._pictures), min(count, len(self._pictures)), replace=False))
 
-    def _sample_count(self, stage: Stage) -> int:
-        """Number of fresh latents."""
-        return stage.drift_pictures if stage.weights.drifting > 0 and stage.drift_pictures else self.size
-
-    def _code_noise(self, step: int, stage: Stage, rows: int) -> Tensor | None:
-        """Standard normal for as many rows as f gets in the step, or None if the stage adds no noise."""
-        if stage.weights.code_consistency <= 0 or stage.code_noise <= 0:
-            return None
-        generator = self.generator(RngStream.CODE_NOISE, step)
-        return torch.randn((rows, *self._preset.shape), generator=generator, device=self._pictures.device)
-
-    def _drift_pictures(self, step: int, stage: Stage) -> Tensor | None:
-        if stage.weights.drifting <= 0:
-            return None
-        return self.random_pictures(self._sample_count(stage), RngStream.DRIFT_PICTURES, step)
-
-    def _set_matching(self, matching: Matching) -> None:
-        self._matching = matching
-        self._pool = CandidatePool(matching, self._noise, self._world)
-        self._pairs = BalancedPairs(matching, self._noise, self._world)
+    def _chosen(self, indices: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]") -> Tensor:
+        return to_model_range(self._pictures[torch.from_numpy(indices).to(self._pictures.device)])

@@ -1,29 +1,45 @@
-"""Checkpoints: the whole state of a run in one file, replaced atomically.
+"""Checkpoints: the whole state of a run in one file, replaced atomically; where it comes from and how it continues.
 
 A checkpoint holds no random state. Every random number comes from a generator seeded with (seed, stream, step), so seed
 and step are enough to continue, on any device.
 """
 
+import hashlib
 import io
 import re
+import shlex
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
-from model_export.data.noise import NoiseSampler
+from model_export.data.datasets import Dataset
 from model_export.errors import UserError
 from model_export.files import atomic_write
-from model_export.training.network import Autoencoder, averaged_model
-from model_export.training.presets import Preset
+from model_export.training.network import Autoencoder, NetworkConfig, averaged_model
+from model_export.training.presets import Preset, split_steps
+from model_export.training.stages import Stage
 
 FORMAT = 1
 FILE = "checkpoint.pt"
 _NUMBERED = re.compile(r"checkpoint-(\d+)\.pt")
+# Fields that only the card uses. They may change at any time.
+CARD_FIELDS: Final = ("name", "data", "licence", "description", "background", "polarity", "generate_steps")
+_OPTIONS: Final = {
+    "batch": "--batch",
+    "network.size": "--size",
+    "network.channels": "--channels",
+    "corruptions": "--corruptions",
+    "eight_bit": "--eight-bit",
+}
+_SHOWN: Final = 12  # differences that an error lists
+Difference = tuple[str, object, object]
+"""Name of an option or field, its value in the run, its value now."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -39,20 +55,18 @@ class Checkpoint:
     average: dict[str, Tensor]
     optimiser: dict[str, Any]
     teacher: dict[str, Tensor] | None  # state dict of the frozen teacher; None in stages without one
-    statistics: Tensor | None  # (4, C, H, W) noise statistics, or None
     data: dict[str, Any]  # name, sha256, licence and number of training pictures
     provenance: dict[str, Any]  # command, commit, digest of the sources, precision, threads, torch version
-    critic: dict[str, Any] | None = None  # state of the discriminator and its optimiser; None in stages without one
+    critic: dict[str, Any] | None  # state of the discriminator and its optimiser; None in stages without one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TrainedModel:
     """The network that a run has trained."""
 
-    checkpoint: Checkpoint  # the state of the run
-    preset: Preset  # that was trained
+    checkpoint: Checkpoint
+    preset: Preset
     network: nn.Module  # f with the averaged weights, on the CPU, in evaluation mode
-    noise: NoiseSampler  # distribution of its latents
 
     @property
     def finished(self) -> bool:
@@ -61,21 +75,13 @@ class TrainedModel:
 
 
 def save(checkpoint: Checkpoint, path: Path) -> None:
-    """Write ``path`` atomically.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Write ``path`` atomically."""
     content = {name: getattr(checkpoint, name) for name in Checkpoint.__slots__}
     write_tensors({"format": FORMAT, **content}, path)
 
 
 def write_tensors(content: Mapping[str, Any], path: Path) -> None:
-    """Write what `torch.load` reads, atomically. torch writes to memory: it turns the error of a file into its own.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Write what `torch.load` reads, atomically. torch writes to memory: it turns the error of a file into its own."""
     memory = io.BytesIO()
     torch.save(content, memory)
     with atomic_write(path) as file:
@@ -90,8 +96,7 @@ def load(path: Path) -> Checkpoint:
         content = torch.load(path, map_location="cpu", weights_only=True)
         if content.pop("format") != FORMAT:
             raise UserError(f"{path}: written by another version of this program")
-        content.pop("replay", None)  # of older versions
-        return Checkpoint(**content)
+        return Checkpoint(**{name: content[name] for name in Checkpoint.__slots__})
     except UserError:
         raise
     # On a damaged file torch.load passes on the errors of its zip and pickle readers, of any type.
@@ -104,17 +109,12 @@ def load_run(folder: Path) -> TrainedModel:
     checkpoint = load(folder / FILE)
     try:
         preset = Preset.from_dict(checkpoint.preset)
-        average = averaged_model(Autoencoder(preset.network), preset.ema)
+        average = averaged_model(Autoencoder(preset.network))
         average.load_state_dict(checkpoint.average)
     # Missing and unknown fields, values out of range, weights of other names or shapes.
     except (KeyError, TypeError, ValueError, RuntimeError) as exc:
         raise UserError(f"{folder / FILE}: this program does not know its network") from exc
-    return TrainedModel(
-        checkpoint=checkpoint,
-        preset=preset,
-        network=average.module.eval(),
-        noise=NoiseSampler(preset.shape, checkpoint.statistics),
-    )
+    return TrainedModel(checkpoint=checkpoint, preset=preset, network=average.module.eval())
 
 
 def rotate(folder: Path, step: int, keep: int) -> None:
@@ -135,3 +135,166 @@ def rotate(folder: Path, step: int, keep: int) -> None:
     numbered = ((int(match[1]), path) for path in folder.iterdir() if (match := _NUMBERED.fullmatch(path.name)))
     for _, path in sorted(numbered)[:-keep]:
         path.unlink()
+
+
+def continued_preset(preset: Preset, saved: Checkpoint, *, out: Path, data: Dataset, seed: int, bf16: bool) -> Preset:
+    """The preset with which a run continues.
+
+    Only the card's fields and the number of steps may differ. With more steps, stages that are done keep their length
+    and the others share what is left; a run that is finished trains its last stage further. A finished run may also get
+    further stages.
+    """
+    precisions = ("fp32", "bf16")
+    differences: list[Difference] = [
+        (name, before, now)
+        for name, before, now in (
+            ("--seed", saved.seed, seed),
+            ("--precision", precisions[bool(saved.provenance.get("bf16"))], precisions[bf16]),
+        )
+        if before != now
+    ]
+    if data.sha256 != saved.data.get("sha256"):
+        differences.append(("--data", _data(saved.data), _data({"name": data.name, "sha256": data.sha256})))
+    adapted, others = _adapt(preset, saved)
+    differences += others
+    if differences:
+        shown = "; ".join(f"{name} {before}, now {now}" for name, before, now in differences[:_SHOWN])
+        more = f"; and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
+        raise UserError(f"{out} holds a run with other options: {shown}{more}; choose another --out")
+    return adapted
+
+
+def adds_stages(preset: Preset, saved: Checkpoint) -> bool:
+    """Whether the run has finished all its own stages and the preset continues with further ones."""
+    done = saved.preset["stages"]
+    return len(preset.stages) > len(done) and saved.step == sum(stage["steps"] for stage in done)
+
+
+def _adapt(preset: Preset, saved: Checkpoint) -> tuple[Preset, list[Difference]]:
+    try:
+        recorded = Preset.from_dict(saved.preset)
+    except (KeyError, TypeError, ValueError):
+        return preset, [("preset", "of another version of this program", preset.name)]
+    if adds_stages(preset, saved):
+        recorded = replace(recorded, stages=(*recorded.stages, *preset.stages[len(recorded.stages) :]))
+    adapted = replace(preset, stages=_stages(preset, recorded, saved))
+    differences = list(_differences(_compared(recorded), _compared(preset)))
+    lengths = [name for name, _, _ in differences if name.endswith((".steps", ".warmup"))]
+    if len(lengths) == len(differences) and preset.steps >= recorded.steps:
+        return adapted, []
+    others = [each for each in differences if each[0] not in lengths]
+    if preset.steps < recorded.steps and not adds_stages(preset, saved):
+        others.append(("--steps", recorded.steps, f"{preset.steps}, and it may only grow"))
+    return preset, others
+
+
+def _stages(preset: Preset, recorded: Preset, saved: Checkpoint) -> tuple[Stage, ...]:
+    """The recorded stages; the present one and those after it share the additional steps."""
+    if len(preset.stages) != len(recorded.stages) or preset.steps <= recorded.steps:
+        return recorded.stages
+    done = recorded.stages[: saved.stage]
+    rest = preset.stages[saved.stage :]
+    steps = split_steps(preset.steps - sum(stage.steps for stage in done), [stage.steps for stage in rest])
+    return (*done, *(replace(stage, steps=n) for stage, n in zip(rest, steps, strict=True)))
+
+
+def _compared(preset: Preset) -> dict[str, Any]:
+    return {name: value for name, value in preset.to_dict().items() if name not in CARD_FIELDS}
+
+
+def _differences(before: Any, now: Any, name: str = "") -> Iterator[Difference]:
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for key in dict.fromkeys((*before, *now)):
+            yield from _differences(before.get(key), now.get(key), f"{name}.{key}" if name else str(key))
+    elif name == "stages" and len(before) == len(now):
+        for one, other in zip(before, now, strict=True):
+            yield from _differences(one, other, f"stage {one['name']}")
+    elif before != now:
+        yield _OPTIONS.get(name, name), _text(before), _text(now)
+
+
+def _text(value: object) -> object:
+    """A short form: stages by their names."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return " ".join(str(each.get("name", each)) if isinstance(each, Mapping) else str(each) for each in value)
+    return value
+
+
+def _data(data: Mapping[str, Any]) -> str:
+    return f"{data.get('name')} of SHA-256 {str(data.get('sha256'))[:12]}"
+
+
+_PACKAGE = Path(__file__).parents[1]
+
+
+def source_digest() -> str:
+    """SHA-256 over the names and sources of the modules that decide what a run computes."""
+    digest = hashlib.sha256()
+    for path in sorted(path for folder in ("data", "training") for path in (_PACKAGE / folder).glob("*.py")):
+        digest.update(f"{path.parent.name}/{path.name}".encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def record(arguments: Sequence[str]) -> dict[str, Any]:
+    """What a checkpoint stores about the command that trains."""
+    return {
+        "command": command(arguments),
+        "commit": commit(),
+        "sources": source_digest(),
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+    }
+
+
+def commit() -> str | None:
+    """Commit of the source tree; None if it is not a clean git tree."""
+    root = _PACKAGE.parent
+    try:
+        head = _git(root, "rev-parse", "HEAD")
+        return head if not _git(root, "status", "--porcelain", "--", "model_export", "service/domain") else None
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def command(arguments: Sequence[str]) -> str:
+    """The command line with every path cut to its last part, so that it shows no folders of this machine."""
+    return "python -m model_export " + shlex.join(_strip_folders(argument) for argument in arguments)
+
+
+def _strip_folders(argument: str) -> str:
+    option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    # `runs/NAME` and `models/NAME/VERSION` are documented places and stay, so that the command can be repeated.
+    known = value.startswith(("runs/", "models/"))
+    return option + equals + (Path(value).name if "/" in value and not known else value)
+
+
+def _git(root: Path, *arguments: str) -> str:
+    # The arguments are constants of this module.
+    done = subprocess.run(  # noqa: S603
+        ["git", "-C", str(root), *arguments],  # noqa: S607
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return done.stdout.strip()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class StartWeights:
+    """The weights of an exported version."""
+
+    preset: Preset  # trained the version
+    state: dict[str, Tensor]  # state dict of its network
+    digest: str  # SHA-256 of the weights in its `model.onnx`
+
+    def load_into(self, network: Autoencoder, config: NetworkConfig) -> None:
+        """Copy the weights into a network of this architecture. A quantiser that the version lacks keeps its own."""
+        recorded = self.preset.network
+        if recorded != config and (recorded.quantizer or recorded != replace(config, quantizer=0)):
+            raise UserError("--start: the version has another network than the preset; choose another preset or size")
+        network.load_state_dict(self.state, strict=False)
+
+    def stages_done(self, preset: Preset) -> int:
+        """How many stages of the preset are left out: all that the version has done, if the preset begins with them."""
+        done = self.preset.stages
+        return len(done) if len(preset.stages) > len(done) and preset.stages[: len(done)] == done else 0

@@ -22,87 +22,66 @@ _MIN_FIELD: Final = 1e-6  # root mean square; a smaller field is rounding error 
 _MIN_VARIANCE: Final = 1e-6  # keeps the gradient of a deviation finite
 
 
-def drift_field(
-    samples: Tensor, pictures: Tensor, others: Tensor, temperature: float, *, exclude_self: bool = True
-) -> Tensor:
+def field(distances: Tensor, signed: Tensor, pictures: int, temperature: float) -> Tensor:
     """V of every sample: attraction to pictures, repulsion from other samples (the paper, eqs. 8–11, algorithm 2).
 
-    A = √(softmax over rows · softmax over columns) of −distance/τ, for the distances to pictures and others side by
-    side, is split into A⁺ (N, M) and A⁻ (N, K). With row sums Σ, W⁺ = A⁺·ΣA⁻, W⁻ = A⁻·ΣA⁺ and
-    V = W⁺·pictures − W⁻·others. V is anti-symmetric: it changes its sign if pictures and others are exchanged, so V = 0
-    if they are equal.
+    A = √(softmax over rows · softmax over columns) of −distance/τ is split into A⁺ (N, M) and A⁻ (N, K). With row sums
+    Σ, W⁺ = A⁺·ΣA⁻, W⁻ = A⁻·ΣA⁺ and V = W⁺·pictures − W⁻·others. V is anti-symmetric: it changes its sign if pictures
+    and others are exchanged, so V = 0 if they are equal.
 
     Args:
-        samples: (…, N, D); the leading dimensions are groups of features that do not interact.
-        pictures: (…, M, D); they attract.
-        others: (…, K, D); they repel.
+        distances: of samples to M pictures and K others side by side, (…, N, M + K); infinite for a sample to itself.
+            The leading dimensions are groups of features that do not interact.
+        signed: the pictures and, with the opposite sign, the others: (…, M + K, D).
+        pictures: M.
         temperature: τ > 0.
 
     Returns:
-        (…, N, D), without gradient.
-    """
-    with torch.no_grad():
-        distances = _distances(samples, pictures, others, exclude_self=exclude_self)
-        return _field(distances, torch.cat([pictures, -others], -2), pictures.shape[-2], temperature)
-
-
-def _distances(samples: Tensor, pictures: Tensor, others: Tensor, *, exclude_self: bool) -> Tensor:
-    """Distances of samples to pictures and to others side by side: (…, N, M + K)."""
-    distances = torch.cat([torch.cdist(samples, pictures), torch.cdist(samples, others)], -1)
-    if exclude_self:
-        distances[..., pictures.shape[-2] :].diagonal(dim1=-2, dim2=-1).fill_(float("inf"))
-    return distances
-
-
-def _field(distances: Tensor, signed: Tensor, count: int, temperature: float) -> Tensor:
-    """V, (…, N, D).
-
-    Args:
-        distances: of samples to pictures and others, (…, N, M + K).
-        signed: the pictures and, with the opposite sign, the others: (…, M + K, D).
-        temperature: τ > 0.
+        (…, N, D).
     """
     logits = distances / -temperature
     # √(softmax · softmax) in place, with one exp of the matrix: these passes take most of the time of the loss.
     halved = (logits.logsumexp(-1, keepdim=True) / 2, logits.logsumexp(-2, keepdim=True) / 2)
     affinity = logits.sub_(halved[0]).sub_(halved[1]).exp_()
-    positive, negative = affinity[..., :count], affinity[..., count:]
+    positive, negative = affinity[..., :pictures], affinity[..., pictures:]
     attraction, repulsion = negative.sum(-1, keepdim=True), positive.sum(-1, keepdim=True)
     positive *= attraction
     negative *= repulsion
     return affinity @ signed
 
 
+@torch.no_grad()
 def normalised_field(samples: Tensor, pictures: Tensor, temperatures: Sequence[float] = _TEMPERATURES) -> Tensor:
     """Σ over τ of V, each scaled to mean square 1, so that every temperature has equal influence (appendix A).
 
     Args:
-        samples: (…, N, D), scaled by `distance_scale`.
+        samples: (…, N, D), scaled by `distance_scale`; they repel one another.
         pictures: (…, M, D), likewise.
+        temperatures: τ in units of √D.
 
     Returns:
         (…, N, D), without gradient.
     """
-    unit = samples.shape[-1] ** 0.5
-    total = torch.zeros_like(samples, requires_grad=False)
-    with torch.no_grad():
-        distances = _distances(samples, pictures, samples, exclude_self=True)
-        signed = torch.cat([pictures, -samples], -2)
+    unit, count = samples.shape[-1] ** 0.5, pictures.shape[-2]
+    distances = torch.cat([torch.cdist(samples, pictures), torch.cdist(samples, samples)], -1)
+    distances[..., count:].diagonal(dim1=-2, dim2=-1).fill_(float("inf"))  # no sample repels itself
+    signed = torch.cat([pictures, -samples], -2)
+    total = torch.zeros_like(samples)
     for temperature in temperatures:
-        field = _field(distances, signed, pictures.shape[-2], temperature * unit)
-        size = field.square().mean((-2, -1), keepdim=True).sqrt()
-        total += torch.where(size > _MIN_FIELD, field / size.clamp_min(_MIN_FIELD), 0.0)
+        drift = field(distances, signed, count, temperature * unit)
+        size = drift.square().mean((-2, -1), keepdim=True).sqrt()
+        total += torch.where(size > _MIN_FIELD, drift / size.clamp_min(_MIN_FIELD), 0.0)
     return total
 
 
+@torch.no_grad()
 def distance_scale(samples: Tensor, pictures: Tensor) -> Tensor:
     """The factor that makes √D the mean distance of samples (…, N, D) to pictures (…, M, D): (…, 1, 1).
 
     One τ then suits all groups.
     """
-    with torch.no_grad():
-        mean = torch.cdist(samples, pictures).mean((-2, -1), keepdim=True).clamp_min(_MIN_DISTANCE)
-        return torch.full_like(mean, samples.shape[-1] ** 0.5) / mean
+    mean = torch.cdist(samples, pictures).mean((-2, -1), keepdim=True).clamp_min(_MIN_DISTANCE)
+    return torch.full_like(mean, samples.shape[-1] ** 0.5) / mean
 
 
 def drifting_loss(samples: Sequence[Tensor], pictures: Sequence[Tensor]) -> Tensor:
@@ -136,7 +115,7 @@ class FeatureGroups:
     standard deviation of every channel, over the whole map and over each quarter.
     """
 
-    features: Callable[[Tensor], list[Tensor]]  # of a frozen encoder: (B, C, H, W) → (B, c, h, w) for every scale
+    features: Callable[[Tensor], list[Tensor]]  # frozen encoder: (B, C, H, W) → (B, c, h, w) for every scale
     # Each map whose side is a multiple of this number gives the moments of cells × cells squares as further groups.
     # Where parts of a picture vary independently, few samples have a near picture as a whole, but every part has one. 0
     # for none.

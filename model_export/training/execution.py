@@ -8,12 +8,82 @@ from types import FrameType
 from typing import Any, TypeVar, cast
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from model_export.errors import UserError
-from model_export.training.distributed import World
 from model_export.training.presets import Preset
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """This process in its group. The methods are collective operations; with one process they do nothing."""
+
+    rank: int = 0  # 0 … size − 1; rank 0 writes the files
+    size: int = 1  # number of processes
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the files."""
+        return self.rank == 0
+
+    def shard(self, rows: Tensor) -> Tensor:
+        """The consecutive rows of this rank; the last rank may have fewer."""
+        length = -(-len(rows) // self.size)
+        return rows[self.rank * length : (self.rank + 1) * length]
+
+    def all_gather(self, shard: Tensor, total: int) -> Tensor:
+        """Join the shards of all ranks: the inverse of :meth:`shard` for ``total`` rows."""
+        if self.size == 1:
+            return shard
+        # The collective needs equal shapes, so the last shard is padded and the padding is cut off afterwards.
+        padded = shard.new_zeros((-(-total // self.size), *shard.shape[1:]))
+        padded[: len(shard)] = shard
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(parts, padded)
+        return torch.cat(parts)[:total]
+
+    def any(self, flags: Tensor) -> Tensor:
+        """Elementwise logical or over the ranks; bool of any shape."""
+        if self.size == 1:
+            return flags
+        votes = flags.to(torch.int32)
+        dist.all_reduce(votes, dist.ReduceOp.MAX)
+        return votes > 0
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Elementwise mean over the ranks."""
+        if self.size == 1:
+            return values
+        total = values.clone()
+        dist.all_reduce(total)
+        return total / self.size
+
+    def broadcast(self, values: Tensor) -> Tensor:
+        """Return rank 0's values on every rank. Other ranks pass a tensor of the same shape, which is overwritten."""
+        if self.size > 1:
+            dist.broadcast(values, 0)
+        return values
+
+
+@contextmanager
+def join_world(device: torch.device) -> Iterator[tuple[World, torch.device]]:
+    """Join the process group if `torchrun` started this process. Yields the world and the device of this process."""
+    if not (dist.is_available() and dist.is_torchelastic_launched()):
+        yield World(), device
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", dist.get_node_local_rank())
+        if device.index >= torch.cuda.device_count():
+            raise UserError(f"--nproc-per-node: this machine has {torch.cuda.device_count()} CUDA devices")
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield World(dist.get_rank(), dist.get_world_size()), device
+    finally:
+        dist.destroy_process_group()
+
 
 _Network = TypeVar("_Network", bound=nn.Module)
 
@@ -40,22 +110,16 @@ class Execution:
                 f"{batch} pictures a step do not split evenly over {self.world.size} ranks × "
                 f"{self.accumulate} micro-batches; choose another --batch"
             )
-        if parts > 1 and preset.network.norm == "batch":
-            raise UserError("batch norm needs the whole batch in one pass: one rank, --accumulate 1")
         if parts > 1 and any(stage.weights.whole_batch for stage in preset.stages):
             raise UserError("code_consistency and drifting need the whole batch in one pass: one rank, --accumulate 1")
 
     def wrap_ddp(self, module: nn.Module) -> nn.Module:
         """Wrap the network so that the backward pass averages the gradients over the ranks."""
-        if self.world.size == 1:
-            return module
-        return DistributedDataParallel(module, gradient_as_bucket_view=True)
+        return module if self.world.size == 1 else DistributedDataParallel(module, gradient_as_bucket_view=True)
 
     def compiled(self, network: nn.Module) -> nn.Module:
         """The network, compiled if the option is set."""
-        if not self.compile:
-            return network
-        return cast("nn.Module", torch.compile(network))
+        return cast("nn.Module", torch.compile(network)) if self.compile else network
 
     def to_device(self, network: _Network, device: torch.device) -> _Network:
         """Move the network to the device, in the memory format of the options."""
@@ -83,7 +147,7 @@ def no_sync_until(f: nn.Module, *, last: bool) -> AbstractContextManager[None]:
 
 @contextmanager
 def stop_signal() -> Iterator[Callable[[], bool]]:
-    """Catch SIGINT and SIGTERM inside the block."""
+    """Catch SIGINT and SIGTERM inside the block. Yields whether one has arrived; a second one ends the process."""
     received = False
 
     def handle(number: int, _: FrameType | None) -> None:

@@ -2,26 +2,157 @@
 
 import json
 import math
-from collections.abc import Mapping
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
 
 from model_export.errors import UserError
 from model_export.files import atomic_write
-from model_export.training.throughput import Throughput
+from model_export.training.presets import Preset
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+
+COMPUTE: Final = "compute"  # forward, backward and optimiser
+_MAX_SPANS: Final = 1000
+TERMS: Final[Mapping[str, str]] = {
+    "rec": "reconstruction: how much f changes real pictures",
+    "imle": "distance of every picture to its nearest sample",
+    "match": "distance of samples to the pictures they are paired with",
+    "distill": "distance of f(z) to several steps of the earlier stage",
+    "project": "restoration: distance of f(corrupted picture) to the picture",
+    "idem": "idempotence: distance of f(f(z)) to f(z), trains the inner f",
+    "tight": "tightness, negative: few other pictures stay as they are",
+    "settle": "idempotence: how much f changes its own samples",
+    "critic": "minus the discriminator's score of samples",
+    "code_consistency": "how much the code of a picture changes after f",
+    "drifting": "drifting: distance of samples to where the pictures draw them",
+    "features": "restoration: the same distances in features of the earlier stage's encoder",
+    "health": "idem / rec; above 1 the samples collapse",
+}
+"""Every name that `log.jsonl` and the progress bar show."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Throughput:
+    """The throughput of an interval of training."""
+
+    steps: int  # optimiser steps
+    pictures: int  # training pictures used, over all ranks
+    seconds: float  # wall-clock time
+    # Seconds by phase; `compute` is forward, backward and optimiser. Their sum may be less than `seconds`.
+    phases: Mapping[str, float]
+
+    @property
+    def pictures_per_second(self) -> float:
+        """0 for an empty interval."""
+        return self.pictures / self.seconds if self.seconds else 0.0
+
+    @property
+    def outside(self) -> float:
+        """Share of the time outside forward, backward and optimiser, 0 to 1."""
+        return max(0.0, 1.0 - self.phases.get(COMPUTE, 0.0) / self.seconds) if self.seconds else 0.0
+
+    def __add__(self, other: "Throughput") -> "Throughput":
+        return Throughput(
+            steps=self.steps + other.steps,
+            pictures=self.pictures + other.pictures,
+            seconds=self.seconds + other.seconds,
+            phases=Counter(self.phases) + Counter(other.phases),
+        )
+
+    def __str__(self) -> str:
+        shares = sorted(((s / self.seconds, name) for name, s in self.phases.items() if name != COMPUTE), reverse=True)
+        parts = ", ".join(f"{name} {share:.1%}" for share, name in shares)
+        return (
+            f"{self.steps} steps, {self.pictures_per_second:.0f} pictures/s, "
+            f"{self.outside:.1%} of the time outside forward, backward and optimiser ({parts})"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The form of the log: rates, and shares of the time by phase."""
+        return {
+            "steps": self.steps,
+            "seconds": round(self.seconds, 3),
+            "pictures_per_second": round(self.pictures_per_second, 1),
+            "outside": round(self.outside, 4),
+            "phases": {name: round(seconds / self.seconds, 4) for name, seconds in self.phases.items()},
+        }
+
+
+class ThroughputMeter:
+    """Measures the duration of phases that follow one another.
+
+    On CUDA the host runs ahead of the device, so phases are measured with events in the device's stream. The host does
+    not wait for them until the interval ends.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._spans: list[tuple[str, torch.Event, torch.Event]] = []
+        self.start()
+
+    def start(self) -> None:
+        """Start a new interval."""
+        self._steps, self._pictures = 0, 0
+        self._phases: Counter[str] = Counter()
+        self._spans.clear()
+        self._started = time.perf_counter()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the time of the block for this phase. Phases must not be nested."""
+        if self._device.type == "cuda":
+            begin = self._event()
+            yield
+            self._spans.append((name, begin, self._event()))
+            # Bound the number of pending events: their times are read now and then.
+            if len(self._spans) >= _MAX_SPANS:
+                self._read_events()
+        else:
+            started = time.perf_counter()
+            yield
+            self._phases[name] += time.perf_counter() - started  # type: ignore[assignment]  # Counter's stub knows int only
+
+    def step(self, pictures: int) -> None:
+        """Count one optimiser step."""
+        self._steps += 1
+        self._pictures += pictures
+
+    def interval(self) -> Throughput:
+        """End the present interval, return its throughput, and start the next one."""
+        self._read_events()
+        now = time.perf_counter()
+        ended = Throughput(
+            steps=self._steps, pictures=self._pictures, seconds=now - self._started, phases=dict(self._phases)
+        )
+        self.start()
+        return ended
+
+    def _event(self) -> torch.Event:
+        event = torch.Event(self._device, enable_timing=True)
+        event.record()
+        return event
+
+    def _read_events(self) -> None:
+        for name, begin, end in self._spans:
+            end.synchronize()
+            self._phases[name] += begin.elapsed_time(end) / 1000.0  # type: ignore[assignment]  # as above
+        self._spans.clear()
 
 
 class Log:
     """Appends lines to ``path`` and deletes those after the checkpoint from which the run continues.
 
     A line has `step`, `stage`, and either the terms of the loss at that step or `throughput` of the interval that ends
-    there.
-
-    Args:
-        board: folder for TensorBoard, or None.
+    there. With ``board``, the same numbers go to that folder for TensorBoard.
     """
 
     def __init__(self, path: Path, step: int, *, board: Path | None = None) -> None:
@@ -80,3 +211,12 @@ def _step_of(line: str) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return math.inf
+
+
+def legend(preset: Preset) -> list[str]:
+    """One line for each term that a stage of the preset uses. Lower values are better."""
+    used = {"rec"} | {name for stage in preset.stages for name, weight in asdict(stage.weights).items() if weight > 0}
+    if "idem" in used:
+        used.add("health")
+    width = max(map(len, used))
+    return [f"  {name:{width}}  {words}" for name, words in TERMS.items() if name in used]

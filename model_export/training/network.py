@@ -6,20 +6,18 @@ A U-Net's skips let f copy its input, which solves reconstruction and idempotenc
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 
-Norm = Literal["group", "batch"]
-Activation = Literal["silu", "dcgan"]  # dcgan: leaky ReLU 0.2 on the way down, ReLU on the way up
-Upsampling = Literal["transposed", "resize"]
-
+_GROUPS = 8  # of the group norm, which computes every row independently of its batch
+_LEVELS = 15  # of each component of the quantiser, odd: integers around 0; the bound distorts those near the outermost
 _RAMP = 1 / 32  # of a level: width of the ramp between two levels of the quantiser
 _MARGIN = 0.45  # levels between the outermost level and the bound; below 0.5, so that no level is added
 _MIN_UNIT = 1e-4  # of codes without variance
+_EMA = 0.999  # decay of the averaged weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,14 +28,7 @@ class NetworkConfig:
     channels: int  # 1 or 3
     widths: tuple[int, ...]  # channels after each stride-2 convolution
     bottleneck: int  # channels of the bottleneck
-    # `group` computes every row independently; with `batch`, the paper's choice, rows depend on the batch.
-    norm: Norm = "group"
-    groups: int = 8  # number of groups of the group norm
-    activation: Activation = "silu"  # `silu`, or the paper's `dcgan`
-    # `transposed` convolutions as in the paper, or nearest `resize` + convolution (no checkerboards).
-    upsampling: Upsampling = "transposed"
     quantizer: int = 0  # number of components of a `ScalarQuantizer` behind the bottleneck; 0: no quantiser
-    quantizer_levels: int = 15  # levels of each component; the bound distorts codes near the outermost
     # Height and width of the bottleneck. 1, as in the paper, suits small pictures. Above 1 it must be the side after
     # the last stride-2 convolution: every place then holds the detail of its part of the picture, and a dense layer
     # over all places makes the parts agree.
@@ -75,17 +66,17 @@ class Autoencoder(nn.Module):
         for depth, (a, b) in enumerate(pairwise(channels)):
             layers.append(nn.Conv2d(a, b, 4, 2, 1))
             if depth:
-                layers.append(_norm(config, b))
-            layers.append(_activation(config, down=True))
-        layers += [*_into_bottleneck(config, channels[-1], sizes[-1]), _activation(config, down=True)]
+                layers.append(_norm(b))
+            layers.append(nn.SiLU())
+        layers += [*_into_bottleneck(config, channels[-1], sizes[-1]), nn.SiLU()]
         if config.quantizer:
-            layers.append(ScalarQuantizer(config.bottleneck, config.quantizer, config.quantizer_levels))
+            layers.append(ScalarQuantizer(config.bottleneck, config.quantizer))
         self.encoder = nn.Sequential(*layers)
 
         layers = [_out_of_bottleneck(config, channels[-1], sizes[-1])]
         for depth in range(len(config.widths), 0, -1):
-            layers += [_norm(config, channels[depth]), _activation(config, down=False)]
-            layers += _upsample(config, channels[depth], channels[depth - 1], sizes[depth - 1])
+            a, b, odd = channels[depth], channels[depth - 1], sizes[depth - 1] % 2
+            layers += [_norm(a), nn.SiLU(), nn.ConvTranspose2d(a, b, 4, 2, 1, output_padding=odd)]
         self.decoder = nn.Sequential(*layers)
         self.apply(_initialise)
 
@@ -97,17 +88,13 @@ class Autoencoder(nn.Module):
         features = []
         for layer in self.encoder:
             x = layer(x)
-            if isinstance(layer, nn.SiLU | nn.LeakyReLU):
+            if isinstance(layer, nn.SiLU):
                 features.append(x)
         return features[first:]
 
     @property
     def quantizer(self) -> "ScalarQuantizer":
-        """The quantiser of the bottleneck.
-
-        Raises:
-            TypeError: the network has none.
-        """
+        """The quantiser of the bottleneck; a `TypeError` if there is none."""
         last = self.encoder[-1]
         if not isinstance(last, ScalarQuantizer):
             raise TypeError("the network has no quantiser")
@@ -121,14 +108,9 @@ class Autoencoder(nn.Module):
     def fit_quantizer(
         self, pictures: Tensor, latents: Tensor, deviation: float, generator: torch.Generator | None = None
     ) -> None:
-        """Fit the quantiser to the codes of pictures, latents and samples; see `ScalarQuantizer.fit`.
+        """Fit the quantiser to the codes of pictures (N, C, H, W), latents (M, C, H, W) and samples.
 
         Latents have other codes than pictures. If the components described pictures alone, f(z) would be lost.
-
-        Args:
-            pictures: (N, C, H, W).
-            latents: (M, C, H, W).
-            deviation: of the components of pictures, in levels.
         """
         encode = self.encoder[:-1]
         others = torch.cat([encode(latents), encode(self(latents))])
@@ -153,24 +135,15 @@ class ScalarQuantizer(nn.Module):
 
     In the backward pass the rounding is the identity (straight-through estimator, Bengio et al., 2013, arXiv
     1308.3432). Until `fit` is called, the quantiser returns its input.
-
-    Args:
-        components: number of quantised components, 1 … channels.
-        levels: of each component, odd and at least 3; integers around 0.
-
-    Raises:
-        ValueError: more components than channels, or another number of levels.
     """
 
     fitted: Tensor
 
-    def __init__(self, channels: int, components: int, levels: int) -> None:
+    def __init__(self, channels: int, components: int) -> None:
         super().__init__()
         if not 1 <= components <= channels:
             raise ValueError(f"a quantiser of {channels} channels cannot have {components} components")
-        if levels < 3 or levels % 2 == 0:
-            raise ValueError(f"the number of levels is odd and at least 3, not {levels}")
-        self._bound = (levels - 1) / 2 + _MARGIN
+        self._bound = (_LEVELS - 1) / 2 + _MARGIN
         self.project = nn.Conv2d(channels, components, 1)
         self.reconstruct = nn.Conv2d(components, channels, 1)
         # 1 after `fit`. It is a buffer because the state dict must tell whether the quantiser is active.
@@ -186,7 +159,6 @@ class ScalarQuantizer(nn.Module):
             pictures: codes of pictures, (N, channels, 1, 1). Their mean gets u = 0.
             others: further codes that the components shall describe, (M, channels, 1, 1), N + M ≥ channels.
             deviation: mean standard deviation of the components of pictures before the bound, in levels; > 0.
-            generator: draws the rotation, on the device of the codes; None: torch's own.
         """
         codes = torch.cat([pictures, others]).flatten(1).double()
         mean = pictures.flatten(1).double().mean(0)
@@ -277,22 +249,9 @@ def _out_of_bottleneck(config: NetworkConfig, channels: int, side: int) -> nn.Mo
     return nn.Conv2d(config.bottleneck, channels, 3, 1, 1)
 
 
-def _norm(config: NetworkConfig, channels: int) -> nn.Module:
-    if config.norm == "batch":
-        return nn.BatchNorm2d(channels)
-    return nn.GroupNorm(min(config.groups, channels), channels)
-
-
-def _activation(config: NetworkConfig, *, down: bool) -> nn.Module:
-    if config.activation == "silu":
-        return nn.SiLU()
-    return nn.LeakyReLU(0.2) if down else nn.ReLU()
-
-
-def _upsample(config: NetworkConfig, a: int, b: int, size: int) -> list[nn.Module]:
-    if config.upsampling == "resize":
-        return [nn.Upsample(size=(size, size), mode="nearest"), nn.Conv2d(a, b, 3, 1, 1)]
-    return [nn.ConvTranspose2d(a, b, 4, 2, 1, output_padding=size % 2)]
+def _norm(channels: int) -> nn.Module:
+    # Two channels a group at least: one alone would lose the bias before it, whose gradient is rounding error.
+    return nn.GroupNorm(min(_GROUPS, channels // 2), channels)
 
 
 def _initialise(module: nn.Module) -> None:
@@ -314,15 +273,14 @@ def parameter_count(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
 
 
-def averaged_model(network: nn.Module, decay: float) -> AveragedModel:
+def averaged_model(network: nn.Module) -> AveragedModel:
     """An exponential moving average of the weights; call ``update_parameters(network)`` after every step.
 
-    The decay at update n is min(decay, (1 + n)/(10 + n)), so that the initial weights lose their influence early.
-    Buffers (the statistics of batch norm) are copied, not averaged.
+    The decay at update n is min(0.999, (1 + n)/(10 + n)), so that the initial weights lose their influence early.
     """
 
     def update(average: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
         n = int(count)
-        return average.lerp(current, 1.0 - min(decay, (1 + n) / (10 + n)))
+        return average.lerp(current, 1.0 - min(_EMA, (1 + n) / (10 + n)))
 
     return AveragedModel(network, avg_fn=update)

@@ -1,37 +1,45 @@
-"""The objective of a stage: the active terms and their weighted sum."""
+"""The objective of a stage: the active terms and their weighted sum, and the discriminator of `critic`."""
 
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from model_export.training import losses
 from model_export.training.batches import TrainingBatch
 from model_export.training.drifting import FeatureGroups, drifting_loss
+from model_export.training.execution import World
 from model_export.training.losses import Function
 from model_export.training.network import Autoencoder
 from model_export.training.stages import Distance, Stage
+
+Features = Callable[[Tensor], list[Tensor]]
+
+SCALING_PICTURES: Final = 2048  # pictures that give mean and deviation of every feature channel
+CRITIC_LR: Final = 4e-4  # peak learning rate of the discriminator, with the schedule of f
+_BETAS: Final = (0.0, 0.99)
+_MIN_DEVIATION: Final = 1e-3
+_SLOPE: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Objective:
     """The weighted terms of one stage."""
 
-    stage: Stage  # weights, clamp and number of teacher steps
+    stage: Stage
     kind: Distance
     teacher: Function | None = None  # the frozen network of an earlier stage, if the stage distills
-    # The discriminator, if the stage has one: images (B, C, H, W) → scores (B,) for every scale.
-    scores: Callable[[Tensor], list[Tensor]] | None = None
-    # Features of the teacher's encoder, if the stage has terms that need them.
-    feature_groups: FeatureGroups | None = None
+    scores: Features | None = None  # the discriminator, if the stage has one: (B, C, H, W) → (B,) for every scale
+    feature_groups: FeatureGroups | None = None  # the teacher's encoder, if the stage has a teacher
 
     def terms(self, f: Function, network: nn.Module, batch: TrainingBatch) -> dict[str, Tensor]:
-        """Compute every active term, unweighted; `rec` always.
+        """Compute every active term, unweighted, by the name of its weight; `rec` always.
 
-        Args:
-            f: the network as it is called, with gradients; possibly compiled or wrapped.
+        ``f`` is the network as it is called, possibly compiled or wrapped; the frozen copy is made of ``network``.
         """
         x, kind = batch.x, self.kind
         y = f(x)
@@ -50,7 +58,11 @@ class Objective:
             restored = f(batch.corrupted)
             outputs.append(restored)
             terms["project"] = losses.projection(lambda _: restored, batch.corrupted, x, kind)
-        return terms | self._attractor_terms(f, network, batch, y, outputs)
+        if self.feature_groups is not None:
+            terms |= self._feature_terms(self.feature_groups, batch, y, outputs)
+        if self.stage.weights.code_consistency > 0 and isinstance(network, Autoencoder):
+            terms |= self._code_terms(f, network, batch, y, outputs)
+        return terms
 
     def total(self, terms: dict[str, Tensor]) -> Tensor:
         """The weighted sum, a scalar to minimise."""
@@ -68,17 +80,6 @@ class Objective:
             terms["settle"] = losses.idempotence_on_outputs(f, y[: len(rec)], self.kind)
         if self.scores is not None:
             terms["critic"] = losses.generator_loss(self.scores(y))
-        return terms
-
-    def _attractor_terms(
-        self, f: Function, network: nn.Module, batch: TrainingBatch, y: Tensor, outputs: list[Tensor]
-    ) -> dict[str, Tensor]:
-        """The active terms that make pictures and samples attractors of f; y = f(x), outputs: f(z), f(corrupted x)."""
-        terms: dict[str, Tensor] = {}
-        if self.feature_groups is not None:
-            terms |= self._feature_terms(self.feature_groups, batch, y, outputs)
-        if self.stage.weights.code_consistency > 0 and isinstance(network, Autoencoder):
-            terms |= self._code_terms(f, network, batch, y, outputs)
         return terms
 
     def _feature_terms(
@@ -107,10 +108,9 @@ class Objective:
     def _code_terms(
         self, f: Function, network: Autoencoder, batch: TrainingBatch, y: Tensor, outputs: list[Tensor]
     ) -> dict[str, Tensor]:
-        """Code consistency of f(x) and of half of the samples as pictures, and idempotence on those samples.
+        """Code consistency of f(x) and, with `settle`, of half of the samples as pictures. Both share a forward pass.
 
-        Both terms share the forward pass of the samples. Without `settle`, code consistency uses f(x) only. Latents and
-        corrupted pictures have codes of their own, which no picture needs to have.
+        Latents and corrupted pictures have codes of their own, which no picture needs to have.
         """
         terms, source, decoded = {}, batch.x, y
         if self.stage.weights.settle > 0 and outputs:
@@ -127,7 +127,7 @@ class Objective:
         weights, clamp = self.stage.weights, self.stage.tight_clamp
         # The clamp scales tightness row by row, so its gradient differs from that of idempotence by more than a factor
         # and the two cannot share a pass.
-        if weights.idem > 0 and weights.tight > 0 and clamp is None and self.stage.copy_free:
+        if weights.idem > 0 and weights.tight > 0 and clamp is None:
             fused = losses.fused_idempotence_tightness(f, y, weights.idem, weights.tight, self.kind)
             return {"idem": -fused.detach(), "tight": fused}
         terms = {}
@@ -145,3 +145,88 @@ def health(terms: dict[str, float]) -> float | None:
     dominates.
     """
     return terms["idem"] / max(terms["rec"], 1e-12) if "idem" in terms else None
+
+
+class Discriminator(nn.Module):
+    """Scores pictures at several scales, on features of the frozen network of an earlier stage; real ones score high.
+
+    Discriminators on frozen features are stable and learn in few steps (Projected GANs: Sauer et al., 2021, arXiv
+    2111.01007; their features come from ImageNet). There is one head for every scale, spectrally normalised (Miyato et
+    al., 2018, arXiv 1802.05957).
+
+    Args:
+        features: the frozen encoder: (B, C, H, W) → (B, c, h, w) for every scale.
+        pictures: (N, C, H, W) in [−1, 1]; each feature channel is scaled to mean 0 and deviation 1 on them.
+    """
+
+    def __init__(self, features: Features, pictures: Tensor) -> None:
+        super().__init__()
+        self._features = features
+        with torch.no_grad():
+            examples = [feature.float() for feature in features(pictures)]
+        self.heads = nn.ModuleList(_head(feature.shape[1], min(3, *feature.shape[2:])) for feature in examples)
+        for i, feature in enumerate(examples):
+            self.register_buffer(f"mean_{i}", feature.mean((0, 2, 3), keepdim=True))
+            self.register_buffer(f"deviation_{i}", feature.std((0, 2, 3), keepdim=True).clamp_min(_MIN_DEVIATION))
+        self.to(pictures.device)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """One score (B,) float32 for every scale: the mean over positions."""
+        scores = []
+        for i, (head, feature) in enumerate(zip(self.heads, self._features(images), strict=True)):
+            scaled = (feature.float() - self.get_buffer(f"mean_{i}")) / self.get_buffer(f"deviation_{i}")
+            scores.append(head(scaled).float().mean((1, 2, 3)))
+        return scores
+
+
+class DiscriminatorTrainer:
+    """The discriminator with its optimiser. It takes one step before every step of f."""
+
+    def __init__(self, discriminator: Discriminator, world: World) -> None:
+        self._discriminator, self._world = discriminator, world
+        self._optimiser = torch.optim.Adam(discriminator.heads.parameters(), betas=_BETAS)
+        self._freeze()
+
+    def scores(self, y: Tensor) -> list[Tensor]:
+        """Scores of samples (B, C, H, W), (B,) for every scale. Gradients flow into y only."""
+        scores: list[Tensor] = self._discriminator(y)
+        return scores
+
+    def step(self, x: Tensor, y: Tensor, lr: float, autocast: torch.autocast) -> None:
+        """Train one step on pictures x against samples y, (B, C, H, W) each, with this learning rate."""
+        for group in self._optimiser.param_groups:
+            group["lr"] = lr
+        self._discriminator.train().requires_grad_(True)
+        self._optimiser.zero_grad(set_to_none=True)
+        with autocast:
+            loss = losses.hinge_loss(self._discriminator(x), self._discriminator(y.detach()))
+        torch.autograd.backward(loss)
+        for parameter in self._discriminator.parameters():
+            if parameter.grad is not None:
+                parameter.grad = self._world.mean(parameter.grad)
+        self._optimiser.step()
+        self._freeze()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state for a checkpoint. The keys are part of the checkpoint format."""
+        return {"critic": self._discriminator.state_dict(), "optimiser": self._optimiser.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a state of :meth:`state_dict`."""
+        self._discriminator.load_state_dict(state["critic"])
+        self._optimiser.load_state_dict(state["optimiser"])
+
+    def _freeze(self) -> None:
+        # In evaluation mode a forward pass does not update the estimates of the spectral norms.
+        self._discriminator.eval().requires_grad_(False)
+
+
+def _head(channels: int, kernel: int) -> nn.Module:
+    width = channels + channels // 2
+    return nn.Sequential(
+        spectral_norm(nn.Conv2d(channels, width, kernel)),
+        nn.LeakyReLU(_SLOPE),
+        spectral_norm(nn.Conv2d(width, width, 1)),
+        nn.LeakyReLU(_SLOPE),
+        spectral_norm(nn.Conv2d(width, 1, 1)),
+    )

@@ -1,12 +1,16 @@
-"""Presets: all parameters of a training run, as frozen dataclasses that the checkpoint stores."""
+"""Presets: all parameters of a training run, as frozen dataclasses that the checkpoint stores; and which one fits."""
 
 import dataclasses
+import json
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, cast, get_args
 
 from model_export.data.corruptions import CorruptionName
+from model_export.data.datasets import Dataset, Source
+from model_export.data.picture_files import Inspection
 from model_export.errors import UserError
 from model_export.training.network import NetworkConfig
 from model_export.training.stages import (
@@ -18,6 +22,8 @@ from model_export.training.stages import (
     drifting_stage,
     drifting_stages,
     edges_stage,
+    ign_stages,
+    naign_stages,
     quantised_stage,
     samples_stage,
     texture_stage,
@@ -25,7 +31,26 @@ from model_export.training.stages import (
 
 NO_LICENCE: Final = "not stated"
 SMALL: Final = "small"  # the preset for data without one of its own
-_RENAMED = {"degradations": "corruptions"}  # fields of `Preset` in older checkpoints
+# Options of earlier versions, which the cards of the shipped models state, by the only value that is left.
+_FORMER: Final[dict[str, dict[str, Any]]] = {
+    "preset": {"noise": "gaussian", "ema": 0.999, "noise_range": [0.0, 1.2], "project_steps": 1},
+    "network": {
+        "norm": "group",
+        "groups": 8,
+        "activation": "silu",
+        "upsampling": "transposed",
+        "quantizer_levels": 15,
+    },
+    "matching": {"epsilon": 0.0, "downsample": 1},
+    "stage": {"copy_free": True, "matching": None, "critic_lr": 4e-4},
+}
+_DIGITS_CORRUPTIONS: tuple[CorruptionName, ...] = ("noise", "noise", "noise", "blur", "low_resolution", "hole")
+_MIN_SIDE: Final = 8
+_LARGEST: Final = 1024  # that `--size` allows
+_MAX_SIDE: Final = 64  # larger pictures are reduced to it unless --size says otherwise
+_FEW: Final = 1000  # pictures; with fewer, a network of this kind learns them by heart
+_COLOUR_CORRUPTIONS: Final = ("grey", "sketch")
+_LUMA: Final = (0.299, 0.587, 0.114)  # ITU-R 601, as in `datasets`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,25 +58,19 @@ class Preset:
     """The training of one model."""
 
     name: str
-    objective: Literal["naign", "ign"]  # `naign` or `ign`; the card states it
-    network: NetworkConfig  # architecture of f
-    stages: tuple[Stage, ...]  # in order
-    # Distribution of the latents: standard normal, or with the frequency statistics of the data.
-    noise: Literal["gaussian", "frequency"] = "gaussian"
+    objective: Literal["naign", "ign"]
+    network: NetworkConfig
+    stages: tuple[Stage, ...]
     distance: Distance = "mse"  # D of every term, in the stages that set none
     batch: int = 128  # pictures per step
-    ema: float = 0.999  # decay of the averaged weights, which are exported
-    matching: Matching = field(default_factory=Matching)  # pool and pairs of the stages that set none
-    # Σ of the `noise` corruption is uniform in this range, in the units of [−1, 1].
-    noise_range: tuple[float, float] = (0.0, 1.2)
-    # Of the projection term. Each row gets one of them, equally likely; a name that is listed twice is twice as likely.
+    matching: Matching = field(default_factory=Matching)
+    # The term `project` gives each row one of them; a name that is listed twice is twice as likely.
     corruptions: tuple[CorruptionName, ...] = ("noise",)
     eight_bit: float = 0.0  # share of corrupted rows that are rounded to 8 bits, like uploaded pictures
     # Steps between checkpoints. It is a multiple of all refresh intervals, so that a resumed run rebuilds pool and
     # pairs from the same weights that built them.
     checkpoint_every: int = 400
     generate_steps: int = 1  # recommended steps in the card
-    project_steps: int = 1
     # One value for each channel, in [−1, 1]; a single one is that of every channel.
     background: tuple[float, ...] = (-1.0,)
     polarity: Literal["light-on-dark", "dark-on-light", "none"] = "none"
@@ -60,9 +79,8 @@ class Preset:
     description: str = ""  # one or two sentences for the card
 
     def __post_init__(self) -> None:
-        for matching in map(self.matching_of, self.stages):
-            if self.checkpoint_every % math.lcm(matching.pool_refresh, matching.pairs_refresh):
-                raise ValueError("checkpoint_every must be a multiple of all refresh intervals")
+        if self.checkpoint_every % self.refresh_interval:
+            raise ValueError("checkpoint_every must be a multiple of all refresh intervals")
         if not self.network.quantizer and any(s.weights.code_consistency or s.quantizer_deviation for s in self.stages):
             raise ValueError("code_consistency and quantizer_deviation need a network with a quantizer")
         if not self.corruptions or not set(self.corruptions) <= set(get_args(CorruptionName)):
@@ -70,9 +88,10 @@ class Preset:
         if not 0.0 <= self.eight_bit <= 1.0:
             raise ValueError(f"the 8-bit share {self.eight_bit} is not between 0 and 1")
 
-    def matching_of(self, stage: Stage) -> Matching:
-        """Pool and pairs of a stage."""
-        return stage.matching or self.matching
+    @property
+    def refresh_interval(self) -> int:
+        """Steps after which pool and pairs are both refreshed."""
+        return math.lcm(self.matching.pool_refresh, self.matching.pairs_refresh)
 
     @property
     def steps(self) -> int:
@@ -86,80 +105,37 @@ class Preset:
 
     def to_dict(self) -> dict[str, Any]:
         """The preset as numbers, strings, lists and dicts."""
-        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         return plain
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Preset":
-        """The inverse of :meth:`to_dict`. Fields that an older version did not write get their defaults."""
-        values = {_RENAMED.get(key, key): value for key, value in values.items()}
-        stages = tuple(Stage.from_dict(stage) for stage in values["stages"])
-        network = NetworkConfig(**{**values["network"], "widths": tuple(values["network"]["widths"])})
-        background = values.get("background", -1.0)  # a number in older checkpoints
+    def from_dict(cls, values: Mapping[str, Any]) -> "Preset":
+        """The inverse of :meth:`to_dict`. Missing fields get their defaults.
+
+        Raises:
+            KeyError, TypeError, ValueError: not a preset that this version knows.
+        """
+        values = _without_former("preset", values)
         return cls(
             **{
                 **values,
-                "stages": stages,
-                "network": network,
-                "matching": Matching(**values["matching"]),
-                "noise_range": tuple(values["noise_range"]),
-                "corruptions": tuple(values.get("corruptions", ("noise",))),
-                "background": tuple(background) if isinstance(background, list | tuple) else (background,),
+                "network": NetworkConfig(**_without_former("network", values["network"])),
+                "stages": tuple(
+                    Stage(**{**_without_former("stage", stage), "weights": Weights(**stage["weights"])})
+                    for stage in values["stages"]
+                ),
+                "matching": Matching(**_without_former("matching", values["matching"])),
             }
         )
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
-
-
-def naign_stages(imle: int, balance: int, distill: int, *, teacher_steps: int = 4) -> tuple[Stage, ...]:
-    """The recommended objective: NAIGN (non-adversarial IGN, Al-Jaff et al., 2025, arXiv 2511.02614) with extensions.
-
-    docs/training-results.md has the measurements behind the extensions. The stages:
-
-    1. Reconstruction and IMLE: every picture attracts its nearest sample, so no mode is dropped.
-    2. Balanced matching in addition: every latent gets a target and no picture is preferred.
-    3. Distillation from the frozen second stage T: one step of f learns T^k. A discriminator, on features of T's
-       encoder, restores the detail that averages over neighbours lack. Projection teaches f to restore corrupted
-       pictures.
-
-    Args:
-        imle: steps of the first stage.
-        balance: steps of the second stage.
-        distill: steps of the third stage.
-    """
-    return (
-        Stage(name="imle", steps=imle, lr=6e-4, weights=Weights(imle=1.0)),
-        Stage(name="balance", steps=balance, lr=4e-4, weights=Weights(imle=1.0, match=0.3)),
-        Stage(
-            name="distill",
-            steps=distill,
-            lr=5e-4,
-            weights=Weights(distill=0.4, project=0.5, settle=0.5, critic=0.01),
-            teacher_steps=teacher_steps,
-            betas=(0.5, 0.99),
-        ),
-    )
-
-
-def ign_stages(steps: int, weights: Weights, *, lr: float, clamp: float | None, warmup: int = 0) -> tuple[Stage, ...]:
-    """The adversarial objective of the IGN paper in one stage (Shocher et al., 2024, section 2 and appendix)."""
-    return (
-        Stage(
-            name="ign",
-            steps=steps,
-            lr=lr,
-            weights=weights,
-            warmup=warmup,
-            betas=(0.5, 0.999),
-            tight_clamp=clamp,
-        ),
-    )
+def _without_former(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values without former options, and with tuples for lists."""
+    former = _FORMER[kind]
+    if changed := [name for name, value in former.items() if values.get(name, value) != value]:
+        raise ValueError(f"options of another version: {', '.join(changed)}")
+    kept = {name: value for name, value in values.items() if name not in former}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()}
 
 
 def network_for(size: int, channels: int) -> NetworkConfig:
@@ -173,11 +149,7 @@ def network_for(size: int, channels: int) -> NetworkConfig:
 
 _DIGITS = NetworkConfig(size=28, channels=1, widths=(32, 64, 128), bottleneck=256)
 _DIGITS_MATCHING = Matching(pool_refresh=32)
-_DIGITS_CORRUPTIONS: tuple[CorruptionName, ...] = ("noise", "noise", "noise", "blur", "low_resolution", "hole")
 _FACES = NetworkConfig(size=64, channels=3, widths=(32, 64, 128, 256), bottleneck=64, places=4)
-_PAPER_64 = NetworkConfig(
-    size=64, channels=3, widths=(64, 128, 256, 512), bottleneck=512, groups=32, activation="dcgan"
-)
 
 PRESETS = {
     preset.name: preset
@@ -216,31 +188,6 @@ PRESETS = {
             description="Clothes, 28×28 grey, light on dark.",
         ),
         Preset(
-            name="celeba64",
-            objective="naign",
-            network=_FACES,
-            stages=drifting_stages(4000, 4000, 1600),
-            distance="mse_l1",
-            batch=32,
-            corruptions=(*_DIGITS_CORRUPTIONS, "grey", "sketch"),
-            eight_bit=0.5,
-            data="celeba64",
-            licence="research-only",
-            description="Aligned celebrity faces, 64×64 RGB.",
-        ),
-        Preset(
-            name="celeba64_paper",
-            objective="ign",
-            network=_PAPER_64,
-            stages=ign_stages(150_000, Weights(rec=20.0, idem=20.0, tight=2.5), lr=1e-4, clamp=1.5),
-            noise="frequency",
-            distance="l1",
-            batch=256,
-            data="celeba64",
-            licence="research-only",
-            description="Aligned celebrity faces, 64×64 RGB, the paper's objective and settings with group norm.",
-        ),
-        Preset(
             name=SMALL,
             objective="naign",
             network=network_for(32, 3),
@@ -248,6 +195,15 @@ PRESETS = {
             matching=Matching(pool=2048),
             corruptions=_DIGITS_CORRUPTIONS,
             eight_bit=0.5,
+        ),
+        # The paper's objective with its weights; its DCGAN had batch norm, which makes rows depend on one another.
+        Preset(
+            name="ign",
+            objective="ign",
+            network=NetworkConfig(size=64, channels=3, widths=(64, 128, 256, 512), bottleneck=512),
+            stages=ign_stages(150_000, Weights(rec=20.0, idem=20.0, tight=2.5), lr=1e-4, clamp=1.5),
+            distance="l1",
+            batch=256,
         ),
         Preset(
             name="avatars64",
@@ -273,7 +229,7 @@ PRESETS = {
         Preset(
             name="tiny",
             objective="naign",
-            network=NetworkConfig(size=8, channels=1, widths=(8, 16), bottleneck=16, groups=4),
+            network=NetworkConfig(size=8, channels=1, widths=(8, 16), bottleneck=16),
             stages=naign_stages(24, 16, 16, teacher_steps=2),
             batch=16,
             matching=Matching(pool=64, pool_refresh=4, pairs=32, pairs_refresh=2),
@@ -348,3 +304,108 @@ def _with_steps(stages: tuple[Stage, ...], steps: int) -> tuple[Stage, ...]:
         dataclasses.replace(stage, steps=count, warmup=round(stage.warmup * share))
         for stage, count in zip(stages, counts, strict=True)
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choices:
+    """What the command line says about the training; None: nothing."""
+
+    preset: str | None = None
+    name: str | None = None
+    size: int | None = None
+    channels: int | None = None
+    steps: int | None = None
+    batch: int | None = None
+    corruptions: Sequence[str] | None = None
+    eight_bit: float | None = None
+    licence: str | None = None
+
+
+def choose_preset(choices: Choices, source: Source, found: Inspection) -> Preset:
+    """The preset of the command line, or one that fits the pictures.
+
+    Without `--preset`, the published sets get the preset of their name and all other pictures `small`, with their own
+    channels and a size of at most 64. In colour, `small` also learns to undo grey and sketch.
+    """
+    if choices.size is not None and not _MIN_SIDE <= choices.size <= _LARGEST:
+        raise UserError(f"--size {choices.size}: {_MIN_SIDE} to {_LARGEST}")
+    preset = get_preset(choices.preset or (source.known if source.known in PRESETS else SMALL))
+    size, channels, corruptions = choices.size, choices.channels, choices.corruptions
+    if preset.name == SMALL:
+        size, channels = size or _size_for(source.name, found), channels or found.channels
+        if not corruptions and channels == found.channels == 3:
+            corruptions = (*preset.corruptions, *_COLOUR_CORRUPTIONS)
+    elif channels is None and found.channels != preset.network.channels:
+        colour = "grey" if preset.network.channels == 1 else "colour"
+        wanted = f"{preset.network.size}×{preset.network.size} {colour}"
+        raise UserError(
+            f"--preset {preset.name} is for {wanted} pictures, {source.name} has {found}; add --size "
+            f"{size or _size_for(source.name, found)} --channels {found.channels}, or leave out --preset, which then "
+            "fits the data"
+        )
+    return with_overrides(
+        preset,
+        size=size,
+        channels=channels,
+        steps=choices.steps,
+        batch=choices.batch,
+        corruptions=corruptions,
+        eight_bit=choices.eight_bit,
+    )
+
+
+def describe_model(preset: Preset, choices: Choices, data: Dataset, found: Inspection) -> Preset:
+    """The preset with the name, licence, background and polarity that the card will state.
+
+    Name, description and licence of a preset belong to its own data. For other data the name is that of the folder or
+    file, the description is empty and no licence is stated unless the command line says so.
+    """
+    if preset.data and data.known == preset.data and choices.name in (None, preset.name):
+        return dataclasses.replace(preset, licence=choices.licence or preset.licence)
+    named_by_data = preset.data or not preset.description
+    return dataclasses.replace(
+        preset,
+        name=choices.name or (_name_of(data.name) if named_by_data else preset.name),
+        description="" if named_by_data or choices.name else preset.description,
+        licence=choices.licence or NO_LICENCE,
+        background=_background(found, preset.network.channels),
+        polarity="none" if preset.network.channels == 3 else found.polarity,
+    )
+
+
+def summary(preset: Preset, base: str, data: Dataset, found: Inspection) -> list[str]:
+    """What was found and chosen, one line each."""
+    network = preset.network
+    levels = ", ".join(str(round((value + 1.0) * 127.5)) for value in preset.background)
+    reduced = {*found.smallest, *found.largest} != {network.size}
+    lines = [
+        f"{data.name}: {found}: preset `{base}`, --size {network.size} --channels {network.channels}"
+        + (" (cropped to the centre square and resized)" if reduced else ""),
+        f"model `{preset.name}`: background {levels} of 255, polarity {preset.polarity}, {preset.steps} steps of "
+        f"{min(preset.batch, len(data.train))} pictures, licence of the weights: {preset.licence}",
+    ]
+    if data.skipped:
+        lines.append(f"left out {len(data.skipped)} unreadable files: {', '.join(data.skipped)}")
+    if len(data.train) < _FEW:
+        lines.append(f"only {len(data.train)} training pictures: f may learn them by heart; {_FEW} or more are better")
+    return lines
+
+
+def _size_for(name: str, found: Inspection) -> int:
+    side = min(found.smallest)
+    if side < _MIN_SIDE:
+        raise UserError(f"--data {name}: the smallest picture is {found.smallest}; {_MIN_SIDE} pixels are the least")
+    return min(side, _MAX_SIDE)
+
+
+def _background(found: Inspection, channels: int) -> tuple[float, ...]:
+    levels = found.background
+    if channels == 1 and len(levels) == 3:
+        levels = (round(sum(weight * level for weight, level in zip(_LUMA, levels, strict=True))),)
+    return tuple(round(level / 127.5 - 1.0, 4) for level in levels)
+
+
+def _name_of(data: str) -> str:
+    """A model name made of the name of a file or folder."""
+    stem = re.sub(r"\.(npz|zip)$", "", data.lower())
+    return re.sub(r"[^a-z0-9_.-]+", "-", stem).strip("-_.")[:64] or "model"

@@ -1,11 +1,7 @@
 """The stages of a training run: weights of the terms, optimiser and schedule, as frozen dataclasses."""
 
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
-
-# In older checkpoints and cards: fields of `Stage`, and terms, which may be left out where they were off.
-_REMOVED: Final = {"quantizer_levels", "replay_buffer"}
-_REMOVED_TERMS: Final = {"replay"}
+from typing import Any, Literal
 
 Distance = Literal["mse", "l1", "mse_l1", "mse_l1_edges", "mse_l1_focal"]
 """D of the loss terms; see `model_export.training.losses.distance`."""
@@ -57,9 +53,6 @@ class Matching:
     pool_refresh: int = 16  # steps between refreshes of the candidates
     pairs: int = 1024  # number of pairs of one optimal assignment
     pairs_refresh: int = 8  # steps between assignments; pairs ≥ pairs_refresh · batch uses every pair at most once
-    # Candidates with a smaller RMS distance to a picture of the batch are rejected (RS-IMLE); 0: none.
-    epsilon: float = 0.0
-    downsample: int = 1  # compare means over squares of this side instead of pixels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,19 +67,14 @@ class Stage:
     warmup: int = 200  # steps of linear warm-up
     betas: tuple[float, float] = (0.9, 0.99)
     tight_clamp: float | None = None  # a in the paper's a·L_rec·tanh(L_tight/(a·L_rec)), row by row; None for no clamp
-    # Compute idempotence and tightness in one forward pass if there is no clamp. The gradients equal those of the
-    # paper's frozen copy; a step needs three forward passes instead of four.
-    copy_free: bool = True
     distance: Distance | None = None  # D of every term of this stage; None takes the preset's
-    matching: Matching | None = None  # pool and pairs of this stage; None takes the preset's
-    critic_lr: float = 4e-4  # peak learning rate of the discriminator, with the same schedule as ``lr``
-    # Σ of noise on f(x) and f(f(z)) before `code_consistency` encodes them, in the units of [−1, 1].
+    # σ of noise on f(x) and f(f(z)) before `code_consistency` encodes them, in the units of [−1, 1].
     code_noise: float = 0.0
     # Number of latents and of pictures per step of `drifting`, which estimates its field from them; 0 takes the batch
     # size. `settle` then takes as many of the samples as there are pictures in the batch.
     drift_pictures: int = 0
     drift_cells: int = 0  # see `FeatureGroups.cells`
-    # Of the encoder's features for `drifting` and `features`; see `Autoencoder.features`. Scale 0 holds fine texture.
+    # First scale of the encoder whose features `drifting` and `features` compare. Scale 0 holds fine texture.
     first_scale: int = 1
     # Standard deviation of pictures, in levels, to which the quantiser is fitted when the stage starts; 0 keeps the
     # quantiser as it is. The teacher is copied before.
@@ -96,20 +84,37 @@ class Stage:
         if self.weights.distill > 0 and self.teacher_steps < 1:
             raise ValueError(f"stage {self.name}: distillation needs teacher_steps ≥ 1")
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Stage":
-        """The inverse of ``dataclasses.asdict``; lists become tuples. Missing fields get their defaults."""
-        values = {name: value for name, value in values.items() if name not in _REMOVED}
-        weights = {name: weight for name, weight in values["weights"].items() if weight or name not in _REMOVED_TERMS}
-        matching = values.get("matching")
-        return cls(
-            **{
-                **values,
-                "weights": Weights(**weights),
-                "betas": tuple(values["betas"]),
-                "matching": None if matching is None else Matching(**matching),
-            }
-        )
+
+def naign_stages(imle: int, balance: int, distill: int, *, teacher_steps: int = 4) -> tuple[Stage, ...]:
+    """The recommended objective: NAIGN (non-adversarial IGN, Al-Jaff et al., 2025, arXiv 2511.02614) with extensions.
+
+    docs/training-results.md has the measurements behind the extensions. The stages:
+
+    1. Reconstruction and IMLE: every picture attracts its nearest sample, so no mode is dropped.
+    2. Balanced matching in addition: every latent gets a target and no picture is preferred.
+    3. Distillation from the frozen second stage T: one step of f learns T^k. A discriminator, on features of T's
+       encoder, restores the detail that averages over neighbours lack. Projection teaches f to restore corrupted
+       pictures.
+
+    ``imle``, ``balance`` and ``distill`` are their steps, ``teacher_steps`` is k.
+    """
+    return (
+        Stage(name="imle", steps=imle, lr=6e-4, weights=Weights(imle=1.0)),
+        Stage(name="balance", steps=balance, lr=4e-4, weights=Weights(imle=1.0, match=0.3)),
+        Stage(
+            name="distill",
+            steps=distill,
+            lr=5e-4,
+            weights=Weights(distill=0.4, project=0.5, settle=0.5, critic=0.01),
+            teacher_steps=teacher_steps,
+            betas=(0.5, 0.99),
+        ),
+    )
+
+
+def ign_stages(steps: int, weights: Weights, *, lr: float, clamp: float | None) -> tuple[Stage, ...]:
+    """The adversarial objective of the IGN paper in one stage (Shocher et al., 2024, section 2 and appendix)."""
+    return (Stage(name="ign", steps=steps, lr=lr, weights=weights, warmup=0, betas=(0.5, 0.999), tight_clamp=clamp),)
 
 
 def drifting_stage(steps: int) -> Stage:
@@ -177,10 +182,7 @@ def drifting_stages(autoencoder: int, drifting: int, distill: int, *, cells: int
     2. Drifting draws samples, and keeps restoring.
     3. One step of f learns four.
 
-    Args:
-        autoencoder: steps of the first stage.
-        drifting: steps of the second stage.
-        distill: steps of the third stage.
+    The three numbers are their steps, ``cells`` is `Stage.drift_cells`.
     """
     weights = Weights(rec=1.0, project=1.0, settle=0.7, drifting=0.03, features=0.3)
     last = replace(weights, settle=1.0, distill=1.0, drifting=0.02)

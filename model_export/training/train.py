@@ -22,30 +22,32 @@ from torchvision.utils import save_image
 from tqdm import tqdm
 
 from model_export.data.datasets import Dataset
-from model_export.data.noise import NoiseSampler, frequency_statistics
 from model_export.errors import UserError
 from model_export.files import atomic_write, file_lock
 from model_export.training import checkpoint as checkpoints
-from model_export.training.batches import BatchBuilder, RngStream, TrainingBatch, derive_seed
-from model_export.training.checkpoint import Checkpoint
-from model_export.training.discriminator import DiscriminatorTrainer
+from model_export.training.batches import BatchBuilder, RngStream, TrainingBatch, derive_seed, draw_latents
+from model_export.training.checkpoint import Checkpoint, StartWeights, adds_stages, continued_preset
 from model_export.training.drifting import FeatureGroups
 from model_export.training.execution import Execution, no_sync_until, stop_signal
-from model_export.training.log import Log
+from model_export.training.log import COMPUTE, Log, Throughput, ThroughputMeter
 from model_export.training.network import Autoencoder, averaged_model
-from model_export.training.objective import Objective, health
+from model_export.training.objective import (
+    CRITIC_LR,
+    SCALING_PICTURES,
+    Discriminator,
+    DiscriminatorTrainer,
+    Objective,
+    health,
+)
 from model_export.training.presets import Preset
-from model_export.training.resume import adds_stages, continued_preset
-from model_export.training.stage_setup import StageSetup
 from model_export.training.stages import Stage
-from model_export.training.start import StartWeights
-from model_export.training.throughput import COMPUTE, Throughput, ThroughputMeter
 
 LOG = "log.jsonl"
 _BOARD = "tensorboard"
 _LOG_EVERY = 50
 _FIRST_GRID = 50  # the step of the first samples: early enough to see that a run is on its way
 _GRID_SIDE = 8
+_QUANTIZER_PICTURES = 4096  # pictures, and latents, whose codes give the principal components
 
 
 class Interrupted(Exception):
@@ -53,11 +55,7 @@ class Interrupted(Exception):
 
 
 class Run:
-    """One training run.
-
-    Args:
-        start: weights with which a new run starts; see `StartWeights`.
-    """
+    """One training run. If ``out`` holds a checkpoint, that run continues; else one begins, from ``start`` if given."""
 
     def __init__(
         self,
@@ -82,7 +80,7 @@ class Run:
         self.world = self.execution.world
         started = None if start is None else start.digest
         self.provenance = {**provenance, "bf16": bf16, "execution": self.execution.to_dict(), "start": started}
-        self.data = {
+        self.data: dict[str, Any] = {
             "name": data.name,
             "sha256": data.sha256,
             "licence": data.licence,
@@ -94,9 +92,8 @@ class Run:
         self._changed = saved is not None and Preset.from_dict(saved.preset) != preset
         self.throughput: list[tuple[str, Throughput]] = []  # of this process, by stage
         self.meter, self._warned = ThroughputMeter(device), False
-        statistics = frequency_statistics(data.train) if preset.noise == "frequency" else None
-        self.noise = NoiseSampler(preset.shape, statistics)
-        self._setup = StageSetup(data.train, self.noise, seed=seed, device=device, world=self.world)
+        pictures = data.train.to(device)
+        self.batches = BatchBuilder(preset, pictures, seed=seed, meter=self.meter, world=self.world)
         torch.manual_seed(derive_seed(seed, RngStream.INIT, 0))
         self.network = self.execution.to_device(Autoencoder(preset.network), device)
         if saved is not None:
@@ -109,9 +106,6 @@ class Run:
             self._start_stage()
         self._compiled = self.execution.compiled(self.network)
         self._f = self._compiled  # what the loss calls; `train` wraps it for several ranks
-        self.batches = BatchBuilder(
-            preset, data.train.to(device), self.noise, seed=seed, meter=self.meter, world=self.world
-        )
 
     def train(self) -> None:
         """Train to the end of the last stage. A finished run stores what the command changes of its card.
@@ -155,7 +149,6 @@ class Run:
                 optimiser=self.optimiser.state_dict(),
                 teacher=None if self.teacher is None else self.teacher.state_dict(),
                 critic=None if self.discriminator is None else self.discriminator.state_dict(),
-                statistics=self.noise.statistics,
                 data=self.data,
                 provenance=self.provenance,
             ),
@@ -180,10 +173,14 @@ class Run:
                     with self.meter.phase("log"):
                         self._log_terms(terms, stage, log, bar)
                 if saving:
-                    self._save_with_samples()
-                elif self.step == _FIRST_GRID and self.world.is_main:
+                    with self.meter.phase("checkpoint"):
+                        self.save()
+                        self._save_samples()
+                elif self.step == _FIRST_GRID:
                     self._save_samples()
-                stopping = not last and self._at_refresh() and self._any_rank(signalled())
+                # Pool and pairs are not saved, so a run stops only where both are refreshed at the next step.
+                refreshing = self.stage_step % self.preset.refresh_interval == 0
+                stopping = not last and refreshing and self._any_rank(signalled())
                 if stopping and not saving:
                     self.save()
                 if stopping or last or self.stage_step == 0:
@@ -200,7 +197,7 @@ class Run:
         batch = self.batches.build(self.step, self.stage_step, stage, self._forward)
         with self.meter.phase(COMPUTE):
             if self.discriminator is not None and batch.z is not None:
-                lr = stage.critic_lr * learning_rate(stage, self.stage_step) / stage.lr
+                lr = CRITIC_LR * learning_rate(stage, self.stage_step) / stage.lr
                 self.discriminator.step(batch.x, self._forward(batch.z), lr, self._autocast())
             terms = self._backward(batch)
             self.optimiser.step()
@@ -276,20 +273,19 @@ class Run:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
-    def _at_refresh(self) -> bool:
-        """Whether pool and pairs are both refreshed at the next step; only here a run may stop."""
-        matching = self.preset.matching_of(self.preset.stages[self.stage])
-        return self.stage_step % math.lcm(matching.pool_refresh, matching.pairs_refresh) == 0
-
     def _start_stage(self) -> None:
         """Create what the present stage needs from the present network."""
         stage = self.preset.stages[self.stage]
         # Before the quantiser is fitted, so that f learns from a network without one.
-        self.teacher = _frozen_copy(self.network) if stage.weights.teacher else None
-        self._setup.fit_quantizer(stage, self.network)
-        self.average: AveragedModel = averaged_model(self.network, self.preset.ema).eval()
+        self.teacher = copy.deepcopy(self.network).requires_grad_(False).eval() if stage.weights.teacher else None
+        if stage.quantizer_deviation > 0:
+            generator = self.batches.generator(RngStream.QUANTIZER, 0)
+            latents = draw_latents(_QUANTIZER_PICTURES, self.preset.shape, generator)
+            pictures = self.batches.example_pictures(_QUANTIZER_PICTURES)
+            self.network.fit_quantizer(pictures, latents, stage.quantizer_deviation, generator)
+        self.average: AveragedModel = averaged_model(self.network).eval()
         self.optimiser = torch.optim.Adam(self.network.parameters(), lr=stage.lr, betas=stage.betas)
-        self.discriminator = self._setup.discriminator(stage, self.teacher, self.step)
+        self.discriminator = self._new_discriminator(stage)
         self.objective = Objective(
             stage=stage,
             kind=stage.distance or self.preset.distance,
@@ -299,6 +295,13 @@ class Run:
             if self.teacher is None
             else FeatureGroups(partial(self.teacher.features, first=stage.first_scale), stage.drift_cells),
         )
+
+    def _new_discriminator(self, stage: Stage) -> DiscriminatorTrainer | None:
+        if self.teacher is None or stage.weights.critic <= 0:
+            return None
+        torch.manual_seed(derive_seed(self.seed, RngStream.DISCRIMINATOR, self.step))
+        pictures = self.batches.example_pictures(min(SCALING_PICTURES, self.data["pictures"]))
+        return DiscriminatorTrainer(Discriminator(self.teacher.features, pictures), self.world)
 
     def _end_stage(self) -> None:
         if self.step == self.preset.steps:
@@ -327,16 +330,12 @@ class Run:
         if adds_stages(self.preset, saved):
             self._end_stage()
 
-    def _save_with_samples(self) -> None:
-        with self.meter.phase("checkpoint"):
-            self.save()
-            if self.world.is_main:
-                self._save_samples()
-
     @torch.no_grad()
     def _save_samples(self) -> None:
-        """Write a picture of samples: f(z) in the upper half, f(f(z)) in the lower half."""
-        z = self.noise.sample(_GRID_SIDE**2, self.batches.generator(RngStream.SAMPLES, 0))
+        """Write a picture of samples: f(z) in the upper half, f(f(z)) in the lower half. Only rank 0 writes."""
+        if not self.world.is_main:
+            return
+        z = self.batches.latents(_GRID_SIDE**2, RngStream.SAMPLES, 0)
         folder = self.out / "samples"
         folder.mkdir(parents=True, exist_ok=True)
         y = self.average(z)
@@ -360,7 +359,3 @@ def _continued(before: dict[str, Any], now: dict[str, Any], step: int) -> dict[s
         return before
     entry = {"from_step": step, "sources": now.get("sources"), "commit": now.get("commit")}
     return {**before, "continued": [*history, entry]}
-
-
-def _frozen_copy(network: Autoencoder) -> Autoencoder:
-    return copy.deepcopy(network).requires_grad_(False).eval()

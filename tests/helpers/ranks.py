@@ -13,8 +13,7 @@ from torch import Tensor
 from model_export.data.datasets import load_dataset
 from model_export.training import losses
 from model_export.training.checkpoint import Checkpoint
-from model_export.training.distributed import World
-from model_export.training.execution import Execution
+from model_export.training.execution import Execution, World
 from model_export.training.losses import Function
 from model_export.training.presets import Preset
 from model_export.training.stages import Distance

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from model_export.training import checkpoint as checkpoints
-from model_export.training.distributed import World, join_world
-from model_export.training.presets import PRESETS, Preset, ign_stages
-from model_export.training.stages import Weights
+from model_export.training.execution import World, join_world
+from model_export.training.presets import PRESETS, Preset
+from model_export.training.stages import Weights, ign_stages
 from tests.helpers.live import ROOT, environment
 from tests.helpers.ranks import Job, assert_gradients_agree, train_alone, train_in_ranks
 from tests.helpers.tiny_training import contents, train_arguments
@@ -21,14 +21,13 @@ TINY = PRESETS["tiny"]
 NAIGN = dataclasses.replace(
     TINY,
     stages=tuple(dataclasses.replace(stage, steps=8, warmup=0) for stage in TINY.stages),
-    matching=dataclasses.replace(TINY.matching, pool=65, pairs=31, epsilon=0.2),  # shares of unequal size
+    matching=dataclasses.replace(TINY.matching, pool=65, pairs=31),  # shares of unequal size
     corruptions=("noise", "blur", "hole"),
     eight_bit=0.5,
 )
 PAPER = dataclasses.replace(
     TINY,
     objective="ign",
-    noise="frequency",
     distance="l1",
     stages=ign_stages(8, Weights(rec=20.0, idem=20.0, tight=2.5), lr=1e-3, clamp=1.5),
 )

@@ -2,42 +2,37 @@ import pytest
 import torch
 from torch import Tensor
 
-from model_export.training.drifting import FeatureGroups, distance_scale, drift_field, drifting_loss, normalised_field
+from model_export.training.drifting import FeatureGroups, distance_scale, drifting_loss, field, normalised_field
 
 
 def rows(count: int, seed: int, width: int = 6) -> Tensor:
     return torch.randn((count, width), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def test_the_field_is_zero_if_samples_equal_pictures() -> None:
-    pictures = rows(40, 0)
-    assert drift_field(pictures, pictures, pictures, 0.5, exclude_self=False).abs().max() < 1e-12
+def drift(samples: Tensor, pictures: Tensor, others: Tensor, temperature: float) -> Tensor:
+    distances = torch.cat([torch.cdist(samples, pictures), torch.cdist(samples, others)], -1)
+    return field(distances, torch.cat([pictures, -others]), len(pictures), temperature)
 
 
 def test_the_field_is_anti_symmetric() -> None:
     samples, pictures, others = rows(10, 0), rows(20, 1), rows(30, 2) + 1.0
-    field = drift_field(samples, pictures, others, 0.7, exclude_self=False)
-    exchanged = drift_field(samples, others, pictures, 0.7, exclude_self=False)
-    torch.testing.assert_close(field, -exchanged)
-    assert field.abs().max() > 1e-3
+    there = drift(samples, pictures, others, 0.7)
+    torch.testing.assert_close(there, -drift(samples, others, pictures, 0.7))
+    assert there.abs().max() > 1e-3
+    assert drift(samples, pictures, pictures, 0.5).abs().max() < 1e-12
 
 
 def test_no_sample_repels_itself() -> None:
     """Two samples and one picture, computed by hand."""
     samples = torch.tensor([[0.0], [4.0]], dtype=torch.float64)
     picture = torch.tensor([[1.0]], dtype=torch.float64)
-    field = drift_field(samples, picture, samples, 2.0)
     logits = torch.tensor([[-1.0, -torch.inf, -4.0], [-3.0, -4.0, -torch.inf]], dtype=torch.float64) / 2.0
     affinity = (logits.softmax(1) * logits.softmax(0)).sqrt()
     attraction = affinity[:, 0] * affinity[:, 1:].sum(1)
-    repulsion = affinity[:, 1:] * affinity[:, :1]
-    torch.testing.assert_close(field, attraction[:, None] * picture - repulsion @ samples)
-    assert field[0] < 0 < field[1]  # away from each other: the picture lies between them, and is near
-
-
-def test_samples_move_towards_distant_pictures() -> None:
-    samples, pictures = rows(50, 0) * 0.1, rows(50, 1) * 0.1 + 2.0
-    assert (normalised_field(samples, pictures).mean(0) > 0).all()
+    expected = attraction[:, None] * picture - affinity[:, 1:] * affinity[:, :1] @ samples
+    assert expected[0] < 0 < expected[1]  # away from each other: the picture lies between them, and is near
+    size = expected.square().mean().sqrt()
+    torch.testing.assert_close(normalised_field(samples, picture, (2.0,)), expected / size)
 
 
 def test_every_temperature_has_the_same_influence() -> None:
@@ -58,21 +53,13 @@ def test_the_scale_makes_distances_comparable() -> None:
 def test_the_loss_moves_samples_to_the_distribution_of_the_pictures() -> None:
     pictures = torch.cat([rows(100, 0, 2) * 0.1 - 1.0, rows(100, 1, 2) * 0.1 + 1.0]).float()
     samples = (rows(80, 2, 2) * 0.1).float().requires_grad_()
-    optimiser = torch.optim.Adam([samples], 0.02)
-    for _ in range(400):
+    optimiser = torch.optim.Adam([samples], 0.05)
+    for _ in range(150):
         optimiser.zero_grad()
         torch.autograd.backward(drifting_loss([samples], [pictures]))
         optimiser.step()
     assert 0.35 < float((samples[:, 0] > 0).float().mean()) < 0.65  # both clusters are reached
     assert torch.cdist(samples.detach(), pictures).min(1).values.median() < 0.2
-
-
-def test_only_samples_get_a_gradient() -> None:
-    samples, pictures = rows(5, 0).requires_grad_(), rows(5, 1).requires_grad_()
-    torch.autograd.backward(drifting_loss([samples], [pictures]))
-    assert samples.grad is not None
-    assert samples.grad.abs().max() > 0
-    assert not drift_field(samples, pictures, samples, 1.0).requires_grad
 
 
 def test_feature_groups_are_maps_and_moments_of_their_parts() -> None:

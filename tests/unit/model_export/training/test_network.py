@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model_export.training.network import Autoencoder, NetworkConfig, ScalarQuantizer, parameter_count, round_with_ramps
+from model_export.training.network import Autoencoder, NetworkConfig, ScalarQuantizer, round_with_ramps
 
-SMALL = {"widths": (8, 16), "bottleneck": 12, "groups": 4}
+SMALL = {"widths": (8, 16), "bottleneck": 12}
 
 
 def network(**changes: Any) -> Autoencoder:
@@ -15,12 +15,12 @@ def network(**changes: Any) -> Autoencoder:
 
 
 @pytest.mark.parametrize("size", [8, 9, 11, 14, 15, 28])
-@pytest.mark.parametrize("upsampling", ["transposed", "resize"])
-def test_shape_is_kept_for_even_and_odd_sizes(size: int, upsampling: str) -> None:
-    f = network(size=size, channels=3, upsampling=upsampling)
+def test_shape_is_kept_for_even_and_odd_sizes(size: int) -> None:
+    f = network(size=size, channels=3)
     y = f(torch.randn(2, 3, size, size))
     assert y.shape == (2, 3, size, size)
     assert y.abs().max() <= 1.0
+    torch.testing.assert_close(f.train()(torch.ones(2, 3, size, size))[:1], f(torch.ones(1, 3, size, size)))
 
 
 @pytest.mark.parametrize("size", [8, 15, 28])
@@ -50,7 +50,7 @@ def test_a_bottleneck_of_places_leaves_nothing_else_of_the_input() -> None:
 
 
 def test_every_place_depends_on_the_whole_picture() -> None:
-    f = network(size=64, widths=(8, 16, 16), places=8, groups=4)
+    f = network(size=64, widths=(8, 16, 16), places=8)
     x = torch.zeros(1, 1, 64, 64, requires_grad=True)
     torch.autograd.backward(f.encoder(x)[0, :, 0, 0].sum())
     assert x.grad is not None
@@ -75,34 +75,11 @@ def test_the_bottleneck_computes_the_convolutions_it_exports(size: int) -> None:
     torch.testing.assert_close(outwards(code), nn.ConvTranspose2d.forward(outwards, code))
 
 
-def test_group_norm_makes_rows_independent_of_their_neighbours() -> None:
-    f = network().train()
-    x = torch.randn(4, 1, 8, 8)
-    torch.testing.assert_close(f(x)[:1], f(x[:1]))
-
-
-def test_batch_norm_does_not() -> None:
-    f = network(norm="batch").train()
-    x = torch.randn(4, 1, 8, 8)
-    assert (f(x)[:2] - f(x[:2])).abs().max() > 1e-3
-
-
 def test_the_signal_keeps_its_scale() -> None:
-    f = network(size=28, widths=(32, 64, 128), bottleneck=256, groups=8)
+    f = network(size=28, widths=(32, 64, 128), bottleneck=256)
     with torch.no_grad():
         before_tanh = f.decoder(f.encoder(torch.randn(64, 1, 28, 28)))
     assert 0.1 < float(before_tanh.std()) < 3.0
-
-
-def test_too_many_halvings_are_refused() -> None:
-    with pytest.raises(ValueError, match="too small for 4 halvings"):
-        network(widths=(8, 8, 8, 8))
-
-
-def test_parameter_count_counts_what_is_trained() -> None:
-    layer = nn.Linear(3, 2)
-    assert parameter_count(layer) == 8
-    assert parameter_count(layer.requires_grad_(False)) == 0
 
 
 def codes(count: int = 200) -> Tensor:
@@ -115,13 +92,13 @@ def codes(count: int = 200) -> Tensor:
 
 @pytest.fixture
 def quantizer() -> ScalarQuantizer:
-    quantizer = ScalarQuantizer(5, 2, levels=7).eval().requires_grad_(False)
+    quantizer = ScalarQuantizer(5, 2).eval().requires_grad_(False)
     quantizer.fit(codes()[:100], codes()[100:], 1.5, torch.Generator().manual_seed(0))
     return quantizer
 
 
 def test_a_quantiser_that_is_not_fitted_returns_its_input() -> None:
-    assert torch.equal(ScalarQuantizer(5, 2, levels=7)(codes()), codes())
+    assert torch.equal(ScalarQuantizer(5, 2)(codes()), codes())
 
 
 def test_the_components_describe_the_codes_to_which_they_are_fitted(quantizer: ScalarQuantizer) -> None:
@@ -135,7 +112,7 @@ def test_codes_are_quantised_to_the_levels_only(quantizer: ScalarQuantizer) -> N
     far = torch.cat([codes(), 100.0 * codes()])
     levels = round_with_ramps(quantizer.components(far))
     torch.testing.assert_close(quantizer(far), quantizer.reconstruct(levels))
-    assert float(levels.abs().max()) == 3.0
+    assert float(levels.abs().max()) == 7.0
     assert float((levels == levels.round()).float().mean()) > 0.9  # all except the few on a ramp
 
 
@@ -150,14 +127,6 @@ def test_rounding_is_flat_at_levels_and_a_ramp_between_them(value: float, result
     assert float(above - below) / (2 * step) == pytest.approx(slope)
 
 
-def test_errors_of_many_round_trips_do_not_add_up() -> None:
-    value, moved = torch.zeros(1), torch.zeros(1)
-    for _ in range(1000):
-        value, moved = round_with_ramps(value + 0.45), moved + 0.45
-    assert float(value) == 0.0
-    assert float(moved) > 400.0
-
-
 def test_gradients_pass_as_if_nothing_were_rounded(quantizer: ScalarQuantizer) -> None:
     code, plain = codes().requires_grad_(), codes().requires_grad_()
     torch.autograd.backward(quantizer(code).sum())
@@ -166,13 +135,7 @@ def test_gradients_pass_as_if_nothing_were_rounded(quantizer: ScalarQuantizer) -
     torch.testing.assert_close(code.grad, plain.grad)
 
 
-def test_a_quantiser_rejects_impossible_sizes() -> None:
-    for components, levels, says in ((6, 7, "6 components"), (2, 4, "odd"), (2, 1, "odd")):
-        with pytest.raises(ValueError, match=says):
-            ScalarQuantizer(5, components, levels)
-
-
-def test_a_network_has_components_only_with_a_quantiser() -> None:
+def test_impossible_sizes_are_refused_and_only_a_quantiser_has_components() -> None:
     x = torch.randn(3, 1, 8, 8)
     assert network(quantizer=4).components(x).shape == (3, 4, 1, 1)
     assert network(quantizer=4)(x).shape == x.shape
@@ -180,3 +143,5 @@ def test_a_network_has_components_only_with_a_quantiser() -> None:
         network().components(x)
     with pytest.raises(ValueError, match="13 components"):
         network(quantizer=13)
+    with pytest.raises(ValueError, match="too small for 4 halvings"):
+        network(widths=(8, 8, 8, 8))

@@ -3,25 +3,53 @@ import json
 import re
 from typing import Any
 
+import onnx
 import pytest
+import torch
 
+from model_export.data.datasets import Dataset
+from model_export.data.picture_files import Inspection
 from model_export.errors import UserError
+from model_export.estimate import estimate_seconds, in_words
+from model_export.training.log import TERMS, legend
 from model_export.training.network import Autoencoder
-from model_export.training.presets import PRESETS, Preset, get_preset, with_overrides
+from model_export.training.presets import (
+    NO_LICENCE,
+    PRESETS,
+    Choices,
+    Preset,
+    choose_preset,
+    describe_model,
+    get_preset,
+    network_for,
+    summary,
+    with_overrides,
+)
 from model_export.training.stages import Matching, Stage, Weights
 from service.artifact.files import NAME_PATTERN
+from tests.helpers.live import ROOT
 
 
-@pytest.mark.parametrize("preset", PRESETS.values(), ids=list(PRESETS))
-def test_a_preset_survives_json(preset: Preset) -> None:
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_can_be_built_and_survives_json(name: str) -> None:
+    preset = get_preset(name)
+    assert re.fullmatch(NAME_PATTERN, preset.name)
     assert Preset.from_dict(json.loads(json.dumps(preset.to_dict()))) == preset
-
-
-@pytest.mark.parametrize("preset", PRESETS.values(), ids=list(PRESETS))
-def test_a_preset_can_be_built(preset: Preset) -> None:
     Autoencoder(preset.network)
     assert preset.steps == sum(stage.steps for stage in preset.stages) > 0
     assert all(-1.0 <= value <= 1.0 for value in preset.background)
+
+
+@pytest.mark.parametrize("ref", ["mnist/3", "fashion_mnist/3", "avatars64/4"])
+def test_the_cards_of_shipped_models_are_read(ref: str) -> None:
+    metadata = {entry.key: entry.value for entry in onnx.load(ROOT / "models" / ref / "model.onnx").metadata_props}
+    config = json.loads(metadata["ign.card"])["training"]["config"]
+    read, now = Preset.from_dict(config), get_preset(ref.partition("/")[0])
+    assert (read.network, len(read.stages)) == (now.network, len(now.stages))
+    with pytest.raises(ValueError, match="options of another version: ema"):
+        Preset.from_dict({**config, "ema": 0.5})
+    with pytest.raises(TypeError):
+        Preset.from_dict({**config, "unknown": 1})
 
 
 def test_what_the_terms_of_a_stage_need() -> None:
@@ -32,17 +60,6 @@ def test_what_the_terms_of_a_stage_need() -> None:
     assert [term for term in terms if Weights(**{term: 0.1}).whole_batch] == ["code_consistency", "drifting"]
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_names_are_those_of_models(name: str) -> None:
-    assert re.fullmatch(NAME_PATTERN, name)
-    assert get_preset(name).name == name
-
-
-def test_an_unknown_name_lists_the_known() -> None:
-    with pytest.raises(UserError, match="no preset 'mnits'; there are avatars64, celeba64, celeba64_paper"):
-        get_preset("mnits")
-
-
 def test_steps_are_shared_out_in_proportion() -> None:
     whole = get_preset("fashion_mnist")
     preset = with_overrides(whole, steps=whole.steps // 40)
@@ -51,27 +68,6 @@ def test_steps_are_shared_out_in_proportion() -> None:
     assert preset.steps == whole.steps // 40
     assert [stage.steps for stage in with_overrides(get_preset("tiny"), steps=3).stages] == [1, 1, 1]
     assert all(with_overrides(whole, steps=steps).steps == steps for steps in (7, 299, 300, 301, 20_000))
-
-
-def test_a_stage_may_match_in_its_own_way() -> None:
-    preset, wider = get_preset("mnist"), Matching(pool=32_768, pool_refresh=80)
-    stages = (preset.stages[0], dataclasses.replace(preset.stages[1], matching=wider))
-    preset = dataclasses.replace(preset, stages=stages)
-    assert [preset.matching_of(stage).pool for stage in preset.stages] == [8192, 32_768]
-    assert Preset.from_dict(preset.to_dict()) == preset
-
-
-def test_checkpoints_must_fall_on_every_stages_refreshes() -> None:
-    preset = get_preset("tiny")
-    stage = dataclasses.replace(preset.stages[1], matching=Matching(pool_refresh=3, pairs_refresh=2))
-    with pytest.raises(ValueError, match="multiple of all refresh intervals"):
-        dataclasses.replace(preset, stages=(preset.stages[0], stage))
-
-
-def test_other_data() -> None:
-    preset = with_overrides(get_preset("mnist"), size=32, channels=3, batch=64)
-    assert (preset.shape, preset.batch) == ((3, 32, 32), 64)
-    assert preset.stages == get_preset("mnist").stages
 
 
 @pytest.mark.parametrize(
@@ -91,71 +87,140 @@ def test_impossible_values_are_refused(change: dict[str, Any]) -> None:
         with_overrides(get_preset("mnist"), **change)
 
 
-def test_checkpoints_fall_on_refreshes() -> None:
+def test_presets_that_contradict_themselves_are_refused() -> None:
+    preset = PRESETS["tiny"]
     with pytest.raises(ValueError, match="multiple of all refresh intervals"):
-        dataclasses.replace(PRESETS["tiny"], matching=Matching(pool_refresh=3))
-
-
-def test_distillation_needs_a_teacher() -> None:
+        dataclasses.replace(preset, matching=Matching(pool_refresh=3))
     with pytest.raises(ValueError, match="teacher_steps"):
         Stage(name="distill", steps=1, lr=1e-3, weights=Weights(distill=1.0))
+    for change in ({"weights": Weights(code_consistency=0.1)}, {"quantizer_deviation": 1.0}):
+        with pytest.raises(ValueError, match="quantizer"):
+            dataclasses.replace(preset, stages=(dataclasses.replace(preset.stages[0], **change),))
 
 
-def test_which_presets_use_terms_of_the_whole_batch() -> None:
-    whole = {
-        name: [stage.name for stage in preset.stages if stage.weights.whole_batch or stage.quantizer_deviation]
-        for name, preset in PRESETS.items()
-    }
-    assert len(whole.pop("avatars64")) > 0
-    assert {name: stages for name, stages in whole.items() if stages} == {
-        "celeba64": ["drifting", "distill"],
-        "fashion_mnist": ["drifting", "quantise", "texture"],
-        "mnist": ["quantise", "texture"],
-    }
-    assert [name for name, preset in PRESETS.items() if preset.network.quantizer] == ["mnist", "fashion_mnist"]
-
-
-def test_faces_have_the_recommended_objective_and_that_of_the_paper() -> None:
-    recommended, paper = PRESETS["celeba64"], PRESETS["celeba64_paper"]
-    assert (recommended.objective, paper.objective) == ("naign", "ign")
-    assert (recommended.data, recommended.licence, recommended.shape) == (paper.data, paper.licence, paper.shape)
-    last = recommended.stages[-1].weights
-    assert (last.critic, last.drifting > 0) == (0.0, True)
-
-
-@pytest.mark.parametrize("change", [{"weights": Weights(code_consistency=0.1)}, {"quantizer_deviation": 1.0}])
-def test_quantiser_terms_need_a_quantiser(change: dict[str, Any]) -> None:
-    preset = PRESETS["tiny"]
-    stages = (dataclasses.replace(preset.stages[0], **change),)
-    with pytest.raises(ValueError, match="quantizer"):
-        dataclasses.replace(preset, stages=stages)
-    network = dataclasses.replace(preset.network, quantizer=4)
-    quantised = dataclasses.replace(preset, stages=stages, network=network)
-    assert Preset.from_dict(json.loads(json.dumps(quantised.to_dict()))) == quantised
-
-
-def test_corruptions_can_be_chosen() -> None:
-    preset = with_overrides(get_preset("tiny"), corruptions=["noise", "hole"], eight_bit=0.25)
+def test_values_that_are_replaced() -> None:
+    mnist = get_preset("mnist")
+    preset = with_overrides(mnist, size=32, channels=3, batch=64, corruptions=["noise", "hole"], eight_bit=0.25)
+    assert (preset.shape, preset.batch, preset.stages) == ((3, 32, 32), 64, mnist.stages)
     assert (preset.corruptions, preset.eight_bit) == (("noise", "hole"), 0.25)
-    assert with_overrides(preset).corruptions == ("noise", "hole")
-    assert Preset.from_dict(json.loads(json.dumps(preset.to_dict()))) == preset
+    assert with_overrides(preset) == preset
+    with pytest.raises(UserError, match="no preset 'mnits'; there are avatars64, fashion_mnist, ign, mnist"):
+        get_preset("mnits")
 
 
-def test_presets_of_older_versions_are_read() -> None:
-    older = PRESETS["tiny"].to_dict()
-    older["degradations"] = older.pop("corruptions")
-    del older["eight_bit"]
-    for stage in older["stages"]:
-        for added in ("copy_free", "code_noise", "drift_pictures", "quantizer_deviation"):
-            del stage[added]
-        stage |= {"quantizer_levels": 15, "replay_buffer": None}
-        stage["weights"]["replay"] = 0.0
-        for added in ("code_consistency", "drifting"):
-            del stage["weights"][added]
-    del older["network"]["quantizer"]
-    assert Preset.from_dict(older) == PRESETS["tiny"]
-    del older["degradations"]
-    assert Preset.from_dict(older) == PRESETS["tiny"]
-    older["stages"][0]["weights"]["replay"] = 0.5  # a term that is not known any more
-    with pytest.raises(TypeError):
-        Preset.from_dict(older)
+# Which preset fits.
+
+
+@dataclasses.dataclass
+class Pictures:
+    """Stands in for a source whose content is not read."""
+
+    name: str = "My shapes"
+    known: str = ""
+
+    def inspect(self) -> Inspection:
+        raise NotImplementedError
+
+    def load(self, *, size: int, channels: int) -> Dataset:
+        raise NotImplementedError
+
+
+COLOUR = Inspection(
+    count=300, smallest=(32, 32), largest=(32, 32), channels=3, background=(255, 255, 250), ground="light"
+)
+GREY = dataclasses.replace(COLOUR, channels=1, background=(51,), ground="dark", smallest=(100, 90), largest=(400, 300))
+
+
+def chosen(choices: Choices, found: Inspection, data: Dataset) -> Preset:
+    return describe_model(choose_preset(choices, Pictures(), found), choices, data, found)
+
+
+def test_pictures_without_a_preset_get_one_that_fits(data: Dataset) -> None:
+    colour = chosen(Choices(), COLOUR, dataclasses.replace(data, name="My shapes"))
+    assert (colour.shape, colour.name, colour.polarity, colour.licence) == (
+        (3, 32, 32),
+        "my-shapes",
+        "none",
+        NO_LICENCE,
+    )
+    assert colour.background == pytest.approx((1.0, 1.0, 0.9608), abs=1e-4)
+    grey = chosen(Choices(size=48, licence="MIT", name="other"), GREY, data)
+    assert (grey.shape, grey.name, grey.polarity, grey.licence) == ((1, 48, 48), "other", "light-on-dark", "MIT")
+    assert grey.background == pytest.approx((-0.6,))
+    assert chosen(Choices(), GREY, data).shape == (1, 64, 64)
+    as_grey = chosen(Choices(channels=1), COLOUR, data)
+    assert as_grey.shape == (1, 32, 32)
+    assert as_grey.background == pytest.approx((254 / 127.5 - 1,), abs=1e-2)
+
+
+@pytest.mark.parametrize("preset", [None, "small"])
+def test_small_learns_to_colour_pictures_in_colour(preset: str | None) -> None:
+    def corruptions(found: Inspection, **more: Any) -> tuple[str, ...]:
+        return choose_preset(Choices(preset=preset, **more), Pictures(), found).corruptions
+
+    own = PRESETS["small"].corruptions
+    assert corruptions(COLOUR) == (*own, "grey", "sketch")
+    assert corruptions(COLOUR, corruptions=["noise"]) == ("noise",)
+    assert corruptions(COLOUR, channels=1) == corruptions(GREY) == corruptions(GREY, channels=3) == own
+
+
+def test_a_published_set_gets_the_preset_of_its_name() -> None:
+    found = dataclasses.replace(GREY, smallest=(28, 28), largest=(28, 28))
+    assert choose_preset(Choices(), Pictures(known="mnist"), found) == PRESETS["mnist"]
+    assert choose_preset(Choices(), Pictures(known="kmnist"), found).name == "small"
+
+
+@pytest.mark.parametrize(("preset", "found"), [("mnist", COLOUR), ("avatars64", GREY), ("ign", GREY)])
+def test_a_preset_of_other_colours_is_refused_with_the_options_that_fit(preset: str, found: Inspection) -> None:
+    size = min(64, *found.smallest)
+    with pytest.raises(UserError, match=f"--size {size} --channels {found.channels}, or leave out --preset"):
+        choose_preset(Choices(preset=preset), Pictures(), found)
+    told = Choices(preset=preset, size=size, channels=found.channels)
+    assert choose_preset(told, Pictures(), found).shape == (found.channels, size, size)
+
+
+def test_pictures_can_be_too_small() -> None:
+    with pytest.raises(UserError, match="smallest picture"):
+        choose_preset(Choices(), Pictures(), dataclasses.replace(COLOUR, smallest=(300, 4)))
+
+
+def test_name_description_and_licence_of_a_preset_belong_to_its_own_data(data: Dataset) -> None:
+    own = dataclasses.replace(data, known="mnist")
+    mnist = PRESETS["mnist"]
+    assert describe_model(mnist, Choices(), own, GREY) == mnist
+    assert describe_model(mnist, Choices(licence="MIT"), own, GREY) == dataclasses.replace(mnist, licence="MIT")
+    for choices, described in ((Choices(), data), (Choices(name="patterns"), own)):
+        other = describe_model(mnist, choices, described, GREY)
+        assert (other.name, other.description, other.licence) == ("patterns", "", NO_LICENCE)
+
+
+def test_the_summary_names_what_was_found_and_chosen(data: Dataset) -> None:
+    skipping = dataclasses.replace(data, skipped=("a.png", "b.png"))
+    lines = "\n".join(summary(chosen(Choices(), GREY, data), "small", skipping, GREY))
+    for part in ("100×90 to 400×300, grey, dark", "`small`, --size 64 --channels 1", "a.png, b.png", "`patterns`"):
+        assert part in lines
+
+
+@pytest.mark.parametrize("size", [8, 20, 28, 32, 64, 100, 128])
+def test_the_network_fits_the_size(size: int) -> None:
+    config = network_for(size, 3)
+    assert 3 <= config.sizes()[-1] <= 5
+    x = torch.zeros((1, 3, size, size))
+    assert Autoencoder(config)(x).shape == x.shape
+
+
+def test_every_loss_has_words() -> None:
+    assert {field.name for field in dataclasses.fields(Weights)} | {"health"} == TERMS.keys()
+    names = {line.split()[0] for line in legend(PRESETS["tiny"])}
+    assert names == {"rec", "imle", "match", "distill", "project", "settle", "critic"}
+    assert "health" in {line.split()[0] for line in legend(PRESETS["ign"])}
+
+
+def test_the_estimate_grows_with_the_steps(data: Dataset) -> None:
+    short = PRESETS["tiny"]
+    long = dataclasses.replace(
+        short, stages=tuple(dataclasses.replace(stage, steps=100 * stage.steps) for stage in short.stages)
+    )
+    seconds = [estimate_seconds(p, data, device=torch.device("cpu"), bf16=False) for p in (short, long)]
+    assert 0 < seconds[0] < seconds[1]
+    assert [in_words(s) for s in (4, 2400, 9000)] == ["10 s", "40 min", "2.5 h"]

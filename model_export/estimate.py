@@ -43,7 +43,7 @@ def estimate_seconds(preset: Preset, data: Dataset, *, device: torch.device, bf1
                     refreshes = {name: measured.phases.get(name, 0.0) for name in ("pool", "pairs")}
                 else:
                     times.append(measured.seconds)
-            matching = preset.matching_of(stage)
+            matching = preset.matching
             refresh = refreshes["pool"] / matching.pool_refresh + refreshes["pairs"] / matching.pairs_refresh
             seconds += stage.steps * (statistics.median(times) + refresh)
     return seconds
