@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -236,5 +237,5 @@ class BatchBuilder:
         generator = np.random.default_rng(derive_seed(self._seed, stream, step))
         return self._chosen(generator.choice(len(self._pictures), min(count, len(self._pictures)), replace=False))
 
-    def _chosen(self, indices: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]") -> Tensor:
+    def _chosen(self, indices: NDArray[np.int64]) -> Tensor:
         return to_model_range(self._pictures[torch.from_numpy(indices).to(self._pictures.device)])

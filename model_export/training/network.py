@@ -68,12 +68,21 @@ class Autoencoder(nn.Module):
             if depth:
                 layers.append(_norm(b))
             layers.append(nn.SiLU())
-        layers += [*_into_bottleneck(config, channels[-1], sizes[-1]), nn.SiLU()]
+        last, side, places = channels[-1], sizes[-1], config.places > 1
+        if places:
+            layers += [nn.Conv2d(last, config.bottleneck, 3, 1, 1), _PlaceMixing(config.bottleneck, side), nn.SiLU()]
+        else:
+            layers += [_GlobalConv(last, config.bottleneck, side), nn.SiLU()]
         if config.quantizer:
             layers.append(ScalarQuantizer(config.bottleneck, config.quantizer))
         self.encoder = nn.Sequential(*layers)
 
-        layers = [_out_of_bottleneck(config, channels[-1], sizes[-1])]
+        wide = (
+            nn.Conv2d(config.bottleneck, last, 3, 1, 1)
+            if places
+            else _GlobalConvTranspose(config.bottleneck, last, side)
+        )
+        layers = [wide]
         for depth in range(len(config.widths), 0, -1):
             a, b, odd = channels[depth], channels[depth - 1], sizes[depth - 1] % 2
             layers += [_norm(a), nn.SiLU(), nn.ConvTranspose2d(a, b, 4, 2, 1, output_padding=odd)]
@@ -235,18 +244,6 @@ class _PlaceMixing(_GlobalConv):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         return input + super().forward(input).view(-1, *input.shape[1:])
-
-
-def _into_bottleneck(config: NetworkConfig, channels: int, side: int) -> list[nn.Module]:
-    if config.places == 1:
-        return [_GlobalConv(channels, config.bottleneck, side)]
-    return [nn.Conv2d(channels, config.bottleneck, 3, 1, 1), _PlaceMixing(config.bottleneck, side)]
-
-
-def _out_of_bottleneck(config: NetworkConfig, channels: int, side: int) -> nn.Module:
-    if config.places == 1:
-        return _GlobalConvTranspose(config.bottleneck, channels, side)
-    return nn.Conv2d(config.bottleneck, channels, 3, 1, 1)
 
 
 def _norm(channels: int) -> nn.Module:

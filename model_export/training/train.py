@@ -157,7 +157,8 @@ class Run:
         checkpoints.rotate(self.out, self.step, self.execution.keep)
 
     def _train(self) -> None:
-        opened = self._open_log()
+        board = self.out / _BOARD if self.execution.tensorboard else None
+        opened = Log(self.out / LOG, self.step, board=board) if self.world.is_main else nullcontext()
         bar = tqdm(
             total=self.preset.steps, initial=self.step, unit="step", mininterval=1.0, disable=not self.world.is_main
         )
@@ -249,20 +250,15 @@ class Run:
             log.terms(self.step, stage, values)
         bar.set_postfix_str(" ".join(f"{k} {v:.4f}" for k, v in values.items()))
 
+    def _any_rank(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank: all ranks must stop at the same step."""
+        return bool(self.world.any(torch.tensor(flag, device=self.device)))
+
     def _log_throughput(self, stage: str, log: Log | None) -> None:
         throughput = self.meter.interval()
         self.throughput.append((stage, throughput))
         if log is not None:
             log.throughput(self.step, stage, throughput)
-
-    def _open_log(self) -> "Log | nullcontext[None]":
-        if not self.world.is_main:
-            return nullcontext()
-        return Log(self.out / LOG, self.step, board=self.out / _BOARD if self.execution.tensorboard else None)
-
-    def _any_rank(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank: all ranks must stop at the same step."""
-        return bool(self.world.any(torch.tensor(flag, device=self.device)))
 
     def _check_same_checkpoint(self) -> None:
         """Raise a `UserError` if the ranks resumed at different steps, as on machines without a shared folder."""
