@@ -37,6 +37,7 @@ PROTOCOL: Final = (
 
 def non_local_means(sigma: float) -> Grid:
     """Means over similar patches (Buades et al., 2005). The grid varies h, whether σ is given, and the patch weights.
+<<<<<<< HEAD
 
     Without σ the method is better if the noise was clipped at the ends of the range.
     """
@@ -136,7 +137,103 @@ class Restoration:
     Args:
         held_out: clean pictures (N, C, H, W), with their ``truth`` as for `Classifier.compare`.
         train: training pictures, on which the baselines are tuned.
+=======
+
+    Without σ the method is better if the noise was clipped at the ends of the range.
+>>>>>>> export/export
     """
+    known_as, patches = {sigma: "given", 0.0: "not given"}, {False: "Gaussian", True: "uniform"}
+    return {
+        f"h {share} σ, σ {known_as[known]}, {patches[fast]} patches": _per_picture(
+            denoise_nl_means, h=share * sigma, sigma=known, fast_mode=fast, **_PATCH
+        )
+        for fast in (False, True)
+        for known in (sigma, 0.0)
+        for share in (0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.2)
+    }
+
+
+def total_variation(sigma: float) -> Grid:
+    """Total variation denoising (Chambolle, 2004)."""
+    shares = (0.25, 0.5, 0.75, 1.0)
+    return {f"weight {share} σ": _per_picture(denoise_tv_chambolle, weight=share * sigma) for share in shares}
+
+
+def deconvolution(sigma: float) -> Grid:
+    """Wiener filter with the Gaussian kernel of the blur, σ in pixels of a 28-pixel side, and a Laplacian prior."""
+    balances = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+    return {f"balance {balance:g}, kernel given": _wiener(sigma, balance) for balance in balances}
+
+
+def bicubic(factor: int) -> Grid:
+    """Enlarges the averages by cubic convolution with a = −0.5 (Keys, 1981)."""
+
+    def restore(x: FloatRows) -> FloatRows:
+        side = tuple(max(1, length // factor) for length in x.shape[2:])
+        small = functional.interpolate(torch.from_numpy(x), size=side, mode="nearest-exact")
+        # In PyTorch `antialias` selects the kernel with a = −0.5; it smooths only when it reduces.
+        large = functional.interpolate(small, size=x.shape[2:], mode="bicubic", antialias=True)
+        out: FloatRows = large.numpy()
+        return out
+
+    return {"": restore}
+
+
+def biharmonic(share: float) -> Grid:
+    """Fills the hole with a smooth surface (Damelin and Hoang, 2018)."""
+    return {"": lambda x: _per_picture(inpaint_biharmonic, mask=hole_mask(share, x.shape))(x)}
+
+
+def tune(grid: Grid, corrupted: FloatRows, clean: FloatRows) -> tuple[str, Corruption]:
+    """The setting that restores these pictures with the highest mean PSNR."""
+    if len(grid) == 1:
+        return next(iter(grid.items()))
+    return max(grid.items(), key=lambda item: psnr(to_rows(to_levels(item[1](corrupted))), clean).mean())
+
+
+def _per_picture(method: Callable[..., Picture], **options: Any) -> Corruption:
+    """Apply a method of scikit-image to one picture after the other, with all its channels."""
+
+    def restore(x: FloatRows) -> FloatRows:
+        # A single channel is passed without its axis: non-local means would return it transposed.
+        pictures, axis = (x[:, 0], None) if x.shape[1] == 1 else (x, 0)
+        restored = [method(picture.astype(np.float64), channel_axis=axis, **options) for picture in pictures]
+        return np.stack(restored).reshape(x.shape).astype(np.float32)
+
+    return restore
+
+
+def _wiener(sigma: float, balance: float) -> Corruption:
+    def restore(x: FloatRows) -> FloatRows:
+        pixels = sigma * x.shape[-1] / _BLUR_SIDE
+        radius = int(np.ceil(4 * pixels))
+        kernel = np.zeros((2 * radius + 1, 2 * radius + 1))
+        kernel[radius, radius] = 1.0
+        kernel = gaussian_filter(kernel, pixels)
+        method: Callable[..., Picture] = wiener
+        height, width = x.shape[2:]
+        # The filter assumes periodic pictures. A picture beside its mirror image is periodic without a jump.
+        mirrored = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (0, height), (0, width)), mode="symmetric")
+        planes = (method(plane, kernel, balance) for plane in mirrored.reshape(-1, 2 * height, 2 * width))
+        return np.stack([*planes])[:, :height, :width].reshape(x.shape).astype(np.float32)
+
+    return restore
+
+
+BASELINES: Final[Mapping[str, Mapping[str, Grid]]] = {
+    **{
+        name: {"non_local_means": non_local_means(sigma), "total_variation": total_variation(sigma)}
+        for name, sigma in (("noise_0.8", 0.8), ("noise_0.8_8bit", 0.8), ("noise_0.4_8bit", 0.4))
+    },
+    "blur_1.5": {"wiener": deconvolution(1.5)},
+    "low_resolution_4": {"bicubic": bicubic(4)},
+    "hole_0.4": {"biharmonic": biharmonic(0.4)},
+}
+"""Name of a corruption in `CORRUPTIONS` → name of a method → its grid."""
+
+
+class Restoration:
+    """Measures f and the baselines on held-out pictures; the baselines are tuned on training pictures."""
 
     def __init__(
         self, f: Function, classifier: Classifier, held_out: Levels, truth: NDArray[np.int64] | None, train: Levels
