@@ -59,7 +59,6 @@ VARIANTS: Final[Mapping[str, tuple[str, Stage]]] = {
         "balance",
         replace(_LAST, weights=replace(_LAST.weights, critic=0.0, drifting=0.015), drift_pictures=128),
     ),
-<<<<<<< HEAD
     "no-settle": ("balance", _last(distill=0.4, critic=0.01)),
     "no-distill": ("balance", _last(settle=0.5, critic=0.01)),
     "no-balance": ("imle", _LAST),
@@ -84,30 +83,6 @@ _COLUMNS: Final = {
     "clean SSIM": "clean.ssim",
     "f¹⁰⁰⁰": "repeated_application.samples.f1000.frechet",
     **{f"class kept, {of}": f"repeated_application.{of}.f1000.same_class" for of in ("samples", "pictures")},
-=======
-    "imle": Variant(title="reconstruction and IMLE", stages=(_IMLE,)),
-    "balance": Variant(title="imle, then balanced matching", stages=(_BALANCE,), after="imle"),
-    "distill": Variant(
-        title="balance, then distillation of T⁴ and projection",
-        stages=(
-            dataclasses.replace(
-                _DISTILL, lr=6e-4, betas=_IMLE.betas, weights=Weights(distill=1.0, project=0.5, settle=0.0)
-            ),
-        ),
-        after="balance",
-    ),
-    "critic": Variant(title="balance, then distillation with a discriminator", stages=(_DISTILL,), after="balance"),
-    "drifting": Variant(title="balance, then distillation with drifting", stages=(_DRIFTING,), after="balance"),
-    "no-settle": Variant(title="critic without settle", stages=_last(distill=0.4, critic=0.01), after="balance"),
-    "no-distill": Variant(title="critic without distillation", stages=_last(settle=0.5, critic=0.01), after="balance"),
-    "no-balance": Variant(title="critic straight after imle", stages=(_DISTILL,), after="imle"),
-    "longer": Variant(
-        title="critic, then the stage of the quantiser without it",
-        stages=(_without_quantiser(),),
-        after="critic",
-    ),
-    "quantise": Variant(title="critic, then the quantiser: the preset `mnist`", stages=(_QUANTISE,), after="critic"),
->>>>>>> export/export
 }
 
 
@@ -153,7 +128,6 @@ def trained(name: str, seed: int, data: Dataset, out: Path) -> Path:
         with atomic_write(folder / checkpoints.FILE) as file, finished.open("rb") as source:
             shutil.copyfileobj(source, file)
     device = torch.device("cpu")
-<<<<<<< HEAD
     origin = {
         "command": f"python benchmarks/training_ablations.py --only {name} --seeds {seed}",
         "commit": checkpoints.commit(),
@@ -163,24 +137,6 @@ def trained(name: str, seed: int, data: Dataset, out: Path) -> Path:
     }
     precision = bf16("auto", device)
     Run(preset_of(name), data, folder, seed=seed, device=device, bf16=precision, provenance=origin).train()
-=======
-    run = Run(
-        preset_of(name),
-        data,
-        folder,
-        seed=seed,
-        device=device,
-        bf16=bf16("auto", device),
-        provenance={
-            "command": f"python benchmarks/training_ablations.py --only {name} --seeds {seed}",
-            "commit": checkpoints.commit(),
-            "sources": checkpoints.source_digest(),
-            "threads": torch.get_num_threads(),
-            "torch": str(torch.__version__),
-        },
-    )
-    run.train()
->>>>>>> export/export
     return folder
 
 
@@ -201,19 +157,9 @@ def measured(folder: Path, data: Dataset) -> dict[str, Any]:
         with torch.inference_mode():
             return np.concatenate([model.network(part).numpy() for part in torch.split(torch.from_numpy(rows), 256)])
 
-<<<<<<< HEAD
     noise = NoiseSource(model.preset.shape)
     classifier = classifier_for(data, Path("~/.cache/ign-service").expanduser())
     evaluation = Evaluation(f, card=card_of(model, "1", {}), noise=noise, data=data, classifier=classifier)
-=======
-    evaluation = Evaluation(
-        f,
-        card=card_of(model, "1", {}),
-        noise=NoiseSource(model.preset.shape),
-        data=data,
-        classifier=classifier_for(data, Path("~/.cache/ign-service").expanduser()),
-    )
->>>>>>> export/export
     return {"steps": model.checkpoint.step, **evaluation.brief()}
 
 

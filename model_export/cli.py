@@ -20,10 +20,6 @@ if TYPE_CHECKING:
 
 _AVATARS: Final = "avatars"
 _DATA: Final = ".npz, folder or zip of pictures, or mnist, fashion_mnist, kmnist, cifar10 or svhn, which are downloaded"
-<<<<<<< HEAD
-_SKIP_BAD: Final = "leave out files that are no readable pictures"
-=======
->>>>>>> export/export
 _INTERRUPTED: Final = 128 + signal.SIGINT
 _PROG: Final = "python -m model_export"
 # Options that replace fields of the card.
@@ -327,10 +323,6 @@ def parser(prog: str = _PROG) -> argparse.ArgumentParser:
     data = commands.add_parser("data", help="look at pictures, and say what train would make of them")
     data.set_defaults(run=_data)
     data.add_argument("data", metavar="DATA", help=f"{_DATA}; or, with --out, avatars")
-<<<<<<< HEAD
-    data.add_argument("--skip-bad", action="store_true", help=_SKIP_BAD)
-=======
->>>>>>> export/export
     drawn = data.add_argument_group("avatars", "draw faces in colour with their attributes; needs the extra avatars")
     drawn.add_argument("--out", help="file to write, such as avatars64.npz")
     drawn.add_argument("--n", type=int, default=40_000, help="pictures; a tenth is held out (default 40000)")

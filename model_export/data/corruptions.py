@@ -130,11 +130,7 @@ class RandomCorruptions:
                 continue
             if name == "noise":
                 sigma = _scale(draws.uniform[rows, 0], _NOISE_SIGMA)[:, None, None, None]
-<<<<<<< HEAD
-                out[rows] = add_noise(x[rows], sigma, draws.normal[rows])
-=======
                 out[rows] = x[rows] + sigma * draws.normal[rows]
->>>>>>> export/export
             else:
                 out[rows] = RANDOM[name](x[rows], draws.uniform[rows])
         return torch.where(draws.eight_bit[:, None, None, None], round_to_8_bits(out), out) if self.eight_bit else out
@@ -160,11 +156,7 @@ def _random_hole(x: Tensor, uniform: Tensor) -> Tensor:
         index = torch.arange(length, device=x.device)[None]
         inside = (index >= first) & (index < first + side[:, None])  # (N, length)
         mask &= inside[:, None, :, None] if axis == 2 else inside[:, None, None, :]
-<<<<<<< HEAD
-    return cut_hole(x, mask)
-=======
     return x.masked_fill(mask, 0.0)  # mid-range grey
->>>>>>> export/export
 
 
 RANDOM: Final[Mapping[CorruptionName, Callable[[Tensor, Tensor], Tensor]]] = MappingProxyType(

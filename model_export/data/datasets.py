@@ -60,11 +60,7 @@ class Dataset:
     held_out_labels: Tensor | None = None
     known: str = ""  # name of the published set with this content; empty if it is none
     skipped: tuple[str, ...] = ()  # files that are no readable pictures
-<<<<<<< HEAD
-    attributes: Attributes | None = None  # of the pictures, or None if the data has none
-=======
     attributes: Attributes | None = None
->>>>>>> export/export
 
 
 class Source(Protocol):

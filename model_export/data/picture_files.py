@@ -203,20 +203,12 @@ def inspect_pictures(
     """
     available = count if available is None else available
     indices = np.unique(np.linspace(0, available - 1, min(_SAMPLE, available)).astype(int))
-<<<<<<< HEAD
-    pictures = [_three_axes(each) for index in indices if (each := picture(int(index))) is not None]
-    if not pictures:
-        raise UserError(f"--data {name}: none of the {len(indices)} files looked at is a readable picture")
-    sizes = [(each.shape[1], each.shape[0]) for each in pictures]
-    coloured = float(np.mean([_is_coloured(each) for each in pictures])) >= _COLOURED
-=======
     pictures = [np.atleast_3d(each) for index in indices if (each := picture(int(index))) is not None]
     if not pictures:
         raise UserError(f"--data {name}: none of the {len(indices)} files looked at is a readable picture")
     sizes = [(each.shape[1], each.shape[0]) for each in pictures]
     spreads = np.array([np.ptp(each.astype(np.int16), axis=2).mean() for each in pictures])
     coloured = bool((spreads > _COLOUR).mean() >= _COLOURED)
->>>>>>> export/export
     borders = [_border(each, 3 if coloured else 1) for each in pictures]
     return Inspection(
         count=count,
@@ -228,17 +220,6 @@ def inspect_pictures(
     )
 
 
-<<<<<<< HEAD
-def _three_axes(picture: Picture) -> Picture:
-    return picture[..., None] if picture.ndim == 2 else picture
-
-
-def _is_coloured(picture: Picture) -> bool:
-    return bool(np.ptp(picture.astype(np.int16), axis=2).mean() > _COLOUR)
-
-
-=======
->>>>>>> export/export
 def _border(picture: Picture, channels: int) -> Picture:
     """The outermost ring of pixels, (N, channels)."""
     inside = np.zeros(picture.shape[:2], dtype=np.bool_)

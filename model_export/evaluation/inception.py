@@ -26,13 +26,6 @@ _BATCH: Final = 50
 class Inception:
     """Computes the features of FID, with the weights in this file or where torch-fidelity stores them."""
 
-<<<<<<< HEAD
-    Args:
-        weights: their file; None takes the place where torch-fidelity stores it.
-    """
-
-=======
->>>>>>> export/export
     def __init__(self, weights: str | None = None) -> None:
         try:
             self.version = version(_PACKAGE)

@@ -175,15 +175,9 @@ class FigureContext:
 
     def interpolation(self) -> ImageGrid:
         """Eight great arcs, each from latent 2i to latent 2i + 1, under f."""
-<<<<<<< HEAD
         path = latents.LatentPath(frames=_FRAMES)
-        z = self._latents(0, 2 * _LINES)
-        lines = [(f"z {i}-{i + 1}", self._f(path.rows([z[i], z[i + 1]]))) for i in range(0, len(z), 2)]
-=======
-        path = interpolation.LatentPath(frames=_FRAMES)
         z = self._latents(2 * _LINES)
         lines = [(f"z {i}-{i + 1}", self.artifact.function(path.rows([z[i], z[i + 1]]))) for i in range(0, len(z), 2)]
->>>>>>> export/export
         return self._grid(
             f"from one latent to another, seed {self.seed}", lines, columns=[f"t = {t:.1f}" for t in path.times()]
         )

@@ -10,10 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-<<<<<<< HEAD
-=======
 from numpy.typing import NDArray
->>>>>>> export/export
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -127,11 +124,7 @@ class TrainingBatch:
     """The rows of one step, (B, C, H, W) each; None if no active term needs them."""
 
     x: Tensor  # pictures
-<<<<<<< HEAD
-    nearest: Tensor | None = None  # for each picture, the candidate latent whose output is nearest
-=======
     nearest: Tensor | None = None  # the candidate latent whose output is nearest to each picture
->>>>>>> export/export
     matched: Tensor | None = None  # latents of balanced pairs
     partner: Tensor | None = None  # the pictures they are paired with
     z: Tensor | None = None  # fresh latents
@@ -244,9 +237,5 @@ class BatchBuilder:
         generator = np.random.default_rng(derive_seed(self._seed, stream, step))
         return self._chosen(generator.choice(len(self._pictures), min(count, len(self._pictures)), replace=False))
 
-<<<<<<< HEAD
-    def _chosen(self, indices: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]") -> Tensor:
-=======
     def _chosen(self, indices: NDArray[np.int64]) -> Tensor:
->>>>>>> export/export
         return to_model_range(self._pictures[torch.from_numpy(indices).to(self._pictures.device)])

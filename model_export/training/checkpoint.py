@@ -144,19 +144,12 @@ def continued_preset(preset: Preset, saved: Checkpoint, *, out: Path, data: Data
     and the others share what is left; a run that is finished trains its last stage further. A finished run may also get
     further stages.
     """
-<<<<<<< HEAD
-=======
     precisions = ("fp32", "bf16")
->>>>>>> export/export
     differences: list[Difference] = [
         (name, before, now)
         for name, before, now in (
             ("--seed", saved.seed, seed),
-<<<<<<< HEAD
-            ("--precision", _precision(saved.provenance.get("bf16")), _precision(bf16)),
-=======
             ("--precision", precisions[bool(saved.provenance.get("bf16"))], precisions[bf16]),
->>>>>>> export/export
         )
         if before != now
     ]
@@ -227,13 +220,6 @@ def _text(value: object) -> object:
     return value
 
 
-<<<<<<< HEAD
-def _precision(bf16: object) -> str:
-    return "bf16" if bf16 else "fp32"
-
-
-=======
->>>>>>> export/export
 def _data(data: Mapping[str, Any]) -> str:
     return f"{data.get('name')} of SHA-256 {str(data.get('sha256'))[:12]}"
 
@@ -297,11 +283,7 @@ def _git(root: Path, *arguments: str) -> str:
 class StartWeights:
     """The weights of an exported version."""
 
-<<<<<<< HEAD
-    preset: Preset  # that trained the version
-=======
     preset: Preset  # trained the version
->>>>>>> export/export
     state: dict[str, Tensor]  # state dict of its network
     digest: str  # SHA-256 of the weights in its `model.onnx`
 

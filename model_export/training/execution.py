@@ -30,11 +30,7 @@ class World:
 
     def shard(self, rows: Tensor) -> Tensor:
         """The consecutive rows of this rank; the last rank may have fewer."""
-<<<<<<< HEAD
-        length = self._shard_length(len(rows))
-=======
         length = -(-len(rows) // self.size)
->>>>>>> export/export
         return rows[self.rank * length : (self.rank + 1) * length]
 
     def all_gather(self, shard: Tensor, total: int) -> Tensor:
@@ -42,11 +38,7 @@ class World:
         if self.size == 1:
             return shard
         # The collective needs equal shapes, so the last shard is padded and the padding is cut off afterwards.
-<<<<<<< HEAD
-        padded = shard.new_zeros((self._shard_length(total), *shard.shape[1:]))
-=======
         padded = shard.new_zeros((-(-total // self.size), *shard.shape[1:]))
->>>>>>> export/export
         padded[: len(shard)] = shard
         parts = [torch.empty_like(padded) for _ in range(self.size)]
         dist.all_gather(parts, padded)
@@ -74,12 +66,6 @@ class World:
             dist.broadcast(values, 0)
         return values
 
-<<<<<<< HEAD
-    def _shard_length(self, total: int) -> int:
-        return -(-total // self.size)
-
-=======
->>>>>>> export/export
 
 @contextmanager
 def join_world(device: torch.device) -> Iterator[tuple[World, torch.device]]:

@@ -68,15 +68,11 @@ class Autoencoder(nn.Module):
             if depth:
                 layers.append(_norm(b))
             layers.append(nn.SiLU())
-<<<<<<< HEAD
-        layers += [*_into_bottleneck(config, channels[-1], sizes[-1]), nn.SiLU()]
-=======
         last, side, places = channels[-1], sizes[-1], config.places > 1
         if places:
             layers += [nn.Conv2d(last, config.bottleneck, 3, 1, 1), _PlaceMixing(config.bottleneck, side), nn.SiLU()]
         else:
             layers += [_GlobalConv(last, config.bottleneck, side), nn.SiLU()]
->>>>>>> export/export
         if config.quantizer:
             layers.append(ScalarQuantizer(config.bottleneck, config.quantizer))
         self.encoder = nn.Sequential(*layers)
@@ -250,21 +246,6 @@ class _PlaceMixing(_GlobalConv):
         return input + super().forward(input).view(-1, *input.shape[1:])
 
 
-<<<<<<< HEAD
-def _into_bottleneck(config: NetworkConfig, channels: int, side: int) -> list[nn.Module]:
-    if config.places == 1:
-        return [_GlobalConv(channels, config.bottleneck, side)]
-    return [nn.Conv2d(channels, config.bottleneck, 3, 1, 1), _PlaceMixing(config.bottleneck, side)]
-
-
-def _out_of_bottleneck(config: NetworkConfig, channels: int, side: int) -> nn.Module:
-    if config.places == 1:
-        return _GlobalConvTranspose(config.bottleneck, channels, side)
-    return nn.Conv2d(config.bottleneck, channels, 3, 1, 1)
-
-
-=======
->>>>>>> export/export
 def _norm(channels: int) -> nn.Module:
     # Two channels a group at least: one alone would lose the bias before it, whose gradient is rounding error.
     return nn.GroupNorm(min(_GROUPS, channels // 2), channels)

@@ -55,16 +55,7 @@ class Interrupted(Exception):
 
 
 class Run:
-<<<<<<< HEAD
-    """One training run.
-
-    Args:
-        out: folder for checkpoint, log and sample grids. If it holds a checkpoint, that run is continued.
-        start: weights with which a new run starts.
-    """
-=======
     """One training run. If ``out`` holds a checkpoint, that run continues; else one begins, from ``start`` if given."""
->>>>>>> export/export
 
     def __init__(
         self,
@@ -278,13 +269,6 @@ class Run:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
-<<<<<<< HEAD
-    def _at_refresh(self) -> bool:
-        """Whether pool and pairs are both refreshed at the next step; only here a run may stop."""
-        return self.stage_step % self.preset.refresh_interval == 0
-
-=======
->>>>>>> export/export
     def _start_stage(self) -> None:
         """Create what the present stage needs from the present network."""
         stage = self.preset.stages[self.stage]
@@ -344,13 +328,9 @@ class Run:
 
     @torch.no_grad()
     def _save_samples(self) -> None:
-<<<<<<< HEAD
-        """Write a picture of samples: f(z) in the upper half, f(f(z)) in the lower half."""
-=======
         """Write a picture of samples: f(z) in the upper half, f(f(z)) in the lower half. Only rank 0 writes."""
         if not self.world.is_main:
             return
->>>>>>> export/export
         z = self.batches.latents(_GRID_SIDE**2, RngStream.SAMPLES, 0)
         folder = self.out / "samples"
         folder.mkdir(parents=True, exist_ok=True)

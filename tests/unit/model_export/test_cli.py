@@ -223,11 +223,3 @@ def test_a_recorded_command_names_no_folder_of_the_machine() -> None:
     arguments = ["train", "--preset", "mnist", "--data", "/home/me/mnist.npz", "--out", "runs/mnist"]
     shown = checkpoints.command(arguments)
     assert shown == "python -m model_export train --preset mnist --data mnist.npz --out runs/mnist"
-<<<<<<< HEAD
-
-
-def test_the_source_digest_is_stable() -> None:
-    assert checkpoints.source_digest() == checkpoints.source_digest()
-    assert re.fullmatch("[0-9a-f]{64}", checkpoints.source_digest())
-=======
->>>>>>> export/export

@@ -21,11 +21,7 @@ from PIL import Image
 from torchvision import datasets
 
 from model_export.cli import main
-<<<<<<< HEAD
-from model_export.data.datasets import load_dataset, to_model_range
-=======
 from model_export.data.datasets import load_dataset
->>>>>>> export/export
 from model_export.data.known_sets import KNOWN_SETS, KnownSet
 from model_export.errors import UserError
 from tests.helpers.tiny_training import patterns, train_arguments
@@ -186,14 +182,6 @@ def test_the_digest_is_that_of_the_content_and_not_of_the_file(tmp_path: Path) -
     np.savez(tmp_path / "c.npz", **arrays | {"y_test": y[15:][::-1]})  # type: ignore[arg-type]  # as above
     a, b, c = (load_dataset(str(tmp_path / f"{name}.npz"), size=8, channels=1) for name in "abc")
     assert a.sha256 == b.sha256 != c.sha256
-<<<<<<< HEAD
-
-
-def test_an_unknown_name_lists_the_data_sets_that_download() -> None:
-    with pytest.raises(UserError, match="not one of the sets to download: cifar10, fashion_mnist"):
-        load_dataset("MNITS", size=28, channels=1)
-=======
->>>>>>> export/export
 
 
 def idx(array: NDArray[np.uint8]) -> bytes:

@@ -26,16 +26,6 @@ def test_it_learns_the_classes(classifier: Classifier, data: Dataset) -> None:
     truth = data.held_out_labels.numpy()
     assert (predictions.values[:, 0] == truth).mean() == pytest.approx(classifier.accuracy)
     assert 0.8 < classifier.coverage(predictions)["confidence"] <= 1.0
-<<<<<<< HEAD
-
-
-def test_it_is_kept_and_found_again(classifier: Classifier, data: Dataset, cache: Path) -> None:
-    files = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
-    again = classifier_for(data, cache)
-    assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == files
-    assert all(map(torch.equal, again.network.state_dict().values(), classifier.network.state_dict().values()))
-=======
->>>>>>> export/export
 
 
 def test_damaged_weights_are_trained_again(classifier: Classifier, data: Dataset, cache: Path, tmp_path: Path) -> None:
@@ -101,15 +91,6 @@ def test_restored_pictures_are_judged_by_what_is_read(lit: Dataset, cache: Path)
     assert "accuracy" not in upside_down
 
 
-<<<<<<< HEAD
-def test_negative_labels_are_not_classes(data: Dataset, cache: Path) -> None:
-    assert data.train_labels is not None
-    negative = dataclasses.replace(data, train_labels=data.train_labels - 1, sha256="negative")
-    assert classifier_for(negative, cache).task == "rotation"
-
-
-=======
->>>>>>> export/export
 @pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 28), (3, 64), (1, 15)])
 def test_any_picture_fits(channels: int, size: int) -> None:
     network = ConvNet(channels, size, 10).eval()

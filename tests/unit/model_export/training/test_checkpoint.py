@@ -132,13 +132,6 @@ def test_damaged_and_foreign_files_are_refused(kind: str, tmp_path: Path, capsys
     assert capsys.readouterr().out == ""
 
 
-<<<<<<< HEAD
-def kept(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
-=======
->>>>>>> export/export
 @pytest.mark.parametrize("links", [True, False])
 def test_the_last_ones_are_kept_as_links_or_copies(
     links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -153,16 +146,8 @@ def test_the_last_ones_are_kept_as_links_or_copies(
         checkpoints.save(example(step), tmp_path / checkpoints.FILE)
         checkpoints.rotate(tmp_path, step, 2)
     expected = ["checkpoint-0000016.pt", "checkpoint-0000024.pt", "checkpoint-mine.pt", "checkpoint.pt"]
-<<<<<<< HEAD
-    assert kept(tmp_path) == expected
-    assert (tmp_path / "checkpoint.pt").samefile(tmp_path / "checkpoint-0000024.pt") == links
-    assert checkpoints.load(tmp_path / "checkpoint-0000016.pt").step == 16
-    checkpoints.rotate(tmp_path, 32, 1)  # one is one, and touches no others
-    assert kept(tmp_path) == expected
-=======
     assert sorted(contents(tmp_path)) == expected
     assert (tmp_path / "checkpoint.pt").samefile(tmp_path / "checkpoint-0000024.pt") == links
     assert checkpoints.load(tmp_path / "checkpoint-0000016.pt").step == 16
     checkpoints.rotate(tmp_path, 32, 1)  # one is one, and touches no others
     assert sorted(contents(tmp_path)) == expected
->>>>>>> export/export

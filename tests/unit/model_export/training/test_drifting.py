@@ -33,14 +33,6 @@ def test_no_sample_repels_itself() -> None:
     assert expected[0] < 0 < expected[1]  # away from each other: the picture lies between them, and is near
     size = expected.square().mean().sqrt()
     torch.testing.assert_close(normalised_field(samples, picture, (2.0,)), expected / size)
-<<<<<<< HEAD
-
-
-def test_samples_move_towards_distant_pictures() -> None:
-    samples, pictures = rows(50, 0) * 0.1, rows(50, 1) * 0.1 + 2.0
-    assert (normalised_field(samples, pictures).mean(0) > 0).all()
-=======
->>>>>>> export/export
 
 
 def test_every_temperature_has_the_same_influence() -> None:
@@ -70,17 +62,6 @@ def test_the_loss_moves_samples_to_the_distribution_of_the_pictures() -> None:
     assert torch.cdist(samples.detach(), pictures).min(1).values.median() < 0.2
 
 
-<<<<<<< HEAD
-def test_only_samples_get_a_gradient() -> None:
-    samples, pictures = rows(5, 0).requires_grad_(), rows(5, 1).requires_grad_()
-    torch.autograd.backward(drifting_loss([samples], [pictures]))
-    assert samples.grad is not None
-    assert samples.grad.abs().max() > 0
-    assert not normalised_field(samples, pictures).requires_grad
-
-
-=======
->>>>>>> export/export
 def test_feature_groups_are_maps_and_moments_of_their_parts() -> None:
     maps = [torch.randn(3, 64, 7, 7), torch.randn(3, 8, 2, 2), torch.randn(3, 16, 1, 1)]
     groups = FeatureGroups(lambda _: maps)(torch.zeros(3, 1, 28, 28))

@@ -75,15 +75,6 @@ def test_the_bottleneck_computes_the_convolutions_it_exports(size: int) -> None:
     torch.testing.assert_close(outwards(code), nn.ConvTranspose2d.forward(outwards, code))
 
 
-<<<<<<< HEAD
-def test_group_norm_makes_rows_independent_of_their_neighbours() -> None:
-    f = network().train()
-    x = torch.randn(4, 1, 8, 8)
-    torch.testing.assert_close(f(x)[:1], f(x[:1]))
-
-
-=======
->>>>>>> export/export
 def test_the_signal_keeps_its_scale() -> None:
     f = network(size=28, widths=(32, 64, 128), bottleneck=256)
     with torch.no_grad():
