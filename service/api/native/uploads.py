@@ -8,11 +8,10 @@ from typing import Final, Generic, TypeVar
 import numpy as np
 from starlette.datastructures import QueryParams
 
-from service.api.body import printable_name
 from service.api.multipart import MUST_BE_A_FILE, parse_fields, parse_multipart
 from service.api.native.schemas import PointRequest, ProjectOptions, ProjectRequest, ScoreOptions, ScoreRequest
 from service.api.native.validation import check_count
-from service.api.request import ApiRequest, parse_as
+from service.api.request import ApiRequest, parse_as, printable_name
 from service.domain.errors import IgnError, InvalidContent, TooLarge, UnsupportedMedia
 from service.domain.latents import FloatRow, FloatRows
 from service.domain.tasks import KeepMask

@@ -20,10 +20,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from service.api.access import ApiKey, Network
-from service.api.body import read_body
 from service.api.cors import EXPOSED_HEADERS
-from service.api.disconnect import DisconnectSweep, watch
 from service.api.limits import InFlightRequests
+from service.api.pipeline import DisconnectSweep, watch
+from service.api.request import read_body
 from service.domain.errors import HeadTooLarge, ModelFailure, UnknownModel
 from service.observability.logs import JsonFormatter, TextFormatter
 from tests.helpers.application import application

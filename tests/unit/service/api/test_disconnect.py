@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive
 
-from service.api.disconnect import DisconnectSweep, watch
+from service.api.pipeline import DisconnectSweep, watch
 from service.domain.errors import UnknownModel
 
 T = TypeVar("T")
