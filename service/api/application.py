@@ -43,7 +43,7 @@ from service.api.access import (
 from service.api.app_state import AppState
 from service.api.cors import CorsMiddleware
 from service.api.heads import check_head
-from service.api.limits import CallerRates, Epoch
+from service.api.limits import CallerRates, Epoch, RejectionPace
 from service.api.pipeline import Endpoint, Pipeline
 from service.api.problems import describe, log_failure, problem_response
 from service.api.request import ApiRequest, RequestHeaders
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     pass
 
 CLIENT_GONE: Final = 499
+_REJECTIONS: Final = frozenset((429, 503))
 UNMATCHED: Final = "unmatched"
 _CACHED, _MAX_PATH = 1024, 256  # how many paths are remembered, and the longest of them
 _LINGER_BYTES: Final = 1 << 26
@@ -113,7 +114,7 @@ class Exchange:
         self.started = self.complete = False
         self.body_bytes = 0
         self.added: list[tuple[bytes, bytes]] = []
-        self._closes = False
+        self.closes = False
 
     async def send(self, message: Message) -> None:
         """Pass a message of the response on to the server."""
@@ -122,15 +123,28 @@ class Exchange:
             self.status = message["status"]
             message["headers"] = [*message.get("headers", ()), *self.added]
             if "request_bytes" not in self.state:  # the body was not read
-                self._closes = self._has_body() and self._is_last(message["headers"])
+                self.closes = self._has_body() and self._is_last(message["headers"])
         elif message["type"] == "http.response.body":
             self.body_bytes += len(message.get("body", b""))
             self.complete = not message.get("more_body", False)
-            if self.complete and self._closes:
-                await self._send({**message, "more_body": True})
-                await self._discard_body()
-                message = {"type": "http.response.body"}
+            if self.complete and (self.closes or self.is_rejection):
+                # The client gets the whole body now. The connection goes on, or closes, after `finish`.
+                message = {**message, "more_body": True}
         await self._send(message)
+
+    async def finish(self, pace: RejectionPace) -> None:
+        """End a response whose last part `send` has held back."""
+        if self.closes:
+            await self._discard_body()
+        elif self.is_rejection:
+            await pace.turn()
+        if self.complete:
+            await self._send({"type": "http.response.body"})
+
+    @property
+    def is_rejection(self) -> bool:
+        """Whether the client should come back later."""
+        return self.status in _REJECTIONS
 
     def _has_body(self) -> bool:
         return self.headers.get("content-length", "0") != "0" or self.headers.get("transfer-encoding") is not None
@@ -177,7 +191,7 @@ class Application:
         rates: CallerRates | None = None,
     ) -> None:
         self.services, self.fastapi = services, fastapi
-        self._routes, self._pipeline = routes, Pipeline()
+        self._routes, self._pipeline, self._pace = routes, Pipeline(), RejectionPace()
         self._keys, self._rates = keys, rates
         settings = services.settings
         self._settings, self._in_flight, self._tracing = settings, services.in_flight, services.tracing
@@ -204,6 +218,10 @@ class Application:
         finally:
             del exchange.state["exchange"]  # the cycle would wait for the garbage collector
             self._record(exchange)
+        if exchange.is_rejection or exchange.closes:
+            await exchange.finish(self._pace)
+        else:
+            self._pace.on_response()
 
     def _begin(self, scope: Scope, receive: Receive, send: Send) -> Exchange:
         exchange = Exchange(scope, receive, send)

@@ -6,6 +6,7 @@ import mmap
 import os
 import struct
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, MutableMapping
 from hashlib import blake2b
 from pathlib import Path
@@ -14,6 +15,11 @@ from typing import Any, Final
 from service.domain.errors import RateLimited, TooManyBytes
 from service.domain.rate_limit import GCRA, Rate, RateLimiter, next_due
 
+_CREDITS_OF_RESPONSE: Final = 4.0  # at five times the capacity no rejected connection waits
+_MANY_WAITING: Final = 512  # more connections wait only if their clients come back at once
+_CREDITS_OF_SECOND: Final = 250.0  # however slow the model is: up to 4 % of the event loop's time
+_MAX_CREDIT: Final = 256.0  # what the responses of one batch of 64 rows allow
+_PACE_S: Final = 0.02
 _ENTRY: Final = struct.Struct("<Qd")  # hash of the caller, 0 for an empty entry; its `due`
 _WAYS: Final = 8  # entries of a bucket, one of which a caller takes
 _BUCKET_BYTES: Final = _WAYS * _ENTRY.size
@@ -94,6 +100,58 @@ class Epoch:
     def __init__(self) -> None:
         self.requests = 0
         self.over = asyncio.Event()  # set when no request is left and none can be added
+
+
+class RejectionPace:
+    """Lets connections whose request was rejected go on in their turn.
+
+    A client that ignores `Retry-After` comes back at once, and a rejection takes CPU time that accepted requests then
+    lack. So the number of rejections follows from the number of other responses, not from the number of such clients:
+
+        other response  + 4 credits, or + 1/4 while more than 512 connections wait
+        each second     + 250 credits
+        rejection       - 1 credit, or the connection waits for one
+
+    Belongs to one event loop.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[asyncio.Future[None]] = deque()  # in the order of the rejections
+        self._credit, self._counted_at = _MAX_CREDIT, 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def on_response(self) -> None:
+        """Count a response that is no rejection."""
+        self._earn(_CREDITS_OF_RESPONSE if len(self._waiting) <= _MANY_WAITING else _CREDITS_OF_RESPONSE / 16)
+
+    async def turn(self) -> None:
+        """Wait until the connection of a rejected request may send the next one."""
+        loop = asyncio.get_running_loop()
+        self._earn_for_time(loop)
+        if not self._waiting and self._credit >= 1:
+            self._credit -= 1
+            return
+        turn = loop.create_future()
+        self._waiting.append(turn)
+        if self._timer is None:
+            self._timer = loop.call_later(_PACE_S, self._tick, loop)
+        await turn
+
+    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = loop.call_later(_PACE_S, self._tick, loop) if self._waiting else None
+        self._earn_for_time(loop)
+
+    def _earn_for_time(self, loop: asyncio.AbstractEventLoop) -> None:
+        seconds, self._counted_at = loop.time() - self._counted_at, loop.time()
+        self._earn(seconds * _CREDITS_OF_SECOND)
+
+    def _earn(self, credits_: float) -> None:
+        self._credit = min(_MAX_CREDIT, self._credit + credits_)
+        while self._waiting and self._credit >= 1:
+            turn = self._waiting.popleft()
+            if not turn.done():  # done: the server has cancelled the request
+                self._credit -= 1
+                turn.set_result(None)
 
 
 class CallerRates:
