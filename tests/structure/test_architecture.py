@@ -150,21 +150,21 @@ def test_the_core_is_numpy_and_the_standard_library(importer: str, allowed: list
     assert not bad, listed(bad)
 
 
-def test_the_engine_and_the_front_end_meet_in_public_modules() -> None:
+def test_the_sides_of_models_and_http_meet_in_one_module() -> None:
     """A name in the section that is no module any more fails too."""
-    engine, front = named("NAMES are the engine's side"), named("; NAMES are the front end's")
-    public, shared = named("of the engine's side only NAMES."), named("Both sides share NAMES,")
+    model, http = named("NAMES are the model side"), named("; NAMES are the HTTP side")
+    public, shared = named("of the model side only NAMES."), named("Both sides share NAMES,")
     exceptions = named("imports NAMES, whose protocol it implements")
     found = {(i.importer, i.target): str(i) for i in imports("service")}
-    bad = [text for (a, b), text in found.items() if within(a, engine) and within(b, front)]
+    bad = [text for (a, b), text in found.items() if within(a, model) and within(b, http)]
     bad += [
         text
         for (a, b), text in found.items()
-        if within(a, shared) and within(b, engine + front + exceptions) and not within(b, exceptions)
+        if within(a, shared) and within(b, model + http + exceptions) and not within(b, exceptions)
     ]
     assert not bad, listed(bad)
-    assert {b for a, b in found if within(a, front) and within(b, engine)} == set(public)
-    assert {name for name in engine + front + public + shared + exceptions if name not in modules()} == set()
+    assert {b for a, b in found if within(a, http) and within(b, model)} == set(public)
+    assert {name for name in model + http + public + shared + exceptions if name not in modules()} == set()
 
 
 def test_every_package_from_outside_has_its_place() -> None:
