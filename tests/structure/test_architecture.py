@@ -107,6 +107,21 @@ def named(sentence: str) -> list[str]:
     return re.findall(r"`([\w.]+)`", found[1])
 
 
+def test_files_and_names_that_the_page_tells_of_exist() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("\n## Who may import whom")[0]
+    paths = [f"/{file.relative_to(ROOT).as_posix()}" for file in [*modules().values(), *ROOT.glob("tests/*/*.py")]]
+    files = re.findall(r"`([\w./]+\.py)`", text)
+    assert len(files) > 30
+    assert {file for file in files if not any(path.endswith(f"/{file}") for path in paths)} == set()
+    source = "\n".join(file.read_text(encoding="utf-8") for file in modules().values())
+    names = {
+        name for dotted in re.findall(r"`([A-Z]\w+\.(?!py)\w+|_\w+|[A-Z]{4,})`", text) for name in dotted.split(".")
+    }
+    assert len(names) > 25
+    defined = r"(?:\b(?:def|class) {0}\b|^ *{0}(?:: .+)? = |^    {0}: )"
+    assert {name for name in names if not re.search(defined.format(name), source, re.MULTILINE)} == set()
+
+
 def test_the_packages_are_found() -> None:
     assert {"service.app", "service.domain.errors", "service.images.decode", "model_export.training.train"} <= set(
         modules()
