@@ -15,6 +15,7 @@ MLServer and PyTriton.
 import argparse
 import asyncio
 import io
+import itertools
 import json
 import subprocess
 import sys
@@ -40,9 +41,8 @@ from benchmarks.harness.common import (
 )
 from benchmarks.harness.processes import ROOT, ServerFailed, ServerProcess, free_port, serving, without_settings
 from benchmarks.load_generator.fetch import Answer, fetch
-from benchmarks.load_generator.header_sets import sent_by
 from benchmarks.load_generator.load import failures, run_load
-from benchmarks.load_generator.messages import HEADER_LENGTH, disc, encoded, request, upload
+from benchmarks.load_generator.messages import HEADER_LENGTH, disc, encoded, request, sent_by, upload
 
 METHOD: Final = (
     "Closed loop. In every round the entries take turns, in reverse order every second round: the server starts "
@@ -109,11 +109,7 @@ def binary_tensor(body: bytes) -> bytes:
 
 
 def values(payload: str, response: Answer) -> "np.ndarray[Any, np.dtype[np.float64]]":
-    """The pixels or floats of a response.
-
-    Raises:
-        OSError, ValueError: there are none.
-    """
+    """The pixels or floats of a response; OSError or ValueError if there are none."""
     if response.status != 200:
         raise ValueError(f"{response.status} {response.body[:200]!r}")
     if payload == PNG:
@@ -123,11 +119,7 @@ def values(payload: str, response: Answer) -> "np.ndarray[Any, np.dtype[np.float
 
 
 def check(payload: str, responses: Sequence[Answer], expected: Sequence[Answer]) -> None:
-    """Compare responses with the expected ones.
-
-    Raises:
-        ServerFailed: one is not what this service returns.
-    """
+    """Raise `ServerFailed` for a response that is not what this service returns."""
     tolerance = 0 if payload == PNG else CLOSE
     for number, (response, right) in enumerate(zip(responses, expected, strict=True)):
         try:
@@ -234,17 +226,15 @@ def lines(rounds: Rounds, payload: str, connections: int) -> list[Json]:
 
 
 def ratios(rounds: Rounds, payload: str, connections: int) -> list[Json]:
-    """Each entry of this service over the best peer with as many copies, and the best of all over the best peer."""
+    """The best of this service over the best peer of all, and over the best with as many copies."""
     order = [str(line["entry"]) for line in lines(rounds, payload, connections)]
     ours, peers = ([entry for entry in order if entry.startswith(OURS) is own] for own in (True, False))
-    pairs = [("as many copies", own, peer) for own in ours for peer in peers if peer[-2:] == own[-2:]]
-    first = {own: (of, own, peer) for of, own, peer in reversed(pairs)}  # of each, the fastest peer
-    chosen = [
-        *reversed(first.values()),
-        *(("the best of all", own, peer) for own, peer in zip(ours[:1], peers, strict=False)),
-    ]
+    pairs = {("the best of all", own): peer for own, peer in zip(ours[:1], peers, strict=False)}
+    for own, peer in itertools.product(ours, reversed(peers)):
+        if peer[-2:] == own[-2:]:
+            pairs["as many copies", own] = peer
     result = []
-    for of, own, peer in chosen:
+    for (of, own), peer in pairs.items():
         over, under = (load_of(rounds[entry], payload, connections) for entry in (own, peer))
         line = {"payload": payload, "connections": connections, "ours": own, "best_peer": peer, "of": of}
         for name, figure in (("requests_per_s_ratio", "ok_per_s"), ("p99_ratio", "ok.p99_ms")):

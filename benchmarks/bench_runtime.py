@@ -3,12 +3,11 @@
     python -m benchmarks.bench_runtime --model models/mnist/3/model.onnx --results benchmarks/results/runtime.json
     python -m benchmarks.bench_runtime --device cuda --results benchmarks/results/gpu.json
 
-On CUDA also with rows that stay on the device, with CUDA graphs, and with memory and golden rows (`make gpu`). Compare
-the ratios of one run, not the figures of two runs. Without HTTP and images, this is the most the service can reach.
+On CUDA also with rows that stay there, with CUDA graphs, and with golden rows (`make gpu`). Compare the
+ratios of one run, not the figures of two runs. Without HTTP and images, this is the most the service can reach.
 """
 
 import argparse
-import os
 import statistics
 import sys
 import time
@@ -20,9 +19,8 @@ from typing import Any, Final
 import numpy as np
 import onnxruntime as ort
 
-from benchmarks.harness.common import Json, in_turn, memory, rounded, run_benchmark, target
+from benchmarks.harness.common import Json, in_turn, rounded, run_benchmark, target
 from benchmarks.harness.device import Device
-from benchmarks.harness.processes import rss_mib
 from service.artifact.card import INPUT, OUTPUT
 from service.artifact.golden import check_golden, read_golden
 from service.domain.latents import FloatRows
@@ -33,8 +31,8 @@ from service.runtime.session import CudaOptions
 METHOD: Final = (
     "rows/s of repeated calls on seeded latents over `seconds` per round, the ways in turn; median, least and most of "
     "`rounds` rounds; cpu_ms_per_row is the CPU time of the whole process; ratio is service.runtime / onnxruntime by "
-    "medians. On CUDA: resident leaves the rows on the device, graphs replays CUDA graphs; golden: difference over "
-    "tolerance in every bucket; memory: of host and device, while all sizes are measured"
+    "medians. On CUDA: resident copies rows in and not out, graphs replays CUDA graphs; golden: difference over "
+    "tolerance in every bucket"
 )
 Way = Callable[[FloatRows], Callable[[], object]]
 
@@ -58,14 +56,8 @@ def measure(options: argparse.Namespace) -> Json:
         tolerance = model.card.tolerance.fp16 if half else model.card.tolerance.fp32
         golden = check_golden(model, read_golden(path.parent / "golden.npz", model.shape), tolerance)
         targets.append(target("golden rows: difference over tolerance", golden.difference / tolerance, at_most=1.0))
-        result["device"] = Device().about()
-    start, host, device = time.monotonic(), list[tuple[float, float]](), list[tuple[float, float]]()
-    sizes = []
-    for size in options.sizes:
-        sizes.append(measure_size(size, ways, model, options))
-        host.append((time.monotonic() - start, rss_mib(os.getpid())))
-        if (used := Device().used_mib()) is not None:
-            device.append((host[-1][0], used))
+        result = {"device": Device().about(), "memory": [{"device_used_mib": Device().used_mib()}]}
+    sizes = [measure_size(size, ways, model, options) for size in options.sizes]
     first = sizes[0]["onnxruntime"]["rows_per_s"]
     for line in sizes:
         line["gain_over_first_size"] = rounded(line["onnxruntime"]["rows_per_s"] / first)
@@ -76,7 +68,6 @@ def measure(options: argparse.Namespace) -> Json:
         "threads": threads,
         "targets": [*targets, target("largest size, ratio", sizes[-1]["ratio"], at_least=0.9)],
         "sizes": sizes,
-        "memory": [{"of": name} | memory(each) for name, each in (("host", host), ("device", device)) if each],
     }
 
 
@@ -101,7 +92,7 @@ def copied(model: OnnxModel, rows: FloatRows) -> Callable[[], object]:
 
 
 def resident(model: OnnxModel, rows: FloatRows) -> Callable[[], object]:
-    """A call with rows that stay on the device."""
+    """A call with rows that are copied in and stay on the device."""
     batch: Any = model.device_batch
 
     def step() -> None:

@@ -23,15 +23,13 @@ from benchmarks.harness.common import (
     latency,
     median_of,
     median_ratio,
-    memory,
     rounded,
     run_benchmark,
     target,
 )
-from benchmarks.harness.processes import MemoryWatch, ServerProcess, free_port, raise_file_limit, service, serving
-from benchmarks.load_generator.header_sets import sent_by
+from benchmarks.harness.processes import ServerProcess, free_port, service, serving
 from benchmarks.load_generator.load import failures, run_load
-from benchmarks.load_generator.messages import JSON, NPY, disc, encoded, get, post, upload
+from benchmarks.load_generator.messages import JSON, NPY, disc, encoded, get, post, sent_by, upload
 from service.domain.latents import FloatRows
 from service.environment import available_cpus
 from service.runtime.onnx_model import OnnxModel
@@ -41,16 +39,11 @@ METHOD = (
     "rounds, the ways in turn. headers: of the clients alone, or also of a gateway. share_of_raw: images/s over those "
     "of raw onnxruntime at 64 rows with steps=1, round by round; raw runs one session with all threads. "
     "core-milliseconds: CPU time of the service and of the generator per image. idle: one connection; over_sum is "
-    "its median over the sum of the medians of hello-world and of a raw call. overload: an open loop at 3 times the "
-    "rate of a closed loop measured just before, with an unmeasured first third; goodput is 2xx/s over the mean of "
-    "that closed loop and of one measured just after; late: accepted requests that were not answered with 2xx, or "
-    "were answered after the deadline"
+    "its median over the sum of the medians of hello-world and of a raw call"
 )
 SETTINGS: Final = {"IGN_ACCESS_LOG": "0"}
 ROWS: Final = 64
 FEW_CONNECTIONS: Final = 4
-OVERLOAD_FACTOR: Final = 3
-DEADLINE_S: Final = 30.0  # the service's default
 SEEDS: Final = 64
 FORMS: Final = {"npy": NPY, "PNG sheet": "image/png", "64 PNGs in JSON": JSON}
 PERCENTILES: Final = ("p50_ms", "p99_ms", "p999_ms")
@@ -69,7 +62,6 @@ def project(size: int = 28) -> list[bytes]:
 
 
 def measure(options: argparse.Namespace) -> Json:
-    raise_file_limit()
     data = (Path(options.models) / options.model / "model.onnx").read_bytes()
     model = OnnxModel(data, threads=available_cpus())
     raw = raw_session(data, model, available_cpus())
@@ -80,22 +72,17 @@ def measure(options: argparse.Namespace) -> Json:
         idle = idle_latency(server, raw, model, image, options)
         many = many_rows(server, raw, model, options)
         single = single_images(server, image, options)
-        overloads = [
-            overload(server, "64 rows as npy", sent_by(options.headers, generate(NPY)), 16, 512, options),
-            overload(server, "one image, PNG to PNG", image, 64, 2048, options),
-        ]
     return {
         "model": {"ref": model.card.ref, "digest": model.digest[:12], "provider": model.provider},
         "settings": settings,
-        "targets": targets(idle, many, overloads),
+        "targets": targets(idle, many),
         "idle": idle,
         "many_rows": many,
         "single_images": single,
-        "overload": overloads,
     }
 
 
-def targets(idle: list[Json], many: list[Json], overloads: list[Json]) -> list[Json]:
+def targets(idle: list[Json], many: list[Json]) -> list[Json]:
     npy, sheet, pngs = many
     judged = [
         target("64 rows as npy, share of raw", npy["share_of_raw"], at_least=0.90),
@@ -107,14 +94,6 @@ def targets(idle: list[Json], many: list[Json], overloads: list[Json]) -> list[J
         for line in idle
         if "over_sum" in line
     ]
-    for line in overloads:
-        name = f"overload × {OVERLOAD_FACTOR}, {line['request']}"
-        judged += [
-            target(f"{name}: goodput, share of capacity", line["goodput_share"], at_least=0.9),
-            target(f"{name}: rejections, p95", line["rejected_p95_ms"], at_most=20.0, unit="ms"),
-            target(f"{name}: accepted but late", line["late"], at_most=0),
-            target(f"{name}: growth of memory", line["growth_mib"], at_most=line["allowed_growth_mib"], unit="MiB"),
-        ]
     return judged
 
 
@@ -163,12 +142,13 @@ def many_rows(server: ServerProcess, raw: Raw, model: OnnxModel, options: argpar
         sent = sent_by(options.headers, generate(accept))
         ways[form] = partial(run_load, server, sent, FEW_CONNECTIONS, options.seconds)
     rounds = in_turn(ways, options.rounds)
-    limit = each_round(rounds.pop("raw"), "rows_per_s")
+    bare = rounds.pop("raw")
+    limit, raw_core_ms = each_round(bare, "rows_per_s"), median_of(bare, "cpu_s") * 1e3
     lines = []
     for form, results in rounds.items():
         rates = [rate * ROWS for rate in each_round(results, "ok_per_s")]
         line = {"form": form, "images_per_s": statistics.median(rates), "raw_images_per_s": statistics.median(limit)}
-        line |= {"share_of_raw": median_ratio(rates, limit), "connections": FEW_CONNECTIONS}
+        line |= {"share_of_raw": median_ratio(rates, limit), "raw_core_ms": raw_core_ms}
         for side in ("server", "client"):
             line[f"{side}_core_ms"] = median_of(results, f"{side}_core_ms_per_request") / ROWS
         line |= {name: median_of(results, f"ok.{name}") for name in ("p50_ms", "p99_ms")}
@@ -193,35 +173,6 @@ def single_images(server: ServerProcess, image: list[bytes], options: argparse.N
     ]
 
 
-def overload(
-    server: ServerProcess, name: str, requests: list[bytes], busy: int, connections: int, options: argparse.Namespace
-) -> Json:
-    """The goodput at `OVERLOAD_FACTOR` times the capacity.
-
-    Args:
-        busy: connections of the closed loop that measures the capacity.
-        connections: of the open loop; more than the service accepts in flight, so that the generator never waits.
-    """
-    measure_capacity = partial(run_load, server, requests, busy, max(options.seconds, options.overload_s / 6))
-    before = measure_capacity()["ok_per_s"]
-    flood = partial(run_load, server, requests, connections, rate=max(1.0, OVERLOAD_FACTOR * before))
-    flood(options.overload_s / 3)  # memory reaches its level before it is measured
-    with MemoryWatch(server.pid, every_s=0.25) as watch:
-        result = flood(options.overload_s)
-    capacity = statistics.mean((before, measure_capacity()["ok_per_s"]))  # the speed of a machine may change in between
-    # The service counts from the arrival of the headers, the generator from the time the request was due.
-    in_time_ms = DEADLINE_S * 1e3 + result["lateness"].get("max_ms", 0.0)
-    lost = failures(result, ("200", "429", "503")) - result["unsent"]
-    line = {"request": name, "capacity_per_s": rounded(capacity), "asked_per_s": rounded(OVERLOAD_FACTOR * before)}
-    line |= {"goodput_per_s": result["ok_per_s"], "goodput_share": rounded(result["ok_per_s"] / max(1e-9, capacity))}
-    for part in ("ok", "rejected"):
-        line |= {part: result[part]["count"]}
-        line |= {f"{part}_{each}": result[part].get(each) for each in ("p50_ms", "p95_ms", "p99_ms")}
-    line |= {"late": lost + (result["ok"].get("max_ms", 0.0) > in_time_ms), "unsent": result["unsent"]}
-    kept = memory(watch.samples)
-    return line | {key: kept[key] for key in ("median_mib", "growth_mib", "allowed_growth_mib")}
-
-
 OPTIONS: Final = {
     "models": MODELS,
     "model": ("mnist/3",),
@@ -230,7 +181,6 @@ OPTIONS: Final = {
     "rounds": (5, 1),
     "seconds": (4.0, 0.4),
     "connections": ([1, 2, 4, 8, 16, 32, 64, 128, 256, 512], [1, 32]),
-    "overload_s": (30.0, 1.5),
 }
 
 if __name__ == "__main__":

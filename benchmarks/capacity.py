@@ -29,18 +29,12 @@ _MARKED: Final = re.compile(r"(<!-- results: ([\w-]+) -->\n).*?(<!-- end -->)", 
 
 @dataclass(frozen=True, kw_only=True)
 class Capacity:
-    """What one pod does with one kind of request.
-
-    Args:
-        per_s: the most images per second that were measured within the wanted p99.
-        p99_ms: latency of a request at that rate; None where it was not measured.
-        core_ms: CPU time of an image, model included.
-    """
+    """What one pod does with one kind of request."""
 
     request: str
-    per_s: float
-    p99_ms: float | None
-    core_ms: float
+    per_s: float  # the most images that were measured within the wanted p99
+    p99_ms: float | None  # at that rate; None where it was not measured
+    core_ms: float  # CPU time of an image, model included
 
     def with_steps(self, steps: int, model_core_ms: float) -> "Capacity":
         """The same with more steps per image: every step after the first costs ``model_core_ms`` of CPU time."""
@@ -55,26 +49,27 @@ class Capacity:
 
 
 def capacities(service: Json, p99_ms: float) -> list[Capacity]:
-    """Every kind of request that was answered with a p99 of at most ``p99_ms``, at the highest rate that was.
-
-    Raises:
-        ValueError: no measurement meets ``p99_ms``.
-    """
-    single = [("1 image: PNG to PNG", line["requests_per_s"], line) for line in service["single_images"]]
-    many = [(f"64 images: {line['form']}", line["images_per_s"], line) for line in service["many_rows"]]
+    """Every kind of request that was answered with a p99 of at most ``p99_ms``, at the highest rate that was."""
+    lines = [
+        {"form": "1 image: PNG to PNG", "rate": line["requests_per_s"]} | line for line in service["single_images"]
+    ]
+    lines += [
+        line | {"form": f"64 images: {line['form']}", "rate": line["images_per_s"]} for line in service["many_rows"]
+    ]
     best: dict[str, Capacity] = {}
-    for request, rate, line in sorted([*single, *many], key=lambda each: float(each[1])):
+    for line in sorted(lines, key=lambda line: float(line["rate"])):
         if line["p99_ms"] <= p99_ms:
-            best[request] = Capacity(request=request, per_s=rate, p99_ms=line["p99_ms"], core_ms=line["server_core_ms"])
+            figures = {"per_s": line["rate"], "p99_ms": line["p99_ms"], "core_ms": line["server_core_ms"]}
+            best[line["form"]] = Capacity(request=line["form"], **figures)
     if not best:
         raise ValueError(f"nothing was measured with a p99 of at most {p99_ms:g} ms")
-    return list(best.values())
+    return [best[form] for form in dict.fromkeys(line["form"] for line in lines) if form in best]
 
 
 def plan(service: Json, options: argparse.Namespace) -> list[Json]:
     """One record for every demand and kind of request."""
     cores = service["machine"]["cpus_granted"]
-    step_ms = cores * 1e3 / service["many_rows"][0]["raw_images_per_s"]  # CPU time of a row of onnxruntime alone
+    step_ms = service["many_rows"][0]["raw_core_ms"]  # CPU time of a row in onnxruntime alone
     lines = []
     for images_per_s in options.images_per_s:
         for measured in capacities(service, options.p99_ms):
@@ -86,35 +81,28 @@ def plan(service: Json, options: argparse.Namespace) -> list[Json]:
     return lines
 
 
-def chosen(lines: Sequence[Json], *names: str) -> str:
-    return table([{name.replace("_", " "): line[name] for name in names} for line in lines])
+def chosen(lines: Sequence[Json], names: str) -> str:
+    return table([{name.replace("_", " "): line[name] for name in names.split()} for line in lines])
 
 
 TABLES: Final[Mapping[str, Callable[[Path, argparse.Namespace], str]]] = {
     "machine": lambda folder, _: about(read(folder / "service.json")),
     "capacity": lambda folder, options: table(plan(read(folder / "service.json"), options)),
     "single": lambda folder, _: chosen(
-        read(folder / "service.json")["single_images"],
-        *("connections", "requests_per_s", "p50_ms", "p99_ms", "server_core_ms"),
+        read(folder / "service.json")["single_images"], "connections requests_per_s p50_ms p99_ms server_core_ms"
     ),
     "many": lambda folder, _: chosen(
-        read(folder / "service.json")["many_rows"],
-        *("form", "images_per_s", "share_of_raw", "p99_ms", "server_core_ms"),
+        read(folder / "service.json")["many_rows"], "form images_per_s share_of_raw p99_ms server_core_ms"
     ),
     "targets": lambda folder, _: table([verdict(line) for line in read(folder / "service.json")["targets"]]),
     "peers": lambda folder, _: chosen(
-        read(folder / "peers.json")["png_at_32_connections"],
-        *("entry", "requests_per_s", "p99_ms", "server_core_ms_per_request"),
+        read(folder / "peers.json")["png_at_32_connections"], "entry requests_per_s p99_ms server_core_ms_per_request"
     ),
 }
 
 
 def filled(text: str, options: argparse.Namespace) -> str:
-    """A document with its tables made anew.
-
-    Raises:
-        KeyError: it names a table that does not exist, or a result lacks a figure.
-    """
+    """A document with its tables made anew."""
     return _MARKED.sub(lambda found: f"{found[1]}\n{TABLES[found[2]](options.results, options)}\n\n{found[3]}", text)
 
 

@@ -19,6 +19,7 @@ repetition made count: of each function the second-lowest number, because one re
 import argparse
 import contextlib
 import http.client
+import itertools
 import json
 import os
 import runpy
@@ -28,7 +29,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import CodeType, FrameType
 from typing import Any, Final
 from unittest.mock import patch
@@ -36,8 +37,7 @@ from unittest.mock import patch
 from benchmarks.harness.common import Json
 from benchmarks.harness.processes import HOST, ROOT, free_port, without_settings
 from benchmarks.harness.tables import table
-from benchmarks.load_generator.header_sets import HEADER_SETS, with_headers
-from benchmarks.load_generator.messages import disc, encoded, get, post, post_form
+from benchmarks.load_generator.messages import HEADER_SETS, disc, encoded, get, post, post_form, with_headers
 
 REQUESTS: Final = {
     "POST /generate -> PNG": post("/generate", {"model": "mnist", "seed": 7}, "image/png"),
@@ -72,18 +72,6 @@ class Recorder:
         return self.calls
 
 
-@contextlib.contextmanager
-def _hooked(recorder: Recorder) -> Iterator[None]:
-    """Record this thread and all that start in the block."""
-    threading.setprofile(recorder.profile)
-    sys.setprofile(recorder.profile)
-    try:
-        yield
-    finally:
-        sys.setprofile(None)
-        threading.setprofile(None)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
@@ -91,7 +79,9 @@ def main() -> int:
     environ = without_settings() | {"IGN_PORT": str(port), "IGN_THREADS": "1", "IGN_MODEL_DIR": str(ROOT / "models")}
     client = threading.Thread(target=_client, args=(port, recorder, as_json))
     client.start()  # before the hook, which is for the service alone
-    with patch.dict(os.environ, environ, clear=True), patch.object(sys, "argv", ["service"]), _hooked(recorder):
+    threading.setprofile(recorder.profile)
+    sys.setprofile(recorder.profile)
+    with patch.dict(os.environ, environ, clear=True), patch.object(sys, "argv", ["service"]):
         runpy.run_module("service", run_name="__main__")  # ends this process
     return 1
 
@@ -124,11 +114,7 @@ def _connect(port: int) -> socket.socket:
 
 
 def _trace(connection: socket.socket, recorder: Recorder, name: str, data: bytes, sender: str) -> Json:
-    """Files in the order of their first call, calls by file, and totals.
-
-    Raises:
-        RuntimeError: the service does not answer with 200.
-    """
+    """Files in the order of their first call, calls by file, and totals."""
     repetitions: list[Counter[CodeType]] = []
     for _ in range(2 + _REPETITIONS):  # two warm it up
         recorder.until_quiet()
@@ -151,7 +137,7 @@ def _trace(connection: socket.socket, recorder: Recorder, name: str, data: bytes
 
 def steady_calls(repetitions: "list[Counter[CodeType]]") -> "Counter[CodeType]":
     """The calls that all repetitions but one made: without those of timers."""
-    functions = dict.fromkeys(code for calls in repetitions for code in calls)
+    functions = dict.fromkeys(itertools.chain(*repetitions))
     return +Counter({code: sorted(calls[code] for calls in repetitions)[1] for code in functions})
 
 
@@ -164,22 +150,19 @@ def _status(connection: socket.socket, data: bytes) -> int:
 
 
 def _shown(reports: list[Json]) -> str:
-    """The files of each plain request, and the totals with other headers beside them."""
-    parts = []
-    for name in REQUESTS:
-        plain, *_ = same = [report for report in reports if report["request"] == name]
-        totals = [
-            {
-                "headers": report["headers"],
-                "files": report["file_count"],
-                "calls": report["call_count"],
-                "files beside plain": f"{report['file_count'] - plain['file_count']:+d}",
-                "calls beside plain": f"{report['call_count'] - plain['call_count']:+d}",
+    """Totals with the headers of each sender, beside plain, and the files of plain requests."""
+    plain = {report["request"]: report for report in reports if report["headers"] == "plain"}
+    totals = []
+    for report in reports:
+        line = {"request": report["request"], "headers": report["headers"]}
+        for name in ("files", "calls"):
+            count = report[f"{name[:-1]}_count"]
+            line |= {
+                name: count,
+                f"{name} beside plain": f"{count - plain[report['request']][f'{name[:-1]}_count']:+d}",
             }
-            for report in same
-        ]
-        parts.append(f"{name}\n\n{table(totals)}\n\n{table(plain['files'])}\n")
-    return "\n".join(parts)
+        totals.append(line)
+    return "\n\n".join([table(totals), *(f"{name}\n\n{table(report['files'])}" for name, report in plain.items())])
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
+from benchmarks.harness.common import flattened
 from benchmarks.harness.tables import table
 from model_export.cli import bf16
 from model_export.data.datasets import Dataset, load_dataset
@@ -50,7 +51,6 @@ def _last(**weights: float) -> Stage:
 VARIANTS: Final[Mapping[str, tuple[str, Stage]]] = {
     "paper": ("", ign_stages(960, Weights(rec=1.0, idem=1.0, tight=0.1), lr=1e-4, clamp=None)[0]),
     "imle": ("", _IMLE),
-    "imle-reject": ("", _IMLE),
     "balance": ("imle", _BALANCE),
     "distill": ("balance", replace(_last(distill=1.0, settle=0.0), lr=6e-4, betas=_IMLE.betas)),
     "critic": ("balance", _LAST),
@@ -69,7 +69,18 @@ VARIANTS: Final[Mapping[str, tuple[str, Stage]]] = {
 }
 _PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
     "paper": {"objective": "ign"},
-    "imle-reject": {"matching": replace(_BASE.matching, epsilon=0.2)},
+}
+
+
+_COLUMNS: Final = {
+    **{power: f"generation.{name}.frechet" for power, name in (("f", "f"), ("f²", "f2"), ("f³", "f3"), ("f⁴", "f4"))},
+    "KL": "generation.f.kl",
+    "confidence": "generation.f.confidence",
+    "drift": "drift.f",
+    "σ = 0.8 read": "restoration.noise_0.8.f.accuracy",
+    "clean SSIM": "clean.ssim",
+    "f¹⁰⁰⁰": "repeated_application.samples.f1000.frechet",
+    **{f"class kept, {of}": f"repeated_application.{of}.f1000.same_class" for of in ("samples", "pictures")},
 }
 
 
@@ -162,16 +173,10 @@ def means(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _values(row: Mapping[str, Any]) -> dict[str, float]:
-    generation, noisy = row["generation"], row["restoration"]["noise_0.8"]["f"]
-    powers = zip(("f", "f²", "f³", "f⁴"), ("f", "f2", "f3", "f4"), strict=True)
-    values = {column: generation[key]["frechet"] for column, key in powers}
-    values |= {"KL": generation["f"]["kl"], "confidence": generation["f"]["confidence"], "drift": row["drift"]["f"]}
-    values |= {"σ = 0.8 read": noisy["accuracy"], "clean SSIM": row["clean"]["ssim"]}
-    if repeated := row.get("repeated_application"):
-        samples, pictures = repeated["samples"], repeated["pictures"]
-        values["f¹⁰⁰⁰/f"] = samples["f1000"]["frechet"] / samples["f"]["frechet"]
-        values["class kept, samples"] = samples["f1000"]["same_class"]
-        values["class kept, pictures"] = pictures["f1000"]["same_class"]
+    figures = dict(flattened(row))
+    values = {column: figures[name] for column, name in _COLUMNS.items() if name in figures}
+    if "repeated_application.samples.f1000.frechet" in figures:
+        values["f¹⁰⁰⁰/f"] = values.pop("f¹⁰⁰⁰") / figures["repeated_application.samples.f.frechet"]
     return values
 
 

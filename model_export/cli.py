@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 _AVATARS: Final = "avatars"
 _DATA: Final = ".npz, folder or zip of pictures, or mnist, fashion_mnist, kmnist, cifar10 or svhn, which are downloaded"
-_SKIP_BAD: Final = "leave out files that are no readable pictures"
 _INTERRUPTED: Final = 128 + signal.SIGINT
 _PROG: Final = "python -m model_export"
 # Options that replace fields of the card.
@@ -296,7 +295,6 @@ def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     train.add_argument("--steps", type=int, help="optimiser steps in total, split over the stages; may grow later")
     train.add_argument("--start", help="version folder, such as models/mnist/1, with whose weights a new run starts")
     train.add_argument("--licence", help="of the weights (default: none stated, but for the presets' own data)")
-    train.add_argument("--skip-bad", action="store_true", help=_SKIP_BAD)
     train.add_argument("--batch", type=int, help="pictures per step")
     train.add_argument("--seed", type=int, default=0, help="of all random numbers (default 0)")
     train.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -325,7 +323,6 @@ def parser(prog: str = _PROG) -> argparse.ArgumentParser:
     data = commands.add_parser("data", help="look at pictures, and say what train would make of them")
     data.set_defaults(run=_data)
     data.add_argument("data", metavar="DATA", help=f"{_DATA}; or, with --out, avatars")
-    data.add_argument("--skip-bad", action="store_true", help=_SKIP_BAD)
     drawn = data.add_argument_group("avatars", "draw faces in colour with their attributes; needs the extra avatars")
     drawn.add_argument("--out", help="file to write, such as avatars64.npz")
     drawn.add_argument("--n", type=int, default=40_000, help="pictures; a tenth is held out (default 40000)")
@@ -355,13 +352,10 @@ def parser(prog: str = _PROG) -> argparse.ArgumentParser:
     verify = commands.add_parser("verify", help="check an exported model against its run; write its golden rows")
     verify.set_defaults(run=_verify)
     verify.add_argument("--run", dest="run_folder", required=True, help="folder of the run")
-    verify.add_argument("--model", required=True, help="version folder, such as models/mnist/1")
 
     evaluate = commands.add_parser("evaluate", help="measure an exported model; write metrics.json and its card")
     evaluate.set_defaults(run=_evaluate)
-    evaluate.add_argument("--model", required=True, help="version folder, such as models/mnist/1")
     evaluate.add_argument("--data", required=True, help="the data the model was trained on, as for train")
-    evaluate.add_argument("--skip-bad", action="store_true", help=_SKIP_BAD)
     evaluate.add_argument("--out", help="file for the figures (default: metrics.json in the version folder)")
     evaluate.add_argument("--samples", type=int, default=3000, help="pictures to generate (default 3000)")
     evaluate.add_argument("--steps", type=int, default=1000, help="most applications of f (default 1000)")
@@ -371,9 +365,7 @@ def parser(prog: str = _PROG) -> argparse.ArgumentParser:
 
     figures = commands.add_parser("figures", help="draw figures of an exported model")
     figures.set_defaults(run=_figures)
-    figures.add_argument("--model", required=True, help="version folder, such as models/mnist/1")
     figures.add_argument("--data", required=True, help="the data the model was trained on, as for train")
-    figures.add_argument("--skip-bad", action="store_true", help=_SKIP_BAD)
     figures.add_argument("--out", required=True, help="folder for the figures, such as docs/models/mnist")
     figures.add_argument("--steps", type=int, default=300_000, help="most steps in `repeated` (default 300000)")
     figures.add_argument("--seed", type=int, default=0, help="of the latents (default 0)")
@@ -381,9 +373,12 @@ def parser(prog: str = _PROG) -> argparse.ArgumentParser:
 
     card = commands.add_parser("card", help="write a page about an exported model from its card")
     card.set_defaults(run=_card)
-    card.add_argument("--model", required=True, help="version folder, such as models/mnist/1")
     card.add_argument("--out", required=True, help="page to write, such as docs/models/mnist.md")
 
+    for command in (data, train, evaluate, figures):
+        command.add_argument("--skip-bad", action="store_true", help="leave out files that are no readable pictures")
+    for command in (verify, evaluate, figures, card):
+        command.add_argument("--model", required=True, help="version folder, such as models/mnist/1")
     for command in (train, export, verify, evaluate, figures):
         command.add_argument("--threads", type=_count, default=0, help="CPU threads (default: chosen by the libraries)")
     return top

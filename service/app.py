@@ -13,7 +13,7 @@ from service import __version__
 from service.api import problems
 from service.api.access import load_keys
 from service.api.app_state import AppState
-from service.api.application import Application
+from service.api.application import Application, RouteTable
 from service.api.info import openapi, page
 from service.api.info import routes as info
 from service.api.limits import CallerRates, InFlightRequests, SharedGCRA
@@ -21,7 +21,6 @@ from service.api.native import endpoints as native_endpoints
 from service.api.native import routes as native
 from service.api.oip import endpoints as oip
 from service.api.oip import repository as oip_repository
-from service.api.routes import RouteTable
 from service.domain.errors import StartupError
 from service.domain.rate_limit import RateLimiter
 from service.environment import available_cpus, metrics_folder, onnxruntime_version

@@ -12,7 +12,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.app_state import AppState
-from service.api.problems import problem_response
+from service.api.problems import describe, problem_response
 from service.domain.errors import NotReady, StartupError
 from service.environment import prepare_process
 from service.settings import Settings, from_environment, log_name_warnings
@@ -121,6 +121,6 @@ def _corrected(proxied: ASGIApp) -> ASGIApp:
         if scope["type"] == "http" and not started:
             ids = [value.decode("latin-1") for name, value in scope["headers"] if name == _REQUEST_ID]
             gone = NotReady("the replica that had this request is gone; send it again")
-            await problem_response(gone, ids[-1] if ids else "")(scope, receive, send)
+            await problem_response(describe(gone), ids[-1] if ids else "")(scope, receive, send)
 
     return handle

@@ -66,13 +66,8 @@ def run_benchmark(
 ) -> int:
     """Parse the command line, measure, print the result as JSON, and save it where `--results` says.
 
-    Args:
-        method: how it measures; part of the result.
-        measure: options → tables, and under `targets` the targets.
-        judge: a missed target is a failure.
-
-    Returns:
-        The exit status: 1 for a missed target that is judged, 2 if nothing could be measured.
+    ``measure`` returns tables, and under `targets` the targets. The exit status is 1 for a missed target if ``judge``,
+    and 2 if nothing could be measured.
     """
     asked = parse_options(method, options)
     before = machine()  # before the benchmark adds its own load
@@ -113,9 +108,11 @@ def parse_options(method: str, options: Options) -> argparse.Namespace:
 
 def machine() -> Json:
     """The machine and the package versions of a result, without host names and paths."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     installed = {each.name.lower(): each.version for each in distributions()}
     return {
-        "processor": processor(),
+        "processor": next(names, platform.machine()),
         "cpus": os.cpu_count(),
         "cpus_granted": available_cpus(),
         "memory_mib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**20),
@@ -124,13 +121,6 @@ def machine() -> Json:
         "python": platform.python_version(),
         **{name: installed[name] for name in PACKAGES if name in installed},
     }
-
-
-def processor() -> str:
-    """The CPU's model name."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
 
 
 def target(
@@ -156,12 +146,7 @@ def rounded(value: Any) -> Any:
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float:
-    """The nearest-rank percentile: the smallest value that at least ``percent`` % of the values do not exceed.
-
-    Args:
-        ordered: at least one value, ascending.
-        percent: 0…100.
-    """
+    """The nearest-rank percentile: the smallest of ascending values that at least ``percent`` % do not exceed."""
     rank = math.ceil(round(percent / 100 * len(ordered), 9))
     return ordered[max(rank, 1) - 1]
 
@@ -211,12 +196,9 @@ def median_ratio(over: Sequence[float], under: Sequence[float]) -> Any:
 
 
 def memory(samples: Sequence[tuple[float, float]], *, warmup: float = 1 / 3, share: float = 0.05) -> Json:
-    """Statistics of resident memory, and the growth of a line fitted through it.
+    """Statistics of resident memory, and the growth of a line fitted through it after the share ``warmup`` of the time.
 
-    Args:
-        samples: (seconds, MiB) in ascending time.
-        warmup: the share of the time at the beginning that is ignored.
-        share: the growth that is allowed, as a share of the median; 8 MiB always are.
+    ``samples`` are (seconds, MiB). A growth of 8 MiB, or of ``share`` of the median, is allowed.
     """
     left_out = samples[0][0] + (samples[-1][0] - samples[0][0]) * warmup
     kept = [sample for sample in samples if sample[0] >= left_out]

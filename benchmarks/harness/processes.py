@@ -69,11 +69,7 @@ def without_settings() -> dict[str, str]:
 
 @contextmanager
 def service(settings: Mapping[str, str]) -> Iterator[ServerProcess]:
-    """Run `python -m service` of this checkout on a free port, with these `IGN_…` settings only.
-
-    Raises:
-        ServerFailed: it did not become ready, or did not exit with status 0.
-    """
+    """Run `python -m service` of this checkout on a free port, with these `IGN_…` settings only."""
     port = free_port()
     environ = without_settings() | {"IGN_PORT": str(port)} | dict(settings)
     with serving([sys.executable, "-m", "service"], port=port, ready="/readyz", environ=environ) as server:
@@ -98,9 +94,6 @@ def serving(
         command: starts a server that listens on ``port`` of the loopback interface.
         ready: a path that gets 200 when the server is ready.
         environ: by default that of this process.
-
-    Raises:
-        ServerFailed: it exited, or was not ready in time.
     """
     with tempfile.NamedTemporaryFile() as output:
         env = None if environ is None else dict(environ)

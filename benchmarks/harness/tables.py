@@ -32,11 +32,7 @@ def main() -> int:
 
 
 def read(file: Path) -> Json:
-    """A result.
-
-    Raises:
-        ValueError: the file holds none.
-    """
+    """A result."""
     result = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(result, dict):
         raise ValueError(f"{file.name}: not a result of a benchmark")

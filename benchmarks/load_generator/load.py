@@ -3,15 +3,11 @@
 `measure` runs it in a process of its own (`python -m benchmarks.load_generator.load`), so that it does not compete with
 the caller for the GIL.
 
-- Closed loop: every connection sends its next request after the response. Latency counts from sending.
-- Open loop (`rate`): requests are due at random times (Poisson), independent of the responses. Latency counts from the
-  time a request was **due**, so a stall delays every request that was due meanwhile. A request without a free
-  connection waits, and its wait counts. Timers have a resolution of a millisecond; `lateness` is the delay between due
-  and sent, and is part of the latencies.
+Closed loop: every connection sends its next request after the response, so latency counts from sending. How the service
+fares when clients do not slow down is measured by many of them (`benchmarks.reliability.storm`).
 
-    start            begin = start + warmup_s                  end = begin + seconds        at most grace_s
-    |-- not counted --|-- completed: responses in here ----------|-- waits for the rest ------|
-                      |-- latencies: closed loop: responses in here; open loop: requests due in here
+    start             begin = start + warmup_s         end: after `seconds`       at most grace_s
+    |-- not counted ---|-- counted: responses in here --|-- waits for the rest ---|
 """
 
 import asyncio
@@ -25,13 +21,12 @@ import random
 import subprocess
 import sys
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import httptools
-import numpy as np
 import uvloop
 
 from benchmarks.harness.common import Json, latency, rounded
@@ -48,11 +43,10 @@ class Spec:
 
     Args:
         requests: whole HTTP/1.1 requests, sent round robin.
-        connections: keep-alive connections; in an open loop also the most requests in flight.
-        seconds: time of measuring after ``warmup_s``; a closed loop continues until one response was counted.
-        rate: requests per second of an open loop; None for a closed one.
+        connections: keep-alive connections, each with one request in flight.
+        seconds: time of measuring after ``warmup_s``, and until one response was counted.
         grace_s: time to wait for responses at the end.
-        pause_s: a client of a closed loop waits a random time of up to so long between a response and its next request.
+        pause_s: a client waits a random time of up to so long between a response and its next request.
         server_pid: a local process whose CPU time, with its descendants, is reported too.
     """
 
@@ -61,18 +55,13 @@ class Spec:
     connections: int
     seconds: float
     warmup_s: float = 0.5
-    rate: float | None = None
     grace_s: float = 40.0
     pause_s: float = 0.0
     server_pid: int | None = None
 
 
 def measure(spec: Spec) -> Json:
-    """Run the load in a process of its own; returns its report.
-
-    Raises:
-        RuntimeError: the generator failed; the text ends with its output.
-    """
+    """Run the load in a process of its own; returns its report, or raises RuntimeError with its output."""
     command = [sys.executable, "-m", "benchmarks.load_generator.load"]
     done = subprocess.run(command, input=pickle.dumps(spec), capture_output=True, cwd=ROOT, check=False)
     if done.returncode != 0:
@@ -83,15 +72,11 @@ def measure(spec: Spec) -> Json:
 def run_load(
     server: ServerProcess, requests: Sequence[bytes], connections: int, seconds: float, **changes: Any
 ) -> Json:
-    """Measure a load of a server, with its CPU time.
-
-    Raises:
-        ServerFailed: no request of a closed loop was answered with 2xx.
-    """
+    """Measure a load of a server, with its CPU time; `ServerFailed` without any 2xx."""
     given = {"warmup_s": min(0.5, seconds / 2), "server_pid": server.pid} | changes
     spec = Spec(port=server.port, requests=requests, connections=connections, seconds=seconds, **given)
     result = measure(spec)
-    if spec.rate is None and not result["ok"]["count"]:
+    if not result["ok"]["count"]:
         raise ServerFailed(f"no request was answered with 2xx: {result['samples']} {result['errors']}")
     return result
 
@@ -109,7 +94,7 @@ def run(spec: Spec) -> Json:
 
 
 class _Connection(asyncio.Protocol):
-    """One keep-alive connection with at most one request in flight; ``due`` is the time to send it."""
+    """One keep-alive connection with at most one request in flight; ``due`` is the time when it was sent first."""
 
     __slots__ = ("_load", "_parser", "_transport", "body", "busy", "due", "heard", "index")
 
@@ -162,7 +147,6 @@ class Load:
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
         self.latencies: dict[int, list[float]] = {}
-        self.lateness: list[float] = []
         self.completed, self.errors = Counter[int](), Counter[str]()
         self.samples: dict[str, str] = {}
         self.sent = self.resent = self.reconnects = 0
@@ -170,8 +154,7 @@ class Load:
         self._next_request = itertools.cycle(range(len(spec.requests)))
         self._open: set[_Connection] = set()
         self._free: list[_Connection] = []  # last in, first out: the server may close the ones at the bottom
-        self._waiting: deque[tuple[float, int]] = deque()  # due, request
-        self._due: deque[float] = deque()
+        self._waiting: list[tuple[float, int]] = []  # start and number of requests to send again
         self._tasks: set[asyncio.Task[None]] = set()
         self._over, self._happened = asyncio.Event(), asyncio.Event()
         self._started = self._ended = False
@@ -186,20 +169,14 @@ class Load:
         self._begin = start + spec.warmup_s
         planned = self._begin + spec.seconds
         self._started = True
-        if spec.rate is None:
-            while self._free:
-                self._use(self._free.pop())
-        else:
-            self._end = planned
-            self._due.extend(arrivals(start, planned, spec.rate))
-            self._tick()
+        while self._free:
+            self._use(self._free.pop())
         await asyncio.sleep(self._begin - time.perf_counter())
         self._clock(-1)
         await asyncio.sleep(planned - time.perf_counter())
-        if spec.rate is None:  # a closed loop without any response is no measurement
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._happened.wait(), spec.grace_s)
-            self._end = time.perf_counter()
+        with contextlib.suppress(TimeoutError):  # without any response it is no measurement
+            await asyncio.wait_for(self._happened.wait(), spec.grace_s)
+        self._end = time.perf_counter()
         self._clock(+1)
         self._ended = True
         self._settle()
@@ -245,7 +222,6 @@ class Load:
         if self._begin <= now < self._end:
             self.completed[status] += 1
             self._happened.set()
-        if self._begin <= (now if self.spec.rate is None else connection.due) < self._end:
             self.latencies.setdefault(status, []).append(now - connection.due)
             if status >= 300:
                 self.samples.setdefault(str(status), connection.body[:_SAMPLE].decode("utf-8", "replace"))
@@ -263,7 +239,7 @@ class Load:
                 self.error("cut_off")
             else:  # the server closed an idle connection before it read the request: clients send it again
                 self.resent += 1
-                self._waiting.appendleft((connection.due, connection.index))
+                self._waiting.append((connection.due, connection.index))
         if not self._ended or self._waiting:
             self.reconnects += 1
             task = asyncio.get_running_loop().create_task(self._connect())
@@ -275,8 +251,8 @@ class Load:
         """Send the next waiting request on a free connection."""
         now = time.perf_counter()
         if self._waiting:
-            self._send(connection, *self._waiting.popleft())
-        elif not (self._started and self.spec.rate is None and now < self._end):
+            self._send(connection, *self._waiting.pop())
+        elif not (self._started and now < self._end):
             self._free.append(connection)
         elif self.spec.pause_s:
             pause = self._random.uniform(0, self.spec.pause_s)
@@ -290,21 +266,7 @@ class Load:
 
     def _send(self, connection: _Connection, due: float, index: int) -> None:
         self.sent += 1
-        if self.spec.rate is not None and self._begin <= due < self._end:
-            self.lateness.append(time.perf_counter() - due)
         connection.send(self.spec.requests[index], due, index)
-
-    def _tick(self) -> None:
-        """Send the requests that are due, and schedule the next tick."""
-        now, due = time.perf_counter(), self._due
-        while due and due[0] <= now:
-            item = due.popleft(), next(self._next_request)
-            if self._free:
-                self._send(self._free.pop(), *item)
-            else:
-                self._waiting.append(item)
-        if due:
-            asyncio.get_running_loop().call_later(max(_TIMER_S, due[0] - now), self._tick)
 
     def _settle(self) -> None:
         if self._ended and not self._waiting and not any(connection.busy for connection in self._open):
@@ -317,7 +279,6 @@ class Load:
             return latency([value for status in statuses for value in self.latencies.get(status, ())])
 
         return {
-            "loop": "closed" if self.spec.rate is None else "open",
             "seconds": rounded(seconds),
             "requests_per_s": rounded(completed / seconds),
             "ok_per_s": rounded(sum(n for status, n in self.completed.items() if status < 300) / seconds),
@@ -326,23 +287,13 @@ class Load:
             "statuses": {str(status): of([status]) for status in sorted(self.latencies)},
             "errors": dict(self.errors),
             "unanswered": len(self._waiting) + sum(connection.busy for connection in self._open),
-            "unsent": len(self._waiting),  # those of the unanswered for which no connection became free
             "sent": self.sent,
             "resent": self.resent,
             "reconnects": self.reconnects,
             "samples": self.samples,
-            "lateness": latency(self.lateness),
             "client_core_ms_per_request": rounded(self._cpu * 1e3 / max(1, completed)),
             "server_core_ms_per_request": rounded(self._server_cpu * 1e3 / max(1, completed)),
         }
-
-
-def arrivals(start: float, end: float, rate: float) -> list[float]:
-    """The times of a Poisson process with ``rate`` events per second, always the same."""
-    expected = (end - start) * rate
-    gaps = np.random.default_rng(0).exponential(1 / rate, round(expected + 10 * expected**0.5 + 10))
-    times = start + np.cumsum(gaps)
-    return [float(time) for time in times[times < end]]
 
 
 if __name__ == "__main__":

@@ -15,8 +15,7 @@ import numpy as np
 from benchmarks.harness.common import Json, run_benchmark, target
 from benchmarks.harness.processes import ServerProcess
 from benchmarks.reliability.hostile_inputs import SETTINGS, bombs, gzip_bomb, hostile, problem
-from benchmarks.reliability.known_answer import KnownAnswers, right_answer
-from benchmarks.reliability.soak import Log, run_and_judge, send
+from benchmarks.reliability.soak import KnownAnswers, Log, right_answer, run_and_judge, send
 
 METHOD = (
     "`clients` clients send hostile requests, each on a connection of its own. Right is: any 2xx; a 4xx, 501, 503 or "

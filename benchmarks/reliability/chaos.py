@@ -7,7 +7,6 @@ Exits with status 0 if every target is met, else with 1.
 
 import argparse
 import asyncio
-import contextlib
 import os
 import resource
 import shutil
@@ -15,7 +14,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -25,47 +24,28 @@ import uvloop
 from benchmarks.harness.common import Json, rounded, run_benchmark, target
 from benchmarks.harness.processes import ROOT, ServerProcess, free_port, process_tree, serving, without_settings
 from benchmarks.load_generator.fetch import fetch
-from benchmarks.reliability.attackers import BAD_CLIENTS
-from benchmarks.reliability.known_answer import KnownAnswers, right_answer
+from benchmarks.reliability.attacks import BAD_CLIENTS
 from benchmarks.reliability.restarts import LOAD
-from benchmarks.reliability.soak import end_state
+from benchmarks.reliability.soak import KnownAnswers, end_state, right_answer
 
-METHOD = (
+METHOD: Final = (
     "`clients` clients: five eighths good, the others slow, vanishing, oversized or malformed. One process for half "
-    "of the time, two for the other half. Each fault of `ONE_PROCESS` and `TWO_PROCESSES` happens once, at equal "
-    "distances. An outage is declared for kills and stops, from the fault until `SETTLE_S` after it. good: answered "
-    "with the right bytes, of all good requests that touch no outage; a 429 or 503 is not good. Wrong bytes always "
-    "count"
+    "of the time, two for the other half. Each fault of `FAULTS` happens once, at equal distances. An outage is "
+    "declared for kills and stops, from the fault until `SETTLE_S` after it. good: answered with the right bytes, of "
+    "all good requests that touch no outage; a 429 or 503 is not good. Wrong bytes always count"
 )
 SETTLE_S: Final = 3.0
 STOPPED_S: Final = 2.0
-PAUSE_S: Final = 0.5
-DAY_S: Final = 86_400
 
 
 @dataclass(slots=True)
 class Chaos:
-    """One half of a run.
-
-    Args:
-        commands: the file that `faulty_service` follows.
-        model: the ONNX file that is served.
-        outages: start and end of each declared outage, in `time.monotonic`.
-        unexpected: faults with another result than expected.
-    """
+    """One half of a run; ``commands`` is the file that `faulty_service` follows."""
 
     server: ServerProcess
     commands: Path
     model: Path
-    outages: list[tuple[float, float]] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-
-    @contextlib.contextmanager
-    def outage(self) -> Iterator[None]:
-        """Declare an outage from here until `SETTLE_S` after the block."""
-        start = time.monotonic()
-        yield
-        self.outages.append((start, time.monotonic() + SETTLE_S))
+    unexpected: list[str] = field(default_factory=list)  # faults with another result than expected
 
     def command(self, line: str) -> None:
         with self.commands.open("a", encoding="utf-8") as file:
@@ -73,13 +53,8 @@ class Chaos:
 
     def processes(self) -> list[int]:
         """The serving processes below the first one, without those that only keep resources."""
-
-        def serves(pid: int) -> bool:
-            with contextlib.suppress(OSError):
-                return b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
-            return False
-
-        return [pid for pid in process_tree(self.server.pid)[1:] if serves(pid)]
+        below = process_tree(self.server.pid)[1:]
+        return [pid for pid in below if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
     def await_successor(self, dead: int) -> None:
         """Wait until another process has taken the place of a dead one."""
@@ -91,12 +66,11 @@ Fault = Callable[[Chaos], Awaitable[None]]
 
 
 async def kill_thread(chaos: Chaos) -> None:
-    with chaos.outage():
-        chaos.command("kill")
+    chaos.command("kill")
 
 
 async def clock_jump(chaos: Chaos) -> None:
-    for seconds in (DAY_S, -DAY_S, 0):
+    for seconds in (86_400, -86_400, 0):
         chaos.command(f"clock {seconds}")
         await asyncio.sleep(0.5)
 
@@ -113,32 +87,32 @@ async def broken_model(chaos: Chaos) -> None:
     whole = await asyncio.to_thread(chaos.model.read_bytes)
     for data, expected in ((whole[: len(whole) // 2], 400), (whole, 200)):
         await asyncio.to_thread(chaos.model.write_bytes, data)
-        answer = await fetch(chaos.server.port, LOAD)
-        if answer.status != expected:
-            chaos.unexpected.append(f"load: {answer.status}, not {expected}")
+        status = (await fetch(chaos.server.port, LOAD)).status
+        chaos.unexpected += [f"load: {status}, not {expected}"] * (status != expected)
 
 
 async def stop_process(chaos: Chaos) -> None:
-    with chaos.outage():
-        pid = next(iter(chaos.processes()), chaos.server.pid)
-        os.kill(pid, signal.SIGSTOP)
-        await asyncio.sleep(STOPPED_S)
-        os.kill(pid, signal.SIGCONT)
+    pid = next(iter(chaos.processes()), chaos.server.pid)
+    os.kill(pid, signal.SIGSTOP)
+    await asyncio.sleep(STOPPED_S)
+    os.kill(pid, signal.SIGCONT)
 
 
 async def kill_process(chaos: Chaos) -> None:
-    with chaos.outage():
-        dead = chaos.processes()[0]
-        os.kill(dead, signal.SIGKILL)
-        await asyncio.to_thread(chaos.await_successor, dead)
+    dead = chaos.processes()[0]
+    os.kill(dead, signal.SIGKILL)
+    await asyncio.to_thread(chaos.await_successor, dead)
 
 
-ONE_PROCESS: Final[tuple[Fault, ...]] = (kill_thread, clock_jump, disk_full, broken_model, stop_process)
-TWO_PROCESSES: Final[tuple[Fault, ...]] = (kill_process, stop_process, kill_process)
+FAULTS: Final[dict[int, tuple[Fault, ...]]] = {
+    1: (kill_thread, clock_jump, disk_full, broken_model, stop_process),
+    2: (kill_process, stop_process, kill_process),
+}
+OUTAGES: Final = (kill_thread, stop_process, kill_process)
 
 
 def measure(options: argparse.Namespace) -> Json:
-    halves = [half(options, 1, ONE_PROCESS), half(options, 2, TWO_PROCESSES)]
+    halves = [half(options, processes) for processes in FAULTS]
     targets = []
     for line in halves:
         name = f"{line['processes']} processes"
@@ -150,56 +124,59 @@ def measure(options: argparse.Namespace) -> Json:
     return {"targets": targets, "halves": halves}
 
 
-def half(options: argparse.Namespace, processes: int, faults: tuple[Fault, ...]) -> Json:
+def half(options: argparse.Namespace, processes: int) -> Json:
     """Half of the run, with a service of one or two processes."""
     with tempfile.TemporaryDirectory() as folder:
-        commands, models = Path(folder) / "commands", Path(folder) / "models"
+        commands, models, port = Path(folder) / "commands", Path(folder) / "models", free_port()
         commands.touch()
         shutil.copytree(ROOT / "models" / "mnist", models / "mnist")
         settings = {"IGN_MODEL_DIR": str(models), "IGN_DEVICE": "cpu", "IGN_WORKERS": str(processes)}
-        port = free_port()
         environ = without_settings() | settings | {"IGN_PORT": str(port)}
         module = ["benchmarks.reliability.faulty_service", str(commands)] if processes == 1 else ["service"]
         with serving([sys.executable, "-m", *module], port=port, ready="/readyz", environ=environ) as server:
             chaos = Chaos(server, commands, models / "mnist" / "3" / "model.onnx")
-            known = uvloop.run(run(chaos, options, faults))
+            known, outages = uvloop.run(run(chaos, options, FAULTS[processes]))
             ready, replaced = server.get("/readyz")[0], end_state(server)["workers replaced"]
-    if ready != 200:
-        chaos.unexpected.append(f"at the end /readyz is {ready}")
-    if replaced != (kill_thread in faults):
-        chaos.unexpected.append(f"{replaced:.0f} threads were replaced")
+    chaos.unexpected += [f"at the end /readyz is {ready}"] * (ready != 200)
+    chaos.unexpected += [f"{replaced:.0f} threads were replaced"] * (replaced != (processes == 1))
     outside = [
         outcome
         for outcome, sent, ended in known.failures
-        if not any(sent <= end and ended >= start for start, end in chaos.outages)
+        if not any(sent <= end and ended >= start for start, end in outages)
     ]
     return {
         "processes": processes,
         "good_requests": known.outcomes.total(),
-        "outages": len(chaos.outages),
+        "outages": len(outages),
         "failed_in_outages": len(known.failures) - len(outside),
         "failed_outside": len(outside),
         "good_share": rounded(known.outcomes["ok"] / max(1, known.outcomes["ok"] + len(outside))),
         "wrong": known.outcomes["wrong"],
         "unexpected": len(chaos.unexpected),
-        "reasons": "; ".join([*sorted(set(outside)), *sorted(set(chaos.unexpected))]),
+        "reasons": "; ".join(sorted({*outside, *chaos.unexpected})),
     }
 
 
-async def run(chaos: Chaos, options: argparse.Namespace, faults: tuple[Fault, ...]) -> KnownAnswers:
-    known = KnownAnswers(await right_answer(chaos.server.port))
+async def run(
+    chaos: Chaos, options: argparse.Namespace, faults: tuple[Fault, ...]
+) -> tuple[KnownAnswers, list[tuple[float, float]]]:
+    """What good clients got, and start and end of each declared outage, in `time.monotonic`."""
+    known, outages = KnownAnswers(await right_answer(chaos.server.port)), list[tuple[float, float]]()
     seconds, good = options.seconds / 2, options.clients * 5 // 8
     end = time.monotonic() + seconds
-    tasks = [asyncio.create_task(known.work(chaos.server.port, end, PAUSE_S)) for _ in range(good)]
+    tasks = [asyncio.create_task(known.work(chaos.server.port, end, pause_s=0.5)) for _ in range(good)]
     given = (BAD_CLIENTS, chaos.server.port, seconds, options.clients - good, options.seed)
-    command = [sys.executable, "-m", "benchmarks.reliability.attackers", *map(str, given)]
+    command = [sys.executable, "-m", "benchmarks.reliability.attacks", *map(str, given)]
     bad = await asyncio.create_subprocess_exec(*command, cwd=ROOT)
     for fault in faults:
         await asyncio.sleep(seconds / (len(faults) + 1))
+        start = time.monotonic()
         await fault(chaos)
+        if fault in OUTAGES:
+            outages.append((start, time.monotonic() + SETTLE_S))
     await asyncio.gather(*tasks)
     await bad.wait()
-    return known
+    return known, outages
 
 
 OPTIONS: Final = {"seconds": (600.0, 20.0), "clients": (256,), "seed": (0,)}

@@ -110,23 +110,13 @@ def problem(answer: Answer) -> str:
 
 def damaged(rng: Rng, data: bytes) -> bytes:
     """The bytes cut, flipped, repeated, inserted or removed at random places."""
-    changed = bytearray(data)
     for _ in range(int(rng.integers(1, 6))):
-        place = int(rng.integers(len(changed) + 1))
-        end = place + int(rng.integers(1, 40))
-        how = rng.integers(5)
-        if how == 0:
-            del changed[place:]
-        elif how == 1 and place < len(changed):
-            changed[place] ^= 1 << int(rng.integers(8))
-        elif how == 2:
-            changed[place:place] = changed[place:end] * int(rng.integers(1, 50))
-        elif how == 3:
-            changed[place:place] = rng.bytes(int(rng.integers(1, 20)))
-        else:
-            del changed[place:end]
-        changed = changed or bytearray(b"\0")
-    return bytes(changed)
+        place = int(rng.integers(len(data) + 1))
+        before, part, after = data[:place], data[place : place + int(rng.integers(1, 40))], data[place:]
+        flipped = bytes([after[0] ^ 1 << int(rng.integers(8))]) + after[1:] if after else b""
+        repeated, inserted = part * int(rng.integers(1, 50)) + after, rng.bytes(int(rng.integers(1, 20))) + after
+        data = before + choose(rng, (b"", flipped, repeated, inserted, after[len(part) :])) or b"\0"
+    return data
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -144,7 +134,6 @@ def bombs() -> tuple[bytes, ...]:
 
     zeros = zlib.compress(bytes(30_000_000), 9)
     pixels = chunk(b"IDAT", zlib.compress(bytes(29 * 28)))
-    jpeg = b"\xff\xd8" + b"\xff\xe1\x00\x02" * 60_000 + b"\xff\xd9"
     return (
         png(28, 28, chunk(b"IDAT", zeros)),
         png(2**31 - 1, 2**31 - 1, pixels),
@@ -154,7 +143,7 @@ def bombs() -> tuple[bytes, ...]:
         png(28, 28, chunk(b"IDAT", b"") * 60_000, pixels),
         png(28, 28, chunk(b"IHDR", struct.pack(">IIBBBBB", 4000, 4000, 8, 0, 0, 0, 0)), pixels),
         png(28, 28, chunk(b"PLTE", b"\0" * 5), pixels, kind=3),
-        jpeg,
+        b"\xff\xd8" + b"\xff\xe1\x00\x02" * 60_000 + b"\xff\xd9",
         b"RIFF" + struct.pack("<I", 30) + b"WEBPVP8X" + struct.pack("<I", 10) + b"\x02\0\0\0" + b"\xff" * 6,
         b"GIF89a" + b"\xff" * 40,
         b"II*\0" + b"\xff" * 100,
@@ -180,9 +169,7 @@ def parts(case: Case) -> tuple[str, dict[str, str], bytes]:
     """Path, headers without the length, and body of a whole request."""
     head, _, body = case.data.partition(b"\r\n\r\n")
     first, *lines = head.decode("latin-1").split("\r\n")
-    fields = dict(line.split(": ", 1) for line in lines)
-    fields.pop("Content-Length", None)
-    return first.split()[1], fields, body
+    return first.split()[1], dict(line.split(": ", 1) for line in lines if "Content-Length" not in line), body
 
 
 def damaged_request(rng: Rng) -> Case:
@@ -215,7 +202,9 @@ def deep(rng: Rng) -> Case:
 def coded(rng: Rng) -> Case:
     """A compressed body, or one that only says so."""
     _, fields, body = parts(infer(rng))
-    packed = choose(rng, (gzip.compress(body, 1), zlib.compress(body, 1), gzip_bomb(), body, damaged(rng, body)))
+    packed = choose(
+        rng, (gzip.compress(body, 1, mtime=0), zlib.compress(body, 1), gzip_bomb(), body, damaged(rng, body))
+    )
     fields |= {"Content-Encoding": choose(rng, ("gzip", "deflate", "br", "gzip, gzip"))}
     return Case("coding", request(choose(rng, (INFER, INFER, "/v2/repository/index")), packed, fields))
 
@@ -227,22 +216,19 @@ def bad_image(rng: Rng) -> Case:
         data = bytes(choose(rng, bombs()))
     elif data.startswith(b"\x89PNG"):
         data = repaired(rng, data)
-    how = rng.integers(4)
+    how = rng.integers(3)
     if how == 0:
         media = choose(rng, ("image/png", "image/jpeg", "image/webp", "image/gif", "image/svg+xml"))
         query = choose(rng, ("", "?steps=1", "?resize=crop&invert=true", "?mask=a", "?steps=&steps=2"))
         return Case("image", upload(choose(rng, ("/project", "/score")) + query, data, media=media))
     if how == 1:
         return Case("image", post("/project", {"images": [text(image(rng)), text(data)], "masks": [text(data)] * 2}))
-    if how == 2:
-        points = [{"seed": 1}, {"image": text(data)}]
-        return Case("image", post("/latent-interpolate", {"points": points, "frames": 2}))
     return Case("image", post_form("/project", [("image", data), ("mask", data), ("steps", b"1")]))
 
 
 @cache
 def gzip_bomb() -> bytes:
-    return gzip.compress(b'{"inputs":[' + b"{}," * 5_000_000 + b"{}]}", 9)
+    return gzip.compress(b'{"inputs":[' + b"{}," * 5_000_000 + b"{}]}", 9, mtime=0)
 
 
 def raw_http(rng: Rng) -> Case:

@@ -24,23 +24,25 @@ from benchmarks.harness.common import Json, rounded, run_benchmark, target
 from benchmarks.harness.processes import ROOT, STOP_S, ServerFailed, ServerProcess, service, stat
 from benchmarks.load_generator.fetch import fetch
 from benchmarks.load_generator.messages import post
-from benchmarks.reliability.known_answer import KnownAnswers, right_answer
+from benchmarks.reliability.soak import KnownAnswers, right_answer
 
-METHOD = (
+METHOD: Final = (
     "`clients` good clients ask without a pause, each request on a new connection. Reloads: the model is loaded again "
-    "and again, and every second time its files are damaged, which must be 400. Stops: SIGTERM after `UNDER_LOAD_S` "
+    "and again, and every second time its files are damaged, which must be 400. Stops: SIGTERM after a second "
     "of load, which goes on until connections are refused; lost is a request on a connection that was not refused, "
     "and that gets no response or wrong bytes. slowest stop: from signal to exit, which may take IGN_DRAIN_S + 2 s"
 )
 DRAIN_S: Final = 5.0
-UNDER_LOAD_S: Final = 1.0
-CONNECTION_REFUSED: Final = ConnectionRefusedError.__name__
-NOT_LOST: Final = ("ok", "rejected", CONNECTION_REFUSED)
+SETTINGS: Final = {"IGN_ACCESS_LOG": "0", "IGN_DRAIN_S": f"{DRAIN_S:g}", "IGN_DEVICE": "cpu"}
+NOT_ACCEPTED: Final = ConnectionRefusedError.__name__
 LOAD: Final = post("/v2/repository/models/mnist/load", {})
 
 
 def measure(options: argparse.Namespace) -> Json:
-    reloads = reload_often(options)
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(ROOT / "models" / "mnist", Path(folder) / "mnist")
+        with service(SETTINGS | {"IGN_MODEL_DIR": folder}) as server:
+            reloads = uvloop.run(reload_often(server, Path(folder) / "mnist" / "3" / "model.onnx", options))
     stops = [stop_often(options, processes) for processes in (1, 2)]
     targets = [
         target("reloads: failed or wrong requests", reloads["failed"], at_most=0),
@@ -56,45 +58,29 @@ def measure(options: argparse.Namespace) -> Json:
     return {"targets": targets, "reloads": [reloads], "stops": stops}
 
 
-def reload_often(options: argparse.Namespace) -> Json:
+async def reload_often(server: ServerProcess, file: Path, options: argparse.Namespace) -> Json:
     """Load the model again under load, every second time from damaged files."""
-    with tempfile.TemporaryDirectory() as folder:
-        models = Path(folder)
-        shutil.copytree(ROOT / "models" / "mnist", models / "mnist")
-        with service(settings() | {"IGN_MODEL_DIR": folder}) as server:
-            file = models / "mnist" / "3" / "model.onnx"
-            return uvloop.run(_reloads(server, file, file.read_bytes(), options))
-
-
-async def _reloads(server: ServerProcess, file: Path, whole: bytes, options: argparse.Namespace) -> Json:
+    whole, unexpected = await asyncio.to_thread(file.read_bytes), 0
     known = KnownAnswers(await right_answer(server.port))
     clients = [asyncio.create_task(known.work(server.port, float("inf"))) for _ in range(options.clients)]
-    loads: Counter[str] = Counter()
     for number in range(options.reloads):
-        damaged = bool(number % 2)
-        await asyncio.to_thread(file.write_bytes, whole[: len(whole) // 2] if damaged else whole)
-        answer = await fetch(server.port, LOAD)
-        loads["expected" if answer.status == (400 if damaged else 200) else str(answer.status)] += 1
+        data, expected = (whole[: len(whole) // 2], 400) if number % 2 else (whole, 200)
+        await asyncio.to_thread(file.write_bytes, data)
+        unexpected += (await fetch(server.port, LOAD)).status != expected
     for client in clients:
         client.cancel()
     await asyncio.gather(*clients, return_exceptions=True)
-    return {
-        "reloads": options.reloads,
-        "requests": known.outcomes.total(),
-        "failed": known.outcomes.total() - known.outcomes["ok"],
-        "unexpected_loads": loads.total() - loads["expected"],
-    }
+    requests, failed = known.outcomes.total(), len(known.failures)
+    return {"reloads": options.reloads, "requests": requests, "failed": failed, "unexpected_loads": unexpected}
 
 
 def stop_often(options: argparse.Namespace, processes: int) -> Json:
     """Start the service and stop it under load, again and again."""
-    outcomes: Counter[str] = Counter()
-    bad_exits = 0
-    stops = []
+    outcomes, bad_exits, stops = Counter[str](), 0, list[float]()
     for _ in range(options.stops):
-        with suppress(ServerFailed), service(settings() | {"IGN_WORKERS": str(processes)}) as server:
-            known, stop_s = uvloop.run(_stop(server, options))
-            stops.append(stop_s)
+        with suppress(ServerFailed), service(SETTINGS | {"IGN_WORKERS": str(processes)}) as server:
+            known, seconds = uvloop.run(stop(server, options))
+            stops.append(seconds)
             outcomes += known.outcomes
         bad_exits += server.status != 0
     return {
@@ -103,22 +89,22 @@ def stop_often(options: argparse.Namespace, processes: int) -> Json:
         "requests": outcomes.total(),
         "answered": outcomes["ok"],
         "rejected": outcomes["rejected"],
-        "lost": outcomes.total() - sum(outcomes[of] for of in NOT_LOST),
+        "lost": outcomes.total() - sum(outcomes[of] for of in ("ok", "rejected", NOT_ACCEPTED)),
         "bad_exits": bad_exits,
         "slowest_stop_s": rounded(max(stops)),
     }
 
 
-async def _stop(server: ServerProcess, options: argparse.Namespace) -> tuple[KnownAnswers, float]:
+async def stop(server: ServerProcess, options: argparse.Namespace) -> tuple[KnownAnswers, float]:
     """Stop the service under load; returns what clients got, and the seconds from the signal to the exit."""
     known = KnownAnswers(await right_answer(server.port))
 
     async def work() -> None:
-        while await known.ask(server.port) != CONNECTION_REFUSED:
+        while await known.ask(server.port) != NOT_ACCEPTED:
             pass
 
     clients = [asyncio.create_task(work()) for _ in range(options.clients)]
-    await asyncio.sleep(UNDER_LOAD_S)
+    await asyncio.sleep(1.0)
     begin = time.monotonic()
     os.kill(server.pid, signal.SIGTERM)
     await asyncio.to_thread(await_exit, server.pid)
@@ -133,10 +119,6 @@ def await_exit(pid: int) -> None:
     with suppress(OSError):
         while stat(pid)[0] != "Z" and time.monotonic() < end:
             time.sleep(0.02)
-
-
-def settings() -> dict[str, str]:
-    return {"IGN_ACCESS_LOG": "0", "IGN_DRAIN_S": f"{DRAIN_S:g}", "IGN_DEVICE": "cpu"}
 
 
 OPTIONS: Final = {"reloads": (100, 4), "stops": (50, 2), "clients": (16,)}

@@ -11,10 +11,9 @@ import asyncio
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import uvloop
@@ -23,7 +22,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from benchmarks.harness.common import Json, memory, rounded, run_benchmark, target
 from benchmarks.harness.processes import MemoryWatch, ServerProcess, service
 from benchmarks.load_generator.fetch import Answer, ConnectionClosed, fetch
-from benchmarks.load_generator.traffic import SETTINGS, Case, Rng, pick, problem
+from benchmarks.load_generator.messages import post
+from benchmarks.load_generator.traffic import REJECTIONS, SETTINGS, Case, Rng, pick, problem
 
 METHOD = (
     "`clients` clients send random requests, one connection per request. Every status must be allowed for its request "
@@ -68,9 +68,58 @@ async def send(
         log.note(case, str(answer.status), wrong and label + wrong)
 
 
+KNOWN: Final = post("/generate", {"seed": 1, "steps": 1}, "image/png")
+
+
+async def right_answer(port: int) -> bytes:
+    """The body that `KNOWN` gets."""
+    answer = await fetch(port, KNOWN)
+    if answer.status != 200:
+        raise RuntimeError(f"the known request was answered with {answer.status}")
+    return answer.body
+
+
+@dataclass(slots=True)
+class KnownAnswers:
+    """What good clients got; ``right`` is the body that each 200 must have."""
+
+    right: bytes
+    seconds: list[float] = field(default_factory=list)
+    outcomes: Counter[str] = field(default_factory=Counter)  # ok, wrong, rejected, a status, or the error
+    failures: list[tuple[str, float, float]] = field(default_factory=list)
+    """All other outcomes than ok, with the times of sending and of the outcome in `time.monotonic`."""
+
+    async def ask(self, port: int) -> str:
+        """Send the known request once on a new connection; returns the outcome."""
+        start = time.monotonic()
+        try:
+            answer = await fetch(port, KNOWN)
+        except OSError as exc:
+            outcome = type(exc).__name__
+        else:
+            outcome = str(answer.status)
+            if answer.status == 200:
+                outcome = "ok" if answer.body == self.right else "wrong"
+            elif answer.status in REJECTIONS and "retry-after" in answer.headers:
+                outcome = "rejected"
+        if outcome == "ok":
+            self.seconds.append(time.monotonic() - start)
+        else:
+            self.failures.append((outcome, start, time.monotonic()))
+        self.outcomes[outcome] += 1
+        return outcome
+
+    async def work(self, port: int, until: float, pause_s: float = 0.0) -> None:
+        """Ask again and again until a `time.monotonic`."""
+        while time.monotonic() < until:
+            if await self.ask(port) != "ok":
+                await asyncio.sleep(0.1)
+            await asyncio.sleep(pause_s)
+
+
 def run_and_judge(
     settings: Mapping[str, str],
-    load: Callable[[ServerProcess, Log], Awaitable[object]],
+    load: Callable[[ServerProcess, Log], Coroutine[Any, Any, None]],
     *,
     judges_memory: bool,
     warmup: float = 1 / 3,
@@ -81,14 +130,11 @@ def run_and_judge(
         judges_memory: whether the growth of memory has a target.
         warmup: the share of the run after which memory must be flat.
     """
-    log, start = Log(), time.monotonic()
+    log = Log()
     with service(settings) as server:
         with MemoryWatch(server.pid, every_s=0.2) as watch:
-
-            async def run() -> None:
-                await load(server, log)
-
-            uvloop.run(run())
+            start = time.monotonic()
+            uvloop.run(load(server, log))
             seconds = time.monotonic() - start
         state, errors = wait_until_idle(server), log_errors(server)
     kept = memory(watch.samples, warmup=warmup)
@@ -115,9 +161,13 @@ def run_and_judge(
 
 def measure(options: argparse.Namespace) -> Json:
     async def load(server: ServerProcess, log: Log) -> None:
-        rngs = np.random.default_rng(options.seed).spawn(options.clients)
         end = time.monotonic() + options.seconds
-        await asyncio.gather(*(partial(work, server, log)(rng, end) for rng in rngs))
+
+        async def work(rng: Rng) -> None:
+            while time.monotonic() < end:
+                await send(server, log, pick(rng))
+
+        await asyncio.gather(*map(work, np.random.default_rng(options.seed).spawn(options.clients)))
 
     return run_and_judge(
         SETTINGS | dict(options.setting),
@@ -125,11 +175,6 @@ def measure(options: argparse.Namespace) -> Json:
         judges_memory=options.seconds >= MIN_SECONDS_FOR_MEMORY,
         warmup=min(0.5, options.flat_after / options.seconds) if options.flat_after else 1 / 3,
     )
-
-
-async def work(server: ServerProcess, log: Log, rng: Rng, end: float) -> None:
-    while time.monotonic() < end:
-        await send(server, log, pick(rng))
 
 
 def wait_until_idle(server: ServerProcess) -> dict[str, float]:

@@ -15,9 +15,8 @@ from typing import Final, NamedTuple
 from benchmarks.bench_service import generate, project
 from benchmarks.harness.common import Json, each_round, in_turn, latency, median_of, median_ratio, run_benchmark, target
 from benchmarks.harness.processes import ServerProcess, raise_file_limit, service
-from benchmarks.load_generator.header_sets import with_headers
 from benchmarks.load_generator.load import failures, run_load
-from benchmarks.load_generator.messages import NPY
+from benchmarks.load_generator.messages import NPY, with_headers
 
 METHOD: Final = (
     "Each client comes back at most `pause_s` seconds after any answer, also after a 429 or 503. kept: on its "
@@ -77,6 +76,7 @@ def measured(server: ServerProcess, storm: Storm, options: argparse.Namespace) -
     return line | {
         "share": median_ratio(each_round(many, "ok_per_s"), each_round(few, "ok_per_s")),
         "rejected_p50_ms": median_of(many, "rejected.p50_ms"),
+        "rejected_p95_ms": median_of(many, "rejected.p95_ms"),
         "ok_p99_ms": median_of(many, "ok.p99_ms"),
         "errors": sum(failures(each, ("200", "429", "503")) for each in (*few, *many)),
     }

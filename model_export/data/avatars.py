@@ -76,9 +76,8 @@ def write_avatars(options: AvatarOptions, out: Path, *, processes: int = 0) -> N
     `attributes_test` (N, attributes) uint8, the names of the values as `values_<attribute>`, `licence` and
     `attribution`.
 
-    Args:
-        out: the file; it is replaced when the set is complete.
-        processes: that draw; 0: one for each core. The result does not depend on it.
+    The file is replaced when the set is complete. With 0 processes there is one for each core; the result does not
+    depend on their number.
     """
     if out.suffix != ".npz":
         raise UserError(f"--out {out}: the file name must end in .npz")
@@ -129,7 +128,6 @@ def _draw_chunk(options: AvatarOptions, start: int) -> tuple[NDArray[np.uint8], 
 
 
 def _attribute_values(definition: dict[str, Any]) -> dict[str, list[str]]:
-    """The values of every attribute of the style."""
     components, colours = definition["components"], definition["colors"]
     values = {
         name: [*([_NONE] if "probability" in components[part] else []), *components[part]["variants"]]
@@ -139,7 +137,6 @@ def _attribute_values(definition: dict[str, Any]) -> dict[str, list[str]]:
 
 
 def _value_of(name: str, chosen: dict[str, Any]) -> str:
-    """The value of an attribute among the options that DiceBear chose."""
     if name in _COMPONENTS:
         return chosen.get(f"{_COMPONENTS[name]}Variant") or _NONE
     colours = chosen.get(f"{_COLOURS[name]}Color")
@@ -148,8 +145,8 @@ def _value_of(name: str, chosen: dict[str, Any]) -> str:
 
 @cache
 def _definition() -> dict[str, Any]:
-    """The definition of the style."""
-    _require("dicebear", "dicebear_styles", "resvg_py")
+    if any(find_spec(package) is None for package in ("dicebear", "dicebear_styles", "resvg_py")):
+        raise UserError("data avatars needs the extra `avatars`: pip install dicebear-core dicebear-styles resvg-py")
     definition: dict[str, Any] = json.loads(files("dicebear_styles").joinpath("adventurer.json").read_text("utf-8"))
     return definition
 
@@ -169,8 +166,3 @@ def _renderer() -> Callable[[dict[str, Any]], tuple[NDArray[np.uint8], dict[str,
             return np.asarray(image.convert("RGB")), drawn["options"]
 
     return draw
-
-
-def _require(*packages: str) -> None:
-    if any(find_spec(package) is None for package in packages):
-        raise UserError("data avatars needs the extra `avatars`: pip install dicebear-core dicebear-styles resvg-py")

@@ -46,11 +46,6 @@ _CHUNK: Final = 512  # pictures that are corrupted at once in evaluation: bounds
 # One function for each corruption.
 
 
-def add_noise(x: Tensor, sigma: Tensor | float, normal: Tensor) -> Tensor:
-    """Return x + σ·n; n has the shape of x, σ broadcasts against it."""
-    return x + sigma * normal
-
-
 def gaussian_blur(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
     """Separable Gaussian blur that repeats the pixels at the edges; sigma (N,) in pixels, 2·radius + 1 taps."""
     n, channels, height, width = x.shape
@@ -70,11 +65,6 @@ def reduce_resolution(x: Tensor, factor: int) -> Tensor:
     side = [max(1, length // factor) for length in x.shape[2:]]
     small = functional.interpolate(x, size=side, mode="area")
     return functional.interpolate(small, size=x.shape[2:], mode="nearest-exact")
-
-
-def cut_hole(x: Tensor, mask: Tensor) -> Tensor:
-    """Set the pixels where the mask is true to mid-range grey; the mask broadcasts against x."""
-    return x.masked_fill(mask, 0.0)
 
 
 def to_grey(x: Tensor) -> Tensor:
@@ -140,7 +130,7 @@ class RandomCorruptions:
                 continue
             if name == "noise":
                 sigma = _scale(draws.uniform[rows, 0], _NOISE_SIGMA)[:, None, None, None]
-                out[rows] = add_noise(x[rows], sigma, draws.normal[rows])
+                out[rows] = x[rows] + sigma * draws.normal[rows]
             else:
                 out[rows] = RANDOM[name](x[rows], draws.uniform[rows])
         return torch.where(draws.eight_bit[:, None, None, None], round_to_8_bits(out), out) if self.eight_bit else out
@@ -166,7 +156,7 @@ def _random_hole(x: Tensor, uniform: Tensor) -> Tensor:
         index = torch.arange(length, device=x.device)[None]
         inside = (index >= first) & (index < first + side[:, None])  # (N, length)
         mask &= inside[:, None, :, None] if axis == 2 else inside[:, None, None, :]
-    return cut_hole(x, mask)
+    return x.masked_fill(mask, 0.0)  # mid-range grey
 
 
 RANDOM: Final[Mapping[CorruptionName, Callable[[Tensor, Tensor], Tensor]]] = MappingProxyType(
@@ -200,10 +190,9 @@ def noise(sigma: float) -> Corruption:
 
     def apply(x: FloatRows) -> FloatRows:
         generators = (np.random.Generator(np.random.Philox(key=i)) for i in range(len(x)))
-        rows = [torch.from_numpy(generator.standard_normal(x.shape[1:])) for generator in generators]
         return np.stack(
-            [add_noise(torch.from_numpy(a), sigma, n).float().numpy() for a, n in zip(x, rows, strict=True)]
-        )
+            [row + sigma * g.standard_normal(row.shape) for row, g in zip(x, generators, strict=True)]
+        ).astype(np.float32)
 
     return apply
 
@@ -232,7 +221,7 @@ def low_resolution(factor: int) -> Corruption:
 
 def hole(share: float) -> Corruption:
     """A centred square of this share of the side at mid-range grey."""
-    return _fixed(lambda x: cut_hole(x, torch.from_numpy(hole_mask(share, x.shape))))
+    return _fixed(lambda x: x.masked_fill(torch.from_numpy(hole_mask(share, x.shape)), 0.0))
 
 
 def hole_mask(share: float, shape: Sequence[int]) -> NDArray[np.bool_]:

@@ -52,7 +52,7 @@ class Dataset:
     """Pictures in memory."""
 
     name: str  # file or data set name, never a path
-    sha256: str  # of pictures and labels; for a folder or zip, of the names and contents of its pictures
+    sha256: str  # digest of pictures and labels, or for a folder or zip of the names and contents of its pictures
     licence: str  # `unknown` if it is not known
     train: Tensor  # (N, C, H, W) uint8
     held_out: Tensor
@@ -60,7 +60,7 @@ class Dataset:
     held_out_labels: Tensor | None = None
     known: str = ""  # name of the published set with this content; empty if it is none
     skipped: tuple[str, ...] = ()  # files that are no readable pictures
-    attributes: Attributes | None = None  # of the pictures, or None if the data has none
+    attributes: Attributes | None = None
 
 
 class Source(Protocol):

@@ -21,7 +21,7 @@ _CACHE: Final = "~/.cache/ign-service"
 class KnownSet:
     """A published data set."""
 
-    licence: str  # of the pictures; `unknown` if it is not known
+    licence: str  # `unknown` if it is not known
     torchvision: str = ""  # name of the class that downloads it; empty if nothing does
     # `content_digest` of the set, or for pictures in files the digest of their names and contents. Empty: the set is
     # not checked.
@@ -56,10 +56,8 @@ KNOWN_SETS: Final[Mapping[str, KnownSet]] = {
 
 def find_downloadable(source: str) -> str | None:
     """The name of the set that `--data` names, as in this module or as torchvision writes it; None if there is none."""
-    for name, known in KNOWN_SETS.items():
-        if known.torchvision and source in (name, known.torchvision):
-            return name
-    return None
+    names = (name for name, known in KNOWN_SETS.items() if known.torchvision and source in (name, known.torchvision))
+    return next(names, None)
 
 
 def recognise(sha256: str) -> str:
@@ -86,23 +84,20 @@ def download(name: str) -> Arrays:
     from torchvision import datasets
 
     root, class_name = str(Path(_CACHE).expanduser()), KNOWN_SETS[name].torchvision
-    dataset_class = getattr(datasets, class_name)
+    dataset_class, svhn = getattr(datasets, class_name), class_name == "SVHN"
+    arrays: Arrays = {}
     try:
-        if class_name == "SVHN":
-            parts = {split: dataset_class(root, split=split, download=True) for split in ("train", "test")}
-        else:
-            parts = {split: dataset_class(root, train=split == "train", download=True) for split in ("train", "test")}
+        for split in ("train", "test"):
+            chosen = {"split": split} if svhn else {"train": split == "train"}
+            part = dataset_class(root, **chosen, download=True)
+            arrays[f"x_{split}"], arrays[f"y_{split}"] = part.data, part.labels if svhn else part.targets
     except (OSError, RuntimeError) as exc:
         raise UserError(f"--data {name}: the download failed: {str(exc).strip()}") from exc
-    arrays: Arrays = {}
-    for split, part in parts.items():
-        arrays[f"x_{split}"] = np.asarray(part.data)
-        arrays[f"y_{split}"] = np.asarray(part.labels if class_name == "SVHN" else part.targets)
-    return arrays
+    return {key: np.asarray(array) for key, array in arrays.items()}
 
 
 def check_content(name: str, sha256: str) -> None:
-    """Raise a `UserError` if a downloaded set does not have the content that this program knows."""
+    """Reject a downloaded set that does not have the content that this program knows."""
     expected = KNOWN_SETS[name].sha256
     if expected and sha256 != expected:
         raise UserError(

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Final, Literal
 
@@ -147,13 +148,9 @@ def _zip(path: Path) -> list[PictureFile]:
         with zipfile.ZipFile(path) as archive:
             names = sorted(name for name in archive.namelist() if _is_picture(name))
             # Read here in order, because the decoding threads must not share one open archive.
-            return [(name, _return_bytes(archive.read(name))) for name in names]
+            return [(name, partial(bytes, archive.read(name))) for name in names]
     except (*UNREADABLE, RuntimeError) as exc:  # RuntimeError: encrypted
         raise UserError(f"--data {path.name}: not a readable .zip file") from exc
-
-
-def _return_bytes(data: bytes) -> ReadBytes:
-    return lambda: data
 
 
 def _is_picture(name: str) -> bool:
@@ -206,11 +203,12 @@ def inspect_pictures(
     """
     available = count if available is None else available
     indices = np.unique(np.linspace(0, available - 1, min(_SAMPLE, available)).astype(int))
-    pictures = [_three_axes(each) for index in indices if (each := picture(int(index))) is not None]
+    pictures = [np.atleast_3d(each) for index in indices if (each := picture(int(index))) is not None]
     if not pictures:
         raise UserError(f"--data {name}: none of the {len(indices)} files looked at is a readable picture")
     sizes = [(each.shape[1], each.shape[0]) for each in pictures]
-    coloured = float(np.mean([_is_coloured(each) for each in pictures])) >= _COLOURED
+    spreads = np.array([np.ptp(each.astype(np.int16), axis=2).mean() for each in pictures])
+    coloured = bool((spreads > _COLOUR).mean() >= _COLOURED)
     borders = [_border(each, 3 if coloured else 1) for each in pictures]
     return Inspection(
         count=count,
@@ -220,14 +218,6 @@ def inspect_pictures(
         background=tuple(int(level) for level in np.median(np.concatenate(borders), axis=0)),
         ground=_ground(borders),
     )
-
-
-def _three_axes(picture: Picture) -> Picture:
-    return picture[..., None] if picture.ndim == 2 else picture
-
-
-def _is_coloured(picture: Picture) -> bool:
-    return bool(np.ptp(picture.astype(np.int16), axis=2).mean() > _COLOUR)
 
 
 def _border(picture: Picture, channels: int) -> Picture:

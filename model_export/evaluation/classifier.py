@@ -93,7 +93,7 @@ class Classifier:
     network: ConvNet  # in evaluation mode
     task: Task  # `classes` of the data; without them its `attributes`, or else `rotation`
     heads: tuple[int, ...]  # number of classes, or of the values of each attribute
-    accuracy: float  # on the held-out pictures; for attributes the mean over them
+    accuracy: float  # share of the held-out pictures that it reads correctly; the mean over attributes
     source: str  # SHA-256 of this module, which decides how the classifier is trained
     attributes: Mapping[str, float] = field(default_factory=dict)  # accuracy of each attribute on the held-out pictures
 

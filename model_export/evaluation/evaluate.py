@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +13,7 @@ from model_export.evaluation.measures import SAMPLES, STEPS, Evaluation
 from model_export.export.artifact import OnnxFunction, publish, read_all, stamp
 from model_export.files import atomic_write
 from service.artifact.card import ModelCard
-from service.artifact.files import GOLDEN_FILE, METRICS_FILE, MODEL_FILES, Precision
+from service.artifact.files import GOLDEN_FILE, METRICS_FILE, MODEL_FILE, MODEL_FILES, Precision
 from service.artifact.golden import Golden, digest_of, max_abs_diff
 
 _MIN_PICTURES: Final = 2  # of each part: a covariance and a nearest neighbour need two
@@ -35,13 +34,8 @@ def evaluate(
 ) -> Table:
     """Measure the model in a version folder, write `metrics.json`, and put the figures into the card of every file.
 
-    Args:
-        out: file for the figures in place of `metrics.json`; one of an earlier evaluation is replaced as well.
-        steps: largest number of repeated applications of f, ≥ 1.
-        threads: CPU threads of onnxruntime; 0 lets it choose.
-
-    Raises:
-        OSError: a file cannot be written. The version is unchanged then.
+    With ``out`` the figures go there; `metrics.json` of an earlier evaluation is replaced as well. If anything fails,
+    the version is unchanged.
     """
     artifacts = read_all(folder, threads=threads)
     exported = artifacts[0]
@@ -64,15 +58,19 @@ def evaluate(
     ).run()
     for precision, table in measures.get("precision", {}).items():
         table |= {"golden": golden_rows[precision], "tolerance": getattr(card.tolerance, precision)}
-    new_card = _with_quality(card, measures)
+    quality = {key: _without_histograms(value) for key, value in measures.items() if key not in _NOT_QUALITY}
+    measured = {"quality": quality, "distance_quantiles": measures["distance_quantiles"]}
+    new_card = ModelCard.model_validate({**card.model_dump(), **measured})
     stamped = {artifact.precision: stamp(artifact.data, new_card, exported.noise) for artifact in artifacts}
     # The rewritten files must still compute the same before they replace the old ones.
     for precision, content in stamped.items():
         _check_golden(OnnxFunction(content, threads=1), golden, new_card, precision)
-    table = {"model": _identity(card, stamped), **measures}
-    text = (json.dumps(table, indent=1, allow_nan=False) + "\n").encode()
     files = {MODEL_FILES[precision]: content for precision, content in stamped.items()}
-    files[GOLDEN_FILE] = dataclasses.replace(golden, digest=digest_of(stamped["fp32"])).to_bytes()
+    digests = {name: digest_of(content) for name, content in files.items()}
+    identity = {"name": card.name, "version": card.version, "digest": digests[MODEL_FILE], "files": digests}
+    table = {"model": identity, **measures}
+    text = (json.dumps(table, indent=1, allow_nan=False) + "\n").encode()
+    files[GOLDEN_FILE] = dataclasses.replace(golden, digest=digests[MODEL_FILE]).to_bytes()
     if out:  # first, because it may fail
         with atomic_write(out) as file:
             file.write(text)
@@ -99,22 +97,10 @@ def _row(name: str, *cells: float | str | None) -> str:
     return f"{name:18}" + "".join(f"{text:>11}" for text in texts)
 
 
-def _with_quality(card: ModelCard, measures: Table) -> ModelCard:
-    quality = {key: _without_histograms(value) for key, value in measures.items() if key not in _NOT_QUALITY}
-    return ModelCard.model_validate(
-        {**card.model_dump(), "quality": quality, "distance_quantiles": measures["distance_quantiles"]}
-    )
-
-
 def _without_histograms(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_histograms(item) for key, item in value.items() if key != "classes"}
     return value
-
-
-def _identity(card: ModelCard, stamped: Mapping[Precision, bytes]) -> Table:
-    digests = {MODEL_FILES[precision]: digest_of(content) for precision, content in stamped.items()}
-    return {"name": card.name, "version": card.version, "digest": digests[MODEL_FILES["fp32"]], "files": digests}
 
 
 def _check_usable(data: Dataset, samples: int, steps: int) -> None:

@@ -24,11 +24,7 @@ _BATCH: Final = 50
 
 
 class Inception:
-    """Computes the features of FID.
-
-    Args:
-        weights: their file; None takes the place where torch-fidelity stores it.
-    """
+    """Computes the features of FID, with the weights in this file or where torch-fidelity stores them."""
 
     def __init__(self, weights: str | None = None) -> None:
         try:

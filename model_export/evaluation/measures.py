@@ -67,12 +67,7 @@ _NO_VARIANTS: Final[Mapping[str, Function]] = MappingProxyType({})
 
 
 class Evaluation:
-    """Measures one function against one data set.
-
-    Args:
-        samples: number of samples; at most the number of training pictures.
-        variants: the same network in other precisions, by name.
-    """
+    """Measures one function, and its ``variants`` in other precisions by name, against one data set."""
 
     def __init__(
         self,

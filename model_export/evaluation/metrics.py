@@ -81,14 +81,11 @@ def _ssim(a: FloatRows, b: FloatRows) -> NDArray[np.float64]:
         use_sample_covariance=False,
         full=True,
     )
-    rows, columns = (slice(cut, length - cut) for length, cut in ((n, _ssim_cut(n)) for n in first.shape[2:]))
+    # Cut the border at each end, and the positions whose window leaves the picture.
+    cuts = [_SSIM_RADIUS + min(_SSIM_RADIUS, (length - 1) // 2) for length in a.shape[2:]]
+    rows, columns = (slice(cut, length - cut) for cut, length in zip(cuts, first.shape[2:], strict=True))
     mean: NDArray[np.float64] = similarity.reshape(first.shape)[:, :, rows, columns].mean((1, 2, 3))
     return mean
-
-
-def _ssim_cut(length: int) -> int:
-    """Pixels to cut at each end of a padded side: the border, and the positions whose window leaves the picture."""
-    return _SSIM_RADIUS + min(_SSIM_RADIUS, (length - 2 * _SSIM_RADIUS - 1) // 2)
 
 
 def nearest(queries: Levels, references: Levels) -> NDArray[np.float64]:

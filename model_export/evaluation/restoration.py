@@ -131,12 +131,7 @@ BASELINES: Final[Mapping[str, Mapping[str, Grid]]] = {
 
 
 class Restoration:
-    """Measures f and the baselines.
-
-    Args:
-        held_out: clean pictures (N, C, H, W), with their ``truth`` as for `Classifier.compare`.
-        train: training pictures, on which the baselines are tuned.
-    """
+    """Measures f and the baselines on held-out pictures; the baselines are tuned on training pictures."""
 
     def __init__(
         self, f: Function, classifier: Classifier, held_out: Levels, truth: NDArray[np.int64] | None, train: Levels

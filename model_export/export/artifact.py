@@ -6,8 +6,7 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -29,11 +28,7 @@ _LOG_SEVERITY: Final = 4  # fatal only: onnxruntime raises all other errors as e
 
 
 class OnnxFunction:
-    """f as the service runs it: onnxruntime on the CPU.
-
-    Args:
-        threads: CPU threads; 0 lets onnxruntime choose.
-    """
+    """f as the service runs it: onnxruntime on the CPU. With 0 threads it chooses their number."""
 
     def __init__(self, data: bytes, *, threads: int = 0) -> None:
         options = ort.SessionOptions()
@@ -67,7 +62,7 @@ class Artifact:
 
     folder: Path  # the version folder
     data: bytes  # content of the file
-    card: ModelCard  # from its metadata
+    card: ModelCard
     noise: NoiseSource
     function: OnnxFunction
     precision: Precision = "fp32"
@@ -85,11 +80,6 @@ class Artifact:
         except (UserError, CardError) as exc:
             raise UserError(f"{path}: {exc}") from exc
         return cls(folder=folder, precision=precision, data=data, card=card, noise=noise, function=function)
-
-    @property
-    def file(self) -> str:
-        """Name of the file."""
-        return MODEL_FILES[self.precision]
 
     def golden(self) -> Golden:
         """The golden rows beside `model.onnx`."""
@@ -122,17 +112,12 @@ def publish(folder: Path, files: Mapping[str, bytes], *, keep: bool = False) -> 
     """Replace the content of ``folder`` by these files, all at once. If anything fails, the folder is unchanged.
 
     The files are written to a hidden folder beside it, which is then renamed. So no reader sees a model together with
-    the golden rows of another one.
-
-    Args:
-        folder: the version folder; its parents are created.
-
-    Raises:
-        OSError: a file cannot be written; it names ``folder``.
+    the golden rows of another one. Errors name ``folder``.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with errors_name(folder, folder), _temporary_folder(folder) as temporary:
-        fresh, old = temporary / "new", temporary / "old"
+    hidden = tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.")
+    with errors_name(folder, folder), hidden as temporary:
+        fresh, old = Path(temporary, "new"), Path(temporary, "old")
         if keep and folder.is_dir():
             shutil.copytree(folder, fresh)
         fresh.mkdir(exist_ok=True)
@@ -149,12 +134,3 @@ def publish(folder: Path, files: Mapping[str, bytes], *, keep: bool = False) -> 
             if old.exists():
                 old.rename(folder)
             raise
-
-
-@contextmanager
-def _temporary_folder(folder: Path) -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path)

@@ -47,12 +47,9 @@ def export(
     card_fields: Mapping[str, object] | None = None,
     threads: int = 0,
 ) -> tuple[Path, dict[str, Verification]]:
-    """Export the averaged weights of a run to `<models>/<name>/<version>`.
+    """Export the averaged weights of a run to `<models>/<name>/<version>`; without a version to the next free one.
 
-    Args:
-        version: number ≥ 1; None takes the next free one.
-        unfinished: export a run that has not done all its steps.
-        threads: CPU threads of the check; 0 lets onnxruntime choose.
+    Nothing is written if onnxruntime computes other values than torch.
     """
     model = load_run(run)
     if not (model.finished or unfinished):

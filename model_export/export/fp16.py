@@ -3,6 +3,7 @@
 import onnx
 from onnx import ModelProto
 from onnxruntime.transformers.float16 import convert_float_to_float16
+from onnxruntime.transformers.onnx_model import OnnxModel
 
 
 def to_fp16(data: bytes) -> bytes:
@@ -14,7 +15,8 @@ def to_fp16(data: bytes) -> bytes:
     single = onnx.load_model_from_string(data)
     model: ModelProto = convert_float_to_float16(single, keep_io_types=True, node_block_list=_before_levels(single))
     _remove_round_trips(model)
-    _sort_nodes(model)
+    # ONNX requires the nodes in topological order; the converter appends its casts at the end.
+    OnnxModel(model).topological_sort(is_deterministic=True)
     del model.graph.value_info[:]  # the converter leaves types there that are no longer true
     onnx.checker.check_model(model, full_check=True)
     half: bytes = model.SerializeToString(deterministic=True)
@@ -50,23 +52,3 @@ def _remove_round_trips(model: ModelProto) -> None:
     kept = [node for node in model.graph.node if node.op_type != "Cast" or used.intersection(node.output)]
     del model.graph.node[:]
     model.graph.node.extend(kept)
-
-
-def _sort_nodes(model: ModelProto) -> None:
-    """Sort the nodes topologically, as ONNX requires. The converter appends its casts at the end."""
-    graph = model.graph
-    known = {"", *(value.name for value in graph.input), *(tensor.name for tensor in graph.initializer)}
-    remaining, ordered = list(graph.node), []
-    while remaining:
-        blocked = []
-        for node in remaining:
-            if known.issuperset(node.input):
-                ordered.append(node)
-                known.update(node.output)
-            else:
-                blocked.append(node)
-        if len(blocked) == len(remaining):
-            raise RuntimeError("the converter left a node without its input")
-        remaining = blocked
-    del graph.node[:]
-    graph.node.extend(ordered)

@@ -12,7 +12,7 @@ from model_export.export.artifact import OnnxFunction, read_all
 from model_export.files import atomic_write
 from model_export.training.checkpoint import CARD_FIELDS, Checkpoint, TrainedModel, load_run
 from service.artifact.card import ModelCard
-from service.artifact.files import GOLDEN_FILE, MODEL_FILE, Precision
+from service.artifact.files import GOLDEN_FILE, MODEL_FILE, MODEL_FILES, Precision
 from service.artifact.golden import Golden, digest_of, max_abs_diff
 from service.domain.latents import FloatRows, NoiseSource
 
@@ -42,11 +42,12 @@ def verify(run: Path, folder: Path, *, threads: int = 0) -> dict[str, Verificati
     check_run(exported.card, run, model.checkpoint)
     digest = digest_of(exported.data)
     golden, result = compare(model, exported.card, exported.noise, exported.function, digest)
-    results = {exported.file: result}
+    results = {MODEL_FILE: result}
     for other in others:
+        name = MODEL_FILES[other.precision]
         if other.card != exported.card:
-            raise UserError(f"{folder / other.file}: another card than {MODEL_FILE}; `export` it again")
-        _, results[other.file] = compare(model, other.card, other.noise, other.function, digest, other.precision)
+            raise UserError(f"{folder / name}: another card than {MODEL_FILE}; `export` it again")
+        _, results[name] = compare(model, other.card, other.noise, other.function, digest, other.precision)
     with atomic_write(folder / GOLDEN_FILE) as file:
         file.write(golden.to_bytes())
     return results
@@ -80,18 +81,21 @@ def compare(
 ) -> tuple[Golden, Verification]:
     """Run the same rows through torch and onnxruntime, in batches of every bucket and of one more size.
 
-    Args:
-        digest: SHA-256 of `model.onnx`, to which the golden rows belong.
+    The golden rows belong to the `model.onnx` with this digest.
     """
     batches = tuple(sorted({*card.buckets, _ODD_BATCH}))
     golden_rows = _golden_inputs(card, noise)
     rows = np.concatenate([golden_rows, noise.rows(_SEED, _GOLDEN_ROWS, max(0, batches[-1] - _GOLDEN_ROWS))])
     with torch.inference_mode():
         expected = model.network(torch.from_numpy(rows)).numpy()
-    single = _in_batches(function, rows, 1)
+
+    def computed(size: int) -> FloatRows:
+        return np.concatenate([function.run_batch(rows[i : i + size]) for i in range(0, len(rows), size)])
+
+    single = computed(1)
     difference = spread = 0.0
     for size in batches:
-        result = _in_batches(function, rows, size)
+        result = computed(size)
         difference = max(difference, max_abs_diff(result, expected))
         spread = max(spread, max_abs_diff(result, single))
     allowed: float = getattr(card.tolerance, precision)
@@ -114,7 +118,3 @@ def _golden_inputs(card: ModelCard, noise: NoiseSource) -> FloatRows:
     pictures += [pictures[-1] + 0.5 * noise.row(_SEED, 0)]
     latents = noise.rows(_SEED, 0, _GOLDEN_ROWS - len(pictures))
     return np.concatenate([np.stack(pictures).astype(np.float32), latents])
-
-
-def _in_batches(function: OnnxFunction, rows: FloatRows, size: int) -> FloatRows:
-    return np.concatenate([function.run_batch(rows[i : i + size]) for i in range(0, len(rows), size)])

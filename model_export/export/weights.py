@@ -9,7 +9,6 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
-from torch import Tensor
 
 from model_export.errors import UserError
 from model_export.export.artifact import Artifact
@@ -40,7 +39,8 @@ def read_weights(folder: Path) -> StartWeights:
     stored = _tensors(artifact.data)
     state = {name: value.clone() for name, value in network.state_dict().items()}
     for name, parameter in network.named_parameters():
-        places = [i for i, values in enumerate(found) if _same(values, parameter)]
+        flat = parameter.detach().numpy().ravel()
+        places = [i for i, values in enumerate(found) if np.array_equal(values, flat)]
         if len(places) != 1 or len(found) != len(stored) or stored[places[0]].size != parameter.numel():
             raise UserError(f"{folder}: another version of PyTorch exported it; its weights cannot be read")
         state[name] = torch.from_numpy(stored[places[0]].copy()).view_as(parameter)
@@ -86,7 +86,3 @@ def _tensors(data: bytes) -> list[NDArray[Any]]:
     graph = onnx.load_model_from_string(data).graph
     arrays = (numpy_helper.to_array(t) for t in graph.initializer if t.data_type == onnx.TensorProto.FLOAT)
     return [array.ravel() for array in arrays]
-
-
-def _same(values: NDArray[Any], parameter: Tensor) -> bool:
-    return values.size == parameter.numel() and np.array_equal(values, parameter.detach().numpy().ravel())

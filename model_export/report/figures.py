@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,33 +65,32 @@ def file_name(figure: str, channels: int) -> str:
     return f"{figure}.svg" if figure == LOSSES else f"{figure}.png" if channels == 1 else f"{figure}.webp"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class RestorationFigure:
+class RestorationFigure(NamedTuple):
     """A figure of a corruption and its restoration."""
 
     figure: str  # key of `FIGURES`
     name: str
     term: str  # the corrupted picture as a formula
-    corrupt: Corruption  # the corruption
+    corrupt: Corruption
 
 
 def restoration_figures(card: ModelCard) -> list[RestorationFigure]:
     """The corruptions that are shown for a model: thin strokes for grey models, grey and sketch for colour models."""
-    common = [
-        ("noise_0.15", "noise, sigma 0.15", "x + n", corruptions.noise(0.15)),
-        ("noise_0.8", "noise, sigma 0.8", "x + n", corruptions.noise(0.8)),
-        ("blur", "blur", "b(x)", corruptions.blur(1.5)),
-        ("low_resolution", "low resolution", "d(x)", corruptions.low_resolution(4)),
-        ("hole", "hole", "m(x)", corruptions.hole(0.4)),
-    ]
-    thinned = ("thinned", "thinned strokes", "e(x)", corruptions.thin(light=card.polarity != "dark-on-light"))
-    colour = [
-        ("grey", "grey", "g(x)", corruptions.grey()),
-        ("sketch", "sketch", "s(x)", corruptions.sketch(3.5)),
-    ]
+    thinned = corruptions.thin(light=card.polarity != "dark-on-light")
     return [
-        RestorationFigure(figure=figure, name=name, term=term, corrupt=corrupt)
-        for figure, name, term, corrupt in [*common, *([thinned] if card.shape[0] == 1 else colour)]
+        RestorationFigure("noise_0.15", "noise, sigma 0.15", "x + n", corruptions.noise(0.15)),
+        RestorationFigure("noise_0.8", "noise, sigma 0.8", "x + n", corruptions.noise(0.8)),
+        RestorationFigure("blur", "blur", "b(x)", corruptions.blur(1.5)),
+        RestorationFigure("low_resolution", "low resolution", "d(x)", corruptions.low_resolution(4)),
+        RestorationFigure("hole", "hole", "m(x)", corruptions.hole(0.4)),
+        *(
+            [RestorationFigure("thinned", "thinned strokes", "e(x)", thinned)]
+            if card.shape[0] == 1
+            else [
+                RestorationFigure("grey", "grey", "g(x)", corruptions.grey()),
+                RestorationFigure("sketch", "sketch", "s(x)", corruptions.sketch(3.5)),
+            ]
+        ),
     ]
 
 
@@ -106,14 +105,9 @@ def draw_figures(
     run: Path | None = None,
     threads: int = 0,
 ) -> list[Path]:
-    """Draw every figure of the model. Each file is written as soon as it is drawn; `repeated` comes last.
+    """Draw every figure of the model in ``out``, and the losses of its run if that is given.
 
-    Args:
-        out: folder for the figures; existing files are replaced.
-        steps: largest number of applications of f in `repeated`, ≥ 1.
-        seed: of the latents, uint32.
-        run: folder of the training run, to plot its losses; None draws no losses.
-        threads: CPU threads of onnxruntime; 0 lets it choose.
+    Each file is written as soon as it is drawn; `repeated`, which may take minutes, comes last.
     """
     if steps < 1:
         raise UserError(f"--steps {steps}: at least 1")
@@ -127,7 +121,7 @@ def draw_figures(
         check_run(card, run, load(run / FILE))
     context = FigureContext(artifact, data, seed=seed)
     channels = card.shape[0]
-    encode = ImageGrid.png if channels == 1 else ImageGrid.webp
+    form: Literal["PNG", "WEBP"] = "PNG" if channels == 1 else "WEBP"
 
     def write(figure: str, content: bytes) -> Path:
         path = out / file_name(figure, channels)
@@ -137,8 +131,8 @@ def draw_figures(
 
     written = [] if losses is None else [write(LOSSES, losses)]
     for figure, draw in context.figures():
-        written.append(write(figure, encode(draw())))
-    written.append(write("repeated", encode(context.repeated(steps))))
+        written.append(write(figure, draw().encode(form)))
+    written.append(write("repeated", context.repeated(steps).encode(form)))
     return written
 
 
@@ -162,13 +156,13 @@ class FigureContext:
 
     def samples(self) -> ImageGrid:
         """f(z) for 8 × 12 latents, row-major."""
-        y = self._f(self._latents(0, _LINES * _COLUMNS))
+        y = self.artifact.function(self._latents(_LINES * _COLUMNS))
         lines = [(f"z {i}-{i + _COLUMNS - 1}", y[i : i + _COLUMNS]) for i in range(0, len(y), _COLUMNS)]
         return self._grid(f"f(z), seed {self.seed}", lines)
 
     def generation(self) -> ImageGrid:
         """Z, f(z), f(f(z)), f(f(f(z)))."""
-        return self._grid(f"from noise, seed {self.seed}", self._chain("z", self._latents(0, _COLUMNS), 3))
+        return self._grid(f"from noise, seed {self.seed}", self._chain("z", self._latents(_COLUMNS), 3))
 
     def clean(self) -> ImageGrid:
         """x, f(x), f(f(x))."""
@@ -182,26 +176,27 @@ class FigureContext:
     def interpolation(self) -> ImageGrid:
         """Eight great arcs, each from latent 2i to latent 2i + 1, under f."""
         path = latents.LatentPath(frames=_FRAMES)
-        z = self._latents(0, 2 * _LINES)
-        lines = [(f"z {i}-{i + 1}", self._f(path.rows([z[i], z[i + 1]]))) for i in range(0, len(z), 2)]
+        z = self._latents(2 * _LINES)
+        lines = [(f"z {i}-{i + 1}", self.artifact.function(path.rows([z[i], z[i + 1]]))) for i in range(0, len(z), 2)]
         return self._grid(
             f"from one latent to another, seed {self.seed}", lines, columns=[f"t = {t:.1f}" for t in path.times()]
         )
 
     def arithmetic(self) -> ImageGrid:
         """Latents a, b, c and their sums, under f; column i has latents i, 12 + i and 24 + i."""
-        a, b, c = np.split(self._latents(0, 3 * _COLUMNS), 3)
+        a, b, c = np.split(self._latents(3 * _COLUMNS), 3)
         sums: dict[str, FloatRows] = {"f(a)": a, "f(b)": b, "f(c)": c}
         sums["f(a + b)"] = self._sum([a, b], [1.0, 1.0])
         sums["f(a + b + c)"] = self._sum([a, b, c], [1.0, 1.0, 1.0])
         sums["f(a - b + c)"] = self._sum([a, b, c], [1.0, -1.0, 1.0])
         return self._grid(
-            f"sums of latents, seed {self.seed}", [(label, self._f(rows)) for label, rows in sums.items()]
+            f"sums of latents, seed {self.seed}",
+            [(label, self.artifact.function(rows)) for label, rows in sums.items()],
         )
 
     def repeated(self, steps: int) -> ImageGrid:
         """f^k(z) for the recorded k up to ``steps``, and for ``steps``. A progress bar shows the remaining time."""
-        z = self._latents(0, _REPEATED_COLUMNS)
+        z = self._latents(_REPEATED_COLUMNS)
         counts = sorted({k for k in _RECORDED if k < steps} | {steps})
         lines = [("k = 0", z)]
         with tqdm(total=steps, desc="f^k(z)", unit="step", mininterval=1.0) as bar:
@@ -218,7 +213,7 @@ class FigureContext:
         """The rows x, f(x), f(f(x)), … with their labels."""
         lines = [(label, x)]
         for _ in range(steps):
-            label, x = f"f({label})", self._f(x)
+            label, x = f"f({label})", self.artifact.function(x)
             lines.append((label, x))
         return lines
 
@@ -226,11 +221,8 @@ class FigureContext:
         norm = self.artifact.card.noise.norm
         return np.stack([latents.weighted_sum(rows, weights, norm) for rows in zip(*terms, strict=True)])
 
-    def _f(self, rows: FloatRows) -> FloatRows:
-        return self.artifact.function(rows)
-
-    def _latents(self, offset: int, n: int) -> FloatRows:
-        return self.artifact.noise.rows(self.seed, offset, n)
+    def _latents(self, n: int) -> FloatRows:
+        return self.artifact.noise.rows(self.seed, 0, n)
 
     def _pictures(self) -> FloatRows:
         labels = self.data.held_out_labels

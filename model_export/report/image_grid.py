@@ -4,7 +4,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 import torch
@@ -23,8 +23,6 @@ _MAX_SIDE: Final = 128  # of an enlarged picture
 _WHITE: Final = 255
 _WEBP_QUALITY: Final = 80
 
-Box = tuple[int, int, int, int]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ImageGrid:
@@ -40,20 +38,19 @@ class ImageGrid:
         """Enlargement of a pixel: 3 up to 42×42, 2 up to 64×64, else 1."""
         return max(1, min(_MAX_SCALE, _MAX_SIDE // self._shape[1]))
 
-    def box(self, row: int, column: int) -> Box:
+    def box(self, row: int, column: int) -> tuple[int, int, int, int]:
         """Position of a picture in the image: left, top, right, bottom, in pixels."""
         height, width = (side * self.scale for side in self._shape[1:])
         left, top = self._origin
         left, top = left + _GAP + column * (width + _GAP), top + _GAP + row * (height + _GAP)
         return left, top, left + width, top + height
 
-    def png(self) -> bytes:
-        """The grid as PNG, grey or RGB, without metadata."""
-        return _encoded(self._image(), "PNG", optimize=True)
-
-    def webp(self) -> bytes:
-        """The grid as WebP, whose losses are hard to see."""
-        return _encoded(self._image(), "WEBP", quality=_WEBP_QUALITY, method=6)
+    def encode(self, form: Literal["PNG", "WEBP"]) -> bytes:
+        """The grid as PNG, grey or RGB, without metadata; or as WebP, whose losses are hard to see."""
+        options = {"optimize": True} if form == "PNG" else {"quality": _WEBP_QUALITY, "method": 6}
+        buffer = io.BytesIO()
+        self._image().save(buffer, form, **options)
+        return buffer.getvalue()
 
     def _image(self) -> Image.Image:
         grid = Image.fromarray(self._grid())
@@ -88,12 +85,6 @@ class ImageGrid:
         """Left and top of the grid, beside the labels."""
         left = 2 * _MARGIN + max(_text_width(label) for label, _ in self.rows)
         return left, _MARGIN + _LINE * (2 if self.columns else 1)
-
-
-def _encoded(image: Image.Image, form: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, form, **options)
-    return buffer.getvalue()
 
 
 @cache

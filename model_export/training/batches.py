@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -123,7 +124,7 @@ class TrainingBatch:
     """The rows of one step, (B, C, H, W) each; None if no active term needs them."""
 
     x: Tensor  # pictures
-    nearest: Tensor | None = None  # for each picture, the candidate latent whose output is nearest
+    nearest: Tensor | None = None  # the candidate latent whose output is nearest to each picture
     matched: Tensor | None = None  # latents of balanced pairs
     partner: Tensor | None = None  # the pictures they are paired with
     z: Tensor | None = None  # fresh latents
@@ -159,12 +160,7 @@ class BatchBuilder:
         self.size = min(preset.batch, len(pictures))
 
     def build(self, step: int, stage_step: int, stage: Stage, f: Function) -> TrainingBatch:
-        """Build this rank's rows.
-
-        Args:
-            step: step of the run; it seeds the random numbers.
-            stage_step: step of the stage; pool and pairs are refreshed at multiples of their intervals.
-        """
+        """Build this rank's rows. The step of the run seeds random numbers, that of the stage times the refreshes."""
         weights, shard = stage.weights, self._world.shard
         nearest = matched = partner = z = corrupted = code_noise = drift_pictures = None
         with self._meter.phase("data"):
@@ -241,5 +237,5 @@ class BatchBuilder:
         generator = np.random.default_rng(derive_seed(self._seed, stream, step))
         return self._chosen(generator.choice(len(self._pictures), min(count, len(self._pictures)), replace=False))
 
-    def _chosen(self, indices: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]") -> Tensor:
+    def _chosen(self, indices: NDArray[np.int64]) -> Tensor:
         return to_model_range(self._pictures[torch.from_numpy(indices).to(self._pictures.device)])

@@ -144,11 +144,12 @@ def continued_preset(preset: Preset, saved: Checkpoint, *, out: Path, data: Data
     and the others share what is left; a run that is finished trains its last stage further. A finished run may also get
     further stages.
     """
+    precisions = ("fp32", "bf16")
     differences: list[Difference] = [
         (name, before, now)
         for name, before, now in (
             ("--seed", saved.seed, seed),
-            ("--precision", _precision(saved.provenance.get("bf16")), _precision(bf16)),
+            ("--precision", precisions[bool(saved.provenance.get("bf16"))], precisions[bf16]),
         )
         if before != now
     ]
@@ -219,10 +220,6 @@ def _text(value: object) -> object:
     return value
 
 
-def _precision(bf16: object) -> str:
-    return "bf16" if bf16 else "fp32"
-
-
 def _data(data: Mapping[str, Any]) -> str:
     return f"{data.get('name')} of SHA-256 {str(data.get('sha256'))[:12]}"
 
@@ -286,7 +283,7 @@ def _git(root: Path, *arguments: str) -> str:
 class StartWeights:
     """The weights of an exported version."""
 
-    preset: Preset  # that trained the version
+    preset: Preset  # trained the version
     state: dict[str, Tensor]  # state dict of its network
     digest: str  # SHA-256 of the weights in its `model.onnx`
 

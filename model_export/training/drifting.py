@@ -115,7 +115,7 @@ class FeatureGroups:
     standard deviation of every channel, over the whole map and over each quarter.
     """
 
-    features: Callable[[Tensor], list[Tensor]]  # of a frozen encoder: (B, C, H, W) → (B, c, h, w) for every scale
+    features: Callable[[Tensor], list[Tensor]]  # frozen encoder: (B, C, H, W) → (B, c, h, w) for every scale
     # Each map whose side is a multiple of this number gives the moments of cells × cells squares as further groups.
     # Where parts of a picture vary independently, few samples have a near picture as a whole, but every part has one. 0
     # for none.

@@ -30,7 +30,7 @@ class World:
 
     def shard(self, rows: Tensor) -> Tensor:
         """The consecutive rows of this rank; the last rank may have fewer."""
-        length = self._shard_length(len(rows))
+        length = -(-len(rows) // self.size)
         return rows[self.rank * length : (self.rank + 1) * length]
 
     def all_gather(self, shard: Tensor, total: int) -> Tensor:
@@ -38,7 +38,7 @@ class World:
         if self.size == 1:
             return shard
         # The collective needs equal shapes, so the last shard is padded and the padding is cut off afterwards.
-        padded = shard.new_zeros((self._shard_length(total), *shard.shape[1:]))
+        padded = shard.new_zeros((-(-total // self.size), *shard.shape[1:]))
         padded[: len(shard)] = shard
         parts = [torch.empty_like(padded) for _ in range(self.size)]
         dist.all_gather(parts, padded)
@@ -65,9 +65,6 @@ class World:
         if self.size > 1:
             dist.broadcast(values, 0)
         return values
-
-    def _shard_length(self, total: int) -> int:
-        return -(-total // self.size)
 
 
 @contextmanager
@@ -118,15 +115,11 @@ class Execution:
 
     def wrap_ddp(self, module: nn.Module) -> nn.Module:
         """Wrap the network so that the backward pass averages the gradients over the ranks."""
-        if self.world.size == 1:
-            return module
-        return DistributedDataParallel(module, gradient_as_bucket_view=True)
+        return module if self.world.size == 1 else DistributedDataParallel(module, gradient_as_bucket_view=True)
 
     def compiled(self, network: nn.Module) -> nn.Module:
         """The network, compiled if the option is set."""
-        if not self.compile:
-            return network
-        return cast("nn.Module", torch.compile(network))
+        return cast("nn.Module", torch.compile(network)) if self.compile else network
 
     def to_device(self, network: _Network, device: torch.device) -> _Network:
         """Move the network to the device, in the memory format of the options."""

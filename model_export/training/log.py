@@ -152,10 +152,7 @@ class Log:
     """Appends lines to ``path`` and deletes those after the checkpoint from which the run continues.
 
     A line has `step`, `stage`, and either the terms of the loss at that step or `throughput` of the interval that ends
-    there.
-
-    Args:
-        board: folder for TensorBoard, or None.
+    there. With ``board``, the same numbers go to that folder for TensorBoard.
     """
 
     def __init__(self, path: Path, step: int, *, board: Path | None = None) -> None:

@@ -72,8 +72,6 @@ def reconstruction(f: Function, x: Tensor, kind: Distance) -> Tensor:
 def frozen(network: nn.Module) -> Function:
     """f_copy: the network with its present parameters as constants. Gradients flow to the input only."""
     constants = {name: p.detach() for name, p in network.named_parameters()}
-    # A forward pass in training mode would update the buffers of batch norm, so they are copied.
-    constants |= {name: b.detach().clone() for name, b in network.named_buffers()}
 
     def call(x: Tensor) -> Tensor:
         out: Tensor = functional_call(network, constants, (x,))

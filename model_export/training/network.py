@@ -68,12 +68,21 @@ class Autoencoder(nn.Module):
             if depth:
                 layers.append(_norm(b))
             layers.append(nn.SiLU())
-        layers += [*_into_bottleneck(config, channels[-1], sizes[-1]), nn.SiLU()]
+        last, side, places = channels[-1], sizes[-1], config.places > 1
+        if places:
+            layers += [nn.Conv2d(last, config.bottleneck, 3, 1, 1), _PlaceMixing(config.bottleneck, side), nn.SiLU()]
+        else:
+            layers += [_GlobalConv(last, config.bottleneck, side), nn.SiLU()]
         if config.quantizer:
             layers.append(ScalarQuantizer(config.bottleneck, config.quantizer))
         self.encoder = nn.Sequential(*layers)
 
-        layers = [_out_of_bottleneck(config, channels[-1], sizes[-1])]
+        wide = (
+            nn.Conv2d(config.bottleneck, last, 3, 1, 1)
+            if places
+            else _GlobalConvTranspose(config.bottleneck, last, side)
+        )
+        layers = [wide]
         for depth in range(len(config.widths), 0, -1):
             a, b, odd = channels[depth], channels[depth - 1], sizes[depth - 1] % 2
             layers += [_norm(a), nn.SiLU(), nn.ConvTranspose2d(a, b, 4, 2, 1, output_padding=odd)]
@@ -94,11 +103,7 @@ class Autoencoder(nn.Module):
 
     @property
     def quantizer(self) -> "ScalarQuantizer":
-        """The quantiser of the bottleneck.
-
-        Raises:
-            TypeError: the network has none.
-        """
+        """The quantiser of the bottleneck; a `TypeError` if there is none."""
         last = self.encoder[-1]
         if not isinstance(last, ScalarQuantizer):
             raise TypeError("the network has no quantiser")
@@ -112,14 +117,9 @@ class Autoencoder(nn.Module):
     def fit_quantizer(
         self, pictures: Tensor, latents: Tensor, deviation: float, generator: torch.Generator | None = None
     ) -> None:
-        """Fit the quantiser to the codes of pictures, latents and samples; see `ScalarQuantizer.fit`.
+        """Fit the quantiser to the codes of pictures (N, C, H, W), latents (M, C, H, W) and samples.
 
         Latents have other codes than pictures. If the components described pictures alone, f(z) would be lost.
-
-        Args:
-            pictures: (N, C, H, W).
-            latents: (M, C, H, W).
-            deviation: of the components of pictures, in levels.
         """
         encode = self.encoder[:-1]
         others = torch.cat([encode(latents), encode(self(latents))])
@@ -144,13 +144,6 @@ class ScalarQuantizer(nn.Module):
 
     In the backward pass the rounding is the identity (straight-through estimator, Bengio et al., 2013, arXiv
     1308.3432). Until `fit` is called, the quantiser returns its input.
-
-    Args:
-        components: number of quantised components, 1 … channels.
-        levels: of each component, odd and at least 3; integers around 0.
-
-    Raises:
-        ValueError: more components than channels, or another number of levels.
     """
 
     fitted: Tensor
@@ -175,7 +168,6 @@ class ScalarQuantizer(nn.Module):
             pictures: codes of pictures, (N, channels, 1, 1). Their mean gets u = 0.
             others: further codes that the components shall describe, (M, channels, 1, 1), N + M ≥ channels.
             deviation: mean standard deviation of the components of pictures before the bound, in levels; > 0.
-            generator: draws the rotation, on the device of the codes; None: torch's own.
         """
         codes = torch.cat([pictures, others]).flatten(1).double()
         mean = pictures.flatten(1).double().mean(0)
@@ -252,18 +244,6 @@ class _PlaceMixing(_GlobalConv):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         return input + super().forward(input).view(-1, *input.shape[1:])
-
-
-def _into_bottleneck(config: NetworkConfig, channels: int, side: int) -> list[nn.Module]:
-    if config.places == 1:
-        return [_GlobalConv(channels, config.bottleneck, side)]
-    return [nn.Conv2d(channels, config.bottleneck, 3, 1, 1), _PlaceMixing(config.bottleneck, side)]
-
-
-def _out_of_bottleneck(config: NetworkConfig, channels: int, side: int) -> nn.Module:
-    if config.places == 1:
-        return _GlobalConvTranspose(config.bottleneck, channels, side)
-    return nn.Conv2d(config.bottleneck, channels, 3, 1, 1)
 
 
 def _norm(channels: int) -> nn.Module:

@@ -34,15 +34,12 @@ class Objective:
     kind: Distance
     teacher: Function | None = None  # the frozen network of an earlier stage, if the stage distills
     scores: Features | None = None  # the discriminator, if the stage has one: (B, C, H, W) → (B,) for every scale
-    feature_groups: FeatureGroups | None = None  # of the teacher's encoder, if the stage has a teacher
+    feature_groups: FeatureGroups | None = None  # the teacher's encoder, if the stage has a teacher
 
     def terms(self, f: Function, network: nn.Module, batch: TrainingBatch) -> dict[str, Tensor]:
         """Compute every active term, unweighted, by the name of its weight; `rec` always.
 
-        Args:
-            f: the network as it is called, with gradients; possibly compiled or wrapped.
-            network: the plain module, from which the frozen copy is made.
-            batch: rows for every active term.
+        ``f`` is the network as it is called, possibly compiled or wrapped; the frozen copy is made of ``network``.
         """
         x, kind = batch.x, self.kind
         y = f(x)

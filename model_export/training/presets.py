@@ -64,7 +64,7 @@ class Preset:
     distance: Distance = "mse"  # D of every term, in the stages that set none
     batch: int = 128  # pictures per step
     matching: Matching = field(default_factory=Matching)
-    # Of the term `project`. Each row gets one of them; a name that is listed twice is twice as likely.
+    # The term `project` gives each row one of them; a name that is listed twice is twice as likely.
     corruptions: tuple[CorruptionName, ...] = ("noise",)
     eight_bit: float = 0.0  # share of corrupted rows that are rounded to 8 bits, like uploaded pictures
     # Steps between checkpoints. It is a multiple of all refresh intervals, so that a resumed run rebuilds pool and
@@ -120,14 +120,13 @@ class Preset:
             **{
                 **values,
                 "network": NetworkConfig(**_without_former("network", values["network"])),
-                "stages": tuple(_stage(stage) for stage in values["stages"]),
+                "stages": tuple(
+                    Stage(**{**_without_former("stage", stage), "weights": Weights(**stage["weights"])})
+                    for stage in values["stages"]
+                ),
                 "matching": Matching(**_without_former("matching", values["matching"])),
             }
         )
-
-
-def _stage(values: Mapping[str, Any]) -> Stage:
-    return Stage(**{**_without_former("stage", values), "weights": Weights(**values["weights"])})
 
 
 def _without_former(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -337,7 +336,8 @@ def choose_preset(choices: Choices, source: Source, found: Inspection) -> Preset
         if not corruptions and channels == found.channels == 3:
             corruptions = (*preset.corruptions, *_COLOUR_CORRUPTIONS)
     elif channels is None and found.channels != preset.network.channels:
-        wanted = f"{preset.network.size}×{preset.network.size} {_colour(preset.network.channels)}"
+        colour = "grey" if preset.network.channels == 1 else "colour"
+        wanted = f"{preset.network.size}×{preset.network.size} {colour}"
         raise UserError(
             f"--preset {preset.name} is for {wanted} pictures, {source.name} has {found}; add --size "
             f"{size or _size_for(source.name, found)} --channels {found.channels}, or leave out --preset, which then "
@@ -396,10 +396,6 @@ def _size_for(name: str, found: Inspection) -> int:
     if side < _MIN_SIDE:
         raise UserError(f"--data {name}: the smallest picture is {found.smallest}; {_MIN_SIDE} pixels are the least")
     return min(side, _MAX_SIDE)
-
-
-def _colour(channels: int) -> str:
-    return "grey" if channels == 1 else "colour"
 
 
 def _background(found: Inspection, channels: int) -> tuple[float, ...]:

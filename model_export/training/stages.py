@@ -74,7 +74,7 @@ class Stage:
     # size. `settle` then takes as many of the samples as there are pictures in the batch.
     drift_pictures: int = 0
     drift_cells: int = 0  # see `FeatureGroups.cells`
-    # Of the encoder's features for `drifting` and `features`; see `Autoencoder.features`. Scale 0 holds fine texture.
+    # First scale of the encoder whose features `drifting` and `features` compare. Scale 0 holds fine texture.
     first_scale: int = 1
     # Standard deviation of pictures, in levels, to which the quantiser is fitted when the stage starts; 0 keeps the
     # quantiser as it is. The teacher is copied before.

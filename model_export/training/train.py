@@ -55,12 +55,7 @@ class Interrupted(Exception):
 
 
 class Run:
-    """One training run.
-
-    Args:
-        out: folder for checkpoint, log and sample grids. If it holds a checkpoint, that run is continued.
-        start: weights with which a new run starts.
-    """
+    """One training run. If ``out`` holds a checkpoint, that run continues; else one begins, from ``start`` if given."""
 
     def __init__(
         self,
@@ -162,7 +157,8 @@ class Run:
         checkpoints.rotate(self.out, self.step, self.execution.keep)
 
     def _train(self) -> None:
-        opened = self._open_log()
+        board = self.out / _BOARD if self.execution.tensorboard else None
+        opened = Log(self.out / LOG, self.step, board=board) if self.world.is_main else nullcontext()
         bar = tqdm(
             total=self.preset.steps, initial=self.step, unit="step", mininterval=1.0, disable=not self.world.is_main
         )
@@ -178,10 +174,14 @@ class Run:
                     with self.meter.phase("log"):
                         self._log_terms(terms, stage, log, bar)
                 if saving:
-                    self._save_with_samples()
-                elif self.step == _FIRST_GRID and self.world.is_main:
+                    with self.meter.phase("checkpoint"):
+                        self.save()
+                        self._save_samples()
+                elif self.step == _FIRST_GRID:
                     self._save_samples()
-                stopping = not last and self._at_refresh() and self._any_rank(signalled())
+                # Pool and pairs are not saved, so a run stops only where both are refreshed at the next step.
+                refreshing = self.stage_step % self.preset.refresh_interval == 0
+                stopping = not last and refreshing and self._any_rank(signalled())
                 if stopping and not saving:
                     self.save()
                 if stopping or last or self.stage_step == 0:
@@ -250,20 +250,15 @@ class Run:
             log.terms(self.step, stage, values)
         bar.set_postfix_str(" ".join(f"{k} {v:.4f}" for k, v in values.items()))
 
+    def _any_rank(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank: all ranks must stop at the same step."""
+        return bool(self.world.any(torch.tensor(flag, device=self.device)))
+
     def _log_throughput(self, stage: str, log: Log | None) -> None:
         throughput = self.meter.interval()
         self.throughput.append((stage, throughput))
         if log is not None:
             log.throughput(self.step, stage, throughput)
-
-    def _open_log(self) -> "Log | nullcontext[None]":
-        if not self.world.is_main:
-            return nullcontext()
-        return Log(self.out / LOG, self.step, board=self.out / _BOARD if self.execution.tensorboard else None)
-
-    def _any_rank(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank: all ranks must stop at the same step."""
-        return bool(self.world.any(torch.tensor(flag, device=self.device)))
 
     def _check_same_checkpoint(self) -> None:
         """Raise a `UserError` if the ranks resumed at different steps, as on machines without a shared folder."""
@@ -273,10 +268,6 @@ class Run:
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
-
-    def _at_refresh(self) -> bool:
-        """Whether pool and pairs are both refreshed at the next step; only here a run may stop."""
-        return self.stage_step % self.preset.refresh_interval == 0
 
     def _start_stage(self) -> None:
         """Create what the present stage needs from the present network."""
@@ -335,15 +326,11 @@ class Run:
         if adds_stages(self.preset, saved):
             self._end_stage()
 
-    def _save_with_samples(self) -> None:
-        with self.meter.phase("checkpoint"):
-            self.save()
-            if self.world.is_main:
-                self._save_samples()
-
     @torch.no_grad()
     def _save_samples(self) -> None:
-        """Write a picture of samples: f(z) in the upper half, f(f(z)) in the lower half."""
+        """Write a picture of samples: f(z) in the upper half, f(f(z)) in the lower half. Only rank 0 writes."""
+        if not self.world.is_main:
+            return
         z = self.batches.latents(_GRID_SIDE**2, RngStream.SAMPLES, 0)
         folder = self.out / "samples"
         folder.mkdir(parents=True, exist_ok=True)

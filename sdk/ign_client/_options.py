@@ -92,7 +92,7 @@ class _Sheet(TypedDict, total=False):
 
 
 class _Noise(TypedDict, total=False):
-    n: Annotated[int, 1, "number of images; what one request cannot hold becomes several"]
+    n: Annotated[int, 1, "number of images; `generate` sends more than the service's limit as several requests"]
     seed: Annotated[int | None, None, "0…2³² − 1; the same seed gives the same images; random by default"]
     offset: Annotated[int, 0, "index of the first image of the seed"]
     noise_scale: Annotated[float, 1.0, "factor of the noise, 0…2"]

@@ -25,7 +25,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
-from service.api.body import HeaderFields
+from service.api.request import RequestHeaders
 from service.domain.errors import ForbiddenError, StartupError, UnauthorizedError
 from service.domain.rate_limit import EXPECTED, Rate
 
@@ -129,7 +129,7 @@ def parse_keys(data: bytes) -> tuple[ApiKey, ...]:
 
 
 def identify(
-    headers: HeaderFields, keys: Sequence[ApiKey], state: MutableMapping[str, Any], needed: ScopeName = "infer"
+    headers: RequestHeaders, keys: Sequence[ApiKey], state: MutableMapping[str, Any], needed: ScopeName = "infer"
 ) -> None:
     """Set the name of the caller's API key and its quota in the state of the request.
 
@@ -149,7 +149,7 @@ def identify(
         raise ForbiddenError(f"this key does not have the scope {needed}")
 
 
-def _find_key(headers: HeaderFields, keys: Sequence[ApiKey]) -> ApiKey:
+def _find_key(headers: RequestHeaders, keys: Sequence[ApiKey]) -> ApiKey:
     values = headers.getlist("authorization")
     # Several headers are rejected, because proxies disagree on which of them counts.
     scheme, _, token = values[0].partition(" ") if len(values) == 1 else ("", "", "")

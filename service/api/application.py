@@ -14,14 +14,16 @@ Every request, of every size and kind, passes the same functions:
                  └─ _record            problem document of an error; log line, metrics, trace
 
 Endpoints find in ``scope["state"]`` what `service.observability.logs.State` lists, and ``arrival``, the
-`time.monotonic()` seconds when the head was complete. ``caller`` is the fairness key.
+`time.monotonic()` seconds when the head was complete. ``caller`` is the fairness key. `service.server` adds
+``rejected``, the error of a head that it did not accept, and ``is_received`` once the whole body has arrived.
 """
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from fastapi import FastAPI
 from starlette.requests import ClientDisconnect
@@ -42,10 +44,9 @@ from service.api.app_state import AppState
 from service.api.cors import CorsMiddleware
 from service.api.heads import check_head
 from service.api.limits import CallerRates, Epoch
-from service.api.pipeline import Pipeline
+from service.api.pipeline import Endpoint, Pipeline
 from service.api.problems import describe, log_failure, problem_response
-from service.api.request import ApiRequest
-from service.api.routes import Match, RouteTable
+from service.api.request import ApiRequest, RequestHeaders
 from service.domain.errors import Draining, TooManyConnections
 from service.observability.logs import choose_request_id, log_request, parse_traceparent
 
@@ -53,28 +54,47 @@ if TYPE_CHECKING:
     pass
 
 CLIENT_GONE: Final = 499
+UNMATCHED: Final = "unmatched"
+_CACHED, _MAX_PATH = 1024, 256  # how many paths are remembered, and the longest of them
 _LINGER_BYTES: Final = 1 << 26
 _LINGER_S, _QUIET_S = 30.0, 0.5  # for the whole of an unwanted body, and for the next part of it
 
 
-class RequestHeaders:
-    """The header fields of a request, found by name in constant time; of repeated ones, `get` returns the first."""
+class Match(NamedTuple):
+    """What a path belongs to: a template for logs and metrics, and the endpoint if its POST runs a model."""
 
-    def __init__(self, fields: Sequence[tuple[bytes, bytes]]) -> None:
-        self.fields = fields
-        self._first = dict(reversed(fields))
+    template: str
+    endpoint: Endpoint | None = None
+    parameters: Mapping[str, str] = {}
 
-    def get(self, key: str, default: Any = None) -> Any:
-        """The value of the field, or ``default``."""
-        value = self._first.get(key.lower().encode("latin-1"))
-        return default if value is None else value.decode("latin-1")
 
-    def getlist(self, key: str) -> list[str]:
-        """Every value of a field, in order."""
-        name = key.lower().encode("latin-1")
-        if name not in self._first:
-            return []
-        return [value.decode("latin-1") for each, value in self.fields if each == name]
+class RouteTable:
+    """Finds the template of a path and its endpoint, for every request before it is admitted.
+
+    Args:
+        routes: of FastAPI or Starlette, in their order; anything without a template, such as a mount, is left out.
+        endpoints: those that run a model.
+    """
+
+    def __init__(self, routes: Iterable[Any], endpoints: Iterable[Endpoint]) -> None:
+        models = {endpoint.template: endpoint for endpoint in endpoints}
+        templates = {route.path_format: route.path_regex for route in routes if hasattr(route, "path_format")}
+        self._exact = {path: Match(path, models.get(path)) for path in templates if "{" not in path}
+        self._patterns = [(regex, path, models.get(path)) for path, regex in templates.items() if "{" in path]
+        self._find_cached = lru_cache(maxsize=_CACHED)(self._find)
+
+    def find(self, path: str) -> Match:
+        """The first route that matches, or one with the template `unmatched`."""
+        return self._find_cached(path) if len(path) <= _MAX_PATH else self._find(path)
+
+    def _find(self, path: str) -> Match:
+        if path in self._exact:
+            return self._exact[path]
+        for regex, template, endpoint in self._patterns:
+            match = regex.match(path)
+            if match is not None:
+                return Match(template, endpoint, match.groupdict())
+        return Match(UNMATCHED)
 
 
 class Exchange:
@@ -83,7 +103,9 @@ class Exchange:
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope, self.receive, self._send = scope, receive, send
         self.method: str = scope["method"]
-        self.path: str = scope["path"].removeprefix(scope.get("root_path", ""))
+        self.path: str = scope["path"]
+        if root := scope.get("root_path"):
+            self.path = self.path.removeprefix(root)
         self.headers = RequestHeaders(scope["headers"])
         self.state: dict[str, Any] = scope.setdefault("state", {})
         self.epoch: Epoch | None = None
@@ -99,7 +121,8 @@ class Exchange:
             self.started = True
             self.status = message["status"]
             message["headers"] = [*message.get("headers", ()), *self.added]
-            self._closes = self._is_body_unread() and self._is_last(message["headers"])
+            if "request_bytes" not in self.state:  # the body was not read
+                self._closes = self._has_body() and self._is_last(message["headers"])
         elif message["type"] == "http.response.body":
             self.body_bytes += len(message.get("body", b""))
             self.complete = not message.get("more_body", False)
@@ -109,9 +132,8 @@ class Exchange:
                 message = {"type": "http.response.body"}
         await self._send(message)
 
-    def _is_body_unread(self) -> bool:
-        has_body = self.headers.get("content-length", "0") != "0" or self.headers.get("transfer-encoding") is not None
-        return has_body and "request_bytes" not in self.state
+    def _has_body(self) -> bool:
+        return self.headers.get("content-length", "0") != "0" or self.headers.get("transfer-encoding") is not None
 
     def _is_last(self, headers: Sequence[tuple[bytes, bytes]]) -> bool:
         """Whether the server closes the connection after the response."""
@@ -220,7 +242,10 @@ class Application:
             match = self._routes.find(exchange.path)
             self._admit(exchange)
             if match.endpoint is not None and exchange.method == "POST":
-                await self._run(exchange, match, send)
+                api = ApiRequest(
+                    self.services, match.template, scope["query_string"], exchange.headers, exchange.state, receive
+                )
+                await self._pipeline.run(match.endpoint, api, match.parameters, send)
             else:
                 await self.fastapi(scope, receive, send)
         except ClientDisconnect:
@@ -257,16 +282,12 @@ class Application:
         if self._rates is not None and path not in self._unlimited:
             self._rates.count(state)
 
-    async def _run(self, exchange: Exchange, match: Match, send: Send) -> None:
-        assert match.endpoint is not None  # noqa: S101 - `_serve` has checked it
-        query = exchange.scope["query_string"]
-        api = ApiRequest(self.services, match.template, query, exchange.headers, exchange.state, exchange.receive)
-        await self._pipeline.run(match.endpoint, api, match.parameters, send)
-
     async def _send_problem(self, scope: Scope, send: Send, exc: Exception) -> None:
-        state = scope["state"]
-        state["problem"] = describe(exc).code
-        response = problem_response(exc, state["request_id"])
+        state, problem = scope["state"], describe(exc)
+        state["problem"] = problem.code
+        if problem.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+            log_failure(exc, state["request_id"])
+        response = problem_response(problem, state["request_id"])
         await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
         await send({"type": "http.response.body", "body": bytes(response.body)})
 

@@ -29,13 +29,15 @@ def check_head(http_version: str, headers: Sequence[tuple[bytes, bytes]]) -> Ign
         http_version: such as ``1.1``.
         headers: in their order, with names in lower case.
     """
-    names = [name for name, _ in headers]
+    names = dict(headers)
     if http_version not in _VERSIONS:
         return MalformedRequest("the request is not HTTP/1.1")
-    if names.count(b"host") > 1 or (http_version == "1.1" and b"host" not in names):
+    if b"host" not in names and http_version == "1.1":
         return MalformedRequest("Host: send this header once")
-    if names.count(b"content-encoding") > 1:
-        return UnsupportedMedia("Content-Encoding: send this header once")
+    if len(names) < len(headers):
+        for once, error in ((b"host", MalformedRequest), (b"content-encoding", UnsupportedMedia)):
+            if sum(name == once for name, _ in headers) > 1:
+                return error(f"{once.decode().title()}: send this header once")
     return _check_transfer_encoding(http_version, headers) if b"transfer-encoding" in names else None
 
 

@@ -18,12 +18,13 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
+from types import TracebackType
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
-from starlette.types import Send
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Send
 
-from service.api.disconnect import DisconnectWatch
 from service.api.request import ApiRequest
 from service.domain.errors import IgnError
 from service.domain.latents import FloatRows
@@ -34,6 +35,8 @@ LARGE_BODY: Final = 1 << 15  # bytes; a larger body is parsed in the codec pool
 MAX_PER_TURN: Final = 32
 """Requests of one turn of the event loop: about 2 ms of work."""
 _MAX_BYTES_PER_TURN: Final = 1 << 16  # of their bodies; a body of 16 KiB takes as long as forty of 400 bytes
+
+_GRACE_S: Final = 0.25  # most requests end within this time, even under load, and need no task that watches them
 
 Item = TypeVar("Item")
 Key = TypeVar("Key")
@@ -144,7 +147,7 @@ class Pipeline:
     def __init__(self) -> None:
         self._arrived: list[Call] = []
         self._running: dict[Any, Call] = {}  # by the handle of the scheduler
-        self._disconnects = DisconnectWatch()
+        self._disconnects = DisconnectSweep()
 
     async def run(self, endpoint: Endpoint, api: ApiRequest, parameters: Mapping[str, str], send: Send) -> None:
         """Answer one request; if its client disconnects, its rows are dropped.
@@ -157,7 +160,7 @@ class Pipeline:
         body = await api.read_body()
         call = Call(endpoint, api, parameters, body)
         try:
-            with self._disconnects.watch(api.receive):
+            with watch(self._disconnects, api.receive):
                 last = await self._run(call, send)
         finally:
             api.is_over = True
@@ -176,7 +179,7 @@ class Pipeline:
         api = call.api
         if call.endpoint.has_large_body(api, call.body):
             await api.run_codec("decode", partial(_parse, call))
-        await self._add(call)
+        await self._join_turn(call)
         if call.inputs is None:  # decoding is large
             await self._decode_large(call)
         if call.events is not None:
@@ -207,7 +210,7 @@ class Pipeline:
             del self._running[call.handle]
             call.work.model.scheduler.cancel(call.handle)
 
-    def _add(self, call: Call) -> "asyncio.Future[None]":
+    def _join_turn(self, call: Call) -> "asyncio.Future[None]":
         """Run the stages for a request in this turn or a later one."""
         loop = asyncio.get_running_loop()
         if not self._arrived:
@@ -335,13 +338,17 @@ def _respond_to(endpoint: Endpoint, calls: list[Call]) -> None:
 async def _send(response: ResponseParts, send: Send) -> None:
     """Send piece after piece, as fast as the client reads; joining pieces would copy up to 60 MB on the event loop."""
     headers, pieces, media_type = response
-    size = str(sum(map(len, pieces)))
-    fields = [*headers.items(), ("content-length", size), ("content-type", media_type)]
-    raw = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in fields]
+    raw = [(_field_name(name), value.encode("latin-1")) for name, value in headers.items()]
+    raw += ((b"content-length", b"%d" % sum(map(len, pieces))), (b"content-type", media_type.encode("ascii")))
     await send({"type": "http.response.start", "status": 200, "headers": raw})
     for piece in pieces[:-1]:
         await send({"type": "http.response.body", "body": piece, "more_body": True})
     await send({"type": "http.response.body", "body": pieces[-1]})
+
+
+@lru_cache
+def _field_name(name: str) -> bytes:
+    return name.lower().encode("latin-1")
 
 
 def _grouped(items: Sequence[Item], key: Callable[[Item], Key]) -> Iterable[tuple[Key, list[Item]]]:
@@ -350,3 +357,81 @@ def _grouped(items: Sequence[Item], key: Callable[[Item], Key]) -> Iterable[tupl
     for item in items:
         groups.setdefault(key(item), []).append(item)
     return groups.items()
+
+
+class DisconnectSweep:
+    """Watches the requests that last longer than a quarter of a second. Belongs to one event loop.
+
+    ASGI reports a disconnect only to a task that waits in `receive`. A request enters a `watch` block, which costs
+    next to nothing; one timer for all blocks starts a task for each block that has become old.
+    """
+
+    def __init__(self) -> None:
+        self._young: dict[watch, float] = {}  # in the order of their beginning
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, block: "watch", loop: asyncio.AbstractEventLoop) -> None:
+        """Start ``block`` when it has become old."""
+        self._young[block] = loop.time()
+        if self._timer is None:
+            self._timer = loop.call_later(_GRACE_S, self._sweep, loop)
+
+    def remove(self, block: "watch") -> None:
+        """Forget a block that has ended."""
+        self._young.pop(block, None)
+
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        latest = loop.time() - _GRACE_S
+        for block in [block for block, since in self._young.items() if since <= latest]:
+            del self._young[block]
+            block.start(loop)
+        self._timer = loop.call_later(_GRACE_S, self._sweep, loop) if self._young else None
+
+
+class watch:  # noqa: N801 - a context manager, as `asyncio.timeout`
+    """A block that ends with `ClientDisconnect` when the client disconnects.
+
+    Use it after the body was read: it consumes every further message of ``receive``. A cancellation by somebody else
+    stays a `CancelledError`. If ``receive`` raises, so does the block.
+    """
+
+    __slots__ = ("_cancel_requests", "_failure", "_receive", "_sweep", "_task", "_watching")
+
+    def __init__(self, sweep: DisconnectSweep, receive: Receive) -> None:
+        self._sweep, self._receive = sweep, receive
+        self._task: asyncio.Task[object] | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._failure: BaseException | None = None  # once this block has cancelled its task
+
+    def __enter__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._task = task = asyncio.current_task(loop)
+        self._cancel_requests = task.cancelling() if task else 0  # those before this block
+        self._sweep.add(self, loop)
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        task, self._task = self._task, None  # breaks the cycles of this object and its tasks
+        if self._watching is None:
+            self._sweep.remove(self)
+            return
+        watching, self._watching = self._watching, None
+        if self._failure is None or task is None:
+            watching.cancel()
+        # `uncancel` takes back this block's request, as `asyncio.timeout` does. Those of others must reach them.
+        elif task.uncancel() <= self._cancel_requests and isinstance(exc, asyncio.CancelledError):
+            raise self._failure from None
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin to watch."""
+        self._watching = loop.create_task(self._wait())
+
+    async def _wait(self) -> None:
+        failure: Exception = ClientDisconnect()
+        try:
+            while (await self._receive())["type"] != "http.disconnect":
+                pass
+        except Exception as exc:  # after a failure of the channel nobody can receive the response
+            failure = exc
+        if self._task is not None:
+            self._failure = failure
+            self._task.cancel()

@@ -158,11 +158,8 @@ def status_of(error: type[IgnError]) -> int:
     return next(STATUS[base] for base in error.__mro__ if base in STATUS)
 
 
-def problem_response(exc: Exception, request_id: str) -> Response:
-    """The response to a failed request; an exception with status 500 is logged with its traceback."""
-    problem = describe(exc)
-    if problem.status == HTTPStatus.INTERNAL_SERVER_ERROR:
-        log_failure(exc, request_id)
+def problem_response(problem: Problem, request_id: str) -> Response:
+    """The response to a failed request."""
     # JSON in ASCII, because a field name of the caller may hold a lone surrogate, which UTF-8 cannot encode.
     content = json.dumps(problem.body(request_id)).encode("ascii")
     return Response(content, problem.status, dict(problem.headers), MEDIA_TYPE)

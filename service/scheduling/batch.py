@@ -57,11 +57,6 @@ class BatchBuffers:
         """(N): of rows for which `measure` was called, mean |y − x| of the step from `current` to `next`."""
         self._finite_flags = np.empty(shape, np.bool_)
 
-    def use(self, n: int, padded: int) -> None:
-        """Use the first n rows. Padding repeats a real row: any other values could be out of the model's range."""
-        self.n, self.padded = n, padded
-        self.current[n:padded] = self.current[:1]
-
     def swap(self) -> None:
         """Make the result of a step the rows of the next one."""
         self.current, self.next = self.next, self.current
@@ -120,8 +115,10 @@ class RunningBatch:
             for piece in left:
                 piece.at = -1
         joined = [piece for piece in chosen if piece.at < 0]
-        n = self._place_rows(stay, joined)
-        self._buffers.use(n, self._padded(n) if n else 0)
+        buffers, n = self._buffers, self._place_rows(stay, joined)
+        buffers.n, buffers.padded = n, self._padded(n) if n else 0
+        # Padding repeats a real row: any other values could be out of the model's range.
+        buffers.current[n : buffers.padded] = buffers.current[:1]
         self.needs_rebuild = self._retry_stepwise = False
         self.expires = min([piece.request.expires for piece in chosen], default=math.inf)
         return left, joined
@@ -240,11 +237,10 @@ class RunningBatch:
         return [(self._slice_at(index).request, error) for index, error in sorted(failed.items())]
 
     def _slice_at(self, index: int) -> Slice:
-        """The slice of a row of the buffers."""
         return self.slices[bisect_right(self.slices, index, key=_place) - 1]
 
     def _not_finite_error(self, index: int) -> IgnError:
-        """Why the next step is not finite: the caller's values, if the first step overflows from large ones."""
+        # The caller's fault, if the first step overflows from values that no seed and no image has.
         if self._slice_at(index).steps == 0 and np.abs(self._buffers.current[index]).max() > LARGE:
             return InvalidContent(f"f of these rows is not finite: they hold values beyond ±{LARGE:.0f}")
         return ModelFailure("the model gave values that are not finite")
@@ -260,29 +256,23 @@ class RunningBatch:
         return self.remove(lost)
 
     def remove(self, slices: Sequence[Slice]) -> list[Slice]:
-        """Remove slices that another device is to continue; returns those that are not done.
-
-        Must be called before :meth:`commit`, or between steps.
-        """
-        unfinished = [piece for piece in slices if not piece.done]
-        self._save(unfinished)
-        for piece in slices:
-            piece.at = -1
-        self.slices = [piece for piece in self.slices if piece.at >= 0]
-        self.needs_rebuild = True
-        return unfinished
+        """Remove slices that another device is to continue, before :meth:`commit` or between steps; returns them."""
+        self._save(slices)
+        self._leave(slices)
+        return [*slices]
 
     def remove_finished(self) -> None:
         """Remove rows that need no further step: done rows, and rows of closed requests."""
-        if not self.needs_rebuild:
-            return
-        for piece in self.slices:
-            if piece.done or piece.request.closed:
-                piece.at = -1
-        # There may be gaps between the others now, hence `needs_rebuild` stays set.
+        if self.needs_rebuild:
+            self._leave([piece for piece in self.slices if piece.done or piece.request.closed])
+
+    def _leave(self, slices: Sequence[Slice]) -> None:
+        for piece in slices:
+            piece.at = -1
         self.slices = [piece for piece in self.slices if piece.at >= 0]
+        self.needs_rebuild = bool(self.slices)  # there may be gaps between them
         if not self.slices:
-            self.needs_rebuild, self.expires = False, math.inf
+            self.expires = math.inf
 
     def commit(self) -> tuple[list[Slice], list[tuple[ScheduledRequest, StepOutput]]]:
         """Record the results of :meth:`step`; returns the slices that are done, and the steps recorded or streamed."""
@@ -305,8 +295,9 @@ class RunningBatch:
 
     def _commit_slice(self, piece: Slice, outputs: list[tuple[ScheduledRequest, StepOutput]]) -> Sequence[Slice]:
         """Record a step of a slice; returns the slices that it is now."""
-        request, changes = piece.request, self._buffers.changes[piece.at : piece.at + piece.count]
-        rows = self._buffers.next[piece.at : piece.at + piece.count]
+        request, buffers = piece.request, self._buffers
+        changes = buffers.changes[piece.at : piece.at + piece.count]
+        rows = buffers.next[piece.at : piece.at + piece.count]
         if request.is_plain and piece.count == len(request.inputs):
             request.finish(rows, changes)
             piece.steps, piece.done = 1, True
@@ -321,6 +312,8 @@ class RunningBatch:
             request.distance[mine] = changes  # of f(x) itself, before the mask
         if mask is not None:
             np.copyto(rows, request.inputs[mine], where=mask[mine])
+            if piece.at == 0:  # the padding repeats this row
+                buffers.next[buffers.n : buffers.padded] = rows[:1]
         piece.steps += 1
         is_last = piece.steps == step_params.steps
         if step_params.tolerance is not None or step_params.record or (is_last and request.params.streamed):

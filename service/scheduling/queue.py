@@ -19,7 +19,7 @@ _ByProgress = tuple[int, float, int, Slice]  # steps applied, deadline, seq, sli
 _ByArrival = tuple[int, int, Slice]  # number of the latest batch at arrival, seq, slice: order of waiting
 
 
-class CallerQueue:
+class _CallerQueue:
     """The waiting slices of one caller.
 
     Every slice is in a heap by progress and in a deque by arrival. Removing one from the middle would cost O(slices):
@@ -34,7 +34,6 @@ class CallerQueue:
         self._last_was_starved = False
 
     def push(self, piece: Slice, batch_number: int) -> None:
-        """Add a slice whose `seq` is new."""
         heappush(self._by_progress, (piece.steps, piece.request.deadline, piece.seq, piece))
         self._by_arrival.append((batch_number, piece.seq, piece))
         self.row_count += piece.count
@@ -51,7 +50,6 @@ class CallerQueue:
         return piece or self._fewest_steps()
 
     def slices(self) -> list[Slice]:
-        """All slices, in order of arrival."""
         return [piece for _, seq, piece in self._by_arrival if piece.seq == seq]
 
     def compact(self) -> None:
@@ -89,8 +87,8 @@ class FairQueue:
     """
 
     def __init__(self) -> None:
-        self._callers: dict[str, CallerQueue] = {}
-        self._ring: deque[CallerQueue] = deque()  # the callers in round-robin order, the next one first
+        self._callers: dict[str, _CallerQueue] = {}
+        self._ring: deque[_CallerQueue] = deque()  # the callers in round-robin order, the next one first
         self._last_seq = 0
         self._batch_number = 0
         self._new: list[Slice] = []  # pushed since the last `take`; not in the queue of their caller yet
@@ -185,7 +183,6 @@ class FairQueue:
         return True
 
     def _file_new(self) -> None:
-        """Put new slices into the queues of their callers."""
         new, self._new = self._new, []
         for piece in new:
             if not piece.seq:
@@ -193,7 +190,7 @@ class FairQueue:
             key = piece.request.params.key
             caller = self._callers.get(key)
             if caller is None:
-                caller = self._callers[key] = CallerQueue(key)
+                caller = self._callers[key] = _CallerQueue(key)
                 self._ring.append(caller)
             caller.push(piece, self._batch_number - 1)
         self._filed_seq = self._last_seq

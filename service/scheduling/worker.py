@@ -210,7 +210,7 @@ class WorkerPool:
         request.slices = []  # breaks the reference cycle, so that no garbage collection is needed
 
     def publish_progress(self, now: float) -> None:
-        """Emit the progress of every stream that asked for it, every `_PROGRESS_S` seconds."""
+        """Emit the progress of every stream each `_PROGRESS_S` seconds."""
         if self._streamed and now >= self._next_progress:
             self._next_progress = now + _PROGRESS_S
             self.emit([(request, request.progress()) for request in self._streamed if request.started is not None])

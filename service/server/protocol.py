@@ -4,8 +4,7 @@
       │ head_timeout_s     │ head_timeout_s   │ limits of the         │ uvicorn's timeout_keep_alive
       ▼ close              ▼ 408              ▼ application           ▼ close
 
-A head that is wrong, too large or late becomes a request with ``scope["state"]["rejected"]`` in place of a head: the
-application answers it after the requests before it, and the connection ends.
+A head that is wrong, large or late is a request with ``scope["state"]["rejected"]``, after which the connection ends.
 """
 
 import asyncio
@@ -114,8 +113,9 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Skip the first pass of a head with `Upgrade`."""
+        """Tell the application that the body is here, but for the first pass of a head with `Upgrade`."""
         if not self.parser.should_upgrade():
+            self.scope["state"]["is_received"] = True
             super().on_message_complete()
 
     def on_response_complete(self) -> None:

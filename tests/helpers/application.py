@@ -8,9 +8,8 @@ from fastapi import FastAPI
 
 from service.api import problems
 from service.api.access import ApiKey
-from service.api.application import Application
+from service.api.application import Application, RouteTable
 from service.api.limits import InFlightRequests
-from service.api.routes import RouteTable
 from service.settings import Settings
 
 

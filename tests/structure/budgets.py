@@ -31,7 +31,7 @@ WORDS = 20_000  # of README.md and docs, without the pages that commands write
 GENERATED = ROOT / "docs" / "models"
 REQUEST = "POST /generate -> PNG"
 REQUEST_FILES, REQUEST_CALLS = 16, 120
-# Rule → the function that follows it. Exactly one place may call it, besides tests and the function itself. A dotted
+# Rule → the function that follows it, which exactly one place may call, besides tests and the function itself. A dotted
 # name is the end of the called expression, without leading underscores: `self._rates.count` is `rates.count`.
 RULES = {
     "choose the request id": "choose_request_id",
@@ -77,13 +77,14 @@ def lines_of(*folders: str) -> int:
 
 
 def modules(folder: str) -> list[Path]:
-    """The modules below a folder, without `__init__`."""
-    return [file for file in python_files() if Path(folder) in file.parents and file.name != "__init__.py"]
+    """The modules below a folder, without `__init__`, relative to it."""
+    files = (file.relative_to(folder) for file in python_files() if Path(folder) in file.parents)
+    return [file for file in files if file.name != "__init__.py"]
 
 
 def entries(folder: str) -> set[str]:
     """Modules and packages at the top of a folder, without `__init__`."""
-    return {file.relative_to(folder).parts[0] for file in modules(folder)}
+    return {file.parts[0] for file in modules(folder)}
 
 
 def words() -> int:
@@ -97,14 +98,9 @@ def calls(tree: ast.AST, name: str) -> Iterator[int]:
     for node in ast.iter_child_nodes(tree):
         is_own = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == name.rpartition(".")[2]
         if not is_own:
-            if isinstance(node, ast.Call) and is_named(ast.unparse(node.func), name):
+            if isinstance(node, ast.Call) and f".{ast.unparse(node.func)}".replace("._", ".").endswith(f".{name}"):
                 yield node.lineno
             yield from calls(node, name)
-
-
-def is_named(called: str, name: str) -> bool:
-    public = ".".join(part.lstrip("_") for part in called.split("."))
-    return f".{public}".endswith(f".{name}")
 
 
 def call_sites(name: str) -> list[str]:

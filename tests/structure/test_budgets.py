@@ -22,7 +22,7 @@ def test_a_request_enters_few_files_whatever_headers_it_has() -> None:
 def test_what_is_counted() -> None:
     assert budgets.lines_of("tests") > budgets.lines_of("tests/structure") > 0
     assert budgets.lines_of(".") > budgets.lines_of("service", "tests")
-    assert {"app", "domain"} <= budgets.entries("service")
+    assert {"app.py", "domain"} <= budgets.entries("service")
     assert budgets.words() > 0
 
 
@@ -44,10 +44,6 @@ def test_a_call_is_found_by_the_end_of_its_name(name: str, lines: list[int]) -> 
     assert sorted(budgets.calls(ast.parse(source), name)) == lines
 
 
-@pytest.mark.parametrize(
-    ("value", "least", "holds"), [(1, 0, True), (0, 0, True), (2, 0, False), (0, 1, False), (1, 1, True)]
-)
-def test_a_budget_holds_or_not(value: int, least: int, holds: bool) -> None:
-    budget = budgets.Budget("x", value, 1, least)
-    assert budget.holds is holds
-    assert ("BROKEN" in str(budget)) is not holds
+def test_a_budget_holds_or_not() -> None:
+    for value, least, holds in ((1, 0, True), (0, 0, True), (2, 0, False), (0, 1, False), (1, 1, True)):
+        assert budgets.Budget("x", value, 1, least).holds is holds

@@ -8,7 +8,7 @@ import sys
 import threading
 import tomllib
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -18,40 +18,24 @@ import pytest
 from tests.helpers.live import ROOT, environment
 
 
-def read(name: str) -> str:
-    return (ROOT / name).read_text(encoding="utf-8")
+def project(folder: str = "") -> dict[str, list[str]]:
+    """Extra → its requirements, as names only; "" for those that are always there."""
+    table = tomllib.loads((ROOT / folder / "pyproject.toml").read_text())["project"]
+    groups = {"": table["dependencies"], **table["optional-dependencies"]}
+    return {extra: sorted(re.split(r"[^\w-]", need)[0] for need in needs) for extra, needs in groups.items()}
 
 
-# pyproject.toml
-
-
-def extras() -> dict[str, set[str]]:
-    """Extra → names of its packages; "" for those that are always there."""
-    project = tomllib.loads(read("pyproject.toml"))["project"]
-    groups = {"": project["dependencies"], **project["optional-dependencies"]}
-    return {extra: {re.split(r"[^\w-]", need)[0] for need in needs} for extra, needs in groups.items()}
-
-
-def test_each_runtime_has_its_extra_and_no_other() -> None:
-    runtimes = {"onnxruntime", "onnxruntime-gpu"}
-    found = {extra: needs & runtimes for extra, needs in extras().items() if needs & runtimes}
-    assert found == {"cpu": {"onnxruntime"}, "gpu": {"onnxruntime-gpu"}}
-
-
-def test_only_training_needs_torch() -> None:
-    assert [extra for extra, needs in extras().items() if "torch" in needs] == ["train"]
-
-
-def test_the_client_needs_httpx_and_nothing_else() -> None:
-    project = tomllib.loads(read("sdk/pyproject.toml"))["project"]
-    ours = tomllib.loads(read("pyproject.toml"))["project"]
-    assert [re.split(r"[^\w-]", need)[0] for need in project["dependencies"]] == ["httpx"]
-    assert set(project["dependencies"]) <= set(ours["dependencies"]), "the wheel of the service holds the client"
-    assert set(project["optional-dependencies"]["images"]) <= set(ours["dependencies"])
-    assert project["requires-python"] == ours["requires-python"]
-
-
-# The wheels
+def test_each_runtime_has_its_extra_only_training_has_torch_and_the_client_httpx() -> None:
+    packages = {"onnxruntime", "onnxruntime-gpu", "torch"}
+    places = {(extra, name) for extra, needs in project().items() for name in packages.intersection(needs)}
+    assert places == {("cpu", "onnxruntime"), ("gpu", "onnxruntime-gpu"), ("train", "torch")}
+    assert project("sdk")[""] == ["httpx"]
+    pythons = {
+        re.findall("requires-python.*", (ROOT / folder / "pyproject.toml").read_text())[0] for folder in ("", "sdk")
+    }
+    assert len(pythons) == 1
+    # The wheel of the service holds the client.
+    assert {"httpx", *project("sdk")["images"]} <= set(project()[""])
 
 
 @pytest.mark.parametrize(
@@ -85,9 +69,6 @@ def test_a_wheel_holds_every_file_of_its_packages_and_its_licence(
     assert names == wanted
 
 
-# Makefile
-
-
 def test_the_environment_passes_through_make_run(tmp_path: Path) -> None:
     (tmp_path / ".made").touch()
     (tmp_path / ".installed-cpu-serve").touch()
@@ -110,12 +91,17 @@ def test_the_environment_passes_through_make_run(tmp_path: Path) -> None:
 
 
 @contextmanager
-def answering(reply: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[int]:
-    """A server on a free port that answers every GET with ``reply``."""
+def answering(status: int | None) -> Iterator[int]:
+    """A server on a free port that answers `/readyz` with a status, or every GET with what is not HTTP."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            reply(self)
+            if status is None:
+                self.wfile.write(b"SSH-2.0-nothing\r\n")
+                return
+            self.send_response(status if self.path == "/readyz" else 404)
+            self.end_headers()
+            self.wfile.write(b'{"detail":\n "models are being loaded"}')
 
         def log_message(self, *args: object) -> None:
             return
@@ -130,62 +116,34 @@ def answering(reply: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[int]:
             thread.join()
 
 
-def ready_if(ready: bool) -> Callable[[BaseHTTPRequestHandler], None]:
-    def reply(handler: BaseHTTPRequestHandler) -> None:
-        handler.send_response(200 if ready and handler.path == "/readyz" else 503)
-        handler.end_headers()
-        handler.wfile.write(b'{"detail":\n "models are being loaded"}')
-
-    return reply
-
-
-def health(**settings: str) -> tuple[int, str]:
-    done = subprocess.run(
-        [sys.executable, "-I", str(ROOT / "docker" / "healthcheck.py")],
-        env=settings,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+def health(port: int, **settings: str) -> tuple[int, str]:
+    command = [sys.executable, "-I", str(ROOT / "docker" / "healthcheck.py")]
+    env = {"IGN_PORT": str(port), **settings}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=30, check=False)
     assert done.stderr == ""
     return done.returncode, done.stdout
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "127.0.0.1", ""])
 def test_healthy(host: str) -> None:
-    with answering(ready_if(True)) as port:
-        assert health(IGN_HOST=host, IGN_PORT=str(port)) == (0, "")
+    with answering(200) as port:
+        assert health(port, IGN_HOST=host) == (0, "")
 
 
-def test_not_ready_says_why() -> None:
-    with answering(ready_if(False)) as port:
-        status, said = health(IGN_PORT=str(port))
-    assert status == 1
-    assert said.startswith("503: ")
-    assert "models are being loaded" in said
+@pytest.mark.parametrize(("status", "reason"), [(503, r"503: (?s:.*)models are being loaded"), (None, "no answer: ")])
+def test_not_ready_or_something_else_says_why(status: int | None, reason: str) -> None:
+    with answering(status) as port:
+        code, text = health(port)
+    assert code == 1
+    assert re.match(reason, text)
 
 
-def test_nobody_there() -> None:
-    with socket.socket() as taken:  # bound, and never listening
-        taken.bind(("127.0.0.1", 0))
-        status, said = health(IGN_HOST="127.0.0.1", IGN_PORT=str(taken.getsockname()[1]))
-    assert status == 1
-    assert said.startswith("no answer: ")
-
-
-def test_somebody_who_does_not_answer() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        status, said = health(IGN_HOST="127.0.0.1", IGN_PORT=str(silent.getsockname()[1]))
-    assert status == 1
-    assert said.startswith("no answer: ")
-
-
-def test_something_else_is_there() -> None:
-    def greet(handler: BaseHTTPRequestHandler) -> None:
-        handler.wfile.write(b"SSH-2.0-nothing\r\n")
-
-    with answering(greet) as port:
-        status, said = health(IGN_PORT=str(port))
-    assert status == 1
-    assert said.startswith("no answer: ")
+@pytest.mark.parametrize("listens", [True, False])
+def test_nobody_who_answers(listens: bool) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        if listens:
+            silent.listen()
+        code, text = health(silent.getsockname()[1], IGN_HOST="127.0.0.1")
+    assert code == 1
+    assert text.startswith("no answer: ")

@@ -130,7 +130,7 @@ def _check_json(formats: tuple[Media, ...]) -> Callable[[ApiRequest], None]:
     def check(api: ApiRequest) -> None:
         api.media = api.negotiate(formats)
         api.reject_query()
-        content_type = api.content_type()
+        content_type = api.content_type
         if content_type not in ("", "application/json"):
             raise UnsupportedMedia(f"Content-Type: expected application/json, not {content_type}")
 
@@ -138,7 +138,7 @@ def _check_json(formats: tuple[Media, ...]) -> Callable[[ApiRequest], None]:
 
 
 def _parse_json(api: ApiRequest, schema: type[Schema], body: bytes) -> Schema:
-    if body and not api.content_type():
+    if body and not api.content_type:
         raise UnsupportedMedia("Content-Type: expected application/json, not none")
     return parse_as(schema, body)
 

@@ -8,11 +8,10 @@ from typing import Final, Generic, TypeVar
 import numpy as np
 from starlette.datastructures import QueryParams
 
-from service.api.body import printable_name
 from service.api.multipart import MUST_BE_A_FILE, parse_fields, parse_multipart
 from service.api.native.schemas import PointRequest, ProjectOptions, ProjectRequest, ScoreOptions, ScoreRequest
 from service.api.native.validation import check_count
-from service.api.request import ApiRequest, parse_as
+from service.api.request import ApiRequest, parse_as, printable_name
 from service.domain.errors import IgnError, InvalidContent, TooLarge, UnsupportedMedia
 from service.domain.latents import FloatRow, FloatRows
 from service.domain.tasks import KeepMask
@@ -84,7 +83,7 @@ def check_upload(api: ApiRequest, schema: type[ScoreOptions]) -> None:
         UnsupportedMedia: the body is neither a form, nor JSON, nor a picture.
         InvalidContent, ValidationError: an option in the query is invalid, or stands there though the body has options.
     """
-    content_type = api.content_type()
+    content_type = api.content_type
     if content_type in PICTURE_TYPES:
         _from_query(schema, api.query)
         return
@@ -105,7 +104,7 @@ def parse_upload(api: ApiRequest, schema: type[Options], body: type[Options], co
     Raises:
         MalformedRequest, InvalidContent, ValidationError: the body or an option is invalid.
     """
-    content_type, settings = api.content_type(), api.services.settings
+    content_type, settings = api.content_type, api.services.settings
     if content_type == "multipart/form-data":
         upload = _from_form(api.headers.get("content-type", ""), content, schema, settings)
     elif content_type == "application/json":

@@ -12,9 +12,9 @@ from fastapi import APIRouter, Depends
 from starlette.requests import Request
 
 from service.api.app_state import AppState, app_state
-from service.api.body import read_body
 from service.api.oip.endpoints import ServingState
 from service.api.oip.tensors import IndexEntry, IndexRequest, LoadRequest, Schema, UnloadRequest, parse
+from service.api.request import RequestHeaders, read_body
 from service.domain.errors import DeadlineExceeded, ForbiddenError, NotSupported
 
 _MAX_BYTES: Final = 1 << 16  # of a body; the longest useful one has about 50
@@ -69,7 +69,9 @@ async def _read(request: Request, services: AppState, schema: type[Schema]) -> S
     """The body of a call, whatever its Content-Type. FastAPI would read one of any size, and want application/json."""
     settings, arrival = services.settings, request.state.arrival
     deadline = arrival + settings.body_timeout_s
-    body = await read_body(request.headers, request.receive, max_bytes=_MAX_BYTES, deadline=deadline)
+    body = await read_body(
+        RequestHeaders(request.scope["headers"]), request.receive, max_bytes=_MAX_BYTES, deadline=deadline
+    )
     if len(body) <= _MAX_INLINE:
         return parse(body, schema)
     try:

@@ -16,8 +16,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
-from service.api.body import MAX_VALUES
-from service.api.request import parse_as
+from service.api.request import MAX_VALUES, parse_as
 from service.artifact.card import INPUT, OUTPUT, ModelCard
 from service.domain.errors import InvalidContent, InvalidInference
 from service.domain.latents import MAX_MAGNITUDE, FloatRows, is_bounded

@@ -22,28 +22,20 @@ class Seen:
 
 @contextmanager
 def fake_server(reply: Reply) -> Iterator[Seen]:
-    """Serve until the block ends, by when clients must be gone.
-
-    ``reply`` is called for every request, which has a Content-Length or no body.
-    """
-    seen = Seen()
-    ready = threading.Event()
-    loop = asyncio.new_event_loop()
+    """Serve until the block ends, by when clients must be gone; ``reply`` is called for every request."""
+    seen, ready, loop, stop = Seen(), threading.Event(), asyncio.new_event_loop(), asyncio.Event()
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         seen.connections += 1
-        try:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
                 length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
                 seen.requests.append(head + await reader.readexactly(int(length or 0)))
                 await reply(seen, writer)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
-            with contextlib.suppress(ConnectionError):
-                await writer.wait_closed()
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
 
     async def serve() -> None:
         server = await asyncio.start_server(talk, "127.0.0.1", 0)
@@ -58,7 +50,6 @@ def fake_server(reply: Reply) -> Iterator[Seen]:
             await asyncio.wait(rest)
         server.close()
 
-    stop = asyncio.Event()
     thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
     thread.start()
     ready.wait()

@@ -32,6 +32,11 @@ def _fast() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export, "to_onnx", to_onnx)
         patch.setattr(classifier, "_STEPS", (150, 2000))
+        one_setting = {
+            name: {method: dict([next(iter(grid.items()))]) for method, grid in methods.items()}
+            for name, methods in restoration.BASELINES.items()
+        }
+        patch.setattr(restoration, "BASELINES", one_setting)
         patch.setattr(restoration, "TUNING_PICTURES", 2)
         patch.setattr(restoration, "BASELINE_PICTURES", 10)
         yield

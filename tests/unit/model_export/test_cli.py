@@ -25,27 +25,13 @@ def test_train_export_verify_evaluate(
     tiny_run: Path, data_file: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     models, threads = tmp_path / "models", ["--threads", "1"]
-    card = [
-        "--description",
-        "Bars.",
-        "--title",
-        "Bars",
-        "--prompt",
-        "Draw a bar",
-        "--licence",
-        "MIT",
-        "--polarity",
-        "light-on-dark",
-        "--background",
-        "-0.5",
-        "--generate-steps",
-        "3",
-    ]
-    assert main(["export", "--run", str(tiny_run), "--models", str(models), "--fp16", *card, *threads]) == 0
+    card = "--description Bars. --title Bars --prompt Draw --licence MIT --polarity light-on-dark --background -0.5"
+    export = ["export", "--run", str(tiny_run), "--models", str(models), "--version", "1", "--force", *threads]
+    assert main([*export, *card.split(), "--generate-steps", "3", "--fp16"]) == 0
     folder = models / "tiny" / "1"
     exported = Artifact.read(folder).card
     assert (exported.description, exported.licence) == ("Bars.", "MIT")
-    assert (exported.title, exported.prompt) == ("Bars", "Draw a bar")
+    assert (exported.title, exported.prompt) == ("Bars", "Draw")
     assert (exported.polarity, exported.background) == ("light-on-dark", (-0.5,))
     assert (exported.steps.generate, exported.steps.project) == (3, 1)
     lines = capsys.readouterr().out.splitlines()
@@ -56,20 +42,19 @@ def test_train_export_verify_evaluate(
     assert main([*evaluate, "--samples", "20", "--steps", "1"]) == 0
     assert "restoration" in capsys.readouterr().out
     assert json.loads((folder / METRICS_FILE).read_text())["protocol"]["samples"] == 20
+    assert main(export) == 0
+    assert f"removed {folder / MODEL_FILES['fp16']}" in capsys.readouterr().out
 
 
 def test_a_finished_training_is_not_done_again(
     tiny_run: Path, data_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint = (tiny_run / "checkpoint.pt").read_bytes()
+    assert {name for name in contents(tiny_run) if "samples" not in name} == {"checkpoint.pt", "log.jsonl"}
+    assert (tiny_run / "samples" / "0000056.png").read_bytes().startswith(b"\x89PNG")
     assert main(train_arguments(data_file, tiny_run)) == 0
     assert "trained 56 steps" in capsys.readouterr().out
     assert (tiny_run / "checkpoint.pt").read_bytes() == checkpoint
-
-
-def test_training_writes_samples_and_a_log(tiny_run: Path) -> None:
-    assert {name for name in contents(tiny_run) if "samples" not in name} == {"checkpoint.pt", "log.jsonl"}
-    assert (tiny_run / "samples" / "0000056.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
@@ -151,17 +136,6 @@ def test_an_interrupted_command_leaves_quietly(
     assert main(["evaluate", "--model", str(folder), "--data", str(data_file), "--cache", str(cache)]) == 130
 
 
-def test_an_export_says_that_it_removes_the_half(
-    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = tmp_path / "tiny" / "1" / MODEL_FILES["fp16"]
-    command = ["export", "--run", str(tiny_run), "--models", str(tmp_path), "--version", "1", "--force"]
-    assert main([*command, "--fp16"]) == main([*command, "--fp16"]) == 0
-    assert "removed" not in capsys.readouterr().out
-    assert main(command) == 0
-    assert f"removed {file}" in capsys.readouterr().out
-
-
 def test_a_stopped_training_says_how_to_go_on(
     data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -230,28 +204,11 @@ def test_data_refuses_what_train_refuses(tmp_path: Path, capsys: pytest.CaptureF
         refused = capsys.readouterr().err
         assert main(["train", "--data", str(data), "--dry-run"]) == 2
         assert capsys.readouterr().err == refused
-    assert main(["data", str(bad), "--skip-bad"]) == 0
-    assert f"train --data {bad} --skip-bad" in capsys.readouterr().out
-
-
-def test_data_says_what_train_would_make_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shapes = folder_of_shapes(tmp_path / "shapes", 40)
-    assert main(["data", str(shapes)], prog="ign") == 0
+    assert main(["data", str(bad), "--skip-bad"], prog="ign") == 0
     said = capsys.readouterr().out
-    assert "40 pictures, 12×12, colour, light background" in said
+    assert "13 pictures, 12×12, colour, light background" in said
     assert "small, --size 12 --channels 3" in said
-    assert f"ign train --data {shapes} --out" in said
-    assert main(["data", str(tmp_path / "nowhere")]) == 2
-    assert len(capsys.readouterr().err.splitlines()) == 1
-
-
-def test_a_preset_that_does_not_fit_is_refused_with_one_that_does(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    shapes = folder_of_shapes(tmp_path / "shapes", 20)
-    assert main(["train", "--preset", "mnist", "--data", str(shapes), "--out", str(tmp_path / "run")]) == 2
-    assert "--size 12 --channels 3" in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
+    assert f"ign train --data {bad} --skip-bad --out" in said
 
 
 def test_without_torch_one_line_says_what_to_install(tmp_path: Path) -> None:
@@ -262,19 +219,7 @@ def test_without_torch_one_line_says_what_to_install(tmp_path: Path) -> None:
     assert re.fullmatch(r"error: .*torch.*pip install 'ign-service\[train,cpu\]'\n", done.stderr)
 
 
-def test_the_module_runs() -> None:
-    done = subprocess.run([sys.executable, "-m", "model_export", "--help"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0
-    for command in ("train", "export", "verify", "evaluate"):
-        assert command in done.stdout
-
-
 def test_a_recorded_command_names_no_folder_of_the_machine() -> None:
     arguments = ["train", "--preset", "mnist", "--data", "/home/me/mnist.npz", "--out", "runs/mnist"]
     shown = checkpoints.command(arguments)
     assert shown == "python -m model_export train --preset mnist --data mnist.npz --out runs/mnist"
-
-
-def test_the_source_digest_is_stable() -> None:
-    assert checkpoints.source_digest() == checkpoints.source_digest()
-    assert re.fullmatch("[0-9a-f]{64}", checkpoints.source_digest())

@@ -142,6 +142,7 @@ def test_images_that_cannot_be_read(source: Any, tmp_path: Path) -> None:
         ("latent_arithmetic", ([Term("missing.png")],), {}, r"terms\.0: "),
         ("latent_arithmetic", ([Term(1, "2")],), {}, r"terms\.0\.weight: "),  # type: ignore[arg-type]
         ("generate", (), {"request_id": "a b"}, "request_id: "),
+        *(("generate", (), {"timeout": seconds}, "timeout: ") for seconds in (0, -1)),
         *(("generate_as", (form,), {}, "form: .*png") for form in ("tiff", None, ["png"])),
         *(("model", (name,), {}, "name: ") for name in ("", "a/b/c", None)),
     ],

@@ -65,9 +65,6 @@ def test_values_are_frozen_comparable_hashable_and_picklable() -> None:
         assert pickle.loads(pickle.dumps(value)) == value
         assert hash(value) == hash(dataclasses.replace(value))
     assert dataclasses.replace(IMAGE, index=1) != IMAGE
-
-
-def test_results_are_sequences() -> None:
     assert (len(IMAGES), IMAGES[-1], IMAGES[:1], list(IMAGES)) == (2, IMAGE, (IMAGE,), [IMAGE, IMAGE])
     assert IMAGE in IMAGES
 

@@ -26,12 +26,9 @@ def test_many_images_give_what_each_gives_alone(service: Service, ask: Ask, opti
         assert found[i].bytes == alone[0].bytes
         assert [step.index for step in found[i].trajectory] == [i, i]
     assert found.timing.compute_ms > 0
-
-
-def test_many_scores_are_in_order(service: Service, ask: Ask) -> None:
-    found = ask(service.url, "score", PICTURES)
-    assert [score.index for score in found] == list(range(100))
-    assert found[99].distance == pytest.approx(ask(service.url, "score", PICTURES[99])[0].distance)
+    scores = ask(service.url, "score", PICTURES)
+    assert [score.index for score in scores] == list(range(100))
+    assert scores[99].distance == pytest.approx(ask(service.url, "score", PICTURES[99])[0].distance)
 
 
 @pytest.mark.parametrize("options", [{}, {"seed": 7, "offset": 5}, {"scale": 32, "n": 20}])
@@ -115,6 +112,9 @@ def test_requests_keep_to_number_and_bytes(ask: Ask, size: int, options: dict[st
     found = ask(to, "project", [bytes(size)] * 20, **options)
     assert [image.index for image in found] == list(range(20))
     assert (sum(to.counts), len(to.counts)) == (20, requests)
+    to = Small()
+    ask(to, "project", [b"x"] * 16)
+    assert (to.counts, to.asked_for_limits) == ([16], 0)  # few small ones
 
 
 @pytest.mark.parametrize(("n", "scale", "requests"), [(16, 1, 1), (16, 8, 1), (17, 1, 4), (17, 16, 5), (2, 32, 2)])
@@ -123,12 +123,6 @@ def test_noise_keeps_to_the_same_number(ask: Ask, n: int, scale: int, requests: 
     assert len(ask(to, "generate", n=n, scale=scale)) == n
     assert (sum(to.counts), len(to.counts)) == (n, requests)
     assert to.asked_for_limits == (requests > 1)
-
-
-def test_few_small_images_are_sent_without_asking_for_limits(ask: Ask) -> None:
-    to = Canned(answer(images=[]))
-    ask(to, "score", PICTURES[:16])
-    assert [request.url.path for request in to.asked] == ["/score"]
 
 
 def test_a_client_asks_for_the_limits_once() -> None:

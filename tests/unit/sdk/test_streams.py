@@ -107,9 +107,6 @@ def test_streams_of_another_service(ask: Ask, pieces: tuple[bytes, ...]) -> None
     with pytest.raises(UnexpectedAnswer) as caught:
         received(ask, *pieces)
     assert caught.value.request_id == "abc"
-
-
-def test_a_response_that_is_no_stream(ask: Ask) -> None:
     with pytest.raises(UnexpectedAnswer, match="text/event-stream"):
         ask.stream(Canned(answer()), "stream_generate")
 

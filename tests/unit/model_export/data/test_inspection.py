@@ -19,10 +19,6 @@ def shapes(count: int, side: int, background: tuple[int, ...], ink: tuple[int, .
     return list(pictures)
 
 
-def found(pictures: list[Picture]) -> Inspection:
-    return inspect_pictures("x", len(pictures), pictures.__getitem__)
-
-
 @pytest.mark.parametrize(
     ("background", "ink", "channels", "ground", "polarity"),
     [
@@ -42,15 +38,16 @@ def test_colours_and_ground(
     assert (inspection.count, inspection.smallest, inspection.largest) == (30, (16, 16), (16, 16))
 
 
-def test_pictures_of_both_grounds_have_no_polarity() -> None:
+def found(pictures: list[Picture]) -> Inspection:
+    return inspect_pictures("x", len(pictures), pictures.__getitem__)
+
+
+def test_pictures_of_both_grounds_and_photographs_have_no_polarity() -> None:
     inspection = found(shapes(20, 8, (0,), (255,)) + shapes(20, 8, (255,), (0,)))
     assert (inspection.ground, inspection.polarity) == ("plain", "none")
-
-
-def test_photographs_have_a_mixed_ground() -> None:
     noise = np.random.default_rng(0).integers(256, size=(40, 16, 16, 3), dtype=np.uint8)
-    inspection = found(list(noise))
-    assert (inspection.channels, inspection.ground, inspection.polarity) == (3, "mixed", "none")
+    photographs = found(list(noise))
+    assert (photographs.channels, photographs.ground, photographs.polarity) == (3, "mixed", "none")
 
 
 def test_sizes_of_files_differ_and_bad_ones_are_passed_over(tmp_path: Path) -> None:

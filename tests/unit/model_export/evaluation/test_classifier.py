@@ -1,4 +1,3 @@
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -29,15 +28,11 @@ def test_it_learns_the_classes(classifier: Classifier, data: Dataset) -> None:
     assert 0.8 < classifier.coverage(predictions)["confidence"] <= 1.0
 
 
-def test_it_is_kept_and_found_again(classifier: Classifier, data: Dataset, cache: Path) -> None:
-    files = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
-    again = classifier_for(data, cache)
-    assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == files
-    assert all(map(torch.equal, again.network.state_dict().values(), classifier.network.state_dict().values()))
-
-
 def test_damaged_weights_are_trained_again(classifier: Classifier, data: Dataset, cache: Path, tmp_path: Path) -> None:
-    for path in cache.iterdir():
+    files = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
+    classifier_for(data, cache)
+    assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == files  # it is found again
+    for path in files:
         (tmp_path / path.name).write_bytes(path.read_bytes()[:1000])
     before = torch.random.get_rng_state()
     again = classifier_for(data, tmp_path)
@@ -49,7 +44,8 @@ def test_damaged_weights_are_trained_again(classifier: Classifier, data: Dataset
 def test_without_classes_it_tells_rotations(cache: Path) -> None:
     pictures = torch.randint(0, 100, (120, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     pictures[:, :, :3] += 120  # light comes from above
-    unlabelled = Dataset("lit", "lit", "unknown", train=pictures[:80], held_out=pictures[80:])
+    labels = torch.zeros(120, dtype=torch.int64) - 1  # no classes
+    unlabelled = Dataset("lit", "lit", "unknown", pictures[:80], pictures[80:], labels[:80], labels[80:])
     classifier = classifier_for(unlabelled, cache)
     assert classifier.task == "rotation"
     assert classifier.accuracy > 0.9
@@ -93,12 +89,6 @@ def test_restored_pictures_are_judged_by_what_is_read(lit: Dataset, cache: Path)
     assert upside_down["attributes"]["light"] < 0.2
     assert upside_down["attributes"]["columns"] > 0.8
     assert "accuracy" not in upside_down
-
-
-def test_negative_labels_are_not_classes(data: Dataset, cache: Path) -> None:
-    assert data.train_labels is not None
-    negative = dataclasses.replace(data, train_labels=data.train_labels - 1, sha256="negative")
-    assert classifier_for(negative, cache).task == "rotation"
 
 
 @pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 28), (3, 64), (1, 15)])

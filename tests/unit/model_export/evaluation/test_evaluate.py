@@ -326,15 +326,15 @@ def test_light_pictures_are_inverted_as_the_service_does(
 def test_what_cannot_be_measured_is_refused(
     wrong: str, folder: Path, data_file: Path, tmp_path: Path, cache: Path
 ) -> None:
-    says, source, options = wrong, data_file, {"samples": 20}
+    says, source, samples, steps = wrong, data_file, 20, 1
     if wrong == "data":
         says, source = r"other\.npz", tmp_path / "other.npz"
         x = patterns(30, 5)[0]
         np.savez(source, x_train=x, x_test=x)
     elif wrong == "samples":
-        says, options = "--samples 1", {"samples": 1}
+        says, samples = "--samples 1", 1
     elif wrong == "steps":
-        says, options = "--steps", {"steps": 0}
+        says, steps = "--steps", 0
     elif wrong == "file":
         says = r"golden\.npz: belongs to another model\.onnx"
         with (folder / MODEL_FILE).open("ab") as file:
@@ -344,7 +344,7 @@ def test_what_cannot_be_measured_is_refused(
         (folder / GOLDEN_FILE).write_bytes(dataclasses.replace(golden, y=golden.y + np.float32(0.1)).to_bytes())
     before = contents(folder)
     with pytest.raises(UserError, match=says):
-        evaluate(folder, str(source), cache=cache, **options)
+        evaluate(folder, str(source), cache=cache, samples=samples, steps=steps)
     assert contents(folder) == before
 
 

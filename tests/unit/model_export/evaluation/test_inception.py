@@ -60,7 +60,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.usefixtures("package")
 def test_features_of_grey_and_of_colour(weights: Path) -> None:
-    inception = Inception(weights)
+    inception = Inception(str(weights))
     grey = patterns(70, 0)[0][:, None]  # more than one batch
     features = inception.features(grey)
     np.testing.assert_allclose(features, 0.5 * grey.reshape(70, -1)[:, :16])
@@ -79,7 +79,7 @@ def test_fid_is_measured_with_the_users_weights(
     table = json.loads((folder / METRICS_FILE).read_text())
     assert list(table["inception"]) == ["f", "f2", "f3", "training"]
     held_out = load_dataset(str(data_file), size=8, channels=1).held_out.numpy()
-    artifact, inception = Artifact.read(folder, threads=1), Inception(weights)
+    artifact, inception = Artifact.read(folder, threads=1), Inception(str(weights))
     served = artifact.function(artifact.noise.rows(0, 0, 60)).clip(-1, 1)
     levels = np.rint((served + 1) * 127.5).astype(np.uint8)
     expected = frechet(inception.features(levels), inception.features(held_out))

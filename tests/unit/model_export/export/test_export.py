@@ -19,7 +19,6 @@ from model_export.training.checkpoint import load_run
 from model_export.training.network import Autoencoder, NetworkConfig
 from service.artifact.card import ModelCard
 from service.artifact.files import GOLDEN_FILE, MODEL_FILE
-from service.artifact.golden import digest_of
 from service.domain.latents import NoiseSource
 from tests.helpers.tiny_training import contents
 
@@ -32,24 +31,14 @@ def altered_run(run: Path, out: Path, **changes: object) -> Path:
 
 def test_the_file_computes_what_was_trained(models: Path, tiny_run: Path) -> None:
     artifact, model = Artifact.read(models / "tiny" / "1", threads=1), load_run(tiny_run)
+    weights, checkpoint = model.network.state_dict(), checkpoints.load(tiny_run / checkpoints.FILE)
+    assert all(torch.equal(weights[name], checkpoint.average[f"module.{name}"]) for name in weights)
+    assert not torch.equal(weights["encoder.0.weight"], checkpoint.network["encoder.0.weight"])
     for count in (1, 3, 70):
         rows = artifact.noise.rows(5, 0, count)
         with torch.inference_mode():
             expected = model.network(torch.from_numpy(rows)).numpy()
         np.testing.assert_allclose(artifact.function(rows), expected, atol=1e-5)
-
-
-def test_the_bottleneck_is_exported_as_convolutions(models: Path) -> None:
-    graph = onnx.load(models / "tiny" / "1" / MODEL_FILE).graph
-    kinds = [node.op_type for node in graph.node if node.op_type in {"Conv", "ConvTranspose", "Gemm", "MatMul"}]
-    assert kinds == ["Conv"] * 3 + ["ConvTranspose"] * 3
-
-
-def test_the_exported_weights_are_the_averages(tiny_run: Path) -> None:
-    checkpoint = checkpoints.load(tiny_run / checkpoints.FILE)
-    weights = load_run(tiny_run).network.state_dict()
-    assert all(torch.equal(weights[name], checkpoint.average[f"module.{name}"]) for name in weights)
-    assert not torch.equal(weights["encoder.0.weight"], checkpoint.network["encoder.0.weight"])
 
 
 def test_the_file_describes_itself(models: Path, tiny_run: Path) -> None:
@@ -74,6 +63,8 @@ def test_the_file_is_one_and_holds_no_path_of_this_machine(models: Path) -> None
     assert os.fsencode(Path(__file__).parents[4]) not in data
     model = onnx.load_model_from_string(data)
     assert [(o.domain, o.version) for o in model.opset_import] == [("", 20)]
+    kinds = [node.op_type for node in model.graph.node if node.op_type in {"Conv", "ConvTranspose", "Gemm", "MatMul"}]
+    assert kinds == ["Conv"] * 3 + ["ConvTranspose"] * 3  # also of the bottleneck
     assert [i.name for i in model.graph.input] == ["x"]
     assert [o.name for o in model.graph.output] == ["y"]
     assert [d.dim_param or d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim] == ["batch", 1, 8, 8]
@@ -85,19 +76,6 @@ def test_the_same_run_gives_the_same_bytes_and_prints_nothing(
     export(tiny_run, tmp_path, version=1)
     assert capfd.readouterr() == ("", "")
     assert contents(tmp_path) == contents(models)
-
-
-def test_golden_rows_come_from_torch_and_name_their_file(models: Path, tiny_run: Path) -> None:
-    folder = models / "tiny" / "1"
-    with np.load(folder / GOLDEN_FILE, allow_pickle=False) as file:
-        x, y, digest = file["x"], file["y"], str(file["digest"])
-    assert digest == digest_of((folder / MODEL_FILE).read_bytes())
-    assert x.shape == y.shape == (16, 1, 8, 8)
-    assert x.dtype == y.dtype == np.float32
-    assert len(np.unique(x.reshape(16, -1), axis=0)) >= 15  # a background of −1 is also the lowest value
-    with torch.inference_mode():
-        expected = load_run(tiny_run).network(torch.from_numpy(x)).numpy()
-    np.testing.assert_allclose(y, expected, atol=1e-6)
 
 
 def test_rows_are_identical_at_every_batch_size(folder: Path, tiny_run: Path) -> None:
@@ -131,17 +109,11 @@ def test_versions_are_not_overwritten_unasked(folder: Path, tiny_run: Path) -> N
     assert sorted(path.name for path in folder.parent.iterdir()) == ["6", "7"]  # the next free version
 
 
-def test_a_version_that_no_card_can_hold_is_refused(tiny_run: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="version '0'"):
-        export(tiny_run, tmp_path, version=0)
-    preset = {**checkpoints.load(tiny_run / checkpoints.FILE).preset, "name": "Not A Name"}
-    with pytest.raises(UserError, match="name 'Not A Name'"):
-        export(altered_run(tiny_run, tmp_path / "run", preset=preset), tmp_path)
-
-
 def test_fields_of_the_card_can_be_replaced(tiny_run: Path) -> None:
     model = load_run(tiny_run)
     assert card_of(model, "1", {"licence": "MIT", "polarity": "light-on-dark"}).polarity == "light-on-dark"
+    with pytest.raises(UserError, match="version '0'"):
+        card_of(model, "0", {})
     for background, says in (((0.0, 0.0), "needs one value per channel"), ((2.0,), "must lie in the range")):
         with pytest.raises(UserError, match=f"^--background {says}$"):
             card_of(model, "1", {"background": background})
@@ -192,13 +164,18 @@ def test_a_model_of_another_run_is_told_apart(
         verify(altered_run(tiny_run, tmp_path, **changes), models / "tiny" / "1")
 
 
-def test_a_run_may_change_what_only_the_card_uses(folder: Path, tiny_run: Path, tmp_path: Path) -> None:
+def test_golden_rows_come_from_torch_and_verify_mends_them(
+    models: Path, folder: Path, tiny_run: Path, tmp_path: Path
+) -> None:
+    golden = Artifact.read(folder).golden()
+    assert golden.x.shape == golden.y.shape == (16, 1, 8, 8)
+    assert len(np.unique(golden.x.reshape(16, -1), axis=0)) >= 15  # a background of −1 is also the lowest value
+    with torch.inference_mode():
+        expected = load_run(tiny_run).network(torch.from_numpy(golden.x.copy())).numpy()
+    np.testing.assert_allclose(golden.y, expected, atol=1e-6)
     saved = checkpoints.load(tiny_run / checkpoints.FILE)
-    preset, provenance = {**saved.preset, "licence": "MIT"}, {**saved.provenance, "command": "train --licence MIT"}
-    assert verify(altered_run(tiny_run, tmp_path / "run", preset=preset, provenance=provenance), folder)
-
-
-def test_verify_mends_golden_rows(models: Path, folder: Path, tiny_run: Path) -> None:
+    changed = {"preset": {**saved.preset, "licence": "MIT"}, "provenance": {**saved.provenance, "command": "train x"}}
+    assert verify(altered_run(tiny_run, tmp_path / "run", **changed), folder)  # what only the card uses may change
     (folder / GOLDEN_FILE).write_bytes(b"damaged")
     with pytest.raises(UserError, match="`verify`"):
         Artifact.read(folder).golden()
@@ -269,17 +246,11 @@ def test_a_new_card_replaces_the_old_one_only(models: Path) -> None:
     assert stamp(artifact.data, artifact.card, artifact.noise) == artifact.data
 
 
-def test_publishing_keeps_or_replaces_what_is_there(tmp_path: Path) -> None:
-    folder = tmp_path / "a" / "1"
+def test_a_failed_publication_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "1"
     publish(folder, {"x": b"1", "y": b"1"})
     publish(folder, {"x": b"2"}, keep=True)
     assert contents(folder) == {"x": b"2", "y": b"1"}
-    publish(folder, {"x": b"3"})
-    assert contents(tmp_path) == {"a/1/x": b"3"}
-
-
-def test_a_failed_publication_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "1"
     publish(folder, {"x": b"1"})
     original = Path.rename
 
@@ -292,14 +263,12 @@ def test_a_failed_publication_leaves_what_was_there(tmp_path: Path, monkeypatch:
     with pytest.raises(OSError, match="no space left"):
         publish(folder, {"x": b"2"})
     assert contents(tmp_path) == {"1/x": b"1"}
-    assert [path.name for path in tmp_path.iterdir()] == ["1"]
 
-
-def test_a_publication_that_fails_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space") as caught:
-        publish(tmp_path / "1", {"x": b"1"})
-    assert caught.value.filename == str(tmp_path / "1")
+        publish(folder, {"x": b"2"})
+    assert caught.value.filename == str(folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]

@@ -99,9 +99,8 @@ def test_a_half_that_is_of_another_model_is_not_stamped(both: Path, data_file: P
     assert contents(both) == before
 
 
-@pytest.mark.parametrize("evaluated", [False, True])
-def test_the_service_serves_it(evaluated: bool, tiny: TinyModel) -> None:
-    folder = tiny.evaluated if evaluated else tiny.models_fp16 / "tiny" / "1"
+def test_the_service_serves_it(tiny: TinyModel) -> None:
+    folder = tiny.evaluated
     models = Repository(
         folder.parents[1], lambda data: [OnnxModel(data, device="cpu")], default="tiny", precision="fp16"
     ).load_all()

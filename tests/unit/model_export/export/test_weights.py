@@ -82,9 +82,6 @@ def test_another_preset_of_the_same_network_trains_all_its_stages(
         assert (begun.stage, begun.step) == (0, 0)
         for name, value in begun.network.state_dict().items():
             assert torch.equal(value, weights.state[name])
-
-
-def test_another_network_is_refused(weights: StartWeights, data: Dataset, tmp_path: Path) -> None:
     wider = dataclasses.replace(TINY, network=dataclasses.replace(TINY.network, bottleneck=24))
     with pytest.raises(UserError, match="another network"):
         run(wider, data, tmp_path, weights)

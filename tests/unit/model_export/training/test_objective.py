@@ -300,20 +300,15 @@ def test_there_is_a_score_for_every_scale_but_the_first(
     assert [tuple(feature.shape[1:]) for feature in teacher.features(pictures, first=0)[1:]] == shapes
     assert [score.shape for score in discriminator(pictures)] == [(64,)] * 3
     assert not torch.equal(discriminator(pictures[:2])[0], discriminator(pictures[2:4])[0])
-
-
-def test_a_score_is_a_function_of_its_own_picture(discriminator: Discriminator, pictures: Tensor) -> None:
     for alone, among in zip(discriminator.eval()(pictures[3:4]), discriminator(pictures), strict=True):
         torch.testing.assert_close(alone[0], among[3])
-
-
-def test_features_are_scaled_by_pictures(teacher: Autoencoder, pictures: Tensor) -> None:
-    discriminator = Discriminator(teacher.features, pictures)
     seen: list[Tensor] = []
     discriminator.heads[1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     discriminator(pictures)
-    torch.testing.assert_close(seen[0].mean((0, 2, 3)), torch.zeros(16), atol=1e-5, rtol=0)
+    torch.testing.assert_close(seen[0].mean((0, 2, 3)), torch.zeros(16), atol=1e-5, rtol=0)  # scaled by pictures
     torch.testing.assert_close(seen[0].std((0, 2, 3)), torch.ones(16))
+    same = torch.zeros((4, 1, 16, 16))  # features without deviation do no harm
+    assert all(bool(score.isfinite().all()) for score in Discriminator(teacher.features, same)(same))
 
 
 def test_it_learns_to_distinguish_samples_and_its_gradient_raises_their_scores(
@@ -359,9 +354,3 @@ def test_its_state_can_be_restored(teacher: Autoencoder, pictures: Tensor, sampl
         trainer.step(pictures, samples, 1e-2, FULL)
     for a, b in zip(one.scores(samples), other.scores(samples), strict=True):
         assert torch.equal(a, b)
-
-
-def test_features_without_deviation_do_no_harm(teacher: Autoencoder) -> None:
-    same = torch.zeros((4, 1, 16, 16))
-    discriminator = Discriminator(teacher.features, same)
-    assert all(bool(score.isfinite().all()) for score in discriminator(same))

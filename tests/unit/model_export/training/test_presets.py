@@ -95,7 +95,7 @@ def test_presets_that_contradict_themselves_are_refused() -> None:
         Stage(name="distill", steps=1, lr=1e-3, weights=Weights(distill=1.0))
     for change in ({"weights": Weights(code_consistency=0.1)}, {"quantizer_deviation": 1.0}):
         with pytest.raises(ValueError, match="quantizer"):
-            dataclasses.replace(preset, stages=(dataclasses.replace(preset.stages[0], **change),))  # type: ignore[arg-type]
+            dataclasses.replace(preset, stages=(dataclasses.replace(preset.stages[0], **change),))
 
 
 def test_values_that_are_replaced() -> None:

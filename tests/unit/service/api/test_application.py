@@ -20,10 +20,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from service.api.access import ApiKey, Network
-from service.api.body import read_body
 from service.api.cors import EXPOSED_HEADERS
-from service.api.disconnect import DisconnectWatch
 from service.api.limits import InFlightRequests
+from service.api.pipeline import DisconnectSweep, watch
+from service.api.request import read_body
 from service.domain.errors import HeadTooLarge, ModelFailure, UnknownModel
 from service.observability.logs import JsonFormatter, TextFormatter
 from tests.helpers.application import application
@@ -47,7 +47,7 @@ class Service:
         self.started = threading.Event()
         self.cancelled = threading.Event()
         self._body_seconds = body_seconds
-        self._watch = DisconnectWatch()
+        self._watch = DisconnectSweep()
         api = FastAPI(docs_url=None, redoc_url=None, redirect_slashes=False)
         for path, endpoint in {
             "/state/{name}": self.state,
@@ -110,7 +110,7 @@ class Service:
                 self.cancelled.set()
 
         await read_body(request.headers, request.receive, max_bytes=1000, deadline=time.monotonic() + 5)
-        with self._watch.watch(request.receive):
+        with watch(self._watch, request.receive):
             await never()
         return Response()
 

@@ -12,8 +12,8 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive
 
-from service.api.body import MAX_DEPTH, parse_content_type, parse_json, read_body
 from service.api.multipart import parse_multipart
+from service.api.request import MAX_DEPTH, parse_content_type, parse_json, read_body
 from service.domain.errors import (
     BodyTooSlow,
     InvalidContent,

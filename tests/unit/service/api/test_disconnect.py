@@ -9,14 +9,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive
 
-from service.api.disconnect import DisconnectWatch
+from service.api.pipeline import DisconnectSweep, watch
 from service.domain.errors import UnknownModel
 
 T = TypeVar("T")
 
 
 async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    with DisconnectWatch().watch(receive):
+    with watch(DisconnectSweep(), receive):
         return await work
 
 

@@ -254,7 +254,7 @@ def test_answers_stay_small_and_encodable() -> None:
         Options.model_validate({"points": [names | {"a": "no"}] * 100})
     body = describe(caught.value).body("r")
     assert len(body["errors"]) == 32
-    response = problem_response(InvalidContent.field("\ud800", "unknown field"), "r")
+    response = problem_response(describe(InvalidContent.field("\ud800", "unknown field")), "r")
     assert json.loads(bytes(response.body))["errors"][0]["field"] == "\ud800"
 
 

@@ -7,6 +7,7 @@ import weakref
 from collections import Counter
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -101,12 +102,16 @@ def test_removed_and_closed_rows_are_never_taken() -> None:
     assert [queue.take(places, 0.0) for places in (0, 1)] == [([], [])] * 2
 
 
-def test_removed_rows_do_not_pile_up() -> None:
+@pytest.mark.parametrize("filed", [False, True])
+def test_removed_rows_do_not_pile_up(filed: bool) -> None:
+    """Neither before a batch has put them into the queue of their caller nor afterwards."""
     queue, removed = FairQueue(), []
     push(queue, request(steps=10**6))
     for _ in range(2000):
         dropped = request(3)
         push(queue, dropped)
+        if filed:
+            queue.take(0, 0.0)
         queue.remove(dropped)
         removed.append(weakref.ref(dropped))
     del dropped
