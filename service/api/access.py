@@ -133,12 +133,6 @@ def identify(
 ) -> None:
     """Set the name of the caller's API key and its quota in the state of the request.
 
-    Args:
-        headers: of the request.
-        keys: the valid keys.
-        state: of the request.
-        needed: the scope that the request needs.
-
     Raises:
         UnauthorizedError: no valid key.
         ForbiddenError: the key does not have the scope.

@@ -23,11 +23,8 @@ class AppState:
     """The running parts of one service.
 
     Args:
-        settings: of the operator.
         registry: the models that serve; empty until all of them are verified.
         codec: threads that decode and encode large pictures.
-        metrics: every Prometheus metric.
-        in_flight: the requests in flight, and whether the service drains.
         tracing: makes the spans of requests and batches; None if no traces are wanted.
         phase: `loading` until every model is verified; `failed` if one was not.
     """

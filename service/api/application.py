@@ -163,9 +163,6 @@ class Application:
     """See the module; this is what the server calls.
 
     Args:
-        services: the running parts of the service.
-        fastapi: answers what runs no model, and the lifespan.
-        routes: all endpoints.
         keys: API keys; None where none are needed.
         rates: counts the requests of each caller; None for no limit.
     """

@@ -34,7 +34,6 @@ class CorsMiddleware(CORSMiddleware):
     """Starlette's `CORSMiddleware` that exposes this service's headers and rejects a preflight with a problem document.
 
     Args:
-        app: the application behind it.
         origins: origins allowed to call, or `*`.
         reject: sends the problem document of an error.
     """

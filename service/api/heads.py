@@ -12,23 +12,13 @@ _VERSIONS: Final = ("1.1", "1.0")
 
 
 def check_head_size(size: int, count: int) -> None:
-    """Raise `HeadTooLarge` for a head of more than 64 KiB or 256 headers.
-
-    Args:
-        size: bytes.
-        count: number of headers.
-    """
+    """Raise `HeadTooLarge` for a head of more than 64 KiB or 256 headers."""
     if size > MAX_HEAD_BYTES or count > MAX_HEADERS:
         raise HeadTooLarge(f"the head of the request is larger than {MAX_HEAD_BYTES} bytes or {MAX_HEADERS} headers")
 
 
 def check_head(http_version: str, headers: Sequence[tuple[bytes, bytes]]) -> IgnError | None:
-    """What is wrong with a parsed head, if anything. The parser has checked `Content-Length`.
-
-    Args:
-        http_version: such as ``1.1``.
-        headers: in their order, with names in lower case.
-    """
+    """What is wrong with a parsed head, if anything. The parser has checked `Content-Length`."""
     names = dict(headers)
     if http_version not in _VERSIONS:
         return MalformedRequest("the request is not HTTP/1.1")

@@ -55,10 +55,6 @@ class InFlightRequests:
         Bytes of a body count as they arrive. If an announced length counted, a few slow clients could reserve
         everything without sending a byte.
 
-        Args:
-            state: of the request.
-            size: number of bytes.
-
         Raises:
             TooManyBytes: they would pass the limit.
         """
@@ -106,7 +102,6 @@ class CallerRates:
     Args:
         rate: of callers whose API key has no quota; None for no limit.
         limiter: counts the requests; None for a count in this process alone.
-        clock: returns seconds; monotonic.
     """
 
     def __init__(

@@ -33,10 +33,6 @@ def parse_multipart(
     file part without name and content, which browsers send for an empty file input, is skipped.
 
     Args:
-        content_type: the request's Content-Type, with the boundary.
-        body: the whole body.
-        max_files: largest number of files.
-        max_fields: largest number of fields.
         file_names: names of parts that hold a picture.
 
     Raises:

@@ -85,12 +85,9 @@ class ApiRequest:
     """A request to an endpoint that runs a model: its deadline, body, codec jobs and timing.
 
     Args:
-        services: the running parts of the service.
         endpoint: template of the route.
         query: the query string, undecoded.
-        headers: of the request.
         state: arrival time, request id and caller, as `service.api.application` sets them.
-        receive: the ASGI channel.
 
     Raises:
         NotReady, Draining: the service accepts no requests now.
@@ -277,8 +274,6 @@ async def read_body(
     """Read the whole body.
 
     Args:
-        headers: of the request.
-        receive: the request's ASGI channel, unread so far.
         max_bytes: largest body accepted, counted in received bytes; a larger Content-Length is rejected before reading.
         deadline: `time.monotonic()` seconds by which the last byte must have arrived.
         hold: called with the number of bytes whenever more than 4 KiB have arrived; it raises if they are too many
@@ -337,7 +332,6 @@ def parse_json(body: bytes, *, max_values: int = MAX_VALUES) -> dict[str, Any]:
     """Parse a JSON object; if a key occurs twice, its last value counts.
 
     Args:
-        body: the whole body.
         max_values: most values, objects and arrays included.
 
     Raises:

@@ -68,8 +68,6 @@ class RowWork:
     """What a request asks of a model, after its options have been checked. See `service.api.pipeline.Work`.
 
     Args:
-        params: how f is applied.
-        make_rows: makes the input rows.
         is_large: run ``make_rows`` in the codec pool.
         upload: what ``make_rows`` decodes, if it decodes pictures.
     """

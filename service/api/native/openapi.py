@@ -50,8 +50,6 @@ def operation(
     """Keyword arguments of the route decorator.
 
     Args:
-        answer: schema of the JSON response.
-        media_types: of the response.
         upload: schema of the JSON body, if a form or an image can be sent instead.
     """
     content = {media.value: BINARY for media in media_types}

@@ -48,9 +48,6 @@ class ResponseSpec:
     """How a result becomes a response.
 
     Args:
-        model: the model that ran.
-        media: the negotiated media type.
-        options: how the pictures look.
         labels: for each image, the members that are not in the result: `index`, `inverted`, `t`, `row`, `col`.
         members: members of the JSON body before `images`: `seed`, if the endpoint has one.
         columns: of a sheet, unless the options say otherwise; None for ceil(√N).
@@ -184,14 +181,7 @@ def envelope(
 
 
 def image(spec: ResponseSpec, result: Result, index: int, data: str | None) -> dict[str, Any]:
-    """One member of `images`, without its trajectory.
-
-    Args:
-        spec: of the response.
-        result: the finished request.
-        index: of the row.
-        data: the picture of the row in base64, or None if a stream sent it already.
-    """
+    """One member of `images`, without its trajectory; ``data`` is None in a stream, which has sent it already."""
     _, height, width = spec.model.card.shape
     return {
         **spec.labels[index],

@@ -33,11 +33,8 @@ async def send_events(api: ApiRequest, spec: ResponseSpec, rows: FloatRows, even
     the event `error`, because status 200 is sent already.
 
     Args:
-        api: the request.
-        spec: of the response.
         rows: (N, C, H, W) float32, the inputs of f.
         events: from the scheduler; the last one is a `Result` or an error.
-        send: the ASGI channel.
 
     Returns:
         The last piece of the body, which the caller sends once the rows run no more.

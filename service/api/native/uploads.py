@@ -48,7 +48,6 @@ class Upload(Generic[Options]):
     """The pictures of a request, not yet decoded.
 
     Args:
-        options: parsed options of the endpoint.
         images: one picture each: bytes, or base64 text.
         masks: none, one for all images, or one for each image.
         image_field, mask_field: names of the two fields in error messages.
@@ -96,10 +95,8 @@ def parse_upload(api: ApiRequest, schema: type[Options], body: type[Options], co
     """The pictures and options of a request, from multipart, JSON or a raw body.
 
     Args:
-        api: a request that `check_upload` accepts.
         schema: of the options in forms and queries; masks are accepted with `ProjectOptions` only.
         body: schema of the JSON body: the same options and `images`.
-        content: the whole body.
 
     Raises:
         MalformedRequest, InvalidContent, ValidationError: the body or an option is invalid.
@@ -127,9 +124,6 @@ def prepare_upload(
     """Decode every picture and mask and prepare the rows; call it in the codec pool if `is_large`.
 
     Args:
-        upload: the pictures and masks.
-        model: the model that runs the rows.
-        settings: limits of size.
         check_not_over: raises if the request is over; called before every picture, because decoding one of the largest
             pictures takes a second or more.
 
@@ -210,8 +204,6 @@ class PointReader:
     """Reads the latents of a request, which come as seed, picture or array.
 
     Args:
-        model: whose noise and shape count.
-        settings: limits of size.
         check_not_over: raises if the request is over; called before every picture.
     """
 

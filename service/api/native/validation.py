@@ -1,7 +1,5 @@
 """Check the options of a request against the operator's limits and the model's card."""
 
-from itertools import pairwise
-
 from service.api.native.schemas import InterpolateRequest, StepOptions
 from service.domain.errors import InvalidContent
 from service.domain.latents import MAX_MAGNITUDE, FloatRows, Grid, LatentPath, is_bounded
@@ -35,24 +33,17 @@ def check_mixture(field: str, rows: FloatRows) -> FloatRows:
 def step_params(options: StepOptions, *, recommended: int, rows: int, settings: Settings) -> StepParams:
     """Validate the options that say how f is applied.
 
-    Args:
-        options: as parsed.
-        recommended: number of steps that the card recommends for this endpoint.
-        rows: number of rows of the request.
-        settings: the operator's limits.
-
     Raises:
         InvalidContent: the steps, the recorded steps or the number of pictures are out of range.
     """
     steps = check_steps(options.steps, recommended=recommended, settings=settings)
     record = tuple(options.record or ())
-    if any(b <= a for a, b in pairwise(record)):
-        raise InvalidContent.field("record", "must be ascending, each step once")
-    if record and record[-1] > steps:
-        raise InvalidContent.field("record", f"must lie in 0…{steps}, the steps asked for")
     if rows * len(record) > MAX_PICTURES:
         raise InvalidContent.field("record", f"rows × recorded steps must be at most {MAX_PICTURES}")
-    return StepParams(steps=steps, tolerance=options.tolerance, record=record, score=options.score)
+    try:
+        return StepParams(steps=steps, tolerance=options.tolerance, record=record, score=options.score)
+    except ValueError as exc:  # the schema has checked all but the order and the last of the recorded steps
+        raise InvalidContent.field("record", f"must be ascending, each step once, in 0…{steps}") from exc
 
 
 def check_steps(steps: int | None, *, recommended: int, settings: Settings) -> int:
