@@ -101,6 +101,20 @@ def named(sentence: str) -> list[str]:
     return re.findall(r"`([\w.]+)`", found[1])
 
 
+def test_files_and_names_that_the_page_tells_of_exist() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("\n## Who may import whom")[0]
+    paths = [file for folder in PACKAGES.values() for file in folder.rglob("*.py")]
+    files = set(re.findall(r"`([\w./]+\.py)`", text)) - {"tests/structure/test_architecture.py"}
+    assert len(files) > 20
+    expect_none(file for file in files if not any(path.as_posix().endswith(f"/{file}") for path in paths))
+    source = "\n".join(path.read_text(encoding="utf-8") for path in paths)
+    dotted = re.findall(r"`([A-Z]\w+\.(?!py)\w+|_\w+|[A-Z]{4,})`", text)
+    names = {name for each in dotted for name in each.split(".")}
+    defined = r"(?:\b(?:def|class) {0}\b|^ *{0}(?:: .+)? = |^    {0}: )"
+    assert len(names) > 20
+    expect_none(name for name in names if not re.search(defined.format(name), source, re.MULTILINE))
+
+
 @pytest.mark.parametrize(
     ("package", "forbidden"),
     [
@@ -132,19 +146,19 @@ def test_the_core_is_numpy_and_the_standard_library(importer: str, allowed: list
     expect_none(i for i in imports(importer) if not within(i.target, known))
 
 
-def test_the_engine_and_the_front_end_meet_in_public_modules() -> None:
+def test_the_sides_of_models_and_http_meet_in_one_module() -> None:
     """A name in the section that is no module any more fails too."""
-    engine, front = named("NAMES are the engine's side"), named("; NAMES are the front end's")
-    public, shared = named("of the engine's side only NAMES."), named("Both sides share NAMES,")
+    model, http = named("NAMES are the model side"), named("; NAMES are the HTTP side")
+    public, shared = named("of the model side only NAMES."), named("Both sides share NAMES,")
     excepted = named("imports NAMES, whose protocol it implements")
-    sides = engine + front
+    sides = model + http
     expect_none(name for name in [*sides, *public, *shared, *excepted] if name not in modules())
     found = imports("service")
-    expect_none(i for i in found if within(i.importer, engine) and within(i.target, front))
+    expect_none(i for i in found if within(i.importer, model) and within(i.target, http))
     expect_none(
         i for i in found if within(i.importer, shared) and within(i.target, sides) and not within(i.target, excepted)
     )
-    assert {i.target for i in found if within(i.importer, front) and within(i.target, engine)} == set(public)
+    assert {i.target for i in found if within(i.importer, http) and within(i.target, model)} == set(public)
 
 
 def test_every_package_from_outside_has_its_place_and_no_other() -> None:
