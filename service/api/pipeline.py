@@ -246,8 +246,8 @@ class Pipeline:
         return arrived[:count]
 
     def _submit(self, model: ServedModel, calls: list[Call]) -> None:
-        requests = [(call.inputs.rows, call.work.scheduling(call.inputs)) for call in calls]
         try:
+            requests = [(call.inputs.rows, call.work.scheduling(call.inputs)) for call in calls]
             handles = model.scheduler.submit(requests, self._on_events)
         except Exception as exc:
             for call in calls:
@@ -324,13 +324,13 @@ def _decode(decode: Callable[[Sequence[Any]], Sequence[Any]], calls: list[Call])
 def _respond_to(endpoint: Endpoint, calls: list[Call]) -> None:
     try:
         contents = endpoint.encode([call.ended() for call in calls])
+        responses = endpoint.respond([(call.work, content) for call, content in zip(calls, contents, strict=True)])
     except Exception as exc:
         if len(calls) == 1:
             calls[0].fail(exc)
         for call in calls if len(calls) > 1 else ():  # the deadline of one request, for example, must not end others
             _respond_to(endpoint, [call])
         return
-    responses = endpoint.respond([(call.work, content) for call, content in zip(calls, contents, strict=True)])
     for call, response in zip(calls, responses, strict=True):
         call.response = response
 
