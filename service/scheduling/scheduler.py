@@ -33,8 +33,7 @@ from service.domain.tasks import Result, SchedulingParams
 from service.scheduling.admission import Admission
 from service.scheduling.observer import SchedulerObserver
 from service.scheduling.request import Event, ScheduledRequest
-from service.scheduling.wake_rule import WakeRule
-from service.scheduling.worker import Clock, OnBatch, Worker, WorkerPool
+from service.scheduling.worker import Clock, OnBatch, WakeRule, Worker, WorkerPool
 
 __all__ = ["Event", "OnEvents", "ScheduledRequest", "Scheduler", "SchedulerObserver"]
 

@@ -15,7 +15,7 @@ from service.domain.tasks import Result, SchedulingParams, StepParams
 from service.scheduling.observer import Finished, SchedulerObserver
 from service.scheduling.request import Event, ScheduledRequest
 from service.scheduling.scheduler import Scheduler
-from service.scheduling.wake_rule import WakeRule
+from service.scheduling.worker import WakeRule
 from tests.helpers.fakes import FakeModel
 
 T = TypeVar("T")
