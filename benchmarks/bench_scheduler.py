@@ -33,7 +33,7 @@ from service.observability.metrics import Metrics
 from service.observability.statistics import ModelStatistics
 from service.runtime.onnx_model import OnnxModel
 from service.scheduling.scheduler import Scheduler
-from service.scheduling.wake_rule import wake_rule
+from service.scheduling.worker import wake_rule
 from service.server.process import tune_gc
 from service.settings import Settings
 

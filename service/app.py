@@ -34,7 +34,7 @@ from service.observability.tracing_setup import tracing_from_environment
 from service.runtime.onnx_model import OnnxModel
 from service.runtime.session import cuda_is_built_in
 from service.scheduling.scheduler import Scheduler
-from service.scheduling.wake_rule import wake_rule
+from service.scheduling.worker import wake_rule
 from service.server.open_connections import OpenConnections, connection_limit
 from service.settings import Settings
 

@@ -37,17 +37,11 @@ class _Section(BaseModel):
 
 
 class Noise(_Section):
-    """Which latents the model was trained on.
+    """Which latents the model was trained on."""
 
-    Args:
-        kind: `gaussian` (standard normal) or `frequency` (statistics under `ign.noise`).
-        stream: name of the seeded stream; see `service.domain.latents.STREAM`.
-        norm: mean Euclidean norm of one latent, to which arithmetic rescales.
-    """
-
-    kind: Literal["gaussian", "frequency"]
+    kind: Literal["gaussian", "frequency"]  # standard normal, or with the statistics under `ign.noise`
     stream: str = STREAM
-    norm: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    norm: Annotated[float, Field(gt=0, allow_inf_nan=False)]  # mean length of a latent, to which arithmetic rescales
 
 
 class Steps(_Section):
@@ -65,34 +59,24 @@ class Tolerance(_Section):
 
 
 class Data(_Section):
-    """What the model learned from: file name, its SHA-256, its licence, number of training pictures."""
+    """What the model learned from."""
 
-    name: str
+    name: str  # of the file
     sha256: str
     licence: str
     pictures: int
 
 
 class Training(_Section):
-    """How it was trained.
+    """How it was trained."""
 
-    Args:
-        command: the exact command, data named by file name only.
-        commit: commit of the clean source tree, or None when it was not clean.
-        sources: SHA-256 over the `model_export` sources that decide what training computes.
-        continued: where other sources went on with the run: `from_step`, `sources`, `commit`.
-        steps: optimiser steps over all stages.
-        parameters: trainable parameters.
-        config: the preset as it was run.
-    """
-
-    command: str
-    commit: str | None = None
-    sources: str
-    continued: tuple[dict[str, Any], ...] = ()
-    steps: int
-    parameters: int
-    config: dict[str, Any]
+    command: str  # data named by file name only
+    commit: str | None = None  # of the source tree; None when that was not clean
+    sources: str  # SHA-256 over the `model_export` sources that decide what training computes
+    continued: tuple[dict[str, Any], ...] = ()  # where others went on with the run: `from_step`, `sources`, `commit`
+    steps: int  # of the optimiser, over all stages
+    parameters: int  # trainable ones
+    config: dict[str, Any]  # the preset as it was run
 
 
 class ModelCard(_Section):

@@ -21,11 +21,12 @@ from service.api.native.schemas import Format, GenerateRequest, ProjectOptions, 
 from service.bulk.job import Job
 from service.bulk.output import COLUMNS, Output, Record
 from service.bulk.sources import Source, SourceItem, open_source
-from service.domain.blending import blend_result
 from service.domain.errors import IgnError, InvalidContent, ModelFailure, RequestError, StartupError, UnknownModel
 from service.domain.latents import FloatRow
-from service.domain.tasks import Result, SchedulingParams
-from service.images import DecodeLimits, decode_picture, encode, encode_npy, prepare, to_uint8
+from service.domain.tasks import Result, SchedulingParams, blend_result
+from service.images.decode import DecodeLimits, decode_picture
+from service.images.encode import encode, encode_npy, to_uint8
+from service.images.prepare import prepare
 
 T = TypeVar("T")
 

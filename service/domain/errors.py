@@ -1,49 +1,27 @@
 """The errors of the service as one tree, by cause.
 
 IgnError
-├── RequestError               the request is wrong: the same request fails again
-│   ├── MalformedRequest       not JSON, invalid multipart, invalid header value
-│   ├── InvalidContent         valid syntax, but an invalid value, picture or mask
-│   ├── UnauthorizedError      API key missing or unknown
-│   ├── ForbiddenError         API key without the scope
-│   ├── UnknownModel           no such model or version
-│   ├── InvalidInference       an Open Inference Protocol request that cannot be run
-│   ├── LoadFailed             the files of a model cannot be loaded or verified
-│   ├── UnloadRefused          the model must not be unloaded
-│   ├── NotSupported           not available in this configuration of the service
-│   ├── NotAcceptable          no response format that the caller accepts
-│   ├── UnsupportedMedia       content type or content encoding of the request
-│   ├── TooLarge               body or picture above a limit
-│   ├── BodyTooSlow            the body did not arrive in time
-│   ├── HeadTooSlow            the head did not arrive in time
-│   └── HeadTooLarge           request line and headers above their limit
-├── OverloadedError            too many requests: a later attempt works (has retry_after)
-│   ├── QueueFull              the queue would exceed its limit
-│   ├── WouldMissDeadline      the queue takes longer than the deadline allows
-│   └── RateLimited            rate limit of the caller exceeded
-├── DeadlineError              deadline of the request
-│   ├── DeadlineExceeded       passed while the request waited
-│   └── DeadlineUnreachable    too short even for an idle service
-├── UnavailableError           temporarily unavailable (has retry_after)
-│   ├── NotReady               models are loading, or a worker is being replaced
-│   ├── Draining               the service is shutting down
-│   ├── TooManyConnections     too many requests in flight
-│   └── TooManyBytes           too many bytes of bodies in flight
-├── ModelFailure               the model raised an error or returned values that are not finite
-└── StartupError               the service does not start; the text is one line for the operator
+├── RequestError          the request is wrong: the same request fails again
+├── TemporaryError        a later attempt works (has retry_after)
+│   ├── OverloadedError   too many requests
+│   └── UnavailableError  starting, stopping or full
+├── DeadlineError         the deadline of the request cannot be met
+├── ModelFailure          the model failed on the rows of the request
+└── StartupError          the service does not start
 
 `service.api.problems` maps each class to its HTTP status in one table.
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 
 class IgnError(Exception):
     """Base of all errors that this service raises on purpose.
 
     ``detail`` is one sentence for the caller, without paths of files and without a traceback. The code is stable and
-    machine-readable. Each class names its own, and an instance may have a more special one.
+    machine-readable. Each class names its own, and an instance may have a more special one. Errors can be pickled, so
+    every argument but ``detail`` has a default.
     """
 
     code: ClassVar[str] = "internal"
@@ -55,14 +33,6 @@ class IgnError(Exception):
         super().__init__(detail)
         self.detail = detail
         self.error_code = code or type(self).code
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Without the constructor, whose keyword arguments `Exception` does not pickle.
-        return _new, (type(self), *self.args), self.__dict__
-
-
-def _new(kind: type[IgnError], *args: object) -> IgnError:
-    return kind.__new__(kind, *args)
 
 
 class RequestError(IgnError, code="bad_request"):
@@ -138,12 +108,16 @@ class HeadTooLarge(RequestError, code="head_too_large"):
     """Request line and headers above their limit."""
 
 
-class OverloadedError(IgnError, code="overloaded"):
-    """Too many requests; a later attempt works after ``retry_after`` seconds, by the measured throughput."""
+class TemporaryError(IgnError):
+    """A later attempt works, after ``retry_after`` seconds."""
 
-    def __init__(self, detail: str, *, retry_after: float, code: str | None = None) -> None:
-        super().__init__(detail, code=code)
+    def __init__(self, detail: str, *, retry_after: float = 1.0) -> None:
+        super().__init__(detail)
         self.retry_after = retry_after
+
+
+class OverloadedError(TemporaryError, code="overloaded"):
+    """Too many requests; ``retry_after`` is predicted from the measured throughput."""
 
 
 class QueueFull(OverloadedError, code="queue_full"):
@@ -170,12 +144,8 @@ class DeadlineUnreachable(DeadlineError, code="deadline_unreachable"):
     """The deadline is too short even for an idle service; a retry cannot help."""
 
 
-class UnavailableError(IgnError, code="unavailable"):
-    """Temporarily unavailable; ``retry_after`` are seconds until the next attempt."""
-
-    def __init__(self, detail: str, *, retry_after: float = 1.0, code: str | None = None) -> None:
-        super().__init__(detail, code=code)
-        self.retry_after = retry_after
+class UnavailableError(TemporaryError, code="unavailable"):
+    """The service cannot take the request now."""
 
 
 class NotReady(UnavailableError, code="not_ready"):

@@ -32,10 +32,9 @@ _TINY: Final = 1e-100  # the squares of smaller numbers underflow
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FrequencyStatistics:
-    """Mean and standard deviation of the real and the imaginary part of FFT2 over a data set.
+    """Mean and standard deviation (C, H, W) of the real and the imaginary part of FFT2 over a data set.
 
-    Each array is (C, H, W). Noise drawn from them has the data's second-order spatial statistics (Shocher et al.,
-    2024, arXiv 2311.01462, appendix on implementation).
+    Noise drawn from them has the data's second-order spatial statistics (Shocher et al., 2024, arXiv 2311.01462).
     """
 
     real_mean: FloatRow

@@ -29,11 +29,6 @@ class Model(Protocol):
         """After `DeviceOutOfMemory`: give up the largest bucket and start a new session."""
 
 
-def never_continue() -> bool:
-    """Run one step only: the default of `DeviceBatch.run_steps`."""
-    return False
-
-
 class DeviceBatch(Protocol):
     """Rows that stay in device memory between steps; errors are those of `Model.run`.
 
@@ -43,11 +38,11 @@ class DeviceBatch(Protocol):
     def upload(self, rows: FloatRows) -> None:
         """Copy rows (N, C, H, W) to the device, N at most the largest bucket; they replace earlier ones."""
 
-    def run_steps(self, keep_going: Callable[[], bool] = never_continue) -> None:
+    def run_steps(self, keep_going: Callable[[], bool] = bool) -> None:
         """Apply f to the rows on the device, and again while ``keep_going``, called after every step, is true.
 
-        A step that raises leaves the rows as they were before it. ``keep_going`` may be called in another thread while
-        the caller waits.
+        By default that is one step: `bool()` is false. A step that raises leaves the rows as they were before it.
+        ``keep_going`` may be called in another thread while the caller waits.
         """
 
     def download(self, out: FloatRows) -> None:

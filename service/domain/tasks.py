@@ -1,10 +1,10 @@
-"""The scheduler's requests and results: frozen, and valid once they exist.
+"""The scheduler's requests and results, frozen and valid once they exist; and what is done to results afterwards.
 
 A *row* is one C×H×W float32 image in the model's range; a *step* is one application of f.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -17,19 +17,12 @@ KeepMask = NDArray[np.bool_]  # (N, 1 or C, H, W): True = the pixel of the input
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepParams:
-    """How f is applied to every row of a request.
+    """How f is applied to every row of a request."""
 
-    Args:
-        steps: applications of f, ≥ 1.
-        tolerance: > 0; a row stops once mean |f(y) − y| of its last step is below it. None: it never stops early.
-        record: ascending unique step numbers in 0…steps whose rows form the trajectory; 0 is the input.
-        score: also measure the drift, mean |f(y) − y| of the output, which costs one more step.
-    """
-
-    steps: int
-    tolerance: float | None = None
-    record: tuple[int, ...] = ()
-    score: bool = False
+    steps: int  # applications of f, ≥ 1
+    tolerance: float | None = None  # > 0: a row stops once mean |f(y) − y| of its last step is below it
+    record: tuple[int, ...] = ()  # ascending unique numbers in 0…steps of the steps in the trajectory; 0 is the input
+    score: bool = False  # also measure the drift, which costs one more step
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -46,56 +39,36 @@ class RequestObserver(Protocol):
     """Hears how one request fared in the scheduler."""
 
     def scheduled(self, submitted: float, started: float | None, ended: float, outcome: str) -> None:
-        """The request ended; called once, from any thread.
+        """The request ended; called once, from any thread, with times on the scheduler's clock.
 
-        Args:
-            submitted: time on the scheduler's clock.
-            started: when the first row entered a batch; None if none did.
-            ended: when the last row was done or the request failed.
-            outcome: `ok`, `cancelled` or an error code.
+        ``started`` is when the first row entered a batch, None if none did; ``ended``, when the last row was done or
+        the request failed. ``outcome`` is `ok`, `cancelled` or an error code.
         """
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SchedulingParams:
-    """One request as the scheduler sees it.
-
-    Args:
-        step_params: how f is applied.
-        keep_mask: pixels that are put back after every step, one mask for each row, or None.
-        deadline: absolute time on the scheduler's clock after which the rows must not be run, or None.
-        key: the caller's fairness key; batches are divided equally between keys.
-        streamed: the caller gets recorded steps, last steps and progress as events while the rows run. The deadline
-            then bounds the wait for the first event only.
-        request_id: names the request in the log if the model fails on it.
-        observer: hears how the request fared, or None.
-    """
+    """One request as the scheduler sees it."""
 
     step_params: StepParams
     keep_mask: KeepMask | None = None
-    deadline: float | None = None
-    key: str = ""
+    deadline: float | None = None  # time on the scheduler's clock after which the rows must not be run
+    key: str = ""  # the caller's fairness key: batches are divided equally between keys
+    # The caller gets recorded steps, last steps and progress as events while the rows run. The deadline then bounds the
+    # wait for the first event only.
     streamed: bool = False
-    request_id: str = ""
+    request_id: str = ""  # names the request in the log if the model fails on it
     observer: RequestObserver | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StepOutput:
-    """One row after one of its steps.
+    """One row after one of its steps."""
 
-    Args:
-        index: the row's index in the request.
-        step: which step; 0 is the prepared input.
-        row: (C, H, W).
-        change: mean |x_k − x_{k−1}| after the mask is put back; None at step 0.
-    """
-
-    index: int
-    step: int
+    index: int  # of the row in the request
+    step: int  # 0 is the prepared input
     row: FloatRow
-    change: float | None
+    change: float | None  # mean |x_k − x_{k−1}| after the mask is put back; None at step 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,24 +83,54 @@ class StreamProgress:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Result:
-    """A finished request. Arrays have one entry per row, in the order of the request.
+    """A finished request. Arrays have one entry per row, in the order of the request."""
 
-    Args:
-        rows: (N, C, H, W), after the last step and the mask.
-        steps: steps applied.
-        converged: whether the row stopped because it met the tolerance.
-        distance: mean |f(x) − x| of the first step, before the mask.
-        drift: mean |f(y) − y| of the output; None unless `StepParams.score` is set.
-        trajectory: the recorded steps of each row.
-        queue_s: seconds from submission until its first row entered a batch.
-        compute_s: seconds from then until its last row was done.
-    """
+    rows: FloatRows  # after the last step and the mask
+    steps: NDArray[np.int64]  # applied
+    converged: NDArray[np.bool_]  # whether the row stopped because it met the tolerance
+    distance: NDArray[np.float64]  # mean |f(x) − x| of the first step, before the mask
+    drift: NDArray[np.float64] | None  # mean |f(y) − y| of the output; None unless `StepParams.score` is set
+    trajectory: Sequence[Sequence[StepOutput]]  # the recorded steps of each row
+    queue_s: float  # seconds from submission until the first row entered a batch
+    compute_s: float  # seconds from then until the last row was done
 
-    rows: FloatRows
-    steps: NDArray[np.int64]
-    converged: NDArray[np.bool_]
-    distance: NDArray[np.float64]
-    drift: NDArray[np.float64] | None
-    trajectory: Sequence[Sequence[StepOutput]]
-    queue_s: float
-    compute_s: float
+
+def blend(start: FloatRow, end: FloatRow, strength: float) -> FloatRow:
+    """(1 − s)·x + s·f^k(x) of one row (C, H, W), for strength s in 0…1; exact at 0 and 1."""
+    if strength == 1.0:
+        return end
+    if strength == 0.0:
+        return start
+    s = np.float32(strength)
+    blended: FloatRow = (np.float32(1.0) - s) * start + s * end
+    return blended
+
+
+def blend_step(inputs: FloatRows, step: StepOutput, strength: float) -> StepOutput:
+    """A recorded step, blended with its row of ``inputs`` (N, C, H, W); step 0 is the input and stays as it is."""
+    if step.step == 0 or strength == 1.0:
+        return step
+    return replace(step, row=blend(inputs[step.index], step.row, strength))
+
+
+def blend_result(inputs: FloatRows, result: Result, strength: float) -> Result:
+    """A result whose rows and trajectory are blended with ``inputs`` (N, C, H, W)."""
+    if strength == 1.0:
+        return result
+    rows = np.stack([blend(start, end, strength) for start, end in zip(inputs, result.rows, strict=True)])
+    trajectory = [[blend_step(inputs, step, strength) for step in steps] for steps in result.trajectory]
+    return replace(result, rows=rows, trajectory=trajectory)
+
+
+def close_loop(result: Result) -> Result:
+    """The result with its first row repeated at the end, as the last frame of a closed path."""
+    order = [*range(len(result.rows)), 0]
+    return replace(
+        result,
+        rows=result.rows[order],
+        steps=result.steps[order],
+        converged=result.converged[order],
+        distance=result.distance[order],
+        drift=None if result.drift is None else result.drift[order],
+        trajectory=[result.trajectory[i] for i in order] if result.trajectory else [],
+    )

@@ -5,6 +5,7 @@ The PNG encoder is our own: it takes an eighth of Pillow's time for 28×28 grey,
 
 import binascii
 import io
+import math
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, Final, Literal
@@ -13,11 +14,14 @@ import numpy as np
 from PIL import Image
 from zlib_ng import zlib_ng as zlib
 
+from service.artifact.card import ModelCard
+from service.artifact.pixels import to_levels
 from service.domain.errors import InvalidContent
 from service.domain.latents import FloatRows
-from service.images.pixels import Pixels, Resample, enlarge
+from service.images.prepare import Pixels, as_pixels, background_levels
 from service.images.untrusted import PNG_END, PNG_SIGNATURE, png_chunk, png_header
 
+Resample = Literal["nearest", "smooth"]
 PictureFormat = Literal["png", "webp", "jpeg"]
 AnimationFormat = Literal["webp", "gif", "apng"]
 
@@ -31,6 +35,63 @@ _MAX_SIDE: Final = {
 _NO_FILTER, _UP = 0, 2  # PNG filter types (ISO/IEC 15948, section 9)
 _GREY, _RGB = 0, 2  # PNG colour types
 _SMALL: Final = 1 << 14  # bytes before compression
+
+
+def to_uint8(rows: FloatRows, card: ModelCard) -> Pixels:
+    """Convert finite rows (…, C, H, W) to pixels (…, H, W) or (…, H, W, 3); values outside the range are clipped."""
+    channels = to_levels(rows, *card.range)
+    return channels[..., 0, :, :] if card.shape[0] == 1 else np.ascontiguousarray(np.moveaxis(channels, -3, -1))
+
+
+def enlarge(image: Pixels, scale: int, resample: Resample) -> Pixels:
+    """Enlarge one image by a whole factor ≥ 1: (H, W[, 3]) → (scale·H, scale·W[, 3]).
+
+    `nearest` repeats each pixel as a square; `smooth` is Lanczos.
+    """
+    height, width, *channels = image.shape
+    if scale == 1:
+        return image
+    if resample == "smooth":
+        size = (width * scale, height * scale)
+        return as_pixels(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+    squares = np.broadcast_to(image[:, None, :, None], (height, scale, width, scale, *channels))
+    return squares.reshape(height * scale, width * scale, *channels)
+
+
+def sheet_size(n: int, card: ModelCard, *, columns: int | None = None, scale: int = 1, gap: int = 0) -> tuple[int, int]:
+    """(width, height) in pixels of the contact sheet of `n` ≥ 1 images, each enlarged by ``scale``."""
+    rows, columns = _rows_and_columns(n, columns)
+    _, height, width = card.shape
+    return columns * (width * scale + gap) - gap, rows * (height * scale + gap) - gap
+
+
+def contact_sheet(images: Pixels, card: ModelCard, *, columns: int | None = None, gap: int = 0) -> Pixels:
+    """Combine N ≥ 1 images row-major: (N, H, W[, 3]) → (rows·(H + gap) − gap, columns·(W + gap) − gap[, 3]).
+
+    The background of the card fills empty cells and the gaps between images. At most N ``columns`` are used, by default
+    ceil(√N).
+    """
+    n, height, width, *channels = images.shape
+    rows, columns = _rows_and_columns(n, columns)
+    if gap or rows * columns > n:
+        background = np.array(background_levels(card), dtype=np.uint8).reshape(channels)
+    if gap:
+        # Every cell gets the gap at its right and at its bottom; the last line cuts it off at the edges of the sheet.
+        padded = np.empty((n, height + gap, width + gap, *channels), dtype=np.uint8)
+        padded[...] = background
+        padded[:, :height, :width] = images
+        images, height, width = padded, height + gap, width + gap
+    if rows * columns > n:
+        empty = np.broadcast_to(background, (rows * columns - n, height, width, *channels))
+        images = np.concatenate((images, empty))
+    cells = images.reshape(rows, columns, height, width, *channels)
+    sheet = np.ascontiguousarray(cells.swapaxes(1, 2)).reshape(rows * height, columns * width, *channels)
+    return sheet[: rows * height - gap, : columns * width - gap]
+
+
+def _rows_and_columns(n: int, columns: int | None) -> tuple[int, int]:
+    columns = min(columns, n) if columns else math.isqrt(n - 1) + 1  # ceil(√n) in integers
+    return -(-n // columns), columns
 
 
 def check_sides(file_format: str, width: int, height: int) -> None:

@@ -11,19 +11,39 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops
 
+from service.artifact import pixels as levels
 from service.artifact.card import ModelCard
-from service.artifact.pixels import MID_GREY, ring_mean
 from service.domain.errors import InvalidContent
 from service.domain.latents import FloatRow, FloatRows
 from service.images.decode import EncodedImage, Picture
-from service.images.pixels import Pixels, as_pixels, background_levels, to_rows
 
+Pixels = NDArray[np.uint8]  # (…, H, W) grey or (…, H, W, 3) RGB
 Resize = Literal["fit", "crop", "stretch"]
 Invert = bool | Literal["auto"]
 Mask = Image.Image  # mode L, with the size in the file; white pixels are regenerated, black and transparent ones kept
 
 _REGENERATE: Final = 128  # lowest grey level of a mask that is regenerated
 _KEEP: Final = 0
+
+
+def as_pixels(image: Image.Image) -> Pixels:
+    """The pixels of an image of mode L, (H, W), or RGB, (H, W, 3); read-only."""
+    width, height = image.size
+    # For small images twice as fast as `np.asarray(image)`, which asks Pillow for an array interface first.
+    flat = np.frombuffer(image.tobytes(), np.uint8)
+    return flat.reshape((height, width) if image.mode == "L" else (height, width, 3))
+
+
+def to_rows(pixels: Pixels, card: ModelCard) -> FloatRows:
+    """Convert pixels (…, H, W) or (…, H, W, 3) to rows (…, C, H, W) float32 in the model's range."""
+    channels = pixels[..., None, :, :] if card.shape[0] == 1 else np.moveaxis(pixels, -1, -3)
+    return levels.to_rows(np.ascontiguousarray(channels), *card.range)
+
+
+def background_levels(card: ModelCard) -> tuple[int, ...]:
+    """The background of the card as one 8-bit level per channel, by the formula of `to_uint8`."""
+    lo, hi = card.range
+    return tuple(round((value - lo) * 255 / (hi - lo)) for value in card.background)
 
 
 class Prepared(NamedTuple):
@@ -67,14 +87,14 @@ def prepare_many(pictures: Iterable[tuple[Picture, Resize, Invert]], card: Model
         else:
             # The ring is that of the image before resizing, and the letterbox is background also when inverted.
             if auto and not dark_ink:
-                inverts = ring_mean(as_pixels(flat)) > MID_GREY
+                inverts = levels.ring_mean(as_pixels(flat)) > levels.MID_GREY
             source = ImageChops.invert(flat) if inverts else flat
             fitted.append(as_pixels(fit_to_canvas(source, target, resize, background, Image.Resampling.LANCZOS)))
             late.append(False)
         inverted.append(inverts)
     pixels = np.stack(fitted)
     if undecided:
-        light = pixels[undecided][:, _ring(card.shape[1:])].reshape(len(undecided), -1).mean(axis=1) > MID_GREY
+        light = pixels[undecided][:, _ring(card.shape[1:])].reshape(len(undecided), -1).mean(axis=1) > levels.MID_GREY
         for index, inverts in zip(undecided, light.tolist(), strict=True):
             late[index] = inverted[index] = inverts
     if any(late):
@@ -110,7 +130,7 @@ def _is_dark_ink(image: Image.Image, mode: str) -> bool:
         return False
     counts = np.array(image.convert(mode).histogram(alpha)).reshape(-1, 256).sum(axis=0)
     visible = int(counts.sum())
-    return visible > 0 and float(counts @ np.arange(256)) / visible < MID_GREY
+    return visible > 0 and float(counts @ np.arange(256)) / visible < levels.MID_GREY
 
 
 def fit_to_canvas(

@@ -18,8 +18,7 @@ from service.artifact.card import INPUT, OUTPUT, from_metadata
 from service.artifact.onnx_file import check_self_contained
 from service.domain.errors import ModelFailure, StartupError
 from service.domain.latents import FloatRows
-from service.domain.model import DeviceBatch, DeviceLost, DeviceOutOfMemory, never_continue
-from service.runtime.devices import kind_of, lacks_code, missing_code
+from service.domain.model import DeviceBatch, DeviceLost, DeviceOutOfMemory
 from service.runtime.runners import (
     GRAPH_LOCK,
     DeviceRunner,
@@ -29,7 +28,16 @@ from service.runtime.runners import (
     Runner,
     SingleThreadRunner,
 )
-from service.runtime.session import CudaOptions, CudaUnavailable, cpu_session, cuda_session, short_message
+from service.runtime.session import (
+    CudaOptions,
+    CudaUnavailable,
+    cpu_session,
+    cuda_session,
+    kind_of,
+    lacks_code,
+    missing_code,
+    short_message,
+)
 
 _LOG = logging.getLogger(__name__)
 
@@ -115,7 +123,7 @@ class OnnxModel:
         self._check_rows(rows)
         self._call(lambda runner: runner.upload(rows), f"{len(rows)} rows do not fit")
 
-    def run_steps(self, keep_going: Callable[[], bool] = never_continue) -> None:
+    def run_steps(self, keep_going: Callable[[], bool] = bool) -> None:
         """See `DeviceBatch.run_steps`; raises as :meth:`run`."""
         self._call(lambda runner: runner.run_steps(keep_going), "a step does not fit")
 

@@ -17,7 +17,7 @@ import onnxruntime as ort
 
 from service.artifact.card import INPUT, OUTPUT
 from service.domain.latents import FloatRows
-from service.domain.model import DeviceBatch, never_continue
+from service.domain.model import DeviceBatch
 
 ImageShape = tuple[int, int, int]
 T = TypeVar("T")
@@ -229,7 +229,7 @@ class PaddedRunner(DeviceRunner):
             self._buffers[size].upload(rows)
         self._uploaded = self._buffers[size]
 
-    def run_steps(self, keep_going: Callable[[], bool] = never_continue) -> None:
+    def run_steps(self, keep_going: Callable[[], bool] = bool) -> None:
         """Apply f to the rows on the device, and again while ``keep_going``, called after every step, is true."""
         buffers = self._require_uploaded()
         buffers.run_step()  # takes its own access to devices, because a first run captures a graph
@@ -270,7 +270,7 @@ class SingleThreadRunner(DeviceRunner):
         """Copy rows to the device."""
         self._call(lambda runner: runner.upload(rows))
 
-    def run_steps(self, keep_going: Callable[[], bool] = never_continue) -> None:
+    def run_steps(self, keep_going: Callable[[], bool] = bool) -> None:
         """Apply f. ``keep_going`` is called in the runner's thread, so that many steps need one change of threads."""
         self._call(lambda runner: runner.run_steps(keep_going))
 

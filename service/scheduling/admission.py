@@ -1,7 +1,7 @@
 """Admission: accept or reject a request by the queue's length and by the predicted time of its result.
 
-The counters change in several threads: the event loop admits and closes requests, workers report what has run. So
-`Admission` has a lock of its own; how it stands to the other locks, `service.scheduling.worker.WorkerPool` says.
+The event loop admits and closes requests, and workers report what has run. So `Admission` has a lock of its own;
+`WorkerPool` says how it stands to the other locks.
 """
 
 import math
@@ -47,11 +47,7 @@ class CostModel:
             self._count(-1, *self._calls.popleft()[1:])
 
     def seconds(self, rows: float, now: float) -> float | None:
-        """Predicted seconds of a call with ``rows`` rows, or None while there are too few recent calls.
-
-        If all calls had the same number of rows, a and b cannot be told apart. Then this is the lower bound: a smaller
-        batch costs its share, a larger one the same.
-        """
+        """Predicted seconds of a call with ``rows`` rows, or None while there are too few recent calls."""
         while self._calls and self._calls[0][0] < now - _MAX_AGE_S:
             self._count(-1, *self._calls.popleft()[1:])
         count, n, t, nn, nt = self._sums
@@ -60,16 +56,16 @@ class CostModel:
         mean_n, mean_t = n / count, t / count * 1e-9
         spread = count * nn - n * n
         if spread == 0:
+            # All calls had the same number of rows, so a and b cannot be told apart. This is the lower bound: a smaller
+            # batch costs its share, a larger one the same.
             return mean_t * min(1.0, rows / mean_n)
         slope = (count * nt - n * t) / spread * 1e-9
         slope = min(max(slope, 0.0), mean_t / mean_n)  # so that neither a nor b is negative
         return mean_t + slope * (rows - mean_n)
 
     def least_seconds(self, rows: float) -> float:
-        """Seconds of a call with ``rows`` rows, at least: from the fastest calls of every size, or a share of them.
-
-        The line of `seconds` is above it while other work slows the calls down.
-        """
+        """Seconds of a call with ``rows`` rows, at least: from the fastest calls of every size, or a share of them."""
+        # The line of `seconds` is above it while other work slows the calls down.
         shares = {size: seconds * min(1.0, rows / 2**size) for size, seconds in self._least.items()}
         known = [share for size, share in shares.items() if self._smoothed[size][0] >= _MIN_CALLS]
         return max(known) if known else min(shares.values(), default=0.0)
@@ -86,12 +82,11 @@ class Admission:
     """
 
     def __init__(self, queue_rows: int, *batch_rows: int) -> None:
-        self._limits = list(batch_rows)
+        self.limits = list(batch_rows)  # largest batch of each device; 0 if it is lost
         self._places, self._devices = sum(batch_rows), len(batch_rows)  # of all devices that are not lost
         self._queue_rows = queue_rows
         self._lock = threading.Lock()
-        self.total = Counters()
-        """What is open, over all callers."""
+        self.total = Counters()  # of all callers
         self._callers: dict[str, Counters] = {}
         self._cost = CostModel()
         self._call_began = 0.0
@@ -103,15 +98,11 @@ class Admission:
         """Rows admitted, unfinished and in no batch."""
         return self.total.rows - self.total.in_batch
 
-    def limit(self, device: int) -> int:
-        """Largest batch of a device; 0 if it is lost."""
-        return self._limits[device]
-
     def set_limit(self, device: int, rows: int) -> None:
         """Lower the largest batch of a device, to 0 if it is lost."""
         with self._lock:
-            self._limits[device] = rows
-            self._places, self._devices = sum(self._limits), sum(limit > 0 for limit in self._limits)
+            self.limits[device] = rows
+            self._places, self._devices = sum(self.limits), sum(limit > 0 for limit in self.limits)
 
     def admit(self, requests: Sequence[ScheduledRequest], now: float) -> dict[ScheduledRequest, IgnError]:
         """Count requests as open, in order; returns the errors of those that are rejected.
@@ -146,10 +137,8 @@ class Admission:
             raise QueueFull("the queue is full", retry_after=self._retry_after(self._seconds_to_drain(excess)))
 
     def close(self, requests: Iterable[ScheduledRequest]) -> dict[ScheduledRequest, int]:
-        """Close requests; returns those that were not closed already, with the number of their open rows.
-
-        Whichever thread closes a request reports its end, so that there is exactly one report.
-        """
+        """Close requests; returns those that were not closed already, with the number of their open rows."""
+        # Whichever thread closes a request reports its end, so that there is exactly one report.
         closed = dict[ScheduledRequest, int]()
         with self._lock:
             for request in requests:
@@ -186,11 +175,9 @@ class Admission:
     def on_steps_done(
         self, slices: Iterable[Slice], steps: int, finished: Iterable[Slice], began: float, now: float
     ) -> None:
-        """Count ``steps`` steps for each row of ``slices``, run from ``began`` to ``now``; ``finished`` ones are done.
-
-        A request without rows left keeps its counts: `close` is next, and takes all of them at once.
-        """
+        """Count ``steps`` steps of ``slices``, run from ``began`` to ``now``; the ``finished`` are done."""
         row_steps = 0
+        # A request without rows left keeps its counts: `close` is next, and takes all of them at once.
         with self._lock:
             for piece in slices:
                 request, done = piece.request, steps * piece.count
@@ -211,10 +198,8 @@ class Admission:
             self._seconds_per_call += _SMOOTHING * (now - began - self._seconds_per_call)
 
     def _has_room_for_all(self, requests: Sequence[ScheduledRequest], now: float) -> bool:
-        """Whether none of the requests would be rejected, even if each ran after all that is open or in the list.
-
-        The prediction grows with the work ahead and with the steps, so this one is above that of every request.
-        """
+        # Whether none of the requests would be rejected, even if each ran after all that is open or in the list. The
+        # prediction grows with the work ahead and with the steps, so this one is above that of every request.
         rows, steps, work, deadline = 0, 1, self.total.steps, math.inf
         for request in requests:
             rows += request.open.rows
@@ -227,10 +212,8 @@ class Admission:
         return seconds is None or now + seconds + self._seconds_left_in_call(now) <= deadline
 
     def is_short_apart(self, rows: int, others: int, now: float) -> bool:
-        """Whether a call of the model with these rows alone takes at most half as long as one with others beside them.
-
-        So it is on CPUs; a GPU computes a few rows in the time of one.
-        """
+        """Whether a model call with these rows alone takes at most half as long as one with others beside them."""
+        # So it is on CPUs; a GPU computes a few rows in the time of one.
         with self._lock:
             alone, together = self._cost.seconds(rows, now), self._cost.seconds(rows + others, now)
         return alone is not None and together is not None and 2 * alone <= together
@@ -243,7 +226,6 @@ class Admission:
             self._check_deadline(request, caller, now)
 
     def _check_deadline(self, request: ScheduledRequest, caller: Counters, now: float) -> None:
-        """Reject a request whose predicted result, alone or behind the work ahead of it, comes after its deadline."""
         steps, seconds_left = request.min_steps_to_answer(), request.deadline - now
         own_work = request.open.rows * steps
         ahead = self._work_ahead(caller, own_work, steps) if self.total.rows else 0
@@ -262,21 +244,19 @@ class Admission:
         )
 
     def _work_ahead(self, caller: Counters, own_work: int, steps: int) -> int:
-        """Row-steps that run before a new request is through, the model calls in progress excluded.
-
-        Every row in a batch has one step in the running model call, so `in_batch` is subtracted from the steps.
-
-        Rows of the same caller go first only while they have fewer steps applied, so for at most ``steps`` steps. Other
-        callers get as many places as this one, so each adds at most ``own_work`` and the work of the same caller. For
-        example, caller A asks for 2 rows of 3 steps (``own_work`` 6), and open are:
-
-            caller  rows  steps  in_batch
-            A          4     40         4    min(40 − 4, 4 · 3) = 12: each row goes first for 3 of its steps
-            B          1    100         1    100 − 1 = 99 ┐ 104, but they get a place each for every place of A, so
-            C          1      5         0      5 − 0 =  5 ┘ at most 2 · (6 + 12) = 36
-
-        So 12 + 36 = 48 row-steps are ahead, although 140 are open.
-        """
+        # Row-steps that run before a new request is through, the model calls in progress excluded: every row in a batch
+        # has one step in the running model call, so `in_batch` is subtracted from the steps.
+        #
+        # Rows of the same caller go first only while they have fewer steps applied, so for at most `steps` steps. Other
+        # callers get as many places as this one, so each adds at most `own_work` and the work of the same caller. For
+        # example, caller A asks for 2 rows of 3 steps (`own_work` 6), and open are:
+        #
+        #     caller  rows  steps  in_batch
+        #     A          4     40         4    min(40 − 4, 4 · 3) = 12: each row goes first for 3 of its steps
+        #     B          1    100         1    100 − 1 = 99 ┐ 104, but they get a place each for every place of A, so
+        #     C          1      5         0      5 − 0 =  5 ┘ at most 2 · (6 + 12) = 36
+        #
+        # So 12 + 36 = 48 row-steps are ahead, although 140 are open.
         same_caller = min(caller.steps - caller.in_batch, caller.rows * steps)
         other_callers = self.total.steps - self.total.in_batch - (caller.steps - caller.in_batch)
         other_count = len(self._callers) - (caller.rows > 0)

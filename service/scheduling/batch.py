@@ -1,8 +1,7 @@
 """The running batch: the rows on one device, and what one step does to them.
 
 A *step* applies f once to every row of the batch; it is one model call unless a part of the batch fails. A batch
-belongs to the thread of its worker. Others only read `slices` and set `needs_rebuild`, see
-`service.scheduling.worker.WorkerPool`.
+belongs to the thread of its worker. Others only read `slices` and set `needs_rebuild`.
 """
 
 import contextlib
@@ -34,27 +33,23 @@ OnModelCall = Callable[[int, int, float, str], None]
 
 
 class BatchBuffers:
-    """The two buffers of a batch, and what is computed from both. A step allocates nothing.
+    """The two buffers (N, C, H, W) of a batch, N with its padding, and what is computed from both."""
 
-        step     the model reads `current` and writes `next`, then they swap their names
-        rebuild  rows leave or join between two steps: the rows that stay move only if there is a gap before them
-
-                               A A B C C . . .        current: B is done, D joins
-                               │ │   └┐└┐
-                               A A   C  C  D . .      next, which becomes `current`
-
-    Args:
-        shape: (N, C, H, W), where N is the largest batch with its padding.
-    """
-
+    # A step allocates nothing.
+    #
+    #     step     the model reads `current` and writes `next`, then they swap their names
+    #     rebuild  rows leave or join between two steps: the rows that stay move only if there is a gap before them
+    #
+    #                            A A B C C . . .        current: B is done, D joins
+    #                            │ │   └┐└┐
+    #                            A A   C  C  D . .      next, which becomes `current`
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.current, self.next = np.empty(shape, np.float32), np.empty(shape, np.float32)
-        self.n = self.padded = 0
-        """Rows in use, without and with padding."""
+        self.n = self.padded = 0  # rows in use, without and with padding
         size = math.prod(shape[1:])
         self._differences = np.empty((max(1, _SCRATCH // size), size), np.float64)
+        # (N): of rows for which `measure` was called, mean |y − x| of the step from `current` to `next`
         self.changes = np.empty(shape[0], np.float64)
-        """(N): of rows for which `measure` was called, mean |y − x| of the step from `current` to `next`."""
         self._finite_flags = np.empty(shape, np.bool_)
 
     def swap(self) -> None:
@@ -79,14 +74,11 @@ class BatchBuffers:
 
 
 class RunningBatch:
-    """The rows that one device computes, as slices of requests.
-
-    `limit` is the largest batch: ``max_rows``, unless the model's largest bucket or a device out of memory lowers it.
-    """
+    """The rows that one device computes, as slices of requests."""
 
     def __init__(self, model: Model, max_rows: int, clock: Callable[[], float], on_model_call: OnModelCall) -> None:
         self._model, self._clock, self._on_model_call = model, clock, on_model_call
-        self.limit = largest_batch(model, max_rows)
+        self.limit = largest_batch(model, max_rows)  # a device out of memory lowers it
         self._buffers = BatchBuffers((self._padded(self.limit), *model.shape))
         # In the order of their rows in the buffers; there are gaps where rows have left since the last rebuild.
         self.slices: list[Slice] = []
@@ -98,20 +90,17 @@ class RunningBatch:
 
     @property
     def row_count(self) -> int:
-        """Number of rows."""
+        """Rows in the batch."""
         return sum([piece.count for piece in self.slices])
 
     def rebuild(self, chosen: Sequence[Slice]) -> tuple[list[Slice], list[Slice]]:
-        """Make ``chosen`` the rows of the batch; returns the slices that left and those that joined.
-
-        The rows of a slice that left and is queued again are saved in its request.
-        """
+        """Make ``chosen`` the rows of the batch; returns the slices that left and those that joined."""
         left, stay = list[Slice](), list[Slice]()
         if self.slices:
             chosen_set = set(chosen)
             left = [piece for piece in self.slices if piece not in chosen_set]
             stay = sorted([piece for piece in chosen if piece.at >= 0], key=_place)
-            self._save([piece for piece in left if piece.seq])
+            self._save([piece for piece in left if piece.seq])  # queued again
             for piece in left:
                 piece.at = -1
         joined = [piece for piece in chosen if piece.at < 0]
@@ -124,7 +113,7 @@ class RunningBatch:
         return left, joined
 
     def _place_rows(self, stay: list[Slice], joined: list[Slice]) -> int:
-        """Make these the slices, side by side: copy those that join, and, if there is a gap, those that stay."""
+        # Slices stand side by side. Those that join are copied, and, if there is a gap, those that stay.
         buffers, end, has_gap = self._buffers, 0, False
         for piece in stay:
             has_gap = has_gap or piece.at != end
@@ -145,22 +134,20 @@ class RunningBatch:
         return at
 
     def _save(self, slices: Iterable[Slice]) -> None:
-        """Keep the current rows of slices in their requests; before the first step the inputs have them."""
         for piece in slices:
-            if piece.steps:
+            if piece.steps:  # before the first step the inputs have them
                 rows = self._buffers.current[piece.at : piece.at + piece.count]
                 piece.request.outputs[piece.start : piece.start + piece.count] = rows
 
     def run_unobserved(self, until: float, interrupt: Sized) -> int:
         """Run steps after which no row has to be looked at on the host; returns how many.
 
-        A step is unobserved if after it no row finishes, is recorded, masked or compared with its tolerance. If the
-        model can keep the rows on its device, they are copied back only after the last of these steps.
-
         No further step begins after the time ``until``, or once ``interrupt`` has items: new requests have arrived. If
         no step was run, the next one must be observed or has failed. Then the caller runs `step`, which also finds the
         rows that a failure is about.
         """
+        # A step is unobserved if after it no row finishes, is recorded, masked or compared with its tolerance. If the
+        # model can keep the rows on its device, they are copied back only after the last of these steps.
         max_steps = sys.maxsize
         for piece in self.slices:
             max_steps = min(max_steps, piece.steps_to_next_check() - 1)
@@ -177,11 +164,8 @@ class RunningBatch:
         return steps
 
     def _run_on_device(self, device_batch: DeviceBatch, max_steps: int, until: float, interrupt: Sized) -> int:
-        """Run steps with the rows in device memory.
-
-        A step that fails keeps those before it. If the rows cannot be copied back or are not finite, all these steps
-        are dropped, and the buffer still has the rows from before. Both set `_retry_stepwise`.
-        """
+        # A step that fails keeps those before it. If the rows cannot be copied back or are not finite, all these steps
+        # are dropped, and the buffer still has the rows from before. Both set `_retry_stepwise`.
         if interrupt:
             return 0
         buffers = self._buffers
@@ -211,7 +195,7 @@ class RunningBatch:
         return 0
 
     def _run_on_host(self, max_steps: int, until: float, interrupt: Sized) -> int:
-        """Run steps with the rows copied back after each; ends before a step that fails or is not finite."""
+        # It ends before a step that fails or is not finite.
         steps = 0
         while steps < max_steps and not interrupt and self._run_whole():
             self._buffers.swap()
@@ -294,7 +278,6 @@ class RunningBatch:
         return finished, outputs
 
     def _commit_slice(self, piece: Slice, outputs: list[tuple[ScheduledRequest, StepOutput]]) -> Sequence[Slice]:
-        """Record a step of a slice; returns the slices that it is now."""
         request, buffers = piece.request, self._buffers
         changes = buffers.changes[piece.at : piece.at + piece.count]
         rows = buffers.next[piece.at : piece.at + piece.count]
@@ -325,7 +308,6 @@ class RunningBatch:
     def _observe(
         self, piece: Slice, outputs: list[tuple[ScheduledRequest, StepOutput]], *, is_last: bool
     ) -> list[Slice]:
-        """Compare the changes of a slice with its tolerance, cut it where some rows end, and record the step."""
         request, changes = piece.request, self._buffers.changes
         streamed, tolerance = request.params.streamed, request.params.step_params.tolerance
         if piece.steps > 1 or request.params.keep_mask is not None:  # `commit` has measured a first step, but no mask
@@ -350,15 +332,12 @@ class RunningBatch:
         return "full" if rows >= self.limit else "drained"
 
     def _padded(self, n: int) -> int:
-        """The smallest bucket for ``n`` rows; ``n`` itself without buckets, or above the largest one."""
-        buckets = self._model.buckets
-        if buckets is None:
-            return n
+        # The smallest bucket for n rows; n itself without buckets, or above the largest one.
+        buckets = self._model.buckets or ()
         index = bisect_left(buckets, n)
         return buckets[index] if index < len(buckets) else n
 
     def _run_whole(self) -> bool:
-        """Call the model once for all rows; returns whether that gave finite values."""
         try:
             self._call_part(0, self._buffers.n)
         except Exception:  # `step` repeats the call and finds out which rows it is about
@@ -375,11 +354,14 @@ class RunningBatch:
         self._on_model_call(rows, len(x), self._clock() - began, reason)
 
     def _run_bisecting(self, start: int, end: int, failed: dict[int, IgnError]) -> None:
-        """Run one step for the rows start…end−1. If the call fails, run each half, down to single rows.
-
-        So one bad row costs about 2·log₂(n) further calls, and only its own request fails. A part larger than `limit`,
-        which a device out of memory has lowered, is halved without a call.
-        """
+        # If the call for the rows start…end−1 fails, run each half, down to single rows: one bad row costs about
+        # 2·log₂(n) further calls, and only its own request fails. A part larger than `limit`, which a device out of
+        # memory has lowered, is halved without a call.
+        #
+        #     0 1 2 3 4 5 6 7    fails, and 5 is the bad row
+        #     0 1 2 3 │ 4 5 6 7          the right half fails
+        #               4 5 │ 6 7        the left one
+        #               4 │ 5            5 fails alone
         can_split = end - start > 1
         try:
             if end - start <= self.limit:
@@ -416,7 +398,7 @@ class RunningBatch:
         buffers.next[start:end] = out[:n]
 
     def _reduce_limit(self, rows: int) -> bool:
-        """After ``rows`` rows did not fit the device, continue with smaller batches; False if the model cannot."""
+        # After so many rows did not fit the device, continue with smaller batches; False if the model cannot.
         half = self._padded(rows) // 2
         try:
             self._model.reduce_max_batch()
@@ -436,6 +418,5 @@ def model_failure(text: str, cause: BaseException) -> ModelFailure:
 
 
 def _reason_of(exc: BaseException) -> str:
-    """What the model said, as one line for the operator."""
     reason = exc.reason if isinstance(exc, ModelFailure) else str(exc)
     return "".join(reason.splitlines()[:1])[:_MAX_REASON] or type(exc).__name__

@@ -5,19 +5,12 @@ from typing import NamedTuple
 
 
 class Finished(NamedTuple):
-    """A request that ended.
-
-    Args:
-        rows: number of its rows.
-        outcome: `ok` or an error code.
-        queue_s: seconds from submission until its first row entered a batch.
-        compute_s: seconds from then until its end.
-    """
+    """A request that ended."""
 
     rows: int
-    outcome: str
-    queue_s: float
-    compute_s: float
+    outcome: str  # `ok` or an error code
+    queue_s: float  # seconds from submission until its first row entered a batch
+    compute_s: float  # seconds from then until its end
 
 
 class SchedulerObserver:

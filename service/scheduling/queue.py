@@ -1,7 +1,4 @@
-"""The fair queue: rows that wait for a batch, and which of them run next.
-
-The queue has no lock of its own; see `service.scheduling.worker.WorkerPool`.
-"""
+"""The fair queue: rows that wait for a batch, and which of them run next. `WorkerPool.lock` guards it."""
 
 from collections import deque
 from collections.abc import Iterable
@@ -20,15 +17,13 @@ _ByArrival = tuple[int, int, Slice]  # number of the latest batch at arrival, se
 
 
 class _CallerQueue:
-    """The waiting slices of one caller.
-
-    Every slice is in a heap by progress and in a deque by arrival. Removing one from the middle would cost O(slices):
-    entries of removed slices stay and become stale. An entry counts only while its number is the slice's `seq`.
-    """
+    """The waiting slices of one caller."""
 
     def __init__(self, key: str) -> None:
         self.key = key
         self.row_count = 0
+        # Every slice is in both. Removing one from the middle would cost O(slices): entries of removed slices stay and
+        # become stale. An entry counts only while its number is the slice's `seq`.
         self._by_progress: list[_ByProgress] = []
         self._by_arrival: deque[_ByArrival] = deque()
         self._last_was_starved = False
@@ -40,11 +35,9 @@ class _CallerQueue:
         self.compact()
 
     def next(self, starved_before: int) -> Slice:
-        """The slice whose row is next; there must be one. Slices that arrived at or before ``starved_before`` starve.
-
-        At most every second row is a starved one. Behind a very long queue all rows are starved, and a short request
-        would otherwise wait for the whole queue.
-        """
+        """The slice whose row is next; there must be one. Those that arrived up to ``starved_before`` starve."""
+        # At most every second row is a starved one. Behind a very long queue all rows are starved, and a short request
+        # would otherwise wait for the whole queue.
         piece = None if self._last_was_starved else self._starved(starved_before)
         self._last_was_starved = piece is not None
         return piece or self._fewest_steps()
@@ -53,7 +46,7 @@ class _CallerQueue:
         return [piece for _, seq, piece in self._by_arrival if piece.seq == seq]
 
     def compact(self) -> None:
-        """Drop stale entries once they outnumber the waiting rows: constant cost per entry, bounded memory."""
+        # Once stale entries outnumber the waiting rows: constant cost per entry, bounded memory.
         bound = 2 * self.row_count + _STALE_ALLOWANCE
         if len(self._by_progress) > bound:
             self._by_progress = [entry for entry in self._by_progress if entry[3].seq == entry[2]]
@@ -94,7 +87,6 @@ class FairQueue:
         self._new: list[Slice] = []  # pushed since the last `take`; not in the queue of their caller yet
         self._filed_seq = 0  # the `seq` of the latest slice that is in the queue of its caller
         self.row_count = 0
-        """Rows in the queue."""
 
     def push(self, slices: Iterable[Slice]) -> None:
         """Add slices that are not in the queue."""
@@ -107,8 +99,7 @@ class FairQueue:
     def take(self, places: int, now: float) -> tuple[list[Slice], list[ScheduledRequest]]:
         """Take at most ``places`` rows for a batch; drop those of closed requests and of requests that have expired.
 
-        Returns:
-            The rows in slices, which are cut if only a part of their rows is taken, and the requests found expired.
+        Returns the slices, which are cut if only a part of their rows is taken, and the requests found expired.
         """
         self._batch_number += 1
         if self.row_count <= places:
@@ -153,7 +144,7 @@ class FairQueue:
             self._new = [piece for piece in self._new if piece.seq]
 
     def _take_all(self, now: float) -> tuple[list[Slice], list[ScheduledRequest]]:
-        """Take every row: there is a place for each, so no order is needed."""
+        # There is a place for every row, so no order is needed.
         slices, self._new = self._new, []
         if self._ring:
             slices = [piece for caller in self._ring for piece in caller.slices()] + slices

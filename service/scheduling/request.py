@@ -1,7 +1,4 @@
-"""A request, the slices of its rows, and its results so far.
-
-Who may change what, and under which lock, stands in `service.scheduling.worker.WorkerPool`.
-"""
+"""A request, the slices of its rows, and its results so far. `WorkerPool` says which thread may change what."""
 
 import math
 from dataclasses import dataclass
@@ -28,33 +25,25 @@ class Counters:
 
 
 class Slice:
-    """Neighbouring rows of a request that have had the same steps. Batches and the queue consist of slices.
+    """Neighbouring rows of a request that have had the same steps. Batches and the queue consist of slices."""
 
-    A request begins as one slice, and most of them stay so: one copy into the batch, one copy out of it. A slice is cut
-    where its rows part: a batch has room for some, some have converged, or the device of some is lost. Slices are never
-    joined again, so a request has at most as many slices as rows.
-
-        request    0  1  2  3  4  5  6  7
-        slices    [0  1  2][3  4  5  6  7]      start, count: 0, 3 and 3, 5
-                      │           └── seq > 0: it waits in the queue
-                      └── at >= 0: rows at … at + 2 of a batch
-
-    Attributes:
-        steps: steps applied so far.
-        recorded: entries of `StepParams.record` that have been recorded.
-        scoring: all steps are applied, and one more model call measures the drift.
-        done: the rows need no further model call.
-        seq: sequence number of the slice's entry in the queue; 0 while it is not in the queue.
-        at: index of the first row in the batch buffers; −1 while the slice is in no batch.
-    """
-
+    # A request begins as one slice, and most of them stay so: one copy into the batch, one copy out of it. A slice is
+    # cut where its rows part: a batch has room for some, some have converged, or the device of some is lost. Slices are
+    # never joined again, so a request has at most as many slices as rows.
+    #
+    #     request    0  1  2  3  4  5  6  7
+    #     slices    [0  1  2][3  4  5  6  7]      start, count: 0, 3 and 3, 5
+    #                   │           └── seq > 0: it waits in the queue
+    #                   └── at >= 0: rows at … at + 2 of a batch
     __slots__ = ("at", "count", "done", "recorded", "request", "scoring", "seq", "start", "steps")
 
     def __init__(self, request: "ScheduledRequest", start: int, count: int) -> None:
         self.request, self.start, self.count = request, start, count
-        self.steps = self.recorded = self.seq = 0
-        self.scoring = self.done = False
-        self.at = -1
+        self.steps = self.recorded = 0  # steps applied, and entries of `StepParams.record` that have been recorded
+        self.scoring = False  # all steps are applied, and one more model call measures the drift
+        self.done = False  # the rows need no further model call
+        self.seq = 0  # number of the slice's entry in the queue; 0 while it is in none
+        self.at = -1  # index of the first row in the batch buffers; −1 while the slice is in no batch
 
     def cut(self, count: int) -> "Slice":
         """Split off the first ``count`` rows; returns them as a slice in the same batch, but not in the queue."""
@@ -70,11 +59,9 @@ class Slice:
         return head
 
     def steps_to_next_check(self) -> int:
-        """Model calls until the values are needed on the host, that call included; ≥ 1.
-
-        The first step is measured (`distance`), tolerance and mask need every step, a recorded step is copied, and
-        the last step is the result.
-        """
+        """Model calls until the values are needed on the host, that call included; ≥ 1."""
+        # The first step is measured (`distance`), tolerance and mask need every step, a recorded step is copied, and
+        # the last step is the result.
         params = self.request.params
         step_params = params.step_params
         if self.steps == 0 or self.scoring or step_params.tolerance is not None or params.keep_mask is not None:
@@ -110,10 +97,7 @@ class Slice:
 
 
 class ScheduledRequest:
-    """The rows of one request, whose results are delivered together.
-
-    Its ``inputs`` (N, C, H, W) float32 must not change until it is closed. Times are those of the scheduler's clock.
-    """
+    """The rows of one request, whose results are delivered together. Times are those of the scheduler's clock."""
 
     # Of the results. Most requests have one step and stay in one slice, and then `finish` sets these at once.
     outputs: FloatRows
@@ -178,7 +162,7 @@ class ScheduledRequest:
         return StreamProgress(steps_done=slowest, steps=steps, rows_done=n - self.rows_left, rows=n)
 
     def result(self, now: float) -> Result:
-        """The result, once every row is done at time ``now``."""
+        """The result, once every row is done."""
         started = now if self.started is None else self.started
         return Result(
             rows=self.outputs,

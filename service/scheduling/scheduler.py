@@ -3,16 +3,14 @@
 After every step finished and converged rows leave the batch, waiting rows join, and the others continue. So a request
 of 1 000 steps never holds up one of 1 step.
 
-This module is the side of the event loop: it admits requests, and delivers events to their callers. The other side is
-`service.scheduling.worker`, one thread for each model instance:
+This module is the side of the event loop. The other side is `service.scheduling.worker`, one thread for each model
+instance:
 
 ```
   event loop                                            workers
   submit ── requests of one turn ──▶ WorkerPool.inbox ──▶ queue ──▶ batch ──▶ model
   on_events ◀── events of one turn ── Scheduler._outbox ◀───────── results
 ```
-
-Both sides count in `service.scheduling.admission`.
 """
 
 import asyncio
@@ -33,10 +31,7 @@ from service.domain.tasks import Result, SchedulingParams
 from service.scheduling.admission import Admission
 from service.scheduling.observer import SchedulerObserver
 from service.scheduling.request import Event, ScheduledRequest
-from service.scheduling.wake_rule import WakeRule
-from service.scheduling.worker import Clock, OnBatch, Worker, WorkerPool
-
-__all__ = ["Event", "OnEvents", "ScheduledRequest", "Scheduler", "SchedulerObserver"]
+from service.scheduling.worker import Clock, OnBatch, WakeRule, Worker, WorkerPool
 
 OnEvents = Callable[[list[tuple[ScheduledRequest, Event]]], None]
 """Receives on the event loop, once in a turn, the events of requests in their order."""
@@ -93,9 +88,8 @@ class Scheduler:
     @property
     def healthy(self) -> bool:
         """Whether it can serve: false before :meth:`start`, while a thread is replaced, and without a device left."""
-        if self._closed or not self._pool.alive_devices:
-            return False
-        return all(worker.running or worker.device_lost for worker in self._workers)
+        is_open = not self._closed and self._pool.alive_devices > 0
+        return is_open and all(worker.running or worker.device_lost for worker in self._workers)
 
     @property
     def all_devices_lost(self) -> bool:
@@ -136,8 +130,13 @@ class Scheduler:
         for worker in self._workers:
             worker.join(max(0.0, until - time.monotonic()))
 
-    def check_room(self, rows: int) -> None:
-        """Reject now what :meth:`submit` would reject for its number of rows, and count the rejection.
+    @contextlib.contextmanager
+    def room_for(self, rows: int) -> Iterator[None]:
+        """Reserve places for rows while the block makes them; submit them directly after it.
+
+        For rows that are expensive to make, such as those of large images. Without the reservation, every request that
+        arrives meanwhile would find the same room, and most of them would be rejected after their rows were made.
+        :meth:`submit` ignores reservations.
 
         Raises:
             QueueFull: too many rows would wait.
@@ -150,16 +149,6 @@ class Scheduler:
         except IgnError as exc:
             self._observer.rejected(exc.error_code)
             raise
-
-    @contextlib.contextmanager
-    def room_for(self, rows: int) -> Iterator[None]:
-        """Reserve places for rows while the block makes them; submit them directly after it.
-
-        For rows that are expensive to make, such as those of large images. Without the reservation, every request that
-        arrives meanwhile would find the same room, and most of them would be rejected after their rows were made.
-        :meth:`submit` ignores reservations. Raises what :meth:`check_room` raises.
-        """
-        self.check_room(rows)
         self._reserved += rows
         try:
             yield
@@ -182,7 +171,7 @@ class Scheduler:
                 - `Draining`: closed meanwhile.
 
         Returns:
-            For each request its handle, or the error with which it is rejected: one of :meth:`check_room` or of
+            For each request its handle, or the error with which it is rejected: one of :meth:`room_for` or of
             `Admission.admit`. A rejected request has no events.
 
         Raises:
@@ -237,7 +226,6 @@ class Scheduler:
                 closed.params.observer.scheduled(closed.arrived, closed.started, self._clock(), "cancelled")
 
     def _add(self, requests: list[ScheduledRequest], on_events: OnEvents, now: float) -> None:
-        """Note admitted requests, and have them handed over at the end of this turn."""
         assert self._loop is not None  # noqa: S101 - set by `submit`
         offset, first_deadline = self._loop.time() - now, math.inf
         for request in requests:
@@ -251,11 +239,8 @@ class Scheduler:
         self._arrivals += requests
 
     def _flush_arrivals(self) -> None:
-        """Give the workers all requests that arrived in this turn of the event loop.
-
-        If each were given at once, a busy event loop would wake a worker for the first one. The two threads would then
-        compete for the interpreter lock while the event loop decodes the other requests.
-        """
+        # If each request were given to the workers at once, a busy event loop would wake a worker for the first one.
+        # The two would then compete for the interpreter lock while the event loop decodes the other requests.
         arrivals, self._arrivals = self._arrivals, []
         if self._pool.wake_rule:
             self._pool.wake_rule.on_arrivals(len(arrivals))
@@ -268,7 +253,6 @@ class Scheduler:
             raise NotReady("the model is not ready")
 
     def _publish(self, events: list[tuple[ScheduledRequest, Event]]) -> None:
-        """Called by workers: deliver the events of a step on the event loop."""
         self._outbox.extend(events)
         self._call_on_loop(self._dispatch)
 
@@ -278,7 +262,6 @@ class Scheduler:
                 self._loop.call_soon_threadsafe(callback)
 
     def _dispatch(self) -> None:
-        """Deliver what the outbox holds: several workers may have published in this turn."""
         events, together = self._outbox, dict[OnEvents, list[tuple[ScheduledRequest, Event]]]()
         while events:
             request, event = pair = events.popleft()
@@ -289,14 +272,13 @@ class Scheduler:
             on_events(pairs)
 
     def _set_timer(self, at: float) -> None:
-        """Look at the deadlines at this time of the event loop; infinity: at no time."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer_at = at
         self._timer = None if self._loop is None or at == math.inf else self._loop.call_at(at, self._on_timer)
 
     def _on_timer(self) -> None:
-        """Fail the requests whose deadline has passed; for one that is streamed, the first event ends its deadline."""
+        # The first event of a streamed request ends its deadline.
         now = 0.0 if self._loop is None else self._loop.time() + _TIMER_S
         late = [request for request in self._open if request.timeout_at <= now and request.expires < math.inf]
         self._fail(late, "the deadline passed", DeadlineExceeded)
@@ -307,7 +289,7 @@ class Scheduler:
         self._fail([*self._open], "the service is shutting down", Draining)
 
     def _fail(self, requests: list[ScheduledRequest], text: str, kind: type[IgnError]) -> None:
-        """Close requests with an error, except those that a worker has closed: their outcome is on the way."""
+        # Those that a worker has closed are left out: their outcome is on the way.
         closed = {request: kind(text) for request in self._admission.close(requests)}
         if closed:
             now = self._clock()

@@ -6,6 +6,7 @@ A worker waits only while there is nothing to do. It never waits for more rows: 
 import logging
 import os
 import threading
+import time
 from bisect import insort
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,7 +20,6 @@ from service.scheduling.batch import RunningBatch, model_failure
 from service.scheduling.observer import SchedulerObserver
 from service.scheduling.queue import FairQueue
 from service.scheduling.request import Event, ScheduledRequest, Slice
-from service.scheduling.wake_rule import WakeRule
 
 logger = logging.getLogger(__name__)
 
@@ -29,11 +29,77 @@ _CAN_YIELD: Final = hasattr(os, "sched_yield")
 _MANY_STEPS: Final = 4  # mean number of steps per open row above which even one row is worth waking a worker
 _MAX_LOGGED_IDS: Final = 16  # of requests, in one line of the log
 
+_MIN_ROWS: Final = 16  # with fewer rows, two batches cost more CPU time than one saves
+_SHARED_CORE_MIN_ROWS: Final = 64  # the same where a further worker takes CPU time from the event loop
+_MODEL_BOUND: Final = 4.0  # ratio of the CPU times of workers and event loop from which sharing its core pays
+_SMOOTHING: Final = 0.05  # weight of the newest measurement
+_MAX_GAP_S: Final = 0.1  # longest time between arrivals that is measured: an idle event loop does other work, too
+_NEVER: Final = 1 << 30
+
 Clock = Callable[[], float]
 OnBatch = Callable[[Sequence[RequestObserver | None], float, float, int], None]
 """Called by a worker after it ran a batch, with the observers of its rows, the times at which the batch was formed and
 ended, and the number of steps that every row took."""
 Publish = Callable[[list[tuple[ScheduledRequest, Event]]], None]
+
+
+class WakeRule:
+    """Measures the CPU time of the event loop and of the workers, and decides how many rows are worth another worker.
+
+    That are ``min_rows`` waiting rows of few steps, or ``shared_min_rows`` while workers need less than `_MODEL_BOUND`
+    times the CPU time of the event loop. ``cpu_clock`` gives CPU seconds of the calling thread.
+    """
+
+    # If the event loop needs more CPU time for a request than a worker needs for its rows, a second worker does not
+    # raise the number of requests per second. It only makes batches smaller and, where it shares the event loop's core,
+    # takes time from the loop.
+
+    def __init__(
+        self,
+        min_rows: int = _MIN_ROWS,
+        *,
+        shared_min_rows: int | None = None,
+        cpu_clock: Callable[[], float] = time.thread_time,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.cpu_clock = cpu_clock
+        self._min_rows, self._shared_min_rows, self._clock = min_rows, shared_min_rows or min_rows, clock
+        self._seconds_per_request = 0.0  # of the event loop; 0: not measured yet
+        self._seconds_per_row = 0.0  # of a worker, for one step of a row
+        self._loop_cpu, self._last_arrivals = 0.0, -1.0
+
+    def on_arrivals(self, requests: int) -> None:
+        """Measure the event loop. Called in its thread, with the number of requests since the last call."""
+        cpu, now = self.cpu_clock(), self._clock()
+        if now - self._last_arrivals < _MAX_GAP_S:
+            self._seconds_per_request = _smoothed(self._seconds_per_request, (cpu - self._loop_cpu) / requests)
+        self._loop_cpu, self._last_arrivals = cpu, now
+
+    def on_steps(self, row_steps: int, cpu_seconds: float) -> None:
+        """Learn the CPU time of a worker for so many steps of rows. The caller holds the pool's lock."""
+        if row_steps:
+            self._seconds_per_row = _smoothed(self._seconds_per_row, cpu_seconds / row_steps)
+
+    def min_rows(self, requests: int, rows: int) -> int:
+        """Fewest waiting rows that are worth a further worker, while so many requests with so many rows are open."""
+        http, model = self._seconds_per_request * requests, self._seconds_per_row * rows
+        if model < http:
+            return _NEVER
+        return self._min_rows if model >= _MODEL_BOUND * http else self._shared_min_rows
+
+
+def wake_rule(device: str, instances: int, cores: int) -> WakeRule | None:
+    """The rule for a model on ``device``: None on a GPU, whose workers wait most of the time, and for one instance.
+
+    With fewer instances than ``cores``, which the process may use, one core is left to the event loop.
+    """
+    if device != "cpu" or instances < 2:
+        return None
+    return WakeRule(shared_min_rows=None if instances < cores else _SHARED_CORE_MIN_ROWS)
+
+
+def _smoothed(average: float, value: float) -> float:
+    return average + _SMOOTHING * (value - average) if average else value
 
 
 class WorkerPool:
@@ -59,12 +125,9 @@ class WorkerPool:
     - The rows of slices in a batch, and the batch's buffers, belong to the thread of its worker, which steps them and
       cuts them without a lock. Others then see at most a further slice in `request.slices`, which is not in the queue.
 
-    Args:
-        publish: called with events in their order, by a worker that holds `lock`.
-        devices: number of model instances, each with one worker. On a CPU, an instance stands for a device.
-        wake_rule: how many waiting rows are worth a further worker; None: any row is. If the open rows have more than
-            `_MANY_STEPS` steps left on average, any row is in either case.
-        on_all_devices_lost: called when the last device is lost, by a worker that holds `lock`.
+    A worker that holds `lock` calls ``publish``, with events in their order, and ``on_all_devices_lost``. Each of the
+    ``devices`` has one worker; on a CPU, an instance of the model stands for a device. Without a ``wake_rule`` any
+    waiting row is worth a further worker.
     """
 
     def __init__(
@@ -82,11 +145,10 @@ class WorkerPool:
         self.admission, self.clock, self.observer, self.on_batch = admission, clock, observer, on_batch
         self.on_all_devices_lost = on_all_devices_lost
         self.lock = threading.Lock()
+        # New requests, and closed ones that are to be removed. Appending and popping are atomic.
         self.inbox: deque[ScheduledRequest] = deque()
-        """New requests, and closed ones that are to be removed. Appending and popping are atomic."""
         self.queue = FairQueue()
-        self.batches: list[RunningBatch] = []
-        """Two of each worker, in the order of the workers."""
+        self.batches: list[RunningBatch] = []  # two of each worker, in the order of the workers
         self.alive_devices, self.device_error = devices, ""  # those that are not lost, and why the latest was
         self.stopped = False  # whether every worker is to end
         self.wake_rule, self._publish = wake_rule, publish
@@ -96,31 +158,24 @@ class WorkerPool:
         self._next_progress = 0.0
         self._wake = threading.Lock()
         self._conditions = [threading.Condition(self._wake) for _ in range(devices)]
-        self._sleepers: list[int] = []  # workers that wait and have not been notified, in ascending order
+        self.sleepers: list[int] = []  # workers that wait and have not been notified, in ascending order
         self._waking_workers = 0  # workers notified of new requests that have not formed a batch since
 
-    @property
-    def idle_workers(self) -> int:
-        """Workers that wait and have not been notified. May be read without a lock."""
-        return len(self._sleepers)
-
     def submit(self, requests: Iterable[ScheduledRequest]) -> None:
-        """Hand over requests: open ones are run, closed ones are removed.
-
-        Wakes as many workers as the waiting rows are worth, less those on their way; at least one if all are idle.
-        """
+        """Hand over requests: open ones are run, closed ones are removed."""
+        # Wake as many workers as the waiting rows are worth, less those on their way; at least one if all are idle.
         self.inbox.extend(requests)
         with self._wake:
-            if self._sleepers:
+            if self.sleepers:
                 wanted = self.admission.waiting // self._min_rows() - self._waking_workers
-                all_idle = len(self._sleepers) == self.alive_devices
+                all_idle = len(self.sleepers) == self.alive_devices
                 self._waking_workers += self._wake_workers(max(wanted, int(all_idle)))
 
     def stop(self) -> None:
         """Make every worker end after its current step."""
         self.stopped = True
         with self._wake:
-            self._wake_workers(len(self._sleepers))
+            self._wake_workers(len(self.sleepers))
 
     def wait_for_work(self, index: int) -> bool:
         """Wait until there is something to do for the worker with this index; returns whether it slept."""
@@ -128,32 +183,30 @@ class WorkerPool:
         with self._wake:
             while not self._has_work():
                 woken = True
-                insort(self._sleepers, index)
+                insort(self.sleepers, index)
                 self._conditions[index].wait()  # `_wake_workers` has taken this worker out of the sleepers
                 if not self._has_work():  # another worker took the rows
                     self._waking_workers = max(0, self._waking_workers - 1)
         return woken
 
     def rows_for_worker(self, limit: int, rows: int, *, woken: bool) -> int:
-        """How many of the waiting ``rows`` a worker takes: an equal share if others are idle, else up to its ``limit``.
-
-        Workers that were notified and have not formed a batch yet count as idle, but once: waking a thread can take
-        longer than a model call, and then others get its share. ``woken``: the caller is one of them.
-        """
+        """How many of the waiting ``rows`` a worker takes: its share if others are idle, else up to its ``limit``."""
+        # Workers that were notified and have not formed a batch yet count as idle, but once: waking a thread can take
+        # longer than a model call, and then others get its share. `woken`: the caller is one of them.
         if self.alive_devices == 1:
             return limit
         with self._wake:
-            others, self._waking_workers = len(self._sleepers) + max(0, self._waking_workers - woken), 0
+            others, self._waking_workers = len(self.sleepers) + max(0, self._waking_workers - woken), 0
         share = -(-rows // (others + 1))  # rounded up
         return min(limit, max(self._min_rows(), share))
 
     def should_split(self, rows: int) -> bool:
         """Whether a batch of so many unfinished rows is to be divided with an idle worker."""
-        return bool(self._sleepers) and rows >= 2 * self._min_rows()
+        return bool(self.sleepers) and rows >= 2 * self._min_rows()
 
     def wake_others(self, *, at_least_one: bool = False) -> None:
         """Wake idle workers for rows that the caller leaves in the queue; ``at_least_one``: even if they are few."""
-        if self._sleepers and self.queue.row_count:
+        if self.sleepers and self.queue.row_count:
             with self._wake:
                 self._wake_workers(max(self.queue.row_count // self._min_rows(), int(at_least_one)))
 
@@ -240,16 +293,16 @@ class WorkerPool:
                 self._publish(events)
 
     def _min_rows(self) -> int:
-        """Fewest rows that are worth waking another worker; 1 if the open rows have many steps left."""
+        # Fewest rows that are worth waking another worker; 1 if the open rows have many steps left.
         total = self.admission.total
         if self.wake_rule is None or total.steps > _MANY_STEPS * total.rows:
             return 1
         return self.wake_rule.min_rows(len(self._open) + len(self.inbox), total.rows)
 
     def _wake_workers(self, count: int) -> int:
-        """Notify at most so many idle workers; returns how many. The caller holds `_wake`."""
+        # Notify at most so many idle workers, and return how many. The caller holds `_wake`.
         # The lowest index comes first: the worker that ran last has its code and weights in the core's cache.
-        woken, self._sleepers = self._sleepers[:count], self._sleepers[count:]
+        woken, self.sleepers = self.sleepers[:count], self.sleepers[count:]
         for index in woken:
             self._conditions[index].notify()
         return len(woken)
@@ -259,10 +312,7 @@ class WorkerPool:
 
 
 class Worker:
-    """Forms batches for one model instance, and runs them in a thread of its own.
-
-    Only this thread calls ``model``. ``index`` is the worker's number in the pool, from 0.
-    """
+    """Forms batches for one model instance, and runs them in a thread of its own, which alone calls ``model``."""
 
     def __init__(self, model: Model, pool: WorkerPool, index: int) -> None:
         self._model, self._pool, self._index = model, pool, index
@@ -272,9 +322,9 @@ class Worker:
         self._reset()
 
     def _reset(self) -> None:
-        """Start with empty batches: that of the worker, and one for short requests that go before it."""
+        # Start with empty batches: that of the worker, and one for short requests that go before it.
         pool = self._pool
-        limit = pool.admission.limit(self._index)
+        limit = pool.admission.limits[self._index]
         self._batch, self._apart = pool.batches[2 * self._index : 2 * self._index + 2] = [
             RunningBatch(self._model, limit, pool.clock, self._on_model_call) for _ in range(2)
         ]
@@ -325,7 +375,7 @@ class Worker:
                 pool.publish_events()
 
     def _fail_rows(self, cause: BaseException) -> dict[ScheduledRequest, IgnError]:
-        """Fail the requests in the batches if the thread died in a step, else all requests: the queue may be broken."""
+        # If the thread died in a step, fail the requests in the batches, else all of them: the queue may be broken.
         with self._pool.lock:
             slices = self._batch.slices + self._apart.slices
             requests = {piece.request for piece in slices} if self._in_step else None
@@ -333,12 +383,9 @@ class Worker:
             return self._pool.fail(requests, cause)
 
     def _form_batch(self, *, woken: bool) -> RunningBatch:
-        """Choose what runs next; returns its batch. The caller holds the pool's lock.
-
-        All rows of the batch go back to the queue and compete with those that wait, so that a long request does not
-        hold up a short one. Unless somebody waits, a row has ended or expired, or an idle worker could take a part, the
-        batch stays as it is.
-        """
+        # The caller holds the pool's lock. All rows of the batch go back to the queue and compete with those that wait,
+        # so that a long request does not hold up a short one. Unless somebody waits, a row has ended or expired, or an
+        # idle worker could take a part, the batch stays as it is.
         batch, pool = self._batch, self._pool
         arrived = pool.take_arrivals()
         self._began = now = pool.clock()
@@ -352,11 +399,9 @@ class Worker:
         return batch
 
     def _goes_apart(self, arrived: list[Slice], now: float) -> bool:
-        """Whether new requests run in a batch of their own, before the next step of the rows that are in the batch.
-
-        That is if they are all that waits, need one step and fit one batch, and their step is much shorter without the
-        other rows. Every second step at most is one of these, so that the others go on.
-        """
+        # New requests run in a batch of their own, before the next step of the rows that are in the batch, if they are
+        # all that waits, need one step and fit one batch, and their step is much shorter without the other rows. Every
+        # second step at most is one of these, so that the others go on.
         if not (arrived and self._batch.slices) or self._was_apart or self._pool.queue.row_count:
             return False
         if any(piece.request.row_steps > 1 or piece.request.expires <= now for piece in arrived):
@@ -365,7 +410,6 @@ class Worker:
         return rows <= self._batch.limit and self._pool.admission.is_short_apart(rows, self._batch.row_count, now)
 
     def _choose_rows(self, now: float, *, woken: bool) -> None:
-        """Make rows of the queue and of the batch the new batch."""
         batch, pool = self._batch, self._pool
         if batch.slices:
             pool.queue.push([piece for piece in batch.slices if not (piece.done or piece.request.closed)])
@@ -389,7 +433,6 @@ class Worker:
                 self._pool.emit([(request, output) for output in piece.record(rows, None)])
 
     def _step(self, batch: RunningBatch) -> None:
-        """Run unobserved steps, or one observed step, and record what came of them."""
         pool, rule = self._pool, self._pool.wake_rule
         pool.publish_events()  # recorded inputs and expired requests need not wait for the device
         self._in_step = True
@@ -419,7 +462,6 @@ class Worker:
             pool.on_batch(observers, self._began, now, steps)
 
     def _observed_step(self, batch: RunningBatch) -> tuple[list[Slice], list[tuple[ScheduledRequest, StepOutput]]]:
-        """Run one step; returns the slices that are done and the steps to emit."""
         pool, failed = self._pool, batch.step()
         self._log_failures(failed, batch.row_count)
         if failed or batch.device_lost is not None:
@@ -428,7 +470,7 @@ class Worker:
                 if batch.device_lost is not None:
                     self._on_device_lost(batch, batch.device_lost)
         ended = batch.commit()
-        if batch.limit != pool.admission.limit(self._index) and not self.device_lost:
+        if batch.limit != pool.admission.limits[self._index] and not self.device_lost:
             pool.admission.set_limit(self._index, batch.limit)
             pool.observer.reduce_max_batch(batch.limit)
             for each in (self._batch, self._apart):
@@ -436,7 +478,6 @@ class Worker:
         return ended
 
     def _results_of(self, finished: Iterable[Slice], now: float) -> dict[ScheduledRequest, Result | IgnError]:
-        """Count rows as done; returns the results of requests without further rows."""
         results = dict[ScheduledRequest, Result | IgnError]()
         for piece in finished:
             request = piece.request
@@ -446,14 +487,14 @@ class Worker:
         return results
 
     def _log_failures(self, failed: list[tuple[ScheduledRequest, IgnError]], size: int) -> None:
-        """Log why the model failed on rows of a batch of this size: one line for each cause."""
+        # One line for each cause.
         causes = [(request, failure.reason) for request, failure in failed if isinstance(failure, ModelFailure)]
         for reason in dict.fromkeys(reason for _, reason in causes):
             rows = [request for request, cause in causes if cause == reason]
             logger.error("the model failed on %d of %d rows: %s%s", len(rows), size, reason, _request_ids(rows))
 
     def _on_device_lost(self, batch: RunningBatch, cause: Exception) -> None:
-        """Requeue the rows of the failed call for other devices; without any, their requests fail."""
+        # The rows of the failed call are queued again for other devices; without any, their requests fail.
         pool, lost = self._pool, batch.remove_lost()
         if not self.device_lost:
             self.device_lost = True
@@ -478,14 +519,13 @@ class Worker:
 
     def _on_model_call(self, rows: int, padded: int, seconds: float, reason: str) -> None:
         pool = self._pool
-        if pool.alive_devices - pool.idle_workers > 1 and _CAN_YIELD:  # they could keep the event loop from running
+        if pool.alive_devices - len(pool.sleepers) > 1 and _CAN_YIELD:  # they could keep the event loop from running
             os.sched_yield()
         pool.admission.on_model_call(rows, seconds, pool.clock())
         pool.observer.batch(rows, padded, seconds, reason)
 
 
 def _request_ids(requests: Iterable[ScheduledRequest]) -> str:
-    """The end of a log line: the ids of these requests."""
     ids = [name for name in dict.fromkeys(request.params.request_id for request in requests) if name]
     more = f" and {len(ids) - _MAX_LOGGED_IDS} more" if len(ids) > _MAX_LOGGED_IDS else ""
     return f"; requests {', '.join(ids[:_MAX_LOGGED_IDS])}{more}" if ids else ""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from service.api.native.validation import MAX_FRAMES, MAX_PICTURES
-from service.images import DecodeLimits
+from service.images.decode import DecodeLimits
 from service.settings import load_settings
 from tests.contract.harness import Service, b64
 from tests.helpers.pictures import noise, save

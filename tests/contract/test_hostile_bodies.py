@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 from service.domain.latents import FloatRows
-from service.images import EncodedImage, Picture, decode_base64
+from service.images.decode import EncodedImage, Picture
+from service.images.untrusted import decode_base64
 from service.runtime.onnx_model import OnnxModel
 from tests.contract.harness import (
     GREY,
@@ -253,7 +254,7 @@ def test_a_picture_that_is_no_file_is_told(service: Service, field: str, content
 
 BUSY = """
 import sys, time
-from service.images import EncodedImage
+from service.images.decode import EncodedImage
 EncodedImage.decode = lambda _: time.sleep(60)
 from service.cli import serve
 sys.exit(serve({}))

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from service.api.native import responses
-from service.images import enlarge
+from service.images.encode import enlarge
 from tests.contract.harness import (
     PATIENCE_S,
     Pixels,

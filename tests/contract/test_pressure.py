@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.images import EncodedImage, Picture
+from service.images.decode import EncodedImage, Picture
 from tests.contract.harness import PATIENCE_S, Service, b64, busy_codec, gated, latents, problem, serving, settings
 from tests.contract.oip import INFER, as_json
 from tests.helpers.pictures import noise, save

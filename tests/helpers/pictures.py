@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.artifact.card import Data, ModelCard, Noise, Training
-from service.images import DecodeLimits
+from service.images.decode import DecodeLimits
 
 LIMITS = DecodeLimits(max_pixels=1_000_000)
 GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6  # PNG colour types

@@ -15,7 +15,7 @@ from service.domain.tasks import Result, SchedulingParams, StepParams
 from service.scheduling.observer import Finished, SchedulerObserver
 from service.scheduling.request import Event, ScheduledRequest
 from service.scheduling.scheduler import Scheduler
-from service.scheduling.wake_rule import WakeRule
+from service.scheduling.worker import WakeRule
 from tests.helpers.fakes import FakeModel
 
 T = TypeVar("T")
@@ -173,7 +173,7 @@ def rows_open(scheduler: Scheduler) -> int:
 async def idle(scheduler: Scheduler, workers: int) -> None:
     """Wait until so many workers are idle."""
     async with asyncio.timeout(10):
-        while scheduler._pool.idle_workers != workers:  # noqa: ASYNC110 - it is counted in other threads
+        while len(scheduler._pool.sleepers) != workers:  # noqa: ASYNC110 - it is counted in other threads
             await asyncio.sleep(0)
 
 

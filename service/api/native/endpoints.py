@@ -48,10 +48,9 @@ from service.api.native.validation import check_count, check_mixture, check_step
 from service.api.negotiation import Media
 from service.api.pipeline import LARGE_BODY, Endpoint, ResponseParts
 from service.api.request import ApiRequest, count_codec, count_rows, parse_as
-from service.domain.blending import blend_result, close_loop
 from service.domain.errors import IgnError, InvalidContent, UnsupportedMedia
 from service.domain.latents import FloatRows, Grid, LatentPath, weighted_sum
-from service.domain.tasks import Result, SchedulingParams, StepParams
+from service.domain.tasks import Result, SchedulingParams, StepParams, blend_result, close_loop
 from service.models.registry import ServedModel
 
 Schema = TypeVar("Schema", bound=BaseModel)

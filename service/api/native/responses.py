@@ -17,10 +17,9 @@ from service.artifact.card import ModelCard
 from service.domain.errors import InvalidContent
 from service.domain.latents import FloatRow
 from service.domain.tasks import Result, StepOutput
-from service.images import (
+from service.images.encode import (
     AnimationFormat,
     PictureFormat,
-    Pixels,
     animate,
     check_sides,
     contact_sheet,
@@ -32,6 +31,7 @@ from service.images import (
     sheet_size,
     to_uint8,
 )
+from service.images.prepare import Pixels
 from service.models.registry import ServedModel
 
 RASTER: Final[Mapping[Media, PictureFormat]] = {Media.PNG: "png", Media.WEBP: "webp", Media.JPEG: "jpeg"}

@@ -18,7 +18,7 @@ from pydantic import (
 from pydantic.config import JsonDict
 
 from service.domain.latents import MAX_SEED
-from service.images import Resample
+from service.images.encode import Resample
 
 Format = Literal["png", "jpeg", "webp", "npy"]
 

@@ -14,10 +14,9 @@ from service.api.native.responses import INLINE_VALUES, ResponseSpec, envelope, 
 from service.api.negotiation import Media
 from service.api.problems import describe, log_failure
 from service.api.request import ApiRequest, count_codec, count_rows
-from service.domain.blending import blend_step
 from service.domain.errors import DeadlineExceeded, IgnError
 from service.domain.latents import FloatRows
-from service.domain.tasks import Result, StepOutput, StreamProgress
+from service.domain.tasks import Result, StepOutput, StreamProgress, blend_step
 
 _KEEPALIVE_S: Final = 10.0
 """Seconds without an event after which a comment line is sent, so that proxies keep the connection open."""

@@ -15,22 +15,9 @@ from service.api.request import ApiRequest, parse_as, printable_name
 from service.domain.errors import IgnError, InvalidContent, TooLarge, UnsupportedMedia
 from service.domain.latents import FloatRow, FloatRows
 from service.domain.tasks import KeepMask
-from service.images import (
-    DecodeLimits,
-    EncodedImage,
-    Invert,
-    Mask,
-    Picture,
-    Resize,
-    decode_base64,
-    decode_npy,
-    is_small,
-    keep_mask,
-    open_image,
-    prepare,
-    prepare_many,
-    to_mask,
-)
+from service.images.decode import DecodeLimits, EncodedImage, Picture, decode_npy, open_image
+from service.images.prepare import Invert, Mask, Resize, keep_mask, prepare, prepare_many, to_mask
+from service.images.untrusted import decode_base64, is_small
 from service.models.registry import ServedModel
 from service.settings import Settings
 

@@ -46,6 +46,7 @@ EXPECTED = {
     "BodyTooSlow": 408,
     "HeadTooSlow": 408,
     "HeadTooLarge": 431,
+    "TemporaryError": 500,
     "OverloadedError": 429,
     "QueueFull": 429,
     "WouldMissDeadline": 429,

@@ -131,7 +131,7 @@ def test_rows_run_alone_in_a_batch_and_rotated() -> None:
     network = Network(None, lambda size, place: 0.0)
     report = check_golden(network, rows_and_truth(), tolerance=0.0)
     assert network.sizes == [1, 1, 1, 3, 3]
-    assert (report.passed, report.reproducible, report.batches) == (True, "exact", (1, 3))
+    assert (report.passed, report.reproducible) == (True, "exact")
 
 
 @pytest.mark.parametrize("bad", [(1, 0), (2, 1), (8, 0), (8, 5), (8, 7)])
@@ -140,7 +140,7 @@ def test_every_place_of_every_bucket_is_seen(bad: tuple[int, int]) -> None:
     report = check_golden(network, rows_and_truth(), tolerance=0.1)
     assert not report.passed
     assert report.difference == pytest.approx(0.25)
-    assert report.batches == (1, 2, 8)
+    assert set(network.sizes) == {1, 2, 8}
 
 
 def test_a_provider_that_is_close_passes_and_says_so() -> None:

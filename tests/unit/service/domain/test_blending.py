@@ -1,9 +1,8 @@
 import numpy as np
 import pytest
 
-from service.domain.blending import blend, blend_result, blend_step, close_loop
 from service.domain.latents import FloatRow, FloatRows
-from service.domain.tasks import Result, StepOutput
+from service.domain.tasks import Result, StepOutput, blend, blend_result, blend_step, close_loop
 from tests.helpers.onnx_models import sample_rows
 
 SHAPE = (1, 4, 4)

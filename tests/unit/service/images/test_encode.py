@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 from PIL import ImageSequence
 from PIL.JpegImagePlugin import JpegImageFile
 
-from service import images
 from service.domain.errors import InvalidContent
-from service.images import (
+from service.images.encode import (
     AnimationFormat,
     PictureFormat,
     Resample,
@@ -20,16 +19,12 @@ from service.images import (
     contact_sheet,
     encode,
     enlarge,
+    sheet_size,
 )
 from tests.helpers import pictures as make
 
 GREY, COLOUR = make.card(), make.card((3, 8, 8), background=(-1.0, 0.0, 1.0))
 SHAPES = [(28, 28), (64, 64, 3), (1, 1), (1, 1, 3), (1, 300), (300, 1, 3), (5, 7, 3)]
-
-
-def test_the_public_surface_is_sorted_and_complete() -> None:
-    assert images.__all__ == sorted(images.__all__)
-    assert all(hasattr(images, name) for name in images.__all__)
 
 
 # --- pictures --------------------------------------------------------------------------------------------------------
@@ -135,7 +130,7 @@ def test_empty_cells_show_the_background(
     sheet = contact_sheet(pictures, card, columns=columns, gap=gap)
     across = min(columns or int(np.ceil(np.sqrt(n))), n)
     down = -(-n // across)
-    assert images.sheet_size(n, card, columns=columns, gap=gap) == sheet.shape[1::-1]
+    assert sheet_size(n, card, columns=columns, gap=gap) == sheet.shape[1::-1]
     expected = np.empty((down * (height + gap) - gap, across * (width + gap) - gap, *[3] * colour), np.uint8)
     expected[...] = (0, 128, 255) if colour else 128
     for i in range(n):

@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 from service.domain.errors import IgnError, InvalidContent
-from service.images import DecodeLimits, decode, decode_picture, is_small, open_image
-from service.images.untrusted import MAX_PARTS
+from service.images import decode
+from service.images.decode import DecodeLimits, decode_picture, open_image
+from service.images.untrusted import MAX_PARTS, is_small
 from tests.helpers.pictures import LIMITS, chunk, exif, noise, save, smooth
 
 LARGE = DecodeLimits(max_pixels=16_000_000)

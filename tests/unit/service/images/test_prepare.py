@@ -9,9 +9,9 @@ from PIL import Image
 
 from service.artifact.card import ModelCard
 from service.domain.errors import InvalidContent
-from service.images import Picture, Resize, decode_picture, keep_mask, open_image, prepare, to_mask, to_uint8
-from service.images.pixels import to_rows
-from service.images.prepare import Prepared
+from service.images.decode import Picture, decode_picture, open_image
+from service.images.encode import to_uint8
+from service.images.prepare import Prepared, Resize, keep_mask, prepare, to_mask, to_rows
 from tests.helpers import pictures as make
 
 GREY = make.card()

@@ -71,7 +71,7 @@ class Stage:
             digest=instance.digest,
             instances=(instance,),
             noise=instance.noise,
-            golden=GoldenReport(difference=0.0, spread=0.0, tolerance=1.0, batches=(1,)),
+            golden=GoldenReport(difference=0.0, spread=0.0, tolerance=1.0),
             device="cpu",
             provider="fake",
         )

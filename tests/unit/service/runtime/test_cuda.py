@@ -11,7 +11,7 @@ import pytest
 
 from service.domain.errors import ModelFailure, StartupError
 from service.domain.latents import FloatRows
-from service.domain.model import DeviceLost, DeviceOutOfMemory, never_continue
+from service.domain.model import DeviceLost, DeviceOutOfMemory
 from service.runtime import onnx_model
 from service.runtime.onnx_model import OnnxModel, bounded_buckets
 from service.runtime.runners import PaddedRunner
@@ -229,7 +229,7 @@ NO_CODE = "CUDA error cudaErrorNoKernelImageForDevice:no kernel image is availab
 def test_a_gpu_without_code_in_onnxruntime_is_named(
     bucketed: Callable[..., OnnxModel], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("service.runtime.devices.compute_capability", lambda device_id: (10, 0))
+    monkeypatch.setattr("service.runtime.session.compute_capability", lambda device_id: (10, 0))
     model = bucketed(model_bytes())
     (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert line.startswith("GPU 0 has compute capability 10.0, and onnxruntime-gpu")
@@ -244,7 +244,7 @@ def test_a_session_with_graphs_is_run_in_one_thread(
     seen: set[str] = set()
     run_steps = PaddedRunner.run_steps
 
-    def recorded(self: PaddedRunner, keep_going: Callable[[], bool] = never_continue) -> None:
+    def recorded(self: PaddedRunner, keep_going: Callable[[], bool] = bool) -> None:
         seen.add(threading.current_thread().name)
         run_steps(self, keep_going)
 

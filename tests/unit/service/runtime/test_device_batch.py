@@ -9,7 +9,6 @@ import pytest
 
 from service.domain.errors import ModelFailure
 from service.domain.latents import FloatRow, FloatRows
-from service.domain.model import never_continue
 from service.domain.tasks import Result, SchedulingParams, StepOutput, StepParams
 from service.scheduling.batch import RunningBatch
 from service.scheduling.request import ScheduledRequest
@@ -38,7 +37,7 @@ class DeviceModel(FakeModel):
         self.calls.append("upload")
         self.there = rows.copy()
 
-    def run_steps(self, keep_going: Callable[[], bool] = never_continue) -> None:
+    def run_steps(self, keep_going: Callable[[], bool] = bool) -> None:
         self.step()
         while keep_going():
             self.step()

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from service.runtime.devices import (
+from service.runtime.session import (
     STICKY,
     Capability,
     Kind,

@@ -123,9 +123,10 @@ def test_rejections_name_their_reason() -> None:
         await until_running(model)
         await rejected(WouldMissDeadline, 1, seconds=20)
         await rejected(QueueFull, 11)
-        with pytest.raises(QueueFull):
-            scheduler.check_room(11)
-        scheduler.check_room(10)
+        with pytest.raises(QueueFull), scheduler.room_for(11):
+            raise AssertionError
+        with scheduler.room_for(10):
+            pass
         more = submitted(scheduler, marked(*range(10)), params(deadline=clock.now + 1000))
         await until_queued(scheduler, more)
         release(model)
@@ -144,12 +145,14 @@ def test_room_is_promised_once() -> None:
         with scheduler.room_for(6):
             with pytest.raises(QueueFull), scheduler.room_for(5):
                 raise AssertionError
-            with scheduler.room_for(4), pytest.raises(QueueFull):
-                scheduler.check_room(1)
+            with scheduler.room_for(4), pytest.raises(QueueFull), scheduler.room_for(1):
+                raise AssertionError
             with pytest.raises(ZeroDivisionError), scheduler.room_for(4):
                 raise ZeroDivisionError
-            scheduler.check_room(4)
-        scheduler.check_room(10)
+            with scheduler.room_for(4):
+                pass
+        with scheduler.room_for(10):
+            pass
         await scheduler.run(marked(*range(10)), params())
 
     play(main, FakeModel(), queue_rows=10, observer=observer)

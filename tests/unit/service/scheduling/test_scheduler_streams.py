@@ -95,7 +95,7 @@ def test_events_of_one_turn_are_delivered_together_and_in_order() -> None:
             for model in models:
                 assert model.entered.wait(10)
                 release(model)
-            while scheduler._pool.idle_workers < 2:
+            while len(scheduler._pool.sleepers) < 2:
                 threading.Event().wait(0.001)  # the event loop is busy
             await asyncio.sleep(0)
             (events,) = calls

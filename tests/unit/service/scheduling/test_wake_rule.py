@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from service.domain.latents import FloatRows
 from service.scheduling.scheduler import Scheduler
-from service.scheduling.wake_rule import WakeRule, wake_rule
+from service.scheduling.worker import WakeRule, wake_rule
 from tests.helpers.fakes import FakeModel
 from tests.helpers.serving import idle, marked, params, play
 
