@@ -20,7 +20,6 @@ from service.api.limits import CallerRates, InFlightRequests, SharedGCRA
 from service.api.native import endpoints as native_endpoints
 from service.api.native import routes as native
 from service.api.oip import endpoints as oip
-from service.api.oip import repository as oip_repository
 from service.api.routes import RouteTable
 from service.domain.errors import StartupError
 from service.environment import available_cpus, metrics_folder, onnxruntime_version
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 _MAX_CODEC_THREADS = 8
 _GAUGES_S = 1.0
-_ROUTERS = (native.router, info.router, oip.router, oip_repository.router)
+_ROUTERS = (native.router, info.router, oip.router, oip.repository)
 
 OnStartupError = Callable[[StartupError], None]
 Callback = Callable[[], None]
