@@ -10,10 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from pydantic import ValidationError
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from service.bulk.job import SCHEMAS, Job, parse_options
 from service.bulk.output import Output, check_output
+from service.bulk.pipeline import SCHEMAS, Job
 from service.bulk.sources import open_source
 from service.domain.errors import IgnError, StartupError
 from service.environment import prepare_process
@@ -33,15 +34,12 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = _PROG) -> int:
         with logging_redirect_tqdm([_LOG]):  # lines appear above the progress bar
             return _run(options)
     except StartupError as exc:
-        return _report(exc.detail, USAGE)
+        line, status = exc.detail, USAGE
     except (IgnError, OSError) as exc:
         detail = exc.detail if isinstance(exc, IgnError) else str(exc)
-        return _report(f"stopped: {detail}; the same command continues", STOPPED)
+        line, status = f"stopped: {detail}; the same command continues", STOPPED
     except KeyboardInterrupt:
-        return _report("interrupted; the same command continues", INTERRUPTED)
-
-
-def _report(line: str, status: int) -> int:
+        line, status = "interrupted; the same command continues", INTERRUPTED
     print(f"service.bulk: {line}", file=sys.stderr)  # noqa: T201
     return status
 
@@ -70,7 +68,12 @@ def _job(options: argparse.Namespace, output: Output) -> Job:
     if options.task == "generate" and "seed" not in values:
         previous = (output.previous_job() or {}).get("options", {})
         values["seed"] = previous.get("seed", secrets.randbits(_SEED_BITS))
-    parsed = parse_options(options.task, values)
+    try:
+        parsed = SCHEMAS[options.task].model_validate(values)
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        name = "-".join(str(part).replace("_", "-") for part in first["loc"])
+        raise StartupError(f"{'-' if len(name) == 1 else '--'}{name}: {first['msg']}") from None
     return Job(options=parsed, source=options.input, column=options.column, shard=options.shard)
 
 

@@ -12,9 +12,8 @@ from typing import Any, Final, NamedTuple, TypeVar
 from tqdm import tqdm
 
 from service.app import running_services
-from service.bulk.job import Job
 from service.bulk.output import Output
-from service.bulk.pipeline import Pipeline, ShardResult, gather_all, shard_result
+from service.bulk.pipeline import Job, Pipeline, ShardResult, gather_all, shard_result
 from service.bulk.sources import Source, is_url
 from service.domain.errors import IgnError, StartupError
 from service.environment import prepare_process
@@ -61,10 +60,10 @@ class Progress:
             _LOG.info("%d/%d images, %d failed", self._done, self._total, self._failed)
 
 
-def start(job: Job, output: Output, settings: Settings, pipeline: Pipeline) -> ShardPlan:
+def start(job: Job, output: Output, pipeline: Pipeline) -> ShardPlan:
     """Record the job in the output folder, or check that it continues the recorded one; returns what is missing."""
     images = pipeline.images
-    output.start(job.fingerprint(pipeline.model, settings, images, pipeline.digest))
+    output.start(pipeline.fingerprint())
     shards = -(-images // job.shard)
     missing = tuple(number for number in range(shards) if not output.is_complete(number))
     left = sum(min(job.shard, images - number * job.shard) for number in missing)
@@ -82,7 +81,7 @@ def run_local(job: Job, source: Source | None, output: Output, settings: Setting
     async def run() -> ShardPlan:
         async with running_services(settings) as services:
             pipeline = Pipeline(job, services, output, source)
-            plan = start(job, output, settings, pipeline)
+            plan = start(job, output, pipeline)
             missing, progress = iter(plan.missing), Progress(plan)
 
             async def take_turns() -> None:
@@ -112,7 +111,7 @@ def run_on_ray(
     async def plan_run() -> ShardPlan:
         # The driver only resolves the model, for which it needs no GPU. Ray gives GPUs to the actors only.
         async with running_services(settings.replace(device="cpu", cuda_graphs=False)) as services:
-            return start(job, output, settings, Pipeline(job, services, output, source))
+            return start(job, output, Pipeline(job, services, output, source))
 
     plan = asyncio.run(plan_run())
     progress = Progress(plan)

@@ -109,10 +109,14 @@ class Files:
 
     def _content(self, name: str) -> bytes | RequestError:
         try:
+            content = bytearray()
             with closing(self._open(name)) as file:
-                return _read_at_most(file, name, self._limit)
+                # Some backends return less than they are asked for.
+                while len(content) <= self._limit and (part := file.read(_CHUNK)):
+                    content += part
         except self._errors as exc:
             return _unreadable(name, getattr(exc, "strerror", None) or self._reason)
+        return bytes(content) if len(content) <= self._limit else _too_large(name, self._limit)
 
 
 class Archive(Files):
@@ -301,14 +305,6 @@ def _as_os_error() -> Iterator[None]:
         raise
     except Exception as exc:
         raise OSError(errno.EIO, str(exc) or type(exc).__name__) from exc
-
-
-def _read_at_most(file: Any, name: str, limit: int) -> bytes | RequestError:
-    """The content of a file, or an error if it is longer than ``limit`` bytes."""
-    content = bytearray()
-    while len(content) <= limit and (part := file.read(_CHUNK)):  # some backends return less than they are asked for
-        content += part
-    return bytes(content) if len(content) <= limit else _too_large(name, limit)
 
 
 def _too_large(name: str, limit: int) -> RequestError:

@@ -89,13 +89,6 @@ def _utc(seconds: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
-class TextFormatter(logging.Formatter):
-    """One line: local time, level, message."""
-
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(message)s")
-
-
 class JsonFormatter(logging.Formatter):
     """One JSON object a line: time (UTC), level, logger, message, version, a request's fields, a traceback."""
 

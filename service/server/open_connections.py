@@ -203,8 +203,7 @@ class LingeringTransport:
 def raise_file_limit() -> None:
     """Raise the soft limit of open files to the hard limit; containers and systemd units often start with 1024.
 
-    Raises:
-        StartupError: the limit is too low for the service to start.
+    Raises StartupError if the limit is too low for the service to start.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(OSError, ValueError):  # the system may allow less than the hard limit
