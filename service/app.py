@@ -178,7 +178,7 @@ def make_connections(services: AppState) -> OpenConnections:
         limit=limit,
         head_timeout_s=settings.head_timeout_s,
         on_change=metrics.open_connections.set,
-        on_closed=metrics.connection_closed,
+        on_closed=lambda reason: metrics.closed_connections(reason).inc(),
         on_files_exhausted=metrics.files_exhausted.inc,
     )
 

@@ -77,7 +77,7 @@ def _quota(group: Path) -> float | None:
 
 def installed_onnxruntimes() -> set[str]:
     """The names of the installed onnxruntime distributions."""
-    return {name for name in _RUNTIMES if next(metadata.Distribution.discover(name=name), None)}
+    return {name for name in _RUNTIMES if any(metadata.Distribution.discover(name=name))}
 
 
 def onnxruntime_version() -> str:

@@ -105,33 +105,30 @@ def parser(prog: str = _PROG) -> argparse.ArgumentParser:
 
 
 def _source(command: argparse.ArgumentParser) -> None:
-    command.add_argument("input", metavar="INPUT", help="image, folder, .zip or .parquet; path or fsspec URL")
+    add = command.add_argument
+    add("input", metavar="INPUT", help="image, folder, .zip or .parquet; path or fsspec URL")
     _output(command)
-    command.add_argument("--column", default="image", help="column of a .parquet that holds the images (image)")
-    command.add_argument(
-        "--resize", choices=("fit", "crop", "stretch"), help="how to fit an image of another size (fit)"
-    )
-    command.add_argument("--invert", type=_invert, metavar="auto|true|false", help="invert light and dark (auto)")
+    add("--column", default="image", help="column of a .parquet that holds the images (image)")
+    add("--resize", choices=("fit", "crop", "stretch"), help="how to fit an image of another size (fit)")
+    add("--invert", type=_invert, metavar="auto|true|false", help="invert light and dark (auto)")
 
 
 def _output(command: argparse.ArgumentParser) -> None:
-    command.add_argument("output", metavar="OUTPUT", help="folder: new, or that of a run to continue")
-    command.add_argument("--model", help="name or name/version (IGN_DEFAULT_MODEL)")
-    command.add_argument("--shard", type=_positive, default=1024, help="images per shard (1024)")
-    command.add_argument(
-        "--manifest", choices=("jsonl", "parquet"), default="jsonl", help="format of the manifest (jsonl)"
-    )
-    command.add_argument("--ray", action="store_true", help="run on Ray Data; all nodes must reach input and output")
-    command.add_argument("--actors", type=_positive, help="with --ray: number of actors (one per GPU, or per node)")
+    add = command.add_argument
+    add("output", metavar="OUTPUT", help="folder: new, or that of a run to continue")
+    add("--model", help="name or name/version (IGN_DEFAULT_MODEL)")
+    add("--shard", type=_positive, default=1024, help="images per shard (1024)")
+    add("--manifest", choices=("jsonl", "parquet"), default="jsonl", help="format of the manifest (jsonl)")
+    add("--ray", action="store_true", help="run on Ray Data; all nodes must reach input and output")
+    add("--actors", type=_positive, help="with --ray: number of actors (one per GPU, or per node)")
 
 
 def _steps(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--steps", type=int, help="applications of f (that of the model card)")
-    command.add_argument("--tolerance", type=float, help="stop an image once f moves it by less")
-    command.add_argument(
-        "--score", action="store_const", const=True, help="also measure drift, which costs one more step"
-    )
-    command.add_argument("--format", choices=("png", "jpeg", "webp", "npy"), help="format of the images (png)")
+    add = command.add_argument
+    add("--steps", type=int, help="applications of f (that of the model card)")
+    add("--tolerance", type=float, help="stop an image once f moves it by less")
+    add("--score", action="store_const", const=True, help="also measure drift, which costs one more step")
+    add("--format", choices=("png", "jpeg", "webp", "npy"), help="format of the images (png)")
 
 
 def _positive(text: str) -> int:

@@ -96,7 +96,7 @@ class Pipeline:
     def _chosen_steps(self) -> StepParams:
         """How f is applied to each image; raises InvalidContent for more steps than the settings allow."""
         options, steps = self._job.options, self.model.card.steps
-        if isinstance(options, ScoreOptions):
+        if not isinstance(options, GenerateRequest | ProjectOptions):
             return StepParams(steps=1, score=True)
         recommended = steps.generate if isinstance(options, GenerateRequest) else steps.project
         return step_params(options, recommended=recommended, rows=1, settings=self._services.settings)
