@@ -101,9 +101,8 @@ class JsonFormatter(logging.Formatter):
             "message": record.getMessage(),
             "version": __version__,
         }
-        request = getattr(record, "request", None)
-        if request is not None:
-            line |= _fields(record, request)
+        if hasattr(record, "request"):
+            line |= _fields(record, record.request)
         elif hasattr(record, "request_id"):
             line["request_id"] = record.request_id
         if record.exc_info:

@@ -264,8 +264,12 @@ def _parse(api: ApiRequest, body: bytes, path_parameters: Mapping[str, str]) -> 
 
 def _decode(works: Sequence[InferWork]) -> list[Inputs | IgnError]:
     """The rows of each request, or why it has none."""
-    start = time.perf_counter()
-    decoded = [_read_rows(work) for work in works]
+    start, decoded = time.perf_counter(), list[Inputs | IgnError]()
+    for work in works:
+        try:
+            decoded.append(Inputs(tensors.read_rows(work.inference, work.body)))
+        except IgnError as exc:
+            decoded.append(exc)
     if not works[0].is_large:  # the codec pool counts by itself
         count_codec("decode", [work.api for work in works], time.perf_counter() - start)
     return decoded
@@ -294,13 +298,6 @@ def _respond(ended: Sequence[tuple[InferWork, Encoded]]) -> list[ResponseParts]:
             headers[tensors.HEADER_LENGTH], media_type = str(length), "application/octet-stream"
         responses.append((headers, pieces if len(pieces) == 1 else [b"".join(pieces)], media_type))
     return responses
-
-
-def _read_rows(work: InferWork) -> Inputs | IgnError:
-    try:
-        return Inputs(tensors.read_rows(work.inference, work.body))
-    except IgnError as exc:
-        return exc
 
 
 ENDPOINTS: Final = tuple(  # the head needs no further check: the Content-Type is ignored
