@@ -137,8 +137,7 @@ def create_app(
             logged and the app keeps answering 503.
         on_ready: called when every model is loaded.
 
-    Raises:
-        StartupError: the API keys file is unusable.
+    Raises StartupError if the API keys file is unusable.
     """
     settings = services.settings
     keys = None if settings.api_keys_file is None else load_keys(settings.api_keys_file)

@@ -23,14 +23,10 @@ _SHORTER: Final = {"model_dir": "--models"}
 
 
 def serve(options: Mapping[str, str], *, check: bool = False) -> int:
-    """Serve until a signal, or only verify the models.
+    """Serve until a signal, or only ``check`` the models and the API keys and print a line for each model.
 
-    Args:
-        options: setting → text, in place of its variable; an empty text stands for the default.
-        check: load and verify the models and the API keys, print a line for each model, and end.
-
-    Returns:
-        The exit status, see the epilog of `command`. The reason of a refusal to start is one line on stderr.
+    ``options`` are texts by setting, in place of its variable; an empty text stands for the default. Returns the exit
+    status, see the epilog of `command`. The reason of a refusal to start is one line on stderr.
     """
     try:
         prepare_process()

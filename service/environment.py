@@ -22,8 +22,7 @@ def prepare_process() -> None:
     - `NVIDIA_TF32_OVERRIDE=0` stops NVIDIA's libraries from computing float32 in TF32. onnxruntime's own option is not
       enough: it is ignored where cuDNN has a convolution for tensor cores only, and cannot be used with float16.
 
-    Raises:
-        StartupError: no onnxruntime is installed, or two are.
+    Raises StartupError if no onnxruntime is installed, or two are.
     """
     installed = installed_onnxruntimes()
     if not installed:

@@ -56,9 +56,7 @@ Endpoint = Literal["health", "metrics", "docs", "page"]
 class Settings(BaseModel):
     """The operator's settings. The text below each is in `--help` and on the documentation site.
 
-    Raises:
-        ValidationError: a value is not allowed.
-        StartupError: two values cannot work together.
+    Raises ValidationError if a value is not allowed, StartupError if two values cannot work together.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
@@ -183,9 +181,8 @@ class Settings(BaseModel):
 def load_settings(environ: Mapping[str, str]) -> Settings:
     """Read the settings from variables; `name_warnings` finds unknown ones.
 
-    Raises:
-        StartupError: a value is not allowed, or two values cannot work together. The text is one line that names the
-            variable, its value and what is expected.
+    Raises StartupError if a value is not allowed, or two values cannot work together. The text is one line that names
+    the variable, its value and what is expected.
     """
     texts = {field: environ.get(variable_of(field), "").strip() for field in Settings.model_fields}
     try:
@@ -221,11 +218,8 @@ def name_warnings(environ: Mapping[str, str]) -> list[str]:
 def from_environment(overrides: Mapping[str, str] = MappingProxyType({})) -> Settings:
     """The settings of this process. If no default model is set, the only one of the directory is it.
 
-    Args:
-        overrides: variable name → text, in place of the environment's; an empty text stands for the default.
-
-    Raises:
-        StartupError: see `load_settings`.
+    ``overrides`` are texts by variable, in place of the environment's; an empty text stands for the default. Raises as
+    `load_settings`.
     """
     settings = load_settings({**os.environ, **overrides})
     only = None if "default_model" in settings.model_fields_set else only_model(settings.model_dir)

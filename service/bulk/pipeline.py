@@ -55,9 +55,7 @@ class Job:
 
 @dataclass(slots=True, eq=False)
 class _Item:
-    """One image in processing."""
-
-    record: Record  # its line of the manifest, filled in step by step
+    record: Record  # the line of one image in the manifest, filled in step by step
     row: FloatRow | None = None  # (C, H, W) in the model's units: the input, then the output; None if there is none
     error: IgnError | None = None
 
@@ -134,7 +132,6 @@ class Pipeline:
         return shard_result(records)
 
     async def _process(self, folder: Path, start: int, stop: int) -> list[_Item]:
-        """Decode, run and write the inputs ``start`` … ``stop − 1`` as one batch."""
         codec = self._services.codec
         async with self._batches:
             items = await codec.run("decode", partial(self._read, start, stop))

@@ -73,9 +73,8 @@ def start(job: Job, output: Output, pipeline: Pipeline) -> ShardPlan:
 def run_local(job: Job, source: Source | None, output: Output, settings: Settings) -> ShardPlan:
     """Process the missing shards of a job in this process, to a locked output; returns the plan at the start.
 
-    Raises:
-        StartupError: the run cannot start; nothing was written.
-        IgnError, OSError: the run cannot continue; complete shards stay.
+    Raises StartupError if the run cannot start, and nothing was written. IgnError and OSError mean that it cannot
+    continue; complete shards stay.
     """
 
     async def run() -> ShardPlan:

@@ -38,10 +38,8 @@ class SourceItem(NamedTuple):
 def open_source(source: str, *, column: str, limit: int) -> "Source":
     """Open an image, folder, `.zip` or `.parquet`; raises StartupError if there is none that can be read.
 
-    Args:
-        source: local path, or a URL that fsspec supports.
-        column: column of a Parquet file that holds the images: binary, or a struct with `bytes`.
-        limit: maximum size of one image in bytes; a larger image becomes an error in its place.
+    ``column`` of a Parquet file holds the images: binary, or a struct with `bytes`. An image of more than ``limit``
+    bytes becomes an error in its place.
     """
     files = SourceFiles(source)
     names = list(files.sizes)

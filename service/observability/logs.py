@@ -111,7 +111,6 @@ class JsonFormatter(logging.Formatter):
 
 
 def _fields(record: logging.LogRecord, request: State) -> dict[str, Any]:
-    """The fields of an access log line."""
     request_id, method, route, status, milliseconds = record.args or ()
     fields = {"request_id": request_id, "method": method, "route": route, "status": status, "ms": milliseconds}
     fields |= {key: request[key] for key in _FIELDS if request.get(key) is not None}

@@ -66,9 +66,7 @@ class Metrics:
     """The metric objects, and methods that record events. Thread-safe, as prometheus_client is.
 
     A metric with labels is a function from their values to one series, such as ``metrics.batches("mnist/3", "full")``.
-
-    Args:
-        shared: folder for the values of all processes of one service, which `scrape` combines; None for one process.
+    ``shared`` is the folder for the values of all processes of one service, which `scrape` combines; None for one.
     """
 
     def __init__(self, shared: Path | None = None) -> None:

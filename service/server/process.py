@@ -234,7 +234,6 @@ class _Supervisor:
         self._children.append(_Child(process, messages, time.monotonic()))
 
     def _watch(self) -> None:
-        """Wait for a signal, a message or the end of a process, and handle it."""
         handles = [handle for child in self._children for handle in (child.messages, child.process.sentinel)]
         wait([self._signals, *handles])
         self._receive_signals()

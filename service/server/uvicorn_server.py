@@ -88,7 +88,6 @@ class IgnServer(uvicorn.Server):
         await super().shutdown(sockets)
 
     async def _stop_listening(self, listeners: list[socket.socket]) -> None:
-        """Close the listening sockets, and accept all connections that were waiting."""
         for one in listeners:
             one.setblocking(False)
             stop_handshakes(one)

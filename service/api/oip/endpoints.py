@@ -245,7 +245,6 @@ def _has_large_head(api: ApiRequest, body: bytes) -> bool:
 
 
 def _parse(api: ApiRequest, body: bytes, path_parameters: Mapping[str, str]) -> InferWork:
-    """Read the JSON of the body, but not the values of the rows."""
     model, settings = api.resolve(_ref(path_parameters)), api.services.settings
     limits = {"max_rows": settings.max_images, "max_steps": settings.max_steps}
     inference = tensors.read_head(body, api.headers.getlist(tensors.HEADER_LENGTH), model.card.shape, **limits)
@@ -263,7 +262,6 @@ def _parse(api: ApiRequest, body: bytes, path_parameters: Mapping[str, str]) -> 
 
 
 def _decode(works: Sequence[InferWork]) -> list[Inputs | IgnError]:
-    """The rows of each request, or why it has none."""
     start, decoded = time.perf_counter(), list[Inputs | IgnError]()
     for work in works:
         try:
