@@ -11,7 +11,7 @@ from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
@@ -58,13 +58,6 @@ class _Item:
     record: Record  # the line of one image in the manifest, filled in step by step
     row: FloatRow | None = None  # (C, H, W) in the model's units: the input, then the output; None if there is none
     error: IgnError | None = None
-
-
-class ShardResult(NamedTuple):
-    """A complete shard: the number of its images, and one message for each that failed."""
-
-    images: int
-    failures: tuple[str, ...]
 
 
 class Pipeline:
@@ -117,7 +110,7 @@ class Pipeline:
             "shard": job.shard,
         }
 
-    async def shard(self, number: int) -> ShardResult:
+    async def shard(self, number: int) -> list[Record]:
         """Process and write one shard; raises IgnError or OSError if something else than an image fails."""
         start = number * self._job.shard
         stop = min(start + self._job.shard, self.images)
@@ -129,7 +122,7 @@ class Pipeline:
             if record["picture"] is not None:
                 record["picture"] = f"{self._output.shard_dir(number).name}/{record['picture']}"
         await self._services.codec.run("encode", partial(self._output.finish, number, folder, records))
-        return shard_result(records)
+        return records
 
     async def _process(self, folder: Path, start: int, stop: int) -> list[_Item]:
         codec = self._services.codec
@@ -209,11 +202,6 @@ class Pipeline:
                 record["picture"] = _file_name(record, self._format)
                 (folder / record["picture"]).write_bytes(content)
             item.row = None
-
-
-def shard_result(records: Sequence[Record]) -> ShardResult:
-    """The result of a complete shard with this manifest."""
-    return ShardResult(len(records), tuple(record["detail"] for record in records if record["error"]))
 
 
 async def gather_all(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
