@@ -20,9 +20,7 @@ from service.api.limits import CallerRates, InFlightRequests, SharedGCRA
 from service.api.native import endpoints as native_endpoints
 from service.api.native import routes as native
 from service.api.oip import endpoints as oip
-from service.api.oip import repository as oip_repository
 from service.domain.errors import StartupError
-from service.domain.rate_limit import RateLimiter
 from service.environment import available_cpus, metrics_folder, onnxruntime_version
 from service.images.pool import CodecPool
 from service.models.instances import InstanceFactory
@@ -30,13 +28,12 @@ from service.models.registry import ModelRegistry, ServedModel
 from service.models.repository import LoadedModel, Repository
 from service.observability.metrics import Metrics
 from service.observability.statistics import ModelStatistics
-from service.observability.tracing_setup import tracing_from_environment
 from service.runtime.onnx_model import OnnxModel
 from service.runtime.session import cuda_is_built_in
 from service.scheduling.scheduler import Scheduler
 from service.scheduling.worker import wake_rule
 from service.server.open_connections import OpenConnections, connection_limit
-from service.settings import Settings
+from service.settings import Settings, trace_exporters
 
 if TYPE_CHECKING:
     from service.observability.tracing import Tracing
@@ -44,25 +41,19 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 _MAX_CODEC_THREADS = 8
 _GAUGES_S = 1.0
-_ROUTERS = (native.router, info.router, oip.router, oip_repository.router)
+_ROUTERS = (native.router, info.router, oip.router, oip.repository)
 
 OnStartupError = Callable[[StartupError], None]
 Callback = Callable[[], None]
 
 
-def _noop() -> None:
-    pass
-
-
-def build_services(settings: Settings, *, on_device_lost: Callback = _noop) -> AppState:
+def build_services(settings: Settings, *, on_device_lost: Callback = lambda: None) -> AppState:
     """The parts of the service without HTTP; `load_models` makes them serve. Call it on the event loop that uses them.
 
-    Args:
-        settings: the operator's.
-        on_device_lost: called on the event loop when a model has no device left; only a new process can use the
-            devices again.
+    ``on_device_lost`` is called on that event loop when a model has no device left. Only a new process can use the
+    devices again.
     """
-    metrics, tracing = Metrics(metrics_folder()), tracing_from_environment()
+    metrics, tracing = Metrics(metrics_folder()), _start_tracing()
     metrics.describe_build(onnxruntime_version())
     metrics.queue_limit.set(settings.queue_rows)
     in_flight = InFlightRequests(max(settings.max_inflight_bytes, settings.max_body_bytes))
@@ -87,23 +78,36 @@ def build_services(settings: Settings, *, on_device_lost: Callback = _noop) -> A
     )
 
 
-async def load_models(services: AppState) -> None:
-    """Load, verify and activate every model of the directory.
+def _start_tracing() -> "Tracing | None":
+    """Start the traces that the variables `OTEL_…` ask for, if OpenTelemetry, which is optional, is installed."""
+    exporters = trace_exporters()
+    if not exporters:
+        return None
+    try:
+        from service.observability.tracing import start_tracing
+    except ImportError:  # something else in this environment may have set the variables
+        _LOG.warning("no traces, although OTEL_… variables ask for them: the extra `otel` is not installed")
+        return None
+    return start_tracing(exporters)
 
-    Raises:
-        StartupError: a model does not load; `services.phase` is then `failed`.
-    """
+
+async def load_models(services: AppState) -> None:
+    """Load, verify and activate every model of the directory; raises StartupError if one does not load."""
     try:
         await services.registry.open()
     except Exception as exc:
         services.phase = "failed"
-        raise _as_startup_error(exc) from exc
+        if isinstance(exc, StartupError):
+            raise
+        if isinstance(exc, OSError):
+            raise StartupError(f"the models cannot be read: {exc}") from exc
+        _LOG.exception("loading the models failed")
+        raise StartupError("loading the models failed in a way nobody foresaw; the log says how") from exc
     services.phase = "serving"
     services.metrics.ready.set(1)
 
 
-async def close_services(services: AppState) -> None:
-    """Stop the schedulers, close the models, end the codec threads and export the traces that wait."""
+async def _close(services: AppState) -> None:
     await services.registry.close()
     services.codec.close()
     if services.tracing is not None:
@@ -112,21 +116,17 @@ async def close_services(services: AppState) -> None:
 
 @asynccontextmanager
 async def running_services(settings: Settings) -> AsyncIterator[AppState]:
-    """The services with their models loaded, for programs without HTTP.
-
-    Raises:
-        StartupError: a model does not load.
-    """
+    """The services with their models loaded, for programs without HTTP; raises StartupError if one does not load."""
     services = build_services(settings)
     try:
         await load_models(services)
         yield services
     finally:
-        await close_services(services)
+        await _close(services)
 
 
 def create_app(
-    services: AppState, *, on_startup_error: OnStartupError | None = None, on_ready: Callback = _noop
+    services: AppState, *, on_startup_error: OnStartupError | None = None, on_ready: Callback = lambda: None
 ) -> Application:
     """The service as an ASGI application. Its lifespan loads the models; until they are loaded it answers 503.
 
@@ -136,14 +136,14 @@ def create_app(
             logged and the app keeps answering 503.
         on_ready: called when every model is loaded.
 
-    Raises:
-        StartupError: the API keys file is unusable.
+    Raises StartupError if the API keys file is unusable.
     """
     settings = services.settings
     keys = None if settings.api_keys_file is None else load_keys(settings.api_keys_file)
     services.metrics.add_callers([key.name for key in keys or ()])
     limited = settings.rate_limit is not None or any(key.quota for key in keys or ())
-    rates = CallerRates(settings.rate_limit, _rate_limiter(settings)) if limited else None
+    folder = metrics_folder() if settings.workers > 1 else None  # all processes count in one new folder
+    rates = CallerRates(settings.rate_limit, SharedGCRA(folder / "quotas") if folder else None) if limited else None
     app = FastAPI(
         title="ign-service",
         summary="Idempotent Generative Networks over HTTP: generate, make real, walk between latents.",
@@ -176,17 +176,9 @@ def make_connections(services: AppState) -> OpenConnections:
         limit=limit,
         head_timeout_s=settings.head_timeout_s,
         on_change=metrics.open_connections.set,
-        on_closed=metrics.connection_closed,
+        on_closed=lambda reason: metrics.closed_connections(reason).inc(),
         on_files_exhausted=metrics.files_exhausted.inc,
     )
-
-
-def _rate_limiter(settings: Settings) -> RateLimiter | None:
-    """Counts for all processes of the service if there are several, which then share a new folder."""
-    folder = metrics_folder()
-    if settings.workers == 1 or folder is None:
-        return None
-    return SharedGCRA(folder / "quotas")
 
 
 @asynccontextmanager
@@ -194,17 +186,17 @@ async def _lifespan(
     services: AppState, on_startup_error: OnStartupError | None, on_ready: Callback
 ) -> AsyncIterator[None]:
     loading = asyncio.create_task(_load(services, on_startup_error, on_ready))
-    publishing = asyncio.create_task(publish_gauges(services))
+    publishing = asyncio.create_task(_publish_gauges(services))
     try:
         yield
     finally:
         loading.cancel()
         publishing.cancel()
         await asyncio.gather(loading, publishing, return_exceptions=True)
-        await close_services(services)
+        await _close(services)
 
 
-async def publish_gauges(services: AppState) -> None:
+async def _publish_gauges(services: AppState) -> None:
     """Refresh this process's gauges every second if other processes answer scrapes too, from files that all share."""
     while services.metrics.shared is not None:
         services.update_gauges()
@@ -223,15 +215,6 @@ async def _load(services: AppState, on_startup_error: OnStartupError | None, on_
         on_ready()
 
 
-def _as_startup_error(exc: Exception) -> StartupError:
-    if isinstance(exc, StartupError):
-        return exc
-    if isinstance(exc, OSError):
-        return StartupError(f"the models cannot be read: {exc}")
-    _LOG.error("loading the models failed", exc_info=exc)
-    return StartupError("loading the models failed in a way nobody foresaw; the log says how")
-
-
 def _on_activated(metrics: Metrics, loaded: LoadedModel) -> None:
     metrics.loaded(
         loaded.ref,
@@ -243,8 +226,7 @@ def _on_activated(metrics: Metrics, loaded: LoadedModel) -> None:
     )
     # A build without CUDA on a CPU is no fault; `/readyz` gives this reason too.
     reason = f" ({loaded.fallback_reason})" if loaded.fallback_reason and cuda_is_built_in() else ""
-    count = len(loaded.instances)
-    instances = f" in {count} instances" if count > 1 else ""
+    instances = f" in {len(loaded.instances)} instances" if len(loaded.instances) > 1 else ""
     _LOG.info("serving %s on %s%s%s", loaded.ref, loaded.device, instances, reason)
 
 

@@ -23,15 +23,10 @@ _SHORTER: Final = {"model_dir": "--models"}
 
 
 def serve(options: Mapping[str, str], *, check: bool = False) -> int:
-    """Serve until a signal, or only verify the models.
+    """Serve until a signal, or only ``check`` the models and the API keys and print a line for each model.
 
-    Args:
-        options: setting → text, in place of its variable; an empty text stands for the default.
-        check: load and verify the models and the API keys, print a line for each model, and end.
-
-    Returns:
-        The exit status: 0 after a clean stop, 1 when no device is left, and 2 for a refusal to start, whose reason is
-        one line on stderr.
+    ``options`` are texts by setting, in place of its variable; an empty text stands for the default. Returns the exit
+    status, see the epilog of `command`. The reason of a refusal to start is one line on stderr.
     """
     try:
         prepare_process()
@@ -55,11 +50,8 @@ def _serve(settings: Settings) -> int:
         port = listener.getsockname()[1]
     # No other program listens on this port. This socket is bound but does not listen: it reserves the port.
     with sockets.bind(settings.host, port, shared=True) as reserved:
-        return supervise(
-            settings.replace(port=port),
-            process.child_main,
-            on_listening=partial(sockets.write_startup_line, reserved),
-        )
+        show_url = partial(sockets.write_startup_line, reserved)
+        return supervise(settings.replace(port=port), process.child_main, on_listening=show_url)
 
 
 def _check(settings: Settings) -> int:
@@ -143,10 +135,6 @@ command: Final = click.Command(
     help="Serve the models of a directory over HTTP until a signal. Each option takes precedence over its environment "
     "variable, which stands in brackets before the default.",
     epilog="Exit status: 0 after a clean stop, 1 when no device is left, 2 for a refusal to start.",
-    params=[
-        *_options(),
-        click.Option(["--check"], is_flag=True, help="verify the models and the API keys, and end"),
-    ],
+    params=[*_options(), click.Option(["--check"], is_flag=True, help="verify the models and the API keys, and end")],
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-"""The command."""

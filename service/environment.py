@@ -4,7 +4,6 @@ import contextlib
 import math
 import os
 import signal
-from collections.abc import Collection
 from importlib import metadata
 from pathlib import Path
 from typing import Final
@@ -23,10 +22,16 @@ def prepare_process() -> None:
     - `NVIDIA_TF32_OVERRIDE=0` stops NVIDIA's libraries from computing float32 in TF32. onnxruntime's own option is not
       enough: it is ignored where cuDNN has a convolution for tensor cores only, and cannot be used with float16.
 
-    Raises:
-        StartupError: no onnxruntime is installed, or two are.
+    Raises StartupError if no onnxruntime is installed, or two are.
     """
-    check_installed(installed_onnxruntimes())
+    installed = installed_onnxruntimes()
+    if not installed:
+        raise StartupError("onnxruntime is not installed: run `pip install 'ign-service[cpu]'`, or [gpu] for CUDA")
+    if len(installed) > 1:  # both unpack into the same folder, and the last one wins
+        raise StartupError(
+            "onnxruntime and onnxruntime-gpu overwrite each other: run `pip uninstall -y onnxruntime "
+            "onnxruntime-gpu`, then `pip install 'ign-service[cpu]'`, or [gpu] for CUDA"
+        )
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
 
@@ -40,10 +45,8 @@ def stop_signals() -> list[signal.Signals]:
 def available_cpus(*, root: Path = Path("/")) -> int:
     """CPUs that this process may use: the affinity mask or the control group's quota, whichever is smaller; at least 1.
 
-    onnxruntime counts the host's cores instead, and a container with a quota is then throttled.
-
-    Args:
-        root: the directory that holds `proc` and `sys`.
+    onnxruntime counts the host's cores instead, and a container with a quota is then throttled. ``root`` is the
+    directory that holds `proc` and `sys`.
     """
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cgroup_quota(root)
@@ -51,11 +54,7 @@ def available_cpus(*, root: Path = Path("/")) -> int:
 
 
 def cgroup_quota(root: Path = Path("/")) -> float | None:
-    """The smallest CPU quota of this process's control group (v2) and its ancestors; None if there is no limit.
-
-    Args:
-        root: the directory that holds `proc` and `sys`.
-    """
+    """The smallest CPU quota of this process's control group (v2) and its ancestors; None if there is no limit."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -63,13 +62,9 @@ def cgroup_quota(root: Path = Path("/")) -> float | None:
     # The unified hierarchy has the line `0::/path`. In a container the path may be the host's, and then only the
     # top directory exists here.
     paths = [line.removeprefix("0::") for line in lines if line.startswith("0::")]
-    groups = [group for path in paths for group in _with_ancestors(root / "sys/fs/cgroup", path)]
-    return min((quota for group in groups if (quota := _quota(group)) is not None), default=None)
-
-
-def _with_ancestors(mount: Path, path: str) -> list[Path]:
-    parts = [part for part in path.split("/") if part]
-    return [mount.joinpath(*parts[:depth]) for depth in range(len(parts) + 1)]
+    groups = [group for path in paths for group in (Path("/", path), *Path("/", path).parents)]
+    quotas = (_quota(root / "sys/fs/cgroup" / group.relative_to("/")) for group in groups)
+    return min((quota for quota in quotas if quota is not None), default=None)
 
 
 def _quota(group: Path) -> float | None:
@@ -81,35 +76,12 @@ def _quota(group: Path) -> float | None:
 
 def installed_onnxruntimes() -> set[str]:
     """The names of the installed onnxruntime distributions."""
-    found = set()
-    for name in _RUNTIMES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            metadata.distribution(name)
-            found.add(name)
-    return found
+    return {name for name in _RUNTIMES if any(metadata.Distribution.discover(name=name))}
 
 
 def onnxruntime_version() -> str:
     """The version of the installed onnxruntime; empty if there is none."""
     return next((metadata.version(name) for name in sorted(installed_onnxruntimes())), "")
-
-
-def check_installed(names: Collection[str]) -> None:
-    """Check that there is exactly one onnxruntime: two unpack into the same folder, and the last one wins.
-
-    Args:
-        names: installed distributions, see `installed_onnxruntimes`.
-
-    Raises:
-        StartupError: none is installed, or two are.
-    """
-    if not set(_RUNTIMES) & set(names):
-        raise StartupError("onnxruntime is not installed: run `pip install 'ign-service[cpu]'`, or [gpu] for CUDA")
-    if set(_RUNTIMES) <= set(names):
-        raise StartupError(
-            "onnxruntime and onnxruntime-gpu overwrite each other: run `pip uninstall -y onnxruntime "
-            "onnxruntime-gpu`, then `pip install 'ign-service[cpu]'`, or [gpu] for CUDA"
-        )
 
 
 def share_metrics(folder: Path) -> None:

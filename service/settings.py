@@ -13,8 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BeforeValidator, Field, StringConstraints, ValidationError, model_validator
-from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from service.artifact.files import only_model
 from service.domain.errors import StartupError
@@ -54,205 +53,93 @@ ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63
 Endpoint = Literal["health", "metrics", "docs", "page"]
 
 
-class Settings(BaseSettings):
-    """The operator's settings. Their descriptions are in `--help` and on the documentation site.
+class Settings(BaseModel):
+    """The operator's settings. The text below each is in `--help` and on the documentation site.
 
-    The constructor takes field values only; `load_settings` takes variables.
-
-    Raises:
-        ValidationError: a value is not allowed.
-        StartupError: two values cannot work together.
+    Raises ValidationError if a value is not allowed, StartupError if two values cannot work together.
     """
 
-    model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, env_prefix=PREFIX, enable_decoding=False
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
-    host: Host = Field(
-        default="127.0.0.1", title="address to listen on", description="0.0.0.0 or :: stands for all interfaces."
-    )
-    port: int = Field(default=8000, ge=0, le=65_535, title="port to listen on; 0 takes a free one")
-    model_dir: Path = Field(
-        default_factory=_shipped_models,
-        title="directory of the models",
-        description="It holds NAME/VERSION/{model.onnx, golden.npz}; later changes are loaded on request.",
-    )
-    default_model: ModelName = Field(
-        default="mnist",
-        title="default model, such as mnist or mnist/1",
-        description="A name alone stands for its highest version. Unset, the ."
-        "only model of a directory takes the place of mnist",
-    )
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto",
-        title="where models run",
-        description="auto takes CUDA where the model passes its checks, else the CPU, and gives the reason in the log and in /readyz; cuda does not start where CUDA does not work.",
-    )
-    precision: Literal["fp32", "fp16"] = Field(
-        default="fp32", title="fp16 runs model.fp16.onnx", description="It does not start where a model has none."
-    )
-    deterministic: bool = Field(
-        default=False,
-        title="one batch size, and no search for algorithms on CUDA",
-        description="On a CPU, rows are bit-identical anyway.",
-    )
-    cuda_graphs: bool = Field(
-        default=False,
-        title="capture and replay a CUDA graph for each batch size",
-        description="Not yet measured on a GPU.",
-    )
-    cuda_memory_mib: int = Field(
-        default=0,
-        ge=0,
-        le=10_000_000,
-        title="device memory of a session in MiB; 0 for no limit",
-        description="cuDNN's own memory is not included.",
-    )
-    gpu_count: int = Field(
-        default=1,
-        ge=1,
-        le=64,
-        title="GPUs to serve on",
-        description="They are the first visible ones; more than one needs device cuda.",
-    )
-    threads: int = Field(
-        default=0,
-        ge=0,
-        le=1024,
-        title="CPU threads of a model; 0 takes all",
-        description="All is the smaller of the control group's quota and the affinity mask.",
-    )
-    cpu_instances: int = Field(
-        default=0, ge=0, le=64, title="model instances on a CPU; 0 chooses", description="They share the threads."
-    )
-    workers: int = Field(
-        default=1, ge=1, le=256, title="serving processes on one port", description="More than one needs device cpu."
-    )
-    max_batch_rows: int = Field(
-        default=64,
-        ge=1,
-        le=65_536,
-        title="rows in the largest batch",
-        description="On CUDA it is the largest batch size of the model card that is used.",
-    )
-    queue_rows: int = Field(
-        default=4096,
-        ge=1,
-        le=10_000_000,
-        title="rows that may wait",
-        description="Beyond it, requests get 429; at least the images of one request.",
-    )
-    max_images: int = Field(
-        default=64,
-        ge=1,
-        le=65_536,
-        title="images of one request",
-        description="They are n, uploaded pictures, or rows of /v2/…/infer.",
-    )
-    max_steps: int = Field(default=300_000, ge=1, le=1_000_000_000, title="applications of f in one request")
-    max_body_bytes: int = Field(
-        default=16 * 2**20,
-        ge=1024,
-        lt=2**31,
-        title="bytes of the largest request body",
-        description="They are counted as it arrives and again when it is decompressed.",
-    )
-    max_pixels: int = Field(
-        default=16_000_000,
-        ge=1,
-        le=2**28,
-        title="pixels of the largest picture",
-        description="They are checked before decoding; a side may have 16384. Enlarged ."
-        "pictures of a response may have as many together",
-    )
-    max_request_pixels: int = Field(
-        default=64_000_000,
-        ge=1,
-        le=2**34,
-        title="pixels of all pictures and masks of one request",
-        description="Never less than those of the largest picture.",
-    )
-    max_inflight_bytes: int = Field(
-        default=128 * 2**20,
-        ge=1024,
-        le=2**40,
-        title="bytes of the bodies and enlarged pictures of all requests in flight",
-        description="Beyond it, requests get 503; never less than the largest body.",
-    )
-    max_inflight_requests: int = Field(
-        default=1024, ge=1, le=1_000_000, title="requests in flight", description="Beyond it, requests get 503."
-    )
-    max_open_connections: int = Field(
-        default=4096,
-        ge=1,
-        le=1_000_000,
-        title="open connections, at most `ulimit -n` − 256",
-        description="A new one replaces the oldest.",
-    )
-    head_timeout_s: Seconds = Field(
-        default=10.0,
-        title="seconds a request head may take",
-        description="Then it gets 408, or the connection closes.",
-    )
-    request_timeout_s: Seconds = Field(
-        default=30.0,
-        title="seconds a request may take",
-        description="They are the default and the maximum of X-Request-Timeout.",
-    )
-    stream_timeout_s: float = Field(default=900.0, ge=0.001, le=604_800, title="seconds an event stream may take")
-    body_timeout_s: Seconds = Field(
-        default=15.0,
-        title="seconds a request body may take",
-        description="They count from the headers to the last byte; then it gets 408.",
-    )
-    drain_delay_s: DrainSeconds = Field(
-        default=0.0,
-        title="seconds a stopping service stays up at least, for load balancers",
-        description="At most the seconds of drain.",
-    )
-    drain_s: DrainSeconds = Field(
-        default=15.0,
-        title="seconds after which a stopping service leaves",
-        description="It leaves even with requests in flight.",
-    )
-    api_keys_file: Path | None = Field(
-        default=None, title="file of API keys", description="Without it the service needs no keys."
-    )
-    private_endpoints: Annotated[tuple[Endpoint, ...], CommaSeparated] = Field(
-        default=(),
-        title="what needs a key too, separated by commas",
-        description="health, metrics, docs, page; with health, probes of /readyz must send a key.",
-    )
-    rate_limit: Annotated[Rate | None, BeforeValidator(_parse_rate)] = Field(
-        default=None,
-        title="requests per caller such as 20/s or 600/m, or off",
-        description="Beyond it, requests get 429.",
-    )
-    trusted_proxies: Annotated[tuple[Network, ...], CommaSeparated] = Field(
-        default=(),
-        title="addresses or networks such as 10.0.0.0/8, separated by commas",
-        description="Their X-Forwarded-For header is believed.",
-    )
-    cors_origins: Annotated[tuple[Origin, ...], CommaSeparated] = Field(
-        default=(),
-        title="origins such as https://example.org (no path), separated by commas, or *",
-        description="Browsers may call from them.",
-    )
-    log_format: Literal["text", "json"] = Field(default="text", title="format of the log")
-    access_log: bool = Field(default=True, title="whether requests are logged", description="Each gets one line.")
-    access_log_probes: bool = Field(default=False, title="whether successful probes and scrapes are logged")
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Take constructor arguments only; `load_settings` adds the environment that it is given."""
-        return (init_settings,)
+    host: Host = "127.0.0.1"
+    """address to listen on. 0.0.0.0 or :: stands for all interfaces."""
+    port: int = Field(default=8000, ge=0, le=65_535)
+    """port to listen on; 0 takes a free one"""
+    model_dir: Path = Field(default_factory=_shipped_models)
+    """directory of the models. It holds NAME/VERSION/{model.onnx, golden.npz}; later changes are loaded on request."""
+    default_model: ModelName = "mnist"
+    """default model, such as mnist or mnist/1. A name alone stands for its highest version. Unset, the only model
+    of a directory takes the place of mnist."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """where models run. auto takes CUDA where the model passes its checks, else the CPU, and gives the reason in
+    the log and in /readyz; cuda does not start where CUDA does not work."""
+    precision: Literal["fp32", "fp16"] = "fp32"
+    """fp16 runs model.fp16.onnx. It does not start where a model has none."""
+    deterministic: bool = False
+    """one batch size, and no search for algorithms on CUDA. On a CPU, rows are bit-identical anyway."""
+    cuda_graphs: bool = False
+    """capture and replay a CUDA graph for each batch size. Not yet measured on a GPU."""
+    cuda_memory_mib: int = Field(default=0, ge=0, le=10_000_000)
+    """device memory of a session in MiB; 0 for no limit. cuDNN's own memory is not included."""
+    gpu_count: int = Field(default=1, ge=1, le=64)
+    """GPUs to serve on. They are the first visible ones; more than one needs device cuda."""
+    threads: int = Field(default=0, ge=0, le=1024)
+    """CPU threads of a model; 0 takes all. All is the smaller of the control group's quota and the affinity mask."""
+    cpu_instances: int = Field(default=0, ge=0, le=64)
+    """model instances on a CPU; 0 chooses. They share the threads."""
+    workers: int = Field(default=1, ge=1, le=256)
+    """serving processes on one port. More than one needs device cpu."""
+    max_batch_rows: int = Field(default=64, ge=1, le=65_536)
+    """rows in the largest batch. On CUDA it is the largest batch size of the model card that is used."""
+    queue_rows: int = Field(default=4096, ge=1, le=10_000_000)
+    """rows that may wait. Beyond it, requests get 429; at least the images of one request."""
+    max_images: int = Field(default=64, ge=1, le=65_536)
+    """images of one request. They are n, uploaded pictures, or rows of /v2/…/infer."""
+    max_steps: int = Field(default=300_000, ge=1, le=1_000_000_000)
+    """applications of f in one request"""
+    max_body_bytes: int = Field(default=16 * 2**20, ge=1024, lt=2**31)
+    """bytes of the largest request body. They are counted as it arrives and again when it is decompressed."""
+    max_pixels: int = Field(default=16_000_000, ge=1, le=2**28)
+    """pixels of the largest picture. They are checked before decoding; a side may have 16384. Enlarged pictures of
+    a response may have as many together."""
+    max_request_pixels: int = Field(default=64_000_000, ge=1, le=2**34)
+    """pixels of all pictures and masks of one request. Never less than those of the largest picture."""
+    max_inflight_bytes: int = Field(default=128 * 2**20, ge=1024, le=2**40)
+    """bytes of the bodies and enlarged pictures of all requests in flight. Beyond it, requests get 503; never less
+    than the largest body."""
+    max_inflight_requests: int = Field(default=1024, ge=1, le=1_000_000)
+    """requests in flight. Beyond it, requests get 503."""
+    max_open_connections: int = Field(default=4096, ge=1, le=1_000_000)
+    """open connections, at most `ulimit -n` − 256. A new one replaces the oldest."""
+    head_timeout_s: Seconds = 10.0
+    """seconds a request head may take. Then it gets 408, or the connection closes."""
+    request_timeout_s: Seconds = 30.0
+    """seconds a request may take. They are the default and the maximum of X-Request-Timeout."""
+    stream_timeout_s: float = Field(default=900.0, ge=0.001, le=604_800)
+    """seconds an event stream may take"""
+    body_timeout_s: Seconds = 15.0
+    """seconds a request body may take. They count from the headers to the last byte; then it gets 408."""
+    drain_delay_s: DrainSeconds = 0.0
+    """seconds a stopping service stays up at least, for load balancers. At most the seconds of drain."""
+    drain_s: DrainSeconds = 15.0
+    """seconds after which a stopping service leaves. It leaves even with requests in flight."""
+    api_keys_file: Path | None = None
+    """file of API keys. Without it the service needs no keys."""
+    private_endpoints: Annotated[tuple[Endpoint, ...], CommaSeparated] = ()
+    """what needs a key too, separated by commas. health, metrics, docs, page; with health, probes of /readyz must
+    send a key."""
+    rate_limit: Annotated[Rate | None, BeforeValidator(_parse_rate)] = None
+    """requests per caller such as 20/s or 600/m, or off. Beyond it, requests get 429."""
+    trusted_proxies: Annotated[tuple[Network, ...], CommaSeparated] = ()
+    """addresses or networks such as 10.0.0.0/8, separated by commas. Their X-Forwarded-For header is believed."""
+    cors_origins: Annotated[tuple[Origin, ...], CommaSeparated] = ()
+    """origins such as https://example.org (no path), separated by commas, or *. Browsers may call from them."""
+    log_format: Literal["text", "json"] = "text"
+    """format of the log"""
+    access_log: bool = True
+    """whether requests are logged. Each gets one line."""
+    access_log_probes: bool = False
+    """whether successful probes and scrapes are logged"""
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
@@ -292,33 +179,25 @@ class Settings(BaseSettings):
 
 
 def load_settings(environ: Mapping[str, str]) -> Settings:
-    """Read the settings from variables.
+    """Read the settings from variables; `name_warnings` finds unknown ones.
 
-    Args:
-        environ: variable name → text. Names without the prefix are ignored; `name_warnings` finds unknown ones.
-
-    Raises:
-        StartupError: a value is not allowed, or two values cannot work together. The text is one line that names the
-            variable, its value and what is expected.
+    Raises StartupError if a value is not allowed, or two values cannot work together. The text is one line that names
+    the variable, its value and what is expected.
     """
-    given = {name: text.strip() for name, text in environ.items() if text.strip()}
-    source = EnvSettingsSource(Settings)
-    # pydantic-settings looks variables up in lower case.
-    source.env_vars = {name.lower(): text for name, text in given.items() if name.startswith(PREFIX)}
+    texts = {field: environ.get(variable_of(field), "").strip() for field in Settings.model_fields}
     try:
-        return Settings(**source())
+        return Settings.model_validate({field: text for field, text in texts.items() if text})
     except ValidationError as exc:
-        raise StartupError(_first_error(exc, source.env_vars)) from exc
+        raise StartupError(_first_error(exc, texts)) from exc
 
 
-def _first_error(exc: ValidationError, environ: Mapping[str, str | None]) -> str:
+def _first_error(exc: ValidationError, texts: Mapping[str, str]) -> str:
     error = exc.errors(include_url=False)[0]
     field = str(error["loc"][0])
-    name = variable_of(field)
-    text = environ.get(name.lower()) or ""
+    text = texts[field]
     shown = text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
     reason = error["msg"].removeprefix("Value error, ")
-    return f"{name}={shown!r} is not allowed: {reason} ({summary_of(field)})"
+    return f"{variable_of(field)}={shown!r} is not allowed: {reason} ({summary_of(field)})"
 
 
 def name_warnings(environ: Mapping[str, str]) -> list[str]:
@@ -339,11 +218,8 @@ def name_warnings(environ: Mapping[str, str]) -> list[str]:
 def from_environment(overrides: Mapping[str, str] = MappingProxyType({})) -> Settings:
     """The settings of this process. If no default model is set, the only one of the directory is it.
 
-    Args:
-        overrides: variable name → text, in place of the environment's; an empty text stands for the default.
-
-    Raises:
-        StartupError: see `load_settings`.
+    ``overrides`` are texts by variable, in place of the environment's; an empty text stands for the default. Raises as
+    `load_settings`.
     """
     settings = load_settings({**os.environ, **overrides})
     only = None if "default_model" in settings.model_fields_set else only_model(settings.model_dir)
@@ -357,13 +233,12 @@ def variable_of(field: str) -> str:
 
 def summary_of(field: str) -> str:
     """What a setting is, in one line without a full stop."""
-    return Settings.model_fields[field].title or ""
+    return meaning_of(field).partition(". ")[0]
 
 
 def meaning_of(field: str) -> str:
     """What a setting is and does, in sentences."""
-    description = Settings.model_fields[field].description
-    return f"{summary_of(field)}. {description}" if description else summary_of(field)
+    return " ".join((Settings.model_fields[field].description or "").split())
 
 
 def log_name_warnings() -> None:
@@ -372,22 +247,17 @@ def log_name_warnings() -> None:
         _LOG.warning("%s", warning)
 
 
-def trace_exporters(environ: Mapping[str, str] | None = None) -> tuple[str, ...]:
+def trace_exporters(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
     """The exporters of OpenTelemetry that the standard variables ask for; none unless they name one or an endpoint.
 
-    Args:
-        environ: None for that of this process.
-
-    Returns:
-        Names of entry points of the group `opentelemetry_traces_exporter`. OTLP goes over HTTP unless
-        `OTEL_EXPORTER_OTLP_PROTOCOL` is `grpc`.
+    They are names of entry points of the group `opentelemetry_traces_exporter`. OTLP goes over HTTP unless
+    `OTEL_EXPORTER_OTLP_PROTOCOL` is `grpc`.
     """
-    given = os.environ if environ is None else environ
-    if given.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+    if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return ()
-    has_endpoint = any(given.get(f"OTEL_EXPORTER_OTLP_{name}ENDPOINT") for name in ("", "TRACES_"))
-    names = given.get("OTEL_TRACES_EXPORTER", "").strip() or ("otlp" if has_endpoint else "none")
-    protocol = given.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or given.get("OTEL_EXPORTER_OTLP_PROTOCOL") or ""
+    has_endpoint = any(environ.get(f"OTEL_EXPORTER_OTLP_{name}ENDPOINT") for name in ("", "TRACES_"))
+    names = environ.get("OTEL_TRACES_EXPORTER", "").strip() or ("otlp" if has_endpoint else "none")
+    protocol = environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or environ.get("OTEL_EXPORTER_OTLP_PROTOCOL") or ""
     otlp = "otlp_proto_grpc" if protocol.strip() == "grpc" else "otlp_proto_http"
     found = (name.strip() for name in names.split(","))
     return tuple(otlp if name == "otlp" else name for name in found if name not in ("", "none"))

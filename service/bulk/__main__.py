@@ -10,10 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from pydantic import ValidationError
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from service.bulk.job import SCHEMAS, Job, parse_options
 from service.bulk.output import Output, check_output
+from service.bulk.pipeline import SCHEMAS, Job
 from service.bulk.sources import open_source
 from service.domain.errors import IgnError, StartupError
 from service.environment import prepare_process
@@ -33,15 +34,12 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = _PROG) -> int:
         with logging_redirect_tqdm([_LOG]):  # lines appear above the progress bar
             return _run(options)
     except StartupError as exc:
-        return _report(exc.detail, USAGE)
+        line, status = exc.detail, USAGE
     except (IgnError, OSError) as exc:
         detail = exc.detail if isinstance(exc, IgnError) else str(exc)
-        return _report(f"stopped: {detail}; the same command continues", STOPPED)
+        line, status = f"stopped: {detail}; the same command continues", STOPPED
     except KeyboardInterrupt:
-        return _report("interrupted; the same command continues", INTERRUPTED)
-
-
-def _report(line: str, status: int) -> int:
+        line, status = "interrupted; the same command continues", INTERRUPTED
     print(f"service.bulk: {line}", file=sys.stderr)  # noqa: T201
     return status
 
@@ -70,7 +68,12 @@ def _job(options: argparse.Namespace, output: Output) -> Job:
     if options.task == "generate" and "seed" not in values:
         previous = (output.previous_job() or {}).get("options", {})
         values["seed"] = previous.get("seed", secrets.randbits(_SEED_BITS))
-    parsed = parse_options(options.task, values)
+    try:
+        parsed = SCHEMAS[options.task].model_validate(values)
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        name = "-".join(str(part).replace("_", "-") for part in first["loc"])
+        raise StartupError(f"{'-' if len(name) == 1 else '--'}{name}: {first['msg']}") from None
     return Job(options=parsed, source=options.input, column=options.column, shard=options.shard)
 
 
@@ -102,33 +105,30 @@ def parser(prog: str = _PROG) -> argparse.ArgumentParser:
 
 
 def _source(command: argparse.ArgumentParser) -> None:
-    command.add_argument("input", metavar="INPUT", help="image, folder, .zip or .parquet; path or fsspec URL")
+    add = command.add_argument
+    add("input", metavar="INPUT", help="image, folder, .zip or .parquet; path or fsspec URL")
     _output(command)
-    command.add_argument("--column", default="image", help="column of a .parquet that holds the images (image)")
-    command.add_argument(
-        "--resize", choices=("fit", "crop", "stretch"), help="how to fit an image of another size (fit)"
-    )
-    command.add_argument("--invert", type=_invert, metavar="auto|true|false", help="invert light and dark (auto)")
+    add("--column", default="image", help="column of a .parquet that holds the images (image)")
+    add("--resize", choices=("fit", "crop", "stretch"), help="how to fit an image of another size (fit)")
+    add("--invert", type=_invert, metavar="auto|true|false", help="invert light and dark (auto)")
 
 
 def _output(command: argparse.ArgumentParser) -> None:
-    command.add_argument("output", metavar="OUTPUT", help="folder: new, or that of a run to continue")
-    command.add_argument("--model", help="name or name/version (IGN_DEFAULT_MODEL)")
-    command.add_argument("--shard", type=_positive, default=1024, help="images per shard (1024)")
-    command.add_argument(
-        "--manifest", choices=("jsonl", "parquet"), default="jsonl", help="format of the manifest (jsonl)"
-    )
-    command.add_argument("--ray", action="store_true", help="run on Ray Data; all nodes must reach input and output")
-    command.add_argument("--actors", type=_positive, help="with --ray: number of actors (one per GPU, or per node)")
+    add = command.add_argument
+    add("output", metavar="OUTPUT", help="folder: new, or that of a run to continue")
+    add("--model", help="name or name/version (IGN_DEFAULT_MODEL)")
+    add("--shard", type=_positive, default=1024, help="images per shard (1024)")
+    add("--manifest", choices=("jsonl", "parquet"), default="jsonl", help="format of the manifest (jsonl)")
+    add("--ray", action="store_true", help="run on Ray Data; all nodes must reach input and output")
+    add("--actors", type=_positive, help="with --ray: number of actors (one per GPU, or per node)")
 
 
 def _steps(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--steps", type=int, help="applications of f (that of the model card)")
-    command.add_argument("--tolerance", type=float, help="stop an image once f moves it by less")
-    command.add_argument(
-        "--score", action="store_const", const=True, help="also measure drift, which costs one more step"
-    )
-    command.add_argument("--format", choices=("png", "jpeg", "webp", "npy"), help="format of the images (png)")
+    add = command.add_argument
+    add("--steps", type=int, help="applications of f (that of the model card)")
+    add("--tolerance", type=float, help="stop an image once f moves it by less")
+    add("--score", action="store_const", const=True, help="also measure drift, which costs one more step")
+    add("--format", choices=("png", "jpeg", "webp", "npy"), help="format of the images (png)")
 
 
 def _positive(text: str) -> int:

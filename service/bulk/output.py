@@ -18,11 +18,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from service.bulk.job import Fingerprint, check_same
 from service.bulk.sources import is_url
 from service.domain.errors import StartupError
 
 Record = dict[str, Any]
+Fingerprint = dict[str, Any]
+"""Of a job; by it a later run knows that it continues the same job."""
 ManifestFormat = Literal["jsonl", "parquet"]
 
 COLUMNS: Final = {
@@ -110,7 +111,11 @@ class Output:
             temp.write_text(json.dumps(fingerprint, indent=2) + "\n", encoding="utf-8")
             temp.replace(self.root / _JOB)
         else:
-            check_same(previous, fingerprint)
+            before, now = ({**one, **one.get("options", {}), "options": None} for one in (previous, fingerprint))
+            for name in dict.fromkeys((*before, *now)):
+                if before.get(name) != now.get(name):
+                    change = f"{name} was {before.get(name)}, and is {now.get(name)} now"
+                    raise StartupError(f"the output holds another run: {change}; use another folder")
         for leftover in self.root.glob(f".*{_TEMP_SUFFIX}"):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 

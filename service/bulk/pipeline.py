@@ -1,4 +1,4 @@
-"""One shard: read and decode its inputs, run the model, encode and write its outputs, as the endpoints do.
+"""The job of a run, and one shard of it: read and decode inputs, run the model, encode and write, as the endpoints do.
 
     range of inputs ─ decode (codec threads) ─ run (scheduler) ─ encode, write (codec threads) ─ records
 
@@ -7,49 +7,58 @@ Several ranges of `max_batch_rows` are at different places at once, so that the 
 
 import asyncio
 import re
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
 from service.api.app_state import AppState
 from service.api.native.responses import in_distribution_fields, round_metric
-from service.api.native.schemas import Format, GenerateRequest, ProjectOptions, ScoreOptions
-from service.bulk.job import Job
-from service.bulk.output import COLUMNS, Output, Record
+from service.api.native.schemas import Format, GenerateRequest, PictureOptions, ProjectOptions, ScoreOptions
+from service.api.native.validation import step_params
+from service.bulk.output import COLUMNS, Fingerprint, Output, Record
 from service.bulk.sources import Source, SourceItem, open_source
 from service.domain.errors import IgnError, InvalidContent, ModelFailure, RequestError, StartupError, UnknownModel
 from service.domain.latents import FloatRow
-from service.domain.tasks import Result, SchedulingParams, blend_result
+from service.domain.tasks import Result, SchedulingParams, StepParams, blend_result
 from service.images.decode import DecodeLimits, decode_picture
 from service.images.encode import encode, encode_npy, to_uint8
 from service.images.prepare import prepare
 
 T = TypeVar("T")
+Options = GenerateRequest | ProjectOptions | ScoreOptions
 
+SCHEMAS: Final[Mapping[str, type[Options]]] = {
+    "generate": GenerateRequest,
+    "project": ProjectOptions,
+    "score": ScoreOptions,
+}
+"""The options of each task: those of the endpoint of the same name."""
+_LAYOUT: Final = 1  # of the output folder; a run does not continue a folder of another layout
 _SUFFIXES: Final = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "npy": ".npy"}
 _MAX_STEM: Final = 80
 _BATCHES_IN_FLIGHT: Final = 4
 """Per model instance: one batch on the device, one waiting for it, one being decoded, one being encoded."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What one run does."""
+
+    options: Options
+    source: str = ""  # path or URL of the images; empty for `generate`
+    column: str = "image"  # of a Parquet table, with the images
+    shard: int = 1024  # images in each, ≥ 1
+
+
 @dataclass(slots=True, eq=False)
 class _Item:
-    """One image in processing."""
-
-    record: Record  # its line of the manifest, filled in step by step
+    record: Record  # the line of one image in the manifest, filled in step by step
     row: FloatRow | None = None  # (C, H, W) in the model's units: the input, then the output; None if there is none
     error: IgnError | None = None
-
-
-class ShardResult(NamedTuple):
-    """A complete shard: the number of its images, and one message for each that failed."""
-
-    images: int
-    failures: tuple[str, ...]
 
 
 class Pipeline:
@@ -63,7 +72,7 @@ class Pipeline:
         self._job, self._services, self._output, self._source = job, services, output, source
         try:
             self.model = services.registry.resolve(job.options.model)
-            self._step_params = job.step_params(self.model, settings)
+            self._step_params = self._chosen_steps()
         except (UnknownModel, InvalidContent) as exc:  # errors that an endpoint returns to its caller
             raise StartupError(exc.detail) from exc
         if job.source and source is None:
@@ -76,12 +85,33 @@ class Pipeline:
         # The queue must have room for all batches in flight, or the scheduler would reject some.
         self._batches = asyncio.Semaphore(max(1, min(in_flight, settings.queue_rows // self._batch_rows)))
 
-    @property
-    def digest(self) -> str:
-        """Digest of the source; empty for noise."""
-        return self._source.digest if self._source else ""
+    def _chosen_steps(self) -> StepParams:
+        """How f is applied to each image; raises InvalidContent for more steps than the settings allow."""
+        options, steps = self._job.options, self.model.card.steps
+        if not isinstance(options, GenerateRequest | ProjectOptions):
+            return StepParams(steps=1, score=True)
+        recommended = steps.generate if isinstance(options, GenerateRequest) else steps.project
+        return step_params(options, recommended=recommended, rows=1, settings=self._services.settings)
 
-    async def shard(self, number: int) -> ShardResult:
+    def fingerprint(self) -> Fingerprint:
+        """Everything that determines the bytes of the output, as JSON values."""
+        job = self._job
+        unused = {"model", "record", *PictureOptions.model_fields} - {"format"}
+        options = job.options.model_dump(mode="json", exclude=unused)
+        if self._format:
+            options["steps"] = self._step_params.steps
+        return {
+            "layout": _LAYOUT,
+            "task": next(task for task, schema in SCHEMAS.items() if type(job.options) is schema),
+            "model": self.model.ref,
+            "digest": f"sha256:{self.model.digest}",
+            "options": options,
+            "pictures": self.images,
+            "source": self._source.digest if self._source else "",
+            "shard": job.shard,
+        }
+
+    async def shard(self, number: int) -> list[Record]:
         """Process and write one shard; raises IgnError or OSError if something else than an image fails."""
         start = number * self._job.shard
         stop = min(start + self._job.shard, self.images)
@@ -93,10 +123,9 @@ class Pipeline:
             if record["picture"] is not None:
                 record["picture"] = f"{self._output.shard_dir(number).name}/{record['picture']}"
         await self._services.codec.run("encode", partial(self._output.finish, number, folder, records))
-        return shard_result(records)
+        return records
 
     async def _process(self, folder: Path, start: int, stop: int) -> list[_Item]:
-        """Decode, run and write the inputs ``start`` … ``stop − 1`` as one batch."""
         codec = self._services.codec
         async with self._batches:
             items = await codec.run("decode", partial(self._read, start, stop))
@@ -174,11 +203,6 @@ class Pipeline:
                 record["picture"] = _file_name(record, self._format)
                 (folder / record["picture"]).write_bytes(content)
             item.row = None
-
-
-def shard_result(records: Sequence[Record]) -> ShardResult:
-    """The result of a complete shard with this manifest."""
-    return ShardResult(len(records), tuple(record["detail"] for record in records if record["error"]))
 
 
 async def gather_all(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:

@@ -5,16 +5,15 @@ import dataclasses
 import json
 import logging
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
 from tqdm import tqdm
 
 from service.app import running_services
-from service.bulk.job import Job
-from service.bulk.output import Output
-from service.bulk.pipeline import Pipeline, ShardResult, gather_all, shard_result
+from service.bulk.output import Output, Record
+from service.bulk.pipeline import Job, Pipeline, gather_all
 from service.bulk.sources import Source, is_url
 from service.domain.errors import IgnError, StartupError
 from service.environment import prepare_process
@@ -47,24 +46,24 @@ class Progress:
         if plan.completed:
             _LOG.info("continuing: %d of %d images are complete", plan.completed, plan.images)
 
-    def update(self, shard: ShardResult) -> None:
+    def update(self, records: Sequence[Record]) -> None:
         """Report a finished shard and its first failed images."""
-        for detail in shard.failures:
+        for record in (one for one in records if one["error"]):
             self._failed += 1
             if self._failed <= _MAX_REPORTED:
-                _LOG.warning("%s", detail)
+                _LOG.warning("%s", record["detail"])
             elif self._failed == _MAX_REPORTED + 1:
                 _LOG.warning("more images failed; the manifest lists all of them")
-        self._done += shard.images
-        self.bar.update(shard.images)
+        self._done += len(records)
+        self.bar.update(len(records))
         if self.bar.disable:
             _LOG.info("%d/%d images, %d failed", self._done, self._total, self._failed)
 
 
-def start(job: Job, output: Output, settings: Settings, pipeline: Pipeline) -> ShardPlan:
+def start(job: Job, output: Output, pipeline: Pipeline) -> ShardPlan:
     """Record the job in the output folder, or check that it continues the recorded one; returns what is missing."""
     images = pipeline.images
-    output.start(job.fingerprint(pipeline.model, settings, images, pipeline.digest))
+    output.start(pipeline.fingerprint())
     shards = -(-images // job.shard)
     missing = tuple(number for number in range(shards) if not output.is_complete(number))
     left = sum(min(job.shard, images - number * job.shard) for number in missing)
@@ -74,15 +73,14 @@ def start(job: Job, output: Output, settings: Settings, pipeline: Pipeline) -> S
 def run_local(job: Job, source: Source | None, output: Output, settings: Settings) -> ShardPlan:
     """Process the missing shards of a job in this process, to a locked output; returns the plan at the start.
 
-    Raises:
-        StartupError: the run cannot start; nothing was written.
-        IgnError, OSError: the run cannot continue; complete shards stay.
+    Raises StartupError if the run cannot start, and nothing was written. IgnError and OSError mean that it cannot
+    continue; complete shards stay.
     """
 
     async def run() -> ShardPlan:
         async with running_services(settings) as services:
             pipeline = Pipeline(job, services, output, source)
-            plan = start(job, output, settings, pipeline)
+            plan = start(job, output, pipeline)
             missing, progress = iter(plan.missing), Progress(plan)
 
             async def take_turns() -> None:
@@ -112,7 +110,7 @@ def run_on_ray(
     async def plan_run() -> ShardPlan:
         # The driver only resolves the model, for which it needs no GPU. Ray gives GPUs to the actors only.
         async with running_services(settings.replace(device="cpu", cuda_graphs=False)) as services:
-            return start(job, output, settings, Pipeline(job, services, output, source))
+            return start(job, output, Pipeline(job, services, output, source))
 
     plan = asyncio.run(plan_run())
     progress = Progress(plan)
@@ -147,7 +145,7 @@ def _run_actors(
     for row in results.iter_rows():
         if row["error"]:
             raise OSError(row["error"])
-        progress.update(ShardResult(int(row["images"]), tuple(json.loads(row["failures"]))))
+        progress.update(json.loads(row["records"]))
 
 
 class Actor:
@@ -164,23 +162,19 @@ class Actor:
         self._output = output
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        """Process the shard whose number is in column `item`; returns its result, or the error as text.
+        """Process the shard whose number is in column `item`; returns its records, or the error as text.
 
         Ray would wrap an exception and lose its type.
         """
-        shard, error = ShardResult(0, ()), ""
+        number, records, error = int(batch["item"][0]), list[Record](), ""
         try:
-            shard = self._process(int(batch["item"][0]))
-        except IgnError as exc:
-            error = exc.detail
-        except OSError as exc:
-            error = str(exc)
-        return {"images": [shard.images], "failures": [json.dumps(shard.failures)], "error": [error]}
-
-    def _process(self, number: int) -> ShardResult:
-        if self._output.is_complete(number):  # by an actor that died before it returned its result
-            return shard_result(self._output.records(number))
-        return self._await(self._pipeline.shard(number))
+            if self._output.is_complete(number):  # by an actor that died before it returned its result
+                records = self._output.records(number)
+            else:
+                records = self._await(self._pipeline.shard(number))
+        except (IgnError, OSError) as exc:
+            error = exc.detail if isinstance(exc, IgnError) else str(exc)
+        return {"records": [json.dumps(records)], "error": [error]}
 
     def _await(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()

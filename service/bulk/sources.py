@@ -38,10 +38,8 @@ class SourceItem(NamedTuple):
 def open_source(source: str, *, column: str, limit: int) -> "Source":
     """Open an image, folder, `.zip` or `.parquet`; raises StartupError if there is none that can be read.
 
-    Args:
-        source: local path, or a URL that fsspec supports.
-        column: column of a Parquet file that holds the images: binary, or a struct with `bytes`.
-        limit: maximum size of one image in bytes; a larger image becomes an error in its place.
+    ``column`` of a Parquet file holds the images: binary, or a struct with `bytes`. An image of more than ``limit``
+    bytes becomes an error in its place.
     """
     files = SourceFiles(source)
     names = list(files.sizes)
@@ -109,10 +107,14 @@ class Files:
 
     def _content(self, name: str) -> bytes | RequestError:
         try:
+            content = bytearray()
             with closing(self._open(name)) as file:
-                return _read_at_most(file, name, self._limit)
+                # Some backends return less than they are asked for.
+                while len(content) <= self._limit and (part := file.read(_CHUNK)):
+                    content += part
         except self._errors as exc:
             return _unreadable(name, getattr(exc, "strerror", None) or self._reason)
+        return bytes(content) if len(content) <= self._limit else _too_large(name, self._limit)
 
 
 class Archive(Files):
@@ -301,14 +303,6 @@ def _as_os_error() -> Iterator[None]:
         raise
     except Exception as exc:
         raise OSError(errno.EIO, str(exc) or type(exc).__name__) from exc
-
-
-def _read_at_most(file: Any, name: str, limit: int) -> bytes | RequestError:
-    """The content of a file, or an error if it is longer than ``limit`` bytes."""
-    content = bytearray()
-    while len(content) <= limit and (part := file.read(_CHUNK)):  # some backends return less than they are asked for
-        content += part
-    return bytes(content) if len(content) <= limit else _too_large(name, limit)
 
 
 def _too_large(name: str, limit: int) -> RequestError:

@@ -89,13 +89,6 @@ def _utc(seconds: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
-class TextFormatter(logging.Formatter):
-    """One line: local time, level, message."""
-
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(message)s")
-
-
 class JsonFormatter(logging.Formatter):
     """One JSON object a line: time (UTC), level, logger, message, version, a request's fields, a traceback."""
 
@@ -108,9 +101,8 @@ class JsonFormatter(logging.Formatter):
             "message": record.getMessage(),
             "version": __version__,
         }
-        request = getattr(record, "request", None)
-        if request is not None:
-            line |= _fields(record, request)
+        if hasattr(record, "request"):
+            line |= _fields(record, record.request)
         elif hasattr(record, "request_id"):
             line["request_id"] = record.request_id
         if record.exc_info:
@@ -119,7 +111,6 @@ class JsonFormatter(logging.Formatter):
 
 
 def _fields(record: logging.LogRecord, request: State) -> dict[str, Any]:
-    """The fields of an access log line."""
     request_id, method, route, status, milliseconds = record.args or ()
     fields = {"request_id": request_id, "method": method, "route": route, "status": status, "ms": milliseconds}
     fields |= {key: request[key] for key in _FIELDS if request.get(key) is not None}

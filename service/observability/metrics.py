@@ -49,29 +49,24 @@ _REFERENCE: Final = (50, 90, 99)  # percentiles of the card that are exported fo
 _CLOSED: Final = ("limit", "head_timeout", "head_too_large", "malformed", "pipelining", "send_timeout")
 
 
-class LabelLimiter:
-    """Keeps the first ``limit`` different label values and maps all others to `other`."""
+def label_limiter(limit: int = MAX_VALUES) -> Callable[[str], str]:
+    """A function that keeps the first ``limit`` different label values and maps all others to `other`."""
+    seen: set[str] = set()
 
-    def __init__(self, limit: int = MAX_VALUES) -> None:
-        self._limit = limit
-        self._seen: set[str] = set()
-
-    def __call__(self, value: str) -> str:
-        """The value, or `other`."""
-        if value not in self._seen:
-            if len(self._seen) >= self._limit:
-                return OTHER
-            self._seen.add(value)
+    def limited(value: str) -> str:
+        if value not in seen and len(seen) >= limit:
+            return OTHER
+        seen.add(value)
         return value
+
+    return limited
 
 
 class Metrics:
     """The metric objects, and methods that record events. Thread-safe, as prometheus_client is.
 
     A metric with labels is a function from their values to one series, such as ``metrics.batches("mnist/3", "full")``.
-
-    Args:
-        shared: folder for the values of all processes of one service, which `scrape` combines; None for one process.
+    ``shared`` is the folder for the values of all processes of one service, which `scrape` combines; None for one.
     """
 
     def __init__(self, shared: Path | None = None) -> None:
@@ -83,10 +78,10 @@ class Metrics:
         self._latest: dict[str, tuple[float, asyncio.Task[tuple[bytes, str]]]] = {}
         if shared is None:
             ProcessCollector(registry=registry)
-        self.model_label = LabelLimiter()
+        self.model_label = label_limiter()
         model: Labels = {"model": self.model_label}
-        endpoint: Labels = {"endpoint": LabelLimiter()}
-        caller: Labels = {"caller": LabelLimiter(MAX_CALLERS)}
+        endpoint: Labels = {"endpoint": label_limiter()}
+        caller: Labels = {"caller": label_limiter(MAX_CALLERS)}
         self._described: dict[str, list[tuple[Gauge, tuple[str, ...]]]] = {}  # series that describe a loaded model
         self._queued: dict[str, str] = {}
 
@@ -115,13 +110,13 @@ class Metrics:
         text = "Most open connections (IGN_MAX_OPEN_CONNECTIONS, ulimit -n)."
         self.connection_limit = gauge("ign_open_connections_limit", text)
         text = "Connections that the service closed because of a limit."
-        self._closed_connections = counters("ign_closed_connections", text, {"reason": str})
+        self.closed_connections = counters("ign_closed_connections", text, {"reason": str})
         for reason in _CLOSED:
-            self._closed_connections(reason)
+            self.closed_connections(reason)
         text = "Seconds in which no file could be opened and new connections were closed."
         self.files_exhausted = counter("ign_files_exhausted", text)
         self._requests = counters("ign_requests", "Responses sent.", endpoint | {"status": str} | model)
-        self._errors = counters("ign_http_errors", "Error responses sent, by error code.", {"code": LabelLimiter()})
+        self._errors = counters("ign_http_errors", "Error responses sent, by error code.", {"code": label_limiter()})
         text = "From request headers to the end of the response."
         self._latency = histograms("ign_request_seconds", text, endpoint | model, _LATENCY)
         self.in_flight = gauge("ign_requests_in_flight", "Requests in flight, without probes.")
@@ -132,7 +127,7 @@ class Metrics:
 
         # Images and rows
         text = "One call that decodes or encodes images."
-        self._codec = histograms("ign_codec_seconds", text, {"operation": LabelLimiter()}, _COMPUTE)
+        self._codec = histograms("ign_codec_seconds", text, {"operation": label_limiter()}, _COMPUTE)
         self.codec_waiting = gauge("ign_codec_waiting_jobs", "Jobs waiting for a thread of the codec pool.")
         text = "Mean |f(x) - x| of inputs, in the model's units."
         self._distance = histograms("ign_distance", text, model | endpoint, _DISTANCE)
@@ -158,11 +153,11 @@ class Metrics:
         self.batch_seconds = histograms("ign_batch_seconds", "One model call.", model, _COMPUTE)
         self.padding_rows = counters("ign_padding_rows", "Padding rows computed to fill a bucket.", model)
         text = "Model calls, by why the batch was closed."
-        self.batches = counters("ign_batches", text, model | {"reason": LabelLimiter()})
+        self.batches = counters("ign_batches", text, model | {"reason": label_limiter()})
         text = "Requests that the scheduler finished, by outcome."
-        self.scheduled_requests = counters("ign_scheduled_requests", text, model | {"outcome": LabelLimiter()})
+        self.scheduled_requests = counters("ign_scheduled_requests", text, model | {"outcome": label_limiter()})
         text = "Requests rejected at admission."
-        self.rejected_requests = counters("ign_rejected_requests", text, model | {"reason": LabelLimiter()})
+        self.rejected_requests = counters("ign_rejected_requests", text, model | {"reason": label_limiter()})
         self.early_exits = counters("ign_early_exits", "Rows that met their tolerance before their last step.", model)
         text = "Unfinished rows dropped because the client disconnected."
         self.cancellations = counters("ign_cancelled_rows", text, model)
@@ -182,13 +177,10 @@ class Metrics:
             self._caller_row_steps(name)
 
     def requests(self, endpoint: str, status: int, ended: Sequence[tuple[float, Mapping[str, Any]]]) -> None:
-        """Count responses.
+        """Count responses to one ``endpoint``, the template of a route, never the path of a request.
 
-        Args:
-            endpoint: template of the route, never the path of the request.
-            status: HTTP status; stored as its class, such as `2xx`.
-            ended: for each response the seconds from the request headers to the last byte, and the `State` of its
-                request. All have one `model`. A recorded `trace` becomes an exemplar.
+        ``ended`` has for each the seconds from the request headers to the last byte, and the `State` of its request.
+        All have one `model`. A recorded `trace` becomes an exemplar.
         """
         model, status_class = ended[0][1].get("model"), f"{status // 100}xx"
         self._requests(endpoint, status_class, model).inc(len(ended))
@@ -205,10 +197,6 @@ class Metrics:
         """Record the duration of one call that decodes or encodes images."""
         self._codec(operation).observe(seconds)
 
-    def connection_closed(self, reason: str) -> None:
-        """Count a connection that the service closed because of a limit."""
-        self._closed_connections(reason).inc()
-
     def rows(
         self,
         model: str,
@@ -219,13 +207,9 @@ class Metrics:
         *,
         api_key: str | None = None,
     ) -> None:
-        """Record the finished rows of requests of one caller.
+        """Record the finished rows of requests of one caller; uploads and noise have different distances.
 
-        Args:
-            endpoint: template of the route; a label, because uploads and noise have different distances.
-            distances: mean |f(x) − x| of the input of each row, in the model's units.
-            drifts: mean |f(y) − y| of the output of each row, if it was measured.
-            api_key: name of the caller's API key, if it has one.
+        In the model's units: ``distances``, mean |f(x) − x| of inputs, and ``drifts``, mean |f(y) − y| of outputs.
         """
         if api_key is not None:
             self._caller_row_steps(api_key).inc(sum(steps))
@@ -246,9 +230,7 @@ class Metrics:
     ) -> None:
         """Describe a model that starts to serve; replaces the description of an earlier file of this version.
 
-        Args:
-            reproducible: `exact` if a row has the same bits at every batch size, else `close`.
-            quantiles: `distance_quantiles` of the card (101 values), if it has them.
+        ``quantiles`` are the 101 `distance_quantiles` of the card, if it has them.
         """
         self.unloaded(model)
         label = self.model_label(model)

@@ -119,7 +119,7 @@ class RequestSpans:
             self._child(name, now - seconds, now)
 
     def scheduled(self, submitted: float, started: float | None, ended: float, outcome: str) -> None:
-        """Record how long the rows waited and ran; arguments as in `RequestObserver`."""
+        """Record how long the rows waited and ran, see `RequestObserver`."""
         self._child("queue", submitted, ended if started is None else started, {"ign.outcome": outcome})
         if started is not None:
             self._child("compute", started, ended, {"ign.outcome": outcome})

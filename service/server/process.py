@@ -28,12 +28,11 @@ from typing import Final, NoReturn
 
 from service.domain.errors import StartupError
 from service.environment import available_cpus, share_metrics, stop_signals
-from service.observability.logs import JsonFormatter, QueuedHandler, TextFormatter, count_drops, flush_log
+from service.observability.logs import JsonFormatter, QueuedHandler, count_drops, flush_log
 from service.server import sockets, uvicorn_server
 from service.settings import Settings
 
-ChildMain = Callable[[Settings, Connection], None]
-"""See `child_main`. It is importable by name, because processes are spawned."""
+ChildMain = Callable[[Settings, Connection], None]  # importable by name, because processes are spawned
 
 _LOG = logging.getLogger("service")
 _ACCEPTS_PER_TICK: Final = 8  # uvloop accepts one per listening socket, so there are as many duplicates of the socket
@@ -81,11 +80,8 @@ def run_server(settings: Settings, listener: socket.socket, messages: Connection
 
     With ``messages``, the connection to its parent, the socket is only bound, and listens when the models are ready.
 
-    Returns:
-        The exit status: 0, or 1 if no device is left. A new process may have the device again.
-
-    Raises:
-        StartupError: a setting or a model is unusable.
+    The exit status is 0, or 1 if no device is left: a new process may have the device again. Raises StartupError if a
+    setting or a model is unusable.
     """
     from service.app import build_services, create_app, make_connections
 
@@ -148,7 +144,8 @@ def leave(status: int) -> NoReturn:
 def configure_logging(settings: Settings) -> None:
     """Log to stderr in the format of the settings, from a thread of its own."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if settings.log_format == "json" else TextFormatter())
+    text = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    handler.setFormatter(JsonFormatter() if settings.log_format == "json" else text)
     logging.basicConfig(level=logging.INFO, handlers=[QueuedHandler(handler)], force=True)
     # This service writes its own startup, shutdown and access lines.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
@@ -179,11 +176,8 @@ def supervise(settings: Settings, main: ChildMain, *, on_listening: Callable[[],
 
     The first signal drains them, a second one ends their requests. ``on_listening`` is called when the first listens.
 
-    Returns:
-        The exit status: 0 if every process stopped cleanly, else the status of the first that did not.
-
-    Raises:
-        StartupError: a process did not start. The others are stopped.
+    The exit status is 0 if every process stopped cleanly, else the status of the first that did not. Raises
+    StartupError if a process did not start; the others are stopped.
     """
     with tempfile.TemporaryDirectory(prefix="ign-metrics-", ignore_cleanup_errors=True) as folder:
         share_metrics(Path(folder))
@@ -240,7 +234,6 @@ class _Supervisor:
         self._children.append(_Child(process, messages, time.monotonic()))
 
     def _watch(self) -> None:
-        """Wait for a signal, a message or the end of a process, and handle it."""
         handles = [handle for child in self._children for handle in (child.messages, child.process.sentinel)]
         wait([self._signals, *handles])
         self._receive_signals()

@@ -25,15 +25,14 @@ _WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - addr
 
 
 def listen(settings: Settings) -> socket.socket:
-    """A listening socket on the address in the settings, see `bind`."""
+    """A listening socket on the address in the settings; raises as `bind`."""
     return bind(settings.host, settings.port, listens=True)
 
 
 def bind(host: str, port: int, *, shared: bool = False, listens: bool = False) -> socket.socket:
     """A socket bound to this address; port 0 takes a free one, and ``shared`` lets others have it too (SO_REUSEPORT).
 
-    Raises:
-        StartupError: the address is not available.
+    Raises StartupError if the address is not available.
     """
     bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
@@ -56,10 +55,9 @@ def stop_handshakes(listener: socket.socket) -> None:
     A client that connects later tries again after a second. Then another process listens, or the client is refused.
     """
     program = ctypes.create_string_buffer(_DROP_SYN)
+    pointer = struct.pack("HP", len(_DROP_SYN) // 8, ctypes.addressof(program))
     with contextlib.suppress(OSError):
-        listener.setsockopt(
-            socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", len(_DROP_SYN) // 8, ctypes.addressof(program))
-        )
+        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, pointer)
 
 
 def accept_waiting(listener: socket.socket) -> Iterator[socket.socket]:

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Final, cast
 
 import uvicorn
+from uvicorn import Config
 
 from service.api.app_state import AppState
 from service.environment import stop_signals
@@ -21,7 +22,6 @@ from service.server.open_connections import OpenConnections
 from service.server.protocol import HttpProtocol
 from service.server.sockets import BACKLOG, accept_waiting, stop_handshakes
 
-Config = uvicorn.Config
 KEEP_ALIVE_S: Final = 75
 """Seconds that an idle connection stays open: longer than in most load balancers (60 s). If the server closed first,
 a proxy could send a POST on a closed connection, and it does not send a POST twice."""
@@ -38,21 +38,16 @@ class IgnServer(uvicorn.Server):
 
     Only this class sets `AppState.in_flight.draining`. All methods run in the event loop.
 
-    Args:
-        config: from `config`, with the same ``connections``.
-        is_child: whether this is one of several server processes. Then the app starts without its sockets, which
-            `add_sockets` takes, and a second SIGTERM changes nothing, see `service.server.process.child_main`.
+    The app of a child, one of several server processes, starts without its sockets, which `add_sockets` takes. A
+    second SIGTERM changes nothing there, see `service.server.process.child_main`.
     """
 
-    def __init__(
-        self, config: Config, services: AppState, connections: OpenConnections, *, is_child: bool = False
-    ) -> None:
+    def __init__(self, config: Config, services: AppState, connections: OpenConnections, *, is_child: bool) -> None:
         super().__init__(config)
         self._services, self._connections, self._is_child = services, connections, is_child
         self._drain_task: asyncio.Task[None] | None = None  # a task without a reference may be collected
         self._has_ended = threading.Event()
-        self.aborted = False
-        """Whether the server stopped because it could not serve any more."""
+        self.aborted = False  # whether it stopped because it could not serve any more
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve until a signal. A drain ends this process in time, whatever its threads do."""
@@ -93,7 +88,6 @@ class IgnServer(uvicorn.Server):
         await super().shutdown(sockets)
 
     async def _stop_listening(self, listeners: list[socket.socket]) -> None:
-        """Close the listening sockets, and accept all connections that were waiting."""
         for one in listeners:
             one.setblocking(False)
             stop_handshakes(one)

@@ -1,14 +1,19 @@
 """The endpoints of the Open Inference Protocol v2 for clients of KServe and Triton: one input `x`, one output `y`.
 
+Those of its model repository extension list, load and unload models at run time. With API keys, loading and unloading
+need the scope `admin`, which `service.api.access` checks.
+
 `infer` is here as stages, which the pipeline runs for every request of one turn of the event loop. Its rows use the
 same queue as those of the native endpoints. The Content-Type of its body is ignored, because some clients send none.
 """
 
+import asyncio
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
-from typing import Annotated, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
 from fastapi import APIRouter, Depends
 from starlette.requests import Request
@@ -18,9 +23,17 @@ from service import __version__
 from service.api.app_state import AppState, app_state
 from service.api.oip import tensors
 from service.api.pipeline import LARGE_BODY, Endpoint, ResponseParts
-from service.api.request import ApiRequest, count_codec, count_rows
+from service.api.request import ApiRequest, RequestHeaders, count_codec, count_rows, read_body
 from service.artifact.card import INPUT, OUTPUT
-from service.domain.errors import IgnError, InvalidContent, InvalidInference, NotReady
+from service.domain.errors import (
+    DeadlineExceeded,
+    ForbiddenError,
+    IgnError,
+    InvalidContent,
+    InvalidInference,
+    NotReady,
+    NotSupported,
+)
 from service.domain.latents import FloatRows
 from service.domain.tasks import Result, SchedulingParams, StepParams
 from service.models.registry import ServedModel
@@ -231,7 +244,6 @@ def _has_large_head(api: ApiRequest, body: bytes) -> bool:
 
 
 def _parse(api: ApiRequest, body: bytes, path_parameters: Mapping[str, str]) -> InferWork:
-    """Read the JSON of the body, but not the values of the rows."""
     model, settings = api.resolve(_ref(path_parameters)), api.services.settings
     limits = {"max_rows": settings.max_images, "max_steps": settings.max_steps}
     inference = tensors.read_head(body, api.headers.getlist(tensors.HEADER_LENGTH), model.card.shape, **limits)
@@ -249,19 +261,22 @@ def _parse(api: ApiRequest, body: bytes, path_parameters: Mapping[str, str]) -> 
 
 
 def _decode(works: Sequence[InferWork]) -> list[Inputs | IgnError]:
-    """The rows of each request, or why it has none."""
-    start = time.perf_counter()
-    decoded = [_read_rows(work) for work in works]
+    start, decoded = time.perf_counter(), list[Inputs | IgnError]()
+    for work in works:
+        try:
+            decoded.append(Inputs(tensors.read_rows(work.inference, work.body)))
+        except IgnError as exc:
+            decoded.append(exc)
     if not works[0].is_large:  # the codec pool counts by itself
         count_codec("decode", [work.api for work in works], time.perf_counter() - start)
     return decoded
 
 
 Encoded = tuple[Result, list[tensors.Piece], int | None]
+"""A result, the pieces of its response, and how many of their bytes are JSON; None: all of them."""
 
 
 def _encode(ended: Sequence[tuple[InferWork, FloatRows, Result]]) -> list[Encoded]:
-    """For each request its result, the pieces of its response, and how many bytes are JSON; None: all of them."""
     start, encoded = time.perf_counter(), list[Encoded]()
     for work, _, result in ended:
         encoded.append((result, *tensors.write_response(work.inference, work.model.card, result.rows)))
@@ -282,18 +297,71 @@ def _respond(ended: Sequence[tuple[InferWork, Encoded]]) -> list[ResponseParts]:
     return responses
 
 
-def _read_rows(work: InferWork) -> Inputs | IgnError:
-    try:
-        return Inputs(tensors.read_rows(work.inference, work.body))
-    except IgnError as exc:
-        return exc
-
-
-def _accept(_: ApiRequest) -> None:
-    """The head needs no further check: the Content-Type is ignored."""
-
-
-ENDPOINTS: Final = tuple(
-    Endpoint(f"{path}/infer", _accept, _has_large_head, _parse, _decode, _encode, _respond)
+ENDPOINTS: Final = tuple(  # the head needs no further check: the Content-Type is ignored
+    Endpoint(f"{path}/infer", lambda _: None, _has_large_head, _parse, _decode, _encode, _respond)
     for path in (_MODEL, _VERSION)
 )
+
+
+# The model repository
+
+_MAX_REPOSITORY_BYTES: Final = 1 << 16  # of a body; the longest useful one has about 50
+_MAX_INLINE_BYTES: Final = 1 << 10  # parsing so few takes less time than waking a thread of the codec pool
+
+
+async def _check_allowed(request: Request) -> None:
+    settings, headers = app_state(request).settings, request.headers
+    # A browser sends such a request for a page of any site without asking.
+    cross_site = headers.get("sec-fetch-site") == "cross-site" and headers.get("origin") not in settings.cors_origins
+    if cross_site and settings.api_keys_file is None:
+        raise ForbiddenError("pages of other sites may not use the model repository")
+    if settings.workers > 1:
+        raise NotSupported("the model repository is that of one process, and this service has several (IGN_WORKERS)")
+
+
+repository = APIRouter(tags=["Open Inference Protocol"], dependencies=[Depends(_check_allowed)])
+
+
+@repository.post("/v2/repository/index")
+async def index(request: Request, services: ServingState) -> list[tensors.IndexEntry]:
+    """List every version that serves or is in the model directory."""
+    options = await _read(request, services, tensors.IndexRequest)
+    return [
+        tensors.IndexEntry(name=name, version=version, state=entry.state, reason=entry.reason)
+        for entry in await services.registry.index()
+        for name, _, version in [entry.ref.partition("/")]
+        if entry.state == "READY" or not options.ready
+    ]
+
+
+@repository.post("/v2/repository/models/{name}/load")
+async def load(request: Request, services: ServingState, name: str) -> Any:
+    """Load a model, or its new and changed versions, from the model directory.
+
+    The response is sent when all of them serve. Until then, and if one cannot be verified, the previous ones serve.
+    """
+    await _read(request, services, tensors.LoadRequest)
+    await services.registry.load(name)
+    return {}
+
+
+@repository.post("/v2/repository/models/{name}/unload")
+async def unload(request: Request, services: ServingState, name: str) -> Any:
+    """Unload every version of a model after its requests in flight; the default model cannot be unloaded."""
+    await _read(request, services, tensors.UnloadRequest)
+    await services.registry.unload(name)
+    return {}
+
+
+async def _read(request: Request, services: AppState, schema: type[tensors.Schema]) -> tensors.Schema:
+    """The body of a call, whatever its Content-Type. FastAPI would read one of any size, and want application/json."""
+    settings, arrival = services.settings, request.state.arrival
+    deadline = arrival + settings.body_timeout_s
+    body = await read_body(RequestHeaders(request.scope["headers"]), request.receive, max_bytes=_MAX_REPOSITORY_BYTES, deadline=deadline)
+    if len(body) <= _MAX_INLINE_BYTES:
+        return tensors.parse(body, schema)
+    try:
+        async with asyncio.timeout(arrival + settings.request_timeout_s - time.monotonic()):
+            return await services.codec.run("decode", partial(tensors.parse, body, schema))
+    except TimeoutError as exc:
+        raise DeadlineExceeded("the deadline passed") from exc

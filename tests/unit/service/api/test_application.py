@@ -25,7 +25,7 @@ from service.api.limits import InFlightRequests
 from service.api.pipeline import DisconnectSweep, watch
 from service.api.request import read_body
 from service.domain.errors import HeadTooLarge, ModelFailure, UnknownModel
-from service.observability.logs import JsonFormatter, TextFormatter
+from service.observability.logs import JsonFormatter
 from tests.helpers.application import application
 
 ORIGIN = {"Origin": "https://app.example"}
@@ -220,13 +220,6 @@ def test_log_line_and_metrics_name_the_template(
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", parsed["time"])
     assert "hush" not in caplog.text
     assert "private" not in caplog.text
-
-
-@pytest.mark.parametrize("created", [1_700_000_000.0625, 1_700_000_000.9375, 1_700_000_061.0])
-def test_text_lines_are_those_of_logging(created: float) -> None:
-    record = logging.makeLogRecord({"msg": "%d rows", "args": (3,), "levelname": "INFO", "created": created})
-    record.msecs = created % 1 * 1000
-    assert TextFormatter().format(record) == logging.Formatter("%(asctime)s %(levelname)s %(message)s").format(record)
 
 
 def test_json_log_keeps_tracebacks_on_one_line() -> None:

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service import __version__
 from service.observability.logs import TraceContext
-from service.observability.metrics import MAX_CALLERS, MAX_VALUES, OTHER, LabelLimiter, Metrics
+from service.observability.metrics import MAX_CALLERS, MAX_VALUES, OTHER, Metrics, label_limiter
 from service.observability.statistics import Duration, ModelStatistics
 from service.scheduling.observer import Finished
 from tests.helpers.live import environment
@@ -122,7 +122,7 @@ def test_a_process_is_described() -> None:
 
 
 def test_the_number_of_label_values_is_limited() -> None:
-    limiter = LabelLimiter(2)
+    limiter = label_limiter(2)
     assert [limiter(text) for text in "abcab"] == ["a", "b", OTHER, "a", "b"]
     metrics = Metrics()
     observer = ModelStatistics(metrics, "toy/1")
