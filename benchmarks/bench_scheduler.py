@@ -72,7 +72,7 @@ def scheduled(models: Path, name: str) -> Iterator[tuple[LoadedModel, Run]]:
     def run(rows: FloatRows, steps: int) -> Awaitable[object]:
         deadline = time.monotonic() + 30.0 if steps == 1 else None
         params = SchedulingParams(step_params=StepParams(steps=steps), key="somebody", deadline=deadline)
-        return scheduler.submit(rows, params)
+        return scheduler.run(rows, params)
 
     scheduler.start()
     try:
@@ -190,7 +190,7 @@ def begin(scheduler: Scheduler, depth: int, x: FloatRows, params: SchedulingPara
             over.set_result(None)
 
     for begun in range(0, depth, TOGETHER):
-        scheduler.begin_many([(x, params)] * min(TOGETHER, depth - begun), deliver)
+        scheduler.submit([(x, params)] * min(TOGETHER, depth - begun), deliver)
     return over
 
 
@@ -201,7 +201,7 @@ async def fill_and_drain(depth: int) -> tuple[float, float, float]:
     x, params = np.zeros((1, *model.shape), np.float32), SchedulingParams(step_params=StepParams(steps=1))
     scheduler.start()
     try:
-        plug = asyncio.create_task(scheduler.submit(x, params))
+        plug = asyncio.create_task(scheduler.run(x, params))
         await asyncio.to_thread(model.entered.wait)
         start, cpu = time.perf_counter(), time.process_time()
         calls = begin(scheduler, depth, x, params)

@@ -51,7 +51,6 @@ def _last(**weights: float) -> Stage:
 VARIANTS: Final[Mapping[str, tuple[str, Stage]]] = {
     "paper": ("", ign_stages(960, Weights(rec=1.0, idem=1.0, tight=0.1), lr=1e-4, clamp=None)[0]),
     "imle": ("", _IMLE),
-    "imle-reject": ("", _IMLE),
     "balance": ("imle", _BALANCE),
     "distill": ("balance", replace(_last(distill=1.0, settle=0.0), lr=6e-4, betas=_IMLE.betas)),
     "critic": ("balance", _LAST),
@@ -68,12 +67,7 @@ VARIANTS: Final[Mapping[str, tuple[str, Stage]]] = {
     ),
     "quantise": ("critic", _QUANTISE),
 }
-_PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
-    "paper": {"objective": "ign"},
-    "imle-reject": {"matching": replace(_BASE.matching, epsilon=0.2)},
-}
-
-
+_PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {"paper": {"objective": "ign"}}
 _COLUMNS: Final = {
     **{power: f"generation.{name}.frechet" for power, name in (("f", "f"), ("f²", "f2"), ("f³", "f3"), ("f⁴", "f4"))},
     "KL": "generation.f.kl",
