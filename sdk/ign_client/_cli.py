@@ -125,6 +125,7 @@ def _generate(commands: Commands) -> None:
     _common(command)
     _add(command, lists.GenerateFileOptions, "columns", "gap")
     _output(command, "folder for one file each, or a file (.png .jpg .webp .npy) for a sheet of all")
+    _add_jobs(command)
     command.add_argument("--skip-existing", action="store_true", help="skip pictures whose file exists")
 
 
@@ -136,6 +137,7 @@ def _project(commands: Commands) -> None:
     command.add_argument("--mask", type=Path, help="picture: white = regenerate, black = keep")
     _common(command)
     _output(command, "folder, in which files keep their names; or for one picture a file (.png .jpg .webp .npy)")
+    _add_jobs(command)
     command.add_argument("--skip-existing", action="store_true", help="skip inputs whose output exists")
 
 
@@ -156,13 +158,16 @@ def _score(commands: Commands) -> None:
     command.set_defaults(run=score)
     command.add_argument("inputs", nargs="+", metavar="INPUT", help="pictures, or folders of pictures")
     command.add_argument("--json", action="store_true", help="write a line of JSON for each picture instead")
-    command.add_argument("--jobs", type=_jobs, default=4, help="requests at a time (4)")
+    _add_jobs(command)
     _add(command, lists.ScoreOptions, "model", "resize", "invert")
 
 
 def _common(command: argparse.ArgumentParser) -> None:
     _add(command, lists.GenerateOptions, "model", "steps", "scale", "resample")
     command.add_argument("--format", choices=get_args(lists.Format), help="format of the files in a folder (png)")
+
+
+def _add_jobs(command: argparse.ArgumentParser) -> None:
     command.add_argument("--jobs", type=_jobs, default=4, help="requests at a time (4)")
 
 

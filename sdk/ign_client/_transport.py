@@ -1,7 +1,9 @@
 """Send requests with httpx, and map its exceptions. No other module imports httpx."""
 
+import socket
 from collections.abc import AsyncGenerator, Generator, Iterator
-from contextlib import aclosing, closing, contextmanager
+from contextlib import aclosing, closing, contextmanager, suppress
+from functools import partial
 from typing import Any, Final
 
 import httpx
@@ -131,7 +133,18 @@ def _is_event_stream(response: httpx.Response) -> bool:
 
 def _response(response: httpx.Response, content: bytes, rest: object = None) -> Response:
     headers = {name.lower(): value for name, value in response.headers.items()}
-    return Response(status=response.status_code, headers=headers, content=content, rest=rest)
+    return Response(
+        status=response.status_code, headers=headers, content=content, rest=rest, cut=partial(_cut, response)
+    )
+
+
+def _cut(response: httpx.Response) -> None:
+    """Shut the socket down: a thread that waits for bytes then finds their end, which `close` would not bring about."""
+    stream = response.extensions.get("network_stream")  # a transport without a network has none
+    open_socket = None if stream is None else stream.get_extra_info("socket")
+    if open_socket is not None:
+        with suppress(OSError):  # the service has closed it
+            open_socket.shutdown(socket.SHUT_RDWR)
 
 
 def _timeout(seconds: float | None, *, stream: bool) -> httpx.Timeout:

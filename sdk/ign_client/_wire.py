@@ -61,13 +61,15 @@ class Request:
 class Response:
     """One HTTP response, with the names of its headers in lower case.
 
-    For an event stream, ``content`` is its first chunk and ``rest`` the generator of the others.
+    For an event stream, ``content`` is its first chunk, ``rest`` the generator of the others, and ``cut`` ends a wait
+    for the next one from another thread or task.
     """
 
     status: int
     headers: Mapping[str, str]
     content: bytes
     rest: Any = None
+    cut: Callable[[], None] = lambda: None
 
     @property
     def request_id(self) -> str | None:
