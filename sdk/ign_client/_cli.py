@@ -1,13 +1,4 @@
-"""The command line: `ign-client generate|project|interpolate|score|models`.
-
-Exit status:
-
-0    everything is done
-1    the service rejected a request, or some of the images; the others are done
-2    invalid arguments, missing inputs or existing outputs; nothing was sent
-3    the service could not be reached, or had no time
-130  interrupted
-"""
+"""The command line: `ign-client generate|project|interpolate|score|models`."""
 
 import argparse
 import json
@@ -33,6 +24,7 @@ from ign_client._version import __version__
 
 K = TypeVar("K")
 
+# REFUSED: some images, the others are done. USAGE: nothing was sent. UNREACHABLE: or the service had no time.
 DONE, REFUSED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
 _UNREACHABLE_ERRORS: Final = (
     errors.TransportError,
@@ -45,7 +37,7 @@ _SHOWN_MEASURES: Final = MEASURES[1:]  # the file stands for the index
 
 
 def main(arguments: Sequence[str] | None = None, terminal: Terminal | None = None) -> int:
-    """Run one command; return the exit status. The arguments are those of the process by default, without its name."""
+    """Run one command, by default with the arguments of the process; returns the exit status."""
     return run(parse(parser(), arguments), terminal or Terminal(sys.stdout, sys.stderr))
 
 

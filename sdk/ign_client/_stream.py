@@ -78,12 +78,7 @@ class EventReader(Generic[ImageT]):
         self._steps: dict[int, list[dict[str, Any]]] = {}
 
     def feed(self, chunk: bytes | None) -> Iterator[Event[ImageT]]:
-        """The events that end in the next chunk; None means the end of the stream.
-
-        Raises:
-            StatusError: the service failed after the start of the stream.
-            UnexpectedAnswer: the stream does not come from ign-service, or it ended early.
-        """
+        """The events that end in the next chunk; None means the end of the stream, which is then incomplete."""
         if chunk is None:
             raise UnexpectedAnswer("the stream ended before its answer", self._request_id)
         for name, data in self._decoder.feed(chunk):

@@ -32,11 +32,7 @@ class Transport:
         self._client = http_client or httpx.Client(transport=transport)
 
     def send(self, request: Request, *, stream: bool = False) -> Response:
-        """Send a request and read the whole response, or of a stream the first chunk.
-
-        Raises:
-            TransportError: there is no response.
-        """
+        """Send a request and read the whole response, or of a stream the first chunk; raises `TransportError`."""
         built = self._client.build_request(**_arguments(self._settings, request, stream=stream))
         with _map_errors(request):
             response = self._client.send(built, stream=True, follow_redirects=False)
@@ -68,11 +64,7 @@ class AsyncTransport:
         self._client = http_client or httpx.AsyncClient(transport=transport)
 
     async def send(self, request: Request, *, stream: bool = False) -> Response:
-        """Send a request and read the whole response, or of a stream the first chunk.
-
-        Raises:
-            TransportError: there is no response.
-        """
+        """Send a request and read the whole response, or of a stream the first chunk; raises `TransportError`."""
         built = self._client.build_request(**_arguments(self._settings, request, stream=stream))
         with _map_errors(request):
             response = await self._client.send(built, stream=True, follow_redirects=False)
@@ -100,12 +92,8 @@ def _arguments(settings: Settings, request: Request, *, stream: bool) -> dict[st
     headers = {"User-Agent": f"ign-client/{__version__}", **trace_headers(), **request.headers}
     if settings.api_key is not None:
         headers["Authorization"] = f"Bearer {settings.api_key}"
-    arguments: dict[str, Any] = {
-        "method": request.method,
-        "url": settings.base_url + request.path,
-        "headers": headers,
-        "timeout": _timeout(request.timeout, stream=stream),
-    }
+    arguments: dict[str, Any] = {"method": request.method, "url": settings.base_url + request.path, "headers": headers}
+    arguments["timeout"] = _timeout(request.timeout, stream=stream)
     if isinstance(request.body, MultipartBody):
         arguments["data"] = dict(request.body.fields)
         arguments["files"] = [(name, (name, data, "application/octet-stream")) for name, data in request.body.files]
@@ -133,9 +121,8 @@ def _is_event_stream(response: httpx.Response) -> bool:
 
 def _response(response: httpx.Response, content: bytes, rest: object = None) -> Response:
     headers = {name.lower(): value for name, value in response.headers.items()}
-    return Response(
-        status=response.status_code, headers=headers, content=content, rest=rest, cut=partial(_cut, response)
-    )
+    cut = partial(_cut, response)
+    return Response(status=response.status_code, headers=headers, content=content, rest=rest, cut=cut)
 
 
 def _cut(response: httpx.Response) -> None:
