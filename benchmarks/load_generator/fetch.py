@@ -10,23 +10,11 @@ from benchmarks.harness.processes import HOST
 
 @dataclass(slots=True)
 class Answer:
-    """An answer; header names are in lower case. The parser calls its methods."""
+    """An answer; header names are in lower case."""
 
     status: int = 0
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
-    is_complete: bool = False
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if not self.is_complete:  # what follows belongs to a further answer
-            self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
-
-    def on_body(self, body: bytes) -> None:
-        if not self.is_complete:
-            self.body += body
-
-    def on_message_complete(self) -> None:
-        self.is_complete = True
 
 
 class ConnectionClosed(Exception):
@@ -61,16 +49,35 @@ async def fetch(
 
 
 async def _read(reader: asyncio.StreamReader) -> Answer:
-    answer = Answer()
-    parser = httptools.HttpResponseParser(answer)
-    while not answer.is_complete:
+    parsing = _Parsing()
+    while not parsing.is_complete:
         data = await reader.read(1 << 16)
         if not data:
             raise ConnectionError("the server closed the connection")
         try:
-            parser.feed_data(data)
+            parsing.parser.feed_data(data)
         except httptools.HttpParserError as exc:
-            if not answer.is_complete:
+            if not parsing.is_complete:
                 raise ConnectionError(f"not HTTP: {exc}") from exc
-    answer.status = parser.get_status_code()
-    return answer
+    return parsing.answer
+
+
+class _Parsing:
+    """What the parser calls, until the first answer is complete: what follows belongs to a further one."""
+
+    def __init__(self) -> None:
+        self.answer, self.is_complete = Answer(), False
+        self.parser = httptools.HttpResponseParser(self)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self.is_complete:
+            self.answer.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_body(self, body: bytes) -> None:
+        if not self.is_complete:
+            self.answer.body += body
+
+    def on_message_complete(self) -> None:
+        if not self.is_complete:
+            self.answer.status = self.parser.get_status_code()
+            self.is_complete = True
