@@ -9,11 +9,11 @@ Run it against a service of each version, with default settings and the shipped 
     python -m benchmarks.answer_digests http://127.0.0.1:8002 --out new.json --keep new/
     python -m benchmarks.answer_digests --compare old.json new.json
 
-The comparison prints every request whose answer differs, and exits with status 1 if there is one; ``diff -r old new``
-then shows how. A digest covers the status, the content type, the headers of the contract and the body. It leaves out
-what differs between two runs of one version (request ids, times, counters) and the sentences of error messages: their
-status, code and field names count, and of PNGs the pixels. Image values depend on the machine and on the versions of
-onnxruntime and Pillow, so make both files on one machine with one environment.
+If the set of requests has changed since COMMIT, run the command of that worktree against both. The comparison prints
+every request whose answer differs, and exits with status 1 if there is one; ``diff -r old new`` then shows how. A
+digest covers the status, the content type, the headers of the contract and the body, of PNGs the pixels. It leaves out
+what differs between two runs of one version (request ids, times, counters) and the sentences of error messages. Image
+values depend on the machine and on onnxruntime and Pillow, so make both files on one machine with one environment.
 """
 
 import argparse
@@ -94,7 +94,7 @@ def requests(number: int) -> Iterator[tuple[str, bytes]]:
 
 
 async def digests(url: str, number: int, keep: Path | None) -> dict[str, str]:
-    """Send the set to the service at ``url``: status, media type and SHA-256 of every answer, by the request's name."""
+    """Status, media type and SHA-256 of every answer of the service at ``url``, by the request's name."""
     place = urlsplit(url)
     result: dict[str, str] = {}
     for name, data in requests(number):

@@ -15,7 +15,6 @@ MLServer and PyTriton.
 import argparse
 import asyncio
 import io
-import itertools
 import json
 import subprocess
 import sys
@@ -29,19 +28,10 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
-from benchmarks.harness.common import (
-    MODELS,
-    Json,
-    each_round,
-    in_turn,
-    median_of,
-    median_ratio,
-    run_benchmark,
-    target,
-)
+from benchmarks.harness.common import MODEL, Json, each_round, in_turn, median_ratio, run_benchmark, target
 from benchmarks.harness.processes import ROOT, ServerFailed, ServerProcess, free_port, serving, without_settings
 from benchmarks.load_generator.fetch import Answer, fetch
-from benchmarks.load_generator.load import failures, run_load
+from benchmarks.load_generator.load import run_load, summary
 from benchmarks.load_generator.messages import HEADER_LENGTH, disc, encoded, request, sent_by, upload
 
 METHOD: Final = (
@@ -76,18 +66,16 @@ class Entry:
     def __str__(self) -> str:
         return f"{self.name} as it comes" if self.copies == 0 else f"{self.name} ×{self.copies}"
 
-    def environment(self, port: int, options: argparse.Namespace) -> dict[str, str]:
-        """The environment variables of its server."""
+    def environment(self, port: int) -> dict[str, str]:
+        """The settings of its server, as environment variables."""
         if self.name == OURS:
-            ours = {"IGN_PORT": port, "IGN_MODEL_DIR": options.models, "IGN_DEFAULT_MODEL": options.model}
-            ours |= {"IGN_ACCESS_LOG": 0}
+            ours: Json = {"IGN_PORT": port, "IGN_ACCESS_LOG": 0}
             if self.copies:  # one thread each: they are divided among the processes
                 ours |= {"IGN_DEVICE": "cpu", "IGN_WORKERS": self.copies, "IGN_THREADS": self.copies}
             return {name: str(value) for name, value in ours.items()}
         known = BATCHING[self.name]
         rows, wait_ms = known.get(self.copies, known[max(known)])
-        model = Path(options.models).resolve() / options.model / "model.onnx"
-        peer = {"PORT": port, "PROCESSES": self.copies, "MAX_BATCH": rows, "WAIT_MS": wait_ms, "MODEL": model}
+        peer: Json = {"PORT": port, "PROCESSES": self.copies, "MAX_BATCH": rows, "WAIT_MS": wait_ms, "MODEL": MODEL}
         return {"PYTHONPATH": str(ROOT)} | {f"PEER_{name}": str(value) for name, value in peer.items()}
 
     def requests(self, payload: str) -> list[bytes]:
@@ -183,7 +171,7 @@ class Benchmark:
         """Start a server, compare its responses, and run the loads."""
         options, port = self.options, free_port()
         module = "service" if entry.name == OURS else f"benchmarks.peers.{entry.name}_server"
-        environ = without_settings() | entry.environment(port, options)
+        environ = without_settings() | entry.environment(port)
         command = [self.pythons[entry.name], "-m", module]
         with serving(command, port=port, ready=READY[entry.name], environ=environ, stop_s=10.0) as server:
             for payload in BODIES:
@@ -217,11 +205,8 @@ def lines(rounds: Rounds, payload: str, connections: int) -> list[Json]:
     for entry, results in rounds.items():
         loads = load_of(results, payload, connections)
         rates = each_round(loads, "ok_per_s")
-        line: Json = {"entry": entry, "requests_per_s": median_of(loads, "ok_per_s")}
-        line |= {"requests_per_s_least": min(rates), "requests_per_s_most": max(rates)}
-        line |= {name: median_of(loads, f"ok.{name}") for name in ("p50_ms", "p99_ms", "p999_ms")}
-        line |= {name: median_of(loads, name) for name in ("server_core_ms_per_request", "client_core_ms_per_request")}
-        result.append(line | {"not_200": sum(map(failures, loads))})
+        line = {"entry": entry, "requests_per_s_least": min(rates), "requests_per_s_most": max(rates)}
+        result.append(line | summary(loads))
     return sorted(result, key=lambda line: float(line["requests_per_s"]), reverse=True)
 
 
@@ -230,9 +215,7 @@ def ratios(rounds: Rounds, payload: str, connections: int) -> list[Json]:
     order = [str(line["entry"]) for line in lines(rounds, payload, connections)]
     ours, peers = ([entry for entry in order if entry.startswith(OURS) is own] for own in (True, False))
     pairs = {("the best of all", own): peer for own, peer in zip(ours[:1], peers, strict=False)}
-    for own, peer in itertools.product(ours, reversed(peers)):
-        if peer[-2:] == own[-2:]:
-            pairs["as many copies", own] = peer
+    pairs |= {("as many copies", own): peer for own in ours for peer in reversed(peers) if peer[-2:] == own[-2:]}
     result = []
     for (of, own), peer in pairs.items():
         over, under = (load_of(rounds[entry], payload, connections) for entry in (own, peer))
@@ -255,8 +238,6 @@ def targets(compared: Sequence[Json]) -> list[Json]:
 
 
 OPTIONS: Final = {
-    "models": MODELS,
-    "model": ("mnist/3",),
     "environments": ("~/.cache/ign-service/peers",),
     "only": (["fastapi", "mosec"],),
     "headers": ("plain",),

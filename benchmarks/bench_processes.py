@@ -17,9 +17,9 @@ from functools import partial
 from typing import Final
 
 from benchmarks.bench_service import SETTINGS, generate, project
-from benchmarks.harness.common import Json, each_round, in_turn, median_of, median_ratio, rounded, run_benchmark, target
+from benchmarks.harness.common import Json, each_round, in_turn, median_ratio, rounded, run_benchmark, target
 from benchmarks.harness.processes import ServerProcess, process_tree, service
-from benchmarks.load_generator.load import run_load
+from benchmarks.load_generator.load import run_load, summary
 from benchmarks.load_generator.messages import NPY
 
 METHOD: Final = (
@@ -54,13 +54,11 @@ def compare_variants(
     ways = {name: partial(run_load, server, requests, connections, options.seconds) for name, server in servers.items()}
     rounds = in_turn(ways, options.rounds)
     default, *others = (each_round(results, "ok_per_s") for results in rounds.values())
-    return {
-        "rows": rows,
-        "connections": connections,
-        "share": min(median_ratio(default, other) for other in others),
-        "requests_per_s": {name: median_of(results, "ok_per_s") for name, results in rounds.items()},
-        "server_core_ms": {name: median_of(results, "server_core_ms_per_request") for name, results in rounds.items()},
-    }
+    line: Json = {"rows": rows, "connections": connections}
+    line["share"] = min(median_ratio(default, other) for other in others)
+    for figure in ("requests_per_s", "server_core_ms"):
+        line[figure] = {name: summary(results)[figure] for name, results in rounds.items()}
+    return line
 
 
 def one_round(server: ServerProcess, connections: int, seconds: float) -> Json:

@@ -20,7 +20,7 @@ import numpy as np
 import onnxruntime as ort
 
 from benchmarks.harness.common import Json, in_turn, rounded, run_benchmark, target
-from benchmarks.harness.device import Device
+from benchmarks.harness.device import gpu
 from service.artifact.card import INPUT, OUTPUT
 from service.artifact.golden import check_golden, read_golden
 from service.domain.latents import FloatRows
@@ -56,7 +56,7 @@ def measure(options: argparse.Namespace) -> Json:
         tolerance = model.card.tolerance.fp16 if half else model.card.tolerance.fp32
         golden = check_golden(model, read_golden(path.parent / "golden.npz", model.shape), tolerance)
         targets.append(target("golden rows: difference over tolerance", golden.difference / tolerance, at_most=1.0))
-        result = {"device": Device().about(), "memory": [{"device_used_mib": Device().used_mib()}]}
+        result = {"device": gpu()}
     sizes = [measure_size(size, ways, model, options) for size in options.sizes]
     first = sizes[0]["onnxruntime"]["rows_per_s"]
     for line in sizes:

@@ -16,14 +16,13 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import uvloop
 
 from benchmarks.bench_runtime import raw_session
-from benchmarks.harness.common import MODELS, Json, latency, rounded, run_benchmark, target
+from benchmarks.harness.common import MODEL, Json, latency, rounded, run_benchmark, target
 from service.domain.latents import FloatRows
 from service.domain.tasks import SchedulingParams, StepParams
 from service.environment import available_cpus
@@ -45,22 +44,21 @@ METHOD: Final = (
     "caller key; and of onnxruntime alone: a call with 1 row, and one with 8 rows, which has just begun when the "
     "request arrives, then one with 1"
 )
+REF: Final = "mnist/3"
 BATCH_ROWS: Final = 64
 LONG, LONG_STEPS = 8, 5000
 TOGETHER: Final = 32  # requests that one turn of the event loop hands to the scheduler
 DEPTHS: Final = (1, 8, 64, 1000, 10_000, 100_000)
 
-
 Run = Callable[[FloatRows, int], Awaitable[object]]
 
 
 @contextmanager
-def scheduled(models: Path, name: str) -> Iterator[tuple[LoadedModel, Run]]:
+def scheduled() -> Iterator[tuple[LoadedModel, Run]]:
     """A verified model, and its scheduler as the service starts it: it takes rows and a number of steps."""
     cpus = available_cpus()
     factory = InstanceFactory(OnnxModel, Settings(threads=cpus, max_batch_rows=BATCH_ROWS))
-    repository = Repository(models, factory, default=name)
-    loaded = [one for ref, one in repository.load_all().items() if name in (ref, one.card.name)][-1]
+    loaded = Repository(MODEL.parents[2], factory, default=REF).load_all()[REF]
     scheduler = Scheduler(
         *loaded.instances,
         max_batch_rows=BATCH_ROWS,
@@ -72,7 +70,7 @@ def scheduled(models: Path, name: str) -> Iterator[tuple[LoadedModel, Run]]:
     def run(rows: FloatRows, steps: int) -> Awaitable[object]:
         deadline = time.monotonic() + 30.0 if steps == 1 else None
         params = SchedulingParams(step_params=StepParams(steps=steps), key="somebody", deadline=deadline)
-        return scheduler.submit(rows, params)
+        return scheduler.run(rows, params)
 
     scheduler.start()
     try:
@@ -83,14 +81,10 @@ def scheduled(models: Path, name: str) -> Iterator[tuple[LoadedModel, Run]]:
 
 
 def measure(options: argparse.Namespace) -> Json:
-    with (
-        scheduled(Path(options.models), options.model) as (loaded, run),
-        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
-    ):
+    with scheduled() as (loaded, run), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         instance = loaded.instances[0]
         assert isinstance(instance, OnnxModel)
-        data = (Path(options.models) / loaded.ref / "model.onnx").read_bytes()
-        raw_call = raw_session(data, instance, available_cpus())
+        raw_call = raw_session(MODEL.read_bytes(), instance, available_cpus())
         about = {"ref": loaded.ref, "digest": loaded.digest[:12], "provider": loaded.provider}
         rows = loaded.noise.rows(0, 0, LONG)
         neighbours = runner.run(beside_long_ones(run, raw_call, rows, options))
@@ -190,7 +184,7 @@ def begin(scheduler: Scheduler, depth: int, x: FloatRows, params: SchedulingPara
             over.set_result(None)
 
     for begun in range(0, depth, TOGETHER):
-        scheduler.begin_many([(x, params)] * min(TOGETHER, depth - begun), deliver)
+        scheduler.submit([(x, params)] * min(TOGETHER, depth - begun), deliver)
     return over
 
 
@@ -201,7 +195,7 @@ async def fill_and_drain(depth: int) -> tuple[float, float, float]:
     x, params = np.zeros((1, *model.shape), np.float32), SchedulingParams(step_params=StepParams(steps=1))
     scheduler.start()
     try:
-        plug = asyncio.create_task(scheduler.submit(x, params))
+        plug = asyncio.create_task(scheduler.run(x, params))
         await asyncio.to_thread(model.entered.wait)
         start, cpu = time.perf_counter(), time.process_time()
         calls = begin(scheduler, depth, x, params)
@@ -214,13 +208,7 @@ async def fill_and_drain(depth: int) -> tuple[float, float, float]:
         scheduler.close()
 
 
-OPTIONS: Final = {
-    "models": MODELS,
-    "model": ("mnist",),
-    "rounds": (5, 1),
-    "seconds": (4.0, 0.3),
-    "depth": (100_000, 1000),
-}
+OPTIONS: Final = {"rounds": (5, 1), "seconds": (4.0, 0.3), "depth": (100_000, 1000)}
 
 if __name__ == "__main__":
     sys.exit(run_benchmark("scheduler", METHOD, measure, OPTIONS))

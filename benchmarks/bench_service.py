@@ -11,24 +11,13 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 from benchmarks.bench_runtime import raw_session, timed
-from benchmarks.harness.common import (
-    MODELS,
-    Json,
-    each_round,
-    in_turn,
-    latency,
-    median_of,
-    median_ratio,
-    rounded,
-    run_benchmark,
-    target,
-)
+from benchmarks.harness import common
+from benchmarks.harness.common import MODEL, Json, each_round, in_turn, median_of, median_ratio, rounded, target
 from benchmarks.harness.processes import ServerProcess, free_port, service, serving
-from benchmarks.load_generator.load import failures, run_load
+from benchmarks.load_generator.load import run_load, summary
 from benchmarks.load_generator.messages import JSON, NPY, disc, encoded, get, post, sent_by, upload
 from service.domain.latents import FloatRows
 from service.environment import available_cpus
@@ -45,14 +34,13 @@ SETTINGS: Final = {"IGN_ACCESS_LOG": "0"}
 ROWS: Final = 64
 FEW_CONNECTIONS: Final = 4
 SEEDS: Final = 64
-FORMS: Final = {"npy": NPY, "PNG sheet": "image/png", "64 PNGs in JSON": JSON}
+FORMS: Final = {"npy": (NPY, 0.90), "PNG sheet": ("image/png", 0.75), "64 PNGs in JSON": (JSON, 0.75)}
 PERCENTILES: Final = ("p50_ms", "p99_ms", "p999_ms")
 
 Raw = Callable[[FloatRows], FloatRows]
 
 
 def generate(accept: str, n: int = ROWS) -> list[bytes]:
-    """Requests for ``n`` rows each, with different seeds."""
     return [post("/generate", {"n": n, "seed": seed, "steps": 1}, accept) for seed in range(SEEDS)]
 
 
@@ -62,32 +50,23 @@ def project(size: int = 28) -> list[bytes]:
 
 
 def measure(options: argparse.Namespace) -> Json:
-    data = (Path(options.models) / options.model / "model.onnx").read_bytes()
+    data = MODEL.read_bytes()
     model = OnnxModel(data, threads=available_cpus())
     raw = raw_session(data, model, available_cpus())
-    settings = SETTINGS | dict(options.setting)
-    ours = {"IGN_MODEL_DIR": options.models, "IGN_DEFAULT_MODEL": options.model}
     image = sent_by(options.headers, project(model.card.shape[-1]))
-    with service(ours | settings) as server:
+    with service(SETTINGS) as server:
         idle = idle_latency(server, raw, model, image, options)
         many = many_rows(server, raw, model, options)
         single = single_images(server, image, options)
-    return {
-        "model": {"ref": model.card.ref, "digest": model.digest[:12], "provider": model.provider},
-        "settings": settings,
-        "targets": targets(idle, many),
-        "idle": idle,
-        "many_rows": many,
-        "single_images": single,
-    }
+    about = {"ref": model.card.ref, "digest": model.digest[:12], "provider": model.provider}
+    tables = {"idle": idle, "many_rows": many, "single_images": single}
+    return {"model": about, "targets": targets(idle, many), **tables}
 
 
 def targets(idle: list[Json], many: list[Json]) -> list[Json]:
-    npy, sheet, pngs = many
     judged = [
-        target("64 rows as npy, share of raw", npy["share_of_raw"], at_least=0.90),
-        target("64 rows as one PNG sheet, share of raw", sheet["share_of_raw"], at_least=0.75),
-        target("64 PNGs in JSON, share of raw", pngs["share_of_raw"], at_least=0.75),
+        target(f"64 rows as {line['form']}, share of raw", line["share_of_raw"], at_least=FORMS[line["form"]][1])
+        for line in many
     ]
     judged += [
         target(f"idle, {line['request']}, over hello-world plus raw call", line["over_sum"], at_most=2.5)
@@ -129,7 +108,7 @@ def one_call(call: Callable[[], object], seconds: float) -> Json:
     while (start := time.perf_counter()) < end:
         call()
         latencies.append(time.perf_counter() - start)
-    return latency(latencies)
+    return common.latency(latencies)
 
 
 def many_rows(server: ServerProcess, raw: Raw, model: OnnxModel, options: argparse.Namespace) -> list[Json]:
@@ -138,7 +117,7 @@ def many_rows(server: ServerProcess, raw: Raw, model: OnnxModel, options: argpar
     ways: dict[str, Callable[[], Json]] = {
         "raw": lambda: dict(zip(("rows_per_s", "cpu_s"), timed(lambda: raw(rows), ROWS, options.seconds), strict=True))
     }
-    for form, accept in FORMS.items():
+    for form, (accept, _) in FORMS.items():
         sent = sent_by(options.headers, generate(accept))
         ways[form] = partial(run_load, server, sent, FEW_CONNECTIONS, options.seconds)
     rounds = in_turn(ways, options.rounds)
@@ -147,12 +126,13 @@ def many_rows(server: ServerProcess, raw: Raw, model: OnnxModel, options: argpar
     lines = []
     for form, results in rounds.items():
         rates = [rate * ROWS for rate in each_round(results, "ok_per_s")]
-        line = {"form": form, "images_per_s": statistics.median(rates), "raw_images_per_s": statistics.median(limit)}
-        line |= {"share_of_raw": median_ratio(rates, limit), "raw_core_ms": raw_core_ms}
-        for side in ("server", "client"):
-            line[f"{side}_core_ms"] = median_of(results, f"{side}_core_ms_per_request") / ROWS
-        line |= {name: median_of(results, f"ok.{name}") for name in ("p50_ms", "p99_ms")}
-        line["failures"] = sum(map(failures, results))
+        line: Json = {
+            "form": form,
+            "images_per_s": statistics.median(rates),
+            "raw_images_per_s": statistics.median(limit),
+        }
+        line |= {"share_of_raw": median_ratio(rates, limit), "raw_core_ms": raw_core_ms} | summary(results)
+        line |= {f"{side}_core_ms": line[f"{side}_core_ms"] / ROWS for side in ("server", "client")}
         lines.append({name: rounded(value) for name, value in line.items()})
     return lines
 
@@ -160,23 +140,10 @@ def many_rows(server: ServerProcess, raw: Raw, model: OnnxModel, options: argpar
 def single_images(server: ServerProcess, image: list[bytes], options: argparse.Namespace) -> list[Json]:
     """One small image per request, PNG to PNG, by number of connections."""
     ways = {str(n): partial(run_load, server, image, n, options.seconds) for n in options.connections}
-    return [
-        {
-            "connections": int(n),
-            "requests_per_s": median_of(results, "ok_per_s"),
-            **{key: median_of(results, f"ok.{key}") for key in PERCENTILES},
-            "server_core_ms": median_of(results, "server_core_ms_per_request"),
-            "client_core_ms": median_of(results, "client_core_ms_per_request"),
-            "failures": sum(map(failures, results)),
-        }
-        for n, results in in_turn(ways, options.rounds).items()
-    ]
+    return [{"connections": int(n)} | summary(results) for n, results in in_turn(ways, options.rounds).items()]
 
 
 OPTIONS: Final = {
-    "models": MODELS,
-    "model": ("mnist/3",),
-    "setting": ([],),
     "headers": ("plain",),
     "rounds": (5, 1),
     "seconds": (4.0, 0.4),
@@ -184,4 +151,4 @@ OPTIONS: Final = {
 }
 
 if __name__ == "__main__":
-    sys.exit(run_benchmark("service", METHOD, measure, OPTIONS))
+    sys.exit(common.run_benchmark("service", METHOD, measure, OPTIONS))

@@ -96,7 +96,7 @@ TABLES: Final[Mapping[str, Callable[[Path, argparse.Namespace], str]]] = {
     ),
     "targets": lambda folder, _: table([verdict(line) for line in read(folder / "service.json")["targets"]]),
     "peers": lambda folder, _: chosen(
-        read(folder / "peers.json")["png_at_32_connections"], "entry requests_per_s p99_ms server_core_ms_per_request"
+        read(folder / "peers.json")["png_at_32_connections"], "entry requests_per_s p99_ms server_core_ms"
     ),
 }
 

@@ -1,6 +1,6 @@
 """Count the files and calls of this service that one warm request enters, and what a gateway's headers add.
 
-    python -m benchmarks.request_path [--json]
+    python -m benchmarks.request_path
 
 The service runs in the main thread as `python -m service` starts it, with the shipped models and one model thread. A
 client in a second thread warms it up and sends each request several times on one connection. A profile hook in every
@@ -16,7 +16,6 @@ repetition made count: of each function the second-lowest number, because one re
     write_log      1  1  1  0  1   → 1: the fourth repetition was cut short
 """
 
-import argparse
 import contextlib
 import http.client
 import itertools
@@ -36,7 +35,6 @@ from unittest.mock import patch
 
 from benchmarks.harness.common import Json
 from benchmarks.harness.processes import HOST, ROOT, free_port, without_settings
-from benchmarks.harness.tables import table
 from benchmarks.load_generator.messages import HEADER_SETS, disc, encoded, get, post, post_form, with_headers
 
 REQUESTS: Final = {
@@ -73,11 +71,9 @@ class Recorder:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    as_json, port, recorder = parser.parse_args().json, free_port(), Recorder()
+    port, recorder = free_port(), Recorder()
     environ = without_settings() | {"IGN_PORT": str(port), "IGN_THREADS": "1", "IGN_MODEL_DIR": str(ROOT / "models")}
-    client = threading.Thread(target=_client, args=(port, recorder, as_json))
+    client = threading.Thread(target=_client, args=(port, recorder))
     client.start()  # before the hook, which is for the service alone
     threading.setprofile(recorder.profile)
     sys.setprofile(recorder.profile)
@@ -86,7 +82,7 @@ def main() -> int:
     return 1
 
 
-def _client(port: int, recorder: Recorder, as_json: bool) -> None:
+def _client(port: int, recorder: Recorder) -> None:
     try:
         with _connect(port) as connection:
             sys.setswitchinterval(10.0)  # a thread runs until it waits, so threads switch in the same places every time
@@ -95,7 +91,7 @@ def _client(port: int, recorder: Recorder, as_json: bool) -> None:
                 for name, data in REQUESTS.items()
                 for sender, headers in SENDERS.items()
             ]
-        print(json.dumps(reports, indent=1) if as_json else _shown(reports), flush=True)
+        print(json.dumps(reports, indent=1), flush=True)
     finally:
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -126,13 +122,8 @@ def _trace(connection: socket.socket, recorder: Recorder, name: str, data: bytes
     files = Counter[str]()
     for code, number in calls.items():
         files[code.co_filename.removeprefix(_OWN)] += number
-    return {
-        "request": name,
-        "headers": sender,
-        "file_count": len(files),
-        "call_count": files.total(),
-        "files": [{"file": file, "calls": number} for file, number in files.items()],
-    }
+    totals = {"file_count": len(files), "call_count": files.total()}
+    return {"request": name, "headers": sender, **totals, "files": files}
 
 
 def steady_calls(repetitions: "list[Counter[CodeType]]") -> "Counter[CodeType]":
@@ -147,22 +138,6 @@ def _status(connection: socket.socket, data: bytes) -> int:
         response.begin()
         response.read()
         return response.status
-
-
-def _shown(reports: list[Json]) -> str:
-    """Totals with the headers of each sender, beside plain, and the files of plain requests."""
-    plain = {report["request"]: report for report in reports if report["headers"] == "plain"}
-    totals = []
-    for report in reports:
-        line = {"request": report["request"], "headers": report["headers"]}
-        for name in ("files", "calls"):
-            count = report[f"{name[:-1]}_count"]
-            line |= {
-                name: count,
-                f"{name} beside plain": f"{count - plain[report['request']][f'{name[:-1]}_count']:+d}",
-            }
-        totals.append(line)
-    return "\n\n".join([table(totals), *(f"{name}\n\n{table(report['files'])}" for name, report in plain.items())])
 
 
 if __name__ == "__main__":

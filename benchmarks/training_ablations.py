@@ -67,11 +67,7 @@ VARIANTS: Final[Mapping[str, tuple[str, Stage]]] = {
     ),
     "quantise": ("critic", _QUANTISE),
 }
-_PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
-    "paper": {"objective": "ign"},
-}
-
-
+_PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {"paper": {"objective": "ign"}}
 _COLUMNS: Final = {
     **{power: f"generation.{name}.frechet" for power, name in (("f", "f"), ("f²", "f2"), ("f³", "f3"), ("f⁴", "f4"))},
     "KL": "generation.f.kl",

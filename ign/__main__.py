@@ -36,11 +36,8 @@ class LazyGroup(click.Group):
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """The commands and options that begin with ``incomplete``."""
-        names = [
-            CompletionItem(name, help=summary)
-            for name, (summary, _) in self._loaders.items()
-            if name.startswith(incomplete)
-        ]
+        commands = ((name, summary) for name, (summary, _) in self._loaders.items() if name.startswith(incomplete))
+        names = [CompletionItem(name, help=summary) for name, summary in commands]
         return names + click.Command.shell_complete(self, ctx, incomplete)
 
 
@@ -68,11 +65,8 @@ def _training(name: str) -> click.Command:
     from ign.parsers import from_parser, subparsers
     from model_export import cli
 
-    return from_parser(
-        name,
-        subparsers(cli.parser(_PROGRAM))[name],
-        lambda arguments: cli.main([name, *arguments], prog=_PROGRAM),
-    )
+    parser = subparsers(cli.parser(_PROGRAM))[name]
+    return from_parser(name, parser, lambda arguments: cli.main([name, *arguments], prog=_PROGRAM))
 
 
 def _keys() -> click.Command:

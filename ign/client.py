@@ -60,14 +60,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 @contextmanager
 def _local_service() -> Iterator[str]:
-    """Serve the models of this process's settings on a free port of the loopback interface until the block ends.
-
-    Yields:
-        The base URL, once every model is verified.
-
-    Raises:
-        StartupError: a setting or a model is unusable.
-    """
+    """Serve on a free port of the loopback interface until the block ends; yields the URL once models are verified."""
     from service.environment import prepare_process
 
     prepare_process()  # before the modules below, which import onnxruntime

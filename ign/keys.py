@@ -17,6 +17,7 @@ from service.settings import from_environment
 
 _KEY_BYTES: Final = 32
 _PRIVATE: Final = 0o600
+_SCOPE: Final = click.Choice(["infer", "admin"])
 
 Entry = dict[str, Any]
 """An entry of the file, as JSON."""
@@ -45,24 +46,14 @@ _FILE: Final = click.option(
 @keys.command()
 @click.argument("name")
 @_FILE
-@click.option(
-    "--scope",
-    "scopes",
-    type=click.Choice(["infer", "admin"]),
-    multiple=True,
-    default=["infer"],
-    help="what the key allows; may be repeated  [infer]",
-)
+@click.option("--scope", "scopes", type=_SCOPE, multiple=True, default=["infer"], help="may be repeated  [infer]")
 @click.option("--quota", metavar="RATE", help="such as 20/s or 600/m, in place of IGN_RATE_LIMIT")
 def add(name: str, file: Path | None, scopes: Sequence[str], quota: str | None) -> None:
     """Make a key for the caller NAME, print it, and store its hash. A new file is readable for its owner only."""
     file = file or _default_file()
     key = secrets.token_urlsafe(_KEY_BYTES)
-    entry: Entry = {
-        "name": name,
-        "sha256": hashlib.sha256(key.encode()).hexdigest(),
-        "scopes": list(dict.fromkeys(scopes)),
-    }
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    entry: Entry = {"name": name, "sha256": digest, "scopes": list(dict.fromkeys(scopes))}
     if quota is not None:
         entry["quota"] = quota
     entries = _read(file)

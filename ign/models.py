@@ -46,13 +46,10 @@ def _describe(folder: Path, ref: str) -> Row:
         raise StartupError(f"{ref}/{MODEL_FILE}: {exc.strerror}") from exc
     except (CardError, StartupError) as exc:
         raise StartupError(f"{ref}/{MODEL_FILE}: {exc}") from exc
-    channels, height, width = card.shape
     return {
         "model": ref,
         "name": card.name,
-        "height": height,
-        "width": width,
-        "channels": channels,
+        **dict(zip(("channels", "height", "width"), card.shape, strict=True)),
         "precisions": [name for name, file in MODEL_FILES.items() if (folder / ref / file).is_file()],
         "parameters": card.training.parameters,
         "licence": card.licence,

@@ -20,10 +20,7 @@ T = TypeVar("T")
 Json = dict[str, Any]
 
 PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "fastapi", "uvicorn", "uvloop", "httptools", "pillow")
-_OMITTED = ("results", "models", "model", "setting", "environments")  # paths, and what a result states elsewhere
-
-
-# Options and results
+_OMITTED = ("results", "model", "environments")  # paths, and what a result states elsewhere
 
 
 def positive(text: str) -> int:
@@ -40,22 +37,10 @@ def duration(text: str) -> float:
     return number
 
 
-def setting(text: str) -> tuple[str, str]:
-    """Parse an option: one setting of the service, `IGN_NAME=VALUE`."""
-    name, equals, value = text.partition("=")
-    if not (name.startswith("IGN_") and equals):
-        raise argparse.ArgumentTypeError("must be IGN_NAME=VALUE")
-    return name, value
-
-
-_PARSERS: Final[Mapping[str, Callable[[str], Any]]] = {
-    "setting": setting,
-    "seed": int,
-    "threads": int,
-    "flat_after": float,
-}
+_PARSERS: Final[Mapping[str, Callable[[str], Any]]] = {"seed": int, "threads": int, "flat_after": float}
 _CHOICES: Final = {"headers": ("plain", "gateway"), "device": ("auto", "cpu", "cuda")}
-MODELS: Final = (str(ROOT / "models"),)
+
+MODEL: Final = ROOT / "models" / "mnist" / "3" / "model.onnx"
 
 Options = Mapping[str, tuple[Any, ...]]
 """Option of a benchmark → its value in a full run, and in a quick one if that differs. A list takes several values."""
@@ -64,7 +49,7 @@ Options = Mapping[str, tuple[Any, ...]]
 def run_benchmark(
     name: str, method: str, measure: Callable[[argparse.Namespace], Json], options: Options, *, judge: bool = False
 ) -> int:
-    """Parse the command line, measure, print the result as JSON, and save it where `--results` says.
+    """Measure, print the result as JSON, and save it where `--results` says.
 
     ``measure`` returns tables, and under `targets` the targets. The exit status is 1 for a missed target if ``judge``,
     and 2 if nothing could be measured.
@@ -135,9 +120,6 @@ def target(
     return {"what": what, "sign": sign, "bound": bound, "unit": unit, "measured": rounded(measured), "met": met}
 
 
-# Statistics
-
-
 def rounded(value: Any) -> Any:
     """A float rounded to four significant digits, but not beyond whole numbers; other values unchanged."""
     if not isinstance(value, float) or not math.isfinite(value) or value == 0:
@@ -196,7 +178,7 @@ def median_ratio(over: Sequence[float], under: Sequence[float]) -> Any:
 
 
 def memory(samples: Sequence[tuple[float, float]], *, warmup: float = 1 / 3, share: float = 0.05) -> Json:
-    """Statistics of resident memory, and the growth of a line fitted through it after the share ``warmup`` of the time.
+    """Resident memory, and the growth of a line fitted through it after the share ``warmup`` of the time.
 
     ``samples`` are (seconds, MiB). A growth of 8 MiB, or of ``share`` of the median, is allowed.
     """
@@ -206,11 +188,8 @@ def memory(samples: Sequence[tuple[float, float]], *, warmup: float = 1 / 3, sha
     slope = statistics.linear_regression(*zip(*kept, strict=True)).slope if seconds else 0.0
     middle = statistics.median(value for _, value in kept)
     result = {
-        "first_mib": samples[0][1],
         "median_mib": middle,
-        "last_mib": samples[-1][1],
         "most_mib": max(value for _, value in samples),
-        "slope_mib_per_minute": slope * 60,
         "growth_mib": slope * seconds,
         "allowed_growth_mib": max(8.0, share * middle),
         "seconds_judged": seconds,

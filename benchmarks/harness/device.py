@@ -2,32 +2,19 @@
 
 import os
 import subprocess
+from typing import Final
 
 from benchmarks.harness.common import Json
 
-_FIELDS = ("name", "driver_version", "memory.total", "power.limit", "clocks.max.sm")
+_FIELDS: Final = ("name", "driver_version", "memory.total", "power.limit", "clocks.max.sm", "memory.used")
 
 
-class Device:
-    """The first visible device; without `nvidia-smi` all values are empty."""
-
-    def about(self) -> Json:
-        """Name, driver, memory in MiB, and limits."""
-        values = self._query(",".join(_FIELDS))
-        return dict(zip(_FIELDS, values, strict=True)) if len(values) == len(_FIELDS) else {}
-
-    def used_mib(self) -> float | None:
-        """Memory in use by all processes."""
-        try:
-            return float(self._query("memory.used")[0].split()[0])
-        except (IndexError, ValueError):
-            return None
-
-    def _query(self, fields: str) -> list[str]:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0].strip()
-        command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader", f"--id={visible or 0}"]
-        try:
-            output = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
-        except (OSError, subprocess.SubprocessError):
-            return []
-        return [part.strip() for part in output.splitlines()[0].split(",")] if output.strip() else []
+def gpu() -> Json:
+    """Name, driver, limits and the memory in use of the first visible device; empty without `nvidia-smi`."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0].strip()
+    command = ["nvidia-smi", f"--query-gpu={','.join(_FIELDS)}", "--format=csv,noheader", f"--id={visible or 0}"]
+    try:
+        output = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return dict(zip(_FIELDS, (part.strip() for part in output.partition("\n")[0].split(",")), strict=True))

@@ -35,49 +35,49 @@ async def fetch(
         ConnectionError: the server closed the connection before its answer was complete, or it was not HTTP.
         TimeoutError: no complete answer within ``timeout_s``.
     """
-    transport, client = await asyncio.get_running_loop().create_connection(_Client, host, port)
+    reader, writer = await asyncio.open_connection(host, port)
     try:
-        transport.write(data)
+        writer.write(data)
         async with asyncio.timeout(timeout_s if leave_after_s is None else leave_after_s):
-            return await client.done
+            return await _read(reader)
     except TimeoutError as exc:
         if leave_after_s is not None:
             raise ConnectionClosed from exc
         raise
     finally:
-        transport.abort() if leave_after_s is not None else transport.close()
+        writer.transport.abort() if leave_after_s is not None else writer.close()
 
 
-class _Client(asyncio.Protocol):
+async def _read(reader: asyncio.StreamReader) -> Answer:
+    parsing = _Parsing()
+    while not parsing.is_complete:
+        data = await reader.read(1 << 16)
+        if not data:
+            raise ConnectionError("the server closed the connection")
+        try:
+            parsing.parser.feed_data(data)
+        except httptools.HttpParserError as exc:
+            if not parsing.is_complete:
+                raise ConnectionError(f"not HTTP: {exc}") from exc
+    return parsing.answer
+
+
+class _Parsing:
+    """What the parser calls, until the first answer is complete: what follows belongs to a further one."""
+
     def __init__(self) -> None:
-        self.done: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._answer = Answer()
-        self._parser = httptools.HttpResponseParser(self)
-
-    def data_received(self, data: bytes) -> None:
-        if not self.done.done():  # what follows belongs to a further answer
-            try:
-                self._parser.feed_data(data)
-            except httptools.HttpParserError as exc:
-                self._fail(ConnectionError(f"not HTTP: {exc}"))
+        self.answer, self.is_complete = Answer(), False
+        self.parser = httptools.HttpResponseParser(self)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self.done.done():
-            self._answer.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+        if not self.is_complete:
+            self.answer.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_body(self, body: bytes) -> None:
-        if not self.done.done():
-            self._answer.body += body
+        if not self.is_complete:
+            self.answer.body += body
 
     def on_message_complete(self) -> None:
-        if not self.done.done():
-            self._answer.status = self._parser.get_status_code()
-            self.done.set_result(self._answer)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._fail(ConnectionError("the server closed the connection"))
-
-    def _fail(self, exc: Exception) -> None:
-        if not self.done.done():
-            self.done.set_exception(exc)
-            self.done.exception()  # marks it as retrieved: a client that disconnected does not await it
+        if not self.is_complete:
+            self.answer.status = self.parser.get_status_code()
+            self.is_complete = True

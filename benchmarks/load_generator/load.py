@@ -29,7 +29,7 @@ from typing import Any, cast
 import httptools
 import uvloop
 
-from benchmarks.harness.common import Json, latency, rounded
+from benchmarks.harness.common import Json, latency, median_of, rounded
 from benchmarks.harness.processes import HOST, ROOT, ServerFailed, ServerProcess, cpu_seconds
 
 _TIMER_S = 0.001  # uvloop's resolution; anything shorter would be a busy loop
@@ -45,7 +45,6 @@ class Spec:
         requests: whole HTTP/1.1 requests, sent round robin.
         connections: keep-alive connections, each with one request in flight.
         seconds: time of measuring after ``warmup_s``, and until one response was counted.
-        grace_s: time to wait for responses at the end.
         pause_s: a client waits a random time of up to so long between a response and its next request.
         server_pid: a local process whose CPU time, with its descendants, is reported too.
     """
@@ -85,6 +84,13 @@ def failures(result: Json, allowed: Sequence[str] = ("200",)) -> int:
     """The requests of a report that got no response, or one of another status."""
     other = sum(each["count"] for status, each in result["statuses"].items() if status not in allowed)
     return int(other + result["unanswered"] + sum(result["errors"].values()))
+
+
+def summary(rounds: Sequence[Json]) -> Json:
+    """The medians of a load over its rounds: rate, latency, and CPU time by request; and all failures."""
+    figures = {"requests_per_s": "ok_per_s", **{name: f"ok.{name}" for name in ("p50_ms", "p99_ms", "p999_ms")}}
+    figures |= {f"{side}_core_ms": f"{side}_core_ms_per_request" for side in ("server", "client")}
+    return {name: median_of(rounds, of) for name, of in figures.items()} | {"failures": sum(map(failures, rounds))}
 
 
 def run(spec: Spec) -> Json:

@@ -10,15 +10,14 @@ met, else with 1.
 import argparse
 import asyncio
 import contextlib
-import gzip
 import itertools
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import uvloop
@@ -27,7 +26,7 @@ from PIL import Image
 from benchmarks.harness.common import Json, latency, percentile, rounded, run_benchmark, target
 from benchmarks.harness.processes import HOST, ROOT, MemoryWatch, ServerProcess, raise_file_limit, rss_mib, service
 from benchmarks.load_generator.fetch import ConnectionClosed, fetch
-from benchmarks.load_generator.messages import encoded, get, post_form, request, upload
+from benchmarks.load_generator.messages import encoded, get, post_form, upload
 from benchmarks.load_generator.traffic import Rng, disconnecting, oversized, slow_body
 from benchmarks.reliability.hostile_inputs import hostile
 from benchmarks.reliability.soak import KnownAnswers, log_errors, right_answer
@@ -90,18 +89,12 @@ def waiting(*parts: bytes, seconds: float = 3600.0) -> Talk:
     return talk
 
 
-def gzip_index() -> bytes:
-    body = gzip.compress(b'{"points":[' + b"{}," * 5_000_000 + b"{}]}", 9)
-    return request("/v2/repository/index", body, {"Content-Encoding": "gzip", "Content-Type": "application/json"})
-
-
 def large_form() -> bytes:
-    """64 images of 16 Mpx in one form."""
     return post_form("/project", [("image", encoded(Image.new("RGBA", (4000, 4000)), compress_level=9))] * 64)
 
 
 def empty_segments() -> bytes:
-    """A JPEG of 12 MB that consists of empty segments."""
+    """A JPEG of 12 MB."""
     return upload("/project", b"\xff\xd8" + b"\xff\xe1\x00\x02" * 3_000_000 + b"\xff\xd9", media="image/jpeg")
 
 
@@ -122,19 +115,16 @@ async def bad_clients(count: int, seed: int, port: int, end: float) -> None:
 
 HEAD: Final = b"GET / HTTP/1.1\r\nHost: x\r\n"
 HALF_A_BODY: Final = upload("/project", bytes(BODY))[: BODY // 2]
-ATTACKS: Final[dict[str, Callable[[], Callable[[int, float], Awaitable[None]]]]] = {
+ATTACKS: Final[dict[str, Callable[[], Callable[[int, float], Coroutine[Any, Any, None]]]]] = {
     "endless header": lambda: partial(on_connections, 4, sending(HEAD + b"X-A: ", b"b" * PART)),
     "endless URL": lambda: partial(on_connections, 4, sending(b"GET /", b"b" * PART)),
     "pipelining": lambda: partial(on_connections, 4, sending(b"", get("/healthz") * 2000)),
     "3000 silent, half-headed": lambda: partial(on_connections, 3000, waiting(b"", HEAD), pause_s=1.0),
     "slow 16 MiB bodies": lambda: partial(on_connections, 100, sending(HALF_A_BODY, bytes(1024), 0.5), pause_s=5.0),
-    "gzip index": lambda: partial(on_connections, 4, waiting(gzip_index(), seconds=2.0)),
     "64 x 16 Mpx form": lambda: partial(on_connections, 2, waiting(large_form(), seconds=2.0)),
     "empty segments": lambda: partial(on_connections, 2, waiting(empty_segments(), seconds=2.0)),
 }
 BAD_CLIENTS: Final = "bad clients"
-
-
 GIVE_UP_S: Final = 60.0
 FACTOR: Final = 5
 IN_A_ROW: Final = 10
@@ -230,11 +220,7 @@ def attack(name: str, port: str, seconds: str, count: str = "1", seed: str = "0"
     raise_file_limit()
     end = time.monotonic() + float(seconds)
     begin = partial(bad_clients, int(count), int(seed)) if name == BAD_CLIENTS else ATTACKS[name]()
-
-    async def run() -> None:
-        await begin(int(port), end)
-
-    uvloop.run(run())
+    uvloop.run(begin(int(port), end))
 
 
 OPTIONS: Final = {"seconds": (15.0, 3.0), "attacks": (list(ATTACKS),)}

@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.harness.common import Json, run_benchmark, target
 from benchmarks.harness.processes import ServerProcess
-from benchmarks.reliability.hostile_inputs import SETTINGS, bombs, gzip_bomb, hostile, problem
+from benchmarks.reliability.hostile_inputs import SETTINGS, bombs, hostile, problem
 from benchmarks.reliability.soak import KnownAnswers, Log, right_answer, run_and_judge, send
 
 METHOD = (
@@ -29,7 +29,7 @@ MIN_FOR_MEMORY: Final = 10_000
 
 
 def measure(options: argparse.Namespace) -> Json:
-    bombs(), gzip_bomb()  # now, because they take seconds, and clients that connect and send nothing are closed
+    bombs()  # now, because they take seconds, and clients that connect and send nothing are closed
     known: list[KnownAnswers] = []
     hangs = 0
 

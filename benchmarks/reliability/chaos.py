@@ -9,7 +9,6 @@ import argparse
 import asyncio
 import os
 import resource
-import shutil
 import signal
 import sys
 import tempfile
@@ -23,9 +22,7 @@ import uvloop
 
 from benchmarks.harness.common import Json, rounded, run_benchmark, target
 from benchmarks.harness.processes import ROOT, ServerProcess, free_port, process_tree, serving, without_settings
-from benchmarks.load_generator.fetch import fetch
 from benchmarks.reliability.attacks import BAD_CLIENTS
-from benchmarks.reliability.restarts import LOAD
 from benchmarks.reliability.soak import KnownAnswers, end_state, right_answer
 
 METHOD: Final = (
@@ -44,7 +41,6 @@ class Chaos:
 
     server: ServerProcess
     commands: Path
-    model: Path
     unexpected: list[str] = field(default_factory=list)  # faults with another result than expected
 
     def command(self, line: str) -> None:
@@ -83,14 +79,6 @@ async def disk_full(chaos: Chaos) -> None:
     resource.prlimit(chaos.server.pid, resource.RLIMIT_FSIZE, limits)
 
 
-async def broken_model(chaos: Chaos) -> None:
-    whole = await asyncio.to_thread(chaos.model.read_bytes)
-    for data, expected in ((whole[: len(whole) // 2], 400), (whole, 200)):
-        await asyncio.to_thread(chaos.model.write_bytes, data)
-        status = (await fetch(chaos.server.port, LOAD)).status
-        chaos.unexpected += [f"load: {status}, not {expected}"] * (status != expected)
-
-
 async def stop_process(chaos: Chaos) -> None:
     pid = next(iter(chaos.processes()), chaos.server.pid)
     os.kill(pid, signal.SIGSTOP)
@@ -105,7 +93,7 @@ async def kill_process(chaos: Chaos) -> None:
 
 
 FAULTS: Final[dict[int, tuple[Fault, ...]]] = {
-    1: (kill_thread, clock_jump, disk_full, broken_model, stop_process),
+    1: (kill_thread, clock_jump, disk_full, stop_process),
     2: (kill_process, stop_process, kill_process),
 }
 OUTAGES: Final = (kill_thread, stop_process, kill_process)
@@ -127,14 +115,12 @@ def measure(options: argparse.Namespace) -> Json:
 def half(options: argparse.Namespace, processes: int) -> Json:
     """Half of the run, with a service of one or two processes."""
     with tempfile.TemporaryDirectory() as folder:
-        commands, models, port = Path(folder) / "commands", Path(folder) / "models", free_port()
+        commands, port = Path(folder) / "commands", free_port()
         commands.touch()
-        shutil.copytree(ROOT / "models" / "mnist", models / "mnist")
-        settings = {"IGN_MODEL_DIR": str(models), "IGN_DEVICE": "cpu", "IGN_WORKERS": str(processes)}
-        environ = without_settings() | settings | {"IGN_PORT": str(port)}
+        environ = without_settings() | {"IGN_DEVICE": "cpu", "IGN_WORKERS": str(processes), "IGN_PORT": str(port)}
         module = ["benchmarks.reliability.faulty_service", str(commands)] if processes == 1 else ["service"]
         with serving([sys.executable, "-m", *module], port=port, ready="/readyz", environ=environ) as server:
-            chaos = Chaos(server, commands, models / "mnist" / "3" / "model.onnx")
+            chaos = Chaos(server, commands)
             known, outages = uvloop.run(run(chaos, options, FAULTS[processes]))
             ready, replaced = server.get("/readyz")[0], end_state(server)["workers replaced"]
     chaos.unexpected += [f"at the end /readyz is {ready}"] * (ready != 200)

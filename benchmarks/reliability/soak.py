@@ -124,11 +124,9 @@ def run_and_judge(
     judges_memory: bool,
     warmup: float = 1 / 3,
 ) -> Json:
-    """Run a service under a load; the result of a benchmark.
+    """Run a service under a load; returns the result of a benchmark.
 
-    Args:
-        judges_memory: whether the growth of memory has a target.
-        warmup: the share of the run after which memory must be flat.
+    Memory must be flat after the share ``warmup`` of the run, if ``judges_memory``.
     """
     log = Log()
     with service(settings) as server:
@@ -170,7 +168,7 @@ def measure(options: argparse.Namespace) -> Json:
         await asyncio.gather(*map(work, np.random.default_rng(options.seed).spawn(options.clients)))
 
     return run_and_judge(
-        SETTINGS | dict(options.setting),
+        SETTINGS,
         load,
         judges_memory=options.seconds >= MIN_SECONDS_FOR_MEMORY,
         warmup=min(0.5, options.flat_after / options.seconds) if options.flat_after else 1 / 3,
@@ -204,7 +202,7 @@ def log_errors(server: ServerProcess) -> list[str]:
     return [line for line in server.log_text().splitlines() if any(sign in line for sign in signs)]
 
 
-OPTIONS: Final = {"seconds": (600.0, 4.0), "flat_after": (0.0,), "clients": (16,), "setting": ([],), "seed": (0,)}
+OPTIONS: Final = {"seconds": (600.0, 4.0), "flat_after": (0.0,), "clients": (16,), "seed": (0,)}
 
 if __name__ == "__main__":
     sys.exit(run_benchmark("soak", METHOD, measure, OPTIONS, judge=True))

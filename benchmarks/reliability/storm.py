@@ -7,13 +7,11 @@ Exits with status 0 if every target is met, else with 1.
 
 import argparse
 import sys
-import threading
-import time
 from functools import partial
 from typing import Final, NamedTuple
 
 from benchmarks.bench_service import generate, project
-from benchmarks.harness.common import Json, each_round, in_turn, latency, median_of, median_ratio, run_benchmark, target
+from benchmarks.harness.common import Json, each_round, in_turn, median_of, median_ratio, run_benchmark, target
 from benchmarks.harness.processes import ServerProcess, raise_file_limit, service
 from benchmarks.load_generator.load import failures, run_load
 from benchmarks.load_generator.messages import NPY, with_headers
@@ -22,8 +20,7 @@ METHOD: Final = (
     "Each client comes back at most `pause_s` seconds after any answer, also after a 429 or 503. kept: on its "
     "connection; new: each request on a connection of its own. image: /project, PNG to PNG; 64 rows: /generate as "
     "npy, with an eighth of the clients. Few and many clients take turns; goodput is 200/s; share is the median over "
-    "the rounds of many over few. The generator shares the machine with the service. healthz: a GET every 0.1 s "
-    "meanwhile, on a new connection"
+    "the rounds of many over few. The generator shares the machine with the service"
 )
 
 
@@ -49,7 +46,7 @@ STORMS: Final = (
 
 def measure(options: argparse.Namespace) -> Json:
     raise_file_limit()
-    with service(dict(options.setting)) as server:
+    with service({}) as server:
         judged = [(storm, measured(server, storm, options)) for storm in STORMS]
     targets = [target(f"goodput, {storm}, share", line["share"], at_least=storm.least_share) for storm, line in judged]
     targets += [target(f"{storm}, errors", line["errors"], at_most=0) for storm, line in judged]
@@ -61,18 +58,15 @@ def measured(server: ServerProcess, storm: Storm, options: argparse.Namespace) -
     requests, share = (project(), 1) if storm.request == "image" else (generate(NPY), 8)
     if storm.connections == "new":
         requests = [with_headers(data, {"Connection": "close"}) for data in requests]
-    clients = {"few": options.few, "many": options.many}
-    ways = {
-        name: partial(one_run, server, requests, -(-number // share), storm.pause_s, options.seconds)
-        for name, number in clients.items()
-    }
+    load = partial(run_load, seconds=options.seconds, warmup_s=min(2.0, options.seconds), pause_s=storm.pause_s)
+    clients = {"few": -(-options.few // share), "many": -(-options.many // share)}
+    ways = {name: partial(load, server, requests, number) for name, number in clients.items()}
     rounds = in_turn(ways, options.rounds)
     few, many = rounds["few"], rounds["many"]
     line: Json = {"request": storm.request, "connections": storm.connections, "pause_s": storm.pause_s}
     for name, results in rounds.items():
         line[f"{name}_goodput_per_s"] = median_of(results, "ok_per_s")
         line[f"{name}_core_ms_per_answer"] = median_of(results, "server_core_ms_per_request")
-        line[f"{name}_healthz_p99_ms"] = max(each_round(results, "healthz.p99_ms"))
     return line | {
         "share": median_ratio(each_round(many, "ok_per_s"), each_round(few, "ok_per_s")),
         "rejected_p50_ms": median_of(many, "rejected.p50_ms"),
@@ -82,26 +76,7 @@ def measured(server: ServerProcess, storm: Storm, options: argparse.Namespace) -
     }
 
 
-def one_run(server: ServerProcess, requests: list[bytes], clients: int, pause_s: float, seconds: float) -> Json:
-    over, probes = threading.Event(), list[float]()
-
-    def probe() -> None:
-        while not over.wait(0.1):
-            start = time.perf_counter()
-            server.get("/healthz")
-            probes.append(time.perf_counter() - start)
-
-    thread = threading.Thread(target=probe, daemon=True)
-    thread.start()
-    try:
-        result = run_load(server, requests, clients, seconds, warmup_s=min(2.0, seconds), pause_s=pause_s)
-    finally:
-        over.set()
-        thread.join()
-    return result | {"healthz": latency(probes)}
-
-
-OPTIONS: Final = {"rounds": (3, 1), "seconds": (10.0, 1.0), "few": (200, 20), "many": (2000, 200), "setting": ([],)}
+OPTIONS: Final = {"rounds": (3, 1), "seconds": (10.0, 1.0), "few": (200, 20), "many": (2000, 200)}
 
 if __name__ == "__main__":
     sys.exit(run_benchmark("storm", METHOD, measure, OPTIONS, judge=True))

@@ -60,60 +60,11 @@ for _name, _value in list(globals().items()):  # classes print, pickle and appea
     if not _name.startswith("_") and isinstance(_value, type):
         _value.__module__ = "ign_client"
 
-__all__ = [
-    "AsyncClient",
-    "AsyncStream",
-    "BadGateway",
-    "BadRequest",
-    "BodyTooSlow",
-    "Card",
-    "Client",
-    "ConnectionFailed",
-    "DeadlineExceeded",
-    "Done",
-    "Event",
-    "FieldError",
-    "Forbidden",
-    "Format",
-    "Frame",
-    "IgnError",
-    "Image",
-    "Images",
-    "InputError",
-    "InvalidContent",
-    "Invert",
-    "Limits",
-    "MethodNotAllowed",
-    "ModelRef",
-    "Models",
-    "NotAcceptable",
-    "NotFound",
-    "PathForm",
-    "Picture",
-    "PictureLike",
-    "PointLike",
-    "Problem",
-    "Progress",
-    "ProjectedImage",
-    "Raw",
-    "Readiness",
-    "Resize",
-    "Score",
-    "Scores",
-    "Seed",
-    "ServiceFailed",
-    "StatusError",
-    "Step",
-    "Stream",
-    "Term",
-    "TimedOut",
-    "Timing",
-    "TooLarge",
-    "TooManyRequests",
-    "TransportError",
-    "Unauthorized",
-    "Unavailable",
-    "UnexpectedAnswer",
-    "UnsupportedMedia",
-    "__version__",
-]
+__all__ = ["AsyncClient", "AsyncStream", "BadGateway", "BadRequest", "BodyTooSlow", "Card", "Client"]
+__all__ += ["ConnectionFailed", "DeadlineExceeded", "Done", "Event", "FieldError", "Forbidden", "Format", "Frame"]
+__all__ += ["IgnError", "Image", "Images", "InputError", "InvalidContent", "Invert", "Limits", "MethodNotAllowed"]
+__all__ += ["ModelRef", "Models", "NotAcceptable", "NotFound", "PathForm", "Picture", "PictureLike", "PointLike"]
+__all__ += ["Problem", "Progress", "ProjectedImage", "Raw", "Readiness", "Resize", "Score", "Scores", "Seed"]
+__all__ += ["ServiceFailed", "StatusError", "Step", "Stream", "Term", "TimedOut", "Timing", "TooLarge"]
+__all__ += ["TooManyRequests", "TransportError", "Unauthorized", "Unavailable", "UnexpectedAnswer"]
+__all__ += ["UnsupportedMedia", "__version__"]

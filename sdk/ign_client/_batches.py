@@ -80,9 +80,9 @@ def _duration(seconds: float) -> str:
 
 
 def list_images(inputs: Sequence[str]) -> dict[Path, Path]:
-    """List the input images, each with the relative path of its output: its name, or its path below an input folder.
+    """List the input images, each with the path of its output: its name, or its path below an input folder.
 
-    Hidden files and folders below a folder are left out. A missing input, or no image at all, is an `InputError`.
+    Hidden files and folders below a folder are left out.
     """
     images: dict[Path, Path] = {}
     for text in inputs:
@@ -120,13 +120,10 @@ def check_free(targets: Iterable[Path], force: bool, ways: str = "--force overwr
 def for_each_item(
     items: Sequence[T], work: Callable[[Sequence[T]], None], jobs: int, terminal: Terminal, *, group: int
 ) -> int:
-    """Run ``work`` for all items in threads, in groups. A rejected item does not stop the others.
+    """Run ``work`` for all items in threads, in groups. A rejected item does not stop the others; returns their number.
 
     If ``work`` fails because of an image, it is called again for each item of the group alone. An error that would stop
     the other items, too, is raised.
-
-    Returns:
-        The number of rejected items.
     """
     done = failed = 0
     if items:

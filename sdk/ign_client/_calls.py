@@ -47,11 +47,9 @@ _PER_PART: Final = 512  # bytes of a part's headers, or of JSON around an image
 
 @dataclass(frozen=True, slots=True)
 class Split(Generic[T]):
-    """A call with so many images that the limits of the service decide how many requests it takes.
+    """A call with so many images that the limits, in the result of ``models``, decide how many requests it takes.
 
-    Args:
-        models: the call whose result holds the limits.
-        parts: builders of the requests, in order; each encodes its images only when it is called.
+    ``parts`` returns builders of the requests, in order; each encodes its images only when it is called.
     """
 
     models: Call[results.Models]
@@ -233,13 +231,8 @@ def ready(**options: Unpack[Connection]) -> Call[results.Readiness]:
 def _call(
     path: str, parse: Callable[[Response], T], options: Options, body: Body | None, accept: str = "application/json"
 ) -> Call[T]:
-    return Call(
-        path=path,
-        parse=parse,
-        body=body,
-        accept=accept,
-        **{name: options[name] for name in _CONNECTION if name in options},
-    )
+    connection = {name: options[name] for name in _CONNECTION if name in options}
+    return Call(path=path, parse=parse, body=body, accept=accept, **connection)
 
 
 def _file(path: str, form: str, options: Options, body: Body) -> Call[results.Raw]:

@@ -1,13 +1,4 @@
-"""The command line: `ign-client generate|project|interpolate|score|models`.
-
-Exit status:
-
-0    everything is done
-1    the service rejected a request, or some of the images; the others are done
-2    invalid arguments, missing inputs or existing outputs; nothing was sent
-3    the service could not be reached, or had no time
-130  interrupted
-"""
+"""The command line: `ign-client generate|project|interpolate|score|models`."""
 
 import argparse
 import json
@@ -33,6 +24,7 @@ from ign_client._version import __version__
 
 K = TypeVar("K")
 
+# REFUSED: some images, the others are done. USAGE: nothing was sent. UNREACHABLE: or the service had no time.
 DONE, REFUSED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
 _UNREACHABLE_ERRORS: Final = (
     errors.TransportError,
@@ -45,7 +37,7 @@ _SHOWN_MEASURES: Final = MEASURES[1:]  # the file stands for the index
 
 
 def main(arguments: Sequence[str] | None = None, terminal: Terminal | None = None) -> int:
-    """Run one command; return the exit status. The arguments are those of the process by default, without its name."""
+    """Run one command, by default with the arguments of the process; returns the exit status."""
     return run(parse(parser(), arguments), terminal or Terminal(sys.stdout, sys.stderr))
 
 
@@ -125,6 +117,7 @@ def _generate(commands: Commands) -> None:
     _common(command)
     _add(command, lists.GenerateFileOptions, "columns", "gap")
     _output(command, "folder for one file each, or a file (.png .jpg .webp .npy) for a sheet of all")
+    _add_jobs(command)
     command.add_argument("--skip-existing", action="store_true", help="skip pictures whose file exists")
 
 
@@ -136,6 +129,7 @@ def _project(commands: Commands) -> None:
     command.add_argument("--mask", type=Path, help="picture: white = regenerate, black = keep")
     _common(command)
     _output(command, "folder, in which files keep their names; or for one picture a file (.png .jpg .webp .npy)")
+    _add_jobs(command)
     command.add_argument("--skip-existing", action="store_true", help="skip inputs whose output exists")
 
 
@@ -156,13 +150,16 @@ def _score(commands: Commands) -> None:
     command.set_defaults(run=score)
     command.add_argument("inputs", nargs="+", metavar="INPUT", help="pictures, or folders of pictures")
     command.add_argument("--json", action="store_true", help="write a line of JSON for each picture instead")
-    command.add_argument("--jobs", type=_jobs, default=4, help="requests at a time (4)")
+    _add_jobs(command)
     _add(command, lists.ScoreOptions, "model", "resize", "invert")
 
 
 def _common(command: argparse.ArgumentParser) -> None:
     _add(command, lists.GenerateOptions, "model", "steps", "scale", "resample")
     command.add_argument("--format", choices=get_args(lists.Format), help="format of the files in a folder (png)")
+
+
+def _add_jobs(command: argparse.ArgumentParser) -> None:
     command.add_argument("--jobs", type=_jobs, default=4, help="requests at a time (4)")
 
 

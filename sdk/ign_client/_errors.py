@@ -1,29 +1,6 @@
-"""The errors of the client as one tree, by cause.
+"""The errors of the client, as one tree by cause.
 
-IgnError
-├── InputError                 an argument is invalid; nothing was sent (also a ValueError)
-├── TransportError             there was no response
-│   ├── ConnectionFailed       no connection, or it broke
-│   └── TimedOut               the service did not answer in time
-├── UnexpectedAnswer           the response does not come from ign-service
-└── StatusError                an error response: status, code, detail, request_id, retry_after, errors
-    ├── BadRequest             400  not JSON, invalid multipart, invalid header value
-    ├── Unauthorized           401  API key missing or unknown
-    ├── Forbidden              403  API key without the scope
-    ├── NotFound               404  no such model, version or path
-    ├── MethodNotAllowed       405
-    ├── NotAcceptable          406  the endpoint does not offer this format
-    ├── BodyTooSlow            408  the body of the request did not arrive in time
-    ├── TooLarge               413  body or picture above a limit
-    ├── UnsupportedMedia       415  content type or content encoding of the request
-    ├── InvalidContent         422  a value, picture, array or mask is invalid; `errors` names the fields
-    ├── TooManyRequests        429  queue full, deadline too short for the queue, or rate limit exceeded
-    ├── ServiceFailed          500  failure of the service, and any other 5xx
-    ├── BadGateway             502  a proxy could not reach the service
-    ├── Unavailable            503  loading, draining, or too many requests in flight
-    └── DeadlineExceeded       504  the deadline passed, or was too short
-
-408, 429, 502, 503, 504 and TransportError are raised only after the last retry.
+The client raises 408, 429, 502, 503, 504 and `TransportError` only after the last retry.
 """
 
 import math
@@ -77,24 +54,17 @@ class FieldError:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """An error document of the service (RFC 9457).
-
-    Args:
-        code: stable name for programs to compare; ``unknown`` if the response is no problem document.
-        request_id: identifies the request in the log of the service.
-        retry_after: seconds until the next attempt, or None.
-    """
+    """An error document of the service (RFC 9457)."""
 
     status: int
-    code: str
+    code: str  # a stable name for programs to compare; ``unknown`` if the response is no problem document
     detail: str
-    request_id: str | None = None
-    retry_after: float | None = None
+    request_id: str | None = None  # identifies the request in the log of the service
+    retry_after: float | None = None  # seconds until the next attempt
     errors: tuple[FieldError, ...] = ()
 
 
 BY_STATUS: dict[int, type["StatusError"]] = {}
-"""The class of every status in the contract."""
 
 
 class StatusError(IgnError):

@@ -6,23 +6,12 @@ the signature and the docstring that `help()` shows, and `_cli` makes the option
 
 import inspect
 import math
+import typing
 from collections.abc import Callable, Sequence
 from enum import Enum
 from functools import wraps
 from types import UnionType
-from typing import (
-    Annotated,
-    Any,
-    Literal,
-    ParamSpec,
-    TypeAlias,
-    TypedDict,
-    TypeVar,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import Annotated, Any, Literal, ParamSpec, TypeAlias, TypedDict, TypeVar, Union, get_args, get_origin
 
 from ign_client._errors import InputError
 from ign_client._inputs import PictureLike
@@ -55,9 +44,7 @@ UNSET = Unset.UNSET
 class Connection(TypedDict, total=False):
     """Options of every method; they are not part of the body."""
 
-    timeout: Annotated[
-        float | None, UNSET, "seconds for one attempt or until the first event; None: the service's limit"
-    ]
+    timeout: Annotated[float | None, UNSET, "seconds for one attempt or the first event; None: the service's limit"]
     request_id: Annotated[str | None, None, "1 to 128 of A-Z a-z 0-9 . _ -, repeated in the response"]
 
 
@@ -81,9 +68,7 @@ class _Encoding(TypedDict, total=False):
 
 
 class _Recording(_Encoding, total=False):
-    record: Annotated[
-        Sequence[int] | None, None, "ascending numbers of the steps for ``trajectory``; 0: the input of f"
-    ]
+    record: Annotated[Sequence[int] | None, None, "ascending steps for ``trajectory``; 0: the input of f"]
 
 
 class _Sheet(TypedDict, total=False):
@@ -99,9 +84,7 @@ class _Noise(TypedDict, total=False):
 
 
 class _Preparation(TypedDict, total=False):
-    resize: Annotated[
-        Resize, "fit", "``fit`` adds a letterbox, ``crop`` cuts the centre, ``stretch`` changes the shape"
-    ]
+    resize: Annotated[Resize, "fit", "``fit`` adds borders, ``crop`` cuts the centre, ``stretch`` changes the shape"]
     invert: Annotated[Invert, "auto", "exchange light and dark; ``auto``: if the border is light and the model's dark"]
 
 
@@ -116,14 +99,6 @@ class _Path(TypedDict, total=False):
     method: Annotated[Literal["slerp", "lerp"], "slerp", "spherical or linear interpolation"]
     loop: Annotated[bool, False, "return to the first point"]
     grid: Annotated[tuple[int, int] | None, None, "(rows, columns), instead of ``frames`` and ``loop``"]
-
-
-class _Animation(TypedDict, total=False):
-    fps: Annotated[int, 12, "frames per second of an animation, 1…50"]
-
-
-class _Sum(_Run, total=False):
-    normalize: Annotated[bool, True, "rescale the sum to the length of the model's noise"]
 
 
 class GenerateOptions(_Rows, _Noise, _Recording, Connection, total=False):
@@ -146,16 +121,20 @@ class PathOptions(_Run, _Path, _Encoding, Connection, total=False):
     """Of `latent_interpolate`."""
 
 
-class PathFileOptions(_Run, _Path, _Animation, _Sheet, Connection, total=False):
+class PathFileOptions(_Run, _Path, _Sheet, Connection, total=False):
     """Of `latent_interpolate_as`."""
 
-
-class SumOptions(_Sum, _Encoding, Connection, total=False):
-    """Of `latent_arithmetic`."""
+    fps: Annotated[int, 12, "frames per second of an animation, 1…50"]
 
 
-class SumFileOptions(_Sum, Connection, total=False):
+class SumFileOptions(_Run, Connection, total=False):
     """Of `latent_arithmetic_as`."""
+
+    normalize: Annotated[bool, True, "rescale the sum to the length of the model's noise"]
+
+
+class SumOptions(SumFileOptions, _Encoding, total=False):
+    """Of `latent_arithmetic`."""
 
 
 class ScoreOptions(_Model, _Preparation, Connection, total=False):
@@ -170,10 +149,9 @@ def options_of(kind: Any) -> dict[str, tuple[Any, Any, str]]:
 def described(build: Callable[P, T]) -> Callable[P, T]:
     """Let a function that builds a call check its options, and show them in its signature and docstring.
 
-    The function receives the options that are not None, as JSON holds them. The signature is that of the method: it
-    returns what the call returns.
+    The function receives the options that are not None, as JSON holds them. The signature returns what the call does.
     """
-    hints = get_type_hints(build)
+    hints = typing.get_type_hints(build)
     (kind,) = get_args(hints["options"])
     options = options_of(kind)
     keywords = [
@@ -205,11 +183,7 @@ def described(build: Callable[P, T]) -> Callable[P, T]:
 
 
 def checked(name: str, value: Any, hint: Any) -> Any:
-    """The value as JSON holds it: numpy scalars and arrays become numbers and lists.
-
-    Raises:
-        InputError: it has another type. The service decides which values of the type it takes.
-    """
+    """The value as JSON holds it: numpy scalars and arrays become numbers and lists; the service judges the value."""
     if isinstance(_shown(hint), str):  # images, which `_inputs` checks when it reads them
         return value
     to_list = getattr(value, "tolist", None)

@@ -54,16 +54,13 @@ class Picture:
     def save(self, path: "str | os.PathLike[str]") -> Path:
         """Write the bytes to a file atomically and return its path; an existing file is replaced.
 
-        Raises:
-            InputError: the suffix of the name belongs to another format.
-            OSError: the file cannot be written.
+        `InputError` if the suffix of the name belongs to another format.
         """
         path = Path(path)
         suffix_format = SUFFIXES.get(path.suffix.lower(), self.format)
         if suffix_format != self.format and (suffix_format, self.format) not in _COMPATIBLE:
-            raise InputError(
-                f"{path.name}: the name says {suffix_format}, but this is {self.format}; ask the service for it"
-            )
+            text = f"the name says {suffix_format}, but this is {self.format}; ask the service for it"
+            raise InputError(f"{path.name}: {text}")
         _write(path, self.bytes)
         return path
 
@@ -94,12 +91,9 @@ def result_repr(value: Any) -> str:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write a file completely under a temporary name, and rename it; an existing file is replaced.
+    """Write a file under a temporary name, and rename it. A link stays a link, devices and pipes are written to.
 
-    A symbolic link stays one: the file that it leads to is written. Devices and pipes are written to, not replaced.
-
-    Raises:
-        OSError: the file cannot be written; it names ``path``, and the temporary file is removed.
+    An OSError names ``path``, and no temporary file is left.
     """
     try:
         if path.exists() and not path.is_file():

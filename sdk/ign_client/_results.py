@@ -39,41 +39,25 @@ class Timing:
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Step(Picture):
-    """One recorded step of one row.
-
-    Args:
-        index: the row, as `Image.index`.
-        step: applications of f so far; 0 is the input.
-        change: mean |x_k − x_{k−1}|; None at step 0.
-    """
+    """One recorded step of one row; ``index`` is that of its `Image`."""
 
     index: int
-    step: int
-    change: float | None
+    step: int  # applications of f so far; 0 is the input
+    change: float | None  # mean |x_k − x_{k−1}|; None at step 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Image(Picture):
-    """One picture of a result.
+    """One picture of a result, and how f made it."""
 
-    Args:
-        index: index in the pictures of the seed for `generate`; else the index in the request.
-        width, height: pixels.
-        steps: applications of f.
-        converged: whether ``tolerance`` stopped the row.
-        distance: mean |f(x) − x| of the input.
-        drift: mean |f(y) − y| of the output; None without ``score``.
-        trajectory: the steps of ``record``; empty without.
-    """
-
-    index: int
+    index: int  # in the pictures of the seed for `generate`; else in the request
     width: int
     height: int
-    steps: int
-    converged: bool
-    distance: float
-    drift: float | None = None
-    trajectory: tuple[Step, ...] = ()
+    steps: int  # applications of f
+    converged: bool  # whether ``tolerance`` stopped the row
+    distance: float  # mean |f(x) − x| of the input
+    drift: float | None = None  # mean |f(y) − y| of the output; None without ``score``
+    trajectory: tuple[Step, ...] = ()  # the steps of ``record``
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -112,14 +96,9 @@ class _Members(Sequence[MemberT], Generic[MemberT]):
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Images(_Members[ImageT], Generic[ImageT]):
-    """A result with images: a sequence of them, with the metadata of the response.
+    """A result with images: a sequence of them, with the metadata of the response."""
 
-    Args:
-        request_id: identifies the request in the log of the service.
-        seed: of `generate`, chosen by the caller or the service; else None.
-    """
-
-    seed: int | None = None
+    seed: int | None = None  # of `generate`, chosen by the caller or the service
 
     def __repr__(self) -> str:
         return result_repr(self)
@@ -147,20 +126,13 @@ class Raw(Picture):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """The score of one image.
-
-    Args:
-        distance: mean |f(x) − x|.
-        drift: mean |f(y) − y| of y = f(x).
-        percentile: of the distance among those of held-out real pictures, 0…100; None if the card has no distances.
-        in_distribution: whether the percentile is at most 99; None if it is None.
-    """
+    """The score of one image. Without distances of held-out real pictures in the card, the last two are None."""
 
     index: int
-    distance: float
-    drift: float
-    percentile: float | None
-    in_distribution: bool | None
+    distance: float  # mean |f(x) − x|
+    drift: float  # mean |f(y) − y| of y = f(x)
+    percentile: float | None  # of the distance among those of held-out real pictures, 0…100
+    in_distribution: bool | None  # whether the percentile is at most 99
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -188,20 +160,13 @@ def _score_text(score: Score) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card(ModelRef):
-    """The card of a model, and how the service runs it.
+    """The card of a model, and how the service runs it."""
 
-    Args:
-        shape: (C, H, W) of a row.
-        range: lowest and highest value of a row.
-        provider: onnxruntime execution provider.
-        document: the complete card, as the service sent it.
-    """
-
-    shape: tuple[int, int, int]
-    range: tuple[float, float]
+    shape: tuple[int, int, int]  # (C, H, W) of a row
+    range: tuple[float, float]  # lowest and highest value of a row
     device: str
-    provider: str
-    document: Mapping[str, Any] = field(repr=False)
+    provider: str  # onnxruntime execution provider
+    document: Mapping[str, Any] = field(repr=False)  # the complete card, as the service sent it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,16 +245,11 @@ class Readiness:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """The progress of a streamed request.
+    """The progress of a streamed request."""
 
-    Args:
-        steps_done: steps of the slowest row, of ``steps``.
-        rows_done: finished rows, of ``rows``.
-    """
-
-    steps_done: int
+    steps_done: int  # of the slowest row, of ``steps``
     steps: int
-    rows_done: int
+    rows_done: int  # finished rows, of ``rows``
     rows: int
 
 

@@ -17,7 +17,7 @@ _VISIBLE: Final = re.compile(r"[\x21-\x7e]+")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Settings of a client; `Client` says what they mean. The API key is not part of the repr."""
+    """The settings of a client, as `Client` describes them. The API key is not part of the repr."""
 
     base_url: str
     api_key: str | None = field(repr=False)
@@ -35,11 +35,7 @@ def resolve(
     clock: Callable[[], float],
     jitter: Callable[[], float],
 ) -> Settings:
-    """Combine arguments with `IGN_BASE_URL` and `IGN_API_KEY`; arguments take precedence, empty variables are ignored.
-
-    Raises:
-        InputError: no plain http or https URL, a key that a header cannot hold, or a number below its range.
-    """
+    """Combine arguments with `IGN_BASE_URL` and `IGN_API_KEY`: arguments come first, empty variables are ignored."""
     for name, value in (("base_url", base_url), ("api_key", api_key)):
         if not isinstance(value, str | None):
             raise InputError(f"{name}: expected text, not {type(value).__name__}")

@@ -9,10 +9,11 @@ import codecs
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
 from contextlib import aclosing, closing
+from dataclasses import dataclass
 from typing import Any, Generic, Self, TypeAlias, TypeVar
 
 from ign_client import _answers
-from ign_client._errors import UnexpectedAnswer, problem_from, status_error
+from ign_client._errors import IgnError, UnexpectedAnswer, problem_from, status_error
 from ign_client._results import Done, Image, Progress, Step
 from ign_client._wire import EVENTS, Response
 
@@ -69,7 +70,7 @@ class EventReader(Generic[ImageT]):
     def __init__(self, kind: type[ImageT], record: Sequence[int], response: Response) -> None:
         if response.rest is None:
             raise ValueError(f"expected {EVENTS}, not {response.media_type!r}")
-        self.first, self.rest = response.content, response.rest
+        self.first, self.rest, self.cut = response.content, response.rest, response.cut
         self.finished = False
         self._request_id = response.request_id
         self._kind, self._record = kind, frozenset(record)
@@ -77,12 +78,7 @@ class EventReader(Generic[ImageT]):
         self._steps: dict[int, list[dict[str, Any]]] = {}
 
     def feed(self, chunk: bytes | None) -> Iterator[Event[ImageT]]:
-        """The events that end in the next chunk; None means the end of the stream.
-
-        Raises:
-            StatusError: the service failed after the start of the stream.
-            UnexpectedAnswer: the stream does not come from ign-service, or it ended early.
-        """
+        """The events that end in the next chunk; None means the end of the stream, which is then incomplete."""
         if chunk is None:
             raise UnexpectedAnswer("the stream ended before its answer", self._request_id)
         for name, data in self._decoder.feed(chunk):
@@ -117,6 +113,18 @@ class EventReader(Generic[ImageT]):
         return {**member, "data": steps[-1]["data"], "trajectory": recorded}
 
 
+@dataclass(slots=True)
+class _State:
+    """What a stream shares with its generator, which does not hold the stream: a stream that is dropped closes.
+
+    While one thread or task waits in the generator for the next chunk, no other can close the generator. It cuts the
+    connection instead, so that the wait ends.
+    """
+
+    is_closed: bool = False
+    cut: Callable[[], None] = lambda: None
+
+
 class Stream(Iterator[Event[ImageT]], Generic[ImageT]):
     """Iterator over `Step`, `Progress` and at the end `Done`. The request is sent when the first event is read.
 
@@ -128,7 +136,8 @@ class Stream(Iterator[Event[ImageT]], Generic[ImageT]):
     """
 
     def __init__(self, start: Callable[[], EventReader[ImageT]]) -> None:
-        self._events = self._read(start)
+        self._state = _State()
+        self._events = self._read(start, self._state)
 
     def __enter__(self) -> Self:
         return self
@@ -137,18 +146,28 @@ class Stream(Iterator[Event[ImageT]], Generic[ImageT]):
         self.close()
 
     def __next__(self) -> Event[ImageT]:
-        return next(self._events)
+        try:
+            return next(self._events)
+        except IgnError:
+            if self._state.is_closed:
+                raise StopIteration from None
+            raise
 
     def close(self) -> None:
-        """Close the connection; a second call has no effect."""
-        self._events.close()
+        """Close the connection; a second call has no effect. If another thread waits for an event, its loop ends."""
+        self._state.is_closed = True
+        try:
+            self._events.close()
+        except ValueError:  # the generator is running
+            self._state.cut()
 
     @staticmethod
-    def _read(start: Callable[[], EventReader[ImageT]]) -> Generator[Event[ImageT], None, None]:
+    def _read(start: Callable[[], EventReader[ImageT]], state: _State) -> Generator[Event[ImageT], None, None]:
         reader = start()
+        state.cut = reader.cut
         chunk: bytes | None = reader.first
         with closing(reader.rest):
-            while True:
+            while not state.is_closed:
                 yield from reader.feed(chunk)
                 if reader.finished:
                     return
@@ -159,7 +178,8 @@ class AsyncStream(AsyncIterator[Event[ImageT]], Generic[ImageT]):
     """Like `Stream`, for `async with` and `async for`; close it with `aclose`."""
 
     def __init__(self, start: Callable[[], Awaitable[EventReader[ImageT]]]) -> None:
-        self._events = self._read(start)
+        self._state = _State()
+        self._events = self._read(start, self._state)
 
     async def __aenter__(self) -> Self:
         return self
@@ -168,18 +188,30 @@ class AsyncStream(AsyncIterator[Event[ImageT]], Generic[ImageT]):
         await self.aclose()
 
     async def __anext__(self) -> Event[ImageT]:
-        return await anext(self._events)
+        try:
+            return await anext(self._events)
+        except IgnError:
+            if self._state.is_closed:
+                raise StopAsyncIteration from None
+            raise
 
     async def aclose(self) -> None:
-        """Close the connection; a second call has no effect."""
-        await self._events.aclose()
+        """Close the connection; a second call has no effect. If another task waits for an event, its loop ends."""
+        self._state.is_closed = True
+        try:
+            await self._events.aclose()
+        except RuntimeError:  # the generator is running
+            self._state.cut()
 
     @staticmethod
-    async def _read(start: Callable[[], Awaitable[EventReader[ImageT]]]) -> AsyncGenerator[Event[ImageT], None]:
+    async def _read(
+        start: Callable[[], Awaitable[EventReader[ImageT]]], state: _State
+    ) -> AsyncGenerator[Event[ImageT], None]:
         reader = await start()
+        state.cut = reader.cut
         chunk: bytes | None = reader.first
         async with aclosing(reader.rest):
-            while True:
+            while not state.is_closed:
                 for event in reader.feed(chunk):
                     yield event
                 if reader.finished:

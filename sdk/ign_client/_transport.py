@@ -1,7 +1,9 @@
 """Send requests with httpx, and map its exceptions. No other module imports httpx."""
 
+import socket
 from collections.abc import AsyncGenerator, Generator, Iterator
-from contextlib import aclosing, closing, contextmanager
+from contextlib import aclosing, closing, contextmanager, suppress
+from functools import partial
 from typing import Any, Final
 
 import httpx
@@ -30,11 +32,7 @@ class Transport:
         self._client = http_client or httpx.Client(transport=transport)
 
     def send(self, request: Request, *, stream: bool = False) -> Response:
-        """Send a request and read the whole response, or of a stream the first chunk.
-
-        Raises:
-            TransportError: there is no response.
-        """
+        """Send a request and read the whole response, or of a stream the first chunk; raises `TransportError`."""
         built = self._client.build_request(**_arguments(self._settings, request, stream=stream))
         with _map_errors(request):
             response = self._client.send(built, stream=True, follow_redirects=False)
@@ -66,11 +64,7 @@ class AsyncTransport:
         self._client = http_client or httpx.AsyncClient(transport=transport)
 
     async def send(self, request: Request, *, stream: bool = False) -> Response:
-        """Send a request and read the whole response, or of a stream the first chunk.
-
-        Raises:
-            TransportError: there is no response.
-        """
+        """Send a request and read the whole response, or of a stream the first chunk; raises `TransportError`."""
         built = self._client.build_request(**_arguments(self._settings, request, stream=stream))
         with _map_errors(request):
             response = await self._client.send(built, stream=True, follow_redirects=False)
@@ -98,12 +92,8 @@ def _arguments(settings: Settings, request: Request, *, stream: bool) -> dict[st
     headers = {"User-Agent": f"ign-client/{__version__}", **trace_headers(), **request.headers}
     if settings.api_key is not None:
         headers["Authorization"] = f"Bearer {settings.api_key}"
-    arguments: dict[str, Any] = {
-        "method": request.method,
-        "url": settings.base_url + request.path,
-        "headers": headers,
-        "timeout": _timeout(request.timeout, stream=stream),
-    }
+    arguments: dict[str, Any] = {"method": request.method, "url": settings.base_url + request.path, "headers": headers}
+    arguments["timeout"] = _timeout(request.timeout, stream=stream)
     if isinstance(request.body, MultipartBody):
         arguments["data"] = dict(request.body.fields)
         arguments["files"] = [(name, (name, data, "application/octet-stream")) for name, data in request.body.files]
@@ -131,7 +121,17 @@ def _is_event_stream(response: httpx.Response) -> bool:
 
 def _response(response: httpx.Response, content: bytes, rest: object = None) -> Response:
     headers = {name.lower(): value for name, value in response.headers.items()}
-    return Response(status=response.status_code, headers=headers, content=content, rest=rest)
+    cut = partial(_cut, response)
+    return Response(status=response.status_code, headers=headers, content=content, rest=rest, cut=cut)
+
+
+def _cut(response: httpx.Response) -> None:
+    """Shut the socket down: a thread that waits for bytes then finds their end, which `close` would not bring about."""
+    stream = response.extensions.get("network_stream")  # a transport without a network has none
+    open_socket = None if stream is None else stream.get_extra_info("socket")
+    if open_socket is not None:
+        with suppress(OSError):  # the service has closed it
+            open_socket.shutdown(socket.SHUT_RDWR)
 
 
 def _timeout(seconds: float | None, *, stream: bool) -> httpx.Timeout:

@@ -11,16 +11,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar
 
-from ign_client._errors import (
-    InputError,
-    Problem,
-    StatusError,
-    TransportError,
-    UnexpectedAnswer,
-    problem_from,
-    retry_after,
-    status_error,
-)
+from ign_client import _errors as errors
 from ign_client._options import UNSET, Unset
 from ign_client._settings import Settings, check_timeout
 
@@ -61,13 +52,15 @@ class Request:
 class Response:
     """One HTTP response, with the names of its headers in lower case.
 
-    For an event stream, ``content`` is its first chunk and ``rest`` the generator of the others.
+    For an event stream, ``content`` is its first chunk, ``rest`` the generator of the others, and ``cut`` ends a wait
+    for the next one from another thread or task.
     """
 
     status: int
     headers: Mapping[str, str]
     content: bytes
     rest: Any = None
+    cut: Callable[[], None] = lambda: None
 
     @property
     def request_id(self) -> str | None:
@@ -78,27 +71,21 @@ class Response:
         """The media type in lower case, without parameters."""
         return self.headers.get("content-type", "").partition(";")[0].strip().lower()
 
-    def problem(self, now: float) -> Problem:
+    def problem(self, now: float) -> errors.Problem:
         """What an error response says, of the service or of a proxy; ``now``: seconds since the epoch."""
         try:
             document = json.loads(self.content)
         except ValueError:
             document = None
         known = document if isinstance(document, dict) else {}
-        return problem_from(known, self.status, self.request_id, retry_after(self.headers, now))
+        return errors.problem_from(known, self.status, self.request_id, errors.retry_after(self.headers, now))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call(Generic[T_co]):
-    """One call of a method: the request, and the parser of the response.
+    """One call of a method: the request, without a body for a GET, and the parser of a response with these statuses.
 
-    Args:
-        body: None for a GET request.
-        statuses: HTTP statuses that are not errors.
-        error: makes the raised error from that of the response.
-
-    Raises:
-        InputError: the timeout is not above 0, or the request id is invalid.
+    ``error`` makes the raised error from that of the response.
     """
 
     path: str
@@ -108,13 +95,13 @@ class Call(Generic[T_co]):
     timeout: float | Unset | None = UNSET
     request_id: str | None = None
     statuses: frozenset[int] = frozenset({200})
-    error: Callable[[StatusError], StatusError] = lambda error: error
+    error: Callable[[errors.StatusError], errors.StatusError] = lambda error: error
 
     def __post_init__(self) -> None:
         if not isinstance(self.timeout, Unset):
             check_timeout(self.timeout)
         if self.request_id is not None and not _REQUEST_ID.fullmatch(self.request_id):
-            raise InputError(f"request_id: expected 1 to 128 of A-Z a-z 0-9 . _ -, not {self.request_id!r}")
+            raise errors.InputError(f"request_id: expected 1 to 128 of A-Z a-z 0-9 . _ -, not {self.request_id!r}")
 
     def request(self, default_timeout: float | None) -> Request:
         """The request, which is the same for every attempt."""
@@ -137,22 +124,22 @@ def attempts(call: Call[T], settings: Settings) -> Generator[tuple[Request, floa
     Every call may be repeated, because the service keeps no state for callers.
 
     Raises:
-        TransportError, StatusError: the error of the last attempt.
-        UnexpectedAnswer: the response cannot be parsed.
+        errors.TransportError, errors.StatusError: the error of the last attempt.
+        errors.UnexpectedAnswer: the response cannot be parsed.
     """
     request = call.request(settings.timeout)
     delay, retries = 0.0, 0
     while True:
         try:
             response = yield request, delay
-        except TransportError:
+        except errors.TransportError:
             if (next_delay := _delay(settings, None, retries)) is None:
                 raise
         else:
             if response.status in call.statuses:
                 return _parse(call, response)
             if (next_delay := _delay(settings, response, retries)) is None:
-                raise call.error(status_error(response.problem(settings.clock())))
+                raise call.error(errors.status_error(response.problem(settings.clock())))
         delay, retries = next_delay, retries + 1
 
 
@@ -164,7 +151,7 @@ def _delay(settings: Settings, response: Response | None, retries: int) -> float
     if response is not None:
         if response.status not in RETRIED or response.headers.get("x-should-retry", "").strip().lower() == "false":
             return None
-        seconds = retry_after(response.headers, settings.clock())
+        seconds = errors.retry_after(response.headers, settings.clock())
     if seconds is None:
         return min(_FIRST_DELAY_S * 2.0**retries, _MAX_DELAY_S) * (0.5 + 0.5 * settings.jitter())
     # Up to 10 % later than Retry-After says, never earlier.
@@ -176,4 +163,4 @@ def _parse(call: Call[T], response: Response) -> T:
         return call.parse(response)
     except (LookupError, TypeError, ValueError, AttributeError) as exc:
         detail = f"{call.path} answered with something that is not its answer ({type(exc).__name__}: {exc})"
-        raise UnexpectedAnswer(detail, response.request_id) from exc
+        raise errors.UnexpectedAnswer(detail, response.request_id) from exc

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from service.api.middleware.auth import load_keys
 
 from ign.__main__ import main
+from service.api.access import load_keys
 from service.domain.rate_limit import Rate
 
 

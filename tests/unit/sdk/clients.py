@@ -3,7 +3,7 @@
 import asyncio
 import json
 import ssl
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import httpx
@@ -11,6 +11,7 @@ import httpx
 from ign_client import AsyncClient, Client
 
 Answer = httpx.Response | BaseException
+Piece = bytes | Exception | Callable[[], None]
 NOW = 1_000_000.0
 TLS = ssl.create_default_context()  # made once: reading the certificates takes longer than most calls
 CLOCK: dict[str, Any] = {"clock": lambda: NOW, "jitter": lambda: 0.0}
@@ -93,9 +94,9 @@ def ready() -> httpx.Response:
 
 
 class Body(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """A body in pieces, which may break; `closed` says whether the client closed it."""
+    """A body in pieces, which may break or call a function; `closed` says whether the client closed it."""
 
-    def __init__(self, pieces: Iterable[bytes | Exception]) -> None:
+    def __init__(self, pieces: Iterable[Piece]) -> None:
         self.closed = False
         self._pieces = list(pieces)
 
@@ -103,7 +104,10 @@ class Body(httpx.SyncByteStream, httpx.AsyncByteStream):
         for piece in self._pieces:
             if isinstance(piece, Exception):
                 raise piece
-            yield piece
+            if isinstance(piece, bytes):
+                yield piece
+            else:
+                piece()
 
     async def __aiter__(self) -> Any:
         for piece in self:
@@ -116,7 +120,7 @@ class Body(httpx.SyncByteStream, httpx.AsyncByteStream):
         self.closed = True
 
 
-def streamed(*pieces: bytes | Exception) -> tuple[httpx.Response, Body]:
+def streamed(*pieces: Piece) -> tuple[httpx.Response, Body]:
     body = Body(pieces)
     headers = {"Content-Type": "text/event-stream; charset=utf-8", "X-Request-ID": "abc"}
     return httpx.Response(200, headers=headers, stream=body), body

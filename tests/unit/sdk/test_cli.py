@@ -390,6 +390,7 @@ def test_commands_that_cannot_be_carried_out(
         ("generate", "-o  "),
         ("generate", "-o x --jobs 0"),
         ("generate", "-o x --jobs many"),
+        ("interpolate", "1 2 -o x --jobs 2"),
         ("generate", "-o x --noise-scale much"),
         ("generate", "-o x --noise-scale nan"),
         ("generate", "-o x --resample bent"),

@@ -1,9 +1,14 @@
 """Event streams: chunks cut anywhere, framed in every way the standard allows; events, errors, and closing."""
 
 import asyncio
+import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -126,6 +131,76 @@ def test_leaving_cancels(service: Service) -> None:
                 assert isinstance(await anext(events), Step)
             with pytest.raises(StopAsyncIteration):
                 await anext(events)
+
+    asyncio.run(leave())
+    service.until_metric("ign_cancelled_rows_total", before + 6)
+
+
+class Network:
+    """The network stream of a response, as httpcore has it."""
+
+    def __init__(self) -> None:
+        self.client, self.server = socket.socketpair()
+
+    def get_extra_info(self, name: str) -> socket.socket:
+        assert name == "socket"
+        return self.client
+
+
+@pytest.mark.parametrize("end", [httpx.ReadError("cut"), event("step", **STEP)], ids=["cut", "one more event"])
+@pytest.mark.parametrize("network", [Network, None])
+def test_a_stream_that_is_closed_while_an_event_is_awaited_ends(end: Any, network: type[Network] | None) -> None:
+    """Another thread or task closes it while the body waits for its next piece."""
+    network_stream = network() if network else None
+
+    def response(close: Callable[[], None]) -> httpx.Response:
+        response, _ = streamed(event("step", **STEP), close, end)
+        if network_stream:
+            response.extensions["network_stream"] = network_stream
+        return response
+
+    to = Canned(response(lambda: in_thread(lambda: events.close())))
+    with Blocking().client(to) as client:
+        events = client.stream_generate()
+        assert len(list(events)) == 1
+
+    async def read() -> None:
+        async with Awaiting().client(
+            Canned(response(lambda: in_thread(lambda: asyncio.run(events.aclose()))))
+        ) as client:
+            events = client.stream_generate()
+            assert len([each async for each in events]) == 1
+
+    asyncio.run(read())
+    if network_stream:
+        with network_stream.client, network_stream.server:
+            assert network_stream.server.recv(1) == b""
+
+
+def in_thread(call: Callable[[], None]) -> None:
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+
+
+def test_a_thread_and_a_task_that_read_a_stream_stop_when_it_is_closed(service: Service) -> None:
+    before = service.metric("ign_cancelled_rows_total")
+    with Blocking().client(service.url) as client, ThreadPoolExecutor(1) as pool:
+        events = client.stream_generate(n=3, record=[0], steps=300_000)
+        next(events)
+        rest = pool.submit(list, events)
+        events.close()
+        assert all(not isinstance(each, Done) for each in rest.result(30))
+
+    async def leave() -> None:
+        async with Awaiting().client(service.url) as client:
+            events = client.stream_generate(n=3, record=[0], steps=300_000)
+            await anext(events)
+            rest = asyncio.ensure_future(anext(events))
+            while not rest.done():
+                await asyncio.sleep(0)
+                await events.aclose()
+            assert isinstance(rest.exception() or rest.result(), StopAsyncIteration | Step | Progress)
 
     asyncio.run(leave())
     service.until_metric("ign_cancelled_rows_total", before + 6)
