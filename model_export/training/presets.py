@@ -14,18 +14,15 @@ from model_export.data.picture_files import Inspection
 from model_export.errors import UserError
 from model_export.training.network import NetworkConfig
 from model_export.training.stages import (
+    AVATAR_STAGES,
+    DRIFTING_STAGE,
     Distance,
     Matching,
     Stage,
     Weights,
-    details_stage,
-    drifting_stage,
-    drifting_stages,
-    edges_stage,
     ign_stages,
     naign_stages,
     quantised_stage,
-    samples_stage,
     texture_stage,
 )
 
@@ -174,7 +171,7 @@ PRESETS = {
             network=dataclasses.replace(_DIGITS, quantizer=192),
             stages=(
                 *naign_stages(4000, 3000, 2880),
-                drifting_stage(2000),
+                DRIFTING_STAGE,
                 quantised_stage(2400, drifting=0.25),
                 texture_stage(320),
             ),
@@ -209,12 +206,7 @@ PRESETS = {
             name="avatars64",
             objective="naign",
             network=_FACES,
-            stages=(
-                *drifting_stages(4000, 600, 480, cells=4),
-                edges_stage(2000),
-                details_stage(2000),
-                samples_stage(800),
-            ),
+            stages=AVATAR_STAGES,
             distance="mse_l1",
             batch=32,
             corruptions=("noise", "noise", "blur", "low_resolution", "hole", "hole", "grey", "sketch"),
@@ -261,51 +253,6 @@ def split_steps(total: int, proportions: Sequence[int]) -> list[int]:
     return steps
 
 
-def with_overrides(
-    preset: Preset,
-    *,
-    size: int | None = None,
-    channels: int | None = None,
-    steps: int | None = None,
-    batch: int | None = None,
-    corruptions: Sequence[str] | None = None,
-    eight_bit: float | None = None,
-) -> Preset:
-    """The preset with some values replaced; None keeps a value.
-
-    ``steps`` is the total. It is split over the stages in the preset's proportions; the warm-up of a shorter stage is
-    shorter in proportion. The preset `small` gets a network that fits the size.
-    """
-    size, channels = size or preset.network.size, channels or preset.network.channels
-    if (batch is not None and batch < 1) or channels not in (1, 3):
-        raise UserError("--batch must be at least 1, --channels 1 or 3")
-    if preset.name == SMALL:
-        network = network_for(size, channels)
-    else:
-        network = dataclasses.replace(preset.network, size=size, channels=channels)
-    try:
-        network.sizes()
-        return dataclasses.replace(
-            preset,
-            network=network,
-            stages=preset.stages if steps is None else _with_steps(preset.stages, steps),
-            batch=batch or preset.batch,
-            corruptions=cast("tuple[CorruptionName, ...]", tuple(corruptions or preset.corruptions)),
-            eight_bit=preset.eight_bit if eight_bit is None else eight_bit,
-        )
-    except ValueError as exc:
-        raise UserError(str(exc)) from exc
-
-
-def _with_steps(stages: tuple[Stage, ...], steps: int) -> tuple[Stage, ...]:
-    share = min(1.0, steps / sum(stage.steps for stage in stages))
-    counts = split_steps(steps, [stage.steps for stage in stages])
-    return tuple(
-        dataclasses.replace(stage, steps=count, warmup=round(stage.warmup * share))
-        for stage, count in zip(stages, counts, strict=True)
-    )
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choices:
     """What the command line says about the training; None: nothing."""
@@ -319,6 +266,42 @@ class Choices:
     corruptions: Sequence[str] | None = None
     eight_bit: float | None = None
     licence: str | None = None
+
+
+def with_overrides(preset: Preset, choices: Choices) -> Preset:
+    """The preset with its values replaced by those of the choices.
+
+    ``steps`` is the total. It is split over the stages in the preset's proportions; the warm-up of a shorter stage is
+    shorter in proportion. The preset `small` gets a network that fits the size.
+    """
+    size, channels = choices.size or preset.network.size, choices.channels or preset.network.channels
+    if (choices.batch is not None and choices.batch < 1) or channels not in (1, 3):
+        raise UserError("--batch must be at least 1, --channels 1 or 3")
+    if preset.name == SMALL:
+        network = network_for(size, channels)
+    else:
+        network = dataclasses.replace(preset.network, size=size, channels=channels)
+    try:
+        network.sizes()
+        return dataclasses.replace(
+            preset,
+            network=network,
+            stages=preset.stages if choices.steps is None else _with_steps(preset.stages, choices.steps),
+            batch=choices.batch or preset.batch,
+            corruptions=cast("tuple[CorruptionName, ...]", tuple(choices.corruptions or preset.corruptions)),
+            eight_bit=preset.eight_bit if choices.eight_bit is None else choices.eight_bit,
+        )
+    except ValueError as exc:
+        raise UserError(str(exc)) from exc
+
+
+def _with_steps(stages: tuple[Stage, ...], steps: int) -> tuple[Stage, ...]:
+    share = min(1.0, steps / sum(stage.steps for stage in stages))
+    counts = split_steps(steps, [stage.steps for stage in stages])
+    return tuple(
+        dataclasses.replace(stage, steps=count, warmup=round(stage.warmup * share))
+        for stage, count in zip(stages, counts, strict=True)
+    )
 
 
 def choose_preset(choices: Choices, source: Source, found: Inspection) -> Preset:
@@ -343,15 +326,8 @@ def choose_preset(choices: Choices, source: Source, found: Inspection) -> Preset
             f"{size or _size_for(source.name, found)} --channels {found.channels}, or leave out --preset, which then "
             "fits the data"
         )
-    return with_overrides(
-        preset,
-        size=size,
-        channels=channels,
-        steps=choices.steps,
-        batch=choices.batch,
-        corruptions=corruptions,
-        eight_bit=choices.eight_bit,
-    )
+    chosen = dataclasses.replace(choices, size=size, channels=channels, corruptions=corruptions)
+    return with_overrides(preset, chosen)
 
 
 def describe_model(preset: Preset, choices: Choices, data: Dataset, found: Inspection) -> Preset:
