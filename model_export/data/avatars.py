@@ -51,7 +51,7 @@ _SMALLEST, _LARGEST = 8, 512
 
 @dataclass(frozen=True, slots=True)
 class AvatarOptions:
-    """What to draw."""
+    """What `write_avatars` draws."""
 
     count: int  # number of pictures, ≥ 20; the last tenth is held out
     size: int = 64  # height and width, 8 … 512

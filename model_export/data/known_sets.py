@@ -56,8 +56,8 @@ KNOWN_SETS: Final[Mapping[str, KnownSet]] = {
 
 def find_downloadable(source: str) -> str | None:
     """The name of the set that `--data` names, as in this module or as torchvision writes it; None if there is none."""
-    names = (name for name, known in KNOWN_SETS.items() if known.torchvision and source in (name, known.torchvision))
-    return next(names, None)
+    sets = KNOWN_SETS.items()
+    return next((name for name, known in sets if known.torchvision and source in (name, known.torchvision)), None)
 
 
 def recognise(sha256: str) -> str:
@@ -66,11 +66,7 @@ def recognise(sha256: str) -> str:
 
 
 def content_digest(arrays: Mapping[str, NDArray[Any]]) -> str:
-    """SHA-256 of pictures and labels: the same for every file format, compression and order of the arrays.
-
-    Args:
-        arrays: pictures (N, C, H, W) uint8 and integer labels (N,), by name.
-    """
+    """SHA-256 of pictures (N, C, H, W) uint8 and labels (N,): the same for every file format and order of arrays."""
     digest = hashlib.sha256()
     for name, array in sorted(arrays.items()):
         canonical = np.ascontiguousarray(array, dtype=np.uint8 if array.ndim > 1 else "<i8")

@@ -120,7 +120,8 @@ class Evaluation:
             "restoration": self._restoration.run(),
             **self._precision(chain),
         }
-        return _rounded({"warnings": warnings(table), **table})
+        full: Table = _rounded({"warnings": warnings(table), **table})
+        return full
 
     def brief(self) -> Table:
         """The measures that compare runs: generation to f⁴, drift, f^k, clean and noisy pictures."""
@@ -132,7 +133,8 @@ class Evaluation:
             "clean": self._real_pictures(chain)["clean"],
             "restoration": self._restoration.run(_BRIEF_CORRUPTIONS, baselines=False),
         }
-        return _rounded(table)
+        rounded: Table = _rounded(table)
+        return rounded
 
     def _apply_repeatedly(self, powers: int) -> list[FloatRows]:
         """The latents z, f(z), f(f(z)), …: powers + 1 arrays (N, C, H, W)."""
@@ -248,13 +250,9 @@ class Evaluation:
 
     def _repeated(self, latents: FloatRows) -> Table:
         """Drift, displacement from f(z) and coverage after many applications of f."""
-        latents = latents[: self._n_repeated]
-        counts = [k for k in _REPEATED_STEPS if k <= self._steps]
-        table: Table = {"n": len(latents)}
-        first = None
-        for k, (y, after) in zip(counts, apply_repeatedly(self._f, latents, counts), strict=True):
-            first = y if first is None else first
-            table["f" if k == 1 else f"f{k}"] = {
+        table: Table = {"n": self._n_repeated}
+        for name, first, y, after in self._powers(latents[: self._n_repeated], _REPEATED_STEPS):
+            table[name] = {
                 "drift": mean_distance(after, y).mean(),
                 "moved": mean_distance(y, first).mean(),
                 **self._classifier.coverage(self._classifier.predict(to_levels(y))),
@@ -270,21 +268,25 @@ class Evaluation:
         return {"n": n, **{name: self._long_run(rows) for name, rows in starts.items()}}
 
     def _long_run(self, rows: FloatRows) -> Table:
-        counts = [k for k in _LONG_RUN if k <= self._steps]
         kept = "same_class" if self._classifier.task == "classes" else "same_attributes"
         table: Table = {}
-        first = None
-        for k, (y, after) in zip(counts, apply_repeatedly(self._f, rows, counts), strict=True):
+        for name, first, y, after in self._powers(rows, _LONG_RUN):
             predictions = self._classifier.predict(to_levels(y))
-            first = predictions.values if first is None else first
-            same = predictions.values == first
-            table["f" if k == 1 else f"f{k}"] = {
+            same = predictions.values == self._classifier.predict(to_levels(first)).values
+            table[name] = {
                 "frechet": frechet(predictions.features, self._held_out.features),
                 **({kept: same.mean()} if self._classifier.task == "classes" or same.shape[1] > 1 else {}),
                 "drift": mean_distance(after, y).mean(),
                 "at_rest": (after == y).all((1, 2, 3)).mean(),
             }
         return table
+
+    def _powers(self, rows: FloatRows, counts: Sequence[int]) -> Iterator[tuple[str, FloatRows, FloatRows, FloatRows]]:
+        """For each k up to the steps of the evaluation: its name, f(rows), f^k(rows) and f^(k+1)(rows)."""
+        counts, first = [k for k in counts if k <= self._steps], None
+        for k, (y, after) in zip(counts, apply_repeatedly(self._f, rows, counts), strict=True):
+            first = y if first is None else first
+            yield "f" if k == 1 else f"f{k}", first, y, after
 
     def _precision(self, chain: list[FloatRows]) -> Table:
         """The other precisions in comparison with fp32."""
@@ -367,14 +369,10 @@ def _ratio(name: str, value: float, unit: float) -> Table:
     return {name: value / unit} if unit > 0.0 else {}
 
 
-def _rounded(table: Table) -> Table:
+def _rounded(value: Any) -> Any:
     """Plain JSON values with floats of six decimals."""
-
-    def rounded(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: rounded(item) for key, item in value.items()}
-        if isinstance(value, list):
-            return [rounded(item) for item in value]
-        return round(float(value), 6) if isinstance(value, float) else value
-
-    return {key: rounded(value) for key, value in table.items()}
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return round(float(value), 6) if isinstance(value, float) else value

@@ -4,7 +4,7 @@ import contextlib
 import io
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -58,11 +58,14 @@ def export(
         raise UserError(
             f"{run} has done {model.checkpoint.step} of {model.preset.steps} steps; finish it, or say --unfinished"
         )
-    number = _next_version(models / model.preset.name) if version is None else version
-    folder = models / model.preset.name / str(number)
+    versions = models / model.preset.name
+    if version is None:  # the highest number in the folder plus one
+        names = (entry.name for entry in versions.iterdir()) if versions.is_dir() else ()
+        version = 1 + max((int(name) for name in names if name.isascii() and name.isdigit()), default=0)
+    folder = versions / str(version)
     if folder.exists() and not force:
         raise UserError(f"{folder} exists; choose another --version, or say --force")
-    card = card_of(model, str(number), card_fields or {})
+    card = card_of(model, str(version), card_fields or {})
     noise = NoiseSource(model.preset.shape, None)
     files: dict[Precision, bytes] = {"fp32": stamp(to_onnx(model.network, model.preset.shape), card, noise)}
     if fp16:
@@ -83,7 +86,9 @@ def to_onnx(network: nn.Module, shape: tuple[int, int, int]) -> bytes:
     The weights are inside the file.
     """
     example = torch.zeros((2, *shape))
-    with _silence_exporter():
+    # The exporter prints its progress, and torch warns of its own use of a deprecated class.
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.filterwarnings("ignore", r".*LeafSpec.* is deprecated", FutureWarning)
         program = torch.onnx.export(
             network,
             (example,),
@@ -192,17 +197,3 @@ def card_of(model: TrainedModel, version: str, fields: Mapping[str, object]) -> 
         # A check of several fields has the whole card as its input. Its message begins with the field of an option.
         where = f"{'.'.join(map(str, first['loc']))} {first['input']!r}: " if first["loc"] else "--"
         raise UserError(where + first["msg"].removeprefix("Value error, ")) from exc
-
-
-def _next_version(folder: Path) -> int:
-    """The highest version in the folder plus one."""
-    names = (entry.name for entry in folder.iterdir()) if folder.is_dir() else ()
-    return 1 + max((int(name) for name in names if name.isascii() and name.isdigit()), default=0)
-
-
-@contextlib.contextmanager
-def _silence_exporter() -> Iterator[None]:
-    """Suppress the exporter's progress on standard output and a warning about torch's own use of a deprecated class."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.filterwarnings("ignore", r".*LeafSpec.* is deprecated", FutureWarning)
-        yield

@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Literal, NamedTuple
@@ -174,21 +174,17 @@ class RestorationFigure(NamedTuple):
 def restoration_figures(card: ModelCard) -> list[RestorationFigure]:
     """The corruptions that are shown for a model: thin strokes for grey models, grey and sketch for colour models."""
     thinned = corruptions.thin(light=card.polarity != "dark-on-light")
-    return [
+    figures = [
         RestorationFigure("noise_0.15", "noise, sigma 0.15", "x + n", corruptions.noise(0.15)),
         RestorationFigure("noise_0.8", "noise, sigma 0.8", "x + n", corruptions.noise(0.8)),
         RestorationFigure("blur", "blur", "b(x)", corruptions.blur(1.5)),
         RestorationFigure("low_resolution", "low resolution", "d(x)", corruptions.low_resolution(4)),
         RestorationFigure("hole", "hole", "m(x)", corruptions.hole(0.4)),
-        *(
-            [RestorationFigure("thinned", "thinned strokes", "e(x)", thinned)]
-            if card.shape[0] == 1
-            else [
-                RestorationFigure("grey", "grey", "g(x)", corruptions.grey()),
-                RestorationFigure("sketch", "sketch", "s(x)", corruptions.sketch(3.5)),
-            ]
-        ),
     ]
+    if card.shape[0] == 1:
+        return [*figures, RestorationFigure("thinned", "thinned strokes", "e(x)", thinned)]
+    grey = RestorationFigure("grey", "grey", "g(x)", corruptions.grey())
+    return [*figures, grey, RestorationFigure("sketch", "sketch", "s(x)", corruptions.sketch(3.5))]
 
 
 def draw_figures(
@@ -217,19 +213,13 @@ def draw_figures(
     if run is not None:
         check_run(card, run, load(run / FILE))
     context = FigureContext(artifact, data, seed=seed)
-    channels = card.shape[0]
-    form: Literal["PNG", "WEBP"] = "PNG" if channels == 1 else "WEBP"
-
-    def write(figure: str, content: bytes) -> Path:
-        path = out / file_name(figure, channels)
-        with atomic_write(path) as file:
+    form: Literal["PNG", "WEBP"] = "PNG" if card.shape[0] == 1 else "WEBP"
+    drawn = ((figure, draw().encode(form)) for figure, draw in context.figures(steps))
+    written = []
+    for figure, content in chain([] if losses is None else [(LOSSES, losses)], drawn):
+        written.append(out / file_name(figure, card.shape[0]))
+        with atomic_write(written[-1]) as file:
             file.write(content)
-        return path
-
-    written = [] if losses is None else [write(LOSSES, losses)]
-    for figure, draw in context.figures():
-        written.append(write(figure, draw().encode(form)))
-    written.append(write("repeated", context.repeated(steps).encode(form)))
     return written
 
 
@@ -241,8 +231,8 @@ class FigureContext:
     data: Dataset  # what it was trained on
     seed: int = 0
 
-    def figures(self) -> Iterator[tuple[str, Callable[[], ImageGrid]]]:
-        """Keys of `FIGURES` and their grids, except `repeated`."""
+    def figures(self, steps: int) -> Iterator[tuple[str, Callable[[], ImageGrid]]]:
+        """Keys of `FIGURES`, but for `losses`, and their grids; ``steps`` is for `repeated`."""
         yield "samples", self.samples
         yield "generation", self.generation
         yield "clean", self.clean
@@ -250,6 +240,7 @@ class FigureContext:
             yield figure.figure, partial(self.restoration, figure)
         yield "interpolation", self.interpolation
         yield "arithmetic", self.arithmetic
+        yield "repeated", partial(self.repeated, steps)
 
     def samples(self) -> ImageGrid:
         """f(z) for 8 × 12 latents, row-major."""
@@ -275,9 +266,8 @@ class FigureContext:
         path = latents.LatentPath(frames=_FRAMES)
         z = self._latents(2 * _LINES)
         lines = [(f"z {i}-{i + 1}", self.artifact.function(path.rows([z[i], z[i + 1]]))) for i in range(0, len(z), 2)]
-        return self._grid(
-            f"from one latent to another, seed {self.seed}", lines, columns=[f"t = {t:.1f}" for t in path.times()]
-        )
+        times = [f"t = {t:.1f}" for t in path.times()]
+        return self._grid(f"from one latent to another, seed {self.seed}", lines, times)
 
     def arithmetic(self) -> ImageGrid:
         """Latents a, b, c and their sums, under f; column i has latents i, 12 + i and 24 + i."""
@@ -286,10 +276,8 @@ class FigureContext:
         sums["f(a + b)"] = self._sum([a, b], [1.0, 1.0])
         sums["f(a + b + c)"] = self._sum([a, b, c], [1.0, 1.0, 1.0])
         sums["f(a - b + c)"] = self._sum([a, b, c], [1.0, -1.0, 1.0])
-        return self._grid(
-            f"sums of latents, seed {self.seed}",
-            [(label, self.artifact.function(rows)) for label, rows in sums.items()],
-        )
+        lines = [(label, self.artifact.function(rows)) for label, rows in sums.items()]
+        return self._grid(f"sums of latents, seed {self.seed}", lines)
 
     def repeated(self, steps: int) -> ImageGrid:
         """f^k(z) for the recorded k up to ``steps``, and for ``steps``. A progress bar shows the remaining time."""
@@ -326,8 +314,8 @@ class FigureContext:
         index = first_of_classes(None if labels is None else labels.numpy(), len(self.data.held_out), _COLUMNS)
         return to_rows(self.data.held_out[index].numpy())
 
-    def _grid(self, what: str, rows: list[tuple[str, FloatRows]], columns: list[str] | None = None) -> ImageGrid:
-        return ImageGrid(caption=f"{self.artifact.card.ref}: {what}", rows=rows, columns=columns or ())
+    def _grid(self, what: str, rows: list[tuple[str, FloatRows]], columns: Sequence[str] = ()) -> ImageGrid:
+        return ImageGrid(caption=f"{self.artifact.card.ref}: {what}", rows=rows, columns=columns)
 
 
 def first_of_classes(labels: NDArray[np.int64] | None, count: int, n: int) -> NDArray[np.int64]:

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -44,11 +44,11 @@ TERMS: Final[Mapping[str, str]] = {
 class Throughput:
     """The throughput of an interval of training."""
 
-    steps: int  # optimiser steps
-    pictures: int  # training pictures used, over all ranks
-    seconds: float  # wall-clock time
+    steps: int = 0  # optimiser steps
+    pictures: int = 0  # training pictures used, over all ranks
+    seconds: float = 0.0  # wall-clock time
     # Seconds by phase; `compute` is forward, backward and optimiser. Their sum may be less than `seconds`.
-    phases: Mapping[str, float]
+    phases: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def pictures_per_second(self) -> float:
@@ -181,10 +181,8 @@ class Log:
     def throughput(self, step: int, stage: str, measured: Throughput) -> None:
         """Log the throughput of the interval that ends at this step."""
         self._write({"step": step, "stage": stage, "throughput": measured.to_dict()})
-        self._scalars(
-            step,
-            {"throughput/pictures_per_second": measured.pictures_per_second, "throughput/outside": measured.outside},
-        )
+        rates = {"pictures_per_second": measured.pictures_per_second, "outside": measured.outside}
+        self._scalars(step, {f"throughput/{name}": value for name, value in rates.items()})
 
     def _write(self, line: Mapping[str, object]) -> None:
         self._file.write(json.dumps(line) + "\n")

@@ -28,19 +28,12 @@ from model_export.training.stages import (
 
 NO_LICENCE: Final = "not stated"
 SMALL: Final = "small"  # the preset for data without one of its own
-# Options of earlier versions, which the cards of the shipped models state, by the only value that is left.
-_FORMER: Final[dict[str, dict[str, Any]]] = {
-    "preset": {"noise": "gaussian", "ema": 0.999, "noise_range": [0.0, 1.2], "project_steps": 1},
-    "network": {
-        "norm": "group",
-        "groups": 8,
-        "activation": "silu",
-        "upsampling": "transposed",
-        "quantizer_levels": 15,
-    },
-    "matching": {"epsilon": 0.0, "downsample": 1},
-    "stage": {"copy_free": True, "matching": None, "critic_lr": 4e-4},
-}
+# Options of earlier versions, which the cards of the shipped models state. One value of each is left; whoever reads the
+# weights of a card (`model_export.export.weights`) compares their outputs, which would show another value.
+_FORMER: Final = (
+    *("noise", "ema", "noise_range", "project_steps", "norm", "groups", "activation", "upsampling"),
+    *("quantizer_levels", "epsilon", "downsample", "copy_free", "critic_lr"),
+)
 _DIGITS_CORRUPTIONS: tuple[CorruptionName, ...] = ("noise", "noise", "noise", "blur", "low_resolution", "hole")
 _MIN_SIDE: Final = 8
 _LARGEST: Final = 1024  # that `--size` allows
@@ -107,31 +100,18 @@ class Preset:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Preset":
-        """The inverse of :meth:`to_dict`. Missing fields get their defaults.
-
-        Raises:
-            KeyError, TypeError, ValueError: not a preset that this version knows.
-        """
-        values = _without_former("preset", values)
-        return cls(
-            **{
-                **values,
-                "network": NetworkConfig(**_without_former("network", values["network"])),
-                "stages": tuple(
-                    Stage(**{**_without_former("stage", stage), "weights": Weights(**stage["weights"])})
-                    for stage in values["stages"]
-                ),
-                "matching": Matching(**_without_former("matching", values["matching"])),
-            }
-        )
+        """The inverse of :meth:`to_dict`. Raises KeyError, TypeError or ValueError for one of another version."""
+        stages = [{**_known(stage), "weights": Weights(**stage["weights"])} for stage in values["stages"]]
+        for stage in stages:
+            stage.pop("matching", None)  # of earlier versions
+        network, matching = NetworkConfig(**_known(values["network"])), Matching(**_known(values["matching"]))
+        parts = {"network": network, "stages": tuple(Stage(**stage) for stage in stages), "matching": matching}
+        return cls(**{**_known(values), **parts})
 
 
-def _without_former(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def _known(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values without former options, and with tuples for lists."""
-    former = _FORMER[kind]
-    if changed := [name for name, value in former.items() if values.get(name, value) != value]:
-        raise ValueError(f"options of another version: {', '.join(changed)}")
-    kept = {name: value for name, value in values.items() if name not in former}
+    kept = {name: value for name, value in values.items() if name not in _FORMER}
     return {name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()}
 
 
@@ -255,7 +235,7 @@ def split_steps(total: int, proportions: Sequence[int]) -> list[int]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choices:
-    """What the command line says about the training; None: nothing."""
+    """What the command line says about the training."""
 
     preset: str | None = None
     name: str | None = None
