@@ -240,7 +240,7 @@ class Run:
         bar.set_postfix_str(" ".join(f"{k} {v:.4f}" for k, v in values.items()))
 
     def _any_rank(self, flag: bool) -> bool:
-        return bool(self.world.any(torch.tensor(flag, device=self.device)))
+        return bool(self.world.mean(torch.tensor(float(flag), device=self.device)) > 0)
 
     def _log_throughput(self, stage: str, log: Log | None) -> None:
         throughput = self.meter.interval()
@@ -251,7 +251,7 @@ class Run:
     def _check_same_checkpoint(self) -> None:
         """Raise a `UserError` if the ranks resumed at different steps, as on machines without a shared folder."""
         step = torch.tensor([float(self.step)], device=self.device)
-        if bool(self.world.any(self.world.mean(step) != step)):
+        if self._any_rank(bool(self.world.mean(step) != step)):
             raise UserError(f"the ranks see different checkpoints; {self.out} must be one folder for all")
 
     def _autocast(self) -> torch.autocast:
