@@ -103,8 +103,7 @@ class ImageGrid:
 
     def box(self, row: int, column: int) -> tuple[int, int, int, int]:
         """Position of a picture in the image: left, top, right, bottom, in pixels."""
-        height, width = (side * self.scale for side in self._shape[1:])
-        left, top = self._origin
+        (left, top), (_, height, width) = self._origin, (side * self.scale for side in self._shape)
         left, top = left + _GAP + column * (width + _GAP), top + _GAP + row * (height + _GAP)
         return left, top, left + width, top + height
 

@@ -167,28 +167,23 @@ class Discriminator(nn.Module):
 
 
 class DiscriminatorTrainer:
-    """The discriminator with its optimiser. It takes one step before every step of f."""
+    """The discriminator with its optimiser. It takes one step before every step of f, in which it is frozen."""
 
     def __init__(self, discriminator: Discriminator, world: World) -> None:
-        self._discriminator, self._world = discriminator, world
+        self.discriminator, self._world = discriminator, world
         self._optimiser = torch.optim.Adam(discriminator.heads.parameters(), betas=_BETAS)
         self._freeze()
-
-    def scores(self, y: Tensor) -> list[Tensor]:
-        """Scores of samples (B, C, H, W), (B,) for every scale. Gradients flow into y only."""
-        scores: list[Tensor] = self._discriminator(y)
-        return scores
 
     def step(self, x: Tensor, y: Tensor, lr: float, autocast: torch.autocast) -> None:
         """Train one step on pictures x against samples y, (B, C, H, W) each, with this learning rate."""
         for group in self._optimiser.param_groups:
             group["lr"] = lr
-        self._discriminator.train().requires_grad_(True)
+        self.discriminator.train().requires_grad_(True)
         self._optimiser.zero_grad(set_to_none=True)
         with autocast:
-            loss = losses.hinge_loss(self._discriminator(x), self._discriminator(y.detach()))
+            loss = losses.hinge_loss(self.discriminator(x), self.discriminator(y.detach()))
         torch.autograd.backward(loss)
-        for parameter in self._discriminator.parameters():
+        for parameter in self.discriminator.parameters():
             if parameter.grad is not None:
                 parameter.grad = self._world.mean(parameter.grad)
         self._optimiser.step()
@@ -196,16 +191,16 @@ class DiscriminatorTrainer:
 
     def state_dict(self) -> dict[str, Any]:
         """The state for a checkpoint. The keys are part of the checkpoint format."""
-        return {"critic": self._discriminator.state_dict(), "optimiser": self._optimiser.state_dict()}
+        return {"critic": self.discriminator.state_dict(), "optimiser": self._optimiser.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a state of :meth:`state_dict`."""
-        self._discriminator.load_state_dict(state["critic"])
+        self.discriminator.load_state_dict(state["critic"])
         self._optimiser.load_state_dict(state["optimiser"])
 
     def _freeze(self) -> None:
         # In evaluation mode a forward pass does not update the estimates of the spectral norms.
-        self._discriminator.eval().requires_grad_(False)
+        self.discriminator.eval().requires_grad_(False)
 
 
 def _head(channels: int, kernel: int) -> nn.Module:

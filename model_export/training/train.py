@@ -277,7 +277,7 @@ class Run:
             stage=stage,
             kind=stage.distance or self.preset.distance,
             teacher=None if self.teacher is None else self.execution.compiled(self.teacher),
-            scores=None if self.discriminator is None else self.discriminator.scores,
+            scores=None if self.discriminator is None else self.discriminator.discriminator,
             feature_groups=groups,
         )
 
