@@ -190,9 +190,8 @@ def noise(sigma: float) -> Corruption:
 
     def apply(x: FloatRows) -> FloatRows:
         generators = (np.random.Generator(np.random.Philox(key=i)) for i in range(len(x)))
-        return np.stack(
-            [row + sigma * g.standard_normal(row.shape) for row, g in zip(x, generators, strict=True)]
-        ).astype(np.float32)
+        noisy = [row + sigma * g.standard_normal(row.shape) for row, g in zip(x, generators, strict=True)]
+        return np.stack(noisy).astype(np.float32)
 
     return apply
 
@@ -234,7 +233,7 @@ def hole_mask(share: float, shape: Sequence[int]) -> NDArray[np.bool_]:
 
 
 def grey() -> Corruption:
-    """The mean of the channels in every channel."""
+    """See `to_grey`."""
     return _fixed(to_grey)
 
 

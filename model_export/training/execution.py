@@ -44,14 +44,6 @@ class World:
         dist.all_gather(parts, padded)
         return torch.cat(parts)[:total]
 
-    def any(self, flags: Tensor) -> Tensor:
-        """Elementwise logical or over the ranks; bool of any shape."""
-        if self.size == 1:
-            return flags
-        votes = flags.to(torch.int32)
-        dist.all_reduce(votes, dist.ReduceOp.MAX)
-        return votes > 0
-
     def mean(self, values: Tensor) -> Tensor:
         """Elementwise mean over the ranks."""
         if self.size == 1:
@@ -139,10 +131,7 @@ class Execution:
 
 def no_sync_until(f: nn.Module, *, last: bool) -> AbstractContextManager[None]:
     """Average gradients over the ranks only in the ``last`` micro-batch of a step: every average costs traffic."""
-    if last or not isinstance(f, DistributedDataParallel):
-        return nullcontext()
-    no_sync: AbstractContextManager[None] = f.no_sync()
-    return no_sync
+    return f.no_sync() if isinstance(f, DistributedDataParallel) and not last else nullcontext()
 
 
 @contextmanager

@@ -11,8 +11,7 @@ import torch
 
 from model_export.errors import UserError
 from model_export.export.artifact import Artifact, OnnxFunction, publish, stamp
-from model_export.export.export import card_of, export, to_onnx
-from model_export.export.fp16 import to_fp16
+from model_export.export.export import card_of, export, to_fp16, to_onnx
 from model_export.export.verify import verify
 from model_export.training import checkpoint as checkpoints
 from model_export.training.checkpoint import load_run

@@ -16,9 +16,15 @@ from model_export.cli import main
 from model_export.data.datasets import Dataset
 from model_export.errors import UserError
 from model_export.export.artifact import Artifact, OnnxFunction
-from model_export.report.figures import FIGURES, FigureContext, file_name, first_of_classes, restoration_figures
-from model_export.report.image_grid import ImageGrid
-from model_export.report.loss_curves import plot_losses
+from model_export.report.figures import (
+    FIGURES,
+    FigureContext,
+    ImageGrid,
+    file_name,
+    first_of_classes,
+    plot_losses,
+    restoration_figures,
+)
 from model_export.training import checkpoint as checkpoints
 from model_export.training.stages import Weights
 from service.artifact.pixels import to_levels, to_rows
