@@ -1,5 +1,4 @@
 import base64
-import io
 import json
 from typing import Any
 
@@ -10,7 +9,7 @@ from pydantic import ValidationError
 
 from service.artifact.card import CARD_KEY, NOISE_KEY, CardError, ModelCard, Noise, from_metadata, to_metadata
 from service.domain.latents import FrequencyStatistics
-from tests.helpers.onnx_models import make_card
+from tests.helpers.onnx_models import make_card, npy
 
 SHAPE = (3, 4, 5)
 
@@ -20,33 +19,22 @@ def statistics() -> FrequencyStatistics:
     return FrequencyStatistics(*parts)
 
 
-def frequency_card() -> ModelCard:
-    return make_card(shape=SHAPE, noise=Noise(kind="frequency", norm=3.0))
-
-
 def encoded(array: NDArray[Any]) -> str:
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return base64.b64encode(buffer.getvalue()).decode()
+    return base64.b64encode(npy(array)).decode()
 
 
-def test_round_trip() -> None:
-    card = make_card("digits", "12", quality={"table": [1, 2.5, {"a": None}]}, description="Ziffern – “28×28”")
-    read, noise = from_metadata(to_metadata(card))
+@pytest.mark.parametrize("frequencies", [False, True])
+def test_round_trip(frequencies: bool) -> None:
+    quality = {"table": [1, 2.5, {"a": None}]}
+    noise = Noise(kind="frequency" if frequencies else "gaussian", norm=3.0)
+    card = make_card("digits", "12", SHAPE, quality=quality, description="Ziffern – “28×28”", noise=noise)
+    read, source = from_metadata(to_metadata(card, statistics() if frequencies else None))
     assert read == card
     assert read.ref == "digits/12"
-    assert noise.shape == card.shape
-    assert noise.statistics is None
-
-
-def test_round_trip_of_frequency_statistics() -> None:
-    metadata = to_metadata(frequency_card(), statistics())
-    read, noise = from_metadata(metadata)
-    assert read == frequency_card()
-    assert noise.statistics is not None
-    for name in ("real_mean", "real_std", "imag_mean", "imag_std"):
-        np.testing.assert_array_equal(getattr(noise.statistics, name), getattr(statistics(), name))
-    assert noise.row(1, 2).shape == SHAPE
+    assert source.shape == source.row(1, 2).shape == card.shape
+    assert (source.statistics is not None) == frequencies
+    for name in ("real_mean", "real_std", "imag_mean", "imag_std") if frequencies else ():
+        np.testing.assert_array_equal(getattr(source.statistics, name), getattr(statistics(), name))
 
 
 def test_what_is_not_used_is_ignored() -> None:
@@ -59,39 +47,22 @@ def test_what_is_not_used_is_ignored() -> None:
     ("changes", "where"),
     [
         ({"schema_version": 2}, "schema_version"),
-        ({"name": "Digits"}, "name"),
         ({"name": "../x"}, "name"),
-        ({"name": "x" * 65}, "name"),
-        ({"version": "0"}, "version"),
-        ({"version": "1.0"}, "version"),
         ({"version": "01"}, "version"),
-        ({"objective": "gan"}, "objective"),
         ({"shape": (2, 8, 8)}, "shape"),
-        ({"shape": (1, 0, 8)}, "shape"),
         ({"shape": (1, 8, 5000)}, "shape"),
-        ({"shape": (1, 8)}, "shape"),
         ({"range": (1.0, -1.0)}, "range must ascend"),
         ({"range": (0.0, 0.0), "background": (0.0,)}, "range must ascend"),
-        ({"range": (0.0, float("inf"))}, "range"),
         ({"background": (-1.0, -1.0)}, "background needs one value per channel"),
-        ({"background": ()}, "background needs one value per channel"),
         ({"background": (-1.5,)}, "background must lie in the range"),
-        ({"background": (float("nan"),)}, "background"),
-        ({"polarity": "dark"}, "polarity"),
         ({"buckets": ()}, "buckets must ascend"),
         ({"buckets": (0, 1)}, "buckets must ascend"),
-        ({"buckets": (2, 1)}, "buckets must ascend"),
         ({"buckets": (1, 1)}, "buckets must ascend"),
         ({"distance_quantiles": (0.1,) * 100}, "101 ascending numbers"),
         ({"distance_quantiles": tuple(1 - i / 100 for i in range(101))}, "101 ascending numbers"),
-        ({"distance_quantiles": (-0.1,) * 101}, "distance_quantiles"),
-        ({"noise": {"kind": "uniform", "norm": 1.0}}, "noise.kind"),
         ({"noise": {"kind": "gaussian", "norm": 0.0}}, "noise.norm"),
         ({"steps": {"generate": 0}}, "steps.generate"),
-        ({"steps": {"project": 65}}, "steps.project"),
         ({"tolerance": {"fp32": 0.0}}, "tolerance.fp32"),
-        ({"opset": "x"}, "opset"),
-        ({"licence": None}, "licence"),
     ],
 )
 def test_invalid_cards(changes: dict[str, Any], where: str) -> None:
@@ -105,15 +76,15 @@ def test_invalid_cards(changes: dict[str, Any], where: str) -> None:
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("missing", ["name", "objective", "shape", "background", "noise", "opset", "data", "licence"])
-def test_what_is_no_card(missing: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [("", "card"), ("{", "card"), ("[]", "card"), ("null", "card"), ("{}", "name"), ('{"name": "toy"}', "version")],
+)
+def test_what_is_no_card(text: str, where: str) -> None:
+    with pytest.raises(CardError, match=f"invalid card: {where}: "):
+        from_metadata({CARD_KEY: text})
     with pytest.raises(CardError, match="it was not exported by model_export"):
         from_metadata({})
-    document = json.loads(to_metadata(make_card())[CARD_KEY])
-    del document[missing]
-    for text, where in (("", "card"), ("{", "card"), ("[]", "card"), ("null", "card"), (json.dumps(document), missing)):
-        with pytest.raises(CardError, match=f"invalid card: {where}: "):
-            from_metadata({CARD_KEY: text})
 
 
 def test_another_noise_stream_is_not_ours() -> None:
@@ -123,33 +94,22 @@ def test_another_noise_stream_is_not_ours() -> None:
 
 
 @pytest.mark.parametrize(
-    ("entry", "message"),
+    ("text", "message"),
     [
-        ({}, "frequency noise needs"),
-        *(
-            ({NOISE_KEY: text}, "is not a base64")
-            for text in (
-                "",
-                "not base64!",
-                base64.b64encode(b"not npy").decode(),
-                encoded(np.zeros((4, *SHAPE), np.float32))[:-40],
-                encoded(np.array([{"pickle": 1}], dtype=object)),
-            )
-        ),
-        *(
-            ({NOISE_KEY: encoded(array)}, "must be finite float32 of shape")
-            for array in (
-                np.zeros((4, 3, 4, 4), np.float32),
-                np.zeros((2, *SHAPE), np.float32),
-                np.zeros((4, *SHAPE), np.float64),
-                np.full((4, *SHAPE), np.nan, np.float32),
-            )
-        ),
+        ("", "is not a base64"),
+        ("not base64!", "is not a base64"),
+        (base64.b64encode(b"not npy").decode(), "is not a base64"),
+        (encoded(np.zeros((2, *SHAPE), np.float32)), "must be finite float32 of shape"),
+        (encoded(np.zeros((4, *SHAPE), np.float64)), "must be finite float32 of shape"),
+        (encoded(np.full((4, *SHAPE), np.nan, np.float32)), "must be finite float32 of shape"),
     ],
 )
-def test_frequency_noise_needs_statistics(entry: dict[str, str], message: str) -> None:
+def test_frequency_noise_needs_statistics(text: str, message: str) -> None:
+    metadata = to_metadata(make_card(shape=SHAPE, noise=Noise(kind="frequency", norm=3.0)))
+    with pytest.raises(CardError, match="frequency noise needs"):
+        from_metadata(metadata)
     with pytest.raises(CardError, match=message):
-        from_metadata(to_metadata(frequency_card()) | entry)
+        from_metadata(metadata | {NOISE_KEY: text})
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from service.artifact import golden as module
@@ -14,7 +14,7 @@ from service.artifact.files import read_npy, read_npy_header
 from service.artifact.golden import Golden, check_golden, read_golden
 from service.domain.errors import StartupError
 from service.domain.latents import FloatRows
-from tests.helpers.onnx_models import reference, sample_rows
+from tests.helpers.onnx_models import npy, reference, sample_rows
 
 SHAPE = (1, 8, 8)
 
@@ -61,37 +61,20 @@ class Network:
         raise AssertionError("not asked for")
 
 
-def rows_and_truth(n: int = 3) -> Golden:
-    x = sample_rows(n)
-    return Golden(x=x, y=np.tanh(x), digest="")
-
-
-def test_reads_what_was_written(tmp_path: Path) -> None:
-    path = tmp_path / "golden.npz"
-    path.write_bytes(valid())
-    golden = read_golden(path, SHAPE)
-    np.testing.assert_array_equal(golden.x, sample_rows(3))
-    np.testing.assert_array_equal(golden.y, reference(sample_rows(3)))
-    assert golden.digest == "a" * 64
-
-
 X = sample_rows(2)
+GOLDEN = Golden(x=sample_rows(3), y=np.tanh(sample_rows(3)), digest="")
 
 
 @pytest.mark.parametrize(
     "content",
     [
         b"",
-        b"not a zip file",
-        valid()[:-40],
-        valid()[:900] + b"\xff" * 8 + valid()[908:],
         archive(x=X, y=X),
         archive(x=X, y=X[:1], digest="a"),
         archive(x=X[:0], y=X[:0], digest="a"),
         archive(x=X.astype(np.float64), y=X.astype(np.float64), digest="a"),
         archive(x=X[:, :, :4], y=X[:, :, :4], digest="a"),
         archive(x=X, y=X * np.float32(np.nan), digest="a"),
-        archive(x=np.array([{}], dtype=object), y=X, digest="a"),
         zipped({"x.npy": header("(1000000000000, 1, 8, 8)"), "y.npy": b"", "digest.npy": b""}),
     ],
 )
@@ -113,67 +96,60 @@ def test_inflated_size_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert str(caught.value.__cause__) == "too large"
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(place=st.integers(0, len(valid()) - 1), byte=st.integers(0, 255), cut=st.booleans())
+VALID = valid()
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.integers(0, len(VALID) - 1), byte=st.integers(0, 255), cut=st.booleans())
+@example(place=0, byte=VALID[0], cut=False)
 def test_damage_is_read_as_it_was_or_refused(tmp_path: Path, place: int, byte: int, cut: bool) -> None:
-    content = bytearray(valid())
+    content = bytearray(VALID)
     content[place] = byte
     path = tmp_path / "golden.npz"
     path.write_bytes(content[:place] if cut else content)
     try:
         golden = read_golden(path, SHAPE)
     except StartupError:
+        assert content != VALID or cut
         return
+    np.testing.assert_array_equal(golden.x, sample_rows(3))
     np.testing.assert_array_equal(golden.y, reference(sample_rows(3)))
+    assert golden.digest == "a" * 64
 
 
-def test_rows_run_alone_in_a_batch_and_rotated() -> None:
-    network = Network(None, lambda size, place: 0.0)
-    report = check_golden(network, rows_and_truth(), tolerance=0.0)
+@pytest.mark.parametrize(
+    ("fault", "tolerance", "passed", "reproducible", "difference"),
+    [
+        (lambda size, place: 0.0, 0.0, True, "exact", 0.0),
+        (lambda size, place: 1e-3 if size == 3 else 0.0, 1e-2, True, "close", 1e-3),
+        (lambda size, place: np.nan, 1e9, False, None, np.inf),
+        (lambda size, place: np.inf, 1e9, False, None, np.inf),
+    ],
+)
+def test_rows_run_alone_in_a_batch_and_rotated(
+    fault: Callable[[int, int], float], tolerance: float, passed: bool, reproducible: str | None, difference: float
+) -> None:
+    network = Network(None, fault)
+    report = check_golden(network, GOLDEN, tolerance=tolerance)
     assert network.sizes == [1, 1, 1, 3, 3]
-    assert (report.passed, report.reproducible, report.batches) == (True, "exact", (1, 3))
+    assert (report.passed, report.batches) == (passed, (1, 3))
+    assert report.difference == pytest.approx(difference, rel=1e-3)
+    assert reproducible in (None, report.reproducible)
 
 
 @pytest.mark.parametrize("bad", [(1, 0), (2, 1), (8, 0), (8, 5), (8, 7)])
 def test_every_place_of_every_bucket_is_seen(bad: tuple[int, int]) -> None:
     network = Network((1, 2, 8), lambda size, place: 0.25 if (size, place) == bad else 0.0)
-    report = check_golden(network, rows_and_truth(), tolerance=0.1)
+    report = check_golden(network, GOLDEN, tolerance=0.1)
     assert not report.passed
     assert report.difference == pytest.approx(0.25)
     assert report.batches == (1, 2, 8)
 
 
-def test_a_provider_that_is_close_passes_and_says_so() -> None:
-    network = Network((1, 4), lambda size, place: 1e-3 if size == 4 else 0.0)
-    report = check_golden(network, rows_and_truth(), tolerance=1e-2)
-    assert (report.passed, report.reproducible) == (True, "close")
-    assert report.spread == pytest.approx(1e-3, rel=1e-3)
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_values_that_are_not_finite_never_pass(value: float) -> None:
-    report = check_golden(Network(None, lambda size, place: value), rows_and_truth(), tolerance=1e9)
-    assert (report.passed, report.difference) == (False, float("inf"))
-
-
-# The reader of arrays
-
-
-def npy(array: Any) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
-
-
 @pytest.mark.parametrize(
     "array",
-    [
-        np.arange(6, dtype=np.float32).reshape(2, 3),
-        np.asfortranarray(np.arange(6, dtype=">f4").reshape(2, 3)),
-        np.array("text"),
-        np.zeros((0, 3)),
-    ],
-    ids=["c-order", "fortran-order", "text", "empty"],
+    [np.asfortranarray(np.arange(6, dtype=">f4").reshape(2, 3)), np.array("text"), np.zeros((0, 3))],
+    ids=["fortran-order", "text", "empty"],
 )
 def test_an_array_is_read_back(array: Any) -> None:
     result = read_npy(npy(array))

@@ -4,6 +4,7 @@ import time
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -26,9 +27,6 @@ def decode(data: bytes, limits: DecodeLimits = make.LIMITS) -> Picture:
 
 def levels(data: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return np.asarray(decode(data).image)
-
-
-# --- what is accepted ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -54,44 +52,28 @@ def test_the_bytes_decide_the_format() -> None:
 
 
 WHOLE = [make.save(make.noise(40, 40, 3), form) for form in ("PNG", "JPEG", "WEBP")]
-BROKEN = {
-    **{form: make.save(make.smooth(16, 16), form) for form in ("GIF", "TIFF", "BMP", "ICO", "PPM")},
-    **{
-        f"stub {i}": stub for i, stub in enumerate([b"", PNG_SIGNATURE, b"\xff\xd8\xff", b"RIFF\0\0\0\0WEBP", b"hello"])
-    },
-    **{
-        f"{i}, {share} of it": file[: int(len(file) * share)]
-        for i, file in enumerate(WHOLE)
-        for share in (0.2, 0.5, 0.9)
-    },
-    "flipped bits": WHOLE[0][:2000] + bytes([WHOLE[0][2000] ^ 0xFF]) + WHOLE[0][2001:],
-}
+BROKEN = [
+    *(make.save(make.smooth(16, 16), form) for form in ("GIF", "TIFF", "BMP", "ICO", "PPM")),
+    *(b"", PNG_SIGNATURE, b"\xff\xd8\xff", b"RIFF\0\0\0\0WEBP", b"hello"),
+    *(file[: int(len(file) * share)] for file in WHOLE for share in (0.2, 0.5, 0.9)),
+    WHOLE[0][:2000] + bytes([WHOLE[0][2000] ^ 0xFF]) + WHOLE[0][2001:],
+]
 
 
-@pytest.mark.parametrize("name", BROKEN)
-def test_other_formats_are_refused(name: str) -> None:
+@pytest.mark.parametrize("data", BROKEN, ids=range(len(BROKEN)))
+def test_other_formats_are_refused(data: bytes) -> None:
     with pytest.raises(InvalidContent, match="image: ") as caught:
-        decode(BROKEN[name])
+        decode(data)
     assert caught.value.error_code == "undecodable_image"
     assert caught.value.fields[0][0] == "image"
 
 
-# --- depth and colour ------------------------------------------------------------------------------------------------
-
-SIXTEEN = np.array([0, 128, 129, 256, 257, 385, 386, 32768, 65406, 65407, 65535], dtype=np.uint16)
-
-
 @pytest.mark.parametrize("interlaced", [False, True])
 @pytest.mark.parametrize(("colour", "bands"), [(make.GREY, 1), (make.GREY_ALPHA, 2), (make.RGB, 3), (make.RGBA, 4)])
-def test_sixteen_bit_is_scaled_and_rounded(colour: int, bands: int, interlaced: bool) -> None:
-    samples = np.random.default_rng(bands).choice(SIXTEEN, (9, 11, bands))
+def test_every_sixteen_bit_level_is_scaled_and_rounded(colour: int, bands: int, interlaced: bool) -> None:
+    samples = np.resize(np.arange(65536, dtype=np.uint16), (128, 512, bands))
     got = levels(make.png(samples, colour, 16, interlaced=interlaced))
     assert np.array_equal(got.reshape(samples.shape), np.rint(samples / 257.0).astype(np.uint8))
-
-
-def test_every_sixteen_bit_level() -> None:
-    samples = np.arange(65536, dtype=np.uint16).reshape(256, 256, 1)
-    assert np.array_equal(levels(make.png(samples, make.GREY, 16)), np.rint(samples[..., 0] / 257.0))
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 8])
@@ -122,22 +104,14 @@ def test_palettes_become_colours() -> None:
     palette = make.chunk(b"PLTE", bytes([10, 20, 30, 40, 50, 60]))
     samples = np.array([[[0], [1]]])
     assert levels(make.png(samples, make.PALETTE, 8, before=palette)).tolist() == [[[10, 20, 30], [40, 50, 60]]]
-    with_alpha = palette + make.chunk(b"tRNS", bytes([128]))
-    assert levels(make.png(samples, make.PALETTE, 1, before=with_alpha)).tolist() == [
-        [[10, 20, 30, 128], [40, 50, 60, 255]]
-    ]
+    half = palette + make.chunk(b"tRNS", bytes([128]))
+    assert levels(make.png(samples, make.PALETTE, 1, before=half))[..., 3].tolist() == [[128, 255]]
 
 
 def test_cmyk_becomes_rgb() -> None:
-    red = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
-    picture = decode(make.save(red, "JPEG", quality=100))
+    picture = decode(make.save(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=100))
     assert picture.image.mode == "RGB"
-    r, g, b = np.asarray(picture.image)[8, 8].tolist()
-    assert r > 245
-    assert max(g, b) < 10
-
-
-# --- animations and metadata -----------------------------------------------------------------------------------------
+    assert np.abs(np.asarray(picture.image)[8, 8] - np.array([255, 0, 0])).max() < 10
 
 
 @pytest.mark.parametrize("form", ["PNG", "WEBP"])
@@ -175,8 +149,6 @@ def test_damaged_exif_is_ignored_without_a_warning(block: bytes, form: str) -> N
         assert decode(data).image.size == (24, 16)
 
 
-# --- orientation -----------------------------------------------------------------------------------------------------
-
 UPRIGHT = np.array([[0, 60, 120], [180, 210, 240]], dtype=np.uint8)
 STORED = {  # how a camera held each way stores UPRIGHT (Exif 2.3, 4.6.4)
     1: UPRIGHT,
@@ -197,9 +169,7 @@ STORED = {  # how a camera held each way stores UPRIGHT (Exif 2.3, 4.6.4)
 def test_png_is_turned_as_its_exif_says(orientation: int, kind: int, order: str, after: bool) -> None:
     block = make.chunk(b"eXIf", make.exif(orientation, order, kind))
     stored = STORED[orientation]
-    before, late = (b"", block) if after else (block, b"")
-    data = make.png(stored[..., None], make.GREY, 8, before=before, after=late)
-    picture = decode(data)
+    picture = decode(make.png(stored[..., None], make.GREY, 8, **{"after" if after else "before": block}))
     assert np.array_equal(np.asarray(picture.image), UPRIGHT)
     assert picture.stored_size == stored.shape[::-1]
 
@@ -227,12 +197,9 @@ def test_no_exif_block_raises(tail: bytes) -> None:
     exif_transpose(b"Exif\0\0MM\0*" + tail)
 
 
-# --- limits ----------------------------------------------------------------------------------------------------------
-
-
 def png_header(width: int, height: int) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + make.chunk(b"IHDR", header) + make.chunk(b"IDAT", zlib.compress(bytes(1000)))
+    return PNG_SIGNATURE + make.chunk(b"IHDR", header) + make.chunk(b"IDAT", zlib.compress(bytes(1000)))
 
 
 def jpeg_header(width: int, height: int) -> bytes:
@@ -248,14 +215,16 @@ def webp_header(width: int, height: int) -> bytes:
     return bytes(data)
 
 
-SIZES = [(16_383, 16_383), (12_000, 12_000), (16_383, 1000), (1001, 1000)]
-
-
 @pytest.mark.parametrize(
     ("header", "size"),
     [
-        *((header, size) for header in (png_header, jpeg_header, webp_header) for size in SIZES),
+        *(
+            (header, size)
+            for header in (png_header, jpeg_header, webp_header)
+            for size in ((16_383, 16_383), (1001, 1000))
+        ),
         (png_header, (2**31 - 1, 2**31 - 1)),
+        (png_header, (16_385, 1)),  # a side has its own limit
     ],
 )
 def test_too_many_pixels_are_refused_before_decoding(header: Any, size: tuple[int, int]) -> None:
@@ -267,13 +236,6 @@ def test_too_many_pixels_are_refused_before_decoding(header: Any, size: tuple[in
     assert time.process_time() - start < 0.5  # decoding any of these takes longer than a second
 
 
-def test_a_side_has_its_own_limit() -> None:
-    limits = DecodeLimits(max_pixels=10_000, max_side=100)
-    with pytest.raises(TooLarge, match="101×1"):
-        decode(make.save(make.noise(1, 101)), limits)
-    assert decode(make.save(make.noise(100, 100)), limits).image.size == (100, 100)
-
-
 def test_a_jpeg_of_endless_scans_is_refused() -> None:
     data = make.save(make.smooth(16, 16), "JPEG", progressive=True)
     scan = data[data.rindex(b"\xff\xda") : -2]
@@ -281,8 +243,6 @@ def test_a_jpeg_of_endless_scans_is_refused() -> None:
     with pytest.raises(InvalidContent):
         decode(data[:-2] + scan * 100 + b"\xff\xd9")
 
-
-# --- robustness ------------------------------------------------------------------------------------------------------
 
 SEEDS = [
     make.save(make.smooth(12, 9)),
@@ -294,14 +254,7 @@ SEEDS = [
     make.png(make.noise(4, 4, 2), make.GREY_ALPHA, 16, interlaced=True),
     make.png(make.noise(4, 4, 3), make.RGB, 16, before=make.chunk(b"tRNS", bytes(6))),
 ]
-
-
-@given(
-    st.binary(max_size=200), st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF\x10\0\0\0WEBPVP8X"])
-)
-def test_random_bytes_raise_nothing_foreign(tail: bytes, head: bytes) -> None:
-    with pytest.raises(IgnError):
-        decode(head + tail)
+HEADS = [b"", PNG_SIGNATURE, b"\xff\xd8\xff", b"RIFF\x10\0\0\0WEBPVP8X"]
 
 
 Damage = list[tuple[float, int]]
@@ -315,10 +268,12 @@ def damaged(data: bytes, damage: Damage) -> bytes:
     return bytes(changed)
 
 
-@given(st.sampled_from(SEEDS), DAMAGE)
-def test_damaged_files_raise_nothing_foreign(seed: bytes, damage: Damage) -> None:
+@given(
+    st.builds(damaged, st.sampled_from(SEEDS), DAMAGE) | st.builds(add, st.sampled_from(HEADS), st.binary(max_size=200))
+)
+def test_damaged_files_raise_nothing_foreign(data: bytes) -> None:
     try:
-        picture = decode(damaged(seed, damage))
+        picture = decode(data)
     except IgnError:
         return
     assert picture.image.mode in ("L", "LA", "RGB", "RGBA")
@@ -352,25 +307,14 @@ def test_plain_pictures_are_what_pillow_says(seed: bytes, damage: Damage, kept: 
         assert np.array_equal(levels(data), expected)
 
 
-def test_which_pictures_are_plain() -> None:
-    others = [
-        make.png(make.noise(4, 4), make.GREY, 8, interlaced=True),
-        make.png(make.noise(4, 4), make.GREY, 16),
-        make.png(make.noise(4, 4), make.GREY, 8, before=make.chunk(b"tRNS", bytes(2))),
-        make.save(make.smooth(4, 4).quantize(16)),
-        PLAIN[0][:-1],
-    ]
-    formats = [simple_png_format(png_chunks(data)[0]) for data in (*PLAIN[:4], *others)]
-    assert formats == [*((mode, (7, 5)) for mode in ("L", "LA", "RGB", "RGBA")), *[None] * 5]
+def test_pictures_of_plain_formats_take_the_short_way() -> None:
+    formats = [simple_png_format(png_chunks(data)[0]) for data in (*PLAIN[:4], PLAIN[0][:-1])]
+    assert formats == [*((mode, (7, 5)) for mode in ("L", "LA", "RGB", "RGBA")), None]
 
 
-def test_decoding_in_threads_gives_the_same() -> None:
+def test_decoding_in_threads_gives_the_same_and_changes_no_global_limit() -> None:
+    limit, expected = Image.MAX_IMAGE_PIXELS, [levels(data).tobytes() for data in SEEDS]
     with ThreadPoolExecutor(4) as pool:
-        for decoded in pool.map(lambda _: [levels(data).tobytes() for data in SEEDS], range(40)):
-            assert decoded == [levels(data).tobytes() for data in SEEDS]
-
-
-def test_global_limits_of_pillow_are_left_alone() -> None:
-    before = Image.MAX_IMAGE_PIXELS
-    decode(make.save(make.smooth(16, 16)))
-    assert before == Image.MAX_IMAGE_PIXELS
+        for decoded in pool.map(lambda _: [levels(data).tobytes() for data in SEEDS], range(10)):
+            assert decoded == expected
+    assert limit == Image.MAX_IMAGE_PIXELS

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.domain.errors import IgnError, InvalidContent
+from service.domain.errors import InvalidContent
 from service.images import DecodeLimits, decode, decode_picture, is_small, open_image
 from service.images.untrusted import MAX_PARTS
 from tests.helpers.pictures import LIMITS, chunk, exif, noise, save, smooth
 
 LARGE = DecodeLimits(max_pixels=16_000_000)
-SIZE = 4_000_000  # bytes of each file
+SIZE = 2_000_000  # bytes of each file
 PNG, JPEG, WEBP = (save(noise(16, 16, 3), form) for form in ("PNG", "JPEG", "WEBP"))
 IDAT = PNG.index(b"IDAT") - 4
 
@@ -78,7 +78,7 @@ def seconds(data: bytes) -> float:
 @pytest.fixture(scope="module")
 def ordinary() -> float:
     """CPU time of an ordinary picture of the same number of bytes."""
-    picture = save(noise(1900, 1900, 3), "JPEG", quality=95)
+    picture = save(noise(1400, 1400, 3), "JPEG", quality=95)
     assert len(picture) > SIZE
     return seconds(picture)
 
@@ -131,21 +131,13 @@ def test_metadata_of_a_jpeg_changes_no_pixel() -> None:
 def test_an_opened_image_knows_its_pixels_and_is_not_read_again(file: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = open_image(b64encode(file).decode(), LIMITS, field="image")
     assert (opened.field, opened.pixels) == ("image", 256)
-    with pytest.raises(IgnError) as refused:
-        open_image(file, DecodeLimits(max_pixels=255), field="image")
     monkeypatch.setattr(decode, "untrusted", None)  # what reads chunks and base64
     assert np.array_equal(np.asarray(opened.decode_as_stored()), np.asarray(Image.open(io.BytesIO(file))))
-    assert refused.value.error_code == "image_too_large"
 
 
 @pytest.mark.parametrize(
     ("data", "code"),
-    [
-        (PNG[:3], "undecodable_image"),
-        (b"text", "undecodable_image"),
-        ("-", "invalid_base64"),
-        ("dGV4dA==", "undecodable_image"),
-    ],
+    [(PNG[:3], "undecodable_image"), ("-", "invalid_base64"), ("dGV4dA==", "undecodable_image")],
 )
 def test_a_damaged_header_has_no_pixels_and_is_reported_by_the_decoder(data: bytes | str, code: str) -> None:
     opened = open_image(data, LIMITS, field="images.7")
@@ -154,12 +146,6 @@ def test_a_damaged_header_has_no_pixels_and_is_reported_by_the_decoder(data: byt
         with pytest.raises(InvalidContent, match=r"^images\.7: ") as refused:
             opened.decode()
         assert refused.value.error_code == code
-
-
-def test_text_beyond_its_limit_is_too_large() -> None:
-    with pytest.raises(IgnError, match="5 characters of base64; the limit is 4") as too_long:
-        open_image("AAAAA", DecodeLimits(max_pixels=1, max_chars=4), field="image")
-    assert too_long.value.error_code == "too_large"
 
 
 @pytest.mark.parametrize("file", [bytes(5000), PNG[:400]], ids=["no header", "no end"])
@@ -189,17 +175,11 @@ TINY = save(noise(28, 28))
         *((sized(*size), False) for size in ((129, 128), (16384, 16384), (2**31 - 1, 2**31 - 1))),
         (b"", False),
         (TINY[:23], False),
-        (b"x" * 100, False),
         (save(noise(28, 28), "JPEG"), False),
     ],
 )
 def test_a_png_of_few_pixels_is_small(data: bytes, small: bool) -> None:
     text = b64encode(data).decode()
     assert [is_small(form) for form in (data, text, f"data:image/png;base64,{text}")] == [small] * 3
-    assert not is_small(f" {text}")  # a rare form is left to the codec pool
-
-
-def test_many_bytes_and_other_text_are_not_small() -> None:
-    assert is_small(TINY + bytes((1 << 14) - len(TINY)))
-    assert not is_small(TINY + bytes((1 << 14) - len(TINY) + 1))
-    assert not any(map(is_small, ("no base64!", "data:")))
+    assert not any(map(is_small, (f" {text}", "no base64!", "data:")))  # rare forms are left to the codec pool
+    assert [is_small(TINY + bytes(size - len(TINY))) for size in (1 << 14, (1 << 14) + 1)] == [True, False]

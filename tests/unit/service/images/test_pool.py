@@ -45,9 +45,6 @@ def test_pool_jobs_run_in_threads_and_are_observed() -> None:
 
 
 def test_a_pool_job_nobody_waits_for_never_starts_and_holds_nothing() -> None:
-    class Body:
-        pass
-
     async def main() -> None:
         pool, free, ran = CodecPool(2, lambda *_: None), threading.Event(), threading.Event()
         holding = await occupied(pool, free)
@@ -89,9 +86,6 @@ def test_a_closed_pool_cancels_what_waits_and_finishes_what_runs() -> None:
 
 
 def test_a_failure_of_a_pool_job_leaves_nothing_to_the_garbage_collector() -> None:
-    class Body:
-        pass
-
     def fail(body: Body) -> None:
         raise ValueError
 
@@ -110,6 +104,10 @@ def test_a_failure_of_a_pool_job_leaves_nothing_to_the_garbage_collector() -> No
         asyncio.run(main())
     finally:
         gc.enable()
+
+
+class Body:
+    """What a job holds."""
 
 
 BUSY = """

@@ -16,9 +16,6 @@ SHAPE = (1, 3, 4)
 ROW = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
 
 
-# --- base64 ----------------------------------------------------------------------------------------------------------
-
-
 def plain(text: str, max_chars: int = 1000) -> bytes:
     return decode_base64(text, field="images.0", max_chars=max_chars)
 
@@ -48,17 +45,11 @@ def test_base64_prefix_and_white_space(text: str) -> None:
     "text",
     [
         "aGVsbG8-Pw==",  # URL-safe
-        "aGVsbG8_Pw==",
         "aGVsbG8+Pw",  # padding
-        "aGVsbG8+Pw=",
         "aGVsbG8+Pw===",
         "aGVsbG8+Pw==AAAA",
-        "=aGVsbG8+Pw==",
-        "aGVsbG8+P",
         "aGVs\u00a0bG8+Pw==",  # white space, but not ASCII's
-        "aGVsbG8+Pw==\u2028",
         "aGVs\0bG8+Pw==",
-        "äöü=",
         "data:text/plain;base64,aGVsbG8+Pw==",
         "data:image/png,aGVsbG8+Pw==",
         "data:image/png;base64;aGVsbG8+Pw==",
@@ -79,17 +70,13 @@ def test_base64_length_is_checked_first() -> None:
         plain("!!!!!", max_chars=4)
 
 
-@given(st.text(max_size=60))
+@given(st.text("AQgw09+/-_=: \t\n\v\u00a0ä", max_size=60))
 def test_random_text_decodes_or_is_refused(text: str) -> None:
     try:
         data = plain(text)
     except InvalidContent:
         return
-    bare = re.sub(r"[ \t\n\r\f\v]", "", text)
-    assert base64.b64decode(bare, validate=True) == data
-
-
-# --- npy -------------------------------------------------------------------------------------------------------------
+    assert base64.b64decode(re.sub(r"[ \t\n\r\f\v]", "", text), validate=True) == data
 
 
 def saved(array: np.ndarray[Any, Any], version: tuple[int, int] | None = None) -> bytes:
@@ -118,11 +105,8 @@ def test_npy_holds_any_number_of_rows_unclipped() -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        *(
-            saved(array, version)
-            for array in (ROW, np.asfortranarray(ROW), ROW.astype(">f4"))
-            for version in ((1, 0), (2, 0), (3, 0))
-        ),
+        *(saved(array, (1, 0)) for array in (ROW, np.asfortranarray(ROW), ROW.astype(">f4"))),
+        *(saved(ROW, version) for version in ((2, 0), (3, 0))),
         with_header("{'descr': '<f4', 'fortran_order': False, 'shape': (1, 3, 4), }"),
         with_header('{"shape":(1,3,4),"descr":"<f4","fortran_order":False}\n'),
         with_header("{ 'fortran_order' : False ,\n'descr' : '<f4', 'shape' : ( 1, 3, 4, ) }   \n"),
@@ -143,22 +127,18 @@ def test_npy_of_other_writers(data: bytes) -> None:
         (b"\x93NUMPY", "npy"),
         (b"\x93NUMPY\1\0\xff\xff{", "npy"),
         (b"\x93NUMPY\4\0" + saved(ROW)[8:], "npy"),
-        (b"PK\3\4" + bytes(100), "npy"),
-        (with_header("{}"), "npy"),
         (with_header("{'descr': '<f4', 'shape': (1, 3, 4)}"), "npy"),
         (with_header("{'descr': __import__('os'), 'fortran_order': False, 'shape': (1, 3, 4)}"), "npy"),
         (with_header("(" * 900), "npy"),
         (with_header(f"{{'descr': '<f4', 'fortran_order': False, 'shape': (1, 3, 4)}}{' ' * 2000}"), "npy"),
         (saved(ROW.astype(np.float64)), "float32"),
-        (saved(ROW.astype(np.int32)), "float32"),
+        (saved(np.array([{"pickled": 1}], dtype=object)), "float32"),
         (with_header("{'descr': '|O', 'fortran_order': False, 'shape': (1, 3, 4)}"), "float32"),
         (with_header("{'descr': False, 'fortran_order': False, 'shape': (1, 3, 4)}"), "npy"),
         (saved(ROW[None]), "shape"),
-        (saved(ROW[0]), "shape"),
         (saved(ROW.reshape(1, 4, 3)), "shape"),
         (with_header("{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999, 3, 4)}"), "shape"),
         (with_header("{'descr': '<f4', 'fortran_order': False, 'shape': '1,3,4'}"), "npy"),
-        (with_header("{'descr': '<f4', 'fortran_order': (1, 3, 4), 'shape': False}"), "npy"),
         (saved(ROW)[:-1], "data"),
         (saved(ROW) + b"\0", "data"),
         (saved(np.where(ROW > 1, np.float32(np.nan), ROW)), "finite"),
@@ -172,13 +152,6 @@ def test_other_npy_is_refused(data: bytes, keyword: str) -> None:
         row_of(data)
     assert caught.value.error_code == "invalid_npy"
     assert caught.value.fields[0][0] == "points.0.latent"
-
-
-def test_pickles_are_refused() -> None:
-    buffer = io.BytesIO()
-    np.save(buffer, np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(InvalidContent, match="float32"):
-        row_of(buffer.getvalue())
 
 
 @given(st.binary(max_size=120), st.sampled_from([b"", b"\x93NUMPY", b"\x93NUMPY\1\0\x30\0{'descr': '<f4', "]))
