@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from service.domain.blending import blend, blend_result, blend_step, close_loop
+from service.domain.blending import blend, blend_result, close_loop
 from service.domain.latents import FloatRow, FloatRows
 from service.domain.tasks import Result, StepOutput
 from tests.helpers.onnx_models import sample_rows
@@ -36,22 +36,15 @@ def test_blending_is_exact_at_its_ends() -> None:
     np.testing.assert_allclose(half, (x + y) / 2, atol=1e-7)
 
 
-def test_a_recorded_input_is_never_blended() -> None:
-    x, y = sample_rows(2, SHAPE)
-    assert blend_step(x[None], step(0, x, 0), 0.3).row is x
-    blended = blend_step(x[None], step(0, y, 1), 0.3)
-    np.testing.assert_allclose(blended.row, 0.7 * x + 0.3 * y, atol=1e-6)
-    assert (blended.index, blended.step, blended.change) == (0, 1, 0.5)
-
-
-def test_a_result_is_blended_with_its_own_inputs() -> None:
+def test_a_result_is_blended_with_its_own_inputs_and_no_recorded_input_is() -> None:
     x, y = sample_rows(3, SHAPE, seed=1), sample_rows(3, SHAPE, seed=2)
     blended = blend_result(x, result(y), 0.25)
     np.testing.assert_allclose(blended.rows, 0.75 * x + 0.25 * y, atol=1e-6)
-    for i, steps in enumerate(blended.trajectory):
-        np.testing.assert_array_equal(steps[0].row, y[i])
-        np.testing.assert_allclose(steps[1].row, 0.75 * x[i] + 0.25 * y[i], atol=1e-6)
     np.testing.assert_array_equal(blended.distance, result(y).distance)
+    for i, (start, end) in enumerate(blended.trajectory):
+        np.testing.assert_array_equal(start.row, y[i])
+        np.testing.assert_allclose(end.row, 0.75 * x[i] + 0.25 * y[i], atol=1e-6)
+        assert (end.index, end.step, end.change) == (i, 1, 0.5)
 
 
 @pytest.mark.parametrize("optional", [False, True])
